@@ -1,0 +1,1 @@
+//! The fencing daemon as a library.

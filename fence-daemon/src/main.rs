@@ -1,0 +1,2 @@
+//! The `fence-daemon` binary.
+fn main() {}

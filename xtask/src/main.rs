@@ -1,0 +1,2 @@
+//! What a person types: setup, build, run, test, lint.
+fn main() {}
