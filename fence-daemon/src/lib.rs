@@ -1,1 +1,8 @@
-//! The fencing daemon as a library.
+//! The fencing daemon as a library: the binary is a thin shell around it, tests use the parts.
+//!
+//! Read [`pipeline`] first: it is the way of a request.
+
+pub mod clock;
+pub mod config;
+pub mod hypervisor;
+pub mod policy;

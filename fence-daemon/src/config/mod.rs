@@ -1,0 +1,1 @@
+//! The configuration file: grammar, raw form, resolved form.

@@ -1,0 +1,1 @@
+//! The only user of libvirt, and the only place that kills.
