@@ -23,4 +23,8 @@ pub mod hash;
 pub mod wire;
 
 #[cfg(feature = "user")]
+pub mod exchange;
+#[cfg(feature = "user")]
 pub mod key;
+#[cfg(feature = "user")]
+pub mod ledger;

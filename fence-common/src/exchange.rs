@@ -1,0 +1,269 @@
+//! The call-back conversation up to authentication, as a state machine over bytes.
+//!
+//! After the host has connected (source: behaviour of Debian 12's `fence_xvm` 4.12.1):
+//!
+//! 1. client to host: 64 random bytes; host to client: `H(key || challenge)`, zero-padded to 64;
+//! 2. host to client: 64 random bytes; client to host: `H(key || challenge)`, zero-padded to 64.
+//!
+//! With `auth = none` both halves are skipped. Nothing in it says which role a response was made for, and the client asks
+//! first. So whoever can make this host call back twice could hand the challenge of one conversation back in the other,
+//! and have the host answer its own exam. [`Challenges`] is what prevents it: a received challenge that is one of our own
+//! open ones ends the conversation.
+//!
+//! What it cannot prevent: two hosts with the same key being played against each other. Only fields that stock peers do not
+//! send could.
+
+use alloc::collections::BTreeSet;
+
+use subtle::ConstantTimeEq;
+
+use crate::hash::HashKind;
+use crate::key::Key;
+use crate::wire::HASH_LEN;
+
+/// A challenge: 64 random bytes.
+pub type Challenge = [u8; HASH_LEN];
+
+/// The challenges that this host has sent and that are not answered yet.
+///
+/// Only those matter: once its conversation is over, an answer to a challenge opens nothing. As nothing ages out while it
+/// is open, no flood of conversations can push one out of memory; how many are open is bounded by whoever calls back.
+#[derive(Debug, Default)]
+pub struct Challenges(BTreeSet<Challenge>);
+
+impl Challenges {
+    /// Notes a challenge that is about to be sent. `false` if the very same one is open already: then the random source is
+    /// broken and the challenge must not be sent.
+    #[must_use]
+    pub fn open(&mut self, challenge: Challenge) -> bool {
+        self.0.insert(challenge)
+    }
+
+    /// Forgets a challenge whose conversation is over.
+    pub fn close(&mut self, challenge: &Challenge) {
+        self.0.remove(challenge);
+    }
+
+    /// Whether this is a challenge of ours that somebody else could want answered.
+    #[must_use]
+    pub fn is_ours(&self, challenge: &Challenge) -> bool {
+        self.0.contains(challenge)
+    }
+
+    /// How many are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What to do after bytes were taken in.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// Receive more; [`Exchange::missing`] says how many bytes.
+    Receive,
+    /// Send these 128 bytes (our response, then our challenge), then receive more.
+    Send([u8; 2 * HASH_LEN]),
+    /// The peer has the key.
+    Authenticated,
+}
+
+/// Why a conversation ends without authentication. All of them are the peer's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExchangeError {
+    /// The peer sent back a challenge that this host has sent out: an attempt to have us answer for it.
+    #[error("the peer sent our own challenge back to us (a reflection attack, or a mirrored network)")]
+    Reflected,
+    /// The response does not fit key and challenge.
+    #[error("the peer's response is wrong: another key, or another -C on its side than our `auth`")]
+    WrongResponse,
+    /// More bytes than the protocol has a place for.
+    #[error("the peer sent more than it was asked for")]
+    Excess,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    AwaitChallenge,
+    AwaitResponse,
+    Authenticated,
+    Failed,
+}
+
+/// One conversation. The caller moves the bytes and keeps the time (10 s for each half with stock peers).
+#[derive(Debug)]
+pub struct Exchange {
+    auth: HashKind,
+    ours: Challenge,
+    state: State,
+    received: [u8; HASH_LEN],
+    len: usize,
+}
+
+impl Exchange {
+    /// A conversation that will ask the peer `ours`: fresh random bytes, noted in [`Challenges`] by the caller.
+    #[must_use]
+    pub const fn new(auth: HashKind, ours: Challenge) -> Self {
+        let state = match auth {
+            HashKind::None => State::Authenticated,
+            HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512 => State::AwaitChallenge,
+        };
+        Self { auth, ours, state, received: [0; HASH_LEN], len: 0 }
+    }
+
+    /// Whether the peer has proven that it has the key (or need not).
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.state == State::Authenticated
+    }
+
+    /// How many bytes the next step needs; 0 when there is none.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        match self.state {
+            State::AwaitChallenge | State::AwaitResponse => HASH_LEN - self.len,
+            State::Authenticated | State::Failed => 0,
+        }
+    }
+
+    /// Takes in what the peer sent, at most [`Exchange::missing`] bytes of it at a time.
+    ///
+    /// # Errors
+    /// When the peer is wrong; the conversation is over then and must be closed without another byte.
+    pub fn receive(&mut self, key: &Key, open: &Challenges, bytes: &[u8]) -> Result<Progress, ExchangeError> {
+        if bytes.len() > self.missing() {
+            return self.fail(ExchangeError::Excess);
+        }
+        self.received[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+        if self.len < HASH_LEN {
+            return Ok(Progress::Receive);
+        }
+        self.len = 0;
+        match self.state {
+            State::AwaitChallenge if open.is_ours(&self.received) => self.fail(ExchangeError::Reflected),
+            State::AwaitChallenge => {
+                let mut out = [0; 2 * HASH_LEN];
+                out[..HASH_LEN].copy_from_slice(&key.digest(self.auth, &[&self.received]));
+                out[HASH_LEN..].copy_from_slice(&self.ours);
+                self.state = State::AwaitResponse;
+                Ok(Progress::Send(out))
+            }
+            State::AwaitResponse => {
+                let expected = key.digest(self.auth, &[&self.ours]);
+                if expected.ct_eq(&self.received).into() {
+                    self.state = State::Authenticated;
+                    Ok(Progress::Authenticated)
+                } else {
+                    self.fail(ExchangeError::WrongResponse)
+                }
+            }
+            State::Authenticated | State::Failed => self.fail(ExchangeError::Excess),
+        }
+    }
+
+    fn fail(&mut self, error: ExchangeError) -> Result<Progress, ExchangeError> {
+        self.state = State::Failed;
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key() -> Key {
+        Key::new(b"a key").unwrap()
+    }
+
+    /// Plays an honest client, handing over its bytes in pieces of `piece`.
+    fn converse(auth: HashKind, client_key: &Key, piece: usize) -> Result<Progress, ExchangeError> {
+        let mut open = Challenges::default();
+        let (ours, theirs) = ([1; HASH_LEN], [2; HASH_LEN]);
+        assert!(open.open(ours));
+        let mut exchange = Exchange::new(auth, ours);
+        let mut last = Progress::Receive;
+        for chunk in theirs.chunks(piece) {
+            assert_eq!(last, Progress::Receive);
+            last = exchange.receive(&key(), &open, chunk)?;
+        }
+        let Progress::Send(out) = last else { panic!("no answer to the challenge: {last:?}") };
+        assert_eq!(out[..HASH_LEN], key().digest(auth, &[&theirs]));
+        assert!(!exchange.is_authenticated());
+        let response = client_key.digest(auth, &[&out[HASH_LEN..]]);
+        let mut last = Progress::Receive;
+        for chunk in response.chunks(piece) {
+            assert_eq!(last, Progress::Receive);
+            last = exchange.receive(&key(), &open, chunk)?;
+        }
+        assert_eq!(exchange.is_authenticated(), last == Progress::Authenticated);
+        assert_eq!(exchange.missing(), 0);
+        Ok(last)
+    }
+
+    #[test]
+    fn an_honest_client_passes_with_every_hash() {
+        for auth in [HashKind::Sha1, HashKind::Sha256, HashKind::Sha512] {
+            assert_eq!(converse(auth, &key(), HASH_LEN), Ok(Progress::Authenticated));
+        }
+    }
+
+    #[test]
+    fn another_key_does_not_pass() {
+        let other = Key::new(b"another key").unwrap();
+        assert_eq!(converse(HashKind::Sha256, &other, HASH_LEN), Err(ExchangeError::WrongResponse));
+    }
+
+    #[test]
+    fn without_auth_there_is_nothing_to_do() {
+        let exchange = Exchange::new(HashKind::None, [0; HASH_LEN]);
+        assert!(exchange.is_authenticated());
+        assert_eq!(exchange.missing(), 0);
+    }
+
+    #[test]
+    fn our_own_challenge_is_not_answered_while_it_is_open() {
+        let mut open = Challenges::default();
+        let (first, second) = ([1; HASH_LEN], [2; HASH_LEN]);
+        assert!(open.open(first) && open.open(second));
+        assert!(!open.open(first), "the same challenge twice is a broken random source");
+        let mut exchange = Exchange::new(HashKind::Sha256, second);
+        assert_eq!(exchange.receive(&key(), &open, &first), Err(ExchangeError::Reflected));
+        assert_eq!(exchange.receive(&key(), &open, &[3; HASH_LEN]), Err(ExchangeError::Excess), "it is over");
+        open.close(&first);
+        let mut exchange = Exchange::new(HashKind::Sha256, second);
+        assert!(matches!(exchange.receive(&key(), &open, &first), Ok(Progress::Send(_))));
+        assert_eq!((open.len(), open.is_empty()), (1, false));
+    }
+
+    #[test]
+    fn more_than_asked_for_is_refused() {
+        let mut exchange = Exchange::new(HashKind::Sha1, [0; HASH_LEN]);
+        assert_eq!(exchange.receive(&key(), &Challenges::default(), &[0; HASH_LEN + 1]), Err(ExchangeError::Excess));
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_do_not_matter(piece in 1..=HASH_LEN) {
+            prop_assert_eq!(converse(HashKind::Sha512, &key(), piece), Ok(Progress::Authenticated));
+        }
+
+        #[test]
+        fn random_bytes_never_pass(challenge: [u8; 32], response: [u8; 32]) {
+            let mut exchange = Exchange::new(HashKind::Sha256, [9; HASH_LEN]);
+            let open = Challenges::default();
+            let _ = exchange.receive(&key(), &open, &[challenge, challenge].concat());
+            let outcome = exchange.receive(&key(), &open, &[response, [0; 32]].concat());
+            prop_assert_eq!(outcome, Err(ExchangeError::WrongResponse));
+            prop_assert!(!exchange.is_authenticated());
+        }
+    }
+}
