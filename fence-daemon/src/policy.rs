@@ -1,9 +1,13 @@
 //! Who may fence what: targets, groups, and the permission that everything that acts demands.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use fence_common::wire::Op;
 use uuid::Uuid;
+
+use crate::callback::Authenticated;
+use crate::config::Groups;
 
 /// The domain that a request means.
 ///
@@ -40,7 +44,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Permission to act on one domain. The hypervisor takes nothing less.
+/// Permission to act on one domain. The hypervisor takes nothing less, and only [`authorize`] gives it.
 #[derive(Debug)]
 pub struct Authorized {
     op: Op,
@@ -64,5 +68,107 @@ impl Authorized {
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(op: Op, target: Target) -> Self {
         Self { op, target }
+    }
+}
+
+/// Why an authenticated request is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The configuration has groups, and none of them has both the asking address and the target.
+    #[error("no group has both {ip} and {target}: add `ip = \"{ip}\"` and `uuid = \"{target}\"` to one group if it should")]
+    NotInAGroup {
+        /// The call-back address.
+        ip: IpAddr,
+        /// The target as the request spelled it.
+        target: Target,
+    },
+}
+
+/// Whether an authenticated peer may do `op` to `target`.
+///
+/// As with stock servers the call-back address counts, and a target must be listed as the request spelled it: a group that
+/// lists a UUID does not allow its domain's name, nor the other way round.
+///
+/// # Errors
+/// [`Denied`] with the reason, for the log.
+pub fn authorize(groups: &Groups, peer: &Authenticated, op: Op, target: Target) -> Result<Authorized, Denied> {
+    let ip = peer.ip();
+    if allows(groups, ip, |listed| spells(listed, &target)) {
+        Ok(Authorized { op, target })
+    } else {
+        Err(Denied::NotInAGroup { ip, target })
+    }
+}
+
+/// Whether a host list for `peer` shows the domain: whether it could fence it under one of its two spellings.
+#[must_use]
+pub fn may_see(groups: &Groups, peer: &Authenticated, name: &str, uuid: Uuid) -> bool {
+    let (by_uuid, by_name) = (Target::Uuid(uuid), Target::Name(name.to_owned()));
+    allows(groups, peer.ip(), |listed| spells(listed, &by_uuid) || spells(listed, &by_name))
+}
+
+fn allows(groups: &Groups, ip: IpAddr, is_target: impl Fn(&str) -> bool) -> bool {
+    match groups {
+        Groups::Everyone => true,
+        Groups::Only(groups) => {
+            groups.iter().any(|group| group.ips.contains(&ip) && group.uuids.iter().any(|listed| is_target(listed)))
+        }
+    }
+}
+
+/// Whether a group's `uuid` entry is the target: UUIDs are compared as values, names to the letter.
+fn spells(listed: &str, target: &Target) -> bool {
+    Target::parse(listed.as_bytes()).as_ref() == Some(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Group;
+
+    const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
+
+    fn group(ips: &[&str], uuids: &[&str]) -> Group {
+        Group {
+            name: None,
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            uuids: uuids.iter().map(|uuid| (*uuid).to_owned()).collect(),
+        }
+    }
+
+    fn ask(groups: &Groups, ip: &str, target: &str) -> bool {
+        let target = Target::parse(target.as_bytes()).unwrap();
+        allows(groups, ip.parse().unwrap(), |listed| spells(listed, &target))
+    }
+
+    #[test]
+    fn only_the_canonical_form_is_a_uuid() {
+        assert!(matches!(Target::parse(UUID.as_bytes()), Some(Target::Uuid(_))));
+        assert_eq!(Target::parse(UUID.as_bytes()), Target::parse(UUID.to_uppercase().as_bytes()));
+        for name in ["6695eb01f6a4830479aa97f2502e193f", "{6695eb01-f6a4-8304-79aa-97f2502e193f}", "node1", "a b"] {
+            assert_eq!(Target::parse(name.as_bytes()), Some(Target::Name(name.to_owned())));
+        }
+        assert_eq!(Target::parse(b""), None);
+        assert_eq!(Target::parse(b"\xff"), None);
+    }
+
+    #[test]
+    fn a_name_cannot_shape_a_log_line() {
+        assert_eq!(Target::Name("a\n\"b".to_owned()).to_string(), r#"a\n\"b"#);
+    }
+
+    #[test]
+    fn address_and_target_must_stand_in_the_same_group() {
+        let groups = Groups::Only(vec![group(&["192.168.122.11"], &["node1", UUID]), group(&["fd00::12"], &["node2"])]);
+        assert!(ask(&groups, "192.168.122.11", "node1"));
+        assert!(ask(&groups, "192.168.122.11", &UUID.to_uppercase()));
+        assert!(ask(&groups, "fd00::12", "node2"));
+        for (ip, target) in
+            [("192.168.122.11", "node2"), ("fd00::12", "node1"), ("192.168.122.12", "node1"), ("192.168.122.11", "NODE1")]
+        {
+            assert!(!ask(&groups, ip, target), "{ip} {target}");
+        }
+        assert!(ask(&Groups::Everyone, "192.0.2.1", "anything"));
+        assert!(!ask(&Groups::Only(vec![]), "192.168.122.11", "node1"));
     }
 }

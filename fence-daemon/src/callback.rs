@@ -1,0 +1,162 @@
+//! The call-back: connect to the address that a request names, and find out whether the key is there.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use fence_common::exchange::{Challenge, Challenges, Exchange, ExchangeError, Progress};
+use fence_common::hash::HashKind;
+use fence_common::key::Key;
+use fence_common::wire::HASH_LEN;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::intake::Verified;
+
+/// How long a connection may take to come about, as with stock servers.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long each half of the exchange may take, as with stock servers.
+pub const EXCHANGE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the answer may take to be written: a peer that does not read must not hold us.
+const REPLY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a call-back came to nothing. The request is forgotten, its next copy gets its turn.
+#[derive(Debug, thiserror::Error)]
+pub enum CallbackError {
+    /// Nobody could be reached there.
+    #[error("cannot connect to {0}: {1} (is TCP port {port} open on the guest?)", port = .0.port())]
+    Connect(SocketAddr, io::Error),
+    /// Nobody answered there.
+    #[error("no connection to {0} within 5 s (is TCP port {port} open on the guest?)", port = .0.port())]
+    ConnectTimeout(SocketAddr),
+    /// The conversation broke off.
+    #[error("the connection to {0} broke: {1}")]
+    Broken(SocketAddr, io::Error),
+    /// The peer is connected and says nothing, or not enough.
+    #[error("{0} is connected and silent for 10 s (does it expect another authentication? our `auth` is {auth})", auth = .1.name())]
+    Silent(SocketAddr, HashKind),
+    /// The peer does not have the key, or is up to something.
+    #[error("{0}: {1}")]
+    Exchange(SocketAddr, #[source] ExchangeError),
+    /// No randomness, or no key where one is needed: ours.
+    #[error("cannot challenge anybody: {0}")]
+    Ours(String),
+}
+
+/// A conversation with a peer that has shown that it has the key (or need not, with `auth = "none"`).
+#[derive(Debug)]
+pub struct Authenticated {
+    caller: SocketAddr,
+    stream: TcpStream,
+}
+
+impl Authenticated {
+    /// The call-back address: what groups go by.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.caller.ip().to_canonical()
+    }
+
+    /// Says the last word and ends the conversation.
+    ///
+    /// # Errors
+    /// When the peer is gone or does not read.
+    pub async fn reply(mut self, bytes: &[u8]) -> io::Result<()> {
+        let write = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.shutdown().await
+        };
+        timeout(REPLY_LIMIT, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// What call-backs are made with.
+#[derive(Debug)]
+pub struct Callback {
+    auth: HashKind,
+    key: Option<Key>,
+    open: Mutex<Challenges>,
+}
+
+impl Callback {
+    /// `key` may be missing only where `auth` is [`HashKind::None`]; else every call-back fails.
+    #[must_use]
+    pub fn new(auth: HashKind, key: Option<Key>) -> Self {
+        Self { auth, key, open: Mutex::default() }
+    }
+
+    /// Connects to where the request says and lets both sides prove that they have the key.
+    ///
+    /// Takes at most 25 s. Cancel it by dropping the future.
+    ///
+    /// # Errors
+    /// See [`CallbackError`].
+    pub async fn call(&self, request: &Verified) -> Result<Authenticated, CallbackError> {
+        let caller = request.caller();
+        let mut stream = match timeout(CONNECT_LIMIT, TcpStream::connect(caller)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(CallbackError::Connect(caller, error)),
+            Err(_) => return Err(CallbackError::ConnectTimeout(caller)),
+        };
+        // Small messages that are waited for; if the option cannot be set they are only slower.
+        let _ = stream.set_nodelay(true);
+        if self.auth != HashKind::None {
+            self.exchange(caller, &mut stream).await?;
+        }
+        Ok(Authenticated { caller, stream })
+    }
+
+    async fn exchange(&self, caller: SocketAddr, stream: &mut TcpStream) -> Result<(), CallbackError> {
+        let key = self.key.as_ref().ok_or_else(|| CallbackError::Ours("no key is loaded".to_owned()))?;
+        let question = Question::new(&self.open)?;
+        let mut exchange = Exchange::new(self.auth, question.challenge);
+        while !exchange.is_authenticated() {
+            let mut buffer = [0; HASH_LEN];
+            let half = &mut buffer[..exchange.missing()];
+            match timeout(EXCHANGE_LIMIT, stream.read_exact(half)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(CallbackError::Broken(caller, error)),
+                Err(_) => return Err(CallbackError::Silent(caller, self.auth)),
+            }
+            let progress = {
+                let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+                exchange.receive(key, &open, half)
+            };
+            match progress.map_err(|error| CallbackError::Exchange(caller, error))? {
+                Progress::Receive | Progress::Authenticated => {}
+                Progress::Send(bytes) => match timeout(EXCHANGE_LIMIT, stream.write_all(&bytes)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Err(CallbackError::Broken(caller, error)),
+                    Err(_) => return Err(CallbackError::Silent(caller, self.auth)),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A challenge of ours, in the book of open ones for as long as it is asked, however the conversation ends.
+struct Question<'a> {
+    open: &'a Mutex<Challenges>,
+    challenge: Challenge,
+}
+
+impl<'a> Question<'a> {
+    fn new(open: &'a Mutex<Challenges>) -> Result<Self, CallbackError> {
+        let mut challenge = [0; HASH_LEN];
+        getrandom::fill(&mut challenge).map_err(|error| CallbackError::Ours(format!("no random bytes: {error}")))?;
+        if open.lock().unwrap_or_else(PoisonError::into_inner).open(challenge) {
+            Ok(Self { open, challenge })
+        } else {
+            Err(CallbackError::Ours("the random source repeats itself".to_owned()))
+        }
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).close(&self.challenge);
+    }
+}

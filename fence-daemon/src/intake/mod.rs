@@ -1,0 +1,128 @@
+//! Where requests come in: the ring buffer that the kernel program fills, and the socket that is always open beside it.
+//!
+//! Both make a [`Verified`] out of what they get, and nothing else can.
+
+pub mod interface;
+pub mod kernel;
+pub mod ring;
+pub mod socket;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+use fence_common::ledger::RequestId;
+use fence_common::wire::{Op, Request};
+
+use crate::clock::Moment;
+use crate::policy::Target;
+
+/// The way that a request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// Through the kernel program and its ring buffer.
+    Xdp,
+    /// Through the UDP socket.
+    Socket,
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Xdp => "xdp",
+            Self::Socket => "socket",
+        })
+    }
+}
+
+/// A request of the right form with the right digest (or where the configuration says `hash = "none"`, of the right form).
+/// That its sender has the key *now* is not shown yet: it may be a copy of an old one.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    op: Op,
+    id: RequestId,
+    seqno: u32,
+    target: Option<Target>,
+    caller: SocketAddr,
+    via: Via,
+    arrived: Moment,
+    verified: Moment,
+}
+
+impl Verified {
+    /// `None` where the request has no known operation or family: whoever verified it has refused that before.
+    fn new(request: &Request, ifindex: u32, via: Via, arrived: Moment) -> Option<Self> {
+        let op = request.op()?;
+        let caller = match request.callback_ip()? {
+            IpAddr::V4(ip) => SocketAddr::from((ip, request.port.get())),
+            IpAddr::V6(ip) => {
+                // A link-local address means something on its link only: the one that the request came by.
+                let scope = if ip.is_unicast_link_local() { ifindex } else { 0 };
+                SocketAddrV6::new(ip, request.port.get(), 0, scope).into()
+            }
+        };
+        Some(Self {
+            op,
+            id: RequestId::of(op, request),
+            seqno: request.seqno.get(),
+            target: request.domain_text().and_then(Target::parse),
+            caller,
+            via,
+            arrived,
+            verified: Moment::now(),
+        })
+    }
+
+    /// A verified request out of nowhere, for tests of what follows.
+    #[cfg(test)]
+    pub(crate) fn dangerous_for_test(request: &Request) -> Self {
+        Self::new(request, 0, Via::Socket, Moment::now()).unwrap()
+    }
+
+    /// What is asked.
+    #[must_use]
+    pub fn op(&self) -> Op {
+        self.op
+    }
+
+    /// What its copies have in common.
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// The client's number for it.
+    #[must_use]
+    pub fn seqno(&self) -> u32 {
+        self.seqno
+    }
+
+    /// The domain it names; `None` if it names none that could exist.
+    #[must_use]
+    pub fn target(&self) -> Option<&Target> {
+        self.target.as_ref()
+    }
+
+    /// Where to call back.
+    #[must_use]
+    pub fn caller(&self) -> SocketAddr {
+        self.caller
+    }
+
+    /// How it came in.
+    #[must_use]
+    pub fn via(&self) -> Via {
+        self.via
+    }
+
+    /// When the kernel program saw it, or the socket gave it out.
+    #[must_use]
+    pub fn arrived(&self) -> Moment {
+        self.arrived
+    }
+
+    /// When user space knew it as verified.
+    #[must_use]
+    pub fn verified(&self) -> Moment {
+        self.verified
+    }
+}

@@ -1,0 +1,48 @@
+//! The ring buffer that the kernel program hands requests over by.
+
+use std::io;
+
+use fence_common::boundary::Event;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::kernel::RequestRing;
+use super::{Verified, Via};
+use crate::clock::Moment;
+
+/// The ring buffer as something to wait for.
+#[derive(Debug)]
+pub struct Ring(AsyncFd<RequestRing>);
+
+impl Ring {
+    /// Watches a ring buffer. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the file descriptor.
+    pub fn new(ring: RequestRing) -> io::Result<Self> {
+        Ok(Self(AsyncFd::with_interest(ring, Interest::READABLE)?))
+    }
+
+    /// The next request that the kernel program found to hold. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// When the runtime is going down.
+    pub async fn next(&mut self) -> io::Result<Verified> {
+        loop {
+            let mut guard = self.0.readable_mut().await?;
+            match guard.get_inner_mut().next() {
+                // The readiness stays: there may be more.
+                Some(Ok(event)) => match verified(&event) {
+                    Some(request) => return Ok(request),
+                    None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),
+                },
+                Some(Err(error)) => tracing::error!("{error}: a bug of fence-xdp"),
+                None => guard.clear_ready(),
+            }
+        }
+    }
+}
+
+fn verified(event: &Event) -> Option<Verified> {
+    Verified::new(&event.request, event.ifindex, Via::Xdp, Moment::from_ktime(event.arrived_ns))
+}

@@ -1,0 +1,222 @@
+//! The UDP socket that is always open: for requests from this host itself, for what the kernel program passes because it is
+//! not sure, and for everything where no program can be attached.
+//!
+//! It is bound to the group's address, so unicast to the port never reaches it, and it hears the group only on the interfaces
+//! that it has joined it on. That membership is also what makes a snooping bridge deliver the group here at all.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use fence_common::admit::{Refusal, Rules, admit};
+use fence_common::hash::HashKind;
+use fence_common::key::Key;
+use fence_common::verdict::{Counters, Verdict};
+use fence_common::wire::{REQUEST_LEN, Request};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
+use tokio::net::UdpSocket;
+use zerocopy::FromBytes;
+
+use super::interface::Interface;
+use super::{Verified, Via};
+use crate::clock::Moment;
+
+/// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody else has the port.
+    #[error("UDP port {0} is taken for {1}: is fence_virtd, or another fence-daemon, running? (`systemctl disable --now fence_virtd`)")]
+    PortTaken(u16, IpAddr),
+    /// The kernel refuses the membership.
+    #[error("cannot join {group} on {interface}: {error}")]
+    Join {
+        /// The group's address.
+        group: IpAddr,
+        /// The interface's name.
+        interface: String,
+        /// What the kernel says.
+        error: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot {what} the request socket for {address}: {error}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// Group and port.
+        address: SocketAddr,
+        /// What the kernel says.
+        error: io::Error,
+    },
+}
+
+/// The socket, and what it takes a datagram to be accepted.
+#[derive(Debug)]
+pub struct RequestSocket {
+    socket: UdpSocket,
+    rules: Rules,
+    key: Option<Key>,
+    ifindex: u32,
+    counters: Mutex<Counters>,
+}
+
+impl RequestSocket {
+    /// Opens the socket and joins `group` on each of `interfaces`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`SocketError`]. A membership that fails on one of several interfaces is a failure: half a listener is none.
+    pub fn open(
+        group: IpAddr,
+        port: u16,
+        interfaces: &[Interface],
+        rules: Rules,
+        key: Option<Key>,
+    ) -> Result<Self, SocketError> {
+        let address = SocketAddr::new(group, port);
+        let kernel = |what| move |error| SocketError::Kernel { what, address, error };
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(kernel("open"))?;
+        socket.set_nonblocking(true).map_err(kernel("prepare"))?;
+        match group {
+            IpAddr::V4(_) => socket.set_multicast_all_v4(false),
+            IpAddr::V6(_) => socket.set_only_v6(true).and_then(|()| socket.set_multicast_all_v6(false)),
+        }
+        .map_err(kernel("narrow"))?;
+        // No SO_REUSEADDR on purpose: two servers on one port would both answer.
+        socket.bind(&SockAddr::from(address)).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => SocketError::PortTaken(port, group),
+            _ => SocketError::Kernel { what: "bind", address, error },
+        })?;
+        for interface in interfaces {
+            join(&socket, group, interface.index)
+                .map_err(|error| SocketError::Join { group, interface: interface.name.clone(), error })?;
+        }
+        let socket = UdpSocket::from_std(socket.into()).map_err(kernel("watch"))?;
+        // Where there is one interface it is the one a link-local caller is on; with several the kernel cannot be told.
+        let ifindex = if let [only] = interfaces { only.index } else { 0 };
+        Ok(Self { socket, rules, key, ifindex, counters: Mutex::default() })
+    }
+
+    /// The next request that holds. Whatever else arrives is counted and forgotten, without a word.
+    /// Dropping the future loses no datagram.
+    pub async fn next(&self) -> Verified {
+        // One byte more than a request has, so that a longer datagram shows.
+        let mut buffer = [0; REQUEST_LEN + 1];
+        loop {
+            match self.socket.recv_from(&mut buffer).await {
+                Ok((len, source)) => {
+                    let arrived = Moment::now();
+                    let judged = self.judge(&buffer[..len], source.ip());
+                    let verdict = match &judged {
+                        Ok(_) => Verdict::Delivered,
+                        Err(refusal) => Verdict::from(*refusal),
+                    };
+                    self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
+                    if let Some(verified) =
+                        judged.ok().and_then(|request| Verified::new(&request, self.ifindex, Via::Socket, arrived))
+                    {
+                        return verified;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!("the request socket: {error}");
+                    tokio::time::sleep(AFTER_ERROR).await;
+                }
+            }
+        }
+    }
+
+    /// What arrived here so far, by what became of it.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<Request, Refusal> {
+        let request = Request::read_from_bytes(datagram).map_err(|_| Refusal::Length)?;
+        match admit(&request, &source.into(), &self.rules)? {
+            HashKind::None => Ok(request),
+            HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512 => match &self.key {
+                Some(key) if key.verify(&request) => Ok(request),
+                Some(_) | None => Err(Refusal::Digest),
+            },
+        }
+    }
+}
+
+fn join(socket: &Socket, group: IpAddr, ifindex: u32) -> io::Result<()> {
+    match group {
+        IpAddr::V4(group) if ifindex != 0 => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(ifindex)),
+        IpAddr::V4(group) => socket.join_multicast_v4(&group, &Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, ifindex),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intake::interface;
+    use fence_common::wire::{FAMILY_V4, Op};
+    use zerocopy::{FromZeros, IntoBytes};
+
+    const GROUP: IpAddr = IpAddr::V4(Ipv4Addr::new(239, 255, 77, 12));
+
+    fn key() -> Key {
+        Key::new(b"a key").unwrap()
+    }
+
+    fn open(port: u16) -> Result<RequestSocket, SocketError> {
+        let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
+        RequestSocket::open(GROUP, port, &[interface::named("lo").unwrap()], rules, Some(key()))
+    }
+
+    fn request() -> Request {
+        let mut request = Request::new_zeroed();
+        request.op = Op::Status.to_wire();
+        request.domain[..5].copy_from_slice(b"node1");
+        request.address[..4].copy_from_slice(&[127, 0, 0, 1]);
+        request.port = 1229.into();
+        request.family = FAMILY_V4.into();
+        key().sign(HashKind::Sha256, &mut request);
+        request
+    }
+
+    /// Sends through the loopback to `to`, from 127.0.0.1.
+    fn send(bytes: &[u8], to: impl Into<SocketAddr>) {
+        let sender = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+        sender.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        sender.set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
+        sender.send_to(bytes, &to.into().into()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn takes_what_holds_counts_the_rest_and_hears_no_unicast() {
+        let socket = open(11_229).unwrap();
+        let to = SocketAddr::new(GROUP, 11_229);
+        let good = request();
+        send(good.as_bytes(), ([127, 0, 0, 1], 11_229));
+        send(&good.as_bytes()[1..], to);
+        send(&[good.as_bytes(), &[0]].concat(), to);
+        send(Request { hash: [7; 64], ..good }.as_bytes(), to);
+        send(Request { port: 0.into(), ..good }.as_bytes(), to);
+        send(good.as_bytes(), to);
+        let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+        assert_eq!((verified.op(), verified.via()), (Op::Status, Via::Socket));
+        assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)));
+        let expected =
+            Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
+        assert_eq!(socket.counters(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_said_to_be_taken() {
+        let _first = open(11_230).unwrap();
+        let error = open(11_230).unwrap_err();
+        assert!(matches!(error, SocketError::PortTaken(11_230, _)), "{error}");
+        assert!(error.to_string().contains("fence_virtd"));
+    }
+}

@@ -1,0 +1,272 @@
+//! The way of a request, from verified to answered. Read this first.
+//!
+//! ```text
+//! Verified        intake: form and digest are right
+//!    | ledger     is it new? is it a copy? does it overtake another?
+//!    | callback   connect back, challenge and response
+//! Authenticated   the peer has the key, now
+//!    | ledger     claim: at most one copy of a request gets further, and only from here on may anything happen
+//!    | policy     groups
+//! Authorized
+//!    | hypervisor kill, prove, restart
+//! Outcome
+//!    | ledger     overtaken meanwhile? then silence
+//!    v callback   the reply byte
+//! ```
+//!
+//! Every request runs as a task of its own, so that a silent peer, a dead address or a slow domain costs nobody else
+//! anything. How many run at once is bounded ([`SERVING_MAX`]).
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Ticket};
+use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+use zerocopy::IntoBytes;
+
+use crate::callback::{Authenticated, Callback};
+use crate::clock::Moment;
+use crate::config::Groups;
+use crate::hypervisor::{Hypervisors, Outcome};
+use crate::intake::Verified;
+use crate::observe::limit::LogLimit;
+use crate::observe::steps::Steps;
+use crate::policy::{self, Authorized};
+
+/// How many requests are served at once. A further one is not begun: its client sends it again two seconds later.
+pub const SERVING_MAX: usize = 1024;
+
+/// How long after its arrival a request is answered at the latest. Clients give up 30 s after they began to ask, and the
+/// datagram that was seen may be the second of theirs, two seconds into it.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
+
+/// Takes in verified requests and sees each of them through.
+#[derive(Debug)]
+pub struct Pipeline {
+    shared: Arc<Shared>,
+    tasks: Mutex<JoinSet<()>>,
+    stopping: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    callback: Callback,
+    groups: Groups,
+    hypervisors: Hypervisors,
+    ledger: Mutex<Ledger>,
+    /// For lines about peers that do not answer or may not: they could be made to come often.
+    complaints: LogLimit,
+}
+
+impl Pipeline {
+    /// A pipeline that answers through `callback` and acts through `hypervisors`.
+    #[must_use]
+    pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors) -> Self {
+        let complaints = LogLimit::new(20, Duration::from_secs(1));
+        let shared = Shared { callback, groups, hypervisors, ledger: Mutex::default(), complaints };
+        Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
+    }
+
+    /// A request came in. Returns at once; must be called within a tokio runtime.
+    pub fn accept(&self, request: Verified) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        if *self.stopping.borrow() {
+            return;
+        }
+        if tasks.len() >= SERVING_MAX {
+            self.shared.complain(|held_back| {
+                warn!(held_back, "{SERVING_MAX} requests are being served: not beginning another one");
+            });
+            return;
+        }
+        let arrival = self.shared.ledger().arrive(Moment::now().nanos(), request.id(), request.caller());
+        match arrival {
+            Arrival::Duplicate => debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy"),
+            Arrival::Serve(ticket) => {
+                let shared = Arc::clone(&self.shared);
+                let stopping = self.stopping.subscribe();
+                tasks.spawn(async move { shared.serve(request, ticket, stopping).await });
+            }
+        }
+    }
+
+    /// Lets go of what is not claimed yet (its client asks again) and waits for the rest, at most `bound`.
+    /// Returns how many requests were still unanswered then.
+    pub async fn shutdown(&self, bound: Duration) -> usize {
+        self.stopping.send_replace(true);
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let all = async { while tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(bound, all).await;
+        let left = tasks.len();
+        tasks.abort_all();
+        left
+    }
+}
+
+/// What is said to the peer in the end.
+#[derive(Debug)]
+struct Answer {
+    bytes: Vec<u8>,
+    result: &'static str,
+    detail: String,
+    dead: Option<Moment>,
+}
+
+impl Answer {
+    fn reply(reply: Reply, detail: impl Into<String>) -> Self {
+        Self { bytes: vec![reply.to_wire()], result: reply.name(), detail: detail.into(), dead: None }
+    }
+
+    fn outcome(outcome: &Outcome) -> Self {
+        Self { dead: outcome.proven_off, ..Self::reply(outcome.reply, outcome.detail.to_string()) }
+    }
+}
+
+impl Shared {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn complain(&self, line: impl FnOnce(u64)) {
+        if let Some(held_back) = self.complaints.allow(Moment::now()) {
+            line(held_back);
+        }
+    }
+
+    async fn serve(self: Arc<Self>, request: Verified, ticket: Ticket, mut stopping: watch::Receiver<bool>) {
+        let called = tokio::select! {
+            called = self.callback.call(&request) => Some(called),
+            _ = stopping.wait_for(|stopping| *stopping) => None,
+        };
+        let peer = match called {
+            Some(Ok(peer)) => peer,
+            Some(Err(error)) => {
+                self.ledger().forget(ticket);
+                return self.complain(|held_back| {
+                    let op = request.op().name();
+                    warn!(op, domain = %domain(&request), via = %request.via(), held_back, "call-back failed: {error}");
+                });
+            }
+            None => return self.ledger().forget(ticket),
+        };
+        let called_back = Moment::now();
+        let claimed = self.ledger().claim(called_back.nanos(), ticket);
+        let (answer, claim) = match claimed {
+            Ok(claim) => (self.answer(&request, &peer).await, Some(claim)),
+            Err(NoClaim::Full) => (Answer::reply(Reply::Failure, NoClaim::Full.to_string()), None),
+            Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => {
+                return debug!(op = request.op().name(), caller = %request.caller(), "closed without an answer: {reason}");
+            }
+        };
+        let steps = Steps {
+            arrived: request.arrived(),
+            verified: request.verified(),
+            called_back: Some(called_back),
+            dead: answer.dead,
+            replied: None,
+        };
+        self.finish(&request, peer, claim, answer, steps).await;
+    }
+
+    /// Says the answer, unless something newer was asked from the same place, and tells the log.
+    async fn finish(
+        &self,
+        request: &Verified,
+        peer: Authenticated,
+        claim: Option<Claim>,
+        answer: Answer,
+        mut steps: Steps,
+    ) {
+        let superseded = claim.as_ref().is_some_and(|claim| self.ledger().is_claim_superseded(claim));
+        let sent = if superseded { None } else { Some(peer.reply(&answer.bytes).await) };
+        let now = Moment::now();
+        if let Some(claim) = claim {
+            self.ledger().answered(now.nanos(), claim);
+        }
+        let note = match &sent {
+            None => "not answered: something newer was asked from the same address and port".to_owned(),
+            Some(Err(error)) => format!("the answer could not be delivered: {error}"),
+            Some(Ok(())) => {
+                steps.replied = Some(now);
+                String::new()
+            }
+        };
+        info!(
+            op = request.op().name(),
+            domain = %domain(request),
+            source = %request.caller().ip(),
+            seqno = request.seqno(),
+            via = %request.via(),
+            reply = answer.result.replace(' ', "-"),
+            verified = %steps.since_arrival(Some(steps.verified)),
+            called_back = %steps.since_arrival(steps.called_back),
+            dead = %steps.since_arrival(steps.dead),
+            replied = %steps.since_arrival(steps.replied),
+            "{}{}{note}", answer.detail, if note.is_empty() { "" } else { "; " },
+        );
+    }
+
+    async fn answer(&self, request: &Verified, peer: &Authenticated) -> Answer {
+        match request.op() {
+            Op::Null => Answer::reply(Reply::Failure, "null is always answered with failure"),
+            Op::DevStatus if self.hypervisors.any_connected() => {
+                Answer::reply(Reply::Success, "a hypervisor is connected")
+            }
+            Op::DevStatus => Answer::reply(Reply::Failure, "no hypervisor is connected"),
+            Op::HostList => self.host_list(peer).await,
+            Op::Off | Op::Reboot | Op::On | Op::Status => {
+                let Some(target) = request.target() else {
+                    return Answer::reply(Reply::Failure, "the request names no domain");
+                };
+                match policy::authorize(&self.groups, peer, request.op(), target.clone()) {
+                    Ok(order) => self.carry_out(order, request.arrived()).await,
+                    Err(denied) => Answer::reply(Reply::PermissionDenied, denied.to_string()),
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&self, order: Authorized, arrived: Moment) -> Answer {
+        let hypervisors = self.hypervisors.clone();
+        // A task of its own: when the time for the answer is over the client is told, and the kill stays in force.
+        let action = tokio::spawn(async move { hypervisors.carry_out(&order).await });
+        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(arrived));
+        match tokio::time::timeout(left, action).await {
+            Ok(Ok(outcome)) => Answer::outcome(&outcome),
+            Ok(Err(_)) => Answer::reply(Reply::Failure, "the action broke off: a bug of ours"),
+            Err(_) => Answer::reply(
+                Reply::Failure,
+                format!("not done {} s after it was asked; what was begun goes on", ANSWER_WITHIN.as_secs()),
+            ),
+        }
+    }
+
+    async fn host_list(&self, peer: &Authenticated) -> Answer {
+        let listing = self.hypervisors.list().await;
+        let mut bytes = vec![HOST_LIST];
+        let mut count = 0;
+        for domain in listing.domains.iter().filter(|d| policy::may_see(&self.groups, peer, &d.name, d.uuid)) {
+            let record = HostRecord::new(&domain.name, &domain.uuid.to_string(), domain.state);
+            bytes.extend_from_slice(record.as_bytes());
+            count += 1;
+        }
+        bytes.extend_from_slice(HostRecord::END.as_bytes());
+        bytes.push(Reply::Success.to_wire());
+        let mut detail = format!("{count} domains");
+        for (uri, error) in &listing.errors {
+            detail.push_str(&format!("; none of {uri}: {error}"));
+        }
+        Answer { bytes, result: Reply::Success.name(), detail, dead: None }
+    }
+}
+
+fn domain(request: &Verified) -> String {
+    request.target().map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests;

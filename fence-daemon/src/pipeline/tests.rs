@@ -1,0 +1,223 @@
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fence_common::hash::HashKind;
+use fence_common::key::Key;
+use fence_common::wire::{FAMILY_V4, HASH_LEN, HostRecord, Op, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use zerocopy::{FromBytes, FromZeros};
+
+use super::*;
+use crate::config::Group;
+
+const AUTH: HashKind = HashKind::Sha256;
+const SOON: Duration = Duration::from_secs(20);
+
+fn key() -> Key {
+    Key::new(b"the key of these tests").unwrap()
+}
+
+/// A pipeline over a libvirt test driver of its own, with the domains `one` and `two` running.
+async fn pipeline(name: &str, groups: Groups) -> (Pipeline, Hypervisors, tempdir::Dir) {
+    let dir = tempdir::Dir::new(name);
+    let node = dir.path().join("node.xml");
+    let domain = |name: &str, last: char| {
+        format!(
+            "<domain type='test'><name>{name}</name><uuid>00000000-0000-4000-8000-00000000000{last}</uuid>\
+             <memory>1024</memory><os><type>hvm</type></os></domain>"
+        )
+    };
+    let mut file = std::fs::File::create(&node).unwrap();
+    write!(file, "<node>{}{}</node>", domain("one", '1'), domain("two", '2')).unwrap();
+    let hypervisors = Hypervisors::start(&[format!("test://{}", node.display())]);
+    timeout(SOON, hypervisors.wait_connected()).await.unwrap();
+    (Pipeline::new(Callback::new(AUTH, Some(key())), groups, hypervisors.clone()), hypervisors, dir)
+}
+
+/// A directory that goes with the test.
+mod tempdir {
+    use std::path::{Path, PathBuf};
+
+    pub(super) struct Dir(PathBuf);
+
+    impl Dir {
+        pub(super) fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("fence-pipeline-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        pub(super) fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn request(op: Op, domain: &str, seqno: u32, caller: SocketAddr) -> Verified {
+    let mut request = Request::new_zeroed();
+    request.op = op.to_wire();
+    request.domain[..domain.len()].copy_from_slice(domain.as_bytes());
+    let std::net::IpAddr::V4(ip) = caller.ip() else { panic!("IPv4 here") };
+    request.address[..4].copy_from_slice(&ip.octets());
+    request.port = caller.port().into();
+    request.family = FAMILY_V4.into();
+    request.seqno = seqno.into();
+    Verified::dangerous_for_test(&request)
+}
+
+/// The client's half of the exchange.
+async fn authenticate(stream: &mut TcpStream) {
+    let challenge = [0x5a; HASH_LEN];
+    stream.write_all(&challenge).await.unwrap();
+    let (mut response, mut theirs) = ([0; HASH_LEN], [0; HASH_LEN]);
+    stream.read_exact(&mut response).await.unwrap();
+    assert_eq!(response, key().digest(AUTH, &[&challenge]), "the host must have the key too");
+    stream.read_exact(&mut theirs).await.unwrap();
+    stream.write_all(&key().digest(AUTH, &[&theirs])).await.unwrap();
+}
+
+/// An honest client: takes one call-back, authenticates and returns all that is said then.
+fn client(listener: TcpListener) -> JoinHandle<Vec<u8>> {
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        authenticate(&mut stream).await;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
+    })
+}
+
+async fn ask(pipeline: &Pipeline, op: Op, domain: &str, seqno: u32) -> Vec<u8> {
+    let (listener, caller) = listen().await;
+    let client = client(listener);
+    pipeline.accept(request(op, domain, seqno, caller));
+    timeout(SOON, client).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_has_its_answer() {
+    let (pipeline, _, _dir) = pipeline("ops", Groups::Everyone).await;
+    let script = [
+        (Op::Null, "", 1),
+        (Op::DevStatus, "", 0),
+        (Op::Status, "one", 0),
+        (Op::Off, "one", 0),
+        (Op::Status, "one", 2),
+        (Op::Status, "two", 0),
+        (Op::On, "one", 0),
+        (Op::Reboot, "00000000-0000-4000-8000-000000000001", 0),
+        (Op::Off, "nobody", 1),
+        (Op::Off, "", 1),
+    ];
+    for (seqno, (op, domain, reply)) in (0..).zip(script) {
+        assert_eq!(ask(&pipeline, op, domain, seqno).await, [reply], "{} {domain}", op.name());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_list_shows_what_the_asker_may_fence() {
+    let group = |ip: &str| Group { name: None, ips: vec![ip.parse().unwrap()], uuids: vec!["two".to_owned()] };
+    let (pipeline, _, _dir) = pipeline("list", Groups::Only(vec![group("127.0.0.1")])).await;
+    let list = ask(&pipeline, Op::HostList, "", 1).await;
+    assert_eq!((list[0], list.len()), (HOST_LIST, 1 + 2 * size_of::<HostRecord>() + 1));
+    let (two, _) = HostRecord::read_from_prefix(&list[1..]).unwrap();
+    assert!(two == HostRecord::new("two", "00000000-0000-4000-8000-000000000002", 1));
+    assert_eq!(list[1 + size_of::<HostRecord>()..], [0; size_of::<HostRecord>() + 1]);
+
+    assert_eq!(ask(&pipeline, Op::Off, "two", 2).await, [Reply::Success.to_wire()]);
+    assert_eq!(ask(&pipeline, Op::Off, "one", 3).await, [Reply::PermissionDenied.to_wire()]);
+    assert_eq!(ask(&pipeline, Op::Status, "nobody", 4).await, [Reply::PermissionDenied.to_wire()]);
+    assert_eq!(ask(&pipeline, Op::DevStatus, "", 5).await, [Reply::Success.to_wire()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_by_other_addresses_are_answered_once() {
+    let (pipeline, _, _dir) = pipeline("copies", Groups::Everyone).await;
+    let (first, first_at) = listen().await;
+    let (second, second_at) = listen().await;
+    pipeline.accept(request(Op::Off, "one", 7, first_at));
+    pipeline.accept(request(Op::Off, "ONE", 7, second_at));
+    // The stock client takes one connection only; here both are taken, so that the daemon has to choose.
+    let (a, b) = (client(first), client(second));
+    let answers = [timeout(SOON, a).await.unwrap().unwrap(), timeout(SOON, b).await.unwrap().unwrap()];
+    let answered: Vec<_> = answers.iter().filter(|answer| !answer.is_empty()).collect();
+    // The names differ in case, and this driver's domains are called in lower case: the winner may be the unknown one.
+    assert_eq!(answered.len(), 1, "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_overtaken_is_never_answered() {
+    let (pipeline, _, _dir) = pipeline("overtaken", Groups::Everyone).await;
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::DevStatus, "", 1, caller));
+    let (mut old, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    // The first client is gone, the next one listens at the same place and asks for something else.
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    authenticate(&mut old).await;
+    let mut answer = Vec::new();
+    timeout(SOON, old.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"", "the answer to `monitor` would be taken for that to `off`");
+    assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Failure.to_wire()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_and_dead_callers_cost_nobody_else_anything() {
+    let (pipeline, _, _dir) = pipeline("silent", Groups::Everyone).await;
+    let mut silent = Vec::new();
+    for seqno in 100..150 {
+        let (listener, caller) = listen().await;
+        pipeline.accept(request(Op::Off, "one", seqno, caller));
+        silent.push(listener);
+    }
+    // An honest one is answered while all of them are waited for: they would take 10 s each.
+    let honest = timeout(crate::callback::EXCHANGE_LIMIT / 2, ask(&pipeline, Op::Status, "one", 1)).await;
+    assert_eq!(honest.unwrap(), [Reply::Success.to_wire()]);
+    assert_eq!(pipeline.shared.ledger().serving(), silent.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_go_of_the_silent_and_takes_nothing_new() {
+    let (pipeline, _, _dir) = pipeline("stop", Groups::Everyone).await;
+    let (silent, caller) = listen().await;
+    pipeline.accept(request(Op::Off, "one", 1, caller));
+    let (mut stream, _) = timeout(SOON, silent.accept()).await.unwrap().unwrap();
+    assert_eq!(timeout(crate::callback::EXCHANGE_LIMIT / 2, pipeline.shutdown(SOON)).await, Ok(0));
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "closed");
+    pipeline.accept(request(Op::Off, "one", 2, caller));
+    assert_eq!(pipeline.shared.ledger().serving(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reflected_challenge_is_not_answered() {
+    let (pipeline, _, _dir) = pipeline("reflect", Groups::Everyone).await;
+    let (first, first_at) = listen().await;
+    let (second, second_at) = listen().await;
+    pipeline.accept(request(Op::Off, "one", 1, first_at));
+    pipeline.accept(request(Op::Off, "one", 2, second_at));
+    let (mut victim, _) = timeout(SOON, first.accept()).await.unwrap().unwrap();
+    let (mut oracle, _) = timeout(SOON, second.accept()).await.unwrap().unwrap();
+    // A peer without the key asks the second conversation what the first one wants to know.
+    victim.write_all(&[1; HASH_LEN]).await.unwrap();
+    let mut both = [0; 2 * HASH_LEN];
+    victim.read_exact(&mut both).await.unwrap();
+    oracle.write_all(&both[HASH_LEN..]).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(SOON, oracle.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"", "the host has answered its own challenge");
+}
