@@ -6,6 +6,12 @@
 //!
 //! * [`wire`]: the 176-byte request and what is sent back, as stock peers speak it.
 //! * [`hash`]: which digests there are and how strong they are held to be.
+//! * [`frame`]: what a frame is, and its whole judgement.
+//! * [`admit`]: what a request must be like before its digest is looked at.
+//! * [`digest`]: checking a digest from a midstate of the key.
+//! * [`compress`]: the block functions under the digests.
+//! * [`verdict`]: every way that a judgement can end, and its counter.
+//! * [`boundary`]: names, version and layouts of what kernel and daemon exchange.
 //!
 //! With feature `user` (the default; off in the BPF program):
 //!
@@ -19,7 +25,13 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod admit;
+pub mod boundary;
+pub mod compress;
+pub mod digest;
+pub mod frame;
 pub mod hash;
+pub mod verdict;
 pub mod wire;
 
 #[cfg(feature = "user")]

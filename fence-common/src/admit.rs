@@ -1,0 +1,298 @@
+//! What a request must be like before its digest is looked at: the same rules in the kernel and at the socket.
+
+use crate::hash::HashKind;
+use crate::wire::{DOMAIN_LEN, FAMILY_V4, FAMILY_V6, Request};
+
+/// The IP address that a datagram came from, in network order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// It came by IPv4.
+    V4([u8; 4]),
+    /// It came by IPv6.
+    V6([u8; 16]),
+}
+
+impl From<core::net::IpAddr> for Source {
+    /// An IPv4-mapped IPv6 address, as a socket of both families shows IPv4 peers, counts as IPv4.
+    fn from(ip: core::net::IpAddr) -> Self {
+        match ip.to_canonical() {
+            core::net::IpAddr::V4(ip) => Self::V4(ip.octets()),
+            core::net::IpAddr::V6(ip) => Self::V6(ip.octets()),
+        }
+    }
+}
+
+impl From<Source> for core::net::IpAddr {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::V4(octets) => octets.into(),
+            Source::V6(octets) => octets.into(),
+        }
+    }
+}
+
+/// What the administrator demands of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The weakest digest that is taken.
+    pub min_hash: HashKind,
+    /// Whether an IPv4 call-back address must be the datagram's source. Never demanded of IPv6, where the stock client leaves
+    /// the choice of the source to routing.
+    pub strict_source: bool,
+}
+
+/// Why a request is refused. Every one of them is the peer's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(thiserror::Error))]
+pub enum Refusal {
+    /// Not 176 bytes of UDP payload.
+    #[cfg_attr(feature = "user", error("not a request of 176 bytes"))]
+    Length,
+    /// No operation of that number.
+    #[cfg_attr(feature = "user", error("unknown operation"))]
+    Op,
+    /// No kind of digest of that number.
+    #[cfg_attr(feature = "user", error("unknown kind of digest"))]
+    HashUnknown,
+    /// A weaker digest than the configured minimum.
+    #[cfg_attr(feature = "user", error("weaker digest than configured"))]
+    HashWeak,
+    /// The domain has no NUL.
+    #[cfg_attr(feature = "user", error("domain name without end"))]
+    Domain,
+    /// Call-back port 0.
+    #[cfg_attr(feature = "user", error("call-back port 0"))]
+    Port,
+    /// The family is unknown or not that of the datagram.
+    #[cfg_attr(feature = "user", error("address family is not the datagram's"))]
+    Family,
+    /// Nobody can be called back at that address.
+    #[cfg_attr(feature = "user", error("call-back address that no host has"))]
+    Address,
+    /// The IPv4 call-back address is not the datagram's source (`strict_source`).
+    #[cfg_attr(feature = "user", error("call-back address is not the datagram's source"))]
+    Source,
+    /// The digest is wrong, or there is no key to check it with.
+    #[cfg_attr(feature = "user", error("wrong digest"))]
+    Digest,
+}
+
+/// Checks everything about a request but its digest, and says which digest remains to be checked.
+///
+/// [`HashKind::None`] is returned only where `rules` allow it; there is nothing to verify then.
+///
+/// # Errors
+/// The first [`Refusal`] in the order of the fields checked: operation, digest kind, domain, port, family, address, source.
+#[inline(always)]
+pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKind, Refusal> {
+    if request.op().is_none() {
+        return Err(Refusal::Op);
+    }
+    let Some(kind) = request.hash_kind() else { return Err(Refusal::HashUnknown) };
+    if kind.to_wire() < rules.min_hash.to_wire() {
+        return Err(Refusal::HashWeak);
+    }
+    if !has_nul(&request.domain) {
+        return Err(Refusal::Domain);
+    }
+    if request.port.get() == 0 {
+        return Err(Refusal::Port);
+    }
+    let [a0, a1, a2, a3, ..] = request.address;
+    match *source {
+        Source::V4(from) => {
+            if request.family.get() != FAMILY_V4 {
+                return Err(Refusal::Family);
+            }
+            if !usable_v4(a0) {
+                return Err(Refusal::Address);
+            }
+            if rules.strict_source && [a0, a1, a2, a3] != from {
+                return Err(Refusal::Source);
+            }
+        }
+        Source::V6(_) => {
+            if request.family.get() != FAMILY_V6 {
+                return Err(Refusal::Family);
+            }
+            if !usable_v6(&request.address) {
+                return Err(Refusal::Address);
+            }
+        }
+    }
+    Ok(kind)
+}
+
+// A prefix hash can be extended: who gets H(key || 64 bytes of his choice) from a host's half of the call-back exchange can
+// compute H(key || those 64 bytes || SHA padding || more) without the key, and that may be a request's digest. But in such a
+// request the padding (0x80, zeros, a bit count of 520 or more in its last two bytes) begins at offset 64 and is at least
+// 9 bytes long, so the address at offset 68 starts with a zero byte and is never ::1. Refusing 0.0.0.0/8 and ::/8 therefore
+// refuses every such forgery; these addresses must not be allowed even if somebody finds a use for them.
+
+/// Whether a host may have an IPv4 address with this first byte: not 0.0.0.0/8, not multicast, not 240.0.0.0/4 (broadcast included).
+#[inline(always)]
+const fn usable_v4(first: u8) -> bool {
+    first != 0 && first < 224
+}
+
+/// Whether a host may have the IPv6 address in these first 16 bytes: not multicast, not ::/8 except ::1.
+#[inline(always)]
+fn usable_v6(address: &[u8; 28]) -> bool {
+    match address[0] {
+        0xff => false,
+        0 => {
+            let middle = address[1..15].iter().fold(0, |all, &byte| all | byte);
+            middle == 0 && address[15] == 1
+        }
+        _ => true,
+    }
+}
+
+/// Whether there is a zero byte. Reads all of them: a loop that ends early costs the verifier 64 paths.
+#[inline(always)]
+fn has_nul(domain: &[u8; DOMAIN_LEN]) -> bool {
+    let mut found = 0_u32;
+    for &byte in domain {
+        // The top bit of `byte - 1` (in 32 bits) is set for zero only.
+        found |= u32::from(byte).wrapping_sub(1) >> 31;
+    }
+    found != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+    use crate::wire::Op;
+    use zerocopy::little_endian;
+
+    const STRICT: Rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
+    const FROM_V4: Source = Source::V4([192, 168, 122, 11]);
+    const FROM_V6: Source = Source::V6([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+
+    fn good_v4() -> Request {
+        let mut request = Request::new_zeroed();
+        request.op = Op::Off.to_wire();
+        request.hash_kind = HashKind::Sha256.to_wire();
+        request.domain[..5].copy_from_slice(b"node1");
+        request.address[..4].copy_from_slice(&[192, 168, 122, 11]);
+        request.port = little_endian::U16::new(1229);
+        request.family = little_endian::U32::new(FAMILY_V4);
+        request
+    }
+
+    fn good_v6() -> Request {
+        let mut request = good_v4();
+        request.address[0] = 0xfd;
+        request.family = little_endian::U32::new(FAMILY_V6);
+        request
+    }
+
+    #[track_caller]
+    fn refused(request: &Request, why: Refusal) {
+        assert_eq!(admit(request, &FROM_V4, &STRICT), Err(why));
+    }
+
+    #[test]
+    fn good_ones_are_admitted_with_the_digest_to_check() {
+        assert_eq!(admit(&good_v4(), &FROM_V4, &STRICT), Ok(HashKind::Sha256));
+        assert_eq!(admit(&good_v6(), &FROM_V6, &STRICT), Ok(HashKind::Sha256));
+        let stronger = Request { hash_kind: 3, ..good_v4() };
+        assert_eq!(admit(&stronger, &FROM_V4, &STRICT), Ok(HashKind::Sha512));
+    }
+
+    #[test]
+    fn each_fault_has_its_refusal() {
+        for op in 7..=u8::MAX {
+            refused(&Request { op, ..good_v4() }, Refusal::Op);
+        }
+        for hash_kind in 4..=u8::MAX {
+            refused(&Request { hash_kind, ..good_v4() }, Refusal::HashUnknown);
+        }
+        for hash_kind in [0, 1] {
+            refused(&Request { hash_kind, ..good_v4() }, Refusal::HashWeak);
+        }
+        refused(&Request { domain: [b'x'; DOMAIN_LEN], ..good_v4() }, Refusal::Domain);
+        refused(&Request { port: little_endian::U16::new(0), ..good_v4() }, Refusal::Port);
+        for family in [0, 1, 3, FAMILY_V6, 0x0200_0000, u32::MAX] {
+            refused(&Request { family: little_endian::U32::new(family), ..good_v4() }, Refusal::Family);
+        }
+        assert_eq!(admit(&good_v4(), &FROM_V6, &STRICT), Err(Refusal::Family));
+        let mut elsewhere = good_v4();
+        elsewhere.address[3] = 12;
+        refused(&elsewhere, Refusal::Source);
+        assert_eq!(admit(&elsewhere, &FROM_V4, &Rules { strict_source: false, ..STRICT }), Ok(HashKind::Sha256));
+    }
+
+    #[test]
+    fn a_nul_anywhere_ends_the_domain() {
+        for at in 0..DOMAIN_LEN {
+            let mut domain = [b'x'; DOMAIN_LEN];
+            domain[at] = 0;
+            assert!(has_nul(&domain), "{at}");
+        }
+        assert!(!has_nul(&[0xff; DOMAIN_LEN]));
+        assert!(!has_nul(&[1; DOMAIN_LEN]));
+    }
+
+    #[test]
+    fn addresses_that_no_host_has() {
+        for first in 0..=u8::MAX {
+            let mut request = good_v4();
+            request.address[0] = first;
+            let loose = Rules { strict_source: false, ..STRICT };
+            let expected = if (1..224).contains(&first) { Ok(HashKind::Sha256) } else { Err(Refusal::Address) };
+            assert_eq!(admit(&request, &FROM_V4, &loose), expected, "{first}.x");
+        }
+        let v6 = |text: &str| {
+            let mut request = good_v6();
+            let ip: core::net::Ipv6Addr = text.parse().unwrap();
+            request.address[..16].copy_from_slice(&ip.octets());
+            admit(&request, &FROM_V6, &STRICT)
+        };
+        for good in ["::1", "fd00::1", "2001:db8::1", "fe80::1"] {
+            assert_eq!(v6(good), Ok(HashKind::Sha256), "{good}");
+        }
+        for bad in ["::", "::2", "::ffff:192.168.122.11", "0:0:0:1::1", "ff02::1", "64::1"] {
+            assert_eq!(v6(bad), Err(Refusal::Address), "{bad}");
+        }
+    }
+
+    #[test]
+    fn none_is_admitted_only_where_the_rules_say_none() {
+        let none = Request { hash_kind: 0, ..good_v4() };
+        let open = Rules { min_hash: HashKind::None, strict_source: true };
+        assert_eq!(admit(&none, &FROM_V4, &open), Ok(HashKind::None));
+        assert_eq!(admit(&good_v4(), &FROM_V4, &open), Ok(HashKind::Sha256));
+    }
+
+    /// The request that someone could forge from the answer to a challenge of his choice, for every key length.
+    #[test]
+    fn a_length_extended_challenge_is_never_admitted() {
+        for (block, count_len) in [(64, 8), (128, 16)] {
+            for key_len in 1..=crate::wire::KEY_MAX {
+                let hashed = key_len + 64;
+                let padded = (hashed + 1 + count_len).next_multiple_of(block);
+                for (good, source) in [(good_v4(), FROM_V4), (good_v6(), FROM_V6)] {
+                    // What the forger can choose is chosen well: everything but the padding, ::1 included.
+                    for mut bytes in [zerocopy::transmute!(good), {
+                        let mut local: [u8; 176] = zerocopy::transmute!(good);
+                        local[68..84].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+                        local
+                    }] {
+                        let end = (64 + padded - hashed).min(176);
+                        let mut padding = [0_u8; 256];
+                        padding[0] = 0x80;
+                        let bits = u64::try_from(hashed * 8).unwrap().to_be_bytes();
+                        padding[padded - hashed - 8..padded - hashed].copy_from_slice(&bits);
+                        bytes[64..end].copy_from_slice(&padding[..end - 64]);
+                        let forged: Request = zerocopy::transmute!(bytes);
+                        let loose = Rules { strict_source: false, ..STRICT };
+                        assert!(admit(&forged, &source, &loose).is_err(), "key of {key_len}, block of {block}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The boundary between the kernel program and the daemon: names, the version, and what lies in the maps.
+//!
+//! Every type here is made of fixed-size integers and byte arrays, without padding and without values that are not allowed, so
+//! that either side may read what the other wrote. [`ABI_VERSION`] counts every change of a layout or of its meaning.
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use crate::admit::{Rules, Source};
+use crate::digest::KeySlot;
+use crate::hash::HashKind;
+use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
+
+/// Version of everything in this module, of [`KeySlot`] and of [`crate::verdict::Counters`].
+///
+/// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
+/// read-only map [`name::ABI`], which the daemon checks after load.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the program, the maps and the version symbol: the kernel keeps 15 characters of a name.
+pub mod name {
+    /// The XDP program.
+    pub const PROGRAM: &str = "fence_xdp";
+    /// Array of one [`Config`](super::Config).
+    pub const CONFIG: &str = "fence_config";
+    /// Array of [`KEY_SLOTS`](super::KEY_SLOTS) [`KeySlot`](super::KeySlot)s.
+    pub const KEYS: &str = "fence_keys";
+    /// Per-CPU array of one [`Counters`](crate::verdict::Counters).
+    pub const COUNTERS: &str = "fence_counters";
+    /// Ring buffer of [`Event`](super::Event)s.
+    pub const REQUESTS: &str = "fence_requests";
+    /// Per-CPU array of one [`Scratch`](crate::digest::Scratch): the program's working memory, of no use to others.
+    pub const SCRATCH: &str = "fence_scratch";
+    /// Section of the object that becomes a read-only map: the program's own [`ABI_VERSION`](super::ABI_VERSION), a `u32`.
+    pub const ABI: &str = ".rodata.abi";
+}
+
+/// How many key slots the map has. Only [`KEY_SLOT_ACTIVE`] is used; the other one is for the rotation of keys.
+pub const KEY_SLOTS: usize = 2;
+/// The slot that requests are verified with.
+pub const KEY_SLOT_ACTIVE: u32 = 0;
+
+/// Size of the ring buffer in bytes: a power of two and a multiple of the page size of every architecture. Room for 1170
+/// requests, each of 216 bytes and a record header of 8.
+pub const RING_BYTES: usize = 256 * 1024;
+
+/// Bit of [`Config::families`]: requests to [`Config::group_v4`] are ours.
+pub const SERVE_V4: u8 = 1;
+/// Bit of [`Config::families`]: requests to [`Config::group_v6`] are ours.
+pub const SERVE_V6: u8 = 2;
+
+/// What the program is to recognise and to demand. All zero (as in a map that nobody filled) means: pass everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Config {
+    /// The writer's [`ABI_VERSION`].
+    pub abi: u32,
+    /// 1: judge; 0: pass everything. Nothing else.
+    pub enabled: u8,
+    /// [`SERVE_V4`], [`SERVE_V6`] or both.
+    pub families: u8,
+    /// The weakest [`HashKind`] that is taken.
+    pub min_hash: u8,
+    /// 1: an IPv4 call-back address must be the datagram's source; 0: it need not (guests behind NAT).
+    pub strict_source: u8,
+    /// The IPv4 group, network order.
+    pub group_v4: [u8; 4],
+    /// The UDP port, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// The IPv6 group, network order.
+    pub group_v6: [u8; 16],
+}
+
+impl Config {
+    /// The configuration of a listener that is to be served.
+    #[must_use]
+    pub fn new(listener: &Listener) -> Self {
+        Self {
+            abi: ABI_VERSION,
+            enabled: 1,
+            families: (if listener.group_v4.is_some() { SERVE_V4 } else { 0 })
+                | (if listener.group_v6.is_some() { SERVE_V6 } else { 0 }),
+            min_hash: listener.rules.min_hash.to_wire(),
+            strict_source: u8::from(listener.rules.strict_source),
+            group_v4: listener.group_v4.unwrap_or_default(),
+            port: listener.port.to_be_bytes(),
+            reserved: [0; 2],
+            group_v6: listener.group_v6.unwrap_or_default(),
+        }
+    }
+
+    /// The rules for requests, if this is a configuration that this version understands and that says "judge".
+    /// Anything else means: hands off, pass everything.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rules(&self) -> Option<Rules> {
+        if self.abi != ABI_VERSION || self.enabled != 1 {
+            return None;
+        }
+        match HashKind::from_wire(self.min_hash) {
+            Some(min_hash) => Some(Rules { min_hash, strict_source: self.strict_source != 0 }),
+            None => None,
+        }
+    }
+}
+
+/// What [`Config`] is made from: the multicast listener as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// The IPv4 group, if IPv4 is served.
+    pub group_v4: Option<[u8; 4]>,
+    /// The IPv6 group, if IPv6 is served.
+    pub group_v6: Option<[u8; 16]>,
+    /// The UDP port.
+    pub port: u16,
+    /// What is demanded of a request.
+    pub rules: Rules,
+}
+
+/// One verified request on its way through the ring buffer.
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Event {
+    /// When the program saw the datagram: `bpf_ktime_get_ns`, which is `CLOCK_MONOTONIC` in nanoseconds.
+    pub arrived_ns: u64,
+    /// The program's [`ABI_VERSION`].
+    pub abi: u32,
+    /// Index of the interface that the datagram came by.
+    pub ifindex: u32,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]: the IP version of the datagram, and with it the meaning of `source`.
+    pub family: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The datagram's IP source address: IPv4 in the first 4 bytes, the rest zero; or IPv6.
+    pub source: [u8; 16],
+    /// The datagram's payload.
+    pub request: Request,
+}
+
+/// Why bytes from the ring buffer are no event. Either is our own mistake: program and daemon do not belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(thiserror::Error))]
+pub enum EventError {
+    /// Not the length of an [`Event`].
+    #[cfg_attr(feature = "user", error("a record of {0} bytes in the ring buffer is no request"))]
+    Length(usize),
+    /// Written by a program of another version.
+    #[cfg_attr(feature = "user", error("the kernel program speaks version {0} of the boundary, not version {ABI_VERSION}"))]
+    Abi(u32),
+    /// Neither IPv4 nor IPv6.
+    #[cfg_attr(feature = "user", error("a request of unknown address family {0} in the ring buffer"))]
+    Family(u32),
+}
+
+impl Event {
+    /// The event that a ring buffer record holds.
+    ///
+    /// # Errors
+    /// [`EventError`] where the bytes are none of this version.
+    pub fn decode(record: &[u8]) -> Result<Self, EventError> {
+        let event = Self::read_from_bytes(record).map_err(|_| EventError::Length(record.len()))?;
+        if event.abi != ABI_VERSION {
+            return Err(EventError::Abi(event.abi));
+        }
+        match event.family {
+            FAMILY_V4 | FAMILY_V6 => Ok(event),
+            other => Err(EventError::Family(other)),
+        }
+    }
+
+    /// Where the datagram came from.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        match self.family {
+            FAMILY_V6 => Source::V6(self.source),
+            _ => {
+                let [a, b, c, d, ..] = self.source;
+                Source::V4([a, b, c, d])
+            }
+        }
+    }
+}
+
+/// A key slot without a key: it verifies nothing.
+#[must_use]
+pub fn empty_slot() -> KeySlot {
+    KeySlot::new_zeroed()
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{align_of, offset_of, size_of};
+
+    use super::*;
+
+    #[test]
+    fn layouts_are_pinned() {
+        assert_eq!((size_of::<Config>(), align_of::<Config>()), (32, 4));
+        assert_eq!(offset_of!(Config, enabled), 4);
+        assert_eq!(offset_of!(Config, families), 5);
+        assert_eq!(offset_of!(Config, min_hash), 6);
+        assert_eq!(offset_of!(Config, strict_source), 7);
+        assert_eq!(offset_of!(Config, group_v4), 8);
+        assert_eq!(offset_of!(Config, port), 12);
+        assert_eq!(offset_of!(Config, group_v6), 16);
+
+        assert_eq!((size_of::<Event>(), align_of::<Event>()), (216, 8));
+        assert_eq!(offset_of!(Event, abi), 8);
+        assert_eq!(offset_of!(Event, ifindex), 12);
+        assert_eq!(offset_of!(Event, family), 16);
+        assert_eq!(offset_of!(Event, source), 24);
+        assert_eq!(offset_of!(Event, request), 40);
+    }
+
+    #[test]
+    fn the_kernel_keeps_the_names_whole() {
+        for name in [name::PROGRAM, name::CONFIG, name::KEYS, name::COUNTERS, name::REQUESTS, name::SCRATCH, name::ABI] {
+            assert!(name.len() <= 15, "{name}");
+        }
+        assert!(RING_BYTES.is_power_of_two());
+    }
+
+    #[test]
+    fn an_empty_or_strange_configuration_judges_nothing() {
+        let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
+        let good = Config::new(&Listener { group_v4: Some([225, 0, 0, 12]), group_v6: None, port: 1229, rules });
+        assert_eq!(good.rules(), Some(rules));
+        assert_eq!(good.families, SERVE_V4);
+        assert_eq!(Config::new_zeroed().rules(), None);
+        assert_eq!(Config { abi: ABI_VERSION + 1, ..good }.rules(), None);
+        assert_eq!(Config { enabled: 0, ..good }.rules(), None);
+        assert_eq!(Config { enabled: 2, ..good }.rules(), None);
+        assert_eq!(Config { min_hash: 4, ..good }.rules(), None);
+    }
+
+    #[test]
+    fn only_events_of_this_version_are_decoded() {
+        let mut event = Event::new_zeroed();
+        event.abi = ABI_VERSION;
+        event.family = FAMILY_V4;
+        event.source[..4].copy_from_slice(&[192, 168, 122, 11]);
+        assert!(Event::decode(event.as_bytes()).is_ok_and(|same| same == event));
+        assert_eq!(event.source(), Source::V4([192, 168, 122, 11]));
+        assert_eq!(Event::decode(&event.as_bytes()[1..]).err(), Some(EventError::Length(215)));
+        event.family = 3;
+        assert_eq!(Event::decode(event.as_bytes()).err(), Some(EventError::Family(3)));
+        event.abi = 7;
+        assert_eq!(Event::decode(event.as_bytes()).err(), Some(EventError::Abi(7)));
+    }
+}

@@ -1,0 +1,182 @@
+//! What a frame is, and its whole judgement: the same lines in the kernel program and in user space.
+//!
+//! Only what is surely a datagram to our group and port is judged; everything that leaves a doubt is passed to the stack, and
+//! the daemon's socket judges what comes out of it.
+
+use zerocopy::FromZeros;
+
+use crate::admit::{Refusal, Source, admit};
+use crate::boundary::{Config, SERVE_V4, SERVE_V6};
+use crate::digest::{KeySlot, Scratch, verify};
+use crate::hash::HashKind;
+use crate::verdict::Verdict;
+use crate::wire::{REQUEST_LEN, Request};
+
+/// A frame from its first byte on, read with bounds checked. In the kernel it is the packet itself.
+pub trait Packet {
+    /// The `N` bytes at `offset`, if the frame has them all.
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]>;
+
+    /// Whether the frame is at least `len` bytes long.
+    fn holds(&self, len: usize) -> bool;
+}
+
+impl Packet for &[u8] {
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+        self.get(offset..)?.first_chunk()
+    }
+
+    fn holds(&self, len: usize) -> bool {
+        self.len() >= len
+    }
+}
+
+/// A datagram of the right length to our group and port.
+#[derive(Clone, Copy)]
+pub struct Datagram<'p> {
+    /// Its payload.
+    pub request: &'p Request,
+    /// The IP source address.
+    pub source: Source,
+    /// Whether a VLAN tag puts it on another segment than the interface's own.
+    pub foreign: bool,
+}
+
+const ETHERNET_LEN: usize = 14;
+const VLAN_TAG_LEN: usize = 4;
+const IPV4_LEN: usize = 20;
+const IPV6_LEN: usize = 40;
+const UDP_LEN: usize = 8;
+const DATAGRAM_LEN: usize = UDP_LEN + REQUEST_LEN;
+
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const VLAN: u16 = 0x8100;
+const VLAN_SERVICE: u16 = 0x88a8;
+
+const PROTOCOL_UDP: u8 = 17;
+
+/// Finds the request in a frame.
+///
+/// # Errors
+/// The [`Verdict`] on a frame in which there is none to be judged.
+#[inline(always)]
+pub fn classify<'p, P: Packet>(packet: &'p P, config: &Config) -> Result<Datagram<'p>, Verdict> {
+    let Some(ether_type) = packet.bytes::<2>(ETHERNET_LEN - 2) else { return Err(Verdict::NotOurs) };
+    match u16::from_be_bytes(*ether_type) {
+        IPV4 => ipv4(packet, ETHERNET_LEN, config, false),
+        IPV6 => ipv6(packet, ETHERNET_LEN, config, false),
+        VLAN | VLAN_SERVICE => {
+            let Some(&[tag_high, tag_low, type_high, type_low]) = packet.bytes::<4>(ETHERNET_LEN) else {
+                return Err(Verdict::NotOurs);
+            };
+            // VLAN 0 is no VLAN: such a tag carries a priority only.
+            let foreign = u16::from_be_bytes([tag_high, tag_low]) & 0x0fff != 0;
+            match u16::from_be_bytes([type_high, type_low]) {
+                IPV4 => ipv4(packet, ETHERNET_LEN + VLAN_TAG_LEN, config, foreign),
+                IPV6 => ipv6(packet, ETHERNET_LEN + VLAN_TAG_LEN, config, foreign),
+                _ => Err(Verdict::NotOurs),
+            }
+        }
+        _ => Err(Verdict::NotOurs),
+    }
+}
+
+#[inline(always)]
+fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bool) -> Result<Datagram<'p>, Verdict> {
+    let Some(header) = packet.bytes::<IPV4_LEN>(start) else { return Err(Verdict::NotOurs) };
+    // The destination first, as this is where other traffic leaves.
+    if header[16..20] != config.group_v4 || config.families & SERVE_V4 == 0 {
+        return Err(Verdict::NotOurs);
+    }
+    if header[9] != PROTOCOL_UDP {
+        return Err(Verdict::NotOurs);
+    }
+    match header[0] {
+        0x45 => {}
+        0x46..=0x4f => return Err(Verdict::Options),
+        _ => return Err(Verdict::Malformed),
+    }
+    // More fragments, or an offset; the two bits above them say nothing about fragments.
+    if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
+        return Err(Verdict::Fragment);
+    }
+    let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+    if total_len < IPV4_LEN + UDP_LEN || !packet.holds(start + total_len) {
+        return Err(Verdict::Malformed);
+    }
+    let source = Source::V4([header[12], header[13], header[14], header[15]]);
+    let payload = total_len - IPV4_LEN;
+    udp(packet, start + IPV4_LEN, payload, config).map(|request| Datagram { request, source, foreign }).map_err(|verdict| verdict.on_segment(foreign))
+}
+
+#[inline(always)]
+fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bool) -> Result<Datagram<'p>, Verdict> {
+    let Some(header) = packet.bytes::<IPV6_LEN>(start) else { return Err(Verdict::NotOurs) };
+    if header[24..40] != config.group_v6 || config.families & SERVE_V6 == 0 {
+        return Err(Verdict::NotOurs);
+    }
+    if header[0] >> 4 != 6 {
+        return Err(Verdict::Malformed);
+    }
+    match header[6] {
+        PROTOCOL_UDP => {}
+        // Hop-by-hop, routing, fragment, ESP, AH, destination options, mobility, HIP, shim6, experiments.
+        0 | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254 => return Err(Verdict::Extension),
+        _ => return Err(Verdict::NotOurs),
+    }
+    let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if payload < UDP_LEN || !packet.holds(start + IPV6_LEN + payload) {
+        return Err(Verdict::Malformed);
+    }
+    let mut source = [0; 16];
+    source.copy_from_slice(&header[8..24]);
+    let source = Source::V6(source);
+    udp(packet, start + IPV6_LEN, payload, config).map(|request| Datagram { request, source, foreign }).map_err(|verdict| verdict.on_segment(foreign))
+}
+
+/// The UDP header at `start`, in an IP payload of `payload` bytes that the frame holds, and the request behind it.
+#[inline(always)]
+fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Config) -> Result<&'p Request, Verdict> {
+    let Some(&[_, _, port_high, port_low, len_high, len_low, ..]) = packet.bytes::<UDP_LEN>(start) else {
+        return Err(Verdict::Malformed);
+    };
+    if [port_high, port_low] != config.port {
+        return Err(Verdict::NotOurs);
+    }
+    let len = usize::from(u16::from_be_bytes([len_high, len_low]));
+    if len == 0 {
+        // To an IPv6 stack that is a jumbogram, whose length is the payload's.
+        return Err(Verdict::Malformed);
+    }
+    if len != DATAGRAM_LEN || len > payload {
+        return Err(Verdict::Length);
+    }
+    let Some(bytes) = packet.bytes::<REQUEST_LEN>(start + UDP_LEN) else { return Err(Verdict::Malformed) };
+    Ok(zerocopy::transmute_ref!(bytes))
+}
+
+/// Judges a request that was found. [`Verdict::Delivered`] is the only one that lets it act; it is for the caller then to deliver.
+#[inline(always)]
+pub fn decide(datagram: &Datagram<'_>, config: &Config, slot: &KeySlot, scratch: &mut Scratch) -> Verdict {
+    let Some(rules) = config.rules() else { return Verdict::NotOurs };
+    let refusal = match admit(datagram.request, &datagram.source, &rules) {
+        // Admitted only where the configuration says `none`.
+        Ok(HashKind::None) => return Verdict::Delivered,
+        Ok(kind) if verify(slot, kind, datagram.request, scratch) => return Verdict::Delivered,
+        Ok(_) => Refusal::Digest,
+        Err(refusal) => refusal,
+    };
+    Verdict::from(refusal).on_segment(datagram.foreign)
+}
+
+/// The whole judgement of a frame, as the kernel program gives it while its ring buffer has room.
+pub fn judge(frame: &[u8], config: &Config, slot: &KeySlot) -> Verdict {
+    if config.rules().is_none() {
+        return Verdict::NotOurs;
+    }
+    match classify(&frame, config) {
+        Ok(datagram) => decide(&datagram, config, slot, &mut Scratch::new_zeroed()),
+        Err(verdict) => verdict,
+    }
+}

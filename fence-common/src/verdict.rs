@@ -1,0 +1,238 @@
+//! Every way that a frame's judgement can end, what follows from it, and the counter of it.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::admit::Refusal;
+
+/// Makes the verdicts, the counters (one field for each) and the counters' names from one list, so that none can be forgotten.
+macro_rules! verdicts {
+    ($($(#[doc = $doc:literal])+ $verdict:ident = $counter:ident,)+) => {
+        /// How the judgement of a frame ended.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        #[must_use = "a verdict that nothing follows from is a hole"]
+        pub enum Verdict {
+            $($(#[doc = $doc])+ $verdict,)+
+            /// Not for us: other traffic, or nothing that we can see to be for us. Passed and not counted, as it must cost
+            /// next to nothing; what the interface counts tells how much it is.
+            NotOurs,
+        }
+
+        impl Verdict {
+            /// Every verdict that is counted, in the order of the counters.
+            pub const COUNTED: [Self; COUNTERS] = [$(Self::$verdict,)+];
+        }
+
+        /// How often each verdict was given, since the program was loaded. One per CPU in the map.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $counter: u64,)+
+        }
+
+        /// How many counters there are.
+        pub const COUNTERS: usize = [$(stringify!($counter),)+].len();
+
+        impl Counters {
+            /// The counters' names, in their order.
+            pub const NAMES: [&str; COUNTERS] = [$(stringify!($counter),)+];
+        }
+    };
+}
+
+verdicts! {
+    /// Right in every respect and handed to the daemon through the ring buffer.
+    Delivered = delivered,
+    /// Right, but the ring buffer is full: the socket gets it.
+    RingFull = pass_ring_full,
+    /// To our group, with IPv4 options: the stack reads them, the socket judges the rest.
+    Options = pass_ip_options,
+    /// UDP to our group in fragments: the stack puts it together, the socket judges it.
+    Fragment = pass_fragment,
+    /// To our group, with IPv6 extension headers: the stack reads them, the socket judges the rest.
+    Extension = pass_ipv6_extension,
+    /// To our group, but the lengths contradict each other or the frame: the stack judges.
+    Malformed = pass_malformed,
+    /// Would be dropped, but carries a VLAN tag: another daemon with another key may listen there.
+    ForeignVlan = pass_foreign_vlan,
+    /// The payload is not 176 bytes long.
+    Length = drop_length,
+    /// Unknown operation.
+    Op = drop_operation,
+    /// Unknown kind of digest.
+    HashUnknown = drop_hash_unknown,
+    /// A weaker digest than configured.
+    HashWeak = drop_hash_weak,
+    /// The domain has no NUL.
+    Domain = drop_domain,
+    /// Call-back port 0.
+    Port = drop_port,
+    /// Address family unknown or not the datagram's.
+    Family = drop_family,
+    /// Call-back address that no host has.
+    Address = drop_address,
+    /// IPv4 call-back address that is not the datagram's source.
+    Source = drop_source,
+    /// Wrong digest.
+    Digest = drop_digest,
+}
+
+/// What becomes of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The daemon owns it; the stack must not see it again.
+    Deliver,
+    /// Gone.
+    Drop,
+    /// The stack gets it as if there were no program.
+    Pass,
+}
+
+impl Verdict {
+    /// What follows from the verdict.
+    #[inline(always)]
+    #[must_use]
+    pub const fn action(self) -> Action {
+        match self {
+            Self::Delivered => Action::Deliver,
+            Self::RingFull
+            | Self::Options
+            | Self::Fragment
+            | Self::Extension
+            | Self::Malformed
+            | Self::ForeignVlan
+            | Self::NotOurs => Action::Pass,
+            Self::Length
+            | Self::Op
+            | Self::HashUnknown
+            | Self::HashWeak
+            | Self::Domain
+            | Self::Port
+            | Self::Family
+            | Self::Address
+            | Self::Source
+            | Self::Digest => Action::Drop,
+        }
+    }
+
+    /// The verdict where the frame came from: nothing is dropped on a segment that may be somebody else's.
+    #[inline(always)]
+    pub const fn on_segment(self, foreign: bool) -> Self {
+        match self.action() {
+            Action::Drop if foreign => Self::ForeignVlan,
+            Action::Drop | Action::Deliver | Action::Pass => self,
+        }
+    }
+
+    /// The name of the verdict's counter, if it is counted.
+    #[must_use]
+    pub fn counter_name(self) -> Option<&'static str> {
+        Counters::NAMES.get(usize::from(self as u8)).copied()
+    }
+}
+
+impl From<Refusal> for Verdict {
+    #[inline(always)]
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Length => Self::Length,
+            Refusal::Op => Self::Op,
+            Refusal::HashUnknown => Self::HashUnknown,
+            Refusal::HashWeak => Self::HashWeak,
+            Refusal::Domain => Self::Domain,
+            Refusal::Port => Self::Port,
+            Refusal::Family => Self::Family,
+            Refusal::Address => Self::Address,
+            Refusal::Source => Self::Source,
+            Refusal::Digest => Self::Digest,
+        }
+    }
+}
+
+impl Counters {
+    /// Counts one verdict.
+    #[inline(always)]
+    pub fn count(&mut self, verdict: Verdict) {
+        // By index, as BPF has no jump tables; the macro gives field and verdict the same number.
+        let all: &mut [u64; COUNTERS] = zerocopy::transmute_mut!(self);
+        if let Some(counter) = all.get_mut(usize::from(verdict as u8)) {
+            *counter = counter.wrapping_add(1);
+        }
+    }
+
+    /// Names and values, in the order of the fields.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let all: [u64; COUNTERS] = zerocopy::transmute!(*self);
+        Self::NAMES.into_iter().zip(all)
+    }
+
+    /// Adds another CPU's counters.
+    pub fn add(&mut self, other: &Self) {
+        let all: &mut [u64; COUNTERS] = zerocopy::transmute_mut!(self);
+        for (sum, (_, value)) in all.iter_mut().zip(other.iter()) {
+            *sum = sum.wrapping_add(value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{align_of, offset_of, size_of};
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_verdict_counts_in_the_field_of_its_own() {
+        assert_eq!((size_of::<Counters>(), align_of::<Counters>()), (COUNTERS * 8, 8));
+        for (index, verdict) in Verdict::COUNTED.into_iter().enumerate() {
+            assert_eq!(usize::from(verdict as u8), index);
+            let mut counters = Counters::default();
+            counters.count(verdict);
+            let counted: std::vec::Vec<_> = counters.iter().filter(|(_, value)| *value != 0).collect();
+            assert_eq!(counted, [(verdict.counter_name().unwrap(), 1)]);
+        }
+        let mut none = Counters::default();
+        none.count(Verdict::NotOurs);
+        assert_eq!(none, Counters::default());
+        assert_eq!(Verdict::NotOurs.counter_name(), None);
+    }
+
+    #[test]
+    fn the_ends_of_the_layout_are_pinned() {
+        assert_eq!(COUNTERS, 17);
+        assert_eq!(offset_of!(Counters, delivered), 0);
+        assert_eq!(offset_of!(Counters, drop_digest), 16 * 8);
+        assert_eq!(Counters::NAMES.into_iter().collect::<BTreeSet<_>>().len(), COUNTERS);
+    }
+
+    #[test]
+    fn counters_say_what_happens() {
+        for verdict in Verdict::COUNTED {
+            let name = verdict.counter_name().unwrap();
+            match verdict.action() {
+                Action::Deliver => assert_eq!(name, "delivered"),
+                Action::Drop => assert!(name.starts_with("drop_"), "{name}"),
+                Action::Pass => assert!(name.starts_with("pass_"), "{name}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_dropped_on_a_foreign_segment() {
+        for verdict in Verdict::COUNTED.into_iter().chain([Verdict::NotOurs]) {
+            assert_eq!(verdict.on_segment(false), verdict);
+            assert_ne!(verdict.on_segment(true).action(), Action::Drop);
+            if verdict.action() != Action::Drop {
+                assert_eq!(verdict.on_segment(true), verdict);
+            }
+        }
+    }
+
+    #[test]
+    fn sums_add_field_by_field() {
+        let mut sum = Counters { delivered: 1, drop_digest: 2, ..Counters::default() };
+        sum.add(&Counters { delivered: 10, drop_port: 5, ..Counters::default() });
+        assert_eq!(sum, Counters { delivered: 11, drop_digest: 2, drop_port: 5, ..Counters::default() });
+    }
+}
