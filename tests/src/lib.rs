@@ -1,1 +1,27 @@
-//! The lab.
+//! The lab: a hypervisor, its guests and their network as a test (or a person, with `fence-lab`) needs them, on one machine.
+//!
+//! * [`lab`]: a hypervisor in namespaces of its own (network, mounts, processes, cgroups) and network-only guests. Nothing
+//!   of it has a name on the host, so labs do not meet each other, and the kernel removes them when their owner ends.
+//! * [`process`]: what runs in a lab, ended and waited for with the value that stands for it.
+//! * [`client`]: the stock `fence_xvm`; [`server`]: `fence-daemon`, or the stock `fence_virtd` that it is compared with.
+//! * [`peer`]: a client written here, which signs like a stock one and then misbehaves as told.
+//! * [`timings`]: reads the daemon's line about a fence.
+//! * [`kernel`]: which XDP program is attached, and what it has counted.
+//! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`] and [`container`]: its machines; [`witness`]: whether a machine's
+//!   processes are dead, whatever libvirt says.
+//! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot.
+//! * [`tools`]: the programs of the host that all of this needs, and how to get them.
+
+pub mod client;
+pub mod container;
+pub mod initramfs;
+pub mod kernel;
+pub mod lab;
+pub mod libvirtd;
+pub mod peer;
+pub mod process;
+pub mod qemu;
+pub mod server;
+pub mod timings;
+pub mod tools;
+pub mod witness;

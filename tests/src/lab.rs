@@ -1,0 +1,300 @@
+//! A hypervisor and its guests in namespaces of their own.
+//!
+//! All processes of a lab live in one PID namespace, whose first process waits for the end of a pipe that this process
+//! holds. However this process ends, the kernel then kills what is in the lab, and with the last process the lab's network,
+//! mounts and files (they are on its own tmpfs) are gone. A guardian outside of it removes the one thing that stays, the
+//! lab's cgroups. `/run` is the lab's own, so are libvirt's directories: the host's libvirt is neither seen nor touched.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::process::{Finished, poll_until, run};
+use crate::tools;
+
+/// The bridge that guests are on, in every lab.
+pub const BRIDGE: &str = "virbr0";
+/// The hypervisor's IPv4 address on the bridge.
+pub const HYPERVISOR_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 1);
+/// The hypervisor's IPv6 address on the bridge.
+pub const HYPERVISOR_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x122, 0, 0, 0, 0, 0, 1);
+/// How long a small command (`ip`, `bpftool`, `virsh list`) may take on a loaded machine.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where the lab's own files are, as its processes see them.
+const FILES: &str = "/run/lab";
+/// Makes labs of one process different in name.
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// The lab's first process and its guardian. Dropping it ends the lab.
+#[derive(Debug)]
+struct Guardian {
+    name: String,
+    /// The lab's process 1, as the host numbers it.
+    holder: u32,
+    holder_fd: OwnedFd,
+    guardian: Child,
+    /// The pipe whose end is the lab's end.
+    lifeline: Option<ChildStdin>,
+}
+
+impl Guardian {
+    fn start() -> Result<Self> {
+        tools::require(&["unshare", "tini", "ip"])?;
+        let name = format!("fence-lab-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+        let mut guardian = Command::new("sh")
+            .args(["-c", include_str!("assets/guardian.sh"), "guardian", &name])
+            .env("INSIDE", include_str!("assets/inside.sh"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting the lab's guardian")?;
+        let lifeline = guardian.stdin.take();
+        let mut said = String::new();
+        BufReader::new(guardian.stdout.take().context("no pipe")?).read_line(&mut said)?;
+        let Some(holder) = said.trim().strip_prefix("ready ").and_then(|pid| pid.parse::<u32>().ok()) else {
+            drop(lifeline);
+            let output = guardian.wait_with_output()?;
+            bail!("the lab's namespaces could not be made: {said}{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let pid = rustix::process::Pid::from_raw(i32::try_from(holder)?).context("no process number")?;
+        let holder_fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+        Ok(Self { name, holder, holder_fd, guardian, lifeline })
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        drop(self.lifeline.take());
+        let ended = poll_until("the lab's end", Duration::from_secs(30), || Ok(self.guardian.try_wait()?));
+        if let Err(error) = ended {
+            let _ = writeln!(std::io::stderr(), "{}: {error:#}", self.name);
+        }
+    }
+}
+
+/// A place where a lab's programs run: its mounts, processes and cgroups, and the network of the hypervisor or of a guest.
+#[derive(Clone, Debug)]
+pub struct Space {
+    guardian: Arc<Guardian>,
+    /// A guest's network; the hypervisor's own where there is none.
+    network: Option<Arc<OwnedFd>>,
+}
+
+impl Space {
+    fn enter_network(&self) -> Result<()> {
+        match &self.network {
+            Some(network) => setns(network.as_fd(), CloneFlags::CLONE_NEWNET),
+            None => setns(self.guardian.holder_fd.as_fd(), CloneFlags::CLONE_NEWNET),
+        }
+        .context("entering the lab's network")
+    }
+
+    /// Starts a program in this place. The caller has to wait for it: [`crate::process::Process`] does.
+    ///
+    /// # Errors
+    /// The lab is gone, or there is no such program.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        // Namespaces are a thread's own, and a child takes those of the thread that makes it. A thread that ends right after
+        // leaves this process where it was.
+        on_a_thread(|| {
+            // A thread's working directory and root are shared until it asks for its own, and a mount namespace wants that.
+            unshare(CloneFlags::CLONE_FS)?;
+            let lab = CloneFlags::CLONE_NEWNS
+                | CloneFlags::CLONE_NEWPID
+                | CloneFlags::CLONE_NEWCGROUP
+                | CloneFlags::CLONE_NEWIPC
+                | CloneFlags::CLONE_NEWUTS;
+            setns(self.guardian.holder_fd.as_fd(), lab).context("entering the lab")?;
+            self.enter_network()?;
+            command.spawn().with_context(|| match tools::find(&command.get_program().to_string_lossy()) {
+                Ok(program) => format!("starting {}", program.display()),
+                Err(missing) => missing.to_string(),
+            })
+        })
+    }
+
+    /// Runs a program in this place to its end; an exit code other than 0 is an error. For setting things up.
+    ///
+    /// # Errors
+    /// It could not be started, failed or took longer than [`COMMAND_LIMIT`].
+    pub fn must(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
+        run(self, Command::new(program).args(arguments), COMMAND_LIMIT)
+            .and_then(Finished::success)
+            .with_context(|| format!("{program} {}", arguments.join(" ")))
+    }
+
+    /// Runs `code` in this place's network (and there only): sockets that it makes belong to it for good.
+    ///
+    /// # Errors
+    /// The lab is gone, or `code` failed.
+    pub fn in_network<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        on_a_thread(|| {
+            self.enter_network()?;
+            code()
+        })
+    }
+}
+
+fn on_a_thread<T: Send>(code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| scope.spawn(code).join()).map_err(|_| anyhow!("a thread of the lab panicked"))?
+}
+
+/// The hypervisor: bridge [`BRIDGE`] with [`HYPERVISOR_V4`] and [`HYPERVISOR_V6`], and room for files.
+#[derive(Clone, Debug)]
+pub struct Hypervisor {
+    space: Space,
+}
+
+impl Hypervisor {
+    /// Makes a lab with a hypervisor and nothing else.
+    ///
+    /// # Errors
+    /// A tool is missing, this is not root, or the kernel refuses.
+    pub fn new() -> Result<Self> {
+        let hypervisor = Self { space: Space { guardian: Arc::new(Guardian::start()?), network: None } };
+        hypervisor.ip(&["link", "add", BRIDGE, "type", "bridge", "forward_delay", "0"])?;
+        // Duplicate address detection would leave the address unusable for a second or two.
+        hypervisor.space.must("sysctl", &["-q", "-w", &format!("net.ipv6.conf.{BRIDGE}.accept_dad=0")])?;
+        hypervisor.ip(&["addr", "add", &format!("{HYPERVISOR_V4}/24"), "dev", BRIDGE])?;
+        hypervisor.ip(&["link", "set", BRIDGE, "up"])?;
+        hypervisor.ip(&["addr", "add", &format!("{HYPERVISOR_V6}/64"), "dev", BRIDGE, "nodad"])?;
+        hypervisor.ip(&["route", "add", "224.0.0.0/4", "dev", BRIDGE])?;
+        Ok(hypervisor)
+    }
+
+    /// Adds a guest that is a network namespace with `eth0` on the bridge: 192.168.122.(10+`number`) and
+    /// fd00:122::(10+`number`, as decimal digits). Its multicast goes out of `eth0`.
+    ///
+    /// # Errors
+    /// The kernel refuses, most often because there is such a guest already.
+    pub fn guest(&self, number: u8) -> Result<Guest> {
+        let name = format!("guest{number}");
+        let port = format!("vnet{number}");
+        self.ip(&["netns", "add", &name])?;
+        self.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
+        self.ip(&["link", "set", &port, "master", BRIDGE, "up"])?;
+        // Through the lab's mounts: the name is bound in the lab's own /run.
+        let network = File::open(self.root().join("run/netns").join(&name)).context("a guest's network")?;
+        let space = Space { guardian: Arc::clone(&self.space.guardian), network: Some(Arc::new(network.into())) };
+        let v4 = Ipv4Addr::new(192, 168, 122, number.saturating_add(10));
+        let v6: Ipv6Addr = format!("fd00:122::{}", number.saturating_add(10)).parse()?;
+        let guest = Guest { space, name, v4, v6 };
+        guest.space.must("ip", &["link", "set", "lo", "up"])?;
+        guest.space.must("sysctl", &["-q", "-w", "net.ipv6.conf.eth0.accept_dad=0"])?;
+        guest.space.must("ip", &["addr", "add", &format!("{v4}/24"), "dev", "eth0"])?;
+        guest.space.must("ip", &["link", "set", "eth0", "up"])?;
+        guest.space.must("ip", &["addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
+        guest.space.must("ip", &["route", "add", "224.0.0.0/4", "dev", "eth0"])?;
+        guest.space.must("ip", &["route", "add", "default", "via", &HYPERVISOR_V4.to_string()])?;
+        Ok(guest)
+    }
+
+    /// Where the hypervisor's programs run.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// The lab's process 1 as the host numbers it: `nsenter --target PID --all` enters the lab.
+    #[must_use]
+    pub fn holder(&self) -> u32 {
+        self.space.guardian.holder
+    }
+
+    /// The lab's name: that of its cgroups, unique among all labs of the host.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.space.guardian.name
+    }
+
+    /// The lab's root directory as seen from outside.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.holder()))
+    }
+
+    /// The path of a file of the lab's own, as the lab's programs see it.
+    #[must_use]
+    pub fn path(&self, file: &str) -> String {
+        format!("{FILES}/{file}")
+    }
+
+    /// The same file for this process.
+    #[must_use]
+    pub fn outside(&self, inside: &str) -> PathBuf {
+        self.root().join(inside.trim_start_matches('/'))
+    }
+
+    /// Writes a file of the lab's own (mode 0600, directories are made) and returns its path as the lab's programs see it.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub fn write(&self, file: &str, content: &[u8]) -> Result<String> {
+        self.write_mode(file, content, 0o600)
+    }
+
+    /// As [`Self::write`], with another mode.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub fn write_mode(&self, file: &str, content: &[u8], mode: u32) -> Result<String> {
+        let inside = if file.starts_with('/') { file.to_owned() } else { self.path(file) };
+        let outside = self.outside(&inside);
+        let written = || -> std::io::Result<()> {
+            std::fs::create_dir_all(outside.parent().unwrap_or(Path::new("/")))?;
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).mode(mode).open(&outside)?.write_all(content)
+        };
+        written().with_context(|| format!("writing {}", outside.display()))?;
+        Ok(inside)
+    }
+
+    /// Runs `ip` with these arguments on the hypervisor.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn ip(&self, arguments: &[&str]) -> Result<Finished> {
+        self.space.must("ip", arguments)
+    }
+
+    /// A table of the hypervisor's network from `/proc/net` (`udp`, `igmp`, ...).
+    ///
+    /// # Errors
+    /// The lab is gone, or there is no such table.
+    pub fn proc_net(&self, table: &str) -> Result<String> {
+        let path = format!("/proc/{}/net/{table}", self.holder());
+        std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+    }
+}
+
+/// A guest that is only a network: the stock client and misbehaving ones run in it.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    space: Space,
+    /// The name of its network in the lab (`ip netns exec NAME`).
+    pub name: String,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+impl Guest {
+    /// Where the guest's programs run.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+}

@@ -1,0 +1,261 @@
+//! Processes of a lab: ended and waited for when the value that stands for them is dropped, by their own handle, never by name.
+//!
+//! They need no death signal: they live in the lab's PID namespace, and the kernel kills all of that with its first process,
+//! which ends when the lab's owner ends, even by SIGKILL ([`crate::lab`]).
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::lab::Space;
+
+/// What a program that has ended left behind.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// From start to end.
+    pub elapsed: Duration,
+}
+
+impl Finished {
+    /// Itself, if the exit code is 0.
+    ///
+    /// # Errors
+    /// The exit code is another: with what the program printed.
+    pub fn success(self) -> Result<Self> {
+        match self.code {
+            Some(0) => Ok(self),
+            code => bail!("exit code {code:?}, printed: {}{}", self.stdout, self.stderr),
+        }
+    }
+}
+
+/// A running program, with what it has printed so far. Dropping it kills it and waits for it.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+    started: Instant,
+    ended: Option<(ExitStatus, Duration)>,
+    stdout: Printed,
+    stderr: Printed,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// The lines of one stream, as they come.
+#[derive(Clone, Debug, Default)]
+pub struct Printed(Arc<(Mutex<Vec<String>>, Condvar)>);
+
+impl Printed {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: String) {
+        self.lock().push(line);
+        self.0.1.notify_all();
+    }
+
+    /// All lines so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.lock().clone()
+    }
+
+    /// All lines so far as one text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.lock().iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    /// Waits for the first line from number `from` on (the first line is 0) that `wanted` makes something of.
+    /// `None` when the time is over.
+    pub fn wait_for<T>(&self, from: usize, limit: Duration, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + limit;
+        let mut lines = self.lock();
+        loop {
+            if let Some(found) = lines.iter().skip(from).find_map(|line| wanted(line)) {
+                return Some(found);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            lines = self.0.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Copies a stream line by line until its end. Bytes that are no UTF-8 are replaced: this is for people and for tests.
+fn collect(stream: impl Read + Send + 'static, into: Printed) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            into.push(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned());
+            line.clear();
+        }
+    })
+}
+
+/// Whether a pidfd's process has ended, waiting for it at most `limit`.
+///
+/// # Errors
+/// The system call failed.
+pub fn wait_pidfd(pidfd: impl AsFd, limit: Duration) -> Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(|_| anyhow!("time limit too long"))?;
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("waiting for a process"),
+        }
+    }
+}
+
+impl Process {
+    /// Starts a program in a space of a lab, with nothing on its standard input.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(space: &Space, command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        let mut child = space.spawn(command)?;
+        let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.context("a process without a number")?;
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("pidfd_open")?;
+        let (stdout, stderr) = (Printed::default(), Printed::default());
+        let mut readers = Vec::new();
+        readers.extend(child.stdout.take().map(|stream| collect(stream, stdout.clone())));
+        readers.extend(child.stderr.take().map(|stream| collect(stream, stderr.clone())));
+        Ok(Self { child, pidfd, started, ended: None, stdout, stderr, readers })
+    }
+
+    /// The process number, as the host counts.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What came on standard output.
+    #[must_use]
+    pub fn stdout(&self) -> &Printed {
+        &self.stdout
+    }
+
+    /// What came on standard error.
+    #[must_use]
+    pub fn stderr(&self) -> &Printed {
+        &self.stderr
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// The system call failed.
+    pub fn is_running(&mut self) -> Result<bool> {
+        if self.ended.is_none()
+            && let Some(status) = self.child.try_wait()?
+        {
+            self.ended = Some((status, self.started.elapsed()));
+        }
+        Ok(self.ended.is_none())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        if !self.is_running()? {
+            bail!("the process has ended already");
+        }
+        // Not reaped yet, or `is_running` would have said so: the number cannot be another process's.
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("sending a signal")
+    }
+
+    /// Waits for its end and collects what it printed.
+    ///
+    /// # Errors
+    /// It has not ended within `limit` (it is killed then); the error has what it printed.
+    pub fn finish(mut self, limit: Duration) -> Result<Finished> {
+        if !wait_pidfd(&self.pidfd, limit)? {
+            self.end();
+            bail!("still running after {limit:?}, printed: {}{}", self.stdout.text(), self.stderr.text());
+        }
+        let elapsed = self.started.elapsed();
+        let status = self.child.wait()?;
+        let (status, elapsed) = *self.ended.get_or_insert((status, elapsed));
+        self.join_readers();
+        let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
+        Ok(Finished { code: status.code(), stdout, stderr, elapsed })
+    }
+
+    /// Waits for the streams' ends. A descendant of the program may hold them open for longer: not waited for then.
+    fn join_readers(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        for reader in self.readers.drain(..) {
+            while !reader.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// Kills it and waits for its end.
+    fn end(&mut self) {
+        if self.ended.is_none() {
+            // Failures mean that it has ended already, which is what is wanted here.
+            let _ = self.child.kill();
+            if let Ok(status) = self.child.wait() {
+                self.ended = Some((status, self.started.elapsed()));
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Runs a program to its end in a space of a lab.
+///
+/// # Errors
+/// It could not be started, or ran for longer than `limit`. An exit code other than 0 is no error here: see
+/// [`Finished::success`].
+pub fn run(space: &Space, command: &mut Command, limit: Duration) -> Result<Finished> {
+    let process = Process::start(space, command)?;
+    process.finish(limit).with_context(|| format!("running {:?}", command.get_program()))
+}
+
+/// Asks `question` again and again until it answers, at most for `limit`.
+///
+/// # Errors
+/// No answer within the time, or the question failed. The error says what was waited for.
+pub fn poll_until<T>(what: &str, limit: Duration, mut question: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(answer) = question().with_context(|| format!("waiting for {what}"))? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {limit:?} in vain for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
