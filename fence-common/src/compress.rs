@@ -4,6 +4,9 @@
 //! but the preparation of keys uses these; everything else is on `sha1` and `sha2`, which these are tested against.
 //!
 //! A block is passed as words in memory order (big-endian numbers), as that keeps it aligned: BPF reads unaligned words bytewise.
+//! It is overwritten by the message schedule, for which the stack has no room.
+
+use core::sync::atomic::{Ordering, compiler_fence};
 
 /// State of SHA-1 in five of the eight words (the others stay zero), of SHA-256 in all.
 pub type State32 = [u32; 8];
@@ -75,6 +78,13 @@ const K64: [[u64; 16]; 5] = [
     ],
 ];
 
+/// Keeps the compiler from fetching words long before they are needed: on a machine with ten registers it would put them all on the
+/// stack. No instruction comes of it.
+#[inline(always)]
+fn step_by_step() {
+    compiler_fence(Ordering::SeqCst);
+}
+
 /// A word beside itself: what was a rotation of `x` by `n` is then one shift, `doubled(x) >> n`, where the target has no rotate.
 #[inline(always)]
 const fn doubled(x: u32) -> u64 {
@@ -125,7 +135,8 @@ macro_rules! next_words {
         $($w[$i] = $w[$i]
             .wrapping_add($small0($w[($i + 1) % 16]))
             .wrapping_add($w[($i + 9) % 16])
-            .wrapping_add($small1($w[($i + 14) % 16]));)+
+            .wrapping_add($small1($w[($i + 14) % 16]));
+        step_by_step();)+
     };
 }
 
@@ -159,6 +170,7 @@ macro_rules! step256 {
             .wrapping_add($w);
         $d = $d.wrapping_add(t);
         $h = t.wrapping_add(rotated3($a, [2, 13, 22])).wrapping_add(($a & $b) | ($c & ($a | $b)));
+        step_by_step();
     };
 }
 
@@ -174,15 +186,15 @@ macro_rules! step512 {
         $h = t
             .wrapping_add($a.rotate_right(28) ^ $a.rotate_right(34) ^ $a.rotate_right(39))
             .wrapping_add(($a & $b) | ($c & ($a | $b)));
+        step_by_step();
     };
 }
 
 /// Absorbs one block into a SHA-256 state.
 #[inline(never)]
-pub fn compress256(state: &mut State32, block: &Block32) {
-    let mut w = [0; 16];
-    for (word, &raw) in w.iter_mut().zip(block) {
-        *word = u32::from_be(raw);
+pub fn compress256(state: &mut State32, w: &mut Block32) {
+    for word in w.iter_mut() {
+        *word = u32::from_be(*word);
     }
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *state;
     for k in &K32 {
@@ -196,10 +208,9 @@ pub fn compress256(state: &mut State32, block: &Block32) {
 
 /// Absorbs one block into a SHA-512 state.
 #[inline(never)]
-pub fn compress512(state: &mut State64, block: &Block64) {
-    let mut w = [0; 16];
-    for (word, &raw) in w.iter_mut().zip(block) {
-        *word = u64::from_be(raw);
+pub fn compress512(state: &mut State64, w: &mut Block64) {
+    for word in w.iter_mut() {
+        *word = u64::from_be(*word);
     }
     let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *state;
     for k in &K64 {
@@ -238,10 +249,9 @@ macro_rules! twenty {
 
 /// Absorbs one block into a SHA-1 state.
 #[inline(never)]
-pub fn compress1(state: &mut State32, block: &Block32) {
-    let mut w = [0; 16];
-    for (word, &raw) in w.iter_mut().zip(block) {
-        *word = u32::from_be(raw);
+pub fn compress1(state: &mut State32, w: &mut Block32) {
+    for word in w.iter_mut() {
+        *word = u32::from_be(*word);
     }
     let mut s = [state[0], state[1], state[2], state[3], state[4]];
     twenty!(0, 0x5a82_7999_u32, w, s, |b, c, d| d ^ (b & (c ^ d)));

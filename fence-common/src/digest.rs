@@ -6,6 +6,8 @@
 //!
 //! A midstate is worth as much as the key: it is a secret, wherever it lies.
 
+use core::hint::black_box;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::compress::{Block32, Block64, State32, State64, compress1, compress256, compress512};
@@ -79,13 +81,14 @@ pub struct Scratch {
 /// The block function and the layout of one kind.
 macro_rules! verify_with {
     ($prepared:expr, $request:expr, $state:expr, $blocks:expr, $compress:path, $tail_mask:expr) => {{
-        *$blocks = $prepared.template;
+        // `copy_from_slice` says that they do not overlap: else it would be a `memmove`, which libbpf cannot link.
+        $blocks.copy_from_slice(&$prepared.template);
         // The mask changes nothing in what user space prepared; it is what shows the verifier that the gap lies inside.
         let tail = ($prepared.tail_len & $tail_mask) as usize;
         let Some(gap) = $blocks.as_mut_bytes().get_mut(tail..tail + HASH_OFFSET) else { return false };
         gap.copy_from_slice(signed_part($request));
-        *$state = $prepared.midstate;
-        for (index, block) in (0_u32..).zip($blocks.iter()) {
+        $state.copy_from_slice(&$prepared.midstate);
+        for (index, block) in (0_u32..).zip($blocks.iter_mut()) {
             if index >= $prepared.blocks {
                 break;
             }
@@ -107,18 +110,24 @@ pub fn verify(slot: &KeySlot, kind: HashKind, request: &Request, scratch: &mut S
         HashKind::None => false,
         HashKind::Sha1 => {
             verify_with!(slot.sha1, request, state32, blocks32, compress1, 63);
-            differences32::<5>(state32, &request.hash) == 0
+            none(differences32::<5>(state32, &request.hash).into())
         }
         HashKind::Sha256 => {
             verify_with!(slot.sha256, request, state32, blocks32, compress256, 63);
-            differences32::<8>(state32, &request.hash) == 0
+            none(differences32::<8>(state32, &request.hash).into())
         }
         HashKind::Sha512 => {
             verify_with!(slot.sha512, request, state64, blocks64, compress512, 127);
             let (words, _) = request.hash.as_chunks::<8>();
-            words.iter().zip(state64).fold(0, |all, (word, state)| all | (u64::from_be_bytes(*word) ^ *state)) == 0
+            none(words.iter().zip(state64).fold(0, |all, (word, state)| all | (u64::from_be_bytes(*word) ^ *state)))
         }
     }
+}
+
+/// Whether there is no difference. The barrier keeps the compiler from leaving at the first one, which it does without.
+#[inline(always)]
+fn none(differences: u64) -> bool {
+    black_box(differences) == 0
 }
 
 /// The bits in which the hash field differs from a digest of `WORDS` words, followed by zeros.
@@ -192,13 +201,13 @@ mod prepare {
         }
     }
 
-    fn prepare32(out: &mut Prepared32, key: &[u8], initial: State32, compress: fn(&mut State32, &[u32; 16])) {
+    fn prepare32(out: &mut Prepared32, key: &[u8], initial: State32, compress: fn(&mut State32, &mut [u32; 16])) {
         out.midstate = initial;
         let (whole, tail) = key.as_chunks::<64>();
         let mut block = Zeroizing::new([0_u32; 16]);
         for bytes in whole {
             block.as_mut_bytes().copy_from_slice(bytes);
-            compress(&mut out.midstate, &block);
+            compress(&mut out.midstate, &mut block);
         }
         out.blocks = lay_out(out.template.as_mut_bytes(), key.len(), tail, 64, 8);
         out.tail_len = length(tail);
@@ -210,7 +219,7 @@ mod prepare {
         let mut block = Zeroizing::new([0_u64; 16]);
         for bytes in whole {
             block.as_mut_bytes().copy_from_slice(bytes);
-            compress512(&mut out.midstate, &block);
+            compress512(&mut out.midstate, &mut block);
         }
         out.blocks = lay_out(out.template.as_mut_bytes(), key.len(), tail, 128, 16);
         out.tail_len = length(tail);

@@ -1,2 +1,114 @@
+//! The XDP program: recognises fence requests, checks their digests, drops what is wrong and hands what is right to the daemon.
+//!
+//! What decides is [`fence_common::frame`], the same code that user space is tested with. Here is only what the kernel adds: the
+//! packet ([`packet`]), the [`maps`], the clock, the ring buffer, and the one place where a verdict becomes an XDP action.
 #![no_std]
 #![no_main]
+
+mod maps;
+mod packet;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use fence_common::admit::Source;
+use fence_common::boundary::{ABI_VERSION, Event, KEY_SLOT_ACTIVE};
+use fence_common::frame::{Datagram, classify, decide};
+use fence_common::verdict::{Action, Verdict};
+use fence_common::wire::{FAMILY_V4, FAMILY_V6, REQUEST_LEN};
+use zerocopy::IntoBytes;
+
+/// The program. Its name is [`fence_common::boundary::name::PROGRAM`].
+#[xdp]
+pub fn fence_xdp(context: XdpContext) -> u32 {
+    let verdict = judge(&context);
+    count(verdict);
+    match verdict.action() {
+        // Consumed: the daemon answers it from the ring buffer, the socket must not see it as well.
+        Action::Deliver | Action::Drop => XDP_DROP,
+        Action::Pass => XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn judge(context: &XdpContext) -> Verdict {
+    let Some(config) = maps::CONFIG.get(0) else { return Verdict::NotOurs };
+    if config.rules().is_none() {
+        return Verdict::NotOurs;
+    }
+    let packet = packet::XdpPacket::new(context);
+    let datagram = match classify(&packet, config) {
+        Ok(datagram) => datagram,
+        Err(verdict) => return verdict,
+    };
+    // These elements always exist; without them there is no judging, and what is not judged is not ours.
+    let Some(slot) = maps::KEYS.get(KEY_SLOT_ACTIVE) else { return Verdict::NotOurs };
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return Verdict::NotOurs };
+    // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which user space does
+    // not touch and of which this is the only reference: one program runs on a CPU at a time, with softirqs disabled.
+    let scratch = unsafe { &mut *scratch };
+    match decide(&datagram, config, slot, scratch) {
+        Verdict::Delivered => deliver(context, &datagram),
+        verdict => verdict,
+    }
+}
+
+/// Hands a request to the daemon, or finds the ring buffer full.
+#[inline(always)]
+fn deliver(context: &XdpContext, datagram: &Datagram<'_>) -> Verdict {
+    let Some(mut record) = maps::REQUESTS.reserve_bytes(size_of::<Event>(), 0) else { return Verdict::RingFull };
+    // SAFETY: zerocopy's checked cast looks at the address, which the verifier forbids. The record has the event's length, the ring
+    // buffer aligns records to 8 bytes, `Event` has no invalid values, and the borrow ends before the record is submitted.
+    let event = unsafe { &mut *record.as_mut_ptr().cast::<Event>() };
+    // SAFETY: a helper without arguments that is allowed in every program; it is `unsafe` only because all helpers are.
+    event.arrived_ns = unsafe { bpf_ktime_get_ns() };
+    event.abi = ABI_VERSION;
+    event.ifindex = context.ingress_ifindex() as u32;
+    event.reserved = 0;
+    match datagram.source {
+        Source::V4(source) => {
+            event.family = FAMILY_V4;
+            // In words: twelve zero bytes become a call of `memset`, as with `memcpy` below.
+            event.source = zerocopy::transmute!([u32::from_ne_bytes(source), 0, 0, 0]);
+        }
+        Source::V6(source) => {
+            event.family = FAMILY_V6;
+            event.source = source;
+        }
+    }
+    // In two halves: a copy of more than 128 bytewise stores becomes a call of `memcpy`, which libbpf cannot link.
+    let (to, from) = (event.request.as_mut_bytes(), datagram.request.as_bytes());
+    let ((to_head, to_tail), (from_head, from_tail)) = (to.split_at_mut(REQUEST_LEN / 2), from.split_at(REQUEST_LEN / 2));
+    to_head.copy_from_slice(from_head);
+    to_tail.copy_from_slice(from_tail);
+    record.submit(0);
+    Verdict::Delivered
+}
+
+#[inline(always)]
+fn count(verdict: Verdict) {
+    // What is not counted touches no map: other traffic leaves early.
+    if verdict == Verdict::NotOurs {
+        return;
+    }
+    if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
+        // SAFETY: as for the scratch memory: not null, this CPU's own, the only reference. User space reads it at any time, each
+        // counter in one aligned word, which is written in one.
+        unsafe { &mut *counters }.count(verdict);
+    }
+}
+
+/// Nothing here panics; the compiler wants it said what would happen. The verifier refuses a program that could get here.
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lets only programs with a GPL-compatible licence use the clock helper.
+// SAFETY: the loader finds the licence by this section's name; it is plain data, NUL-terminated.
+#[unsafe(link_section = "license")]
+// SAFETY: the symbol must survive though nothing refers to it; no other object is linked, so the name cannot clash.
+#[unsafe(no_mangle)]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,34 @@
+//! The program's maps, typed for bpftool by BTF. Names and layouts are those of [`fence_common::boundary`].
+
+use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOTS, RING_BYTES};
+use fence_common::digest::{KeySlot, Scratch};
+use fence_common::verdict::Counters;
+
+/// What to recognise and to demand. Filled before the program is attached.
+#[btf_map(name = "fence_config")]
+pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+
+/// The prepared keys. Secret.
+#[btf_map(name = "fence_keys")]
+pub(crate) static KEYS: Array<KeySlot, KEY_SLOTS> = Array::new();
+
+/// How often each verdict was given.
+#[btf_map(name = "fence_counters")]
+pub(crate) static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+
+/// Verified requests on their way to the daemon. Without a value type: a sized one makes libbpf refuse the map.
+#[btf_map(name = "fence_requests")]
+pub(crate) static REQUESTS: RingBuf<(), RING_BYTES> = RingBuf::new();
+
+/// Working memory of a verification: 736 bytes are more than the stack has.
+#[btf_map(name = "fence_scratch")]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The version of the boundary that this object was built with, in a section that becomes a read-only map.
+// SAFETY: a section name is a promise to the linker, and only code can be endangered by it: this is plain data.
+#[unsafe(link_section = ".rodata.abi")]
+// SAFETY: the symbol must survive though nothing refers to it; no other object is linked, so the name cannot clash.
+#[unsafe(no_mangle)]
+pub(crate) static FENCE_XDP_ABI: u32 = ABI_VERSION;
