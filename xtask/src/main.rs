@@ -1,2 +1,91 @@
-//! What a person types: setup, build, run, test, lint.
-fn main() {}
+//! What a person types: `cargo xtask setup | build | run | test | lint`.
+//!
+//! Depends on neither libvirt nor aya nor the BPF toolchain, because it is what installs them: it must build on a machine that has
+//! nothing but cargo and a C compiler. Every command calls the setup that it needs itself, so a fresh clone needs one command, not two.
+
+mod bpf;
+mod hypervisor;
+mod lint;
+mod own_config;
+mod privilege;
+mod progress;
+mod run;
+mod setup;
+mod suites;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::setup::Profile;
+use crate::suites::Suite;
+use crate::workspace::Workspace;
+
+/// The tasks of fence-xdp.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing on Debian or Ubuntu; elsewhere, say what it would take
+    Setup {
+        /// What the machine is to be able to do [default: test; build on a hypervisor]
+        #[arg(long = "for", value_enum, value_name = "PURPOSE")]
+        profile: Option<Profile>,
+    },
+    /// Build the BPF program and everything that runs in user space
+    Build {
+        /// Optimised, as it is meant to run
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the daemon on a hypervisor, or the lab on a machine that is none
+    Run(run::Options),
+    /// Run the tests: all of them, or the sets named
+    Test {
+        /// Which sets [default: all]
+        #[arg(value_enum)]
+        suites: Vec<Suite>,
+        /// Arguments for the test programs, such as a part of a test's name or --nocapture
+        #[arg(last = true)]
+        filter: Vec<String>,
+    },
+    /// Formatting, clippy, and the rules of this tree
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup { profile } => {
+            setup::ensure(&workspace, profile.unwrap_or_else(setup::default_profile))?;
+        }
+        Task::Build { release } => {
+            setup::ensure(&workspace, Profile::Build)?;
+            let object = bpf::build(workspace.root())?;
+            let mut cargo = workspace.cargo(&object);
+            cargo.arg("build").args(release.then_some("--release"));
+            progress::shown("building the workspace", cargo)?;
+        }
+        Task::Run(options) => return run::run(&workspace, &options),
+        Task::Test { suites, filter } => return suites::run(&workspace, &suites, &filter),
+        Task::Lint => return lint::run(&workspace),
+    }
+    Ok(ExitCode::SUCCESS)
+}

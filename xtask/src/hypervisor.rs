@@ -1,0 +1,180 @@
+//! Whether this machine is a hypervisor, and what of stock's is on it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Stock's configuration file: ours reads the same.
+pub(crate) const STOCK_CONFIG: &str = "etc/fence_virt.conf";
+
+/// Where stock looks for the key if its configuration names none.
+const STOCK_KEY: &str = "/etc/cluster/fence_xvm.key";
+
+/// The port of requests, unless a configuration says otherwise.
+pub(crate) const PORT: u16 = 1229;
+
+/// A machine with a libvirt that serves, and its default network.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Hypervisor {
+    /// One of libvirt's sockets.
+    pub(crate) socket: PathBuf,
+}
+
+impl Hypervisor {
+    /// Looks under the root folder `root` for libvirt's sockets and the interface virbr0; the error says what is not there.
+    pub(crate) fn detect(root: &Path) -> Result<Self, String> {
+        // The sockets of the daemons that run domains; virtlogd and virtlockd have theirs in the same folder and run none.
+        let serving = ["libvirt-sock", "virtqemud-sock", "virtlxcd-sock", "virtxend-sock"];
+        let mut sockets = ["run/libvirt", "var/run/libvirt"]
+            .into_iter()
+            .flat_map(|folder| serving.map(|name| root.join(folder).join(name)));
+        let socket = sockets.find(|socket| socket.exists());
+        let bridge = root.join("sys/class/net/virbr0").exists();
+        match (socket, bridge) {
+            (Some(socket), true) => Ok(Self { socket }),
+            (Some(_), false) => Err("libvirt is here, but no interface virbr0".to_owned()),
+            (None, true) => Err("there is a virbr0, but no libvirt socket in /run/libvirt".to_owned()),
+            (None, false) => Err("no libvirt socket in /run/libvirt and no interface virbr0".to_owned()),
+        }
+    }
+}
+
+/// Stock's configuration under `root`, as far as xtask must know it; the daemon has the real parser.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct StockConfig {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// The key file that it names, or stock's default one.
+    pub(crate) key: PathBuf,
+    /// Whether that key file is there.
+    pub(crate) key_exists: bool,
+    /// The UDP port.
+    pub(crate) port: u16,
+}
+
+impl StockConfig {
+    /// Reads it; `None` if there is no such file.
+    pub(crate) fn read(root: &Path) -> Option<Self> {
+        let file = root.join(STOCK_CONFIG);
+        let text = fs::read(&file).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let key = last_value(&text, "key_file").unwrap_or_else(|| STOCK_KEY.to_owned());
+        let key_exists = root.join(key.trim_start_matches('/')).is_file();
+        let port = last_value(&text, "port").and_then(|port| port.parse().ok()).unwrap_or(PORT);
+        Some(Self { file, key: key.into(), key_exists, port })
+    }
+}
+
+/// The last `key = "value"` of a configuration, in whatever section: enough to look whether a file exists.
+fn last_value(text: &str, key: &str) -> Option<String> {
+    let bare = |line: &str| line.split('#').next().unwrap_or_default().to_owned();
+    let text: Vec<String> = text.lines().map(bare).collect();
+    let text = text.join(" ");
+    let statements = text.split([';', '{', '}']).filter_map(|statement| statement.split_once('='));
+    let values = statements.filter(|(name, _)| name.trim().eq_ignore_ascii_case(key));
+    values.map(|(_, value)| value.trim().trim_matches('"').to_owned()).rfind(|value| !value.is_empty())
+}
+
+/// Whether somebody has the UDP port `port` open, by the kernel's tables under `root`.
+pub(crate) fn udp_port_taken(root: &Path, port: u16) -> bool {
+    ["proc/net/udp", "proc/net/udp6"].iter().any(|table| {
+        let text = fs::read_to_string(root.join(table)).unwrap_or_default();
+        text.lines().skip(1).filter_map(local_port).any(|taken| taken == port)
+    })
+}
+
+/// The local port of a line of /proc/net/udp: `1229: 00000000:04CD 00000000:0000 ...`.
+fn local_port(line: &str) -> Option<u16> {
+    u16::from_str_radix(line.split_whitespace().nth(1)?.rsplit_once(':')?.1, 16).ok()
+}
+
+/// Whether a process under `root` calls itself stock's daemon.
+pub(crate) fn stock_daemon_runs(root: &Path) -> bool {
+    let Ok(processes) = fs::read_dir(root.join("proc")) else { return false };
+    processes.flatten().any(|process| {
+        fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name.trim_end() == "fence_virtd")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A root folder made of files, gone with the test.
+    struct Tree(PathBuf);
+
+    impl Tree {
+        fn of(files: &[(&str, &str)]) -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let name = format!("fence-xtask-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let root = std::env::temp_dir().join(name);
+            fs::create_dir_all(&root).unwrap();
+            for (file, text) in files {
+                let file = root.join(file);
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(file, text).unwrap();
+            }
+            Self(root)
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_hypervisor_has_both_a_serving_libvirt_and_the_bridge() {
+        let bridge = ("sys/class/net/virbr0/ifindex", "3\n");
+        let both = Tree::of(&[("run/libvirt/virtqemud-sock", ""), bridge]);
+        assert_eq!(Hypervisor::detect(&both.0).unwrap().socket, both.0.join("run/libvirt/virtqemud-sock"));
+        let old = Tree::of(&[("var/run/libvirt/libvirt-sock", ""), bridge]);
+        assert!(Hypervisor::detect(&old.0).is_ok());
+        let no_bridge = Tree::of(&[("run/libvirt/libvirt-sock", ""), ("sys/class/net/eth0/ifindex", "2\n")]);
+        assert!(Hypervisor::detect(&no_bridge.0).unwrap_err().contains("no interface virbr0"));
+        // A left-over log daemon runs no domains.
+        let no_libvirt = Tree::of(&[("run/libvirt/virtlogd-sock", ""), bridge]);
+        assert!(Hypervisor::detect(&no_libvirt.0).unwrap_err().contains("no libvirt socket"));
+        assert!(Hypervisor::detect(&Tree::of(&[]).0).is_err());
+    }
+
+    #[test]
+    fn the_key_of_a_stock_configuration_is_found() {
+        let text = "listeners { multicast {\n  # key_file = \"/etc/old.key\";\n  Key_File = \"/etc/fence_virt.key\"; port=\"1230\" ; } }\n";
+        let there = Tree::of(&[(STOCK_CONFIG, text), ("etc/fence_virt.key", "k")]);
+        let config = StockConfig::read(&there.0).unwrap();
+        assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some("/etc/fence_virt.key"), true, 1230));
+        let gone = Tree::of(&[(STOCK_CONFIG, text)]);
+        assert!(!StockConfig::read(&gone.0).unwrap().key_exists);
+        // A folder is no key.
+        let folder = Tree::of(&[(STOCK_CONFIG, text), ("etc/fence_virt.key/x", "")]);
+        assert!(!StockConfig::read(&folder.0).unwrap().key_exists);
+        let plain =
+            Tree::of(&[(STOCK_CONFIG, "fence_virtd { backend = \"libvirt\"; }"), ("etc/cluster/fence_xvm.key", "k")]);
+        let config = StockConfig::read(&plain.0).unwrap();
+        assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some(STOCK_KEY), true, PORT));
+        assert_eq!(StockConfig::read(&Tree::of(&[]).0), None);
+    }
+
+    #[test]
+    fn a_taken_port_is_seen_in_either_table() {
+        let head = "  sl  local_address rem_address   st tx_queue rx_queue\n";
+        let line = "  703: 00000000:04CD 00000000:0000 07 00000000:00000000\n";
+        let line6 = "  703: 00000000000000000000000000000000:04CD 00000000000000000000000000000000:0000 07\n";
+        let other = "  703: 00000000:04CE 00000000:04CD 07 00000000:00000000\n";
+        assert!(udp_port_taken(&Tree::of(&[("proc/net/udp", &format!("{head}{other}{line}"))]).0, PORT));
+        assert!(udp_port_taken(
+            &Tree::of(&[("proc/net/udp", head), ("proc/net/udp6", &format!("{head}{line6}"))]).0,
+            PORT
+        ));
+        assert!(!udp_port_taken(&Tree::of(&[("proc/net/udp", &format!("{head}{other}"))]).0, PORT));
+    }
+
+    #[test]
+    fn stocks_daemon_is_known_by_its_name() {
+        assert!(stock_daemon_runs(&Tree::of(&[("proc/1/comm", "init\n"), ("proc/77/comm", "fence_virtd\n")]).0));
+        assert!(!stock_daemon_runs(&Tree::of(&[("proc/1/comm", "init\n"), ("proc/77/comm", "fence-daemon\n")]).0));
+    }
+}

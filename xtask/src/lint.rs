@@ -1,0 +1,109 @@
+//! `cargo xtask lint`: formatting, clippy on every crate (the BPF program for its own target), and the rules of [`crate::tidy`].
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, bail};
+
+use crate::bpf;
+use crate::progress::{self, say};
+use crate::setup::toolchain::{self, Toolchain};
+use crate::setup::{self, Profile};
+use crate::tidy;
+use crate::workspace::Workspace;
+
+/// Runs every check, goes on after one that complains, and fails if any did.
+///
+/// # Errors
+/// If setup or the build of the BPF object, which the daemon's crate includes, fails.
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<ExitCode> {
+    setup::ensure(workspace, Profile::Lint)?;
+    let object = bpf::build(workspace.root())?;
+
+    let mut format = workspace.cargo(&object);
+    format.args(["fmt", "--all", "--check"]);
+    let mut clippy = workspace.cargo(&object);
+    clippy.args([
+        "clippy",
+        "--workspace",
+        "--exclude",
+        "fence-ebpf",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]);
+    let checks = [
+        ("tidy", check_tree(workspace.root())),
+        ("format", progress::shown("cargo fmt --check", format)),
+        ("clippy", progress::shown("clippy for the host", clippy)),
+        ("bpf", check_program(workspace)),
+    ];
+    let mut complaints = 0;
+    for (name, check) in checks {
+        if let Err(error) = check {
+            say(format!("lint: {name}: {error:#}"));
+            complaints += 1;
+        }
+    }
+    if complaints > 0 {
+        return Ok(ExitCode::FAILURE);
+    }
+    say("lint: nothing to complain about");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_tree(root: &Path) -> anyhow::Result<()> {
+    let findings = tidy::check(root)?;
+    for finding in &findings {
+        eprintln!("{finding}");
+    }
+    match findings.len() {
+        0 => Ok(()),
+        many => bail!("{many} places break the tree's rules"),
+    }
+}
+
+/// Clippy for the BPF target, with the toolchain that compiles for it; the compiler's own warnings where that toolchain has no clippy.
+fn check_program(workspace: &Workspace) -> anyhow::Result<()> {
+    let toolchain = Toolchain::find().context("no toolchain for the BPF target")?;
+    let has_clippy = Command::new(toolchain.cargo.with_file_name("cargo-clippy")).arg("--version").output();
+    let has_clippy = has_clippy.is_ok_and(|output| output.status.success());
+    let mut cargo = workspace.program(&toolchain.cargo);
+    let title = if has_clippy {
+        cargo.arg("clippy");
+        "clippy for the BPF target"
+    } else {
+        say(format!(
+            "{} has no clippy: checking the BPF program with the compiler's own warnings only",
+            toolchain.rustc.display()
+        ));
+        cargo.args(["rustc", "--profile", "check"]);
+        "rustc for the BPF target"
+    };
+    cargo.args([
+        "--quiet",
+        "--package",
+        "fence-ebpf",
+        "--bin",
+        "fence-xdp",
+        "--target",
+        "bpfel-unknown-none",
+        "-Z",
+        "build-std=core",
+    ]);
+    cargo.arg("--target-dir").arg(workspace.root().join("target/bpf-lint"));
+    cargo.args(["--", "-D", "warnings"]);
+    // Of two clippys cargo takes the one that PATH finds first: it must be this toolchain's.
+    let own = toolchain.cargo.parent().filter(|folder| folder.is_absolute()).map(Path::to_owned);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = own.into_iter().chain(env::split_paths(&path)).chain([toolchain::cargo_bin()]);
+    cargo.env("PATH", env::join_paths(path).context("PATH has an odd entry")?);
+    cargo.env("RUSTC", &toolchain.rustc).env("RUSTC_BOOTSTRAP", "1");
+    for inherited in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO"] {
+        cargo.env_remove(inherited);
+    }
+    progress::shown(title, cargo)
+}

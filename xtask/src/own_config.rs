@@ -1,0 +1,141 @@
+//! A configuration and a key of our own, for a hypervisor that has neither: in a folder of the user's, never in /etc.
+
+use std::env;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+/// How many bytes a key has: all that the protocol uses, and what Debian's package makes.
+const KEY_BYTES: usize = 4096;
+
+/// The two files, and whether they are new.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct OwnConfig {
+    /// The configuration.
+    pub(crate) file: PathBuf,
+    /// The key that it names.
+    pub(crate) key: PathBuf,
+    /// Whether the key was made just now, so that no guest can have it yet.
+    pub(crate) is_new: bool,
+}
+
+/// The folder for what a program keeps, by the XDG rules.
+///
+/// # Errors
+/// If the environment has neither `XDG_STATE_HOME` nor `HOME`.
+pub(crate) fn folder() -> anyhow::Result<PathBuf> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    Ok(state.context("neither XDG_STATE_HOME nor HOME is set: nowhere to keep a key")?.join("fence-xdp"))
+}
+
+impl OwnConfig {
+    /// Makes in `folder` what is not there yet. What is there stays: guests have copies of the key, an administrator may have edited the file.
+    ///
+    /// # Errors
+    /// If something cannot be written, or the key there is empty.
+    pub(crate) fn ensure(folder: &Path) -> anyhow::Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let key = folder.join("fence_xvm.key");
+        let is_new = !key.exists();
+        if is_new {
+            let mut bytes = vec![0; KEY_BYTES];
+            File::open("/dev/urandom")
+                .and_then(|mut random| random.read_exact(&mut bytes))
+                .context("no randomness for a key")?;
+            write_whole(&key, &bytes)?;
+        } else if fs::metadata(&key).with_context(|| format!("cannot look at {}", key.display()))?.len() == 0 {
+            bail!("the key {} is empty: remove it to get a new one", key.display());
+        }
+        let file = folder.join("fence_virt.conf");
+        if !file.exists() {
+            let key = key
+                .to_str()
+                .filter(|key| !key.contains(['"', '\\', '\n']))
+                .context("the folder's name cannot stand in a configuration")?;
+            write_whole(&file, configuration(key).as_bytes())?;
+        }
+        Ok(Self { file, key, is_new })
+    }
+}
+
+/// Writes a file that only its owner can read, all of it or nothing.
+fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let partial = path.with_extension("partial");
+    let _ = fs::remove_file(&partial);
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.and_then(|()| fs::rename(&partial, path)).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// What a host with libvirt's default network needs.
+fn configuration(key: &str) -> String {
+    format!(
+        r#"# Made by `cargo xtask run`; yours to edit. Stock's fence_virtd reads the same file.
+fence_virtd {{
+    listener = "multicast";
+    backend = "libvirt";
+}}
+
+listeners {{
+    multicast {{
+        key_file = "{key}";
+        interface = "virbr0";
+        family = "ipv4";
+        address = "225.0.0.12";
+        port = "1229";
+        hash = "sha256";
+        auth = "sha256";
+    }}
+}}
+
+backends {{
+    libvirt {{
+        uri = "qemu:///system";
+    }}
+}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn it_is_made_once_secret_and_whole() {
+        let folder = env::temp_dir().join(format!("fence-xtask-own-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        let made = OwnConfig::ensure(&folder).unwrap();
+        assert!(made.is_new);
+        let key = fs::read(&made.key).unwrap();
+        assert_eq!(key.len(), KEY_BYTES);
+        assert!(key.iter().any(|byte| *byte != key[0]));
+        for path in [&made.key, &made.file] {
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(fs::read_to_string(&made.file).unwrap().contains(made.key.to_str().unwrap()));
+
+        fs::write(&made.file, "edited").unwrap();
+        let again = OwnConfig::ensure(&folder).unwrap();
+        assert!(!again.is_new);
+        assert_eq!(fs::read(&made.key).unwrap(), key);
+        assert_eq!(fs::read_to_string(&made.file).unwrap(), "edited");
+
+        fs::write(&made.key, "").unwrap();
+        assert!(OwnConfig::ensure(&folder).unwrap_err().to_string().contains("empty"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

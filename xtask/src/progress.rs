@@ -1,0 +1,147 @@
+//! What a task shows while it works: a spinner on a terminal, plain lines with times elsewhere, a failing command's whole output.
+//!
+//! All of it goes to standard error, in one order with what cargo says; standard output is for results.
+
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Says one line about what the task does or found.
+pub(crate) fn say(line: impl AsRef<str>) {
+    eprintln!("==> {}", line.as_ref());
+}
+
+/// Runs a command whose output matters only if it fails.
+///
+/// # Errors
+/// If it cannot be started or fails; its output has been shown by then.
+pub(crate) fn quietly(title: &str, mut command: Command) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let spinner = Spinner::start(title);
+    let (reader, writer) = io::pipe().context("no pipe for a command's output")?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone().context("no pipe for a command's output")?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", line(&command)))?;
+    let shown = line(&command);
+    // It holds the writing end of the pipe, which must have no other holder than the child.
+    drop(command);
+
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut output = Vec::new();
+    let status = loop {
+        // Something that the command leaves running may keep the pipe open for ever: its exit counts, not the pipe's end.
+        let status = child.try_wait().with_context(|| format!("lost sight of {shown}"))?;
+        while let Ok(line) = lines.recv_timeout(Duration::from_millis(100)) {
+            spinner.tell(&line);
+            output.push(line);
+        }
+        if let Some(status) = status {
+            break status;
+        }
+    };
+    drop(spinner);
+    if !status.success() {
+        eprintln!("{}", output.join("\n"));
+    }
+    conclude(title, &shown, status, started)
+}
+
+/// Runs a command whose output people want to see (cargo shows its own progress).
+///
+/// # Errors
+/// If it cannot be started or fails.
+pub(crate) fn shown(title: &str, mut command: Command) -> anyhow::Result<()> {
+    let started = Instant::now();
+    say(title);
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {}", line(&command)))?;
+    conclude(title, &line(&command), status, started)
+}
+
+/// The command as one would type it, without its environment.
+pub(crate) fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+fn conclude(title: &str, command: &str, status: ExitStatus, started: Instant) -> anyhow::Result<()> {
+    let seconds = started.elapsed().as_secs_f64();
+    if !status.success() {
+        say(format!("{title}: FAILED after {seconds:.1} s"));
+        bail!("`{command}` failed ({status})");
+    }
+    say(format!("{title}: done in {seconds:.1} s"));
+    Ok(())
+}
+
+/// A spinner with the last line of a command's output on a terminal, one plain line elsewhere. It vanishes when dropped.
+struct Spinner(Option<ProgressBar>);
+
+impl Spinner {
+    fn start(title: &str) -> Self {
+        if !io::stderr().is_terminal() {
+            say(title);
+            return Self(None);
+        }
+        let bar = ProgressBar::new_spinner().with_prefix(title.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg:.dim}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+
+    fn tell(&self, line: &str) {
+        if let Some(bar) = self.0.as_ref().filter(|_| !line.is_empty()) {
+            bar.set_message(line.to_owned());
+        }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_failing_command_is_an_error_that_names_it() {
+        let error = quietly("trying", shell("echo out; echo err >&2; exit 3")).unwrap_err().to_string();
+        assert!(error.contains("exit 3") && error.contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn what_a_command_leaves_running_does_not_hold_us() {
+        let started = Instant::now();
+        quietly("trying", shell("sleep 20 & echo left")).unwrap();
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_missing_program_is_an_error_that_names_it() {
+        let error = format!("{:#}", shown("trying", Command::new("no-such-program-here")).unwrap_err());
+        assert!(error.contains("no-such-program-here"), "{error}");
+    }
+}

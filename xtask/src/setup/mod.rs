@@ -1,0 +1,353 @@
+//! `cargo xtask setup`: looks at what a purpose needs, and installs what is missing where it knows how to (Debian, Ubuntu).
+//!
+//! It looks first and touches nothing if all is there, which takes a fraction of a second: every other task calls it. What it cannot get it
+//! says before it installs anything. It starts no service, on no system: a hypervisor must not get a second fencing daemon from a build.
+
+pub(crate) mod os;
+pub(crate) mod packages;
+pub(crate) mod toolchain;
+
+use std::env;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+
+use self::os::{Family, Os};
+use self::packages::Requirement;
+use self::toolchain::{BPF_LINKER, LINKER_LLVM, Toolchain, Version};
+use crate::hypervisor::Hypervisor;
+use crate::privilege::Privilege;
+use crate::progress::{self, say};
+use crate::workspace::Workspace;
+
+/// What a machine is to be able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// Compile everything, the BPF program included
+    Build,
+    /// Compile, and run clippy on the BPF program
+    Lint,
+    /// Compile, and run the lab of `cargo xtask run`
+    Lab,
+    /// Compile, run the lab, and test against a real libvirtd, QEMU and LXC
+    Test,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Lint => "lint",
+            Self::Lab => "lab",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// Debian's second Rust toolchain, with the library's source.
+const RUST_WEB: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+/// What clippy of that toolchain comes in.
+const CLIPPY_WEB: &str = "rust-web-clippy";
+/// Packages that cannot be installed beside [`RUST_WEB`].
+const RUST_WEB_CONFLICTS: [&str; 3] = ["rustc", "cargo", "rustup"];
+
+/// Runs as root with the packages as its arguments. No service is started: a policy-rc.d (the system's own hook for that) refuses while packages
+/// are installed, unless the system has one already. A second fencing daemon would also come up at the next boot: that is taken back.
+/// Removing other packages to make room is refused; a repository that cannot be reached is only fatal if a package is missing for it.
+const INSTALL: &str = r#"
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ] || grep -q 'fence-xdp setup' "$policy"; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 130' HUP INT TERM
+    printf '#!/bin/sh\n# fence-xdp setup: no service is started while it installs.\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 install --yes --no-install-recommends --no-remove "$@"
+case " $* " in *' fence-virtd '*)
+    if [ -d /run/systemd/system ]; then systemctl disable --quiet fence_virtd.service; fi ;;
+esac
+"#;
+
+/// Another apt may hold the lists' lock, which apt does not wait for by itself.
+const UPDATE: &str = r"
+for attempt in 1 2 3; do
+    if apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 update; then exit 0; fi
+    sleep 5
+done
+exit 1
+";
+
+/// What a bare `cargo xtask setup` is for: everything, except on a hypervisor, which should not get test servers unasked.
+pub(crate) fn default_profile() -> Profile {
+    match Hypervisor::detect(Path::new("/")) {
+        Ok(_) => {
+            say(
+                "this machine is a hypervisor: setting it up to build (`--for test` adds QEMU, LXC and stock's daemon for the tests)",
+            );
+            Profile::Build
+        }
+        Err(_) => Profile::Test,
+    }
+}
+
+/// Makes the machine able to do what `profile` says.
+///
+/// # Errors
+/// With the remedy, if something is missing that setup cannot install.
+pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<()> {
+    let missing = Missing::look(profile);
+    if missing.is_empty() {
+        say(format!("setup for {}: everything is there", profile.name()));
+        return Ok(());
+    }
+    let os = Os::of(Path::new("/"));
+    match os.family {
+        Family::Debian if tool("apt-get").is_some() => missing.install(workspace, &os)?,
+        Family::Debian | Family::Fedora | Family::Other => bail!("{}", missing.remedy(&os)),
+    }
+    let mut still = Missing::look(profile);
+    if std::mem::take(&mut still.clippy) {
+        say(format!("{os} has no {CLIPPY_WEB}: lint will compile the BPF program with warnings denied instead"));
+    }
+    if !still.is_empty() {
+        bail!("setup went through, and still: {}", still.remedy(&os));
+    }
+    say(format!("setup for {}: everything is there now", profile.name()));
+    Ok(())
+}
+
+/// Where the shell finds a program; also in the folders that only root's PATH has.
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut places = env::split_paths(&path).chain(sbin).map(|folder| folder.join(name));
+    places.find(|place| place.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0))
+}
+
+/// What a purpose lacks on this machine.
+#[derive(Debug)]
+struct Missing {
+    system: Vec<Requirement>,
+    /// No compiler that has the library's source.
+    rust: bool,
+    /// No linker for the BPF target, or one that is too old.
+    linker: bool,
+    /// No clippy for the distribution's toolchain.
+    clippy: bool,
+    /// LLVM's major version of the compiler, if there is one.
+    llvm: Option<u32>,
+}
+
+impl Missing {
+    fn look(profile: Profile) -> Self {
+        let required = packages::requirements(profile);
+        let installed = packages::installed(required.iter().flat_map(|one| one.apt).copied());
+        let toolchain = Toolchain::find();
+        let debians = toolchain.as_ref().is_none_or(Toolchain::is_system);
+        Self {
+            system: packages::missing(&required, &installed, |name| tool(name).is_some()),
+            rust: toolchain.is_none(),
+            linker: toolchain::bpf_linker().is_none_or(|version| version < BPF_LINKER),
+            clippy: profile == Profile::Lint && debians && !Path::new("/usr/bin/cargo-clippy").exists(),
+            llvm: toolchain.map(|toolchain| toolchain.llvm),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.system.is_empty() && !self.rust && !self.linker && !self.clippy
+    }
+
+    /// Installs all of it with apt and cargo, or says what it cannot get, before it installs anything.
+    fn install(&self, workspace: &Workspace, os: &Os) -> anyhow::Result<()> {
+        let privilege = Privilege::of_this_process();
+        let linker_needs: Vec<String> = LINKER_LLVM.iter().map(|llvm| format!("llvm-{llvm}-dev")).collect();
+        let linker_needs: Vec<&str> = linker_needs.iter().map(String::as_str).collect();
+        let llvm_there = self.linker_llvm(|llvm| Path::new(&format!("/usr/lib/llvm-{llvm}/bin/llvm-config")).exists());
+        let needs_apt = !self.system.is_empty()
+            || self.rust
+            || self.clippy
+            || (self.linker && (llvm_there.is_none() || tool("c++").is_none()));
+
+        if needs_apt {
+            let mut update = privilege.command("sh").with_context(|| self.remedy(os))?;
+            update.args(["-c", UPDATE]);
+            if let Err(error) = progress::quietly("reading the package lists", update) {
+                say(format!("{error:#}; going on with the lists that are there"));
+            }
+        }
+        let known = |name: &&str| packages::candidates(&[name]).pop().flatten();
+        let mut names = Vec::new();
+        let mut unknown = Vec::new();
+        for one in &self.system {
+            match one.apt.iter().find(|name| known(name).is_some()) {
+                Some(name) => names.push((*name).to_owned()),
+                None => unknown.push(format!("no package {}", one.apt.join(" or "))),
+            }
+        }
+        let rustup = self.rust && !rust_web_fits(&packages::candidates(&RUST_WEB));
+        if self.rust && !rustup {
+            names.extend(RUST_WEB.map(str::to_owned));
+        }
+        if rustup && tool("rustup").is_none() {
+            unknown.push(format!(
+                "no Rust {} or newer with its library's source: get rustup (https://rustup.rs)",
+                Version::minimum_rust()
+            ));
+        }
+        if self.clippy && !rustup {
+            // Without it lint compiles the program with warnings denied, and says so.
+            names.extend(known(&CLIPPY_WEB).map(|_| CLIPPY_WEB.to_owned()));
+        }
+        let mut llvm = llvm_there;
+        if self.linker && llvm.is_none() {
+            let available = packages::candidates(&linker_needs);
+            let position = |llvm: u32| LINKER_LLVM.iter().position(|one| *one == llvm);
+            llvm = self.linker_llvm(|llvm| position(llvm).is_some_and(|at| matches!(available.get(at), Some(Some(_)))));
+            match llvm {
+                Some(llvm) => names.push(format!("llvm-{llvm}-dev")),
+                None => unknown.push(format!(
+                    "no package {} for bpf-linker {BPF_LINKER}: get LLVM from https://apt.llvm.org, or put a released bpf-linker on PATH",
+                    linker_needs.join(" or ")
+                )),
+            }
+        }
+        if self.linker && tool("c++").is_none() {
+            names.push("g++".to_owned());
+        }
+        if !unknown.is_empty() {
+            bail!("{os} lacks what is needed, so nothing was installed:\n  {}", unknown.join("\n  "));
+        }
+
+        if !names.is_empty() {
+            let mut install = privilege.command("sh").with_context(|| self.remedy(os))?;
+            install.args(["-c", INSTALL, "setup"]).args(&names);
+            say(format!("installing {}", names.join(" ")));
+            progress::quietly(&format!("installing {} packages", names.len()), install)?;
+        }
+        if rustup {
+            let mut component = Command::new("rustup");
+            component.args(["component", "add", "rust-src"]);
+            progress::quietly("adding the library's source to the Rust toolchain", component)?;
+        }
+        if let Some(llvm) = llvm.filter(|_| self.linker) {
+            let mut cargo = workspace.program("cargo");
+            cargo.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
+            cargo.args(["install", "bpf-linker", "--locked", "--version", &BPF_LINKER.to_string()]);
+            cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
+            progress::quietly(&format!("compiling bpf-linker {BPF_LINKER} (about a minute)"), cargo)?;
+        }
+        Ok(())
+    }
+
+    /// The oldest LLVM for bpf-linker that is `available`, and not older than the compiler's.
+    fn linker_llvm(&self, available: impl Fn(u32) -> bool) -> Option<u32> {
+        // The distribution's toolchain that is about to be installed is of the first.
+        let least = self.llvm.or_else(toolchain::default_llvm).unwrap_or(0);
+        LINKER_LLVM.iter().copied().find(|llvm| *llvm >= least && available(*llvm))
+    }
+
+    /// What is missing, and how an administrator of `os` gets it.
+    fn remedy(&self, os: &Os) -> String {
+        let mut lines = Vec::new();
+        let packages = |names: Vec<&str>| names.join(" ");
+        if os.family == Family::Fedora {
+            let mut names: Vec<&str> = self.system.iter().map(|one| one.dnf).collect();
+            if self.linker {
+                names.extend(["llvm-devel", "gcc-c++"]);
+            }
+            if !names.is_empty() {
+                lines.push(format!("sudo dnf install {}", packages(names)));
+            }
+        } else {
+            let mut names: Vec<&str> = self.system.iter().filter_map(|one| one.apt.first()).copied().collect();
+            if self.rust && os.family == Family::Debian {
+                names.extend(RUST_WEB);
+            }
+            if self.clippy && os.family == Family::Debian {
+                names.push(CLIPPY_WEB);
+            }
+            if self.linker {
+                names.extend(["llvm-22-dev", "g++"]);
+            }
+            if !names.is_empty() && os.family == Family::Debian {
+                lines.push(format!("sudo apt-get install --no-install-recommends {}", packages(names)));
+            } else if !names.is_empty() {
+                lines.push(format!("your system's packages for what Debian calls: {}", packages(names)));
+            }
+        }
+        if self.rust && os.family != Family::Debian {
+            let rust = Version::minimum_rust();
+            lines.push(format!("rustup toolchain install {rust} && rustup component add rust-src   (Rust {rust} or newer; https://rustup.rs)"));
+        }
+        if self.linker {
+            lines.push(format!(
+                "LLVM_PREFIX=<where LLVM 22 is> cargo install bpf-linker --locked --version {BPF_LINKER} --no-default-features --features llvm-22"
+            ));
+        }
+        format!(
+            "this machine ({os}) lacks what is needed, and setup cannot install it by itself here. As an administrator:\n  {}",
+            lines.join("\n  ")
+        )
+    }
+}
+
+/// Whether Debian's second toolchain can be had (by the versions apt would install) and would displace nothing.
+fn rust_web_fits(candidates: &[Option<String>]) -> bool {
+    let new_enough = |version: &Option<String>| {
+        version.as_deref().and_then(Version::parse).is_some_and(|version| version >= Version::minimum_rust())
+    };
+    !candidates.is_empty() && candidates.iter().all(new_enough) && packages::installed(RUST_WEB_CONFLICTS).is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_missing() -> Missing {
+        Missing {
+            system: packages::requirements(Profile::Test),
+            rust: true,
+            linker: true,
+            clippy: false,
+            llvm: Some(22),
+        }
+    }
+
+    #[test]
+    fn each_family_gets_its_own_remedy() {
+        let fedora = Os::parse("ID=fedora");
+        let text = all_missing().remedy(&fedora);
+        assert!(
+            text.contains("dnf install libvirt-devel") && text.contains("rust-src") && text.contains("bpf-linker"),
+            "{text}"
+        );
+        assert!(!text.contains("apt-get"), "{text}");
+        let debian = Os::parse("ID=debian");
+        let text = all_missing().remedy(&debian);
+        assert!(text.contains("apt-get install") && text.contains("rustc-web") && !text.contains("dnf"), "{text}");
+        let other = Os::parse("ID=arch");
+        let text = all_missing().remedy(&other);
+        assert!(text.contains("rustup") && text.contains("libvirt-dev") && !text.contains("apt-get"), "{text}");
+    }
+
+    #[test]
+    fn the_linkers_llvm_is_not_older_than_the_compilers() {
+        assert_eq!(all_missing().linker_llvm(|_| true), Some(22));
+        assert_eq!(all_missing().linker_llvm(|llvm| llvm == 23), Some(23));
+        assert_eq!(Missing { llvm: Some(23), ..all_missing() }.linker_llvm(|_| true), Some(23));
+        assert_eq!(Missing { llvm: Some(24), ..all_missing() }.linker_llvm(|_| true), None);
+    }
+
+    #[test]
+    fn an_old_second_toolchain_is_none() {
+        let versions = |version: &str| [Some(version.to_owned()), Some(version.to_owned()), None];
+        assert!(!rust_web_fits(&versions("1.85.0+dfsg3-1~deb12u3")[..2]));
+        assert!(!rust_web_fits(&versions("1.96.0+dfsg1-1~deb12u2")));
+        assert!(!rust_web_fits(&[]));
+    }
+}

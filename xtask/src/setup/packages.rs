@@ -1,0 +1,149 @@
+//! What each purpose needs of the system, and what of it is missing, by dpkg.
+
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
+
+use super::Profile;
+
+/// One thing that the system must have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Requirement {
+    /// A program that is proof enough, whatever package it came from.
+    tool: Option<&'static str>,
+    /// Debian's and Ubuntu's packages that bring it, the first that exists is taken.
+    pub(crate) apt: &'static [&'static str],
+    /// Fedora's and RHEL's package.
+    pub(crate) dnf: &'static str,
+}
+
+const fn tool(tool: &'static str, apt: &'static [&'static str], dnf: &'static str) -> Requirement {
+    Requirement { tool: Some(tool), apt, dnf }
+}
+
+const fn package(apt: &'static [&'static str], dnf: &'static str) -> Requirement {
+    Requirement { tool: None, apt, dnf }
+}
+
+/// To compile (what the BPF toolchain needs is [`super::toolchain`]'s).
+const BUILD: &[Requirement] = &[
+    package(&["libvirt-dev"], "libvirt-devel"),
+    tool("pkg-config", &["pkg-config"], "pkgconf-pkg-config"),
+    tool("cc", &["gcc"], "gcc"),
+];
+
+/// To run the lab: namespaces, a look inside, and the stock client. No libvirtd: the lab uses libvirt's in-process driver.
+const LAB: &[Requirement] = &[
+    tool("ip", &["iproute2"], "iproute"),
+    tool("bpftool", &["bpftool", "linux-tools-common"], "bpftool"),
+    tool("fence_xvm", &["fence-virt"], "fence-virt"),
+];
+
+/// To test against a real libvirtd, QEMU, LXC and stock's daemon.
+const TEST: &[Requirement] = &[
+    tool("fence_virtd", &["fence-virtd"], "fence-virtd fence-virtd-libvirt fence-virtd-multicast"),
+    package(&["libvirt-daemon"], "libvirt-daemon"),
+    package(&["libvirt-daemon-system"], "libvirt-daemon-config-network"),
+    package(&["libvirt-daemon-driver-qemu"], "libvirt-daemon-driver-qemu"),
+    package(&["libvirt-daemon-driver-lxc"], "libvirt-daemon-driver-lxc"),
+    tool("virsh", &["libvirt-clients"], "libvirt-client"),
+    tool("qemu-system-x86_64", &["qemu-system-x86"], "qemu-system-x86"),
+    tool("tini", &["tini"], "tini"),
+    // The guests' whole user space: a dynamically linked busybox is none.
+    package(&["busybox-static"], "busybox"),
+    tool("tcpdump", &["tcpdump"], "tcpdump"),
+];
+
+/// What `profile` needs.
+pub(crate) fn requirements(profile: Profile) -> Vec<Requirement> {
+    let parts: &[&[Requirement]] = match profile {
+        Profile::Build | Profile::Lint => &[BUILD],
+        Profile::Lab => &[BUILD, LAB],
+        Profile::Test => &[BUILD, LAB, TEST],
+    };
+    parts.concat()
+}
+
+/// Of `required`, what is neither there as a tool (by `is_tool`) nor as one of its packages.
+pub(crate) fn missing(
+    required: &[Requirement],
+    installed: &BTreeSet<String>,
+    is_tool: impl Fn(&str) -> bool,
+) -> Vec<Requirement> {
+    let there =
+        |one: &Requirement| one.tool.is_some_and(&is_tool) || one.apt.iter().any(|name| installed.contains(*name));
+    required.iter().filter(|one| !there(one)).copied().collect()
+}
+
+/// Which of `names` dpkg has installed; none where there is no dpkg.
+pub(crate) fn installed<'a>(names: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat", "${db:Status-Abbrev} ${Package}\n", "--"]).args(names);
+    // It fails if it does not know one of the names, and prints the others all the same.
+    let output = query.stdin(Stdio::null()).stderr(Stdio::null()).output();
+    output.map(|output| parse_installed(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
+}
+
+/// Reads lines of a status abbreviation (`ii `: wanted, and installed) and a name.
+fn parse_installed(text: &str) -> BTreeSet<String> {
+    let line = |line: &str| {
+        let (status, name) = line.split_once(' ')?;
+        status.ends_with('i').then(|| name.trim().to_owned())
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// For each of `names`: the version that apt would install, if it knows one.
+pub(crate) fn candidates(names: &[&str]) -> Vec<Option<String>> {
+    let output = Command::new("apt-cache").arg("policy").args(names).env("LC_ALL", "C").stdin(Stdio::null()).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    names.iter().map(|name| parse_candidate(&text, name)).collect()
+}
+
+/// Finds the candidate of `name` in the output of `apt-cache policy`.
+fn parse_candidate(text: &str, name: &str) -> Option<String> {
+    let block = text.lines().skip_while(|line| line.strip_suffix(':') != Some(name)).skip(1);
+    let mut own = block.take_while(|line| line.starts_with(' '));
+    let version = own.find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_installed_packages_count() {
+        let text = "ii  gcc\nrc  fence-virtd\nun  kmod\nhi  tini\niU  libvirt-dev\n";
+        assert_eq!(parse_installed(text), BTreeSet::from(["gcc".to_owned(), "tini".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_missing_is_what_neither_dpkg_nor_the_path_has() {
+        let required = requirements(Profile::Lab);
+        let installed = BTreeSet::from(["libvirt-dev".to_owned(), "linux-tools-common".to_owned()]);
+        let missing = missing(&required, &installed, |tool| matches!(tool, "cc" | "ip"));
+        let names: Vec<_> = missing.iter().map(|one| one.apt[0]).collect();
+        assert_eq!(names, ["pkg-config", "fence-virt"]);
+    }
+
+    #[test]
+    fn building_and_the_lab_never_ask_for_a_daemon() {
+        for profile in [Profile::Build, Profile::Lint, Profile::Lab] {
+            for one in requirements(profile) {
+                assert!(
+                    !one.apt.iter().any(|name| name.contains("daemon") || *name == "fence-virtd"),
+                    "{profile:?}: {one:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn candidates_are_read_per_package() {
+        let text = "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0+dfsg1-1~deb12u2\n  Version table:\n\
+                    cargo-web:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n";
+        assert_eq!(parse_candidate(text, "rustc-web").as_deref(), Some("1.96.0+dfsg1-1~deb12u2"));
+        assert_eq!(parse_candidate(text, "cargo-web"), None);
+        assert_eq!(parse_candidate(text, "rust"), None);
+    }
+}

@@ -1,0 +1,129 @@
+//! The BPF toolchain: a Rust compiler that has the library's source, and bpf-linker.
+//!
+//! The library for the BPF target has to be compiled from source. rustup brings the source as the component `rust-src`; Debian brings a whole
+//! second toolchain with it (`rustc-web`), which lives in /usr/bin beside rustup's.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The bpf-linker that setup installs; any later one is taken as it is.
+pub(crate) const BPF_LINKER: Version = Version(0, 13, 0);
+
+/// LLVM's major versions that [`BPF_LINKER`] can be built with.
+pub(crate) const LINKER_LLVM: &[u32] = &[22, 23];
+
+/// A version as programs print it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
+
+impl Version {
+    /// The version at the start of `text`; what follows its numbers (`-nightly`, `+dfsg1-1`) does not count.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+        let mut numbers = numbers.split('.').map(str::parse);
+        let major = numbers.next()?.ok()?;
+        let mut rest = numbers.map_while(Result::ok);
+        Some(Self(major, rest.next()?, rest.next().unwrap_or(0)))
+    }
+
+    /// The oldest Rust that compiles this workspace: its `rust-version`.
+    pub(crate) fn minimum_rust() -> Self {
+        Self::parse(env!("CARGO_PKG_RUST_VERSION")).unwrap_or(Self(1, 95, 0))
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// A Rust toolchain that can compile for the BPF target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Toolchain {
+    /// Its compiler.
+    pub(crate) rustc: PathBuf,
+    /// The cargo that goes with it.
+    pub(crate) cargo: PathBuf,
+    /// Its version.
+    pub(crate) version: Version,
+    /// The major version of its LLVM: bpf-linker's must not be older.
+    pub(crate) llvm: u32,
+}
+
+impl Toolchain {
+    /// The first toolchain that will do: the one that the shell finds, then the distribution's.
+    pub(crate) fn find() -> Option<Self> {
+        let candidates = [("rustc".into(), "cargo".into()), ("/usr/bin/rustc".into(), PathBuf::from("/usr/bin/cargo"))];
+        candidates.into_iter().find_map(|(rustc, cargo): (PathBuf, PathBuf)| {
+            let (version, llvm) = parse_verbose_version(&ask(&rustc, &["-vV"])?)?;
+            let sysroot = ask(&rustc, &["--print", "sysroot"])?;
+            let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml");
+            (version >= Version::minimum_rust() && library.exists() && ask(&cargo, &["-V"]).is_some()).then_some(Self {
+                rustc,
+                cargo,
+                version,
+                llvm,
+            })
+        })
+    }
+
+    /// Whether it is the distribution's own.
+    pub(crate) fn is_system(&self) -> bool {
+        self.rustc.is_absolute()
+    }
+}
+
+/// The LLVM of the compiler that the shell finds, if there is one.
+pub(crate) fn default_llvm() -> Option<u32> {
+    Some(parse_verbose_version(&ask(Path::new("rustc"), &["-vV"])?)?.1)
+}
+
+/// The version of the bpf-linker at hand: on PATH, or where cargo installs.
+pub(crate) fn bpf_linker() -> Option<Version> {
+    let at_hand = [PathBuf::from("bpf-linker"), cargo_bin().join("bpf-linker")];
+    at_hand.iter().find_map(|linker| Version::parse(ask(linker, &["--version"])?.strip_prefix("bpf-linker ")?))
+}
+
+/// Where `cargo install` puts programs.
+pub(crate) fn cargo_bin() -> PathBuf {
+    let home = env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    home.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo")).join("bin")
+}
+
+/// Reads the output of `rustc -vV`: version and LLVM's major version.
+fn parse_verbose_version(text: &str) -> Option<(Version, u32)> {
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+    Some((Version::parse(value("release: ")?)?, Version::parse(value("LLVM version: ")?)?.0))
+}
+
+/// The standard output of a program that succeeds.
+fn ask(program: &Path, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_end_where_their_numbers_do() {
+        assert_eq!(Version::parse("1.96.0+dfsg1-1~deb12u2"), Some(Version(1, 96, 0)));
+        assert_eq!(Version::parse("1.98.0-nightly"), Some(Version(1, 98, 0)));
+        assert_eq!(Version::parse("1.95"), Some(Version(1, 95, 0)));
+        assert_eq!(Version::parse("0.13.0\n"), Some(Version(0, 13, 0)));
+        for none in ["", "web", "1", ".1.2", "1.x"] {
+            assert_eq!(Version::parse(none), None, "{none}");
+        }
+        assert!(Version(1, 100, 0) > Version(1, 96, 2));
+    }
+
+    #[test]
+    fn the_compilers_llvm_is_read() {
+        let text = "rustc 1.96.0 (built from a source tarball)\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
+        assert_eq!(parse_verbose_version(text), Some((Version(1, 96, 0), 22)));
+        assert_eq!(parse_verbose_version("rustc 1.96.0\n"), None);
+    }
+}

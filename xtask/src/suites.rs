@@ -1,0 +1,234 @@
+//! `cargo xtask test`: the sets of tests, what each needs, and one table at the end.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+
+use crate::bpf;
+use crate::privilege::Privilege;
+use crate::progress::{self, say};
+use crate::setup::{self, Profile};
+use crate::workspace::Workspace;
+
+/// A set of tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Suite {
+    /// What needs nothing but a compiler: fence-common, the daemon's library, xtask
+    Unit,
+    /// The BPF program alone, through BPF_PROG_TEST_RUN
+    ProgRun,
+    /// The daemon and the stock client in network namespaces
+    Netns,
+    /// Real guests under a real libvirtd: QEMU and LXC
+    Libvirt,
+}
+
+impl Suite {
+    const ALL: [Self; 4] = [Self::Unit, Self::ProgRun, Self::Netns, Self::Libvirt];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::ProgRun => "prog-run",
+            Self::Netns => "netns",
+            Self::Libvirt => "libvirt",
+        }
+    }
+
+    /// What to tell `cargo test`.
+    fn selection(self) -> &'static [&'static str] {
+        match self {
+            Self::Unit => &["--package", "fence-common", "--package", "fence-daemon", "--package", "xtask"],
+            Self::ProgRun => &["--package", "fence-tests", "--test", "prog_run"],
+            Self::Netns => &["--package", "fence-tests", "--test", "netns"],
+            Self::Libvirt => &["--package", "fence-tests", "--test", "libvirt"],
+        }
+    }
+
+    fn needs_root(self) -> bool {
+        match self {
+            Self::Unit => false,
+            Self::ProgRun | Self::Netns | Self::Libvirt => true,
+        }
+    }
+
+    /// What the machine must have for it.
+    fn profile(self) -> Profile {
+        match self {
+            Self::Unit | Self::ProgRun => Profile::Build,
+            Self::Netns | Self::Libvirt => Profile::Test,
+        }
+    }
+}
+
+/// What the test programs of a set said, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Tally {
+    /// Adds a line if it is a test program's last: `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
+    fn read(&mut self, line: &str) {
+        let Some((_, counts)) = line.trim().strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+            return;
+        };
+        for count in counts.split("; ") {
+            let Some((number, what)) = count.split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// How a set went.
+#[derive(Debug)]
+struct Outcome {
+    suite: Suite,
+    tally: Tally,
+    passed: bool,
+    took: Duration,
+}
+
+/// Runs `wanted` (all if none is named) one after the other, goes on after a failing one, and fails if any did.
+///
+/// # Errors
+/// If setup or the build of what the tests need fails.
+pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) -> anyhow::Result<ExitCode> {
+    let mut suites = if wanted.is_empty() { Suite::ALL.to_vec() } else { wanted.to_vec() };
+    suites.sort_unstable();
+    suites.dedup();
+    let privilege = Privilege::of_this_process();
+    let for_root: Vec<_> = suites.iter().filter(|suite| suite.needs_root()).map(|suite| suite.name()).collect();
+    if privilege == Privilege::None && !for_root.is_empty() {
+        bail!(
+            "{} need root, and there is no sudo that works here: run as root, or `cargo xtask test unit`",
+            for_root.join(", ")
+        );
+    }
+
+    let widest =
+        if suites.iter().any(|suite| suite.profile() == Profile::Test) { Profile::Test } else { Profile::Build };
+    setup::ensure(workspace, widest)?;
+    let object = bpf::build(workspace.root())?;
+    let mut cargo = workspace.cargo(&object);
+    cargo.args(["build", "--package", "fence-daemon", "--bin", "fence-daemon"]);
+    progress::shown("building the daemon", cargo)?;
+
+    let mut outcomes = Vec::new();
+    for suite in suites {
+        outcomes.push(run_one(workspace, suite, &object, privilege, filter)?);
+    }
+    let failed = outcomes.iter().any(|outcome| !outcome.passed);
+    io::stdout().write_all(table(&outcomes).as_bytes()).context("cannot print the results")?;
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn run_one(
+    workspace: &Workspace,
+    suite: Suite,
+    object: &Path,
+    privilege: Privilege,
+    filter: &[String],
+) -> anyhow::Result<Outcome> {
+    let started = Instant::now();
+    say(format!("testing: {}", suite.name()));
+    let mut cargo = workspace.cargo(object);
+    cargo.args(["test", "--no-fail-fast"]).args(suite.selection());
+    if !filter.is_empty() {
+        cargo.arg("--").args(filter);
+    }
+    cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
+    if suite.needs_root() && privilege == Privilege::Sudo {
+        // Cargo stays with the user, whose target folder it is; only the test programs get root.
+        let (name, runner) = sudo_runner()?;
+        cargo.env(name, runner);
+    }
+    let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let mut tally = Tally::default();
+    if let Some(stdout) = child.stdout.take() {
+        let mut ours = io::stdout().lock();
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.context("lost the tests' output")?;
+            tally.read(&String::from_utf8_lossy(&line));
+            ours.write_all(&line).and_then(|()| ours.write_all(b"\n")).context("cannot print the tests' output")?;
+        }
+    }
+    let status = child.wait().context("lost sight of cargo")?;
+    // A set in which nothing ran has shown nothing; a filter may well match nothing in one of the sets.
+    let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
+    if !ran && status.success() {
+        say(format!("{}: no test ran", suite.name()));
+    }
+    Ok(Outcome { suite, tally, passed: status.success() && ran, took: started.elapsed() })
+}
+
+/// Makes cargo run test programs through sudo, with the variables that they need.
+fn sudo_runner() -> anyhow::Result<(String, String)> {
+    let output = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its host")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
+    let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
+    let kept = "FENCE_DAEMON_BIN,FENCE_EBPF_OBJECT,CARGO_MANIFEST_DIR,RUST_BACKTRACE,CI";
+    Ok((name, format!("sudo --preserve-env={kept} --")))
+}
+
+/// The results, one set a line.
+fn table(outcomes: &[Outcome]) -> String {
+    let mut text =
+        format!("\n{:<10} {:<7} {:>7} {:>7} {:>8} {:>9}\n", "set", "result", "passed", "failed", "ignored", "seconds");
+    for Outcome { suite, tally, passed, took } in outcomes {
+        let result = if *passed { "ok" } else { "FAILED" };
+        let _ = writeln!(
+            text,
+            "{:<10} {result:<7} {:>7} {:>7} {:>8} {:>9.1}",
+            suite.name(),
+            tally.passed,
+            tally.failed,
+            tally.ignored,
+            took.as_secs_f64()
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_programs_add_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.00s",
+            "test tests::result ... ok",
+            "    test result: what a test printed",
+        ] {
+            tally.read(line);
+        }
+        assert_eq!(tally, Tally { passed: 15, failed: 2, ignored: 1 });
+    }
+
+    #[test]
+    fn the_table_names_what_failed() {
+        let outcome =
+            |suite, passed| Outcome { suite, tally: Tally::default(), passed, took: Duration::from_millis(1240) };
+        let text = table(&[outcome(Suite::Unit, true), outcome(Suite::ProgRun, false)]);
+        let lines: Vec<_> = text.lines().skip(2).map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(lines[0], ["unit", "ok", "0", "0", "0", "1.2"]);
+        assert_eq!(lines[1], ["prog-run", "FAILED", "0", "0", "0", "1.2"]);
+    }
+}

@@ -1,0 +1,163 @@
+//! The rules of this tree that no compiler knows: short files that say what they are, nothing left open, nothing of one person's machine.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+/// How long a file may be before its tests: what one reads in one sitting.
+const LONGEST: usize = 450;
+
+/// One place that breaks a rule.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    file: PathBuf,
+    line: usize,
+    what: &'static str,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.what)
+    }
+}
+
+/// Looks at every text file of the tree at `root`.
+///
+/// # Errors
+/// If one cannot be read.
+pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for file in files(root)? {
+        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        // Captured packets and the like have no lines.
+        let Ok(text) = String::from_utf8(bytes) else { continue };
+        let name = file.strip_prefix(root).unwrap_or(&file);
+        let broken = rules(&text, file.extension().is_some_and(|extension| extension == "rs"));
+        findings.extend(broken.into_iter().map(|(line, what)| Finding { file: name.to_owned(), line, what }));
+    }
+    Ok(findings)
+}
+
+/// The files of the tree, sorted, without what cargo and git keep in it.
+fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut folders = vec![root.to_owned()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
+            let kind = entry.file_type().with_context(|| format!("cannot look at {}", entry.path().display()))?;
+            if kind.is_dir() && entry.file_name() != "target" && entry.file_name() != ".git" {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// The rules that `text` breaks, each with its line number.
+fn rules(text: &str, is_rust: bool) -> Vec<(usize, &'static str)> {
+    let mut broken = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let mut found = |what| broken.push((number + 1, what));
+        if is_rust && (line.contains(concat!("todo", "!(")) || line.contains(concat!("unimplemented", "!("))) {
+            found("left open: finish it, or leave it out");
+        }
+        if is_rust && line.trim() == concat!("#[", "ignore]") {
+            found("an ignored test without a reason");
+        }
+        if names_a_home(line) {
+            found("a path of somebody's machine");
+        }
+    }
+    if is_rust {
+        // Attributes of the whole crate may stand before its description.
+        let mut lines = text.lines().enumerate().skip_while(|(_, line)| line.is_empty() || line.starts_with("#!["));
+        match lines.next() {
+            Some((_, line)) if line.starts_with("//!") => {}
+            Some((number, _)) => broken.push((number + 1, "starts without `//!`: what lives here, and why?")),
+            None => broken.push((1, "an empty file")),
+        }
+        if text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count() > LONGEST {
+            broken.push((LONGEST + 1, "too long for one sitting: would a newcomer split it?"));
+        }
+    }
+    broken
+}
+
+/// Whether `line` has a path below somebody's home folder.
+fn names_a_home(line: &str) -> bool {
+    let below = |home: &str| {
+        let mut places = line.match_indices(home);
+        places.any(|(at, _)| {
+            // `target/root/x` is no home folder, `/root/x` is one.
+            let absolute =
+                !line[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '}' | ')'));
+            absolute && line[at + home.len()..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.')
+        })
+    };
+    below(concat!("/ho", "me/")) || below(concat!("/ro", "ot/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(text: &str) -> Vec<usize> {
+        rules(text, true).into_iter().map(|(line, _)| line).collect()
+    }
+
+    #[test]
+    fn a_module_says_what_it_is() {
+        assert_eq!(broken("//! Keys.\nfn x() {}\n"), []);
+        assert_eq!(broken("#![no_std]\n\n//! Keys.\n"), []);
+        assert_eq!(broken("use x;\n//! Late.\n"), [1]);
+        assert_eq!(broken("#![no_std]\nuse x;\n"), [2]);
+        assert_eq!(broken(""), [1]);
+    }
+
+    #[test]
+    fn only_what_stands_before_the_tests_is_counted() {
+        let code = format!("//! Long.\n{}", "fn x() {}\n".repeat(LONGEST - 1));
+        assert_eq!(broken(&code), []);
+        assert_eq!(broken(&format!("{code}#[cfg(test)]\n{}", "fn x() {}\n".repeat(500))), []);
+        assert_eq!(broken(&format!("{code}fn x() {{}}\n")), [LONGEST + 1]);
+    }
+
+    #[test]
+    fn nothing_is_left_open_or_silently_skipped() {
+        for open in [concat!("todo", "!()"), concat!("unimplemented", "!(\"x\")")] {
+            assert_eq!(broken(&format!("//! X.\n    {open};\n")), [2]);
+        }
+        assert_eq!(broken(concat!("//! X.\n    #[", "ignore]\n")), [2]);
+        assert_eq!(broken(concat!("//! X.\n    #[", "ignore = \"needs two hosts\"]\n")), []);
+    }
+
+    #[test]
+    fn no_path_of_somebodys_machine() {
+        for path in [concat!("/ho", "me/ada/key"), concat!("\"/ro", "ot/.cargo\""), concat!("x=/ro", "ot/a")] {
+            assert_eq!(rules(path, false).len(), 1, "{path}");
+        }
+        for path in
+            ["/homes/x", "target/root/x", "root@guest:/etc/x", concat!("scp k root@GUEST:/ro", "ot/"), "chroot/x"]
+        {
+            assert_eq!(rules(path, false).len(), 0, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_cargo_and_git_keep_is_left_out() {
+        let root = std::env::temp_dir().join(format!("fence-xtask-tidy-{}", std::process::id()));
+        for file in ["src/a.rs", "target/debug/b.rs", ".git/c.rs", "xtask/target/d.rs"] {
+            fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
+            fs::write(root.join(file), "fn x() {}\n").unwrap();
+        }
+        let found: Vec<_> = check(&root).unwrap().iter().map(ToString::to_string).collect();
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(found, ["src/a.rs:1: starts without `//!`: what lives here, and why?"]);
+    }
+}

@@ -1,0 +1,65 @@
+//! Where things are: the workspace, its target directory, and cargo as every task starts it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+/// Tells the daemon's build script and the tests where the BPF object is.
+pub(crate) const OBJECT_VARIABLE: &str = "FENCE_EBPF_OBJECT";
+
+/// The tree that this xtask belongs to.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Workspace {
+    /// Finds the tree, from where cargo says xtask is (or was when it was compiled).
+    ///
+    /// # Errors
+    /// If that folder has no parent or is gone.
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let manifest =
+            env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        let root = manifest.parent().context("xtask lies in no workspace")?;
+        let root = root.canonicalize().with_context(|| format!("the workspace {} is gone", root.display()))?;
+        // Cargo resolves a relative CARGO_TARGET_DIR against its working directory, which is the root for every cargo that we start.
+        let target = env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty());
+        let target = root.join(target.unwrap_or_else(|| "target".into()));
+        Ok(Self { root, target })
+    }
+
+    /// The folder of the workspace's Cargo.toml, absolute.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where cargo leaves the binary `name`: absolute.
+    pub(crate) fn binary(&self, name: &str, release: bool) -> PathBuf {
+        self.target.join(if release { "release" } else { "debug" }).join(name)
+    }
+
+    /// Cargo in the root of the workspace, with the BPF object at `object` for the daemon's build script and the tests.
+    ///
+    /// Every cargo of ours gets the same environment: one that differs makes it build the daemon anew.
+    pub(crate) fn cargo(&self, object: &Path) -> Command {
+        let mut cargo = self.program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.env(OBJECT_VARIABLE, object);
+        cargo
+    }
+
+    /// A program in the root of the workspace, without what cargo told this xtask about itself.
+    pub(crate) fn program(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.root);
+        for (name, _) in env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+}
