@@ -176,7 +176,7 @@ impl Missing {
         if needs_apt {
             let mut update = privilege.command("sh").with_context(|| self.remedy(os))?;
             update.args(["-c", UPDATE]);
-            if let Err(error) = progress::quietly("reading the package lists", update) {
+            if let Err(error) = progress::quietly("apt-get update", update) {
                 say(format!("{error:#}; going on with the lists that are there"));
             }
         }
@@ -227,7 +227,7 @@ impl Missing {
             let mut install = privilege.command("sh").with_context(|| self.remedy(os))?;
             install.args(["-c", INSTALL, "setup"]).args(&names);
             say(format!("installing {}", names.join(" ")));
-            progress::quietly(&format!("installing {} packages", names.len()), install)?;
+            progress::quietly("apt-get install", install)?;
         }
         if rustup {
             let mut component = Command::new("rustup");
