@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use fence_common::admit::Rules;
 use fence_common::boundary::Listener;
-use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::verdict::Counters;
 use tokio::signal::unix::{Signal, SignalKind, signal};

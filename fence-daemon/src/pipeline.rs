@@ -44,14 +44,12 @@ pub const SERVING_MAX: usize = 1024;
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 
 /// Takes in verified requests and sees each of them through.
-#[derive(Debug)]
 pub struct Pipeline {
     shared: Arc<Shared>,
     tasks: Mutex<JoinSet<()>>,
     stopping: watch::Sender<bool>,
 }
 
-#[derive(Debug)]
 struct Shared {
     callback: Callback,
     groups: Groups,
@@ -257,7 +255,7 @@ impl Shared {
         bytes.extend_from_slice(HostRecord::END.as_bytes());
         bytes.push(Reply::Success.to_wire());
         let mut detail = format!("{count} domains");
-        for (uri, error) in &listing.errors {
+        for (uri, error) in &listing.failed {
             detail.push_str(&format!("; none of {uri}: {error}"));
         }
         Answer { bytes, result: Reply::Success.name(), detail, dead: None }
