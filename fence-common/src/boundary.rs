@@ -146,7 +146,10 @@ pub enum EventError {
     #[cfg_attr(feature = "user", error("a record of {0} bytes in the ring buffer is no request"))]
     Length(usize),
     /// Written by a program of another version.
-    #[cfg_attr(feature = "user", error("the kernel program speaks version {0} of the boundary, not version {ABI_VERSION}"))]
+    #[cfg_attr(
+        feature = "user",
+        error("the kernel program speaks version {0} of the boundary, not version {ABI_VERSION}")
+    )]
     Abi(u32),
     /// Neither IPv4 nor IPv6.
     #[cfg_attr(feature = "user", error("a request of unknown address family {0} in the ring buffer"))]
@@ -215,7 +218,8 @@ mod tests {
 
     #[test]
     fn the_kernel_keeps_the_names_whole() {
-        for name in [name::PROGRAM, name::CONFIG, name::KEYS, name::COUNTERS, name::REQUESTS, name::SCRATCH, name::ABI] {
+        for name in [name::PROGRAM, name::CONFIG, name::KEYS, name::COUNTERS, name::REQUESTS, name::SCRATCH, name::ABI]
+        {
             assert!(name.len() <= 15, "{name}");
         }
         assert!(RING_BYTES.is_power_of_two());

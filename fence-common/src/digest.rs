@@ -159,9 +159,7 @@ mod prepare {
     use zeroize::{Zeroize, Zeroizing};
 
     use super::{KeySlot, Prepared32, Prepared64};
-    use crate::compress::{
-        INITIAL_SHA1, INITIAL_SHA256, INITIAL_SHA512, State32, compress1, compress256, compress512,
-    };
+    use crate::compress::{INITIAL_SHA1, INITIAL_SHA256, INITIAL_SHA512, State32, compress1, compress256, compress512};
     use crate::key::Key;
     use crate::wire::REQUEST_LEN;
 
@@ -254,8 +252,7 @@ mod tests {
     use super::*;
     use crate::key::Key;
 
-    const EDGES: [usize; 16] =
-        [1, 7, 8, 55, 56, 63, 64, 65, 111, 112, 115, 127, 128, 512, 4095, 4096];
+    const EDGES: [usize; 16] = [1, 7, 8, 55, 56, 63, 64, 65, 111, 112, 115, 127, 128, 512, 4095, 4096];
     const KINDS: [HashKind; 3] = [HashKind::Sha1, HashKind::Sha256, HashKind::Sha512];
 
     fn key(len: usize, seed: u8) -> Key {

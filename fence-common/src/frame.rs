@@ -107,7 +107,9 @@ fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     }
     let source = Source::V4([header[12], header[13], header[14], header[15]]);
     let payload = total_len - IPV4_LEN;
-    udp(packet, start + IPV4_LEN, payload, config).map(|request| Datagram { request, source, foreign }).map_err(|verdict| verdict.on_segment(foreign))
+    udp(packet, start + IPV4_LEN, payload, config)
+        .map(|request| Datagram { request, source, foreign })
+        .map_err(|verdict| verdict.on_segment(foreign))
 }
 
 #[inline(always)]
@@ -132,7 +134,9 @@ fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     let mut source = [0; 16];
     source.copy_from_slice(&header[8..24]);
     let source = Source::V6(source);
-    udp(packet, start + IPV6_LEN, payload, config).map(|request| Datagram { request, source, foreign }).map_err(|verdict| verdict.on_segment(foreign))
+    udp(packet, start + IPV6_LEN, payload, config)
+        .map(|request| Datagram { request, source, foreign })
+        .map_err(|verdict| verdict.on_segment(foreign))
 }
 
 /// The UDP header at `start`, in an IP payload of `payload` bytes that the frame holds, and the request behind it.

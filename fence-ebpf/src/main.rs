@@ -19,9 +19,9 @@ use fence_common::verdict::{Action, Verdict};
 use fence_common::wire::{FAMILY_V4, FAMILY_V6, REQUEST_LEN};
 use zerocopy::IntoBytes;
 
-/// The program. Its name is [`fence_common::boundary::name::PROGRAM`].
+/// The program. Its name is that of [`fence_common::boundary::name::PROGRAM`].
 #[xdp]
-pub fn fence_xdp(context: XdpContext) -> u32 {
+fn fence_xdp(context: XdpContext) -> u32 {
     let verdict = judge(&context);
     count(verdict);
     match verdict.action() {
@@ -79,7 +79,8 @@ fn deliver(context: &XdpContext, datagram: &Datagram<'_>) -> Verdict {
     }
     // In two halves: a copy of more than 128 bytewise stores becomes a call of `memcpy`, which libbpf cannot link.
     let (to, from) = (event.request.as_mut_bytes(), datagram.request.as_bytes());
-    let ((to_head, to_tail), (from_head, from_tail)) = (to.split_at_mut(REQUEST_LEN / 2), from.split_at(REQUEST_LEN / 2));
+    let ((to_head, to_tail), (from_head, from_tail)) =
+        (to.split_at_mut(REQUEST_LEN / 2), from.split_at(REQUEST_LEN / 2));
     to_head.copy_from_slice(from_head);
     to_tail.copy_from_slice(from_tail);
     record.submit(0);
@@ -111,4 +112,4 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(link_section = "license")]
 // SAFETY: the symbol must survive though nothing refers to it; no other object is linked, so the name cannot clash.
 #[unsafe(no_mangle)]
-pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+pub(crate) static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
