@@ -5,4 +5,8 @@
 pub mod clock;
 pub mod config;
 pub mod hypervisor;
+pub mod intake {
+    //! Where requests come in.
+    pub mod kernel;
+}
 pub mod policy;

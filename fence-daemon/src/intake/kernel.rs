@@ -1,0 +1,272 @@
+//! The kernel program: loaded, its maps filled, attached, read, and gone when its owner is.
+//!
+//! Nothing is pinned and the attachment is a bpf_link held by this process alone, so the interface is free again when the
+//! process ends, however it ends.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfError};
+use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
+use fence_common::digest::{KeySlot, PreparedKey};
+use fence_common::key::Key;
+use fence_common::verdict::{COUNTERS, Counters};
+
+mod interface;
+
+pub use interface::Occupant;
+
+/// How the program is to be attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver if it can, else generic.
+    #[default]
+    Auto,
+    /// In the driver or not at all.
+    Native,
+    /// In the network stack, on any device.
+    Generic,
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachedMode {
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+impl fmt::Display for AttachedMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// Why there is no program in the way of the datagrams. None of these is fatal: the socket serves without it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Ours, or a kernel that lacks something: the object or its maps could not be created.
+    #[error("the kernel program's object cannot be loaded")]
+    Object(#[source] Box<EbpfError>),
+    /// Ours: the object is not the one that belongs to this daemon.
+    #[error("the object has no {0}: it is not this daemon's kernel program")]
+    Missing(&'static str),
+    /// Ours: the object was built with another version of the boundary.
+    #[error(
+        "the kernel program speaks version {0} of the boundary, this daemon version {ABI_VERSION}: install both from one build"
+    )]
+    Abi(u32),
+    /// A map refused to be read or written.
+    #[error("the map {name} cannot be used")]
+    Map {
+        /// Which map.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// The kernel's verifier, or missing permission.
+    #[error("the kernel refuses the program")]
+    Program(#[source] Box<ProgramError>),
+    /// The administrator's: no such interface.
+    #[error("there is no interface {interface:?}")]
+    NoInterface {
+        /// Its name as configured.
+        interface: String,
+    },
+    /// The administrator's: somebody else's XDP program is on the interface.
+    #[error("interface {interface} already has an XDP program: {occupant}")]
+    Occupied {
+        /// The interface's name.
+        interface: String,
+        /// Who is there.
+        occupant: Occupant,
+    },
+    /// The kernel refuses the attachment.
+    #[error("the program cannot be attached to interface {interface} ({mode})")]
+    Attach {
+        /// The interface's name.
+        interface: String,
+        /// The mode that was refused last.
+        mode: AttachedMode,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is attached already; one program serves one interface.
+    #[error("the program is attached already")]
+    Attached,
+}
+
+/// The loaded program. Dropping it detaches the program and frees its maps, once a [`Ring`] taken from it is gone too.
+#[derive(Debug)]
+pub struct KernelProgram {
+    ebpf: Ebpf,
+    link: Option<OwnedFd>,
+}
+
+impl KernelProgram {
+    /// Loads the program and fills its maps. It sees no packet before [`attach`](Self::attach).
+    ///
+    /// Without a key every request that carries a digest is refused; that is right only where the configuration says `none`.
+    ///
+    /// # Errors
+    /// [`Error::Object`], [`Error::Missing`], [`Error::Abi`], [`Error::Map`] or [`Error::Program`]: nothing is loaded then.
+    pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
+        // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
+        let ebpf = Ebpf::load(&object.to_vec()).map_err(|error| Error::Object(Box::new(error)))?;
+        let mut program = Self { ebpf, link: None };
+        program.check_abi()?;
+        if let Some(key) = key {
+            program.write_key(&PreparedKey::new(key))?;
+        }
+        // The configuration last: until it is there the program lets everything pass.
+        let config: [u8; size_of::<Config>()] = zerocopy::transmute!(Config::new(listener));
+        program.write(name::CONFIG, 0, &config)?;
+        program.xdp()?.load().map_err(|error| Error::Program(Box::new(error)))?;
+        Ok(program)
+    }
+
+    /// Attaches the program to an interface, by bpf_link and in no other way.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`], [`Error::Occupied`], [`Error::Attach`]; [`Error::Attached`] where it is attached already.
+    pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<AttachedMode, Error> {
+        if self.link.is_some() {
+            return Err(Error::Attached);
+        }
+        let index = nix::net::if_::if_nametoindex(interface)
+            .map_err(|_| Error::NoInterface { interface: interface.to_owned() })?;
+        let fd = self.xdp()?.fd().map_err(|error| Error::Program(Box::new(error)))?.try_clone();
+        let fd =
+            fd.map_err(|source| Error::Attach { interface: interface.to_owned(), mode: AttachedMode::Native, source })?;
+        let (attached, link) = match mode {
+            Mode::Native => (AttachedMode::Native, interface::link(fd.as_fd(), index, AttachedMode::Native)),
+            Mode::Generic => (AttachedMode::Generic, interface::link(fd.as_fd(), index, AttachedMode::Generic)),
+            Mode::Auto => match interface::link(fd.as_fd(), index, AttachedMode::Native) {
+                // Who is there does not leave for generic mode either, and must be named.
+                Err(error) if !interface::is_occupied(&error) => {
+                    tracing::debug!(interface, %error, "no native XDP, trying generic");
+                    (AttachedMode::Generic, interface::link(fd.as_fd(), index, AttachedMode::Generic))
+                }
+                native => (AttachedMode::Native, native),
+            },
+        };
+        match link {
+            Ok(link) => {
+                self.link = Some(link);
+                Ok(attached)
+            }
+            Err(error) if interface::is_occupied(&error) => {
+                Err(Error::Occupied { interface: interface.to_owned(), occupant: Occupant::of(index) })
+            }
+            Err(source) => Err(Error::Attach { interface: interface.to_owned(), mode: attached, source }),
+        }
+    }
+
+    /// Takes the program off its interface; what is in the ring buffer stays readable.
+    pub fn detach(&mut self) {
+        // The link goes with its last descriptor.
+        self.link = None;
+    }
+
+    /// The counters of all CPUs together.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counters(&self) -> Result<Counters, Error> {
+        let map = self.ebpf.map(name::COUNTERS).ok_or(Error::Missing(name::COUNTERS))?;
+        let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(map).map_err(map_error(name::COUNTERS))?;
+        let mut sum = Counters::default();
+        for cpu in map.get(&0, 0).map_err(map_error(name::COUNTERS))?.iter() {
+            sum.add(zerocopy::transmute_ref!(cpu));
+        }
+        Ok(sum)
+    }
+
+    /// The reading end of the ring buffer. `None` the second time: there is one reader.
+    ///
+    /// # Errors
+    /// [`Error::Map`] where it cannot be mapped.
+    pub fn take_ring(&mut self) -> Result<Option<Ring>, Error> {
+        let Some(map) = self.ebpf.take_map(name::REQUESTS) else { return Ok(None) };
+        RingBuf::try_from(map).map(|ring| Some(Ring(ring))).map_err(map_error(name::REQUESTS))
+    }
+
+    /// The program's number in the kernel, as `bpftool prog show id` wants it.
+    ///
+    /// # Errors
+    /// [`Error::Program`].
+    pub fn id(&mut self) -> Result<u32, Error> {
+        self.xdp()?.info().map(|info| info.id()).map_err(|error| Error::Program(Box::new(error)))
+    }
+
+    fn xdp(&mut self) -> Result<&mut Xdp, Error> {
+        let program = self.ebpf.program_mut(name::PROGRAM).ok_or(Error::Missing(name::PROGRAM))?;
+        program.try_into().map_err(|error| Error::Program(Box::new(error)))
+    }
+
+    fn check_abi(&self) -> Result<(), Error> {
+        let map = self.ebpf.map(name::ABI).ok_or(Error::Missing(name::ABI))?;
+        let map = Array::<_, u32>::try_from(map).map_err(map_error(name::ABI))?;
+        match map.get(&0, 0).map_err(map_error(name::ABI))? {
+            ABI_VERSION => Ok(()),
+            other => Err(Error::Abi(other)),
+        }
+    }
+
+    /// Writes the key into the map; the only copy that stays is the kernel's.
+    fn write_key(&mut self, key: &PreparedKey) -> Result<(), Error> {
+        let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(key.dangerous_slot());
+        self.write(name::KEYS, KEY_SLOT_ACTIVE, bytes)
+    }
+
+    /// Writes one element of an array. The bytes are handed to the kernel where they lie: no copy of a key is left behind.
+    fn write<const LEN: usize>(&mut self, name: &'static str, index: u32, bytes: &[u8; LEN]) -> Result<(), Error> {
+        let map: &mut Map = self.ebpf.map_mut(name).ok_or(Error::Missing(name))?;
+        let mut map = Array::<_, [u8; LEN]>::try_from(map).map_err(map_error(name))?;
+        map.set(index, bytes, 0).map_err(map_error(name))
+    }
+}
+
+fn map_error(name: &'static str) -> impl Fn(MapError) -> Error {
+    move |source| Error::Map { name, source: Box::new(source) }
+}
+
+/// Verified requests as the kernel program hands them over. Readable (`poll`, `AsyncFd`) when there is one.
+pub struct Ring(RingBuf<MapData>);
+
+impl Ring {
+    /// The next request, if there is one now. After readiness, call it until it says `None`.
+    ///
+    /// An error is a record of somebody who is not our program; it is consumed, the next call goes on behind it.
+    #[allow(clippy::should_implement_trait, reason = "an empty ring is not the end of it")]
+    pub fn next(&mut self) -> Option<Result<Event, EventError>> {
+        self.0.next().map(|record| Event::decode(&record))
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ring").field(&self.as_raw_fd()).finish()
+    }
+}

@@ -1,0 +1,21 @@
+//! The kernel program alone, driven through `BPF_PROG_TEST_RUN`: no interface, no daemon.
+//!
+//! Every test loads a copy of its own, so they run side by side. Wherever a frame is given to the program, the same frame is given
+//! to `fence_common::frame::judge`, and the verdicts must agree. Needs root and the object that `cargo xtask build` makes.
+
+#[path = "prog_run/bpftool.rs"]
+mod bpftool;
+#[path = "prog_run/delivery.rs"]
+mod delivery;
+#[path = "prog_run/digests.rs"]
+mod digests;
+#[path = "prog_run/frames.rs"]
+mod frames;
+#[path = "prog_run/parity.rs"]
+mod parity;
+#[path = "prog_run/program.rs"]
+mod program;
+#[path = "prog_run/refusals.rs"]
+mod refusals;
+#[path = "prog_run/shapes.rs"]
+mod shapes;

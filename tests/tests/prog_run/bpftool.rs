@@ -1,0 +1,37 @@
+//! The object without our loader: `bpftool` loads it, and shows its maps by name.
+
+use std::process::Command;
+
+use fence_common::verdict::Counters;
+
+use crate::program::{object_path, require_root};
+
+/// Everything happens in a mount namespace with a bpffs of its own: pins and mount are gone with the shell.
+const SCRIPT: &str = r#"
+set -eu
+mount -t bpf none /mnt
+bpftool prog load "$1" /mnt/program pinmaps /mnt/maps
+bpftool prog show pinned /mnt/program
+bpftool map show pinned /mnt/maps/fence_requests
+bpftool map dump pinned /mnt/maps/fence_counters
+bpftool map dump pinned /mnt/maps/fence_config
+"#;
+
+#[test]
+fn bpftool_loads_the_object_and_shows_counters_by_name() {
+    require_root();
+    let object = object_path();
+    assert!(object.is_file(), "{} is missing. Remedy: `cargo xtask build`", object.display());
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", SCRIPT, "sh"])
+        .arg(&object)
+        .output()
+        .expect("unshare runs. Remedy: apt-get install util-linux");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "bpftool refuses (is it there? `apt-get install bpftool`): {stderr}");
+    assert!(stdout.contains("name fence_xdp"), "{stdout}");
+    assert!(stdout.contains("ringbuf  name fence_requests"), "{stdout}");
+    for name in Counters::NAMES.into_iter().chain(["group_v4", "min_hash", "strict_source"]) {
+        assert!(stdout.contains(&format!("\"{name}\": ")), "{name} is not shown: {stdout}");
+    }
+}

@@ -1,0 +1,79 @@
+//! What comes out of the ring buffer, and what happens when it is full.
+
+use fence_common::admit::Source;
+use fence_common::boundary::{ABI_VERSION, Event, RING_BYTES};
+use fence_common::hash::HashKind;
+use fence_common::verdict::{Counters, Verdict};
+use fence_common::wire::Request;
+use zerocopy::{IntoBytes as _, little_endian};
+
+use crate::frames::*;
+use crate::program::{Program, listener};
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).expect("time since boot") * 1_000_000_000
+        + u64::try_from(now.tv_nsec).expect("a part of it")
+}
+
+fn program() -> Program {
+    Program::load(&listener(HashKind::Sha256, true), Some(&key()))
+}
+
+#[test]
+fn an_event_holds_the_datagram_its_source_interface_and_time() {
+    let mut program = program();
+    let mut last = now();
+    for (request, source, frame) in [
+        (request_v4(), Source::V4(GUEST_V4), ipv4 as fn(_, &[u8]) -> Vec<u8>),
+        (request_v6(), Source::V6(GUEST_V6), ipv6),
+    ] {
+        for seqno in 0..50 {
+            let request = signed(&key(), Request { seqno: little_endian::U32::new(seqno), ..request });
+            assert_eq!(program.run(&frame(UNTAGGED, request.as_bytes())), Verdict::Delivered);
+            let event = program.event().expect("an event");
+            assert_eq!(event.abi, ABI_VERSION);
+            assert_eq!(event.request.as_bytes(), request.as_bytes());
+            assert_eq!(event.source(), source);
+            assert_eq!(event.reserved, 0);
+            // A test run comes by the loopback interface, the first of every network namespace.
+            assert_eq!(event.ifindex, 1);
+            assert!(event.arrived_ns >= last, "time runs forward");
+            last = event.arrived_ns;
+            assert!(last <= now(), "and is that of CLOCK_MONOTONIC");
+        }
+    }
+    // The rest of an IPv4 source is zero, not what an earlier record left there.
+    assert_eq!(program.run(&good_v4()), Verdict::Delivered);
+    assert_eq!(program.event().expect("an event").source[4..], [0; 12]);
+}
+
+#[test]
+fn a_full_ring_passes_and_loses_nothing_that_is_in_it() {
+    let mut program = program();
+    let room = RING_BYTES / (size_of::<Event>() + 8);
+    let frame = |seqno: usize| {
+        let seqno = little_endian::U32::new(u32::try_from(seqno).expect("few"));
+        ipv4(UNTAGGED, signed(&key(), Request { seqno, ..request_v4() }).as_bytes())
+    };
+    for seqno in 0..room {
+        assert_eq!(program.run(&frame(seqno)), Verdict::Delivered, "request {seqno} of {room}");
+    }
+    for seqno in room..room + 10 {
+        assert_eq!(program.run(&frame(seqno)), Verdict::RingFull);
+    }
+    // What is wrong is dropped all the same.
+    let mut wrong = frame(0);
+    *wrong.last_mut().expect("a frame") ^= 1;
+    assert_eq!(program.run(&wrong), Verdict::Digest);
+
+    let expected = Counters { delivered: room as u64, pass_ring_full: 10, drop_digest: 1, ..Counters::default() };
+    assert_eq!(program.counters(), expected);
+    for seqno in 0..room {
+        let event = program.event().expect("an event");
+        assert_eq!(event.request.seqno.get() as usize, seqno);
+    }
+    assert!(program.event().is_none());
+    assert_eq!(program.run(&frame(0)), Verdict::Delivered);
+}

@@ -1,0 +1,150 @@
+//! The program under test: loaded, configured, run on a frame, its counters and events read.
+
+use std::path::PathBuf;
+
+use aya::Ebpf;
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use fence_common::admit::Rules;
+use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, Listener, empty_slot, name};
+use fence_common::digest::{KeySlot, PreparedKey};
+use fence_common::frame::judge;
+use fence_common::hash::HashKind;
+use fence_common::key::Key;
+use fence_common::verdict::{Action, COUNTERS, Counters, Verdict};
+use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
+
+/// From <linux/bpf.h>.
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+/// The kernel's test run refuses frames without a whole Ethernet header.
+pub(crate) const SHORTEST: usize = 14;
+
+/// Both families, the default groups and port.
+pub(crate) fn listener(min_hash: HashKind, strict_source: bool) -> Listener {
+    Listener {
+        group_v4: Some(DEFAULT_GROUP_V4),
+        group_v6: Some(DEFAULT_GROUP_V6),
+        port: DEFAULT_PORT,
+        rules: Rules { min_hash, strict_source },
+    }
+}
+
+/// Where the object is.
+pub(crate) fn object_path() -> PathBuf {
+    std::env::var_os("FENCE_EBPF_OBJECT")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/fence-xdp.o")), PathBuf::from)
+}
+
+/// Fails with the remedy where the tests cannot run.
+pub(crate) fn require_root() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "BPF needs root. Remedy: run the tests as root, as `cargo xtask test` does"
+    );
+}
+
+/// One loaded copy of the program.
+pub(crate) struct Program {
+    ebpf: Ebpf,
+    ring: RingBuf<MapData>,
+    config: Config,
+    key: Option<PreparedKey>,
+}
+
+impl Program {
+    /// Loads a copy and fills its maps.
+    pub(crate) fn load(listener: &Listener, key: Option<&Key>) -> Self {
+        require_root();
+        let path = object_path();
+        let object = std::fs::read(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}. Remedy: `cargo xtask build`", path.display()));
+        let mut ebpf = Ebpf::load(&object).expect("the object and its maps");
+        let xdp: &mut Xdp = ebpf.program_mut(name::PROGRAM).expect("the program").try_into().expect("an XDP program");
+        xdp.load().expect("the verifier accepts the program");
+        let ring = RingBuf::try_from(ebpf.take_map(name::REQUESTS).expect("the ring")).expect("a ring buffer");
+        let mut program = Self { ebpf, ring, config: Config::new(listener), key: None };
+        program.configure(Config::new(listener));
+        program.set_key(key);
+        program
+    }
+
+    /// Replaces the configuration.
+    pub(crate) fn configure(&mut self, config: Config) {
+        let bytes: [u8; size_of::<Config>()] = zerocopy::transmute!(config);
+        let map = self.ebpf.map_mut(name::CONFIG).expect("the map");
+        Array::<_, [u8; size_of::<Config>()]>::try_from(map).expect("its layout").set(0, bytes, 0).expect("a write");
+        self.config = config;
+    }
+
+    /// Replaces the key, or takes it away.
+    pub(crate) fn set_key(&mut self, key: Option<&Key>) {
+        self.key = key.map(PreparedKey::new);
+        let empty = empty_slot();
+        let slot = self.key.as_ref().map_or(&empty, PreparedKey::dangerous_slot);
+        let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(slot);
+        let map = self.ebpf.map_mut(name::KEYS).expect("the map");
+        let mut map = Array::<_, [u8; size_of::<KeySlot>()]>::try_from(map).expect("its layout");
+        map.set(KEY_SLOT_ACTIVE, bytes, 0).expect("a write");
+    }
+
+    /// What user space thinks of a frame.
+    pub(crate) fn user_space(&self, frame: &[u8]) -> Verdict {
+        let empty = empty_slot();
+        judge(frame, &self.config, self.key.as_ref().map_or(&empty, PreparedKey::dangerous_slot))
+    }
+
+    /// The counters of all CPUs together.
+    pub(crate) fn counters(&self) -> Counters {
+        let map = self.ebpf.map(name::COUNTERS).expect("the map");
+        let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(map).expect("its layout");
+        let mut sum = Counters::default();
+        for cpu in map.get(&0, 0).expect("a read").iter() {
+            sum.add(zerocopy::transmute_ref!(cpu));
+        }
+        sum
+    }
+
+    /// Gives the program a frame: what it answers, and the one verdict that it counted.
+    ///
+    /// The answer must be the verdict's action, and at most one counter may have moved, by one.
+    pub(crate) fn run(&self, frame: &[u8]) -> Verdict {
+        let before = self.counters();
+        let xdp: &Xdp = self.ebpf.program(name::PROGRAM).expect("the program").try_into().expect("an XDP program");
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        let answer = xdp.test_run(options).expect("a test run").return_value;
+        let after = self.counters();
+
+        let mut moved = before.iter().zip(after.iter()).filter(|((_, before), (_, after))| before != after);
+        let verdict = match moved.next() {
+            None => Verdict::NotOurs,
+            Some(((name, before), (_, after))) => {
+                assert_eq!(after, before + 1, "{name} moved by more than one");
+                let verdict = Verdict::COUNTED.into_iter().find(|verdict| verdict.counter_name() == Some(name));
+                verdict.expect("each counter has its verdict")
+            }
+        };
+        assert!(moved.next().is_none(), "more than one counter moved");
+        let expected = match verdict.action() {
+            Action::Deliver | Action::Drop => XDP_DROP,
+            Action::Pass => XDP_PASS,
+        };
+        assert_eq!(answer, expected, "the answer to {verdict:?}");
+        verdict
+    }
+
+    /// Asserts the verdict of program and user space, and that there is an event for a delivered frame and none otherwise.
+    #[track_caller]
+    pub(crate) fn expect(&mut self, frame: &[u8], verdict: Verdict) {
+        assert_eq!(self.user_space(frame), verdict, "in user space");
+        assert_eq!(self.run(frame), verdict, "in the kernel");
+        assert_eq!(self.event().is_some(), verdict == Verdict::Delivered, "an event");
+        assert!(self.event().is_none(), "one event at most");
+    }
+
+    /// The next event.
+    pub(crate) fn event(&mut self) -> Option<Event> {
+        self.ring.next().map(|record| Event::decode(&record).expect("an event of this version"))
+    }
+}
