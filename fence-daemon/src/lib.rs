@@ -10,3 +10,6 @@ pub mod intake {
     pub mod kernel;
 }
 pub mod policy;
+
+#[cfg(test)]
+mod scratch;

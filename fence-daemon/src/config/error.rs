@@ -1,0 +1,400 @@
+//! What can be wrong with a configuration, in words for the administrator: what, where, and what to write instead.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use annotate_snippets::Level;
+
+use super::place::{Message, Place};
+use super::raw::{MAX_DEPTH, SyntaxKind};
+use super::warning::Warnings;
+
+/// A configuration that the daemon refuses to start with. All of these are the administrator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+    /// The file is larger than any configuration.
+    #[error("{} is larger than {} bytes: this is no configuration file", path.display(), super::MAX_SIZE)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file says something wrong, in at least one place.
+    #[error("{0}")]
+    Mistakes(Mistakes),
+}
+
+/// Every mistake of a file in the order of the file, at least one, and what is doubtful besides (which may explain them).
+#[derive(Debug)]
+pub struct Mistakes {
+    pub(super) list: Vec<(Place, Mistake)>,
+    pub(super) warnings: Warnings,
+}
+
+impl ConfigError {
+    /// The error as it belongs on a terminal or in a log: the place with its line and a caret, and what to write instead.
+    /// Several lines, the last one without its end; escape sequences only if `colours`.
+    #[must_use]
+    pub fn render(&self, colours: bool) -> String {
+        let plain = |help: &str| {
+            let message = Message { level: Level::ERROR, title: self.to_string(), place: None, help: help.to_owned() };
+            message.render(colours)
+        };
+        match self {
+            Self::Unreadable { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+                plain("run the daemon as root")
+            }
+            Self::Unreadable { .. } => plain("write it (docs/configuration.md says how), or name another file with -f"),
+            Self::TooLarge { .. } => plain("name the configuration file with -f"),
+            Self::Mistakes(mistakes) => mistakes.render(colours),
+        }
+    }
+}
+
+impl Mistakes {
+    /// The mistakes and their places, first of the file first.
+    pub fn iter(&self) -> impl Iterator<Item = (&Place, &Mistake)> {
+        self.list.iter().map(|(place, mistake)| (place, mistake))
+    }
+
+    fn render(&self, colours: bool) -> String {
+        let mut parts: Vec<String> = (self.list.iter())
+            .map(|(place, mistake)| {
+                let (level, title) = (Level::ERROR, mistake.to_string());
+                Message { level, title, place: Some((place, mistake.label())), help: mistake.help() }.render(colours)
+            })
+            .collect();
+        if !self.warnings.is_empty() {
+            parts.push(self.warnings.render(colours));
+        }
+        parts.join("\n\n")
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (place, mistake)) in self.list.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "; " };
+            write!(f, "{comma}{place}: {mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong at one place of the file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mistake {
+    /// The file is not of the grammar.
+    #[error("{0}")]
+    Syntax(SyntaxKind),
+    /// `listeners = "...";`
+    #[error("`{0}` is a section, not a value")]
+    SectionExpected(String),
+    /// `port { ... }`
+    #[error("`{0}` is a value, not a section")]
+    ValueExpected(String),
+    /// The file doesn't say which listener or backend.
+    #[error("the file names no {0}")]
+    Missing(Plugin),
+    /// A listener or backend that stock servers have and this daemon has not.
+    #[error("the {plugin} \"{name}\" is not supported yet")]
+    NotYet {
+        /// Which of the two.
+        plugin: Plugin,
+        /// Its name.
+        name: String,
+    },
+    /// A listener or backend that nobody has.
+    #[error("there is no {plugin} \"{name}\"")]
+    NoSuch {
+        /// Which of the two.
+        plugin: Plugin,
+        /// Its name.
+        name: String,
+    },
+    /// `hash` or `auth` of an unknown name.
+    #[error("`{key}` is no digest that clients know: \"{value}\"")]
+    Hash {
+        /// `hash` or `auth`.
+        key: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// `port` is none.
+    #[error("\"{0}\" is no port number")]
+    Port(String),
+    /// `family` is neither.
+    #[error("\"{0}\" is no address family")]
+    Family(String),
+    /// `address` is none.
+    #[error("\"{0}\" is no IP address")]
+    Address(String),
+    /// `address` is not a group's.
+    #[error("{0} is not a multicast address")]
+    NotMulticast(IpAddr),
+    /// `address` and `family` disagree.
+    #[error("{0} is not an address of the configured family")]
+    OtherFamily(IpAddr),
+    /// No interface can have this name.
+    #[error("\"{0}\" is no name of a network interface")]
+    Interface(String),
+    /// `attach` is unknown.
+    #[error("\"{0}\" is no way to attach")]
+    Attach(String),
+    /// A switch that is neither on nor off.
+    #[error("`{key}` is neither on nor off: \"{value}\"")]
+    Switch {
+        /// Which.
+        key: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// A switch that reads like on and that stock servers read as off.
+    #[error("`{key} = \"{value}\"` reads like on, but stock servers take it for off")]
+    AmbiguousSwitch {
+        /// Which.
+        key: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// `debug` is no number.
+    #[error("\"{0}\" is no debug level")]
+    Level(String),
+    /// A `groups` section without any group.
+    #[error("the `groups` section says nothing")]
+    NoGroup,
+    /// A group that permits nothing.
+    #[error("this group has no `{0}`")]
+    GroupLacks(&'static str),
+    /// A group's `ip` that is no address.
+    #[error("\"{0}\" is no IP address")]
+    MemberAddress(String),
+    /// `ip` or `uuid` where it restricts nothing.
+    #[error("`{0}` means nothing outside of a group")]
+    OutsideGroup(String),
+    /// Something that was meant as a restriction and would be none.
+    #[error("`{0}` does not restrict anything here")]
+    Misplaced(String),
+}
+
+/// What `listener` and `backend` choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plugin {
+    /// Where requests come from.
+    Listener,
+    /// What carries them out.
+    Backend,
+}
+
+impl Plugin {
+    /// The key that chooses.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Listener => "listener",
+            Self::Backend => "backend",
+        }
+    }
+
+    /// The one choice that works.
+    #[must_use]
+    pub const fn supported(self) -> &'static str {
+        match self {
+            Self::Listener => "multicast",
+            Self::Backend => "libvirt",
+        }
+    }
+}
+
+impl fmt::Display for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.key())
+    }
+}
+
+impl Mistake {
+    /// What stands beside the caret.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Self::Syntax(kind) => syntax_label(kind).to_owned(),
+            Self::SectionExpected(_) => "expected braces".to_owned(),
+            Self::ValueExpected(_) => "expected a value".to_owned(),
+            Self::Missing(plugin) => format!("`{plugin}` belongs into the `fence_virtd` section"),
+            Self::NotYet { plugin, .. } => format!("only \"{}\" so far", plugin.supported()),
+            Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
+            Self::Hash { .. } => "unknown digest".to_owned(),
+            Self::Port(_) => "not a number from 1 to 65535".to_owned(),
+            Self::Family(_) => "unknown family".to_owned(),
+            Self::Address(_) | Self::MemberAddress(_) => "not an IP address".to_owned(),
+            Self::NotMulticast(_) => "no group can be joined here".to_owned(),
+            Self::OtherFamily(_) => "of the other family".to_owned(),
+            Self::Interface(_) => "not a possible name".to_owned(),
+            Self::Attach(_) => "unknown".to_owned(),
+            Self::Switch { .. } | Self::AmbiguousSwitch { .. } => "write a number".to_owned(),
+            Self::Level(_) => "not a number".to_owned(),
+            Self::NoGroup => "nobody would be permitted anything".to_owned(),
+            Self::GroupLacks(_) => "this group permits nothing".to_owned(),
+            Self::OutsideGroup(_) => "not inside a `group`".to_owned(),
+            Self::Misplaced(_) => "everyone could fence everything".to_owned(),
+        }
+    }
+
+    /// What to write instead.
+    #[must_use]
+    pub fn help(&self) -> String {
+        match self {
+            Self::Syntax(kind) => syntax_help(kind),
+            Self::SectionExpected(name) => format!("write `{name} {{ ... }}`"),
+            Self::ValueExpected(name) => format!("write `{name} = \"...\";`"),
+            Self::Missing(plugin) => {
+                format!("write `fence_virtd {{ {plugin} = \"{}\"; ... }}`", plugin.supported())
+            }
+            Self::NotYet { plugin, .. } | Self::NoSuch { plugin, .. } => {
+                format!("write `{plugin} = \"{}\";`", plugin.supported())
+            }
+            Self::Hash { .. } => "write one of \"sha256\", \"sha512\", \"sha1\", \"none\"".to_owned(),
+            Self::Port(_) => "write a port such as \"1229\", which clients use unless told otherwise".to_owned(),
+            Self::Family(_) => "write \"ipv4\" or \"ipv6\"".to_owned(),
+            Self::Address(_) | Self::NotMulticast(_) => {
+                "write the address that clients send to: \"225.0.0.12\" or \"ff05::3:1\" unless they are told otherwise"
+                    .to_owned()
+            }
+            Self::OtherFamily(address) => {
+                let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
+                format!("write `family = \"{family}\";`, or another address")
+            }
+            Self::Interface(_) => "write a name as `ip link` prints it, such as \"virbr0\", or \"none\"".to_owned(),
+            Self::Attach(_) => "write one of \"auto\", \"native\", \"generic\", \"off\"".to_owned(),
+            Self::Switch { key, .. } => format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for off"),
+            Self::AmbiguousSwitch { key, .. } => {
+                format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for what stock servers did so far")
+            }
+            Self::Level(_) => "write a number: 0 for the usual messages, 1 and up for more".to_owned(),
+            Self::NoGroup => {
+                "write `group { ip = \"...\"; uuid = \"...\"; }` into it, or remove it to permit everyone everything"
+                    .to_owned()
+            }
+            Self::GroupLacks("ip") => {
+                "write the address of each guest that may fence: `ip = \"192.168.122.11\";`".to_owned()
+            }
+            Self::GroupLacks(_) => {
+                "write the name or UUID of each guest that may be fenced: `uuid = \"node1\";`".to_owned()
+            }
+            Self::MemberAddress(_) => {
+                "write the address that the guest is called back at, such as \"192.168.122.11\"".to_owned()
+            }
+            Self::OutsideGroup(_) | Self::Misplaced(_) => {
+                "write `groups { group { ip = \"...\"; uuid = \"...\"; } }` at the top level of the file".to_owned()
+            }
+        }
+    }
+}
+
+fn syntax_label(kind: &SyntaxKind) -> &'static str {
+    match kind {
+        SyntaxKind::Empty => "nothing here",
+        SyntaxKind::Unexpected(_) => "unexpected",
+        SyntaxKind::LoneName(_) => "expected `=` or `{` after this",
+        SyntaxKind::MissingValue(_) => "expected a value after `=`",
+        SyntaxKind::Unquoted(_) => "not in quotes",
+        SyntaxKind::EmptyValue(_) => "empty",
+        SyntaxKind::Unterminated(_) => "opened here",
+        SyntaxKind::MissingSemicolon(_) => "expected `;`",
+        SyntaxKind::StraySemicolon | SyntaxKind::StrayBrace => "one too many",
+        SyntaxKind::Unclosed(_) => "opened here, and the file ends without its `}`",
+        SyntaxKind::TooDeep => "one too deep",
+        SyntaxKind::NotUtf8 => "not UTF-8",
+        SyntaxKind::ControlCharacter => "not printable",
+    }
+}
+
+fn syntax_help(kind: &SyntaxKind) -> String {
+    match kind {
+        SyntaxKind::Empty => {
+            "write at least `fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }`".to_owned()
+        }
+        SyntaxKind::Unexpected(_) => {
+            "write `key = \"value\";` or `section { ... }`; comments begin with `#`".to_owned()
+        }
+        SyntaxKind::LoneName(name) => format!("write `{name} = \"value\";` or `{name} {{ ... }}`"),
+        SyntaxKind::MissingValue(name) | SyntaxKind::Unquoted(name) => format!("write `{name} = \"value\";`"),
+        SyntaxKind::EmptyValue(name) => format!("write `{name} = \"value\";`, or remove it"),
+        SyntaxKind::Unterminated(name) => format!("write `{name} = \"value\";` on one line"),
+        SyntaxKind::MissingSemicolon(_) => {
+            "end each value with `;` (there is no way to write a quote inside one)".to_owned()
+        }
+        SyntaxKind::StraySemicolon => "remove it: only values end with `;`, sections don't".to_owned(),
+        SyntaxKind::StrayBrace => "remove it, or look for a `{` that is missing above".to_owned(),
+        SyntaxKind::Unclosed(_) => "close it with `}`; the missing brace may also be one further inside".to_owned(),
+        SyntaxKind::TooDeep => format!("a configuration needs three levels; {MAX_DEPTH} are allowed"),
+        SyntaxKind::ControlCharacter => "remove it".to_owned(),
+        SyntaxKind::NotUtf8 => "save the file as UTF-8".to_owned(),
+    }
+}
+
+/// Why there is no key. The daemon doesn't start without one, unless `hash` and `auth` both say "none".
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// There is no such file.
+    #[error("the key file {} does not exist", .0.display())]
+    Missing(PathBuf),
+    /// There is nothing in it.
+    #[error("the key file {} is empty", .0.display())]
+    Empty(PathBuf),
+    /// It is a directory, a device or the like.
+    #[error("the key file {} is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// It cannot be read.
+    #[error("cannot read the key file {}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl KeyFileError {
+    /// The key file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Missing(path) | Self::Empty(path) | Self::NotAFile(path) | Self::Unreadable { path, .. } => path,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn help(&self) -> String {
+        let path = self.path().display();
+        let make = format!("(umask 077; dd if=/dev/urandom of={path} bs=4096 count=1)");
+        match self {
+            Self::Missing(_) => {
+                format!("copy the guests' key there, or make one and copy it to every guest: {make}")
+            }
+            Self::Empty(_) => format!("fill it, and copy it to every guest: {make}"),
+            Self::NotAFile(_) => "name a file: `listeners { multicast { key_file = \"...\"; } }`".to_owned(),
+            Self::Unreadable { .. } => {
+                format!("run the daemon as root, and give the file to root: chown root {path}; chmod 0600 {path}")
+            }
+        }
+    }
+
+    /// The error with its remedy, in a few lines; escape sequences only if `colours`.
+    #[must_use]
+    pub fn render(&self, colours: bool) -> String {
+        Message { level: Level::ERROR, title: self.to_string(), place: None, help: self.help() }.render(colours)
+    }
+}

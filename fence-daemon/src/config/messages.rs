@@ -1,0 +1,68 @@
+//! What administrators get to read: `messages.txt` holds a file for each kind of mistake and the exact text about it.
+//!
+//! After a change that is meant, `UPDATE_MESSAGES=1 cargo test -p fence-daemon` writes the texts anew: read the difference.
+
+use std::path::Path;
+
+use super::{ConfigError, Source, Warnings, parse};
+
+const CASES: &str = include_str!("messages.txt");
+
+/// One case: its title, the configuration (`\xNN` stands for a byte) and the text about it.
+fn cases() -> Vec<(&'static str, &'static str, &'static str)> {
+    let split = |case: &'static str| {
+        let (title, rest) = case.split_once('\n').unwrap();
+        let (file, text) = rest.split_once("--- says\n").unwrap();
+        (title, file, text)
+    };
+    CASES.split("=== ").skip(1).map(split).collect()
+}
+
+fn bytes_of(file: &str) -> Vec<u8> {
+    let mut parts = file.split("\\x");
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    bytes
+}
+
+fn said_about(file: &str) -> String {
+    match parse(&Source::new(Path::new("/etc/fence_virt.conf"), &bytes_of(file)), Warnings::default()) {
+        Err(error) => error.render(false),
+        Ok((_, warnings)) => warnings.render(false),
+    }
+}
+
+#[test]
+fn every_mistake_is_shown_with_place_caret_and_remedy() {
+    let mut now = String::new();
+    for (title, file, _) in cases() {
+        now.push_str(&format!("=== {title}\n{file}--- says\n{}\n", said_about(file)));
+    }
+    if std::env::var_os("UPDATE_MESSAGES").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/messages.txt");
+        std::fs::write(path, &now).unwrap();
+        return;
+    }
+    for (title, file, text) in cases() {
+        assert_eq!(said_about(file), text.trim_end_matches('\n'), "{title}");
+    }
+}
+
+#[test]
+fn colours_only_when_asked_for() {
+    let error = parse(&Source::new(Path::new("f"), b"}"), Warnings::default()).unwrap_err();
+    assert!(!error.render(false).contains('\x1b'));
+    assert!(error.render(true).contains('\x1b'));
+}
+
+#[test]
+fn one_line_for_the_log_names_every_place() {
+    let file = b"fence_virtd { listener = \"x\"; }";
+    let Err(error @ ConfigError::Mistakes(_)) = parse(&Source::new(Path::new("f"), file), Warnings::default()) else {
+        panic!("accepted");
+    };
+    assert_eq!(error.to_string(), "f:1:1: the file names no backend; f:1:26: there is no listener \"x\"");
+}
