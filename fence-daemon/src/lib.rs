@@ -2,14 +2,17 @@
 //!
 //! Read [`pipeline`] first: it is the way of a request.
 
+pub mod callback;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod hypervisor;
-pub mod intake {
-    //! Where requests come in.
-    pub mod kernel;
-}
+pub mod intake;
+pub mod observe;
+pub mod pipeline;
 pub mod policy;
+pub mod process;
 
 #[cfg(test)]
 mod scratch;

@@ -1,4 +1,5 @@
 //! What the daemon tells about itself.
 
 pub mod limit;
+pub mod logging;
 pub mod steps;

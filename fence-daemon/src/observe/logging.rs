@@ -1,0 +1,149 @@
+//! Where log messages go and which of them: standard error in the foreground, the journal or syslog in the background.
+//!
+//! Syslog is spoken through the C library (crate `syslog-tracing`): it connects again when the syslog daemon was restarted, and
+//! needs no crate for time or host names, one of which (`syslog`) panics where the local time cannot be found out. No failure to
+//! write a message stops the daemon or causes another message.
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+
+use syslog_tracing::{Facility, Options, Syslog};
+use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt};
+
+/// What log messages are marked with.
+const IDENTITY: &str = "fence-daemon";
+const IDENTITY_C: &std::ffi::CStr = c"fence-daemon";
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// Where to log to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard error; the journal itself if that is where standard error leads, so that fields stay fields.
+    Foreground,
+    /// The journal, or syslog where there is none.
+    Background,
+}
+
+/// Where messages go in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// Standard error, with or without colours.
+    Stderr,
+    /// systemd's journal.
+    Journal,
+    /// Syslog, facility `daemon`.
+    Syslog,
+}
+
+/// Why logging could not be set up. All of these are the programmer's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// It was set up already.
+    #[error("logging is set up already")]
+    Twice,
+}
+
+/// Sets up logging for the rest of the process's life. In the background: after [`crate::process::daemonise`].
+///
+/// `debug` 0 logs what an administrator wants to know, 1 and up each request's steps, 5 and up everything; the environment
+/// variable `RUST_LOG` overrides it.
+///
+/// # Errors
+/// [`LoggingError::Twice`] if called again.
+pub fn init(debug: u32, destination: Destination) -> Result<Sink, LoggingError> {
+    let (filter, wrong) = filter(debug, env::var(EnvFilter::DEFAULT_ENV).ok().as_deref());
+    let (layer, sink) = layer(debug, destination)?;
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(|_| LoggingError::Twice)?;
+    if let Some(error) = wrong {
+        tracing::warn!("RUST_LOG is not used: {error}");
+    }
+    Ok(sink)
+}
+
+/// Whether standard error shows escape sequences as colours, and the user wants them.
+#[must_use]
+pub fn stderr_colours() -> bool {
+    let wanted = |name: &str| env::var_os(name).is_none_or(|value| value.is_empty());
+    wanted("NO_COLOR") && env::var_os("TERM").is_none_or(|term| term != "dumb") && io::stderr().is_terminal()
+}
+
+type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+fn layer(debug: u32, destination: Destination) -> Result<(AnyLayer, Sink), LoggingError> {
+    let journal = match destination {
+        Destination::Foreground => stderr_is_journal(),
+        Destination::Background => Path::new(JOURNAL).exists(),
+    };
+    if journal && let Ok(layer) = tracing_journald::layer() {
+        // The default would show every ordinary message in bold, as a notice.
+        let priorities = PriorityMappings {
+            info: Priority::Informational,
+            debug: Priority::Debug,
+            trace: Priority::Debug,
+            ..PriorityMappings::new()
+        };
+        let layer = layer.with_syslog_identifier(IDENTITY.to_owned()).with_priority_mappings(priorities);
+        return Ok((Box::new(layer), Sink::Journal));
+    }
+    if destination == Destination::Background {
+        let syslog = Syslog::new(IDENTITY_C, Options::LOG_PID, Facility::Daemon).ok_or(LoggingError::Twice)?;
+        // Time and level are syslog's to add.
+        let layer = plain(debug).without_time().with_level(false).with_writer(syslog);
+        return Ok((Box::new(layer), Sink::Syslog));
+    }
+    Ok((Box::new(plain(debug).with_ansi(stderr_colours()).with_writer(io::stderr)), Sink::Stderr))
+}
+
+fn plain<S: tracing::Subscriber + for<'s> LookupSpan<'s>>(debug: u32) -> fmt::Layer<S> {
+    // A message that cannot be written must not be answered by one about that: `eprintln!` panics on a closed pipe.
+    fmt::layer().with_ansi(false).with_target(debug > 0).log_internal_errors(false)
+}
+
+/// The filter, and what is wrong with `RUST_LOG` if that could not be used.
+fn filter(debug: u32, rust_log: Option<&str>) -> (EnvFilter, Option<String>) {
+    // What other crates have to say is for those who ask for everything, and never their finest level: keys pass through them.
+    let standard = match debug {
+        0 => "info",
+        1..=4 => "info,fence_daemon=debug",
+        5.. => "debug,fence_daemon=trace",
+    };
+    match rust_log.filter(|text| !text.trim().is_empty()).map(EnvFilter::try_new) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new(standard), Some(error.to_string())),
+        None => (EnvFilter::new(standard), None),
+    }
+}
+
+/// Whether systemd connected standard error to the journal: `JOURNAL_STREAM` names device and inode of that connection.
+fn stderr_is_journal() -> bool {
+    let Ok(about) = rustix::fs::fstat(io::stderr()) else { return false };
+    env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", about.st_dev, about.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_follow_debug_and_rust_log() {
+        for (debug, rust_log, expected) in [
+            (0, None, "info"),
+            (0, Some(" "), "info"),
+            (1, None, "fence_daemon=debug,info"),
+            (4, None, "fence_daemon=debug,info"),
+            (99, None, "fence_daemon=trace,debug"),
+            (99, Some("warn"), "warn"),
+        ] {
+            let (filter, wrong) = filter(debug, rust_log);
+            assert_eq!((filter.to_string().as_str(), wrong), (expected, None), "{debug} {rust_log:?}");
+        }
+        let (fallen_back, wrong) = filter(0, Some("fence_daemon=loud"));
+        assert_eq!(fallen_back.to_string(), "info");
+        assert!(wrong.is_some());
+    }
+}

@@ -1,0 +1,152 @@
+//! The daemon as a process: how it goes into the background, what it shuts off for the key's sake, how it tells that it is up.
+//!
+//! The order in `main`: command line and configuration (errors go to the terminal), [`harden`], [`daemonise`] unless in the
+//! foreground, the [`PidFile`], logging, then key, sockets and threads, at last [`Readiness::announce`].
+
+mod pid_file;
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid};
+use sd_notify::NotifyState;
+
+pub use pid_file::{PidFile, PidFileError};
+
+/// Why the process could not be prepared.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}: {error}")]
+pub struct ProcessError {
+    step: &'static str,
+    #[source]
+    error: io::Error,
+}
+
+/// For `map_err`: a system call's error with what was attempted.
+fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ProcessError {
+    move |error| ProcessError { step, error: error.into() }
+}
+
+/// Keeps the key out of core dumps and other processes' reach, and starts from known defaults: no file is made for others
+/// (umask 077), no signal is blocked, a closed connection is an error and not a signal, children can be waited for.
+///
+/// # Errors
+/// A system call that failed; none is expected to.
+pub fn harden() -> Result<(), ProcessError> {
+    nix::sys::prctl::set_dumpable(false).map_err(failed("forbid core dumps"))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed("forbid core files"))?;
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    SigSet::empty().thread_set_mask().map_err(failed("unblock signals"))?;
+    for (which, handler) in [(Signal::SIGPIPE, SigHandler::SigIgn), (Signal::SIGCHLD, SigHandler::SigDfl)] {
+        // SAFETY: needed because dispositions are inherited and no safe wrapper sets them. Sound because no handler function is
+        // installed, only the kernel's own behaviours; nothing runs in signal context because of this call.
+        unsafe { signal(which, handler) }.map_err(failed("reset signals"))?;
+    }
+    Ok(())
+}
+
+/// The promise to tell whoever started the daemon that it is up.
+///
+/// Dropping it without a word is fine: a waiting parent then waits for the daemon's end and takes over its exit code.
+#[derive(Debug)]
+#[must_use = "whoever started the daemon waits for the announcement"]
+pub struct Readiness {
+    /// The pipe to the waiting parent, and what takes standard error's place then.
+    parent: Option<(io::PipeWriter, OwnedFd)>,
+}
+
+impl Readiness {
+    /// In the foreground nobody but systemd waits.
+    pub fn foreground() -> Self {
+        Self { parent: None }
+    }
+
+    /// Tells systemd and a waiting parent, if any, that requests are served from now on. In the background standard error is
+    /// closed to the terminal: what is still to be said belongs into the log.
+    ///
+    /// # Errors
+    /// Standard error could not be redirected. That nobody listens is none.
+    pub fn announce(self) -> Result<(), ProcessError> {
+        notify(&[NotifyState::Ready]);
+        if let Some((mut pipe, null)) = self.parent {
+            rustix::stdio::dup2_stderr(null).map_err(failed("redirect standard error"))?;
+            // A parent that was killed meanwhile doesn't matter.
+            let _ = pipe.write_all(b"1");
+        }
+        Ok(())
+    }
+}
+
+/// Goes into the background as stock servers do: a session of its own, `/` as working directory, nothing on standard input and
+/// output. Returns in the daemon only. The process that was started waits until [`Readiness::announce`] and exits with 0, or, if
+/// the daemon ends before, exits with its code; until then standard error still leads where it led, for the reason.
+///
+/// # Errors
+/// Other threads run already (they would be missing in the daemon), or a system call failed.
+pub fn daemonise() -> Result<Readiness, ProcessError> {
+    let alone = std::fs::read_dir("/proc/self/task").map_err(failed("count threads in /proc"))?.count() == 1;
+    if !alone {
+        return Err(failed("go into the background")(io::Error::other("other threads run already")));
+    }
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed("open /dev/null"))?;
+    let (mut reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
+    // What is buffered would be written twice.
+    let _ = io::stdout().flush();
+
+    // SAFETY: needed because there is no other way into the background. Sound because this is the only thread (counted above, and
+    // nobody else could start one meanwhile): the child has everything that the parent had, no lock is held by a thread that
+    // does not exist there.
+    let child = match unsafe { nix::unistd::fork() }.map_err(failed("fork"))? {
+        ForkResult::Child => None,
+        ForkResult::Parent { child } => Some(child),
+    };
+    if let Some(child) = child {
+        drop(writer);
+        let up = matches!(reader.read(&mut [0]), Ok(1));
+        std::process::exit(if up { 0 } else { code_of(child) });
+    }
+    drop(reader);
+    nix::unistd::setsid().map_err(failed("start a session"))?;
+    nix::unistd::chdir("/").map_err(failed("change to the root directory"))?;
+    rustix::stdio::dup2_stdin(&null).map_err(failed("redirect standard input"))?;
+    rustix::stdio::dup2_stdout(&null).map_err(failed("redirect standard output"))?;
+    Ok(Readiness { parent: Some((writer, null.into())) })
+}
+
+/// The exit code of a daemon that ended before it was up.
+fn code_of(child: Pid) -> i32 {
+    loop {
+        return match waitpid(child, None) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            Ok(WaitStatus::Exited(_, code)) => code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                let _ = writeln!(io::stderr(), "fence-daemon: ended by {signal} before it was up");
+                i32::from(crate::cli::EXIT_START)
+            }
+            _ => i32::from(crate::cli::EXIT_START),
+        };
+    }
+}
+
+/// Tells systemd that the daemon is about to stop.
+pub fn notify_stopping() {
+    notify(&[NotifyState::Stopping]);
+}
+
+/// The line that `systemctl status` shows.
+pub fn notify_status(status: &str) {
+    // The protocol is made of lines: a second one would be another message.
+    notify(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    // Without systemd this does nothing; with one that doesn't listen there is nothing to be done.
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!("cannot notify systemd: {error}");
+    }
+}
