@@ -1,1 +1,226 @@
 //! The only user of libvirt, and the only place that kills.
+//!
+//! # The rules
+//!
+//! - **No false success.** A domain counts as off only if libvirt positively says so when asked afresh: "shut off", or, for a transient
+//!   domain that we destroyed, "no such domain". libvirt's word that a destroy succeeded is not enough, and an error, a timeout or
+//!   a lost connection is a failure. "No such domain" is told by libvirt's error code alone.
+//! - **A domain is unknown only if every URI says so.** Found nowhere while some URI could not say: failure, for `status` too. Found
+//!   somewhere: that word counts even if another URI cannot say; see [`survey`] for the reason.
+//! - **Every running instance is meant** if several URIs know the name or UUID: all must be proven off.
+//! - **A domain that moved to another host** ("shut off (migrated)") is not off by our word: `off` and `reboot` fail, `on` starts no
+//!   second copy, unless another of our URIs has it.
+//! - **In order per domain**, by name or by UUID ([`locks`]); different domains, and everything that only asks, do not wait for
+//!   each other. A dead or hung URI costs the others nothing ([`connection`]).
+//! - **Answers are in time**: [`Limits::act`] for everything. A call that has not begun by [`Limits::begin`] is never made; one that has
+//!   begun stays in force, and its domain's lock stays held until it ends, so that a late kill cannot hit what a later request has started.
+//! - **A reboot's restart** happens in the background ([`restart`]); an `off` that comes later ends it.
+
+mod act;
+mod connection;
+mod domain;
+mod error;
+mod ffi;
+mod locks;
+mod outcome;
+mod pool;
+mod restart;
+mod survey;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
+
+use self::connection::{LinkState, Uri};
+use self::locks::Locks;
+use self::restart::Restarts;
+use crate::policy::Authorized;
+
+pub use self::domain::{State, Unproven};
+pub use self::error::{CallError, LibvirtError};
+pub use self::outcome::{Detail, Identity, Outcome};
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// A look-up or a list: a local libvirtd answers within a millisecond, a busy remote one within this.
+    look_up: Duration,
+    /// What a URI that is connected gets to answer once another one knows the domain.
+    grace: Duration,
+    /// Until when an order's call must have begun: one that begins later cannot be proven in time.
+    begin: Duration,
+    /// An order as a whole. The client gives up at 30 s, and needs some of them to be called back and to challenge us.
+    act: Duration,
+    /// Trying to start a domain again after a reboot: longer than libvirtd takes to be restarted, or storage to come back.
+    restart: Duration,
+}
+
+/// The limits of the real thing.
+const LIMITS: Limits = Limits {
+    look_up: Duration::from_secs(5),
+    grace: Duration::from_millis(500),
+    begin: Duration::from_secs(15),
+    act: Duration::from_secs(20),
+    restart: Duration::from_secs(120),
+};
+
+/// How often the end of things is looked for while shutting down.
+const SHUTDOWN_LOOK: Duration = Duration::from_millis(10);
+
+/// The hypervisors of this host, each behind a libvirt URI. Clones are the same hypervisors.
+#[derive(Clone)]
+pub struct Hypervisors {
+    inner: Arc<Inner>,
+}
+
+/// What clones share.
+struct Inner {
+    uris: Vec<Arc<Uri>>,
+    limits: Limits,
+    locks: Locks,
+    restarts: Restarts,
+    /// Ends the keepers; so does its drop.
+    stop: watch::Sender<bool>,
+}
+
+/// A URI's connection, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UriHealth {
+    /// The URI.
+    pub uri: Arc<str>,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Why not; `None` while it is connected or the first attempt is under way.
+    pub error: Option<String>,
+}
+
+/// One domain of a [`Listing`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// libvirt's `virDomainState`.
+    pub state: u8,
+    /// Where.
+    pub uri: Arc<str>,
+}
+
+/// All domains, and the URIs that could not list theirs.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The domains, in the order of the configured URIs.
+    pub domains: Vec<Listed>,
+    /// The URIs that failed, and why.
+    pub failed: Vec<(Arc<str>, CallError)>,
+}
+
+impl Hypervisors {
+    /// Starts to connect to each of `uris`, and returns at once. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn start(uris: &[String]) -> Self {
+        Self::with_limits(uris, LIMITS)
+    }
+
+    fn with_limits(uris: &[String], limits: Limits) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let uris: Vec<_> = uris.iter().enumerate().map(|(index, text)| Uri::new(text, index)).collect();
+        for uri in &uris {
+            tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
+        }
+        let (locks, restarts) = (Locks::default(), Restarts::default());
+        Self { inner: Arc::new(Inner { uris, limits, locks, restarts, stop }) }
+    }
+
+    /// Waits until every URI is connected. Waits for ever for one that never is.
+    pub async fn wait_connected(&self) {
+        self.wait_each(|state| state.connected).await;
+    }
+
+    /// Waits until each URI has been tried once: it is connected, has failed, or has been silent for some seconds.
+    pub async fn first_round(&self) {
+        self.wait_each(|state| state.tried > 0).await;
+    }
+
+    async fn wait_each(&self, wanted: fn(&LinkState) -> bool) {
+        for uri in &self.inner.uris {
+            // Cannot fail while we hold the URI, which holds the sender.
+            let _ = uri.state().wait_for(wanted).await;
+        }
+    }
+
+    /// How each URI's connection is.
+    #[must_use]
+    pub fn health(&self) -> Vec<UriHealth> {
+        let health = |uri: &Arc<Uri>| {
+            let LinkState { connected, error, .. } = uri.state().borrow().clone();
+            UriHealth { uri: Arc::clone(&uri.text), connected, error }
+        };
+        self.inner.uris.iter().map(health).collect()
+    }
+
+    /// Whether at least one URI is connected, which is what `monitor` asks.
+    #[must_use]
+    pub fn any_connected(&self) -> bool {
+        self.inner.uris.iter().any(|uri| uri.state().borrow().connected)
+    }
+
+    /// Carries out an off, on, reboot or status. Every doubt is [`Reply::Failure`](fence_common::wire::Reply::Failure), with a reason.
+    ///
+    /// Once begun the work goes on even if the returned future is dropped.
+    pub async fn carry_out(&self, order: &Authorized) -> Outcome {
+        let (op, target) = (order.op(), order.target().clone());
+        let begun = Instant::now();
+        let (begin_by, deadline) = (begun + self.inner.limits.begin, begun + self.inner.limits.act);
+        let (answer, answered) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move {
+            let shown = target.clone();
+            let outcome = act::perform(inner, op, target, begin_by).await;
+            if let Err(late) = answer.send(outcome) {
+                let (took, detail) = (begun.elapsed(), &late.detail);
+                tracing::warn!(op = op.name(), domain = %shown, ?took, %detail, "ended after nobody waited for it any more");
+            }
+        });
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Outcome::failure(Detail::Broken),
+            Err(_) => Outcome::failure(Detail::Late),
+        }
+    }
+
+    /// All domains of all URIs.
+    pub async fn list(&self) -> Listing {
+        survey::list(&self.inner.uris, &self.inner.limits).await
+    }
+
+    /// Waits for pending restarts, then closes the connections; at most for `bound`. To be called when nothing else is in flight.
+    pub async fn shutdown(&self, bound: Duration) {
+        let by = Instant::now() + bound;
+        let restarted = async {
+            while !self.inner.restarts.waiting().is_empty() {
+                sleep(SHUTDOWN_LOOK).await;
+            }
+        };
+        if timeout_at(by, restarted).await.is_err() {
+            for domain in self.inner.restarts.waiting() {
+                tracing::error!(%domain, "fenced, but not started again before we end: start it by hand");
+            }
+        }
+        self.inner.stop.send_replace(true);
+        let closed = async {
+            while self.inner.uris.iter().any(|uri| uri.has_links()) {
+                sleep(SHUTDOWN_LOOK).await;
+            }
+        };
+        if timeout_at(by, closed).await.is_err() {
+            tracing::warn!("libvirt connections that do not close are left to the process's end");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Off, on, reboot and status: the rules of the [module](super), carried out.
+
+use std::sync::Arc;
+
+use fence_common::wire::{Op, Reply};
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::Inner;
+use super::connection::Lane;
+use super::domain::{self, Off, Power, Source, Started};
+use super::locks::Held;
+use super::outcome::{Detail, Identity, Outcome};
+use super::restart::{self, Plan};
+use super::survey::{Found, Survey, survey};
+use crate::clock::Moment;
+use crate::policy::Target;
+
+/// Does what `op` says to `target`. What is not begun by `begin_by` is not done; what is begun is seen through to its end, with the
+/// domain's lock held, however long that takes.
+pub(super) async fn perform(inner: Arc<Inner>, op: Op, target: Target, begin_by: Instant) -> Outcome {
+    match op {
+        Op::Status => status(&inner, &target).await,
+        Op::Off => Change::begin(inner, &target, begin_by).await.run_off(false).await,
+        Op::Reboot => Change::begin(inner, &target, begin_by).await.run_off(true).await,
+        Op::On => Change::begin(inner, &target, begin_by).await.run_on().await,
+        Op::Null | Op::DevStatus | Op::HostList => Outcome::failure(Detail::NotAboutADomain),
+    }
+}
+
+/// Asks only: no lock, so that it never waits behind a kill.
+async fn status(inner: &Inner, target: &Target) -> Outcome {
+    let survey = survey(&inner.uris, target, &inner.limits, true).await;
+    let by_power = |wanted: fn(Power) -> bool| survey.found.iter().find(|found| wanted(found.seen.power));
+    let found = by_power(|power| matches!(power, Power::Active(_)))
+        .or_else(|| by_power(|power| power == Power::Off))
+        .or_else(|| survey.found.first());
+    let Some(found) = found else {
+        let why = nowhere(survey);
+        // As stock answers for a domain that positively nobody here knows.
+        return if why == Detail::Unknown { Outcome::found(Reply::Off, why) } else { Outcome::failure(why) };
+    };
+    let outcome = match found.seen.power {
+        Power::Active(state) => Outcome::found(Reply::Success, Detail::Active(state)),
+        Power::Off => Outcome::found(Reply::Off, Detail::ShutOff),
+        // Off here, by libvirt's positive word; no more is asked by a status.
+        Power::MovedAway => Outcome::found(Reply::Off, Detail::MovedAway),
+    };
+    match found.identity(&inner.uris) {
+        Some(domain) => outcome.about(domain),
+        None => outcome,
+    }
+}
+
+/// Why a target was found nowhere: unknown if every URI says so, else a doubt.
+fn nowhere(survey: Survey) -> Detail {
+    match survey.doubts.into_iter().next() {
+        None => Detail::Unknown,
+        Some((uri, error)) => Detail::Doubt { uri, error },
+    }
+}
+
+/// Where a domain is known, and in which state a look-up before the lock found it (for the order of trying only).
+struct Place {
+    number: usize,
+    domain: Identity,
+    power: Power,
+}
+
+/// An order to change a domain's power, with all its locks held.
+struct Change {
+    inner: Arc<Inner>,
+    begin_by: Instant,
+    /// The domains that are meant, or why there is none.
+    places: Result<Vec<Place>, Detail>,
+    /// Held until the order is seen through.
+    locks: Vec<Held>,
+}
+
+impl Change {
+    /// Looks the target up and takes the locks.
+    async fn begin(inner: Arc<Inner>, target: &Target, begin_by: Instant) -> Self {
+        let mut change = Self { inner, begin_by, places: Err(Detail::Occupied), locks: Vec::new() };
+        if timeout_at(begin_by, change.prepare(target)).await.is_err() {
+            change.places = Err(Detail::Occupied);
+        }
+        change
+    }
+
+    async fn prepare(&mut self, target: &Target) {
+        self.locks.push(self.inner.locks.spelled(target).await);
+        let survey = survey(&self.inner.uris, target, &self.inner.limits, false).await;
+        let mut places: Vec<Place> = Vec::new();
+        for found in &survey.found {
+            let Found { place: number, seen } = found;
+            if let Some(domain) = found.identity(&self.inner.uris) {
+                places.push(Place { number: *number, domain, power: seen.power });
+            }
+        }
+        self.add_pending(target, &mut places, |_| true);
+        let uuids = super::survey::sorted(places.iter().map(|place| place.domain.uuid));
+        for uuid in &uuids {
+            if *target != Target::Uuid(*uuid) {
+                self.locks.push(self.inner.locks.uuid(*uuid).await);
+            }
+        }
+        // What we waited for may have been a reboot.
+        self.add_pending(target, &mut places, |uuid| uuids.contains(&uuid));
+        self.places = if places.is_empty() { Err(nowhere(survey)) } else { Ok(places) };
+    }
+
+    /// Adds the domains that wait for a restart: a transient one is known nowhere else.
+    fn add_pending(&self, target: &Target, places: &mut Vec<Place>, wanted: impl Fn(Uuid) -> bool) {
+        for plan in self.inner.restarts.of(target) {
+            let known = places.iter().any(|place| place.number == plan.place && place.domain.uuid == plan.domain.uuid);
+            if !known && wanted(plan.domain.uuid) {
+                places.push(Place { number: plan.place, domain: plan.domain.clone(), power: Power::Off });
+            }
+        }
+    }
+
+    /// `off`, or with `reboot` the off and the start in the background.
+    async fn run_off(self, reboot: bool) -> Outcome {
+        let places = match self.places {
+            Ok(places) => places,
+            Err(detail) => return Outcome::failure(detail),
+        };
+        // All at once: two domains of one name at two URIs are two kills.
+        let kills: Vec<_> = places
+            .into_iter()
+            .map(|place| {
+                let inner = Arc::clone(&self.inner);
+                let domain = place.domain.clone();
+                (domain, tokio::spawn(off_at(inner, place, reboot, self.begin_by)))
+            })
+            .collect();
+        let mut outcomes = Vec::new();
+        let mut plans = Vec::new();
+        for (domain, kill) in kills {
+            let (outcome, plan) = kill.await.unwrap_or_else(|_| (Outcome::failure(Detail::Broken), None));
+            outcomes.push(outcome.about(domain));
+            plans.extend(plan);
+        }
+        let outcome = together(outcomes);
+        for plan in plans {
+            if outcome.reply == Reply::Success {
+                restart::schedule(&self.inner, plan);
+            } else {
+                // It must not come back while its namesake, which may be the same guest, is not known to be off.
+                tracing::error!(domain = %plan.domain, "rebooted only in part: it is off and is not started again");
+            }
+        }
+        // Only now: a pending restart is entered with the lock held.
+        drop(self.locks);
+        outcome
+    }
+
+    async fn run_on(self) -> Outcome {
+        let mut places = match self.places {
+            Ok(places) => places,
+            Err(detail) => return Outcome::failure(detail),
+        };
+        // Where it runs there is nothing to do; where it moved away from is the last place to start it.
+        places.sort_by_key(|place| match place.power {
+            Power::Active(_) => 0,
+            Power::Off => 1,
+            Power::MovedAway => 2,
+        });
+        let Some(place) = places.first() else { return Outcome::failure(Detail::Broken) };
+        let (number, uuid) = (place.number, place.domain.uuid);
+        // A pending restart knows more than we do: the XML of a transient domain. It stays pending if this start fails.
+        let plan = self.inner.restarts.get(number, uuid).unwrap_or_else(|| {
+            Arc::new(Plan { place: number, domain: place.domain.clone(), source: Source::Definition })
+        });
+        let outcome = match plan.attempt(&self.inner, self.begin_by).await {
+            Ok(Started::Already(state)) => Outcome::found(Reply::Success, Detail::AlreadyActive(state)),
+            Ok(Started::Now(state)) => Outcome::found(Reply::Success, Detail::Started(state)),
+            Ok(Started::NotActive) => Outcome::failure(Detail::NotActive),
+            Ok(Started::MovedAway) => Outcome::failure(Detail::MovedAway),
+            Ok(Started::Gone) => Outcome::failure(Detail::Vanished),
+            Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&place.domain.uri), error }),
+        };
+        if outcome.reply == Reply::Success {
+            for place in &places {
+                self.inner.restarts.cancel(place.number, place.domain.uuid);
+            }
+        }
+        drop(self.locks);
+        outcome.about(plan.domain.clone())
+    }
+}
+
+/// Powers the domain off at one place, with its lock held. What a restart needs comes back if it is to be started again.
+async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant) -> (Outcome, Option<Plan>) {
+    let Place { number, domain, .. } = place;
+    let Some(uri) = inner.uris.get(number) else { return (Outcome::failure(Detail::Broken), None) };
+    // A reboot of a domain that waits for its restart is the same reboot: it will come back. An off ends that.
+    let was_pending = if reboot {
+        inner.restarts.get(number, domain.uuid).is_some()
+    } else {
+        inner.restarts.cancel(number, domain.uuid)
+    };
+    let already = match (was_pending, reboot) {
+        (false, _) => Detail::AlreadyOff,
+        (true, true) => Detail::RestartPending,
+        (true, false) => Detail::RestartCancelled,
+    };
+    let uuid = domain.uuid;
+    let result = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot)).await;
+    let outcome = match result {
+        Ok(Off::Already(at)) => Outcome::off(at, already),
+        // A transient domain between its proven off and its restart: we know why it is gone.
+        Ok(Off::Gone) if was_pending => Outcome::off(Moment::now(), already),
+        Ok(Off::Gone) => Outcome::failure(Detail::Vanished),
+        Ok(Off::MovedAway) => Outcome::failure(Detail::MovedAway),
+        Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
+        Ok(Off::Proven { was, at, source }) => {
+            let plan = Plan { place: number, domain, source };
+            return (Outcome::off(at, Detail::Rebooting { was }), Some(plan));
+        }
+        Ok(Off::Unproven { was, why }) => Outcome::failure(Detail::NotProvenOff { was, why }),
+        Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&uri.text), error }),
+    };
+    (outcome, None)
+}
+
+/// One outcome of several: a success only if all are.
+fn together(mut outcomes: Vec<Outcome>) -> Outcome {
+    // "It moved away from here" is no failure if another of our URIs, where it moved to, has it off.
+    if outcomes.iter().any(|outcome| outcome.reply == Reply::Success) {
+        outcomes.retain(|outcome| outcome.detail != Detail::MovedAway);
+    }
+    if let Some(failed) = outcomes.iter().position(|outcome| outcome.reply != Reply::Success) {
+        return outcomes.swap_remove(failed);
+    }
+    let proven_off = outcomes.iter().filter_map(|outcome| outcome.proven_off).max();
+    let killed = outcomes
+        .iter()
+        .position(|outcome| matches!(outcome.detail, Detail::Destroyed { .. } | Detail::Rebooting { .. }))
+        .unwrap_or(0);
+    match outcomes.get(killed) {
+        Some(outcome) => Outcome { proven_off, ..outcome.clone() },
+        None => Outcome::failure(Detail::Broken),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::domain::State;
+    use super::super::error::CallError;
+    use super::*;
+
+    #[test]
+    fn one_instance_that_is_not_off_spoils_the_success() {
+        let (early, late) = (Moment::from_ktime(1), Moment::from_ktime(2));
+        let off = |at| Outcome::off(at, Detail::AlreadyOff);
+        let killed = |at| Outcome::off(at, Detail::Destroyed { was: State(1) });
+        let bad = || Outcome::failure(Detail::Vanished);
+        let moved = || Outcome::failure(Detail::MovedAway);
+        assert_eq!(together(vec![off(late), bad()]).reply, Reply::Failure);
+        assert_eq!(together(vec![bad(), killed(late)]).proven_off, None);
+        let both = together(vec![off(late), killed(early)]);
+        assert_eq!((both.reply, both.proven_off), (Reply::Success, Some(late)));
+        assert_eq!(both.detail, Detail::Destroyed { was: State(1) });
+        assert_eq!(together(vec![moved()]).reply, Reply::Failure);
+        assert_eq!(together(vec![moved(), killed(early)]).reply, Reply::Success);
+        assert_eq!(together(vec![]).reply, Reply::Failure);
+    }
+
+    #[test]
+    fn silence_is_a_doubt() {
+        assert_eq!(nowhere(Survey::default()), Detail::Unknown);
+        let doubts = vec![("x:///".into(), CallError::Overdue)];
+        assert!(matches!(nowhere(Survey { found: vec![], doubts }), Detail::Doubt { .. }));
+    }
+}

@@ -1,0 +1,397 @@
+//! One libvirt URI: its connections, the loop that keeps them, and the threads that call.
+//!
+//! - A URI has several connections: one for queries and a few for actions, because libvirtd takes up only five calls of a client at
+//!   a time (`max_client_requests`), and five kills must not make a status query wait. A driver inside our own process (`test:///`)
+//!   has no such limit, and may keep its domains per connection: it gets one.
+//! - Queries and actions have thread pools of their own ([`Pool`]), for the same reason.
+//! - One keeper task per URI opens the connections, on threads of their own because opening can hang, and opens them again when
+//!   libvirt says that one is dead or a call finds it so. It backs off, but a request that needs the URI has it try at once.
+//! - Nothing of libvirt is called on an async thread, closing included: a [`Link`] closes on a thread of its own when the last call
+//!   that uses it has let it go.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use virt::connect::Connect;
+use virt::error::Error;
+
+use super::error::CallError;
+use super::ffi::{self, CloseWatch};
+use super::pool::Pool;
+
+/// Threads for queries, all on one connection: below libvirtd's five calls at a time.
+const QUERY_THREADS: usize = 4;
+/// Threads for actions on each connection for actions: below libvirtd's five calls at a time.
+const ACTIONS_PER_CONNECTION: usize = 4;
+/// Connections for actions. With the above: 16 kills at a time, near libvirtd's own 20 workers.
+const ACTION_CONNECTIONS: usize = 4;
+/// Keepalive: a probe each so many seconds ...
+const KEEPALIVE_SECONDS: i32 = 5;
+/// ... and dead after so many without an answer. 15 to 20 s in all: hung calls end before the client gives up at 30 s.
+const KEEPALIVE_PROBES: u32 = 3;
+/// An attempt to connect that is silent for so long counts as failed in what we report, but goes on.
+const OPEN_SILENCE: Duration = Duration::from_secs(5);
+/// An attempt that is silent for so long is given up as stuck, and another one begins.
+const OPEN_BOUND: Duration = Duration::from_secs(30);
+/// Stuck attempts that may exist at a time; each costs a thread until its server answers or dies.
+const STUCK_LIMIT: usize = 4;
+/// The shortest time between two attempts, however much they are wanted.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// The longest time between two attempts that nobody asks for.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Which pool and connection a call goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Reads only; must never wait behind a kill.
+    Query,
+    /// Kills and starts.
+    Act,
+}
+
+/// What is known of the connections.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LinkState {
+    /// Whether they are there.
+    pub(super) connected: bool,
+    /// Attempts that ended, or were silent for [`OPEN_SILENCE`].
+    pub(super) tried: u64,
+    /// Why they are not there, after the first attempt.
+    pub(super) error: Option<String>,
+    /// Whether they have been closed for good.
+    pub(super) closed: bool,
+}
+
+/// One URI.
+pub(super) struct Uri {
+    pub(super) text: Arc<str>,
+    state: watch::Sender<LinkState>,
+    link: Mutex<Option<Arc<Link>>>,
+    query: Pool,
+    act: Pool,
+    /// Wakes the keeper out of its back-off.
+    wanted: Notify,
+    /// Set while the URI is connected but has not answered a query in time; the next answer clears it.
+    pub(super) silent: AtomicBool,
+    /// Links that are not closed yet.
+    links: Arc<AtomicUsize>,
+}
+
+impl Uri {
+    /// A URI that nobody keeps yet; `index` goes into its threads' names.
+    pub(super) fn new(text: &str, index: usize) -> Arc<Self> {
+        Arc::new(Self {
+            text: text.into(),
+            state: watch::Sender::default(),
+            link: Mutex::default(),
+            query: Pool::new(format!("virt{index}-query"), QUERY_THREADS),
+            act: Pool::new(format!("virt{index}-act"), ACTIONS_PER_CONNECTION * ACTION_CONNECTIONS),
+            wanted: Notify::new(),
+            silent: AtomicBool::new(false),
+            links: Arc::default(),
+        })
+    }
+
+    /// The connections' state, to look at or to wait on.
+    pub(super) fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.subscribe()
+    }
+
+    /// Whether it is connected and has answered lately, as far as we know.
+    pub(super) fn is_lively(&self) -> bool {
+        self.state.borrow().connected && !self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Whether a connection of this URI is still open or being closed.
+    pub(super) fn has_links(&self) -> bool {
+        self.links.load(Ordering::Acquire) > 0
+    }
+
+    /// Runs `call` on a thread of the lane, with a connection. It begins before `begin_by` or not at all; once begun it runs to its
+    /// end, even if the returned future is dropped.
+    pub(super) async fn call<T: Send + 'static>(
+        self: &Arc<Self>,
+        lane: Lane,
+        begin_by: Instant,
+        call: impl FnOnce(&Connect) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
+        self.ready(begin_by).await?;
+        let (answer, answered) = oneshot::channel();
+        let uri = Arc::clone(self);
+        let run = Box::new(move |thread| {
+            // Nobody waits any more: what was not begun in time must not act later on a domain that has moved on.
+            if answer.is_closed() {
+                return;
+            }
+            let link = uri.current();
+            let result = match &link {
+                Some(link) => link.run(lane, thread, call),
+                None => Err(CallError::NotConnected("the connection was just lost".to_owned())),
+            };
+            drop(link);
+            uri.silent.store(false, Ordering::Relaxed);
+            // Fails only if the asker has gone.
+            let _ = answer.send(result);
+        });
+        let pool = match lane {
+            Lane::Query => &self.query,
+            Lane::Act => &self.act,
+        };
+        pool.submit(begin_by.into_std(), run).map_err(CallError::Busy)?;
+        // The sender is dropped unused if the call was not begun in time (or panicked, which the pool logs).
+        answered.await.unwrap_or(Err(CallError::NotBegun))
+    }
+
+    /// Waits until the URI is connected, at most until `by`. If it is not, has the keeper try at once and takes that attempt's word.
+    async fn ready(&self, by: Instant) -> Result<(), CallError> {
+        let mut state = self.state.subscribe();
+        let seen = {
+            let now = state.borrow_and_update();
+            if now.connected {
+                return Ok(());
+            }
+            if now.closed {
+                return Err(CallError::NotConnected("closed".to_owned()));
+            }
+            now.tried
+        };
+        self.wanted.notify_one();
+        loop {
+            let changed = timeout_at(by, state.changed()).await;
+            let now = state.borrow_and_update();
+            if now.connected {
+                return Ok(());
+            }
+            if now.closed || now.tried > seen || !matches!(changed, Ok(Ok(()))) {
+                let reason = now.error.clone().unwrap_or_else(|| "no connection yet".to_owned());
+                return Err(CallError::NotConnected(reason));
+            }
+        }
+    }
+
+    fn current(&self) -> Option<Arc<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, link: Option<Arc<Link>>) {
+        let old = std::mem::replace(&mut *self.link.lock().unwrap_or_else(PoisonError::into_inner), link);
+        // Outside the lock; closes by itself, elsewhere, once no call uses it.
+        drop(old);
+    }
+
+    /// Connects, and connects again whenever the connections are lost, until `stop` says so or its sender is gone.
+    pub(super) async fn keep(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        tokio::select! {
+            // An error means that the sender is gone.
+            _ = stop.wait_for(|&stop| stop) => {}
+            () = self.keep_connected() => {}
+        }
+        self.replace(None);
+        self.state.send_modify(|state| {
+            state.connected = false;
+            state.error = Some("closed".to_owned());
+            state.closed = true;
+        });
+    }
+
+    async fn keep_connected(self: &Arc<Self>) {
+        // Attempts report here, also those that were given up as stuck.
+        let (report, mut reports) = mpsc::unbounded_channel::<Attempt>();
+        let mut under_way = 0_usize;
+        let mut pause = RETRY_MIN;
+        loop {
+            if under_way < STUCK_LIMIT {
+                under_way += 1;
+                self.attempt(report.clone());
+            }
+            let Some(attempt) = self.outcome(&mut reports).await else { continue };
+            under_way -= 1;
+            match attempt {
+                Ok(link) => {
+                    tracing::info!(uri = %self.text, "connected to libvirt");
+                    pause = RETRY_MIN;
+                    let lost = Arc::clone(&link.lost);
+                    self.silent.store(false, Ordering::Relaxed);
+                    self.replace(Some(link));
+                    self.state.send_modify(|state| {
+                        state.connected = true;
+                        state.tried += 1;
+                        state.error = None;
+                    });
+                    loop {
+                        tokio::select! {
+                            () = lost.wait() => break,
+                            // A stuck attempt that came through after all: one link is enough, this one closes by itself.
+                            _ = reports.recv() => under_way -= 1,
+                        }
+                    }
+                    tracing::warn!(uri = %self.text, "libvirt connection lost");
+                    self.replace(None);
+                    self.state.send_modify(|state| {
+                        state.connected = false;
+                        state.error = Some("connection lost".to_owned());
+                    });
+                }
+                Err(error) => {
+                    self.failed(error);
+                    sleep(RETRY_MIN).await;
+                    // Whoever wants the URI now cuts the rest of the pause short.
+                    let _ = timeout(pause.saturating_sub(RETRY_MIN), self.wanted.notified()).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Waits for an attempt's report; `None` once the newest is stuck. The silence in between is made known.
+    async fn outcome(&self, reports: &mut mpsc::UnboundedReceiver<Attempt>) -> Option<Attempt> {
+        if let Ok(attempt) = timeout(OPEN_SILENCE, reports.recv()).await {
+            return attempt;
+        }
+        self.failed(format!("no answer to a connection attempt for {} s", OPEN_SILENCE.as_secs()));
+        timeout(OPEN_BOUND.saturating_sub(OPEN_SILENCE), reports.recv()).await.ok().flatten()
+    }
+
+    /// Makes a failed attempt known, in the log only if the reason is news.
+    fn failed(&self, error: String) {
+        if self.state.borrow().error.as_ref() != Some(&error) {
+            tracing::warn!(uri = %self.text, error, "cannot connect to libvirt; trying on");
+        }
+        self.state.send_modify(|state| {
+            state.tried += 1;
+            state.error = Some(error);
+        });
+    }
+
+    /// Tries once to open the connections, on a thread of its own, and reports.
+    fn attempt(&self, report: mpsc::UnboundedSender<Attempt>) {
+        let (uri, links, on_failure) = (Arc::clone(&self.text), Arc::clone(&self.links), report.clone());
+        let open = move || {
+            let attempt = Link::open(&uri, links).map(Arc::new).map_err(|error| error.message().to_owned());
+            // Fails only if the keeper has ended; then the link closes here and now.
+            let _ = report.send(attempt);
+        };
+        if let Err(error) = thread::Builder::new().name("virt-open".to_owned()).spawn(open) {
+            let _ = on_failure.send(Err(format!("no thread to connect on: {error}")));
+        }
+    }
+}
+
+/// What came of an attempt to connect.
+type Attempt = Result<Arc<Link>, String>;
+
+/// Says once that a link is dead.
+#[derive(Default)]
+struct Lost {
+    lost: AtomicBool,
+    news: Notify,
+}
+
+impl Lost {
+    fn say(&self) {
+        self.lost.store(true, Ordering::Release);
+        self.news.notify_one();
+    }
+
+    /// For the keeper, the only one that waits.
+    async fn wait(&self) {
+        while !self.lost.load(Ordering::Acquire) {
+            self.news.notified().await;
+        }
+    }
+}
+
+/// The open connections to one URI.
+struct Link {
+    /// The first is for queries, the rest for actions. A single one serves both.
+    connections: Vec<Connection>,
+    lost: Arc<Lost>,
+    links: Arc<AtomicUsize>,
+}
+
+impl Link {
+    /// Opens them all. Blocks.
+    fn open(uri: &str, links: Arc<AtomicUsize>) -> Result<Self, Error> {
+        ffi::prepare()?;
+        links.fetch_add(1, Ordering::AcqRel);
+        let in_process = uri.starts_with("test:");
+        let wanted = if in_process { 1 } else { 1 + ACTION_CONNECTIONS };
+        // From here on dropping it closes what is open and counts it off.
+        let mut link = Self { connections: Vec::with_capacity(wanted), lost: Arc::default(), links };
+        for _ in 0..wanted {
+            let connection = Connection::open(uri, &link.lost)?;
+            link.connections.push(connection);
+        }
+        Ok(link)
+    }
+
+    /// Runs `call` on the thread's connection. A failure makes us look whether the connection lives, in case libvirt did not say so.
+    fn run<T>(
+        &self,
+        lane: Lane,
+        thread: usize,
+        call: impl FnOnce(&Connect) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        let number = match lane {
+            Lane::Query => 0,
+            Lane::Act => 1 + thread / ACTIONS_PER_CONNECTION,
+        };
+        let Some(connection) = self.connections.get(number).or(self.connections.first()) else {
+            return Err(CallError::NotConnected("no connection".to_owned()));
+        };
+        let result = call(&connection.connect);
+        // Asks our side of the connection only, nothing goes over the wire.
+        if result.is_err() && !connection.connect.is_alive().unwrap_or(false) {
+            self.lost.say();
+        }
+        result
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let (connections, links) = (std::mem::take(&mut self.connections), Arc::clone(&self.links));
+        let close = move || {
+            connections.into_iter().for_each(Connection::close);
+            links.fetch_sub(1, Ordering::AcqRel);
+        };
+        // On a thread of its own because closing can block on a server that hangs, and the last user may be an async thread.
+        if let Err(error) = thread::Builder::new().name("virt-close".to_owned()).spawn(close) {
+            tracing::warn!(%error, "no thread to close libvirt connections on: they stay open");
+        }
+    }
+}
+
+/// One connection with its close callback.
+struct Connection {
+    connect: Connect,
+    watch: Option<CloseWatch>,
+}
+
+impl Connection {
+    fn open(uri: &str, lost: &Arc<Lost>) -> Result<Self, Error> {
+        let connect = Connect::open(Some(uri))?;
+        // Refused by drivers in our own process, which need none. Elsewhere calls still end when the kernel ends the connection.
+        if let Err(error) = connect.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_PROBES) {
+            tracing::debug!(uri, error = error.message(), "no keepalive");
+        }
+        let notice = Arc::clone(lost);
+        let watch = CloseWatch::begin(&connect, Box::new(move || notice.say()))
+            .inspect_err(|error| tracing::debug!(uri, error = error.message(), "no close callback"))
+            .ok();
+        Ok(Self { connect, watch })
+    }
+
+    fn close(mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.end(&self.connect);
+        }
+        if let Err(error) = self.connect.close() {
+            tracing::debug!(error = error.message(), "closing a libvirt connection");
+        }
+    }
+}

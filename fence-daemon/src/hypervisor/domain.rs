@@ -1,0 +1,288 @@
+//! What is done to one domain on one connection: look-up, power state, destroy with proof, start. Everything here blocks and runs
+//! on the threads of [`connection`](super::connection).
+//!
+//! A domain is looked up anew for each job, by UUID: no libvirt handle outlives its job, so none outlives its connection.
+
+use std::fmt;
+
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::{Error, ErrorNumber};
+use zeroize::Zeroizing;
+
+use super::error::{CallError, LibvirtError, is_no_domain};
+use crate::clock::Moment;
+use crate::policy::Target;
+
+/// libvirt's `virDomainState`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State(pub u8);
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match u32::from(self.0) {
+            virt_sys::VIR_DOMAIN_RUNNING => "running",
+            virt_sys::VIR_DOMAIN_BLOCKED => "blocked",
+            virt_sys::VIR_DOMAIN_PAUSED => "paused",
+            virt_sys::VIR_DOMAIN_SHUTDOWN => "shutting down",
+            virt_sys::VIR_DOMAIN_SHUTOFF => "shut off",
+            virt_sys::VIR_DOMAIN_CRASHED => "crashed",
+            virt_sys::VIR_DOMAIN_PMSUSPENDED => "suspended",
+            _ => "in an unknown state",
+        })
+    }
+}
+
+/// Whether a domain has power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Power {
+    /// It exists as a process or container, whatever it is doing.
+    Active(State),
+    /// libvirt positively says that it does not.
+    Off,
+    /// It is off here because it has moved to another host, where it may well run.
+    MovedAway,
+}
+
+/// A domain as a look-up found it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) name: String,
+    pub(super) uuid: Uuid,
+    pub(super) power: Power,
+}
+
+/// Looks `target` up; `None` only if libvirt positively says that there is no such domain.
+pub(super) fn look_up(connect: &Connect, target: &Target) -> Result<Option<Seen>, CallError> {
+    // A transient domain can vanish between the two calls, and be back at once: the second look says what is so.
+    for _ in 0..2 {
+        let found = match target {
+            Target::Uuid(uuid) => Domain::lookup_by_uuid(connect, *uuid),
+            // `virt` panics on such a name. None exists, as libvirt's names are C strings.
+            Target::Name(name) if name.contains('\0') => return Ok(None),
+            Target::Name(name) => Domain::lookup_by_name(connect, name),
+        };
+        let Some(domain) = known(found)? else { return Ok(None) };
+        if let Some(power) = known(power(&domain))? {
+            return Ok(Some(Seen { name: domain.get_name()?, uuid: domain.get_uuid()?, power }));
+        }
+    }
+    Err(CallError::Overdue)
+}
+
+/// All domains: name, UUID, state.
+pub(super) fn list(connect: &Connect) -> Result<Vec<(String, Uuid, State)>, CallError> {
+    let mut list = Vec::new();
+    for domain in connect.list_all_domains(0)? {
+        // One that vanished meanwhile is no longer a domain.
+        if let Some((state, _)) = known(domain.get_state())? {
+            list.push((domain.get_name()?, domain.get_uuid()?, state_of(state)));
+        }
+    }
+    Ok(list)
+}
+
+/// `None` for libvirt's "no such domain"; every other error stays one.
+fn known<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_no_domain(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A value of no known state stays one that means "unknown" and nothing else.
+fn state_of(state: u32) -> State {
+    State(u8::try_from(state).unwrap_or(u8::MAX))
+}
+
+/// Asks for the power state.
+fn power(domain: &Domain) -> Result<Power, Error> {
+    let (state, reason) = domain.get_state()?;
+    Ok(match state {
+        virt_sys::VIR_DOMAIN_SHUTOFF if u32::try_from(reason) == Ok(virt_sys::VIR_DOMAIN_SHUTOFF_MIGRATED) => {
+            Power::MovedAway
+        }
+        virt_sys::VIR_DOMAIN_SHUTOFF => Power::Off,
+        virt_sys::VIR_DOMAIN_RUNNING
+        | virt_sys::VIR_DOMAIN_BLOCKED
+        | virt_sys::VIR_DOMAIN_PAUSED
+        | virt_sys::VIR_DOMAIN_SHUTDOWN
+        | virt_sys::VIR_DOMAIN_PMSUSPENDED => Power::Active(state_of(state)),
+        // "Crashed" and what we do not know can be either: a crashed guest is kept as a process if its definition says so.
+        _ if domain.is_active()? => Power::Active(state_of(state)),
+        _ => Power::Off,
+    })
+}
+
+/// What is needed to start a domain again.
+pub(super) enum Source {
+    /// Its persistent definition.
+    Definition,
+    /// A transient domain's XML, taken while it ran. It may hold passwords: never logged, wiped after use.
+    Xml(Zeroizing<String>),
+    /// Nothing: why.
+    Nothing(CallError),
+}
+
+/// What came of powering a domain off.
+pub(super) enum Off {
+    /// It was off already, at this moment.
+    Already(Moment),
+    /// It was active and is proven off since this moment; what a restart would need.
+    Proven { was: State, at: Moment, source: Source },
+    /// Off here, but only because it moved to another host.
+    MovedAway,
+    /// libvirt does not know it (any more).
+    Gone,
+    /// Not off, or not known to be off.
+    Unproven { was: State, why: Unproven },
+}
+
+/// Why a destroyed domain does not count as off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// It still is, or is again, in this state; with destroy's own error.
+    Active(State, Option<LibvirtError>),
+    /// It vanished, but not provably by our hand: it may run on another host now.
+    Vanished(Option<LibvirtError>),
+    /// It moved to another host while we were at it.
+    MovedAway,
+    /// The state could not be asked.
+    Unknown(CallError),
+}
+
+/// Powers the domain off, hard, and proves it. `restart` asks for what starting it again needs.
+pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool) -> Result<Off, CallError> {
+    let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(Off::Gone) };
+    let was = match known(power(&domain))? {
+        None => return Ok(Off::Gone),
+        Some(Power::Off) => return Ok(Off::Already(Moment::now())),
+        Some(Power::MovedAway) => return Ok(Off::MovedAway),
+        Some(Power::Active(state)) => state,
+    };
+    let transient = domain.is_persistent().map(|persistent| !persistent);
+    let source = match (restart, &transient) {
+        // What is not wanted is not asked for.
+        (false, _) | (true, Ok(false)) => Source::Definition,
+        (true, Ok(true)) => xml(&domain),
+        // Whether it has a definition will show when it is started.
+        (true, Err(_)) => Source::Definition,
+    };
+    let destroyed = domain.destroy();
+    // Our own word is no proof: libvirt is asked afresh, whatever destroy said ("not running" is an error, too).
+    let power = known(power(&domain));
+    let at = Moment::now();
+    Ok(match judge(destroyed, power, transient.unwrap_or(false)) {
+        Ok(()) => Off::Proven { was, at, source },
+        Err(why) => Off::Unproven { was, why },
+    })
+}
+
+/// Whether destroy's result and the state asked for after it prove that the domain is off.
+fn judge(destroyed: Result<(), Error>, power: Result<Option<Power>, Error>, transient: bool) -> Result<(), Unproven> {
+    let error = |destroyed: Result<(), Error>| match destroyed.map_err(CallError::from) {
+        Err(CallError::Libvirt(error)) => Some(error),
+        _ => None,
+    };
+    match power {
+        Ok(Some(Power::Off)) => Ok(()),
+        // A transient domain that was destroyed is gone. If destroy failed it may have migrated away instead of dying.
+        Ok(None) if destroyed.is_ok() && transient => Ok(()),
+        Ok(None) => Err(Unproven::Vanished(error(destroyed))),
+        Ok(Some(Power::MovedAway)) => Err(Unproven::MovedAway),
+        Ok(Some(Power::Active(state))) => Err(Unproven::Active(state, error(destroyed))),
+        Err(unknown) => Err(Unproven::Unknown(unknown.into())),
+    }
+}
+
+/// A transient domain's XML, with its secrets if we may have them: without its password a display would come back open.
+fn xml(domain: &Domain) -> Source {
+    let secure = domain.get_xml_desc(virt_sys::VIR_DOMAIN_XML_SECURE);
+    let xml = match secure {
+        Err(error) if matches!(error.code(), ErrorNumber::OperationDenied | ErrorNumber::AccessDenied) => {
+            domain.get_xml_desc(0)
+        }
+        other => other,
+    };
+    match xml {
+        Ok(xml) => Source::Xml(Zeroizing::new(xml)),
+        Err(error) => Source::Nothing(CallError::Libvirt(LibvirtError::without_text(&error))),
+    }
+}
+
+/// What came of starting a domain.
+pub(super) enum Started {
+    /// It was active already.
+    Already(State),
+    /// It was off, was started and is active now.
+    Now(State),
+    /// libvirt started it without an error, but it is not active.
+    NotActive,
+    /// It is off here because it moved to another host: a second copy must not be started.
+    MovedAway,
+    /// libvirt does not know it.
+    Gone,
+}
+
+/// Starts the domain unless it is active, and asks afresh whether it is. `xml` starts a transient one that is gone.
+pub(super) fn start(connect: &Connect, uuid: Uuid, xml: Option<&str>) -> Result<Started, CallError> {
+    let domain = match (known(Domain::lookup_by_uuid(connect, uuid))?, xml) {
+        (Some(domain), _) => {
+            match known(power(&domain))? {
+                None => return Ok(Started::Gone),
+                Some(Power::Active(state)) => return Ok(Started::Already(state)),
+                Some(Power::MovedAway) => return Ok(Started::MovedAway),
+                Some(Power::Off) => {}
+            }
+            domain.create()?;
+            domain
+        }
+        (None, Some(xml)) if !xml.contains('\0') => Domain::create_xml(connect, xml, 0)
+            .map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))?,
+        (None, _) => return Ok(Started::Gone),
+    };
+    Ok(match known(power(&domain))? {
+        Some(Power::Active(state)) => Started::Now(state),
+        Some(Power::Off | Power::MovedAway) => Started::NotActive,
+        None => Started::Gone,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A real libvirt error that is anything but "no such domain".
+    fn error() -> Error {
+        super::super::ffi::prepare().unwrap();
+        let error = Connect::open(Some("test:///nonexistent.xml")).err().unwrap();
+        assert!(!is_no_domain(&error));
+        error
+    }
+
+    #[test]
+    fn only_a_fresh_positive_word_proves_a_domain_off() {
+        let bad = || Err(error());
+        for transient in [false, true] {
+            for destroyed in [|| Ok(()), || Err(error())] {
+                assert_eq!(judge(destroyed(), Ok(Some(Power::Off)), transient), Ok(()));
+                assert!(judge(destroyed(), Ok(Some(Power::MovedAway)), transient).is_err());
+                assert!(judge(destroyed(), Ok(Some(Power::Active(State(1)))), transient).is_err());
+                assert!(judge(destroyed(), Err(error()), transient).is_err());
+            }
+            assert!(judge(bad(), Ok(None), transient).is_err(), "vanished by another hand");
+        }
+        assert_eq!(judge(Ok(()), Ok(None), true), Ok(()));
+        assert!(judge(Ok(()), Ok(None), false).is_err(), "a persistent domain does not vanish by destroy");
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_is_unknown_and_no_panic() {
+        super::super::ffi::prepare().unwrap();
+        let connect = Connect::open(Some("test:///default")).unwrap();
+        assert!(look_up(&connect, &Target::Name("te\0st".to_owned())).unwrap().is_none());
+        assert!(look_up(&connect, &Target::Name("test".to_owned())).unwrap().is_some());
+    }
+}

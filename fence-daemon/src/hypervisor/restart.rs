@@ -1,0 +1,150 @@
+//! Starting a domain again after a reboot's off is proven, in the background.
+//!
+//! A pending restart belongs to its domain's lock: it is entered, attempted and removed only while that lock is held. So an `off`
+//! that holds the lock and removes it knows that no attempt is under way and that none will follow.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::Inner;
+use super::connection::Lane;
+use super::domain::{self, Source, Started};
+use super::error::CallError;
+use super::outcome::Identity;
+use crate::policy::Target;
+
+/// The pauses between attempts: at once, then doubling up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// The first pause.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+
+/// A domain to be started again.
+pub(super) struct Plan {
+    /// The URI's index.
+    pub(super) place: usize,
+    pub(super) domain: Identity,
+    pub(super) source: Source,
+}
+
+impl Plan {
+    /// Tries once, with the domain's lock held.
+    pub(super) async fn attempt(self: &Arc<Self>, inner: &Inner, begin_by: Instant) -> Result<Started, CallError> {
+        let Some(uri) = inner.uris.get(self.place) else {
+            return Err(CallError::NotConnected("no such URI".to_owned()));
+        };
+        let plan = Arc::clone(self);
+        uri.call(Lane::Act, begin_by, move |connect| {
+            let xml = match &plan.source {
+                Source::Definition => None,
+                Source::Xml(xml) => Some(xml.as_str()),
+                Source::Nothing(error) => return Err(error.clone()),
+            };
+            domain::start(connect, plan.domain.uuid, xml)
+        })
+        .await
+    }
+}
+
+/// The pending restarts by URI index and UUID.
+#[derive(Default)]
+pub(super) struct Restarts {
+    pending: Mutex<HashMap<(usize, Uuid), Arc<Plan>>>,
+}
+
+impl Restarts {
+    fn pending(&self) -> MutexGuard<'_, HashMap<(usize, Uuid), Arc<Plan>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The restarts that a request for `target` is about, in the configuration's order. A transient domain that is off is known nowhere else.
+    pub(super) fn of(&self, target: &Target) -> Vec<Arc<Plan>> {
+        let mut plans: Vec<_> = self
+            .pending()
+            .values()
+            .filter(|plan| match target {
+                Target::Uuid(uuid) => plan.domain.uuid == *uuid,
+                Target::Name(name) => plan.domain.name == *name,
+            })
+            .cloned()
+            .collect();
+        plans.sort_by_key(|plan| plan.place);
+        plans
+    }
+
+    /// The restart pending for a domain.
+    pub(super) fn get(&self, place: usize, uuid: Uuid) -> Option<Arc<Plan>> {
+        self.pending().get(&(place, uuid)).cloned()
+    }
+
+    /// Removes a domain's restart, with its lock held: it will not be attempted any more.
+    pub(super) fn cancel(&self, place: usize, uuid: Uuid) -> bool {
+        self.pending().remove(&(place, uuid)).is_some()
+    }
+
+    /// Whether `plan` has neither been cancelled nor replaced.
+    fn stands(&self, plan: &Arc<Plan>) -> bool {
+        self.get(plan.place, plan.domain.uuid).is_some_and(|pending| Arc::ptr_eq(&pending, plan))
+    }
+
+    /// The domains that wait for their restart.
+    pub(super) fn waiting(&self) -> Vec<Identity> {
+        self.pending().values().map(|plan| plan.domain.clone()).collect()
+    }
+}
+
+/// Enters `plan`, with its domain's lock held, and has it carried out once the lock is free.
+pub(super) fn schedule(inner: &Arc<Inner>, plan: Plan) {
+    if let Source::Nothing(error) = &plan.source {
+        tracing::error!(domain = %plan.domain, %error, "fenced, but its XML could not be had: start it by hand");
+        return;
+    }
+    let plan = Arc::new(plan);
+    inner.restarts.pending().insert((plan.place, plan.domain.uuid), Arc::clone(&plan));
+    tokio::spawn(carry_out(Arc::clone(inner), plan));
+}
+
+/// Tries until the domain runs, the restart is superseded, or its time is over.
+async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>) {
+    let (place, uuid) = (plan.place, plan.domain.uuid);
+    let begun = Instant::now();
+    let until = begun + inner.limits.restart;
+    let mut pause = PAUSE_MIN;
+    loop {
+        let lock = inner.locks.uuid(uuid).await;
+        if !inner.restarts.stands(&plan) {
+            tracing::info!(domain = %plan.domain, "restart superseded by a later request");
+            return;
+        }
+        // Bounded is only its beginning, not the call itself: while a start may still come into force, the lock must not be free.
+        let reason = match plan.attempt(&inner, until.min(Instant::now() + inner.limits.look_up)).await {
+            Ok(Started::Now(state)) => {
+                inner.restarts.cancel(place, uuid);
+                let took = begun.elapsed();
+                tracing::info!(domain = %plan.domain, %state, ?took, "started again after its reboot");
+                return;
+            }
+            Ok(Started::Already(state)) => {
+                inner.restarts.cancel(place, uuid);
+                tracing::info!(domain = %plan.domain, %state, "somebody else started it again after its reboot");
+                return;
+            }
+            Ok(Started::NotActive) => "started, but it is not running".to_owned(),
+            Ok(Started::MovedAway) => "it has moved to another host".to_owned(),
+            Ok(Started::Gone) => "its definition is gone".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() + pause >= until {
+            inner.restarts.cancel(place, uuid);
+            tracing::error!(domain = %plan.domain, reason, "fenced, but could not be started again: start it by hand");
+            return;
+        }
+        drop(lock);
+        tracing::warn!(domain = %plan.domain, reason, next = ?pause, "fenced, but not started again yet");
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}

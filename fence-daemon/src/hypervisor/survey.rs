@@ -1,0 +1,141 @@
+//! Asking all URIs at once.
+//!
+//! Who is waited for: everybody, up to the look-up bound, as long as nobody knows the domain, because one that is silent may be the one
+//! that has it. Once one URI knows it, the others get only a short grace, and none at all if they were not connected or have been
+//! silent before: a positive word counts whatever an unreachable URI might add. (A domain lives in one hypervisor; two URIs that
+//! know the same one are two ways to it, or namesakes. If the silence of one URI could veto the other's word, a dead
+//! `lxc:///` would keep every QEMU guest of the host from being fenced.)
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::connection::{Lane, Uri};
+use super::domain::{self, Power, Seen, State};
+use super::error::CallError;
+use super::outcome::Identity;
+use super::{Limits, Listed, Listing};
+use crate::policy::Target;
+
+/// A domain at the URI with this index.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) place: usize,
+    pub(super) seen: Seen,
+}
+
+impl Found {
+    /// Which domain, and where.
+    pub(super) fn identity(&self, uris: &[Arc<Uri>]) -> Option<Identity> {
+        let uri = Arc::clone(&uris.get(self.place)?.text);
+        Some(Identity { uri, uuid: self.seen.uuid, name: self.seen.name.clone() })
+    }
+}
+
+/// What the URIs say about a target. A URI that is in neither list positively does not know it.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    pub(super) found: Vec<Found>,
+    pub(super) doubts: Vec<(Arc<str>, CallError)>,
+}
+
+/// Asks every URI for `target`. With `active_is_enough` the first that has it running ends the survey.
+pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, active_is_enough: bool) -> Survey {
+    let begun = Instant::now();
+    let bound = begun + limits.look_up;
+    let mut asked = JoinSet::new();
+    for (place, uri) in uris.iter().enumerate() {
+        let (uri, target) = (Arc::clone(uri), target.clone());
+        asked.spawn(async move {
+            (place, uri.call(Lane::Query, bound, move |connect| domain::look_up(connect, &target)).await)
+        });
+    }
+    let mut open = vec![true; uris.len()];
+    let mut survey = Survey::default();
+    // Those that answer at all do so within a round trip: only they are worth waiting for once the domain is known.
+    let lively: Vec<bool> = uris.iter().map(|uri| uri.is_lively()).collect();
+    while !asked.is_empty() {
+        let waited_for = |place: usize| open[place] && lively[place] && uris[place].is_lively();
+        let by = match survey.found.is_empty() {
+            true => bound,
+            false if (0..uris.len()).any(waited_for) => begun + limits.grace,
+            false => begun,
+        };
+        let answer = match asked.try_join_next() {
+            Some(answer) => answer,
+            None => match timeout_at(by, asked.join_next()).await {
+                Ok(Some(answer)) => answer,
+                Ok(None) | Err(_) => break,
+            },
+        };
+        // A lost task leaves its URI open, which makes it a doubt.
+        let Ok((place, answer)) = answer else { continue };
+        open[place] = false;
+        match answer {
+            Ok(None) => {}
+            Ok(Some(seen)) => {
+                let active = matches!(seen.power, Power::Active(_));
+                survey.found.push(Found { place, seen });
+                if active && active_is_enough {
+                    return survey;
+                }
+            }
+            Err(error) => survey.doubts.push((Arc::clone(&uris[place].text), error)),
+        }
+    }
+    for (uri, _) in uris.iter().zip(open).filter(|(_, open)| *open) {
+        if uri.state().borrow().connected {
+            uri.silent.store(true, Ordering::Relaxed);
+        }
+        survey.doubts.push((Arc::clone(&uri.text), CallError::Overdue));
+    }
+    // The configuration's order, whoever was first to answer.
+    survey.found.sort_by_key(|found| found.place);
+    survey
+}
+
+/// Asks every URI for all its domains.
+pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
+    let bound = Instant::now() + limits.look_up;
+    let mut asked: Vec<_> = Vec::new();
+    for uri in uris {
+        let uri = Arc::clone(uri);
+        let task = tokio::spawn({
+            let uri = Arc::clone(&uri);
+            async move { uri.call(Lane::Query, bound, domain::list).await }
+        });
+        asked.push((uri, task));
+    }
+    let mut listing = Listing::default();
+    for (uri, mut task) in asked {
+        let answer = match timeout_at(bound, &mut task).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(CallError::NotBegun),
+            Err(_) => {
+                task.abort();
+                Err(CallError::Overdue)
+            }
+        };
+        match answer {
+            Ok(domains) => listing.domains.extend(domains.into_iter().map(|(name, uuid, State(state))| Listed {
+                name,
+                uuid,
+                state,
+                uri: Arc::clone(&uri.text),
+            })),
+            Err(error) => listing.failed.push((Arc::clone(&uri.text), error)),
+        }
+    }
+    listing
+}
+
+/// UUIDs each once and in order.
+pub(super) fn sorted(uuids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
+    let mut uuids: Vec<Uuid> = uuids.collect();
+    uuids.sort_unstable();
+    uuids.dedup();
+    uuids
+}
