@@ -7,8 +7,8 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::Inner;
-use super::connection::Lane;
 use super::domain::{self, Off, Power, Source, Started};
+use super::link::Lane;
 use super::locks::Held;
 use super::outcome::{Detail, Identity, Outcome};
 use super::restart::{self, Plan};

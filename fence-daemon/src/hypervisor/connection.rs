@@ -17,22 +17,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use virt::connect::Connect;
-use virt::error::Error;
 
 use super::error::CallError;
-use super::ffi::{self, CloseWatch};
+use super::link::{ACTION_CONNECTIONS, ACTIONS_PER_CONNECTION, Lane, Link};
 use super::pool::Pool;
 
 /// Threads for queries, all on one connection: below libvirtd's five calls at a time.
 const QUERY_THREADS: usize = 4;
-/// Threads for actions on each connection for actions: below libvirtd's five calls at a time.
-const ACTIONS_PER_CONNECTION: usize = 4;
-/// Connections for actions. With the above: 16 kills at a time, near libvirtd's own 20 workers.
-const ACTION_CONNECTIONS: usize = 4;
-/// Keepalive: a probe each so many seconds ...
-const KEEPALIVE_SECONDS: i32 = 5;
-/// ... and dead after so many without an answer. 15 to 20 s in all: hung calls end before the client gives up at 30 s.
-const KEEPALIVE_PROBES: u32 = 3;
 /// An attempt to connect that is silent for so long counts as failed in what we report, but goes on.
 const OPEN_SILENCE: Duration = Duration::from_secs(5);
 /// An attempt that is silent for so long is given up as stuck, and another one begins.
@@ -43,15 +34,6 @@ const STUCK_LIMIT: usize = 4;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// The longest time between two attempts that nobody asks for.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// Which pool and connection a call goes by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
-    /// Reads only; must never wait behind a kill.
-    Query,
-    /// Kills and starts.
-    Act,
-}
 
 /// What is known of the connections.
 #[derive(Clone, Debug, Default)]
@@ -130,8 +112,11 @@ impl Uri {
             let link = uri.current();
             let result = match &link {
                 Some(link) => link.run(lane, thread, call),
-                None => Err(CallError::NotConnected("the connection was just lost".to_owned())),
+                None => Err(CallError::Lost("it was just closed".to_owned())),
             };
+            if matches!(result, Err(CallError::Lost(_))) {
+                uri.drop_lost();
+            }
             drop(link);
             uri.silent.store(false, Ordering::Relaxed);
             // Fails only if the asker has gone.
@@ -177,9 +162,32 @@ impl Uri {
         self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn replace(&self, link: Option<Arc<Link>>) {
-        let old = std::mem::replace(&mut *self.link.lock().unwrap_or_else(PoisonError::into_inner), link);
-        // Outside the lock; closes by itself, elsewhere, once no call uses it.
+    /// Puts another link, or none, in the place of the present one, and makes it known.
+    fn replace(&self, link: Option<Arc<Link>>, news: impl FnOnce(&mut LinkState)) {
+        let mut present = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let connected = link.is_some();
+        let old = std::mem::replace(&mut *present, link);
+        // With the lock held: the state says "connected" only of the link that is there.
+        self.state.send_modify(|state| {
+            state.connected = connected;
+            news(state);
+        });
+        drop(present);
+        // Closes by itself, elsewhere, once no call uses it.
+        drop(old);
+    }
+
+    /// Lets go of a link that is known to be lost, so that whoever needs the URI next waits for another one.
+    fn drop_lost(&self) {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        if link.as_ref().is_some_and(|link| !link.lost.is_said()) {
+            // The keeper was faster, this one is new.
+            return;
+        }
+        let old = link.take();
+        // With the lock held, as in `replace`.
+        self.state.send_if_modified(|state| std::mem::replace(&mut state.connected, false));
+        drop(link);
         drop(old);
     }
 
@@ -190,9 +198,7 @@ impl Uri {
             _ = stop.wait_for(|&stop| stop) => {}
             () = self.keep_connected() => {}
         }
-        self.replace(None);
-        self.state.send_modify(|state| {
-            state.connected = false;
+        self.replace(None, |state| {
             state.error = Some("closed".to_owned());
             state.closed = true;
         });
@@ -216,9 +222,7 @@ impl Uri {
                     pause = RETRY_MIN;
                     let lost = Arc::clone(&link.lost);
                     self.silent.store(false, Ordering::Relaxed);
-                    self.replace(Some(link));
-                    self.state.send_modify(|state| {
-                        state.connected = true;
+                    self.replace(Some(link), |state| {
                         state.tried += 1;
                         state.error = None;
                     });
@@ -230,11 +234,7 @@ impl Uri {
                         }
                     }
                     tracing::warn!(uri = %self.text, "libvirt connection lost");
-                    self.replace(None);
-                    self.state.send_modify(|state| {
-                        state.connected = false;
-                        state.error = Some("connection lost".to_owned());
-                    });
+                    self.replace(None, |state| state.error = Some("connection lost".to_owned()));
                 }
                 Err(error) => {
                     self.failed(error);
@@ -284,114 +284,44 @@ impl Uri {
 /// What came of an attempt to connect.
 type Attempt = Result<Arc<Link>, String>;
 
-/// Says once that a link is dead.
-#[derive(Default)]
-struct Lost {
-    lost: AtomicBool,
-    news: Notify,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Lost {
-    fn say(&self) {
-        self.lost.store(true, Ordering::Release);
-        self.news.notify_one();
-    }
-
-    /// For the keeper, the only one that waits.
-    async fn wait(&self) {
-        while !self.lost.load(Ordering::Acquire) {
-            self.news.notified().await;
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lost_link_is_replaced_and_closed_only_when_unused() {
+        let uri = Uri::new("test:///default", 0);
+        let (stop, stopped) = watch::channel(false);
+        let keeper = tokio::spawn(Arc::clone(&uri).keep(stopped));
+        uri.state().wait_for(|state| state.connected).await.unwrap();
+        let (enter, entered) = oneshot::channel();
+        let (leave, left) = std::sync::mpsc::channel::<()>();
+        let user = tokio::spawn({
+            let uri = Arc::clone(&uri);
+            async move {
+                let call = move |connect: &Connect| {
+                    enter.send(()).unwrap();
+                    left.recv().unwrap();
+                    // The handle that this call began with must still be good.
+                    Ok(connect.get_uri()?)
+                };
+                uri.call(Lane::Query, Instant::now() + Duration::from_secs(5), call).await
+            }
+        });
+        entered.await.unwrap();
+        uri.current().unwrap().lost.say();
+        uri.state().wait_for(|state| state.connected && state.tried == 2).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(uri.links.load(Ordering::Acquire), 2, "the link was closed under a call");
+        leave.send(()).unwrap();
+        assert_eq!(user.await.unwrap(), Ok("test:///default".to_owned()));
+        while uri.links.load(Ordering::Acquire) != 1 {
+            sleep(Duration::from_millis(5)).await;
         }
-    }
-}
-
-/// The open connections to one URI.
-struct Link {
-    /// The first is for queries, the rest for actions. A single one serves both.
-    connections: Vec<Connection>,
-    lost: Arc<Lost>,
-    links: Arc<AtomicUsize>,
-}
-
-impl Link {
-    /// Opens them all. Blocks.
-    fn open(uri: &str, links: Arc<AtomicUsize>) -> Result<Self, Error> {
-        ffi::prepare()?;
-        links.fetch_add(1, Ordering::AcqRel);
-        let in_process = uri.starts_with("test:");
-        let wanted = if in_process { 1 } else { 1 + ACTION_CONNECTIONS };
-        // From here on dropping it closes what is open and counts it off.
-        let mut link = Self { connections: Vec::with_capacity(wanted), lost: Arc::default(), links };
-        for _ in 0..wanted {
-            let connection = Connection::open(uri, &link.lost)?;
-            link.connections.push(connection);
-        }
-        Ok(link)
-    }
-
-    /// Runs `call` on the thread's connection. A failure makes us look whether the connection lives, in case libvirt did not say so.
-    fn run<T>(
-        &self,
-        lane: Lane,
-        thread: usize,
-        call: impl FnOnce(&Connect) -> Result<T, CallError>,
-    ) -> Result<T, CallError> {
-        let number = match lane {
-            Lane::Query => 0,
-            Lane::Act => 1 + thread / ACTIONS_PER_CONNECTION,
-        };
-        let Some(connection) = self.connections.get(number).or(self.connections.first()) else {
-            return Err(CallError::NotConnected("no connection".to_owned()));
-        };
-        let result = call(&connection.connect);
-        // Asks our side of the connection only, nothing goes over the wire.
-        if result.is_err() && !connection.connect.is_alive().unwrap_or(false) {
-            self.lost.say();
-        }
-        result
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        let (connections, links) = (std::mem::take(&mut self.connections), Arc::clone(&self.links));
-        let close = move || {
-            connections.into_iter().for_each(Connection::close);
-            links.fetch_sub(1, Ordering::AcqRel);
-        };
-        // On a thread of its own because closing can block on a server that hangs, and the last user may be an async thread.
-        if let Err(error) = thread::Builder::new().name("virt-close".to_owned()).spawn(close) {
-            tracing::warn!(%error, "no thread to close libvirt connections on: they stay open");
-        }
-    }
-}
-
-/// One connection with its close callback.
-struct Connection {
-    connect: Connect,
-    watch: Option<CloseWatch>,
-}
-
-impl Connection {
-    fn open(uri: &str, lost: &Arc<Lost>) -> Result<Self, Error> {
-        let connect = Connect::open(Some(uri))?;
-        // Refused by drivers in our own process, which need none. Elsewhere calls still end when the kernel ends the connection.
-        if let Err(error) = connect.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_PROBES) {
-            tracing::debug!(uri, error = error.message(), "no keepalive");
-        }
-        let notice = Arc::clone(lost);
-        let watch = CloseWatch::begin(&connect, Box::new(move || notice.say()))
-            .inspect_err(|error| tracing::debug!(uri, error = error.message(), "no close callback"))
-            .ok();
-        Ok(Self { connect, watch })
-    }
-
-    fn close(mut self) {
-        if let Some(watch) = self.watch.take() {
-            watch.end(&self.connect);
-        }
-        if let Err(error) = self.connect.close() {
-            tracing::debug!(error = error.message(), "closing a libvirt connection");
+        drop(stop);
+        keeper.await.unwrap();
+        while uri.has_links() {
+            sleep(Duration::from_millis(5)).await;
         }
     }
 }

@@ -10,6 +10,9 @@ pub enum CallError {
     /// There is no connection.
     #[error("not connected: {0}")]
     NotConnected(String),
+    /// The connection was lost during the call, so that it is not known what came of it.
+    #[error("connection lost: {0}")]
+    Lost(String),
     /// libvirt's own error.
     #[error("{0}")]
     Libvirt(LibvirtError),

@@ -13,7 +13,7 @@ use virt::connect::Connect;
 use virt::error::Error;
 
 /// What is called when libvirt finds a connection dead.
-type Notice = Box<dyn Fn() + Send>;
+type Notice = Box<dyn FnOnce() + Send>;
 
 /// The notices of the open connections, by the number that libvirt hands back as the callback's opaque value.
 ///
@@ -82,7 +82,10 @@ impl CloseWatch {
 
     /// Ends the registration on the connection that it was begun on.
     pub(super) fn end(self, connect: &Connect) {
-        notices().remove(&self.number);
+        if notices().remove(&self.number).is_none() {
+            // It was called, which ended the registration.
+            return;
+        }
         // SAFETY: needed because `virt` does not wrap the call. `connect` is open (as above) and the pointer is the registered one. A
         // driver without close callbacks returns an error, which is no matter.
         let status = unsafe { virt_sys::virConnectUnregisterCloseCallback(connect.as_ptr(), self.callback) };
@@ -99,7 +102,9 @@ fn notices() -> MutexGuard<'static, HashMap<usize, Notice>> {
 
 /// Called by libvirt with the number given at registration.
 extern "C" fn on_close(_connect: virt_sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {
-    if let Some(notice) = notices().get(&opaque.addr()) {
+    // Taken out first: a notice is given once, and not with the lock held.
+    let notice = notices().remove(&opaque.addr());
+    if let Some(notice) = notice {
         notice();
     }
 }

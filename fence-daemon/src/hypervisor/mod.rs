@@ -21,6 +21,7 @@ mod connection;
 mod domain;
 mod error;
 mod ffi;
+mod link;
 mod locks;
 mod outcome;
 mod pool;
@@ -224,3 +225,4 @@ impl Hypervisors {
         }
     }
 }
+#[cfg(test)]

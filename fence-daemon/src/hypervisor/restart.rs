@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::Inner;
-use super::connection::Lane;
 use super::domain::{self, Source, Started};
 use super::error::CallError;
+use super::link::Lane;
 use super::outcome::Identity;
 use crate::policy::Target;
 

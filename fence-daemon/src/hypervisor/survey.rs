@@ -13,9 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::connection::{Lane, Uri};
+use super::connection::Uri;
 use super::domain::{self, Power, Seen, State};
 use super::error::CallError;
+use super::link::Lane;
 use super::outcome::Identity;
 use super::{Limits, Listed, Listing};
 use crate::policy::Target;
@@ -49,9 +50,7 @@ pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, 
     let mut asked = JoinSet::new();
     for (place, uri) in uris.iter().enumerate() {
         let (uri, target) = (Arc::clone(uri), target.clone());
-        asked.spawn(async move {
-            (place, uri.call(Lane::Query, bound, move |connect| domain::look_up(connect, &target)).await)
-        });
+        asked.spawn(async move { (place, look_up(&uri, target, bound).await) });
     }
     let mut open = vec![true; uris.len()];
     let mut survey = Survey::default();
@@ -95,6 +94,16 @@ pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, 
     // The configuration's order, whoever was first to answer.
     survey.found.sort_by_key(|found| found.place);
     survey
+}
+
+/// Asks one URI. A question that loses its connection is asked once more on the next one: a libvirtd that is being restarted, which takes
+/// it a second or two, should cost no fence.
+async fn look_up(uri: &Arc<Uri>, target: Target, bound: Instant) -> Result<Option<Seen>, CallError> {
+    let again = target.clone();
+    match uri.call(Lane::Query, bound, move |connect| domain::look_up(connect, &target)).await {
+        Err(CallError::Lost(_)) => uri.call(Lane::Query, bound, move |connect| domain::look_up(connect, &again)).await,
+        answer => answer,
+    }
 }
 
 /// Asks every URI for all its domains.

@@ -10,8 +10,8 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use zeroize::Zeroizing;
 
-use super::connection::Lane;
 use super::domain::Source;
+use super::link::Lane;
 use super::restart::{self, Plan};
 use super::*;
 use crate::policy::Target;
