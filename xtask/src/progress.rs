@@ -4,7 +4,7 @@
 
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,41 +20,72 @@ pub(crate) fn say(line: impl AsRef<str>) {
 ///
 /// # Errors
 /// If it cannot be started or fails; its output has been shown by then.
-pub(crate) fn quietly(title: &str, mut command: Command) -> anyhow::Result<()> {
+pub(crate) fn quietly(title: &str, command: Command) -> anyhow::Result<()> {
     let started = Instant::now();
     let spinner = Spinner::start(title);
+    let typed = line(&command);
+    let mut output = Vec::new();
+    let status = follow(command, Errors::Merged, |line| {
+        let line = String::from_utf8_lossy(line).trim_end().to_owned();
+        spinner.tell(&line);
+        output.push(line);
+    })?;
+    drop(spinner);
+    if !status.success() {
+        eprintln!("{}", output.join("\n"));
+    }
+    conclude(title, &typed, status, started)
+}
+
+/// What becomes of a followed command's standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Errors {
+    /// Followed too, in one order with its standard output.
+    Merged,
+    /// Goes where ours goes.
+    Inherited,
+}
+
+/// Runs a command to its end and gives `each` every line of its output, without the newline.
+///
+/// # Errors
+/// If it cannot be started.
+pub(crate) fn follow(mut command: Command, errors: Errors, mut each: impl FnMut(&[u8])) -> anyhow::Result<ExitStatus> {
+    let typed = line(&command);
     let (reader, writer) = io::pipe().context("no pipe for a command's output")?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone().context("no pipe for a command's output")?).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", line(&command)))?;
-    let shown = line(&command);
-    // It holds the writing end of the pipe, which must have no other holder than the child.
+    if errors == Errors::Merged {
+        command.stderr(writer.try_clone().context("no pipe for a command's output")?);
+    }
+    let mut child =
+        command.stdin(Stdio::null()).stdout(writer).spawn().with_context(|| format!("cannot start {typed}"))?;
+    // It holds a writing end of the pipe, which must have no other holder than the child.
     drop(command);
 
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+            if sender.send(line).is_err() {
                 break;
             }
         }
     });
-    let mut output = Vec::new();
-    let status = loop {
-        // Something that the command leaves running may keep the pipe open for ever: its exit counts, not the pipe's end.
-        let status = child.try_wait().with_context(|| format!("lost sight of {shown}"))?;
-        while let Ok(line) = lines.recv_timeout(Duration::from_millis(100)) {
-            spinner.tell(&line);
-            output.push(line);
+    // What the command leaves running may keep the pipe open, and write to it, for ever: the command's exit counts, not the pipe's end.
+    loop {
+        let status = child.try_wait().with_context(|| format!("lost sight of {typed}"))?;
+        let pause = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < pause {
+            match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => each(&line),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return child.wait().with_context(|| format!("lost sight of {typed}"));
+                }
+            }
         }
         if let Some(status) = status {
-            break status;
+            return Ok(status);
         }
-    };
-    drop(spinner);
-    if !status.success() {
-        eprintln!("{}", output.join("\n"));
     }
-    conclude(title, &shown, status, started)
 }
 
 /// Runs a command whose output people want to see (cargo shows its own progress).
@@ -133,9 +164,17 @@ mod tests {
     }
 
     #[test]
+    fn every_line_of_a_long_output_arrives() {
+        let mut lines = 0;
+        let status = follow(shell("seq 100000; seq 10 >&2"), Errors::Merged, |_| lines += 1).unwrap();
+        assert!(status.success());
+        assert_eq!(lines, 100_010);
+    }
+
+    #[test]
     fn what_a_command_leaves_running_does_not_hold_us() {
         let started = Instant::now();
-        quietly("trying", shell("sleep 20 & echo left")).unwrap();
+        quietly("trying", shell("(for i in $(seq 200); do sleep 0.1; echo still; done) & echo left")).unwrap();
         assert!(started.elapsed() < Duration::from_secs(10));
     }
 

@@ -1,9 +1,9 @@
 //! `cargo xtask test`: the sets of tests, what each needs, and one table at the end.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -11,7 +11,7 @@ use clap::ValueEnum;
 
 use crate::bpf;
 use crate::privilege::Privilege;
-use crate::progress::{self, say};
+use crate::progress::{self, Errors, say};
 use crate::setup::{self, Profile};
 use crate::workspace::Workspace;
 
@@ -156,17 +156,15 @@ fn run_one(
         let (name, runner) = sudo_runner()?;
         cargo.env(name, runner);
     }
-    let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    // In a log the two belong in one order; on a terminal cargo draws its progress.
+    let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
     let mut tally = Tally::default();
-    if let Some(stdout) = child.stdout.take() {
-        let mut ours = io::stdout().lock();
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = line.context("lost the tests' output")?;
-            tally.read(&String::from_utf8_lossy(&line));
-            ours.write_all(&line).and_then(|()| ours.write_all(b"\n")).context("cannot print the tests' output")?;
-        }
-    }
-    let status = child.wait().context("lost sight of cargo")?;
+    let status = progress::follow(cargo, errors, |line| {
+        tally.read(&String::from_utf8_lossy(line));
+        let mut stdout = io::stdout().lock();
+        // Whoever read our output is gone: the tests go on, their exit status still counts.
+        let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+    })?;
     // A set in which nothing ran has shown nothing; a filter may well match nothing in one of the sets.
     let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
     if !ran && status.success() {

@@ -94,7 +94,7 @@ fn names_a_home(line: &str) -> bool {
     let below = |home: &str| {
         let mut places = line.match_indices(home);
         places.any(|(at, _)| {
-            // `target/root/x` is no home folder, `/root/x` is one.
+            // In the middle of a path (below `target`, say) it is no home folder of this machine.
             let absolute =
                 !line[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '}' | ')'));
             absolute && line[at + home.len()..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.')
