@@ -1,1 +1,122 @@
-//! kernel
+//! What the kernel says about XDP on an interface of the lab: which program is there, and what it has counted.
+//!
+//! Asked of `ip` and `bpftool`, as an administrator would: not of the daemon, and not through its libraries.
+
+use std::collections::BTreeMap;
+use std::ops::Sub;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::lab::{BRIDGE, Hypervisor};
+
+/// The map with the counters.
+pub const COUNTERS_MAP: &str = "fence_counters";
+
+/// A program attached to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpProgram {
+    /// The kernel's number for it.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+}
+
+/// The counters by name, summed over the CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters(BTreeMap<String, u64>);
+
+impl Counters {
+    /// A counter's value.
+    ///
+    /// # Errors
+    /// There is no such counter: that is a mistake of the test.
+    pub fn get(&self, name: &str) -> Result<u64> {
+        self.0.get(name).copied().with_context(|| format!("no counter {name} among {:?}", self.0.keys()))
+    }
+
+    /// Those that are not zero.
+    #[must_use]
+    pub fn nonzero(&self) -> Vec<(&str, u64)> {
+        self.0.iter().filter(|(_, value)| **value != 0).map(|(name, value)| (name.as_str(), *value)).collect()
+    }
+}
+
+impl Sub<&Counters> for &Counters {
+    type Output = Counters;
+
+    /// What was counted since `earlier`.
+    fn sub(self, earlier: &Counters) -> Counters {
+        let before = |name| earlier.0.get(name).copied().unwrap_or(0);
+        Counters(self.0.iter().map(|(name, value)| (name.clone(), value.wrapping_sub(before(name)))).collect())
+    }
+}
+
+fn json(hypervisor: &Hypervisor, program: &str, arguments: &[&str]) -> Result<Value> {
+    let output = hypervisor.space().must(program, arguments)?;
+    serde_json::from_str(&output.stdout).with_context(|| format!("{program} {}", arguments.join(" ")))
+}
+
+/// The program on an interface of the hypervisor, if there is one.
+///
+/// # Errors
+/// There is no such interface.
+pub fn xdp_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<XdpProgram>> {
+    let links = json(hypervisor, "ip", &["-j", "-d", "link", "show", "dev", interface])?;
+    let Some(program) = links.pointer("/0/xdp/prog") else { return Ok(None) };
+    let id = program.get("id").and_then(Value::as_u64).context("an attached program without a number")?;
+    let name = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &id.to_string()])?;
+    let name = name.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok(Some(XdpProgram { id, name }))
+}
+
+/// The counters of the program on the bridge.
+///
+/// # Errors
+/// No program there, no map of that name, or no type information that tells its counters apart.
+pub fn counters(hypervisor: &Hypervisor) -> Result<Counters> {
+    let program = xdp_on(hypervisor, BRIDGE)?.context("no XDP program on the bridge")?;
+    let shown = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &program.id.to_string()])?;
+    let maps = shown.get("map_ids").and_then(Value::as_array).cloned().unwrap_or_default();
+    for id in maps.iter().filter_map(Value::as_u64) {
+        let id = id.to_string();
+        let map = json(hypervisor, "bpftool", &["-j", "map", "show", "id", &id])?;
+        if map.get("name").and_then(Value::as_str) == Some(COUNTERS_MAP) {
+            return sum(&json(hypervisor, "bpftool", &["-j", "map", "dump", "id", &id])?);
+        }
+    }
+    bail!("program {} has no map {COUNTERS_MAP}", program.id)
+}
+
+/// Adds up the CPUs' values of each field in a dump of a per-CPU array with one element.
+fn sum(dump: &Value) -> Result<Counters> {
+    let cpus = dump.pointer("/0/formatted/values").and_then(Value::as_array);
+    let cpus = cpus.context("the counters have no type information that bpftool can read")?;
+    let mut counters = BTreeMap::new();
+    for cpu in cpus {
+        for (name, value) in cpu.get("value").and_then(Value::as_object).into_iter().flatten() {
+            *counters.entry(name.clone()).or_default() += value.as_u64().unwrap_or(0);
+        }
+    }
+    Ok(Counters(counters))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_is_summed_over_cpus_and_compared_with_an_earlier_one() {
+        let dump = |first: u64| {
+            serde_json::json!([{"formatted": {"key": 0, "values": [
+                {"cpu": 0, "value": {"delivered": first, "drop_port": 0}},
+                {"cpu": 1, "value": {"delivered": 2, "drop_port": 1}},
+            ]}}])
+        };
+        let (before, after) = (sum(&dump(1)).unwrap(), sum(&dump(5)).unwrap());
+        assert_eq!(before.get("delivered").unwrap(), 3);
+        assert_eq!((&after - &before).nonzero(), [("delivered", 4)]);
+        assert!(before.get("no such").is_err());
+        assert!(sum(&serde_json::json!([{"values": []}])).is_err());
+    }
+}

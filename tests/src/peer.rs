@@ -1,1 +1,238 @@
-//! peer
+//! A client of our own: signs requests like a stock one, and then does what the test wants, right or wrong.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use fence_common::hash::HashKind;
+use fence_common::key::Key;
+use fence_common::wire::{
+    DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, DOMAIN_LEN, FAMILY_V4, FAMILY_V6, HASH_LEN, Op, Request,
+};
+use socket2::{Domain, Socket, Type};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::client::Family;
+use crate::lab::Guest;
+
+/// Requests of one test process differ in this, so that none is another's duplicate.
+static SEQNO: AtomicU32 = AtomicU32::new(1);
+/// How long a conversation's next bytes may take on a loaded machine.
+const TALK_LIMIT: Duration = Duration::from_secs(20);
+
+/// A client with its sockets in a guest.
+#[derive(Debug)]
+pub struct Peer {
+    key: Key,
+    listener: TcpListener,
+    udp: UdpSocket,
+    group: SocketAddr,
+    address: IpAddr,
+}
+
+impl Peer {
+    /// A client in `guest` that listens on a TCP port of its own and sends to the default group.
+    ///
+    /// # Errors
+    /// The key is empty or the sockets could not be made.
+    pub fn new(guest: &Guest, key: &[u8], family: Family) -> Result<Self> {
+        let key = Key::new(key)?;
+        let (address, group): (IpAddr, IpAddr) = match family {
+            Family::V4 => (guest.v4.into(), DEFAULT_GROUP_V4.into()),
+            Family::V6 => (guest.v6.into(), DEFAULT_GROUP_V6.into()),
+        };
+        guest.space().in_network(|| {
+            let listener = TcpListener::bind((address, 0))?;
+            listener.set_nonblocking(true)?;
+            let udp = Socket::new(if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }, Type::DGRAM, None)?;
+            match address {
+                IpAddr::V4(v4) => {
+                    udp.set_multicast_if_v4(&v4)?;
+                    udp.set_multicast_ttl_v4(2)?;
+                }
+                IpAddr::V6(_) => {
+                    udp.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0")?)?;
+                    udp.set_multicast_hops_v6(2)?;
+                }
+            }
+            udp.bind(&SocketAddr::new(address, 0).into())?;
+            Ok(Self { key, listener, udp: udp.into(), group: SocketAddr::new(group, DEFAULT_PORT), address })
+        })
+    }
+
+    /// A request as a stock client would make it, not signed yet.
+    ///
+    /// # Errors
+    /// The name is too long, or the system has no more random bytes or ports.
+    pub fn request(&self, op: Op, domain: &str) -> Result<Request> {
+        let mut request = Request::new_zeroed();
+        request.op = op.to_wire();
+        if domain.len() >= DOMAIN_LEN {
+            bail!("{domain} is too long for a request");
+        }
+        request.domain[..domain.len()].copy_from_slice(domain.as_bytes());
+        request.port = self.listener.local_addr()?.port().into();
+        request.random = random()?;
+        request.seqno = SEQNO.fetch_add(1, Ordering::Relaxed).into();
+        set_address(&mut request, self.address);
+        Ok(request)
+    }
+
+    /// The client's key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Signs a request with SHA-256 and sends it.
+    ///
+    /// # Errors
+    /// It could not be sent.
+    pub fn send(&self, mut request: Request) -> Result<()> {
+        self.key.sign(HashKind::Sha256, &mut request);
+        self.send_bytes(request.as_bytes())
+    }
+
+    /// Sends any bytes to the group.
+    ///
+    /// # Errors
+    /// They could not be sent.
+    pub fn send_bytes(&self, payload: &[u8]) -> Result<()> {
+        self.udp.send_to(payload, self.group).context("sending to the group")?;
+        Ok(())
+    }
+
+    /// Waits for a call-back.
+    ///
+    /// # Errors
+    /// Accepting failed. No call-back within `limit` is `None`.
+    pub fn called_back(&self, limit: Duration) -> Result<Option<CallBack>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    stream.set_read_timeout(Some(TALK_LIMIT))?;
+                    stream.set_write_timeout(Some(TALK_LIMIT))?;
+                    return Ok(Some(CallBack { stream, key: self.key.clone() }));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("accepting the call-back"),
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends a signed request and waits for its call-back.
+    ///
+    /// # Errors
+    /// It could not be sent, or nobody called back.
+    pub fn ask(&self, op: Op, domain: &str) -> Result<CallBack> {
+        self.send(self.request(op, domain)?)?;
+        self.called_back(TALK_LIMIT)?.context("no call-back")
+    }
+}
+
+/// Puts a call-back address and its family into a request.
+pub fn set_address(request: &mut Request, address: IpAddr) {
+    request.address = [0; 28];
+    match address {
+        IpAddr::V4(v4) => {
+            request.address[..4].copy_from_slice(&v4.octets());
+            (request.addr_len, request.family) = (4, FAMILY_V4.into());
+        }
+        IpAddr::V6(v6) => {
+            request.address[..16].copy_from_slice(&v6.octets());
+            (request.addr_len, request.family) = (16, FAMILY_V6.into());
+        }
+    }
+}
+
+/// An address of the guests' network that nobody has.
+pub const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 250);
+
+/// Random bytes.
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The connection that a server opened to us.
+#[derive(Debug)]
+pub struct CallBack {
+    stream: TcpStream,
+    key: Key,
+}
+
+impl CallBack {
+    /// Writes bytes.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.write_all(bytes).context("writing to the call-back")
+    }
+
+    /// Reads exactly 64 bytes: a response or a challenge.
+    ///
+    /// # Errors
+    /// The connection is gone, or the server says nothing.
+    pub fn read_block(&mut self) -> Result<[u8; HASH_LEN]> {
+        let mut block = [0; HASH_LEN];
+        self.stream.read_exact(&mut block).context("reading from the call-back")?;
+        Ok(block)
+    }
+
+    /// Challenges the server and checks its response.
+    ///
+    /// # Errors
+    /// The connection is gone, or the response is wrong.
+    pub fn challenge(&mut self) -> Result<()> {
+        let challenge: [u8; HASH_LEN] = random()?;
+        self.write(&challenge)?;
+        if self.read_block()? != self.key.digest(HashKind::Sha256, &[&challenge]) {
+            bail!("the server's response is wrong");
+        }
+        Ok(())
+    }
+
+    /// Responds to the server's challenge as it should be.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn respond(&mut self) -> Result<()> {
+        let challenge = self.read_block()?;
+        let response = self.key.digest(HashKind::Sha256, &[&challenge]);
+        self.write(&response)
+    }
+
+    /// The byte that ends the conversation; `None` if the server hung up without one.
+    ///
+    /// # Errors
+    /// The server does neither in time.
+    pub fn reply(&mut self) -> Result<Option<u8>> {
+        let mut byte = [0];
+        match self.stream.read(&mut byte) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(byte[0])),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+            Err(error) => Err(error).context("waiting for the reply"),
+        }
+    }
+
+    /// The whole conversation as a stock client leads it.
+    ///
+    /// # Errors
+    /// As its parts; and where the server hung up.
+    pub fn converse(&mut self) -> Result<u8> {
+        self.challenge()?;
+        self.respond()?;
+        self.reply()?.context("the server hung up without a reply")
+    }
+}

@@ -1,1 +1,212 @@
-//! qemu
+//! QEMU machines of a lab's libvirtd, without KVM: a Linux guest that runs commands for a test, and an idle machine.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::client::Client;
+use crate::initramfs::{self, Kernel, System};
+use crate::lab::{BRIDGE, Hypervisor};
+use crate::libvirtd::Libvirtd;
+use crate::process::Finished;
+use crate::tools;
+
+/// libvirt's driver for these machines.
+pub const URI: &str = "qemu:///system";
+/// How long a guest may take to boot under TCG on a loaded machine. It takes 2 to 4 s on an idle one.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+fn emulator() -> Result<String> {
+    Ok(tools::find("qemu-system-x86_64")?.to_string_lossy().into_owned())
+}
+
+/// Defines and starts a machine with firmware only, 16 MiB: it runs, and does nothing.
+///
+/// # Errors
+/// libvirt cannot.
+pub fn start_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
+    let emulator = emulator()?;
+    let xml = format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64' machine='pc'>hvm</type></os>\
+         <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/></devices>\
+         </domain>"
+    );
+    libvirtd.define(URI, name, &xml)?;
+    libvirtd.start_domain(URI, name)
+}
+
+/// A Linux guest with the stock client inside.
+#[derive(Debug)]
+pub struct LinuxGuest {
+    hypervisor: Hypervisor,
+    name: String,
+    console: UnixStream,
+    /// What was read and is no whole line yet.
+    unread: Vec<u8>,
+    last_number: u32,
+}
+
+impl LinuxGuest {
+    /// Defines a guest 192.168.122.(20+`number`), starts it and waits until it runs commands.
+    ///
+    /// # Errors
+    /// The kernel cannot be had, libvirt cannot start the guest, or it does not boot; the error has its console.
+    pub fn boot(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
+        let hypervisor = libvirtd.hypervisor();
+        let kernel = Kernel::get()?;
+        let address = Ipv4Addr::new(192, 168, 122, number.saturating_add(20));
+        let initrd = hypervisor.path(&format!("{name}.initrd"));
+        initramfs::write(&kernel, &System { address, key }, &hypervisor.outside(&initrd))?;
+        let (kernel, emulator) = (kernel.image.display().to_string(), emulator()?);
+        let (log, console) = (console_log(hypervisor, name), console_socket(hypervisor, name));
+        let xml = format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
+             <cmdline>console=ttyS0 panic=-1 mitigations=off tsc=unstable quiet</cmdline></os>\
+             <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
+             <interface type='bridge'><source bridge='{BRIDGE}'/><mac address='52:54:00:00:00:{number:02x}'/>\
+             <model type='virtio'/><rom enabled='no'/></interface>\
+             <serial type='file'><source path='{log}'/><target port='0'/></serial>\
+             <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial></devices></domain>"
+        );
+        libvirtd.define(URI, name, &xml)?;
+        libvirtd.start_domain(URI, name)?;
+        Self::connect(hypervisor, name)
+    }
+
+    /// Connects to the console of a guest that was started (again) and waits until it runs commands.
+    ///
+    /// # Errors
+    /// It does not boot; the error has its console.
+    pub fn connect(hypervisor: &Hypervisor, name: &str) -> Result<Self> {
+        let path = hypervisor.outside(&console_socket(hypervisor, name));
+        let console = UnixStream::connect(&path).with_context(|| format!("{name}'s console {}", path.display()))?;
+        console.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let (hypervisor, name) = (hypervisor.clone(), name.to_owned());
+        let mut guest = Self { hypervisor, name, console, unread: Vec::new(), last_number: 0 };
+        let deadline = Instant::now() + BOOT_LIMIT;
+        // What is written before the guest listens may be lost: ask until it answers.
+        while guest.command("true", Duration::from_secs(1)).is_err() {
+            if Instant::now() > deadline {
+                let log = guest.hypervisor.outside(&console_log(&guest.hypervisor, &guest.name));
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                bail!("{} does not boot within {BOOT_LIMIT:?}; its console: {log}", guest.name);
+            }
+        }
+        Ok(guest)
+    }
+
+    /// Runs a command line in the guest.
+    ///
+    /// # Errors
+    /// No answer within `limit`.
+    pub fn command(&mut self, line: &str, limit: Duration) -> Result<Finished> {
+        self.last_number += 1;
+        let number = self.last_number;
+        let started = Instant::now();
+        writeln!(self.console, "{number} {line}").with_context(|| format!("{}'s console", self.name))?;
+        while let Some(left) = limit.checked_sub(started.elapsed()) {
+            let Some(answer) = self.read_line(left)? else { break };
+            if let Some((answered, finished)) = parse_answer(&answer, started.elapsed())
+                && answered == number
+            {
+                return Ok(finished);
+            }
+        }
+        bail!("{}: no answer to `{line}` within {limit:?}", self.name)
+    }
+
+    /// Runs the stock client in the guest, with the guest's own key file.
+    ///
+    /// # Errors
+    /// No answer long after the client's own limit.
+    pub fn fence(&mut self, client: &Client) -> Result<Finished> {
+        self.command(&format!("fence_xvm {}", client.arguments().join(" ")), Duration::from_secs(60))
+    }
+
+    /// The next line from the console, if one comes in time.
+    fn read_line(&mut self, limit: Duration) -> Result<Option<String>> {
+        let deadline = Instant::now() + limit;
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            match self.console.read(&mut buffer) {
+                Ok(0) => bail!("{}'s console closed", self.name),
+                Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error).with_context(|| format!("{}'s console", self.name)),
+            }
+        }
+    }
+}
+
+fn console_socket(hypervisor: &Hypervisor, name: &str) -> String {
+    hypervisor.path(&format!("{name}.console"))
+}
+
+fn console_log(hypervisor: &Hypervisor, name: &str) -> String {
+    hypervisor.path(&format!("{name}.log"))
+}
+
+/// Reads "lab NUMBER CODE STDOUT STDERR" (see `initramfs`); `None` if the line is no such answer.
+fn parse_answer(line: &str, elapsed: Duration) -> Option<(u32, Finished)> {
+    let mut words = line.split_whitespace();
+    if words.next()? != "lab" {
+        return None;
+    }
+    let number = words.next()?.parse().ok()?;
+    let code = Some(words.next()?.parse().ok()?);
+    let (stdout, stderr) = (base64(words.next()?)?, base64(words.next()?)?);
+    Some((number, Finished { code, stdout, stderr, elapsed }))
+}
+
+/// Decodes base64 as busybox writes it; `-` is nothing.
+fn base64(text: &str) -> Option<String> {
+    if text == "-" {
+        return Some(String::new());
+    }
+    let mut bytes = Vec::new();
+    let (mut bits, mut count) = (0_u32, 0);
+    for character in text.bytes().filter(|&byte| byte != b'=') {
+        let value = match character {
+            b'A'..=b'Z' => character - b'A',
+            b'a'..=b'z' => character - b'a' + 26,
+            b'0'..=b'9' => character - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count & 0xff).try_into().ok()?);
+        }
+    }
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read() {
+        let (number, finished) = parse_answer("lab 7 2 aGVsbG8K -", Duration::ZERO).unwrap();
+        assert_eq!((number, finished.code), (7, Some(2)));
+        assert_eq!((finished.stdout.as_str(), finished.stderr.as_str()), ("hello\n", ""));
+        assert!(parse_answer("[    1.0] lab equipment", Duration::ZERO).is_none());
+        assert_eq!(base64("aGk=").as_deref(), Some("hi"));
+        assert_eq!(base64("a*").as_deref(), None);
+    }
+}

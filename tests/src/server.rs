@@ -1,1 +1,278 @@
-//! server
+//! The server under test: `fence-daemon`, or the stock `fence_virtd` that shows whether a test (and the lab) is right.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fence_common::hash::HashKind;
+use nix::sys::signal::Signal;
+
+use crate::client::Family;
+use crate::lab::{BRIDGE, Hypervisor};
+use crate::process::{Finished, Process, poll_until};
+use crate::timings::Fence;
+use crate::tools;
+
+/// How long a server may take until it serves, on a loaded machine.
+pub const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a server may take to end after SIGTERM.
+pub const STOP_LIMIT: Duration = Duration::from_secs(40);
+
+/// Which server is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// `fence-daemon`, at this path.
+    Ours(PathBuf),
+    /// Debian's `fence_virtd`.
+    Stock,
+}
+
+impl Which {
+    /// `fence-daemon` as named by `FENCE_DAEMON_BIN`, or as built in this workspace.
+    ///
+    /// # Errors
+    /// It is not there; the error says how to build it.
+    pub fn ours() -> Result<Self> {
+        let path = std::env::var_os("FENCE_DAEMON_BIN")
+            .map_or_else(|| tools::target_directory().join("debug/fence-daemon"), PathBuf::from);
+        if !path.is_file() {
+            bail!("no fence-daemon at {}: run `cargo xtask build`", path.display());
+        }
+        Ok(Self::Ours(path))
+    }
+
+    /// [`Self::ours`], or the stock server where the environment says `FENCE_LAB_SERVER=stock` (to prove a test).
+    ///
+    /// # Errors
+    /// The server is missing.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var("FENCE_LAB_SERVER").as_deref() {
+            Ok("stock") => {
+                tools::find("fence_virtd")?;
+                Ok(Self::Stock)
+            }
+            Ok("ours") | Err(_) => Self::ours(),
+            Ok(other) => bail!("FENCE_LAB_SERVER is `ours` or `stock`, not `{other}`"),
+        }
+    }
+}
+
+/// A fence_virt.conf with one multicast listener and the libvirt backend.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// libvirt connections, in order.
+    pub uris: Vec<String>,
+    /// The listener's interface.
+    pub interface: String,
+    /// The listener's key file.
+    pub key_file: String,
+    /// The listener's family.
+    pub family: Family,
+    /// The weakest digest of a request.
+    pub hash: HashKind,
+    /// The digest of the call-back.
+    pub auth: HashKind,
+    /// `port`, where it is not the default.
+    pub port: Option<u16>,
+    /// `attach`, ours only: stock servers ignore it.
+    pub attach: Option<&'static str>,
+    /// `strict_source`, ours only.
+    pub strict_source: Option<&'static str>,
+    /// More sections (`groups { ... }`).
+    pub more: String,
+}
+
+impl Config {
+    /// The usual one: libvirt's in-process test driver, the bridge, IPv4, SHA-256.
+    #[must_use]
+    pub fn new(key_file: &str) -> Self {
+        Self {
+            uris: vec!["test:///default".to_owned()],
+            interface: BRIDGE.to_owned(),
+            key_file: key_file.to_owned(),
+            family: Family::V4,
+            hash: HashKind::Sha256,
+            auth: HashKind::Sha256,
+            port: None,
+            attach: None,
+            strict_source: None,
+            more: String::new(),
+        }
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut listener = vec![
+            ("interface", self.interface.clone()),
+            ("key_file", self.key_file.clone()),
+            ("family", self.family.name().to_owned()),
+            ("hash", self.hash.name().to_owned()),
+            ("auth", self.auth.name().to_owned()),
+        ];
+        listener.extend(self.port.map(|port| ("port", port.to_string())));
+        listener.extend(self.attach.map(|attach| ("attach", attach.to_owned())));
+        listener.extend(self.strict_source.map(|strict| ("strict_source", strict.to_owned())));
+        let lines = |pairs: Vec<(String, String)>| -> String {
+            pairs.iter().map(|(key, value)| format!("\t\t{key} = \"{value}\";\n")).collect()
+        };
+        let uri = |(index, uri): (usize, &String)| {
+            (if index == 0 { "uri".to_owned() } else { format!("uri{index}") }, uri.clone())
+        };
+        format!(
+            "fence_virtd {{\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}}\n\
+             listeners {{\n\tmulticast {{\n{}\t}}\n}}\n\
+             backends {{\n\tlibvirt {{\n{}\t}}\n}}\n{}",
+            lines(listener.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            lines(self.uris.iter().enumerate().map(uri).collect()),
+            self.more,
+        )
+    }
+}
+
+/// A running server. Dropping it kills it.
+#[derive(Debug)]
+pub struct Server {
+    process: Process,
+    which: Which,
+    port: u16,
+    hypervisor: Hypervisor,
+}
+
+impl Server {
+    /// Starts a server and does not wait until it serves: for starts that are to fail, or to wait.
+    ///
+    /// # Errors
+    /// The program or the configuration file is not there.
+    pub fn spawn(hypervisor: &Hypervisor, which: &Which, config: &Config, arguments: &[&str]) -> Result<Self> {
+        let file = hypervisor.write("fence_virt.conf", config.render().as_bytes())?;
+        let program = match which {
+            Which::Ours(path) => path.clone(),
+            Which::Stock => tools::find("fence_virtd")?,
+        };
+        let mut command = Command::new(program);
+        command.args(["-F", "-f", &file]).args(arguments);
+        let process = Process::start(hypervisor.space(), &mut command)?;
+        let port = config.port.unwrap_or(fence_common::wire::DEFAULT_PORT);
+        Ok(Self { process, which: which.clone(), port, hypervisor: hypervisor.clone() })
+    }
+
+    /// Starts a server and waits until it serves.
+    ///
+    /// # Errors
+    /// It ended, or did not say that it is ready: the error has what it logged.
+    pub fn start(hypervisor: &Hypervisor, which: &Which, config: &Config) -> Result<Self> {
+        let mut server = Self::spawn(hypervisor, which, config, &[])?;
+        server.wait_ready(START_LIMIT)?;
+        Ok(server)
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// It ended, or did not say that it is ready: the error has what it logged.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
+        let ready = poll_until("the server to be ready", limit, || {
+            if !self.process.is_running()? {
+                bail!("it has ended");
+            }
+            Ok(self.is_ready()?.then_some(()))
+        });
+        ready.with_context(|| format!("its log: {}", self.log()))
+    }
+
+    /// Whether it serves: ours says so; of a stock one the socket tells.
+    ///
+    /// # Errors
+    /// The lab is gone.
+    pub fn is_ready(&self) -> Result<bool> {
+        match self.which {
+            Which::Ours(_) => Ok(self.process.stderr().lines().iter().any(|line| says_ready(line))),
+            Which::Stock => {
+                let suffix = format!(":{:04X}", self.port);
+                let bound = |table: String| {
+                    table
+                        .lines()
+                        .filter_map(|line| line.split_whitespace().nth(1))
+                        .any(|local| local.ends_with(&suffix))
+                };
+                Ok(bound(self.hypervisor.proc_net("udp")?) || bound(self.hypervisor.proc_net("udp6")?))
+            }
+        }
+    }
+
+    /// All that it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.stderr().text()
+    }
+
+    /// How many lines it has logged: a place to continue reading from.
+    #[must_use]
+    pub fn log_position(&self) -> usize {
+        self.process.stderr().lines().len()
+    }
+
+    /// Waits for a log line from `position` on that `wanted` makes something of.
+    pub fn wait_log<T>(&self, position: usize, limit: Duration, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
+        self.process.stderr().wait_for(position, limit, wanted)
+    }
+
+    /// Waits for the line about the next fence after `position`.
+    ///
+    /// # Errors
+    /// None came within some seconds.
+    pub fn next_fence(&self, position: usize) -> Result<Fence> {
+        self.wait_log(position, Duration::from_secs(10), Fence::parse)
+            .with_context(|| format!("no line about the fence in the log: {}", self.log()))
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Errors
+    /// The system call failed.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.process.is_running()
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Waits for its end by itself.
+    ///
+    /// # Errors
+    /// It still runs after `limit`.
+    pub fn finish(self, limit: Duration) -> Result<Finished> {
+        self.process.finish(limit)
+    }
+
+    /// Sends a signal and waits for its end.
+    ///
+    /// # Errors
+    /// It had ended before, or still runs after [`STOP_LIMIT`].
+    pub fn stop(mut self, signal: Signal) -> Result<Finished> {
+        self.process.signal(signal)?;
+        self.process.finish(STOP_LIMIT)
+    }
+}
+
+/// Whether a log line says that the server is ready ("already" and "not ready" do not).
+fn says_ready(line: &str) -> bool {
+    !line.contains("not ready") && line.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "ready")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_a_word_of_its_own() {
+        assert!(says_ready("2026-11-22T11:30:00Z  INFO ready interface=virbr0"));
+        assert!(says_ready("INFO fence_daemon: ready: serving 225.0.0.12"));
+        assert!(!says_ready("ERROR fence_virtd runs already"));
+        assert!(!says_ready("INFO not ready yet"));
+    }
+}
