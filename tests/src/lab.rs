@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
@@ -55,6 +56,7 @@ impl Guardian {
         let mut guardian = Command::new("sh")
             .args(["-c", include_str!("assets/guardian.sh"), "guardian", &name])
             .env("INSIDE", include_str!("assets/inside.sh"))
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -132,7 +133,8 @@ impl Process {
     /// # Errors
     /// It could not be started.
     pub fn start(space: &Space, command: &mut Command) -> Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A process group of its own: Ctrl-C at a terminal is for the lab's owner, who then ends all in order.
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut child = space.spawn(command)?;
         let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);

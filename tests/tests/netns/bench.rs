@@ -1,0 +1,87 @@
+//! What each of these tests begins with: a hypervisor, guests, a key, a server.
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::client::Client;
+use fence_tests::kernel::{self, Counters};
+use fence_tests::lab::{Guest, Hypervisor, Space};
+use fence_tests::process::Finished;
+use fence_tests::server::{Config, Server, Which};
+
+/// A key with every byte value in it, NUL included, of the length that Debian's package makes.
+pub(crate) fn key() -> Vec<u8> {
+    (0..4096_u32).map(|index| (index % 251) as u8).collect()
+}
+
+/// The domain of libvirt's test driver.
+pub(crate) const DOMAIN: &str = "test";
+
+/// A hypervisor with one guest, without a server yet.
+pub(crate) struct Bench {
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) guest: Guest,
+    pub(crate) key: String,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Result<Self> {
+        let hypervisor = Hypervisor::new()?;
+        let guest = hypervisor.guest(1)?;
+        let key = hypervisor.write("fence.key", &key())?;
+        Ok(Self { hypervisor, guest, key })
+    }
+
+    /// The usual configuration, with `attach` as given.
+    pub(crate) fn config(&self, attach: &'static str) -> Config {
+        Config { attach: Some(attach), ..Config::new(&self.key) }
+    }
+
+    /// Starts `fence-daemon` and waits until it serves.
+    pub(crate) fn serve(&self, config: &Config) -> Result<Server> {
+        Server::start(&self.hypervisor, &Which::ours()?, config)
+    }
+
+    /// A client with this lab's key.
+    pub(crate) fn client(&self, op: &str) -> Client {
+        Client::new(op, &self.key)
+    }
+
+    /// A client that asks about [`DOMAIN`].
+    pub(crate) fn about_domain(&self, op: &str) -> Client {
+        self.client(op).domain(DOMAIN)
+    }
+
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        kernel::counters(&self.hypervisor)
+    }
+
+    /// Runs a client and checks its exit code.
+    pub(crate) fn expect(&self, server: &Server, space: &Space, client: &Client, code: i32) -> Result<Finished> {
+        let answer = client.run(space)?;
+        ensure!(
+            answer.code == Some(code),
+            "fence_xvm {}: exit code {:?} instead of {code}; it printed: {}{}\nthe server's log: {}",
+            client.arguments().join(" "),
+            answer.code,
+            answer.stdout,
+            answer.stderr,
+            server.log(),
+        );
+        Ok(answer)
+    }
+
+    /// Runs a client in the guest, checks its exit code, and by which way the daemon says that the request came.
+    pub(crate) fn expect_via(&self, server: &Server, client: &Client, code: i32, via: &str) -> Result<Finished> {
+        let position = server.log_position();
+        let answer = self.expect(server, self.guest.space(), client, code)?;
+        let fence = server.next_fence(position)?;
+        ensure!(fence.get("via") == Some(via), "came via {:?}, not {via}", fence.get("via"));
+        Ok(answer)
+    }
+}
+
+/// The state that a host list shows for the test driver's domain.
+pub(crate) fn listed(list: &Finished) -> Result<&str> {
+    let line = list.stdout.lines().find(|line| line.split_whitespace().next() == Some(DOMAIN));
+    let line = line.with_context(|| format!("no `{DOMAIN}` in the list: {}{}", list.stdout, list.stderr))?;
+    line.split_whitespace().last().context("an empty line")
+}

@@ -1,0 +1,75 @@
+//! That the daemon leaves nothing behind, however it ends.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use fence_tests::kernel::xdp_on;
+use fence_tests::lab::{BRIDGE, Hypervisor};
+use fence_tests::process::poll_until;
+use nix::sys::signal::Signal;
+
+use crate::bench::{Bench, DOMAIN};
+
+/// 225.0.0.12 as /proc/net/igmp writes it on a little-endian machine.
+const GROUP: &str = "0C0000E1";
+
+fn is_member(hypervisor: &Hypervisor) -> Result<bool> {
+    Ok(hypervisor.proc_net("igmp")?.contains(GROUP))
+}
+
+#[test]
+fn sigterm_and_sigint_detach_leave_the_group_and_exit_with_0() -> Result<()> {
+    let bench = Bench::new()?;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let server = bench.serve(&bench.config("auto"))?;
+        bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some() && is_member(&bench.hypervisor)?);
+        let ended = server.stop(signal)?;
+        ensure!(ended.code == Some(0), "{signal}: exit code {:?}: {}", ended.code, ended.stderr);
+        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "{signal}: the program is still attached");
+        ensure!(!is_member(&bench.hypervisor)?, "{signal}: still a member of the group");
+    }
+    Ok(())
+}
+
+#[test]
+fn sigterm_lets_a_conversation_finish() -> Result<()> {
+    let bench = Bench::new()?;
+    let mut server = bench.serve(&bench.config("auto"))?;
+    let peer = fence_tests::peer::Peer::new(&bench.guest, &crate::bench::key(), fence_tests::client::Family::V4)?;
+    let mut call = peer.ask(fence_common::wire::Op::Status, DOMAIN)?;
+    server.process().signal(Signal::SIGTERM)?;
+    ensure!(call.converse()? == 0, "{}", server.log());
+    let ended = server.finish(fence_tests::server::STOP_LIMIT)?;
+    ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn sigkill_leaves_no_program_attached() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some());
+    server.stop(Signal::SIGKILL)?;
+    // The kernel lets go of a dead process's files a moment later.
+    poll_until("the program to be detached", Duration::from_secs(10), || {
+        Ok(xdp_on(&bench.hypervisor, BRIDGE)?.is_none().then_some(()))
+    })?;
+    // And a new one serves at once.
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    Ok(())
+}
+
+#[test]
+fn the_program_has_a_name_and_readable_counters() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let program = xdp_on(&bench.hypervisor, BRIDGE)?;
+    ensure!(program.as_ref().is_some_and(|program| program.name == "fence_xdp"), "{program:?}");
+    let counters = bench.counters()?;
+    for name in fence_common::verdict::Counters::NAMES {
+        counters.get(name)?;
+    }
+    Ok(())
+}

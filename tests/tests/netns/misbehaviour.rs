@@ -1,0 +1,145 @@
+//! Clients that misbehave after a valid request: each costs its own request and nothing else.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fence_common::hash::HashKind;
+use fence_common::wire::Op;
+use fence_tests::client::Family;
+use fence_tests::peer::{NOBODY, Peer, set_address};
+use fence_tests::server::{Config, Server};
+
+use crate::bench::{Bench, DOMAIN, key};
+
+/// An honest client's time beside a misbehaving one, which itself would be waited for 10 s (5 s for a dead address). It takes
+/// some milliseconds on an idle machine.
+const AT_ONCE: Duration = Duration::from_secs(4);
+
+fn peer(bench: &Bench) -> Result<Peer> {
+    Peer::new(&bench.guest, &key(), Family::V4)
+}
+
+/// That another guest is answered at once, and that the domain still runs.
+fn others_are_served_at_once(bench: &Bench, server: &Server, number: u8) -> Result<()> {
+    let guest = bench.hypervisor.guest(number)?;
+    let answer = bench.expect(server, guest.space(), &bench.about_domain("status"), 0)?;
+    ensure!(answer.elapsed < AT_ONCE, "took {:?}: {}", answer.elapsed, server.log());
+    Ok(())
+}
+
+#[test]
+fn silence_delays_nobody_else() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    // Several at once: a server with a few threads would still be stuck.
+    let peers: Vec<_> = (0..10).map(|_| peer(&bench)).collect::<Result<_>>()?;
+    let calls: Vec<_> = peers.iter().map(|peer| peer.ask(Op::Off, DOMAIN)).collect::<Result<_>>()?;
+    others_are_served_at_once(&bench, &server, 2)?;
+    drop(calls);
+    Ok(())
+}
+
+#[test]
+fn half_a_challenge_and_half_a_response_delay_nobody_else() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let (first, second) = (peer(&bench)?, peer(&bench)?);
+    let mut half_challenge = first.ask(Op::Off, DOMAIN)?;
+    half_challenge.write(&[1; 32])?;
+    let mut half_response = second.ask(Op::Off, DOMAIN)?;
+    half_response.challenge()?;
+    half_response.read_block()?;
+    half_response.write(&[1; 63])?;
+    others_are_served_at_once(&bench, &server, 2)
+}
+
+#[test]
+fn a_wrong_response_is_no_authentication() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let peer = peer(&bench)?;
+    let mut call = peer.ask(Op::Off, DOMAIN)?;
+    call.challenge()?;
+    let challenge = call.read_block()?;
+    let mut response = peer.key().digest(HashKind::Sha256, &[&challenge]);
+    response[31] ^= 1;
+    call.write(&response)?;
+    ensure!(call.reply()? != Some(0), "a wrong response was taken for a right one: {}", server.log());
+    // The padding counts as well: a response of another kind of digest would differ only there.
+    let mut call = peer.ask(Op::Off, DOMAIN)?;
+    call.challenge()?;
+    let challenge = call.read_block()?;
+    let mut response = peer.key().digest(HashKind::Sha256, &[&challenge]);
+    response[63] = 1;
+    call.write(&response)?;
+    ensure!(call.reply()? != Some(0), "{}", server.log());
+    others_are_served_at_once(&bench, &server, 2)
+}
+
+#[test]
+fn our_own_challenge_is_not_answered_for_a_keyless_guest() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let (examined, mirror) = (peer(&bench)?, peer(&bench)?);
+    // On one connection the daemon examines us; on the other we put the same question to it.
+    let mut exam = examined.ask(Op::Off, DOMAIN)?;
+    exam.challenge()?;
+    let challenge = exam.read_block()?;
+    let mut reflected = mirror.ask(Op::Status, DOMAIN)?;
+    reflected.write(&challenge)?;
+    if let Ok(answer) = reflected.read_block() {
+        ensure!(
+            answer != mirror.key().digest(HashKind::Sha256, &[&challenge]),
+            "the daemon did our exam for us: {}",
+            server.log()
+        );
+    }
+    others_are_served_at_once(&bench, &server, 2)
+}
+
+#[test]
+fn a_challenge_reflected_on_its_own_connection_is_refused() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let peer = peer(&bench)?;
+    let mut call = peer.ask(Op::Off, DOMAIN)?;
+    call.challenge()?;
+    let challenge = call.read_block()?;
+    call.write(&challenge)?;
+    ensure!(call.reply()? != Some(0), "{}", server.log());
+    others_are_served_at_once(&bench, &server, 2)
+}
+
+#[test]
+fn a_dead_address_delays_nobody_else() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&Config { strict_source: Some("no"), ..bench.config("auto") })?;
+    let peer = peer(&bench)?;
+    for _ in 0..5 {
+        let mut request = peer.request(Op::Off, DOMAIN)?;
+        set_address(&mut request, NOBODY.into());
+        peer.send(request)?;
+    }
+    others_are_served_at_once(&bench, &server, 2)
+}
+
+#[test]
+fn a_request_whose_call_back_failed_is_served_when_it_comes_again() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let peer = peer(&bench)?;
+    let request = peer.request(Op::Off, DOMAIN)?;
+    peer.send(request)?;
+    drop(peer.called_back(Duration::from_secs(20))?.context("no call-back")?);
+    // The same request again, as the stock client repeats it every two seconds, until its call-back is taken.
+    let again = || -> Result<Option<u8>> {
+        peer.send(request)?;
+        peer.called_back(Duration::from_secs(2))?.map(|mut call| call.converse()).transpose()
+    };
+    let reply = fence_tests::process::poll_until("an answer", Duration::from_secs(20), again)?;
+    ensure!(reply == 0, "{}", server.log());
+    // Once answered it is not served a third time.
+    peer.send(request)?;
+    ensure!(peer.called_back(Duration::from_secs(1))?.is_none(), "served twice: {}", server.log());
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Starts that cannot be, and starts into a degraded mode: one clear word about it, never a panic, never silence.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_tests::kernel::xdp_on;
+use fence_tests::lab::BRIDGE;
+use fence_tests::process::poll_until;
+use fence_tests::server::{Config, START_LIMIT, Server, Which};
+use fence_tests::tools;
+
+use crate::bench::{Bench, DOMAIN};
+
+/// That the daemon refuses to start, and says why in few lines that name `culprit`.
+fn expect_refusal(bench: &Bench, config: &Config, culprit: &str) -> Result<()> {
+    let server = Server::spawn(&bench.hypervisor, &Which::ours()?, config, &[])?;
+    let ended = server.finish(START_LIMIT)?;
+    ensure!(ended.code.is_some_and(|code| code != 0), "exit code {:?}: {}", ended.code, ended.stderr);
+    ensure!(ended.stderr.contains(culprit), "nothing about {culprit}: {}", ended.stderr);
+    ensure!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    let errors = ended.stderr.lines().filter(|line| line.to_ascii_lowercase().contains("error")).count();
+    ensure!(errors <= 1, "one error, not {errors}: {}", ended.stderr);
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none());
+    Ok(())
+}
+
+#[test]
+fn without_a_usable_key_it_does_not_start() -> Result<()> {
+    let bench = Bench::new()?;
+    let missing = bench.hypervisor.path("missing.key");
+    expect_refusal(&bench, &Config::new(&missing), &missing)?;
+    let empty = bench.hypervisor.write("empty.key", b"")?;
+    expect_refusal(&bench, &Config::new(&empty), &empty)?;
+    bench.hypervisor.write("directory.key/x", b"x")?;
+    let directory = bench.hypervisor.path("directory.key");
+    expect_refusal(&bench, &Config::new(&directory), &directory)
+}
+
+#[test]
+fn without_its_interface_it_does_not_start() -> Result<()> {
+    let bench = Bench::new()?;
+    expect_refusal(&bench, &Config { interface: "virbr9".to_owned(), ..bench.config("auto") }, "virbr9")
+}
+
+#[test]
+fn with_w_it_waits_for_its_interface() -> Result<()> {
+    let bench = Bench::new()?;
+    let config = Config { interface: "virbr9".to_owned(), ..bench.config("auto") };
+    let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &["-w"])?;
+    server
+        .wait_log(0, START_LIMIT, |line| line.contains("virbr9").then_some(()))
+        .with_context(|| format!("it does not say what it waits for: {}", server.log()))?;
+    ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
+    bench.hypervisor.ip(&["link", "add", "virbr9", "type", "bridge"])?;
+    bench.hypervisor.ip(&["addr", "add", "192.168.123.1/24", "dev", "virbr9"])?;
+    bench.hypervisor.ip(&["link", "set", "virbr9", "up"])?;
+    server.wait_ready(START_LIMIT)
+}
+
+#[test]
+fn with_its_port_in_use_it_does_not_start() -> Result<()> {
+    let bench = Bench::new()?;
+    let config = bench.config("auto");
+    let _stock = Server::start(&bench.hypervisor, &Which::Stock, &config)?;
+    expect_refusal(&bench, &config, "1229")
+}
+
+#[test]
+fn beside_another_xdp_program_it_serves_through_the_socket_and_says_so() -> Result<()> {
+    let bench = Bench::new()?;
+    // Our own program, loaded by bpftool: nobody configured it, so it passes everything.
+    let object = std::env::var_os("FENCE_EBPF_OBJECT")
+        .map_or_else(|| tools::workspace().join("target/bpf/fence-xdp.o"), PathBuf::from);
+    if !object.is_file() {
+        bail!("no BPF object at {}: run `cargo xtask build`", object.display());
+    }
+    let object = object.to_string_lossy();
+    let space = bench.hypervisor.space();
+    space.must("bpftool", &["prog", "load", &object, "/sys/fs/bpf/another", "type", "xdp"])?;
+    space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", "/sys/fs/bpf/another", "dev", BRIDGE])?;
+    let another = xdp_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
+
+    let server = bench.serve(&bench.config("auto"))?;
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)? == Some(another), "the other program must stay");
+    ensure!(server.log().contains("without XDP"), "it does not say so: {}", server.log());
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    Ok(())
+}
+
+#[test]
+fn without_libvirt_it_serves_and_answers_with_failure() -> Result<()> {
+    let bench = Bench::new()?;
+    let config = Config { uris: vec!["qemu:///system".to_owned()], ..bench.config("auto") };
+    let mut server = bench.serve(&config)?;
+    ensure!(server.log().contains("qemu:///system"), "it does not say what it cannot reach: {}", server.log());
+    for op in ["off", "on", "reboot"] {
+        let answer = bench.expect(&server, bench.guest.space(), &bench.client(op).domain(DOMAIN), 1)?;
+        ensure!(answer.elapsed < Duration::from_secs(25), "{op}: {:?}", answer.elapsed);
+    }
+    // A list or a status from nowhere must not look like a fact about the domain.
+    let status = bench.about_domain("status").run(bench.guest.space())?;
+    ensure!(status.code == Some(1), "status: {:?}: {}", status.code, server.log());
+    let monitor = bench.client("monitor").run(bench.guest.space())?;
+    ensure!(monitor.code == Some(1), "monitor: {:?}: {}", monitor.code, server.log());
+    let list = bench.client("list").run(bench.guest.space())?;
+    ensure!(list.elapsed < Duration::from_secs(25) && !list.stdout.contains(DOMAIN), "{list:?}");
+    ensure!(server.is_running()?);
+    Ok(())
+}
+
+#[test]
+fn one_dead_uri_does_not_hinder_the_others() -> Result<()> {
+    let bench = Bench::new()?;
+    let config =
+        Config { uris: vec!["qemu:///system".to_owned(), "test:///default".to_owned()], ..bench.config("auto") };
+    let server = bench.serve(&config)?;
+    poll_until("the domain of the URI that lives", Duration::from_secs(60), || {
+        Ok((bench.about_domain("status").run(bench.guest.space())?.code == Some(0)).then_some(()))
+    })?;
+    let off = bench.expect(&server, bench.guest.space(), &bench.about_domain("off"), 0)?;
+    ensure!(off.elapsed < Duration::from_secs(5), "{:?}", off.elapsed);
+    Ok(())
+}
