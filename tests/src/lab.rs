@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::SigSet;
 
 use crate::process::{Finished, poll_until, run};
 use crate::tools;
@@ -120,6 +121,8 @@ impl Space {
                 | CloneFlags::CLONE_NEWUTS;
             setns(self.guardian.holder_fd.as_fd(), lab).context("entering the lab")?;
             self.enter_network()?;
+            // A child starts with what its thread blocks: `fence-lab` blocks what ends the daemon.
+            SigSet::all().thread_unblock()?;
             command.spawn().with_context(|| match tools::find(&command.get_program().to_string_lossy()) {
                 Ok(program) => format!("starting {}", program.display()),
                 Err(missing) => missing.to_string(),

@@ -29,6 +29,15 @@ pub enum Which {
 }
 
 impl Which {
+    /// The program's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ours(_) => "fence-daemon",
+            Self::Stock => "fence_virtd",
+        }
+    }
+
     /// `fence-daemon` as named by `FENCE_DAEMON_BIN`, or as built in this workspace.
     ///
     /// # Errors
@@ -226,6 +235,12 @@ impl Server {
     pub fn next_fence(&self, position: usize) -> Result<Fence> {
         self.wait_log(position, Duration::from_secs(10), Fence::parse)
             .with_context(|| format!("no line about the fence in the log: {}", self.log()))
+    }
+
+    /// Whether it logs a line about each fence.
+    #[must_use]
+    pub fn tells_times(&self) -> bool {
+        matches!(self.which, Which::Ours(_))
     }
 
     /// Whether it still runs.

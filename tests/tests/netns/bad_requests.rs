@@ -122,8 +122,7 @@ fn a_guest_behind_nat_is_served_where_the_source_need_not_match() -> Result<()> 
     for attach in ["auto", "off"] {
         let server = bench.serve(&Config { strict_source: Some("no"), ..bench.config(attach) })?;
         // The request names guest 2's listener, and guest 1's address is its source: as a NAT makes it.
-        let (front, listener) =
-            (Peer::new(&bench.guest, &key(), Family::V4)?, Peer::new(&behind, &key(), Family::V4)?);
+        let (front, listener) = (Peer::new(&bench.guest, &key(), Family::V4)?, Peer::new(&behind, &key(), Family::V4)?);
         front.send(listener.request(Op::Status, DOMAIN)?)?;
         let call = listener.called_back(Duration::from_secs(20))?;
         let mut call = call.with_context(|| format!("attach={attach}: no call-back: {}", server.log()))?;

@@ -68,7 +68,7 @@ fn nothing_stays_when_the_owner_is_killed() -> Result<()> {
         return Ok(());
     }
     let mut owner = Command::new(std::env::current_exe()?)
-        .args(["--exact", "nothing_stays_when_the_owner_is_killed", "--nocapture"])
+        .args(["--exact", "lab::nothing_stays_when_the_owner_is_killed", "--nocapture"])
         .env(VICTIM, "1")
         .stdout(Stdio::piped())
         .spawn()?;
