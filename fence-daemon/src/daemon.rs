@@ -15,10 +15,11 @@ use crate::callback::Callback;
 use crate::config::{Attach, Config, Multicast};
 use crate::hypervisor::Hypervisors;
 use crate::intake::interface::{self, Interface, InterfaceError};
-use crate::intake::kernel::{KernelProgram, Mode};
+use crate::intake::kernel::{AttachedMode, KernelProgram, Mode};
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::pipeline::Pipeline;
+use crate::process::{self, Readiness};
 
 /// How long the first round of connections may hold up the start. Whatever is not connected then is said to be so and goes
 /// on being tried.
@@ -53,7 +54,7 @@ pub enum Patience {
     Wait,
 }
 
-/// Runs until SIGTERM or SIGINT. `ready` is called once requests are served.
+/// Runs until SIGTERM or SIGINT. `readiness` is announced once requests are served.
 ///
 /// # Errors
 /// When something without which nothing can be served is missing, at the start or later.
@@ -61,7 +62,7 @@ pub async fn run(
     config: Config,
     key: Option<Key>,
     patience: Patience,
-    ready: impl FnOnce(),
+    readiness: Readiness,
 ) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(|error| DaemonError::Runtime("watch for signals", error))?;
     let Config { multicast, uris, groups, .. } = config;
@@ -99,12 +100,15 @@ pub async fn run(
         hash = multicast.hash.name(), auth = multicast.auth.name(), xdp = kernel.mode_name(),
         "ready"
     );
-    ready();
+    if let Err(error) = readiness.announce() {
+        warn!("{error}");
+    }
 
     let outcome = serve(&pipeline, &socket, kernel.ring, &mut stop).await;
 
     // The program first: from here on the stack gets every packet back. Then the membership.
-    let seen = kernel.program.map(|program| program.counters());
+    let seen = kernel.program.and_then(|program| program.counters().ok());
+    process::notify_stopping();
     let heard = socket.counters();
     drop(socket);
     info!("stopping: {}", tell(seen, heard));
@@ -157,12 +161,12 @@ async fn interfaces(multicast: &Multicast, patience: Patience) -> Result<Vec<Int
 struct Kernel {
     program: Option<KernelProgram>,
     ring: Option<Ring>,
-    mode: Option<Mode>,
+    mode: Option<AttachedMode>,
 }
 
 impl Kernel {
-    fn mode_name(&self) -> &'static str {
-        self.mode.map_or("off", Mode::name)
+    fn mode_name(&self) -> String {
+        self.mode.map_or_else(|| Attach::Off.name().to_owned(), |mode| mode.to_string())
     }
 }
 
@@ -173,13 +177,17 @@ fn attach(multicast: &Multicast, rules: Rules, interfaces: &[Interface], key: Op
         warn!("serving without XDP, through the socket alone: {why}");
         Kernel::default()
     };
-    let interface = match (multicast.attach, &multicast.interface, interfaces) {
-        (Attach::Off, _, _) => {
+    let mode = match multicast.attach {
+        Attach::Auto => Mode::Auto,
+        Attach::Native => Mode::Native,
+        Attach::Generic => Mode::Generic,
+        Attach::Off => {
             info!("serving without XDP, through the socket alone, as configured (attach = \"off\")");
             return Kernel::default();
         }
-        (_, Some(_), [interface]) => interface,
-        (_, _, _) => return without("no `interface` is configured in the multicast section"),
+    };
+    let (Some(_), [interface]) = (&multicast.interface, interfaces) else {
+        return without("no `interface` is configured in the multicast section");
     };
     let listener = Listener {
         group_v4: if let IpAddr::V4(group) = multicast.group { Some(group.octets()) } else { None },
@@ -188,17 +196,25 @@ fn attach(multicast: &Multicast, rules: Rules, interfaces: &[Interface], key: Op
         rules,
     };
     let attached = KernelProgram::load(OBJECT, &listener, key).and_then(|mut program| {
-        let mode = program.attach(&interface.name, multicast.attach)?;
+        // The reader before the program sees its first packet.
         let ring = program.take_ring()?;
+        let mode = program.attach(&interface.name, mode)?;
         Ok((program, ring, mode))
     });
     match attached {
-        Ok((program, ring, mode)) => match Ring::new(ring) {
+        Ok((program, Some(ring), mode)) => match Ring::new(ring) {
             Ok(ring) => Kernel { program: Some(program), ring: Some(ring), mode: Some(mode) },
-            Err(error) => without(&format!("cannot watch the ring buffer: {error}")),
+            Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
         },
-        Err(error) => without(&error.to_string()),
+        Ok((_, None, _)) => without("the kernel program has no ring buffer"),
+        Err(error) => without(&chain(&error)),
     }
+}
+
+/// An error with everything that caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// The counters that are not zero, in words.

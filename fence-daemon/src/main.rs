@@ -1,2 +1,89 @@
-//! The `fence-daemon` binary.
-fn main() {}
+//! The `fence-daemon` binary: command line, configuration and key first, then the background, then the daemon itself.
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use fence_common::key::Key;
+use fence_daemon::cli::{self, Cli, EXIT_START, EXIT_USAGE};
+use fence_daemon::config::{self, Config, Warnings};
+use fence_daemon::daemon::{self, Patience};
+use fence_daemon::observe::logging::{self, Destination};
+use fence_daemon::process::{self, Readiness};
+use fence_daemon::process::pid_file::PidFile;
+
+fn main() -> ExitCode {
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(message) => {
+            // Nothing is left to be done if even that cannot be written.
+            let _ = message.print();
+            return ExitCode::from(cli::exit_code(&message));
+        }
+    };
+    match start(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(code) => ExitCode::from(code),
+    }
+}
+
+/// Everything up to the end of the daemon. What went wrong has been said when it returns; the error is the exit code.
+fn start(cli: &Cli) -> Result<(), u8> {
+    // Before the key is read: from here on it cannot end up in a core dump.
+    process::harden().map_err(say(EXIT_START))?;
+    let (mut config, warnings, key) = read(cli)?;
+    cli.apply_to(&mut config);
+
+    let (readiness, destination) = if config.foreground {
+        (Readiness::foreground(), Destination::Foreground)
+    } else {
+        (process::daemonise().map_err(say(EXIT_START))?, Destination::Background)
+    };
+    let _pid_file = PidFile::take(&cli.pid_file).map_err(say(EXIT_START))?;
+    logging::init(config.debug, destination).map_err(say(EXIT_START))?;
+    warnings.log();
+    serve(config, key, readiness)
+}
+
+/// Reads configuration and key. An administrator's mistake in either is told on standard error, with its place.
+fn read(cli: &Cli) -> Result<(Config, Warnings, Option<Key>), u8> {
+    let colours = logging::stderr_colours();
+    let (config, mut warnings) = config::load(&cli.config).map_err(|error| {
+        let _ = writeln!(std::io::stderr(), "{}", error.render(colours));
+        EXIT_USAGE
+    })?;
+    let key = if config.multicast.needs_key() {
+        let key = config::key::load(&config.multicast.key_file, &mut warnings).map_err(|error| {
+            let _ = writeln!(std::io::stderr(), "{}", error.render(colours));
+            EXIT_START
+        })?;
+        Some(key)
+    } else {
+        None
+    };
+    Ok((config, warnings, key))
+}
+
+fn serve(config: Config, key: Option<Key>, readiness: Readiness) -> Result<(), u8> {
+    let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("fence")
+        .build()
+        .map_err(say(EXIT_START))?;
+    let ended = runtime.block_on(daemon::run(config, key, patience, readiness));
+    // A call into a hung libvirt must not keep the process.
+    runtime.shutdown_background();
+    ended.map_err(|error| {
+        tracing::error!("{error}");
+        say(EXIT_START)(error)
+    })
+}
+
+/// Tells an error on standard error, which in the background leads to the terminal until the daemon is ready.
+fn say<E: Display>(code: u8) -> impl Fn(E) -> u8 {
+    move |error| {
+        let _ = writeln!(std::io::stderr(), "fence-daemon: {error}");
+        code
+    }
+}

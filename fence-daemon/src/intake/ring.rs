@@ -6,21 +6,21 @@ use fence_common::boundary::Event;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::kernel::RequestRing;
+use super::kernel;
 use super::{Verified, Via};
 use crate::clock::Moment;
 
 /// The ring buffer as something to wait for.
 #[derive(Debug)]
-pub struct Ring(AsyncFd<RequestRing>);
+pub struct Ring(AsyncFd<kernel::Ring>);
 
 impl Ring {
     /// Watches a ring buffer. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the runtime cannot watch the file descriptor.
-    pub fn new(ring: RequestRing) -> io::Result<Self> {
-        Ok(Self(AsyncFd::with_interest(ring, Interest::READABLE)?))
+    pub fn new(ring: kernel::Ring) -> io::Result<Self> {
+        Ok(Self(AsyncFd::register_with_interest(ring, Interest::READABLE)?))
     }
 
     /// The next request that the kernel program found to hold. Dropping the future loses none.
