@@ -196,7 +196,7 @@ fn items<'s>(
         match (token, section) {
             (None, None) => return Ok(items),
             (None, Some(name)) => {
-                let kind = SyntaxKind::Unclosed(name.value.to_owned());
+                let kind = SyntaxKind::Unclosed(clip(name.value));
                 return Err(SyntaxError { span: name.span.clone(), kind });
             }
             (Some(b'}'), Some(_)) => {
@@ -215,7 +215,7 @@ fn items<'s>(
 fn item<'s>(input: &mut Input<'s>, depth: usize) -> Result<Item<'s>, SyntaxError> {
     let (bytes, span) = take_while(1.., is_name).with_span().parse_next(input)?;
     let name = Spanned { value: text(bytes, span.start)?, span };
-    let owned = || name.value.to_owned();
+    let owned = || clip(name.value);
     match next_token(input)? {
         Some(b'{') => section(input, name, None, depth),
         Some(b'=') => {
@@ -254,7 +254,7 @@ fn section<'s>(
 
 /// A quoted value, blanks before it included.
 fn value<'s>(input: &mut Input<'s>, key: &Spanned<&str>) -> Result<Spanned<&'s str>, SyntaxError> {
-    let owned = || key.value.to_owned();
+    let owned = || clip(key.value);
     match next_token(input)? {
         Some(b'"') => {}
         Some(byte) if is_name(byte) => {
@@ -275,6 +275,15 @@ fn value<'s>(input: &mut Input<'s>, key: &Spanned<&str>) -> Result<Spanned<&'s s
         return Err(SyntaxError { span, kind: SyntaxKind::EmptyValue(owned()) });
     }
     Ok(Spanned { value: text(bytes, start)?, span })
+}
+
+/// A name or value as it is shown in a message: the beginning of it, if it is very long.
+pub(super) fn clip(text: &str) -> String {
+    const SHOWN: usize = 80;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// Bytes that begin at `start` as text that can be printed: names and values come up in log lines.
@@ -373,6 +382,12 @@ mod tests {
         ] {
             assert_eq!(kind_of(file), expected, "{:?}", file.escape_ascii().to_string());
         }
+    }
+
+    #[test]
+    fn long_names_are_shown_in_part() {
+        let SyntaxKind::LoneName(name) = kind_of("é".repeat(1_000_000).as_bytes()) else { panic!("no name") };
+        assert_eq!(name, format!("{}...", "é".repeat(80)));
     }
 
     #[test]

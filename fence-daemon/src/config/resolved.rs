@@ -8,7 +8,7 @@ use fence_common::hash::HashKind;
 
 use super::error::{ConfigError, Mistake, Plugin};
 use super::place::Source;
-use super::raw::{Assignment, Item, Section};
+use super::raw::{Assignment, Item, Section, clip};
 use super::survey::{Findings, Scope, Surveyed};
 use super::warning::{Doubt, Warnings};
 
@@ -172,8 +172,7 @@ pub(super) fn resolve(
     let wait = global.get("wait_for_init").or_else(|| global.get("wait_for_backend"));
     let (wait_for_init, foreground) =
         (switch("wait_for_init", wait, f), switch("foreground", global.get("foreground"), f));
-    let debug =
-        read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(text.to_owned())));
+    let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
 
     let listeners = Surveyed::new(items_of(file.last_section("listeners")), &LISTENERS, f);
     let multicast = multicast(&Surveyed::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
@@ -222,7 +221,7 @@ fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Surveyed<'_
     };
     if name != plugin.supported() {
         let known = stock.contains(&name.as_str());
-        let name = item.value.value.to_owned();
+        let name = clip(item.value.value);
         let mistake = if known { Mistake::NotYet { plugin, name } } else { Mistake::NoSuch { plugin, name } };
         findings.mistake(&item.value.span, mistake);
     }
@@ -235,7 +234,7 @@ fn switch(key: &'static str, item: Option<&Assignment<'_>>, findings: &mut Findi
         if let Ok(number) = text.parse::<i64>() {
             return Ok(number != 0);
         }
-        let value = text.to_owned();
+        let value = clip(text);
         match on_or_off(text) {
             Some(false) => Ok(false),
             Some(true) => Err(Mistake::AmbiguousSwitch { key, value }),
@@ -261,19 +260,19 @@ fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
         let possible = text.len() <= INTERFACE_NAME_MAX
             && !matches!(text, "." | "..")
             && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
-        if possible { Ok(Some(text.to_owned())) } else { Err(Mistake::Interface(text.to_owned())) }
+        if possible { Ok(Some(text.to_owned())) } else { Err(Mistake::Interface(clip(text))) }
     });
     let port = read(section.get("port"), PORT, findings, |text| match text.trim().parse() {
-        Ok(0) | Err(_) => Err(Mistake::Port(text.to_owned())),
+        Ok(0) | Err(_) => Err(Mistake::Port(clip(text))),
         Ok(port) => Ok(port),
     });
     let attach = read(section.get("attach"), Attach::Auto, findings, |text| {
         let known = [Attach::Auto, Attach::Native, Attach::Generic, Attach::Off];
         let found = known.into_iter().find(|attach| attach.name().eq_ignore_ascii_case(text));
-        found.ok_or_else(|| Mistake::Attach(text.to_owned()))
+        found.ok_or_else(|| Mistake::Attach(clip(text)))
     });
     let strict_source = read(section.get("strict_source"), true, findings, |text| {
-        on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: text.to_owned() })
+        on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: clip(text) })
     });
     // Relative to where the daemon was started: it moves to `/` later.
     let key_file = section.get("key_file").map_or(KEY_FILE, |item| item.value.value);
@@ -288,11 +287,11 @@ fn group_address(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> IpAddr 
     let family_is_v4 = read(section.get("family"), None, findings, |text| match text.to_ascii_lowercase().as_str() {
         "ipv4" => Ok(Some(true)),
         "ipv6" => Ok(Some(false)),
-        _ => Err(Mistake::Family(text.to_owned())),
+        _ => Err(Mistake::Family(clip(text))),
     });
     let default = if family_is_v4 == Some(false) { IpAddr::V6(GROUP_V6) } else { IpAddr::V4(GROUP_V4) };
     read(section.get("address"), default, findings, |text| {
-        let address: IpAddr = text.trim().parse().map_err(|_| Mistake::Address(text.to_owned()))?;
+        let address: IpAddr = text.trim().parse().map_err(|_| Mistake::Address(clip(text)))?;
         if !address.is_multicast() {
             return Err(Mistake::NotMulticast(address));
         }
@@ -306,7 +305,7 @@ fn group_address(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> IpAddr 
 fn digest(key: &'static str, section: &Surveyed<'_>, findings: &mut Findings<'_>) -> HashKind {
     let item = section.get(key);
     let kind = read(item, HashKind::Sha256, findings, |text| {
-        HashKind::from_name(text).ok_or_else(|| Mistake::Hash { key, value: text.to_owned() })
+        HashKind::from_name(text).ok_or_else(|| Mistake::Hash { key, value: clip(text) })
     });
     if let (Some(item), HashKind::None) = (item, kind) {
         findings.doubt(&item.value.span, |_| Doubt::NoDigest(key));
@@ -326,7 +325,7 @@ fn uris(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Vec<String> {
     for (index, (number, item)) in items.iter().enumerate() {
         match items.get(index.saturating_add(1)) {
             Some((next, later)) if next == number => findings.doubt(&item.key.span, |source| Doubt::Overruled {
-                name: item.key.value.to_owned(),
+                name: clip(item.key.value),
                 line: source.place(&later.key.span).line(),
             }),
             // Two connections to one hypervisor would find every domain twice.
@@ -364,7 +363,7 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
         } else if item.key.value.eq_ignore_ascii_case("ip") {
             match text.trim().parse() {
                 Ok(ip) => ips.push(ip),
-                Err(_) => findings.mistake(&item.value.span, Mistake::MemberAddress(text.to_owned())),
+                Err(_) => findings.mistake(&item.value.span, Mistake::MemberAddress(clip(text))),
             }
         }
     }

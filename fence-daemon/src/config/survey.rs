@@ -2,7 +2,7 @@
 
 use super::error::{ConfigError, Mistake, Mistakes};
 use super::place::{Place, Source};
-use super::raw::{Assignment, Item, Section, Span, Spanned};
+use super::raw::{Assignment, Item, Section, Span, Spanned, clip};
 use super::warning::{Doubt, Warnings};
 
 /// How many mistakes are reported at once; the rest shows when these are mended.
@@ -94,10 +94,11 @@ fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'st
         return None;
     }
     let name = name.to_ascii_lowercase();
-    let distance = |known: &str| strsim::damerau_levenshtein(&name, known);
+    let tolerance = |known: &str| (known.len() / 3).max(1);
     known
-        .map(|known| (distance(known), known))
-        .filter(|(far, known)| *far <= (known.len() / 3).max(1))
+        .filter(|known| known.len().abs_diff(name.len()) <= tolerance(known))
+        .map(|known| (strsim::damerau_levenshtein(&name, known), known))
+        .filter(|(distance, known)| *distance <= tolerance(known))
         .min()
         .map(|(_, known)| known)
 }
@@ -127,15 +128,14 @@ impl<'i> Surveyed<'i> {
     fn value(&mut self, item: &'i Assignment<'i>, scope: &Scope, findings: &mut Findings<'_>) {
         let name = item.key.value;
         if scope.knows_section(name) {
-            findings.mistake(&item.key.span, Mistake::SectionExpected(name.to_owned()));
+            findings.mistake(&item.key.span, Mistake::SectionExpected(clip(name)));
         } else if !scope.knows_key(name) {
             if is_one_of(&["ip", "uuid"], name) {
-                findings.mistake(&item.key.span, Mistake::OutsideGroup(name.to_owned()));
+                findings.mistake(&item.key.span, Mistake::OutsideGroup(clip(name)));
             } else if is_one_of(&["group", "groups"], name) {
-                findings.mistake(&item.key.span, Mistake::Misplaced(name.to_owned()));
+                findings.mistake(&item.key.span, Mistake::Misplaced(clip(name)));
             } else {
-                let meant = scope.meant(name);
-                findings.doubt(&item.key.span, |_| Doubt::UnknownKey { name: name.to_owned(), meant });
+                findings.doubt(&item.key.span, |_| Doubt::UnknownKey { name: clip(name), meant: scope.meant(name) });
             }
         } else {
             // What counts each time is not even looked for: there may be thousands.
@@ -149,14 +149,14 @@ impl<'i> Surveyed<'i> {
     fn section(&mut self, item: &'i Section<'i>, scope: &Scope, findings: &mut Findings<'_>) {
         let name = item.name.value;
         if scope.knows_key(name) {
-            findings.mistake(&item.name.span, Mistake::ValueExpected(name.to_owned()));
+            findings.mistake(&item.name.span, Mistake::ValueExpected(clip(name)));
         } else if !scope.knows_section(name) {
             let meant = scope.meant(name);
             // A restriction that would restrict nothing is the one misspelling that must not pass.
             if meant == Some("groups") || is_one_of(&["group", "groups"], name) || restricts(&item.items) {
-                findings.mistake(&item.name.span, Mistake::Misplaced(name.to_owned()));
+                findings.mistake(&item.name.span, Mistake::Misplaced(clip(name)));
             } else {
-                findings.doubt(&item.name.span, |_| Doubt::UnknownSection { name: name.to_owned(), meant });
+                findings.doubt(&item.name.span, |_| Doubt::UnknownSection { name: clip(name), meant });
             }
         } else {
             match if is_one_of(scope.repeated, name) { None } else { self.last_section(name) } {
@@ -190,7 +190,7 @@ impl<'i> Surveyed<'i> {
 fn overruled(earlier: &Spanned<&str>, later: &Spanned<&str>, findings: &mut Findings<'_>) {
     findings.doubt(&earlier.span, |source| {
         let line = source.place(&later.span).line();
-        Doubt::Overruled { name: earlier.value.to_owned(), line }
+        Doubt::Overruled { name: clip(earlier.value), line }
     });
 }
 
