@@ -295,7 +295,7 @@ mod life {
         use nix::mount::{MsFlags, mount};
         use nix::sched::{CloneFlags, unshare};
 
-        let uid = nix::unistd::geteuid();
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
         let mut flags = CloneFlags::CLONE_NEWNS;
         if !uid.is_root() {
             flags |= CloneFlags::CLONE_NEWUSER;
@@ -304,6 +304,8 @@ mod life {
             .expect("run this test as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)");
         if !uid.is_root() {
             std::fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
+            std::fs::write("/proc/self/setgroups", "deny").unwrap();
+            std::fs::write("/proc/self/gid_map", format!("0 {gid} 1")).unwrap();
         }
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
