@@ -9,8 +9,8 @@ use fence_daemon::cli::{self, Cli, EXIT_START, EXIT_USAGE};
 use fence_daemon::config::{self, Config, Warnings};
 use fence_daemon::daemon::{self, Patience};
 use fence_daemon::observe::logging::{self, Destination};
-use fence_daemon::process::{self, Readiness};
-use fence_daemon::process::pid_file::PidFile;
+use fence_daemon::process::{self, PidFile, Readiness};
+
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {

@@ -20,7 +20,10 @@ impl Ring {
     /// # Errors
     /// When the runtime cannot watch the file descriptor.
     pub fn new(ring: kernel::Ring) -> io::Result<Self> {
-        Ok(Self(AsyncFd::register_with_interest(ring, Interest::READABLE)?))
+        // SAFETY: needed because tokio has no safe way to watch a descriptor of somebody else's type. Sound because the ring owns its
+        // descriptor, which stays open and the same until the ring is dropped, and the ring is owned by the `AsyncFd`.
+        let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+        Ok(Self(watched?))
     }
 
     /// The next request that the kernel program found to hold. Dropping the future loses none.
