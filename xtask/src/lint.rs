@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 
 use crate::bpf;
 use crate::progress::{self, say};
-use crate::setup::toolchain::{self, Toolchain};
+use crate::setup::toolchain::Toolchain;
 use crate::setup::{self, Profile};
 use crate::tidy;
 use crate::workspace::Workspace;
@@ -71,7 +71,7 @@ fn check_program(workspace: &Workspace) -> anyhow::Result<()> {
     let toolchain = Toolchain::find().context("no toolchain for the BPF target")?;
     let has_clippy = Command::new(toolchain.cargo.with_file_name("cargo-clippy")).arg("--version").output();
     let has_clippy = has_clippy.is_ok_and(|output| output.status.success());
-    let mut cargo = workspace.program(&toolchain.cargo);
+    let mut cargo = toolchain.cargo(workspace.root());
     let title = if has_clippy {
         cargo.arg("clippy");
         "clippy for the BPF target"
@@ -90,20 +90,15 @@ fn check_program(workspace: &Workspace) -> anyhow::Result<()> {
         "--bin",
         "fence-xdp",
         "--target",
-        "bpfel-unknown-none",
+        bpf::TARGET,
         "-Z",
         "build-std=core",
     ]);
     cargo.arg("--target-dir").arg(workspace.root().join("target/bpf-lint"));
     cargo.args(["--", "-D", "warnings"]);
     // Of two clippys cargo takes the one that PATH finds first: it must be this toolchain's.
-    let own = toolchain.cargo.parent().filter(|folder| folder.is_absolute()).map(Path::to_owned);
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = own.into_iter().chain(env::split_paths(&path)).chain([toolchain::cargo_bin()]);
+    let path = toolchain.cargo.parent().map(Path::to_owned).into_iter().chain(env::split_paths(&path));
     cargo.env("PATH", env::join_paths(path).context("PATH has an odd entry")?);
-    cargo.env("RUSTC", &toolchain.rustc).env("RUSTC_BOOTSTRAP", "1");
-    for inherited in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO"] {
-        cargo.env_remove(inherited);
-    }
     progress::shown(title, cargo)
 }

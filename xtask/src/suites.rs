@@ -40,13 +40,16 @@ impl Suite {
         }
     }
 
-    /// What to tell `cargo test`.
-    fn selection(self) -> &'static [&'static str] {
+    /// What to tell `cargo test`, a run each.
+    fn selections(self) -> &'static [&'static [&'static str]] {
         match self {
-            Self::Unit => &["--package", "fence-common", "--package", "fence-daemon", "--package", "xtask"],
-            Self::ProgRun => &["--package", "fence-tests", "--test", "prog_run"],
-            Self::Netns => &["--package", "fence-tests", "--test", "netns"],
-            Self::Libvirt => &["--package", "fence-tests", "--test", "libvirt"],
+            Self::Unit => &[
+                &["--package", "fence-common", "--package", "fence-daemon", "--package", "xtask"],
+                &["--package", "fence-tests", "--lib"],
+            ],
+            Self::ProgRun => &[&["--package", "fence-tests", "--test", "prog_run"]],
+            Self::Netns => &[&["--package", "fence-tests", "--test", "netns"]],
+            Self::Libvirt => &[&["--package", "fence-tests", "--test", "libvirt"]],
         }
     }
 
@@ -145,32 +148,36 @@ fn run_one(
 ) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     say(format!("testing: {}", suite.name()));
-    let mut cargo = workspace.cargo(object);
-    cargo.args(["test", "--no-fail-fast"]).args(suite.selection());
-    if !filter.is_empty() {
-        cargo.arg("--").args(filter);
-    }
-    cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
-    if suite.needs_root() && privilege == Privilege::Sudo {
-        // Cargo stays with the user, whose target folder it is; only the test programs get root.
-        let (name, runner) = sudo_runner()?;
-        cargo.env(name, runner);
-    }
-    // In a log the two belong in one order; on a terminal cargo draws its progress.
-    let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
     let mut tally = Tally::default();
-    let status = progress::follow(cargo, errors, |line| {
-        tally.read(&String::from_utf8_lossy(line));
-        let mut stdout = io::stdout().lock();
-        // Whoever read our output is gone: the tests go on, their exit status still counts.
-        let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
-    })?;
+    let mut success = true;
+    for selection in suite.selections() {
+        let mut cargo = workspace.cargo(object);
+        cargo.args(["test", "--no-fail-fast"]).args(*selection);
+        if !filter.is_empty() {
+            cargo.arg("--").args(filter);
+        }
+        cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
+        if suite.needs_root() && privilege == Privilege::Sudo {
+            // Cargo stays with the user, whose target folder it is; only the test programs get root.
+            let (name, runner) = sudo_runner()?;
+            cargo.env(name, runner);
+        }
+        // In a log the two belong in one order; on a terminal cargo draws its progress.
+        let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
+        let status = progress::follow(cargo, errors, |line| {
+            tally.read(&String::from_utf8_lossy(line));
+            let mut stdout = io::stdout().lock();
+            // Whoever read our output is gone: the tests go on, their exit status still counts.
+            let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+        })?;
+        success &= status.success();
+    }
     // A set in which nothing ran has shown nothing; a filter may well match nothing in one of the sets.
     let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
-    if !ran && status.success() {
+    if !ran && success {
         say(format!("{}: no test ran", suite.name()));
     }
-    Ok(Outcome { suite, tally, passed: status.success() && ran, took: started.elapsed() })
+    Ok(Outcome { suite, tally, passed: success && ran, took: started.elapsed() })
 }
 
 /// Makes cargo run test programs through sudo, with the variables that they need.

@@ -152,7 +152,7 @@ impl Missing {
         Self {
             system: packages::missing(&required, &installed, |name| tool(name).is_some()),
             rust: toolchain.is_none(),
-            linker: toolchain::bpf_linker().is_none_or(|version| version < BPF_LINKER),
+            linker: toolchain::bpf_linker().is_none_or(|linker| linker.version < BPF_LINKER),
             clippy: profile == Profile::Lint && debians && !Path::new("/usr/bin/cargo-clippy").exists(),
             llvm: toolchain.map(|toolchain| toolchain.llvm),
         }

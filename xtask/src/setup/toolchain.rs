@@ -39,39 +39,71 @@ impl std::fmt::Display for Version {
     }
 }
 
+/// What the cargo that started us put into the environment, and what would spoil a build for another target by another compiler.
+const NOT_INHERITED: [&str; 14] = [
+    "CARGO",
+    "CARGO_BUILD_RUSTFLAGS",
+    "CARGO_BUILD_TARGET",
+    "CARGO_BUILD_TARGET_DIR",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_MAKEFLAGS",
+    "CARGO_TARGET_DIR",
+    "LD_LIBRARY_PATH",
+    "MAKEFLAGS",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "RUSTC_WRAPPER",
+    "RUSTDOCFLAGS",
+    "RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+];
+
 /// A Rust toolchain that can compile for the BPF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Toolchain {
-    /// Its compiler.
+    /// Its compiler: absolute.
     pub(crate) rustc: PathBuf,
     /// The cargo that goes with it.
     pub(crate) cargo: PathBuf,
-    /// Its version.
-    pub(crate) version: Version,
     /// The major version of its LLVM: bpf-linker's must not be older.
     pub(crate) llvm: u32,
 }
 
 impl Toolchain {
-    /// The first toolchain that will do: the one that the shell finds, then the distribution's.
+    /// The first toolchain that will do: the distribution's, the one that the shell finds, then rustup's others.
     pub(crate) fn find() -> Option<Self> {
-        let candidates = [("rustc".into(), "cargo".into()), ("/usr/bin/rustc".into(), PathBuf::from("/usr/bin/cargo"))];
-        candidates.into_iter().find_map(|(rustc, cargo): (PathBuf, PathBuf)| {
-            let (version, llvm) = parse_verbose_version(&ask(&rustc, &["-vV"])?)?;
-            let sysroot = ask(&rustc, &["--print", "sysroot"])?;
-            let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml");
-            (version >= Version::minimum_rust() && library.exists() && ask(&cargo, &["-V"]).is_some()).then_some(Self {
-                rustc,
-                cargo,
-                version,
-                llvm,
+        Self::of(Path::new("/usr/bin/rustc")).or_else(|| Self::of(Path::new("rustc"))).or_else(|| {
+            let names = ask(Path::new("rustup"), &["toolchain", "list"])?;
+            let mut names = names.lines().filter_map(|line| line.split_whitespace().next());
+            names.find_map(|name| {
+                Self::of(Path::new(ask(Path::new("rustup"), &["which", "--toolchain", name, "rustc"])?.trim()))
             })
         })
     }
 
+    /// The toolchain that `rustc` (which may be rustup's proxy) is the compiler of, if it is new enough and complete.
+    fn of(rustc: &Path) -> Option<Self> {
+        let (version, llvm) = parse_verbose_version(&ask(rustc, &["-vV"])?)?;
+        let sysroot = PathBuf::from(ask(rustc, &["--print", "sysroot"])?.trim());
+        let [rustc, cargo] = ["bin/rustc", "bin/cargo"].map(|program| sysroot.join(program));
+        let complete =
+            sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists() && rustc.exists() && cargo.exists();
+        (version >= Version::minimum_rust() && complete).then_some(Self { rustc, cargo, llvm })
+    }
+
     /// Whether it is the distribution's own.
     pub(crate) fn is_system(&self) -> bool {
-        self.rustc.is_absolute()
+        self.rustc.starts_with("/usr")
+    }
+
+    /// Its cargo in the folder `root`, free of what other toolchains put into the environment, and allowed to compile the library itself.
+    pub(crate) fn cargo(&self, root: &Path) -> Command {
+        let mut cargo = Command::new(&self.cargo);
+        NOT_INHERITED.iter().for_each(|name| {
+            cargo.env_remove(name);
+        });
+        // A stable compiler refuses `-Z build-std` without it.
+        cargo.current_dir(root).env("RUSTC", &self.rustc).env("RUSTC_BOOTSTRAP", "1");
+        cargo
     }
 }
 
@@ -80,14 +112,26 @@ pub(crate) fn default_llvm() -> Option<u32> {
     Some(parse_verbose_version(&ask(Path::new("rustc"), &["-vV"])?)?.1)
 }
 
-/// The version of the bpf-linker at hand: on PATH, or where cargo installs.
-pub(crate) fn bpf_linker() -> Option<Version> {
+/// A bpf-linker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BpfLinker {
+    /// The program.
+    pub(crate) path: PathBuf,
+    /// Its version.
+    pub(crate) version: Version,
+}
+
+/// The bpf-linker at hand: on PATH, or where cargo installs.
+pub(crate) fn bpf_linker() -> Option<BpfLinker> {
     let at_hand = [PathBuf::from("bpf-linker"), cargo_bin().join("bpf-linker")];
-    at_hand.iter().find_map(|linker| Version::parse(ask(linker, &["--version"])?.strip_prefix("bpf-linker ")?))
+    at_hand.into_iter().find_map(|path| {
+        let version = Version::parse(ask(&path, &["--version"])?.strip_prefix("bpf-linker ")?)?;
+        Some(BpfLinker { path, version })
+    })
 }
 
 /// Where `cargo install` puts programs.
-pub(crate) fn cargo_bin() -> PathBuf {
+fn cargo_bin() -> PathBuf {
     let home = env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     home.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo")).join("bin")
 }
@@ -100,7 +144,11 @@ fn parse_verbose_version(text: &str) -> Option<(Version, u32)> {
 
 /// The standard output of a program that succeeds.
 fn ask(program: &Path, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let mut command = Command::new(program);
+    NOT_INHERITED.iter().for_each(|name| {
+        command.env_remove(name);
+    });
+    let output = command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
