@@ -256,12 +256,17 @@ mod tests {
     const KINDS: [HashKind; 3] = [HashKind::Sha1, HashKind::Sha256, HashKind::Sha512];
 
     fn key(len: usize, seed: u8) -> Key {
-        let bytes: vec::Vec<u8> = (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+        let bytes: vec::Vec<u8> =
+            (0..=u8::MAX).cycle().map(|byte| byte.wrapping_mul(31).wrapping_add(seed)).take(len).collect();
         Key::new(&bytes).unwrap()
     }
 
     fn request(seed: u8) -> Request {
-        let bytes: [u8; 176] = core::array::from_fn(|at| (at as u8).wrapping_mul(57).wrapping_add(seed));
+        let mut byte = seed;
+        let bytes: [u8; 176] = core::array::from_fn(|_| {
+            byte = byte.wrapping_add(57);
+            byte
+        });
         zerocopy::transmute!(bytes)
     }
 
@@ -289,7 +294,7 @@ mod tests {
             let key = key(len, 3);
             let prepared = PreparedKey::new(&key);
             for kind in KINDS {
-                let mut request = request(len as u8);
+                let mut request = request(len.to_le_bytes()[0]);
                 key.sign(kind, &mut request);
                 assert!(check(prepared.dangerous_slot(), &request), "{kind:?}, key of {len}");
                 request.hash[len % 64] ^= 1 << (len % 8);

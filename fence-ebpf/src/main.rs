@@ -48,10 +48,8 @@ fn judge(context: &XdpContext) -> Verdict {
     // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which user space does
     // not touch and of which this is the only reference: one program runs on a CPU at a time, with softirqs disabled.
     let scratch = unsafe { &mut *scratch };
-    match decide(&datagram, config, slot, scratch) {
-        Verdict::Delivered => deliver(context, &datagram),
-        verdict => verdict,
-    }
+    let verdict = decide(&datagram, config, slot, scratch);
+    if verdict == Verdict::Delivered { deliver(context, &datagram) } else { verdict }
 }
 
 /// Hands a request to the daemon, or finds the ring buffer full.
@@ -64,7 +62,7 @@ fn deliver(context: &XdpContext, datagram: &Datagram<'_>) -> Verdict {
     // SAFETY: a helper without arguments that is allowed in every program; it is `unsafe` only because all helpers are.
     event.arrived_ns = unsafe { bpf_ktime_get_ns() };
     event.abi = ABI_VERSION;
-    event.ifindex = context.ingress_ifindex() as u32;
+    event.ifindex = u32::try_from(context.ingress_ifindex()).unwrap_or(0);
     event.reserved = 0;
     match datagram.source {
         Source::V4(source) => {

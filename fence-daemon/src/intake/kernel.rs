@@ -121,7 +121,8 @@ impl KernelProgram {
     /// [`Error::Object`], [`Error::Missing`], [`Error::Abi`], [`Error::Map`] or [`Error::Program`]: nothing is loaded then.
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
         // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
-        let ebpf = Ebpf::load(&object.to_vec()).map_err(|error| Error::Object(Box::new(error)))?;
+        let aligned = object.to_vec();
+        let ebpf = Ebpf::load(&aligned).map_err(|error| Error::Object(Box::new(error)))?;
         let mut program = Self { ebpf, link: None };
         program.check_abi()?;
         if let Some(key) = key {

@@ -26,7 +26,7 @@ pub(crate) fn key() -> Key {
 
 /// A key of some length.
 pub(crate) fn key_of(len: usize) -> Key {
-    let bytes: Vec<u8> = (0..len).map(|at| (at * 37 + len) as u8).collect();
+    let bytes: Vec<u8> = (0..=u8::MAX).cycle().map(|byte| byte.wrapping_mul(37)).skip(len).take(len).collect();
     Key::new(&bytes).expect("a length of 1 to 4096")
 }
 
