@@ -4,9 +4,10 @@ use anyhow::{Result, ensure};
 use fence_common::hash::HashKind;
 use fence_common::wire::Op;
 use fence_tests::client::Family;
+use fence_tests::peer::Peer;
 use fence_tests::server::{Config, Server, Which};
 
-use crate::bench::{Bench, DOMAIN, listed};
+use crate::bench::{Bench, DOMAIN, key, listed};
 
 /// What a server answers to each operation in turn; the domain runs at first and at the end.
 const STEPS: [(Op, i32); 14] = [
@@ -154,5 +155,22 @@ fn the_log_tells_each_step_in_its_order() -> Result<()> {
     ensure!(field("source") == bench.guest.v4.to_string(), "{fence:?}");
     let steps: Vec<_> = ["verified", "called_back", "dead", "replied"].iter().map(|step| fence.step(step)).collect();
     ensure!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{fence:?}");
+    Ok(())
+}
+
+#[test]
+fn a_client_of_our_own_is_served_like_the_stock_one() -> Result<()> {
+    // What the tests about misbehaviour begin with: without the misbehaviour it must work, with stock servers too.
+    let bench = Bench::new()?;
+    let which = Which::from_env()?;
+    for family in [Family::V4, Family::V6] {
+        let config = Config { family, ..Config::new(&bench.key) };
+        let server = Server::start(&bench.hypervisor, &which, &config)?;
+        let peer = Peer::new(&bench.guest, &key(), family)?;
+        for (op, reply) in [(Op::Status, 0), (Op::Off, 0), (Op::Status, 2), (Op::Null, 1), (Op::HostList, 253)] {
+            let answer = peer.ask(op, DOMAIN)?.converse()?;
+            ensure!(answer == reply, "{}: {answer} instead of {reply}: {}", op.name(), server.log());
+        }
+    }
     Ok(())
 }
