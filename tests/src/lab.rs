@@ -52,7 +52,7 @@ struct Guardian {
 
 impl Guardian {
     fn start() -> Result<Self> {
-        tools::require(&["unshare", "tini", "ip"])?;
+        tools::require(&["unshare", "tini", "ip", "sysctl"])?;
         let name = format!("fence-lab-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let mut guardian = Command::new("sh")
             .args(["-c", include_str!("assets/guardian.sh"), "guardian", &name])
@@ -203,7 +203,19 @@ impl Hypervisor {
         guest.space.must("ip", &["addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
         guest.space.must("ip", &["route", "add", "224.0.0.0/4", "dev", "eth0"])?;
         guest.space.must("ip", &["route", "add", "default", "via", &HYPERVISOR_V4.to_string()])?;
+        self.wait_connected(&guest, &port)?;
         Ok(guest)
+    }
+
+    /// Waits until frames pass: the kernel notices a little later that a cable is plugged in, and what is sent before is lost.
+    fn wait_connected(&self, guest: &Guest, port: &str) -> Result<()> {
+        const FORWARDING: &str = "3";
+        let state = self.outside(&format!("/sys/class/net/{port}/brport/state"));
+        poll_until("the guest's link", COMMAND_LIMIT, || {
+            let forwards = std::fs::read_to_string(&state)?.trim() == FORWARDING;
+            let is_up = guest.space.must("ip", &["-o", "link", "show", "dev", "eth0"])?.stdout.contains("state UP");
+            Ok((forwards && is_up).then_some(()))
+        })
     }
 
     /// Where the hypervisor's programs run.

@@ -128,13 +128,20 @@ impl Peer {
         }
     }
 
-    /// Sends a signed request and waits for its call-back.
+    /// Sends a signed request, again every 2 s as stock clients do, and waits for its call-back.
     ///
     /// # Errors
     /// It could not be sent, or nobody called back.
     pub fn ask(&self, op: Op, domain: &str) -> Result<CallBack> {
-        self.send(self.request(op, domain)?)?;
-        self.called_back(TALK_LIMIT)?.context("no call-back")
+        let request = self.request(op, domain)?;
+        let deadline = Instant::now() + TALK_LIMIT;
+        while Instant::now() < deadline {
+            self.send(request)?;
+            if let Some(call) = self.called_back(Duration::from_secs(2))? {
+                return Ok(call);
+            }
+        }
+        bail!("no call-back to {:?} of {domain} within {TALK_LIMIT:?}", op)
     }
 }
 

@@ -17,6 +17,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ldd", "libc-bin"),
     ("libvirtd", "libvirt-daemon"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("sysctl", "procps"),
     ("tini", "tini"),
     ("unshare", "util-linux"),
     ("virsh", "libvirt-clients"),
