@@ -220,8 +220,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// The counters that are not zero, in words.
 fn tell(kernel: Option<Counters>, socket: Counters) -> String {
     let list = |counters: Counters| {
-        let some: Vec<_> =
-            counters.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+        let some: Vec<_> = counters.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
         if some.is_empty() { "nothing".to_owned() } else { some.join(", ") }
     };
     match kernel {

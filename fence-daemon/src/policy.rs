@@ -75,7 +75,9 @@ impl Authorized {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The configuration has groups, and none of them has both the asking address and the target.
-    #[error("no group has both {ip} and {target}: add `ip = \"{ip}\"` and `uuid = \"{target}\"` to one group if it should")]
+    #[error(
+        "no group has both {ip} and {target}: add `ip = \"{ip}\"` and `uuid = \"{target}\"` to one group if it should"
+    )]
     NotInAGroup {
         /// The call-back address.
         ip: IpAddr,
@@ -163,9 +165,12 @@ mod tests {
         assert!(ask(&groups, "192.168.122.11", "node1"));
         assert!(ask(&groups, "192.168.122.11", &UUID.to_uppercase()));
         assert!(ask(&groups, "fd00::12", "node2"));
-        for (ip, target) in
-            [("192.168.122.11", "node2"), ("fd00::12", "node1"), ("192.168.122.12", "node1"), ("192.168.122.11", "NODE1")]
-        {
+        for (ip, target) in [
+            ("192.168.122.11", "node2"),
+            ("fd00::12", "node1"),
+            ("192.168.122.12", "node1"),
+            ("192.168.122.11", "NODE1"),
+        ] {
             assert!(!ask(&groups, ip, target), "{ip} {target}");
         }
         assert!(ask(&Groups::Everyone, "192.0.2.1", "anything"));

@@ -30,7 +30,9 @@ const AFTER_ERROR: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Somebody else has the port.
-    #[error("UDP port {0} is taken for {1}: is fence_virtd, or another fence-daemon, running? (`systemctl disable --now fence_virtd`)")]
+    #[error(
+        "UDP port {0} is taken for {1}: is fence_virtd, or another fence-daemon, running? (`systemctl disable --now fence_virtd`)"
+    )]
     PortTaken(u16, IpAddr),
     /// The kernel refuses the membership.
     #[error("cannot join {group} on {interface}: {error}")]
@@ -92,8 +94,11 @@ impl RequestSocket {
             _ => SocketError::Kernel { what: "bind", address, error },
         })?;
         for interface in interfaces {
-            join(&socket, group, interface.index)
-                .map_err(|error| SocketError::Join { group, interface: interface.name.clone(), error })?;
+            join(&socket, group, interface.index).map_err(|error| SocketError::Join {
+                group,
+                interface: interface.name.clone(),
+                error,
+            })?;
         }
         let socket = UdpSocket::from_std(socket.into()).map_err(kernel("watch"))?;
         // Where there is one interface it is the one a link-local caller is on; with several the kernel cannot be told.
@@ -150,7 +155,9 @@ impl RequestSocket {
 
 fn join(socket: &Socket, group: IpAddr, ifindex: u32) -> io::Result<()> {
     match group {
-        IpAddr::V4(group) if ifindex != 0 => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(ifindex)),
+        IpAddr::V4(group) if ifindex != 0 => {
+            socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(ifindex))
+        }
         IpAddr::V4(group) => socket.join_multicast_v4(&group, &Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(group) => socket.join_multicast_v6(&group, ifindex),
     }
@@ -207,8 +214,7 @@ mod tests {
         let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
         assert_eq!((verified.op(), verified.via()), (Op::Status, Via::Socket));
         assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)));
-        let expected =
-            Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
+        let expected = Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
         assert_eq!(socket.counters(), expected);
     }
 

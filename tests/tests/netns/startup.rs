@@ -14,7 +14,11 @@ use crate::bench::{Bench, DOMAIN};
 
 /// That the daemon refuses to start, and says why in few lines that name `culprit`.
 fn expect_refusal(bench: &Bench, config: &Config, culprit: &str) -> Result<()> {
-    let server = Server::spawn(&bench.hypervisor, &Which::ours()?, config, &[])?;
+    expect_refusal_with(bench, config, &[], culprit)
+}
+
+fn expect_refusal_with(bench: &Bench, config: &Config, arguments: &[&str], culprit: &str) -> Result<()> {
+    let server = Server::spawn(&bench.hypervisor, &Which::ours()?, config, arguments)?;
     let ended = server.finish(START_LIMIT)?;
     ensure!(ended.code.is_some_and(|code| code != 0), "exit code {:?}: {}", ended.code, ended.stderr);
     ensure!(ended.stderr.contains(culprit), "nothing about {culprit}: {}", ended.stderr);
@@ -63,7 +67,10 @@ fn with_its_port_in_use_it_does_not_start() -> Result<()> {
     let bench = Bench::new()?;
     let config = bench.config("auto");
     let _stock = Server::start(&bench.hypervisor, &Which::Stock, &config)?;
-    expect_refusal(&bench, &config, "1229")
+    // Stock's PID file tells first; where it is elsewhere the port does.
+    expect_refusal(&bench, &config, "already running")?;
+    let pid_file = bench.hypervisor.path("other.pid");
+    expect_refusal_with(&bench, &config, &["-p", &pid_file], "UDP port 1229 is taken")
 }
 
 #[test]
