@@ -81,13 +81,6 @@ pub async fn run(
         interfaces = prepare => interfaces?,
         () = stop.wait() => return Ok(()),
     };
-    for uri in hypervisors.health() {
-        match &uri.error {
-            None => info!("connected to {}", uri.uri),
-            Some(error) => warn!("{} is not connected, trying on: {error}", uri.uri),
-        }
-    }
-
     // The membership comes before the program: a snooping bridge delivers the group only to members.
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
     let socket = RequestSocket::open(multicast.group, multicast.port, &interfaces, rules, key.clone())?;
@@ -95,9 +88,16 @@ pub async fn run(
     let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone());
 
     let names: Vec<_> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+    let health = hypervisors.health();
+    let connected = health.iter().filter(|uri| uri.connected).count();
     info!(
-        group = %multicast.group, port = multicast.port, interface = names.join(","),
-        hash = multicast.hash.name(), auth = multicast.auth.name(), xdp = kernel.mode_name(),
+        group = %multicast.group,
+        port = multicast.port,
+        interface = %names.join(","),
+        hash = %multicast.hash.name(),
+        auth = %multicast.auth.name(),
+        xdp = %kernel.mode_name(),
+        libvirt = %format_args!("{connected}/{}", health.len()),
         "ready"
     );
     if let Err(error) = readiness.announce() {

@@ -84,7 +84,7 @@ impl Pipeline {
         let arrival = self.shared.ledger().arrive(Moment::now().nanos(), request.id(), request.caller());
         match arrival {
             Arrival::Duplicate => {
-                debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy")
+                debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");
             }
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);

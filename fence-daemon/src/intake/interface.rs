@@ -76,10 +76,11 @@ pub fn all_for(group: IpAddr) -> Result<Vec<Interface>, InterfaceError> {
             IpAddr::V4(_) => own.as_sockaddr_in().is_some(),
             IpAddr::V6(_) => own.as_sockaddr_in6().is_some(),
         });
-        if fits && address.flags.contains(usable) {
-            if let Ok(interface) = named(&address.interface_name) {
-                found.insert(interface.index, interface);
-            }
+        if fits
+            && address.flags.contains(usable)
+            && let Ok(interface) = named(&address.interface_name)
+        {
+            found.insert(interface.index, interface);
         }
     }
     if found.is_empty() {

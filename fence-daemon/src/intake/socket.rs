@@ -89,9 +89,12 @@ impl RequestSocket {
         }
         .map_err(kernel("narrow"))?;
         // No SO_REUSEADDR on purpose: two servers on one port would both answer.
-        socket.bind(&SockAddr::from(address)).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => SocketError::PortTaken(port, group),
-            _ => SocketError::Kernel { what: "bind", address, error },
+        socket.bind(&SockAddr::from(address)).map_err(|error| {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                SocketError::PortTaken(port, group)
+            } else {
+                SocketError::Kernel { what: "bind", address, error }
+            }
         })?;
         for interface in interfaces {
             join(&socket, group, interface.index).map_err(|error| SocketError::Join {

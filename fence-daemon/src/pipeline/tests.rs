@@ -1,3 +1,5 @@
+//! The way of a request with everything real but the datagram: TCP peers on the loopback, libvirt's in-process test driver.
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
