@@ -184,3 +184,81 @@ pub fn judge(frame: &[u8], config: &Config, slot: &KeySlot) -> Verdict {
         Err(verdict) => verdict,
     }
 }
+
+// Every shape and fault of a frame is tried in the tests' `prog_run`, against this code and the kernel program alike; what is here
+// needs no kernel.
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::admit::Rules;
+    use crate::boundary::{Listener, empty_slot};
+    use crate::digest::PreparedKey;
+    use crate::key::Key;
+    use crate::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, FAMILY_V4, HASH_OFFSET};
+
+    const GUEST: [u8; 4] = [192, 168, 122, 11];
+
+    fn config() -> Config {
+        Config::new(&Listener {
+            group_v4: Some(DEFAULT_GROUP_V4),
+            group_v6: Some(DEFAULT_GROUP_V6),
+            port: DEFAULT_PORT,
+            rules: Rules { min_hash: HashKind::Sha256, strict_source: true },
+        })
+    }
+
+    fn frame(key: &Key) -> Vec<u8> {
+        let mut request = Request::new_zeroed();
+        request.op = 1;
+        request.address[..4].copy_from_slice(&GUEST);
+        request.port.set(DEFAULT_PORT);
+        request.family.set(FAMILY_V4);
+        key.sign(HashKind::Sha256, &mut request);
+
+        let mut frame = std::vec![0; 12];
+        frame.extend(IPV4.to_be_bytes());
+        frame.extend([0x45, 0, 0, 204, 0, 0, 0x40, 0, 2, PROTOCOL_UDP, 0, 0]);
+        frame.extend(GUEST);
+        frame.extend(DEFAULT_GROUP_V4);
+        frame.extend([0x9c, 0x40, 0x04, 0xcd, 0, 184, 0, 0]);
+        frame.extend(request.as_bytes());
+        frame
+    }
+
+    #[test]
+    fn a_good_request_is_delivered_a_forged_one_dropped_a_cut_one_passed() {
+        let key = Key::new(b"secret\n").unwrap();
+        let prepared = PreparedKey::new(&key);
+        let good = frame(&key);
+        assert_eq!(judge(&good, &config(), prepared.dangerous_slot()), Verdict::Delivered);
+        assert_eq!(judge(&good, &config(), &empty_slot()), Verdict::Digest);
+        assert_eq!(judge(&good, &Config::new_zeroed(), prepared.dangerous_slot()), Verdict::NotOurs);
+        let mut forged = good.clone();
+        forged[42 + HASH_OFFSET] ^= 1;
+        assert_eq!(judge(&forged, &config(), prepared.dangerous_slot()), Verdict::Digest);
+        for len in 0..good.len() {
+            let expected = if len < 34 { Verdict::NotOurs } else { Verdict::Malformed };
+            assert_eq!(judge(&good[..len], &config(), prepared.dangerous_slot()), expected, "{len}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_delivered_without_the_key(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            keep in 0..42_usize,
+        ) {
+            let key = Key::new(b"secret\n").unwrap();
+            let mut frame = frame(&key);
+            // The headers' beginning is right, the rest is anything.
+            frame.truncate(keep);
+            frame.extend(bytes);
+            prop_assert_ne!(judge(&frame, &config(), PreparedKey::new(&key).dangerous_slot()), Verdict::Delivered);
+        }
+    }
+}
