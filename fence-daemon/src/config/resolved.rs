@@ -32,7 +32,7 @@ pub struct Config {
 /// Section `listeners { multicast { } }`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Multicast {
-    /// The interface to listen on; `None` leaves the choice to routing, as with stock servers.
+    /// The interface to listen on; `None` for every one that can multicast.
     pub interface: Option<String>,
     /// The group to join; its family is the family of everything else.
     pub group: IpAddr,

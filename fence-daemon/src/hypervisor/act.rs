@@ -89,11 +89,15 @@ impl Change {
 
     async fn prepare(&mut self, target: &Target) {
         self.locks.push(self.inner.locks.spelled(target).await);
-        let survey = survey(&self.inner.uris, target, &self.inner.limits, false).await;
         let mut places: Vec<Place> = Vec::new();
+        // Before the look-up as well as after it: a transient domain's restart that is done in between would otherwise be seen by
+        // neither, and the domain be called unknown.
+        self.add_pending(target, &mut places, |_| true);
+        let survey = survey(&self.inner.uris, target, &self.inner.limits, false).await;
         for found in &survey.found {
             let Found { place: number, seen } = found;
             if let Some(domain) = found.identity(&self.inner.uris) {
+                places.retain(|place| place.number != *number || place.domain.uuid != domain.uuid);
                 places.push(Place { number: *number, domain, power: seen.power });
             }
         }
@@ -161,10 +165,13 @@ impl Change {
             Err(detail) => return Outcome::failure(detail),
         };
         // Where it runs there is nothing to do; where it moved away from is the last place to start it.
-        places.sort_by_key(|place| match place.power {
-            Power::Active(_) => 0,
-            Power::Off => 1,
-            Power::MovedAway => 2,
+        places.sort_by_key(|place| {
+            let rank = match place.power {
+                Power::Active(_) => 0,
+                Power::Off => 1,
+                Power::MovedAway => 2,
+            };
+            (rank, place.number)
         });
         let Some(place) = places.first() else { return Outcome::failure(Detail::Broken) };
         let (number, uuid) = (place.number, place.domain.uuid);

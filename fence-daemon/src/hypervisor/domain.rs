@@ -279,6 +279,14 @@ mod tests {
     }
 
     #[test]
+    fn only_the_code_for_it_means_that_there_is_no_such_domain() {
+        assert!(known::<()>(Err(error())).is_err());
+        let connect = Connect::open(Some("test:///default")).unwrap();
+        let unknown = Domain::lookup_by_name(&connect, "nobody").map(drop);
+        assert_eq!(known(unknown), Ok(None));
+    }
+
+    #[test]
     fn a_name_that_cannot_be_is_unknown_and_no_panic() {
         super::super::ffi::prepare().unwrap();
         let connect = Connect::open(Some("test:///default")).unwrap();

@@ -6,15 +6,15 @@
 //!   domain that we destroyed, "no such domain". libvirt's word that a destroy succeeded is not enough, and an error, a timeout or
 //!   a lost connection is a failure. "No such domain" is told by libvirt's error code alone.
 //! - **A domain is unknown only if every URI says so.** Found nowhere while some URI could not say: failure, for `status` too. Found
-//!   somewhere: that word counts even if another URI cannot say; see [`survey`] for the reason.
+//!   somewhere: that word counts even if another URI cannot say; see `survey` for the reason.
 //! - **Every running instance is meant** if several URIs know the name or UUID: all must be proven off.
 //! - **A domain that moved to another host** ("shut off (migrated)") is not off by our word: `off` and `reboot` fail, `on` starts no
 //!   second copy, unless another of our URIs has it.
-//! - **In order per domain**, by name or by UUID ([`locks`]); different domains, and everything that only asks, do not wait for
-//!   each other. A dead or hung URI costs the others nothing ([`connection`]).
-//! - **Answers are in time**: [`Limits::act`] for everything. A call that has not begun by [`Limits::begin`] is never made; one that has
+//! - **In order per domain**, by name or by UUID (`locks`); different domains, and everything that only asks, do not wait for
+//!   each other. A dead or hung URI costs the others nothing (`connection`).
+//! - **Answers are in time**: `Limits::act` for everything. A call that has not begun by `Limits::begin` is never made; one that has
 //!   begun stays in force, and its domain's lock stays held until it ends, so that a late kill cannot hit what a later request has started.
-//! - **A reboot's restart** happens in the background ([`restart`]); an `off` that comes later ends it.
+//! - **A reboot's restart** happens in the background (`restart`); an `off` that comes later ends it.
 
 mod act;
 mod connection;

@@ -466,6 +466,21 @@ async fn requests_for_one_domain_wait_for_each_other_and_others_do_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_lock_is_held_while_libvirt_works() {
+    let (h, _file) = node(Node::default().running("a", 1)).await;
+    occupy_actions(&h, 0, Duration::from_millis(1000)).await;
+    let off = tokio::spawn({
+        let h = h.clone();
+        async move { reply(&h, Op::Off, "a").await }
+    });
+    sleep(Duration::from_millis(200)).await;
+    let second = tokio::time::timeout(Duration::from_millis(300), h.inner.locks.uuid(Uuid::from_u128(1))).await;
+    assert!(second.is_err(), "two requests at one domain");
+    assert_eq!(off.await.unwrap(), Reply::Success);
+    h.inner.locks.uuid(Uuid::from_u128(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn shutdown_waits_for_restarts_and_is_bounded() {
     let (h, _file) = node(Node::default().running("a", 1)).await;
     pend(&h, "t", 5, Source::Definition).await;
