@@ -1,11 +1,13 @@
 //! That the daemon leaves nothing behind, however it ends.
 
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use fence_tests::kernel::xdp_on;
 use fence_tests::lab::{BRIDGE, Hypervisor};
-use fence_tests::process::poll_until;
+use fence_tests::process::{self, poll_until};
+use fence_tests::server::{START_LIMIT, STOP_LIMIT, Which};
 use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN};
@@ -40,7 +42,7 @@ fn sigterm_lets_a_conversation_finish() -> Result<()> {
     let mut call = peer.ask(fence_common::wire::Op::Status, DOMAIN)?;
     server.process().signal(Signal::SIGTERM)?;
     ensure!(call.converse()? == 0, "{}", server.log());
-    let ended = server.finish(fence_tests::server::STOP_LIMIT)?;
+    let ended = server.finish(STOP_LIMIT)?;
     ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
     Ok(())
 }
@@ -58,6 +60,43 @@ fn sigkill_leaves_no_program_attached() -> Result<()> {
     // And a new one serves at once.
     let server = bench.serve(&bench.config("auto"))?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    Ok(())
+}
+
+#[test]
+fn without_f_it_goes_into_the_background_when_it_serves() -> Result<()> {
+    let bench = Bench::new()?;
+    let file = bench.hypervisor.write("background.conf", bench.config("auto").render().as_bytes())?;
+    let pid_file = bench.hypervisor.path("background.pid");
+    let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
+    let mut command = Command::new(daemon);
+    command.args(["-f", &file, "-p", &pid_file]);
+    let started = process::run(bench.hypervisor.space(), &mut command, START_LIMIT)?.success()?;
+    ensure!(started.stdout.is_empty(), "{}", started.stdout);
+    // Nobody waits here: it serves from the moment on when the command is back.
+    bench.about_domain("status").run(bench.guest.space())?.success()?;
+
+    let pid = std::fs::read_to_string(bench.hypervisor.outside(&pid_file))?;
+    let pid = pid.trim();
+    bench.hypervisor.space().must("kill", &["-TERM", pid])?;
+    poll_until("the daemon to be gone and its PID file with it", STOP_LIMIT, || {
+        let gone = !bench.hypervisor.outside(&format!("/proc/{pid}")).exists();
+        Ok((gone && !bench.hypervisor.outside(&pid_file).exists()).then_some(()))
+    })?;
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none());
+    Ok(())
+}
+
+#[test]
+fn what_fails_in_the_background_is_still_told_by_the_command() -> Result<()> {
+    let bench = Bench::new()?;
+    let config = fence_tests::server::Config { interface: "virbr9".to_owned(), ..bench.config("auto") };
+    let file = bench.hypervisor.write("background.conf", config.render().as_bytes())?;
+    let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
+    let mut command = Command::new(daemon);
+    command.args(["-f", &file, "-p", &bench.hypervisor.path("background.pid")]);
+    let ended = process::run(bench.hypervisor.space(), &mut command, START_LIMIT)?;
+    ensure!(ended.code == Some(1) && ended.stderr.contains("virbr9"), "{:?}: {}", ended.code, ended.stderr);
     Ok(())
 }
 
