@@ -75,7 +75,12 @@ fn a_qemu_guest_fences_another() -> Result<()> {
 
     let before = Witness::of_qemu(&hypervisor, "victim")?;
     ensure!(!before.is_dead()?);
+    let position = server.log_position();
     expect(&asker.fence(&client("off").domain("victim"))?, 0, "off", &server)?;
+    if server.tells_times() {
+        let fence = server.next_fence(position)?;
+        ensure!(fence.get("via") == Some("xdp"), "a guest's request comes through XDP on virbr0: {}", server.log());
+    }
     ensure!(before.is_dead()?, "the client was told of success and QEMU still lives");
     libvirtd.wait_state(qemu::URI, "victim", "shut off")?;
     expect(&asker.fence(&client("status").domain("victim"))?, 2, "status of a guest that is off", &server)?;
