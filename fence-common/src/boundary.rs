@@ -6,7 +6,7 @@
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::admit::{Rules, Source};
-use crate::digest::KeySlot;
+use crate::digest::{KeySlot, Scratch};
 use crate::hash::HashKind;
 use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 
@@ -14,7 +14,7 @@ use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 ///
 /// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
 /// read-only map [`name::ABI`], which the daemon checks after load.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the program, the maps and the version symbol: the kernel keeps 15 characters of a name.
 pub mod name {
@@ -28,7 +28,7 @@ pub mod name {
     pub const COUNTERS: &str = "fence_counters";
     /// Ring buffer of [`Event`](super::Event)s.
     pub const REQUESTS: &str = "fence_requests";
-    /// Per-CPU array of one [`Scratch`](crate::digest::Scratch): the program's working memory, of no use to others.
+    /// Per-CPU array of one [`Workspace`](super::Workspace): the program's working memory, of no use to others.
     pub const SCRATCH: &str = "fence_scratch";
     /// Section of the object that becomes a read-only map: the program's own [`ABI_VERSION`](super::ABI_VERSION), a `u32`.
     pub const ABI: &str = ".rodata.abi";
@@ -116,6 +116,20 @@ pub struct Listener {
     pub port: u16,
     /// What is demanded of a request.
     pub rules: Rules,
+}
+
+/// Where a run of the program works: one per CPU, and one run at a time.
+///
+/// "Per CPU" alone is not enough: on a kernel with `PREEMPT_RT` two runs may take turns on one CPU, and a run in task context may be
+/// interrupted by another one. A request judged with the other's state would be accepted though forged, or dropped though right.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Workspace {
+    /// 1 while a run is working here, else 0. Taken by an atomic exchange. A run that finds it taken gives no judgement:
+    /// [`Verdict::Busy`](crate::verdict::Verdict::Busy).
+    pub in_use: u64,
+    /// What the run works with. Means nothing between runs.
+    pub scratch: Scratch,
 }
 
 /// One verified request on its way through the ring buffer.
@@ -207,6 +221,10 @@ mod tests {
         assert_eq!(offset_of!(Config, group_v4), 8);
         assert_eq!(offset_of!(Config, port), 12);
         assert_eq!(offset_of!(Config, group_v6), 16);
+
+        assert_eq!((size_of::<Workspace>(), align_of::<Workspace>()), (744, 8));
+        assert_eq!(offset_of!(Workspace, in_use), 0);
+        assert_eq!(offset_of!(Workspace, scratch), 8);
 
         assert_eq!((size_of::<Event>(), align_of::<Event>()), (216, 8));
         assert_eq!(offset_of!(Event, abi), 8);

@@ -174,7 +174,7 @@ pub fn decide(datagram: &Datagram<'_>, config: &Config, slot: &KeySlot, scratch:
     Verdict::from(refusal).on_segment(datagram.foreign)
 }
 
-/// The whole judgement of a frame, as the kernel program gives it while its ring buffer has room.
+/// The whole judgement of a frame, as the kernel program gives it while its ring buffer has room and its working memory is free.
 pub fn judge(frame: &[u8], config: &Config, slot: &KeySlot) -> Verdict {
     if config.rules().is_none() {
         return Verdict::NotOurs;

@@ -45,6 +45,8 @@ verdicts! {
     Delivered = delivered,
     /// Right, but the ring buffer is full: the socket gets it.
     RingFull = pass_ring_full,
+    /// The CPU's working memory is in use by a run of the program that this one interrupted: the socket judges.
+    Busy = pass_busy,
     /// To our group, with IPv4 options: the stack reads them, the socket judges the rest.
     Options = pass_ip_options,
     /// UDP to our group in fragments: the stack puts it together, the socket judges it.
@@ -96,6 +98,7 @@ impl Verdict {
         match self {
             Self::Delivered => Action::Deliver,
             Self::RingFull
+            | Self::Busy
             | Self::Options
             | Self::Fragment
             | Self::Extension
@@ -200,9 +203,9 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_layout_are_pinned() {
-        assert_eq!(COUNTERS, 17);
+        assert_eq!(COUNTERS, 18);
         assert_eq!(offset_of!(Counters, delivered), 0);
-        assert_eq!(offset_of!(Counters, drop_digest), 16 * 8);
+        assert_eq!(offset_of!(Counters, drop_digest), 17 * 8);
         assert_eq!(Counters::NAMES.into_iter().collect::<BTreeSet<_>>().len(), COUNTERS);
     }
 

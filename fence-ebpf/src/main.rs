@@ -1,12 +1,16 @@
 //! The XDP program: recognises fence requests, checks their digests, drops what is wrong and hands what is right to the daemon.
 //!
 //! What decides is [`fence_common::frame`], the same code that user space is tested with. Here is only what the kernel adds: the
-//! packet ([`packet`]), the [`maps`], the clock, the ring buffer, and the one place where a verdict becomes an XDP action.
+//! packet ([`packet`]), the [`maps`], the [`workspace`], the clock, the ring buffer, and the one place where a verdict becomes an XDP
+//! action.
 #![no_std]
 #![no_main]
+// For the one instruction that the language does not offer on this target: see `workspace`.
+#![feature(asm_experimental_arch)]
 
 mod maps;
 mod packet;
+mod workspace;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -44,11 +48,12 @@ fn judge(context: &XdpContext) -> Verdict {
     };
     // These elements always exist; without them there is no judging, and what is not judged is not ours.
     let Some(slot) = maps::KEYS.get(KEY_SLOT_ACTIVE) else { return Verdict::NotOurs };
-    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return Verdict::NotOurs };
-    // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which user space does
-    // not touch and of which this is the only reference: one program runs on a CPU at a time, with softirqs disabled.
-    let scratch = unsafe { &mut *scratch };
-    let verdict = decide(&datagram, config, slot, scratch);
+    let Some(element) = maps::SCRATCH.get_ptr_mut(0) else { return Verdict::NotOurs };
+    // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which lives as long as the
+    // program, is aligned to 8 bytes, and is used in no other way.
+    let Some(mut claim) = (unsafe { workspace::Claim::take(element) }) else { return Verdict::Busy };
+    let verdict = decide(&datagram, config, slot, claim.scratch());
+    drop(claim);
     if verdict == Verdict::Delivered { deliver(context, &datagram) } else { verdict }
 }
 
@@ -92,8 +97,9 @@ fn count(verdict: Verdict) {
         return;
     }
     if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
-        // SAFETY: as for the scratch memory: not null, this CPU's own, the only reference. User space reads it at any time, each
-        // counter in one aligned word, which is written in one.
+        // SAFETY: not null, and this CPU's own. User space reads it at any time, each counter in one aligned word, which is written
+        // in one. A run that interrupts this one (see `workspace`) may add to the same counter between our reading and writing it; then
+        // one of the two is not counted. Nothing is decided by these numbers, which is why they are not worth an atomic addition.
         unsafe { &mut *counters }.count(verdict);
     }
 }

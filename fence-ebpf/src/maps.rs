@@ -2,8 +2,8 @@
 
 use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOTS, RING_BYTES};
-use fence_common::digest::{KeySlot, Scratch};
+use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOTS, RING_BYTES, Workspace};
+use fence_common::digest::KeySlot;
 use fence_common::verdict::Counters;
 
 /// What to recognise and to demand. Filled before the program is attached.
@@ -22,9 +22,9 @@ pub(crate) static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map(name = "fence_requests")]
 pub(crate) static REQUESTS: RingBuf<(), RING_BYTES> = RingBuf::new();
 
-/// Working memory of a verification: 736 bytes are more than the stack has.
+/// Working memory of a verification: 736 bytes are more than the stack has. Used through [`crate::workspace`] only.
 #[btf_map(name = "fence_scratch")]
-pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+pub(crate) static SCRATCH: PerCpuArray<Workspace, 1> = PerCpuArray::new();
 
 /// The version of the boundary that this object was built with, in a section that becomes a read-only map.
 // SAFETY: a section name is a promise to the linker, and only code can be endangered by it: this is plain data.

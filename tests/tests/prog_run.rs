@@ -9,6 +9,9 @@
 #[path = "prog_run/bpftool.rs"]
 mod bpftool;
 #[cfg(test)]
+#[path = "prog_run/busy.rs"]
+mod busy;
+#[cfg(test)]
 #[path = "prog_run/delivery.rs"]
 mod delivery;
 #[cfg(test)]

@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use fence_common::admit::Rules;
-use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, Listener, empty_slot, name};
+use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, Listener, Workspace, empty_slot, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::frame::judge;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::verdict::{Action, COUNTERS, Counters, Verdict};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
+use zerocopy::FromZeros as _;
 
 /// From <linux/bpf.h>.
 const XDP_DROP: u32 = 1;
@@ -106,15 +107,43 @@ impl Program {
         sum
     }
 
+    /// Marks every CPU's working memory as in use, or as free.
+    pub(crate) fn set_in_use(&mut self, in_use: bool) {
+        let workspace = Workspace { in_use: u64::from(in_use), ..Workspace::new_zeroed() };
+        let element: [u8; size_of::<Workspace>()] = zerocopy::transmute!(workspace);
+        let cpus = aya::util::nr_cpus().expect("the number of CPUs");
+        let values = PerCpuValues::try_from(vec![element; cpus]).expect("a value for each CPU");
+        let map = self.ebpf.map_mut(name::SCRATCH).expect("the map");
+        let mut map = PerCpuArray::<_, [u8; size_of::<Workspace>()]>::try_from(map).expect("its layout");
+        map.set(0, values, 0).expect("a write");
+    }
+
+    /// Which CPU's working memory is in use.
+    fn in_use(&self) -> Vec<u64> {
+        let map = self.ebpf.map(name::SCRATCH).expect("the map");
+        let map = PerCpuArray::<_, [u8; size_of::<Workspace>()]>::try_from(map).expect("its layout");
+        let values = map.get(&0, 0).expect("a read");
+        values
+            .iter()
+            .map(|element| {
+                let workspace: Workspace = zerocopy::transmute!(*element);
+                workspace.in_use
+            })
+            .collect()
+    }
+
     /// Gives the program a frame: what it answers, and the one verdict that it counted.
     ///
-    /// The answer must be the verdict's action, and at most one counter may have moved, by one.
+    /// The answer must be the verdict's action, at most one counter may have moved, by one, and who took the working memory must have
+    /// given it back.
     pub(crate) fn run(&self, frame: &[u8]) -> Verdict {
         let before = self.counters();
+        let in_use = self.in_use();
         let xdp: &Xdp = self.ebpf.program(name::PROGRAM).expect("the program").try_into().expect("an XDP program");
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
         let answer = xdp.test_run(options).expect("a test run").return_value;
         let after = self.counters();
+        assert_eq!(self.in_use(), in_use, "the working memory is given back by who took it");
 
         let mut moved = before.iter().zip(after.iter()).filter(|((_, before), (_, after))| before != after);
         let verdict = match moved.next() {
