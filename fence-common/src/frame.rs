@@ -153,8 +153,14 @@ fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Conf
         // To an IPv6 stack that is a jumbogram, whose length is the payload's.
         return Err(Verdict::Malformed);
     }
-    if len != DATAGRAM_LEN || len > payload {
+    if len > payload {
         return Err(Verdict::Length);
+    }
+    if len != DATAGRAM_LEN {
+        // Datagrams of one length may come joined to one, and nothing in the frame tells it from a long one. (The last of them could be
+        // shorter; but then it is no request, and who sends such a thing is no client.)
+        let joined = len > DATAGRAM_LEN && (len - UDP_LEN).is_multiple_of(REQUEST_LEN);
+        return Err(if joined { Verdict::Joined } else { Verdict::Length });
     }
     let Some(bytes) = packet.bytes::<REQUEST_LEN>(start + UDP_LEN) else { return Err(Verdict::Malformed) };
     Ok(zerocopy::transmute_ref!(bytes))

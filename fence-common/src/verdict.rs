@@ -55,9 +55,12 @@ verdicts! {
     Extension = pass_ipv6_extension,
     /// To our group, but the lengths contradict each other or the frame: the stack judges.
     Malformed = pass_malformed,
+    /// Several datagrams in one frame, as a guest's driver or a network card hands them over for the stack to cut apart (UDP segmentation
+    /// offload): the stack cuts, the socket judges each.
+    Joined = pass_joined,
     /// Would be dropped, but carries a VLAN tag: another daemon with another key may listen there.
     ForeignVlan = pass_foreign_vlan,
-    /// The payload is not 176 bytes long.
+    /// The payload is not 176 bytes long, nor a multiple of it.
     Length = drop_length,
     /// Unknown operation.
     Op = drop_operation,
@@ -103,6 +106,7 @@ impl Verdict {
             | Self::Fragment
             | Self::Extension
             | Self::Malformed
+            | Self::Joined
             | Self::ForeignVlan
             | Self::NotOurs => Action::Pass,
             Self::Length
@@ -203,9 +207,9 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_layout_are_pinned() {
-        assert_eq!(COUNTERS, 18);
+        assert_eq!(COUNTERS, 19);
         assert_eq!(offset_of!(Counters, delivered), 0);
-        assert_eq!(offset_of!(Counters, drop_digest), 17 * 8);
+        assert_eq!(offset_of!(Counters, drop_digest), 18 * 8);
         assert_eq!(Counters::NAMES.into_iter().collect::<BTreeSet<_>>().len(), COUNTERS);
     }
 

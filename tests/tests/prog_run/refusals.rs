@@ -108,11 +108,26 @@ fn another_length_is_dropped() {
     let mut program = strict();
     let request = signed(&key(), request_v4());
     let mut long = request.as_bytes().to_vec();
-    for len in (0..176).chain(177..=300).chain([1400]) {
+    for len in (0..176).chain(177..=351).chain([353, 1400]) {
         long.resize(len, 0);
         program.expect(&ipv4(UNTAGGED, &long), Verdict::Length);
         program.expect(&ipv6(UNTAGGED, &long), Verdict::Length);
     }
+}
+
+#[test]
+fn several_requests_in_one_frame_pass() {
+    let mut program = strict();
+    let [v4, v6] = [request_v4(), request_v6()].map(|request| signed(&key(), request));
+    for count in [2, 3, 8] {
+        program.expect(&ipv4(UNTAGGED, &v4.as_bytes().repeat(count)), Verdict::Joined);
+        program.expect(&ipv6(UNTAGGED, &v6.as_bytes().repeat(count)), Verdict::Joined);
+        program.expect(&ipv4(tagged(7), &v4.as_bytes().repeat(count)), Verdict::Joined);
+        program.expect(&ipv4(UNTAGGED, &v4.as_bytes().repeat(count)[1..]), Verdict::Length);
+    }
+    // Joined or not, it has to fit.
+    let two = ipv4(UNTAGGED, &v4.as_bytes().repeat(2));
+    program.expect(&with(two, ETHERNET + 2, &u16::to_be_bytes(20 + 8 + 351)), Verdict::Length);
 }
 
 #[test]
