@@ -17,7 +17,7 @@ use fence_common::verdict::{COUNTERS, Counters};
 
 mod interface;
 
-pub use interface::Occupant;
+pub use interface::{Occupant, Sharer};
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +89,14 @@ pub enum Error {
         /// Who is there.
         occupant: Occupant,
     },
+    /// The administrator's choice of an interface: what the program takes out there, others would miss.
+    #[error("what comes by interface {interface} is also for {sharer}")]
+    Shared {
+        /// The interface's name.
+        interface: String,
+        /// Who else gets it.
+        sharer: Sharer,
+    },
     /// The kernel refuses the attachment.
     #[error("the program cannot be attached to interface {interface} ({mode})")]
     Attach {
@@ -138,13 +146,21 @@ impl KernelProgram {
     /// Attaches the program to an interface, by bpf_link and in no other way.
     ///
     /// # Errors
-    /// [`Error::NoInterface`], [`Error::Occupied`], [`Error::Attach`]; [`Error::Attached`] where it is attached already.
+    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`]; [`Error::Attached`] where it is attached already.
     pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<AttachedMode, Error> {
         if self.link.is_some() {
             return Err(Error::Attached);
         }
         let index = nix::net::if_::if_nametoindex(interface)
             .map_err(|_| Error::NoInterface { interface: interface.to_owned() })?;
+        match Sharer::of(interface, index) {
+            Ok(None) => {}
+            Ok(Some(sharer)) => return Err(Error::Shared { interface: interface.to_owned(), sharer }),
+            Err(source) => {
+                let interface = interface.to_owned();
+                return Err(Error::Attach { interface, mode: AttachedMode::Native, source });
+            }
+        }
         let fd = self.xdp()?.fd().map_err(|error| Error::Program(Box::new(error)))?.try_clone();
         let fd =
             fd.map_err(|source| Error::Attach { interface: interface.to_owned(), mode: AttachedMode::Native, source })?;

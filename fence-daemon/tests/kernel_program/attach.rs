@@ -1,7 +1,11 @@
 //! Attached in either mode, found occupied, gone with its owner.
 
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
 use fence_common::verdict::Counters;
 use fence_daemon::intake::kernel::{AttachedMode, Error, KernelProgram, Mode};
+
+use nix::libc;
 
 use crate::bench::{LISTENER, in_namespace, ip, load};
 
@@ -80,5 +84,55 @@ fn counters_start_at_zero_and_the_ring_has_one_reader() {
         let mut ring = sendable(program.take_ring().unwrap().unwrap());
         assert!(ring.next().is_none());
         assert!(program.take_ring().unwrap().is_none());
+    });
+}
+
+/// Routes multicast from an interface, for as long as the socket is open.
+fn route_multicast(interface: &str) -> OwnedFd {
+    // From <linux/mroute.h>.
+    const MRT_INIT: i32 = 200;
+    const MRT_ADD_VIF: i32 = 202;
+    const VIFF_USE_IFINDEX: u8 = 8;
+    #[repr(C)]
+    struct Vifctl {
+        vif: u16,
+        flags: u8,
+        threshold: u8,
+        rate_limit: u32,
+        ifindex: i32,
+        remote: u32,
+    }
+    let check = |result: i32| if result < 0 { panic!("{}", std::io::Error::last_os_error()) } else { result };
+    // SAFETY: there is no safe way to a raw IGMP socket here. No pointer is passed; the result is checked.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_IGMP) });
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on: i32 = 1;
+    // SAFETY: the kernel reads the four bytes of a live value.
+    check(unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, MRT_INIT, (&raw const on).cast(), 4) });
+    let ifindex = i32::try_from(nix::net::if_::if_nametoindex(interface).unwrap()).unwrap();
+    let vif = Vifctl { vif: 0, flags: VIFF_USE_IFINDEX, threshold: 1, rate_limit: 0, ifindex, remote: 0 };
+    let len = u32::try_from(size_of_val(&vif)).unwrap();
+    // SAFETY: the kernel reads `len` bytes of a live value without padding.
+    check(unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, MRT_ADD_VIF, (&raw const vif).cast(), len) });
+    socket
+}
+
+#[test]
+fn what_comes_by_an_interface_that_others_listen_on_too_is_left_alone() {
+    in_namespace(|| {
+        let refused = |interface: &str| match load().attach(interface, Mode::Auto) {
+            Err(Error::Shared { sharer, .. }) => sharer.to_string(),
+            other => panic!("{interface}: {other:?}"),
+        };
+        ip("link set port0 master virbr0");
+        assert_eq!(refused("port0"), "virbr0, of which it is a port");
+        ip("link add top0 link virbr0 type macvlan");
+        assert_eq!(refused("virbr0"), "top0, a device on top of it");
+        ip("link del top0");
+        let router = route_multicast("virbr0");
+        assert_eq!(refused("virbr0"), "other networks, to which this host routes multicast");
+        drop(router);
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
     });
 }

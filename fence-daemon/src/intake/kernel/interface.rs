@@ -1,4 +1,4 @@
-//! An interface and the XDP program on it: attaching by bpf_link, and asking who is there.
+//! An interface and the XDP program on it: attaching by bpf_link, and asking who is there and who else listens.
 
 use std::fmt;
 use std::io;
@@ -85,31 +85,146 @@ impl fmt::Display for Occupant {
     }
 }
 
+/// Who else gets what comes by an interface, and would miss what the program takes out there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sharer {
+    /// A device on top of the interface: a VLAN, a macvlan or the like. A VLAN's frames cannot even be told from the interface's own: on
+    /// a bridge, and with many network cards, the tag is no longer in the frame when the program sees it.
+    Device(String),
+    /// The bridge or bond that the interface is a port of.
+    Master(String),
+    /// The networks that the host routes multicast to.
+    Routing,
+}
+
+impl Sharer {
+    /// Looks for one. Who comes later is not noticed.
+    pub(super) fn of(interface: &str, index: u32) -> io::Result<Option<Self>> {
+        let routed = ["ipv4", "ipv6"].iter().any(|version| {
+            let file = format!("/proc/sys/net/{version}/conf/{interface}/mc_forwarding");
+            std::fs::read_to_string(file).is_ok_and(|text| text.trim() != "0")
+        });
+        if routed {
+            return Ok(Some(Self::Routing));
+        }
+        let mut found = None;
+        ask_for_links(LinkRequest::All, |message| {
+            if found.is_none() {
+                found = sharer_in(message, index);
+            }
+        })?;
+        Ok(found)
+    }
+}
+
+impl fmt::Display for Sharer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(name) => write!(f, "{name}, a device on top of it"),
+            Self::Master(name) => write!(f, "{name}, of which it is a port"),
+            Self::Routing => f.write_str("other networks, to which this host routes multicast"),
+        }
+    }
+}
+
+/// What an `RTM_NEWLINK` message tells about who shares the interface with number `index`.
+fn sharer_in(message: &[u8], index: u32) -> Option<Sharer> {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_LINK: u16 = 5;
+    const IFLA_MASTER: u16 = 10;
+    const IFLA_LINKINFO: u16 = 18;
+    const IFLA_INFO_KIND: u16 = 1;
+    const IFLA_LINK_NETNSID: u16 = 37;
+    const ON_TOP: [&[u8]; 5] = [b"vlan", b"macvlan", b"macvtap", b"ipvlan", b"ipvtap"];
+
+    let own = u32::from_ne_bytes(message.get(20..24)?.try_into().ok()?);
+    let run = message.get(HEADERS..)?;
+    let find = |wanted| attributes(run).find(|(kind, _)| *kind == wanted).map(|(_, payload)| payload);
+    let number = |wanted| Some(u32::from_ne_bytes(find(wanted)?.try_into().ok()?));
+    if own == index {
+        let master = number(IFLA_MASTER)?;
+        // An unknown number's name is no error there, but empty.
+        let name = nix::net::if_::if_indextoname(master).map(|name| name.to_string_lossy().into_owned()).ok();
+        let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| format!("interface {master}"));
+        return Some(Sharer::Master(name));
+    }
+    // A link's number may be one of another namespace: then it is said of which.
+    if number(IFLA_LINK)? != index || find(IFLA_LINK_NETNSID).is_some() {
+        return None;
+    }
+    let (_, kind) = attributes(find(IFLA_LINKINFO)?).find(|(kind, _)| *kind == IFLA_INFO_KIND)?;
+    let text =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+    ON_TOP.contains(&text(kind).as_bytes()).then(|| Sharer::Device(find(IFLA_IFNAME).map(text).unwrap_or_default()))
+}
+
 /// Asks the kernel for the interface's description and finds the number of its XDP program.
 fn xdp_program_id(interface: u32) -> io::Result<Option<u32>> {
-    // From <linux/rtnetlink.h>: a header (length, type, flags, sequence, port) and an ifinfomsg (family, type, index, flags, change).
+    let mut found = None;
+    ask_for_links(LinkRequest::One(interface), |message| found = program_id_in(message))?;
+    Ok(found)
+}
+
+/// A header (length, type, flags, sequence, port) and an ifinfomsg (family, type, index, flags, change) of <linux/rtnetlink.h>.
+const HEADERS: usize = 32;
+
+enum LinkRequest {
+    One(u32),
+    All,
+}
+
+/// Asks the kernel for descriptions of interfaces, and shows each message of the answer.
+fn ask_for_links(which: LinkRequest, mut show: impl FnMut(&[u8])) -> io::Result<()> {
     const RTM_GETLINK: u16 = 18;
     const NLM_F_REQUEST: u16 = 1;
-    let mut request = Vec::with_capacity(32);
+    const NLM_F_DUMP: u16 = 0x300;
+    const NLMSG_ERROR: u16 = 2;
+    const NLMSG_DONE: u16 = 3;
+
+    let (flags, interface) = match which {
+        LinkRequest::One(interface) => (NLM_F_REQUEST, interface),
+        LinkRequest::All => (NLM_F_REQUEST | NLM_F_DUMP, 0),
+    };
+    let mut request = Vec::with_capacity(HEADERS);
     request.extend_from_slice(&32_u32.to_ne_bytes());
     request.extend_from_slice(&RTM_GETLINK.to_ne_bytes());
-    request.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    request.extend_from_slice(&flags.to_ne_bytes());
     request.extend_from_slice(&[0; 12]);
     request.extend_from_slice(&interface.to_ne_bytes());
     request.extend_from_slice(&[0; 8]);
 
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
-    // An answer to a question about one link is one message; the kernel allocates no more than 32 KiB for it.
+    // The kernel allocates no more than 32 KiB for a part of an answer.
     let mut answer = vec![0; 32 * 1024];
-    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    Ok(answer.get(..len).and_then(program_id_in))
+    loop {
+        let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        let mut rest = answer.get(..len).unwrap_or_default();
+        while let Some((message, kind, next)) = first_message(rest) {
+            match kind {
+                NLMSG_DONE | NLMSG_ERROR => return Ok(()),
+                _ => show(message),
+            }
+            rest = next;
+        }
+        // The description of one interface is one message, and nothing says that it is the last.
+        if len == 0 || matches!(which, LinkRequest::One(_)) {
+            return Ok(());
+        }
+    }
+}
+
+/// The first netlink message in a run of them, its type, and the rest.
+fn first_message(run: &[u8]) -> Option<(&[u8], u16, &[u8])> {
+    let len = usize::try_from(u32::from_ne_bytes(run.get(..4)?.try_into().ok()?)).ok()?;
+    let kind = u16::from_ne_bytes(run.get(4..6)?.try_into().ok()?);
+    let message = run.get(..len).filter(|message| message.len() >= 16)?;
+    Some((message, kind, run.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 /// The program's number in an `RTM_NEWLINK` message, if it is one and there is one.
 fn program_id_in(message: &[u8]) -> Option<u32> {
     const RTM_NEWLINK: u16 = 16;
-    const HEADERS: usize = 32;
     const IFLA_XDP: u16 = 43;
     const IFLA_XDP_PROG_ID: u16 = 4;
     const IFLA_XDP_DRV_PROG_ID: u16 = 5;
@@ -166,6 +281,54 @@ mod tests {
         for len in 0..full.len() {
             let _ = program_id_in(&full[..len]);
         }
+    }
+
+    #[test]
+    fn who_shares_an_interface_is_found_by_kind_and_number() {
+        let link = |index: u32, lower: u32, kind: &[u8], more: &[Vec<u8>]| {
+            let info = attribute(1, kind);
+            let all = [attribute(3, b"upper0\0"), attribute(5, &lower.to_ne_bytes()), attribute(18 | 0x8000, &info)];
+            let mut message = message(&[all.as_slice(), more].concat());
+            message[20..24].copy_from_slice(&index.to_ne_bytes());
+            message
+        };
+        let device = Some(Sharer::Device("upper0".to_owned()));
+        for kind in ["vlan\0", "macvlan", "macvtap\0", "ipvlan"] {
+            let full = link(9, 4, kind.as_bytes(), &[]);
+            assert_eq!(sharer_in(&full, 4), device, "{kind}");
+            for len in 0..full.len() {
+                let _ = sharer_in(&full[..len], 4);
+            }
+        }
+        // Another interface's, a veth's other end, a tunnel, and one whose lower device is in another namespace.
+        assert_eq!(sharer_in(&link(9, 5, b"vlan\0", &[]), 4), None);
+        assert_eq!(sharer_in(&link(9, 4, b"veth\0", &[]), 4), None);
+        assert_eq!(sharer_in(&link(9, 4, b"vxlan\0", &[]), 4), None);
+        assert_eq!(sharer_in(&link(9, 4, b"vlan\0", &[attribute(37, &[1, 0, 0, 0])]), 4), None);
+        // The interface itself, without and with a master.
+        assert_eq!(sharer_in(&link(4, 9, b"veth\0", &[]), 4), None);
+        let port = link(4, 9, b"veth\0", &[attribute(10, &u32::MAX.to_ne_bytes())]);
+        assert_eq!(sharer_in(&port, 4), Some(Sharer::Master(format!("interface {}", u32::MAX))));
+    }
+
+    #[test]
+    fn a_run_of_messages_ends_where_it_is_cut() {
+        let run = [message(&[attribute(3, b"a\0")]), message(&[])];
+        let run: Vec<u8> = run
+            .into_iter()
+            .flat_map(|mut one| {
+                let len = u32::try_from(one.len()).unwrap();
+                one[..4].copy_from_slice(&len.to_ne_bytes());
+                one
+            })
+            .collect();
+        let (_, kind, rest) = first_message(&run).unwrap();
+        assert_eq!((kind, rest.len()), (16, 32));
+        assert!(first_message(first_message(rest).unwrap().2).is_none());
+        for len in 0..rest.len() {
+            assert!(first_message(&rest[..len]).is_none());
+        }
+        assert!(first_message(&[0; 32]).is_none());
     }
 
     #[test]
