@@ -211,10 +211,11 @@ fn attach(multicast: &Multicast, rules: Rules, interfaces: &[Interface], key: Op
     }
 }
 
-/// An error with everything that caused it.
+/// An error with everything that caused it, in one line: the kernel's own logs, which some errors carry, have thousands.
 fn chain(error: &dyn std::error::Error) -> String {
+    let first_line = |error: &dyn std::error::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
     let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    causes.fold(first_line(error), |text, cause| format!("{text}: {}", first_line(cause)))
 }
 
 /// The counters that are not zero, in words.

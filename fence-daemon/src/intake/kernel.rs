@@ -55,6 +55,11 @@ pub enum Error {
     /// Ours, or a kernel that lacks something: the object or its maps could not be created.
     #[error("the kernel program's object cannot be loaded")]
     Object(#[source] Box<EbpfError>),
+    /// The administrator's: whoever started the daemon kept the right to use BPF from it.
+    #[error(
+        "BPF is not permitted here: it takes CAP_BPF and CAP_NET_ADMIN, and no container or security module that refuses it"
+    )]
+    NotPermitted(#[source] io::Error),
     /// Ours: the object is not the one that belongs to this daemon.
     #[error("the object has no {0}: it is not this daemon's kernel program")]
     Missing(&'static str),
@@ -72,8 +77,17 @@ pub enum Error {
         #[source]
         source: Box<MapError>,
     },
-    /// The kernel's verifier, or missing permission.
-    #[error("the kernel refuses the program")]
+    /// Ours, or the kernel's: its verifier finds something to say against the program.
+    #[error("the kernel refuses the program: {reason}")]
+    Refused {
+        /// The verifier's last words. The whole log goes to the debug messages.
+        reason: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The program cannot be used.
+    #[error("the kernel program cannot be used")]
     Program(#[source] Box<ProgramError>),
     /// The administrator's: no such interface.
     #[error("there is no interface {interface:?}")]
@@ -126,11 +140,13 @@ impl KernelProgram {
     /// Without a key every request that carries a digest is refused; that is right only where the configuration says `none`.
     ///
     /// # Errors
-    /// [`Error::Object`], [`Error::Missing`], [`Error::Abi`], [`Error::Map`] or [`Error::Program`]: nothing is loaded then.
+    /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`], [`Error::Map`] [`Error::Refused`] or
+    /// [`Error::Program`]: nothing is loaded then.
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
         // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
         let aligned = object.to_vec();
-        let ebpf = Ebpf::load(&aligned).map_err(|error| Error::Object(Box::new(error)))?;
+        let ebpf = Ebpf::load(&aligned)
+            .map_err(|error| not_permitted(&error).unwrap_or_else(|| Error::Object(Box::new(error))))?;
         let mut program = Self { ebpf, link: None };
         program.check_abi()?;
         if let Some(key) = key {
@@ -139,7 +155,7 @@ impl KernelProgram {
         // The configuration last: until it is there the program lets everything pass.
         let config: [u8; size_of::<Config>()] = zerocopy::transmute!(Config::new(listener));
         program.write(name::CONFIG, 0, &config)?;
-        program.xdp()?.load().map_err(|error| Error::Program(Box::new(error)))?;
+        program.xdp()?.load().map_err(refused)?;
         Ok(program)
     }
 
@@ -253,6 +269,41 @@ impl KernelProgram {
     }
 }
 
+/// The error that says what is missing, if somewhere below this one is the kernel's `EPERM`.
+fn not_permitted(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
+    let mut causes = std::iter::successors(Some(error), |cause| cause.source());
+    let denied = causes.any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(nix::libc::EPERM))
+    });
+    denied.then(|| Error::NotPermitted(io::Error::from_raw_os_error(nix::libc::EPERM)))
+}
+
+fn refused(error: ProgramError) -> Error {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        return refused_by(io_error, &verifier_log.to_string());
+    }
+    not_permitted(&error).unwrap_or_else(|| Error::Program(Box::new(error)))
+}
+
+/// Why the program was not loaded. The verifier's log may have thousands of lines; the last ones say what it did not like.
+fn refused_by(io_error: io::Error, log: &str) -> Error {
+    let reason = last_words(log);
+    // Without CAP_PERFMON it refuses some arithmetic, by EACCES, as it does for anything else.
+    if io_error.raw_os_error() == Some(nix::libc::EPERM) || reason.ends_with("prohibited for !root") {
+        return Error::NotPermitted(io_error);
+    }
+    tracing::debug!("the verifier says: {log}");
+    Error::Refused { reason, source: io_error }
+}
+
+/// The last line of a verifier's log that is not statistics.
+fn last_words(log: &str) -> String {
+    let statistics = ["processed ", "verification time ", "stack depth "];
+    let mut lines = log.lines().map(str::trim).rev();
+    let line = lines.find(|line| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start)));
+    line.unwrap_or("it does not say why").chars().take(200).collect()
+}
+
 fn map_error(name: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::Map { name, source: Box::new(source) }
 }
@@ -285,5 +336,28 @@ impl AsFd for Ring {
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Ring").field(&self.as_raw_fd()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifiers_last_words_are_one_line_without_statistics() {
+        let log = "0: R1=ctx()\n; a line of source\nR8 invalid mem access 'scalar'\nverification time 71 usec\nstack depth 16+0\nprocessed 137 insns (limit 1000000)\n\n";
+        assert_eq!(last_words(log), "R8 invalid mem access 'scalar'");
+        assert_eq!(last_words("processed 1 insns"), "it does not say why");
+        assert_eq!(last_words(&"x".repeat(1000)).len(), 200);
+    }
+
+    #[test]
+    fn a_missing_right_is_told_from_another_refusal() {
+        let refused = |errno, log| refused_by(io::Error::from_raw_os_error(errno), log);
+        let (eperm, eacces) = (nix::libc::EPERM, nix::libc::EACCES);
+        assert!(matches!(refused(eperm, ""), Error::NotPermitted(_)));
+        let log = "R8 pointer arithmetic with it prohibited for !root\nprocessed 137 insns";
+        assert!(matches!(refused(eacces, log), Error::NotPermitted(_)));
+        assert!(matches!(refused(eacces, "R8 is bad"), Error::Refused { reason, .. } if reason == "R8 is bad"));
     }
 }

@@ -10,7 +10,7 @@ use fence_tests::process::poll_until;
 use fence_tests::server::{Config, START_LIMIT, Server, Which};
 use fence_tests::tools;
 
-use crate::bench::{Bench, DOMAIN};
+use crate::bench::{Bench, DOMAIN, listed};
 
 /// That the daemon refuses to start, and says why in few lines that name `culprit`.
 fn expect_refusal(bench: &Bench, config: &Config, culprit: &str) -> Result<()> {
@@ -92,6 +92,48 @@ fn beside_another_xdp_program_it_serves_through_the_socket_and_says_so() -> Resu
     ensure!(xdp_on(&bench.hypervisor, BRIDGE)? == Some(another), "the other program must stay");
     ensure!(server.log().contains("without XDP"), "it does not say so: {}", server.log());
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    Ok(())
+}
+
+/// Starts the daemon as root without some of root's capabilities, as in a container or under a strict unit file.
+fn serve_without(bench: &Bench, capabilities: &str) -> Result<Server> {
+    tools::require(&["setpriv"])?;
+    let Which::Ours(daemon) = Which::ours()? else { bail!("not ours") };
+    let script = format!("#!/bin/sh\nexec setpriv --bounding-set={capabilities} '{}' \"$@\"\n", daemon.display());
+    let script = bench.hypervisor.write_mode("confined", script.as_bytes(), 0o700)?;
+    Server::start(&bench.hypervisor, &Which::Ours(script.into()), &bench.config("auto"))
+}
+
+#[test]
+fn where_the_kernel_refuses_bpf_it_gives_the_same_answers_through_the_socket() -> Result<()> {
+    let bench = Bench::new()?;
+    // No BPF at all; no maps of this kind; no XDP program; not this one.
+    for missing in
+        ["-bpf,-perfmon,-net_admin,-sys_admin", "-bpf,-sys_admin", "-net_admin,-sys_admin", "-perfmon,-sys_admin"]
+    {
+        let server = serve_without(&bench, missing)?;
+        let log = server.log();
+        let warned: Vec<_> = log.lines().skip_while(|line| !line.contains("WARN")).collect();
+        ensure!(log.matches("WARN").count() == 1 && !log.contains("ERROR"), "{missing}: one warning: {log}");
+        let [warning, ready] = warned.as_slice() else { bail!("{missing}: a warning of one line: {log}") };
+        for part in ["serving without XDP", "not permitted", "CAP_BPF"] {
+            ensure!(warning.contains(part), "{missing}: nothing about {part}: {warning}");
+        }
+        ensure!(ready.contains("ready") && xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "{log}");
+        for (op, code) in [("status", 0), ("off", 0), ("status", 2), ("on", 0), ("status", 0)] {
+            bench.expect_via(&server, &bench.about_domain(op), code, "socket")?;
+        }
+        let list = bench.expect_via(&server, &bench.client("list"), 0, "socket")?;
+        ensure!(listed(&list)? == "on", "{list:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn three_capabilities_are_enough_for_xdp() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = serve_without(&bench, "-all,+bpf,+perfmon,+net_admin")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
     Ok(())
 }
 
