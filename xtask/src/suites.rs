@@ -20,7 +20,7 @@ use crate::workspace::Workspace;
 pub(crate) enum Suite {
     /// What needs nothing but a compiler: fence-common, the daemon's library, xtask
     Unit,
-    /// The BPF program alone, through BPF_PROG_TEST_RUN
+    /// The BPF program alone, through BPF_PROG_TEST_RUN, and on interfaces of its own
     ProgRun,
     /// The daemon and the stock client in network namespaces
     Netns,
@@ -43,11 +43,16 @@ impl Suite {
     /// What to tell `cargo test`, a run each.
     fn selections(self) -> &'static [&'static [&'static str]] {
         match self {
+            // By name where a crate has tests for root as well.
             Self::Unit => &[
-                &["--package", "fence-common", "--package", "fence-daemon", "--package", "xtask"],
-                &["--package", "fence-tests", "--lib"],
+                &["--package", "fence-common", "--package", "xtask"],
+                &["--package", "fence-daemon", "--lib", "--bins", "--test", "process"],
+                &["--package", "fence-tests", "--lib", "--bins"],
             ],
-            Self::ProgRun => &[&["--package", "fence-tests", "--test", "prog_run"]],
+            Self::ProgRun => &[
+                &["--package", "fence-tests", "--test", "prog_run"],
+                &["--package", "fence-daemon", "--test", "kernel_program"],
+            ],
             Self::Netns => &[&["--package", "fence-tests", "--test", "netns"]],
             Self::Libvirt => &[&["--package", "fence-tests", "--test", "libvirt"]],
         }
@@ -63,7 +68,8 @@ impl Suite {
     /// What the machine must have for it.
     fn profile(self) -> Profile {
         match self {
-            Self::Unit | Self::ProgRun => Profile::Build,
+            Self::Unit => Profile::Build,
+            Self::ProgRun => Profile::Lab,
             Self::Netns | Self::Libvirt => Profile::Test,
         }
     }
@@ -122,8 +128,7 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
         );
     }
 
-    let widest =
-        if suites.iter().any(|suite| suite.profile() == Profile::Test) { Profile::Test } else { Profile::Build };
+    let widest = suites.iter().map(|suite| suite.profile()).max().unwrap_or(Profile::Build);
     setup::ensure(workspace, widest)?;
     let object = bpf::build(workspace.root())?;
     let mut cargo = workspace.cargo(&object);
@@ -225,6 +230,35 @@ mod tests {
             tally.read(line);
         }
         assert_eq!(tally, Tally { passed: 15, failed: 2, ignored: 1 });
+    }
+
+    /// A test program that no set names would be run by nobody, and nobody would notice.
+    #[test]
+    fn every_test_program_is_in_a_set() {
+        let selected: Vec<_> = Suite::ALL.iter().flat_map(|suite| suite.selections()).collect();
+        for (package, folder) in [
+            ("fence-common", "fence-common"),
+            ("fence-daemon", "fence-daemon"),
+            ("fence-tests", "tests"),
+            ("xtask", "xtask"),
+        ] {
+            let of_package = || selected.iter().filter(|selection| selection.contains(&package));
+            let selects_all =
+                |selection: &&&&[&str]| !selection.iter().any(|word| *word == "--lib" || *word == "--test");
+            if of_package().any(|selection| selects_all(&selection)) {
+                continue;
+            }
+            let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join("tests");
+            for entry in programs.read_dir().unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                // A folder without a main.rs has the modules of a program beside it.
+                if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists() {
+                    let name = path.file_stem().unwrap().to_str().unwrap();
+                    let mut pairs = of_package().flat_map(|selection| selection.windows(2));
+                    assert!(pairs.any(|pair| pair == ["--test", name]), "{} is in no set", path.display());
+                }
+            }
+        }
     }
 
     #[test]

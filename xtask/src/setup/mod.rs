@@ -23,8 +23,8 @@ use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::workspace::Workspace;
 
-/// What a machine is to be able to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// What a machine is to be able to do, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Profile {
     /// Compile everything, the BPF program included
     Build,
