@@ -3,8 +3,9 @@
 //! The BPF target has no precompiled `core`, so a compiler is needed whose library source is installed, and `bpf-linker`, whose
 //! LLVM must read what the compiler's LLVM wrote. [`crate::setup::toolchain`] finds both.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{fs, io};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -43,7 +44,8 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     if !status.success() {
         bail!("building the kernel program with {} failed ({status})", toolchain.rustc.display());
     }
-    let built = fs::read(target_dir.join(TARGET).join("release/fence-xdp")).context("the build left no object")?;
+    let built = target_dir.join(TARGET).join("release/fence-xdp");
+    let built = without_dwarf(&toolchain, &built).context("the build left no object")?;
     // Whatever includes the object is rebuilt when its time changes: only touch it when its content does.
     if fs::read(&object).ok().is_none_or(|old| old != built) {
         let new = object.with_extension("new");
@@ -52,4 +54,19 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
         fs::rename(&new, &object).with_context(|| format!("cannot write {}", object.display()))?;
     }
     Ok(object)
+}
+
+/// The object's content without DWARF, which is two thirds of it and which no loader reads: the maps' types and the lines of source that
+/// bpftool shows are in BTF. Whole where there is no `llvm-strip`; it is good for nothing else here, and so not worth a requirement.
+fn without_dwarf(toolchain: &Toolchain, built: &Path) -> io::Result<Vec<u8>> {
+    let stripped = built.with_extension("stripped");
+    let own = PathBuf::from(format!("/usr/lib/llvm-{}/bin/llvm-strip", toolchain.llvm));
+    for strip in [own, PathBuf::from("llvm-strip")] {
+        let mut strip = Command::new(strip);
+        strip.arg("--strip-debug").arg("-o").arg(&stripped).arg(built).stdin(Stdio::null()).stderr(Stdio::null());
+        if strip.status().is_ok_and(|status| status.success()) {
+            return fs::read(&stripped);
+        }
+    }
+    fs::read(built)
 }

@@ -15,6 +15,7 @@ bpftool prog show pinned /mnt/program
 bpftool map show pinned /mnt/maps/fence_requests
 bpftool map dump pinned /mnt/maps/fence_counters
 bpftool map dump pinned /mnt/maps/fence_config
+bpftool prog dump xlated pinned /mnt/program linum
 "#;
 
 #[test]
@@ -31,6 +32,10 @@ fn bpftool_loads_the_object_and_shows_counters_by_name() {
     assert!(output.status.success(), "bpftool refuses (is it there? `apt-get install bpftool`): {stderr}");
     assert!(stdout.contains("name fence_xdp"), "{stdout}");
     assert!(stdout.contains("ringbuf  name fence_requests"), "{stdout}");
+    // The instructions' lines of source, in the program itself and in what it calls.
+    for file in ["fence-ebpf/src/main.rs", "fence-common/src/compress.rs"] {
+        assert!(stdout.contains(file), "no lines of {file}");
+    }
     for name in Counters::NAMES.into_iter().chain(["group_v4", "min_hash", "strict_source"]) {
         assert!(stdout.contains(&format!("\"{name}\": ")), "{name} is not shown: {stdout}");
     }
