@@ -105,11 +105,14 @@ fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     if total_len < IPV4_LEN + UDP_LEN || !packet.holds(start + total_len) {
         return Err(Verdict::Malformed);
     }
-    let source = Source::V4([header[12], header[13], header[14], header[15]]);
+    let source = [header[12], header[13], header[14], header[15]];
     let payload = total_len - IPV4_LEN;
-    udp(packet, start + IPV4_LEN, payload, config)
-        .map(|request| Datagram { request, source, foreign })
-        .map_err(|verdict| verdict.on_segment(foreign))
+    let request = udp(packet, start + IPV4_LEN, payload, config).map_err(|verdict| verdict.on_segment(foreign))?;
+    // 0.0.0.0/8, loopback, multicast and above.
+    if matches!(source[0], 0 | 127 | 224..) {
+        return Err(Verdict::Martian);
+    }
+    Ok(Datagram { request, source: Source::V4(source), foreign })
 }
 
 #[inline(always)]
@@ -133,10 +136,12 @@ fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     }
     let mut source = [0; 16];
     source.copy_from_slice(&header[8..24]);
-    let source = Source::V6(source);
-    udp(packet, start + IPV6_LEN, payload, config)
-        .map(|request| Datagram { request, source, foreign })
-        .map_err(|verdict| verdict.on_segment(foreign))
+    let request = udp(packet, start + IPV6_LEN, payload, config).map_err(|verdict| verdict.on_segment(foreign))?;
+    // Multicast, and what begins as loopback does: nobody's address but that.
+    if matches!(source[0], 0 | 0xff) {
+        return Err(Verdict::Martian);
+    }
+    Ok(Datagram { request, source: Source::V6(source), foreign })
 }
 
 /// The UDP header at `start`, in an IP payload of `payload` bytes that the frame holds, and the request behind it.

@@ -58,6 +58,8 @@ verdicts! {
     /// Several datagrams in one frame, as a guest's driver or a network card hands them over for the stack to cut apart (UDP segmentation
     /// offload): the stack cuts, the socket judges each.
     Joined = pass_joined,
+    /// From an address that nobody sends from on a network (loopback, multicast, ...): the stack knows whether it wants such a thing.
+    Martian = pass_martian,
     /// Would be dropped, but carries a VLAN tag: another daemon with another key may listen there.
     ForeignVlan = pass_foreign_vlan,
     /// The payload is not 176 bytes long, nor a multiple of it.
@@ -107,6 +109,7 @@ impl Verdict {
             | Self::Extension
             | Self::Malformed
             | Self::Joined
+            | Self::Martian
             | Self::ForeignVlan
             | Self::NotOurs => Action::Pass,
             Self::Length
@@ -207,9 +210,9 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_layout_are_pinned() {
-        assert_eq!(COUNTERS, 19);
+        assert_eq!(COUNTERS, 20);
         assert_eq!(offset_of!(Counters, delivered), 0);
-        assert_eq!(offset_of!(Counters, drop_digest), 18 * 8);
+        assert_eq!(offset_of!(Counters, drop_digest), 19 * 8);
         assert_eq!(Counters::NAMES.into_iter().collect::<BTreeSet<_>>().len(), COUNTERS);
     }
 

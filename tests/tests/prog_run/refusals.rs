@@ -116,6 +116,30 @@ fn another_length_is_dropped() {
 }
 
 #[test]
+fn what_comes_from_nobodys_address_passes() {
+    // With any call-back address allowed, and with a digest that is right: the source is all that is odd.
+    let mut program = Program::load(&listener(HashKind::Sha256, false), Some(&key()));
+    for (first, verdict) in (0..=u8::MAX).map(|first| match first {
+        0 | 127 | 224.. => (first, Verdict::Martian),
+        _ => (first, Verdict::Delivered),
+    }) {
+        // The header's checksum is for the stack to look at.
+        program.expect(&with(good_v4(), ETHERNET + 12, &[first]), verdict);
+    }
+    for (source, verdict) in [
+        ("::1", Verdict::Martian),
+        ("::", Verdict::Martian),
+        ("::ffff:192.168.122.11", Verdict::Martian),
+        ("ff02::1", Verdict::Martian),
+        ("fe80::1", Verdict::Delivered),
+        ("2001:db8::1", Verdict::Delivered),
+    ] {
+        let source: std::net::Ipv6Addr = source.parse().expect("an address");
+        program.expect(&with(good_v6(), ETHERNET + 8, &source.octets()), verdict);
+    }
+}
+
+#[test]
 fn several_requests_in_one_frame_pass() {
     let mut program = strict();
     let [v4, v6] = [request_v4(), request_v6()].map(|request| signed(&key(), request));
