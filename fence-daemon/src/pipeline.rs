@@ -43,6 +43,11 @@ pub const SERVING_MAX: usize = 1024;
 /// datagram that was seen may be the second of theirs, two seconds into it.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 
+/// How long a request may have waited in the kernel before it is begun. Longer than its client takes to ask again (2 s), so nobody
+/// who still waits loses anything; whoever does not wait any more must not find a domain dead later on, nor the next client at the
+/// same place an answer.
+pub const BEGIN_WITHIN: Duration = Duration::from_secs(5);
+
 /// Takes in verified requests and sees each of them through.
 pub struct Pipeline {
     shared: Arc<Shared>,
@@ -75,13 +80,22 @@ impl Pipeline {
         if *self.stopping.borrow() {
             return;
         }
+        let now = Moment::now();
+        let waited = now.since(request.arrived());
+        if waited > BEGIN_WITHIN {
+            self.shared.complain(|held_back| {
+                let (op, source) = (request.op().name(), request.caller());
+                warn!(op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");
+            });
+            return;
+        }
         if tasks.len() >= SERVING_MAX {
             self.shared.complain(|held_back| {
                 warn!(held_back, "{SERVING_MAX} requests are being served: not beginning another one");
             });
             return;
         }
-        let arrival = self.shared.ledger().arrive(Moment::now().nanos(), request.id(), request.caller());
+        let arrival = self.shared.ledger().arrive(now.nanos(), request.id(), request.caller());
         match arrival {
             Arrival::Duplicate => {
                 debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");
@@ -231,10 +245,13 @@ impl Shared {
     }
 
     async fn carry_out(&self, order: Authorized, arrived: Moment) -> Answer {
+        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(arrived));
+        if left.is_zero() {
+            return Answer::reply(Reply::Failure, "the call-back took too long: nothing was begun");
+        }
         let hypervisors = self.hypervisors.clone();
         // A task of its own: when the time for the answer is over the client is told, and the kill stays in force.
         let action = tokio::spawn(async move { hypervisors.carry_out(&order).await });
-        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(arrived));
         match tokio::time::timeout(left, action).await {
             Ok(Ok(outcome)) => Answer::outcome(&outcome),
             Ok(Err(_)) => Answer::reply(Reply::Failure, "the action broke off: a bug of ours"),

@@ -4,10 +4,10 @@
 //! It is bound to the group's address, so unicast to the port never reaches it, and it hears the group only on the interfaces
 //! that it has joined it on. That membership is also what makes a snooping bridge deliver the group here at all.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fence_common::admit::{Refusal, Rules, admit};
@@ -15,7 +15,12 @@ use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::{REQUEST_LEN, Request};
+use nix::sys::socket::sockopt::ReceiveTimestampns;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use zerocopy::FromBytes;
 
@@ -83,6 +88,8 @@ impl RequestSocket {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(kernel("open"))?;
         socket.set_nonblocking(true).map_err(kernel("prepare"))?;
+        // A datagram that waited here is as old as it is, not as new as our reading of it.
+        setsockopt(&socket, ReceiveTimestampns, &true).map_err(io::Error::from).map_err(kernel("prepare"))?;
         match group {
             IpAddr::V4(_) => socket.set_multicast_all_v4(false),
             IpAddr::V6(_) => socket.set_only_v6(true).and_then(|()| socket.set_multicast_all_v6(false)),
@@ -112,21 +119,10 @@ impl RequestSocket {
     /// The next request that holds. Whatever else arrives is counted and forgotten, without a word.
     /// Dropping the future loses no datagram.
     pub async fn next(&self) -> Verified {
-        // One byte more than a request has, so that a longer datagram shows.
-        let mut buffer = [0; REQUEST_LEN + 1];
         loop {
-            match self.socket.recv_from(&mut buffer).await {
-                Ok((len, source)) => {
-                    let arrived = Moment::now();
-                    let judged = self.judge(&buffer[..len], source.ip());
-                    let verdict = match &judged {
-                        Ok(_) => Verdict::Delivered,
-                        Err(refusal) => Verdict::from(*refusal),
-                    };
-                    self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
-                    if let Some(verified) =
-                        judged.ok().and_then(|request| Verified::new(&request, self.ifindex, Via::Socket, arrived))
-                    {
+            match self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await {
+                Ok(datagram) => {
+                    if let Some(verified) = self.take(&datagram) {
                         return verified;
                     }
                 }
@@ -136,6 +132,17 @@ impl RequestSocket {
                 }
             }
         }
+    }
+
+    /// Counts a datagram, and makes a request of it if it is one.
+    fn take(&self, datagram: &Datagram) -> Option<Verified> {
+        let judged = self.judge(datagram.bytes.get(..datagram.len).unwrap_or_default(), datagram.source);
+        let verdict = match &judged {
+            Ok(_) => Verdict::Delivered,
+            Err(refusal) => Verdict::from(*refusal),
+        };
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
+        judged.ok().and_then(|request| Verified::new(&request, self.ifindex, Via::Socket, datagram.arrived))
     }
 
     /// What arrived here so far, by what became of it.
@@ -154,6 +161,41 @@ impl RequestSocket {
             },
         }
     }
+}
+
+/// A datagram as it was received.
+struct Datagram {
+    /// One byte more than a request has, so that a longer datagram shows.
+    bytes: [u8; REQUEST_LEN + 1],
+    len: usize,
+    source: IpAddr,
+    arrived: Moment,
+}
+
+/// Receives a datagram that is there already.
+fn receive(socket: &impl AsFd) -> io::Result<Datagram> {
+    let mut bytes = [0; REQUEST_LEN + 1];
+    let mut control = nix::cmsg_space!(TimeSpec);
+    let (len, source, stamp) = {
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        let fd = socket.as_fd().as_raw_fd();
+        let message = recvmsg::<SockaddrStorage>(fd, &mut into, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
+        let stamp = message.cmsgs()?.find_map(|control| {
+            if let ControlMessageOwned::ScmTimestampns(stamp) = control { Some(stamp) } else { None }
+        });
+        (message.bytes, message.address, stamp)
+    };
+    let v4 = source.and_then(|source| Some(IpAddr::V4(source.as_sockaddr_in()?.ip())));
+    let source = v4.or_else(|| Some(IpAddr::V6(source?.as_sockaddr_in6()?.ip())));
+    let source = source.ok_or_else(|| io::Error::other("a datagram from no IP address"))?;
+    Ok(Datagram { bytes, len, source, arrived: Moment::now().before(age(stamp)) })
+}
+
+/// How long ago the kernel stamped a datagram. Its stamps are of the wall clock, which may have been set since: then it is new.
+fn age(stamp: Option<TimeSpec>) -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).ok();
+    let age = now.zip(stamp).map(|(now, stamp)| now - stamp);
+    age.filter(|age| age.tv_sec() >= 0).map_or(Duration::ZERO, Duration::from)
 }
 
 fn join(socket: &Socket, group: IpAddr, ifindex: u32) -> io::Result<()> {
@@ -219,6 +261,25 @@ mod tests {
         assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)));
         let expected = Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
         assert_eq!(socket.counters(), expected);
+    }
+
+    #[tokio::test]
+    async fn what_waited_is_as_old_as_it_is() {
+        let socket = open(11_231).unwrap();
+        send(request().as_bytes(), SocketAddr::new(GROUP, 11_231));
+        let waited = Duration::from_millis(300);
+        std::thread::sleep(waited);
+        let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+        let age = verified.verified().since(verified.arrived());
+        assert!(age >= waited && age < Duration::from_secs(10), "{age:?}");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_nothing_old() {
+        let now = clock_gettime(ClockId::CLOCK_REALTIME).unwrap();
+        assert_eq!(age(Some(now + TimeSpec::new(3600, 0))), Duration::ZERO);
+        assert!(age(Some(now - TimeSpec::new(3600, 0))) >= Duration::from_secs(3600));
+        assert_eq!(age(None), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 mod bad_requests;
 mod bench;
 mod lab;
+mod lateness;
 mod lifecycle;
 mod misbehaviour;
 mod operations;
