@@ -9,7 +9,7 @@
 //! something else, and would take the old answer for its own.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use crate::wire::{DOMAIN_LEN, Op, Request};
@@ -117,16 +117,27 @@ impl Ledger {
         Arrival::Serve(Ticket(number))
     }
 
-    /// Whether something newer was asked from the same address and port.
+    /// Why a request can get no claim any more, if so: its call-back is of no use then.
     #[must_use]
-    pub fn is_superseded(&self, ticket: &Ticket) -> bool {
-        self.superseded(ticket.0)
+    pub fn is_moot(&self, ticket: &Ticket) -> Option<NoClaim> {
+        match self.serving.get(&ticket.0) {
+            Some(_) if self.superseded(ticket.0) => Some(NoClaim::Superseded),
+            Some(serving) => self.claims.contains(&serving.id).then_some(NoClaim::Taken),
+            None => Some(NoClaim::Superseded),
+        }
     }
 
     /// Whether something newer was asked from the same address and port, after the claim.
     #[must_use]
     pub fn is_claim_superseded(&self, claim: &Claim) -> bool {
         self.superseded(claim.0)
+    }
+
+    /// Whether another copy of the request is being served: then what becomes of this one decides nothing.
+    #[must_use]
+    pub fn has_copies(&self, ticket: &Ticket) -> bool {
+        let copied = |id| self.serving.iter().any(|(number, other)| *number != ticket.0 && other.id == id);
+        self.serving.get(&ticket.0).is_some_and(|serving| copied(serving.id))
     }
 
     /// The peer has authenticated: take the right to act, *before* acting.
@@ -136,12 +147,11 @@ impl Ledger {
     pub fn claim(&mut self, now: u64, ticket: Ticket) -> Result<Claim, NoClaim> {
         self.expire(now);
         let number = ticket.0;
-        let outcome = match self.serving.get(&number) {
-            None => Err(NoClaim::Superseded),
-            Some(_) if self.superseded(number) => Err(NoClaim::Superseded),
-            Some(serving) if self.claims.contains(&serving.id) => Err(NoClaim::Taken),
-            Some(_) if self.claims.len() >= CLAIMS_MAX => Err(NoClaim::Full),
-            Some(serving) => Ok(serving.id),
+        let outcome = match (self.is_moot(&ticket), self.serving.get(&number)) {
+            (Some(reason), _) => Err(reason),
+            (None, None) => Err(NoClaim::Superseded),
+            (None, Some(_)) if self.claims.len() >= CLAIMS_MAX => Err(NoClaim::Full),
+            (None, Some(serving)) => Ok(serving.id),
         };
         match outcome {
             Ok(id) => {
@@ -172,6 +182,12 @@ impl Ledger {
     #[must_use]
     pub fn serving(&self) -> usize {
         self.serving.len()
+    }
+
+    /// How many of them ask to be called back at `ip`.
+    #[must_use]
+    pub fn serving_at(&self, ip: IpAddr) -> usize {
+        self.serving.values().filter(|serving| serving.caller.ip() == ip).count()
     }
 
     fn superseded(&self, number: u64) -> bool {
@@ -237,6 +253,7 @@ mod tests {
         let first = serve(&mut ledger, 0, id(1), caller(11));
         assert_eq!(ledger.arrive(0, id(1), caller(11)), Arrival::Duplicate);
         let second = serve(&mut ledger, 0, id(1), caller(12));
+        assert!(ledger.has_copies(&first) && ledger.has_copies(&second));
         let claim = ledger.claim(0, second).unwrap();
         assert_eq!(ledger.claim(0, first), Err(NoClaim::Taken));
         assert_eq!(ledger.arrive(0, id(1), caller(13)), Arrival::Duplicate);
@@ -267,9 +284,13 @@ mod tests {
         let old = serve(&mut ledger, 0, id(1), caller(11));
         let elsewhere = serve(&mut ledger, 0, id(1), caller(12));
         let new = serve(&mut ledger, 0, id(2), caller(11));
-        assert!(ledger.is_superseded(&old) && !ledger.is_superseded(&new) && !ledger.is_superseded(&elsewhere));
+        assert!(!ledger.has_copies(&new));
+        assert_eq!([&old, &new, &elsewhere].map(|t| ledger.is_moot(t)), [Some(NoClaim::Superseded), None, None]);
+        assert_eq!((ledger.serving_at(caller(11).ip()), ledger.serving_at(caller(12).ip())), (2, 1));
         assert_eq!(ledger.claim(0, old), Err(NoClaim::Superseded));
+        let copy = serve(&mut ledger, 0, id(1), caller(13));
         assert!(ledger.claim(0, elsewhere).is_ok());
+        assert_eq!(ledger.is_moot(&copy), Some(NoClaim::Taken));
     }
 
     #[test]

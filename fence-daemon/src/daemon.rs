@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::callback::Callback;
 use crate::config::{Attach, Config, Multicast};
 use crate::hypervisor::Hypervisors;
+use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::interface::{self, Interface, InterfaceError};
 use crate::intake::kernel::{AttachedMode, KernelProgram, Mode};
 use crate::intake::ring::Ring;
@@ -85,7 +86,8 @@ pub async fn run(
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
     let socket = RequestSocket::open(multicast.group, multicast.port, &interfaces, rules, key.clone())?;
     let kernel = attach(&multicast, rules, &interfaces, key.as_ref());
-    let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone());
+    let (backlog, mut questions) = Backlog::new();
+    let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog);
 
     let names: Vec<_> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
     let health = hypervisors.health();
@@ -104,7 +106,8 @@ pub async fn run(
         warn!("{error}");
     }
 
-    let outcome = serve(&pipeline, &socket, kernel.ring, &mut stop).await;
+    let outcome = serve(&pipeline, &socket, kernel.ring, &mut questions, &mut stop).await;
+    drop(questions);
 
     // The program first: from here on the stack gets every packet back. Then the membership.
     let seen = kernel.program.and_then(|program| program.counters().ok());
@@ -128,6 +131,7 @@ async fn serve(
     pipeline: &Pipeline,
     socket: &RequestSocket,
     mut ring: Option<Ring>,
+    questions: &mut Questions,
     stop: &mut Stop,
 ) -> Result<(), DaemonError> {
     loop {
@@ -144,6 +148,13 @@ async fn serve(
                 Err(error) => return Err(DaemonError::Runtime("read the ring buffer", error)),
             },
             request = socket.next() => pipeline.accept(request),
+            question = questions.next() => {
+                while let Some(request) = ring.as_mut().and_then(Ring::take) {
+                    pipeline.accept(request);
+                }
+                socket.take_waiting(|request| pipeline.accept(request));
+                drop(question);
+            }
         }
     }
 }

@@ -5,33 +5,37 @@
 //!    | ledger     is it new? is it a copy? does it overtake another?
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
+//!    | backlog    what has arrived meanwhile is taken in: something newer from the same place may be among it
 //!    | ledger     claim: at most one copy of a request gets further, and only from here on may anything happen
 //!    | policy     groups
 //! Authorized
 //!    | hypervisor kill, prove, restart
 //! Outcome
-//!    | ledger     overtaken meanwhile? then silence
+//!    | ledger     overtaken meanwhile (the backlog again)? then silence
 //!    v callback   the reply byte
 //! ```
 //!
 //! Every request runs as a task of its own, so that a silent peer, a dead address or a slow domain costs nobody else
 //! anything. How many run at once is bounded ([`SERVING_MAX`]).
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Ticket};
 use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 use zerocopy::IntoBytes;
 
-use crate::callback::{Authenticated, Callback};
+use crate::callback::{Authenticated, Callback, CallbackError};
 use crate::clock::Moment;
 use crate::config::Groups;
 use crate::hypervisor::{Hypervisors, Outcome};
 use crate::intake::Verified;
+use crate::intake::backlog::Backlog;
 use crate::observe::limit::LogLimit;
 use crate::observe::steps::Steps;
 use crate::policy::{self, Authorized};
@@ -48,6 +52,10 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 /// same place an answer.
 pub const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a stop waits for call-backs. An honest exchange takes milliseconds, and a client that has been connected to does not ask
+/// again: cut off in the middle it reports a failed fence.
+pub const STOP_GRACE: Duration = Duration::from_secs(1);
+
 /// Takes in verified requests and sees each of them through.
 pub struct Pipeline {
     shared: Arc<Shared>,
@@ -59,17 +67,22 @@ struct Shared {
     callback: Callback,
     groups: Groups,
     hypervisors: Hypervisors,
+    backlog: Backlog,
     ledger: Mutex<Ledger>,
+    /// By call-back address and port, how to tell the newest request of each that it is overtaken.
+    newest: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
     /// For lines about peers that do not answer or may not: they could be made to come often.
     complaints: LogLimit,
 }
 
 impl Pipeline {
-    /// A pipeline that answers through `callback` and acts through `hypervisors`.
+    /// A pipeline that answers through `callback` and acts through `hypervisors`. `backlog` is what whoever calls
+    /// [`Pipeline::accept`] listens to.
     #[must_use]
-    pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors) -> Self {
+    pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors, backlog: Backlog) -> Self {
         let complaints = LogLimit::new(20, Duration::from_secs(1));
-        let shared = Shared { callback, groups, hypervisors, ledger: Mutex::default(), complaints };
+        let (ledger, newest) = (Mutex::default(), Mutex::default());
+        let shared = Shared { callback, groups, hypervisors, backlog, ledger, newest, complaints };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
     }
 
@@ -103,12 +116,18 @@ impl Pipeline {
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
                 let stopping = self.stopping.subscribe();
-                tasks.spawn(async move { shared.serve(request, ticket, stopping).await });
+                let overtaken = shared.enter(request.caller());
+                tasks.spawn(async move {
+                    let caller = request.caller();
+                    shared.serve(request, ticket, &overtaken, stopping).await;
+                    shared.leave(caller, &overtaken);
+                });
             }
         }
     }
 
-    /// Lets go of what is not claimed yet (its client asks again) and waits for the rest, at most `bound`.
+    /// Lets go of what is not claimed within [`STOP_GRACE`] (a client that nobody has connected to asks again) and waits for the
+    /// rest, at most `bound`.
     /// Returns how many requests were still unanswered then.
     pub async fn shutdown(&self, bound: Duration) -> usize {
         self.stopping.send_replace(true);
@@ -151,30 +170,46 @@ impl Shared {
         }
     }
 
-    async fn serve(self: Arc<Self>, request: Verified, ticket: Ticket, mut stopping: watch::Receiver<bool>) {
+    /// Makes a request the newest of its place: whatever was is told so.
+    fn enter(&self, place: SocketAddr) -> Arc<Notify> {
+        let overtaken = Arc::new(Notify::new());
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(older) = newest.insert(place, Arc::clone(&overtaken)) {
+            older.notify_one();
+        }
+        overtaken
+    }
+
+    /// A request is over; if it is still the newest of its place there is none any more.
+    fn leave(&self, place: SocketAddr, overtaken: &Arc<Notify>) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.get(&place).is_some_and(|newest| Arc::ptr_eq(newest, overtaken)) {
+            newest.remove(&place);
+        }
+    }
+
+    async fn serve(&self, request: Verified, ticket: Ticket, overtaken: &Notify, mut stopping: watch::Receiver<bool>) {
+        let stopped = async {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
         let called = tokio::select! {
             called = self.callback.call(&request) => Some(called),
-            _ = stopping.wait_for(|stopping| *stopping) => None,
+            () = overtaken.notified() => None,
+            () = stopped => None,
         };
         let peer = match called {
             Some(Ok(peer)) => peer,
-            Some(Err(error)) => {
-                self.ledger().forget(ticket);
-                return self.complain(|held_back| {
-                    let op = request.op().name();
-                    warn!(op, domain = %domain(&request), via = %request.via(), held_back, "call-back failed: {error}");
-                });
-            }
-            None => return self.ledger().forget(ticket),
+            Some(Err(error)) => return self.give_up(&request, ticket, Some(&error)),
+            None => return self.give_up(&request, ticket, None),
         };
         let called_back = Moment::now();
+        self.backlog.read().await;
         let claimed = self.ledger().claim(called_back.nanos(), ticket);
         let (answer, claim) = match claimed {
             Ok(claim) => (self.answer(&request, &peer).await, Some(claim)),
             Err(NoClaim::Full) => (Answer::reply(Reply::Failure, NoClaim::Full.to_string()), None),
-            Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => {
-                return debug!(op = request.op().name(), caller = %request.caller(), "closed without an answer: {reason}");
-            }
+            Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => return self.tell_moot(&request, reason),
         };
         let steps = Steps {
             arrived: request.arrived(),
@@ -186,6 +221,42 @@ impl Shared {
         self.finish(&request, peer, claim, answer, steps).await;
     }
 
+    /// The call-back came to nothing. `error` is what went wrong, if anything did.
+    fn give_up(&self, request: &Verified, ticket: Ticket, error: Option<&CallbackError>) {
+        let (moot, copied) = {
+            let mut ledger = self.ledger();
+            let found = (ledger.is_moot(&ticket), ledger.has_copies(&ticket));
+            ledger.forget(ticket);
+            found
+        };
+        let after = Steps::elapsed(request.arrived(), Moment::now());
+        let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
+        let (seqno, via) = (request.seqno(), request.via());
+        match (moot, error) {
+            (Some(reason), _) => self.tell_moot(request, reason),
+            // The stock client takes one call-back, and refuses or hangs up on the ones to its other addresses.
+            (None, Some(error)) if copied => {
+                debug!(op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
+            }
+            (None, Some(error)) => self.complain(|held_back| {
+                warn!(op, %domain, %source, seqno, %via, %after, held_back, "call-back failed: {error}");
+            }),
+            (None, None) => info!(op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping"),
+        }
+    }
+
+    /// A request that is closed without an answer, because another one was or will be answered.
+    fn tell_moot(&self, request: &Verified, reason: NoClaim) {
+        let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
+        let (seqno, via) = (request.seqno(), request.via());
+        match reason {
+            NoClaim::Taken | NoClaim::Full => debug!(op, %domain, %source, seqno, %via, "not answered: {reason}"),
+            NoClaim::Superseded => self.complain(|held_back| {
+                info!(op, %domain, %source, seqno, %via, held_back, "not answered: {reason}");
+            }),
+        }
+    }
+
     /// Says the answer, unless something newer was asked from the same place, and tells the log.
     async fn finish(
         &self,
@@ -195,6 +266,7 @@ impl Shared {
         answer: Answer,
         mut steps: Steps,
     ) {
+        self.backlog.read().await;
         let superseded = claim.as_ref().is_some_and(|claim| self.ledger().is_claim_superseded(claim));
         let sent = if superseded { None } else { Some(peer.reply(&answer.bytes).await) };
         let now = Moment::now();

@@ -2,6 +2,7 @@
 //!
 //! Both make a [`Verified`] out of what they get, and nothing else can.
 
+pub mod backlog;
 pub mod interface;
 pub mod kernel;
 pub mod ring;
@@ -76,6 +77,12 @@ impl Verified {
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(request: &Request) -> Self {
         Self::new(request, 0, Via::Socket, Moment::now()).unwrap()
+    }
+
+    /// The same request, arrived earlier by `age`.
+    #[cfg(test)]
+    pub(crate) fn dangerous_older_for_test(self, age: std::time::Duration) -> Self {
+        Self { arrived: self.arrived.before(age), ..self }
     }
 
     /// What is asked.

@@ -33,15 +33,28 @@ impl Ring {
     pub async fn next(&mut self) -> io::Result<Verified> {
         loop {
             let mut guard = self.0.readable_mut().await?;
-            match guard.get_inner_mut().next() {
+            match take(guard.get_inner_mut()) {
                 // The readiness stays: there may be more.
-                Some(Ok(event)) => match verified(&event) {
-                    Some(request) => return Ok(request),
-                    None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),
-                },
-                Some(Err(error)) => tracing::error!("{error}: a bug of fence-xdp"),
+                Some(request) => return Ok(request),
                 None => guard.clear_ready(),
             }
+        }
+    }
+
+    /// The next request if there is one, whether or not the runtime has noticed it yet.
+    pub fn take(&mut self) -> Option<Verified> {
+        take(self.0.get_mut())
+    }
+}
+
+fn take(ring: &mut kernel::Ring) -> Option<Verified> {
+    loop {
+        match ring.next()? {
+            Ok(event) => match verified(&event) {
+                Some(request) => return Some(request),
+                None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),
+            },
+            Err(error) => tracing::error!("{error}: a bug of fence-xdp"),
         }
     }
 }

@@ -31,6 +31,10 @@ use crate::clock::Moment;
 /// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
+/// More datagrams than the socket's buffer holds: the kernel counts at least 512 bytes for each, of 208 KiB unless an administrator
+/// made it larger. Who reads that many has read all that was there when he began, however many come meanwhile.
+const QUEUE_MAX: usize = 4096;
+
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -130,6 +134,16 @@ impl RequestSocket {
                     tracing::debug!("the request socket: {error}");
                     tokio::time::sleep(AFTER_ERROR).await;
                 }
+            }
+        }
+    }
+
+    /// Hands each request that is there already to `each`, whether or not the runtime has noticed it yet.
+    pub fn take_waiting(&self, mut each: impl FnMut(Verified)) {
+        for _ in 0..QUEUE_MAX {
+            let Ok(datagram) = receive(&self.socket) else { return };
+            if let Some(verified) = self.take(&datagram) {
+                each(verified);
             }
         }
     }

@@ -20,6 +20,12 @@ pub struct Steps {
 }
 
 impl Steps {
+    /// The time between two moments, printed as the steps are.
+    #[must_use]
+    pub fn elapsed(from: Moment, to: Moment) -> Elapsed {
+        Elapsed(Some(to.since(from).as_micros()))
+    }
+
     /// A step's time since the arrival.
     #[must_use]
     pub fn since_arrival(&self, step: Option<Moment>) -> Elapsed {

@@ -1,11 +1,12 @@
 //! Requests that waited, and clients that are not there any more: what is late is not done, and nobody gets another's answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
 use fence_tests::client::Family;
 use fence_tests::peer::Peer;
+use fence_tests::server::Server;
 use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN, key};
@@ -41,4 +42,94 @@ fn what_waited_too_long_in_the_ring_is_not_done() -> Result<()> {
 #[test]
 fn what_waited_too_long_in_the_socket_is_not_done() -> Result<()> {
     waited_too_long("off")
+}
+
+/// A client is gone, the next one listens on the same address and port and asks for something else: the call-back that was made
+/// for the first one ends at once, and the second one has its own.
+#[test]
+fn a_call_back_for_a_client_that_is_gone_ends_when_the_next_one_asks() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let peer = peer(&bench)?;
+    let mut gone = peer.ask(Op::DevStatus, "")?;
+    let asked = Instant::now();
+    let mut next = peer.ask(Op::Off, "nobody")?;
+    ensure!(next.converse()? == 1, "{}", server.log());
+    ensure!(gone.reply()?.is_none(), "answered: {}", server.log());
+    ensure!(asked.elapsed() < Duration::from_secs(3), "after {:?}: {}", asked.elapsed(), server.log());
+    Ok(())
+}
+
+/// The stock client takes one connection, whichever comes first. Where requests of two clients at one place waited together, none
+/// of the connections that are made may bring the first one's answer.
+fn waited_together(attach: &'static str) -> Result<()> {
+    let bench = Bench::new()?;
+    let mut server = bench.serve(&bench.config(attach))?;
+    for round in 0..20 {
+        let peer = peer(&bench)?;
+        server.process().signal(Signal::SIGSTOP)?;
+        peer.send(peer.request(Op::DevStatus, "")?)?;
+        peer.send(peer.request(Op::Off, "nobody")?)?;
+        server.process().signal(Signal::SIGCONT)?;
+        let mut answered = 0;
+        while let Some(mut call) = peer.called_back(Duration::from_millis(300))? {
+            match call.converse() {
+                Ok(reply) => {
+                    ensure!(reply == 1, "round {round}: `monitor`'s answer for `off`: {}", server.log());
+                    answered += 1;
+                }
+                Err(_) => continue,
+            }
+        }
+        ensure!(answered == 1, "round {round}: {answered} answers: {}", server.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn of_two_that_waited_together_in_the_ring_only_the_newer_is_answered() -> Result<()> {
+    waited_together("generic")
+}
+
+#[test]
+fn of_two_that_waited_together_in_the_socket_only_the_newer_is_answered() -> Result<()> {
+    waited_together("off")
+}
+
+/// A client that has taken its call-back does not ask again: a stop must not cut it off in the middle of the conversation.
+#[test]
+fn a_stop_leaves_a_conversation_time_to_end() -> Result<()> {
+    let bench = Bench::new()?;
+    let mut server = bench.serve(&bench.config("auto"))?;
+    let peer = peer(&bench)?;
+    let mut call = peer.ask(Op::Off, DOMAIN)?;
+    let position = server.log_position();
+    server.process().signal(Signal::SIGTERM)?;
+    said(&server, position, "stopping")?;
+    std::thread::sleep(Duration::from_millis(200));
+    ensure!(call.converse()? == 0, "{}", server.log());
+    let ended = server.finish(fence_tests::server::STOP_LIMIT)?;
+    ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
+    Ok(())
+}
+
+/// The stock client sends one request for each of its addresses and takes the first call-back; the others come to nothing, which is
+/// nothing to be told about.
+#[test]
+fn a_guest_with_two_addresses_is_no_cause_for_complaint() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.guest.space().must("ip", &["addr", "add", "192.168.122.111/24", "dev", "eth0"])?;
+    for op in ["status", "off", "on"] {
+        bench.expect(&server, bench.guest.space(), &bench.about_domain(op), 0)?;
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(!server.log().contains("call-back failed"), "{}", server.log());
+    Ok(())
+}
+
+fn said(server: &Server, position: usize, what: &str) -> Result<()> {
+    server
+        .wait_log(position, Duration::from_secs(10), |line| line.contains(what).then_some(()))
+        .with_context(|| format!("no `{what}`: {}", server.log()))
 }
