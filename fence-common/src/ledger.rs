@@ -117,6 +117,15 @@ impl Ledger {
         Arrival::Serve(Ticket(number))
     }
 
+    /// A verified datagram arrived for which there is no room. What was asked before from its place is superseded by it all the same:
+    /// whoever asked that is not there any more.
+    pub fn turn_away(&mut self, id: RequestId, caller: SocketAddr) {
+        let newest = self.newest.get(&caller).and_then(|number| self.serving.get(number));
+        if newest.is_some_and(|serving| serving.id != id) {
+            self.newest.remove(&caller);
+        }
+    }
+
     /// Why a request can get no claim any more, if so: its call-back is of no use then.
     #[must_use]
     pub fn is_moot(&self, ticket: &Ticket) -> Option<NoClaim> {
@@ -291,6 +300,19 @@ mod tests {
         let copy = serve(&mut ledger, 0, id(1), caller(13));
         assert!(ledger.claim(0, elsewhere).is_ok());
         assert_eq!(ledger.is_moot(&copy), Some(NoClaim::Taken));
+    }
+
+    #[test]
+    fn a_newer_question_that_is_turned_away_supersedes_too() {
+        let mut ledger = Ledger::default();
+        let old = serve(&mut ledger, 0, id(1), caller(11));
+        ledger.turn_away(id(1), caller(11));
+        ledger.turn_away(id(2), caller(12));
+        assert_eq!(ledger.is_moot(&old), None, "a copy, and somebody elsewhere");
+        ledger.turn_away(id(2), caller(11));
+        assert_eq!(ledger.is_moot(&old), Some(NoClaim::Superseded));
+        ledger.forget(old);
+        let _ = serve(&mut ledger, 0, id(1), caller(11));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use fence_common::exchange::{Challenge, Challenges, Exchange, ExchangeError, Pro
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::wire::HASH_LEN;
+use nix::errno::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -40,8 +41,8 @@ pub enum CallbackError {
     /// The peer does not have the key, or is up to something.
     #[error("{0}: {1}")]
     Exchange(SocketAddr, #[source] ExchangeError),
-    /// No randomness, or no key where one is needed: ours.
-    #[error("cannot challenge anybody: {0}")]
+    /// No randomness, no key where one is needed, no files or memory left: ours.
+    #[error("this host cannot call anybody back: {0}")]
     Ours(String),
 }
 
@@ -97,6 +98,7 @@ impl Callback {
         let caller = request.caller();
         let mut stream = match timeout(CONNECT_LIMIT, TcpStream::connect(caller)).await {
             Ok(Ok(stream)) => stream,
+            Ok(Err(error)) if is_ours(&error) => return Err(CallbackError::Ours(error.to_string())),
             Ok(Err(error)) => return Err(CallbackError::Connect(caller, error)),
             Err(_) => return Err(CallbackError::ConnectTimeout(caller)),
         };
@@ -135,6 +137,12 @@ impl Callback {
         }
         Ok(())
     }
+}
+
+/// Whether a connection failed for want of something here, so that nobody looks for the reason at the guest.
+fn is_ours(error: &io::Error) -> bool {
+    let lacking = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL, Errno::EPERM];
+    error.raw_os_error().is_some_and(|code| lacking.contains(&Errno::from_raw(code)))
 }
 
 /// A challenge of ours, in the book of open ones for as long as it is asked, however the conversation ends.

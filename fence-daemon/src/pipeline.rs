@@ -43,6 +43,10 @@ use crate::policy::{self, Authorized};
 /// How many requests are served at once. A further one is not begun: its client sends it again two seconds later.
 pub const SERVING_MAX: usize = 1024;
 
+/// How many of them may ask to be called back at one address. The stock client of a guest does one thing at a time; a guest that asks
+/// and then stays silent must not use up what the others need.
+pub const SERVING_MAX_PER_CALLER: usize = 64;
+
 /// How long after its arrival a request is answered at the latest. Clients give up 30 s after they began to ask, and the
 /// datagram that was seen may be the second of theirs, two seconds into it.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
@@ -102,13 +106,20 @@ impl Pipeline {
             });
             return;
         }
-        if tasks.len() >= SERVING_MAX {
+        let mut ledger = self.shared.ledger();
+        let from_there = ledger.serving_at(request.caller().ip());
+        if tasks.len() >= SERVING_MAX || from_there >= SERVING_MAX_PER_CALLER {
+            ledger.turn_away(request.id(), request.caller());
+            drop(ledger);
             self.shared.complain(|held_back| {
-                warn!(held_back, "{SERVING_MAX} requests are being served: not beginning another one");
+                let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
+                let domain = domain(&request);
+                warn!(op, %domain, %source, held_back, "not begun: {all} are being served, {from_there} of this source");
             });
             return;
         }
-        let arrival = self.shared.ledger().arrive(now.nanos(), request.id(), request.caller());
+        let arrival = ledger.arrive(now.nanos(), request.id(), request.caller());
+        drop(ledger);
         match arrival {
             Arrival::Duplicate => {
                 debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");

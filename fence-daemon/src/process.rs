@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -17,6 +17,9 @@ use nix::unistd::{ForkResult, Pid};
 use sd_notify::NotifyState;
 
 pub use pid_file::{PidFile, PidFileError};
+
+/// How many files may be open: as many connections as there are requests at once, and as much again for everything else.
+const OPEN_FILES: u64 = 2 * crate::pipeline::SERVING_MAX as u64;
 
 /// Why the process could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -33,13 +36,19 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ProcessEr
 }
 
 /// Keeps the key out of core dumps and other processes' reach, and starts from known defaults: no file is made for others
-/// (umask 077), no signal is blocked, a closed connection is an error and not a signal, children can be waited for.
+/// (umask 077), enough of them can be open, no signal is blocked, a closed connection is an error and not a signal, children can be waited for.
 ///
 /// # Errors
 /// A system call that failed; none is expected to.
 pub fn harden() -> Result<(), ProcessError> {
     nix::sys::prctl::set_dumpable(false).map_err(failed("forbid core dumps"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed("forbid core files"))?;
+    // Each request that is served is a connection; the 1024 that a process usually starts with are a limit for those who `select`.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed("ask for the limit of open files"))?;
+    if soft < OPEN_FILES {
+        setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard)
+            .map_err(failed("raise the limit of open files"))?;
+    }
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     SigSet::empty().thread_set_mask().map_err(failed("unblock signals"))?;
     for (which, handler) in [(Signal::SIGPIPE, SigHandler::SigIgn), (Signal::SIGCHLD, SigHandler::SigDfl)] {

@@ -139,11 +139,15 @@ mod life {
             "hard" => {
                 let (_, most) = getrlimit(Resource::RLIMIT_CORE).unwrap();
                 setrlimit(Resource::RLIMIT_CORE, most, most).unwrap();
+                let (_, files) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+                setrlimit(Resource::RLIMIT_NOFILE, 256.min(files), files).unwrap();
                 umask(Mode::empty());
                 SigSet::all().thread_set_mask().unwrap();
                 process::harden().unwrap();
                 assert!(!prctl::get_dumpable().unwrap());
                 assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+                let wanted = 2 * u64::try_from(fence_daemon::pipeline::SERVING_MAX).unwrap();
+                assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (wanted.min(files), files));
                 assert_eq!(umask(Mode::empty()).bits(), 0o077);
                 assert_eq!(SigSet::thread_get_mask().unwrap(), SigSet::empty());
                 let status = std::fs::read_to_string("/proc/self/status").unwrap();

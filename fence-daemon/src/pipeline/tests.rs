@@ -241,7 +241,27 @@ async fn silent_and_dead_callers_cost_nobody_else_anything() {
     // An honest one is answered while all of them are waited for: they would take 10 s each.
     let honest = timeout(crate::callback::EXCHANGE_LIMIT / 2, ask(&pipeline, Op::Status, "one", 1)).await;
     assert_eq!(honest.unwrap(), [Reply::Success.to_wire()]);
+    // The answer is out a moment before the book is closed on it.
+    let only_the_silent = async {
+        while pipeline.shared.ledger().serving() > silent.len() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, only_the_silent).await.unwrap();
     assert_eq!(pipeline.shared.ledger().serving(), silent.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_cannot_use_up_what_the_others_need() {
+    let (pipeline, _, _dir) = pipeline("greedy", Groups::Everyone).await;
+    let mut silent = Vec::new();
+    for seqno in 0..2 * u32::try_from(SERVING_MAX_PER_CALLER).unwrap() {
+        let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        pipeline.accept(request(Op::Off, "one", 100 + seqno, listener.local_addr().unwrap()));
+        silent.push(listener);
+    }
+    assert_eq!(pipeline.shared.ledger().serving(), SERVING_MAX_PER_CALLER);
+    assert_eq!(ask(&pipeline, Op::Status, "one", 1).await, [Reply::Success.to_wire()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
