@@ -1,5 +1,6 @@
 //! The daemon's life: what is opened in which order, what it runs on, and how it ends.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -26,6 +27,12 @@ use crate::process::{self, Readiness};
 /// on being tried.
 const FIRST_ROUND: Duration = Duration::from_secs(3);
 
+/// How often it is looked whether a first hypervisor is connected.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether the interfaces are still there.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
+
 /// How long a stop waits for requests that are being carried out; they are answered within 25 s.
 pub const STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -51,7 +58,7 @@ pub enum DaemonError {
 pub enum Patience {
     /// A missing interface is an error; hypervisors are connected to later.
     Start,
-    /// Wait for the interface and for every hypervisor.
+    /// Wait for the interface and for the first hypervisor: another one that never comes must not keep its domains from being fenced.
     Wait,
 }
 
@@ -71,10 +78,10 @@ pub async fn run(
 
     let prepare = async {
         let interfaces = interfaces(&multicast, patience).await?;
-        match patience {
-            Patience::Wait => hypervisors.wait_connected().await,
-            // What this round could not reach is in the log by then.
-            Patience::Start => drop(tokio::time::timeout(FIRST_ROUND, hypervisors.first_round()).await),
+        // What this round could not reach is in the log by then.
+        let _ = tokio::time::timeout(FIRST_ROUND, hypervisors.first_round()).await;
+        while patience == Patience::Wait && !hypervisors.any_connected() {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         Ok::<_, DaemonError>(interfaces)
     };
@@ -106,7 +113,10 @@ pub async fn run(
         warn!("{error}");
     }
 
-    let outcome = serve(&pipeline, &socket, kernel.ring, &mut questions, &mut stop).await;
+    let outcome = tokio::select! {
+        outcome = serve(&pipeline, &socket, kernel.ring, &mut questions, &mut stop) => outcome,
+        never = watch(&interfaces) => match never {},
+    };
     drop(questions);
 
     // The program first: from here on the stack gets every packet back. Then the membership.
@@ -122,7 +132,10 @@ pub async fn run(
     if left > 0 {
         error!("{left} requests are given up without an answer, {} s after the stop", STOP_WITHIN.as_secs());
     }
-    hypervisors.shutdown(STOP_WITHIN).await;
+    tokio::select! {
+        () = hypervisors.shutdown(STOP_WITHIN) => {}
+        () = stop.wait() => warn!("asked again: not waiting for restarts and connections any longer"),
+    }
     info!("stopped");
     outcome
 }
@@ -159,11 +172,26 @@ async fn serve(
     }
 }
 
+/// Says when an interface is gone: its membership and the program on it went with it, and nothing else would ever tell.
+async fn watch(interfaces: &[Interface]) -> Infallible {
+    let mut there: Vec<_> = interfaces.iter().map(|interface| (interface, true)).collect();
+    loop {
+        tokio::time::sleep(LOOK_AFTER).await;
+        for (Interface { name, .. }, there) in
+            there.iter_mut().filter(|(interface, there)| *there && !interface.exists())
+        {
+            error!(interface = %name, "the interface is gone, and no request is heard through it any more: restart the daemon when it is back");
+            *there = false;
+        }
+    }
+}
+
 async fn interfaces(multicast: &Multicast, patience: Patience) -> Result<Vec<Interface>, DaemonError> {
     Ok(match (&multicast.interface, patience) {
         (Some(name), Patience::Wait) => vec![interface::wait_for(name).await],
         (Some(name), Patience::Start) => vec![interface::named(name)?],
-        (None, _) => interface::all_for(multicast.group)?,
+        (None, Patience::Wait) => interface::wait_for_any(multicast.group).await,
+        (None, Patience::Start) => interface::all_for(multicast.group)?,
     })
 }
 

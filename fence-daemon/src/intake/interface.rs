@@ -20,6 +20,14 @@ pub struct Interface {
     pub index: u32,
 }
 
+impl Interface {
+    /// Whether it is still there. One of the same name that was made anew is another one.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        named(&self.name).is_ok_and(|now| now == *self)
+    }
+}
+
 /// Why there is no interface to listen on.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
@@ -64,6 +72,22 @@ pub async fn wait_for(name: &str) -> Interface {
     }
 }
 
+/// Waits until there is an interface as [`all_for`] wants them.
+pub async fn wait_for_any(group: IpAddr) -> Vec<Interface> {
+    let mut told = false;
+    loop {
+        match all_for(group) {
+            Ok(interfaces) => return interfaces,
+            Err(_) if told => {}
+            Err(error) => {
+                tracing::warn!("waiting for an interface: {error}");
+                told = true;
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
 /// Every interface that is up, can multicast and has an address of the group's family.
 ///
 /// # Errors
@@ -96,6 +120,8 @@ mod tests {
     #[test]
     fn the_loopback_is_there_and_nonsense_is_not() {
         assert_eq!(named("lo").unwrap().name, "lo");
+        assert!(named("lo").unwrap().exists());
+        assert!(!Interface { index: u32::MAX, ..named("lo").unwrap() }.exists(), "made anew");
         let error = named("no-such-if").unwrap_err();
         assert!(matches!(&error, InterfaceError::Missing(name) if name == "no-such-if"));
         assert!(error.to_string().contains("virsh net-start"));

@@ -112,3 +112,18 @@ fn the_program_has_a_name_and_readable_counters() -> Result<()> {
     }
     Ok(())
 }
+
+/// A daemon that hears nothing any more, because its network was destroyed or made anew, must not be silent about it.
+#[test]
+fn an_interface_that_goes_is_told() -> Result<()> {
+    let bench = Bench::new()?;
+    let mut server = bench.serve(&bench.config("auto"))?;
+    let position = server.log_position();
+    bench.hypervisor.ip(&["link", "del", BRIDGE])?;
+    let told = |line: &str| (line.contains("ERROR") && line.contains(BRIDGE)).then_some(());
+    ensure!(server.wait_log(position, Duration::from_secs(20), told).is_some(), "{}", server.log());
+    ensure!(server.is_running()?, "{}", server.log());
+    let ended = server.stop(Signal::SIGTERM)?;
+    ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
+    Ok(())
+}

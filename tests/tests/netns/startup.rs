@@ -62,6 +62,34 @@ fn with_w_it_waits_for_its_interface() -> Result<()> {
     server.wait_ready(START_LIMIT)
 }
 
+/// Debian starts the server with `-w`, and many a file names an `lxc:///` that nobody serves.
+#[test]
+fn with_w_one_hypervisor_is_enough() -> Result<()> {
+    let bench = Bench::new()?;
+    let uris = vec!["qemu:///system".to_owned(), "test:///default".to_owned()];
+    let mut server =
+        Server::spawn(&bench.hypervisor, &Which::ours()?, &Config { uris, ..bench.config("auto") }, &["-w"])?;
+    server.wait_ready(START_LIMIT)?;
+    ensure!(server.log().contains("libvirt=1/2"), "{}", server.log());
+    bench.expect(&server, bench.guest.space(), &bench.about_domain("off"), 0)?;
+    Ok(())
+}
+
+#[test]
+fn with_w_and_no_hypervisor_it_waits_and_a_stop_ends_that() -> Result<()> {
+    let bench = Bench::new()?;
+    let config = Config { uris: vec!["qemu:///system".to_owned()], ..bench.config("auto") };
+    let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &["-w"])?;
+    server
+        .wait_log(0, START_LIMIT, |line| line.contains("qemu:///system").then_some(()))
+        .with_context(|| format!("it does not say what it waits for: {}", server.log()))?;
+    std::thread::sleep(Duration::from_secs(4));
+    ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
+    let ended = server.stop(nix::sys::signal::Signal::SIGTERM)?;
+    ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
+    Ok(())
+}
+
 #[test]
 fn with_its_port_in_use_it_does_not_start() -> Result<()> {
     let bench = Bench::new()?;
