@@ -5,7 +5,7 @@
 //! that it has joined it on. That membership is also what makes a snooping bridge deliver the group here at all.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,7 @@ use zerocopy::FromBytes;
 use super::interface::Interface;
 use super::{Verified, Via};
 use crate::clock::Moment;
+use crate::observe::limit::LogLimit;
 
 /// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -73,6 +74,7 @@ pub struct RequestSocket {
     key: Option<Key>,
     ifindex: u32,
     counters: Mutex<Counters>,
+    complaints: LogLimit,
 }
 
 impl RequestSocket {
@@ -87,7 +89,15 @@ impl RequestSocket {
         rules: Rules,
         key: Option<Key>,
     ) -> Result<Self, SocketError> {
-        let address = SocketAddr::new(group, port);
+        // Where there is one interface it is the one a link-local caller is on; with several the kernel cannot be told.
+        let ifindex = if let [only] = interfaces { only.index } else { 0 };
+        let address = match group {
+            // A group of the link's scope is one group on each link.
+            IpAddr::V6(group) if matches!(group.segments()[0] & 0xf, 1 | 2) => {
+                SocketAddrV6::new(group, port, 0, ifindex).into()
+            }
+            IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(group, port),
+        };
         let kernel = |what| move |error| SocketError::Kernel { what, address, error };
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(kernel("open"))?;
@@ -115,9 +125,8 @@ impl RequestSocket {
             })?;
         }
         let socket = UdpSocket::from_std(socket.into()).map_err(kernel("watch"))?;
-        // Where there is one interface it is the one a link-local caller is on; with several the kernel cannot be told.
-        let ifindex = if let [only] = interfaces { only.index } else { 0 };
-        Ok(Self { socket, rules, key, ifindex, counters: Mutex::default() })
+        let complaints = LogLimit::new(1, Duration::from_secs(60));
+        Ok(Self { socket, rules, key, ifindex, counters: Mutex::default(), complaints })
     }
 
     /// The next request that holds. Whatever else arrives is counted and forgotten, without a word.
@@ -131,7 +140,9 @@ impl RequestSocket {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!("the request socket: {error}");
+                    if let Some(held_back) = self.complaints.allow(Moment::now()) {
+                        tracing::warn!(held_back, "the request socket: {error}");
+                    }
                     tokio::time::sleep(AFTER_ERROR).await;
                 }
             }
@@ -275,6 +286,15 @@ mod tests {
         assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)));
         let expected = Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
         assert_eq!(socket.counters(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_group_of_the_link_can_be_had() {
+        let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
+        for group in ["ff02::fe1:ce", "ff05::fe1:ce"] {
+            let lo = interface::named("lo").unwrap();
+            RequestSocket::open(group.parse().unwrap(), 11_232, &[lo], rules, Some(key())).unwrap();
+        }
     }
 
     #[tokio::test]
