@@ -18,6 +18,7 @@
 //! * [`key`]: the shared secret, wiped on drop, and the digests made with it.
 //! * [`exchange`]: the call-back conversation as a state machine.
 //! * [`ledger`]: which requests were claimed, answered or superseded.
+//! * [`replay`]: which datagrams came before.
 #![no_std]
 
 #[cfg(any(test, feature = "user"))]
@@ -40,3 +41,5 @@ pub mod exchange;
 pub mod key;
 #[cfg(feature = "user")]
 pub mod ledger;
+#[cfg(feature = "user")]
+pub mod replay;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Verified        intake: form and digest are right
+//!    | replay     is it this very datagram again? then somebody without the key may have sent it
 //!    | ledger     is it new? is it a copy? does it overtake another?
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Ticket};
+use fence_common::replay::Replays;
 use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -72,6 +74,7 @@ struct Shared {
     groups: Groups,
     hypervisors: Hypervisors,
     backlog: Backlog,
+    replays: Mutex<Replays>,
     ledger: Mutex<Ledger>,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
     newest: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
@@ -85,8 +88,8 @@ impl Pipeline {
     #[must_use]
     pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors, backlog: Backlog) -> Self {
         let complaints = LogLimit::new(20, Duration::from_secs(1));
-        let (ledger, newest) = (Mutex::default(), Mutex::default());
-        let shared = Shared { callback, groups, hypervisors, backlog, ledger, newest, complaints };
+        let (replays, ledger, newest) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let shared = Shared { callback, groups, hypervisors, backlog, replays, ledger, newest, complaints };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
     }
 
@@ -96,6 +99,9 @@ impl Pipeline {
         while tasks.try_join_next().is_some() {}
         if *self.stopping.borrow() {
             return;
+        }
+        if self.shared.is_replay(&request) {
+            return debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a replay");
         }
         let now = Moment::now();
         let waited = now.since(request.arrived());
@@ -173,6 +179,11 @@ impl Answer {
 impl Shared {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_replay(&self, request: &Verified) -> bool {
+        let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
+        request.mark().is_some_and(|mark| !replays.is_new(mark))
     }
 
     fn complain(&self, line: impl FnOnce(u64)) {

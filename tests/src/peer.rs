@@ -74,7 +74,6 @@ impl Peer {
         }
         request.domain[..domain.len()].copy_from_slice(domain.as_bytes());
         request.port = self.listener.local_addr()?.port().into();
-        request.random = random()?;
         request.seqno = SEQNO.fetch_add(1, Ordering::Relaxed).into();
         set_address(&mut request, self.address);
         Ok(request)
@@ -86,13 +85,22 @@ impl Peer {
         &self.key
     }
 
-    /// Signs a request with SHA-256 and sends it.
+    /// Signs a request with SHA-256 and sends it, with random bytes of its own as each datagram of a stock client has.
     ///
     /// # Errors
     /// It could not be sent.
-    pub fn send(&self, mut request: Request) -> Result<()> {
+    pub fn send(&self, request: Request) -> Result<()> {
+        self.send_bytes(self.sign(request)?.as_bytes())
+    }
+
+    /// What [`Peer::send`] would send.
+    ///
+    /// # Errors
+    /// The system has no more random bytes.
+    pub fn sign(&self, mut request: Request) -> Result<Request> {
+        request.random = random()?;
         self.key.sign(HashKind::Sha256, &mut request);
-        self.send_bytes(request.as_bytes())
+        Ok(request)
     }
 
     /// Sends any bytes to the group.

@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use fence_common::ledger::RequestId;
+use fence_common::replay::Mark;
 use fence_common::wire::{Op, Request};
 
 use crate::clock::Moment;
@@ -41,6 +42,7 @@ impl fmt::Display for Via {
 pub struct Verified {
     op: Op,
     id: RequestId,
+    mark: Option<Mark>,
     seqno: u32,
     target: Option<Target>,
     caller: SocketAddr,
@@ -64,6 +66,7 @@ impl Verified {
         Some(Self {
             op,
             id: RequestId::of(op, request),
+            mark: Mark::of(request),
             seqno: request.seqno.get(),
             target: request.domain_text().and_then(Target::parse),
             caller,
@@ -95,6 +98,12 @@ impl Verified {
     #[must_use]
     pub fn id(&self) -> RequestId {
         self.id
+    }
+
+    /// What tells the datagram from its other copies; `None` if nothing does.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        self.mark
     }
 
     /// The client's number for it.

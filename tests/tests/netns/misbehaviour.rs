@@ -8,6 +8,7 @@ use fence_common::wire::Op;
 use fence_tests::client::Family;
 use fence_tests::peer::{NOBODY, Peer, set_address};
 use fence_tests::server::{Config, Server};
+use zerocopy::IntoBytes;
 
 use crate::bench::{Bench, DOMAIN, key};
 
@@ -141,5 +142,28 @@ fn a_request_whose_call_back_failed_is_served_when_it_comes_again() -> Result<()
     // Once answered it is not served a third time.
     peer.send(request)?;
     ensure!(peer.called_back(Duration::from_secs(1))?.is_none(), "served twice: {}", server.log());
+    Ok(())
+}
+
+/// Somebody without the key heard an `off` on the segment. Long after it was answered, a client listens at its old place again.
+#[test]
+fn a_datagram_that_was_heard_and_is_sent_again_does_nothing() -> Result<()> {
+    for attach in ["generic", "off"] {
+        let bench = Bench::new()?;
+        let server = bench.serve(&bench.config(attach))?;
+        let peer = peer(&bench)?;
+        let heard = peer.sign(peer.request(Op::Off, DOMAIN)?)?;
+        peer.send_bytes(heard.as_bytes())?;
+        let mut call = peer.called_back(Duration::from_secs(5))?.context("no call-back")?;
+        ensure!(call.converse()? == 0, "{}", server.log());
+        bench.expect(&server, bench.guest.space(), &bench.about_domain("on"), 0)?;
+        std::thread::sleep(fence_common::ledger::REMEMBER + Duration::from_secs(1));
+
+        let mut call = peer.ask(Op::DevStatus, "")?;
+        peer.send_bytes(heard.as_bytes())?;
+        ensure!(peer.called_back(Duration::from_secs(1))?.is_none(), "called back for a replay: {}", server.log());
+        ensure!(call.converse()? == 0, "the replay has overtaken it: {}", server.log());
+        bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
+    }
     Ok(())
 }
