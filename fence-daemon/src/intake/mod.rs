@@ -76,6 +76,12 @@ impl Verified {
         })
     }
 
+    /// Whether the request may name this call-back address: a loopback one means whatever client runs on this host, in whose name a
+    /// guest would act that may ask for it. `from_here`: the datagram came from this host.
+    fn may_be_called(&self, from_here: bool) -> bool {
+        from_here || !self.caller.ip().is_loopback()
+    }
+
     /// A verified request out of nowhere, for tests of what follows.
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(request: &Request) -> Self {

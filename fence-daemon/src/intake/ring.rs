@@ -10,6 +10,9 @@ use super::kernel;
 use super::{Verified, Via};
 use crate::clock::Moment;
 
+/// The loopback interface's number in every network namespace.
+const LOOPBACK: u32 = 1;
+
 /// The ring buffer as something to wait for.
 #[derive(Debug)]
 pub struct Ring(AsyncFd<kernel::Ring>);
@@ -51,7 +54,9 @@ fn take(ring: &mut kernel::Ring) -> Option<Verified> {
     loop {
         match ring.next()? {
             Ok(event) => match verified(&event) {
-                Some(request) => return Some(request),
+                // What the program sees on any other interface came from outside, whatever its source says.
+                Some(request) if request.may_be_called(event.ifindex == LOOPBACK) => return Some(request),
+                Some(_) => {}
                 None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),
             },
             Err(error) => tracing::error!("{error}: a bug of fence-xdp"),

@@ -167,7 +167,11 @@ impl RequestSocket {
             Err(refusal) => Verdict::from(*refusal),
         };
         self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
-        judged.ok().and_then(|request| Verified::new(&request, self.ifindex, Via::Socket, datagram.arrived))
+        judged
+            .ok()
+            .and_then(|request| Verified::new(&request, self.ifindex, Via::Socket, datagram.arrived))
+            // The network stack drops what claims from outside to come from a loopback address.
+            .filter(|request| request.may_be_called(datagram.source.is_loopback()))
     }
 
     /// What arrived here so far, by what became of it.
@@ -300,12 +304,17 @@ mod tests {
     #[tokio::test]
     async fn what_waited_is_as_old_as_it_is() {
         let socket = open(11_231).unwrap();
-        send(request().as_bytes(), SocketAddr::new(GROUP, 11_231));
-        let waited = Duration::from_millis(300);
-        std::thread::sleep(waited);
-        let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
-        let age = verified.verified().since(verified.arrived());
-        assert!(age >= waited && age < Duration::from_secs(10), "{age:?}");
+        let waited = Duration::from_millis(100);
+        let mut ages = Vec::new();
+        // The kernel begins to stamp a moment after the first socket on the machine has asked for it.
+        while ages.last().is_none_or(|age| *age < waited) && ages.len() < 50 {
+            send(request().as_bytes(), SocketAddr::new(GROUP, 11_231));
+            std::thread::sleep(waited);
+            let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+            ages.push(verified.verified().since(verified.arrived()));
+        }
+        let age = *ages.last().unwrap();
+        assert!(age >= waited && age < Duration::from_secs(10), "{ages:?}");
     }
 
     #[test]

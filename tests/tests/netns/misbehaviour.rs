@@ -1,5 +1,6 @@
 //! Clients that misbehave after a valid request: each costs its own request and nothing else.
 
+use std::net::{Ipv6Addr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -164,6 +165,28 @@ fn a_datagram_that_was_heard_and_is_sent_again_does_nothing() -> Result<()> {
         ensure!(peer.called_back(Duration::from_secs(1))?.is_none(), "called back for a replay: {}", server.log());
         ensure!(call.converse()? == 0, "the replay has overtaken it: {}", server.log());
         bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
+    }
+    Ok(())
+}
+
+/// A guest that names the hypervisor's own loopback as its call-back address would be authenticated by whatever client runs on the
+/// hypervisor, in that one's name.
+#[test]
+fn a_guest_is_not_called_back_on_the_hypervisor_itself() -> Result<()> {
+    for attach in ["generic", "off"] {
+        let bench = Bench::new()?;
+        let server = bench.serve(&Config { family: Family::V6, ..bench.config(attach) })?;
+        let listener = bench.hypervisor.space().in_network(|| Ok(TcpListener::bind(("::1", 0))?))?;
+        let peer = Peer::new(&bench.guest, &key(), Family::V6)?;
+        let mut request = peer.request(Op::Status, DOMAIN)?;
+        set_address(&mut request, Ipv6Addr::LOCALHOST.into());
+        request.port = listener.local_addr()?.port().into();
+        peer.send(request)?;
+        // When this one is answered that one was judged.
+        ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "{}", server.log());
+        std::thread::sleep(Duration::from_millis(500));
+        listener.set_nonblocking(true)?;
+        ensure!(listener.accept().is_err(), "{attach}: called back: {}", server.log());
     }
     Ok(())
 }
