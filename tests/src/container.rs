@@ -22,7 +22,7 @@ pub fn start(libvirtd: &Libvirtd, name: &str) -> Result<()> {
     let emulator = ["/usr/lib/libvirt/libvirt_lxc", "/usr/libexec/libvirt_lxc"];
     let emulator = emulator.into_iter().find(|path| std::path::Path::new(path).exists());
     let emulator = emulator.context(
-        "libvirt's LXC driver is missing (Debian package libvirt-daemon-driver-lxc): run `cargo xtask setup`",
+        "libvirt's LXC driver is missing (Debian package libvirt-daemon-driver-lxc): run `cargo xtask setup --for test`",
     )?;
     let xml = format!(
         "<domain type='lxc'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\

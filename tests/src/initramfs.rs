@@ -153,7 +153,7 @@ fn beside(library: &Path, name: &str) -> Result<PathBuf> {
     [directory.join(name), directory.join("nss").join(name)]
         .into_iter()
         .find(|path| path.exists())
-        .with_context(|| format!("{name} is missing (Debian package libnss3): run `cargo xtask setup`"))
+        .with_context(|| format!("{name} is missing (Debian package libnss3): run `cargo xtask setup --for test`"))
 }
 
 /// The shared libraries of a program, its loader included, by the paths at which the loader looks for them.

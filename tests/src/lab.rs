@@ -52,7 +52,7 @@ struct Guardian {
 
 impl Guardian {
     fn start() -> Result<Self> {
-        tools::require(&["unshare", "tini", "ip", "sysctl"])?;
+        tools::require(&["unshare", "tini", "ip"])?;
         let name = format!("fence-lab-{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let mut guardian = Command::new("sh")
             .args(["-c", include_str!("assets/guardian.sh"), "guardian", &name])
@@ -140,6 +140,12 @@ impl Space {
             .with_context(|| format!("{program} {}", arguments.join(" ")))
     }
 
+    /// No duplicate address detection on an interface, which would leave its IPv6 addresses unusable for a second or two.
+    fn use_addresses_at_once(&self, interface: &str) -> Result<()> {
+        // /proc/sys/net is that of whoever opens it.
+        self.must("sh", &["-c", &format!("echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad")]).map(drop)
+    }
+
     /// Runs `code` in this place's network (and there only): sockets that it makes belong to it for good.
     ///
     /// # Errors
@@ -170,8 +176,7 @@ impl Hypervisor {
     pub fn new() -> Result<Self> {
         let hypervisor = Self { space: Space { guardian: Arc::new(Guardian::start()?), network: None } };
         hypervisor.ip(&["link", "add", BRIDGE, "type", "bridge", "forward_delay", "0"])?;
-        // Duplicate address detection would leave the address unusable for a second or two.
-        hypervisor.space.must("sysctl", &["-q", "-w", &format!("net.ipv6.conf.{BRIDGE}.accept_dad=0")])?;
+        hypervisor.space.use_addresses_at_once(BRIDGE)?;
         hypervisor.ip(&["addr", "add", &format!("{HYPERVISOR_V4}/24"), "dev", BRIDGE])?;
         hypervisor.ip(&["link", "set", BRIDGE, "up"])?;
         hypervisor.ip(&["addr", "add", &format!("{HYPERVISOR_V6}/64"), "dev", BRIDGE, "nodad"])?;
@@ -197,7 +202,7 @@ impl Hypervisor {
         let v6: Ipv6Addr = format!("fd00:122::{}", number.saturating_add(10)).parse()?;
         let guest = Guest { space, name, v4, v6 };
         guest.space.must("ip", &["link", "set", "lo", "up"])?;
-        guest.space.must("sysctl", &["-q", "-w", "net.ipv6.conf.eth0.accept_dad=0"])?;
+        guest.space.use_addresses_at_once("eth0")?;
         guest.space.must("ip", &["addr", "add", &format!("{v4}/24"), "dev", "eth0"])?;
         guest.space.must("ip", &["link", "set", "eth0", "up"])?;
         guest.space.must("ip", &["addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;

@@ -17,7 +17,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ldd", "libc-bin"),
     ("libvirtd", "libvirt-daemon"),
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("sysctl", "procps"),
     ("tini", "tini"),
     ("unshare", "util-linux"),
     ("virsh", "libvirt-clients"),
@@ -41,9 +40,9 @@ pub fn find(program: &str) -> Result<PathBuf> {
     }
     match PACKAGES.iter().find(|(name, _)| *name == program) {
         Some((_, package)) => {
-            bail!("`{program}` is missing (Debian package {package}): run `cargo xtask setup`")
+            bail!("`{program}` is missing (Debian package {package}): run `cargo xtask setup --for test`")
         }
-        None => bail!("`{program}` is missing: run `cargo xtask setup`"),
+        None => bail!("`{program}` is missing: run `cargo xtask setup --for test`"),
     }
 }
 
@@ -81,7 +80,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_reported_with_its_remedy() {
         let error = super::find("no-such-program").unwrap_err().to_string();
-        assert!(error.contains("cargo xtask setup"), "{error}");
+        assert!(error.contains("cargo xtask setup --for test"), "{error}");
         assert!(super::find("sh").unwrap().is_absolute());
     }
 }

@@ -11,7 +11,7 @@ for mounted in $hierarchies; do
     echo $$ > "$mounted/$lab/init/cgroup.procs"
 done
 mount -t proc proc /proc
-hostname "$lab"
+echo "$lab" > /proc/sys/kernel/hostname
 
 # libvirt sees the lab's part of each hierarchy as the whole of it. A second, unified hierarchy beside the old ones confuses
 # its LXC driver: only where it is the only one is it kept.

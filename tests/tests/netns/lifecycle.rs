@@ -78,7 +78,7 @@ fn without_f_it_goes_into_the_background_when_it_serves() -> Result<()> {
 
     let pid = std::fs::read_to_string(bench.hypervisor.outside(&pid_file))?;
     let pid = pid.trim();
-    bench.hypervisor.space().must("kill", &["-TERM", pid])?;
+    bench.hypervisor.space().must("sh", &["-c", &format!("kill -TERM {pid}")])?;
     poll_until("the daemon to be gone and its PID file with it", STOP_LIMIT, || {
         let gone = !bench.hypervisor.outside(&format!("/proc/{pid}")).exists();
         Ok((gone && !bench.hypervisor.outside(&pid_file).exists()).then_some(()))

@@ -23,7 +23,7 @@ use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::workspace::Workspace;
 
-/// What a machine is to be able to do, the least first.
+/// What a machine is to be able to do. Among those that tests ask for, a later one includes the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Profile {
     /// Compile everything, the BPF program included

@@ -36,6 +36,8 @@ const LAB: &[Requirement] = &[
     tool("ip", &["iproute2"], "iproute"),
     tool("bpftool", &["bpftool", "linux-tools-common"], "bpftool"),
     tool("fence_xvm", &["fence-virt"], "fence-virt"),
+    tool("tini", &["tini"], "tini"),
+    tool("unshare", &["util-linux"], "util-linux-core"),
 ];
 
 /// To test against a real libvirtd, QEMU, LXC and stock's daemon.
@@ -47,7 +49,6 @@ const TEST: &[Requirement] = &[
     package(&["libvirt-daemon-driver-lxc"], "libvirt-daemon-driver-lxc"),
     tool("virsh", &["libvirt-clients"], "libvirt-client"),
     tool("qemu-system-x86_64", &["qemu-system-x86"], "qemu-system-x86"),
-    tool("tini", &["tini"], "tini"),
     // The guests' whole user space: a dynamically linked busybox is none.
     package(&["busybox-static"], "busybox"),
     tool("tcpdump", &["tcpdump"], "tcpdump"),
@@ -123,7 +124,7 @@ mod tests {
         let installed = BTreeSet::from(["libvirt-dev".to_owned(), "linux-tools-common".to_owned()]);
         let missing = missing(&required, &installed, |tool| matches!(tool, "cc" | "ip"));
         let names: Vec<_> = missing.iter().map(|one| one.apt[0]).collect();
-        assert_eq!(names, ["pkg-config", "fence-virt"]);
+        assert_eq!(names, ["pkg-config", "fence-virt", "tini", "util-linux"]);
     }
 
     #[test]
@@ -135,6 +136,33 @@ mod tests {
                     "{profile:?}: {one:?}"
                 );
             }
+        }
+    }
+
+    /// The programs in `text` between `start` and `end`, in quotes.
+    fn quoted<'a>(text: &'a str, start: &str, end: &str) -> Vec<&'a str> {
+        let list = text.split_once(start).and_then(|(_, rest)| rest.split_once(end)).unwrap().0;
+        list.split('"').skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn what_the_lab_looks_for_is_what_setup_installs() {
+        // On every Debian and Ubuntu, however small.
+        const ESSENTIAL: [&str; 4] = ["apt-cache", "apt-get", "dpkg-deb", "ldd"];
+        let brings = |profile, name: &str| {
+            ESSENTIAL.contains(&name)
+                || requirements(profile).iter().any(|one| one.tool == Some(name) || one.apt.contains(&name))
+        };
+        for text in [include_str!("../../../tests/src/lab.rs"), include_str!("../../../tests/src/bin/fence-lab.rs")] {
+            for program in quoted(text, "tools::require(&[", "])") {
+                assert!(brings(Profile::Lab, program), "the lab needs {program}");
+            }
+        }
+        let text = quoted(include_str!("../../../tests/src/tools.rs"), "PACKAGES: &[(&str, &str)] = &[", "];");
+        assert!(text.len() > 10 && text.len() % 2 == 0, "{text:?}");
+        for pair in text.chunks(2) {
+            let [program, package] = pair else { unreachable!() };
+            assert!(brings(Profile::Test, program) || brings(Profile::Test, package), "the tests need {program}");
         }
     }
 
