@@ -3,6 +3,10 @@
 //! `FENCE_LAB_SERVER=stock` runs this against Debian's fence_virtd (the tests of both drivers at once are ours alone: a stock
 //! server prints nothing for a list over two connections).
 
+#[cfg(test)]
+#[path = "libvirt/xtask_run.rs"]
+mod xtask_run;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};

@@ -1,6 +1,7 @@
 //! Whether this machine is a hypervisor, and what of stock's is on it.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Stock's configuration file: ours reads the same.
@@ -45,7 +46,7 @@ pub(crate) struct StockConfig {
     pub(crate) file: PathBuf,
     /// The key file that it names, or stock's default one.
     pub(crate) key: PathBuf,
-    /// Whether that key file is there.
+    /// Whether there is something in that place; what it is worth the daemon says.
     pub(crate) key_exists: bool,
     /// The UDP port.
     pub(crate) port: u16,
@@ -53,14 +54,25 @@ pub(crate) struct StockConfig {
 
 impl StockConfig {
     /// Reads it; `None` if there is no such file.
-    pub(crate) fn read(root: &Path) -> Option<Self> {
+    ///
+    /// # Errors
+    /// It is there and cannot be read: to pass it over would be to serve with another key than the guests have.
+    pub(crate) fn read(root: &Path) -> io::Result<Option<Self>> {
         let file = root.join(STOCK_CONFIG);
-        let text = fs::read(&file).ok()?;
+        let text = match fs::read(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let text = String::from_utf8_lossy(&text);
         let key = last_value(&text, "key_file").unwrap_or_else(|| STOCK_KEY.to_owned());
-        let key_exists = root.join(key.trim_start_matches('/')).is_file();
+        // A key in a folder that only root may look into is no missing key.
+        let key_exists = match fs::metadata(root.join(key.trim_start_matches('/'))) {
+            Ok(_) => true,
+            Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+        };
         let port = last_value(&text, "port").and_then(|port| port.parse().ok()).unwrap_or(PORT);
-        Some(Self { file, key: key.into(), key_exists, port })
+        Ok(Some(Self { file, key: key.into(), key_exists, port }))
     }
 }
 
@@ -144,18 +156,20 @@ mod tests {
     fn the_key_of_a_stock_configuration_is_found() {
         let text = "listeners { multicast {\n  # key_file = \"/etc/old.key\";\n  Key_File = \"/etc/fence_virt.key\"; port=\"1230\" ; } }\n";
         let there = Tree::of(&[(STOCK_CONFIG, text), ("etc/fence_virt.key", "k")]);
-        let config = StockConfig::read(&there.0).unwrap();
+        let config = StockConfig::read(&there.0).unwrap().unwrap();
         assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some("/etc/fence_virt.key"), true, 1230));
         let gone = Tree::of(&[(STOCK_CONFIG, text)]);
-        assert!(!StockConfig::read(&gone.0).unwrap().key_exists);
-        // A folder is no key.
+        assert!(!StockConfig::read(&gone.0).unwrap().unwrap().key_exists);
+        // Something is wrong with it, and the daemon will say what: no reason for another key.
         let folder = Tree::of(&[(STOCK_CONFIG, text), ("etc/fence_virt.key/x", "")]);
-        assert!(!StockConfig::read(&folder.0).unwrap().key_exists);
+        assert!(StockConfig::read(&folder.0).unwrap().unwrap().key_exists);
         let plain =
             Tree::of(&[(STOCK_CONFIG, "fence_virtd { backend = \"libvirt\"; }"), ("etc/cluster/fence_xvm.key", "k")]);
-        let config = StockConfig::read(&plain.0).unwrap();
+        let config = StockConfig::read(&plain.0).unwrap().unwrap();
         assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some(STOCK_KEY), true, PORT));
-        assert_eq!(StockConfig::read(&Tree::of(&[]).0), None);
+        assert_eq!(StockConfig::read(&Tree::of(&[]).0).unwrap(), None);
+        // What is there and cannot be read (a folder, here) is not passed over.
+        assert!(StockConfig::read(&Tree::of(&[("etc/fence_virt.conf/x", "")]).0).is_err());
     }
 
     #[test]

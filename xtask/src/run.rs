@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Build without optimisation
     #[arg(long)]
     debug: bool,
+    /// Run what was built before: needs neither network nor compiler
+    #[arg(long)]
+    no_build: bool,
     /// Arguments for the daemon, or for the lab
     #[arg(last = true)]
     arguments: Vec<OsString>,
@@ -60,7 +63,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
 }
 
 fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Result<ExitCode> {
-    let stock = StockConfig::read(root);
+    let stock = StockConfig::read(root)
+        .with_context(|| format!("cannot read /{}: as root this would work", hypervisor::STOCK_CONFIG))?;
     // Before the build, which takes minutes the first time.
     let port = stock.as_ref().map_or(hypervisor::PORT, |stock| stock.port);
     if hypervisor::udp_port_taken(root, port) {
@@ -71,9 +75,7 @@ fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Resu
         }
         bail!("UDP port {port} is taken: `ss -ulnp 'sport = :{port}'` says by whom. One daemon at a time can serve it");
     }
-    setup::ensure(workspace, Profile::Build)?;
-    let object = bpf::build(workspace.root())?;
-    build(workspace, &object, options, &["--package", "fence-daemon", "--bin", "fence-daemon"])?;
+    build(workspace, options, Profile::Build, &["--package", "fence-daemon", "--bin", "fence-daemon"])?;
 
     let config = match stock {
         Some(stock) if stock.key_exists => {
@@ -114,25 +116,32 @@ fn own_config() -> anyhow::Result<PathBuf> {
 }
 
 fn lab(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
-    setup::ensure(workspace, Profile::Lab)?;
-    let object = bpf::build(workspace.root())?;
     let binaries =
         ["--package", "fence-daemon", "--package", "fence-tests", "--bin", "fence-daemon", "--bin", "fence-lab"];
-    build(workspace, &object, options, &binaries)?;
+    build(workspace, options, Profile::Lab, &binaries)?;
     let mut arguments = vec![OsString::from("--daemon"), workspace.binary("fence-daemon", !options.debug).into()];
     arguments.extend(options.once.then(|| "--once".into()));
     arguments.extend_from_slice(&options.arguments);
     become_root_program(&workspace.binary("fence-lab", !options.debug), arguments)
 }
 
-fn build(workspace: &Workspace, object: &Path, options: &Options, what: &[&str]) -> anyhow::Result<()> {
-    let mut cargo = workspace.cargo(object);
+/// Installs what `profile` needs and builds `what`, unless what is there is to be run.
+fn build(workspace: &Workspace, options: &Options, profile: Profile, what: &[&str]) -> anyhow::Result<()> {
+    if options.no_build {
+        return Ok(());
+    }
+    setup::ensure(workspace, profile)?;
+    let object = bpf::build(workspace.root())?;
+    let mut cargo = workspace.cargo(&object);
     cargo.arg("build").args((!options.debug).then_some("--release")).args(what);
     progress::shown("building the daemon", cargo)
 }
 
 /// Replaces this process, so that signals and the exit status are the program's own.
 fn become_root_program(program: &Path, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    if !program.is_file() {
+        bail!("{} was not built yet: run this without --no-build", program.display());
+    }
     let command = Privilege::of_this_process().command(program);
     let mut command = command.with_context(|| {
         let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_string_lossy()).collect();
