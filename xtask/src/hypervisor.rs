@@ -58,13 +58,16 @@ impl StockConfig {
     /// # Errors
     /// It is there and cannot be read: to pass it over would be to serve with another key than the guests have.
     pub(crate) fn read(root: &Path) -> io::Result<Option<Self>> {
-        let file = root.join(STOCK_CONFIG);
-        let text = match fs::read(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let text = String::from_utf8_lossy(&text);
+        match fs::read(root.join(STOCK_CONFIG)) {
+            Ok(text) => Ok(Some(Self::of(root, &text))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the file's `text` says.
+    pub(crate) fn of(root: &Path, text: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(text);
         let key = last_value(&text, "key_file").unwrap_or_else(|| STOCK_KEY.to_owned());
         // A key in a folder that only root may look into is no missing key.
         let key_exists = match fs::metadata(root.join(key.trim_start_matches('/'))) {
@@ -72,7 +75,7 @@ impl StockConfig {
             Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
         };
         let port = last_value(&text, "port").and_then(|port| port.parse().ok()).unwrap_or(PORT);
-        Ok(Some(Self { file, key: key.into(), key_exists, port }))
+        Self { file: root.join(STOCK_CONFIG), key: key.into(), key_exists, port }
     }
 }
 

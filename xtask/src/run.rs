@@ -1,9 +1,10 @@
 //! `cargo xtask run`: the daemon on a hypervisor, the lab on a machine that is none.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
 
@@ -63,8 +64,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
 }
 
 fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Result<ExitCode> {
-    let stock = StockConfig::read(root)
-        .with_context(|| format!("cannot read /{}: as root this would work", hypervisor::STOCK_CONFIG))?;
+    let stock = stock_config(root)?;
     // Before the build, which takes minutes the first time.
     let port = stock.as_ref().map_or(hypervisor::PORT, |stock| stock.port);
     if hypervisor::udp_port_taken(root, port) {
@@ -96,6 +96,25 @@ fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Resu
     let mut arguments = vec![OsString::from("-F"), "-f".into(), config.into()];
     arguments.extend_from_slice(&options.arguments);
     become_root_program(&workspace.binary("fence-daemon", !options.debug), arguments)
+}
+
+/// Stock's configuration, read with root's rights where ours do not suffice: Debian's package makes it for root only.
+fn stock_config(root: &Path) -> anyhow::Result<Option<StockConfig>> {
+    let error = match StockConfig::read(root) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => error,
+        read => return read.with_context(|| format!("cannot read /{}", hypervisor::STOCK_CONFIG)),
+    };
+    let Some(mut cat) = Privilege::of_this_process().command("cat") else {
+        return Err(error).with_context(|| {
+            format!("cannot read /{}, and there is no sudo that works here: run this as root", hypervisor::STOCK_CONFIG)
+        });
+    };
+    let read = cat.arg(root.join(hypervisor::STOCK_CONFIG)).stderr(Stdio::inherit()).output();
+    let read = read.with_context(|| format!("cannot start {}", progress::line(&cat)))?;
+    if !read.status.success() {
+        bail!("`{}` failed ({})", progress::line(&cat), read.status);
+    }
+    Ok(Some(StockConfig::of(root, &read.stdout)))
 }
 
 /// Our own configuration, and how the guests get its key.

@@ -123,7 +123,7 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     let for_root: Vec<_> = suites.iter().filter(|suite| suite.needs_root()).map(|suite| suite.name()).collect();
     if privilege == Privilege::None && !for_root.is_empty() {
         bail!(
-            "{} need root, and there is no sudo that works here: run as root, or `cargo xtask test unit`",
+            "root is needed for {}, and there is no sudo that works here: run as root, or `cargo xtask test unit`",
             for_root.join(", ")
         );
     }
