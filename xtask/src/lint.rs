@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: formatting, clippy on every crate (the BPF program for its own target), and the rules of [`crate::tidy`].
+//! `cargo xtask lint`: formatting, clippy on every crate (the BPF program for its own target), the documentation's links, and the rules
+//! of [`crate::tidy`].
 
 use std::env;
 use std::path::Path;
@@ -35,11 +36,15 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<ExitCode> {
         "-D",
         "warnings",
     ]);
+    let mut documentation = workspace.cargo(&object);
+    documentation.args(["doc", "--no-deps", "--workspace", "--exclude", "fence-ebpf", "--quiet"]);
+    documentation.env("RUSTDOCFLAGS", "-D warnings");
     let checks = [
         ("tidy", check_tree(workspace.root())),
         ("format", progress::shown("cargo fmt --check", format)),
         ("clippy", progress::shown("clippy for the host", clippy)),
         ("bpf", check_program(workspace)),
+        ("doc", progress::shown("cargo doc", documentation)),
     ];
     let mut complaints = 0;
     for (name, check) in checks {

@@ -1,6 +1,6 @@
 //! The grammar of fence_virt.conf, and the file as a tree of what was written where.
 //!
-//! Nothing here knows any key: meaning is [`super::resolved`]'s. What is accepted is what stock servers accept (names of any
+//! Nothing here knows any key: meaning is `resolved`'s. What is accepted is what stock servers accept (names of any
 //! characters but space and punctuation, `#` comments between any two tokens, no escapes inside quotes), and besides carriage
 //! returns and a byte order mark, over which they stumble. What is refused although they take it: a value that runs over the end
 //! of its line (always a forgotten quote), control characters, and more than [`MAX_DEPTH`] sections inside each other.

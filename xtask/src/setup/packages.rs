@@ -159,7 +159,7 @@ mod tests {
             }
         }
         let text = quoted(include_str!("../../../tests/src/tools.rs"), "PACKAGES: &[(&str, &str)] = &[", "];");
-        assert!(text.len() > 10 && text.len() % 2 == 0, "{text:?}");
+        assert!(text.len() > 10 && text.len().is_multiple_of(2), "{text:?}");
         for pair in text.chunks(2) {
             let [program, package] = pair else { unreachable!() };
             assert!(brings(Profile::Test, program) || brings(Profile::Test, package), "the tests need {program}");
