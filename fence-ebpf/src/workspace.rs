@@ -7,7 +7,10 @@ use fence_common::boundary::Workspace;
 use fence_common::digest::Scratch;
 
 /// The working memory while it is ours. Given back when dropped, whichever way the run ends.
-pub(crate) struct Claim(*mut Workspace);
+pub(crate) struct Claim {
+    in_use: *mut u64,
+    scratch: *mut Scratch,
+}
 
 impl Claim {
     /// Takes the working memory, unless a run that this one interrupted has it.
@@ -16,10 +19,14 @@ impl Claim {
     /// `workspace` must be valid and aligned for as long as the claim lives, and be used through claims only.
     #[inline(always)]
     pub(crate) unsafe fn take(workspace: *mut Workspace) -> Option<Self> {
-        // SAFETY: the caller vouches for the pointer, and the word at its beginning is used in this way only.
-        let before = unsafe { exchange(&raw mut (*workspace).in_use, 1) };
+        // SAFETY: the caller vouches for the pointer, so its fields lie where it points. Nothing is read.
+        let in_use = unsafe { &raw mut (*workspace).in_use };
+        // SAFETY: as before.
+        let scratch = unsafe { &raw mut (*workspace).scratch };
+        // SAFETY: the word is valid and aligned, as the whole is, and used in this way only.
+        let before = unsafe { exchange(in_use, 1) };
         // Only who took it may have a value whose drop gives it back.
-        if before == 0 { Some(Self(workspace)) } else { None }
+        if before == 0 { Some(Self { in_use, scratch }) } else { None }
     }
 
     /// What is ours now.
@@ -27,7 +34,7 @@ impl Claim {
     pub(crate) fn scratch(&mut self) -> &mut Scratch {
         // SAFETY: needed as maps give pointers only. The pointer is valid (see `take`), and whoever else comes to this memory finds
         // the word taken and turns back, so this is the only reference.
-        unsafe { &mut (*self.0).scratch }
+        unsafe { &mut *self.scratch }
     }
 }
 
@@ -38,7 +45,7 @@ impl Drop for Claim {
         compiler_fence(Ordering::SeqCst);
         // SAFETY: the pointer is valid (see `take`). Volatile, as the compiler must not merge it with the next exchange; an aligned
         // word is written in one.
-        unsafe { (&raw mut (*self.0).in_use).write_volatile(0) };
+        unsafe { self.in_use.write_volatile(0) };
     }
 }
 
