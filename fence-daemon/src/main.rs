@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use fence_common::key::Key;
 use fence_daemon::cli::{self, Cli, EXIT_START, EXIT_USAGE};
 use fence_daemon::config::{self, Config, Warnings};
-use fence_daemon::daemon::{self, Patience};
+use fence_daemon::daemon::{self, DaemonError, Patience};
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::process::{self, PidFile, Readiness};
 
@@ -41,7 +41,14 @@ fn start(cli: &Cli) -> Result<(), u8> {
     let _pid_file = PidFile::take(&cli.pid_file).map_err(say(EXIT_START))?;
     logging::init(config.debug, destination).map_err(say(EXIT_START))?;
     warnings.log();
-    serve(config, key, readiness)
+    serve(config, key, readiness).map_err(|error| {
+        tracing::error!("{error}");
+        match destination {
+            Destination::Foreground => EXIT_START,
+            // The log is elsewhere; whoever started it still listens to standard error.
+            Destination::Background => say(EXIT_START)(error),
+        }
+    })
 }
 
 /// Reads configuration and key. An administrator's mistake in either is told on standard error, with its place.
@@ -63,20 +70,14 @@ fn read(cli: &Cli) -> Result<(Config, Warnings, Option<Key>), u8> {
     Ok((config, warnings, key))
 }
 
-fn serve(config: Config, key: Option<Key>, readiness: Readiness) -> Result<(), u8> {
+fn serve(config: Config, key: Option<Key>, readiness: Readiness) -> Result<(), DaemonError> {
     let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("fence")
-        .build()
-        .map_err(say(EXIT_START))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fence").build();
+    let runtime = runtime.map_err(|error| DaemonError::Runtime("start the runtime", error))?;
     let ended = runtime.block_on(daemon::run(config, key, patience, readiness));
     // A call into a hung libvirt must not keep the process.
     runtime.shutdown_background();
-    ended.map_err(|error| {
-        tracing::error!("{error}");
-        say(EXIT_START)(error)
-    })
+    ended
 }
 
 /// Tells an error on standard error, which in the background leads to the terminal until the daemon is ready.

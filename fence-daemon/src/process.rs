@@ -102,6 +102,7 @@ pub fn daemonise() -> Result<Readiness, ProcessError> {
     if !alone {
         return Err(failed("go into the background")(io::Error::other("other threads run already")));
     }
+    close_inherited().map_err(failed("list open files in /proc"))?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed("open /dev/null"))?;
     let (mut reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
     // What is buffered would be written twice.
@@ -125,6 +126,20 @@ pub fn daemonise() -> Result<Readiness, ProcessError> {
     rustix::stdio::dup2_stdin(&null).map_err(failed("redirect standard input"))?;
     rustix::stdio::dup2_stdout(&null).map_err(failed("redirect standard output"))?;
     Ok(Readiness { parent: Some((writer, null.into())) })
+}
+
+/// Closes what whoever started us left open: a pipe that a daemon keeps makes its reader wait for ever.
+fn close_inherited() -> io::Result<()> {
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        // Nothing of ours is among them: configuration and key are read and closed, and no other thread could open anything. The
+        // list's own descriptor is closed already, which is the one error that comes here.
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
 }
 
 /// The exit code of a daemon that ended before it was up.

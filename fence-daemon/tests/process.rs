@@ -1,7 +1,7 @@
 //! The process life and the logging of the daemon, in processes of their own.
 //!
-//! This program runs itself again in a role that an environment variable names; without one it is the test. It has no harness:
-//! a process that goes into the background must have a single thread.
+//! This program runs itself again in a role that an environment variable names; without one it is the test. It has not the usual
+//! harness: a process that goes into the background must have a single thread.
 
 fn main() -> std::process::ExitCode {
     life::main()
@@ -17,6 +17,7 @@ mod life {
 
     use fence_daemon::observe::logging::{self, Destination, Sink};
     use fence_daemon::process::{self, PidFile, PidFileError, Readiness};
+    use libtest_mimic::{Arguments, Failed, Trial};
     use nix::sys::prctl;
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use nix::sys::signal::{SigSet, Signal};
@@ -36,6 +37,7 @@ mod life {
         }
         let tests: &[(&str, Test)] = &[
             ("the_starter_waits_until_the_daemon_is_up", the_starter_waits_until_the_daemon_is_up),
+            ("what_the_starter_left_open_is_closed", what_the_starter_left_open_is_closed),
             ("a_failed_start_is_seen_by_the_starter", a_failed_start_is_seen_by_the_starter),
             ("a_second_daemon_gives_up", a_second_daemon_gives_up),
             ("a_killed_daemon_leaves_a_file_to_take_over", a_killed_daemon_leaves_a_file_to_take_over),
@@ -48,22 +50,16 @@ mod life {
             ("the_journal_in_the_background", the_journal_in_the_background),
             ("syslog_where_there_is_no_journal", syslog_where_there_is_no_journal),
         ];
-        let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-        for (name, test) in tests {
-            if !wanted.is_empty() && !wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
-                continue;
-            }
-            let dir = std::env::temp_dir().join(format!("fence-daemon-process-{}-{name}", std::process::id()));
-            std::fs::create_dir(&dir).unwrap();
-            let result = std::panic::catch_unwind(|| test(&dir));
-            std::fs::remove_dir_all(&dir).unwrap();
-            if result.is_err() {
-                eprintln!("test {name} ... FAILED");
-                return ExitCode::FAILURE;
-            }
-            eprintln!("test {name} ... ok");
-        }
-        ExitCode::SUCCESS
+        let trials = tests.iter().map(|&(name, test)| Trial::test(name, move || in_a_directory(name, test)));
+        libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    }
+
+    fn in_a_directory(name: &str, test: Test) -> Result<(), Failed> {
+        let dir = std::env::temp_dir().join(format!("fence-daemon-process-{}-{name}", std::process::id()));
+        std::fs::create_dir(&dir)?;
+        let result = std::panic::catch_unwind(|| test(&dir));
+        std::fs::remove_dir_all(&dir)?;
+        result.map_err(|panic| std::panic::resume_unwind(panic))
     }
 
     fn role(name: &str, dir: &Path) -> Command {
@@ -198,6 +194,20 @@ mod life {
         let (fixed, before) = report.rsplit_once('\n').unwrap();
         assert_eq!(fixed, "/dev/null\n/dev/null\n/dev/null\n/\ntrue");
         assert!(before.starts_with("pipe:"), "standard error leads to the starter's until then: {before}");
+        std::fs::write(dir.join("stop"), "").unwrap();
+        wait_until("end", || !dir.join("x.pid").exists());
+    }
+
+    fn what_the_starter_left_open_is_closed(dir: &Path) {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty()).unwrap();
+        let output = run("up", dir);
+        assert_eq!(output.status.code(), Some(0));
+        drop(writer);
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || ended.send(reader.read(&mut [0]).unwrap()));
+        assert_eq!(end.recv_timeout(LIMIT), Ok(0), "the daemon holds a pipe that was not meant for it");
+        assert!(dir.join("x.pid").exists(), "it still runs");
         std::fs::write(dir.join("stop"), "").unwrap();
         wait_until("end", || !dir.join("x.pid").exists());
     }
