@@ -162,8 +162,8 @@ async fn serve(
             },
             request = socket.next() => pipeline.accept(request),
             question = questions.next() => {
-                while let Some(request) = ring.as_mut().and_then(Ring::take) {
-                    pipeline.accept(request);
+                if let Some(ring) = ring.as_mut() {
+                    ring.take_waiting(|request| pipeline.accept(request));
                 }
                 socket.take_waiting(|request| pipeline.accept(request));
                 drop(question);

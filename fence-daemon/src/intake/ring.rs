@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fence_common::boundary::Event;
+use fence_common::boundary::{Event, RING_BYTES};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -44,11 +44,18 @@ impl Ring {
         }
     }
 
-    /// The next request if there is one, whether or not the runtime has noticed it yet.
-    pub fn take(&mut self) -> Option<Verified> {
-        take(self.0.get_mut())
+    /// Hands each request that is there already to `each`, whether or not the runtime has noticed it yet.
+    pub fn take_waiting(&mut self, mut each: impl FnMut(Verified)) {
+        // A full ring's worth is all that was there at the beginning, however fast somebody adds to it meanwhile.
+        for _ in 0..RECORDS_MAX {
+            let Some(request) = take(self.0.get_mut()) else { return };
+            each(request);
+        }
     }
 }
+
+/// More records than the ring buffer holds.
+const RECORDS_MAX: usize = RING_BYTES / size_of::<Event>();
 
 fn take(ring: &mut kernel::Ring) -> Option<Verified> {
     loop {
