@@ -101,14 +101,14 @@ impl Pipeline {
             return;
         }
         if self.shared.is_replay(&request) {
-            return debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a replay");
+            return debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a replay");
         }
         let now = Moment::now();
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
             self.shared.complain(|held_back| {
                 let (op, source) = (request.op().name(), request.caller());
-                warn!(op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");
+                warn!(%op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");
             });
             return;
         }
@@ -120,7 +120,7 @@ impl Pipeline {
             self.shared.complain(|held_back| {
                 let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
                 let domain = domain(&request);
-                warn!(op, %domain, %source, held_back, "not begun: {all} are being served, {from_there} of this source");
+                warn!(%op, %domain, %source, held_back, "not begun: {all} are being served, {from_there} of this source");
             });
             return;
         }
@@ -128,7 +128,7 @@ impl Pipeline {
         drop(ledger);
         match arrival {
             Arrival::Duplicate => {
-                debug!(op = request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");
+                debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");
             }
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
@@ -172,7 +172,11 @@ impl Answer {
     }
 
     fn outcome(outcome: &Outcome) -> Self {
-        Self { dead: outcome.proven_off, ..Self::reply(outcome.reply, outcome.detail.to_string()) }
+        let detail = match &outcome.domain {
+            Some(domain) => format!("{}: {domain}", outcome.detail),
+            None => outcome.detail.to_string(),
+        };
+        Self { dead: outcome.proven_off, ..Self::reply(outcome.reply, detail) }
     }
 }
 
@@ -258,12 +262,12 @@ impl Shared {
             (Some(reason), _) => self.tell_moot(request, reason),
             // The stock client takes one call-back, and refuses or hangs up on the ones to its other addresses.
             (None, Some(error)) if copied => {
-                debug!(op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
+                debug!(%op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
             }
             (None, Some(error)) => self.complain(|held_back| {
-                warn!(op, %domain, %source, seqno, %via, %after, held_back, "call-back failed: {error}");
+                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "call-back failed: {error}");
             }),
-            (None, None) => info!(op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping"),
+            (None, None) => info!(%op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping"),
         }
     }
 
@@ -272,9 +276,9 @@ impl Shared {
         let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
         let (seqno, via) = (request.seqno(), request.via());
         match reason {
-            NoClaim::Taken | NoClaim::Full => debug!(op, %domain, %source, seqno, %via, "not answered: {reason}"),
+            NoClaim::Taken | NoClaim::Full => debug!(%op, %domain, %source, seqno, %via, "not answered: {reason}"),
             NoClaim::Superseded => self.complain(|held_back| {
-                info!(op, %domain, %source, seqno, %via, held_back, "not answered: {reason}");
+                info!(%op, %domain, %source, seqno, %via, held_back, "not answered: {reason}");
             }),
         }
     }
@@ -304,12 +308,12 @@ impl Shared {
             }
         };
         info!(
-            op = request.op().name(),
+            op = %request.op().name(),
             domain = %domain(request),
             source = %request.caller().ip(),
             seqno = request.seqno(),
             via = %request.via(),
-            reply = answer.result.replace(' ', "-"),
+            reply = %answer.result.replace(' ', "-"),
             verified = %steps.since_arrival(Some(steps.verified)),
             called_back = %steps.since_arrival(steps.called_back),
             dead = %steps.since_arrival(steps.dead),
