@@ -40,7 +40,7 @@ pub struct Cli {
     #[arg(short = 'f', long = "config", value_name = "FILE", default_value = config::DEFAULT_PATH, value_parser = absolute)]
     pub config: PathBuf,
 
-    /// Log more: 1 and up for each request's steps, 5 and up for everything
+    /// Log more: 1 and up for what was ignored and why, 5 and up for everything
     #[arg(short = 'd', long, value_name = "LEVEL")]
     pub debug: Option<u32>,
 

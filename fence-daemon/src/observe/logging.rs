@@ -50,7 +50,7 @@ pub enum LoggingError {
 
 /// Sets up logging for the rest of the process's life. In the background: after [`crate::process::daemonise`].
 ///
-/// `debug` 0 logs what an administrator wants to know, 1 and up each request's steps, 5 and up everything; the environment
+/// `debug` 0 logs what an administrator wants to know, 1 and up what was ignored and why, 5 and up everything; the environment
 /// variable `RUST_LOG` overrides it.
 ///
 /// # Errors
