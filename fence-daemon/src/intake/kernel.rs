@@ -16,6 +16,7 @@ use fence_common::key::Key;
 use fence_common::verdict::{COUNTERS, Counters};
 
 mod interface;
+mod rtnetlink;
 
 pub use interface::{Occupant, Sharer};
 
