@@ -136,3 +136,39 @@ fn what_comes_by_an_interface_that_others_listen_on_too_is_left_alone() {
         assert_eq!(load().attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
     });
 }
+
+#[test]
+fn among_many_interfaces_the_one_on_top_is_found() {
+    in_namespace(|| {
+        // More than the kernel describes in one datagram.
+        for number in 0..60 {
+            ip(&format!("link add other{number} type bridge"));
+        }
+        ip("link add top0 link virbr0 type macvlan");
+        let refused = load().attach("virbr0", Mode::Auto);
+        assert!(matches!(refused, Err(Error::Shared { .. })), "{refused:?}");
+        ip("link del top0");
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
+    });
+}
+
+#[test]
+fn a_device_whose_lower_one_is_in_another_namespace_shares_nothing() {
+    in_namespace(|| {
+        let number = nix::net::if_::if_nametoindex("virbr0").unwrap();
+        let here = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
+        // Its lower one has the number of ours, there. The device lives as long as that namespace.
+        let elsewhere = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            ip(&format!("link add below0 index {number} type bridge"));
+            ip("link add top0 link below0 type macvlan");
+            ip(&format!("link set top0 netns {here}"));
+            std::fs::File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let elsewhere = elsewhere.join().unwrap();
+        let show = ip("link show top0");
+        assert!(show.contains(&format!("top0@if{number}:")), "{show}");
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
+        drop(elsewhere);
+    });
+}
