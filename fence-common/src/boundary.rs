@@ -14,7 +14,7 @@ use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 ///
 /// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
 /// read-only map [`name::ABI`], which the daemon checks after load.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 1;
 
 /// Names of the program, the maps and the version symbol: the kernel keeps 15 characters of a name.
 pub mod name {
@@ -64,8 +64,8 @@ pub struct Config {
     pub strict_source: u8,
     /// The IPv4 group, network order.
     pub group_v4: [u8; 4],
-    /// The UDP port, network order.
-    pub port: [u8; 2],
+    /// The UDP port, a number as this machine has them: people read it with bpftool.
+    pub port: u16,
     /// Zero.
     pub reserved: [u8; 2],
     /// The IPv6 group, network order.
@@ -84,7 +84,7 @@ impl Config {
             min_hash: listener.rules.min_hash.to_wire(),
             strict_source: u8::from(listener.rules.strict_source),
             group_v4: listener.group_v4.unwrap_or_default(),
-            port: listener.port.to_be_bytes(),
+            port: listener.port,
             reserved: [0; 2],
             group_v6: listener.group_v6.unwrap_or_default(),
         }

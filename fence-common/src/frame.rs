@@ -150,7 +150,7 @@ fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Conf
     let Some(&[_, _, port_high, port_low, len_high, len_low, ..]) = packet.bytes::<UDP_LEN>(start) else {
         return Err(Verdict::Malformed);
     };
-    if [port_high, port_low] != config.port {
+    if u16::from_be_bytes([port_high, port_low]) != config.port {
         return Err(Verdict::NotOurs);
     }
     let len = usize::from(u16::from_be_bytes([len_high, len_low]));
