@@ -142,9 +142,13 @@ mod tests {
         for path in [concat!("/ho", "me/ada/key"), concat!("\"/ro", "ot/.cargo\""), concat!("x=/ro", "ot/a")] {
             assert_eq!(rules(path, false).len(), 1, "{path}");
         }
-        for path in
-            ["/homes/x", "target/root/x", "root@guest:/etc/x", concat!("scp k root@GUEST:/ro", "ot/"), "chroot/x"]
-        {
+        for path in [
+            "/homes/x",
+            concat!("target/ro", "ot/x"),
+            "root@guest:/etc/x",
+            concat!("scp k root@GUEST:/ro", "ot/"),
+            "chroot/x",
+        ] {
             assert_eq!(rules(path, false).len(), 0, "{path}");
         }
     }

@@ -26,7 +26,7 @@ const PID_FILE: &str = "/run/fence_virtd.pid";
 /// Runs a command with an /etc in which `$1`, if not empty, is the fence_virt.conf and otherwise there is none; the host's keeps what it has.
 const WITH_ETC: &str = r#"
 set -eu
-layers=$(mktemp -d /run/lab/etc.XXXXXX)
+layers=$(mktemp -d -p /run/lab)
 mkdir "$layers/upper" "$layers/work"
 mount -t overlay -o "lowerdir=/etc,upperdir=$layers/upper,workdir=$layers/work" overlay /etc
 rm -f /etc/fence_virt.conf
