@@ -381,8 +381,11 @@ impl KeyFileError {
         let path = self.path().display();
         let make = format!("(umask 077; dd if=/dev/urandom of={path} bs=4096 count=1)");
         match self {
-            Self::Missing(_) => {
-                format!("copy the guests' key there, or make one and copy it to every guest: {make}")
+            Self::Missing(path) => {
+                // The folder may be missing with it: /etc/cluster, where upstream keeps the key, comes with no package.
+                let folder = path.parent().filter(|folder| !folder.exists());
+                let folder = folder.map(|folder| format!("mkdir -p {} && ", folder.display())).unwrap_or_default();
+                format!("copy the guests' key there, or make one and copy it to every guest: {folder}{make}")
             }
             Self::Empty(_) => format!("fill it, and copy it to every guest: {make}"),
             Self::NotAFile(_) => "name a file: `listeners { multicast { key_file = \"...\"; } }`".to_owned(),

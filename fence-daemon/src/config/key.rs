@@ -106,6 +106,13 @@ mod tests {
         let missing = load(&dir.path().join("none"), warnings).unwrap_err();
         assert!(matches!(missing, KeyFileError::Missing(_)), "{missing}");
         assert!(missing.render(false).contains("umask 077; dd if=/dev/urandom of="), "{}", missing.render(false));
+        assert!(!missing.help().contains("mkdir"), "its folder is there");
+        let nowhere = load(&dir.path().join("no/such/key"), warnings).unwrap_err();
+        assert!(
+            nowhere.help().contains("mkdir -p ") && nowhere.help().contains("no/such && (umask"),
+            "{}",
+            nowhere.help()
+        );
         let directory = load(dir.path(), warnings).unwrap_err();
         assert!(matches!(directory, KeyFileError::NotAFile(_)), "{directory}");
         let device = load(Path::new("/dev/zero"), warnings).unwrap_err();
