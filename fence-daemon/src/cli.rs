@@ -44,7 +44,7 @@ pub struct Cli {
     #[arg(short = 'd', long, value_name = "LEVEL")]
     pub debug: Option<u32>,
 
-    /// Wait for libvirt and the network interface instead of giving up at the start
+    /// Wait at the start for the network interface and for the first libvirt connection
     #[arg(short = 'w', long)]
     pub wait: bool,
 
