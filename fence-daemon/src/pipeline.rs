@@ -20,6 +20,7 @@
 //! anything. How many run at once is bounded ([`SERVING_MAX`]).
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -299,26 +300,20 @@ impl Shared {
         if let Some(claim) = claim {
             self.ledger().answered(now.nanos(), claim);
         }
-        let note = match &sent {
-            None => "not answered: something newer was asked from the same address and port".to_owned(),
-            Some(Err(error)) => format!("the answer could not be delivered: {error}"),
-            Some(Ok(())) => {
-                steps.replied = Some(now);
-                String::new()
-            }
-        };
+        steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
+        let (reply, note) = told(answer.result, sent.as_ref());
         info!(
             op = %request.op().name(),
             domain = %domain(request),
             source = %request.caller().ip(),
             seqno = request.seqno(),
             via = %request.via(),
-            reply = %answer.result.replace(' ', "-"),
+            reply = %reply.replace(' ', "-"),
             verified = %steps.since_arrival(Some(steps.verified)),
             called_back = %steps.since_arrival(steps.called_back),
             dead = %steps.since_arrival(steps.dead),
             replied = %steps.since_arrival(steps.replied),
-            "{}{}{note}", answer.detail, if note.is_empty() { "" } else { "; " },
+            "{}{note}", answer.detail,
         );
     }
 
@@ -376,6 +371,15 @@ impl Shared {
             detail.push_str(&format!("; none of {uri}: {error}"));
         }
         Answer { bytes, result: Reply::Success.name(), detail, dead: None }
+    }
+}
+
+/// What the log says that the peer was told, and why if that is nothing: nobody may read a success there that was never said.
+fn told(result: &'static str, sent: Option<&io::Result<()>>) -> (&'static str, String) {
+    match sent {
+        Some(Ok(())) => (result, String::new()),
+        Some(Err(error)) => ("undelivered", format!("; the answer could not be delivered: {error}")),
+        None => ("none", "; not answered: something newer was asked from the same address and port".to_owned()),
     }
 }
 

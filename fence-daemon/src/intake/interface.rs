@@ -58,33 +58,25 @@ pub fn named(name: &str) -> Result<Interface, InterfaceError> {
 
 /// Waits until there is an interface of that name.
 pub async fn wait_for(name: &str) -> Interface {
-    let mut told = false;
-    loop {
-        match named(name) {
-            Ok(interface) => return interface,
-            Err(_) if told => {}
-            Err(_) => {
-                tracing::warn!("waiting for the interface {name} to appear");
-                told = true;
-            }
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
+    wait_until(&format!("the interface {name} to appear"), || named(name)).await
 }
 
 /// Waits until there is an interface as [`all_for`] wants them.
 pub async fn wait_for_any(group: IpAddr) -> Vec<Interface> {
-    let mut told = false;
+    wait_until("an interface that is up, can multicast and has an address", || all_for(group)).await
+}
+
+/// Looks again and again until something is found; says once what for.
+async fn wait_until<T>(what: &str, look: impl Fn() -> Result<T, InterfaceError>) -> T {
+    if let Ok(found) = look() {
+        return found;
+    }
+    tracing::warn!("waiting for {what}");
     loop {
-        match all_for(group) {
-            Ok(interfaces) => return interfaces,
-            Err(_) if told => {}
-            Err(error) => {
-                tracing::warn!("waiting for an interface: {error}");
-                told = true;
-            }
-        }
         tokio::time::sleep(LOOK_AGAIN).await;
+        if let Ok(found) = look() {
+            return found;
+        }
     }
 }
 

@@ -294,3 +294,13 @@ async fn a_reflected_challenge_is_not_answered() {
     timeout(SOON, oracle.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, b"", "the host has answered its own challenge");
 }
+
+#[test]
+fn the_log_tells_a_success_only_where_it_was_said() {
+    let success = Reply::Success.name();
+    assert_eq!(told(success, Some(&Ok(()))), (success, String::new()));
+    let (reply, note) = told(success, Some(&Err(io::ErrorKind::BrokenPipe.into())));
+    assert!(reply == "undelivered" && note.contains("could not be delivered"), "{reply}{note}");
+    let (reply, note) = told(success, None);
+    assert!(reply == "none" && note.contains("newer"), "{reply}{note}");
+}

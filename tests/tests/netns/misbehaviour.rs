@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::hash::HashKind;
-use fence_common::wire::Op;
+use fence_common::wire::{HASH_LEN, Op};
 use fence_tests::client::Family;
-use fence_tests::peer::{NOBODY, Peer, set_address};
+use fence_tests::peer::{CallBack, NOBODY, Peer, set_address};
 use fence_tests::server::{Config, Server};
 use zerocopy::IntoBytes;
 
@@ -19,6 +19,14 @@ const AT_ONCE: Duration = Duration::from_secs(4);
 
 fn peer(bench: &Bench) -> Result<Peer> {
     Peer::new(&bench.guest, &key(), Family::V4)
+}
+
+/// A call-back in which the daemon has answered our challenge, and the challenge that it waits for our answer to.
+fn examined(peer: &Peer) -> Result<(CallBack, [u8; HASH_LEN])> {
+    let mut call = peer.ask(Op::Off, DOMAIN)?;
+    call.challenge()?;
+    let challenge = call.read_block()?;
+    Ok((call, challenge))
 }
 
 /// That another guest is answered at once, and that the domain still runs.
@@ -60,17 +68,13 @@ fn a_wrong_response_is_no_authentication() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
     let peer = peer(&bench)?;
-    let mut call = peer.ask(Op::Off, DOMAIN)?;
-    call.challenge()?;
-    let challenge = call.read_block()?;
+    let (mut call, challenge) = examined(&peer)?;
     let mut response = peer.key().digest(HashKind::Sha256, &[&challenge]);
     response[31] ^= 1;
     call.write(&response)?;
     ensure!(call.reply()? != Some(0), "a wrong response was taken for a right one: {}", server.log());
     // The padding counts as well: a response of another kind of digest would differ only there.
-    let mut call = peer.ask(Op::Off, DOMAIN)?;
-    call.challenge()?;
-    let challenge = call.read_block()?;
+    let (mut call, challenge) = examined(&peer)?;
     let mut response = peer.key().digest(HashKind::Sha256, &[&challenge]);
     response[63] = 1;
     call.write(&response)?;
@@ -82,11 +86,9 @@ fn a_wrong_response_is_no_authentication() -> Result<()> {
 fn our_own_challenge_is_not_answered_for_a_keyless_guest() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
-    let (examined, mirror) = (peer(&bench)?, peer(&bench)?);
+    let (victim, mirror) = (peer(&bench)?, peer(&bench)?);
     // On one connection the daemon examines us; on the other we put the same question to it.
-    let mut exam = examined.ask(Op::Off, DOMAIN)?;
-    exam.challenge()?;
-    let challenge = exam.read_block()?;
+    let (_exam, challenge) = examined(&victim)?;
     let mut reflected = mirror.ask(Op::Status, DOMAIN)?;
     reflected.write(&challenge)?;
     if let Ok(answer) = reflected.read_block() {
@@ -104,9 +106,7 @@ fn a_challenge_reflected_on_its_own_connection_is_refused() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
     let peer = peer(&bench)?;
-    let mut call = peer.ask(Op::Off, DOMAIN)?;
-    call.challenge()?;
-    let challenge = call.read_block()?;
+    let (mut call, challenge) = examined(&peer)?;
     call.write(&challenge)?;
     ensure!(call.reply()? != Some(0), "{}", server.log());
     others_are_served_at_once(&bench, &server, 2)
