@@ -4,6 +4,7 @@
 //! Verified        intake: form and digest are right
 //!    | replay     is it this very datagram again? then somebody without the key may have sent it
 //!    | ledger     is it new? is it a copy? does it overtake another?
+//!    | hypervisor is the domain one of ours? if not, the host that has it goes first
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
 //!    | backlog    what has arrived meanwhile is taken in: something newer from the same place may be among it
@@ -17,7 +18,9 @@
 //! ```
 //!
 //! Every request runs as a task of its own, so that a silent peer, a dead address or a slow domain costs nobody else
-//! anything. How many run at once is bounded ([`SERVING_MAX`]).
+//! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`.
+
+mod answer;
 
 use std::collections::HashMap;
 use std::io;
@@ -27,21 +30,20 @@ use std::time::Duration;
 
 use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Ticket};
 use fence_common::replay::Replays;
-use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
+use fence_common::wire::{Op, Reply};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
-use zerocopy::IntoBytes;
 
+use self::answer::{Answer, Tone};
 use crate::callback::{Authenticated, Callback, CallbackError};
 use crate::clock::Moment;
 use crate::config::Groups;
-use crate::hypervisor::{Hypervisors, Outcome};
+use crate::hypervisor::Hypervisors;
 use crate::intake::Verified;
 use crate::intake::backlog::Backlog;
-use crate::observe::limit::LogLimit;
+use crate::observe::limit::SourceLimit;
 use crate::observe::steps::Steps;
-use crate::policy::{self, Authorized};
 
 /// How many requests are served at once. A further one is not begun: its client sends it again two seconds later.
 pub const SERVING_MAX: usize = 1024;
@@ -54,10 +56,17 @@ pub const SERVING_MAX_PER_CALLER: usize = 64;
 /// datagram that was seen may be the second of theirs, two seconds into it.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 
+/// How long a request for a domain that is not known here waits for its call-back. Every host of a segment hears every request: the one
+/// that has the domain must be the one that answers. Shorter than the client takes to ask again (2 s).
+pub const DEFER: Duration = Duration::from_secs(1);
+
 /// How long a request may have waited in the kernel before it is begun. Longer than its client takes to ask again (2 s), so nobody
 /// who still waits loses anything; whoever does not wait any more must not find a domain dead later on, nor the next client at the
 /// same place an answer.
 pub const BEGIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// How many lines about one source the log takes at once; then one a second. What was fenced is always told.
+const LINES_AT_ONCE: u32 = 100;
 
 /// How long a stop waits for call-backs. An honest exchange takes milliseconds, and a client that has been connected to does not ask
 /// again: cut off in the middle it reports a failed fence.
@@ -79,8 +88,10 @@ struct Shared {
     ledger: Mutex<Ledger>,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
     newest: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
-    /// For lines about peers that do not answer or may not: they could be made to come often.
-    complaints: LogLimit,
+    /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
+    complaints: SourceLimit,
+    /// [`DEFER`]; tests have their own.
+    defer: Duration,
 }
 
 impl Pipeline {
@@ -88,9 +99,10 @@ impl Pipeline {
     /// [`Pipeline::accept`] listens to.
     #[must_use]
     pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors, backlog: Backlog) -> Self {
-        let complaints = LogLimit::new(20, Duration::from_secs(1));
+        let complaints = SourceLimit::new(LINES_AT_ONCE, Duration::from_secs(1));
         let (replays, ledger, newest) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let shared = Shared { callback, groups, hypervisors, backlog, replays, ledger, newest, complaints };
+        let shared =
+            Shared { callback, groups, hypervisors, backlog, replays, ledger, newest, complaints, defer: DEFER };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
     }
 
@@ -107,7 +119,7 @@ impl Pipeline {
         let now = Moment::now();
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
-            self.shared.complain(|held_back| {
+            self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
                 warn!(%op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");
             });
@@ -118,7 +130,7 @@ impl Pipeline {
         if tasks.len() >= SERVING_MAX || from_there >= SERVING_MAX_PER_CALLER {
             ledger.turn_away(request.id(), request.caller());
             drop(ledger);
-            self.shared.complain(|held_back| {
+            self.shared.complain(request.caller(), |held_back| {
                 let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
                 let domain = domain(&request);
                 warn!(%op, %domain, %source, held_back, "not begun: {all} are being served, {from_there} of this source");
@@ -158,27 +170,17 @@ impl Pipeline {
     }
 }
 
-/// What is said to the peer in the end.
+/// Whether the call-back waited for other hosts to be first, because the domain is not known here.
+#[derive(Clone, Copy, Debug)]
+struct Deferred(bool);
+
+/// Why there is nobody to answer to.
 #[derive(Debug)]
-struct Answer {
-    bytes: Vec<u8>,
-    result: &'static str,
-    detail: String,
-    dead: Option<Moment>,
-}
-
-impl Answer {
-    fn reply(reply: Reply, detail: impl Into<String>) -> Self {
-        Self { bytes: vec![reply.to_wire()], result: reply.name(), detail: detail.into(), dead: None }
-    }
-
-    fn outcome(outcome: &Outcome) -> Self {
-        let detail = match &outcome.domain {
-            Some(domain) => format!("{}: {domain}", outcome.detail),
-            None => outcome.detail.to_string(),
-        };
-        Self { dead: outcome.proven_off, ..Self::reply(outcome.reply, detail) }
-    }
+enum NoPeer {
+    /// The call-back failed.
+    Unreached(CallbackError, Deferred),
+    /// It was ended: something newer was asked from the same place, or the daemon stops.
+    Ended,
 }
 
 impl Shared {
@@ -191,8 +193,9 @@ impl Shared {
         request.mark().is_some_and(|mark| !replays.is_new(mark))
     }
 
-    fn complain(&self, line: impl FnOnce(u64)) {
-        if let Some(held_back) = self.complaints.allow(Moment::now()) {
+    /// Logs a line about a source, with how many about it were held back, unless there have been too many.
+    fn complain(&self, source: SocketAddr, line: impl FnOnce(u64)) {
+        if let Some(held_back) = self.complaints.allow(source.ip().to_canonical(), Moment::now()) {
             line(held_back);
         }
     }
@@ -221,21 +224,20 @@ impl Shared {
             tokio::time::sleep(STOP_GRACE).await;
         };
         let called = tokio::select! {
-            called = self.callback.call(&request) => Some(called),
-            () = overtaken.notified() => None,
-            () = stopped => None,
+            called = self.call_back(&request) => called,
+            () = overtaken.notified() => Err(NoPeer::Ended),
+            () = stopped => Err(NoPeer::Ended),
         };
-        let peer = match called {
-            Some(Ok(peer)) => peer,
-            Some(Err(error)) => return self.give_up(&request, ticket, Some(&error)),
-            None => return self.give_up(&request, ticket, None),
+        let (peer, deferred) = match called {
+            Ok(called) => called,
+            Err(reason) => return self.give_up(&request, ticket, &reason),
         };
         let called_back = Moment::now();
         self.backlog.read().await;
         let claimed = self.ledger().claim(called_back.nanos(), ticket);
         let (answer, claim) = match claimed {
             Ok(claim) => (self.answer(&request, &peer).await, Some(claim)),
-            Err(NoClaim::Full) => (Answer::reply(Reply::Failure, NoClaim::Full.to_string()), None),
+            Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), None),
             Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => return self.tell_moot(&request, reason),
         };
         let steps = Steps {
@@ -245,11 +247,29 @@ impl Shared {
             dead: answer.dead,
             replied: None,
         };
-        self.finish(&request, peer, claim, answer, steps).await;
+        self.finish(&request, peer, claim, answer, steps, deferred).await;
     }
 
-    /// The call-back came to nothing. `error` is what went wrong, if anything did.
-    fn give_up(&self, request: &Verified, ticket: Ticket, error: Option<&CallbackError>) {
+    /// Calls back; at once if the domain is one of this host's, else late enough for the host that has it to be first: the client takes
+    /// the first connection that it gets.
+    async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferred), NoPeer> {
+        let mut deferred = Deferred(false);
+        if let (Op::Off | Op::Reboot | Op::On | Op::Status, Some(target)) = (request.op(), request.target()) {
+            let left = self.defer.saturating_sub(Moment::now().since(request.arrived()));
+            let until = tokio::time::Instant::now() + left;
+            if !matches!(tokio::time::timeout_at(until, self.hypervisors.has(target)).await, Ok(true)) {
+                deferred = Deferred(true);
+                tokio::time::sleep_until(until).await;
+            }
+        }
+        match self.callback.call(request).await {
+            Ok(peer) => Ok((peer, deferred)),
+            Err(error) => Err(NoPeer::Unreached(error, deferred)),
+        }
+    }
+
+    /// The call-back came to nothing.
+    fn give_up(&self, request: &Verified, ticket: Ticket, reason: &NoPeer) {
         let (moot, copied) = {
             let mut ledger = self.ledger();
             let found = (ledger.is_moot(&ticket), ledger.has_copies(&ticket));
@@ -259,16 +279,25 @@ impl Shared {
         let after = Steps::elapsed(request.arrived(), Moment::now());
         let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
         let (seqno, via) = (request.seqno(), request.via());
-        match (moot, error) {
+        match (moot, reason) {
             (Some(reason), _) => self.tell_moot(request, reason),
             // The stock client takes one call-back, and refuses or hangs up on the ones to its other addresses.
-            (None, Some(error)) if copied => {
+            (None, NoPeer::Unreached(error, _)) if copied => {
                 debug!(%op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
             }
-            (None, Some(error)) => self.complain(|held_back| {
+            // As a rule another host had the domain, and its answer.
+            (None, NoPeer::Unreached(error @ CallbackError::Connect(..), Deferred(true))) => {
+                self.complain(request.caller(), |held_back| {
+                    let what = "no such domain here, and nobody waits for our answer";
+                    info!(%op, %domain, %source, seqno, %via, %after, held_back, "{what}: {error}");
+                });
+            }
+            (None, NoPeer::Unreached(error, _)) => self.complain(request.caller(), |held_back| {
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "call-back failed: {error}");
             }),
-            (None, None) => info!(%op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping"),
+            (None, NoPeer::Ended) => {
+                info!(%op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping");
+            }
         }
     }
 
@@ -278,7 +307,7 @@ impl Shared {
         let (seqno, via) = (request.seqno(), request.via());
         match reason {
             NoClaim::Taken | NoClaim::Full => debug!(%op, %domain, %source, seqno, %via, "not answered: {reason}"),
-            NoClaim::Superseded => self.complain(|held_back| {
+            NoClaim::Superseded => self.complain(request.caller(), |held_back| {
                 info!(%op, %domain, %source, seqno, %via, held_back, "not answered: {reason}");
             }),
         }
@@ -292,6 +321,7 @@ impl Shared {
         claim: Option<Claim>,
         answer: Answer,
         mut steps: Steps,
+        Deferred(deferred): Deferred,
     ) {
         self.backlog.read().await;
         let superseded = claim.as_ref().is_some_and(|claim| self.ledger().is_claim_superseded(claim));
@@ -302,76 +332,36 @@ impl Shared {
         }
         steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
         let (reply, note) = told(answer.result, sent.as_ref());
-        info!(
-            op = %request.op().name(),
-            domain = %domain(request),
-            source = %request.caller().ip(),
-            seqno = request.seqno(),
-            via = %request.via(),
-            reply = %reply.replace(' ', "-"),
-            verified = %steps.since_arrival(Some(steps.verified)),
-            called_back = %steps.since_arrival(steps.called_back),
-            dead = %steps.since_arrival(steps.dead),
-            replied = %steps.since_arrival(steps.replied),
-            "{}{note}", answer.detail,
-        );
+        let waited = if deferred { "; other hosts were given a second to answer first" } else { "" };
+        macro_rules! tell {
+            ($level:ident, $held_back:expr) => {
+                $level!(
+                    op = %request.op().name(),
+                    domain = %domain(request),
+                    source = %request.caller().ip(),
+                    seqno = request.seqno(),
+                    via = %request.via(),
+                    reply = %reply.replace(' ', "-"),
+                    verified = %steps.since_arrival(Some(steps.verified)),
+                    called_back = %steps.since_arrival(steps.called_back),
+                    dead = %steps.since_arrival(steps.dead),
+                    replied = %steps.since_arrival(steps.replied),
+                    held_back = $held_back,
+                    "{}{note}{waited}", answer.detail,
+                )
+            };
+        }
+        match answer.tone {
+            Tone::Done => tell!(info, None::<u64>),
+            Tone::Asked => self.complain(request.caller(), |held_back| tell!(info, some(held_back))),
+            Tone::Refused => self.complain(request.caller(), |held_back| tell!(warn, some(held_back))),
+        }
     }
+}
 
-    async fn answer(&self, request: &Verified, peer: &Authenticated) -> Answer {
-        match request.op() {
-            Op::Null => Answer::reply(Reply::Failure, "null is always answered with failure"),
-            Op::DevStatus if self.hypervisors.any_connected() => {
-                Answer::reply(Reply::Success, "a hypervisor is connected")
-            }
-            Op::DevStatus => Answer::reply(Reply::Failure, "no hypervisor is connected"),
-            Op::HostList => self.host_list(peer).await,
-            Op::Off | Op::Reboot | Op::On | Op::Status => {
-                let Some(target) = request.target() else {
-                    return Answer::reply(Reply::Failure, "the request names no domain");
-                };
-                match policy::authorize(&self.groups, peer, request.op(), target.clone()) {
-                    Ok(order) => self.carry_out(order, request.arrived()).await,
-                    Err(denied) => Answer::reply(Reply::PermissionDenied, denied.to_string()),
-                }
-            }
-        }
-    }
-
-    async fn carry_out(&self, order: Authorized, arrived: Moment) -> Answer {
-        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(arrived));
-        if left.is_zero() {
-            return Answer::reply(Reply::Failure, "the call-back took too long: nothing was begun");
-        }
-        let hypervisors = self.hypervisors.clone();
-        // A task of its own: when the time for the answer is over the client is told, and the kill stays in force.
-        let action = tokio::spawn(async move { hypervisors.carry_out(&order).await });
-        match tokio::time::timeout(left, action).await {
-            Ok(Ok(outcome)) => Answer::outcome(&outcome),
-            Ok(Err(_)) => Answer::reply(Reply::Failure, "the action broke off: a bug of ours"),
-            Err(_) => Answer::reply(
-                Reply::Failure,
-                format!("not done {} s after it was asked; what was begun goes on", ANSWER_WITHIN.as_secs()),
-            ),
-        }
-    }
-
-    async fn host_list(&self, peer: &Authenticated) -> Answer {
-        let listing = self.hypervisors.list().await;
-        let mut bytes = vec![HOST_LIST];
-        let mut count = 0;
-        for domain in listing.domains.iter().filter(|d| policy::may_see(&self.groups, peer, &d.name, d.uuid)) {
-            let record = HostRecord::new(&domain.name, &domain.uuid.to_string(), domain.state);
-            bytes.extend_from_slice(record.as_bytes());
-            count += 1;
-        }
-        bytes.extend_from_slice(HostRecord::END.as_bytes());
-        bytes.push(Reply::Success.to_wire());
-        let mut detail = format!("{count} domains");
-        for (uri, error) in &listing.failed {
-            detail.push_str(&format!("; none of {uri}: {error}"));
-        }
-        Answer { bytes, result: Reply::Success.name(), detail, dead: None }
-    }
+/// A number for the log, where there is one to tell.
+fn some(held_back: u64) -> Option<u64> {
+    (held_back > 0).then_some(held_back)
 }
 
 /// What the log says that the peer was told, and why if that is nothing: nobody may read a success there that was never said.

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::Inner;
-use super::domain::{self, Off, Power, Source, Started};
+use super::domain::{self, Off, Power, Seen, Source, Started};
 use super::link::Lane;
 use super::locks::Held;
 use super::outcome::{Detail, Identity, Outcome};
@@ -30,7 +30,7 @@ pub(super) async fn perform(inner: Arc<Inner>, op: Op, target: Target, begin_by:
 
 /// Asks only: no lock, so that it never waits behind a kill.
 async fn status(inner: &Inner, target: &Target) -> Outcome {
-    let survey = survey(&inner.uris, target, &inner.limits, true).await;
+    let survey = survey(&inner.uris, target, &inner.limits, |seen| matches!(seen.power, Power::Active(_))).await;
     let by_power = |wanted: fn(Power) -> bool| survey.found.iter().find(|found| wanted(found.seen.power));
     let found = by_power(|power| matches!(power, Power::Active(_)))
         .or_else(|| by_power(|power| power == Power::Off))
@@ -50,6 +50,18 @@ async fn status(inner: &Inner, target: &Target) -> Outcome {
         Some(domain) => outcome.about(domain),
         None => outcome,
     }
+}
+
+/// Whether a domain is one of this host's: known to a URI and not moved to another host, or waiting for its restart.
+pub(super) async fn is_here(inner: &Inner, target: &Target) -> bool {
+    fn stays(seen: &Seen) -> bool {
+        seen.power != Power::MovedAway
+    }
+    if !inner.restarts.of(target).is_empty() {
+        return true;
+    }
+    let survey = survey(&inner.uris, target, &inner.limits, stays).await;
+    survey.found.iter().any(|found| stays(&found.seen))
 }
 
 /// Why a target was found nowhere: unknown if every URI says so, else a doubt.
@@ -93,7 +105,7 @@ impl Change {
         // Before the look-up as well as after it: a transient domain's restart that is done in between would otherwise be seen by
         // neither, and the domain be called unknown.
         self.add_pending(target, &mut places, |_| true);
-        let survey = survey(&self.inner.uris, target, &self.inner.limits, false).await;
+        let survey = survey(&self.inner.uris, target, &self.inner.limits, |_| false).await;
         for found in &survey.found {
             let Found { place: number, seen } = found;
             if let Some(domain) = found.identity(&self.inner.uris) {

@@ -40,7 +40,7 @@ use uuid::Uuid;
 use self::connection::{LinkState, Uri};
 use self::locks::Locks;
 use self::restart::Restarts;
-use crate::policy::Authorized;
+use crate::policy::{Authorized, Target};
 
 pub use self::domain::{State, Unproven};
 pub use self::error::{CallError, LibvirtError};
@@ -194,6 +194,12 @@ impl Hypervisors {
             Ok(Err(_)) => Outcome::failure(Detail::Broken),
             Err(_) => Outcome::failure(Detail::Late),
         }
+    }
+
+    /// Whether the domain is one of this host's: known here, running or not, and not gone to another host. `false` means no more than
+    /// that no URI says so: it may be unknown, or a URI may be silent.
+    pub async fn has(&self, target: &Target) -> bool {
+        act::is_here(&self.inner, target).await
     }
 
     /// All domains of all URIs.

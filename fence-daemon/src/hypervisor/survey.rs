@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::connection::Uri;
-use super::domain::{self, Power, Seen, State};
+use super::domain::{self, Seen, State};
 use super::error::CallError;
 use super::link::Lane;
 use super::outcome::Identity;
@@ -43,8 +43,8 @@ pub(super) struct Survey {
     pub(super) doubts: Vec<(Arc<str>, CallError)>,
 }
 
-/// Asks every URI for `target`. With `active_is_enough` the first that has it running ends the survey.
-pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, active_is_enough: bool) -> Survey {
+/// Asks every URI for `target`. The first to say something that is `enough` ends the survey.
+pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, enough: fn(&Seen) -> bool) -> Survey {
     let begun = Instant::now();
     let bound = begun + limits.look_up;
     let mut asked = JoinSet::new();
@@ -76,9 +76,9 @@ pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, 
         match answer {
             Ok(None) => {}
             Ok(Some(seen)) => {
-                let active = matches!(seen.power, Power::Active(_));
+                let enough = enough(&seen);
                 survey.found.push(Found { place, seen });
-                if active && active_is_enough {
+                if enough {
                     return survey;
                 }
             }

@@ -1,61 +1,157 @@
-//! A bound on how often something may be logged, so that no peer can fill a disk.
+//! Bounds on how often something may be logged, so that no peer can fill a disk.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// A token bucket: `burst` lines at once, then one per `every`; what is held back is counted and told with the next line.
-#[derive(Debug)]
-pub struct LogLimit {
+/// How many sources have a bound of their own. Beyond them the newcomers share one.
+const SOURCES: usize = 1024;
+
+/// `burst` lines at once, then one per `every`.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
     burst: u32,
     every: Duration,
-    state: Mutex<State>,
 }
 
+/// A token bucket that counts what it holds back.
 #[derive(Debug)]
-struct State {
+struct Bucket {
     tokens: u32,
     refilled: Moment,
     held_back: u64,
 }
 
+impl Bucket {
+    fn full(pace: Pace, now: Moment) -> Self {
+        Self { tokens: pace.burst, refilled: now, held_back: 0 }
+    }
+
+    fn refill(&mut self, pace: Pace, now: Moment) {
+        let due = now.since(self.refilled).as_nanos() / pace.every.as_nanos().max(1);
+        if due > 0 {
+            let due = u32::try_from(due).unwrap_or(u32::MAX);
+            self.tokens = self.tokens.saturating_add(due).min(pace.burst);
+            self.refilled = if self.tokens == pace.burst { now } else { self.refilled.plus(pace.every * due) };
+        }
+    }
+
+    fn take(&mut self, pace: Pace, now: Moment) -> Option<u64> {
+        self.refill(pace, now);
+        if self.tokens == 0 {
+            self.held_back += 1;
+            return None;
+        }
+        self.tokens -= 1;
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+/// One bound for everybody.
+#[derive(Debug)]
+pub struct LogLimit {
+    pace: Pace,
+    bucket: Mutex<Bucket>,
+}
+
 impl LogLimit {
-    /// A bucket that starts full.
+    /// `burst` lines at once, then one per `every`; what is held back is counted and told with the next line.
     #[must_use]
     pub fn new(burst: u32, every: Duration) -> Self {
-        Self { burst, every, state: Mutex::new(State { tokens: burst, refilled: Moment::now(), held_back: 0 }) }
+        let pace = Pace { burst, every };
+        Self { pace, bucket: Mutex::new(Bucket::full(pace, Moment::now())) }
     }
 
     /// Whether a line may be logged at `now`; if so, how many were held back since the last one.
     pub fn allow(&self, now: Moment) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = now.since(state.refilled).as_nanos() / self.every.as_nanos().max(1);
-        if due > 0 {
-            let due = u32::try_from(due).unwrap_or(u32::MAX);
-            state.tokens = state.tokens.saturating_add(due).min(self.burst);
-            state.refilled = if state.tokens == self.burst { now } else { state.refilled.plus(self.every * due) };
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.pace, now)
+    }
+}
+
+/// A bound for each source, so that the lines about one do not use up what is to be said about another.
+#[derive(Debug)]
+pub struct SourceLimit {
+    pace: Pace,
+    buckets: Mutex<Buckets>,
+}
+
+#[derive(Debug)]
+struct Buckets {
+    own: HashMap<IpAddr, Bucket>,
+    /// For sources that come when there is no room for another bucket.
+    shared: Bucket,
+}
+
+impl SourceLimit {
+    /// `burst` lines of each source at once, then one per `every`.
+    #[must_use]
+    pub fn new(burst: u32, every: Duration) -> Self {
+        let pace = Pace { burst, every };
+        let buckets = Buckets { own: HashMap::new(), shared: Bucket::full(pace, Moment::now()) };
+        Self { pace, buckets: Mutex::new(buckets) }
+    }
+
+    /// Whether a line about `source` may be logged at `now`; if so, how many about it were held back since the last one.
+    pub fn allow(&self, source: IpAddr, now: Moment) -> Option<u64> {
+        let pace = self.pace;
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let Buckets { own, shared } = &mut *buckets;
+        if own.len() >= SOURCES && !own.contains_key(&source) {
+            // A bucket that is full again, and owes nobody a number, is as good as none.
+            own.retain(|_, bucket| {
+                bucket.refill(pace, now);
+                bucket.tokens < pace.burst || bucket.held_back > 0
+            });
+            if own.len() >= SOURCES {
+                return shared.take(pace, now);
+            }
         }
-        if state.tokens == 0 {
-            state.held_back += 1;
-            return None;
-        }
-        state.tokens -= 1;
-        Some(std::mem::take(&mut state.held_back))
+        own.entry(source).or_insert_with(|| Bucket::full(pace, now)).take(pace, now)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
+
+    fn at(start: Moment, millis: u64) -> Moment {
+        start.plus(Duration::from_millis(millis))
+    }
 
     #[test]
     fn a_burst_then_one_at_a_time_and_the_rest_is_counted() {
         let limit = LogLimit::new(2, Duration::from_secs(1));
         let start = Moment::now();
-        let at = |millis| start.plus(Duration::from_millis(millis));
-        assert_eq!([0, 1, 2, 3].map(|millis| limit.allow(at(millis))), [Some(0), Some(0), None, None]);
-        assert_eq!([1100, 1200].map(|millis| limit.allow(at(millis))), [Some(2), None]);
-        assert_eq!([9000, 9001, 9002].map(|millis| limit.allow(at(millis))), [Some(1), Some(0), None]);
+        assert_eq!([0, 1, 2, 3].map(|millis| limit.allow(at(start, millis))), [Some(0), Some(0), None, None]);
+        assert_eq!([1100, 1200].map(|millis| limit.allow(at(start, millis))), [Some(2), None]);
+        assert_eq!([9000, 9001, 9002].map(|millis| limit.allow(at(start, millis))), [Some(1), Some(0), None]);
+    }
+
+    #[test]
+    fn one_source_does_not_use_up_anothers_lines() {
+        let limit = SourceLimit::new(1, Duration::from_secs(1));
+        let start = Moment::now();
+        let [loud, quiet] = [1, 2].map(|last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last)));
+        assert_eq!([0, 1, 2].map(|millis| limit.allow(loud, at(start, millis))), [Some(0), None, None]);
+        assert_eq!(limit.allow(quiet, at(start, 3)), Some(0));
+        assert_eq!(limit.allow(loud, at(start, 1100)), Some(2));
+    }
+
+    #[test]
+    fn a_crowd_of_sources_takes_bounded_room_and_bounded_lines() {
+        let limit = SourceLimit::new(1, Duration::from_secs(1));
+        let start = Moment::now();
+        let crowd = || (0..5 * u32::try_from(SOURCES).unwrap()).map(|n| IpAddr::from(Ipv4Addr::from(n)));
+        let lines = crowd().filter_map(|source| limit.allow(source, start)).count();
+        assert_eq!(lines, SOURCES + 1);
+        assert_eq!(limit.buckets.lock().unwrap().own.len(), SOURCES);
+        // Once they are quiet there is room again.
+        let late = IpAddr::from([192, 0, 2, 1]);
+        assert_eq!(limit.allow(late, at(start, 2000)), Some(0));
+        assert_eq!(limit.buckets.lock().unwrap().own.len(), 1);
     }
 }

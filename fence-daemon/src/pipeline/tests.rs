@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
-use fence_common::wire::{FAMILY_V4, HASH_LEN, HostRecord, Op, Request};
+use fence_common::wire::{FAMILY_V4, HASH_LEN, HOST_LIST, HostRecord, Op, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -226,6 +226,40 @@ async fn what_waited_too_long_is_not_begun() {
     let (_listener, caller) = listen().await;
     let late = request(Op::Off, "one", 1, caller).dangerous_older_for_test(BEGIN_WITHIN + Duration::from_millis(1));
     pipeline.accept(late);
+    assert_eq!(pipeline.shared.ledger().serving(), 0);
+}
+
+/// A pipeline that would wait for ever where the domain is not known.
+async fn deferring_for_ever(name: &str) -> (Pipeline, tempdir::Dir) {
+    let (mut pipeline, _, dir) = pipeline(name, Groups::Everyone).await;
+    Arc::get_mut(&mut pipeline.shared).unwrap().defer = Duration::from_secs(3600);
+    (pipeline, dir)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_not_known_here_waits_for_others() {
+    let (pipeline, _dir) = deferring_for_ever("defer").await;
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::Status, "nobody", 100, caller));
+    let script = [
+        (Op::Status, "two", 0),
+        (Op::Off, "one", 0),
+        (Op::Status, "one", 2),
+        (Op::On, "00000000-0000-4000-8000-000000000001", 0),
+        (Op::DevStatus, "nobody", 0),
+        (Op::Null, "nobody", 1),
+    ];
+    for (seqno, (op, domain, reply)) in (0..).zip(script) {
+        assert_eq!(ask(&pipeline, op, domain, seqno).await, [reply], "{} {domain}", op.name());
+    }
+    assert_eq!(ask(&pipeline, Op::HostList, "nobody", 50).await[0], HOST_LIST);
+    assert!(timeout(Duration::from_millis(100), listener.accept()).await.is_err());
+    // What waits can be overtaken, and ends with the daemon.
+    pipeline.accept(request(Op::Status, "two", 101, caller));
+    assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Success.to_wire()]);
+    let (_listener, caller) = listen().await;
+    pipeline.accept(request(Op::Off, "nobody", 102, caller));
+    assert_eq!(timeout(SOON, pipeline.shutdown(SOON)).await, Ok(0));
     assert_eq!(pipeline.shared.ledger().serving(), 0);
 }
 

@@ -69,13 +69,13 @@ fn waited_together(attach: &'static str) -> Result<()> {
         let peer = peer(&bench)?;
         server.process().signal(Signal::SIGSTOP)?;
         peer.send(peer.request(Op::DevStatus, "")?)?;
-        peer.send(peer.request(Op::Off, "nobody")?)?;
+        peer.send(peer.request(Op::Null, "")?)?;
         server.process().signal(Signal::SIGCONT)?;
         let mut answered = 0;
         while let Some(mut call) = peer.called_back(Duration::from_millis(300))? {
             match call.converse() {
                 Ok(reply) => {
-                    ensure!(reply == 1, "round {round}: `monitor`'s answer for `off`: {}", server.log());
+                    ensure!(reply == 1, "round {round}: `monitor`'s answer for another question: {}", server.log());
                     answered += 1;
                 }
                 Err(_) => continue,

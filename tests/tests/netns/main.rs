@@ -11,4 +11,5 @@ mod lateness;
 mod lifecycle;
 mod misbehaviour;
 mod operations;
+mod refusals;
 mod startup;

@@ -1,0 +1,115 @@
+//! What is answered to an authenticated request: permission, the action, and the words for client and log.
+
+use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
+use zerocopy::IntoBytes;
+
+use super::{ANSWER_WITHIN, Shared};
+use crate::callback::Authenticated;
+use crate::clock::Moment;
+use crate::hypervisor::{Detail, Outcome};
+use crate::intake::Verified;
+use crate::policy::{self, Authorized};
+
+/// What kind of line an answer makes in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// A domain was fenced or started, or was found as it should be. Always told.
+    Done,
+    /// Something was asked. Told as long as it does not come too often.
+    Asked,
+    /// No group, no such domain, no success. Told loudly, with the reason, as long as it does not come too often.
+    Refused,
+}
+
+/// What is said to the peer in the end.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) bytes: Vec<u8>,
+    pub(super) result: &'static str,
+    pub(super) detail: String,
+    pub(super) dead: Option<Moment>,
+    pub(super) tone: Tone,
+}
+
+impl Answer {
+    /// A request that nothing is done about.
+    pub(super) fn refused(reply: Reply, detail: impl Into<String>) -> Self {
+        Self::reply(reply, detail, Tone::Refused)
+    }
+
+    fn reply(reply: Reply, detail: impl Into<String>, tone: Tone) -> Self {
+        Self { bytes: vec![reply.to_wire()], result: reply.name(), detail: detail.into(), dead: None, tone }
+    }
+
+    fn outcome(op: Op, outcome: &Outcome) -> Self {
+        let detail = match &outcome.domain {
+            Some(domain) => format!("{}: {domain}", outcome.detail),
+            None => outcome.detail.to_string(),
+        };
+        let tone = match (op, outcome.reply) {
+            _ if outcome.detail == Detail::Unknown => Tone::Refused,
+            (Op::Status, Reply::Success | Reply::Off) => Tone::Asked,
+            (_, Reply::Success) => Tone::Done,
+            (_, Reply::Failure | Reply::Off | Reply::PermissionDenied) => Tone::Refused,
+        };
+        Self { dead: outcome.proven_off, ..Self::reply(outcome.reply, detail, tone) }
+    }
+}
+
+impl Shared {
+    pub(super) async fn answer(&self, request: &Verified, peer: &Authenticated) -> Answer {
+        match request.op() {
+            Op::Null => Answer::reply(Reply::Failure, "null is always answered with failure", Tone::Asked),
+            Op::DevStatus if self.hypervisors.any_connected() => {
+                Answer::reply(Reply::Success, "a hypervisor is connected", Tone::Asked)
+            }
+            Op::DevStatus => Answer::refused(Reply::Failure, "no hypervisor is connected"),
+            Op::HostList => self.host_list(peer).await,
+            op @ (Op::Off | Op::Reboot | Op::On | Op::Status) => {
+                let Some(target) = request.target() else {
+                    return Answer::refused(Reply::Failure, "the request names no domain");
+                };
+                match policy::authorize(&self.groups, peer, op, target.clone()) {
+                    Ok(order) => self.carry_out(order, request.arrived()).await,
+                    Err(denied) => Answer::refused(Reply::PermissionDenied, denied.to_string()),
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&self, order: Authorized, arrived: Moment) -> Answer {
+        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(arrived));
+        if left.is_zero() {
+            return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
+        }
+        let (op, hypervisors) = (order.op(), self.hypervisors.clone());
+        // A task of its own: when the time for the answer is over the client is told, and the kill stays in force.
+        let action = tokio::spawn(async move { hypervisors.carry_out(&order).await });
+        match tokio::time::timeout(left, action).await {
+            Ok(Ok(outcome)) => Answer::outcome(op, &outcome),
+            Ok(Err(_)) => Answer::refused(Reply::Failure, "the action broke off: a bug of ours"),
+            Err(_) => Answer::refused(
+                Reply::Failure,
+                format!("not done {} s after it was asked; what was begun goes on", ANSWER_WITHIN.as_secs()),
+            ),
+        }
+    }
+
+    async fn host_list(&self, peer: &Authenticated) -> Answer {
+        let listing = self.hypervisors.list().await;
+        let mut bytes = vec![HOST_LIST];
+        let mut count = 0;
+        for domain in listing.domains.iter().filter(|d| policy::may_see(&self.groups, peer, &d.name, d.uuid)) {
+            let record = HostRecord::new(&domain.name, &domain.uuid.to_string(), domain.state);
+            bytes.extend_from_slice(record.as_bytes());
+            count += 1;
+        }
+        bytes.extend_from_slice(HostRecord::END.as_bytes());
+        bytes.push(Reply::Success.to_wire());
+        let mut detail = format!("{count} domains");
+        for (uri, error) in &listing.failed {
+            detail.push_str(&format!("; none of {uri}: {error}"));
+        }
+        Answer { bytes, result: Reply::Success.name(), detail, dead: None, tone: Tone::Asked }
+    }
+}
