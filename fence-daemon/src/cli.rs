@@ -44,7 +44,7 @@ pub struct Cli {
     #[arg(short = 'd', long, value_name = "LEVEL")]
     pub debug: Option<u32>,
 
-    /// Wait at the start for the network interface and for the first libvirt connection
+    /// Wait at the start for the first libvirt connection too, not only for the network interface
     #[arg(short = 'w', long)]
     pub wait: bool,
 

@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::admit::Rules;
-use fence_common::boundary::Listener;
+use fence_common::boundary::Listener as Listening;
 use fence_common::key::Key;
 use fence_common::verdict::Counters;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,8 +17,10 @@ use crate::callback::Callback;
 use crate::config::{Attach, Config, Multicast};
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::{Backlog, Questions};
-use crate::intake::interface::{self, Interface, InterfaceError};
-use crate::intake::kernel::{AttachedMode, KernelProgram, Mode};
+use crate::intake::interface::Wanted;
+use crate::intake::kernel::{KernelProgram, Mode};
+use crate::intake::links::Links;
+use crate::intake::listener::{Follower, Listener, chain};
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::pipeline::Pipeline;
@@ -30,8 +33,11 @@ const FIRST_ROUND: Duration = Duration::from_secs(3);
 /// How often it is looked whether a first hypervisor is connected.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How often it is looked whether the interfaces are still there.
-const LOOK_AFTER: Duration = Duration::from_secs(2);
+/// How long an interface that is there may take to be joined before whoever waits for the start is told why he waits.
+const SOON: Duration = Duration::from_secs(2);
+
+/// How often systemd is asked for more time while the start waits.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long a stop waits for requests that are being carried out; they are answered within 25 s.
 pub const STOP_WITHIN: Duration = Duration::from_secs(30);
@@ -42,9 +48,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
 /// Why the daemon does not start, or stops by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// No interface to listen on.
-    #[error(transparent)]
-    Interface(#[from] InterfaceError),
     /// No socket to listen at.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -53,12 +56,12 @@ pub enum DaemonError {
     Runtime(&'static str, #[source] io::Error),
 }
 
-/// Whether the start waits for what is not there yet (`-w`).
+/// Whether the start waits for a hypervisor that is not there yet (`-w`). It always waits for the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// A missing interface is an error; hypervisors are connected to later.
+    /// Hypervisors are connected to later.
     Start,
-    /// Wait for the interface and for the first hypervisor: another one that never comes must not keep its domains from being fenced.
+    /// Wait for the first hypervisor: another one that never comes must not keep its domains from being fenced.
     Wait,
 }
 
@@ -76,36 +79,50 @@ pub async fn run(
     let Config { multicast, uris, groups, .. } = config;
     let hypervisors = Hypervisors::start(&uris);
 
-    let prepare = async {
-        let interfaces = interfaces(&multicast, patience).await?;
+    let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
+    let socket = Arc::new(RequestSocket::open(multicast.group, multicast.port, rules, key.clone())?);
+    if multicast.interface.is_none() && socket.needs_interface() {
+        return Err(SocketError::NoInterface(multicast.group).into());
+    }
+    // Before the first look: nothing may happen in between.
+    let links = links(multicast.group);
+    let Kernel { program, ring } = load(&multicast, rules, key.as_ref());
+    let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
+    let mut listener = Listener::new(wanted, Arc::clone(&socket), program);
+
+    let start = async {
+        let missing = listener.complain();
+        if let Some(missing) = &missing {
+            readiness.tell(missing);
+        }
         // What this round could not reach is in the log by then.
         let _ = tokio::time::timeout(FIRST_ROUND, hypervisors.first_round()).await;
         while patience == Patience::Wait && !hypervisors.any_connected() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        Ok::<_, DaemonError>(interfaces)
+        let mut follower = Follower::start(listener, links);
+        if missing.is_none() && tokio::time::timeout(SOON, follower.heard()).await.is_err() {
+            readiness.tell(&format!("waiting: {}", follower.status()));
+        }
+        follower.heard().await.map(|heard| (follower, heard))
     };
-    let interfaces = tokio::select! {
-        interfaces = prepare => interfaces?,
+    let (mut follower, heard) = tokio::select! {
+        started = start => started.map_err(|error| DaemonError::Runtime("follow the interfaces", error))?,
         () = stop.wait() => return Ok(()),
+        never = ask_for_time() => match never {},
     };
-    // The membership comes before the program: a snooping bridge delivers the group only to members.
-    let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
-    let socket = RequestSocket::open(multicast.group, multicast.port, &interfaces, rules, key.clone())?;
-    let kernel = attach(&multicast, rules, &interfaces, key.as_ref());
     let (backlog, mut questions) = Backlog::new();
     let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog);
 
-    let names: Vec<_> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();
     info!(
         group = %multicast.group,
         port = multicast.port,
-        interface = %names.join(","),
+        interface = %heard.interfaces,
         hash = %multicast.hash.name(),
         auth = %multicast.auth.name(),
-        xdp = %kernel.mode_name(),
+        xdp = %heard.mode.map_or_else(|| Attach::Off.name().to_owned(), |mode| mode.to_string()),
         libvirt = %format_args!("{connected}/{}", health.len()),
         "ready"
     );
@@ -114,13 +131,13 @@ pub async fn run(
     }
 
     let outcome = tokio::select! {
-        outcome = serve(&pipeline, &socket, kernel.ring, &mut questions, &mut stop) => outcome,
-        never = watch(&interfaces) => match never {},
+        outcome = serve(&pipeline, &socket, ring, &mut questions, &mut stop) => outcome,
+        error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
 
     // The program first: from here on the stack gets every packet back. Then the membership.
-    let seen = kernel.program.and_then(|program| program.counters().ok());
+    let seen = follower.end().await;
     process::notify_stopping();
     let heard = socket.counters();
     drop(socket);
@@ -172,46 +189,32 @@ async fn serve(
     }
 }
 
-/// Says when an interface is gone: its membership and the program on it went with it, and nothing else would ever tell.
-async fn watch(interfaces: &[Interface]) -> Infallible {
-    let mut there: Vec<_> = interfaces.iter().map(|interface| (interface, true)).collect();
+/// Keeps systemd from giving up while the start waits for what is not there yet.
+async fn ask_for_time() -> Infallible {
     loop {
-        tokio::time::sleep(LOOK_AFTER).await;
-        for (Interface { name, .. }, there) in
-            there.iter_mut().filter(|(interface, there)| *there && !interface.exists())
-        {
-            error!(interface = %name, "the interface is gone, and no request is heard through it any more: restart the daemon when it is back");
-            *there = false;
-        }
+        process::notify_waiting(3 * ASK_AGAIN);
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 
-async fn interfaces(multicast: &Multicast, patience: Patience) -> Result<Vec<Interface>, DaemonError> {
-    Ok(match (&multicast.interface, patience) {
-        (Some(name), Patience::Wait) => vec![interface::wait_for(name).await],
-        (Some(name), Patience::Start) => vec![interface::named(name)?],
-        (None, Patience::Wait) => interface::wait_for_any(multicast.group).await,
-        (None, Patience::Start) => interface::all_for(multicast.group)?,
+/// What tells that interfaces come and go.
+fn links(group: IpAddr) -> Links {
+    Links::open(group).unwrap_or_else(|error| {
+        warn!("the kernel does not tell when interfaces come and go ({error}): looking every 2 s instead");
+        Links::by_looking()
     })
 }
 
 /// The kernel program's part, as far as there is one.
 #[derive(Debug, Default)]
 struct Kernel {
-    program: Option<KernelProgram>,
+    program: Option<(KernelProgram, Mode)>,
     ring: Option<Ring>,
-    mode: Option<AttachedMode>,
 }
 
-impl Kernel {
-    fn mode_name(&self) -> String {
-        self.mode.map_or_else(|| Attach::Off.name().to_owned(), |mode| mode.to_string())
-    }
-}
-
-/// Loads and attaches the program. Where that cannot be, the socket serves everything, and the log says why: a fencing daemon
+/// Loads the program. Where that cannot be, the socket serves everything, and the log says why: a fencing daemon
 /// that is slower under a flood is worth more than none.
-fn attach(multicast: &Multicast, rules: Rules, interfaces: &[Interface], key: Option<&Key>) -> Kernel {
+fn load(multicast: &Multicast, rules: Rules, key: Option<&Key>) -> Kernel {
     let without = |why: &str| {
         warn!("serving without XDP, through the socket alone: {why}");
         Kernel::default()
@@ -225,36 +228,26 @@ fn attach(multicast: &Multicast, rules: Rules, interfaces: &[Interface], key: Op
             return Kernel::default();
         }
     };
-    let (Some(_), [interface]) = (&multicast.interface, interfaces) else {
+    if multicast.interface.is_none() {
         return without("no `interface` is configured in the multicast section");
-    };
-    let listener = Listener {
+    }
+    let listener = Listening {
         group_v4: if let IpAddr::V4(group) = multicast.group { Some(group.octets()) } else { None },
         group_v6: if let IpAddr::V6(group) = multicast.group { Some(group.octets()) } else { None },
         port: multicast.port,
         rules,
     };
-    let attached = KernelProgram::load(OBJECT, &listener, key).and_then(|mut program| {
-        // The reader before the program sees its first packet.
-        let ring = program.take_ring()?;
-        let mode = program.attach(&interface.name, mode)?;
-        Ok((program, ring, mode))
-    });
-    match attached {
-        Ok((program, Some(ring), mode)) => match Ring::new(ring) {
-            Ok(ring) => Kernel { program: Some(program), ring: Some(ring), mode: Some(mode) },
+    // The reader before the program sees its first packet.
+    let loaded = KernelProgram::load(OBJECT, &listener, key)
+        .and_then(|mut program| program.take_ring().map(|ring| (program, ring)));
+    match loaded {
+        Ok((program, Some(ring))) => match Ring::new(ring) {
+            Ok(ring) => Kernel { program: Some((program, mode)), ring: Some(ring) },
             Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
         },
-        Ok((_, None, _)) => without("the kernel program has no ring buffer"),
+        Ok((_, None)) => without("the kernel program has no ring buffer"),
         Err(error) => without(&chain(&error)),
     }
-}
-
-/// An error with everything that caused it, in one line: the kernel's own logs, which some errors carry, have thousands.
-fn chain(error: &dyn std::error::Error) -> String {
-    let first_line = |error: &dyn std::error::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(first_line(error), |text, cause| format!("{text}: {}", first_line(cause)))
 }
 
 /// The counters that are not zero, in words.

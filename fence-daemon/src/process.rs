@@ -8,6 +8,7 @@ mod pid_file;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
@@ -73,6 +74,14 @@ impl Readiness {
     /// In the foreground nobody but systemd waits.
     pub fn foreground() -> Self {
         Self { parent: None }
+    }
+
+    /// Tells whoever waits in the terminal what the start is waiting for. In the foreground the log has told it.
+    pub fn tell(&self, what: &str) {
+        if self.parent.is_some() {
+            // Nobody may be there to read it.
+            let _ = writeln!(io::stderr(), "fence-daemon: {what}");
+        }
     }
 
     /// Tells systemd and a waiting parent, if any, that requests are served from now on. In the background standard error is
@@ -160,6 +169,11 @@ fn code_of(child: Pid) -> i32 {
 /// Tells systemd that the daemon is about to stop.
 pub fn notify_stopping() {
     notify(&[NotifyState::Stopping]);
+}
+
+/// Tells systemd that the start takes longer, for as long as this is called again within `bound`.
+pub fn notify_waiting(bound: Duration) {
+    notify(&[NotifyState::ExtendTimeoutUsec(u32::try_from(bound.as_micros()).unwrap_or(u32::MAX))]);
 }
 
 /// The line that `systemctl status` shows.

@@ -15,8 +15,9 @@ use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
 use fence_common::verdict::{COUNTERS, Counters};
 
+use super::interface::Interface;
+
 mod interface;
-mod rtnetlink;
 
 pub use interface::{Occupant, Sharer};
 
@@ -209,6 +210,28 @@ impl KernelProgram {
     pub fn detach(&mut self) {
         // The link goes with its last descriptor.
         self.link = None;
+    }
+
+    /// The number of the interface that the program is on. `None` also where it was, and the interface was deleted or somebody has
+    /// detached the program: [`detach`](Self::detach) it then before it is attached again.
+    #[must_use]
+    pub fn attached_to(&self) -> Option<u32> {
+        let link = self.link.as_ref()?;
+        match interface::attached_to(link.as_fd()) {
+            Ok(index) => index,
+            Err(error) => {
+                tracing::debug!("the kernel does not tell what a link is attached to: {error}");
+                None
+            }
+        }
+    }
+
+    /// Who else gets what comes by an interface, and would miss what the program takes out there.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn sharer(interface: &Interface) -> io::Result<Option<Sharer>> {
+        Sharer::of(&interface.name, interface.index)
     }
 
     /// The counters of all CPUs together.

@@ -5,7 +5,11 @@
 pub mod backlog;
 pub mod interface;
 pub mod kernel;
+pub mod links;
+pub mod listener;
+pub mod listening;
 pub mod ring;
+mod rtnetlink;
 pub mod socket;
 
 use std::fmt;

@@ -5,9 +5,9 @@
 //! that it has joined it on. That membership is also what makes a snooping bridge deliver the group here at all.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fence_common::admit::{Refusal, Rules, admit};
@@ -15,13 +15,15 @@ use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::{REQUEST_LEN, Request};
-use nix::sys::socket::sockopt::ReceiveTimestampns;
+use nix::libc;
+use nix::sys::socket::sockopt::{Ipv6RecvPacketInfo, ReceiveTimestampns};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+use tokio::sync::watch;
 use zerocopy::FromBytes;
 
 use super::interface::Interface;
@@ -36,6 +38,9 @@ const AFTER_ERROR: Duration = Duration::from_millis(100);
 /// made it larger. Who reads that many has read all that was there when he began, however many come meanwhile.
 const QUEUE_MAX: usize = 4096;
 
+/// How long it takes at most until the reader has let go of a socket that is to be replaced.
+const LET_GO: Duration = Duration::from_millis(500);
+
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -44,8 +49,13 @@ pub enum SocketError {
         "UDP port {0} is taken for {1}: is fence_virtd, or another fence-daemon, running? (`systemctl disable --now fence_virtd`)"
     )]
     PortTaken(u16, IpAddr),
+    /// The administrator's: a group of the link's scope is another group on each link.
+    #[error(
+        "{0} is another group on each network: name the one that is meant with `interface` in the multicast section"
+    )]
+    NoInterface(IpAddr),
     /// The kernel refuses the membership.
-    #[error("cannot join {group} on {interface}: {error}")]
+    #[error("cannot join {group} on {interface}: {error}{}", remedy(*group, error))]
     Join {
         /// The group's address.
         group: IpAddr,
@@ -66,74 +76,120 @@ pub enum SocketError {
     },
 }
 
+/// What to do about a membership that the kernel refuses.
+fn remedy(group: IpAddr, error: &io::Error) -> &'static str {
+    match (group, error.raw_os_error()) {
+        (IpAddr::V4(_), Some(libc::ENOBUFS)) => {
+            " (too many memberships: raise them with `sysctl net.ipv4.igmp_max_memberships=100`, or name one `interface`)"
+        }
+        (IpAddr::V6(_), Some(libc::ENOMEM | libc::ENOBUFS)) => {
+            " (too many memberships: raise `sysctl net.core.optmem_max`, or name one `interface`)"
+        }
+        (IpAddr::V6(_), Some(libc::EINVAL | libc::ENODEV)) => {
+            " (is IPv6 switched on there, and the MTU at least 1280?)"
+        }
+        (IpAddr::V4(_), Some(libc::ENODEV)) => " (is it gone, or its MTU smaller than 68?)",
+        _ => "",
+    }
+}
+
 /// The socket, and what it takes a datagram to be accepted.
 #[derive(Debug)]
 pub struct RequestSocket {
-    socket: UdpSocket,
+    group: IpAddr,
+    port: u16,
+    /// A group of the link's scope can only be bound together with an interface. So there is none before that is there, and another
+    /// one when it was made anew.
+    socket: watch::Sender<Option<Arc<UdpSocket>>>,
     rules: Rules,
     key: Option<Key>,
-    ifindex: u32,
     counters: Mutex<Counters>,
     complaints: LogLimit,
 }
 
 impl RequestSocket {
-    /// Opens the socket and joins `group` on each of `interfaces`. Must be called within a tokio runtime.
+    /// Opens the socket. It hears nothing before [`RequestSocket::join`]. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// See [`SocketError`]. A membership that fails on one of several interfaces is a failure: half a listener is none.
-    pub fn open(
-        group: IpAddr,
-        port: u16,
-        interfaces: &[Interface],
-        rules: Rules,
-        key: Option<Key>,
-    ) -> Result<Self, SocketError> {
-        // Where there is one interface it is the one a link-local caller is on; with several the kernel cannot be told.
-        let ifindex = if let [only] = interfaces { only.index } else { 0 };
-        let address = match group {
-            // A group of the link's scope is one group on each link.
-            IpAddr::V6(group) if matches!(group.segments()[0] & 0xf, 1 | 2) => {
-                SocketAddrV6::new(group, port, 0, ifindex).into()
-            }
-            IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(group, port),
-        };
-        let kernel = |what| move |error| SocketError::Kernel { what, address, error };
-        let domain = Domain::for_address(address);
-        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(kernel("open"))?;
-        socket.set_nonblocking(true).map_err(kernel("prepare"))?;
-        // A datagram that waited here is as old as it is, not as new as our reading of it.
-        setsockopt(&socket, ReceiveTimestampns, &true).map_err(io::Error::from).map_err(kernel("prepare"))?;
-        match group {
-            IpAddr::V4(_) => socket.set_multicast_all_v4(false),
-            IpAddr::V6(_) => socket.set_only_v6(true).and_then(|()| socket.set_multicast_all_v6(false)),
-        }
-        .map_err(kernel("narrow"))?;
-        // No SO_REUSEADDR on purpose: two servers on one port would both answer.
-        socket.bind(&SockAddr::from(address)).map_err(|error| {
-            if error.kind() == io::ErrorKind::AddrInUse {
-                SocketError::PortTaken(port, group)
-            } else {
-                SocketError::Kernel { what: "bind", address, error }
-            }
-        })?;
-        for interface in interfaces {
-            join(&socket, group, interface.index).map_err(|error| SocketError::Join {
-                group,
-                interface: interface.name.clone(),
-                error,
-            })?;
-        }
-        let socket = UdpSocket::from_std(socket.into()).map_err(kernel("watch"))?;
+    /// See [`SocketError`].
+    pub fn open(group: IpAddr, port: u16, rules: Rules, key: Option<Key>) -> Result<Self, SocketError> {
+        let socket = if is_of_the_link(group) { None } else { Some(Arc::new(bound(group, port, 0)?)) };
+        let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
-        Ok(Self { socket, rules, key, ifindex, counters: Mutex::default(), complaints })
+        Ok(Self { group, port, socket, rules, key, counters: Mutex::default(), complaints })
+    }
+
+    /// Whether the group is another one on each network, so that one interface has to be named.
+    #[must_use]
+    pub fn needs_interface(&self) -> bool {
+        is_of_the_link(self.group)
+    }
+
+    /// Joins the group on an interface: what is sent to it there is heard from now on. The kernel may take its time over it, so this is
+    /// not for a task that others wait for. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn join(&self, interface: &Interface) -> Result<(), SocketError> {
+        let refused = |error| SocketError::Join { group: self.group, interface: interface.name.clone(), error };
+        if !is_of_the_link(self.group) {
+            let current = self.socket.borrow().clone();
+            return current
+                .map_or(Ok(()), |socket| join(&SockRef::from(&*socket), self.group, interface.index))
+                .map_err(refused);
+        }
+        // The reader holds the one before for a moment longer, and the port with it.
+        let _ = self.socket.send_replace(None);
+        let mut waited = Duration::ZERO;
+        let socket = loop {
+            match bound(self.group, self.port, interface.index) {
+                Err(SocketError::PortTaken(..)) if waited < LET_GO => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    waited += Duration::from_millis(5);
+                }
+                result => break result?,
+            }
+        };
+        join(&SockRef::from(&socket), self.group, interface.index).map_err(refused)?;
+        self.socket.send_replace(Some(Arc::new(socket)));
+        Ok(())
+    }
+
+    /// Leaves the group on an interface, which may be gone already: the kernel keeps what was joined there in its books until then, where
+    /// it counts as one of the few memberships that a socket may have, and as that of a new interface with the same number.
+    pub fn leave(&self, index: u32) {
+        if is_of_the_link(self.group) {
+            let _ = self.socket.send_replace(None);
+            return;
+        }
+        let Some(socket) = self.socket.borrow().clone() else { return };
+        let socket = SockRef::from(&*socket);
+        let left = match self.group {
+            IpAddr::V4(group) => socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
+            IpAddr::V6(group) => socket.leave_multicast_v6(&group, index),
+        };
+        if let Err(error) = left {
+            tracing::debug!(index, "leaving the group: {error}");
+        }
     }
 
     /// The next request that holds. Whatever else arrives is counted and forgotten, without a word.
     /// Dropping the future loses no datagram.
     pub async fn next(&self) -> Verified {
+        let mut replaced = self.socket.subscribe();
         loop {
-            match self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await {
+            let socket = replaced.borrow_and_update().clone();
+            let received = async {
+                match &socket {
+                    Some(socket) => socket.async_io(Interest::READABLE, || receive(socket)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let received = tokio::select! {
+                received = received => received,
+                _ = replaced.changed() => continue,
+            };
+            match received {
                 Ok(datagram) => {
                     if let Some(verified) = self.take(&datagram) {
                         return verified;
@@ -151,8 +207,9 @@ impl RequestSocket {
 
     /// Hands each request that is there already to `each`, whether or not the runtime has noticed it yet.
     pub fn take_waiting(&self, mut each: impl FnMut(Verified)) {
+        let Some(socket) = self.socket.borrow().clone() else { return };
         for _ in 0..QUEUE_MAX {
-            let Ok(datagram) = receive(&self.socket) else { return };
+            let Ok(datagram) = receive(&socket) else { return };
             if let Some(verified) = self.take(&datagram) {
                 each(verified);
             }
@@ -169,7 +226,7 @@ impl RequestSocket {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
         judged
             .ok()
-            .and_then(|request| Verified::new(&request, self.ifindex, Via::Socket, datagram.arrived))
+            .and_then(|request| Verified::new(&request, datagram.interface, Via::Socket, datagram.arrived))
             // The network stack drops what claims from outside to come from a loopback address.
             .filter(|request| request.may_be_called(datagram.source.is_loopback()))
     }
@@ -198,26 +255,33 @@ struct Datagram {
     bytes: [u8; REQUEST_LEN + 1],
     len: usize,
     source: IpAddr,
+    /// The number of the interface that it came by; 0 for IPv4, where nobody asks.
+    interface: u32,
     arrived: Moment,
 }
 
 /// Receives a datagram that is there already.
 fn receive(socket: &impl AsFd) -> io::Result<Datagram> {
     let mut bytes = [0; REQUEST_LEN + 1];
-    let mut control = nix::cmsg_space!(TimeSpec);
-    let (len, source, stamp) = {
+    let mut control = nix::cmsg_space!(TimeSpec, libc::in6_pktinfo);
+    let (len, source, stamp, interface) = {
         let mut into = [IoSliceMut::new(&mut bytes)];
         let fd = socket.as_fd().as_raw_fd();
         let message = recvmsg::<SockaddrStorage>(fd, &mut into, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
-        let stamp = message.cmsgs()?.find_map(|control| {
-            if let ControlMessageOwned::ScmTimestampns(stamp) = control { Some(stamp) } else { None }
-        });
-        (message.bytes, message.address, stamp)
+        let (mut stamp, mut interface) = (None, 0);
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmTimestampns(when) = control {
+                stamp = Some(when);
+            } else if let ControlMessageOwned::Ipv6PacketInfo(info) = control {
+                interface = info.ipi6_ifindex;
+            }
+        }
+        (message.bytes, message.address, stamp, interface)
     };
     let v4 = source.and_then(|source| Some(IpAddr::V4(source.as_sockaddr_in()?.ip())));
     let source = v4.or_else(|| Some(IpAddr::V6(source?.as_sockaddr_in6()?.ip())));
     let source = source.ok_or_else(|| io::Error::other("a datagram from no IP address"))?;
-    Ok(Datagram { bytes, len, source, arrived: Moment::now().before(age(stamp)) })
+    Ok(Datagram { bytes, len, source, interface, arrived: Moment::now().before(age(stamp)) })
 }
 
 /// How long ago the kernel stamped a datagram. Its stamps are of the wall clock, which may have been set since: then it is new.
@@ -227,20 +291,55 @@ fn age(stamp: Option<TimeSpec>) -> Duration {
     age.filter(|age| age.tv_sec() >= 0).map_or(Duration::ZERO, Duration::from)
 }
 
-fn join(socket: &Socket, group: IpAddr, ifindex: u32) -> io::Result<()> {
+/// Whether a group is of the interface's or the link's scope.
+fn is_of_the_link(group: IpAddr) -> bool {
+    matches!(group, IpAddr::V6(group) if matches!(group.segments()[0] & 0xf, 1 | 2))
+}
+
+/// A socket that is bound to the group, on the interface with this number if the group is of the link's scope.
+fn bound(group: IpAddr, port: u16, index: u32) -> Result<UdpSocket, SocketError> {
+    let address = match group {
+        IpAddr::V6(group) => SocketAddrV6::new(group, port, 0, index).into(),
+        IpAddr::V4(_) => SocketAddr::new(group, port),
+    };
+    let kernel = |what| move |error| SocketError::Kernel { what, address, error };
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(kernel("open"))?;
+    socket.set_nonblocking(true).map_err(kernel("prepare"))?;
+    // A datagram that waited here is as old as it is, not as new as our reading of it.
+    setsockopt(&socket, ReceiveTimestampns, &true).map_err(io::Error::from).map_err(kernel("prepare"))?;
     match group {
-        IpAddr::V4(group) if ifindex != 0 => {
-            socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(ifindex))
+        IpAddr::V4(_) => socket.set_multicast_all_v4(false),
+        IpAddr::V6(_) => socket.set_only_v6(true).and_then(|()| socket.set_multicast_all_v6(false)),
+    }
+    .map_err(kernel("narrow"))?;
+    if group.is_ipv6() {
+        // A link-local caller is on the link that its datagram came by.
+        setsockopt(&socket, Ipv6RecvPacketInfo, &true).map_err(io::Error::from).map_err(kernel("prepare"))?;
+    }
+    // No SO_REUSEADDR on purpose: two servers on one port would both answer.
+    socket.bind(&SockAddr::from(address)).map_err(|error| {
+        if error.kind() == io::ErrorKind::AddrInUse {
+            SocketError::PortTaken(port, group)
+        } else {
+            SocketError::Kernel { what: "bind", address, error }
         }
-        IpAddr::V4(group) => socket.join_multicast_v4(&group, &Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(group) => socket.join_multicast_v6(&group, ifindex),
+    })?;
+    UdpSocket::from_std(socket.into()).map_err(kernel("watch"))
+}
+
+fn join(socket: &Socket, group: IpAddr, index: u32) -> io::Result<()> {
+    match group {
+        IpAddr::V4(group) => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, index),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
-    use crate::intake::interface;
     use fence_common::wire::{FAMILY_V4, Op};
     use zerocopy::{FromZeros, IntoBytes};
 
@@ -252,7 +351,12 @@ mod tests {
 
     fn open(port: u16) -> Result<RequestSocket, SocketError> {
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
-        RequestSocket::open(GROUP, port, &[interface::named("lo").unwrap()], rules, Some(key()))
+        let socket = RequestSocket::open(GROUP, port, rules, Some(key()))?;
+        socket.join(&lo()).map(|()| socket)
+    }
+
+    fn lo() -> Interface {
+        Interface::named("lo").unwrap()
     }
 
     fn request() -> Request {
@@ -293,12 +397,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_group_of_the_link_can_be_had() {
+    async fn a_group_of_the_link_is_joined_again_while_it_is_read() {
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
-        for group in ["ff02::fe1:ce", "ff05::fe1:ce"] {
-            let lo = interface::named("lo").unwrap();
-            RequestSocket::open(group.parse().unwrap(), 11_232, &[lo], rules, Some(key())).unwrap();
+        for (port, group) in [(11_232, "ff02::fe1:ce"), (11_233, "ff05::fe1:ce")] {
+            let group: Ipv6Addr = group.parse().unwrap();
+            let socket = Arc::new(RequestSocket::open(group.into(), port, rules, Some(key())).unwrap());
+            assert_eq!(socket.needs_interface(), port == 11_232);
+            let reader = tokio::spawn({
+                let socket = Arc::clone(&socket);
+                async move { socket.next().await }
+            });
+            for round in 0..4 {
+                tokio::task::yield_now().await;
+                let joining = Arc::clone(&socket);
+                // On a thread of its own, as the daemon does: here the reader would have no turn to let go.
+                let joined = tokio::task::spawn_blocking(move || {
+                    joining.join(&lo()).unwrap();
+                    if round < 3 {
+                        joining.leave(lo().index);
+                    }
+                });
+                joined.await.unwrap();
+            }
+            assert!(!reader.is_finished());
+            reader.abort();
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_left_is_heard_no_more_and_can_be_joined_again() {
+        let socket = open(11_234).unwrap();
+        let to = SocketAddr::new(GROUP, 11_234);
+        assert!(matches!(socket.join(&lo()), Err(SocketError::Join { .. })), "joined twice");
+        socket.leave(lo().index);
+        socket.leave(lo().index);
+        send(request().as_bytes(), to);
+        assert!(tokio::time::timeout(Duration::from_millis(100), socket.next()).await.is_err());
+        socket.join(&lo()).unwrap();
+        send(request().as_bytes(), to);
+        tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_membership_too_many_says_what_to_do() {
+        let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
+        let socket = RequestSocket::open(GROUP, 11_235, rules, Some(key())).unwrap();
+        let nowhere = socket.join(&Interface { name: "gone0".to_owned(), index: i32::MAX.unsigned_abs() }).unwrap_err();
+        assert!(nowhere.to_string().contains("cannot join 239.255.77.12 on gone0"), "{nowhere}");
+        assert!(remedy(GROUP, &io::Error::from_raw_os_error(libc::ENOBUFS)).contains("igmp_max_memberships"));
     }
 
     #[tokio::test]

@@ -41,6 +41,27 @@ fn a_mode_that_is_asked_for_is_the_mode_or_an_error() {
     });
 }
 
+/// The maps stay, and with them what was counted; the interface that comes may have the number of the one that went.
+#[test]
+fn where_its_interface_was_deleted_it_can_be_attached_to_the_next() {
+    in_namespace(|| {
+        let mut program = load();
+        assert_eq!(program.attached_to(), None);
+        let number = nix::net::if_::if_nametoindex("virbr0").unwrap();
+        for _ in 0..3 {
+            assert_eq!(program.attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
+            assert_eq!(program.attached_to(), Some(number));
+            ip("link del virbr0");
+            assert_eq!(program.attached_to(), None, "it is gone");
+            ip(&format!("link add virbr0 index {number} type bridge"));
+            assert_eq!(program.attached_to(), None, "it is another one");
+            program.detach();
+        }
+        program.attach("virbr0", Mode::Auto).unwrap();
+        assert!(ip("link show virbr0").contains(&format!("prog/xdp id {}", program.id().unwrap())));
+    });
+}
+
 #[test]
 fn an_occupied_interface_says_by_whom_and_keeps_its_program() {
     in_namespace(|| {

@@ -13,4 +13,6 @@ mod bench;
 #[cfg(test)]
 mod frames;
 #[cfg(test)]
+mod links;
+#[cfg(test)]
 mod two_ways;

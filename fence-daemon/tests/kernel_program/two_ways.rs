@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
-use fence_daemon::intake::interface;
+use fence_daemon::intake::interface::Interface;
 use fence_daemon::intake::kernel::{KernelProgram, Mode, Ring};
 use fence_daemon::intake::socket::RequestSocket;
 
@@ -124,8 +124,8 @@ fn exchange(v6: bool, frames: &[Frame], mut ring: Option<&mut Ring>) -> Heard {
     let group = if v6 { IpAddr::from(DEFAULT_GROUP_V6) } else { IpAddr::from(DEFAULT_GROUP_V4) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _guard = runtime.enter();
-    let bridge = interface::named("virbr0").unwrap();
-    let socket = RequestSocket::open(group, DEFAULT_PORT, &[bridge], RULES, Some(key())).unwrap();
+    let socket = RequestSocket::open(group, DEFAULT_PORT, RULES, Some(key())).unwrap();
+    socket.join(&Interface::named("virbr0").unwrap()).unwrap();
     let cable = Cable::to("guest0");
     let mut heard = Heard::default();
     for (seqno, frame) in (0..).zip(frames) {

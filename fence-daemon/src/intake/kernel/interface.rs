@@ -9,7 +9,7 @@ use netlink_packet_route::link::InfoKind;
 use nix::libc;
 
 use super::AttachedMode;
-use super::rtnetlink::{self, Link};
+use crate::intake::rtnetlink::{self, Link};
 
 /// Creates the link that attaches the program to the interface. Closing the descriptor detaches it.
 ///
@@ -46,6 +46,46 @@ pub(super) fn link(program: BorrowedFd<'_>, interface: u32, mode: AttachedMode) 
     }
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else knows or closes.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The number of the interface that a link still attaches its program to. `None` once that was deleted, or somebody has detached it.
+pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    // From <linux/bpf.h>.
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+    /// `union bpf_attr`'s `info`.
+    #[repr(C)]
+    struct GetInfo {
+        fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    /// The head of `struct bpf_link_info`, up to the first field of an XDP link's part. That part begins at a multiple of 8.
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkInfo {
+        kind: u32,
+        id: u32,
+        program: u32,
+        unused: u32,
+        interface: u32,
+        more: u32,
+    }
+    let mut info = LinkInfo::default();
+    let attributes = GetInfo {
+        fd: u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?,
+        info_len: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
+        info: (&raw mut info).expose_provenance() as u64,
+    };
+    // SAFETY: neither libc nor nix has bpf(2). During the call the kernel reads `size` bytes from the pointer, which are those of a
+    // live struct without padding, and writes at most `info_len` bytes to `info`, which is a live struct of that length in which any
+    // bytes are values.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attributes, size_of::<GetInfo>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Some(info.interface).filter(|interface| *interface != 0))
 }
 
 /// Whether the kernel refused because another program is on the interface, in this mode (`EBUSY`) or in another (`EEXIST`).

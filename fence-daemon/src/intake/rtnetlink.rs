@@ -11,7 +11,7 @@ use netlink_packet_core::{
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator, Parseable as _, parse_u32,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkHeader, LinkMessage, LinkXdp};
+use netlink_packet_route::link::{InfoKind, LinkFlags, LinkHeader, LinkMessage, LinkXdp};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) index: u32,
     /// Its name.
     pub(super) name: String,
+    /// Whether it is switched on.
+    pub(super) up: bool,
     /// What it is, where the kernel says so: it does not for hardware.
     pub(super) kind: Option<InfoKind>,
     /// The number of the link that it is on top of (or a veth's other end), if that one is in this namespace too.
@@ -108,7 +110,7 @@ impl NetlinkDeserializable for Link {
             return Err("not the description of a link".into());
         }
         let head = LinkHeader::parse(payload)?;
-        let mut link = Self { index: head.index, ..Self::default() };
+        let mut link = Self { index: head.index, up: head.flags.contains(LinkFlags::Up), ..Self::default() };
         let mut lower_is_elsewhere = false;
         for attribute in NlasIterator::new(payload.get(head.buffer_len()..).unwrap_or_default()) {
             let attribute = attribute?;
@@ -202,6 +204,7 @@ mod tests {
         let link = Link {
             index: 4,
             name: "top0".to_owned(),
+            up: false,
             kind: Some(InfoKind::Vlan),
             lower: Some(7),
             master: Some(8),

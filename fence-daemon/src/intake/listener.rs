@@ -1,0 +1,310 @@
+//! The listener's two ways in, kept on the interfaces that there are: carries out what [`Listening`] decides.
+//!
+//! Memberships and programs are made under a lock of the kernel's that it may hold for long, so this has a task and threads of its own:
+//! nothing that is served waits for it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fence_common::verdict::Counters;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::interface::{Interface, Wanted};
+use super::kernel::{self, AttachedMode, KernelProgram, Mode, Sharer};
+use super::links::{Changes, Links};
+use super::listening::{Command, Line, Listening, Now, Refusal};
+use super::socket::RequestSocket;
+use crate::process;
+
+/// How often it is looked again at what could not be done and may have become possible without a word from the kernel.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// How long a stop waits for a system call that the kernel keeps.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
+
+/// The socket, the program, and where they listen.
+#[derive(Debug)]
+pub struct Listener {
+    wanted: Wanted,
+    socket: Arc<RequestSocket>,
+    program: Option<(KernelProgram, Mode)>,
+    listening: Listening,
+    /// What systemd was told last.
+    status: String,
+}
+
+/// What is listened on at the moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Whether requests are heard.
+    pub hears: bool,
+    /// The interfaces that they are heard through.
+    pub interfaces: String,
+    /// How the program is attached, if it is.
+    pub mode: Option<AttachedMode>,
+    /// How it is, in a line.
+    pub status: String,
+}
+
+impl Listener {
+    /// A listener that is on no interface yet. With a program, it is for one interface.
+    #[must_use]
+    pub fn new(wanted: Wanted, socket: Arc<RequestSocket>, program: Option<(KernelProgram, Mode)>) -> Self {
+        let name = if let Wanted::Named(name) = &wanted { Some(name.clone()) } else { None };
+        let listening = Listening::new(name, program.is_some());
+        Self { wanted, socket, program, listening, status: String::new() }
+    }
+
+    /// Says so if there is nothing to listen on, and returns what it says to whoever waits for the start.
+    pub fn complain(&mut self) -> Option<String> {
+        if !self.wanted.there().is_empty() {
+            return None;
+        }
+        for (interface, line) in self.listening.tell() {
+            self.log(&interface, &line);
+        }
+        process::notify_status(&self.listening.status());
+        Some(match &self.wanted {
+            Wanted::Named(name) => waiting_for(name),
+            Wanted::Suitable(_) => self.listening.status(),
+        })
+    }
+
+    /// Looks at what there is and does what is to be done. Takes as long as the kernel takes; must be called within a tokio runtime.
+    fn look(&mut self, changes: &Changes, again: bool) -> Heard {
+        let there = self.wanted.there();
+        let there_is = |index: u32| there.iter().find(|present| present.interface.index == index);
+        let attached = self.listening.attached_to().and_then(there_is).map(|present| present.interface.clone());
+        let spoilt = attached.filter(|interface| !changes.ended(interface.index)).and_then(|interface| {
+            let about = changes.concern(interface.index) || again;
+            self.program.as_ref().and_then(|(program, _)| spoilt(program, &interface, about))
+        });
+        for command in self.listening.look(&Now { there: &there, changes, spoilt, again }) {
+            debug!(?command, "following the interfaces");
+            self.carry_out(command);
+        }
+        for (interface, line) in self.listening.tell() {
+            self.log(&interface, &line);
+        }
+        let status = self.listening.status();
+        if self.status != status {
+            process::notify_status(&status);
+            self.status = status;
+        }
+        self.heard()
+    }
+
+    fn heard(&self) -> Heard {
+        let listening = &self.listening;
+        Heard {
+            hears: listening.hears(),
+            interfaces: listening.names(),
+            mode: listening.mode(),
+            status: self.status.clone(),
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Detach => {
+                if let Some((program, _)) = &mut self.program {
+                    program.detach();
+                }
+            }
+            Command::Leave(index) => self.socket.leave(index),
+            Command::Join(interface) => match self.socket.join(&interface) {
+                Ok(()) => self.listening.joined(interface.index, Ok(())),
+                Err(error) if is_there(&interface) => {
+                    self.listening.joined(interface.index, Err(error.to_string()));
+                }
+                Err(_) => self.listening.vanished(interface.index),
+            },
+            Command::Attach(interface) => {
+                // Of one that has vanished meanwhile there is nothing to say: the kernel will tell.
+                let Some((program, mode)) = self.program.as_mut().filter(|_| is_there(&interface)) else { return };
+                match program.attach(&interface.name, *mode) {
+                    Ok(mode) => self.listening.attached(interface.index, Ok(mode)),
+                    Err(error) if is_there(&interface) => {
+                        self.listening.attached(interface.index, Err(refusal(&error)));
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    fn log(&self, interface: &str, line: &Line) {
+        let xdp = self.listening.mode().map_or_else(|| "off".to_owned(), |mode| mode.to_string());
+        let is_configured = matches!(self.wanted, Wanted::Named(_));
+        match line {
+            Line::Missing if is_configured => warn!("{}", waiting_for(interface)),
+            Line::Missing => {
+                warn!("waiting for an interface that is up, can multicast and has an address of the group's family");
+            }
+            Line::Gone if is_configured => {
+                error!(%interface, "the interface is gone, and no request is heard through it until it is back");
+            }
+            Line::Gone if self.listening.hears() => info!(%interface, "the interface is gone: one less to listen on"),
+            Line::Gone => error!(%interface, "the last interface is gone, and no request is heard until there is one"),
+            Line::Down => warn!(
+                %interface,
+                "the interface is down, and no request is heard through it until it is up (`ip link set {interface} up`)"
+            ),
+            Line::Deaf(why) => error!(%interface, "no request is heard through it: {why}; trying again"),
+            Line::Heard(again) => info!(%interface, %xdp, "{again}: requests are heard through it"),
+            Line::NoProgram(why) => {
+                warn!(%interface, "serving without XDP, through the socket alone: {why}");
+            }
+            Line::Program(_) => info!(%interface, %xdp, "the kernel program is attached now"),
+        }
+    }
+
+    /// Takes the program off. What it has counted, if there is one.
+    fn end(mut self) -> Option<Counters> {
+        let (program, _) = self.program.as_mut()?;
+        let counters = program.counters().ok();
+        program.detach();
+        counters
+    }
+}
+
+/// What is told about an interface that is not there at the start.
+fn waiting_for(interface: &str) -> String {
+    format!(
+        "waiting for the interface {interface}: start its network (`virsh net-start default` makes virbr0), or name another \
+         with `interface` in the multicast section"
+    )
+}
+
+/// Whether the interface of this name is still the one that was found.
+fn is_there(interface: &Interface) -> bool {
+    Interface::named(&interface.name).as_ref() == Some(interface)
+}
+
+/// What is wrong with the program's attachment to an interface that is there.
+fn spoilt(program: &KernelProgram, interface: &Interface, look_for_sharers: bool) -> Option<Refusal> {
+    if program.attached_to() != Some(interface.index) {
+        let reason = "the kernel program was taken off the interface by somebody else".to_owned();
+        return Some(Refusal { reason, may_end: true });
+    }
+    // That the kernel does not tell is no reason to let go of what there is.
+    let sharer: Option<Sharer> = if look_for_sharers { KernelProgram::sharer(interface).ok().flatten() } else { None };
+    let interface = interface.name.clone();
+    sharer.map(|sharer| refusal(&kernel::Error::Shared { interface, sharer }))
+}
+
+fn refusal(error: &kernel::Error) -> Refusal {
+    let may_end = matches!(error, kernel::Error::Occupied { .. } | kernel::Error::Shared { .. });
+    Refusal { reason: chain(error), may_end }
+}
+
+/// An error with everything that caused it, in one line: the kernel's own logs, which some errors carry, have thousands.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let first_line = |error: &dyn std::error::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(first_line(error), |text, cause| format!("{text}: {}", first_line(cause)))
+}
+
+/// The task that keeps a listener on its interfaces.
+#[derive(Debug)]
+pub struct Follower {
+    heard: watch::Receiver<Heard>,
+    stop: oneshot::Sender<()>,
+    /// Its result is `None` where it broke off in the middle; itself is `None` once that was told.
+    task: Option<JoinHandle<Option<Listener>>>,
+}
+
+impl Follower {
+    /// Begins to listen on what there is, and follows what `links` tells from then on.
+    #[must_use]
+    pub fn start(listener: Listener, links: Links) -> Self {
+        let (tell, heard) = watch::channel(Heard::default());
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(follow(listener, links, tell, stopped));
+        Self { heard, stop, task: Some(task) }
+    }
+
+    /// Waits until requests are heard, and returns through what.
+    ///
+    /// # Errors
+    /// As [`Follower::broken`].
+    pub async fn heard(&mut self) -> io::Result<Heard> {
+        if let Ok(heard) = self.heard.wait_for(|heard| heard.hears).await {
+            return Ok(heard.clone());
+        }
+        Err(self.broken().await)
+    }
+
+    /// How it is, in a line.
+    #[must_use]
+    pub fn status(&self) -> String {
+        self.heard.borrow().status.clone()
+    }
+
+    /// Returns when the task ends by itself, which it must not.
+    pub async fn broken(&mut self) -> io::Error {
+        let Some(task) = &mut self.task else { return std::future::pending().await };
+        let result = task.await;
+        self.task = None;
+        match result {
+            Ok(_) => io::Error::other("it ended"),
+            Err(error) => io::Error::other(error),
+        }
+    }
+
+    /// Ends it and takes the program off its interface. What that has counted, if there is one.
+    pub async fn end(self) -> Option<Counters> {
+        let _ = self.stop.send(());
+        match tokio::time::timeout(STOP_WITHIN, self.task?).await {
+            Ok(Ok(listener)) => listener.and_then(Listener::end),
+            // The program goes with the process.
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+}
+
+async fn follow(
+    mut listener: Listener,
+    mut links: Links,
+    tell: watch::Sender<Heard>,
+    mut stopped: oneshot::Receiver<()>,
+) -> Option<Listener> {
+    let (mut changes, mut again) = (Changes::default(), false);
+    let mut due = None;
+    loop {
+        let looked = tokio::task::spawn_blocking(move || {
+            let heard = listener.look(&changes, again);
+            (listener, heard)
+        });
+        let heard;
+        (listener, heard) = match looked.await {
+            Ok(looked) => looked,
+            Err(error) => {
+                error!("following the interfaces broke off: {error}");
+                return None;
+            }
+        };
+        tell.send_if_modified(|told| std::mem::replace(told, heard.clone()) != heard);
+        due = match due {
+            _ if !listener.listening.is_unfinished() => None,
+            Some(due) if !again => Some(due),
+            _ => Some(Instant::now() + TRY_AGAIN),
+        };
+        let later = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        (changes, again) = tokio::select! {
+            changes = links.next() => (changes, false),
+            () = later => (Changes::default(), true),
+            _ = &mut stopped => return Some(listener),
+        };
+    }
+}

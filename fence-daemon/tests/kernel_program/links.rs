@@ -1,0 +1,126 @@
+//! What the kernel tells about links, and that nothing of it is lost for good when there is more than the socket's buffer holds.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fence_common::wire::DEFAULT_PORT;
+use fence_daemon::intake::interface::Wanted;
+use fence_daemon::intake::kernel::{AttachedMode, Mode};
+use fence_daemon::intake::links::{Changes, Links};
+use fence_daemon::intake::listener::{Follower, Listener};
+use fence_daemon::intake::socket::RequestSocket;
+
+use crate::bench::{RULES, in_namespace, ip, key, load};
+
+const GROUP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(225, 0, 0, 12));
+
+/// All that is told by now.
+async fn told(links: &mut Links) -> Changes {
+    let mut all = Changes::default();
+    while let Ok(changes) = tokio::time::timeout(Duration::from_millis(200), links.next()).await {
+        all.everything |= changes.everything;
+        all.gone.extend(changes.gone);
+        all.touched.extend(changes.touched);
+    }
+    all
+}
+
+fn number_of(interface: &str) -> u32 {
+    nix::net::if_::if_nametoindex(interface).unwrap()
+}
+
+fn with_links(test: impl AsyncFnOnce(Links)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { test(Links::open(GROUP).unwrap()).await });
+}
+
+#[test]
+fn what_comes_and_goes_is_told_by_number() {
+    in_namespace(|| {
+        with_links(async |mut links| {
+            assert_eq!(told(&mut links).await, Changes::default());
+            ip("link set virbr0 down");
+            let (bridge, port) = (number_of("virbr0"), number_of("port0"));
+            let changes = told(&mut links).await;
+            assert!(changes.touched.contains(&bridge) && changes.gone.is_empty(), "{changes:?}");
+            // A port that joins and leaves a bridge stays what it is.
+            ip("link set port0 master virbr0");
+            ip("link set port0 nomaster");
+            let changes = told(&mut links).await;
+            assert!(changes.touched.contains(&port) && changes.gone.is_empty(), "{changes:?}");
+            ip("link add top0 link virbr0 type macvlan");
+            assert!(told(&mut links).await.touched.contains(&bridge));
+            ip("link del virbr0");
+            ip(&format!("link add virbr0 index {bridge} type bridge"));
+            let changes = told(&mut links).await;
+            assert!(
+                changes.gone.contains(&bridge) && !changes.gone.contains(&port) && !changes.everything,
+                "{changes:?}"
+            );
+        });
+    });
+}
+
+#[test]
+fn an_address_is_told() {
+    in_namespace(|| {
+        with_links(async |mut links| {
+            told(&mut links).await;
+            ip("addr add 192.168.122.1/24 dev virbr0");
+            let changes = tokio::time::timeout(Duration::from_secs(10), links.next()).await;
+            assert!(changes.is_ok(), "nothing told");
+        });
+    });
+}
+
+#[test]
+fn an_overflow_makes_everything_doubtful_and_the_listening_goes_on() {
+    in_namespace(|| {
+        with_links(async |mut links| {
+            // Without being read: more than any buffer holds that nobody has made larger.
+            let batch: String = (0..400).map(|n| format!("link set virbr0 txqueuelen {}\n", 900 + n % 7)).collect();
+            let file = std::env::temp_dir().join(format!("fence-links-{}", std::process::id()));
+            std::fs::write(&file, batch).unwrap();
+            ip(&format!("-batch {}", file.display()));
+            std::fs::remove_file(&file).unwrap();
+            assert!(told(&mut links).await.everything);
+            ip("link set virbr0 down");
+            let changes = told(&mut links).await;
+            assert!(!changes.everything && changes.touched.contains(&number_of("virbr0")), "{changes:?}");
+        });
+    });
+}
+
+/// The listener on its interface, as the daemon has it; without the kernel's messages it takes a little longer.
+#[test]
+fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messages() {
+    in_namespace(|| {
+        ip("link del virbr0");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            for messages in [true, false] {
+                let socket = Arc::new(RequestSocket::open(GROUP, DEFAULT_PORT, RULES, Some(key())).unwrap());
+                let links = if messages { Links::open(GROUP).unwrap() } else { Links::by_looking() };
+                let program = Some((load(), Mode::Auto));
+                let mut listener = Listener::new(Wanted::Named("virbr0".to_owned()), Arc::clone(&socket), program);
+                assert!(listener.complain().unwrap().contains("virsh net-start"));
+                let mut follower = Follower::start(listener, links);
+                let early = tokio::time::timeout(Duration::from_millis(300), follower.heard()).await;
+                assert!(early.is_err(), "{early:?}");
+                for _ in 0..2 {
+                    ip("link add virbr0 type bridge");
+                    ip("link set virbr0 up");
+                    let heard = tokio::time::timeout(Duration::from_secs(30), follower.heard()).await.unwrap().unwrap();
+                    assert_eq!((heard.interfaces.as_str(), heard.mode), ("virbr0", Some(AttachedMode::Generic)));
+                    assert!(ip("link show virbr0").contains("prog/xdp"), "{}", follower.status());
+                    ip("link del virbr0");
+                    while follower.status().contains("serving") {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+                assert!(follower.end().await.is_some());
+            }
+        });
+    });
+}
