@@ -175,13 +175,53 @@ impl Hypervisor {
     /// A tool is missing, this is not root, or the kernel refuses.
     pub fn new() -> Result<Self> {
         let hypervisor = Self { space: Space { guardian: Arc::new(Guardian::start()?), network: None } };
-        hypervisor.ip(&["link", "add", BRIDGE, "type", "bridge", "forward_delay", "0"])?;
-        hypervisor.space.use_addresses_at_once(BRIDGE)?;
-        hypervisor.ip(&["addr", "add", &format!("{HYPERVISOR_V4}/24"), "dev", BRIDGE])?;
-        hypervisor.ip(&["link", "set", BRIDGE, "up"])?;
-        hypervisor.ip(&["addr", "add", &format!("{HYPERVISOR_V6}/64"), "dev", BRIDGE, "nodad"])?;
-        hypervisor.ip(&["route", "add", "224.0.0.0/4", "dev", BRIDGE])?;
+        hypervisor.make_bridge(None)?;
         Ok(hypervisor)
+    }
+
+    /// Makes the bridge, as libvirt does when its network is started, after [`Self::delete_bridge`]; `number` is to be the kernel's
+    /// number for it. Guests are to be [plugged in](Self::plug) again.
+    ///
+    /// # Errors
+    /// It is there, or the number is taken.
+    pub fn make_bridge(&self, number: Option<u32>) -> Result<()> {
+        let number = number.map(|number| number.to_string());
+        let mut arguments = vec!["link", "add", BRIDGE];
+        arguments.extend(number.iter().flat_map(|number| ["index", number]));
+        arguments.extend(["type", "bridge", "forward_delay", "0"]);
+        self.ip(&arguments)?;
+        self.space.use_addresses_at_once(BRIDGE)?;
+        self.ip(&["addr", "add", &format!("{HYPERVISOR_V4}/24"), "dev", BRIDGE])?;
+        self.ip(&["link", "set", BRIDGE, "up"])?;
+        self.address_bridge()
+    }
+
+    /// Gives the bridge what it loses when it is down: its IPv6 address and its multicast route.
+    ///
+    /// # Errors
+    /// It is still down, or has them.
+    pub fn address_bridge(&self) -> Result<()> {
+        self.ip(&["addr", "add", &format!("{HYPERVISOR_V6}/64"), "dev", BRIDGE, "nodad"])?;
+        self.ip(&["route", "add", "224.0.0.0/4", "dev", BRIDGE])?;
+        Ok(())
+    }
+
+    /// Deletes the bridge; the guests' cables stay.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn delete_bridge(&self) -> Result<()> {
+        self.ip(&["link", "del", BRIDGE]).map(drop)
+    }
+
+    /// Puts a guest's cable into the bridge that there is now, and waits until frames pass.
+    ///
+    /// # Errors
+    /// There is no bridge.
+    pub fn plug(&self, guest: &Guest) -> Result<()> {
+        let port = guest.name.replace("guest", "vnet");
+        self.ip(&["link", "set", &port, "master", BRIDGE, "up"])?;
+        self.wait_connected(guest, &port)
     }
 
     /// Adds a guest that is a network namespace with `eth0` on the bridge: 192.168.122.(10+`number`) and
@@ -194,7 +234,6 @@ impl Hypervisor {
         let port = format!("vnet{number}");
         self.ip(&["netns", "add", &name])?;
         self.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
-        self.ip(&["link", "set", &port, "master", BRIDGE, "up"])?;
         // Through the lab's mounts: the name is bound in the lab's own /run.
         let network = File::open(self.root().join("run/netns").join(&name)).context("a guest's network")?;
         let space = Space { guardian: Arc::clone(&self.space.guardian), network: Some(Arc::new(network.into())) };
@@ -208,7 +247,7 @@ impl Hypervisor {
         guest.space.must("ip", &["addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
         guest.space.must("ip", &["route", "add", "224.0.0.0/4", "dev", "eth0"])?;
         guest.space.must("ip", &["route", "add", "default", "via", &HYPERVISOR_V4.to_string()])?;
-        self.wait_connected(&guest, &port)?;
+        self.plug(&guest)?;
         Ok(guest)
     }
 

@@ -90,13 +90,19 @@ fn without_f_it_goes_into_the_background_when_it_serves() -> Result<()> {
 #[test]
 fn what_fails_in_the_background_is_still_told_by_the_command() -> Result<()> {
     let bench = Bench::new()?;
-    let config = fence_tests::server::Config { interface: "virbr9".to_owned(), ..bench.config("auto") };
+    let config = bench.config("auto");
+    let _other = bench.serve(&config)?;
     let file = bench.hypervisor.write("background.conf", config.render().as_bytes())?;
     let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
     let mut command = Command::new(daemon);
     command.args(["-f", &file, "-p", &bench.hypervisor.path("background.pid")]);
     let ended = process::run(bench.hypervisor.space(), &mut command, START_LIMIT)?;
-    ensure!(ended.code == Some(1) && ended.stderr.contains("virbr9"), "{:?}: {}", ended.code, ended.stderr);
+    ensure!(
+        ended.code == Some(1) && ended.stderr.contains("UDP port 1229 is taken"),
+        "{:?}: {}",
+        ended.code,
+        ended.stderr
+    );
     Ok(())
 }
 

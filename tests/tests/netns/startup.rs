@@ -41,27 +41,6 @@ fn without_a_usable_key_it_does_not_start() -> Result<()> {
     expect_refusal(&bench, &Config::new(&directory), &directory)
 }
 
-#[test]
-fn without_its_interface_it_does_not_start() -> Result<()> {
-    let bench = Bench::new()?;
-    expect_refusal(&bench, &Config { interface: "virbr9".to_owned(), ..bench.config("auto") }, "virbr9")
-}
-
-#[test]
-fn with_w_it_waits_for_its_interface() -> Result<()> {
-    let bench = Bench::new()?;
-    let config = Config { interface: "virbr9".to_owned(), ..bench.config("auto") };
-    let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &["-w"])?;
-    server
-        .wait_log(0, START_LIMIT, |line| line.contains("virbr9").then_some(()))
-        .with_context(|| format!("it does not say what it waits for: {}", server.log()))?;
-    ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
-    bench.hypervisor.ip(&["link", "add", "virbr9", "type", "bridge"])?;
-    bench.hypervisor.ip(&["addr", "add", "192.168.123.1/24", "dev", "virbr9"])?;
-    bench.hypervisor.ip(&["link", "set", "virbr9", "up"])?;
-    server.wait_ready(START_LIMIT)
-}
-
 /// Debian starts the server with `-w`, and many a file names an `lxc:///` that nobody serves.
 #[test]
 fn with_w_one_hypervisor_is_enough() -> Result<()> {

@@ -1,0 +1,320 @@
+//! Interfaces that come and go: waited for at the start, left when they go, listened on again when they are back, by both ways in.
+
+mod beginning;
+mod company;
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_common::hash::HashKind;
+use fence_common::wire::Op;
+use fence_tests::client::{Client, Family};
+use fence_tests::kernel::{XdpProgram, xdp_on};
+use fence_tests::lab::{BRIDGE, Hypervisor};
+use fence_tests::peer::Peer;
+use fence_tests::process::poll_until;
+use fence_tests::server::{Config, START_LIMIT, Server, Which};
+use socket2::{Domain, Socket, Type};
+use zerocopy::IntoBytes;
+
+use crate::bench::{Bench, DOMAIN, key};
+
+/// How long the daemon may take to notice something, on a loaded machine.
+const NOTICE: Duration = Duration::from_secs(30);
+
+/// Which way in is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    family: Family,
+    attach: &'static str,
+}
+
+impl Way {
+    const ALL: [Self; 4] = [
+        Self { family: Family::V4, attach: "auto" },
+        Self { family: Family::V4, attach: "off" },
+        Self { family: Family::V6, attach: "auto" },
+        Self { family: Family::V6, attach: "off" },
+    ];
+
+    fn config(self, bench: &Bench) -> Config {
+        Config { family: self.family, ..bench.config(self.attach) }
+    }
+
+    fn via(self) -> &'static str {
+        if self.attach == "off" { "socket" } else { "xdp" }
+    }
+
+    fn status(self, bench: &Bench) -> Client {
+        bench.about_domain("status").family(self.family).hash(HashKind::Sha256)
+    }
+
+    /// That a guest is answered, and by which way it came.
+    fn is_served(self, bench: &Bench, server: &Server) -> Result<()> {
+        bench.expect_via(server, &self.status(bench), 0, self.via()).map(drop).with_context(|| format!("{self:?}"))
+    }
+
+    /// The program on the bridge, which must be ours where one is wanted, and none where not.
+    fn program(self, bench: &Bench) -> Result<Option<XdpProgram>> {
+        let program = xdp_on(&bench.hypervisor, BRIDGE)?;
+        match (&program, self.via()) {
+            (Some(program), "xdp") if program.name == "fence_xdp" => {}
+            (None, "socket") => {}
+            _ => bail!("{self:?}: {program:?}"),
+        }
+        Ok(program)
+    }
+}
+
+/// Waits for a line with all of these words.
+fn wait_line(server: &Server, position: usize, words: &[&str]) -> Result<()> {
+    let wanted = |line: &str| words.iter().all(|word| line.contains(word)).then_some(());
+    server
+        .wait_log(position, NOTICE, wanted)
+        .with_context(|| format!("no line with {words:?} in the log: {}", server.log()))
+}
+
+fn number_of(hypervisor: &Hypervisor, interface: &str) -> Result<u32> {
+    let text = hypervisor.space().must("sh", &["-c", &format!("ip -o link show dev {interface}")])?.stdout;
+    Ok(text.split(':').next().context("nothing shown")?.trim().parse()?)
+}
+
+/// The memberships of the group's address on all interfaces: one line each.
+fn memberships(bench: &Bench, family: Family) -> Result<Vec<String>> {
+    let (table, group) = match family {
+        Family::V4 => ("igmp", "0C0000E1"),
+        Family::V6 => ("igmp6", "ff050000000000000000000000030001"),
+    };
+    let table = bench.hypervisor.proc_net(table)?;
+    Ok(table.lines().filter(|line| line.contains(group)).map(str::to_owned).collect())
+}
+
+fn recreate(bench: &Bench, number: Option<u32>) -> Result<()> {
+    bench.hypervisor.delete_bridge()?;
+    bench.hypervisor.make_bridge(number)?;
+    bench.hypervisor.plug(&bench.guest)
+}
+
+#[test]
+fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
+    for way in Way::ALL {
+        let bench = Bench::new()?;
+        let server = bench.serve(&way.config(&bench))?;
+        way.is_served(&bench, &server)?;
+        let before = way.program(&bench)?;
+        let old = number_of(&bench.hypervisor, BRIDGE)?;
+
+        let position = server.log_position();
+        bench.hypervisor.delete_bridge()?;
+        wait_line(&server, position, &["ERROR", BRIDGE, "gone", "until it is back"])?;
+        bench.hypervisor.make_bridge(None)?;
+        bench.hypervisor.plug(&bench.guest)?;
+        wait_line(
+            &server,
+            position,
+            &["INFO", BRIDGE, "is there", if way.via() == "xdp" { "generic" } else { "off" }],
+        )?;
+        ensure!(number_of(&bench.hypervisor, BRIDGE)? != old, "not another one");
+        way.is_served(&bench, &server)?;
+        // The same program with the same maps: what it has counted goes on.
+        ensure!(way.program(&bench)? == before, "another program than before: {}", server.log());
+        ensure!(memberships(&bench, way.family)?.len() == 1, "{:?}", memberships(&bench, way.family)?);
+        if way.via() == "xdp" {
+            ensure!(bench.counters()?.get("delivered")? >= 2, "{:?}", bench.counters()?.nonzero());
+        }
+        let ended = server.stop(nix::sys::signal::Signal::SIGTERM)?;
+        ensure!(ended.code == Some(0) && memberships(&bench, way.family)?.is_empty(), "{}", ended.stderr);
+        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "still attached");
+    }
+    Ok(())
+}
+
+/// The number alone does not tell that it is another one.
+#[test]
+fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()> {
+    for way in Way::ALL {
+        let bench = Bench::new()?;
+        let server = bench.serve(&way.config(&bench))?;
+        let number = number_of(&bench.hypervisor, BRIDGE)?;
+        for _ in 0..3 {
+            let position = server.log_position();
+            recreate(&bench, Some(number))?;
+            let back = |line: &str| (line.contains("INFO") && line.contains("requests are heard")).then_some(());
+            ensure!(server.wait_log(position, NOTICE, back).is_some(), "{}", server.log());
+            way.is_served(&bench, &server)?;
+            way.program(&bench)?;
+        }
+        ensure!(memberships(&bench, way.family)?.len() == 1);
+    }
+    Ok(())
+}
+
+/// Memberships of interfaces that are gone stay in the kernel's books until they are left, and there may be only so many.
+#[test]
+fn thirty_bridges_one_after_the_other_leave_nothing_behind() -> Result<()> {
+    for way in Way::ALL {
+        let bench = Bench::new()?;
+        bench.hypervisor.space().must("sh", &["-c", "echo 20 > /proc/sys/net/ipv4/igmp_max_memberships"])?;
+        let server = bench.serve(&way.config(&bench))?;
+        let number = number_of(&bench.hypervisor, BRIDGE)?;
+        for round in 0..30_u32 {
+            // Every other time the daemon is not given the time to see each of them.
+            let same = (round % 3 == 0).then_some(number + 100);
+            bench.hypervisor.delete_bridge()?;
+            bench.hypervisor.make_bridge(same)?;
+            if round % 2 == 0 {
+                poll_until(
+                    "the membership",
+                    NOTICE,
+                    || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())),
+                )
+                .with_context(|| format!("{way:?}, round {round}: {}", server.log()))?;
+            }
+        }
+        bench.hypervisor.plug(&bench.guest)?;
+        poll_until("the membership", NOTICE, || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())))?;
+        if way.via() == "xdp" {
+            poll_until("the program", NOTICE, || {
+                Ok(xdp_on(&bench.hypervisor, BRIDGE)?.map(|program| program.name == "fence_xdp"))
+            })?;
+        }
+        way.is_served(&bench, &server)?;
+        ensure!(!server.log().contains("cannot join") && !server.log().contains("panicked"), "{}", server.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_name_that_is_given_away_and_comes_back_is_followed() -> Result<()> {
+    for way in Way::ALL {
+        let bench = Bench::new()?;
+        let server = bench.serve(&way.config(&bench))?;
+        let before = way.program(&bench)?;
+        let position = server.log_position();
+        let ip = |arguments: &str| bench.hypervisor.ip(&arguments.split(' ').collect::<Vec<_>>()).map(drop);
+        ip("link set virbr0 down")?;
+        ip("link set virbr0 name virbr8")?;
+        ip("link set virbr8 up")?;
+        wait_line(&server, position, &["ERROR", BRIDGE, "gone"])?;
+        poll_until("the program and the membership to go", NOTICE, || {
+            let gone = xdp_on(&bench.hypervisor, "virbr8")?.is_none() && memberships(&bench, way.family)?.is_empty();
+            Ok(gone.then_some(()))
+        })?;
+        // Another one gets the name, and then the old one again.
+        ip("link add virbr0 type bridge")?;
+        ip("link set virbr0 up")?;
+        wait_line(&server, position, &["INFO", BRIDGE, "is there"])?;
+        ensure!(way.program(&bench)? == before);
+        ip("link set virbr0 down")?;
+        ip("link set virbr0 name virbr9")?;
+        ip("link set virbr8 down")?;
+        let position = server.log_position();
+        ip("link set virbr8 name virbr0")?;
+        ip("link set virbr0 up")?;
+        bench.hypervisor.address_bridge()?;
+        wait_line(&server, position, &["INFO", BRIDGE, "is there"])?;
+        way.is_served(&bench, &server)?;
+        ensure!(xdp_on(&bench.hypervisor, "virbr9")?.is_none() && way.program(&bench)? == before);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bridge_that_is_switched_off_and_on_again_is_told_and_served() -> Result<()> {
+    for way in Way::ALL {
+        let bench = Bench::new()?;
+        let server = bench.serve(&way.config(&bench))?;
+        let before = way.program(&bench)?;
+        let position = server.log_position();
+        bench.hypervisor.ip(&["link", "set", BRIDGE, "down"])?;
+        wait_line(&server, position, &["WARN", BRIDGE, "is down", "ip link set virbr0 up"])?;
+        bench.hypervisor.ip(&["link", "set", BRIDGE, "up"])?;
+        bench.hypervisor.address_bridge()?;
+        wait_line(&server, position, &["INFO", BRIDGE, "up again"])?;
+        way.is_served(&bench, &server)?;
+        ensure!(way.program(&bench)? == before);
+        if way.family == Family::V6 {
+            // An MTU below what IPv6 needs takes the membership away, though the interface stays.
+            let members = || -> Result<usize> { Ok(memberships(&bench, way.family)?.len()) };
+            bench.hypervisor.ip(&["link", "set", BRIDGE, "mtu", "1279"])?;
+            poll_until("the membership to go", NOTICE, || Ok((members()? == 0).then_some(())))?;
+            bench.hypervisor.ip(&["link", "set", BRIDGE, "mtu", "1500"])?;
+            let back = poll_until("the membership to be back", NOTICE, || Ok((members()? == 1).then_some(())));
+            back.with_context(|| format!("{way:?}: {}", server.log()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A group of the link's scope is bound to its interface, so it takes another socket when that is another.
+#[test]
+fn a_group_of_the_link_is_followed_by_a_socket_of_its_own() -> Result<()> {
+    const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 3, 1);
+    for attach in ["auto", "off"] {
+        let bench = Bench::new()?;
+        bench.hypervisor.delete_bridge()?;
+        let address = format!("{BRIDGE}\";\n\t\taddress = \"{GROUP}");
+        let config = Config { family: Family::V6, interface: address, ..bench.config(attach) };
+        let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &[])?;
+        wait_line(&server, 0, &["waiting for the interface virbr0"])?;
+        bench.hypervisor.make_bridge(None)?;
+        bench.hypervisor.plug(&bench.guest)?;
+        server.wait_ready(START_LIMIT)?;
+        let number = number_of(&bench.hypervisor, BRIDGE)?;
+        let peer = Peer::new(&bench.guest, &key(), Family::V6)?;
+        let sender = bench.guest.space().in_network(|| {
+            let sender = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+            sender.set_multicast_if_v6(nix::net::if_::if_nametoindex("eth0")?)?;
+            Ok(sender)
+        })?;
+        for same in [None, Some(None), Some(Some(number))] {
+            if let Some(number) = same {
+                let position = server.log_position();
+                recreate(&bench, number)?;
+                wait_line(&server, position, &["INFO", "requests are heard"])?;
+            }
+            let position = server.log_position();
+            let request = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
+            sender.send_to(request.as_bytes(), &SocketAddr::from((GROUP, 1229)).into())?;
+            let call = peer.called_back(NOTICE)?;
+            let reply = call.with_context(|| format!("no call-back: {}", server.log()))?.converse()?;
+            ensure!(reply == 0, "{reply}: {}", server.log());
+            let via = server.next_fence(position)?.get("via").map(str::to_owned);
+            ensure!(via.as_deref() == Some(if attach == "off" { "socket" } else { "xdp" }), "{via:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The network is made anew again and again while guests ask; whoever asks when it is there for good is answered.
+#[test]
+fn a_flapping_bridge_costs_nothing_but_what_is_asked_meanwhile() -> Result<()> {
+    for way in Way::ALL {
+        let bench = Bench::new()?;
+        let mut server = bench.serve(&way.config(&bench))?;
+        let asking = way.status(&bench).retransmit(2).start(bench.guest.space())?;
+        for round in 0..15 {
+            match round % 3 {
+                0 => recreate(&bench, None)?,
+                1 => recreate(&bench, Some(number_of(&bench.hypervisor, BRIDGE)?))?,
+                _ => {
+                    bench.hypervisor.ip(&["link", "set", BRIDGE, "down"])?;
+                    bench.hypervisor.ip(&["link", "set", BRIDGE, "up"])?;
+                    bench.hypervisor.address_bridge()?;
+                }
+            }
+        }
+        // Answered in between or now; its port is free then.
+        let _ = asking.finish(Duration::from_secs(60))?;
+        ensure!(server.is_running()?, "{}", server.log());
+        poll_until("the membership", NOTICE, || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())))?;
+        if way.via() == "xdp" {
+            poll_until("the program", NOTICE, || Ok(xdp_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
+        }
+        way.is_served(&bench, &server)?;
+        way.program(&bench)?;
+        ensure!(!server.log().contains("panicked"), "{}", server.log());
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Others on the interface: they are left alone while they are there, and the program takes over when they go.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_tests::kernel::xdp_on;
+use fence_tests::lab::BRIDGE;
+use fence_tests::process::poll_until;
+use fence_tests::server::{Config, START_LIMIT, Server, Which};
+use fence_tests::tools;
+use nix::sys::signal::Signal;
+
+use super::{NOTICE, wait_line};
+use crate::bench::Bench;
+
+/// Puts our own program, loaded by bpftool, on the bridge: nobody configured it, so it passes everything.
+fn occupy(bench: &Bench) -> Result<u64> {
+    let object = std::env::var_os("FENCE_EBPF_OBJECT")
+        .map_or_else(|| tools::workspace().join("target/bpf/fence-xdp.o"), PathBuf::from);
+    if !object.is_file() {
+        bail!("no BPF object at {}: run `cargo xtask build`", object.display());
+    }
+    let space = bench.hypervisor.space();
+    space.must("bpftool", &["prog", "load", &object.to_string_lossy(), "/sys/fs/bpf/another", "type", "xdp"])?;
+    space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", "/sys/fs/bpf/another", "dev", BRIDGE])?;
+    Ok(xdp_on(&bench.hypervisor, BRIDGE)?.context("not attached")?.id)
+}
+
+#[test]
+fn where_another_program_leaves_ours_takes_over() -> Result<()> {
+    let bench = Bench::new()?;
+    let another = occupy(&bench)?;
+    let server = bench.serve(&bench.config("auto"))?;
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    // Whatever else happens to the interface: told once.
+    for txqueuelen in ["900", "901", "902"] {
+        bench.hypervisor.ip(&["link", "set", BRIDGE, "txqueuelen", txqueuelen])?;
+    }
+    let position = server.log_position();
+    bench.hypervisor.space().must("bpftool", &["net", "detach", "xdpgeneric", "dev", BRIDGE])?;
+    wait_line(&server, position, &["INFO", BRIDGE, "attached now", "generic"])?;
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id != another));
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    ensure!(server.log().matches("without XDP").count() == 1, "{}", server.log());
+    Ok(())
+}
+
+/// A program that is attached by bpf_link goes without a word of the kernel's.
+#[test]
+fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<()> {
+    let bench = Bench::new()?;
+    let elsewhere = Config { port: Some(1230), ..bench.config("auto") };
+    let pid_file = bench.hypervisor.path("another.pid");
+    let mut other = Server::spawn(&bench.hypervisor, &Which::ours()?, &elsewhere, &["-p", &pid_file])?;
+    other.wait_ready(START_LIMIT)?;
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    let position = server.log_position();
+    other.stop(Signal::SIGKILL)?;
+    wait_line(&server, position, &["INFO", BRIDGE, "attached now", "generic"])?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    Ok(())
+}
+
+/// What the program takes out is missed by a device on top of the interface, whenever that came.
+#[test]
+fn where_others_come_to_listen_the_program_goes_until_they_are_gone() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    let position = server.log_position();
+    bench.hypervisor.ip(&["link", "add", "top0", "link", BRIDGE, "type", "macvlan"])?;
+    wait_line(&server, position, &["WARN", "without XDP", "top0, a device on top of it"])?;
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "{}", server.log());
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    bench.hypervisor.ip(&["link", "del", "top0"])?;
+    wait_line(&server, position, &["INFO", BRIDGE, "attached now"])?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    Ok(())
+}
+
+#[test]
+fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let before = xdp_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
+    let position = server.log_position();
+    let detach = "bpftool link detach id $(bpftool link show | sed -n 's/^\\([0-9]*\\): xdp  prog PROGRAM.*/\\1/p')";
+    let detach = detach.replace("PROGRAM", &before.id.to_string());
+    bench.hypervisor.space().must("sh", &["-c", &detach])?;
+    // The kernel says nothing about that; it is seen when there is another reason to look.
+    bench.hypervisor.ip(&["link", "set", BRIDGE, "txqueuelen", "900"])?;
+    wait_line(&server, position, &["WARN", "without XDP", "taken off the interface by somebody else"])?;
+    bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
+    wait_line(&server, position, &["INFO", BRIDGE, "attached now"])?;
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)? == Some(before));
+    Ok(())
+}
+
+/// An interface that is handed to a container takes the program along, if nobody takes it off.
+#[test]
+fn an_interface_that_moves_to_another_namespace_is_let_go() -> Result<()> {
+    let bench = Bench::new()?;
+    let ip = |arguments: &str| bench.hypervisor.ip(&arguments.split(' ').collect::<Vec<_>>()).map(drop);
+    ip("link add port9 type veth peer name guest9")?;
+    ip("link set guest9 up")?;
+    ip("link set port9 up")?;
+    let server = bench.serve(&Config { interface: "port9".to_owned(), ..bench.config("auto") })?;
+    let before = xdp_on(&bench.hypervisor, "port9")?.context("not attached")?;
+    let position = server.log_position();
+    ip("link set port9 netns guest1")?;
+    wait_line(&server, position, &["ERROR", "port9", "gone"])?;
+    poll_until("the program to be off", NOTICE, || {
+        let shown = bench.guest.space().must("ip", &["-d", "link", "show", "dev", "port9"])?.stdout;
+        Ok((!shown.contains("prog/xdp")).then_some(()))
+    })?;
+    bench.guest.space().must("ip", &["link", "set", "port9", "netns", "1"]).context("back")?;
+    ip("link set port9 up")?;
+    wait_line(&server, position, &["INFO", "port9", "is there"])?;
+    ensure!(xdp_on(&bench.hypervisor, "port9")? == Some(before), "{}", server.log());
+    Ok(())
+}
