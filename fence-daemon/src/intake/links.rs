@@ -93,11 +93,14 @@ impl Links {
             IpAddr::V4(_) => (libc::RTNLGRP_IPV4_IFADDR, MTU_MIN_V4),
             IpAddr::V6(_) => (libc::RTNLGRP_IPV6_IFADDR, MTU_MIN_V6),
         };
+        // Whoever routes multicast shares what comes by an interface, of either family.
+        let told = [libc::RTNLGRP_LINK, addresses, libc::RTNLGRP_IPV4_NETCONF, libc::RTNLGRP_IPV6_NETCONF];
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.set_non_blocking(true)?;
         socket.bind_auto()?;
-        socket.add_membership(libc::RTNLGRP_LINK)?;
-        socket.add_membership(addresses)?;
+        for group in told {
+            socket.add_membership(group)?;
+        }
         // SAFETY: needed because tokio has no safe way to watch a descriptor of somebody else's type. Sound because the socket owns its
         // descriptor, which stays open and the same until the socket is dropped, and the socket is owned by the `AsyncFd`.
         let socket = unsafe { AsyncFd::register_with_interest(Netlink(socket), Interest::READABLE) }?;
@@ -165,6 +168,9 @@ fn note(mut datagram: &[u8], mtu_min: u32, changes: &mut Changes) -> Result<(), 
                     changes.gone.insert(index);
                 }
             }
+            NetlinkPayload::InnerMessage(Notice::Settings { index }) => {
+                changes.touched.insert(index);
+            }
             NetlinkPayload::InnerMessage(Notice::Other) | NetlinkPayload::Noop => {}
             // Nothing else is sent without being asked for.
             NetlinkPayload::Done(_) | NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) | _ => {
@@ -180,7 +186,16 @@ fn note(mut datagram: &[u8], mtu_min: u32, changes: &mut Changes) -> Result<(), 
 /// As much of a message as counts here.
 #[derive(Debug)]
 enum Notice {
-    Link { index: u32, lower: Option<u32>, mtu: Option<u32>, gone: bool },
+    Link {
+        index: u32,
+        lower: Option<u32>,
+        mtu: Option<u32>,
+        gone: bool,
+    },
+    /// How an interface forwards.
+    Settings {
+        index: u32,
+    },
     Other,
 }
 
@@ -188,8 +203,21 @@ impl NetlinkDeserializable for Notice {
     type Error = DecodeError;
 
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        if !matches!(header.message_type, libc::RTM_NEWLINK | libc::RTM_DELLINK) {
-            return Ok(Self::Other);
+        // From <linux/netconf.h>: one byte for the family, padded; then attributes.
+        const NETCONFA_IFINDEX: u16 = 1;
+        const NETCONF_HEAD: usize = 4;
+        match header.message_type {
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => {}
+            libc::RTM_NEWNETCONF => {
+                for attribute in NlasIterator::new(payload.get(NETCONF_HEAD..).unwrap_or_default()) {
+                    let attribute = attribute?;
+                    if attribute.kind() == NETCONFA_IFINDEX {
+                        return Ok(Self::Settings { index: parse_u32(attribute.value())? });
+                    }
+                }
+                return Ok(Self::Other);
+            }
+            _ => return Ok(Self::Other),
         }
         let head = LinkHeader::parse(payload)?;
         // A bridge says by the same message that a port has left it: the interface is still there.

@@ -109,7 +109,7 @@ fn counters_start_at_zero_and_the_ring_has_one_reader() {
 }
 
 /// Routes multicast from an interface, for as long as the socket is open.
-fn route_multicast(interface: &str) -> OwnedFd {
+pub(crate) fn route_multicast(interface: &str) -> OwnedFd {
     // From <linux/mroute.h>.
     const MRT_INIT: i32 = 200;
     const MRT_ADD_VIF: i32 = 202;

@@ -11,6 +11,7 @@ use fence_daemon::intake::links::{Changes, Links};
 use fence_daemon::intake::listener::{Follower, Listener};
 use fence_daemon::intake::socket::RequestSocket;
 
+use crate::attach::route_multicast;
 use crate::bench::{RULES, in_namespace, ip, key, load};
 
 const GROUP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(225, 0, 0, 12));
@@ -121,6 +122,33 @@ fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messag
                 }
                 assert!(follower.end().await.is_some());
             }
+        });
+    });
+}
+
+#[test]
+fn while_multicast_is_routed_from_the_bridge_the_program_is_off() {
+    in_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let socket = Arc::new(RequestSocket::open(GROUP, DEFAULT_PORT, RULES, Some(key())).unwrap());
+            let program = Some((load(), Mode::Auto));
+            let listener = Listener::new(Wanted::Named("virbr0".to_owned()), socket, program);
+            let mut follower = Follower::start(listener, Links::open(GROUP).unwrap());
+            assert_eq!(follower.heard().await.unwrap().mode, Some(AttachedMode::Generic));
+            let becomes = async |words: &str| {
+                for _ in 0..1500 {
+                    if follower.status().contains(words) {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                panic!("never {words}: {}", follower.status());
+            };
+            let router = route_multicast("virbr0");
+            becomes("through the socket").await;
+            drop(router);
+            becomes("xdp generic").await;
         });
     });
 }
