@@ -1,11 +1,13 @@
-//! The command line: stock's short options with stock's meaning, and a long one for each.
+//! The command line: stock's short options with stock's meaning, a long one for each, and commands that stock servers lack.
 //!
-//! Subcommands (stock's `-c` and `-l` among them) come with their own issues; a `#[command(subcommand)]` field is all they need.
+//! One thing is unlike stock servers on purpose: wrong usage exits with 255, where they print their help and exit with 0, as if
+//! the daemon had started.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config};
 
@@ -19,25 +21,36 @@ pub const DEFAULT_PID_FILE: &str = "/var/run/fence_virtd.pid";
 
 const ABOUT: &str = "Fence virtual machines and containers on request of their cluster mates";
 const AFTER_HELP: &str = "\
-Options override the configuration file. Guests need nothing new: they keep their fence_xvm and their key.
+Without a command this is the daemon. Options override the configuration file. Guests need nothing new: they keep their fence_xvm
+and their key.
 
 Exit status:
-  0    stopped by SIGTERM or SIGINT; or, without -F, started and gone into the background
-  1    the start failed, or another daemon runs already
+  0    stopped by SIGTERM or SIGINT; or, without -F, started and gone into the background; or the command did its work
+  1    the start or the command failed, another daemon runs already, or -c ended without having written anything
   255  wrong usage or a wrong configuration
 
 RUST_LOG, if set, chooses the log messages instead of -d (see tracing-subscriber's EnvFilter).";
 
+const GIVEN: &str = "Answers for -c, which then does not ask";
+
 /// What the command line says.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
-#[command(name = "fence-daemon", version, about = ABOUT, after_help = AFTER_HELP, args_override_self = true)]
+#[command(
+    name = "fence-daemon",
+    version,
+    about = ABOUT,
+    after_help = AFTER_HELP,
+    args_override_self = true,
+    disable_help_subcommand = true
+)]
 pub struct Cli {
     /// Stay in the foreground and log to standard error
     #[arg(short = 'F', long)]
     pub foreground: bool,
 
-    /// Read the configuration from FILE
-    #[arg(short = 'f', long = "config", value_name = "FILE", default_value = config::DEFAULT_PATH, value_parser = absolute)]
+    /// Read the configuration from FILE (-c: write it to FILE)
+    #[arg(short = 'f', long = "config", value_name = "FILE", global = true)]
+    #[arg(default_value = config::DEFAULT_PATH, value_parser = absolute)]
     pub config: PathBuf,
 
     /// Log more: 1 and up for what was ignored and why, 5 and up for everything
@@ -51,6 +64,96 @@ pub struct Cli {
     /// Write the process ID to FILE
     #[arg(short = 'p', long = "pidfile", value_name = "FILE", default_value = DEFAULT_PID_FILE, value_parser = absolute)]
     pub pid_file: PathBuf,
+
+    /// Ask for the configuration, show it, and write it if told to; then exit
+    #[arg(short = 'c', long)]
+    pub configure: bool,
+
+    /// List the listeners and backends that there are; then exit
+    #[arg(short = 'l', long)]
+    pub list: bool,
+
+    /// Answers for `-c`.
+    #[command(flatten, next_help_heading = GIVEN)]
+    pub given: Given,
+
+    /// What to do instead of being the daemon.
+    #[command(subcommand)]
+    pub command: Option<Action>,
+}
+
+/// Answers for `-c` from the command line.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The interface that the guests are on, or none
+    #[arg(long, value_name = "NAME", requires = "configure")]
+    pub interface: Option<String>,
+
+    /// The port that guests send to
+    #[arg(long, value_name = "PORT", requires = "configure")]
+    pub port: Option<String>,
+
+    /// The multicast group that guests send to [default: 225.0.0.12, or ff05::3:1 with --family ipv6]
+    #[arg(long, value_name = "ADDRESS", requires = "configure")]
+    pub address: Option<String>,
+
+    /// ipv4 or ipv6
+    #[arg(long, value_name = "FAMILY", requires = "configure")]
+    pub family: Option<String>,
+
+    /// The key that hypervisors and guests share
+    #[arg(long, value_name = "FILE", value_parser = absolute, requires = "configure")]
+    pub key_file: Option<PathBuf>,
+
+    /// A libvirt connection; again for more of them
+    #[arg(long = "uri", value_name = "URI", requires = "configure")]
+    pub uris: Vec<String>,
+
+    /// The weakest digest that a request may carry: sha256, sha512, sha1, none
+    #[arg(long, value_name = "DIGEST", requires = "configure")]
+    pub hash: Option<String>,
+
+    /// The digest of the call-back: sha256, sha512, sha1, none
+    #[arg(long, value_name = "DIGEST", requires = "configure")]
+    pub auth: Option<String>,
+
+    /// Make the key (and its directory) if it is not there
+    #[arg(long, requires = "configure")]
+    pub create_key: bool,
+
+    /// Ask nothing: what is not given stays as it is in the file, or has its default
+    #[arg(long, requires = "configure")]
+    pub yes: bool,
+}
+
+/// What there is to do besides being the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Action {
+    /// Check the configuration and print it with every default filled in
+    ///
+    /// The output is a configuration file itself: every key that has an effect, with a comment where its value is a default.
+    /// Warnings and mistakes go to standard error, with their places. The key and the interface are looked at as well; nothing
+    /// is changed, opened to the network or sent.
+    ///
+    /// Exit status: 0 if the daemon takes it, 255 for a mistake in the file, 1 if there is no usable key: what the daemon would exit with.
+    CheckConfig,
+
+    /// Make the key that hypervisors and guests share
+    ///
+    /// 4096 random bytes, readable by root only. A key that is there already is not touched without --force.
+    Keygen {
+        /// Where to put it [default: the configuration's key_file]
+        #[arg(value_name = "PATH", value_parser = absolute)]
+        path: Option<PathBuf>,
+
+        /// Replace a key that is there: every guest needs the new one then
+        #[arg(long)]
+        force: bool,
+
+        /// Make missing directories too
+        #[arg(long)]
+        parents: bool,
+    },
 }
 
 /// Relative paths count from where the daemon was started, which it leaves for `/`.
@@ -65,7 +168,13 @@ impl Cli {
     /// Wrong usage, or a request for help or the version: `error.print()` says it on the right stream, [`exit_code`] is what to
     /// exit with.
     pub fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(args)
+        let cli = Self::try_parse_from(args)?;
+        let for_the_daemon = cli.foreground || cli.wait || cli.debug.is_some() || cli.configure || cli.list;
+        if cli.command.is_some() && for_the_daemon {
+            let why = "only -f goes with a command: the other options are the daemon's";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, why));
+        }
+        Ok(cli)
     }
 
     /// Lets the command line override the file, as stock servers do: options can only switch on.
@@ -112,6 +221,53 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_for_the_questions_only() {
+        let given =
+            read("-c --interface virbr0 --port 1 --uri a: --uri b: --key-file /k --create-key --yes").unwrap().given;
+        assert_eq!((given.interface.as_deref(), given.port.as_deref()), (Some("virbr0"), Some("1")));
+        assert_eq!(
+            (given.uris.as_slice(), given.create_key, given.yes),
+            (&["a:".to_owned(), "b:".to_owned()][..], true, true)
+        );
+        for option in [
+            "--interface x",
+            "--port 1",
+            "--address x",
+            "--family x",
+            "--key-file x",
+            "--uri x",
+            "--hash x",
+            "--auth x",
+        ] {
+            assert_eq!(exit_code(&read(option).unwrap_err()), 255, "{option}");
+            assert!(read(&format!("-c {option}")).is_ok(), "{option}");
+        }
+        assert!(read("--yes").is_err() && read("--create-key").is_err());
+    }
+
+    #[test]
+    fn commands_take_the_configuration_and_none_of_the_daemons_options() {
+        assert_eq!(read("").unwrap().command, None);
+        for line in ["-f /x check-config", "check-config -f /x"] {
+            let cli = read(line).unwrap();
+            assert_eq!((cli.command, cli.config.as_path()), (Some(Action::CheckConfig), Path::new("/x")), "{line}");
+        }
+        let keygen = read("keygen /k --force").unwrap().command;
+        assert_eq!(keygen, Some(Action::Keygen { path: Some("/k".into()), force: true, parents: false }));
+        for line in [
+            "-F check-config",
+            "-c check-config",
+            "-w keygen",
+            "-d1 keygen",
+            "-l keygen",
+            "keygen a b",
+            "check-config x",
+        ] {
+            assert_eq!(exit_code(&read(line).unwrap_err()), 255, "{line}");
+        }
+    }
+
+    #[test]
     fn relative_paths_count_from_here() {
         let here = std::env::current_dir().unwrap();
         let cli = read("-f a.conf -p run/x.pid").unwrap();
@@ -151,9 +307,22 @@ mod tests {
     #[test]
     fn the_help_names_every_option() {
         let help = read("-h").unwrap_err().to_string();
-        for word in
-            ["-F", "-f", "-d", "-w", "-p", "-h", "-V", "/etc/fence_virt.conf", "/var/run/fence_virtd.pid", "255"]
-        {
+        for word in [
+            "-F",
+            "-f",
+            "-d",
+            "-w",
+            "-p",
+            "-c",
+            "-l",
+            "check-config",
+            "keygen",
+            "-h",
+            "-V",
+            "/etc/fence_virt.conf",
+            "/var/run/fence_virtd.pid",
+            "255",
+        ] {
             assert!(help.contains(word), "{word}: {help}");
         }
     }

@@ -3,14 +3,20 @@
 //! Read [`pipeline`] first: it is the way of a request.
 
 pub mod callback;
+pub mod check_config;
 pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod config;
+pub mod configure;
 pub mod daemon;
+pub mod durable;
 pub mod hypervisor;
 pub mod intake;
+pub mod keygen;
 pub mod observe;
 pub mod pipeline;
+pub mod plugins;
 pub mod policy;
 pub mod process;
 

@@ -1,13 +1,15 @@
-//! The `fence-daemon` binary: command line, configuration and key first, then the background, then the daemon itself.
+//! The `fence-daemon` binary: a command, or else the daemon: configuration and key first, then the background, then serving.
 
 use std::fmt::Display;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use fence_common::key::Key;
-use fence_daemon::cli::{self, Cli, EXIT_START, EXIT_USAGE};
+use fence_daemon::cli::{self, Action, Cli, EXIT_START, EXIT_USAGE};
+use fence_daemon::commands;
 use fence_daemon::config::{self, Config, Warnings};
 use fence_daemon::daemon::{self, DaemonError, Patience};
+use fence_daemon::keygen;
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::process::{self, PidFile, Readiness};
 
@@ -20,16 +22,24 @@ fn main() -> ExitCode {
             return ExitCode::from(cli::exit_code(&message));
         }
     };
-    match start(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(code) => ExitCode::from(code),
+    // Before any key is read or made: from here on it cannot end up in a core dump.
+    if let Err(error) = process::harden() {
+        return ExitCode::from(say(EXIT_START)(error));
     }
+    ExitCode::from(match &cli.command {
+        Some(Action::CheckConfig) => commands::check_config(&cli.config),
+        Some(Action::Keygen { path, force, parents }) => {
+            let options = keygen::Options { force: *force, parents: *parents };
+            commands::keygen(path.as_deref(), &cli.config, options)
+        }
+        None if cli.list => commands::list(),
+        None if cli.configure => commands::configure(&cli.config, &cli.given),
+        None => start(&cli).map_or_else(|code| code, |()| 0),
+    })
 }
 
 /// Everything up to the end of the daemon. What went wrong has been said when it returns; the error is the exit code.
 fn start(cli: &Cli) -> Result<(), u8> {
-    // Before the key is read: from here on it cannot end up in a core dump.
-    process::harden().map_err(say(EXIT_START))?;
     let (mut config, warnings, key) = read(cli)?;
     cli.apply_to(&mut config);
 

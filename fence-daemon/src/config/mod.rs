@@ -27,6 +27,10 @@ use std::path::Path;
 pub use error::{ConfigError, KeyFileError, Mistake, Mistakes, Plugin};
 pub use place::{Place, Source};
 pub use resolved::{Attach, Config, Group, Groups, Multicast};
+pub use resolved::{
+    GROUP_V4 as DEFAULT_GROUP_V4, GROUP_V6 as DEFAULT_GROUP_V6, KEY_FILE as DEFAULT_KEY_FILE, PORT as DEFAULT_PORT,
+    URI as DEFAULT_URI,
+};
 pub use warning::{Doubt, Warning, Warnings};
 
 /// Where stock servers look for their configuration.
@@ -40,6 +44,15 @@ pub const MAX_SIZE: usize = 4 << 20;
 /// # Errors
 /// Whatever keeps the daemon from starting; [`ConfigError::render`] is how an administrator wants to see it.
 pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
+    let (bytes, warnings) = read(path)?;
+    parse(&Source::new(path, &bytes), warnings)
+}
+
+/// Reads a configuration file and does not look at what it says; the warnings are about the file.
+///
+/// # Errors
+/// It cannot be read, or is no configuration file by its size.
+pub fn read(path: &Path) -> Result<(Vec<u8>, Warnings), ConfigError> {
     let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
     let file = File::open(path).map_err(unreadable)?;
     let about = file.metadata().map_err(unreadable)?;
@@ -57,7 +70,7 @@ pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
     if about.is_file() && about.mode() & 0o022 != 0 {
         warnings.push(None, Doubt::ConfigWritable { path: path.to_owned(), mode: about.mode() & 0o7777 });
     }
-    parse(&Source::new(path, &bytes), warnings)
+    Ok((bytes, warnings))
 }
 
 /// Resolves a configuration that is in memory already, adding to `warnings`.

@@ -104,11 +104,16 @@ pub struct Group {
     pub uuids: Vec<String>,
 }
 
-const PORT: u16 = 1229;
-const GROUP_V4: Ipv4Addr = Ipv4Addr::new(225, 0, 0, 12);
-const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 3, 1);
-const KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
-const URI: &str = "qemu:///system";
+/// The port that guests send to, unless they are told otherwise.
+pub const PORT: u16 = 1229;
+/// The IPv4 group that guests send to, unless they are told otherwise.
+pub const GROUP_V4: Ipv4Addr = Ipv4Addr::new(225, 0, 0, 12);
+/// The same for IPv6.
+pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 3, 1);
+/// Where servers and guests look for the key, unless they are told otherwise.
+pub const KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
+/// Where domains are looked for if the file does not say it.
+pub const URI: &str = "qemu:///system";
 /// `IFNAMSIZ` without the NUL.
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -149,7 +154,8 @@ const MULTICAST: Scope = Scope {
     sections: &[],
     repeated: &[],
 };
-const BACKENDS: Scope = Scope { keys: &[], lists: &[], numbered: &[], sections: &["libvirt", "cpg"], repeated: &[] };
+const BACKENDS: Scope =
+    Scope { keys: &[], lists: &[], numbered: &[], sections: &["libvirt", "cpg", "null"], repeated: &[] };
 const LIBVIRT: Scope = Scope { keys: &[], lists: &[], numbered: &["uri"], sections: &[], repeated: &[] };
 const GROUPS: Scope = Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &["group"] };
 const GROUP: Scope = Scope { keys: &["name"], lists: &["ip", "uuid"], numbered: &[], sections: &[], repeated: &[] };
@@ -217,7 +223,7 @@ fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Surveyed<'_
     let name = item.value.value.to_ascii_lowercase();
     let stock: &[&str] = match plugin {
         Plugin::Listener => &["serial", "vmchannel", "tcp", "vsock"],
-        Plugin::Backend => &["cpg"],
+        Plugin::Backend => &["cpg", "null"],
     };
     if name != plugin.supported() {
         let known = stock.contains(&name.as_str());

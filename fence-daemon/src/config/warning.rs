@@ -84,6 +84,14 @@ pub enum Doubt {
     /// The key is longer than any peer reads.
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
+    /// The interface is not there now.
+    #[error("{why}")]
+    InterfaceMissing {
+        /// Which one, and what brings it.
+        why: String,
+        /// Whether the daemon would wait for it.
+        waits: bool,
+    },
 }
 
 fn without_digest(key: &str) -> &'static str {
@@ -109,6 +117,11 @@ impl Doubt {
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
             Self::KeyForeign { path, .. } => format!("chown root {}", path.display()),
             Self::KeyLong(_) => "peers read no more either: nothing needs to be done".to_owned(),
+            Self::InterfaceMissing { waits: true, .. } => "the daemon waits for it when it starts".to_owned(),
+            Self::InterfaceMissing { waits: false, .. } => {
+                "without it the daemon exits with 1 when it starts, unless it has -w or `wait_for_init = \"1\";`"
+                    .to_owned()
+            }
         }
     }
 
@@ -118,7 +131,11 @@ impl Doubt {
             Self::Overruled { .. } | Self::SameUri => "has no effect",
             Self::NoDigest(_) => "no authentication",
             // These are about files, not about places in them.
-            Self::ConfigWritable { .. } | Self::KeyOpen { .. } | Self::KeyForeign { .. } | Self::KeyLong(_) => "",
+            Self::ConfigWritable { .. }
+            | Self::KeyOpen { .. }
+            | Self::KeyForeign { .. }
+            | Self::KeyLong(_)
+            | Self::InterfaceMissing { .. } => "",
         }
     }
 }

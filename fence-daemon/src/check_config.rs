@@ -1,0 +1,199 @@
+//! `fence-daemon check-config`: the configuration as the daemon understands it, written as a configuration file.
+//!
+//! What is printed is what counts: reading it again gives the same configuration. What has no effect (unknown keys, sections of
+//! other listeners) is not in it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::config::{self, Config, Doubt, Groups, Warnings};
+use crate::configure::Document;
+use crate::intake::interface;
+
+/// The configuration with everything filled in. `file` is what it was read from: it tells what is a default.
+#[must_use]
+pub fn render(config: &Config, file: &[u8]) -> String {
+    let written = Document::parse(file).unwrap_or_default();
+    let mut text = String::new();
+    global(&mut text, config, &written);
+    multicast(&mut text, config, &written);
+
+    let is_default = written.values(LIBVIRT).all(|(key, _)| !key.to_ascii_lowercase().starts_with("uri"));
+    text.push_str("\nbackends {\n\tlibvirt {\n");
+    for (index, uri) in config.uris.iter().enumerate() {
+        let key = if index == 0 { "uri".to_owned() } else { format!("uri{index}") };
+        line(&mut text, 2, &key, uri, is_default);
+    }
+    text.push_str("\t}\n}\n");
+    groups(&mut text, &config.groups);
+    text
+}
+
+const GLOBAL: &[&str] = &["fence_virtd"];
+const MULTICAST: &[&str] = &["listeners", "multicast"];
+const LIBVIRT: &[&str] = &["backends", "libvirt"];
+
+/// One key; how it came to its value is the comment.
+fn line(text: &mut String, depth: usize, key: &str, value: &str, is_default: bool) {
+    let comment = if is_default { "  # default" } else { "" };
+    let _ = writeln!(text, "{}{key} = \"{value}\";{comment}", "\t".repeat(depth));
+}
+
+fn global(text: &mut String, config: &Config, written: &Document) {
+    let is_default = |key| written.get(GLOBAL, key).is_none();
+    let switch = |on| if on { "1" } else { "0" };
+    text.push_str("fence_virtd {\n");
+    line(text, 1, "listener", config::Plugin::Listener.supported(), false);
+    line(text, 1, "backend", config::Plugin::Backend.supported(), false);
+    line(text, 1, "foreground", switch(config.foreground), is_default("foreground"));
+    let waits = is_default("wait_for_init") && is_default("wait_for_backend");
+    line(text, 1, "wait_for_init", switch(config.wait_for_init), waits);
+    line(text, 1, "debug", &config.debug.to_string(), is_default("debug"));
+    for key in ["module_path", "name_mode"] {
+        if let Some(value) = written.get(GLOBAL, key) {
+            let _ = writeln!(text, "\t{key} = \"{value}\";  # for stock servers only");
+        }
+    }
+    text.push_str("}\n");
+}
+
+fn multicast(text: &mut String, config: &Config, written: &Document) {
+    let multicast = &config.multicast;
+    let family = if multicast.group.is_ipv4() { "ipv4" } else { "ipv6" };
+    // A path that no file can say (there are such working directories) is shown as it was written.
+    let key_file = multicast.key_file.to_str().filter(|path| !path.contains(['"', '\n']));
+    let key_file = key_file.or_else(|| written.get(MULTICAST, "key_file")).unwrap_or_default();
+    text.push_str("\nlisteners {\n\tmulticast {\n");
+    for (key, value) in [
+        ("interface", multicast.interface.as_deref().unwrap_or("none")),
+        ("family", family),
+        ("address", &multicast.group.to_string()),
+        ("port", &multicast.port.to_string()),
+        ("key_file", key_file),
+        ("hash", multicast.hash.name()),
+        ("auth", multicast.auth.name()),
+        ("attach", multicast.attach.name()),
+        ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
+    ] {
+        line(text, 2, key, value, written.get(MULTICAST, key).is_none());
+    }
+    text.push_str("\t}\n}\n");
+}
+
+fn groups(text: &mut String, groups: &Groups) {
+    let Groups::Only(groups) = groups else {
+        text.push_str("\n# no groups: everyone who has the key may fence everyone\n");
+        return;
+    };
+    text.push_str("\ngroups {\n");
+    for group in groups {
+        text.push_str("\tgroup {\n");
+        if let Some(name) = &group.name {
+            line(text, 2, "name", name, false);
+        }
+        for ip in &group.ips {
+            line(text, 2, "ip", &ip.to_string(), false);
+        }
+        for uuid in &group.uuids {
+            line(text, 2, "uuid", uuid, false);
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+}
+
+/// Looks for the interface, and adds a doubt if the daemon would miss it now.
+pub fn look_at_interface(config: &Config, warnings: &mut Warnings) {
+    let found = match &config.multicast.interface {
+        Some(name) => interface::named(name).map(drop),
+        None => interface::all_for(config.multicast.group).map(drop),
+    };
+    if let Err(error) = found {
+        warnings.push(None, Doubt::InterfaceMissing { why: error.to_string(), waits: config.wait_for_init });
+    }
+}
+
+/// What to say about a key that the daemon can use.
+#[must_use]
+pub fn key_note(path: &Path, len: usize) -> String {
+    format!("\n# the key file {} has a key of {len} bytes\n", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Source, parse};
+
+    fn parsed(text: &str) -> (Config, Warnings) {
+        parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default())
+            .unwrap_or_else(|error| panic!("{}\n{text}", error.render(false)))
+    }
+
+    const MINIMAL: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
+    const FULL: &str = "FENCE_VIRTD { listener = \"multicast\"; backend = \"libvirt\"; module_path = \"/m\"; debug = \"5\"; \
+        wait_for_backend = \"1\"; foreground = \"1\"; name_mode = \"uuid\"; }\n\
+        listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
+        key_file = \"/k # y\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; zork = \"1\"; } }\n\
+        backends { libvirt { uri2 = \"c:\"; uri1 = \"b:\"; } }\n\
+        groups { group = \"a\" { ip = \"192.168.122.11\"; ip = \"fd00::1\"; uuid = \"node1\"; } group { ip = \"1.2.3.4\"; uuid = \"x y\"; } }";
+
+    #[test]
+    fn the_output_is_a_file_that_means_the_same() {
+        for file in [MINIMAL, FULL, include_str!("../../docs/fence_virt.conf.example")] {
+            let (config, _) = parsed(file);
+            let text = render(&config, file.as_bytes());
+            let (again, warnings) = parsed(&text);
+            assert_eq!(again, config, "{text}");
+            let about_the_output: Vec<_> = warnings.iter().map(|warning| warning.doubt().clone()).collect();
+            assert!(about_the_output.iter().all(|doubt| matches!(doubt, Doubt::NoDigest(_))), "{about_the_output:?}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_there_and_defaults_say_so() {
+        let keys = [
+            "interface",
+            "family",
+            "address",
+            "port",
+            "key_file",
+            "hash",
+            "auth",
+            "attach",
+            "strict_source",
+            "uri",
+            "debug",
+            "foreground",
+            "wait_for_init",
+        ];
+        let (config, _) = parsed(MINIMAL);
+        let text = render(&config, MINIMAL.as_bytes());
+        for key in keys {
+            let line = text
+                .lines()
+                .find(|line| line.trim().starts_with(&format!("{key} = ")))
+                .unwrap_or_else(|| panic!("no {key}: {text}"));
+            assert!(line.ends_with("# default"), "{line}");
+        }
+        assert!(!text.lines().any(|line| line.contains("listener = ") && line.contains("default")));
+        let (config, _) = parsed(FULL);
+        let text = render(&config, FULL.as_bytes());
+        assert!(!text.contains("# default"), "{text}");
+        assert!(!text.contains("zork") && !text.contains("tcp"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_interface_is_doubtful_and_no_more() {
+        let (mut config, mut warnings) = parsed(MINIMAL);
+        config.multicast.interface = Some("lo".to_owned());
+        look_at_interface(&config, &mut warnings);
+        assert!(warnings.is_empty());
+        config.multicast.interface = Some("no-such-if".to_owned());
+        look_at_interface(&config, &mut warnings);
+        config.wait_for_init = true;
+        look_at_interface(&config, &mut warnings);
+        let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        assert!(said[0].contains("no-such-if") && said[0].contains("exits with 1"), "{said:?}");
+        assert!(said[1].contains("waits"), "{said:?}");
+    }
+}

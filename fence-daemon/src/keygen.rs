@@ -1,0 +1,158 @@
+//! `fence-daemon keygen`: the key that hypervisors and guests share.
+
+use std::fs::DirBuilder;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use fence_common::wire::KEY_MAX;
+use zeroize::Zeroizing;
+
+use crate::config;
+use crate::durable::{self, FileError, Place};
+
+/// How a key is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Replace a key that is there.
+    pub force: bool,
+    /// Make missing directories.
+    pub parents: bool,
+}
+
+/// Why there is no new key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeygenError {
+    /// A key that is in use must not go by mistake.
+    #[error(
+        "{path} exists already, and guests may use it: use that one, or give --force and every guest the new one",
+        path = .0.display()
+    )]
+    Exists(PathBuf),
+    /// The key's directory is missing.
+    #[error("there is no directory {}: make it, or have it made by --parents", .0.display())]
+    NoDirectory(PathBuf),
+    /// The key's directory cannot be made.
+    #[error("cannot make the directory {}: {error}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+    /// The system has no random bytes to give.
+    #[error("the system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+    /// The file cannot be written.
+    #[error(transparent)]
+    File(FileError),
+}
+
+/// Writes 4096 random bytes to `path`, mode 0600: as many as any peer reads.
+///
+/// # Errors
+/// There is no new key; what was there before is there still.
+pub fn generate(path: &Path, options: Options) -> Result<(), KeygenError> {
+    let dir = durable::directory(path);
+    if !dir.exists() {
+        if !options.parents {
+            return Err(KeygenError::NoDirectory(dir.to_owned()));
+        }
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+        made.map_err(|error| KeygenError::Directory { path: dir.to_owned(), error })?;
+    }
+    // On the heap and wiped when dropped: the only copy outside of the file.
+    let mut key = Zeroizing::new(vec![0; KEY_MAX]);
+    getrandom::fill(&mut key).map_err(KeygenError::Random)?;
+    let written = if options.force {
+        Place::find(path).and_then(|place| place.replace(&key))
+    } else {
+        durable::create(path, &key)
+    };
+    written.map_err(|error| {
+        if let FileError::Exists(path) = error { KeygenError::Exists(path) } else { KeygenError::File(error) }
+    })
+}
+
+/// Says what has happened and what is to be done with the key now.
+///
+/// # Errors
+/// Nobody reads it.
+pub fn tell(path: &Path, out: &mut dyn Write) -> io::Result<()> {
+    let path = path.display();
+    writeln!(out, "{path}: a new key of {KEY_MAX} random bytes, for root only (mode 0600).\n")?;
+    writeln!(
+        out,
+        "Every guest that fences, and every hypervisor that serves it, needs the same bytes. For each of them:"
+    )?;
+    writeln!(out, "    ssh root@GUEST mkdir -p /etc/cluster")?;
+    writeln!(out, "    scp -p {path} root@GUEST:{}", config::DEFAULT_KEY_FILE)?;
+    writeln!(
+        out,
+        "Then start the daemon again, which reads the key when it starts, and try in a guest: fence_xvm -o list"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+    use std::os::unix::fs::MetadataExt;
+
+    fn bytes(path: &Path) -> Vec<u8> {
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn keys_are_long_secret_and_different() {
+        let dir = Scratch::new();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        generate(&one, Options::default()).unwrap();
+        generate(&two, Options::default()).unwrap();
+        assert_eq!(one.metadata().unwrap().mode() & 0o7777, 0o600);
+        assert_eq!((bytes(&one).len(), bytes(&two).len()), (4096, 4096));
+        assert_ne!(bytes(&one), bytes(&two));
+        // All of it is random: no quarter is like another one, none is zero.
+        let quarters: std::collections::HashSet<_> = bytes(&one).chunks(1024).map(<[u8]>::to_vec).collect();
+        assert!(quarters.len() == 4 && !quarters.contains(&vec![0; 1024]));
+        config::key::load(&one, &mut config::Warnings::default()).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_is_in_use_goes_only_by_force() {
+        let dir = Scratch::new();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "in use").unwrap();
+        let error = generate(&path, Options::default()).unwrap_err();
+        assert!(matches!(error, KeygenError::Exists(_)) && error.to_string().contains("--force"), "{error}");
+        assert_eq!(bytes(&path), b"in use");
+        generate(&path, Options { force: true, ..Options::default() }).unwrap();
+        assert_eq!((bytes(&path).len(), path.metadata().unwrap().mode() & 0o7777), (4096, 0o600));
+    }
+
+    #[test]
+    fn directories_are_made_only_when_asked_for() {
+        let dir = Scratch::new();
+        let path = dir.path().join("etc/cluster/key");
+        let error = generate(&path, Options::default()).unwrap_err();
+        assert!(error.to_string().contains("--parents"), "{error}");
+        assert!(!dir.path().join("etc").exists());
+        generate(&path, Options { parents: true, ..Options::default() }).unwrap();
+        assert_eq!(bytes(&path).len(), 4096);
+        let through_a_file = generate(&path.join("x/key"), Options { parents: true, force: true });
+        assert!(matches!(through_a_file, Err(KeygenError::Directory { .. })), "{through_a_file:?}");
+    }
+
+    #[test]
+    fn what_is_told_has_no_key_in_it() {
+        let dir = Scratch::new();
+        let path = dir.path().join("key");
+        generate(&path, Options::default()).unwrap();
+        let mut said = Vec::new();
+        tell(&path, &mut said).unwrap();
+        let text = String::from_utf8(said.clone()).unwrap();
+        assert!(text.contains("4096") && text.contains("scp -p ") && text.contains("fence_xvm -o list"), "{text}");
+        assert!(!said.windows(8).any(|part| bytes(&path).windows(8).any(|key| key == part)));
+    }
+}
