@@ -21,12 +21,12 @@ pub const DEFAULT_PID_FILE: &str = "/var/run/fence_virtd.pid";
 
 const ABOUT: &str = "Fence virtual machines and containers on request of their cluster mates";
 const AFTER_HELP: &str = "\
-Without a command this is the daemon. Options override the configuration file. Guests need nothing new: they keep their fence_xvm
+Without a command this is the daemon. Options override the configuration file. Guests need nothing new: they keep their fence_xvm \
 and their key.
 
 Exit status:
-  0    stopped by SIGTERM or SIGINT; or, without -F, started and gone into the background; or the command did its work
-  1    the start or the command failed, another daemon runs already, or -c ended without having written anything
+  0    stopped by SIGTERM or SIGINT; without -F: started and in the background; a command: done
+  1    the start or the command failed, another daemon runs, or -c has written nothing
   255  wrong usage or a wrong configuration
 
 RUST_LOG, if set, chooses the log messages instead of -d (see tracing-subscriber's EnvFilter).";

@@ -43,7 +43,7 @@ pub enum FileError {
         error: io::Error,
     },
     /// The system refuses to write it.
-    #[error("cannot write {}: {error}; nothing has changed{remedy}", path.display(), remedy = remedy(error))]
+    #[error("cannot write {}: {error}; all is as it was{remedy}", path.display(), remedy = remedy(error))]
     Unwritable {
         /// The file.
         path: PathBuf,

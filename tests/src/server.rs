@@ -156,14 +156,28 @@ impl Server {
     /// The program or the configuration file is not there.
     pub fn spawn(hypervisor: &Hypervisor, which: &Which, config: &Config, arguments: &[&str]) -> Result<Self> {
         let file = hypervisor.write("fence_virt.conf", config.render().as_bytes())?;
+        let port = config.port.unwrap_or(fence_common::wire::DEFAULT_PORT);
+        Self::spawn_with_file(hypervisor, which, &file, port, arguments)
+    }
+
+    /// As [`Self::spawn`], with a configuration file that somebody else has written (a path inside the lab).
+    ///
+    /// # Errors
+    /// The program is not there.
+    pub fn spawn_with_file(
+        hypervisor: &Hypervisor,
+        which: &Which,
+        file: &str,
+        port: u16,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let program = match which {
             Which::Ours(path) => path.clone(),
             Which::Stock => tools::find("fence_virtd")?,
         };
         let mut command = Command::new(program);
-        command.args(["-F", "-f", &file]).args(arguments);
+        command.args(["-F", "-f", file]).args(arguments);
         let process = Process::start(hypervisor.space(), &mut command)?;
-        let port = config.port.unwrap_or(fence_common::wire::DEFAULT_PORT);
         Ok(Self { process, which: which.clone(), port, hypervisor: hypervisor.clone() })
     }
 

@@ -46,7 +46,7 @@ impl Suite {
             // By name where a crate has tests for root as well.
             Self::Unit => &[
                 &["--package", "fence-common", "--package", "xtask"],
-                &["--package", "fence-daemon", "--lib", "--bins", "--test", "process"],
+                &["--package", "fence-daemon", "--lib", "--bins", "--test", "process", "--test", "commands"],
                 &["--package", "fence-tests", "--lib", "--bins"],
             ],
             Self::ProgRun => &[

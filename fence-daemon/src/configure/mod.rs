@@ -215,7 +215,7 @@ fn back_up(file: &Path, old: &[u8]) -> Result<PathBuf, ConfigureError> {
 /// Makes the key if it is missing and wanted. The configuration is written by now: no answer is no.
 fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
     let path = &config.multicast.key_file;
-    let is_missing = path.metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let is_missing = path.metadata().is_err();
     if !config.multicast.needs_key() || !is_missing {
         if given.create_key {
             dialogue.say(&format!("No key is made: {} is there already, or none is needed.", path.display()))?;

@@ -6,6 +6,7 @@
 
 mod bad_requests;
 mod bench;
+mod configure;
 mod interfaces;
 mod lab;
 mod lateness;

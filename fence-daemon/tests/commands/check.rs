@@ -1,0 +1,141 @@
+//! `check-config`, `-l`, and exit codes.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::program::{Dir, PROGRAM, Run, feed, parse, run};
+
+fn conf(dir: &Dir, key: &str, more: &str) -> std::path::PathBuf {
+    let text = format!(
+        "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
+         listeners {{ multicast {{ key_file = \"{}\"; interface = \"lo\"; }} }}\n{more}\n",
+        dir.path(key).display()
+    );
+    dir.write("conf", &text)
+}
+
+fn plain(arguments: &[&str]) -> Run {
+    feed(Command::new(PROGRAM).args(arguments), "")
+}
+
+#[test]
+fn what_is_printed_is_what_counts() {
+    let dir = Dir::new();
+    dir.write("key", "s3cret-bytes");
+    let conf = conf(&dir, "key", "groups { group { ip = \"192.168.122.11\"; uuid = \"node1\"; } }");
+    let before = dir.contents();
+    let checked = run(&["check-config"], &conf, "");
+    assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{}", checked.stdout);
+    assert_eq!(parse(&checked.stdout).0, parse(&std::fs::read_to_string(&conf).unwrap()).0);
+    assert!(checked.stdout.contains("hash = \"sha256\";  # default"), "{}", checked.stdout);
+    assert!(checked.stdout.contains("12 bytes") && !checked.stdout.contains("s3cret"), "{}", checked.stdout);
+    // And it can be checked again.
+    let again = run(&["check-config"], &dir.write("again", &checked.stdout), "");
+    assert_eq!(again.code, Some(0));
+    assert_eq!(again.stdout, checked.stdout.replace("  # default", ""));
+    std::fs::remove_file(dir.path("again")).unwrap();
+    assert_eq!(dir.contents(), before, "it changes nothing");
+}
+
+#[test]
+fn doubts_are_told_with_their_places_and_are_no_failure() {
+    let dir = Dir::new();
+    std::fs::set_permissions(dir.write("key", "x"), PermissionsExt::from_mode(0o644)).unwrap();
+    let conf =
+        conf(&dir, "key", "zork = \"1\";\nlisteners { multicast { key_file = \"KEY\"; interface = \"no-such-if\"; } }");
+    let text = std::fs::read_to_string(&conf).unwrap().replace("KEY", dir.path("key").to_str().unwrap());
+    let conf = dir.write("conf", &text);
+    let checked = run(&["check-config"], &conf, "");
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    for doubt in ["conf:3:1", "zork", "no-such-if", "exits with 1", "mode 0644", "overruled"] {
+        assert!(checked.stderr.contains(doubt), "{doubt}: {}", checked.stderr);
+    }
+    assert!(!checked.stderr.contains('\x1b') && !checked.stdout.contains("zork"), "{}", checked.stderr);
+}
+
+#[test]
+fn mistakes_are_told_with_their_places() {
+    let dir = Dir::new();
+    let conf = conf(&dir, "key", "listeners { multicast { port = \"x\"; hash = \"md5\"; } }");
+    let checked = run(&["check-config"], &conf, "");
+    assert_eq!((checked.code, checked.stdout.as_str()), (Some(255), ""));
+    assert!(checked.stderr.contains("conf:3:32") && checked.stderr.contains("md5"), "{}", checked.stderr);
+    let missing = run(&["check-config"], &dir.path("none"), "");
+    assert_eq!((missing.code, missing.stdout.as_str()), (Some(255), ""));
+}
+
+#[test]
+fn a_key_that_the_daemon_cannot_use_is_its_failure() {
+    let dir = Dir::new();
+    let conf = conf(&dir, "key", "");
+    for (make, why) in [(None, "does not exist"), (Some(""), "is empty")] {
+        if let Some(bytes) = make {
+            dir.write("key", bytes);
+        }
+        let checked = run(&["check-config"], &conf, "");
+        assert_eq!(checked.code, Some(1), "{}", checked.stderr);
+        assert!(checked.stderr.contains(why) && checked.stderr.contains("exit status 1"), "{}", checked.stderr);
+        assert!(checked.stdout.contains("key_file"), "what it says is told all the same: {}", checked.stdout);
+        // What it foretells is what happens.
+        let daemon = run(&["-F", "-p", dir.path("pid").to_str().unwrap()], &conf, "");
+        assert_eq!(daemon.code, Some(1), "{}", daemon.stderr);
+    }
+    // Where nothing is signed none is needed.
+    std::fs::remove_file(dir.path("key")).unwrap();
+    let text =
+        std::fs::read_to_string(&conf).unwrap().replace("interface", "hash = \"none\"; auth = \"none\"; interface");
+    assert_eq!(run(&["check-config"], &dir.write("conf", &text), "").code, Some(0));
+}
+
+#[test]
+fn the_list_is_for_scripts_and_needs_no_configuration() {
+    let dir = Dir::new();
+    for line in [&["-l"][..], &["--list"], &["-F", "-l", "-d9"]] {
+        let listed = run(line, &dir.path("none"), "");
+        let version = env!("CARGO_PKG_VERSION");
+        let expected =
+            format!("Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n");
+        assert_eq!((listed.code, listed.stdout, listed.stderr), (Some(0), expected, String::new()));
+    }
+}
+
+#[test]
+fn exit_codes() {
+    let dir = Dir::new();
+    let broken = dir.write("conf", "x");
+    for (arguments, code) in [
+        (&["-h"][..], 0),
+        (&["-V"], 0),
+        (&["check-config", "-h"], 0),
+        (&["-Z"], 255),
+        (&["--yes"], 255),
+        (&["nonsense"], 255),
+        (&["-F", "check-config"], 255),
+        (&["-F", "-f", broken.to_str().unwrap()], 255),
+        (&["-f", broken.to_str().unwrap()], 255),
+        (&["-F", "-f", dir.path("none").to_str().unwrap()], 255),
+    ] {
+        let run = plain(arguments);
+        assert_eq!(run.code, Some(code), "{arguments:?}: {}{}", run.stdout, run.stderr);
+        let (said, silent) = if code == 0 { (run.stdout, run.stderr) } else { (run.stderr, run.stdout) };
+        assert!(!said.is_empty() && silent.is_empty(), "{arguments:?}: {said}{silent}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_is_no_failure_and_a_full_disk_is_one() {
+    let dir = Dir::new();
+    dir.write("key", "x");
+    let conf = conf(&dir, "key", "");
+    for (script, code) in
+        [("\"$0\" check-config -f \"$1\" >/dev/full", 1), ("\"$0\" -l >/dev/full", 1), ("\"$0\" -l >&-", 0)]
+    {
+        let run = feed(Command::new("sh").args(["-c", script, PROGRAM]).arg(&conf), "");
+        assert_eq!(run.code, Some(code), "{script}: {}", run.stderr);
+        assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = Command::new(PROGRAM).arg("check-config").arg("-f").arg(&conf).stdout(writer).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
