@@ -4,6 +4,7 @@
 //!   of it has a name on the host, so labs do not meet each other, and the kernel removes them when their owner ends.
 //! * [`process`]: what runs in a lab, ended and waited for with the value that stands for it.
 //! * [`client`]: the stock `fence_xvm`; [`server`]: `fence-daemon`, or the stock `fence_virtd` that it is compared with.
+//! * [`packaged`]: the configuration file that Debian's package brings.
 //! * [`peer`]: a client written here, which signs like a stock one and then misbehaves as told.
 //! * [`timings`]: reads the daemon's line about a fence.
 //! * [`kernel`]: which XDP program is attached, and what it has counted.
@@ -18,6 +19,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod lab;
 pub mod libvirtd;
+pub mod packaged;
 pub mod peer;
 pub mod process;
 pub mod qemu;

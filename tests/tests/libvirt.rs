@@ -4,6 +4,9 @@
 //! server prints nothing for a list over two connections).
 
 #[cfg(test)]
+#[path = "libvirt/configured.rs"]
+mod configured;
+#[cfg(test)]
 #[path = "libvirt/xtask_run.rs"]
 mod xtask_run;
 

@@ -549,6 +549,21 @@ mod tests {
     }
 
     #[test]
+    fn what_other_plugins_are_told_is_left_to_them_and_choosing_one_is_a_mistake() {
+        let sections = "listeners { tcp { port = \"1\"; auth = \"x\"; } vsock { cid = \"2\"; } serial { mode = \"vmchannel\"; path = \"/x\"; } \
+                        vmchannel { } } backends { cpg { uri = \"x\"; name_mode = \"uuid\"; } null { } }";
+        assert_eq!(quiet(&format!("{GLOBAL} {sections}")), quiet(GLOBAL));
+        for name in ["tcp", "vsock", "serial", "vmchannel", "TCP"] {
+            let mistakes = refused(&GLOBAL.replace("multicast", name));
+            assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Listener, name: name.into() }]);
+        }
+        for name in ["cpg", "null"] {
+            let mistakes = refused(&GLOBAL.replace("libvirt", name));
+            assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Backend, name: name.into() }]);
+        }
+    }
+
+    #[test]
     fn a_key_is_needed_unless_both_digests_are_none() {
         let needs_key =
             |keys: &str| read(&format!("{GLOBAL} listeners {{ multicast {{ {keys} }} }}")).0.multicast.needs_key();

@@ -1,8 +1,14 @@
 //! What the program does besides being the daemon, each in a process of its own: `-c`, `-l`, `check-config` and `keygen`.
 
+#[cfg(test)]
 mod check;
+#[cfg(test)]
 mod configure;
+#[cfg(test)]
 mod faults;
+#[cfg(test)]
 mod keys;
+#[cfg(test)]
 mod program;
+#[cfg(test)]
 mod terminal;
