@@ -162,7 +162,10 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     if path.symlink_metadata().is_ok() {
         return Err(FileError::Exists(path.to_owned()));
     }
-    let new = written(path, bytes)?;
+    take_free_place(written(path, bytes)?, path)
+}
+
+fn take_free_place(new: NamedTempFile, path: &Path) -> Result<(), FileError> {
     new.persist_noclobber(path).map_err(|error| {
         let (path, error) = (path.to_owned(), error.error);
         let exists = error.kind() == io::ErrorKind::AlreadyExists;
@@ -189,7 +192,7 @@ fn written(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, FileError> {
         return Err(FileError::NoDirectory(dir.to_owned()));
     }
     let mut builder = Builder::new();
-    builder.prefix(".fence-daemon-").rand_bytes(12).permissions(Permissions::from_mode(0o600));
+    builder.prefix(".fence-daemon-").rand_bytes(12);
     let mut new = builder.tempfile_in(dir).map_err(unwritable)?;
     new.write_all(bytes).map_err(unwritable)?;
     // Whatever the umask took away or left.
@@ -241,6 +244,13 @@ mod tests {
         create(&path, b"one").unwrap();
         assert!(matches!(create(&path, b"two"), Err(FileError::Exists(_))));
         assert_eq!((std::fs::read(&path).unwrap(), mode(&path)), (b"one".to_vec(), 0o600));
+        // Nor of one that came in the meantime.
+        let late = dir.path().join("late");
+        let new = written(&late, b"ours").unwrap();
+        std::fs::write(&late, "theirs").unwrap();
+        assert!(matches!(take_free_place(new, &late), Err(FileError::Exists(_))));
+        assert_eq!(std::fs::read(&late).unwrap(), b"theirs");
+        std::fs::remove_file(&late).unwrap();
         // Not even of a link that leads nowhere, which O_CREAT alone would follow.
         symlink(dir.path().join("elsewhere"), dir.path().join("link")).unwrap();
         assert!(matches!(create(&dir.path().join("link"), b"x"), Err(FileError::Exists(_))));

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -78,6 +79,8 @@ impl StandardInput {
         match self.signals.read_signal().map_err(io::Error::from)? {
             None => Ok(()),
             Some(signal) => {
+                // The terminal throws away what is on its way to the screen, a moment after it has sent the signal.
+                std::thread::sleep(Duration::from_millis(50));
                 let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
                 Err(Interruption::Signal(Signal::try_from(number).unwrap_or(Signal::SIGTERM)))
             }
@@ -121,21 +124,30 @@ impl Answers for StandardInput {
 pub struct Dialogue<'d> {
     answers: &'d mut dyn Answers,
     out: &'d mut dyn Write,
+    /// Whether it matters that what is said is heard.
+    must_be_heard: bool,
 }
 
 impl<'d> Dialogue<'d> {
     /// A dialogue that reads here and writes there.
     pub fn new(answers: &'d mut dyn Answers, out: &'d mut dyn Write) -> Self {
-        Self { answers, out }
+        Self { answers, out, must_be_heard: true }
+    }
+
+    /// From now on what is said is for information: that nobody reads it is no reason to stop.
+    pub fn need_not_be_heard(&mut self) {
+        self.must_be_heard = false;
     }
 
     /// Says something, with an end of line.
     ///
     /// # Errors
-    /// Nobody reads it.
+    /// Nobody reads it, and somebody should.
     pub fn say(&mut self, text: &str) -> Result<(), Interruption> {
-        writeln!(self.out, "{text}")?;
-        Ok(())
+        match writeln!(self.out, "{text}") {
+            Err(error) if self.must_be_heard => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Asks for a value until `accept` makes something of the answer; an empty answer is `default`.

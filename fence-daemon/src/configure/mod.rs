@@ -113,6 +113,9 @@ impl ConfigureError {
 /// # Errors
 /// Nothing was written, unless the error says so.
 pub fn run(file: &Path, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
+    if given.yes {
+        dialogue.need_not_be_heard();
+    }
     let place = Place::find(file)?;
     let old = place.read(config::MAX_SIZE)?;
     let document = begin_with(file, old.as_deref(), given, dialogue)?;
@@ -164,7 +167,11 @@ fn begin_with(
         Ok(()) if given.yes => return Ok(Document::default()),
         Ok(()) => dialogue.say(&format!("There is no file {} yet.", file.display()))?,
     }
-    if dialogue.consent("Start from scratch")? { Ok(Document::default()) } else { Err(ConfigureError::Declined) }
+    if dialogue.consent("Begin with an empty configuration")? {
+        Ok(Document::default())
+    } else {
+        Err(ConfigureError::Declined)
+    }
 }
 
 fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
@@ -172,6 +179,8 @@ fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<
     if place.read(config::MAX_SIZE)?.as_deref() != old {
         return Err(ConfigureError::Changed(place.named.clone()));
     }
+    // What cannot be told after the file is written must not look as if it were not.
+    dialogue.need_not_be_heard();
     let Some(old) = old else {
         durable::create(&place.file, text.as_bytes())?;
         return Ok(dialogue.say(&format!("{named} is written; it counts from the daemon's next start."))?);
@@ -225,10 +234,7 @@ fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> R
     let wanted = given.create_key
         || (!given.yes && {
             dialogue.say(&format!("The key file {} does not exist.", path.display()))?;
-            match dialogue.consent("Make one of 4096 random bytes") {
-                Err(Interruption::Io(error)) => return Err(error.into()),
-                other => other.unwrap_or(false),
-            }
+            dialogue.consent("Make one of 4096 random bytes").unwrap_or(false)
         });
     if !wanted {
         let said = format!(
@@ -241,4 +247,50 @@ fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> R
     let mut told = Vec::new();
     keygen::tell(path, &mut told)?;
     Ok(dialogue.say(String::from_utf8_lossy(&told).trim_end())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dialogue::tests::Script;
+    use super::*;
+    use crate::scratch::Scratch;
+
+    /// Somebody who goes away right after the question whether to write.
+    struct Goes(bool);
+
+    impl io::Write for Goes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0 && !bytes.starts_with(b"y") && !bytes.starts_with(b"\n") {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            self.0 |= String::from_utf8_lossy(bytes).contains("[y/N]? ");
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_is_told_that_nothing_was_written_when_it_was() {
+        let dir = Scratch::new();
+        let (conf, key) = (dir.path().join("conf"), dir.path().join("key"));
+        std::fs::write(&conf, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }").unwrap();
+        let mut answers = Script::new(&format!("\n\n\n7\n\n{}\n\n\ny\ny\n", key.display()));
+        let mut out = Goes(false);
+        run(&conf, &Given::default(), &mut Dialogue::new(&mut answers, &mut out)).unwrap();
+        assert!(std::fs::read_to_string(&conf).unwrap().contains("port = \"7\";"));
+        assert!(!key.exists(), "nobody has seen that question");
+    }
+
+    #[test]
+    fn a_question_that_nobody_hears_is_not_answered() {
+        let dir = Scratch::new();
+        let mut answers = Script::new("y\n\n\n\n\n\n\n\n\ny\n");
+        let error =
+            run(&dir.path().join("conf"), &Given::default(), &mut Dialogue::new(&mut answers, &mut Goes(false)));
+        assert!(matches!(error, Err(ConfigureError::Interrupted(Interruption::Io(_)))), "{error:?}");
+        assert!(!dir.path().join("conf").exists());
+    }
 }

@@ -157,7 +157,7 @@ impl<'q, 'd> Questions<'q, 'd> {
     }
 
     fn modules(&mut self) -> Result<(), ConfigureError> {
-        let (label, about, key) = ("Module search path", MODULES, "module_path");
+        let (label, about, key) = ("Module path", MODULES, "module_path");
         let question = Question { label, about, section: GLOBAL, key, fallback: NOTHING, given: None };
         let answer = self.settle(&question, writable)?;
         if answer.eq_ignore_ascii_case(NOTHING) {

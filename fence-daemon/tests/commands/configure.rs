@@ -76,7 +76,7 @@ fn questions_come_in_the_order_of_stock_servers() {
     let conf = dir.write("conf", DEBIAN);
     let said = run(&["-c"], &conf, "\n\n\n\n\n\n\n\nn\n").stdout;
     let labels = [
-        "Module search path [",
+        "Module path [",
         "Listener [",
         "address [",
         "Port [",

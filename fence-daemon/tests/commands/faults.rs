@@ -53,6 +53,16 @@ fn standard_input_and_output_may_be_closed() {
 }
 
 #[test]
+fn what_nobody_hears_is_no_failure_where_nothing_is_asked() {
+    let dir = Dir::new();
+    let conf = dir.write("conf", OLD);
+    let script = "exec \"$0\" -c --yes --port 7 -f \"$1\" >/dev/full";
+    let run = feed(Command::new("sh").args(["-c", script, PROGRAM]).arg(&conf), "");
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    assert_eq!(parse(&std::fs::read_to_string(&conf).unwrap()).0.multicast.port, 7);
+}
+
+#[test]
 fn a_link_stays_one() {
     let dir = Dir::new();
     let real = dir.write("real", OLD);

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
 use crate::program::{Dir, PROGRAM, parse};
 
@@ -25,6 +26,10 @@ impl Session {
     fn start(conf: &Path) -> Self {
         let pty = openpty(None, None).unwrap();
         let (master, slave) = (File::from(pty.master), File::from(pty.slave));
+        // Or Ctrl-C throws away what is on its way to the screen, and sometimes what is said about it.
+        let mut settings = tcgetattr(&slave).unwrap();
+        settings.local_flags |= LocalFlags::NOFLSH;
+        tcsetattr(&slave, SetArg::TCSANOW, &settings).unwrap();
         // setsid makes the terminal the controlling one: without that Ctrl-C would be a letter.
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait", PROGRAM, "-c", "-f"]).arg(conf).env_remove("RUST_LOG");
@@ -88,8 +93,8 @@ fn somebody_answers_every_question() {
     let mut session = Session::start(&conf);
     let key_text = format!("{}\n", key.display());
     for (question, answer) in [
-        ("Start from scratch [y/N]? ", "y\n"),
-        ("Module search path [none]: ", "\n"),
+        ("Begin with an empty configuration [y/N]? ", "y\n"),
+        ("Module path [none]: ", "\n"),
         ("Listener [multicast]: ", "\n"),
         ("Multicast address [225.0.0.12]: ", "ff05::3:1\n"),
         ("Port [1229]: ", "abc\n"),
