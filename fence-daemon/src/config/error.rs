@@ -379,15 +379,14 @@ impl KeyFileError {
     #[must_use]
     pub fn help(&self) -> String {
         let path = self.path().display();
-        let make = format!("(umask 077; dd if=/dev/urandom of={path} bs=4096 count=1)");
+        let make = |option: &str| format!("make one and copy it to every guest: fence-daemon keygen {option}{path}");
         match self {
             Self::Missing(path) => {
                 // The folder may be missing with it: /etc/cluster, where upstream keeps the key, comes with no package.
-                let folder = path.parent().filter(|folder| !folder.exists());
-                let folder = folder.map(|folder| format!("mkdir -p {} && ", folder.display())).unwrap_or_default();
-                format!("copy the guests' key there, or make one and copy it to every guest: {folder}{make}")
+                let folder_is_there = path.parent().is_none_or(Path::exists);
+                format!("copy the guests' key there, or {}", make(if folder_is_there { "" } else { "--parents " }))
             }
-            Self::Empty(_) => format!("fill it, and copy it to every guest: {make}"),
+            Self::Empty(_) => format!("copy the guests' key there, or {}", make("--force ")),
             Self::NotAFile(_) => "name a file: `listeners { multicast { key_file = \"...\"; } }`".to_owned(),
             Self::Unreadable { .. } => {
                 format!("run the daemon as root, and give the file to root: chown root {path}; chmod 0600 {path}")

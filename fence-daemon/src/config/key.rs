@@ -105,14 +105,10 @@ mod tests {
         let warnings = &mut Warnings::default();
         let missing = load(&dir.path().join("none"), warnings).unwrap_err();
         assert!(matches!(missing, KeyFileError::Missing(_)), "{missing}");
-        assert!(missing.render(false).contains("umask 077; dd if=/dev/urandom of="), "{}", missing.render(false));
-        assert!(!missing.help().contains("mkdir"), "its folder is there");
+        let remedy = format!("fence-daemon keygen {}", dir.path().join("none").display());
+        assert!(missing.render(false).contains(&remedy), "{}", missing.render(false));
         let nowhere = load(&dir.path().join("no/such/key"), warnings).unwrap_err();
-        assert!(
-            nowhere.help().contains("mkdir -p ") && nowhere.help().contains("no/such && (umask"),
-            "{}",
-            nowhere.help()
-        );
+        assert!(nowhere.help().contains("keygen --parents "), "{}", nowhere.help());
         let directory = load(dir.path(), warnings).unwrap_err();
         assert!(matches!(directory, KeyFileError::NotAFile(_)), "{directory}");
         let device = load(Path::new("/dev/zero"), warnings).unwrap_err();
@@ -121,7 +117,7 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
         assert!(matches!(load(&fifo, warnings), Err(KeyFileError::NotAFile(_))));
         let empty = load(&file(&dir, b"", 0o600), warnings).unwrap_err();
-        assert!(matches!(empty, KeyFileError::Empty(_)), "{empty}");
+        assert!(matches!(empty, KeyFileError::Empty(_)) && empty.help().contains("keygen --force "), "{empty}");
         // Root may read everything: a path through a file is unreadable to it too.
         let through = load(&dir.path().join("fence.key/key"), warnings).unwrap_err();
         assert!(matches!(through, KeyFileError::Unreadable { .. }), "{through}");
