@@ -276,6 +276,10 @@ fn a_file_that_the_daemon_would_refuse_is_not_written() {
         assert_eq!(file(&conf), old);
     }
     // What is asked can be mended by the answer, but not silently.
+    let conf = dir.write("conf", &DEBIAN.replace("address", "family = \"ipv6\"; address"));
+    let silent = run(&["-c", "--yes"], &conf, "");
+    assert_eq!(silent.code, Some(255), "{}", silent.stdout);
+    assert!(silent.stderr.contains("not an address of the configured family"), "{}", silent.stderr);
     let conf = dir.write("conf", &DEBIAN.replace("\"multicast\"", "\"tcp\"").replace("225.0.0.12", "10.0.0.1"));
     let silent = run(&["-c", "--yes"], &conf, "");
     assert_eq!(silent.code, Some(255), "{}", silent.stdout);

@@ -30,9 +30,11 @@ impl Session {
         let mut settings = tcgetattr(&slave).unwrap();
         settings.local_flags |= LocalFlags::NOFLSH;
         tcsetattr(&slave, SetArg::TCSANOW, &settings).unwrap();
-        // setsid makes the terminal the controlling one: without that Ctrl-C would be a letter.
+        // setsid makes the terminal the controlling one: without that Ctrl-C would be a letter. The shell keeps the session after
+        // the program's end: with the session's first process goes what nobody has read from the screen yet.
+        let script = "trap : INT QUIT; \"$0\" -c -f \"$1\"; echo \"exit code $?.\"; read -r end";
         let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait", PROGRAM, "-c", "-f"]).arg(conf).env_remove("RUST_LOG");
+        command.args(["--ctty", "--wait", "sh", "-c", script, PROGRAM]).arg(conf).env_remove("RUST_LOG");
         let end = || Stdio::from(slave.try_clone().unwrap());
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         // What is left open here would keep the screen from ending.
@@ -52,13 +54,13 @@ impl Session {
         Self { child, keyboard: master, screen, seen: String::new() }
     }
 
-    /// Waits until this is on the screen, and forgets what came before it.
-    fn expect(&mut self, text: &str) {
+    /// Waits until this is on the screen, and returns what came before it.
+    fn wait_for(&mut self, text: &str) -> String {
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(at) = self.seen.find(text) {
-                self.seen.drain(..at + text.len());
-                return;
+                let before = self.seen.drain(..at + text.len()).collect::<String>();
+                return before[..at].to_owned();
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let more = self.screen.recv_timeout(left).unwrap_or_else(|_| panic!("no {text:?}: {}", self.seen));
@@ -72,10 +74,11 @@ impl Session {
 
     /// Waits for its end: the exit code, and what was still said.
     fn end(mut self) -> (Option<i32>, String) {
-        while let Ok(more) = self.screen.recv_timeout(LIMIT) {
-            self.seen.push_str(&String::from_utf8_lossy(&more));
-        }
-        (self.child.wait().unwrap().code(), self.seen.clone())
+        let before = self.wait_for("exit code ");
+        let code = self.wait_for(".").parse().ok();
+        self.enter("\n");
+        self.child.wait().unwrap();
+        (code, before)
     }
 }
 
@@ -109,7 +112,7 @@ fn somebody_answers_every_question() {
         ("with the above [y/N]? ", "y\n"),
         ("4096 random bytes [y/N]? ", "y\n"),
     ] {
-        session.expect(question);
+        session.wait_for(question);
         session.enter(answer);
     }
     let (code, said) = session.end();
@@ -131,10 +134,10 @@ fn ctrl_c_and_ctrl_d_leave_everything_as_it_was() {
         for questions in [1, 4, 9] {
             let mut session = Session::start(&conf);
             for _ in 1..questions {
-                session.expect("]: ");
+                session.wait_for("]: ");
                 session.enter("\n");
             }
-            session.expect(if questions == 9 { "]? " } else { "]: " });
+            session.wait_for(if questions == 9 { "]? " } else { "]: " });
             session.enter(keys);
             let (code, said) = session.end();
             assert_eq!(code, Some(1), "{said}");
