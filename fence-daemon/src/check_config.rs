@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::config::{self, Config, Doubt, Groups, Warnings};
 use crate::configure::Document;
-use crate::intake::interface;
+use crate::intake::interface::Wanted;
 
 /// The configuration with everything filled in. `file` is what it was read from: it tells what is a default.
 #[must_use]
@@ -104,12 +104,10 @@ fn groups(text: &mut String, groups: &Groups) {
 
 /// Looks for the interface, and adds a doubt if the daemon would miss it now.
 pub fn look_at_interface(config: &Config, warnings: &mut Warnings) {
-    let found = match &config.multicast.interface {
-        Some(name) => interface::named(name).map(drop),
-        None => interface::all_for(config.multicast.group).map(drop),
-    };
-    if let Err(error) = found {
-        warnings.push(None, Doubt::InterfaceMissing { why: error.to_string(), waits: config.wait_for_init });
+    let group = config.multicast.group;
+    let wanted = config.multicast.interface.clone().map_or(Wanted::Suitable(group), Wanted::Named);
+    if wanted.there().is_empty() {
+        warnings.push(None, Doubt::InterfaceMissing(config.multicast.interface.clone()));
     }
 }
 

@@ -84,14 +84,18 @@ pub enum Doubt {
     /// The key is longer than any peer reads.
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
-    /// The interface is not there now.
-    #[error("{why}")]
-    InterfaceMissing {
-        /// Which one, and what brings it.
-        why: String,
-        /// Whether the daemon would wait for it.
-        waits: bool,
-    },
+    /// The interface is not there now, or where none is configured, none that would do.
+    #[error("{}", no_interface(.0.as_deref()))]
+    InterfaceMissing(Option<String>),
+}
+
+fn no_interface(name: Option<&str>) -> String {
+    match name {
+        Some(name) => format!("there is no interface {name} now"),
+        None => {
+            "there is no interface now that is up, can multicast and has an address of the group's family".to_owned()
+        }
+    }
 }
 
 fn without_digest(key: &str) -> &'static str {
@@ -117,11 +121,10 @@ impl Doubt {
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
             Self::KeyForeign { path, .. } => format!("chown root {}", path.display()),
             Self::KeyLong(_) => "peers read no more either: nothing needs to be done".to_owned(),
-            Self::InterfaceMissing { waits: true, .. } => "the daemon waits for it when it starts".to_owned(),
-            Self::InterfaceMissing { waits: false, .. } => {
-                "without it the daemon exits with 1 when it starts, unless it has -w or `wait_for_init = \"1\";`"
-                    .to_owned()
+            Self::InterfaceMissing(Some(_)) => {
+                "the daemon waits for it: if it is libvirt's, `virsh net-start default` makes it".to_owned()
             }
+            Self::InterfaceMissing(None) => "the daemon waits for one: name it by `interface`".to_owned(),
         }
     }
 
@@ -135,7 +138,7 @@ impl Doubt {
             | Self::KeyOpen { .. }
             | Self::KeyForeign { .. }
             | Self::KeyLong(_)
-            | Self::InterfaceMissing { .. } => "",
+            | Self::InterfaceMissing(_) => "",
         }
     }
 }

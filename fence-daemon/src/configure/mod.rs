@@ -167,11 +167,7 @@ fn begin_with(
         Ok(()) if given.yes => return Ok(Document::default()),
         Ok(()) => dialogue.say(&format!("There is no file {} yet.", file.display()))?,
     }
-    if dialogue.consent("Begin with an empty configuration")? {
-        Ok(Document::default())
-    } else {
-        Err(ConfigureError::Declined)
-    }
+    if dialogue.consent("Start from scratch")? { Ok(Document::default()) } else { Err(ConfigureError::Declined) }
 }
 
 fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {

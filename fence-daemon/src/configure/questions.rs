@@ -2,7 +2,7 @@
 
 use crate::cli::Given;
 use crate::config::{self, Plugin};
-use crate::intake::interface;
+use crate::intake::interface::Interface;
 use crate::plugins;
 
 use super::ConfigureError;
@@ -69,13 +69,13 @@ impl<'q, 'd> Questions<'q, 'd> {
             plugins::list(&mut list)?;
             self.dialogue.say(&format!("\n{}", String::from_utf8_lossy(&list).trim_end()))?;
         }
-        self.plugin(Plugin::Listener, "Listener", LISTENER)?;
+        self.plugin(Plugin::Listener, "Listener module", LISTENER)?;
         self.address()?;
         let port = given.port.as_deref().map(|port| ("port", port));
-        self.multicast("Port", PORT, "port", &config::DEFAULT_PORT.to_string(), port)?;
+        self.multicast("Multicast IP Port", PORT, "port", &config::DEFAULT_PORT.to_string(), port)?;
         self.interface()?;
         self.key_file()?;
-        self.plugin(Plugin::Backend, "Backend", BACKEND)?;
+        self.plugin(Plugin::Backend, "Backend module", BACKEND)?;
         self.uris()?;
         for (key, value) in [("hash", &given.hash), ("auth", &given.auth)] {
             if let Some(value) = value {
@@ -157,7 +157,7 @@ impl<'q, 'd> Questions<'q, 'd> {
     }
 
     fn modules(&mut self) -> Result<(), ConfigureError> {
-        let (label, about, key) = ("Module path", MODULES, "module_path");
+        let (label, about, key) = ("Module search path", MODULES, "module_path");
         let question = Question { label, about, section: GLOBAL, key, fallback: NOTHING, given: None };
         let answer = self.settle(&question, writable)?;
         if answer.eq_ignore_ascii_case(NOTHING) {
@@ -194,7 +194,7 @@ impl<'q, 'd> Questions<'q, 'd> {
             self.document.remove(MULTICAST, |name| name.eq_ignore_ascii_case("address"));
         }
         let given = given.address.as_deref().map(|address| ("address", address));
-        let (label, about) = ("Multicast address", ADDRESS);
+        let (label, about) = ("Multicast IP Address", ADDRESS);
         let question = Question { label, about, section: MULTICAST, key: "address", fallback: &fallback, given };
         let answer = self.settle(&question, accept)?;
         let family = if answer.contains(':') { "ipv6" } else { "ipv4" };
@@ -217,17 +217,15 @@ impl<'q, 'd> Questions<'q, 'd> {
         if name.eq_ignore_ascii_case(NOTHING) {
             // Stock servers would look for an interface of that name.
             self.document.remove(MULTICAST, |key| key.eq_ignore_ascii_case("interface"));
-        } else if interface::named(name).is_err() {
-            let said =
-                format!("There is no {name} here now: the daemon needs it when it starts, unless it is to wait (-w).");
-            self.dialogue.say(&said)?;
+        } else if Interface::named(name).is_none() {
+            self.dialogue.say(&format!("There is no {name} here now: the daemon will wait for it."))?;
         }
         Ok(())
     }
 
     fn key_file(&mut self) -> Result<(), ConfigureError> {
         let given = self.given.key_file.as_deref().and_then(|path| path.to_str()).map(|path| ("key-file", path));
-        let (label, about, fallback) = ("Key file", KEY_FILE, config::DEFAULT_KEY_FILE);
+        let (label, about, fallback) = ("Key File", KEY_FILE, config::DEFAULT_KEY_FILE);
         let question = Question { label, about, section: MULTICAST, key: "key_file", fallback, given };
         let answer = self.settle(&question, check_key_file)?;
         self.document.set(MULTICAST, "key_file", &answer);

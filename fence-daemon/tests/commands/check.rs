@@ -47,7 +47,7 @@ fn doubts_are_told_with_their_places_and_are_no_failure() {
     let conf = dir.write("conf", &text);
     let checked = run(&["check-config"], &conf, "");
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
-    for doubt in ["conf:3:1", "zork", "no-such-if", "exits with 1", "mode 0644", "overruled"] {
+    for doubt in ["conf:3:1", "zork", "no-such-if", "waits for it", "mode 0644", "overruled"] {
         assert!(checked.stderr.contains(doubt), "{doubt}: {}", checked.stderr);
     }
     assert!(!checked.stderr.contains('\x1b') && !checked.stdout.contains("zork"), "{}", checked.stderr);

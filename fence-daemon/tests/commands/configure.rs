@@ -76,13 +76,13 @@ fn questions_come_in_the_order_of_stock_servers() {
     let conf = dir.write("conf", DEBIAN);
     let said = run(&["-c"], &conf, "\n\n\n\n\n\n\n\nn\n").stdout;
     let labels = [
-        "Module path [",
-        "Listener [",
-        "address [",
-        "Port [",
+        "Module search path [",
+        "Listener module [",
+        "Address [",
+        "Multicast IP Port [",
         "Interface [",
-        "Key file [",
-        "Backend [",
+        "Key File [",
+        "Backend module [",
         "URI [",
         "Replace ",
     ];

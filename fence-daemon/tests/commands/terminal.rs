@@ -96,17 +96,17 @@ fn somebody_answers_every_question() {
     let mut session = Session::start(&conf);
     let key_text = format!("{}\n", key.display());
     for (question, answer) in [
-        ("Begin with an empty configuration [y/N]? ", "y\n"),
-        ("Module path [none]: ", "\n"),
-        ("Listener [multicast]: ", "\n"),
-        ("Multicast address [225.0.0.12]: ", "ff05::3:1\n"),
-        ("Port [1229]: ", "abc\n"),
+        ("Start from scratch [y/N]? ", "y\n"),
+        ("Module search path [none]: ", "\n"),
+        ("Listener module [multicast]: ", "\n"),
+        ("Multicast IP Address [225.0.0.12]: ", "ff05::3:1\n"),
+        ("Multicast IP Port [1229]: ", "abc\n"),
         ("Not taken: \"abc\" is no port number", ""),
         // The terminal's own editing: a letter that is taken back.
-        ("Port [1229]: ", "123x\x7f0\n"),
+        ("Multicast IP Port [1229]: ", "123x\x7f0\n"),
         ("Interface [none]: ", "virbr0\n"),
-        ("Key file [/etc/cluster/fence_xvm.key]: ", &key_text),
-        ("Backend [libvirt]: ", "\n"),
+        ("Key File [/etc/cluster/fence_xvm.key]: ", &key_text),
+        ("Backend module [libvirt]: ", "\n"),
         ("Libvirt URI [qemu:///system]: ", "\n"),
         ("=== End Configuration ===", ""),
         ("with the above [y/N]? ", "y\n"),
