@@ -135,7 +135,7 @@ pub enum Action {
     /// Warnings and mistakes go to standard error, with their places. The key and the interface are looked at as well; nothing
     /// is changed, opened to the network or sent.
     ///
-    /// Exit status: 0 if the daemon takes it, 255 for a mistake in the file, 1 if there is no usable key: what the daemon would exit with.
+    /// Exit status: 0 if the daemon takes it, 255 for a mistake in the file or no usable key: what the daemon would exit with.
     CheckConfig,
 
     /// Make the key that hypervisors and guests share

@@ -59,17 +59,19 @@ pub fn check_config(file: &Path) -> u8 {
         text.push_str(&check_config::key_note(key_file, key.dangerous_bytes().len()));
     }
     let written = io::stdout().lock().write_all(text.as_bytes());
-    if !warnings.is_empty() {
-        complain(warnings.render(colours));
-    }
     match key {
-        Ok(_) => finished(written),
+        Ok(_) => {
+            if !warnings.is_empty() {
+                complain(warnings.render(colours));
+            }
+            finished(written)
+        }
         Err(error) => {
-            complain(error.render(colours));
+            complain(config::unusable_key(&Source::new(file, &bytes), error, warnings).render(colours));
             complain(format_args!(
-                "fence-daemon: the daemon would not start without the key (exit status {EXIT_START})"
+                "fence-daemon: the daemon would not start without the key (exit status {EXIT_USAGE})"
             ));
-            EXIT_START
+            EXIT_USAGE
         }
     }
 }

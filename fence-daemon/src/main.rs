@@ -63,21 +63,10 @@ fn start(cli: &Cli) -> Result<(), u8> {
 
 /// Reads configuration and key. An administrator's mistake in either is told on standard error, with its place.
 fn read(cli: &Cli) -> Result<(Config, Warnings, Option<Key>), u8> {
-    let colours = logging::stderr_colours();
-    let (config, mut warnings) = config::load(&cli.config).map_err(|error| {
-        let _ = writeln!(std::io::stderr(), "{}", error.render(colours));
+    config::load_with_key(&cli.config).map_err(|error| {
+        let _ = writeln!(std::io::stderr(), "{}", error.render(logging::stderr_colours()));
         EXIT_USAGE
-    })?;
-    let key = if config.multicast.needs_key() {
-        let key = config::key::load(&config.multicast.key_file, &mut warnings).map_err(|error| {
-            let _ = writeln!(std::io::stderr(), "{}", error.render(colours));
-            EXIT_START
-        })?;
-        Some(key)
-    } else {
-        None
-    };
-    Ok((config, warnings, key))
+    })
 }
 
 fn serve(config: Config, key: Option<Key>, readiness: Readiness) -> Result<(), DaemonError> {

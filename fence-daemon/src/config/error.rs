@@ -3,10 +3,11 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use annotate_snippets::Level;
 
+use super::key::KeyFileError;
 use super::place::{Message, Place};
 use super::raw::{MAX_DEPTH, SyntaxKind};
 use super::warning::Warnings;
@@ -24,14 +25,30 @@ pub enum ConfigError {
         error: io::Error,
     },
     /// The file is larger than any configuration.
-    #[error("{} is larger than {} bytes: this is no configuration file", path.display(), super::MAX_SIZE)]
+    #[error("{} is larger than {} bytes: this is no configuration file", place.path().display(), super::MAX_SIZE)]
     TooLarge {
-        /// The file.
-        path: PathBuf,
+        /// Where reading ended.
+        place: Place,
     },
+    /// The key that the file means cannot be used.
+    #[error("{}: {}", .0.place, .0.error)]
+    Key(Box<UnusableKey>),
     /// The file says something wrong, in at least one place.
     #[error("{0}")]
     Mistakes(Mistakes),
+}
+
+/// A key that cannot be used, and what the file says about it.
+#[derive(Debug)]
+pub struct UnusableKey {
+    /// The value of `key_file`, or where that is missing.
+    pub(super) place: Place,
+    /// Whether the file says `key_file` at all: otherwise the default is meant.
+    pub(super) is_written: bool,
+    /// Why not.
+    pub(super) error: KeyFileError,
+    /// What is doubtful besides, such as a misspelled `key_file`.
+    pub(super) warnings: Warnings,
 }
 
 /// Every mistake of a file in the order of the file, at least one, and what is doubtful besides (which may explain them).
@@ -55,7 +72,18 @@ impl ConfigError {
                 plain("run the daemon as root")
             }
             Self::Unreadable { .. } => plain("write it (docs/configuration.md says how), or name another file with -f"),
-            Self::TooLarge { .. } => plain("name the configuration file with -f"),
+            Self::TooLarge { place } => {
+                let (title, place) = (self.to_string(), Some((place, "and it goes on".to_owned())));
+                let help = "name the configuration file with -f".to_owned();
+                Message { level: Level::ERROR, title, place, help }.render(colours)
+            }
+            Self::Key(unusable) => {
+                let UnusableKey { place, is_written, error, warnings } = unusable.as_ref();
+                let label = if *is_written { error.label() } else { "no `key_file` in here: the default is meant" };
+                let place = Some((place, label.to_owned()));
+                let message = Message { level: Level::ERROR, title: error.to_string(), place, help: error.help() };
+                with_warnings(vec![message.render(colours)], warnings, colours)
+            }
             Self::Mistakes(mistakes) => mistakes.render(colours),
         }
     }
@@ -68,17 +96,22 @@ impl Mistakes {
     }
 
     fn render(&self, colours: bool) -> String {
-        let mut parts: Vec<String> = (self.list.iter())
+        let parts = (self.list.iter())
             .map(|(place, mistake)| {
                 let (level, title) = (Level::ERROR, mistake.to_string());
                 Message { level, title, place: Some((place, mistake.label())), help: mistake.help() }.render(colours)
             })
             .collect();
-        if !self.warnings.is_empty() {
-            parts.push(self.warnings.render(colours));
-        }
-        parts.join("\n\n")
+        with_warnings(parts, &self.warnings, colours)
     }
+}
+
+/// Errors, and what may explain them.
+fn with_warnings(mut parts: Vec<String>, warnings: &Warnings, colours: bool) -> String {
+    if !warnings.is_empty() {
+        parts.push(warnings.render(colours));
+    }
+    parts.join("\n\n")
 }
 
 impl fmt::Display for Mistakes {
@@ -340,63 +373,5 @@ fn syntax_help(kind: &SyntaxKind) -> String {
         SyntaxKind::TooDeep => format!("a configuration needs three levels; {MAX_DEPTH} are allowed"),
         SyntaxKind::ControlCharacter => "remove it".to_owned(),
         SyntaxKind::NotUtf8 => "save the file as UTF-8".to_owned(),
-    }
-}
-
-/// Why there is no key. The daemon doesn't start without one, unless `hash` and `auth` both say "none".
-#[derive(Debug, thiserror::Error)]
-pub enum KeyFileError {
-    /// There is no such file.
-    #[error("the key file {} does not exist", .0.display())]
-    Missing(PathBuf),
-    /// There is nothing in it.
-    #[error("the key file {} is empty", .0.display())]
-    Empty(PathBuf),
-    /// It is a directory, a device or the like.
-    #[error("the key file {} is not a regular file", .0.display())]
-    NotAFile(PathBuf),
-    /// It cannot be read.
-    #[error("cannot read the key file {}: {error}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        error: io::Error,
-    },
-}
-
-impl KeyFileError {
-    /// The key file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Missing(path) | Self::Empty(path) | Self::NotAFile(path) | Self::Unreadable { path, .. } => path,
-        }
-    }
-
-    /// What to do about it.
-    #[must_use]
-    pub fn help(&self) -> String {
-        let path = self.path().display();
-        let make = |option: &str| format!("make one and copy it to every guest: fence-daemon keygen {option}{path}");
-        match self {
-            Self::Missing(path) => {
-                // The folder may be missing with it: /etc/cluster, where upstream keeps the key, comes with no package.
-                let folder_is_there = path.parent().is_none_or(Path::exists);
-                format!("copy the guests' key there, or {}", make(if folder_is_there { "" } else { "--parents " }))
-            }
-            Self::Empty(_) => format!("copy the guests' key there, or {}", make("--force ")),
-            Self::NotAFile(_) => "name a file: `listeners { multicast { key_file = \"...\"; } }`".to_owned(),
-            Self::Unreadable { .. } => {
-                format!("run the daemon as root, and give the file to root: chown root {path}; chmod 0600 {path}")
-            }
-        }
-    }
-
-    /// The error with its remedy, in a few lines; escape sequences only if `colours`.
-    #[must_use]
-    pub fn render(&self, colours: bool) -> String {
-        Message { level: Level::ERROR, title: self.to_string(), place: None, help: self.help() }.render(colours)
     }
 }

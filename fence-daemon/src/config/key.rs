@@ -2,14 +2,15 @@
 
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use annotate_snippets::Level;
 use fence_common::key::Key;
 use fence_common::wire::KEY_MAX;
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
-use super::error::KeyFileError;
+use super::place::Message;
 use super::warning::{Doubt, Warnings};
 
 /// Reads the key: the file's bytes verbatim, the first 4096 at most. They are nowhere but in the key, and wiped with it.
@@ -56,12 +57,79 @@ pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Key, KeyFileError> {
     Ok(key)
 }
 
+/// Why there is no key. The daemon doesn't start without one, unless `hash` and `auth` both say "none".
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// There is no such file.
+    #[error("the key file {} does not exist", .0.display())]
+    Missing(PathBuf),
+    /// There is nothing in it.
+    #[error("the key file {} is empty", .0.display())]
+    Empty(PathBuf),
+    /// It is a directory, a device or the like.
+    #[error("the key file {} is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// It cannot be read.
+    #[error("cannot read the key file {}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+}
+
+impl KeyFileError {
+    /// The key file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Missing(path) | Self::Empty(path) | Self::NotAFile(path) | Self::Unreadable { path, .. } => path,
+        }
+    }
+
+    /// What stands beside the caret under the path.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "there is no such file",
+            Self::Empty(_) => "empty",
+            Self::NotAFile(_) => "not a regular file",
+            Self::Unreadable { .. } => "unreadable",
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn help(&self) -> String {
+        let path = self.path().display();
+        let make = |option: &str| format!("make one and copy it to every guest: fence-daemon keygen {option}{path}");
+        match self {
+            Self::Missing(path) => {
+                // The folder may be missing with it: /etc/cluster, where upstream keeps the key, comes with no package.
+                let folder_is_there = path.parent().is_none_or(Path::exists);
+                format!("copy the guests' key there, or {}", make(if folder_is_there { "" } else { "--parents " }))
+            }
+            Self::Empty(_) => format!("copy the guests' key there, or {}", make("--force ")),
+            Self::NotAFile(_) => "name a file: `listeners { multicast { key_file = \"...\"; } }`".to_owned(),
+            Self::Unreadable { .. } => {
+                format!("run the daemon as root, and give the file to root: chown root {path}; chmod 0600 {path}")
+            }
+        }
+    }
+
+    /// The error with its remedy, in a few lines; escape sequences only if `colours`.
+    #[must_use]
+    pub fn render(&self, colours: bool) -> String {
+        Message { level: Level::ERROR, title: self.to_string(), place: None, help: self.help() }.render(colours)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
 
     fn file(dir: &Scratch, bytes: &[u8], mode: u32) -> PathBuf {
         let path = dir.path().join("fence.key");

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::{ConfigError, Source, Warnings, parse};
+use super::{ConfigError, KeyFileError, Source, Warnings, parse, unusable_key};
 
 const CASES: &str = include_str!("messages.txt");
 
@@ -65,4 +65,22 @@ fn one_line_for_the_log_names_every_place() {
         panic!("accepted");
     };
     assert_eq!(error.to_string(), "f:1:1: the file names no backend; f:1:26: there is no listener \"x\"");
+}
+
+#[test]
+fn a_key_error_points_at_key_file_or_at_where_it_is_missing_with_the_misspelling_that_explains_it() {
+    let said = |multicast: &str| {
+        let file = format!("fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n{multicast}");
+        let source = Source::new(Path::new("f"), file.as_bytes());
+        let (config, warnings) = parse(&source, Warnings::default()).unwrap();
+        let error = unusable_key(&source, KeyFileError::Empty(config.multicast.key_file), warnings);
+        (error.to_string(), error.render(false))
+    };
+    let (line, shown) = said("listeners { multicast { key_file = \"/a\"; Key_File = \"/b\"; } }");
+    assert_eq!(line, "f:2:53: the key file /b is empty");
+    assert!(shown.contains("^^^^ empty") && shown.contains("overruled by the one on line 2"), "{shown}");
+    let (line, shown) = said("listeners { multicast { keyfile = \"/a\"; } }");
+    assert_eq!(line, "f:2:13: the key file /etc/cluster/fence_xvm.key is empty");
+    assert!(shown.contains("the default is meant") && shown.contains("did you mean `key_file`?"), "{shown}");
+    assert!(said("listeners { }").0.starts_with("f:2:1: ") && said("").0.starts_with("f:1:1: "));
 }

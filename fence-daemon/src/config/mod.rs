@@ -12,20 +12,24 @@ mod error;
 pub mod key;
 mod place;
 pub mod raw;
+mod reading;
 mod resolved;
 mod survey;
 mod warning;
 
 #[cfg(test)]
 mod messages;
+#[cfg(test)]
+mod reference;
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-pub use error::{ConfigError, KeyFileError, Mistake, Mistakes, Plugin};
+use fence_common::key::Key;
+
+pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
+pub use key::KeyFileError;
 pub use place::{Place, Source};
+pub use reading::read;
 pub use resolved::{Attach, Config, Group, Groups, Multicast};
 pub use resolved::{
     GROUP_V4 as DEFAULT_GROUP_V4, GROUP_V6 as DEFAULT_GROUP_V6, KEY_FILE as DEFAULT_KEY_FILE, PORT as DEFAULT_PORT,
@@ -48,29 +52,29 @@ pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
     parse(&Source::new(path, &bytes), warnings)
 }
 
-/// Reads a configuration file and does not look at what it says; the warnings are about the file.
+/// Reads and resolves a configuration file, and the key that it names unless it needs none.
 ///
 /// # Errors
-/// It cannot be read, or is no configuration file by its size.
-pub fn read(path: &Path) -> Result<(Vec<u8>, Warnings), ConfigError> {
-    let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
-    let file = File::open(path).map_err(unreadable)?;
-    let about = file.metadata().map_err(unreadable)?;
-    if about.is_dir() {
-        return Err(unreadable(io::Error::from(io::ErrorKind::IsADirectory)));
+/// As [`load`], and where there is no usable key: the error points at the `key_file` that says where it is looked for.
+pub fn load_with_key(path: &Path) -> Result<(Config, Warnings, Option<Key>), ConfigError> {
+    let (bytes, warnings) = read(path)?;
+    let source = Source::new(path, &bytes);
+    let (config, mut warnings) = parse(&source, warnings)?;
+    if !config.multicast.needs_key() {
+        return Ok((config, warnings, None));
     }
-    let mut bytes = Vec::new();
-    // One byte more than is allowed tells a file that is too large, or endless, from one that just fits.
-    let limit = u64::try_from(MAX_SIZE).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() > MAX_SIZE {
-        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    match key::load(&config.multicast.key_file, &mut warnings) {
+        Ok(key) => Ok((config, warnings, Some(key))),
+        Err(error) => Err(unusable_key(&source, error, warnings)),
     }
-    let mut warnings = Warnings::default();
-    if about.is_file() && about.mode() & 0o022 != 0 {
-        warnings.push(None, Doubt::ConfigWritable { path: path.to_owned(), mode: about.mode() & 0o7777 });
-    }
-    Ok((bytes, warnings))
+}
+
+/// An error of [`key::load`] as one of the configuration: it points at the `key_file` that says where the key is looked for.
+/// `warnings` may explain it.
+#[must_use]
+pub fn unusable_key(source: &Source<'_>, error: KeyFileError, warnings: Warnings) -> ConfigError {
+    let (span, is_written) = raw::parse(source.bytes()).map_or((0..0, false), |items| resolved::key_file_span(&items));
+    ConfigError::Key(Box::new(UnusableKey { place: source.place(&span), is_written, error, warnings }))
 }
 
 /// Resolves a configuration that is in memory already, adding to `warnings`.

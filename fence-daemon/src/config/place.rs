@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 
-use super::raw::Span;
+use super::raw::{BYTE_ORDER_MARK, Span};
 
 /// Lines longer than this many bytes are shown in part.
 const LONG_LINE: usize = 2000;
@@ -48,16 +48,38 @@ impl<'s> Source<'s> {
     /// The place of a span; what lies beyond the line on which the span begins is not marked.
     #[must_use]
     pub fn place(&self, span: &Span) -> Place {
-        let start = span.start.min(self.bytes.len());
-        let (before, after) = self.bytes.split_at(start);
-        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
+        let mut cursor = Cursor::new(self.bytes);
+        cursor.go_on_to(span.start);
+        self.place_at(&cursor, span)
+    }
+
+    /// The places of many spans, in their order, in one pass over the file: it may be one line of megabytes.
+    pub(super) fn places(&self, spans: &[&Span]) -> Vec<Place> {
+        let mut order: Vec<usize> = (0..spans.len()).collect();
+        order.sort_by_key(|&index| spans.get(index).map(|span| span.start));
+        let mut cursor = Cursor::new(self.bytes);
+        let mut places: Vec<(usize, Place)> = Vec::with_capacity(spans.len());
+        for index in order {
+            let Some(span) = spans.get(index) else { continue };
+            cursor.go_on_to(span.start);
+            places.push((index, self.place_at(&cursor, span)));
+        }
+        places.sort_by_key(|(index, _)| *index);
+        places.into_iter().map(|(_, place)| place).collect()
+    }
+
+    fn place_at(&self, cursor: &Cursor<'_>, span: &Span) -> Place {
+        let (before, after) = self.bytes.split_at(cursor.at.min(self.bytes.len()));
+        // Of a line that is too long to be shown, its end is not looked for.
+        let (after, _) = after.split_at(after.len().min(LONG_LINE.saturating_add(1)));
         let line_len = after.iter().position(|byte| *byte == b'\n').unwrap_or(after.len());
-        let (head, tail) = (&before[line_start..], after[..line_len].trim_ascii_end());
+        let head = before.get(cursor.line_start..).unwrap_or_default();
+        let tail = after[..line_len].trim_ascii_end();
         let (marked, tail) = tail.split_at(span.len().min(tail.len()));
 
         // A byte that is no text becomes U+FFFD and control characters become visible: what is in a file must not steer a
         // terminal. The mark moves along.
-        let long = head.len().saturating_add(marked.len()).saturating_add(tail.len()) > LONG_LINE;
+        let long = head.len().saturating_add(line_len) > LONG_LINE;
         let around = |bytes: usize| if long { bytes.min(AROUND) } else { bytes };
         let dots = |cut: bool| if cut { "..." } else { "" };
         let head_from = head.len().saturating_sub(around(head.len()));
@@ -73,12 +95,47 @@ impl<'s> Source<'s> {
 
         Place {
             path: self.path.to_owned(),
-            line: before.iter().filter(|byte| **byte == b'\n').count().saturating_add(1),
-            column: String::from_utf8_lossy(head).chars().count().saturating_add(1),
+            line: cursor.line,
+            column: cursor.column,
             excerpt,
             mark: mark_start..mark_end,
             cut: long,
         }
+    }
+}
+
+/// A way through the file that counts lines and columns.
+struct Cursor<'s> {
+    bytes: &'s [u8],
+    at: usize,
+    line: usize,
+    line_start: usize,
+    column: usize,
+}
+
+impl<'s> Cursor<'s> {
+    fn new(bytes: &'s [u8]) -> Self {
+        // A byte order mark is no column: editors hide it, and so do we.
+        let at = if bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        Self { bytes, at, line: 1, line_start: at, column: 1 }
+    }
+
+    /// Goes forward to an offset, or to the end if that is before it.
+    fn go_on_to(&mut self, offset: usize) {
+        let end = offset.clamp(self.at, self.bytes.len().max(self.at));
+        for (offset, byte) in self.bytes.get(self.at..end).unwrap_or_default().iter().enumerate() {
+            match byte {
+                b'\n' => {
+                    self.line = self.line.saturating_add(1);
+                    self.line_start = self.at.saturating_add(offset).saturating_add(1);
+                    self.column = 1;
+                }
+                // The second and later bytes of a character in UTF-8.
+                0x80..=0xbf => {}
+                _ => self.column = self.column.saturating_add(1),
+            }
+        }
+        self.at = end;
     }
 }
 
@@ -163,6 +220,24 @@ mod tests {
         let end = place(file, file.len()..file.len());
         assert_eq!((end.line(), end.column()), (3, 2));
         assert_eq!((place(b"", 0..0).line(), place(b"", 5..9).column()), (1, 1));
+    }
+
+    #[test]
+    fn a_byte_order_mark_takes_no_column() {
+        let found = place(b"\xef\xbb\xbfa = 1", 7..8);
+        assert_eq!((found.line(), found.column(), found.excerpt.as_str()), (1, 5, "a = 1"));
+        assert_eq!(place(b"\xef\xbb\xbf", 0..0).excerpt, "");
+        assert_eq!(place(b"\xef\xbb\xbf\nb", 4..5).to_string(), "f:2:1");
+    }
+
+    #[test]
+    fn many_places_are_found_in_one_pass_and_in_any_order() {
+        let file = "\u{feff}a\n bé c\n\nd".as_bytes();
+        let spans = [file.len()..file.len(), 3..4, 0..0, 10..11, 99..100];
+        let found = Source::new(Path::new("f"), file).places(&spans.each_ref());
+        assert_eq!(found, spans.map(|span| place(file, span)));
+        let places: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(places, ["f:4:2", "f:1:1", "f:1:1", "f:2:5", "f:4:2"]);
     }
 
     #[test]

@@ -18,6 +18,9 @@ use winnow::{Parser, Result};
 /// How many sections may be nested: stock files need three. A bound, because each level costs a stack frame.
 pub const MAX_DEPTH: usize = 16;
 
+/// What some editors of Windows begin a file with.
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Byte offsets into the file.
 pub type Span = Range<usize>;
 
@@ -159,7 +162,6 @@ fn is_name(byte: u8) -> bool {
 /// # Errors
 /// The first place that is not of the grammar. Time is linear in the file's length, stack is bounded.
 pub fn parse(file: &[u8]) -> Result<Vec<Item<'_>>, SyntaxError> {
-    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let mut input = LocatingSlice::new(file);
     opt(BYTE_ORDER_MARK).void().parse_next(&mut input)?;
     let items = items(&mut input, None, 0)?;

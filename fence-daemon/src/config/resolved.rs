@@ -8,7 +8,7 @@ use fence_common::hash::HashKind;
 
 use super::error::{ConfigError, Mistake, Plugin};
 use super::place::Source;
-use super::raw::{Assignment, Item, Section, clip};
+use super::raw::{Assignment, Item, Section, Span, clip};
 use super::survey::{Findings, Scope, Surveyed};
 use super::warning::{Doubt, Warnings};
 
@@ -117,14 +117,9 @@ pub const URI: &str = "qemu:///system";
 /// `IFNAMSIZ` without the NUL.
 const INTERFACE_NAME_MAX: usize = 15;
 
-const FILE: Scope = Scope {
-    keys: &[],
-    lists: &[],
-    numbered: &[],
-    sections: &["fence_virtd", "listeners", "backends", "groups"],
-    repeated: &[],
-};
-const GLOBAL: Scope = Scope {
+const NOTHING: Scope = Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &[], unread: &[] };
+pub(super) const FILE: Scope = Scope { sections: &["fence_virtd", "listeners", "backends", "groups"], ..NOTHING };
+pub(super) const GLOBAL: Scope = Scope {
     keys: &[
         "listener",
         "backend",
@@ -135,30 +130,18 @@ const GLOBAL: Scope = Scope {
         "wait_for_backend",
         "name_mode",
     ],
-    lists: &[],
-    numbered: &[],
-    sections: &[],
-    repeated: &[],
+    ..NOTHING
 };
-const LISTENERS: Scope = Scope {
-    keys: &[],
-    lists: &[],
-    numbered: &[],
-    sections: &["multicast", "serial", "vmchannel", "tcp", "vsock"],
-    repeated: &[],
-};
-const MULTICAST: Scope = Scope {
+pub(super) const LISTENERS: Scope =
+    Scope { sections: &["multicast"], unread: &["serial", "vmchannel", "tcp", "vsock"], ..NOTHING };
+pub(super) const MULTICAST: Scope = Scope {
     keys: &["key_file", "interface", "port", "family", "address", "hash", "auth", "attach", "strict_source"],
-    lists: &[],
-    numbered: &[],
-    sections: &[],
-    repeated: &[],
+    ..NOTHING
 };
-const BACKENDS: Scope =
-    Scope { keys: &[], lists: &[], numbered: &[], sections: &["libvirt", "cpg", "null"], repeated: &[] };
-const LIBVIRT: Scope = Scope { keys: &[], lists: &[], numbered: &["uri"], sections: &[], repeated: &[] };
-const GROUPS: Scope = Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &["group"] };
-const GROUP: Scope = Scope { keys: &["name"], lists: &["ip", "uuid"], numbered: &[], sections: &[], repeated: &[] };
+pub(super) const BACKENDS: Scope = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
+pub(super) const LIBVIRT: Scope = Scope { numbered: &["uri"], ..NOTHING };
+pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
+pub(super) const GROUP: Scope = Scope { keys: &["name"], lists: &["ip", "uuid"], ..NOTHING };
 
 /// Resolves a parsed file.
 pub(super) fn resolve(
@@ -191,6 +174,25 @@ pub(super) fn resolve(
 
     let warnings = findings.conclude()?;
     Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug }, warnings))
+}
+
+/// Where a file says which key file is meant: its last `key_file`, and true; or what that is missing from, and false.
+pub(super) fn key_file_span(items: &[Item<'_>]) -> (Span, bool) {
+    let mut items = items;
+    let mut found = 0..0;
+    for name in ["listeners", "multicast"] {
+        let section = items.iter().rev().find_map(|item| match item {
+            Item::Section(section) if section.name.value.eq_ignore_ascii_case(name) => Some(section),
+            Item::Section(_) | Item::Value(_) => None,
+        });
+        let Some(section) = section else { return (found, false) };
+        (items, found) = (&section.items, section.name.span.clone());
+    }
+    let value = items.iter().rev().find_map(|item| match item {
+        Item::Value(item) if item.key.value.eq_ignore_ascii_case("key_file") => Some(item.value.span.clone()),
+        Item::Section(_) | Item::Value(_) => None,
+    });
+    value.map_or((found, false), |span| (span, true))
 }
 
 fn items_of<'i>(section: Option<&'i Section<'i>>) -> &'i [Item<'i>] {
@@ -314,7 +316,7 @@ fn digest(key: &'static str, section: &Surveyed<'_>, findings: &mut Findings<'_>
         HashKind::from_name(text).ok_or_else(|| Mistake::Hash { key, value: clip(text) })
     });
     if let (Some(item), HashKind::None) = (item, kind) {
-        findings.doubt(&item.value.span, |_| Doubt::NoDigest(key));
+        findings.doubt(&item.value.span, || Doubt::NoDigest(key));
     }
     kind
 }
@@ -325,17 +327,14 @@ fn uris(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Vec<String> {
         let digits = item.key.value.get("uri".len()..).filter(|digits| !digits.is_empty())?;
         Some(digits.parse::<u64>().unwrap_or(u64::MAX))
     };
-    let mut items: Vec<_> = section.values().map(|item| (number(item), item)).collect();
+    let mut items: Vec<_> = section.listed().map(|item| (number(item), item)).collect();
     items.sort_by_key(|(number, _)| *number);
     let (mut uris, mut seen) = (Vec::new(), HashSet::new());
     for (index, (number, item)) in items.iter().enumerate() {
         match items.get(index.saturating_add(1)) {
-            Some((next, later)) if next == number => findings.doubt(&item.key.span, |source| Doubt::Overruled {
-                name: clip(item.key.value),
-                line: source.place(&later.key.span).line(),
-            }),
+            Some((next, later)) if next == number => findings.overruled(&item.key, &later.key),
             // Two connections to one hypervisor would find every domain twice.
-            _ if !seen.insert(item.value.value) => findings.doubt(&item.value.span, |_| Doubt::SameUri),
+            _ if !seen.insert(item.value.value) => findings.doubt(&item.value.span, || Doubt::SameUri),
             _ => uris.push(item.value.value.to_owned()),
         }
     }
@@ -358,11 +357,11 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
     let found = Surveyed::new(&section.items, &GROUP, findings);
     let (mut ips, mut uuids) = (Vec::new(), Vec::new());
     for key in ["ip", "uuid"] {
-        if found.get(key).is_none() {
+        if !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key)) {
             findings.mistake(&section.name.span, Mistake::GroupLacks(key));
         }
     }
-    for item in found.values() {
+    for item in found.listed() {
         let text = item.value.value;
         if item.key.value.eq_ignore_ascii_case("uuid") {
             uuids.push(text.to_owned());
@@ -523,6 +522,10 @@ mod tests {
             ("acl { members { uuid = \"x\"; } }", Mistake::Misplaced("acl".into())),
             ("listeners { groups { } }", Mistake::Misplaced("groups".into())),
             ("fence_virtd2 { groups { } }", Mistake::Misplaced("fence_virtd2".into())),
+            // Sections that nobody reads: another listener's, and one that is said again.
+            ("listeners { tcp { groups { } } }", Mistake::Misplaced("tcp".into())),
+            ("backends { cpg { x { ip = \"1.2.3.4\"; } } }", Mistake::Misplaced("cpg".into())),
+            ("listeners { Groups { } } listeners { }", Mistake::Misplaced("listeners".into())),
         ] {
             assert!(refused(&format!("{GLOBAL} {file}")).contains(&expected), "{file}");
         }
@@ -546,6 +549,19 @@ mod tests {
                 .strict_source
         };
         assert_eq!(["yes", "no", "1", "0", "On", "False"].map(strict), [true, false, true, false, true, false]);
+    }
+
+    /// Found by fuzzing: the order depended on a byte order mark, which moves the first word away from the file's beginning.
+    #[test]
+    fn what_is_about_the_whole_file_comes_before_its_first_word() {
+        let expected = [
+            Mistake::Missing(Plugin::Listener),
+            Mistake::Missing(Plugin::Backend),
+            Mistake::Misplaced("fence_virtdd".into()),
+        ];
+        for mark in ["", "\u{feff}"] {
+            assert_eq!(refused(&format!("{mark}fence_virtdd {{ group {{ }} }}")), expected);
+        }
     }
 
     #[test]

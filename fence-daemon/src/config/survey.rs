@@ -8,16 +8,25 @@ use super::warning::{Doubt, Warnings};
 /// How many mistakes are reported at once; the rest shows when these are mended.
 const MAX_MISTAKES: usize = 20;
 
-/// What is found while a file is resolved.
+/// What is found while a file is resolved. Places are looked up at the end, all at once.
 pub(super) struct Findings<'s> {
     source: &'s Source<'s>,
     mistakes: Vec<(Span, Mistake)>,
+    doubts: Vec<Found>,
     warnings: Warnings,
+}
+
+/// A doubt about a place.
+struct Found {
+    span: Span,
+    doubt: Doubt,
+    /// What it is overruled by.
+    later: Option<Span>,
 }
 
 impl<'s> Findings<'s> {
     pub(super) fn new(source: &'s Source<'s>, warnings: Warnings) -> Self {
-        Self { source, mistakes: Vec::new(), warnings }
+        Self { source, mistakes: Vec::new(), doubts: Vec::new(), warnings }
     }
 
     /// Something wrong.
@@ -28,24 +37,47 @@ impl<'s> Findings<'s> {
     }
 
     /// Something doubtful.
-    pub(super) fn doubt(&mut self, span: &Span, doubt: impl FnOnce(&Source<'_>) -> Doubt) {
-        // Finding a place costs time: not for what nobody will see.
-        if self.warnings.is_full() {
-            self.warnings.leave_out();
+    pub(super) fn doubt(&mut self, span: &Span, doubt: impl FnOnce() -> Doubt) {
+        self.found(span, None, doubt);
+    }
+
+    /// Something that is said again further down.
+    pub(super) fn overruled(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
+        // The line is filled in at the end.
+        self.found(&earlier.span, Some(&later.span), || Doubt::Overruled { name: clip(earlier.value), line: 0 });
+    }
+
+    fn found(&mut self, span: &Span, later: Option<&Span>, doubt: impl FnOnce() -> Doubt) {
+        // There may be a million; saying what was meant costs time, and nobody would see it.
+        if self.warnings.takes_more_than(self.doubts.len()) {
+            self.doubts.push(Found { span: span.clone(), doubt: doubt(), later: later.cloned() });
         } else {
-            self.warnings.push(Some(self.source.place(span)), doubt(self.source));
+            self.warnings.leave_out();
         }
     }
 
     /// The warnings if nothing is wrong, the mistakes in the file's order otherwise.
     pub(super) fn conclude(mut self) -> Result<Warnings, ConfigError> {
+        let spans: Vec<&Span> = self.doubts.iter().map(|found| &found.span).collect();
+        let laters: Vec<&Span> = self.doubts.iter().filter_map(|found| found.later.as_ref()).collect();
+        let (places, laters) = (self.source.places(&spans), self.source.places(&laters));
+        let mut laters = laters.into_iter();
+        for (Found { mut doubt, .. }, place) in self.doubts.into_iter().zip(places) {
+            if let Doubt::Overruled { line, .. } = &mut doubt {
+                *line = laters.next().map_or(0, |later| later.line());
+            }
+            self.warnings.push(Some(place), doubt);
+        }
         self.warnings.sort();
         if self.mistakes.is_empty() {
             return Ok(self.warnings);
         }
-        self.mistakes.sort_by_key(|(span, _)| span.start);
-        let placed = |(span, mistake): (Span, Mistake)| -> (Place, Mistake) { (self.source.place(&span), mistake) };
-        let list = self.mistakes.into_iter().map(placed).collect();
+        // What is about the whole file comes before what is about its first word.
+        self.mistakes.sort_by_key(|(span, _)| (span.start, span.end));
+        let spans: Vec<&Span> = self.mistakes.iter().map(|(span, _)| span).collect();
+        let places = self.source.places(&spans);
+        let list: Vec<(Place, Mistake)> =
+            places.into_iter().zip(self.mistakes).map(|(place, (_, mistake))| (place, mistake)).collect();
         Err(ConfigError::Mistakes(Mistakes { list, warnings: self.warnings }))
     }
 }
@@ -62,6 +94,8 @@ pub(super) struct Scope {
     pub(super) sections: &'static [&'static str],
     /// Sections that count each time.
     pub(super) repeated: &'static [&'static str],
+    /// Sections that stock servers know, and that mean nothing here yet.
+    pub(super) unread: &'static [&'static str],
 }
 
 impl Scope {
@@ -74,17 +108,27 @@ impl Scope {
     }
 
     fn knows_section(&self, name: &str) -> bool {
-        is_one_of(self.sections, name) || is_one_of(self.repeated, name)
+        [self.sections, self.repeated, self.unread].iter().any(|known| is_one_of(known, name))
     }
 
     fn meant(&self, name: &str) -> Option<&'static str> {
-        let known = [self.keys, self.lists, self.numbered, self.sections, self.repeated];
+        let known = [self.keys, self.lists, self.numbered, self.sections, self.repeated, self.unread];
         nearest(name, known.into_iter().flatten().copied())
     }
 }
 
 fn is_one_of(known: &[&str], name: &str) -> bool {
     known.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// How many letters of a known word may be wrong.
+fn tolerance(known: &str) -> usize {
+    (known.len() / 3).max(1)
+}
+
+/// Whether `name` is of such a length that it could be a misspelling of `known`.
+fn is_like(name: &str, known: &str) -> bool {
+    known.len().abs_diff(name.len()) <= tolerance(known)
 }
 
 /// The known word that `name` is probably a misspelling of.
@@ -94,9 +138,8 @@ fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'st
         return None;
     }
     let name = name.to_ascii_lowercase();
-    let tolerance = |known: &str| (known.len() / 3).max(1);
     known
-        .filter(|known| known.len().abs_diff(name.len()) <= tolerance(known))
+        .filter(|known| is_like(&name, known))
         .map(|known| (strsim::damerau_levenshtein(&name, known), known))
         .filter(|(distance, known)| *distance <= tolerance(known))
         .min()
@@ -105,23 +148,23 @@ fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'st
 
 /// A section's contents, sorted by what counts. Names are the ones of its scope, lower case.
 pub(super) struct Surveyed<'i> {
+    /// One for each key at most: they are looked through often.
     values: Vec<&'i Assignment<'i>>,
+    /// What counts each time: as many as the file has.
+    listed: Vec<&'i Assignment<'i>>,
     sections: Vec<&'i Section<'i>>,
 }
 
 impl<'i> Surveyed<'i> {
     /// Sorts the contents of a section; what is unknown, overruled or of the wrong kind is reported.
     pub(super) fn new(items: &'i [Item<'i>], scope: &Scope, findings: &mut Findings<'_>) -> Self {
-        let mut found = Self { values: Vec::new(), sections: Vec::new() };
-        // From the end, so that what counts comes first and each one before it is known to be overruled.
-        for item in items.iter().rev() {
+        let mut found = Self { values: Vec::new(), listed: Vec::new(), sections: Vec::new() };
+        for item in items {
             match item {
                 Item::Value(value) => found.value(value, scope, findings),
                 Item::Section(section) => found.section(section, scope, findings),
             }
         }
-        found.values.reverse();
-        found.sections.reverse();
         found
     }
 
@@ -135,14 +178,15 @@ impl<'i> Surveyed<'i> {
             } else if is_one_of(&["group", "groups"], name) {
                 findings.mistake(&item.key.span, Mistake::Misplaced(clip(name)));
             } else {
-                findings.doubt(&item.key.span, |_| Doubt::UnknownKey { name: clip(name), meant: scope.meant(name) });
+                findings.doubt(&item.key.span, || Doubt::UnknownKey { name: clip(name), meant: scope.meant(name) });
             }
+        } else if scope.is_list(name) {
+            self.listed.push(item);
+        } else if let Some(known) = self.values.iter_mut().find(|known| known.key.value.eq_ignore_ascii_case(name)) {
+            let earlier = std::mem::replace(known, item);
+            findings.overruled(&earlier.key, &item.key);
         } else {
-            // What counts each time is not even looked for: there may be thousands.
-            match if scope.is_list(name) { None } else { self.get(name) } {
-                Some(later) => overruled(&item.key, &later.key, findings),
-                None => self.values.push(item),
-            }
+            self.values.push(item);
         }
     }
 
@@ -151,22 +195,33 @@ impl<'i> Surveyed<'i> {
         if scope.knows_key(name) {
             findings.mistake(&item.name.span, Mistake::ValueExpected(clip(name)));
         } else if !scope.knows_section(name) {
-            let meant = scope.meant(name);
             // A restriction that would restrict nothing is the one misspelling that must not pass.
-            if meant == Some("groups") || is_one_of(&["group", "groups"], name) || restricts(&item.items) {
+            // Once the file is refused for as many mistakes as are shown, one more need not be looked for.
+            let enough = findings.mistakes.len() >= MAX_MISTAKES;
+            let looks_like_one = || !enough && is_like(name, "groups") && scope.meant(name) == Some("groups");
+            if is_one_of(&["group", "groups"], name) || looks_like_one() || restricts(&item.items) {
                 findings.mistake(&item.name.span, Mistake::Misplaced(clip(name)));
             } else {
-                findings.doubt(&item.name.span, |_| Doubt::UnknownSection { name: clip(name), meant });
+                findings
+                    .doubt(&item.name.span, || Doubt::UnknownSection { name: clip(name), meant: scope.meant(name) });
+            }
+        } else if is_one_of(scope.unread, name) {
+            misplaced_restriction(item, findings);
+        } else if is_one_of(scope.repeated, name) {
+            self.sections.push(item);
+        } else if let Some(known) = self.sections.iter_mut().find(|known| known.name.value.eq_ignore_ascii_case(name)) {
+            let earlier = std::mem::replace(known, item);
+            findings.overruled(&earlier.name, &item.name);
+            // Of two `groups` the later one restricts; in anything else nothing does.
+            if !is_one_of(&["groups"], name) {
+                misplaced_restriction(earlier, findings);
             }
         } else {
-            match if is_one_of(scope.repeated, name) { None } else { self.last_section(name) } {
-                Some(later) => overruled(&item.name, &later.name, findings),
-                None => self.sections.push(item),
-            }
+            self.sections.push(item);
         }
     }
 
-    /// The value that counts for a key.
+    /// The value that counts for a key of which only one does.
     pub(super) fn get(&self, key: &str) -> Option<&'i Assignment<'i>> {
         self.values.iter().find(|value| value.key.value.eq_ignore_ascii_case(key)).copied()
     }
@@ -176,9 +231,9 @@ impl<'i> Surveyed<'i> {
         self.sections.iter().find(|section| section.name.value.eq_ignore_ascii_case(name)).copied()
     }
 
-    /// The values that count, in the file's order.
-    pub(super) fn values(&self) -> impl Iterator<Item = &'i Assignment<'i>> {
-        self.values.iter().copied()
+    /// The values of keys that count each time, in the file's order.
+    pub(super) fn listed(&self) -> impl Iterator<Item = &'i Assignment<'i>> {
+        self.listed.iter().copied()
     }
 
     /// The sections that count, in the file's order.
@@ -187,11 +242,11 @@ impl<'i> Surveyed<'i> {
     }
 }
 
-fn overruled(earlier: &Spanned<&str>, later: &Spanned<&str>, findings: &mut Findings<'_>) {
-    findings.doubt(&earlier.span, |source| {
-        let line = source.place(&later.span).line();
-        Doubt::Overruled { name: clip(earlier.value), line }
-    });
+/// A section that nobody reads must not hold what was meant to restrict.
+fn misplaced_restriction(item: &Section<'_>, findings: &mut Findings<'_>) {
+    if restricts(&item.items) {
+        findings.mistake(&item.name.span, Mistake::Misplaced(clip(item.name.value)));
+    }
 }
 
 /// Whether anything in here reads like a part of a group, at any depth.

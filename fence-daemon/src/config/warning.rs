@@ -177,9 +177,9 @@ impl Warnings {
         }
     }
 
-    /// Whether another one would be kept: finding a place costs time.
-    pub(super) fn is_full(&self) -> bool {
-        self.list.len() >= MAX_WARNINGS
+    /// Whether another one would be kept after `more`.
+    pub(super) fn takes_more_than(&self, more: usize) -> bool {
+        self.list.len().saturating_add(more) < MAX_WARNINGS
     }
 
     /// Counts one that is not kept.

@@ -152,7 +152,10 @@ fn begin_with(
     dialogue: &mut Dialogue<'_>,
 ) -> Result<Document, ConfigureError> {
     let parsed = match old {
-        Some(old) if old.len() > config::MAX_SIZE => Err(ConfigError::TooLarge { path: file.to_owned() }),
+        Some(old) if old.len() > config::MAX_SIZE => {
+            let end = config::MAX_SIZE..config::MAX_SIZE;
+            Err(ConfigError::TooLarge { place: Source::new(file, old).place(&end) })
+        }
         Some(old) => match Document::parse(old) {
             Ok(document) => return Ok(document),
             // Once more, for the error with its place.

@@ -73,12 +73,12 @@ fn a_key_that_the_daemon_cannot_use_is_its_failure() {
             dir.write("key", bytes);
         }
         let checked = run(&["check-config"], &conf, "");
-        assert_eq!(checked.code, Some(1), "{}", checked.stderr);
-        assert!(checked.stderr.contains(why) && checked.stderr.contains("exit status 1"), "{}", checked.stderr);
+        assert_eq!(checked.code, Some(255), "{}", checked.stderr);
+        assert!(checked.stderr.contains(why) && checked.stderr.contains("exit status 255"), "{}", checked.stderr);
         assert!(checked.stdout.contains("key_file"), "what it says is told all the same: {}", checked.stdout);
         // What it foretells is what happens.
         let daemon = run(&["-F", "-p", dir.path("pid").to_str().unwrap()], &conf, "");
-        assert_eq!(daemon.code, Some(1), "{}", daemon.stderr);
+        assert_eq!(daemon.code, Some(255), "{}", daemon.stderr);
     }
     // Where nothing is signed none is needed.
     std::fs::remove_file(dir.path("key")).unwrap();

@@ -1,0 +1,407 @@
+//! Every kind of bad configuration, given to the daemon itself: a located error soon, exit code 255, never a crash, never megabytes of
+//! output, and all of it with a small stack too.
+
+#[cfg(test)]
+mod refused {
+    use std::fmt::Write as _;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::resource::{Resource, setrlimit};
+    use nix::sys::stat::Mode;
+
+    /// Far more than it takes (see the table that `--nocapture` prints): a machine that does ten other things must not fail the test.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// The size from which on a file is no configuration.
+    const TOO_LARGE: usize = 10 << 20;
+
+    /// More than any report takes, in bytes.
+    const REPORT_MAX: usize = 200 << 10;
+
+    /// How large the largest files are that are looked through to their end, in bytes: as large as is read, where that takes no time.
+    const LARGE: usize = if cfg!(debug_assertions) { 1 << 20 } else { (4 << 20) - 200 };
+
+    /// A stack that is too small for anything that recurses once per level of the file, in bytes.
+    const SMALL_STACK: u64 = 256 << 10;
+
+    const GLOBAL: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }\n";
+
+    /// What a run of the daemon said.
+    struct Ended {
+        code: Option<i32>,
+        signal: Option<i32>,
+        stderr: String,
+        took: Duration,
+    }
+
+    /// A folder that goes with the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("fence-bad-config-{}-{name}", std::process::id()));
+            std::fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+
+        fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+            let path = self.path(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Starts the daemon on a configuration. Whatever is wrong with it, the daemon must end by itself before it opens or forks anything.
+    fn daemon(config: &Path, folder: &Folder, stack: Option<u64>, stdin: Option<&[u8]>) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fence-daemon"));
+        command.arg("-F").arg("-f").arg(config).arg("-p").arg(folder.path("pid"));
+        command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        if let Some(stack) = stack {
+            // SAFETY: needed because only the child may get the small stack, before it becomes the daemon. Sound because between fork and
+            // exec it makes one system call and touches nothing that another thread may hold.
+            unsafe { command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_STACK, stack, stack)?)) };
+        }
+        let started = Instant::now();
+        let mut child = command.spawn().unwrap();
+        if let (Some(bytes), Some(mut pipe)) = (stdin, child.stdin.take()) {
+            pipe.write_all(bytes).unwrap();
+        }
+        let mut pipe = child.stderr.take().unwrap();
+        let stderr = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.read_to_end(&mut bytes).unwrap();
+            String::from_utf8(bytes).unwrap()
+        });
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if started.elapsed() > LIMIT {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let took = started.elapsed();
+        let stderr = stderr.join().unwrap();
+        let Some(status) = status else { panic!("{} does not end within {LIMIT:?}: {stderr}", config.display()) };
+        Ended { code: status.code(), signal: status.signal(), stderr, took }
+    }
+
+    /// What must hold for every refusal.
+    fn faults(ended: &Ended, place: Option<&str>, says: &str) -> Vec<String> {
+        let Ended { code, signal, stderr, .. } = ended;
+        let first = stderr.lines().find(|line| line.trim_start().starts_with("--> ")).unwrap_or_default();
+        let checks = [
+            ((*code, *signal) == (Some(255), None), format!("exit code {code:?}, signal {signal:?}")),
+            (stderr.len() <= REPORT_MAX, format!("{} bytes of report", stderr.len())),
+            (stderr.chars().all(|c| !c.is_control() || c == '\n'), "a control character".to_owned()),
+            (!stderr.contains("panicked") && !stderr.contains("overflow"), "a crash".to_owned()),
+            (stderr.starts_with("error: ") && stderr.contains(says), format!("nothing about {says}")),
+            (place.is_none_or(|place| first.ends_with(place)), format!("not at {}", place.unwrap_or_default())),
+            (place.is_none() || stderr.contains('^'), "no caret".to_owned()),
+            (stderr.contains("help: "), "no remedy".to_owned()),
+        ];
+        checks.into_iter().filter(|(holds, _)| !holds).map(|(_, fault)| fault).collect()
+    }
+
+    fn check(title: &str, ended: &Ended, place: Option<&str>, says: &str) {
+        let faults = faults(ended, place, says);
+        let beginning: String = ended.stderr.chars().take(1000).collect();
+        assert!(faults.is_empty(), "{title}: {}: {beginning}", faults.join(", "));
+    }
+
+    fn table(rows: &mut [(String, Duration, usize)]) {
+        rows.sort_by_key(|(_, took, _)| std::cmp::Reverse(*took));
+        let mut text = String::from("the slowest of them, with the bytes of their reports:\n");
+        for (title, took, len) in rows.iter().take(12) {
+            let _ = writeln!(text, "  {title:<44} {:>7.1} ms {len:>7}", took.as_secs_f64() * 1000.0);
+        }
+        eprint!("{text}");
+    }
+
+    /// Each mistake: its title, the file, the place of the first error, what is said.
+    fn mistakes() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
+        let with = |rest: &str| format!("{GLOBAL}{rest}").into_bytes();
+        let multicast =
+            |keys: &str| format!("{GLOBAL}listeners {{\n\tmulticast {{\n\t\t{keys}\n\t}}\n}}\n").into_bytes();
+        vec![
+            // The grammar.
+            ("an empty file", b"".to_vec(), ":1:1", "configures nothing"),
+            ("comments only", b"# a\n# b\n".to_vec(), ":1:1", "configures nothing"),
+            ("an unterminated string", multicast("key_file = \"/k;"), ":4:14", "no closing quote"),
+            ("an unterminated string at the end", with("x = \"y"), ":2:5", "no closing quote"),
+            ("a missing brace", with("listeners {\n multicast {\n }\n"), ":2:1", "never closed"),
+            ("a brace too many", with("}\n"), ":2:1", "closes nothing"),
+            ("no opening brace", with("listeners\n multicast { } }\n"), ":2:1", "neither `=` nor `{`"),
+            ("a missing semicolon", multicast("port = \"1229\""), ":4:16", "no `;`"),
+            ("a stray semicolon", with("backends { };\n"), ":2:13", "ends nothing"),
+            ("no quotes", multicast("port = 1229;"), ":4:10", "not in double quotes"),
+            ("an empty value", multicast("address = \"\";"), ":4:13", "is empty"),
+            ("no value", multicast("port = ;"), ":4:3", "has no value"),
+            ("an array", multicast("port = [\"1\"];"), ":4:10", "not in double quotes"),
+            ("JSON", b"{ \"fence_virtd\": { } }".to_vec(), ":1:1", "found `{`"),
+            ("YAML", b"fence_virtd:\n  listener: multicast\n".to_vec(), ":1:1", "neither `=` nor `{`"),
+            ("INI", b"[fence_virtd]\nlistener = multicast\n".to_vec(), ":1:1", "neither `=` nor `{`"),
+            (
+                "an ELF file",
+                std::fs::read(env!("CARGO_BIN_EXE_fence-daemon")).unwrap()[..4096].to_vec(),
+                ":1:1",
+                "0x7f",
+            ),
+            ("NUL bytes", with("listeners {\0}"), ":2:12", "0x00"),
+            ("a NUL byte in a value", multicast("key_file = \"/k\0\";"), ":4:17", "control character"),
+            ("nothing but NUL bytes", vec![0; 4096], ":1:1", "0x00"),
+            ("an escape sequence in a value", multicast("interface = \"\x1b[2J\";"), ":4:16", "control character"),
+            ("invalid UTF-8 in a value", [with("x = \"").as_slice(), b"\xff\xfe\";"].concat(), ":2:6", "not UTF-8"),
+            ("invalid UTF-8 in a name", [GLOBAL.as_bytes(), b"caf\xe9 = \"1\";"].concat(), ":2:4", "not UTF-8"),
+            (
+                "UTF-16",
+                "fence_virtd {".encode_utf16().flat_map(u16::to_le_bytes).collect(),
+                ":1:1",
+                "neither `=` nor `{`",
+            ),
+            ("deep nesting", [b"a { ".repeat(17), b"} ".repeat(17)].concat(), ":1:65", "nested more than 16 deep"),
+            // The values.
+            ("no listener, no backend", b"fence_virtd { }".to_vec(), ":1:1", "names no listener"),
+            (
+                "a listener to come",
+                b"fence_virtd { listener = \"tcp\"; backend = \"libvirt\"; }".to_vec(),
+                ":1:26",
+                "not supported yet",
+            ),
+            (
+                "a backend to come",
+                b"fence_virtd { listener = \"multicast\"; backend = \"cpg\"; }".to_vec(),
+                ":1:49",
+                "not supported yet",
+            ),
+            (
+                "a listener that never was",
+                b"fence_virtd { listener = \"udp\"; backend = \"libvirt\"; }".to_vec(),
+                ":1:26",
+                "there is no listener",
+            ),
+            ("port 0", multicast("port = \"0\";"), ":4:10", "no port number"),
+            ("port 65536", multicast("port = \"65536\";"), ":4:10", "no port number"),
+            ("a negative port", multicast("port = \"-1\";"), ":4:10", "no port number"),
+            ("a port by name", multicast("port = \"fence\";"), ":4:10", "no port number"),
+            ("a huge port", multicast(&format!("port = \"{}\";", "9".repeat(5000))), ":4:10", "no port number"),
+            ("a bad family", multicast("family = \"inet\";"), ":4:12", "no address family"),
+            (
+                "an address of the other family",
+                multicast("family = \"ipv6\"; address = \"225.0.0.12\";"),
+                ":4:30",
+                "configured family",
+            ),
+            ("an address that is none", multicast("address = \"225.0.0\";"), ":4:13", "no IP address"),
+            ("an address with a prefix", multicast("address = \"225.0.0.12/8\";"), ":4:13", "no IP address"),
+            (
+                "an address that is no group",
+                multicast("address = \"192.168.122.1\";"),
+                ":4:13",
+                "not a multicast address",
+            ),
+            ("an unknown hash", multicast("hash = \"md5\";"), ":4:10", "no digest"),
+            ("an unknown auth", multicast("auth = \"sha-256\";"), ":4:10", "no digest"),
+            ("an impossible interface", multicast("interface = \"a name with spaces\";"), ":4:15", "network interface"),
+            ("an unknown way to attach", multicast("attach = \"hw\";"), ":4:12", "no way to attach"),
+            ("a switch that is none", multicast("strict_source = \"perhaps\";"), ":4:19", "neither on nor off"),
+            (
+                "an ambiguous switch",
+                b"fence_virtd { listener = \"multicast\"; backend = \"libvirt\";\nforeground = \"yes\"; }".to_vec(),
+                ":2:14",
+                "stock servers take it for off",
+            ),
+            (
+                "a debug level that is none",
+                b"fence_virtd { listener = \"multicast\"; backend = \"libvirt\";\ndebug = \"all\"; }".to_vec(),
+                ":2:9",
+                "no debug level",
+            ),
+            ("a section for a value", multicast("port { }"), ":4:3", "is a value, not a section"),
+            ("a value for a section", with("backends = \"libvirt\";"), ":2:1", "is a section, not a value"),
+            // The groups: fail closed.
+            ("empty groups", with("groups { }"), ":2:1", "says nothing"),
+            ("a group without ip", with("groups {\n group { uuid = \"a\"; }\n}"), ":3:2", "has no `ip`"),
+            ("a group without uuid", with("groups {\n group { ip = \"10.0.0.1\"; }\n}"), ":3:2", "has no `uuid`"),
+            (
+                "a group with a name for an ip",
+                with("groups { group { ip = \"node1\"; uuid = \"a\"; } }"),
+                ":2:23",
+                "no IP address",
+            ),
+            (
+                "misspelled groups",
+                with("gruops { group { ip = \"10.0.0.1\"; uuid = \"a\"; } }"),
+                ":2:1",
+                "does not restrict",
+            ),
+            (
+                "a group outside of groups",
+                with("group { ip = \"10.0.0.1\"; uuid = \"a\"; }"),
+                ":2:1",
+                "does not restrict",
+            ),
+            (
+                "groups in another listener's section",
+                with("listeners { tcp { groups { } } }"),
+                ":2:13",
+                "does not restrict",
+            ),
+        ]
+    }
+
+    /// The same for files of megabytes: first those that are refused for their size alone.
+    fn sizes() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
+        let large = ":1:4194305";
+        let garbage = |pattern: &[u8]| pattern.repeat(TOO_LARGE / pattern.len());
+        let much = |head: &str, pattern: &str, tail: &str| {
+            let times = (LARGE - head.len() - tail.len()) / pattern.len();
+            [head, &pattern.repeat(times), tail].concat().into_bytes()
+        };
+        let group = format!("{} groups{{group{{uuid=\"a\";", GLOBAL.trim());
+        vec![
+            ("10 MB of x", garbage(b"x"), large, "is larger than"),
+            ("10 MB of NUL bytes", garbage(b"\0"), large, "is larger than"),
+            ("10 MB of {", garbage(b"{"), large, "is larger than"),
+            ("10 MB of \"", garbage(b"\""), large, "is larger than"),
+            ("10 MB of lines", garbage(b"x = \"1\";\n"), ":466034:8", "is larger than"),
+            ("much x", much("", "x", ""), ":1:1", "neither `=` nor `{`"),
+            ("much {", much("", "{", ""), ":1:1", "found `{`"),
+            ("much \"", much("", "\"", ""), ":1:1", "found `\"`"),
+            ("much a{", much("", "a{", ""), ":1:33", "nested more than 16 deep"),
+            ("much a=\"1\"{", much("", "a=\"1\"{", ""), ":1:97", "nested more than 16 deep"),
+            ("much x=\"", much("", "x=\"", ""), ":1:7", "no `;`"),
+            ("many comments", much("", "# comment\n", ""), ":1:1", "configures nothing"),
+            ("one long comment", much("", "#", ""), ":1:1", "configures nothing"),
+            ("many line ends", much("", "\n", ""), ":1:1", "configures nothing"),
+            ("many bytes above 127", vec![0xfe; LARGE], ":1:1", "not UTF-8"),
+            ("a long value that is not closed", much("x = \"", "y", ""), ":1:5", "no closing quote"),
+            ("a long name", much("", "é", " { }"), ":1:1", "names no listener"),
+            ("many empty sections", much("", "a{}", "z{}"), ":1:1", "names no listener"),
+            ("many unknown keys on a line", much("", "portt=\"1\";", ""), ":1:1", "names no listener"),
+            ("many misspelled sections on a line", much("", "lissteners{}", ""), ":1:1", "names no listener"),
+            ("many misspelled groups on a line", much("", "grousp{}", ""), ":1:1", "does not restrict"),
+            ("many wrong addresses on a line", much(&group, "ip=\"1\";", "}}"), ":1:87", "no IP address"),
+            (
+                "many ports, the last one wrong",
+                much("listeners{multicast{", "port=\"1\";", "port=\"0\";}}"),
+                ":1:1",
+                "names no listener",
+            ),
+        ]
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_place_and_ends_with_255() {
+        let folder = Folder::new("mistakes");
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        for (title, bytes, place, says) in mistakes().into_iter().chain(sizes()) {
+            let config = folder.write("fence_virt.conf", &bytes);
+            let ended = daemon(&config, &folder, Some(SMALL_STACK), None);
+            for fault in faults(&ended, Some(&format!("{}{place}", config.display())), says) {
+                let beginning: String = ended.stderr.chars().take(300).collect();
+                broken.push(format!("{title}: {fault}: {beginning}\n"));
+            }
+            rows.push((title.to_owned(), ended.took, ended.stderr.len()));
+        }
+        table(&mut rows);
+        assert!(broken.is_empty(), "{}", broken.concat());
+    }
+
+    /// The largest files that are right, and ones that only deserve warnings: the key ends the start, with the warnings beside it.
+    #[test]
+    fn large_files_that_are_right_are_read_to_their_end() {
+        let folder = Folder::new("large");
+        let mut rows = Vec::new();
+        let key =
+            format!("{GLOBAL}listeners {{ multicast {{ key_file = \"{}\"; }} }}\n", folder.path("none").display());
+        let group = "group { ip = \"192.168.122.11\"; uuid = \"4417ce60-1b43-4d3a-8f0e-95d6c2f0e0b1\"; }\n";
+        let much = |head: &str, pattern: &str, tail: &str| {
+            let times = (LARGE - key.len() - head.len() - tail.len()) / pattern.len();
+            [head, &pattern.repeat(times), tail].concat()
+        };
+        let uris: String = (0..LARGE / 32).map(|number| format!("uri{number} = \"test:///{number}\"; ")).collect();
+        for (title, rest) in [
+            ("many groups", much("groups {\n", group, "}\n")),
+            ("one large group", much("groups { group { uuid = \"a\"; ", "ip = \"10.0.0.1\"; ", "} }\n")),
+            ("a group of names and addresses", {
+                let half = "name = \"a\"; ".repeat(LARGE / 26);
+                much(&format!("groups {{ group {{ uuid = \"a\"; {half}"), "ip = \"10.0.0.1\"; ", "} }\n")
+            }),
+            ("many unknown keys on a line", much("", "portt = \"1\"; ", "\n")),
+            ("many unknown sections", much("", "lissteners { }\n", "")),
+            ("many URIs", format!("backends {{ libvirt {{ {uris} }} }}\n")),
+            ("one URI many times", much("backends { libvirt { ", "uri = \"test:///\"; ", "} }\n")),
+            ("many comments behind it", much("", "# comment\n", "")),
+        ] {
+            let config = folder.write("fence_virt.conf", format!("{key}{rest}").as_bytes());
+            let ended = daemon(&config, &folder, Some(SMALL_STACK), None);
+            check(title, &ended, Some(&format!("{}:2:36", config.display())), "does not exist");
+            rows.push((title.to_owned(), ended.took, ended.stderr.len()));
+        }
+        table(&mut rows);
+    }
+
+    #[test]
+    fn what_is_no_file_of_text_is_told() {
+        let folder = Folder::new("kinds");
+        let ended = |path: &Path| daemon(path, &folder, None, None);
+        check("a directory", &ended(&folder.0), None, "cannot read the configuration file");
+        check("nothing", &ended(&folder.path("none.conf")), None, "cannot read the configuration file");
+        check("through a file", &ended(&folder.write("f", b"x").join("g")), None, "cannot read the configuration file");
+        std::os::unix::fs::symlink("loop", folder.path("loop")).unwrap();
+        check("a loop", &ended(&folder.path("loop")), None, "cannot read the configuration file");
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path("socket")).unwrap();
+        check("a socket", &ended(&folder.path("socket")), None, "cannot read the configuration file");
+        check("/dev/zero", &ended(Path::new("/dev/zero")), Some("/dev/zero:1:4194305"), "is larger than");
+        check("/dev/null", &ended(Path::new("/dev/null")), Some("/dev/null:1:1"), "configures nothing");
+        nix::unistd::mkfifo(&folder.path("fifo"), Mode::S_IRWXU).unwrap();
+        check("a FIFO without a writer", &ended(&folder.path("fifo")), None, "it is a pipe");
+        let closed = daemon(Path::new("/dev/stdin"), &folder, None, Some(b"listeners {"));
+        check("a pipe", &closed, Some("/dev/stdin:1:1"), "never closed");
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_used_points_at_the_line_that_names_it() {
+        let folder = Folder::new("keys");
+        let key = folder.path("k");
+        let config = |key: &Path| {
+            format!("{GLOBAL}listeners {{\n\tmulticast {{\n\t\tkey_file = \"{}\";\n\t}}\n}}\n", key.display())
+        };
+        let refused = |title: &str, key: &Path, says: &str| {
+            let path = folder.write("fence_virt.conf", config(key).as_bytes());
+            let ended = daemon(&path, &folder, None, None);
+            check(title, &ended, Some(&format!("{}:4:14", path.display())), says);
+            assert!(ended.stderr.contains(key.to_str().unwrap()), "{title}: {}", ended.stderr);
+        };
+        refused("a missing key", &key, "does not exist");
+        refused("a key in a missing folder", &key.join("in/none"), "does not exist");
+        refused("an empty key", &folder.write("empty", b""), "is empty");
+        refused("a directory", &folder.0, "not a regular file");
+        refused("a device", Path::new("/dev/zero"), "not a regular file");
+        nix::unistd::mkfifo(&folder.path("fifo"), Mode::S_IRWXU).unwrap();
+        refused("a FIFO", &folder.path("fifo"), "not a regular file");
+        // Root may read everything: a path through a file is unreadable to it too.
+        refused("a path through a file", &folder.write("file", b"x").join("key"), "cannot read the key file");
+
+        assert!(!folder.path("pid").exists(), "a start that failed left its PID file");
+    }
+}
