@@ -1,9 +1,10 @@
-//! What a person types: `cargo xtask setup | build | run | test | lint`.
+//! What a person types: `cargo xtask setup | build | run | test | fuzz | lint`.
 //!
 //! Depends on neither libvirt nor aya nor the BPF toolchain, because it is what installs them: it must build on a machine that has
 //! nothing but cargo and a C compiler. Every command calls the setup that it needs itself, so a fresh clone needs one command, not two.
 
 mod bpf;
+mod fuzz;
 mod hypervisor;
 mod lint;
 mod own_config;
@@ -56,6 +57,8 @@ enum Task {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Look for inputs that break a parser, with libFuzzer
+    Fuzz(fuzz::Options),
     /// Formatting, clippy, and the rules of this tree
     Lint,
 }
@@ -85,6 +88,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Run(options) => return run::run(&workspace, &options),
         Task::Test { suites, filter } => return suites::run(&workspace, &suites, &filter),
+        Task::Fuzz(options) => return fuzz::run(&workspace, &options),
         Task::Lint => return lint::run(&workspace),
     }
     Ok(ExitCode::SUCCESS)

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -13,7 +13,7 @@ use crate::bpf;
 use crate::privilege::Privilege;
 use crate::progress::{self, Errors, say};
 use crate::setup::{self, Profile};
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 
 /// A set of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -45,8 +45,19 @@ impl Suite {
         match self {
             // By name where a crate has tests for root as well.
             Self::Unit => &[
-                &["--package", "fence-common", "--package", "xtask"],
-                &["--package", "fence-daemon", "--lib", "--bins", "--test", "process", "--test", "commands"],
+                &["--package", "fence-common", "--package", "fence-fuzz", "--package", "xtask"],
+                &[
+                    "--package",
+                    "fence-daemon",
+                    "--lib",
+                    "--bins",
+                    "--test",
+                    "process",
+                    "--test",
+                    "bad_config",
+                    "--test",
+                    "commands",
+                ],
                 &["--package", "fence-tests", "--lib", "--bins"],
             ],
             Self::ProgRun => &[
@@ -187,9 +198,7 @@ fn run_one(
 
 /// Makes cargo run test programs through sudo, with the variables that they need.
 fn sudo_runner() -> anyhow::Result<(String, String)> {
-    let output = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its host")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
+    let host = workspace::host()?;
     let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
     let kept = "FENCE_DAEMON_BIN,FENCE_EBPF_OBJECT,CARGO_MANIFEST_DIR,RUST_BACKTRACE,CI";
     Ok((name, format!("sudo --preserve-env={kept} --")))
@@ -239,6 +248,7 @@ mod tests {
         for (package, folder) in [
             ("fence-common", "fence-common"),
             ("fence-daemon", "fence-daemon"),
+            ("fence-fuzz", "fuzz"),
             ("fence-tests", "tests"),
             ("xtask", "xtask"),
         ] {

@@ -9,6 +9,17 @@ use anyhow::Context as _;
 /// Tells the daemon's build script and the tests where the BPF object is.
 pub(crate) const OBJECT_VARIABLE: &str = "FENCE_EBPF_OBJECT";
 
+/// The target that the compiler of this shell compiles for unless told otherwise.
+///
+/// # Errors
+/// If it cannot be asked.
+pub(crate) fn host() -> anyhow::Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its host")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
+    Ok(host.to_owned())
+}
+
 /// The tree that this xtask belongs to.
 #[derive(Debug)]
 pub(crate) struct Workspace {

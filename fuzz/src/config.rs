@@ -1,0 +1,197 @@
+//! The configuration file: reading it is total, its messages harm nobody, and what cannot matter does not.
+
+use std::path::Path;
+
+use fence_daemon::check_config;
+use fence_daemon::config::raw::{self, Item};
+use fence_daemon::config::{self, Config, ConfigError, Groups, Mistake, Source, Warnings};
+
+/// More than any report about a file takes, in bytes: twenty mistakes and a hundred warnings, with a line of the file each.
+const REPORT_MAX: usize = 512 << 10;
+
+/// Checks everything that must hold for a file of these bytes.
+///
+/// # Panics
+/// If something does not.
+pub fn check(file: &[u8]) {
+    let said = read(file);
+    reports_are_harmless(file, &said);
+    let said = Said::from(said);
+    line_ends_and_byte_order_mark_do_not_matter(file, &said);
+    let Ok(tree) = raw::parse(file) else {
+        assert!(said.config.is_none() && said.mistakes.len() == 1, "not of the grammar, and {said:?}");
+        return;
+    };
+    spans_hold(file, &tree);
+    what_means_nothing_changes_nothing(file, &tree, &said);
+    if let Some(config) = &said.config {
+        usable(config);
+        assert!(
+            matches!(config.groups, Groups::Only(_)) || !names(&tree).any(|name| is_restriction(&file[name])),
+            "a restriction that restricts nothing was accepted"
+        );
+        what_is_written_down_reads_back(file, config);
+        the_case_of_names_does_not_matter(file, &tree, config);
+    }
+}
+
+fn read(file: &[u8]) -> Result<(Config, Warnings), ConfigError> {
+    config::parse(&Source::new(Path::new("fence_virt.conf"), file), Warnings::default())
+}
+
+/// The outcome, as far as two files can be compared by it.
+#[derive(Debug, PartialEq)]
+struct Said {
+    config: Option<Config>,
+    mistakes: Vec<(usize, usize, Mistake)>,
+    warnings: Vec<(usize, usize, String)>,
+}
+
+impl From<Result<(Config, Warnings), ConfigError>> for Said {
+    fn from(outcome: Result<(Config, Warnings), ConfigError>) -> Self {
+        match outcome {
+            Ok((config, warnings)) => {
+                let place = |warning: &config::Warning| {
+                    let (line, column) = warning.place().map_or((0, 0), |place| (place.line(), place.column()));
+                    (line, column, warning.doubt().to_string())
+                };
+                Self { config: Some(config), mistakes: Vec::new(), warnings: warnings.iter().map(place).collect() }
+            }
+            Err(ConfigError::Mistakes(mistakes)) => {
+                let all = mistakes.iter().map(|(place, mistake)| (place.line(), place.column(), mistake.clone()));
+                Self { config: None, mistakes: all.collect(), warnings: Vec::new() }
+            }
+            Err(other) => unreachable!("an error of reading, and nothing was read: {other}"),
+        }
+    }
+}
+
+impl Said {
+    fn of(file: &[u8]) -> Self {
+        Self::from(read(file))
+    }
+
+    /// The mistakes, wherever they are.
+    fn kinds(&self) -> Vec<&Mistake> {
+        self.mistakes.iter().map(|(_, _, mistake)| mistake).collect()
+    }
+}
+
+/// Messages have places inside the file, in its order; they are bounded, and nothing in them steers a terminal or forges a log line.
+fn reports_are_harmless(file: &[u8], said: &Result<(Config, Warnings), ConfigError>) {
+    let (plain, coloured, lines, places): (_, _, Vec<String>, Vec<_>) = match said {
+        Ok((_, warnings)) => (
+            warnings.render(false),
+            warnings.render(true),
+            warnings.iter().map(ToString::to_string).collect(),
+            warnings.iter().filter_map(|warning| warning.place().map(|place| (place.line(), place.column()))).collect(),
+        ),
+        Err(error) => {
+            let ConfigError::Mistakes(mistakes) = error else { unreachable!("{error}") };
+            assert!(mistakes.iter().next().is_some(), "refused without a word");
+            let places = mistakes.iter().map(|(place, _)| (place.line(), place.column())).collect();
+            (error.render(false), error.render(true), vec![error.to_string()], places)
+        }
+    };
+    assert!(plain.len() <= REPORT_MAX && coloured.len() <= 2 * REPORT_MAX, "{} bytes of report", coloured.len());
+    assert!(plain.chars().all(|c| !c.is_control() || c == '\n'), "a control character in {plain:?}");
+    for line in &lines {
+        assert!(line.chars().all(|c| !c.is_control() || c == '\t'), "a control character in {line:?}");
+    }
+    assert!(places.is_sorted(), "not in the file's order: {places:?}");
+    let written: Vec<_> = file.split(|byte| *byte == b'\n').collect();
+    for (line, column) in places {
+        let longest = line.checked_sub(1).and_then(|line| written.get(line)).map(|line| line.len().saturating_add(1));
+        assert!(longest.is_some_and(|longest| (1..=longest).contains(&column)), "{line}:{column} is not in the file");
+    }
+}
+
+fn line_ends_and_byte_order_mark_do_not_matter(file: &[u8], said: &Said) {
+    const MARK: &[u8] = b"\xef\xbb\xbf";
+    if !file.contains(&b'\r') {
+        let lines: Vec<_> = file.split(|byte| *byte == b'\n').collect();
+        assert_eq!(&Said::of(&lines.join(&b"\r\n"[..])), said, "with Windows line ends");
+    }
+    if !file.starts_with(MARK) {
+        assert_eq!(&Said::of(&[MARK, file].concat()), said, "with a byte order mark");
+    }
+}
+
+/// Every span cuts out what it is said to be.
+fn spans_hold(file: &[u8], items: &[Item<'_>]) {
+    for item in items {
+        let (name, value) = match item {
+            Item::Value(item) => (&item.key, Some(&item.value)),
+            Item::Section(section) => {
+                spans_hold(file, &section.items);
+                (&section.name, section.value.as_ref())
+            }
+        };
+        assert_eq!(&file[name.span.clone()], name.value.as_bytes());
+        if let Some(value) = value {
+            assert_eq!(&file[value.span.clone()], format!("\"{}\"", value.value).as_bytes());
+        }
+    }
+}
+
+/// The spans of all names, those in sections too.
+fn names<'i>(items: &'i [Item<'_>]) -> Box<dyn Iterator<Item = raw::Span> + 'i> {
+    Box::new(items.iter().flat_map(|item| -> Box<dyn Iterator<Item = raw::Span> + 'i> {
+        match item {
+            Item::Value(item) => Box::new(std::iter::once(item.key.span.clone())),
+            Item::Section(section) => Box::new(std::iter::once(section.name.span.clone()).chain(names(&section.items))),
+        }
+    }))
+}
+
+fn is_restriction(name: &[u8]) -> bool {
+    [&b"group"[..], b"groups", b"ip", b"uuid"].iter().any(|word| word.eq_ignore_ascii_case(name))
+}
+
+/// Unknown keys, unknown sections and comments before each key and section: a stock server or a later version of ours knows more.
+fn what_means_nothing_changes_nothing(file: &[u8], tree: &[Item<'_>], said: &Said) {
+    for nothing in ["zzzzzz = \"1\"; ", "zzzzzz { yyyyyy = \"1\"; } ", "# zz = \"}\n"] {
+        let mut with = Vec::with_capacity(file.len());
+        let mut copied = 0;
+        for name in names(tree) {
+            with.extend_from_slice(&file[copied..name.start]);
+            with.extend_from_slice(nothing.as_bytes());
+            copied = name.start;
+        }
+        with.extend_from_slice(&file[copied..]);
+        let now = Said::of(&with);
+        assert_eq!((&now.config, now.kinds()), (&said.config, said.kinds()), "with {nothing}");
+    }
+}
+
+fn the_case_of_names_does_not_matter(file: &[u8], tree: &[Item<'_>], config: &Config) {
+    let mut loud = file.to_vec();
+    for name in names(tree) {
+        loud[name].make_ascii_uppercase();
+    }
+    assert_eq!(Said::of(&loud).config.as_ref(), Some(config), "in upper case");
+}
+
+/// What the rest of the daemon relies on.
+fn usable(config: &Config) {
+    let multicast = &config.multicast;
+    assert!(multicast.group.is_multicast() && multicast.port != 0 && multicast.key_file.is_absolute());
+    if let Some(name) = &multicast.interface {
+        assert!((1..=15).contains(&name.len()) && !name.contains(['/', ':', ' ', '\t']), "{name:?}");
+    }
+    let mut uris = config.uris.clone();
+    uris.sort_unstable();
+    uris.dedup();
+    assert!(!uris.is_empty() && uris.len() == config.uris.len(), "{:?}", config.uris);
+    if let Groups::Only(groups) = &config.groups {
+        assert!(!groups.is_empty());
+        assert!(groups.iter().all(|group| !group.ips.is_empty() && !group.uuids.is_empty()), "{groups:?}");
+    }
+}
+
+/// What `check-config` prints.
+fn what_is_written_down_reads_back(file: &[u8], config: &Config) {
+    let file = check_config::render(config, file);
+    let said = Said::of(file.as_bytes());
+    assert_eq!(said.config.as_ref(), Some(config), "{file}: {:?}", said.mistakes);
+}

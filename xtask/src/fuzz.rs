@@ -1,0 +1,115 @@
+//! `cargo xtask fuzz`: libFuzzer looks for inputs that break what `fence-fuzz` says must hold.
+//!
+//! Works with the stable toolchain: the compiler's own pass counts coverage, and a C++ compiler builds libFuzzer. What is
+//! found stays below `target/fuzz`; what is worth keeping is for a person to decide (fuzz/README.md).
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+
+use crate::bpf;
+use crate::progress::{self, say};
+use crate::setup::{self, Profile};
+use crate::workspace::{self, Workspace};
+
+/// What coverage is counted with; overflows and failed debug assertions are findings too.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions=on -Coverflow-checks=on -Ccodegen-units=1";
+
+/// What is fuzzed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    /// The configuration file
+    Config,
+    /// A request, as a datagram and in a frame
+    Request,
+    /// A record of the ring buffer
+    Event,
+}
+
+impl Target {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Request => "request",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// How to fuzz.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// What to fuzz
+    #[arg(value_enum, default_value = "config")]
+    target: Target,
+    /// For how long
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    minutes: u32,
+    /// Write the fewest inputs that reach all that was reached to target/fuzz/merged, instead of fuzzing
+    #[arg(long)]
+    merge: bool,
+}
+
+/// Builds the target and runs it until its time is over or something breaks.
+///
+/// # Errors
+/// If it cannot be built, or found something: the input's place has been said then.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+    setup::ensure(workspace, Profile::Build)?;
+    let compiler = Command::new("c++").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !compiler.is_ok_and(|status| status.success()) {
+        bail!("libFuzzer is C++ and there is no c++: install a C++ compiler (on Debian: apt-get install g++)");
+    }
+    let name = options.target.name();
+    let folder = workspace.root().join("target/fuzz");
+    let program = build(workspace, &folder)?.join(format!("fuzz-{name}"));
+    let kept = workspace.root().join("fuzz/corpus").join(name);
+    let found = folder.join("found").join(name);
+    std::fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+
+    // A stack as small as the tests': whatever recurses once per level of its input shows.
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -s 256; exec \"$0\" \"$@\""]).arg(program).current_dir(&folder);
+    if options.merge {
+        let merged = folder.join("merged").join(name);
+        if merged.exists() {
+            std::fs::remove_dir_all(&merged).with_context(|| format!("cannot remove {}", merged.display()))?;
+        }
+        std::fs::create_dir_all(&merged).with_context(|| format!("cannot make {}", merged.display()))?;
+        command.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&merged).arg(&found).arg(&kept);
+        say(format!("the fewest inputs for all of {name}: {}", merged.display()));
+    } else {
+        command.arg(format!("-max_total_time={}", u64::from(options.minutes) * 60));
+        command.args(["-timeout=5", "-max_len=6000", "-print_final_stats=1"]);
+        command.arg(format!("-artifact_prefix={}/{name}-", folder.display()));
+        if options.target == Target::Config {
+            command.arg(format!("-dict={}", workspace.root().join("fuzz/config.dict").display()));
+        }
+        command.arg(&found).arg(&kept);
+        say(format!("fuzzing {name} for {} minutes", options.minutes));
+    }
+    let status = command.status().context("cannot start the fuzzer")?;
+    if !status.success() {
+        bail!("{name} is broken: see above for the input, which is in {} (fuzz/README.md)", folder.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds all targets and says where they are.
+fn build(workspace: &Workspace, folder: &Path) -> anyhow::Result<PathBuf> {
+    let object = bpf::build(workspace.root())?;
+    let host = workspace::host()?;
+    let mut cargo = workspace.cargo(&object);
+    cargo.args(["build", "--release", "--package", "fence-fuzz", "--features", "libfuzzer", "--bins"]);
+    // Optimising across crates takes minutes and finds nothing.
+    cargo.args(["--config", "profile.release.lto=false"]);
+    // With a target named, build scripts and procedural macros are compiled without the flags.
+    cargo.args(["--target", &host]).arg("--target-dir").arg(folder).env("RUSTFLAGS", FLAGS);
+    cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
+    progress::shown("building the fuzz targets", cargo)?;
+    Ok(folder.join(host).join("release"))
+}
