@@ -10,11 +10,13 @@
 //! * [`kernel`]: which XDP program is attached, and what it has counted.
 //! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`] and [`container`]: its machines; [`witness`]: whether a machine's
 //!   processes are dead, whatever libvirt says.
+//! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: what the stock server does otherwise.
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
 pub mod client;
 pub mod container;
+pub mod differences;
 pub mod initramfs;
 pub mod kernel;
 pub mod lab;
@@ -24,6 +26,7 @@ pub mod peer;
 pub mod process;
 pub mod qemu;
 pub mod server;
+pub mod testdriver;
 pub mod timings;
 pub mod tools;
 pub mod witness;

@@ -1,7 +1,7 @@
 //! A client of our own: signs requests like a stock one, and then does what the test wants, right or wrong.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::client::Family;
-use crate::lab::Guest;
+use crate::lab::{Guest, Space};
 
 /// Requests of one test process differ in this, so that none is another's duplicate.
 static SEQNO: AtomicU32 = AtomicU32::new(1);
@@ -30,6 +30,10 @@ pub struct Peer {
     udp: UdpSocket,
     group: SocketAddr,
     address: IpAddr,
+    /// The digest of its datagrams.
+    hash: HashKind,
+    /// The digest of its call-backs.
+    auth: HashKind,
 }
 
 impl Peer {
@@ -38,12 +42,24 @@ impl Peer {
     /// # Errors
     /// The key is empty or the sockets could not be made.
     pub fn new(guest: &Guest, key: &[u8], family: Family) -> Result<Self> {
-        let key = Key::new(key)?;
-        let (address, group): (IpAddr, IpAddr) = match family {
-            Family::V4 => (guest.v4.into(), DEFAULT_GROUP_V4.into()),
-            Family::V6 => (guest.v6.into(), DEFAULT_GROUP_V6.into()),
+        let address = match family {
+            Family::V4 => guest.v4.into(),
+            Family::V6 => guest.v6.into(),
         };
-        guest.space().in_network(|| {
+        Self::at(guest.space(), address, key)
+    }
+
+    /// A client in `space` at `address`, which must be one of its own.
+    ///
+    /// # Errors
+    /// The key is empty or the sockets could not be made.
+    pub fn at(space: &Space, address: IpAddr, key: &[u8]) -> Result<Self> {
+        let key = Key::new(key)?;
+        let group: IpAddr = match address {
+            IpAddr::V4(_) => DEFAULT_GROUP_V4.into(),
+            IpAddr::V6(_) => DEFAULT_GROUP_V6.into(),
+        };
+        space.in_network(|| {
             let listener = TcpListener::bind((address, 0))?;
             listener.set_nonblocking(true)?;
             let udp = Socket::new(if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }, Type::DGRAM, None)?;
@@ -58,8 +74,29 @@ impl Peer {
                 }
             }
             udp.bind(&SocketAddr::new(address, 0).into())?;
-            Ok(Self { key, listener, udp: udp.into(), group: SocketAddr::new(group, DEFAULT_PORT), address })
+            let (group, hash, auth) = (SocketAddr::new(group, DEFAULT_PORT), HashKind::Sha256, HashKind::Sha256);
+            Ok(Self { key, listener, udp: udp.into(), group, address, hash, auth })
         })
+    }
+
+    /// With other digests than SHA-256: `hash` for datagrams, `auth` for call-backs.
+    #[must_use]
+    pub fn with_digests(self, hash: HashKind, auth: HashKind) -> Self {
+        Self { hash, auth, ..self }
+    }
+
+    /// The address that it asks to be called back at.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The TCP port that it asks to be called back at.
+    ///
+    /// # Errors
+    /// The system call failed.
+    pub fn port(&self) -> Result<u16> {
+        Ok(self.listener.local_addr()?.port())
     }
 
     /// A request as a stock client would make it, not signed yet.
@@ -73,7 +110,7 @@ impl Peer {
             bail!("{domain} is too long for a request");
         }
         request.domain[..domain.len()].copy_from_slice(domain.as_bytes());
-        request.port = self.listener.local_addr()?.port().into();
+        request.port = self.port()?.into();
         request.seqno = SEQNO.fetch_add(1, Ordering::Relaxed).into();
         set_address(&mut request, self.address);
         Ok(request)
@@ -85,7 +122,7 @@ impl Peer {
         &self.key
     }
 
-    /// Signs a request with SHA-256 and sends it, with random bytes of its own as each datagram of a stock client has.
+    /// Signs a request and sends it, with random bytes of its own as each datagram of a stock client has.
     ///
     /// # Errors
     /// It could not be sent.
@@ -99,7 +136,7 @@ impl Peer {
     /// The system has no more random bytes.
     pub fn sign(&self, mut request: Request) -> Result<Request> {
         request.random = random()?;
-        self.key.sign(HashKind::Sha256, &mut request);
+        self.key.sign(self.hash, &mut request);
         Ok(request)
     }
 
@@ -109,6 +146,15 @@ impl Peer {
     /// They could not be sent.
     pub fn send_bytes(&self, payload: &[u8]) -> Result<()> {
         self.udp.send_to(payload, self.group).context("sending to the group")?;
+        Ok(())
+    }
+
+    /// Sends any bytes to one host.
+    ///
+    /// # Errors
+    /// They could not be sent.
+    pub fn send_bytes_to(&self, payload: &[u8], host: IpAddr) -> Result<()> {
+        self.udp.send_to(payload, (host, DEFAULT_PORT)).with_context(|| format!("sending to {host}"))?;
         Ok(())
     }
 
@@ -124,7 +170,7 @@ impl Peer {
                     stream.set_nonblocking(false)?;
                     stream.set_read_timeout(Some(TALK_LIMIT))?;
                     stream.set_write_timeout(Some(TALK_LIMIT))?;
-                    return Ok(Some(CallBack { stream, key: self.key.clone() }));
+                    return Ok(Some(CallBack { stream, key: self.key.clone(), auth: self.auth }));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error).context("accepting the call-back"),
@@ -183,6 +229,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 pub struct CallBack {
     stream: TcpStream,
     key: Key,
+    auth: HashKind,
 }
 
 impl CallBack {
@@ -211,7 +258,7 @@ impl CallBack {
     pub fn challenge(&mut self) -> Result<()> {
         let challenge: [u8; HASH_LEN] = random()?;
         self.write(&challenge)?;
-        if self.read_block()? != self.key.digest(HashKind::Sha256, &[&challenge]) {
+        if self.read_block()? != self.key.digest(self.auth, &[&challenge]) {
             bail!("the server's response is wrong");
         }
         Ok(())
@@ -223,7 +270,7 @@ impl CallBack {
     /// The connection is gone.
     pub fn respond(&mut self) -> Result<()> {
         let challenge = self.read_block()?;
-        let response = self.key.digest(HashKind::Sha256, &[&challenge]);
+        let response = self.key.digest(self.auth, &[&challenge]);
         self.write(&response)
     }
 
@@ -238,6 +285,28 @@ impl CallBack {
             Ok(_) => Ok(Some(byte[0])),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
             Err(error) => Err(error).context("waiting for the reply"),
+        }
+    }
+
+    /// Says that we say nothing more; reading goes on.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn stop_writing(&self) -> Result<()> {
+        self.stream.shutdown(Shutdown::Write).context("closing our half of the call-back")
+    }
+
+    /// All that the server still says until it closes the connection.
+    ///
+    /// # Errors
+    /// It does not close it in time.
+    pub fn rest(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        match self.stream.read_to_end(&mut bytes) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => {
+                Err(error).context("waiting for the end of the call-back")
+            }
+            Ok(_) | Err(_) => Ok(bytes),
         }
     }
 

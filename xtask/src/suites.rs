@@ -24,18 +24,21 @@ pub(crate) enum Suite {
     ProgRun,
     /// The daemon and the stock client in network namespaces
     Netns,
+    /// The same requests to the stock server and to the daemon
+    Conformance,
     /// Real guests under a real libvirtd: QEMU and LXC
     Libvirt,
 }
 
 impl Suite {
-    const ALL: [Self; 4] = [Self::Unit, Self::ProgRun, Self::Netns, Self::Libvirt];
+    const ALL: [Self; 5] = [Self::Unit, Self::ProgRun, Self::Netns, Self::Conformance, Self::Libvirt];
 
     fn name(self) -> &'static str {
         match self {
             Self::Unit => "unit",
             Self::ProgRun => "prog-run",
             Self::Netns => "netns",
+            Self::Conformance => "conformance",
             Self::Libvirt => "libvirt",
         }
     }
@@ -65,6 +68,7 @@ impl Suite {
                 &["--package", "fence-daemon", "--test", "kernel_program"],
             ],
             Self::Netns => &[&["--package", "fence-tests", "--test", "netns"]],
+            Self::Conformance => &[&["--package", "fence-tests", "--test", "conformance"]],
             Self::Libvirt => &[&["--package", "fence-tests", "--test", "libvirt"]],
         }
     }
@@ -72,7 +76,7 @@ impl Suite {
     fn needs_root(self) -> bool {
         match self {
             Self::Unit => false,
-            Self::ProgRun | Self::Netns | Self::Libvirt => true,
+            Self::ProgRun | Self::Netns | Self::Conformance | Self::Libvirt => true,
         }
     }
 
@@ -81,7 +85,7 @@ impl Suite {
         match self {
             Self::Unit => Profile::Build,
             Self::ProgRun => Profile::Lab,
-            Self::Netns | Self::Libvirt => Profile::Test,
+            Self::Netns | Self::Conformance | Self::Libvirt => Profile::Test,
         }
     }
 }
@@ -207,12 +211,12 @@ fn sudo_runner() -> anyhow::Result<(String, String)> {
 /// The results, one set a line.
 fn table(outcomes: &[Outcome]) -> String {
     let mut text =
-        format!("\n{:<10} {:<7} {:>7} {:>7} {:>8} {:>9}\n", "set", "result", "passed", "failed", "ignored", "seconds");
+        format!("\n{:<11} {:<7} {:>7} {:>7} {:>8} {:>9}\n", "set", "result", "passed", "failed", "ignored", "seconds");
     for Outcome { suite, tally, passed, took } in outcomes {
         let result = if *passed { "ok" } else { "FAILED" };
         let _ = writeln!(
             text,
-            "{:<10} {result:<7} {:>7} {:>7} {:>8} {:>9.1}",
+            "{:<11} {result:<7} {:>7} {:>7} {:>8} {:>9.1}",
             suite.name(),
             tally.passed,
             tally.failed,

@@ -1,0 +1,118 @@
+//! Domains of libvirt's in-process test driver: as many as a test wants, each in the state that it wants, without any daemon.
+//!
+//! `test:///PATH` reads its domains from a file, and their states belong to the process that opened it: every server that is
+//! started begins with what the file says.
+
+use std::fmt::Write as _;
+
+/// A domain's state, with libvirt's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It runs.
+    Running = 1,
+    /// It waits for a resource, which is a way of running.
+    Blocked = 2,
+    /// Its CPUs are stopped, its memory and disks are still its.
+    Paused = 3,
+    /// It was told to shut down and has not yet.
+    ShuttingDown = 4,
+    /// It is off.
+    ShutOff = 5,
+    /// Its kernel has crashed, and its process is still there.
+    Crashed = 6,
+    /// Its guest has suspended it to memory.
+    Suspended = 7,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Running,
+        Self::Blocked,
+        Self::Paused,
+        Self::ShuttingDown,
+        Self::ShutOff,
+        Self::Crashed,
+        Self::Suspended,
+    ];
+
+    /// What to call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Blocked => "blocked",
+            Self::Paused => "paused",
+            Self::ShuttingDown => "shutting-down",
+            Self::ShutOff => "off",
+            Self::Crashed => "crashed",
+            Self::Suspended => "suspended",
+        }
+    }
+
+    /// The state that libvirt means by a number.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| *state as u8 == number)
+    }
+}
+
+/// A domain of the test driver.
+#[derive(Clone, Debug)]
+pub struct TestDomain {
+    /// Its name, as it is to be in XML: without `&` and `<`.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// The state that it begins in.
+    pub state: State,
+    /// Whether it has no definition, so that its end is the end of all that libvirt knows of it.
+    pub transient: bool,
+}
+
+impl TestDomain {
+    /// A domain with a definition.
+    #[must_use]
+    pub fn new(name: &str, uuid: &str, state: State) -> Self {
+        Self { name: name.to_owned(), uuid: uuid.to_owned(), state, transient: false }
+    }
+}
+
+/// A UUID that is the same in every run: `number` makes it different from others.
+#[must_use]
+pub fn uuid(number: usize) -> String {
+    format!("fe0ce000-0000-4000-8000-{number:012x}")
+}
+
+/// The file of a node with these domains.
+#[must_use]
+pub fn node(domains: &[TestDomain]) -> String {
+    let mut xml = "<node>\n".to_owned();
+    for TestDomain { name, uuid, state, transient } in domains {
+        let transient = if *transient { "<test:transient/>" } else { "" };
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            xml,
+            "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'><name>{name}</name>\
+             <uuid>{uuid}</uuid><memory>8192</memory><os><type>hvm</type></os>\
+             <test:runstate>{}</test:runstate>{transient}</domain>",
+            *state as u8
+        );
+    }
+    xml.push_str("</node>\n");
+    xml
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_have_libvirts_numbers() {
+        for state in State::ALL {
+            assert_eq!(State::from_number(state as u8), Some(state));
+        }
+        assert_eq!(State::from_number(5), Some(State::ShutOff));
+        assert_eq!(State::from_number(0), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! Every operation on a domain in every state, by every spelling, from guests with and without permission.
+
+use std::net::IpAddr;
+
+use fence_common::wire::Op;
+use fence_tests::testdriver::{State, TestDomain, uuid};
+
+use crate::scene::{Case, Expected, Scene};
+use crate::talk;
+
+/// A domain's state before the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    /// It has a definition and is in this state.
+    Defined(State),
+    /// It runs and has no definition.
+    Transient,
+    /// There is none.
+    Unknown,
+}
+
+impl Before {
+    fn all() -> impl Iterator<Item = Self> {
+        State::ALL.into_iter().map(Self::Defined).chain([Self::Transient, Self::Unknown])
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Defined(state) => state.name(),
+            Self::Transient => "transient",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How requests spell the domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spelling {
+    Name,
+    Uuid,
+    UpperUuid,
+}
+
+impl Spelling {
+    const ALL: [Self; 3] = [Self::Name, Self::Uuid, Self::UpperUuid];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Uuid => "uuid",
+            Self::UpperUuid => "UUID",
+        }
+    }
+
+    fn of(self, domain: &TestDomain) -> String {
+        match self {
+            Self::Name => domain.name.clone(),
+            Self::Uuid => domain.uuid.clone(),
+            Self::UpperUuid => domain.uuid.to_uppercase(),
+        }
+    }
+}
+
+/// What the groups say about the guest that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Groups {
+    /// There is no such section.
+    None,
+    /// It is in a group with the domain's name.
+    ByName,
+    /// It is in a group with the domain's UUID.
+    ByUuid,
+    /// It is in a group, and the domain in another one.
+    OtherGroup,
+    /// It is in no group.
+    Nowhere,
+}
+
+impl Groups {
+    /// Those of a configuration with groups, with the guest that each is about.
+    const LISTED: [(Self, usize); 4] =
+        [(Self::ByName, 1), (Self::ByUuid, 2), (Self::OtherGroup, 3), (Self::Nowhere, 4)];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "free",
+            Self::ByName => "by-name",
+            Self::ByUuid => "by-uuid",
+            Self::OtherGroup => "other-group",
+            Self::Nowhere => "nowhere",
+        }
+    }
+
+    fn allow(self, spelling: Spelling) -> bool {
+        match self {
+            Self::None => true,
+            Self::ByName => spelling == Spelling::Name,
+            Self::ByUuid => spelling != Spelling::Name,
+            Self::OtherGroup | Self::Nowhere => false,
+        }
+    }
+}
+
+/// What docs of the protocol promise: the reply, and the state afterwards.
+fn promised(op: Op, before: Before, allowed: bool) -> (u8, &'static str) {
+    let is = before.name();
+    let is = if before == Before::Transient { "running" } else { is };
+    let off = Before::Defined(State::ShutOff);
+    match (op, before) {
+        (Op::Null, _) => (1, is),
+        (Op::DevStatus | Op::HostList, _) => (0, is),
+        _ if !allowed => (3, is),
+        (Op::Status, Before::Unknown) => (2, is),
+        (Op::Off | Op::On | Op::Reboot, Before::Unknown) => (1, is),
+        (Op::Off, Before::Transient) => (0, "unknown"),
+        (Op::Off, Before::Defined(_)) => (0, "off"),
+        (Op::Reboot, before) => (0, if before == off { "off" } else { "running" }),
+        (Op::On, before) => (0, if before == off { "running" } else { is }),
+        (Op::Status, before) => (if before == off { 2 } else { 0 }, is),
+    }
+}
+
+/// Cases and domains of one kind of groups, the domains' numbers from `first` on. Guest `guest` asks.
+fn product(groups: Groups, guest: usize, first: usize) -> (Vec<Case>, Vec<TestDomain>) {
+    let (mut cases, mut domains) = (Vec::new(), Vec::new());
+    for op in Op::ALL {
+        for before in Before::all() {
+            for spelling in Spelling::ALL {
+                let name = format!("{}-{}-{}-{}", op.name(), before.name(), spelling.name(), groups.name());
+                let state = if let Before::Defined(state) = before { state } else { State::Running };
+                let number = first + cases.len();
+                let transient = before == Before::Transient;
+                let domain = TestDomain { transient, ..TestDomain::new(&name, &uuid(number), state) };
+                cases.push(case(op, before, spelling, groups, guest, &domain));
+                if before != Before::Unknown {
+                    domains.push(domain);
+                }
+            }
+        }
+    }
+    (cases, domains)
+}
+
+fn case(op: Op, before: Before, spelling: Spelling, groups: Groups, guest: usize, domain: &TestDomain) -> Case {
+    let (reply, after) = promised(op, before, groups.allow(spelling));
+    let spelled = spelling.of(domain);
+    let own = domain.clone();
+    let script = move |stage: &_, watched: &mut _| {
+        let said = talk::answer(stage, guest, watched, op, &spelled)?;
+        // The other domains' states change while this goes on; which they are does not.
+        Ok(match talk::HostList::parse(&said) {
+            Some(mut list) if op == Op::HostList => {
+                list.records.iter_mut().filter(|record| record.name != own.name).for_each(|record| record.state = 0);
+                list.described()
+            }
+            _ => talk::described(&said),
+        })
+    };
+    let expected = match op {
+        Op::HostList => Expected::Same,
+        _ => Expected::both(format!("{}, then {after}", talk::reply(reply))),
+    };
+    Case::new(domain.name.clone(), expected, script).and_state_of(domain.name.clone())
+}
+
+fn group(name: &str, ip: IpAddr, targets: impl IntoIterator<Item = String>) -> String {
+    let targets: String = targets.into_iter().map(|target| format!("\t\tuuid = \"{target}\";\n")).collect();
+    format!("\tgroup {{\n\t\tname = \"{name}\";\n\t\tip = \"{ip}\";\n{targets}\t}}\n")
+}
+
+pub(crate) fn scenes() -> Vec<Scene> {
+    let (cases, domains) = product(Groups::None, 1, 1);
+    let free = Scene::new("matrix-free", domains, cases);
+
+    let parts: Vec<_> = Groups::LISTED.iter().map(|(groups, guest)| product(*groups, *guest, guest * 1000)).collect();
+    let mut sections = Vec::new();
+    let all: Vec<TestDomain> = parts.iter().flat_map(|(_, domains)| domains.clone()).collect();
+    for ((groups, guest), (cases, _)) in Groups::LISTED.iter().zip(&parts) {
+        // Where a domain is unknown its name is listed all the same: it could be another hypervisor's.
+        let names = cases.iter().map(|case| case.name.clone());
+        let uuids = (0..cases.len()).map(|number| uuid(guest * 1000 + number));
+        match groups {
+            Groups::ByName => sections.push((*guest, names.collect::<Vec<_>>())),
+            Groups::ByUuid => sections.push((*guest, uuids.collect())),
+            Groups::OtherGroup => sections.push((*guest, vec!["somebody-else".to_owned()])),
+            Groups::None | Groups::Nowhere => {}
+        }
+    }
+    let cases = parts.into_iter().flat_map(|(cases, _)| cases).collect();
+    let everything: Vec<_> = all.iter().map(|domain| domain.uuid.clone()).collect();
+    let grouped = Scene { guests: 5, ..Scene::new("matrix-groups", all, cases) };
+    let grouped = grouped.configured(move |config, guests| {
+        let mut text = String::new();
+        for (guest, targets) in &sections {
+            if let Some(ip) = guests.get(guest - 1).map(|guest| guest.v4) {
+                text.push_str(&group(&format!("guest{guest}"), ip.into(), targets.clone()));
+            }
+        }
+        if let Some(last) = guests.last() {
+            text.push_str(&group("all", last.v4.into(), everything.clone()));
+        }
+        config.more = format!("groups {{\n{text}}}\n");
+    });
+    vec![free, grouped]
+}

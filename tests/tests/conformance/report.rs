@@ -1,0 +1,140 @@
+//! What came out of both servers, held against what was to come out.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use fence_tests::differences::Difference;
+
+use crate::scene::{Case, Expected, Played};
+
+/// How many failures of a scene are told in full.
+const TOLD: usize = 12;
+/// How much of a long result is shown.
+const SHOWN: usize = 400;
+/// How many lines of each log are shown.
+const LOG_LINES: usize = 6;
+
+/// A case that both servers have played.
+#[derive(Clone, Debug)]
+pub(crate) struct Compared {
+    /// The listed difference that it showed.
+    pub(crate) difference: Option<&'static str>,
+    /// What is wrong with it, for a person.
+    pub(crate) failure: Option<String>,
+}
+
+/// Compares what came out of a scene's cases.
+pub(crate) fn compare(scene: &str, cases: &[Case], stock: Played, ours: Played) -> Vec<Compared> {
+    let results = stock.results.iter().zip(&ours.results);
+    let compared = cases.iter().zip(results).map(|(case, (seen_stock, seen_ours))| {
+        let (wrong, difference) = judge(&case.expected, seen_stock, seen_ours);
+        let failure = wrong.map(|wrong| {
+            let domain = case.domain.as_deref();
+            format!(
+                "{scene}: {}: {wrong}\n    fence_virtd:  {}\n    fence-daemon: {}\n{}{}",
+                case.name,
+                around(seen_stock, seen_ours),
+                around(seen_ours, seen_stock),
+                last_lines("fence_virtd", &stock.log, domain),
+                last_lines("fence-daemon", &ours.log, domain),
+            )
+        });
+        Compared { difference, failure }
+    });
+    compared.collect()
+}
+
+/// What is wrong, and the listed difference that was seen.
+fn judge(expected: &Expected, stock: &str, ours: &str) -> (Option<String>, Option<&'static str>) {
+    match expected {
+        Expected::Same if stock == ours => (None, None),
+        Expected::Same => (Some("an unlisted difference".to_owned()), None),
+        Expected::Both(text) if stock == text && ours == text => (None, None),
+        Expected::Both(text) if stock == ours => (Some(format!("both alike, but to be `{}`", short(text))), None),
+        Expected::Both(text) => (Some(format!("an unlisted difference: both are to be `{}`", short(text))), None),
+        Expected::Differ { id, stock: a, ours: b } if stock == a && ours == b => (None, Some(id)),
+        Expected::Differ { id, stock: a, ours: b } => {
+            (Some(format!("`{id}` is to be `{}` and `{}`", short(a), short(b))), None)
+        }
+    }
+}
+
+fn short(text: &str) -> String {
+    around(text, text)
+}
+
+/// `text` where it begins to be another than `other`.
+fn around(text: &str, other: &str) -> String {
+    if text.chars().count() <= SHOWN {
+        return text.to_owned();
+    }
+    let same = if text == other { 0 } else { text.chars().zip(other.chars()).take_while(|(a, b)| a == b).count() };
+    let from = same.saturating_sub(SHOWN / 2);
+    let part: String = text.chars().skip(from).take(SHOWN).collect();
+    format!("[from character {from}] {part} [{} characters]", text.chars().count())
+}
+
+/// The last lines of a log; those about `domain` where there are some.
+fn last_lines(name: &str, log: &str, domain: Option<&str>) -> String {
+    let all: Vec<_> = log.lines().collect();
+    let about: Vec<_> = all.iter().copied().filter(|line| domain.is_some_and(|name| line.contains(name))).collect();
+    let lines = if about.is_empty() { all } else { about };
+    let mut text = String::new();
+    for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES)) {
+        let _ = writeln!(text, "    {name}'s log: {}", short(line));
+    }
+    text
+}
+
+/// The failures of a scene as one text, if there are any.
+pub(crate) fn failures(compared: &[Compared]) -> Option<String> {
+    let failures: Vec<_> = compared.iter().filter_map(|case| case.failure.as_deref()).collect();
+    if failures.is_empty() {
+        return None;
+    }
+    let mut text = format!("{} of {} cases are not as they should be\n\n", failures.len(), compared.len());
+    text.push_str(&failures.iter().take(TOLD).copied().collect::<Vec<_>>().join("\n"));
+    if failures.len() > TOLD {
+        let _ = write!(text, "\n... and {} more", failures.len() - TOLD);
+    }
+    Some(text)
+}
+
+/// What the suite has seen.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    cases: usize,
+    unlisted: usize,
+    seen: BTreeMap<&'static str, usize>,
+}
+
+impl Summary {
+    pub(crate) fn add(&mut self, compared: &[Compared]) {
+        self.cases += compared.len();
+        self.unlisted += compared.iter().filter(|case| case.failure.is_some()).count();
+        for id in compared.iter().filter_map(|case| case.difference) {
+            *self.seen.entry(id).or_default() += 1;
+        }
+    }
+
+    /// Rows of the document that the suite was to see and has not.
+    pub(crate) fn unseen<'a>(&self, listed: &'a [Difference]) -> Vec<&'a str> {
+        let listed = listed.iter().filter(|row| row.seen_by_suite).map(|row| row.id.as_str());
+        listed.filter(|id| !self.seen.contains_key(id)).collect()
+    }
+
+    /// The summary for a person.
+    pub(crate) fn told(&self) -> String {
+        let in_cases: usize = self.seen.values().sum();
+        let mut text = format!(
+            "\nconformance: {} cases, {} unlisted differences, {} listed differences seen in {in_cases} cases\n",
+            self.cases,
+            self.unlisted,
+            self.seen.len()
+        );
+        for (id, count) in &self.seen {
+            let _ = writeln!(text, "{count:>7}  {id}");
+        }
+        text
+    }
+}

@@ -1,0 +1,148 @@
+//! What clients do in cases: ask, take the call-back, and put what came of it into words.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use fence_common::hash::HashKind;
+use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply, Request};
+use fence_tests::client::Client;
+use fence_tests::peer::{CallBack, Peer};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::scene::Stage;
+
+/// What is said where nobody called back.
+pub(crate) const SILENCE: &str = "no call-back";
+/// What is said where the call-back ended before the reply.
+pub(crate) const NO_REPLY: &str = "no reply";
+/// How long is waited for a call-back before the request is sent again, as stock clients do.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How long is waited for a call-back that one server makes and the other does not.
+pub(crate) const PERHAPS: Duration = Duration::from_millis(2500);
+
+/// A key with every byte value in it, NUL included, of the length that Debian's package makes.
+pub(crate) fn key() -> Vec<u8> {
+    (0..4096_u32).map(|index| (index % 251) as u8).collect()
+}
+
+/// A reply in words.
+pub(crate) fn reply(byte: u8) -> String {
+    format!("reply {byte}")
+}
+
+/// Asks as a stock client does, until it is called back, and tells what came of it.
+pub(crate) fn asked(stage: &Stage, guest: usize, watched: &mut Vec<Peer>, op: Op, domain: &str) -> Result<String> {
+    let said = answer(stage, guest, watched, op, domain)?;
+    Ok(described(&said))
+}
+
+/// As [`asked`], with all bytes that came.
+pub(crate) fn answer(stage: &Stage, guest: usize, watched: &mut Vec<Peer>, op: Op, domain: &str) -> Result<Vec<u8>> {
+    let peer = stage.peer(guest)?;
+    let mut call = peer.ask(op, domain)?;
+    let said = conversation(&mut call, stage.config.auth);
+    watched.push(peer);
+    said
+}
+
+/// Sends a request until it is called back (four times at most), and tells what came of it.
+pub(crate) fn sent(peer: &Peer, request: Request, auth: HashKind) -> Result<String> {
+    for _ in 0..4 {
+        peer.send(request)?;
+        if let Some(mut call) = peer.called_back(AGAIN)? {
+            return Ok(described(&conversation(&mut call, auth)?));
+        }
+    }
+    bail!("{SILENCE} in {} s", 4 * AGAIN.as_secs())
+}
+
+/// Waits for a call-back that may not come, and tells what came of it.
+pub(crate) fn perhaps(peer: &Peer, auth: HashKind) -> Result<String> {
+    match peer.called_back(PERHAPS)? {
+        Some(mut call) => Ok(described(&conversation(&mut call, auth)?)),
+        None => Ok(SILENCE.to_owned()),
+    }
+}
+
+/// Leads the whole conversation of a call-back as a client with this `auth` does, and returns what came after it.
+pub(crate) fn conversation(call: &mut CallBack, auth: HashKind) -> Result<Vec<u8>> {
+    // A server that hangs up in the middle is a result, not an error of the test.
+    if auth == HashKind::None {
+        call.stop_writing()?;
+    } else if call.challenge().is_err() || call.respond().is_err() {
+        return Ok(Vec::new());
+    }
+    call.rest()
+}
+
+/// What a server said after the exchange, in words.
+pub(crate) fn described(said: &[u8]) -> String {
+    match said {
+        [] => NO_REPLY.to_owned(),
+        [byte] => reply(*byte),
+        _ => match HostList::parse(said) {
+            Some(list) => list.described(),
+            None => format!("{} bytes that are no host list: {said:02x?}", said.len()),
+        },
+    }
+}
+
+/// A host list as it comes over the wire.
+#[derive(Clone, Debug)]
+pub(crate) struct HostList {
+    pub(crate) records: Vec<Record>,
+}
+
+/// A record of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Record {
+    pub(crate) name: String,
+    pub(crate) uuid: String,
+    pub(crate) state: u8,
+}
+
+impl HostList {
+    /// Reads one; every byte has to be as the protocol says, padding too. The order is libvirt's, different in each process.
+    pub(crate) fn parse(said: &[u8]) -> Option<Self> {
+        let (&last, records) = said.strip_prefix(&[HOST_LIST])?.split_last()?;
+        if last != Reply::Success.to_wire() {
+            return None;
+        }
+        let records = <[HostRecord]>::ref_from_bytes(records).ok()?;
+        let (end, records) = records.split_last()?;
+        if end.as_bytes() != HostRecord::END.as_bytes() {
+            return None;
+        }
+        let mut records: Vec<_> = records.iter().map(Record::parse).collect::<Option<_>>()?;
+        records.sort_unstable();
+        Some(Self { records })
+    }
+
+    pub(crate) fn described(&self) -> String {
+        let records: Vec<_> = self.records.iter().map(|r| format!("{} {} {}", r.name, r.uuid, r.state)).collect();
+        format!("a list of {}: {}", records.len(), records.join("; "))
+    }
+}
+
+impl Record {
+    fn parse(record: &HostRecord) -> Option<Self> {
+        let text = |field: &[u8]| {
+            let end = field.iter().position(|byte| *byte == 0)?;
+            let padded = field[end..].iter().all(|byte| *byte == 0);
+            padded.then(|| String::from_utf8_lossy(&field[..end]).into_owned())
+        };
+        let (name, uuid) = (text(&record.name)?, text(&record.uuid)?);
+        (record.pad == 0).then_some(Self { name, uuid, state: record.state })
+    }
+}
+
+/// Runs the stock client in a guest and tells its exit code and, line by line, what it printed. The order of a list is libvirt's, different in
+/// each process.
+pub(crate) fn ran(stage: &Stage, guest: usize, client: &Client) -> Result<String> {
+    let _turn = stage.client_of(guest)?;
+    let finished = client.run(stage.guest(guest)?.space())?;
+    let code = finished.code.map_or_else(|| "a signal".to_owned(), |code| code.to_string());
+    let mut lines: Vec<_> = finished.stdout.lines().collect();
+    lines.sort_unstable();
+    Ok(if lines.is_empty() { format!("exit {code}") } else { format!("exit {code}: {}", lines.join(" / ")) })
+}
