@@ -25,8 +25,9 @@ exec tini -s -- libvirtd";
 /// A running libvirtd. Dropping it kills it; its machines end with the lab.
 #[derive(Debug)]
 pub struct Libvirtd {
-    hypervisor: Hypervisor,
+    // Before the lab, which may be the last to stand for it: its end waits for those of its processes that nobody has reaped.
     process: Process,
+    hypervisor: Hypervisor,
 }
 
 impl Libvirtd {
@@ -39,7 +40,7 @@ impl Libvirtd {
         hypervisor.write("/etc/libvirt/qemu.conf", QEMU_CONF.as_bytes())?;
         hypervisor.write("/etc/libvirt/libvirtd.conf", LIBVIRTD_CONF.as_bytes())?;
         let process = Process::start(hypervisor.space(), Command::new("sh").args(["-c", START]))?;
-        let mut libvirtd = Self { hypervisor: hypervisor.clone(), process };
+        let mut libvirtd = Self { process, hypervisor: hypervisor.clone() };
         poll_until("libvirtd", Duration::from_secs(60), || {
             if !libvirtd.process.is_running()? {
                 bail!("it has ended");

@@ -28,6 +28,15 @@ fn emulator() -> Result<String> {
 /// # Errors
 /// libvirt cannot.
 pub fn start_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
+    define_idle(libvirtd, name)?;
+    libvirtd.start_domain(URI, name)
+}
+
+/// What [`start_idle`] would start.
+///
+/// # Errors
+/// libvirt cannot.
+pub fn define_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
     let emulator = emulator()?;
     let xml = format!(
         "<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
@@ -35,8 +44,7 @@ pub fn start_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
          <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/></devices>\
          </domain>"
     );
-    libvirtd.define(URI, name, &xml)?;
-    libvirtd.start_domain(URI, name)
+    libvirtd.define(URI, name, &xml)
 }
 
 /// A Linux guest with the stock client inside.

@@ -171,12 +171,20 @@ impl Server {
         port: u16,
         arguments: &[&str],
     ) -> Result<Self> {
+        Self::spawn_with(hypervisor, which, port, &[&["-F", "-f", file], arguments].concat())
+    }
+
+    /// Starts a server with these arguments and nothing else, not even a configuration. `port` is where it will serve if it does.
+    ///
+    /// # Errors
+    /// The program is not there.
+    pub fn spawn_with(hypervisor: &Hypervisor, which: &Which, port: u16, arguments: &[&str]) -> Result<Self> {
         let program = match which {
             Which::Ours(path) => path.clone(),
             Which::Stock => tools::find("fence_virtd")?,
         };
         let mut command = Command::new(program);
-        command.args(["-F", "-f", file]).args(arguments);
+        command.args(arguments);
         let process = Process::start(hypervisor.space(), &mut command)?;
         Ok(Self { process, which: which.clone(), port, hypervisor: hypervisor.clone() })
     }
@@ -249,6 +257,12 @@ impl Server {
     pub fn next_fence(&self, position: usize) -> Result<Fence> {
         self.wait_log(position, Duration::from_secs(10), Fence::parse)
             .with_context(|| format!("no line about the fence in the log: {}", self.log()))
+    }
+
+    /// Which server it is.
+    #[must_use]
+    pub fn which(&self) -> &Which {
+        &self.which
     }
 
     /// Whether it logs a line about each fence.

@@ -26,15 +26,8 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Running,
-        Self::Blocked,
-        Self::Paused,
-        Self::ShuttingDown,
-        Self::ShutOff,
-        Self::Crashed,
-        Self::Suspended,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Running, Self::Blocked, Self::Paused, Self::ShuttingDown, Self::ShutOff, Self::Crashed, Self::Suspended];
 
     /// What to call it.
     #[must_use]

@@ -1,18 +1,18 @@
 //! What came out of both servers, held against what was to come out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use fence_tests::differences::Difference;
+use fence_tests::differences::{DOCUMENT, Difference};
 
 use crate::scene::{Case, Expected, Played};
 
 /// How many failures of a scene are told in full.
-const TOLD: usize = 12;
+const TOLD: usize = 40;
 /// How much of a long result is shown.
 const SHOWN: usize = 400;
 /// How many lines of each log are shown.
-const LOG_LINES: usize = 6;
+const LOG_LINES: usize = 4;
 
 /// A case that both servers have played.
 #[derive(Clone, Debug)]
@@ -24,24 +24,30 @@ pub(crate) struct Compared {
 }
 
 /// Compares what came out of a scene's cases.
-pub(crate) fn compare(scene: &str, cases: &[Case], stock: Played, ours: Played) -> Vec<Compared> {
+pub(crate) fn compare(scene: &str, cases: &[Case], stock: &Played, ours: &Played) -> Vec<Compared> {
     let results = stock.results.iter().zip(&ours.results);
-    let compared = cases.iter().zip(results).map(|(case, (seen_stock, seen_ours))| {
-        let (wrong, difference) = judge(&case.expected, seen_stock, seen_ours);
-        let failure = wrong.map(|wrong| {
-            let domain = case.domain.as_deref();
-            format!(
-                "{scene}: {}: {wrong}\n    fence_virtd:  {}\n    fence-daemon: {}\n{}{}",
-                case.name,
-                around(seen_stock, seen_ours),
-                around(seen_ours, seen_stock),
-                last_lines("fence_virtd", &stock.log, domain),
-                last_lines("fence-daemon", &ours.log, domain),
-            )
-        });
-        Compared { difference, failure }
+    let compared = cases.iter().zip(results).map(|(case, results)| {
+        let logs = [("fence_virtd", stock.log.as_str()), ("fence-daemon", ours.log.as_str())];
+        compare_one(&format!("{scene}: {}", case.name), &case.expected, results, logs, case.domain.as_deref())
     });
     compared.collect()
+}
+
+/// Compares what came out of one case. The logs' lines about `domain` are shown where it is not as it should be.
+pub(crate) fn compare_one(
+    name: &str,
+    expected: &Expected,
+    (stock, ours): (&String, &String),
+    logs: [(&str, &str); 2],
+    domain: Option<&str>,
+) -> Compared {
+    let (wrong, difference) = judge(expected, stock, ours);
+    let failure = wrong.map(|wrong| {
+        let (shown_stock, shown_ours) = (around(stock, ours), around(ours, stock));
+        let logs: String = logs.into_iter().map(|(of, log)| last_lines(of, log, domain)).collect();
+        format!("{name}: {wrong}\n    fence_virtd:  {shown_stock}\n    fence-daemon: {shown_ours}\n{logs}")
+    });
+    Compared { difference, failure }
 }
 
 /// What is wrong, and the listed difference that was seen.
@@ -86,13 +92,20 @@ fn last_lines(name: &str, log: &str, domain: Option<&str>) -> String {
     text
 }
 
-/// The failures of a scene as one text, if there are any.
-pub(crate) fn failures(compared: &[Compared]) -> Option<String> {
+/// The failures of a scene as one text, if there are any; a difference that is not in the table is one.
+pub(crate) fn failures(compared: &[Compared], listed: &[Difference]) -> Option<String> {
     let failures: Vec<_> = compared.iter().filter_map(|case| case.failure.as_deref()).collect();
-    if failures.is_empty() {
-        return None;
+    let is_listed = |id: &&str| listed.iter().any(|row| row.id == *id && row.seen_by_suite);
+    let seen: BTreeSet<_> = compared.iter().filter_map(|case| case.difference).collect();
+    let missing: Vec<_> = seen.into_iter().filter(|id| !is_listed(id)).collect();
+    let mut text = String::new();
+    if !missing.is_empty() {
+        let _ = writeln!(text, "{DOCUMENT} has no row of this suite for {}\n", missing.join(", "));
     }
-    let mut text = format!("{} of {} cases are not as they should be\n\n", failures.len(), compared.len());
+    if failures.is_empty() {
+        return (!text.is_empty()).then_some(text);
+    }
+    let _ = writeln!(text, "{} of {} cases are not as they should be\n", failures.len(), compared.len());
     text.push_str(&failures.iter().take(TOLD).copied().collect::<Vec<_>>().join("\n"));
     if failures.len() > TOLD {
         let _ = write!(text, "\n... and {} more", failures.len() - TOLD);

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::wire::Op;
 use fence_tests::lab::{Guest, Hypervisor};
+use fence_tests::libvirtd::Libvirtd;
 use fence_tests::peer::Peer;
+use fence_tests::qemu;
 use fence_tests::server::{Config, Server, Which};
 use fence_tests::testdriver::{self, State, TestDomain};
 
@@ -87,14 +89,27 @@ pub(crate) struct Stage {
     pub(crate) server: Server,
     /// The stock client listens on one port: one at a time in a guest.
     clients: Vec<Mutex<()>>,
+    /// Where there are real machines.
+    libvirtd: Option<Libvirtd>,
 }
 
 impl Stage {
+    /// Kills libvirtd. Its machines run on.
+    pub(crate) fn kill_libvirtd(&self) -> Result<()> {
+        let kill = "kill -KILL $(cat /run/libvirtd.pid)";
+        self.hypervisor.space().must("sh", &["-c", kill]).map(drop)
+    }
+
     /// A client with this lab's key and the configuration's digests and family, in guest `number` (1 is the first).
     pub(crate) fn peer(&self, number: usize) -> Result<Peer> {
         let guest = self.guest(number)?;
         let peer = Peer::new(guest, &talk::key(), self.config.family)?;
         Ok(peer.with_digests(self.config.hash, self.config.auth))
+    }
+
+    /// Whether this is the stock server's turn.
+    pub(crate) fn is_stock(&self) -> bool {
+        *self.server.which() == Which::Stock
     }
 
     pub(crate) fn guest(&self, number: usize) -> Result<&Guest> {
@@ -107,40 +122,62 @@ impl Stage {
         Ok(mutex.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The states of all domains, by the server's own host list.
-    fn states(&self) -> Result<BTreeMap<String, u8>> {
+    /// The states of all domains: by virsh where a libvirtd knows them, else by the server's own host list.
+    fn states(&self) -> Result<BTreeMap<String, String>> {
+        if let Some(libvirtd) = &self.libvirtd {
+            let listed = libvirtd.virsh(qemu::URI, &["list", "--all"])?.stdout;
+            let rows = listed.lines().filter_map(|line| {
+                let mut words = line.split_whitespace().skip(1);
+                let name = words.next()?.to_owned();
+                Some((name, words.collect::<Vec<_>>().join(" ").replace("shut off", State::ShutOff.name())))
+            });
+            return Ok(rows.collect());
+        }
         let peer = self.peer(self.guests.len())?;
         let mut call = peer.ask(Op::HostList, "")?;
         let said = talk::conversation(&mut call, self.config.auth)?;
-        let list = talk::HostList::parse(&said).with_context(|| format!("no host list: {}", talk::described(&said)))?;
-        Ok(list.records.into_iter().map(|record| (record.name, record.state)).collect())
+        let list = talk::HostList::parse(&said, !self.is_stock())
+            .with_context(|| format!("no host list: {}", talk::described(&said)))?;
+        let named =
+            |number: u8| State::from_number(number).map_or_else(|| number.to_string(), |state| state.name().to_owned());
+        Ok(list.records.into_iter().map(|record| (record.name, named(record.state))).collect())
     }
 }
 
 /// Cases that share a configuration.
 pub(crate) struct Scene {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) cases: Vec<Case>,
     pub(crate) domains: Vec<TestDomain>,
     /// How many guests there are, the scene's own included.
     pub(crate) guests: u8,
-    /// How many cases are played at the same time.
+    /// How many cases are played at the same time. To the stock server one: it does one thing at a time, and what waits there for
+    /// ten seconds is not known as a copy any more and is done again.
     pub(crate) at_once: usize,
     /// Changes the usual configuration, whose `uri` is the file with the domains.
     pub(crate) configure: Box<dyn Fn(&mut Config, &[Guest]) + Send + Sync>,
+    /// Real machines, under a real libvirtd, instead of domains of the test driver.
+    pub(crate) machines: Vec<(String, State)>,
     /// Prepares the lab, before the server is started.
     pub(crate) prepare: Box<dyn Fn(&Hypervisor, &[Guest]) -> Result<()> + Send + Sync>,
 }
 
 impl Scene {
     /// A scene with two guests and the usual configuration.
-    pub(crate) fn new(name: &'static str, domains: Vec<TestDomain>, cases: Vec<Case>) -> Self {
+    pub(crate) fn new(name: impl Into<String>, domains: Vec<TestDomain>, cases: Vec<Case>) -> Self {
         let (configure, prepare) = (Box::new(|_: &mut Config, _: &[Guest]| ()), Box::new(|_: &_, _: &_| Ok(())));
-        Self { name, cases, domains, guests: 2, at_once: 16, configure, prepare }
+        Self { name: name.into(), cases, domains, guests: 2, at_once: 16, configure, machines: Vec::new(), prepare }
     }
 
     pub(crate) fn configured(self, configure: impl Fn(&mut Config, &[Guest]) + Send + Sync + 'static) -> Self {
         Self { configure: Box::new(configure), ..self }
+    }
+
+    pub(crate) fn prepared(
+        self,
+        prepare: impl Fn(&Hypervisor, &[Guest]) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { prepare: Box::new(prepare), ..self }
     }
 
     /// Plays all cases to both servers and compares.
@@ -153,7 +190,7 @@ impl Scene {
         let stock = self.play_to(&Which::Stock, None)?;
         let wanted: Vec<_> = self.cases.iter().zip(&stock.results).map(|(case, stock)| wanted(case, stock)).collect();
         let ours = self.play_to(&Which::ours()?, Some(&wanted))?;
-        Ok(report::compare(self.name, &self.cases, stock, ours))
+        Ok(report::compare(&self.name, &self.cases, &stock, &ours))
     }
 
     /// Plays all cases to one server. `wanted` is what is waited for in the end, some seconds at most.
@@ -164,10 +201,16 @@ impl Scene {
         let node = hypervisor.write("node.xml", testdriver::node(&self.domains).as_bytes())?;
         (self.prepare)(&hypervisor, &guests)?;
         let mut config = Config { uris: vec![format!("test://{node}")], ..Config::new(&key) };
+        let libvirtd = if self.machines.is_empty() {
+            None
+        } else {
+            config.uris = vec![qemu::URI.to_owned()];
+            Some(machines(&hypervisor, &self.machines)?)
+        };
         (self.configure)(&mut config, &guests);
         let server = Server::start(&hypervisor, which, &config)?;
         let clients = guests.iter().map(|_| Mutex::new(())).collect();
-        let mut stage = Stage { hypervisor, guests, config, server, clients };
+        let mut stage = Stage { hypervisor, guests, config, server, clients, libvirtd };
         let results = self.results(&stage, wanted)?;
         let log = stage.server.log();
         ensure!(stage.server.is_running()?, "{}: {} has ended: {log}", self.name, which.name());
@@ -187,7 +230,9 @@ impl Scene {
         loop {
             let states = if self.cases.iter().any(|case| case.domain.is_some()) { Some(stage.states()?) } else { None };
             let finish = |((text, _), case): (&(String, Vec<Peer>), &Case)| match (&case.domain, &states) {
-                (Some(domain), Some(states)) => format!("{text}, then {}", state(states, domain)),
+                (Some(domain), Some(states)) => {
+                    format!("{text}, then {}", states.get(domain).map_or("unknown", String::as_str))
+                }
                 _ => text.clone(),
             };
             let results: Vec<_> = seen.iter().zip(&self.cases).map(finish).collect();
@@ -212,8 +257,9 @@ impl Scene {
                 done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, (text, watched));
             }
         };
+        let at_once = if stage.is_stock() { 1 } else { self.at_once.min(self.cases.len()) };
         std::thread::scope(|scope| {
-            for _ in 0..self.at_once.min(self.cases.len()) {
+            for _ in 0..at_once {
                 scope.spawn(work);
             }
         });
@@ -236,11 +282,19 @@ fn wanted(case: &Case, stock: &str) -> String {
     }
 }
 
-fn state(states: &BTreeMap<String, u8>, domain: &str) -> String {
-    match states.get(domain) {
-        Some(number) => State::from_number(*number).map_or_else(|| number.to_string(), |state| state.name().to_owned()),
-        None => "unknown".to_owned(),
+/// A libvirtd with these machines.
+fn machines(hypervisor: &Hypervisor, machines: &[(String, State)]) -> Result<Libvirtd> {
+    let libvirtd = Libvirtd::start(hypervisor)?;
+    for (name, state) in machines {
+        qemu::define_idle(&libvirtd, name)?;
+        if *state != State::ShutOff {
+            libvirtd.start_domain(qemu::URI, name)?;
+        }
+        if *state == State::Paused {
+            libvirtd.virsh(qemu::URI, &["suspend", name])?;
+        }
     }
+    Ok(libvirtd)
 }
 
 /// How many call-backs wait at a client that did not ask for any more. Each is talked to, or a stock server would wait.

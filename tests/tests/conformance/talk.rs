@@ -1,6 +1,6 @@
 //! What clients do in cases: ask, take the call-back, and put what came of it into words.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use fence_common::hash::HashKind;
@@ -57,11 +57,26 @@ pub(crate) fn sent(peer: &Peer, request: Request, auth: HashKind) -> Result<Stri
 }
 
 /// Waits for a call-back that may not come, and tells what came of it.
-pub(crate) fn perhaps(peer: &Peer, auth: HashKind) -> Result<String> {
-    match peer.called_back(PERHAPS)? {
-        Some(mut call) => Ok(described(&conversation(&mut call, auth)?)),
-        None => Ok(SILENCE.to_owned()),
+pub(crate) fn perhaps(stage: &Stage, peer: &Peer) -> Result<String> {
+    let auth = stage.config.auth;
+    if !stage.is_stock() {
+        let call = peer.called_back(PERHAPS)?;
+        return call.map_or_else(|| Ok(SILENCE.to_owned()), |mut call| Ok(described(&conversation(&mut call, auth)?)));
     }
+    // A stock server takes one request after the other: when the next one is answered, this one has been judged.
+    let next = stage.peer(1)?;
+    next.send(next.request(Op::Null, "")?)?;
+    let deadline = Instant::now() + 4 * AGAIN;
+    while Instant::now() < deadline {
+        if let Some(mut call) = peer.called_back(Duration::from_millis(5))? {
+            return Ok(described(&conversation(&mut call, auth)?));
+        }
+        if let Some(mut call) = next.called_back(Duration::ZERO)? {
+            conversation(&mut call, auth)?;
+            return Ok(SILENCE.to_owned());
+        }
+    }
+    bail!("the next request was not answered either")
 }
 
 /// Leads the whole conversation of a call-back as a client with this `auth` does, and returns what came after it.
@@ -80,7 +95,7 @@ pub(crate) fn described(said: &[u8]) -> String {
     match said {
         [] => NO_REPLY.to_owned(),
         [byte] => reply(*byte),
-        _ => match HostList::parse(said) {
+        _ => match HostList::parse(said, false) {
             Some(list) => list.described(),
             None => format!("{} bytes that are no host list: {said:02x?}", said.len()),
         },
@@ -102,8 +117,9 @@ pub(crate) struct Record {
 }
 
 impl HostList {
-    /// Reads one; every byte has to be as the protocol says, padding too. The order is libvirt's, different in each process.
-    pub(crate) fn parse(said: &[u8]) -> Option<Self> {
+    /// Reads one. The order of its records is libvirt's, different in each process. Where it is `strict`, the bytes that mean nothing
+    /// have to be zero: in a stock server's list some of them are what its memory had there.
+    pub(crate) fn parse(said: &[u8], strict: bool) -> Option<Self> {
         let (&last, records) = said.strip_prefix(&[HOST_LIST])?.split_last()?;
         if last != Reply::Success.to_wire() {
             return None;
@@ -113,7 +129,7 @@ impl HostList {
         if end.as_bytes() != HostRecord::END.as_bytes() {
             return None;
         }
-        let mut records: Vec<_> = records.iter().map(Record::parse).collect::<Option<_>>()?;
+        let mut records: Vec<_> = records.iter().map(|record| Record::parse(record, strict)).collect::<Option<_>>()?;
         records.sort_unstable();
         Some(Self { records })
     }
@@ -125,14 +141,15 @@ impl HostList {
 }
 
 impl Record {
-    fn parse(record: &HostRecord) -> Option<Self> {
-        let text = |field: &[u8]| {
-            let end = field.iter().position(|byte| *byte == 0)?;
-            let padded = field[end..].iter().all(|byte| *byte == 0);
-            padded.then(|| String::from_utf8_lossy(&field[..end]).into_owned())
+    fn parse(record: &HostRecord, strict: bool) -> Option<Self> {
+        let text = |field: &[u8; 64]| {
+            let (last, text) = field.split_last()?;
+            let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+            let clean = text[end..].iter().all(|byte| *byte == 0) && (*last == 0 || !strict);
+            clean.then(|| String::from_utf8_lossy(&text[..end]).into_owned())
         };
         let (name, uuid) = (text(&record.name)?, text(&record.uuid)?);
-        (record.pad == 0).then_some(Self { name, uuid, state: record.state })
+        (record.pad == 0 || !strict).then_some(Self { name, uuid, state: record.state })
     }
 }
 

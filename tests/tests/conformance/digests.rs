@@ -1,0 +1,70 @@
+//! Every pair of digests that a server can be configured with, by both families, against clients with every pair of theirs.
+
+use fence_common::hash::HashKind;
+use fence_common::wire::Op;
+use fence_tests::client::{Client, Family};
+use fence_tests::testdriver::{State, TestDomain, uuid};
+
+use crate::scene::{Case, Expected, Scene, Stage};
+use crate::talk;
+
+pub(crate) fn scenes() -> Vec<Scene> {
+    let mut scenes = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        for hash in HashKind::ALL {
+            for auth in HashKind::ALL {
+                scenes.push(scene(family, hash, auth));
+            }
+        }
+    }
+    scenes
+}
+
+fn scene(family: Family, hash: HashKind, auth: HashKind) -> Scene {
+    let (mut cases, mut domains) = (Vec::new(), Vec::new());
+    for client_hash in HashKind::ALL {
+        for client_auth in HashKind::ALL {
+            let name = format!("raw-{}-{}", client_hash.name(), client_auth.name());
+            domains.push(TestDomain::new(&name, &uuid(domains.len() + 1), State::Running));
+            let expected = match (client_hash.to_wire() >= hash.to_wire(), client_auth == auth) {
+                (false, _) => format!("{}, then running", talk::SILENCE),
+                (true, true) => "reply 0, then off".to_owned(),
+                // A server without authentication says its reply at once, whatever the client does.
+                (true, false) if auth == HashKind::None => "reply 0, then off".to_owned(),
+                (true, false) => format!("{}, then running", talk::NO_REPLY),
+            };
+            let domain = name.clone();
+            let case = Case::new(name.clone(), Expected::both(expected), move |stage, watched| {
+                let peer = stage.peer(1)?.with_digests(client_hash, client_auth);
+                let request = peer.request(Op::Off, &domain)?;
+                let text = if client_hash.to_wire() < stage.config.hash.to_wire() {
+                    // Silence is what is left when the scene is over.
+                    peer.send(request)?;
+                    talk::SILENCE.to_owned()
+                } else {
+                    talk::sent(&peer, request, client_auth)?
+                };
+                watched.push(peer);
+                Ok(text)
+            });
+            cases.push(case.and_state_of(name));
+        }
+    }
+    for op in Op::ALL {
+        let name = format!("client-{}", op.name());
+        domains.push(TestDomain::new(&name, &uuid(domains.len() + 1), State::Running));
+        let domain = name.clone();
+        let case = Case::new(name.clone(), Expected::Same, move |stage: &Stage, _: &mut Vec<_>| {
+            let client = Client::new(op.name(), &stage.config.key_file).family(family).hash(hash).auth(auth);
+            let client = if op.names_a_domain() { client.domain(&domain) } else { client };
+            let text = talk::ran(stage, 1, &client)?;
+            // The others' states change while this goes on.
+            Ok(if op == Op::HostList { text.replace(" off", " on") } else { text })
+        });
+        cases.push(case.and_state_of(name));
+    }
+    let name = format!("digests-{}-{}-{}", family.name(), hash.name(), auth.name());
+    Scene::new(name, domains, cases).configured(move |config, _| {
+        (config.family, config.hash, config.auth) = (family, hash, auth);
+    })
+}

@@ -1,0 +1,217 @@
+//! Requests that are not as a stock client makes them, and names that are not as an administrator picks them.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::Result;
+use fence_common::hash::HashKind;
+use fence_common::key::Key;
+use fence_common::wire::{FAMILY_V6, Op, Request};
+use fence_tests::client::Client;
+use fence_tests::lab::HYPERVISOR_V4;
+use fence_tests::peer::{Peer, set_address};
+use fence_tests::testdriver::{State, TestDomain, uuid};
+use zerocopy::IntoBytes;
+
+use crate::scene::{Case, Expected, Scene};
+use crate::talk::{self, SILENCE, perhaps};
+
+const AUTH: HashKind = HashKind::Sha256;
+
+/// A request that would switch its domain off, changed before it is signed.
+fn changed(name: &'static str, expected: Expected, change: fn(&mut Request)) -> Case {
+    payload(name, expected, move |peer, mut request| {
+        change(&mut request);
+        Ok(peer.sign(request)?.as_bytes().to_vec())
+    })
+}
+
+/// A request that would switch its domain off, as the bytes that `make` makes of it.
+fn payload(
+    name: &'static str,
+    expected: Expected,
+    make: impl Fn(&Peer, Request) -> Result<Vec<u8>> + Send + Sync + 'static,
+) -> Case {
+    let case = Case::new(name, expected, move |stage, watched| {
+        let peer = stage.peer(1)?;
+        let request = peer.request(Op::Off, name)?;
+        peer.send_bytes(&make(&peer, request)?)?;
+        let text = perhaps(stage, &peer)?;
+        watched.push(peer);
+        Ok(text)
+    });
+    case.and_state_of(name)
+}
+
+/// What comes of a request that both refuse.
+fn nothing() -> Expected {
+    Expected::both(format!("{SILENCE}, then running"))
+}
+
+/// What comes of one that both serve.
+fn served() -> Expected {
+    Expected::both("reply 0, then off")
+}
+
+/// What comes of one that only the stock server serves.
+fn only_stock(id: &'static str) -> Expected {
+    Expected::differ(id, "reply 0, then off", format!("{SILENCE}, then running"))
+}
+
+/// What comes of one that the stock server answers with failure, and that ours does not answer.
+fn refused(id: &'static str) -> Expected {
+    Expected::differ(id, "reply 1, then running", format!("{SILENCE}, then running"))
+}
+
+fn datagrams() -> Vec<Case> {
+    vec![
+        changed("as it should be", served(), |_| ()),
+        changed("another length of address", served(), |request| request.addr_len = 99),
+        changed("flagged as a UUID", served(), |request| request.flags = 1),
+        changed("all flags", served(), |request| request.flags = 0xff),
+        changed("the highest seqno", served(), |request| request.seqno = u32::MAX.into()),
+        changed("junk behind the address", served(), |request| request.address[27] = 1),
+        changed("junk behind the name", served(), |request| request.domain[63 - 8] = b'x'),
+        changed("operation 7", refused("unknown-operations"), |request| request.op = 7),
+        changed("operation 255", refused("unknown-operations"), |request| request.op = 255),
+        changed("a name without end", refused("endless-names"), |request| {
+            let end = request.domain.iter().position(|byte| *byte == 0).unwrap_or(0);
+            request.domain[end..].fill(b'x');
+        }),
+        changed("call-back port 0", nothing(), |request| request.port = 0.into()),
+        changed("an IPv6 family", nothing(), |request| request.family = FAMILY_V6.into()),
+        changed("a family that is none", nothing(), |request| request.family = 77.into()),
+        changed("call-back to 0.0.0.0", nothing(), |request| set_address(request, Ipv4Addr::UNSPECIFIED.into())),
+        payload("a byte too short", only_stock("other-lengths"), |peer, request| {
+            Ok(peer.sign(request)?.as_bytes()[..175].to_vec())
+        }),
+        payload("empty", nothing(), |_, _| Ok(Vec::new())),
+        payload("a byte too long", only_stock("other-lengths"), |peer, request| {
+            Ok([peer.sign(request)?.as_bytes(), &[0]].concat())
+        }),
+        payload("1400 bytes", only_stock("other-lengths"), |peer, request| {
+            Ok([peer.sign(request)?.as_bytes(), &[0; 1400 - 176]].concat())
+        }),
+        payload("a bit of the domain flipped", nothing(), flipped(4)),
+        payload("a bit of the digest flipped", nothing(), flipped(112)),
+        payload("a bit behind the digest flipped", nothing(), flipped(175)),
+        payload("a kind of digest that is none", nothing(), |peer, mut request| {
+            request = peer.sign(request)?;
+            request.hash_kind = 4;
+            Ok(request.as_bytes().to_vec())
+        }),
+        payload("signed with another key", nothing(), |_, mut request| {
+            Key::new(b"another key")?.sign(HashKind::Sha256, &mut request);
+            Ok(request.as_bytes().to_vec())
+        }),
+    ]
+}
+
+fn flipped(byte: usize) -> impl Fn(&Peer, Request) -> Result<Vec<u8>> + Send + Sync {
+    move |peer, request| {
+        let mut bytes = peer.sign(request)?.as_bytes().to_vec();
+        bytes[byte] ^= 1;
+        Ok(bytes)
+    }
+}
+
+/// Ways that requests come by.
+fn ways() -> Vec<Case> {
+    let unicast = "sent to the host instead of the group";
+    let to_host = Case::new(unicast, only_stock("unicast"), move |stage, watched| {
+        let peer = stage.peer(1)?;
+        let request = peer.sign(peer.request(Op::Off, unicast)?)?;
+        peer.send_bytes_to(request.as_bytes(), IpAddr::V4(HYPERVISOR_V4))?;
+        let text = perhaps(stage, &peer)?;
+        watched.push(peer);
+        Ok(text)
+    });
+    let nat = "a call-back address that is not the source";
+    let not_source = Case::new(nat, only_stock("strict-source"), move |stage, watched| {
+        let (front, peer) = (stage.peer(2)?, stage.peer(1)?);
+        front.send(peer.request(Op::Off, nat)?)?;
+        let text = perhaps(stage, &peer)?;
+        watched.push(peer);
+        Ok(text)
+    });
+    vec![to_host.and_state_of(unicast), not_source.and_state_of(nat)]
+}
+
+/// A name of the longest length that fits.
+const LONGEST: &str = "a-name-of-sixty-three-bytes-the-longest-that-requests-can-carry";
+
+/// Domains with names of all kinds.
+const NAMES: [&str; 9] = [
+    LONGEST,
+    "two words",
+    "ümläut-名前",
+    "dots.and_under-scores",
+    "UPPER",
+    "fe0ce000000040008000000000000777",
+    "{fe0ce000-0000-4000-8000-000000000777}",
+    "fe0ce000-0000-4000-8000-00000000077g",
+    "'quote\"",
+];
+
+/// What is asked for that is no domain of that spelling.
+const NOBODY: [&str; 7] = [
+    "upper",
+    "UPPER ",
+    "fe0ce000-0000-4000-8000-000000000999",
+    "fe0ce000-0000-4000-8000-00000000099",
+    "node*",
+    "../UPPER",
+    "%s%n",
+];
+
+fn names() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for name in NAMES {
+        let expected = "exit 0: Status: ON / exit 0: Status: ON / reply 0, then off";
+        let case = Case::new(format!("a domain called {name}"), Expected::both(expected), move |stage, watched| {
+            let client = Client::new("status", &stage.config.key_file).domain(name);
+            let (plain, flagged) = (talk::ran(stage, 1, &client)?, talk::ran(stage, 1, &client.uuid())?);
+            Ok(format!("{plain} / {flagged} / {}", talk::asked(stage, 1, watched, Op::Off, name)?))
+        });
+        cases.push(case.and_state_of(name));
+    }
+    for name in NOBODY {
+        for (op, reply) in [(Op::Off, 1), (Op::On, 1), (Op::Reboot, 1), (Op::Status, 2)] {
+            let expected = Expected::both(talk::reply(reply));
+            cases.push(Case::new(
+                format!("{} of {name}, which nobody has", op.name()),
+                expected,
+                move |stage, watched| talk::asked(stage, 1, watched, op, name),
+            ));
+        }
+    }
+    for op in Op::ALL {
+        for (what, bytes) in [("no name", &b""[..]), ("a name that is no UTF-8", b"\xff\xfe")] {
+            let expected = match op {
+                Op::Status => Expected::differ("nameless-status", "reply 2", "reply 1"),
+                Op::DevStatus => Expected::both("reply 0"),
+                Op::HostList => Expected::both(format!("a list of {}", NAMES.len())),
+                Op::Null | Op::Off | Op::On | Op::Reboot => Expected::both("reply 1"),
+            };
+            cases.push(Case::new(format!("{} of {what}", op.name()), expected, move |stage, watched| {
+                let peer = stage.peer(1)?;
+                let mut request = peer.request(op, "")?;
+                request.domain[..bytes.len()].copy_from_slice(bytes);
+                let text = talk::sent(&peer, request, AUTH)?;
+                watched.push(peer);
+                Ok(if op == Op::HostList { text.split(':').next().unwrap_or_default().to_owned() } else { text })
+            }));
+        }
+    }
+    cases
+}
+
+pub(crate) fn scenes() -> Vec<Scene> {
+    let scene = |name, first: usize, cases: Vec<Case>| {
+        let names = cases.iter().filter_map(|case| case.domain.clone()).enumerate();
+        let domains = names.map(|(index, name)| TestDomain::new(&name, &uuid(first + index), State::Running)).collect();
+        Scene { guests: 3, ..Scene::new(name, domains, cases) }
+    };
+    let mut cases = datagrams();
+    cases.extend(ways());
+    vec![scene("forms", 1, cases), scene("names", 100, names())]
+}

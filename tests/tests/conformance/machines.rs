@@ -1,0 +1,60 @@
+//! Real machines under a real libvirtd: less of them than of the test driver's, and what only they can show.
+
+use fence_common::wire::Op;
+use fence_tests::testdriver::State;
+
+use crate::scene::{Case, Expected, Scene};
+use crate::talk;
+
+const STATES: [Option<State>; 4] = [Some(State::Running), Some(State::Paused), Some(State::ShutOff), None];
+
+/// What is to come of it: reply and state.
+fn promised(op: Op, state: Option<State>) -> (u8, &'static str) {
+    let is = state.map_or("unknown", State::name);
+    match (op, state) {
+        (Op::Status, None) => (2, is),
+        (_, None) => (1, is),
+        (Op::Status, Some(State::ShutOff)) => (2, is),
+        (Op::Off, Some(_)) => (0, "off"),
+        (Op::On, Some(State::ShutOff)) => (0, "running"),
+        (Op::Reboot, Some(State::ShutOff)) => (0, "off"),
+        (Op::Reboot, Some(_)) => (0, "running"),
+        (_, Some(_)) => (0, is),
+    }
+}
+
+/// Every operation on machines in every state.
+fn operations() -> Scene {
+    let (mut cases, mut machines) = (Vec::new(), Vec::new());
+    for op in [Op::Off, Op::Reboot, Op::On, Op::Status] {
+        for state in STATES {
+            let name = format!("{}-{}", op.name(), state.map_or("unknown", State::name));
+            let (reply, after) = promised(op, state);
+            let expected = Expected::both(format!("{}, then {after}", talk::reply(reply)));
+            let domain = name.clone();
+            let case =
+                Case::new(name.clone(), expected, move |stage, watched| talk::asked(stage, 1, watched, op, &domain));
+            cases.push(case.and_state_of(name.clone()));
+            machines.extend(state.map(|state| (name, state)));
+        }
+    }
+    Scene { machines, ..Scene::new("machines", Vec::new(), cases) }
+}
+
+/// libvirtd dies, the machine does not.
+fn libvirtd_gone() -> Scene {
+    const NAME: &str = "victim";
+    let ask = |stage: &_, watched: &mut _, op| talk::asked(stage, 1, watched, op, NAME);
+    let expected = Expected::differ("dead-libvirt", "", "");
+    let case = Case::new("what is answered when libvirtd is gone", expected, move |stage, watched| {
+        let before = ask(stage, watched, Op::Status)?;
+        stage.kill_libvirtd()?;
+        let after = ask(stage, watched, Op::DevStatus).unwrap_or_else(|e| format!("{e:#}"));
+        Ok(format!("status before: {before}, monitor after: {after}"))
+    });
+    Scene { machines: vec![(NAME.to_owned(), State::Running)], ..Scene::new("libvirtd-gone", Vec::new(), vec![case]) }
+}
+
+pub(crate) fn scenes() -> Vec<Scene> {
+    vec![operations(), libvirtd_gone()]
+}

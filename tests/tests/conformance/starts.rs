@@ -1,0 +1,260 @@
+//! Starts: what a server makes of a file and of its flags. Whether it serves, and whom; or with which status it exits.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fence_common::hash::HashKind;
+use fence_common::wire::{DEFAULT_PORT, Op};
+use fence_tests::client::Family;
+use fence_tests::lab::{Guest, Hypervisor};
+use fence_tests::peer::Peer;
+use fence_tests::server::{Config, START_LIMIT, Server, Which};
+use fence_tests::testdriver::{State, TestDomain, node, uuid};
+
+use crate::report::{self, Compared};
+use crate::scene::Expected;
+use crate::talk;
+
+/// How the file is made from a good one.
+type Edit = fn(String) -> String;
+
+/// A start.
+struct Start {
+    name: &'static str,
+    expected: Expected,
+    edit: Edit,
+    /// The digests of the client that asks once it serves; nobody asks where there are none.
+    asks: Option<(HashKind, HashKind)>,
+    /// The arguments, `FILE` for the file's path.
+    arguments: &'static [&'static str],
+}
+
+impl Start {
+    fn new(name: &'static str, expected: Expected, edit: Edit) -> Self {
+        let asks = Some((HashKind::Sha256, HashKind::Sha256));
+        Self { name, expected, edit, asks, arguments: &["-F", "-f", "FILE"] }
+    }
+
+    fn with(self, arguments: &'static [&'static str]) -> Self {
+        Self { arguments, ..self }
+    }
+
+    fn unsigned(self) -> Self {
+        Self { asks: Some((HashKind::None, HashKind::None)), ..self }
+    }
+}
+
+/// How long a server has until it either serves or has ended.
+const LIMIT: Duration = Duration::from_secs(8);
+/// What is said where it does neither.
+const WAITS: &str = "neither serves nor ends";
+const SERVES: &str = "serves, status is reply 0";
+
+fn serves() -> Expected {
+    Expected::both(SERVES)
+}
+
+fn exits(code: i32) -> Expected {
+    Expected::both(format!("exit {code}"))
+}
+
+/// Only the stock server serves.
+fn only_stock(id: &'static str, code: i32) -> Expected {
+    Expected::differ(id, SERVES, format!("exit {code}"))
+}
+
+/// Puts text right before the end of the multicast section: a repeated key's last value wins.
+fn listener(file: String, key: &str) -> String {
+    file.replacen("\t}\n}\nbackends", &format!("\t\t{key}\n\t}}\n}}\nbackends"), 1)
+}
+
+/// Puts text into the first section.
+fn global(file: String, key: &str) -> String {
+    file.replacen("fence_virtd {", &format!("fence_virtd {{\n\t{key}"), 1)
+}
+
+fn more(file: String, section: &str) -> String {
+    format!("{file}{section}\n")
+}
+
+fn files() -> Vec<Start> {
+    vec![
+        Start::new("a good file", serves(), |file| file),
+        Start::new("keys in capitals", serves(), |file| file.replace("interface =", "INTERFACE =")),
+        Start::new("comments", serves(), |file| format!("# one\n{file}# two = \"{{\";\n")),
+        Start::new("Windows line ends", serves(), |file| file.replace('\n', "\r\n")),
+        Start::new("unknown keys", serves(), |file| listener(global(file, "colour = \"red\";"), "colour = \"red\";")),
+        Start::new("an unknown section", serves(), |file| more(file, "colours { red = \"1\"; }")),
+        Start::new("a repeated key", serves(), |file| listener(file, "auth = \"sha1\";\n\t\tauth = \"sha256\";")),
+        Start::new("a group that permits", serves(), |file| {
+            more(file, "groups { group { name = \"a\"; ip = \"192.168.122.11\"; uuid = \"test\"; } }")
+        }),
+        Start::new("a group with its name in its head", serves(), |file| {
+            more(file, "groups { group = \"a\" { ip = \"192.168.122.11\"; uuid = \"test\"; } }")
+        }),
+        Start::new("a group that does not permit", Expected::both("serves, status is reply 3"), |file| {
+            more(file, "groups { group { ip = \"192.168.122.99\"; uuid = \"test\"; } }")
+        }),
+        Start::new("a word for a number", only_stock("number-words", 255), |file| global(file, "debug = \"yes\";")),
+        Start::new("an empty file", exits(255), |_| String::new()),
+        Start::new("no grammar", exits(255), |file| file.replace("listeners {", "listeners")),
+        Start::new("a brace too few", exits(255), |file| format!("{file}groups {{")),
+        Start::new("a value without quotes", exits(255), |file| file.replace("\"libvirt\"", "libvirt")),
+        Start::new("no listener", Expected::Same, |file| file.replace("listener = \"multicast\";", "")),
+        Start::new("no backend", Expected::Same, |file| file.replace("backend = \"libvirt\";", "")),
+        Start::new("a listener that is none", Expected::Same, |file| file.replace("\"multicast\"", "\"megaphone\"")),
+        Start::new("a backend that is none", Expected::Same, |file| file.replace("\"libvirt\"", "\"abacus\"")),
+        Start::new("a hash that is none", Expected::Same, |file| listener(file, "hash = \"md5\";")),
+        Start::new("an auth that is none", Expected::Same, |file| listener(file, "auth = \"md5\";")),
+        Start::new("a family that is none", Expected::Same, |file| listener(file, "family = \"ipx\";")),
+        Start::new("an address that is none", Expected::Same, |file| listener(file, "address = \"here\";")),
+        Start::new("an address that is no group", Expected::Same, |file| listener(file, "address = \"10.0.0.1\";")),
+        Start::new("a port that is none", Expected::Same, |file| listener(file, "port = \"many\";")),
+        Start::new("a port that is too high", Expected::Same, |file| listener(file, "port = \"99999\";")),
+        Start::new("a missing key file", Expected::Same, |file| listener(file, "key_file = \"/run/lab/none\";"))
+            .unsigned(),
+        Start::new("an empty key file", Expected::Same, |file| listener(file, "key_file = \"/dev/null\";")).unsigned(),
+        Start::new("a directory for a key", Expected::Same, |file| listener(file, "key_file = \"/run/lab\";"))
+            .unsigned(),
+        Start::new("no digests and no key", serves(), |file| {
+            listener(file, "key_file = \"/run/lab/none\"; hash = \"none\"; auth = \"none\";")
+        })
+        .unsigned(),
+        Start::new("an interface that is not there", Expected::Same, |file| listener(file, "interface = \"virbr9\";")),
+        Start::new("no groups in `groups`", Expected::Same, |file| more(file, "groups { }")),
+        Start::new("an empty group", Expected::Same, |file| more(file, "groups { group { } }")),
+        Start::new("a group without ip", Expected::Same, |file| more(file, "groups { group { uuid = \"other\"; } }")),
+        Start::new("a group without uuid", Expected::Same, |file| {
+            more(file, "groups { group { ip = \"192.168.122.99\"; } }")
+        }),
+        Start::new("a group with an ip that is none", Expected::Same, |file| {
+            more(file, "groups { group { ip = \"here\"; uuid = \"test\"; } }")
+        }),
+        Start::new("`groups` misspelled", Expected::Same, |file| {
+            more(file, "group { ip = \"192.168.122.99\"; uuid = \"other\"; }")
+        }),
+        Start::new("a dead URI alone", Expected::Same, |file| {
+            file.replace("test:///run/lab/node.xml", "qemu:///system")
+        }),
+        Start::new("a dead URI after one that lives", Expected::Same, |file| {
+            file.replace("uri = \"test", "uri1 = \"qemu:///system\"; uri = \"test")
+        }),
+        Start::new("a dead URI before one that lives", Expected::Same, |file| {
+            file.replace("uri = \"test", "uri = \"qemu:///system\"; uri1 = \"test")
+        }),
+        Start::new("a gap in the numbers of URIs", Expected::Same, |file| {
+            file.replace("uri = \"test", "uri = \"test:///run/lab/empty.xml\"; uri7 = \"test")
+        }),
+    ]
+}
+
+fn flags() -> Vec<Start> {
+    vec![
+        Start::new("no such file", exits(255), |file| file).with(&["-F", "-f", "/run/lab/none"]),
+        Start::new("a flag that is none", Expected::Same, |file| file).with(&["-F", "-Z", "-f", "FILE"]),
+        Start::new("a flag without its value", Expected::Same, |file| file).with(&["-F", "-f"]),
+        Start::new("-h", exits(0), |file| file).with(&["-h"]),
+        Start::new("-d99 as one word", serves(), |file| file).with(&["-F", "-d99", "-f", "FILE"]),
+        Start::new("-d with its value apart", serves(), |file| file).with(&["-F", "-d", "5", "-f", "FILE"]),
+        Start::new("-w", serves(), |file| file).with(&["-F", "-w", "-f", "FILE"]),
+        Start::new("-p", serves(), |file| file).with(&["-F", "-p", "/run/lab/other.pid", "-f", "FILE"]),
+        Start::new("a PID file that cannot be", Expected::Same, |file| file).with(&[
+            "-F",
+            "-p",
+            "/run/lab/none/other.pid",
+            "-f",
+            "FILE",
+        ]),
+    ]
+}
+
+/// The lab that starts are tried in, one after the other.
+struct Place {
+    hypervisor: Hypervisor,
+    guest: Guest,
+    good: String,
+}
+
+impl Place {
+    fn new() -> Result<Self> {
+        let hypervisor = Hypervisor::new()?;
+        let guest = hypervisor.guest(1)?;
+        let key = hypervisor.write("fence.key", &talk::key())?;
+        let node_file =
+            hypervisor.write("node.xml", node(&[TestDomain::new("test", &uuid(1), State::Running)]).as_bytes())?;
+        hypervisor.write("empty.xml", node(&[]).as_bytes())?;
+        let good = Config { uris: vec![format!("test://{node_file}")], ..Config::new(&key) }.render();
+        Ok(Self { hypervisor, guest, good })
+    }
+
+    /// What comes of a start, and the server's log.
+    fn outcome(&self, which: &Which, start: &Start) -> Result<(String, String)> {
+        let file = self.hypervisor.write("start.conf", (start.edit)(self.good.clone()).as_bytes())?;
+        let arguments: Vec<_> =
+            start.arguments.iter().map(|word| if *word == "FILE" { &file } else { *word }).collect();
+        let mut server = Server::spawn_with(&self.hypervisor, which, DEFAULT_PORT, &arguments)?;
+        let deadline = Instant::now() + LIMIT;
+        while server.is_running()? && !server.is_ready()? {
+            if Instant::now() > deadline {
+                return Ok((WAITS.to_owned(), server.log()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if !server.is_running()? {
+            let ended = server.finish(Duration::from_secs(10))?;
+            let code = ended.code.map_or_else(|| "by a signal".to_owned(), |code| code.to_string());
+            return Ok((format!("exit {code}"), ended.stderr));
+        }
+        let said = match start.asks {
+            Some((hash, auth)) => format!("serves, status is {}", self.ask(hash, auth)?),
+            None => "serves".to_owned(),
+        };
+        Ok((said, server.log()))
+    }
+
+    fn ask(&self, hash: HashKind, auth: HashKind) -> Result<String> {
+        let peer = Peer::new(&self.guest, &talk::key(), Family::V4)?.with_digests(hash, auth);
+        peer.send(peer.request(Op::Status, "test")?)?;
+        match peer.called_back(talk::PERHAPS)? {
+            Some(mut call) => Ok(talk::described(&talk::conversation(&mut call, auth)?)),
+            None => Ok(talk::SILENCE.to_owned()),
+        }
+    }
+
+    fn compare(&self, start: &Start) -> Result<Compared> {
+        let of =
+            |which: &Which| self.outcome(which, start).with_context(|| format!("{}: {}", start.name, which.name()));
+        let (stock, ours) = (of(&Which::Stock)?, of(&Which::ours()?)?);
+        let logs = [("fence_virtd", stock.1.as_str()), ("fence-daemon", ours.1.as_str())];
+        Ok(report::compare_one(&format!("starts: {}", start.name), &start.expected, (&stock.0, &ours.0), logs, None))
+    }
+}
+
+/// A server is started where one runs already.
+fn second_server() -> Result<Compared> {
+    let place = Place::new()?;
+    let start = Start::new("a second server", exits(1), |file| file);
+    let of = |which: &Which| -> Result<(String, String)> {
+        let arguments = ["-F", "-f", &place.hypervisor.write("first.conf", place.good.as_bytes())?];
+        let mut first = Server::spawn_with(&place.hypervisor, which, DEFAULT_PORT, &arguments)?;
+        first.wait_ready(START_LIMIT)?;
+        let second = Server::spawn_with(&place.hypervisor, which, DEFAULT_PORT, &arguments)?;
+        let ended = second.finish(START_LIMIT)?;
+        Ok((format!("exit {}", ended.code.unwrap_or(-1)), ended.stderr))
+    };
+    let (stock, ours) = (of(&Which::Stock)?, of(&Which::ours()?)?);
+    let logs = [("fence_virtd", stock.1.as_str()), ("fence-daemon", ours.1.as_str())];
+    Ok(report::compare_one("starts: a second server", &start.expected, (&stock.0, &ours.0), logs, None))
+}
+
+/// Plays all starts to both servers and compares.
+///
+/// # Errors
+/// The lab or a server could not be had.
+pub(crate) fn play() -> Result<Vec<Compared>> {
+    let place = Place::new()?;
+    let mut compared: Vec<_> =
+        files().iter().chain(&flags()).map(|start| place.compare(start)).collect::<Result<_>>()?;
+    compared.push(second_server()?);
+    Ok(compared)
+}
