@@ -19,6 +19,7 @@ use crate::talk;
 type Edit = fn(String) -> String;
 
 /// A start.
+#[derive(Clone)]
 struct Start {
     name: &'static str,
     expected: Expected,
@@ -77,12 +78,17 @@ fn more(file: String, section: &str) -> String {
     format!("{file}{section}\n")
 }
 
-fn files() -> Vec<Start> {
+/// A mistake that both refuse, with another exit status.
+fn refused() -> Expected {
+    Expected::differ("exit-status", "exit 1", "exit 255")
+}
+
+/// Files that are as they should be.
+fn good_files() -> Vec<Start> {
     vec![
         Start::new("a good file", serves(), |file| file),
         Start::new("keys in capitals", serves(), |file| file.replace("interface =", "INTERFACE =")),
         Start::new("comments", serves(), |file| format!("# one\n{file}# two = \"{{\";\n")),
-        Start::new("Windows line ends", serves(), |file| file.replace('\n', "\r\n")),
         Start::new("unknown keys", serves(), |file| listener(global(file, "colour = \"red\";"), "colour = \"red\";")),
         Start::new("an unknown section", serves(), |file| more(file, "colours { red = \"1\"; }")),
         Start::new("a repeated key", serves(), |file| listener(file, "auth = \"sha1\";\n\t\tauth = \"sha256\";")),
@@ -95,70 +101,101 @@ fn files() -> Vec<Start> {
         Start::new("a group that does not permit", Expected::both("serves, status is reply 3"), |file| {
             more(file, "groups { group { ip = \"192.168.122.99\"; uuid = \"test\"; } }")
         }),
-        Start::new("a word for a number", only_stock("number-words", 255), |file| global(file, "debug = \"yes\";")),
+        Start::new("a dead URI after one that lives", serves(), |file| {
+            file.replace("uri = \"test", "uri1 = \"qemu:///system\"; uri = \"test")
+        }),
+        Start::new("a dead URI before one that lives", serves(), |file| {
+            file.replace("uri = \"test", "uri = \"qemu:///system\"; uri1 = \"test")
+        }),
+        Start::new("a dead URI alone", Expected::differ("dead-uris", "exit 1", "serves, status is reply 1"), |file| {
+            file.replace("test:///run/lab/node.xml", "qemu:///system")
+        }),
+        Start::new(
+            "a gap in the numbers of URIs",
+            Expected::differ("uri-gaps", "serves, status is reply 2", SERVES),
+            |file| file.replace("uri = \"test", "uri = \"test:///run/lab/empty.xml\"; uri7 = \"test"),
+        ),
+        Start::new("Windows line ends", Expected::differ("line-ends", "exit 255", SERVES), |file| {
+            file.replace('\n', "\r\n")
+        }),
+        Start::new("an interface that is not there", Expected::differ("missing-interface", SERVES, "exit 1"), |file| {
+            listener(file, "interface = \"virbr9\";")
+        }),
+    ]
+}
+
+/// Mistakes in files.
+fn bad_files() -> Vec<Start> {
+    vec![
         Start::new("an empty file", exits(255), |_| String::new()),
         Start::new("no grammar", exits(255), |file| file.replace("listeners {", "listeners")),
         Start::new("a brace too few", exits(255), |file| format!("{file}groups {{")),
         Start::new("a value without quotes", exits(255), |file| file.replace("\"libvirt\"", "libvirt")),
-        Start::new("no listener", Expected::Same, |file| file.replace("listener = \"multicast\";", "")),
-        Start::new("no backend", Expected::Same, |file| file.replace("backend = \"libvirt\";", "")),
-        Start::new("a listener that is none", Expected::Same, |file| file.replace("\"multicast\"", "\"megaphone\"")),
-        Start::new("a backend that is none", Expected::Same, |file| file.replace("\"libvirt\"", "\"abacus\"")),
-        Start::new("a hash that is none", Expected::Same, |file| listener(file, "hash = \"md5\";")),
-        Start::new("an auth that is none", Expected::Same, |file| listener(file, "auth = \"md5\";")),
-        Start::new("a family that is none", Expected::Same, |file| listener(file, "family = \"ipx\";")),
-        Start::new("an address that is none", Expected::Same, |file| listener(file, "address = \"here\";")),
-        Start::new("an address that is no group", Expected::Same, |file| listener(file, "address = \"10.0.0.1\";")),
-        Start::new("a port that is none", Expected::Same, |file| listener(file, "port = \"many\";")),
-        Start::new("a port that is too high", Expected::Same, |file| listener(file, "port = \"99999\";")),
-        Start::new("a missing key file", Expected::Same, |file| listener(file, "key_file = \"/run/lab/none\";"))
-            .unsigned(),
-        Start::new("an empty key file", Expected::Same, |file| listener(file, "key_file = \"/dev/null\";")).unsigned(),
-        Start::new("a directory for a key", Expected::Same, |file| listener(file, "key_file = \"/run/lab\";"))
-            .unsigned(),
-        Start::new("no digests and no key", serves(), |file| {
+        Start::new("no listener", exits(255), |file| file.replace("listener = \"multicast\";", "")),
+        Start::new("no backend", exits(255), |file| file.replace("backend = \"libvirt\";", "")),
+        Start::new("a word for a number", only_stock("number-words", 255), |file| global(file, "debug = \"yes\";")),
+        Start::new("a listener that is none", refused(), |file| file.replace("\"multicast\"", "\"megaphone\"")),
+        Start::new("a backend that is none", refused(), |file| file.replace("\"libvirt\"", "\"abacus\"")),
+        Start::new("a hash that is none", refused(), |file| listener(file, "hash = \"md5\";")),
+        Start::new("an auth that is none", refused(), |file| listener(file, "auth = \"md5\";")),
+        Start::new("a family that is none", refused(), |file| listener(file, "family = \"ipx\";")),
+        Start::new("an address that is none", refused(), |file| listener(file, "address = \"here\";")),
+        Start::new("an address that is no group", refused(), |file| listener(file, "address = \"10.0.0.1\";")),
+        Start::new("a port that is none", refused(), |file| listener(file, "port = \"many\";")),
+        Start::new("a port that is too high", Expected::differ("high-ports", WAITS, "exit 255"), |file| {
+            listener(file, "port = \"99999\";")
+        }),
+    ]
+}
+
+/// Files whose protection is not what their author thinks.
+fn unprotected() -> Vec<Start> {
+    let groups = |name, stock: &str, edit| Start::new(name, Expected::differ("vain-groups", stock, "exit 255"), edit);
+    let denies = "serves, status is reply 3";
+    vec![
+        Start::new("a missing key file", Expected::differ("exit-status", "exit 255", "exit 1"), |file| {
+            listener(file, "key_file = \"/run/lab/none\";")
+        })
+        .unsigned(),
+        Start::new(
+            "an empty key file",
+            Expected::differ("vain-keys", "serves, status is no call-back", "exit 1"),
+            |file| listener(file, "key_file = \"/dev/null\";"),
+        )
+        .unsigned(),
+        Start::new("a directory for a key", only_stock("vain-keys", 1), |file| {
+            listener(file, "key_file = \"/run/lab\";")
+        })
+        .unsigned(),
+        Start::new("no digests and no key", Expected::differ("no-key-needed", "exit 255", SERVES), |file| {
             listener(file, "key_file = \"/run/lab/none\"; hash = \"none\"; auth = \"none\";")
         })
         .unsigned(),
-        Start::new("an interface that is not there", Expected::Same, |file| listener(file, "interface = \"virbr9\";")),
-        Start::new("no groups in `groups`", Expected::Same, |file| more(file, "groups { }")),
-        Start::new("an empty group", Expected::Same, |file| more(file, "groups { group { } }")),
-        Start::new("a group without ip", Expected::Same, |file| more(file, "groups { group { uuid = \"other\"; } }")),
-        Start::new("a group without uuid", Expected::Same, |file| {
-            more(file, "groups { group { ip = \"192.168.122.99\"; } }")
-        }),
-        Start::new("a group with an ip that is none", Expected::Same, |file| {
+        groups("no groups in `groups`", SERVES, |file| more(file, "groups { }")),
+        groups("an empty group", SERVES, |file| more(file, "groups { group { } }")),
+        groups("a group without ip", denies, |file| more(file, "groups { group { uuid = \"other\"; } }")),
+        groups("a group without uuid", denies, |file| more(file, "groups { group { ip = \"192.168.122.99\"; } }")),
+        groups("a group with an ip that is none", denies, |file| {
             more(file, "groups { group { ip = \"here\"; uuid = \"test\"; } }")
         }),
-        Start::new("`groups` misspelled", Expected::Same, |file| {
+        groups("`groups` misspelled", SERVES, |file| {
             more(file, "group { ip = \"192.168.122.99\"; uuid = \"other\"; }")
-        }),
-        Start::new("a dead URI alone", Expected::Same, |file| {
-            file.replace("test:///run/lab/node.xml", "qemu:///system")
-        }),
-        Start::new("a dead URI after one that lives", Expected::Same, |file| {
-            file.replace("uri = \"test", "uri1 = \"qemu:///system\"; uri = \"test")
-        }),
-        Start::new("a dead URI before one that lives", Expected::Same, |file| {
-            file.replace("uri = \"test", "uri = \"qemu:///system\"; uri1 = \"test")
-        }),
-        Start::new("a gap in the numbers of URIs", Expected::Same, |file| {
-            file.replace("uri = \"test", "uri = \"test:///run/lab/empty.xml\"; uri7 = \"test")
         }),
     ]
 }
 
 fn flags() -> Vec<Start> {
+    let usage = || Expected::differ("wrong-usage", "exit 0", "exit 255");
     vec![
         Start::new("no such file", exits(255), |file| file).with(&["-F", "-f", "/run/lab/none"]),
-        Start::new("a flag that is none", Expected::Same, |file| file).with(&["-F", "-Z", "-f", "FILE"]),
-        Start::new("a flag without its value", Expected::Same, |file| file).with(&["-F", "-f"]),
+        Start::new("a flag that is none", usage(), |file| file).with(&["-F", "-Z", "-f", "FILE"]),
+        Start::new("a flag without its value", usage(), |file| file).with(&["-F", "-f"]),
         Start::new("-h", exits(0), |file| file).with(&["-h"]),
         Start::new("-d99 as one word", serves(), |file| file).with(&["-F", "-d99", "-f", "FILE"]),
         Start::new("-d with its value apart", serves(), |file| file).with(&["-F", "-d", "5", "-f", "FILE"]),
         Start::new("-w", serves(), |file| file).with(&["-F", "-w", "-f", "FILE"]),
         Start::new("-p", serves(), |file| file).with(&["-F", "-p", "/run/lab/other.pid", "-f", "FILE"]),
-        Start::new("a PID file that cannot be", Expected::Same, |file| file).with(&[
+        Start::new("a PID file that cannot be", exits(1), |file| file).with(&[
             "-F",
             "-p",
             "/run/lab/none/other.pid",
@@ -253,8 +290,8 @@ fn second_server() -> Result<Compared> {
 /// The lab or a server could not be had.
 pub(crate) fn play() -> Result<Vec<Compared>> {
     let place = Place::new()?;
-    let mut compared: Vec<_> =
-        files().iter().chain(&flags()).map(|start| place.compare(start)).collect::<Result<_>>()?;
+    let starts = [good_files(), bad_files(), unprotected(), flags()].concat();
+    let mut compared: Vec<_> = starts.iter().map(|start| place.compare(start)).collect::<Result<_>>()?;
     compared.push(second_server()?);
     Ok(compared)
 }
