@@ -1,11 +1,12 @@
 //! Copies of a request: the same again, almost the same, several at once, by several addresses.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fence_common::hash::HashKind;
 use fence_common::wire::{Op, Request};
+use fence_tests::client::Client;
 use fence_tests::peer::{Peer, set_address};
 use fence_tests::testdriver::{State, TestDomain, uuid};
 use zerocopy::IntoBytes;
@@ -208,11 +209,55 @@ fn overtaken() -> Case {
     })
 }
 
-/// The same name in a host list and in a fence.
+/// The stock client asks from each of its two addresses.
+fn stock_client() -> Vec<Case> {
+    let cases = [
+        ("status", "exit 0: Status: ON, then running"),
+        ("off", "exit 0, then off"),
+        ("reboot", "exit 0, then running"),
+    ];
+    let case = |(op, expected): (&'static str, &str)| {
+        let name = format!("two addresses, the stock client asks for {op}");
+        let domain = name.clone();
+        let case = Case::new(name.clone(), Expected::both(expected), move |stage, _| {
+            talk::ran(stage, 1, &Client::new(op, &stage.config.key_file).domain(&domain))
+        });
+        case.and_state_of(name)
+    };
+    cases.into_iter().map(case).collect()
+}
+
+/// On a segment with several hypervisors all of them hear a request, and the client takes the first call-back that it gets.
+fn deferred() -> Case {
+    let expected = Expected::differ("unknown-defers", "the unknown domain first", "the unknown domain last");
+    Case::new("an unknown domain, and then something else", expected, |stage, watched| {
+        let (unknown, other) = (stage.peer(1)?, stage.peer(1)?);
+        unknown.send(unknown.request(Op::Off, "nobody-3")?)?;
+        other.send(other.request(Op::Null, "")?)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut order = Vec::new();
+        while order.len() < 2 && Instant::now() < deadline {
+            for (peer, words) in [(&unknown, "the unknown domain"), (&other, "another")] {
+                if let Some(mut call) = peer.called_back(Duration::ZERO)? {
+                    talk::conversation(&mut call, AUTH)?;
+                    order.push(words);
+                }
+            }
+        }
+        watched.extend([unknown, other]);
+        Ok(match order.as_slice() {
+            [first, "another"] => format!("{first} first"),
+            ["another", last] => format!("{last} last"),
+            _ => format!("called back: {}", order.join(", ")),
+        })
+    })
+}
+
 pub(crate) fn scenes() -> Vec<Scene> {
     let mut cases = repeated();
     cases.extend(spoilt_call_backs());
-    cases.extend([burst(), replayed(), overtaken()]);
+    cases.extend([burst(), replayed(), overtaken(), deferred()]);
+    cases.extend(stock_client());
     cases.extend(multi_homed());
     let names = cases.iter().filter_map(|case| case.domain.clone()).enumerate();
     let domains = names.map(|(index, name)| TestDomain::new(&name, &uuid(index + 1), State::Running)).collect();

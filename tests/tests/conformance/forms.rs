@@ -1,6 +1,7 @@
 //! Requests that are not as a stock client makes them, and names that are not as an administrator picks them.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use anyhow::Result;
 use fence_common::hash::HashKind;
@@ -12,7 +13,7 @@ use fence_tests::peer::{Peer, set_address};
 use fence_tests::testdriver::{State, TestDomain, uuid};
 use zerocopy::IntoBytes;
 
-use crate::scene::{Case, Expected, Scene};
+use crate::scene::{Case, Expected, Scene, Stage};
 use crate::talk::{self, SILENCE, perhaps};
 
 const AUTH: HashKind = HashKind::Sha256;
@@ -136,6 +137,55 @@ fn ways() -> Vec<Case> {
     vec![to_host.and_state_of(unicast), not_source.and_state_of(nat)]
 }
 
+/// The stock client with settings that are not the server's. It gives up after two seconds here, not thirty.
+fn clients() -> Vec<Case> {
+    type Set = fn(Client, &Stage) -> Client;
+    let cases: [(&str, Set); 5] = [
+        ("a weaker hash", |client, _| client.hash(HashKind::Sha1)),
+        ("no hash", |client, _| client.hash(HashKind::None)),
+        ("another auth", |client, _| client.auth(HashKind::Sha512)),
+        ("another port", |client, _| client.port(1230)),
+        ("another group", |client, _| client.group("225.0.0.13")),
+    ];
+    let case = |(number, (what, set)): (usize, (&str, Set))| {
+        let name = format!("the stock client with {what}");
+        let domain = name.clone();
+        let case = Case::new(name.clone(), Expected::Same, move |stage, _| {
+            let client = Client::new("off", &stage.config.key_file).domain(&domain).timeout(2);
+            talk::ran(stage, 1 + number % 2, &set(client, stage))
+        });
+        case.and_state_of(name)
+    };
+    cases.into_iter().enumerate().map(case).collect()
+}
+
+/// Refusals that an administrator will want to understand.
+fn refusals() -> Vec<Case> {
+    /// Whether the log has a line with all of `words` within some seconds.
+    fn told(stage: &Stage, words: &[&str]) -> &'static str {
+        let line = |line: &str| words.iter().all(|word| line.contains(word)).then_some(());
+        let limit = Duration::from_secs(if stage.is_stock() { 1 } else { 10 });
+        if stage.server.wait_log(0, limit, line).is_some() { "told" } else { "not told" }
+    }
+    let differ = |said: &str| Expected::differ("told-refusals", format!("{said}, not told"), format!("{said}, told"));
+    vec![
+        Case::new("a domain that is in no group", differ("reply 3"), |stage: &Stage, watched| {
+            let said = talk::asked(stage, 1, watched, Op::Off, "not-in-a-group")?;
+            Ok(format!("{said}, {}", told(stage, &["not-in-a-group", &stage.guest(1)?.v4.to_string(), "group"])))
+        }),
+        Case::new("a domain that nobody has", differ("reply 1"), |stage: &Stage, watched| {
+            let said = talk::asked(stage, 1, watched, Op::Off, "node-unknown")?;
+            Ok(format!("{said}, {}", told(stage, &["node-unknown", &stage.guest(1)?.v4.to_string()])))
+        }),
+        Case::new("a client with another auth", differ("no reply"), |stage: &Stage, watched| {
+            let peer = stage.peer(1)?.with_digests(HashKind::Sha256, HashKind::Sha512);
+            let said = talk::sent(&peer, peer.request(Op::Off, "node-auth")?, HashKind::Sha512)?;
+            watched.push(peer);
+            Ok(format!("{said}, {}", told(stage, &["node-auth", &stage.guest(1)?.v4.to_string(), "call-back failed"])))
+        }),
+    ]
+}
+
 /// A name of the longest length that fits.
 const LONGEST: &str = "a-name-of-sixty-three-bytes-the-longest-that-requests-can-carry";
 
@@ -213,5 +263,10 @@ pub(crate) fn scenes() -> Vec<Scene> {
     };
     let mut cases = datagrams();
     cases.extend(ways());
-    vec![scene("forms", 1, cases), scene("names", 100, names())]
+    cases.extend(clients());
+    let refusals = scene("refusals", 1, refusals()).configured(|config, guests| {
+        let ips: String = guests.iter().map(|guest| format!("ip = \"{}\"; ", guest.v4)).collect();
+        config.more = format!("groups {{ group {{ {ips}uuid = \"node-unknown\"; uuid = \"node-auth\"; }} }}\n");
+    });
+    vec![scene("forms", 1, cases), scene("names", 100, names()), refusals]
 }
