@@ -8,7 +8,7 @@ use fence_tests::differences::{DOCUMENT, Difference};
 use crate::scene::{Case, Expected, Played};
 
 /// How many failures of a scene are told in full.
-const TOLD: usize = 40;
+const TOLD: usize = 12;
 /// How much of a long result is shown.
 const SHOWN: usize = 400;
 /// How many lines of each log are shown.
