@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use fence_common::wire::Op;
 use fence_tests::testdriver::{State, TestDomain, uuid};
 
-use crate::scene::{Case, Expected, Scene, Stage};
-use crate::talk;
+use crate::scene::{Case, Expected, Scene};
+use crate::talk::{self, HostList, Record};
 
 /// A domain's state before the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,11 @@ impl Groups {
         }
     }
 
+    /// Whether the guest sees the domains in a list.
+    fn show(self) -> bool {
+        matches!(self, Self::None | Self::ByName | Self::ByUuid)
+    }
+
     fn allow(self, spelling: Spelling) -> bool {
         match self {
             Self::None => true,
@@ -120,47 +125,68 @@ fn promised(op: Op, before: Before, allowed: bool) -> (u8, &'static str) {
     }
 }
 
+/// One case of the product.
+struct Combination {
+    op: Op,
+    before: Before,
+    spelling: Spelling,
+    domain: TestDomain,
+}
+
 /// Cases and domains of one kind of groups, the domains' numbers from `first` on. Guest `guest` asks.
 fn product(groups: Groups, guest: usize, first: usize) -> (Vec<Case>, Vec<TestDomain>) {
-    let (mut cases, mut domains) = (Vec::new(), Vec::new());
+    let mut combinations = Vec::new();
     for op in Op::ALL {
         for before in Before::all() {
             for spelling in Spelling::ALL {
                 let name = format!("{}-{}-{}-{}", op.name(), before.name(), spelling.name(), groups.name());
                 let state = if let Before::Defined(state) = before { state } else { State::Running };
-                let number = first + cases.len();
-                let transient = before == Before::Transient;
-                let domain = TestDomain { transient, ..TestDomain::new(&name, &uuid(number), state) };
-                cases.push(case(op, before, spelling, groups, guest, &domain));
-                if before != Before::Unknown {
-                    domains.push(domain);
-                }
+                let domain = TestDomain::new(&name, &uuid(first + combinations.len()), state);
+                let domain = TestDomain { transient: before == Before::Transient, ..domain };
+                combinations.push(Combination { op, before, spelling, domain });
             }
         }
     }
+    let known = combinations.iter().filter(|combination| combination.before != Before::Unknown);
+    let domains: Vec<_> = known.map(|combination| combination.domain.clone()).collect();
+    let visible = if groups.show() { domains.as_slice() } else { &[] };
+    let cases = combinations.iter().map(|combination| case(combination, groups, guest, visible)).collect();
     (cases, domains)
 }
 
-fn case(op: Op, before: Before, spelling: Spelling, groups: Groups, guest: usize, domain: &TestDomain) -> Case {
-    let (reply, after) = promised(op, before, groups.allow(spelling));
-    let spelled = spelling.of(domain);
-    let own = domain.clone();
-    let script = move |stage: &Stage, watched: &mut _| {
-        let said = talk::answer(stage, guest, watched, op, &spelled)?;
-        // The other domains' states change while this goes on; which they are does not.
-        Ok(match talk::HostList::parse(&said, !stage.is_stock()) {
-            Some(mut list) if op == Op::HostList => {
-                list.records.iter_mut().filter(|record| record.name != own.name).for_each(|record| record.state = 0);
-                list.described()
-            }
-            _ => talk::described(&said),
-        })
+fn case(combination: &Combination, groups: Groups, guest: usize, visible: &[TestDomain]) -> Case {
+    let Combination { op, before, spelling, domain } = combination;
+    let (reply, after) = promised(*op, *before, groups.allow(*spelling));
+    let said = if *op == Op::HostList {
+        let record = |domain: &TestDomain| Record {
+            name: domain.name.clone(),
+            uuid: domain.uuid.clone(),
+            state: domain.state as u8,
+        };
+        steady(HostList { records: visible.iter().map(record).collect() }, &domain.name)
+    } else {
+        talk::reply(reply)
     };
-    let expected = match op {
-        Op::HostList => Expected::Same,
-        _ => Expected::both(format!("{}, then {after}", talk::reply(reply))),
-    };
-    Case::new(domain.name.clone(), expected, script).and_state_of(domain.name.clone())
+    let (op, own, spelled) = (*op, domain.name.clone(), spelling.of(domain));
+    let case =
+        Case::new(domain.name.clone(), Expected::both(format!("{said}, then {after}")), move |stage, watched| {
+            let said = talk::answer(stage, guest, watched, op, &spelled)?;
+            Ok(match HostList::parse(&said, !stage.is_stock()) {
+                Some(list) => steady(list, &own),
+                None => talk::described(&said),
+            })
+        });
+    case.and_state_of(domain.name.clone())
+}
+
+/// What of a list does not depend on the other cases that are played at the same time: no states but this domain's own, and not those
+/// that are gone when they are off.
+fn steady(list: HostList, own: &str) -> String {
+    let mut records = list.records;
+    records.retain(|record| !record.name.starts_with("off-transient"));
+    records.iter_mut().filter(|record| record.name != own).for_each(|record| record.state = 0);
+    records.sort_unstable();
+    HostList { records }.described()
 }
 
 fn group(name: &str, ip: IpAddr, targets: impl IntoIterator<Item = String>) -> String {

@@ -144,6 +144,9 @@ impl Stage {
     }
 }
 
+type Configure = Box<dyn Fn(&mut Config, &[Guest]) + Send + Sync>;
+type Prepare = Box<dyn Fn(&Hypervisor, &[Guest]) -> Result<()> + Send + Sync>;
+
 /// Cases that share a configuration.
 pub(crate) struct Scene {
     pub(crate) name: String,
@@ -155,11 +158,11 @@ pub(crate) struct Scene {
     /// ten seconds is not known as a copy any more and is done again.
     pub(crate) at_once: usize,
     /// Changes the usual configuration, whose `uri` is the file with the domains.
-    pub(crate) configure: Box<dyn Fn(&mut Config, &[Guest]) + Send + Sync>,
+    pub(crate) configure: Configure,
     /// Real machines, under a real libvirtd, instead of domains of the test driver.
     pub(crate) machines: Vec<(String, State)>,
     /// Prepares the lab, before the server is started.
-    pub(crate) prepare: Box<dyn Fn(&Hypervisor, &[Guest]) -> Result<()> + Send + Sync>,
+    pub(crate) prepare: Prepare,
 }
 
 impl Scene {
