@@ -82,7 +82,8 @@ fn around(text: &str, other: &str) -> String {
 
 /// The last lines of a log; those about `domain` where there are some.
 fn last_lines(name: &str, log: &str, domain: Option<&str>) -> String {
-    let all: Vec<_> = log.lines().collect();
+    let mut all: Vec<_> = log.lines().collect();
+    all.dedup();
     let about: Vec<_> = all.iter().copied().filter(|line| domain.is_some_and(|name| line.contains(name))).collect();
     let lines = if about.is_empty() { all } else { about };
     let mut text = String::new();

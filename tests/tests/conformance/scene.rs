@@ -214,6 +214,8 @@ impl Scene {
         let server = Server::start(&hypervisor, which, &config)?;
         let clients = guests.iter().map(|_| Mutex::new(())).collect();
         let mut stage = Stage { hypervisor, guests, config, server, clients, libvirtd };
+        // A stock server is seen to listen a moment before it is a member of the group: what cases send once must not be lost.
+        talk::conversation(&mut stage.peer(stage.guests.len())?.ask(Op::Null, "")?, stage.config.auth)?;
         let results = self.results(&stage, wanted)?;
         let log = stage.server.log();
         ensure!(stage.server.is_running()?, "{}: {} has ended: {log}", self.name, which.name());

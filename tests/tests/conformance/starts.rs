@@ -25,8 +25,8 @@ struct Start {
     name: &'static str,
     expected: Expected,
     edit: Edit,
-    /// The digests of the client that asks once it serves; nobody asks where there are none.
-    asks: Option<(HashKind, HashKind)>,
+    /// The digests of the client that asks once it serves.
+    asks: (HashKind, HashKind),
     /// The arguments, `FILE` for the file's path.
     arguments: &'static [&'static str],
     /// Whether it counts only that it does not serve, not whether it waits for something or ends.
@@ -35,7 +35,7 @@ struct Start {
 
 impl Start {
     fn new(name: &'static str, expected: Expected, edit: Edit) -> Self {
-        let asks = Some((HashKind::Sha256, HashKind::Sha256));
+        let asks = (HashKind::Sha256, HashKind::Sha256);
         Self { name, expected, edit, asks, arguments: &["-F", "-f", "FILE"], or_not: false }
     }
 
@@ -48,7 +48,7 @@ impl Start {
     }
 
     fn unsigned(self) -> Self {
-        Self { asks: Some((HashKind::None, HashKind::None)), ..self }
+        Self { asks: (HashKind::None, HashKind::None), ..self }
     }
 }
 
@@ -56,6 +56,8 @@ impl Start {
 const LIMIT: Duration = Duration::from_secs(8);
 /// What is said where it does neither.
 const WAITS: &str = "neither serves nor ends";
+/// Where a PID file is written that is asked for.
+const PID_FILE: &str = "/run/lab/other.pid";
 const SERVES: &str = "serves, status is reply 0";
 
 fn serves() -> Expected {
@@ -202,6 +204,8 @@ fn unprotected() -> Vec<Start> {
 }
 
 fn flags() -> Vec<Start> {
+    let file_of = |rest| format!("{SERVES}, a PID file with a number and {rest:?}");
+    let pid_file = Expected::differ("pid-file", file_of(""), file_of("\n"));
     let usage = || Expected::differ("wrong-usage", "exit 0", "exit 255");
     vec![
         Start::new("no such file", exits(255), |file| file).with(&["-F", "-f", "/run/lab/none"]),
@@ -211,7 +215,7 @@ fn flags() -> Vec<Start> {
         Start::new("-d99 as one word", serves(), |file| file).with(&["-F", "-d99", "-f", "FILE"]),
         Start::new("-d with its value apart", serves(), |file| file).with(&["-F", "-d", "5", "-f", "FILE"]),
         Start::new("-w", serves(), |file| file).with(&["-F", "-w", "-f", "FILE"]),
-        Start::new("-p", serves(), |file| file).with(&["-F", "-p", "/run/lab/other.pid", "-f", "FILE"]),
+        Start::new("-p", pid_file, |file| file).with(&["-F", "-p", PID_FILE, "-f", "FILE"]),
         Start::new("a PID file that cannot be", exits(1), |file| file).with(&[
             "-F",
             "-p",
@@ -262,20 +266,31 @@ impl Place {
             let code = ended.code.map_or_else(|| "by a signal".to_owned(), |code| code.to_string());
             return Ok((format!("exit {code}"), ended.stderr));
         }
-        let said = match start.asks {
-            Some((hash, auth)) => format!("serves, status is {}", self.ask(hash, auth)?),
-            None => "serves".to_owned(),
-        };
-        Ok((said, server.log()))
+        let (hash, auth) = start.asks;
+        let said = format!("serves, status is {}", self.ask(hash, auth)?);
+        let written = if start.arguments.contains(&PID_FILE) { self.pid_file() } else { String::new() };
+        Ok((format!("{said}{written}"), server.log()))
+    }
+
+    /// What is in the PID file, but for the number itself.
+    fn pid_file(&self) -> String {
+        let path = self.hypervisor.outside(PID_FILE);
+        let Ok(text) = std::fs::read_to_string(&path) else { return ", no PID file".to_owned() };
+        let rest = text.trim_start_matches(|character: char| character.is_ascii_digit());
+        format!(", a PID file with a number and {rest:?}")
     }
 
     fn ask(&self, hash: HashKind, auth: HashKind) -> Result<String> {
         let peer = Peer::new(&self.guest, &talk::key(), Family::V4)?.with_digests(hash, auth);
-        peer.send(peer.request(Op::Status, "test")?)?;
-        match peer.called_back(talk::PERHAPS)? {
-            Some(mut call) => Ok(talk::described(&talk::conversation(&mut call, auth)?)),
-            None => Ok(talk::SILENCE.to_owned()),
+        let request = peer.request(Op::Status, "test")?;
+        // A stock server is seen to listen a moment before it is a member of the group.
+        for _ in 0..2 {
+            peer.send(request)?;
+            if let Some(mut call) = peer.called_back(talk::PERHAPS)? {
+                return Ok(talk::described(&talk::conversation(&mut call, auth)?));
+            }
         }
+        Ok(talk::SILENCE.to_owned())
     }
 
     fn compare(&self, start: &Start) -> Result<Compared> {
