@@ -167,7 +167,7 @@ fn unprotected() -> Vec<Start> {
         Start::new(
             "an empty key file",
             Expected::differ("vain-keys", "serves, status is no call-back", "exit 255"),
-            |file| listener(file, "key_file = \"/dev/null\";"),
+            |file| listener(file, "key_file = \"/run/lab/empty.key\";"),
         )
         .unsigned(),
         Start::new("a directory for a key", only_stock("vain-keys", 255), |file| {
@@ -228,6 +228,7 @@ impl Place {
         let hypervisor = Hypervisor::new()?;
         let guest = hypervisor.guest(1)?;
         let key = hypervisor.write("fence.key", &talk::key())?;
+        hypervisor.write("empty.key", b"")?;
         let node_file =
             hypervisor.write("node.xml", node(&[TestDomain::new("test", &uuid(1), State::Running)]).as_bytes())?;
         hypervisor.write("empty.xml", node(&[]).as_bytes())?;
