@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::callback::Callback;
 use crate::config::{Attach, Config, Multicast};
-use crate::hypervisor::Hypervisors;
+use crate::hypervisor::{Hypervisors, Options};
 use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::interface::Wanted;
 use crate::intake::kernel::{KernelProgram, Mode};
@@ -77,7 +77,7 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(|error| DaemonError::Runtime("watch for signals", error))?;
     let Config { multicast, uris, groups, .. } = config;
-    let hypervisors = Hypervisors::start(&uris);
+    let hypervisors = Hypervisors::start(&uris, Options::default());
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
     let socket = Arc::new(RequestSocket::open(multicast.group, multicast.port, rules, key.clone())?);

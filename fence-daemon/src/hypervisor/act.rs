@@ -3,16 +3,20 @@
 use std::sync::Arc;
 
 use fence_common::wire::{Op, Reply};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
+use virt::connect::Connect;
 
-use super::Inner;
 use super::domain::{self, Off, Power, Seen, Source, Started};
+use super::kill::{self, Killed};
 use super::link::Lane;
 use super::locks::Held;
 use super::outcome::{Detail, Identity, Outcome};
 use super::restart::{self, Plan};
 use super::survey::{Found, Survey, survey};
+use super::table::Entry;
+use super::{Inner, Kill};
 use crate::clock::Moment;
 use crate::policy::Target;
 
@@ -21,9 +25,9 @@ use crate::policy::Target;
 pub(super) async fn perform(inner: Arc<Inner>, op: Op, target: Target, begin_by: Instant) -> Outcome {
     match op {
         Op::Status => status(&inner, &target).await,
-        Op::Off => Change::begin(inner, &target, begin_by).await.run_off(false).await,
-        Op::Reboot => Change::begin(inner, &target, begin_by).await.run_off(true).await,
-        Op::On => Change::begin(inner, &target, begin_by).await.run_on().await,
+        Op::Off => Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(false).await,
+        Op::Reboot => Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(true).await,
+        Op::On => Change::begin(inner, &target, begin_by, Aim::Start).await.run_on().await,
         Op::Null | Op::DevStatus | Op::HostList => Outcome::failure(Detail::NotAboutADomain),
     }
 }
@@ -57,9 +61,11 @@ pub(super) async fn is_here(inner: &Inner, target: &Target) -> bool {
     fn stays(seen: &Seen) -> bool {
         seen.power != Power::MovedAway
     }
-    if !inner.restarts.of(target).is_empty() {
+    let known = inner.uris.iter().any(|uri| uri.table.find(target).is_some_and(|(_, entry)| !entry.moved_away));
+    if known || !inner.restarts.of(target).is_empty() {
         return true;
     }
+    // The table may be a moment behind, or without events.
     let survey = survey(&inner.uris, target, &inner.limits, stays).await;
     survey.found.iter().any(|found| stays(&found.seen))
 }
@@ -77,6 +83,15 @@ struct Place {
     number: usize,
     domain: Identity,
     power: Power,
+    /// What the table knows of it, if its own process is to be killed.
+    entry: Option<Entry>,
+}
+
+/// What an order is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    Kill,
+    Start,
 }
 
 /// An order to change a domain's power, with all its locks held.
@@ -91,16 +106,19 @@ struct Change {
 
 impl Change {
     /// Looks the target up and takes the locks.
-    async fn begin(inner: Arc<Inner>, target: &Target, begin_by: Instant) -> Self {
+    async fn begin(inner: Arc<Inner>, target: &Target, begin_by: Instant, aim: Aim) -> Self {
         let mut change = Self { inner, begin_by, places: Err(Detail::Occupied), locks: Vec::new() };
-        if timeout_at(begin_by, change.prepare(target)).await.is_err() {
+        if timeout_at(begin_by, change.prepare(target, aim)).await.is_err() {
             change.places = Err(Detail::Occupied);
         }
         change
     }
 
-    async fn prepare(&mut self, target: &Target) {
+    async fn prepare(&mut self, target: &Target, aim: Aim) {
         self.locks.push(self.inner.locks.spelled(target).await);
+        if aim == Aim::Kill && self.inner.options.kill == Kill::Direct && self.aim_at_processes(target).await {
+            return;
+        }
         let mut places: Vec<Place> = Vec::new();
         // Before the look-up as well as after it: a transient domain's restart that is done in between would otherwise be seen by
         // neither, and the domain be called unknown.
@@ -110,7 +128,7 @@ impl Change {
             let Found { place: number, seen } = found;
             if let Some(domain) = found.identity(&self.inner.uris) {
                 places.retain(|place| place.number != *number || place.domain.uuid != domain.uuid);
-                places.push(Place { number: *number, domain, power: seen.power });
+                places.push(Place { number: *number, domain, power: seen.power, entry: None });
             }
         }
         self.add_pending(target, &mut places, |_| true);
@@ -125,12 +143,57 @@ impl Change {
         self.places = if places.is_empty() { Err(nowhere(survey)) } else { Ok(places) };
     }
 
+    /// Finds the target in the tables alone. `false`: no process of it is known to live, libvirt has to be asked.
+    async fn aim_at_processes(&mut self, target: &Target) -> bool {
+        let lives = |entry: &Entry| entry.instance.as_ref().is_some_and(|instance| instance.living().is_some());
+        let found = |inner: &Inner| {
+            let uris = inner.uris.iter().enumerate();
+            let known =
+                uris.filter_map(|(number, uri)| uri.table.find(target).map(|(uuid, entry)| (number, uuid, entry)));
+            known.collect::<Vec<_>>()
+        };
+        let first = found(&self.inner);
+        if !first.iter().any(|(_, _, entry)| lives(entry)) {
+            return false;
+        }
+        for uuid in super::survey::sorted(first.iter().map(|(_, uuid, _)| *uuid)) {
+            if *target != Target::Uuid(uuid) {
+                self.locks.push(self.inner.locks.uuid(uuid).await);
+            }
+        }
+        // Waiting for the locks took its time: what is true now counts, and must be about the domains that are locked.
+        let now = found(&self.inner);
+        let same =
+            now.iter().map(|(number, uuid, _)| (number, uuid)).eq(first.iter().map(|(number, uuid, _)| (number, uuid)));
+        if !same || !now.iter().any(|(_, _, entry)| lives(entry)) {
+            self.locks.truncate(1);
+            return false;
+        }
+        let mut places = Vec::new();
+        for (number, uuid, entry) in now {
+            let uri = &self.inner.uris[number];
+            let power = match &entry.instance {
+                Some(instance) => Power::Active(instance.state),
+                None if entry.moved_away => Power::MovedAway,
+                None => Power::Off,
+            };
+            // What is off here by a word that cannot be had afresh is left out, as a look-up would leave it out.
+            if matches!(power, Power::Active(_)) || uri.is_lively() {
+                let domain = Identity { uri: Arc::clone(&uri.text), uuid, name: entry.name.clone() };
+                places.push(Place { number, domain, power, entry: Some(entry) });
+            }
+        }
+        self.places = Ok(places);
+        true
+    }
+
     /// Adds the domains that wait for a restart: a transient one is known nowhere else.
     fn add_pending(&self, target: &Target, places: &mut Vec<Place>, wanted: impl Fn(Uuid) -> bool) {
         for plan in self.inner.restarts.of(target) {
             let known = places.iter().any(|place| place.number == plan.place && place.domain.uuid == plan.domain.uuid);
             if !known && wanted(plan.domain.uuid) {
-                places.push(Place { number: plan.place, domain: plan.domain.clone(), power: Power::Off });
+                let domain = plan.domain.clone();
+                places.push(Place { number: plan.place, domain, power: Power::Off, entry: None });
             }
         }
     }
@@ -152,10 +215,13 @@ impl Change {
             .collect();
         let mut outcomes = Vec::new();
         let mut plans = Vec::new();
+        let mut records = Vec::new();
         for (domain, kill) in kills {
-            let (outcome, plan) = kill.await.unwrap_or_else(|_| (Outcome::failure(Detail::Broken), None));
+            let At { outcome, plan, record } =
+                kill.await.unwrap_or_else(|_| At::said(Outcome::failure(Detail::Broken)));
             outcomes.push(outcome.about(domain));
             plans.extend(plan);
+            records.extend(record);
         }
         let outcome = together(outcomes);
         for plan in plans {
@@ -166,8 +232,18 @@ impl Change {
                 tracing::error!(domain = %plan.domain, "rebooted only in part: it is off and is not started again");
             }
         }
-        // Only now: a pending restart is entered with the lock held.
-        drop(self.locks);
+        // Only now: a pending restart is entered with the lock held. And not before libvirt's destroy, where one is under way, is over: it
+        // must not hit what a later request starts.
+        let locks = self.locks;
+        if !records.is_empty() {
+            tokio::spawn(async move {
+                for record in records {
+                    // A lost task is as much over as one that ended.
+                    let _ = record.await;
+                }
+                drop(locks);
+            });
+        }
         outcome
     }
 
@@ -189,7 +265,7 @@ impl Change {
         let (number, uuid) = (place.number, place.domain.uuid);
         // A pending restart knows more than we do: the XML of a transient domain. It stays pending if this start fails.
         let plan = self.inner.restarts.get(number, uuid).unwrap_or_else(|| {
-            Arc::new(Plan { place: number, domain: place.domain.clone(), source: Source::Definition })
+            Arc::new(Plan { place: number, domain: place.domain.clone(), source: Source::Definition, dead: None })
         });
         let outcome = match plan.attempt(&self.inner, self.begin_by).await {
             Ok(Started::Already(state)) => Outcome::found(Reply::Success, Detail::AlreadyActive(state)),
@@ -197,6 +273,7 @@ impl Change {
             Ok(Started::NotActive) => Outcome::failure(Detail::NotActive),
             Ok(Started::MovedAway) => Outcome::failure(Detail::MovedAway),
             Ok(Started::Gone) => Outcome::failure(Detail::Vanished),
+            Ok(Started::NotYet) => Outcome::failure(Detail::NotActive),
             Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&place.domain.uri), error }),
         };
         if outcome.reply == Reply::Success {
@@ -209,10 +286,25 @@ impl Change {
     }
 }
 
-/// Powers the domain off at one place, with its lock held. What a restart needs comes back if it is to be started again.
-async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant) -> (Outcome, Option<Plan>) {
-    let Place { number, domain, .. } = place;
-    let Some(uri) = inner.uris.get(number) else { return (Outcome::failure(Detail::Broken), None) };
+/// What came of an `off` at one place.
+struct At {
+    outcome: Outcome,
+    /// What a restart needs, if it is to be started again.
+    plan: Option<Plan>,
+    /// libvirt's book-keeping, still under way.
+    record: Option<JoinHandle<()>>,
+}
+
+impl At {
+    fn said(outcome: Outcome) -> Self {
+        Self { outcome, plan: None, record: None }
+    }
+}
+
+/// Powers the domain off at one place, with its lock held.
+async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant) -> At {
+    let Place { number, domain, entry, .. } = place;
+    let Some(uri) = inner.uris.get(number) else { return At::said(Outcome::failure(Detail::Broken)) };
     // A reboot of a domain that waits for its restart is the same reboot: it will come back. An off ends that.
     let was_pending = if reboot {
         inner.restarts.get(number, domain.uuid).is_some()
@@ -225,7 +317,19 @@ async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant
         (true, false) => Detail::RestartCancelled,
     };
     let uuid = domain.uuid;
-    let result = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot)).await;
+    let id = entry.as_ref().and_then(|entry| entry.instance.as_ref()).map(|instance| instance.id);
+    let killed = match &entry {
+        Some(entry) => kill::kill(uri, &domain, entry, reboot).await,
+        None => None,
+    };
+    let (result, record, dead) = match killed {
+        Some(Killed { off, record }) => (Ok(off), record, id),
+        None => {
+            let driver = uri.table.driver;
+            let off = move |connect: &Connect| domain::power_off(connect, uuid, reboot, driver);
+            (uri.call(Lane::Act, begin_by, off).await, None, None)
+        }
+    };
     let outcome = match result {
         Ok(Off::Already(at)) => Outcome::off(at, already),
         // A transient domain between its proven off and its restart: we know why it is gone.
@@ -234,13 +338,13 @@ async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant
         Ok(Off::MovedAway) => Outcome::failure(Detail::MovedAway),
         Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
         Ok(Off::Proven { was, at, source }) => {
-            let plan = Plan { place: number, domain, source };
-            return (Outcome::off(at, Detail::Rebooting { was }), Some(plan));
+            let plan = Some(Plan { place: number, domain, source, dead });
+            return At { outcome: Outcome::off(at, Detail::Rebooting { was }), plan, record };
         }
         Ok(Off::Unproven { was, why }) => Outcome::failure(Detail::NotProvenOff { was, why }),
         Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&uri.text), error }),
     };
-    (outcome, None)
+    At { outcome, plan: None, record }
 }
 
 /// One outcome of several: a success only if all are.

@@ -9,6 +9,7 @@
 //! - Nothing of libvirt is called on an async thread, closing included: a [`Link`] closes on a thread of its own when the last call
 //!   that uses it has let it go.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -16,11 +17,14 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use uuid::Uuid;
 use virt::connect::Connect;
 
+use super::domain;
 use super::error::CallError;
 use super::link::{ACTION_CONNECTIONS, ACTIONS_PER_CONNECTION, Lane, Link};
 use super::pool::Pool;
+use super::table::Table;
 
 /// Threads for queries, all on one connection: below libvirtd's five calls at a time.
 const QUERY_THREADS: usize = 4;
@@ -28,6 +32,10 @@ const QUERY_THREADS: usize = 4;
 const OPEN_SILENCE: Duration = Duration::from_secs(5);
 /// An attempt that is silent for so long is given up as stuck, and another one begins.
 const OPEN_BOUND: Duration = Duration::from_secs(30);
+/// Changed domains that are looked at in one call.
+const EVENTS_AT_ONCE: usize = 64;
+/// How long such a call may wait for its turn.
+const OBSERVE_LIMIT: Duration = Duration::from_secs(10);
 /// Stuck attempts that may exist at a time; each costs a thread until its server answers or dies.
 const STUCK_LIMIT: usize = 4;
 /// The shortest time between two attempts, however much they are wanted.
@@ -61,6 +69,8 @@ pub(super) struct Uri {
     pub(super) silent: AtomicBool,
     /// Links that are not closed yet.
     links: Arc<AtomicUsize>,
+    /// Its domains.
+    pub(super) table: Arc<Table>,
 }
 
 impl Uri {
@@ -75,6 +85,7 @@ impl Uri {
             wanted: Notify::new(),
             silent: AtomicBool::new(false),
             links: Arc::default(),
+            table: Arc::new(Table::new(text)),
         })
     }
 
@@ -217,7 +228,7 @@ impl Uri {
             let Some(attempt) = self.outcome(&mut reports).await else { continue };
             under_way -= 1;
             match attempt {
-                Ok(link) => {
+                Ok((link, events)) => {
                     tracing::info!(uri = %self.text, "connected to libvirt");
                     pause = RETRY_MIN;
                     let lost = Arc::clone(&link.lost);
@@ -226,9 +237,12 @@ impl Uri {
                         state.tried += 1;
                         state.error = None;
                     });
+                    let follow = self.follow(events);
+                    tokio::pin!(follow);
                     loop {
                         tokio::select! {
                             () = lost.wait() => break,
+                            never = &mut follow => match never {},
                             // A stuck attempt that came through after all: one link is enough, this one closes by itself.
                             _ = reports.recv() => under_way -= 1,
                         }
@@ -243,6 +257,35 @@ impl Uri {
                     let _ = timeout(pause.saturating_sub(RETRY_MIN), self.wanted.notified()).await;
                     pause = (pause * 2).min(RETRY_MAX);
                 }
+            }
+        }
+    }
+
+    /// Keeps the table as the domains are, as long as it is polled.
+    async fn follow(self: &Arc<Self>, mut events: mpsc::UnboundedReceiver<Uuid>) -> Infallible {
+        let mut changed = Vec::new();
+        loop {
+            if changed.is_empty() && events.recv_many(&mut changed, EVENTS_AT_ONCE).await == 0 {
+                // The listener is gone, and its connection with it.
+                std::future::pending::<()>().await;
+            }
+            changed.sort_unstable();
+            changed.dedup();
+            // As one call, so that a storm of events is one turn for the queries beside it.
+            let (table, uuids) = (Arc::clone(&self.table), std::mem::take(&mut changed));
+            let again = uuids.clone();
+            let look = move |connect: &Connect| {
+                for uuid in uuids {
+                    let entry = domain::observe(connect, uuid, table.driver, table.get(uuid).as_ref())?;
+                    table.put(uuid, entry);
+                }
+                Ok(())
+            };
+            if let Err(error) = self.call(Lane::Query, Instant::now() + OBSERVE_LIMIT, look).await {
+                tracing::debug!(uri = %self.text, %error, "domains that changed could not be looked at");
+                // If the connection is lost the next one begins with all of them; else they are looked at again.
+                changed = again;
+                sleep(RETRY_MIN).await;
             }
         }
     }
@@ -270,8 +313,11 @@ impl Uri {
     /// Tries once to open the connections, on a thread of its own, and reports.
     fn attempt(&self, report: mpsc::UnboundedSender<Attempt>) {
         let (uri, links, on_failure) = (Arc::clone(&self.text), Arc::clone(&self.links), report.clone());
+        let table = Arc::clone(&self.table);
         let open = move || {
-            let attempt = Link::open(&uri, links).map(Arc::new).map_err(|error| error.message().to_owned());
+            let (sender, events) = mpsc::unbounded_channel();
+            let link = Link::open(&uri, links, &table, sender);
+            let attempt = link.map(|link| (Arc::new(link), events)).map_err(|error| error.to_string());
             // Fails only if the keeper has ended; then the link closes here and now.
             let _ = report.send(attempt);
         };
@@ -282,7 +328,7 @@ impl Uri {
 }
 
 /// What came of an attempt to connect.
-type Attempt = Result<Arc<Link>, String>;
+type Attempt = Result<(Arc<Link>, mpsc::UnboundedReceiver<Uuid>), String>;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,9 @@
 //!
 //! A domain is looked up anew for each job, by UUID: no libvirt handle outlives its job, so none outlives its connection.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -12,6 +14,8 @@ use virt::error::{Error, ErrorNumber};
 use zeroize::Zeroizing;
 
 use super::error::{CallError, LibvirtError, is_no_domain};
+use super::table::{Entry, Instance};
+use super::victim::{Driver, Victim};
 use crate::clock::Moment;
 use crate::policy::Target;
 
@@ -50,6 +54,8 @@ pub(super) enum Power {
 pub(super) struct Seen {
     pub(super) name: String,
     pub(super) uuid: Uuid,
+    /// libvirt's number of the running instance.
+    pub(super) id: Option<u32>,
     pub(super) power: Power,
 }
 
@@ -65,22 +71,105 @@ pub(super) fn look_up(connect: &Connect, target: &Target) -> Result<Option<Seen>
         };
         let Some(domain) = known(found)? else { return Ok(None) };
         if let Some(power) = known(power(&domain))? {
-            return Ok(Some(Seen { name: domain.get_name()?, uuid: domain.get_uuid()?, power }));
+            let (name, uuid, id) = (domain.get_name()?, domain.get_uuid()?, domain.get_id());
+            return Ok(Some(Seen { name, uuid, id, power }));
         }
     }
     Err(CallError::Overdue)
 }
 
-/// All domains: name, UUID, state.
-pub(super) fn list(connect: &Connect) -> Result<Vec<(String, Uuid, State)>, CallError> {
+/// A domain of a list.
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) uuid: Uuid,
+    /// libvirt's number of the running instance.
+    pub(super) id: Option<u32>,
+    pub(super) state: State,
+}
+
+/// All domains.
+pub(super) fn list(connect: &Connect) -> Result<Vec<Row>, CallError> {
     let mut list = Vec::new();
     for domain in connect.list_all_domains(0)? {
         // One that vanished meanwhile is no longer a domain.
         if let Some((state, _)) = known(domain.get_state())? {
-            list.push((domain.get_name()?, domain.get_uuid()?, state_of(state)));
+            let (name, uuid, id) = (domain.get_name()?, domain.get_uuid()?, domain.get_id());
+            list.push(Row { name, uuid, id, state: state_of(state) });
         }
     }
     Ok(list)
+}
+
+/// How a domain is now, for the table: with its process, if the driver's are known, held while libvirt says before and after that it is the same
+/// instance that runs. `None` if there is no such domain. `old` is what was known before: a process that lives is not looked for again.
+pub(super) fn observe(
+    connect: &Connect,
+    uuid: Uuid,
+    driver: Option<Driver>,
+    old: Option<&Entry>,
+) -> Result<Option<Entry>, CallError> {
+    // A domain can come and go between two calls; the next look says what is so.
+    for _ in 0..3 {
+        let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(None) };
+        let (Some(power), Some(persistent)) = (known(power(&domain))?, known(domain.is_persistent())?) else {
+            continue;
+        };
+        let name = domain.get_name()?;
+        let instance = match (power, domain.get_id()) {
+            (Power::Active(state), Some(id)) => {
+                let before = old.and_then(|old| old.instance.as_ref()).filter(|before| before.id == id);
+                let victim = match before.and_then(Instance::living) {
+                    Some(victim) => Some(Arc::clone(victim)),
+                    None => driver.and_then(|driver| find(driver, &name, uuid)),
+                };
+                // A handle keeps the number that it was looked up with: only another look-up tells whether it is still that one.
+                let now = known(Domain::lookup_by_uuid(connect, uuid))?.and_then(|domain| domain.get_id());
+                if now != Some(id) {
+                    continue;
+                }
+                Some(Instance { id, state, victim })
+            }
+            _ => None,
+        };
+        return Ok(Some(Entry { name, persistent, moved_away: power == Power::MovedAway, instance }));
+    }
+    Err(CallError::Overdue)
+}
+
+fn find(driver: Driver, name: &str, uuid: Uuid) -> Option<Arc<Victim>> {
+    match Victim::open(driver, name, uuid) {
+        Ok(victim) => Some(Arc::new(victim)),
+        Err(error) => {
+            tracing::warn!(domain = %name.escape_debug(), %uuid, %error, "its process is not found: it will be fenced by libvirt alone");
+            None
+        }
+    }
+}
+
+/// How all domains are now.
+pub(super) fn observe_all(
+    connect: &Connect,
+    driver: Option<Driver>,
+    old: impl Fn(Uuid) -> Option<Entry>,
+) -> Result<HashMap<Uuid, Entry>, CallError> {
+    let mut all = HashMap::new();
+    for domain in connect.list_all_domains(0)? {
+        let uuid = domain.get_uuid()?;
+        if let Some(entry) = observe(connect, uuid, driver, old(uuid).as_ref())? {
+            all.insert(uuid, entry);
+        }
+    }
+    Ok(all)
+}
+
+/// Destroys, for libvirt's record.
+pub(super) fn destroy(connect: &Connect, uuid: Uuid) -> Result<(), CallError> {
+    Ok(Domain::lookup_by_uuid(connect, uuid)?.destroy()?)
+}
+
+/// A domain's XML, with its secrets if we may have them.
+pub(super) fn xml_of(connect: &Connect, uuid: Uuid) -> Result<String, CallError> {
+    xml(&Domain::lookup_by_uuid(connect, uuid)?)
 }
 
 /// `None` for libvirt's "no such domain"; every other error stays one.
@@ -151,10 +240,17 @@ pub enum Unproven {
     MovedAway,
     /// The state could not be asked.
     Unknown(CallError),
+    /// Its process is dead, but the kernel still holds its disk images.
+    ImagesBusy,
 }
 
 /// Powers the domain off, hard, and proves it. `restart` asks for what starting it again needs.
-pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool) -> Result<Off, CallError> {
+pub(super) fn power_off(
+    connect: &Connect,
+    uuid: Uuid,
+    restart: bool,
+    driver: Option<Driver>,
+) -> Result<Off, CallError> {
     let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(Off::Gone) };
     let was = match known(power(&domain))? {
         None => return Ok(Off::Gone),
@@ -166,10 +262,15 @@ pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool) -> Result<
     let source = match (restart, &transient) {
         // What is not wanted is not asked for.
         (false, _) | (true, Ok(false)) => Source::Definition,
-        (true, Ok(true)) => xml(&domain),
+        (true, Ok(true)) => xml(&domain).map_or_else(Source::Nothing, |xml| Source::Xml(Zeroizing::new(xml))),
         // Whether it has a definition will show when it is started.
         (true, Err(_)) => Source::Definition,
     };
+    if driver == Some(Driver::Lxc) {
+        // The driver asks a running container to end and waits for 1.6 s before it kills it; a paused one it kills at once. If it cannot be
+        // paused it only takes longer.
+        let _ = domain.suspend();
+    }
     let destroyed = domain.destroy();
     // Our own word is no proof: libvirt is asked afresh, whatever destroy said ("not running" is an error, too).
     let power = known(power(&domain));
@@ -198,7 +299,7 @@ fn judge(destroyed: Result<(), Error>, power: Result<Option<Power>, Error>, tran
 }
 
 /// A transient domain's XML, with its secrets if we may have them: without its password a display would come back open.
-fn xml(domain: &Domain) -> Source {
+fn xml(domain: &Domain) -> Result<String, CallError> {
     let secure = domain.get_xml_desc(virt_sys::VIR_DOMAIN_XML_SECURE);
     let xml = match secure {
         Err(error) if matches!(error.code(), ErrorNumber::OperationDenied | ErrorNumber::AccessDenied) => {
@@ -206,13 +307,11 @@ fn xml(domain: &Domain) -> Source {
         }
         other => other,
     };
-    match xml {
-        Ok(xml) => Source::Xml(Zeroizing::new(xml)),
-        Err(error) => Source::Nothing(CallError::Libvirt(LibvirtError::without_text(&error))),
-    }
+    xml.map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))
 }
 
 /// What came of starting a domain.
+#[derive(Debug)]
 pub(super) enum Started {
     /// It was active already.
     Already(State),
@@ -224,14 +323,18 @@ pub(super) enum Started {
     MovedAway,
     /// libvirt does not know it.
     Gone,
+    /// libvirt has not noticed yet that the instance that was killed is dead.
+    NotYet,
 }
 
-/// Starts the domain unless it is active, and asks afresh whether it is. `xml` starts a transient one that is gone.
-pub(super) fn start(connect: &Connect, uuid: Uuid, xml: Option<&str>) -> Result<Started, CallError> {
+/// Starts the domain unless it is active, and asks afresh whether it is. `xml` starts a transient one that is gone. `dead` is the instance
+/// that is known to be dead, whatever libvirt says.
+pub(super) fn start(connect: &Connect, uuid: Uuid, xml: Option<&str>, dead: Option<u32>) -> Result<Started, CallError> {
     let domain = match (known(Domain::lookup_by_uuid(connect, uuid))?, xml) {
         (Some(domain), _) => {
             match known(power(&domain))? {
                 None => return Ok(Started::Gone),
+                Some(Power::Active(_)) if dead.is_some() && domain.get_id() == dead => return Ok(Started::NotYet),
                 Some(Power::Active(state)) => return Ok(Started::Already(state)),
                 Some(Power::MovedAway) => return Ok(Started::MovedAway),
                 Some(Power::Off) => {}

@@ -1,14 +1,15 @@
-//! The little of libvirt that the `virt` crate does not wrap: the process-wide set-up and the close callback.
+//! The little of libvirt that the `virt` crate does not wrap: the process-wide set-up, the close callback and domain events.
 //!
 //! The only `unsafe` of the hypervisor module lives here.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use uuid::Uuid;
 use virt::connect::Connect;
 use virt::error::Error;
 
@@ -20,6 +21,12 @@ type Notice = Box<dyn FnOnce() + Send>;
 /// A number and not a pointer: libvirt drivers differ in when, and whether, they free a callback's data. A number needs no owner,
 /// so that a callback that comes late finds nothing instead of freed memory.
 static NOTICES: OnceLock<Mutex<HashMap<usize, Notice>>> = OnceLock::new();
+
+/// What is called when something happens to a domain.
+type Listener = Arc<dyn Fn(Uuid) + Send + Sync>;
+
+/// The listeners of the open connections, by number for the same reason.
+static LISTENERS: OnceLock<Mutex<HashMap<usize, Listener>>> = OnceLock::new();
 
 /// The next number to give out.
 static NEXT: AtomicUsize = AtomicUsize::new(1);
@@ -107,4 +114,93 @@ extern "C" fn on_close(_connect: virt_sys::virConnectPtr, _reason: c_int, opaque
     if let Some(notice) = notice {
         notice();
     }
+}
+
+/// A registration for what happens to domains. It must be ended before its connection is closed, for the same reason.
+pub(super) struct EventWatch {
+    number: usize,
+    /// libvirt's numbers of the registrations.
+    ids: Vec<c_int>,
+}
+
+impl EventWatch {
+    /// Has `listener` called, on libvirt's event thread, with the UUID of each domain that is started, stopped, defined, undefined,
+    /// renamed, suspended, resumed or moved. It must neither block nor call libvirt.
+    ///
+    /// # Errors
+    /// The driver has no events.
+    pub(super) fn begin(connect: &Connect, listener: Listener) -> Result<Self, Error> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        listeners().insert(number, listener);
+        let mut watch = Self { number, ids: Vec::new() };
+        // SAFETY: needed because libvirt takes callbacks of all kinds of events as the one type of the simplest, and C casts them.
+        // Sound because libvirt calls a callback of VIR_DOMAIN_EVENT_ID_LIFECYCLE with exactly the arguments of `on_lifecycle`
+        // (virConnectDomainEventCallback), and with no others; the pointer is only ever called by libvirt.
+        let callback = unsafe {
+            std::mem::transmute::<LifecycleCallback, virt_sys::virConnectDomainEventGenericCallback>(Some(on_lifecycle))
+        };
+        let opaque = std::ptr::without_provenance_mut::<c_void>(number);
+        let event = c_int::try_from(virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE).unwrap_or_default();
+        // SAFETY: needed because `virt` does not wrap the call. `connect` is open (it is borrowed), a null domain means all of
+        // them, and `opaque` is a plain number that is never dereferenced, so nothing has to be freed: hence no free function.
+        let id = unsafe {
+            virt_sys::virConnectDomainEventRegisterAny(
+                connect.as_ptr(),
+                std::ptr::null_mut(),
+                event,
+                callback,
+                opaque,
+                None,
+            )
+        };
+        if id < 0 {
+            // Fetched first: what follows must not disturb this thread's last error.
+            let error = Error::last_error();
+            listeners().remove(&number);
+            return Err(error);
+        }
+        watch.ids.push(id);
+        Ok(watch)
+    }
+
+    /// Ends the registration on the connection that it was begun on.
+    pub(super) fn end(self, connect: &Connect) {
+        listeners().remove(&self.number);
+        for id in self.ids {
+            // SAFETY: needed because `virt` does not wrap the call. `connect` is open and the number is the one that it gave out.
+            let status = unsafe { virt_sys::virConnectDomainEventDeregisterAny(connect.as_ptr(), id) };
+            if status != 0 {
+                tracing::debug!(error = Error::last_error().message(), "domain events not unregistered");
+            }
+        }
+    }
+}
+
+fn listeners() -> MutexGuard<'static, HashMap<usize, Listener>> {
+    LISTENERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The type of [`on_lifecycle`].
+type LifecycleCallback =
+    Option<unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int>;
+
+/// Called by libvirt with the number given at registration. What happened is not looked at: whoever listens asks how things are now,
+/// so that events that are lost, doubled or late do no harm.
+unsafe extern "C" fn on_lifecycle(
+    _connect: virt_sys::virConnectPtr,
+    domain: virt_sys::virDomainPtr,
+    _event: c_int,
+    _detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    let mut uuid = [0_u8; 16];
+    // SAFETY: needed to learn which domain it is; `virt`'s own type would free the domain, which is libvirt's. Sound because libvirt
+    // lends a valid domain for the time of the callback, and writes VIR_UUID_BUFLEN (16) bytes. It asks nobody: no call is made.
+    let status = unsafe { virt_sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) };
+    // Cloned out: the listener is not called with the lock held.
+    let listener = listeners().get(&opaque.addr()).cloned();
+    if let (0, Some(listener)) = (status, listener) {
+        listener(Uuid::from_bytes(uuid));
+    }
+    0
 }

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
+use uuid::Uuid;
 use virt::connect::Connect;
 use virt::error::Error;
 
+use super::domain;
 use super::error::CallError;
-use super::ffi::{self, CloseWatch};
+use super::ffi::{self, CloseWatch, EventWatch};
+use super::table::Table;
 
 /// Threads for actions on each connection for actions: below libvirtd's five calls at a time.
 pub(super) const ACTIONS_PER_CONNECTION: usize = 4;
@@ -63,8 +66,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Opens them all. Blocks.
-    pub(super) fn open(uri: &str, links: Arc<AtomicUsize>) -> Result<Self, Error> {
+    /// Opens them all, listens to what happens to domains, and then fills the table. Blocks.
+    pub(super) fn open(
+        uri: &str,
+        links: Arc<AtomicUsize>,
+        table: &Table,
+        events: mpsc::UnboundedSender<Uuid>,
+    ) -> Result<Self, CallError> {
         ffi::prepare()?;
         links.fetch_add(1, Ordering::AcqRel);
         let in_process = uri.starts_with("test:");
@@ -74,6 +82,10 @@ impl Link {
         for _ in 0..wanted {
             let connection = Connection::open(uri, &link.lost)?;
             link.connections.push(connection);
+        }
+        if let Some(first) = link.connections.first_mut() {
+            first.listen(uri, events);
+            table.replace(domain::observe_all(&first.connect, table.driver, |uuid| table.get(uuid))?);
         }
         Ok(link)
     }
@@ -122,6 +134,7 @@ impl Drop for Link {
 struct Connection {
     connect: Connect,
     watch: Option<CloseWatch>,
+    events: Option<EventWatch>,
 }
 
 impl Connection {
@@ -135,10 +148,28 @@ impl Connection {
         let watch = CloseWatch::begin(&connect, Box::new(move || notice.say()))
             .inspect_err(|error| tracing::debug!(uri, error = error.message(), "no close callback"))
             .ok();
-        Ok(Self { connect, watch })
+        Ok(Self { connect, watch, events: None })
+    }
+
+    /// Sends the UUIDs of domains that something happens to, as long as the connection lasts.
+    fn listen(&mut self, uri: &str, events: mpsc::UnboundedSender<Uuid>) {
+        // Fails only if nobody wants to know any more.
+        let listener = Arc::new(move |uuid| {
+            let _ = events.send(uuid);
+        });
+        match EventWatch::begin(&self.connect, listener) {
+            Ok(watch) => self.events = Some(watch),
+            Err(error) => {
+                let error = error.message();
+                tracing::warn!(uri, error, "libvirt tells no events there: domains are looked up for each request");
+            }
+        }
     }
 
     fn close(mut self) {
+        if let Some(events) = self.events.take() {
+            events.end(&self.connect);
+        }
         if let Some(watch) = self.watch.take() {
             watch.end(&self.connect);
         }

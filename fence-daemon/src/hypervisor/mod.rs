@@ -21,14 +21,17 @@ mod connection;
 mod domain;
 mod error;
 mod ffi;
+mod kill;
 mod link;
 mod locks;
 mod outcome;
 mod pool;
 mod restart;
 mod survey;
+mod table;
 #[cfg(test)]
 mod tests;
+mod victim;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +76,23 @@ const LIMITS: Limits = Limits {
 /// How often the end of things is looked for while shutting down.
 const SHUTDOWN_LOOK: Duration = Duration::from_millis(10);
 
+/// How domains are powered off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kill {
+    /// By killing the domain's own process where it is one of this host's, else as [`Kill::Libvirt`].
+    #[default]
+    Direct,
+    /// By libvirt's destroy alone, as stock servers do.
+    Libvirt,
+}
+
+/// What an administrator can choose.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// How domains are powered off.
+    pub kill: Kill,
+}
+
 /// The hypervisors of this host, each behind a libvirt URI. Clones are the same hypervisors.
 #[derive(Clone)]
 pub struct Hypervisors {
@@ -83,6 +103,7 @@ pub struct Hypervisors {
 struct Inner {
     uris: Vec<Arc<Uri>>,
     limits: Limits,
+    options: Options,
     locks: Locks,
     restarts: Restarts,
     /// Ends the keepers; so does its drop.
@@ -125,18 +146,18 @@ pub struct Listing {
 impl Hypervisors {
     /// Starts to connect to each of `uris`, and returns at once. Must be called within a tokio runtime.
     #[must_use]
-    pub fn start(uris: &[String]) -> Self {
-        Self::with_limits(uris, LIMITS)
+    pub fn start(uris: &[String], options: Options) -> Self {
+        Self::with_limits(uris, LIMITS, options)
     }
 
-    fn with_limits(uris: &[String], limits: Limits) -> Self {
+    fn with_limits(uris: &[String], limits: Limits, options: Options) -> Self {
         let (stop, stopped) = watch::channel(false);
         let uris: Vec<_> = uris.iter().enumerate().map(|(index, text)| Uri::new(text, index)).collect();
         for uri in &uris {
             tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
         }
         let (locks, restarts) = (Locks::default(), Restarts::default());
-        Self { inner: Arc::new(Inner { uris, limits, locks, restarts, stop }) }
+        Self { inner: Arc::new(Inner { uris, limits, options, locks, restarts, stop }) }
     }
 
     /// Waits until every URI is connected. Waits for ever for one that never is.

@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) place: usize,
     pub(super) domain: Identity,
     pub(super) source: Source,
+    /// The instance that was killed, where libvirt may not have noticed yet.
+    pub(super) dead: Option<u32>,
 }
 
 impl Plan {
@@ -36,6 +38,9 @@ impl Plan {
         let Some(uri) = inner.uris.get(self.place) else {
             return Err(CallError::NotConnected("no such URI".to_owned()));
         };
+        if let Some(dead) = self.dead {
+            uri.table.forgotten(self.domain.uuid, dead, begin_by).await;
+        }
         let plan = Arc::clone(self);
         uri.call(Lane::Act, begin_by, move |connect| {
             let xml = match &plan.source {
@@ -43,7 +48,7 @@ impl Plan {
                 Source::Xml(xml) => Some(xml.as_str()),
                 Source::Nothing(error) => return Err(error.clone()),
             };
-            domain::start(connect, plan.domain.uuid, xml)
+            domain::start(connect, plan.domain.uuid, xml, plan.dead)
         })
         .await
     }
@@ -135,6 +140,7 @@ async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>) {
             Ok(Started::NotActive) => "started, but it is not running".to_owned(),
             Ok(Started::MovedAway) => "it has moved to another host".to_owned(),
             Ok(Started::Gone) => "its definition is gone".to_owned(),
+            Ok(Started::NotYet) => "libvirt has not noticed yet that it is dead".to_owned(),
             Err(error) => error.to_string(),
         };
         if Instant::now() + pause >= until {

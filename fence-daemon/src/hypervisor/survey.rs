@@ -14,12 +14,15 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::connection::Uri;
-use super::domain::{self, Seen, State};
+use super::domain::{self, Power, Row, Seen, State};
 use super::error::CallError;
 use super::link::Lane;
 use super::outcome::Identity;
 use super::{Limits, Listed, Listing};
 use crate::policy::Target;
+
+/// `VIR_DOMAIN_SHUTOFF`, as a host list has it.
+const SHUT_OFF: u8 = 5;
 
 /// A domain at the URI with this index.
 #[derive(Debug)]
@@ -75,7 +78,10 @@ pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, 
         open[place] = false;
         match answer {
             Ok(None) => {}
-            Ok(Some(seen)) => {
+            Ok(Some(mut seen)) => {
+                if uris[place].table.is_dead(seen.uuid, seen.id) {
+                    seen.power = Power::Off;
+                }
                 let enough = enough(&seen);
                 survey.found.push(Found { place, seen });
                 if enough {
@@ -129,12 +135,12 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
             }
         };
         match answer {
-            Ok(domains) => listing.domains.extend(domains.into_iter().map(|(name, uuid, State(state))| Listed {
-                name,
-                uuid,
-                state,
-                uri: Arc::clone(&uri.text),
-            })),
+            Ok(domains) => {
+                listing.domains.extend(domains.into_iter().map(|Row { name, uuid, id, state: State(state) }| {
+                    let state = if uri.table.is_dead(uuid, id) { SHUT_OFF } else { state };
+                    Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
+                }))
+            }
             Err(error) => listing.failed.push((Arc::clone(&uri.text), error)),
         }
     }

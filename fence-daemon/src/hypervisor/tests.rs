@@ -89,7 +89,7 @@ fn xml(name: &str, uuid: u128, extra: &str) -> String {
 }
 
 async fn connect(uris: &[String]) -> Hypervisors {
-    let hypervisors = Hypervisors::with_limits(uris, QUICK);
+    let hypervisors = Hypervisors::with_limits(uris, QUICK, Options::default());
     hypervisors.wait_connected().await;
     hypervisors
 }
@@ -285,7 +285,7 @@ async fn pend(h: &Hypervisors, domain: &str, number: u128, source: Source) {
     let uuid = Uuid::from_u128(number);
     let identity = Identity { uri: Arc::clone(&h.inner.uris[0].text), uuid, name: domain.to_owned() };
     let held = h.inner.locks.uuid(uuid).await;
-    restart::schedule(&h.inner, Plan { place: 0, domain: identity, source });
+    restart::schedule(&h.inner, Plan { place: 0, domain: identity, source, dead: None });
     drop(held);
     // The first attempt fails at once, the next is a while off.
     sleep(Duration::from_millis(100)).await;

@@ -39,7 +39,8 @@ async fn pipeline_behind(name: &str, groups: Groups, backlog: Backlog) -> (Pipel
     };
     let mut file = std::fs::File::create(&node).unwrap();
     write!(file, "<node>{}{}</node>", domain("one", '1'), domain("two", '2')).unwrap();
-    let hypervisors = Hypervisors::start(&[format!("test://{}", node.display())]);
+    let hypervisors =
+        Hypervisors::start(&[format!("test://{}", node.display())], crate::hypervisor::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
     (Pipeline::new(Callback::new(AUTH, Some(key())), groups, hypervisors.clone(), backlog), hypervisors, dir)
 }

@@ -5,7 +5,7 @@ use super::*;
 /// What must hold with one good URI and one that says nothing.
 async fn one_sick_uri(sick: String) {
     let good = Node::default().running("a", 1).shut_off("b", 2).file();
-    let h = Hypervisors::with_limits(&[sick.clone(), good.uri()], QUICK);
+    let h = Hypervisors::with_limits(&[sick.clone(), good.uri()], QUICK, Options::default());
     while !h.any_connected() {
         sleep(Duration::from_millis(5)).await;
     }
@@ -48,7 +48,7 @@ async fn a_hung_uri_vetoes_nothing_and_delays_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_uri_that_comes_back_is_used_at_once() {
     let file = Scratch::new("xml");
-    let h = Hypervisors::with_limits(&[file.uri()], QUICK);
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, Options::default());
     h.first_round().await;
     let health = h.health();
     assert!(!health[0].connected && health[0].error.is_some());

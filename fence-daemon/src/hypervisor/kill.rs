@@ -1,0 +1,137 @@
+//! The short way: SIGKILL to a domain's own process, and that process's death as the proof.
+//!
+//! The order of things, for an `off`:
+//!
+//! 1. libvirt's own destroy is sent off first and not waited for. It takes it 0.2 s, in which it expects the process to end, so that its
+//!    record says "shut off (destroyed)" and not "crashed". If libvirt is slower than the kill, "crashed" it is; nothing depends on it.
+//! 2. SIGKILL through the pidfd. A guest that is stopped or paused dies as well.
+//! 3. The pidfd says that every thread is gone. With io_uring: QEMU's image locks are gone, too.
+//! 4. The client is told. The domain's lock is kept until libvirt's destroy has ended, so that it cannot hit a later instance.
+//!
+//! For a `reboot` there is no 1: destroy would hold the domain for its 0.2 s before it can be started again; libvirt notices the death by
+//! itself within milliseconds, calls it a crash, and the start that follows replaces that record.
+//!
+//! A domain with a migration under way does not go this way: the death of its process here says nothing about the other host.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval_at};
+use zeroize::Zeroizing;
+
+use super::connection::Uri;
+use super::domain::{self, Off, Source, State, Unproven};
+use super::error::CallError;
+use super::link::Lane;
+use super::outcome::Identity;
+use super::table::Entry;
+use super::victim::{ImageLocks, Job, Victim};
+use crate::clock::Moment;
+
+/// How long a process may take to die before the log says what keeps it, and how often it says so.
+const OBSTACLE: Duration = Duration::from_secs(3);
+
+/// How long locks of a dead process's images may last before they count as somebody else's.
+const LOCKS_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a transient domain's XML may take to be had before it is killed without.
+const XML_LIMIT: Duration = Duration::from_secs(2);
+
+/// What came of the short way.
+pub(super) struct Killed {
+    pub(super) off: Off,
+    /// libvirt's book-keeping, still under way.
+    pub(super) record: Option<JoinHandle<()>>,
+}
+
+/// Kills the domain's process and waits until it is dead, however long that takes. `None`: this way cannot be gone, nothing was done.
+pub(super) async fn kill(uri: &Arc<Uri>, domain: &Identity, entry: &Entry, reboot: bool) -> Option<Killed> {
+    let instance = entry.instance.as_ref()?;
+    let victim = instance.living()?;
+    let locks = match victim.image_locks() {
+        Ok(locks) => locks,
+        Err(error) => {
+            tracing::warn!(%domain, pid = victim.pid(), %error, "cannot see whether it uses io_uring: left to libvirt");
+            return None;
+        }
+    };
+    let source = match (reboot, entry.persistent) {
+        (true, false) => xml(uri, domain).await,
+        _ => Source::Definition,
+    };
+    // As late as possible: from here to the kill there must be no time for a migration to begin and to end.
+    match victim.job() {
+        Job::None => {}
+        job @ (Job::Migration | Job::Unknown) => {
+            tracing::info!(%domain, ?job, "not killed directly, left to libvirt");
+            return None;
+        }
+    }
+    let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone())));
+    if let Err(error) = victim.kill() {
+        tracing::warn!(%domain, pid = victim.pid(), %error, "cannot kill its process: left to libvirt");
+        return None;
+    }
+    let off = prove(domain, victim, &locks, instance.state, source).await;
+    Some(Killed { off, record })
+}
+
+/// Waits for the proof.
+async fn prove(domain: &Identity, victim: &Victim, locks: &ImageLocks, was: State, source: Source) -> Off {
+    let killed = Instant::now();
+    let mut late = interval_at(killed + OBSTACLE, 3 * OBSTACLE);
+    let mut told = false;
+    loop {
+        tokio::select! {
+            death = victim.death() => match death {
+                Ok(()) => break,
+                Err(error) => {
+                    let error = CallError::NotConnected(format!("its process cannot be watched: {error}"));
+                    return Off::Unproven { was, why: Unproven::Unknown(error) };
+                }
+            },
+            _ = late.tick() => {
+                told = true;
+                let (pid, obstacle, after) = (victim.pid(), victim.obstacle(), killed.elapsed());
+                tracing::error!(%domain, pid, ?after, "killed, and not dead yet: {obstacle}");
+            }
+        }
+    }
+    let at = Moment::now();
+    if told {
+        tracing::warn!(%domain, pid = victim.pid(), after = ?killed.elapsed(), "dead at last");
+    }
+    if locks.is_empty() {
+        return Off::Proven { was, at, source };
+    }
+    if !locks.free(Instant::now() + OBSTACLE).await {
+        tracing::error!(%domain, pid = victim.pid(), "dead, but the kernel has not done with its disk writes yet");
+        if !locks.free(Instant::now() + LOCKS_LIMIT).await {
+            return Off::Unproven { was, why: Unproven::ImagesBusy };
+        }
+    }
+    Off::Proven { was, at: Moment::now(), source }
+}
+
+/// What a transient domain is made of, asked for while it is there.
+async fn xml(uri: &Arc<Uri>, domain: &Identity) -> Source {
+    let uuid = domain.uuid;
+    let asked = uri.call(Lane::Query, Instant::now() + XML_LIMIT, move |connect| domain::xml_of(connect, uuid));
+    match tokio::time::timeout(XML_LIMIT, asked).await {
+        Ok(Ok(xml)) => Source::Xml(Zeroizing::new(xml)),
+        Ok(Err(error)) => Source::Nothing(error),
+        Err(_) => Source::Nothing(CallError::Overdue),
+    }
+}
+
+/// Has libvirt destroy the domain too, so that its own record is what a destroy leaves behind.
+async fn record(uri: Arc<Uri>, domain: Identity) {
+    let uuid = domain.uuid;
+    let begin_by = Instant::now() + OBSTACLE;
+    match uri.call(Lane::Act, begin_by, move |connect| domain::destroy(connect, uuid)).await {
+        Ok(()) => tracing::debug!(%domain, "libvirt has destroyed it, too"),
+        // As a rule it was faster in noticing the death than in destroying.
+        Err(error) => tracing::info!(%domain, %error, "killed; libvirt's own destroy did not go through"),
+    }
+}

@@ -1,0 +1,366 @@
+//! The process that a local domain runs as: found while libvirt says that it runs, held by a pidfd, killed and proven dead by it.
+//!
+//! - QEMU: the process whose number libvirt keeps in `/run/libvirt/qemu/NAME.pid` and whose command line has the domain's UUID.
+//! - LXC: the container's first process, a child of the controller in `/run/libvirt/lxc/NAME.pid`. It is process 1 of the container's PID
+//!   namespace: when it is killed the kernel kills everything else in there, and only then is it dead itself (`zap_pid_ns_processes`
+//!   in kernel/pid_namespace.c waits for the last one), so that its pidfd is proof for all of them.
+//!
+//! A pidfd cannot come to mean another process, however long it is kept. What it means is settled when it is opened: the caller asks
+//! libvirt before and after whether the same instance of the domain runs (see `table`), and here the process's command line, parent and
+//! start are looked at *after* the pidfd was opened and the pidfd is found alive *after* that, so that what was looked at is
+//! the process that the pidfd holds.
+
+mod locks;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use uuid::Uuid;
+
+pub(super) use locks::ImageLocks;
+
+/// Where libvirt's system daemons keep what they know about running domains.
+const RUN: &str = "/run/libvirt";
+
+/// How much later than its PID file was written a process may seem to have been started: clocks are coarse.
+const START_SLACK: Duration = Duration::from_secs(2);
+
+/// Which of libvirt's drivers runs domains as processes of this host that we know how to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Driver {
+    /// The system's QEMU driver.
+    Qemu,
+    /// The LXC driver.
+    Lxc,
+}
+
+impl Driver {
+    /// The driver behind a URI, if its domains are processes of this host. Only the system's own daemons on their own sockets: another
+    /// socket may lead anywhere, and a user's session keeps its files where that user can write them.
+    pub(super) fn of(uri: &str) -> Option<Self> {
+        match uri {
+            "qemu:///system" | "qemu+unix:///system" => Some(Self::Qemu),
+            "lxc:///" | "lxc:///system" | "lxc+unix:///" | "lxc+unix:///system" => Some(Self::Lxc),
+            _ => None,
+        }
+    }
+
+    fn directory(self) -> PathBuf {
+        Path::new(RUN).join(match self {
+            Self::Qemu => "qemu",
+            Self::Lxc => "lxc",
+        })
+    }
+}
+
+/// Why a running domain's process is not at hand. It is then fenced by libvirt alone.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VictimError {
+    /// A file under /run or /proc could not be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        error: io::Error,
+    },
+    /// A file does not say what it should.
+    #[error("{} holds {what}", path.display())]
+    Strange { path: PathBuf, what: &'static str },
+    /// No pidfd: the process is gone, or the kernel refuses.
+    #[error("cannot open a pidfd of process {pid}: {error}")]
+    Pidfd {
+        pid: i32,
+        #[source]
+        error: io::Error,
+    },
+    /// The process is not the domain's.
+    #[error("process {pid} is not the domain's: {why}")]
+    NotIt { pid: i32, why: &'static str },
+    /// It ended while it was looked at.
+    #[error("process {0} has just ended")]
+    Ended(i32),
+}
+
+/// A domain's process.
+#[derive(Debug)]
+pub(super) struct Victim {
+    driver: Driver,
+    name: String,
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Victim {
+    /// Finds the process of a domain that libvirt says is running. Reads a few small files.
+    pub(super) fn open(driver: Driver, name: &str, uuid: Uuid) -> Result<Self, VictimError> {
+        let file = driver.directory().join(format!("{name}.pid"));
+        let number: i32 = read(&file)?
+            .trim()
+            .parse()
+            .map_err(|_| VictimError::Strange { path: file.clone(), what: "no process number" })?;
+        let (first, held) = hold(&file, number)?;
+        let arguments = arguments(number)?;
+        let says = |flag: &str, value: &str| arguments.windows(2).any(|pair| pair[0] == flag && pair[1] == value);
+        let (it, why) = match driver {
+            Driver::Qemu => (says("-uuid", &uuid.to_string()), "its command line does not have the domain's UUID"),
+            Driver::Lxc => (says("--name", name), "its command line does not have the domain's name"),
+        };
+        if !it {
+            return Err(VictimError::NotIt { pid: number, why });
+        }
+        let written = fs::metadata(&file).and_then(|about| about.modified());
+        let written = written.map_err(|error| VictimError::Unreadable { path: file.clone(), error })?;
+        if started(number)? > written + START_SLACK {
+            return Err(VictimError::NotIt { pid: number, why: "it was started after its PID file was written" });
+        }
+        if is_dead(&held) {
+            return Err(VictimError::Ended(number));
+        }
+        let (pid, pidfd) = match driver {
+            Driver::Qemu => (first, held),
+            Driver::Lxc => first_of_container(number, &held)?,
+        };
+        Ok(Self { driver, name: name.to_owned(), pid, pidfd })
+    }
+
+    /// Whether all of it is dead: every thread, and for a container every process.
+    pub(super) fn is_dead(&self) -> bool {
+        is_dead(&self.pidfd)
+    }
+
+    /// Its process number, for people.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// Sends SIGKILL. That it is dead already is no error: whoever kills waits for the proof anyway.
+    pub(super) fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits until all of it is dead.
+    ///
+    /// # Errors
+    /// The pidfd cannot be watched.
+    pub(super) async fn death(&self) -> io::Result<()> {
+        // SAFETY: needed because a pidfd tells a death by becoming readable, and tokio wants the promise that the descriptor stays open and
+        // the same. Sound because it is borrowed from `self`, whose descriptor is neither replaced nor closed while it is borrowed.
+        let pidfd = unsafe { AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE) }?;
+        loop {
+            let mut ready = pidfd.readable().await?;
+            // Readiness may be spurious: the proof is what the kernel says now.
+            if self.is_dead() {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// What libvirt has on record about a job of this domain: it writes its record before a job's first step.
+    pub(super) fn job(&self) -> Job {
+        match self.driver {
+            // The driver has no migration.
+            Driver::Lxc => Job::None,
+            Driver::Qemu => {
+                let file = self.driver.directory().join(format!("{}.xml", self.name));
+                read(&file).map_or(Job::Unknown, |status| Job::of(&status))
+            }
+        }
+    }
+
+    /// What its open images hold, to be looked at again after its death; for QEMU only. To be asked for before the kill.
+    ///
+    /// # Errors
+    /// We may not look into the process.
+    pub(super) fn image_locks(&self) -> io::Result<ImageLocks> {
+        match self.driver {
+            Driver::Qemu => ImageLocks::of(self.pid()),
+            Driver::Lxc => Ok(ImageLocks::default()),
+        }
+    }
+
+    /// What keeps its threads from dying, for people.
+    pub(super) fn obstacle(&self) -> String {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let stuck: Vec<_> = threads
+            .filter_map(|thread| {
+                let status = fs::read_to_string(thread.path().join("stat")).ok()?;
+                let state = status.rsplit_once(") ")?.1.chars().next()?;
+                let place = fs::read_to_string(thread.path().join("wchan")).unwrap_or_default();
+                let name = thread.file_name();
+                (state != 'Z').then(|| format!("{} in state {state} at {}", name.display(), place.trim()))
+            })
+            .take(4)
+            .collect();
+        if stuck.is_empty() { "the kernel is taking it apart".to_owned() } else { stuck.join(", ") }
+    }
+}
+
+/// A job that libvirt may be doing with a domain, as far as it matters to a death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// None, or one that leaves the domain where it is.
+    None,
+    /// The domain is on its way to or from another host: the death of this process is not the domain's.
+    Migration,
+    /// libvirt's record cannot be read or understood.
+    Unknown,
+}
+
+impl Job {
+    /// Reads libvirt's status file. Its job, if there is one, comes before the domain's definition, which may hold anything.
+    fn of(status: &str) -> Self {
+        let Some((head, _)) = status.split_once("<domain ").filter(|(head, _)| head.contains("<domstatus ")) else {
+            return Self::Unknown;
+        };
+        let Some((_, job)) = head.split_once("<job ") else { return Self::None };
+        let job = job.split('>').next().unwrap_or_default();
+        let kind = job.split_once("async='").and_then(|(_, rest)| rest.split_once('\'')).map(|(kind, _)| kind);
+        match kind {
+            Some("migration out" | "migration in") => Self::Migration,
+            Some("none" | "save" | "dump" | "snapshot" | "start" | "backup") => Self::None,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Opens a pidfd of the process that a file names.
+fn hold(file: &Path, number: i32) -> Result<(Pid, OwnedFd), VictimError> {
+    // Number 1 is the init of the system or of a container that we run in, and no machine.
+    let pid = if number > 1 { Pid::from_raw(number) } else { None };
+    let pid = pid.ok_or_else(|| VictimError::Strange { path: file.to_owned(), what: "no machine's process number" })?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())
+        .map_err(|error| VictimError::Pidfd { pid: number, error: error.into() })?;
+    Ok((pid, pidfd))
+}
+
+/// The process among a controller's children that is number 1 in a PID namespace of its own.
+fn first_of_container(controller: i32, held: &OwnedFd) -> Result<(Pid, OwnedFd), VictimError> {
+    let children = PathBuf::from(format!("/proc/{controller}/task/{controller}/children"));
+    for child in read(&children)?.split_whitespace().filter_map(|child| child.parse().ok()) {
+        let (pid, pidfd) = hold(&children, child)?;
+        let status = read(Path::new(&format!("/proc/{child}/status")))?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let is_its_child = field("PPid:").trim() == controller.to_string();
+        let numbers: Vec<_> = field("NSpid:").split_whitespace().collect();
+        let is_first = numbers.len() > 1 && numbers.last() == Some(&"1");
+        if is_its_child && is_first && !is_dead(&pidfd) && !is_dead(held) {
+            return Ok((pid, pidfd));
+        }
+    }
+    Err(VictimError::NotIt { pid: controller, why: "it has no child that is the first process of a container" })
+}
+
+fn is_dead(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    // An error is no proof of anything.
+    matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::IN)
+}
+
+fn read(path: &Path) -> Result<String, VictimError> {
+    let bytes = fs::read(path).map_err(|error| VictimError::Unreadable { path: path.to_owned(), error })?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn arguments(pid: i32) -> Result<Vec<String>, VictimError> {
+    Ok(read(Path::new(&format!("/proc/{pid}/cmdline")))?.split('\0').map(str::to_owned).collect())
+}
+
+/// When a process was started, by the wall clock.
+fn started(pid: i32) -> Result<SystemTime, VictimError> {
+    let path = PathBuf::from(format!("/proc/{pid}/stat"));
+    let stat = read(&path)?;
+    // Behind the name, which may hold anything, come the state (field 3) and so on; field 22 is the start in clock ticks since boot.
+    let ticks = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)?.parse::<u64>().ok());
+    let ticks = ticks.ok_or(VictimError::Strange { path, what: "no start time" })?;
+    let since_boot = Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1));
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let up = Duration::new(u64::try_from(boot.tv_sec).unwrap_or(0), u32::try_from(boot.tv_nsec).unwrap_or(0));
+    Ok(SystemTime::now() - up.saturating_sub(since_boot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_systems_own_daemons_have_processes_that_we_know() {
+        assert_eq!(Driver::of("qemu:///system"), Some(Driver::Qemu));
+        assert_eq!(Driver::of("lxc:///"), Some(Driver::Lxc));
+        for uri in [
+            "qemu+ssh://host/system",
+            "qemu://host/system",
+            "qemu:///session",
+            "qemu:///system?socket=/tmp/x",
+            "qemu+unix:///system?socket=/tmp/x",
+            "test:///default",
+            "xen:///system",
+            "lxc://host/",
+        ] {
+            assert_eq!(Driver::of(uri), None, "{uri}");
+        }
+    }
+
+    #[test]
+    fn libvirts_record_of_a_job_is_understood_or_doubted() {
+        let status = |job: &str| {
+            format!(
+                "<domstatus state='running' reason='booted' pid='7'>\n  {job}\n  <domain type='qemu' id='1'>\n<job async='none'/>"
+            )
+        };
+        for (job, meaning) in [
+            ("<job type='none' async='none'/>", Job::None),
+            ("<job type='none' async='backup' phase='none'>\n    <x/>\n  </job>", Job::None),
+            ("<job type='none' async='migration out' phase='perform3' flags='0x3'/>", Job::Migration),
+            ("<job type='modify' async='migration in' phase='prepare'/>", Job::Migration),
+            ("<job type='none' async='something new'/>", Job::Unknown),
+            ("<job type='none'/>", Job::Unknown),
+            ("", Job::None),
+        ] {
+            assert_eq!(Job::of(&status(job)), meaning, "{job}");
+        }
+        // Cut off in the middle, or something else altogether.
+        for status in ["", "<domstatus state='running'>", "<domain type='qemu'>", "<jobs><domain "] {
+            assert_eq!(Job::of(status), Job::Unknown, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_process_is_dead_when_it_is_and_its_start_is_known() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let number = i32::try_from(child.id()).unwrap();
+        let (pid, pidfd) = hold(Path::new("x"), number).unwrap();
+        let age = SystemTime::now().duration_since(started(number).unwrap()).unwrap();
+        assert!(age < Duration::from_secs(60), "{age:?}");
+        let victim = Victim { driver: Driver::Qemu, name: "x".to_owned(), pid, pidfd };
+        assert!(!victim.is_dead());
+        victim.kill().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(victim.death()).unwrap();
+        assert!(victim.is_dead());
+        // Not yet waited for by its parent: dead all the same, and killing it again is no error.
+        victim.kill().unwrap();
+        child.wait().unwrap();
+        victim.kill().unwrap();
+        assert!(victim.is_dead());
+        assert!(matches!(hold(Path::new("x"), number), Err(VictimError::Pidfd { .. })));
+    }
+
+    #[test]
+    fn init_and_nonsense_are_no_machines() {
+        for number in [i32::MIN, -1, 0, 1] {
+            assert!(matches!(hold(Path::new("x"), number), Err(VictimError::Strange { .. })), "{number}");
+        }
+    }
+}
