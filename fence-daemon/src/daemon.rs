@@ -42,6 +42,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How long a stop waits for requests that are being carried out; they are answered within 25 s.
 pub const STOP_WITHIN: Duration = Duration::from_secs(30);
 
+/// Where is kept what must outlive this process, but not the host's next boot.
+const STATE: &str = "/run/fence-xdp";
+
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
 
@@ -77,7 +80,7 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(|error| DaemonError::Runtime("watch for signals", error))?;
     let Config { multicast, uris, groups, .. } = config;
-    let hypervisors = Hypervisors::start(&uris, Options::default());
+    let hypervisors = Hypervisors::start(&uris, Options { state: Some(STATE.into()), ..Options::default() });
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
     let socket = Arc::new(RequestSocket::open(multicast.group, multicast.port, rules, key.clone())?);

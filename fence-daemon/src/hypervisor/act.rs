@@ -8,11 +8,13 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 use virt::connect::Connect;
 
+use super::connection::Uri;
 use super::domain::{self, Off, Power, Seen, Source, Started};
 use super::kill::{self, Killed};
 use super::link::Lane;
 use super::locks::Held;
 use super::outcome::{Detail, Identity, Outcome};
+use super::record::{Kept, Record};
 use super::restart::{self, Plan};
 use super::survey::{Found, Survey, survey};
 use super::table::Entry;
@@ -116,7 +118,7 @@ impl Change {
 
     async fn prepare(&mut self, target: &Target, aim: Aim) {
         self.locks.push(self.inner.locks.spelled(target).await);
-        if aim == Aim::Kill && self.inner.options.kill == Kill::Direct && self.aim_at_processes(target).await {
+        if aim == Aim::Kill && self.inner.kill == Kill::Direct && self.aim_at_processes(target).await {
             return;
         }
         let mut places: Vec<Place> = Vec::new();
@@ -230,6 +232,9 @@ impl Change {
             } else {
                 // It must not come back while its namesake, which may be the same guest, is not known to be off.
                 tracing::error!(domain = %plan.domain, "rebooted only in part: it is off and is not started again");
+                if let Some(kept) = plan.kept {
+                    kept.remove();
+                }
             }
         }
         // Only now: a pending restart is entered with the lock held. And not before libvirt's destroy, where one is under way, is over: it
@@ -265,7 +270,14 @@ impl Change {
         let (number, uuid) = (place.number, place.domain.uuid);
         // A pending restart knows more than we do: the XML of a transient domain. It stays pending if this start fails.
         let plan = self.inner.restarts.get(number, uuid).unwrap_or_else(|| {
-            Arc::new(Plan { place: number, domain: place.domain.clone(), source: Source::Definition, dead: None })
+            Arc::new(Plan {
+                place: number,
+                domain: place.domain.clone(),
+                source: Source::Definition,
+                dead: None,
+                kept: None,
+                inherited: false,
+            })
         });
         let outcome = match plan.attempt(&self.inner, self.begin_by).await {
             Ok(Started::Already(state)) => Outcome::found(Reply::Success, Detail::AlreadyActive(state)),
@@ -319,17 +331,21 @@ async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant
     let uuid = domain.uuid;
     let id = entry.as_ref().and_then(|entry| entry.instance.as_ref()).map(|instance| instance.id);
     let killed = match &entry {
-        Some(entry) => kill::kill(uri, &domain, entry, reboot).await,
+        Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot).await,
         None => None,
     };
-    let (result, record, dead) = match killed {
-        Some(Killed { off, record }) => (Ok(off), record, id),
+    let (result, record, kept, dead) = match killed {
+        Some(Killed { off, record, kept }) => (Ok(off), record, kept, id),
         None => {
+            let kept = if reboot { foresee(&inner, uri, &domain) } else { None };
             let driver = uri.table.driver;
             let off = move |connect: &Connect| domain::power_off(connect, uuid, reboot, driver);
-            (uri.call(Lane::Act, begin_by, off).await, None, None)
+            (uri.call(Lane::Act, begin_by, off).await, None, kept, None)
         }
     };
+    if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
+        kept.remove();
+    }
     let outcome = match result {
         Ok(Off::Already(at)) => Outcome::off(at, already),
         // A transient domain between its proven off and its restart: we know why it is gone.
@@ -338,13 +354,21 @@ async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant
         Ok(Off::MovedAway) => Outcome::failure(Detail::MovedAway),
         Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
         Ok(Off::Proven { was, at, source }) => {
-            let plan = Some(Plan { place: number, domain, source, dead });
+            let plan = Some(Plan { place: number, domain, source, dead, kept, inherited: false });
             return At { outcome: Outcome::off(at, Detail::Rebooting { was }), plan, record };
         }
         Ok(Off::Unproven { was, why }) => Outcome::failure(Detail::NotProvenOff { was, why }),
         Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&uri.text), error }),
     };
     At { outcome, plan: None, record }
+}
+
+/// Writes down what the next daemon needs if this one dies while libvirt destroys a domain that is to be started again. Of a transient one
+/// nothing can be said before its XML is known, which is when it is about to be destroyed.
+fn foresee(inner: &Inner, uri: &Uri, domain: &Identity) -> Option<Kept> {
+    let entry = uri.table.get(domain.uuid).filter(|entry| entry.persistent)?;
+    let instance = entry.instance?.id;
+    inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance), None))
 }
 
 /// One outcome of several: a success only if all are.

@@ -14,6 +14,7 @@ use virt::error::{Error, ErrorNumber};
 use zeroize::Zeroizing;
 
 use super::error::{CallError, LibvirtError, is_no_domain};
+use super::migration;
 use super::table::{Entry, Instance};
 use super::victim::{Driver, Victim};
 use crate::clock::Moment;
@@ -242,6 +243,8 @@ pub enum Unproven {
     Unknown(CallError),
     /// Its process is dead, but the kernel still holds its disk images.
     ImagesBusy,
+    /// It is on its way to or from another host, and cannot be held back. Nothing was done to it.
+    Migrating,
 }
 
 /// Powers the domain off, hard, and proves it. `restart` asks for what starting it again needs.
@@ -258,6 +261,9 @@ pub(super) fn power_off(
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
     };
+    if !migration::settle(&domain)? {
+        return Ok(Off::Unproven { was, why: Unproven::Migrating });
+    }
     let transient = domain.is_persistent().map(|persistent| !persistent);
     let source = match (restart, &transient) {
         // What is not wanted is not asked for.

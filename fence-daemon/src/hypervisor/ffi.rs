@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::error::Error;
 
 /// What is called when libvirt finds a connection dead.
@@ -178,6 +179,15 @@ impl EventWatch {
 
 fn listeners() -> MutexGuard<'static, HashMap<usize, Listener>> {
     LISTENERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks libvirt to end the job that it is doing with a domain.
+///
+/// # Errors
+/// There is none (any more), or it cannot be ended now.
+pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: needed because `virt` does not wrap the call. Sound because the handle is open as long as it is borrowed.
+    if unsafe { virt_sys::virDomainAbortJob(domain.as_ptr()) } == 0 { Ok(()) } else { Err(Error::last_error()) }
 }
 
 /// The type of [`on_lifecycle`].

@@ -20,11 +20,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval_at};
 use zeroize::Zeroizing;
 
+use super::Inner;
 use super::connection::Uri;
 use super::domain::{self, Off, Source, State, Unproven};
 use super::error::CallError;
 use super::link::Lane;
 use super::outcome::Identity;
+use super::record::{Kept, Record};
 use super::table::Entry;
 use super::victim::{ImageLocks, Job, Victim};
 use crate::clock::Moment;
@@ -43,10 +45,18 @@ pub(super) struct Killed {
     pub(super) off: Off,
     /// libvirt's book-keeping, still under way.
     pub(super) record: Option<JoinHandle<()>>,
+    /// What the next daemon finds of a reboot, if this one dies.
+    pub(super) kept: Option<Kept>,
 }
 
 /// Kills the domain's process and waits until it is dead, however long that takes. `None`: this way cannot be gone, nothing was done.
-pub(super) async fn kill(uri: &Arc<Uri>, domain: &Identity, entry: &Entry, reboot: bool) -> Option<Killed> {
+pub(super) async fn kill(
+    inner: &Inner,
+    uri: &Arc<Uri>,
+    domain: &Identity,
+    entry: &Entry,
+    reboot: bool,
+) -> Option<Killed> {
     let instance = entry.instance.as_ref()?;
     let victim = instance.living()?;
     let locks = match victim.image_locks() {
@@ -60,21 +70,37 @@ pub(super) async fn kill(uri: &Arc<Uri>, domain: &Identity, entry: &Entry, reboo
         (true, false) => xml(uri, domain).await,
         _ => Source::Definition,
     };
+    let kept = if reboot {
+        let xml = match &source {
+            Source::Xml(xml) => Some(xml.as_str()),
+            Source::Definition | Source::Nothing(_) => None,
+        };
+        inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), xml))
+    } else {
+        None
+    };
+    let not_this_way = || {
+        if let Some(kept) = &kept {
+            kept.remove();
+        }
+    };
     // As late as possible: from here to the kill there must be no time for a migration to begin and to end.
     match victim.job() {
         Job::None => {}
         job @ (Job::Migration | Job::Unknown) => {
             tracing::info!(%domain, ?job, "not killed directly, left to libvirt");
+            not_this_way();
             return None;
         }
     }
     let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone())));
     if let Err(error) = victim.kill() {
         tracing::warn!(%domain, pid = victim.pid(), %error, "cannot kill its process: left to libvirt");
+        not_this_way();
         return None;
     }
     let off = prove(domain, victim, &locks, instance.state, source).await;
-    Some(Killed { off, record })
+    Some(Killed { off, record, kept })
 }
 
 /// Waits for the proof.

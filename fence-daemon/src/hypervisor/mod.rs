@@ -24,8 +24,10 @@ mod ffi;
 mod kill;
 mod link;
 mod locks;
+mod migration;
 mod outcome;
 mod pool;
+mod record;
 mod restart;
 mod survey;
 mod table;
@@ -33,6 +35,7 @@ mod table;
 mod tests;
 mod victim;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +45,8 @@ use uuid::Uuid;
 
 use self::connection::{LinkState, Uri};
 use self::locks::Locks;
-use self::restart::Restarts;
+use self::record::Records;
+use self::restart::{Plan, Restarts};
 use crate::policy::{Authorized, Target};
 
 pub use self::domain::{State, Unproven};
@@ -87,10 +91,12 @@ pub enum Kill {
 }
 
 /// What an administrator can choose.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How domains are powered off.
     pub kill: Kill,
+    /// Where restarts that are still to be done are written down; nowhere if `None`.
+    pub state: Option<PathBuf>,
 }
 
 /// The hypervisors of this host, each behind a libvirt URI. Clones are the same hypervisors.
@@ -103,7 +109,8 @@ pub struct Hypervisors {
 struct Inner {
     uris: Vec<Arc<Uri>>,
     limits: Limits,
-    options: Options,
+    kill: Kill,
+    records: Records,
     locks: Locks,
     restarts: Restarts,
     /// Ends the keepers; so does its drop.
@@ -143,6 +150,16 @@ pub struct Listing {
     pub failed: Vec<(Arc<str>, CallError)>,
 }
 
+impl Inner {
+    /// Whether the instance that a restart is about still lives, as far as it can be known: its own process where there is one at hand, else
+    /// by libvirt's word that brought us here.
+    fn lives_on(&self, plan: &Plan) -> bool {
+        let Some(table) = self.uris.get(plan.place).map(|uri| &uri.table) else { return false };
+        let instance = table.get(plan.domain.uuid).and_then(|entry| entry.instance);
+        table.driver.is_none() || instance.is_some_and(|known| Some(known.id) == plan.dead && known.living().is_some())
+    }
+}
+
 impl Hypervisors {
     /// Starts to connect to each of `uris`, and returns at once. Must be called within a tokio runtime.
     #[must_use]
@@ -157,7 +174,10 @@ impl Hypervisors {
             tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
         }
         let (locks, restarts) = (Locks::default(), Restarts::default());
-        Self { inner: Arc::new(Inner { uris, limits, options, locks, restarts, stop }) }
+        let Options { kill, state } = options;
+        let inner = Arc::new(Inner { uris, limits, kill, records: Records::new(state), locks, restarts, stop });
+        restart::inherit(&inner);
+        Self { inner }
     }
 
     /// Waits until every URI is connected. Waits for ever for one that never is.

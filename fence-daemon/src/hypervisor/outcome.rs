@@ -142,6 +142,7 @@ impl fmt::Display for Unproven {
             Self::Vanished(Some(error)) => write!(f, "it vanished, perhaps to another host: {error}"),
             Self::MovedAway => f.write_str("it moved to another host meanwhile"),
             Self::Unknown(error) => write!(f, "its state cannot be asked: {error}"),
+            Self::Migrating => f.write_str("it is being migrated, and the migration cannot be ended: nothing was done"),
             Self::ImagesBusy => f.write_str("its process is dead, but the kernel still holds its disk images"),
         }
     }

@@ -15,6 +15,7 @@ use super::domain::{self, Source, Started};
 use super::error::CallError;
 use super::link::Lane;
 use super::outcome::Identity;
+use super::record::{Kept, Record};
 use crate::policy::Target;
 
 /// The pauses between attempts: at once, then doubling up to this.
@@ -30,9 +31,22 @@ pub(super) struct Plan {
     pub(super) source: Source,
     /// The instance that was killed, where libvirt may not have noticed yet.
     pub(super) dead: Option<u32>,
+    /// Its record on disk.
+    pub(super) kept: Option<Kept>,
+    /// Whether another daemon has left it, which may have died before it killed.
+    pub(super) inherited: bool,
 }
 
 impl Plan {
+    /// What the next daemon would need.
+    fn record(&self) -> Record {
+        let xml = match &self.source {
+            Source::Xml(xml) => Some(xml.as_str()),
+            Source::Definition | Source::Nothing(_) => None,
+        };
+        Record::new(&self.domain.uri, self.domain.uuid, &self.domain.name, self.dead, xml)
+    }
+
     /// Tries once, with the domain's lock held.
     pub(super) async fn attempt(self: &Arc<Self>, inner: &Inner, begin_by: Instant) -> Result<Started, CallError> {
         let Some(uri) = inner.uris.get(self.place) else {
@@ -87,7 +101,11 @@ impl Restarts {
 
     /// Removes a domain's restart, with its lock held: it will not be attempted any more.
     pub(super) fn cancel(&self, place: usize, uuid: Uuid) -> bool {
-        self.pending().remove(&(place, uuid)).is_some()
+        let plan = self.pending().remove(&(place, uuid));
+        if let Some(kept) = plan.as_ref().and_then(|plan| plan.kept.as_ref()) {
+            kept.remove();
+        }
+        plan.is_some()
     }
 
     /// Whether `plan` has neither been cancelled nor replaced.
@@ -102,14 +120,36 @@ impl Restarts {
 }
 
 /// Enters `plan`, with its domain's lock held, and has it carried out once the lock is free.
-pub(super) fn schedule(inner: &Arc<Inner>, plan: Plan) {
+pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
     if let Source::Nothing(error) = &plan.source {
         tracing::error!(domain = %plan.domain, %error, "fenced, but its XML could not be had: start it by hand");
+        if let Some(kept) = plan.kept {
+            kept.remove();
+        }
         return;
+    }
+    if plan.kept.is_none() {
+        plan.kept = inner.records.write(&plan.record());
     }
     let plan = Arc::new(plan);
     inner.restarts.pending().insert((plan.place, plan.domain.uuid), Arc::clone(&plan));
     tokio::spawn(carry_out(Arc::clone(inner), plan));
+}
+
+/// Takes over the restarts that dead daemons have left. Before any request is served: a later `off` must find them.
+pub(super) fn inherit(inner: &Arc<Inner>) {
+    for (record, kept) in inner.records.take_over() {
+        let Some((place, uri)) = inner.uris.iter().enumerate().find(|(_, uri)| *uri.text == *record.uri) else {
+            let (uri, domain) = (&record.uri, record.name.escape_debug());
+            tracing::error!(%uri, %domain, "killed by an earlier daemon and not started again, and its URI is not configured any more");
+            kept.remove();
+            continue;
+        };
+        let domain = Identity { uri: Arc::clone(&uri.text), uuid: record.uuid, name: record.name.clone() };
+        tracing::warn!(%domain, "an earlier daemon has died in the middle of its reboot: it will be started again");
+        let source = record.xml.clone().map_or(Source::Definition, Source::Xml);
+        schedule(inner, Plan { place, domain, source, dead: record.instance, kept: Some(kept), inherited: true });
+    }
 }
 
 /// Tries until the domain runs, the restart is superseded, or its time is over.
@@ -140,6 +180,11 @@ async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>) {
             Ok(Started::NotActive) => "started, but it is not running".to_owned(),
             Ok(Started::MovedAway) => "it has moved to another host".to_owned(),
             Ok(Started::Gone) => "its definition is gone".to_owned(),
+            Ok(Started::NotYet) if plan.inherited && inner.lives_on(&plan) => {
+                inner.restarts.cancel(place, uuid);
+                tracing::info!(domain = %plan.domain, "it was never killed, and runs on");
+                return;
+            }
             Ok(Started::NotYet) => "libvirt has not noticed yet that it is dead".to_owned(),
             Err(error) => error.to_string(),
         };

@@ -1,0 +1,72 @@
+//! Domains on the move: their death here proves nothing once the other host may have taken over.
+//!
+//! A migration out is ended first, through libvirt. Once libvirt says that there is no such job any more, the domain is either here and
+//! nowhere else, and can be destroyed, or it has left, and nothing is said about it. What cannot be settled is a failure. A migration in
+//! is not ours to end: as long as it lasts the domain runs on the other host.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use virt::domain::Domain;
+use virt::error::{Error, ErrorNumber};
+
+use super::ffi;
+
+/// How long a migration may take to end. A job that cannot be aborted (the last phase, post-copy) is over by then, or is left alone.
+const SETTLE: Duration = Duration::from_secs(8);
+/// How often it is asked after.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Ends a migration of the domain to another host, if there is one. `true`: no migration is under way (any more).
+///
+/// # Errors
+/// libvirt cannot say.
+pub(super) fn settle(domain: &Domain) -> Result<bool, Error> {
+    let until = Instant::now() + SETTLE;
+    let mut aborted = false;
+    loop {
+        match job(domain)? {
+            Direction::None => return Ok(true),
+            Direction::In => return Ok(false),
+            Direction::Out if !aborted => {
+                aborted = true;
+                // It may have ended in between, or be in a phase in which it cannot be: asking again shows which.
+                if let Err(error) = ffi::abort_job(domain) {
+                    tracing::debug!(error = error.message(), "the migration is not ended");
+                }
+            }
+            Direction::Out => {}
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        sleep(LOOK);
+    }
+}
+
+/// Where to a domain is on its way.
+enum Direction {
+    None,
+    Out,
+    In,
+}
+
+fn job(domain: &Domain) -> Result<Direction, Error> {
+    let stats = match domain.get_job_stats(0) {
+        Ok(stats) => stats,
+        // Drivers without jobs have no migration either.
+        Err(error) if error.code() == ErrorNumber::NoSupport => return Ok(Direction::None),
+        // It ended while we asked; what became of it is for the next question.
+        Err(error) if error.code() == ErrorNumber::OperationInvalid && !domain.is_active()? => {
+            return Ok(Direction::None);
+        }
+        Err(error) => return Err(error),
+    };
+    let operation = stats.operation.and_then(|operation| u32::try_from(operation).ok());
+    Ok(match (u32::try_from(stats.r#type), operation) {
+        (Ok(virt_sys::VIR_DOMAIN_JOB_NONE), _) => Direction::None,
+        (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)) => Direction::Out,
+        (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)) => Direction::In,
+        _ => Direction::None,
+    })
+}

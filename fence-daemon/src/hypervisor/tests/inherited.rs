@@ -1,0 +1,95 @@
+//! Restarts that a daemon has left behind when it died.
+
+use super::*;
+use crate::hypervisor::record::{Record, Records};
+use crate::scratch::Scratch as Directory;
+
+/// What a daemon leaves that dies after it has written down to restart these: name, UUID, number of the instance, XML.
+fn left_behind(directory: &Directory, uri: &str, restarts: &[(&str, u128, Option<u32>, Option<&str>)]) -> Options {
+    let state = Some(directory.path().join("state"));
+    let records = Records::new(state.clone());
+    for (name, uuid, instance, xml) in restarts {
+        records.write(&Record::new(uri, Uuid::from_u128(*uuid), name, *instance, *xml)).unwrap();
+    }
+    Options { state, ..Options::default() }
+}
+
+fn files(directory: &Directory) -> usize {
+    std::fs::read_dir(directory.path().join("state")).map_or(0, Iterator::count)
+}
+
+async fn none_is_left(h: &Hypervisors, directory: &Directory) {
+    let begun = StdInstant::now();
+    while !h.inner.restarts.waiting().is_empty() || files(directory) > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", h.inner.restarts.waiting());
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_killed_is_started_by_the_next_daemon() {
+    let directory = Directory::new();
+    let file = Node::default().shut_off("a", 1).running("other", 9).file();
+    let transient = xml("t", 2, "");
+    let restarts = [("a", 1, Some(77), None), ("t", 2, Some(78), Some(transient.as_str()))];
+    let options = left_behind(&directory, &file.uri(), &restarts);
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
+    until(&h, "a", Reply::Success).await;
+    until(&h, "t", Reply::Success).await;
+    none_is_left(&h, &directory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_killed_is_left_alone() {
+    let directory = Directory::new();
+    let file = Node::default().running("a", 1).file();
+    // The test driver numbers its instances from 1 on.
+    let options = left_behind(&directory, &file.uri(), &[("a", 1, Some(1), None)]);
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
+    none_is_left(&h, &directory).await;
+    assert_eq!(order(&h, Op::Status, name("a")).await.detail, Detail::Active(State(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_off_ends_what_another_daemon_has_begun() {
+    let directory = Directory::new();
+    let file = Scratch::new("xml");
+    let options = left_behind(&directory, &file.uri(), &[("a", 1, Some(77), None)]);
+    // libvirt is not there yet: nothing can be started.
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
+    h.first_round().await;
+    assert_eq!(h.inner.restarts.waiting().len(), 1);
+    let off = order(&h, Op::Off, name("a")).await;
+    assert_eq!(off.reply, Reply::Failure, "nobody can say that it is off: {}", off.detail);
+    none_is_left(&h, &directory).await;
+    Node::default().shut_off("a", 1).write(&file);
+    h.wait_connected().await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(reply(&h, Op::Status, "a").await, Reply::Off);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_that_is_done_leaves_nothing() {
+    let directory = Directory::new();
+    let file = Node::default().running("a", 1).file();
+    let options = left_behind(&directory, &file.uri(), &[]);
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
+    h.wait_connected().await;
+    assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);
+    until(&h, "a", Reply::Success).await;
+    none_is_left(&h, &directory).await;
+    assert_eq!(reply(&h, Op::Off, "a").await, Reply::Success);
+    assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success, "off already");
+    assert_eq!(files(&directory), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_a_uri_that_is_gone_is_told_and_removed() {
+    let directory = Directory::new();
+    let file = Node::default().shut_off("a", 1).file();
+    let options = left_behind(&directory, "qemu:///system", &[("a", 1, Some(1), None)]);
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
+    none_is_left(&h, &directory).await;
+    h.wait_connected().await;
+    assert_eq!(reply(&h, Op::Status, "a").await, Reply::Off);
+}
