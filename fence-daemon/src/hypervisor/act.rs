@@ -3,23 +3,17 @@
 use std::sync::Arc;
 
 use fence_common::wire::{Op, Reply};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
-use virt::connect::Connect;
 
-use super::connection::Uri;
-use super::domain::{self, Off, Power, Seen, Source, Started};
-use super::kill::{self, Killed};
-use super::link::Lane;
+use super::domain::{Power, Seen, Source, Started};
 use super::locks::Held;
+use super::off::{self, At};
 use super::outcome::{Detail, Identity, Outcome};
-use super::record::{Kept, Record};
 use super::restart::{self, Plan};
 use super::survey::{Found, Survey, survey};
 use super::table::Entry;
-use super::{Inner, Kill};
-use crate::clock::Moment;
+use super::{Inner, Kill, RebootReply};
 use crate::policy::Target;
 
 /// Does what `op` says to `target`. What is not begun by `begin_by` is not done; what is begun is seen through to its end, with the
@@ -81,12 +75,12 @@ fn nowhere(survey: Survey) -> Detail {
 }
 
 /// Where a domain is known, and in which state a look-up before the lock found it (for the order of trying only).
-struct Place {
-    number: usize,
-    domain: Identity,
-    power: Power,
+pub(super) struct Place {
+    pub(super) number: usize,
+    pub(super) domain: Identity,
+    pub(super) power: Power,
     /// What the table knows of it, if its own process is to be killed.
-    entry: Option<Entry>,
+    pub(super) entry: Option<Entry>,
 }
 
 /// What an order is for.
@@ -212,7 +206,7 @@ impl Change {
             .map(|place| {
                 let inner = Arc::clone(&self.inner);
                 let domain = place.domain.clone();
-                (domain, tokio::spawn(off_at(inner, place, reboot, self.begin_by)))
+                (domain, tokio::spawn(off::off_at(inner, place, reboot, self.begin_by)))
             })
             .collect();
         let mut outcomes = Vec::new();
@@ -225,9 +219,11 @@ impl Change {
             plans.extend(plan);
             records.extend(record);
         }
-        let outcome = together(outcomes);
+        let outcome = off::together(outcomes);
+        let mut starting = Vec::new();
         for plan in plans {
             if outcome.reply == Reply::Success {
+                starting.push((plan.place, plan.domain.uuid));
                 restart::schedule(&self.inner, plan);
             } else {
                 // It must not come back while its namesake, which may be the same guest, is not known to be off.
@@ -240,7 +236,9 @@ impl Change {
         // Only now: a pending restart is entered with the lock held. And not before libvirt's destroy, where one is under way, is over: it
         // must not hit what a later request starts.
         let locks = self.locks;
-        if !records.is_empty() {
+        if records.is_empty() {
+            drop(locks);
+        } else {
             tokio::spawn(async move {
                 for record in records {
                     // A lost task is as much over as one that ended.
@@ -249,7 +247,12 @@ impl Change {
                 drop(locks);
             });
         }
-        outcome
+        match self.inner.reboot_reply {
+            RebootReply::On if !starting.is_empty() => {
+                off::started(&self.inner, outcome, &starting, self.begin_by).await
+            }
+            RebootReply::Off | RebootReply::On => outcome,
+        }
     }
 
     async fn run_on(self) -> Outcome {
@@ -298,121 +301,10 @@ impl Change {
     }
 }
 
-/// What came of an `off` at one place.
-struct At {
-    outcome: Outcome,
-    /// What a restart needs, if it is to be started again.
-    plan: Option<Plan>,
-    /// libvirt's book-keeping, still under way.
-    record: Option<JoinHandle<()>>,
-}
-
-impl At {
-    fn said(outcome: Outcome) -> Self {
-        Self { outcome, plan: None, record: None }
-    }
-}
-
-/// Powers the domain off at one place, with its lock held.
-async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant) -> At {
-    let Place { number, domain, entry, .. } = place;
-    let Some(uri) = inner.uris.get(number) else { return At::said(Outcome::failure(Detail::Broken)) };
-    // A reboot of a domain that waits for its restart is the same reboot: it will come back. An off ends that.
-    let was_pending = if reboot {
-        inner.restarts.get(number, domain.uuid).is_some()
-    } else {
-        inner.restarts.cancel(number, domain.uuid)
-    };
-    let already = match (was_pending, reboot) {
-        (false, _) => Detail::AlreadyOff,
-        (true, true) => Detail::RestartPending,
-        (true, false) => Detail::RestartCancelled,
-    };
-    let uuid = domain.uuid;
-    let id = entry.as_ref().and_then(|entry| entry.instance.as_ref()).map(|instance| instance.id);
-    let killed = match &entry {
-        Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot).await,
-        None => None,
-    };
-    let (result, record, kept, dead) = match killed {
-        Some(Killed { off, record, kept }) => (Ok(off), record, kept, id),
-        None => {
-            let kept = if reboot { foresee(&inner, uri, &domain) } else { None };
-            let driver = uri.table.driver;
-            let off = move |connect: &Connect| domain::power_off(connect, uuid, reboot, driver);
-            (uri.call(Lane::Act, begin_by, off).await, None, kept, None)
-        }
-    };
-    if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
-        kept.remove();
-    }
-    let outcome = match result {
-        Ok(Off::Already(at)) => Outcome::off(at, already),
-        // A transient domain between its proven off and its restart: we know why it is gone.
-        Ok(Off::Gone) if was_pending => Outcome::off(Moment::now(), already),
-        Ok(Off::Gone) => Outcome::failure(Detail::Vanished),
-        Ok(Off::MovedAway) => Outcome::failure(Detail::MovedAway),
-        Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
-        Ok(Off::Proven { was, at, source }) => {
-            let plan = Some(Plan { place: number, domain, source, dead, kept, inherited: false });
-            return At { outcome: Outcome::off(at, Detail::Rebooting { was }), plan, record };
-        }
-        Ok(Off::Unproven { was, why }) => Outcome::failure(Detail::NotProvenOff { was, why }),
-        Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&uri.text), error }),
-    };
-    At { outcome, plan: None, record }
-}
-
-/// Writes down what the next daemon needs if this one dies while libvirt destroys a domain that is to be started again. Of a transient one
-/// nothing can be said before its XML is known, which is when it is about to be destroyed.
-fn foresee(inner: &Inner, uri: &Uri, domain: &Identity) -> Option<Kept> {
-    let entry = uri.table.get(domain.uuid).filter(|entry| entry.persistent)?;
-    let instance = entry.instance?.id;
-    inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance), None))
-}
-
-/// One outcome of several: a success only if all are.
-fn together(mut outcomes: Vec<Outcome>) -> Outcome {
-    // "It moved away from here" is no failure if another of our URIs, where it moved to, has it off.
-    if outcomes.iter().any(|outcome| outcome.reply == Reply::Success) {
-        outcomes.retain(|outcome| outcome.detail != Detail::MovedAway);
-    }
-    if let Some(failed) = outcomes.iter().position(|outcome| outcome.reply != Reply::Success) {
-        return outcomes.swap_remove(failed);
-    }
-    let proven_off = outcomes.iter().filter_map(|outcome| outcome.proven_off).max();
-    let killed = outcomes
-        .iter()
-        .position(|outcome| matches!(outcome.detail, Detail::Destroyed { .. } | Detail::Rebooting { .. }))
-        .unwrap_or(0);
-    match outcomes.get(killed) {
-        Some(outcome) => Outcome { proven_off, ..outcome.clone() },
-        None => Outcome::failure(Detail::Broken),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::domain::State;
     use super::super::error::CallError;
     use super::*;
-
-    #[test]
-    fn one_instance_that_is_not_off_spoils_the_success() {
-        let (early, late) = (Moment::from_ktime(1), Moment::from_ktime(2));
-        let off = |at| Outcome::off(at, Detail::AlreadyOff);
-        let killed = |at| Outcome::off(at, Detail::Destroyed { was: State(1) });
-        let bad = || Outcome::failure(Detail::Vanished);
-        let moved = || Outcome::failure(Detail::MovedAway);
-        assert_eq!(together(vec![off(late), bad()]).reply, Reply::Failure);
-        assert_eq!(together(vec![bad(), killed(late)]).proven_off, None);
-        let both = together(vec![off(late), killed(early)]);
-        assert_eq!((both.reply, both.proven_off), (Reply::Success, Some(late)));
-        assert_eq!(both.detail, Detail::Destroyed { was: State(1) });
-        assert_eq!(together(vec![moved()]).reply, Reply::Failure);
-        assert_eq!(together(vec![moved(), killed(early)]).reply, Reply::Success);
-        assert_eq!(together(vec![]).reply, Reply::Failure);
-    }
 
     #[test]
     fn silence_is_a_doubt() {

@@ -22,6 +22,7 @@ use virt::connect::Connect;
 
 use super::domain;
 use super::error::CallError;
+use super::ffi::News;
 use super::link::{ACTION_CONNECTIONS, ACTIONS_PER_CONNECTION, Lane, Link};
 use super::pool::Pool;
 use super::table::Table;
@@ -262,12 +263,20 @@ impl Uri {
     }
 
     /// Keeps the table as the domains are, as long as it is polled.
-    async fn follow(self: &Arc<Self>, mut events: mpsc::UnboundedReceiver<Uuid>) -> Infallible {
-        let mut changed = Vec::new();
+    async fn follow(self: &Arc<Self>, mut events: mpsc::UnboundedReceiver<News>) -> Infallible {
+        let (mut news, mut changed) = (Vec::new(), Vec::<Uuid>::new());
         loop {
-            if changed.is_empty() && events.recv_many(&mut changed, EVENTS_AT_ONCE).await == 0 {
-                // The listener is gone, and its connection with it.
-                std::future::pending::<()>().await;
+            if changed.is_empty() {
+                if events.recv_many(&mut news, EVENTS_AT_ONCE).await == 0 {
+                    // The listener is gone, and its connection with it.
+                    std::future::pending::<()>().await;
+                }
+                for news in news.drain(..) {
+                    match news {
+                        News::Changed(uuid) => changed.push(uuid),
+                        News::Reset(uuid) => self.table.note_reset(uuid),
+                    }
+                }
             }
             changed.sort_unstable();
             changed.dedup();
@@ -328,7 +337,7 @@ impl Uri {
 }
 
 /// What came of an attempt to connect.
-type Attempt = Result<(Arc<Link>, mpsc::UnboundedReceiver<Uuid>), String>;
+type Attempt = Result<(Arc<Link>, mpsc::UnboundedReceiver<News>), String>;
 
 #[cfg(test)]
 mod tests {

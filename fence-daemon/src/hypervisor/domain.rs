@@ -168,6 +168,12 @@ pub(super) fn destroy(connect: &Connect, uuid: Uuid) -> Result<(), CallError> {
     Ok(Domain::lookup_by_uuid(connect, uuid)?.destroy()?)
 }
 
+/// Asks the driver to reset the domain. That it *was* reset is told by an event.
+pub(super) fn reset(connect: &Connect, uuid: Uuid) -> Result<(), CallError> {
+    Domain::lookup_by_uuid(connect, uuid)?.reset()?;
+    Ok(())
+}
+
 /// A domain's XML, with its secrets if we may have them.
 pub(super) fn xml_of(connect: &Connect, uuid: Uuid) -> Result<String, CallError> {
     xml(&Domain::lookup_by_uuid(connect, uuid)?)

@@ -23,8 +23,17 @@ type Notice = Box<dyn FnOnce() + Send>;
 /// so that a callback that comes late finds nothing instead of freed memory.
 static NOTICES: OnceLock<Mutex<HashMap<usize, Notice>>> = OnceLock::new();
 
+/// What libvirt tells about a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// It was started, stopped, defined, undefined, renamed, suspended, resumed or moved.
+    Changed(Uuid),
+    /// It was reset.
+    Reset(Uuid),
+}
+
 /// What is called when something happens to a domain.
-type Listener = Arc<dyn Fn(Uuid) + Send + Sync>;
+type Listener = Arc<dyn Fn(News) + Send + Sync>;
 
 /// The listeners of the open connections, by number for the same reason.
 static LISTENERS: OnceLock<Mutex<HashMap<usize, Listener>>> = OnceLock::new();
@@ -125,42 +134,31 @@ pub(super) struct EventWatch {
 }
 
 impl EventWatch {
-    /// Has `listener` called, on libvirt's event thread, with the UUID of each domain that is started, stopped, defined, undefined,
-    /// renamed, suspended, resumed or moved. It must neither block nor call libvirt.
+    /// Has `listener` called, on libvirt's event thread, with what happens to domains. It must neither block nor call libvirt.
     ///
     /// # Errors
-    /// The driver has no events.
+    /// The driver has no events. That it knows no resets is none.
     pub(super) fn begin(connect: &Connect, listener: Listener) -> Result<Self, Error> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         listeners().insert(number, listener);
-        let mut watch = Self { number, ids: Vec::new() };
         // SAFETY: needed because libvirt takes callbacks of all kinds of events as the one type of the simplest, and C casts them.
         // Sound because libvirt calls a callback of VIR_DOMAIN_EVENT_ID_LIFECYCLE with exactly the arguments of `on_lifecycle`
         // (virConnectDomainEventCallback), and with no others; the pointer is only ever called by libvirt.
-        let callback = unsafe {
+        let on_lifecycle = unsafe {
             std::mem::transmute::<LifecycleCallback, virt_sys::virConnectDomainEventGenericCallback>(Some(on_lifecycle))
         };
-        let opaque = std::ptr::without_provenance_mut::<c_void>(number);
-        let event = c_int::try_from(virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE).unwrap_or_default();
-        // SAFETY: needed because `virt` does not wrap the call. `connect` is open (it is borrowed), a null domain means all of
-        // them, and `opaque` is a plain number that is never dereferenced, so nothing has to be freed: hence no free function.
-        let id = unsafe {
-            virt_sys::virConnectDomainEventRegisterAny(
-                connect.as_ptr(),
-                std::ptr::null_mut(),
-                event,
-                callback,
-                opaque,
-                None,
-            )
-        };
-        if id < 0 {
-            // Fetched first: what follows must not disturb this thread's last error.
-            let error = Error::last_error();
-            listeners().remove(&number);
-            return Err(error);
+        let mut watch = Self { number, ids: Vec::new() };
+        match register(connect, virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle, number) {
+            Ok(id) => watch.ids.push(id),
+            Err(error) => {
+                listeners().remove(&number);
+                return Err(error);
+            }
         }
-        watch.ids.push(id);
+        match register(connect, virt_sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(on_reset), number) {
+            Ok(id) => watch.ids.push(id),
+            Err(error) => tracing::debug!(error = error.message(), "no events about resets"),
+        }
         Ok(watch)
     }
 
@@ -175,6 +173,24 @@ impl EventWatch {
             }
         }
     }
+}
+
+/// Registers a callback for one kind of event of all domains.
+fn register(
+    connect: &Connect,
+    event: virt_sys::virDomainEventID,
+    callback: virt_sys::virConnectDomainEventGenericCallback,
+    number: usize,
+) -> Result<c_int, Error> {
+    let opaque = std::ptr::without_provenance_mut::<c_void>(number);
+    let event = c_int::try_from(event).unwrap_or_default();
+    let all = std::ptr::null_mut();
+    // SAFETY: needed because `virt` does not wrap the call. `connect` is open (it is borrowed), a null domain means all of them, the
+    // callback is one of the kind that libvirt calls for this event, and `opaque` is a plain number that is never dereferenced,
+    // so nothing has to be freed: hence no free function.
+    let id =
+        unsafe { virt_sys::virConnectDomainEventRegisterAny(connect.as_ptr(), all, event, callback, opaque, None) };
+    if id < 0 { Err(Error::last_error()) } else { Ok(id) }
 }
 
 fn listeners() -> MutexGuard<'static, HashMap<usize, Listener>> {
@@ -203,14 +219,29 @@ unsafe extern "C" fn on_lifecycle(
     _detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
+    // SAFETY: needed and sound as `tell` says; libvirt lends the domain for the time of the callback.
+    unsafe { tell(domain, opaque, News::Changed) };
+    0
+}
+
+/// Called by libvirt with the number given at registration.
+unsafe extern "C" fn on_reset(_connect: virt_sys::virConnectPtr, domain: virt_sys::virDomainPtr, opaque: *mut c_void) {
+    // SAFETY: as above.
+    unsafe { tell(domain, opaque, News::Reset) };
+}
+
+/// Tells the listener that a callback's `opaque` stands for.
+///
+/// # Safety
+/// `domain` must be a valid domain handle for the time of the call.
+unsafe fn tell(domain: virt_sys::virDomainPtr, opaque: *mut c_void, news: fn(Uuid) -> News) {
     let mut uuid = [0_u8; 16];
-    // SAFETY: needed to learn which domain it is; `virt`'s own type would free the domain, which is libvirt's. Sound because libvirt
-    // lends a valid domain for the time of the callback, and writes VIR_UUID_BUFLEN (16) bytes. It asks nobody: no call is made.
+    // SAFETY: needed to learn which domain it is; `virt`'s own type would free the domain, which is libvirt's. Sound because the caller
+    // vouches for the domain, and libvirt writes VIR_UUID_BUFLEN (16) bytes. It asks nobody: no call is made.
     let status = unsafe { virt_sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) };
     // Cloned out: the listener is not called with the lock held.
     let listener = listeners().get(&opaque.addr()).cloned();
     if let (0, Some(listener)) = (status, listener) {
-        listener(Uuid::from_bytes(uuid));
+        listener(news(Uuid::from_bytes(uuid)));
     }
-    0
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, interval_at, timeout_at};
 use zeroize::Zeroizing;
 
 use super::Inner;
@@ -160,4 +160,29 @@ async fn record(uri: Arc<Uri>, domain: Identity) {
         // As a rule it was faster in noticing the death than in destroying.
         Err(error) => tracing::info!(%domain, %error, "killed; libvirt's own destroy did not go through"),
     }
+}
+
+/// Resets the domain through libvirt and waits for the word that it *was* reset: the call only asks for it. `None`: no such word within a
+/// short time, so nothing is known.
+pub(super) async fn reset(uri: &Arc<Uri>, domain: &Identity, limit: Duration) -> Option<Moment> {
+    let uuid = domain.uuid;
+    let before = uri.table.resets(uuid);
+    let by = Instant::now() + limit;
+    let asked = uri.call(Lane::Act, by, move |connect| domain::reset(connect, uuid));
+    match timeout_at(by, asked).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::info!(%domain, %error, "cannot be reset: killed and started instead");
+            return None;
+        }
+        Err(_) => {
+            tracing::warn!(%domain, "libvirt does not answer to a reset: killed and started instead");
+            return None;
+        }
+    }
+    if uri.table.reset_again(uuid, before, by).await {
+        return Some(Moment::now());
+    }
+    tracing::warn!(%domain, "was not reset within {limit:?}: killed and started instead");
+    None
 }

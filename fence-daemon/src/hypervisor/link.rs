@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::sync::{Notify, mpsc};
-use uuid::Uuid;
 use virt::connect::Connect;
 use virt::error::Error;
 
 use super::domain;
 use super::error::CallError;
-use super::ffi::{self, CloseWatch, EventWatch};
+use super::ffi::{self, CloseWatch, EventWatch, News};
 use super::table::Table;
 
 /// Threads for actions on each connection for actions: below libvirtd's five calls at a time.
@@ -71,7 +70,7 @@ impl Link {
         uri: &str,
         links: Arc<AtomicUsize>,
         table: &Table,
-        events: mpsc::UnboundedSender<Uuid>,
+        events: mpsc::UnboundedSender<News>,
     ) -> Result<Self, CallError> {
         ffi::prepare()?;
         links.fetch_add(1, Ordering::AcqRel);
@@ -152,10 +151,10 @@ impl Connection {
     }
 
     /// Sends the UUIDs of domains that something happens to, as long as the connection lasts.
-    fn listen(&mut self, uri: &str, events: mpsc::UnboundedSender<Uuid>) {
+    fn listen(&mut self, uri: &str, events: mpsc::UnboundedSender<News>) {
         // Fails only if nobody wants to know any more.
-        let listener = Arc::new(move |uuid| {
-            let _ = events.send(uuid);
+        let listener = Arc::new(move |news| {
+            let _ = events.send(news);
         });
         match EventWatch::begin(&self.connect, listener) {
             Ok(watch) => self.events = Some(watch),

@@ -25,6 +25,7 @@ mod kill;
 mod link;
 mod locks;
 mod migration;
+mod off;
 mod outcome;
 mod pool;
 mod record;
@@ -64,6 +65,8 @@ struct Limits {
     begin: Duration,
     /// An order as a whole. The client gives up at 30 s, and needs some of them to be called back and to challenge us.
     act: Duration,
+    /// A reset, until the event that says that it was done.
+    reset: Duration,
     /// Trying to start a domain again after a reboot: longer than libvirtd takes to be restarted, or storage to come back.
     restart: Duration,
 }
@@ -74,6 +77,7 @@ const LIMITS: Limits = Limits {
     grace: Duration::from_millis(500),
     begin: Duration::from_secs(15),
     act: Duration::from_secs(20),
+    reset: Duration::from_secs(3),
     restart: Duration::from_secs(120),
 };
 
@@ -90,11 +94,35 @@ pub enum Kill {
     Libvirt,
 }
 
+/// How domains are rebooted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RebootMethod {
+    /// Powered off and started again.
+    #[default]
+    Cycle,
+    /// Reset, if the driver can and says that it was done; else as [`RebootMethod::Cycle`].
+    Reset,
+}
+
+/// When a reboot is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RebootReply {
+    /// When the domain is proven off: it can do no more harm.
+    #[default]
+    Off,
+    /// When it has been started again.
+    On,
+}
+
 /// What an administrator can choose.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How domains are powered off.
     pub kill: Kill,
+    /// How they are rebooted.
+    pub reboot_method: RebootMethod,
+    /// When a reboot is answered.
+    pub reboot_reply: RebootReply,
     /// Where restarts that are still to be done are written down; nowhere if `None`.
     pub state: Option<PathBuf>,
 }
@@ -110,6 +138,8 @@ struct Inner {
     uris: Vec<Arc<Uri>>,
     limits: Limits,
     kill: Kill,
+    reboot_method: RebootMethod,
+    reboot_reply: RebootReply,
     records: Records,
     locks: Locks,
     restarts: Restarts,
@@ -174,8 +204,10 @@ impl Hypervisors {
             tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
         }
         let (locks, restarts) = (Locks::default(), Restarts::default());
-        let Options { kill, state } = options;
-        let inner = Arc::new(Inner { uris, limits, kill, records: Records::new(state), locks, restarts, stop });
+        let Options { kill, reboot_method, reboot_reply, state } = options;
+        let records = Records::new(state);
+        let inner = Inner { uris, limits, kill, reboot_method, reboot_reply, records, locks, restarts, stop };
+        let inner = Arc::new(inner);
         restart::inherit(&inner);
         Self { inner }
     }

@@ -80,6 +80,12 @@ pub enum Detail {
         /// What it was before.
         was: State,
     },
+    /// `reboot`: it was reset.
+    Reset,
+    /// `reboot`: it was proven off and has been started again.
+    Rebooted,
+    /// `reboot`: it was proven off, and has not been started again in time.
+    NotStartedAgain,
     /// It is off here, but because it moved to another host: no word about it from here.
     MovedAway,
     /// It was there and then vanished before anything was done.
@@ -122,6 +128,9 @@ impl fmt::Display for Detail {
             Self::RestartPending => f.write_str("already off, its restart is under way"),
             Self::Destroyed { was } => write!(f, "was {was}, destroyed"),
             Self::Rebooting { was } => write!(f, "was {was}, destroyed, starting again"),
+            Self::Reset => f.write_str("reset"),
+            Self::Rebooted => f.write_str("destroyed and started again"),
+            Self::NotStartedAgain => f.write_str("destroyed, but not started again in time; that is tried on"),
             Self::MovedAway => f.write_str("it has moved to another host, its state there is not known"),
             Self::Vanished => f.write_str("the domain vanished before anything was done"),
             Self::NotProvenOff { was, why } => write!(f, "was {was}, not proven off: {why}"),

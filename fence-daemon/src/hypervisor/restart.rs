@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use super::Inner;
@@ -72,6 +73,8 @@ impl Plan {
 #[derive(Default)]
 pub(super) struct Restarts {
     pending: Mutex<HashMap<(usize, Uuid), Arc<Plan>>>,
+    /// Told when one is done, given up or superseded.
+    news: watch::Sender<()>,
 }
 
 impl Restarts {
@@ -105,12 +108,19 @@ impl Restarts {
         if let Some(kept) = plan.as_ref().and_then(|plan| plan.kept.as_ref()) {
             kept.remove();
         }
+        self.news.send_replace(());
         plan.is_some()
     }
 
     /// Whether `plan` has neither been cancelled nor replaced.
     fn stands(&self, plan: &Arc<Plan>) -> bool {
         self.get(plan.place, plan.domain.uuid).is_some_and(|pending| Arc::ptr_eq(&pending, plan))
+    }
+
+    /// Waits until the restart of a domain is no longer pending, whatever became of it; at most until `by`.
+    pub(super) async fn over(&self, place: usize, uuid: Uuid, by: Instant) {
+        let mut news = self.news.subscribe();
+        while self.get(place, uuid).is_some() && matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {}
     }
 
     /// The domains that wait for their restart.

@@ -135,12 +135,7 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
             }
         };
         match answer {
-            Ok(domains) => {
-                listing.domains.extend(domains.into_iter().map(|Row { name, uuid, id, state: State(state) }| {
-                    let state = if uri.table.is_dead(uuid, id) { SHUT_OFF } else { state };
-                    Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
-                }))
-            }
+            Ok(domains) => listing.domains.extend(domains.into_iter().map(|row| listed(&uri, row))),
             Err(error) => listing.failed.push((Arc::clone(&uri.text), error)),
         }
     }
@@ -153,4 +148,11 @@ pub(super) fn sorted(uuids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
     uuids.sort_unstable();
     uuids.dedup();
     uuids
+}
+
+/// A row of a host list. What is dead is shown so, even where libvirt has not noticed yet.
+fn listed(uri: &Uri, row: Row) -> Listed {
+    let Row { name, uuid, id, state: State(state) } = row;
+    let state = if uri.table.is_dead(uuid, id) { SHUT_OFF } else { state };
+    Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
 }

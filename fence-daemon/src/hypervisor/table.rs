@@ -56,13 +56,20 @@ pub(super) struct Table {
     /// Whose processes are looked for, if this URI's domains are processes of this host.
     pub(super) driver: Option<Driver>,
     domains: Mutex<HashMap<Uuid, Entry>>,
+    /// How often each domain was seen to be reset.
+    resets: Mutex<HashMap<Uuid, u64>>,
     news: watch::Sender<()>,
 }
 
 impl Table {
     /// An empty table for a URI.
     pub(super) fn new(uri: &str) -> Self {
-        Self { driver: Driver::of(uri), domains: Mutex::default(), news: watch::Sender::default() }
+        Self {
+            driver: Driver::of(uri),
+            domains: Mutex::default(),
+            resets: Mutex::default(),
+            news: watch::Sender::default(),
+        }
     }
 
     fn domains(&self) -> MutexGuard<'_, HashMap<Uuid, Entry>> {
@@ -113,5 +120,29 @@ impl Table {
         let counts = || self.get(uuid).and_then(|entry| entry.instance).is_some_and(|instance| instance.id == id);
         // An error means that the sender is gone, and it is ours.
         while counts() && matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {}
+    }
+
+    /// libvirt tells that a domain was reset.
+    pub(super) fn note_reset(&self, uuid: Uuid) {
+        *self.resets.lock().unwrap_or_else(PoisonError::into_inner).entry(uuid).or_default() += 1;
+        self.news.send_replace(());
+    }
+
+    /// How often a domain was seen to be reset.
+    pub(super) fn resets(&self, uuid: Uuid) -> u64 {
+        self.resets.lock().unwrap_or_else(PoisonError::into_inner).get(&uuid).copied().unwrap_or(0)
+    }
+
+    /// Waits until a domain was reset more often than `before`. `false`: it was not, until `by`.
+    pub(super) async fn reset_again(&self, uuid: Uuid, before: u64, by: Instant) -> bool {
+        let mut news = self.news.subscribe();
+        loop {
+            if self.resets(uuid) > before {
+                return true;
+            }
+            if !matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {
+                return self.resets(uuid) > before;
+            }
+        }
     }
 }

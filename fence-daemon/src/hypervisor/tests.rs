@@ -16,6 +16,7 @@ use super::restart::{self, Plan};
 use super::*;
 use crate::policy::Target;
 
+mod choices;
 mod inherited;
 mod outages;
 
@@ -25,6 +26,7 @@ const QUICK: Limits = Limits {
     grace: Duration::from_millis(300),
     begin: Duration::from_millis(2500),
     act: Duration::from_millis(3000),
+    reset: Duration::from_millis(500),
     restart: Duration::from_secs(6),
 };
 

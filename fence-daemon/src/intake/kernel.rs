@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
@@ -147,7 +147,9 @@ impl KernelProgram {
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
         // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
         let aligned = object.to_vec();
-        let ebpf = Ebpf::load(&aligned)
+        let ebpf = EbpfLoader::new()
+            .btf(None)
+            .load(&aligned)
             .map_err(|error| not_permitted(&error).unwrap_or_else(|| Error::Object(Box::new(error))))?;
         let mut program = Self { ebpf, link: None };
         program.check_abi()?;
