@@ -4,6 +4,7 @@
 //! foreground, the [`PidFile`], logging, then key, sockets and threads, at last [`Readiness::announce`].
 
 mod pid_file;
+mod stress;
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -18,6 +19,7 @@ use nix::unistd::{ForkResult, Pid};
 use sd_notify::NotifyState;
 
 pub use pid_file::{PidFile, PidFileError};
+pub use stress::{Priority, Stress};
 
 /// How many files may be open: as many connections as there are requests at once, and as much again for everything else.
 const OPEN_FILES: u64 = 2 * crate::pipeline::SERVING_MAX as u64;
