@@ -20,6 +20,9 @@ pub const REMEMBER: Duration = Duration::from_secs(10);
 /// How many claims are kept at once. When they are used up new ones are refused rather than old ones forgotten.
 pub const CLAIMS_MAX: usize = 16_384;
 
+/// The length of a [`RequestId`] as bytes.
+pub const ID_LEN: usize = 1 + 4 + DOMAIN_LEN;
+
 /// What makes two datagrams copies of one request, as stock servers see it: operation, seqno and domain (any case).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId {
@@ -37,6 +40,23 @@ impl RequestId {
         domain[..text.len()].copy_from_slice(text);
         domain.make_ascii_lowercase();
         Self { op: op.to_wire(), seqno: request.seqno.get(), domain }
+    }
+
+    /// The identity as bytes, to be kept beyond the process's life.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; ID_LEN] {
+        let mut bytes = [0; ID_LEN];
+        bytes[0] = self.op;
+        bytes[1..5].copy_from_slice(&self.seqno.to_le_bytes());
+        bytes[5..].copy_from_slice(&self.domain);
+        bytes
+    }
+
+    /// The identity that [`RequestId::to_bytes`] made these bytes of.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; ID_LEN]) -> Self {
+        let [op, a, b, c, d, domain @ ..] = *bytes;
+        Self { op, seqno: u32::from_le_bytes([a, b, c, d]), domain }
     }
 }
 
@@ -187,6 +207,14 @@ impl Ledger {
         }
     }
 
+    /// A request was claimed by another daemon, which is gone: it is as good as answered at `now`.
+    pub fn remember(&mut self, now: u64, id: RequestId) {
+        if self.claims.len() < CLAIMS_MAX && self.claims.insert(id) {
+            let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
+            self.expiring.push_back((now.saturating_add(remember), id));
+        }
+    }
+
     /// How many requests are being served, claimed or not.
     #[must_use]
     pub fn serving(&self) -> usize {
@@ -247,6 +275,18 @@ mod tests {
             Arrival::Serve(ticket) => ticket,
             Arrival::Duplicate => panic!("{id:?} from {caller} is no duplicate"),
         }
+    }
+
+    #[test]
+    fn an_identity_survives_as_bytes_and_what_another_daemon_claimed_is_a_duplicate() {
+        let mut ledger = Ledger::default();
+        let kept = RequestId::from_bytes(&id(0x0102_0304).to_bytes());
+        assert_eq!(kept, id(0x0102_0304));
+        ledger.remember(0, kept);
+        let caller = SocketAddr::from(([192, 0, 2, 1], 1229));
+        assert_eq!(ledger.arrive(SECOND, id(0x0102_0304), caller), Arrival::Duplicate);
+        assert!(matches!(ledger.arrive(SECOND, id(5), caller), Arrival::Serve(_)));
+        assert!(matches!(ledger.arrive(11 * SECOND, id(0x0102_0304), caller), Arrival::Serve(_)));
     }
 
     #[test]

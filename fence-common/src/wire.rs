@@ -76,6 +76,15 @@ impl Op {
         self as u8
     }
 
+    /// Whether it may switch a domain off or on.
+    #[must_use]
+    pub const fn changes_power(self) -> bool {
+        match self {
+            Self::Off | Self::Reboot | Self::On => true,
+            Self::Null | Self::Status | Self::DevStatus | Self::HostList => false,
+        }
+    }
+
     /// The name on `fence_xvm`'s command line (`-o`).
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::callback::Callback;
+use crate::claims::Claims;
 use crate::config::{Attach, Config, Multicast};
 use crate::hypervisor::{Hypervisors, Options};
 use crate::intake::backlog::{Backlog, Questions};
@@ -115,7 +117,8 @@ pub async fn run(
         never = ask_for_time() => match never {},
     };
     let (backlog, mut questions) = Backlog::new();
-    let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog);
+    let claims = Claims::open(Path::new(STATE));
+    let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog, claims);
 
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();

@@ -4,6 +4,7 @@
 
 pub mod callback;
 pub mod check_config;
+pub mod claims;
 pub mod cli;
 pub mod clock;
 pub mod commands;

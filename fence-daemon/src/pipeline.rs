@@ -37,6 +37,7 @@ use tracing::{debug, info, warn};
 
 use self::answer::{Answer, Tone};
 use crate::callback::{Authenticated, Callback, CallbackError};
+use crate::claims::Claims;
 use crate::clock::Moment;
 use crate::config::Groups;
 use crate::hypervisor::Hypervisors;
@@ -86,6 +87,7 @@ struct Shared {
     backlog: Backlog,
     replays: Mutex<Replays>,
     ledger: Mutex<Ledger>,
+    claims: Claims,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
     newest: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
     /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
@@ -98,11 +100,27 @@ impl Pipeline {
     /// A pipeline that answers through `callback` and acts through `hypervisors`. `backlog` is what whoever calls
     /// [`Pipeline::accept`] listens to.
     #[must_use]
-    pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors, backlog: Backlog) -> Self {
+    pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors, backlog: Backlog, claims: Claims) -> Self {
         let complaints = SourceLimit::new(LINES_AT_ONCE, Duration::from_secs(1));
-        let (replays, ledger, newest) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let shared =
-            Shared { callback, groups, hypervisors, backlog, replays, ledger, newest, complaints, defer: DEFER };
+        let (replays, newest) = (Mutex::default(), Mutex::default());
+        let mut ledger = Ledger::default();
+        let now = Moment::now();
+        for id in claims.recent(now) {
+            ledger.remember(now.nanos(), id);
+        }
+        let ledger = Mutex::new(ledger);
+        let shared = Shared {
+            callback,
+            groups,
+            hypervisors,
+            backlog,
+            replays,
+            ledger,
+            claims,
+            newest,
+            complaints,
+            defer: DEFER,
+        };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
     }
 
@@ -235,6 +253,10 @@ impl Shared {
         let called_back = Moment::now();
         self.backlog.read().await;
         let claimed = self.ledger().claim(called_back.nanos(), ticket);
+        if claimed.is_ok() && request.op().changes_power() {
+            // Before anything is done: if we die now, the next daemon must not do it again.
+            self.claims.note(called_back, request.id());
+        }
         let (answer, claim) = match claimed {
             Ok(claim) => (self.answer(&request, &peer).await, Some(claim)),
             Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), None),

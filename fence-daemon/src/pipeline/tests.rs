@@ -42,7 +42,11 @@ async fn pipeline_behind(name: &str, groups: Groups, backlog: Backlog) -> (Pipel
     let hypervisors =
         Hypervisors::start(&[format!("test://{}", node.display())], crate::hypervisor::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
-    (Pipeline::new(Callback::new(AUTH, Some(key())), groups, hypervisors.clone(), backlog), hypervisors, dir)
+    (
+        Pipeline::new(Callback::new(AUTH, Some(key())), groups, hypervisors.clone(), backlog, Claims::none()),
+        hypervisors,
+        dir,
+    )
 }
 
 /// A directory that goes with the test.
