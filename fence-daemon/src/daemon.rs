@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::callback::Callback;
 use crate::claims::Claims;
 use crate::config::{Attach, Config, Multicast};
-use crate::hypervisor::{Hypervisors, Options};
+use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::interface::Wanted;
 use crate::intake::kernel::{KernelProgram, Mode};
@@ -43,9 +42,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long a stop waits for requests that are being carried out; they are answered within 25 s.
 pub const STOP_WITHIN: Duration = Duration::from_secs(30);
-
-/// Where is kept what must outlive this process, but not the host's next boot.
-const STATE: &str = "/run/fence-xdp";
 
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
@@ -81,8 +77,8 @@ pub async fn run(
     readiness: Readiness,
 ) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(|error| DaemonError::Runtime("watch for signals", error))?;
-    let Config { multicast, uris, groups, .. } = config;
-    let hypervisors = Hypervisors::start(&uris, Options { state: Some(STATE.into()), ..Options::default() });
+    let Config { multicast, uris, groups, hypervisor, .. } = config;
+    let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
     let socket = Arc::new(RequestSocket::open(multicast.group, multicast.port, rules, key.clone())?);
@@ -117,7 +113,7 @@ pub async fn run(
         never = ask_for_time() => match never {},
     };
     let (backlog, mut questions) = Backlog::new();
-    let claims = Claims::open(Path::new(STATE));
+    let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
     let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog, claims);
 
     let health = hypervisors.health();

@@ -184,6 +184,19 @@ pub enum Mistake {
     /// `attach` is unknown.
     #[error("\"{0}\" is no way to attach")]
     Attach(String),
+    /// Not one of the words that a key can have.
+    #[error("`{key}` is none of its words: \"{value}\"")]
+    Choice {
+        /// The key.
+        key: &'static str,
+        /// What stands there.
+        value: String,
+        /// What could.
+        known: Vec<&'static str>,
+    },
+    /// A path that depends on where the daemon was started.
+    #[error("\"{0}\" is no absolute path")]
+    RelativePath(String),
     /// A switch that is neither on nor off.
     #[error("`{key}` is neither on nor off: \"{value}\"")]
     Switch {
@@ -273,7 +286,8 @@ impl Mistake {
             Self::NotMulticast(_) => "no group can be joined here".to_owned(),
             Self::OtherFamily(_) => "of the other family".to_owned(),
             Self::Interface(_) => "not a possible name".to_owned(),
-            Self::Attach(_) => "unknown".to_owned(),
+            Self::Attach(_) | Self::Choice { .. } => "unknown".to_owned(),
+            Self::RelativePath(_) => "does not begin with `/`".to_owned(),
             Self::Switch { .. } | Self::AmbiguousSwitch { .. } => "write a number".to_owned(),
             Self::Level(_) => "not a number".to_owned(),
             Self::NoGroup => "nobody would be permitted anything".to_owned(),
@@ -308,6 +322,8 @@ impl Mistake {
                 format!("write `family = \"{family}\";`, or another address")
             }
             Self::Interface(_) => "write a name as `ip link` prints it, such as \"virbr0\", or \"none\"".to_owned(),
+            Self::Choice { known, .. } => format!("write one of \"{}\"", known.join("\", \"")),
+            Self::RelativePath(_) => "write the whole path, from `/` on".to_owned(),
             Self::Attach(_) => "write one of \"auto\", \"native\", \"generic\", \"off\"".to_owned(),
             Self::Switch { key, .. } => format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for off"),
             Self::AmbiguousSwitch { key, .. } => {

@@ -8,6 +8,7 @@
 //! What could leave the daemon wider open than the file's author meant is an error, never a warning: an unknown digest, groups
 //! that permit nothing or stand where they restrict nothing, an address that is none.
 
+mod choices;
 mod error;
 pub mod key;
 mod place;
@@ -26,6 +27,7 @@ use std::path::Path;
 
 use fence_common::key::Key;
 
+pub use choices::STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY;
 pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
 pub use key::KeyFileError;
 pub use place::{Place, Source};

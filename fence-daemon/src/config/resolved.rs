@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 use fence_common::hash::HashKind;
 
+use super::choices;
 use super::error::{ConfigError, Mistake, Plugin};
 use super::place::Source;
 use super::raw::{Assignment, Item, Section, Span, clip};
 use super::survey::{Findings, Scope, Surveyed};
 use super::warning::{Doubt, Warnings};
+use crate::hypervisor::Options;
+use crate::process::Stress;
 
 /// What the configuration file says, defaults included.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,10 @@ pub struct Config {
     pub foreground: bool,
     /// 0 for the usual messages, more for more.
     pub debug: u32,
+    /// How domains are killed and rebooted.
+    pub hypervisor: Options,
+    /// How the daemon holds its own when the host is short of memory and time.
+    pub stress: Stress,
 }
 
 /// Section `listeners { multicast { } }`.
@@ -129,6 +136,10 @@ pub(super) const GLOBAL: Scope = Scope {
         "wait_for_init",
         "wait_for_backend",
         "name_mode",
+        "lock_memory",
+        "priority",
+        "oom_protect",
+        "state_directory",
     ],
     ..NOTHING
 };
@@ -139,7 +150,8 @@ pub(super) const MULTICAST: Scope = Scope {
     ..NOTHING
 };
 pub(super) const BACKENDS: Scope = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
-pub(super) const LIBVIRT: Scope = Scope { numbered: &["uri"], ..NOTHING };
+pub(super) const LIBVIRT: Scope =
+    Scope { keys: &["kill", "reboot_method", "reboot_reply"], numbered: &["uri"], ..NOTHING };
 pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
 pub(super) const GROUP: Scope = Scope { keys: &["name"], lists: &["ip", "uuid"], ..NOTHING };
 
@@ -166,14 +178,16 @@ pub(super) fn resolve(
     let listeners = Surveyed::new(items_of(file.last_section("listeners")), &LISTENERS, f);
     let multicast = multicast(&Surveyed::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
     let backends = Surveyed::new(items_of(file.last_section("backends")), &BACKENDS, f);
-    let uris = uris(&Surveyed::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f), f);
+    let libvirt = Surveyed::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
+    let uris = uris(&libvirt, f);
+    let (hypervisor, stress) = (choices::options(&global, &libvirt, f), choices::stress(&global, f));
     let groups = match file.last_section("groups") {
         Some(section) => Groups::Only(groups(section, f)),
         None => Groups::Everyone,
     };
 
     let warnings = findings.conclude()?;
-    Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug }, warnings))
+    Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress }, warnings))
 }
 
 /// Where a file says which key file is meant: its last `key_file`, and true; or what that is missing from, and false.
@@ -200,7 +214,7 @@ fn items_of<'i>(section: Option<&'i Section<'i>>) -> &'i [Item<'i>] {
 }
 
 /// A key's value, or its default; a mistake is reported at the value.
-fn read<T>(
+pub(super) fn read<T>(
     item: Option<&Assignment<'_>>,
     default: T,
     findings: &mut Findings<'_>,
@@ -251,7 +265,7 @@ fn switch(key: &'static str, item: Option<&Assignment<'_>>, findings: &mut Findi
     })
 }
 
-fn on_or_off(text: &str) -> Option<bool> {
+pub(super) fn on_or_off(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "yes" | "true" | "on" => Some(true),
         "0" | "no" | "false" | "off" => Some(false),
@@ -431,6 +445,8 @@ mod tests {
             wait_for_init: false,
             foreground: false,
             debug: 0,
+            hypervisor: Options { state: Some("/run/fence-xdp".into()), ..Options::default() },
+            stress: Stress::default(),
         };
         assert_eq!(config, expected);
     }

@@ -115,7 +115,7 @@ pub enum RebootReply {
 }
 
 /// What an administrator can choose.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// How domains are powered off.
     pub kill: Kill,

@@ -7,6 +7,7 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use rustix::process::setpriority_process;
 
 /// How the daemon's threads compete for processors.
@@ -89,6 +90,11 @@ impl Stress {
 
 /// Pages stay once they were used. (All at once would be the stacks of all threads too, of which hardly anything is ever used.)
 fn lock_memory() -> io::Result<()> {
+    // Under a limit it could succeed now, and some later allocation fail for it.
+    let limited = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    if getrlimit(Resource::RLIMIT_MEMLOCK)?.0 != RLIM_INFINITY {
+        return Ok(limited?);
+    }
     let on_fault = MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT);
     Ok(mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault)?)
 }
