@@ -7,8 +7,9 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use rustix::process::setpriority_process;
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// How the daemon's threads compete for processors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,10 +91,10 @@ impl Stress {
 
 /// Pages stay once they were used. (All at once would be the stacks of all threads too, of which hardly anything is ever used.)
 fn lock_memory() -> io::Result<()> {
-    // Under a limit it could succeed now, and some later allocation fail for it.
-    let limited = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-    if getrlimit(Resource::RLIMIT_MEMLOCK)?.0 != RLIM_INFINITY {
-        return Ok(limited?);
+    // Under a limit it could succeed now, and some later allocation fail for it. CAP_IPC_LOCK lifts the limit.
+    let limit_counts = !capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK);
+    if limit_counts && getrlimit(Resource::RLIMIT_MEMLOCK)?.0 != RLIM_INFINITY {
+        return Err(Errno::EPERM.into());
     }
     let on_fault = MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT);
     Ok(mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault)?)
