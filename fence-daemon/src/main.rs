@@ -55,7 +55,12 @@ fn start(cli: &Cli) -> Result<(), u8> {
     for refused in config.stress.apply() {
         tracing::warn!("{refused}");
     }
-    serve(config, key, readiness).map_err(|error| {
+    ended(serve(config, key, readiness), destination)
+}
+
+/// Tells why the daemon has ended, if it was not told to. Whenever that is, it is no success: who supervises it must start it again.
+fn ended(outcome: Result<(), DaemonError>, destination: Destination) -> Result<(), u8> {
+    outcome.map_err(|error| {
         tracing::error!("{error}");
         match destination {
             Destination::Foreground => EXIT_START,
@@ -88,5 +93,19 @@ fn say<E: Display>(code: u8) -> impl Fn(E) -> u8 {
     move |error| {
         let _ = writeln!(std::io::stderr(), "fence-daemon: {error}");
         code
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_after_the_start_is_no_success() {
+        for destination in [Destination::Foreground, Destination::Background] {
+            let broken = DaemonError::Runtime("read the ring buffer", std::io::ErrorKind::BrokenPipe.into());
+            assert_eq!(ended(Err(broken), destination), Err(EXIT_START));
+            assert_eq!(ended(Ok(()), destination), Ok(()));
+        }
     }
 }
