@@ -40,7 +40,9 @@ fn with_links(test: impl AsyncFnOnce(Links)) {
 fn what_comes_and_goes_is_told_by_number() {
     in_namespace(|| {
         with_links(async |mut links| {
-            assert_eq!(told(&mut links).await, Changes::default());
+            // What the kernel is still telling of the namespace's beginning (addresses that it makes itself) is nothing that goes.
+            let changes = told(&mut links).await;
+            assert!(changes.gone.is_empty() && !changes.everything, "{changes:?}");
             ip("link set virbr0 down");
             let (bridge, port) = (number_of("virbr0"), number_of("port0"));
             let changes = told(&mut links).await;
