@@ -71,7 +71,7 @@ impl ConfigError {
             Self::Unreadable { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
                 plain("run the daemon as root")
             }
-            Self::Unreadable { .. } => plain("write it (docs/configuration.md says how), or name another file with -f"),
+            Self::Unreadable { .. } => plain("make one with `fence-daemon -c`, or name another file with -f"),
             Self::TooLarge { place } => {
                 let (title, place) = (self.to_string(), Some((place, "and it goes on".to_owned())));
                 let help = "name the configuration file with -f".to_owned();
