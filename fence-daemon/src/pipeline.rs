@@ -137,6 +137,8 @@ impl Pipeline {
         let now = Moment::now();
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
+            // Whoever sent it took the place of those who were there before, and may take the call-back that is meant for them.
+            self.shared.ledger().turn_away(request.id(), request.caller());
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
                 warn!(%op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");

@@ -234,6 +234,23 @@ async fn what_waited_too_long_is_not_begun() {
     assert_eq!(pipeline.shared.ledger().serving(), 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waited_too_long_supersedes_all_the_same() {
+    let (pipeline, hypervisors, _dir) = pipeline("late-newer", Groups::Everyone).await;
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::Off, "one", 1, caller));
+    let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    // Somebody else listens here now, and has sent this before taking that call-back.
+    let newer = request(Op::Status, "one", 2, caller);
+    pipeline.accept(newer.dangerous_older_for_test(BEGIN_WITHIN + Duration::from_millis(1)));
+    authenticate(&mut stream).await;
+    let mut answer = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.is_empty(), "it is told what another one has asked: {answer:?}");
+    let one = hypervisors.list().await.domains.into_iter().find(|domain| domain.name == "one").unwrap();
+    assert_eq!(one.state, 1, "fenced on the word of another one");
+}
+
 /// A pipeline that would wait for ever where the domain is not known.
 async fn deferring_for_ever(name: &str) -> (Pipeline, tempdir::Dir) {
     let (mut pipeline, _, dir) = pipeline(name, Groups::Everyone).await;
