@@ -25,6 +25,7 @@ pub const ID_LEN: usize = 1 + 4 + DOMAIN_LEN;
 
 /// What makes two datagrams copies of one request, as stock servers see it: operation, seqno and domain (any case).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(test, derive(Hash))]
 pub struct RequestId {
     op: u8,
     seqno: u32,
@@ -62,11 +63,13 @@ impl RequestId {
 
 /// A request on its way to authentication. Give it back by [`Ledger::claim`] or [`Ledger::forget`].
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(test, derive(Clone, Hash))]
 #[must_use]
 pub struct Ticket(u64);
 
 /// The right to act on a request, once. Give it back by [`Ledger::answered`].
 #[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Clone, Hash))]
 #[must_use]
 pub struct Claim(u64);
 
@@ -95,6 +98,7 @@ pub enum NoClaim {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 struct Serving {
     id: RequestId,
     caller: SocketAddr,
@@ -108,6 +112,7 @@ impl core::fmt::Debug for RequestId {
 
 /// The book of requests. `now` is nanoseconds on any clock that never runs backwards.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub struct Ledger {
     next: u64,
     serving: BTreeMap<u64, Serving>,

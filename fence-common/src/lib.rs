@@ -41,5 +41,7 @@ pub mod exchange;
 pub mod key;
 #[cfg(feature = "user")]
 pub mod ledger;
+#[cfg(test)]
+mod model;
 #[cfg(feature = "user")]
 pub mod replay;

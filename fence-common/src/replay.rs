@@ -15,6 +15,7 @@ pub const SEEN_MAX: usize = 1 << 16;
 
 /// What tells a signed datagram from all others: the beginning of its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Mark([u8; 16]);
 
 impl Mark {
@@ -30,6 +31,7 @@ impl Mark {
 
 /// The datagrams that were seen, oldest first.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub struct Replays {
     seen: BTreeSet<Mark>,
     order: VecDeque<Mark>,

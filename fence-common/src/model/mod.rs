@@ -1,0 +1,178 @@
+//! The life of a request, model-checked: every order in which copies, clients, crashes, libvirt's failures and a kill can meet.
+//!
+//! What is sans-IO is the real thing here, [`Ledger`](crate::ledger::Ledger) and [`Replays`](crate::replay::Replays). What does system calls
+//! in the daemon is modelled, step by step as it is written there: `request` is its `pipeline.rs`, `order` its `act.rs`, `off.rs`,
+//! `kill.rs` and `restart.rs`, `world` is everything else. A step is what nothing can come between, and between any two of them anything
+//! may happen that the scenario has left: a crash, a failure of libvirt, six seconds.
+//!
+//! What the model leaves out: requests of more than one domain, several URIs, migrations, time in more than three steps, and datagrams that
+//! overtake each other (they come in the order they were sent in).
+//!
+//! A [`Flaw`] breaks one rule on purpose. Each has a test that wants the property it should break to be broken.
+
+mod order;
+mod request;
+mod tests;
+mod world;
+
+use alloc::vec::Vec;
+
+use stateright::{Model, Property};
+
+use self::world::{Act, Asks, Client, Left, Life, State};
+
+/// How the daemon kills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The process, by its pidfd.
+    Direct,
+    /// By libvirt's destroy, and its word afterwards.
+    Libvirt,
+}
+
+/// A rule that is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    ClaimAfterActing,
+    NoClaimsFile,
+    NoReplayMemory,
+    OldDoesNotSupersede,
+    NothingReadBeforeClaim,
+    NothingRead,
+    NoProof,
+    NoRecord,
+    OffLeavesRestart,
+    LockReleasedEarly,
+}
+
+/// Who asks for what, and what goes wrong.
+#[derive(Clone, Debug)]
+struct Scenario {
+    clients: &'static [Asks],
+    way: Way,
+    /// How often each client sends again while nobody calls it back.
+    sends_again: u8,
+    troubles: Left,
+    flaw: Option<Flaw>,
+}
+
+impl Scenario {
+    /// Whether the rule is kept that `flaw` would break.
+    fn works(&self, flaw: Flaw) -> bool {
+        self.flaw != Some(flaw)
+    }
+}
+
+/// The promises.
+mod promise {
+    pub(super) const NO_FALSE_SUCCESS: &str = "no success without death";
+    pub(super) const ONE_KILL: &str = "at most one kill per request";
+    pub(super) const ACTS_ONCE: &str = "a request is carried out at most once";
+    pub(super) const OWN_ANSWER: &str = "nobody gets another's answer";
+    pub(super) const OWN_WORD: &str = "nothing is done for a client on another one's word";
+    pub(super) const ONE_REPLY: &str = "at most one reply per request";
+    pub(super) const NOT_DROPPED: &str = "who waits is answered, unless the daemon dies";
+    pub(super) const STAYS_OFF: &str = "what is off stays off until somebody asks";
+    pub(super) const COMES_BACK: &str = "what a reboot killed is started again, or its failure told";
+    pub(super) const COMES_TO_AN_END: &str = "everything comes to an end";
+}
+
+impl State {
+    /// Whether the daemon lives and has nothing left to do.
+    fn is_quiet(&self) -> bool {
+        let idle = |daemon: &world::Daemon| {
+            daemon.tasks.is_empty() && daemon.orders.is_empty() && daemon.pending.is_none() && daemon.lock.is_none()
+        };
+        self.daemon.as_ref().is_some_and(idle)
+            && self.queue.is_empty()
+            && self.destroy.is_none()
+            && self.life != Life::Dying
+    }
+}
+
+impl Model for Scenario {
+    type State = State;
+    type Action = Act;
+
+    fn init_states(&self) -> Vec<State> {
+        [State::first(self)].into()
+    }
+
+    fn actions(&self, state: &State, acts: &mut Vec<Act>) {
+        state.outside(self, acts);
+        state.requests(acts);
+        state.orders(self, acts);
+    }
+
+    fn next_state(&self, before: &State, act: Act) -> Option<State> {
+        let mut state = before.clone();
+        match act {
+            Act::Begin(_)
+            | Act::SendAgain(..)
+            | Act::Die(_)
+            | Act::Replay(_)
+            | Act::Tick
+            | Act::Destroyed
+            | Act::Dies
+            | Act::Crash
+            | Act::Start => state.happen_outside(self, act),
+            Act::Take => state.take_in(self),
+            Act::Connect(number)
+            | Act::Overtaken(number)
+            | Act::Read(number)
+            | Act::Claim(number)
+            | Act::Note(number)
+            | Act::ReadAgain(number)
+            | Act::Reply(number) => state.request(self, act, number),
+            Act::Order(number, how) => state.order(self, number, how),
+            Act::Late(number) => state.late(number),
+            Act::Restart(how) => state.restart(how),
+        }
+        (state != *before).then_some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties: Vec<Property<Self>> = Vec::new();
+        let mut promise = |name, kept: fn(&Self, &State) -> bool| properties.push(Property::always(name, kept));
+        promise(promise::NO_FALSE_SUCCESS, |_, state| !state.seen.false_success);
+        promise(promise::ONE_KILL, |_, state| state.seen.killed.values().all(|killed| killed.len() <= 1));
+        promise(promise::ACTS_ONCE, |_, state| state.seen.acted.values().all(|&times| times <= 1));
+        promise(promise::OWN_ANSWER, |_, state| !state.seen.anothers_answer);
+        promise(promise::OWN_WORD, |_, state| !state.seen.anothers_word);
+        promise(promise::ONE_REPLY, |_, state| state.seen.replies.values().all(|&times| times <= 1));
+        promise(promise::NOT_DROPPED, |_, state| !state.seen.dropped);
+        promise(promise::STAYS_OFF, |_, state| !state.seen.risen);
+        promise(promise::COMES_BACK, |_, state| !(state.is_quiet() && state.seen.owed));
+        // Every step uses something up, so there are no circles: a state without a next one is an end.
+        promise(promise::COMES_TO_AN_END, |scenario, state| {
+            let mut acts = Vec::new();
+            scenario.actions(state, &mut acts);
+            !acts.is_empty() || (state.is_quiet() && !state.clients.iter().any(Client::talks))
+        });
+        let mut possible = |name, seen: fn(&Self, &State) -> bool| properties.push(Property::sometimes(name, seen));
+        possible("somebody is told of success", |_, state| !state.seen.successes.is_empty());
+        possible("somebody is told of failure", |scenario, state| {
+            scenario.troubles.faults == 0 || state.seen.replies.len() > state.seen.successes.len()
+        });
+        possible("everybody is told of success", |scenario, state| {
+            scenario.clients.iter().any(|asks| asks.follows.is_some())
+                || state.seen.successes.len() == scenario.clients.len()
+        });
+        possible("a client is superseded after its claim", |scenario, state| {
+            scenario.clients.iter().all(|asks| asks.follows.is_none()) || state.seen.superseded
+        });
+        possible("the next daemon starts what this one has killed", |scenario, state| {
+            scenario.troubles.crashes == 0 || !scenario.reboots() || (state.seen.inherited && state.seen.started)
+        });
+        possible("a restart is given up, loudly", |scenario, state| {
+            scenario.troubles.faults < 2 || !scenario.reboots() || state.seen.gave_up
+        });
+        properties
+    }
+}
+
+impl Scenario {
+    fn reboots(&self) -> bool {
+        self.clients.iter().any(|asks| asks.op == crate::wire::Op::Reboot)
+    }
+}

@@ -1,0 +1,161 @@
+//! A request's way through the daemon: the steps of `pipeline.rs`, with the real ledger.
+
+use alloc::vec::Vec;
+
+use super::world::{Act, Asks, Client, Life, Number, Outcome, Place, State, Step, Task, Who};
+use super::{Flaw, Scenario};
+use crate::ledger::{NoClaim, Ticket};
+use crate::wire::Op;
+
+impl State {
+    /// Which steps requests can take.
+    pub(super) fn requests(&self, acts: &mut Vec<Act>) {
+        let Some(daemon) = &self.daemon else { return };
+        if !self.queue.is_empty() {
+            acts.push(Act::Take);
+        }
+        for (&number, task) in &daemon.tasks {
+            match &task.step {
+                Step::Calling(ticket) | Step::Talking(ticket, _) => {
+                    if daemon.ledger.is_moot(ticket) == Some(NoClaim::Superseded) {
+                        acts.push(Act::Overtaken(number));
+                    }
+                    acts.push(match task.step {
+                        Step::Calling(_) => Act::Connect(number),
+                        _ => Act::Read(number),
+                    });
+                }
+                Step::Read(..) => acts.push(Act::Claim(number)),
+                Step::Claimed(..) => acts.push(Act::Note(number)),
+                Step::Acting(..) | Step::Unclaimed(..) => {}
+                Step::Ended(..) => acts.push(Act::ReadAgain(number)),
+                Step::ReadAgain(..) => acts.push(Act::Reply(number)),
+            }
+        }
+    }
+
+    /// A request's next step.
+    pub(super) fn request(&mut self, scenario: &Scenario, act: Act, number: Number) {
+        let Some(daemon) = &mut self.daemon else { return };
+        let Some(task) = daemon.tasks.get(&number).cloned() else { return };
+        match (act, task.step.clone()) {
+            (Act::Connect(_), Step::Calling(ticket)) => self.connect(scenario, number, task.place, ticket),
+            (Act::Overtaken(_), Step::Calling(ticket)) => self.forget(number, ticket),
+            (Act::Overtaken(_), Step::Talking(ticket, peer)) => {
+                self.forget(number, ticket);
+                self.hang_up(scenario, number, &task, peer);
+            }
+            (Act::Read(_), Step::Talking(ticket, peer)) => {
+                if scenario.works(Flaw::NothingReadBeforeClaim) && scenario.works(Flaw::NothingRead) {
+                    self.take_in_all(scenario);
+                }
+                self.go_on(number, Step::Read(ticket, peer));
+            }
+            (Act::Claim(_), Step::Read(ticket, peer)) if scenario.works(Flaw::ClaimAfterActing) => {
+                self.claim(scenario, number, &task, ticket, peer);
+            }
+            (Act::Claim(_), Step::Read(ticket, peer)) => {
+                self.go_on(number, Step::Unclaimed(ticket, peer));
+                self.begin_order(number, task.who);
+            }
+            (Act::Note(_), Step::Claimed(claim, peer)) => {
+                self.claims.push(Self::id(scenario, task.who));
+                self.go_on(number, Step::Acting(claim, peer));
+                self.begin_order(number, task.who);
+            }
+            (Act::ReadAgain(_), Step::Ended(claim, peer, outcome)) => {
+                if scenario.works(Flaw::NothingRead) {
+                    self.take_in_all(scenario);
+                }
+                self.go_on(number, Step::ReadAgain(claim, peer, outcome));
+            }
+            (Act::Reply(_), Step::ReadAgain(claim, peer, outcome)) => {
+                let nanos = self.nanos();
+                let Some(daemon) = &mut self.daemon else { return };
+                let superseded = daemon.ledger.is_claim_superseded(&claim);
+                daemon.ledger.answered(nanos, claim);
+                daemon.tasks.remove(&number);
+                if superseded {
+                    self.seen.superseded = true;
+                    self.hang_up(scenario, number, &task, peer);
+                } else {
+                    self.reply(scenario, number, &task, peer, outcome);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn go_on(&mut self, number: Number, step: Step) {
+        if let Some(task) = self.daemon.as_mut().and_then(|daemon| daemon.tasks.get_mut(&number)) {
+            task.step = step;
+        }
+    }
+
+    fn forget(&mut self, number: Number, ticket: Ticket) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.ledger.forget(ticket);
+            daemon.tasks.remove(&number);
+        }
+    }
+
+    /// Whoever listens there takes the connection, and has the key; or nobody does.
+    fn connect(&mut self, scenario: &Scenario, number: Number, place: Place, ticket: Ticket) {
+        let listens = |who: Who| {
+            let Asks { places, insists, .. } = scenario.clients[who];
+            let takes = match self.clients[who] {
+                Client::Asking { .. } => true,
+                Client::Talking(_) => insists,
+                Client::Unborn | Client::Done | Client::Gone => false,
+            };
+            takes && places.contains(&place)
+        };
+        match (0..self.clients.len()).find(|&who| listens(who)) {
+            Some(peer) => {
+                self.clients[peer] = Client::Talking(number);
+                self.go_on(number, Step::Talking(ticket, peer));
+            }
+            None => self.forget(number, ticket),
+        }
+    }
+
+    fn claim(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, peer: Who) {
+        let nanos = self.nanos();
+        let Some(daemon) = &mut self.daemon else { return };
+        match daemon.ledger.claim(nanos, ticket) {
+            Ok(claim) => {
+                self.seen.anothers_word |= task.who != peer;
+                self.go_on(number, Step::Claimed(claim, peer));
+            }
+            Err(_) => {
+                daemon.tasks.remove(&number);
+                self.hang_up(scenario, number, task, peer);
+            }
+        }
+    }
+
+    /// Only where the model is broken: the claim comes after the act.
+    pub(super) fn claim_late(&mut self, number: Number, ticket: Ticket, peer: Who, outcome: Outcome) {
+        let nanos = self.nanos();
+        let Some(daemon) = &mut self.daemon else { return };
+        match daemon.ledger.claim(nanos, ticket) {
+            Ok(claim) => self.go_on(number, Step::Ended(claim, peer, outcome)),
+            Err(_) => {
+                daemon.tasks.remove(&number);
+            }
+        }
+    }
+
+    fn reply(&mut self, scenario: &Scenario, number: Number, task: &Task, peer: Who, outcome: Outcome) {
+        let says_dead = outcome.success && scenario.clients[task.who].op != Op::On;
+        self.seen.false_success |= says_dead && self.life != Life::Dead && self.instance == outcome.instance;
+        *self.seen.replies.entry(task.who).or_default() += 1;
+        if outcome.success {
+            self.seen.successes.insert(task.who);
+        }
+        if self.clients[peer] == Client::Talking(number) {
+            self.clients[peer] = Client::Done;
+            self.seen.anothers_answer |= peer != task.who;
+        }
+    }
+}

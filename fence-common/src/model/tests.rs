@@ -1,0 +1,147 @@
+//! The scenarios, and the flaws that each promise must notice.
+
+use std::collections::BTreeSet;
+use std::format;
+use std::io::Write as _;
+use std::string::String;
+use std::time::Instant;
+use std::vec::Vec;
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+use super::world::{Asks, Left};
+use super::{Flaw, Scenario, Way, promise};
+use crate::wire::Op;
+
+/// A stock client.
+const fn asks(op: Op, places: &'static [u8]) -> Asks {
+    Asks { op, places, follows: None, insists: false }
+}
+
+/// One that takes the first one's place.
+const fn then(op: Op) -> Asks {
+    Asks { follows: Some(0), ..asks(op, &[1]) }
+}
+
+/// One client with two addresses.
+const TWO_ADDRESSES: &[Asks] = &[asks(Op::Reboot, &[1, 2])];
+/// The same, if it were no stock client.
+const INSISTENT: &[Asks] = &[Asks { insists: true, ..asks(Op::Reboot, &[1, 2]) }];
+/// Two clients at one place, one after the other, and both mean the same domain.
+const ONE_PLACE: &[Asks] = &[asks(Op::Reboot, &[1]), then(Op::Off)];
+const ONE_PLACE_ON: &[Asks] = &[asks(Op::Off, &[1]), then(Op::On)];
+/// Two clients, each at its own place.
+const TWO_PLACES: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
+const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[1]), asks(Op::On, &[2])];
+
+const CALM: Left = Left { crashes: 0, faults: 0, ticks: 0, replays: 0 };
+
+fn scenario(clients: &'static [Asks], way: Way, troubles: Left) -> Scenario {
+    Scenario { clients, way, sends_again: 1, troubles, flaw: None }
+}
+
+/// Looks at every state of a scenario, and prints how many there are.
+fn check(name: &str, scenario: Scenario) {
+    let begun = Instant::now();
+    let checker = scenario.checker().threads(2).spawn_bfs().join();
+    let (states, unique, took) = (checker.state_count(), checker.unique_state_count(), begun.elapsed());
+    // Past the test harness, which keeps what is printed to itself while all is well.
+    let _ = writeln!(std::io::stdout(), "model: {name}: {unique} states, {states} steps, {took:.1?}");
+    let found = checker.discoveries();
+    for property in checker.model().properties() {
+        let path = found.get(property.name);
+        match property.expectation {
+            stateright::Expectation::Sometimes => assert!(path.is_some(), "{name}: never: {}", property.name),
+            _ => {
+                let steps = path.map(|path| path.clone().into_actions());
+                assert!(steps.is_none(), "{name}: broken: {}: {steps:#?}", property.name);
+            }
+        }
+    }
+}
+
+/// That a scenario with a flaw breaks this promise; the steps that do it.
+fn breaks(flaw: Option<Flaw>, promise: &'static str, scenario: Scenario) -> Vec<String> {
+    let scenario = Scenario { flaw, ..scenario };
+    let until = HasDiscoveries::AnyOf(BTreeSet::from([promise]));
+    let checker = scenario.checker().threads(2).finish_when(until).spawn_bfs().join();
+    let path = checker.discovery(promise);
+    assert!(path.is_some(), "{flaw:?} goes unnoticed: {promise}");
+    path.into_iter().flat_map(|path| path.into_actions()).map(|act| format!("{act:?}")).collect()
+}
+
+#[test]
+fn copies_over_two_addresses() {
+    for (name, way) in [("copies, direct", Way::Direct), ("copies, libvirt", Way::Libvirt)] {
+        check(name, scenario(TWO_ADDRESSES, way, Left { crashes: 2, faults: 2, ticks: 1, ..CALM }));
+    }
+}
+
+#[test]
+fn a_client_that_insists() {
+    for (name, way) in [("insistent, direct", Way::Direct), ("insistent, libvirt", Way::Libvirt)] {
+        check(name, scenario(INSISTENT, way, Left { crashes: 1, faults: 2, ..CALM }));
+    }
+}
+
+#[test]
+fn two_clients_at_one_place() {
+    let troubles = Left { crashes: 1, faults: 1, ..CALM };
+    check("one place, direct", scenario(ONE_PLACE, Way::Direct, troubles));
+    check("one place, libvirt", scenario(ONE_PLACE, Way::Libvirt, troubles));
+    check("one place, off and on", scenario(ONE_PLACE_ON, Way::Direct, troubles));
+}
+
+#[test]
+fn two_clients_at_two_places() {
+    let troubles = Left { crashes: 1, faults: 1, ..CALM };
+    check("two places, direct", scenario(TWO_PLACES, Way::Direct, troubles));
+    check("two places, libvirt", scenario(TWO_PLACES, Way::Libvirt, troubles));
+    check("two places, off and on", scenario(OFF_AND_ON, Way::Direct, troubles));
+}
+
+#[test]
+fn somebody_without_the_key_repeats_what_was_heard() {
+    let troubles = Left { replays: 1, ticks: 1, ..CALM };
+    check("replays", scenario(ONE_PLACE, Way::Direct, troubles));
+}
+
+#[test]
+fn a_rule_that_is_not_kept_breaks_its_promise() {
+    let crash = Left { crashes: 1, ..CALM };
+    let fault = Left { faults: 1, ..CALM };
+    let wait = Left { ticks: 1, ..CALM };
+    for (flaw, promise, scenario) in [
+        (Flaw::ClaimAfterActing, promise::ACTS_ONCE, scenario(INSISTENT, Way::Direct, CALM)),
+        (Flaw::NoClaimsFile, promise::ACTS_ONCE, scenario(INSISTENT, Way::Direct, crash)),
+        (
+            Flaw::NoReplayMemory,
+            promise::ONE_KILL,
+            scenario(ONE_PLACE, Way::Direct, Left { replays: 1, ticks: 2, ..CALM }),
+        ),
+        (Flaw::OldDoesNotSupersede, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, wait)),
+        (Flaw::NothingReadBeforeClaim, promise::OWN_WORD, scenario(ONE_PLACE, Way::Direct, CALM)),
+        (Flaw::NothingRead, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, CALM)),
+        (Flaw::NoProof, promise::NO_FALSE_SUCCESS, scenario(TWO_ADDRESSES, Way::Direct, CALM)),
+        (Flaw::NoProof, promise::NO_FALSE_SUCCESS, scenario(TWO_ADDRESSES, Way::Libvirt, Left { faults: 2, ..CALM })),
+        (Flaw::NoRecord, promise::COMES_BACK, scenario(TWO_ADDRESSES, Way::Direct, crash)),
+        (Flaw::OffLeavesRestart, promise::STAYS_OFF, scenario(TWO_PLACES, Way::Direct, fault)),
+        (Flaw::LockReleasedEarly, promise::ONE_KILL, scenario(OFF_AND_ON, Way::Direct, CALM)),
+    ] {
+        let steps = breaks(Some(flaw), promise, scenario);
+        let _ = writeln!(
+            std::io::stdout(),
+            "model: {flaw:?} breaks \"{promise}\" in {} steps: {}",
+            steps.len(),
+            steps.join(" ")
+        );
+    }
+}
+
+/// The daemon's memory of datagrams is its process's: ARCHITECTURE.md says so under "Replays". When that is no longer so, this tells.
+#[test]
+fn a_datagram_repeated_after_a_crash_is_the_limit_that_is_documented() {
+    let troubles = Left { crashes: 1, replays: 1, ..CALM };
+    let steps = breaks(None, promise::OWN_WORD, scenario(ONE_PLACE, Way::Direct, troubles));
+    let _ = writeln!(std::io::stdout(), "model: the documented limit: {}", steps.join(" "));
+}

@@ -1,0 +1,431 @@
+//! What the model is made of: clients, the wire, the daemon, its disk, libvirt and one domain; and what happens outside the daemon.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use super::Scenario;
+use super::order::{Order, Plan};
+use crate::hash::HashKind;
+use crate::ledger::{Claim, Ledger, RequestId, Ticket};
+use crate::replay::{Mark, Replays};
+use crate::wire::{Op, Request};
+use zerocopy::FromZeros;
+
+/// A client, and the one request that it makes.
+pub(super) type Who = usize;
+/// A call-back address and port.
+pub(super) type Place = u8;
+/// A request that the daemon serves.
+pub(super) type Number = u8;
+
+/// What the clock goes on by at a time: longer than a datagram may wait, and two of them longer than a claim is remembered.
+const TICK: u64 = 6_000_000_000;
+/// How old a datagram may be when it is read, in ticks.
+const BEGIN_WITHIN: u8 = 0;
+
+/// What a client does with its life.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asks {
+    pub(super) op: Op,
+    /// Where it listens; a datagram names each of them.
+    pub(super) places: &'static [Place],
+    /// Whose place it takes: it begins when that one is over.
+    pub(super) follows: Option<Who>,
+    /// It takes every call-back, and asks on when a connection is lost: no stock client does.
+    pub(super) insists: bool,
+}
+
+/// Where a client is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Client {
+    Unborn,
+    /// Listens and sends.
+    Asking {
+        sent_again: u8,
+    },
+    /// Has taken a call-back: it takes no other.
+    Talking(Number),
+    /// Has its answer, or has lost the connection.
+    Done,
+    /// Was killed or has given up.
+    Gone,
+}
+
+impl Client {
+    pub(super) fn talks(&self) -> bool {
+        matches!(self, Self::Talking(_))
+    }
+}
+
+/// A datagram on the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Datagram {
+    pub(super) who: Who,
+    pub(super) place: Place,
+    /// Each retransmission has random bytes of its own.
+    copy: u8,
+    sent: u8,
+}
+
+/// What an order came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Outcome {
+    pub(super) success: bool,
+    /// The instance that the order was about.
+    pub(super) instance: u8,
+}
+
+/// How far a request is: the steps of the daemon's `pipeline.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    /// It is being called back.
+    Calling(Ticket),
+    /// The peer has authenticated.
+    Talking(Ticket, Who),
+    /// What had arrived by then was taken in.
+    Read(Ticket, Who),
+    Claimed(Claim, Who),
+    Acting(Claim, Who),
+    /// Only where the model is broken: it acts and has no claim.
+    Unclaimed(Ticket, Who),
+    Ended(Claim, Who, Outcome),
+    /// What had arrived by then was taken in.
+    ReadAgain(Claim, Who, Outcome),
+}
+
+/// A request that is served.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Task {
+    pub(super) who: Who,
+    pub(super) place: Place,
+    pub(super) step: Step,
+}
+
+/// The daemon's memory: a crash empties it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Daemon {
+    pub(super) ledger: Ledger,
+    pub(super) replays: Replays,
+    pub(super) tasks: BTreeMap<Number, Task>,
+    pub(super) next: Number,
+    pub(super) orders: Vec<Order>,
+    /// Who holds the domain's lock.
+    pub(super) lock: Option<Number>,
+    pub(super) pending: Option<Plan>,
+}
+
+/// The domain's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Life {
+    Alive,
+    /// Killed, and the kernel has not done with it.
+    Dying,
+    Dead,
+}
+
+/// What there is of each trouble still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Left {
+    pub(super) crashes: u8,
+    pub(super) faults: u8,
+    pub(super) ticks: u8,
+    pub(super) replays: u8,
+}
+
+/// What the properties are about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Seen {
+    /// How often each request was begun to be carried out.
+    pub(super) acted: BTreeMap<Who, u8>,
+    /// Which instances each request has killed.
+    pub(super) killed: BTreeMap<Who, BTreeSet<u8>>,
+    pub(super) replies: BTreeMap<Who, u8>,
+    pub(super) successes: BTreeSet<Who>,
+    pub(super) false_success: bool,
+    pub(super) anothers_answer: bool,
+    pub(super) anothers_word: bool,
+    /// Somebody who waits was left without an answer, and the daemon lived.
+    pub(super) dropped: bool,
+    /// The domain was started by us after an off that is newer than all that would want it.
+    pub(super) risen: bool,
+    /// An off has gone through, and nothing newer has begun.
+    pub(super) kept_off: bool,
+    /// A reboot has killed, and the domain was not started yet, nor its failure told.
+    pub(super) owed: bool,
+    pub(super) started: bool,
+    pub(super) inherited: bool,
+    pub(super) superseded: bool,
+    pub(super) gave_up: bool,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct State {
+    pub(super) now: u8,
+    pub(super) clients: Vec<Client>,
+    /// Arrived, and not read.
+    pub(super) queue: VecDeque<Datagram>,
+    /// All that was ever sent: everybody on the segment has heard it.
+    pub(super) heard: BTreeSet<Datagram>,
+    pub(super) daemon: Option<Daemon>,
+    /// The file of claims.
+    pub(super) claims: Vec<RequestId>,
+    /// The record of a restart: the instance that was to be killed.
+    pub(super) record: Option<u8>,
+    pub(super) instance: u8,
+    pub(super) life: Life,
+    /// libvirt's destroy beside a kill, for whose request.
+    pub(super) destroy: Option<(Who, Number)>,
+    pub(super) left: Left,
+    pub(super) seen: Seen,
+}
+
+/// One thing that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    /// A client begins to listen and sends its datagrams.
+    Begin(Who),
+    SendAgain(Who, Place),
+    Die(Who),
+    /// Somebody without the key sends what was heard.
+    Replay(Datagram),
+    Tick,
+    /// The daemon takes a datagram from its socket.
+    Take,
+    Connect(Number),
+    /// The call-back ends because something newer came from its place.
+    Overtaken(Number),
+    Read(Number),
+    Claim(Number),
+    Note(Number),
+    /// The order's next step.
+    Order(Number, How),
+    /// The client is told of a failure, as its time is over; the order goes on.
+    Late(Number),
+    ReadAgain(Number),
+    Reply(Number),
+    /// libvirt's destroy takes effect.
+    Destroyed,
+    Dies,
+    Restart(How),
+    Crash,
+    Start,
+}
+
+/// What libvirt makes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Well,
+    /// An error, and nothing was done.
+    Fails,
+    /// An error, and it was done.
+    FailsLate,
+}
+
+/// The address of a place.
+fn address(place: Place) -> SocketAddr {
+    SocketAddr::from(([192, 168, 122, place], 1229))
+}
+
+impl Datagram {
+    fn request(self, op: Op) -> Request {
+        let mut request = Request::new_zeroed();
+        request.op = op.to_wire();
+        request.domain[..2].copy_from_slice(b"vm");
+        request.seqno = u32::try_from(self.who).unwrap().into();
+        request.hash_kind = HashKind::Sha256.to_wire();
+        // As good as a digest: it tells this datagram from all others.
+        request.hash[..3].copy_from_slice(&[u8::try_from(self.who).unwrap(), self.place, self.copy]);
+        request
+    }
+
+    fn mark(self, op: Op) -> Mark {
+        Mark::of(&self.request(op)).unwrap()
+    }
+
+    fn id(self, op: Op) -> RequestId {
+        RequestId::of(op, &self.request(op))
+    }
+}
+
+impl State {
+    pub(super) fn first(scenario: &Scenario) -> Self {
+        Self {
+            now: 0,
+            clients: scenario.clients.iter().map(|_| Client::Unborn).collect(),
+            queue: VecDeque::new(),
+            heard: BTreeSet::new(),
+            daemon: Some(Daemon::default()),
+            claims: Vec::new(),
+            record: None,
+            instance: 1,
+            life: Life::Alive,
+            destroy: None,
+            left: scenario.troubles,
+            seen: Seen::default(),
+        }
+    }
+
+    pub(super) fn nanos(&self) -> u64 {
+        u64::from(self.now) * TICK
+    }
+
+    /// What can happen outside the daemon.
+    pub(super) fn outside(&self, scenario: &Scenario, acts: &mut Vec<Act>) {
+        for (who, asks) in scenario.clients.iter().enumerate() {
+            match self.clients[who] {
+                Client::Unborn => {
+                    let over = |before: Who| matches!(self.clients[before], Client::Done | Client::Gone);
+                    if asks.follows.is_none_or(over) {
+                        acts.push(Act::Begin(who));
+                    }
+                }
+                Client::Asking { sent_again } if sent_again < scenario.sends_again => {
+                    acts.extend(asks.places.iter().map(|&place| Act::SendAgain(who, place)));
+                }
+                Client::Asking { .. } | Client::Talking(_) | Client::Done | Client::Gone => {}
+            }
+            let waits = matches!(self.clients[who], Client::Asking { .. } | Client::Talking(_));
+            // Where nobody comes after it, its death changes nothing that a lost connection does not.
+            if waits && scenario.clients.iter().any(|other| other.follows == Some(who)) {
+                acts.push(Act::Die(who));
+            }
+        }
+        if self.left.replays > 0 && self.daemon.is_some() {
+            acts.extend(self.heard.iter().map(|&datagram| Act::Replay(datagram)));
+        }
+        if self.left.ticks > 0 {
+            acts.push(Act::Tick);
+        }
+        if self.life == Life::Dying {
+            acts.push(Act::Dies);
+        }
+        if self.destroy.is_some() {
+            acts.push(Act::Destroyed);
+        }
+        match &self.daemon {
+            Some(_) if self.left.crashes > 0 => acts.push(Act::Crash),
+            Some(_) => {}
+            None => acts.push(Act::Start),
+        }
+    }
+
+    /// Lets it happen.
+    pub(super) fn happen_outside(&mut self, scenario: &Scenario, act: Act) {
+        match act {
+            Act::Begin(who) => {
+                self.clients[who] = Client::Asking { sent_again: 0 };
+                for &place in scenario.clients[who].places {
+                    self.send(Datagram { who, place, copy: 0, sent: self.now });
+                }
+            }
+            Act::SendAgain(who, place) => {
+                let Client::Asking { sent_again } = self.clients[who] else { return };
+                let copy = sent_again + 1;
+                self.clients[who] = Client::Asking { sent_again: copy };
+                self.send(Datagram { who, place, copy, sent: self.now });
+            }
+            Act::Die(who) => self.clients[who] = Client::Gone,
+            Act::Replay(datagram) => {
+                self.left.replays -= 1;
+                self.send(Datagram { sent: self.now, ..datagram });
+            }
+            Act::Tick => {
+                self.left.ticks -= 1;
+                self.now += 1;
+            }
+            Act::Dies => self.life = Life::Dead,
+            Act::Destroyed => {
+                if let Some((who, number)) = self.destroy.take() {
+                    if self.life == Life::Alive {
+                        self.seen.killed.entry(who).or_default().insert(self.instance);
+                    }
+                    self.life = Life::Dead;
+                    self.unlock(number);
+                }
+            }
+            Act::Crash => self.crash(scenario),
+            Act::Start => self.start(scenario),
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, datagram: Datagram) {
+        self.heard.insert(datagram);
+        // Nobody listens while there is no daemon.
+        if self.daemon.is_some() {
+            self.queue.push_back(datagram);
+        }
+    }
+
+    /// SIGKILL: memory, connections and what was not read are gone; the files stay. libvirt's destroy has taken effect before, or never
+    /// does: libvirtd forgets the calls of whoever hangs up.
+    fn crash(&mut self, scenario: &Scenario) {
+        self.left.crashes -= 1;
+        self.daemon = None;
+        self.queue.clear();
+        self.destroy = None;
+        for (client, asks) in self.clients.iter_mut().zip(scenario.clients) {
+            if client.talks() {
+                *client = if asks.insists { Client::Asking { sent_again: 0 } } else { Client::Done };
+            }
+        }
+    }
+
+    /// The next daemon: it reads the files before it hears anything.
+    fn start(&mut self, scenario: &Scenario) {
+        let mut daemon = Daemon::default();
+        if scenario.works(super::Flaw::NoClaimsFile) {
+            for id in &self.claims {
+                daemon.ledger.remember(self.nanos(), *id);
+            }
+        }
+        daemon.pending = self.record.map(|instance| Plan { instance, inherited: true, attempts: 0, started: false });
+        self.seen.inherited |= daemon.pending.is_some();
+        self.daemon = Some(daemon);
+    }
+
+    /// A datagram is taken in: the beginning of `pipeline.rs`.
+    pub(super) fn take_in(&mut self, scenario: &Scenario) {
+        let (now, nanos) = (self.now, self.nanos());
+        let (Some(datagram), Some(daemon)) = (self.queue.pop_front(), &mut self.daemon) else { return };
+        let Datagram { who, place, sent, .. } = datagram;
+        let op = scenario.clients[who].op;
+        let is_new = daemon.replays.is_new(datagram.mark(op));
+        if !is_new && scenario.works(super::Flaw::NoReplayMemory) {
+            return;
+        }
+        if now - sent > BEGIN_WITHIN {
+            if scenario.works(super::Flaw::OldDoesNotSupersede) {
+                daemon.ledger.turn_away(datagram.id(op), address(place));
+            }
+            return;
+        }
+        if let crate::ledger::Arrival::Serve(ticket) = daemon.ledger.arrive(nanos, datagram.id(op), address(place)) {
+            let number = daemon.next;
+            daemon.next += 1;
+            daemon.tasks.insert(number, Task { who, place, step: Step::Calling(ticket) });
+        }
+    }
+
+    /// All that waits is taken in: `intake/backlog.rs`.
+    pub(super) fn take_in_all(&mut self, scenario: &Scenario) {
+        while self.daemon.is_some() && !self.queue.is_empty() {
+            self.take_in(scenario);
+        }
+    }
+
+    /// The identity of a client's request.
+    pub(super) fn id(scenario: &Scenario, who: Who) -> RequestId {
+        Datagram { who, place: 0, copy: 0, sent: 0 }.id(scenario.clients[who].op)
+    }
+
+    /// The connection of a request is closed without an answer.
+    pub(super) fn hang_up(&mut self, scenario: &Scenario, number: Number, task: &Task, peer: Who) {
+        if self.clients[peer] == Client::Talking(number) {
+            self.clients[peer] = Client::Done;
+            self.seen.dropped |= task.who == peer && !scenario.clients[peer].insists;
+        }
+    }
+}
