@@ -12,8 +12,10 @@
 //!   processes are dead, whatever libvirt says.
 //! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: what the stock server does otherwise.
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot.
+//! * [`bench`]: this server and stock's measured beside each other.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
+pub mod bench;
 pub mod client;
 pub mod container;
 pub mod differences;

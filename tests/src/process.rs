@@ -114,15 +114,23 @@ fn collect(stream: impl Read + Send + 'static, into: Printed) -> JoinHandle<()> 
 /// # Errors
 /// The system call failed.
 pub fn wait_pidfd(pidfd: impl AsFd, limit: Duration) -> Result<bool> {
+    readable(pidfd, limit)
+}
+
+/// Whether a descriptor is readable, waiting for it at most `limit`.
+///
+/// # Errors
+/// The system call failed.
+pub fn readable(descriptor: impl AsFd, limit: Duration) -> Result<bool> {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).map_err(|_| anyhow!("time limit too long"))?;
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+        match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("waiting for a process"),
+            Err(error) => return Err(error).context("waiting for a descriptor"),
         }
     }
 }

@@ -37,9 +37,30 @@ pub fn start_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
 /// # Errors
 /// libvirt cannot.
 pub fn define_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
+    define_firmware(libvirtd, name, 16, Memory::Lazy)
+}
+
+/// When a machine's memory is taken from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Page by page, as the machine uses it.
+    Lazy,
+    /// All of it at the start, as if the machine had used every page.
+    AtOnce,
+}
+
+/// Defines a machine with firmware only and this much memory.
+///
+/// # Errors
+/// libvirt refuses it.
+pub fn define_firmware(libvirtd: &Libvirtd, name: &str, mebibytes: u32, memory: Memory) -> Result<()> {
     let emulator = emulator()?;
+    let backing = match memory {
+        Memory::Lazy => "",
+        Memory::AtOnce => "<memoryBacking><allocation mode='immediate'/></memoryBacking>",
+    };
     let xml = format!(
-        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>16</memory><vcpu>1</vcpu>\
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>{mebibytes}</memory>{backing}<vcpu>1</vcpu>\
          <os><type arch='x86_64' machine='pc'>hvm</type></os>\
          <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/></devices>\
          </domain>"

@@ -55,6 +55,14 @@ impl Witness {
         Ok(Self { pidfd, pid })
     }
 
+    /// Sends it SIGKILL: for showing how long a death takes without any server.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn kill(&self) -> Result<()> {
+        rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL).context("SIGKILL")
+    }
+
     /// Whether every thread of the process has ended.
     ///
     /// # Errors

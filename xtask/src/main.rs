@@ -1,8 +1,9 @@
-//! What a person types: `cargo xtask setup | build | run | test | fuzz | lint`.
+//! What a person types: `cargo xtask setup | build | run | test | bench | fuzz | lint`.
 //!
 //! Depends on neither libvirt nor aya nor the BPF toolchain, because it is what installs them: it must build on a machine that has
 //! nothing but cargo and a C compiler. Every command calls the setup that it needs itself, so a fresh clone needs one command, not two.
 
+mod bench;
 mod bpf;
 mod fuzz;
 mod hypervisor;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Measure the daemon beside stock's fence_virtd, and write docs/benchmarks.md
+    Bench(bench::Options),
     /// Look for inputs that break a parser, with libFuzzer
     Fuzz(fuzz::Options),
     /// Formatting, clippy, and the rules of this tree
@@ -88,6 +91,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         }
         Task::Run(options) => return run::run(&workspace, &options),
         Task::Test { suites, filter } => return suites::run(&workspace, &suites, &filter),
+        Task::Bench(options) => return bench::run(&workspace, &options),
         Task::Fuzz(options) => return fuzz::run(&workspace, &options),
         Task::Lint => return lint::run(&workspace),
     }

@@ -1,0 +1,334 @@
+//! What is measured, in the order of the table, and what is wanted of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::stats::{Sample, Samples, Unit, three};
+
+/// A part of the bench, which can be run alone (`--only`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Part {
+    /// Start to ready, memory, wake-ups while idle
+    Own,
+    /// The round trip of a `status`
+    Status,
+    /// off and reboot of a 16 MiB QEMU guest that does nothing
+    Idle,
+    /// off and reboot of a booted 192 MiB Linux guest
+    Booted,
+    /// off and reboot of a 4 GiB guest, all of whose memory was touched
+    Touched,
+    /// off and reboot of an LXC container that ignores SIGTERM
+    Container,
+    /// 17 `off`s at once
+    Storm17,
+    /// 100 `off`s at once
+    Storm100,
+    /// An honest request behind callers that say nothing, or are not there
+    Callers,
+}
+
+impl Part {
+    /// All of them, in the table's order.
+    pub const ALL: [Self; 9] = [
+        Self::Idle,
+        Self::Booted,
+        Self::Touched,
+        Self::Container,
+        Self::Storm17,
+        Self::Storm100,
+        Self::Callers,
+        Self::Status,
+        Self::Own,
+    ];
+}
+
+/// Whose measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    /// `fence-daemon`.
+    Ours,
+    /// `fence_virtd`.
+    Stock,
+    /// SIGKILL by the bench itself, without any server: what no server can beat.
+    Bare,
+}
+
+impl Contender {
+    /// The program's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "fence-daemon",
+            Self::Stock => "fence_virtd",
+            Self::Bare => "bare SIGKILL",
+        }
+    }
+}
+
+/// What a figure is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// `fence_virtd` takes at least so many times as long.
+    Faster(f64),
+    /// At most so many times what `fence_virtd` has.
+    OfStock(f64),
+    /// At most so many times the bare kill.
+    OfBare(f64),
+    /// At most so many times another figure of ours.
+    OfOwn(f64, String),
+}
+
+/// Whether a target is met.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// The target in words.
+    pub wanted: String,
+    /// What came out: a ratio.
+    pub got: String,
+    /// Whether that is good enough.
+    pub met: bool,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// Its name in the code.
+    pub id: String,
+    /// The part that it belongs to.
+    pub part: Part,
+    /// Its name in the table.
+    pub title: String,
+    /// What it counts.
+    pub unit: Unit,
+    /// What is wanted, and what it would take where it is missed.
+    pub targets: Vec<(Target, &'static str)>,
+}
+
+/// How many callers are in the way, by turns.
+pub const CROWDS: [usize; 3] = [1, 10, 100];
+
+/// The name of a figure about an honest request behind `count` callers of a kind.
+#[must_use]
+pub fn behind(kind: &str, count: usize) -> String {
+    format!("{kind}.{count}")
+}
+
+/// All figures.
+#[must_use]
+pub fn all() -> Vec<Figure> {
+    let mut figures = Vec::new();
+    let mut add = |part, id: &str, title: &str, unit, targets: &[(Target, &'static str)]| {
+        figures.push(Figure { id: id.to_owned(), part, title: title.to_owned(), unit, targets: targets.to_vec() });
+    };
+    for (part, victim, title) in [
+        (Part::Idle, "idle", "idle QEMU guest, 16 MiB"),
+        (Part::Booted, "booted", "booted QEMU guest, 192 MiB"),
+        (Part::Touched, "touched", "QEMU guest, 4 GiB touched"),
+        (Part::Container, "container", "LXC container"),
+    ] {
+        let off: &[_] = match part {
+            Part::Idle => &[
+                (
+                    Target::Faster(30.0),
+                    "less in front of the kill: of the way there, most is scheduling of three processes on few cores",
+                ),
+                (
+                    Target::OfBare(3.0),
+                    "less around the kill: datagram, call-back, exchange and reply take longer than the kill of so small a guest",
+                ),
+            ],
+            Part::Container => &[(Target::Faster(15.0), "a way to kill a container's processes beside libvirt")],
+            _ => &[],
+        };
+        let reboot: &[_] = if part == Part::Idle {
+            &[(Target::Faster(100.0), "as for off: the reply comes at the same moment")]
+        } else {
+            &[]
+        };
+        let again: &[_] = if part == Part::Idle {
+            &[(Target::Faster(3.0), "a faster start of QEMU by libvirt, which is nearly all of it")]
+        } else {
+            &[]
+        };
+        let name = |what: &str| format!("{victim}.{what}");
+        add(part, &name("off.dead"), &format!("{title}: off, to dead"), Unit::Time, &[]);
+        add(part, &name("off.reply"), &format!("{title}: off, to reply"), Unit::Time, off);
+        add(part, &name("reboot.dead"), &format!("{title}: reboot, to dead"), Unit::Time, &[]);
+        add(part, &name("reboot.reply"), &format!("{title}: reboot, to reply"), Unit::Time, reboot);
+        add(part, &name("reboot.running"), &format!("{title}: reboot, to running again"), Unit::Time, again);
+    }
+    for (part, count) in [(Part::Storm17, 17), (Part::Storm100, 100)] {
+        let target: &[_] = if part == Part::Storm100 {
+            &[(
+                Target::Faster(50.0),
+                "more cores: so many guests' memory is released, and so many clients run, on those there are",
+            )]
+        } else {
+            &[]
+        };
+        add(part, &format!("storm.{count}"), &format!("{count} offs at once: to the last reply"), Unit::Time, target);
+        add(part, &format!("storm.{count}.each"), &format!("{count} offs at once: each one's reply"), Unit::Time, &[]);
+    }
+    add(Part::Callers, &behind("silent", 0), "status, nobody in the way", Unit::Time, &[]);
+    for (kind, words) in [("silent", "silent"), ("dead", "dead")] {
+        for count in CROWDS {
+            let target = (Target::OfOwn(1.2, behind("silent", 0)), "fewer call-backs at once, or more cores");
+            let targets = if (kind, count) == ("silent", 100) { vec![target] } else { Vec::new() };
+            let title = format!("status behind {count} {words} caller{}", if count == 1 { "" } else { "s" });
+            add(Part::Callers, &behind(kind, count), &title, Unit::Time, &targets);
+        }
+    }
+    add(
+        Part::Status,
+        "status.raw",
+        "status, datagram to reply",
+        Unit::Time,
+        &[(Target::OfStock(1.0), "fewer threads between packet and reply")],
+    );
+    add(Part::Status, "status.client", "status, all of fence_xvm", Unit::Time, &[]);
+    add(
+        Part::Own,
+        "own.ready",
+        "start to ready",
+        Unit::Time,
+        &[(
+            Target::OfStock(1.5),
+            "a program that the kernel's verifier goes through faster, or readiness before it is attached",
+        )],
+    );
+    add(Part::Own, "own.answer", "start to the first answer", Unit::Time, &[]);
+    add(
+        Part::Own,
+        "own.memory",
+        "resident memory",
+        Unit::Memory,
+        &[(Target::OfStock(1.0), "fewer libraries' pages touched at the start")],
+    );
+    add(Part::Own, "own.wakeups", "wake-ups while idle", Unit::Rate, &[]);
+    figures
+}
+
+/// All that was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Results(BTreeMap<(String, Contender), Samples>);
+
+impl Results {
+    /// Adds a measurement.
+    pub fn add(&mut self, figure: &str, contender: Contender, value: f64) {
+        self.push(figure, contender, Sample { value, at_least: false });
+    }
+
+    /// Adds a measured time; `None` where there was no end of it before `limit`.
+    pub fn add_time(&mut self, figure: &str, contender: Contender, time: Option<Duration>, limit: Duration) {
+        let sample = Sample { value: time.unwrap_or(limit).as_secs_f64(), at_least: time.is_none() };
+        self.push(figure, contender, sample);
+    }
+
+    fn push(&mut self, figure: &str, contender: Contender, sample: Sample) {
+        self.0.entry((figure.to_owned(), contender)).or_default().push(sample);
+    }
+
+    /// The measurements of a figure and a contender; `None` where there is none.
+    #[must_use]
+    pub fn get(&self, figure: &str, contender: Contender) -> Option<&Samples> {
+        self.0.get(&(figure.to_owned(), contender))
+    }
+
+    /// The median of a figure, if there is one.
+    #[must_use]
+    pub fn median(&self, figure: &str, contender: Contender) -> Option<Sample> {
+        self.get(figure, contender).and_then(Samples::median)
+    }
+
+    /// How many times as long (or as much) stock's takes. With "at least" where stock's end was not waited for.
+    #[must_use]
+    pub fn ratio(&self, figure: &str) -> Option<Sample> {
+        let (ours, stock) = (self.median(figure, Contender::Ours)?, self.median(figure, Contender::Stock)?);
+        (!ours.at_least && ours.value > 0.0)
+            .then(|| Sample { value: stock.value / ours.value, at_least: stock.at_least })
+    }
+
+    /// What became of a figure's target; `None` where something that it takes was not measured.
+    #[must_use]
+    pub fn verdict(&self, figure: &Figure, target: &Target) -> Option<Verdict> {
+        let ours = self.median(&figure.id, Contender::Ours)?;
+        let at_most = |limit: f64, base: Sample, of: &str| {
+            let got = ours.value / base.value;
+            let wanted = format!("at most {limit} × {of}");
+            Verdict { wanted, got: format!("{} ×", three(got)), met: !ours.at_least && got <= limit }
+        };
+        Some(match target {
+            Target::Faster(times) => {
+                let stock = self.median(&figure.id, Contender::Stock)?;
+                let got = stock.value / ours.value;
+                let sign = if stock.at_least { "> " } else { "" };
+                let wanted = format!("at least {times} × as fast as fence_virtd");
+                Verdict { wanted, got: format!("{sign}{} ×", three(got)), met: !ours.at_least && got >= *times }
+            }
+            Target::OfStock(limit) => at_most(*limit, self.median(&figure.id, Contender::Stock)?, "fence_virtd's"),
+            Target::OfBare(limit) => at_most(*limit, self.median(&figure.id, Contender::Bare)?, "the bare kill"),
+            Target::OfOwn(limit, other) => at_most(*limit, self.median(other, Contender::Ours)?, "the undisturbed one"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(target: Target) -> Figure {
+        let (id, title) = ("x".to_owned(), "x".to_owned());
+        Figure { id, part: Part::Idle, title, unit: Unit::Time, targets: vec![(target, "")] }
+    }
+
+    fn verdict(ours: f64, stock: f64, bare: f64, target: Target) -> bool {
+        let mut results = Results::default();
+        results.add("x", Contender::Ours, ours);
+        results.add("x", Contender::Stock, stock);
+        results.add("x", Contender::Bare, bare);
+        results.add("y", Contender::Ours, 1.0);
+        let figure = figure(target);
+        results.verdict(&figure, &figure.targets[0].0).unwrap().met
+    }
+
+    #[test]
+    fn targets_are_met_and_missed_at_their_limits() {
+        assert!(verdict(1.0, 30.0, 1.0, Target::Faster(30.0)));
+        assert!(!verdict(1.0, 29.9, 1.0, Target::Faster(30.0)));
+        assert!(verdict(3.0, 1.0, 1.0, Target::OfBare(3.0)));
+        assert!(!verdict(3.1, 1.0, 1.0, Target::OfBare(3.0)));
+        assert!(verdict(1.5, 1.0, 9.0, Target::OfStock(1.5)));
+        assert!(!verdict(1.6, 1.0, 9.0, Target::OfStock(1.5)));
+        assert!(verdict(1.2, 1.0, 9.0, Target::OfOwn(1.2, "y".into())));
+        assert!(!verdict(1.3, 1.0, 9.0, Target::OfOwn(1.2, "y".into())));
+    }
+
+    #[test]
+    fn what_we_did_not_finish_meets_no_target() {
+        let mut results = Results::default();
+        results.add_time("x", Contender::Ours, None, Duration::from_secs(30));
+        results.add("x", Contender::Stock, 1000.0);
+        let figure = figure(Target::Faster(30.0));
+        assert!(!results.verdict(&figure, &figure.targets[0].0).unwrap().met);
+        assert_eq!(results.ratio("x"), None);
+    }
+
+    #[test]
+    fn every_figure_has_its_own_name_and_refers_to_others_that_there_are() {
+        let figures = all();
+        let mut names: Vec<_> = figures.iter().map(|figure| figure.id.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), figures.len());
+        for (target, needed) in figures.iter().flat_map(|figure| &figure.targets) {
+            assert!(!needed.is_empty());
+            if let Target::OfOwn(_, other) = target {
+                assert!(names.contains(other), "{other}");
+            }
+        }
+        assert!(Part::ALL.iter().all(|part| figures.iter().any(|figure| figure.part == *part)));
+    }
+}
