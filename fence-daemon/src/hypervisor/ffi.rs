@@ -1,4 +1,5 @@
-//! The little of libvirt that the `virt` crate does not wrap: the process-wide set-up, the close callback and domain events.
+//! The little of libvirt that the `virt` crate does not wrap, or not soundly: the process-wide set-up, the close callback, domain events
+//! and jobs.
 //!
 //! The only `unsafe` of the hypervisor module lives here.
 
@@ -204,6 +205,29 @@ fn listeners() -> MutexGuard<'static, HashMap<usize, Listener>> {
 pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     // SAFETY: needed because `virt` does not wrap the call. Sound because the handle is open as long as it is borrowed.
     if unsafe { virt_sys::virDomainAbortJob(domain.as_ptr()) } == 0 { Ok(()) } else { Err(Error::last_error()) }
+}
+
+/// The job that libvirt is doing with a domain: its `virDomainJobType`, and its `virDomainJobOperation` if it says.
+///
+/// # Errors
+/// The driver knows no jobs, or the domain is not active.
+pub(super) fn job(domain: &Domain) -> Result<(c_int, Option<c_int>), Error> {
+    let (mut kind, mut parameters, mut count) = (0, std::ptr::null_mut(), 0);
+    // SAFETY: needed because `virt`'s own wrapper makes a `Vec` of libvirt's array, which is null where there is no job. Sound because the
+    // handle is open as long as it is borrowed, and libvirt writes to the three places during the call only.
+    let status =
+        unsafe { virt_sys::virDomainGetJobStats(domain.as_ptr(), &raw mut kind, &raw mut parameters, &raw mut count, 0) };
+    if status != 0 {
+        return Err(Error::last_error());
+    }
+    let mut operation = 0;
+    // SAFETY: needed to read libvirt's array. Sound because it is the one that libvirt has just made, with its length (a null one has none),
+    // the name ends with a NUL, and the value is written during the call only.
+    let found =
+        unsafe { virt_sys::virTypedParamsGetInt(parameters, count, c"operation".as_ptr(), &raw mut operation) };
+    // SAFETY: needed because the array is ours to free. Sound because nothing of it is used any more; null is permitted.
+    unsafe { virt_sys::virTypedParamsFree(parameters, count) };
+    Ok((kind, (found == 1).then_some(operation)))
 }
 
 /// The type of [`on_lifecycle`].

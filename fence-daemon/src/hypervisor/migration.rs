@@ -52,18 +52,20 @@ enum Direction {
 }
 
 fn job(domain: &Domain) -> Result<Direction, Error> {
-    let stats = match domain.get_job_stats(0) {
-        Ok(stats) => stats,
+    let (kind, operation) = match ffi::job(domain) {
+        Ok(job) => job,
         // Drivers without jobs have no migration either.
         Err(error) if error.code() == ErrorNumber::NoSupport => return Ok(Direction::None),
+        // What QEMU's driver says of a domain that is on its way to here.
+        Err(error) if error.code() == ErrorNumber::OperationUnsupported => return Ok(Direction::In),
         // It ended while we asked; what became of it is for the next question.
         Err(error) if error.code() == ErrorNumber::OperationInvalid && !domain.is_active()? => {
             return Ok(Direction::None);
         }
         Err(error) => return Err(error),
     };
-    let operation = stats.operation.and_then(|operation| u32::try_from(operation).ok());
-    Ok(match (u32::try_from(stats.r#type), operation) {
+    let operation = operation.and_then(|operation| u32::try_from(operation).ok());
+    Ok(match (u32::try_from(kind), operation) {
         (Ok(virt_sys::VIR_DOMAIN_JOB_NONE), _) => Direction::None,
         (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)) => Direction::Out,
         (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)) => Direction::In,
