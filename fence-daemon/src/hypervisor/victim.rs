@@ -100,7 +100,7 @@ pub(super) struct Victim {
 impl Victim {
     /// Finds the process of a domain that libvirt says is running. Reads a few small files.
     pub(super) fn open(driver: Driver, name: &str, uuid: Uuid) -> Result<Self, VictimError> {
-        let file = driver.directory().join(format!("{name}.pid"));
+        let file = driver.directory().join(format!("{}.pid", xml_escaped(name)));
         let number: i32 = read(&file)?
             .trim()
             .parse()
@@ -204,6 +204,22 @@ impl Victim {
             .collect();
         if stuck.is_empty() { "the kernel is taking it apart".to_owned() } else { stuck.join(", ") }
     }
+}
+
+/// A name as libvirt writes it in XML, and in the name of a domain's PID file (`virPidFileBuildPath`); not in that of its status file.
+fn xml_escaped(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for character in name.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&apos;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
 }
 
 /// A job that libvirt may be doing with a domain, as far as it matters to a death.
@@ -310,6 +326,12 @@ mod tests {
         ] {
             assert_eq!(Driver::of(uri), None, "{uri}");
         }
+    }
+
+    #[test]
+    fn a_pid_files_name_is_the_domains_as_in_xml() {
+        assert_eq!(xml_escaped("node 1 ü"), "node 1 ü");
+        assert_eq!(xml_escaped("<a> & \"b's\""), "&lt;a&gt; &amp; &quot;b&apos;s&quot;");
     }
 
     #[test]
