@@ -1,8 +1,7 @@
 //! One libvirt URI: its connections, the loop that keeps them, and the threads that call.
 //!
-//! - A URI has several connections: one for queries and a few for actions, because libvirtd takes up only five calls of a client at
-//!   a time (`max_client_requests`), and five kills must not make a status query wait. A driver inside our own process (`test:///`)
-//!   has no such limit, and may keep its domains per connection: it gets one.
+//! - A URI has as many connections as threads that call, see [`link`](super::link) for the reason. A driver inside our own process
+//!   (`test:///`) needs no more than one, and may keep its domains per connection.
 //! - Queries and actions have thread pools of their own ([`Pool`]), for the same reason.
 //! - One keeper task per URI opens the connections, on threads of their own because opening can hang, and opens them again when
 //!   libvirt says that one is dead or a call finds it so. It backs off, but a request that needs the URI has it try at once.
@@ -23,12 +22,10 @@ use virt::connect::Connect;
 use super::domain;
 use super::error::CallError;
 use super::ffi::News;
-use super::link::{ACTION_CONNECTIONS, ACTIONS_PER_CONNECTION, Lane, Link};
+use super::link::{ACTION_THREADS, Lane, Link, QUERY_THREADS};
 use super::pool::Pool;
 use super::table::Table;
 
-/// Threads for queries, all on one connection: below libvirtd's five calls at a time.
-const QUERY_THREADS: usize = 4;
 /// An attempt to connect that is silent for so long counts as failed in what we report, but goes on.
 const OPEN_SILENCE: Duration = Duration::from_secs(5);
 /// An attempt that is silent for so long is given up as stuck, and another one begins.
@@ -82,7 +79,7 @@ impl Uri {
             state: watch::Sender::default(),
             link: Mutex::default(),
             query: Pool::new(format!("virt{index}-query"), QUERY_THREADS),
-            act: Pool::new(format!("virt{index}-act"), ACTIONS_PER_CONNECTION * ACTION_CONNECTIONS),
+            act: Pool::new(format!("virt{index}-act"), ACTION_THREADS),
             wanted: Notify::new(),
             silent: AtomicBool::new(false),
             links: Arc::default(),

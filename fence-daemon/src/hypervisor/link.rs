@@ -1,8 +1,16 @@
 //! The open connections to one URI, as one thing that is opened, used, lost and closed.
+//!
+//! # One call at a time
+//!
+//! A thread never shares its connection with another. libvirt permits that, but up to 10.3 its client crashes by it (CVE-2024-4418): whoever
+//! waits for an answer polls with a structure on its own stack, a call of another thread interrupts that, and the structure stays
+//! registered when its thread has returned. A keepalive probe, which is sent during calls that take long, interrupts as well: so
+//! a connection is thrown away after such a call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use virt::connect::Connect;
@@ -13,14 +21,17 @@ use super::error::CallError;
 use super::ffi::{self, CloseWatch, EventWatch, News};
 use super::table::Table;
 
-/// Threads for actions on each connection for actions: below libvirtd's five calls at a time.
-pub(super) const ACTIONS_PER_CONNECTION: usize = 4;
-/// Connections for actions. With the above: 16 kills at a time, near libvirtd's own 20 workers.
-pub(super) const ACTION_CONNECTIONS: usize = 4;
+/// Threads for queries, each with a connection of its own.
+pub(super) const QUERY_THREADS: usize = 4;
+/// Threads for actions, likewise: so many kills at a time, near libvirtd's own 20 workers.
+pub(super) const ACTION_THREADS: usize = 12;
 /// Keepalive: a probe each so many seconds ...
 const KEEPALIVE_SECONDS: i32 = 5;
 /// ... and dead after so many without an answer. 15 to 20 s in all: hung calls end before the client gives up at 30 s.
 const KEEPALIVE_PROBES: u32 = 3;
+
+/// A connection over which a call has taken longer than this is not used for another: a keepalive probe may have been sent during the call.
+const SLOW_CALL: Duration = Duration::from_secs(4);
 
 /// Which pool and connection a call goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +69,7 @@ impl Lost {
 
 /// The open connections to one URI.
 pub(super) struct Link {
-    /// The first is for queries, the rest for actions. A single one serves both.
+    /// The first ones are for queries, the rest for actions. A single one serves all.
     connections: Vec<Connection>,
     pub(super) lost: Arc<Lost>,
     links: Arc<AtomicUsize>,
@@ -75,7 +86,7 @@ impl Link {
         ffi::prepare()?;
         links.fetch_add(1, Ordering::AcqRel);
         let in_process = uri.starts_with("test:");
-        let wanted = if in_process { 1 } else { 1 + ACTION_CONNECTIONS };
+        let wanted = if in_process { 1 } else { QUERY_THREADS + ACTION_THREADS };
         // From here on dropping it closes what is open and counts it off.
         let mut link = Self { connections: Vec::with_capacity(wanted), lost: Arc::default(), links };
         for _ in 0..wanted {
@@ -97,13 +108,19 @@ impl Link {
         call: impl FnOnce(&Connect) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
         let number = match lane {
-            Lane::Query => 0,
-            Lane::Act => 1 + thread / ACTIONS_PER_CONNECTION,
+            Lane::Query => thread,
+            Lane::Act => QUERY_THREADS + thread,
         };
         let Some(connection) = self.connections.get(number).or(self.connections.first()) else {
             return Err(CallError::NotConnected("no connection".to_owned()));
         };
+        let begun = Instant::now();
         let result = call(&connection.connect);
+        if begun.elapsed() > SLOW_CALL && self.connections.len() > 1 {
+            // Closes when the calls beside it have ended; the next one is opened meanwhile.
+            tracing::debug!(took = ?begun.elapsed(), "a slow call over libvirt: its connections are renewed");
+            self.lost.say();
+        }
         match result {
             // Asks our side of the connection only, nothing goes over the wire.
             Err(error) if !connection.connect.is_alive().unwrap_or(false) => {
