@@ -88,17 +88,30 @@ pub(super) struct Row {
     pub(super) state: State,
 }
 
+/// These domains, each asked for by itself.
+pub(super) fn list_each(connect: &Connect, uuids: Vec<Uuid>) -> Result<Vec<Row>, CallError> {
+    let mut list = Vec::new();
+    for uuid in uuids {
+        let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { continue };
+        list.extend(row(&domain)?);
+    }
+    Ok(list)
+}
+
 /// All domains.
 pub(super) fn list(connect: &Connect) -> Result<Vec<Row>, CallError> {
     let mut list = Vec::new();
     for domain in connect.list_all_domains(0)? {
-        // One that vanished meanwhile is no longer a domain.
-        if let Some((state, _)) = known(domain.get_state())? {
-            let (name, uuid, id) = (domain.get_name()?, domain.get_uuid()?, domain.get_id());
-            list.push(Row { name, uuid, id, state: state_of(state) });
-        }
+        list.extend(row(&domain)?);
     }
     Ok(list)
+}
+
+/// A domain's row; none if it has vanished meanwhile.
+fn row(domain: &Domain) -> Result<Option<Row>, CallError> {
+    let Some((state, _)) = known(domain.get_state())? else { return Ok(None) };
+    let (name, uuid, id) = (domain.get_name()?, domain.get_uuid()?, domain.get_id());
+    Ok(Some(Row { name, uuid, id, state: state_of(state) }))
 }
 
 /// How a domain is now, for the table: with its process, if the driver's are known, held while libvirt says before and after that it is the same

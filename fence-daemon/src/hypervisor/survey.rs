@@ -120,7 +120,7 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
         let uri = Arc::clone(uri);
         let task = tokio::spawn({
             let uri = Arc::clone(&uri);
-            async move { uri.call(Lane::Query, bound, domain::list).await }
+            async move { rows(&uri, bound).await }
         });
         asked.push((uri, task));
     }
@@ -140,6 +140,21 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
         }
     }
     listing
+}
+
+/// All domains of a URI. libvirt's QEMU driver holds a domain for as long as it destroys it, and a list waits for each: so while there are
+/// some that are killed and cannot die, they are left out of what it is asked, and told by their own processes.
+async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
+    let Some(known) = uri.table.dying() else { return uri.call(Lane::Query, bound, domain::list).await };
+    let (dying, others): (Vec<_>, Vec<_>) =
+        known.into_iter().partition(|(_, entry)| entry.victim().is_some_and(|victim| victim.is_dying()));
+    let others = others.into_iter().map(|(uuid, _)| uuid).collect();
+    let mut rows = uri.call(Lane::Query, bound, move |connect| domain::list_each(connect, others)).await?;
+    rows.extend(dying.into_iter().filter_map(|(uuid, entry)| {
+        let instance = entry.instance?;
+        Some(Row { name: entry.name, uuid, id: Some(instance.id), state: instance.state })
+    }));
+    Ok(rows)
 }
 
 /// UUIDs each once and in order.

@@ -4,7 +4,8 @@
 //! - An event says only *which* domain: how it is now is asked anew each time (`domain::observe`). Events that are doubled, late or out of
 //!   order do no harm, and there is no polling.
 //! - Kept while the connection is lost: what a pidfd says is true without libvirt. So the table is good for finding a process to
-//!   kill and for nothing else: that a domain is *off* is only ever said by a dead process or by libvirt, asked afresh.
+//!   kill, and for saying that a domain is *on* whose process lives. That one is *off* is only ever said by a dead process or by
+//!   libvirt, asked afresh.
 //!
 //! libvirt gives each start of a domain a new ID, which tells instances apart; after a restart of libvirtd numbers may come again, but then
 //! the table is filled anew before anybody can compare.
@@ -31,6 +32,13 @@ pub(super) struct Entry {
     pub(super) moved_away: bool,
     /// What runs, if it does.
     pub(super) instance: Option<Instance>,
+}
+
+impl Entry {
+    /// The process that it runs as, where that is known.
+    pub(super) fn victim(&self) -> Option<&Arc<Victim>> {
+        self.instance.as_ref().and_then(|instance| instance.victim.as_ref())
+    }
 }
 
 /// A running instance of a domain.
@@ -89,6 +97,14 @@ impl Table {
             Target::Name(name) => domains.iter().find(|(_, entry)| entry.name == *name),
         };
         found.map(|(uuid, entry)| (*uuid, entry.clone()))
+    }
+
+    /// All of them, if some of them are being killed and live still: libvirt cannot list its domains then.
+    pub(super) fn dying(&self) -> Option<Vec<(Uuid, Entry)>> {
+        let domains = self.domains();
+        let is_dying = |entry: &Entry| entry.victim().is_some_and(|victim| victim.is_dying());
+        let all = || domains.iter().map(|(uuid, entry)| (*uuid, entry.clone())).collect();
+        domains.values().any(is_dying).then(all)
     }
 
     /// Enters what was observed of a domain; `None` takes it out.

@@ -16,6 +16,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -95,6 +96,8 @@ pub(super) struct Victim {
     name: String,
     pid: Pid,
     pidfd: OwnedFd,
+    /// Whether it was killed, and is to die as soon as it can.
+    killed: AtomicBool,
 }
 
 impl Victim {
@@ -127,7 +130,7 @@ impl Victim {
             Driver::Qemu => (first, held),
             Driver::Lxc => first_of_container(number, &held)?,
         };
-        Ok(Self { driver, name: name.to_owned(), pid, pidfd })
+        Ok(Self { driver, name: name.to_owned(), pid, pidfd, killed: AtomicBool::new(false) })
     }
 
     /// Whether all of it is dead: every thread, and for a container every process.
@@ -142,10 +145,16 @@ impl Victim {
 
     /// Sends SIGKILL. That it is dead already is no error: whoever kills waits for the proof anyway.
     pub(super) fn kill(&self) -> io::Result<()> {
+        self.killed.store(true, Ordering::Release);
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether it was killed by us and is not dead yet. Until it is, libvirt answers no question about it.
+    pub(super) fn is_dying(&self) -> bool {
+        self.killed.load(Ordering::Acquire) && !self.is_dead()
     }
 
     /// Waits until all of it is dead.
@@ -365,7 +374,7 @@ mod tests {
         let (pid, pidfd) = hold(Path::new("x"), number).unwrap();
         let age = SystemTime::now().duration_since(started(number).unwrap()).unwrap();
         assert!(age < Duration::from_secs(60), "{age:?}");
-        let victim = Victim { driver: Driver::Qemu, name: "x".to_owned(), pid, pidfd };
+        let victim = Victim { driver: Driver::Qemu, name: "x".to_owned(), pid, pidfd, killed: AtomicBool::new(false) };
         assert!(!victim.is_dead());
         victim.kill().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
