@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::fault::{self, Point};
 use crate::intake::Verified;
 
 /// How long a connection may take to come about, as with stock servers.
@@ -102,6 +103,7 @@ impl Callback {
             Ok(Err(error)) => return Err(CallbackError::Connect(caller, error)),
             Err(_) => return Err(CallbackError::ConnectTimeout(caller)),
         };
+        fault::point(Point::AfterConnect);
         // Small messages that are waited for; if the option cannot be set they are only slower.
         let _ = stream.set_nodelay(true);
         if self.auth != HashKind::None {

@@ -12,6 +12,7 @@ pub mod config;
 pub mod configure;
 pub mod daemon;
 pub mod durable;
+mod fault;
 pub mod hypervisor;
 pub mod intake;
 pub mod keygen;

@@ -13,7 +13,7 @@ use fence_daemon::keygen;
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::process::{self, PidFile, Readiness};
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(message) => {

@@ -40,6 +40,7 @@ use crate::callback::{Authenticated, Callback, CallbackError};
 use crate::claims::Claims;
 use crate::clock::Moment;
 use crate::config::Groups;
+use crate::fault::{self, Point};
 use crate::hypervisor::Hypervisors;
 use crate::intake::Verified;
 use crate::intake::backlog::Backlog;
@@ -239,6 +240,7 @@ impl Shared {
     }
 
     async fn serve(&self, request: Verified, ticket: Ticket, overtaken: &Notify, mut stopping: watch::Receiver<bool>) {
+        fault::point(Point::AfterVerify);
         let stopped = async {
             let _ = stopping.wait_for(|stopping| *stopping).await;
             tokio::time::sleep(STOP_GRACE).await;
@@ -253,11 +255,14 @@ impl Shared {
             Err(reason) => return self.give_up(&request, ticket, &reason),
         };
         let called_back = Moment::now();
+        fault::point(Point::AfterAuthentication);
         self.backlog.read().await;
         let claimed = self.ledger().claim(called_back.nanos(), ticket);
         if claimed.is_ok() && request.op().changes_power() {
+            fault::point(Point::AfterClaim);
             // Before anything is done: if we die now, the next daemon must not do it again.
             self.claims.note(called_back, request.id());
+            fault::point(Point::AfterNote);
         }
         let (answer, claim) = match claimed {
             Ok(claim) => (self.answer(&request, &peer).await, Some(claim)),
@@ -349,7 +354,9 @@ impl Shared {
     ) {
         self.backlog.read().await;
         let superseded = claim.as_ref().is_some_and(|claim| self.ledger().is_claim_superseded(claim));
+        fault::point(Point::BeforeReply);
         let sent = if superseded { None } else { Some(peer.reply(&answer.bytes).await) };
+        fault::point(Point::AfterReply);
         let now = Moment::now();
         if let Some(claim) = claim {
             self.ledger().answered(now.nanos(), claim);

@@ -7,6 +7,9 @@
 #[path = "libvirt/configured.rs"]
 mod configured;
 #[cfg(test)]
+#[path = "libvirt/crashes.rs"]
+mod crashes;
+#[cfg(test)]
 #[path = "libvirt/xtask_run.rs"]
 mod xtask_run;
 

@@ -15,6 +15,9 @@ use crate::progress::{self, Errors, say};
 use crate::setup::{self, Profile};
 use crate::workspace::{self, Workspace};
 
+/// The daemon with points at which it dies, and the feature that only it is built with.
+const FAULTS: &str = "fence-daemon-faults";
+
 /// A set of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Suite {
@@ -149,6 +152,11 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     let mut cargo = workspace.cargo(&object);
     cargo.args(["build", "--package", "fence-daemon", "--bin", "fence-daemon"]);
     progress::shown("building the daemon", cargo)?;
+    if suites.contains(&Suite::Libvirt) {
+        let mut cargo = workspace.cargo(&object);
+        cargo.args(["build", "--package", "fence-daemon", "--features", "fault-points", "--bin", FAULTS]);
+        progress::shown("building the daemon that dies where a test wants it to", cargo)?;
+    }
 
     let mut outcomes = Vec::new();
     for suite in suites {
@@ -177,6 +185,7 @@ fn run_one(
             cargo.arg("--").args(filter);
         }
         cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
+        cargo.env("FENCE_DAEMON_FAULTS_BIN", workspace.binary(FAULTS, false));
         if suite.needs_root() && privilege == Privilege::Sudo {
             // Cargo stays with the user, whose target folder it is; only the test programs get root.
             let (name, runner) = sudo_runner()?;
@@ -204,7 +213,7 @@ fn run_one(
 fn sudo_runner() -> anyhow::Result<(String, String)> {
     let host = workspace::host()?;
     let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
-    let kept = "FENCE_DAEMON_BIN,FENCE_EBPF_OBJECT,CARGO_MANIFEST_DIR,RUST_BACKTRACE,CI";
+    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,CARGO_MANIFEST_DIR,RUST_BACKTRACE,CI";
     Ok((name, format!("sudo --preserve-env={kept} --")))
 }
 
@@ -273,6 +282,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A daemon that dies where the environment says is for tests alone.
+    #[test]
+    fn nobody_gets_a_daemon_with_fault_points_without_asking_for_one() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+        let manifest = read("fence-daemon/Cargo.toml");
+        assert!(manifest.contains("required-features = [\"fault-points\"]"));
+        assert!(!manifest.contains("default = "), "a default feature may bring fault points along");
+        for folder in ["fence-common", "fuzz", "tests", "xtask", "."] {
+            assert!(!read(&format!("{folder}/Cargo.toml")).contains("fault-points"), "{folder} asks for fault points");
+        }
+        assert!(read("fence-daemon/src/fault.rs").contains("not(debug_assertions)))]\ncompile_error!"));
     }
 
     #[test]

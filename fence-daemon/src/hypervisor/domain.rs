@@ -18,6 +18,7 @@ use super::migration;
 use super::table::{Entry, Instance};
 use super::victim::{Driver, Victim};
 use crate::clock::Moment;
+use crate::fault::{self, Point};
 use crate::policy::Target;
 
 /// libvirt's `virDomainState`.
@@ -297,6 +298,7 @@ pub(super) fn power_off(
         let _ = domain.suspend();
     }
     let destroyed = domain.destroy();
+    fault::point(Point::AfterDestroy);
     // Our own word is no proof: libvirt is asked afresh, whatever destroy said ("not running" is an error, too).
     let power = known(power(&domain));
     let at = Moment::now();

@@ -30,6 +30,7 @@ use super::record::{Kept, Record};
 use super::table::Entry;
 use super::victim::{ImageLocks, Job, Victim};
 use crate::clock::Moment;
+use crate::fault::{self, Point};
 
 /// How long a process may take to die before the log says what keeps it, and how often it says so.
 const OBSTACLE: Duration = Duration::from_secs(3);
@@ -75,7 +76,9 @@ pub(super) async fn kill(
             Source::Xml(xml) => Some(xml.as_str()),
             Source::Definition | Source::Nothing(_) => None,
         };
-        inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), xml))
+        let kept = inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), xml));
+        fault::point(Point::AfterRecord);
+        kept
     } else {
         None
     };
@@ -94,12 +97,17 @@ pub(super) async fn kill(
         }
     }
     let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone())));
+    if record.is_some() {
+        fault::point_elsewhere(Point::AfterDestroy).await;
+    }
     if let Err(error) = victim.kill() {
         tracing::warn!(%domain, pid = victim.pid(), %error, "cannot kill its process: left to libvirt");
         not_this_way();
         return None;
     }
+    fault::point(Point::AfterKill);
     let off = prove(domain, victim, &locks, instance.state, source).await;
+    fault::point(Point::AfterProof);
     Some(Killed { off, record, kept })
 }
 

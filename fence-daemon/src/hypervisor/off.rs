@@ -19,6 +19,7 @@ use super::restart::Plan;
 use super::survey::survey;
 use super::{Inner, RebootMethod};
 use crate::clock::Moment;
+use crate::fault::{self, Point};
 use crate::policy::Target;
 
 /// Waits until what was killed for a reboot runs again, and answers accordingly.
@@ -111,7 +112,9 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
 fn foresee(inner: &Inner, uri: &Uri, domain: &Identity) -> Option<Kept> {
     let entry = uri.table.get(domain.uuid).filter(|entry| entry.persistent)?;
     let instance = entry.instance?.id;
-    inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance), None))
+    let kept = inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance), None));
+    fault::point(Point::AfterRecord);
+    kept
 }
 
 /// One outcome of several: a success only if all are.

@@ -17,6 +17,7 @@ use super::error::CallError;
 use super::link::Lane;
 use super::outcome::Identity;
 use super::record::{Kept, Record};
+use crate::fault::{self, Point};
 use crate::policy::Target;
 
 /// The pauses between attempts: at once, then doubling up to this.
@@ -174,9 +175,11 @@ async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>) {
             tracing::info!(domain = %plan.domain, "restart superseded by a later request");
             return;
         }
+        fault::point(Point::BeforeRestart);
         // Bounded is only its beginning, not the call itself: while a start may still come into force, the lock must not be free.
         let reason = match plan.attempt(&inner, until.min(Instant::now() + inner.limits.look_up)).await {
             Ok(Started::Now(state)) => {
+                fault::point(Point::AfterRestart);
                 inner.restarts.cancel(place, uuid);
                 let took = begun.elapsed();
                 tracing::info!(domain = %plan.domain, %state, ?took, "started again after its reboot");

@@ -1,0 +1,96 @@
+//! Steps of a request at which a test may have the daemon die, as by the OOM killer or an administrator's SIGKILL.
+//!
+//! Only with the feature `fault-points`, which only `fence-daemon-faults` is built with, never for a release. Without it nothing of this is
+//! left: a step is a call of an empty function.
+
+#[cfg(all(feature = "fault-points", not(debug_assertions)))]
+compile_error!("the feature `fault-points` is for tests: it must not be in a release");
+
+/// A step. Its name, in small letters with `-`, in the environment variable `FENCE_FAULT` is where the daemon dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// The request is right and new.
+    AfterVerify,
+    /// The peer has taken the call-back.
+    AfterConnect,
+    /// The peer has proven that it has the key.
+    AfterAuthentication,
+    /// The request is claimed, in memory.
+    AfterClaim,
+    /// The claim is on disk.
+    AfterNote,
+    /// What the next daemon needs to start the domain again is on disk.
+    AfterRecord,
+    /// libvirt was asked to destroy the domain.
+    AfterDestroy,
+    /// SIGKILL was sent to the domain's process.
+    AfterKill,
+    /// The domain is proven dead.
+    AfterProof,
+    /// The answer is about to be sent.
+    BeforeReply,
+    /// The answer was sent.
+    AfterReply,
+    /// The domain is about to be started again.
+    BeforeRestart,
+    /// The domain was started again; that is not on record yet.
+    AfterRestart,
+}
+
+#[cfg(feature = "fault-points")]
+impl Point {
+    fn name(self) -> &'static str {
+        match self {
+            Self::AfterVerify => "after-verify",
+            Self::AfterConnect => "after-connect",
+            Self::AfterAuthentication => "after-authentication",
+            Self::AfterClaim => "after-claim",
+            Self::AfterNote => "after-note",
+            Self::AfterRecord => "after-record",
+            Self::AfterDestroy => "after-destroy",
+            Self::AfterKill => "after-kill",
+            Self::AfterProof => "after-proof",
+            Self::BeforeReply => "before-reply",
+            Self::AfterReply => "after-reply",
+            Self::BeforeRestart => "before-restart",
+            Self::AfterRestart => "after-restart",
+        }
+    }
+
+    /// Whether the daemon is to die here.
+    fn is_the_end(self) -> bool {
+        std::env::var_os("FENCE_FAULT").is_some_and(|name| name == self.name())
+    }
+}
+
+/// A step was reached.
+#[cfg(feature = "fault-points")]
+pub(crate) fn point(point: Point) {
+    if point.is_the_end() {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        // Not a single step further, however long the signal takes.
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// A step was reached.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub(crate) fn point(_: Point) {}
+
+/// Something was handed to another thread: if the daemon is to die after it was done, it gets the time for that.
+#[cfg(feature = "fault-points")]
+pub(crate) async fn point_elsewhere(at: Point) {
+    if at.is_the_end() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    point(at);
+}
+
+/// Something was handed to another thread.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+#[allow(clippy::unused_async, reason = "it waits where the feature is on")]
+pub(crate) async fn point_elsewhere(_: Point) {}
