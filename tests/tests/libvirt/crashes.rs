@@ -49,14 +49,14 @@ fn faults() -> Result<PathBuf> {
 }
 
 struct Lab {
+    /// libvirt's events, as virsh prints them. First, as it ends first: the lab waits for all of its processes.
+    events: Process,
     hypervisor: Hypervisor,
     libvirtd: Libvirtd,
     guest: Guest,
     key: String,
     config: Config,
     uri: &'static str,
-    /// libvirt's events, as virsh prints them.
-    events: Process,
 }
 
 impl Lab {
