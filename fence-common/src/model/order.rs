@@ -240,7 +240,9 @@ impl State {
             match task.step.clone() {
                 Step::Acting(claim, peer) => task.step = Step::Ended(claim, peer, outcome),
                 Step::Unclaimed(ticket, peer) => self.claim_late(order.number, ticket, peer, outcome),
-                _ => {}
+                // It has been answered already: its time was over.
+                Step::Calling(_) | Step::Talking(..) | Step::Read(..) | Step::Claimed(..) => {}
+                Step::Ended(..) | Step::ReadAgain(..) => {}
             }
         }
         // Not before libvirt's destroy, where one is under way, is over: it must not hit what a later request starts.

@@ -15,16 +15,14 @@ impl State {
             acts.push(Act::Take);
         }
         for (&number, task) in &daemon.tasks {
+            if let Step::Calling(ticket) | Step::Talking(ticket, _) = &task.step
+                && daemon.ledger.is_moot(ticket) == Some(NoClaim::Superseded)
+            {
+                acts.push(Act::Overtaken(number));
+            }
             match &task.step {
-                Step::Calling(ticket) | Step::Talking(ticket, _) => {
-                    if daemon.ledger.is_moot(ticket) == Some(NoClaim::Superseded) {
-                        acts.push(Act::Overtaken(number));
-                    }
-                    acts.push(match task.step {
-                        Step::Calling(_) => Act::Connect(number),
-                        _ => Act::Read(number),
-                    });
-                }
+                Step::Calling(_) => acts.push(Act::Connect(number)),
+                Step::Talking(..) => acts.push(Act::Read(number)),
                 Step::Read(..) => acts.push(Act::Claim(number)),
                 Step::Claimed(..) => acts.push(Act::Note(number)),
                 Step::Acting(..) | Step::Unclaimed(..) => {}

@@ -52,7 +52,7 @@ fn check(name: &str, scenario: Scenario) {
         let path = found.get(property.name);
         match property.expectation {
             stateright::Expectation::Sometimes => assert!(path.is_some(), "{name}: never: {}", property.name),
-            _ => {
+            stateright::Expectation::Always | stateright::Expectation::Eventually => {
                 let steps = path.map(|path| path.clone().into_actions());
                 assert!(steps.is_none(), "{name}: broken: {}: {steps:#?}", property.name);
             }

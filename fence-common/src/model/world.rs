@@ -347,7 +347,9 @@ impl State {
             }
             Act::Crash => self.crash(scenario),
             Act::Start => self.start(scenario),
-            _ => {}
+            // The daemon's own.
+            Act::Take | Act::Connect(_) | Act::Overtaken(_) | Act::Read(_) | Act::Claim(_) | Act::Note(_) => {}
+            Act::Order(..) | Act::Late(_) | Act::ReadAgain(_) | Act::Reply(_) | Act::Restart(_) => {}
         }
     }
 
