@@ -215,16 +215,16 @@ pub(super) fn job(domain: &Domain) -> Result<(c_int, Option<c_int>), Error> {
     let (mut kind, mut parameters, mut count) = (0, std::ptr::null_mut(), 0);
     // SAFETY: needed because `virt`'s own wrapper makes a `Vec` of libvirt's array, which is null where there is no job. Sound because the
     // handle is open as long as it is borrowed, and libvirt writes to the three places during the call only.
-    let status =
-        unsafe { virt_sys::virDomainGetJobStats(domain.as_ptr(), &raw mut kind, &raw mut parameters, &raw mut count, 0) };
+    let status = unsafe {
+        virt_sys::virDomainGetJobStats(domain.as_ptr(), &raw mut kind, &raw mut parameters, &raw mut count, 0)
+    };
     if status != 0 {
         return Err(Error::last_error());
     }
     let mut operation = 0;
     // SAFETY: needed to read libvirt's array. Sound because it is the one that libvirt has just made, with its length (a null one has none),
     // the name ends with a NUL, and the value is written during the call only.
-    let found =
-        unsafe { virt_sys::virTypedParamsGetInt(parameters, count, c"operation".as_ptr(), &raw mut operation) };
+    let found = unsafe { virt_sys::virTypedParamsGetInt(parameters, count, c"operation".as_ptr(), &raw mut operation) };
     // SAFETY: needed because the array is ours to free. Sound because nothing of it is used any more; null is permitted.
     unsafe { virt_sys::virTypedParamsFree(parameters, count) };
     Ok((kind, (found == 1).then_some(operation)))

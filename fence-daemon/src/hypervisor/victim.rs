@@ -53,6 +53,17 @@ impl Driver {
         }
     }
 
+    /// Whether a program is what the driver runs domains as.
+    fn is_program(self, program: &Path) -> bool {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        // An upgrade on disk leaves the running one behind.
+        let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+        match self {
+            Self::Qemu => name.starts_with("qemu") || name == "kvm",
+            Self::Lxc => name == "libvirt_lxc",
+        }
+    }
+
     fn directory(self) -> PathBuf {
         Path::new(RUN).join(match self {
             Self::Qemu => "qemu",
@@ -118,9 +129,16 @@ impl Victim {
         if !it {
             return Err(VictimError::NotIt { pid: number, why });
         }
+        // A wrapper (a script, strace) has the same arguments, and its death is not QEMU's.
+        let program = fs::read_link(format!("/proc/{number}/exe"))
+            .map_err(|error| VictimError::Unreadable { path: format!("/proc/{number}/exe").into(), error })?;
+        if !driver.is_program(&program) {
+            return Err(VictimError::NotIt { pid: number, why: "it is not the emulator itself but another program" });
+        }
         let written = fs::metadata(&file).and_then(|about| about.modified());
         let written = written.map_err(|error| VictimError::Unreadable { path: file.clone(), error })?;
-        if started(number)? > written + START_SLACK {
+        // By the wall clock, which may have been set since: then libvirt's own record of the number has to do.
+        if started(number)? > written + START_SLACK && recorded(driver, name) != Some(number) {
             return Err(VictimError::NotIt { pid: number, why: "it was started after its PID file was written" });
         }
         if is_dead(&held) {
@@ -173,6 +191,13 @@ impl Victim {
             }
             ready.clear_ready();
         }
+    }
+
+    /// The same, for threads that may block; at most for `limit`.
+    pub(super) fn dies_within(&self, limit: Duration) -> bool {
+        let limit = rustix::time::Timespec { tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&limit));
+        self.is_dead()
     }
 
     /// What libvirt has on record about a job of this domain: it writes its record before a job's first step.
@@ -253,7 +278,8 @@ impl Job {
         let kind = job.split_once("async='").and_then(|(_, rest)| rest.split_once('\'')).map(|(kind, _)| kind);
         match kind {
             Some("migration out" | "migration in") => Self::Migration,
-            Some("none" | "save" | "dump" | "snapshot" | "start" | "backup") => Self::None,
+            // Not "save": what is killed at its end would be resumed from the image, by whoever starts it.
+            Some("none" | "dump" | "snapshot" | "start" | "backup") => Self::None,
             _ => Self::Unknown,
         }
     }
@@ -267,6 +293,14 @@ fn hold(file: &Path, number: i32) -> Result<(Pid, OwnedFd), VictimError> {
     let pidfd = pidfd_open(pid, PidfdFlags::empty())
         .map_err(|error| VictimError::Pidfd { pid: number, error: error.into() })?;
     Ok((pid, pidfd))
+}
+
+/// The process number in libvirt's own record of a running domain.
+fn recorded(driver: Driver, name: &str) -> Option<i32> {
+    let status = read(&driver.directory().join(format!("{name}.xml"))).ok()?;
+    let (_, head) =
+        status.split_once("<domain ").map_or(("", ""), |(head, _)| head.split_once("<domstatus ").unwrap_or_default());
+    head.split('>').next()?.split_once("pid='")?.1.split_once('\'')?.0.parse().ok()
 }
 
 /// The process among a controller's children that is number 1 in a PID namespace of its own.
