@@ -6,6 +6,7 @@ use fence_common::wire::{Op, Reply};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::connection::Uri;
 use super::domain::{Power, Seen, Source, Started};
 use super::locks::Held;
 use super::off::{self, At};
@@ -65,18 +66,19 @@ fn lives(inner: &Inner, target: &Target) -> Option<Outcome> {
     })
 }
 
-/// Whether a domain is one of this host's: known to a URI and not moved to another host, or waiting for its restart.
+/// Whether a domain is one of this host's now: it runs here, or waits for its restart. One that is only defined here may run on another host,
+/// which then is the one to answer.
 pub(super) async fn is_here(inner: &Inner, target: &Target) -> bool {
-    fn stays(seen: &Seen) -> bool {
-        seen.power != Power::MovedAway
+    fn runs(seen: &Seen) -> bool {
+        matches!(seen.power, Power::Active(_))
     }
-    let known = inner.uris.iter().any(|uri| uri.table.find(target).is_some_and(|(_, entry)| !entry.moved_away));
-    if known || !inner.restarts.of(target).is_empty() {
+    let known_to_run = |uri: &Arc<Uri>| uri.table.find(target).is_some_and(|(_, entry)| entry.instance.is_some());
+    if inner.uris.iter().any(known_to_run) || !inner.restarts.of(target).is_empty() {
         return true;
     }
     // The table may be a moment behind, or without events.
-    let survey = survey(&inner.uris, target, &inner.limits, stays).await;
-    survey.found.iter().any(|found| stays(&found.seen))
+    let survey = survey(&inner.uris, target, &inner.limits, runs).await;
+    survey.found.iter().any(|found| runs(&found.seen))
 }
 
 /// Why a target was found nowhere: unknown if every URI says so, else a doubt.
@@ -192,6 +194,13 @@ impl Change {
                 places.push(Place { number, domain, power, entry: Some(entry) });
             }
         }
+        // A namesake that waits for its restart is meant, too.
+        let mut pending = Vec::new();
+        self.add_pending(target, &mut pending, |uuid| !places.iter().any(|place| place.domain.uuid == uuid));
+        if !pending.is_empty() {
+            self.locks.truncate(1);
+            return false;
+        }
         self.places = Ok(places);
         true
     }
@@ -290,7 +299,8 @@ impl Change {
                 place: number,
                 domain: place.domain.clone(),
                 source: Source::Definition,
-                dead: None,
+                // One that has just died, and libvirt has not noticed, is not "on already".
+                dead: self.inner.uris.get(number).and_then(|uri| uri.table.dead_instance(uuid)),
                 kept: None,
                 inherited: false,
             })

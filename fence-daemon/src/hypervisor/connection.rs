@@ -8,7 +8,6 @@
 //! - Nothing of libvirt is called on an async thread, closing included: a [`Link`] closes on a thread of its own when the last call
 //!   that uses it has let it go.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -16,12 +15,11 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use uuid::Uuid;
 use virt::connect::Connect;
 
-use super::domain;
 use super::error::CallError;
 use super::ffi::News;
+use super::follow::follow;
 use super::link::{ACTION_THREADS, Lane, Link, QUERY_THREADS};
 use super::pool::Pool;
 use super::table::Table;
@@ -30,10 +28,6 @@ use super::table::Table;
 const OPEN_SILENCE: Duration = Duration::from_secs(5);
 /// An attempt that is silent for so long is given up as stuck, and another one begins.
 const OPEN_BOUND: Duration = Duration::from_secs(30);
-/// Changed domains that are looked at in one call.
-const EVENTS_AT_ONCE: usize = 64;
-/// How long such a call may wait for its turn.
-const OBSERVE_LIMIT: Duration = Duration::from_secs(10);
 /// Stuck attempts that may exist at a time; each costs a thread until its server answers or dies.
 const STUCK_LIMIT: usize = 4;
 /// The shortest time between two attempts, however much they are wanted.
@@ -231,11 +225,12 @@ impl Uri {
                     pause = RETRY_MIN;
                     let lost = Arc::clone(&link.lost);
                     self.silent.store(false, Ordering::Relaxed);
+                    self.table.begin_generation();
                     self.replace(Some(link), |state| {
                         state.tried += 1;
                         state.error = None;
                     });
-                    let follow = self.follow(events);
+                    let follow = follow(self, events);
                     tokio::pin!(follow);
                     loop {
                         tokio::select! {
@@ -255,43 +250,6 @@ impl Uri {
                     let _ = timeout(pause.saturating_sub(RETRY_MIN), self.wanted.notified()).await;
                     pause = (pause * 2).min(RETRY_MAX);
                 }
-            }
-        }
-    }
-
-    /// Keeps the table as the domains are, as long as it is polled.
-    async fn follow(self: &Arc<Self>, mut events: mpsc::UnboundedReceiver<News>) -> Infallible {
-        let (mut news, mut changed) = (Vec::new(), Vec::<Uuid>::new());
-        loop {
-            if changed.is_empty() {
-                if events.recv_many(&mut news, EVENTS_AT_ONCE).await == 0 {
-                    // The listener is gone, and its connection with it.
-                    std::future::pending::<()>().await;
-                }
-                for news in news.drain(..) {
-                    match news {
-                        News::Changed(uuid) => changed.push(uuid),
-                        News::Reset(uuid) => self.table.note_reset(uuid),
-                    }
-                }
-            }
-            changed.sort_unstable();
-            changed.dedup();
-            // As one call, so that a storm of events is one turn for the queries beside it.
-            let (table, uuids) = (Arc::clone(&self.table), std::mem::take(&mut changed));
-            let again = uuids.clone();
-            let look = move |connect: &Connect| {
-                for uuid in uuids {
-                    let entry = domain::observe(connect, uuid, table.driver, table.get(uuid).as_ref())?;
-                    table.put(uuid, entry);
-                }
-                Ok(())
-            };
-            if let Err(error) = self.call(Lane::Query, Instant::now() + OBSERVE_LIMIT, look).await {
-                tracing::debug!(uri = %self.text, %error, "domains that changed could not be looked at");
-                // If the connection is lost the next one begins with all of them; else they are looked at again.
-                changed = again;
-                sleep(RETRY_MIN).await;
             }
         }
     }
@@ -319,10 +277,9 @@ impl Uri {
     /// Tries once to open the connections, on a thread of its own, and reports.
     fn attempt(&self, report: mpsc::UnboundedSender<Attempt>) {
         let (uri, links, on_failure) = (Arc::clone(&self.text), Arc::clone(&self.links), report.clone());
-        let table = Arc::clone(&self.table);
         let open = move || {
             let (sender, events) = mpsc::unbounded_channel();
-            let link = Link::open(&uri, links, &table, sender);
+            let link = Link::open(&uri, links, sender);
             let attempt = link.map(|link| (Arc::new(link), events)).map_err(|error| error.to_string());
             // Fails only if the keeper has ended; then the link closes here and now.
             let _ = report.send(attempt);

@@ -3,9 +3,9 @@
 //!
 //! A domain is looked up anew for each job, by UUID: no libvirt handle outlives its job, so none outlives its connection.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -20,6 +20,9 @@ use super::victim::{Driver, Victim};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
+
+/// How long a process that libvirt has lost may take to die.
+const STRAY_LIMIT: Duration = Duration::from_secs(10);
 
 /// libvirt's `virDomainState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +125,7 @@ pub(super) fn observe(
     uuid: Uuid,
     driver: Option<Driver>,
     old: Option<&Entry>,
+    generation: u64,
 ) -> Result<Option<Entry>, CallError> {
     // A domain can come and go between two calls; the next look says what is so.
     for _ in 0..3 {
@@ -132,7 +136,8 @@ pub(super) fn observe(
         let name = domain.get_name()?;
         let instance = match (power, domain.get_id()) {
             (Power::Active(state), Some(id)) => {
-                let before = old.and_then(|old| old.instance.as_ref()).filter(|before| before.id == id);
+                let before = old.filter(|old| old.generation == generation).and_then(|old| old.instance.as_ref());
+                let before = before.filter(|before| before.id == id);
                 let victim = match before.and_then(Instance::living) {
                     Some(victim) => Some(Arc::clone(victim)),
                     None => driver.and_then(|driver| find(driver, &name, uuid)),
@@ -146,7 +151,7 @@ pub(super) fn observe(
             }
             _ => None,
         };
-        return Ok(Some(Entry { name, persistent, moved_away: power == Power::MovedAway, instance }));
+        return Ok(Some(Entry { name, persistent, moved_away: power == Power::MovedAway, instance, generation }));
     }
     Err(CallError::Overdue)
 }
@@ -161,25 +166,19 @@ fn find(driver: Driver, name: &str, uuid: Uuid) -> Option<Arc<Victim>> {
     }
 }
 
-/// How all domains are now.
-pub(super) fn observe_all(
-    connect: &Connect,
-    driver: Option<Driver>,
-    old: impl Fn(Uuid) -> Option<Entry>,
-) -> Result<HashMap<Uuid, Entry>, CallError> {
-    let mut all = HashMap::new();
-    for domain in connect.list_all_domains(0)? {
-        let uuid = domain.get_uuid()?;
-        if let Some(entry) = observe(connect, uuid, driver, old(uuid).as_ref())? {
-            all.insert(uuid, entry);
-        }
-    }
-    Ok(all)
+/// The UUIDs of all domains.
+pub(super) fn uuids(connect: &Connect) -> Result<Vec<Uuid>, CallError> {
+    connect.list_all_domains(0)?.iter().map(|domain| Ok(domain.get_uuid()?)).collect()
 }
 
-/// Destroys, for libvirt's record.
-pub(super) fn destroy(connect: &Connect, uuid: Uuid) -> Result<(), CallError> {
-    Ok(Domain::lookup_by_uuid(connect, uuid)?.destroy()?)
+/// Destroys this instance, for libvirt's record.
+pub(super) fn destroy(connect: &Connect, uuid: Uuid, instance: u32) -> Result<(), CallError> {
+    let domain = Domain::lookup_by_uuid(connect, uuid)?;
+    // Somebody else may have started it again meanwhile.
+    if domain.get_id() == Some(instance) {
+        domain.destroy()?;
+    }
+    Ok(())
 }
 
 /// Asks the driver to reset the domain. That it *was* reset is told by an event.
@@ -236,6 +235,16 @@ pub(super) enum Source {
     Nothing(CallError),
 }
 
+impl Source {
+    /// The XML, if that is what it is.
+    pub(super) fn xml(&self) -> Option<&str> {
+        match self {
+            Self::Xml(xml) => Some(xml.as_str()),
+            Self::Definition | Self::Nothing(_) => None,
+        }
+    }
+}
+
 /// What came of powering a domain off.
 pub(super) enum Off {
     /// It was off already, at this moment.
@@ -263,6 +272,8 @@ pub enum Unproven {
     Unknown(CallError),
     /// Its process is dead, but the kernel still holds its disk images.
     ImagesBusy,
+    /// libvirt has lost it, and its process does not die.
+    Stray,
     /// It is on its way to or from another host, and cannot be held back. Nothing was done to it.
     Migrating,
 }
@@ -277,7 +288,7 @@ pub(super) fn power_off(
     let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(Off::Gone) };
     let was = match known(power(&domain))? {
         None => return Ok(Off::Gone),
-        Some(Power::Off) => return Ok(Off::Already(Moment::now())),
+        Some(Power::Off) => return lost(&domain, uuid, driver),
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
     };
@@ -306,6 +317,20 @@ pub(super) fn power_off(
         Ok(()) => Off::Proven { was, at, source },
         Err(why) => Off::Unproven { was, why },
     })
+}
+
+/// A domain that libvirt calls off. It may have lost it: where the process that its own PID file names is the domain's, and lives, the domain is on.
+fn lost(domain: &Domain, uuid: Uuid, driver: Option<Driver>) -> Result<Off, CallError> {
+    let name = domain.get_name()?;
+    let Some(victim) = driver.and_then(|driver| Victim::open(driver, &name, uuid).ok()) else {
+        return Ok(Off::Already(Moment::now()));
+    };
+    let (was, pid) = (State(u8::try_from(virt_sys::VIR_DOMAIN_RUNNING).unwrap_or(1)), victim.pid());
+    tracing::warn!(domain = %name.escape_debug(), pid, "libvirt calls it shut off, but its process lives: killed");
+    if victim.kill().is_ok() && victim.dies_within(STRAY_LIMIT) {
+        return Ok(Off::Proven { was, at: Moment::now(), source: Source::Definition });
+    }
+    Ok(Off::Unproven { was, why: Unproven::Stray })
 }
 
 /// Whether destroy's result and the state asked for after it prove that the domain is off.
@@ -366,7 +391,9 @@ pub(super) fn start(connect: &Connect, uuid: Uuid, xml: Option<&str>, dead: Opti
                 Some(Power::MovedAway) => return Ok(Started::MovedAway),
                 Some(Power::Off) => {}
             }
-            domain.create()?;
+            // A saved image would bring back the very guest that was fenced, with all that it believed then.
+            let saved = matches!(domain.has_managed_save(0), Ok(true));
+            domain.create_with_flags(if saved { virt_sys::VIR_DOMAIN_START_FORCE_BOOT } else { 0 })?;
             domain
         }
         (None, Some(xml)) if !xml.contains('\0') => Domain::create_xml(connect, xml, 0)

@@ -38,6 +38,9 @@ const OBSTACLE: Duration = Duration::from_secs(3);
 /// How long locks of a dead process's images may last before they count as somebody else's.
 const LOCKS_LIMIT: Duration = Duration::from_secs(60);
 
+/// How late libvirt's destroy may begin: it is of use only while libvirt has not noticed the death.
+const RECORD_BEGIN: Duration = Duration::from_millis(500);
+
 /// How long a transient domain's XML may take to be had before it is killed without.
 const XML_LIMIT: Duration = Duration::from_secs(2);
 
@@ -60,23 +63,13 @@ pub(super) async fn kill(
 ) -> Option<Killed> {
     let instance = entry.instance.as_ref()?;
     let victim = instance.living()?;
-    let locks = match victim.image_locks() {
-        Ok(locks) => locks,
-        Err(error) => {
-            tracing::warn!(%domain, pid = victim.pid(), %error, "cannot see whether it uses io_uring: left to libvirt");
-            return None;
-        }
-    };
     let source = match (reboot, entry.persistent) {
         (true, false) => xml(uri, domain).await,
         _ => Source::Definition,
     };
+    let mut plan = Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), source.xml());
     let kept = if reboot {
-        let xml = match &source {
-            Source::Xml(xml) => Some(xml.as_str()),
-            Source::Definition | Source::Nothing(_) => None,
-        };
-        let kept = inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), xml));
+        let kept = inner.records.write(&plan);
         fault::point(Point::AfterRecord);
         kept
     } else {
@@ -85,6 +78,14 @@ pub(super) async fn kill(
     let not_this_way = || {
         if let Some(kept) = &kept {
             kept.remove();
+        }
+    };
+    let locks = match victim.image_locks() {
+        Ok(locks) => locks,
+        Err(error) => {
+            tracing::warn!(%domain, pid = victim.pid(), %error, "cannot see whether it uses io_uring: left to libvirt");
+            not_this_way();
+            return None;
         }
     };
     // As late as possible: from here to the kill there must be no time for a migration to begin and to end.
@@ -96,7 +97,8 @@ pub(super) async fn kill(
             return None;
         }
     }
-    let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone())));
+    uri.table.note_unfinished(domain.uuid, locks.clone());
+    let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone(), instance.id)));
     if record.is_some() {
         fault::point_elsewhere(Point::AfterDestroy).await;
     }
@@ -107,7 +109,17 @@ pub(super) async fn kill(
     }
     fault::point(Point::AfterKill);
     let off = prove(domain, victim, &locks, instance.state, source).await;
+    if matches!(off, Off::Proven { .. }) {
+        uri.table.note_unfinished(domain.uuid, ImageLocks::default());
+    }
     fault::point(Point::AfterProof);
+    let kept = match (kept, &off) {
+        (Some(_), Off::Proven { .. }) => {
+            plan.killed = true;
+            inner.records.write(&plan)
+        }
+        (kept, _) => kept,
+    };
     Some(Killed { off, record, kept })
 }
 
@@ -159,11 +171,30 @@ async fn xml(uri: &Arc<Uri>, domain: &Identity) -> Source {
     }
 }
 
+/// Kills processes of a domain that libvirt has lost and no longer speaks of, and waits for their death. `false`: not all of them are dead.
+pub(super) async fn strays(domain: &Identity, strays: &[Arc<Victim>], by: Instant) -> bool {
+    for stray in strays {
+        let pid = stray.pid();
+        tracing::warn!(%domain, pid, "libvirt does not know that it runs, but its process lives: killed");
+        if let Err(error) = stray.kill() {
+            tracing::error!(%domain, pid, %error, "cannot kill it");
+            return false;
+        }
+    }
+    for stray in strays {
+        if !matches!(timeout_at(by, stray.death()).await, Ok(Ok(()))) {
+            tracing::error!(%domain, pid = stray.pid(), "killed, and not dead: {}", stray.obstacle());
+            return false;
+        }
+    }
+    true
+}
+
 /// Has libvirt destroy the domain too, so that its own record is what a destroy leaves behind.
-async fn record(uri: Arc<Uri>, domain: Identity) {
+async fn record(uri: Arc<Uri>, domain: Identity, instance: u32) {
     let uuid = domain.uuid;
-    let begin_by = Instant::now() + OBSTACLE;
-    match uri.call(Lane::Act, begin_by, move |connect| domain::destroy(connect, uuid)).await {
+    let begin_by = Instant::now() + RECORD_BEGIN;
+    match uri.call(Lane::Act, begin_by, move |connect| domain::destroy(connect, uuid, instance)).await {
         Ok(()) => tracing::debug!(%domain, "libvirt has destroyed it, too"),
         // As a rule it was faster in noticing the death than in destroying.
         Err(error) => tracing::info!(%domain, %error, "killed; libvirt's own destroy did not go through"),

@@ -16,13 +16,11 @@ use tokio::sync::{Notify, mpsc};
 use virt::connect::Connect;
 use virt::error::Error;
 
-use super::domain;
 use super::error::CallError;
 use super::ffi::{self, CloseWatch, EventWatch, News};
-use super::table::Table;
 
 /// Threads for queries, each with a connection of its own.
-pub(super) const QUERY_THREADS: usize = 4;
+pub(super) const QUERY_THREADS: usize = 6;
 /// Threads for actions, likewise: so many kills at a time, near libvirtd's own 20 workers.
 pub(super) const ACTION_THREADS: usize = 12;
 /// Keepalive: a probe each so many seconds ...
@@ -76,11 +74,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Opens them all, listens to what happens to domains, and then fills the table. Blocks.
+    /// Opens them all, and listens to what happens to domains. Blocks.
     pub(super) fn open(
         uri: &str,
         links: Arc<AtomicUsize>,
-        table: &Table,
         events: mpsc::UnboundedSender<News>,
     ) -> Result<Self, CallError> {
         ffi::prepare()?;
@@ -95,7 +92,6 @@ impl Link {
         }
         if let Some(first) = link.connections.first_mut() {
             first.listen(uri, events);
-            table.replace(domain::observe_all(&first.connect, table.driver, |uuid| table.get(uuid))?);
         }
         Ok(link)
     }

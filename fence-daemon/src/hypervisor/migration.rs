@@ -67,7 +67,8 @@ fn job(domain: &Domain) -> Result<Direction, Error> {
     let operation = operation.and_then(|operation| u32::try_from(operation).ok());
     Ok(match (u32::try_from(kind), operation) {
         (Ok(virt_sys::VIR_DOMAIN_JOB_NONE), _) => Direction::None,
-        (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)) => Direction::Out,
+        // A job that does not say what it is may be one.
+        (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT) | None) => Direction::Out,
         (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)) => Direction::In,
         _ => Direction::None,
     })

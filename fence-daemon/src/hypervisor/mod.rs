@@ -21,6 +21,7 @@ mod connection;
 mod domain;
 mod error;
 mod ffi;
+mod follow;
 mod kill;
 mod link;
 mod locks;

@@ -1,26 +1,31 @@
 //! Powering a domain off at one place, by the short way or by libvirt, and what several places make of an order together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fence_common::wire::Reply;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
-use virt::connect::Connect;
 
 use super::act::Place;
 use super::connection::Uri;
-use super::domain::{self, Off, Power, Seen};
+use super::domain::{self, Off, Power, Seen, State, Unproven};
+use super::error::CallError;
 use super::kill::{self, Killed};
 use super::link::Lane;
 use super::outcome::{Detail, Identity, Outcome};
 use super::record::{Kept, Record};
 use super::restart::Plan;
 use super::survey::survey;
+use super::victim::ImageLocks;
 use super::{Inner, RebootMethod};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
+
+/// How long a dead domain's images may be busy before its off counts as unproven.
+const IMAGES: Duration = Duration::from_secs(3);
 
 /// Waits until what was killed for a reboot runs again, and answers accordingly.
 pub(super) async fn started(inner: &Inner, outcome: Outcome, starting: &[(usize, Uuid)], by: Instant) -> Outcome {
@@ -55,17 +60,20 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
     let Place { number, domain, power, entry } = place;
     let Some(uri) = inner.uris.get(number) else { return At::said(Outcome::failure(Detail::Broken)) };
     // A reboot of a domain that waits for its restart is the same reboot: it will come back. An off ends that.
-    let was_pending = if reboot {
-        inner.restarts.get(number, domain.uuid).is_some()
-    } else {
-        inner.restarts.cancel(number, domain.uuid)
+    let was_pending = match inner.restarts.get(number, domain.uuid) {
+        None => Pending::No,
+        Some(plan) if plan.inherited => Pending::Inherited,
+        Some(_) => Pending::Ours,
     };
+    if !reboot {
+        inner.restarts.cancel(number, domain.uuid);
+    }
     let already = match (was_pending, reboot) {
-        (false, _) => Detail::AlreadyOff,
-        (true, true) => Detail::RestartPending,
-        (true, false) => Detail::RestartCancelled,
+        (Pending::No, _) => Detail::AlreadyOff,
+        (Pending::Ours | Pending::Inherited, true) => Detail::RestartPending,
+        (Pending::Ours | Pending::Inherited, false) => Detail::RestartCancelled,
     };
-    let may_reset = reboot && !was_pending && inner.reboot_method == RebootMethod::Reset;
+    let may_reset = reboot && was_pending == Pending::No && inner.reboot_method == RebootMethod::Reset;
     if may_reset
         && matches!(power, Power::Active(_))
         && let Some(at) = kill::reset(uri, &domain, inner.limits.reset).await
@@ -73,6 +81,11 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         return At::said(Outcome { reply: Reply::Success, proven_off: Some(at), detail: Detail::Reset, domain: None });
     }
     let uuid = domain.uuid;
+    let strays = uri.table.strays(uuid);
+    if !strays.is_empty() && !kill::strays(&domain, &strays, begin_by).await {
+        let (was, why) = (State(0), Unproven::Stray);
+        return At::said(Outcome::failure(Detail::NotProvenOff { was, why }));
+    }
     let id = entry.as_ref().and_then(|entry| entry.instance.as_ref()).map(|instance| instance.id);
     let killed = match &entry {
         Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot).await,
@@ -82,9 +95,7 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         Some(Killed { off, record, kept }) => (Ok(off), record, kept, id),
         None => {
             let kept = if reboot { foresee(&inner, uri, &domain) } else { None };
-            let driver = uri.table.driver;
-            let off = move |connect: &Connect| domain::power_off(connect, uuid, reboot, driver);
-            (uri.call(Lane::Act, begin_by, off).await, None, kept, None)
+            (by_libvirt(uri, uuid, reboot, begin_by).await, None, kept, None)
         }
     };
     if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
@@ -93,7 +104,7 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
     let outcome = match result {
         Ok(Off::Already(at)) => Outcome::off(at, already),
         // A transient domain between its proven off and its restart: we know why it is gone.
-        Ok(Off::Gone) if was_pending => Outcome::off(Moment::now(), already),
+        Ok(Off::Gone) if was_pending == Pending::Ours => Outcome::off(Moment::now(), already),
         Ok(Off::Gone) => Outcome::failure(Detail::Vanished),
         Ok(Off::MovedAway) => Outcome::failure(Detail::MovedAway),
         Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
@@ -105,6 +116,39 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&uri.text), error }),
     };
     At { outcome, plan: None, record }
+}
+
+/// Whether a domain waits for its restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    No,
+    /// After a kill that was proven here.
+    Ours,
+    /// By the word of an earlier daemon.
+    Inherited,
+}
+
+/// libvirt's way. Where the domain's process is known, what it may still be writing when it is dead is waited for as well; also where it died
+/// before, by whatever hand.
+async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, begin_by: Instant) -> Result<Off, CallError> {
+    let instance = uri.table.get(uuid).and_then(|entry| entry.instance);
+    if let Some(victim) = instance.as_ref().and_then(|instance| instance.living())
+        && let Ok(locks) = victim.image_locks()
+    {
+        uri.table.note_unfinished(uuid, locks);
+    }
+    let driver = uri.table.driver;
+    let off = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot, driver)).await;
+    let was = match &off {
+        Ok(Off::Already(_)) => State(5),
+        Ok(Off::Proven { was, .. }) => *was,
+        Ok(Off::MovedAway | Off::Gone | Off::Unproven { .. }) | Err(_) => return off,
+    };
+    if uri.table.unfinished(uuid).free(Instant::now() + IMAGES).await {
+        uri.table.note_unfinished(uuid, ImageLocks::default());
+        return off;
+    }
+    Ok(Off::Unproven { was, why: Unproven::ImagesBusy })
 }
 
 /// Writes down what the next daemon needs if this one dies while libvirt destroys a domain that is to be started again. Of a transient one
@@ -119,10 +163,14 @@ fn foresee(inner: &Inner, uri: &Uri, domain: &Identity) -> Option<Kept> {
 
 /// One outcome of several: a success only if all are.
 pub(super) fn together(mut outcomes: Vec<Outcome>) -> Outcome {
-    // "It moved away from here" is no failure if another of our URIs, where it moved to, has it off.
-    if outcomes.iter().any(|outcome| outcome.reply == Reply::Success) {
-        outcomes.retain(|outcome| outcome.detail != Detail::MovedAway);
-    }
+    // "It moved away from here" is no failure if it was killed at another of our URIs, where it moved to: the very domain, not a namesake.
+    let killed: Vec<_> = outcomes
+        .iter()
+        .filter(|outcome| matches!(outcome.detail, Detail::Destroyed { .. } | Detail::Rebooting { .. }))
+        .filter_map(|outcome| outcome.domain.as_ref().map(|domain| domain.uuid))
+        .collect();
+    let is_that = |outcome: &Outcome| outcome.domain.as_ref().is_some_and(|domain| killed.contains(&domain.uuid));
+    outcomes.retain(|outcome| outcome.detail != Detail::MovedAway || !is_that(outcome));
     if let Some(failed) = outcomes.iter().position(|outcome| outcome.reply != Reply::Success) {
         return outcomes.swap_remove(failed);
     }
@@ -141,7 +189,6 @@ pub(super) fn together(mut outcomes: Vec<Outcome>) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::super::domain::State;
     use super::*;
 
     #[test]
@@ -157,7 +204,13 @@ mod tests {
         assert_eq!((both.reply, both.proven_off), (Reply::Success, Some(late)));
         assert_eq!(both.detail, Detail::Destroyed { was: State(1) });
         assert_eq!(together(vec![moved()]).reply, Reply::Failure);
-        assert_eq!(together(vec![moved(), killed(early)]).reply, Reply::Success);
+        let of = |number, outcome: Outcome| {
+            let (uri, name) = ("x:///".into(), "a".to_owned());
+            outcome.about(Identity { uri, uuid: Uuid::from_u128(number), name })
+        };
+        assert_eq!(together(vec![of(1, moved()), of(1, killed(early))]).reply, Reply::Success);
+        assert_eq!(together(vec![of(1, moved()), of(2, killed(early))]).reply, Reply::Failure, "a namesake");
+        assert_eq!(together(vec![of(1, moved()), of(1, off(early))]).reply, Reply::Failure, "off here, and elsewhere?");
         assert_eq!(together(vec![]).reply, Reply::Failure);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -31,6 +31,9 @@ pub(super) struct Record {
     pub(super) name: String,
     /// libvirt's number of the instance that was to be killed.
     pub(super) instance: Option<u32>,
+    /// Whether it was proven dead: until then it may have ended in another way, and must not be brought back by what is known here alone.
+    #[serde(default)]
+    pub(super) killed: bool,
     /// A transient domain's XML; a persistent one starts from its definition.
     pub(super) xml: Option<Zeroizing<String>>,
 }
@@ -38,7 +41,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn new(uri: &str, uuid: Uuid, name: &str, instance: Option<u32>, xml: Option<&str>) -> Self {
         let (uri, name, xml) = (uri.to_owned(), name.to_owned(), xml.map(|xml| Zeroizing::new(xml.to_owned())));
-        Self { version: VERSION, uri, uuid, name, instance, xml }
+        Self { version: VERSION, uri, uuid, name, instance, killed: false, xml }
     }
 }
 
@@ -120,13 +123,18 @@ fn write(directory: &Path, record: &Record) -> io::Result<Kept> {
 
 fn take(path: &Path) -> io::Result<Option<(Record, Kept)>> {
     let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-    let file = OpenOptions::new().read(true).custom_flags(nofollow).open(path)?;
+    let flags = nofollow | i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let about = file.metadata()?;
+    // What another user could have put there would be started as root.
+    if !about.is_file() || about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o022 != 0 {
+        return Err(io::Error::other("it is not this daemon's own file"));
+    }
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
-    let about = file.metadata()?;
     let age = SystemTime::now().duration_since(about.modified()?).unwrap_or_default();
     let mut text = Zeroizing::new(Vec::new());
     (&file).take(SIZE_LIMIT).read_to_end(&mut text)?;
@@ -177,7 +185,6 @@ mod tests {
 
     #[test]
     fn records_are_for_root_alone() {
-        use std::os::unix::fs::MetadataExt;
         let scratch = Scratch::new();
         let kept = records(&scratch).write(&record()).unwrap();
         assert_eq!(fs::metadata(&kept.path).unwrap().mode() & 0o777, 0o600);

@@ -25,6 +25,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(8);
 /// The first pause.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 
+/// How long libvirt may take to notice a death before it is asked to start the domain all the same.
+const FORGET_WITHIN: Duration = Duration::from_millis(500);
+
 /// A domain to be started again.
 pub(super) struct Plan {
     /// The URI's index.
@@ -42,11 +45,10 @@ pub(super) struct Plan {
 impl Plan {
     /// What the next daemon would need.
     fn record(&self) -> Record {
-        let xml = match &self.source {
-            Source::Xml(xml) => Some(xml.as_str()),
-            Source::Definition | Source::Nothing(_) => None,
-        };
-        Record::new(&self.domain.uri, self.domain.uuid, &self.domain.name, self.dead, xml)
+        let domain = &self.domain;
+        let mut record = Record::new(&domain.uri, domain.uuid, &domain.name, self.dead, self.source.xml());
+        record.killed = true;
+        record
     }
 
     /// Tries once, with the domain's lock held.
@@ -54,8 +56,13 @@ impl Plan {
         let Some(uri) = inner.uris.get(self.place) else {
             return Err(CallError::NotConnected("no such URI".to_owned()));
         };
+        if !uri.table.strays(self.domain.uuid).is_empty() {
+            return Err(CallError::Busy("its process runs on, although libvirt has lost it: `off` ends that"));
+        }
         if let Some(dead) = self.dead {
-            uri.table.forgotten(self.domain.uuid, dead, begin_by).await;
+            // Only so long: libvirt's own word counts, and it is asked for next.
+            let by = begin_by.min(Instant::now() + FORGET_WITHIN);
+            uri.table.forgotten(self.domain.uuid, dead, by).await;
         }
         let plan = Arc::clone(self);
         uri.call(Lane::Act, begin_by, move |connect| {
@@ -158,6 +165,12 @@ pub(super) fn inherit(inner: &Arc<Inner>) {
         };
         let domain = Identity { uri: Arc::clone(&uri.text), uuid: record.uuid, name: record.name.clone() };
         tracing::warn!(%domain, "an earlier daemon has died in the middle of its reboot: it will be started again");
+        // A transient domain that was not proven dead may have gone in another way: to another host.
+        if record.xml.is_some() && !record.killed {
+            tracing::error!(%domain, "an earlier daemon has died when it was about to reboot it: see whether it runs, here or elsewhere");
+            kept.remove();
+            continue;
+        }
         let source = record.xml.clone().map_or(Source::Definition, Source::Xml);
         schedule(inner, Plan { place, domain, source, dead: record.instance, kept: Some(kept), inherited: true });
     }

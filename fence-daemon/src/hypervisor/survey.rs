@@ -21,6 +21,8 @@ use super::outcome::Identity;
 use super::{Limits, Listed, Listing};
 use crate::policy::Target;
 
+/// `VIR_DOMAIN_RUNNING`, as a host list has it.
+const RUNNING: u8 = 1;
 /// `VIR_DOMAIN_SHUTOFF`, as a host list has it.
 const SHUT_OFF: u8 = 5;
 
@@ -81,6 +83,9 @@ pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, 
             Ok(Some(mut seen)) => {
                 if uris[place].table.is_dead(seen.uuid, seen.id) {
                     seen.power = Power::Off;
+                }
+                if !uris[place].table.strays(seen.uuid).is_empty() {
+                    seen.power = Power::Active(State(RUNNING));
                 }
                 let enough = enough(&seen);
                 survey.found.push(Found { place, seen });
@@ -168,6 +173,10 @@ pub(super) fn sorted(uuids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
 /// A row of a host list. What is dead is shown so, even where libvirt has not noticed yet.
 fn listed(uri: &Uri, row: Row) -> Listed {
     let Row { name, uuid, id, state: State(state) } = row;
-    let state = if uri.table.is_dead(uuid, id) { SHUT_OFF } else { state };
+    let state = match (uri.table.is_dead(uuid, id), uri.table.strays(uuid).is_empty()) {
+        (_, false) => RUNNING,
+        (true, true) => SHUT_OFF,
+        (false, true) => state,
+    };
     Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
 }

@@ -1,16 +1,21 @@
 //! What is known of a URI's domains, kept warm by libvirt's events, so that a fence needs no look-up before it acts.
 //!
-//! - Filled on every connect, after the registration for events and before the connection is used: nothing is missed in between.
+//! - Filled on every connect, after the registration for events, one domain at a time: one that libvirt does not answer about costs the
+//!   others nothing, and what is not in the table yet is looked up.
 //! - An event says only *which* domain: how it is now is asked anew each time (`domain::observe`). Events that are doubled, late or out of
 //!   order do no harm, and there is no polling.
 //! - Kept while the connection is lost: what a pidfd says is true without libvirt. So the table is good for finding a process to
 //!   kill, and for saying that a domain is *on* whose process lives. That one is *off* is only ever said by a dead process or by
 //!   libvirt, asked afresh.
 //!
-//! libvirt gives each start of a domain a new ID, which tells instances apart; after a restart of libvirtd numbers may come again, but then
-//! the table is filled anew before anybody can compare.
+//! libvirt gives each start of a domain a new ID, which tells instances apart as long as libvirtd lives. Its numbers may come again after
+//! that, so what was observed over an earlier connection is compared with nothing.
+//!
+//! libvirtd can lose a domain that runs on: when it is restarted and cannot read its own record of it. A process that was a domain's and lives is
+//! therefore not let go of when libvirt stops speaking of it (a *stray*): as long as it lives the domain is not off.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -18,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::domain::State;
-use super::victim::{Driver, Victim};
+use super::victim::{Driver, ImageLocks, Victim};
 use crate::policy::Target;
 
 /// A domain.
@@ -32,6 +37,8 @@ pub(super) struct Entry {
     pub(super) moved_away: bool,
     /// What runs, if it does.
     pub(super) instance: Option<Instance>,
+    /// Over which connection that was observed.
+    pub(super) generation: u64,
 }
 
 impl Entry {
@@ -64,6 +71,12 @@ pub(super) struct Table {
     /// Whose processes are looked for, if this URI's domains are processes of this host.
     pub(super) driver: Option<Driver>,
     domains: Mutex<HashMap<Uuid, Entry>>,
+    /// Processes that were domains' and that libvirt no longer speaks of.
+    strays: Mutex<HashMap<Uuid, Vec<Arc<Victim>>>>,
+    /// Images that dead domains may still be writing to.
+    unfinished: Mutex<HashMap<Uuid, ImageLocks>>,
+    /// The number of the present connection.
+    generation: AtomicU64,
     /// How often each domain was seen to be reset.
     resets: Mutex<HashMap<Uuid, u64>>,
     news: watch::Sender<()>,
@@ -75,6 +88,9 @@ impl Table {
         Self {
             driver: Driver::of(uri),
             domains: Mutex::default(),
+            strays: Mutex::default(),
+            unfinished: Mutex::default(),
+            generation: AtomicU64::new(0),
             resets: Mutex::default(),
             news: watch::Sender::default(),
         }
@@ -107,27 +123,79 @@ impl Table {
         domains.values().any(is_dying).then(all)
     }
 
+    /// All UUIDs that are known.
+    pub(super) fn uuids(&self) -> Vec<Uuid> {
+        self.domains().keys().copied().collect()
+    }
+
     /// Enters what was observed of a domain; `None` takes it out.
     pub(super) fn put(&self, uuid: Uuid, entry: Option<Entry>) {
-        match entry {
-            Some(entry) => drop(self.domains().insert(uuid, entry)),
-            None => drop(self.domains().remove(&uuid)),
+        let now = entry.as_ref().and_then(Entry::victim).map(|victim| victim.pid());
+        let old = match entry {
+            Some(entry) => self.domains().insert(uuid, entry),
+            None => self.domains().remove(&uuid),
+        };
+        // What lives is not let go of, whatever libvirt says.
+        let lost = old.as_ref().and_then(Entry::victim).filter(|victim| !victim.is_dead());
+        // Two that live and have one number are one process.
+        if let Some(lost) = lost.filter(|lost| Some(lost.pid()) != now) {
+            let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+            strays.entry(uuid).or_default().push(Arc::clone(lost));
         }
         self.news.send_replace(());
     }
 
-    /// Everything anew.
-    pub(super) fn replace(&self, all: HashMap<Uuid, Entry>) {
-        *self.domains() = all;
-        self.news.send_replace(());
+    /// The processes of a domain that live although libvirt no longer speaks of them.
+    pub(super) fn strays(&self, uuid: Uuid) -> Vec<Arc<Victim>> {
+        let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(of_domain) = strays.get_mut(&uuid) else { return Vec::new() };
+        of_domain.retain(|victim| !victim.is_dead());
+        let living = of_domain.clone();
+        if living.is_empty() {
+            strays.remove(&uuid);
+        }
+        living
+    }
+
+    /// Notes which images a domain that is about to die may still be writing to when it is dead.
+    pub(super) fn note_unfinished(&self, uuid: Uuid, locks: ImageLocks) {
+        let mut unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        if locks.is_empty() {
+            unfinished.remove(&uuid);
+        } else {
+            unfinished.insert(uuid, locks);
+        }
+    }
+
+    /// Those images; none where it is known that it is over.
+    pub(super) fn unfinished(&self, uuid: Uuid) -> ImageLocks {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).get(&uuid).cloned().unwrap_or_default()
+    }
+
+    /// A new connection is there: what was observed over an earlier one is not compared with what is observed over this one.
+    pub(super) fn begin_generation(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The number of the present connection.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Whether this very instance is dead, whatever libvirt says of it: its own process is the proof, and libvirt may take a moment to notice.
     pub(super) fn is_dead(&self, uuid: Uuid, id: Option<u32>) -> bool {
         let domains = self.domains();
-        let instance = domains.get(&uuid).and_then(|entry| entry.instance.as_ref());
-        instance
-            .is_some_and(|known| Some(known.id) == id && known.victim.as_ref().is_some_and(|victim| victim.is_dead()))
+        let is_it = |entry: &Entry, known: &Instance| Some(known.id) == id && entry.generation == self.generation();
+        let dead = |known: &Instance| known.victim.as_ref().is_some_and(|victim| victim.is_dead());
+        domains
+            .get(&uuid)
+            .is_some_and(|entry| entry.instance.as_ref().is_some_and(|known| is_it(entry, known) && dead(known)))
+    }
+
+    /// The instance of a domain that is dead by its own process, and not known to be gone yet.
+    pub(super) fn dead_instance(&self, uuid: Uuid) -> Option<u32> {
+        let instance = self.get(uuid)?.instance?;
+        self.is_dead(uuid, Some(instance.id)).then_some(instance.id)
     }
 
     /// Waits until libvirt no longer counts this instance as running, at most until `by`.

@@ -265,9 +265,8 @@ async fn only_what_is_not_known_here_waits_for_others() {
     pipeline.accept(request(Op::Status, "nobody", 100, caller));
     let script = [
         (Op::Status, "two", 0),
-        (Op::Off, "one", 0),
-        (Op::Status, "one", 2),
         (Op::On, "00000000-0000-4000-8000-000000000001", 0),
+        (Op::Off, "one", 0),
         (Op::DevStatus, "nobody", 0),
         (Op::Null, "nobody", 1),
     ];
@@ -275,7 +274,13 @@ async fn only_what_is_not_known_here_waits_for_others() {
         assert_eq!(ask(&pipeline, op, domain, seqno).await, [reply], "{} {domain}", op.name());
     }
     assert_eq!(ask(&pipeline, Op::HostList, "nobody", 50).await[0], HOST_LIST);
-    assert!(timeout(Duration::from_millis(100), listener.accept()).await.is_err());
+    // One that is only defined here may run on another host.
+    let (off, off_at) = listen().await;
+    pipeline.accept(request(Op::Status, "one", 60, off_at));
+    assert!(
+        timeout(Duration::from_millis(100), async { tokio::join!(listener.accept(), off.accept()) }).await.is_err()
+    );
+    assert!(timeout(Duration::from_millis(100), off.accept()).await.is_err());
     // What waits can be overtaken, and ends with the daemon.
     pipeline.accept(request(Op::Status, "two", 101, caller));
     assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Success.to_wire()]);

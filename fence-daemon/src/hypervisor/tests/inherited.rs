@@ -9,7 +9,9 @@ fn left_behind(directory: &Directory, uri: &str, restarts: &[(&str, u128, Option
     let state = Some(directory.path().join("state"));
     let records = Records::new(state.clone());
     for (name, uuid, instance, xml) in restarts {
-        records.write(&Record::new(uri, Uuid::from_u128(*uuid), name, *instance, *xml)).unwrap();
+        let mut record = Record::new(uri, Uuid::from_u128(*uuid), name, *instance, *xml);
+        record.killed = true;
+        records.write(&record).unwrap();
     }
     Options { state, ..Options::default() }
 }
@@ -37,6 +39,21 @@ async fn what_was_killed_is_started_by_the_next_daemon() {
     until(&h, "a", Reply::Success).await;
     until(&h, "t", Reply::Success).await;
     none_is_left(&h, &directory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transient_domain_that_was_not_proven_dead_is_not_brought_back() {
+    let directory = Directory::new();
+    let file = Node::default().running("other", 9).file();
+    let state = Some(directory.path().join("state"));
+    let transient = xml("t", 2, "");
+    let record = Record::new(&file.uri(), Uuid::from_u128(2), "t", Some(78), Some(&transient));
+    Records::new(state.clone()).write(&record).unwrap();
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, Options { state, ..Options::default() });
+    none_is_left(&h, &directory).await;
+    h.wait_connected().await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(order(&h, Op::Status, name("t")).await.detail, Detail::Unknown, "it may have moved to another host");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,196 @@
+//! Keeps a URI's table as its domains are: all of them once, and then each that libvirt tells something about.
+//!
+//! Each domain is looked at by a call of its own, and few at a time: one that libvirt does not answer about, because it is being destroyed and
+//! cannot die, costs the others nothing, and neither costs it the questions of requests. What could not be looked at is tried again.
+
+use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+use virt::connect::Connect;
+
+use super::connection::Uri;
+use super::domain;
+use super::error::CallError;
+use super::ffi::News;
+use super::link::Lane;
+
+/// Domains that are looked at at a time: fewer than there are threads for queries.
+const LOOKS_AT_ONCE: usize = 2;
+/// How long a look may wait for its turn.
+const TURN: Duration = Duration::from_secs(10);
+/// How long after a failure it is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How many events are taken in at once.
+const EVENTS_AT_ONCE: usize = 256;
+/// No pause is longer; there is nothing to be done at its end.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What a call came to.
+enum Done {
+    /// The list of all domains.
+    Listed(Result<Vec<Uuid>, CallError>),
+    /// A look at one.
+    Looked(Uuid, Result<(), CallError>),
+}
+
+/// What is to be looked at, and what is being.
+#[derive(Default)]
+struct Looks {
+    due: BTreeSet<Uuid>,
+    /// Those that are being looked at, and whether something has happened to them since.
+    busy: HashMap<Uuid, bool>,
+    /// Those that could not be looked at, and when to try again.
+    later: HashMap<Uuid, Instant>,
+}
+
+impl Looks {
+    fn want(&mut self, uuid: Uuid) {
+        self.later.remove(&uuid);
+        match self.busy.get_mut(&uuid) {
+            Some(again) => *again = true,
+            None => drop(self.due.insert(uuid)),
+        }
+    }
+
+    /// The next to be looked at, if there is a turn.
+    fn next(&mut self, now: Instant) -> Option<Uuid> {
+        let ripe: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(uuid, _)| *uuid).collect();
+        ripe.into_iter().for_each(|uuid| self.want(uuid));
+        if self.busy.len() >= LOOKS_AT_ONCE {
+            return None;
+        }
+        let uuid = self.due.pop_first()?;
+        self.busy.insert(uuid, false);
+        Some(uuid)
+    }
+
+    fn done(&mut self, uuid: Uuid, looked: bool, now: Instant) {
+        let again = self.busy.remove(&uuid).unwrap_or(false);
+        if again {
+            self.due.insert(uuid);
+        } else if !looked {
+            self.later.insert(uuid, now + AGAIN);
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.later.values().min().copied()
+    }
+}
+
+/// Keeps the table as the domains are, as long as it is polled and the connection lasts.
+pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<News>) -> Infallible {
+    let (report, mut reports) = mpsc::unbounded_channel();
+    let mut looks = Looks::default();
+    // What was there and is not any more is in no list.
+    uri.table.uuids().into_iter().for_each(|uuid| looks.want(uuid));
+    let mut list_at = Some(Instant::now());
+    let mut news = Vec::new();
+    let mut silent = false;
+    loop {
+        let now = Instant::now();
+        if list_at.is_some_and(|at| at <= now) {
+            list_at = None;
+            list(uri, report.clone());
+        }
+        while let Some(uuid) = looks.next(now) {
+            look(uri, uuid, report.clone());
+        }
+        let wake_at = looks.wake_at().into_iter().chain(list_at).min().unwrap_or(now + IDLE);
+        tokio::select! {
+            count = events.recv_many(&mut news, EVENTS_AT_ONCE), if !silent => {
+                // The listener is gone, and its connection with it.
+                silent = count == 0;
+                for news in news.drain(..) {
+                    match news {
+                        News::Changed(uuid) => looks.want(uuid),
+                        News::Reset(uuid) => uri.table.note_reset(uuid),
+                    }
+                }
+            }
+            Some(done) = reports.recv() => match done {
+                Done::Listed(Ok(uuids)) => uuids.into_iter().for_each(|uuid| looks.want(uuid)),
+                Done::Listed(Err(error)) => {
+                    tracing::debug!(uri = %uri.text, %error, "the domains could not be listed");
+                    list_at = Some(Instant::now() + AGAIN);
+                }
+                Done::Looked(uuid, result) => {
+                    if let Err(error) = &result {
+                        tracing::debug!(uri = %uri.text, %uuid, %error, "a domain could not be looked at");
+                    }
+                    looks.done(uuid, result.is_ok(), Instant::now());
+                }
+            },
+            () = sleep_until(wake_at) => {}
+        }
+    }
+}
+
+fn list(uri: &Arc<Uri>, report: mpsc::UnboundedSender<Done>) {
+    let uri = Arc::clone(uri);
+    tokio::spawn(async move {
+        let listed = uri.call(Lane::Query, Instant::now() + TURN, domain::uuids).await;
+        // Fails only if nobody follows any more.
+        let _ = report.send(Done::Listed(listed));
+    });
+}
+
+fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
+    let (uri, table) = (Arc::clone(uri), Arc::clone(&uri.table));
+    tokio::spawn(async move {
+        let generation = table.generation();
+        let look = move |connect: &Connect| {
+            let entry = domain::observe(connect, uuid, table.driver, table.get(uuid).as_ref(), generation)?;
+            // Over a connection that is no longer the present one nothing is entered.
+            if table.generation() == generation {
+                table.put(uuid, entry);
+            }
+            Ok(())
+        };
+        let looked = uri.call(Lane::Query, Instant::now() + TURN, look).await;
+        let _ = report.send(Done::Looked(uuid, looked));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uuid(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_tried_again_and_keeps_nobody() {
+        let now = Instant::now();
+        let mut looks = Looks::default();
+        (1..=4).for_each(|number| looks.want(uuid(number)));
+        assert_eq!([looks.next(now), looks.next(now), looks.next(now)], [Some(uuid(1)), Some(uuid(2)), None]);
+        looks.done(uuid(1), false, now);
+        assert_eq!(looks.next(now), Some(uuid(3)), "the next one has its turn");
+        looks.done(uuid(2), true, now);
+        looks.done(uuid(3), true, now);
+        assert_eq!([looks.next(now), looks.next(now)], [Some(uuid(4)), None]);
+        assert_eq!(looks.wake_at(), Some(now + AGAIN));
+        assert_eq!(looks.next(now + AGAIN), Some(uuid(1)));
+    }
+
+    #[test]
+    fn what_happens_during_a_look_is_looked_at_again() {
+        let now = Instant::now();
+        let mut looks = Looks::default();
+        looks.want(uuid(1));
+        assert_eq!(looks.next(now), Some(uuid(1)));
+        looks.want(uuid(1));
+        assert_eq!(looks.next(now), None, "one look at a time");
+        looks.done(uuid(1), true, now);
+        assert_eq!(looks.next(now), Some(uuid(1)));
+        looks.done(uuid(1), true, now);
+        assert_eq!((looks.next(now), looks.wake_at()), (None, None));
+    }
+}
