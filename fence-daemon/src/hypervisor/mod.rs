@@ -49,6 +49,7 @@ use self::connection::{LinkState, Uri};
 use self::locks::Locks;
 use self::record::Records;
 use self::restart::{Plan, Restarts};
+use self::table::Instance;
 use crate::policy::{Authorized, Target};
 
 pub use self::domain::{State, Unproven};
@@ -187,7 +188,9 @@ impl Inner {
     fn lives_on(&self, plan: &Plan) -> bool {
         let Some(table) = self.uris.get(plan.place).map(|uri| &uri.table) else { return false };
         let instance = table.get(plan.domain.uuid).and_then(|entry| entry.instance);
-        table.driver.is_none() || instance.is_some_and(|known| Some(known.id) == plan.dead && known.living().is_some())
+        // Killed and not dead yet: it must come back when it is.
+        let lives = |known: &Instance| known.living().is_some_and(|victim| !victim.is_doomed());
+        table.driver.is_none() || instance.is_some_and(|known| Some(known.id) == plan.dead && lives(&known))
     }
 }
 

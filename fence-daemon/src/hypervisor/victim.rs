@@ -156,6 +156,14 @@ impl Victim {
         is_dead(&self.pidfd)
     }
 
+    /// Whether it was killed, by whomever, as the kernel knows: threads that wait for storage take SIGKILL when that comes back.
+    pub(super) fn is_doomed(&self) -> bool {
+        let file = |name| fs::read_to_string(format!("/proc/{}/{name}", self.pid()));
+        // What is not there to be read is dead.
+        let doomed = file("status").and_then(|status| Ok(is_doomed(&status, &file("stat")?)));
+        doomed.unwrap_or(true)
+    }
+
     /// Its process number, for people.
     pub(super) fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
@@ -327,6 +335,19 @@ fn is_dead(pidfd: &OwnedFd) -> bool {
     matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::IN)
 }
 
+/// Whether the kernel's words about a process mean that SIGKILL has been sent to it or that it is ending.
+fn is_doomed(status: &str, stat: &str) -> bool {
+    const SIGKILL: u64 = 1 << 8;
+    const PF_EXITING: u64 = 4;
+    let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    let killed = pending.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask & SIGKILL != 0);
+    // Behind the name, which may hold anything, come the state (field 3) and so on; field 9 are the flags.
+    let mut fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).into_iter().flatten();
+    let ended = fields.next().is_some_and(|state| matches!(state, "Z" | "X"));
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or(0);
+    killed || ended || flags & PF_EXITING != 0
+}
+
 fn read(path: &Path) -> Result<String, VictimError> {
     let bytes = fs::read(path).map_err(|error| VictimError::Unreadable { path: path.to_owned(), error })?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -409,17 +430,30 @@ mod tests {
         let age = SystemTime::now().duration_since(started(number).unwrap()).unwrap();
         assert!(age < Duration::from_secs(60), "{age:?}");
         let victim = Victim { driver: Driver::Qemu, name: "x".to_owned(), pid, pidfd, killed: AtomicBool::new(false) };
-        assert!(!victim.is_dead());
+        assert!(!victim.is_dead() && !victim.is_doomed());
         victim.kill().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         runtime.block_on(victim.death()).unwrap();
-        assert!(victim.is_dead());
+        assert!(victim.is_dead() && victim.is_doomed());
         // Not yet waited for by its parent: dead all the same, and killing it again is no error.
         victim.kill().unwrap();
         child.wait().unwrap();
         victim.kill().unwrap();
         assert!(victim.is_dead());
         assert!(matches!(hold(Path::new("x"), number), Err(VictimError::Pidfd { .. })));
+    }
+
+    #[test]
+    fn a_process_that_waits_for_storage_is_doomed_once_it_is_killed() {
+        let status =
+            |own: &str, shared: &str| format!("Name:\tqemu\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigCgt:\t0100\n");
+        let stat = |state: &str, flags: u32| format!("7 (a) b) {state} 1 7 7 0 -1 {flags} 0 0");
+        let (none, kill, others) = ("0000000000000000", "0000000000000100", "0000000000004002");
+        assert!(!is_doomed(&status(none, others), &stat("D", 4_194_560)));
+        assert!(is_doomed(&status(kill, none), &stat("D", 4_194_560)), "sent to the thread");
+        assert!(is_doomed(&status(none, kill), &stat("S", 4_194_560)), "sent to the process");
+        assert!(is_doomed(&status(none, none), &stat("R", 4_194_564)), "it is ending");
+        assert!(is_doomed(&status(none, none), &stat("Z", 4_194_560)), "its first thread has ended");
     }
 
     #[test]
