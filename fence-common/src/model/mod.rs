@@ -43,6 +43,7 @@ enum Flaw {
     NoRecord,
     OffLeavesRestart,
     LockReleasedEarly,
+    DyingCountsAsAlive,
 }
 
 /// Who asks for what, and what goes wrong.

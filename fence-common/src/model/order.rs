@@ -87,8 +87,9 @@ impl State {
         }
         if let Some(plan) = &daemon.pending {
             let free = daemon.lock.is_none() || daemon.lock == Some(RESTART);
-            // An attempt waits for libvirt to notice the death.
-            if free && (plan.started || self.life != Life::Dying) {
+            // What is dying is waited for.
+            let waits = self.life == Life::Dying && scenario.works(Flaw::DyingCountsAsAlive);
+            if free && (plan.started || !waits) {
                 acts.push(Act::Restart(How::Well));
                 if faulty && !plan.started && self.life == Life::Dead {
                     acts.push(Act::Restart(How::Fails));
@@ -298,8 +299,8 @@ impl State {
         match (self.life, how) {
             _ if plan.started => self.drop_restart(),
             // It was never killed.
-            (Life::Alive, _) if runs_on => {
-                self.seen.owed = false;
+            (Life::Alive | Life::Dying, _) if runs_on => {
+                self.seen.owed &= self.life == Life::Dying;
                 self.drop_restart();
             }
             // Somebody else was faster.

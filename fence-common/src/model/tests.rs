@@ -125,6 +125,7 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
         (Flaw::NoProof, promise::NO_FALSE_SUCCESS, scenario(TWO_ADDRESSES, Way::Direct, CALM)),
         (Flaw::NoProof, promise::NO_FALSE_SUCCESS, scenario(TWO_ADDRESSES, Way::Libvirt, Left { faults: 2, ..CALM })),
         (Flaw::NoRecord, promise::COMES_BACK, scenario(TWO_ADDRESSES, Way::Direct, crash)),
+        (Flaw::DyingCountsAsAlive, promise::COMES_BACK, scenario(TWO_ADDRESSES, Way::Direct, crash)),
         (Flaw::OffLeavesRestart, promise::STAYS_OFF, scenario(TWO_PLACES, Way::Direct, fault)),
         (Flaw::LockReleasedEarly, promise::ONE_KILL, scenario(OFF_AND_ON, Way::Direct, CALM)),
     ] {
