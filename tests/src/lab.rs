@@ -146,6 +146,18 @@ impl Space {
         self.must("sh", &["-c", &format!("echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad")]).map(drop)
     }
 
+    /// Runs `code` with this place's mounts, on a thread of its own: what it mounts is the lab's.
+    ///
+    /// # Errors
+    /// The lab is gone, or `code` failed.
+    pub fn in_mounts<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        on_a_thread(|| {
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(self.guardian.holder_fd.as_fd(), CloneFlags::CLONE_NEWNS).context("entering the lab's mounts")?;
+            code()
+        })
+    }
+
     /// Runs `code` in this place's network (and there only): sockets that it makes belong to it for good.
     ///
     /// # Errors

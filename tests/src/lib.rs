@@ -8,9 +8,11 @@
 //! * [`peer`]: a client written here, which signs like a stock one and then misbehaves as told.
 //! * [`timings`]: reads the daemon's line about a fence.
 //! * [`kernel`]: which XDP program is attached, and what it has counted.
-//! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`] and [`container`]: its machines; [`witness`]: whether a machine's
+//! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`], [`machine`] and [`container`]: its machines; [`witness`]: whether a machine's
 //!   processes are dead, whatever libvirt says.
 //! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: what the stock server does otherwise.
+//! * [`fuse`]: a disk whose server answers when the test says so, which keeps a machine that uses it from dying.
+//! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot.
 //! * [`bench`]: this server and stock's measured beside each other.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
@@ -19,10 +21,13 @@ pub mod bench;
 pub mod client;
 pub mod container;
 pub mod differences;
+pub mod fuse;
 pub mod initramfs;
 pub mod kernel;
 pub mod lab;
 pub mod libvirtd;
+pub mod machine;
+pub mod observer;
 pub mod packaged;
 pub mod peer;
 pub mod process;

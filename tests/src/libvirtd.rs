@@ -4,6 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::lab::{COMMAND_LIMIT, Hypervisor};
 use crate::process::{Finished, Process, poll_until, run};
@@ -20,7 +22,10 @@ const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n"
 const START: &str = "for procs in /sys/fs/cgroup/init/cgroup.procs /sys/fs/cgroup/*/init/cgroup.procs; do
     if [ -e \"$procs\" ]; then echo $$ > \"$procs\"; fi
 done
-exec tini -s -- libvirtd";
+exec tini -s -- libvirtd \"$@\"";
+
+/// Where it serves.
+const SOCKET: &str = "/run/libvirt/libvirt-sock";
 
 /// A running libvirtd. Dropping it kills it; its machines end with the lab.
 #[derive(Debug)]
@@ -36,19 +41,58 @@ impl Libvirtd {
     /// # Errors
     /// A tool is missing, or it does not serve; the error has what it logged.
     pub fn start(hypervisor: &Hypervisor) -> Result<Self> {
+        Self::start_with(hypervisor, "", &[])
+    }
+
+    /// As [`Self::start`], with more lines for libvirtd.conf and more arguments.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(hypervisor: &Hypervisor, config: &str, arguments: &[&str]) -> Result<Self> {
         tools::require(&["libvirtd", "virsh", "tini"])?;
         hypervisor.write("/etc/libvirt/qemu.conf", QEMU_CONF.as_bytes())?;
-        hypervisor.write("/etc/libvirt/libvirtd.conf", LIBVIRTD_CONF.as_bytes())?;
-        let process = Process::start(hypervisor.space(), Command::new("sh").args(["-c", START]))?;
+        hypervisor.write("/etc/libvirt/libvirtd.conf", format!("{LIBVIRTD_CONF}{config}").as_bytes())?;
+        // One that a killed libvirtd has left says nothing.
+        let _ = std::fs::remove_file(hypervisor.outside(SOCKET));
+        let mut command = Command::new("sh");
+        command.args(["-c", START, "sh"]).args(arguments);
+        let process = Process::start(hypervisor.space(), &mut command)?;
         let mut libvirtd = Self { process, hypervisor: hypervisor.clone() };
         poll_until("libvirtd", Duration::from_secs(60), || {
             if !libvirtd.process.is_running()? {
                 bail!("it has ended");
             }
-            Ok(hypervisor.outside("/run/libvirt/libvirt-sock").exists().then_some(()))
+            Ok(hypervisor.outside(SOCKET).exists().then_some(()))
         })
         .with_context(|| format!("its log: {}", libvirtd.process.stderr().text()))?;
         Ok(libvirtd)
+    }
+
+    /// Sends libvirtd itself a signal; its machines get none.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let children = format!("/proc/{0}/task/{0}/children", self.process.id());
+        let children = std::fs::read_to_string(&children).with_context(|| children)?;
+        for child in children.split_whitespace().filter_map(|child| child.parse::<i32>().ok()) {
+            // Its machines' processes are adopted by the same parent.
+            let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            if name.trim() == "libvirtd" {
+                // Its parent reaps it only when it has ended: until then the number is its own.
+                return kill(Pid::from_raw(child), signal).context("sending libvirtd a signal");
+            }
+        }
+        bail!("there is no libvirtd: {}", self.process.stderr().text())
+    }
+
+    /// Kills it as if it had crashed: its machines live on.
+    ///
+    /// # Errors
+    /// It has ended, or does not end.
+    pub fn crash(self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.process.finish(COMMAND_LIMIT).map(drop)
     }
 
     /// Runs virsh against a driver of this libvirtd.
@@ -87,6 +131,14 @@ impl Libvirtd {
     /// No such domain.
     pub fn state(&self, uri: &str, name: &str) -> Result<String> {
         Ok(self.virsh(uri, &["domstate", name])?.stdout.trim().to_owned())
+    }
+
+    /// The domain's state and why it is in it, in virsh's words (`shut off (destroyed)`).
+    ///
+    /// # Errors
+    /// No such domain.
+    pub fn state_and_reason(&self, uri: &str, name: &str) -> Result<String> {
+        Ok(self.virsh(uri, &["domstate", "--reason", name])?.stdout.trim().to_owned())
     }
 
     /// Waits until libvirt says `state` of the domain: it learns of a death a moment after the kernel.

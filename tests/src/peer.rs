@@ -20,8 +20,8 @@ use crate::process::readable;
 
 /// Requests of one test process differ in this, so that none is another's duplicate.
 static SEQNO: AtomicU32 = AtomicU32::new(1);
-/// How long a conversation's next bytes may take on a loaded machine.
-const TALK_LIMIT: Duration = Duration::from_secs(20);
+/// How long a conversation's next bytes may take on a loaded machine: longer than stock clients wait.
+const TALK_LIMIT: Duration = Duration::from_secs(40);
 
 /// A client with its sockets in a guest.
 #[derive(Debug)]

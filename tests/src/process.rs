@@ -198,6 +198,14 @@ impl Process {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("sending a signal")
     }
 
+    /// Whether it ends within `limit`. What it printed is collected by [`Self::finish`].
+    ///
+    /// # Errors
+    /// The system call failed.
+    pub fn ends_within(&self, limit: Duration) -> Result<bool> {
+        wait_pidfd(&self.pidfd, limit)
+    }
+
     /// Waits for its end and collects what it printed.
     ///
     /// # Errors

@@ -88,6 +88,8 @@ pub struct Config {
     pub attach: Option<&'static str>,
     /// `strict_source`, ours only.
     pub strict_source: Option<&'static str>,
+    /// More of the libvirt backend's keys, ours only.
+    pub backend: Vec<(&'static str, &'static str)>,
     /// More sections (`groups { ... }`).
     pub more: String,
 }
@@ -106,6 +108,7 @@ impl Config {
             port: None,
             attach: None,
             strict_source: None,
+            backend: Vec::new(),
             more: String::new(),
         }
     }
@@ -129,12 +132,14 @@ impl Config {
         let uri = |(index, uri): (usize, &String)| {
             (if index == 0 { "uri".to_owned() } else { format!("uri{index}") }, uri.clone())
         };
+        let backend = self.uris.iter().enumerate().map(uri);
+        let backend = backend.chain(self.backend.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         format!(
             "fence_virtd {{\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}}\n\
              listeners {{\n\tmulticast {{\n{}\t}}\n}}\n\
              backends {{\n\tlibvirt {{\n{}\t}}\n}}\n{}",
             lines(listener.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
-            lines(self.uris.iter().enumerate().map(uri).collect()),
+            lines(backend.collect()),
             self.more,
         )
     }

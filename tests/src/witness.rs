@@ -1,6 +1,7 @@
 //! Whether a machine is dead, asked of the kernel and not of libvirt: a pidfd of the process that runs it.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +13,8 @@ use crate::process::{poll_until, wait_pidfd};
 #[derive(Debug)]
 pub struct Witness {
     pidfd: OwnedFd,
+    /// A container's PID namespace: all of its processes are in it.
+    inside: Option<PathBuf>,
     /// The process as the host numbers it.
     pub pid: u32,
 }
@@ -36,6 +39,30 @@ impl Witness {
             let children = std::fs::read_to_string(&children).with_context(|| children)?;
             children.split_whitespace().next().map(|child| Self::of_pid(child.parse()?)).transpose()
         })
+        .map(|first| Self { inside: pid_namespace(first.pid), ..first })
+    }
+
+    /// The processes of whatever runs under this name now, of either driver.
+    ///
+    /// # Errors
+    /// They cannot be looked at.
+    pub fn of_all(hypervisor: &Hypervisor, domain: &str) -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        let file = |driver: &str| format!("/run/libvirt/{driver}/{domain}.pid");
+        for (file, find) in [
+            (file("qemu"), Self::of_qemu as fn(&Hypervisor, &str) -> Result<Self>),
+            (file("lxc"), Self::of_container),
+        ] {
+            // A file may stay behind for a moment: what counts is whether its process lives.
+            if hypervisor.outside(&file).exists() {
+                match find(hypervisor, domain) {
+                    Ok(witness) => all.push(witness),
+                    Err(error) if Self::of_pid_file(hypervisor, &file).is_ok() => return Err(error),
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(all)
     }
 
     fn of_pid_file(hypervisor: &Hypervisor, file: &str) -> Result<Self> {
@@ -52,7 +79,7 @@ impl Witness {
     fn of_pid(pid: u32) -> Result<Self> {
         let raw = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("no process number")?;
         let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).context("pidfd_open")?;
-        Ok(Self { pidfd, pid })
+        Ok(Self { pidfd, inside: None, pid })
     }
 
     /// Sends it SIGKILL: for showing how long a death takes without any server.
@@ -63,12 +90,12 @@ impl Witness {
         rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL).context("SIGKILL")
     }
 
-    /// Whether every thread of the process has ended.
+    /// Whether every thread of the process has ended, and for a container every process in it.
     ///
     /// # Errors
     /// The system call failed.
     pub fn is_dead(&self) -> Result<bool> {
-        self.dies_within(Duration::ZERO)
+        Ok(self.dies_within(Duration::ZERO)? && self.inside.as_ref().is_none_or(|inside| !has_processes(inside)))
     }
 
     /// As [`Self::is_dead`], waiting for it at most `limit`.
@@ -80,17 +107,28 @@ impl Witness {
     }
 }
 
+/// A process's PID namespace, as the kernel names it; `None` once the process is dead.
+fn pid_namespace(pid: u32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
+}
+
+/// Whether a process of the host is in this PID namespace.
+fn has_processes(namespace: &PathBuf) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.any(|pid: u32| pid_namespace(pid).as_ref() == Some(namespace))
+}
+
 /// The host's number of the process that the lab numbers `inside`.
 fn outside_pid(hypervisor: &Hypervisor, inside: u32) -> Result<u32> {
-    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let lab = namespace(hypervisor.holder()).context("the lab is gone")?;
+    let lab = pid_namespace(hypervisor.holder()).context("the lab is gone")?;
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         // Processes may end while we look; those are not the one.
         let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
         let last = numbers.split_whitespace().last().and_then(|number| number.parse::<u32>().ok());
-        if last == Some(inside) && namespace(pid).as_ref() == Some(&lab) {
+        if last == Some(inside) && pid_namespace(pid).as_ref() == Some(&lab) {
             return Ok(pid);
         }
     }

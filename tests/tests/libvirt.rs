@@ -10,6 +10,12 @@ mod configured;
 #[path = "libvirt/crashes.rs"]
 mod crashes;
 #[cfg(test)]
+#[path = "libvirt/site.rs"]
+mod site;
+#[cfg(test)]
+#[path = "libvirt/unkillable.rs"]
+mod unkillable;
+#[cfg(test)]
 #[path = "libvirt/xtask_run.rs"]
 mod xtask_run;
 

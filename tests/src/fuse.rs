@@ -1,0 +1,310 @@
+//! A disk image on a FUSE file system whose server answers when the test says so.
+//!
+//! What reads or writes it while its requests are held is in uninterruptible sleep in the kernel: not even SIGKILL ends it. That is how
+//! storage that is gone looks to QEMU. The server lives in this process, the file system is mounted in the lab; when this process ends,
+//! however it ends, the kernel fails all requests and whoever waited for them can die.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::lab::Hypervisor;
+
+/// The image's name in the file system.
+const IMAGE: &str = "disk";
+/// The image's number in it; the directory is 1.
+const INODE: INodeNo = INodeNo(2);
+/// How long the kernel may keep what it was told.
+const TTL: Duration = Duration::from_secs(1);
+/// How long a guest may take until it uses its disk, on a loaded machine.
+const USE_LIMIT: Duration = Duration::from_secs(60);
+
+/// An answer that is held back.
+enum Held {
+    Read(u64, usize, ReplyData),
+    Write(u64, Vec<u8>, ReplyWrite),
+}
+
+#[derive(Default)]
+struct State {
+    image: Vec<u8>,
+    holds: bool,
+    held: Vec<Held>,
+    /// Writes that were carried out.
+    written: u64,
+}
+
+impl State {
+    fn answer(&mut self, held: Held) {
+        match held {
+            Held::Read(offset, size, reply) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.image.len());
+                let to = from.saturating_add(size).min(self.image.len());
+                reply.data(&self.image[from..to]);
+            }
+            Held::Write(offset, data, reply) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                match from.checked_add(data.len()).and_then(|to| self.image.get_mut(from..to)) {
+                    Some(place) => {
+                        place.copy_from_slice(&data);
+                        self.written += 1;
+                        reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX));
+                    }
+                    None => reply.error(Errno::ENOSPC),
+                }
+            }
+        }
+    }
+}
+
+/// What server and test share.
+#[derive(Clone, Default)]
+struct Shared(Arc<(Mutex<State>, Condvar)>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers now, or when the requests are released.
+    fn take(&self, request: Held) {
+        let mut state = self.lock();
+        if state.holds {
+            state.held.push(request);
+        } else {
+            state.answer(request);
+        }
+        drop(state);
+        self.0.1.notify_all();
+    }
+}
+
+/// The server.
+struct Server(Shared);
+
+impl Server {
+    fn attributes(&self, inode: INodeNo) -> FileAttr {
+        let size = self.0.lock().image.len() as u64;
+        let (kind, perm, nlink, size) =
+            if inode == INODE { (FileType::RegularFile, 0o600, 1, size) } else { (FileType::Directory, 0o755, 2, 0) };
+        FileAttr {
+            ino: inode,
+            size,
+            blocks: size.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind,
+            perm,
+            nlink,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+impl Filesystem for Server {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Requests under way without a thread that waits for them, as on real storage.
+        let _ = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if name == IMAGE {
+            reply.entry(&TTL, &self.attributes(INODE), Generation(0));
+        } else {
+            reply.error(Errno::ENOENT);
+        }
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.attributes(inode));
+    }
+
+    // What libvirt sets (owner, mode) has no meaning here.
+    fn setattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.attr(&TTL, &self.attributes(inode));
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // Past the page cache: each access is a request.
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.0.take(Held::Read(offset, usize::try_from(size).unwrap_or(usize::MAX), reply));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.0.take(Held::Write(offset, data.to_vec(), reply));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+}
+
+/// A served image. Dropping it fails what is held and unmounts it.
+pub struct Disk {
+    hypervisor: Hypervisor,
+    directory: String,
+    shared: Shared,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Disk {
+    /// Mounts a file system with an image of this content in the lab.
+    ///
+    /// # Errors
+    /// There is no FUSE here (kernel module `fuse`), or it cannot be mounted.
+    pub fn serve(hypervisor: &Hypervisor, name: &str, image: Vec<u8>) -> Result<Self> {
+        let directory = hypervisor.path(&format!("{name}.fuse"));
+        std::fs::create_dir_all(hypervisor.outside(&directory))?;
+        let device = File::options().read(true).write(true).open("/dev/fuse").context("/dev/fuse: modprobe fuse")?;
+        let options =
+            format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
+        hypervisor.space().in_mounts(|| {
+            mount(Some("lab"), directory.as_str(), Some("fuse"), MsFlags::MS_NODEV, Some(options.as_str()))
+                .context("mounting FUSE")
+        })?;
+        let shared = Shared::default();
+        shared.lock().image = image;
+        let mut disk = Self { hypervisor: hypervisor.clone(), directory, shared: shared.clone(), server: None };
+        let session =
+            Session::from_fd(Server(shared), OwnedFd::from(device), SessionACL::All, fuser::Config::default())?;
+        disk.server = Some(std::thread::spawn(move || {
+            // Ends with the mount; there is nobody to tell of an error then.
+            let _ = session.run();
+        }));
+        Ok(disk)
+    }
+
+    /// The image's path in the lab.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}/{IMAGE}", self.directory)
+    }
+
+    /// From now on nothing is answered. Returns when there is somebody who waits.
+    ///
+    /// # Errors
+    /// Nobody uses the disk.
+    pub fn hold(&self) -> Result<()> {
+        self.shared.lock().holds = true;
+        let deadline = Instant::now() + USE_LIMIT;
+        let mut state = self.shared.lock();
+        while state.held.is_empty() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                bail!("nobody uses {} within {USE_LIMIT:?}", self.path());
+            };
+            state = self.shared.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// Carries out and answers what was held, and all that comes.
+    pub fn release(&self) {
+        let mut state = self.shared.lock();
+        state.holds = false;
+        for held in std::mem::take(&mut state.held) {
+            state.answer(held);
+        }
+    }
+
+    /// How many writes have come to the image.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.shared.lock().written
+    }
+
+    /// Waits until the machine has written once more.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_written(&self) -> Result<()> {
+        let mut state = self.shared.lock();
+        let (before, deadline) = (state.written, Instant::now() + USE_LIMIT);
+        while state.written == before {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                bail!("nobody writes to {} within {USE_LIMIT:?}", self.path());
+            };
+            state = self.shared.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Forced: the kernel then fails all that is under way, and the server's next read.
+        let directory = self.directory.clone();
+        let unmounted = self.hypervisor.space().in_mounts(|| {
+            umount2(directory.as_str(), MntFlags::MNT_FORCE).or_else(|_| umount2(directory.as_str(), MntFlags::MNT_DETACH))?;
+            Ok(())
+        });
+        // Answers to requests that are over go nowhere.
+        self.release();
+        if let (Ok(()), Some(server)) = (unmounted, self.server.take()) {
+            let _ = server.join();
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Small QEMU machines of a lab's libvirtd: firmware and, where a test wants it, a disk with a boot sector of our own.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use crate::libvirtd::Libvirtd;
+use crate::qemu::{URI, emulator};
+use crate::tools;
+
+/// The first disk's size: the boot sector and one more that it writes to.
+const DISK_SIZE: usize = 1 << 20;
+
+/// A machine of 16 MiB without KVM. With firmware alone it runs and does nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    name: String,
+    uuid: Option<String>,
+    devices: String,
+}
+
+impl Machine {
+    /// A machine with firmware alone.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// With this UUID instead of one that libvirt chooses.
+    #[must_use]
+    pub fn uuid(mut self, uuid: &str) -> Self {
+        self.uuid = Some(uuid.to_owned());
+        self
+    }
+
+    /// With a raw disk at this path in the lab, past the host's page cache; `io` is the driver's way (`threads`, `native`, `io_uring`).
+    #[must_use]
+    pub fn disk(mut self, path: &str, io: &str) -> Self {
+        let _ = write!(
+            self.devices,
+            "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' io='{io}'/>\
+             <source file='{path}'/><target dev='hda' bus='ide'/></disk>"
+        );
+        self
+    }
+
+    /// With a serial port whose output goes to a file in the lab.
+    #[must_use]
+    pub fn serial(mut self, path: &str) -> Self {
+        let _ = write!(self.devices, "<serial type='file'><source path='{path}'/><target port='0'/></serial>");
+        self
+    }
+
+    /// The definition.
+    ///
+    /// # Errors
+    /// QEMU is missing.
+    pub fn xml(&self) -> Result<String> {
+        let Self { name, uuid, devices } = self;
+        let emulator = emulator()?;
+        let uuid = uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
+        Ok(format!(
+            "<domain type='qemu'><name>{name}</name>{uuid}<memory unit='MiB'>16</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>destroy</on_crash>\
+             <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/>\
+             <memballoon model='none'/>{devices}</devices></domain>"
+        ))
+    }
+
+    /// Defines it and starts it.
+    ///
+    /// # Errors
+    /// libvirt cannot.
+    pub fn start(&self, libvirtd: &Libvirtd) -> Result<()> {
+        libvirtd.define(URI, &self.name, &self.xml()?)?;
+        libvirtd.start_domain(URI, &self.name)
+    }
+
+    /// Starts it without a definition that outlives it.
+    ///
+    /// # Errors
+    /// libvirt cannot.
+    pub fn create_transient(&self, libvirtd: &Libvirtd) -> Result<()> {
+        tools::require(&["virsh"])?;
+        let file = libvirtd.hypervisor().write(&format!("{}.xml", self.name), self.xml()?.as_bytes())?;
+        libvirtd.virsh(URI, &["create", &file]).map(drop)
+    }
+}
+
+/// What a machine's serial port says once for each boot of [`writing_disk`].
+pub const BOOTED: u8 = b'B';
+
+/// A disk whose boot sector says [`BOOTED`] on the serial port and then writes the next sector about ten times a second, for ever.
+#[must_use]
+pub fn writing_disk() -> Vec<u8> {
+    #[rustfmt::skip]
+    const PROGRAM: [u8; 46] = [
+        0xfa,                         // cli
+        0x31, 0xc0,                   // xor ax, ax
+        0x8e, 0xd8,                   // mov ds, ax
+        0x8e, 0xd0,                   // mov ss, ax
+        0xbc, 0x00, 0x7c,             // mov sp, 0x7c00
+        0xfb,                         // sti
+        0xba, 0xf8, 0x03,             // mov dx, 0x3f8 (the first serial port)
+        0xb0, BOOTED,                 // mov al, BOOTED
+        0xee,                         // out dx, al
+        // again:
+        0xb8, 0x00, 0x43,             // mov ax, 0x4300 (write sectors by their number)
+        0xb2, 0x80,                   // mov dl, 0x80 (the first disk)
+        0xbe, 0x1e, 0x7c,             // mov si, where
+        0xcd, 0x13,                   // int 0x13
+        0xf4,                         // hlt, until the timer's next tick
+        0xeb, 0xf3,                   // jmp again
+        // where:
+        0x10, 0x00, 0x01, 0x00,       // 16 bytes, one sector ...
+        0x00, 0x7e, 0x00, 0x00,       // ... from 0000:7e00 ...
+        0x01, 0, 0, 0, 0, 0, 0, 0,    // ... to number 1
+    ];
+    let mut image = vec![0; DISK_SIZE];
+    image[..PROGRAM.len()].copy_from_slice(&PROGRAM);
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image
+}

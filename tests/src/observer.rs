@@ -1,0 +1,166 @@
+//! Asks for fences, and judges each answer by the kernel's word alone.
+//!
+//! Before an `off` or a `reboot` is asked for, the processes of whatever runs under the domain's name are held by pidfds of our own. The
+//! moment that the client has its success all of them must be dead, for a container everything in it as well. Neither the
+//! server's log nor libvirt is asked.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_common::wire::Op;
+
+use crate::client::{Client, Family};
+use crate::lab::{Guest, Hypervisor};
+use crate::peer::Peer;
+use crate::process::{Finished, Process};
+use crate::witness::Witness;
+
+/// How long a stock client may take, its own 30 s included.
+pub const CLIENT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A guest that asks.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    hypervisor: Hypervisor,
+    guest: Guest,
+    key: String,
+}
+
+/// A stock client that waits for its answer.
+#[derive(Debug)]
+pub struct Asked {
+    what: String,
+    client: Process,
+    victims: Vec<Witness>,
+    kills: bool,
+}
+
+impl Observer {
+    /// Asks from `guest`, with the key file at `key` in the lab.
+    #[must_use]
+    pub fn new(hypervisor: &Hypervisor, guest: Guest, key: &str) -> Self {
+        Self { hypervisor: hypervisor.clone(), guest, key: key.to_owned() }
+    }
+
+    /// The guest that asks.
+    #[must_use]
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Starts a stock client.
+    ///
+    /// # Errors
+    /// It cannot be started, or the victim cannot be watched.
+    pub fn start(&self, op: &str, domain: &str) -> Result<Asked> {
+        let victims = Witness::of_all(&self.hypervisor, domain)?;
+        self.start_with(Client::new(op, &self.key).domain(domain), op, domain, victims)
+    }
+
+    /// As [`Self::start`], with another client about `domain`, and with these victims.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_with(&self, client: Client, op: &str, domain: &str, victims: Vec<Witness>) -> Result<Asked> {
+        let client = client.start(self.guest.space())?;
+        Ok(Asked { what: format!("{op} of {domain}"), client, victims, kills: kills(op) })
+    }
+
+    /// Asks as the stock client does, to the end.
+    ///
+    /// # Errors
+    /// As [`Self::start`] and [`Asked::finish`].
+    pub fn fence(&self, op: &str, domain: &str) -> Result<Finished> {
+        self.start(op, domain)?.finish()
+    }
+
+    /// As [`Self::fence`]; it must end with this exit code.
+    ///
+    /// # Errors
+    /// As [`Self::fence`], or it ends with another one.
+    pub fn expect(&self, op: &str, domain: &str, code: i32) -> Result<Finished> {
+        let answer = self.fence(op, domain)?;
+        ensure!(answer.code == Some(code), "{op} of {domain}: {code} expected, not {answer:?}");
+        Ok(answer)
+    }
+
+    /// The domains and their states, as the stock client lists them.
+    ///
+    /// # Errors
+    /// The list fails.
+    pub fn list(&self) -> Result<Finished> {
+        Client::new("list", &self.key).run(self.guest.space())
+    }
+
+    /// Asks by a client of our own with sockets of its own, so that there can be many at once. The reply's byte.
+    ///
+    /// # Errors
+    /// Nobody answers, or a success is said of a machine that lives.
+    pub fn ask(&self, key: &[u8], op: Op, domain: &str) -> Result<u8> {
+        let victims = if kills(op.name()) { Witness::of_all(&self.hypervisor, domain)? } else { Vec::new() };
+        self.ask_about(key, op, domain, &victims)
+    }
+
+    /// As [`Self::ask`], with these victims.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_about(&self, key: &[u8], op: Op, domain: &str, victims: &[Witness]) -> Result<u8> {
+        let what = || format!("{} of {domain}", op.name());
+        let reply = Peer::new(&self.guest, key, Family::V4)?.ask(op, domain)?.converse().with_context(what)?;
+        judge(&what(), reply == 0 && kills(op.name()), alive(victims)?)?;
+        Ok(reply)
+    }
+}
+
+impl Asked {
+    /// Waits for the client's end.
+    ///
+    /// # Errors
+    /// It does not end, or was told of success while a victim lives.
+    pub fn finish(self) -> Result<Finished> {
+        let Self { what, client, victims, kills } = self;
+        client.ends_within(CLIENT_LIMIT)?;
+        // Now, before anything else is done: a death that comes later is no excuse.
+        let alive = alive(&victims)?;
+        let answer = client.finish(Duration::ZERO).with_context(|| what.clone())?;
+        judge(&what, answer.code == Some(0) && kills, alive)?;
+        Ok(answer)
+    }
+
+    /// Whether it waits still.
+    ///
+    /// # Errors
+    /// The system call failed.
+    pub fn waits(&mut self) -> Result<bool> {
+        self.client.is_running()
+    }
+
+    /// Whom it is about.
+    #[must_use]
+    pub fn victims(&self) -> &[Witness] {
+        &self.victims
+    }
+}
+
+/// Whether success means a death.
+fn kills(op: &str) -> bool {
+    matches!(op, "off" | "reboot")
+}
+
+/// A victim that lives now.
+fn alive(victims: &[Witness]) -> Result<Option<u32>> {
+    for victim in victims {
+        if !victim.is_dead()? {
+            return Ok(Some(victim.pid));
+        }
+    }
+    Ok(None)
+}
+
+fn judge(what: &str, is_told: bool, alive: Option<u32>) -> Result<()> {
+    match alive {
+        Some(pid) if is_told => bail!("FALSE SUCCESS: {what} was answered with success and process {pid} lives"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,98 @@
+//! What most of these tests begin with: a hypervisor with libvirtd and the daemon, and a guest that asks.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::observer::Observer;
+use fence_tests::process::poll_until;
+use fence_tests::server::{Config, Server, Which};
+use fence_tests::witness::Witness;
+
+use super::KEY;
+
+/// How long what takes milliseconds may take on a loaded machine.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+pub(crate) struct Site {
+    pub(crate) server: Server,
+    pub(crate) libvirtd: Libvirtd,
+    pub(crate) observer: Observer,
+    pub(crate) config: Config,
+    pub(crate) hypervisor: Hypervisor,
+}
+
+impl Site {
+    /// With our daemon, which uses libvirt over `uris` and has these keys in its backend.
+    pub(crate) fn new(uris: &[&str], backend: &[(&'static str, &'static str)]) -> Result<Self> {
+        let hypervisor = Hypervisor::new()?;
+        let libvirtd = Libvirtd::start(&hypervisor)?;
+        Self::on(hypervisor, libvirtd, uris, backend)
+    }
+
+    /// The same with a libvirtd that is there already, and perhaps its domains.
+    pub(crate) fn on(
+        hypervisor: Hypervisor,
+        libvirtd: Libvirtd,
+        uris: &[&str],
+        backend: &[(&'static str, &'static str)],
+    ) -> Result<Self> {
+        let key = hypervisor.write("fence.key", &KEY)?;
+        let mut config = Config::new(&key);
+        config.uris = uris.iter().map(|&uri| uri.to_owned()).collect();
+        config.backend = backend.to_vec();
+        let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
+        let observer = Observer::new(&hypervisor, hypervisor.guest(1)?, &key);
+        Ok(Self { server, libvirtd, observer, config, hypervisor })
+    }
+
+    /// A fence that must end with this exit code; if not, the log is shown.
+    pub(crate) fn expect(&self, op: &str, domain: &str, code: i32) -> Result<()> {
+        self.observer.expect(op, domain, code).map(drop).with_context(|| format!("the server: {}", self.server.log()))
+    }
+
+    /// The process of a running QEMU domain.
+    pub(crate) fn machine(&self, domain: &str) -> Result<Witness> {
+        Witness::of_qemu(&self.hypervisor, domain)
+    }
+
+    /// A fence that must be a success by the short way, not by libvirt's.
+    pub(crate) fn off_directly(&self, domain: &str) -> Result<()> {
+        ensure!(!Witness::of_all(&self.hypervisor, domain)?.is_empty(), "{domain} does not run");
+        let position = self.server.log_position();
+        self.expect("off", domain, 0)?;
+        let fence = self.server.next_fence(position)?;
+        ensure!(fence.step("dead").is_some(), "no death in {fence:?}");
+        self.not_logged(position, "left to libvirt")
+    }
+
+    /// Waits for a line that contains `part`.
+    pub(crate) fn logs(&self, position: usize, part: &str) -> Result<()> {
+        let found = self.server.wait_log(position, SOON, |line| line.contains(part).then_some(()));
+        found.with_context(|| format!("`{part}` is not in the log: {}", self.server.log()))
+    }
+
+    /// No line from `position` on contains `part`.
+    pub(crate) fn not_logged(&self, position: usize, part: &str) -> Result<()> {
+        let found = self.server.wait_log(position, Duration::ZERO, |line| line.contains(part).then(|| line.to_owned()));
+        ensure!(found.is_none(), "{found:?}");
+        Ok(())
+    }
+
+    /// Waits until the daemon's status of the domain is this exit code.
+    pub(crate) fn wait_status(&self, domain: &str, code: i32) -> Result<()> {
+        poll_until(&format!("status {code} of {domain}"), SOON, || {
+            Ok((self.observer.fence("status", domain)?.code == Some(code)).then_some(()))
+        })
+        .with_context(|| self.server.log())
+    }
+
+    /// Kills the daemon and starts the next one.
+    pub(crate) fn next_daemon(&mut self) -> Result<()> {
+        self.server.process().signal(nix::sys::signal::Signal::SIGKILL)?;
+        poll_until("the daemon's end", SOON, || Ok((!self.server.is_running()?).then_some(())))?;
+        self.server = Server::start(&self.hypervisor, &Which::ours()?, &self.config)?;
+        Ok(())
+    }
+}

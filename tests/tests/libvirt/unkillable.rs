@@ -1,0 +1,93 @@
+//! Machines whose storage does not answer: they cannot die, and nobody may be told that they did.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fence_common::wire::Op;
+use fence_tests::fuse::Disk;
+use fence_tests::machine::{Machine, writing_disk};
+use fence_tests::qemu;
+use fence_tests::witness::Witness;
+
+use super::KEY;
+use super::site::{SOON, Site};
+
+/// A stock client's own limit, after which it says so itself; an answer has to be there before.
+const CLIENT_GIVES_UP: Duration = Duration::from_secs(30);
+
+/// A machine that writes to a disk of ours.
+fn writer(site: &Site, name: &str, io: &str) -> Result<Disk> {
+    let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
+    Machine::new(name).disk(&disk.path(), io).start(&site.libvirtd)?;
+    disk.wait_written()?;
+    Ok(disk)
+}
+
+#[test]
+fn a_machine_that_cannot_die_is_no_success() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let disk = writer(&site, "stuck", "threads")?;
+    let rebooted = writer(&site, "rebooted", "threads")?;
+    let machines = [site.machine("stuck")?, site.machine("rebooted")?];
+    disk.hold()?;
+    rebooted.hold()?;
+
+    let position = site.server.log_position();
+    let begun = Instant::now();
+    std::thread::scope(|scope| -> Result<()> {
+        let off = scope.spawn(|| site.observer.ask(&KEY, Op::Off, "stuck"));
+        let reboot = scope.spawn(|| site.observer.ask(&KEY, Op::Reboot, "rebooted"));
+        // It says what blocks while it is asked.
+        site.logs(position, "not dead yet: ")?;
+        let why = |line: &str| line.contains("killed, and not dead yet").then(|| line.to_owned());
+        let line = site.server.wait_log(position, SOON, why).context("it was there")?;
+        ensure!(line.contains("in state D at "), "what blocks: {line}");
+        // Others are served.
+        qemu::start_idle(&site.libvirtd, "other")?;
+        site.off_directly("other")?;
+        ensure!(site.observer.list()?.code == Some(0));
+        ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off");
+        for asked in [off, reboot] {
+            let reply = asked.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+            ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
+        }
+        ensure!(begun.elapsed() < CLIENT_GIVES_UP, "too late for a stock client: {:?}", begun.elapsed());
+        Ok(())
+    })?;
+    ensure!(!machines[0].is_dead()? && !machines[1].is_dead()?, "what holds them does not hold");
+
+    // The kill is in force: they die as soon as they can, and without being asked again.
+    disk.release();
+    ensure!(machines[0].dies_within(SOON)?);
+    site.expect("off", "stuck", 0)?;
+    site.libvirtd.wait_state(qemu::URI, "stuck", "shut off")?;
+
+    // The same for the reboot, which was a failure: it is not started behind anybody's back before it is dead.
+    ensure!(!machines[1].is_dead()?);
+    rebooted.release();
+    ensure!(machines[1].dies_within(SOON)?);
+    Ok(())
+}
+
+#[test]
+fn a_success_waits_for_the_kernels_last_write() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let disk = writer(&site, "ring", "io_uring")?;
+    let machine = site.machine("ring")?;
+    let ring = std::fs::read_dir(format!("/proc/{}/fd", machine.pid))?.flatten();
+    let has_ring = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:[io_uring]"));
+    ensure!(ring.into_iter().any(|fd| has_ring(&fd)), "QEMU does not use io_uring here");
+    disk.hold()?;
+    let written = disk.written();
+    let mut off = site.observer.start("off", "ring")?;
+    let dead = machine.dies_within(Duration::from_secs(5))?;
+    eprintln!("process dead while held: {dead}");
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(off.waits()?, "answered while a write is under way");
+    ensure!(disk.written() == written);
+    disk.release();
+    let answer = off.finish()?;
+    ensure!(answer.code == Some(0), "{answer:?}: {}", site.server.log());
+    eprintln!("{}", site.server.log());
+    Ok(())
+}
