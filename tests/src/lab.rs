@@ -30,6 +30,8 @@ pub const BRIDGE: &str = "virbr0";
 pub const HYPERVISOR_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 1);
 /// The hypervisor's IPv6 address on the bridge.
 pub const HYPERVISOR_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x122, 0, 0, 0, 0, 0, 1);
+/// A hypervisor's end of the cable to another one.
+const CABLE: &str = "mig0";
 /// How long a small command (`ip`, `bpftool`, `virsh list`) may take on a loaded machine.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
@@ -206,6 +208,27 @@ impl Hypervisor {
         self.ip(&["addr", "add", &format!("{HYPERVISOR_V4}/24"), "dev", BRIDGE])?;
         self.ip(&["link", "set", BRIDGE, "up"])?;
         self.address_bridge()
+    }
+
+    /// Lays a cable to another hypervisor, for migrations: the addresses of both ends.
+    ///
+    /// # Errors
+    /// There is one already.
+    pub fn connect(&self, other: &Self) -> Result<[Ipv4Addr; 2]> {
+        let holders = [self.holder().to_string(), other.holder().to_string()];
+        let mut add = Command::new(tools::find("ip")?);
+        add.args(["link", "add", CABLE, "netns", &holders[0], "type", "veth"]);
+        add.args(["peer", "name", CABLE, "netns", &holders[1]]);
+        let added = add.output()?;
+        if !added.status.success() {
+            bail!("a cable between two labs: {}", String::from_utf8_lossy(&added.stderr));
+        }
+        let addresses = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+        for (hypervisor, address) in [self, other].into_iter().zip(addresses) {
+            hypervisor.ip(&["addr", "add", &format!("{address}/24"), "dev", CABLE])?;
+            hypervisor.ip(&["link", "set", CABLE, "up"])?;
+        }
+        Ok(addresses)
     }
 
     /// Gives the bridge what it loses when it is down: its IPv6 address and its multicast route.

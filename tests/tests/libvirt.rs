@@ -10,6 +10,9 @@ mod configured;
 #[path = "libvirt/crashes.rs"]
 mod crashes;
 #[cfg(test)]
+#[path = "libvirt/migration.rs"]
+mod migration;
+#[cfg(test)]
 #[path = "libvirt/site.rs"]
 mod site;
 #[cfg(test)]

@@ -1,0 +1,191 @@
+//! Machines on the move between two hypervisors, each with a libvirtd and a daemon of its own.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fence_common::wire::Op;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::machine::Machine;
+use fence_tests::process::{Finished, Process, poll_until};
+use fence_tests::qemu;
+use fence_tests::witness::Witness;
+use nix::sys::signal::Signal;
+
+use super::KEY;
+use super::site::{SOON, Site};
+
+/// A hypervisor and where the other one reaches it.
+struct Host {
+    site: Site,
+    address: String,
+}
+
+/// Two hypervisors that migrate to each other.
+fn hosts() -> Result<[Host; 2]> {
+    let hypervisors = [Hypervisor::new()?, Hypervisor::new()?];
+    let addresses = hypervisors[0].connect(&hypervisors[1])?;
+    let host = |number: usize| -> Result<Host> {
+        // Two labs are two hosts for libvirt if they say so: the machine's own UUID is the same.
+        let config = format!(
+            "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n"
+        );
+        let hypervisor = hypervisors[number].clone();
+        let libvirtd = Libvirtd::start_with(&hypervisor, &config, &["--listen"])?;
+        let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
+        Ok(Host { site, address: addresses[number].to_string() })
+    };
+    Ok([host(0)?, host(1)?])
+}
+
+impl Host {
+    /// Begins to migrate a machine to another host.
+    fn migrate(&self, to: &Self, name: &str, options: &[&str]) -> Result<Process> {
+        let mut command = Command::new("virsh");
+        command.args(["-q", "-c", qemu::URI, "migrate", "--live"]).args(options);
+        command.args([name, &format!("qemu+tcp://{}/system", to.address), &format!("tcp://{}", to.address)]);
+        Process::start(self.site.hypervisor.space(), &mut command)
+    }
+
+    /// Has QEMU migrate a machine as slowly as it can, so that it does not come to an end.
+    fn slow_down(&self, name: &str) -> Result<()> {
+        let slow = r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":4096}}"#;
+        self.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", name, slow]).map(drop)
+    }
+
+    /// Begins a migration that takes for ever, and waits until it is under way on both sides. The machine's process there.
+    fn migrate_for_ever(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
+        self.migrate_for_ever_with(to, name, &[])
+    }
+
+    fn migrate_for_ever_with(&self, to: &Self, name: &str, options: &[&str]) -> Result<(Process, Witness)> {
+        self.slow_down(name)?;
+        let migration = self.migrate(to, name, &[&["--bandwidth", "1"], options].concat())?;
+        poll_until("a migration", SOON, || {
+            ensure!(!migration.ends_within(Duration::ZERO)?, "it has ended: {}", migration.stderr().text());
+            let job = self.site.libvirtd.virsh(qemu::URI, &["domjobinfo", name])?.stdout;
+            Ok((job.contains("Unbounded") && job.contains("Memory total")).then_some(()))
+        })?;
+        self.slow_down(name)?;
+        let there = to.site.machine(name)?;
+        Ok((migration, there))
+    }
+
+    /// Its state by libvirt here; `None` if it is not known.
+    fn state(&self, name: &str) -> Result<Option<String>> {
+        let names = self.site.libvirtd.virsh(qemu::URI, &["list", "--all", "--name"])?.stdout;
+        if !names.lines().any(|line| line == name) {
+            return Ok(None);
+        }
+        self.site.libvirtd.state_and_reason(qemu::URI, name).map(Some)
+    }
+
+    fn runs(&self, name: &str) -> Result<bool> {
+        // Known and gone again between two questions is not running.
+        Ok(self.state(name).unwrap_or(None).is_some_and(|state| state.starts_with("running")))
+    }
+}
+
+fn ended(migration: Process) -> Result<Finished> {
+    migration.finish(SOON).context("the migration")
+}
+
+#[test]
+fn a_machine_that_is_on_its_way_is_held_back_or_left_alone() -> Result<()> {
+    let [here, there] = hosts()?;
+    Machine::new("traveller").start(&here.site.libvirtd)?;
+    let process = here.site.machine("traveller")?;
+    let (migration, twin) = here.migrate_for_ever(&there, "traveller")?;
+
+    // The host that it is on its way to cannot say anything.
+    let position = there.site.server.log_position();
+    there.site.expect("off", "traveller", 1)?;
+    there.site.logs(position, "it is being migrated")?;
+    ensure!(!process.is_dead()? && !twin.is_dead()?, "nothing is done by half");
+
+    // The host that it is on ends the migration first.
+    here.site.expect("off", "traveller", 0)?;
+    ensure!(process.is_dead()?);
+    ensure!(ended(migration)?.code != Some(0), "the migration has come through");
+    ensure!(twin.dies_within(SOON)?, "it lives on there");
+    ensure!(!there.runs("traveller")?);
+    Ok(())
+}
+
+#[test]
+fn a_machine_that_has_moved_is_the_other_hosts() -> Result<()> {
+    let [here, there] = hosts()?;
+    Machine::new("nomad").start(&here.site.libvirtd)?;
+    ensure!(ended(here.migrate(&there, "nomad", &[])?)?.code == Some(0));
+    let process = there.site.machine("nomad")?;
+    here.site.expect("off", "nomad", 1)?;
+    here.site.expect("reboot", "nomad", 1)?;
+    here.site.expect("on", "nomad", 1)?;
+    ensure!(!process.is_dead()?);
+
+    // And back: found without being looked for, and killed by its new process.
+    ensure!(ended(there.migrate(&here, "nomad", &[])?)?.code == Some(0));
+    ensure!(process.dies_within(SOON)?);
+    there.site.expect("off", "nomad", 1)?;
+    here.site.off_directly("nomad")?;
+    ensure!(!there.runs("nomad")?);
+    Ok(())
+}
+
+/// Whatever the phase that a migration is in when it is asked for: a success means that it runs nowhere.
+#[test]
+fn a_success_during_a_migration_means_that_it_runs_nowhere() -> Result<()> {
+    let [here, there] = hosts()?;
+    for round in 0..10 {
+        let name = format!("racer{round}");
+        Machine::new(&name).create_transient(&here.site.libvirtd)?;
+        let process = here.site.machine(&name)?;
+        let migration = here.migrate(&there, &name, &[])?;
+        std::thread::sleep(Duration::from_millis(round * 70));
+        let reply = here.site.observer.ask_about(&KEY, Op::Off, &name, std::slice::from_ref(&process))?;
+        let ran_there = there.runs(&name)?;
+        let arrived = ended(migration)?.code == Some(0);
+        if reply == 0 {
+            ensure!(!ran_there && !arrived && !there.runs(&name)?, "FALSE SUCCESS: {name} runs on the other host");
+        } else {
+            // Nothing was done by half: it runs on one of them.
+            ensure!(here.runs(&name)? != there.runs(&name)?, "round {round}: {}", here.site.server.log());
+        }
+        for host in [&here, &there] {
+            if host.state(&name)?.is_some() {
+                let _ = host.site.libvirtd.virsh(qemu::URI, &["destroy", &name]);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_machine_on_its_way_is_no_success_while_libvirt_is_silent() -> Result<()> {
+    let [here, there] = hosts()?;
+    Machine::new("traveller").start(&here.site.libvirtd)?;
+    let (_migration, twin) = here.migrate_for_ever(&there, "traveller")?;
+    let process = here.site.machine("traveller")?;
+    here.site.libvirtd.signal(Signal::SIGSTOP)?;
+    here.site.expect("off", "traveller", 1)?;
+    ensure!(!process.is_dead()? && !twin.is_dead()?, "nothing is done that proves nothing");
+    here.site.libvirtd.signal(Signal::SIGCONT)
+}
+
+#[test]
+fn a_machine_that_runs_there_already_is_not_ours_to_kill() -> Result<()> {
+    let [here, there] = hosts()?;
+    Machine::new("early").start(&here.site.libvirtd)?;
+    let process = here.site.machine("early")?;
+    let postcopy = r#"{"execute":"migrate-set-parameters","arguments":{"max-postcopy-bandwidth":4096}}"#;
+    let (_migration, twin) = here.migrate_for_ever_with(&there, "early", &["--postcopy"])?;
+    here.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", "early", postcopy])?;
+    here.site.libvirtd.virsh(qemu::URI, &["migrate-postcopy", "early"])?;
+    poll_until("the machine to run there", SOON, || Ok(there.runs("early")?.then_some(())))?;
+    let position = here.site.server.log_position();
+    here.site.expect("off", "early", 1)?;
+    ensure!(!process.is_dead()? && !twin.is_dead()?);
+    here.site.logs(position, "it is being migrated")?;
+    Ok(())
+}
