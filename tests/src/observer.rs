@@ -149,18 +149,18 @@ fn kills(op: &str) -> bool {
 }
 
 /// A victim that lives now.
-fn alive(victims: &[Witness]) -> Result<Option<u32>> {
+fn alive(victims: &[Witness]) -> Result<Option<String>> {
     for victim in victims {
         if !victim.is_dead()? {
-            return Ok(Some(victim.pid));
+            return Ok(Some(victim.describe()));
         }
     }
     Ok(None)
 }
 
-fn judge(what: &str, is_told: bool, alive: Option<u32>) -> Result<()> {
+fn judge(what: &str, is_told: bool, alive: Option<String>) -> Result<()> {
     match alive {
-        Some(pid) if is_told => bail!("FALSE SUCCESS: {what} was answered with success and process {pid} lives"),
+        Some(victim) if is_told => bail!("FALSE SUCCESS: {what} was answered with success, and there lives {victim}"),
         _ => Ok(()),
     }
 }

@@ -25,7 +25,7 @@ impl Witness {
     /// # Errors
     /// There is none.
     pub fn of_qemu(hypervisor: &Hypervisor, domain: &str) -> Result<Self> {
-        Self::of_pid_file(hypervisor, &format!("/run/libvirt/qemu/{domain}.pid"))
+        Self::of_pid_file(hypervisor, &pid_file("qemu", domain))
     }
 
     /// The first process of a running container: what dies when the container dies.
@@ -33,7 +33,7 @@ impl Witness {
     /// # Errors
     /// There is none.
     pub fn of_container(hypervisor: &Hypervisor, domain: &str) -> Result<Self> {
-        let controller = Self::of_pid_file(hypervisor, &format!("/run/libvirt/lxc/{domain}.pid"))?;
+        let controller = Self::of_pid_file(hypervisor, &pid_file("lxc", domain))?;
         poll_until("the container's first process", Duration::from_secs(10), || {
             let children = format!("/proc/{0}/task/{0}/children", controller.pid);
             let children = std::fs::read_to_string(&children).with_context(|| children)?;
@@ -48,10 +48,9 @@ impl Witness {
     /// They cannot be looked at.
     pub fn of_all(hypervisor: &Hypervisor, domain: &str) -> Result<Vec<Self>> {
         let mut all = Vec::new();
-        let file = |driver: &str| format!("/run/libvirt/{driver}/{domain}.pid");
         for (file, find) in [
-            (file("qemu"), Self::of_qemu as fn(&Hypervisor, &str) -> Result<Self>),
-            (file("lxc"), Self::of_container),
+            (pid_file("qemu", domain), Self::of_qemu as fn(&Hypervisor, &str) -> Result<Self>),
+            (pid_file("lxc", domain), Self::of_container),
         ] {
             // A file may stay behind for a moment: what counts is whether its process lives.
             if hypervisor.outside(&file).exists() {
@@ -98,6 +97,15 @@ impl Witness {
         Ok(self.dies_within(Duration::ZERO)? && self.inside.as_ref().is_none_or(|inside| !has_processes(inside)))
     }
 
+    /// What the kernel says of it, for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let about = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let wanted = ["Name:", "State:", "PPid:", "NSpid:"];
+        let lines = about.lines().filter(|line| wanted.iter().any(|field| line.starts_with(field)));
+        format!("process {} {:?} {:?}", self.pid, lines.collect::<Vec<_>>(), self.inside)
+    }
+
     /// As [`Self::is_dead`], waiting for it at most `limit`.
     ///
     /// # Errors
@@ -116,7 +124,27 @@ fn pid_namespace(pid: u32) -> Option<PathBuf> {
 fn has_processes(namespace: &PathBuf) -> bool {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.any(|pid: u32| pid_namespace(pid).as_ref() == Some(namespace))
+    numbers.any(|pid: u32| pid_namespace(pid).as_ref() == Some(namespace) && has_living_threads(pid))
+}
+
+/// Whether there is more of a process than what is left until its parent has asked for its exit status.
+fn has_living_threads(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    stats.into_iter().any(|stat| {
+        // Behind the name, which may hold anything.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, Some('Z' | 'X'))
+    })
+}
+
+/// How libvirt names a domain's PID file: as it would write the name in XML.
+fn pid_file(driver: &str, domain: &str) -> String {
+    let mut name = domain.replace('&', "&amp;");
+    for (character, escaped) in [("<", "&lt;"), (">", "&gt;"), ("\"", "&quot;"), ("'", "&apos;")] {
+        name = name.replace(character, escaped);
+    }
+    format!("/run/libvirt/{driver}/{name}.pid")
 }
 
 /// The host's number of the process that the lab numbers `inside`.

@@ -13,8 +13,14 @@ mod crashes;
 #[path = "libvirt/migration.rs"]
 mod migration;
 #[cfg(test)]
+#[path = "libvirt/records.rs"]
+mod records;
+#[cfg(test)]
 #[path = "libvirt/site.rs"]
 mod site;
+#[cfg(test)]
+#[path = "libvirt/table.rs"]
+mod table;
 #[cfg(test)]
 #[path = "libvirt/unkillable.rs"]
 mod unkillable;

@@ -64,7 +64,8 @@ impl Site {
         self.expect("off", domain, 0)?;
         let fence = self.server.next_fence(position)?;
         ensure!(fence.step("dead").is_some(), "no death in {fence:?}");
-        self.not_logged(position, "left to libvirt")
+        self.not_logged(position, "left to libvirt")?;
+        self.not_logged(0, "it will be fenced by libvirt alone")
     }
 
     /// Waits for a line that contains `part`.
