@@ -4,6 +4,9 @@
 //! server prints nothing for a list over two connections).
 
 #[cfg(test)]
+#[path = "libvirt/concurrency.rs"]
+mod concurrency;
+#[cfg(test)]
 #[path = "libvirt/configured.rs"]
 mod configured;
 #[cfg(test)]
@@ -12,6 +15,9 @@ mod crashes;
 #[cfg(test)]
 #[path = "libvirt/migration.rs"]
 mod migration;
+#[cfg(test)]
+#[path = "libvirt/outages.rs"]
+mod outages;
 #[cfg(test)]
 #[path = "libvirt/records.rs"]
 mod records;

@@ -8,10 +8,13 @@ use fence_tests::libvirtd::Libvirtd;
 use fence_tests::observer::Observer;
 use fence_tests::process::poll_until;
 use fence_tests::server::{Config, Server, Which};
+use fence_tests::timings::Fence;
 use fence_tests::witness::Witness;
 
 use super::KEY;
 
+/// The guest that asks: libvirt counts the ports of its own machines from 0.
+pub(crate) const GUEST: u8 = 90;
 /// How long what takes milliseconds may take on a loaded machine.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
@@ -43,7 +46,7 @@ impl Site {
         config.uris = uris.iter().map(|&uri| uri.to_owned()).collect();
         config.backend = backend.to_vec();
         let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
-        let observer = Observer::new(&hypervisor, hypervisor.guest(1)?, &key);
+        let observer = Observer::new(&hypervisor, hypervisor.guest(GUEST)?, &key);
         Ok(Self { server, libvirtd, observer, config, hypervisor })
     }
 
@@ -62,7 +65,8 @@ impl Site {
         ensure!(!Witness::of_all(&self.hypervisor, domain)?.is_empty(), "{domain} does not run");
         let position = self.server.log_position();
         self.expect("off", domain, 0)?;
-        let fence = self.server.next_fence(position)?;
+        let off = |line: &str| Fence::parse(line).filter(|fence| fence.get("op") == Some("off"));
+        let fence = self.server.wait_log(position, SOON, off).context("no line about the off")?;
         ensure!(fence.step("dead").is_some(), "no death in {fence:?}");
         self.not_logged(position, "left to libvirt")?;
         self.not_logged(0, "it will be fenced by libvirt alone")
@@ -86,7 +90,12 @@ impl Site {
         poll_until(&format!("status {code} of {domain}"), SOON, || {
             Ok((self.observer.fence("status", domain)?.code == Some(code)).then_some(()))
         })
-        .with_context(|| self.server.log())
+        .with_context(|| format!("the server: {}", self.server.log()))
+    }
+
+    /// The key file that clients use.
+    pub(crate) fn key(&self) -> String {
+        self.config.key_file.clone()
     }
 
     /// Kills the daemon and starts the next one.

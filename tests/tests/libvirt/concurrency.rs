@@ -1,0 +1,154 @@
+//! Many fences at once, and many of one domain.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use fence_common::wire::Op;
+use fence_tests::container;
+use fence_tests::fuse::Disk;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::machine::{Machine, writing_disk};
+use fence_tests::observer::Observer;
+use fence_tests::process::poll_until;
+use fence_tests::qemu;
+use fence_tests::witness::Witness;
+
+use super::KEY;
+use super::site::{SOON, Site};
+
+/// One more than there are threads for libvirt's part of a kill.
+const STORM: usize = 17;
+/// Kills that hang.
+const STUCK: usize = 10;
+
+#[test]
+fn a_storm_of_fences_is_all_successes() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    let names: Vec<String> = (0..STORM).map(|number| format!("node{number}")).collect();
+    for name in &names {
+        qemu::start_idle(&libvirtd, name)?;
+    }
+    container::start(&libvirtd, "ct")?;
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI, container::URI], &[])?;
+    let witnesses: Vec<Vec<Witness>> =
+        names.iter().map(|name| Witness::of_all(&site.hypervisor, name)).collect::<Result<_>>()?;
+    ensure!(witnesses.iter().all(|of_one| of_one.len() == 1));
+    std::thread::scope(|scope| -> Result<()> {
+        let asked: Vec<_> = names
+            .iter()
+            .zip(&witnesses)
+            .map(|(name, of_one)| {
+                let observer = &site.observer;
+                scope.spawn(move || observer.ask_about(&KEY, Op::Off, name, of_one))
+            })
+            .collect();
+        for asked in asked {
+            let reply = asked.join().map_err(|_| anyhow!("panicked"))??;
+            ensure!(reply == 0, "{}", site.server.log());
+        }
+        Ok(())
+    })?;
+    site.off_directly("ct")
+}
+
+#[test]
+fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    site.wait_status("vm", 0)?;
+    // One after the other, each before anything of the last one has settled: the last answered one is what counts.
+    let orders = [Op::Off, Op::On, Op::Reboot, Op::Off, Op::Reboot, Op::On, Op::Reboot, Op::Reboot, Op::Off, Op::On];
+    for round in 0..5 {
+        for (number, op) in orders.iter().enumerate() {
+            let reply = site.observer.ask(&KEY, *op, "vm")?;
+            ensure!(reply == 0, "{} in round {round}: {}", op.name(), site.server.log());
+            // What is on its way up after a reboot may be seen as either, what was switched off or on may not.
+            let status = site.observer.ask(&KEY, Op::Status, "vm")?;
+            let wanted = match op {
+                Op::Off => Some(2),
+                Op::On => Some(0),
+                _ => None,
+            };
+            ensure!(wanted.is_none_or(|wanted| wanted == status), "{} and then {status}, {number}", op.name());
+        }
+    }
+    site.wait_status("vm", 0)?;
+
+    // At once, from two sides, and the end is what was asked for last.
+    for last in [Op::Off, Op::On] {
+        std::thread::scope(|scope| -> Result<()> {
+            let asked: Vec<_> = orders
+                .iter()
+                .map(|op| {
+                    let observer = &site.observer;
+                    scope.spawn(move || observer.ask_about(&KEY, *op, "vm", &[]))
+                })
+                .collect();
+            for asked in asked {
+                let reply = asked.join().map_err(|_| anyhow!("panicked"))??;
+                ensure!(reply == 0, "{}", site.server.log());
+            }
+            Ok(())
+        })?;
+        ensure!(site.observer.ask(&KEY, last, "vm")? == 0);
+        let (state, code) = if last == Op::Off { ("shut off", 2) } else { ("running", 0) };
+        site.libvirtd.wait_state(qemu::URI, "vm", state)?;
+        let before = Witness::of_all(&site.hypervisor, "vm")?;
+        // Longer than the first retries of a restart: none may be left that changes it.
+        std::thread::sleep(Duration::from_secs(1));
+        ensure!(site.libvirtd.state(qemu::URI, "vm")? == state);
+        site.expect("status", "vm", code)?;
+        let pids = |all: &[Witness]| all.iter().map(|one| one.pid).collect::<Vec<_>>();
+        ensure!(pids(&before) == pids(&Witness::of_all(&site.hypervisor, "vm")?));
+    }
+    Ok(())
+}
+
+#[test]
+fn who_only_asks_never_waits_behind_kills() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let names: Vec<String> = (0..STUCK).map(|number| format!("stuck{number}")).collect();
+    let mut disks = Vec::new();
+    for name in &names {
+        let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
+        Machine::new(name).disk(&disk.path(), "threads").start(&site.libvirtd)?;
+        disks.push(disk);
+    }
+    qemu::start_idle(&site.libvirtd, "free")?;
+    for disk in &disks {
+        disk.wait_written()?;
+        disk.hold()?;
+    }
+    let witnesses: Vec<Witness> = names.iter().map(|name| site.machine(name)).collect::<Result<_>>()?;
+    let position = site.server.log_position();
+    std::thread::scope(|scope| -> Result<()> {
+        let asked: Vec<_> = names
+            .iter()
+            .zip(&witnesses)
+            .map(|(name, witness)| {
+                let observer: &Observer = &site.observer;
+                scope.spawn(move || observer.ask_about(&KEY, Op::Off, name, std::slice::from_ref(witness)))
+            })
+            .collect();
+        site.logs(position, "not dead yet")?;
+        // All of them are begun and none is done.
+        let answered = |line: &str| fence_tests::timings::Fence::parse(line)?.get("op").map(|op| op == "off");
+        for _ in 0..3 {
+            ensure!(site.observer.fence("status", "free")?.code == Some(0));
+            ensure!(site.observer.list()?.stdout.contains("free"));
+            ensure!(site.observer.ask(&KEY, Op::DevStatus, "")? == 0, "monitor");
+        }
+        ensure!(site.server.wait_log(position, Duration::ZERO, answered).is_none(), "it was waited for a kill");
+        site.off_directly("free")?;
+        disks.iter().for_each(Disk::release);
+        for asked in asked {
+            let reply = asked.join().map_err(|_| anyhow!("panicked"))??;
+            ensure!(reply == 0, "released in time: {}", site.server.log());
+        }
+        Ok(())
+    })?;
+    poll_until("all to be off", SOON, || Ok(witnesses.iter().all(|one| one.is_dead().unwrap_or(false)).then_some(())))
+        .context("released")
+}

@@ -1,0 +1,192 @@
+//! libvirt that is stopped, killed, restarted, not there yet or hung: what runs here is fenced all the same, and the rest is said in time.
+
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+use fence_tests::container;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::machine::Machine;
+use fence_tests::observer::Observer;
+use fence_tests::process::poll_until;
+use fence_tests::qemu;
+use fence_tests::server::{Config, Server, Which};
+use nix::sys::signal::Signal;
+
+use super::KEY;
+use super::site::{GUEST, SOON, Site};
+
+/// Stock clients give up at 30 s: an answer that comes before them is in time.
+const IN_TIME: Duration = Duration::from_secs(28);
+
+impl Site {
+    /// A request that cannot be a success now must be a failure, in time.
+    fn fails_in_time(&self, op: &str, domain: &str) -> Result<()> {
+        let begun = Instant::now();
+        self.expect(op, domain, 1)?;
+        ensure!(begun.elapsed() < IN_TIME, "{op}: {:?}", begun.elapsed());
+        Ok(())
+    }
+
+    /// A list that says that it is not all, in time.
+    fn list_is_short(&self, lister: &Observer) -> Result<()> {
+        let (begun, position) = (Instant::now(), self.server.log_position());
+        let list = lister.list()?;
+        ensure!(begun.elapsed() < IN_TIME && !list.stdout.contains("never-on"), "{list:?}");
+        self.logs(position, "none of qemu:///system: ")
+    }
+}
+
+/// Machines, and whatever else these tests fence.
+fn populate(libvirtd: &Libvirtd) -> Result<()> {
+    for name in ["one", "two", "three"] {
+        qemu::start_idle(libvirtd, name)?;
+    }
+    Machine::new("transient").create_transient(libvirtd)?;
+    container::start(libvirtd, "ct1")?;
+    container::start(libvirtd, "ct2")
+}
+
+#[test]
+fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    populate(&libvirtd)?;
+    libvirtd.define(qemu::URI, "never-on", &Machine::new("never-on").xml()?)?;
+    let mut site = Site::on(hypervisor, libvirtd, &[qemu::URI, container::URI], &[])?;
+    let lister = Observer::new(&site.hypervisor, site.hypervisor.guest(GUEST + 1)?, &site.key());
+    let rebooted = site.machine("two")?;
+    site.libvirtd.signal(Signal::SIGSTOP)?;
+
+    site.off_directly("one")?;
+    site.off_directly("ct1")?;
+    site.off_directly("transient")?;
+    site.expect("reboot", "two", 0)?;
+    ensure!(rebooted.is_dead()?);
+    ensure!(site.observer.fence("status", "three")?.code == Some(0), "its process lives");
+    // Nothing that only libvirt knows is said without it: not that this one is off, and not that it is on.
+    std::thread::scope(|scope| -> Result<()> {
+        let listed = scope.spawn(|| site.list_is_short(&lister));
+        site.fails_in_time("status", "never-on")?;
+        site.fails_in_time("off", "never-on")?;
+        site.fails_in_time("on", "never-on")?;
+        site.fails_in_time("status", "nobody")?;
+        listed.join().map_err(|_| anyhow!("panicked"))?
+    })?;
+
+    // All is well again by itself, and what was begun is done. What was answered with failure is not.
+    site.libvirtd.signal(Signal::SIGCONT)?;
+    ensure!(site.server.is_running()?, "{}", site.server.log());
+    site.wait_status("two", 0)?;
+    site.wait_status("one", 2)?;
+    site.wait_status("ct1", 2)?;
+    site.wait_status("never-on", 2)?;
+    ensure!(site.machine("two")?.pid != rebooted.pid);
+    site.libvirtd.wait_state(container::URI, "ct1", "shut off")?;
+    site.off_directly("two")
+}
+
+#[test]
+fn what_runs_is_fenced_while_libvirtd_is_down_and_after_it_is_back() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    populate(&libvirtd)?;
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI, container::URI], &[])?;
+    site.wait_status("three", 0)?;
+    let rebooted = site.machine("two")?;
+    let Site { server, libvirtd, observer, config, hypervisor } = site;
+    libvirtd.crash()?;
+    // In its place, the same site with nobody at the socket.
+    let away = Away { server, observer, config, hypervisor };
+    away.expect("off", "one", 0)?;
+    away.expect("off", "ct1", 0)?;
+    away.expect("reboot", "two", 0)?;
+    ensure!(rebooted.is_dead()?);
+    for op in ["on", "status"] {
+        let begun = Instant::now();
+        away.expect(op, "one", 1)?;
+        ensure!(begun.elapsed() < IN_TIME);
+    }
+    let list = away.observer.list()?;
+    ensure!(list.stdout.is_empty(), "{list:?}");
+    ensure!(away.server.log().contains("none of qemu:///system: not connected: "), "{}", away.server.log());
+
+    let Away { server, observer, config, hypervisor } = away;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    let site = Site { server, libvirtd, observer, config, hypervisor };
+    site.wait_status("two", 0)?;
+    site.wait_status("one", 2)?;
+    site.expect("on", "one", 0)?;
+    site.off_directly("one")?;
+    site.off_directly("three")?;
+    site.off_directly("ct2")?;
+    site.off_directly("two")
+}
+
+/// A site whose libvirtd is gone.
+struct Away {
+    server: Server,
+    observer: Observer,
+    config: Config,
+    hypervisor: Hypervisor,
+}
+
+impl Away {
+    fn expect(&self, op: &str, domain: &str, code: i32) -> Result<()> {
+        let answer = self.observer.fence(op, domain)?;
+        ensure!(answer.code == Some(code), "{op} of {domain}: {answer:?}: {}", self.server.log());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_connection_that_hangs_costs_the_others_nothing() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    // It takes connections and never says a word.
+    let socket = hypervisor.path("silent");
+    let _silent = UnixListener::bind(hypervisor.outside(&socket))?;
+    let silent = format!("qemu+unix:///system?socket={socket}");
+    let absent = "qemu+unix:///system?socket=/run/lab/absent";
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    qemu::start_idle(&libvirtd, "vm")?;
+    let key = hypervisor.write("fence.key", &KEY)?;
+    let mut config = Config::new(&key);
+    config.uris = [absent, qemu::URI, &silent, container::URI].map(str::to_owned).to_vec();
+    let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
+    let observer = Observer::new(&hypervisor, hypervisor.guest(GUEST)?, &key);
+    let site = Site { server, libvirtd, observer, config, hypervisor };
+    site.wait_status("vm", 0)?;
+    site.off_directly("vm")?;
+    let position = site.server.log_position();
+    for (op, code) in [("status", 2), ("on", 0), ("status", 0), ("off", 0), ("off", 0), ("status", 2)] {
+        site.expect(op, "vm", code)?;
+    }
+    // What costs nothing is not waited for: a look-up of the silent ones takes 5 s.
+    let slow = |line: &str| {
+        let fence = fence_tests::timings::Fence::parse(line)?;
+        let took = fence.step("replied")?.saturating_sub(fence.step("called_back")?);
+        (took > Duration::from_secs(4)).then(|| line.to_owned())
+    };
+    let slow = site.server.wait_log(position, Duration::ZERO, slow);
+    ensure!(slow.is_none(), "{slow:?}");
+    // Nobody who can be asked knows it, and somebody cannot: no word about it.
+    site.expect("off", "nobody", 1)?;
+    ensure!(site.server.log().contains("could not say"), "{}", site.server.log());
+    Ok(())
+}
+
+#[test]
+fn a_fence_that_libvirtd_outlives_is_not_repeated() -> Result<()> {
+    // libvirt's own destroy goes on beside the kill: it must not hit what was started afterwards.
+    let site = Site::new(&[qemu::URI], &[])?;
+    qemu::start_idle(&site.libvirtd, "phoenix")?;
+    site.wait_status("phoenix", 0)?;
+    for _ in 0..5 {
+        site.off_directly("phoenix")?;
+        site.expect("on", "phoenix", 0)?;
+        let risen = site.machine("phoenix")?;
+        ensure!(!risen.dies_within(Duration::from_millis(500))?, "killed after it was started again");
+    }
+    poll_until("quiet", SOON, || Ok(Some(())))
+}
