@@ -19,6 +19,9 @@ mod migration;
 #[path = "libvirt/outages.rs"]
 mod outages;
 #[cfg(test)]
+#[path = "libvirt/reboot.rs"]
+mod reboot;
+#[cfg(test)]
 #[path = "libvirt/records.rs"]
 mod records;
 #[cfg(test)]

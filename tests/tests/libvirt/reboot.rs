@@ -1,0 +1,182 @@
+//! Reboots: nothing is said before the death, and it comes back, whatever happens in between.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use fence_tests::client::Client;
+use fence_tests::container;
+use fence_tests::machine::{BOOTED, Machine, writing_disk};
+use fence_tests::process::poll_until;
+use fence_tests::qemu;
+use fence_tests::witness::Witness;
+use nix::sys::signal::Signal;
+
+use super::site::{SOON, Site};
+
+impl Site {
+    /// A machine with a disk, which can be taken away. Where it is seen from here.
+    fn with_disk(&self, name: &str) -> Result<(Machine, PathBuf)> {
+        let path = self.hypervisor.write(&format!("{name}.img"), &writing_disk())?;
+        Ok((Machine::new(name).disk(&path, "threads"), self.hypervisor.outside(&path)))
+    }
+
+    /// Waits until another process than `before` runs the domain.
+    fn wait_back(&self, name: &str, before: &Witness) -> Result<()> {
+        poll_until(&format!("{name} to be back"), SOON, || {
+            Ok(Witness::of_all(&self.hypervisor, name)?.iter().any(|now| now.pid != before.pid).then_some(()))
+        })
+    }
+
+    fn kill_daemon(&mut self) -> Result<()> {
+        self.server.process().signal(Signal::SIGKILL)?;
+        poll_until("the daemon's end", SOON, || Ok((!self.server.is_running()?).then_some(())))
+    }
+}
+
+#[test]
+fn what_is_rebooted_is_dead_first_and_comes_back() -> Result<()> {
+    let site = Site::new(&[qemu::URI, container::URI], &[])?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    Machine::new("transient").create_transient(&site.libvirtd)?;
+    container::start(&site.libvirtd, "ct")?;
+    for (uri, name) in [(qemu::URI, "vm"), (qemu::URI, "transient"), (container::URI, "ct")] {
+        site.wait_status(name, 0)?;
+        let before = Witness::of_all(&site.hypervisor, name)?;
+        ensure!(before.len() == 1);
+        site.expect("reboot", name, 0)?;
+        site.wait_back(name, &before[0])?;
+        site.libvirtd.wait_state(uri, name, "running")?;
+        site.off_directly(name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn who_waits_for_the_start_is_told_when_it_runs() -> Result<()> {
+    let site = Site::new(&[qemu::URI, container::URI], &[("reboot_reply", "on")])?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    container::start(&site.libvirtd, "ct")?;
+    for name in ["vm", "ct"] {
+        site.wait_status(name, 0)?;
+        let before = Witness::of_all(&site.hypervisor, name)?;
+        site.expect("reboot", name, 0)?;
+        let after = Witness::of_all(&site.hypervisor, name)?;
+        ensure!(after.len() == 1 && after[0].pid != before[0].pid && !after[0].is_dead()?, "{name} does not run");
+    }
+    // One that cannot be started is a failure, although it is off.
+    let (machine, disk) = site.with_disk("broken")?;
+    machine.start(&site.libvirtd)?;
+    let before = site.machine("broken")?;
+    std::fs::remove_file(disk)?;
+    let position = site.server.log_position();
+    site.expect("reboot", "broken", 1)?;
+    ensure!(before.is_dead()?);
+    site.logs(position, "not started again in time")
+}
+
+#[test]
+fn a_reset_is_told_when_it_was_done_and_spares_the_process() -> Result<()> {
+    let site = Site::new(&[qemu::URI, container::URI], &[("reboot_method", "reset")])?;
+    let (machine, _disk) = site.with_disk("vm")?;
+    let serial = site.hypervisor.path("vm.serial");
+    machine.serial(&serial).start(&site.libvirtd)?;
+    let boots = || -> Result<usize> {
+        Ok(std::fs::read(site.hypervisor.outside(&serial))?.into_iter().filter(|&byte| byte == BOOTED).count())
+    };
+    poll_until("a boot", SOON, || Ok((boots()? == 1).then_some(())))?;
+    let process = site.machine("vm")?;
+    // Nobody is to die: there is no victim to judge by.
+    let reset = |domain: &str| {
+        let client = Client::new("reboot", &site.key()).domain(domain);
+        site.observer.start_with(client, "reboot", domain, Vec::new())?.finish()
+    };
+    let position = site.server.log_position();
+    ensure!(reset("vm")?.code == Some(0), "{}", site.server.log());
+    site.logs(position, "reset: vm")?;
+    poll_until("another boot", SOON, || Ok((boots()? == 2).then_some(())))?;
+    ensure!(!process.is_dead()? && site.machine("vm")?.pid == process.pid, "the process goes on");
+
+    // A guest that stands still is reset all the same.
+    site.libvirtd.virsh(qemu::URI, &["suspend", "vm"])?;
+    ensure!(reset("vm")?.code == Some(0), "{}", site.server.log());
+
+    // The driver of containers has no reset.
+    container::start(&site.libvirtd, "ct")?;
+    site.wait_status("ct", 0)?;
+    let before = Witness::of_container(&site.hypervisor, "ct")?;
+    let position = site.server.log_position();
+    site.expect("reboot", "ct", 0)?;
+    site.logs(position, "killed and started instead")?;
+    ensure!(before.is_dead()?);
+    site.wait_back("ct", &before)
+}
+
+#[test]
+fn a_start_that_fails_is_tried_on_and_loudly() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let (machine, disk) = site.with_disk("vm")?;
+    machine.start(&site.libvirtd)?;
+    let before = site.machine("vm")?;
+    std::fs::remove_file(&disk)?;
+    let position = site.server.log_position();
+    site.expect("reboot", "vm", 0)?;
+    for pause in ["next=250ms", "next=500ms", "next=1s"] {
+        let again = |line: &str| (line.contains("fenced, but not started again yet") && line.contains(pause)).then_some(());
+        ensure!(site.server.wait_log(position, SOON, again).is_some(), "{pause}: {}", site.server.log());
+    }
+    std::fs::write(&disk, writing_disk())?;
+    site.wait_back("vm", &before)?;
+    site.logs(position, "started again after its reboot")?;
+    site.off_directly("vm")?;
+
+    // And no longer once it is to be off.
+    site.expect("on", "vm", 0)?;
+    std::fs::remove_file(&disk)?;
+    site.expect("reboot", "vm", 0)?;
+    let position = site.server.log_position();
+    site.expect("off", "vm", 0)?;
+    std::fs::write(&disk, writing_disk())?;
+    site.logs(position, "restart superseded by a later request")?;
+    ensure!(site.libvirtd.state(qemu::URI, "vm")? == "shut off");
+    Ok(())
+}
+
+#[test]
+fn the_next_daemon_finishes_a_reboot() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[])?;
+    let (persistent, disk) = site.with_disk("persistent")?;
+    let (transient, other) = site.with_disk("transient")?;
+    persistent.start(&site.libvirtd)?;
+    transient.create_transient(&site.libvirtd)?;
+    let before = [site.machine("persistent")?, site.machine("transient")?];
+    // Without their disks they cannot be started before this daemon is dead.
+    for disk in [&disk, &other] {
+        std::fs::remove_file(disk)?;
+    }
+    site.wait_status("transient", 0)?;
+    for name in ["persistent", "transient"] {
+        site.expect("reboot", name, 0)?;
+    }
+    site.kill_daemon()?;
+    for disk in [&disk, &other] {
+        std::fs::write(disk, writing_disk())?;
+    }
+    site.next_daemon()?;
+    site.logs(0, "an earlier daemon has died in the middle of its reboot")?;
+    for (name, before) in ["persistent", "transient"].into_iter().zip(&before) {
+        site.wait_back(name, before)?;
+        site.libvirtd.wait_state(qemu::URI, name, "running")?;
+    }
+
+    // At whatever moment it dies.
+    for _ in 0..5 {
+        let before = site.machine("persistent")?;
+        site.wait_status("persistent", 0)?;
+        site.expect("reboot", "persistent", 0)?;
+        site.kill_daemon()?;
+        site.next_daemon()?;
+        site.wait_back("persistent", &before)?;
+        site.wait_status("persistent", 0)?;
+    }
+    Ok(())
+}
