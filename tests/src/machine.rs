@@ -17,7 +17,12 @@ pub struct Machine {
     name: String,
     uuid: Option<String>,
     devices: String,
+    /// A file that is loaded into its memory.
+    filling: Option<String>,
 }
+
+/// How much of a machine's memory a file can fill.
+pub const FILLING: usize = 48 << 20;
 
 impl Machine {
     /// A machine with firmware alone.
@@ -51,19 +56,35 @@ impl Machine {
         self
     }
 
+    /// With more memory, most of it filled from this file of [`FILLING`] bytes: there is something to copy when it is migrated.
+    #[must_use]
+    pub fn filled(mut self, path: &str) -> Self {
+        self.filling = Some(path.to_owned());
+        self
+    }
+
     /// The definition.
     ///
     /// # Errors
     /// QEMU is missing.
     pub fn xml(&self) -> Result<String> {
-        let Self { name, uuid, devices } = self;
+        let Self { name, uuid, devices, filling } = self;
         let emulator = emulator()?;
         let uuid = uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
+        let memory = if filling.is_some() { 64 } else { 16 };
+        let filling = filling.as_ref().map(|file| {
+            format!(
+                "<qemu:commandline><qemu:arg value='-device'/>\
+                 <qemu:arg value='loader,file={file},addr=0x800000,force-raw=on'/></qemu:commandline>"
+            )
+        });
+        let filling = filling.unwrap_or_default();
         Ok(format!(
-            "<domain type='qemu'><name>{name}</name>{uuid}<memory unit='MiB'>16</memory><vcpu>1</vcpu>\
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name>{uuid}\
+             <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>destroy</on_crash>\
              <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/>\
-             <memballoon model='none'/>{devices}</devices></domain>"
+             <memballoon model='none'/>{devices}</devices>{filling}</domain>"
         ))
     }
 

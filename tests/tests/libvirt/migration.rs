@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::Machine;
+use fence_tests::machine::{FILLING, Machine};
 use fence_tests::process::{Finished, Process, poll_until};
 use fence_tests::qemu;
 use fence_tests::witness::Witness;
@@ -48,6 +48,16 @@ impl Host {
         Process::start(self.site.hypervisor.space(), &mut command)
     }
 
+    /// Starts a machine whose migration takes a minute at the least bandwidth that libvirt knows.
+    fn start_heavy(&self, to: &Self, name: &str) -> Result<()> {
+        // No two pages alike, and none that is empty.
+        let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        let filling: Vec<u8> = pages.flatten().collect();
+        let file = self.site.hypervisor.write("filling", &filling)?;
+        to.site.hypervisor.write("filling", &filling)?;
+        Machine::new(name).filled(&file).start(&self.site.libvirtd)
+    }
+
     /// Has QEMU migrate a machine as slowly as it can, so that it does not come to an end.
     fn slow_down(&self, name: &str) -> Result<()> {
         let slow = r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":4096}}"#;
@@ -60,7 +70,6 @@ impl Host {
     }
 
     fn migrate_for_ever_with(&self, to: &Self, name: &str, options: &[&str]) -> Result<(Process, Witness)> {
-        self.slow_down(name)?;
         let migration = self.migrate(to, name, &[&["--bandwidth", "1"], options].concat())?;
         poll_until("a migration", SOON, || {
             ensure!(!migration.ends_within(Duration::ZERO)?, "it has ended: {}", migration.stderr().text());
@@ -94,7 +103,7 @@ fn ended(migration: Process) -> Result<Finished> {
 #[test]
 fn a_machine_that_is_on_its_way_is_held_back_or_left_alone() -> Result<()> {
     let [here, there] = hosts()?;
-    Machine::new("traveller").start(&here.site.libvirtd)?;
+    here.start_heavy(&there, "traveller")?;
     let process = here.site.machine("traveller")?;
     let (migration, twin) = here.migrate_for_ever(&there, "traveller")?;
 
@@ -164,7 +173,7 @@ fn a_success_during_a_migration_means_that_it_runs_nowhere() -> Result<()> {
 #[test]
 fn a_machine_on_its_way_is_no_success_while_libvirt_is_silent() -> Result<()> {
     let [here, there] = hosts()?;
-    Machine::new("traveller").start(&here.site.libvirtd)?;
+    here.start_heavy(&there, "traveller")?;
     let (_migration, twin) = here.migrate_for_ever(&there, "traveller")?;
     let process = here.site.machine("traveller")?;
     here.site.libvirtd.signal(Signal::SIGSTOP)?;
@@ -176,7 +185,7 @@ fn a_machine_on_its_way_is_no_success_while_libvirt_is_silent() -> Result<()> {
 #[test]
 fn a_machine_that_runs_there_already_is_not_ours_to_kill() -> Result<()> {
     let [here, there] = hosts()?;
-    Machine::new("early").start(&here.site.libvirtd)?;
+    here.start_heavy(&there, "early")?;
     let process = here.site.machine("early")?;
     let postcopy = r#"{"execute":"migrate-set-parameters","arguments":{"max-postcopy-bandwidth":4096}}"#;
     let (_migration, twin) = here.migrate_for_ever_with(&there, "early", &["--postcopy"])?;
