@@ -14,9 +14,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionACL,
-    TimeOrNow, WriteFlags,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
+    SessionACL, TimeOrNow, WriteFlags,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -298,7 +298,8 @@ impl Drop for Disk {
         // Forced: the kernel then fails all that is under way, and the server's next read.
         let directory = self.directory.clone();
         let unmounted = self.hypervisor.space().in_mounts(|| {
-            umount2(directory.as_str(), MntFlags::MNT_FORCE).or_else(|_| umount2(directory.as_str(), MntFlags::MNT_DETACH))?;
+            umount2(directory.as_str(), MntFlags::MNT_FORCE)
+                .or_else(|_| umount2(directory.as_str(), MntFlags::MNT_DETACH))?;
             Ok(())
         });
         // Answers to requests that are over go nowhere.

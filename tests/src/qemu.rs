@@ -19,7 +19,11 @@ pub const URI: &str = "qemu:///system";
 /// How long a guest may take to boot under TCG on a loaded machine. It takes 2 to 4 s on an idle one.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
-pub(crate) fn emulator() -> Result<String> {
+/// The emulator's path.
+///
+/// # Errors
+/// There is none.
+pub fn emulator() -> Result<String> {
     Ok(tools::find("qemu-system-x86_64")?.to_string_lossy().into_owned())
 }
 

@@ -28,6 +28,9 @@ mod records;
 #[path = "libvirt/site.rs"]
 mod site;
 #[cfg(test)]
+#[path = "libvirt/strays.rs"]
+mod strays;
+#[cfg(test)]
 #[path = "libvirt/table.rs"]
 mod table;
 #[cfg(test)]

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::error::{CallError, LibvirtError, is_no_domain};
 use super::migration;
 use super::table::{Entry, Instance};
-use super::victim::{Driver, Victim};
+use super::victim::{Driver, Victim, VictimError};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
@@ -118,29 +118,42 @@ fn row(domain: &Domain) -> Result<Option<Row>, CallError> {
     Ok(Some(Row { name, uuid, id, state: state_of(state) }))
 }
 
+/// What was observed of a domain.
+#[derive(Default)]
+pub(super) struct Observed {
+    /// How it is; `None` if there is no such domain.
+    pub(super) entry: Option<Entry>,
+    /// Why its process is not at hand although it runs.
+    pub(super) lacking: Option<VictimError>,
+}
+
 /// How a domain is now, for the table: with its process, if the driver's are known, held while libvirt says before and after that it is the same
-/// instance that runs. `None` if there is no such domain. `old` is what was known before: a process that lives is not looked for again.
+/// instance that runs. `old` is what was known before: a process that lives is not looked for again.
 pub(super) fn observe(
     connect: &Connect,
     uuid: Uuid,
     driver: Option<Driver>,
     old: Option<&Entry>,
     generation: u64,
-) -> Result<Option<Entry>, CallError> {
+) -> Result<Observed, CallError> {
     // A domain can come and go between two calls; the next look says what is so.
     for _ in 0..3 {
-        let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(None) };
+        let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(Observed::default()) };
         let (Some(power), Some(persistent)) = (known(power(&domain))?, known(domain.is_persistent())?) else {
             continue;
         };
         let name = domain.get_name()?;
+        let mut lacking = None;
         let instance = match (power, domain.get_id()) {
             (Power::Active(state), Some(id)) => {
                 let before = old.filter(|old| old.generation == generation).and_then(|old| old.instance.as_ref());
                 let before = before.filter(|before| before.id == id);
                 let victim = match before.and_then(Instance::living) {
                     Some(victim) => Some(Arc::clone(victim)),
-                    None => driver.and_then(|driver| find(driver, &name, uuid)),
+                    None => driver.and_then(|driver| {
+                        let found = Victim::open(driver, &name, uuid).map(Arc::new);
+                        found.map_err(|error| lacking = Some(error)).ok()
+                    }),
                 };
                 // A handle keeps the number that it was looked up with: only another look-up tells whether it is still that one.
                 let now = known(Domain::lookup_by_uuid(connect, uuid))?.and_then(|domain| domain.get_id());
@@ -151,19 +164,10 @@ pub(super) fn observe(
             }
             _ => None,
         };
-        return Ok(Some(Entry { name, persistent, moved_away: power == Power::MovedAway, instance, generation }));
+        let entry = Entry { name, persistent, moved_away: power == Power::MovedAway, instance, generation };
+        return Ok(Observed { entry: Some(entry), lacking });
     }
     Err(CallError::Overdue)
-}
-
-fn find(driver: Driver, name: &str, uuid: Uuid) -> Option<Arc<Victim>> {
-    match Victim::open(driver, name, uuid) {
-        Ok(victim) => Some(Arc::new(victim)),
-        Err(error) => {
-            tracing::warn!(domain = %name.escape_debug(), %uuid, %error, "its process is not found: it will be fenced by libvirt alone");
-            None
-        }
-    }
 }
 
 /// The UUIDs of all domains.

@@ -14,16 +14,20 @@ use uuid::Uuid;
 use virt::connect::Connect;
 
 use super::connection::Uri;
-use super::domain;
+use super::domain::{self, Observed};
 use super::error::CallError;
 use super::ffi::News;
 use super::link::Lane;
+use super::victim::VictimError;
 
 /// Domains that are looked at at a time: fewer than there are threads for queries.
 const LOOKS_AT_ONCE: usize = 2;
 /// How long a look may wait for its turn.
 const TURN: Duration = Duration::from_secs(10);
-/// How long after a failure it is tried again.
+/// How long after a failure it is tried again at first, and how often.
+const SOON: Duration = Duration::from_millis(50);
+const TRIES: u32 = 8;
+/// How long after further failures.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How many events are taken in at once.
 const EVENTS_AT_ONCE: usize = 256;
@@ -34,8 +38,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 enum Done {
     /// The list of all domains.
     Listed(Result<Vec<Uuid>, CallError>),
-    /// A look at one.
-    Looked(Uuid, Result<(), CallError>),
+    /// A look at one, and why its process is not at hand although it runs.
+    Looked(Uuid, Result<Option<VictimError>, CallError>),
 }
 
 /// What is to be looked at, and what is being.
@@ -44,8 +48,10 @@ struct Looks {
     due: BTreeSet<Uuid>,
     /// Those that are being looked at, and whether something has happened to them since.
     busy: HashMap<Uuid, bool>,
-    /// Those that could not be looked at, and when to try again.
+    /// Those that could not be looked at, or not in whole, and when to try again.
     later: HashMap<Uuid, Instant>,
+    /// How often in a row that was so.
+    tries: HashMap<Uuid, u32>,
 }
 
 impl Looks {
@@ -71,11 +77,20 @@ impl Looks {
 
     fn done(&mut self, uuid: Uuid, looked: bool, now: Instant) {
         let again = self.busy.remove(&uuid).unwrap_or(false);
+        if looked {
+            self.tries.remove(&uuid);
+        } else {
+            *self.tries.entry(uuid).or_default() += 1;
+        }
         if again {
             self.due.insert(uuid);
         } else if !looked {
-            self.later.insert(uuid, now + AGAIN);
+            self.later.insert(uuid, now + if self.tries(uuid) < TRIES { SOON } else { AGAIN });
         }
+    }
+
+    fn tries(&self, uuid: Uuid) -> u32 {
+        self.tries.get(&uuid).copied().unwrap_or(0)
     }
 
     fn wake_at(&self) -> Option<Instant> {
@@ -120,10 +135,22 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                     list_at = Some(Instant::now() + AGAIN);
                 }
                 Done::Looked(uuid, result) => {
-                    if let Err(error) = &result {
-                        tracing::debug!(uri = %uri.text, %uuid, %error, "a domain could not be looked at");
-                    }
-                    looks.done(uuid, result.is_ok(), Instant::now());
+                    let whole = match &result {
+                        Ok(None) => true,
+                        // A domain that is being started is a process before it is QEMU.
+                        Ok(Some(lacking)) => {
+                            let last = looks.tries(uuid) + 1 == TRIES;
+                            if last {
+                                tracing::warn!(uri = %uri.text, %uuid, error = %lacking, "its process is not found: it will be fenced by libvirt alone");
+                            }
+                            last
+                        }
+                        Err(error) => {
+                            tracing::debug!(uri = %uri.text, %uuid, %error, "a domain could not be looked at");
+                            false
+                        }
+                    };
+                    looks.done(uuid, whole, Instant::now());
                 }
             },
             () = sleep_until(wake_at) => {}
@@ -145,12 +172,13 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
     tokio::spawn(async move {
         let generation = table.generation();
         let look = move |connect: &Connect| {
-            let entry = domain::observe(connect, uuid, table.driver, table.get(uuid).as_ref(), generation)?;
+            let old = table.get(uuid);
+            let Observed { entry, lacking } = domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
             // Over a connection that is no longer the present one nothing is entered.
             if table.generation() == generation {
                 table.put(uuid, entry);
             }
-            Ok(())
+            Ok(lacking)
         };
         let looked = uri.call(Lane::Query, Instant::now() + TURN, look).await;
         let _ = report.send(Done::Looked(uuid, looked));
@@ -176,8 +204,13 @@ mod tests {
         looks.done(uuid(2), true, now);
         looks.done(uuid(3), true, now);
         assert_eq!([looks.next(now), looks.next(now)], [Some(uuid(4)), None]);
-        assert_eq!(looks.wake_at(), Some(now + AGAIN));
-        assert_eq!(looks.next(now + AGAIN), Some(uuid(1)));
+        assert_eq!(looks.wake_at(), Some(now + SOON));
+        assert_eq!(looks.next(now + SOON), Some(uuid(1)));
+        for _ in 1..TRIES {
+            looks.done(uuid(1), false, now);
+            looks.next(now + SOON);
+        }
+        assert_eq!(looks.wake_at(), Some(now + AGAIN), "patiently from then on");
     }
 
     #[test]

@@ -121,7 +121,8 @@ fn a_start_that_fails_is_tried_on_and_loudly() -> Result<()> {
     let position = site.server.log_position();
     site.expect("reboot", "vm", 0)?;
     for pause in ["next=250ms", "next=500ms", "next=1s"] {
-        let again = |line: &str| (line.contains("fenced, but not started again yet") && line.contains(pause)).then_some(());
+        let again =
+            |line: &str| (line.contains("fenced, but not started again yet") && line.contains(pause)).then_some(());
         ensure!(site.server.wait_log(position, SOON, again).is_some(), "{pause}: {}", site.server.log());
     }
     std::fs::write(&disk, writing_disk())?;

@@ -77,7 +77,8 @@ fn a_success_waits_for_the_kernels_last_write() -> Result<()> {
     let disk = writer(&site, "ring", "io_uring")?;
     let machine = site.machine("ring")?;
     let ring = std::fs::read_dir(format!("/proc/{}/fd", machine.pid))?.flatten();
-    let has_ring = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:[io_uring]"));
+    let has_ring =
+        |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:[io_uring]"));
     ensure!(ring.into_iter().any(|fd| has_ring(&fd)), "QEMU does not use io_uring here");
     disk.hold()?;
     let written = disk.written();

@@ -171,7 +171,7 @@ mod tests {
         drop(shared);
 
         // A request under way keeps the open file without any process that has it: a descriptor on its way through a socket does, too.
-        let (mut to, from) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (to, from) = std::os::unix::net::UnixStream::pair().unwrap();
         send(&to, &own);
         drop(own);
         victim.kill().unwrap();
@@ -180,7 +180,6 @@ mod tests {
         let free =
             |within: u64| runtime.block_on(async { locks.free(Instant::now() + Duration::from_millis(within)).await });
         assert!(!free(20), "it is dead, and its file is open still");
-        std::io::Write::flush(&mut to).unwrap();
         drop((to, from));
         assert!(free(20_000), "the sharer's locks are not waited for");
         sharer.kill().unwrap();
@@ -192,7 +191,7 @@ mod tests {
         use std::os::fd::AsRawFd;
         let fds = [file.as_raw_fd()];
         let rights = [nix::sys::socket::ControlMessage::ScmRights(&fds)];
-        let bytes = [std::io::IoSlice::new(b"x")];
+        let bytes = [io::IoSlice::new(b"x")];
         let flags = nix::sys::socket::MsgFlags::empty();
         nix::sys::socket::sendmsg::<()>(socket.as_raw_fd(), &bytes, &rights, flags, None).unwrap();
     }
