@@ -1,9 +1,10 @@
 //! Off, on, reboot and status: the rules of the [module](super), carried out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fence_common::wire::{Op, Reply};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::connection::Uri;
@@ -17,14 +18,31 @@ use super::table::Entry;
 use super::{Inner, Kill, RebootReply};
 use crate::policy::Target;
 
+/// How long libvirt's own destroy may keep the domain's lock after the kill: longer than its connection lives without an answer.
+const RECORD_LIMIT: Duration = Duration::from_secs(25);
+
 /// Does what `op` says to `target`. What is not begun by `begin_by` is not done; what is begun is seen through to its end, with the
 /// domain's lock held, however long that takes.
 pub(super) async fn perform(inner: Arc<Inner>, op: Op, target: Target, begin_by: Instant) -> Outcome {
     match op {
         Op::Status => status(&inner, &target).await,
-        Op::Off => Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(false).await,
-        Op::Reboot => Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(true).await,
-        Op::On => Change::begin(inner, &target, begin_by, Aim::Start).await.run_on().await,
+        Op::Off => {
+            // Before its turn comes, and beyond it if it never does: a reboot that has been stuck must not bring the domain back then.
+            inner.restarts.forbid(&target);
+            let outcome = Change::begin(Arc::clone(&inner), &target, begin_by, Aim::Kill).await.run_off(false).await;
+            if outcome.detail != Detail::Occupied {
+                inner.restarts.permit(&target);
+            }
+            outcome
+        }
+        Op::Reboot => {
+            inner.restarts.permit(&target);
+            Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(true).await
+        }
+        Op::On => {
+            inner.restarts.permit(&target);
+            Change::begin(inner, &target, begin_by, Aim::Start).await.run_on().await
+        }
         Op::Null | Op::DevStatus | Op::HostList => Outcome::failure(Detail::NotAboutADomain),
     }
 }
@@ -263,8 +281,8 @@ impl Change {
         } else {
             tokio::spawn(async move {
                 for record in records {
-                    // A lost task is as much over as one that ended.
-                    let _ = record.await;
+                    // A lost task is as much over as one that ended. One that hangs in libvirt must not keep the domain from being fenced again.
+                    let _ = timeout(RECORD_LIMIT, record).await;
                 }
                 drop(locks);
             });

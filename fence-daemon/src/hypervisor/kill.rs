@@ -203,12 +203,25 @@ async fn record(uri: Arc<Uri>, domain: Identity, instance: u32) {
 
 /// Resets the domain through libvirt and waits for the word that it *was* reset: the call only asks for it. `None`: no such word within a
 /// short time, so nothing is known.
-pub(super) async fn reset(uri: &Arc<Uri>, domain: &Identity, limit: Duration) -> Option<Moment> {
+///
+/// A call that has not ended by then is left in `pending`: it may still come into force, and must not hit what is started next.
+pub(super) async fn reset(
+    uri: &Arc<Uri>,
+    domain: &Identity,
+    limit: Duration,
+    pending: &mut Option<JoinHandle<Result<(), CallError>>>,
+) -> Option<Moment> {
     let uuid = domain.uuid;
     let before = uri.table.resets(uuid);
     let by = Instant::now() + limit;
-    let asked = uri.call(Lane::Act, by, move |connect| domain::reset(connect, uuid));
-    match timeout_at(by, asked).await {
+    let (asker, asked_by) = (Arc::clone(uri), by);
+    let asked = async move { asker.call(Lane::Act, asked_by, move |connect| domain::reset(connect, uuid)).await };
+    let mut asked = tokio::spawn(asked);
+    let answer = timeout_at(by, &mut asked).await;
+    if answer.is_err() {
+        *pending = Some(asked);
+    }
+    match answer.map(|answer| answer.unwrap_or(Err(CallError::NotBegun))) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::info!(%domain, %error, "cannot be reset: killed and started instead");

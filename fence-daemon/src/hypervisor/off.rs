@@ -73,10 +73,11 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         (Pending::Ours | Pending::Inherited, true) => Detail::RestartPending,
         (Pending::Ours | Pending::Inherited, false) => Detail::RestartCancelled,
     };
+    let mut resetting = None;
     let may_reset = reboot && was_pending == Pending::No && inner.reboot_method == RebootMethod::Reset;
     if may_reset
         && matches!(power, Power::Active(_))
-        && let Some(at) = kill::reset(uri, &domain, inner.limits.reset).await
+        && let Some(at) = kill::reset(uri, &domain, inner.limits.reset, &mut resetting).await
     {
         return At::said(Outcome { reply: Reply::Success, proven_off: Some(at), detail: Detail::Reset, domain: None });
     }
@@ -101,6 +102,16 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
     if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
         kept.remove();
     }
+    // What libvirt was asked to reset and has not answered about is waited for like its destroy.
+    let record = match resetting {
+        Some(resetting) => Some(tokio::spawn(async move {
+            let _ = resetting.await;
+            if let Some(record) = record {
+                let _ = record.await;
+            }
+        })),
+        None => record,
+    };
     let outcome = match result {
         Ok(Off::Already(at)) => Outcome::off(at, already),
         // A transient domain between its proven off and its restart: we know why it is gone.

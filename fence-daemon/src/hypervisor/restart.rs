@@ -3,7 +3,7 @@
 //! A pending restart belongs to its domain's lock: it is entered, attempted and removed only while that lock is held. So an `off`
 //! that holds the lock and removes it knows that no attempt is under way and that none will follow.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -83,6 +83,8 @@ pub(super) struct Restarts {
     pending: Mutex<HashMap<(usize, Uuid), Arc<Plan>>>,
     /// Told when one is done, given up or superseded.
     news: watch::Sender<()>,
+    /// Domains that were asked to be off while something else was being done to them, which may be a reboot that cannot kill.
+    unwanted: Mutex<HashSet<Target>>,
 }
 
 impl Restarts {
@@ -125,6 +127,21 @@ impl Restarts {
         self.get(plan.place, plan.domain.uuid).is_some_and(|pending| Arc::ptr_eq(&pending, plan))
     }
 
+    /// Somebody wants the domain off, and waits for his turn: what is being done to it must not end with its start.
+    pub(super) fn forbid(&self, target: &Target) {
+        self.unwanted.lock().unwrap_or_else(PoisonError::into_inner).insert(target.clone());
+    }
+
+    /// It is off by that order, or somebody has asked for it since.
+    pub(super) fn permit(&self, target: &Target) {
+        self.unwanted.lock().unwrap_or_else(PoisonError::into_inner).remove(target);
+    }
+
+    fn is_forbidden(&self, domain: &Identity) -> bool {
+        let unwanted = self.unwanted.lock().unwrap_or_else(PoisonError::into_inner);
+        unwanted.contains(&Target::Uuid(domain.uuid)) || unwanted.contains(&Target::Name(domain.name.clone()))
+    }
+
     /// Waits until the restart of a domain is no longer pending, whatever became of it; at most until `by`.
     pub(super) async fn over(&self, place: usize, uuid: Uuid, by: Instant) {
         let mut news = self.news.subscribe();
@@ -141,6 +158,13 @@ impl Restarts {
 pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
     if let Source::Nothing(error) = &plan.source {
         tracing::error!(domain = %plan.domain, %error, "fenced, but its XML could not be had: start it by hand");
+        if let Some(kept) = plan.kept {
+            kept.remove();
+        }
+        return;
+    }
+    if inner.restarts.is_forbidden(&plan.domain) {
+        tracing::warn!(domain = %plan.domain, "killed for a reboot, and not started again: somebody has asked for it to be off meanwhile");
         if let Some(kept) = plan.kept {
             kept.remove();
         }

@@ -164,7 +164,13 @@ mod tests {
         lock(&own, 201);
         let (mut sharer, mut victim) = (holder(&shared), holder(&own));
         let pid = i32::try_from(victim.id()).unwrap();
-        let carried = carried(pid, &descriptors(pid).unwrap()).unwrap();
+        let now = || carried(pid, &descriptors(pid).unwrap()).unwrap();
+        // Until it has become `sleep` it has everything that we have.
+        let begun = std::time::Instant::now();
+        while now().values().sum::<usize>() != 2 && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::yield_now();
+        }
+        let carried = now();
         assert_eq!(carried.values().copied().collect::<Vec<_>>(), [2], "{carried:?}");
         assert!(ImageLocks::of(pid).unwrap().is_empty(), "without io_uring its death is all that is waited for");
         let locks = ImageLocks { images: carried.into_keys().collect() };
