@@ -35,6 +35,9 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
         .env("CARGO_ENCODED_RUSTFLAGS", ["-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f"))
         .env(format!("CARGO_TARGET_{}_LINKER", TARGET.replace('-', "_").to_uppercase()), &linker.path)
         .args(["build", "--release", "--package", "fence-ebpf", "-Z", "build-std=core"])
+        // The release profile is the daemon's, and small; the verifier counts instructions, and packets wait for them.
+        .args(["--config", "profile.release.opt-level=3", "--config", "profile.release.lto=\"thin\""])
+        .args(["--config", "profile.release.codegen-units=16"])
         .args(["--target", TARGET])
         .arg("--target-dir")
         .arg(&target_dir)

@@ -9,15 +9,19 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use syslog_tracing::{Facility, Options, Syslog};
+use tracing::Level;
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry, fmt};
+use tracing_subscriber::{Registry, fmt};
 
 /// What log messages are marked with.
 const IDENTITY: &str = "fence-daemon";
 const IDENTITY_C: &std::ffi::CStr = c"fence-daemon";
+/// Says which messages, instead of the configuration: `info`, or `warn,fence_daemon=trace`.
+const VARIABLE: &str = "RUST_LOG";
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Where to log to.
@@ -56,7 +60,7 @@ pub enum LoggingError {
 /// # Errors
 /// [`LoggingError::Twice`] if called again.
 pub fn init(debug: u32, destination: Destination) -> Result<Sink, LoggingError> {
-    let (filter, wrong) = filter(debug, env::var(EnvFilter::DEFAULT_ENV).ok().as_deref());
+    let (filter, wrong) = filter(debug, env::var(VARIABLE).ok().as_deref());
     let (layer, sink) = layer(debug, destination)?;
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(|_| LoggingError::Twice)?;
     if let Some(error) = wrong {
@@ -105,17 +109,18 @@ fn plain<S: tracing::Subscriber + for<'s> LookupSpan<'s>>(debug: u32) -> fmt::La
 }
 
 /// The filter, and what is wrong with `RUST_LOG` if that could not be used.
-fn filter(debug: u32, rust_log: Option<&str>) -> (EnvFilter, Option<String>) {
+fn filter(debug: u32, rust_log: Option<&str>) -> (Targets, Option<String>) {
     // What other crates have to say is for those who ask for everything, and never their finest level: keys pass through them.
+    let info = Targets::new().with_default(Level::INFO);
     let standard = match debug {
-        0 => "info",
-        1..=4 => "info,fence_daemon=debug",
-        5.. => "debug,fence_daemon=trace",
+        0 => info,
+        1..=4 => info.with_target("fence_daemon", Level::DEBUG),
+        5.. => Targets::new().with_default(Level::DEBUG).with_target("fence_daemon", Level::TRACE),
     };
-    match rust_log.filter(|text| !text.trim().is_empty()).map(EnvFilter::try_new) {
+    match rust_log.filter(|text| !text.trim().is_empty()).map(str::parse::<Targets>) {
         Some(Ok(filter)) => (filter, None),
-        Some(Err(error)) => (EnvFilter::new(standard), Some(error.to_string())),
-        None => (EnvFilter::new(standard), None),
+        Some(Err(error)) => (standard, Some(error.to_string())),
+        None => (standard, None),
     }
 }
 
