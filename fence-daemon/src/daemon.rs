@@ -11,6 +11,7 @@ use fence_common::boundary::Listener as Listening;
 use fence_common::key::Key;
 use fence_common::verdict::Counters;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use crate::callback::Callback;
@@ -21,7 +22,7 @@ use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::interface::Wanted;
 use crate::intake::kernel::{KernelProgram, Mode};
 use crate::intake::links::Links;
-use crate::intake::listener::{Follower, Listener, chain};
+use crate::intake::listener::{Coming, Follower, Listener, chain};
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::pipeline::Pipeline;
@@ -77,7 +78,7 @@ pub async fn run(
     readiness: Readiness,
 ) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(|error| DaemonError::Runtime("watch for signals", error))?;
-    let Config { multicast, uris, groups, hypervisor, .. } = config;
+    let Config { multicast, uris, groups, hypervisor, stress, .. } = config;
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
@@ -87,9 +88,10 @@ pub async fn run(
     }
     // Before the first look: nothing may happen in between.
     let links = links(multicast.group);
-    let Kernel { program, ring } = load(&multicast, rules, key.as_ref());
+    let (loading, kernel) = kernel(&multicast, rules, key.as_ref(), stress.lock_memory).unzip();
+    let (program, ring) = kernel.map(|Kernel { program, ring }| (program, ring)).unzip();
     let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
-    let mut listener = Listener::new(wanted, Arc::clone(&socket), program);
+    let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program);
 
     let start = async {
         let missing = listener.complain();
@@ -105,9 +107,9 @@ pub async fn run(
         if missing.is_none() && tokio::time::timeout(SOON, follower.heard()).await.is_err() {
             readiness.tell(&format!("waiting: {}", follower.status()));
         }
-        follower.heard().await.map(|heard| (follower, heard))
+        follower.heard().await.map(|_| follower)
     };
-    let (mut follower, heard) = tokio::select! {
+    let mut follower = tokio::select! {
         started = start => started.map_err(|error| DaemonError::Runtime("follow the interfaces", error))?,
         () = stop.wait() => return Ok(()),
         never = ask_for_time() => match never {},
@@ -118,18 +120,27 @@ pub async fn run(
 
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();
+    let heard = follower.now();
     info!(
         group = %multicast.group,
         port = multicast.port,
         interface = %heard.interfaces,
         hash = %multicast.hash.name(),
         auth = %multicast.auth.name(),
-        xdp = %heard.mode.map_or_else(|| Attach::Off.name().to_owned(), |mode| mode.to_string()),
+        xdp = %match heard.mode {
+            Some(mode) => mode.to_string(),
+            None if heard.loading => "loading".to_owned(),
+            None => Attach::Off.name().to_owned(),
+        },
         libvirt = %format_args!("{connected}/{}", health.len()),
         "ready"
     );
     if let Err(error) = readiness.announce() {
         warn!("{error}");
+    }
+    // Not before: it would only keep the start from the processors. Until it is attached the socket serves.
+    if let Some(load) = loading {
+        tokio::task::spawn_blocking(move || load.run());
     }
 
     let outcome = tokio::select! {
@@ -162,10 +173,11 @@ pub async fn run(
 async fn serve(
     pipeline: &Pipeline,
     socket: &RequestSocket,
-    mut ring: Option<Ring>,
+    mut coming: Option<oneshot::Receiver<Ring>>,
     questions: &mut Questions,
     stop: &mut Stop,
 ) -> Result<(), DaemonError> {
+    let mut ring: Option<Ring> = None;
     loop {
         let from_ring = async {
             match ring.as_mut() {
@@ -173,7 +185,17 @@ async fn serve(
                 None => std::future::pending().await,
             }
         };
+        let came = async {
+            match coming.as_mut() {
+                Some(coming) => coming.await.ok(),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            loaded = came => {
+                ring = loaded;
+                coming = None;
+            }
             () = stop.wait() => return Ok(()),
             request = from_ring => match request {
                 Ok(request) => pipeline.accept(request),
@@ -207,31 +229,38 @@ fn links(group: IpAddr) -> Links {
     })
 }
 
-/// The kernel program's part, as far as there is one.
-#[derive(Debug, Default)]
+/// The kernel program's two ends, as far as there will be any: what attaches it, and what reads its ring buffer.
+#[derive(Debug)]
 struct Kernel {
-    program: Option<(KernelProgram, Mode)>,
-    ring: Option<Ring>,
+    program: Coming,
+    ring: oneshot::Receiver<Ring>,
 }
 
-/// Loads the program. Where that cannot be, the socket serves everything, and the log says why: a fencing daemon
-/// that is slower under a flood is worth more than none.
-fn load(multicast: &Multicast, rules: Rules, key: Option<&Key>) -> Kernel {
-    let without = |why: &str| {
-        warn!("serving without XDP, through the socket alone: {why}");
-        Kernel::default()
-    };
+/// What is needed to load the program, and who gets it.
+struct Load {
+    listener: Listening,
+    key: Option<Key>,
+    mode: Mode,
+    /// Whether the daemon's memory is to be locked.
+    locked: bool,
+    program: oneshot::Sender<(KernelProgram, Mode)>,
+    ring: oneshot::Sender<Ring>,
+}
+
+/// What is to be loaded, if anything is. Where not, the log says why: the socket serves everything then.
+fn kernel(multicast: &Multicast, rules: Rules, key: Option<&Key>, locked: bool) -> Option<(Load, Kernel)> {
     let mode = match multicast.attach {
         Attach::Auto => Mode::Auto,
         Attach::Native => Mode::Native,
         Attach::Generic => Mode::Generic,
         Attach::Off => {
             info!("serving without XDP, through the socket alone, as configured (attach = \"off\")");
-            return Kernel::default();
+            return None;
         }
     };
     if multicast.interface.is_none() {
-        return without("no `interface` is configured in the multicast section");
+        without("no `interface` is configured in the multicast section");
+        return None;
     }
     let listener = Listening {
         group_v4: if let IpAddr::V4(group) = multicast.group { Some(group.octets()) } else { None },
@@ -239,17 +268,39 @@ fn load(multicast: &Multicast, rules: Rules, key: Option<&Key>) -> Kernel {
         port: multicast.port,
         rules,
     };
-    // The reader before the program sees its first packet.
-    let loaded = KernelProgram::load(OBJECT, &listener, key)
-        .and_then(|mut program| program.take_ring().map(|ring| (program, ring)));
-    match loaded {
-        Ok((program, Some(ring))) => match Ring::new(ring) {
-            Ok(ring) => Kernel { program: Some((program, mode)), ring: Some(ring) },
-            Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
-        },
-        Ok((_, None)) => without("the kernel program has no ring buffer"),
-        Err(error) => without(&chain(&error)),
+    let (program, coming) = oneshot::channel();
+    let (ring, ring_coming) = oneshot::channel();
+    let load = Load { listener, key: key.cloned(), mode, locked, program, ring };
+    Some((load, Kernel { program: coming, ring: ring_coming }))
+}
+
+impl Load {
+    /// Loads the program, for which the kernel's verifier takes its time. Where that cannot be, the socket serves everything, and the log says
+    /// why: a fencing daemon that is slower under a flood is worth more than none.
+    fn run(self) {
+        // aya reads all types of the kernel's, which takes dozens of megabytes that are never used again.
+        let loaded = process::with_much_memory(self.locked, || {
+            KernelProgram::load(OBJECT, &self.listener, self.key.as_ref())
+                .and_then(|mut program| program.take_ring().map(|ring| (program, ring)))
+        });
+        match loaded {
+            Ok((program, Some(ring))) => match Ring::new(ring) {
+                Ok(ring) => {
+                    // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
+                    if self.ring.send(ring).is_ok() {
+                        let _ = self.program.send((program, self.mode));
+                    }
+                }
+                Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
+            },
+            Ok((_, None)) => without("the kernel program has no ring buffer"),
+            Err(error) => without(&chain(&error)),
+        }
     }
+}
+
+fn without(why: &str) {
+    warn!("serving without XDP, through the socket alone: {why}");
 }
 
 /// The counters that are not zero, in words.

@@ -3,6 +3,7 @@
 //! The order in `main`: command line and configuration (errors go to the terminal), [`harden`], [`daemonise`] unless in the
 //! foreground, the [`PidFile`], logging, then key, sockets and threads, at last [`Readiness::announce`].
 
+mod memory;
 mod pid_file;
 mod stress;
 
@@ -18,6 +19,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use sd_notify::NotifyState;
 
+pub use memory::with_much_memory;
 pub use pid_file::{PidFile, PidFileError};
 pub use stress::{Priority, Stress};
 

@@ -204,7 +204,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Waits until it serves.
+    /// Waits until it serves; ours also until it is settled whether there is a kernel program on the interface.
     ///
     /// # Errors
     /// It ended, or did not say that it is ready: the error has what it logged.
@@ -213,9 +213,25 @@ impl Server {
             if !self.process.is_running()? {
                 bail!("it has ended");
             }
-            Ok(self.is_ready()?.then_some(()))
+            Ok((self.is_ready()? && self.is_settled()).then_some(()))
         });
         ready.with_context(|| format!("its log: {}", self.log()))
+    }
+
+    /// Waits until ours has its kernel program on the interface, or has said that there will be none. A server that is not ready has not.
+    ///
+    /// # Errors
+    /// It says neither.
+    pub fn wait_settled(&self, limit: Duration) -> Result<()> {
+        poll_until("the kernel program", limit, || Ok(self.is_settled().then_some(())))
+            .with_context(|| format!("the server's log: {}", self.log()))
+    }
+
+    /// Whether ours does not go on loading the kernel program: it is ready before that, and says then what came of it.
+    fn is_settled(&self) -> bool {
+        let lines = self.process.stderr().lines();
+        let has = |words: &str| lines.iter().any(|line| line.contains(words));
+        !has("xdp=loading") || has("the kernel program is attached") || has("without XDP")
     }
 
     /// Whether it serves: ours says so; of a stock one the socket tells.

@@ -130,11 +130,19 @@ pub enum Error {
 }
 
 /// The loaded program. Dropping it detaches the program and frees its maps, once a [`Ring`] taken from it is gone too.
+///
+/// The kernel keeps the maps as long as the program; what the loader knows of both is not needed any more, and not small.
 #[derive(Debug)]
 pub struct KernelProgram {
-    ebpf: Ebpf,
+    program: OwnedFd,
+    id: u32,
+    counters: Map,
+    ring: Option<Map>,
     link: Option<OwnedFd>,
 }
+
+/// What is being loaded.
+struct Loading(Ebpf);
 
 impl KernelProgram {
     /// Loads the program and fills its maps. It sees no packet before [`attach`](Self::attach).
@@ -151,16 +159,16 @@ impl KernelProgram {
             .btf(None)
             .load(&aligned)
             .map_err(|error| not_permitted(&error).unwrap_or_else(|| Error::Object(Box::new(error))))?;
-        let mut program = Self { ebpf, link: None };
-        program.check_abi()?;
+        let mut loading = Loading(ebpf);
+        loading.check_abi()?;
         if let Some(key) = key {
-            program.write_key(&PreparedKey::new(key))?;
+            loading.write_key(&PreparedKey::new(key))?;
         }
         // The configuration last: until it is there the program lets everything pass.
         let config: [u8; size_of::<Config>()] = zerocopy::transmute!(Config::new(listener));
-        program.write(name::CONFIG, 0, &config)?;
-        program.xdp()?.load().map_err(refused)?;
-        Ok(program)
+        loading.write(name::CONFIG, 0, &config)?;
+        loading.xdp()?.load().map_err(refused)?;
+        loading.finish()
     }
 
     /// Attaches the program to an interface, by bpf_link and in no other way.
@@ -181,9 +189,7 @@ impl KernelProgram {
                 return Err(Error::Attach { interface, mode: AttachedMode::Native, source });
             }
         }
-        let fd = self.xdp()?.fd().map_err(|error| Error::Program(Box::new(error)))?.try_clone();
-        let fd =
-            fd.map_err(|source| Error::Attach { interface: interface.to_owned(), mode: AttachedMode::Native, source })?;
+        let fd = &self.program;
         let (attached, link) = match mode {
             Mode::Native => (AttachedMode::Native, interface::link(fd.as_fd(), index, AttachedMode::Native)),
             Mode::Generic => (AttachedMode::Generic, interface::link(fd.as_fd(), index, AttachedMode::Generic)),
@@ -241,9 +247,8 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::Map`].
     pub fn counters(&self) -> Result<Counters, Error> {
-        let map = self.ebpf.map(name::COUNTERS).ok_or(Error::Missing(name::COUNTERS))?;
-        let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(map).map_err(map_error(name::COUNTERS))?;
         let mut sum = Counters::default();
+        let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(&self.counters).map_err(map_error(name::COUNTERS))?;
         for cpu in map.get(&0, 0).map_err(map_error(name::COUNTERS))?.iter() {
             sum.add(zerocopy::transmute_ref!(cpu));
         }
@@ -255,25 +260,37 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::Map`] where it cannot be mapped.
     pub fn take_ring(&mut self) -> Result<Option<Ring>, Error> {
-        let Some(map) = self.ebpf.take_map(name::REQUESTS) else { return Ok(None) };
+        let Some(map) = self.ring.take() else { return Ok(None) };
         RingBuf::try_from(map).map(|ring| Some(Ring(ring))).map_err(map_error(name::REQUESTS))
     }
 
     /// The program's number in the kernel, as `bpftool prog show id` wants it.
-    ///
-    /// # Errors
-    /// [`Error::Program`].
-    pub fn id(&mut self) -> Result<u32, Error> {
-        self.xdp()?.info().map(|info| info.id()).map_err(|error| Error::Program(Box::new(error)))
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+impl Loading {
+    /// What stays.
+    fn finish(mut self) -> Result<KernelProgram, Error> {
+        let program_error = |error: ProgramError| Error::Program(Box::new(error));
+        let program = self.xdp()?;
+        let id = program.info().map_err(program_error)?.id();
+        let program = program.fd().map_err(program_error)?.as_fd().try_clone_to_owned();
+        let program = program.map_err(|error| program_error(ProgramError::IOError(error)))?;
+        let counters = self.0.take_map(name::COUNTERS).ok_or(Error::Missing(name::COUNTERS))?;
+        let ring = self.0.take_map(name::REQUESTS);
+        Ok(KernelProgram { program, id, counters, ring, link: None })
     }
 
     fn xdp(&mut self) -> Result<&mut Xdp, Error> {
-        let program = self.ebpf.program_mut(name::PROGRAM).ok_or(Error::Missing(name::PROGRAM))?;
+        let program = self.0.program_mut(name::PROGRAM).ok_or(Error::Missing(name::PROGRAM))?;
         program.try_into().map_err(|error| Error::Program(Box::new(error)))
     }
 
     fn check_abi(&self) -> Result<(), Error> {
-        let map = self.ebpf.map(name::ABI).ok_or(Error::Missing(name::ABI))?;
+        let map = self.0.map(name::ABI).ok_or(Error::Missing(name::ABI))?;
         let map = Array::<_, u32>::try_from(map).map_err(map_error(name::ABI))?;
         match map.get(&0, 0).map_err(map_error(name::ABI))? {
             ABI_VERSION => Ok(()),
@@ -289,7 +306,7 @@ impl KernelProgram {
 
     /// Writes one element of an array. The bytes are handed to the kernel where they lie: no copy of a key is left behind.
     fn write<const LEN: usize>(&mut self, name: &'static str, index: u32, bytes: &[u8; LEN]) -> Result<(), Error> {
-        let map: &mut Map = self.ebpf.map_mut(name).ok_or(Error::Missing(name))?;
+        let map: &mut Map = self.0.map_mut(name).ok_or(Error::Missing(name))?;
         let mut map = Array::<_, [u8; LEN]>::try_from(map).map_err(map_error(name))?;
         map.set(index, bytes, 0).map_err(map_error(name))
     }

@@ -32,10 +32,15 @@ pub struct Listener {
     wanted: Wanted,
     socket: Arc<RequestSocket>,
     program: Option<(KernelProgram, Mode)>,
+    /// The program, as long as it is still being loaded.
+    coming: Option<Coming>,
     listening: Listening,
     /// What systemd was told last.
     status: String,
 }
+
+/// A program that is being loaded, and how it is to be attached. Whoever loads it says nothing, or nothing more, where that fails.
+pub type Coming = oneshot::Receiver<(KernelProgram, Mode)>;
 
 /// What is listened on at the moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +51,8 @@ pub struct Heard {
     pub interfaces: String,
     /// How the program is attached, if it is.
     pub mode: Option<AttachedMode>,
+    /// Whether the program is still being loaded.
+    pub loading: bool,
     /// How it is, in a line.
     pub status: String,
 }
@@ -56,7 +63,24 @@ impl Listener {
     pub fn new(wanted: Wanted, socket: Arc<RequestSocket>, program: Option<(KernelProgram, Mode)>) -> Self {
         let name = if let Wanted::Named(name) = &wanted { Some(name.clone()) } else { None };
         let listening = Listening::new(name, program.is_some());
-        Self { wanted, socket, program, listening, status: String::new() }
+        Self { wanted, socket, program, coming: None, listening, status: String::new() }
+    }
+
+    /// Attaches a program when it is there. Until then the socket serves.
+    #[must_use]
+    pub fn expecting(self, coming: Option<Coming>) -> Self {
+        Self { coming, ..self }
+    }
+
+    /// Waits for the program that is being loaded, if there is one. Nothing is lost where this is given up and called again.
+    async fn program_came(&mut self) {
+        let Some(coming) = &mut self.coming else { return std::future::pending().await };
+        let program = coming.await.ok();
+        self.coming = None;
+        if program.is_some() {
+            self.program = program;
+            self.listening.bring_program();
+        }
     }
 
     /// Says so if there is nothing to listen on, and returns what it says to whoever waits for the start.
@@ -104,6 +128,7 @@ impl Listener {
             hears: listening.hears(),
             interfaces: listening.names(),
             mode: listening.mode(),
+            loading: self.coming.is_some(),
             status: self.status.clone(),
         }
     }
@@ -246,6 +271,12 @@ impl Follower {
         self.heard.borrow().status.clone()
     }
 
+    /// What is listened on now.
+    #[must_use]
+    pub fn now(&self) -> Heard {
+        self.heard.borrow().clone()
+    }
+
     /// Returns when the task ends by itself, which it must not.
     pub async fn broken(&mut self) -> io::Error {
         let Some(task) = &mut self.task else { return std::future::pending().await };
@@ -304,6 +335,7 @@ async fn follow(
         (changes, again) = tokio::select! {
             changes = links.next() => (changes, false),
             () = later => (Changes::default(), true),
+            () = listener.program_came() => (Changes::default(), false),
             _ = &mut stopped => return Some(listener),
         };
     }

@@ -60,7 +60,7 @@ pub enum Line {
     Heard(Again),
     /// It was there all the time, but the program is not attached, or not any more.
     NoProgram(String),
-    /// The program, which could not be attached before, is.
+    /// The program, which could not be attached before or was not there yet, is.
     Program(AttachedMode),
 }
 
@@ -119,6 +119,8 @@ pub struct Listening {
     name: Option<String>,
     /// Whether there is a program to attach.
     program: bool,
+    /// Whether it has come since the last look.
+    program_is_new: bool,
     ears: BTreeMap<u32, Ear>,
     /// Where the program is.
     attached: Option<u32>,
@@ -137,12 +139,29 @@ impl Listening {
     pub fn new(name: Option<String>, program: bool) -> Self {
         let program = program && name.is_some();
         let (ears, told) = (BTreeMap::new(), BTreeMap::new());
-        Self { name, program, ears, attached: None, told, told_of_none: false, begun: false, again: false }
+        Self {
+            name,
+            program,
+            program_is_new: false,
+            ears,
+            attached: None,
+            told,
+            told_of_none: false,
+            begun: false,
+            again: false,
+        }
+    }
+
+    /// There is a program now; the next look has it attached.
+    pub fn bring_program(&mut self) {
+        self.program = self.name.is_some();
+        self.program_is_new = self.program;
     }
 
     /// What has to be done about what there is now. Each command's result is to be told back.
     pub fn look(&mut self, now: &Now<'_>) -> Vec<Command> {
         self.again = now.again;
+        let program_is_new = std::mem::take(&mut self.program_is_new);
         let mut commands = Vec::new();
         let here: BTreeSet<u32> = now.there.iter().map(|present| present.interface.index).collect();
         let ended = |index: &u32| now.changes.ended(*index) || !here.contains(index);
@@ -184,7 +203,7 @@ impl Listening {
                 commands.push(Command::Join(interface.clone()));
             }
             let worth_trying = match &ear.program {
-                Program::Unwanted => is_new,
+                Program::Unwanted => is_new || program_is_new,
                 Program::Attached(_) => false,
                 // What was taken off just now was so for a reason: not against it at once.
                 Program::Refused(_) if now.spoilt.is_some() => false,
@@ -248,7 +267,9 @@ impl Listening {
             let program = match (before.map(|told| &told.program), &now.program) {
                 (before, now) if before == Some(now) && !made_anew => None,
                 (_, Program::Refused(refusal)) => Some(Line::NoProgram(refusal.reason.clone())),
-                (Some(Program::Refused(_)), Program::Attached(mode)) if heard_before && hearing.is_none() => {
+                (Some(Program::Refused(_) | Program::Unwanted), Program::Attached(mode))
+                    if heard_before && hearing.is_none() =>
+                {
                     Some(Line::Program(*mode))
                 }
                 _ => None,

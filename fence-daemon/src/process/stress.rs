@@ -90,7 +90,7 @@ impl Stress {
 }
 
 /// Pages stay once they were used. (All at once would be the stacks of all threads too, of which hardly anything is ever used.)
-fn lock_memory() -> io::Result<()> {
+pub(super) fn lock_memory() -> io::Result<()> {
     // Under a limit it could succeed now, and some later allocation fail for it. CAP_IPC_LOCK lifts the limit.
     let limit_counts = !capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK);
     if limit_counts && getrlimit(Resource::RLIMIT_MEMLOCK)?.0 != RLIM_INFINITY {

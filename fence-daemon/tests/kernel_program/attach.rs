@@ -19,7 +19,7 @@ fn auto_is_native_where_the_device_can_and_generic_elsewhere() {
             assert_eq!(program.attach(interface, Mode::Auto).unwrap(), attached);
             let show = ip(&format!("link show {interface}"));
             assert!(show.contains(shown), "{show}");
-            assert!(show.contains(&format!("prog/xdp id {}", program.id().unwrap())), "{show}");
+            assert!(show.contains(&format!("prog/xdp id {}", program.id())), "{show}");
             assert!(matches!(program.attach(interface, Mode::Auto), Err(Error::Attached)));
             drop(program);
             let show = ip(&format!("link show {interface}"));
@@ -58,7 +58,7 @@ fn where_its_interface_was_deleted_it_can_be_attached_to_the_next() {
             program.detach();
         }
         program.attach("virbr0", Mode::Auto).unwrap();
-        assert!(ip("link show virbr0").contains(&format!("prog/xdp id {}", program.id().unwrap())));
+        assert!(ip("link show virbr0").contains(&format!("prog/xdp id {}", program.id())));
     });
 }
 
@@ -74,7 +74,7 @@ fn an_occupied_interface_says_by_whom_and_keeps_its_program() {
             let mut owner = load();
             owner.attach("port0", first).unwrap();
             let error = load().attach("port0", second).unwrap_err();
-            let id = owner.id().unwrap();
+            let id = owner.id();
             let Error::Occupied { occupant, .. } = &error else { panic!("{first:?} then {second:?}: {error:?}") };
             assert_eq!((occupant.id, occupant.name.as_deref()), (Some(id), Some("fence_xdp")));
             assert_eq!(error.to_string(), format!("interface port0 already has an XDP program: fence_xdp (id {id})"));

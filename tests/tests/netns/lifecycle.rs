@@ -3,11 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fence_tests::kernel::xdp_on;
 use fence_tests::lab::{BRIDGE, Hypervisor};
 use fence_tests::process::{self, poll_until};
-use fence_tests::server::{START_LIMIT, STOP_LIMIT, Which};
+use fence_tests::server::{START_LIMIT, STOP_LIMIT, Server, Which};
 use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN};
@@ -31,6 +31,18 @@ fn sigterm_and_sigint_detach_leave_the_group_and_exit_with_0() -> Result<()> {
         ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "{signal}: the program is still attached");
         ensure!(!is_member(&bench.hypervisor)?, "{signal}: still a member of the group");
     }
+    Ok(())
+}
+
+#[test]
+fn a_stop_while_the_program_is_being_loaded_leaves_nothing_either() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = Server::spawn(&bench.hypervisor, &Which::ours()?, &bench.config("auto"), &[])?;
+    server.wait_log(0, START_LIMIT, |line| line.contains("xdp=loading").then_some(())).context("never ready")?;
+    let ended = server.stop(Signal::SIGTERM)?;
+    ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
+    ensure!(!ended.stderr.contains("WARN serving") && !ended.stderr.contains("panicked"), "{}", ended.stderr);
+    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none() && !is_member(&bench.hypervisor)?);
     Ok(())
 }
 

@@ -112,6 +112,33 @@ fn what_is_down_at_the_start_or_stays_down_is_told() {
 }
 
 #[test]
+fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
+    let late = || Bench { listening: Listening::new(Some(NAME.to_owned()), false), refuse: None, deaf: None };
+    let mut bench = late();
+    assert_eq!(bench.step(&[up(5)], &Changes::default()), (vec![Command::Join(interface(5))], vec![]));
+    bench.listening.bring_program();
+    let attached = (vec![Command::Attach(interface(5))], vec![Line::Program(AttachedMode::Generic)]);
+    assert_eq!(bench.step(&[up(5)], &Changes::default()), attached);
+    assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
+
+    // Before the interface: as if it had been there from the start.
+    let mut bench = late();
+    bench.step(&[], &Changes::default());
+    bench.listening.bring_program();
+    assert_eq!(bench.step(&[], &Changes::default()), nothing());
+    let (commands, lines) = bench.step(&[up(5)], &touched(5));
+    assert_eq!((commands, lines), (vec![Command::Join(interface(5)), Command::Attach(interface(5))], vec![]));
+
+    // Refused: why is said, once.
+    let mut bench = late();
+    bench.step(&[up(5)], &Changes::default());
+    bench.listening.bring_program();
+    bench.refuse = Some(occupied());
+    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [Line::NoProgram("occupied".to_owned())]);
+    assert_eq!(bench.again(&[up(5)]).1, []);
+}
+
+#[test]
 fn what_goes_is_left_and_what_comes_is_joined() {
     let mut bench = Bench::begun();
     assert_eq!(bench.step(&[], &gone(5)), (vec![Command::Detach, Command::Leave(5)], vec![Line::Gone]));
@@ -351,12 +378,18 @@ impl Kernel {
 }
 
 proptest! {
-    /// Whatever happens in between, and however seldom it is looked: in the end the interface that there is is joined, and it alone; the
+    /// Whatever happens in between, however seldom it is looked, and whenever the program comes: in the end the interface that there is is joined, and it alone; the
     /// program is on it; and what is said of it is true.
     #[test]
-    fn in_the_end_it_listens_on_what_there_is(events in prop::collection::vec(event(), 0..60)) {
-        let (mut kernel, mut listening) = (Kernel::default(), Listening::new(Some(NAME.to_owned()), true));
-        for event in &events {
+    fn in_the_end_it_listens_on_what_there_is(
+        events in prop::collection::vec(event(), 0..60),
+        program in prop::option::of(0..60_usize),
+    ) {
+        let (mut kernel, mut listening) = (Kernel::default(), Listening::new(Some(NAME.to_owned()), program.is_none()));
+        for (number, event) in events.iter().enumerate() {
+            if program == Some(number) {
+                listening.bring_program();
+            }
             kernel.happen(event);
             match event {
                 Event::Look => kernel.look(&mut listening, false),
@@ -372,6 +405,9 @@ proptest! {
         }
         kernel.happen(&Event::Fill(false));
         kernel.happen(&Event::Occupy(false));
+        if program.is_some_and(|number| number >= events.len()) {
+            listening.bring_program();
+        }
         kernel.look(&mut listening, false);
         if listening.is_unfinished() {
             kernel.look(&mut listening, true);

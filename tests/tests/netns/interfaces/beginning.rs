@@ -85,7 +85,7 @@ fn on_the_way_to_the_background_the_command_waits_as_well() -> Result<()> {
     ensure!(started.code == Some(0), "{:?}: {}", started.code, started.stderr);
     // It serves from the moment on when the command is back.
     bench.about_domain("status").run(bench.guest.space())?.success()?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some());
+    poll_until("the program", START_LIMIT, || Ok(xdp_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
     stop_by(&bench, &pid_file)?;
     Ok(())
 }
