@@ -14,7 +14,7 @@
 //! * [`fuse`]: a disk whose server answers when the test says so, which keeps a machine that uses it from dying.
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot.
-//! * [`bench`]: this server and stock's measured beside each other.
+//! * [`bench`](mod@bench): this server and stock's measured beside each other.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
 pub mod bench;

@@ -3,11 +3,12 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fence_common::wire::Op;
 
 use super::caller::{self, PATIENCE};
 use super::figures::Contender;
+use super::measure::resident;
 use crate::client::Family;
 use crate::container;
 use crate::lab::{Guest, Hypervisor};
@@ -20,6 +21,8 @@ use crate::witness::Witness;
 
 /// Any key will do; this one is as long as Debian's.
 pub const KEY: [u8; 4096] = [0x5a; 4096];
+/// The memory of [`Victim::Touched`], in MiB.
+const TOUCHED_MIB: u32 = 4096;
 /// How many addresses storms and crowds come from.
 const ADDRESSES: u8 = 100;
 /// How long a machine and a server are left alone after a start, so that neither's own work is measured.
@@ -148,6 +151,8 @@ impl Bed {
         };
         let config = Config { uris: vec![uri.to_owned()], ..Config::new(&self.key) };
         let peer = self.peer()?;
+        // The one before may just have been killed, and the kernel be taking down what it had.
+        std::thread::sleep(SETTLE);
         let begin = Instant::now();
         let server = Server::spawn(&self.hypervisor, &which, &config, &[])?;
         let (ready, answered) = std::thread::scope(|scope| {
@@ -159,6 +164,7 @@ impl Bed {
             anyhow::Ok((ready?, answer??.context("no answer from a server that has started")?.replied - begin))
         })
         .with_context(|| format!("{}'s log: {}", contender.name(), server.log()))?;
+        server.wait_settled(START_LIMIT)?;
         std::thread::sleep(SETTLE);
         Ok(Serving { server, ready, answered })
     }
@@ -180,7 +186,7 @@ impl Bed {
     pub fn define(&self, victim: Victim) -> Result<()> {
         match victim {
             Victim::Idle => qemu::define_idle(&self.libvirtd, victim.name()),
-            Victim::Touched => qemu::define_firmware(&self.libvirtd, victim.name(), 4096, Memory::AtOnce),
+            Victim::Touched => qemu::define_firmware(&self.libvirtd, victim.name(), TOUCHED_MIB, Memory::AtOnce),
             Victim::Booted => {
                 LinuxGuest::boot(&self.libvirtd, victim.name(), 1, &KEY)?;
                 self.remove(victim)
@@ -217,7 +223,12 @@ impl Bed {
             LinuxGuest::connect(&self.hypervisor, name)?;
         }
         std::thread::sleep(SETTLE);
-        self.witness(victim)
+        let witness = self.witness(victim)?;
+        if victim == Victim::Touched {
+            let resident = resident(witness.pid)?;
+            ensure!(resident >= f64::from(TOUCHED_MIB) * 1024.0 * 1024.0, "of its memory only {resident} B are in use");
+        }
+        Ok(witness)
     }
 
     /// The process whose death is the machine's.

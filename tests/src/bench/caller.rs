@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use fence_common::wire::Op;
 
-use crate::client::Family;
 use crate::lab::Guest;
 use crate::peer::{Peer, set_address};
 

@@ -129,19 +129,15 @@ pub fn all() -> Vec<Figure> {
         (Part::Touched, "touched", "QEMU guest, 4 GiB touched"),
         (Part::Container, "container", "LXC container"),
     ] {
-        let off: &[_] = match part {
-            Part::Idle => &[
-                (
-                    Target::Faster(30.0),
-                    "less in front of the kill: of the way there, most is scheduling of three processes on few cores",
-                ),
-                (
-                    Target::OfBare(3.0),
-                    "less around the kill: datagram, call-back, exchange and reply take longer than the kill of so small a guest",
-                ),
-            ],
-            Part::Container => &[(Target::Faster(15.0), "a way to kill a container's processes beside libvirt")],
-            _ => &[],
+        let off: &[_] = if part == Part::Idle {
+            &[
+                (Target::Faster(30.0), "less between datagram and kill"),
+                (Target::OfBare(3.0), "less around the kill: datagram, call-back, exchange and reply"),
+            ]
+        } else if part == Part::Container {
+            &[(Target::Faster(15.0), "a way to kill a container's processes beside libvirt")]
+        } else {
+            &[]
         };
         let reboot: &[_] = if part == Part::Idle {
             &[(Target::Faster(100.0), "as for off: the reply comes at the same moment")]
@@ -162,10 +158,7 @@ pub fn all() -> Vec<Figure> {
     }
     for (part, count) in [(Part::Storm17, 17), (Part::Storm100, 100)] {
         let target: &[_] = if part == Part::Storm100 {
-            &[(
-                Target::Faster(50.0),
-                "more cores: so many guests' memory is released, and so many clients run, on those there are",
-            )]
+            &[(Target::Faster(50.0), "more cores: that many guests die, and that many clients run, on those there are")]
         } else {
             &[]
         };
@@ -186,7 +179,7 @@ pub fn all() -> Vec<Figure> {
         "status.raw",
         "status, datagram to reply",
         Unit::Time,
-        &[(Target::OfStock(1.0), "fewer threads between packet and reply")],
+        &[(Target::OfStock(1.0), "fewer wake-ups between packet and reply")],
     );
     add(Part::Status, "status.client", "status, all of fence_xvm", Unit::Time, &[]);
     add(
@@ -194,10 +187,7 @@ pub fn all() -> Vec<Figure> {
         "own.ready",
         "start to ready",
         Unit::Time,
-        &[(
-            Target::OfStock(1.5),
-            "a program that the kernel's verifier goes through faster, or readiness before it is attached",
-        )],
+        &[(Target::OfStock(1.5), "less to do before the first connection to libvirt")],
     );
     add(Part::Own, "own.answer", "start to the first answer", Unit::Time, &[]);
     add(
@@ -205,7 +195,7 @@ pub fn all() -> Vec<Figure> {
         "own.memory",
         "resident memory",
         Unit::Memory,
-        &[(Target::OfStock(1.0), "fewer libraries' pages touched at the start")],
+        &[(Target::OfStock(1.0), "a smaller binary, or a loader that does not read the kernel's types")],
     );
     add(Part::Own, "own.wakeups", "wake-ups while idle", Unit::Rate, &[]);
     figures

@@ -230,8 +230,11 @@ fn voluntary_switches(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-/// Resident memory in bytes.
-fn resident(pid: u32) -> Result<f64> {
+/// Resident memory of a process, in bytes.
+///
+/// # Errors
+/// It is gone.
+pub fn resident(pid: u32) -> Result<f64> {
     let kibibytes = status_number(&format!("/proc/{pid}/status"), "VmRSS:")?;
     Ok(f64::from(u32::try_from(kibibytes)?) * 1024.0)
 }
