@@ -48,6 +48,7 @@ use fence_tests::container;
 use fence_tests::initramfs;
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
+use fence_tests::observer::Observer;
 use fence_tests::process::{Finished, poll_until};
 use fence_tests::qemu::{self, LinuxGuest};
 use fence_tests::server::{Config, Server, Which};
@@ -154,9 +155,10 @@ fn a_container_is_fenced() -> Result<()> {
     container::start(&libvirtd, "ct1")?;
     container::start(&libvirtd, "bystander")?;
     let bystander = Witness::of_container(&hypervisor, "bystander")?;
-    let fence = |op, domain| Client::new(op, &key).domain(domain).run(guest.space());
+    let observer = Observer::new(&hypervisor, guest, &key);
+    let fence = |op, domain| observer.fence(op, domain);
 
-    let list = Client::new("list", &key).run(guest.space())?;
+    let list = observer.list()?;
     expect(&list, 0, "list", &server)?;
     expect_listed(&list, "ct1", "on")?;
     expect(&fence("status", "ct1")?, 0, "status", &server)?;
@@ -184,17 +186,17 @@ fn a_container_is_fenced() -> Result<()> {
 fn both_drivers_are_served_at_once() -> Result<()> {
     let Lab { hypervisor, libvirtd, server, key } = lab(&Which::ours()?, &[qemu::URI, container::URI])?;
     let guest = hypervisor.guest(1)?;
+    let observer = Observer::new(&hypervisor, guest, &key);
     container::start(&libvirtd, "ct1")?;
     qemu::start_idle(&libvirtd, "vm1")?;
 
-    let list = Client::new("list", &key).run(guest.space())?;
+    let list = observer.list()?;
     expect(&list, 0, "list", &server)?;
     expect_listed(&list, "ct1", "on")?;
     expect_listed(&list, "vm1", "on")?;
     let (machine, in_container) = (Witness::of_qemu(&hypervisor, "vm1")?, Witness::of_container(&hypervisor, "ct1")?);
     for domain in ["vm1", "ct1"] {
-        let off = Client::new("off", &key).domain(domain).run(guest.space())?;
-        expect(&off, 0, domain, &server)?;
+        expect(&observer.fence("off", domain)?, 0, domain, &server)?;
     }
     ensure!(machine.is_dead()? && in_container.is_dead()?);
     Ok(())
@@ -218,7 +220,7 @@ fn a_libvirtd_that_comes_later_is_used() -> Result<()> {
         let status = Client::new("status", &key).domain("vm1").run(guest.space())?;
         Ok((status.code == Some(0)).then_some(()))
     })?;
-    let off = Client::new("off", &key).domain("vm1").run(guest.space())?;
+    let off = Observer::new(&hypervisor, guest, &key).fence("off", "vm1")?;
     expect(&off, 0, "off", &server)?;
     ensure!(machine.is_dead()?);
     Ok(())

@@ -68,8 +68,7 @@ impl Site {
         let off = |line: &str| Fence::parse(line).filter(|fence| fence.get("op") == Some("off"));
         let fence = self.server.wait_log(position, SOON, off).context("no line about the off")?;
         ensure!(fence.step("dead").is_some(), "no death in {fence:?}");
-        self.not_logged(position, "left to libvirt")?;
-        self.not_logged(0, "it will be fenced by libvirt alone")
+        self.not_logged(position, "left to libvirt")
     }
 
     /// Waits for a line that contains `part`.

@@ -62,6 +62,7 @@ fn domains_of_every_origin_are_killed_directly() -> Result<()> {
     site.libvirtd.wait_state(container::URI, "frozen", "shut off")?;
 
     site.off_directly(ODD_NAME)?;
+    site.not_logged(0, "it will be fenced by libvirt alone")?;
 
     // Outlived by one libvirtd and known to the next.
     let Site { server, libvirtd, observer, config, hypervisor } = site;
