@@ -34,7 +34,7 @@ pub(crate) fn main() -> ExitCode {
         }
         None if cli.list => commands::list(),
         None if cli.configure => commands::configure(&cli.config, &cli.given),
-        None => start(&cli).map_or_else(|code| code, |()| 0),
+        None => process::leave(start(&cli).map_or_else(|code| code, |()| 0)),
     })
 }
 

@@ -64,6 +64,14 @@ pub fn harden() -> Result<(), ProcessError> {
     Ok(())
 }
 
+/// Ends the process at once. Libraries would clear up after themselves at an ordinary end, and libvirt's client crashes if a thread of ours is still
+/// inside of it then, as one may be that connects, or waits for a hypervisor that does not answer.
+pub fn leave(code: u8) -> ! {
+    // SAFETY: needed because the standard library's `exit` runs what libraries have registered for it. Sound because it takes a number and
+    // does not return; nothing is buffered here that would be lost (standard error is not).
+    unsafe { nix::libc::_exit(i32::from(code)) }
+}
+
 /// The promise to tell whoever started the daemon that it is up.
 ///
 /// Dropping it without a word is fine: a waiting parent then waits for the daemon's end and takes over its exit code.
