@@ -326,10 +326,16 @@ pub(super) fn power_off(
 /// A domain that libvirt calls off. It may have lost it: where the process that its own PID file names is the domain's, and lives, the domain is on.
 fn lost(domain: &Domain, uuid: Uuid, driver: Option<Driver>) -> Result<Off, CallError> {
     let name = domain.get_name()?;
-    let Some(victim) = driver.and_then(|driver| Victim::open(driver, &name, uuid).ok()) else {
-        return Ok(Off::Already(Moment::now()));
+    let was = State(u8::try_from(virt_sys::VIR_DOMAIN_RUNNING).unwrap_or(1));
+    let victim = match driver.map(|driver| Victim::open(driver, &name, uuid)) {
+        Some(Ok(victim)) => victim,
+        Some(Err(error)) if error.is_doubt() => {
+            tracing::error!(domain = %name.escape_debug(), %error, "libvirt calls it shut off, but something of it may live");
+            return Ok(Off::Unproven { was, why: Unproven::Stray });
+        }
+        Some(Err(_)) | None => return Ok(Off::Already(Moment::now())),
     };
-    let (was, pid) = (State(u8::try_from(virt_sys::VIR_DOMAIN_RUNNING).unwrap_or(1)), victim.pid());
+    let pid = victim.pid();
     tracing::warn!(domain = %name.escape_debug(), pid, "libvirt calls it shut off, but its process lives: killed");
     if victim.kill().is_ok() && victim.dies_within(STRAY_LIMIT) {
         return Ok(Off::Proven { was, at: Moment::now(), source: Source::Definition });

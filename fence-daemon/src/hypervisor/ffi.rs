@@ -186,11 +186,11 @@ fn register(
     let opaque = std::ptr::without_provenance_mut::<c_void>(number);
     let event = c_int::try_from(event).unwrap_or_default();
     let all = std::ptr::null_mut();
+    let register = virt_sys::virConnectDomainEventRegisterAny;
     // SAFETY: needed because `virt` does not wrap the call. `connect` is open (it is borrowed), a null domain means all of them, the
     // callback is one of the kind that libvirt calls for this event, and `opaque` is a plain number that is never dereferenced,
     // so nothing has to be freed: hence no free function.
-    let id =
-        unsafe { virt_sys::virConnectDomainEventRegisterAny(connect.as_ptr(), all, event, callback, opaque, None) };
+    let id = unsafe { register(connect.as_ptr(), all, event, callback, opaque, None) };
     if id < 0 { Err(Error::last_error()) } else { Ok(id) }
 }
 

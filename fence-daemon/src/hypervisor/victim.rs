@@ -95,9 +95,23 @@ pub(super) enum VictimError {
     /// The process is not the domain's.
     #[error("process {pid} is not the domain's: {why}")]
     NotIt { pid: i32, why: &'static str },
+    /// The process has the domain's command line, and is something else: it may have the domain's process as its child.
+    #[error("process {0} has the domain's command line, but it is not the emulator itself but another program")]
+    Wrapped(i32),
     /// It ended while it was looked at.
     #[error("process {0} has just ended")]
     Ended(i32),
+}
+
+impl VictimError {
+    /// Whether a process of the domain may be there all the same.
+    pub(super) fn is_doubt(&self) -> bool {
+        match self {
+            Self::Wrapped(_) => true,
+            Self::Unreadable { error, .. } => error.kind() == io::ErrorKind::PermissionDenied,
+            Self::Strange { .. } | Self::Pidfd { .. } | Self::NotIt { .. } | Self::Ended(_) => false,
+        }
+    }
 }
 
 /// A domain's process.
@@ -133,7 +147,7 @@ impl Victim {
         let program = fs::read_link(format!("/proc/{number}/exe"))
             .map_err(|error| VictimError::Unreadable { path: format!("/proc/{number}/exe").into(), error })?;
         if !driver.is_program(&program) {
-            return Err(VictimError::NotIt { pid: number, why: "it is not the emulator itself but another program" });
+            return Err(VictimError::Wrapped(number));
         }
         let written = fs::metadata(&file).and_then(|about| about.modified());
         let written = written.map_err(|error| VictimError::Unreadable { path: file.clone(), error })?;

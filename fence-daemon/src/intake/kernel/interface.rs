@@ -77,11 +77,11 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
         info_len: u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?,
         info: (&raw mut info).expose_provenance() as u64,
     };
+    let size = size_of::<GetInfo>();
     // SAFETY: neither libc nor nix has bpf(2). During the call the kernel reads `size` bytes from the pointer, which are those of a
     // live struct without padding, and writes at most `info_len` bytes to `info`, which is a live struct of that length in which any
     // bytes are values.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attributes, size_of::<GetInfo>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attributes, size) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
