@@ -99,11 +99,22 @@ pub async fn run(
             readiness.tell(missing);
         }
         // What this round could not reach is in the log by then.
-        let _ = tokio::time::timeout(FIRST_ROUND, hypervisors.first_round()).await;
-        while patience == Patience::Wait && !hypervisors.any_connected() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        let mut follower = Follower::start(listener, links);
+        let first_round = tokio::time::timeout(FIRST_ROUND, hypervisors.first_round());
+        let mut follower = match patience {
+            // Side by side: what is asked meanwhile waits in the socket, and not for long.
+            Patience::Start => {
+                let follower = Follower::start(listener, links);
+                let _ = first_round.await;
+                follower
+            }
+            Patience::Wait => {
+                let _ = first_round.await;
+                while !hypervisors.any_connected() {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                Follower::start(listener, links)
+            }
+        };
         if missing.is_none() && tokio::time::timeout(SOON, follower.heard()).await.is_err() {
             readiness.tell(&format!("waiting: {}", follower.status()));
         }

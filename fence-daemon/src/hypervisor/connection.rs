@@ -1,6 +1,6 @@
 //! One libvirt URI: its connections, the loop that keeps them, and the threads that call.
 //!
-//! - A URI has as many connections as threads that call, see [`link`](super::link) for the reason. A driver inside our own process
+//! - A URI has as many connections as threads that call (a little after the first two), see [`link`](super::link) for the reason. A driver inside our own process
 //!   (`test:///`) needs no more than one, and may keep its domains per connection.
 //! - Queries and actions have thread pools of their own ([`Pool`]), for the same reason.
 //! - One keeper task per URI opens the connections, on threads of their own because opening can hang, and opens them again when
@@ -107,14 +107,14 @@ impl Uri {
         self.ready(begin_by).await?;
         let (answer, answered) = oneshot::channel();
         let uri = Arc::clone(self);
-        let run = Box::new(move |thread| {
+        let run = Box::new(move || {
             // Nobody waits any more: what was not begun in time must not act later on a domain that has moved on.
             if answer.is_closed() {
                 return;
             }
             let link = uri.current();
             let result = match &link {
-                Some(link) => link.run(lane, thread, call),
+                Some(link) => link.run(lane, begin_by.into_std(), call),
                 None => Err(CallError::Lost("it was just closed".to_owned())),
             };
             if matches!(result, Err(CallError::Lost(_))) {
@@ -280,7 +280,7 @@ impl Uri {
         let open = move || {
             let (sender, events) = mpsc::unbounded_channel();
             let link = Link::open(&uri, links, sender);
-            let attempt = link.map(|link| (Arc::new(link), events)).map_err(|error| error.to_string());
+            let attempt = link.map(|link| (link, events)).map_err(|error| error.to_string());
             // Fails only if the keeper has ended; then the link closes here and now.
             let _ = report.send(attempt);
         };

@@ -2,7 +2,7 @@
 //!
 //! # One call at a time
 //!
-//! A thread never shares its connection with another. libvirt permits that, but up to 10.3 its client crashes by it (CVE-2024-4418): whoever
+//! A call never shares its connection with another. libvirt permits that, but up to 10.3 its client crashes by it (CVE-2024-4418): whoever
 //! waits for an answer polls with a structure on its own stack, a call of another thread interrupts that, and the structure stays
 //! registered when its thread has returned. A keepalive probe, which is sent during calls that take long, interrupts as well: so
 //! a connection is thrown away after such a call.
@@ -18,11 +18,14 @@ use virt::error::Error;
 
 use super::error::CallError;
 use super::ffi::{self, CloseWatch, EventWatch, News};
+use super::stock::Stock;
 
 /// Threads for queries, each with a connection of its own.
 pub(super) const QUERY_THREADS: usize = 6;
 /// Threads for actions, likewise: so many kills at a time, near libvirtd's own 20 workers.
 pub(super) const ACTION_THREADS: usize = 12;
+/// How long after the first two connections the others are opened.
+const FILL_AFTER: Duration = Duration::from_millis(300);
 /// Keepalive: a probe each so many seconds ...
 const KEEPALIVE_SECONDS: i32 = 5;
 /// ... and dead after so many without an answer. 15 to 20 s in all: hung calls end before the client gives up at 30 s.
@@ -67,52 +70,70 @@ impl Lost {
 
 /// The open connections to one URI.
 pub(super) struct Link {
-    /// The first ones are for queries, the rest for actions. A single one serves all.
-    connections: Vec<Connection>,
+    /// One for each call that may be under way, by lane.
+    queries: Stock<Connection>,
+    actions: Stock<Connection>,
+    /// The one for all calls to a driver inside our own process, which may keep its domains per connection.
+    shared: Option<Connection>,
     pub(super) lost: Arc<Lost>,
     links: Arc<AtomicUsize>,
 }
 
 impl Link {
-    /// Opens them all, and listens to what happens to domains. Blocks.
+    /// Opens the first, and listens to what happens to domains. Blocks. The others are opened behind that, by a thread of their own: one for
+    /// actions at once, the rest soon, as they are needed only when much happens at once.
     pub(super) fn open(
         uri: &str,
         links: Arc<AtomicUsize>,
         events: mpsc::UnboundedSender<News>,
-    ) -> Result<Self, CallError> {
+    ) -> Result<Arc<Self>, CallError> {
         ffi::prepare()?;
         links.fetch_add(1, Ordering::AcqRel);
-        let in_process = uri.starts_with("test:");
-        let wanted = if in_process { 1 } else { QUERY_THREADS + ACTION_THREADS };
         // From here on dropping it closes what is open and counts it off.
-        let mut link = Self { connections: Vec::with_capacity(wanted), lost: Arc::default(), links };
-        for _ in 0..wanted {
-            let connection = Connection::open(uri, &link.lost)?;
-            link.connections.push(connection);
+        let mut link = Self {
+            queries: Stock::new(QUERY_THREADS),
+            actions: Stock::new(ACTION_THREADS),
+            shared: None,
+            lost: Arc::default(),
+            links,
+        };
+        let mut first = Connection::open(uri, &link.lost)?;
+        first.listen(uri, events);
+        if uri.starts_with("test:") {
+            link.shared = Some(first);
+            return Ok(Arc::new(link));
         }
-        if let Some(first) = link.connections.first_mut() {
-            first.listen(uri, events);
-        }
+        link.queries.add(first);
+        let link = Arc::new(link);
+        fill(&link, uri)?;
         Ok(link)
     }
 
-    /// Runs `call` on the thread's connection. A failure makes us look whether the connection lives, in case libvirt did not say so.
+    /// Runs `call` on a connection that nobody else uses meanwhile. A failure makes us look whether the connection lives, in case libvirt did not
+    /// say so.
     pub(super) fn run<T>(
         &self,
         lane: Lane,
-        thread: usize,
+        begin_by: Instant,
         call: impl FnOnce(&Connect) -> Result<T, CallError>,
     ) -> Result<T, CallError> {
-        let number = match lane {
-            Lane::Query => thread,
-            Lane::Act => QUERY_THREADS + thread,
-        };
-        let Some(connection) = self.connections.get(number).or(self.connections.first()) else {
-            return Err(CallError::NotConnected("no connection".to_owned()));
-        };
+        match &self.shared {
+            Some(shared) => self.run_on(shared, call),
+            None => {
+                let lost = || self.lost.is_said();
+                self.stock(lane).lend(begin_by, lost, |connection| self.run_on(connection, call)).flatten()
+            }
+        }
+    }
+
+    fn run_on<T>(
+        &self,
+        connection: &Connection,
+        call: impl FnOnce(&Connect) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
         let begun = Instant::now();
         let result = call(&connection.connect);
-        if begun.elapsed() > SLOW_CALL && self.connections.len() > 1 {
+        if begun.elapsed() > SLOW_CALL && self.shared.is_none() {
             // Closes when the calls beside it have ended; the next one is opened meanwhile.
             tracing::debug!(took = ?begun.elapsed(), "a slow call over libvirt: its connections are renewed");
             self.lost.say();
@@ -130,15 +151,70 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let (connections, links) = (std::mem::take(&mut self.connections), Arc::clone(&self.links));
+        let (queries, actions, shared) = (self.queries.empty(), self.actions.empty(), self.shared.take());
+        let links = Arc::clone(&self.links);
         let close = move || {
-            connections.into_iter().for_each(Connection::close);
+            queries.into_iter().chain(actions).chain(shared).for_each(Connection::close);
             links.fetch_sub(1, Ordering::AcqRel);
         };
         // On a thread of its own because closing can block on a server that hangs, and the last user may be an async thread.
         if let Err(error) = thread::Builder::new().name("virt-close".to_owned()).spawn(close) {
             tracing::warn!(%error, "no thread to close libvirt connections on: they stay open");
         }
+    }
+}
+
+/// Has the rest of the connections opened, soon.
+fn fill(link: &Arc<Link>, uri: &str) -> Result<(), CallError> {
+    // Opening can hang as long as the server does; that must not keep what is open already from being closed.
+    let (link, lost, uri) = (Arc::downgrade(link), Arc::clone(&link.lost), uri.to_owned());
+    let mut is_first = true;
+    let open = move || {
+        while let Some(lane) = link.upgrade().and_then(|link| link.lacking()) {
+            if lost.is_said() {
+                return;
+            }
+            let connection = match Connection::open(&uri, &lost) {
+                Ok(connection) => connection,
+                Err(error) if is_first => {
+                    tracing::debug!(uri, error = error.message(), "a second connection to libvirt fails");
+                    return lost.say();
+                }
+                // It may permit so many and no more. If it is gone, the others tell.
+                Err(error) => {
+                    let error = error.message();
+                    tracing::warn!(uri, error, "libvirt takes no more connections: less can be done there at once");
+                    return;
+                }
+            };
+            match link.upgrade() {
+                Some(link) => link.stock(lane).add(connection),
+                None => return connection.close(),
+            }
+            if std::mem::take(&mut is_first) {
+                // Whoever has just connected has better things to do with the processors.
+                thread::sleep(FILL_AFTER);
+            }
+        }
+    };
+    match thread::Builder::new().name("virt-fill".to_owned()).spawn(open) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(CallError::Busy("no thread could be started to connect on")),
+    }
+}
+
+impl Link {
+    fn stock(&self, lane: Lane) -> &Stock<Connection> {
+        match lane {
+            Lane::Query => &self.queries,
+            Lane::Act => &self.actions,
+        }
+    }
+
+    /// What it has not enough connections for.
+    fn lacking(&self) -> Option<Lane> {
+        // Those for actions first: many deaths at once are what this is for.
+        [Lane::Act, Lane::Query].into_iter().find(|lane| !self.stock(*lane).is_full())
     }
 }
 

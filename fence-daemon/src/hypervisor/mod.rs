@@ -31,6 +31,7 @@ mod outcome;
 mod pool;
 mod record;
 mod restart;
+mod stock;
 mod survey;
 mod table;
 #[cfg(test)]

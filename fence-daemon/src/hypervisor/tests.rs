@@ -318,6 +318,8 @@ async fn a_restart_is_tried_again_and_given_up_in_the_end() {
     pend(&h, "late", 5, Source::Definition).await;
     arrange(&h, |connect| drop(Domain::define_xml(connect, &xml("late", 5, "")).unwrap())).await;
     until(&h, "late", Reply::Success).await;
+    // That it runs is seen a moment before its start has returned.
+    h.inner.restarts.over(0, Uuid::from_u128(5), Instant::now() + Duration::from_secs(10)).await;
     assert!(h.inner.restarts.waiting().is_empty());
 
     pend(&h, "never", 6, Source::Definition).await;

@@ -60,13 +60,14 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(uri: &'static str) -> Result<Self> {
+    fn new(uri: &'static str, backend: &[(&'static str, &'static str)]) -> Result<Self> {
         let hypervisor = Hypervisor::new()?;
         let libvirtd = Libvirtd::start(&hypervisor)?;
         let key = hypervisor.write("fence.key", &KEY)?;
         let guest = hypervisor.guest(1)?;
         let mut config = Config::new(&key);
         config.uris = vec![uri.to_owned()];
+        config.backend = backend.to_vec();
         // Line by line: into a pipe virsh would save it up.
         let mut watch = Command::new("stdbuf");
         watch.args(["-oL", "virsh", "-c", uri, "event", "--event", "lifecycle", "--loop"]);
@@ -141,9 +142,13 @@ impl Lab {
         if before.is_dead()? {
             poll_until("libvirt's word of the death", SOON, || Ok((self.count(name, "Stopped") > 0).then_some(())))?;
         }
-        let (stopped, started) = (self.count(name, "Stopped"), self.count(name, "Started"));
+        let stopped = self.count(name, "Stopped");
         ensure!(stopped <= 1, "one request, and {stopped} kills");
         let expected = if op == Op::Reboot { 1 + stopped } else { 1 };
+        // The state is there a moment before the event about it.
+        let told = || Ok((self.count(name, "Started") >= expected).then_some(()));
+        poll_until(&format!("{expected} starts, after {stopped} kills"), SOON, told)?;
+        let started = self.count(name, "Started");
         ensure!(started == expected, "{stopped} kills, and started {started} times");
 
         // The next request is served, and means what runs now.
@@ -214,7 +219,10 @@ impl Asker {
 }
 
 fn all(uri: &'static str, op: Op, who: Who, points: &[&[&str]]) -> Result<()> {
-    let lab = Lab::new(uri)?;
+    all_with(&Lab::new(uri, &[])?, op, who, points)
+}
+
+fn all_with(lab: &Lab, op: Op, who: Who, points: &[&[&str]]) -> Result<()> {
     for point in points.concat() {
         lab.die(point, op, who).with_context(|| format!("{} of {who:?}, daemon killed {point}", op.name()))?;
     }
@@ -247,6 +255,24 @@ fn the_daemon_dies_in_the_middle_of_a_reboot_that_is_asked_for_again() -> Result
 #[test]
 fn the_daemon_dies_in_the_middle_of_a_containers_reboot() -> Result<()> {
     all(container::URI, Op::Reboot, Who::Insistent, &[&["after-record", "after-kill", "before-reply"], &IN_THE_RESTART])
+}
+
+#[test]
+fn the_daemon_dies_in_the_middle_of_a_containers_off() -> Result<()> {
+    all(container::URI, Op::Off, Who::Insistent, &[&["after-note", "after-destroy"], &AFTER_THE_KILL])
+}
+
+#[test]
+fn the_daemon_dies_in_the_middle_of_what_libvirt_does() -> Result<()> {
+    let lab = Lab::new(qemu::URI, &[("kill", "libvirt")])?;
+    let after = ["before-reply", "after-reply"];
+    all_with(&lab, Op::Off, Who::Insistent, &[&["after-note", "after-destroy"], &after])?;
+    all_with(
+        &lab,
+        Op::Reboot,
+        Who::Insistent,
+        &[&["after-note", "after-record", "after-destroy"], &after, &IN_THE_RESTART],
+    )
 }
 
 /// What users get has no such points.
