@@ -67,10 +67,13 @@ impl Claims {
         bytes[8..8 + ID_LEN].copy_from_slice(&id.to_bytes());
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
         let written = file.metadata().and_then(|about| {
-            if about.len() >= FILE_MAX {
+            let mut len = about.len();
+            if len >= FILE_MAX {
                 file.set_len(0)?;
+                len = 0;
             }
-            file.write_all(&bytes)
+            // Half a claim would put all that follow out of step.
+            file.write_all(&bytes).inspect_err(|_| drop(file.set_len(len)))
         });
         if let Err(error) = written {
             tracing::warn!(%error, "a claim is not written down");

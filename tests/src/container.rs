@@ -18,7 +18,18 @@ const INIT: &str = "#!/bin/sh\ntrap '' TERM INT\nwhile :; do /bin/busybox sleep 
 /// # Errors
 /// busybox is missing, or libvirt cannot start it.
 pub fn start(libvirtd: &Libvirtd, name: &str) -> Result<()> {
-    let root = make_root(libvirtd.hypervisor(), name)?;
+    start_with(libvirtd, name, INIT, None)
+}
+
+/// As [`start`], with this script as its init, and perhaps with a directory of the lab's at `/data`.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(libvirtd: &Libvirtd, name: &str, init: &str, data: Option<&str>) -> Result<()> {
+    let root = make_root(libvirtd.hypervisor(), name, init)?;
+    let data =
+        data.map(|data| format!("<filesystem type='mount'><source dir='{data}'/><target dir='/data'/></filesystem>"));
+    let data = data.unwrap_or_default();
     let emulator = ["/usr/lib/libvirt/libvirt_lxc", "/usr/libexec/libvirt_lxc"];
     let emulator = emulator.into_iter().find(|path| std::path::Path::new(path).exists());
     let emulator = emulator.context(
@@ -28,22 +39,22 @@ pub fn start(libvirtd: &Libvirtd, name: &str) -> Result<()> {
         "<domain type='lxc'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
          <os><type>exe</type><init>/init</init></os>\
          <devices><emulator>{emulator}</emulator>\
-         <filesystem type='mount' accessmode='passthrough'><source dir='{root}'/><target dir='/'/></filesystem>\
+         <filesystem type='mount' accessmode='passthrough'><source dir='{root}'/><target dir='/'/></filesystem>{data}\
          <interface type='bridge'><source bridge='{BRIDGE}'/></interface><console type='pty'/></devices></domain>"
     );
     libvirtd.define(URI, name, &xml)?;
     libvirtd.start_domain(URI, name)
 }
 
-fn make_root(hypervisor: &Hypervisor, name: &str) -> Result<String> {
+fn make_root(hypervisor: &Hypervisor, name: &str, init: &str) -> Result<String> {
     let file = |path: &str| format!("{name}-root/{path}");
     hypervisor.write_mode(&file("bin/busybox"), &std::fs::read(tools::find("busybox")?)?, 0o755)?;
-    hypervisor.write_mode(&file("init"), INIT.as_bytes(), 0o755)?;
+    hypervisor.write_mode(&file("init"), init.as_bytes(), 0o755)?;
     let root = hypervisor.path(&format!("{name}-root"));
     let outside = hypervisor.outside(&root);
     // busybox is the shell if it is called by that name.
     std::fs::hard_link(outside.join("bin/busybox"), outside.join("bin/sh"))?;
-    for directory in ["proc", "sys", "dev", "tmp", "etc"] {
+    for directory in ["proc", "sys", "dev", "tmp", "etc", "data"] {
         std::fs::create_dir_all(outside.join(directory))?;
     }
     std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o755))?;

@@ -150,14 +150,18 @@ pub(super) fn observe(
                 let before = before.filter(|before| before.id == id);
                 let victim = match before.and_then(Instance::living) {
                     Some(victim) => Some(Arc::clone(victim)),
-                    None => driver.and_then(|driver| {
-                        let found = Victim::open(driver, &name, uuid).map(Arc::new);
-                        found.map_err(|error| lacking = Some(error)).ok()
+                    None => driver.and_then(|driver| match Victim::open(driver, &name, uuid) {
+                        Ok(victim) => Some(Arc::new(victim)),
+                        Err(error) => {
+                            let known = old.and_then(|old| old.instance.as_ref()).filter(|known| known.id == id);
+                            let kept = known.filter(|_| error.is_of_ended_controller(driver, id));
+                            let kept = kept.and_then(|known| known.victim.clone());
+                            lacking = kept.is_none().then_some(error);
+                            kept
+                        }
                     }),
                 };
-                // A handle keeps the number that it was looked up with: only another look-up tells whether it is still that one.
-                let now = known(Domain::lookup_by_uuid(connect, uuid))?.and_then(|domain| domain.get_id());
-                if now != Some(id) {
+                if self::id(connect, uuid)? != Some(id) {
                     continue;
                 }
                 Some(Instance { id, state, victim })
@@ -173,6 +177,12 @@ pub(super) fn observe(
 /// The UUIDs of all domains.
 pub(super) fn uuids(connect: &Connect) -> Result<Vec<Uuid>, CallError> {
     connect.list_all_domains(0)?.iter().map(|domain| Ok(domain.get_uuid()?)).collect()
+}
+
+/// The number of the instance that libvirt speaks of now.
+pub(super) fn id(connect: &Connect, uuid: Uuid) -> Result<Option<u32>, CallError> {
+    // Asked with a look-up, as a handle keeps the number that it was looked up with.
+    Ok(known(Domain::lookup_by_uuid(connect, uuid))?.and_then(|domain| domain.get_id()))
 }
 
 /// Destroys this instance, for libvirt's record.

@@ -114,9 +114,10 @@ pub(super) async fn kill(
     }
     fault::point(Point::AfterProof);
     let kept = match (kept, &off) {
-        (Some(_), Off::Proven { .. }) => {
+        (Some(kept), Off::Proven { .. }) => {
             plan.killed = true;
-            inner.records.write(&plan)
+            // In the first one's place, or that stays.
+            Some(inner.records.write(&plan).unwrap_or(kept))
         }
         (kept, _) => kept,
     };

@@ -149,7 +149,14 @@ async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, begin_by: Instant)
         uri.table.note_unfinished(uuid, locks);
     }
     let driver = uri.table.driver;
-    let off = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot, driver)).await;
+    let mut off = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot, driver)).await;
+    // libvirt may go on speaking of what is dead by its own process: of a container that it could not kill in time, for ever.
+    if matches!(off, Ok(Off::Unproven { .. }))
+        && let Ok(Some(id)) = uri.call(Lane::Query, begin_by, move |connect| domain::id(connect, uuid)).await
+        && uri.table.is_dead(uuid, Some(id))
+    {
+        off = Ok(Off::Already(Moment::now()));
+    }
     let was = match &off {
         Ok(Off::Already(_)) => State(5),
         Ok(Off::Proven { was, .. }) => *was,

@@ -113,11 +113,15 @@ fn write(directory: &Path, record: &Record) -> io::Result<Kept> {
     let name = format!("{}-{name}", record.uuid);
     let (path, draft) = (directory.join(format!("{name}.restart")), directory.join(format!("{name}.draft")));
     let _ = fs::remove_file(&draft);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    let text = Zeroizing::new(serde_json::to_vec(record)?);
-    file.write_all(&text)?;
-    fs::rename(&draft, &path)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let fill = || -> io::Result<()> {
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let text = Zeroizing::new(serde_json::to_vec(record)?);
+        (&file).write_all(&text)?;
+        fs::rename(&draft, &path)
+    };
+    // Half of one may hold a password, and takes up what may be the last of the room.
+    fill().inspect_err(|_| drop(fs::remove_file(&draft)))?;
     Ok(Kept { path, _lock: file })
 }
 

@@ -112,6 +112,14 @@ impl VictimError {
             Self::Strange { .. } | Self::Pidfd { .. } | Self::NotIt { .. } | Self::Ended(_) => false,
         }
     }
+
+    /// Whether libvirt speaks of a container whose controller is gone, as it does for ever after a destroy that failed because something in it
+    /// could not die. The controller's process number is the instance's number: where there is no such process, no other
+    /// instance has that number, and the first process that we know of that instance is still the one.
+    pub(super) fn is_of_ended_controller(&self, driver: Driver, instance: u32) -> bool {
+        let Self::Pidfd { pid, error } = self else { return false };
+        driver == Driver::Lxc && u32::try_from(*pid) == Ok(instance) && error.raw_os_error() == Some(nix::libc::ESRCH)
+    }
 }
 
 /// A domain's process.

@@ -1,6 +1,7 @@
 //! libvirt that is stopped, killed, restarted, not there yet or hung: what runs here is fenced all the same, and the rest is said in time.
 
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
@@ -9,12 +10,14 @@ use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
 use fence_tests::machine::Machine;
 use fence_tests::observer::Observer;
+use fence_tests::process::poll_until;
 use fence_tests::qemu;
 use fence_tests::server::{Config, Server, Which};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
 use super::KEY;
-use super::site::{GUEST, Site};
+use super::site::{GUEST, SOON, Site};
 
 /// Stock clients give up at 30 s: an answer that comes before them is in time.
 const IN_TIME: Duration = Duration::from_secs(28);
@@ -188,4 +191,36 @@ fn a_fence_that_libvirtd_outlives_is_not_repeated() -> Result<()> {
         ensure!(!risen.dies_within(Duration::from_millis(500))?, "killed after it was started again");
     }
     Ok(())
+}
+
+#[test]
+fn a_full_state_directory_keeps_nobody_from_being_fenced() -> Result<()> {
+    const STATE: &str = "/run/fence-xdp";
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    hypervisor.space().in_mounts(|| {
+        std::fs::create_dir_all(STATE)?;
+        mount(Some("tmpfs"), STATE, Some("tmpfs"), MsFlags::empty(), Some("size=4096,mode=0700"))?;
+        Ok(std::fs::write(Path::new(STATE).join("filling"), [1; 4096])?)
+    })?;
+    let mut site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    site.wait_status("vm", 0)?;
+    let position = site.server.log_position();
+    let before = site.machine("vm")?;
+    site.expect("reboot", "vm", 0)?;
+    ensure!(before.is_dead()?);
+    site.logs(position, "a claim is not written down")?;
+    site.logs(position, "this reboot will be forgotten if this daemon dies")?;
+    site.logs(position, "started again after its reboot")?;
+    site.off_directly("vm")?;
+    // Nothing half is left that the next daemon could stumble over.
+    let left = std::fs::read_dir(site.hypervisor.outside(STATE))?.flatten().map(|entry| (entry.file_name(), entry));
+    for (name, entry) in left {
+        ensure!(name == "filling" || entry.metadata()?.len() == 0, "{} was left", name.display());
+    }
+    site.server.process().signal(Signal::SIGKILL)?;
+    poll_until("the daemon's end", SOON, || Ok((!site.server.is_running()?).then_some(())))?;
+    site.next_daemon()?;
+    site.expect("off", "vm", 0)
 }

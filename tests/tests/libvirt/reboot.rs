@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use fence_tests::client::Client;
 use fence_tests::container;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
 use fence_tests::machine::{BOOTED, Machine, writing_disk};
 use fence_tests::process::poll_until;
 use fence_tests::qemu;
@@ -180,4 +182,35 @@ fn the_next_daemon_finishes_a_reboot() -> Result<()> {
         site.wait_status("persistent", 0)?;
     }
     Ok(())
+}
+
+#[test]
+fn a_saved_guest_does_not_come_back_by_a_reboot() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    let disk = hypervisor.write("vm.img", &writing_disk())?;
+    let serial = hypervisor.path("vm.serial");
+    Machine::new("vm").disk(&disk, "threads").serial(&serial).start(&libvirtd)?;
+    let boots = || -> Result<usize> {
+        Ok(std::fs::read(hypervisor.outside(&serial))?.into_iter().filter(|&byte| byte == BOOTED).count())
+    };
+    poll_until("a boot", SOON, || Ok((boots()? == 1).then_some(())))?;
+    // An image of a guest that runs all the same: libvirt finds it when it starts, and would resume it.
+    libvirtd.virsh(qemu::URI, &["managedsave", "vm"])?;
+    let image = hypervisor.outside("/var/lib/libvirt/qemu/save/vm.save");
+    let saved = std::fs::read(&image)?;
+    libvirtd.start_domain(qemu::URI, "vm")?;
+    libvirtd.crash()?;
+    std::fs::write(&image, saved)?;
+    let site = Site::on(hypervisor.clone(), Libvirtd::start(&hypervisor)?, &[qemu::URI], &[])?;
+    ensure!(boots()? == 0, "each process begins the file anew, and this one resumed");
+    let before = site.machine("vm")?;
+    site.wait_status("vm", 0)?;
+    let domain = site.libvirtd.virsh(qemu::URI, &["dominfo", "vm"])?;
+    ensure!(domain.stdout.contains("Managed save:   yes"), "{}", domain.stdout);
+
+    site.expect("reboot", "vm", 0)?;
+    site.wait_back("vm", &before)?;
+    poll_until("a boot, not what was saved", SOON, || Ok((boots()? == 1).then_some(())))?;
+    site.off_directly("vm")
 }

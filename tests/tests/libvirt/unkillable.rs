@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
+use fence_tests::container;
 use fence_tests::fuse::Disk;
 use fence_tests::machine::{Machine, writing_disk};
 use fence_tests::qemu;
+use fence_tests::witness::Witness;
 
 use super::KEY;
 use super::site::{SOON, Site};
@@ -93,4 +95,47 @@ fn a_success_waits_for_the_kernels_last_write() -> Result<()> {
     let answer = off.finish()?;
     ensure!(answer.code == Some(0), "{answer:?}: {}", site.server.log());
     Ok(())
+}
+
+#[test]
+fn what_is_not_written_yet_is_remembered() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let disk = writer(&site, "ring", "io_uring")?;
+    let machine = site.machine("ring")?;
+    disk.hold()?;
+    // The process dies, libvirt says "shut off", and nobody may be told so: neither who asked first nor who asks again.
+    for _ in 0..2 {
+        let reply = site.observer.ask(&KEY, Op::Off, "ring")?;
+        ensure!(machine.dies_within(SOON)?, "its death waits for its write: this kernel has no such case");
+        ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
+    }
+    site.libvirtd.wait_state(qemu::URI, "ring", "shut off")?;
+    disk.release();
+    site.expect("off", "ring", 0)
+}
+
+/// Writes to what the test holds, from a child: a container is not dead before everything in it is.
+const WRITER: &str = "#!/bin/sh\ntrap '' TERM INT\n\
+    while :; do /bin/busybox dd if=/dev/zero of=/data/disk bs=512 count=1 conv=notrunc 2>/dev/null; /bin/busybox sleep 0.1; done\n";
+
+#[test]
+fn a_container_that_cannot_die_is_no_success() -> Result<()> {
+    let site = Site::new(&[container::URI], &[])?;
+    let disk = Disk::serve(&site.hypervisor, "data", vec![0; 4096])?;
+    let path = disk.path();
+    let directory = path.rsplit_once('/').context("it has a directory")?.0;
+    container::start_with(&site.libvirtd, "stuck", WRITER, Some(directory))?;
+    disk.wait_written()?;
+    site.wait_status("stuck", 0)?;
+    let container = Witness::of_container(&site.hypervisor, "stuck")?;
+    disk.hold()?;
+    let position = site.server.log_position();
+    let reply = site.observer.ask(&KEY, Op::Off, "stuck")?;
+    ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
+    ensure!(!container.is_dead()?, "what holds it does not hold");
+    site.logs(position, "killed, and not dead yet")?;
+    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off");
+    disk.release();
+    ensure!(container.dies_within(SOON)?, "the kill is not in force");
+    site.expect("off", "stuck", 0)
 }
