@@ -51,7 +51,7 @@ fn start(cli: &Cli) -> Result<(), u8> {
     let _pid_file = PidFile::take(&cli.pid_file).map_err(say(EXIT_START))?;
     logging::init(config.debug, destination).map_err(say(EXIT_START))?;
     warnings.log();
-    // Before there are other threads, which will have it from this one.
+    // Before there are other threads that serve, which will have it from this one.
     for refused in config.stress.apply() {
         tracing::warn!("{refused}");
     }

@@ -19,12 +19,17 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use sd_notify::NotifyState;
 
+use crate::observe::relay::flush;
+
 pub use memory::with_much_memory;
 pub use pid_file::{PidFile, PidFileError};
 pub use stress::{Priority, Stress};
 
 /// How many files may be open: as many connections as there are requests at once, and as much again for everything else.
 const OPEN_FILES: u64 = 2 * crate::pipeline::SERVING_MAX as u64;
+
+/// How long the last log lines may take at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the process could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +72,9 @@ pub fn harden() -> Result<(), ProcessError> {
 /// Ends the process at once. Libraries would clear up after themselves at an ordinary end, and libvirt's client crashes if a thread of ours is still
 /// inside of it then, as one may be that connects, or waits for a hypervisor that does not answer.
 pub fn leave(code: u8) -> ! {
+    flush(LAST_WORDS);
     // SAFETY: needed because the standard library's `exit` runs what libraries have registered for it. Sound because it takes a number and
-    // does not return; nothing is buffered here that would be lost (standard error is not).
+    // does not return; nothing is buffered here that would be lost.
     unsafe { nix::libc::_exit(i32::from(code)) }
 }
 

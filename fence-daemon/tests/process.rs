@@ -165,14 +165,14 @@ mod life {
                 tracing::info!(target: "fence_daemon::pipeline", domain = "node1", "fenced");
                 tracing::debug!(target: "fence_daemon::pipeline", "a step");
                 tracing::debug!(target: "elsewhere", "chatter");
-                ExitCode::SUCCESS
+                process::leave(0)
             }
             "logs-a-lot" => {
                 logging::init(0, Destination::Foreground).unwrap();
                 for _ in 0..1000 {
                     tracing::error!("nobody reads this");
                 }
-                ExitCode::SUCCESS
+                process::leave(0)
             }
             "journal" | "syslog" => log_to_own_system(role),
             _ => panic!("no role {role}"),

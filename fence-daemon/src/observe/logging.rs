@@ -1,14 +1,17 @@
 //! Where log messages go and which of them: standard error in the foreground, the journal or syslog in the background.
 //!
-//! Syslog is spoken through the C library (crate `syslog-tracing`): it connects again when the syslog daemon was restarted, and
-//! needs no crate for time or host names, one of which (`syslog`) panics where the local time cannot be found out. No failure to
-//! write a message stops the daemon or causes another message.
+//! Syslog is spoken through the C library: it connects again when the syslog daemon was restarted, and needs no crate for time or host
+//! names, one of which (`syslog`) panics where the local time cannot be found out. No failure to write a message stops the daemon or
+//! causes another message, and nobody waits for whoever takes them: see [`relay`](super::relay).
 
+use std::collections::BTreeSet;
 use std::env;
-use std::io::{self, IsTerminal};
+use std::ffi::{CStr, CString};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 
-use syslog_tracing::{Facility, Options, Syslog};
+use nix::libc;
 use tracing::Level;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
@@ -17,9 +20,11 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
+use super::relay::Relay;
+
 /// What log messages are marked with.
 const IDENTITY: &str = "fence-daemon";
-const IDENTITY_C: &std::ffi::CStr = c"fence-daemon";
+const IDENTITY_C: &CStr = c"fence-daemon";
 /// Says which messages, instead of the configuration: `info`, or `warn,fence_daemon=trace`.
 const VARIABLE: &str = "RUST_LOG";
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -44,9 +49,12 @@ pub enum Sink {
     Syslog,
 }
 
-/// Why logging could not be set up. All of these are the programmer's to mend.
+/// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
+    /// The machine has nothing left.
+    #[error("no thread to write the log on: {0}")]
+    Thread(#[from] io::Error),
     /// It was set up already.
     #[error("logging is set up already")]
     Twice,
@@ -83,24 +91,70 @@ fn layer(debug: u32, destination: Destination) -> Result<(AnyLayer, Sink), Loggi
         Destination::Foreground => stderr_is_journal(),
         Destination::Background => Path::new(JOURNAL).exists(),
     };
-    if journal && let Ok(layer) = tracing_journald::layer() {
-        // The default would show every ordinary message in bold, as a notice.
-        let priorities = PriorityMappings {
-            info: Priority::Informational,
-            debug: Priority::Debug,
-            trace: Priority::Debug,
-            ..PriorityMappings::new()
-        };
-        let layer = layer.with_syslog_identifier(IDENTITY.to_owned()).with_priority_mappings(priorities);
-        return Ok((Box::new(layer), Sink::Journal));
+    if journal && let Some(layer) = journal_layer() {
+        return Ok((layer, Sink::Journal));
     }
     if destination == Destination::Background {
-        let syslog = Syslog::new(IDENTITY_C, Options::LOG_PID, Facility::Daemon).ok_or(LoggingError::Twice)?;
+        let relay = relay(open_syslog())?;
         // Time and level are syslog's to add.
-        let layer = plain(debug).without_time().with_level(false).with_writer(syslog);
+        let layer = plain(debug).without_time().with_level(false).with_writer(relay);
         return Ok((Box::new(layer), Sink::Syslog));
     }
-    Ok((Box::new(plain(debug).with_ansi(stderr_colours()).with_writer(io::stderr)), Sink::Stderr))
+    let relay = relay(Box::new(|_, line| drop(io::stderr().write_all(line))))?;
+    Ok((Box::new(plain(debug).with_ansi(stderr_colours()).with_writer(relay)), Sink::Stderr))
+}
+
+fn relay(sink: super::relay::Sink) -> io::Result<Relay> {
+    let relay = Relay::start(sink)?;
+    relay.keep();
+    Ok(relay)
+}
+
+/// The journal, through a socket that drops what the journal does not take at once.
+fn journal_layer() -> Option<AnyLayer> {
+    let before = descriptors();
+    let layer = tracing_journald::layer().ok()?;
+    // The crate does not show its socket. It is what is new: there are no other threads yet.
+    for new in descriptors().difference(&before) {
+        // SAFETY: needed because the number is all that there is. Sound because it was just seen to be open, nothing runs beside this that could
+        // close it, and the borrow ends with this line.
+        let socket = unsafe { BorrowedFd::borrow_raw(*new) };
+        let _ = rustix::io::ioctl_fionbio(socket, true);
+    }
+    // The default would show every ordinary message in bold, as a notice.
+    let priorities = PriorityMappings {
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        trace: Priority::Debug,
+        ..PriorityMappings::new()
+    };
+    Some(Box::new(layer.with_syslog_identifier(IDENTITY.to_owned()).with_priority_mappings(priorities)))
+}
+
+/// The numbers of the descriptors that are open, but for the one that it takes to look.
+fn descriptors() -> BTreeSet<RawFd> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let numbers: Vec<RawFd> = numbers.collect();
+    numbers.into_iter().filter(|number| Path::new(&format!("/proc/self/fd/{number}")).exists()).collect()
+}
+
+fn open_syslog() -> super::relay::Sink {
+    // SAFETY: needed because the standard library has no syslog. Sound because the name is static, as the C library keeps the pointer.
+    unsafe { libc::openlog(IDENTITY_C.as_ptr(), libc::LOG_PID, libc::LOG_DAEMON) };
+    Box::new(|level, line| {
+        let priority = match level {
+            Level::ERROR => libc::LOG_ERR,
+            Level::WARN => libc::LOG_WARNING,
+            Level::INFO => libc::LOG_INFO,
+            Level::DEBUG | Level::TRACE => libc::LOG_DEBUG,
+        };
+        // A NUL would end it early; where it stands, names from outside were escaped before.
+        let line: Vec<u8> = line.iter().copied().filter(|byte| *byte != 0 && *byte != b'\n').collect();
+        let Ok(line) = CString::new(line) else { return };
+        // SAFETY: as above. The format takes one string, which is given, ends with a NUL, and lives until the call returns.
+        unsafe { libc::syslog(priority, c"%s".as_ptr(), line.as_ptr()) };
+    })
 }
 
 fn plain<S: tracing::Subscriber + for<'s> LookupSpan<'s>>(debug: u32) -> fmt::Layer<S> {

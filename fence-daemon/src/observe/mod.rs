@@ -2,4 +2,5 @@
 
 pub mod limit;
 pub mod logging;
+pub mod relay;
 pub mod steps;

@@ -1,5 +1,8 @@
 //! That the daemon leaves nothing behind, however it ends.
 
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,7 +11,10 @@ use fence_tests::kernel::xdp_on;
 use fence_tests::lab::{BRIDGE, Hypervisor};
 use fence_tests::process::{self, poll_until};
 use fence_tests::server::{START_LIMIT, STOP_LIMIT, Server, Which};
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::bench::{Bench, DOMAIN};
 
@@ -143,5 +149,33 @@ fn an_interface_that_goes_is_told() -> Result<()> {
     ensure!(server.is_running()?, "{}", server.log());
     let ended = server.stop(Signal::SIGTERM)?;
     ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_log_that_nobody_takes_keeps_nobody_waiting() -> Result<()> {
+    let bench = Bench::new()?;
+    let fifo = bench.hypervisor.path("log");
+    let outside = bench.hypervisor.outside(&fifo);
+    mkfifo(&outside, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let flags = OFlag::O_NONBLOCK.bits();
+    let mut reader = File::options().read(true).write(true).custom_flags(flags).open(&outside)?;
+    // Full to the last byte: not a single line goes in.
+    while reader.write(&[b'-'; 4096]).is_ok() {}
+    while reader.write(b"-").is_ok() {}
+
+    let Which::Ours(daemon) = Which::ours()? else { bail!("asked for ours") };
+    let script = format!("#!/bin/sh\nexec '{}' \"$@\" 2>'{fifo}'\n", daemon.display());
+    let script = bench.hypervisor.write_mode("mute", script.as_bytes(), 0o755)?;
+    let mut server = Server::spawn(&bench.hypervisor, &Which::Ours(script.into()), &bench.config("auto"), &[])?;
+    poll_until("an answer", START_LIMIT, || {
+        Ok((bench.about_domain("status").timeout(2).run(bench.guest.space())?.code == Some(0)).then_some(()))
+    })?;
+    for _ in 0..20 {
+        ensure!(bench.about_domain("status").run(bench.guest.space())?.code == Some(0));
+    }
+    ensure!(server.is_running()?);
+    let ended = server.stop(Signal::SIGTERM)?;
+    ensure!(ended.code == Some(0), "{ended:?}");
     Ok(())
 }

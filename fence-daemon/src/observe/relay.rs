@@ -1,0 +1,189 @@
+//! Log lines on their way out, on a thread of their own: whoever takes them may hang, and nobody that is served may wait for that.
+//!
+//! A full pipe, a terminal that was stopped, a syslog daemon on a dead disk: when hosts are in trouble logs are among the first to stand still, and
+//! that is when guests are fenced. What cannot be taken in time is dropped and counted, and the count is the next line.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait: some hundred kilobytes of them.
+const WAITING: usize = 2048;
+
+/// The relay of this process, to be emptied at its end.
+static RELAY: OnceLock<Relay> = OnceLock::new();
+
+/// What takes whole lines, each with its level.
+pub(super) type Sink = Box<dyn Fn(Level, &[u8]) + Send>;
+
+enum Message {
+    Line(Level, Vec<u8>),
+    /// All before it were written.
+    Flush(SyncSender<()>),
+}
+
+/// Takes lines, and never waits.
+#[derive(Clone)]
+pub(super) struct Relay {
+    messages: SyncSender<Message>,
+    lost: Arc<AtomicU64>,
+}
+
+/// A line that is being made. Dropping it sends it off.
+pub(super) struct Line<'r> {
+    relay: &'r Relay,
+    level: Level,
+    bytes: Vec<u8>,
+}
+
+impl Relay {
+    /// Starts the thread that writes to `sink`.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(super) fn start(sink: Sink) -> io::Result<Self> {
+        let (messages, waiting) = sync_channel(WAITING);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&lost);
+        thread::Builder::new().name("fence-log".to_owned()).spawn(move || write(&waiting, &counted, &sink))?;
+        Ok(Self { messages, lost })
+    }
+
+    /// Makes this one the process's own, which [`flush`] empties.
+    pub(super) fn keep(&self) {
+        // A second one is not set up: see `logging::init`.
+        let _ = RELAY.set(self.clone());
+    }
+
+    fn send(&self, level: Level, bytes: Vec<u8>) {
+        match self.messages.try_send(Message::Line(level, bytes)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn flush(&self, limit: Duration) {
+        let (written, all_written) = sync_channel(1);
+        if self.messages.try_send(Message::Flush(written)).is_ok() {
+            // Whoever takes them may hang: then the rest is lost with the process.
+            let _ = all_written.recv_timeout(limit);
+        }
+    }
+}
+
+/// Waits until what was logged is written, but not longer than this.
+pub fn flush(limit: Duration) {
+    if let Some(relay) = RELAY.get() {
+        relay.flush(limit);
+    }
+}
+
+fn write(waiting: &Receiver<Message>, lost: &AtomicU64, sink: &Sink) {
+    while let Ok(message) = waiting.recv() {
+        match message {
+            Message::Line(level, bytes) => sink(level, &bytes),
+            Message::Flush(written) => drop(written.send(())),
+        }
+        let count = lost.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            let line = format!("{count} messages were dropped here: whoever takes the log was too slow for them\n");
+            sink(Level::WARN, line.as_bytes());
+        }
+    }
+}
+
+impl<'w> MakeWriter<'w> for Relay {
+    type Writer = Line<'w>;
+
+    fn make_writer(&'w self) -> Line<'w> {
+        Line { relay: self, level: Level::INFO, bytes: Vec::new() }
+    }
+
+    fn make_writer_for(&'w self, about: &Metadata<'_>) -> Line<'w> {
+        Line { relay: self, level: *about.level(), bytes: Vec::new() }
+    }
+}
+
+impl io::Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        if !self.bytes.is_empty() {
+            self.relay.send(self.level, std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::sync::{Mutex, MutexGuard};
+
+    type Shared<T> = Arc<Mutex<T>>;
+
+    /// A relay to a list that is taken to only while nobody holds the gate.
+    fn relay() -> (Relay, Shared<()>, Shared<Vec<String>>) {
+        let (gate, lines) = (Shared::default(), Shared::default());
+        let (passing, taken): (_, Shared<Vec<String>>) = (Arc::clone(&gate), Arc::clone(&lines));
+        let sink = move |level: Level, bytes: &[u8]| {
+            let _gate = passing.lock().unwrap();
+            taken.lock().unwrap().push(format!("{level} {}", String::from_utf8_lossy(bytes)));
+        };
+        (Relay::start(Box::new(sink)).unwrap(), gate, lines)
+    }
+
+    fn lines(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+        lines.lock().unwrap()
+    }
+
+    #[test]
+    fn lines_arrive_whole_and_in_order() {
+        let (relay, _, taken) = relay();
+        for number in 0..3 {
+            let mut line = relay.make_writer();
+            write!(line, "line {number}").unwrap();
+            writeln!(line, " ends").unwrap();
+        }
+        relay.flush(Duration::from_secs(20));
+        assert_eq!(*lines(&taken), ["INFO line 0 ends\n", "INFO line 1 ends\n", "INFO line 2 ends\n"]);
+    }
+
+    #[test]
+    fn nobody_waits_for_whoever_takes_them_and_what_is_lost_is_told() {
+        let (relay, gate, taken) = relay();
+        let held = gate.lock().unwrap();
+        for _ in 0..WAITING + 100 {
+            relay.send(Level::INFO, b"a line".to_vec());
+        }
+        relay.flush(Duration::from_millis(10));
+        assert!(lines(&taken).is_empty());
+        drop(held);
+        let in_a_while = std::time::Instant::now() + Duration::from_secs(20);
+        let told = |taken: &Mutex<Vec<String>>| lines(taken).iter().position(|line| line.contains("were dropped here"));
+        while told(&taken).is_none() && std::time::Instant::now() < in_a_while {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let position = told(&taken).unwrap();
+        let line = lines(&taken)[position].clone();
+        // One or none was on its way out when it began to hang.
+        assert!(line.starts_with("WARN 99 messages") || line.starts_with("WARN 100 messages"), "{line}");
+    }
+}
