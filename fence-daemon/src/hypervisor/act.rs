@@ -1,6 +1,7 @@
 //! Off, on, reboot and status: the rules of the [module](super), carried out.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fence_common::wire::{Op, Reply};
@@ -8,7 +9,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::connection::Uri;
-use super::domain::{Power, Seen, Source, Started};
+use super::domain::{self, Power, Seen, Source, Started};
+use super::link::Lane;
 use super::locks::Held;
 use super::off::{self, At};
 use super::outcome::{Detail, Identity, Outcome};
@@ -114,6 +116,26 @@ pub(super) struct Place {
     pub(super) power: Power,
     /// What the table knows of it, if its own process is to be killed.
     pub(super) entry: Option<Entry>,
+}
+
+impl Place {
+    /// Whether this place has a say. A namesake that was off when libvirt last spoke of it has none if libvirt does not answer now: it is left
+    /// out, as by a look-up, since the silence of one URI must not keep what runs at another from being fenced.
+    async fn is_worth_waiting_for(&self, inner: &Inner) -> bool {
+        if self.entry.is_none() || matches!(self.power, Power::Active(_)) {
+            return true;
+        }
+        let Some(uri) = inner.uris.get(self.number) else { return false };
+        let (uuid, by) = (self.domain.uuid, Instant::now() + inner.limits.grace);
+        let asked = uri.call(Lane::Query, by, move |connect| domain::id(connect, uuid));
+        let answers = matches!(timeout_at(by, asked).await, Ok(Ok(_)));
+        if !answers {
+            let domain = &self.domain;
+            tracing::warn!(%domain, "libvirt does not answer about it: taken to be off still, as it was when it last did");
+            uri.silent.store(true, Ordering::Relaxed);
+        }
+        answers
+    }
 }
 
 /// What an order is for.
@@ -244,17 +266,23 @@ impl Change {
         let kills: Vec<_> = places
             .into_iter()
             .map(|place| {
-                let inner = Arc::clone(&self.inner);
+                let (inner, begin_by) = (Arc::clone(&self.inner), self.begin_by);
                 let domain = place.domain.clone();
-                (domain, tokio::spawn(off::off_at(inner, place, reboot, self.begin_by)))
+                let kill = async move {
+                    if !place.is_worth_waiting_for(&inner).await {
+                        return None;
+                    }
+                    Some(off::off_at(inner, place, reboot, begin_by).await)
+                };
+                (domain, tokio::spawn(kill))
             })
             .collect();
         let mut outcomes = Vec::new();
         let mut plans = Vec::new();
         let mut records = Vec::new();
         for (domain, kill) in kills {
-            let At { outcome, plan, record } =
-                kill.await.unwrap_or_else(|_| At::said(Outcome::failure(Detail::Broken)));
+            let at = kill.await.unwrap_or_else(|_| Some(At::said(Outcome::failure(Detail::Broken))));
+            let Some(At { outcome, plan, record }) = at else { continue };
             outcomes.push(outcome.about(domain));
             plans.extend(plan);
             records.extend(record);

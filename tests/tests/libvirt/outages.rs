@@ -90,6 +90,25 @@ fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
 }
 
 #[test]
+fn a_namesake_at_a_uri_that_hangs_delays_nobody() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    qemu::start_idle(&libvirtd, "twin")?;
+    container::start(&libvirtd, "twin")?;
+    libvirtd.virsh(container::URI, &["destroy", "twin"])?;
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI, container::URI], &[])?;
+    site.wait_status("twin", 0)?;
+    site.libvirtd.signal(Signal::SIGSTOP)?;
+    let (begun, position) = (Instant::now(), site.server.log_position());
+    site.off_directly("twin")?;
+    // Not for as long as it takes to find out that libvirtd hangs, which is 15 s.
+    ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}: {}", begun.elapsed(), site.server.log());
+    site.logs(position, "libvirt does not answer about it: taken to be off still")?;
+    site.libvirtd.signal(Signal::SIGCONT)?;
+    site.wait_status("twin", 2)
+}
+
+#[test]
 fn what_runs_is_fenced_while_libvirtd_is_down_and_after_it_is_back() -> Result<()> {
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
