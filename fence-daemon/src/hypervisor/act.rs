@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fence_common::wire::{Op, Reply};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::connection::Uri;
@@ -22,6 +22,10 @@ use crate::policy::Target;
 
 /// How long libvirt's own destroy may keep the domain's lock after the kill: longer than its connection lives without an answer.
 const RECORD_LIMIT: Duration = Duration::from_secs(25);
+
+/// How long after a destroy the domain is left alone. libvirt (9.0) queues what it makes of the closed monitor for a thread of its own, which does not
+/// look whether that was an earlier instance's: if it comes late it kills what was started meanwhile, and nothing tells when it has come.
+const SETTLED: Duration = Duration::from_millis(150);
 
 /// Does what `op` says to `target`. What is not begun by `begin_by` is not done; what is begun is seen through to its end, with the
 /// domain's lock held, however long that takes.
@@ -280,9 +284,11 @@ impl Change {
         let mut outcomes = Vec::new();
         let mut plans = Vec::new();
         let mut records = Vec::new();
+        let mut destroyed = false;
         for (domain, kill) in kills {
             let at = kill.await.unwrap_or_else(|_| Some(At::said(Outcome::failure(Detail::Broken))));
-            let Some(At { outcome, plan, record }) = at else { continue };
+            let Some(At { outcome, plan, record, by_libvirt }) = at else { continue };
+            destroyed |= by_libvirt;
             outcomes.push(outcome.about(domain));
             plans.extend(plan);
             records.extend(record);
@@ -304,16 +310,17 @@ impl Change {
         // Only now: a pending restart is entered with the lock held. And not before libvirt's destroy, where one is under way, is over: it
         // must not hit what a later request starts.
         let locks = self.locks;
-        if records.is_empty() {
-            drop(locks);
-        } else {
+        if destroyed || !records.is_empty() {
             tokio::spawn(async move {
                 for record in records {
                     // A lost task is as much over as one that ended. One that hangs in libvirt must not keep the domain from being fenced again.
                     let _ = timeout(RECORD_LIMIT, record).await;
                 }
+                sleep(SETTLED).await;
                 drop(locks);
             });
+        } else {
+            drop(locks);
         }
         match self.inner.reboot_reply {
             RebootReply::On if !starting.is_empty() => {

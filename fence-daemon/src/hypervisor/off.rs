@@ -47,11 +47,13 @@ pub(super) struct At {
     pub(super) plan: Option<Plan>,
     /// libvirt's book-keeping, still under way.
     pub(super) record: Option<JoinHandle<()>>,
+    /// Whether libvirt was asked to destroy it.
+    pub(super) by_libvirt: bool,
 }
 
 impl At {
     pub(super) fn said(outcome: Outcome) -> Self {
-        Self { outcome, plan: None, record: None }
+        Self { outcome, plan: None, record: None, by_libvirt: false }
     }
 }
 
@@ -92,11 +94,16 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot).await,
         None => None,
     };
-    let (result, record, kept, dead) = match killed {
-        Some(Killed { off, record, kept }) => (Ok(off), record, kept, id),
+    let (result, record, kept, dead, by_libvirt) = match killed {
+        Some(Killed { off, record, kept }) => {
+            let by_libvirt = record.is_some();
+            (Ok(off), record, kept, id, by_libvirt)
+        }
         None => {
             let kept = if reboot { foresee(&inner, uri, &domain) } else { None };
-            (by_libvirt(uri, uuid, reboot, begin_by).await, None, kept, None)
+            let result = by_libvirt(uri, uuid, reboot, begin_by).await;
+            let destroyed = !matches!(result, Ok(Off::Already(_) | Off::Gone | Off::MovedAway));
+            (result, None, kept, None, destroyed)
         }
     };
     if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
@@ -121,12 +128,12 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
         Ok(Off::Proven { was, at, source }) => {
             let plan = Some(Plan { place: number, domain, source, dead, kept, inherited: false });
-            return At { outcome: Outcome::off(at, Detail::Rebooting { was }), plan, record };
+            return At { outcome: Outcome::off(at, Detail::Rebooting { was }), plan, record, by_libvirt };
         }
         Ok(Off::Unproven { was, why }) => Outcome::failure(Detail::NotProvenOff { was, why }),
         Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&uri.text), error }),
     };
-    At { outcome, plan: None, record }
+    At { outcome, plan: None, record, by_libvirt }
 }
 
 /// Whether a domain waits for its restart.
