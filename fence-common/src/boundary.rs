@@ -14,7 +14,7 @@ use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 ///
 /// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
 /// read-only map [`name::ABI`], which the daemon checks after load.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the program, the maps and the version symbol: the kernel keeps 15 characters of a name.
 pub mod name {
@@ -34,10 +34,13 @@ pub mod name {
     pub const ABI: &str = ".rodata.abi";
 }
 
-/// How many key slots the map has. Only [`KEY_SLOT_ACTIVE`] is used; the other one is for the rotation of keys.
+/// How many key slots the map has: during a rotation requests are good with either key. A slot is written twice, first with
+/// [`KeySlot::loaded`] 0 and then with 1, as the program may read it meanwhile.
 pub const KEY_SLOTS: usize = 2;
-/// The slot that requests are verified with.
+/// The slot that is tried first, and the only one that is loaded but during a rotation.
 pub const KEY_SLOT_ACTIVE: u32 = 0;
+/// [`Event::slot`] of a request without a digest, which no key has verified.
+pub const NO_KEY_SLOT: u32 = u32::MAX;
 
 /// Size of the ring buffer in bytes: a power of two and a multiple of the page size of every architecture. Room for 1170
 /// requests, each of 216 bytes and a record header of 8.
@@ -144,8 +147,8 @@ pub struct Event {
     pub ifindex: u32,
     /// [`FAMILY_V4`] or [`FAMILY_V6`]: the IP version of the datagram, and with it the meaning of `source`.
     pub family: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The slot of the key that the digest is right with; [`NO_KEY_SLOT`] where there is no digest.
+    pub slot: u32,
     /// The datagram's IP source address: IPv4 in the first 4 bytes, the rest zero; or IPv6.
     pub source: [u8; 16],
     /// The datagram's payload.
@@ -230,6 +233,7 @@ mod tests {
         assert_eq!(offset_of!(Event, abi), 8);
         assert_eq!(offset_of!(Event, ifindex), 12);
         assert_eq!(offset_of!(Event, family), 16);
+        assert_eq!(offset_of!(Event, slot), 20);
         assert_eq!(offset_of!(Event, source), 24);
         assert_eq!(offset_of!(Event, request), 40);
     }

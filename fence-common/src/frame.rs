@@ -6,7 +6,7 @@
 use zerocopy::FromZeros;
 
 use crate::admit::{Refusal, Source, admit};
-use crate::boundary::{Config, SERVE_V4, SERVE_V6};
+use crate::boundary::{Config, NO_KEY_SLOT, SERVE_V4, SERVE_V6};
 use crate::digest::{KeySlot, Scratch, verify};
 use crate::hash::HashKind;
 use crate::verdict::Verdict;
@@ -40,6 +40,18 @@ pub struct Datagram<'p> {
     pub source: Source,
     /// Whether a VLAN tag puts it on another segment than the interface's own.
     pub foreign: bool,
+}
+
+/// The keys that a digest may be made with.
+pub trait Keys {
+    /// The slot of the key that the request's digest, of this kind, is right with.
+    fn verified_by(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32>;
+}
+
+impl Keys for &[&KeySlot] {
+    fn verified_by(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32> {
+        (0_u32..).zip(*self).find(|(_, slot)| verify(slot, kind, request, scratch)).map(|(index, _)| index)
+    }
 }
 
 const ETHERNET_LEN: usize = 14;
@@ -171,29 +183,40 @@ fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Conf
     Ok(zerocopy::transmute_ref!(bytes))
 }
 
-/// Judges a request that was found. [`Verdict::Delivered`] is the only one that lets it act; it is for the caller then to deliver.
+/// Judges a request that was found: the slot of the key that it is right with ([`NO_KEY_SLOT`] if it needs none), and it is for the
+/// caller then to deliver it.
+///
+/// # Errors
+/// The [`Verdict`] on a request that must not act.
 #[inline(always)]
-pub fn decide(datagram: &Datagram<'_>, config: &Config, slot: &KeySlot, scratch: &mut Scratch) -> Verdict {
-    let Some(rules) = config.rules() else { return Verdict::NotOurs };
+pub fn decide<K: Keys>(
+    datagram: &Datagram<'_>,
+    config: &Config,
+    keys: &K,
+    scratch: &mut Scratch,
+) -> Result<u32, Verdict> {
+    let Some(rules) = config.rules() else { return Err(Verdict::NotOurs) };
     let refusal = match admit(datagram.request, &datagram.source, &rules) {
         // Admitted only where the configuration says `none`.
-        Ok(HashKind::None) => return Verdict::Delivered,
-        Ok(kind) if verify(slot, kind, datagram.request, scratch) => return Verdict::Delivered,
-        Ok(_) => Refusal::Digest,
+        Ok(HashKind::None) => return Ok(NO_KEY_SLOT),
+        Ok(kind) => match keys.verified_by(kind, datagram.request, scratch) {
+            Some(slot) => return Ok(slot),
+            None => Refusal::Digest,
+        },
         Err(refusal) => refusal,
     };
-    Verdict::from(refusal).on_segment(datagram.foreign)
+    Err(Verdict::from(refusal).on_segment(datagram.foreign))
 }
 
 /// The whole judgement of a frame, as the kernel program gives it while its ring buffer has room and its working memory is free.
-pub fn judge(frame: &[u8], config: &Config, slot: &KeySlot) -> Verdict {
+///
+/// # Errors
+/// The [`Verdict`] on a frame that is not delivered. Else the slot, as [`decide`] says it.
+pub fn judge(frame: &[u8], config: &Config, slots: &[&KeySlot]) -> Result<u32, Verdict> {
     if config.rules().is_none() {
-        return Verdict::NotOurs;
+        return Err(Verdict::NotOurs);
     }
-    match classify(&frame, config) {
-        Ok(datagram) => decide(&datagram, config, slot, &mut Scratch::new_zeroed()),
-        Err(verdict) => verdict,
-    }
+    classify(&frame, config).and_then(|datagram| decide(&datagram, config, &slots, &mut Scratch::new_zeroed()))
 }
 
 // Every shape and fault of a frame is tried in the tests' `prog_run`, against this code and the kernel program alike; what is here
@@ -246,15 +269,17 @@ mod tests {
         let key = Key::new(b"secret\n").unwrap();
         let prepared = PreparedKey::new(&key);
         let good = frame(&key);
-        assert_eq!(judge(&good, &config(), prepared.dangerous_slot()), Verdict::Delivered);
-        assert_eq!(judge(&good, &config(), &empty_slot()), Verdict::Digest);
-        assert_eq!(judge(&good, &Config::new_zeroed(), prepared.dangerous_slot()), Verdict::NotOurs);
+        let (slot, empty) = (prepared.dangerous_slot(), empty_slot());
+        assert_eq!(judge(&good, &config(), &[slot, &empty]), Ok(0));
+        assert_eq!(judge(&good, &config(), &[&empty, slot]), Ok(1));
+        assert_eq!(judge(&good, &config(), &[&empty, &empty]), Err(Verdict::Digest));
+        assert_eq!(judge(&good, &Config::new_zeroed(), &[slot]), Err(Verdict::NotOurs));
         let mut forged = good.clone();
         forged[42 + HASH_OFFSET] ^= 1;
-        assert_eq!(judge(&forged, &config(), prepared.dangerous_slot()), Verdict::Digest);
+        assert_eq!(judge(&forged, &config(), &[slot]), Err(Verdict::Digest));
         for len in 0..good.len() {
             let expected = if len < 34 { Verdict::NotOurs } else { Verdict::Malformed };
-            assert_eq!(judge(&good[..len], &config(), prepared.dangerous_slot()), expected, "{len}");
+            assert_eq!(judge(&good[..len], &config(), &[slot]), Err(expected), "{len}");
         }
     }
 
@@ -269,7 +294,7 @@ mod tests {
             // The headers' beginning is right, the rest is anything.
             frame.truncate(keep);
             frame.extend(bytes);
-            prop_assert_ne!(judge(&frame, &config(), PreparedKey::new(&key).dangerous_slot()), Verdict::Delivered);
+            prop_assert!(judge(&frame, &config(), &[PreparedKey::new(&key).dangerous_slot()]).is_err());
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The XDP program: recognises fence requests, checks their digests, drops what is wrong and hands what is right to the daemon.
 //!
 //! What decides is [`fence_common::frame`], the same code that user space is tested with. Here is only what the kernel adds: the
-//! packet ([`packet`]), the [`maps`], the [`workspace`], the clock, the ring buffer, and the one place where a verdict becomes an XDP
-//! action.
+//! packet ([`packet`]), the [`maps`], the [`keys`], the [`workspace`], the clock, the ring buffer, and the one place where a verdict
+//! becomes an XDP action.
 #![no_std]
 #![no_main]
 // For the one instruction that the language does not offer on this target: see `workspace`.
 #![feature(asm_experimental_arch)]
 
+mod keys;
 mod maps;
 mod packet;
 mod workspace;
@@ -17,7 +18,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use fence_common::admit::Source;
-use fence_common::boundary::{ABI_VERSION, Event, KEY_SLOT_ACTIVE};
+use fence_common::boundary::{ABI_VERSION, Event};
 use fence_common::frame::{Datagram, classify, decide};
 use fence_common::verdict::{Action, Verdict};
 use fence_common::wire::{FAMILY_V4, FAMILY_V6, REQUEST_LEN};
@@ -46,20 +47,22 @@ fn judge(context: &XdpContext) -> Verdict {
         Ok(datagram) => datagram,
         Err(verdict) => return verdict,
     };
-    // These elements always exist; without them there is no judging, and what is not judged is not ours.
-    let Some(slot) = maps::KEYS.get(KEY_SLOT_ACTIVE) else { return Verdict::NotOurs };
+    // This element always exists; without it there is no judging, and what is not judged is not ours.
     let Some(element) = maps::SCRATCH.get_ptr_mut(0) else { return Verdict::NotOurs };
     // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which lives as long as the
     // program, is aligned to 8 bytes, and is used in no other way.
     let Some(mut claim) = (unsafe { workspace::Claim::take(element) }) else { return Verdict::Busy };
-    let verdict = decide(&datagram, config, slot, claim.scratch());
+    let decided = decide(&datagram, config, &keys::Slots, claim.scratch());
     drop(claim);
-    if verdict == Verdict::Delivered { deliver(context, &datagram) } else { verdict }
+    match decided {
+        Ok(slot) => deliver(context, &datagram, slot),
+        Err(verdict) => verdict,
+    }
 }
 
 /// Hands a request to the daemon, or finds the ring buffer full.
 #[inline(always)]
-fn deliver(context: &XdpContext, datagram: &Datagram<'_>) -> Verdict {
+fn deliver(context: &XdpContext, datagram: &Datagram<'_>, slot: u32) -> Verdict {
     let Some(mut record) = maps::REQUESTS.reserve_bytes(size_of::<Event>(), 0) else { return Verdict::RingFull };
     // SAFETY: zerocopy's checked cast looks at the address, which the verifier forbids. The record has the event's length, the ring
     // buffer aligns records to 8 bytes, `Event` has no invalid values, and the borrow ends before the record is submitted.
@@ -68,7 +71,7 @@ fn deliver(context: &XdpContext, datagram: &Datagram<'_>) -> Verdict {
     event.arrived_ns = unsafe { bpf_ktime_get_ns() };
     event.abi = ABI_VERSION;
     event.ifindex = u32::try_from(context.ingress_ifindex()).unwrap_or(0);
-    event.reserved = 0;
+    event.slot = slot;
     match datagram.source {
         Source::V4(source) => {
             event.family = FAMILY_V4;

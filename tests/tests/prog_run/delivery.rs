@@ -1,7 +1,7 @@
 //! What comes out of the ring buffer, and what happens when it is full.
 
 use fence_common::admit::Source;
-use fence_common::boundary::{ABI_VERSION, Event, RING_BYTES};
+use fence_common::boundary::{ABI_VERSION, Event, KEY_SLOT_ACTIVE, RING_BYTES};
 use fence_common::hash::HashKind;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
@@ -36,7 +36,7 @@ fn an_event_holds_the_datagram_its_source_interface_and_time() {
             assert_eq!(event.abi, ABI_VERSION);
             assert_eq!(event.request.as_bytes(), request.as_bytes());
             assert_eq!(event.source(), source);
-            assert_eq!(event.reserved, 0);
+            assert_eq!(event.slot, KEY_SLOT_ACTIVE);
             // A test run comes by the loopback interface, the first of every network namespace.
             assert_eq!(event.ifindex, 1);
             assert!(event.arrived_ns >= last, "time runs forward");

@@ -78,3 +78,38 @@ fn the_digest_of_another_kind_is_wrong() {
         }
     }
 }
+
+#[test]
+fn either_of_two_keys_is_good_and_the_event_says_which() {
+    let mut program = Program::load(&listener(HashKind::Sha1, true), Some(&key_of(64)));
+    let (old, new, other) = (key_of(64), key_of(512), key_of(20));
+    let frame = |key, kind: HashKind, request: Request| {
+        let request = signed(key, Request { hash_kind: kind.to_wire(), ..request });
+        if request.addr_len == 4 { ipv4(UNTAGGED, request.as_bytes()) } else { ipv6(UNTAGGED, request.as_bytes()) }
+    };
+    // As a rotation goes: the old key alone, both, the new one alone; and back again with the slots' parts exchanged.
+    let steps = [
+        ([Some(&old), None], [Some(0), None]),
+        ([Some(&old), Some(&new)], [Some(0), Some(1)]),
+        ([None, Some(&new)], [None, Some(1)]),
+        ([Some(&old), Some(&new)], [Some(0), Some(1)]),
+        ([Some(&new), Some(&old)], [Some(1), Some(0)]),
+        ([None, None], [None, None]),
+    ];
+    for (slots, good) in steps {
+        for (index, key) in (0..).zip(slots) {
+            program.set_slot(index, key);
+        }
+        for kind in KINDS {
+            for request in [request_v4(), request_v6()] {
+                for (key, slot) in [(&old, good[0]), (&new, good[1]), (&other, None)] {
+                    let frame = frame(key, kind, request);
+                    let expected = if slot.is_some() { Verdict::Delivered } else { Verdict::Digest };
+                    assert_eq!(program.user_space(&frame), expected);
+                    assert_eq!(program.run(&frame), expected);
+                    assert_eq!(program.event().map(|event| event.slot), slot);
+                }
+            }
+        }
+    }
+}

@@ -6,7 +6,7 @@ use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use fence_common::admit::Rules;
-use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, Listener, Workspace, empty_slot, name};
+use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, KEY_SLOTS, Listener, Workspace, empty_slot, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::frame::judge;
 use fence_common::hash::HashKind;
@@ -51,7 +51,7 @@ pub(crate) struct Program {
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
     config: Config,
-    key: Option<PreparedKey>,
+    keys: [Option<PreparedKey>; KEY_SLOTS],
 }
 
 impl Program {
@@ -65,7 +65,7 @@ impl Program {
         let xdp: &mut Xdp = ebpf.program_mut(name::PROGRAM).expect("the program").try_into().expect("an XDP program");
         xdp.load().expect("the verifier accepts the program");
         let ring = RingBuf::try_from(ebpf.take_map(name::REQUESTS).expect("the ring")).expect("a ring buffer");
-        let mut program = Self { ebpf, ring, config: Config::new(listener), key: None };
+        let mut program = Self { ebpf, ring, config: Config::new(listener), keys: [const { None }; KEY_SLOTS] };
         program.configure(Config::new(listener));
         program.set_key(key);
         program
@@ -81,19 +81,26 @@ impl Program {
 
     /// Replaces the key, or takes it away.
     pub(crate) fn set_key(&mut self, key: Option<&Key>) {
-        self.key = key.map(PreparedKey::new);
+        self.set_slot(KEY_SLOT_ACTIVE, key);
+    }
+
+    /// Replaces the key in one of the slots, or takes it away.
+    pub(crate) fn set_slot(&mut self, index: u32, key: Option<&Key>) {
+        let prepared = key.map(PreparedKey::new);
         let empty = empty_slot();
-        let slot = self.key.as_ref().map_or(&empty, PreparedKey::dangerous_slot);
+        let slot = prepared.as_ref().map_or(&empty, PreparedKey::dangerous_slot);
         let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(slot);
         let map = self.ebpf.map_mut(name::KEYS).expect("the map");
         let mut map = Array::<_, [u8; size_of::<KeySlot>()]>::try_from(map).expect("its layout");
-        map.set(KEY_SLOT_ACTIVE, bytes, 0).expect("a write");
+        map.set(index, bytes, 0).expect("a write");
+        self.keys[index as usize] = prepared;
     }
 
     /// What user space thinks of a frame.
     pub(crate) fn user_space(&self, frame: &[u8]) -> Verdict {
         let empty = empty_slot();
-        judge(frame, &self.config, self.key.as_ref().map_or(&empty, PreparedKey::dangerous_slot))
+        let slots = self.keys.each_ref().map(|key| key.as_ref().map_or(&empty, PreparedKey::dangerous_slot));
+        judge(frame, &self.config, &slots).map_or_else(|verdict| verdict, |_| Verdict::Delivered)
     }
 
     /// The counters of all CPUs together.
