@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use crate::admit::{Rules, Source};
 use crate::digest::{KeySlot, Scratch};
 use crate::hash::HashKind;
+use crate::shield::{Limits, Sender};
 use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 
 /// Version of everything in this module, of [`KeySlot`] and of [`crate::verdict::Counters`].
@@ -30,6 +31,16 @@ pub mod name {
     pub const REQUESTS: &str = "fence_requests";
     /// Per-CPU array of one [`Workspace`](super::Workspace): the program's working memory, of no use to others.
     pub const SCRATCH: &str = "fence_scratch";
+    /// Hash of at most [`TRUSTED_MAX`](crate::shield::TRUSTED_MAX) [`Trusted`](crate::shield::Trusted) by [`Sender`](super::Sender).
+    pub const TRUSTED: &str = "fence_trusted";
+    /// Hash of at most [`FAILED_MAX`](crate::shield::FAILED_MAX) [`Failed`](crate::shield::Failed) by [`Sender`](super::Sender).
+    pub const FAILED: &str = "fence_failed";
+    /// Array of one [`Strangers`](crate::shield::Strangers).
+    pub const STRANGERS: &str = "fence_strangers";
+    /// Hash of at most [`SEEN_MAX`](crate::shield::SEEN_MAX) times, `u64` on the program's clock, by [`Mark`](crate::replay::Mark).
+    pub const SEEN: &str = "fence_seen";
+    /// Array of one `u64`: when the daemon has shown its last sign of life, on the program's clock. 0: never.
+    pub const HEARTBEAT: &str = "fence_heartbeat";
     /// Section of the object that becomes a read-only map: the program's own [`ABI_VERSION`](super::ABI_VERSION), a `u32`.
     pub const ABI: &str = ".rodata.abi";
 }
@@ -42,8 +53,8 @@ pub const KEY_SLOT_ACTIVE: u32 = 0;
 /// [`Event::slot`] of a request without a digest, which no key has verified.
 pub const NO_KEY_SLOT: u32 = u32::MAX;
 
-/// Size of the ring buffer in bytes: a power of two and a multiple of the page size of every architecture. Room for 1170
-/// requests, each of 216 bytes and a record header of 8.
+/// Size of the ring buffer in bytes: a power of two and a multiple of the page size of every architecture. Room for 1129
+/// requests, each of 224 bytes and a record header of 8.
 pub const RING_BYTES: usize = 256 * 1024;
 
 /// Bit of [`Config::families`]: requests to [`Config::group_v4`] are ours.
@@ -73,6 +84,8 @@ pub struct Config {
     pub reserved: [u8; 2],
     /// The IPv6 group, network order.
     pub group_v6: [u8; 16],
+    /// How much of whom is let through.
+    pub limits: Limits,
 }
 
 impl Config {
@@ -90,6 +103,7 @@ impl Config {
             port: listener.port,
             reserved: [0; 2],
             group_v6: listener.group_v6.unwrap_or_default(),
+            limits: listener.limits,
         }
     }
 
@@ -119,6 +133,8 @@ pub struct Listener {
     pub port: u16,
     /// What is demanded of a request.
     pub rules: Rules,
+    /// How much of whom is let through.
+    pub limits: Limits,
 }
 
 /// Where a run of the program works: one per CPU, and one run at a time.
@@ -151,6 +167,10 @@ pub struct Event {
     pub slot: u32,
     /// The datagram's IP source address: IPv4 in the first 4 bytes, the rest zero; or IPv6.
     pub source: [u8; 16],
+    /// The frame's Ethernet source address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
     /// The datagram's payload.
     pub request: Request,
 }
@@ -189,6 +209,12 @@ impl Event {
         }
     }
 
+    /// Who sent the datagram, as the shield knows him.
+    #[must_use]
+    pub fn sender(&self) -> Sender {
+        Sender::new(&self.source(), self.mac)
+    }
+
     /// Where the datagram came from.
     #[must_use]
     pub fn source(&self) -> Source {
@@ -213,10 +239,14 @@ mod tests {
     use core::mem::{align_of, offset_of, size_of};
 
     use super::*;
+    use crate::shield::{Failed, Trusted};
 
     #[test]
     fn layouts_are_pinned() {
-        assert_eq!((size_of::<Config>(), align_of::<Config>()), (32, 4));
+        assert_eq!((size_of::<Config>(), align_of::<Config>()), (88, 8));
+        assert_eq!(offset_of!(Config, limits), 32);
+        assert_eq!((size_of::<Sender>(), align_of::<Sender>()), (24, 2));
+        assert_eq!((size_of::<Limits>(), size_of::<Trusted>(), size_of::<Failed>()), (56, 48, 32));
         assert_eq!(offset_of!(Config, enabled), 4);
         assert_eq!(offset_of!(Config, families), 5);
         assert_eq!(offset_of!(Config, min_hash), 6);
@@ -229,19 +259,32 @@ mod tests {
         assert_eq!(offset_of!(Workspace, in_use), 0);
         assert_eq!(offset_of!(Workspace, scratch), 8);
 
-        assert_eq!((size_of::<Event>(), align_of::<Event>()), (216, 8));
+        assert_eq!((size_of::<Event>(), align_of::<Event>()), (224, 8));
         assert_eq!(offset_of!(Event, abi), 8);
         assert_eq!(offset_of!(Event, ifindex), 12);
         assert_eq!(offset_of!(Event, family), 16);
         assert_eq!(offset_of!(Event, slot), 20);
         assert_eq!(offset_of!(Event, source), 24);
-        assert_eq!(offset_of!(Event, request), 40);
+        assert_eq!(offset_of!(Event, mac), 40);
+        assert_eq!(offset_of!(Event, request), 48);
     }
 
     #[test]
     fn the_kernel_keeps_the_names_whole() {
-        for name in [name::PROGRAM, name::CONFIG, name::KEYS, name::COUNTERS, name::REQUESTS, name::SCRATCH, name::ABI]
-        {
+        for name in [
+            name::PROGRAM,
+            name::CONFIG,
+            name::KEYS,
+            name::COUNTERS,
+            name::REQUESTS,
+            name::SCRATCH,
+            name::TRUSTED,
+            name::FAILED,
+            name::STRANGERS,
+            name::SEEN,
+            name::HEARTBEAT,
+            name::ABI,
+        ] {
             assert!(name.len() <= 15, "{name}");
         }
         assert!(RING_BYTES.is_power_of_two());
@@ -250,7 +293,9 @@ mod tests {
     #[test]
     fn an_empty_or_strange_configuration_judges_nothing() {
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
-        let good = Config::new(&Listener { group_v4: Some([225, 0, 0, 12]), group_v6: None, port: 1229, rules });
+        let limits = Limits::default();
+        let good =
+            Config::new(&Listener { group_v4: Some([225, 0, 0, 12]), group_v6: None, port: 1229, rules, limits });
         assert_eq!(good.rules(), Some(rules));
         assert_eq!(good.families, SERVE_V4);
         assert_eq!(Config::new_zeroed().rules(), None);
@@ -268,7 +313,7 @@ mod tests {
         event.source[..4].copy_from_slice(&[192, 168, 122, 11]);
         assert!(Event::decode(event.as_bytes()).is_ok_and(|same| same == event));
         assert_eq!(event.source(), Source::V4([192, 168, 122, 11]));
-        assert_eq!(Event::decode(&event.as_bytes()[1..]).err(), Some(EventError::Length(215)));
+        assert_eq!(Event::decode(&event.as_bytes()[1..]).err(), Some(EventError::Length(223)));
         event.family = 3;
         assert_eq!(Event::decode(event.as_bytes()).err(), Some(EventError::Family(3)));
         event.abi = 7;

@@ -5,10 +5,12 @@
 
 use zerocopy::FromZeros;
 
-use crate::admit::{Refusal, Source, admit};
+use crate::admit::{Source, admit};
 use crate::boundary::{Config, NO_KEY_SLOT, SERVE_V4, SERVE_V6};
 use crate::digest::{KeySlot, Scratch, verify};
 use crate::hash::HashKind;
+use crate::replay::Mark;
+use crate::shield::{self, Admission, Memory, Room, Sender, Visit};
 use crate::verdict::Verdict;
 use crate::wire::{REQUEST_LEN, Request};
 
@@ -38,6 +40,8 @@ pub struct Datagram<'p> {
     pub request: &'p Request,
     /// The IP source address.
     pub source: Source,
+    /// The Ethernet source address.
+    pub mac: &'p [u8; 6],
     /// Whether a VLAN tag puts it on another segment than the interface's own.
     pub foreign: bool,
 }
@@ -54,6 +58,7 @@ impl Keys for &[&KeySlot] {
     }
 }
 
+const SOURCE_MAC: usize = 6;
 const ETHERNET_LEN: usize = 14;
 const VLAN_TAG_LEN: usize = 4;
 const IPV4_LEN: usize = 20;
@@ -67,6 +72,22 @@ const VLAN: u16 = 0x8100;
 const VLAN_SERVICE: u16 = 0x88a8;
 
 const PROTOCOL_UDP: u8 = 17;
+
+impl Datagram<'_> {
+    /// Who sent it.
+    #[inline(always)]
+    #[must_use]
+    pub fn sender(&self) -> Sender {
+        Sender::new(&self.source, *self.mac)
+    }
+
+    /// What tells it from all others, if it carries a digest.
+    #[inline(always)]
+    #[must_use]
+    pub fn mark(&self) -> &Mark {
+        Mark::at(self.request)
+    }
+}
 
 /// Finds the request in a frame.
 ///
@@ -124,7 +145,8 @@ fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     if matches!(source[0], 0 | 127 | 224..) {
         return Err(Verdict::Martian);
     }
-    Ok(Datagram { request, source: Source::V4(source), foreign })
+    let Some(mac) = packet.bytes(SOURCE_MAC) else { return Err(Verdict::Malformed) };
+    Ok(Datagram { request, source: Source::V4(source), mac, foreign })
 }
 
 #[inline(always)]
@@ -153,7 +175,8 @@ fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     if matches!(source[0], 0 | 0xff) {
         return Err(Verdict::Martian);
     }
-    Ok(Datagram { request, source: Source::V6(source), foreign })
+    let Some(mac) = packet.bytes(SOURCE_MAC) else { return Err(Verdict::Malformed) };
+    Ok(Datagram { request, source: Source::V6(source), mac, foreign })
 }
 
 /// The UDP header at `start`, in an IP payload of `payload` bytes that the frame holds, and the request behind it.
@@ -183,40 +206,65 @@ fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Conf
     Ok(zerocopy::transmute_ref!(bytes))
 }
 
-/// Judges a request that was found: the slot of the key that it is right with ([`NO_KEY_SLOT`] if it needs none), and it is for the
-/// caller then to deliver it.
+/// Judges a request that was found: the slot of the key that it is right with, [`NO_KEY_SLOT`] if it needs none. It is for the caller then
+/// to deliver it, if [`shield::before_delivery`] and [`shield::accept`] let him; a request without a digest needs neither.
 ///
 /// # Errors
 /// The [`Verdict`] on a request that must not act.
 #[inline(always)]
-pub fn decide<K: Keys>(
+pub fn decide<A: Admission, K: Keys>(
     datagram: &Datagram<'_>,
     config: &Config,
+    admission: &mut A,
     keys: &K,
     scratch: &mut Scratch,
 ) -> Result<u32, Verdict> {
     let Some(rules) = config.rules() else { return Err(Verdict::NotOurs) };
-    let refusal = match admit(datagram.request, &datagram.source, &rules) {
-        // Admitted only where the configuration says `none`.
+    let verdict = match admit(datagram.request, &datagram.source, &rules) {
+        // Admitted only where the configuration says `none`. Nothing tells such a request from another, and its sender is anybody.
         Ok(HashKind::None) => return Ok(NO_KEY_SLOT),
-        Ok(kind) => match keys.verified_by(kind, datagram.request, scratch) {
-            Some(slot) => return Ok(slot),
-            None => Refusal::Digest,
+        Ok(kind) => match admission.before_digest() {
+            Ok(()) => match keys.verified_by(kind, datagram.request, scratch) {
+                Some(slot) => return Ok(slot),
+                None => {
+                    admission.after_failure();
+                    Verdict::Digest
+                }
+            },
+            Err(verdict) => verdict,
         },
-        Err(refusal) => refusal,
+        Err(refusal) => Verdict::from(refusal),
     };
-    Err(Verdict::from(refusal).on_segment(datagram.foreign))
+    Err(verdict.on_segment(datagram.foreign))
 }
 
-/// The whole judgement of a frame, as the kernel program gives it while its ring buffer has room and its working memory is free.
+/// The whole judgement of a frame, as the kernel program gives it while its ring buffer has room, its working memory is free and the daemon
+/// is alive.
 ///
 /// # Errors
 /// The [`Verdict`] on a frame that is not delivered. Else the slot, as [`decide`] says it.
-pub fn judge(frame: &[u8], config: &Config, slots: &[&KeySlot]) -> Result<u32, Verdict> {
+pub fn judge<M: Memory>(
+    frame: &[u8],
+    config: &Config,
+    slots: &[&KeySlot],
+    memory: &mut M,
+    now: u64,
+) -> Result<u32, Verdict> {
     if config.rules().is_none() {
         return Err(Verdict::NotOurs);
     }
-    classify(&frame, config).and_then(|datagram| decide(&datagram, config, &slots, &mut Scratch::new_zeroed()))
+    let datagram = classify(&frame, config)?;
+    let (sender, limits, mark) = (datagram.sender(), &config.limits, datagram.mark());
+    let mut visit = Visit { memory, sender: &sender, mark, limits, now };
+    let slot = decide(&datagram, config, &mut visit, &slots, &mut Scratch::new_zeroed())?;
+    if slot != NO_KEY_SLOT {
+        shield::before_delivery(memory, &sender, Room::Ample, limits, now)
+            .map_err(|verdict| verdict.on_segment(datagram.foreign))?;
+        if !shield::accept(memory, mark, limits, now) {
+            return Err(Verdict::Replay.on_segment(datagram.foreign));
+        }
+    }
+    Ok(slot)
 }
 
 // Every shape and fault of a frame is tried in the tests' `prog_run`, against this code and the kernel program alike; what is here
@@ -233,6 +281,8 @@ mod tests {
     use crate::boundary::{Listener, empty_slot};
     use crate::digest::PreparedKey;
     use crate::key::Key;
+    use crate::records::Records;
+    use crate::shield::Limits;
     use crate::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, FAMILY_V4, HASH_OFFSET};
 
     const GUEST: [u8; 4] = [192, 168, 122, 11];
@@ -243,7 +293,13 @@ mod tests {
             group_v6: Some(DEFAULT_GROUP_V6),
             port: DEFAULT_PORT,
             rules: Rules { min_hash: HashKind::Sha256, strict_source: true },
+            limits: Limits::default(),
         })
+    }
+
+    /// With a memory of its own.
+    fn judge(frame: &[u8], config: &Config, slots: &[&KeySlot]) -> Result<u32, Verdict> {
+        super::judge(frame, config, slots, &mut Records::default(), 0)
     }
 
     fn frame(key: &Key) -> Vec<u8> {

@@ -10,6 +10,7 @@
 //! * [`admit`]: what a request must be like before its digest is looked at.
 //! * [`digest`]: checking a digest from a midstate of the key.
 //! * [`compress`]: the block functions under the digests.
+//! * [`shield`]: how much of whom is let through, and what came before; [`replay`]: how a datagram is known again.
 //! * [`verdict`]: every way that a judgement can end, and its counter.
 //! * [`boundary`]: names, version and layouts of what kernel and daemon exchange.
 //!
@@ -18,7 +19,7 @@
 //! * [`key`]: the shared secret, wiped on drop, and the digests made with it.
 //! * [`exchange`]: the call-back conversation as a state machine.
 //! * [`ledger`]: which requests were claimed, answered or superseded.
-//! * [`replay`]: which datagrams came before.
+//! * [`records`]: the shield's memory outside of the kernel.
 #![no_std]
 
 #[cfg(any(test, feature = "user"))]
@@ -32,6 +33,8 @@ pub mod compress;
 pub mod digest;
 pub mod frame;
 pub mod hash;
+pub mod replay;
+pub mod shield;
 pub mod verdict;
 pub mod wire;
 
@@ -44,4 +47,4 @@ pub mod ledger;
 #[cfg(test)]
 mod model;
 #[cfg(feature = "user")]
-pub mod replay;
+pub mod records;

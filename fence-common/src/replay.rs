@@ -4,61 +4,109 @@
 //! own. So a digest that was seen before, right as it is, proves nothing about who sends it now. Without this memory a replayed
 //! `off` would be called back whenever any client listens at its old place, and would supersede what that client really asks.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::hash::HashKind;
-use crate::wire::Request;
-
-/// How many datagrams are remembered. Only holders of the key can add one; with a `monitor` each minute by each of 16 guests with two
-/// addresses it is a day and a half.
-pub const SEEN_MAX: usize = 1 << 16;
+use crate::wire::{HASH_LEN, Request};
 
 /// What tells a signed datagram from all others: the beginning of its digest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(test, derive(Hash))]
-pub struct Mark([u8; 16]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Mark {
+    /// The digest's first bytes.
+    pub digest: [u8; 16],
+}
 
 impl Mark {
     /// The mark of a datagram; `None` if it carries no digest, so that anybody could have made it anew.
+    #[inline(always)]
     #[must_use]
-    pub fn of(request: &Request) -> Option<Self> {
+    pub fn of(request: &Request) -> Option<&Self> {
         match request.hash_kind() {
             None | Some(HashKind::None) => None,
-            Some(HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512) => request.hash.first_chunk().copied().map(Self),
+            Some(HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512) => Some(Self::at(request)),
         }
+    }
+
+    /// The mark of a datagram that is known to carry a digest.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn at(request: &Request) -> &Self {
+        let parts: &[[u8; 16]; HASH_LEN / 16] = zerocopy::transmute_ref!(&request.hash);
+        let [first, ..] = parts;
+        zerocopy::transmute_ref!(first)
     }
 }
 
-/// The datagrams that were seen, oldest first.
-#[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
-pub struct Replays {
-    seen: BTreeSet<Mark>,
-    order: VecDeque<Mark>,
-}
+#[cfg(feature = "user")]
+pub use memory::Replays;
 
-impl Replays {
-    /// Notes a datagram whose digest is right. `false` if it has been seen before.
-    #[must_use]
-    pub fn is_new(&mut self, mark: Mark) -> bool {
-        if !self.seen.insert(mark) {
-            return false;
+#[cfg(feature = "user")]
+mod memory {
+    use alloc::collections::{BTreeMap, VecDeque};
+
+    use super::Mark;
+    use crate::shield::SEEN_MAX;
+
+    /// The datagrams that were seen, and when.
+    #[derive(Debug, Default)]
+    #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
+    pub struct Replays {
+        seen: BTreeMap<Mark, u64>,
+        /// Oldest first. What was seen again after its time stands here twice, and only the later one counts.
+        order: VecDeque<(Mark, u64)>,
+    }
+
+    impl Replays {
+        /// Notes a datagram whose digest is right. `false` if it has been seen less than `window` nanoseconds before.
+        #[must_use]
+        pub fn is_new(&mut self, mark: Mark, now: u64, window: u64) -> bool {
+            if self.seen_at(&mark).is_some_and(|at| now.saturating_sub(at) < window) {
+                return false;
+            }
+            self.note(mark, now);
+            true
         }
-        self.order.push_back(mark);
-        if self.order.len() > SEEN_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.seen.remove(&oldest);
+
+        /// Notes a datagram, whether or not it is known.
+        pub fn note(&mut self, mark: Mark, at: u64) {
+            self.seen.insert(mark, at);
+            self.order.push_back((mark, at));
+            if self.order.len() > SEEN_MAX
+                && let Some((oldest, at)) = self.order.pop_front()
+                && self.seen.get(&oldest) == Some(&at)
+            {
+                self.seen.remove(&oldest);
+            }
         }
-        true
+
+        /// When a datagram was seen last, if it is remembered.
+        #[must_use]
+        pub fn seen_at(&self, mark: &Mark) -> Option<u64> {
+            self.seen.get(mark).copied()
+        }
+
+        /// All that are remembered, oldest first.
+        pub fn iter(&self) -> impl Iterator<Item = (Mark, u64)> + '_ {
+            self.order.iter().copied().filter(|(mark, at)| self.seen.get(mark) == Some(at))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::*;
     use crate::key::Key;
+    use crate::shield::SEEN_MAX;
     use zerocopy::FromZeros;
+
+    const DAY: u64 = 24 * 3_600_000_000_000;
+
+    fn mark(n: usize) -> Mark {
+        Mark { digest: u128::try_from(n).unwrap().to_be_bytes() }
+    }
 
     #[test]
     fn a_datagram_is_new_once_and_a_retransmission_is_another_one() {
@@ -67,11 +115,11 @@ mod tests {
             let mut replays = Replays::default();
             let mut request = Request::new_zeroed();
             key.sign(kind, &mut request);
-            let mark = Mark::of(&request).unwrap();
-            assert!(replays.is_new(mark) && !replays.is_new(mark));
+            let mark = *Mark::of(&request).unwrap();
+            assert!(replays.is_new(mark, 0, DAY) && !replays.is_new(mark, 0, DAY));
             request.random[5] = 1;
             key.sign(kind, &mut request);
-            assert!(replays.is_new(Mark::of(&request).unwrap()));
+            assert!(replays.is_new(*Mark::of(&request).unwrap(), 0, DAY));
         }
     }
 
@@ -81,11 +129,26 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_is_new_again_when_its_time_is_over() {
+        let mut replays = Replays::default();
+        assert!(replays.is_new(mark(1), 5, DAY));
+        assert!(!replays.is_new(mark(1), 4, DAY), "by a clock that is a little behind");
+        assert!(!replays.is_new(mark(1), 5 + DAY - 1, DAY));
+        assert!(replays.is_new(mark(1), 5 + DAY, DAY));
+        assert!(!replays.is_new(mark(1), 5 + DAY + 1, DAY));
+        assert_eq!(replays.iter().collect::<Vec<_>>(), [(mark(1), 5 + DAY)]);
+    }
+
+    #[test]
     fn the_memory_is_bounded_and_loses_the_oldest() {
         let mut replays = Replays::default();
-        let mark = |n: usize| Mark(u128::try_from(n).unwrap().to_be_bytes());
-        assert!((0..=SEEN_MAX).all(|n| replays.is_new(mark(n))));
-        assert_eq!((replays.seen.len(), replays.order.len()), (SEEN_MAX, SEEN_MAX));
-        assert!(!replays.is_new(mark(1)) && replays.is_new(mark(0)));
+        assert!((0..=SEEN_MAX).all(|n| replays.is_new(mark(n), 1, DAY)));
+        assert_eq!(replays.iter().count(), SEEN_MAX);
+        assert!(!replays.is_new(mark(1), 1, DAY) && replays.is_new(mark(0), 1, DAY));
+        // One that is seen again does not go with its first time.
+        let (mut replays, later) = (Replays::default(), 2 * DAY);
+        assert!(replays.is_new(mark(0), 1, DAY) && replays.is_new(mark(0), later, DAY));
+        assert!((1..SEEN_MAX).all(|n| replays.is_new(mark(n), later, DAY)));
+        assert!(!replays.is_new(mark(0), later, DAY));
     }
 }

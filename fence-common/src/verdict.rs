@@ -45,6 +45,8 @@ verdicts! {
     Delivered = delivered,
     /// Right, but the ring buffer is full: the socket gets it.
     RingFull = pass_ring_full,
+    /// Right, but the daemon has shown no sign of life for seconds: the socket keeps it for when it is back.
+    Stale = pass_stale,
     /// The CPU's working memory is in use by a run of the program that this one interrupted: the socket judges.
     Busy = pass_busy,
     /// To our group, with IPv4 options: the stack reads them, the socket judges the rest.
@@ -80,8 +82,18 @@ verdicts! {
     Address = drop_address,
     /// IPv4 call-back address that is not the datagram's source.
     Source = drop_source,
+    /// Too many wrong digests of this sender: not looked at.
+    SourceLimit = drop_source_limit,
+    /// Too many wrong digests of all senders together that were never right: not looked at.
+    GlobalLimit = drop_global_limit,
+    /// This very datagram was accepted before.
+    Replay = drop_replay,
     /// Wrong digest.
     Digest = drop_digest,
+    /// Right, but too many of this sender.
+    DeliveryLimit = drop_delivery_limit,
+    /// Right, but the ring buffer is half full, and most of it with this sender's.
+    RingReserve = drop_ring_reserve,
 }
 
 /// What becomes of the frame.
@@ -103,6 +115,7 @@ impl Verdict {
         match self {
             Self::Delivered => Action::Deliver,
             Self::RingFull
+            | Self::Stale
             | Self::Busy
             | Self::Options
             | Self::Fragment
@@ -121,7 +134,12 @@ impl Verdict {
             | Self::Family
             | Self::Address
             | Self::Source
-            | Self::Digest => Action::Drop,
+            | Self::SourceLimit
+            | Self::GlobalLimit
+            | Self::Replay
+            | Self::Digest
+            | Self::DeliveryLimit
+            | Self::RingReserve => Action::Drop,
         }
     }
 
@@ -210,9 +228,9 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_layout_are_pinned() {
-        assert_eq!(COUNTERS, 20);
+        assert_eq!(COUNTERS, 26);
         assert_eq!(offset_of!(Counters, delivered), 0);
-        assert_eq!(offset_of!(Counters, drop_digest), 19 * 8);
+        assert_eq!(offset_of!(Counters, drop_ring_reserve), 25 * 8);
         assert_eq!(Counters::NAMES.into_iter().collect::<BTreeSet<_>>().len(), COUNTERS);
     }
 

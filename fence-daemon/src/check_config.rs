@@ -38,6 +38,7 @@ pub fn render(config: &Config, file: &[u8]) -> String {
 }
 
 const GLOBAL: &[&str] = &["fence_virtd"];
+const SHIELD: &[&str] = &["fence_virtd", "shield"];
 const MULTICAST: &[&str] = &["listeners", "multicast"];
 const LIBVIRT: &[&str] = &["backends", "libvirt"];
 
@@ -72,6 +73,11 @@ fn global(text: &mut String, config: &Config, written: &Document) {
             let _ = writeln!(text, "\t{key} = \"{value}\";  # for stock servers only");
         }
     }
+    text.push_str("\tshield {\n");
+    for (key, value) in config.shield.pairs() {
+        line(text, 2, key, &value, written.get(SHIELD, key).is_none());
+    }
+    text.push_str("\t}\n");
     text.push_str("}\n");
 }
 
@@ -148,7 +154,9 @@ mod tests {
     const MINIMAL: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
     const FULL: &str = "FENCE_VIRTD { listener = \"multicast\"; backend = \"libvirt\"; module_path = \"/m\"; debug = \"5\"; \
         wait_for_backend = \"1\"; foreground = \"1\"; name_mode = \"uuid\"; \
-        lock_memory = \"no\"; priority = \"realtime\"; oom_protect = \"no\"; state_directory = \"/s\"; }\n\
+        lock_memory = \"no\"; priority = \"realtime\"; oom_protect = \"no\"; state_directory = \"/s\"; \
+        SHIELD { failure_rate = \"1\"; failure_burst = \"2\"; stranger_rate = \"0\"; request_rate = \"4\"; request_burst = \"5\"; \
+        replay_window = \"90m\"; } }\n\
         listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
         key_file = \"/k # y\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; zork = \"1\"; } }\n\
         backends { libvirt { uri2 = \"c:\"; uri1 = \"b:\"; kill = \"libvirt\"; reboot_method = \"reset\"; \
@@ -187,6 +195,12 @@ mod tests {
             "priority",
             "oom_protect",
             "state_directory",
+            "failure_rate",
+            "failure_burst",
+            "stranger_rate",
+            "request_rate",
+            "request_burst",
+            "replay_window",
             "kill",
             "reboot_method",
             "reboot_reply",

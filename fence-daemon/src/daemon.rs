@@ -9,9 +9,11 @@ use std::time::Duration;
 use fence_common::admit::Rules;
 use fence_common::boundary::Listener as Listening;
 use fence_common::key::Key;
+use fence_common::shield::Limits;
 use fence_common::verdict::Counters;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use crate::callback::Callback;
@@ -27,6 +29,7 @@ use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::pipeline::Pipeline;
 use crate::process::{self, Readiness};
+use crate::seen::Seen;
 
 /// How long the first round of connections may hold up the start. Whatever is not connected then is said to be so and goes
 /// on being tried.
@@ -40,6 +43,9 @@ const SOON: Duration = Duration::from_secs(2);
 
 /// How often systemd is asked for more time while the start waits.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How often the kernel program is told that its ring buffer is read; it waits for five times as long.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// How long a stop waits for requests that are being carried out; they are answered within 25 s.
 pub const STOP_WITHIN: Duration = Duration::from_secs(30);
@@ -78,17 +84,23 @@ pub async fn run(
     readiness: Readiness,
 ) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(|error| DaemonError::Runtime("watch for signals", error))?;
-    let Config { multicast, uris, groups, hypervisor, stress, .. } = config;
+    let Config { multicast, uris, groups, hypervisor, stress, shield, .. } = config;
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
-    let socket = Arc::new(RequestSocket::open(multicast.group, multicast.port, rules, key.clone())?);
+    let limits = shield.limits();
+    let socket = RequestSocket::open(multicast.group, multicast.port, rules, key.clone())?;
+    // After the port, which tells a second daemon better that it is one.
+    let state = hypervisor.state.as_deref();
+    let seen = state.map_or_else(|| Seen::none(shield.replay_window), |state| Seen::open(state, shield.replay_window));
+    let seen = Arc::new(seen);
+    let socket = Arc::new(socket.shielded(limits, Arc::clone(&seen)));
     if multicast.interface.is_none() && socket.needs_interface() {
         return Err(SocketError::NoInterface(multicast.group).into());
     }
     // Before the first look: nothing may happen in between.
     let links = links(multicast.group);
-    let (loading, kernel) = kernel(&multicast, rules, key.as_ref(), stress.lock_memory).unzip();
+    let (loading, kernel) = kernel(&multicast, rules, limits, key.as_ref(), stress.lock_memory, &seen).unzip();
     let (program, ring) = kernel.map(|Kernel { program, ring }| (program, ring)).unzip();
     let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
     let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program);
@@ -127,7 +139,8 @@ pub async fn run(
     };
     let (backlog, mut questions) = Backlog::new();
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
-    let pipeline = Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog, claims);
+    let pipeline =
+        Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog, claims, seen);
 
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();
@@ -189,6 +202,8 @@ async fn serve(
     stop: &mut Stop,
 ) -> Result<(), DaemonError> {
     let mut ring: Option<Ring> = None;
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let from_ring = async {
             match ring.as_mut() {
@@ -206,6 +221,12 @@ async fn serve(
             loaded = came => {
                 ring = loaded;
                 coming = None;
+            }
+            // From here and nowhere else: while this loop does not turn, the program is to know it.
+            _ = beat.tick() => {
+                if let Some(ring) = ring.as_mut() {
+                    ring.beat();
+                }
             }
             () = stop.wait() => return Ok(()),
             request = from_ring => match request {
@@ -254,12 +275,21 @@ struct Load {
     mode: Mode,
     /// Whether the daemon's memory is to be locked.
     locked: bool,
+    /// What it is to know before it sees a packet.
+    seen: Arc<Seen>,
     program: oneshot::Sender<(KernelProgram, Mode)>,
     ring: oneshot::Sender<Ring>,
 }
 
 /// What is to be loaded, if anything is. Where not, the log says why: the socket serves everything then.
-fn kernel(multicast: &Multicast, rules: Rules, key: Option<&Key>, locked: bool) -> Option<(Load, Kernel)> {
+fn kernel(
+    multicast: &Multicast,
+    rules: Rules,
+    limits: Limits,
+    key: Option<&Key>,
+    locked: bool,
+    seen: &Arc<Seen>,
+) -> Option<(Load, Kernel)> {
     let mode = match multicast.attach {
         Attach::Auto => Mode::Auto,
         Attach::Native => Mode::Native,
@@ -278,10 +308,11 @@ fn kernel(multicast: &Multicast, rules: Rules, key: Option<&Key>, locked: bool) 
         group_v6: if let IpAddr::V6(group) = multicast.group { Some(group.octets()) } else { None },
         port: multicast.port,
         rules,
+        limits,
     };
     let (program, coming) = oneshot::channel();
     let (ring, ring_coming) = oneshot::channel();
-    let load = Load { listener, key: key.cloned(), mode, locked, program, ring };
+    let load = Load { listener, key: key.cloned(), mode, locked, seen: Arc::clone(seen), program, ring };
     Some((load, Kernel { program: coming, ring: ring_coming }))
 }
 
@@ -291,12 +322,17 @@ impl Load {
     fn run(self) {
         // aya reads all types of the kernel's, which takes dozens of megabytes that are never used again.
         let loaded = process::with_much_memory(self.locked, || {
-            KernelProgram::load(OBJECT, &self.listener, self.key.as_ref())
-                .and_then(|mut program| program.take_ring().map(|ring| (program, ring)))
+            KernelProgram::load(OBJECT, &self.listener, self.key.as_ref()).and_then(|mut program| {
+                if let Some(memory) = program.take_memory()? {
+                    self.seen.teach(memory);
+                }
+                program.take_ring().map(|ring| (program, ring))
+            })
         });
         match loaded {
             Ok((program, Some(ring))) => match Ring::new(ring) {
-                Ok(ring) => {
+                Ok(mut ring) => {
+                    ring.beat();
                     // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
                     if self.ring.send(ring).is_ok() {
                         let _ = self.program.send((program, self.mode));

@@ -21,6 +21,7 @@ pub mod pipeline;
 pub mod plugins;
 pub mod policy;
 pub mod process;
+pub mod seen;
 
 #[cfg(test)]
 mod scratch;

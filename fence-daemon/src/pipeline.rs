@@ -29,7 +29,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Ticket};
-use fence_common::replay::Replays;
 use fence_common::wire::{Op, Reply};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -42,10 +41,11 @@ use crate::clock::Moment;
 use crate::config::Groups;
 use crate::fault::{self, Point};
 use crate::hypervisor::Hypervisors;
-use crate::intake::Verified;
 use crate::intake::backlog::Backlog;
+use crate::intake::{Verified, Via};
 use crate::observe::limit::SourceLimit;
 use crate::observe::steps::Steps;
+use crate::seen::Seen;
 
 /// How many requests are served at once. A further one is not begun: its client sends it again two seconds later.
 pub const SERVING_MAX: usize = 1024;
@@ -86,7 +86,7 @@ struct Shared {
     groups: Groups,
     hypervisors: Hypervisors,
     backlog: Backlog,
-    replays: Mutex<Replays>,
+    seen: Arc<Seen>,
     ledger: Mutex<Ledger>,
     claims: Claims,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
@@ -101,27 +101,24 @@ impl Pipeline {
     /// A pipeline that answers through `callback` and acts through `hypervisors`. `backlog` is what whoever calls
     /// [`Pipeline::accept`] listens to.
     #[must_use]
-    pub fn new(callback: Callback, groups: Groups, hypervisors: Hypervisors, backlog: Backlog, claims: Claims) -> Self {
+    pub fn new(
+        callback: Callback,
+        groups: Groups,
+        hypervisors: Hypervisors,
+        backlog: Backlog,
+        claims: Claims,
+        seen: Arc<Seen>,
+    ) -> Self {
         let complaints = SourceLimit::new(LINES_AT_ONCE, Duration::from_secs(1));
-        let (replays, newest) = (Mutex::default(), Mutex::default());
+        let newest = Mutex::default();
         let mut ledger = Ledger::default();
         let now = Moment::now();
         for id in claims.recent(now) {
             ledger.remember(now.nanos(), id);
         }
         let ledger = Mutex::new(ledger);
-        let shared = Shared {
-            callback,
-            groups,
-            hypervisors,
-            backlog,
-            replays,
-            ledger,
-            claims,
-            newest,
-            complaints,
-            defer: DEFER,
-        };
+        let shared =
+            Shared { callback, groups, hypervisors, backlog, seen, ledger, claims, newest, complaints, defer: DEFER };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
     }
 
@@ -210,8 +207,8 @@ impl Shared {
     }
 
     fn is_replay(&self, request: &Verified) -> bool {
-        let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        request.mark().is_some_and(|mark| !replays.is_new(mark))
+        let in_kernel = request.via() == Via::Xdp;
+        request.mark().is_some_and(|mark| !self.seen.is_new(mark, request.sender(), in_kernel))
     }
 
     /// Logs a line about a source, with how many about it were held back, unless there have been too many.

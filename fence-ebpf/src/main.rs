@@ -1,7 +1,7 @@
 //! The XDP program: recognises fence requests, checks their digests, drops what is wrong and hands what is right to the daemon.
 //!
 //! What decides is [`fence_common::frame`], the same code that user space is tested with. Here is only what the kernel adds: the
-//! packet ([`packet`]), the [`maps`], the [`keys`], the [`workspace`], the clock, the ring buffer, and the one place where a verdict
+//! packet ([`packet`]), the [`maps`], the [`keys`], the [`memory`], the [`workspace`], the clock, the ring buffer, and the one place where a verdict
 //! becomes an XDP action.
 #![no_std]
 #![no_main]
@@ -10,16 +10,19 @@
 
 mod keys;
 mod maps;
+mod memory;
 mod packet;
 mod workspace;
 
+use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_ringbuf_query};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use fence_common::admit::Source;
-use fence_common::boundary::{ABI_VERSION, Event};
+use fence_common::boundary::{ABI_VERSION, Config, Event, NO_KEY_SLOT, RING_BYTES};
 use fence_common::frame::{Datagram, classify, decide};
+use fence_common::shield::{STALE_AFTER_NS, Sender};
 use fence_common::verdict::{Action, Verdict};
 use fence_common::wire::{FAMILY_V4, FAMILY_V6, REQUEST_LEN};
 use zerocopy::IntoBytes;
@@ -47,31 +50,66 @@ fn judge(context: &XdpContext) -> Verdict {
         Ok(datagram) => datagram,
         Err(verdict) => return verdict,
     };
+    // SAFETY: a helper without arguments that is allowed in every program; it is `unsafe` only because all helpers are.
+    let now = unsafe { bpf_ktime_get_ns() };
     // This element always exists; without it there is no judging, and what is not judged is not ours.
     let Some(element) = maps::SCRATCH.get_ptr_mut(0) else { return Verdict::NotOurs };
     // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which lives as long as the
     // program, is aligned to 8 bytes, and is used in no other way.
     let Some(mut claim) = (unsafe { workspace::Claim::take(element) }) else { return Verdict::Busy };
-    let decided = decide(&datagram, config, &keys::Slots, claim.scratch());
+    let sender = datagram.sender();
+    let mut visit = memory::Visit { sender: &sender, mark: datagram.mark(), config, now };
+    let decided = decide(&datagram, config, &mut visit, &keys::Slots, claim.scratch());
     drop(claim);
     match decided {
-        Ok(slot) => deliver(context, &datagram, slot),
+        Ok(slot) => {
+            let arrival = Arrival { now, ifindex: context.ingress_ifindex(), slot };
+            deliver(&datagram, &sender, config, &arrival).on_segment(datagram.foreign)
+        }
         Err(verdict) => verdict,
     }
 }
 
-/// Hands a request to the daemon, or finds the ring buffer full.
+/// What an event tells beside the datagram.
+struct Arrival {
+    now: u64,
+    ifindex: usize,
+    slot: u32,
+}
+
+/// Hands a request to the daemon, unless it is one too many, or the daemon would not read it.
 #[inline(always)]
-fn deliver(context: &XdpContext, datagram: &Datagram<'_>, slot: u32) -> Verdict {
+fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &Arrival) -> Verdict {
+    let &Arrival { now, ifindex, slot } = arrival;
+    let stale = maps::HEARTBEAT.get(0).is_none_or(|beat| now.saturating_sub(*beat) > STALE_AFTER_NS);
+    // What is passed takes no room.
+    let scarce = !stale && waiting() > RING_BYTES as u64 / 2;
+    if slot == NO_KEY_SLOT {
+        // Anybody could have sent it, so it has no part in the reserve.
+        if scarce {
+            return Verdict::RingFull;
+        }
+    } else if let Err(verdict) = memory::before_delivery(sender, config, scarce, now) {
+        return verdict;
+    }
+    if stale {
+        return Verdict::Stale;
+    }
     let Some(mut record) = maps::REQUESTS.reserve_bytes(size_of::<Event>(), 0) else { return Verdict::RingFull };
+    // After there is room for it, since what is passed for want of room must not be taken for a copy when it is sent again.
+    if slot != NO_KEY_SLOT && !memory::accept(datagram.mark(), config, now) {
+        record.discard(0);
+        return Verdict::Replay;
+    }
     // SAFETY: zerocopy's checked cast looks at the address, which the verifier forbids. The record has the event's length, the ring
     // buffer aligns records to 8 bytes, `Event` has no invalid values, and the borrow ends before the record is submitted.
     let event = unsafe { &mut *record.as_mut_ptr().cast::<Event>() };
-    // SAFETY: a helper without arguments that is allowed in every program; it is `unsafe` only because all helpers are.
-    event.arrived_ns = unsafe { bpf_ktime_get_ns() };
+    event.arrived_ns = now;
     event.abi = ABI_VERSION;
-    event.ifindex = u32::try_from(context.ingress_ifindex()).unwrap_or(0);
+    event.ifindex = u32::try_from(ifindex).unwrap_or(0);
     event.slot = slot;
+    event.mac = sender.mac;
+    event.reserved = [0; 2];
     match datagram.source {
         Source::V4(source) => {
             event.family = FAMILY_V4;
@@ -91,6 +129,15 @@ fn deliver(context: &XdpContext, datagram: &Datagram<'_>, slot: u32) -> Verdict 
     to_tail.copy_from_slice(from_tail);
     record.submit(0);
     Verdict::Delivered
+}
+
+/// How many bytes of the ring buffer wait to be read.
+#[inline(always)]
+fn waiting() -> u64 {
+    let ring = (&raw const maps::REQUESTS).cast_mut().cast();
+    // SAFETY: helpers can be called in no other way. This one reads the positions of the ring buffer that the pointer stands for: the loader
+    // puts the map in its place.
+    unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) }
 }
 
 #[inline(always)]

@@ -1,9 +1,11 @@
 //! The program's maps, typed for bpftool by BTF. Names and layouts are those of [`fence_common::boundary`].
 
-use aya_ebpf::btf_maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOTS, RING_BYTES, Workspace};
 use fence_common::digest::KeySlot;
+use fence_common::replay::Mark;
+use fence_common::shield::{FAILED_MAX, Failed, SEEN_MAX, Sender, Strangers, TRUSTED_MAX, Trusted};
 use fence_common::verdict::Counters;
 
 /// What to recognise and to demand. Filled before the program is attached.
@@ -21,6 +23,26 @@ pub(crate) static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 /// Verified requests on their way to the daemon. Without a value type: a sized one makes libbpf refuse the map.
 #[btf_map(name = "fence_requests")]
 pub(crate) static REQUESTS: RingBuf<(), RING_BYTES> = RingBuf::new();
+
+/// Senders whose digest was right. Only a right digest adds one, so no flood can push them out.
+#[btf_map(name = "fence_trusted")]
+pub(crate) static TRUSTED: LruHashMap<Sender, Trusted, TRUSTED_MAX> = LruHashMap::new();
+
+/// Other senders whose digest was wrong.
+#[btf_map(name = "fence_failed")]
+pub(crate) static FAILED: LruHashMap<Sender, Failed, FAILED_MAX> = LruHashMap::new();
+
+/// All of those together.
+#[btf_map(name = "fence_strangers")]
+pub(crate) static STRANGERS: Array<Strangers, 1> = Array::new();
+
+/// When which datagram was accepted. Filled with what an earlier daemon has accepted before the program is attached.
+#[btf_map(name = "fence_seen")]
+pub(crate) static SEEN: LruHashMap<Mark, u64, SEEN_MAX> = LruHashMap::new();
+
+/// When the daemon has shown its last sign of life.
+#[btf_map(name = "fence_heartbeat")]
+pub(crate) static HEARTBEAT: Array<u64, 1> = Array::new();
 
 /// Working memory of a verification: 736 bytes are more than the stack has. Used through [`crate::workspace`] only.
 #[btf_map(name = "fence_scratch")]

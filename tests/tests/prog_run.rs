@@ -32,3 +32,6 @@ mod refusals;
 #[cfg(test)]
 #[path = "prog_run/shapes.rs"]
 mod shapes;
+#[cfg(test)]
+#[path = "prog_run/shield.rs"]
+mod shield;

@@ -241,7 +241,7 @@ impl Datagram {
     }
 
     fn mark(self, op: Op) -> Mark {
-        Mark::of(&self.request(op)).unwrap()
+        *Mark::of(&self.request(op)).unwrap()
     }
 
     fn id(self, op: Op) -> RequestId {
@@ -394,7 +394,7 @@ impl State {
         let (Some(datagram), Some(daemon)) = (self.queue.pop_front(), &mut self.daemon) else { return };
         let Datagram { who, place, sent, .. } = datagram;
         let op = scenario.clients[who].op;
-        let is_new = daemon.replays.is_new(datagram.mark(op));
+        let is_new = daemon.replays.is_new(datagram.mark(op), 0, u64::MAX);
         if !is_new && scenario.works(super::Flaw::NoReplayMemory) {
             return;
         }

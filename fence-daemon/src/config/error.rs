@@ -213,6 +213,26 @@ pub enum Mistake {
         /// What it says.
         value: String,
     },
+    /// A number that is none, or out of its bounds.
+    #[error("`{key}` is no number from {least} to {most}: \"{value}\"")]
+    Number {
+        /// The key.
+        key: &'static str,
+        /// What stands there.
+        value: String,
+        /// The least that it can be.
+        least: u32,
+        /// The most that it can be.
+        most: u32,
+    },
+    /// A length of time that is none, or out of its bounds.
+    #[error("`{key}` is no time from a minute to a year: \"{value}\"")]
+    Span {
+        /// The key.
+        key: &'static str,
+        /// What stands there.
+        value: String,
+    },
     /// `debug` is no number.
     #[error("\"{0}\" is no debug level")]
     Level(String),
@@ -289,6 +309,8 @@ impl Mistake {
             Self::Attach(_) | Self::Choice { .. } => "unknown".to_owned(),
             Self::RelativePath(_) => "does not begin with `/`".to_owned(),
             Self::Switch { .. } | Self::AmbiguousSwitch { .. } => "write a number".to_owned(),
+            Self::Number { least, .. } => format!("not a number, or not from {least} on"),
+            Self::Span { .. } => "not a time, or too short or too long".to_owned(),
             Self::Level(_) => "not a number".to_owned(),
             Self::NoGroup => "nobody would be permitted anything".to_owned(),
             Self::GroupLacks(_) => "this group permits nothing".to_owned(),
@@ -324,6 +346,8 @@ impl Mistake {
             Self::Interface(_) => "write a name as `ip link` prints it, such as \"virbr0\", or \"none\"".to_owned(),
             Self::Choice { known, .. } => format!("write one of \"{}\"", known.join("\", \"")),
             Self::RelativePath(_) => "write the whole path, from `/` on".to_owned(),
+            Self::Number { key, .. } => format!("write a whole number, or leave `{key}` out for the default"),
+            Self::Span { .. } => "write a number and `s`, `m`, `h` or `d`, such as \"24h\"".to_owned(),
             Self::Attach(_) => "write one of \"auto\", \"native\", \"generic\", \"off\"".to_owned(),
             Self::Switch { key, .. } => format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for off"),
             Self::AmbiguousSwitch { key, .. } => {

@@ -15,6 +15,7 @@ mod place;
 pub mod raw;
 mod reading;
 mod resolved;
+mod shield;
 mod survey;
 mod warning;
 
@@ -37,6 +38,7 @@ pub use resolved::{
     GROUP_V4 as DEFAULT_GROUP_V4, GROUP_V6 as DEFAULT_GROUP_V6, KEY_FILE as DEFAULT_KEY_FILE, PORT as DEFAULT_PORT,
     URI as DEFAULT_URI,
 };
+pub use shield::Shield;
 pub use warning::{Doubt, Warning, Warnings};
 
 /// Where stock servers look for their configuration.

@@ -5,14 +5,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::resolved::{BACKENDS, FILE, GLOBAL, GROUP, GROUPS, LIBVIRT, LISTENERS, MULTICAST};
+use super::shield::SHIELD;
 use super::survey::Scope;
 use super::{Config, Doubt, Source, Warnings, parse};
 
 const TEXT: &str = include_str!("../../../docs/configuration.md");
 
 /// Each section with keys, by its heading, and how a key of it is put into a file.
-const SECTIONS: [(&str, &Scope, &str); 4] = [
+const SECTIONS: [(&str, &Scope, &str); 5] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
+    (
+        "fence_virtd { shield { } }",
+        &SHIELD,
+        "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; shield { KEY } }",
+    ),
     (
         "listeners { multicast { } }",
         &MULTICAST,
@@ -134,6 +140,12 @@ fn what_is_new_is_marked() {
         "oom_protect",
         "priority",
         "state_directory",
+        "failure_burst",
+        "failure_rate",
+        "replay_window",
+        "request_burst",
+        "request_rate",
+        "stranger_rate",
         "attach",
         "strict_source",
         "kill",

@@ -10,6 +10,7 @@ use super::choices;
 use super::error::{ConfigError, Mistake, Plugin};
 use super::place::Source;
 use super::raw::{Assignment, Item, Section, Span, clip};
+use super::shield::{self, SHIELD, Shield};
 use super::survey::{Findings, Scope, Surveyed};
 use super::warning::{Doubt, Warnings};
 use crate::hypervisor::Options;
@@ -34,6 +35,8 @@ pub struct Config {
     pub hypervisor: Options,
     /// How the daemon holds its own when the host is short of memory and time.
     pub stress: Stress,
+    /// How much of whom is let through.
+    pub shield: Shield,
 }
 
 /// Section `listeners { multicast { } }`.
@@ -141,6 +144,7 @@ pub(super) const GLOBAL: Scope = Scope {
         "oom_protect",
         "state_directory",
     ],
+    sections: &["shield"],
     ..NOTHING
 };
 pub(super) const LISTENERS: Scope =
@@ -181,13 +185,14 @@ pub(super) fn resolve(
     let libvirt = Surveyed::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
     let uris = uris(&libvirt, f);
     let (hypervisor, stress) = (choices::options(&global, &libvirt, f), choices::stress(&global, f));
+    let shield = shield::shield(&Surveyed::new(items_of(global.last_section("shield")), &SHIELD, f), f);
     let groups = match file.last_section("groups") {
         Some(section) => Groups::Only(groups(section, f)),
         None => Groups::Everyone,
     };
 
     let warnings = findings.conclude()?;
-    Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress }, warnings))
+    Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, shield }, warnings))
 }
 
 /// Where a file says which key file is meant: its last `key_file`, and true; or what that is missing from, and false.
@@ -447,6 +452,7 @@ mod tests {
             debug: 0,
             hypervisor: Options { state: Some("/run/fence-xdp".into()), ..Options::default() },
             stress: Stress::default(),
+            shield: Shield::default(),
         };
         assert_eq!(config, expected);
     }

@@ -15,11 +15,15 @@ use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
 use fence_common::verdict::{COUNTERS, Counters};
 
+use self::memory::Heart;
 use super::interface::Interface;
+use crate::clock::Moment;
 
 mod interface;
+mod memory;
 
 pub use interface::{Occupant, Sharer};
+pub use memory::Memory;
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,7 +141,8 @@ pub struct KernelProgram {
     program: OwnedFd,
     id: u32,
     counters: Map,
-    ring: Option<Map>,
+    ring: Option<(Map, Map)>,
+    memory: Option<(Map, Map)>,
     link: Option<OwnedFd>,
 }
 
@@ -260,8 +265,17 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::Map`] where it cannot be mapped.
     pub fn take_ring(&mut self) -> Result<Option<Ring>, Error> {
-        let Some(map) = self.ring.take() else { return Ok(None) };
-        RingBuf::try_from(map).map(|ring| Some(Ring(ring))).map_err(map_error(name::REQUESTS))
+        let Some((ring, heart)) = self.ring.take() else { return Ok(None) };
+        let ring = RingBuf::try_from(ring).map_err(map_error(name::REQUESTS))?;
+        Ok(Some(Ring { ring, heart: Heart::new(heart)? }))
+    }
+
+    /// What the program knows of datagrams and their senders, to be filled before it is attached. `None` the second time.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn take_memory(&mut self) -> Result<Option<Memory>, Error> {
+        self.memory.take().map(|(seen, trusted)| Memory::new(seen, trusted)).transpose()
     }
 
     /// The program's number in the kernel, as `bpftool prog show id` wants it.
@@ -279,9 +293,11 @@ impl Loading {
         let id = program.info().map_err(program_error)?.id();
         let program = program.fd().map_err(program_error)?.as_fd().try_clone_to_owned();
         let program = program.map_err(|error| program_error(ProgramError::IOError(error)))?;
-        let counters = self.0.take_map(name::COUNTERS).ok_or(Error::Missing(name::COUNTERS))?;
-        let ring = self.0.take_map(name::REQUESTS);
-        Ok(KernelProgram { program, id, counters, ring, link: None })
+        let mut map = |name| self.0.take_map(name).ok_or(Error::Missing(name));
+        let counters = map(name::COUNTERS)?;
+        let ring = Some((map(name::REQUESTS)?, map(name::HEARTBEAT)?));
+        let memory = Some((map(name::SEEN)?, map(name::TRUSTED)?));
+        Ok(KernelProgram { program, id, counters, ring, memory, link: None })
     }
 
     fn xdp(&mut self) -> Result<&mut Xdp, Error> {
@@ -352,27 +368,36 @@ fn map_error(name: &'static str) -> impl Fn(MapError) -> Error {
 }
 
 /// Verified requests as the kernel program hands them over. Readable (`poll`, `AsyncFd`) when there is one.
-pub struct Ring(RingBuf<MapData>);
+pub struct Ring {
+    ring: RingBuf<MapData>,
+    heart: Heart,
+}
 
 impl Ring {
+    /// Tells the program that this ring buffer is read, at this time on the monotonic clock. When it has not been told for
+    /// [`STALE_AFTER_NS`](fence_common::shield::STALE_AFTER_NS) it passes what it would have put in.
+    pub fn beat(&mut self, now: Moment) {
+        self.heart.beat(now.nanos());
+    }
+
     /// The next request, if there is one now. After readiness, call it until it says `None`.
     ///
     /// An error is a record of somebody who is not our program; it is consumed, the next call goes on behind it.
     #[allow(clippy::should_implement_trait, reason = "an empty ring is not the end of it")]
     pub fn next(&mut self) -> Option<Result<Event, EventError>> {
-        self.0.next().map(|record| Event::decode(&record))
+        self.ring.next().map(|record| Event::decode(&record))
     }
 }
 
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.ring.as_raw_fd()
     }
 }
 
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.ring.as_fd()
     }
 }
 

@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use fence_common::ledger::RequestId;
 use fence_common::replay::Mark;
+use fence_common::shield::Sender;
 use fence_common::wire::{Op, Request};
 
 use crate::clock::Moment;
@@ -47,6 +48,7 @@ pub struct Verified {
     op: Op,
     id: RequestId,
     mark: Option<Mark>,
+    sender: Option<Sender>,
     seqno: u32,
     target: Option<Target>,
     caller: SocketAddr,
@@ -70,7 +72,8 @@ impl Verified {
         Some(Self {
             op,
             id: RequestId::of(op, request),
-            mark: Mark::of(request),
+            mark: Mark::of(request).copied(),
+            sender: None,
             seqno: request.seqno.get(),
             target: request.domain_text().and_then(Target::parse),
             caller,
@@ -78,6 +81,11 @@ impl Verified {
             arrived,
             verified: Moment::now(),
         })
+    }
+
+    /// The same, and who sent it is known.
+    fn sent_by(self, sender: Sender) -> Self {
+        Self { sender: Some(sender), ..self }
     }
 
     /// Whether the request may name this call-back address: a loopback one means whatever client runs on this host, in whose name a
@@ -114,6 +122,12 @@ impl Verified {
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
         self.mark
+    }
+
+    /// Who sent it, as the kernel program's shield knows him.
+    #[must_use]
+    pub fn sender(&self) -> Option<Sender> {
+        self.sender
     }
 
     /// The client's number for it.

@@ -44,6 +44,11 @@ impl Ring {
         }
     }
 
+    /// Tells the kernel program that somebody reads.
+    pub fn beat(&mut self) {
+        self.0.get_mut().beat(Moment::now());
+    }
+
     /// Hands each request that is there already to `each`, whether or not the runtime has noticed it yet.
     pub fn take_waiting(&mut self, mut each: impl FnMut(Verified)) {
         // A full ring's worth is all that was there at the beginning, however fast somebody adds to it meanwhile.
@@ -72,5 +77,6 @@ fn take(ring: &mut kernel::Ring) -> Option<Verified> {
 }
 
 fn verified(event: &Event) -> Option<Verified> {
-    Verified::new(&event.request, event.ifindex, Via::Xdp, Moment::from_ktime(event.arrived_ns))
+    let request = Verified::new(&event.request, event.ifindex, Via::Xdp, Moment::from_ktime(event.arrived_ns))?;
+    Some(request.sent_by(event.sender()))
 }

@@ -10,9 +10,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fence_common::admit::{Refusal, Rules, admit};
-use fence_common::hash::HashKind;
+use fence_common::admit::{Rules, admit};
 use fence_common::key::Key;
+use fence_common::records::Records;
+use fence_common::replay::Mark;
+use fence_common::shield::{self, Admission, Failed, Limits, Memory, Room, Sender, Strangers, Trusted, Visit};
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::{REQUEST_LEN, Request};
 use nix::libc;
@@ -30,6 +32,7 @@ use super::interface::Interface;
 use super::{Verified, Via};
 use crate::clock::Moment;
 use crate::observe::limit::LogLimit;
+use crate::seen::Seen;
 
 /// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -103,6 +106,9 @@ pub struct RequestSocket {
     socket: watch::Sender<Option<Arc<UdpSocket>>>,
     rules: Rules,
     key: Option<Key>,
+    limits: Limits,
+    senders: Mutex<Records>,
+    seen: Arc<Seen>,
     counters: Mutex<Counters>,
     complaints: LogLimit,
 }
@@ -116,7 +122,15 @@ impl RequestSocket {
         let socket = if is_of_the_link(group) { None } else { Some(Arc::new(bound(group, port, 0)?)) };
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
-        Ok(Self { group, port, socket, rules, key, counters: Mutex::default(), complaints })
+        let (limits, seen) = (Limits::NONE, Arc::new(Seen::none(Duration::ZERO)));
+        let (senders, counters) = (Mutex::default(), Mutex::default());
+        Ok(Self { group, port, socket, rules, key, limits, senders, seen, counters, complaints })
+    }
+
+    /// Bounds what is taken, as the kernel program does, by what `seen` knows. (Without it nothing is bounded.)
+    #[must_use]
+    pub fn shielded(self, limits: Limits, seen: Arc<Seen>) -> Self {
+        Self { limits, seen, ..self }
     }
 
     /// Whether the group is another one on each network, so that one interface has to be named.
@@ -221,7 +235,7 @@ impl RequestSocket {
         let judged = self.judge(datagram.bytes.get(..datagram.len).unwrap_or_default(), datagram.source);
         let verdict = match &judged {
             Ok(_) => Verdict::Delivered,
-            Err(refusal) => Verdict::from(*refusal),
+            Err(verdict) => *verdict,
         };
         self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
         judged
@@ -237,15 +251,60 @@ impl RequestSocket {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<Request, Refusal> {
-        let request = Request::read_from_bytes(datagram).map_err(|_| Refusal::Length)?;
-        match admit(&request, &source.into(), &self.rules)? {
-            HashKind::None => Ok(request),
-            HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512 => match &self.key {
-                Some(key) if key.verify(&request) => Ok(request),
-                Some(_) | None => Err(Refusal::Digest),
-            },
+    /// The same questions in the same order as in the kernel program.
+    fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<Request, Verdict> {
+        let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
+        admit(&request, &source.into(), &self.rules)?;
+        // Without a digest, which is admitted where the configuration says `none`, nothing is known of its sender.
+        let Some(mark) = Mark::of(&request) else { return Ok(request) };
+        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = Known { senders: &mut senders, seen: &self.seen };
+        let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
+        let mut visit = Visit { memory: &mut memory, sender: &sender, mark, limits, now };
+        visit.before_digest()?;
+        if !self.key.as_ref().is_some_and(|key| key.verify(&request)) {
+            visit.after_failure();
+            return Err(Verdict::Digest);
         }
+        shield::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
+        Ok(request)
+    }
+}
+
+/// What is known at the socket: of senders by itself, of datagrams what came either way.
+struct Known<'k> {
+    senders: &'k mut Records,
+    seen: &'k Seen,
+}
+
+impl Memory for Known<'_> {
+    fn with_trusted<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
+        self.senders.with_trusted(sender, change)
+    }
+
+    fn with_failed<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Failed) -> R) -> Option<R> {
+        self.senders.with_failed(sender, change)
+    }
+
+    fn with_strangers<R>(&mut self, change: impl FnOnce(&mut Strangers) -> R) -> Option<R> {
+        self.senders.with_strangers(change)
+    }
+
+    fn trust(&mut self, sender: &Sender, trusted: &Trusted) {
+        self.senders.trust(sender, trusted);
+    }
+
+    fn fail(&mut self, sender: &Sender, failed: &Failed) {
+        self.senders.fail(sender, failed);
+    }
+
+    fn accepted(&mut self, mark: &Mark) -> Option<u64> {
+        self.seen.accepted_at(mark)
+    }
+
+    /// The pipeline notes it, whichever way it came.
+    fn remember(&mut self, _: &Mark, _: u64, _: bool) -> bool {
+        true
     }
 }
 
@@ -340,6 +399,8 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use fence_common::hash::HashKind;
+    use fence_common::shield::Limit;
     use fence_common::wire::{FAMILY_V4, Op};
     use zerocopy::{FromZeros, IntoBytes};
 
@@ -394,6 +455,44 @@ mod tests {
         assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)));
         let expected = Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
         assert_eq!(socket.counters(), expected);
+    }
+
+    /// What the kernel program drops the socket refuses, for the same reasons.
+    #[tokio::test]
+    async fn takes_no_more_of_a_sender_than_the_kernel_program_does() {
+        let hour = 3_600_000_000_000;
+        let only = |burst: u64| Limit { every_ns: hour, ahead_ns: hour * (burst - 1) };
+        let limits = Limits { failures: only(2), strangers: only(2), deliveries: only(3), replay_window_ns: hour };
+        let seen = Arc::new(Seen::none(Duration::from_secs(3600)));
+        let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
+        let open = |port| RequestSocket::open(GROUP, port, rules, Some(key())).unwrap();
+        let socket = open(11_236).shielded(limits, Arc::clone(&seen));
+        let signed = |n: u8| {
+            let mut request = Request { random: [n; 6], ..request() };
+            key().sign(HashKind::Sha256, &mut request);
+            request
+        };
+        let forged = |n| Request { hash: [n; 64], ..signed(n) };
+        let judge = |request: &Request| socket.judge(request.as_bytes(), [127, 0, 0, 1].into()).map(|_| ());
+        assert_eq!(judge(&signed(1)), Ok(()));
+        // As the pipeline does it; and the other way in may have done so, too.
+        assert!(seen.is_new(*Mark::of(&signed(1)).unwrap(), None, false));
+        assert_eq!(judge(&signed(1)), Err(Verdict::Replay));
+        assert_eq!(judge(&signed(2)), Ok(()));
+        assert_eq!(judge(&signed(3)), Ok(()));
+        assert_eq!(judge(&signed(4)), Err(Verdict::DeliveryLimit));
+        assert_eq!((judge(&forged(5)), judge(&forged(6))), (Err(Verdict::Digest), Err(Verdict::Digest)));
+        assert_eq!(judge(&forged(7)), Err(Verdict::SourceLimit));
+        // One that was never right, of which there may be two wrong ones in all.
+        let strangers = open(11_237).shielded(limits, seen);
+        let mut verdicts = (1..=3_u8).map(|n| {
+            let mut request = forged(n);
+            request.address[3] = n;
+            strangers.judge(request.as_bytes(), [127, 0, 0, n].into()).map(|_| ())
+        });
+        assert_eq!(verdicts.next(), Some(Err(Verdict::Digest)));
+        assert_eq!(verdicts.next(), Some(Err(Verdict::Digest)));
+        assert_eq!(verdicts.next(), Some(Err(Verdict::GlobalLimit)));
     }
 
     #[tokio::test]

@@ -43,10 +43,22 @@ async fn pipeline_behind(name: &str, groups: Groups, backlog: Backlog) -> (Pipel
         Hypervisors::start(&[format!("test://{}", node.display())], crate::hypervisor::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
     (
-        Pipeline::new(Callback::new(AUTH, Some(key())), groups, hypervisors.clone(), backlog, Claims::none()),
+        Pipeline::new(
+            Callback::new(AUTH, Some(key())),
+            groups,
+            hypervisors.clone(),
+            backlog,
+            Claims::none(),
+            unwritten(),
+        ),
         hypervisors,
         dir,
     )
+}
+
+/// A memory of datagrams that is not written down.
+fn unwritten() -> Arc<Seen> {
+    Arc::new(Seen::none(Duration::from_secs(60)))
 }
 
 /// A directory that goes with the test.

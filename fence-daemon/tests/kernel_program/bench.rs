@@ -7,6 +7,7 @@ use fence_common::admit::Rules;
 use fence_common::boundary::Listener;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
+use fence_common::shield::Limits;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 use fence_daemon::intake::kernel::KernelProgram;
 
@@ -14,8 +15,13 @@ use fence_daemon::intake::kernel::KernelProgram;
 pub(crate) const RULES: Rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
 
 /// Both families, the default groups and port.
-pub(crate) const LISTENER: Listener =
-    Listener { group_v4: Some(DEFAULT_GROUP_V4), group_v6: Some(DEFAULT_GROUP_V6), port: DEFAULT_PORT, rules: RULES };
+pub(crate) const LISTENER: Listener = Listener {
+    group_v4: Some(DEFAULT_GROUP_V4),
+    group_v6: Some(DEFAULT_GROUP_V6),
+    port: DEFAULT_PORT,
+    rules: RULES,
+    limits: Limits::NONE,
+};
 
 pub(crate) fn key() -> Key {
     Key::new(b"secret").unwrap()

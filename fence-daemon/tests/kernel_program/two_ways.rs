@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
+use fence_daemon::clock::Moment;
 use fence_daemon::intake::interface::Interface;
 use fence_daemon::intake::kernel::{KernelProgram, Mode, Ring};
 use fence_daemon::intake::socket::RequestSocket;
@@ -158,7 +159,9 @@ fn bridged() {
 
 fn attached() -> (KernelProgram, Ring) {
     let mut program = load();
-    let ring = program.take_ring().unwrap().unwrap();
+    let mut ring = program.take_ring().unwrap().unwrap();
+    // Nobody reads it in time to show signs of life.
+    ring.beat(Moment::now().plus(Duration::from_secs(3600)));
     program.attach("virbr0", Mode::Auto).unwrap();
     (program, ring)
 }

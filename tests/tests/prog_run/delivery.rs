@@ -3,22 +3,21 @@
 use fence_common::admit::Source;
 use fence_common::boundary::{ABI_VERSION, Event, KEY_SLOT_ACTIVE, RING_BYTES};
 use fence_common::hash::HashKind;
+use fence_common::shield::Limits;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
 use zerocopy::{IntoBytes as _, little_endian};
 
 use crate::frames::*;
-use crate::program::{Program, listener};
-
-/// `CLOCK_MONOTONIC` in nanoseconds.
-fn now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).expect("time since boot") * 1_000_000_000
-        + u64::try_from(now.tv_nsec).expect("a part of it")
-}
+use crate::program::{Program, listener, now};
 
 fn program() -> Program {
     Program::load(&listener(HashKind::Sha256, true), Some(&key()))
+}
+
+/// Nothing is bounded but that a datagram is accepted once.
+fn once() -> Limits {
+    Limits { replay_window_ns: u64::MAX, ..Limits::NONE }
 }
 
 #[test]
@@ -52,28 +51,30 @@ fn an_event_holds_the_datagram_its_source_interface_and_time() {
 #[test]
 fn a_full_ring_passes_and_loses_nothing_that_is_in_it() {
     let mut program = program();
+    program.limit(once());
     let room = RING_BYTES / (size_of::<Event>() + 8);
+    // Each by a sender of its own, as one cannot fill the ring.
     let frame = |seqno: usize| {
-        let seqno = little_endian::U32::new(u32::try_from(seqno).expect("few"));
-        ipv4(UNTAGGED, signed(&key(), Request { seqno, ..request_v4() }).as_bytes())
+        let seqno = u32::try_from(seqno).expect("few");
+        let [.., high, low] = seqno.to_be_bytes();
+        good_from([10, 1, high, low], 1, seqno)
     };
     for seqno in 0..room {
         assert_eq!(program.run(&frame(seqno)), Verdict::Delivered, "request {seqno} of {room}");
     }
     for seqno in room..room + 10 {
         assert_eq!(program.run(&frame(seqno)), Verdict::RingFull);
+        assert_eq!(program.run(&frame(seqno)), Verdict::RingFull, "what was passed is not taken for a copy");
     }
     // What is wrong is dropped all the same.
-    let mut wrong = frame(0);
-    *wrong.last_mut().expect("a frame") ^= 1;
-    assert_eq!(program.run(&wrong), Verdict::Digest);
+    assert_eq!(program.run(&forged(frame(room + 10))), Verdict::Digest);
 
-    let expected = Counters { delivered: room as u64, pass_ring_full: 10, drop_digest: 1, ..Counters::default() };
+    let expected = Counters { delivered: room as u64, pass_ring_full: 20, drop_digest: 1, ..Counters::default() };
     assert_eq!(program.counters(), expected);
     for seqno in 0..room {
         let event = program.event().expect("an event");
         assert_eq!(event.request.seqno.get() as usize, seqno);
     }
     assert!(program.event().is_none());
-    assert_eq!(program.run(&frame(0)), Verdict::Delivered);
+    assert_eq!(program.run(&frame(room)), Verdict::Delivered);
 }

@@ -131,3 +131,21 @@ pub(crate) fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     frame[at..at + bytes.len()].copy_from_slice(bytes);
     frame
 }
+
+/// A good IPv4 frame of a guest with this address and this last byte of its MAC address, the `n`th that it sends.
+pub(crate) fn good_from(ip: [u8; 4], mac: u8, n: u32) -> Vec<u8> {
+    let mut request = Request { seqno: little_endian::U32::new(n), ..request_v4() };
+    request.address[..4].copy_from_slice(&ip);
+    sent_by(ipv4(UNTAGGED, signed(&key(), request).as_bytes()), ip, mac)
+}
+
+/// The frame with another IPv4 source and another last byte of the MAC address.
+pub(crate) fn sent_by(frame: Vec<u8>, ip: [u8; 4], mac: u8) -> Vec<u8> {
+    with(with(frame, ETHERNET + 12, &ip), 11, &[mac])
+}
+
+/// The frame with a wrong last byte, which of a request is the end of its hash field.
+pub(crate) fn forged(mut frame: Vec<u8>) -> Vec<u8> {
+    *frame.last_mut().expect("a frame") ^= 1;
+    frame
+}

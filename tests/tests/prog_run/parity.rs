@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use fence_common::boundary::Config;
 use fence_common::hash::HashKind;
+use fence_common::shield::{Limit, Limits};
 use fence_common::verdict::Verdict;
 use fence_common::wire::Request;
 use proptest::prelude::*;
@@ -120,6 +121,92 @@ fn kernel_and_user_space_agree_on_mutated_frames() {
         Verdict::Family,
         Verdict::Source,
         Verdict::Address,
+    ] {
+        assert!(seen.contains_key(&verdict), "no case came to {verdict:?}: {seen:?}");
+    }
+}
+
+/// What one of four senders (two IP addresses, two MAC addresses) sends next.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A new request.
+    Right,
+    /// One that was sent before, by whomever.
+    Again(prop::sample::Index),
+    /// A new one with a wrong digest.
+    Wrong,
+    /// One that was sent before, with a wrong digest that begins like its own.
+    AlmostAgain(prop::sample::Index),
+    /// One that is too short.
+    Short,
+    /// One that names somebody else's address.
+    Elsewhere,
+}
+
+fn step() -> impl Strategy<Value = (usize, Step)> {
+    let index = any::<prop::sample::Index>;
+    let step = prop_oneof![
+        4 => Just(Step::Right),
+        2 => index().prop_map(Step::Again),
+        3 => Just(Step::Wrong),
+        1 => index().prop_map(Step::AlmostAgain),
+        1 => Just(Step::Short),
+        1 => Just(Step::Elsewhere),
+    ];
+    (0..4_usize, step)
+}
+
+/// With memories that are empty at first and buckets that hold a few, which no test lives long enough to see filled again.
+#[test]
+fn kernel_and_user_space_agree_on_what_senders_may_still_do() {
+    const ADDRESSES: [[u8; 4]; 2] = [[192, 168, 122, 31], [192, 168, 122, 32]];
+    let hour = 3_600_000_000_000;
+    let only = |burst: u64| Limit { every_ns: 10 * hour, ahead_ns: 10 * hour * (burst - 1) };
+    let limits = Limits { failures: only(2), strangers: only(3), deliveries: only(4), replay_window_ns: hour };
+    let program = RefCell::new(Program::load(&listener(HashKind::Sha256, true), Some(&key())));
+    program.borrow_mut().limit(limits);
+    let seen = RefCell::new(std::collections::HashMap::<Verdict, u32>::new());
+    let number = std::cell::Cell::new(0_u32);
+    let next = || number.replace(number.get() + 1);
+    let mut runner = TestRunner::new(Proptest { cases: 200, failure_persistence: None, ..Proptest::default() });
+    let result = runner.run(&prop::collection::vec(step(), 1..40), |steps| {
+        let mut program = program.borrow_mut();
+        program.forget();
+        let mut sent: Vec<Vec<u8>> = Vec::new();
+        for (who, step) in steps {
+            let (ip, mac) = (ADDRESSES[who / 2], 40 + u8::from(who % 2 == 1));
+            let frame = match step {
+                Step::Right => good_from(ip, mac, next()),
+                Step::Wrong => forged(good_from(ip, mac, next())),
+                Step::Short => sent_by(ipv4(UNTAGGED, &[0; 175]), ip, mac),
+                Step::Elsewhere => sent_by(good_from([192, 168, 122, 99], mac, next()), ip, mac),
+                Step::Again(_) | Step::AlmostAgain(_) if sent.is_empty() => continue,
+                Step::Again(index) => with(index.get(&sent).clone(), 11, &[mac]),
+                Step::AlmostAgain(index) => forged(with(index.get(&sent).clone(), 11, &[mac])),
+            };
+            let expected = program.user_space(&frame);
+            *seen.borrow_mut().entry(expected).or_default() += 1;
+            prop_assert_eq!(program.run(&frame), expected);
+            prop_assert_eq!(program.event().is_some(), expected == Verdict::Delivered);
+            sent.push(frame);
+        }
+        // The same is known, too.
+        let _ = program.known();
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    let seen = seen.into_inner();
+    for verdict in [
+        Verdict::Delivered,
+        Verdict::Length,
+        Verdict::Source,
+        Verdict::Digest,
+        Verdict::Replay,
+        Verdict::SourceLimit,
+        Verdict::GlobalLimit,
+        Verdict::DeliveryLimit,
     ] {
         assert!(seen.contains_key(&verdict), "no case came to {verdict:?}: {seen:?}");
     }

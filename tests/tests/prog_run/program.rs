@@ -1,9 +1,11 @@
 //! The program under test: loaded, configured, run on a frame, its counters and events read.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use fence_common::admit::Rules;
 use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, KEY_SLOTS, Listener, Workspace, empty_slot, name};
@@ -11,8 +13,11 @@ use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::frame::judge;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
+use fence_common::records::Records;
+use fence_common::replay::Mark;
+use fence_common::shield::{Failed, Limits, Sender, Strangers, Trusted};
 use fence_common::verdict::{Action, COUNTERS, Counters, Verdict};
-use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
+use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, Request};
 use zerocopy::FromZeros as _;
 
 /// From <linux/bpf.h>.
@@ -29,6 +34,7 @@ pub(crate) fn listener(min_hash: HashKind, strict_source: bool) -> Listener {
         group_v6: Some(DEFAULT_GROUP_V6),
         port: DEFAULT_PORT,
         rules: Rules { min_hash, strict_source },
+        limits: Limits::NONE,
     }
 }
 
@@ -46,12 +52,39 @@ pub(crate) fn require_root() {
     );
 }
 
+/// What is counted of senders: failures and datagrams over a limit; of trusted ones requests, too.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) trusted: BTreeMap<Sender, [u64; 3]>,
+    pub(crate) failed: BTreeMap<Sender, [u64; 2]>,
+    pub(crate) strangers: [u64; 2],
+}
+
+impl Known {
+    fn add_trusted(&mut self, sender: Sender, known: Trusted) {
+        self.trusted.insert(sender, [known.failures, known.over_limit, known.deliveries]);
+    }
+
+    fn add_failed(&mut self, sender: Sender, known: Failed) {
+        self.failed.insert(sender, [known.failures, known.over_limit]);
+    }
+}
+
+/// The program's clock.
+pub(crate) fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).expect("time since boot") * 1_000_000_000
+        + u64::try_from(now.tv_nsec).expect("a part of it")
+}
+
 /// One loaded copy of the program.
 pub(crate) struct Program {
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
     config: Config,
     keys: [Option<PreparedKey>; KEY_SLOTS],
+    /// What user space knows of senders and datagrams.
+    records: RefCell<Records>,
 }
 
 impl Program {
@@ -65,10 +98,92 @@ impl Program {
         let xdp: &mut Xdp = ebpf.program_mut(name::PROGRAM).expect("the program").try_into().expect("an XDP program");
         xdp.load().expect("the verifier accepts the program");
         let ring = RingBuf::try_from(ebpf.take_map(name::REQUESTS).expect("the ring")).expect("a ring buffer");
-        let mut program = Self { ebpf, ring, config: Config::new(listener), keys: [const { None }; KEY_SLOTS] };
+        let mut program = Self {
+            ebpf,
+            ring,
+            config: Config::new(listener),
+            keys: [const { None }; KEY_SLOTS],
+            records: RefCell::default(),
+        };
         program.configure(Config::new(listener));
         program.set_key(key);
+        program.set_heartbeat(u64::MAX);
         program
+    }
+
+    /// Replaces the bounds.
+    pub(crate) fn limit(&mut self, limits: Limits) {
+        self.configure(Config { limits, ..self.config });
+    }
+
+    /// What the program knows of senders.
+    fn senders(&self) -> Known {
+        let mut kernel = Known::default();
+        let map =
+            HashMap::<_, [u8; size_of::<Sender>()], [u64; 6]>::try_from(self.map(name::TRUSTED)).expect("its layout");
+        for entry in map.iter() {
+            let (sender, words) = entry.expect("a read");
+            kernel.add_trusted(zerocopy::transmute!(sender), zerocopy::transmute!(words));
+        }
+        let map =
+            HashMap::<_, [u8; size_of::<Sender>()], [u64; 4]>::try_from(self.map(name::FAILED)).expect("its layout");
+        for entry in map.iter() {
+            let (sender, words) = entry.expect("a read");
+            kernel.add_failed(zerocopy::transmute!(sender), zerocopy::transmute!(words));
+        }
+        let map = Array::<_, [u64; 3]>::try_from(self.map(name::STRANGERS)).expect("its layout");
+        let strangers: Strangers = zerocopy::transmute!(map.get(&0, 0).expect("a read"));
+        kernel.strangers = [strangers.failures, strangers.over_limit];
+        kernel
+    }
+
+    /// What program and user space know of senders, which must be the same but for the times.
+    pub(crate) fn known(&self) -> Known {
+        let kernel = self.senders();
+        let records = self.records.borrow();
+        let mut user = Known::default();
+        records.trusted().for_each(|(sender, trusted)| user.add_trusted(*sender, *trusted));
+        records.failed().for_each(|(sender, failed)| user.add_failed(*sender, *failed));
+        user.strangers = [records.strangers().failures, records.strangers().over_limit];
+        assert_eq!(kernel, user, "the program knows what user space knows");
+        kernel
+    }
+
+    /// Forgets what is known of all senders.
+    pub(crate) fn forget(&mut self) {
+        *self.records.borrow_mut() = Records::default();
+        let known = self.senders();
+        let map = self.ebpf.map_mut(name::TRUSTED).expect("the map");
+        let mut map = HashMap::<_, [u8; size_of::<Sender>()], [u64; 6]>::try_from(map).expect("its layout");
+        for sender in known.trusted.keys() {
+            map.remove(&zerocopy::transmute!(*sender)).expect("it is there");
+        }
+        let map = self.ebpf.map_mut(name::FAILED).expect("the map");
+        let mut map = HashMap::<_, [u8; size_of::<Sender>()], [u64; 4]>::try_from(map).expect("its layout");
+        for sender in known.failed.keys() {
+            map.remove(&zerocopy::transmute!(*sender)).expect("it is there");
+        }
+        let map = self.ebpf.map_mut(name::STRANGERS).expect("the map");
+        Array::<_, [u64; 3]>::try_from(map).expect("its layout").set(0, [0; 3], 0).expect("a write");
+    }
+
+    /// When a datagram was accepted, for the program and user space.
+    pub(crate) fn set_accepted(&mut self, request: &Request, at: u64) {
+        let mark = Mark::of(request).expect("a digest");
+        let map = self.ebpf.map_mut(name::SEEN).expect("the map");
+        let mut map = HashMap::<_, [u8; size_of::<Mark>()], u64>::try_from(map).expect("its layout");
+        map.insert(mark.digest, at, 0).expect("a write");
+        self.records.borrow_mut().replays.note(*mark, at);
+    }
+
+    fn map(&self, name: &str) -> &Map {
+        self.ebpf.map(name).expect("the map")
+    }
+
+    /// When the daemon has shown its last sign of life. In the future is now.
+    pub(crate) fn set_heartbeat(&mut self, at: u64) {
+        let map = self.ebpf.map_mut(name::HEARTBEAT).expect("the map");
+        Array::<_, u64>::try_from(map).expect("its layout").set(0, at, 0).expect("a write");
     }
 
     /// Replaces the configuration.
@@ -100,7 +215,8 @@ impl Program {
     pub(crate) fn user_space(&self, frame: &[u8]) -> Verdict {
         let empty = empty_slot();
         let slots = self.keys.each_ref().map(|key| key.as_ref().map_or(&empty, PreparedKey::dangerous_slot));
-        judge(frame, &self.config, &slots).map_or_else(|verdict| verdict, |_| Verdict::Delivered)
+        judge(frame, &self.config, &slots, &mut *self.records.borrow_mut(), now())
+            .map_or_else(|verdict| verdict, |_| Verdict::Delivered)
     }
 
     /// The counters of all CPUs together.

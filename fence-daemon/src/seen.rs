@@ -1,0 +1,252 @@
+//! Which datagrams were accepted, here, in the kernel program and on disk: who has recorded one can send it again, and a restart of the
+//! daemon must not make it good.
+//!
+//! One file in the state directory under `/run`, of [`SEEN_MAX`] records at most: the oldest is overwritten. A record is the time on the
+//! monotonic clock (which counts from the host's boot, as `/run` does), the beginning of the digest, and who sent it. It is no secret, but
+//! root's alone to write: what is in there is refused, and whose digest was right is not held up by a flood of strangers. A record that is
+//! damaged refuses a datagram that nobody will ever send.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fence_common::replay::{Mark, Replays};
+use fence_common::shield::{SEEN_MAX, Sender, TRUSTED_MAX};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use crate::clock::Moment;
+use crate::intake::kernel::Memory;
+
+/// The datagrams that were accepted.
+#[derive(Debug)]
+pub struct Seen {
+    /// For how long, in nanoseconds.
+    window: u64,
+    replays: Mutex<Replays>,
+    /// The senders that an earlier daemon knew.
+    senders: Vec<(Sender, u64)>,
+    file: Option<Mutex<Records>>,
+    /// The kernel program's memory, once it is loaded.
+    kernel: Mutex<Option<Memory>>,
+}
+
+/// The file, and where the next record goes.
+#[derive(Debug)]
+struct Records {
+    file: File,
+    next: usize,
+    complained: bool,
+}
+
+/// One datagram in the file. All zero is none.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Record {
+    at: [u8; 8],
+    mark: Mark,
+    sender: Sender,
+}
+
+/// The length of a record.
+const LEN: usize = size_of::<Record>();
+
+impl Seen {
+    /// Keeps nothing beyond the process.
+    #[must_use]
+    pub fn none(window: Duration) -> Self {
+        let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
+        Self { window, replays: Mutex::default(), senders: Vec::new(), file: None, kernel: Mutex::default() }
+    }
+
+    /// Opens the file in `directory`, which is made if need be, and reads what an earlier daemon has left there. Where that cannot be
+    /// done it is logged, and nothing is kept beyond the process.
+    #[must_use]
+    pub fn open(directory: &Path, window: Duration) -> Self {
+        let mut seen = Self::none(window);
+        match open(directory) {
+            Ok((file, found)) => {
+                let next = seen.recall(&found, Moment::now());
+                seen.file = Some(Mutex::new(Records { file, next, complained: false }));
+            }
+            Err(error) => {
+                let directory = directory.display();
+                tracing::warn!(%directory, %error, "the next daemon will not know a request again that this one has heard");
+            }
+        }
+        seen
+    }
+
+    /// Takes over what is of this boot and not too old. Returns where the next record goes.
+    fn recall(&mut self, found: &[Record], now: Moment) -> usize {
+        let is_good = |at: u64| at != 0 && at <= now.nanos() && now.nanos().saturating_sub(at) < self.window;
+        let at = |record: &Record| u64::from_le_bytes(record.at);
+        let mut good: Vec<(usize, &Record)> =
+            found.iter().enumerate().filter(|(_, record)| is_good(at(record))).collect();
+        good.sort_by_key(|(_, record)| at(record));
+        let replays = self.replays.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut senders = BTreeMap::new();
+        for (_, record) in &good {
+            replays.note(record.mark, at(record));
+            if record.sender.family != 0 {
+                senders.insert(record.sender, at(record));
+            }
+        }
+        self.senders = senders.into_iter().collect();
+        self.senders.sort_by_key(|(_, at)| *at);
+        good.last().map_or(0, |(index, _)| index.saturating_add(1) % SEEN_MAX)
+    }
+
+    /// Notes a datagram whose digest is right. `false` if it was accepted before. `sender` is who sent it, if that is known;
+    /// `in_kernel`, whether the kernel program has noted it already.
+    pub fn is_new(&self, mark: Mark, sender: Option<Sender>, in_kernel: bool) -> bool {
+        let now = Moment::now().nanos();
+        if !lock(&self.replays).is_new(mark, now, self.window) {
+            return false;
+        }
+        if let Some(file) = &self.file {
+            let sender = sender.unwrap_or_else(Sender::new_zeroed);
+            lock(file).write(&Record { at: now.to_le_bytes(), mark, sender });
+        }
+        if !in_kernel && let Some(kernel) = lock(&self.kernel).as_mut() {
+            kernel.note(mark, now);
+        }
+        true
+    }
+
+    /// When a datagram was accepted, on the monotonic clock.
+    #[must_use]
+    pub fn accepted_at(&self, mark: &Mark) -> Option<u64> {
+        lock(&self.replays).seen_at(mark)
+    }
+
+    /// Gives the kernel program's memory what is known, and what is accepted from now on without it.
+    pub fn teach(&self, mut kernel: Memory) {
+        // Held until it is in its place: what is accepted meanwhile waits for it.
+        let mut place = lock(&self.kernel);
+        let known: Vec<(Mark, u64)> = lock(&self.replays).iter().collect();
+        for (mark, at) in known {
+            kernel.note(mark, at);
+        }
+        // The newest ones, of more than it holds.
+        for (sender, at) in self.senders.iter().skip(self.senders.len().saturating_sub(TRUSTED_MAX)) {
+            kernel.trust(sender, *at);
+        }
+        *place = Some(kernel);
+    }
+}
+
+impl Records {
+    /// Writes a record over the oldest. That it cannot be written keeps nobody from being fenced.
+    fn write(&mut self, record: &Record) {
+        let at = u64::try_from(self.next * LEN).unwrap_or(0);
+        self.next = (self.next + 1) % SEEN_MAX;
+        if let Err(error) = self.file.write_all_at(record.as_bytes(), at)
+            && !std::mem::replace(&mut self.complained, true)
+        {
+            tracing::warn!(%error, "what was heard is not written down: the next daemon will not know it again");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open(directory: &Path) -> io::Result<(File, Vec<Record>)> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(nofollow);
+    let file = options.open(directory.join("seen"))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| io::Error::other("another daemon uses it"))?;
+    let mut bytes = Vec::new();
+    let most = u64::try_from(SEEN_MAX * LEN).unwrap_or(u64::MAX);
+    (&file).take(most).read_to_end(&mut bytes)?;
+    let (records, _) = bytes.as_chunks::<LEN>();
+    Ok((file, records.iter().map(|record| zerocopy::transmute!(*record)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn mark(n: usize) -> Mark {
+        Mark { digest: u128::try_from(n + 1).unwrap().to_be_bytes() }
+    }
+
+    fn sender(last: u8) -> Sender {
+        let mut ip = [0; 16];
+        ip[..4].copy_from_slice(&[192, 168, 122, last]);
+        Sender { ip, mac: [2, 0, 0, 0, 0, last], family: 2 }
+    }
+
+    #[test]
+    fn the_next_daemon_knows_what_was_accepted() {
+        let scratch = Scratch::new();
+        let first = Seen::open(scratch.path(), DAY);
+        assert!(first.is_new(mark(1), Some(sender(7)), true) && !first.is_new(mark(1), Some(sender(7)), true));
+        assert!(first.is_new(mark(2), None, false));
+        let second = Seen::open(scratch.path(), DAY);
+        assert!(second.is_new(mark(1), None, false), "two daemons share one file");
+        drop((first, second));
+
+        let third = Seen::open(scratch.path(), DAY);
+        assert!(!third.is_new(mark(1), None, false) && !third.is_new(mark(2), None, false));
+        assert_eq!(third.senders.iter().map(|(sender, _)| *sender).collect::<Vec<_>>(), [sender(7)]);
+        assert!(third.is_new(mark(3), None, false));
+        drop(third);
+        // What it wrote did not overwrite what was there.
+        let fourth = Seen::open(scratch.path(), DAY);
+        assert!((1..=3).all(|n| !fourth.is_new(mark(n), None, false)));
+        drop(fourth);
+        assert_eq!(fs::metadata(scratch.path().join("seen")).unwrap().len(), 3 * LEN as u64);
+    }
+
+    #[test]
+    fn what_is_too_old_or_of_another_boot_is_forgotten() {
+        let scratch = Scratch::new();
+        let now = Moment::now();
+        let mut bytes = Vec::new();
+        let times = [0, now.before(Duration::from_secs(90)).nanos(), now.plus(DAY).nanos(), now.nanos()];
+        for (n, at) in times.into_iter().enumerate() {
+            let record = Record { at: at.to_le_bytes(), mark: mark(n), sender: sender(1) };
+            bytes.extend_from_slice(record.as_bytes());
+        }
+        // And one that was cut off.
+        bytes.extend_from_slice(&[7; LEN - 1]);
+        fs::write(scratch.path().join("seen"), bytes).unwrap();
+        let seen = Seen::open(scratch.path(), Duration::from_secs(60));
+        assert_eq!((0..4).filter(|&n| seen.accepted_at(&mark(n)).is_some()).collect::<Vec<_>>(), [3]);
+        assert!(seen.is_new(mark(9), None, false));
+        drop(seen);
+        let seen = Seen::open(scratch.path(), Duration::from_secs(60));
+        assert!(!seen.is_new(mark(9), None, false) && !seen.is_new(mark(3), None, false));
+    }
+
+    #[test]
+    fn any_bytes_are_no_obstacle_and_the_file_stays_small() {
+        let scratch = Scratch::new();
+        fs::write(scratch.path().join("seen"), vec![0xa5; (SEEN_MAX + 10) * LEN + 5]).unwrap();
+        let seen = Seen::open(scratch.path(), DAY);
+        assert!((0..SEEN_MAX + 100).all(|n| seen.is_new(mark(n), None, false)));
+        drop(seen);
+        let seen = Seen::open(scratch.path(), DAY);
+        assert!(!seen.is_new(mark(SEEN_MAX + 99), None, false) && !seen.is_new(mark(100), None, false));
+        assert!(seen.is_new(mark(0), None, false), "the oldest was overwritten");
+        assert!(fs::metadata(scratch.path().join("seen")).unwrap().len() <= (SEEN_MAX as u64 + 11) * LEN as u64);
+    }
+
+    #[test]
+    fn without_a_place_it_is_known_as_long_as_the_process() {
+        let seen = Seen::open(Path::new("/proc/nowhere"), DAY);
+        assert!(seen.is_new(mark(1), None, false) && !seen.is_new(mark(1), None, false));
+    }
+}

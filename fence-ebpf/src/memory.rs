@@ -1,0 +1,125 @@
+//! What is known of senders and datagrams, in maps that all CPUs share.
+//!
+//! Records are copied out, changed, and copied back; see [`fence_common::shield`] on what that may lose. The functions that the program
+//! calls are not inlined: their records lie on stacks of their own, as the entry's has to leave room for the digest's.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use fence_common::boundary::Config;
+use fence_common::replay::Mark;
+use fence_common::shield::{self, Admission, Failed, Memory, Room, Sender, Strangers, Trusted};
+use fence_common::verdict::Verdict;
+
+use crate::maps;
+
+/// `-EEXIST`.
+const EXISTS: i32 = -17;
+
+/// The maps.
+struct Maps;
+
+/// Changes the record behind a map's pointer.
+///
+/// # Safety
+/// `record` must be valid and aligned.
+#[inline(always)]
+unsafe fn change<V: Copy, R>(record: *mut V, change: impl FnOnce(&mut V) -> R) -> R {
+    // SAFETY: the caller vouches for the pointer. Volatile, as other CPUs write there at any time; each word is read in one, and the records
+    // are made of words any of which is valid beside any other.
+    let mut value = unsafe { record.read_volatile() };
+    let result = change(&mut value);
+    // SAFETY: as above.
+    unsafe { record.write_volatile(value) };
+    result
+}
+
+impl Memory for Maps {
+    #[inline(always)]
+    fn with_trusted<R>(&mut self, sender: &Sender, by: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
+        let record = maps::TRUSTED.get_ptr_mut(sender)?;
+        // SAFETY: a map's element stays where it is, as some sender's record, while the program runs; it is aligned to 8 bytes.
+        Some(unsafe { change(record, by) })
+    }
+
+    #[inline(always)]
+    fn with_failed<R>(&mut self, sender: &Sender, by: impl FnOnce(&mut Failed) -> R) -> Option<R> {
+        let record = maps::FAILED.get_ptr_mut(sender)?;
+        // SAFETY: as above.
+        Some(unsafe { change(record, by) })
+    }
+
+    #[inline(always)]
+    fn with_strangers<R>(&mut self, by: impl FnOnce(&mut Strangers) -> R) -> Option<R> {
+        let record = maps::STRANGERS.get_ptr_mut(0)?;
+        // SAFETY: the only element of an array, which is always there and aligned to 8 bytes.
+        Some(unsafe { change(record, by) })
+    }
+
+    // What cannot be noted (the kernel finds no free element, or another CPU holds the lock) is a token that was not paid.
+
+    #[inline(always)]
+    fn trust(&mut self, sender: &Sender, trusted: &Trusted) {
+        let _ = maps::TRUSTED.insert(sender, trusted, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn fail(&mut self, sender: &Sender, failed: &Failed) {
+        let _ = maps::FAILED.insert(sender, failed, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn accepted(&mut self, mark: &Mark) -> Option<u64> {
+        let at = maps::SEEN.get_ptr(mark)?;
+        // SAFETY: a map's element stays where it is while the program runs; one aligned word.
+        Some(unsafe { at.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, mark: &Mark, at: u64, anew: bool) -> bool {
+        let flags = u64::from(if anew { BPF_ANY } else { BPF_NOEXIST });
+        // A datagram that cannot be noted for another reason is accepted: user space has a memory of its own.
+        maps::SEEN.insert(mark, at, flags) != Err(EXISTS)
+    }
+}
+
+/// What is asked about the datagram at hand.
+pub(crate) struct Visit<'v> {
+    pub(crate) sender: &'v Sender,
+    pub(crate) mark: &'v Mark,
+    pub(crate) config: &'v Config,
+    pub(crate) now: u64,
+}
+
+impl Admission for Visit<'_> {
+    #[inline(always)]
+    fn before_digest(&mut self) -> Result<(), Verdict> {
+        before_digest(self.sender, self.mark, self.config, self.now)
+    }
+
+    #[inline(always)]
+    fn after_failure(&mut self) {
+        after_failure(self.sender, self.config, self.now);
+    }
+}
+
+#[inline(never)]
+fn before_digest(sender: &Sender, mark: &Mark, config: &Config, now: u64) -> Result<(), Verdict> {
+    shield::before_digest(&mut Maps, sender, mark, &config.limits, now)
+}
+
+#[inline(never)]
+fn after_failure(sender: &Sender, config: &Config, now: u64) {
+    shield::after_failure(&mut Maps, sender, &config.limits, now);
+}
+
+/// [`shield::before_delivery`].
+#[inline(never)]
+pub(crate) fn before_delivery(sender: &Sender, config: &Config, scarce: bool, now: u64) -> Result<(), Verdict> {
+    let room = if scarce { Room::Scarce } else { Room::Ample };
+    shield::before_delivery(&mut Maps, sender, room, &config.limits, now)
+}
+
+/// [`shield::accept`].
+#[inline(never)]
+pub(crate) fn accept(mark: &Mark, config: &Config, now: u64) -> bool {
+    shield::accept(&mut Maps, mark, &config.limits, now)
+}
