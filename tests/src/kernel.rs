@@ -75,17 +75,25 @@ pub fn xdp_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<XdpProg
 /// # Errors
 /// No program there, no map of that name, or no type information that tells its counters apart.
 pub fn counters(hypervisor: &Hypervisor) -> Result<Counters> {
+    sum(&dump(hypervisor, COUNTERS_MAP)?)
+}
+
+/// The content of a map of the program on the bridge, as bpftool prints it.
+///
+/// # Errors
+/// No program there, or no map of that name.
+pub fn dump(hypervisor: &Hypervisor, name: &str) -> Result<Value> {
     let program = xdp_on(hypervisor, BRIDGE)?.context("no XDP program on the bridge")?;
     let shown = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &program.id.to_string()])?;
     let maps = shown.get("map_ids").and_then(Value::as_array).cloned().unwrap_or_default();
     for id in maps.iter().filter_map(Value::as_u64) {
         let id = id.to_string();
         let map = json(hypervisor, "bpftool", &["-j", "map", "show", "id", &id])?;
-        if map.get("name").and_then(Value::as_str) == Some(COUNTERS_MAP) {
-            return sum(&json(hypervisor, "bpftool", &["-j", "map", "dump", "id", &id])?);
+        if map.get("name").and_then(Value::as_str) == Some(name) {
+            return json(hypervisor, "bpftool", &["-j", "map", "dump", "id", &id]);
         }
     }
-    bail!("program {} has no map {COUNTERS_MAP}", program.id)
+    bail!("program {} has no map {name}", program.id)
 }
 
 /// Adds up the CPUs' values of each field in a dump of a per-CPU array with one element.

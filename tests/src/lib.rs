@@ -6,6 +6,7 @@
 //! * [`client`]: the stock `fence_xvm`; [`server`]: `fence-daemon`, or the stock `fence_virtd` that it is compared with.
 //! * [`packaged`]: the configuration file that Debian's package brings.
 //! * [`peer`]: a client written here, which signs like a stock one and then misbehaves as told.
+//! * [`flood`]: a guest that sends as fast as it can, from any source.
 //! * [`timings`]: reads the daemon's line about a fence.
 //! * [`kernel`]: which XDP program is attached, and what it has counted.
 //! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`], [`machine`] and [`container`]: its machines; [`witness`]: whether a machine's
@@ -21,6 +22,7 @@ pub mod bench;
 pub mod client;
 pub mod container;
 pub mod differences;
+pub mod flood;
 pub mod fuse;
 pub mod initramfs;
 pub mod kernel;

@@ -14,4 +14,5 @@ mod lifecycle;
 mod misbehaviour;
 mod operations;
 mod refusals;
+mod shield;
 mod startup;

@@ -1,0 +1,142 @@
+//! A guest that sends as fast as it can: any IPv4 packets, from any source.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, anyhow};
+use etherparse::{IpFragOffset, IpNumber, Ipv4Header, PacketBuilder};
+use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_PORT};
+use nix::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::lab::Guest;
+
+/// Packets on their way. Dropping it ends them.
+#[derive(Debug)]
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// How often the packets are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounds {
+    /// Each of them once.
+    One,
+    /// All of them, over and over.
+    Endless,
+}
+
+impl Flood {
+    /// Begins to send whole IPv4 packets out of a guest.
+    ///
+    /// # Errors
+    /// The socket could not be made.
+    pub fn start(guest: &Guest, packets: Vec<Vec<u8>>, rounds: Rounds) -> Result<Self> {
+        let address = guest.v4;
+        let socket = guest.space().in_network(|| {
+            // The header is in the packet, source included; the kernel fills in the header's checksum.
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+            socket.set_multicast_if_v4(&address)?;
+            Ok(socket)
+        })?;
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let group = SocketAddr::from((DEFAULT_GROUP_V4, 0)).into();
+        let thread = std::thread::spawn({
+            let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
+            move || {
+                loop {
+                    for packet in &packets {
+                        if stop.load(Ordering::Relaxed) {
+                            return Ok(());
+                        }
+                        match socket.send_to(packet, &group) {
+                            Ok(_) => sent.fetch_add(1, Ordering::Relaxed),
+                            // The device's queue is full: as fast as it can, that is.
+                            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
+                            Err(error) => return Err(error).context("flooding"),
+                        };
+                    }
+                    if rounds == Rounds::One || packets.is_empty() {
+                        return Ok(());
+                    }
+                }
+            }
+        });
+        Ok(Self { stop, sent, thread: Some(thread) })
+    }
+
+    /// How many packets were sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Ends it. How many packets were sent.
+    ///
+    /// # Errors
+    /// One of them could not be sent.
+    pub fn stop(mut self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.wait()
+    }
+
+    /// Waits until all packets of one round are sent. How many that were.
+    ///
+    /// # Errors
+    /// One of them could not be sent.
+    pub fn wait(&mut self) -> Result<u64> {
+        if let Some(thread) = self.thread.take() {
+            thread.join().map_err(|_| anyhow!("the flood panicked"))??;
+        }
+        Ok(self.sent())
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.wait();
+    }
+}
+
+/// A UDP datagram to the group and port, from anywhere.
+///
+/// # Errors
+/// It is too long for a packet.
+pub fn datagram(source: Ipv4Addr, payload: &[u8]) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(source.octets(), DEFAULT_GROUP_V4, 2)
+        .udp(40_000, DEFAULT_PORT)
+        .write(&mut packet, payload)
+        .context("a datagram")?;
+    Ok(packet)
+}
+
+/// A fragment to the group, the first or a later one, of a packet that never becomes whole.
+///
+/// # Errors
+/// It is too long for a packet.
+pub fn fragment(source: Ipv4Addr, identification: u16, first: bool, payload: &[u8]) -> Result<Vec<u8>> {
+    let length = u16::try_from(payload.len()).context("a fragment")?;
+    let mut header =
+        Ipv4Header::new(length, 2, IpNumber::UDP, source.octets(), DEFAULT_GROUP_V4).context("a fragment")?;
+    header.identification = identification;
+    header.dont_fragment = false;
+    header.more_fragments = first;
+    header.fragment_offset = IpFragOffset::try_new(if first { 0 } else { 100 }).context("an offset")?;
+    let mut packet = Vec::new();
+    header.write(&mut packet).context("a fragment")?;
+    packet.extend_from_slice(payload);
+    Ok(packet)
+}
+
+/// The IPv4 address of a source that is none of the lab's, the `n`th of 65,536.
+#[must_use]
+pub fn elsewhere(n: u16) -> IpAddr {
+    let [high, low] = n.to_be_bytes();
+    Ipv4Addr::new(10, 77, high, low).into()
+}

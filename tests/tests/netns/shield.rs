@@ -1,0 +1,264 @@
+//! Attacks by one guest while another one, with a stock client, goes on as ever.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fence_common::wire::{Op, Request};
+use fence_tests::client::Family;
+use fence_tests::flood::{Flood, Rounds, datagram, elsewhere, fragment};
+use fence_tests::kernel::{self, Counters};
+use fence_tests::lab::Guest;
+use fence_tests::peer::{Peer, set_address};
+use fence_tests::process::poll_until;
+use fence_tests::server::Server;
+use nix::sys::signal::Signal;
+use zerocopy::IntoBytes;
+
+use crate::bench::{Bench, DOMAIN, key};
+
+/// How long something that certainly comes may take on a loaded machine.
+const SURELY: Duration = Duration::from_secs(60);
+
+/// A daemon, a guest that attacks and one that is honest, and has been served before.
+struct Scene {
+    bench: Bench,
+    honest: Guest,
+    server: Server,
+    before: Counters,
+    position: usize,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let bench = Bench::new()?;
+        let honest = bench.hypervisor.guest(2)?;
+        let server = bench.serve(&bench.config("generic"))?;
+        bench.expect(&server, honest.space(), &bench.about_domain("status"), 0)?;
+        let (before, position) = (bench.counters()?, server.log_position());
+        Ok(Self { bench, honest, server, before, position })
+    }
+
+    fn attacker(&self) -> Result<Peer> {
+        Peer::new(&self.bench.guest, &key(), Family::V4)
+    }
+
+    /// What was counted since the beginning.
+    fn counted(&self, name: &str) -> Result<u64> {
+        (&self.bench.counters()? - &self.before).get(name)
+    }
+
+    /// Waits until something was counted more than so often.
+    fn until(&self, name: &str, more_than: u64) -> Result<()> {
+        poll_until(name, SURELY, || Ok((self.counted(name)? > more_than).then_some(())))
+            .with_context(|| format!("{:?}", self.bench.counters().map(|now| format!("{:?}", now.nonzero()))))
+    }
+
+    /// The honest guest's requests during an attack: each is answered, and none of its datagrams is refused.
+    fn serve_honest(&self, rounds: usize) -> Result<()> {
+        for _ in 0..rounds {
+            for (op, code) in [("status", 0), ("off", 0), ("status", 2), ("on", 0)] {
+                self.bench.expect(&self.server, self.honest.space(), &self.bench.about_domain(op), code)?;
+            }
+        }
+        let [failures, over_limit] = self.known_of(self.honest.v4)?;
+        ensure!(failures == 0 && over_limit == 0, "{failures} of its digests were wrong, {over_limit} were refused");
+        Ok(())
+    }
+
+    /// What the program knows of a sender that it trusts: its failures, and what was over one of its limits. By bpftool, as a
+    /// person would ask.
+    fn known_of(&self, ip: Ipv4Addr) -> Result<[u64; 2]> {
+        let dump = kernel::dump(&self.bench.hypervisor, "fence_trusted")?;
+        let entries = dump.as_array().context("no entries")?;
+        let is_it = |entry: &&serde_json::Value| {
+            let bytes = entry.pointer("/formatted/key/ip").and_then(|ip| ip.as_array());
+            bytes.is_some_and(|bytes| {
+                bytes.iter().take(4).map(serde_json::Value::as_u64).eq(ip.octets().map(|byte| Some(u64::from(byte))))
+            })
+        };
+        let entry = entries.iter().find(is_it).with_context(|| format!("{ip} is not trusted: {dump}"))?;
+        let field = |name: &str| {
+            let value = entry.pointer("/formatted/value").and_then(|value| value.get(name));
+            value.and_then(serde_json::Value::as_u64).with_context(|| format!("no {name}: {entry}"))
+        };
+        Ok([field("failures")?, field("over_limit")?])
+    }
+
+    /// The log has a line for each thing that was fenced and about a hundred for each guest that misbehaves, not more.
+    fn bounded_log(&self) -> Result<()> {
+        let lines = self.server.log_position() - self.position;
+        ensure!(lines < 400, "{lines} lines of log: {}", self.server.log());
+        Ok(())
+    }
+}
+
+/// A request of another address, with a digest that is wrong.
+fn forged(peer: &Peer, address: IpAddr) -> Result<Vec<u8>> {
+    let mut request = peer.request(Op::Off, DOMAIN)?;
+    set_address(&mut request, address);
+    request.hash_kind = 2;
+    request.hash = [0x5a; 64];
+    let IpAddr::V4(source) = address else { anyhow::bail!("not IPv4") };
+    datagram(source, request.as_bytes())
+}
+
+#[test]
+fn a_flood_of_bad_digests_from_one_source() -> Result<()> {
+    let scene = Scene::new()?;
+    let peer = scene.attacker()?;
+    let flood = Flood::start(&scene.bench.guest, vec![forged(&peer, peer.address())?], Rounds::Endless)?;
+    scene.until("drop_source_limit", 10_000)?;
+    scene.serve_honest(3)?;
+    let sent = flood.stop()?;
+    // Looked at was next to nothing of it; and the attacker's own good requests wait for his bucket to fill.
+    let (looked, unseen) = (scene.counted("drop_digest")?, scene.counted("drop_source_limit")?);
+    ensure!(unseen > looked, "of {sent}, {looked} were looked at and {unseen} were not");
+    ensure!(scene.counted("drop_global_limit")? == 0);
+    scene.bounded_log()
+}
+
+#[test]
+fn a_flood_of_bad_digests_from_ten_thousand_sources() -> Result<()> {
+    let scene = Scene::new()?;
+    let peer = scene.attacker()?;
+    let packets = (0..10_000).map(|n| forged(&peer, elsewhere(n))).collect::<Result<Vec<_>>>()?;
+    let flood = Flood::start(&scene.bench.guest, packets, Rounds::Endless)?;
+    scene.until("drop_global_limit", 10_000)?;
+    scene.serve_honest(3)?;
+    flood.stop()?;
+    // The honest guest is known; whoever is not waits for the end of it.
+    let late = scene.bench.hypervisor.guest(3)?;
+    scene.bench.expect(&scene.server, late.space(), &scene.bench.about_domain("status"), 0)?;
+    scene.bounded_log()
+}
+
+#[test]
+fn a_flood_of_a_recorded_request() -> Result<()> {
+    let scene = Scene::new()?;
+    let victim = Peer::new(&scene.honest, &key(), Family::V4)?;
+    let recorded = victim.sign(victim.request(Op::Off, DOMAIN)?)?;
+    victim.send_bytes(recorded.as_bytes())?;
+    let mut call = victim.called_back(SURELY)?.context("no call-back")?;
+    ensure!(call.converse()? == 0);
+    scene.bench.expect(&scene.server, scene.honest.space(), &scene.bench.about_domain("on"), 0)?;
+    // By somebody else, in the victim's name.
+    let packets = vec![datagram(scene.honest.v4, recorded.as_bytes())?];
+    let flood = Flood::start(&scene.bench.guest, packets, Rounds::Endless)?;
+    scene.until("drop_replay", 10_000)?;
+    scene.serve_honest(3)?;
+    flood.stop()?;
+    ensure!(victim.called_back(Duration::from_millis(500))?.is_none(), "called back: {}", scene.server.log());
+    ensure!(scene.counted("drop_digest")? == 0);
+    scene.bounded_log()
+}
+
+/// So many requests of a guest, each new and right, that ask to be called back where nobody listens.
+fn fresh(peer: &Peer, guest: &Guest, many: usize) -> Result<Vec<Vec<u8>>> {
+    let one = |_| -> Result<Vec<u8>> {
+        let request = Request { port: 9.into(), ..peer.request(Op::Status, DOMAIN)? };
+        datagram(guest.v4, peer.sign(request)?.as_bytes())
+    };
+    (0..many).map(one).collect()
+}
+
+#[test]
+fn a_flood_of_right_requests_by_a_noisy_guest() -> Result<()> {
+    let scene = Scene::new()?;
+    let peer = scene.attacker()?;
+    let mut flood = Flood::start(&scene.bench.guest, fresh(&peer, &scene.bench.guest, 4000)?, Rounds::One)?;
+    scene.serve_honest(1)?;
+    ensure!(flood.wait()? == 4000);
+    scene.until("drop_delivery_limit", 500)?;
+    scene.serve_honest(2)?;
+    // It may be right again when its bucket has filled a little.
+    ensure!(scene.attacker()?.ask(Op::Status, DOMAIN)?.converse()? == 0, "{}", scene.server.log());
+    scene.bounded_log()
+}
+
+#[test]
+fn a_flood_of_what_is_too_long_and_of_fragments() -> Result<()> {
+    let scene = Scene::new()?;
+    let guest = &scene.bench.guest;
+    let mut packets = vec![datagram(guest.v4, &[0x11; 1400])?, datagram(guest.v4, &[])?];
+    for n in 0..2000 {
+        packets.push(fragment(guest.v4, n, true, &[0; 800])?);
+        packets.push(fragment(guest.v4, n, false, &[0; 800])?);
+    }
+    let flood = Flood::start(guest, packets, Rounds::Endless)?;
+    scene.until("pass_fragment", 10_000)?;
+    scene.until("drop_length", 3)?;
+    scene.serve_honest(3)?;
+    flood.stop()?;
+    scene.bounded_log()
+}
+
+/// The daemon stands still. Nobody fills the ring buffer alone, so the others' requests are there when it goes on.
+#[test]
+fn a_ring_that_nobody_reads() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let (noisy, honest) = (scene.attacker()?, Peer::new(&scene.honest, &key(), Family::V4)?);
+    let packets = fresh(&noisy, &scene.bench.guest, 2000)?;
+    scene.server.process().signal(Signal::SIGSTOP)?;
+    ensure!(Flood::start(&scene.bench.guest, packets, Rounds::One)?.wait()? == 2000);
+    scene.until("drop_delivery_limit", 500)?;
+    honest.send(honest.request(Op::Status, DOMAIN)?)?;
+    scene.server.process().signal(Signal::SIGCONT)?;
+    let call = honest.called_back(SURELY)?;
+    ensure!(call.context("no call-back")?.converse()? == 0, "{}", scene.server.log());
+    ensure!(scene.counted("pass_ring_full")? == 0, "the ring was full");
+    scene.serve_honest(1)?;
+    scene.bounded_log()
+}
+
+/// A daemon that shows no sign of life for seconds: the stack gets the requests, and the socket keeps them until it is back.
+#[test]
+fn without_a_sign_of_life_requests_pass_and_are_served_later() -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.server.process().signal(Signal::SIGSTOP)?;
+    let client = scene.bench.about_domain("status").start(scene.honest.space())?;
+    // The client repeats itself every 2 s; from some time on its datagrams pass.
+    scene.until("pass_stale", 0)?;
+    scene.server.process().signal(Signal::SIGCONT)?;
+    let answer = client.finish(SURELY)?;
+    ensure!(answer.code == Some(0), "{answer:?}: {}", scene.server.log());
+    let passed = scene.counted("pass_stale")?;
+    scene.bench.expect_via(&scene.server, &scene.bench.about_domain("status"), 0, "xdp")?;
+    ensure!(scene.counted("pass_stale")? == passed, "it passes on");
+    Ok(())
+}
+
+/// A recorded `off`, sent again to the next daemon, which the first one's death has kept from saying goodbye.
+fn replayed_after_a_crash(attach: &'static str) -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config(attach))?;
+    let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
+    let recorded = peer.sign(peer.request(Op::Off, DOMAIN)?)?;
+    peer.send_bytes(recorded.as_bytes())?;
+    let mut call = peer.called_back(SURELY)?.context("no call-back")?;
+    ensure!(call.converse()? == 0);
+    server.stop(Signal::SIGKILL)?;
+
+    let server = bench.serve(&bench.config(attach))?;
+    // The client still listens at its old place: what would keep the `off` from being carried out is the memory alone.
+    peer.send_bytes(recorded.as_bytes())?;
+    ensure!(peer.called_back(Duration::from_secs(2))?.is_none(), "called back for a copy: {}", server.log());
+    ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "a copy was obeyed: {}", server.log());
+    if attach == "off" {
+        let ended = server.stop(Signal::SIGTERM)?;
+        ensure!(ended.stderr.contains("drop_replay 1"), "{}", ended.stderr);
+    } else {
+        ensure!(bench.counters()?.get("drop_replay")? == 1, "{:?}", bench.counters()?.nonzero());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_recorded_off_does_nothing_after_a_crash_either() -> Result<()> {
+    replayed_after_a_crash("generic")
+}
+
+#[test]
+fn a_recorded_off_does_nothing_after_a_crash_at_the_socket_either() -> Result<()> {
+    replayed_after_a_crash("off")
+}
