@@ -36,6 +36,7 @@ enum Flaw {
     ClaimAfterActing,
     NoClaimsFile,
     NoReplayMemory,
+    NoSeenFile,
     OldDoesNotSupersede,
     NothingReadBeforeClaim,
     NothingRead,
@@ -49,6 +50,8 @@ enum Flaw {
 /// Who asks for what, and what goes wrong.
 #[derive(Clone, Debug)]
 struct Scenario {
+    /// Whether a datagram may be repeated that the daemon never heard, as it died before it read it or was not there.
+    repeats_lost: bool,
     clients: &'static [Asks],
     way: Way,
     /// How often each client sends again while nobody calls it back.

@@ -168,9 +168,13 @@ pub(super) struct State {
     pub(super) queue: VecDeque<Datagram>,
     /// All that was ever sent: everybody on the segment has heard it.
     pub(super) heard: BTreeSet<Datagram>,
+    /// Those of them that the daemon has heard, too, where that makes a difference.
+    pub(super) taken: BTreeSet<Datagram>,
     pub(super) daemon: Option<Daemon>,
     /// The file of claims.
     pub(super) claims: Vec<RequestId>,
+    /// The file of datagrams, while there is no daemon.
+    pub(super) written: Replays,
     /// The record of a restart: the instance that was to be killed.
     pub(super) record: Option<u8>,
     pub(super) instance: u8,
@@ -256,8 +260,10 @@ impl State {
             clients: scenario.clients.iter().map(|_| Client::Unborn).collect(),
             queue: VecDeque::new(),
             heard: BTreeSet::new(),
+            taken: BTreeSet::new(),
             daemon: Some(Daemon::default()),
             claims: Vec::new(),
+            written: Replays::default(),
             record: None,
             instance: 1,
             life: Life::Alive,
@@ -293,7 +299,8 @@ impl State {
             }
         }
         if self.left.replays > 0 && self.daemon.is_some() {
-            acts.extend(self.heard.iter().map(|&datagram| Act::Replay(datagram)));
+            let known = if scenario.repeats_lost { &self.heard } else { &self.taken };
+            acts.extend(known.iter().map(|&datagram| Act::Replay(datagram)));
         }
         if self.left.ticks > 0 {
             acts.push(Act::Tick);
@@ -365,7 +372,8 @@ impl State {
     /// does: libvirtd forgets the calls of whoever hangs up.
     fn crash(&mut self, scenario: &Scenario) {
         self.left.crashes -= 1;
-        self.daemon = None;
+        // Each datagram is written down before anything is done about it.
+        self.written = self.daemon.take().map(|daemon| daemon.replays).unwrap_or_default();
         self.queue.clear();
         self.destroy = None;
         for (client, asks) in self.clients.iter_mut().zip(scenario.clients) {
@@ -378,6 +386,10 @@ impl State {
     /// The next daemon: it reads the files before it hears anything.
     fn start(&mut self, scenario: &Scenario) {
         let mut daemon = Daemon::default();
+        let written = core::mem::take(&mut self.written);
+        if scenario.works(super::Flaw::NoSeenFile) {
+            daemon.replays = written;
+        }
         if scenario.works(super::Flaw::NoClaimsFile) {
             for id in &self.claims {
                 daemon.ledger.remember(self.nanos(), *id);
@@ -392,6 +404,9 @@ impl State {
     pub(super) fn take_in(&mut self, scenario: &Scenario) {
         let (now, nanos) = (self.now, self.nanos());
         let (Some(datagram), Some(daemon)) = (self.queue.pop_front(), &mut self.daemon) else { return };
+        if !scenario.repeats_lost {
+            self.taken.insert(datagram);
+        }
         let Datagram { who, place, sent, .. } = datagram;
         let op = scenario.clients[who].op;
         let is_new = daemon.replays.is_new(datagram.mark(op), 0, u64::MAX);
