@@ -1,7 +1,7 @@
 //! Attacks by one guest while another one, with a stock client, goes on as ever.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::{Op, Request};
@@ -27,6 +27,8 @@ struct Scene {
     server: Server,
     before: Counters,
     position: usize,
+    begun: Instant,
+    used: Duration,
 }
 
 impl Scene {
@@ -36,7 +38,35 @@ impl Scene {
         let server = bench.serve(&bench.config("generic"))?;
         bench.expect(&server, honest.space(), &bench.about_domain("status"), 0)?;
         let (before, position) = (bench.counters()?, server.log_position());
-        Ok(Self { bench, honest, server, before, position })
+        let (begun, used) = (Instant::now(), Duration::ZERO);
+        let mut scene = Self { bench, honest, server, before, position, begun, used };
+        scene.used = scene.processor_time()?;
+        Ok(scene)
+    }
+
+    /// How long the daemon has been computing since it was started.
+    fn processor_time(&mut self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.server.process().id());
+        let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+        // Behind the name, which may hold anything: state, ten others, user and system time in hundredths of a second.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+        let (user, system) = ticks(11).zip(ticks(12)).with_context(|| stat.clone())?;
+        Ok(Duration::from_millis(10 * (user + system)))
+    }
+
+    /// The attack is over: it has cost the daemon next to nothing, and the log has a line for each thing that was fenced and about a
+    /// hundred for each guest that misbehaves, not more.
+    fn conclude(mut self) -> Result<()> {
+        let (took, used) = (self.begun.elapsed(), self.processor_time()?.saturating_sub(self.used));
+        let lines = self.server.log_position() - self.position;
+        eprintln!(
+            "{took:.1?}: {used:?} of processor time, {lines} lines of log: {:?}",
+            self.bench.counters()?.nonzero()
+        );
+        ensure!(used < took / 2, "the daemon computed for {used:?} of {took:?}");
+        ensure!(lines < 400, "{lines} lines of log: {}", self.server.log());
+        Ok(())
     }
 
     fn attacker(&self) -> Result<Peer> {
@@ -84,13 +114,6 @@ impl Scene {
         };
         Ok([field("failures")?, field("over_limit")?])
     }
-
-    /// The log has a line for each thing that was fenced and about a hundred for each guest that misbehaves, not more.
-    fn bounded_log(&self) -> Result<()> {
-        let lines = self.server.log_position() - self.position;
-        ensure!(lines < 400, "{lines} lines of log: {}", self.server.log());
-        Ok(())
-    }
 }
 
 /// A request of another address, with a digest that is wrong.
@@ -115,7 +138,7 @@ fn a_flood_of_bad_digests_from_one_source() -> Result<()> {
     let (looked, unseen) = (scene.counted("drop_digest")?, scene.counted("drop_source_limit")?);
     ensure!(unseen > looked, "of {sent}, {looked} were looked at and {unseen} were not");
     ensure!(scene.counted("drop_global_limit")? == 0);
-    scene.bounded_log()
+    scene.conclude()
 }
 
 #[test]
@@ -130,7 +153,7 @@ fn a_flood_of_bad_digests_from_ten_thousand_sources() -> Result<()> {
     // The honest guest is known; whoever is not waits for the end of it.
     let late = scene.bench.hypervisor.guest(3)?;
     scene.bench.expect(&scene.server, late.space(), &scene.bench.about_domain("status"), 0)?;
-    scene.bounded_log()
+    scene.conclude()
 }
 
 #[test]
@@ -150,7 +173,7 @@ fn a_flood_of_a_recorded_request() -> Result<()> {
     flood.stop()?;
     ensure!(victim.called_back(Duration::from_millis(500))?.is_none(), "called back: {}", scene.server.log());
     ensure!(scene.counted("drop_digest")? == 0);
-    scene.bounded_log()
+    scene.conclude()
 }
 
 /// So many requests of a guest, each new and right, that ask to be called back where nobody listens.
@@ -173,7 +196,7 @@ fn a_flood_of_right_requests_by_a_noisy_guest() -> Result<()> {
     scene.serve_honest(2)?;
     // It may be right again when its bucket has filled a little.
     ensure!(scene.attacker()?.ask(Op::Status, DOMAIN)?.converse()? == 0, "{}", scene.server.log());
-    scene.bounded_log()
+    scene.conclude()
 }
 
 #[test]
@@ -190,7 +213,7 @@ fn a_flood_of_what_is_too_long_and_of_fragments() -> Result<()> {
     scene.until("drop_length", 3)?;
     scene.serve_honest(3)?;
     flood.stop()?;
-    scene.bounded_log()
+    scene.conclude()
 }
 
 /// The daemon stands still. Nobody fills the ring buffer alone, so the others' requests are there when it goes on.
@@ -208,7 +231,7 @@ fn a_ring_that_nobody_reads() -> Result<()> {
     ensure!(call.context("no call-back")?.converse()? == 0, "{}", scene.server.log());
     ensure!(scene.counted("pass_ring_full")? == 0, "the ring was full");
     scene.serve_honest(1)?;
-    scene.bounded_log()
+    scene.conclude()
 }
 
 /// A daemon that shows no sign of life for seconds: the stack gets the requests, and the socket keeps them until it is back.

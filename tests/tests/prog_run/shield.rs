@@ -123,6 +123,17 @@ fn a_noisy_sender_is_served_up_to_its_bound() {
     assert_eq!(program.known().trusted[&sender(EVE, 66)], [0, 1, 257]);
 }
 
+/// What a cluster that loses its quorum may come up with.
+#[test]
+fn the_defaults_let_a_storm_of_one_guest_pass_though_nobody_reads() {
+    let program = program(Limits::default());
+    for n in 0..512 {
+        assert_eq!(program.run(&good_from(ANN, 21, n)), Verdict::Delivered, "{n}");
+    }
+    assert_eq!(program.run(&good_from(BOB, 22, 0)), Verdict::Delivered);
+    assert_eq!(program.counters(), Counters { delivered: 513, ..Counters::default() });
+}
+
 #[test]
 fn nobody_fills_the_second_half_of_the_ring_alone() {
     let mut program = program(Limits { deliveries: Limit::per_second(1_000_000, 1_000_000), ..Limits::NONE });
