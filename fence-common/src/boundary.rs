@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(offset_of!(Config, port), 12);
         assert_eq!(offset_of!(Config, group_v6), 16);
 
-        assert_eq!((size_of::<Workspace>(), align_of::<Workspace>()), (744, 8));
+        assert_eq!((size_of::<Workspace>(), align_of::<Workspace>()), (1944, 8));
         assert_eq!(offset_of!(Workspace, in_use), 0);
         assert_eq!(offset_of!(Workspace, scratch), 8);
 

@@ -1,383 +1,214 @@
 //! The block functions of SHA-1, SHA-256 and SHA-512, written for BPF: ten registers, 512 bytes of stack, no rotate instruction.
 //!
-//! The `sha2` crate's own (`block_api`, 0.11.1, `sha2_backend="soft"`) were tried under BPF first. `compress512` has its whole schedule
-//! of 640 bytes on the stack and cannot be linked; unrolled, neither can `compress256`. The compact `compress256` passes the verifier but
-//! takes 1212 ns a request where this one takes 935 (three blocks, kernel 6.18), and `sha1` shows no block function. In user space
-//! only the preparation of keys uses these; everything else is on `sha1` and `sha2`, which these are tested against.
+//! A block function has two halves. `expand` makes the schedule of a block: its words and those that follow from them, each with its
+//! round's constant added. `rounds` works a schedule into a state. They are apart because some blocks are known before the message is:
+//! their schedules are made once.
 //!
-//! A block is passed as words in memory order (big-endian numbers), as that keeps it aligned: BPF reads unaligned words bytewise.
-//! It is overwritten by the message schedule, for which the stack has no room.
+//! What was tried for a wrong SHA-256 digest, key of 4096 bytes, in ns a frame less those of an empty program (kernel 6.18, Zen 5; three
+//! compressions of the `sha2` crate in portable Rust take 620 there, of a plain C program 680):
+//!
+//! | | ns |
+//! |---|--:|
+//! | `compress256` of `sha2` 0.11.1 (`sha2_backend="soft"`, compact; unrolled it cannot be linked, nor can its `compress512`) | 1180 |
+//! | sixteen words that roll, three blocks, left to the compiler | 960 |
+//! | the same with arithmetic of 32 bits and unaligned loads | 850 |
+//! | the last block's schedule from the map, rounds apart from it, left to the compiler (which puts half of the state on the stack) | 900 |
+//! | the rotations by hand | 780 |
+//! | whole rounds by hand, each register with its use | 670 |
+//! | the request laid into its blocks by words, not by bytes; the domain searched for its NUL by words | 620 |
+//! | the shortest way from round to round: see `compress/bpf.rs` | 545 |
+//!
+//! The `sha1` crate shows no block function. In user space only the preparation of keys, and the tests that compare the kernel with user space,
+//! use what is here; everything else is on `sha1` and `sha2`, which this is tested against.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
-/// State of SHA-1 in five of the eight words (the others stay zero), of SHA-256 in all.
+use crate::compress::constants::{K1, K32, K64};
+
+#[cfg(target_arch = "bpf")]
+mod bpf;
+mod constants;
+#[cfg(not(target_arch = "bpf"))]
+mod portable;
+
+#[cfg(target_arch = "bpf")]
+use bpf::rotated2;
+#[cfg(target_arch = "bpf")]
+pub use bpf::rounds256;
+#[cfg(not(target_arch = "bpf"))]
+use portable::rotated2;
+#[cfg(not(target_arch = "bpf"))]
+pub use portable::rounds256;
+
+pub use constants::{INITIAL_SHA1, INITIAL_SHA256, INITIAL_SHA512};
+
+/// State of SHA-1 in five of the eight words (the others stay as they are), of SHA-256 in all.
 pub type State32 = [u32; 8];
 /// State of SHA-512.
 pub type State64 = [u64; 8];
-/// A block of SHA-1 or SHA-256: 64 bytes.
+/// A block of SHA-1 or SHA-256, as numbers.
 pub type Block32 = [u32; 16];
-/// A block of SHA-512: 128 bytes.
+/// A block of SHA-512, as numbers.
 pub type Block64 = [u64; 16];
+/// The schedule of a block of SHA-1.
+pub type Schedule1 = [u32; 80];
+/// The schedule of a block of SHA-256.
+pub type Schedule256 = [u32; 64];
+/// The schedule of a block of SHA-512.
+pub type Schedule512 = [u64; 80];
 
-/// What SHA-1 begins with.
-pub const INITIAL_SHA1: State32 = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0, 0, 0, 0];
-/// What SHA-256 begins with.
-pub const INITIAL_SHA256: State32 =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
-/// What SHA-512 begins with.
-pub const INITIAL_SHA512: State64 = [
-    0x6a09_e667_f3bc_c908,
-    0xbb67_ae85_84ca_a73b,
-    0x3c6e_f372_fe94_f82b,
-    0xa54f_f53a_5f1d_36f1,
-    0x510e_527f_ade6_82d1,
-    0x9b05_688c_2b3e_6c1f,
-    0x1f83_d9ab_fb41_bd6b,
-    0x5be0_cd19_137e_2179,
-];
-
-const K32: [[u32; 16]; 4] = [
-    [
-        0x428a_2f98,
-        0x7137_4491,
-        0xb5c0_fbcf,
-        0xe9b5_dba5,
-        0x3956_c25b,
-        0x59f1_11f1,
-        0x923f_82a4,
-        0xab1c_5ed5,
-        0xd807_aa98,
-        0x1283_5b01,
-        0x2431_85be,
-        0x550c_7dc3,
-        0x72be_5d74,
-        0x80de_b1fe,
-        0x9bdc_06a7,
-        0xc19b_f174,
-    ],
-    [
-        0xe49b_69c1,
-        0xefbe_4786,
-        0x0fc1_9dc6,
-        0x240c_a1cc,
-        0x2de9_2c6f,
-        0x4a74_84aa,
-        0x5cb0_a9dc,
-        0x76f9_88da,
-        0x983e_5152,
-        0xa831_c66d,
-        0xb003_27c8,
-        0xbf59_7fc7,
-        0xc6e0_0bf3,
-        0xd5a7_9147,
-        0x06ca_6351,
-        0x1429_2967,
-    ],
-    [
-        0x27b7_0a85,
-        0x2e1b_2138,
-        0x4d2c_6dfc,
-        0x5338_0d13,
-        0x650a_7354,
-        0x766a_0abb,
-        0x81c2_c92e,
-        0x9272_2c85,
-        0xa2bf_e8a1,
-        0xa81a_664b,
-        0xc24b_8b70,
-        0xc76c_51a3,
-        0xd192_e819,
-        0xd699_0624,
-        0xf40e_3585,
-        0x106a_a070,
-    ],
-    [
-        0x19a4_c116,
-        0x1e37_6c08,
-        0x2748_774c,
-        0x34b0_bcb5,
-        0x391c_0cb3,
-        0x4ed8_aa4a,
-        0x5b9c_ca4f,
-        0x682e_6ff3,
-        0x748f_82ee,
-        0x78a5_636f,
-        0x84c8_7814,
-        0x8cc7_0208,
-        0x90be_fffa,
-        0xa450_6ceb,
-        0xbef9_a3f7,
-        0xc671_78f2,
-    ],
-];
-const K64: [[u64; 16]; 5] = [
-    [
-        0x428a_2f98_d728_ae22,
-        0x7137_4491_23ef_65cd,
-        0xb5c0_fbcf_ec4d_3b2f,
-        0xe9b5_dba5_8189_dbbc,
-        0x3956_c25b_f348_b538,
-        0x59f1_11f1_b605_d019,
-        0x923f_82a4_af19_4f9b,
-        0xab1c_5ed5_da6d_8118,
-        0xd807_aa98_a303_0242,
-        0x1283_5b01_4570_6fbe,
-        0x2431_85be_4ee4_b28c,
-        0x550c_7dc3_d5ff_b4e2,
-        0x72be_5d74_f27b_896f,
-        0x80de_b1fe_3b16_96b1,
-        0x9bdc_06a7_25c7_1235,
-        0xc19b_f174_cf69_2694,
-    ],
-    [
-        0xe49b_69c1_9ef1_4ad2,
-        0xefbe_4786_384f_25e3,
-        0x0fc1_9dc6_8b8c_d5b5,
-        0x240c_a1cc_77ac_9c65,
-        0x2de9_2c6f_592b_0275,
-        0x4a74_84aa_6ea6_e483,
-        0x5cb0_a9dc_bd41_fbd4,
-        0x76f9_88da_8311_53b5,
-        0x983e_5152_ee66_dfab,
-        0xa831_c66d_2db4_3210,
-        0xb003_27c8_98fb_213f,
-        0xbf59_7fc7_beef_0ee4,
-        0xc6e0_0bf3_3da8_8fc2,
-        0xd5a7_9147_930a_a725,
-        0x06ca_6351_e003_826f,
-        0x1429_2967_0a0e_6e70,
-    ],
-    [
-        0x27b7_0a85_46d2_2ffc,
-        0x2e1b_2138_5c26_c926,
-        0x4d2c_6dfc_5ac4_2aed,
-        0x5338_0d13_9d95_b3df,
-        0x650a_7354_8baf_63de,
-        0x766a_0abb_3c77_b2a8,
-        0x81c2_c92e_47ed_aee6,
-        0x9272_2c85_1482_353b,
-        0xa2bf_e8a1_4cf1_0364,
-        0xa81a_664b_bc42_3001,
-        0xc24b_8b70_d0f8_9791,
-        0xc76c_51a3_0654_be30,
-        0xd192_e819_d6ef_5218,
-        0xd699_0624_5565_a910,
-        0xf40e_3585_5771_202a,
-        0x106a_a070_32bb_d1b8,
-    ],
-    [
-        0x19a4_c116_b8d2_d0c8,
-        0x1e37_6c08_5141_ab53,
-        0x2748_774c_df8e_eb99,
-        0x34b0_bcb5_e19b_48a8,
-        0x391c_0cb3_c5c9_5a63,
-        0x4ed8_aa4a_e341_8acb,
-        0x5b9c_ca4f_7763_e373,
-        0x682e_6ff3_d6b2_b8a3,
-        0x748f_82ee_5def_b2fc,
-        0x78a5_636f_4317_2f60,
-        0x84c8_7814_a1f0_ab72,
-        0x8cc7_0208_1a64_39ec,
-        0x90be_fffa_2363_1e28,
-        0xa450_6ceb_de82_bde9,
-        0xbef9_a3f7_b2c6_7915,
-        0xc671_78f2_e372_532b,
-    ],
-    [
-        0xca27_3ece_ea26_619c,
-        0xd186_b8c7_21c0_c207,
-        0xeada_7dd6_cde0_eb1e,
-        0xf57d_4f7f_ee6e_d178,
-        0x06f0_67aa_7217_6fba,
-        0x0a63_7dc5_a2c8_98a6,
-        0x113f_9804_bef9_0dae,
-        0x1b71_0b35_131c_471b,
-        0x28db_77f5_2304_7d84,
-        0x32ca_ab7b_40c7_2493,
-        0x3c9e_be0a_15c9_bebc,
-        0x431d_67c4_9c10_0d4c,
-        0x4cc5_d4be_cb3e_42b6,
-        0x597f_299c_fc65_7e2a,
-        0x5fcb_6fab_3ad6_faec,
-        0x6c44_198c_4a47_5817,
-    ],
-];
-
-/// Keeps the compiler from fetching words long before they are needed: on a machine with ten registers it would put them all on the
-/// stack. No instruction comes of it.
+/// Keeps the compiler from moving accesses to memory across: on a machine with ten registers it would fetch words long before they are
+/// needed and put them all on the stack. No instruction comes of it.
 #[inline(always)]
-fn step_by_step() {
+pub(crate) fn step_by_step() {
     compiler_fence(Ordering::SeqCst);
 }
 
-/// A word beside itself: what was a rotation of `x` by `n` is then one shift, `doubled(x) >> n`, where the target has no rotate.
-#[inline(always)]
-const fn doubled(x: u32) -> u64 {
-    (x as u64) << 32 | x as u64
-}
-
-/// `x` rotated right by each of the distances, and the results xored.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-const fn rotated3(x: u32, n: [u32; 3]) -> u32 {
-    let x = doubled(x);
-    (x >> n[0] ^ x >> n[1] ^ x >> n[2]) as u32
-}
-
-/// `x` rotated right by two distances and shifted by a third, and the results xored.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-const fn rotated2(x: u32, n: [u32; 2], shift: u32) -> u32 {
-    let y = doubled(x);
-    (y >> n[0] ^ y >> n[1]) as u32 ^ x >> shift
-}
-
-/// Sixteen rounds: `$step` with the eight words in each of their positions, twice.
-macro_rules! sixteen {
-    ($step:ident, $k:ident, $w:ident, $a:ident $b:ident $c:ident $d:ident $e:ident $f:ident $g:ident $h:ident) => {
-        $step!($a $b $c $d $e $f $g $h, $k[0], $w[0]);
-        $step!($h $a $b $c $d $e $f $g, $k[1], $w[1]);
-        $step!($g $h $a $b $c $d $e $f, $k[2], $w[2]);
-        $step!($f $g $h $a $b $c $d $e, $k[3], $w[3]);
-        $step!($e $f $g $h $a $b $c $d, $k[4], $w[4]);
-        $step!($d $e $f $g $h $a $b $c, $k[5], $w[5]);
-        $step!($c $d $e $f $g $h $a $b, $k[6], $w[6]);
-        $step!($b $c $d $e $f $g $h $a, $k[7], $w[7]);
-        $step!($a $b $c $d $e $f $g $h, $k[8], $w[8]);
-        $step!($h $a $b $c $d $e $f $g, $k[9], $w[9]);
-        $step!($g $h $a $b $c $d $e $f, $k[10], $w[10]);
-        $step!($f $g $h $a $b $c $d $e, $k[11], $w[11]);
-        $step!($e $f $g $h $a $b $c $d, $k[12], $w[12]);
-        $step!($d $e $f $g $h $a $b $c, $k[13], $w[13]);
-        $step!($c $d $e $f $g $h $a $b, $k[14], $w[14]);
-        $step!($b $c $d $e $f $g $h $a, $k[15], $w[15]);
-    };
-}
-
-/// The message schedule's next sixteen words, in the place of the last sixteen.
-macro_rules! next_words {
-    ($w:ident, $small0:path, $small1:path; $($i:literal)+) => {
-        $($w[$i] = $w[$i]
-            .wrapping_add($small0($w[($i + 1) % 16]))
-            .wrapping_add($w[($i + 9) % 16])
-            .wrapping_add($small1($w[($i + 14) % 16]));
-        step_by_step();)+
-    };
-}
-
-#[inline(always)]
-const fn small0_256(x: u32) -> u32 {
-    rotated2(x, [7, 18], 3)
-}
-
-#[inline(always)]
-const fn small1_256(x: u32) -> u32 {
-    rotated2(x, [17, 19], 10)
-}
-
-#[inline(always)]
-const fn small0_512(x: u64) -> u64 {
-    x.rotate_right(1) ^ x.rotate_right(8) ^ x >> 7
-}
-
-#[inline(always)]
-const fn small1_512(x: u64) -> u64 {
-    x.rotate_right(19) ^ x.rotate_right(61) ^ x >> 6
-}
-
-/// One round of SHA-256. Only two words change; the renaming of the others is in the order of the arguments.
-macro_rules! step256 {
-    ($a:ident $b:ident $c:ident $d:ident $e:ident $f:ident $g:ident $h:ident, $k:expr, $w:expr) => {
-        let t = $h
-            .wrapping_add(rotated3($e, [6, 11, 25]))
+/// One round of SHA-512. Only two words change; the renaming of the others is in the order of the arguments.
+macro_rules! round512 {
+    ($a:ident $b:ident $c:ident $d:ident $e:ident $f:ident $g:ident $h:ident, $word:expr) => {
+        $h = $h
+            .wrapping_add($word)
             .wrapping_add($g ^ ($e & ($f ^ $g)))
-            .wrapping_add($k)
-            .wrapping_add($w);
-        $d = $d.wrapping_add(t);
-        $h = t.wrapping_add(rotated3($a, [2, 13, 22])).wrapping_add(($a & $b) | ($c & ($a | $b)));
+            .wrapping_add($e.rotate_right(14) ^ $e.rotate_right(18) ^ $e.rotate_right(41));
+        $d = $d.wrapping_add($h);
+        $h = $h
+            .wrapping_add(($a & $b).wrapping_add($c & ($a ^ $b)))
+            .wrapping_add($a.rotate_right(28) ^ $a.rotate_right(34) ^ $a.rotate_right(39));
         step_by_step();
     };
 }
 
-/// One round of SHA-512, as [`step256`].
-macro_rules! step512 {
-    ($a:ident $b:ident $c:ident $d:ident $e:ident $f:ident $g:ident $h:ident, $k:expr, $w:expr) => {
-        let t = $h
-            .wrapping_add($e.rotate_right(14) ^ $e.rotate_right(18) ^ $e.rotate_right(41))
-            .wrapping_add($g ^ ($e & ($f ^ $g)))
-            .wrapping_add($k)
-            .wrapping_add($w);
-        $d = $d.wrapping_add(t);
-        $h = t
-            .wrapping_add($a.rotate_right(28) ^ $a.rotate_right(34) ^ $a.rotate_right(39))
-            .wrapping_add(($a & $b) | ($c & ($a | $b)));
-        step_by_step();
-    };
-}
-
-/// Absorbs one block into a SHA-256 state.
-#[inline(never)]
-pub fn compress256(state: &mut State32, w: &mut Block32) {
-    for word in w.iter_mut() {
-        *word = u32::from_be(*word);
-    }
-    let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *state;
-    for k in &K32 {
-        sixteen!(step256, k, w, a b c d e f g h);
-        next_words!(w, small0_256, small1_256; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-    }
-    for (word, add) in state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
-        *word = word.wrapping_add(add);
-    }
-}
-
-/// Absorbs one block into a SHA-512 state.
-#[inline(never)]
-pub fn compress512(state: &mut State64, w: &mut Block64) {
-    for word in w.iter_mut() {
-        *word = u64::from_be(*word);
-    }
-    let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *state;
-    for k in &K64 {
-        sixteen!(step512, k, w, a b c d e f g h);
-        next_words!(w, small0_512, small1_512; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-    }
-    for (word, add) in state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
-        *word = word.wrapping_add(add);
-    }
-}
-
-/// Twenty rounds of SHA-1 with one function and one constant.
-macro_rules! twenty {
-    ($from:literal, $k:literal, $w:ident, $s:ident, |$b:ident, $c:ident, $d:ident| $function:expr) => {
-        for round in $from..$from + 20 {
-            let word = if round < 16 {
-                $w[round & 15]
-            } else {
-                let mixed = $w[(round + 13) & 15] ^ $w[(round + 8) & 15] ^ $w[(round + 2) & 15] ^ $w[round & 15];
-                let word = mixed.rotate_left(1);
-                $w[round & 15] = word;
-                word
-            };
-            let [a, $b, $c, $d, e] = $s;
-            let sum = a.rotate_left(5).wrapping_add($function).wrapping_add(e).wrapping_add($k).wrapping_add(word);
-            $s = [sum, a, $b.rotate_left(30), $c, $d];
+/// A schedule worked into a state, eight rounds at a time.
+macro_rules! rounds {
+    ($round:ident, $state:ident, $schedule:ident) => {
+        let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *$state;
+        let (eights, _) = $schedule.as_chunks::<8>();
+        for words in eights {
+            $round!(a b c d e f g h, words[0]);
+            $round!(h a b c d e f g, words[1]);
+            $round!(g h a b c d e f, words[2]);
+            $round!(f g h a b c d e, words[3]);
+            $round!(e f g h a b c d, words[4]);
+            $round!(d e f g h a b c, words[5]);
+            $round!(c d e f g h a b, words[6]);
+            $round!(b c d e f g h a, words[7]);
+        }
+        for (word, add) in $state.iter_mut().zip([a, b, c, d, e, f, g, h]) {
+            *word = word.wrapping_add(add);
         }
     };
 }
 
-/// Absorbs one block into a SHA-1 state.
-#[inline(never)]
-pub fn compress1(state: &mut State32, w: &mut Block32) {
-    for word in w.iter_mut() {
-        *word = u32::from_be(*word);
+/// A block's schedule: the sixteen words, then those that follow, in the place of the sixteen; each with its constant.
+macro_rules! expand {
+    ($w:ident, $out:ident, $k:ident, $small0:expr, $small1:expr, $($i:literal)+) => {
+        let ((out, _), (k, _)) = ($out.as_chunks_mut::<16>(), $k.as_chunks::<16>());
+        let mut groups = out.iter_mut().zip(k);
+        if let Some((out, k)) = groups.next() {
+            $(out[$i] = $w[$i].wrapping_add(k[$i]);
+            step_by_step();)+
+        }
+        for (out, k) in groups {
+            $(let word = $small0($w[($i + 1) % 16])
+                .wrapping_add($w[$i])
+                .wrapping_add($w[($i + 9) % 16])
+                .wrapping_add($small1($w[($i + 14) % 16]));
+            $w[$i] = word;
+            out[$i] = word.wrapping_add(k[$i]);
+            step_by_step();)+
+        }
+    };
+}
+
+/// Makes the schedule of a block of SHA-256. The block is used up.
+#[inline(always)]
+pub fn expand256(w: &mut Block32, out: &mut Schedule256) {
+    expand!(w, out, K32, rotated2::<7, 11, 3>, rotated2::<17, 2, 10>, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+}
+
+/// Makes the schedule of a block of SHA-512. The block is used up.
+#[inline(always)]
+pub fn expand512(w: &mut Block64, out: &mut Schedule512) {
+    expand!(
+        w,
+        out,
+        K64,
+        |x: u64| x.rotate_right(1) ^ x.rotate_right(8) ^ x >> 7,
+        |x: u64| x.rotate_right(19) ^ x.rotate_right(61) ^ x >> 6,
+        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+    );
+}
+
+/// Works a schedule into a state of SHA-512.
+#[inline(always)]
+pub fn rounds512(state: &mut State64, schedule: &Schedule512) {
+    rounds!(round512, state, schedule);
+}
+
+/// `x` rotated left.
+#[inline(always)]
+const fn left(x: u32, n: u32) -> u32 {
+    x.rotate_left(n)
+}
+
+/// Makes the schedule of a block of SHA-1.
+#[inline(always)]
+pub fn expand1(w: &mut Block32, out: &mut Schedule1) {
+    out[..16].copy_from_slice(w);
+    for i in 16..80 {
+        out[i] = left(out[i - 3] ^ out[i - 8] ^ out[i - 14] ^ out[i - 16], 1);
     }
-    let mut s = [state[0], state[1], state[2], state[3], state[4]];
-    twenty!(0, 0x5a82_7999_u32, w, s, |b, c, d| d ^ (b & (c ^ d)));
-    twenty!(20, 0x6ed9_eba1_u32, w, s, |b, c, d| b ^ c ^ d);
-    twenty!(40, 0x8f1b_bcdc_u32, w, s, |b, c, d| (b & c) | (d & (b | c)));
-    twenty!(60, 0xca62_c1d6_u32, w, s, |b, c, d| b ^ c ^ d);
-    for (word, add) in state.iter_mut().zip(s) {
+    let (twenties, _) = out.as_chunks_mut::<20>();
+    for (words, k) in twenties.iter_mut().zip(K1) {
+        for word in words {
+            *word = word.wrapping_add(k);
+        }
+    }
+}
+
+/// One round of SHA-1.
+macro_rules! round1 {
+    ($a:ident $b:ident $c:ident $d:ident $e:ident, $function:ident, $word:expr) => {
+        $e = $e.wrapping_add($word).wrapping_add($function($b, $c, $d)).wrapping_add(left($a, 5));
+        $b = left($b, 30);
+        step_by_step();
+    };
+}
+
+/// Works a schedule into a state of SHA-1.
+#[inline(always)]
+pub fn rounds1(state: &mut State32, schedule: &Schedule1) {
+    #[inline(always)]
+    const fn choice(b: u32, c: u32, d: u32) -> u32 {
+        d ^ (b & (c ^ d))
+    }
+    #[inline(always)]
+    const fn parity(b: u32, c: u32, d: u32) -> u32 {
+        b ^ c ^ d
+    }
+    #[inline(always)]
+    const fn majority(b: u32, c: u32, d: u32) -> u32 {
+        (b & c).wrapping_add(d & (b ^ c))
+    }
+    let [mut a, mut b, mut c, mut d, mut e, ..] = *state;
+    macro_rules! twenty {
+        ($from:literal, $function:ident) => {
+            let (fives, _) = schedule[$from..$from + 20].as_chunks::<5>();
+            for words in fives {
+                round1!(a b c d e, $function, words[0]);
+                round1!(e a b c d, $function, words[1]);
+                round1!(d e a b c, $function, words[2]);
+                round1!(c d e a b, $function, words[3]);
+                round1!(b c d e a, $function, words[4]);
+            }
+        };
+    }
+    twenty!(0, choice);
+    twenty!(20, parity);
+    twenty!(40, majority);
+    twenty!(60, parity);
+    for (word, add) in state.iter_mut().zip([a, b, c, d, e]) {
         *word = word.wrapping_add(add);
     }
 }

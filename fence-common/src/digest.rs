@@ -1,52 +1,90 @@
 //! Checking `H(key || request with a zero hash field)` where the key is up to 4096 bytes and time is short.
 //!
-//! User space absorbs the key's whole blocks once ([`PreparedKey`]) and lays out what follows them: the key's tail, a gap of 112
-//! bytes for the request's signed part, the 64 zero bytes of the hash field, the padding and the bit count. All of that depends on
-//! the key only. What is left to do for a datagram is to copy the template, lay its 112 bytes into the gap and absorb two to four blocks.
+//! User space prepares a key once ([`PreparedKey`]): it absorbs the key's whole blocks, and lays out what follows them: the key's tail, a gap
+//! of 112 bytes for the request's signed part, the 64 zero bytes of the hash field, the padding and the bit count. Only the blocks with the
+//! gap depend on the request; of those behind it the whole schedule is made beforehand. What is left to do for a datagram is to lay its 112
+//! bytes into the gap, and to absorb one to three blocks and one or two schedules.
 //!
-//! A midstate is worth as much as the key: it is a secret, wherever it lies.
+//! What was prepared is worth as much as the key: it is a secret, wherever it lies.
 
 use core::hint::black_box;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::compress::{Block32, Block64, State32, State64, compress1, compress256, compress512};
+use crate::compress::{
+    Block32, Block64, Schedule1, Schedule256, Schedule512, State32, State64, expand1, expand256, expand512, rounds1,
+    rounds256, rounds512, step_by_step,
+};
 use crate::hash::HashKind;
-use crate::wire::{HASH_LEN, HASH_OFFSET, Request};
+use crate::wire::{HASH_OFFSET, REQUEST_LEN, Request};
 
-/// Most blocks of 64 bytes that can follow the key's whole blocks: (63 + 176 + 9) / 64.
-pub const BLOCKS32: usize = 4;
-/// Most blocks of 128 bytes that can follow the key's whole blocks: (127 + 176 + 17) / 128.
-pub const BLOCKS64: usize = 3;
+/// Most blocks of 64 bytes that the request's signed part can reach into: (63 + 112) / 64, rounded up.
+const OPEN32: usize = 3;
+/// Most blocks of 128 bytes that it can reach into: (127 + 112) / 128, rounded up.
+const OPEN64: usize = 2;
+/// Most blocks of 64 bytes that can follow those.
+const CLOSED32: usize = 2;
+/// The words of 32 bits in a request.
+const WORDS: usize = REQUEST_LEN / 4;
+/// How many of them are under the digest as sent.
+const SIGNED: usize = HASH_OFFSET / 4;
 
-/// A key prepared for SHA-1 or SHA-256.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[cfg_attr(feature = "user", derive(zeroize::Zeroize))]
-#[repr(C)]
-pub struct Prepared32 {
-    /// The state after the key's whole blocks.
-    pub midstate: State32,
-    /// What follows them, with a gap at `tail_len` for the request.
-    pub template: [Block32; BLOCKS32],
-    /// Length of the key's tail: 0 to 63.
-    pub tail_len: u32,
-    /// How many blocks of the template count: 3 or 4.
-    pub blocks: u32,
+/// A key prepared for a digest with blocks of 64 bytes.
+macro_rules! prepared32 {
+    ($(#[doc = $doc:literal])+ $name:ident, $schedule:ty) => {
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[cfg_attr(feature = "user", derive(zeroize::Zeroize))]
+        #[repr(C)]
+        pub struct $name {
+            /// The state after the key's whole blocks.
+            pub midstate: State32,
+            /// What follows them: the key's tail, then zeros. In numbers.
+            pub tail: Block32,
+            /// The schedules of the blocks behind the request's signed part.
+            pub closed: [$schedule; CLOSED32],
+            /// Length of the key's tail: 0 to 63.
+            pub tail_len: u32,
+            /// How many blocks the signed part reaches into, the tail's included: 2 or 3.
+            pub open_blocks: u32,
+            /// How many blocks are behind them: 1 or 2.
+            pub closed_blocks: u32,
+            /// Zero.
+            pub reserved: u32,
+        }
+    };
 }
+
+prepared32!(
+    /// A key prepared for SHA-1.
+    Prepared1,
+    Schedule1
+);
+prepared32!(
+    /// A key prepared for SHA-256.
+    Prepared256,
+    Schedule256
+);
 
 /// A key prepared for SHA-512.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[cfg_attr(feature = "user", derive(zeroize::Zeroize))]
 #[repr(C)]
-pub struct Prepared64 {
+pub struct Prepared512 {
     /// The state after the key's whole blocks.
     pub midstate: State64,
-    /// What follows them, with a gap at `tail_len` for the request.
-    pub template: [Block64; BLOCKS64],
+    /// What follows them, with a gap at `tail_len` for the request. In numbers.
+    pub template: [Block64; OPEN64],
+    /// The schedule of the block behind the request's signed part, if there is one.
+    pub closed: Schedule512,
     /// Length of the key's tail: 0 to 127.
     pub tail_len: u32,
-    /// How many blocks of the template count: 2 or 3.
-    pub blocks: u32,
+    /// How many blocks the signed part reaches into, the tail's included: 1 or 2.
+    pub open_blocks: u32,
+    /// How many blocks are behind them: 0 or 1.
+    pub closed_blocks: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// One key as it lies in the map: ready for every kind of digest. All zero is a slot without a key, which verifies nothing.
@@ -61,40 +99,26 @@ pub struct KeySlot {
     /// Zero.
     pub reserved: u32,
     /// For SHA-1.
-    pub sha1: Prepared32,
+    pub sha1: Prepared1,
     /// For SHA-256.
-    pub sha256: Prepared32,
+    pub sha256: Prepared256,
     /// For SHA-512.
-    pub sha512: Prepared64,
+    pub sha512: Prepared512,
 }
 
 /// Working memory of one verification; in the kernel it lies in a per-CPU map, as the stack is too small.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Scratch {
+    /// The request in numbers.
+    request: [u32; WORDS],
     state32: State32,
+    blocks32: [Block32; OPEN32],
+    schedule1: Schedule1,
+    schedule256: Schedule256,
     state64: State64,
-    blocks32: [Block32; BLOCKS32],
-    blocks64: [Block64; BLOCKS64],
-}
-
-/// The block function and the layout of one kind.
-macro_rules! verify_with {
-    ($prepared:expr, $request:expr, $state:expr, $blocks:expr, $compress:path, $tail_mask:expr) => {{
-        // `copy_from_slice` says that they do not overlap: else it would be a `memmove`, which libbpf cannot link.
-        $blocks.copy_from_slice(&$prepared.template);
-        // The mask changes nothing in what user space prepared; it is what shows the verifier that the gap lies inside.
-        let tail = ($prepared.tail_len & $tail_mask) as usize;
-        let Some(gap) = $blocks.as_mut_bytes().get_mut(tail..tail + HASH_OFFSET) else { return false };
-        gap.copy_from_slice(signed_part($request));
-        $state.copy_from_slice(&$prepared.midstate);
-        for (index, block) in (0_u32..).zip($blocks.iter_mut()) {
-            if index >= $prepared.blocks {
-                break;
-            }
-            $compress($state, block);
-        }
-    }};
+    blocks64: [Block64; OPEN64],
+    schedule512: Schedule512,
 }
 
 /// Whether the request carries the right digest of this kind. All 64 bytes are compared, in constant time.
@@ -102,26 +126,159 @@ macro_rules! verify_with {
 #[inline(always)]
 #[must_use]
 pub fn verify(slot: &KeySlot, kind: HashKind, request: &Request, scratch: &mut Scratch) -> bool {
+    stage(request, scratch);
+    matches(slot, kind, scratch)
+}
+
+/// Puts the request where [`matches()`] looks for it.
+#[inline(always)]
+pub fn stage(request: &Request, scratch: &mut Scratch) {
+    let bytes: &[[u8; 4]; WORDS] = zerocopy::transmute_ref!(request);
+    for (to, from) in scratch.request.iter_mut().zip(bytes) {
+        *to = u32::from_be_bytes(*from);
+    }
+}
+
+/// Whether the request that was [staged](stage) carries the right digest: as [`verify()`].
+#[inline(always)]
+#[must_use]
+pub fn matches(slot: &KeySlot, kind: HashKind, scratch: &mut Scratch) -> bool {
     if slot.loaded != 1 {
         return false;
     }
-    let Scratch { state32, state64, blocks32, blocks64 } = scratch;
     match kind {
         HashKind::None => false,
-        HashKind::Sha1 => {
-            verify_with!(slot.sha1, request, state32, blocks32, compress1, 63);
-            none(differences32::<5>(state32, &request.hash).into())
-        }
-        HashKind::Sha256 => {
-            verify_with!(slot.sha256, request, state32, blocks32, compress256, 63);
-            none(differences32::<8>(state32, &request.hash).into())
-        }
-        HashKind::Sha512 => {
-            verify_with!(slot.sha512, request, state64, blocks64, compress512, 127);
-            let (words, _) = request.hash.as_chunks::<8>();
-            none(words.iter().zip(state64).fold(0, |all, (word, state)| all | (u64::from_be_bytes(*word) ^ *state)))
-        }
+        HashKind::Sha1 => apart::fence_sha1(slot, scratch),
+        HashKind::Sha256 => apart::fence_sha256(slot, scratch),
+        HashKind::Sha512 => apart::fence_sha512(slot, scratch),
     }
+}
+
+/// The three checks. In the kernel each is a function of its own that the verifier looks at once, for any arguments (a "global" function):
+/// else it would walk through all of its rounds again for every way that leads there.
+mod apart {
+    use super::{KeySlot, Scratch};
+
+    macro_rules! apart {
+        ($($name:ident)+) => {$(
+            #[cfg(not(target_arch = "bpf"))]
+            pub(super) fn $name(slot: &KeySlot, scratch: &mut Scratch) -> bool {
+                super::$name(slot, scratch)
+            }
+
+            #[cfg(target_arch = "bpf")]
+            #[inline(always)]
+            pub(super) fn $name(slot: &KeySlot, scratch: &mut Scratch) -> bool {
+                global::$name(slot, scratch) != 0
+            }
+        )+
+
+            #[cfg(target_arch = "bpf")]
+            mod global {
+                use super::{KeySlot, Scratch};
+                $(
+                    // SAFETY: the verifier knows a global function by its symbol. No other object is linked, so it cannot clash.
+                    #[unsafe(no_mangle)]
+                    #[inline(never)]
+                    pub(super) extern "C" fn $name(slot: *const KeySlot, scratch: *mut Scratch) -> u32 {
+                        // SAFETY: the verifier lets such functions have raw pointers only, to be checked for null. Our callers
+                        // have references.
+                        let Some(slot) = (unsafe { slot.as_ref() }) else { return 0 };
+                        // SAFETY: as before; this one is the only reference to it.
+                        let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
+                        u32::from(super::super::$name(slot, scratch))
+                    }
+                )+
+            }
+        };
+    }
+    apart!(fence_sha1 fence_sha256 fence_sha512);
+}
+
+/// Lays the key's tail and the request's signed part into the blocks.
+#[inline(always)]
+fn lay32(tail: &Block32, tail_len: u32, request: &[u32; WORDS], blocks: &mut [Block32; OPEN32]) {
+    let blocks = blocks.as_flattened_mut();
+    // What the gap may leave bare: before it the tail, behind it zeros.
+    blocks[..tail.len()].copy_from_slice(tail);
+    for word in &mut blocks[SIGNED..] {
+        *word = 0;
+        // Else it becomes a call of `memset`, which goes by bytes here.
+        step_by_step();
+    }
+    // The masks change nothing in what user space prepared; they are what shows the verifier that the gap lies inside.
+    let (at, shift) = (((tail_len >> 2) & 15) as usize, (tail_len & 3) * 8);
+    let Some(gap) = blocks.get_mut(at..).and_then(<[u32]>::first_chunk_mut::<{ SIGNED + 1 }>) else { return };
+    gap[0] |= request[0] >> shift;
+    let mut window = u64::from(request[0]);
+    for index in 1..SIGNED {
+        window = window << 32 | u64::from(request[index]);
+        gap[index] = low(window >> shift);
+    }
+    gap[SIGNED] = low(window << 32 >> shift);
+}
+
+/// As [`lay32`]; the template has the padding too, as a block with the gap may be the last one.
+#[inline(always)]
+fn lay64(template: &[Block64; OPEN64], tail_len: u32, request: &[u32; WORDS], blocks: &mut [Block64; OPEN64]) {
+    *blocks = *template;
+    let blocks = blocks.as_flattened_mut();
+    let (at, shift) = (((tail_len >> 3) & 15) as usize, (tail_len & 7) * 8);
+    let Some(gap) = blocks.get_mut(at..).and_then(<[u64]>::first_chunk_mut::<{ SIGNED / 2 + 1 }>) else { return };
+    let mut before = 0;
+    for index in 0..SIGNED / 2 {
+        let word = u64::from(request[2 * index]) << 32 | u64::from(request[2 * index + 1]);
+        // In two steps, as a shift by the whole width is none.
+        gap[index] |= word >> shift | before << 1 << (63 - shift);
+        before = word;
+    }
+    gap[SIGNED / 2] |= before << 1 << (63 - shift);
+}
+
+/// The blocks with the request, then those behind it.
+macro_rules! absorb {
+    ($prepared:expr, $state:expr, $blocks:expr, $schedule:expr, $closed:expr, $expand:path, $rounds:path) => {
+        $state.copy_from_slice(&$prepared.midstate);
+        for (index, block) in (0_u32..).zip($blocks.iter_mut()) {
+            if index >= $prepared.open_blocks {
+                break;
+            }
+            $expand(block, $schedule);
+            $rounds($state, $schedule);
+        }
+        for (index, schedule) in (0_u32..).zip($closed) {
+            if index >= $prepared.closed_blocks {
+                break;
+            }
+            $rounds($state, schedule);
+        }
+    };
+}
+
+#[inline(always)]
+fn fence_sha1(slot: &KeySlot, scratch: &mut Scratch) -> bool {
+    let (prepared, Scratch { request, state32, blocks32, schedule1, .. }) = (&slot.sha1, scratch);
+    lay32(&prepared.tail, prepared.tail_len, request, blocks32);
+    absorb!(prepared, state32, blocks32, schedule1, &prepared.closed, expand1, rounds1);
+    none(differences::<5>(state32, request).into())
+}
+
+#[inline(always)]
+fn fence_sha256(slot: &KeySlot, scratch: &mut Scratch) -> bool {
+    let (prepared, Scratch { request, state32, blocks32, schedule256, .. }) = (&slot.sha256, scratch);
+    lay32(&prepared.tail, prepared.tail_len, request, blocks32);
+    absorb!(prepared, state32, blocks32, schedule256, &prepared.closed, expand256, rounds256);
+    none(differences::<8>(state32, request).into())
+}
+
+#[inline(always)]
+fn fence_sha512(slot: &KeySlot, scratch: &mut Scratch) -> bool {
+    let (prepared, Scratch { request, state64, blocks64, schedule512, .. }) = (&slot.sha512, scratch);
+    lay64(&prepared.template, prepared.tail_len, request, blocks64);
+    absorb!(prepared, state64, blocks64, schedule512, [&prepared.closed], expand512, rounds512);
+    let (pairs, _) = request[SIGNED..].as_chunks::<2>();
+    let digest = pairs.iter().zip(state64);
+    none(digest.fold(0, |all, ([high, low], word)| all | ((u64::from(*high) << 32 | u64::from(*low)) ^ *word)))
 }
 
 /// Whether there is no difference. The barrier keeps the compiler from leaving at the first one, which it does without.
@@ -130,116 +287,25 @@ fn none(differences: u64) -> bool {
     black_box(differences) == 0
 }
 
-/// The bits in which the hash field differs from a digest of `WORDS` words, followed by zeros.
+/// The bits in which the hash field differs from a digest of `LEN` words, followed by zeros.
 #[inline(always)]
-fn differences32<const WORDS: usize>(state: &State32, hash: &[u8; HASH_LEN]) -> u32 {
-    let (words, _) = hash.as_chunks::<4>();
-    let (digest, padding) = words.split_at(WORDS);
-    let wrong = digest.iter().zip(state).fold(0, |all, (word, state)| all | (u32::from_be_bytes(*word) ^ *state));
-    padding.iter().fold(wrong, |all, word| all | u32::from_be_bytes(*word))
+fn differences<const LEN: usize>(state: &State32, request: &[u32; WORDS]) -> u32 {
+    let (digest, padding) = request[SIGNED..].split_at(LEN);
+    let wrong = digest.iter().zip(state).fold(0, |all, (word, state)| all | (word ^ state));
+    padding.iter().fold(wrong, |all, word| all | word)
 }
 
-/// The bytes under the digest, at the length that the types know.
+#[allow(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
 #[inline(always)]
-fn signed_part(request: &Request) -> &[u8; HASH_OFFSET] {
-    let bytes: &[u8; HASH_OFFSET + HASH_LEN] = zerocopy::transmute_ref!(request);
-    // Cannot fail, and the compiler sees it.
-    bytes.first_chunk().unwrap_or(&[0; HASH_OFFSET])
+const fn low(x: u64) -> u32 {
+    x as u32
 }
 
 #[cfg(feature = "user")]
 pub use prepare::PreparedKey;
 
 #[cfg(feature = "user")]
-mod prepare {
-    use alloc::boxed::Box;
-    use core::fmt;
-
-    use zerocopy::{FromZeros, IntoBytes};
-    use zeroize::{Zeroize, Zeroizing};
-
-    use super::{KeySlot, Prepared32, Prepared64};
-    use crate::compress::{INITIAL_SHA1, INITIAL_SHA256, INITIAL_SHA512, State32, compress1, compress256, compress512};
-    use crate::key::Key;
-    use crate::wire::REQUEST_LEN;
-
-    /// A key as the kernel program wants it. Lives on the heap, in one place, and is wiped when dropped.
-    pub struct PreparedKey(Box<KeySlot>);
-
-    impl PreparedKey {
-        /// Absorbs the key's whole blocks and lays out the templates.
-        #[must_use]
-        pub fn new(key: &Key) -> Self {
-            // On the heap from the start: a move of the box leaves no copy behind.
-            let mut slot = Self(Box::new(KeySlot::new_zeroed()));
-            let bytes = key.dangerous_bytes();
-            slot.0.loaded = 1;
-            prepare32(&mut slot.0.sha1, bytes, INITIAL_SHA1, compress1);
-            prepare32(&mut slot.0.sha256, bytes, INITIAL_SHA256, compress256);
-            prepare64(&mut slot.0.sha512, bytes);
-            slot
-        }
-
-        /// The secret itself, to be written to the map.
-        #[must_use]
-        pub fn dangerous_slot(&self) -> &KeySlot {
-            &self.0
-        }
-    }
-
-    impl Drop for PreparedKey {
-        fn drop(&mut self) {
-            self.0.zeroize();
-        }
-    }
-
-    impl fmt::Debug for PreparedKey {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("PreparedKey(..)")
-        }
-    }
-
-    fn prepare32(out: &mut Prepared32, key: &[u8], initial: State32, compress: fn(&mut State32, &mut [u32; 16])) {
-        out.midstate = initial;
-        let (whole, tail) = key.as_chunks::<64>();
-        let mut block = Zeroizing::new([0_u32; 16]);
-        for bytes in whole {
-            block.as_mut_bytes().copy_from_slice(bytes);
-            compress(&mut out.midstate, &mut block);
-        }
-        out.blocks = lay_out(out.template.as_mut_bytes(), key.len(), tail, 64, 8);
-        out.tail_len = length(tail);
-    }
-
-    fn prepare64(out: &mut Prepared64, key: &[u8]) {
-        out.midstate = INITIAL_SHA512;
-        let (whole, tail) = key.as_chunks::<128>();
-        let mut block = Zeroizing::new([0_u64; 16]);
-        for bytes in whole {
-            block.as_mut_bytes().copy_from_slice(bytes);
-            compress512(&mut out.midstate, &mut block);
-        }
-        out.blocks = lay_out(out.template.as_mut_bytes(), key.len(), tail, 128, 16);
-        out.tail_len = length(tail);
-    }
-
-    /// Writes tail, padding and bit count into a template that is zero otherwise; says how many blocks it takes.
-    fn lay_out(template: &mut [u8], key_len: usize, tail: &[u8], block_len: usize, count_len: usize) -> u32 {
-        let message_end = tail.len() + REQUEST_LEN;
-        let blocks = (message_end + 1 + count_len).div_ceil(block_len);
-        // A request's bits and those of 4096 bytes of key fit eight bytes whatever the width of the count.
-        let bits = ((key_len + REQUEST_LEN) as u64 * 8).to_be_bytes();
-        template[..tail.len()].copy_from_slice(tail);
-        template[message_end] = 0x80;
-        template[blocks * block_len - 8..blocks * block_len].copy_from_slice(&bits);
-        u32::try_from(blocks).unwrap_or(0)
-    }
-
-    /// The length of a tail, which is less than 128.
-    fn length(tail: &[u8]) -> u32 {
-        u32::try_from(tail.len()).unwrap_or(0)
-    }
-}
+mod prepare;
 
 #[cfg(test)]
 mod tests {
@@ -279,13 +345,14 @@ mod tests {
 
     #[test]
     fn layouts_are_pinned() {
-        assert_eq!((size_of::<Prepared32>(), align_of::<Prepared32>()), (296, 4));
-        assert_eq!((size_of::<Prepared64>(), align_of::<Prepared64>()), (456, 8));
-        assert_eq!((size_of::<KeySlot>(), align_of::<KeySlot>()), (1056, 8));
+        assert_eq!((size_of::<Prepared1>(), align_of::<Prepared1>()), (752, 4));
+        assert_eq!((size_of::<Prepared256>(), align_of::<Prepared256>()), (624, 4));
+        assert_eq!((size_of::<Prepared512>(), align_of::<Prepared512>()), (976, 8));
+        assert_eq!((size_of::<KeySlot>(), align_of::<KeySlot>()), (2360, 8));
         assert_eq!(offset_of!(KeySlot, sha1), 8);
-        assert_eq!(offset_of!(KeySlot, sha256), 304);
-        assert_eq!(offset_of!(KeySlot, sha512), 600);
-        assert_eq!((size_of::<Scratch>(), align_of::<Scratch>()), (736, 8));
+        assert_eq!(offset_of!(KeySlot, sha256), 760);
+        assert_eq!(offset_of!(KeySlot, sha512), 1384);
+        assert_eq!((size_of::<Scratch>(), align_of::<Scratch>()), (1936, 8));
     }
 
     #[test]

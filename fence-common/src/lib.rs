@@ -21,6 +21,8 @@
 //! * [`ledger`]: which requests were claimed, answered or superseded.
 //! * [`records`]: the shield's memory outside of the kernel.
 #![no_std]
+// For what the language does not offer on the kernel's target: see `compress`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(any(test, feature = "user"))]
 extern crate alloc;

@@ -44,7 +44,7 @@ pub(crate) static SEEN: LruHashMap<Mark, u64, SEEN_MAX> = LruHashMap::new();
 #[btf_map(name = "fence_heartbeat")]
 pub(crate) static HEARTBEAT: Array<u64, 1> = Array::new();
 
-/// Working memory of a verification: 736 bytes are more than the stack has. Used through [`crate::workspace`] only.
+/// Working memory of a verification: 1936 bytes are more than the stack has. Used through [`crate::workspace`] only.
 #[btf_map(name = "fence_scratch")]
 pub(crate) static SCRATCH: PerCpuArray<Workspace, 1> = PerCpuArray::new();
 

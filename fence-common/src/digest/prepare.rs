@@ -1,0 +1,122 @@
+//! Preparing a key: what user space does once, so that the kernel need not do it for each datagram.
+
+use alloc::boxed::Box;
+use core::fmt;
+
+use zerocopy::FromZeros;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{KeySlot, Prepared1, Prepared256, Prepared512};
+use crate::compress::{
+    INITIAL_SHA1, INITIAL_SHA256, INITIAL_SHA512, expand1, expand256, expand512, rounds1, rounds256, rounds512,
+};
+use crate::key::Key;
+use crate::wire::{HASH_OFFSET, REQUEST_LEN};
+
+/// A key as the kernel program wants it. Lives on the heap, in one place, and is wiped when dropped.
+pub struct PreparedKey(Box<KeySlot>);
+
+impl PreparedKey {
+    /// Absorbs the key's whole blocks and lays out what follows them.
+    #[must_use]
+    pub fn new(key: &Key) -> Self {
+        // On the heap from the start: a move of the box leaves no copy behind.
+        let mut slot = Self(Box::new(KeySlot::new_zeroed()));
+        let bytes = key.dangerous_bytes();
+        slot.0.loaded = 1;
+        prepare_sha1(&mut slot.0.sha1, bytes);
+        prepare_sha256(&mut slot.0.sha256, bytes);
+        prepare_sha512(&mut slot.0.sha512, bytes);
+        slot
+    }
+
+    /// The secret itself, to be written to the map.
+    #[must_use]
+    pub fn dangerous_slot(&self) -> &KeySlot {
+        &self.0
+    }
+}
+
+impl Drop for PreparedKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for PreparedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PreparedKey(..)")
+    }
+}
+
+/// What follows a key's whole blocks, with zeros for the request's signed part: at most 127 + 176 + 17 bytes, in whole blocks.
+type Rest = Zeroizing<[u8; 384]>;
+
+/// Lays it out; says how many of its blocks the signed part reaches into, and how many there are.
+fn lay_out(key_len: usize, tail: &[u8], block_len: usize, count_len: usize) -> (Rest, usize, usize) {
+    let message_end = tail.len() + REQUEST_LEN;
+    let open = (tail.len() + HASH_OFFSET).div_ceil(block_len);
+    let blocks = (message_end + 1 + count_len).div_ceil(block_len);
+    // A request's bits and those of 4096 bytes of key fit eight bytes whatever the width of the count.
+    let bits = ((key_len + REQUEST_LEN) as u64 * 8).to_be_bytes();
+    let mut rest = Zeroizing::new([0; 384]);
+    rest[..tail.len()].copy_from_slice(tail);
+    rest[message_end] = 0x80;
+    rest[blocks * block_len - 8..blocks * block_len].copy_from_slice(&bits);
+    (rest, open, blocks)
+}
+
+/// A count of bytes or blocks, which is less than 128.
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(0)
+}
+
+/// Copies bytes as the numbers that the block functions work with.
+macro_rules! numbers {
+    ($number:ty, $to:expr, $bytes:expr) => {
+        let (words, _) = $bytes.as_chunks::<{ size_of::<$number>() }>();
+        for (to, from) in $to.iter_mut().zip(words) {
+            *to = <$number>::from_be_bytes(*from);
+        }
+    };
+}
+
+/// Prepares for one kind: `$open` gets the words before the request's and around them, `$closed` are the places for what is behind them.
+macro_rules! prepare {
+    ($key:expr, $prepared:expr, $number:ty, $initial:expr, $count_len:literal, $expand:path, $rounds:path,
+     $open:expr, $closed:expr) => {
+        const BLOCK: usize = 16 * size_of::<$number>();
+        let mut block: Zeroizing<[$number; 16]> = Zeroizing::new([0; 16]);
+        let mut schedule = Zeroizing::new([0; _]);
+        let (whole, tail) = $key.as_chunks::<BLOCK>();
+        $prepared.midstate = $initial;
+        for bytes in whole {
+            numbers!($number, block, bytes);
+            $expand(&mut block, &mut schedule);
+            $rounds(&mut $prepared.midstate, &schedule);
+        }
+        let (rest, open, blocks) = lay_out($key.len(), tail, BLOCK, $count_len);
+        numbers!($number, $open, rest);
+        for (to, bytes) in $closed.iter_mut().zip(rest[open * BLOCK..blocks * BLOCK].as_chunks::<BLOCK>().0) {
+            numbers!($number, block, bytes);
+            $expand(&mut block, to);
+        }
+        $prepared.tail_len = count(tail.len());
+        $prepared.open_blocks = count(open);
+        $prepared.closed_blocks = count(blocks - open);
+    };
+}
+
+fn prepare_sha1(prepared: &mut Prepared1, key: &[u8]) {
+    prepare!(key, prepared, u32, INITIAL_SHA1, 8, expand1, rounds1, prepared.tail, prepared.closed);
+}
+
+fn prepare_sha256(prepared: &mut Prepared256, key: &[u8]) {
+    prepare!(key, prepared, u32, INITIAL_SHA256, 8, expand256, rounds256, prepared.tail, prepared.closed);
+}
+
+fn prepare_sha512(prepared: &mut Prepared512, key: &[u8]) {
+    let template = prepared.template.as_flattened_mut();
+    let closed = core::slice::from_mut(&mut prepared.closed);
+    prepare!(key, prepared, u64, INITIAL_SHA512, 16, expand512, rounds512, template, closed);
+}
