@@ -7,6 +7,9 @@
 //! * [`packaged`]: the configuration file that Debian's package brings.
 //! * [`peer`]: a client written here, which signs like a stock one and then misbehaves as told.
 //! * [`flood`]: a guest that sends as fast as it can, from any source.
+//! * [`loaded`]: that program by itself, run on frames that are given to it.
+//! * [`differential`]: that program against user space, on frames made from real ones.
+//! * [`shield`]: what the program costs per frame.
 //! * [`timings`]: reads the daemon's line about a fence.
 //! * [`kernel`]: which XDP program is attached, and what it has counted.
 //! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`], [`machine`] and [`container`]: its machines; [`witness`]: whether a machine's
@@ -22,12 +25,14 @@ pub mod bench;
 pub mod client;
 pub mod container;
 pub mod differences;
+pub mod differential;
 pub mod flood;
 pub mod fuse;
 pub mod initramfs;
 pub mod kernel;
 pub mod lab;
 pub mod libvirtd;
+pub mod loaded;
 pub mod machine;
 pub mod observer;
 pub mod packaged;
@@ -35,6 +40,7 @@ pub mod peer;
 pub mod process;
 pub mod qemu;
 pub mod server;
+pub mod shield;
 pub mod testdriver;
 pub mod timings;
 pub mod tools;

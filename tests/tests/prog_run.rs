@@ -15,6 +15,9 @@ mod busy;
 #[path = "prog_run/delivery.rs"]
 mod delivery;
 #[cfg(test)]
+#[path = "prog_run/differential.rs"]
+mod differential;
+#[cfg(test)]
 #[path = "prog_run/digests.rs"]
 mod digests;
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer looks for inputs that break what `fence-fuzz` says must hold.
+//! `cargo xtask fuzz`: libFuzzer looks for inputs that break what `fence-fuzz` says must hold; and `fence-differ` for frames on which the kernel
+//! program and user space differ.
 //!
 //! Works with the stable toolchain: the compiler's own pass counts coverage, and a C++ compiler builds libFuzzer. What is
 //! found stays below `target/fuzz`; what is worth keeping is for a person to decide (fuzz/README.md).
@@ -10,6 +11,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::bpf;
+use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::setup::{self, Profile};
 use crate::workspace::{self, Workspace};
@@ -28,6 +30,8 @@ pub(crate) enum Target {
     Request,
     /// A record of the ring buffer
     Event,
+    /// The loaded kernel program against user space, on mutated real frames (needs root)
+    Program,
 }
 
 impl Target {
@@ -36,6 +40,7 @@ impl Target {
             Self::Config => "config",
             Self::Request => "request",
             Self::Event => "event",
+            Self::Program => "program",
         }
     }
 }
@@ -49,6 +54,12 @@ pub(crate) struct Options {
     /// For how long
     #[arg(long, default_value_t = 20, value_name = "N")]
     minutes: u32,
+    /// How many cases (of `program` only, which goes by cases and not by time)
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    cases: u64,
+    /// What the cases follow from (of `program` only) [default: the time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Write the fewest inputs that reach all that was reached to target/fuzz/merged, instead of fuzzing
     #[arg(long)]
     merge: bool,
@@ -59,6 +70,9 @@ pub(crate) struct Options {
 /// # Errors
 /// If it cannot be built, or found something: the input's place has been said then.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+    if options.target == Target::Program {
+        return program(workspace, options);
+    }
     setup::ensure(workspace, Profile::Build)?;
     let compiler = Command::new("c++").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !compiler.is_ok_and(|status| status.success()) {
@@ -95,6 +109,29 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     let status = command.status().context("cannot start the fuzzer")?;
     if !status.success() {
         bail!("{name} is broken: see above for the input, which is in {} (fuzz/README.md)", folder.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the kernel program and user space on the same frames.
+fn program(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+    setup::ensure(workspace, Profile::Lab)?;
+    let object = bpf::build(workspace.root())?;
+    let mut cargo = workspace.cargo(&object);
+    cargo.args(["build", "--release", "--package", "fence-tests", "--bin", "fence-differ"]);
+    progress::shown("building the comparison", cargo)?;
+    let mut differ = Privilege::of_this_process()
+        .command(&workspace.binary("fence-differ", true))
+        .context("BPF programs are run by root: run this as root")?;
+    differ.args(["--cases", &options.cases.to_string()]);
+    differ.args(options.seed.map(|seed| format!("--seed={seed}")));
+    differ.arg("--found").arg(workspace.root().join("target/fuzz/program"));
+    say(format!("running {}", progress::line(&differ)));
+    let status = differ.status().context("cannot start the comparison")?;
+    if !status.success() {
+        bail!(
+            "see above for what is broken; a case in which the two differ belongs into fuzz/corpus/program (fuzz/README.md)"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -58,9 +58,9 @@ enum Task {
         #[arg(last = true)]
         filter: Vec<String>,
     },
-    /// Measure the daemon beside stock's fence_virtd, and write docs/benchmarks.md
+    /// Measure the daemon beside stock's fence_virtd, or the kernel program, and write it down in docs
     Bench(bench::Options),
-    /// Look for inputs that break a parser, with libFuzzer
+    /// Look for inputs that break a parser, or on which kernel and user space differ
     Fuzz(fuzz::Options),
     /// Formatting, clippy, and the rules of this tree
     Lint,

@@ -1,0 +1,43 @@
+//! Measures what the kernel program costs per frame: what `cargo xtask bench shield` runs.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use fence_tests::bench::{machine, progress};
+use fence_tests::shield::{measure, report};
+
+/// The kernel program beside an empty one, and beside portable code.
+#[derive(Parser)]
+#[command(about)]
+struct Arguments {
+    /// How many samples of everything
+    #[arg(long, default_value_t = 15, value_name = "N")]
+    rounds: usize,
+    /// Write shield.md into this folder
+    #[arg(long, value_name = "FOLDER")]
+    write: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress(&format!("fence-shield: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let facts = machine::describe();
+    let figures = measure::run(arguments.rounds)?;
+    std::io::stdout().write_all(report::table(&figures).as_bytes()).context("cannot print the results")?;
+    if let Some(folder) = &arguments.write {
+        report::write(folder, &figures, &facts, arguments.rounds)?;
+        progress(&format!("written: {}", folder.join("shield.md").display()));
+    }
+    Ok(())
+}

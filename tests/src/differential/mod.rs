@@ -1,0 +1,183 @@
+//! The loaded kernel program against the same judgement in user space, on frames made from real ones.
+//!
+//! * [`case`]: one case, and how it is written down.
+//! * [`make`]: cases from the golden datagrams, mutated before and after they are signed.
+//! * this module: runs them on both, by `BPF_PROG_TEST_RUN` and by [`fence_common::frame::judge`], and compares the verdict (by the one counter
+//!   that moved), the answer, and what came out of the ring buffer.
+//!
+//! What user space remembers between frames, if it remembers anything, belongs into [`Reference`]; the program's own memory is in its maps.
+
+pub mod case;
+pub mod make;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use fence_common::boundary::{Config, Event};
+use fence_common::digest::PreparedKey;
+use fence_common::frame::judge;
+use fence_common::verdict::{Action, Counters, Verdict};
+
+use self::case::{Case, Setting};
+use self::make::{Keys, Maker};
+use crate::loaded::{Loaded, Ring, XDP_DROP, XDP_PASS};
+
+/// How many cases have one key and configuration: writing them into the maps costs as much as a few cases.
+const TOGETHER: u64 = 64;
+
+/// The judgement in user space, with all that it remembers.
+struct Reference {
+    config: Config,
+    key: PreparedKey,
+}
+
+impl Reference {
+    fn judge(&mut self, frame: &[u8]) -> Verdict {
+        judge(frame, &self.config, self.key.dangerous_slot())
+    }
+}
+
+/// Both judges, set alike.
+pub struct Pair {
+    program: Loaded,
+    ring: Ring,
+    keys: Keys,
+    reference: Reference,
+    setting: Setting,
+    counted: Counters,
+}
+
+/// Where the two differ: what a person is shown.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {case}")]
+pub struct Difference {
+    /// What is not alike.
+    pub what: String,
+    /// The case.
+    pub case: Case,
+}
+
+impl Pair {
+    /// Loads a copy of the program.
+    ///
+    /// # Errors
+    /// It cannot be loaded, or the fixtures cannot be read.
+    pub fn load() -> Result<Self> {
+        let (mut program, keys, setting) = (Loaded::fence()?, Keys::read()?, Setting::default());
+        let ring = program.ring()?;
+        let reference = Reference { config: setting.config(), key: keys.prepared(setting.key) };
+        let counted = program.counters()?;
+        let mut pair = Self { program, ring, keys, reference, setting, counted };
+        pair.set(setting)?;
+        Ok(pair)
+    }
+
+    fn set(&mut self, setting: Setting) -> Result<()> {
+        self.reference = Reference { config: setting.config(), key: self.keys.prepared(setting.key) };
+        self.program.configure(self.reference.config)?;
+        self.program.set_key(Some(&self.reference.key))?;
+        self.setting = setting;
+        Ok(())
+    }
+
+    /// Runs a case on both and says the verdict, which is the same.
+    ///
+    /// # Errors
+    /// A [`Difference`], or the program cannot be run.
+    pub fn run(&mut self, case: &Case) -> Result<Verdict> {
+        if case.setting != self.setting {
+            self.set(case.setting)?;
+        }
+        let differ = |what: String| Difference { what, case: case.clone() };
+        let expected = self.reference.judge(&case.frame);
+        let (answer, _) = self.program.run(&case.frame, 1)?;
+        let counted = self.program.counters()?;
+        let verdict = moved(&self.counted, &counted).map_err(differ)?;
+        self.counted = counted;
+        ensure!(verdict == expected, differ(format!("user space says {expected:?}, the kernel {verdict:?}")));
+        let wanted = match verdict.action() {
+            Action::Deliver | Action::Drop => XDP_DROP,
+            Action::Pass => XDP_PASS,
+        };
+        ensure!(answer == wanted, differ(format!("the answer to {verdict:?} is {answer}")));
+        let event = self.ring.next_event()?;
+        ensure!(event.is_some() == (verdict == Verdict::Delivered), differ(format!("an event after {verdict:?}?")));
+        if let Some(event) = event {
+            ensure!(carries(&case.frame, &event), differ("the event is not what the frame carries".to_owned()));
+            ensure!(self.ring.next_event()?.is_none(), differ("more than one event".to_owned()));
+        }
+        Ok(verdict)
+    }
+}
+
+/// Whether the frame has the event's request in it, and before it the address that it came from.
+fn carries(frame: &[u8], event: &Event) -> bool {
+    let request = zerocopy::IntoBytes::as_bytes(&event.request);
+    let at = frame.windows(request.len()).position(|bytes| bytes == request);
+    let source: &[u8] = match event.family {
+        fence_common::wire::FAMILY_V4 => &event.source[..4],
+        _ => &event.source,
+    };
+    at.is_some_and(|at| frame[..at].windows(source.len()).any(|bytes| bytes == source))
+}
+
+/// The verdict whose counter moved: none or one, and by one.
+fn moved(before: &Counters, after: &Counters) -> Result<Verdict, String> {
+    let mut moved = before.iter().zip(after.iter()).filter(|((_, before), (_, after))| before != after);
+    let Some(((name, before), (_, after))) = moved.next() else { return Ok(Verdict::NotOurs) };
+    if moved.next().is_some() || after != before + 1 {
+        return Err(format!("more than one counter moved, or {name} by more than one"));
+    }
+    let verdict = Verdict::COUNTED.into_iter().find(|verdict| verdict.counter_name() == Some(name));
+    verdict.ok_or_else(|| format!("no verdict for {name}"))
+}
+
+/// What cases came to: how many, and the first of each kind.
+#[derive(Debug, Default)]
+pub struct Coverage(BTreeMap<String, (u64, Case)>);
+
+impl Coverage {
+    fn add(&mut self, verdict: Verdict, case: &Case) {
+        let name = format!("{verdict:?}");
+        match self.0.get_mut(&name) {
+            Some((count, _)) => *count += 1,
+            None => drop(self.0.insert(name, (1, case.clone()))),
+        }
+    }
+
+    /// Adds another one's.
+    pub fn merge(&mut self, other: Self) {
+        for (name, (count, case)) in other.0 {
+            self.0.entry(name).or_insert((0, case)).0 += count;
+        }
+    }
+
+    /// How many cases came to this verdict.
+    #[must_use]
+    pub fn of(&self, verdict: Verdict) -> u64 {
+        self.0.get(&format!("{verdict:?}")).map_or(0, |(count, _)| *count)
+    }
+
+    /// Verdicts by name, with the number of cases and the first of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u64, &Case)> {
+        self.0.iter().map(|(name, (count, case))| (name.as_str(), *count, case))
+    }
+}
+
+/// Runs so many cases, made from a seed.
+///
+/// # Errors
+/// A [`Difference`], or the program cannot be run.
+pub fn run(seed: u64, cases: u64) -> Result<Coverage> {
+    let mut pair = Pair::load()?;
+    let mut maker = Maker::new(seed).context("the fixtures")?;
+    let mut coverage = Coverage::default();
+    for number in 0..cases {
+        if number % TOGETHER == 0 {
+            maker.change_setting();
+        }
+        let case = maker.make();
+        coverage.add(pair.run(&case)?, &case);
+    }
+    Ok(coverage)
+}
