@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use fence_common::admit::Rules;
 use fence_common::boundary::{Config, Listener};
 use fence_common::hash::HashKind;
+use fence_common::shield::Limits;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 
 use crate::loaded::SHORTEST;
@@ -37,6 +38,7 @@ impl Setting {
             group_v6: Some(DEFAULT_GROUP_V6),
             port: DEFAULT_PORT,
             rules: Rules { min_hash: self.min_hash, strict_source: self.strict_source },
+            limits: Limits::NONE,
         })
     }
 }

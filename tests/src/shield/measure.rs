@@ -9,6 +9,7 @@ use fence_common::boundary::{Config, Listener};
 use fence_common::digest::PreparedKey;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
+use fence_common::shield::Limits;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, Request};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -133,6 +134,7 @@ pub fn run(rounds: usize) -> Result<Figures> {
         group_v6: Some(DEFAULT_GROUP_V6),
         port: DEFAULT_PORT,
         rules: Rules { min_hash: HashKind::Sha1, strict_source: true },
+        limits: Limits::NONE,
     }))?;
     let key = key()?;
     fence.set_key(Some(&PreparedKey::new(&key)))?;
