@@ -33,8 +33,10 @@ const _: () = assert!(FAMILY_V4 == 2 && FAMILY_V6 == 10);
 const SECOND: u64 = 1_000_000_000;
 
 /// Who sent a datagram, as far as the frame tells. By both addresses: a neighbour who forges the IP address alone is somebody else.
+///
+/// Aligned as the kernel program's stack wants it: where it writes words into it the verifier asks for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Sender {
     /// The IP source address: IPv4 in the first 4 bytes, the rest zero; or IPv6.
     pub ip: [u8; 16],

@@ -16,15 +16,12 @@ use crate::setup::toolchain::{self, Toolchain};
 const OBJECT: &str = "target/bpf/fence-xdp.o";
 
 /// What the program is compiled with.
-const FLAGS: [&str; 4] = [
+const FLAGS: [&str; 3] = [
     // Full debug information of every crate: the linker makes the maps' BTF types from it.
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
     // Arithmetic of 32 bits, which every kernel that can run the program knows (5.1 and later). A digest is made of it.
     "-Ctarget-cpu=v3",
-    // Words of a packet in one load and not by bytes. Kernels of the few machines that cannot do that refuse the program, and the daemon's socket
-    // serves without it.
-    "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
 ];
 
 /// The BPF target of this machine's byte order.
