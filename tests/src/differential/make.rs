@@ -100,6 +100,9 @@ pub struct Maker {
 /// Where a byte of a request means something: operation, kind, domain's ends, address, port, family, and the digest's ends.
 const TELLING: [usize; 16] = [0, 1, 4, 67, 68, 69, 71, 83, 96, 97, 108, 109, 111, 112, 131, 175];
 
+/// Where a byte of an untagged frame's headers means something: type, version, lengths, fragments, protocol, addresses, port.
+const TELLING_HEADER: [usize; 18] = [12, 13, 14, 14, 16, 17, 18, 19, 20, 20, 21, 23, 26, 30, 36, 37, 38, 39];
+
 impl Maker {
     /// A maker whose cases follow from `seed`.
     ///
@@ -152,10 +155,12 @@ impl Maker {
 
     fn change(&mut self, request: &mut Request) {
         let at = if self.dice.one_in(4) { self.dice.below(REQUEST_LEN) } else { self.dice.pick(&TELLING) };
-        if self.dice.one_in(24) {
-            request.domain = [b'x'; 64];
-        } else {
-            request.as_mut_bytes()[at] = self.dice.byte();
+        // What takes several bytes at once.
+        match self.dice.below(48) {
+            0 => request.domain = [b'x'; 64],
+            1 => request.port.set(0),
+            2 => request.address = [0; 28],
+            _ => request.as_mut_bytes()[at] = self.dice.byte(),
         }
     }
 
@@ -224,7 +229,7 @@ impl Maker {
             }
             // The headers: from the Ethernet type to the end of UDP's, of an IPv6 frame with a tag.
             1..=8 => {
-                let at = 12 + self.dice.below(54);
+                let at = if self.dice.one_in(2) { 12 + self.dice.below(54) } else { self.dice.pick(&TELLING_HEADER) };
                 let byte = self.dice.byte();
                 if let Some(place) = frame.get_mut(at) {
                     *place = byte;
