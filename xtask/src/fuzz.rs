@@ -121,7 +121,7 @@ fn program(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode>
     cargo.args(["build", "--release", "--package", "fence-tests", "--bin", "fence-differ"]);
     progress::shown("building the comparison", cargo)?;
     let mut differ = Privilege::of_this_process()
-        .command(&workspace.binary("fence-differ", true))
+        .command(workspace.binary("fence-differ", true))
         .context("BPF programs are run by root: run this as root")?;
     differ.args(["--cases", &options.cases.to_string()]);
     differ.args(options.seed.map(|seed| format!("--seed={seed}")));

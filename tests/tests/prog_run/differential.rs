@@ -9,7 +9,16 @@ use fence_tests::differential::{Pair, run};
 use crate::program::require_root;
 
 /// What no made frame comes to: nothing else runs on these programs, and their rings are read.
-const NEVER: [Verdict; 2] = [Verdict::RingFull, Verdict::Busy];
+const NEVER: [Verdict; 8] = [
+    Verdict::RingFull,
+    Verdict::Busy,
+    Verdict::Stale,
+    Verdict::SourceLimit,
+    Verdict::GlobalLimit,
+    Verdict::Replay,
+    Verdict::DeliveryLimit,
+    Verdict::RingReserve,
+];
 
 #[test]
 fn every_kept_case_has_its_verdict_from_both() {
