@@ -17,6 +17,7 @@
 //! With feature `user` (the default; off in the BPF program):
 //!
 //! * [`key`]: the shared secret, wiped on drop, and the digests made with it.
+//! * [`keys`]: which keys are accepted, and how one takes another's place.
 //! * [`exchange`]: the call-back conversation as a state machine.
 //! * [`ledger`]: which requests were claimed, answered or superseded.
 //! * [`records`]: the shield's memory outside of the kernel.
@@ -44,6 +45,8 @@ pub mod wire;
 pub mod exchange;
 #[cfg(feature = "user")]
 pub mod key;
+#[cfg(feature = "user")]
+pub mod keys;
 #[cfg(feature = "user")]
 pub mod ledger;
 #[cfg(test)]

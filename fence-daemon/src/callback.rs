@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use fence_common::exchange::{Challenge, Challenges, Exchange, ExchangeError, Progress};
 use fence_common::hash::HashKind;
-use fence_common::key::Key;
 use fence_common::wire::HASH_LEN;
 use nix::errno::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,15 +77,15 @@ impl Authenticated {
 #[derive(Debug)]
 pub struct Callback {
     auth: HashKind,
-    key: Option<Key>,
     open: Mutex<Challenges>,
 }
 
 impl Callback {
-    /// `key` may be missing only where `auth` is [`HashKind::None`]; else every call-back fails.
+    /// With `auth`, both sides prove that they have the request's key. A request may be without one only where `auth` is
+    /// [`HashKind::None`]; else its call-back fails.
     #[must_use]
-    pub fn new(auth: HashKind, key: Option<Key>) -> Self {
-        Self { auth, key, open: Mutex::default() }
+    pub fn new(auth: HashKind) -> Self {
+        Self { auth, open: Mutex::default() }
     }
 
     /// Connects to where the request says and lets both sides prove that they have the key.
@@ -107,13 +106,14 @@ impl Callback {
         // Small messages that are waited for; if the option cannot be set they are only slower.
         let _ = stream.set_nodelay(true);
         if self.auth != HashKind::None {
-            self.exchange(caller, &mut stream).await?;
+            self.exchange(request, &mut stream).await?;
         }
         Ok(Authenticated { caller, stream })
     }
 
-    async fn exchange(&self, caller: SocketAddr, stream: &mut TcpStream) -> Result<(), CallbackError> {
-        let key = self.key.as_ref().ok_or_else(|| CallbackError::Ours("no key is loaded".to_owned()))?;
+    async fn exchange(&self, request: &Verified, stream: &mut TcpStream) -> Result<(), CallbackError> {
+        let caller = request.caller();
+        let key = request.key().ok_or_else(|| CallbackError::Ours("no key is loaded".to_owned()))?;
         let question = Question::new(&self.open)?;
         let mut exchange = Exchange::new(self.auth, question.challenge);
         while !exchange.is_authenticated() {

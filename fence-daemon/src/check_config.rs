@@ -6,7 +6,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::config::{self, Config, Doubt, Groups, Warnings};
+use crate::config::key::{Found, FoundPair};
+use crate::config::{self, Config, Doubt, Groups, Multicast, Warnings};
 use crate::configure::Document;
 use crate::intake::interface::Wanted;
 
@@ -85,21 +86,28 @@ fn multicast(text: &mut String, config: &Config, written: &Document) {
     let multicast = &config.multicast;
     let family = if multicast.group.is_ipv4() { "ipv4" } else { "ipv6" };
     // A path that no file can say (there are such working directories) is shown as it was written.
-    let key_file = multicast.key_file.to_str().filter(|path| !path.contains(['"', '\n']));
-    let key_file = key_file.or_else(|| written.get(MULTICAST, "key_file")).unwrap_or_default();
+    let shown = |path: &Path, key| {
+        let path = path.to_str().filter(|path| !path.contains(['"', '\n']));
+        path.or_else(|| written.get(MULTICAST, key)).unwrap_or_default().to_owned()
+    };
+    let key_file = shown(&multicast.key_file, "key_file");
+    let key_file2 = multicast.key_file2.as_deref().map(|path| shown(path, "key_file2"));
     text.push_str("\nlisteners {\n\tmulticast {\n");
     for (key, value) in [
         ("interface", multicast.interface.as_deref().unwrap_or("none")),
         ("family", family),
         ("address", &multicast.group.to_string()),
         ("port", &multicast.port.to_string()),
-        ("key_file", key_file),
+        ("key_file", &key_file),
         ("hash", multicast.hash.name()),
         ("auth", multicast.auth.name()),
         ("attach", multicast.attach.name()),
         ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
     ] {
         line(text, 2, key, value, written.get(MULTICAST, key).is_none());
+        if let ("key_file", Some(path)) = (key, &key_file2) {
+            line(text, 2, "key_file2", path, false);
+        }
     }
     text.push_str("\t}\n}\n");
 }
@@ -135,10 +143,18 @@ pub fn look_at_interface(config: &Config, warnings: &mut Warnings) {
     }
 }
 
-/// What to say about a key that the daemon can use.
+/// What to say about keys that the daemon can use.
 #[must_use]
-pub fn key_note(path: &Path, len: usize) -> String {
-    format!("\n# the key file {} has a key of {len} bytes\n", path.display())
+pub fn key_note(multicast: &Multicast, keys: &FoundPair) -> String {
+    let note = |path: &Path, found: &Found| {
+        format!("# the key file {} has a key of {} bytes\n", path.display(), found.key.dangerous_bytes().len())
+    };
+    let second = match (&multicast.key_file2, &keys.second) {
+        (Some(path), Some(second)) => note(path, second),
+        (Some(path), None) => format!("# there is no second key now: {} does not exist\n", path.display()),
+        (None, _) => String::new(),
+    };
+    format!("\n{}{second}", note(&multicast.key_file, &keys.first))
 }
 
 #[cfg(test)]
@@ -158,7 +174,7 @@ mod tests {
         SHIELD { failure_rate = \"1\"; failure_burst = \"2\"; stranger_rate = \"0\"; request_rate = \"4\"; request_burst = \"5\"; \
         replay_window = \"90m\"; } }\n\
         listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
-        key_file = \"/k # y\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; zork = \"1\"; } }\n\
+        key_file = \"/k # y\"; key_file2 = \"/k2\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; zork = \"1\"; } }\n\
         backends { libvirt { uri2 = \"c:\"; uri1 = \"b:\"; kill = \"libvirt\"; reboot_method = \"reset\"; \
         reboot_reply = \"on\"; } }\n\
         groups { group = \"a\" { ip = \"192.168.122.11\"; ip = \"fd00::1\"; uuid = \"node1\"; } group { ip = \"1.2.3.4\"; uuid = \"x y\"; } }";

@@ -53,13 +53,12 @@ pub fn check_config(file: &Path) -> u8 {
     };
     check_config::look_at_interface(&config, &mut warnings);
     let mut text = check_config::render(&config, &bytes);
-    let key_file = &config.multicast.key_file;
-    let key = config.multicast.needs_key().then(|| config::key::load(key_file, &mut warnings)).transpose();
-    if let Ok(Some(key)) = &key {
-        text.push_str(&check_config::key_note(key_file, key.dangerous_bytes().len()));
+    let keys = config::key::load_all(&config.multicast, &mut warnings);
+    if let Ok(Some(keys)) = &keys {
+        text.push_str(&check_config::key_note(&config.multicast, keys));
     }
     let written = io::stdout().lock().write_all(text.as_bytes());
-    match key {
+    match keys {
         Ok(_) => {
             if !warnings.is_empty() {
                 complain(warnings.render(colours));

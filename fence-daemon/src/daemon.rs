@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fence_common::admit::Rules;
 use fence_common::boundary::Listener as Listening;
-use fence_common::key::Key;
+use fence_common::keys::KeyPair;
 use fence_common::shield::Limits;
 use fence_common::verdict::Counters;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,13 +22,15 @@ use crate::config::{Attach, Config, Multicast};
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::interface::Wanted;
-use crate::intake::kernel::{KernelProgram, Mode};
+use crate::intake::kernel::{self, KernelProgram, Mode};
 use crate::intake::links::Links;
 use crate::intake::listener::{Coming, Follower, Listener, chain};
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
+use crate::keyring::Keyring;
 use crate::pipeline::Pipeline;
 use crate::process::{self, Readiness};
+use crate::reload;
 use crate::seen::Seen;
 
 /// How long the first round of connections may hold up the start. Whatever is not connected then is said to be so and goes
@@ -79,17 +81,21 @@ pub enum Patience {
 /// When something without which nothing can be served is missing, at the start or later.
 pub async fn run(
     config: Config,
-    key: Option<Key>,
+    keys: Option<KeyPair>,
     patience: Patience,
     readiness: Readiness,
 ) -> Result<(), DaemonError> {
-    let mut stop = Stop::new().map_err(|error| DaemonError::Runtime("watch for signals", error))?;
+    let signals = |error| DaemonError::Runtime("watch for signals", error);
+    let mut stop = Stop::new().map_err(signals)?;
+    // From here on it is remembered, until somebody can do something about it.
+    let hangup = signal(SignalKind::hangup()).map_err(signals)?;
+    let keys = Keyring::new(keys);
     let Config { multicast, uris, groups, hypervisor, stress, shield, .. } = config;
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
     let limits = shield.limits();
-    let socket = RequestSocket::open(multicast.group, multicast.port, rules, key.clone())?;
+    let socket = RequestSocket::open(multicast.group, multicast.port, rules, keys.clone())?;
     // After the port, which tells a second daemon better that it is one.
     let state = hypervisor.state.as_deref();
     let seen = state.map_or_else(|| Seen::none(shield.replay_window), |state| Seen::open(state, shield.replay_window));
@@ -100,7 +106,7 @@ pub async fn run(
     }
     // Before the first look: nothing may happen in between.
     let links = links(multicast.group);
-    let (loading, kernel) = kernel(&multicast, rules, limits, key.as_ref(), stress.lock_memory, &seen).unzip();
+    let (loading, kernel) = kernel(&multicast, rules, limits, &keys, stress.lock_memory, &seen).unzip();
     let (program, ring) = kernel.map(|Kernel { program, ring }| (program, ring)).unzip();
     let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
     let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program);
@@ -139,8 +145,7 @@ pub async fn run(
     };
     let (backlog, mut questions) = Backlog::new();
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
-    let pipeline =
-        Pipeline::new(Callback::new(multicast.auth, key), groups, hypervisors.clone(), backlog, claims, seen);
+    let pipeline = Pipeline::new(Callback::new(multicast.auth), groups, hypervisors.clone(), backlog, claims, seen);
 
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();
@@ -162,6 +167,7 @@ pub async fn run(
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
+    let reloading = tokio::spawn(reload::at_each(hangup, multicast, keys));
     // Not before: it would only keep the start from the processors. Until it is attached the socket serves.
     if let Some(load) = loading {
         tokio::task::spawn_blocking(move || load.run());
@@ -172,6 +178,7 @@ pub async fn run(
         error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
+    reloading.abort();
 
     // The program first: from here on the stack gets every packet back. Then the membership.
     let seen = follower.end().await;
@@ -271,7 +278,7 @@ struct Kernel {
 /// What is needed to load the program, and who gets it.
 struct Load {
     listener: Listening,
-    key: Option<Key>,
+    keys: Keyring,
     mode: Mode,
     /// Whether the daemon's memory is to be locked.
     locked: bool,
@@ -286,7 +293,7 @@ fn kernel(
     multicast: &Multicast,
     rules: Rules,
     limits: Limits,
-    key: Option<&Key>,
+    keys: &Keyring,
     locked: bool,
     seen: &Arc<Seen>,
 ) -> Option<(Load, Kernel)> {
@@ -312,7 +319,7 @@ fn kernel(
     };
     let (program, coming) = oneshot::channel();
     let (ring, ring_coming) = oneshot::channel();
-    let load = Load { listener, key: key.cloned(), mode, locked, seen: Arc::clone(seen), program, ring };
+    let load = Load { listener, keys: keys.clone(), mode, locked, seen: Arc::clone(seen), program, ring };
     Some((load, Kernel { program: coming, ring: ring_coming }))
 }
 
@@ -322,15 +329,18 @@ impl Load {
     fn run(self) {
         // aya reads all types of the kernel's, which takes dozens of megabytes that are never used again.
         let loaded = process::with_much_memory(self.locked, || {
-            KernelProgram::load(OBJECT, &self.listener, self.key.as_ref()).and_then(|mut program| {
-                if let Some(memory) = program.take_memory()? {
-                    self.seen.teach(memory);
-                }
-                program.take_ring().map(|ring| (program, ring))
-            })
+            let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
+            // Those of this moment, which need not be those of the start.
+            if let Some(slots) = program.take_keys()? {
+                self.keys.connect(Box::new(slots))?;
+            }
+            if let Some(memory) = program.take_memory()? {
+                self.seen.teach(memory);
+            }
+            Ok((program.take_ring()?, program))
         });
         match loaded {
-            Ok((program, Some(ring))) => match Ring::new(ring) {
+            Ok((Some(ring), program)) => match Ring::new(ring, self.keys) {
                 Ok(mut ring) => {
                     ring.beat();
                     // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
@@ -340,8 +350,8 @@ impl Load {
                 }
                 Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
             },
-            Ok((_, None)) => without("the kernel program has no ring buffer"),
-            Err(error) => without(&chain(&error)),
+            Ok((None, _)) => without("the kernel program has no ring buffer"),
+            Err::<_, kernel::Error>(error) => without(&chain(&error)),
         }
     }
 }
@@ -366,25 +376,17 @@ fn tell(kernel: Option<Counters>, socket: Counters) -> String {
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
 impl Stop {
     fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     async fn wait(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => warn!("SIGHUP: nothing is read again while running; restart to take over changes"),
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

@@ -16,11 +16,13 @@ mod fault;
 pub mod hypervisor;
 pub mod intake;
 pub mod keygen;
+pub mod keyring;
 pub mod observe;
 pub mod pipeline;
 pub mod plugins;
 pub mod policy;
 pub mod process;
+pub mod reload;
 pub mod seen;
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use fence_common::key::Key;
+use fence_common::keys::KeyPair;
 use fence_daemon::cli::{self, Action, Cli, EXIT_START, EXIT_USAGE};
 use fence_daemon::commands;
 use fence_daemon::config::{self, Config, Warnings};
@@ -40,7 +40,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Everything up to the end of the daemon. What went wrong has been said when it returns; the error is the exit code.
 fn start(cli: &Cli) -> Result<(), u8> {
-    let (mut config, warnings, key) = read(cli)?;
+    let (mut config, warnings, keys) = read(cli)?;
     cli.apply_to(&mut config);
 
     let (readiness, destination) = if config.foreground {
@@ -55,7 +55,7 @@ fn start(cli: &Cli) -> Result<(), u8> {
     for refused in config.stress.apply() {
         tracing::warn!("{refused}");
     }
-    ended(serve(config, key, readiness), destination)
+    ended(serve(config, keys, readiness), destination)
 }
 
 /// Tells why the daemon has ended, if it was not told to. Whenever that is, it is no success: who supervises it must start it again.
@@ -70,19 +70,19 @@ fn ended(outcome: Result<(), DaemonError>, destination: Destination) -> Result<(
     })
 }
 
-/// Reads configuration and key. An administrator's mistake in either is told on standard error, with its place.
-fn read(cli: &Cli) -> Result<(Config, Warnings, Option<Key>), u8> {
-    config::load_with_key(&cli.config).map_err(|error| {
+/// Reads configuration and keys. An administrator's mistake in either is told on standard error, with its place.
+fn read(cli: &Cli) -> Result<(Config, Warnings, Option<KeyPair>), u8> {
+    config::load_with_keys(&cli.config).map_err(|error| {
         let _ = writeln!(std::io::stderr(), "{}", error.render(logging::stderr_colours()));
         EXIT_USAGE
     })
 }
 
-fn serve(config: Config, key: Option<Key>, readiness: Readiness) -> Result<(), DaemonError> {
+fn serve(config: Config, keys: Option<KeyPair>, readiness: Readiness) -> Result<(), DaemonError> {
     let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fence").build();
     let runtime = runtime.map_err(|error| DaemonError::Runtime("start the runtime", error))?;
-    let ended = runtime.block_on(daemon::run(config, key, patience, readiness));
+    let ended = runtime.block_on(daemon::run(config, keys, patience, readiness));
     // A call into a hung libvirt must not keep the process.
     runtime.shutdown_background();
     ended

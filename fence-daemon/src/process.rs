@@ -189,6 +189,20 @@ pub fn notify_stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
+/// Tells systemd that the keys are being read again. [`notify_reloaded`] must follow.
+pub fn notify_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        // systemd 253 and later would take the one without the other for a failure.
+        Err(error) => tracing::debug!("no time for systemd: {error}"),
+    }
+}
+
+/// Tells systemd that the reload is over, and requests are served as before.
+pub fn notify_reloaded() {
+    notify(&[NotifyState::Ready]);
+}
+
 /// Tells systemd that the start takes longer, for as long as this is called again within `bound`.
 pub fn notify_waiting(bound: Duration) {
     notify(&[NotifyState::ExtendTimeoutUsec(u32::try_from(bound.as_micros()).unwrap_or(u32::MAX))]);

@@ -30,6 +30,14 @@ impl PreparedKey {
         slot
     }
 
+    /// The same content, only that it does not count as a key: what a slot holds while another key is written over it or beneath it.
+    #[must_use]
+    pub fn unloaded(key: &Key) -> Self {
+        let mut slot = Self::new(key);
+        slot.0.loaded = 0;
+        slot
+    }
+
     /// The secret itself, to be written to the map.
     #[must_use]
     pub fn dangerous_slot(&self) -> &KeySlot {

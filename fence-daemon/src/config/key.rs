@@ -1,49 +1,98 @@
-//! The shared key's file.
+//! The shared key's files: the one that there always is, and the second one while keys are changed.
 
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use annotate_snippets::Level;
 use fence_common::key::Key;
+use fence_common::keys::KeyPair;
 use fence_common::wire::KEY_MAX;
-use nix::fcntl::OFlag;
-use zeroize::Zeroizing;
 
+use self::settled::Reading;
 use super::place::Message;
+use super::resolved::Multicast;
 use super::warning::{Doubt, Warnings};
 
-/// Reads the key: the file's bytes verbatim, the first 4096 at most. They are nowhere but in the key, and wiped with it.
+mod settled;
+
+/// A key as it was found in a file.
+#[derive(Debug)]
+pub struct Found {
+    /// The key.
+    pub key: Key,
+    /// Whether the file goes on behind it.
+    pub is_cut: bool,
+}
+
+/// What the configured files hold.
+#[derive(Debug)]
+pub struct FoundPair {
+    /// From `key_file`.
+    pub first: Found,
+    /// From `key_file2`, if there is such a file.
+    pub second: Option<Found>,
+}
+
+impl From<FoundPair> for KeyPair {
+    fn from(found: FoundPair) -> Self {
+        Self { first: found.first.key, second: found.second.map(|second| second.key) }
+    }
+}
+
+/// Which key of the configuration names a file that cannot be used, and why it cannot.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unusable {
+    /// `key_file` or `key_file2`.
+    pub setting: &'static str,
+    /// Why not.
+    #[source]
+    pub error: KeyFileError,
+}
+
+/// Reads the files that the configuration names; `None` if it needs none. That `key_file2` does not exist means that there is
+/// no second key: so it is between two changes of keys.
 ///
 /// # Errors
-/// A key file that is missing, empty, unreadable or no regular file. Nothing is fetched from elsewhere instead.
-pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Key, KeyFileError> {
+/// There is no first key, or a second one that cannot be used.
+pub fn load_all(multicast: &Multicast, warnings: &mut Warnings) -> Result<Option<FoundPair>, Unusable> {
+    if !multicast.needs_key() {
+        return Ok(None);
+    }
+    let failed = |setting| move |error| Unusable { setting, error };
+    let first = load(&multicast.key_file, warnings).map_err(failed("key_file"))?;
+    let second = match multicast.key_file2.as_deref().map(|path| load(path, warnings)) {
+        None | Some(Err(KeyFileError::Missing(_))) => None,
+        Some(result) => Some(result.map_err(failed("key_file2"))?),
+    };
+    if let (Some(second), Some(path)) = (&second, &multicast.key_file2)
+        && second.key.dangerous_bytes() == first.key.dangerous_bytes()
+    {
+        warnings.push(None, Doubt::KeyTwice(path.clone()));
+    }
+    Ok(Some(FoundPair { first, second }))
+}
+
+/// Reads a key: the file's bytes verbatim, the first 4096 at most. They are nowhere but in the key, and wiped with it. Waits up to
+/// two seconds for somebody who is writing the file.
+///
+/// # Errors
+/// A key file that is missing, empty, unreadable, being written, or no regular file. Nothing is fetched from elsewhere instead.
+pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Found, KeyFileError> {
     let unreadable = |error: io::Error| {
         let path = path.to_owned();
         let missing = error.kind() == io::ErrorKind::NotFound;
         if missing { KeyFileError::Missing(path) } else { KeyFileError::Unreadable { path, error } }
     };
-    // Without O_NONBLOCK a FIFO in the key's place would hang the start.
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(unreadable)?;
-    let about = file.metadata().map_err(unreadable)?;
-    if !about.is_file() {
-        return Err(KeyFileError::NotAFile(path.to_owned()));
-    }
+    let contents = match settled::read(path).map_err(unreadable)? {
+        Reading::Settled(contents) => contents,
+        Reading::Unsettled => return Err(KeyFileError::BeingWritten(path.to_owned())),
+        Reading::NotAFile => return Err(KeyFileError::NotAFile(path.to_owned())),
+    };
+    let key = Key::new(contents.bytes()).map_err(|_| KeyFileError::Empty(path.to_owned()))?;
 
-    // A buffer of its final size: one that grows would leave copies behind.
-    let mut bytes = Zeroizing::new([0; KEY_MAX]);
-    let mut len = 0;
-    while let Some(rest) = bytes.get_mut(len..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(read) => len = len.saturating_add(read),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
-        }
-    }
-    let key = Key::new(bytes.get(..len).unwrap_or_default()).map_err(|_| KeyFileError::Empty(path.to_owned()))?;
-
+    let about = contents.about;
     let mode = about.mode() & 0o7777;
     if mode & 0o077 != 0 {
         warnings.push(None, Doubt::KeyOpen { path: path.to_owned(), mode });
@@ -51,10 +100,11 @@ pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Key, KeyFileError> {
     if about.uid() != 0 && about.uid() != nix::unistd::geteuid().as_raw() {
         warnings.push(None, Doubt::KeyForeign { path: path.to_owned(), uid: about.uid() });
     }
-    if usize::try_from(about.len()).is_ok_and(|len| len > KEY_MAX) {
+    let is_cut = usize::try_from(about.len()).is_ok_and(|len| len > KEY_MAX);
+    if is_cut {
         warnings.push(None, Doubt::KeyLong(path.to_owned()));
     }
-    Ok(key)
+    Ok(Found { key, is_cut })
 }
 
 /// Why there is no key. The daemon doesn't start without one, unless `hash` and `auth` both say "none".
@@ -69,6 +119,9 @@ pub enum KeyFileError {
     /// It is a directory, a device or the like.
     #[error("the key file {} is not a regular file", .0.display())]
     NotAFile(PathBuf),
+    /// Somebody has it open for writing, or it changes all the time.
+    #[error("the key file {} is being written", .0.display())]
+    BeingWritten(PathBuf),
     /// It cannot be read.
     #[error("cannot read the key file {}: {error}", path.display())]
     Unreadable {
@@ -85,7 +138,11 @@ impl KeyFileError {
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
-            Self::Missing(path) | Self::Empty(path) | Self::NotAFile(path) | Self::Unreadable { path, .. } => path,
+            Self::Missing(path)
+            | Self::Empty(path)
+            | Self::NotAFile(path)
+            | Self::BeingWritten(path)
+            | Self::Unreadable { path, .. } => path,
         }
     }
 
@@ -95,6 +152,7 @@ impl KeyFileError {
             Self::Missing(_) => "there is no such file",
             Self::Empty(_) => "empty",
             Self::NotAFile(_) => "not a regular file",
+            Self::BeingWritten(_) => "being written",
             Self::Unreadable { .. } => "unreadable",
         }
     }
@@ -112,6 +170,9 @@ impl KeyFileError {
             }
             Self::Empty(_) => format!("copy the guests' key there, or {}", make("--force ")),
             Self::NotAFile(_) => "name a file: `listeners { multicast { key_file = \"...\"; } }`".to_owned(),
+            Self::BeingWritten(_) => {
+                "try again when it is complete; better write another file and move it over this one".to_owned()
+            }
             Self::Unreadable { .. } => {
                 format!("run the daemon as root, and give the file to root: chown root {path}; chmod 0600 {path}")
             }
@@ -143,12 +204,13 @@ mod tests {
         let dir = Scratch::new();
         let mut warnings = Warnings::default();
         for bytes in [&b"x"[..], b"line\n", b"\0\xff\n\n", &[7; 512], &[7; KEY_MAX]] {
-            let key = load(&file(&dir, bytes, 0o600), &mut warnings).unwrap();
-            assert_eq!(key.dangerous_bytes(), bytes);
+            let found = load(&file(&dir, bytes, 0o600), &mut warnings).unwrap();
+            assert_eq!((found.key.dangerous_bytes(), found.is_cut), (bytes, false));
         }
         assert!(warnings.is_empty(), "{}", warnings.render(false));
         let path = file(&dir, &[7; KEY_MAX + 1], 0o600);
-        assert_eq!(load(&path, &mut warnings).unwrap().dangerous_bytes(), &[7; KEY_MAX]);
+        let found = load(&path, &mut warnings).unwrap();
+        assert_eq!((found.key.dangerous_bytes(), found.is_cut), (&[7; KEY_MAX][..], true));
         assert_eq!(warnings.iter().next().unwrap().doubt(), &Doubt::KeyLong(path));
     }
 

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::{ConfigError, KeyFileError, Source, Warnings, parse, unusable_key};
+use super::{ConfigError, KeyFileError, Source, Unusable, Warnings, parse, unusable_key};
 
 const CASES: &str = include_str!("messages.txt");
 
@@ -69,16 +69,20 @@ fn one_line_for_the_log_names_every_place() {
 
 #[test]
 fn a_key_error_points_at_key_file_or_at_where_it_is_missing_with_the_misspelling_that_explains_it() {
-    let said = |multicast: &str| {
+    let about = |setting: &'static str, multicast: &str| {
         let file = format!("fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n{multicast}");
         let source = Source::new(Path::new("f"), file.as_bytes());
         let (config, warnings) = parse(&source, Warnings::default()).unwrap();
-        let error = unusable_key(&source, KeyFileError::Empty(config.multicast.key_file), warnings);
+        let path = if setting == "key_file" { config.multicast.key_file } else { config.multicast.key_file2.unwrap() };
+        let error = unusable_key(&source, Unusable { setting, error: KeyFileError::Empty(path) }, warnings);
         (error.to_string(), error.render(false))
     };
+    let said = |multicast| about("key_file", multicast);
     let (line, shown) = said("listeners { multicast { key_file = \"/a\"; Key_File = \"/b\"; } }");
     assert_eq!(line, "f:2:53: the key file /b is empty");
     assert!(shown.contains("^^^^ empty") && shown.contains("overruled by the one on line 2"), "{shown}");
+    let (line, _) = about("key_file2", "listeners { multicast { key_file = \"/a\"; key_file2 = \"/b\"; } }");
+    assert_eq!(line, "f:2:54: the key file /b is empty");
     let (line, shown) = said("listeners { multicast { keyfile = \"/a\"; } }");
     assert_eq!(line, "f:2:13: the key file /etc/cluster/fence_xvm.key is empty");
     assert!(shown.contains("the default is meant") && shown.contains("did you mean `key_file`?"), "{shown}");

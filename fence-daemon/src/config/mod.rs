@@ -26,11 +26,11 @@ mod reference;
 
 use std::path::Path;
 
-use fence_common::key::Key;
+use fence_common::keys::KeyPair;
 
 pub use choices::STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY;
 pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
-pub use key::KeyFileError;
+pub use key::{KeyFileError, Unusable};
 pub use place::{Place, Source};
 pub use reading::read;
 pub use resolved::{Attach, Config, Group, Groups, Multicast};
@@ -56,28 +56,27 @@ pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
     parse(&Source::new(path, &bytes), warnings)
 }
 
-/// Reads and resolves a configuration file, and the key that it names unless it needs none.
+/// Reads and resolves a configuration file, and the keys that it names unless it needs none.
 ///
 /// # Errors
 /// As [`load`], and where there is no usable key: the error points at the `key_file` that says where it is looked for.
-pub fn load_with_key(path: &Path) -> Result<(Config, Warnings, Option<Key>), ConfigError> {
+pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, Option<KeyPair>), ConfigError> {
     let (bytes, warnings) = read(path)?;
     let source = Source::new(path, &bytes);
     let (config, mut warnings) = parse(&source, warnings)?;
-    if !config.multicast.needs_key() {
-        return Ok((config, warnings, None));
-    }
-    match key::load(&config.multicast.key_file, &mut warnings) {
-        Ok(key) => Ok((config, warnings, Some(key))),
+    match key::load_all(&config.multicast, &mut warnings) {
+        Ok(found) => Ok((config, warnings, found.map(KeyPair::from))),
         Err(error) => Err(unusable_key(&source, error, warnings)),
     }
 }
 
-/// An error of [`key::load`] as one of the configuration: it points at the `key_file` that says where the key is looked for.
+/// An error of [`key::load_all`] as one of the configuration: it points at the `key_file` that says where the key is looked for.
 /// `warnings` may explain it.
 #[must_use]
-pub fn unusable_key(source: &Source<'_>, error: KeyFileError, warnings: Warnings) -> ConfigError {
-    let (span, is_written) = raw::parse(source.bytes()).map_or((0..0, false), |items| resolved::key_file_span(&items));
+pub fn unusable_key(source: &Source<'_>, error: Unusable, warnings: Warnings) -> ConfigError {
+    let Unusable { setting, error } = error;
+    let found = raw::parse(source.bytes()).map(|items| resolved::key_file_span(&items, setting));
+    let (span, is_written) = found.unwrap_or((0..0, false));
     ConfigError::Key(Box::new(UnusableKey { place: source.place(&span), is_written, error, warnings }))
 }
 

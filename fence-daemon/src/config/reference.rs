@@ -147,6 +147,7 @@ fn what_is_new_is_marked() {
         "request_rate",
         "stranger_rate",
         "attach",
+        "key_file2",
         "strict_source",
         "kill",
         "reboot_method",

@@ -54,6 +54,8 @@ pub struct Multicast {
     pub auth: HashKind,
     /// The shared key's file, absolute.
     pub key_file: PathBuf,
+    /// The file of a second key that is accepted too, absolute; there need not be one.
+    pub key_file2: Option<PathBuf>,
     /// How the kernel program is attached.
     pub attach: Attach,
     /// Whether an IPv4 request's call-back address must be the datagram's source.
@@ -150,7 +152,18 @@ pub(super) const GLOBAL: Scope = Scope {
 pub(super) const LISTENERS: Scope =
     Scope { sections: &["multicast"], unread: &["serial", "vmchannel", "tcp", "vsock"], ..NOTHING };
 pub(super) const MULTICAST: Scope = Scope {
-    keys: &["key_file", "interface", "port", "family", "address", "hash", "auth", "attach", "strict_source"],
+    keys: &[
+        "key_file",
+        "key_file2",
+        "interface",
+        "port",
+        "family",
+        "address",
+        "hash",
+        "auth",
+        "attach",
+        "strict_source",
+    ],
     ..NOTHING
 };
 pub(super) const BACKENDS: Scope = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
@@ -195,8 +208,9 @@ pub(super) fn resolve(
     Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, shield }, warnings))
 }
 
-/// Where a file says which key file is meant: its last `key_file`, and true; or what that is missing from, and false.
-pub(super) fn key_file_span(items: &[Item<'_>]) -> (Span, bool) {
+/// Where a file says which key file is meant: its last `key_file` (or what else is the setting's name), and true; or what that is
+/// missing from, and false.
+pub(super) fn key_file_span(items: &[Item<'_>], setting: &str) -> (Span, bool) {
     let mut items = items;
     let mut found = 0..0;
     for name in ["listeners", "multicast"] {
@@ -208,7 +222,7 @@ pub(super) fn key_file_span(items: &[Item<'_>]) -> (Span, bool) {
         (items, found) = (&section.items, section.name.span.clone());
     }
     let value = items.iter().rev().find_map(|item| match item {
-        Item::Value(item) if item.key.value.eq_ignore_ascii_case("key_file") => Some(item.value.span.clone()),
+        Item::Value(item) if item.key.value.eq_ignore_ascii_case(setting) => Some(item.value.span.clone()),
         Item::Section(_) | Item::Value(_) => None,
     });
     value.map_or((found, false), |span| (span, true))
@@ -302,11 +316,12 @@ fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
         on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: clip(text) })
     });
     // Relative to where the daemon was started: it moves to `/` later.
-    let key_file = section.get("key_file").map_or(KEY_FILE, |item| item.value.value);
-    let key_file = std::path::absolute(key_file).unwrap_or_else(|_| Path::new(key_file).to_owned());
+    let absolute = |path: &str| std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned());
+    let key_file = absolute(section.get("key_file").map_or(KEY_FILE, |item| item.value.value));
+    let key_file2 = section.get("key_file2").map(|item| absolute(item.value.value));
     let group = group_address(section, findings);
     let (hash, auth) = (digest("hash", section, findings), digest("auth", section, findings));
-    Multicast { interface, group, port, hash, auth, key_file, attach, strict_source }
+    Multicast { interface, group, port, hash, auth, key_file, key_file2, attach, strict_source }
 }
 
 /// The group that `family` and `address` mean together.
@@ -439,6 +454,7 @@ mod tests {
             hash: HashKind::Sha256,
             auth: HashKind::Sha256,
             key_file: "/etc/cluster/fence_xvm.key".into(),
+            key_file2: None,
             attach: Attach::Auto,
             strict_source: true,
         };

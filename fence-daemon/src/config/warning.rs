@@ -84,6 +84,9 @@ pub enum Doubt {
     /// The key is longer than any peer reads.
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
+    /// The second key is the first one.
+    #[error("the key file {} holds the same key as `key_file`", .0.display())]
+    KeyTwice(PathBuf),
     /// The interface is not there now, or where none is configured, none that would do.
     #[error("{}", no_interface(.0.as_deref()))]
     InterfaceMissing(Option<String>),
@@ -120,6 +123,7 @@ impl Doubt {
             Self::ConfigWritable { path, .. } => format!("chmod go-w {}", path.display()),
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
             Self::KeyForeign { path, .. } => format!("chown root {}", path.display()),
+            Self::KeyTwice(path) => format!("it adds nothing: rm {}, or put the new key there", path.display()),
             Self::KeyLong(_) => "peers read no more either: nothing needs to be done".to_owned(),
             Self::InterfaceMissing(Some(_)) => {
                 "the daemon waits for it: if it is libvirt's, `virsh net-start default` makes it".to_owned()
@@ -138,6 +142,7 @@ impl Doubt {
             | Self::KeyOpen { .. }
             | Self::KeyForeign { .. }
             | Self::KeyLong(_)
+            | Self::KeyTwice(_)
             | Self::InterfaceMissing(_) => "",
         }
     }

@@ -20,9 +20,11 @@ use super::interface::Interface;
 use crate::clock::Moment;
 
 mod interface;
+mod keys;
 mod memory;
 
 pub use interface::{Occupant, Sharer};
+pub use keys::KeyMap;
 pub use memory::Memory;
 
 /// How the program is to be attached.
@@ -143,6 +145,7 @@ pub struct KernelProgram {
     counters: Map,
     ring: Option<(Map, Map)>,
     memory: Option<(Map, Map)>,
+    keys: Option<Map>,
     link: Option<OwnedFd>,
 }
 
@@ -278,6 +281,15 @@ impl KernelProgram {
         self.memory.take().map(|(seen, trusted)| Memory::new(seen, trusted)).transpose()
     }
 
+    /// The slots for keys, which may be written at any time. `None` the second time.
+    ///
+    /// # Errors
+    /// [`Error::Map`] where the map is not what it should be.
+    pub fn take_keys(&mut self) -> Result<Option<KeyMap>, Error> {
+        let Some(map) = self.keys.take() else { return Ok(None) };
+        Array::try_from(map).map(|map| Some(KeyMap(map))).map_err(map_error(name::KEYS))
+    }
+
     /// The program's number in the kernel, as `bpftool prog show id` wants it.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -297,7 +309,8 @@ impl Loading {
         let counters = map(name::COUNTERS)?;
         let ring = Some((map(name::REQUESTS)?, map(name::HEARTBEAT)?));
         let memory = Some((map(name::SEEN)?, map(name::TRUSTED)?));
-        Ok(KernelProgram { program, id, counters, ring, memory, link: None })
+        let keys = Some(map(name::KEYS)?);
+        Ok(KernelProgram { program, id, counters, ring, memory, keys, link: None })
     }
 
     fn xdp(&mut self) -> Result<&mut Xdp, Error> {

@@ -14,7 +14,9 @@ pub mod socket;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::sync::Arc;
 
+use fence_common::key::Key;
 use fence_common::ledger::RequestId;
 use fence_common::replay::Mark;
 use fence_common::shield::Sender;
@@ -49,6 +51,7 @@ pub struct Verified {
     id: RequestId,
     mark: Option<Mark>,
     sender: Option<Sender>,
+    key: Option<Arc<Key>>,
     seqno: u32,
     target: Option<Target>,
     caller: SocketAddr,
@@ -59,7 +62,8 @@ pub struct Verified {
 
 impl Verified {
     /// `None` where the request has no known operation or family: whoever verified it has refused that before.
-    fn new(request: &Request, ifindex: u32, via: Via, arrived: Moment) -> Option<Self> {
+    /// `key` is what its digest was made with; the first one where it has none.
+    fn new(request: &Request, key: Option<Arc<Key>>, ifindex: u32, via: Via, arrived: Moment) -> Option<Self> {
         let op = request.op()?;
         let caller = match request.callback_ip()? {
             IpAddr::V4(ip) => SocketAddr::from((ip, request.port.get())),
@@ -74,6 +78,7 @@ impl Verified {
             id: RequestId::of(op, request),
             mark: Mark::of(request).copied(),
             sender: None,
+            key,
             seqno: request.seqno.get(),
             target: request.domain_text().and_then(Target::parse),
             caller,
@@ -96,8 +101,8 @@ impl Verified {
 
     /// A verified request out of nowhere, for tests of what follows.
     #[cfg(test)]
-    pub(crate) fn dangerous_for_test(request: &Request) -> Self {
-        Self::new(request, 0, Via::Socket, Moment::now()).unwrap()
+    pub(crate) fn dangerous_for_test(request: &Request, key: Option<Arc<Key>>) -> Self {
+        Self::new(request, key, 0, Via::Socket, Moment::now()).unwrap()
     }
 
     /// The same request, arrived earlier by `age`.
@@ -128,6 +133,12 @@ impl Verified {
     #[must_use]
     pub fn sender(&self) -> Option<Sender> {
         self.sender
+    }
+
+    /// The key that its sender has, which the call-back is to be made with, whatever the keys have become meanwhile.
+    #[must_use]
+    pub fn key(&self) -> Option<&Key> {
+        self.key.as_deref()
     }
 
     /// The client's number for it.

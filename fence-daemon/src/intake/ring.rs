@@ -1,32 +1,38 @@
 //! The ring buffer that the kernel program hands requests over by.
 
 use std::io;
+use std::sync::Arc;
 
-use fence_common::boundary::{Event, RING_BYTES};
+use fence_common::boundary::{Event, NO_KEY_SLOT, RING_BYTES};
+use fence_common::key::Key;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::kernel;
 use super::{Verified, Via};
 use crate::clock::Moment;
+use crate::keyring::Keyring;
 
 /// The loopback interface's number in every network namespace.
 const LOOPBACK: u32 = 1;
 
 /// The ring buffer as something to wait for.
 #[derive(Debug)]
-pub struct Ring(AsyncFd<kernel::Ring>);
+pub struct Ring {
+    records: AsyncFd<kernel::Ring>,
+    keys: Keyring,
+}
 
 impl Ring {
     /// Watches a ring buffer. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the runtime cannot watch the file descriptor.
-    pub fn new(ring: kernel::Ring) -> io::Result<Self> {
+    pub fn new(ring: kernel::Ring, keys: Keyring) -> io::Result<Self> {
         // SAFETY: needed because tokio has no safe way to watch a descriptor of somebody else's type. Sound because the ring owns its
         // descriptor, which stays open and the same until the ring is dropped, and the ring is owned by the `AsyncFd`.
         let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
-        Ok(Self(watched?))
+        Ok(Self { records: watched?, keys })
     }
 
     /// The next request that the kernel program found to hold. Dropping the future loses none.
@@ -35,8 +41,8 @@ impl Ring {
     /// When the runtime is going down.
     pub async fn next(&mut self) -> io::Result<Verified> {
         loop {
-            let mut guard = self.0.readable_mut().await?;
-            match take(guard.get_inner_mut()) {
+            let mut guard = self.records.readable_mut().await?;
+            match take(guard.get_inner_mut(), &self.keys) {
                 // The readiness stays: there may be more.
                 Some(request) => return Ok(request),
                 None => guard.clear_ready(),
@@ -46,14 +52,14 @@ impl Ring {
 
     /// Tells the kernel program that somebody reads.
     pub fn beat(&mut self) {
-        self.0.get_mut().beat(Moment::now());
+        self.records.get_mut().beat(Moment::now());
     }
 
     /// Hands each request that is there already to `each`, whether or not the runtime has noticed it yet.
     pub fn take_waiting(&mut self, mut each: impl FnMut(Verified)) {
         // A full ring's worth is all that was there at the beginning, however fast somebody adds to it meanwhile.
         for _ in 0..RECORDS_MAX {
-            let Some(request) = take(self.0.get_mut()) else { return };
+            let Some(request) = take(self.records.get_mut(), &self.keys) else { return };
             each(request);
         }
     }
@@ -62,21 +68,29 @@ impl Ring {
 /// More records than the ring buffer holds.
 const RECORDS_MAX: usize = RING_BYTES / size_of::<Event>();
 
-fn take(ring: &mut kernel::Ring) -> Option<Verified> {
+fn take(ring: &mut kernel::Ring, keys: &Keyring) -> Option<Verified> {
     loop {
         match ring.next()? {
-            Ok(event) => match verified(&event) {
-                // What the program sees on any other interface came from outside, whatever its source says.
-                Some(request) if request.may_be_called(event.ifindex == LOOPBACK) => return Some(request),
-                Some(_) => {}
-                None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),
-            },
+            Ok(event) => {
+                let keys = keys.current();
+                let key = if event.slot == NO_KEY_SLOT { keys.first() } else { keys.in_slot(event.slot) };
+                if key.is_none() && event.slot != NO_KEY_SLOT {
+                    tracing::debug!(slot = event.slot, "signed with a key that is not accepted any more");
+                    continue;
+                }
+                match verified(&event, key.cloned()) {
+                    // What the program sees on any other interface came from outside, whatever its source says.
+                    Some(request) if request.may_be_called(event.ifindex == LOOPBACK) => return Some(request),
+                    Some(_) => {}
+                    None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),
+                }
+            }
             Err(error) => tracing::error!("{error}: a bug of fence-xdp"),
         }
     }
 }
 
-fn verified(event: &Event) -> Option<Verified> {
-    let request = Verified::new(&event.request, event.ifindex, Via::Xdp, Moment::from_ktime(event.arrived_ns))?;
-    Some(request.sent_by(event.sender()))
+fn verified(event: &Event, key: Option<Arc<Key>>) -> Option<Verified> {
+    let arrived = Moment::from_ktime(event.arrived_ns);
+    Verified::new(&event.request, key, event.ifindex, Via::Xdp, arrived).map(|request| request.sent_by(event.sender()))
 }

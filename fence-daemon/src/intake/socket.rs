@@ -31,6 +31,7 @@ use zerocopy::FromBytes;
 use super::interface::Interface;
 use super::{Verified, Via};
 use crate::clock::Moment;
+use crate::keyring::Keyring;
 use crate::observe::limit::LogLimit;
 use crate::seen::Seen;
 
@@ -105,7 +106,7 @@ pub struct RequestSocket {
     /// one when it was made anew.
     socket: watch::Sender<Option<Arc<UdpSocket>>>,
     rules: Rules,
-    key: Option<Key>,
+    keys: Keyring,
     limits: Limits,
     senders: Mutex<Records>,
     seen: Arc<Seen>,
@@ -118,13 +119,13 @@ impl RequestSocket {
     ///
     /// # Errors
     /// See [`SocketError`].
-    pub fn open(group: IpAddr, port: u16, rules: Rules, key: Option<Key>) -> Result<Self, SocketError> {
+    pub fn open(group: IpAddr, port: u16, rules: Rules, keys: impl Into<Keyring>) -> Result<Self, SocketError> {
         let socket = if is_of_the_link(group) { None } else { Some(Arc::new(bound(group, port, 0)?)) };
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
         let (limits, seen) = (Limits::NONE, Arc::new(Seen::none(Duration::ZERO)));
         let (senders, counters) = (Mutex::default(), Mutex::default());
-        Ok(Self { group, port, socket, rules, key, limits, senders, seen, counters, complaints })
+        Ok(Self { group, port, socket, rules, keys: keys.into(), limits, senders, seen, counters, complaints })
     }
 
     /// Bounds what is taken, as the kernel program does, by what `seen` knows. (Without it nothing is bounded.)
@@ -240,7 +241,7 @@ impl RequestSocket {
         self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
         judged
             .ok()
-            .and_then(|request| Verified::new(&request, datagram.interface, Via::Socket, datagram.arrived))
+            .and_then(|(request, key)| Verified::new(&request, key, datagram.interface, Via::Socket, datagram.arrived))
             // The network stack drops what claims from outside to come from a loopback address.
             .filter(|request| request.may_be_called(datagram.source.is_loopback()))
     }
@@ -251,23 +252,24 @@ impl RequestSocket {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The same questions in the same order as in the kernel program.
-    fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<Request, Verdict> {
+    /// The same questions in the same order as in the kernel program: the request in a datagram, and the key that it is signed with, or is
+    /// to be answered with.
+    fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<(Request, Option<Arc<Key>>), Verdict> {
         let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
         admit(&request, &source.into(), &self.rules)?;
         // Without a digest, which is admitted where the configuration says `none`, nothing is known of its sender.
-        let Some(mark) = Mark::of(&request) else { return Ok(request) };
+        let Some(mark) = Mark::of(&request) else { return Ok((request, self.keys.current().first().cloned())) };
         let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut memory = Known { senders: &mut senders, seen: &self.seen };
         let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
         let mut visit = Visit { memory: &mut memory, sender: &sender, mark, limits, now };
         visit.before_digest()?;
-        if !self.key.as_ref().is_some_and(|key| key.verify(&request)) {
+        let Some(key) = self.keys.current().verify(&request).cloned() else {
             visit.after_failure();
             return Err(Verdict::Digest);
-        }
+        };
         shield::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
-        Ok(request)
+        Ok((request, Some(key)))
     }
 }
 

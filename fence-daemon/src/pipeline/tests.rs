@@ -42,18 +42,9 @@ async fn pipeline_behind(name: &str, groups: Groups, backlog: Backlog) -> (Pipel
     let hypervisors =
         Hypervisors::start(&[format!("test://{}", node.display())], crate::hypervisor::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
-    (
-        Pipeline::new(
-            Callback::new(AUTH, Some(key())),
-            groups,
-            hypervisors.clone(),
-            backlog,
-            Claims::none(),
-            unwritten(),
-        ),
-        hypervisors,
-        dir,
-    )
+    let callback = Callback::new(AUTH);
+    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, Claims::none(), unwritten());
+    (pipeline, hypervisors, dir)
 }
 
 /// A memory of datagrams that is not written down.
@@ -93,6 +84,10 @@ async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 fn request(op: Op, domain: &str, seqno: u32, caller: SocketAddr) -> Verified {
+    request_with(key(), op, domain, seqno, caller)
+}
+
+fn request_with(key: Key, op: Op, domain: &str, seqno: u32, caller: SocketAddr) -> Verified {
     let mut request = Request::new_zeroed();
     request.op = op.to_wire();
     request.domain[..domain.len()].copy_from_slice(domain.as_bytes());
@@ -101,18 +96,22 @@ fn request(op: Op, domain: &str, seqno: u32, caller: SocketAddr) -> Verified {
     request.port = caller.port().into();
     request.family = FAMILY_V4.into();
     request.seqno = seqno.into();
-    Verified::dangerous_for_test(&request)
+    Verified::dangerous_for_test(&request, Some(Arc::new(key)))
 }
 
 /// The client's half of the exchange.
 async fn authenticate(stream: &mut TcpStream) {
+    authenticate_with(&key(), stream).await;
+}
+
+async fn authenticate_with(key: &Key, stream: &mut TcpStream) {
     let challenge = [0x5a; HASH_LEN];
     stream.write_all(&challenge).await.unwrap();
     let (mut response, mut theirs) = ([0; HASH_LEN], [0; HASH_LEN]);
     stream.read_exact(&mut response).await.unwrap();
-    assert_eq!(response, key().digest(AUTH, &[&challenge]), "the host must have the key too");
+    assert_eq!(response, key.digest(AUTH, &[&challenge]), "the host must have the key too");
     stream.read_exact(&mut theirs).await.unwrap();
-    stream.write_all(&key().digest(AUTH, &[&theirs])).await.unwrap();
+    stream.write_all(&key.digest(AUTH, &[&theirs])).await.unwrap();
 }
 
 /// An honest client: takes one call-back, authenticates and returns all that is said then.
@@ -131,6 +130,31 @@ async fn ask(pipeline: &Pipeline, op: Op, domain: &str, seqno: u32) -> Vec<u8> {
     let client = client(listener);
     pipeline.accept(request(op, domain, seqno, caller));
     timeout(SOON, client).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn each_is_called_back_with_the_key_that_it_was_signed_with() {
+    let (pipeline, _hypervisors, _dir) = pipeline("keys", Groups::Everyone).await;
+    for (seqno, name) in [(1, "the old key"), (2, "the new key")] {
+        let key = Key::new(name.as_bytes()).unwrap();
+        let (listener, caller) = listen().await;
+        pipeline.accept(request_with(key.clone(), Op::Status, "one", seqno, caller));
+        let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+        authenticate_with(&key, &mut stream).await;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, [0], "{name}");
+        // Whoever has another accepted key than the one that it was signed with does not pass.
+        let (listener, caller) = listen().await;
+        pipeline.accept(request_with(key.clone(), Op::Status, "one", seqno + 10, caller));
+        let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+        stream.write_all(&[0x5a; HASH_LEN]).await.unwrap();
+        let mut both = [0; 2 * HASH_LEN];
+        stream.read_exact(&mut both).await.unwrap();
+        let other = Key::new(b"a key that is accepted, too").unwrap();
+        stream.write_all(&other.digest(AUTH, &[&both[HASH_LEN..]])).await.unwrap();
+        assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap_or(0), 0, "answered to another key");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,222 @@
+//! SIGHUP: the key files are read again, and what they hold is accepted from then on.
+//!
+//! Whatever is wrong with one of them, the old keys stay, all of them, and one line says why and what to do. What
+//! the configuration file says is not read again.
+
+use std::path::{Path, PathBuf};
+
+use fence_common::keys::{KeyPair, Keys};
+use tokio::signal::unix::Signal;
+use tracing::{error, info, warn};
+
+use crate::config::key::{self, Found, FoundPair};
+use crate::config::{Multicast, Unusable, Warnings};
+use crate::intake::listener::chain;
+use crate::keyring::{Keyring, Rotated, RotationError};
+use crate::process;
+
+/// Why the keys stay as they are.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// A file cannot be used at all.
+    #[error("{error} ({help})", error = .0.error, help = .0.error.help())]
+    File(#[from] Unusable),
+    /// Longer than any peer reads, and so not what a new key looks like.
+    #[error("the key file {} is longer than a key (cut it: head -c 4096; or is it another file?)", .0.display())]
+    TooLong(PathBuf),
+    /// The beginning of a key that is in force.
+    #[error(
+        "the key file {} holds only the beginning of a key that is accepted now: it was not copied to its end (copy it again)",
+        .0.display()
+    )]
+    CutOff(PathBuf),
+    /// As an interrupted copy leaves it behind on many file systems.
+    #[error("the key file {} holds nothing but zero bytes: its content was never written (copy it again)", .0.display())]
+    Zeros(PathBuf),
+    /// The kernel does not take them.
+    #[error("{}", chain(.0))]
+    Rotation(#[from] RotationError),
+    /// The thread that reads them broke off.
+    #[error("the files were not read to the end")]
+    Broken,
+}
+
+/// Reads the keys again at each SIGHUP, until it is dropped. Whoever supervises the daemon is told when it begins and when it is over.
+pub async fn at_each(mut hangup: Signal, multicast: Multicast, keys: Keyring) {
+    while hangup.recv().await.is_some() {
+        process::notify_reloading();
+        let again = {
+            let (multicast, keys) = (multicast.clone(), keys.clone());
+            // It waits for whoever is writing a file.
+            tokio::task::spawn_blocking(move || reload(&multicast, &keys))
+        };
+        match again.await.unwrap_or(Err(ReloadError::Broken)) {
+            Ok(Some(Rotated { added: 0, dropped: 0, accepted })) => {
+                info!(accepted, "SIGHUP: the keys were read again, and are the same");
+            }
+            Ok(Some(Rotated { added, dropped, accepted })) => {
+                info!(accepted, added, dropped, "SIGHUP: the keys were read again, and changed");
+            }
+            Ok(None) => info!("SIGHUP: no key is needed (hash and auth are \"none\"), so none is read again"),
+            Err(error @ ReloadError::Rotation(RotationError::NotWiped(_))) => error!("SIGHUP: {error}"),
+            Err(error) => error!("SIGHUP: the old keys stay in force: {error}"),
+        }
+        process::notify_reloaded();
+    }
+}
+
+/// Reads the key files of a running configuration and accepts what they hold. `None` where no key is needed.
+///
+/// # Errors
+/// See [`ReloadError`]: the keys are what they were before, except where it is [`RotationError::NotWiped`].
+pub fn reload(multicast: &Multicast, keys: &Keyring) -> Result<Option<Rotated>, ReloadError> {
+    let mut warnings = Warnings::default();
+    let Some(found) = key::load_all(multicast, &mut warnings)? else { return Ok(None) };
+    check(&found, multicast, &keys.current())?;
+    for warning in &warnings {
+        warn!("{warning}");
+    }
+    Ok(Some(keys.rotate(KeyPair::from(found))?))
+}
+
+/// Looks for what a key that is new can hardly be meant to be. (At the start none of it keeps the daemon from starting: stock servers
+/// would take it, and there is nothing better to go on with.)
+fn check(found: &FoundPair, multicast: &Multicast, accepted: &Keys) -> Result<(), ReloadError> {
+    let second = found.second.as_ref().zip(multicast.key_file2.as_deref());
+    for (Found { key, is_cut }, path) in [(&found.first, multicast.key_file.as_path())].into_iter().chain(second) {
+        if accepted.accepts(key) {
+            continue;
+        }
+        let bytes = key.dangerous_bytes();
+        let of = |error: fn(PathBuf) -> ReloadError, path: &Path| Err(error(path.to_owned()));
+        if *is_cut {
+            return of(ReloadError::TooLong, path);
+        }
+        if bytes.iter().all(|byte| *byte == 0) {
+            return of(ReloadError::Zeros, path);
+        }
+        if accepted.iter().any(|known| known.dangerous_bytes().starts_with(bytes)) {
+            return of(ReloadError::CutOff, path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, KeyFileError, Source};
+    use crate::scratch::Scratch;
+    use std::os::unix::fs::PermissionsExt;
+
+    struct Bench {
+        dir: Scratch,
+        multicast: Multicast,
+        keys: Keyring,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = Scratch::new();
+            let path = |name: &str| dir.path().join(name).display().to_string();
+            let text = format!(
+                "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
+                 listeners {{ multicast {{ key_file = \"{}\"; key_file2 = \"{}\"; }} }}",
+                path("one"),
+                path("two")
+            );
+            let (config, _) =
+                config::parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default()).unwrap();
+            let bench = Self { dir, multicast: config.multicast, keys: Keyring::new(None) };
+            bench.write("one", OLD);
+            assert!(bench.reload().is_ok());
+            bench
+        }
+
+        fn write(&self, name: &str, bytes: &[u8]) {
+            let path = self.dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        }
+
+        fn reload(&self) -> Result<Option<Rotated>, ReloadError> {
+            reload(&self.multicast, &self.keys)
+        }
+
+        fn accepted(&self) -> Vec<Vec<u8>> {
+            self.keys.current().iter().map(|key| key.dangerous_bytes().to_vec()).collect()
+        }
+    }
+
+    const OLD: &[u8] = b"the old key, of some length";
+    const NEW: &[u8] = b"a new key";
+
+    #[test]
+    fn the_second_file_comes_and_goes() {
+        let bench = Bench::new();
+        bench.write("two", NEW);
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 2 }));
+        assert_eq!(bench.accepted(), [OLD, NEW]);
+        std::fs::rename(bench.dir.path().join("two"), bench.dir.path().join("one")).unwrap();
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 0, dropped: 1, accepted: 1 }));
+        assert_eq!(bench.accepted(), [NEW]);
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 0, dropped: 0, accepted: 1 }));
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_keeps_all_the_old_keys_and_says_what_to_do() {
+        let bench = Bench::new();
+        let long = [&[7; 4096][..], b"8"].concat();
+        for (name, content, said) in [
+            ("one", &b""[..], "is empty (copy the guests' key there"),
+            ("one", &OLD[..10], "only the beginning of a key"),
+            ("one", &[0; 4096], "zero bytes"),
+            ("one", &long, "head -c 4096"),
+            ("two", b"", "is empty"),
+            ("two", &long, "head -c 4096"),
+            ("two", &[0; 9], "zero bytes"),
+        ] {
+            // That the other file is right and new does not help.
+            let other = if name == "one" { "two" } else { "one" };
+            bench.write(other, NEW);
+            bench.write(name, content);
+            let refused = bench.reload().unwrap_err().to_string();
+            let path = bench.dir.path().join(name);
+            assert!(refused.contains(said) && refused.contains(&path.display().to_string()), "{name}: {refused}");
+            assert!(!refused.contains('\n') && !refused.contains("old key"), "{refused}");
+            assert_eq!(bench.accepted(), [OLD], "{refused}");
+        }
+        std::fs::remove_file(bench.dir.path().join("one")).unwrap();
+        let refused = bench.reload().unwrap_err();
+        assert!(matches!(
+            &refused,
+            ReloadError::File(Unusable { setting: "key_file", error: KeyFileError::Missing(_) })
+        ));
+        assert_eq!(bench.accepted(), [OLD], "{refused}");
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_keeps_the_old_keys() {
+        use std::io::Write as _;
+        let bench = Bench::new();
+        let mut writer = std::fs::File::create(bench.dir.path().join("two")).unwrap();
+        writer.write_all(&NEW[..4]).unwrap();
+        let refused = bench.reload().unwrap_err().to_string();
+        assert!(refused.contains("two is being written (try again when it is complete"), "{refused}");
+        assert_eq!(bench.accepted(), [OLD]);
+        writer.write_all(&NEW[4..]).unwrap();
+        drop(writer);
+        bench.reload().unwrap();
+        assert_eq!(bench.accepted(), [OLD, NEW]);
+    }
+
+    #[test]
+    fn a_long_file_that_was_taken_at_the_start_does_not_stand_in_the_way() {
+        let bench = Bench::new();
+        let long = [9; 5000];
+        bench.keys.rotate(KeyPair::from(fence_common::key::Key::new(&long).unwrap())).unwrap();
+        bench.write("one", &long);
+        bench.write("two", NEW);
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 2 }));
+    }
+}
