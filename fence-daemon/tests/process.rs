@@ -155,6 +155,8 @@ mod life {
             "notifies" => {
                 process::notify_status("serving\nREADY=1");
                 Readiness::foreground().announce().unwrap();
+                process::notify_reloading();
+                process::notify_reloaded();
                 process::notify_stopping();
                 ExitCode::SUCCESS
             }
@@ -265,7 +267,14 @@ mod life {
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         let status = role("notifies", dir).env("NOTIFY_SOCKET", dir.join("notify")).status().unwrap();
         assert!(status.success());
-        for expected in ["STATUS=serving READY=1\n", "READY=1\n", "STOPPING=1\n"] {
+        for expected in ["STATUS=serving READY=1\n", "READY=1\n"] {
+            assert_eq!(received(&socket), expected);
+        }
+        // systemd wants to know when the reload began, to tell it from an earlier one.
+        let reloading = received(&socket);
+        let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|rest| rest.trim().parse().ok());
+        assert!(since.is_some_and(|since: u64| since > 0), "{reloading:?}");
+        for expected in ["READY=1\n", "STOPPING=1\n"] {
             assert_eq!(received(&socket), expected);
         }
     }

@@ -76,6 +76,8 @@ pub struct Config {
     pub interface: String,
     /// The listener's key file.
     pub key_file: String,
+    /// `key_file2`, ours only.
+    pub key_file2: Option<String>,
     /// The listener's family.
     pub family: Family,
     /// The weakest digest of a request.
@@ -102,6 +104,7 @@ impl Config {
             uris: vec!["test:///default".to_owned()],
             interface: BRIDGE.to_owned(),
             key_file: key_file.to_owned(),
+            key_file2: None,
             family: Family::V4,
             hash: HashKind::Sha256,
             auth: HashKind::Sha256,
@@ -123,6 +126,7 @@ impl Config {
             ("hash", self.hash.name().to_owned()),
             ("auth", self.auth.name().to_owned()),
         ];
+        listener.extend(self.key_file2.clone().map(|path| ("key_file2", path)));
         listener.extend(self.port.map(|port| ("port", port.to_string())));
         listener.extend(self.attach.map(|attach| ("attach", attach.to_owned())));
         listener.extend(self.strict_source.map(|strict| ("strict_source", strict.to_owned())));

@@ -14,5 +14,6 @@ mod lifecycle;
 mod misbehaviour;
 mod operations;
 mod refusals;
+mod rotation;
 mod shield;
 mod startup;

@@ -1,0 +1,242 @@
+//! Keys that are changed while requests go on: docs/key-rotation.md step by step, with the stock client asking all the time.
+
+use std::io::Write as _;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fence_common::wire::Op;
+use fence_tests::client::{Client, Family};
+use fence_tests::kernel;
+use fence_tests::lab::{Guest, Hypervisor};
+use fence_tests::peer::Peer;
+use fence_tests::process::{self, Finished, poll_until};
+use fence_tests::server::{Config, START_LIMIT, Server, Which};
+use nix::sys::signal::Signal;
+
+use crate::bench::{Bench, DOMAIN, key};
+
+/// How long something may take on a loaded machine that takes moments.
+const SOON: Duration = Duration::from_secs(60);
+/// A second key.
+const NEW: &[u8] = b"another key";
+
+/// A lab whose configuration has a second key file, which does not exist yet.
+fn bench() -> Result<(Bench, Config)> {
+    let bench = Bench::new()?;
+    let config = Config { key_file2: Some(bench.hypervisor.path("fence.key2")), ..bench.config("auto") };
+    Ok((bench, config))
+}
+
+/// Runs a command on the hypervisor, as an administrator does.
+fn shell(hypervisor: &Hypervisor, command: &str) -> Result<()> {
+    hypervisor.space().must("sh", &["-c", command]).map(drop)
+}
+
+/// SIGHUP, and the line that says what came of it.
+fn reload(server: &mut Server, said: &str) -> Result<String> {
+    let position = server.log_position();
+    server.process().signal(Signal::SIGHUP)?;
+    let line = server.wait_log(position, SOON, |line| line.contains("SIGHUP: ").then(|| line.to_owned()));
+    let line = line.with_context(|| format!("nothing is said about the SIGHUP: {}", server.log()))?;
+    ensure!(line.contains(said), "not \"{said}\": {line}");
+    Ok(line)
+}
+
+/// A guest that asks for the domain's status, again and again, with the stock client and the key file of its own.
+struct Asking {
+    key: String,
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicU32>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Asking {
+    fn start(hypervisor: &Hypervisor, guest: &Guest) -> Result<Self> {
+        let key = hypervisor.write(&format!("{}.key", guest.name), &key())?;
+        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let client = Client::new("status", &key).domain(DOMAIN);
+        let thread = std::thread::spawn({
+            let (stop, asked, space) = (Arc::clone(&stop), Arc::clone(&asked), guest.space().clone());
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer: Finished = client.run(&space)?;
+                    ensure!(answer.code == Some(0), "a lost request: {answer:?}");
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+        });
+        Ok(Self { key, stop, asked, thread })
+    }
+
+    /// Waits for some more answers.
+    fn go_on(&self) -> Result<()> {
+        let before = self.asked.load(Ordering::Relaxed);
+        poll_until("further answers", SOON, || {
+            let more = self.asked.load(Ordering::Relaxed).wrapping_sub(before) >= 4;
+            Ok((more || self.thread.is_finished()).then_some(()))
+        })
+    }
+
+    fn end(self) -> Result<u32> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the asking guest panicked"))??;
+        Ok(self.asked.load(Ordering::Relaxed))
+    }
+}
+
+/// What docs/key-rotation.md says, in its order. Nobody may have to ask twice.
+fn rotate(attach: &'static str) -> Result<()> {
+    let (bench, config) = bench()?;
+    let hypervisor = &bench.hypervisor;
+    let mut server = bench.serve(&Config { attach: Some(attach), ..config })?;
+    let other = hypervisor.guest(2)?;
+    let guests = [Asking::start(hypervisor, &bench.guest)?, Asking::start(hypervisor, &other)?];
+    let go_on = || guests.iter().try_for_each(Asking::go_on);
+    go_on()?;
+
+    // 1. The new key, and every hypervisor accepts both.
+    let (first, second) = (hypervisor.path("fence.key"), hypervisor.path("fence.key2"));
+    let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
+    let mut keygen = Command::new(daemon);
+    keygen.args(["keygen", &second]);
+    process::run(hypervisor.space(), &mut keygen, START_LIMIT)?.success()?;
+    reload(&mut server, "changed accepted=2 added=1 dropped=0")?;
+    go_on()?;
+
+    // 2. One guest after the other.
+    for guest in &guests {
+        shell(hypervisor, &format!("cp {second} {0}.new && mv {0}.new {0}", guest.key))?;
+        go_on()?;
+    }
+    // Whoever is nervous about it sends the signal again.
+    for _ in 0..5 {
+        reload(&mut server, "are the same accepted=2")?;
+    }
+    go_on()?;
+
+    // 3. The old key goes.
+    let old = hypervisor.write("old.key", &key())?;
+    shell(hypervisor, &format!("mv {second} {first}"))?;
+    reload(&mut server, "changed accepted=1 added=0 dropped=1")?;
+    go_on()?;
+
+    let asked = guests.into_iter().map(Asking::end).sum::<Result<u32>>();
+    let asked = asked.with_context(|| format!("the server's log: {}", server.log()))?;
+    ensure!(asked >= 40, "only {asked} requests");
+    let log = server.log();
+    ensure!(!log.contains("call-back failed") && !log.contains("ERROR"), "{log}");
+    if attach == "auto" {
+        // Each datagram was right the first time, and came by the ring buffer.
+        let counters = bench.counters()?;
+        ensure!(counters.get("drop_digest")? == 0, "{:?}", counters.nonzero());
+        ensure!(
+            counters.get("delivered")? >= u64::from(asked) && !log.contains("via=socket"),
+            "{:?}",
+            counters.nonzero()
+        );
+    }
+    let with_old = Client::new("status", &old).domain(DOMAIN).timeout(5).run(bench.guest.space())?;
+    ensure!(with_old.code != Some(0), "the old key still works");
+    if attach == "auto" {
+        ensure!(bench.counters()?.get("drop_digest")? > 0, "the kernel lets the old key through");
+        let slots = kernel::dump(hypervisor, "fence_keys")?;
+        let slots = slots.as_array().context("no slots")?;
+        let is_empty = |slot: &&serde_json::Value| {
+            let bytes = slot.pointer("/value").and_then(serde_json::Value::as_array);
+            bytes.is_some_and(|bytes| bytes.len() > 1000 && bytes.iter().all(|byte| byte == "0x00"))
+        };
+        ensure!(slots.len() == 2 && slots.iter().filter(is_empty).count() == 1, "something is left of the old key");
+    }
+    Ok(())
+}
+
+#[test]
+fn nobody_is_lost_while_keys_rotate_in_the_kernel() -> Result<()> {
+    rotate("auto")
+}
+
+#[test]
+fn nobody_is_lost_while_keys_rotate_at_the_socket() -> Result<()> {
+    rotate("off")
+}
+
+#[test]
+fn a_request_goes_on_with_the_key_that_it_began_with() -> Result<()> {
+    let (bench, config) = bench()?;
+    let mut server = bench.serve(&config)?;
+    let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
+    let mut call = peer.ask(Op::Status, DOMAIN)?;
+    call.challenge()?;
+    // Replaced at once, without a time in which both are accepted.
+    let (first, new) = (bench.hypervisor.path("fence.key"), bench.hypervisor.write("new.key", NEW)?);
+    shell(&bench.hypervisor, &format!("mv {new} {first}"))?;
+    reload(&mut server, "changed accepted=1 added=1 dropped=1")?;
+    call.respond()?;
+    ensure!(call.reply()? == Some(0), "{}", server.log());
+    let new = Peer::new(&bench.guest, NEW, Family::V4)?;
+    ensure!(new.ask(Op::Status, DOMAIN)?.converse()? == 0, "{}", server.log());
+    Ok(())
+}
+
+#[test]
+fn a_half_written_key_keeps_the_old_ones() -> Result<()> {
+    let (bench, config) = bench()?;
+    let mut server = bench.serve(&config)?;
+    let client = |file: &str| Client::new("status", file).domain(DOMAIN);
+    let old = bench.hypervisor.write("old.key", &key())?;
+    let (first, second) = (bench.hypervisor.path("fence.key"), bench.hypervisor.path("fence.key2"));
+
+    let mut writer = std::fs::File::create(bench.hypervisor.outside(&second))?;
+    writer.write_all(&NEW[..3])?;
+    let line = reload(&mut server, "the old keys stay in force")?;
+    ensure!(line.contains("ERROR") && line.contains("fence.key2 is being written"), "{line}");
+    bench.expect(&server, bench.guest.space(), &client(&old), 0)?;
+    // What there is of it is no key.
+    let half = bench.hypervisor.write("half.key", &NEW[..3])?;
+    ensure!(client(&half).timeout(3).run(bench.guest.space())?.code != Some(0), "half a key is a key");
+
+    writer.write_all(&NEW[3..])?;
+    drop(writer);
+    reload(&mut server, "changed accepted=2")?;
+    let new = bench.hypervisor.write("new.key", NEW)?;
+    for file in [&old, &new] {
+        bench.expect_via(&server, &client(file), 0, "xdp")?;
+    }
+
+    for (broken, said) in [
+        (format!(": > {first}"), "is empty"),
+        (format!("head -c 100 {old} > {first}"), "only the beginning of a key"),
+        (format!("rm {first}"), "does not exist"),
+        (format!("mkdir {first}"), "is not a regular file"),
+        (format!("rmdir {first}; cat {old} {old} | tr 1 2 > {first}"), "is longer than a key"),
+    ] {
+        shell(&bench.hypervisor, &broken)?;
+        let line = reload(&mut server, "the old keys stay in force")?;
+        ensure!(line.contains("ERROR") && line.contains(said), "{broken}: {line}");
+        for file in [&old, &new] {
+            bench.expect_via(&server, &client(file), 0, "xdp")?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_key_that_comes_while_the_program_is_loaded_is_in_it() -> Result<()> {
+    let (bench, config) = bench()?;
+    let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &[])?;
+    let second = bench.hypervisor.write("fence.key2.new", NEW)?;
+    server.wait_log(0, START_LIMIT, |line| line.contains("xdp=loading").then_some(())).context("never ready")?;
+    shell(&bench.hypervisor, &format!("mv {second} {}", bench.hypervisor.path("fence.key2")))?;
+    reload(&mut server, "changed accepted=2")?;
+    server.wait_settled(START_LIMIT)?;
+    for file in ["fence.key", "fence.key2"] {
+        let client = Client::new("status", &bench.hypervisor.path(file)).domain(DOMAIN);
+        bench.expect_via(&server, &client, 0, "xdp")?;
+    }
+    Ok(())
+}
