@@ -25,7 +25,7 @@ pub struct Options {
 pub enum KeygenError {
     /// A key that is in use must not go by mistake.
     #[error(
-        "{path} exists already, and guests may use it: use that one, or give --force and every guest the new one",
+        "{path} exists already, and guests may use it: use that one, or make the new one beside it (`key_file2`), or give --force and every guest the new one",
         path = .0.display()
     )]
     Exists(PathBuf),
@@ -90,7 +90,7 @@ pub fn tell(path: &Path, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "    scp -p {path} root@GUEST:{}", config::DEFAULT_KEY_FILE)?;
     writeln!(
         out,
-        "Then start the daemon again, which reads the key when it starts, and try in a guest: fence_xvm -o list"
+        "Then have the daemon read it (kill -HUP $(cat /var/run/fence_virtd.pid), or start it), and try in a guest: fence_xvm -o list"
     )
 }
 
