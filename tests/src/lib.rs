@@ -17,13 +17,15 @@
 //! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: what the stock server does otherwise.
 //! * [`fuse`]: a disk whose server answers when the test says so, which keeps a machine that uses it from dying.
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
-//! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot.
+//! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot, an [`archive`], and [`debian`]'s kernels.
 //! * [`bench`](mod@bench): this server and stock's measured beside each other.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
+pub mod archive;
 pub mod bench;
 pub mod client;
 pub mod container;
+pub mod debian;
 pub mod differences;
 pub mod differential;
 pub mod flood;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::client::Client;
-use crate::initramfs::{self, Kernel, System};
+use crate::debian::{Kernel, Series};
+use crate::initramfs::{self, System};
 use crate::lab::{BRIDGE, Hypervisor};
 use crate::libvirtd::Libvirtd;
 use crate::process::Finished;
@@ -90,7 +91,7 @@ impl LinuxGuest {
     /// The kernel cannot be had, libvirt cannot start the guest, or it does not boot; the error has its console.
     pub fn boot(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor();
-        let kernel = Kernel::get()?;
+        let kernel = Kernel::get(Series::Linux6_1)?;
         let address = Ipv4Addr::new(192, 168, 122, number.saturating_add(20));
         let initrd = hypervisor.path(&format!("{name}.initrd"));
         initramfs::write(&kernel, &System { address, key }, &hypervisor.outside(&initrd))?;

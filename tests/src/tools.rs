@@ -1,6 +1,7 @@
 //! The programs of the host that the lab needs, and which package brings each.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -44,6 +45,18 @@ pub fn find(program: &str) -> Result<PathBuf> {
         }
         None => bail!("`{program}` is missing: run `cargo xtask setup --for test`"),
     }
+}
+
+/// What a program prints on standard output.
+///
+/// # Errors
+/// It is missing, or failed: the error has what it printed on standard error.
+pub fn output(program: &str, arguments: &[&str], directory: &Path) -> Result<String> {
+    let output = Command::new(find(program)?).args(arguments).current_dir(directory).output()?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Checks that all of `programs` are there, and that this process may make namespaces.

@@ -10,6 +10,7 @@ mod hypervisor;
 mod lint;
 mod own_config;
 mod privilege;
+mod programs;
 mod progress;
 mod run;
 mod setup;

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 
 use crate::bpf;
 use crate::privilege::Privilege;
+use crate::programs;
 use crate::progress::{self, Errors, say};
 use crate::setup::{self, Profile};
 use crate::workspace::{self, Workspace};
@@ -31,10 +32,12 @@ pub(crate) enum Suite {
     Conformance,
     /// Real guests under a real libvirtd: QEMU and LXC
     Libvirt,
+    /// Debian's kernels in QEMU, with the daemon and the tests of the kernel program inside
+    Kernels,
 }
 
 impl Suite {
-    const ALL: [Self; 5] = [Self::Unit, Self::ProgRun, Self::Netns, Self::Conformance, Self::Libvirt];
+    const ALL: [Self; 6] = [Self::Unit, Self::ProgRun, Self::Netns, Self::Conformance, Self::Libvirt, Self::Kernels];
 
     fn name(self) -> &'static str {
         match self {
@@ -43,6 +46,7 @@ impl Suite {
             Self::Netns => "netns",
             Self::Conformance => "conformance",
             Self::Libvirt => "libvirt",
+            Self::Kernels => "kernels",
         }
     }
 
@@ -73,13 +77,14 @@ impl Suite {
             Self::Netns => &[&["--package", "fence-tests", "--test", "netns"]],
             Self::Conformance => &[&["--package", "fence-tests", "--test", "conformance"]],
             Self::Libvirt => &[&["--package", "fence-tests", "--test", "libvirt"]],
+            Self::Kernels => &[&["--package", "fence-tests", "--test", "kernels"]],
         }
     }
 
     fn needs_root(self) -> bool {
         match self {
             Self::Unit => false,
-            Self::ProgRun | Self::Netns | Self::Conformance | Self::Libvirt => true,
+            Self::ProgRun | Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels => true,
         }
     }
 
@@ -88,7 +93,7 @@ impl Suite {
         match self {
             Self::Unit => Profile::Build,
             Self::ProgRun => Profile::Lab,
-            Self::Netns | Self::Conformance | Self::Libvirt => Profile::Test,
+            Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels => Profile::Test,
         }
     }
 }
@@ -186,6 +191,9 @@ fn run_one(
         }
         cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
         cargo.env("FENCE_DAEMON_FAULTS_BIN", workspace.binary(FAULTS, false));
+        if suite == Suite::Kernels {
+            cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
+        }
         if suite.needs_root() && privilege == Privilege::Sudo {
             // Cargo stays with the user, whose target folder it is; only the test programs get root.
             let (name, runner) = sudo_runner()?;
@@ -213,7 +221,8 @@ fn run_one(
 fn sudo_runner() -> anyhow::Result<(String, String)> {
     let host = workspace::host()?;
     let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
-    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,CARGO_MANIFEST_DIR,RUST_BACKTRACE,CI";
+    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_WRITE_DOCS,CARGO_MANIFEST_DIR,\
+                RUST_BACKTRACE,CI";
     Ok((name, format!("sudo --preserve-env={kept} --")))
 }
 

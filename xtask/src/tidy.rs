@@ -113,8 +113,8 @@ mod tests {
 
     #[test]
     fn a_module_says_what_it_is() {
-        assert_eq!(broken("//! Keys.\nfn x() {}\n"), []);
-        assert_eq!(broken("#![no_std]\n\n//! Keys.\n"), []);
+        assert!(broken("//! Keys.\nfn x() {}\n").is_empty());
+        assert!(broken("#![no_std]\n\n//! Keys.\n").is_empty());
         assert_eq!(broken("use x;\n//! Late.\n"), [1]);
         assert_eq!(broken("#![no_std]\nuse x;\n"), [2]);
         assert_eq!(broken(""), [1]);
@@ -123,8 +123,8 @@ mod tests {
     #[test]
     fn only_what_stands_before_the_tests_is_counted() {
         let code = format!("//! Long.\n{}", "fn x() {}\n".repeat(LONGEST - 1));
-        assert_eq!(broken(&code), []);
-        assert_eq!(broken(&format!("{code}#[cfg(test)]\n{}", "fn x() {}\n".repeat(500))), []);
+        assert!(broken(&code).is_empty());
+        assert!(broken(&format!("{code}#[cfg(test)]\n{}", "fn x() {}\n".repeat(500))).is_empty());
         assert_eq!(broken(&format!("{code}fn x() {{}}\n")), [LONGEST + 1]);
     }
 
@@ -134,7 +134,7 @@ mod tests {
             assert_eq!(broken(&format!("//! X.\n    {open};\n")), [2]);
         }
         assert_eq!(broken(concat!("//! X.\n    #[", "ignore]\n")), [2]);
-        assert_eq!(broken(concat!("//! X.\n    #[", "ignore = \"needs two hosts\"]\n")), []);
+        assert!(broken(concat!("//! X.\n    #[", "ignore = \"needs two hosts\"]\n")).is_empty());
     }
 
     #[test]

@@ -152,7 +152,7 @@ fn the_log_tells_each_step_in_its_order() -> Result<()> {
     let fence = server.next_fence(position)?;
     let field = |name| fence.get(name).unwrap_or("nothing");
     ensure!(field("op") == "off" && field("domain") == DOMAIN && field("reply") == "success", "{fence:?}");
-    ensure!(field("source") == bench.guest.v4.to_string(), "{fence:?}");
+    ensure!(field("source") == bench.guest.v4.to_string() && field("via") == "xdp", "{fence:?}");
     let steps: Vec<_> = ["verified", "called_back", "dead", "replied"].iter().map(|step| fence.step(step)).collect();
     ensure!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{fence:?}");
     Ok(())

@@ -1,0 +1,173 @@
+//! A guest with everything in its memory: boots, does what its script says, and is gone.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_tests::archive::{self, Archive};
+use fence_tests::debian::Kernel;
+use fence_tests::{initramfs, tools};
+
+/// What the lab's network is made of, in the order of loading.
+const MODULES: [&str; 8] = [
+    "net/llc/llc.ko",
+    "net/802/stp.ko",
+    "net/bridge/bridge.ko",
+    "drivers/net/veth.ko",
+    "net/802/garp.ko",
+    "net/802/mrp.ko",
+    "net/8021q/8021q.ko",
+    "drivers/net/macvlan.ko",
+];
+/// The host's programs that the lab uses, beside what busybox has. A shell too: busybox's takes its own programs for all others.
+const PROGRAMS: [&str; 6] = ["sh", "fence_xvm", "ip", "bpftool", "unshare", "tini"];
+/// How long all of a guest's steps may take on a loaded machine. They take about a minute on an idle one.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// One thing that is done in the guest: a command line, and how many tests it runs if it is a test program.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) command: String,
+}
+
+/// What a step said, and its exit code.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) output: Vec<String>,
+    pub(crate) code: i32,
+    pub(crate) took: Duration,
+}
+
+/// The initial file system: the host's programs with their libraries, each where it is on the host, without its symbols.
+pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], scratch: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.file("init", 0o755, init(steps).as_bytes());
+    archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
+    for module in MODULES {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        archive.file(&format!("/modules/{name}"), 0o644, &kernel.module(module)?);
+    }
+    let mut libraries = BTreeSet::new();
+    for program in PROGRAMS {
+        let path = tools::find(program)?;
+        // Scripts have no libraries, and their interpreters are not in here.
+        ensure!(std::fs::read(&path)?.starts_with(b"\x7fELF"), "{} is no program", path.display());
+        archive.copy(&path, &format!("/usr/bin/{program}"), 0o755)?;
+        let needed = archive::libraries(&path)?;
+        if program == "fence_xvm" {
+            libraries.extend(initramfs::nss(&needed)?);
+        }
+        libraries.extend(needed);
+    }
+    for (name, path) in own {
+        libraries.extend(archive::libraries(path)?);
+        let stripped = scratch.join(name);
+        tools::output("strip", &["-o", &stripped.to_string_lossy(), &path.to_string_lossy()], Path::new("/"))?;
+        archive.copy(&stripped, &format!("/usr/bin/{name}"), 0o755)?;
+    }
+    for library in libraries {
+        archive.copy(&library, &library.to_string_lossy(), 0o755)?;
+    }
+    archive.copy(&object()?, OBJECT, 0o644)?;
+    archive.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+    archive.file("/etc/group", 0o644, b"root:x:0:\n");
+    for directory in ["proc", "sys", "dev", "tmp", "run", "root", "var/run"] {
+        archive.directory(directory);
+    }
+    Ok(archive.finish())
+}
+
+/// The kernel program inside of the guest.
+const OBJECT: &str = "/fence-xdp.o";
+
+fn object() -> Result<PathBuf> {
+    std::env::var_os("FENCE_EBPF_OBJECT")
+        .map(PathBuf::from)
+        .context("FENCE_EBPF_OBJECT is not set: `cargo xtask test kernels` does it")
+}
+
+fn init(steps: &[Step]) -> String {
+    let modules: String = MODULES
+        .iter()
+        .filter_map(|module| module.rsplit('/').next())
+        .fold(String::new(), |text, name| text + &format!("insmod /modules/{name}\n"));
+    let steps = steps.iter().fold(String::new(), |mut text, Step { name, command }| {
+        let _ = writeln!(text, "echo '@begin {name}'\n{command} 2>&1\necho \"@end {name} $?\"");
+        text
+    });
+    format!(
+        "#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/usr/bin:/bin HOME=/root RUST_BACKTRACE=0
+export FENCE_DAEMON_BIN=/usr/bin/fence-daemon FENCE_EBPF_OBJECT={OBJECT}
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /run
+{modules}ip link set lo up
+{steps}echo '@over'
+poweroff -f
+"
+    )
+}
+
+/// QEMU, killed when it is dropped.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Boots the guest and sees it through its steps.
+pub(crate) fn run(kernel: &Kernel, initrd: &Path, steps: &[Step]) -> Result<Vec<Done>> {
+    let mut qemu = Command::new(tools::find("qemu-system-x86_64")?);
+    // One processor: with several, each emulated by a thread of its own, a kernel now and then gets stuck in its first second.
+    qemu.args(["-accel", "tcg", "-m", "1536", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]);
+    qemu.args(["-append", "console=ttyS0 panic=-1 mitigations=off tsc=unstable cryptomgr.notests quiet"]);
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
+    let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+    let console = child.stdout.take().context("no pipe")?;
+    let _machine = Machine(child);
+    let (lines, read) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            if lines.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+
+    let deadline = Instant::now() + LIMIT;
+    let (mut done, mut all, mut output, mut began) = (Vec::new(), String::new(), Vec::new(), Instant::now());
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(line) = read.recv_timeout(left) else {
+            bail!("the guest's steps are not over within {LIMIT:?}, or it died; its console: {all}");
+        };
+        let _ = writeln!(all, "{line}");
+        if line.contains("@begin ") {
+            (output, began) = (Vec::new(), Instant::now());
+        } else if let Some((_, end)) = line.split_once("@end ") {
+            let step = steps.get(done.len()).with_context(|| format!("one step too many: {all}"))?;
+            let code = end.strip_prefix(step.name).and_then(|code| code.trim().parse().ok());
+            let code = code.with_context(|| format!("{end} is not the end of {}: {all}", step.name))?;
+            done.push(Done { output: std::mem::take(&mut output), code, took: began.elapsed() });
+        } else if line.contains("@over") {
+            ensure!(done.len() == steps.len(), "a step is missing: {all}");
+            return Ok(done);
+        } else {
+            output.push(line);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The test programs that run inside of other kernels: built here, and where cargo has put them.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::progress::{self, Errors, say};
+use crate::workspace::Workspace;
+
+/// Tells the tests that boot guests where they are: `NAME=PATH`, separated by `:`.
+pub(crate) const VARIABLE: &str = "FENCE_TEST_PROGRAMS";
+
+/// Each program with its package.
+const PROGRAMS: [(&str, &str); 3] =
+    [("fence-tests", "prog_run"), ("fence-tests", "netns"), ("fence-daemon", "kernel_program")];
+
+/// Builds the programs; what [`VARIABLE`] is to be.
+///
+/// # Errors
+/// If they do not compile.
+pub(crate) fn of_guests(workspace: &Workspace, object: &Path) -> anyhow::Result<String> {
+    say("building the test programs that run inside of guests");
+    let mut listed = Vec::new();
+    for (package, program) in PROGRAMS {
+        let mut cargo = workspace.cargo(object);
+        cargo.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
+        cargo.args(["--package", package, "--test", program]);
+        let mut found = None;
+        let status =
+            progress::follow(cargo, Errors::Inherited, |line| found = executable(line, program).or(found.take()))?;
+        if !status.success() {
+            bail!("the test program {program} cannot be built");
+        }
+        let path = found.with_context(|| format!("cargo does not say where the test program {program} is"))?;
+        if path.contains(':') {
+            bail!("{path}: a path with a colon cannot be handed on: move the workspace, or set CARGO_TARGET_DIR");
+        }
+        listed.push(format!("{program}={path}"));
+    }
+    Ok(listed.join(":"))
+}
+
+/// The path of a test program, if this message of cargo's is about it.
+fn executable(message: &[u8], program: &str) -> Option<String> {
+    let message: Value = serde_json::from_slice(message).ok()?;
+    let is_it =
+        message.pointer("/target/name")?.as_str()? == program && message.pointer("/target/kind/0")?.as_str()? == "test";
+    if is_it { Some(message.get("executable")?.as_str()?.to_owned()) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_message_about_the_program_names_it() {
+        let message =
+            br#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"netns"},"executable":"/t/netns-1"}"#;
+        assert_eq!(executable(message, "netns").as_deref(), Some("/t/netns-1"));
+        assert_eq!(executable(message, "prog_run"), None);
+        let library = br#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"netns"},"executable":null}"#;
+        assert_eq!(executable(library, "netns"), None);
+        assert_eq!(executable(b"running 3 tests", "netns"), None);
+    }
+}
