@@ -351,7 +351,10 @@ impl Load {
                 Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
             },
             Ok((None, _)) => without("the kernel program has no ring buffer"),
-            Err::<_, kernel::Error>(error) => without(&chain(&error)),
+            Err::<_, kernel::Error>(error) => match error.remark() {
+                Some(remark) => without(&format!("{remark} ({})", chain(&error))),
+                None => without(&chain(&error)),
+            },
         }
     }
 }

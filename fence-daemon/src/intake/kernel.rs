@@ -22,10 +22,12 @@ use crate::clock::Moment;
 mod interface;
 mod keys;
 mod memory;
+mod oldest;
 
 pub use interface::{Occupant, Sharer};
 pub use keys::KeyMap;
 pub use memory::Memory;
+pub use oldest::OLDEST;
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

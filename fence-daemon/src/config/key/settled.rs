@@ -43,7 +43,7 @@ pub(super) enum Reading {
     /// Somebody is writing it, and did not come to an end.
     Unsettled,
     /// All of it, as one writer left it.
-    Settled(Contents),
+    Settled(Box<Contents>),
 }
 
 /// Reads a file when nobody writes it, and waits a little for whoever does.
@@ -70,7 +70,7 @@ pub(super) fn read(path: &Path) -> io::Result<Reading> {
         let same =
             |earlier: &Contents| stamp(&earlier.about) == stamp(&contents.about) && earlier.bytes() == contents.bytes();
         if writers == Writers::None || before.as_ref().is_some_and(same) {
-            return Ok(Reading::Settled(contents));
+            return Ok(Reading::Settled(Box::new(contents)));
         }
         before = Some(contents);
     }
