@@ -17,10 +17,12 @@ use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 /// read-only map [`name::ABI`], which the daemon checks after load.
 pub const ABI_VERSION: u32 = 2;
 
-/// Names of the program, the maps and the version symbol: the kernel keeps 15 characters of a name.
+/// Names of the programs, the maps and the version symbol: the kernel keeps 15 characters of a name.
 pub mod name {
     /// The XDP program.
-    pub const PROGRAM: &str = "fence_xdp";
+    pub const XDP: &str = "fence_xdp";
+    /// The tc program: the same judgement, attached by tcx.
+    pub const TC: &str = "fence_tc";
     /// Array of one [`Config`](super::Config).
     pub const CONFIG: &str = "fence_config";
     /// Array of [`KEY_SLOTS`](super::KEY_SLOTS) [`KeySlot`](super::KeySlot)s.
@@ -272,7 +274,8 @@ mod tests {
     #[test]
     fn the_kernel_keeps_the_names_whole() {
         for name in [
-            name::PROGRAM,
+            name::XDP,
+            name::TC,
             name::CONFIG,
             name::KEYS,
             name::COUNTERS,

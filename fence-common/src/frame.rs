@@ -66,6 +66,10 @@ const IPV6_LEN: usize = 40;
 const UDP_LEN: usize = 8;
 const DATAGRAM_LEN: usize = UDP_LEN + REQUEST_LEN;
 
+/// No request comes in a longer frame.
+#[allow(clippy::cast_possible_truncation, reason = "242")]
+pub const FRAME_MAX: u32 = (ETHERNET_LEN + VLAN_TAG_LEN + IPV6_LEN + DATAGRAM_LEN) as u32;
+
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;

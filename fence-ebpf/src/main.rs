@@ -1,8 +1,8 @@
-//! The XDP program: recognises fence requests, checks their digests, drops what is wrong and hands what is right to the daemon.
+//! The kernel programs: they recognise fence requests, check their digests, drop what is wrong and hand what is right to the daemon.
 //!
 //! What decides is [`fence_common::frame`], the same code that user space is tested with. Here is only what the kernel adds: the
-//! packet ([`packet`]), the [`maps`], the [`keys`], the [`memory`], the [`workspace`], the clock, the ring buffer, and the one place where a verdict
-//! becomes an XDP action.
+//! packet ([`packet`]), the [`maps`], the [`keys`], the [`memory`], the [`workspace`], the clock, the ring buffer, and for each of the two programs (XDP
+//! and tc) the one place where a verdict becomes its answer.
 #![no_std]
 #![no_main]
 // For the one instruction that the language does not offer on this target: see `workspace`.
@@ -17,8 +17,8 @@ mod workspace;
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_ringbuf_query};
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use fence_common::admit::Source;
 use fence_common::boundary::{ABI_VERSION, Config, Event, NO_KEY_SLOT, RING_BYTES};
 use fence_common::frame::{Datagram, classify, decide};
@@ -27,29 +27,60 @@ use fence_common::verdict::{Action, Verdict};
 use fence_common::wire::{FAMILY_V4, FAMILY_V6, REQUEST_LEN};
 use zerocopy::IntoBytes;
 
-/// The program. Its name is that of [`fence_common::boundary::name::PROGRAM`].
+use crate::packet::{Frame, SkbFrame, XdpFrame};
+
+/// The XDP program. Its name is that of [`fence_common::boundary::name::XDP`].
 #[xdp]
 fn fence_xdp(context: XdpContext) -> u32 {
-    let verdict = judge(&context);
-    count(verdict);
-    match verdict.action() {
+    let Some(config) = config() else { return XDP_PASS };
+    match act(&XdpFrame::new(&context), config) {
         // Consumed: the daemon answers it from the ring buffer, the socket must not see it as well.
         Action::Deliver | Action::Drop => XDP_DROP,
         Action::Pass => XDP_PASS,
     }
 }
 
-#[inline(always)]
-fn judge(context: &XdpContext) -> Verdict {
-    let Some(config) = maps::CONFIG.get(0) else { return Verdict::NotOurs };
-    if config.rules().is_none() {
-        return Verdict::NotOurs;
+/// The tc program, for tcx. Its name is that of [`fence_common::boundary::name::TC`].
+#[classifier]
+fn fence_tc(context: TcContext) -> i32 {
+    /// From <linux/bpf.h>: as if this program were not there; whatever else is attached has its turn.
+    const TCX_NEXT: i32 = -1;
+    /// `TC_ACT_STOLEN` would say better what becomes of a delivered one; but tcx takes it for "next".
+    const TCX_DROP: i32 = 2;
+    let Some(config) = config() else { return TCX_NEXT };
+    let Some(frame) = SkbFrame::new(&context, config) else { return TCX_NEXT };
+    match act(&frame, config) {
+        Action::Deliver | Action::Drop => TCX_DROP,
+        Action::Pass => TCX_NEXT,
     }
-    let packet = packet::XdpPacket::new(context);
-    let datagram = match classify(&packet, config) {
+}
+
+/// What to recognise and to demand, if somebody has said so.
+#[inline(always)]
+fn config() -> Option<&'static Config> {
+    let config = maps::CONFIG.get(0)?;
+    config.rules()?;
+    Some(config)
+}
+
+/// Judges a frame, counts the verdict, and says what follows from it.
+#[inline(always)]
+fn act<F: Frame>(frame: &F, config: &Config) -> Action {
+    let verdict = judge(frame, config);
+    count(verdict);
+    verdict.action()
+}
+
+#[inline(always)]
+fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
+    let mut datagram = match classify(frame, config) {
+        Ok(_) if frame.is_joined() => return Verdict::Joined,
         Ok(datagram) => datagram,
+        Err(Verdict::Length) if frame.is_joined() => return Verdict::Joined,
+        Err(verdict) if frame.is_foreign() => return verdict.on_segment(true),
         Err(verdict) => return verdict,
     };
+    datagram.foreign |= frame.is_foreign();
     // SAFETY: a helper without arguments that is allowed in every program; it is `unsafe` only because all helpers are.
     let now = unsafe { bpf_ktime_get_ns() };
     // This element always exists; without it there is no judging, and what is not judged is not ours.
@@ -63,7 +94,7 @@ fn judge(context: &XdpContext) -> Verdict {
     drop(claim);
     match decided {
         Ok(slot) => {
-            let arrival = Arrival { now, ifindex: context.ingress_ifindex(), slot };
+            let arrival = Arrival { now, ifindex: frame.interface(), slot };
             deliver(&datagram, &sender, config, &arrival).on_segment(datagram.foreign)
         }
         Err(verdict) => verdict,
@@ -73,7 +104,7 @@ fn judge(context: &XdpContext) -> Verdict {
 /// What an event tells beside the datagram.
 struct Arrival {
     now: u64,
-    ifindex: usize,
+    ifindex: u32,
     slot: u32,
 }
 
@@ -106,7 +137,7 @@ fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &
     let event = unsafe { &mut *record.as_mut_ptr().cast::<Event>() };
     event.arrived_ns = now;
     event.abi = ABI_VERSION;
-    event.ifindex = u32::try_from(ifindex).unwrap_or(0);
+    event.ifindex = ifindex;
     event.slot = slot;
     event.mac = sender.mac;
     event.reserved = [0; 2];

@@ -1,17 +1,57 @@
-//! The packet of an XDP context: the only place with packet pointers.
+//! The packet of a run, as XDP has it and as tc has it: the only place with packet pointers.
 
 use core::hint::black_box;
 
-use aya_ebpf::programs::XdpContext;
-use fence_common::frame::Packet;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::{TcContext, XdpContext};
+use fence_common::boundary::Config;
+use fence_common::frame::{FRAME_MAX, Packet, classify};
+use fence_common::verdict::Verdict;
 
 /// No length that a header can tell is larger, other headers in front of it included.
 const LEN_MAX: usize = 0x1_ffff;
 
-/// The bytes between `data` and `data_end`.
-pub(crate) struct XdpPacket<'c>(&'c XdpContext);
+/// What a run of a program is about: a packet, and what the kernel says of it beside its bytes.
+pub(crate) trait Frame: Packet {
+    /// The number of the interface that it came by.
+    fn interface(&self) -> u32;
 
-impl<'c> XdpPacket<'c> {
+    /// Whether it carried the tag of a VLAN that is not among its bytes any more.
+    fn is_foreign(&self) -> bool;
+
+    /// Whether the kernel says that these are several packets that were joined to one.
+    fn is_joined(&self) -> bool;
+}
+
+/// Implements [`Packet`] for what has `data`, `data_end` and a length.
+macro_rules! packet {
+    ($frame:ident, $len:expr) => {
+        impl Packet for $frame<'_> {
+            #[inline(always)]
+            fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
+                let start = self.0.data() + offset;
+                if start + N > self.0.data_end() {
+                    return None;
+                }
+                // SAFETY: there is no other way to a packet's bytes. `data..data_end` is readable for as long as the program runs and does
+                // not move the packet's ends, which nothing does while there is a reference that borrows from the frame. `N` bytes
+                // were just checked to lie inside (the verifier proves that again), and bytes have no alignment and no bad values.
+                Some(unsafe { &*(start as *const [u8; N]) })
+            }
+
+            #[inline(always)]
+            fn holds(&self, len: usize) -> bool {
+                let holds: fn(&Self, usize) -> bool = $len;
+                holds(self, len)
+            }
+        }
+    };
+}
+
+/// The bytes between `data` and `data_end`: an XDP program sees whole frames.
+pub(crate) struct XdpFrame<'c>(&'c XdpContext);
+
+impl<'c> XdpFrame<'c> {
     /// The packet of this run of the program.
     #[inline(always)]
     pub(crate) fn new(context: &'c XdpContext) -> Self {
@@ -19,24 +59,96 @@ impl<'c> XdpPacket<'c> {
     }
 }
 
-impl Packet for XdpPacket<'_> {
+// A length from a header: if the compiler saw through this comparison it would conclude that fixed parts lie inside too and leave out their
+// checks, which the verifier (it does not conclude from variable lengths) insists on. That of Linux 6.1 does not know any more, behind the
+// barrier, that there is an upper bound: the mask says it again.
+packet!(XdpFrame, |frame, len| frame.0.data() + (black_box(len) & LEN_MAX) <= frame.0.data_end());
+
+impl Frame for XdpFrame<'_> {
     #[inline(always)]
-    fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-        let start = self.0.data() + offset;
-        if start + N > self.0.data_end() {
-            return None;
-        }
-        // SAFETY: there is no other way to a packet's bytes. `data..data_end` is readable for as long as the program runs and does
-        // not move the packet's ends, which nothing here does; the reference borrows from the context. `N` bytes were just checked
-        // to lie inside (the verifier proves that again), and bytes have no alignment and no bad values.
-        Some(unsafe { &*(start as *const [u8; N]) })
+    fn interface(&self) -> u32 {
+        u32::try_from(self.0.ingress_ifindex()).unwrap_or(0)
     }
 
     #[inline(always)]
-    fn holds(&self, len: usize) -> bool {
-        // A length from a header: if the compiler saw through this comparison it would conclude that fixed parts lie inside too
-        // and leave out their checks, which the verifier (it does not conclude from variable lengths) insists on.
-        // The verifier of Linux 6.1 does not know any more, behind the barrier, that it has an upper bound: the mask says it again.
-        self.0.data() + (black_box(len) & LEN_MAX) <= self.0.data_end()
+    fn is_foreign(&self) -> bool {
+        // Nobody tells: that is why there is no XDP program on an interface with a VLAN on top.
+        false
+    }
+
+    #[inline(always)]
+    fn is_joined(&self) -> bool {
+        // Seen by the length: see [`Verdict::Joined`].
+        false
+    }
+}
+
+/// What of a socket buffer lies in one piece, from the Ethernet header on. The rest counts for its length only.
+pub(crate) struct SkbFrame<'c>(&'c TcContext);
+
+/// So many bytes hold the Ethernet header, a VLAN tag, and an IPv6 header: what says whether a frame may be ours.
+const HEAD: u32 = 14 + 4 + 40;
+
+impl<'c> SkbFrame<'c> {
+    /// The packet of this run of the program, if it is one from the network: with an Ethernet header. What this host has sent and hears
+    /// itself has none.
+    ///
+    /// Where the bytes of a request lie in several pieces they are brought together, and nobody else's are touched.
+    #[inline(always)]
+    pub(crate) fn new(context: &'c TcContext, config: &Config) -> Option<Self> {
+        /// From <linux/if_packet.h>.
+        const PACKET_LOOPBACK: u32 = 5;
+        let frame = Self(context);
+        if frame.skb().pkt_type == PACKET_LOOPBACK {
+            return None;
+        }
+        // Network cards leave headers in one piece at least; the stack would bring them together next.
+        frame.bring_together(HEAD);
+        if frame.is_in_pieces(FRAME_MAX) && matches!(classify(&frame, config), Err(Verdict::Malformed)) {
+            // To our group and port, and not all there. If the kernel has no memory for it, the stack gets it as it is.
+            frame.bring_together(FRAME_MAX);
+        }
+        Some(frame)
+    }
+
+    /// Whether of the first `len` bytes some lie elsewhere.
+    #[inline(always)]
+    fn is_in_pieces(&self, len: u32) -> bool {
+        self.0.data() + (len.min(self.0.len()) as usize) > self.0.data_end()
+    }
+
+    /// Brings the first `len` bytes, or as many as there are, into one piece. No reference to the packet may be kept across.
+    #[inline(always)]
+    fn bring_together(&self, len: u32) {
+        if self.is_in_pieces(len) {
+            let _ = self.0.pull_data(len.min(self.0.len()));
+        }
+    }
+
+    #[inline(always)]
+    fn skb(&self) -> &__sk_buff {
+        // SAFETY: the context is a pointer in aya too. It is the one that the kernel gave this run; each access of a field becomes a read that
+        // the verifier checks, and nothing here writes any.
+        unsafe { &*self.0.skb.skb }
+    }
+}
+
+packet!(SkbFrame, |frame, len| black_box(len) <= frame.0.len() as usize);
+
+impl Frame for SkbFrame<'_> {
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        self.skb().ifindex
+    }
+
+    #[inline(always)]
+    fn is_foreign(&self) -> bool {
+        // VLAN 0 is no VLAN: such a tag carries a priority only.
+        self.skb().vlan_present != 0 && self.skb().vlan_tci & 0x0fff != 0
+    }
+
+    #[inline(always)]
+    fn is_joined(&self) -> bool {
+        self.skb().gso_size != 0
     }
 }

@@ -316,7 +316,7 @@ impl Loading {
     }
 
     fn xdp(&mut self) -> Result<&mut Xdp, Error> {
-        let program = self.0.program_mut(name::PROGRAM).ok_or(Error::Missing(name::PROGRAM))?;
+        let program = self.0.program_mut(name::XDP).ok_or(Error::Missing(name::XDP))?;
         program.try_into().map_err(|error| Error::Program(Box::new(error)))
     }
 

@@ -95,7 +95,7 @@ impl Program {
         let object = std::fs::read(&path)
             .unwrap_or_else(|error| panic!("{}: {error}. Remedy: `cargo xtask build`", path.display()));
         let mut ebpf = Ebpf::load(&object).expect("the object and its maps");
-        let xdp: &mut Xdp = ebpf.program_mut(name::PROGRAM).expect("the program").try_into().expect("an XDP program");
+        let xdp: &mut Xdp = ebpf.program_mut(name::XDP).expect("the program").try_into().expect("an XDP program");
         xdp.load().expect("the verifier accepts the program");
         let ring = RingBuf::try_from(ebpf.take_map(name::REQUESTS).expect("the ring")).expect("a ring buffer");
         let mut program = Self {
@@ -262,7 +262,7 @@ impl Program {
     pub(crate) fn run(&self, frame: &[u8]) -> Verdict {
         let before = self.counters();
         let in_use = self.in_use();
-        let xdp: &Xdp = self.ebpf.program(name::PROGRAM).expect("the program").try_into().expect("an XDP program");
+        let xdp: &Xdp = self.ebpf.program(name::XDP).expect("the program").try_into().expect("an XDP program");
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
         let answer = xdp.test_run(options).expect("a test run").return_value;
         let after = self.counters();
