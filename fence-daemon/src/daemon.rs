@@ -153,14 +153,10 @@ pub async fn run(
     info!(
         group = %multicast.group,
         port = multicast.port,
-        interface = %heard.interfaces,
+        interface = %heard.interfaces(),
         hash = %multicast.hash.name(),
         auth = %multicast.auth.name(),
-        xdp = %match heard.mode {
-            Some(mode) => mode.to_string(),
-            None if heard.loading => "loading".to_owned(),
-            None => Attach::Off.name().to_owned(),
-        },
+        xdp = %if heard.loading { "loading".to_owned() } else { heard.ways() },
         libvirt = %format_args!("{connected}/{}", health.len()),
         "ready"
     );
@@ -298,18 +294,16 @@ fn kernel(
     seen: &Arc<Seen>,
 ) -> Option<(Load, Kernel)> {
     let mode = match multicast.attach {
+        Attach::Auto if multicast.interface.is_none() => Mode::Gentle,
         Attach::Auto => Mode::Auto,
         Attach::Native => Mode::Native,
         Attach::Generic => Mode::Generic,
+        Attach::Tcx => Mode::Tcx,
         Attach::Off => {
             info!("serving without XDP, through the socket alone, as configured (attach = \"off\")");
             return None;
         }
     };
-    if multicast.interface.is_none() {
-        without("no `interface` is configured in the multicast section");
-        return None;
-    }
     let listener = Listening {
         group_v4: if let IpAddr::V4(group) = multicast.group { Some(group.octets()) } else { None },
         group_v6: if let IpAddr::V6(group) = multicast.group { Some(group.octets()) } else { None },

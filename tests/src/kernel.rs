@@ -1,11 +1,13 @@
-//! What the kernel says about XDP on an interface of the lab: which program is there, and what it has counted.
+//! What the kernel says about programs on an interface of the lab: which one is there, and what it has counted.
 //!
-//! Asked of `ip` and `bpftool`, as an administrator would: not of the daemon, and not through its libraries.
+//! Asked of `ip` and `bpftool`, as an administrator would: not of the daemon. Only what is attached by tcx is asked of the kernel itself, as
+//! Debian 12's `bpftool` is older than that.
 
 use std::collections::BTreeMap;
 use std::ops::Sub;
 
 use anyhow::{Context, Result, bail};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use serde_json::Value;
 
 use crate::lab::{BRIDGE, Hypervisor};
@@ -15,11 +17,19 @@ pub const COUNTERS_MAP: &str = "fence_counters";
 
 /// A program attached to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct XdpProgram {
+pub struct Program {
     /// The kernel's number for it.
     pub id: u64,
     /// Its name.
     pub name: String,
+}
+
+impl Program {
+    /// Whether it is the daemon's, in either form.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.name == "fence_xdp" || self.name == "fence_tc"
+    }
 }
 
 /// The counters by name, summed over the CPUs.
@@ -57,17 +67,43 @@ fn json(hypervisor: &Hypervisor, program: &str, arguments: &[&str]) -> Result<Va
     serde_json::from_str(&output.stdout).with_context(|| format!("{program} {}", arguments.join(" ")))
 }
 
-/// The program on an interface of the hypervisor, if there is one.
+/// The XDP program on an interface of the hypervisor, if there is one.
 ///
 /// # Errors
 /// There is no such interface.
-pub fn xdp_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<XdpProgram>> {
+pub fn xdp_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<Program>> {
     let links = json(hypervisor, "ip", &["-j", "-d", "link", "show", "dev", interface])?;
     let Some(program) = links.pointer("/0/xdp/prog") else { return Ok(None) };
     let id = program.get("id").and_then(Value::as_u64).context("an attached program without a number")?;
+    named(hypervisor, id).map(Some)
+}
+
+/// The tc programs on an interface of the hypervisor, in their order.
+///
+/// # Errors
+/// There is no such interface, or the kernel is older than tcx.
+pub fn tcx_on(hypervisor: &Hypervisor, interface: &str) -> Result<Vec<Program>> {
+    let programs = hypervisor.space().in_network(|| {
+        let asked = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
+        let (_, programs) = asked.with_context(|| format!("the tc programs on {interface}"))?;
+        Ok(programs.iter().map(ProgramInfo::id).collect::<Vec<_>>())
+    })?;
+    programs.into_iter().map(|id| named(hypervisor, id.into())).collect()
+}
+
+/// The daemon's program on an interface of the hypervisor, in whichever form; or somebody else's XDP program.
+///
+/// # Errors
+/// As [`xdp_on`] and [`tcx_on`].
+pub fn program_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<Program>> {
+    let ours = tcx_on(hypervisor, interface)?.into_iter().find(Program::is_ours);
+    if ours.is_some() { Ok(ours) } else { xdp_on(hypervisor, interface) }
+}
+
+fn named(hypervisor: &Hypervisor, id: u64) -> Result<Program> {
     let name = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &id.to_string()])?;
     let name = name.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    Ok(Some(XdpProgram { id, name }))
+    Ok(Program { id, name })
 }
 
 /// The counters of the program on the bridge.
@@ -83,7 +119,7 @@ pub fn counters(hypervisor: &Hypervisor) -> Result<Counters> {
 /// # Errors
 /// No program there, or no map of that name.
 pub fn dump(hypervisor: &Hypervisor, name: &str) -> Result<Value> {
-    let program = xdp_on(hypervisor, BRIDGE)?.context("no XDP program on the bridge")?;
+    let program = program_on(hypervisor, BRIDGE)?.context("no program on the bridge")?;
     let shown = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &program.id.to_string()])?;
     let maps = shown.get("map_ids").and_then(Value::as_array).cloned().unwrap_or_default();
     for id in maps.iter().filter_map(Value::as_u64) {

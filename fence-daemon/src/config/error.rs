@@ -348,7 +348,7 @@ impl Mistake {
             Self::RelativePath(_) => "write the whole path, from `/` on".to_owned(),
             Self::Number { key, .. } => format!("write a whole number, or leave `{key}` out for the default"),
             Self::Span { .. } => "write a number and `s`, `m`, `h` or `d`, such as \"24h\"".to_owned(),
-            Self::Attach(_) => "write one of \"auto\", \"native\", \"generic\", \"off\"".to_owned(),
+            Self::Attach(_) => "write one of \"auto\", \"native\", \"generic\", \"tcx\", \"off\"".to_owned(),
             Self::Switch { key, .. } => format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for off"),
             Self::AmbiguousSwitch { key, .. } => {
                 format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for what stock servers did so far")

@@ -73,12 +73,14 @@ impl Multicast {
 /// How the kernel program is attached to the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
-    /// By the driver if it can, else generically, else not at all.
+    /// In the way that costs other traffic least, of those that the device and the kernel know.
     Auto,
     /// By the driver, else not at all.
     Native,
     /// Generically, else not at all.
     Generic,
+    /// As a tc program by tcx, else not at all.
+    Tcx,
     /// Not at all: requests are taken from the socket alone.
     Off,
 }
@@ -91,6 +93,7 @@ impl Attach {
             Self::Auto => "auto",
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Tcx => "tcx",
             Self::Off => "off",
         }
     }
@@ -308,7 +311,7 @@ fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
         Ok(port) => Ok(port),
     });
     let attach = read(section.get("attach"), Attach::Auto, findings, |text| {
-        let known = [Attach::Auto, Attach::Native, Attach::Generic, Attach::Off];
+        let known = [Attach::Auto, Attach::Native, Attach::Generic, Attach::Tcx, Attach::Off];
         let found = known.into_iter().find(|attach| attach.name().eq_ignore_ascii_case(text));
         found.ok_or_else(|| Mistake::Attach(clip(text)))
     });

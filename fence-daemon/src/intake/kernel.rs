@@ -3,13 +3,14 @@
 //! Nothing is pinned and the attachment is a bpf_link held by this process alone, so the interface is free again when the
 //! process ends, however it ends.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
@@ -19,26 +20,49 @@ use self::memory::Heart;
 use super::interface::Interface;
 use crate::clock::Moment;
 
+mod error;
 mod interface;
 mod keys;
 mod memory;
 mod oldest;
 
+pub use error::Error;
 pub use interface::{Occupant, Sharer};
 pub use keys::KeyMap;
 pub use memory::Memory;
 pub use oldest::OLDEST;
 
+use error::{not_permitted, refused};
+
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// In the driver if it can, else generic.
+    /// In the way that costs other traffic least, of those that the device and the kernel know.
     #[default]
     Auto,
+    /// As [`Mode::Auto`], but not in the driver: many network cards begin anew for that, and nobody has named this one.
+    Gentle,
     /// In the driver or not at all.
     Native,
-    /// In the network stack, on any device.
+    /// In the network stack as XDP, on any device.
     Generic,
+    /// In the network stack as tc, on any device. Linux 6.6 and later.
+    Tcx,
+}
+
+impl Mode {
+    /// The ways to try on a device, the best one first. `has_driver` says that it is hardware, as far as this system sees.
+    ///
+    /// Bridges have no native XDP. veth and tap devices have, and lose their offloads by it: see docs/bystanders.md.
+    fn ways(self, has_driver: bool) -> &'static [AttachedMode] {
+        match self {
+            Self::Auto if has_driver => &[AttachedMode::Native, AttachedMode::Tcx, AttachedMode::Generic],
+            Self::Auto | Self::Gentle => &[AttachedMode::Tcx, AttachedMode::Generic],
+            Self::Native => &[AttachedMode::Native],
+            Self::Generic => &[AttachedMode::Generic],
+            Self::Tcx => &[AttachedMode::Tcx],
+        }
+    }
 }
 
 /// How the program is attached.
@@ -46,8 +70,29 @@ pub enum Mode {
 pub enum AttachedMode {
     /// In the driver.
     Native,
-    /// In the network stack.
+    /// In the network stack as XDP, which wants each packet copied into one piece first.
     Generic,
+    /// In the network stack as tc, by tcx.
+    Tcx,
+}
+
+impl AttachedMode {
+    /// The program that is attached in this way.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Native | Self::Generic => name::XDP,
+            Self::Tcx => name::TC,
+        }
+    }
+}
+
+/// What came of attaching.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The way.
+    pub mode: AttachedMode,
+    /// What keeps it from a better one, where that may change: another program is there.
+    pub second_best: Option<Error>,
 }
 
 impl fmt::Display for AttachedMode {
@@ -55,113 +100,45 @@ impl fmt::Display for AttachedMode {
         f.write_str(match self {
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Tcx => "tcx",
         })
     }
 }
 
-/// Why there is no program in the way of the datagrams. None of these is fatal: the socket serves without it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Ours, or a kernel that lacks something: the object or its maps could not be created.
-    #[error("the kernel program's object cannot be loaded")]
-    Object(#[source] Box<EbpfError>),
-    /// The administrator's: whoever started the daemon kept the right to use BPF from it.
-    #[error(
-        "BPF is not permitted here: it takes CAP_BPF and CAP_NET_ADMIN, and no container or security module that refuses it"
-    )]
-    NotPermitted(#[source] io::Error),
-    /// Ours: the object is not the one that belongs to this daemon.
-    #[error("the object has no {0}: it is not this daemon's kernel program")]
-    Missing(&'static str),
-    /// Ours: the object was built with another version of the boundary.
-    #[error(
-        "the kernel program speaks version {0} of the boundary, this daemon version {ABI_VERSION}: install both from one build"
-    )]
-    Abi(u32),
-    /// A map refused to be read or written.
-    #[error("the map {name} cannot be used")]
-    Map {
-        /// Which map.
-        name: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: Box<MapError>,
-    },
-    /// Ours, or the kernel's: its verifier finds something to say against the program.
-    #[error("the kernel refuses the program: {reason}")]
-    Refused {
-        /// The verifier's last words. The whole log goes to the debug messages.
-        reason: String,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The program cannot be used.
-    #[error("the kernel program cannot be used")]
-    Program(#[source] Box<ProgramError>),
-    /// The administrator's: no such interface.
-    #[error("there is no interface {interface:?}")]
-    NoInterface {
-        /// Its name as configured.
-        interface: String,
-    },
-    /// The administrator's: somebody else's XDP program is on the interface.
-    #[error("interface {interface} already has an XDP program: {occupant}")]
-    Occupied {
-        /// The interface's name.
-        interface: String,
-        /// Who is there.
-        occupant: Occupant,
-    },
-    /// The administrator's choice of an interface: what the program takes out there, others would miss.
-    #[error("what comes by interface {interface} is also for {sharer}")]
-    Shared {
-        /// The interface's name.
-        interface: String,
-        /// Who else gets it.
-        sharer: Sharer,
-    },
-    /// The kernel refuses the attachment.
-    #[error("the program cannot be attached to interface {interface} ({mode})")]
-    Attach {
-        /// The interface's name.
-        interface: String,
-        /// The mode that was refused last.
-        mode: AttachedMode,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// It is attached already; one program serves one interface.
-    #[error("the program is attached already")]
-    Attached,
-}
-
-/// The loaded program. Dropping it detaches the program and frees its maps, once a [`Ring`] taken from it is gone too.
+/// The program in its two forms, XDP and tc, over the same maps. Dropping it detaches both and frees the maps, once a [`Ring`] taken from it
+/// is gone too.
 ///
-/// The kernel keeps the maps as long as the program; what the loader knows of both is not needed any more, and not small.
+/// The kernel's verifier takes its time for each form, so each is given to it when it is to be attached for the first time.
 #[derive(Debug)]
 pub struct KernelProgram {
-    program: OwnedFd,
-    id: u32,
+    object: Ebpf,
     counters: Map,
     ring: Option<(Map, Map)>,
     memory: Option<(Map, Map)>,
     keys: Option<Map>,
-    link: Option<OwnedFd>,
+    /// By the number of the interface.
+    links: BTreeMap<u32, Link>,
+}
+
+/// An attachment, which goes with its descriptor.
+#[derive(Debug)]
+struct Link {
+    fd: OwnedFd,
+    mode: AttachedMode,
+    /// Whether another way was to be tried before this one.
+    second_best: bool,
 }
 
 /// What is being loaded.
 struct Loading(Ebpf);
 
 impl KernelProgram {
-    /// Loads the program and fills its maps. It sees no packet before [`attach`](Self::attach).
+    /// Makes the maps and fills them. The program sees no packet before [`attach`](Self::attach).
     ///
     /// Without a key every request that carries a digest is refused; that is right only where the configuration says `none`.
     ///
     /// # Errors
-    /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`], [`Error::Map`] [`Error::Refused`] or
-    /// [`Error::Program`]: nothing is loaded then.
+    /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`] or [`Error::Map`]: nothing is loaded then.
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
         // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
         let aligned = object.to_vec();
@@ -177,69 +154,109 @@ impl KernelProgram {
         // The configuration last: until it is there the program lets everything pass.
         let config: [u8; size_of::<Config>()] = zerocopy::transmute!(Config::new(listener));
         loading.write(name::CONFIG, 0, &config)?;
-        loading.xdp()?.load().map_err(refused)?;
         loading.finish()
     }
 
-    /// Attaches the program to an interface, by bpf_link and in no other way.
+    /// Has the kernel's verifier look at the form of the program that is attached in this way, unless it has before.
     ///
     /// # Errors
-    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`]; [`Error::Attached`] where it is attached already.
-    pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<AttachedMode, Error> {
-        if self.link.is_some() {
-            return Err(Error::Attached);
+    /// [`Error::NotPermitted`], [`Error::Refused`] or [`Error::Program`].
+    pub fn prepare(&mut self, mode: AttachedMode) -> Result<(), Error> {
+        let missing = Error::Missing(mode.program());
+        match self.object.program_mut(mode.program()) {
+            Some(Program::Xdp(xdp)) if xdp.fd().is_err() => xdp.load().map_err(refused),
+            Some(Program::SchedClassifier(tc)) if tc.fd().is_err() => tc.load().map_err(refused),
+            Some(Program::Xdp(_) | Program::SchedClassifier(_)) => Ok(()),
+            _ => Err(missing),
         }
+    }
+
+    /// Attaches the program to one more interface, by bpf_link and in no other way. Where it is attached already, but in a second best way, a
+    /// better one is tried; the old attachment stays until there is the new one.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`], or as [`prepare`](Self::prepare);
+    /// [`Error::Attached`] where it is attached already, as well as can be.
+    pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<Attachment, Error> {
+        let has_driver = Interface::named(interface).and_then(|there| interface::has_driver(there.index).ok());
+        self.attach_by(interface, mode.ways(has_driver.unwrap_or(false)))
+    }
+
+    /// As [`attach`](Self::attach), in the first of these ways that there is.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_by(&mut self, interface: &str, ways: &[AttachedMode]) -> Result<Attachment, Error> {
         let index = nix::net::if_::if_nametoindex(interface)
             .map_err(|_| Error::NoInterface { interface: interface.to_owned() })?;
-        match Sharer::of(interface, index) {
-            Ok(None) => {}
-            Ok(Some(sharer)) => return Err(Error::Shared { interface: interface.to_owned(), sharer }),
-            Err(source) => {
-                let interface = interface.to_owned();
-                return Err(Error::Attach { interface, mode: AttachedMode::Native, source });
-            }
+        let present = self.links.get(&index).map(|link| (link.mode, link.second_best));
+        if let Some((_, false)) = present {
+            return Err(Error::Attached);
         }
-        let fd = &self.program;
-        let (attached, link) = match mode {
-            Mode::Native => (AttachedMode::Native, interface::link(fd.as_fd(), index, AttachedMode::Native)),
-            Mode::Generic => (AttachedMode::Generic, interface::link(fd.as_fd(), index, AttachedMode::Generic)),
-            Mode::Auto => match interface::link(fd.as_fd(), index, AttachedMode::Native) {
-                // Who is there does not leave for generic mode either, and must be named.
-                Err(error) if !interface::is_occupied(&error) => {
-                    tracing::debug!(interface, %error, "no native XDP, trying generic");
-                    (AttachedMode::Generic, interface::link(fd.as_fd(), index, AttachedMode::Generic))
+        let refusal = |mode, source| Error::Attach { interface: interface.to_owned(), mode, source };
+        let best = ways.first().copied().unwrap_or(AttachedMode::Generic);
+        if let Some(sharer) = Sharer::of(interface, index).map_err(|source| refusal(best, source))? {
+            return Err(Error::Shared { interface: interface.to_owned(), sharer });
+        }
+        let (mut failure, mut occupied) = (None, None);
+        for way in ways.iter().copied().take_while(|way| present.is_none_or(|(present, _)| present != *way)) {
+            let linked = self.link(index, way).map_err(|error| match error {
+                Linking::Refused(source) if interface::is_occupied(&source) => {
+                    Error::Occupied { interface: interface.to_owned(), occupant: Occupant::of(index) }
                 }
-                native => (AttachedMode::Native, native),
-            },
-        };
-        match link {
-            Ok(link) => {
-                self.link = Some(link);
-                Ok(attached)
+                Linking::Refused(source) => refusal(way, source),
+                Linking::NotLoaded(error) => error,
+            });
+            match linked {
+                Ok(fd) => {
+                    let second_best = occupied.is_some();
+                    self.links.insert(index, Link { fd, mode: way, second_best });
+                    return Ok(Attachment { mode: way, second_best: occupied });
+                }
+                // Who is there must be named.
+                Err(error @ Error::Occupied { .. }) => occupied = Some(error),
+                Err(error) => {
+                    tracing::debug!(interface, %way, %error, "not attached in this way");
+                    failure = Some(error);
+                }
             }
-            Err(error) if interface::is_occupied(&error) => {
-                Err(Error::Occupied { interface: interface.to_owned(), occupant: Occupant::of(index) })
+        }
+        match present {
+            Some((mode, _)) => {
+                if let Some(link) = self.links.get_mut(&index) {
+                    link.second_best = occupied.is_some();
+                }
+                Ok(Attachment { mode, second_best: occupied })
             }
-            Err(source) => Err(Error::Attach { interface: interface.to_owned(), mode: attached, source }),
+            // There is a way at least, and it has failed.
+            None => Err(occupied.or(failure).unwrap_or(Error::Attached)),
         }
     }
 
-    /// Takes the program off its interface; what is in the ring buffer stays readable.
-    pub fn detach(&mut self) {
-        // The link goes with its last descriptor.
-        self.link = None;
+    /// Has the program looked at if need be, and makes the link.
+    fn link(&mut self, interface: u32, mode: AttachedMode) -> Result<OwnedFd, Linking> {
+        self.prepare(mode).map_err(Linking::NotLoaded)?;
+        let program = self.object.program(mode.program()).ok_or(Linking::NotLoaded(Error::Missing(mode.program())))?;
+        let fd = program.fd().map_err(|error| Linking::NotLoaded(program_error(error)))?;
+        interface::link(fd.as_fd(), interface, mode).map_err(Linking::Refused)
     }
 
-    /// The number of the interface that the program is on. `None` also where it was, and the interface was deleted or somebody has
+    /// Takes the program off the interface that had this number; what is in the ring buffer stays readable.
+    pub fn detach(&mut self, interface: u32) {
+        // The link goes with its last descriptor.
+        self.links.remove(&interface);
+    }
+
+    /// Whether the program is on the interface with this number. Not so where it was, and that interface was deleted or somebody has
     /// detached the program: [`detach`](Self::detach) it then before it is attached again.
     #[must_use]
-    pub fn attached_to(&self) -> Option<u32> {
-        let link = self.link.as_ref()?;
-        match interface::attached_to(link.as_fd()) {
-            Ok(index) => index,
+    pub fn is_attached_to(&self, interface: u32) -> bool {
+        let Some(link) = self.links.get(&interface) else { return false };
+        match interface::attached_to(link.fd.as_fd()) {
+            Ok(index) => index == Some(interface),
             Err(error) => {
                 tracing::debug!("the kernel does not tell what a link is attached to: {error}");
-                None
+                false
             }
         }
     }
@@ -292,32 +309,36 @@ impl KernelProgram {
         Array::try_from(map).map(|map| Some(KeyMap(map))).map_err(map_error(name::KEYS))
     }
 
-    /// The program's number in the kernel, as `bpftool prog show id` wants it.
+    /// The program's number in the kernel, as `bpftool prog show id` wants it, in the form that is attached in this way; once the kernel has it.
     #[must_use]
-    pub fn id(&self) -> u32 {
-        self.id
+    pub fn id(&self, mode: AttachedMode) -> Option<u32> {
+        match self.object.program(mode.program())? {
+            Program::Xdp(xdp) => xdp.info().ok().map(|info| info.id()),
+            Program::SchedClassifier(tc) => tc.info().ok().map(|info| info.id()),
+            _ => None,
+        }
     }
+}
+
+/// Why there is no link.
+enum Linking {
+    NotLoaded(Error),
+    Refused(io::Error),
+}
+
+fn program_error(error: ProgramError) -> Error {
+    Error::Program(Box::new(error))
 }
 
 impl Loading {
     /// What stays.
     fn finish(mut self) -> Result<KernelProgram, Error> {
-        let program_error = |error: ProgramError| Error::Program(Box::new(error));
-        let program = self.xdp()?;
-        let id = program.info().map_err(program_error)?.id();
-        let program = program.fd().map_err(program_error)?.as_fd().try_clone_to_owned();
-        let program = program.map_err(|error| program_error(ProgramError::IOError(error)))?;
         let mut map = |name| self.0.take_map(name).ok_or(Error::Missing(name));
         let counters = map(name::COUNTERS)?;
         let ring = Some((map(name::REQUESTS)?, map(name::HEARTBEAT)?));
         let memory = Some((map(name::SEEN)?, map(name::TRUSTED)?));
         let keys = Some(map(name::KEYS)?);
-        Ok(KernelProgram { program, id, counters, ring, memory, keys, link: None })
-    }
-
-    fn xdp(&mut self) -> Result<&mut Xdp, Error> {
-        let program = self.0.program_mut(name::XDP).ok_or(Error::Missing(name::XDP))?;
-        program.try_into().map_err(|error| Error::Program(Box::new(error)))
+        Ok(KernelProgram { object: self.0, counters, ring, memory, keys, links: BTreeMap::new() })
     }
 
     fn check_abi(&self) -> Result<(), Error> {
@@ -341,41 +362,6 @@ impl Loading {
         let mut map = Array::<_, [u8; LEN]>::try_from(map).map_err(map_error(name))?;
         map.set(index, bytes, 0).map_err(map_error(name))
     }
-}
-
-/// The error that says what is missing, if somewhere below this one is the kernel's `EPERM`.
-fn not_permitted(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
-    let mut causes = std::iter::successors(Some(error), |cause| cause.source());
-    let denied = causes.any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(nix::libc::EPERM))
-    });
-    denied.then(|| Error::NotPermitted(io::Error::from_raw_os_error(nix::libc::EPERM)))
-}
-
-fn refused(error: ProgramError) -> Error {
-    if let ProgramError::LoadError { io_error, verifier_log } = error {
-        return refused_by(io_error, &verifier_log.to_string());
-    }
-    not_permitted(&error).unwrap_or_else(|| Error::Program(Box::new(error)))
-}
-
-/// Why the program was not loaded. The verifier's log may have thousands of lines; the last ones say what it did not like.
-fn refused_by(io_error: io::Error, log: &str) -> Error {
-    let reason = last_words(log);
-    // Without CAP_PERFMON it refuses some arithmetic, by EACCES, as it does for anything else.
-    if io_error.raw_os_error() == Some(nix::libc::EPERM) || reason.ends_with("prohibited for !root") {
-        return Error::NotPermitted(io_error);
-    }
-    tracing::debug!("the verifier says: {log}");
-    Error::Refused { reason, source: io_error }
-}
-
-/// The last line of a verifier's log that is not statistics.
-fn last_words(log: &str) -> String {
-    let statistics = ["processed ", "verification time ", "stack depth "];
-    let mut lines = log.lines().map(str::trim).rev();
-    let line = lines.find(|line| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start)));
-    line.unwrap_or("it does not say why").chars().take(200).collect()
 }
 
 fn map_error(name: &'static str) -> impl Fn(MapError) -> Error {
@@ -419,28 +405,5 @@ impl AsFd for Ring {
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Ring").field(&self.as_raw_fd()).finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_verifiers_last_words_are_one_line_without_statistics() {
-        let log = "0: R1=ctx()\n; a line of source\nR8 invalid mem access 'scalar'\nverification time 71 usec\nstack depth 16+0\nprocessed 137 insns (limit 1000000)\n\n";
-        assert_eq!(last_words(log), "R8 invalid mem access 'scalar'");
-        assert_eq!(last_words("processed 1 insns"), "it does not say why");
-        assert_eq!(last_words(&"x".repeat(1000)).len(), 200);
-    }
-
-    #[test]
-    fn a_missing_right_is_told_from_another_refusal() {
-        let refused = |errno, log| refused_by(io::Error::from_raw_os_error(errno), log);
-        let (eperm, eacces) = (nix::libc::EPERM, nix::libc::EACCES);
-        assert!(matches!(refused(eperm, ""), Error::NotPermitted(_)));
-        let log = "R8 pointer arithmetic with it prohibited for !root\nprocessed 137 insns";
-        assert!(matches!(refused(eacces, log), Error::NotPermitted(_)));
-        assert!(matches!(refused(eacces, "R8 is bad"), Error::Refused { reason, .. } if reason == "R8 is bad"));
     }
 }

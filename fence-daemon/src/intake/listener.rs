@@ -3,6 +3,7 @@
 //! Memberships and programs are made under a lock of the kernel's that it may hold for long, so this has a task and threads of its own:
 //! nothing that is served waits for it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,9 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::interface::{Interface, Wanted};
-use super::kernel::{self, AttachedMode, KernelProgram, Mode, Sharer};
+use super::kernel::{self, Attachment, KernelProgram, Mode, Sharer};
 use super::links::{Changes, Links};
-use super::listening::{Command, Line, Listening, Now, Refusal};
+use super::listening::{Attached, Command, Ends, Line, Listening, Now, Place, Refusal};
 use super::socket::RequestSocket;
 use crate::process;
 
@@ -48,17 +49,37 @@ pub struct Heard {
     /// Whether requests are heard.
     pub hears: bool,
     /// The interfaces that they are heard through.
-    pub interfaces: String,
-    /// How the program is attached, if it is.
-    pub mode: Option<AttachedMode>,
+    pub places: Vec<Place>,
     /// Whether the program is still being loaded.
     pub loading: bool,
     /// How it is, in a line.
     pub status: String,
 }
 
+impl Heard {
+    /// The names of the interfaces, separated by commas.
+    #[must_use]
+    pub fn interfaces(&self) -> String {
+        self.places.iter().map(|place| place.interface.name.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// How the program is attached, in a word; where that is not the same everywhere, a word for each interface.
+    #[must_use]
+    pub fn ways(&self) -> String {
+        let way = |place: &Place| place.mode.map_or_else(|| "off".to_owned(), |mode| mode.to_string());
+        match self.places.split_first() {
+            None => "off".to_owned(),
+            Some((first, rest)) if rest.iter().all(|place| place.mode == first.mode) => way(first),
+            Some(_) => {
+                let each = |place: &Place| format!("{}:{}", place.interface.name, way(place));
+                self.places.iter().map(each).collect::<Vec<_>>().join(",")
+            }
+        }
+    }
+}
+
 impl Listener {
-    /// A listener that is on no interface yet. With a program, it is for one interface.
+    /// A listener that is on no interface yet.
     #[must_use]
     pub fn new(wanted: Wanted, socket: Arc<RequestSocket>, program: Option<(KernelProgram, Mode)>) -> Self {
         let name = if let Wanted::Named(name) = &wanted { Some(name.clone()) } else { None };
@@ -101,13 +122,19 @@ impl Listener {
     /// Looks at what there is and does what is to be done. Takes as long as the kernel takes; must be called within a tokio runtime.
     fn look(&mut self, changes: &Changes, again: bool) -> Heard {
         let there = self.wanted.there();
-        let there_is = |index: u32| there.iter().find(|present| present.interface.index == index);
-        let attached = self.listening.attached_to().and_then(there_is).map(|present| present.interface.clone());
-        let spoilt = attached.filter(|interface| !changes.ended(interface.index)).and_then(|interface| {
-            let about = changes.concern(interface.index) || again;
-            self.program.as_ref().and_then(|(program, _)| spoilt(program, &interface, about))
-        });
-        for command in self.listening.look(&Now { there: &there, changes, spoilt, again }) {
+        let there_is = |index: u32| there.iter().any(|present| present.interface.index == index);
+        let attached = self.listening.attached_to();
+        let stays = |interface: &&Interface| there_is(interface.index) && !changes.ended(interface.index);
+        let spoilt: BTreeMap<u32, Refusal> = attached
+            .iter()
+            .filter(stays)
+            .filter_map(|interface| {
+                let (program, _) = self.program.as_ref()?;
+                let about = changes.concern(interface.index) || again;
+                Some((interface.index, spoilt(program, interface, about)?))
+            })
+            .collect();
+        for command in self.listening.look(&Now { there: &there, changes, spoilt: &spoilt, again }) {
             debug!(?command, "following the interfaces");
             self.carry_out(command);
         }
@@ -126,8 +153,7 @@ impl Listener {
         let listening = &self.listening;
         Heard {
             hears: listening.hears(),
-            interfaces: listening.names(),
-            mode: listening.mode(),
+            places: listening.places(),
             loading: self.coming.is_some(),
             status: self.status.clone(),
         }
@@ -135,9 +161,9 @@ impl Listener {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Detach => {
+            Command::Detach(index) => {
                 if let Some((program, _)) = &mut self.program {
-                    program.detach();
+                    program.detach(index);
                 }
             }
             Command::Leave(index) => self.socket.leave(index),
@@ -152,7 +178,7 @@ impl Listener {
                 // Of one that has vanished meanwhile there is nothing to say: the kernel will tell.
                 let Some((program, mode)) = self.program.as_mut().filter(|_| is_there(&interface)) else { return };
                 match program.attach(&interface.name, *mode) {
-                    Ok(mode) => self.listening.attached(interface.index, Ok(mode)),
+                    Ok(attachment) => self.listening.attached(interface.index, Ok(attached(attachment))),
                     Err(error) if is_there(&interface) => {
                         self.listening.attached(interface.index, Err(refusal(&error)));
                     }
@@ -163,7 +189,7 @@ impl Listener {
     }
 
     fn log(&self, interface: &str, line: &Line) {
-        let xdp = self.listening.mode().map_or_else(|| "off".to_owned(), |mode| mode.to_string());
+        let xdp = self.listening.mode_on(interface).map_or_else(|| "off".to_owned(), |mode| mode.to_string());
         let is_configured = matches!(self.wanted, Wanted::Named(_));
         match line {
             Line::Missing if is_configured => warn!("{}", waiting_for(interface)),
@@ -185,15 +211,14 @@ impl Listener {
                 warn!(%interface, "serving without XDP, through the socket alone: {why}");
             }
             Line::Program(_) => info!(%interface, %xdp, "the kernel program is attached now"),
+            Line::SecondBest(_, why) => info!(%interface, %xdp, "the kernel program is attached in another way: {why}"),
         }
     }
 
     /// Takes the program off. What it has counted, if there is one.
-    fn end(mut self) -> Option<Counters> {
-        let (program, _) = self.program.as_mut()?;
-        let counters = program.counters().ok();
-        program.detach();
-        counters
+    fn end(self) -> Option<Counters> {
+        // Its links go with it.
+        self.program?.0.counters().ok()
     }
 }
 
@@ -212,9 +237,9 @@ fn is_there(interface: &Interface) -> bool {
 
 /// What is wrong with the program's attachment to an interface that is there.
 fn spoilt(program: &KernelProgram, interface: &Interface, look_for_sharers: bool) -> Option<Refusal> {
-    if program.attached_to() != Some(interface.index) {
+    if !program.is_attached_to(interface.index) {
         let reason = "the kernel program was taken off the interface by somebody else".to_owned();
-        return Some(Refusal { reason, may_end: true });
+        return Some(Refusal { reason, ends: Ends::Silently });
     }
     // That the kernel does not tell is no reason to let go of what there is.
     let sharer: Option<Sharer> = if look_for_sharers { KernelProgram::sharer(interface).ok().flatten() } else { None };
@@ -222,9 +247,25 @@ fn spoilt(program: &KernelProgram, interface: &Interface, look_for_sharers: bool
     sharer.map(|sharer| refusal(&kernel::Error::Shared { interface, sharer }))
 }
 
+fn attached(attachment: Attachment) -> Attached {
+    let second_best = attachment.second_best.as_ref().map(refusal);
+    Attached { mode: attachment.mode, second_best }
+}
+
 fn refusal(error: &kernel::Error) -> Refusal {
-    let may_end = matches!(error, kernel::Error::Occupied { .. } | kernel::Error::Shared { .. });
-    Refusal { reason: chain(error), may_end }
+    let ends = match error {
+        kernel::Error::Occupied { .. } | kernel::Error::Shared { .. } => Ends::Silently,
+        kernel::Error::NoInterface { .. } | kernel::Error::Attach { .. } | kernel::Error::Attached => Ends::WithAChange,
+        // The kernel's verifier has thought about it, and would say the same again.
+        kernel::Error::Object(_)
+        | kernel::Error::NotPermitted(_)
+        | kernel::Error::Missing(_)
+        | kernel::Error::Abi(_)
+        | kernel::Error::Map { .. }
+        | kernel::Error::Refused { .. }
+        | kernel::Error::Program(_) => Ends::Never,
+    };
+    Refusal { reason: chain(error), ends }
 }
 
 /// An error with everything that caused it, in one line: the kernel's own logs, which some errors carry, have thousands.

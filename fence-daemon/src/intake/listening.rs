@@ -13,13 +13,14 @@ use super::links::Changes;
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Take the program off; the interface may be gone already. Before the membership, so that the socket gets what comes meanwhile.
-    Detach,
+    /// Take the program off the interface with this number, which may be gone already. Before the membership, so that the socket gets
+    /// what comes meanwhile.
+    Detach(u32),
     /// Leave the group on the interface with this number, which may be gone already.
     Leave(u32),
     /// Join the group.
     Join(Interface),
-    /// Attach the program.
+    /// Attach the program, or attach it in a better way.
     Attach(Interface),
 }
 
@@ -30,19 +31,30 @@ pub struct Now<'a> {
     pub there: &'a [Present],
     /// What has changed since the last look.
     pub changes: &'a Changes,
-    /// What is wrong with the attachment, if there is one, and it is not that its interface is gone.
-    pub spoilt: Option<Refusal>,
+    /// What is wrong with attachments, by the number of the interface, where it is not that this is gone.
+    pub spoilt: &'a BTreeMap<u32, Refusal>,
     /// Nothing has changed: it is looked because of what could not be done before.
     pub again: bool,
 }
 
-/// Why the program is not attached.
+/// Why the program is not attached, or not in the way that would be best.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// In words.
     pub reason: String,
-    /// Whether it may end without a word from the kernel.
-    pub may_end: bool,
+    /// Whether and when it is worth trying again.
+    pub ends: Ends,
+}
+
+/// When what keeps the program from an interface may have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// As long as this interface is there: never.
+    Never,
+    /// When the kernel says that something about it has changed.
+    WithAChange,
+    /// At any time, without a word from the kernel.
+    Silently,
 }
 
 /// What is told about an interface.
@@ -60,8 +72,30 @@ pub enum Line {
     Heard(Again),
     /// It was there all the time, but the program is not attached, or not any more.
     NoProgram(String),
-    /// The program, which could not be attached before or was not there yet, is.
+    /// The program, which could not be attached before or was not there yet, is; or it is in a better way.
     Program(AttachedMode),
+    /// The program is attached, but not in the way that would be best, and why.
+    SecondBest(AttachedMode, String),
+}
+
+/// How the program is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The way.
+    pub mode: AttachedMode,
+    /// What keeps it from a better one.
+    pub second_best: Option<Refusal>,
+}
+
+/// An interface that requests are heard through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which one.
+    pub interface: Interface,
+    /// How the program is attached to it; `None` where the socket alone hears.
+    pub mode: Option<AttachedMode>,
+    /// Why it is not, or not in the best way.
+    pub reason: Option<String>,
 }
 
 /// Why requests are heard that were not before.
@@ -79,9 +113,9 @@ pub enum Again {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Program {
-    /// There is none, or not for this interface.
+    /// There is none, or not yet.
     Unwanted,
-    Attached(AttachedMode),
+    Attached(Attached),
     Refused(Refusal),
 }
 
@@ -122,8 +156,6 @@ pub struct Listening {
     /// Whether it has come since the last look.
     program_is_new: bool,
     ears: BTreeMap<u32, Ear>,
-    /// Where the program is.
-    attached: Option<u32>,
     told: BTreeMap<String, Told>,
     /// Whether it was told that there is no interface at all.
     told_of_none: bool,
@@ -134,28 +166,16 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Listens on nothing yet. `name` is the configured interface; `program` says whether there is one to attach to it.
+    /// Listens on nothing yet. `name` is the configured interface; `program` says whether there is one to attach.
     #[must_use]
     pub fn new(name: Option<String>, program: bool) -> Self {
-        let program = program && name.is_some();
         let (ears, told) = (BTreeMap::new(), BTreeMap::new());
-        Self {
-            name,
-            program,
-            program_is_new: false,
-            ears,
-            attached: None,
-            told,
-            told_of_none: false,
-            begun: false,
-            again: false,
-        }
+        Self { name, program, program_is_new: false, ears, told, told_of_none: false, begun: false, again: false }
     }
 
     /// There is a program now; the next look has it attached.
     pub fn bring_program(&mut self) {
-        self.program = self.name.is_some();
-        self.program_is_new = self.program;
+        (self.program, self.program_is_new) = (true, true);
     }
 
     /// What has to be done about what there is now. Each command's result is to be told back.
@@ -169,20 +189,19 @@ impl Listening {
         let mut names = BTreeSet::new();
         for index in old {
             let Some(ear) = self.ears.remove(&index) else { continue };
-            if self.attached == Some(index) {
-                self.attached = None;
-                commands.push(Command::Detach);
+            if matches!(ear.program, Program::Attached(_)) {
+                commands.push(Command::Detach(index));
             }
             if ear.joined {
                 commands.push(Command::Leave(index));
             }
             names.insert(ear.name);
         }
-        if let Some((index, refusal)) = self.attached.zip(now.spoilt.clone()) {
-            self.attached = None;
-            commands.push(Command::Detach);
-            if let Some(ear) = self.ears.get_mut(&index) {
-                ear.program = Program::Refused(refusal);
+        for (index, refusal) in now.spoilt {
+            let Some(ear) = self.ears.get_mut(index) else { continue };
+            if matches!(ear.program, Program::Attached(_)) {
+                commands.push(Command::Detach(*index));
+                ear.program = Program::Refused(refusal.clone());
             }
         }
         for Present { interface, up } in now.there {
@@ -202,12 +221,18 @@ impl Listening {
             if !ear.joined {
                 commands.push(Command::Join(interface.clone()));
             }
+            let may_have_ended = |refusal: &Refusal| match refusal.ends {
+                Ends::Never => false,
+                Ends::WithAChange => now.changes.concern(interface.index),
+                Ends::Silently => now.changes.concern(interface.index) || now.again,
+            };
             let worth_trying = match &ear.program {
                 Program::Unwanted => is_new || program_is_new,
-                Program::Attached(_) => false,
+                Program::Attached(Attached { second_best: None, .. }) => false,
+                Program::Attached(Attached { second_best: Some(refusal), .. }) => may_have_ended(refusal),
                 // What was taken off just now was so for a reason: not against it at once.
-                Program::Refused(_) if now.spoilt.is_some() => false,
-                Program::Refused(refusal) => now.changes.concern(interface.index) || (now.again && refusal.may_end),
+                Program::Refused(_) if now.spoilt.contains_key(&interface.index) => false,
+                Program::Refused(refusal) => may_have_ended(refusal),
             };
             if self.program && worth_trying {
                 commands.push(Command::Attach(interface.clone()));
@@ -230,11 +255,8 @@ impl Listening {
     }
 
     /// What came of [`Command::Attach`]. Where its interface vanished before there is nothing to say.
-    pub fn attached(&mut self, index: u32, result: Result<AttachedMode, Refusal>) {
+    pub fn attached(&mut self, index: u32, result: Result<Attached, Refusal>) {
         if let Some(ear) = self.ears.get_mut(&index) {
-            if result.is_ok() {
-                self.attached = Some(index);
-            }
             ear.program = result.map_or_else(Program::Refused, Program::Attached);
         }
     }
@@ -267,8 +289,11 @@ impl Listening {
             let program = match (before.map(|told| &told.program), &now.program) {
                 (before, now) if before == Some(now) && !made_anew => None,
                 (_, Program::Refused(refusal)) => Some(Line::NoProgram(refusal.reason.clone())),
-                (Some(Program::Refused(_) | Program::Unwanted), Program::Attached(mode))
-                    if heard_before && hearing.is_none() =>
+                (_, Program::Attached(Attached { mode, second_best: Some(refusal) })) => {
+                    Some(Line::SecondBest(*mode, refusal.reason.clone()))
+                }
+                (Some(_), Program::Attached(Attached { mode, second_best: None }))
+                    if heard_before && hearing.is_none() && !made_anew =>
                 {
                     Some(Line::Program(*mode))
                 }
@@ -328,43 +353,66 @@ impl Listening {
     /// Whether to look again in a while, though nothing changes.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        let tried_in_vain =
-            |ear: &Ear| ear.deaf.is_some() || matches!(&ear.program, Program::Refused(refusal) if refusal.may_end);
+        let waits = |ear: &Ear| match &ear.program {
+            Program::Refused(refusal) | Program::Attached(Attached { second_best: Some(refusal), .. }) => {
+                refusal.ends == Ends::Silently
+            }
+            Program::Attached(Attached { second_best: None, .. }) | Program::Unwanted => false,
+        };
         let untold = |ear: &Ear| !ear.up && self.told.get(&ear.name).is_none_or(|told| told.hearing != Hearing::Down);
-        self.ears.values().any(|ear| tried_in_vain(ear) || untold(ear))
+        self.ears.values().any(|ear| ear.deaf.is_some() || waits(ear) || untold(ear))
     }
 
-    /// The number of the interface that the program is on.
+    /// The interfaces that the program is on.
     #[must_use]
-    pub fn attached_to(&self) -> Option<u32> {
-        self.attached
+    pub fn attached_to(&self) -> Vec<Interface> {
+        let attached = self.ears.iter().filter(|(_, ear)| matches!(ear.program, Program::Attached(_)));
+        attached.map(|(index, ear)| Interface { name: ear.name.clone(), index: *index }).collect()
     }
 
-    /// The names of the interfaces that requests are heard through.
+    /// The interfaces that requests are heard through.
     #[must_use]
-    pub fn names(&self) -> String {
-        let heard = self.ears.values().filter(|ear| ear.joined && ear.up);
-        heard.map(|ear| ear.name.as_str()).collect::<Vec<_>>().join(",")
+    pub fn places(&self) -> Vec<Place> {
+        let heard = self.ears.iter().filter(|(_, ear)| ear.joined && ear.up);
+        heard
+            .map(|(index, ear)| {
+                let (mode, refusal) = match &ear.program {
+                    Program::Unwanted => (None, None),
+                    Program::Attached(Attached { mode, second_best }) => (Some(*mode), second_best.as_ref()),
+                    Program::Refused(refusal) => (None, Some(refusal)),
+                };
+                Place {
+                    interface: Interface { name: ear.name.clone(), index: *index },
+                    mode,
+                    reason: refusal.map(|refusal| refusal.reason.clone()),
+                }
+            })
+            .collect()
     }
 
-    /// How the program is attached.
+    /// How the program is attached to the interface of this name.
     #[must_use]
-    pub fn mode(&self) -> Option<AttachedMode> {
-        match self.ears.get(&self.attached?)?.program {
-            Program::Attached(mode) => Some(mode),
-            Program::Unwanted | Program::Refused(_) => None,
-        }
+    pub fn mode_on(&self, name: &str) -> Option<AttachedMode> {
+        let ear = self.ears.values().find(|ear| ear.name == name)?;
+        if let Program::Attached(attached) = &ear.program { Some(attached.mode) } else { None }
     }
 
     /// How it is now, in a line for `systemctl status`.
     #[must_use]
     pub fn status(&self) -> String {
-        let heard = self.names();
-        if !heard.is_empty() {
-            return match self.mode() {
-                Some(mode) => format!("serving {heard} (xdp {mode})"),
-                None => format!("serving {heard} (through the socket)"),
-            };
+        let places = self.places();
+        let way = |mode: Option<AttachedMode>| match mode {
+            Some(AttachedMode::Tcx) => "tcx".to_owned(),
+            Some(mode @ (AttachedMode::Native | AttachedMode::Generic)) => format!("xdp {mode}"),
+            None => "through the socket".to_owned(),
+        };
+        let groups = places.chunk_by(|one, next| one.mode == next.mode).map(|group| {
+            let names: Vec<_> = group.iter().map(|place| place.interface.name.as_str()).collect();
+            format!("{} ({})", names.join(","), way(group.first().and_then(|place| place.mode)))
+        });
+        let serving = groups.collect::<Vec<_>>().join(", ");
+        if !serving.is_empty() {
+            return format!("serving {serving}");
         }
         match &self.name {
             Some(name) => match self.state(name).0.hearing {

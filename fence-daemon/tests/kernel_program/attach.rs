@@ -2,6 +2,7 @@
 
 use std::os::fd::{FromRawFd as _, OwnedFd};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use fence_common::verdict::Counters;
 use fence_daemon::intake::kernel::{AttachedMode, Error, KernelProgram, Mode};
 
@@ -9,21 +10,33 @@ use nix::libc;
 
 use crate::bench::{LISTENER, in_namespace, ip, load};
 
+/// The number of an interface.
+fn number_of(interface: &str) -> u32 {
+    nix::net::if_::if_nametoindex(interface).unwrap()
+}
+
+/// The numbers of the tc programs on an interface, in their order.
+pub(crate) fn tcx_on(interface: &str) -> Vec<u32> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).unwrap();
+    programs.iter().map(aya::programs::ProgramInfo::id).collect()
+}
+
 #[test]
-fn auto_is_native_where_the_device_can_and_generic_elsewhere() {
+fn auto_is_tcx_where_a_driver_is_only_software() {
     in_namespace(|| {
-        for (interface, attached, shown) in
-            [("virbr0", AttachedMode::Generic, " xdpgeneric "), ("port0", AttachedMode::Native, " xdp ")]
-        {
-            let mut program = load();
-            assert_eq!(program.attach(interface, Mode::Auto).unwrap(), attached);
-            let show = ip(&format!("link show {interface}"));
-            assert!(show.contains(shown), "{show}");
-            assert!(show.contains(&format!("prog/xdp id {}", program.id())), "{show}");
-            assert!(matches!(program.attach(interface, Mode::Auto), Err(Error::Attached)));
-            drop(program);
-            let show = ip(&format!("link show {interface}"));
-            assert!(!show.contains("xdp"), "{show}");
+        for interface in ["virbr0", "port0"] {
+            for mode in [Mode::Auto, Mode::Gentle, Mode::Tcx] {
+                let mut program = load();
+                let attached = program.attach(interface, mode).unwrap();
+                assert_eq!(attached.mode, AttachedMode::Tcx);
+                assert!(attached.second_best.is_none(), "{attached:?}");
+                assert_eq!(tcx_on(interface), program.id(AttachedMode::Tcx).into_iter().collect::<Vec<_>>());
+                assert_eq!(program.id(AttachedMode::Generic), None, "what is not attached is not loaded");
+                assert!(!ip(&format!("link show {interface}")).contains("xdp"));
+                assert!(matches!(program.attach(interface, mode), Err(Error::Attached)));
+                drop(program);
+                assert_eq!(tcx_on(interface), [0; 0]);
+            }
         }
     });
 }
@@ -34,10 +47,39 @@ fn a_mode_that_is_asked_for_is_the_mode_or_an_error() {
         let mut program = load();
         let refused = program.attach("virbr0", Mode::Native);
         assert!(matches!(refused, Err(Error::Attach { mode: AttachedMode::Native, .. })), "{refused:?}");
-        assert_eq!(program.attach("port0", Mode::Generic).unwrap(), AttachedMode::Generic);
-        program.detach();
-        assert!(!ip("link show port0").contains("xdp"));
-        assert_eq!(program.attach("port0", Mode::Native).unwrap(), AttachedMode::Native);
+        for (interface, mode, attached, shown) in [
+            ("virbr0", Mode::Generic, AttachedMode::Generic, " xdpgeneric "),
+            ("port0", Mode::Generic, AttachedMode::Generic, " xdpgeneric "),
+            ("port0", Mode::Native, AttachedMode::Native, " xdp "),
+        ] {
+            assert_eq!(program.attach(interface, mode).unwrap().mode, attached);
+            let show = ip(&format!("link show {interface}"));
+            assert!(show.contains(shown), "{show}");
+            assert!(show.contains(&format!("prog/xdp id {}", program.id(attached).unwrap())), "{show}");
+            assert_eq!(tcx_on(interface), [0; 0]);
+            program.detach(number_of(interface));
+            assert!(!ip(&format!("link show {interface}")).contains("xdp"));
+        }
+    });
+}
+
+/// One program on several interfaces, in several ways, with one ring buffer and one set of counters.
+#[test]
+fn several_interfaces_have_a_link_each() {
+    in_namespace(|| {
+        let mut program = load();
+        program.attach("virbr0", Mode::Generic).unwrap();
+        program.attach("port0", Mode::Tcx).unwrap();
+        program.attach("guest0", Mode::Native).unwrap();
+        let all = ["virbr0", "port0", "guest0"].map(number_of);
+        assert_eq!(all.map(|number| program.is_attached_to(number)), [true; 3]);
+        program.detach(all[1]);
+        assert_eq!(all.map(|number| program.is_attached_to(number)), [true, false, true]);
+        assert_eq!(tcx_on("port0"), [0; 0]);
+        ip("link del virbr0");
+        assert_eq!(all.map(|number| program.is_attached_to(number)), [false, false, true]);
+        drop(program);
+        assert!(!ip("link show guest0").contains("xdp"));
     });
 }
 
@@ -45,40 +87,82 @@ fn a_mode_that_is_asked_for_is_the_mode_or_an_error() {
 #[test]
 fn where_its_interface_was_deleted_it_can_be_attached_to_the_next() {
     in_namespace(|| {
-        let mut program = load();
-        assert_eq!(program.attached_to(), None);
-        let number = nix::net::if_::if_nametoindex("virbr0").unwrap();
-        for _ in 0..3 {
-            assert_eq!(program.attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
-            assert_eq!(program.attached_to(), Some(number));
-            ip("link del virbr0");
-            assert_eq!(program.attached_to(), None, "it is gone");
-            ip(&format!("link add virbr0 index {number} type bridge"));
-            assert_eq!(program.attached_to(), None, "it is another one");
-            program.detach();
+        for (mode, way) in [(Mode::Tcx, AttachedMode::Tcx), (Mode::Generic, AttachedMode::Generic)] {
+            let mut program = load();
+            let number = number_of("virbr0");
+            assert!(!program.is_attached_to(number));
+            for _ in 0..3 {
+                assert_eq!(program.attach("virbr0", mode).unwrap().mode, way);
+                assert!(program.is_attached_to(number));
+                ip("link del virbr0");
+                assert!(!program.is_attached_to(number), "it is gone");
+                ip(&format!("link add virbr0 index {number} type bridge"));
+                assert!(!program.is_attached_to(number), "it is another one");
+                program.detach(number);
+            }
+            program.attach("virbr0", mode).unwrap();
+            assert!(program.is_attached_to(number));
         }
-        program.attach("virbr0", Mode::Auto).unwrap();
-        assert!(ip("link show virbr0").contains(&format!("prog/xdp id {}", program.id())));
     });
 }
 
 #[test]
 fn an_occupied_interface_says_by_whom_and_keeps_its_program() {
     in_namespace(|| {
-        for (first, second) in [
-            (Mode::Native, Mode::Auto),
-            (Mode::Native, Mode::Native),
-            (Mode::Generic, Mode::Auto),
-            (Mode::Native, Mode::Generic),
-        ] {
+        for (first, second) in
+            [(Mode::Native, Mode::Native), (Mode::Generic, Mode::Native), (Mode::Native, Mode::Generic)]
+        {
             let mut owner = load();
-            owner.attach("port0", first).unwrap();
+            let way = owner.attach("port0", first).unwrap().mode;
             let error = load().attach("port0", second).unwrap_err();
-            let id = owner.id();
+            let id = owner.id(way);
             let Error::Occupied { occupant, .. } = &error else { panic!("{first:?} then {second:?}: {error:?}") };
-            assert_eq!((occupant.id, occupant.name.as_deref()), (Some(id), Some("fence_xdp")));
+            assert_eq!((occupant.id, occupant.name.as_deref()), (id, Some("fence_xdp")));
+            let id = id.unwrap();
             assert_eq!(error.to_string(), format!("interface port0 already has an XDP program: fence_xdp (id {id})"));
             assert!(ip("link show port0").contains(&format!("prog/xdp id {id}")));
+        }
+    });
+}
+
+/// Two tc programs can be on one interface; ours is before the other, as XDP is before both.
+#[test]
+fn with_tcx_others_are_no_hindrance() {
+    in_namespace(|| {
+        let mut other = load();
+        other.attach("virbr0", Mode::Tcx).unwrap();
+        let mut xdp = load();
+        xdp.attach("virbr0", Mode::Generic).unwrap();
+        let mut ours = load();
+        let attached = ours.attach("virbr0", Mode::Auto).unwrap();
+        assert_eq!(attached.mode, AttachedMode::Tcx);
+        let id = |program: &KernelProgram| program.id(AttachedMode::Tcx).unwrap();
+        assert_eq!(tcx_on("virbr0"), [id(&ours), id(&other)]);
+    });
+}
+
+/// On a network card, which prefers its own driver; here a veth device is one.
+#[test]
+fn what_is_occupied_is_served_second_best_until_it_is_free() {
+    const WAYS: &[AttachedMode] = &[AttachedMode::Native, AttachedMode::Tcx, AttachedMode::Generic];
+    in_namespace(|| {
+        for occupied in [Mode::Native, Mode::Generic] {
+            let mut other = load();
+            let way = other.attach("port0", occupied).unwrap().mode;
+            let mut ours = load();
+            for _ in 0..2 {
+                let attached = ours.attach_by("port0", WAYS).unwrap();
+                assert_eq!(attached.mode, AttachedMode::Tcx);
+                let Some(Error::Occupied { occupant, .. }) = attached.second_best else { panic!("{attached:?}") };
+                assert_eq!(occupant.id, other.id(way));
+                assert_eq!(tcx_on("port0").len(), 1);
+            }
+            drop(other);
+            let attached = ours.attach_by("port0", WAYS).unwrap();
+            assert_eq!((attached.mode, attached.second_best.is_none()), (AttachedMode::Native, true));
+            assert_eq!(tcx_on("port0"), [0; 0]);
+            assert!(ours.is_attached_to(number_of("port0")));
+            assert!(matches!(ours.attach_by("port0", WAYS), Err(Error::Attached)));
         }
     });
 }
@@ -154,7 +238,7 @@ fn what_comes_by_an_interface_that_others_listen_on_too_is_left_alone() {
         let router = route_multicast("virbr0");
         assert_eq!(refused("virbr0"), "other networks, to which this host routes multicast");
         drop(router);
-        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Tcx);
     });
 }
 
@@ -169,7 +253,7 @@ fn among_many_interfaces_the_one_on_top_is_found() {
         let refused = load().attach("virbr0", Mode::Auto);
         assert!(matches!(refused, Err(Error::Shared { .. })), "{refused:?}");
         ip("link del top0");
-        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Tcx);
     });
 }
 
@@ -189,7 +273,7 @@ fn a_device_whose_lower_one_is_in_another_namespace_shares_nothing() {
         let elsewhere = elsewhere.join().unwrap();
         let show = ip("link show top0");
         assert!(show.contains(&format!("top0@if{number}:")), "{show}");
-        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap(), AttachedMode::Generic);
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Tcx);
         drop(elsewhere);
     });
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use fence_common::wire::DEFAULT_PORT;
 use fence_daemon::intake::interface::Wanted;
-use fence_daemon::intake::kernel::{AttachedMode, Mode};
+use fence_daemon::intake::kernel::Mode;
 use fence_daemon::intake::links::{Changes, Links};
 use fence_daemon::intake::listener::{Follower, Listener};
 use fence_daemon::intake::socket::RequestSocket;
 
-use crate::attach::route_multicast;
+use crate::attach::{route_multicast, tcx_on};
 use crate::bench::{RULES, in_namespace, ip, key, load};
 
 const GROUP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(225, 0, 0, 12));
@@ -115,8 +115,8 @@ fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messag
                     ip("link add virbr0 type bridge");
                     ip("link set virbr0 up");
                     let heard = tokio::time::timeout(Duration::from_secs(30), follower.heard()).await.unwrap().unwrap();
-                    assert_eq!((heard.interfaces.as_str(), heard.mode), ("virbr0", Some(AttachedMode::Generic)));
-                    assert!(ip("link show virbr0").contains("prog/xdp"), "{}", follower.status());
+                    assert_eq!((heard.interfaces().as_str(), heard.ways().as_str()), ("virbr0", "tcx"));
+                    assert!(!tcx_on("virbr0").is_empty(), "{}", follower.status());
                     ip("link del virbr0");
                     while follower.status().contains("serving") {
                         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -137,7 +137,7 @@ fn while_multicast_is_routed_from_the_bridge_the_program_is_off() {
             let program = Some((load(), Mode::Auto));
             let listener = Listener::new(Wanted::Named("virbr0".to_owned()), socket, program);
             let mut follower = Follower::start(listener, Links::open(GROUP).unwrap());
-            assert_eq!(follower.heard().await.unwrap().mode, Some(AttachedMode::Generic));
+            assert_eq!(follower.heard().await.unwrap().ways(), "tcx");
             let becomes = async |words: &str| {
                 for _ in 0..1500 {
                     if follower.status().contains(words) {
@@ -150,7 +150,7 @@ fn while_multicast_is_routed_from_the_bridge_the_program_is_off() {
             let router = route_multicast("virbr0");
             becomes("through the socket").await;
             drop(router);
-            becomes("xdp generic").await;
+            becomes("(tcx)").await;
         });
     });
 }

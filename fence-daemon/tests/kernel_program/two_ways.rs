@@ -27,11 +27,12 @@ enum Way {
     /// Only with the program, through the ring buffer: the stack sees something wrong in what carries the request, which the program
     /// does not look at. The digest is right all the same, so whoever sent it has the key.
     RingOnly,
-    /// Only without the program: the one known difference of this kind, see the end of `fence_common::frame`'s `udp`.
+    /// Only without the program: the one known difference of this kind, see the end of `fence_common::frame`'s `udp`. A tc program is told
+    /// that such a frame is to be cut apart.
     Lost,
 }
 
-fn cases(v6: bool) -> Vec<(&'static str, Frame, Way)> {
+fn cases(v6: bool, mode: Mode) -> Vec<(&'static str, Frame, Way)> {
     let good = || Frame::new(v6);
     let mut all = vec![
         ("as the client sends it", good(), Way::Ring),
@@ -54,7 +55,11 @@ fn cases(v6: bool) -> Vec<(&'static str, Frame, Way)> {
         ("cut IP", Frame { ip_len: -4, ..good() }, Way::Refused),
         ("claimed IP", Frame { ip_len: 4, ..good() }, Way::Refused),
         ("two requests to be cut apart", Frame { segments: 2, ..good() }, Way::Socket),
-        ("a request and a rest to be cut apart", Frame { more: 20, ..good() }, Way::Lost),
+        (
+            "a request and a rest to be cut apart",
+            Frame { more: 20, ..good() },
+            if mode == Mode::Tcx { Way::Socket } else { Way::Lost },
+        ),
         ("five requests to be cut apart", Frame { segments: 5, ..good() }, Way::Socket),
     ];
     let from = |source: &str| Frame { source: source.parse().unwrap(), ..Frame::new(v6) };
@@ -157,21 +162,21 @@ fn bridged() {
     }
 }
 
-fn attached() -> (KernelProgram, Ring) {
+fn attached(mode: Mode) -> (KernelProgram, Ring) {
     let mut program = load();
     let mut ring = program.take_ring().unwrap().unwrap();
     // Nobody reads it in time to show signs of life.
     ring.beat(Moment::now().plus(Duration::from_secs(3600)));
-    program.attach("virbr0", Mode::Auto).unwrap();
+    program.attach("virbr0", mode).unwrap();
     (program, ring)
 }
 
-fn compare(v6: bool) {
+fn compare(v6: bool, mode: Mode) {
     bridged();
-    let cases = cases(v6);
+    let cases = cases(v6, mode);
     let frames: Vec<_> = cases.iter().map(|(_, frame, _)| frame.clone()).collect();
     let without = exchange(v6, &frames, None);
-    let (program, mut ring) = attached();
+    let (program, mut ring) = attached(mode);
     let with = exchange(v6, &frames, Some(&mut ring));
     let mut wrong = Vec::new();
     for (seqno, (name, frame, way)) in (0..).zip(&cases) {
@@ -198,10 +203,20 @@ fn compare(v6: bool) {
 
 #[test]
 fn ipv4_requests_come_with_the_program_as_without() {
-    in_namespace(|| compare(false));
+    in_namespace(|| compare(false, Mode::Generic));
 }
 
 #[test]
 fn ipv6_requests_come_with_the_program_as_without() {
-    in_namespace(|| compare(true));
+    in_namespace(|| compare(true, Mode::Generic));
+}
+
+#[test]
+fn ipv4_requests_come_with_the_tc_program_as_without() {
+    in_namespace(|| compare(false, Mode::Tcx));
+}
+
+#[test]
+fn ipv6_requests_come_with_the_tc_program_as_without() {
+    in_namespace(|| compare(true, Mode::Tcx));
 }

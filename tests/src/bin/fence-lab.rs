@@ -131,9 +131,9 @@ fn random_key() -> Result<Vec<u8>> {
 }
 
 fn attachment(hypervisor: &Hypervisor) -> Result<String> {
-    Ok(match kernel::xdp_on(hypervisor, BRIDGE)? {
-        Some(program) => format!("XDP program {} (id {}) is on {BRIDGE}", program.name, program.id),
-        None => format!("no XDP program on {BRIDGE}: requests come through the socket"),
+    Ok(match kernel::program_on(hypervisor, BRIDGE)? {
+        Some(program) => format!("the program {} (id {}) is on {BRIDGE}", program.name, program.id),
+        None => format!("no program on {BRIDGE}: requests come through the socket"),
     })
 }
 
@@ -179,7 +179,7 @@ The lab stays up until Ctrl-C. As root, from another terminal:
     {enter} fence_xvm -k {key} -o list
   look inside
     {enter} bpftool net show dev {BRIDGE}
-    bpftool prog show name fence_xdp
+    bpftool prog show name fence_tc
     bpftool map dump name {}
     {enter} tcpdump -ni {BRIDGE} port 1229
   a shell on the hypervisor

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use fence_tests::client::Client;
-use fence_tests::kernel::xdp_on;
+use fence_tests::kernel::program_on;
 use fence_tests::lab::{BRIDGE, Guest, Hypervisor};
 use fence_tests::libvirtd::Libvirtd;
 use fence_tests::process::{Finished, Process};
@@ -66,7 +66,7 @@ fn interrupt(hypervisor: &Hypervisor, mut process: Process) -> Result<Finished> 
     process.signal(Signal::SIGINT)?;
     let ended = process.finish(STOP_LIMIT)?;
     ensure!(ended.code == Some(0), "exit code {:?}: {}", ended.code, ended.stderr);
-    ensure!(xdp_on(hypervisor, BRIDGE)?.is_none(), "the program is still attached");
+    ensure!(program_on(hypervisor, BRIDGE)?.is_none(), "the program is still attached");
     ensure!(!hypervisor.outside(PID_FILE).exists(), "the PID file is still there");
     Ok(ended)
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fence_common::hash::HashKind;
 use fence_common::wire::Op;
 use fence_tests::client::{Client, Family};
-use fence_tests::kernel::{XdpProgram, xdp_on};
+use fence_tests::kernel::{Program, program_on};
 use fence_tests::lab::{BRIDGE, Hypervisor};
 use fence_tests::peer::Peer;
 use fence_tests::process::poll_until;
@@ -32,8 +32,9 @@ struct Way {
 }
 
 impl Way {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self { family: Family::V4, attach: "auto" },
+        Self { family: Family::V4, attach: "generic" },
         Self { family: Family::V4, attach: "off" },
         Self { family: Family::V6, attach: "auto" },
         Self { family: Family::V6, attach: "off" },
@@ -47,6 +48,11 @@ impl Way {
         if self.attach == "off" { "socket" } else { "xdp" }
     }
 
+    /// What the log says of how the program is attached to a bridge.
+    fn shown(self) -> String {
+        format!("xdp={}", if self.attach == "auto" { "tcx" } else { self.attach })
+    }
+
     fn status(self, bench: &Bench) -> Client {
         bench.about_domain("status").family(self.family).hash(HashKind::Sha256)
     }
@@ -57,10 +63,10 @@ impl Way {
     }
 
     /// The program on the bridge, which must be ours where one is wanted, and none where not.
-    fn program(self, bench: &Bench) -> Result<Option<XdpProgram>> {
-        let program = xdp_on(&bench.hypervisor, BRIDGE)?;
+    fn program(self, bench: &Bench) -> Result<Option<Program>> {
+        let program = program_on(&bench.hypervisor, BRIDGE)?;
         match (&program, self.via()) {
-            (Some(program), "xdp") if program.name == "fence_xdp" => {}
+            (Some(program), "xdp") if program.is_ours() => {}
             (None, "socket") => {}
             _ => bail!("{self:?}: {program:?}"),
         }
@@ -111,11 +117,7 @@ fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
         wait_line(&server, position, &["ERROR", BRIDGE, "gone", "until it is back"])?;
         bench.hypervisor.make_bridge(None)?;
         bench.hypervisor.plug(&bench.guest)?;
-        wait_line(
-            &server,
-            position,
-            &["INFO", BRIDGE, "is there", if way.via() == "xdp" { "generic" } else { "off" }],
-        )?;
+        wait_line(&server, position, &["INFO", BRIDGE, "is there", &way.shown()])?;
         ensure!(number_of(&bench.hypervisor, BRIDGE)? != old, "not another one");
         way.is_served(&bench, &server)?;
         // The same program with the same maps: what it has counted goes on.
@@ -126,7 +128,7 @@ fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
         }
         let ended = server.stop(Signal::SIGTERM)?;
         ensure!(ended.code == Some(0) && memberships(&bench, way.family)?.is_empty(), "{}", ended.stderr);
-        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "still attached");
+        ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none(), "still attached");
     }
     Ok(())
 }
@@ -160,7 +162,7 @@ fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()
                 _ => wait_line(&server, position, &["INFO", BRIDGE, "requests are heard"])?,
             }
             if way.via() == "xdp" {
-                poll_until("the program", NOTICE, || Ok(xdp_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
+                poll_until("the program", NOTICE, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
             }
             way.is_served(&bench, &server).with_context(|| format!("round {round}"))?;
             way.program(&bench)?;
@@ -203,7 +205,7 @@ fn thirty_bridges_one_after_the_other_leave_nothing_behind() -> Result<()> {
         poll_until("the membership", NOTICE, || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())))?;
         if way.via() == "xdp" {
             poll_until("the program", NOTICE, || {
-                Ok(xdp_on(&bench.hypervisor, BRIDGE)?.map(|program| program.name == "fence_xdp"))
+                Ok(program_on(&bench.hypervisor, BRIDGE)?.map(|program| program.is_ours()))
             })?;
         }
         way.is_served(&bench, &server)?;
@@ -225,7 +227,8 @@ fn a_name_that_is_given_away_and_comes_back_is_followed() -> Result<()> {
         ip("link set virbr8 up")?;
         wait_line(&server, position, &["ERROR", BRIDGE, "gone"])?;
         poll_until("the program and the membership to go", NOTICE, || {
-            let gone = xdp_on(&bench.hypervisor, "virbr8")?.is_none() && memberships(&bench, way.family)?.is_empty();
+            let gone =
+                program_on(&bench.hypervisor, "virbr8")?.is_none() && memberships(&bench, way.family)?.is_empty();
             Ok(gone.then_some(()))
         })?;
         // Another one gets the name, and then the old one again.
@@ -242,7 +245,7 @@ fn a_name_that_is_given_away_and_comes_back_is_followed() -> Result<()> {
         bench.hypervisor.address_bridge()?;
         wait_line(&server, position, &["INFO", BRIDGE, "is there"])?;
         way.is_served(&bench, &server)?;
-        ensure!(xdp_on(&bench.hypervisor, "virbr9")?.is_none() && way.program(&bench)? == before);
+        ensure!(program_on(&bench.hypervisor, "virbr9")?.is_none() && way.program(&bench)? == before);
     }
     Ok(())
 }
@@ -337,7 +340,7 @@ fn a_flapping_bridge_costs_nothing_but_what_is_asked_meanwhile() -> Result<()> {
         ensure!(server.is_running()?, "{}", server.log());
         poll_until("the membership", NOTICE, || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())))?;
         if way.via() == "xdp" {
-            poll_until("the program", NOTICE, || Ok(xdp_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
+            poll_until("the program", NOTICE, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
         }
         way.is_served(&bench, &server)?;
         way.program(&bench)?;

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::xdp_on;
+use fence_tests::kernel::program_on;
 use fence_tests::lab::{BRIDGE, Hypervisor};
 use fence_tests::process::{self, poll_until};
 use fence_tests::server::{START_LIMIT, STOP_LIMIT, Server, Which};
@@ -31,10 +31,10 @@ fn sigterm_and_sigint_detach_leave_the_group_and_exit_with_0() -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let server = bench.serve(&bench.config("auto"))?;
         bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
-        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some() && is_member(&bench.hypervisor)?);
+        ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some() && is_member(&bench.hypervisor)?);
         let ended = server.stop(signal)?;
         ensure!(ended.code == Some(0), "{signal}: exit code {:?}: {}", ended.code, ended.stderr);
-        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "{signal}: the program is still attached");
+        ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none(), "{signal}: the program is still attached");
         ensure!(!is_member(&bench.hypervisor)?, "{signal}: still a member of the group");
     }
     Ok(())
@@ -48,7 +48,7 @@ fn a_stop_while_the_program_is_being_loaded_leaves_nothing_either() -> Result<()
     let ended = server.stop(Signal::SIGTERM)?;
     ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
     ensure!(!ended.stderr.contains("WARN serving") && !ended.stderr.contains("panicked"), "{}", ended.stderr);
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none() && !is_member(&bench.hypervisor)?);
+    ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none() && !is_member(&bench.hypervisor)?);
     Ok(())
 }
 
@@ -68,13 +68,15 @@ fn sigterm_lets_a_conversation_finish() -> Result<()> {
 #[test]
 fn sigkill_leaves_no_program_attached() -> Result<()> {
     let bench = Bench::new()?;
-    let server = bench.serve(&bench.config("auto"))?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some());
-    server.stop(Signal::SIGKILL)?;
-    // The kernel lets go of a dead process's files a moment later.
-    poll_until("the program to be detached", Duration::from_secs(10), || {
-        Ok(xdp_on(&bench.hypervisor, BRIDGE)?.is_none().then_some(()))
-    })?;
+    for attach in ["tcx", "generic"] {
+        let server = bench.serve(&bench.config(attach))?;
+        ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some());
+        server.stop(Signal::SIGKILL)?;
+        // The kernel lets go of a dead process's files a moment later.
+        poll_until("the program to be detached", Duration::from_secs(10), || {
+            Ok(program_on(&bench.hypervisor, BRIDGE)?.is_none().then_some(()))
+        })?;
+    }
     // And a new one serves at once.
     let server = bench.serve(&bench.config("auto"))?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
@@ -101,7 +103,7 @@ fn without_f_it_goes_into_the_background_when_it_serves() -> Result<()> {
         let gone = !bench.hypervisor.outside(&format!("/proc/{pid}")).exists();
         Ok((gone && !bench.hypervisor.outside(&pid_file).exists()).then_some(()))
     })?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none());
+    ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none());
     Ok(())
 }
 
@@ -128,8 +130,8 @@ fn what_fails_in_the_background_is_still_told_by_the_command() -> Result<()> {
 fn the_program_has_a_name_and_readable_counters() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
-    let program = xdp_on(&bench.hypervisor, BRIDGE)?;
-    ensure!(program.as_ref().is_some_and(|program| program.name == "fence_xdp"), "{program:?}");
+    let program = program_on(&bench.hypervisor, BRIDGE)?;
+    ensure!(program.as_ref().is_some_and(|program| program.is_ours()), "{program:?}");
     let counters = bench.counters()?;
     for name in fence_common::verdict::Counters::NAMES {
         counters.get(name)?;

@@ -121,7 +121,7 @@ fn requests_come_through_the_socket_where_xdp_is_off() -> Result<()> {
         for kind in HashKind::ALL {
             let config = Config { family, hash: kind, auth: kind, ..bench.config("off") };
             let server = bench.serve(&config)?;
-            ensure!(fence_tests::kernel::xdp_on(&bench.hypervisor, fence_tests::lab::BRIDGE)?.is_none());
+            ensure!(fence_tests::kernel::program_on(&bench.hypervisor, fence_tests::lab::BRIDGE)?.is_none());
             let client = |op: &str| bench.client(op).family(family).hash(kind).auth(kind);
             bench.expect_via(&server, &client("off").domain(DOMAIN), 0, "socket")?;
             bench.expect_via(&server, &client("status").domain(DOMAIN), 2, "socket")?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::xdp_on;
+use fence_tests::kernel::program_on;
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::poll_until;
 use fence_tests::server::{Config, START_LIMIT, Server, Which};
@@ -33,7 +33,7 @@ fn expect_refusal_with(bench: &Bench, config: &Config, arguments: &[&str], culpr
     let errors =
         but_for_stress(&ended.stderr).to_ascii_lowercase().lines().filter(|line| line.contains("error")).count();
     ensure!(errors <= 1, "one error, not {errors}: {}", ended.stderr);
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none());
+    ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none());
     Ok(())
 }
 
@@ -114,10 +114,10 @@ fn beside_another_xdp_program_it_serves_through_the_socket_and_says_so() -> Resu
     let space = bench.hypervisor.space();
     space.must("bpftool", &["prog", "load", &object, "/sys/fs/bpf/another", "type", "xdp"])?;
     space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", "/sys/fs/bpf/another", "dev", BRIDGE])?;
-    let another = xdp_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
+    let another = program_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
 
-    let server = bench.serve(&bench.config("auto"))?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)? == Some(another), "the other program must stay");
+    let server = bench.serve(&bench.config("generic"))?;
+    ensure!(program_on(&bench.hypervisor, BRIDGE)? == Some(another), "the other program must stay");
     ensure!(server.log().contains("without XDP"), "it does not say so: {}", server.log());
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     Ok(())
@@ -150,7 +150,7 @@ fn where_the_kernel_refuses_bpf_it_gives_the_same_answers_through_the_socket() -
         for part in ["serving without XDP", "not permitted", "CAP_BPF"] {
             ensure!(warning.contains(part), "{missing}: nothing about {part}: {warning}");
         }
-        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "{log}");
+        ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none(), "{log}");
         for (op, code) in [("status", 0), ("off", 0), ("status", 2), ("on", 0), ("status", 0)] {
             bench.expect_via(&server, &bench.about_domain(op), code, "socket")?;
         }

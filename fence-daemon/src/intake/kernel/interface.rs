@@ -1,4 +1,4 @@
-//! An interface and the XDP program on it: attaching by bpf_link, and asking who is there and who else listens.
+//! An interface and the program on it: attaching by bpf_link, and asking who is there and who else listens.
 
 use std::fmt;
 use std::io;
@@ -21,6 +21,8 @@ pub(super) fn link(program: BorrowedFd<'_>, interface: u32, mode: AttachedMode) 
     const BPF_XDP: u32 = 37;
     const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
     const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    const BPF_TCX_INGRESS: u32 = 46;
+    const BPF_F_BEFORE: u32 = 1 << 3;
 
     /// The head of `union bpf_attr`'s `link_create`; what follows is zero to the kernel.
     #[repr(C)]
@@ -30,12 +32,14 @@ pub(super) fn link(program: BorrowedFd<'_>, interface: u32, mode: AttachedMode) 
         attach_type: u32,
         flags: u32,
     }
-    let flags = match mode {
-        AttachedMode::Native => XDP_FLAGS_DRV_MODE,
-        AttachedMode::Generic => XDP_FLAGS_SKB_MODE,
+    let (attach_type, flags) = match mode {
+        AttachedMode::Native => (BPF_XDP, XDP_FLAGS_DRV_MODE),
+        AttachedMode::Generic => (BPF_XDP, XDP_FLAGS_SKB_MODE),
+        // Before all others that are there, as XDP is: what one of them drops or takes would not be seen. They get all that is not ours.
+        AttachedMode::Tcx => (BPF_TCX_INGRESS, BPF_F_BEFORE),
     };
     let program = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
-    let attributes = LinkCreate { program, interface, attach_type: BPF_XDP, flags };
+    let attributes = LinkCreate { program, interface, attach_type, flags };
     // SAFETY: neither libc nor nix has bpf(2). The kernel reads `size` bytes from the pointer during the call and writes none;
     // they are those of a live struct without padding, and the length is its own.
     let result =
@@ -60,7 +64,7 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
         info_len: u32,
         info: u64,
     }
-    /// The head of `struct bpf_link_info`, up to the first field of an XDP link's part. That part begins at a multiple of 8.
+    /// The head of `struct bpf_link_info`, up to the first field of an XDP link's or a tcx link's part. That begins at a multiple of 8.
     #[repr(C)]
     #[derive(Default)]
     struct LinkInfo {
@@ -86,6 +90,11 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
         return Err(io::Error::last_os_error());
     }
     Ok(Some(info.interface).filter(|interface| *interface != 0))
+}
+
+/// Whether an interface has a driver of its own: the kernel says of all others what they are.
+pub(super) fn has_driver(interface: u32) -> io::Result<bool> {
+    rtnetlink::one(interface).map(|link| link.kind.is_none())
 }
 
 /// Whether the kernel refused because another program is on the interface, in this mode (`EBUSY`) or in another (`EEXIST`).

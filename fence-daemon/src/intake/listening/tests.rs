@@ -27,19 +27,26 @@ fn touched(index: u32) -> Changes {
 }
 
 fn occupied() -> Refusal {
-    Refusal { reason: "occupied".to_owned(), may_end: true }
+    Refusal { reason: "occupied".to_owned(), ends: Ends::Silently }
 }
 
 /// The configured interface, with all that is done about it going well unless told otherwise.
 struct Bench {
     listening: Listening,
     refuse: Option<Refusal>,
+    /// Why the program is attached in a second best way, if it is.
+    second_best: Option<Refusal>,
     deaf: Option<&'static str>,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self { listening: Listening::new(Some(NAME.to_owned()), true), refuse: None, deaf: None }
+        Self::with(Some(NAME), true)
+    }
+
+    fn with(name: Option<&str>, program: bool) -> Self {
+        let listening = Listening::new(name.map(str::to_owned), program);
+        Self { listening, refuse: None, second_best: None, deaf: None }
     }
 
     /// One that listens on number 5.
@@ -54,11 +61,11 @@ impl Bench {
     }
 
     fn step(&mut self, there: &[Present], changes: &Changes) -> (Vec<Command>, Vec<Line>) {
-        self.step_with(&Now { there, changes, spoilt: None, again: false })
+        self.step_with(&Now { there, changes, spoilt: &BTreeMap::new(), again: false })
     }
 
     fn again(&mut self, there: &[Present]) -> (Vec<Command>, Vec<Line>) {
-        self.step_with(&Now { there, changes: &Changes::default(), spoilt: None, again: true })
+        self.step_with(&Now { there, changes: &Changes::default(), spoilt: &BTreeMap::new(), again: true })
     }
 
     fn step_with(&mut self, now: &Now<'_>) -> (Vec<Command>, Vec<Line>) {
@@ -70,10 +77,11 @@ impl Bench {
                     self.listening.joined(interface.index, result);
                 }
                 Command::Attach(interface) => {
-                    let result = self.refuse.clone().map_or(Ok(AttachedMode::Generic), Err);
+                    let attached = Attached { mode: AttachedMode::Generic, second_best: self.second_best.clone() };
+                    let result = self.refuse.clone().map_or(Ok(attached), Err);
                     self.listening.attached(interface.index, result);
                 }
-                Command::Detach | Command::Leave(_) => {}
+                Command::Detach(_) | Command::Leave(_) => {}
             }
         }
         (commands, self.listening.tell().into_iter().map(|(_, line)| line).collect())
@@ -113,7 +121,7 @@ fn what_is_down_at_the_start_or_stays_down_is_told() {
 
 #[test]
 fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
-    let late = || Bench { listening: Listening::new(Some(NAME.to_owned()), false), refuse: None, deaf: None };
+    let late = || Bench::with(Some(NAME), false);
     let mut bench = late();
     assert_eq!(bench.step(&[up(5)], &Changes::default()), (vec![Command::Join(interface(5))], vec![]));
     bench.listening.bring_program();
@@ -141,8 +149,8 @@ fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
 #[test]
 fn what_goes_is_left_and_what_comes_is_joined() {
     let mut bench = Bench::begun();
-    assert_eq!(bench.step(&[], &gone(5)), (vec![Command::Detach, Command::Leave(5)], vec![Line::Gone]));
-    assert!(!bench.listening.hears() && bench.listening.mode().is_none());
+    assert_eq!(bench.step(&[], &gone(5)), (vec![Command::Detach(5), Command::Leave(5)], vec![Line::Gone]));
+    assert!(!bench.listening.hears() && bench.listening.attached_to().is_empty());
     let (commands, lines) = bench.step(&[up(7)], &touched(7));
     assert_eq!(commands, [Command::Join(interface(7)), Command::Attach(interface(7))]);
     assert_eq!(lines, [Line::Heard(Again::Came)]);
@@ -152,7 +160,7 @@ fn what_goes_is_left_and_what_comes_is_joined() {
 fn a_deletion_counts_though_the_number_is_there_again() {
     let mut bench = Bench::begun();
     let (commands, lines) = bench.step(&[up(5)], &gone(5));
-    let all = [Command::Detach, Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
+    let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
     assert_eq!((commands, lines), (all.to_vec(), vec![Line::Heard(Again::MadeAnew)]));
     assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
     // Seen between its making and its being switched on: gone until then.
@@ -163,7 +171,7 @@ fn a_deletion_counts_though_the_number_is_there_again() {
 #[test]
 fn what_vanishes_before_it_is_joined_is_gone_without_a_complaint() {
     let mut bench = Bench::begun();
-    let now = Now { there: &[up(6)], changes: &gone(5), spoilt: None, again: false };
+    let now = Now { there: &[up(6)], changes: &gone(5), spoilt: &BTreeMap::new(), again: false };
     let commands = bench.listening.look(&now);
     assert_eq!(commands[2..], [Command::Join(interface(6)), Command::Attach(interface(6))]);
     bench.listening.vanished(6);
@@ -178,7 +186,7 @@ fn another_with_the_name_is_another() {
     let mut bench = Bench::begun();
     // Renamed away, nothing deleted; and another one renamed onto it in the same moment.
     let (commands, _) = bench.step(&[up(9)], &touched(9));
-    let all = [Command::Detach, Command::Leave(5), Command::Join(interface(9)), Command::Attach(interface(9))];
+    let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(9)), Command::Attach(interface(9))];
     assert_eq!(commands, all);
 }
 
@@ -186,7 +194,7 @@ fn another_with_the_name_is_another() {
 fn after_lost_messages_everything_is_done_anew_and_nothing_told() {
     let mut bench = Bench::begun();
     let (commands, lines) = bench.step(&[up(5)], &Changes::everything());
-    let all = [Command::Detach, Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
+    let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
     assert_eq!((commands, lines), (all.to_vec(), vec![]));
     assert_eq!(bench.step(&[], &Changes::everything()).1, [Line::Gone]);
 }
@@ -206,7 +214,7 @@ fn a_membership_that_is_refused_is_tried_at_each_look_and_told_once() {
     assert!(!bench.listening.hears() && bench.listening.is_unfinished());
     assert!(bench.listening.status().contains("too many"));
     assert_eq!(bench.again(&[up(5)]), (vec![Command::Join(interface(5))], vec![]));
-    assert_eq!(bench.step(&[], &gone(5)).0, [Command::Detach], "what was not joined is not left");
+    assert_eq!(bench.step(&[], &gone(5)).0, [Command::Detach(5)], "what was not joined is not left");
     let mut bench = Bench { deaf: Some("too many"), ..Bench::begun() };
     bench.step(&[up(5)], &gone(5));
     bench.deaf = None;
@@ -223,7 +231,7 @@ fn a_program_that_is_refused_is_tried_when_something_changes_there() {
     assert_eq!(bench.step(&[up(5)], &touched(4)), nothing());
     assert_eq!(bench.step(&[up(5)], &touched(5)), (attach.clone(), vec![]));
     assert_eq!(bench.again(&[up(5)]), (attach.clone(), vec![]));
-    bench.refuse = Some(Refusal { reason: "another".to_owned(), may_end: false });
+    bench.refuse = Some(Refusal { reason: "another".to_owned(), ends: Ends::WithAChange });
     assert_eq!(bench.again(&[up(5)]).1, [Line::NoProgram("another".to_owned())]);
     assert!(!bench.listening.is_unfinished());
     assert_eq!(bench.again(&[up(5)]), nothing());
@@ -232,73 +240,140 @@ fn a_program_that_is_refused_is_tried_when_something_changes_there() {
 }
 
 #[test]
+fn a_program_that_is_refused_for_good_is_tried_on_the_next_interface() {
+    let mut bench = Bench::new();
+    bench.refuse = Some(Refusal { reason: "not permitted".to_owned(), ends: Ends::Never });
+    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [Line::NoProgram("not permitted".to_owned())]);
+    assert_eq!((bench.step(&[up(5)], &touched(5)), bench.again(&[up(5)])), (nothing(), nothing()));
+    assert!(!bench.listening.is_unfinished());
+    assert!(bench.step(&[up(6)], &gone(5)).0.contains(&Command::Attach(interface(6))));
+}
+
+#[test]
 fn a_program_that_is_spoilt_goes_and_is_not_put_back_at_once() {
     let mut bench = Bench::begun();
-    let now = Now { there: &[up(5)], changes: &touched(5), spoilt: Some(occupied()), again: false };
-    assert_eq!(bench.step_with(&now), (vec![Command::Detach], vec![Line::NoProgram("occupied".to_owned())]));
+    let spoilt = [(5, occupied())].into();
+    let now = Now { there: &[up(5)], changes: &touched(5), spoilt: &spoilt, again: false };
+    assert_eq!(bench.step_with(&now), (vec![Command::Detach(5)], vec![Line::NoProgram("occupied".to_owned())]));
     assert!(bench.listening.is_unfinished());
     let attach = vec![Command::Attach(interface(5))];
     assert_eq!(bench.again(&[up(5)]), (attach, vec![Line::Program(AttachedMode::Generic)]));
 }
 
 #[test]
-fn without_a_name_all_are_joined_and_none_gets_the_program() {
-    let mut bench = Bench { listening: Listening::new(None, true), refuse: None, deaf: None };
+fn what_is_second_best_is_told_and_bettered_when_that_can_be() {
+    let mut bench = Bench { second_best: Some(occupied()), ..Bench::new() };
+    let told = Line::SecondBest(AttachedMode::Generic, "occupied".to_owned());
+    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [told]);
+    assert!(bench.listening.is_unfinished());
+    let attach = vec![Command::Attach(interface(5))];
+    assert_eq!(bench.again(&[up(5)]), (attach.clone(), vec![]));
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (attach.clone(), vec![]));
+    assert_eq!(bench.step(&[up(5)], &touched(4)), nothing());
+    bench.second_best = None;
+    assert_eq!(bench.again(&[up(5)]), (attach, vec![Line::Program(AttachedMode::Generic)]));
+    assert!(!bench.listening.is_unfinished());
+    assert_eq!(bench.step(&[], &gone(5)).0, [Command::Detach(5), Command::Leave(5)]);
+}
+
+#[test]
+fn without_a_name_all_are_joined_and_each_gets_the_program() {
+    let mut bench = Bench::with(None, true);
     assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![Line::Missing]));
     assert_eq!(bench.step(&[], &touched(1)), nothing());
     let other = Present { interface: Interface { name: "virbr1".to_owned(), index: 6 }, up: true };
     let there = [up(5), other.clone()];
-    let joins = [Command::Join(interface(5)), Command::Join(other.interface.clone())];
-    assert_eq!(bench.step(&there, &touched(5)), (joins.to_vec(), vec![]));
-    assert_eq!(bench.listening.names(), "virbr0,virbr1");
-    assert_eq!(bench.step(&there[1..], &gone(5)), (vec![Command::Leave(5)], vec![Line::Gone]));
-    assert_eq!(bench.step(&there, &touched(5)).1, [Line::Heard(Again::Came)]);
+    let begin = |interface: &Interface| [Command::Join(interface.clone()), Command::Attach(interface.clone())];
+    let all = [begin(&interface(5)), begin(&other.interface)].concat();
+    assert_eq!(bench.step(&there, &touched(5)), (all, vec![]));
+    assert_eq!(bench.listening.status(), "serving virbr0,virbr1 (xdp generic)");
+    let end = |index| vec![Command::Detach(index), Command::Leave(index)];
+    assert_eq!(bench.step(&there[1..], &gone(5)), (end(5), vec![Line::Gone]));
+    // Where it cannot be attached the socket hears, and what is said is said of each.
+    bench.refuse = Some(occupied());
+    let said = [Line::Heard(Again::Came), Line::NoProgram("occupied".to_owned())];
+    assert_eq!(bench.step(&there, &touched(5)).1, said);
+    assert_eq!(bench.listening.status(), "serving virbr0 (through the socket), virbr1 (xdp generic)");
+    assert_eq!(
+        (bench.listening.mode_on("virbr0"), bench.listening.mode_on("virbr1")),
+        (None, Some(AttachedMode::Generic))
+    );
+    let reasons: Vec<_> = bench.listening.places().into_iter().map(|place| place.reason).collect();
+    assert_eq!(reasons, [Some("occupied".to_owned()), None]);
+    // What is spoilt on one says nothing about the other.
+    let spoilt = [(6, occupied())].into();
+    let now = Now { there: &there, changes: &Changes::default(), spoilt: &spoilt, again: false };
+    assert_eq!(bench.step_with(&now), (vec![Command::Detach(6)], vec![Line::NoProgram("occupied".to_owned())]));
+    bench.refuse = None;
+    let both = there.iter().map(|there| Command::Attach(there.interface.clone())).collect();
+    assert_eq!(bench.again(&there), (both, vec![Line::Program(AttachedMode::Generic); 2]));
     // One that gets another name stays what it is.
     let renamed = Present { interface: Interface { name: "virbr2".to_owned(), index: 6 }, up: true };
     assert_eq!(bench.step(&[up(5), renamed], &touched(6)).0, []);
-    assert_eq!(bench.listening.names(), "virbr0,virbr2");
-    assert_eq!(bench.step(&[], &gone(5)).0, [Command::Leave(5), Command::Leave(6)]);
+    assert_eq!(bench.listening.mode_on("virbr2"), Some(AttachedMode::Generic));
+    assert_eq!(bench.step(&[], &gone(5)).0, [end(5), end(6)].concat());
     assert!(bench.listening.status().contains("waiting"));
 }
 
-/// The kernel as far as it matters: one interface at most has the name; each that is made is a new one, whatever its number.
+/// One interface of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Device {
+    /// The last digit of its name, `virbr0` and so on.
+    name: u32,
+    /// The kernel's number for it.
+    number: u32,
+    /// Which one it is: each that is made is a new one, whatever its name and number.
+    which: u32,
+    up: bool,
+    /// In another namespace.
+    away: bool,
+}
+
+/// The kernel as far as it matters.
 #[derive(Debug, Default)]
 struct Kernel {
-    /// Number, which one it is, and whether it is up.
-    there: Option<(u32, u32, bool)>,
+    /// Whether the interface is named; else all that are up are listened on.
+    named: bool,
+    devices: Vec<Device>,
     made: u32,
-    /// The numbers of those that have another name now.
-    elsewhere: Vec<u32>,
     /// What the socket has joined: number, and which one that was.
     members: Vec<(u32, u32)>,
-    /// Which one the program is on.
-    program: Option<u32>,
-    occupied: bool,
+    /// The program's links: by which number it was made, which one it is on (it may be deleted), and whether in the best way.
+    links: Vec<(u32, u32, bool)>,
+    /// Another program: 1 lets only a second best way, 2 none.
+    occupied: u8,
     full: bool,
     pending: Changes,
 }
 
 #[derive(Clone, Debug)]
 enum Event {
-    Make(u32),
-    Delete,
-    RenameAway,
-    Switch(bool),
-    Occupy(bool),
+    Make { name: u32, number: u32 },
+    Delete(u32),
+    Rename { from: u32, to: u32 },
+    Move(u32),
+    Back(u32),
+    Switch(u32, bool),
+    Occupy(u8),
     Fill(bool),
+    TakeOff,
     LoseMessages,
     Look,
     LookAgain,
 }
 
 fn event() -> impl Strategy<Value = Event> {
+    let name = 0..3_u32;
     prop_oneof![
-        3 => (5..9_u32).prop_map(Event::Make),
-        2 => Just(Event::Delete),
-        1 => Just(Event::RenameAway),
-        2 => any::<bool>().prop_map(Event::Switch),
-        1 => any::<bool>().prop_map(Event::Occupy),
+        4 => (name.clone(), 5..9_u32).prop_map(|(name, number)| Event::Make { name, number }),
+        2 => name.clone().prop_map(Event::Delete),
+        1 => (name.clone(), name.clone()).prop_map(|(from, to)| Event::Rename { from, to }),
+        1 => name.clone().prop_map(Event::Move),
+        1 => name.clone().prop_map(Event::Back),
+        3 => (name, any::<bool>()).prop_map(|(name, up)| Event::Switch(name, up)),
+        1 => (0..3_u8).prop_map(Event::Occupy),
         1 => any::<bool>().prop_map(Event::Fill),
+        1 => Just(Event::TakeOff),
         1 => Just(Event::LoseMessages),
         4 => Just(Event::Look),
         1 => Just(Event::LookAgain),
@@ -306,46 +381,105 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 impl Kernel {
+    fn here(&self, name: u32) -> Option<usize> {
+        self.devices.iter().position(|device| device.name == name && !device.away)
+    }
+
     fn happen(&mut self, event: &Event) {
         match event {
-            Event::Make(number) if self.there.is_none() && !self.elsewhere.contains(number) => {
-                self.made += 1;
-                self.there = Some((*number, self.made, false));
-                self.pending.touched.insert(*number);
-            }
-            Event::Delete => {
-                if let Some((number, which, _)) = self.there.take() {
-                    self.pending.gone.insert(number);
-                    // The program goes with its interface; what the socket has joined stays in its books.
-                    self.program = self.program.filter(|on| *on != which);
-                }
-            }
-            // It stays what it is, with its number, its membership and its program.
-            Event::RenameAway => {
-                if let Some((number, ..)) = self.there.take() {
-                    self.pending.touched.insert(number);
-                    self.elsewhere.push(number);
-                }
-            }
-            Event::Switch(up) => {
-                if let Some((number, _, is_up)) = &mut self.there {
-                    *is_up = *up;
+            Event::Make { name, number } => {
+                let taken = self
+                    .devices
+                    .iter()
+                    .any(|device| !device.away && (device.number == *number || device.name == *name));
+                if !taken {
+                    self.made += 1;
+                    self.devices.push(Device {
+                        name: *name,
+                        number: *number,
+                        which: self.made,
+                        up: false,
+                        away: false,
+                    });
                     self.pending.touched.insert(*number);
                 }
             }
-            Event::Occupy(occupied) if !(*occupied && self.program.is_some()) => self.occupied = *occupied,
+            Event::Delete(name) => {
+                if let Some(at) = self.here(*name) {
+                    // What the socket has joined stays in its books, and the links stay in ours.
+                    self.pending.gone.insert(self.devices.remove(at).number);
+                }
+            }
+            // It stays what it is, with its number, its membership and its program.
+            Event::Rename { from, to } => {
+                if let (Some(at), None) = (self.here(*from), self.here(*to)) {
+                    self.devices[at].name = *to;
+                    self.pending.touched.insert(self.devices[at].number);
+                }
+            }
+            // As deleted for who stays behind; but the program stays on it.
+            Event::Move(name) => {
+                if let Some(at) = self.here(*name) {
+                    (self.devices[at].away, self.devices[at].up) = (true, false);
+                    self.pending.gone.insert(self.devices[at].number);
+                }
+            }
+            Event::Back(name) => {
+                let at = self.devices.iter().position(|device| device.name == *name && device.away);
+                if let (Some(at), None) = (at, self.here(*name)) {
+                    let free =
+                        |number: &u32| !self.devices.iter().any(|device| !device.away && device.number == *number);
+                    if let Some(number) = [self.devices[at].number, 9, 10, 11].into_iter().find(free) {
+                        (self.devices[at].away, self.devices[at].number) = (false, number);
+                        self.pending.touched.insert(number);
+                    }
+                }
+            }
+            Event::Switch(name, up) => {
+                if let Some(at) = self.here(*name) {
+                    self.devices[at].up = *up;
+                    self.pending.touched.insert(self.devices[at].number);
+                }
+            }
+            Event::Occupy(occupied) => self.occupied = *occupied,
             Event::Fill(full) => self.full = *full,
+            // Somebody detaches a link: its interface is 0 then.
+            Event::TakeOff => self.links.iter_mut().take(1).for_each(|(_, which, _)| *which = 0),
             Event::LoseMessages => self.pending = Changes::everything(),
-            Event::Make(_) | Event::Occupy(_) | Event::Look | Event::LookAgain => {}
+            Event::Look | Event::LookAgain => {}
         }
     }
 
+    fn there(&self) -> Vec<Present> {
+        let wanted = |device: &&Device| !device.away && if self.named { device.name == 0 } else { device.up };
+        let wanted = self.devices.iter().filter(wanted);
+        wanted
+            .map(|device| {
+                let name = format!("virbr{}", device.name);
+                Present { interface: Interface { name, index: device.number }, up: device.up }
+            })
+            .collect()
+    }
+
+    /// Which one has this number now.
+    fn which(&self, number: u32) -> Option<u32> {
+        self.devices.iter().find(|device| !device.away && device.number == number).map(|device| device.which)
+    }
+
     fn look(&mut self, listening: &mut Listening, again: bool) {
-        let there: Vec<_> =
-            self.there.iter().map(|(number, _, up)| Present { interface: interface(*number), up: *up }).collect();
+        let there = self.there();
         let changes = std::mem::take(&mut self.pending);
-        for command in listening.look(&Now { there: &there, changes: &changes, spoilt: None, again }) {
-            let current = self.there.map(|(number, which, _)| (number, which));
+        // As the listener asks it: what it has a link to, and what that is on.
+        let spoilt = listening
+            .attached_to()
+            .into_iter()
+            .filter(|on| there.iter().any(|there| there.interface.index == on.index) && !changes.ended(on.index))
+            .filter(|on| {
+                !self.links.iter().any(|(number, which, _)| *number == on.index && Some(*which) == self.which(on.index))
+            })
+            .map(|on| (on.index, Refusal { reason: "taken off".to_owned(), ends: Ends::Silently }))
+            .collect();
+        for command in listening.look(&Now { there: &there, changes: &changes, spoilt: &spoilt, again }) {
             match command {
                 Command::Leave(number) => {
                     let before = self.members.len();
@@ -353,22 +487,39 @@ impl Kernel {
                     assert_eq!(self.members.len() + 1, before, "left what was not joined");
                 }
                 Command::Join(interface) => {
-                    let current =
-                        current.filter(|(number, _)| *number == interface.index).expect("joins what is there");
+                    let which = self.which(interface.index).expect("joins what is there");
                     assert!(!self.members.iter().any(|(number, _)| *number == interface.index), "EADDRINUSE");
                     let result = if self.full { Err("full".to_owned()) } else { Ok(()) };
                     if result.is_ok() {
-                        self.members.push(current);
+                        self.members.push((interface.index, which));
                     }
                     listening.joined(interface.index, result);
                 }
-                Command::Detach => self.program = None,
+                Command::Detach(number) => {
+                    let before = self.links.len();
+                    self.links.retain(|(link, ..)| *link != number);
+                    assert_eq!(self.links.len() + 1, before, "detached what was not attached");
+                }
                 Command::Attach(interface) => {
-                    assert!(listening.attached_to().is_none(), "attached twice");
-                    let result = if self.occupied { Err(occupied()) } else { Ok(AttachedMode::Generic) };
-                    if result.is_ok() {
-                        self.program = current.map(|(_, which)| which);
+                    let which = self.which(interface.index).expect("attaches to what is there");
+                    let there = self.links.iter().position(|(number, ..)| *number == interface.index);
+                    if let Some(there) = there {
+                        let (_, on, best) = self.links[there];
+                        assert!(on == which && !best, "attached twice");
                     }
+                    let second_best = (self.occupied == 1).then(occupied);
+                    let result = match there {
+                        // What there is stays where there is nothing better.
+                        Some(_) if self.occupied > 0 => {
+                            Ok(Attached { mode: AttachedMode::Tcx, second_best: Some(occupied()) })
+                        }
+                        None if self.occupied > 1 => Err(occupied()),
+                        Some(_) | None => {
+                            self.links.retain(|(link, ..)| *link != interface.index);
+                            self.links.push((interface.index, which, second_best.is_none()));
+                            Ok(Attached { mode: AttachedMode::Native, second_best })
+                        }
+                    };
                     listening.attached(interface.index, result);
                 }
             }
@@ -378,14 +529,16 @@ impl Kernel {
 }
 
 proptest! {
-    /// Whatever happens in between, however seldom it is looked, and whenever the program comes: in the end the interface that there is is joined, and it alone; the
-    /// program is on it; and what is said of it is true.
+    /// Whatever happens in between, however seldom it is looked, and whenever the program comes: in the end the interfaces that are wanted are joined, and
+    /// they alone; the program is on each of them, in the best way, and nowhere else; and what is said of it is true.
     #[test]
     fn in_the_end_it_listens_on_what_there_is(
-        events in prop::collection::vec(event(), 0..60),
-        program in prop::option::of(0..60_usize),
+        named in any::<bool>(),
+        events in prop::collection::vec(event(), 0..80),
+        program in prop::option::of(0..80_usize),
     ) {
-        let (mut kernel, mut listening) = (Kernel::default(), Listening::new(Some(NAME.to_owned()), program.is_none()));
+        let mut kernel = Kernel { named, ..Kernel::default() };
+        let mut listening = Listening::new(named.then(|| NAME.to_owned()), program.is_none());
         for (number, event) in events.iter().enumerate() {
             if program == Some(number) {
                 listening.bring_program();
@@ -394,17 +547,20 @@ proptest! {
             match event {
                 Event::Look => kernel.look(&mut listening, false),
                 Event::LookAgain => kernel.look(&mut listening, true),
-                Event::Make(_)
-                | Event::Delete
-                | Event::RenameAway
-                | Event::Switch(_)
+                Event::Make { .. }
+                | Event::Delete(_)
+                | Event::Rename { .. }
+                | Event::Move(_)
+                | Event::Back(_)
+                | Event::Switch(..)
                 | Event::Occupy(_)
                 | Event::Fill(_)
+                | Event::TakeOff
                 | Event::LoseMessages => {}
             }
         }
         kernel.happen(&Event::Fill(false));
-        kernel.happen(&Event::Occupy(false));
+        kernel.happen(&Event::Occupy(0));
         if program.is_some_and(|number| number >= events.len()) {
             listening.bring_program();
         }
@@ -413,10 +569,21 @@ proptest! {
             kernel.look(&mut listening, true);
         }
         prop_assert!(!listening.is_unfinished());
-        let current = kernel.there.map(|(number, which, _)| (number, which));
-        prop_assert_eq!(&kernel.members, &current.into_iter().collect::<Vec<_>>());
-        prop_assert_eq!(kernel.program, current.map(|(_, which)| which));
-        prop_assert_eq!(listening.hears(), kernel.there.is_some_and(|(_, _, up)| up));
-        prop_assert_eq!(listening.mode().is_some(), current.is_some());
+        let there = kernel.there();
+        let number = |there: &Present| there.interface.index;
+        let mut wanted: Vec<_> = there.iter().map(|there| (number(there), kernel.which(number(there)).unwrap())).collect();
+        wanted.sort_unstable();
+        kernel.members.sort_unstable();
+        prop_assert_eq!(&kernel.members, &wanted);
+        let mut links: Vec<_> = kernel.links.iter().map(|(number, which, _)| (*number, *which)).collect();
+        links.sort_unstable();
+        prop_assert_eq!(&links, &wanted);
+        prop_assert!(kernel.links.iter().all(|(.., best)| *best));
+        prop_assert_eq!(listening.hears(), there.iter().any(|there| there.up));
+        let mut places: Vec<_> = there.iter().filter(|there| there.up).map(|there| there.interface.clone()).collect();
+        places.sort_unstable_by_key(|interface| interface.index);
+        let told = listening.places();
+        prop_assert!(told.iter().all(|place| place.mode == Some(AttachedMode::Native) && place.reason.is_none()));
+        prop_assert_eq!(told.into_iter().map(|place| place.interface).collect::<Vec<_>>(), places);
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::xdp_on;
+use fence_tests::kernel::program_on;
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::{Process, poll_until};
 use fence_tests::server::{Config, START_LIMIT, STOP_LIMIT, Server, Which};
@@ -85,7 +85,7 @@ fn on_the_way_to_the_background_the_command_waits_as_well() -> Result<()> {
     ensure!(started.code == Some(0), "{:?}: {}", started.code, started.stderr);
     // It serves from the moment on when the command is back.
     bench.about_domain("status").run(bench.guest.space())?.success()?;
-    poll_until("the program", START_LIMIT, || Ok(xdp_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
+    poll_until("the program", START_LIMIT, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
     stop_by(&bench, &pid_file)?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::xdp_on;
+use fence_tests::kernel::{Program, program_on, tcx_on, xdp_on};
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::poll_until;
 use fence_tests::server::{Config, START_LIMIT, Server, Which};
@@ -23,15 +23,16 @@ fn occupy(bench: &Bench) -> Result<u64> {
     let space = bench.hypervisor.space();
     space.must("bpftool", &["prog", "load", &object.to_string_lossy(), "/sys/fs/bpf/another", "type", "xdp"])?;
     space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", "/sys/fs/bpf/another", "dev", BRIDGE])?;
-    Ok(xdp_on(&bench.hypervisor, BRIDGE)?.context("not attached")?.id)
+    Ok(program_on(&bench.hypervisor, BRIDGE)?.context("not attached")?.id)
 }
 
 #[test]
 fn where_another_program_leaves_ours_takes_over() -> Result<()> {
     let bench = Bench::new()?;
     let another = occupy(&bench)?;
-    let server = bench.serve(&bench.config("auto"))?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
+    let server = bench.serve(&bench.config("generic"))?;
+    ensure!(server.log().contains("already has an XDP program: fence_xdp (id "), "{}", server.log());
+    ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     // Whatever else happens to the interface: told once.
     for txqueuelen in ["900", "901", "902"] {
@@ -40,9 +41,24 @@ fn where_another_program_leaves_ours_takes_over() -> Result<()> {
     let position = server.log_position();
     bench.hypervisor.space().must("bpftool", &["net", "detach", "xdpgeneric", "dev", BRIDGE])?;
     wait_line(&server, position, &["INFO", BRIDGE, "attached now", "generic"])?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id != another));
+    ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id != another));
     bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
     ensure!(server.log().matches("without XDP").count() == 1, "{}", server.log());
+    Ok(())
+}
+
+/// A tc program has its place beside any other.
+#[test]
+fn tcx_serves_beside_another_xdp_program() -> Result<()> {
+    let bench = Bench::new()?;
+    let another = occupy(&bench)?;
+    for attach in ["auto", "tcx"] {
+        let server = bench.serve(&bench.config(attach))?;
+        bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+        ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
+        ensure!(tcx_on(&bench.hypervisor, BRIDGE)?.iter().any(Program::is_ours));
+        ensure!(!server.log().contains("without XDP"), "{}", server.log());
+    }
     Ok(())
 }
 
@@ -50,11 +66,11 @@ fn where_another_program_leaves_ours_takes_over() -> Result<()> {
 #[test]
 fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<()> {
     let bench = Bench::new()?;
-    let elsewhere = Config { port: Some(1230), ..bench.config("auto") };
+    let elsewhere = Config { port: Some(1230), ..bench.config("generic") };
     let pid_file = bench.hypervisor.path("another.pid");
     let mut other = Server::spawn(&bench.hypervisor, &Which::ours()?, &elsewhere, &["-p", &pid_file])?;
     other.wait_ready(START_LIMIT)?;
-    let server = bench.serve(&bench.config("auto"))?;
+    let server = bench.serve(&bench.config("generic"))?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     let position = server.log_position();
     other.stop(Signal::SIGKILL)?;
@@ -72,7 +88,7 @@ fn where_others_come_to_listen_the_program_goes_until_they_are_gone() -> Result<
     let position = server.log_position();
     bench.hypervisor.ip(&["link", "add", "top0", "link", BRIDGE, "type", "macvlan"])?;
     wait_line(&server, position, &["WARN", "without XDP", "top0, a device on top of it"])?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_none(), "{}", server.log());
+    ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none(), "{}", server.log());
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     bench.hypervisor.ip(&["link", "del", "top0"])?;
     wait_line(&server, position, &["INFO", BRIDGE, "attached now"])?;
@@ -83,8 +99,8 @@ fn where_others_come_to_listen_the_program_goes_until_they_are_gone() -> Result<
 #[test]
 fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
     let bench = Bench::new()?;
-    let server = bench.serve(&bench.config("auto"))?;
-    let before = xdp_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
+    let server = bench.serve(&bench.config("generic"))?;
+    let before = program_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
     let position = server.log_position();
     let detach = "bpftool link detach id $(bpftool link show | sed -n 's/^\\([0-9]*\\): xdp  prog PROGRAM.*/\\1/p')";
     let detach = detach.replace("PROGRAM", &before.id.to_string());
@@ -94,7 +110,7 @@ fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
     wait_line(&server, position, &["WARN", "without XDP", "taken off the interface by somebody else"])?;
     bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
     wait_line(&server, position, &["INFO", BRIDGE, "attached now"])?;
-    ensure!(xdp_on(&bench.hypervisor, BRIDGE)? == Some(before));
+    ensure!(program_on(&bench.hypervisor, BRIDGE)? == Some(before));
     Ok(())
 }
 
@@ -107,7 +123,7 @@ fn an_interface_that_moves_to_another_namespace_is_let_go() -> Result<()> {
     ip("link set guest9 up")?;
     ip("link set port9 up")?;
     let server = bench.serve(&Config { interface: "port9".to_owned(), ..bench.config("auto") })?;
-    let before = xdp_on(&bench.hypervisor, "port9")?.context("not attached")?;
+    let before = program_on(&bench.hypervisor, "port9")?.context("not attached")?;
     let position = server.log_position();
     ip("link set port9 netns guest1")?;
     wait_line(&server, position, &["ERROR", "port9", "gone"])?;
@@ -118,6 +134,6 @@ fn an_interface_that_moves_to_another_namespace_is_let_go() -> Result<()> {
     bench.guest.space().must("ip", &["link", "set", "port9", "netns", "1"]).context("back")?;
     ip("link set port9 up")?;
     wait_line(&server, position, &["INFO", "port9", "is there"])?;
-    ensure!(xdp_on(&bench.hypervisor, "port9")? == Some(before), "{}", server.log());
+    ensure!(program_on(&bench.hypervisor, "port9")? == Some(before), "{}", server.log());
     Ok(())
 }

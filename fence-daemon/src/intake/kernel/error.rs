@@ -1,0 +1,148 @@
+//! Why the kernel program is not loaded or not attached, and whose fault that is.
+
+use std::io;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+use fence_common::boundary::ABI_VERSION;
+
+use super::AttachedMode;
+use super::interface::{Occupant, Sharer};
+
+/// Why there is no program in the way of the datagrams. None of these is fatal: the socket serves without it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Ours, or a kernel that lacks something: the object or its maps could not be created.
+    #[error("the kernel program's object cannot be loaded")]
+    Object(#[source] Box<EbpfError>),
+    /// The administrator's: whoever started the daemon kept the right to use BPF from it.
+    #[error(
+        "BPF is not permitted here: it takes CAP_BPF and CAP_NET_ADMIN, and no container or security module that refuses it"
+    )]
+    NotPermitted(#[source] io::Error),
+    /// Ours: the object is not the one that belongs to this daemon.
+    #[error("the object has no {0}: it is not this daemon's kernel program")]
+    Missing(&'static str),
+    /// Ours: the object was built with another version of the boundary.
+    #[error(
+        "the kernel program speaks version {0} of the boundary, this daemon version {ABI_VERSION}: install both from one build"
+    )]
+    Abi(u32),
+    /// A map refused to be read or written.
+    #[error("the map {name} cannot be used")]
+    Map {
+        /// Which map.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// Ours, or the kernel's: its verifier finds something to say against the program.
+    #[error("the kernel refuses the program: {reason}")]
+    Refused {
+        /// The verifier's last words. The whole log goes to the debug messages.
+        reason: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The program cannot be used.
+    #[error("the kernel program cannot be used")]
+    Program(#[source] Box<ProgramError>),
+    /// The administrator's: no such interface.
+    #[error("there is no interface {interface:?}")]
+    NoInterface {
+        /// Its name as configured.
+        interface: String,
+    },
+    /// The administrator's: somebody else's XDP program is on the interface.
+    #[error("interface {interface} already has an XDP program: {occupant}")]
+    Occupied {
+        /// The interface's name.
+        interface: String,
+        /// Who is there.
+        occupant: Occupant,
+    },
+    /// The administrator's choice of an interface: what the program takes out there, others would miss.
+    #[error("what comes by interface {interface} is also for {sharer}")]
+    Shared {
+        /// The interface's name.
+        interface: String,
+        /// Who else gets it.
+        sharer: Sharer,
+    },
+    /// The kernel refuses the attachment.
+    #[error("the program cannot be attached to interface {interface} ({mode})")]
+    Attach {
+        /// The interface's name.
+        interface: String,
+        /// The mode that was refused last.
+        mode: AttachedMode,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is attached to that interface already.
+    #[error("the program is attached already")]
+    Attached,
+}
+
+/// The error that says what is missing, if somewhere below this one is the kernel's `EPERM`.
+pub(super) fn not_permitted(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
+    let mut causes = std::iter::successors(Some(error), |cause| cause.source());
+    let denied = causes.any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(nix::libc::EPERM))
+    });
+    denied.then(|| Error::NotPermitted(io::Error::from_raw_os_error(nix::libc::EPERM)))
+}
+
+/// What the kernel has against loading the program.
+pub(super) fn refused(error: ProgramError) -> Error {
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        return refused_by(io_error, &verifier_log.to_string());
+    }
+    not_permitted(&error).unwrap_or_else(|| Error::Program(Box::new(error)))
+}
+
+/// Why the program was not loaded. The verifier's log may have thousands of lines; the last ones say what it did not like.
+fn refused_by(io_error: io::Error, log: &str) -> Error {
+    let reason = last_words(log);
+    // Without CAP_PERFMON it refuses some arithmetic, by EACCES, as it does for anything else.
+    if io_error.raw_os_error() == Some(nix::libc::EPERM) || reason.ends_with("prohibited for !root") {
+        return Error::NotPermitted(io_error);
+    }
+    tracing::debug!("the verifier says: {log}");
+    Error::Refused { reason, source: io_error }
+}
+
+/// The last line of a verifier's log that is not statistics.
+fn last_words(log: &str) -> String {
+    let statistics = ["processed ", "verification time ", "stack depth "];
+    let mut lines = log.lines().map(str::trim).rev();
+    let line = lines.find(|line| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start)));
+    line.unwrap_or("it does not say why").chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifiers_last_words_are_one_line_without_statistics() {
+        let log = "0: R1=ctx()\n; a line of source\nR8 invalid mem access 'scalar'\nverification time 71 usec\nstack depth 16+0\nprocessed 137 insns (limit 1000000)\n\n";
+        assert_eq!(last_words(log), "R8 invalid mem access 'scalar'");
+        assert_eq!(last_words("processed 1 insns"), "it does not say why");
+        assert_eq!(last_words(&"x".repeat(1000)).len(), 200);
+    }
+
+    #[test]
+    fn a_missing_right_is_told_from_another_refusal() {
+        let refused = |errno, log| refused_by(io::Error::from_raw_os_error(errno), log);
+        let (eperm, eacces) = (nix::libc::EPERM, nix::libc::EACCES);
+        assert!(matches!(refused(eperm, ""), Error::NotPermitted(_)));
+        let log = "R8 pointer arithmetic with it prohibited for !root\nprocessed 137 insns";
+        assert!(matches!(refused(eacces, log), Error::NotPermitted(_)));
+        assert!(matches!(refused(eacces, "R8 is bad"), Error::Refused { reason, .. } if reason == "R8 is bad"));
+    }
+}
