@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Sub;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 use serde_json::Value;
 
 use crate::lab::{BRIDGE, Hypervisor};
+use crate::tools;
 
 /// The map with the counters.
 pub const COUNTERS_MAP: &str = "fence_counters";
@@ -104,6 +106,24 @@ fn named(hypervisor: &Hypervisor, id: u64) -> Result<Program> {
     let name = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &id.to_string()])?;
     let name = name.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     Ok(Program { id, name })
+}
+
+/// Puts somebody else's XDP program on an interface of the hypervisor: our own, loaded by `bpftool`. Nobody has configured it, so it passes
+/// everything. The program's number.
+///
+/// # Errors
+/// There is no object yet, or another program on the interface.
+pub fn occupy(hypervisor: &Hypervisor, interface: &str) -> Result<u64> {
+    let object = std::env::var_os("FENCE_EBPF_OBJECT")
+        .map_or_else(|| tools::workspace().join("target/bpf/fence-xdp.o"), PathBuf::from);
+    if !object.is_file() {
+        bail!("no BPF object at {}: run `cargo xtask build`", object.display());
+    }
+    let space = hypervisor.space();
+    space.must("bpftool", &["prog", "loadall", &object.to_string_lossy(), "/sys/fs/bpf/another"])?;
+    let program = "/sys/fs/bpf/another/fence_xdp";
+    space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", program, "dev", interface])?;
+    Ok(xdp_on(hypervisor, interface)?.context("not attached")?.id)
 }
 
 /// The counters of the program on the bridge.

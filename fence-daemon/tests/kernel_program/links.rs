@@ -9,7 +9,7 @@ use fence_daemon::intake::interface::Wanted;
 use fence_daemon::intake::kernel::Mode;
 use fence_daemon::intake::links::{Changes, Links};
 use fence_daemon::intake::listener::{Follower, Listener};
-use fence_daemon::intake::socket::RequestSocket;
+use fence_daemon::intake::socket::{RequestSocket, SocketError};
 
 use crate::attach::{route_multicast, tcx_on};
 use crate::bench::{RULES, in_namespace, ip, key, load};
@@ -95,6 +95,17 @@ fn an_overflow_makes_everything_doubtful_and_the_listening_goes_on() {
     });
 }
 
+/// The socket. What another test starts meanwhile may hold the one before for a moment longer, until it is a program of its own.
+fn open_socket() -> RequestSocket {
+    let mut tries = 0..1000;
+    loop {
+        match RequestSocket::open(GROUP, DEFAULT_PORT, RULES, Some(key())) {
+            Err(SocketError::PortTaken(..)) if tries.next().is_some() => std::thread::sleep(Duration::from_millis(10)),
+            result => return result.unwrap(),
+        }
+    }
+}
+
 /// The listener on its interface, as the daemon has it; without the kernel's messages it takes a little longer.
 #[test]
 fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messages() {
@@ -103,7 +114,7 @@ fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messag
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             for messages in [true, false] {
-                let socket = Arc::new(RequestSocket::open(GROUP, DEFAULT_PORT, RULES, Some(key())).unwrap());
+                let socket = Arc::new(open_socket());
                 let links = if messages { Links::open(GROUP).unwrap() } else { Links::by_looking() };
                 let program = Some((load(), Mode::Auto));
                 let mut listener = Listener::new(Wanted::Named("virbr0".to_owned()), Arc::clone(&socket), program);
@@ -133,7 +144,7 @@ fn while_multicast_is_routed_from_the_bridge_the_program_is_off() {
     in_namespace(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            let socket = Arc::new(RequestSocket::open(GROUP, DEFAULT_PORT, RULES, Some(key())).unwrap());
+            let socket = Arc::new(open_socket());
             let program = Some((load(), Mode::Auto));
             let listener = Listener::new(Wanted::Named("virbr0".to_owned()), socket, program);
             let mut follower = Follower::start(listener, Links::open(GROUP).unwrap());

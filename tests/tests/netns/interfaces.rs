@@ -2,6 +2,7 @@
 
 mod beginning;
 mod company;
+mod several;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;

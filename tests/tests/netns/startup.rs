@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::program_on;
+use fence_tests::kernel::{occupy, program_on};
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::poll_until;
 use fence_tests::server::{Config, START_LIMIT, Server, Which};
@@ -104,20 +104,10 @@ fn it_is_ready_before_the_program_is_loaded_and_says_when_that_serves() -> Resul
 #[test]
 fn beside_another_xdp_program_it_serves_through_the_socket_and_says_so() -> Result<()> {
     let bench = Bench::new()?;
-    // Our own program, loaded by bpftool: nobody configured it, so it passes everything.
-    let object = std::env::var_os("FENCE_EBPF_OBJECT")
-        .map_or_else(|| tools::workspace().join("target/bpf/fence-xdp.o"), PathBuf::from);
-    if !object.is_file() {
-        bail!("no BPF object at {}: run `cargo xtask build`", object.display());
-    }
-    let object = object.to_string_lossy();
-    let space = bench.hypervisor.space();
-    space.must("bpftool", &["prog", "load", &object, "/sys/fs/bpf/another", "type", "xdp"])?;
-    space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", "/sys/fs/bpf/another", "dev", BRIDGE])?;
-    let another = program_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
-
+    let another = occupy(&bench.hypervisor, BRIDGE)?;
     let server = bench.serve(&bench.config("generic"))?;
-    ensure!(program_on(&bench.hypervisor, BRIDGE)? == Some(another), "the other program must stay");
+    let program = program_on(&bench.hypervisor, BRIDGE)?;
+    ensure!(program.is_some_and(|program| program.id == another), "the other program must stay");
     ensure!(server.log().contains("without XDP"), "it does not say so: {}", server.log());
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     Ok(())

@@ -10,12 +10,14 @@ use crate::program::{object_path, require_root};
 const SCRIPT: &str = r#"
 set -eu
 mount -t bpf none /mnt
-bpftool prog load "$1" /mnt/program pinmaps /mnt/maps
-bpftool prog show pinned /mnt/program
+bpftool prog loadall "$1" /mnt/programs pinmaps /mnt/maps
+bpftool prog show pinned /mnt/programs/fence_xdp
+bpftool prog show pinned /mnt/programs/fence_tc
 bpftool map show pinned /mnt/maps/fence_requests
 bpftool map dump pinned /mnt/maps/fence_counters
 bpftool map dump pinned /mnt/maps/fence_config
-bpftool prog dump xlated pinned /mnt/program linum
+bpftool prog dump xlated pinned /mnt/programs/fence_xdp linum
+bpftool prog dump xlated pinned /mnt/programs/fence_tc linum
 "#;
 
 #[test]
@@ -30,7 +32,9 @@ fn bpftool_loads_the_object_and_shows_counters_by_name() {
         .expect("unshare runs. Remedy: apt-get install util-linux");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "bpftool refuses (is it there? `apt-get install bpftool`): {stderr}");
-    assert!(stdout.contains("name fence_xdp"), "{stdout}");
+    for program in ["xdp  name fence_xdp", "sched_cls  name fence_tc"] {
+        assert!(stdout.contains(program), "{stdout}");
+    }
     assert!(stdout.contains("ringbuf  name fence_requests"), "{stdout}");
     // The instructions' lines of source, in the program itself and in what it calls.
     for file in ["fence-ebpf/src/main.rs", "fence-common/src/compress.rs"] {

@@ -145,7 +145,7 @@ fn systemd_is_told_what_is_waited_for_and_not_that_it_is_ready() -> Result<()> {
     ensure!(!listen("READY=1", A_WHILE)?, "{}", server.log());
     start_network(&bench)?;
     ensure!(listen("READY=1", START_LIMIT)?, "{}", server.log());
-    ensure!(listen("STATUS=serving virbr0 (xdp generic)", NOTICE)?, "{}", server.log());
+    ensure!(listen("STATUS=serving virbr0 (tcx)", NOTICE)?, "{}", server.log());
     bench.hypervisor.delete_bridge()?;
     told.clear();
     let gone = poll_until("the status", NOTICE, || {
@@ -187,7 +187,8 @@ fn without_a_configured_interface_all_that_come_are_listened_on() -> Result<()> 
     ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
     start_network(&bench)?;
     server.wait_ready(START_LIMIT)?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    server.wait_settled(START_LIMIT)?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
 
     let position = server.log_position();
     let ip = |arguments: &str| bench.hypervisor.ip(&arguments.split(' ').collect::<Vec<_>>()).map(drop);
@@ -203,6 +204,6 @@ fn without_a_configured_interface_all_that_come_are_listened_on() -> Result<()> 
     wait_line(&server, position, &["ERROR", "the last interface is gone"])?;
     start_network(&bench)?;
     wait_line(&server, position, &["INFO", BRIDGE, "is there"])?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
     Ok(())
 }

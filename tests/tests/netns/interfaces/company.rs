@@ -1,35 +1,19 @@
 //! Others on the interface: they are left alone while they are there, and the program takes over when they go.
 
-use std::path::PathBuf;
-
-use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::{Program, program_on, tcx_on, xdp_on};
+use anyhow::{Context, Result, ensure};
+use fence_tests::kernel::{Program, occupy, program_on, tcx_on, xdp_on};
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::poll_until;
 use fence_tests::server::{Config, START_LIMIT, Server, Which};
-use fence_tests::tools;
 use nix::sys::signal::Signal;
 
 use super::{NOTICE, wait_line};
 use crate::bench::Bench;
 
-/// Puts our own program, loaded by bpftool, on the bridge: nobody configured it, so it passes everything.
-fn occupy(bench: &Bench) -> Result<u64> {
-    let object = std::env::var_os("FENCE_EBPF_OBJECT")
-        .map_or_else(|| tools::workspace().join("target/bpf/fence-xdp.o"), PathBuf::from);
-    if !object.is_file() {
-        bail!("no BPF object at {}: run `cargo xtask build`", object.display());
-    }
-    let space = bench.hypervisor.space();
-    space.must("bpftool", &["prog", "load", &object.to_string_lossy(), "/sys/fs/bpf/another", "type", "xdp"])?;
-    space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", "/sys/fs/bpf/another", "dev", BRIDGE])?;
-    Ok(program_on(&bench.hypervisor, BRIDGE)?.context("not attached")?.id)
-}
-
 #[test]
 fn where_another_program_leaves_ours_takes_over() -> Result<()> {
     let bench = Bench::new()?;
-    let another = occupy(&bench)?;
+    let another = occupy(&bench.hypervisor, BRIDGE)?;
     let server = bench.serve(&bench.config("generic"))?;
     ensure!(server.log().contains("already has an XDP program: fence_xdp (id "), "{}", server.log());
     ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
@@ -51,7 +35,7 @@ fn where_another_program_leaves_ours_takes_over() -> Result<()> {
 #[test]
 fn tcx_serves_beside_another_xdp_program() -> Result<()> {
     let bench = Bench::new()?;
-    let another = occupy(&bench)?;
+    let another = occupy(&bench.hypervisor, BRIDGE)?;
     for attach in ["auto", "tcx"] {
         let server = bench.serve(&bench.config(attach))?;
         bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
