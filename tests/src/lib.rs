@@ -19,10 +19,12 @@
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot, an [`archive`], and [`debian`]'s kernels.
 //! * [`bench`](mod@bench): this server and stock's measured beside each other.
+//! * [`pump`]: bytes through TCP from one place to another; [`bystanders`]: what the kernel program costs them.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
 pub mod archive;
 pub mod bench;
+pub mod bystanders;
 pub mod client;
 pub mod container;
 pub mod debian;
@@ -40,6 +42,7 @@ pub mod observer;
 pub mod packaged;
 pub mod peer;
 pub mod process;
+pub mod pump;
 pub mod qemu;
 pub mod server;
 pub mod shield;

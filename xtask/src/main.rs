@@ -59,7 +59,7 @@ enum Task {
         #[arg(last = true)]
         filter: Vec<String>,
     },
-    /// Measure the daemon beside stock's fence_virtd, or the kernel program, and write it down in docs
+    /// Measure the daemon beside stock's fence_virtd, or what the kernel program costs, and write a page of docs
     Bench(bench::Options),
     /// Look for inputs that break a parser, or on which kernel and user space differ
     Fuzz(fuzz::Options),

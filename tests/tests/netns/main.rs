@@ -6,6 +6,7 @@
 
 mod bad_requests;
 mod bench;
+mod bystanders;
 mod configure;
 mod interfaces;
 mod lab;

@@ -1,0 +1,109 @@
+//! Bytes pumped through TCP from one place of a lab to another: what bystanders of the daemon do with its network.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::lab::Space;
+
+/// How long a connection may say nothing before it counts as dead.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// How much is handed to the kernel at once.
+const PIECE: usize = 256 * 1024;
+
+/// A connection between two places: the end that sends, and the end that receives.
+#[derive(Debug)]
+struct Pipe {
+    sender: TcpStream,
+    receiver: TcpStream,
+}
+
+impl Pipe {
+    /// `address` is one of the receiver's.
+    fn lay(from: &Space, to: &Space, address: IpAddr) -> Result<Self> {
+        let listener = to.in_network(|| TcpListener::bind((address, 0)).context("a place to receive at"))?;
+        let at: SocketAddr = listener.local_addr()?;
+        let connected = from.in_network(|| TcpStream::connect_timeout(&at, SILENCE).context("no connection"));
+        let sender = connected.with_context(|| format!("to {at}"))?;
+        let (receiver, _) = listener.accept()?;
+        for end in [&sender, &receiver] {
+            end.set_read_timeout(Some(SILENCE))?;
+            end.set_write_timeout(Some(SILENCE))?;
+        }
+        Ok(Self { sender, receiver })
+    }
+}
+
+/// Sends a file and compares what comes with what was sent, byte by byte.
+///
+/// # Errors
+/// Something else came, or not all of it, or there is no way.
+pub fn transfer(from: &Space, to: &Space, address: IpAddr, file: &[u8]) -> Result<()> {
+    let Pipe { mut sender, mut receiver } = Pipe::lay(from, to, address)?;
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(move || sender.write_all(file).context("sending"));
+        let mut buffer = vec![0; PIECE];
+        let mut rest = file;
+        loop {
+            let len = receiver.read(&mut buffer).context("receiving")?;
+            let Some((piece, after)) = rest.split_at_checked(len) else {
+                return Err(anyhow!("more came than was sent"));
+            };
+            ensure!(
+                buffer.get(..len) == Some(piece),
+                "something else came than was sent, {} bytes before the end",
+                rest.len()
+            );
+            rest = after;
+            if len == 0 {
+                break;
+            }
+        }
+        sending.join().map_err(|_| anyhow!("the sender panicked"))??;
+        ensure!(rest.is_empty(), "{} bytes did not come", rest.len());
+        Ok(())
+    })
+}
+
+/// Sends as much as there is room for, for as long; what was received, in bytes per second.
+///
+/// # Errors
+/// There is no way, or it broke.
+pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> Result<f64> {
+    let Pipe { mut sender, mut receiver } = Pipe::lay(from, to, address)?;
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(move || -> Result<()> {
+            let piece = vec![0x5a; PIECE];
+            let end = Instant::now() + long;
+            while Instant::now() < end {
+                sender.write_all(&piece).context("sending")?;
+            }
+            Ok(())
+        });
+        let mut buffer = vec![0; PIECE];
+        let (begin, mut received) = (Instant::now(), 0.0);
+        loop {
+            match receiver.read(&mut buffer).context("receiving")? {
+                0 => break,
+                #[allow(clippy::cast_precision_loss, reason = "at most 256 KiB")]
+                len => received += len as f64,
+            }
+        }
+        let took = begin.elapsed();
+        sending.join().map_err(|_| anyhow!("the sender panicked"))??;
+        Ok(received / took.as_secs_f64())
+    })
+}
+
+/// `len` bytes that no compression and no repetition of frames could be mistaken for.
+///
+/// # Errors
+/// The kernel has none.
+pub fn random_file(len: usize) -> Result<Vec<u8>> {
+    let mut file = vec![0; len];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut file)?;
+    Ok(file)
+}

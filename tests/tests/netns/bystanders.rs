@@ -1,0 +1,59 @@
+//! Those who have nothing to do with fencing: a file goes through TCP unharmed, in large frames and small ones, with the program on the
+//! interface in every way, and guests are served meanwhile.
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::bystanders::{Direction, Frames, Ground, Road, Way};
+use fence_tests::client::Client;
+use fence_tests::pump;
+use fence_tests::server::Which;
+
+use crate::bench::DOMAIN;
+
+/// Long enough for every size of window and every way of cutting it up.
+const FILE: usize = 64 * 1024 * 1024;
+
+fn passes(road: Road, way: Way) -> Result<()> {
+    let ground = Ground::new()?;
+    let file = pump::random_file(FILE)?;
+    let server = ground.serve(&Which::ours()?, road, way)?.context("no server")?;
+    for frames in Frames::ALL {
+        ground.set(road, frames)?;
+        for direction in [Direction::ToHost, Direction::ToGuest] {
+            let what = format!("{}, {frames:?}, {direction:?}", way.name());
+            let (from, to, address) = ground.ends(road, direction);
+            let before = ground.received(road)?;
+            pump::transfer(from, to, address, &file).with_context(|| what.clone())?;
+            let after = ground.received(road)?;
+            ensure!(ground.wrong_checksums()? == 0, "{what}: wrong checksums");
+            if direction == Direction::ToHost && way != Way::Native {
+                // That it was tried what is meant to be tried: how large the frames were, as the program saw them.
+                let mean = (after[1] - before[1]) / (after[0] - before[0]).max(1);
+                let whole = u64::from(frames.mtu) + 14;
+                ensure!((mean > whole) == frames.joined, "{what}: {mean} bytes a frame");
+                ensure!(frames.joined || mean > whole / 2, "{what}: {mean} bytes a frame");
+            }
+        }
+        // And the program is not there for nothing.
+        let position = server.log_position();
+        let client = Client::new("status", ground.key()).domain(DOMAIN).retransmit(2);
+        let answer = client.run(ground.guest(road).space())?;
+        ensure!(answer.code == Some(0), "{}, {frames:?}: {answer:?}: {}", way.name(), server.log());
+        ensure!(server.next_fence(position)?.get("via") == Some("xdp"), "{}", server.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_passes_the_bridge_with_tcx() -> Result<()> {
+    passes(Road::Bridge, Way::Tcx)
+}
+
+#[test]
+fn a_file_passes_the_bridge_with_generic_xdp() -> Result<()> {
+    passes(Road::Bridge, Way::Generic)
+}
+
+#[test]
+fn a_file_passes_a_cable_with_native_xdp() -> Result<()> {
+    passes(Road::Cable, Way::Native)
+}
