@@ -30,7 +30,7 @@ use zerocopy::IntoBytes;
 use crate::packet::{Frame, SkbFrame, XdpFrame};
 
 /// The XDP program. Its name is that of [`fence_common::boundary::name::XDP`].
-#[xdp]
+#[xdp(frags)]
 fn fence_xdp(context: XdpContext) -> u32 {
     let Some(config) = config() else { return XDP_PASS };
     match act(&XdpFrame::new(&context), config) {

@@ -48,7 +48,8 @@ macro_rules! packet {
     };
 }
 
-/// The bytes between `data` and `data_end`: an XDP program sees whole frames.
+/// The bytes between `data` and `data_end`. Of a frame in several pieces (MTUs above 3 KiB) that is the first one, which holds more than a request
+/// is long; a frame that should be longer than it counts as malformed, and is passed.
 pub(crate) struct XdpFrame<'c>(&'c XdpContext);
 
 impl<'c> XdpFrame<'c> {

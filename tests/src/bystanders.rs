@@ -11,7 +11,7 @@ use crate::bench::machine::Fact;
 use crate::bench::stats::{Sample, Samples, three};
 use crate::kernel::{tcx_on, xdp_on};
 use crate::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor, Space};
-use crate::pump;
+use crate::pump::{self, Flow};
 use crate::server::{Config, START_LIMIT, Server, Which};
 
 /// The host's end of a cable to a guest, without a bridge.
@@ -237,8 +237,20 @@ pub struct Row {
     road: Road,
     frames: Frames,
     direction: Direction,
-    /// Bytes per second, and what part of the same round's yardstick that is, for each [`Way::on`] the road.
-    ways: Vec<(Way, Samples, Samples)>,
+    /// One for each [`Way::on`] the road.
+    cells: Vec<Cell>,
+}
+
+/// What was measured of one way.
+#[derive(Debug)]
+struct Cell {
+    way: Way,
+    /// Bytes per second.
+    speeds: Samples,
+    /// What part of the same round's yardstick that is.
+    ratios: Samples,
+    /// The same of bytes per second of processor time.
+    cpu_ratios: Samples,
 }
 
 /// Measures in rounds, in which each way has its turn, with another one first each time.
@@ -255,7 +267,6 @@ pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Vec<Row>
             let mut results = Vec::new();
             for turn in 0..ways.len() {
                 let Some(way) = ways.get((turn + round) % ways.len()) else { continue };
-                // Native XDP on a veth device refuses large MTUs unless the program says that it can handle frames in pieces.
                 ground.set(road, Frames { mtu: 1500, joined: true })?;
                 let server = ground.serve(daemon, road, *way)?;
                 for frames in Frames::ALL {
@@ -274,24 +285,30 @@ pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Vec<Row>
 }
 
 /// Adds a round's results on a road to the rows.
-fn collect(rows: &mut Vec<Row>, road: Road, results: &[(Way, Frames, Direction, f64)]) {
+fn collect(rows: &mut Vec<Row>, road: Road, results: &[(Way, Frames, Direction, Flow)]) {
     for frames in Frames::ALL {
         for direction in [Direction::ToHost, Direction::ToGuest] {
             let of = |way: Way| {
                 let found = results.iter().find(|(by, with, to, _)| (*by, *with, *to) == (way, frames, direction));
-                found.map(|(.., speed)| *speed)
+                found.map(|(.., flow)| *flow)
             };
             let Some(yardstick) = of(Way::None) else { continue };
             let same = |row: &&mut Row| (row.road, row.frames, row.direction) == (road, frames, direction);
             if rows.iter_mut().find(same).is_none() {
-                let ways = Way::on(road).iter().map(|way| (*way, Samples::default(), Samples::default())).collect();
-                rows.push(Row { road, frames, direction, ways });
+                let empty = |way: &Way| Cell {
+                    way: *way,
+                    speeds: Samples::default(),
+                    ratios: Samples::default(),
+                    cpu_ratios: Samples::default(),
+                };
+                rows.push(Row { road, frames, direction, cells: Way::on(road).iter().map(empty).collect() });
             }
-            for (way, speeds, ratios) in rows.iter_mut().find(same).map(|row| &mut row.ways).into_iter().flatten() {
-                if let Some(speed) = of(*way) {
+            for cell in rows.iter_mut().find(same).map(|row| &mut row.cells).into_iter().flatten() {
+                if let Some(flow) = of(cell.way) {
                     let sample = |value| Sample { value, at_least: false };
-                    speeds.push(sample(speed));
-                    ratios.push(sample(speed / yardstick));
+                    cell.speeds.push(sample(flow.per_second));
+                    cell.ratios.push(sample(flow.per_second / yardstick.per_second));
+                    cell.cpu_ratios.push(sample(flow.per_cpu_second / yardstick.per_cpu_second));
                 }
             }
         }
@@ -314,14 +331,14 @@ pub fn table(rows: &[Row], road: Road) -> String {
             Direction::ToGuest => "host, guest",
         };
         let _ = write!(text, "| {} | {direction} |", row.frames.name());
-        for (way, speeds, ratios) in &row.ways {
-            let show = |samples: &Samples, factor: f64| {
-                samples.median().map_or_else(|| "–".to_owned(), |sample| three(sample.value * factor))
-            };
-            let speed = show(speeds, 8e-9);
+        for Cell { way, speeds, ratios, cpu_ratios } in &row.cells {
+            let median = |samples: &Samples| samples.median().map_or(f64::NAN, |sample| sample.value);
+            let speed = three(median(speeds) * 8e-9);
             let _ = match way {
                 Way::None => write!(text, " {speed} Gbit/s |"),
-                Way::Tcx | Way::Generic | Way::Native => write!(text, " {speed} Gbit/s, **{}** |", show(ratios, 1.0)),
+                Way::Tcx | Way::Generic | Way::Native => {
+                    write!(text, " {speed} Gbit/s, {:.2}, **{:.2}** |", median(ratios), median(cpu_ratios))
+                }
             };
         }
         text.push('\n');
@@ -335,9 +352,10 @@ pub fn page(rows: &[Row], facts: &[Fact], rounds: usize, long: Duration) -> Stri
     let mut text = format!(
         "# What the kernel program costs others\n\n\
          Made by `cargo xtask bench bystanders`. TCP between a guest (a network namespace) and the host, with the program on the host's interface, \
-         against the same without any program. Medians of {rounds} rounds, in each of which every way has its turn of {} s; the ratio (bold) is the \
-         median of each round's own, 1 is \"costs nothing\". Sender and receiver share the processors with all that the kernel does, so these are \
-         ratios of what everything together costs.\n\n",
+         against the same without any program. Medians of {rounds} rounds, in each of which every way has its turn of {} s. Behind the speed stand two \
+         ratios, each the median of the rounds' own: of the bytes per second to those without a program, and, in bold, of the bytes per second of \
+         processor time, which depends less on what else the machine does. 1 is \"costs nothing\". Sender, receiver and kernel share the processors, so \
+         these are ratios of what everything together costs.\n\n",
         long.as_secs_f64()
     );
     for fact in facts {

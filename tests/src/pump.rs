@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::lab::Space;
 
@@ -68,11 +69,21 @@ pub fn transfer(from: &Space, to: &Space, address: IpAddr, file: &[u8]) -> Resul
     })
 }
 
-/// Sends as much as there is room for, for as long; what was received, in bytes per second.
+/// How many bytes came.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Flow {
+    /// For each second that went by.
+    pub per_second: f64,
+    /// For each second that this process had a processor for it: sender, receiver, and what the kernel did on their time, which is the whole way
+    /// between namespaces. What else runs on the machine counts for less here.
+    pub per_cpu_second: f64,
+}
+
+/// Sends as much as there is room for, for as long.
 ///
 /// # Errors
 /// There is no way, or it broke.
-pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> Result<f64> {
+pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> Result<Flow> {
     let Pipe { mut sender, mut receiver } = Pipe::lay(from, to, address)?;
     std::thread::scope(|scope| {
         let sending = scope.spawn(move || -> Result<()> {
@@ -84,7 +95,7 @@ pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> 
             Ok(())
         });
         let mut buffer = vec![0; PIECE];
-        let (begin, mut received) = (Instant::now(), 0.0);
+        let (begin, cpu, mut received) = (Instant::now(), cpu_time()?, 0.0);
         loop {
             match receiver.read(&mut buffer).context("receiving")? {
                 0 => break,
@@ -94,8 +105,14 @@ pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> 
         }
         let took = begin.elapsed();
         sending.join().map_err(|_| anyhow!("the sender panicked"))??;
-        Ok(received / took.as_secs_f64())
+        let cpu = cpu_time()?.saturating_sub(cpu);
+        Ok(Flow { per_second: received / took.as_secs_f64(), per_cpu_second: received / cpu.as_secs_f64() })
     })
+}
+
+/// The processor time that this process has had.
+fn cpu_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
 
 /// `len` bytes that no compression and no repetition of frames could be mistaken for.

@@ -24,15 +24,18 @@ mod error;
 mod interface;
 mod keys;
 mod memory;
+mod object;
 mod oldest;
 
 pub use error::Error;
 pub use interface::{Occupant, Sharer};
 pub use keys::KeyMap;
 pub use memory::Memory;
+pub use object::in_one_piece;
 pub use oldest::OLDEST;
 
 use error::{not_permitted, refused};
+use object::for_this_kernel;
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,11 +143,10 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`] or [`Error::Map`]: nothing is loaded then.
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
-        // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
-        let aligned = object.to_vec();
+        let object = for_this_kernel(object);
         let ebpf = EbpfLoader::new()
             .btf(None)
-            .load(&aligned)
+            .load(&object)
             .map_err(|error| not_permitted(&error).unwrap_or_else(|| Error::Object(Box::new(error))))?;
         let mut loading = Loading(ebpf);
         loading.check_abi()?;
