@@ -15,4 +15,6 @@ mod frames;
 #[cfg(test)]
 mod links;
 #[cfg(test)]
+mod pieces;
+#[cfg(test)]
 mod two_ways;
