@@ -13,7 +13,7 @@ use proptest::test_runner::{Config as Proptest, TestRunner};
 use zerocopy::IntoBytes as _;
 
 use crate::frames::*;
-use crate::program::{Program, SHORTEST, listener};
+use crate::program::{Form, Program, SHORTEST, listener};
 
 /// A change to a good frame.
 #[derive(Clone, Debug)]
@@ -67,7 +67,13 @@ fn mutate(frame: &mut Vec<u8>, mutation: &Mutation) {
 
 #[test]
 fn kernel_and_user_space_agree_on_mutated_frames() {
-    let program = RefCell::new(Program::load(&listener(HashKind::Sha256, true), Some(&key())));
+    for form in Form::ALL {
+        agree(form);
+    }
+}
+
+fn agree(form: Form) {
+    let program = RefCell::new(Program::load_as(form, &listener(HashKind::Sha256, true), Some(&key())));
     let tags = vec![UNTAGGED, UNTAGGED, tagged(0), tagged(9), double_tagged(0, 1)];
     let strategy = (
         (any::<bool>(), select(tags), select(HashKind::ALL.to_vec()), 0..=6_u8),
@@ -95,6 +101,7 @@ fn kernel_and_user_space_agree_on_mutated_frames() {
                 mutate(&mut frame, mutation);
             }
         }
+        frame.resize(frame.len().max(form.shortest()), 0);
         let mut program = program.borrow_mut();
         program.configure(Config::new(&listener(minimum, strict)));
         let expected = program.user_space(&frame);
@@ -105,7 +112,7 @@ fn kernel_and_user_space_agree_on_mutated_frames() {
         Ok(())
     });
     if let Err(error) = result {
-        panic!("{error}");
+        panic!("{form:?}: {error}");
     }
     // The cases must not all be of one kind, or the agreement says nothing.
     let seen = seen.into_inner();
@@ -122,7 +129,7 @@ fn kernel_and_user_space_agree_on_mutated_frames() {
         Verdict::Source,
         Verdict::Address,
     ] {
-        assert!(seen.contains_key(&verdict), "no case came to {verdict:?}: {seen:?}");
+        assert!(seen.contains_key(&verdict), "{form:?}: no case came to {verdict:?}: {seen:?}");
     }
 }
 

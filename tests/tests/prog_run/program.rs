@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use fence_common::admit::Rules;
 use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, KEY_SLOTS, Listener, Workspace, empty_slot, name};
 use fence_common::digest::{KeySlot, PreparedKey};
@@ -23,6 +23,38 @@ use zerocopy::FromZeros as _;
 /// From <linux/bpf.h>.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
+const TCX_DROP: u32 = 2;
+const TCX_NEXT: u32 = u32::MAX;
+
+/// Which of the two programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Xdp,
+    Tc,
+}
+
+impl Form {
+    pub(crate) const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
+
+    /// The shortest frame that the kernel's test run takes: with an Ethernet header, and before tc programs with the whole IP header that this
+    /// announces.
+    pub(crate) fn shortest(self) -> usize {
+        match self {
+            Self::Xdp => SHORTEST,
+            Self::Tc => SHORTEST + 40,
+        }
+    }
+
+    /// What it answers to a verdict.
+    fn answer(self, action: Action) -> u32 {
+        match (self, action) {
+            (Self::Xdp, Action::Deliver | Action::Drop) => XDP_DROP,
+            (Self::Xdp, Action::Pass) => XDP_PASS,
+            (Self::Tc, Action::Deliver | Action::Drop) => TCX_DROP,
+            (Self::Tc, Action::Pass) => TCX_NEXT,
+        }
+    }
+}
 
 /// The kernel's test run refuses frames without a whole Ethernet header.
 pub(crate) const SHORTEST: usize = 14;
@@ -79,6 +111,7 @@ pub(crate) fn now() -> u64 {
 
 /// One loaded copy of the program.
 pub(crate) struct Program {
+    form: Form,
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
     config: Config,
@@ -88,17 +121,33 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Loads a copy and fills its maps.
+    /// Loads a copy of the XDP program and fills its maps.
     pub(crate) fn load(listener: &Listener, key: Option<&Key>) -> Self {
+        Self::load_as(Form::Xdp, listener, key)
+    }
+
+    /// Loads a copy of either program and fills its maps.
+    pub(crate) fn load_as(form: Form, listener: &Listener, key: Option<&Key>) -> Self {
         require_root();
         let path = object_path();
         let object = std::fs::read(&path)
             .unwrap_or_else(|error| panic!("{}: {error}. Remedy: `cargo xtask build`", path.display()));
         let mut ebpf = Ebpf::load(&object).expect("the object and its maps");
-        let xdp: &mut Xdp = ebpf.program_mut(name::XDP).expect("the program").try_into().expect("an XDP program");
-        xdp.load().expect("the verifier accepts the program");
+        match form {
+            Form::Xdp => {
+                let xdp: &mut Xdp =
+                    ebpf.program_mut(name::XDP).expect("the program").try_into().expect("an XDP program");
+                xdp.load().expect("the verifier accepts the program");
+            }
+            Form::Tc => {
+                let tc = ebpf.program_mut(name::TC).expect("the program");
+                let tc: &mut SchedClassifier = tc.try_into().expect("a tc program");
+                tc.load().expect("the verifier accepts the program");
+            }
+        }
         let ring = RingBuf::try_from(ebpf.take_map(name::REQUESTS).expect("the ring")).expect("a ring buffer");
         let mut program = Self {
+            form,
             ebpf,
             ring,
             config: Config::new(listener),
@@ -262,9 +311,19 @@ impl Program {
     pub(crate) fn run(&self, frame: &[u8]) -> Verdict {
         let before = self.counters();
         let in_use = self.in_use();
-        let xdp: &Xdp = self.ebpf.program(name::XDP).expect("the program").try_into().expect("an XDP program");
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
-        let answer = xdp.test_run(options).expect("a test run").return_value;
+        let answer = match self.form {
+            Form::Xdp => {
+                let xdp: &Xdp = self.ebpf.program(name::XDP).expect("the program").try_into().expect("an XDP program");
+                xdp.test_run(options)
+            }
+            Form::Tc => {
+                let tc = self.ebpf.program(name::TC).expect("the program");
+                let tc: &SchedClassifier = tc.try_into().expect("a tc program");
+                tc.test_run(options)
+            }
+        };
+        let answer = answer.expect("a test run").return_value;
         let after = self.counters();
         assert_eq!(self.in_use(), in_use, "the working memory is given back by who took it");
 
@@ -278,10 +337,7 @@ impl Program {
             }
         };
         assert!(moved.next().is_none(), "more than one counter moved");
-        let expected = match verdict.action() {
-            Action::Deliver | Action::Drop => XDP_DROP,
-            Action::Pass => XDP_PASS,
-        };
+        let expected = self.form.answer(verdict.action());
         assert_eq!(answer, expected, "the answer to {verdict:?}");
         verdict
     }
