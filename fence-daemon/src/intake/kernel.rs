@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
@@ -314,11 +314,12 @@ impl KernelProgram {
     /// The program's number in the kernel, as `bpftool prog show id` wants it, in the form that is attached in this way; once the kernel has it.
     #[must_use]
     pub fn id(&self, mode: AttachedMode) -> Option<u32> {
-        match self.object.program(mode.program())? {
-            Program::Xdp(xdp) => xdp.info().ok().map(|info| info.id()),
-            Program::SchedClassifier(tc) => tc.info().ok().map(|info| info.id()),
-            _ => None,
-        }
+        let program = self.object.program(mode.program())?;
+        let info = match mode {
+            AttachedMode::Native | AttachedMode::Generic => <&Xdp>::try_from(program).ok()?.info(),
+            AttachedMode::Tcx => <&SchedClassifier>::try_from(program).ok()?.info(),
+        };
+        info.ok().map(|info| info.id())
     }
 }
 

@@ -1,6 +1,5 @@
 //! Starts that cannot be, and starts into a degraded mode: one clear word about it, never a panic, never silence.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
