@@ -95,6 +95,20 @@ fn several_interfaces_have_a_link_each() {
     });
 }
 
+/// Whoever has taken the ring buffer may be gone, and his descriptor's number be somebody else's.
+#[test]
+fn a_form_that_is_loaded_late_finds_its_maps() {
+    in_namespace(|| {
+        let mut program = load();
+        drop(program.take_ring().unwrap().unwrap());
+        let _others: Vec<_> = (0..20).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        for mode in [Mode::Tcx, Mode::Generic] {
+            program.attach("virbr0", mode).unwrap();
+            program.detach(number_of("virbr0"));
+        }
+    });
+}
+
 /// The maps stay, and with them what was counted; the interface that comes may have the number of the one that went.
 #[test]
 fn where_its_interface_was_deleted_it_can_be_attached_to_the_next() {
