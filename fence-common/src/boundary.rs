@@ -21,6 +21,8 @@ pub const ABI_VERSION: u32 = 2;
 pub mod name {
     /// The XDP program.
     pub const XDP: &str = "fence_xdp";
+    /// The XDP program that takes frames in several pieces: for drivers.
+    pub const XDP_FRAGS: &str = "fence_xdp_frags";
     /// The tc program: the same judgement, attached by tcx.
     pub const TC: &str = "fence_tc";
     /// Array of one [`Config`](super::Config).
@@ -275,6 +277,7 @@ mod tests {
     fn the_kernel_keeps_the_names_whole() {
         for name in [
             name::XDP,
+            name::XDP_FRAGS,
             name::TC,
             name::CONFIG,
             name::KEYS,

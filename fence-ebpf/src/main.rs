@@ -29,11 +29,24 @@ use zerocopy::IntoBytes;
 
 use crate::packet::{Frame, SkbFrame, XdpFrame};
 
-/// The XDP program. Its name is that of [`fence_common::boundary::name::XDP`].
-#[xdp(frags)]
+/// The XDP program, for generic XDP and for old kernels. Its name is that of [`fence_common::boundary::name::XDP`].
+#[xdp]
 fn fence_xdp(context: XdpContext) -> u32 {
+    on_xdp(&context)
+}
+
+/// The same for drivers: it says that it takes frames in several pieces, as else a driver has to keep the MTU small. Not for generic XDP: the copy that
+/// the kernel makes for it there has no length of the Ethernet header, and tc programs behind it would see frames without one. Its name is
+/// that of [`fence_common::boundary::name::XDP_FRAGS`].
+#[xdp(frags)]
+fn fence_xdp_frags(context: XdpContext) -> u32 {
+    on_xdp(&context)
+}
+
+#[inline(always)]
+fn on_xdp(context: &XdpContext) -> u32 {
     let Some(config) = config() else { return XDP_PASS };
-    match act(&XdpFrame::new(&context), config) {
+    match act(&XdpFrame::new(context), config) {
         // Consumed: the daemon answers it from the ring buffer, the socket must not see it as well.
         Action::Deliver | Action::Drop => XDP_DROP,
         Action::Pass => XDP_PASS,

@@ -27,10 +27,10 @@ pub struct Program {
 }
 
 impl Program {
-    /// Whether it is the daemon's, in either form.
+    /// Whether it is the daemon's, in whichever form.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        self.name == "fence_xdp" || self.name == "fence_tc"
+        ["fence_xdp", "fence_xdp_frags", "fence_tc"].contains(&self.name.as_str())
     }
 }
 

@@ -56,7 +56,7 @@ impl Loaded {
         let path = object_path();
         let object = std::fs::read(&path)
             .with_context(|| format!("{} cannot be read. Remedy: `cargo xtask build`", path.display()))?;
-        let mut fence = Self::load(&object, name::PROGRAM)?;
+        let mut fence = Self::load(&object, name::XDP)?;
         // No daemon shows signs of life here; one in the future is one now.
         let map = fence.ebpf.map_mut(name::HEARTBEAT).context("no heartbeat")?;
         Array::<_, u64>::try_from(map)?.set(0, u64::MAX, 0).context("the heartbeat")?;

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
@@ -24,18 +24,15 @@ mod error;
 mod interface;
 mod keys;
 mod memory;
-mod object;
 mod oldest;
 
 pub use error::Error;
 pub use interface::{Occupant, Sharer};
 pub use keys::KeyMap;
 pub use memory::Memory;
-pub use object::in_one_piece;
 pub use oldest::OLDEST;
 
 use error::{not_permitted, refused};
-use object::for_this_kernel;
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,11 +77,13 @@ pub enum AttachedMode {
 }
 
 impl AttachedMode {
-    /// The program that is attached in this way.
-    fn program(self) -> &'static str {
+    /// The programs that can be attached in this way, the better one first. Kernels before Linux 5.18 do not know the first one for drivers, and with
+    /// the second one these keep the MTU small.
+    fn programs(self) -> &'static [&'static str] {
         match self {
-            Self::Native | Self::Generic => name::XDP,
-            Self::Tcx => name::TC,
+            Self::Native => &[name::XDP_FRAGS, name::XDP],
+            Self::Generic => &[name::XDP],
+            Self::Tcx => &[name::TC],
         }
     }
 }
@@ -143,7 +142,8 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`] or [`Error::Map`]: nothing is loaded then.
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
-        let object = for_this_kernel(object);
+        // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
+        let object = object.to_vec();
         let ebpf = EbpfLoader::new()
             .btf(None)
             .load(&object)
@@ -159,17 +159,29 @@ impl KernelProgram {
         loading.finish()
     }
 
-    /// Has the kernel's verifier look at the form of the program that is attached in this way, unless it has before.
-    ///
-    /// # Errors
-    /// [`Error::NotPermitted`], [`Error::Refused`] or [`Error::Program`].
-    pub fn prepare(&mut self, mode: AttachedMode) -> Result<(), Error> {
-        let missing = Error::Missing(mode.program());
-        match self.object.program_mut(mode.program()) {
+    /// Has the kernel's verifier look at the form of the program that is attached in this way, unless it has before. Its descriptor.
+    fn prepare(&mut self, mode: AttachedMode) -> Result<BorrowedFd<'_>, Error> {
+        let mut failure = Error::Missing(name::XDP);
+        let mut loaded = None;
+        for name in mode.programs() {
+            match self.load_one(name) {
+                Ok(()) => {
+                    loaded = Some(*name);
+                    break;
+                }
+                Err(error) => failure = error,
+            }
+        }
+        let program = loaded.and_then(|name| self.object.program(name)).ok_or(failure)?;
+        program.fd().map(|fd| fd.as_fd()).map_err(program_error)
+    }
+
+    fn load_one(&mut self, name: &'static str) -> Result<(), Error> {
+        match self.object.program_mut(name) {
             Some(Program::Xdp(xdp)) if xdp.fd().is_err() => xdp.load().map_err(refused),
             Some(Program::SchedClassifier(tc)) if tc.fd().is_err() => tc.load().map_err(refused),
             Some(Program::Xdp(_) | Program::SchedClassifier(_)) => Ok(()),
-            _ => Err(missing),
+            _ => Err(Error::Missing(name)),
         }
     }
 
@@ -177,7 +189,7 @@ impl KernelProgram {
     /// better one is tried; the old attachment stays until there is the new one.
     ///
     /// # Errors
-    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`], or as [`prepare`](Self::prepare);
+    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`], or what the verifier says;
     /// [`Error::Attached`] where it is attached already, as well as can be.
     pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<Attachment, Error> {
         let has_driver = Interface::named(interface).and_then(|there| interface::has_driver(there.index).ok());
@@ -237,10 +249,8 @@ impl KernelProgram {
 
     /// Has the program looked at if need be, and makes the link.
     fn link(&mut self, interface: u32, mode: AttachedMode) -> Result<OwnedFd, Linking> {
-        self.prepare(mode).map_err(Linking::NotLoaded)?;
-        let program = self.object.program(mode.program()).ok_or(Linking::NotLoaded(Error::Missing(mode.program())))?;
-        let fd = program.fd().map_err(|error| Linking::NotLoaded(program_error(error)))?;
-        interface::link(fd.as_fd(), interface, mode).map_err(Linking::Refused)
+        let program = self.prepare(mode).map_err(Linking::NotLoaded)?;
+        interface::link(program, interface, mode).map_err(Linking::Refused)
     }
 
     /// Takes the program off the interface that had this number; what is in the ring buffer stays readable.
@@ -314,12 +324,9 @@ impl KernelProgram {
     /// The program's number in the kernel, as `bpftool prog show id` wants it, in the form that is attached in this way; once the kernel has it.
     #[must_use]
     pub fn id(&self, mode: AttachedMode) -> Option<u32> {
-        let program = self.object.program(mode.program())?;
-        let info = match mode {
-            AttachedMode::Native | AttachedMode::Generic => <&Xdp>::try_from(program).ok()?.info(),
-            AttachedMode::Tcx => <&SchedClassifier>::try_from(program).ok()?.info(),
-        };
-        info.ok().map(|info| info.id())
+        let program =
+            mode.programs().iter().filter_map(|name| self.object.program(name)).find(|one| one.fd().is_ok())?;
+        program.info().ok().map(|info| info.id())
     }
 }
 
