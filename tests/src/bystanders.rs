@@ -351,11 +351,11 @@ pub fn table(rows: &[Row], road: Road) -> String {
 pub fn page(rows: &[Row], facts: &[Fact], rounds: usize, long: Duration) -> String {
     let mut text = format!(
         "# What the kernel program costs others\n\n\
-         Made by `cargo xtask bench bystanders`. TCP between a guest (a network namespace) and the host, with the program on the host's interface, \
-         against the same without any program. Medians of {rounds} rounds, in each of which every way has its turn of {} s. Behind the speed stand two \
-         ratios, each the median of the rounds' own: of the bytes per second to those without a program, and, in bold, of the bytes per second of \
-         processor time, which depends less on what else the machine does. 1 is \"costs nothing\". Sender, receiver and kernel share the processors, so \
-         these are ratios of what everything together costs.\n\n",
+         Made by `cargo xtask bench bystanders`. TCP between a guest (a network namespace) and the host, with the program on the host's interface,\n\
+         against the same without any program. Medians of {rounds} rounds, in each of which every way has its turn of {} s.\n\
+         Behind the speed stand two ratios, each the median of the rounds' own: of the bytes per second to those without a program, and,\n\
+         in bold, of the bytes per second of processor time, which depends less on what else the machine does. 1 is \"costs nothing\".\n\
+         Sender, receiver and kernel share the processors, so these are ratios of what everything together costs.\n\n",
         long.as_secs_f64()
     );
     for fact in facts {
