@@ -1,8 +1,10 @@
 //! The packet of a run, as XDP has it and as tc has it: the only place with packet pointers.
 
+use core::arch::asm;
 use core::hint::black_box;
+use core::mem::offset_of;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use fence_common::boundary::Config;
 use fence_common::frame::{FRAME_MAX, Packet, classify};
@@ -23,14 +25,31 @@ pub(crate) trait Frame: Packet {
     fn is_joined(&self) -> bool;
 }
 
-/// Implements [`Packet`] for what has `data`, `data_end` and a length.
+/// One of a packet's two ends, as the context has it: a field of 32 bits that stands for a whole pointer.
+///
+/// In one load: left to the compiler it becomes one and a copy of its lower half, and the verifier does not take that for a pointer.
+///
+/// # Safety
+/// `context` must be the context that the kernel gave this run.
+#[inline(always)]
+unsafe fn end<C, const OFFSET: usize>(context: *const C) -> usize {
+    let end: usize;
+    // SAFETY: there is no other way to have this one instruction. The verifier knows contexts, and lets it read what it may read and nothing else.
+    unsafe {
+        asm!("{end} = *(u32 *)({context} + {offset})",
+            end = out(reg) end, context = in(reg) context, offset = const OFFSET, options(pure, readonly, nostack));
+    };
+    end
+}
+
+/// Implements [`Packet`] for what has `start`, `end` and a length.
 macro_rules! packet {
     ($frame:ident, $len:expr) => {
         impl Packet for $frame<'_> {
             #[inline(always)]
             fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]> {
-                let start = self.0.data() + offset;
-                if start + N > self.0.data_end() {
+                let start = self.start() + offset;
+                if start + N > self.end() {
                     return None;
                 }
                 // SAFETY: there is no other way to a packet's bytes. `data..data_end` is readable for as long as the program runs and does
@@ -58,12 +77,24 @@ impl<'c> XdpFrame<'c> {
     pub(crate) fn new(context: &'c XdpContext) -> Self {
         Self(context)
     }
+
+    #[inline(always)]
+    fn start(&self) -> usize {
+        // SAFETY: it is the context that aya got from the kernel.
+        unsafe { end::<_, { offset_of!(xdp_md, data) }>(self.0.ctx) }
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { end::<_, { offset_of!(xdp_md, data_end) }>(self.0.ctx) }
+    }
 }
 
 // A length from a header: if the compiler saw through this comparison it would conclude that fixed parts lie inside too and leave out their
 // checks, which the verifier (it does not conclude from variable lengths) insists on. That of Linux 6.1 does not know any more, behind the
 // barrier, that there is an upper bound: the mask says it again.
-packet!(XdpFrame, |frame, len| frame.0.data() + (black_box(len) & LEN_MAX) <= frame.0.data_end());
+packet!(XdpFrame, |frame, len| frame.start() + (black_box(len) & LEN_MAX) <= frame.end());
 
 impl Frame for XdpFrame<'_> {
     #[inline(always)]
@@ -115,7 +146,7 @@ impl<'c> SkbFrame<'c> {
     /// Whether of the first `len` bytes some lie elsewhere.
     #[inline(always)]
     fn is_in_pieces(&self, len: u32) -> bool {
-        self.0.data() + (len.min(self.0.len()) as usize) > self.0.data_end()
+        self.start() + (len.min(self.0.len()) as usize) > self.end()
     }
 
     /// Brings the first `len` bytes, or as many as there are, into one piece. No reference to the packet may be kept across.
@@ -124,6 +155,18 @@ impl<'c> SkbFrame<'c> {
         if self.is_in_pieces(len) {
             let _ = self.0.pull_data(len.min(self.0.len()));
         }
+    }
+
+    #[inline(always)]
+    fn start(&self) -> usize {
+        // SAFETY: it is the context that aya got from the kernel.
+        unsafe { end::<_, { offset_of!(__sk_buff, data) }>(self.0.skb.skb) }
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { end::<_, { offset_of!(__sk_buff, data_end) }>(self.0.skb.skb) }
     }
 
     #[inline(always)]
