@@ -28,6 +28,14 @@ pub fn object_path() -> PathBuf {
     std::env::var_os("FENCE_EBPF_OBJECT").map_or_else(built, PathBuf::from)
 }
 
+/// The program's clock.
+#[must_use]
+pub fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let (seconds, rest) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    seconds * 1_000_000_000 + rest
+}
+
 /// A loaded program that runs on frames that are given to it, and on nothing else.
 pub struct Loaded {
     ebpf: Ebpf,
@@ -56,11 +64,11 @@ impl Loaded {
         let path = object_path();
         let object = std::fs::read(&path)
             .with_context(|| format!("{} cannot be read. Remedy: `cargo xtask build`", path.display()))?;
-        let mut fence = Self::load(&object, name::XDP)?;
-        // No daemon shows signs of life here; one in the future is one now.
-        let map = fence.ebpf.map_mut(name::HEARTBEAT).context("no heartbeat")?;
+        let mut loaded = Self::load(&object, name::XDP)?;
+        // The daemon's sign of life, for as long as there is time.
+        let map = loaded.ebpf.map_mut(name::HEARTBEAT).context("no heartbeat")?;
         Array::<_, u64>::try_from(map)?.set(0, u64::MAX, 0).context("the heartbeat")?;
-        Ok(fence)
+        Ok(loaded)
     }
 
     /// Loads an XDP program that passes everything and does nothing else: what any program costs.

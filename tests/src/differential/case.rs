@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use fence_common::admit::Rules;
 use fence_common::boundary::{Config, Listener};
 use fence_common::hash::HashKind;
-use fence_common::shield::Limits;
+use fence_common::shield::{Limit, Limits};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 
 use crate::loaded::SHORTEST;
@@ -21,11 +21,22 @@ pub struct Setting {
     pub min_hash: HashKind,
     /// Whether an IPv4 call-back address must be the datagram's source.
     pub strict_source: bool,
+    /// Whether a sender may do a few things only, and nothing twice.
+    pub bounded: bool,
 }
+
+/// A few, and no more while a run lasts: what is left does not depend on the clock then.
+const FEW: Limits = {
+    const HOUR: u64 = 3_600_000_000_000;
+    const fn only(burst: u64) -> Limit {
+        Limit { every_ns: 10 * HOUR, ahead_ns: 10 * HOUR * (burst - 1) }
+    }
+    Limits { failures: only(20), strangers: only(400), deliveries: only(30), replay_window_ns: HOUR }
+};
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { key: 115, min_hash: HashKind::Sha256, strict_source: true }
+        Self { key: 115, min_hash: HashKind::Sha256, strict_source: true, bounded: false }
     }
 }
 
@@ -38,7 +49,7 @@ impl Setting {
             group_v6: Some(DEFAULT_GROUP_V6),
             port: DEFAULT_PORT,
             rules: Rules { min_hash: self.min_hash, strict_source: self.strict_source },
-            limits: Limits::NONE,
+            limits: if self.bounded { FEW } else { Limits::NONE },
         })
     }
 }
@@ -54,12 +65,13 @@ pub struct Case {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Setting { key, min_hash, strict_source } = self.setting;
+        let Setting { key, min_hash, strict_source, bounded } = self.setting;
         let mut frame = String::new();
         for byte in &self.frame {
             write!(frame, "{byte:02x}")?;
         }
-        write!(f, "key={key} min_hash={} strict_source={strict_source} frame={frame}", min_hash.name())
+        write!(f, "key={key} min_hash={} strict_source={strict_source} ", min_hash.name())?;
+        write!(f, "bounded={bounded} frame={frame}")
     }
 }
 
@@ -84,6 +96,7 @@ impl Case {
             key: value("key")?.parse().context("the key's length")?,
             min_hash: HashKind::from_name(value("min_hash")?).context("no such digest")?,
             strict_source: value("strict_source")?.parse().context("strict_source")?,
+            bounded: value("bounded")?.parse().context("bounded")?,
         };
         Ok(Self { setting, frame })
     }
@@ -97,8 +110,11 @@ mod tests {
     fn a_case_reads_back_as_it_was_written() {
         let case = Case { setting: Setting::default(), frame: (0..=255).collect() };
         assert_eq!(Case::parse(&format!("# what it is\n{case}\n")).unwrap(), case);
-        for wrong in ["", "key=1 min_hash=sha256 strict_source=true frame=00", "key=1 min_hash=md5 strict_source=true"]
-        {
+        for wrong in [
+            "",
+            "key=1 min_hash=sha256 strict_source=true bounded=false frame=00",
+            "key=1 min_hash=md5 strict_source=true",
+        ] {
             assert!(Case::parse(wrong).is_err(), "{wrong}");
         }
     }

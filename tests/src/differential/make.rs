@@ -126,12 +126,17 @@ impl Maker {
             key: self.dice.pick(&KEYS),
             min_hash: self.dice.pick(&HashKind::ALL),
             strict_source: !self.dice.one_in(4),
+            bounded: self.dice.one_in(4),
         };
     }
 
     /// The next case.
     pub fn make(&mut self) -> Case {
         let mut request = self.dice.pick(&self.seeds);
+        // Each datagram of a stock client has bytes of its own; one without is a copy.
+        if !self.dice.one_in(8) {
+            request.random.copy_from_slice(&self.dice.next().to_le_bytes()[..6]);
+        }
         // What is changed before the digest is made is found by another rule than the digest.
         for _ in 0..self.dice.pick(&[0, 0, 1, 1, 2]) {
             self.change(&mut request);

@@ -22,22 +22,27 @@ use fence_common::verdict::{Action, Counters, Verdict};
 
 use self::case::{Case, Setting};
 use self::make::{Keys, Maker};
-use crate::loaded::{Loaded, Ring, XDP_DROP, XDP_PASS};
+use crate::loaded::{self, Loaded, Ring, XDP_DROP, XDP_PASS};
 
 /// How many cases have one key and configuration: writing them into the maps costs as much as a few cases.
 const TOGETHER: u64 = 64;
 
-/// The judgement in user space.
+/// How many cases have one copy of the program: fewer than its memories hold, as what they forget when they are full is for the kernel to
+/// choose.
+const ONE_COPY: u64 = 8192;
+
+/// The judgement in user space, with all that it remembers.
 struct Reference {
     config: Config,
     key: PreparedKey,
+    records: Records,
 }
 
 impl Reference {
     fn judge(&mut self, frame: &[u8]) -> Verdict {
-        // Nothing that is remembered counts under this configuration, which makes a case by itself say all that there is to say.
-        judge(frame, &self.config, &[self.key.dangerous_slot()], &mut Records::default(), 0)
-            .map_or_else(|verdict| verdict, |_| Verdict::Delivered)
+        let slots = [self.key.dangerous_slot()];
+        let judged = judge(frame, &self.config, &slots, &mut self.records, loaded::now());
+        judged.map_or_else(|verdict| verdict, |_| Verdict::Delivered)
     }
 }
 
@@ -69,7 +74,8 @@ impl Pair {
     pub fn load() -> Result<Self> {
         let (mut program, keys, setting) = (Loaded::fence()?, Keys::read()?, Setting::default());
         let ring = program.ring()?;
-        let reference = Reference { config: setting.config(), key: keys.prepared(setting.key) };
+        let key = keys.prepared(setting.key);
+        let reference = Reference { config: setting.config(), key, records: Records::default() };
         let counted = program.counters()?;
         let mut pair = Self { program, ring, keys, reference, setting, counted };
         pair.set(setting)?;
@@ -77,7 +83,8 @@ impl Pair {
     }
 
     fn set(&mut self, setting: Setting) -> Result<()> {
-        self.reference = Reference { config: setting.config(), key: self.keys.prepared(setting.key) };
+        self.reference.config = setting.config();
+        self.reference.key = self.keys.prepared(setting.key);
         self.program.configure(self.reference.config)?;
         self.program.set_key(Some(&self.reference.key))?;
         self.setting = setting;
@@ -177,11 +184,16 @@ pub fn run(seed: u64, cases: u64) -> Result<Coverage> {
     let mut maker = Maker::new(seed).context("the fixtures")?;
     let mut coverage = Coverage::default();
     for number in 0..cases {
+        if number > 0 && number % ONE_COPY == 0 {
+            pair = Pair::load()?;
+        }
         if number % TOGETHER == 0 {
             maker.change_setting();
         }
         let case = maker.make();
-        coverage.add(pair.run(&case)?, &case);
+        // What came before counts too: the seed and the number lead there again.
+        let verdict = pair.run(&case).with_context(|| format!("case {number} from seed {seed}"))?;
+        coverage.add(verdict, &case);
     }
     Ok(coverage)
 }

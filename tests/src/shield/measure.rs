@@ -134,6 +134,7 @@ pub fn run(rounds: usize) -> Result<Figures> {
         group_v6: Some(DEFAULT_GROUP_V6),
         port: DEFAULT_PORT,
         rules: Rules { min_hash: HashKind::Sha1, strict_source: true },
+        // A sender is never stopped, or a million wrong digests would not be looked at.
         limits: Limits::NONE,
     }))?;
     let key = key()?;
