@@ -1,5 +1,6 @@
 //! What a request must be like before its digest is looked at: the same rules in the kernel and at the socket.
 
+use crate::bytes::word;
 use crate::hash::HashKind;
 use crate::wire::{DOMAIN_LEN, FAMILY_V4, FAMILY_V6, Request};
 
@@ -154,8 +155,8 @@ fn has_nul(domain: &[u8; DOMAIN_LEN]) -> bool {
     const ONES: u32 = 0x0101_0101;
     let (words, _) = domain.as_chunks::<4>();
     let mut found = 0;
-    for word in words {
-        let word = u32::from_ne_bytes(*word);
+    for bytes in words {
+        let word = word(bytes);
         // The lowest zero byte borrows from its own top bit; what is borrowed further up has had a zero byte below it.
         found |= word.wrapping_sub(ONES) & !word & (ONES << 7);
     }

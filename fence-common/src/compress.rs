@@ -11,7 +11,7 @@
 //! |---|--:|
 //! | `compress256` of `sha2` 0.11.1 (`sha2_backend="soft"`, compact; unrolled it cannot be linked, nor can its `compress512`) | 1180 |
 //! | sixteen words that roll, three blocks, left to the compiler | 960 |
-//! | the same with arithmetic of 32 bits and unaligned loads | 850 |
+//! | the same with arithmetic of 32 bits, and loads of unaligned words | 850 |
 //! | the last block's schedule from the map, rounds apart from it, left to the compiler (which puts half of the state on the stack) | 900 |
 //! | the rotations by hand | 780 |
 //! | whole rounds by hand, each register with its use | 670 |

@@ -11,6 +11,7 @@ use core::hint::black_box;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::bytes::word;
 use crate::compress::{
     Block32, Block64, Schedule1, Schedule256, Schedule512, State32, State64, expand1, expand256, expand512, rounds1,
     rounds256, rounds512, step_by_step,
@@ -133,36 +134,10 @@ pub fn verify(slot: &KeySlot, kind: HashKind, request: &Request, scratch: &mut S
 /// Puts the request where [`matches()`] looks for it.
 #[inline(always)]
 pub fn stage(request: &Request, scratch: &mut Scratch) {
-    let bytes: &[[u8; 8]; WORDS / 2] = zerocopy::transmute_ref!(request);
-    let (pairs, _) = scratch.request.as_chunks_mut::<2>();
-    for (to, from) in pairs.iter_mut().zip(bytes) {
-        let pair = big_endian(from);
-        *to = [low(pair >> 32), low(pair)];
+    let bytes: &[[u8; 4]; WORDS] = zerocopy::transmute_ref!(request);
+    for (to, from) in scratch.request.iter_mut().zip(bytes) {
+        *to = u32::from_be(word(from));
     }
-}
-
-/// The number in these bytes.
-#[cfg(not(target_arch = "bpf"))]
-#[inline(always)]
-const fn big_endian(bytes: &[u8; 8]) -> u64 {
-    u64::from_be_bytes(*bytes)
-}
-
-/// The number in these bytes, in one load, which the compiler does not make of bytes that lie anywhere. It may be told to, but then does
-/// so on the stack too, where the verifier forbids it; in a packet the verifier lets it pass on every machine that can do it.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-fn big_endian(bytes: &[u8; 8]) -> u64 {
-    let number: u64;
-    // SAFETY: there is no other way to have this one instruction. It reads the eight bytes that the reference stands for, and nothing else.
-    unsafe {
-        core::arch::asm!(
-            "{number} = *(u64 *)({bytes} + 0)",
-            number = out(reg) number, bytes = in(reg) bytes,
-            options(pure, readonly, nostack)
-        );
-    };
-    u64::from_be(number)
 }
 
 /// Whether the request that was [staged](stage) carries the right digest: as [`verify()`].

@@ -9,6 +9,7 @@
 //! * [`frame`]: what a frame is, and its whole judgement.
 //! * [`admit`]: what a request must be like before its digest is looked at.
 //! * [`digest`]: checking a digest from a midstate of the key.
+//! * `bytes`: words from places that are not aligned to them.
 //! * [`compress`]: the block functions under the digests.
 //! * [`shield`]: how much of whom is let through, and what came before; [`replay`]: how a datagram is known again.
 //! * [`verdict`]: every way that a judgement can end, and its counter.
@@ -32,6 +33,7 @@ extern crate std;
 
 pub mod admit;
 pub mod boundary;
+mod bytes;
 pub mod compress;
 pub mod digest;
 pub mod frame;
