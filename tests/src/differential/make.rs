@@ -95,6 +95,7 @@ pub struct Maker {
     keys: Keys,
     seeds: Vec<Request>,
     setting: Setting,
+    before: Vec<u8>,
 }
 
 /// Where a byte of a request means something: operation, kind, domain's ends, address, port, family, and the digest's ends.
@@ -117,7 +118,7 @@ impl Maker {
             Request::read_from_bytes(&read(path)?).ok().with_context(|| format!("{} is no request", path.display()))
         };
         let seeds = paths.iter().map(datagram).collect::<Result<Vec<_>>>()?;
-        Ok(Self { dice: Dice(seed), keys: Keys::read()?, seeds, setting: Setting::default() })
+        Ok(Self { dice: Dice(seed), keys: Keys::read()?, seeds, setting: Setting::default(), before: Vec::new() })
     }
 
     /// Another key, minimum and strictness for the cases to come.
@@ -132,6 +133,10 @@ impl Maker {
 
     /// The next case.
     pub fn make(&mut self) -> Case {
+        // A copy of what came before.
+        if !self.before.is_empty() && self.dice.one_in(12) {
+            return Case { setting: self.setting, frame: self.before.clone() };
+        }
         let mut request = self.dice.pick(&self.seeds);
         // Each datagram of a stock client has bytes of its own; one without is a copy.
         if !self.dice.one_in(8) {
@@ -155,6 +160,7 @@ impl Maker {
             self.mutate(&mut frame);
         }
         frame.resize(frame.len().max(SHORTEST), 0);
+        self.before.clone_from(&frame);
         Case { setting: self.setting, frame }
     }
 
