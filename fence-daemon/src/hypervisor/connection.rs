@@ -23,6 +23,7 @@ use super::follow::follow;
 use super::link::{ACTION_THREADS, Lane, Link, QUERY_THREADS};
 use super::pool::Pool;
 use super::table::Table;
+use crate::clock::Moment;
 
 /// An attempt to connect that is silent for so long counts as failed in what we report, but goes on.
 const OPEN_SILENCE: Duration = Duration::from_secs(5);
@@ -46,6 +47,27 @@ pub(super) struct LinkState {
     pub(super) error: Option<String>,
     /// Whether they have been closed for good.
     pub(super) closed: bool,
+    /// Since when they are there, or are not any more.
+    pub(super) since: Option<Moment>,
+    /// What went wrong last, and when.
+    pub(super) last_error: Option<(Moment, String)>,
+}
+
+impl LinkState {
+    /// They are there, or are not. Whether that is news.
+    fn note_connected(&mut self, connected: bool) -> bool {
+        let is_news = std::mem::replace(&mut self.connected, connected) != connected;
+        if is_news {
+            self.since = Some(Moment::now());
+        }
+        is_news
+    }
+
+    /// Why they are not there.
+    fn note_error(&mut self, error: String) {
+        self.last_error = Some((Moment::now(), error.clone()));
+        self.error = Some(error);
+    }
 }
 
 /// One URI.
@@ -172,7 +194,7 @@ impl Uri {
         let old = std::mem::replace(&mut *present, link);
         // With the lock held: the state says "connected" only of the link that is there.
         self.state.send_modify(|state| {
-            state.connected = connected;
+            state.note_connected(connected);
             news(state);
         });
         drop(present);
@@ -189,7 +211,7 @@ impl Uri {
         }
         let old = link.take();
         // With the lock held, as in `replace`.
-        self.state.send_if_modified(|state| std::mem::replace(&mut state.connected, false));
+        self.state.send_if_modified(|state| state.note_connected(false));
         drop(link);
         drop(old);
     }
@@ -241,7 +263,7 @@ impl Uri {
                         }
                     }
                     tracing::warn!(uri = %self.text, "libvirt connection lost");
-                    self.replace(None, |state| state.error = Some("connection lost".to_owned()));
+                    self.replace(None, |state| state.note_error("connection lost".to_owned()));
                 }
                 Err(error) => {
                     self.failed(error);
@@ -270,7 +292,7 @@ impl Uri {
         }
         self.state.send_modify(|state| {
             state.tried += 1;
-            state.error = Some(error);
+            state.note_error(error);
         });
     }
 

@@ -37,6 +37,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod victim;
+mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,6 +57,7 @@ use crate::policy::{Authorized, Target};
 pub use self::domain::{State, Unproven};
 pub use self::error::{CallError, LibvirtError};
 pub use self::outcome::{Detail, Identity, Outcome};
+pub use self::view::{DomainState, DomainView, RestartView, UriView};
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,7 @@ use super::error::CallError;
 use super::link::Lane;
 use super::outcome::Identity;
 use super::record::{Kept, Record};
+use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
 
@@ -77,10 +78,16 @@ impl Plan {
     }
 }
 
+/// A plan, and since when it stands.
+struct Pending {
+    plan: Arc<Plan>,
+    since: Moment,
+}
+
 /// The pending restarts by URI index and UUID.
 #[derive(Default)]
 pub(super) struct Restarts {
-    pending: Mutex<HashMap<(usize, Uuid), Arc<Plan>>>,
+    pending: Mutex<HashMap<(usize, Uuid), Pending>>,
     /// Told when one is done, given up or superseded.
     news: watch::Sender<()>,
     /// Domains that were asked to be off while something else was being done to them, which may be a reboot that cannot kill.
@@ -88,7 +95,7 @@ pub(super) struct Restarts {
 }
 
 impl Restarts {
-    fn pending(&self) -> MutexGuard<'_, HashMap<(usize, Uuid), Arc<Plan>>> {
+    fn pending(&self) -> MutexGuard<'_, HashMap<(usize, Uuid), Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -97,6 +104,7 @@ impl Restarts {
         let mut plans: Vec<_> = self
             .pending()
             .values()
+            .map(|pending| &pending.plan)
             .filter(|plan| match target {
                 Target::Uuid(uuid) => plan.domain.uuid == *uuid,
                 Target::Name(name) => plan.domain.name == *name,
@@ -109,17 +117,17 @@ impl Restarts {
 
     /// The restart pending for a domain.
     pub(super) fn get(&self, place: usize, uuid: Uuid) -> Option<Arc<Plan>> {
-        self.pending().get(&(place, uuid)).cloned()
+        self.pending().get(&(place, uuid)).map(|pending| Arc::clone(&pending.plan))
     }
 
     /// Removes a domain's restart, with its lock held: it will not be attempted any more.
     pub(super) fn cancel(&self, place: usize, uuid: Uuid) -> bool {
-        let plan = self.pending().remove(&(place, uuid));
-        if let Some(kept) = plan.as_ref().and_then(|plan| plan.kept.as_ref()) {
+        let pending = self.pending().remove(&(place, uuid));
+        if let Some(kept) = pending.as_ref().and_then(|pending| pending.plan.kept.as_ref()) {
             kept.remove();
         }
         self.news.send_replace(());
-        plan.is_some()
+        pending.is_some()
     }
 
     /// Whether `plan` has neither been cancelled nor replaced.
@@ -150,7 +158,13 @@ impl Restarts {
 
     /// The domains that wait for their restart.
     pub(super) fn waiting(&self) -> Vec<Identity> {
-        self.pending().values().map(|plan| plan.domain.clone()).collect()
+        self.pending().values().map(|pending| pending.plan.domain.clone()).collect()
+    }
+
+    /// The same, each with since when it waits, and whether another daemon has left it.
+    pub(super) fn pending_since(&self) -> Vec<(Identity, Moment, bool)> {
+        let told = |pending: &Pending| (pending.plan.domain.clone(), pending.since, pending.plan.inherited);
+        self.pending().values().map(told).collect()
     }
 }
 
@@ -174,7 +188,8 @@ pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
         plan.kept = inner.records.write(&plan.record());
     }
     let plan = Arc::new(plan);
-    inner.restarts.pending().insert((plan.place, plan.domain.uuid), Arc::clone(&plan));
+    let pending = Pending { plan: Arc::clone(&plan), since: Moment::now() };
+    inner.restarts.pending().insert((plan.place, plan.domain.uuid), pending);
     tokio::spawn(carry_out(Arc::clone(inner), plan));
 }
 

@@ -123,6 +123,11 @@ impl Table {
         domains.values().any(is_dying).then(all)
     }
 
+    /// All that is known.
+    pub(super) fn all(&self) -> Vec<(Uuid, Entry)> {
+        self.domains().iter().map(|(uuid, entry)| (*uuid, entry.clone())).collect()
+    }
+
     /// All UUIDs that are known.
     pub(super) fn uuids(&self) -> Vec<Uuid> {
         self.domains().keys().copied().collect()
@@ -155,6 +160,15 @@ impl Table {
             strays.remove(&uuid);
         }
         living
+    }
+
+    /// All of them, of domains that are not in the table any more.
+    pub(super) fn lost(&self) -> Vec<(Uuid, Vec<Arc<Victim>>)> {
+        let known = self.uuids();
+        let strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost: Vec<_> = strays.iter().filter(|(uuid, _)| !known.contains(uuid)).map(|(uuid, _)| *uuid).collect();
+        drop(strays);
+        lost.into_iter().map(|uuid| (uuid, self.strays(uuid))).filter(|(_, strays)| !strays.is_empty()).collect()
     }
 
     /// Notes which images a domain that is about to die may still be writing to when it is dead.

@@ -186,6 +186,11 @@ impl Victim {
         doomed.unwrap_or(true)
     }
 
+    /// The domain's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its process number, for people.
     pub(super) fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
