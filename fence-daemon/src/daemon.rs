@@ -145,7 +145,8 @@ pub async fn run(
     };
     let (backlog, mut questions) = Backlog::new();
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
-    let pipeline = Pipeline::new(Callback::new(multicast.auth), groups, hypervisors.clone(), backlog, claims, seen);
+    let callback = Callback::new(multicast.auth);
+    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, seen, Arc::default());
 
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();

@@ -44,6 +44,7 @@ use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::Backlog;
 use crate::intake::{Verified, Via};
 use crate::observe::limit::SourceLimit;
+use crate::observe::requests::{Ended, Requests, Slot};
 use crate::observe::steps::Steps;
 use crate::seen::Seen;
 
@@ -91,6 +92,8 @@ struct Shared {
     claims: Claims,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
     newest: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
+    /// To be looked at from outside.
+    requests: Arc<Requests>,
     /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
     complaints: SourceLimit,
     /// [`DEFER`]; tests have their own.
@@ -99,7 +102,7 @@ struct Shared {
 
 impl Pipeline {
     /// A pipeline that answers through `callback` and acts through `hypervisors`. `backlog` is what whoever calls
-    /// [`Pipeline::accept`] listens to.
+    /// [`Pipeline::accept`] listens to. What becomes of requests is noted in `requests`.
     #[must_use]
     pub fn new(
         callback: Callback,
@@ -108,6 +111,7 @@ impl Pipeline {
         backlog: Backlog,
         claims: Claims,
         seen: Arc<Seen>,
+        requests: Arc<Requests>,
     ) -> Self {
         let complaints = SourceLimit::new(LINES_AT_ONCE, Duration::from_secs(1));
         let newest = Mutex::default();
@@ -117,8 +121,19 @@ impl Pipeline {
             ledger.remember(now.nanos(), id);
         }
         let ledger = Mutex::new(ledger);
-        let shared =
-            Shared { callback, groups, hypervisors, backlog, seen, ledger, claims, newest, complaints, defer: DEFER };
+        let shared = Shared {
+            callback,
+            groups,
+            hypervisors,
+            backlog,
+            seen,
+            ledger,
+            claims,
+            newest,
+            requests,
+            complaints,
+            defer: DEFER,
+        };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
     }
 
@@ -130,6 +145,7 @@ impl Pipeline {
             return;
         }
         if self.shared.is_replay(&request) {
+            self.shared.requests.replay();
             return debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a replay");
         }
         let now = Moment::now();
@@ -137,6 +153,7 @@ impl Pipeline {
         if waited > BEGIN_WITHIN {
             // Whoever sent it took the place of those who were there before, and may take the call-back that is meant for them.
             self.shared.ledger().turn_away(request.id(), request.caller());
+            self.shared.requests.turn_away(&request, "it had waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
                 warn!(%op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");
@@ -148,6 +165,7 @@ impl Pipeline {
         if tasks.len() >= SERVING_MAX || from_there >= SERVING_MAX_PER_CALLER {
             ledger.turn_away(request.id(), request.caller());
             drop(ledger);
+            self.shared.requests.turn_away(&request, "too many are being served");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
                 let domain = domain(&request);
@@ -159,15 +177,18 @@ impl Pipeline {
         drop(ledger);
         match arrival {
             Arrival::Duplicate => {
+                self.shared.requests.copy();
                 debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");
             }
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
                 let stopping = self.stopping.subscribe();
                 let overtaken = shared.enter(request.caller());
+                let slot = shared.requests.begin(&request);
                 tasks.spawn(async move {
-                    let caller = request.caller();
-                    shared.serve(request, ticket, &overtaken, stopping).await;
+                    let (caller, op) = (request.caller(), request.op());
+                    let ended = shared.serve(request, ticket, slot, &overtaken, stopping).await;
+                    shared.requests.over(slot, op, ended);
                     shared.leave(caller, &overtaken);
                 });
             }
@@ -236,7 +257,14 @@ impl Shared {
         }
     }
 
-    async fn serve(&self, request: Verified, ticket: Ticket, overtaken: &Notify, mut stopping: watch::Receiver<bool>) {
+    async fn serve(
+        &self,
+        request: Verified,
+        ticket: Ticket,
+        slot: Slot,
+        overtaken: &Notify,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Ended {
         fault::point(Point::AfterVerify);
         let stopped = async {
             let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -252,6 +280,7 @@ impl Shared {
             Err(reason) => return self.give_up(&request, ticket, &reason),
         };
         let called_back = Moment::now();
+        self.requests.called_back(slot, called_back);
         fault::point(Point::AfterAuthentication);
         self.backlog.read().await;
         let claimed = self.ledger().claim(called_back.nanos(), ticket);
@@ -273,7 +302,7 @@ impl Shared {
             dead: answer.dead,
             replied: None,
         };
-        self.finish(&request, peer, claim, answer, steps, deferred).await;
+        self.finish(&request, peer, claim, answer, steps, deferred).await
     }
 
     /// Calls back; at once if the domain is one of this host's, else late enough for the host that has it to be first: the client takes
@@ -295,7 +324,7 @@ impl Shared {
     }
 
     /// The call-back came to nothing.
-    fn give_up(&self, request: &Verified, ticket: Ticket, reason: &NoPeer) {
+    fn give_up(&self, request: &Verified, ticket: Ticket, reason: &NoPeer) -> Ended {
         let (moot, copied) = {
             let mut ledger = self.ledger();
             let found = (ledger.is_moot(&ticket), ledger.has_copies(&ticket));
@@ -306,7 +335,7 @@ impl Shared {
         let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
         let (seqno, via) = (request.seqno(), request.via());
         match (moot, reason) {
-            (Some(reason), _) => self.tell_moot(request, reason),
+            (Some(reason), _) => return self.tell_moot(request, reason),
             // The stock client takes one call-back, and refuses or hangs up on the ones to its other addresses.
             (None, NoPeer::Unreached(error, _)) if copied => {
                 debug!(%op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
@@ -325,10 +354,14 @@ impl Shared {
                 info!(%op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping");
             }
         }
+        match reason {
+            NoPeer::Unreached(error, _) => Ended::unanswered("no call-back", format!("call-back failed: {error}")),
+            NoPeer::Ended => Ended::unanswered("stopped", "the daemon is stopping"),
+        }
     }
 
     /// A request that is closed without an answer, because another one was or will be answered.
-    fn tell_moot(&self, request: &Verified, reason: NoClaim) {
+    fn tell_moot(&self, request: &Verified, reason: NoClaim) -> Ended {
         let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
         let (seqno, via) = (request.seqno(), request.via());
         match reason {
@@ -337,6 +370,8 @@ impl Shared {
                 info!(%op, %domain, %source, seqno, %via, held_back, "not answered: {reason}");
             }),
         }
+        let result = if reason == NoClaim::Superseded { "superseded" } else { "copy" };
+        Ended::unanswered(result, reason.to_string())
     }
 
     /// Says the answer, unless something newer was asked from the same place, and tells the log.
@@ -348,7 +383,7 @@ impl Shared {
         answer: Answer,
         mut steps: Steps,
         Deferred(deferred): Deferred,
-    ) {
+    ) -> Ended {
         self.backlog.read().await;
         let superseded = claim.as_ref().is_some_and(|claim| self.ledger().is_claim_superseded(claim));
         fault::point(Point::BeforeReply);
@@ -384,6 +419,7 @@ impl Shared {
             Tone::Asked => self.complain(request.caller(), |held_back| tell!(info, some(held_back))),
             Tone::Refused => self.complain(request.caller(), |held_back| tell!(warn, some(held_back))),
         }
+        Ended { result: reply, detail: answer.detail, steps: Some(steps) }
     }
 }
 

@@ -1,6 +1,9 @@
-//! What the daemon tells about itself.
+//! What the daemon tells about itself: to the log, and to those who look inside.
 
+pub mod histogram;
 pub mod limit;
 pub mod logging;
 pub mod relay;
+pub mod requests;
+pub mod sources;
 pub mod steps;

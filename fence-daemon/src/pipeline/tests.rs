@@ -43,7 +43,8 @@ async fn pipeline_behind(name: &str, groups: Groups, backlog: Backlog) -> (Pipel
         Hypervisors::start(&[format!("test://{}", node.display())], crate::hypervisor::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
     let callback = Callback::new(AUTH);
-    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, Claims::none(), unwritten());
+    let (claims, requests) = (Claims::none(), Arc::default());
+    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, unwritten(), requests);
     (pipeline, hypervisors, dir)
 }
 

@@ -1,0 +1,406 @@
+//! The requests of late, how long each of their steps took since the start, and how many there were: to be looked at from outside.
+//!
+//! What a request pays for it is two or three times a lock that nobody keeps for long: all room is there from the beginning.
+
+use std::collections::VecDeque;
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fence_common::wire::Op;
+
+use super::histogram::Histogram;
+use super::steps::Steps;
+use crate::clock::Moment;
+use crate::intake::{Verified, Via};
+
+/// How many requests are remembered.
+pub const RECENT: usize = 64;
+
+/// The operations, in the order in which they are shown.
+pub const OPS: [Op; 7] = [Op::Off, Op::Reboot, Op::On, Op::Status, Op::HostList, Op::DevStatus, Op::Null];
+
+/// The steps that are timed, from the arrival of the datagram.
+pub const STEPS: [&str; 4] = ["verified", "called_back", "dead", "replied"];
+
+/// A request that is being served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(u64);
+
+/// What came of a request.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// A word or two: what the client was told, or why it was told nothing.
+    pub result: &'static str,
+    /// The whole of it, as in the log.
+    pub detail: String,
+    /// The steps that it took, if it came to an answer.
+    pub steps: Option<Steps>,
+}
+
+impl Ended {
+    /// Without an answer.
+    #[must_use]
+    pub fn unanswered(result: &'static str, detail: impl Into<String>) -> Self {
+        Self { result, detail: detail.into(), steps: None }
+    }
+}
+
+/// A short text that lies where it is.
+#[derive(Clone, Copy)]
+struct Text {
+    bytes: [u8; Self::LEN],
+    len: usize,
+}
+
+impl Text {
+    /// A domain's text has 63 bytes at most; what is escaped may be longer, and is cut.
+    const LEN: usize = 96;
+
+    fn of(what: impl fmt::Display) -> Self {
+        let mut text = Self { bytes: [0; Self::LEN], len: 0 };
+        // Fails when it is full.
+        let _ = write!(text, "{what}");
+        text
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(self.bytes.get(..self.len).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            let room = self.bytes.get_mut(self.len..self.len + character.len_utf8()).ok_or(fmt::Error)?;
+            self.len += character.encode_utf8(room).len();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+/// One request as it is remembered.
+#[derive(Clone, Debug)]
+struct Entry {
+    number: u64,
+    op: Op,
+    domain: Option<Text>,
+    client: SocketAddr,
+    seqno: u32,
+    via: Via,
+    steps: Steps,
+    end: Option<(Moment, &'static str, String)>,
+}
+
+/// One request, to be looked at.
+#[derive(Clone, Debug)]
+pub struct Recent {
+    /// Its number since the daemon's start.
+    pub number: u64,
+    /// What was asked.
+    pub op: Op,
+    /// Of which domain, escaped.
+    pub domain: Option<String>,
+    /// Where it was to be called back.
+    pub client: SocketAddr,
+    /// The client's number for it.
+    pub seqno: u32,
+    /// How it came.
+    pub via: Via,
+    /// Its steps so far.
+    pub steps: Steps,
+    /// What came of it and when; `None` while it is being served.
+    pub end: Option<(Moment, &'static str, String)>,
+}
+
+/// How many requests there were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Being served.
+    pub in_progress: u64,
+    /// Answered, whatever the answer.
+    pub answered: u64,
+    /// Begun, and not answered.
+    pub unanswered: u64,
+    /// Not begun: too late, or too many at once.
+    pub turned_away: u64,
+    /// Copies of one that is being served or was answered: of other addresses, or sent again.
+    pub copies: u64,
+    /// Datagrams that had come before, bit for bit.
+    pub replays: u64,
+}
+
+/// The times of one operation's step.
+#[derive(Clone, Debug)]
+pub struct Timed {
+    /// The operation.
+    pub op: Op,
+    /// The step, one of [`STEPS`].
+    pub step: &'static str,
+    /// Its times since the arrival.
+    pub times: Histogram,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Requests {
+    kept: Mutex<Kept>,
+    copies: AtomicU64,
+    replays: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    recent: VecDeque<Entry>,
+    next: u64,
+    tally: Tally,
+    times: Vec<[Histogram; STEPS.len()]>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        let times = OPS.iter().map(|_| std::array::from_fn(|_| Histogram::default())).collect();
+        let recent = VecDeque::with_capacity(RECENT);
+        let kept = Kept { recent, next: 0, tally: Tally::default(), times };
+        Self { kept: Mutex::new(kept), copies: AtomicU64::new(0), replays: AtomicU64::new(0) }
+    }
+}
+
+impl Kept {
+    fn enter(&mut self, request: &Verified, end: Option<(Moment, &'static str, String)>) -> Slot {
+        let number = self.next;
+        self.next += 1;
+        if self.recent.len() >= RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Entry {
+            number,
+            op: request.op(),
+            domain: request.target().map(Text::of),
+            client: request.caller(),
+            seqno: request.seqno(),
+            via: request.via(),
+            steps: Steps {
+                arrived: request.arrived(),
+                verified: request.verified(),
+                called_back: None,
+                dead: None,
+                replied: None,
+            },
+            end,
+        });
+        Slot(number)
+    }
+
+    /// The entry of a request, if that is still remembered.
+    fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
+        let first = self.recent.front()?.number;
+        self.recent.get_mut(usize::try_from(slot.0.checked_sub(first)?).ok()?)
+    }
+
+    fn time(&mut self, op: Op, steps: &Steps) {
+        let Some(times) = OPS.iter().position(|known| *known == op).and_then(|index| self.times.get_mut(index)) else {
+            return;
+        };
+        let passed = [Some(steps.verified), steps.called_back, steps.dead, steps.replied];
+        for (times, moment) in times.iter_mut().zip(passed) {
+            if let Some(moment) = moment {
+                times.record(u64::try_from(moment.since(steps.arrived).as_micros()).unwrap_or(u64::MAX));
+            }
+        }
+    }
+}
+
+impl Requests {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request begins to be served.
+    #[must_use]
+    pub fn begin(&self, request: &Verified) -> Slot {
+        let mut kept = self.kept();
+        kept.tally.in_progress += 1;
+        kept.enter(request, None)
+    }
+
+    /// Its client has the key, and what it asks is about to be done.
+    pub fn called_back(&self, slot: Slot, at: Moment) {
+        if let Some(entry) = self.kept().entry(slot) {
+            entry.steps.called_back = Some(at);
+        }
+    }
+
+    /// It is over.
+    pub fn over(&self, slot: Slot, op: Op, ended: Ended) {
+        let at = Moment::now();
+        let mut kept = self.kept();
+        kept.tally.in_progress = kept.tally.in_progress.saturating_sub(1);
+        if let Some(steps) = &ended.steps {
+            kept.time(op, steps);
+        }
+        match ended.steps.and_then(|steps| steps.replied) {
+            Some(_) => kept.tally.answered += 1,
+            None => kept.tally.unanswered += 1,
+        }
+        let old = kept.entry(slot).and_then(|entry| {
+            if let Some(steps) = ended.steps {
+                entry.steps = steps;
+            }
+            entry.end.replace((at, ended.result, ended.detail))
+        });
+        drop(kept);
+        drop(old);
+    }
+
+    /// One was not begun.
+    pub fn turn_away(&self, request: &Verified, why: &'static str) {
+        let mut kept = self.kept();
+        kept.tally.turned_away += 1;
+        kept.enter(request, Some((Moment::now(), "not begun", why.to_owned())));
+    }
+
+    /// A copy came.
+    pub fn copy(&self) {
+        self.copies.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A replay came.
+    pub fn replay(&self) {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let (copies, replays) = (self.copies.load(Ordering::Relaxed), self.replays.load(Ordering::Relaxed));
+        Tally { copies, replays, ..self.kept().tally }
+    }
+
+    /// Those of late, the oldest first.
+    #[must_use]
+    pub fn recent(&self) -> Vec<Recent> {
+        let entries: Vec<Entry> = self.kept().recent.iter().cloned().collect();
+        let recent = |entry: Entry| Recent {
+            number: entry.number,
+            op: entry.op,
+            domain: entry.domain.map(|domain| domain.as_str().to_owned()),
+            client: entry.client,
+            seqno: entry.seqno,
+            via: entry.via,
+            steps: entry.steps,
+            end: entry.end,
+        };
+        entries.into_iter().map(recent).collect()
+    }
+
+    /// The times of every operation's every step that was taken at least once.
+    #[must_use]
+    pub fn times(&self) -> Vec<Timed> {
+        let kept = self.kept();
+        let of_op = |(op, times): (&Op, &[Histogram; STEPS.len()])| {
+            let op = *op;
+            let taken = STEPS.into_iter().zip(times.clone()).filter(|(_, times)| times.count() > 0);
+            taken.map(move |(step, times)| Timed { op, step, times }).collect::<Vec<_>>()
+        };
+        OPS.iter().zip(&kept.times).flat_map(of_op).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fence_common::wire::{FAMILY_V4, Request};
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    fn request(op: Op, domain: &[u8]) -> Verified {
+        let mut wire = Request::new_zeroed();
+        wire.op = op.to_wire();
+        wire.family = FAMILY_V4.into();
+        wire.port = 1229.into();
+        wire.address[..4].copy_from_slice(&[192, 168, 122, 11]);
+        wire.domain[..domain.len()].copy_from_slice(domain);
+        Verified::dangerous_for_test(&wire)
+    }
+
+    fn answered(request: &Verified, dead: u64, replied: u64) -> Ended {
+        let after = |micros| Some(request.arrived().plus(Duration::from_micros(micros)));
+        let steps = Steps {
+            arrived: request.arrived(),
+            verified: request.arrived().plus(Duration::from_micros(50)),
+            called_back: after(300),
+            dead: after(dead),
+            replied: after(replied),
+        };
+        Ended { result: "success", detail: "was running, destroyed".to_owned(), steps: Some(steps) }
+    }
+
+    #[test]
+    fn a_request_is_seen_from_its_beginning_to_its_end() {
+        let requests = Requests::default();
+        let off = request(Op::Off, b"node\n1");
+        let slot = requests.begin(&off);
+        requests.called_back(slot, Moment::now());
+        let seen = requests.recent().remove(0);
+        assert_eq!((seen.op, seen.domain.as_deref(), seen.client.port()), (Op::Off, Some("node\\n1"), 1229));
+        assert!(seen.end.is_none() && seen.steps.called_back.is_some() && seen.steps.replied.is_none());
+        assert_eq!(requests.tally(), Tally { in_progress: 1, ..Tally::default() });
+
+        requests.over(slot, Op::Off, answered(&off, 2000, 2100));
+        let seen = requests.recent().remove(0);
+        assert!(matches!(seen.end, Some((_, "success", _))), "{seen:?}");
+        assert_eq!(requests.tally(), Tally { answered: 1, ..Tally::default() });
+        let times: Vec<_> = requests.times().iter().map(|timed| (timed.op, timed.step, timed.times.max())).collect();
+        assert_eq!(
+            times,
+            [
+                (Op::Off, "verified", 50),
+                (Op::Off, "called_back", 300),
+                (Op::Off, "dead", 2000),
+                (Op::Off, "replied", 2100)
+            ]
+        );
+    }
+
+    #[test]
+    fn only_the_last_ones_are_remembered_and_all_are_counted() {
+        let requests = Requests::default();
+        let status = request(Op::Status, b"x");
+        let slots: Vec<_> = (0..RECENT + 10).map(|_| requests.begin(&status)).collect();
+        // The first ones are forgotten already: their end is counted, and nobody else's.
+        for slot in &slots[..20] {
+            requests.over(*slot, Op::Status, Ended::unanswered("call-back failed", "nobody there"));
+        }
+        requests.turn_away(&status, "too late");
+        requests.copy();
+        requests.replay();
+        requests.replay();
+        let recent = requests.recent();
+        assert_eq!(recent.len(), RECENT);
+        assert!(recent.iter().map(|recent| recent.number).eq(11..75));
+        let over = |recent: &Recent| recent.end.is_some();
+        assert_eq!(recent.iter().map(over).collect::<Vec<_>>().iter().filter(|over| **over).count(), 9 + 1);
+        assert!(recent[..9].iter().all(over) && over(&recent[RECENT - 1]));
+        let tally = requests.tally();
+        assert_eq!((tally.in_progress, tally.unanswered, tally.turned_away), (54, 20, 1));
+        assert_eq!((tally.copies, tally.replays, tally.answered), (1, 2, 0));
+        assert!(requests.times().is_empty(), "what was not answered has no times");
+    }
+
+    #[test]
+    fn a_text_that_does_not_fit_is_cut_between_characters() {
+        assert_eq!(Text::of("é".repeat(60)).as_str(), "é".repeat(48));
+        assert_eq!(Text::of(format_args!("x{}", "é".repeat(60))).as_str().len(), 95);
+        assert_eq!(Text::of("").as_str(), "");
+    }
+}
