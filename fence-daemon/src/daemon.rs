@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use tracing::{error, info, warn};
 use crate::callback::Callback;
 use crate::claims::Claims;
 use crate::config::{Attach, Config, Multicast};
+use crate::control::inspector::{Inspector, Phase};
+use crate::control::server::Control;
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::interface::Wanted;
@@ -107,6 +110,8 @@ pub async fn run(
     // Before the first look: nothing may happen in between.
     let links = links(multicast.group);
     let (loading, kernel) = kernel(&multicast, rules, limits, &keys, stress.lock_memory, &seen).unzip();
+    let inspector = Arc::new(Inspector::new(&multicast, &socket, hypervisors.clone(), loading.is_some()));
+    let _control = control(hypervisor.state.as_deref(), &inspector);
     let (program, ring) = kernel.map(|Kernel { program, ring }| (program, ring)).unzip();
     let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
     let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program);
@@ -122,6 +127,7 @@ pub async fn run(
             // Side by side: what is asked meanwhile waits in the socket, and not for long.
             Patience::Start => {
                 let follower = Follower::start(listener, links);
+                inspector.set_heard(follower.watch());
                 let _ = first_round.await;
                 follower
             }
@@ -133,6 +139,7 @@ pub async fn run(
                 Follower::start(listener, links)
             }
         };
+        inspector.set_heard(follower.watch());
         if missing.is_none() && tokio::time::timeout(SOON, follower.heard()).await.is_err() {
             readiness.tell(&format!("waiting: {}", follower.status()));
         }
@@ -146,7 +153,8 @@ pub async fn run(
     let (backlog, mut questions) = Backlog::new();
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
     let callback = Callback::new(multicast.auth);
-    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, seen, Arc::default());
+    let requests = inspector.requests();
+    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, seen, requests);
 
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();
@@ -161,13 +169,15 @@ pub async fn run(
         libvirt = %format_args!("{connected}/{}", health.len()),
         "ready"
     );
+    inspector.enter(Phase::Serving);
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
     let reloading = tokio::spawn(reload::at_each(hangup, multicast, keys));
     // Not before: it would only keep the start from the processors. Until it is attached the socket serves.
     if let Some(load) = loading {
-        tokio::task::spawn_blocking(move || load.run());
+        let inspector = Arc::clone(&inspector);
+        tokio::task::spawn_blocking(move || load.run(&inspector));
     }
 
     let outcome = tokio::select! {
@@ -176,6 +186,7 @@ pub async fn run(
     };
     drop(questions);
     reloading.abort();
+    inspector.enter(Phase::Stopping);
 
     // The program first: from here on the stack gets every packet back. Then the membership.
     let seen = follower.end().await;
@@ -257,6 +268,12 @@ async fn ask_for_time() -> Infallible {
     }
 }
 
+/// The control socket, where it can be had. Nothing that is served needs it.
+fn control(state_directory: Option<&Path>, inspector: &Arc<Inspector>) -> Option<Control> {
+    let control = Control::open(state_directory?, Arc::clone(inspector));
+    control.inspect_err(|error| warn!("no control socket, `status` and `top` cannot be asked for: {error}")).ok()
+}
+
 /// What tells that interfaces come and go.
 fn links(group: IpAddr) -> Links {
     Links::open(group).unwrap_or_else(|error| {
@@ -321,7 +338,7 @@ fn kernel(
 impl Load {
     /// Loads the program, for which the kernel's verifier takes its time. Where that cannot be, the socket serves everything, and the log says
     /// why: a fencing daemon that is slower under a flood is worth more than none.
-    fn run(self) {
+    fn run(self, inspector: &Inspector) {
         // aya reads all types of the kernel's, which takes dozens of megabytes that are never used again.
         let loaded = process::with_much_memory(self.locked, || {
             let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
@@ -338,6 +355,10 @@ impl Load {
             Ok((Some(ring), program)) => match Ring::new(ring, self.keys) {
                 Ok(mut ring) => {
                     ring.beat();
+                    match program.reader() {
+                        Ok(reader) => inspector.set_kernel(reader),
+                        Err(error) => warn!("`status` will not tell the kernel program's counters: {}", chain(&error)),
+                    }
                     // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
                     if self.ring.send(ring).is_ok() {
                         let _ = self.program.send((program, self.mode));

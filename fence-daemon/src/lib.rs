@@ -10,6 +10,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod configure;
+pub mod control;
 pub mod daemon;
 pub mod durable;
 mod fault;

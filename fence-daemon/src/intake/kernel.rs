@@ -8,24 +8,25 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
-use fence_common::verdict::{COUNTERS, Counters};
 
 use self::memory::Heart;
 use super::interface::Interface;
 use crate::clock::Moment;
 
+mod counters;
 mod error;
 mod interface;
 mod keys;
 mod memory;
 mod oldest;
 
+pub use counters::Reader;
 pub use error::Error;
 pub use interface::{Occupant, Sharer};
 pub use keys::KeyMap;
@@ -279,19 +280,6 @@ impl KernelProgram {
     /// The kernel does not tell.
     pub fn sharer(interface: &Interface) -> io::Result<Option<Sharer>> {
         Sharer::of(&interface.name, interface.index)
-    }
-
-    /// The counters of all CPUs together.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn counters(&self) -> Result<Counters, Error> {
-        let mut sum = Counters::default();
-        let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(&self.counters).map_err(map_error(name::COUNTERS))?;
-        for cpu in map.get(&0, 0).map_err(map_error(name::COUNTERS))?.iter() {
-            sum.add(zerocopy::transmute_ref!(cpu));
-        }
-        Ok(sum)
     }
 
     /// The reading end of the ring buffer. `None` the second time: there is one reader.

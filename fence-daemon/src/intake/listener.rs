@@ -4,6 +4,7 @@
 //! nothing that is served waits for it.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct Heard {
     pub hears: bool,
     /// The interfaces that they are heard through.
     pub places: Vec<Place>,
+    /// The kernel's number of the program that is attached there, by the interface's.
+    pub programs: BTreeMap<u32, u32>,
     /// Whether the program is still being loaded.
     pub loading: bool,
     /// How it is, in a line.
@@ -151,9 +154,15 @@ impl Listener {
 
     fn heard(&self) -> Heard {
         let listening = &self.listening;
+        let places = listening.places();
+        let program = |place: &Place| {
+            let (program, _) = self.program.as_ref()?;
+            Some((place.interface.index, program.id(place.mode?)?))
+        };
         Heard {
             hears: listening.hears(),
-            places: listening.places(),
+            programs: places.iter().filter_map(program).collect(),
+            places,
             loading: self.coming.is_some(),
             status: self.status.clone(),
         }
@@ -310,6 +319,12 @@ impl Follower {
     #[must_use]
     pub fn status(&self) -> String {
         self.heard.borrow().status.clone()
+    }
+
+    /// The same as it changes, for whoever looks at it.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Heard> {
+        self.heard.clone()
     }
 
     /// What is listened on now.

@@ -1,4 +1,4 @@
-//! What the daemon tells about itself: to the log, and to those who look inside.
+//! What the daemon tells about itself: to the log, and to those who look inside ([`crate::control`]).
 
 pub mod histogram;
 pub mod limit;

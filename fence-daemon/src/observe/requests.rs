@@ -330,7 +330,7 @@ mod tests {
         wire.port = 1229.into();
         wire.address[..4].copy_from_slice(&[192, 168, 122, 11]);
         wire.domain[..domain.len()].copy_from_slice(domain);
-        Verified::dangerous_for_test(&wire)
+        Verified::dangerous_for_test(&wire, None)
     }
 
     fn answered(request: &Verified, dead: u64, replied: u64) -> Ended {

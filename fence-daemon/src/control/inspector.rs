@@ -1,0 +1,355 @@
+//! Gathers what the control socket says. Nothing here waits: it reads what others have left to be read.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fence_common::verdict::Counters;
+use tokio::sync::watch;
+
+use super::view::{
+    Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, Report, Request, Requests as RequestsView,
+    Restart, SCHEMA, Source, Steps, Uri,
+};
+use crate::clock::Moment;
+use crate::config::Multicast;
+use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
+use crate::intake::kernel::Reader;
+use crate::intake::listener::Heard;
+use crate::intake::listening::Place;
+use crate::intake::socket::RequestSocket;
+use crate::observe::requests::{Recent, Requests, Timed};
+use crate::observe::sources::{self, SourceView};
+
+/// A restart that takes longer is told as a problem: as a rule libvirt does it within a second.
+const RESTART_SLOW: Duration = Duration::from_secs(10);
+
+/// Words that a log line may have more of.
+const DETAIL_MAX: usize = 300;
+
+/// How far the daemon has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not ready yet.
+    Starting = 0,
+    /// Ready.
+    Serving = 1,
+    /// Asked to stop.
+    Stopping = 2,
+}
+
+/// What can be looked at.
+pub struct Inspector {
+    started: Moment,
+    listener: Listener,
+    /// Whether there is to be a kernel program.
+    program_wanted: bool,
+    /// Not kept: the membership goes with it.
+    socket: Weak<RequestSocket>,
+    hypervisors: Hypervisors,
+    requests: Arc<Requests>,
+    phase: AtomicU8,
+    heard: OnceLock<watch::Receiver<Heard>>,
+    kernel: OnceLock<Reader>,
+    sources: OnceLock<sources::Provider>,
+}
+
+impl Inspector {
+    /// An inspector of a daemon that is starting.
+    #[must_use]
+    pub fn new(
+        multicast: &Multicast,
+        socket: &Arc<RequestSocket>,
+        hypervisors: Hypervisors,
+        program_wanted: bool,
+    ) -> Self {
+        let listener = Listener {
+            group: multicast.group.to_string(),
+            port: multicast.port,
+            hash: multicast.hash.name().to_owned(),
+            auth: multicast.auth.name().to_owned(),
+            attach: multicast.attach.name().to_owned(),
+            hears: false,
+            status: String::new(),
+            interfaces: Vec::new(),
+        };
+        Self {
+            started: Moment::now(),
+            listener,
+            program_wanted,
+            socket: Arc::downgrade(socket),
+            hypervisors,
+            requests: Arc::default(),
+            phase: AtomicU8::new(Phase::Starting as u8),
+            heard: OnceLock::new(),
+            kernel: OnceLock::new(),
+            sources: OnceLock::new(),
+        }
+    }
+
+    /// Where requests are to be noted.
+    #[must_use]
+    pub fn requests(&self) -> Arc<Requests> {
+        Arc::clone(&self.requests)
+    }
+
+    /// The daemon has come so far.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Where it is told what is listened on.
+    pub fn set_heard(&self, heard: watch::Receiver<Heard>) {
+        let _ = self.heard.set(heard);
+    }
+
+    /// The kernel program's counters, once it is loaded.
+    pub fn set_kernel(&self, kernel: Reader) {
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// What the kernel program knows of sources, once it is loaded.
+    pub fn set_sources(&self, sources: sources::Provider) {
+        let _ = self.sources.set(sources);
+    }
+
+    /// How it is now.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let now = Now { moment: Moment::now(), wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() };
+        let heard = self.heard.get().map(|heard| heard.borrow().clone()).unwrap_or_default();
+        let phase = self.phase.load(Ordering::Relaxed);
+        let listener = self.listener(&heard);
+        let (uris, restarts) = (self.hypervisors.view(), self.hypervisors.restarts());
+        let uris: Vec<_> = uris.into_iter().map(|uri| now.uri(uri)).collect();
+        let restarts: Vec<_> = restarts
+            .into_iter()
+            .map(|restart| Restart {
+                uri: restart.uri.to_string(),
+                name: restart.name,
+                uuid: restart.uuid.to_string(),
+                waiting_ms: now.ago(restart.since),
+                inherited: restart.inherited,
+            })
+            .collect();
+        let program_missing =
+            self.program_wanted && !heard.loading && heard.places.iter().any(|place| place.mode.is_none());
+        let problems = problems(&listener, program_missing, &uris, &restarts);
+        let health = match phase {
+            0 => Health::Starting,
+            1 if problems.is_empty() => Health::Serving,
+            1 => Health::Degraded,
+            _ => Health::Stopping,
+        };
+        Report {
+            schema: SCHEMA,
+            health,
+            problems,
+            daemon: Daemon {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_ms: now.ago(self.started),
+                now_unix_ms: millis(now.wall),
+            },
+            listener,
+            kernel: self.kernel.get().map(|kernel| Kernel { counters: kernel.counters().ok().map(by_name) }),
+            socket: self.socket.upgrade().map(|socket| by_name(socket.counters())).unwrap_or_default(),
+            requests: self.requests_view(&now),
+            sources: self
+                .sources
+                .get()
+                .map_or_else(Vec::new, |sources| sources().into_iter().map(|source| now.source(source)).collect()),
+            uris,
+            restarts,
+            latency: self.requests.times().into_iter().map(latency).collect(),
+        }
+    }
+
+    fn listener(&self, heard: &Heard) -> Listener {
+        let interface = |place: &Place| Interface {
+            name: place.interface.name.clone(),
+            program: place.mode.map(|mode| mode.to_string()),
+            program_id: heard.programs.get(&place.interface.index).copied(),
+        };
+        let interfaces = heard.places.iter().map(interface).collect();
+        let status = if heard.status.is_empty() { "looking for interfaces".to_owned() } else { heard.status.clone() };
+        Listener { hears: heard.hears, status, interfaces, ..self.listener.clone() }
+    }
+
+    fn requests_view(&self, now: &Now) -> RequestsView {
+        let tally = self.requests.tally();
+        RequestsView {
+            in_progress: tally.in_progress,
+            answered: tally.answered,
+            unanswered: tally.unanswered,
+            turned_away: tally.turned_away,
+            copies: tally.copies,
+            replays: tally.replays,
+            recent: self.requests.recent().into_iter().rev().map(|recent| now.request(recent)).collect(),
+        }
+    }
+}
+
+/// What is wrong, and what to do about it.
+fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: &[Restart]) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !listener.hears {
+        problems.push(format!("no request is heard: {}", listener.status));
+    }
+    if program_missing {
+        problems.push(
+            "the kernel program is not attached, and requests come through the socket alone: the same answers, but a flood costs the \
+             daemon's time; its log says why (\"serving without XDP\")"
+                .to_owned(),
+        );
+    }
+    for uri in uris {
+        let name = &uri.uri;
+        if !uri.connected {
+            let known = match (uri.local, uri.domains.iter().any(|domain| domain.pid.is_some())) {
+                (true, true) => "domains whose process is known can be fenced all the same",
+                _ => "its domains cannot be fenced",
+            };
+            let why = uri.last_error.as_deref().unwrap_or("not connected yet");
+            problems
+                .push(format!("{name} is not connected ({why}): {known}; see whether `virsh -c {name} list` works"));
+        } else if uri.silent {
+            problems.push(format!("{name} is connected and does not answer: see whether `virsh -c {name} list` does"));
+        }
+        for domain in uri.domains.iter().filter(|domain| !domain.strays.is_empty()) {
+            let pids: Vec<_> = domain.strays.iter().map(ToString::to_string).collect();
+            problems.push(format!(
+                "{} runs on although libvirt has lost it (process {}): `off` ends it",
+                domain.name.escape_debug(),
+                pids.join(", ")
+            ));
+        }
+    }
+    for restart in restarts.iter().filter(|restart| u128::from(restart.waiting_ms) > RESTART_SLOW.as_millis()) {
+        let (name, seconds) = (restart.name.escape_debug(), restart.waiting_ms / 1000);
+        problems.push(format!(
+            "{name} was rebooted and is not started again since {seconds} s: see whether `virsh -c {} start {name}` works",
+            restart.uri
+        ));
+    }
+    problems
+}
+
+fn by_name(counters: Counters) -> BTreeMap<String, u64> {
+    counters.iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn latency(timed: Timed) -> Latency {
+    let times = &timed.times;
+    Latency {
+        op: timed.op.name().to_owned(),
+        step: timed.step.to_owned(),
+        count: times.count(),
+        p50_us: times.quantile(500),
+        p99_us: times.quantile(990),
+        max_us: times.max(),
+        buckets: times.buckets().map(|(le_us, count)| Bucket { le_us, count }).collect(),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The moment of the report, by both clocks.
+struct Now {
+    moment: Moment,
+    wall: Duration,
+}
+
+impl Now {
+    /// How long ago, in milliseconds.
+    fn ago(&self, when: Moment) -> u64 {
+        millis(self.moment.since(when))
+    }
+
+    fn uri(&self, view: UriView) -> Uri {
+        let (last_error_at, last_error) = view.last_error.unzip();
+        Uri {
+            uri: view.uri.to_string(),
+            connected: view.connected,
+            silent: view.silent,
+            for_ms: view.since.map(|since| self.ago(since)),
+            last_error: last_error.map(clip),
+            last_error_ms: last_error_at.map(|at| self.ago(at)),
+            local: view.local,
+            domains: view.domains.into_iter().map(domain).collect(),
+        }
+    }
+
+    fn request(&self, recent: Recent) -> Request {
+        let after = |moment: Moment| u64::try_from(moment.since(recent.steps.arrived).as_micros()).unwrap_or(u64::MAX);
+        let steps = Steps {
+            verified_us: after(recent.steps.verified),
+            called_back_us: recent.steps.called_back.map(after),
+            dead_us: recent.steps.dead.map(after),
+            replied_us: recent.steps.replied.map(after),
+            ended_us: recent.end.as_ref().map(|(at, _, _)| after(*at)),
+        };
+        let (result, detail) = recent.end.map(|(_, result, detail)| (result.to_owned(), clip(detail))).unzip();
+        let age = self.moment.since(recent.steps.arrived);
+        Request {
+            number: recent.number,
+            arrived_unix_ms: millis(self.wall.saturating_sub(age)),
+            op: recent.op.name().to_owned(),
+            domain: recent.domain,
+            client: recent.client.to_string(),
+            seqno: recent.seqno,
+            via: recent.via.to_string(),
+            result,
+            detail,
+            steps,
+        }
+    }
+
+    fn source(&self, view: SourceView) -> Source {
+        let address = match view.address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => address.to_string(),
+        };
+        let mac = view.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        Source {
+            address,
+            mac,
+            trusted: view.trusted,
+            failures: view.failures,
+            delivered: view.delivered,
+            limited: view.limited,
+            last_seen_ms: view.last_seen.map(|seen| self.ago(seen)),
+        }
+    }
+}
+
+fn domain(view: DomainView) -> Domain {
+    let state = match view.state {
+        DomainState::Active(state) => state,
+        DomainState::Off => "shut off".to_owned(),
+        DomainState::MovedAway => "moved away".to_owned(),
+        DomainState::Dying => "dying".to_owned(),
+        DomainState::Dead => "dead".to_owned(),
+        DomainState::Lost => "lost".to_owned(),
+    };
+    Domain {
+        name: view.name,
+        uuid: view.uuid.to_string(),
+        state,
+        pid: view.pid,
+        persistent: view.persistent,
+        fresh: view.fresh,
+        strays: view.strays,
+    }
+}
+
+fn clip(text: String) -> String {
+    match text.char_indices().nth(DETAIL_MAX) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
+}

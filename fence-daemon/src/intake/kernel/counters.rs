@@ -1,0 +1,53 @@
+//! The counters, for whoever looks at them while somebody else has the program.
+
+use std::os::fd::AsFd as _;
+
+use aya::maps::{Map, MapData, MapError, PerCpuArray};
+use fence_common::boundary::name;
+use fence_common::verdict::{COUNTERS, Counters};
+
+use super::{Error, KernelProgram, map_error};
+
+/// A way to the counters that needs no program at hand. They stay as they were when it is gone.
+#[derive(Debug)]
+pub struct Reader(Map);
+
+impl Reader {
+    /// The counters of all CPUs together.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counters(&self) -> Result<Counters, Error> {
+        sum(&self.0)
+    }
+}
+
+impl KernelProgram {
+    /// A second way to the counters.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn reader(&self) -> Result<Reader, Error> {
+        let Map::PerCpuArray(map) = &self.counters else { return Err(Error::Missing(name::COUNTERS)) };
+        let fd = map.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError);
+        let map = fd.and_then(MapData::from_fd).map_err(map_error(name::COUNTERS))?;
+        Ok(Reader(Map::PerCpuArray(map)))
+    }
+
+    /// The counters of all CPUs together.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counters(&self) -> Result<Counters, Error> {
+        sum(&self.counters)
+    }
+}
+
+fn sum(counters: &Map) -> Result<Counters, Error> {
+    let mut sum = Counters::default();
+    let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(counters).map_err(map_error(name::COUNTERS))?;
+    for cpu in map.get(&0, 0).map_err(map_error(name::COUNTERS))?.iter() {
+        sum.add(zerocopy::transmute_ref!(cpu));
+    }
+    Ok(sum)
+}
