@@ -15,6 +15,12 @@ use crate::config::{self, Config};
 pub const EXIT_USAGE: u8 = 255;
 /// The exit code where the start failed for another reason, such as another daemon that runs already; as with stock servers.
 pub const EXIT_START: u8 = 1;
+/// `status`: the daemon runs, and something is missing.
+pub const EXIT_DEGRADED: u8 = 1;
+/// `status`, `top`: no daemon answers. As the Linux Standard Base has it for "not running".
+pub const EXIT_NOBODY: u8 = 3;
+/// `status`, `top`: it cannot be told how the daemon is. As there, too.
+pub const EXIT_UNKNOWN: u8 = 4;
 
 /// Where stock servers keep their process ID.
 pub const DEFAULT_PID_FILE: &str = "/var/run/fence_virtd.pid";
@@ -28,6 +34,7 @@ Exit status:
   0    stopped by SIGTERM or SIGINT; without -F: started and in the background; a command: done
   1    the start or the command failed, another daemon runs, or -c has written nothing
   255  wrong usage or a wrong configuration
+(`status` has more: see its own help.)
 
 RUST_LOG, if set, chooses the log messages instead of -d (see tracing-subscriber's EnvFilter).";
 
@@ -137,6 +144,20 @@ pub enum Action {
     ///
     /// Exit status: 0 if the daemon takes it, 255 for a mistake in the file or no usable key: what the daemon would exit with.
     CheckConfig,
+
+    /// Show how the daemon that runs is: what it hears, what it has done, what is wrong
+    ///
+    /// Asked over its control socket, control.sock in the configuration's state_directory. For root alone.
+    ///
+    /// Exit status: 0 serving, 1 serving with something missing (or starting, or stopping), 3 no daemon answers, 4 it cannot be told.
+    Status {
+        /// Print what the daemon says, as JSON on one line (see docs/inspect.md)
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Watch the daemon that runs: the same as status, and rates, each second; q quits
+    Top,
 
     /// Make the key that hypervisors and guests share
     ///

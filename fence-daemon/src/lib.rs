@@ -25,6 +25,8 @@ pub mod policy;
 pub mod process;
 pub mod reload;
 pub mod seen;
+pub mod status;
+pub mod top;
 
 #[cfg(test)]
 mod scratch;

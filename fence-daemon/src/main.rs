@@ -12,6 +12,7 @@ use fence_daemon::daemon::{self, DaemonError, Patience};
 use fence_daemon::keygen;
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::process::{self, PidFile, Readiness};
+use fence_daemon::{status, top};
 
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -32,6 +33,8 @@ pub(crate) fn main() -> ExitCode {
             let options = keygen::Options { force: *force, parents: *parents };
             commands::keygen(path.as_deref(), &cli.config, options)
         }
+        Some(Action::Status { json }) => status::run(&cli.config, *json),
+        Some(Action::Top) => top::run(&cli.config),
         None if cli.list => commands::list(),
         None if cli.configure => commands::configure(&cli.config, &cli.given),
         None => process::leave(start(&cli).map_or_else(|code| code, |()| 0)),

@@ -4,7 +4,6 @@
 //! nothing that is served waits for it.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,348 @@
+//! The report as a page to read: what is wrong first, then what there is, then the figures.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::bars;
+use super::table::{Look, Screen, Table, flexible, number, text};
+use super::words::{counters, meaning, micros, span, time_of_day};
+use crate::control::view::{Domain, Health, Report, Request};
+
+/// How many requests are shown; all that are remembered are in the JSON.
+const REQUESTS: usize = 20;
+
+fn plain(text: impl Into<String>) -> (Look, String) {
+    (Look::Plain, text.into())
+}
+
+fn dim(text: impl Into<String>) -> (Look, String) {
+    (Look::Dim, text.into())
+}
+
+/// A step, or that it was not taken.
+fn step(time: Option<u64>) -> (Look, String) {
+    time.map_or_else(|| dim("-"), |time| plain(micros(time)))
+}
+
+/// How a daemon's health looks.
+#[must_use]
+pub fn look_of(health: Health) -> Look {
+    match health {
+        Health::Serving => Look::Good,
+        Health::Starting | Health::Stopping => Look::Warn,
+        Health::Degraded => Look::Bad,
+    }
+}
+
+/// The whole page.
+#[must_use]
+pub fn render(report: &Report, screen: Screen) -> String {
+    let mut page = headline(report, screen);
+    for problem in &report.problems {
+        page.push_str(&wrapped(problem, screen));
+    }
+    let mut section = |title: String, table: Table| {
+        if !table.is_empty() {
+            page.push('\n');
+            page.push_str(&screen.line(Look::Heading, &title));
+            page.push_str(&table.render(screen));
+        }
+    };
+    let listener = &report.listener;
+    let title = format!(
+        "Listening to {} port {} (digest: {} or stronger, call-back: {})",
+        listener.group, listener.port, listener.hash, listener.auth
+    );
+    section(title, interfaces(report));
+    section("libvirt".to_owned(), uris(report));
+    section("To be started again after a reboot".to_owned(), restarts(report));
+    section("Domains".to_owned(), domains(report));
+    let known = report.requests.recent.len();
+    let shown = if known > REQUESTS { format!(", {REQUESTS} of {known}") } else { String::new() };
+    section(format!("Requests of late (times count from the datagram's arrival{shown})"), requests(report));
+    section("Requests since the start".to_owned(), tally(report));
+    section("Datagrams since the start".to_owned(), datagrams(report));
+    section("Sources of datagrams".to_owned(), sources(report));
+    section("How long it took, from the datagram's arrival".to_owned(), latency(report, screen));
+    page
+}
+
+fn headline(report: &Report, screen: Screen) -> String {
+    let daemon = &report.daemon;
+    let rest = format!(
+        "  fence-daemon {}, process {}, up {}; {}",
+        daemon.version,
+        daemon.pid,
+        span(daemon.uptime_ms),
+        report.listener.status
+    );
+    let health = report.health.name();
+    let rest = screen.width.map_or(rest.clone(), |width| screen.cut(&rest, width.saturating_sub(health.len())));
+    format!("{}{rest}\n", screen.paint(look_of(report.health), health))
+}
+
+/// A problem in whole, however many lines that takes: what to do stands at its end.
+fn wrapped(problem: &str, screen: Screen) -> String {
+    let room = screen.width.unwrap_or(usize::MAX).max(20);
+    let mut lines = vec!["!".to_owned()];
+    for word in super::words::harmless(problem).split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= room => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("  {word}")),
+        }
+    }
+    lines.iter().map(|line| screen.line(Look::Bad, line)).collect()
+}
+
+fn interfaces(report: &Report) -> Table {
+    let mut table = Table::new([text("INTERFACE"), text("PROGRAM"), number("ID"), text("")]);
+    for interface in &report.listener.interfaces {
+        let (program, hint) = match &interface.program {
+            Some(mode) => (plain(format!("xdp {mode}")), dim("bpftool prog show name fence_xdp")),
+            None => (dim("none"), plain("through the socket alone")),
+        };
+        let id = interface.program_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        table.row([plain(&interface.name), program, plain(id), hint]);
+    }
+    table
+}
+
+fn uris(report: &Report) -> Table {
+    let mut table = Table::new([
+        flexible("URI", 16),
+        text("CONNECTION"),
+        text("FOR"),
+        number("DOMAINS"),
+        number("ACTIVE"),
+        flexible("LAST ERROR", 12),
+    ]);
+    for uri in &report.uris {
+        let connection = match (uri.connected, uri.silent) {
+            (true, false) => (Look::Good, "connected"),
+            (true, true) => (Look::Bad, "silent"),
+            (false, _) => (Look::Bad, "not connected"),
+        };
+        let error = match (&uri.last_error, uri.last_error_ms) {
+            (Some(error), Some(ago)) if uri.connected => dim(format!("{} ago: {error}", span(ago))),
+            (Some(error), _) => plain(error),
+            (None, _) => plain(""),
+        };
+        table.row([
+            plain(&uri.uri),
+            (connection.0, connection.1.to_owned()),
+            plain(uri.for_ms.map_or_else(|| "-".to_owned(), span)),
+            plain(uri.domains.len().to_string()),
+            plain(uri.domains.iter().filter(|domain| is_active(domain)).count().to_string()),
+            error,
+        ]);
+    }
+    table
+}
+
+fn is_active(domain: &Domain) -> bool {
+    !matches!(domain.state.as_str(), "shut off" | "moved away" | "dead")
+}
+
+fn restarts(report: &Report) -> Table {
+    let mut table = Table::new([flexible("DOMAIN", 12), flexible("URI", 12), text("WAITING FOR"), text("")]);
+    for restart in &report.restarts {
+        let left = if restart.inherited { "left by an earlier daemon" } else { "" };
+        table.row([plain(&restart.name), plain(&restart.uri), (Look::Warn, span(restart.waiting_ms)), dim(left)]);
+    }
+    table
+}
+
+fn domains(report: &Report) -> Table {
+    let mut table = Table::new([
+        flexible("NAME", 12),
+        text("STATE"),
+        number("PROCESS"),
+        text("FENCED BY"),
+        flexible("URI", 8),
+        flexible("UUID", 8),
+        flexible("", 0),
+    ]);
+    for (uri, domain) in report.uris.iter().flat_map(|uri| uri.domains.iter().map(move |domain| (uri, domain))) {
+        let active = is_active(domain);
+        let by = match domain.pid {
+            Some(_) => plain("its process"),
+            None if !active => dim("-"),
+            None if uri.local => (Look::Warn, "libvirt".to_owned()),
+            None => plain("libvirt"),
+        };
+        let look = match domain.state.as_str() {
+            "dying" | "lost" => Look::Bad,
+            _ if active => Look::Plain,
+            _ => Look::Dim,
+        };
+        let mut notes = Vec::new();
+        if !domain.strays.is_empty() {
+            notes.push(format!("libvirt has lost {:?}", domain.strays));
+        }
+        if !domain.persistent {
+            notes.push("transient".to_owned());
+        }
+        if !domain.fresh {
+            notes.push("not seen since the connection was lost".to_owned());
+        }
+        table.row([
+            plain(&domain.name),
+            (look, domain.state.clone()),
+            domain.pid.map_or_else(|| dim("-"), |pid| plain(pid.to_string())),
+            by,
+            plain(&uri.uri),
+            dim(&domain.uuid),
+            plain(notes.join(", ")),
+        ]);
+    }
+    table
+}
+
+fn requests(report: &Report) -> Table {
+    let mut table = Table::new([
+        text("TIME"),
+        text("OP"),
+        flexible("DOMAIN", 8),
+        flexible("CLIENT", 8),
+        text("VIA"),
+        text("RESULT"),
+        number("VERIFIED"),
+        number("CALLED BACK"),
+        number("DEAD"),
+        number("REPLIED"),
+        flexible("WHY", 8),
+    ]);
+    for request in report.requests.recent.iter().take(REQUESTS) {
+        let steps = &request.steps;
+        table.row([
+            dim(time_of_day(request.arrived_unix_ms)),
+            plain(&request.op),
+            request.domain.as_ref().map_or_else(|| dim("-"), plain),
+            plain(client(request)),
+            dim(&request.via),
+            result(request),
+            step(Some(steps.verified_us)),
+            step(steps.called_back_us),
+            step(steps.dead_us),
+            step(steps.replied_us),
+            dim(request.detail.clone().unwrap_or_default()),
+        ]);
+    }
+    table
+}
+
+/// The client's address. Its port is nearly always the same.
+#[must_use]
+pub fn client(request: &Request) -> String {
+    request.client.parse::<SocketAddr>().map_or_else(|_| request.client.clone(), |client| client.ip().to_string())
+}
+
+/// What came of a request, or how far it is.
+#[must_use]
+pub fn result(request: &Request) -> (Look, String) {
+    let Some(result) = &request.result else {
+        let doing = if request.steps.called_back_us.is_some() { "in progress" } else { "calling back" };
+        return (Look::Warn, doing.to_owned());
+    };
+    let look = match result.as_str() {
+        "success" => Look::Good,
+        "off" => Look::Plain,
+        "copy" | "superseded" => Look::Dim,
+        _ => Look::Bad,
+    };
+    (look, result.clone())
+}
+
+fn tally(report: &Report) -> Table {
+    let mut table = Table::new([text("REQUESTS"), number("COUNT"), flexible("", 20)]);
+    let requests = &report.requests;
+    for (name, count, what) in [
+        ("in progress", requests.in_progress, "being called back, or carried out"),
+        ("answered", requests.answered, "whatever the answer"),
+        ("unanswered", requests.unanswered, "the call-back failed, or something newer was asked"),
+        ("turned away", requests.turned_away, "too many at once, or read too late: their clients ask again"),
+        ("copies", requests.copies, "of other addresses of the client, or sent again"),
+        (
+            "replays",
+            requests.replays,
+            "datagrams that had come before, bit for bit: recorded and sent by somebody else?",
+        ),
+    ] {
+        if count > 0 {
+            table.row([plain(name), plain(count.to_string()), dim(what)]);
+        }
+    }
+    table
+}
+
+fn datagrams(report: &Report) -> Table {
+    let mut table = Table::new([text("COUNTER"), number("KERNEL"), number("SOCKET"), flexible("", 20)]);
+    let nothing = BTreeMap::new();
+    let kernel = report.kernel.as_ref().and_then(|kernel| kernel.counters.as_ref()).unwrap_or(&nothing);
+    let known: Vec<&str> = counters().collect();
+    let unknown = kernel.keys().chain(report.socket.keys()).map(String::as_str).filter(|name| !known.contains(name));
+    for name in known.iter().copied().chain(unknown) {
+        let [in_kernel, in_socket] = [kernel, &report.socket].map(|counters| counters.get(name).copied().unwrap_or(0));
+        if in_kernel + in_socket > 0 {
+            table.row([plain(name), plain(in_kernel.to_string()), plain(in_socket.to_string()), dim(meaning(name))]);
+        }
+    }
+    table
+}
+
+fn sources(report: &Report) -> Table {
+    let mut table = Table::new([
+        text("ADDRESS"),
+        text("HARDWARE"),
+        text("TRUSTED"),
+        number("DELIVERED"),
+        number("WRONG"),
+        number("TOO MANY"),
+        text("LAST SEEN"),
+    ]);
+    for source in &report.sources {
+        let counted = |count: u64| if count == 0 { dim("0") } else { (Look::Warn, count.to_string()) };
+        table.row([
+            plain(&source.address),
+            source.mac.as_ref().map_or_else(|| dim("-"), plain),
+            if source.trusted { (Look::Good, "yes".to_owned()) } else { dim("no") },
+            plain(source.delivered.to_string()),
+            counted(source.failures),
+            counted(source.limited),
+            source.last_seen_ms.map_or_else(|| dim("-"), |ago| plain(format!("{} ago", span(ago)))),
+        ]);
+    }
+    table
+}
+
+fn latency(report: &Report, screen: Screen) -> Table {
+    let axis = bars::Axis::of(report.latency.iter().flat_map(|latency| &latency.buckets));
+    let mut table = Table::new([
+        text("OP"),
+        text("STEP"),
+        number("COUNT"),
+        number("P50"),
+        number("P99"),
+        number("MAX"),
+        text("DISTRIBUTION"),
+    ]);
+    for latency in &report.latency {
+        table.row([
+            plain(&latency.op),
+            plain(latency.step.replace('_', " ")),
+            plain(latency.count.to_string()),
+            plain(micros(latency.p50_us)),
+            plain(micros(latency.p99_us)),
+            plain(micros(latency.max_us)),
+            plain(axis.bars(&latency.buckets, screen.unicode)),
+        ]);
+    }
+    if !table.is_empty() {
+        let nothing = || plain("");
+        table.row([nothing(), nothing(), nothing(), nothing(), nothing(), nothing(), dim(axis.name())]);
+    }
+    table
+}

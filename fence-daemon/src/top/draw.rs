@@ -1,0 +1,222 @@
+//! What `top` shows of a report: lines, as many as the terminal has.
+
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+
+use super::rates::{Counter, Rates};
+use crate::control::view::Report;
+use crate::status::bars;
+use crate::status::page::{client, look_of, result};
+use crate::status::table::{Look, Screen, Table, flexible, number, text};
+use crate::status::words::{counters, harmless, meaning, micros, span, time_of_day};
+
+/// Counters that are shown at most: those that grow come first.
+const COUNTERS: usize = 8;
+
+/// How a look is drawn. Without colours there is still bold and dim.
+fn style(look: Look, colours: bool) -> Style {
+    let style = Style::new();
+    let colour = |colour: Color| if colours { style.fg(colour) } else { style };
+    match look {
+        Look::Plain => style,
+        Look::Good => colour(Color::Green),
+        Look::Warn => colour(Color::Yellow),
+        Look::Bad => colour(Color::Red).add_modifier(Modifier::BOLD),
+        Look::Dim => style.add_modifier(Modifier::DIM),
+        Look::Heading => style.add_modifier(Modifier::BOLD),
+    }
+}
+
+fn line(parts: Vec<(Look, String)>, screen: Screen) -> Line<'static> {
+    Line::from_iter(parts.into_iter().map(|(look, text)| Span::styled(text, style(look, screen.colours))))
+}
+
+fn one(look: Look, text: &str, screen: Screen) -> Line<'static> {
+    let text = harmless(text);
+    let text = screen.width.map_or(text.clone(), |width| screen.cut(&text, width));
+    line(vec![(look, text)], screen)
+}
+
+/// What is to be shown.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The last report.
+    pub report: Option<Report>,
+    /// Why there is no newer one.
+    pub error: Option<String>,
+    /// How fast counters grow.
+    pub rates: Rates,
+}
+
+impl State {
+    /// The daemon has answered.
+    pub fn answered(&mut self, report: Report) {
+        self.rates.update(&report);
+        self.report = Some(report);
+        self.error = None;
+    }
+
+    /// All lines; the last ones are the requests, of which there are as many as fit.
+    #[must_use]
+    pub fn lines(&self, screen: Screen, height: usize) -> Vec<Line<'static>> {
+        let mut lines = Vec::new();
+        if let Some(error) = &self.error {
+            lines.push(one(Look::Bad, &format!("no answer: {error}"), screen));
+            lines.push(one(Look::Warn, "trying again each second; what is below is old", screen));
+        }
+        let Some(report) = &self.report else {
+            if lines.is_empty() {
+                lines.push(one(Look::Dim, "asking the daemon...", screen));
+            }
+            return lines;
+        };
+        lines.push(headline(report, screen));
+        lines.extend(report.problems.iter().map(|problem| one(Look::Bad, &format!("! {problem}"), screen)));
+        let mut section = |title: &str, table: &Table| {
+            if !table.is_empty() {
+                lines.push(Line::default());
+                lines.push(one(Look::Heading, title, screen));
+                lines.extend(table.lines(screen).into_iter().map(|parts| line(parts, screen)));
+            }
+        };
+        section("Datagrams, kernel and socket together", &self.counters(screen));
+        section("libvirt", &uris(report));
+        section("From arrival to reply", &latency(report, screen));
+        // A blank line, a title, a head.
+        let room = height.saturating_sub(lines.len() + 3);
+        let tally = &report.requests;
+        let title = format!(
+            "Requests: {} in progress, {} answered, {} unanswered, {} turned away, {} copies, {} replays",
+            tally.in_progress, tally.answered, tally.unanswered, tally.turned_away, tally.copies, tally.replays
+        );
+        lines.push(Line::default());
+        lines.push(one(Look::Heading, &title, screen));
+        lines.extend(requests(report, room).lines(screen).into_iter().map(|parts| line(parts, screen)));
+        lines.truncate(height);
+        lines
+    }
+
+    fn counters(&self, screen: Screen) -> Table {
+        let mut table = Table::new([
+            text("COUNTER"),
+            number("PER SECOND"),
+            number("TOTAL"),
+            text("HALF A MINUTE"),
+            flexible("", 0),
+        ]);
+        let known: Vec<&str> = counters().collect();
+        let unknown = self.rates.names().filter(|name| !known.contains(name));
+        let some = known.iter().copied().chain(unknown).filter_map(|name| Some((name, self.rates.get(name)?)));
+        let mut some: Vec<(&str, &Counter)> = some.filter(|(_, counter)| counter.total > 0).collect();
+        // In their order, but none that stands still in the way of one that grows.
+        some.sort_by_key(|(_, counter)| counter.history.iter().all(|rate| *rate == 0));
+        for (name, counter) in some.into_iter().take(COUNTERS) {
+            let rate = counter.rate();
+            let look = match name {
+                _ if rate == 0 => Look::Dim,
+                "delivered" => Look::Good,
+                _ => Look::Warn,
+            };
+            table.row([
+                (Look::Plain, name.to_owned()),
+                (look, rate.to_string()),
+                (Look::Plain, counter.total.to_string()),
+                (Look::Plain, bars::row(counter.history.iter().copied(), screen.unicode)),
+                (Look::Dim, meaning(name).to_owned()),
+            ]);
+        }
+        table
+    }
+}
+
+fn headline(report: &Report, screen: Screen) -> Line<'static> {
+    let daemon = &report.daemon;
+    let health = report.health.name();
+    let rest = format!(
+        "  fence-daemon {}, process {}, up {}; {}; at {}; q quits",
+        daemon.version,
+        daemon.pid,
+        span(daemon.uptime_ms),
+        report.listener.status,
+        time_of_day(daemon.now_unix_ms),
+    );
+    let rest = harmless(&rest);
+    let rest = screen.width.map_or(rest.clone(), |width| screen.cut(&rest, width.saturating_sub(health.len())));
+    line(vec![(look_of(report.health), health.to_owned()), (Look::Plain, rest)], screen)
+}
+
+fn uris(report: &Report) -> Table {
+    let mut table = Table::new([
+        flexible("URI", 16),
+        text("CONNECTION"),
+        text("FOR"),
+        number("DOMAINS"),
+        number("PROCESSES"),
+        flexible("", 0),
+    ]);
+    for uri in &report.uris {
+        let (look, connection) = match (uri.connected, uri.silent) {
+            (true, false) => (Look::Good, "connected"),
+            (true, true) => (Look::Bad, "silent"),
+            (false, _) => (Look::Bad, "not connected"),
+        };
+        let waiting = report.restarts.iter().filter(|restart| restart.uri == uri.uri).count();
+        let notes = if waiting > 0 { format!("{waiting} to be started again") } else { String::new() };
+        table.row([
+            (Look::Plain, uri.uri.clone()),
+            (look, connection.to_owned()),
+            (Look::Plain, uri.for_ms.map_or_else(|| "-".to_owned(), span)),
+            (Look::Plain, uri.domains.len().to_string()),
+            (Look::Plain, uri.domains.iter().filter(|domain| domain.pid.is_some()).count().to_string()),
+            (Look::Warn, notes),
+        ]);
+    }
+    table
+}
+
+fn latency(report: &Report, screen: Screen) -> Table {
+    let replies = || report.latency.iter().filter(|latency| latency.step == "replied");
+    let axis = bars::Axis::of(replies().flat_map(|latency| &latency.buckets));
+    let mut table =
+        Table::new([text("OP"), number("COUNT"), number("P50"), number("P99"), number("MAX"), text("DISTRIBUTION")]);
+    for latency in replies() {
+        table.row([
+            (Look::Plain, latency.op.clone()),
+            (Look::Plain, latency.count.to_string()),
+            (Look::Plain, micros(latency.p50_us)),
+            (Look::Plain, micros(latency.p99_us)),
+            (Look::Plain, micros(latency.max_us)),
+            (Look::Plain, axis.bars(&latency.buckets, screen.unicode)),
+        ]);
+    }
+    table
+}
+
+fn requests(report: &Report, room: usize) -> Table {
+    let mut table = Table::new([
+        text("TIME"),
+        text("OP"),
+        flexible("DOMAIN", 8),
+        flexible("CLIENT", 8),
+        text("VIA"),
+        text("RESULT"),
+        number("DEAD"),
+        number("REPLIED"),
+        flexible("WHY", 0),
+    ]);
+    let step = |time: Option<u64>| (Look::Plain, time.map_or_else(|| "-".to_owned(), micros));
+    for request in report.requests.recent.iter().take(room) {
+        table.row([
+            (Look::Dim, time_of_day(request.arrived_unix_ms)),
+            (Look::Plain, request.op.clone()),
+            (Look::Plain, request.domain.clone().unwrap_or_else(|| "-".to_owned())),
+            (Look::Plain, client(request)),
+            (Look::Dim, request.via.clone()),
+            result(request),
+            step(request.steps.dead_us),
+            step(request.steps.replied_us),
+            (Look::Dim, request.detail.clone().unwrap_or_default()),
+        ]);
+    }
+    table
+}
