@@ -1,0 +1,380 @@
+//! Looking into the daemon while it runs: `status`, its JSON, and who may not.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_tests::kernel::xdp_on;
+use fence_tests::lab::BRIDGE;
+use fence_tests::process::{Finished, poll_until, run};
+use fence_tests::server::{Config, Server, Which};
+use fence_tests::tools;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, DOMAIN};
+
+/// Longer than anything here takes on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Where the lab's daemon has its socket.
+const SOCKET: &str = "/run/fence-xdp/control.sock";
+
+/// How `status` ends.
+const SERVING: i32 = 0;
+const DEGRADED: i32 = 1;
+const NOBODY: i32 = 3;
+const UNKNOWN: i32 = 4;
+
+/// The program that is asked about and asks.
+fn program() -> Result<std::path::PathBuf> {
+    match Which::ours()? {
+        Which::Ours(program) => Ok(program),
+        Which::Stock => bail!("the stock server has no status"),
+    }
+}
+
+/// Runs `fence-daemon status` on the hypervisor.
+fn status(bench: &Bench, arguments: &[&str]) -> Result<Finished> {
+    let mut command = Command::new(program()?);
+    command.args(["-f", &bench.hypervisor.path("fence_virt.conf"), "status"]).args(arguments);
+    run(bench.hypervisor.space(), &mut command, LIMIT)
+}
+
+/// The report, which has the documented form.
+fn report(bench: &Bench, code: i32) -> Result<Value> {
+    let answer = status(bench, &["--json"])?;
+    ensure!(answer.code == Some(code), "exit code {:?}: {}{}", answer.code, answer.stdout, answer.stderr);
+    let report: Value = serde_json::from_str(&answer.stdout).with_context(|| answer.stdout.clone())?;
+    check_form(&report)?;
+    Ok(report)
+}
+
+/// Compares a report with `docs/status.schema.json`.
+fn check_form(report: &Value) -> Result<()> {
+    let path = tools::workspace().join("docs/status.schema.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let schema = jsonschema::validator_for(&serde_json::from_str(&text)?)?;
+    let wrong: Vec<String> =
+        schema.iter_errors(report).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    ensure!(wrong.is_empty(), "not as documented: {wrong:?}: {report:#}");
+    Ok(())
+}
+
+fn at<'r>(report: &'r Value, pointer: &str) -> Result<&'r Value> {
+    report.pointer(pointer).with_context(|| format!("no {pointer} in {report:#}"))
+}
+
+/// Waits until a report is as wanted.
+fn wait_for(bench: &Bench, code: i32, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    poll_until(what, LIMIT, || {
+        let answer = status(bench, &["--json"])?;
+        let report: Value = serde_json::from_str(&answer.stdout).with_context(|| answer.stderr.clone())?;
+        Ok((answer.code == Some(code) && wanted(&report)).then_some(report))
+    })
+}
+
+/// A connection to the control socket, as a program other than ours would have it.
+fn connect(bench: &Bench) -> Result<UnixStream> {
+    let stream = UnixStream::connect(bench.hypervisor.outside(SOCKET)).context("connecting to the control socket")?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    Ok(stream)
+}
+
+/// What is answered to these bytes, and the end.
+fn raw(bench: &Bench, question: &[u8]) -> Result<String> {
+    let mut stream = connect(bench)?;
+    // It may hang up before it has read all of it.
+    let _ = stream.write_all(question);
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut answer = String::new();
+    match stream.read_to_string(&mut answer) {
+        Err(error) if !answer.ends_with('\n') => Err(error).with_context(|| answer),
+        Ok(_) | Err(_) => Ok(answer),
+    }
+}
+
+#[test]
+fn what_was_served_is_told() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 2, "xdp")?;
+    bench.expect(&server, bench.hypervisor.space(), &bench.client("list"), 0)?;
+    bench.expect(&server, bench.guest.space(), &bench.client("off").domain("no\x07body"), 1)?;
+
+    let report = report(&bench, SERVING)?;
+    ensure!(report["health"] == "serving" && report["problems"] == json!([]), "{report:#}");
+    let program = xdp_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
+    ensure!(
+        report["listener"]["interfaces"] == json!([{"name": BRIDGE, "program": "generic", "program_id": program.id}]),
+        "{report:#}"
+    );
+    // The kernel's own word, by bpftool.
+    let counted = bench.counters()?;
+    ensure!(at(&report, "/kernel/counters/delivered")? == &json!(counted.get("delivered")?), "{report:#}");
+    ensure!(report["socket"]["delivered"].as_u64() >= Some(1), "{report:#}");
+
+    let recent = at(&report, "/requests/recent")?.as_array().context("no list")?.clone();
+    let told: Vec<_> = recent
+        .iter()
+        .rev()
+        .map(|request| (request["op"].as_str(), request["domain"].as_str(), request["result"].as_str()))
+        .collect();
+    let expected = [
+        (Some("off"), Some(DOMAIN), Some("success")),
+        (Some("status"), Some(DOMAIN), Some("off")),
+        (Some("list"), None, Some("success")),
+        (Some("off"), Some("no\\u{7}body"), Some("failure")),
+    ];
+    // The list may have come from each of the hypervisor's addresses; the stock client takes one call-back.
+    let answered: Vec<_> = told.iter().copied().filter(|(_, _, result)| *result != Some("no call-back")).collect();
+    ensure!(answered == expected, "{told:?}");
+    let steps = &recent.last().context("nothing")?["steps"];
+    let steps: Vec<_> = ["verified_us", "called_back_us", "dead_us", "replied_us", "ended_us"]
+        .iter()
+        .map(|step| steps[step].as_u64())
+        .collect();
+    ensure!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{steps:?}");
+    ensure!(report["requests"]["answered"] == 4 && report["requests"]["in_progress"] == 0, "{report:#}");
+
+    // A histogram for each step of each operation, with as many in it as there were.
+    let latency = at(&report, "/latency")?.as_array().context("no list")?;
+    let of = |op: &str, step: &str| latency.iter().find(|latency| latency["op"] == op && latency["step"] == step);
+    let dead = of("off", "dead").context("no time of death")?;
+    ensure!(dead["count"] == 1 && dead["p50_us"] == dead["max_us"] && dead["max_us"].as_u64() == steps[2], "{dead}");
+    ensure!(of("off", "replied").is_some_and(|off| off["count"] == 2), "{latency:?}");
+    ensure!(of("status", "dead").is_none() && of("list", "replied").is_some(), "{latency:?}");
+
+    let domain = at(&report, "/uris/0/domains/0")?;
+    ensure!(domain["name"] == DOMAIN && domain["state"] == "shut off" && domain["pid"].is_null(), "{domain}");
+    Ok(())
+}
+
+#[test]
+fn the_page_is_for_people_and_for_a_pipe_without_colours() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
+    let page = status(&bench, &[])?;
+    ensure!(page.code == Some(SERVING) && page.stderr.is_empty(), "{:?} {}", page.code, page.stderr);
+    for words in [
+        "serving",
+        "INTERFACE",
+        BRIDGE,
+        "xdp generic",
+        "test:///default",
+        "connected",
+        DOMAIN,
+        "DEAD",
+        "delivered",
+        "P99",
+    ] {
+        ensure!(page.stdout.contains(words), "no {words} in {}", page.stdout);
+    }
+    // What did not happen is not told.
+    ensure!(!page.stdout.contains("drop_digest") && !page.stdout.contains('\x1b'), "{}", page.stdout);
+    Ok(())
+}
+
+#[test]
+fn without_libvirt_it_is_degraded_and_says_so() -> Result<()> {
+    let bench = Bench::new()?;
+    let uris = vec!["qemu+unix:///system?socket=/run/nobody".to_owned(), "test:///default".to_owned()];
+    let server = bench.serve(&Config { uris, ..bench.config("off") })?;
+    bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
+    let report =
+        wait_for(&bench, DEGRADED, "the failed connection", |report| !report["uris"][0]["last_error"].is_null())?;
+    check_form(&report)?;
+    ensure!(report["health"] == "degraded" && report["kernel"].is_null(), "{report:#}");
+    let problems = report["problems"].as_array().context("no list")?;
+    let [problem] = problems.as_slice() else { bail!("{problems:?}") };
+    ensure!(problem.as_str().is_some_and(|text| text.contains("/run/nobody") && text.contains("virsh")), "{problem}");
+    ensure!(report["uris"][0]["connected"] == false && report["uris"][1]["connected"] == true, "{report:#}");
+    let page = status(&bench, &[])?;
+    ensure!(page.code == Some(DEGRADED) && page.stdout.starts_with("degraded"), "{}", page.stdout);
+    ensure!(page.stdout.contains("not connected") && page.stdout.contains("! qemu+unix"), "{}", page.stdout);
+    Ok(())
+}
+
+#[test]
+fn a_program_that_is_wanted_and_missing_is_a_problem() -> Result<()> {
+    let bench = Bench::new()?;
+    // What else listens there would miss what the program takes out.
+    bench.hypervisor.ip(&["link", "add", "top0", "link", BRIDGE, "type", "macvlan"])?;
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
+    let report = report(&bench, DEGRADED)?;
+    ensure!(
+        report["problems"][0].as_str().is_some_and(|text| text.contains("kernel program is not attached")),
+        "{report:#}"
+    );
+    ensure!(
+        report["listener"]["interfaces"][0]["program"].is_null() && report["listener"]["hears"] == true,
+        "{report:#}"
+    );
+    bench.hypervisor.ip(&["link", "del", "top0"])?;
+    wait_for(&bench, SERVING, "the program to be attached", |report| {
+        report["listener"]["interfaces"][0]["program"] == "generic"
+    })?;
+    Ok(())
+}
+
+#[test]
+fn while_it_waits_for_its_interface_it_can_be_asked_why() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.hypervisor.delete_bridge()?;
+    let server = Server::spawn(&bench.hypervisor, &Which::ours()?, &bench.config("auto"), &[])?;
+    let has_socket = || Ok(bench.hypervisor.outside(SOCKET).exists().then_some(()));
+    poll_until("the control socket", LIMIT, has_socket).with_context(|| server.log())?;
+    let report = wait_for(&bench, DEGRADED, "the interface to be missed", |report| {
+        report["listener"]["status"].as_str().is_some_and(|status| status.contains(BRIDGE))
+    })?;
+    check_form(&report)?;
+    ensure!(report["health"] == "starting" && report["listener"]["hears"] == false, "{report:#}");
+    Ok(())
+}
+
+#[test]
+fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() -> Result<()> {
+    let bench = Bench::new()?;
+    let file = bench.hypervisor.outside(SOCKET);
+    let mut server = bench.serve(&bench.config("auto"))?;
+    let first = server.process().id();
+    server.stop(Signal::SIGKILL)?;
+    ensure!(file.exists());
+    let nobody = status(&bench, &[])?;
+    ensure!(nobody.code == Some(NOBODY) && nobody.stdout.is_empty(), "{:?} {}", nobody.code, nobody.stdout);
+    ensure!(
+        nobody.stderr.contains("no daemon answers") && nobody.stderr.contains("systemctl status"),
+        "{}",
+        nobody.stderr
+    );
+
+    let server = bench.serve(&bench.config("auto"))?;
+    let second = report(&bench, SERVING)?;
+    ensure!(second["daemon"]["pid"] != json!(first), "{second:#}");
+
+    // Another one, with another port and PID file, and the same state directory.
+    let other = Config { port: Some(1230), attach: Some("off"), ..Config::new(&bench.key) };
+    let text = other.render();
+    let conf = bench.hypervisor.write("other.conf", text.as_bytes())?;
+    let pid_file = bench.hypervisor.path("other.pid");
+    let mut other = Server::spawn_with_file(&bench.hypervisor, &Which::ours()?, &conf, 1230, &["-p", &pid_file])?;
+    other.wait_ready(LIMIT)?;
+    ensure!(other.log().contains("another daemon has its control socket"), "{}", other.log());
+    ensure!(report(&bench, SERVING)?["daemon"]["pid"] == second["daemon"]["pid"]);
+    ensure!(other.stop(Signal::SIGTERM)?.code == Some(0) && file.exists(), "the other one's end took it away");
+
+    ensure!(server.stop(Signal::SIGTERM)?.code == Some(0) && !file.exists(), "it stays behind");
+    Ok(())
+}
+
+#[test]
+fn only_root_may_look() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let mode = bench.hypervisor.space().must("stat", &["-c", "%a %u %F", SOCKET])?;
+    ensure!(mode.stdout.trim() == "600 0 socket", "{}", mode.stdout);
+
+    let nobody = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]).args(arguments);
+        run(bench.hypervisor.space(), &mut command, LIMIT)
+    };
+    // Where nobody may read it.
+    let copy = bench.hypervisor.path("fence-daemon");
+    bench.hypervisor.space().must("install", &["-m", "755", &program()?.to_string_lossy(), &copy])?;
+    let refused = nobody(&copy, &["status"])?;
+    ensure!(
+        refused.code == Some(UNKNOWN) && refused.stderr.contains("only root"),
+        "{:?} {}",
+        refused.code,
+        refused.stderr
+    );
+
+    // Even where somebody has opened the way.
+    bench.hypervisor.space().must("chmod", &["755", "/run/fence-xdp"])?;
+    bench.hypervisor.space().must("chmod", &["666", SOCKET])?;
+    let refused = nobody(&copy, &["status", "--json"])?;
+    ensure!(
+        refused.code == Some(UNKNOWN) && refused.stderr.contains("only root"),
+        "{:?} {}",
+        refused.code,
+        refused.stderr
+    );
+    ensure!(refused.stdout.is_empty(), "{}", refused.stdout);
+    report(&bench, SERVING)?;
+    Ok(())
+}
+
+#[test]
+fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    // Some say nothing, some ask and do not read.
+    let mut hung = Vec::new();
+    for _ in 0..10 {
+        hung.push(connect(&bench)?);
+        let mut deaf = connect(&bench)?;
+        let _ = deaf.write_all(b"status\n");
+        hung.push(deaf);
+    }
+    for (op, code) in [("off", 0), ("status", 2), ("on", 0), ("status", 0)] {
+        bench.expect_via(&server, &bench.about_domain(op), code, "xdp")?;
+    }
+    // Their time is over soon, and then others have their turn.
+    poll_until("a place for an honest client", LIMIT, || {
+        let answer = status(&bench, &["--json"])?;
+        let told = answer.code == Some(SERVING);
+        ensure!(told || answer.stderr.contains("too many clients"), "{:?} {}", answer.code, answer.stderr);
+        Ok(told.then_some(()))
+    })?;
+    drop(hung);
+    Ok(())
+}
+
+#[test]
+fn what_is_no_question_is_refused() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    for question in [&b"reboot\n"[..], b"status", &[0; 100_000], b"\n", b"", b"status\xff\n"] {
+        let answer = raw(&bench, question)?;
+        let shown = question.escape_ascii().to_string();
+        ensure!(answer.contains("\"error\":") && !answer.contains("health"), "{shown:.40}: {answer}");
+    }
+    // A line end of either kind, and what comes behind it does not matter.
+    for question in [&b"status\n"[..], b"status\r\nreboot\n"] {
+        check_form(&serde_json::from_str(&raw(&bench, question)?)?)?;
+    }
+    Ok(())
+}
+
+/// Where there can be no socket the daemon serves without, and says why.
+#[test]
+fn without_a_place_for_its_socket_it_serves_all_the_same() -> Result<()> {
+    for (directory, why) in [
+        (format!("/run/{}", "long/".repeat(30)), "is too long for a socket"),
+        ("/proc/nowhere".to_owned(), "cannot make the directory"),
+        ("/run/taken".to_owned(), "is no socket"),
+    ] {
+        let bench = Bench::new()?;
+        bench.hypervisor.write("/run/taken/control.sock", b"somebody's")?;
+        let config = bench.config("auto");
+        let text =
+            config.render().replacen("fence_virtd {", &format!("fence_virtd {{ state_directory = \"{directory}\";"), 1);
+        let conf = bench.hypervisor.write("fence_virt.conf", text.as_bytes())?;
+        let mut server = Server::spawn_with_file(&bench.hypervisor, &Which::ours()?, &conf, 1229, &[])?;
+        server.wait_ready(LIMIT)?;
+        ensure!(server.log().contains("no control socket") && server.log().contains(why), "{}", server.log());
+        bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+        let answer = status(&bench, &[])?;
+        ensure!(answer.code != Some(0) && answer.stdout.is_empty() && !answer.stderr.is_empty(), "{answer:?}");
+        ensure!(server.stop(Signal::SIGTERM)?.code == Some(0));
+        ensure!(std::fs::read(bench.hypervisor.outside("/run/taken/control.sock"))? == b"somebody's");
+    }
+    Ok(())
+}
