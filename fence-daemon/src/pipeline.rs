@@ -419,7 +419,8 @@ impl Shared {
             Tone::Asked => self.complain(request.caller(), |held_back| tell!(info, some(held_back))),
             Tone::Refused => self.complain(request.caller(), |held_back| tell!(warn, some(held_back))),
         }
-        Ended { result: reply, detail: answer.detail, steps: Some(steps) }
+        let detail = format!("{}{note}{waited}", answer.detail);
+        Ended { result: reply, detail, steps: Some(steps) }
     }
 }
 

@@ -9,6 +9,8 @@
 pub mod client;
 pub mod inspector;
 pub mod server;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod view;
 
 use std::path::{Path, PathBuf};

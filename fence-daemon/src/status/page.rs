@@ -346,3 +346,120 @@ fn latency(report: &Report, screen: Screen) -> Table {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use unicode_width::UnicodeWidthStr;
+
+    use super::*;
+    use crate::control::tests::example;
+
+    /// The lines of a section, its title and its head left out.
+    fn section<'p>(page: &'p str, title: &str) -> Vec<&'p str> {
+        page.lines().skip_while(|line| !line.starts_with(title)).skip(2).take_while(|line| !line.is_empty()).collect()
+    }
+
+    fn words(line: &str) -> Vec<&str> {
+        line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect()
+    }
+
+    #[test]
+    fn what_is_wrong_comes_first_and_in_whole() {
+        let report = example();
+        for width in [None, Some(60), Some(200)] {
+            let page = render(&report, Screen { width, ..Screen::PLAIN });
+            let mut lines = page.lines();
+            assert!(lines.next().is_some_and(|line| line.starts_with("degraded  fence-daemon 0.1.0, process 1847")));
+            let problem: Vec<_> = lines.take_while(|line| !line.is_empty()).map(str::trim).collect();
+            assert_eq!(problem.join(" "), format!("! {}", report.problems[0]), "{width:?}");
+        }
+    }
+
+    #[test]
+    fn each_section_tells_what_there_is() {
+        let page = render(&example(), Screen::PLAIN);
+        let rows = |title| section(&page, title).into_iter().map(words).collect::<Vec<_>>();
+        assert_eq!(rows("Listening")[0][..3], ["virbr0", "xdp generic", "1716"]);
+        let uris = rows("libvirt");
+        assert_eq!(uris[0], ["qemu:///system", "connected", "3 h 12 min", "3", "2", "3 h 12 min ago: connection lost"]);
+        assert_eq!(uris[1][..3], ["lxc:///system", "not connected", "-"]);
+        assert_eq!(rows("To be started again")[0], ["node3", "qemu:///system", "0 s"]);
+        let domains = rows("Domains");
+        assert_eq!(domains[0][..4], ["node1", "running", "20117", "its process"]);
+        assert_eq!(domains[1][..4], ["node2", "shut off", "-", "-"]);
+        assert_eq!(domains[2][..4], ["scratch", "running", "-", "libvirt"]);
+        assert!(domains[2][6].contains("[31007]") && domains[2][6].contains("transient"), "{domains:?}");
+        let requests = rows("Requests of late");
+        assert_eq!(
+            requests[0][1..10],
+            ["reboot", "node3", "192.168.122.12", "xdp", "in progress", "71 us", "402 us", "-", "-"]
+        );
+        let off =
+            ["02:59:01Z", "off", "node2", "192.168.122.11", "xdp", "success", "68 us", "311 us", "2.43 ms", "2.49 ms"];
+        assert_eq!(requests[1][..10], off);
+        assert_eq!(requests[2][1..6], ["list", "-", "fd00:122::11", "socket", "no call-back"]);
+        let tally = rows("Requests since");
+        assert_eq!(
+            tally.iter().map(|row| row[0]).collect::<Vec<_>>(),
+            ["in progress", "answered", "unanswered", "copies"]
+        );
+        let datagrams = rows("Datagrams");
+        // None that is zero, in the order of the judgement.
+        let counted: Vec<_> = datagrams.iter().map(|row| row[..3].to_vec()).collect();
+        let expected = [
+            ["delivered", "41", "6"],
+            ["drop_length", "3", "0"],
+            ["drop_hash_weak", "0", "2"],
+            ["drop_digest", "90214", "0"],
+        ];
+        assert_eq!(counted, expected);
+        assert!(datagrams.iter().all(|row| row.len() == 4), "each has its meaning");
+        let sources = rows("Sources");
+        assert_eq!(sources[0], ["192.168.122.11", "52:54:00:12:34:56", "yes", "40", "0", "0", "5 s ago"]);
+        assert_eq!(sources[1], ["192.168.122.66", "-", "no", "0", "90214", "88190", "-"]);
+        let latency = rows("How long");
+        assert_eq!(latency[1][..6], ["off", "replied", "30", "2.55 ms", "31.2 ms", "31.2 ms"]);
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal_and_nothing_shapes_it() {
+        let mut report = example();
+        report.uris[0].domains[0].name = "evil\x1b[2J\r\n".repeat(20);
+        report.requests.recent[0].domain = Some("日本語".repeat(30));
+        report.problems.push("x\x1b]0;title\x07".repeat(9));
+        for width in [1, 20, 40, 80, 132, 300] {
+            for colours in [false, true] {
+                let screen = Screen { width: Some(width), colours, unicode: true };
+                let page = render(&report, screen);
+                // What we paint ourselves, and nothing else.
+                let mut text = page.clone();
+                for code in ["1;31", "31", "32", "33", "2", "1", "0"] {
+                    text = text.replace(&format!("\x1b[{code}m"), "");
+                }
+                assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+                let is_problem = |line: &str| line.starts_with('!') || line.starts_with("  ");
+                let widest =
+                    text.lines().filter(|line| width >= 20 || !is_problem(line)).map(UnicodeWidthStr::width).max();
+                assert!(widest <= Some(width.max(8)), "{width}: {widest:?}");
+                assert_eq!(page.contains('\x1b'), colours);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_at_all_is_a_short_page() {
+        let mut report = example();
+        report.problems.clear();
+        report.health = Health::Serving;
+        report.listener.interfaces.clear();
+        for list in [&mut report.socket, &mut report.kernel.as_mut().unwrap().counters.clone().unwrap()] {
+            list.clear();
+        }
+        report.kernel = None;
+        (report.uris, report.restarts, report.latency, report.sources) = Default::default();
+        let requests = &mut report.requests;
+        requests.recent.clear();
+        (requests.in_progress, requests.answered, requests.unanswered, requests.copies) = Default::default();
+        assert_eq!(render(&report, Screen::PLAIN).lines().count(), 1);
+    }
+}

@@ -133,7 +133,7 @@ fn headline(report: &Report, screen: Screen) -> Line<'static> {
     let daemon = &report.daemon;
     let health = report.health.name();
     let rest = format!(
-        "  fence-daemon {}, process {}, up {}; {}; at {}; q quits",
+        "  (q quits)  fence-daemon {}, process {}, up {}; {}; at {}",
         daemon.version,
         daemon.pid,
         span(daemon.uptime_ms),
@@ -219,4 +219,65 @@ fn requests(report: &Report, room: usize) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::example;
+
+    const SCREEN: Screen = Screen { width: Some(100), ..Screen::PLAIN };
+
+    fn text(lines: &[Line<'_>]) -> Vec<String> {
+        lines.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn it_fits_whatever_the_terminal_is() {
+        let mut state = State::default();
+        state.answered(example());
+        for height in [0, 1, 5, 24, 60] {
+            for width in [0, 1, 20, 80, 200] {
+                let lines = state.lines(Screen { width: Some(width), ..SCREEN }, height);
+                assert!(lines.len() <= height);
+                // The one word that is never cut is the daemon's health.
+                assert!(lines.iter().skip(1).all(|line| line.width() <= width), "{width} {height}: {lines:?}");
+            }
+        }
+        let all = text(&state.lines(SCREEN, 60)).join("\n");
+        for words in
+            ["degraded", "! lxc:///system", "drop_digest", "1 to be started again", "31.2 ms", "in progress", "q quits"]
+        {
+            assert!(all.contains(words), "{words}: {all}");
+        }
+        assert_eq!(text(&state.lines(SCREEN, 60)).iter().filter(|line| line.contains("192.168.122.1")).count(), 2);
+    }
+
+    #[test]
+    fn what_grows_comes_before_what_stands_still() {
+        let mut state = State::default();
+        let mut report = example();
+        state.answered(report.clone());
+        report.daemon.uptime_ms += 1000;
+        *report.socket.get_mut("drop_hash_weak").unwrap() += 9;
+        state.answered(report);
+        let lines = text(&state.lines(SCREEN, 60));
+        let rows: Vec<_> = lines.iter().skip_while(|line| !line.contains("PER SECOND")).skip(1).collect();
+        assert!(rows[0].starts_with("drop_hash_weak") && rows[0].contains(" 9 "), "{rows:?}");
+        assert!(rows[1].starts_with("delivered") && rows[1].contains(" 0 "), "{rows:?}");
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_told_and_what_was_known_stays() {
+        let mut state = State::default();
+        assert_eq!(text(&state.lines(SCREEN, 24)), ["asking the daemon..."]);
+        state.error = Some("no daemon".to_owned());
+        assert_eq!(text(&state.lines(SCREEN, 24))[0], "no answer: no daemon");
+        state.answered(example());
+        state.error = Some("no daemon".to_owned());
+        let lines = text(&state.lines(SCREEN, 24));
+        assert!(lines[1].contains("old") && lines[2].starts_with("degraded"), "{lines:?}");
+        state.answered(example());
+        assert!(text(&state.lines(SCREEN, 24))[0].starts_with("degraded"));
+    }
 }

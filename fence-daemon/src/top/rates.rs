@@ -77,3 +77,54 @@ impl Rates {
         self.counters.keys().map(String::as_str)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::example;
+
+    fn report(pid: u32, uptime_ms: u64, kernel: u64, socket: u64) -> Report {
+        let mut report = example();
+        (report.daemon.pid, report.daemon.uptime_ms) = (pid, uptime_ms);
+        report.socket = [("delivered".to_owned(), socket)].into();
+        report.kernel.as_mut().unwrap().counters = Some([("delivered".to_owned(), kernel)].into());
+        report
+    }
+
+    fn seen(rates: &Rates) -> (u64, Vec<u64>) {
+        let counter = rates.get("delivered").unwrap();
+        (counter.total, counter.history.iter().copied().collect())
+    }
+
+    #[test]
+    fn a_rate_is_what_grew_in_the_time_that_passed() {
+        let mut rates = Rates::default();
+        rates.update(&report(1, 10_000, 100, 5));
+        assert_eq!(seen(&rates), (105, vec![0]), "what was before is nobody's rate");
+        rates.update(&report(1, 12_000, 300, 5));
+        rates.update(&report(1, 12_500, 300, 6));
+        assert_eq!(seen(&rates), (306, vec![0, 100, 2]));
+        // The same report twice is no second.
+        rates.update(&report(1, 12_500, 300, 6));
+        assert_eq!(seen(&rates), (306, vec![0, 100, 2]));
+    }
+
+    #[test]
+    fn another_daemon_begins_anew() {
+        let mut rates = Rates::default();
+        rates.update(&report(1, 10_000, 100, 0));
+        rates.update(&report(1, 11_000, 200, 0));
+        for (pid, uptime) in [(2, 12_000), (2, 500)] {
+            rates.update(&report(pid, uptime, 7, 0));
+            assert_eq!(seen(&rates), (7, vec![0]));
+        }
+    }
+
+    #[test]
+    fn only_so_much_is_remembered() {
+        let mut rates = Rates::default();
+        (1..100).for_each(|second| rates.update(&report(1, second * 1000, second, 0)));
+        assert_eq!(seen(&rates), (99, vec![1; HISTORY]));
+        assert_eq!(rates.names().collect::<Vec<_>>(), ["delivered"]);
+    }
+}

@@ -1,0 +1,221 @@
+//! The socket's file and its clients, on this machine and without a kernel program.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::sync::Arc;
+
+use fence_common::admit::Rules;
+use fence_common::hash::HashKind;
+
+use super::client::{self, ClientError};
+use super::inspector::{Inspector, Phase};
+use super::server::{ASK_WITHIN, CLIENTS_MAX, Control, ControlError};
+use super::view::{Health, Report};
+use super::*;
+use crate::config::{self, Multicast, Source, Warnings};
+use crate::hypervisor::{Hypervisors, Options};
+use crate::intake::socket::RequestSocket;
+use crate::observe::sources::SourceView;
+use crate::scratch::Scratch;
+
+/// The report that the documentation shows.
+pub(crate) const EXAMPLE: &str = include_str!("../../../docs/status.example.json");
+const SCHEMA_TEXT: &str = include_str!("../../../docs/status.schema.json");
+
+/// As the documentation has it.
+pub(crate) fn example() -> Report {
+    client::parse(EXAMPLE).unwrap()
+}
+
+fn check_form(report: &serde_json::Value) {
+    let schema = jsonschema::validator_for(&serde_json::from_str(SCHEMA_TEXT).unwrap()).unwrap();
+    let wrong: Vec<_> = schema.iter_errors(report).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+fn multicast() -> Multicast {
+    let text = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } listeners { multicast { address = \"239.255.77.13\"; hash = \"none\"; auth = \"none\"; } }";
+    let parsed = config::parse(&Source::new(Path::new("test"), text.as_bytes()), Warnings::default());
+    parsed.unwrap_or_else(|error| panic!("{}", error.render(false))).0.multicast
+}
+
+/// An inspector of a daemon that hears nothing, at a port of its own.
+fn inspector(port: u16) -> (Arc<Inspector>, Arc<RequestSocket>) {
+    let multicast = Multicast { port, ..multicast() };
+    let rules = Rules { min_hash: HashKind::None, strict_source: true };
+    let socket = Arc::new(RequestSocket::open(multicast.group, port, rules, None).unwrap());
+    let hypervisors = Hypervisors::start(&["test:///default".to_owned()], Options::default());
+    (Arc::new(Inspector::new(&multicast, &socket, hypervisors, false)), socket)
+}
+
+async fn ask(path: &Path) -> Result<Report, ClientError> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || client::ask(&path).and_then(|answer| client::parse(&answer))).await.unwrap()
+}
+
+#[test]
+fn the_example_is_as_documented_and_complete() {
+    let value: serde_json::Value = serde_json::from_str(EXAMPLE).unwrap();
+    check_form(&value);
+    // Read and written again it is the same: no field is forgotten here, and none is only here.
+    assert_eq!(serde_json::to_value(example()).unwrap(), value);
+    for (pointer, wrong) in [
+        ("/health", serde_json::json!("fine")),
+        ("/daemon/pid", serde_json::json!(-1)),
+        ("/requests/recent/0/steps", serde_json::json!({})),
+        ("/uris/0/domains/0/uuid", serde_json::json!(7)),
+    ] {
+        let mut value = value.clone();
+        *value.pointer_mut(pointer).unwrap() = wrong;
+        let schema = jsonschema::validator_for(&serde_json::from_str(SCHEMA_TEXT).unwrap()).unwrap();
+        assert!(!schema.is_valid(&value), "{pointer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_has_the_documented_form() {
+    let (inspector, _socket) = inspector(11_240);
+    inspector.set_sources(Box::new(|| {
+        let seen = Some(crate::clock::Moment::now());
+        let address = "192.168.122.11".parse().unwrap();
+        let mac = Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        vec![SourceView { address, mac, trusted: true, failures: 1, delivered: 2, limited: 3, last_seen: seen }]
+    }));
+    let report = inspector.report();
+    check_form(&serde_json::to_value(&report).unwrap());
+    assert_eq!((report.health, report.listener.port), (Health::Starting, 11_240));
+    assert_eq!(report.sources[0].mac.as_deref(), Some("52:54:00:12:34:56"));
+    assert!(report.problems.iter().any(|problem| problem.contains("no request is heard")), "{:?}", report.problems);
+    inspector.enter(Phase::Serving);
+    assert_eq!(inspector.report().health, Health::Degraded);
+    inspector.enter(Phase::Stopping);
+    assert_eq!(inspector.report().health, Health::Stopping);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let scratch = Scratch::new();
+    let (inspector, _socket) = inspector(11_241);
+    let directory = scratch.path().join("state");
+    let control = Control::open(&directory, Arc::clone(&inspector)).unwrap();
+    let file = path(&directory);
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(ask(&file).await.unwrap().daemon.pid, std::process::id());
+
+    // A second daemon is refused, and takes nothing away.
+    let refused = Control::open(&directory, Arc::clone(&inspector)).unwrap_err();
+    assert!(matches!(refused, ControlError::Living(_)), "{refused}");
+    ask(&file).await.unwrap();
+
+    drop(control);
+    assert!(!file.exists());
+    assert!(ask(&file).await.unwrap_err().is_nobody());
+
+    // What a dead one has left is replaced.
+    drop(StdListener::bind(&file).unwrap());
+    assert!(ask(&file).await.unwrap_err().is_nobody());
+    let control = Control::open(&directory, Arc::clone(&inspector)).unwrap();
+    ask(&file).await.unwrap();
+    // What somebody else has put in its place stays.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, "somebody's").unwrap();
+    drop(control);
+    assert_eq!(std::fs::read(&file).unwrap(), b"somebody's");
+    let refused = Control::open(&directory, inspector).unwrap_err();
+    assert!(matches!(refused, ControlError::NotASocket(_)), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_cannot_be_is_told_with_a_remedy() {
+    let scratch = Scratch::new();
+    let (inspector, _socket) = inspector(11_242);
+    let long = scratch.path().join("x".repeat(100));
+    let refused = Control::open(&long, Arc::clone(&inspector)).unwrap_err();
+    assert!(
+        matches!(refused, ControlError::TooLong(_)) && refused.to_string().contains("state_directory"),
+        "{refused}"
+    );
+    assert!(!long.exists());
+    assert!(matches!(ask(&path(&long)).await.unwrap_err(), ClientError::TooLong(_)));
+    let refused = Control::open(Path::new("/proc/nowhere"), inspector).unwrap_err();
+    assert!(
+        matches!(refused, ControlError::Kernel { .. }) && refused.to_string().contains("state_directory"),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_say_nothing_are_few_and_soon_gone() {
+    let scratch = Scratch::new();
+    let (inspector, _socket) = inspector(11_243);
+    let _control = Control::open(scratch.path(), inspector).unwrap();
+    let file = path(scratch.path());
+    let mut hung: Vec<_> = (0..CLIENTS_MAX).map(|_| StdStream::connect(&file).unwrap()).collect();
+    // One that is on its way in may be taken before the last of them.
+    let refused = loop {
+        match ask(&file).await {
+            Err(ClientError::Refused(why)) => break why,
+            Ok(_) => hung.push(StdStream::connect(&file).unwrap()),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(refused.contains("too many clients"), "{refused}");
+    // Their time is short.
+    let begun = std::time::Instant::now();
+    while ask(&file).await.is_err() {
+        assert!(begun.elapsed() < 20 * ASK_WITHIN, "they are never let go of");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let mut told = String::new();
+    let first = &mut hung[0];
+    first.set_read_timeout(Some(20 * ASK_WITHIN)).unwrap();
+    assert!(matches!(first.read_to_string(&mut told), Ok(0)), "{told}");
+}
+
+/// A daemon that is somebody else, at this path: what it says to whoever asks.
+fn pretender(path: &Path, says: &'static [u8], hangs: bool) -> std::thread::JoinHandle<()> {
+    let listener = StdListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.write_all(says);
+        if hangs {
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    })
+}
+
+#[test]
+fn whatever_answers_the_client_says_what_it_is() {
+    let scratch = Scratch::new();
+    type Expected = fn(&ClientError) -> bool;
+    let cases: [(&'static [u8], bool, Expected); 6] = [
+        (b"{\"schema\":2}\n", false, |error| matches!(error, ClientError::Schema(2))),
+        (
+            b"{\"schema\":1,\"error\":\"no\"}\n",
+            false,
+            |error| matches!(error, ClientError::Refused(why) if why == "no"),
+        ),
+        (b"{\"schema\":1}\n", false, |error| matches!(error, ClientError::Strange(_))),
+        (b"HTTP/1.1 400\n", false, |error| matches!(error, ClientError::Strange(_))),
+        (b"", false, |error| matches!(error, ClientError::Broken { .. })),
+        (b"", true, |error| matches!(error, ClientError::Silent(_))),
+    ];
+    for (number, (says, hangs, expected)) in cases.into_iter().enumerate() {
+        let file = scratch.path().join(number.to_string());
+        let pretender = pretender(&file, says, hangs);
+        let error = client::ask(&file).and_then(|answer| client::parse(&answer)).unwrap_err();
+        assert!(expected(&error), "{says:?}: {error:?}");
+        pretender.join().unwrap();
+    }
+}
+
+/// A newer daemon may say more.
+#[test]
+fn fields_of_tomorrow_do_no_harm() {
+    let mut value: serde_json::Value = serde_json::from_str(EXAMPLE).unwrap();
+    value["of_tomorrow"] = serde_json::json!({"x": 1});
+    value["daemon"]["mood"] = serde_json::json!("good");
+    assert_eq!(client::parse(&value.to_string()).unwrap(), example());
+}
