@@ -3,7 +3,7 @@
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
-use super::rates::{Counter, Rates};
+use super::rates::{Counter, HISTORY, Rates};
 use crate::control::view::Report;
 use crate::status::bars;
 use crate::status::page::{client, look_of, result};
@@ -101,7 +101,7 @@ impl State {
             text("COUNTER"),
             number("PER SECOND"),
             number("TOTAL"),
-            text("HALF A MINUTE"),
+            number("HALF A MINUTE"),
             flexible("", 0),
         ]);
         let known: Vec<&str> = counters().collect();
@@ -121,12 +121,19 @@ impl State {
                 (Look::Plain, name.to_owned()),
                 (look, rate.to_string()),
                 (Look::Plain, counter.total.to_string()),
-                (Look::Plain, bars::row(counter.history.iter().copied(), screen.unicode)),
+                (Look::Plain, history(counter, screen.unicode)),
                 (Look::Dim, meaning(name).to_owned()),
             ]);
         }
         table
     }
+}
+
+/// The last half a minute. Of one width, so that nothing moves while it fills.
+fn history(counter: &Counter, unicode: bool) -> String {
+    let bars = bars::row(counter.history.iter().copied(), unicode);
+    let missing = HISTORY.saturating_sub(counter.history.len());
+    format!("{}{bars:<1$}", " ".repeat(missing), counter.history.len())
 }
 
 fn headline(report: &Report, screen: Screen) -> Line<'static> {

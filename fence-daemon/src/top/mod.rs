@@ -40,10 +40,7 @@ pub fn run(config: &Path) -> u8 {
     }
     let ended = quit_signals().and_then(|quit| {
         let answers = ask(status::socket(config))?;
-        let watched = ratatui::try_init().and_then(|mut terminal| watch(&mut terminal, &answers, &quit));
-        // Also where only half of it was set up.
-        let restored = ratatui::try_restore();
-        watched.and(restored)
+        with_terminal(|terminal| watch(terminal, &answers, &quit))
     });
     match ended {
         Ok(()) => 0,
@@ -52,6 +49,16 @@ pub fn run(config: &Path) -> u8 {
             EXIT_UNKNOWN
         }
     }
+}
+
+/// Gives `work` the whole terminal, which is as it was afterwards: also where only half of it could be set up, and after a panic.
+///
+/// # Errors
+/// The terminal's, or what `work` returns.
+pub fn with_terminal(work: impl FnOnce(&mut DefaultTerminal) -> io::Result<()>) -> io::Result<()> {
+    let worked = ratatui::try_init().and_then(|mut terminal| work(&mut terminal));
+    let restored = ratatui::try_restore();
+    worked.and(restored)
 }
 
 /// Set when a signal asks for the end. To be called before there are other threads: they have what is blocked from this one.

@@ -1,4 +1,5 @@
-//! What the program does besides being the daemon, each in a process of its own: `-c`, `-l`, `check-config` and `keygen`.
+//! What the program does besides being the daemon, each in a process of its own: `-c`, `-l`, `check-config`,
+//! `keygen`, `status` and `top`.
 
 #[cfg(test)]
 mod check;
@@ -11,4 +12,8 @@ mod keys;
 #[cfg(test)]
 mod program;
 #[cfg(test)]
+mod session;
+#[cfg(test)]
 mod terminal;
+#[cfg(test)]
+mod watch;
