@@ -13,6 +13,9 @@ mod configured;
 #[path = "libvirt/crashes.rs"]
 mod crashes;
 #[cfg(test)]
+#[path = "libvirt/inspect.rs"]
+mod inspect;
+#[cfg(test)]
 #[path = "libvirt/migration.rs"]
 mod migration;
 #[cfg(test)]

@@ -1,0 +1,92 @@
+//! The commands of `docs/inspect.md`, run.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::kernel::xdp_on;
+use fence_tests::lab::BRIDGE;
+use fence_tests::process::run;
+use fence_tests::tools;
+use serde_json::Value;
+
+use super::{LIMIT, program};
+use crate::bench::Bench;
+
+/// The commands of a page, each after a `# ` in an indented block, and what the numbers in it stand for: `N: ... name NAME ...` is what
+/// bpftool shows of program or map N.
+struct Page {
+    commands: Vec<String>,
+    names: BTreeMap<u64, String>,
+    btf: u64,
+}
+
+impl Page {
+    fn read() -> Result<Self> {
+        let path = tools::workspace().join("docs/inspect.md");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let blocks = || text.lines().filter_map(|line| line.strip_prefix("    "));
+        let commands = blocks().filter_map(|line| line.strip_prefix("# ")).map(str::to_owned).collect();
+        let named = |line: &str| {
+            let (number, rest) = line.split_once(": ")?;
+            let name = rest.split_whitespace().skip_while(|word| *word != "name").nth(1)?;
+            Some((number.parse().ok()?, name.to_owned()))
+        };
+        let btf = blocks().find_map(|line| line.trim().strip_prefix("btf_id ")?.parse().ok());
+        Ok(Self { commands, names: blocks().filter_map(named).collect(), btf: btf.context("no btf_id in the page")? })
+    }
+}
+
+/// What bpftool says of something, as JSON.
+fn bpftool(bench: &Bench, arguments: &[&str]) -> Result<Value> {
+    let output = bench.hypervisor.space().must("bpftool", &[&["-j"], arguments].concat())?;
+    serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())
+}
+
+#[test]
+fn the_commands_of_the_documentation_work() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
+    let page = Page::read()?;
+    // The numbers of this lab's program and maps, by the names that the page's numbers have.
+    let attached = xdp_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
+    let about = bpftool(&bench, &["prog", "show", "id", &attached.id.to_string()])?;
+    let mut numbers = BTreeMap::from([(attached.name, attached.id)]);
+    for id in about["map_ids"].as_array().context("no maps")?.iter().filter_map(Value::as_u64) {
+        let map = bpftool(&bench, &["map", "show", "id", &id.to_string()])?;
+        numbers.insert(map["name"].as_str().unwrap_or_default().to_owned(), id);
+    }
+    let here = |word: &str| -> Result<String> {
+        let Ok(number) = word.parse::<u64>() else { return Ok(word.to_owned()) };
+        if number == page.btf {
+            return Ok(about["btf_id"].as_u64().context("no types")?.to_string());
+        }
+        let name = page.names.get(&number).with_context(|| format!("the page does not say what {number} is"))?;
+        numbers.get(name).map(u64::to_string).with_context(|| format!("there is no {name} here: {numbers:?}"))
+    };
+    // Where the page says `fence-daemon` it means this one, with this lab's configuration.
+    let ours = format!("{} -f {}", program()?.display(), bench.hypervisor.path("fence_virt.conf"));
+    let mut printed = BTreeMap::new();
+    for command in &page.commands {
+        let words: Result<Vec<_>> = command.split_whitespace().map(here).collect();
+        let line = words.with_context(|| command.clone())?.join(" ").replacen("fence-daemon", &ours, 1);
+        let done = run(bench.hypervisor.space(), Command::new("sh").args(["-c", &line]), LIMIT)?;
+        ensure!(done.code == Some(0) && !done.stdout.is_empty(), "{line}: {:?} {}", done.code, done.stderr);
+        printed.insert(command.as_str(), done.stdout);
+    }
+    ensure!(printed.len() >= 9, "the page's commands are not found: {:?}", page.commands);
+    // The page promises types, names and lines of source.
+    for (start, words) in [
+        ("fence-daemon status", "Requests of late"),
+        ("bpftool net show", "generic id"),
+        ("bpftool map dump", "\"drop_digest\": 0"),
+        ("bpftool map dump", "\"strict_source\": 1"),
+        ("bpftool btf dump", "struct Counters {"),
+        ("bpftool prog dump", "fence-ebpf/src/main.rs"),
+    ] {
+        let mut said = printed.iter().filter(|(command, _)| command.starts_with(start));
+        ensure!(said.any(|(_, printed)| printed.contains(words)), "no {words} of {start}: {printed:?}");
+    }
+    Ok(())
+}
