@@ -127,6 +127,7 @@ pub async fn run(
             // Side by side: what is asked meanwhile waits in the socket, and not for long.
             Patience::Start => {
                 let follower = Follower::start(listener, links);
+                // Whoever looks inside meanwhile is told what is heard.
                 inspector.set_heard(follower.watch());
                 let _ = first_round.await;
                 follower
