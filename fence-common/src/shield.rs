@@ -57,6 +57,13 @@ impl Sender {
             Source::V6(ip) => Self { ip, mac, family: V6 },
         }
     }
+
+    /// The IP address.
+    #[must_use]
+    pub const fn source(&self) -> Source {
+        let [a, b, c, d, ..] = self.ip;
+        if self.family == V6 { Source::V6(self.ip) } else { Source::V4([a, b, c, d]) }
+    }
 }
 
 /// So much at once, and so often again.

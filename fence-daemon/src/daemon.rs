@@ -360,6 +360,10 @@ impl Load {
                         Ok(reader) => inspector.set_kernel(reader),
                         Err(error) => warn!("`status` will not tell the kernel program's counters: {}", chain(&error)),
                     }
+                    match program.senders() {
+                        Ok(senders) => inspector.set_sources(senders),
+                        Err(error) => warn!("`status` will not tell who has sent what: {}", chain(&error)),
+                    }
                     // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
                     if self.ring.send(ring).is_ok() {
                         let _ = self.program.send((program, self.mode));

@@ -25,6 +25,7 @@ mod interface;
 mod keys;
 mod memory;
 mod oldest;
+mod senders;
 
 pub use counters::Reader;
 pub use error::Error;
@@ -328,28 +329,27 @@ fn program_error(error: ProgramError) -> Error {
     Error::Program(Box::new(error))
 }
 
+/// One more handle of a map. The first one stays with the object: by its number the form of the program that is not loaded yet refers to it.
+fn handle(object: &Ebpf, name: &'static str) -> Result<Map, Error> {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "no other kinds are in the object")]
+    let map = match object.map(name) {
+        Some(
+            Map::Array(map) | Map::PerCpuArray(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::RingBuf(map),
+        ) => map,
+        _ => return Err(Error::Missing(name)),
+    };
+    let copy = map.fd().as_fd().try_clone_to_owned().map_err(|error| program_error(ProgramError::IOError(error)))?;
+    MapData::from_fd(copy).and_then(Map::from_map_data).map_err(map_error(name))
+}
+
 impl Loading {
     /// What stays.
     fn finish(self) -> Result<KernelProgram, Error> {
-        let counters = self.handle(name::COUNTERS)?;
-        let ring = Some((self.handle(name::REQUESTS)?, self.handle(name::HEARTBEAT)?));
-        let memory = Some((self.handle(name::SEEN)?, self.handle(name::TRUSTED)?));
-        let keys = Some(self.handle(name::KEYS)?);
+        let counters = handle(&self.0, name::COUNTERS)?;
+        let ring = Some((handle(&self.0, name::REQUESTS)?, handle(&self.0, name::HEARTBEAT)?));
+        let memory = Some((handle(&self.0, name::SEEN)?, handle(&self.0, name::TRUSTED)?));
+        let keys = Some(handle(&self.0, name::KEYS)?);
         Ok(KernelProgram { object: self.0, counters, ring, memory, keys, links: BTreeMap::new() })
-    }
-
-    /// One more handle of a map. The first one stays with the object: by its number the form of the program that is not loaded yet refers to it.
-    fn handle(&self, name: &'static str) -> Result<Map, Error> {
-        #[allow(clippy::wildcard_enum_match_arm, reason = "no other kinds are in the object")]
-        let map = match self.0.map(name) {
-            Some(
-                Map::Array(map) | Map::PerCpuArray(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::RingBuf(map),
-            ) => map,
-            _ => return Err(Error::Missing(name)),
-        };
-        let copy =
-            map.fd().as_fd().try_clone_to_owned().map_err(|error| program_error(ProgramError::IOError(error)))?;
-        MapData::from_fd(copy).and_then(Map::from_map_data).map_err(map_error(name))
     }
 
     fn check_abi(&self) -> Result<(), Error> {

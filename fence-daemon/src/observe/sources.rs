@@ -25,9 +25,3 @@ pub struct SourceView {
 
 /// Reads the kernel program's account of sources.
 pub type Provider = Box<dyn Fn() -> Vec<SourceView> + Send + Sync>;
-
-/// For a kernel program that keeps no account.
-#[must_use]
-pub fn none() -> Provider {
-    Box::new(Vec::new)
-}

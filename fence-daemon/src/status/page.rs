@@ -101,6 +101,7 @@ fn interfaces(report: &Report) -> Table {
     let mut table = Table::new([text("INTERFACE"), text("PROGRAM"), number("ID"), text("")]);
     for interface in &report.listener.interfaces {
         let (program, hint) = match &interface.program {
+            Some(mode) if mode == "tcx" => (plain(mode), dim("bpftool prog show name fence_tc")),
             Some(mode) => (plain(format!("xdp {mode}")), dim("bpftool prog show name fence_xdp")),
             None => (dim("none"), plain("through the socket alone")),
         };

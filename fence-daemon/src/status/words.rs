@@ -82,6 +82,14 @@ fn told(verdict: Verdict) -> &'static str {
         Verdict::RingFull => {
             "right, but the ring buffer was full: went to the socket (is the daemon kept from running?)"
         }
+        Verdict::Stale => "right, but the daemon showed no sign of life: went to the socket",
+        Verdict::SourceLimit => "not looked at: too many wrong digests from that sender (`failure_rate`)",
+        Verdict::GlobalLimit => {
+            "not looked at: too many wrong digests from senders that were never right (`stranger_rate`)"
+        }
+        Verdict::Replay => "a copy of a datagram that was accepted before: somebody plays back what he has heard",
+        Verdict::DeliveryLimit => "right, but one request too many from that sender (`request_rate`)",
+        Verdict::RingReserve => "right, but the rest of the ring buffer is for other senders",
         Verdict::Busy => "the program was interrupted by itself: went to the socket",
         Verdict::Options => "with IPv4 options: went to the socket",
         Verdict::Fragment => "in fragments: went to the socket",

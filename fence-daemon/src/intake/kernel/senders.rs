@@ -1,0 +1,106 @@
+//! What the kernel program knows of senders, for whoever looks.
+
+use aya::maps::{HashMap, MapData};
+use fence_common::boundary::name;
+use fence_common::shield::{Failed, Sender, Trusted};
+
+use super::{Error, KernelProgram, handle, map_error};
+use crate::clock::Moment;
+use crate::observe::sources::{Provider, SourceView};
+
+type Key = [u8; size_of::<Sender>()];
+type TrustedWords = [u64; size_of::<Trusted>() / 8];
+type FailedWords = [u64; size_of::<Failed>() / 8];
+
+/// How many of each kind are told: those that were there last. A flood from ten thousand addresses is not worth ten thousand lines.
+const TOLD_MAX: usize = 64;
+
+impl KernelProgram {
+    /// A way to what the program knows of senders, as long as anybody has it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn senders(&self) -> Result<Provider, Error> {
+        let trusted = handle(&self.object, name::TRUSTED)?;
+        let trusted = HashMap::<MapData, Key, TrustedWords>::try_from(trusted).map_err(map_error(name::TRUSTED))?;
+        let failed = handle(&self.object, name::FAILED)?;
+        let failed = HashMap::<MapData, Key, FailedWords>::try_from(failed).map_err(map_error(name::FAILED))?;
+        Ok(Box::new(move || {
+            // What goes while it is read is left out.
+            let trusted = trusted.iter().flatten().map(|(key, words)| known(&zerocopy::transmute!(key), words));
+            let failed = failed.iter().flatten().map(|(key, words)| stranger(&zerocopy::transmute!(key), words));
+            let mut told = latest(trusted.collect());
+            told.extend(latest(failed.collect()));
+            told
+        }))
+    }
+}
+
+fn latest(mut senders: Vec<SourceView>) -> Vec<SourceView> {
+    senders.sort_by_key(|sender| std::cmp::Reverse(sender.last_seen));
+    senders.truncate(TOLD_MAX);
+    senders
+}
+
+fn known(sender: &Sender, words: TrustedWords) -> SourceView {
+    let trusted: Trusted = zerocopy::transmute!(words);
+    let last_seen = Some(Moment::from_ktime(trusted.last_right_ns));
+    let (failures, delivered, limited) = (trusted.failures, trusted.deliveries, trusted.over_limit);
+    SourceView { trusted: true, failures, delivered, limited, last_seen, ..view(sender) }
+}
+
+fn stranger(sender: &Sender, words: FailedWords) -> SourceView {
+    let failed: Failed = zerocopy::transmute!(words);
+    let last_seen = Some(Moment::from_ktime(failed.last_failure_ns));
+    SourceView { failures: failed.failures, limited: failed.over_limit, last_seen, ..view(sender) }
+}
+
+fn view(sender: &Sender) -> SourceView {
+    let mac = Some(sender.mac).filter(|mac| *mac != [0; 6]);
+    SourceView {
+        address: sender.source().into(),
+        mac,
+        trusted: false,
+        failures: 0,
+        delivered: 0,
+        limited: 0,
+        last_seen: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fence_common::admit::Source;
+    use zerocopy::IntoBytes;
+
+    #[test]
+    fn records_are_told_as_they_are() {
+        let sender = Sender::new(&Source::V4([192, 168, 122, 11]), [2, 0, 0, 0, 0, 11]);
+        let trusted = Trusted { failures: 1, deliveries: 2, over_limit: 3, last_right_ns: 4, ..Trusted::default() };
+        let seen = known(
+            &sender,
+            TrustedWords::try_from(
+                trusted.as_bytes().as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect::<Vec<_>>(),
+            )
+            .unwrap(),
+        );
+        assert_eq!((seen.address.to_string().as_str(), seen.mac), ("192.168.122.11", Some([2, 0, 0, 0, 0, 11])));
+        assert_eq!((seen.trusted, seen.failures, seen.delivered, seen.limited), (true, 1, 2, 3));
+        assert_eq!(seen.last_seen, Some(Moment::from_ktime(4)));
+        let unknown = stranger(&Sender::new(&Source::V6([0xfe; 16]), [0; 6]), [9, 5, 6, 7]);
+        assert_eq!((unknown.trusted, unknown.failures, unknown.limited, unknown.mac), (false, 5, 6, None));
+        assert!(unknown.address.is_ipv6());
+    }
+
+    #[test]
+    fn of_many_the_latest_are_told() {
+        let at = |ns| {
+            let sender = Sender::new(&Source::V4([10, 0, 0, 1]), [0; 6]);
+            stranger(&sender, [0, 0, 0, ns])
+        };
+        let told = latest((0..200).map(at).collect());
+        assert_eq!(told.len(), TOLD_MAX);
+        assert_eq!(told[0].last_seen, Some(Moment::from_ktime(199)));
+    }
+}
