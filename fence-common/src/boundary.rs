@@ -249,7 +249,7 @@ mod tests {
     fn layouts_are_pinned() {
         assert_eq!((size_of::<Config>(), align_of::<Config>()), (88, 8));
         assert_eq!(offset_of!(Config, limits), 32);
-        assert_eq!((size_of::<Sender>(), align_of::<Sender>()), (24, 2));
+        assert_eq!((size_of::<Sender>(), align_of::<Sender>()), (24, 8));
         assert_eq!((size_of::<Limits>(), size_of::<Trusted>(), size_of::<Failed>()), (56, 48, 32));
         assert_eq!(offset_of!(Config, enabled), 4);
         assert_eq!(offset_of!(Config, families), 5);

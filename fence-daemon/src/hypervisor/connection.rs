@@ -113,6 +113,11 @@ impl Uri {
         self.state.borrow().connected && !self.silent.load(Ordering::Relaxed)
     }
 
+    /// Whether its driver is one inside our own process, without processes, workers or monitors of its own.
+    pub(super) fn is_in_process(&self) -> bool {
+        self.text.starts_with("test:")
+    }
+
     /// Whether a connection of this URI is still open or being closed.
     pub(super) fn has_links(&self) -> bool {
         self.links.load(Ordering::Acquire) > 0

@@ -102,7 +102,7 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         None => {
             let kept = if reboot { foresee(&inner, uri, &domain) } else { None };
             let result = by_libvirt(uri, uuid, reboot, begin_by).await;
-            let destroyed = !matches!(result, Ok(Off::Already(_) | Off::Gone | Off::MovedAway));
+            let destroyed = !uri.is_in_process() && !matches!(result, Ok(Off::Already(_) | Off::Gone | Off::MovedAway));
             (result, None, kept, None, destroyed)
         }
     };

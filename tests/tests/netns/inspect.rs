@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::xdp_on;
+use fence_tests::kernel::program_on;
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::{Finished, poll_until, run};
 use fence_tests::server::{Config, Server, Which};
@@ -110,9 +110,9 @@ fn what_was_served_is_told() -> Result<()> {
 
     let report = report(&bench, SERVING)?;
     ensure!(report["health"] == "serving" && report["problems"] == json!([]), "{report:#}");
-    let program = xdp_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
+    let program = program_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
     ensure!(
-        report["listener"]["interfaces"] == json!([{"name": BRIDGE, "program": "generic", "program_id": program.id}]),
+        report["listener"]["interfaces"] == json!([{"name": BRIDGE, "program": "tcx", "program_id": program.id}]),
         "{report:#}"
     );
     // The kernel's own word, by bpftool.
@@ -163,18 +163,9 @@ fn the_page_is_for_people_and_for_a_pipe_without_colours() -> Result<()> {
     bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
     let page = status(&bench, &[])?;
     ensure!(page.code == Some(SERVING) && page.stderr.is_empty(), "{:?} {}", page.code, page.stderr);
-    for words in [
-        "serving",
-        "INTERFACE",
-        BRIDGE,
-        "xdp generic",
-        "test:///default",
-        "connected",
-        DOMAIN,
-        "DEAD",
-        "delivered",
-        "P99",
-    ] {
+    for words in
+        ["serving", "INTERFACE", BRIDGE, "tcx", "test:///default", "connected", DOMAIN, "DEAD", "delivered", "P99"]
+    {
         ensure!(page.stdout.contains(words), "no {words} in {}", page.stdout);
     }
     // What did not happen is not told.
@@ -220,7 +211,7 @@ fn a_program_that_is_wanted_and_missing_is_a_problem() -> Result<()> {
     );
     bench.hypervisor.ip(&["link", "del", "top0"])?;
     wait_for(&bench, SERVING, "the program to be attached", |report| {
-        report["listener"]["interfaces"][0]["program"] == "generic"
+        report["listener"]["interfaces"][0]["program"] == "tcx"
     })?;
     Ok(())
 }

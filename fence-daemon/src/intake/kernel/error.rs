@@ -6,6 +6,7 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
 use fence_common::boundary::ABI_VERSION;
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::AttachedMode;
 use super::interface::{Occupant, Sharer};
@@ -100,20 +101,26 @@ pub(super) fn not_permitted(error: &(dyn std::error::Error + 'static)) -> Option
 /// What the kernel has against loading the program.
 pub(super) fn refused(error: ProgramError) -> Error {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
-        return refused_by(io_error, &verifier_log.to_string());
+        return refused_by(io_error, &verifier_log.to_string(), may_reckon_with_pointers());
     }
     not_permitted(&error).unwrap_or_else(|| Error::Program(Box::new(error)))
 }
 
 /// Why the program was not loaded. The verifier's log may have thousands of lines; the last ones say what it did not like.
-fn refused_by(io_error: io::Error, log: &str) -> Error {
+fn refused_by(io_error: io::Error, log: &str, privileged: bool) -> Error {
     let reason = last_words(log);
-    // Without CAP_PERFMON it refuses some arithmetic, by EACCES, as it does for anything else.
-    if io_error.raw_os_error() == Some(nix::libc::EPERM) || reason.ends_with("prohibited for !root") {
+    // Without CAP_PERFMON it refuses arithmetic with pointers and more, by EACCES, as it does for anything else.
+    if io_error.raw_os_error() == Some(nix::libc::EPERM) || !privileged {
         return Error::NotPermitted(io_error);
     }
     tracing::debug!("the verifier says: {log}");
     Error::Refused { reason, source: io_error }
+}
+
+/// Whether the verifier takes this process's programs for those of somebody who may see the kernel's memory. Where the kernel does not tell: yes.
+fn may_reckon_with_pointers() -> bool {
+    let enough = CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN;
+    capabilities(None).map_or(true, |ours| ours.effective.intersects(enough))
 }
 
 /// The last line of a verifier's log that is not statistics.
@@ -138,11 +145,11 @@ mod tests {
 
     #[test]
     fn a_missing_right_is_told_from_another_refusal() {
-        let refused = |errno, log| refused_by(io::Error::from_raw_os_error(errno), log);
+        let refused = |errno, log, privileged| refused_by(io::Error::from_raw_os_error(errno), log, privileged);
         let (eperm, eacces) = (nix::libc::EPERM, nix::libc::EACCES);
-        assert!(matches!(refused(eperm, ""), Error::NotPermitted(_)));
+        assert!(matches!(refused(eperm, "", true), Error::NotPermitted(_)));
         let log = "R8 pointer arithmetic with it prohibited for !root\nprocessed 137 insns";
-        assert!(matches!(refused(eacces, log), Error::NotPermitted(_)));
-        assert!(matches!(refused(eacces, "R8 is bad"), Error::Refused { reason, .. } if reason == "R8 is bad"));
+        assert!(matches!(refused(eacces, log, false), Error::NotPermitted(_)));
+        assert!(matches!(refused(eacces, "R8 is bad", true), Error::Refused { reason, .. } if reason == "R8 is bad"));
     }
 }

@@ -2,10 +2,10 @@
 
 use super::Error;
 
-/// The oldest kernel that has all that the program uses: `bpf_loop` is of 5.17.
+/// The oldest kernel that has all that the program uses: the exchange instruction and global functions with pointers are of 5.12.
 ///
 /// It is tried on any: distributions bring newer BPF to older numbers. The number only explains a failure.
-pub const OLDEST: (u32, u32) = (5, 17);
+pub const OLDEST: (u32, u32) = (5, 12);
 
 impl Error {
     /// What the running kernel's age has to do with this error, for the line that tells of it.
@@ -35,14 +35,14 @@ mod tests {
     #[test]
     fn only_an_old_kernel_explains_a_refusal() {
         let refused = || Error::Refused {
-            reason: "invalid func unknown#181".to_owned(),
+            reason: "unknown opcode db".to_owned(),
             source: std::io::Error::from_raw_os_error(nix::libc::EINVAL),
         };
-        for old in ["5.16.20", "5.10.0-33-cloud-amd64", "4.18.0-553.el8_10.x86_64"] {
+        for old in ["5.11.20", "5.10.0-33-cloud-amd64", "4.18.0-553.el8_10.x86_64"] {
             let said = refused().remark_on(old).unwrap();
-            assert!(said.contains(&format!("this is Linux {old}")) && said.contains("5.17 or newer"), "{said}");
+            assert!(said.contains(&format!("this is Linux {old}")) && said.contains("5.12 or newer"), "{said}");
         }
-        for other in ["5.17.0", "5.17", "6.1.0-56-cloud-amd64", "6.12", "10.0.1", "", "strange", "5"] {
+        for other in ["5.12.0", "5.12", "6.1.0-56-cloud-amd64", "6.12", "10.0.1", "", "strange", "5"] {
             assert_eq!(refused().remark_on(other), None, "{other}");
         }
         assert_eq!(Error::Attached.remark_on("4.4.0"), None);

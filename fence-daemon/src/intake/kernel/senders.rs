@@ -72,19 +72,12 @@ fn view(sender: &Sender) -> SourceView {
 mod tests {
     use super::*;
     use fence_common::admit::Source;
-    use zerocopy::IntoBytes;
 
     #[test]
     fn records_are_told_as_they_are() {
         let sender = Sender::new(&Source::V4([192, 168, 122, 11]), [2, 0, 0, 0, 0, 11]);
         let trusted = Trusted { failures: 1, deliveries: 2, over_limit: 3, last_right_ns: 4, ..Trusted::default() };
-        let seen = known(
-            &sender,
-            TrustedWords::try_from(
-                trusted.as_bytes().as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect::<Vec<_>>(),
-            )
-            .unwrap(),
-        );
+        let seen = known(&sender, zerocopy::transmute!(trusted));
         assert_eq!((seen.address.to_string().as_str(), seen.mac), ("192.168.122.11", Some([2, 0, 0, 0, 0, 11])));
         assert_eq!((seen.trusted, seen.failures, seen.delivered, seen.limited), (true, 1, 2, 3));
         assert_eq!(seen.last_seen, Some(Moment::from_ktime(4)));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::kernel::xdp_on;
+use fence_tests::kernel::program_on;
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::run;
 use fence_tests::tools;
@@ -50,7 +50,7 @@ fn the_commands_of_the_documentation_work() -> Result<()> {
     bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
     let page = Page::read()?;
     // The numbers of this lab's program and maps, by the names that the page's numbers have.
-    let attached = xdp_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
+    let attached = program_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
     let about = bpftool(&bench, &["prog", "show", "id", &attached.id.to_string()])?;
     let mut numbers = BTreeMap::from([(attached.name, attached.id)]);
     for id in about["map_ids"].as_array().context("no maps")?.iter().filter_map(Value::as_u64) {
@@ -79,8 +79,8 @@ fn the_commands_of_the_documentation_work() -> Result<()> {
     // The page promises types, names and lines of source.
     for (start, words) in [
         ("fence-daemon status", "Requests of late"),
-        ("bpftool net show", "generic id"),
         ("bpftool map dump", "\"drop_digest\": 0"),
+        ("bpftool map dump", "\"last_right_ns\""),
         ("bpftool map dump", "\"strict_source\": 1"),
         ("bpftool btf dump", "struct Counters {"),
         ("bpftool prog dump", "fence-ebpf/src/main.rs"),
