@@ -16,8 +16,18 @@ fn number_of(interface: &str) -> u32 {
     nix::net::if_::if_nametoindex(interface).unwrap()
 }
 
+/// Whether this kernel has tcx: since Linux 6.6.
+fn has_tcx() -> bool {
+    let release = nix::sys::utsname::uname().unwrap();
+    let mut numbers = release.release().to_str().unwrap().split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap_or(0)) >= (6, 6)
+}
+
 /// The numbers of the tc programs on an interface, in their order.
 pub(crate) fn tcx_on(interface: &str) -> Vec<u32> {
+    if !has_tcx() {
+        return Vec::new();
+    }
     let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).unwrap();
     programs.iter().map(aya::programs::ProgramInfo::id).collect()
 }
@@ -34,21 +44,32 @@ fn soon(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn auto_is_tcx_where_a_driver_is_only_software() {
+fn auto_spares_others_where_a_driver_is_only_software() {
+    // Where there is no tcx (`cargo xtask test kernels` has such a kernel) XDP is as good as it gets.
+    let best = if has_tcx() { AttachedMode::Tcx } else { AttachedMode::Generic };
     in_namespace(|| {
         for interface in ["virbr0", "port0"] {
-            for mode in [Mode::Auto, Mode::Gentle, Mode::Tcx] {
+            for mode in [Mode::Auto, Mode::Gentle] {
                 let mut program = load();
                 let attached = program.attach(interface, mode).unwrap();
-                assert_eq!(attached.mode, AttachedMode::Tcx);
+                assert_eq!(attached.mode, best);
                 assert!(attached.second_best.is_none(), "{attached:?}");
-                assert_eq!(tcx_on(interface), program.id(AttachedMode::Tcx).into_iter().collect::<Vec<_>>());
-                assert_eq!(program.id(AttachedMode::Generic), None, "what is not attached is not loaded");
-                assert!(!ip(&format!("link show {interface}")).contains("xdp"));
+                let tcx: Vec<_> = program.id(AttachedMode::Tcx).filter(|_| has_tcx()).into_iter().collect();
+                assert_eq!(tcx_on(interface), tcx);
+                assert_eq!(
+                    program.id(AttachedMode::Generic).is_some(),
+                    !has_tcx(),
+                    "what is not attached is not loaded"
+                );
+                assert_eq!(ip(&format!("link show {interface}")).contains("xdp"), !has_tcx());
                 assert!(matches!(program.attach(interface, mode), Err(Error::Attached)));
                 drop(program);
-                soon("detached", || tcx_on(interface).is_empty());
+                soon("detached", || {
+                    tcx_on(interface).is_empty() && !ip(&format!("link show {interface}")).contains("xdp")
+                });
             }
+            let asked = load().attach(interface, Mode::Tcx).map(|attached| attached.mode);
+            assert_eq!(asked.ok(), has_tcx().then_some(AttachedMode::Tcx));
         }
     });
 }
