@@ -76,9 +76,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     let program = workspace.binary(options.subject.program(), true);
     let bench = Privilege::of_this_process().command(&program);
     let mut bench = bench.context("the bench makes namespaces and kills machines in them: run it as root")?;
-    if options.subject != Subject::Shield {
-        bench.arg("--daemon").arg(workspace.binary("fence-daemon", true));
-    }
+    bench.arg("--daemon").arg(workspace.binary("fence-daemon", true));
     if options.subject != Subject::Daemon && !options.only.is_empty() {
         anyhow::bail!("`--only` is for the figures of `cargo xtask bench daemon`");
     }

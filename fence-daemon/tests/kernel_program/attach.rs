@@ -45,9 +45,9 @@ fn soon(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[test]
 fn auto_spares_others_where_a_driver_is_only_software() {
-    // Where there is no tcx (`cargo xtask test kernels` has such a kernel) XDP is as good as it gets.
-    let best = if has_tcx() { AttachedMode::Tcx } else { AttachedMode::Generic };
     in_namespace(|| {
+        // Where there is no tcx (`cargo xtask test kernels` has such a kernel) XDP is as good as it gets.
+        let best = if has_tcx() { AttachedMode::Tcx } else { AttachedMode::Generic };
         for interface in ["virbr0", "port0"] {
             for mode in [Mode::Auto, Mode::Gentle] {
                 let mut program = load();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use fence_tests::bench::{machine, progress};
-use fence_tests::shield::{measure, report};
+use fence_tests::shield::{floods, measure, report};
 
 /// The kernel program beside an empty one, and beside portable code.
 #[derive(Parser)]
@@ -16,6 +16,9 @@ struct Arguments {
     /// How many samples of everything
     #[arg(long, default_value_t = 15, value_name = "N")]
     rounds: usize,
+    /// The daemon to flood, beside stock's; without it there are no floods
+    #[arg(long, value_name = "PATH")]
+    daemon: Option<PathBuf>,
     /// Write shield.md into this folder
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
@@ -35,8 +38,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     let facts = machine::describe();
     let figures = measure::run(arguments.rounds)?;
     std::io::stdout().write_all(report::table(&figures).as_bytes()).context("cannot print the results")?;
+    let floods = arguments.daemon.as_deref().map(floods::run).transpose()?;
+    if let Some(floods) = &floods {
+        std::io::stdout().write_all(floods.table().as_bytes()).context("cannot print the results")?;
+    }
     if let Some(folder) = &arguments.write {
-        report::write(folder, &figures, &facts, arguments.rounds)?;
+        report::write(folder, &figures, floods.as_ref(), &facts, arguments.rounds)?;
         progress(&format!("written: {}", folder.join("shield.md").display()));
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::floods::Floods;
 use super::measure::{Cost, Figures, Kind, REPEAT};
 use crate::bench::machine::Fact;
 
@@ -84,7 +85,7 @@ pub fn table(figures: &Figures) -> String {
 ///
 /// # Errors
 /// It cannot be written.
-pub fn write(folder: &Path, figures: &Figures, facts: &[Fact], rounds: usize) -> Result<()> {
+pub fn write(folder: &Path, figures: &Figures, floods: Option<&Floods>, facts: &[Fact], rounds: usize) -> Result<()> {
     let mut text = String::from("# What the program costs per frame\n\n");
     let _ = writeln!(
         text,
@@ -97,9 +98,17 @@ pub fn write(folder: &Path, figures: &Figures, facts: &[Fact], rounds: usize) ->
         let _ = writeln!(text, "| {} | {} |", fact.what, fact.is);
     }
     let _ = write!(text, "\n## Figures\n\n{}", table(figures));
+    if let Some(floods) = floods {
+        let _ = write!(text, "\n## Floods\n\n{FLOODS}\n{}", floods.table());
+    }
     text.push_str(NOTES);
     std::fs::write(folder.join("shield.md"), text).with_context(|| format!("shield.md in {}", folder.display()))
 }
+
+const FLOODS: &str = "One guest sends as fast as it can, without a pause, and another one asks for a status 50 times a second, with its own client of the bench. Both
+servers have their turn, each in a lab of its own with libvirt's test driver; flooder, bridge, server and honest guest share the machine's processors, so
+that the flood slows everything down by itself. A request is lost if there is no answer within 4 s, in which it is sent twice.
+";
 
 const NOTES: &str = "
 ## What is compared

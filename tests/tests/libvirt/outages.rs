@@ -131,7 +131,8 @@ fn what_runs_is_fenced_while_libvirtd_is_down_and_after_it_is_back() -> Result<(
     }
     let list = away.observer.list()?;
     ensure!(list.stdout.is_empty(), "{list:?}");
-    ensure!(away.server.log().contains("none of qemu:///system: not connected: "), "{}", away.server.log());
+    let said = |line: &str| line.contains("none of qemu:///system: not connected: ").then_some(());
+    ensure!(away.server.wait_log(0, SOON, said).is_some(), "{}", away.server.log());
 
     let Away { server, observer, config, hypervisor } = away;
     let libvirtd = Libvirtd::start(&hypervisor)?;
@@ -193,7 +194,7 @@ fn a_connection_that_hangs_costs_the_others_nothing() -> Result<()> {
     ensure!(slow.is_none(), "{slow:?}");
     // Nobody who can be asked knows it, and somebody cannot: no word about it.
     site.expect("off", "nobody", 1)?;
-    ensure!(site.server.log().contains("could not say"), "{}", site.server.log());
+    site.logs(0, "could not say")?;
     Ok(())
 }
 
