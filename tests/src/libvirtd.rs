@@ -86,6 +86,24 @@ impl Libvirtd {
         bail!("there is no libvirtd: {}", self.process.stderr().text())
     }
 
+    /// Lets it go on after SIGSTOP, and waits until it answers.
+    ///
+    /// libvirtd 9.0 has been seen to crash there, with all the clients that had come and gone meanwhile to clear up after. Whoever supervises it
+    /// starts it again, and so does this.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn go_on(&mut self, uri: &str) -> Result<()> {
+        self.signal(Signal::SIGCONT)?;
+        poll_until("libvirtd to go on", Duration::from_secs(60), || {
+            if !self.process.is_running()? {
+                eprintln!("libvirtd has crashed, and is started again: {}", self.process.stderr().text());
+                *self = Self::start(&self.hypervisor.clone())?;
+            }
+            Ok(self.virsh(uri, &["list"]).is_ok().then_some(()))
+        })
+    }
+
     /// Kills it as if it had crashed: its machines live on.
     ///
     /// # Errors

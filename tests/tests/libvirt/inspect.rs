@@ -42,7 +42,7 @@ fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() 
         qemu::start_idle(&libvirtd, name)?;
     }
     libvirtd.define(qemu::URI, "never-on", &Machine::new("never-on").xml()?)?;
-    let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
+    let mut site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
 
     let one = wait_for(&site, "one", "running")?;
     let file = std::fs::read_to_string(site.hypervisor.outside("/run/libvirt/qemu/one.pid"))?;
@@ -59,7 +59,7 @@ fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() 
     let (_, report) = status(&site)?;
     let off = &report["requests"]["recent"][0];
     ensure!(off["op"] == "off" && off["result"] == "success" && off["steps"]["dead_us"].is_u64(), "{off}");
-    site.libvirtd.signal(Signal::SIGCONT)?;
+    site.libvirtd.go_on(qemu::URI)?;
     wait_for(&site, "one", "shut off")?;
 
     // Gone: said so, with what is still known.
