@@ -204,7 +204,8 @@ impl Bed {
     /// libvirt cannot.
     pub fn remove(&self, victim: Victim) -> Result<()> {
         if self.libvirtd.state(victim.uri(), victim.name())? == "running" {
-            self.libvirtd.virsh(victim.uri(), &["destroy", victim.name()])?;
+            // It may end by itself meanwhile; what it comes to is waited for.
+            let _ = self.libvirtd.virsh(victim.uri(), &["destroy", victim.name()]);
         }
         self.libvirtd.wait_state(victim.uri(), victim.name(), "shut off")
     }
