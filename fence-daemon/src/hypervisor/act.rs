@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::connection::Uri;
 use super::domain::{self, Power, Seen, Source, Started};
+use super::error::CallError;
 use super::link::Lane;
 use super::locks::Held;
 use super::off::{self, At};
@@ -132,7 +133,9 @@ impl Place {
         let Some(uri) = inner.uris.get(self.number) else { return false };
         let (uuid, by) = (self.domain.uuid, Instant::now() + inner.limits.grace);
         let asked = uri.call(Lane::Query, by, move |connect| domain::id(connect, uuid));
-        let answers = matches!(timeout_at(by, asked).await, Ok(Ok(_)));
+        // That more is asked than can be is no silence.
+        let answers =
+            matches!(timeout_at(by, asked).await, Ok(Ok(_) | Err(CallError::Busy(_) | CallError::Libvirt(_))));
         if !answers {
             let domain = &self.domain;
             tracing::warn!(%domain, "libvirt does not answer about it: taken to be off still, as it was when it last did");

@@ -18,7 +18,7 @@ use super::outcome::{Detail, Identity, Outcome};
 use super::record::{Kept, Record};
 use super::restart::Plan;
 use super::survey::survey;
-use super::victim::ImageLocks;
+use super::victim::{Driver, ImageLocks};
 use super::{Inner, RebootMethod};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -157,8 +157,10 @@ async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, begin_by: Instant)
     }
     let driver = uri.table.driver;
     let mut off = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot, driver)).await;
-    // libvirt may go on speaking of what is dead by its own process: of a container that it could not kill in time, for ever.
-    if matches!(off, Ok(Off::Unproven { .. }))
+    // libvirt goes on for ever to speak of a container that it could not kill in time, though it is dead by its own process. Of containers only:
+    // the death of a QEMU that is on its way to another host proves nothing.
+    if driver == Some(Driver::Lxc)
+        && matches!(off, Ok(Off::Unproven { why: Unproven::Active(..), .. }))
         && let Ok(Some(id)) = uri.call(Lane::Query, begin_by, move |connect| domain::id(connect, uuid)).await
         && uri.table.is_dead(uuid, Some(id))
     {
