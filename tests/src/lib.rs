@@ -26,6 +26,7 @@ pub mod archive;
 pub mod bench;
 pub mod bystanders;
 pub mod client;
+pub mod cluster;
 pub mod container;
 pub mod debian;
 pub mod differences;

@@ -17,6 +17,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("ldd", "libc-bin"),
     ("libvirtd", "libvirt-daemon"),
+    ("mke2fs", "e2fsprogs"),
+    ("mmdebstrap", "mmdebstrap"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("tini", "tini"),
     ("unshare", "util-linux"),

@@ -34,10 +34,13 @@ pub(crate) enum Suite {
     Libvirt,
     /// Debian's kernels in QEMU, with the daemon and the tests of the kernel program inside
     Kernels,
+    /// Real Pacemaker clusters, in containers and in QEMU guests, and the commands of the guides
+    Cluster,
 }
 
 impl Suite {
-    const ALL: [Self; 6] = [Self::Unit, Self::ProgRun, Self::Netns, Self::Conformance, Self::Libvirt, Self::Kernels];
+    const ALL: [Self; 7] =
+        [Self::Unit, Self::ProgRun, Self::Netns, Self::Conformance, Self::Libvirt, Self::Kernels, Self::Cluster];
 
     fn name(self) -> &'static str {
         match self {
@@ -47,6 +50,7 @@ impl Suite {
             Self::Conformance => "conformance",
             Self::Libvirt => "libvirt",
             Self::Kernels => "kernels",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -78,13 +82,14 @@ impl Suite {
             Self::Conformance => &[&["--package", "fence-tests", "--test", "conformance"]],
             Self::Libvirt => &[&["--package", "fence-tests", "--test", "libvirt"]],
             Self::Kernels => &[&["--package", "fence-tests", "--test", "kernels"]],
+            Self::Cluster => &[&["--package", "fence-tests", "--test", "cluster"]],
         }
     }
 
     fn needs_root(self) -> bool {
         match self {
             Self::Unit => false,
-            Self::ProgRun | Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels => true,
+            Self::ProgRun | Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels | Self::Cluster => true,
         }
     }
 
@@ -93,7 +98,7 @@ impl Suite {
         match self {
             Self::Unit => Profile::Build,
             Self::ProgRun => Profile::Lab,
-            Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels => Profile::Test,
+            Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels | Self::Cluster => Profile::Test,
         }
     }
 }

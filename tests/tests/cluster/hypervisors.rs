@@ -1,0 +1,1 @@
+//! Two hypervisors on one segment.

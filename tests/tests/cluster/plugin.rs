@@ -1,0 +1,1 @@
+//! The STONITH plugin of dist.
