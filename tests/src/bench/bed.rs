@@ -207,6 +207,15 @@ impl Bed {
             // It may end by itself meanwhile; what it comes to is waited for.
             let _ = self.libvirtd.virsh(victim.uri(), &["destroy", victim.name()]);
         }
+        self.wait_off(victim)
+    }
+
+    /// Waits until libvirt has noticed that a machine is dead, which it may do a moment after everybody else: until then it would call the dead one
+    /// running.
+    ///
+    /// # Errors
+    /// It does not notice.
+    pub fn wait_off(&self, victim: Victim) -> Result<()> {
         self.libvirtd.wait_state(victim.uri(), victim.name(), "shut off")
     }
 

@@ -75,6 +75,7 @@ pub fn kills(
             ensure!(witness.dies_within(DEATH_LIMIT)?, "{} does not die", victim.name());
             let took = begin.elapsed().as_secs_f64();
             ["off.dead", "off.reply"].iter().for_each(|what| results.add(&name(what), contender, took));
+            bed.wait_off(victim)?;
             continue;
         };
         let log = || format!("{}'s log: {}", contender.name(), server.log());
@@ -85,6 +86,7 @@ pub fn kills(
         add("off.dead", killed.dead);
         add("off.reply", killed.answer.replied);
 
+        bed.wait_off(victim)?;
         let witness = bed.bring_up(victim)?;
         let killed = kill(bed, Op::Reboot, victim, &witness).with_context(log)?;
         let mut add = |what: &str, at: Instant| {
