@@ -46,6 +46,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long an interface that is there may take to be joined before whoever waits for the start is told why he waits.
 const SOON: Duration = Duration::from_secs(2);
 
+/// When the work of the start is over as a rule: all connections are open and the kernel program is loaded. Nothing depends on it but how much of
+/// what only the start needed stays in memory.
+const STARTED: Duration = Duration::from_secs(2);
+
 /// How often systemd is asked for more time while the start waits.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -179,6 +183,12 @@ pub async fn run(
     if let Some(load) = loading {
         let inspector = Arc::clone(&inspector);
         tokio::task::spawn_blocking(move || load.run(&inspector));
+    }
+    if stress.lock_memory {
+        tokio::spawn(async {
+            tokio::time::sleep(STARTED).await;
+            let _ = tokio::task::spawn_blocking(process::settle).await;
+        });
     }
 
     let outcome = tokio::select! {

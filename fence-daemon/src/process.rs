@@ -4,6 +4,7 @@
 //! foreground, the [`PidFile`], logging, then key, sockets and threads, at last [`Readiness::announce`].
 
 mod memory;
+mod pages;
 mod pid_file;
 mod stress;
 
@@ -22,6 +23,7 @@ use sd_notify::NotifyState;
 use crate::observe::relay::flush;
 
 pub use memory::with_much_memory;
+pub use pages::settle;
 pub use pid_file::{PidFile, PidFileError};
 pub use stress::{Priority, Stress};
 
