@@ -34,9 +34,10 @@ pub fn settle() {
 
 /// Is shown one loaded object after the other, the program itself first, while the loader keeps all of them where they are.
 extern "C" fn look(info: *mut dl_phdr_info, _size: usize, first: *mut c_void) -> c_int {
-    // SAFETY: needed because the loader hands over pointers. Sound because it keeps what they lead to until this returns, and `first` is
-    // what `settle` gave it.
-    let (info, first) = unsafe { (&*info, &mut *first.cast::<bool>()) };
+    // SAFETY: needed because the loader hands over a pointer. Sound because what it leads to stays as it is until this returns.
+    let info = unsafe { &*info };
+    // SAFETY: needed because it came through C. Sound because it is what `settle` gave, which nobody else uses meanwhile.
+    let first = unsafe { &mut *first.cast::<bool>() };
     let advice = if std::mem::take(first) { MADV_POPULATE_READ } else { MADV_DONTNEED_LOCKED };
     if info.dlpi_name.is_null() || info.dlpi_phdr.is_null() {
         return 0;
@@ -110,7 +111,6 @@ mod tests {
 
     #[test]
     fn the_programs_own_code_is_there_and_what_only_the_start_used_is_not() {
-        // All of it, as if the start had used it.
         let library = "/libgnutls.so";
         let own = std::env::current_exe().unwrap();
         let own = own.to_str().unwrap();
