@@ -170,7 +170,7 @@ pub async fn run(
         interface = %heard.interfaces(),
         hash = %multicast.hash.name(),
         auth = %multicast.auth.name(),
-        xdp = %if heard.loading { "loading".to_owned() } else { heard.ways() },
+        program = %if heard.loading { "loading".to_owned() } else { heard.ways() },
         libvirt = %format_args!("{connected}/{}", health.len()),
         "ready"
     );
@@ -329,7 +329,7 @@ fn kernel(
         Attach::Generic => Mode::Generic,
         Attach::Tcx => Mode::Tcx,
         Attach::Off => {
-            info!("serving without XDP, through the socket alone, as configured (attach = \"off\")");
+            info!("serving without the kernel program, through the socket alone, as configured (attach = \"off\")");
             return None;
         }
     };
@@ -391,7 +391,7 @@ impl Load {
 }
 
 fn without(why: &str) {
-    warn!("serving without XDP, through the socket alone: {why}");
+    warn!("serving without the kernel program, through the socket alone: {why}");
 }
 
 /// The counters that are not zero, in words.
@@ -401,7 +401,7 @@ fn tell(kernel: Option<Counters>, socket: Counters) -> String {
         if some.is_empty() { "nothing".to_owned() } else { some.join(", ") }
     };
     match kernel {
-        Some(kernel) => format!("XDP saw {}; the socket saw {}", list(kernel), list(socket)),
+        Some(kernel) => format!("the kernel program saw {}; the socket saw {}", list(kernel), list(socket)),
         None => format!("the socket saw {}", list(socket)),
     }
 }

@@ -228,7 +228,7 @@ impl Shared {
     }
 
     fn is_replay(&self, request: &Verified) -> bool {
-        let in_kernel = request.via() == Via::Xdp;
+        let in_kernel = request.via() == Via::Kernel;
         request.mark().is_some_and(|mark| !self.seen.is_new(mark, request.sender(), in_kernel))
     }
 

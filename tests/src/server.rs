@@ -235,7 +235,7 @@ impl Server {
     fn is_settled(&self) -> bool {
         let lines = self.process.stderr().lines();
         let has = |words: &str| lines.iter().any(|line| line.contains(words));
-        !has("xdp=loading") || has("the kernel program is attached") || has("without XDP")
+        !has("program=loading") || has("the kernel program is attached") || has("without the kernel program")
     }
 
     /// Whether it serves: ours says so; of a stock one the socket tells.

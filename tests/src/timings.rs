@@ -78,12 +78,12 @@ mod tests {
     #[test]
     fn a_line_about_a_fence_is_read_and_others_are_not() {
         let fence = Fence::parse(
-            "2026-11-22T11:30:00Z  INFO fenced op=off domain=\"vm 1\" source=192.168.122.11 via=xdp reply=success \
+            "2026-11-22T11:30:00Z  INFO fenced op=off domain=\"vm 1\" source=192.168.122.11 via=kernel reply=success \
              kernel=0.000000s verified=+12us called_back=+310us dead=+2.1ms replied=+2.2ms",
         )
         .unwrap();
         assert_eq!(fence.get("domain"), Some("vm 1"));
-        assert_eq!(fence.get("via"), Some("xdp"));
+        assert_eq!(fence.get("via"), Some("kernel"));
         assert_eq!(fence.step("kernel"), Some(Duration::ZERO));
         assert_eq!(fence.step("verified"), Some(Duration::from_micros(12)));
         assert_eq!(fence.step("dead"), Some(Duration::from_micros(2100)));

@@ -22,7 +22,7 @@ const PORT: &str = "\
 The UDP port that guests send to, and the TCP port that they are called back at (fence_xvm -p).";
 const INTERFACE: &str = "\
 Requests are taken from one interface, the bridge that the guests are on: virbr0 for libvirt's own network. Name it: only
-then can the kernel check requests by XDP, and only then do they come from nowhere else. `none`: every interface that is up.";
+then do they come from nowhere else. `none`: every interface that is up.";
 const KEY_FILE: &str = "\
 Who has the bytes of this file may fence. The same file belongs onto this host, onto every guest, and nowhere else.";
 const BACKEND: &str = "\

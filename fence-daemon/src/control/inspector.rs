@@ -201,7 +201,7 @@ fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: 
     if program_missing {
         problems.push(
             "the kernel program is not attached, and requests come through the socket alone: the same answers, but a flood costs the \
-             daemon's time; its log says why (\"serving without XDP\")"
+             daemon's time; its log says why (\"serving without the kernel program\")"
                 .to_owned(),
         );
     }

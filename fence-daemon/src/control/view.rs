@@ -151,7 +151,7 @@ pub struct Request {
     pub client: String,
     /// The client's number for it.
     pub seqno: u32,
-    /// `xdp` or `socket`.
+    /// `kernel` (the program there) or `socket`.
     pub via: String,
     /// What came of it; `null` while it is served.
     pub result: Option<String>,

@@ -197,7 +197,7 @@ impl Listener {
     }
 
     fn log(&self, interface: &str, line: &Line) {
-        let xdp = self.listening.mode_on(interface).map_or_else(|| "off".to_owned(), |mode| mode.to_string());
+        let program = self.listening.mode_on(interface).map_or_else(|| "off".to_owned(), |mode| mode.to_string());
         let is_configured = matches!(self.wanted, Wanted::Named(_));
         match line {
             Line::Missing if is_configured => warn!("{}", waiting_for(interface)),
@@ -214,12 +214,12 @@ impl Listener {
                 "the interface is down, and no request is heard through it until it is up (`ip link set {interface} up`)"
             ),
             Line::Deaf(why) => error!(%interface, "no request is heard through it: {why}; trying again"),
-            Line::Heard(again) => info!(%interface, %xdp, "{again}: requests are heard through it"),
+            Line::Heard(again) => info!(%interface, %program, "{again}: requests are heard through it"),
             Line::NoProgram(why) => {
-                warn!(%interface, "serving without XDP, through the socket alone: {why}");
+                warn!(%interface, "serving without the kernel program, through the socket alone: {why}");
             }
-            Line::Program(_) => info!(%interface, %xdp, "the kernel program is attached now"),
-            Line::SecondBest(_, why) => info!(%interface, %xdp, "the kernel program is attached in another way: {why}"),
+            Line::Program(_) => info!(%interface, %program, "the kernel program is attached now"),
+            Line::SecondBest(_, why) => info!(%interface, %program, "the kernel program is attached in another way: {why}"),
         }
     }
 

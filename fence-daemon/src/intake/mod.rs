@@ -28,8 +28,8 @@ use crate::policy::Target;
 /// The way that a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
-    /// Through the kernel program and its ring buffer.
-    Xdp,
+    /// Through the kernel program and its ring buffer, whether that is attached as XDP or as tc.
+    Kernel,
     /// Through the UDP socket.
     Socket,
 }
@@ -37,7 +37,7 @@ pub enum Via {
 impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Xdp => "xdp",
+            Self::Kernel => "kernel",
             Self::Socket => "socket",
         })
     }

@@ -20,7 +20,7 @@ pub enum Priority {
     #[default]
     High,
     /// Before all ordinary processes, whatever they do (`SCHED_RR`, the lowest of the real-time priorities). For hosts where guests may use
-    /// up all processors, and with the XDP program in the way of floods.
+    /// up all processors, and with the kernel program in the way of floods.
     Realtime,
 }
 

@@ -393,10 +393,10 @@ mod tests {
         let requests = rows("Requests of late");
         assert_eq!(
             requests[0][1..10],
-            ["reboot", "node3", "192.168.122.12", "xdp", "in progress", "71 us", "402 us", "-", "-"]
+            ["reboot", "node3", "192.168.122.12", "kernel", "in progress", "71 us", "402 us", "-", "-"]
         );
         let off =
-            ["02:59:01Z", "off", "node2", "192.168.122.11", "xdp", "success", "68 us", "311 us", "2.43 ms", "2.49 ms"];
+            ["02:59:01Z", "off", "node2", "192.168.122.11", "kernel", "success", "68 us", "311 us", "2.43 ms", "2.49 ms"];
         assert_eq!(requests[1][..10], off);
         assert_eq!(requests[2][1..6], ["list", "-", "fd00:122::11", "socket", "no call-back"]);
         let tally = rows("Requests since");

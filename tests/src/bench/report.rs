@@ -163,7 +163,7 @@ const HOW: &str = "
 - **Start to ready**: until fence-daemon says that it is ready; until fence_virtd's port is bound. **To the first answer**: of a `monitor` that is sent every
   5 ms from the start on.
 - **Resident memory** (`VmRSS`) and **wake-ups** (voluntary context switches of all threads) over 5 s of idleness after the first answer.
-- Both servers use the same configuration file, with one libvirt connection. fence-daemon has all its defaults: XDP, memory locked, raised priority.
+- Both servers use the same configuration file, with one libvirt connection. fence-daemon has all its defaults: the kernel program, memory locked, raised priority.
 - The clients of a storm, 17 or 100 threads, share the machine with server and guests.
 ";
 

@@ -223,7 +223,7 @@ impl Row {
         let field = |name: &str| fence.and_then(|fence| fence.get(name)).unwrap_or("-").to_owned();
         let step = |name: &str| fence.and_then(|fence| fence.step(name)).map_or("-".to_owned(), short);
         // The packet's arrival is where the times count from; through the socket nobody knows when it was in the kernel.
-        let arrived = if field("via") == "xdp" { "0".to_owned() } else { "-".to_owned() };
+        let arrived = if field("via") == "kernel" { "0".to_owned() } else { "-".to_owned() };
         let (exit, trip) = match answer {
             None => ("-".to_owned(), "-".to_owned()),
             Some((answer, good)) => {
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(short(Duration::from_micros(2100)), "2.10 ms");
         assert_eq!(short(Duration::from_millis(310)), "310 ms");
         let table = Table::default();
-        let fence = Fence::parse("op=off via=xdp reply=success verified=12us called_back=310us dead=- replied=2ms");
+        let fence = Fence::parse("op=off via=kernel reply=success verified=12us called_back=310us dead=- replied=2ms");
         let row = table.row(&Row::new("off", fence.as_ref(), None));
         assert_eq!(table.header().find("reply"), row.find("success"));
     }

@@ -38,7 +38,7 @@ fn passes(road: Road, way: Way) -> Result<()> {
         let client = Client::new("status", ground.key()).domain(DOMAIN).retransmit(2);
         let answer = client.run(ground.guest(road).space())?;
         ensure!(answer.code == Some(0), "{}, {frames:?}: {answer:?}: {}", way.name(), server.log());
-        ensure!(server.next_fence(position)?.get("via") == Some("xdp"), "{}", server.log());
+        ensure!(server.next_fence(position)?.get("via") == Some("kernel"), "{}", server.log());
     }
     Ok(())
 }

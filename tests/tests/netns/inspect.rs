@@ -103,8 +103,8 @@ fn raw(bench: &Bench, question: &[u8]) -> Result<String> {
 fn what_was_served_is_told() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
-    bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
-    bench.expect_via(&server, &bench.about_domain("status"), 2, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("off"), 0, "kernel")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 2, "kernel")?;
     bench.expect(&server, bench.hypervisor.space(), &bench.client("list"), 0)?;
     bench.expect(&server, bench.guest.space(), &bench.client("off").domain("no\x07body"), 1)?;
 
@@ -160,7 +160,7 @@ fn what_was_served_is_told() -> Result<()> {
 fn the_page_is_for_people_and_for_a_pipe_without_colours() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
-    bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("off"), 0, "kernel")?;
     let page = status(&bench, &[])?;
     ensure!(page.code == Some(SERVING) && page.stderr.is_empty(), "{:?} {}", page.code, page.stderr);
     for words in
@@ -317,7 +317,7 @@ fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
         hung.push(deaf);
     }
     for (op, code) in [("off", 0), ("status", 2), ("on", 0), ("status", 0)] {
-        bench.expect_via(&server, &bench.about_domain(op), code, "xdp")?;
+        bench.expect_via(&server, &bench.about_domain(op), code, "kernel")?;
     }
     // Their time is over soon, and then others have their turn.
     poll_until("a place for an honest client", LIMIT, || {
@@ -363,7 +363,7 @@ fn without_a_place_for_its_socket_it_serves_all_the_same() -> Result<()> {
         let mut server = Server::spawn_with_file(&bench.hypervisor, &Which::ours()?, &conf, 1229, &[])?;
         server.wait_ready(LIMIT)?;
         ensure!(server.log().contains("no control socket") && server.log().contains(why), "{}", server.log());
-        bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+        bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
         let answer = status(&bench, &[])?;
         ensure!(answer.code != Some(0) && answer.stdout.is_empty() && !answer.stderr.is_empty(), "{answer:?}");
         ensure!(server.stop(Signal::SIGTERM)?.code == Some(0));

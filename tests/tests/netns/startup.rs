@@ -93,10 +93,10 @@ fn it_is_ready_before_the_program_is_loaded_and_says_when_that_serves() -> Resul
     let server = bench.serve(&bench.config("auto"))?;
     let log = server.log();
     let at = |words: &str| log.lines().position(|line| line.contains(words)).with_context(|| format!("{words}: {log}"));
-    ensure!(at("xdp=loading")? == at("ready")?, "{log}");
+    ensure!(at("program=loading")? == at("ready")?, "{log}");
     ensure!(at("ready")? < at("the kernel program is attached")?, "{log}");
     ensure!(!log.contains("WARN serving"), "{log}");
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
 }
 
@@ -107,7 +107,7 @@ fn beside_another_xdp_program_it_serves_through_the_socket_and_says_so() -> Resu
     let server = bench.serve(&bench.config("generic"))?;
     let program = program_on(&bench.hypervisor, BRIDGE)?;
     ensure!(program.is_some_and(|program| program.id == another), "the other program must stay");
-    ensure!(server.log().contains("without XDP"), "it does not say so: {}", server.log());
+    ensure!(server.log().contains("without the kernel program"), "it does not say so: {}", server.log());
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     Ok(())
 }
@@ -135,8 +135,8 @@ fn where_the_kernel_refuses_bpf_it_gives_the_same_answers_through_the_socket() -
         let line = |words: &str| log.lines().find(|line| line.contains(words)).context(log.clone());
         let (warning, ready) = (line("WARN")?, line("ready")?);
         ensure!(log.lines().filter(|line| *line != warning).all(|line| line.contains("INFO")), "of one line: {log}");
-        ensure!(ready.contains("xdp=loading") || ready.contains("xdp=off"), "{missing}: {ready}");
-        for part in ["serving without XDP", "not permitted", "CAP_BPF"] {
+        ensure!(ready.contains("program=loading") || ready.contains("program=off"), "{missing}: {ready}");
+        for part in ["serving without the kernel program", "not permitted", "CAP_BPF"] {
             ensure!(warning.contains(part), "{missing}: nothing about {part}: {warning}");
         }
         ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none(), "{log}");
@@ -153,7 +153,7 @@ fn where_the_kernel_refuses_bpf_it_gives_the_same_answers_through_the_socket() -
 fn three_capabilities_are_enough_for_xdp() -> Result<()> {
     let bench = Bench::new()?;
     let server = serve_without(&bench, "-all,+bpf,+perfmon,+net_admin")?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
 }
 

@@ -47,7 +47,7 @@ fn bpftool(bench: &Bench, arguments: &[&str]) -> Result<Value> {
 fn the_commands_of_the_documentation_work() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
-    bench.expect_via(&server, &bench.about_domain("off"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("off"), 0, "kernel")?;
     let page = Page::read()?;
     // The numbers of this lab's program and maps, by the names that the page's numbers have.
     let attached = program_on(&bench.hypervisor, BRIDGE)?.context("no program")?;

@@ -57,7 +57,7 @@ fn an_interface_that_is_down_is_waited_for_too() -> Result<()> {
     ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
     bench.hypervisor.ip(&["link", "set", BRIDGE, "up"])?;
     server.wait_ready(START_LIMIT)?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
 }
 
@@ -188,7 +188,7 @@ fn without_a_configured_interface_all_that_come_are_listened_on() -> Result<()> 
     start_network(&bench)?;
     server.wait_ready(START_LIMIT)?;
     server.wait_settled(START_LIMIT)?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
 
     let position = server.log_position();
     let ip = |arguments: &str| bench.hypervisor.ip(&arguments.split(' ').collect::<Vec<_>>()).map(drop);
@@ -204,6 +204,6 @@ fn without_a_configured_interface_all_that_come_are_listened_on() -> Result<()> 
     wait_line(&server, position, &["ERROR", "the last interface is gone"])?;
     start_network(&bench)?;
     wait_line(&server, position, &["INFO", BRIDGE, "is there"])?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
 }

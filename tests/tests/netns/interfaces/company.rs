@@ -26,8 +26,8 @@ fn where_another_program_leaves_ours_takes_over() -> Result<()> {
     bench.hypervisor.space().must("bpftool", &["net", "detach", "xdpgeneric", "dev", BRIDGE])?;
     wait_line(&server, position, &["INFO", BRIDGE, "attached now", "generic"])?;
     ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id != another));
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
-    ensure!(server.log().matches("without XDP").count() == 1, "{}", server.log());
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
+    ensure!(server.log().matches("without the kernel program").count() == 1, "{}", server.log());
     Ok(())
 }
 
@@ -38,10 +38,10 @@ fn tcx_serves_beside_another_xdp_program() -> Result<()> {
     let another = occupy(&bench.hypervisor, BRIDGE)?;
     for attach in ["auto", "tcx"] {
         let server = bench.serve(&bench.config(attach))?;
-        bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+        bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
         ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
         ensure!(tcx_on(&bench.hypervisor, BRIDGE)?.iter().any(Program::is_ours));
-        ensure!(!server.log().contains("without XDP"), "{}", server.log());
+        ensure!(!server.log().contains("without the kernel program"), "{}", server.log());
     }
     Ok(())
 }
@@ -59,7 +59,7 @@ fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<(
     let position = server.log_position();
     other.stop(Signal::SIGKILL)?;
     wait_line(&server, position, &["INFO", BRIDGE, "attached now", "generic"])?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
 }
 
@@ -68,15 +68,15 @@ fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<(
 fn where_others_come_to_listen_the_program_goes_until_they_are_gone() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     let position = server.log_position();
     bench.hypervisor.ip(&["link", "add", "top0", "link", BRIDGE, "type", "macvlan"])?;
-    wait_line(&server, position, &["WARN", "without XDP", "top0, a device on top of it"])?;
+    wait_line(&server, position, &["WARN", "without the kernel program", "top0, a device on top of it"])?;
     ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_none(), "{}", server.log());
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
     bench.hypervisor.ip(&["link", "del", "top0"])?;
     wait_line(&server, position, &["INFO", BRIDGE, "attached now"])?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
 }
 
@@ -91,7 +91,7 @@ fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
     bench.hypervisor.space().must("sh", &["-c", &detach])?;
     // The kernel says nothing about that; it is seen when there is another reason to look.
     bench.hypervisor.ip(&["link", "set", BRIDGE, "txqueuelen", "900"])?;
-    wait_line(&server, position, &["WARN", "without XDP", "taken off the interface by somebody else"])?;
+    wait_line(&server, position, &["WARN", "without the kernel program", "taken off the interface by somebody else"])?;
     bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
     wait_line(&server, position, &["INFO", BRIDGE, "attached now"])?;
     ensure!(program_on(&bench.hypervisor, BRIDGE)? == Some(before));

@@ -57,7 +57,7 @@ impl Networks {
     }
 
     fn first_is_served(&self, server: &Server) -> Result<()> {
-        self.bench.expect_via(server, &self.bench.about_domain("status"), 0, "xdp").map(drop)
+        self.bench.expect_via(server, &self.bench.about_domain("status"), 0, "kernel").map(drop)
     }
 
     fn second_is_served(&self, server: &Server, via: &str) -> Result<()> {
@@ -76,10 +76,10 @@ fn two_networks_are_served_by_one_program_with_one_sum() -> Result<()> {
     let networks = Networks::new()?;
     let hypervisor = &networks.bench.hypervisor;
     let server = networks.serve("auto")?;
-    wait_line(&server, 0, &["INFO", BRIDGE, "xdp=tcx", "attached now"])?;
-    wait_line(&server, 0, &["INFO", CABLE, "xdp=tcx", "attached now"])?;
+    wait_line(&server, 0, &["INFO", BRIDGE, "program=tcx", "attached now"])?;
+    wait_line(&server, 0, &["INFO", CABLE, "program=tcx", "attached now"])?;
     networks.first_is_served(&server)?;
-    networks.second_is_served(&server, "xdp")?;
+    networks.second_is_served(&server, "kernel")?;
     ensure!(networks.bench.counters()?.get("delivered")? == 2, "{:?}", networks.bench.counters()?.nonzero());
     ensure!(program_on(hypervisor, BRIDGE)? == program_on(hypervisor, CABLE)?, "two programs");
     let ended = server.stop(Signal::SIGTERM)?;
@@ -95,10 +95,10 @@ fn two_networks_are_served_by_one_program_with_one_sum() -> Result<()> {
 fn each_interface_gets_what_it_can() -> Result<()> {
     let networks = Networks::new()?;
     let server = networks.serve("native")?;
-    wait_line(&server, 0, &["WARN", BRIDGE, "without XDP"])?;
-    wait_line(&server, 0, &["INFO", CABLE, "xdp=native", "attached now"])?;
+    wait_line(&server, 0, &["WARN", BRIDGE, "without the kernel program"])?;
+    wait_line(&server, 0, &["INFO", CABLE, "program=native", "attached now"])?;
     networks.bench.expect_via(&server, &networks.bench.about_domain("status"), 0, "socket")?;
-    networks.second_is_served(&server, "xdp")?;
+    networks.second_is_served(&server, "kernel")?;
     ensure!(xdp_on(&networks.bench.hypervisor, CABLE)?.is_some_and(|program| program.is_ours()));
     Ok(())
 }
@@ -107,11 +107,11 @@ fn each_interface_gets_what_it_can() -> Result<()> {
 /// the daemon is the same all the time.
 #[test]
 fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()> {
-    for (attach, shown) in [("auto", "xdp=tcx"), ("generic", "xdp=generic")] {
+    for (attach, shown) in [("auto", "program=tcx"), ("generic", "program=generic")] {
         let networks = Networks::new()?;
         let hypervisor = &networks.bench.hypervisor;
         let mut server = networks.serve(attach)?;
-        networks.second_is_served(&server, "xdp")?;
+        networks.second_is_served(&server, "kernel")?;
         let program = program_on(hypervisor, BRIDGE)?;
         let number = number_of(hypervisor, CABLE)?;
         let position = std::cell::Cell::new(0);
@@ -131,7 +131,7 @@ fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()>
                     networks.ip(&format!("link set {CABLE} name other9"))?;
                     networks.address("other9")?;
                     expect(&["INFO", "other9", "requests are heard", shown])?;
-                    networks.second_is_served(&server, "xdp")?;
+                    networks.second_is_served(&server, "kernel")?;
                     networks.ip("link set other9 down")?;
                     networks.ip(&format!("link set other9 name {CABLE}"))?;
                     position.set(server.log_position());
@@ -155,7 +155,7 @@ fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()>
                 }
             }
             expect(&["INFO", CABLE, "requests are heard", shown])
-                .and_then(|()| networks.second_is_served(&server, "xdp"))
+                .and_then(|()| networks.second_is_served(&server, "kernel"))
                 .and_then(|()| networks.first_is_served(&server))
                 .with_context(|| format!("{attach}, {step}"))?;
             ensure!(program_on(hypervisor, CABLE)? == program, "{step}: another program");
