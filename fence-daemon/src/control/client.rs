@@ -2,7 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -12,6 +13,8 @@ use super::{STATUS, is_too_long};
 
 /// How long the daemon may take. It answers within milliseconds, or hangs.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long to wait before asking again where too many others look.
+const AGAIN: Duration = Duration::from_millis(100);
 /// More than ten thousand domains make, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
 
@@ -78,9 +81,13 @@ impl ClientError {
 struct Head {
     schema: u32,
     error: Option<String>,
+    /// Whether to ask again in a moment.
+    #[serde(default)]
+    again: bool,
 }
 
-/// Asks for the report, and returns it as the daemon said it.
+/// Asks for the report, and returns it as the daemon said it. Where too many others look, it is asked again for a while: who hangs there is
+/// soon cut off.
 ///
 /// # Errors
 /// See [`ClientError`].
@@ -101,8 +108,17 @@ pub fn ask(path: &Path) -> Result<String, ClientError> {
             ClientError::Broken { path, error }
         }
     };
+    let until = Instant::now() + ANSWER_WITHIN;
     let mut answer = String::new();
-    exchange(path, &mut answer).map_err(failed)?;
+    loop {
+        exchange(path, &mut answer).map_err(failed)?;
+        let again = serde_json::from_str(&answer).is_ok_and(|head: Head| head.again);
+        if !again || Instant::now() >= until {
+            break;
+        }
+        answer.clear();
+        sleep(AGAIN);
+    }
     if answer.is_empty() {
         let error = io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up without a word");
         return Err(ClientError::Broken { path: path.to_owned(), error });

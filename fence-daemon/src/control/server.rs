@@ -24,9 +24,9 @@ pub const CLIENTS_MAX: usize = 8;
 /// The longest question, in bytes.
 const QUESTION_MAX: usize = 64;
 /// How long a client may take over its question.
-pub const ASK_WITHIN: Duration = Duration::from_secs(2);
-/// How long it may take to read the answer.
-pub const READ_WITHIN: Duration = Duration::from_secs(5);
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+/// How long it may take to read the answer. Shorter than others ask again for a place ([`ANSWER_WITHIN`](super::client::ANSWER_WITHIN)).
+const READ_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait after the socket itself failed.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
@@ -136,7 +136,7 @@ async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {
             }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            refuse(&stream, "too many clients look at once: try again in some seconds");
+            refuse(&stream, &Refused { again: true, ..Refused::new("too many clients look at once: try again in some seconds") });
             continue;
         };
         let (inspector, turn) = (Arc::clone(&inspector), Arc::clone(&turn));
@@ -150,7 +150,7 @@ async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {
 
 async fn converse(mut stream: UnixStream, inspector: Arc<Inspector>, turn: &Semaphore) -> io::Result<()> {
     if !is_permitted(stream.peer_cred()?.uid()) {
-        refuse(&stream, "only root may look inside");
+        refuse(&stream, &Refused::new("only root may look inside"));
         return Ok(());
     }
     let Ok(question) = timeout(ASK_WITHIN, question(&mut stream)).await else { return Ok(()) };
@@ -198,17 +198,20 @@ async fn question(stream: &mut UnixStream) -> io::Result<Option<String>> {
 struct Refused {
     schema: u32,
     error: &'static str,
+    /// Whether it is worth asking again in a moment.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    again: bool,
 }
 
 impl Refused {
     fn new(error: &'static str) -> Self {
-        Self { schema: SCHEMA, error }
+        Self { schema: SCHEMA, error, again: false }
     }
 }
 
 /// Says no without waiting for anybody.
-fn refuse(stream: &UnixStream, why: &'static str) {
-    let _ = stream.try_write(&line(&Refused::new(why)));
+fn refuse(stream: &UnixStream, why: &Refused) {
+    let _ = stream.try_write(&line(why));
 }
 
 /// As one line.

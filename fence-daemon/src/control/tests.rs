@@ -3,13 +3,16 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fence_common::admit::Rules;
 use fence_common::hash::HashKind;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 
 use super::client::{self, ClientError};
 use super::inspector::{Inspector, Phase};
-use super::server::{ASK_WITHIN, CLIENTS_MAX, Control, ControlError};
+use super::server::{CLIENTS_MAX, Control, ControlError};
 use super::view::{Health, Report};
 use super::*;
 use crate::config::{self, Multicast, Source, Warnings};
@@ -17,6 +20,9 @@ use crate::hypervisor::{Hypervisors, Options};
 use crate::intake::socket::RequestSocket;
 use crate::observe::sources::SourceView;
 use crate::scratch::Scratch;
+
+/// How long what certainly comes may take on a loaded machine.
+const SURELY: Duration = Duration::from_secs(60);
 
 /// The report that the documentation shows.
 pub(crate) const EXAMPLE: &str = include_str!("../../../docs/status.example.json");
@@ -146,32 +152,87 @@ async fn a_place_that_cannot_be_is_told_with_a_remedy() {
     );
 }
 
+/// Asks until it is told, for much longer than a client may hang.
+async fn told_at_last(file: &Path) {
+    let begun = Instant::now();
+    while let Err(error) = ask(file).await {
+        assert!(matches!(&error, ClientError::Refused(why) if why.contains("too many clients")), "{error}");
+        assert!(begun.elapsed() < SURELY, "they are never let go of");
+    }
+}
+
+/// What such a client gets, to the end.
+fn rest(mut stream: StdStream) -> String {
+    stream.set_read_timeout(Some(SURELY)).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_say_nothing_are_few_and_soon_gone() {
     let scratch = Scratch::new();
     let (inspector, _socket) = inspector(11_243);
     let _control = Control::open(scratch.path(), inspector).unwrap();
     let file = path(scratch.path());
-    let mut hung: Vec<_> = (0..CLIENTS_MAX).map(|_| StdStream::connect(&file).unwrap()).collect();
-    // One that is on its way in may be taken before the last of them.
-    let refused = loop {
-        match ask(&file).await {
-            Err(ClientError::Refused(why)) => break why,
-            Ok(_) => hung.push(StdStream::connect(&file).unwrap()),
-            Err(error) => panic!("{error}"),
-        }
+    let idle: Vec<_> = (0..100).map(|_| StdStream::connect(&file).unwrap()).collect();
+    told_at_last(&file).await;
+    let told: Vec<_> = idle.into_iter().map(rest).collect();
+    let (silent, refused): (Vec<_>, Vec<_>) = told.iter().partition(|told| told.is_empty());
+    assert!(silent.len() >= CLIENTS_MAX && refused.len() >= CLIENTS_MAX, "{} have hung", silent.len());
+    assert!(refused.iter().all(|told| told.contains("too many clients") && told.contains("\"again\":true")), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_do_not_read_are_cut_off() {
+    let scratch = Scratch::new();
+    let (inspector, _socket) = inspector(11_244);
+    // More than the kernel keeps for somebody who does not read.
+    let source = SourceView {
+        address: "192.168.122.11".parse().unwrap(),
+        mac: None,
+        trusted: false,
+        failures: 1,
+        delivered: 2,
+        limited: 3,
+        last_seen: None,
     };
-    assert!(refused.contains("too many clients"), "{refused}");
-    // Their time is short.
-    let begun = std::time::Instant::now();
-    while ask(&file).await.is_err() {
-        assert!(begun.elapsed() < 20 * ASK_WITHIN, "they are never let go of");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    inspector.set_sources(Box::new(move || vec![source.clone(); 20_000]));
+    let _control = Control::open(scratch.path(), inspector).unwrap();
+    let file = path(scratch.path());
+    let deaf = |_| {
+        let mut stream = StdStream::connect(&file).unwrap();
+        stream.write_all(b"status\n").unwrap();
+        stream
+    };
+    let deaf: Vec<_> = (0..CLIENTS_MAX).map(deaf).collect();
+    told_at_last(&file).await;
+    for stream in deaf {
+        // Only now may it be read: who reads is waited for.
+        let limit = Timespec { tv_sec: SURELY.as_secs().try_into().unwrap(), tv_nsec: 0 };
+        let mut watched = [PollFd::new(&stream, PollFlags::empty())];
+        poll(&mut watched, Some(&limit)).unwrap();
+        assert!(watched[0].revents().contains(PollFlags::HUP), "it is waited for");
+        let told = rest(stream);
+        assert!(told.len() > 1000 && !told.ends_with('\n'), "it was waited for: {} bytes", told.len());
     }
-    let mut told = String::new();
-    let first = &mut hung[0];
-    first.set_read_timeout(Some(20 * ASK_WITHIN)).unwrap();
-    assert!(matches!(first.read_to_string(&mut told), Ok(0)), "{told}");
+}
+
+#[test]
+fn who_is_one_too_many_asks_again() {
+    let scratch = Scratch::new();
+    let file = scratch.path().join("busy");
+    let listener = StdListener::bind(&file).unwrap();
+    let busy = std::thread::spawn(move || {
+        let busy = "{\"schema\":1,\"error\":\"too many\",\"again\":true}\n";
+        for said in [busy, busy, EXAMPLE] {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(said.as_bytes()).unwrap();
+        }
+    });
+    let answer = client::ask(&file).unwrap();
+    assert_eq!(client::parse(&answer).unwrap(), example());
+    busy.join().unwrap();
 }
 
 /// A daemon that is somebody else, at this path: what it says to whoever asks.
