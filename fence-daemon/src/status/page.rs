@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::bars;
 use super::table::{Look, Screen, Table, flexible, number, text};
 use super::words::{counters, meaning, micros, span, time_of_day};
-use crate::control::view::{Domain, Health, Report, Request};
+use crate::control::view::{Domain, Health, Report, Request, Steps, Uri};
 
 /// How many requests are shown; all that are remembered are in the JSON.
 const REQUESTS: usize = 20;
@@ -59,7 +59,7 @@ pub fn render(report: &Report, screen: Screen) -> String {
     section("Domains".to_owned(), domains(report));
     let known = report.requests.recent.len();
     let shown = if known > REQUESTS { format!(", {REQUESTS} of {known}") } else { String::new() };
-    section(format!("Requests of late (times count from the datagram's arrival{shown})"), requests(report));
+    section(format!("Requests of late (times count from the datagram's arrival{shown})"), requests(report, REQUESTS, &STEPS, 8));
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
     section("Sources of datagrams".to_owned(), sources(report));
@@ -121,11 +121,6 @@ fn uris(report: &Report) -> Table {
         flexible("LAST ERROR", 12),
     ]);
     for uri in &report.uris {
-        let connection = match (uri.connected, uri.silent) {
-            (true, false) => (Look::Good, "connected"),
-            (true, true) => (Look::Bad, "silent"),
-            (false, _) => (Look::Bad, "not connected"),
-        };
         let error = match (&uri.last_error, uri.last_error_ms) {
             (Some(error), Some(ago)) if uri.connected => dim(format!("{} ago: {error}", span(ago))),
             (Some(error), _) => plain(error),
@@ -133,7 +128,7 @@ fn uris(report: &Report) -> Table {
         };
         table.row([
             plain(&uri.uri),
-            (connection.0, connection.1.to_owned()),
+            connection(uri),
             plain(uri.for_ms.map_or_else(|| "-".to_owned(), span)),
             plain(uri.domains.len().to_string()),
             plain(uri.domains.iter().filter(|domain| is_active(domain)).count().to_string()),
@@ -202,48 +197,65 @@ fn domains(report: &Report) -> Table {
     table
 }
 
-fn requests(report: &Report) -> Table {
-    let mut table = Table::new([
+/// A step of a request as a column: its name, and when it was taken.
+pub type Step = (&'static str, fn(&Steps) -> Option<u64>);
+
+/// The steps that the page shows.
+const STEPS: [Step; 4] = [
+    ("VERIFIED", |steps| Some(steps.verified_us)),
+    ("CALLED BACK", |steps| steps.called_back_us),
+    ("DEAD", |steps| steps.dead_us),
+    ("REPLIED", |steps| steps.replied_us),
+];
+
+/// The newest requests, `most` of them, with these steps; why they ended so may be cut to `why` columns.
+#[must_use]
+pub fn requests(report: &Report, most: usize, shown: &[Step], why: usize) -> Table {
+    let mut columns = vec![
         text("TIME"),
         text("OP"),
         flexible("DOMAIN", 8),
         flexible("CLIENT", 8),
         text("VIA"),
         text("RESULT"),
-        number("VERIFIED"),
-        number("CALLED BACK"),
-        number("DEAD"),
-        number("REPLIED"),
-        flexible("WHY", 8),
-    ]);
-    for request in report.requests.recent.iter().take(REQUESTS) {
-        let steps = &request.steps;
-        table.row([
+    ];
+    columns.extend(shown.iter().map(|(name, _)| number(name)));
+    columns.push(flexible("WHY", why));
+    let mut table = Table::new(columns);
+    for request in report.requests.recent.iter().take(most) {
+        let about = [
             dim(time_of_day(request.arrived_unix_ms)),
             plain(&request.op),
             request.domain.as_ref().map_or_else(|| dim("-"), plain),
             plain(client(request)),
             dim(&request.via),
             result(request),
-            step(Some(steps.verified_us)),
-            step(steps.called_back_us),
-            step(steps.dead_us),
-            step(steps.replied_us),
-            dim(request.detail.clone().unwrap_or_default()),
-        ]);
+        ];
+        let taken = shown.iter().map(|(_, time)| step(time(&request.steps)));
+        let detail = dim(request.detail.clone().unwrap_or_default());
+        table.row(about.into_iter().chain(taken).chain([detail]));
     }
     table
 }
 
-/// The client's address. Its port is nearly always the same.
+/// How a connection is.
 #[must_use]
-pub fn client(request: &Request) -> String {
+pub fn connection(uri: &Uri) -> (Look, String) {
+    let (look, word) = match (uri.connected, uri.silent) {
+        (true, false) => (Look::Good, "connected"),
+        (true, true) => (Look::Bad, "silent"),
+        (false, _) => (Look::Bad, "not connected"),
+    };
+    (look, word.to_owned())
+}
+
+/// The client's address. Its port is nearly always the same.
+fn client(request: &Request) -> String {
     request.client.parse::<SocketAddr>().map_or_else(|_| request.client.clone(), |client| client.ip().to_string())
 }
 
 /// What came of a request, or how far it is.
-#[must_use]
-pub fn result(request: &Request) -> (Look, String) {
+fn result(request: &Request) -> (Look, String) {
     let Some(result) = &request.result else {
         let doing = if request.steps.called_back_us.is_some() { "in progress" } else { "calling back" };
         return (Look::Warn, doing.to_owned());

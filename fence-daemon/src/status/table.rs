@@ -141,7 +141,7 @@ impl Table {
     }
 
     /// Adds a row, a cell for each column.
-    pub fn row<const N: usize>(&mut self, cells: [(Look, String); N]) {
+    pub fn row(&mut self, cells: impl IntoIterator<Item = (Look, String)>) {
         self.rows.push(cells.into_iter().map(|(look, text)| (look, harmless(&text))).collect());
     }
 

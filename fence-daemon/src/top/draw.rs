@@ -1,17 +1,21 @@
 //! What `top` shows of a report: lines, as many as the terminal has.
 
+use ratatui::Frame;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
+use ratatui::widgets::Paragraph;
 
 use super::rates::{Counter, HISTORY, Rates};
 use crate::control::view::Report;
 use crate::status::bars;
-use crate::status::page::{client, look_of, result};
+use crate::status::page::{Step, connection, look_of, requests};
 use crate::status::table::{Look, Screen, Table, flexible, number, text};
 use crate::status::words::{counters, harmless, meaning, micros, span, time_of_day};
 
 /// Counters that are shown at most: those that grow come first.
 const COUNTERS: usize = 8;
+/// The steps of requests that are shown.
+const STEPS: [Step; 2] = [("DEAD", |steps| steps.dead_us), ("REPLIED", |steps| steps.replied_us)];
 
 /// How a look is drawn. Without colours there is still bold and dim.
 fn style(look: Look, colours: bool) -> Style {
@@ -56,6 +60,13 @@ impl State {
         self.error = None;
     }
 
+    /// Fills a terminal.
+    pub fn draw(&self, frame: &mut Frame<'_>, colours: bool, unicode: bool) {
+        let area = frame.area();
+        let screen = Screen { colours, width: Some(area.width.into()), unicode };
+        frame.render_widget(Paragraph::new(self.lines(screen, area.height.into())), area);
+    }
+
     /// All lines; the last ones are the requests, of which there are as many as fit.
     #[must_use]
     pub fn lines(&self, screen: Screen, height: usize) -> Vec<Line<'static>> {
@@ -91,7 +102,7 @@ impl State {
         );
         lines.push(Line::default());
         lines.push(one(Look::Heading, &title, screen));
-        lines.extend(requests(report, room).lines(screen).into_iter().map(|parts| line(parts, screen)));
+        lines.extend(requests(report, room, &STEPS, 0).lines(screen).into_iter().map(|parts| line(parts, screen)));
         lines.truncate(height);
         lines
     }
@@ -162,16 +173,11 @@ fn uris(report: &Report) -> Table {
         flexible("", 0),
     ]);
     for uri in &report.uris {
-        let (look, connection) = match (uri.connected, uri.silent) {
-            (true, false) => (Look::Good, "connected"),
-            (true, true) => (Look::Bad, "silent"),
-            (false, _) => (Look::Bad, "not connected"),
-        };
         let waiting = report.restarts.iter().filter(|restart| restart.uri == uri.uri).count();
         let notes = if waiting > 0 { format!("{waiting} to be started again") } else { String::new() };
         table.row([
             (Look::Plain, uri.uri.clone()),
-            (look, connection.to_owned()),
+            connection(uri),
             (Look::Plain, uri.for_ms.map_or_else(|| "-".to_owned(), span)),
             (Look::Plain, uri.domains.len().to_string()),
             (Look::Plain, uri.domains.iter().filter(|domain| domain.pid.is_some()).count().to_string()),
@@ -199,37 +205,13 @@ fn latency(report: &Report, screen: Screen) -> Table {
     table
 }
 
-fn requests(report: &Report, room: usize) -> Table {
-    let mut table = Table::new([
-        text("TIME"),
-        text("OP"),
-        flexible("DOMAIN", 8),
-        flexible("CLIENT", 8),
-        text("VIA"),
-        text("RESULT"),
-        number("DEAD"),
-        number("REPLIED"),
-        flexible("WHY", 0),
-    ]);
-    let step = |time: Option<u64>| (Look::Plain, time.map_or_else(|| "-".to_owned(), micros));
-    for request in report.requests.recent.iter().take(room) {
-        table.row([
-            (Look::Dim, time_of_day(request.arrived_unix_ms)),
-            (Look::Plain, request.op.clone()),
-            (Look::Plain, request.domain.clone().unwrap_or_else(|| "-".to_owned())),
-            (Look::Plain, client(request)),
-            (Look::Dim, request.via.clone()),
-            result(request),
-            step(request.steps.dead_us),
-            step(request.steps.replied_us),
-            (Look::Dim, request.detail.clone().unwrap_or_default()),
-        ]);
-    }
-    table
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
     use super::*;
     use crate::control::tests::example;
 
@@ -258,6 +240,50 @@ mod tests {
             assert!(all.contains(words), "{words}: {all}");
         }
         assert_eq!(text(&state.lines(SCREEN, 60)).iter().filter(|line| line.contains("192.168.122.1")).count(), 2);
+    }
+
+    /// What a terminal of 120 columns shows half a minute after the example, in which somebody has begun to flood. Lines of the page.
+    fn on_a_terminal() -> Vec<String> {
+        let mut state = State::default();
+        let mut report = example();
+        state.answered(report.clone());
+        for second in 1..=30 {
+            report.daemon.uptime_ms += 1000;
+            report.daemon.now_unix_ms += 1000;
+            let counters = report.kernel.as_mut().and_then(|kernel| kernel.counters.as_mut()).unwrap();
+            *counters.get_mut("delivered").unwrap() += u64::from([12, 16, 27, 30].contains(&second));
+            *counters.get_mut("drop_digest").unwrap() += if second > 27 { 612_044 } else { 0 };
+            state.answered(report.clone());
+        }
+        let mut terminal = Terminal::new(TestBackend::new(120, 30)).unwrap();
+        terminal.draw(|frame| state.draw(frame, false, true)).unwrap();
+        let cells = terminal.backend().buffer();
+        let row = |y| (0..cells.area.width).map(|x| cells[(x, y)].symbol()).collect::<String>();
+        let rows = (0..cells.area.height).map(row).map(|row| format!("    {row}").trim_end().to_owned());
+        let mut rows: Vec<_> = rows.collect();
+        while rows.last().is_some_and(String::is_empty) {
+            rows.pop();
+        }
+        rows
+    }
+
+    /// `docs/inspect.md` shows it. With `FENCE_WRITE_DOCS=1` it is written there.
+    #[test]
+    fn the_documentation_shows_what_it_looks_like() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/inspect.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = page.lines().map(str::to_owned).collect();
+        let heading = lines.iter().position(|line| line == "## `fence-daemon top`").unwrap();
+        let from = heading + lines[heading..].iter().position(|line| line.starts_with("    ")).unwrap();
+        let block = lines[from..].iter().take_while(|line| line.is_empty() || line.starts_with("    ")).count();
+        // An empty line goes before what follows.
+        let to = from + block - 1;
+        let shown = on_a_terminal();
+        if std::env::var_os("FENCE_WRITE_DOCS").is_some() {
+            let all = [&lines[..from], &shown, &lines[to..]].concat();
+            return std::fs::write(path, all.join("\n") + "\n").unwrap();
+        }
+        assert_eq!(lines[from..to], shown, "FENCE_WRITE_DOCS=1 cargo test -p fence-daemon the_documentation_shows writes it anew");
     }
 
     #[test]

@@ -17,13 +17,11 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyModifiers};
-use ratatui::widgets::Paragraph;
 
 use self::draw::State;
 use crate::cli::{EXIT_UNKNOWN, EXIT_USAGE};
 use crate::control::client::{self, ClientError};
 use crate::control::view::Report;
-use crate::status::table::Screen;
 use crate::status::{self, complain};
 
 /// How often the daemon is asked.
@@ -106,11 +104,7 @@ fn watch(
             draw = true;
         }
         if std::mem::take(&mut draw) {
-            terminal.draw(|frame| {
-                let area = frame.area();
-                let screen = Screen { colours, width: Some(area.width.into()), unicode };
-                frame.render_widget(Paragraph::new(state.lines(screen, area.height.into())), area);
-            })?;
+            terminal.draw(|frame| state.draw(frame, colours, unicode))?;
         }
         if event::poll(LOOK)? {
             let event = event::read()?;
