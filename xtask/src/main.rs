@@ -5,6 +5,7 @@
 
 mod bench;
 mod bpf;
+mod fetch;
 mod fuzz;
 mod hypervisor;
 mod lint;
@@ -41,6 +42,9 @@ enum Task {
         /// What the machine is to be able to do [default: test; build on a hypervisor]
         #[arg(long = "for", value_enum, value_name = "PURPOSE")]
         profile: Option<Profile>,
+        /// Also download what the tests would when they first need it (the kernels of QEMU's guests, from Debian's archive)
+        #[arg(long)]
+        fetch: bool,
     },
     /// Build the BPF program and everything that runs in user space
     Build {
@@ -80,8 +84,14 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
     match task {
-        Task::Setup { profile } => {
-            setup::ensure(&workspace, profile.unwrap_or_else(setup::default_profile))?;
+        Task::Setup { profile, fetch } => {
+            let profile = profile.unwrap_or_else(setup::default_profile);
+            setup::ensure(&workspace, profile)?;
+            if fetch {
+                fetch::run(&workspace)?;
+            } else if profile == Profile::Test {
+                progress::say("what QEMU's guests boot is downloaded when a test first needs it; `cargo xtask setup --fetch` does it now");
+            }
         }
         Task::Build { release } => {
             setup::ensure(&workspace, Profile::Build)?;

@@ -1,0 +1,26 @@
+//! Gets what the tests' guests boot, before a test asks for it: what `cargo xtask setup --fetch` runs.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use fence_tests::bench::progress;
+use fence_tests::debian::{Kernel, Series};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress(&format!("fence-fetch: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    for series in Series::ALL {
+        progress(&format!("Debian's Linux {} for QEMU's guests ...", series.name()));
+        let kernel = Kernel::get(series).with_context(|| format!("Linux {}", series.name()))?;
+        progress(&format!("  {} is there", kernel.release()));
+    }
+    Ok(())
+}
