@@ -36,6 +36,65 @@ pub fn now() -> u64 {
     seconds * 1_000_000_000 + rest
 }
 
+/// The object with its maps.
+///
+/// # Errors
+/// There is none, or this is not root.
+pub fn load_object() -> Result<Ebpf> {
+    let path = object_path();
+    let object =
+        std::fs::read(&path).with_context(|| format!("{} cannot be read. Remedy: `cargo xtask build`", path.display()))?;
+    load(&object)
+}
+
+fn load(object: &[u8]) -> Result<Ebpf> {
+    Ebpf::load(object).context("the object and its maps. Remedy: BPF needs root, as which `cargo xtask test` runs it")
+}
+
+/// Writes the program's configuration.
+///
+/// # Errors
+/// The map is not as it should be.
+pub fn configure(ebpf: &mut Ebpf, config: Config) -> Result<()> {
+    let bytes: [u8; size_of::<Config>()] = zerocopy::transmute!(config);
+    let map = ebpf.map_mut(name::CONFIG).context("no configuration map")?;
+    Array::<_, [u8; size_of::<Config>()]>::try_from(map)?.set(0, bytes, 0).context("the configuration")
+}
+
+/// Writes a key to its slot, or takes it away.
+///
+/// # Errors
+/// The map is not as it should be.
+pub fn set_slot(ebpf: &mut Ebpf, index: u32, key: Option<&PreparedKey>) -> Result<()> {
+    let empty = empty_slot();
+    let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(key.map_or(&empty, PreparedKey::dangerous_slot));
+    let map = ebpf.map_mut(name::KEYS).context("no key map")?;
+    Array::<_, [u8; size_of::<KeySlot>()]>::try_from(map)?.set(index, bytes, 0).context("the key")
+}
+
+/// Writes when the daemon has shown its last sign of life. In the future is now.
+///
+/// # Errors
+/// The map is not as it should be.
+pub fn beat(ebpf: &mut Ebpf, at: u64) -> Result<()> {
+    let map = ebpf.map_mut(name::HEARTBEAT).context("no heartbeat")?;
+    Array::<_, u64>::try_from(map)?.set(0, at, 0).context("the heartbeat")
+}
+
+/// The counters of all CPUs together.
+///
+/// # Errors
+/// The map is not as it should be.
+pub fn counters(ebpf: &Ebpf) -> Result<Counters> {
+    let map = ebpf.map(name::COUNTERS).context("no counters")?;
+    let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(map)?;
+    let mut sum = Counters::default();
+    for cpu in map.get(&0, 0)?.iter() {
+        sum.add(zerocopy::transmute_ref!(cpu));
+    }
+    Ok(sum)
+}
+
 /// A loaded program that runs on frames that are given to it, and on nothing else.
 pub struct Loaded {
     ebpf: Ebpf,
@@ -61,13 +120,9 @@ impl Loaded {
     /// # Errors
     /// Without the object, without root, or if the verifier refuses.
     pub fn fence() -> Result<Self> {
-        let path = object_path();
-        let object = std::fs::read(&path)
-            .with_context(|| format!("{} cannot be read. Remedy: `cargo xtask build`", path.display()))?;
-        let mut loaded = Self::load(&object, name::XDP)?;
-        // The daemon's sign of life, for as long as there is time.
-        let map = loaded.ebpf.map_mut(name::HEARTBEAT).context("no heartbeat")?;
-        Array::<_, u64>::try_from(map)?.set(0, u64::MAX, 0).context("the heartbeat")?;
+        let mut loaded = Self::load(load_object()?, name::XDP)?;
+        // For as long as there is time.
+        beat(&mut loaded.ebpf, u64::MAX)?;
         Ok(loaded)
     }
 
@@ -76,11 +131,10 @@ impl Loaded {
     /// # Errors
     /// Without root.
     pub fn empty() -> Result<Self> {
-        Self::load(&empty_object()?, EMPTY)
+        Self::load(load(&empty_object()?)?, EMPTY)
     }
 
-    fn load(object: &[u8], program: &'static str) -> Result<Self> {
-        let mut ebpf = Ebpf::load(object).context("the object and its maps. Remedy: BPF needs root")?;
+    fn load(mut ebpf: Ebpf, program: &'static str) -> Result<Self> {
         let xdp: &mut Xdp = ebpf.program_mut(program).context("no such program")?.try_into()?;
         let begin = Instant::now();
         xdp.load().context("the verifier refuses the program")?;
@@ -93,9 +147,7 @@ impl Loaded {
     /// # Errors
     /// The map is not as it should be.
     pub fn configure(&mut self, config: Config) -> Result<()> {
-        let bytes: [u8; size_of::<Config>()] = zerocopy::transmute!(config);
-        let map = self.ebpf.map_mut(name::CONFIG).context("no configuration map")?;
-        Array::<_, [u8; size_of::<Config>()]>::try_from(map)?.set(0, bytes, 0).context("the configuration")
+        configure(&mut self.ebpf, config)
     }
 
     /// Writes the key, or takes it away.
@@ -103,11 +155,7 @@ impl Loaded {
     /// # Errors
     /// The map is not as it should be.
     pub fn set_key(&mut self, key: Option<&PreparedKey>) -> Result<()> {
-        let empty = empty_slot();
-        let bytes: &[u8; size_of::<KeySlot>()] =
-            zerocopy::transmute_ref!(key.map_or(&empty, PreparedKey::dangerous_slot));
-        let map = self.ebpf.map_mut(name::KEYS).context("no key map")?;
-        Array::<_, [u8; size_of::<KeySlot>()]>::try_from(map)?.set(KEY_SLOT_ACTIVE, bytes, 0).context("the key")
+        set_slot(&mut self.ebpf, KEY_SLOT_ACTIVE, key)
     }
 
     /// Gives the program a frame so many times: its last answer, and how long one run took by the kernel's clock.
@@ -126,13 +174,7 @@ impl Loaded {
     /// # Errors
     /// The map is not as it should be.
     pub fn counters(&self) -> Result<Counters> {
-        let map = self.ebpf.map(name::COUNTERS).context("no counters")?;
-        let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(map)?;
-        let mut sum = Counters::default();
-        for cpu in map.get(&0, 0)?.iter() {
-            sum.add(zerocopy::transmute_ref!(cpu));
-        }
-        Ok(sum)
+        counters(&self.ebpf)
     }
 
     /// The ring buffer, to be had once.

@@ -4,7 +4,9 @@ use std::process::Command;
 
 use fence_common::verdict::Counters;
 
-use crate::program::{object_path, require_root};
+use fence_tests::loaded::object_path;
+
+use crate::program::require_root;
 
 /// Everything happens in a mount namespace with a bpffs of its own: pins and mount are gone with the shell.
 const SCRIPT: &str = r#"

@@ -2,27 +2,27 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use fence_common::admit::Rules;
 use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, KEY_SLOTS, Listener, Workspace, empty_slot, name};
-use fence_common::digest::{KeySlot, PreparedKey};
+use fence_common::digest::PreparedKey;
 use fence_common::frame::judge;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::records::Records;
 use fence_common::replay::Mark;
 use fence_common::shield::{Failed, Limits, Sender, Strangers, Trusted};
-use fence_common::verdict::{Action, COUNTERS, Counters, Verdict};
+use fence_common::verdict::{Action, Counters, Verdict};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, Request};
+use fence_tests::loaded::{self, XDP_DROP, XDP_PASS};
 use zerocopy::FromZeros as _;
 
-/// From <linux/bpf.h>.
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
+pub(crate) use fence_tests::loaded::{SHORTEST, now};
+
+/// From <linux/pkt_cls.h>.
 const TCX_DROP: u32 = 2;
 const TCX_NEXT: u32 = u32::MAX;
 
@@ -56,9 +56,6 @@ impl Form {
     }
 }
 
-/// The kernel's test run refuses frames without a whole Ethernet header.
-pub(crate) const SHORTEST: usize = 14;
-
 /// Both families, the default groups and port.
 pub(crate) fn listener(min_hash: HashKind, strict_source: bool) -> Listener {
     Listener {
@@ -68,12 +65,6 @@ pub(crate) fn listener(min_hash: HashKind, strict_source: bool) -> Listener {
         rules: Rules { min_hash, strict_source },
         limits: Limits::NONE,
     }
-}
-
-/// Where the object is.
-pub(crate) fn object_path() -> PathBuf {
-    std::env::var_os("FENCE_EBPF_OBJECT")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/fence-xdp.o")), PathBuf::from)
 }
 
 /// Fails with the remedy where the tests cannot run.
@@ -102,13 +93,6 @@ impl Known {
     }
 }
 
-/// The program's clock.
-pub(crate) fn now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).expect("time since boot") * 1_000_000_000
-        + u64::try_from(now.tv_nsec).expect("a part of it")
-}
-
 /// One loaded copy of the program.
 pub(crate) struct Program {
     form: Form,
@@ -129,10 +113,7 @@ impl Program {
     /// Loads a copy of either program and fills its maps.
     pub(crate) fn load_as(form: Form, listener: &Listener, key: Option<&Key>) -> Self {
         require_root();
-        let path = object_path();
-        let object = std::fs::read(&path)
-            .unwrap_or_else(|error| panic!("{}: {error}. Remedy: `cargo xtask build`", path.display()));
-        let mut ebpf = Ebpf::load(&object).expect("the object and its maps");
+        let mut ebpf = loaded::load_object().unwrap_or_else(|error| panic!("{error:#}"));
         match form {
             Form::Xdp => {
                 let xdp: &mut Xdp =
@@ -231,15 +212,12 @@ impl Program {
 
     /// When the daemon has shown its last sign of life. In the future is now.
     pub(crate) fn set_heartbeat(&mut self, at: u64) {
-        let map = self.ebpf.map_mut(name::HEARTBEAT).expect("the map");
-        Array::<_, u64>::try_from(map).expect("its layout").set(0, at, 0).expect("a write");
+        loaded::beat(&mut self.ebpf, at).expect("a write");
     }
 
     /// Replaces the configuration.
     pub(crate) fn configure(&mut self, config: Config) {
-        let bytes: [u8; size_of::<Config>()] = zerocopy::transmute!(config);
-        let map = self.ebpf.map_mut(name::CONFIG).expect("the map");
-        Array::<_, [u8; size_of::<Config>()]>::try_from(map).expect("its layout").set(0, bytes, 0).expect("a write");
+        loaded::configure(&mut self.ebpf, config).expect("a write");
         self.config = config;
     }
 
@@ -251,12 +229,7 @@ impl Program {
     /// Replaces the key in one of the slots, or takes it away.
     pub(crate) fn set_slot(&mut self, index: u32, key: Option<&Key>) {
         let prepared = key.map(PreparedKey::new);
-        let empty = empty_slot();
-        let slot = prepared.as_ref().map_or(&empty, PreparedKey::dangerous_slot);
-        let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(slot);
-        let map = self.ebpf.map_mut(name::KEYS).expect("the map");
-        let mut map = Array::<_, [u8; size_of::<KeySlot>()]>::try_from(map).expect("its layout");
-        map.set(index, bytes, 0).expect("a write");
+        loaded::set_slot(&mut self.ebpf, index, prepared.as_ref()).expect("a write");
         self.keys[index as usize] = prepared;
     }
 
@@ -270,13 +243,7 @@ impl Program {
 
     /// The counters of all CPUs together.
     pub(crate) fn counters(&self) -> Counters {
-        let map = self.ebpf.map(name::COUNTERS).expect("the map");
-        let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(map).expect("its layout");
-        let mut sum = Counters::default();
-        for cpu in map.get(&0, 0).expect("a read").iter() {
-            sum.add(zerocopy::transmute_ref!(cpu));
-        }
-        sum
+        loaded::counters(&self.ebpf).expect("a read")
     }
 
     /// Marks every CPU's working memory as in use, or as free.
