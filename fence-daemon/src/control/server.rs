@@ -136,7 +136,10 @@ async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {
             }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            refuse(&stream, &Refused { again: true, ..Refused::new("too many clients look at once: try again in some seconds") });
+            refuse(
+                &stream,
+                &Refused { again: true, ..Refused::new("too many clients look at once: try again in some seconds") },
+            );
             continue;
         };
         let (inspector, turn) = (Arc::clone(&inspector), Arc::clone(&turn));

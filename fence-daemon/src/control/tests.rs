@@ -180,7 +180,10 @@ async fn clients_that_say_nothing_are_few_and_soon_gone() {
     let told: Vec<_> = idle.into_iter().map(rest).collect();
     let (silent, refused): (Vec<_>, Vec<_>) = told.iter().partition(|told| told.is_empty());
     assert!(silent.len() >= CLIENTS_MAX && refused.len() >= CLIENTS_MAX, "{} have hung", silent.len());
-    assert!(refused.iter().all(|told| told.contains("too many clients") && told.contains("\"again\":true")), "{refused:?}");
+    assert!(
+        refused.iter().all(|told| told.contains("too many clients") && told.contains("\"again\":true")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::error::{CallError, LibvirtError, is_no_domain};
 use super::migration;
-use super::table::{Entry, Instance};
+use super::table::{Entry, Instance, Table};
 use super::victim::{Driver, Victim, VictimError};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -125,6 +125,8 @@ pub(super) struct Observed {
     pub(super) entry: Option<Entry>,
     /// Why its process is not at hand although it runs.
     pub(super) lacking: Option<VictimError>,
+    /// Whether it has been stopped for another host to go on with it; `None` where that cannot be seen.
+    pub(super) leaving: Option<bool>,
 }
 
 /// How a domain is now, for the table: with its process, if the driver's are known, held while libvirt says before and after that it is the same
@@ -143,6 +145,7 @@ pub(super) fn observe(
             continue;
         };
         let name = domain.get_name()?;
+        let leaving = known(domain.get_state())?.and_then(|(state, reason)| migration::is_leaving(state, reason));
         let mut lacking = None;
         let instance = match (power, domain.get_id()) {
             (Power::Active(state), Some(id)) => {
@@ -169,7 +172,7 @@ pub(super) fn observe(
             _ => None,
         };
         let entry = Entry { name, persistent, moved_away: power == Power::MovedAway, instance, generation };
-        return Ok(Observed { entry: Some(entry), lacking });
+        return Ok(Observed { entry: Some(entry), lacking, leaving });
     }
     Err(CallError::Overdue)
 }
@@ -293,15 +296,16 @@ pub enum Unproven {
 }
 
 /// Powers the domain off, hard, and proves it. `restart` asks for what starting it again needs.
-pub(super) fn power_off(
-    connect: &Connect,
-    uuid: Uuid,
-    restart: bool,
-    driver: Option<Driver>,
-) -> Result<Off, CallError> {
+pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Table) -> Result<Off, CallError> {
+    let driver = table.driver;
     let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(Off::Gone) };
     let was = match known(power(&domain))? {
         None => return Ok(Off::Gone),
+        Some(Power::Off) if table.is_leaving(uuid) => {
+            let name = domain.get_name()?;
+            tracing::warn!(domain = %name.escape_debug(), "libvirt calls it shut off, but it ended on its way to another host, which may have gone on with it: fence it there, or start it here");
+            return Ok(Off::MovedAway);
+        }
         Some(Power::Off) => return lost(&domain, uuid, driver),
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
@@ -327,7 +331,13 @@ pub(super) fn power_off(
     // Our own word is no proof: libvirt is asked afresh, whatever destroy said ("not running" is an error, too).
     let power = known(power(&domain));
     let at = Moment::now();
+    // No migration was under way when it was destroyed. If it ended by itself before that, one may have been.
+    let ours = destroyed.is_ok();
+    if ours {
+        table.note_leaving(uuid, false);
+    }
     Ok(match judge(destroyed, power, transient.unwrap_or(false)) {
+        Ok(()) if !ours && table.is_leaving(uuid) => Off::Unproven { was, why: Unproven::MovedAway },
         Ok(()) => Off::Proven { was, at, source },
         Err(why) => Off::Unproven { was, why },
     })
@@ -401,7 +411,13 @@ pub(super) enum Started {
 
 /// Starts the domain unless it is active, and asks afresh whether it is. `xml` starts a transient one that is gone. `dead` is the instance
 /// that is known to be dead, whatever libvirt says.
-pub(super) fn start(connect: &Connect, uuid: Uuid, xml: Option<&str>, dead: Option<u32>) -> Result<Started, CallError> {
+pub(super) fn start(
+    connect: &Connect,
+    uuid: Uuid,
+    xml: Option<&str>,
+    dead: Option<u32>,
+    table: &Table,
+) -> Result<Started, CallError> {
     let domain = match (known(Domain::lookup_by_uuid(connect, uuid))?, xml) {
         (Some(domain), _) => {
             match known(power(&domain))? {
@@ -409,6 +425,7 @@ pub(super) fn start(connect: &Connect, uuid: Uuid, xml: Option<&str>, dead: Opti
                 Some(Power::Active(_)) if dead.is_some() && domain.get_id() == dead => return Ok(Started::NotYet),
                 Some(Power::Active(state)) => return Ok(Started::Already(state)),
                 Some(Power::MovedAway) => return Ok(Started::MovedAway),
+                Some(Power::Off) if table.is_leaving(uuid) => return Ok(Started::MovedAway),
                 Some(Power::Off) => {}
             }
             // A saved image would bring back the very guest that was fenced, with all that it believed then.

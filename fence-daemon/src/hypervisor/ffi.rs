@@ -31,6 +31,8 @@ pub(super) enum News {
     Changed(Uuid),
     /// It was reset.
     Reset(Uuid),
+    /// It was stopped because it is on its way to another host, where it may go on from now on.
+    Leaving(Uuid),
 }
 
 /// What is called when something happens to a domain.
@@ -234,18 +236,33 @@ pub(super) fn job(domain: &Domain) -> Result<(c_int, Option<c_int>), Error> {
 type LifecycleCallback =
     Option<unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int>;
 
-/// Called by libvirt with the number given at registration. What happened is not looked at: whoever listens asks how things are now,
-/// so that events that are lost, doubled or late do no harm.
+/// Called by libvirt with the number given at registration. What happened is not looked at, but for the one thing that cannot be asked for
+/// later: whoever listens asks how things are now, so that events that are lost, doubled or late do no harm.
 unsafe extern "C" fn on_lifecycle(
     _connect: virt_sys::virConnectPtr,
     domain: virt_sys::virDomainPtr,
-    _event: c_int,
-    _detail: c_int,
+    event: c_int,
+    detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
+    if is_leaving(event, detail) {
+        // SAFETY: as below.
+        unsafe { tell(domain, opaque, News::Leaving) };
+    }
     // SAFETY: needed and sound as `tell` says; libvirt lends the domain for the time of the callback.
     unsafe { tell(domain, opaque, News::Changed) };
     0
+}
+
+/// Whether an event says that a domain was stopped here for the other host to go on with it.
+fn is_leaving(event: c_int, detail: c_int) -> bool {
+    let leaving = [
+        virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED,
+        virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY,
+        virt_sys::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY_FAILED,
+    ];
+    u32::try_from(event) == Ok(virt_sys::VIR_DOMAIN_EVENT_SUSPENDED)
+        && u32::try_from(detail).is_ok_and(|detail| leaving.contains(&detail))
 }
 
 /// Called by libvirt with the number given at registration.

@@ -125,6 +125,7 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                     match news {
                         News::Changed(uuid) => looks.want(uuid),
                         News::Reset(uuid) => uri.table.note_reset(uuid),
+                        News::Leaving(uuid) => uri.table.note_leaving(uuid, true),
                     }
                 }
             }
@@ -173,9 +174,13 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
         let generation = table.generation();
         let look = move |connect: &Connect| {
             let old = table.get(uuid);
-            let Observed { entry, lacking } = domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
+            let Observed { entry, lacking, leaving } =
+                domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
             // Over a connection that is no longer the present one nothing is entered.
             if table.generation() == generation {
+                if let Some(leaving) = leaving {
+                    table.note_leaving(uuid, leaving);
+                }
                 table.put(uuid, entry);
             }
             Ok(lacking)

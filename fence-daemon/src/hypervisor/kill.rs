@@ -111,6 +111,7 @@ pub(super) async fn kill(
     let off = prove(domain, victim, &locks, instance.state, source).await;
     if matches!(off, Off::Proven { .. }) {
         uri.table.note_unfinished(domain.uuid, ImageLocks::default());
+        uri.table.note_leaving(domain.uuid, false);
     }
     fault::point(Point::AfterProof);
     let kept = match (kept, &off) {

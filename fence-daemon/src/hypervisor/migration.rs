@@ -3,6 +3,10 @@
 //! A migration out is ended first, through libvirt. Once libvirt says that there is no such job any more, the domain is either here and
 //! nowhere else, and can be destroyed, or it has left, and nothing is said about it. What cannot be settled is a failure. A migration in
 //! is not ours to end: as long as it lasts the domain runs on the other host.
+//!
+//! From the moment when a domain is stopped here for the other host to go on with it, its end here, of whatever kind, says nothing about
+//! it: libvirt calls a domain "shut off (crashed)" that ends in the middle of a post-copy migration and runs on there. Libvirt's
+//! events tell that moment (`table`), and it counts until the domain runs here again.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -72,4 +76,35 @@ fn job(domain: &Domain) -> Result<Direction, Error> {
         (_, Some(virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)) => Direction::In,
         _ => Direction::None,
     })
+}
+
+/// Whether a domain in this state has been stopped for another host to go on with it; `None` where the state does not say.
+pub(super) fn is_leaving(state: u32, reason: i32) -> Option<bool> {
+    match (state, u32::try_from(reason).ok()) {
+        (
+            virt_sys::VIR_DOMAIN_PAUSED,
+            Some(virt_sys::VIR_DOMAIN_PAUSED_POSTCOPY | virt_sys::VIR_DOMAIN_PAUSED_POSTCOPY_FAILED),
+        ) => Some(true),
+        // Either way: on its way to another host, or from one.
+        (virt_sys::VIR_DOMAIN_PAUSED, Some(virt_sys::VIR_DOMAIN_PAUSED_MIGRATION)) => None,
+        (virt_sys::VIR_DOMAIN_SHUTOFF | virt_sys::VIR_DOMAIN_CRASHED, _) => None,
+        _ => Some(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_that_another_host_may_go_on_with_is_told_from_one_that_runs_here() {
+        use virt_sys::*;
+        let of = |state, reason: u32| is_leaving(state, i32::try_from(reason).unwrap());
+        assert_eq!(of(VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_POSTCOPY), Some(true));
+        assert_eq!(of(VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_POSTCOPY_FAILED), Some(true));
+        assert_eq!(of(VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_MIGRATION), None);
+        assert_eq!(of(VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_CRASHED), None, "what it was before its end counts");
+        assert_eq!(of(VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_USER), Some(false));
+        assert_eq!(of(VIR_DOMAIN_RUNNING, VIR_DOMAIN_RUNNING_MIGRATION_CANCELED), Some(false));
+    }
 }

@@ -155,12 +155,9 @@ async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, begin_by: Instant)
     {
         uri.table.note_unfinished(uuid, locks);
     }
-    let driver = uri.table.driver;
-    let mut off = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot, driver)).await;
-    // libvirt goes on for ever to speak of a container that it could not kill in time, though it is dead by its own process. Of containers only:
-    // the death of a QEMU that is on its way to another host proves nothing.
-    if driver == Some(Driver::Lxc)
-        && matches!(off, Ok(Off::Unproven { why: Unproven::Active(..), .. }))
+    let table = Arc::clone(&uri.table);
+    let mut off = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot, &table)).await;
+    if may_overrule(uri.table.driver, &off)
         && let Ok(Some(id)) = uri.call(Lane::Query, begin_by, move |connect| domain::id(connect, uuid)).await
         && uri.table.is_dead(uuid, Some(id))
     {
@@ -176,6 +173,12 @@ async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, begin_by: Instant)
         return off;
     }
     Ok(Off::Unproven { was, why: Unproven::ImagesBusy })
+}
+
+/// Whether the death of its process may make a domain off that libvirt still calls active. libvirt goes on for ever to speak of a container that
+/// it could not kill in time. Of containers only: the death of a QEMU that is on its way to another host proves nothing.
+fn may_overrule(driver: Option<Driver>, off: &Result<Off, CallError>) -> bool {
+    driver == Some(Driver::Lxc) && matches!(off, Ok(Off::Unproven { why: Unproven::Active(..), .. }))
 }
 
 /// Writes down what the next daemon needs if this one dies while libvirt destroys a domain that is to be started again. Of a transient one
@@ -217,6 +220,30 @@ pub(super) fn together(mut outcomes: Vec<Outcome>) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dead_process_overrules_libvirt_about_containers_that_it_calls_active_and_about_nothing_else() {
+        let unproven = |why| Ok(Off::Unproven { was: State(1), why });
+        let active = || unproven(Unproven::Active(State(3), None));
+        assert!(may_overrule(Some(Driver::Lxc), &active()));
+        for driver in [Some(Driver::Qemu), None] {
+            assert!(!may_overrule(driver, &active()), "{driver:?}");
+        }
+        let others = [
+            unproven(Unproven::Migrating),
+            unproven(Unproven::MovedAway),
+            unproven(Unproven::Vanished(None)),
+            unproven(Unproven::ImagesBusy),
+            unproven(Unproven::Stray),
+            unproven(Unproven::Unknown(CallError::Overdue)),
+            Ok(Off::MovedAway),
+            Ok(Off::Gone),
+            Err(CallError::Overdue),
+        ];
+        for driver in [Some(Driver::Lxc), Some(Driver::Qemu), None] {
+            assert!(others.iter().all(|off| !may_overrule(driver, off)), "{driver:?}");
+        }
+    }
 
     #[test]
     fn one_instance_that_is_not_off_spoils_the_success() {

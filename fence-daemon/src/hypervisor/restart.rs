@@ -65,14 +65,14 @@ impl Plan {
             let by = begin_by.min(Instant::now() + FORGET_WITHIN);
             uri.table.forgotten(self.domain.uuid, dead, by).await;
         }
-        let plan = Arc::clone(self);
+        let (plan, table) = (Arc::clone(self), Arc::clone(&uri.table));
         uri.call(Lane::Act, begin_by, move |connect| {
             let xml = match &plan.source {
                 Source::Definition => None,
                 Source::Xml(xml) => Some(xml.as_str()),
                 Source::Nothing(error) => return Err(error.clone()),
             };
-            domain::start(connect, plan.domain.uuid, xml, plan.dead)
+            domain::start(connect, plan.domain.uuid, xml, plan.dead, &table)
         })
         .await
     }

@@ -14,7 +14,7 @@
 //! libvirtd can lose a domain that runs on: when it is restarted and cannot read its own record of it. A process that was a domain's and lives is
 //! therefore not let go of when libvirt stops speaking of it (a *stray*): as long as it lives the domain is not off.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -79,6 +79,8 @@ pub(super) struct Table {
     generation: AtomicU64,
     /// How often each domain was seen to be reset.
     resets: Mutex<HashMap<Uuid, u64>>,
+    /// Domains that were stopped here for another host to go on with them. If one is off after that, it may run there.
+    leaving: Mutex<HashSet<Uuid>>,
     news: watch::Sender<()>,
 }
 
@@ -92,6 +94,7 @@ impl Table {
             unfinished: Mutex::default(),
             generation: AtomicU64::new(0),
             resets: Mutex::default(),
+            leaving: Mutex::default(),
             news: watch::Sender::default(),
         }
     }
@@ -218,6 +221,23 @@ impl Table {
         let counts = || self.get(uuid).and_then(|entry| entry.instance).is_some_and(|instance| instance.id == id);
         // An error means that the sender is gone, and it is ours.
         while counts() && matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {}
+    }
+
+    /// Notes whether a domain was stopped here for another host to go on with it. It was not (any more) when it runs here, and when it was
+    /// destroyed here with no migration under way.
+    pub(super) fn note_leaving(&self, uuid: Uuid, leaving: bool) {
+        let mut all = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        if leaving {
+            all.insert(uuid);
+        } else {
+            all.remove(&uuid);
+        }
+    }
+
+    /// Whether it was, when libvirt last spoke of it: that its process is dead, or that libvirt calls it shut off, says nothing about the other
+    /// host then.
+    pub(super) fn is_leaving(&self, uuid: Uuid) -> bool {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).contains(&uuid)
     }
 
     /// libvirt tells that a domain was reset.

@@ -219,7 +219,9 @@ impl Listener {
                 warn!(%interface, "serving without the kernel program, through the socket alone: {why}");
             }
             Line::Program(_) => info!(%interface, %program, "the kernel program is attached now"),
-            Line::SecondBest(_, why) => info!(%interface, %program, "the kernel program is attached in another way: {why}"),
+            Line::SecondBest(_, why) => {
+                info!(%interface, %program, "the kernel program is attached in another way: {why}")
+            }
         }
     }
 

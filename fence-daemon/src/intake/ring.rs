@@ -92,5 +92,6 @@ fn take(ring: &mut kernel::Ring, keys: &Keyring) -> Option<Verified> {
 
 fn verified(event: &Event, key: Option<Arc<Key>>) -> Option<Verified> {
     let arrived = Moment::from_ktime(event.arrived_ns);
-    Verified::new(&event.request, key, event.ifindex, Via::Kernel, arrived).map(|request| request.sent_by(event.sender()))
+    Verified::new(&event.request, key, event.ifindex, Via::Kernel, arrived)
+        .map(|request| request.sent_by(event.sender()))
 }

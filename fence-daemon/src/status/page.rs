@@ -59,7 +59,10 @@ pub fn render(report: &Report, screen: Screen) -> String {
     section("Domains".to_owned(), domains(report));
     let known = report.requests.recent.len();
     let shown = if known > REQUESTS { format!(", {REQUESTS} of {known}") } else { String::new() };
-    section(format!("Requests of late (times count from the datagram's arrival{shown})"), requests(report, REQUESTS, &STEPS, 8));
+    section(
+        format!("Requests of late (times count from the datagram's arrival{shown})"),
+        requests(report, REQUESTS, &STEPS, 8),
+    );
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
     section("Sources of datagrams".to_owned(), sources(report));
@@ -211,14 +214,8 @@ const STEPS: [Step; 4] = [
 /// The newest requests, `most` of them, with these steps; why they ended so may be cut to `why` columns.
 #[must_use]
 pub fn requests(report: &Report, most: usize, shown: &[Step], why: usize) -> Table {
-    let mut columns = vec![
-        text("TIME"),
-        text("OP"),
-        flexible("DOMAIN", 8),
-        flexible("CLIENT", 8),
-        text("VIA"),
-        text("RESULT"),
-    ];
+    let mut columns =
+        vec![text("TIME"), text("OP"), flexible("DOMAIN", 8), flexible("CLIENT", 8), text("VIA"), text("RESULT")];
     columns.extend(shown.iter().map(|(name, _)| number(name)));
     columns.push(flexible("WHY", why));
     let mut table = Table::new(columns);
@@ -407,8 +404,18 @@ mod tests {
             requests[0][1..10],
             ["reboot", "node3", "192.168.122.12", "kernel", "in progress", "71 us", "402 us", "-", "-"]
         );
-        let off =
-            ["02:59:01Z", "off", "node2", "192.168.122.11", "kernel", "success", "68 us", "311 us", "2.43 ms", "2.49 ms"];
+        let off = [
+            "02:59:01Z",
+            "off",
+            "node2",
+            "192.168.122.11",
+            "kernel",
+            "success",
+            "68 us",
+            "311 us",
+            "2.43 ms",
+            "2.49 ms",
+        ];
         assert_eq!(requests[1][..10], off);
         assert_eq!(requests[2][1..6], ["list", "-", "fd00:122::11", "socket", "no call-back"]);
         let tally = rows("Requests since");

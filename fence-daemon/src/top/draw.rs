@@ -283,7 +283,11 @@ mod tests {
             let all = [&lines[..from], &shown, &lines[to..]].concat();
             return std::fs::write(path, all.join("\n") + "\n").unwrap();
         }
-        assert_eq!(lines[from..to], shown, "FENCE_WRITE_DOCS=1 cargo test -p fence-daemon the_documentation_shows writes it anew");
+        assert_eq!(
+            lines[from..to],
+            shown,
+            "FENCE_WRITE_DOCS=1 cargo test -p fence-daemon the_documentation_shows writes it anew"
+        );
     }
 
     #[test]

@@ -81,6 +81,16 @@ impl Host {
         Ok((migration, there))
     }
 
+    /// Migrates a machine by post-copy, until it runs there and a part of its memory is still here. Its process there.
+    fn hand_over(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
+        let postcopy = r#"{"execute":"migrate-set-parameters","arguments":{"max-postcopy-bandwidth":4096}}"#;
+        let (migration, twin) = self.migrate_for_ever_with(to, name, &["--postcopy"])?;
+        self.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", name, postcopy])?;
+        self.site.libvirtd.virsh(qemu::URI, &["migrate-postcopy", name])?;
+        poll_until("the machine to run there", SOON, || Ok(to.runs(name)?.then_some(())))?;
+        Ok((migration, twin))
+    }
+
     /// Its state by libvirt here; `None` if it is not known.
     fn state(&self, name: &str) -> Result<Option<String>> {
         let names = self.site.libvirtd.virsh(qemu::URI, &["list", "--all", "--name"])?.stdout;
@@ -188,14 +198,35 @@ fn a_machine_that_runs_there_already_is_not_ours_to_kill() -> Result<()> {
     let [here, there] = hosts()?;
     here.start_heavy(&there, "early")?;
     let process = here.site.machine("early")?;
-    let postcopy = r#"{"execute":"migrate-set-parameters","arguments":{"max-postcopy-bandwidth":4096}}"#;
-    let (_migration, twin) = here.migrate_for_ever_with(&there, "early", &["--postcopy"])?;
-    here.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", "early", postcopy])?;
-    here.site.libvirtd.virsh(qemu::URI, &["migrate-postcopy", "early"])?;
-    poll_until("the machine to run there", SOON, || Ok(there.runs("early")?.then_some(())))?;
+    let (_migration, twin) = here.hand_over(&there, "early")?;
     let position = here.site.server.log_position();
     here.site.expect("off", "early", 1)?;
     ensure!(!process.is_dead()? && !twin.is_dead()?);
     here.site.logs(position, "it is being migrated")?;
     Ok(())
+}
+
+/// The other host has taken over, and then the process here dies. libvirt calls the machine "shut off (crashed)" here, and it runs there.
+#[test]
+fn a_machine_that_runs_there_already_is_not_off_when_its_process_here_dies() -> Result<()> {
+    let [here, there] = hosts()?;
+    here.start_heavy(&there, "early")?;
+    let process = here.site.machine("early")?;
+    let (migration, twin) = here.hand_over(&there, "early")?;
+    process.kill()?;
+    ensure!(process.dies_within(SOON)?);
+    here.site.libvirtd.wait_state(qemu::URI, "early", "shut off")?;
+    for op in ["off", "reboot", "on"] {
+        let position = here.site.server.log_position();
+        here.site.expect(op, "early", 1)?;
+        here.site.logs(position, "it has moved to another host")?;
+    }
+    ensure!(!twin.is_dead()? && there.runs("early")?, "who else has ended it?");
+    ensure!(ended(migration)?.code != Some(0));
+    // Whoever knows better starts it here; then it is here.
+    twin.kill()?;
+    here.site.libvirtd.virsh(qemu::URI, &["start", "early"])?;
+    here.site.wait_status("early", 0)?;
+    here.site.off_directly("early")?;
+    here.site.expect("off", "early", 0)
 }
