@@ -42,8 +42,8 @@ pub fn now() -> u64 {
 /// There is none, or this is not root.
 pub fn load_object() -> Result<Ebpf> {
     let path = object_path();
-    let object =
-        std::fs::read(&path).with_context(|| format!("{} cannot be read. Remedy: `cargo xtask build`", path.display()))?;
+    let object = std::fs::read(&path)
+        .with_context(|| format!("{} cannot be read. Remedy: `cargo xtask build`", path.display()))?;
     load(&object)
 }
 

@@ -90,7 +90,9 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
             if fetch {
                 fetch::run(&workspace)?;
             } else if profile == Profile::Test {
-                progress::say("what QEMU's guests boot is downloaded when a test first needs it; `cargo xtask setup --fetch` does it now");
+                progress::say(
+                    "what QEMU's guests boot is downloaded when a test first needs it; `cargo xtask setup --fetch` does it now",
+                );
             }
         }
         Task::Build { release } => {
