@@ -9,9 +9,11 @@ use anyhow::{Context, Result, anyhow};
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, PacketBuilder};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_PORT};
 use nix::libc;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::lab::Guest;
+
+pub mod igmp;
 
 /// Packets on their way. Dropping it ends them.
 #[derive(Debug)]
@@ -36,6 +38,20 @@ impl Flood {
     /// # Errors
     /// The socket could not be made.
     pub fn start(guest: &Guest, packets: Vec<Vec<u8>>, rounds: Rounds) -> Result<Self> {
+        match rounds {
+            Rounds::One => Self::of(guest, packets.into_iter()),
+            Rounds::Endless => {
+                let packets: Vec<Arc<[u8]>> = packets.into_iter().map(Arc::from).collect();
+                Self::of(guest, (0..packets.len()).cycle().filter_map(move |number| packets.get(number).cloned()))
+            }
+        }
+    }
+
+    /// The same with packets that are made on the way, until there are no more.
+    ///
+    /// # Errors
+    /// The socket could not be made.
+    pub fn of<P: AsRef<[u8]>>(guest: &Guest, packets: impl Iterator<Item = P> + Send + 'static) -> Result<Self> {
         let address = guest.v4;
         let socket = guest.space().in_network(|| {
             // The header is in the packet, source included; the kernel fills in the header's checksum.
@@ -44,26 +60,24 @@ impl Flood {
             Ok(socket)
         })?;
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let group = SocketAddr::from((DEFAULT_GROUP_V4, 0)).into();
         let thread = std::thread::spawn({
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
             move || {
-                loop {
-                    for packet in &packets {
-                        if stop.load(Ordering::Relaxed) {
-                            return Ok(());
-                        }
-                        match socket.send_to(packet, &group) {
-                            Ok(_) => sent.fetch_add(1, Ordering::Relaxed),
-                            // The device's queue is full: as fast as it can, that is.
-                            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => continue,
-                            Err(error) => return Err(error).context("flooding"),
-                        };
+                for packet in packets {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
                     }
-                    if rounds == Rounds::One || packets.is_empty() {
-                        return Ok(());
+                    let packet = packet.as_ref();
+                    match socket.send_to(packet, &destination(packet)?) {
+                        Ok(_) => {
+                            sent.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // The device's queue is full: as fast as it can, that is.
+                        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                        Err(error) => return Err(error).context("flooding"),
                     }
                 }
+                Ok(())
             }
         });
         Ok(Self { stop, sent, thread: Some(thread) })
@@ -101,6 +115,12 @@ impl Drop for Flood {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.wait();
     }
+}
+
+/// Where a packet is to go: what its header says, of which the kernel makes the Ethernet address.
+fn destination(packet: &[u8]) -> Result<SockAddr> {
+    let [a, b, c, d] = *packet.get(16..).and_then(<[u8]>::first_chunk).context("no IPv4 packet")?;
+    Ok(SocketAddr::from((Ipv4Addr::new(a, b, c, d), 0)).into())
 }
 
 /// A UDP datagram to the group and port, from anywhere.

@@ -161,6 +161,20 @@ impl Process {
         self.child.id()
     }
 
+    /// How long it has been computing since it was started.
+    ///
+    /// # Errors
+    /// It has ended already.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.id());
+        let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+        // Behind the name, which may hold anything: state, ten others, user and system time in hundredths of a second.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+        let (user, system) = ticks(11).zip(ticks(12)).with_context(|| stat.clone())?;
+        Ok(Duration::from_millis(10 * (user + system)))
+    }
+
     /// What came on standard output.
     #[must_use]
     pub fn stdout(&self) -> &Printed {

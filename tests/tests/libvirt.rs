@@ -120,7 +120,11 @@ fn a_qemu_guest_fences_another() -> Result<()> {
     expect(&asker.fence(&client("off").domain("victim"))?, 0, "off", &server)?;
     if server.tells_times() {
         let fence = server.next_fence(position)?;
-        ensure!(fence.get("via") == Some("kernel"), "a guest's request comes through the program on virbr0: {}", server.log());
+        ensure!(
+            fence.get("via") == Some("kernel"),
+            "a guest's request comes through the program on virbr0: {}",
+            server.log()
+        );
     }
     ensure!(before.is_dead()?, "the client was told of success and QEMU still lives");
     libvirtd.wait_state(qemu::URI, "victim", "shut off")?;

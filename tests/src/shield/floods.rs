@@ -4,15 +4,16 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use fence_common::wire::Op;
+use anyhow::Result;
+use fence_common::wire::{Op, Request};
+use nix::sys::signal::Signal;
 use zerocopy::IntoBytes;
 
 use crate::bench::caller;
 use crate::bench::progress;
 use crate::client::Family;
-use crate::flood::{Flood, Rounds, datagram, elsewhere};
-use crate::lab::{Guest, Hypervisor};
+use crate::flood::{Flood, Rounds, datagram, elsewhere, fragment, igmp};
+use crate::lab::{Guest, HYPERVISOR_V4, Hypervisor};
 use crate::peer::Peer;
 use crate::server::{Config, Server, Which};
 
@@ -31,8 +32,25 @@ const BEFORE: Duration = Duration::from_millis(500);
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What it is called, and the packets.
-type Attack = (&'static str, Vec<Vec<u8>>);
+/// How long the server is stopped for the ring buffer to fill, and how long it runs in between.
+const STOPPED: Duration = Duration::from_millis(200);
+const RUNS: Duration = Duration::from_millis(300);
+
+/// What is sent.
+enum Packets {
+    /// These, over and over.
+    Same(Vec<Vec<u8>>),
+    /// A right request each time, that asks to be called back where nobody listens.
+    Fresh,
+}
+
+/// An attack.
+struct Attack {
+    name: &'static str,
+    packets: Packets,
+    /// Whether the server is stopped time and again meanwhile, so that nobody takes what comes.
+    stopped: bool,
+}
 
 /// What one server did under one attack.
 struct Stand {
@@ -41,6 +59,13 @@ struct Stand {
     packets_per_second: f64,
     processor: f64,
     log_per_second: f64,
+}
+
+/// What answers, and how it is measured.
+struct Bed {
+    server: Server,
+    honest: Peer,
+    attacker: Guest,
 }
 
 impl Stand {
@@ -56,6 +81,8 @@ struct Row {
     name: &'static str,
     ours: Stand,
     stock: Stand,
+    /// Whether an answer's time is a matter of the server and the flood alone.
+    comparable: bool,
 }
 
 /// The figures of all attacks.
@@ -68,26 +95,31 @@ pub struct Floods(Vec<Row>);
 pub fn run(daemon: &Path) -> Result<Floods> {
     let ours = one(&Which::Ours(daemon.to_owned()), "fence-daemon")?;
     let stock = one(&Which::Stock, "fence_virtd")?;
-    let rows = ours.into_iter().zip(stock).map(|((name, ours), (_, stock))| Row { name, ours, stock });
+    let rows = ours.into_iter().zip(stock).map(|((attack, ours), (_, stock))| {
+        let Attack { name, stopped, .. } = attack;
+        Row { name, ours, stock, comparable: !stopped }
+    });
     Ok(Floods(rows.collect()))
 }
 
-fn one(which: &Which, called: &str) -> Result<Vec<(&'static str, Stand)>> {
+fn one(which: &Which, called: &str) -> Result<Vec<(Attack, Stand)>> {
     let hypervisor = Hypervisor::new()?;
     let (attacker, honest) = (hypervisor.guest(1)?, hypervisor.guest(2)?);
     let key = hypervisor.write("fence.key", &KEY)?;
-    let mut server = Server::start(&hypervisor, which, &Config::new(&key))?;
-    let peer = Peer::new(&honest, &KEY, Family::V4)?;
+    let attacks = attacks(&attacker, &honest)?;
+    let server = Server::start(&hypervisor, which, &Config::new(&key))?;
+    let honest = Peer::new(&honest, &KEY, Family::V4)?;
+    let mut bed = Bed { server, honest, attacker };
     let mut stands = Vec::new();
-    for (name, packets) in attacks(&attacker)? {
-        progress(&format!("{called}: {name} ..."));
-        stands.push((name, stand(&mut server, &peer, &attacker, packets)?));
+    for attack in attacks {
+        progress(&format!("{called}: {} ...", attack.name));
+        let stand = bed.stand(&attack)?;
+        stands.push((attack, stand));
     }
     Ok(stands)
 }
 
-/// What is sent, over and over.
-fn attacks(attacker: &Guest) -> Result<Vec<Attack>> {
+fn attacks(attacker: &Guest, honest: &Guest) -> Result<Vec<Attack>> {
     let peer = Peer::new(attacker, &KEY, Family::V4)?;
     let right = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
     let mut wrong = right;
@@ -99,48 +131,78 @@ fn attacks(attacker: &Guest) -> Result<Vec<Attack>> {
         let std::net::IpAddr::V4(source) = source else { return datagram(attacker.v4, &[]) };
         datagram(source, request.as_bytes())
     };
+    let fragments = (0..2000).flat_map(|n| [(n, true), (n, false)]);
+    let fragments = fragments.map(|(n, first)| fragment(attacker.v4, n, first, &[0; 800]));
+    let noise = igmp::noise(&[attacker.v4, honest.v4, HYPERVISOR_V4])?;
+    let same = |name, packets| Attack { name, packets: Packets::Same(packets), stopped: false };
     Ok(vec![
-        ("nothing", Vec::new()),
-        ("wrong digests from one source", vec![datagram(attacker.v4, wrong.as_bytes())?]),
-        ("wrong digests from 10,000 forged sources", (0..10_000).map(forged).collect::<Result<_>>()?),
-        ("one recorded request, over and over", vec![datagram(attacker.v4, right.as_bytes())?]),
-        ("datagrams of 1400 bytes", vec![datagram(attacker.v4, &[0; 1400])?]),
+        same("nothing", Vec::new()),
+        same("wrong digests from one source", vec![datagram(attacker.v4, wrong.as_bytes())?]),
+        same("wrong digests from 10,000 forged sources", (0..10_000).map(forged).collect::<Result<_>>()?),
+        same("one recorded request, over and over", vec![datagram(attacker.v4, right.as_bytes())?]),
+        Attack { name: "right requests, each a new one", packets: Packets::Fresh, stopped: false },
+        same("datagrams of 1400 bytes", vec![datagram(attacker.v4, &[0; 1400])?]),
+        same("fragments", fragments.collect::<Result<_>>()?),
+        same("IGMP in everybody's name", noise),
+        Attack { name: "right requests, and nobody who takes them", packets: Packets::Fresh, stopped: true },
     ])
 }
 
-fn stand(server: &mut Server, peer: &Peer, attacker: &Guest, packets: Vec<Vec<u8>>) -> Result<Stand> {
-    let flood = Flood::start(attacker, packets, Rounds::Endless)?;
-    std::thread::sleep(BEFORE);
-    let (begun, used, log, sent) = (Instant::now(), processor_time(server)?, server.log().len(), flood.sent());
-    let mut answered = Vec::new();
-    let mut lost = 0;
-    while answered.len() + lost < REQUESTS && begun.elapsed() < LASTS {
-        // A conversation that breaks off is as good as none.
-        match caller::ask(peer, Op::Status, DOMAIN, LOST_AFTER).ok().flatten() {
-            Some(answer) => answered.push(answer.took()),
-            None => lost += 1,
-        }
-        std::thread::sleep(PAUSE);
-    }
-    let took = begun.elapsed().as_secs_f64();
-    #[allow(clippy::cast_precision_loss, reason = "these are for people")]
-    let per_second = |count: u64| count as f64 / took;
-    let packets_per_second = per_second(flood.sent() - sent);
-    let processor = processor_time(server)?.saturating_sub(used).as_secs_f64() / took;
-    let log_per_second = per_second((server.log().len() - log) as u64);
-    flood.stop()?;
-    Ok(Stand { answered, lost, packets_per_second, processor, log_per_second })
+/// Right requests without an end.
+fn fresh(attacker: &Guest) -> Result<impl Iterator<Item = Vec<u8>> + Send + use<>> {
+    let (peer, source) = (Peer::new(attacker, &KEY, Family::V4)?, attacker.v4);
+    let one = move || {
+        let request = Request { port: 9.into(), ..peer.request(Op::Status, DOMAIN).ok()? };
+        datagram(source, peer.sign(request).ok()?.as_bytes()).ok()
+    };
+    Ok(std::iter::from_fn(one))
 }
 
-/// How long the server has been computing since it was started.
-fn processor_time(server: &mut Server) -> Result<Duration> {
-    let path = format!("/proc/{}/stat", server.process().id());
-    let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    // Behind the name, which may hold anything: state, ten others, user and system time in hundredths of a second.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
-    let (user, system) = ticks(11).zip(ticks(12)).with_context(|| stat.clone())?;
-    Ok(Duration::from_millis(10 * (user + system)))
+impl Bed {
+    fn stand(&mut self, attack: &Attack) -> Result<Stand> {
+        let flood = match &attack.packets {
+            Packets::Same(packets) => Flood::start(&self.attacker, packets.clone(), Rounds::Endless)?,
+            Packets::Fresh => Flood::of(&self.attacker, fresh(&self.attacker)?)?,
+        };
+        std::thread::sleep(BEFORE);
+        let (used, log, sent) = (self.server.process().processor_time()?, self.server.log().len(), flood.sent());
+        let begun = Instant::now();
+        let (mut answered, mut lost) = (Vec::new(), 0);
+        while answered.len() + lost < REQUESTS && begun.elapsed() < LASTS {
+            let asked = if attack.stopped { self.ask_while_stopped()? } else { self.ask() };
+            match asked {
+                Some(answer) => answered.push(answer),
+                None => lost += 1,
+            }
+            std::thread::sleep(if attack.stopped { RUNS } else { PAUSE });
+        }
+        let took = begun.elapsed().as_secs_f64();
+        #[allow(clippy::cast_precision_loss, reason = "these are for people")]
+        let per_second = |count: u64| count as f64 / took;
+        let packets_per_second = per_second(flood.sent() - sent);
+        let used = self.server.process().processor_time()?.saturating_sub(used);
+        let log_per_second = per_second((self.server.log().len() - log) as u64);
+        flood.stop()?;
+        Ok(Stand { answered, lost, packets_per_second, processor: used.as_secs_f64() / took, log_per_second })
+    }
+
+    /// How long an answer takes. A conversation that breaks off is as good as none.
+    fn ask(&self) -> Option<Duration> {
+        let answer = caller::ask(&self.honest, Op::Status, DOMAIN, LOST_AFTER).ok().flatten();
+        answer.map(|answer| answer.took())
+    }
+
+    /// The same, asked while the server stands still.
+    fn ask_while_stopped(&mut self) -> Result<Option<Duration>> {
+        self.server.process().signal(Signal::SIGSTOP)?;
+        let asked = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| caller::ask(&self.honest, Op::Status, DOMAIN, LOST_AFTER).ok().flatten());
+            std::thread::sleep(STOPPED);
+            let gone_on = self.server.process().signal(Signal::SIGCONT);
+            gone_on.map(|()| asking.join().ok().flatten())
+        });
+        Ok(asked?.map(|answer| answer.took()))
+    }
 }
 
 impl Floods {
@@ -168,7 +230,7 @@ impl Floods {
         }
         let quiet = self.0.first().and_then(|row| row.ours.p99());
         let lost: usize = self.0.iter().map(|row| row.ours.lost).sum();
-        let worst = self.0.iter().skip(1).filter_map(|row| row.ours.p99()).max();
+        let worst = self.0.iter().skip(1).filter(|row| row.comparable).filter_map(|row| row.ours.p99()).max();
         let met = |is: bool| if is { "met" } else { "**missed**" };
         let _ = writeln!(text, "\n| target | wanted | got | |\n|---|--:|--:|---|");
         let _ = writeln!(text, "| honest requests lost | 0 | {lost} | {} |", met(lost == 0));

@@ -107,7 +107,8 @@ pub fn write(folder: &Path, figures: &Figures, floods: Option<&Floods>, facts: &
 
 const FLOODS: &str = "One guest sends as fast as it can, without a pause, and another one asks for a status 50 times a second, with its own client of the bench. Both
 servers have their turn, each in a lab of its own with libvirt's test driver; flooder, bridge, server and honest guest share the machine's processors, so
-that the flood slows everything down by itself. A request is lost if there is no answer within 4 s, in which it is sent twice.
+that the flood slows everything down by itself. A request is lost if there is no answer within 4 s, in which it is sent twice. In the last flood the server is stopped
+(SIGSTOP) for 0.2 s for each request, which is sent in that time and has to find room: its time says nothing about the server, and is not compared.
 ";
 
 const NOTES: &str = "

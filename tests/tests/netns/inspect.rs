@@ -307,10 +307,11 @@ fn only_root_may_look() -> Result<()> {
 #[test]
 fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
     let bench = Bench::new()?;
-    let server = bench.serve(&bench.config("auto"))?;
+    let mut server = bench.serve(&bench.config("auto"))?;
+    let used = server.process().processor_time()?;
     // Some say nothing, some ask and do not read.
     let mut hung = Vec::new();
-    for _ in 0..10 {
+    for _ in 0..100 {
         hung.push(connect(&bench)?);
         let mut deaf = connect(&bench)?;
         let _ = deaf.write_all(b"status\n");
@@ -319,6 +320,8 @@ fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
     for (op, code) in [("off", 0), ("status", 2), ("on", 0), ("status", 0)] {
         bench.expect_via(&server, &bench.about_domain(op), code, "kernel")?;
     }
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", server.process().id()))?.count();
+    ensure!(descriptors < 60, "it holds {descriptors} descriptors");
     // Their time is over soon, and then others have their turn.
     poll_until("a place for an honest client", LIMIT, || {
         let answer = status(&bench, &["--json"])?;
@@ -326,6 +329,8 @@ fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
         ensure!(told || answer.stderr.contains("too many clients"), "{:?} {}", answer.code, answer.stderr);
         Ok(told.then_some(()))
     })?;
+    let used = server.process().processor_time()?.saturating_sub(used);
+    ensure!(used < Duration::from_secs(1), "they cost {used:?} of processor time");
     drop(hung);
     Ok(())
 }

@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use fence_common::wire::{Op, Request};
+use fence_common::wire::{DEFAULT_GROUP_V4, Op, Request};
+use fence_tests::bench::caller;
 use fence_tests::client::Family;
-use fence_tests::flood::{Flood, Rounds, datagram, elsewhere, fragment};
+use fence_tests::flood::{Flood, Rounds, datagram, elsewhere, fragment, igmp};
 use fence_tests::kernel::{self, Counters};
-use fence_tests::lab::Guest;
+use fence_tests::lab::{BRIDGE, Guest, HYPERVISOR_V4};
 use fence_tests::peer::{Peer, set_address};
 use fence_tests::process::poll_until;
 use fence_tests::server::Server;
@@ -40,25 +41,14 @@ impl Scene {
         let (before, position) = (bench.counters()?, server.log_position());
         let (begun, used) = (Instant::now(), Duration::ZERO);
         let mut scene = Self { bench, honest, server, before, position, begun, used };
-        scene.used = scene.processor_time()?;
+        scene.used = scene.server.process().processor_time()?;
         Ok(scene)
-    }
-
-    /// How long the daemon has been computing since it was started.
-    fn processor_time(&mut self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.server.process().id());
-        let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-        // Behind the name, which may hold anything: state, ten others, user and system time in hundredths of a second.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
-        let (user, system) = ticks(11).zip(ticks(12)).with_context(|| stat.clone())?;
-        Ok(Duration::from_millis(10 * (user + system)))
     }
 
     /// The attack is over: it has cost the daemon next to nothing, and the log has a line for each thing that was fenced and about a
     /// hundred for each guest that misbehaves, not more.
     fn conclude(mut self) -> Result<()> {
-        let (took, used) = (self.begun.elapsed(), self.processor_time()?.saturating_sub(self.used));
+        let (took, used) = (self.begun.elapsed(), self.server.process().processor_time()?.saturating_sub(self.used));
         let lines = self.server.log_position() - self.position;
         eprintln!(
             "{took:.1?}: {used:?} of processor time, {lines} lines of log: {:?}",
@@ -94,6 +84,13 @@ impl Scene {
         let [failures, over_limit] = self.known_of(self.honest.v4)?;
         ensure!(failures == 0 && over_limit == 0, "{failures} of its digests were wrong, {over_limit} were refused");
         Ok(())
+    }
+
+    /// What the bridge knows of the group's members and routers, for people.
+    fn bridge(&self) -> String {
+        let said =
+            |what: &[&str]| self.bench.hypervisor.space().must("bridge", &[&["-d", "mdb", "show"], what].concat());
+        said(&["dev", BRIDGE]).map_or_else(|error| format!("{error:#}"), |said| said.stdout)
     }
 
     /// What the program knows of a sender that it trusts: its failures, and what was over one of its limits. By bpftool, as a
@@ -216,6 +213,37 @@ fn a_flood_of_what_is_too_long_and_of_fragments() -> Result<()> {
     scene.conclude()
 }
 
+/// Whether the host is a member of the group on the bridge, as the host sees it.
+fn is_member(scene: &Scene) -> Result<bool> {
+    let group = format!("{:08X}", u32::from_ne_bytes(DEFAULT_GROUP_V4));
+    let table = scene.bench.hypervisor.proc_net("igmp")?;
+    let of_bridge = table.lines().skip_while(|line| line.split_whitespace().nth(1) != Some(BRIDGE)).skip(1);
+    Ok(of_bridge.take_while(|line| line.starts_with('\t')).any(|line| line.trim_start().starts_with(&group)))
+}
+
+/// Queries, reports and leaves in everybody's name, as fast as they can be sent: who listens to the group is not for guests to say.
+#[test]
+fn a_flood_of_igmp() -> Result<()> {
+    let scene = Scene::new()?;
+    let senders =
+        [scene.bench.guest.v4, scene.honest.v4, HYPERVISOR_V4, Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(10, 77, 0, 1)];
+    let flood = Flood::start(&scene.bench.guest, igmp::noise(&senders)?, Rounds::Endless)?;
+    poll_until("the flood", SURELY, || Ok((flood.sent() > 20_000).then_some(())))?;
+    let honest = Peer::new(&scene.honest, &key(), Family::V4)?;
+    for round in 0..20 {
+        let answer = caller::ask(&honest, Op::Status, DOMAIN, SURELY)?;
+        let answer = answer.with_context(|| format!("request {round} was lost: {}", scene.bridge()))?;
+        ensure!(answer.code == 0);
+    }
+    scene.serve_honest(3)?;
+    ensure!(is_member(&scene)?, "{}", scene.bench.hypervisor.proc_net("igmp")?);
+    ensure!(flood.stop()? > 20_000);
+    // To the program all that is other traffic.
+    let counted = &scene.bench.counters()? - &scene.before;
+    ensure!(counted.nonzero().iter().all(|(name, _)| *name == "delivered"), "{:?}", counted.nonzero());
+    scene.conclude()
+}
+
 /// The daemon stands still. Nobody fills the ring buffer alone, so the others' requests are there when it goes on.
 #[test]
 fn a_ring_that_nobody_reads() -> Result<()> {
@@ -232,6 +260,31 @@ fn a_ring_that_nobody_reads() -> Result<()> {
     ensure!(scene.counted("pass_ring_full")? == 0, "the ring was full");
     scene.serve_honest(1)?;
     scene.conclude()
+}
+
+/// The daemon stands still, and so many have the key and send that there is no room left: what comes then goes to the socket, which keeps it.
+#[test]
+fn a_ring_held_full() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let peer = scene.attacker()?;
+    let right = |n: u16| {
+        let (source, request) = (elsewhere(n % 600), peer.request(Op::Status, DOMAIN)?);
+        let mut request = Request { port: 9.into(), ..request };
+        set_address(&mut request, source);
+        let IpAddr::V4(source) = source else { anyhow::bail!("not IPv4") };
+        datagram(source, peer.sign(request)?.as_bytes())
+    };
+    let packets = (0..6000).map(right).collect::<Result<Vec<_>>>()?;
+    scene.server.process().signal(Signal::SIGSTOP)?;
+    ensure!(Flood::start(&scene.bench.guest, packets, Rounds::One)?.wait()? == 6000);
+    let full = scene.counted("pass_ring_full")?;
+    ensure!(full > 0, "there was room: {:?}", scene.bench.counters()?.nonzero());
+    let client = scene.bench.about_domain("status").start(scene.honest.space())?;
+    scene.until("pass_ring_full", full)?;
+    scene.server.process().signal(Signal::SIGCONT)?;
+    let answer = client.finish(SURELY)?;
+    ensure!(answer.code == Some(0), "{answer:?}: {}", scene.server.log());
+    scene.serve_honest(1)
 }
 
 /// A daemon that shows no sign of life for seconds: the stack gets the requests, and the socket keeps them until it is back.
