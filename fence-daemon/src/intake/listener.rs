@@ -220,7 +220,7 @@ impl Listener {
             }
             Line::Program(_) => info!(%interface, %program, "the kernel program is attached now"),
             Line::SecondBest(_, why) => {
-                info!(%interface, %program, "the kernel program is attached in another way: {why}")
+                info!(%interface, %program, "the kernel program is attached in another way: {why}");
             }
         }
     }
