@@ -32,6 +32,9 @@ pub enum CallbackError {
     /// Nobody answered there.
     #[error("no connection to {0} within 5 s (is TCP port {port} open on the guest?)", port = .0.port())]
     ConnectTimeout(SocketAddr),
+    /// They were connected and hung up without a word: a client talks to the first that calls back.
+    #[error("{0} did not want our call-back: {1}")]
+    Unwanted(SocketAddr, io::Error),
     /// The conversation broke off.
     #[error("the connection to {0} broke: {1}")]
     Broken(SocketAddr, io::Error),
@@ -116,14 +119,18 @@ impl Callback {
         let key = request.key().ok_or_else(|| CallbackError::Ours("no key is loaded".to_owned()))?;
         let question = Question::new(&self.open)?;
         let mut exchange = Exchange::new(self.auth, question.challenge);
+        let mut heard = false;
         while !exchange.is_authenticated() {
             let mut buffer = [0; HASH_LEN];
             let half = &mut buffer[..exchange.missing()];
             match timeout(EXCHANGE_LIMIT, stream.read_exact(half)).await {
                 Ok(Ok(_)) => {}
+                // It speaks first.
+                Ok(Err(error)) if !heard => return Err(CallbackError::Unwanted(caller, error)),
                 Ok(Err(error)) => return Err(CallbackError::Broken(caller, error)),
                 Err(_) => return Err(CallbackError::Silent(caller, self.auth)),
             }
+            heard = true;
             let progress = {
                 let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
                 exchange.receive(key, &open, half)

@@ -4,7 +4,7 @@
 //! Verified        intake: form and digest are right
 //!    | replay     is it this very datagram again? then somebody without the key may have sent it
 //!    | ledger     is it new? is it a copy? does it overtake another?
-//!    | hypervisor is the domain one of ours? if not, the host that has it goes first
+//!    | turn       does the domain run here? if not, the host that has it goes first
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
 //!    | backlog    what has arrived meanwhile is taken in: something newer from the same place may be among it
@@ -18,9 +18,10 @@
 //! ```
 //!
 //! Every request runs as a task of its own, so that a silent peer, a dead address or a slow domain costs nobody else
-//! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`.
+//! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`, when in `turn`.
 
 mod answer;
+mod turn;
 
 use std::collections::HashMap;
 use std::io;
@@ -29,12 +30,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Ticket};
-use fence_common::wire::{Op, Reply};
+use fence_common::wire::Reply;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use self::answer::{Answer, Tone};
+use self::turn::Turn;
 use crate::callback::{Authenticated, Callback, CallbackError};
 use crate::claims::Claims;
 use crate::clock::Moment;
@@ -58,10 +60,6 @@ pub const SERVING_MAX_PER_CALLER: usize = 64;
 /// How long after its arrival a request is answered at the latest. Clients give up 30 s after they began to ask, and the
 /// datagram that was seen may be the second of theirs, two seconds into it.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
-
-/// How long a request for a domain that is not known here waits for its call-back. Every host of a segment hears every request: the one
-/// that has the domain must be the one that answers. Shorter than the client takes to ask again (2 s).
-pub const DEFER: Duration = Duration::from_secs(1);
 
 /// How long a request may have waited in the kernel before it is begun. Longer than its client takes to ask again (2 s), so nobody
 /// who still waits loses anything; whoever does not wait any more must not find a domain dead later on, nor the next client at the
@@ -96,7 +94,7 @@ struct Shared {
     requests: Arc<Requests>,
     /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
     complaints: SourceLimit,
-    /// [`DEFER`]; tests have their own.
+    /// [`turn::DEFER`]; tests have their own.
     defer: Duration,
 }
 
@@ -132,7 +130,7 @@ impl Pipeline {
             newest,
             requests,
             complaints,
-            defer: DEFER,
+            defer: turn::DEFER,
         };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
     }
@@ -209,15 +207,11 @@ impl Pipeline {
     }
 }
 
-/// Whether the call-back waited for other hosts to be first, because the domain is not known here.
-#[derive(Clone, Copy, Debug)]
-struct Deferred(bool);
-
 /// Why there is nobody to answer to.
 #[derive(Debug)]
 enum NoPeer {
     /// The call-back failed.
-    Unreached(CallbackError, Deferred),
+    Unreached(CallbackError, Turn),
     /// It was ended: something newer was asked from the same place, or the daemon stops.
     Ended,
 }
@@ -275,7 +269,7 @@ impl Shared {
             () = overtaken.notified() => Err(NoPeer::Ended),
             () = stopped => Err(NoPeer::Ended),
         };
-        let (peer, deferred) = match called {
+        let (peer, turn) = match called {
             Ok(called) => called,
             Err(reason) => return self.give_up(&request, ticket, &reason),
         };
@@ -302,25 +296,7 @@ impl Shared {
             dead: answer.dead,
             replied: None,
         };
-        self.finish(&request, peer, claim, answer, steps, deferred).await
-    }
-
-    /// Calls back; at once if the domain is one of this host's, else late enough for the host that has it to be first: the client takes
-    /// the first connection that it gets.
-    async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferred), NoPeer> {
-        let mut deferred = Deferred(false);
-        if let (Op::Off | Op::Reboot | Op::On | Op::Status, Some(target)) = (request.op(), request.target()) {
-            let left = self.defer.saturating_sub(Moment::now().since(request.arrived()));
-            let until = tokio::time::Instant::now() + left;
-            if !matches!(tokio::time::timeout_at(until, self.hypervisors.has(target)).await, Ok(true)) {
-                deferred = Deferred(true);
-                tokio::time::sleep_until(until).await;
-            }
-        }
-        match self.callback.call(request).await {
-            Ok(peer) => Ok((peer, deferred)),
-            Err(error) => Err(NoPeer::Unreached(error, deferred)),
-        }
+        self.finish(&request, peer, claim, answer, steps, turn).await
     }
 
     /// The call-back came to nothing.
@@ -340,15 +316,15 @@ impl Shared {
             (None, NoPeer::Unreached(error, _)) if copied => {
                 debug!(%op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
             }
-            // As a rule another host had the domain, and its answer.
-            (None, NoPeer::Unreached(error @ CallbackError::Connect(..), Deferred(true))) => {
+            // As a rule another host was first.
+            (None, NoPeer::Unreached(error, turn)) if turn.is_no_worry(error) => {
                 self.complain(request.caller(), |held_back| {
-                    let what = "no such domain here, and nobody waits for our answer";
-                    info!(%op, %domain, %source, seqno, %via, %after, held_back, "{what}: {error}");
+                    info!(%op, %domain, %source, seqno, %via, %after, held_back, "{turn}: {error}");
                 });
             }
-            (None, NoPeer::Unreached(error, _)) => self.complain(request.caller(), |held_back| {
-                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "call-back failed: {error}");
+            (None, NoPeer::Unreached(error, turn)) => self.complain(request.caller(), |held_back| {
+                let doubt = turn.doubt();
+                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "call-back failed{doubt}: {error}");
             }),
             (None, NoPeer::Ended) => {
                 info!(%op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping");
@@ -382,7 +358,7 @@ impl Shared {
         claim: Option<Claim>,
         answer: Answer,
         mut steps: Steps,
-        Deferred(deferred): Deferred,
+        turn: Turn,
     ) -> Ended {
         self.backlog.read().await;
         let superseded = claim.as_ref().is_some_and(|claim| self.ledger().is_claim_superseded(claim));
@@ -395,7 +371,7 @@ impl Shared {
         }
         steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
         let (reply, note) = told(answer.result, sent.as_ref());
-        let waited = if deferred { "; other hosts were given a second to answer first" } else { "" };
+        let waited = turn.waited();
         macro_rules! tell {
             ($level:ident, $held_back:expr) => {
                 $level!(

@@ -8,7 +8,6 @@ use fence_common::wire::{Op, Reply};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
-use super::connection::Uri;
 use super::domain::{self, Power, Seen, Source, Started};
 use super::error::CallError;
 use super::link::Lane;
@@ -17,8 +16,8 @@ use super::off::{self, At};
 use super::outcome::{Detail, Identity, Outcome};
 use super::restart::{self, Plan};
 use super::survey::{Found, Survey, survey};
-use super::table::Entry;
-use super::{Inner, Kill, RebootReply};
+use super::table::{Entry, Instance};
+use super::{Inner, Kill, Presence, RebootReply};
 use crate::policy::Target;
 
 /// How long libvirt's own destroy may keep the domain's lock after the kill: longer than its connection lives without an answer.
@@ -91,19 +90,31 @@ fn lives(inner: &Inner, target: &Target) -> Option<Outcome> {
     })
 }
 
-/// Whether a domain is one of this host's now: it runs here, or waits for its restart. One that is only defined here may run on another host,
-/// which then is the one to answer.
-pub(super) async fn is_here(inner: &Inner, target: &Target) -> bool {
+/// What a domain is to this host. One that is only defined here may run on another one, which then is the one to answer.
+pub(super) async fn presence(inner: &Inner, target: &Target) -> Presence {
     fn runs(seen: &Seen) -> bool {
         matches!(seen.power, Power::Active(_))
     }
-    let known_to_run = |uri: &Arc<Uri>| uri.table.find(target).is_some_and(|(_, entry)| entry.instance.is_some());
-    if inner.uris.iter().any(known_to_run) || !inner.restarts.of(target).is_empty() {
-        return true;
+    let instances = inner.uris.iter().filter_map(|uri| uri.table.find(target)?.1.instance);
+    // What is dead runs no longer, before libvirt has noticed as well.
+    let known: Vec<_> = instances.filter(|known| known.victim.is_none() || known.living().is_some()).collect();
+    let is_arriving = |known: &Instance| known.is_arriving();
+    if known.iter().any(|known| !is_arriving(known)) || !inner.restarts.of(target).is_empty() {
+        return Presence::Runs;
+    }
+    // Where it comes from it can be fenced, and here it cannot.
+    if known.iter().any(is_arriving) {
+        return Presence::Unknown;
     }
     // The table may be a moment behind, or without events.
-    let survey = survey(&inner.uris, target, &inner.limits, runs).await;
-    survey.found.iter().any(|found| runs(&found.seen))
+    let found = survey(&inner.uris, target, &inner.limits, runs).await.found;
+    if found.iter().any(|found| runs(&found.seen)) {
+        Presence::Runs
+    } else if found.iter().any(|found| found.seen.power == Power::Off) {
+        Presence::Defined
+    } else {
+        Presence::Unknown
+    }
 }
 
 /// Why a target was found nowhere: unknown if every URI says so, else a doubt.

@@ -163,6 +163,17 @@ pub struct UriHealth {
     pub error: Option<String>,
 }
 
+/// What a domain is to this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It runs here, or is about to again.
+    Runs,
+    /// It is known here and shut off: it may run on another host, or nowhere.
+    Defined,
+    /// Nothing here can say anything good of it: nobody knows it, or it has moved to another host, or is on its way here from one, or libvirt is silent.
+    Unknown,
+}
+
 /// One domain of a [`Listing`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -276,10 +287,9 @@ impl Hypervisors {
         }
     }
 
-    /// Whether the domain is one of this host's: known here, running or not, and not gone to another host. `false` means no more than
-    /// that no URI says so: it may be unknown, or a URI may be silent.
-    pub async fn has(&self, target: &Target) -> bool {
-        act::is_here(&self.inner, target).await
+    /// What the domain is to this host.
+    pub async fn presence(&self, target: &Target) -> Presence {
+        act::presence(&self.inner, target).await
     }
 
     /// All domains of all URIs.

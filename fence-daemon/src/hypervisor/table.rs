@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::domain::State;
-use super::victim::{Driver, ImageLocks, Victim};
+use super::victim::{Driver, ImageLocks, Job, Victim};
 use crate::policy::Target;
 
 /// A domain.
@@ -63,6 +63,12 @@ impl Instance {
     /// Its process, if that lives.
     pub(super) fn living(&self) -> Option<&Arc<Victim>> {
         self.victim.as_ref().filter(|victim| !victim.is_dead())
+    }
+
+    /// Whether it is on its way here from another host, where it runs still. (It does not run here until it has arrived, and libvirt's record need
+    /// not be read of one that does.)
+    pub(super) fn is_arriving(&self) -> bool {
+        self.state.is_paused() && self.living().is_some_and(|victim| victim.job() == Job::Arriving)
     }
 }
 

@@ -296,8 +296,10 @@ fn xml_escaped(name: &str) -> String {
 pub(super) enum Job {
     /// None, or one that leaves the domain where it is.
     None,
-    /// The domain is on its way to or from another host: the death of this process is not the domain's.
-    Migration,
+    /// The domain is on its way to another host: the death of this process may not be the domain's.
+    Leaving,
+    /// It is on its way here from another host: the death of this process is not the domain's.
+    Arriving,
     /// libvirt's record cannot be read or understood.
     Unknown,
 }
@@ -312,7 +314,8 @@ impl Job {
         let job = job.split('>').next().unwrap_or_default();
         let kind = job.split_once("async='").and_then(|(_, rest)| rest.split_once('\'')).map(|(kind, _)| kind);
         match kind {
-            Some("migration out" | "migration in") => Self::Migration,
+            Some("migration out") => Self::Leaving,
+            Some("migration in") => Self::Arriving,
             // Not "save": what is killed at its end would be resumed from the image, by whoever starts it.
             Some("none" | "dump" | "snapshot" | "start" | "backup") => Self::None,
             _ => Self::Unknown,
@@ -435,8 +438,8 @@ mod tests {
         for (job, meaning) in [
             ("<job type='none' async='none'/>", Job::None),
             ("<job type='none' async='backup' phase='none'>\n    <x/>\n  </job>", Job::None),
-            ("<job type='none' async='migration out' phase='perform3' flags='0x3'/>", Job::Migration),
-            ("<job type='modify' async='migration in' phase='prepare'/>", Job::Migration),
+            ("<job type='none' async='migration out' phase='perform3' flags='0x3'/>", Job::Leaving),
+            ("<job type='modify' async='migration in' phase='prepare'/>", Job::Arriving),
             ("<job type='none' async='something new'/>", Job::Unknown),
             ("<job type='none'/>", Job::Unknown),
             ("", Job::None),

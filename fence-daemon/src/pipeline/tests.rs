@@ -327,6 +327,22 @@ async fn only_what_is_not_known_here_waits_for_others() {
     assert_eq!(pipeline.shared.ledger().serving(), 0);
 }
 
+/// Of two hosts where it does not run, the one that knows it is to be first: the other has nothing to say about it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_only_defined_here_has_its_turn_before_what_nobody_knows() {
+    let (pipeline, _, _dir) = pipeline("turns", Groups::Everyone).await;
+    assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
+    let [(unknown, unknown_at), (defined, defined_at)] = [listen().await, listen().await];
+    pipeline.accept(request(Op::Status, "nobody", 2, unknown_at));
+    pipeline.accept(request(Op::Status, "one", 3, defined_at));
+    tokio::select! {
+        biased;
+        _ = unknown.accept() => panic!("the unknown one was first"),
+        first = timeout(SOON, defined.accept()) => assert!(first.is_ok()),
+    }
+    assert!(timeout(SOON, unknown.accept()).await.is_ok());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_and_dead_callers_cost_nobody_else_anything() {
     let (pipeline, _, _dir) = pipeline("silent", Groups::Everyone).await;

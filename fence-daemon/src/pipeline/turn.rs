@@ -1,0 +1,95 @@
+//! When this host calls back. On a segment with several hypervisors each of them hears each request, and the client believes the first that
+//! connects: that has to be the one where the domain runs, else one that knows it, and only then one that does not.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use fence_common::wire::Op;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{NoPeer, Shared};
+use crate::callback::{Authenticated, CallbackError};
+use crate::clock::Moment;
+use crate::hypervisor::Presence;
+use crate::intake::Verified;
+
+/// How long a request for a domain that does not run here waits for its call-back; half as long again if nothing here can say anything good of it. Shorter
+/// than the client takes to ask again (2 s).
+pub(super) const DEFER: Duration = Duration::from_secs(1);
+
+/// When this host's turn was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// At once: any host can answer.
+    Any,
+    /// By what the domain is to this host.
+    By(Presence),
+}
+
+impl Turn {
+    /// Whether a call-back that failed like this means as a rule that another host was first.
+    pub(super) fn is_no_worry(self, error: &CallbackError) -> bool {
+        match (self, error) {
+            (Self::By(Presence::Runs), _) => false,
+            (_, CallbackError::Unwanted(..)) => true,
+            (Self::Any, CallbackError::Connect(_, error)) => error.kind() == io::ErrorKind::ConnectionRefused,
+            (Self::By(Presence::Defined | Presence::Unknown), CallbackError::Connect(..)) => true,
+            (_, _) => false,
+        }
+    }
+
+    /// What a failed call-back may mean beyond its error.
+    pub(super) fn doubt(self) -> &'static str {
+        match self {
+            Self::By(Presence::Runs) => {
+                ", although it runs here (if another host has answered, two machines that run have this name)"
+            }
+            Self::By(Presence::Defined | Presence::Unknown) | Self::Any => "",
+        }
+    }
+
+    /// For the line about an answer.
+    pub(super) fn waited(self) -> &'static str {
+        match self {
+            Self::By(Presence::Defined | Presence::Unknown) => "; other hosts were given time to answer first",
+            Self::By(Presence::Runs) | Self::Any => "",
+        }
+    }
+}
+
+impl fmt::Display for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Any => "nobody waits for our answer, another host may have been first",
+            Self::By(Presence::Runs) => "nobody waits for our answer, although it runs here",
+            Self::By(Presence::Defined) => "does not run here, and nobody waits for our answer",
+            Self::By(Presence::Unknown) => "no such domain here, and nobody waits for our answer",
+        })
+    }
+}
+
+impl Shared {
+    /// Calls back when it is this host's turn.
+    pub(super) async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Turn), NoPeer> {
+        let mut turn = Turn::Any;
+        if let (Op::Off | Op::Reboot | Op::On | Op::Status, Some(target)) = (request.op(), request.target()) {
+            let (now, waited) = (Instant::now(), Moment::now().since(request.arrived()));
+            let after = |time: Duration| now + time.saturating_sub(waited);
+            let (second, last) = (after(self.defer), after(self.defer * 3 / 2));
+            // Whoever cannot say in time can say nothing good.
+            let asked = timeout_at(last, self.hypervisors.presence(target)).await;
+            let presence = asked.unwrap_or(Presence::Unknown);
+            match presence {
+                Presence::Runs => {}
+                Presence::Defined => sleep_until(second).await,
+                Presence::Unknown => sleep_until(last).await,
+            }
+            turn = Turn::By(presence);
+        }
+        match self.callback.call(request).await {
+            Ok(peer) => Ok((peer, turn)),
+            Err(error) => Err(NoPeer::Unreached(error, turn)),
+        }
+    }
+}
