@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::bpf;
+use crate::fetch::Fetching;
 use crate::privilege::Privilege;
 use crate::programs;
 use crate::progress::{self, Errors, say};
@@ -93,6 +94,14 @@ impl Suite {
         }
     }
 
+    /// Whether it needs what is downloaded beside the first tests.
+    fn needs_fetched(self) -> bool {
+        match self {
+            Self::Unit | Self::ProgRun | Self::Netns | Self::Conformance => false,
+            Self::Libvirt | Self::Kernels | Self::Cluster => true,
+        }
+    }
+
     /// What the machine must have for it.
     fn profile(self) -> Profile {
         match self {
@@ -168,8 +177,19 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
         progress::shown("building the daemon that dies where a test wants it to", cargo)?;
     }
 
+    // Before the tests, and beside those that have no use for it.
+    let mut fetching = if suites.iter().any(|suite| suite.needs_fetched()) && suites.len() > 1 {
+        Some(Fetching::start(workspace, &object)?)
+    } else {
+        None
+    };
     let mut outcomes = Vec::new();
     for suite in suites {
+        if suite.needs_fetched()
+            && let Some(fetching) = fetching.take()
+        {
+            fetching.finish()?;
+        }
         outcomes.push(run_one(workspace, suite, &object, privilege, filter)?);
     }
     let failed = outcomes.iter().any(|outcome| !outcome.passed);
