@@ -30,11 +30,7 @@ pub fn start_with(libvirtd: &Libvirtd, name: &str, init: &str, data: Option<&str
     let data =
         data.map(|data| format!("<filesystem type='mount'><source dir='{data}'/><target dir='/data'/></filesystem>"));
     let data = data.unwrap_or_default();
-    let emulator = ["/usr/lib/libvirt/libvirt_lxc", "/usr/libexec/libvirt_lxc"];
-    let emulator = emulator.into_iter().find(|path| std::path::Path::new(path).exists());
-    let emulator = emulator.context(
-        "libvirt's LXC driver is missing (Debian package libvirt-daemon-driver-lxc): run `cargo xtask setup --for test`",
-    )?;
+    let emulator = emulator()?;
     let xml = format!(
         "<domain type='lxc'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
          <os><type>exe</type><init>/init</init></os>\
@@ -44,6 +40,17 @@ pub fn start_with(libvirtd: &Libvirtd, name: &str, init: &str, data: Option<&str
     );
     libvirtd.define(URI, name, &xml)?;
     libvirtd.start_domain(URI, name)
+}
+
+/// The path of the program that libvirt runs a container in.
+///
+/// # Errors
+/// It is not installed.
+pub fn emulator() -> Result<&'static str> {
+    let places = ["/usr/lib/libvirt/libvirt_lxc", "/usr/libexec/libvirt_lxc"];
+    places.into_iter().find(|path| std::path::Path::new(path).exists()).context(
+        "libvirt's LXC driver is missing (Debian package libvirt-daemon-driver-lxc): run `cargo xtask setup --for test`",
+    )
 }
 
 fn make_root(hypervisor: &Hypervisor, name: &str, init: &str) -> Result<String> {

@@ -95,15 +95,25 @@ pub struct Space {
     guardian: Arc<Guardian>,
     /// A guest's network; the hypervisor's own where there is none.
     network: Option<Arc<OwnedFd>>,
+    /// A container's first process: all of its namespaces, instead of the lab's.
+    container: Option<Arc<OwnedFd>>,
 }
 
 impl Space {
+    /// Inside of a container of this lab, by its first process. Its commands end with it.
+    #[must_use]
+    pub fn inside(&self, first: OwnedFd) -> Self {
+        Self { guardian: Arc::clone(&self.guardian), network: None, container: Some(Arc::new(first)) }
+    }
+
+    /// Whose namespaces these are.
+    fn owner(&self) -> &OwnedFd {
+        self.container.as_deref().unwrap_or(&self.guardian.holder_fd)
+    }
+
     fn enter_network(&self) -> Result<()> {
-        match &self.network {
-            Some(network) => setns(network.as_fd(), CloneFlags::CLONE_NEWNET),
-            None => setns(self.guardian.holder_fd.as_fd(), CloneFlags::CLONE_NEWNET),
-        }
-        .context("entering the lab's network")
+        let network = self.network.as_deref().unwrap_or_else(|| self.owner());
+        setns(network.as_fd(), CloneFlags::CLONE_NEWNET).context("entering the lab's network")
     }
 
     /// Starts a program in this place. The caller has to wait for it: [`crate::process::Process`] does.
@@ -121,7 +131,7 @@ impl Space {
                 | CloneFlags::CLONE_NEWCGROUP
                 | CloneFlags::CLONE_NEWIPC
                 | CloneFlags::CLONE_NEWUTS;
-            setns(self.guardian.holder_fd.as_fd(), lab).context("entering the lab")?;
+            setns(self.owner().as_fd(), lab).context("entering the lab, or one of its containers")?;
             self.enter_network()?;
             // A child starts with what its thread blocks: `fence-lab` blocks what ends the daemon.
             SigSet::all().thread_unblock()?;
@@ -155,7 +165,7 @@ impl Space {
     pub fn in_mounts<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_a_thread(|| {
             unshare(CloneFlags::CLONE_FS)?;
-            setns(self.guardian.holder_fd.as_fd(), CloneFlags::CLONE_NEWNS).context("entering the lab's mounts")?;
+            setns(self.owner().as_fd(), CloneFlags::CLONE_NEWNS).context("entering the lab's mounts")?;
             code()
         })
     }
@@ -188,7 +198,8 @@ impl Hypervisor {
     /// # Errors
     /// A tool is missing, this is not root, or the kernel refuses.
     pub fn new() -> Result<Self> {
-        let hypervisor = Self { space: Space { guardian: Arc::new(Guardian::start()?), network: None } };
+        let hypervisor =
+            Self { space: Space { guardian: Arc::new(Guardian::start()?), network: None, container: None } };
         hypervisor.make_bridge(None)?;
         Ok(hypervisor)
     }
@@ -271,7 +282,11 @@ impl Hypervisor {
         self.ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
         // Through the lab's mounts: the name is bound in the lab's own /run.
         let network = File::open(self.root().join("run/netns").join(&name)).context("a guest's network")?;
-        let space = Space { guardian: Arc::clone(&self.space.guardian), network: Some(Arc::new(network.into())) };
+        let space = Space {
+            guardian: Arc::clone(&self.space.guardian),
+            network: Some(Arc::new(network.into())),
+            container: None,
+        };
         let v4 = Ipv4Addr::new(192, 168, 122, number.saturating_add(10));
         let v6: Ipv6Addr = format!("fd00:122::{}", number.saturating_add(10)).parse()?;
         let guest = Guest { space, name, v4, v6 };

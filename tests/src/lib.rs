@@ -19,6 +19,7 @@
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot, an [`archive`], and [`debian`]'s kernels.
 //! * [`bench`](mod@bench): this server and stock's measured beside each other.
+//! * [`cluster`]: real clusters of nodes with corosync and Pacemaker.
 //! * [`pump`]: bytes through TCP from one place to another; [`bystanders`]: what the kernel program costs them.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 

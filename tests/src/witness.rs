@@ -1,6 +1,6 @@
 //! Whether a machine is dead, asked of the kernel and not of libvirt: a pidfd of the process that runs it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -112,6 +112,12 @@ impl Witness {
     /// The system call failed.
     pub fn dies_within(&self, limit: Duration) -> Result<bool> {
         wait_pidfd(&self.pidfd, limit)
+    }
+}
+
+impl AsFd for Witness {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 }
 

@@ -1,1 +1,36 @@
 //! A cluster of libvirt's containers.
+
+use anyhow::{Result, ensure};
+use fence_tests::cluster::corosync::plain;
+use fence_tests::cluster::image::Image;
+use fence_tests::cluster::lab::{KEY, members};
+use fence_tests::cluster::node::{BOOT_LIMIT, Node};
+use fence_tests::cluster::shell::Shell as _;
+use fence_tests::container::URI;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+
+#[test]
+fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
+    Image::get()?;
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    let members = members();
+    let node = Node::define(&libvirtd, &members[0], &plain(&members, &members[0], &KEY))?;
+    node.start(&libvirtd)?;
+    node.wait_up()?;
+    // systemd sees itself at the root of every hierarchy, and has nobody else's processes in its slices.
+    let groups = node.must("cat /proc/1/cgroup")?;
+    ensure!(groups.lines().all(|line| line.ends_with(":/") || line.ends_with(":/init.scope")), "{groups}");
+    ensure!(node.must("hostname")?.trim() == "alpha");
+    ensure!(node.must("ip -o -4 addr show dev eth0")?.contains("192.168.122.31/24"));
+    let before = node.witness()?;
+    node.must("echo kept > /etc/kept; systemctl start --no-block poweroff.target; true")?;
+    ensure!(before.dies_within(BOOT_LIMIT)?, "poweroff does not end it");
+    libvirtd.wait_state(URI, &members[0].domain, "shut off")?;
+    // What it has written is there when it starts again, and what belongs to a boot is not.
+    node.start(&libvirtd)?;
+    node.wait_up()?;
+    ensure!(node.must("cat /etc/kept")? == "kept\n");
+    Ok(())
+}

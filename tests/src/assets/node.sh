@@ -1,0 +1,23 @@
+#!/bin/sh
+# The first process of a node that is a container, until it becomes systemd. Where the kernel's cgroups are of the old kind libvirt gives a container
+# its own in some hierarchies only, and two systemds in the rest would take each other's processes for their own. So each start of a node makes
+# itself one in those, and systemd sees nothing above it.
+set -u
+mount -t tmpfs tmpfs /run
+mkdir /run/hierarchy
+while IFS=: read -r number controllers path; do
+    case "$path" in */*libvirt-lxc*) continue ;; esac
+    case "$number:$controllers" in
+        0:) mount -t cgroup2 cgroup2 /run/hierarchy ;;
+        *:name=*) mount -t cgroup -o "none,$controllers" cgroup /run/hierarchy ;;
+        *) mount -t cgroup -o "$controllers" cgroup /run/hierarchy ;;
+    esac || continue
+    own=$(mktemp -d -p "/run/hierarchy$path" "$LIBVIRT_LXC_NAME.XXXXXX") && echo 1 > "$own/cgroup.procs"
+    umount /run/hierarchy
+done < /proc/self/cgroup
+umount /run
+if grep -q name=systemd /proc/self/cgroup; then
+    umount -R -l /sys/fs/cgroup
+    exec unshare --cgroup /sbin/init systemd.legacy_systemd_cgroup_controller=yes
+fi
+exec /sbin/init

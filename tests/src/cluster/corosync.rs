@@ -1,0 +1,151 @@
+//! Configuration files of a cluster's nodes, whatever the nodes are: corosync's, Pacemaker's, names, the fencing key.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+/// The resource agent that must never run twice, where Pacemaker looks for `ocf:lab:solo`.
+pub const AGENT_PATH: &str = "/usr/lib/ocf/resource.d/lab/solo";
+/// Its text.
+pub const AGENT: &str = include_str!("../assets/solo.sh");
+/// Where the stock client looks for its key.
+pub const KEY_PATH: &str = "/etc/cluster/fence_xvm.key";
+/// Where nodes of one hypervisor have a directory in common.
+pub const SHARED: &str = "/shared";
+
+/// A node as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its host name, and the cluster's name for it.
+    pub name: String,
+    /// Its address on the cluster's network.
+    pub address: Ipv4Addr,
+    /// The hypervisor's name for it.
+    pub domain: String,
+}
+
+/// A file of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Where.
+    pub path: &'static str,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its content.
+    pub content: Vec<u8>,
+}
+
+/// How long corosync waits for a token before it calls the other node lost, in milliseconds: short, as tests wait for it.
+pub const TOKEN: u32 = 1000;
+
+/// corosync.conf of a cluster of `members`: unicast, without encryption; two of them may go on when one is lost, and start without the other.
+#[must_use]
+pub fn corosync(members: &[Member], token: u32) -> String {
+    let mut text = format!(
+        "totem {{
+    version: 2
+    cluster_name: lab
+    transport: udpu
+    crypto_cipher: none
+    crypto_hash: none
+    token: {token}
+}}
+quorum {{
+    provider: corosync_votequorum
+    two_node: {}
+    wait_for_all: 0
+}}
+logging {{
+    to_logfile: yes
+    logfile: /var/log/corosync/corosync.log
+    to_syslog: no
+}}
+nodelist {{
+",
+        u8::from(members.len() == 2)
+    );
+    for (number, member) in (1..).zip(members) {
+        let _ = write!(
+            text,
+            "    node {{\n        nodeid: {number}\n        name: {}\n        ring0_addr: {}\n    }}\n",
+            member.name, member.address
+        );
+    }
+    text.push_str("}\n");
+    text
+}
+
+/// /etc/hosts with all of them.
+#[must_use]
+pub fn hosts(members: &[Member]) -> String {
+    let lines = members.iter().map(|member| format!("{} {}\n", member.address, member.name));
+    "127.0.0.1 localhost\n".to_owned() + &lines.collect::<String>()
+}
+
+/// The files that make a node `me` of a cluster that starts with the node; `key` is the fencing key.
+#[must_use]
+pub fn files(members: &[Member], me: &Member, key: &[u8]) -> Vec<Item> {
+    let text = |path, content: String| Item { path, mode: 0o644, content: content.into_bytes() };
+    let mut items = plain(members, me, key);
+    items.extend([
+        text("/etc/corosync/corosync.conf", corosync(members, TOKEN)),
+        text("/etc/default/pacemaker", "PCMK_logpriority=notice\nPCMK_shutdown_delay=0\n".to_owned()),
+        Item { path: "/etc/pacemaker/authkey", mode: 0o640, content: [b'a'; 128].to_vec() },
+        Item { path: AGENT_PATH, mode: 0o755, content: AGENT.as_bytes().to_vec() },
+    ]);
+    items
+}
+
+/// The files of a node that knows nothing of a cluster yet but its name, the others' names and the fencing key.
+#[must_use]
+pub fn plain(members: &[Member], me: &Member, key: &[u8]) -> Vec<Item> {
+    let text = |path, content: String| Item { path, mode: 0o644, content: content.into_bytes() };
+    vec![
+        text("/etc/hostname", format!("{}\n", me.name)),
+        text("/etc/hosts", hosts(members)),
+        Item { path: KEY_PATH, mode: 0o600, content: key.to_vec() },
+    ]
+}
+
+/// What `pcmk_host_map` says: the cluster's names and the hypervisor's.
+#[must_use]
+pub fn host_map(members: &[Member]) -> String {
+    let pairs = members.iter().map(|member| format!("{}:{}", member.name, member.domain));
+    pairs.collect::<Vec<_>>().join(";")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members() -> Vec<Member> {
+        let member = |name: &str, last, domain: &str| Member {
+            name: name.to_owned(),
+            address: Ipv4Addr::new(192, 168, 122, last),
+            domain: domain.to_owned(),
+        };
+        vec![member("alpha", 31, "ct-1"), member("beta", 32, "ct-2")]
+    }
+
+    #[test]
+    fn two_nodes_are_a_cluster_of_two() {
+        let text = corosync(&members(), 1000);
+        for part in ["two_node: 1", "nodeid: 2\n        name: beta\n        ring0_addr: 192.168.122.32", "token: 1000"]
+        {
+            assert!(text.contains(part), "no {part} in {text}");
+        }
+        assert_eq!(text.matches('{').count(), text.matches('}').count());
+        assert_eq!(host_map(&members()), "alpha:ct-1;beta:ct-2");
+        assert!(hosts(&members()).ends_with("192.168.122.32 beta\n"));
+    }
+
+    #[test]
+    fn keys_are_for_root_and_each_file_is_there_once() {
+        let members = members();
+        let items = files(&members, &members[0], b"key");
+        let mut paths: Vec<_> = items.iter().map(|item| item.path).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        assert_eq!(paths.len(), items.len());
+        assert!(items.iter().filter(|item| item.path.contains("key")).all(|item| item.mode & 0o007 == 0));
+    }
+}

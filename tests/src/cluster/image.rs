@@ -1,0 +1,209 @@
+//! The root directory that all nodes of clusters start from: a small Debian with corosync, Pacemaker, and what people type on nodes.
+//!
+//! Made once by `mmdebstrap`, from where this machine's apt gets its own packages, and kept in cargo's target directory. Nodes never write to it.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2_portable::{Digest, Sha256};
+
+use crate::tools;
+
+/// What a node has beside the distribution's essential packages and apt; what these depend on comes along, what they recommend does not.
+const PACKAGES: [&str; 27] = [
+    "cluster-glue",
+    "corosync",
+    "crmsh",
+    "dbus",
+    "e2fsprogs",
+    "fence-virt",
+    "firewalld",
+    "iproute2",
+    "iptables",
+    "iputils-ping",
+    "kmod",
+    "less",
+    "libvirt-clients",
+    "netcat-openbsd",
+    "nftables",
+    "openssh-client",
+    "pacemaker",
+    "pacemaker-cli-utils",
+    "pcs",
+    "perl",
+    "procps",
+    "psmisc",
+    "python3",
+    "resource-agents",
+    "systemd-sysv",
+    "tini",
+    "udev",
+];
+
+/// Run on the finished tree. What a node would do all the time and nobody asked for: timers, and services that wait to be configured. A cluster's nodes
+/// are configured before they start, so corosync and Pacemaker stay enabled, as Debian's packages have them.
+const AFTERWARDS: &str = r#"
+for unit in pcsd pcsd-ruby pcsd.service firewalld nftables apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+    e2scrub_all.timer e2scrub_reap fstrim.timer libvirt-guests logrotate.timer systemd-timesyncd; do
+    chroot "$1" systemctl disable "$unit" >/dev/null 2>&1 || true
+done
+rm -f "$1/etc/hostname" "$1/etc/resolv.conf"
+# Empty: each node makes its own when it starts.
+: > "$1/etc/machine-id"
+"#;
+
+/// A node's root directory before anybody has changed anything in it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    root: PathBuf,
+}
+
+impl Image {
+    /// The image from the cache; makes it the first time, which takes a minute or two.
+    ///
+    /// # Errors
+    /// A program is missing, or the distribution's archive cannot be reached.
+    pub fn get() -> Result<Self> {
+        let suite = suite()?;
+        let cache = tools::target_directory().join("lab-cache");
+        fs::create_dir_all(&cache)?;
+        let root = cache.join(format!("node-{suite}-{}", key(&suite)));
+        // Several test programs want it at once: one makes it, the others wait.
+        let lock = File::create(cache.join("node.lock"))?;
+        if lock.try_lock().is_err() {
+            say("waiting for the nodes' image, which somebody else makes");
+            lock.lock().context("locking the lab's cache")?;
+        }
+        if !root.is_dir() {
+            make(&suite, &cache, &root).context("the root directory of clusters' nodes")?;
+        }
+        Ok(Self { root })
+    }
+
+    /// Where it is. Not to be written to.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+fn say(line: &str) {
+    // Past the test harness, which would keep it for itself; that nobody reads it is no reason to stop.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The name of this distribution's release, whose packages the nodes get.
+fn suite() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("which distribution is this?")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let name = name.context("clusters' nodes are made of Debian's or Ubuntu's packages, and this is neither")?;
+    Ok(name.trim_matches('"').to_owned())
+}
+
+/// Changes with what the image is made of.
+fn key(suite: &str) -> String {
+    let digest = Sha256::digest(format!("{suite} {} {AFTERWARDS}", PACKAGES.join(" ")));
+    digest.iter().take(6).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The distribution's own archives among those that apt uses here, as lines for a sources.list.
+fn sources() -> Result<Vec<String>> {
+    const FORMAT: &str = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)";
+    let targets =
+        tools::output("apt-get", &["indextargets", "--format", FORMAT, "Created-By: Packages"], Path::new("/"))?;
+    let mut lines: Vec<_> = targets.lines().filter_map(source).collect();
+    lines.sort_unstable();
+    lines.dedup();
+    ensure!(!lines.is_empty(), "apt knows no archive of Debian's or Ubuntu's: run `apt-get update`");
+    Ok(lines)
+}
+
+fn source(target: &str) -> Option<String> {
+    let [origin, uri, release, component, key] = target.split('|').collect::<Vec<_>>().try_into().ok()?;
+    let option = if key.starts_with('/') { format!(" [signed-by={key}]") } else { String::new() };
+    matches!(origin, "Debian" | "Ubuntu").then(|| format!("deb{option} {uri} {release} {component}"))
+}
+
+fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
+    tools::require(&["mmdebstrap", "unshare"])?;
+    let work = cache.join("node.work");
+    if work.exists() {
+        fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
+    }
+    say(&format!("making the root directory of clusters' nodes from {suite}'s packages: a minute or two, once"));
+    // It mounts the host's /dev and /sys into the tree. If it is killed they must be gone with it, and not be cleared away as files of the tree.
+    let mut command = Command::new(tools::find("unshare")?);
+    command.args(["--mount", "--propagation", "private"]).arg(tools::find("mmdebstrap")?);
+    command.args(["--mode=root", "--variant=apt", "--format=directory", "--skip=cleanup/tmp"]);
+    command.args(["--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*"]);
+    command.args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
+    // man-db, the manuals' readers, is not there; crmsh wants the metadata of agents and not their manuals.
+    command.args(["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
+    command.arg(format!("--include={}", PACKAGES.join(",")));
+    command.arg(format!("--customize-hook={AFTERWARDS}"));
+    command.arg(suite).arg(&work).args(sources()?);
+    run(command)?;
+    // Those of an earlier list of packages are of no use to anybody.
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && entry.file_name().to_string_lossy().starts_with("node-") {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    // Last, and in one step: what is there under this name is complete.
+    fs::rename(&work, into)?;
+    Ok(())
+}
+
+/// Runs it, and tells what it does of what takes long.
+fn run(mut command: Command) -> Result<()> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut said = Vec::new();
+    for line in BufReader::new(child.stderr.take().context("no pipe")?).lines() {
+        let line = line?;
+        if line.starts_with("I:") {
+            say(&format!("  {line}"));
+        }
+        said.push(line);
+    }
+    if !child.wait()?.success() {
+        let from = said.len().saturating_sub(30);
+        bail!(
+            "mmdebstrap failed; is there a network, and are the lists of `apt-get update` of today?\n{}",
+            said[from..].join("\n")
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_distributions_own_archives_are_used() {
+        assert_eq!(
+            source("Debian|http://deb.example/debian/|bookworm|main|/usr/share/keyrings/a.gpg").as_deref(),
+            Some("deb [signed-by=/usr/share/keyrings/a.gpg] http://deb.example/debian/ bookworm main")
+        );
+        assert_eq!(
+            source("Ubuntu|http://u.example/|noble|universe|").as_deref(),
+            Some("deb http://u.example/ noble universe")
+        );
+        assert_eq!(source("Somebody|http://s.example/|x|main|"), None);
+        assert_eq!(source(""), None);
+    }
+
+    #[test]
+    fn another_suite_is_another_image() {
+        assert_ne!(key("bookworm"), key("trixie"));
+        assert_eq!(key("bookworm").len(), 12);
+    }
+}
