@@ -34,6 +34,16 @@ pub struct Item {
     pub content: Vec<u8>,
 }
 
+/// Pacemaker's first configuration, which systemd-tmpfiles puts in its place with its owner: without it a new cluster waits 20 s for others before it
+/// chooses who leads.
+const FIRST_CIB: &str = r#"<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0"><configuration><crm_config>
+<cluster_property_set id="cib-bootstrap-options">
+<nvpair id="cib-bootstrap-options-dc-deadtime" name="dc-deadtime" value="2s"/>
+</cluster_property_set></crm_config><nodes/><resources/><constraints/></configuration><status/></cib>
+"#;
+const FIRST_CIB_PATH: &str = "/usr/local/share/lab/cib.xml";
+const TMPFILES: &str = "C /var/lib/pacemaker/cib/cib.xml 0600 hacluster haclient - /usr/local/share/lab/cib.xml\n";
+
 /// How long corosync waits for a token before it calls the other node lost, in milliseconds: short, as tests wait for it.
 pub const TOKEN: u32 = 1000;
 
@@ -88,6 +98,8 @@ pub fn files(members: &[Member], me: &Member, key: &[u8]) -> Vec<Item> {
     let mut items = plain(members, me, key);
     items.extend([
         text("/etc/corosync/corosync.conf", corosync(members, TOKEN)),
+        text(FIRST_CIB_PATH, FIRST_CIB.to_owned()),
+        text("/etc/tmpfiles.d/lab.conf", TMPFILES.to_owned()),
         text("/etc/default/pacemaker", "PCMK_logpriority=notice\nPCMK_shutdown_delay=0\n".to_owned()),
         Item { path: "/etc/pacemaker/authkey", mode: 0o640, content: [b'a'; 128].to_vec() },
         Item { path: AGENT_PATH, mode: 0o755, content: AGENT.as_bytes().to_vec() },
@@ -146,6 +158,7 @@ mod tests {
         paths.sort_unstable();
         paths.dedup();
         assert_eq!(paths.len(), items.len());
+        assert!(TMPFILES.contains(FIRST_CIB_PATH));
         assert!(items.iter().filter(|item| item.path.contains("key")).all(|item| item.mode & 0o007 == 0));
     }
 }

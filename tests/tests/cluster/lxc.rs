@@ -3,12 +3,14 @@
 use anyhow::{Result, ensure};
 use fence_tests::cluster::corosync::plain;
 use fence_tests::cluster::image::Image;
-use fence_tests::cluster::lab::{KEY, members};
+use fence_tests::cluster::lab::{Cluster, KEY, members};
 use fence_tests::cluster::node::{BOOT_LIMIT, Node};
+use fence_tests::cluster::scenario::{Scenario, play};
 use fence_tests::cluster::shell::Shell as _;
 use fence_tests::container::URI;
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
+use fence_tests::server::Which;
 
 #[test]
 fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
@@ -33,4 +35,29 @@ fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
     node.wait_up()?;
     ensure!(node.must("cat /etc/kept")? == "kept\n");
     Ok(())
+}
+
+/// Each on the cluster that the one before has left, which is to be as good as new.
+fn play_all(scenarios: &[Scenario]) -> Result<()> {
+    let mut cluster = Cluster::start(&Which::from_env()?)?;
+    for &scenario in scenarios {
+        let timeline = play(&mut cluster, scenario)?;
+        eprintln!("{}: {timeline}", scenario.title());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_that_fails_is_dead_before_its_service_starts_elsewhere() -> Result<()> {
+    play_all(&[Scenario::Frozen, Scenario::Killed, Scenario::Unplugged])
+}
+
+#[test]
+fn a_failed_service_and_an_administrator_have_a_node_fenced() -> Result<()> {
+    play_all(&[Scenario::Unhealthy, Scenario::Reboot, Scenario::OffAndOn, Scenario::Pcs])
+}
+
+#[test]
+fn troubles_of_the_hypervisor_and_of_both_nodes_at_once_are_survived() -> Result<()> {
+    play_all(&[Scenario::Hung, Scenario::Restarted, Scenario::Race])
 }

@@ -1,0 +1,109 @@
+//! What must never be seen of a cluster: success while the victim lives, and the service twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use fence_common::wire::Op;
+
+use crate::witness::Witness;
+
+/// A request that a node waits for an answer of.
+#[derive(Debug)]
+struct Open {
+    by: usize,
+    op: Op,
+    /// What ran under the domain's name when it was asked for.
+    victim: Option<Arc<Witness>>,
+}
+
+/// Who runs the service.
+#[derive(Debug)]
+struct Runner {
+    node: usize,
+    /// The instance of the node that it was started in; `None` if that was gone already when it was heard of.
+    instance: Option<Arc<Witness>>,
+}
+
+/// The observer's memory.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    open: Vec<Open>,
+    runner: Option<Runner>,
+    deaths: Vec<(u32, Duration)>,
+}
+
+impl Judge {
+    /// What was told before was of earlier days: who runs the service is known now, and nothing else counts.
+    pub(super) fn begin(&mut self) {
+        self.deaths.clear();
+    }
+
+    pub(super) fn asked(&mut self, by: usize, op: Op, victim: Option<Arc<Witness>>) {
+        // A node's newer request supersedes its older one.
+        self.open.retain(|open| open.by != by);
+        self.open.push(Open { by, op, victim });
+    }
+
+    /// To be called in the moment that the reply is seen.
+    pub(super) fn replied(&mut self, to: usize, byte: u8) -> Result<Option<String>> {
+        let Some(open) = self.open.iter().position(|open| open.by == to) else { return Ok(None) };
+        let Open { op, victim, .. } = self.open.swap_remove(open);
+        if byte != 0 || !matches!(op, Op::Off | Op::Reboot) {
+            return Ok(None);
+        }
+        match victim {
+            Some(victim) if !victim.dies_within(Duration::ZERO)? => Ok(Some(format!(
+                "FALSE SUCCESS: {} was answered with success, and there lives {}",
+                op.name(),
+                victim.describe()
+            ))),
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) fn died(&mut self, witness: &Witness, at: Duration) {
+        self.deaths.push((witness.pid, at));
+    }
+
+    /// What the service wrote; `at` is its own word for when. `alive` are the nodes' instances.
+    pub(super) fn service(
+        &mut self,
+        word: &str,
+        node: usize,
+        at: Duration,
+        alive: &[Option<Arc<Witness>>],
+    ) -> Option<String> {
+        match word {
+            "start" => {
+                let before = self.runner.replace(Runner { node, instance: alive.get(node).cloned().flatten() })?;
+                let instance = before.instance?;
+                let is_same =
+                    before.node == node && self.runner.as_ref().is_some_and(|runner| is_same(runner, &instance));
+                if is_same {
+                    // Its process ended on a node that lives on, and the storage's lock says that it did.
+                    return None;
+                }
+                if !instance.dies_within(Duration::ZERO).unwrap_or(false) {
+                    return Some(format!(
+                        "TWICE: the service starts while its last runner lives: {}",
+                        instance.describe()
+                    ));
+                }
+                let death = self.deaths.iter().find(|(pid, _)| *pid == instance.pid);
+                let early = death.is_some_and(|(_, death)| *death > at);
+                early
+                    .then(|| format!("TWICE: the service started at {at:?}, and its last runner died later: {death:?}"))
+            }
+            "stop" => {
+                self.runner = None;
+                None
+            }
+            _ => Some(format!("TWICE: the service was to start on node {node} while it runs somewhere")),
+        }
+    }
+}
+
+fn is_same(runner: &Runner, instance: &Arc<Witness>) -> bool {
+    runner.instance.as_ref().is_some_and(|now| now.pid == instance.pid)
+}

@@ -1,0 +1,247 @@
+//! The ways in which a cluster of two is broken on purpose, and what has to come of each: one node dies, before its service starts elsewhere,
+//! and comes back.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use fence_common::wire::Op;
+use nix::sys::signal::Signal;
+
+use super::corosync::Member;
+use super::lab::{Cluster, SERVICE};
+use super::shell::{self, Shell as _};
+use super::timeline::Timeline;
+use super::watch::{Event, Seen, Watch, now};
+use crate::container::URI;
+use crate::process::poll_until;
+
+/// How long each step may take on a loaded machine, a server that is slow included.
+const STEP: Duration = Duration::from_secs(120);
+/// For how long libvirtd does not answer.
+const HANGS: Duration = Duration::from_secs(15);
+
+/// What is broken, or asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Scenario {
+    /// The active node's corosync is stopped (SIGSTOP): it runs its service on and says nothing.
+    Frozen,
+    /// The active node's corosync is killed.
+    Killed,
+    /// The active node's network interface is taken down.
+    Unplugged,
+    /// The service dies on a node that is well, and `on-fail=fence`.
+    Unhealthy,
+    /// `stonith_admin --reboot` of the active node.
+    Reboot,
+    /// `pcs stonith fence` of the active node.
+    Pcs,
+    /// `stonith_admin --fence` (off) of the active node, and `--unfence` (on).
+    OffAndOn,
+    /// The nodes lose each other, and both can ask the hypervisor to shoot the other one; `priority-fencing-delay` favours the active one.
+    Race,
+    /// The same without a delay. One dies, or both: that is for the table, and no test of ours can say which.
+    Duel,
+    /// As [`Self::Frozen`], while libvirtd does not answer.
+    Hung,
+    /// As [`Self::Frozen`], and the server is killed when it has been asked, and started again.
+    Restarted,
+}
+
+/// The node that runs the service is fenced two seconds later than the other one would be.
+const DELAY: &str = "crm_resource --resource solo --meta --set-parameter priority --parameter-value 1 && \
+                     crm_attribute --name priority-fencing-delay --update 2s";
+const NO_DELAY: &str = "crm_attribute --name priority-fencing-delay --delete";
+
+impl Scenario {
+    /// For people, in a few words.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Frozen => "corosync frozen (SIGSTOP)",
+            Self::Killed => "corosync killed",
+            Self::Unplugged => "network interface down",
+            Self::Unhealthy => "service dies, `on-fail=fence`",
+            Self::Reboot => "`stonith_admin --reboot`",
+            Self::Pcs => "`pcs stonith fence`",
+            Self::OffAndOn => "`stonith_admin --fence` (off), then `--unfence` (on)",
+            Self::Race => "nodes cut off from each other, `priority-fencing-delay=2s`",
+            Self::Duel => "nodes cut off from each other, no delay",
+            Self::Hung => "corosync frozen while libvirtd hangs",
+            Self::Restarted => "corosync frozen, server restarted in the middle",
+        }
+    }
+
+    /// Whether the service must go on on the other node. Where corosync hears of the death only afterwards a container may be back before that, and
+    /// Pacemaker may choose either.
+    fn moves(self) -> bool {
+        match self {
+            Self::Unhealthy | Self::Reboot | Self::Pcs => false,
+            Self::Frozen
+            | Self::Killed
+            | Self::Unplugged
+            | Self::OffAndOn
+            | Self::Race
+            | Self::Duel
+            | Self::Hung
+            | Self::Restarted => true,
+        }
+    }
+}
+
+/// Breaks the cluster in this way, waits until all is well again, and checks what has happened.
+///
+/// # Errors
+/// Anything but the one node's death, its service's start elsewhere after that, and its return; the error has all that was seen.
+pub fn play(cluster: &mut Cluster, scenario: Scenario) -> Result<Timeline> {
+    played(cluster, scenario).with_context(|| format!("{}: {}", scenario.title(), cluster.report()))
+}
+
+fn played(cluster: &mut Cluster, scenario: Scenario) -> Result<Timeline> {
+    let active = cluster.wait_ready()?;
+    let watch = Watch::start(&cluster.nodes)?;
+    prepare(cluster, scenario, active)?;
+    let begun = now();
+    injure(cluster, scenario, active, &watch)?;
+    let died = |event: &Event| if let Event::Died(node) = event { Some(*node) } else { None };
+    if scenario == Scenario::Hung && watch.wait_for("a death", 0, HANGS, died).is_err() {
+        // Not with this server, then; a breach is found again below.
+        cluster.libvirtd.go_on(URI)?;
+    }
+    let victim = watch.wait_for("a death", 0, STEP, died)?;
+    if victim == active {
+        let started = |event: &Event| matches!(event, Event::Started(_)).then_some(());
+        watch.wait_for("the service's start", 0, STEP, started)?;
+    }
+    repair(cluster, scenario, victim)?;
+    let back = |event: &Event| matches!(event, Event::Returned(_)).then_some(());
+    let dead = watch.position(|event| *event == Event::Died(victim));
+    watch.wait_for("the fenced node's return", dead, STEP, back)?;
+    cluster.wait_online()?;
+    if scenario == Scenario::Duel {
+        // Whatever has come of it, the cluster finds its way out.
+        poll_until("the cluster after a duel", STEP, || Ok(cluster.wait_ready().ok()))?;
+    }
+    let seen = watch.finish()?;
+    check(cluster, scenario, &seen, active, victim)?;
+    Ok(Timeline::of(begun, &seen, victim))
+}
+
+/// What must be so before.
+fn prepare(cluster: &Cluster, scenario: Scenario, active: usize) -> Result<()> {
+    if scenario == Scenario::Race {
+        let node = cluster.node(active)?;
+        node.must(DELAY)?;
+        shell::settle(node)?;
+    }
+    Ok(())
+}
+
+fn injure(cluster: &mut Cluster, scenario: Scenario, active: usize, watch: &Watch) -> Result<()> {
+    let (victim, other) = (cluster.node(active)?.clone(), cluster.node(1 - active)?.clone());
+    let name = &victim.member().name;
+    match scenario {
+        Scenario::Frozen => victim.signal("STOP", "corosync"),
+        Scenario::Killed => victim.signal("KILL", "corosync"),
+        Scenario::Unplugged => victim.must("ip link set eth0 down").map(drop),
+        Scenario::Unhealthy => victim.must("kill -KILL $(cat /run/solo.pid)").map(drop),
+        Scenario::Reboot => other.must(&format!("stonith_admin --reboot {name} --timeout 60")).map(drop),
+        Scenario::Pcs => other.must(&format!("pcs stonith fence {name}")).map(drop),
+        Scenario::OffAndOn => other.must(&format!("stonith_admin --fence {name} --timeout 60")).map(drop),
+        Scenario::Race | Scenario::Duel => cut(cluster),
+        Scenario::Hung => {
+            cluster.libvirtd.signal(Signal::SIGSTOP)?;
+            victim.signal("STOP", "corosync")
+        }
+        Scenario::Restarted => {
+            // It is to have been asked, and not to have answered.
+            cluster.server.process().signal(Signal::SIGSTOP)?;
+            victim.signal("STOP", "corosync")?;
+            let asked = |event: &Event| matches!(event, Event::Asked { op: Op::Reboot | Op::Off, .. }).then_some(());
+            watch.wait_for("a request", 0, STEP, asked)?;
+            cluster.server.process().signal(Signal::SIGKILL)?;
+            let which = cluster.server.which().clone();
+            cluster.start_server(&which)
+        }
+    }
+}
+
+/// The nodes no longer reach each other, and both reach the hypervisor: ports of the bridge that are isolated do that. It ends with a node's
+/// port.
+fn cut(cluster: &Cluster) -> Result<()> {
+    for node in &cluster.nodes {
+        cluster.hypervisor.space().must("bridge", &["link", "set", "dev", &node.port(), "isolated", "on"])?;
+    }
+    Ok(())
+}
+
+/// What does not come back by itself.
+fn repair(cluster: &mut Cluster, scenario: Scenario, victim: usize) -> Result<()> {
+    let (node, other) = (cluster.node(victim)?.clone(), cluster.node(1 - victim)?.clone());
+    let Member { name, domain, .. } = node.member();
+    match scenario {
+        Scenario::OffAndOn => {
+            cluster.libvirtd.wait_state(URI, domain, "shut off")?;
+            ensure!(node.witness().is_err(), "{name} was switched off, and runs");
+            other.must(&format!("stonith_admin --unfence {name} --timeout 60")).map(drop)
+        }
+        Scenario::Hung => cluster.libvirtd.go_on(URI),
+        Scenario::Frozen
+        | Scenario::Killed
+        | Scenario::Unplugged
+        | Scenario::Unhealthy
+        | Scenario::Reboot
+        | Scenario::Pcs
+        | Scenario::Duel
+        | Scenario::Restarted => Ok(()),
+        Scenario::Race => other.must(NO_DELAY).map(drop),
+    }
+}
+
+/// Whether what was seen is what has to be.
+fn check(cluster: &Cluster, scenario: Scenario, seen: &[Seen], active: usize, victim: usize) -> Result<()> {
+    let survivor = 1 - victim;
+    let told = || format!("seen: {seen:#?}");
+    let deaths: Vec<_> = seen.iter().filter(|one| matches!(one.event, Event::Died(_))).collect();
+    if scenario == Scenario::Duel {
+        // That the service never ran twice is the observer's to say.
+        return Ok(());
+    }
+    ensure!(deaths.len() == 1, "one death is to be, not {}; {}", deaths.len(), told());
+    ensure!((victim == active) == (scenario != Scenario::Race), "the wrong node was fenced; {}", told());
+    // The survivor's request about the victim, and a reply of success to it after the death.
+    let (by, domain) = (cluster.node(survivor)?, &cluster.node(victim)?.member().domain);
+    let wanted = |one: &&Seen| matches!(&one.event, Event::Asked { by, op: Op::Reboot | Op::Off, domain: of } if *by == survivor && of == domain);
+    let asked = seen.iter().find(wanted).with_context(|| format!("nobody asked for it; {}", told()))?;
+    let replied = |one: &&Seen| one.event == Event::Replied { to: survivor, byte: 0 } && one.at >= asked.at;
+    seen.iter().find(replied).with_context(|| format!("no reply of success; {}", told()))?;
+    let start = |one: &Seen| if let Event::Started(node) = one.event { Some((node, one.at)) } else { None };
+    let starts: Vec<_> = seen.iter().filter_map(start).collect();
+    let runs_on = match *starts.as_slice() {
+        [] if victim != active => active,
+        [(node, at)] if victim == active && at >= deaths[0].at && (node == survivor || !scenario.moves()) => node,
+        _ => bail!("the service is to start once, after the death, and elsewhere; {}", told()),
+    };
+    // What the cluster itself wrote down.
+    let name = &cluster.node(victim)?.member().name;
+    let history = by.must(&format!("stonith_admin --history {name} --verbose"))?;
+    ensure!(history.contains("succe"), "Pacemaker's history: {history}");
+    let status = shell::status(by)?;
+    let expected = &cluster.node(runs_on)?.member().name;
+    ensure!(shell::runs_on(&status, SERVICE) == Some(expected), "{SERVICE} is to run on {expected}: {status}");
+    Ok(())
+}
+
+impl Cluster {
+    /// What is known of it, for an error.
+    fn report(&self) -> String {
+        let mut text = format!("the server's log: {}\n", self.server.log());
+        for node in &self.nodes {
+            let log = std::fs::read_to_string(node.outside("/var/log/pacemaker/pacemaker.log")).unwrap_or_default();
+            let lines: Vec<_> = log.lines().filter(|line| !line.contains("info: ")).collect();
+            let from = lines.len().saturating_sub(60);
+            text.push_str(&format!("{}'s Pacemaker: {}\n", node.member().name, lines[from..].join("\n")));
+        }
+        text
+    }
+}

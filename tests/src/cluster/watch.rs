@@ -1,0 +1,362 @@
+//! An observer on the host that sees what happens to a cluster, and in which order: requests and replies on the wire, deaths by pidfds of its own,
+//! what Pacemaker writes to its log, and what the service that must never run twice writes on the storage that the nodes share.
+//!
+//! It asks neither the server nor libvirt, and it judges while it looks: a reply of success while the victim lives, or a service that starts
+//! while another one may run, is noted as a breach.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fence_common::wire::Op;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::judge::Judge;
+use super::node::Node;
+use super::shell::Shell as _;
+use super::wire::{Packet, Tap};
+use crate::witness::Witness;
+
+/// How often files are looked at.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 4_000_000 };
+/// How often a node that is off is looked for.
+const REBIRTH: Duration = Duration::from_millis(50);
+/// Where Pacemaker writes its log on a node.
+const PACEMAKER_LOG: &str = "/var/log/pacemaker/pacemaker.log";
+
+/// The time since the host's boot: one clock for all, which nobody sets.
+#[must_use]
+pub fn now() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Something that happened. Nodes are numbered as they were given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Pacemaker on this node noticed that something is wrong with the other one.
+    Noticed(usize),
+    /// Pacemaker on this node sees the other one again.
+    Returned(usize),
+    /// A node sent a request.
+    Asked {
+        /// Who.
+        by: usize,
+        /// What.
+        op: Op,
+        /// Of which domain.
+        domain: String,
+    },
+    /// A node was answered.
+    Replied {
+        /// Who.
+        to: usize,
+        /// The reply's byte.
+        byte: u8,
+    },
+    /// All processes of a node are gone.
+    Died(usize),
+    /// A node has a first process again.
+    Born(usize),
+    /// The service started.
+    Started(usize),
+    /// The service stopped in order.
+    Stopped(usize),
+    /// What must not be.
+    Breach(String),
+}
+
+/// An event and when it was seen, on the clock of [`now`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// When.
+    pub at: Duration,
+    /// What.
+    pub event: Event,
+}
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+struct Book {
+    seen: Mutex<Vec<Seen>>,
+    more: Condvar,
+    ends: AtomicBool,
+}
+
+/// A running observer. Dropping it ends it.
+#[derive(Debug)]
+pub struct Watch {
+    book: Arc<Book>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Watch {
+    /// Begins to look at these nodes.
+    ///
+    /// # Errors
+    /// A node cannot be looked at.
+    pub fn start(nodes: &[Node]) -> Result<Self> {
+        let book = Arc::new(Book::default());
+        let mut eyes = Eyes::open(nodes, Arc::clone(&book))?;
+        let thread = std::thread::spawn(move || {
+            // Late is wrong for it: before what it looks at. Where that is not permitted it is as late as others.
+            let _ = rustix::process::setpriority_process(None, -20);
+            eyes.look()
+        });
+        Ok(Self { book, thread: Some(thread) })
+    }
+
+    /// All that was seen so far, in order.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Seen> {
+        self.book.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The number of the first event that is `wanted`; 0 where there is none.
+    #[must_use]
+    pub fn position(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.seen().iter().position(|one| wanted(&one.event)).unwrap_or(0)
+    }
+
+    /// Waits for the first event from number `from` on that `wanted` makes something of.
+    ///
+    /// # Errors
+    /// It does not come in time, or a breach comes first: the error has all that was seen.
+    pub fn wait_for<T>(
+        &self,
+        what: &str,
+        from: usize,
+        limit: Duration,
+        wanted: impl Fn(&Event) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + limit;
+        let mut seen = self.book.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(breach) =
+                seen.iter().find_map(|one| if let Event::Breach(breach) = &one.event { Some(breach) } else { None })
+            {
+                bail!("{breach}; seen: {seen:#?}");
+            }
+            if let Some(found) = seen.iter().skip(from).find_map(|one| wanted(&one.event)) {
+                return Ok(found);
+            }
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                bail!("waited {limit:?} in vain for {what}; seen: {seen:#?}");
+            };
+            ensure!(!self.thread.as_ref().is_none_or(JoinHandle::is_finished), "the observer has ended");
+            let left = left.min(Duration::from_secs(1));
+            seen = self.book.more.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends it: all that it has seen.
+    ///
+    /// # Errors
+    /// There was a breach, or it could not look.
+    pub fn finish(mut self) -> Result<Vec<Seen>> {
+        self.book.ends.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.join().map_err(|_| anyhow!("the observer panicked"))??;
+        }
+        let seen = self.seen();
+        let breaches: Vec<_> = seen.iter().filter(|one| matches!(one.event, Event::Breach(_))).collect();
+        ensure!(breaches.is_empty(), "{breaches:?}; seen: {seen:#?}");
+        Ok(seen)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.book.ends.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The lines that come to a file.
+#[derive(Debug)]
+struct Tail {
+    path: PathBuf,
+    at: u64,
+    rest: String,
+}
+
+impl Tail {
+    fn new(path: PathBuf) -> Self {
+        let at = std::fs::metadata(&path).map_or(0, |file| file.len());
+        Self { path, at, rest: String::new() }
+    }
+
+    fn lines(&mut self) -> Result<Vec<String>> {
+        let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
+        if file.metadata()?.len() <= self.at {
+            return Ok(Vec::new());
+        }
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(self.at))?;
+        self.at += u64::try_from(file.read_to_end(&mut bytes)?)?;
+        self.rest.push_str(&String::from_utf8_lossy(&bytes));
+        let mut lines: Vec<String> = self.rest.split('\n').map(str::to_owned).collect();
+        self.rest = lines.pop().unwrap_or_default();
+        Ok(lines)
+    }
+}
+
+/// What the observer looks with.
+struct Eyes {
+    nodes: Vec<Node>,
+    book: Arc<Book>,
+    tap: Tap,
+    /// Each node's first process, while it lives.
+    alive: Vec<Option<Arc<Witness>>>,
+    logs: Vec<Tail>,
+    service: Tail,
+    judge: Judge,
+    /// Requests and replies that were seen already: they pass several interfaces, and clients repeat themselves.
+    known: Vec<Packet>,
+    looked: Instant,
+}
+
+impl Eyes {
+    fn open(nodes: &[Node], book: Arc<Book>) -> Result<Self> {
+        let hypervisor = nodes.first().context("no nodes to look at")?.hypervisor();
+        let alive: Vec<_> = nodes.iter().map(|node| node.witness().ok().map(Arc::new)).collect();
+        let mut eyes = Self {
+            tap: Tap::open(hypervisor.space())?,
+            logs: nodes.iter().map(|node| Tail::new(node.outside(PACEMAKER_LOG))).collect(),
+            service: Tail { path: hypervisor.outside(&hypervisor.path("shared/log")), at: 0, rest: String::new() },
+            judge: Judge::default(),
+            known: Vec::new(),
+            looked: Instant::now(),
+            nodes: nodes.to_vec(),
+            alive,
+            book,
+        };
+        // What ran before: only who runs it now counts.
+        for line in eyes.service.lines()? {
+            if let Some((word, node, at)) = eyes.parse(&line) {
+                eyes.judge.service(word, node, at, &eyes.alive);
+            }
+        }
+        eyes.judge.begin();
+        Ok(eyes)
+    }
+
+    fn note(&self, event: Event) {
+        self.book.seen.lock().unwrap_or_else(PoisonError::into_inner).push(Seen { at: now(), event });
+        self.book.more.notify_all();
+    }
+
+    fn look(&mut self) -> Result<()> {
+        while !self.book.ends.load(Ordering::SeqCst) {
+            let mut wanted = vec![PollFd::new(&self.tap, PollFlags::IN)];
+            let pidfds: Vec<&Witness> = self.alive.iter().flatten().map(|witness| &**witness).collect();
+            wanted.extend(pidfds.iter().map(|pidfd| PollFd::new(*pidfd, PollFlags::IN)));
+            match poll(&mut wanted, Some(&TICK)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("waiting for something to happen"),
+            }
+            self.packets()?;
+            self.deaths()?;
+            self.files()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the victim lives is asked in the moment that the reply is seen.
+    fn packets(&mut self) -> Result<()> {
+        while let Some(packet) = self.tap.next()? {
+            if self.known.contains(&packet) {
+                continue;
+            }
+            self.known.push(packet.clone());
+            let number = |address| self.nodes.iter().position(|node| node.member().address == address);
+            match packet {
+                Packet::Request { by, op, domain, .. } => {
+                    let Some(by) = number(by) else { continue };
+                    let victim = self.nodes.iter().position(|node| node.member().domain == domain);
+                    self.judge.asked(by, op, victim.and_then(|victim| self.alive[victim].clone()));
+                    self.note(Event::Asked { by, op, domain });
+                }
+                Packet::Reply { to, byte, .. } => {
+                    let Some(to) = number(to) else { continue };
+                    // A death that is known to the kernel by now came first.
+                    self.deaths()?;
+                    let breach = self.judge.replied(to, byte)?;
+                    self.note(Event::Replied { to, byte });
+                    breach.into_iter().for_each(|breach| self.note(Event::Breach(breach)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deaths(&mut self) -> Result<()> {
+        for number in 0..self.alive.len() {
+            if let Some(witness) = &self.alive[number]
+                && witness.dies_within(Duration::ZERO)?
+            {
+                self.judge.died(witness, now());
+                self.alive[number] = None;
+                self.note(Event::Died(number));
+            }
+        }
+        if self.looked.elapsed() < REBIRTH || self.alive.iter().all(Option::is_some) {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        for number in 0..self.alive.len() {
+            // The one that died is found for a moment longer, until libvirt has cleared up after it.
+            if self.alive[number].is_none()
+                && let Ok(witness) = self.nodes[number].witness()
+                && !witness.dies_within(Duration::ZERO)?
+            {
+                self.alive[number] = Some(Arc::new(witness));
+                self.note(Event::Born(number));
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&mut self) -> Result<()> {
+        for number in 0..self.logs.len() {
+            for line in self.logs[number].lines()? {
+                if line.contains("state is now lost") || line.contains(" will be fenced") || is_failed_monitor(&line) {
+                    self.note(Event::Noticed(number));
+                } else if line.contains("state is now member") {
+                    self.note(Event::Returned(number));
+                }
+            }
+        }
+        for line in self.service.lines()? {
+            let Some((word, node, at)) = self.parse(&line) else { bail!("the service's log says {line:?}") };
+            let breach = self.judge.service(word, node, at, &self.alive);
+            match word {
+                "start" => self.note(Event::Started(node)),
+                "stop" => self.note(Event::Stopped(node)),
+                _ => {}
+            }
+            breach.into_iter().for_each(|breach| self.note(Event::Breach(breach)));
+        }
+        Ok(())
+    }
+
+    /// `start alpha 123`: what, on which node, and when by the service's own word.
+    fn parse<'a>(&self, line: &'a str) -> Option<(&'a str, usize, Duration)> {
+        let [word, name, at] = line.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        let node = self.nodes.iter().position(|node| node.member().name == name)?;
+        Some((word, node, Duration::from_nanos(at.parse().ok()?)))
+    }
+}
+
+/// Whether Pacemaker tells of a check of the service that failed.
+fn is_failed_monitor(line: &str) -> bool {
+    line.contains("solo_monitor") && line.contains("not running") && !line.contains("probe")
+}

@@ -1,0 +1,110 @@
+//! What passes on the lab's network that is about fences: requests and replies, seen by a packet socket and not told by anybody.
+
+use std::io::{ErrorKind, Read as _};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use fence_common::wire::{DEFAULT_PORT, Op, Request};
+use socket2::{Domain, Protocol, Socket, Type};
+use zerocopy::FromBytes as _;
+
+use crate::lab::{HYPERVISOR_V4, Space};
+
+/// Every protocol, on every interface, in both directions; the kernel wants it in network order.
+const EVERYTHING: u16 = 0x0003;
+
+/// A packet about a fence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// A request; its client sends it again and again, with the same number.
+    Request {
+        /// Who asks.
+        by: Ipv4Addr,
+        /// For what.
+        op: Op,
+        /// Of which domain.
+        domain: String,
+        /// The client's number for it.
+        number: u32,
+    },
+    /// The byte that ends a conversation.
+    Reply {
+        /// Who had asked.
+        to: Ipv4Addr,
+        /// What it is told.
+        byte: u8,
+        /// Tells this conversation's packets from others'.
+        port: u16,
+    },
+}
+
+/// A socket that sees the packets of a place.
+#[derive(Debug)]
+pub struct Tap(Socket);
+
+impl Tap {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open(space: &Space) -> Result<Self> {
+        let socket = space.in_network(|| {
+            let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
+            Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).context("a packet socket")
+        })?;
+        socket.set_nonblocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// The next packet about a fence that has come. The same one comes once from each interface that it passes.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub fn next(&self) -> Result<Option<Packet>> {
+        let mut buffer = [0; 2048];
+        loop {
+            match (&self.0).read(&mut buffer) {
+                Ok(length) => {
+                    let packet = buffer.get(..length).and_then(parse);
+                    if packet.is_some() {
+                        return Ok(packet);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                // An interface went away.
+                Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENETDOWN as i32) => {}
+                Err(error) => return Err(error).context("a packet socket"),
+            }
+        }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<Packet> {
+    let packet = SlicedPacket::from_ip(bytes).ok()?;
+    let Some(NetSlice::Ipv4(ip)) = packet.net else { return None };
+    let (transport, header) = (packet.transport?, ip.header());
+    if let TransportSlice::Udp(udp) = &transport
+        && udp.destination_port() == DEFAULT_PORT
+    {
+        let request = Request::ref_from_bytes(udp.payload()).ok()?;
+        let Some(IpAddr::V4(by)) = request.callback_ip() else { return None };
+        let domain = String::from_utf8_lossy(request.domain_text()?).into_owned();
+        return Some(Packet::Request { by, op: request.op()?, domain, number: request.seqno.get() });
+    }
+    if let TransportSlice::Tcp(tcp) = &transport
+        && tcp.destination_port() == DEFAULT_PORT
+        && header.source_addr() == HYPERVISOR_V4
+    {
+        let [byte] = *tcp.payload() else { return None };
+        return Some(Packet::Reply { to: header.destination_addr(), byte, port: tcp.source_port() });
+    }
+    None
+}
