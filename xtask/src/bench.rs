@@ -19,6 +19,8 @@ enum Subject {
     Shield,
     /// What the kernel program costs other traffic: docs/bystanders.md
     Bystanders,
+    /// What fences take in real clusters, with the daemon and with stock's fence_virtd: docs/clusters.md
+    Clusters,
 }
 
 impl Subject {
@@ -28,6 +30,7 @@ impl Subject {
             Self::Daemon => "fence-bench",
             Self::Shield => "fence-shield",
             Self::Bystanders => "fence-bystanders",
+            Self::Clusters => "fence-clusters",
         }
     }
 
@@ -36,6 +39,7 @@ impl Subject {
         match self {
             Self::Daemon | Self::Shield => 5,
             Self::Bystanders => 11,
+            Self::Clusters => 3,
         }
     }
 }
@@ -46,7 +50,7 @@ pub(crate) struct Options {
     /// What is measured
     #[arg(value_enum, default_value_t = Subject::Daemon, value_name = "SUBJECT")]
     subject: Subject,
-    /// How many rounds; all that is compared has its turn in each [default: 5; bystanders: 11]
+    /// How many rounds; all that is compared has its turn in each [default: 5; bystanders: 11; clusters: 3]
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
     /// One short round that shows that the bench works; writes nothing

@@ -4,13 +4,15 @@
 //! * [`node`]: a node that is a container; [`shell`]: what is asked of any node.
 //! * [`lab`]: a whole cluster of two containers.
 //! * [`watch`]: an observer of what happens to it, by [`wire`] and files, and the judgement on that.
-//! * [`scenario`]: how it is broken, and what has to come of it; [`timeline`]: when what happened.
+//! * [`scenario`]: how it is broken, and what has to come of it; [`timeline`]: when what happened; [`report`]: that as a page.
 
 pub mod corosync;
 pub mod image;
 mod judge;
 pub mod lab;
 pub mod node;
+mod picture;
+pub mod report;
 pub mod scenario;
 pub mod shell;
 pub mod timeline;

@@ -54,6 +54,21 @@ const DELAY: &str = "crm_resource --resource solo --meta --set-parameter priorit
 const NO_DELAY: &str = "crm_attribute --name priority-fencing-delay --delete";
 
 impl Scenario {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Frozen,
+        Self::Killed,
+        Self::Unplugged,
+        Self::Unhealthy,
+        Self::Reboot,
+        Self::Pcs,
+        Self::OffAndOn,
+        Self::Race,
+        Self::Duel,
+        Self::Hung,
+        Self::Restarted,
+    ];
+
     /// For people, in a few words.
     #[must_use]
     pub fn title(self) -> &'static str {
