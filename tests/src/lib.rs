@@ -20,6 +20,7 @@
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot, an [`archive`], and [`debian`]'s kernels.
 //! * [`bench`](mod@bench): this server and stock's measured beside each other.
 //! * [`cluster`]: real clusters of nodes with corosync and Pacemaker.
+//! * [`interrupt`]: Ctrl-C for programs that keep a lab up.
 //! * [`pump`]: bytes through TCP from one place to another; [`bystanders`]: what the kernel program costs them.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
@@ -35,6 +36,7 @@ pub mod differential;
 pub mod flood;
 pub mod fuse;
 pub mod initramfs;
+pub mod interrupt;
 pub mod kernel;
 pub mod lab;
 pub mod libvirtd;

@@ -1,4 +1,4 @@
-//! What a person types: `cargo xtask setup | build | run | test | bench | fuzz | lint`.
+//! What a person types: `cargo xtask setup | build | run | lab | test | bench | fuzz | lint`.
 //!
 //! Depends on neither libvirt nor aya nor the BPF toolchain, because it is what installs them: it must build on a machine that has
 //! nothing but cargo and a C compiler. Every command calls the setup that it needs itself, so a fresh clone needs one command, not two.
@@ -8,6 +8,7 @@ mod bpf;
 mod fetch;
 mod fuzz;
 mod hypervisor;
+mod lab;
 mod lint;
 mod own_config;
 mod privilege;
@@ -54,6 +55,8 @@ enum Task {
     },
     /// Run the daemon on a hypervisor, or the lab on a machine that is none
     Run(run::Options),
+    /// Keep something up to play with: a cluster
+    Lab(lab::Options),
     /// Run the tests: all of them, or the sets named
     Test {
         /// Which sets [default: all]
@@ -103,6 +106,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
             progress::shown("building the workspace", cargo)?;
         }
         Task::Run(options) => return run::run(&workspace, &options),
+        Task::Lab(options) => return lab::run(&workspace, &options),
         Task::Test { suites, filter } => return suites::run(&workspace, &suites, &filter),
         Task::Bench(options) => return bench::run(&workspace, &options),
         Task::Fuzz(options) => return fuzz::run(&workspace, &options),

@@ -75,7 +75,9 @@ fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Resu
         }
         bail!("UDP port {port} is taken: `ss -ulnp 'sport = :{port}'` says by whom. One daemon at a time can serve it");
     }
-    build(workspace, options, Profile::Build, &["--package", "fence-daemon", "--bin", "fence-daemon"])?;
+    if !options.no_build {
+        build(workspace, !options.debug, Profile::Build, &["--package", "fence-daemon", "--bin", "fence-daemon"])?;
+    }
 
     let config = match stock {
         Some(stock) if stock.key_exists => {
@@ -137,27 +139,32 @@ fn own_config() -> anyhow::Result<PathBuf> {
 fn lab(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
     let binaries =
         ["--package", "fence-daemon", "--package", "fence-tests", "--bin", "fence-daemon", "--bin", "fence-lab"];
-    build(workspace, options, Profile::Lab, &binaries)?;
+    if !options.no_build {
+        build(workspace, !options.debug, Profile::Lab, &binaries)?;
+    }
     let mut arguments = vec![OsString::from("--daemon"), workspace.binary("fence-daemon", !options.debug).into()];
     arguments.extend(options.once.then(|| "--once".into()));
     arguments.extend_from_slice(&options.arguments);
     become_root_program(&workspace.binary("fence-lab", !options.debug), arguments)
 }
 
-/// Installs what `profile` needs and builds `what`, unless what is there is to be run.
-fn build(workspace: &Workspace, options: &Options, profile: Profile, what: &[&str]) -> anyhow::Result<()> {
-    if options.no_build {
-        return Ok(());
-    }
+/// Installs what `profile` needs and builds `what`.
+///
+/// # Errors
+/// If either fails.
+pub(crate) fn build(workspace: &Workspace, release: bool, profile: Profile, what: &[&str]) -> anyhow::Result<()> {
     setup::ensure(workspace, profile)?;
     let object = bpf::build(workspace.root())?;
     let mut cargo = workspace.cargo(&object);
-    cargo.arg("build").args((!options.debug).then_some("--release")).args(what);
+    cargo.arg("build").args(release.then_some("--release")).args(what);
     progress::shown("building the daemon", cargo)
 }
 
 /// Replaces this process, so that signals and the exit status are the program's own.
-fn become_root_program(program: &Path, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// If it was not built, or there is no way to root's rights.
+pub(crate) fn become_root_program(program: &Path, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
     if !program.is_file() {
         bail!("{} was not built yet: run this without --no-build", program.display());
     }

@@ -8,20 +8,19 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use fence_tests::client::Client;
+use fence_tests::interrupt::Interrupt;
 use fence_tests::kernel;
 use fence_tests::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor};
 use fence_tests::process::Finished;
 use fence_tests::server::{Config, Server, Which};
 use fence_tests::timings::Fence;
 use fence_tests::tools;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 
 /// A fencing lab on this machine: a bridge, a guest, the daemon, and the stock client that asks it to fence.
 #[derive(Parser)]
@@ -44,9 +43,6 @@ const DOMAIN: &str = "test";
 /// What is asked for, the exit code that is expected, and what the list must say.
 const ROUND: [(&str, i32); 5] = [("list", 0), ("status", 0), ("off", 0), ("status", 2), ("on", 0)];
 
-/// Set by Ctrl-C or SIGTERM.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
@@ -63,26 +59,8 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Waits for signals on a thread of its own. In the middle of the round the first one ends the process (the lab's guardian
-/// clears up after it); at rest it is only noted.
-fn watch_signals(resting: Arc<AtomicBool>) -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    // Before any other thread: they all inherit it, and the signals come to the one that waits.
-    signals.thread_block().context("blocking signals")?;
-    std::thread::spawn(move || {
-        while signals.wait().is_ok() {
-            if !resting.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
-                say("\ninterrupted: the lab is being removed");
-                std::process::exit(130);
-            }
-        }
-    });
-    Ok(())
-}
-
 fn run(arguments: &Arguments) -> Result<bool> {
-    let resting = Arc::new(AtomicBool::new(false));
-    watch_signals(Arc::clone(&resting))?;
+    let interrupt = Interrupt::watch()?;
     let which = match (&arguments.daemon, arguments.stock) {
         (_, true) => Which::Stock,
         (None, false) => Which::ours()?,
@@ -120,8 +98,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         good &= stop(server)?;
         return Ok(good);
     }
-    resting.store(true, Ordering::SeqCst);
-    stay(&hypervisor, server, &key, &mut table)
+    interrupt.rest();
+    stay(&hypervisor, server, &key, &mut table, &interrupt)
 }
 
 fn random_key() -> Result<Vec<u8>> {
@@ -166,7 +144,13 @@ fn stop(server: Server) -> Result<bool> {
 }
 
 /// Keeps the lab until Ctrl-C, and shows the requests that somebody sends.
-fn stay(hypervisor: &Hypervisor, mut server: Server, key: &str, table: &mut Table) -> Result<bool> {
+fn stay(
+    hypervisor: &Hypervisor,
+    mut server: Server,
+    key: &str,
+    table: &mut Table,
+    interrupt: &Interrupt,
+) -> Result<bool> {
     let enter = format!("nsenter --target {} --all", hypervisor.holder());
     say(&format!(
         "
@@ -188,7 +172,7 @@ The lab stays up until Ctrl-C. As root, from another terminal:
         kernel::COUNTERS_MAP,
     ));
     let mut position = server.log_position();
-    while !INTERRUPTED.load(Ordering::SeqCst) {
+    while !interrupt.came() {
         if !server.is_running()? {
             say(&server.log());
             bail!("the daemon has ended by itself");

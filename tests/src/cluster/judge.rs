@@ -107,3 +107,76 @@ impl Judge {
 fn is_same(runner: &Runner, instance: &Arc<Witness>) -> bool {
     runner.instance.as_ref().is_some_and(|now| now.pid == instance.pid)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    /// Two processes that stand for nodes.
+    fn nodes() -> ([Child; 2], Vec<Option<Arc<Witness>>>) {
+        let children = [(); 2].map(|()| Command::new("sleep").arg("60").spawn().unwrap());
+        let witnesses = children.iter().map(|child| Some(Arc::new(Witness::of_pid(child.id()).unwrap()))).collect();
+        (children, witnesses)
+    }
+
+    fn end(child: &mut Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_service_may_start_elsewhere_only_after_a_death() {
+        let (mut children, nodes) = nodes();
+        let mut judge = Judge::default();
+        assert_eq!(judge.service("start", 0, SECOND, &nodes), None);
+        let twice = judge.service("start", 1, 2 * SECOND, &nodes).unwrap();
+        assert!(twice.starts_with("TWICE"), "{twice}");
+
+        let mut judge = Judge::default();
+        assert_eq!(judge.service("start", 0, SECOND, &nodes), None);
+        end(&mut children[0]);
+        judge.died(nodes[0].as_ref().unwrap(), 3 * SECOND);
+        // By its own word it started before the death, which was only seen earlier than the word.
+        assert!(judge.service("start", 1, 2 * SECOND, &nodes).unwrap().contains("died later"));
+
+        let mut judge = Judge::default();
+        assert_eq!(judge.service("start", 0, SECOND, &nodes), None);
+        judge.died(nodes[0].as_ref().unwrap(), 3 * SECOND);
+        assert_eq!(judge.service("start", 1, 4 * SECOND, &nodes), None);
+        end(&mut children[1]);
+    }
+
+    #[test]
+    fn a_stop_in_order_and_a_start_on_the_same_node_are_no_breach_and_a_refusal_is() {
+        let (mut children, nodes) = nodes();
+        let mut judge = Judge::default();
+        for (word, node) in [("start", 0), ("stop", 0), ("start", 1), ("start", 1)] {
+            assert_eq!(judge.service(word, node, SECOND, &nodes), None, "{word} {node}");
+        }
+        assert!(judge.service("refused", 0, SECOND, &nodes).unwrap().starts_with("TWICE"));
+        children.iter_mut().for_each(end);
+    }
+
+    #[test]
+    fn success_is_false_while_the_victim_lives() {
+        let (mut children, nodes) = nodes();
+        let victim = || nodes[0].clone();
+        let mut judge = Judge::default();
+        judge.asked(1, Op::Off, victim());
+        assert!(judge.replied(1, 0).unwrap().unwrap().starts_with("FALSE SUCCESS"));
+        // A failure is no success, and neither is an answer to another question, or to somebody else.
+        judge.asked(1, Op::Off, victim());
+        assert_eq!(judge.replied(1, 1).unwrap(), None);
+        judge.asked(1, Op::Status, victim());
+        assert_eq!(judge.replied(1, 0).unwrap(), None);
+        judge.asked(1, Op::Off, victim());
+        assert_eq!(judge.replied(0, 0).unwrap(), None);
+        end(&mut children[0]);
+        assert_eq!(judge.replied(1, 0).unwrap(), None);
+        end(&mut children[1]);
+    }
+}

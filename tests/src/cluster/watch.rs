@@ -328,9 +328,15 @@ impl Eyes {
     fn files(&mut self) -> Result<()> {
         for number in 0..self.logs.len() {
             for line in self.logs[number].lines()? {
-                if line.contains("state is now lost") || line.contains(" will be fenced") || is_failed_monitor(&line) {
+                let says = |state: &str| {
+                    let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != number);
+                    others
+                        .into_iter()
+                        .any(|(_, node)| line.contains(&format!("Node {} state is now {state}", node.member().name)))
+                };
+                if says("lost") || line.contains(" will be fenced") || is_failed_monitor(&line) {
                     self.note(Event::Noticed(number));
-                } else if line.contains("state is now member") {
+                } else if says("member") {
                     self.note(Event::Returned(number));
                 }
             }
@@ -356,7 +362,7 @@ impl Eyes {
     }
 }
 
-/// Whether Pacemaker tells of a check of the service that failed.
+/// Whether Pacemaker tells of a check of the service that failed: of the one that is done again and again, not of the look before the first start.
 fn is_failed_monitor(line: &str) -> bool {
-    line.contains("solo_monitor") && line.contains("not running") && !line.contains("probe")
+    line.contains("Result of monitor operation for solo") && !line.contains(": ok")
 }
