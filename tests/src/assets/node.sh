@@ -16,6 +16,8 @@ while IFS=: read -r number controllers path; do
     umount /run/hierarchy
 done < /proc/self/cgroup
 umount /run
+# What is written there would reboot the host, and Pacemaker writes there when it despairs of a node.
+if [ -e /proc/sysrq-trigger ]; then mount --bind /dev/null /proc/sysrq-trigger; fi
 if grep -q name=systemd /proc/self/cgroup; then
     umount -R -l /sys/fs/cgroup
     exec unshare --cgroup /sbin/init systemd.legacy_systemd_cgroup_controller=yes

@@ -14,7 +14,7 @@ use sha2_portable::{Digest, Sha256};
 use crate::tools;
 
 /// What a node has beside the distribution's essential packages and apt; what these depend on comes along, what they recommend does not.
-const PACKAGES: [&str; 27] = [
+const PACKAGES: [&str; 28] = [
     "cluster-glue",
     "corosync",
     "crmsh",
@@ -28,6 +28,7 @@ const PACKAGES: [&str; 27] = [
     "kmod",
     "less",
     "libvirt-clients",
+    "netbase",
     "netcat-openbsd",
     "nftables",
     "openssh-client",

@@ -1,6 +1,6 @@
 //! A cluster of libvirt's containers.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_tests::cluster::corosync::plain;
 use fence_tests::cluster::image::Image;
 use fence_tests::cluster::lab::{Cluster, KEY, members};
@@ -24,6 +24,9 @@ fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
     // systemd sees itself at the root of every hierarchy, and has nobody else's processes in its slices.
     let groups = node.must("cat /proc/1/cgroup")?;
     ensure!(groups.lines().all(|line| line.ends_with(":/") || line.ends_with(":/init.scope")), "{groups}");
+    // A Pacemaker that despairs of its node must not reboot the host.
+    node.must("test ! -e /proc/sysrq-trigger || test $(stat -c %t:%T /proc/sysrq-trigger) = 1:3")
+        .context("the node reaches the host's sysrq")?;
     ensure!(node.must("hostname")?.trim() == "alpha");
     ensure!(node.must("ip -o -4 addr show dev eth0")?.contains("192.168.122.31/24"));
     let before = node.witness()?;
