@@ -15,6 +15,9 @@ use zeroize::Zeroizing;
 use crate::hash::HashKind;
 use crate::wire::{HASH_LEN, KEY_MAX, Request};
 
+/// What a fingerprint's digest begins with, before the key.
+const FINGERPRINT_LABEL: &[u8] = b"fence-xdp key fingerprint\n";
+
 /// A key file's bytes: 1 to 4096 of them, wiped when dropped and never printed.
 #[derive(Clone)]
 pub struct Key(Zeroizing<Vec<u8>>);
@@ -43,6 +46,16 @@ impl Key {
     #[must_use]
     pub fn dangerous_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// A number to compare keys by, that people can read to each other: the beginning of SHA-256 of a label and the key. The label goes first, so
+    /// that it is never a digest of the protocol's; `docs/doctor.md` has the same in shell.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 8] {
+        let digest = Sha256::new_with_prefix(FINGERPRINT_LABEL).chain_update(&self.0[..]).finalize();
+        let mut short = [0; 8];
+        short.iter_mut().zip(digest).for_each(|(short, byte)| *short = byte);
+        short
     }
 
     /// `H(key || parts...)`, zero-padded to 64 bytes. For [`HashKind::None`] all zero.

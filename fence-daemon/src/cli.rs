@@ -156,6 +156,26 @@ pub enum Action {
         json: bool,
     },
 
+    /// Look for what keeps a fence from working, and say what to type against it
+    ///
+    /// On the hypervisor: configuration, key, daemon, interface, memberships, firewall, kernel program, libvirt, domains, the host. In a guest
+    /// (--from-guest): key, fence_xvm, route, firewall, and a real request for a list. Nothing is changed.
+    ///
+    /// Exit status: 0 nothing is wrong (there may be warnings), 1 something is.
+    Doctor {
+        /// Look from inside of a guest, where fence_xvm is
+        #[arg(long)]
+        from_guest: bool,
+
+        /// The guest's key [default: that of -f FILE, or fence_xvm's own]
+        #[arg(long, value_name = "FILE", value_parser = absolute, requires = "from_guest")]
+        key: Option<PathBuf>,
+
+        /// Print what was found as JSON on one line (see docs/doctor.md)
+        #[arg(long)]
+        json: bool,
+    },
+
     /// Watch the daemon that runs: the same as status, and rates, each second; q quits
     Top,
 

@@ -12,6 +12,7 @@ pub mod config;
 pub mod configure;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod durable;
 mod fault;
 pub mod hypervisor;

@@ -9,6 +9,7 @@ use fence_daemon::cli::{self, Action, Cli, EXIT_START, EXIT_USAGE};
 use fence_daemon::commands;
 use fence_daemon::config::{self, Config, Warnings};
 use fence_daemon::daemon::{self, DaemonError, Patience};
+use fence_daemon::doctor;
 use fence_daemon::keygen;
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::process::{self, PidFile, Readiness};
@@ -34,6 +35,11 @@ pub(crate) fn main() -> ExitCode {
             commands::keygen(path.as_deref(), &cli.config, options)
         }
         Some(Action::Status { json }) => status::run(&cli.config, *json),
+        // At once: a libvirt that hangs still has threads of it.
+        Some(Action::Doctor { from_guest, key, json }) => {
+            let options = doctor::Options { from_guest: *from_guest, key: key.clone(), json: *json };
+            process::leave(doctor::run(&cli.config, &options))
+        }
         Some(Action::Top) => top::run(&cli.config),
         None if cli.list => commands::list(),
         None if cli.configure => commands::configure(&cli.config, &cli.given),

@@ -29,6 +29,7 @@ mod migration;
 mod off;
 mod outcome;
 mod pool;
+mod probe;
 mod record;
 mod restart;
 mod stock;
@@ -57,6 +58,7 @@ use crate::policy::{Authorized, Target};
 pub use self::domain::{State, Unproven};
 pub use self::error::{CallError, LibvirtError};
 pub use self::outcome::{Detail, Identity, Outcome};
+pub use self::probe::probe;
 pub use self::view::{DomainState, DomainView, RestartView, UriView};
 
 /// How long things may take.

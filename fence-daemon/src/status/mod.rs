@@ -68,7 +68,7 @@ pub(crate) fn complain(what: &dyn std::fmt::Display) {
 }
 
 /// What standard output can show.
-fn screen() -> Screen {
+pub(crate) fn screen() -> Screen {
     let output = io::stdout();
     if !output.is_terminal() {
         return Screen { unicode: speaks_unicode(), ..Screen::PLAIN };

@@ -9,6 +9,7 @@ use netlink_packet_route::link::InfoKind;
 use nix::libc;
 
 use super::AttachedMode;
+use crate::intake::interface::Interface;
 use crate::intake::rtnetlink::{self, Link};
 
 /// Creates the link that attaches the program to the interface. Closing the descriptor detaches it.
@@ -122,6 +123,15 @@ impl Occupant {
                 .and_then(|program| program.name_as_str().map(str::to_owned))
         });
         Self { id, name }
+    }
+}
+
+impl Occupant {
+    /// Who is on the interface of this name; `None` if nobody is, or there is no such interface.
+    #[must_use]
+    pub fn on(interface: &str) -> Option<Self> {
+        let index = Interface::named(interface)?.index;
+        Some(Self::of(index)).filter(|occupant| occupant.id.is_some())
     }
 }
 

@@ -1,0 +1,102 @@
+//! Multicast snooping: bridges and switches that give multicast only to who has joined, and forget who has unless somebody keeps asking.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::finding::Finding;
+use super::sight;
+
+const CHECK: &str = "snooping";
+
+/// What is to be known of a bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bridge {
+    name: String,
+    snooping: bool,
+    /// Whether the bridge itself asks who has joined.
+    querier: bool,
+    /// Ports behind which there is more than guests of this host.
+    ways_out: Vec<String>,
+}
+
+/// The bridge that an interface is, or is a port of.
+#[must_use]
+pub fn check(interface: &str) -> Option<Finding> {
+    look(interface).map(|bridge| judge(&bridge))
+}
+
+fn of(interface: &str, part: &str) -> PathBuf {
+    ["/sys/class/net", interface, part].iter().collect()
+}
+
+fn look(interface: &str) -> Option<Bridge> {
+    let name = if of(interface, "bridge").exists() {
+        interface.to_owned()
+    } else {
+        let master = fs::read_link(of(interface, "brport/bridge")).ok()?;
+        master.file_name()?.to_str()?.to_owned()
+    };
+    let set = |part: &str| sight::number(of(&name, part)).is_some_and(|number| number != 0);
+    let ports = fs::read_dir(of(&name, "brif")).into_iter().flatten().flatten();
+    let ports = ports.filter_map(|port| port.file_name().into_string().ok());
+    let ways_out = ports.filter(|port| leads_out(port)).collect();
+    Some(Bridge {
+        snooping: set("bridge/multicast_snooping"),
+        querier: set("bridge/multicast_querier"),
+        ways_out,
+        name,
+    })
+}
+
+/// Whether a port is hardware, or something on top of it or through a network: of what guests are plugged in by, the kernel says neither.
+fn leads_out(port: &str) -> bool {
+    let about = sight::text(of(port, "uevent")).unwrap_or_default();
+    of(port, "device").exists() || about.lines().any(|line| line.starts_with("DEVTYPE="))
+}
+
+fn judge(bridge: &Bridge) -> Finding {
+    let name = &bridge.name;
+    if !bridge.snooping {
+        return Finding::ok(CHECK, format!("{name} does not snoop: multicast goes to all of its ports"));
+    }
+    if bridge.querier {
+        return Finding::ok(CHECK, format!("{name} snoops, and asks itself who has joined"));
+    }
+    if bridge.ways_out.is_empty() {
+        return Finding::ok(
+            CHECK,
+            format!("{name} snoops without a querier, and leads nowhere: Linux gives multicast to all then"),
+        );
+    }
+    Finding::warning(
+        CHECK,
+        format!("{name} snoops without a querier, and leads on through {}", bridge.ways_out.join(", ")),
+        "switches on the way forget memberships after some minutes (260 s, mostly) if nobody asks for them, and requests of guests on other hosts \
+         stop coming: have this bridge ask, unless a router or a switch of that network does",
+    )
+    .command(format!("ip link set {name} type bridge mcast_querier 1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    #[test]
+    fn snooping_is_doubtful_without_a_querier_and_with_a_way_out() {
+        let state = |snooping, querier, out: &[&str]| {
+            let ways_out = out.iter().map(|&port| port.to_owned()).collect();
+            judge(&Bridge { name: "br0".to_owned(), snooping, querier, ways_out }).state
+        };
+        assert_eq!(state(true, false, &["eth0"]), State::Warning);
+        assert_eq!(state(true, false, &[]), State::Ok);
+        assert_eq!(state(true, true, &["eth0"]), State::Ok);
+        assert_eq!(state(false, false, &["eth0"]), State::Ok);
+    }
+
+    #[test]
+    fn what_is_no_bridge_has_nothing_to_say() {
+        assert_eq!(check("lo"), None);
+        assert_eq!(check("no-such-if"), None);
+    }
+}

@@ -1,0 +1,340 @@
+//! The firewall: what it does with requests, call-backs and their answers, as far as its rules can be followed.
+
+mod iptables;
+mod nft;
+mod rules;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use self::rules::{Blame, Fate, Network, Packet, Protocol, Rules};
+use super::finding::Finding;
+use super::interface::Seen;
+use super::program::{self, Silence};
+use super::sight;
+
+const CHECK: &str = "firewall";
+
+/// How long `nft` and the like may take.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// The ways that must be open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Requests to the hypervisor.
+    RequestIn,
+    /// The call-back, from the hypervisor.
+    CallOut,
+    /// What the guest says during the call-back, to the hypervisor.
+    AnswerIn,
+    /// Requests from the guest.
+    RequestOut,
+    /// The call-back, to the guest.
+    CallIn,
+    /// What the guest says during the call-back, from the guest.
+    AnswerOut,
+}
+
+/// Where packets go, and by which interface.
+#[derive(Clone, Debug)]
+pub struct Traffic<'t> {
+    /// The interface.
+    pub seen: &'t Seen,
+    /// The multicast group.
+    pub group: IpAddr,
+    /// The port, of UDP and of TCP.
+    pub port: u16,
+}
+
+/// On the hypervisor. `attached`: the kernel program is on the interface, so that requests do not come to the firewall.
+#[must_use]
+pub fn hypervisor(traffic: &Traffic<'_>, attached: bool) -> Vec<Finding> {
+    check(traffic, &[Way::RequestIn, Way::CallOut, Way::AnswerIn], attached)
+}
+
+/// In a guest.
+#[must_use]
+pub fn guest(traffic: &Traffic<'_>) -> Vec<Finding> {
+    check(traffic, &[Way::RequestOut, Way::CallIn, Way::AnswerOut], false)
+}
+
+fn check(traffic: &Traffic<'_>, ways: &[Way], attached: bool) -> Vec<Finding> {
+    let rules = match read(traffic.group.is_ipv4()) {
+        Ok(rules) => rules,
+        Err(why) => {
+            let remedy = "the rules cannot be seen: what must be open is in docs/doctor.md";
+            return vec![Finding::unknown(CHECK, why, remedy).command("apt-get install nftables")];
+        }
+    };
+    let mut findings: Vec<_> = ways.iter().filter_map(|way| judge(*way, traffic, &rules, attached)).collect();
+    if findings.is_empty() {
+        findings.push(if rules.others.is_empty() {
+            Finding::ok(CHECK, format!("lets requests and call-backs through on {}", traffic.seen.name))
+        } else {
+            let seen = format!(
+                "lets requests and call-backs through on {}, but for what is not looked into: {}",
+                traffic.seen.name,
+                rules.others.join(", ")
+            );
+            Finding::unknown(CHECK, seen, "see whether these rules mean UDP or TCP of that port")
+        });
+    }
+    findings
+}
+
+/// The rules of this network namespace.
+fn read(v4: bool) -> Result<Rules, String> {
+    let legacy_table = if v4 { "/proc/net/ip_tables_names" } else { "/proc/net/ip6_tables_names" };
+    let has_legacy = sight::text(legacy_table).is_some_and(|names| !names.is_empty());
+    let (family, plain, legacy) = if v4 {
+        ("ip", "iptables-save", "iptables-legacy-save")
+    } else {
+        ("ip6", "ip6tables-save", "ip6tables-legacy-save")
+    };
+    let saved = |program: &str| -> Result<Rules, String> {
+        let said = program::run(program, &[] as &[&str], BOUND).map_err(|error| error.to_string())?;
+        if said.code == Some(0) {
+            Ok(iptables::parse(&said.stdout, family))
+        } else {
+            Err(format!("{program}: {}", said.first_line()))
+        }
+    };
+    let mut rules = match program::run("nft", &["-j", "list", "ruleset"], BOUND) {
+        Ok(said) if said.code == Some(0) => {
+            nft::parse(&said.stdout).map_err(|error| format!("nft's rules are not understood: {error}"))?
+        }
+        Ok(said) => return Err(format!("nft: {}", said.first_line())),
+        // iptables knows its own rules only, and says that there are others.
+        Err(Silence::Missing(_)) => {
+            return saved(plain).map_err(|why| format!("there is neither nft nor {plain} ({why})"));
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    if has_legacy {
+        // Beside nftables, and with a say of its own.
+        rules.chains.extend(saved(legacy)?.chains);
+    }
+    Ok(rules)
+}
+
+impl Way {
+    fn packet(self, traffic: &Traffic<'_>) -> Packet {
+        let v4 = traffic.group.is_ipv4();
+        let net = traffic.seen.networks.first().map(|(address, prefix)| Network { address: *address, prefix: *prefix });
+        let own = net.map(|net| Network::host(net.address));
+        let group = Some(Network::host(traffic.group));
+        let port = Some(traffic.port);
+        let (inbound, protocol, source, destination, source_port, destination_port, state) = match self {
+            Self::RequestIn => (true, Protocol::Udp, net, group, None, port, "new"),
+            Self::RequestOut => (false, Protocol::Udp, own, group, None, port, "new"),
+            Self::CallOut => (false, Protocol::Tcp, own, net, None, port, "new"),
+            Self::CallIn => (true, Protocol::Tcp, net, own, None, port, "new"),
+            Self::AnswerIn => (true, Protocol::Tcp, net, own, port, None, "established"),
+            Self::AnswerOut => (false, Protocol::Tcp, own, net, port, None, "established"),
+        };
+        let device = traffic.seen.name.clone();
+        Packet { inbound, device, protocol, source, destination, source_port, destination_port, state, v4 }
+    }
+
+    /// What does not work without.
+    fn told(self, port: u16) -> String {
+        match self {
+            Self::RequestIn => format!("requests (UDP {port}, in)"),
+            Self::RequestOut => format!("requests (UDP {port}, out)"),
+            Self::CallOut => format!("the call-back (TCP to the guests' port {port}, out)"),
+            Self::CallIn => format!("the call-back (TCP {port}, in)"),
+            Self::AnswerIn => format!("what guests say during the call-back (TCP from their port {port}, in)"),
+            Self::AnswerOut => format!("what this guest says during the call-back (TCP from port {port}, out)"),
+        }
+    }
+}
+
+fn judge(way: Way, traffic: &Traffic<'_>, rules: &Rules, attached: bool) -> Option<Finding> {
+    let packet = way.packet(traffic);
+    let (what, name) = (way.told(traffic.port), &traffic.seen.name);
+    let at =
+        |blame: &Blame| format!("{} of chain {} in table {} {}", blame.rule, blame.chain, blame.family, blame.table);
+    // The program is before the firewall; requests of this host itself come by the loopback way, which firewalls let pass.
+    let bypassed = attached && way == Way::RequestIn;
+    match rules.fate(&packet) {
+        Fate::Passes => None,
+        Fate::Dropped(_) if bypassed => Some(Finding::ok(
+            CHECK,
+            format!(
+                "would drop {what} on {name}: no matter as long as the kernel program is attached, which is before it"
+            ),
+        )),
+        Fate::Unclear(_) if bypassed => None,
+        Fate::Dropped(blame) => {
+            let seen = format!("{what} on {name} are dropped by {}", at(&blame));
+            let remedy = "no guest can be fenced that way: open it, now and for the next boot (the same in what loads the rules)";
+            let finding = Finding::wrong(CHECK, seen, remedy);
+            Some(remedies(&packet, &blame).into_iter().fold(finding, Finding::command))
+        }
+        Fate::Unclear(blame) => {
+            let seen = format!("{what} on {name} may be dropped: it depends on {}", at(&blame));
+            let remedy = "that rule looks at what cannot be known beforehand: see whether it means this traffic";
+            let look = if find_nft() {
+                format!("nft -a list chain {} {} {}", blame.family, blame.table, blame.chain)
+            } else {
+                "iptables-save".to_owned()
+            };
+            Some(Finding::unknown(CHECK, seen, remedy).command(look))
+        }
+    }
+}
+
+fn find_nft() -> bool {
+    program::find("nft").is_some()
+}
+
+/// What opens a way, for what is in charge of the rules.
+fn remedies(packet: &Packet, blame: &Blame) -> Vec<String> {
+    let (device, protocol) = (&packet.device, packet.protocol.name());
+    let (which, port) = match (packet.destination_port, packet.source_port) {
+        (Some(port), _) => ("dport", port),
+        (None, port) => ("sport", port.unwrap_or_default()),
+    };
+    if blame.table == "firewalld" && packet.inbound && which == "dport" {
+        let zone = zone_of(device);
+        return vec![
+            format!("firewall-cmd --zone={zone} --add-port={port}/{protocol}"),
+            format!("firewall-cmd --permanent --zone={zone} --add-port={port}/{protocol}"),
+        ];
+    }
+    let is_iptables =
+        matches!(blame.family.as_str(), "ip" | "ip6") && matches!(blame.table.as_str(), "filter" | "mangle" | "raw");
+    if is_iptables && blame.chain.chars().all(|c| c.is_ascii_uppercase()) {
+        let program = if packet.v4 { "iptables" } else { "ip6tables" };
+        let table = if blame.table == "filter" { String::new() } else { format!(" -t {}", blame.table) };
+        let way = if packet.inbound { "-i" } else { "-o" };
+        return vec![format!(
+            "{program}{table} -I {} {way} {device} -p {protocol} --{which} {port} -j ACCEPT",
+            blame.chain
+        )];
+    }
+    let way = if packet.inbound { "iifname" } else { "oifname" };
+    vec![format!(
+        "nft insert rule {} {} {} {way} {device} {protocol} {which} {port} accept",
+        blame.family, blame.table, blame.chain
+    )]
+}
+
+/// firewalld's zone of an interface.
+fn zone_of(interface: &str) -> String {
+    let asked = |arguments: &[&str]| {
+        let said = program::run("firewall-cmd", arguments, BOUND).ok().filter(|said| said.code == Some(0))?;
+        Some(said.stdout.trim().to_owned()).filter(|zone| !zone.is_empty())
+    };
+    asked(&[&format!("--get-zone-of-interface={interface}")])
+        .or_else(|| asked(&["--get-default-zone"]))
+        .unwrap_or_else(|| "public".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::rules::{Action, Chain, Hook, Match, Rule, Test};
+    use super::*;
+
+    fn seen() -> Seen {
+        let networks = vec![(IpAddr::from([192, 168, 122, 1]), 24)];
+        Seen { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks }
+    }
+
+    fn judged(way: Way, hook: Hook, tests: Vec<Test>, table: &str, attached: bool) -> Option<Finding> {
+        let rule = Rule {
+            matches: tests.into_iter().map(Match::is).collect(),
+            action: Action::Drop,
+            name: "rule 7".to_owned(),
+        };
+        let chain = Chain {
+            family: "inet".to_owned(),
+            table: table.to_owned(),
+            name: "base".to_owned(),
+            hook: Some((hook, 0)),
+            drops: false,
+            rules: vec![rule],
+        };
+        let rules = Rules { chains: vec![chain], others: Vec::new() };
+        let seen = seen();
+        let traffic = Traffic { seen: &seen, group: IpAddr::from([225, 0, 0, 12]), port: 1229 };
+        judge(way, &traffic, &rules, attached)
+    }
+
+    #[test]
+    fn each_way_is_judged_by_its_own_packet_and_opened_by_its_own_command() {
+        let port = |source| Test::Port(source, vec![1229..=1229]);
+        for (way, hook, test, command) in [
+            (
+                Way::RequestIn,
+                Hook::Input,
+                port(false),
+                "nft insert rule inet t base iifname virbr0 udp dport 1229 accept",
+            ),
+            (
+                Way::RequestOut,
+                Hook::Output,
+                port(false),
+                "nft insert rule inet t base oifname virbr0 udp dport 1229 accept",
+            ),
+            (
+                Way::CallOut,
+                Hook::Output,
+                port(false),
+                "nft insert rule inet t base oifname virbr0 tcp dport 1229 accept",
+            ),
+            (Way::CallIn, Hook::Input, port(false), "nft insert rule inet t base iifname virbr0 tcp dport 1229 accept"),
+            (
+                Way::AnswerIn,
+                Hook::Input,
+                port(true),
+                "nft insert rule inet t base iifname virbr0 tcp sport 1229 accept",
+            ),
+            (
+                Way::AnswerOut,
+                Hook::Output,
+                port(true),
+                "nft insert rule inet t base oifname virbr0 tcp sport 1229 accept",
+            ),
+        ] {
+            let finding = judged(way, hook, vec![test.clone()], "t", false).unwrap();
+            assert_eq!((finding.state, finding.commands), (State::Wrong, vec![command.to_owned()]), "{way:?}");
+            let elsewhere = if hook == Hook::Input { Hook::Output } else { Hook::Input };
+            assert_eq!(judged(way, elsewhere, vec![test], "t", false), None);
+        }
+    }
+
+    #[test]
+    fn the_kernel_program_is_before_the_firewall_and_the_call_back_is_not() {
+        let state = |way, hook, attached| judged(way, hook, vec![], "t", attached).map(|finding| finding.state);
+        assert_eq!(state(Way::RequestIn, Hook::Input, false), Some(State::Wrong));
+        assert_eq!(state(Way::RequestIn, Hook::Input, true), Some(State::Ok));
+        assert_eq!(state(Way::CallOut, Hook::Output, true), Some(State::Wrong));
+        let doubt = judged(Way::CallOut, Hook::Output, vec![Test::Other], "t", true).unwrap();
+        assert!(doubt.state == State::Unknown && doubt.seen.contains("rule 7"), "{doubt:?}");
+    }
+
+    #[test]
+    fn who_is_in_charge_of_the_rules_is_asked_to_open_the_way() {
+        let blame = |family: &str, table: &str, chain: &str| Blame {
+            family: family.to_owned(),
+            table: table.to_owned(),
+            chain: chain.to_owned(),
+            rule: String::new(),
+        };
+        let seen = seen();
+        let traffic = Traffic { seen: &seen, group: IpAddr::from([225, 0, 0, 12]), port: 1229 };
+        let packet = Way::RequestIn.packet(&traffic);
+        assert_eq!(
+            remedies(&packet, &blame("ip", "filter", "INPUT")),
+            ["iptables -I INPUT -i virbr0 -p udp --dport 1229 -j ACCEPT"]
+        );
+        let firewalld = remedies(&packet, &blame("inet", "firewalld", "filter_INPUT"));
+        assert!(
+            firewalld[0].starts_with("firewall-cmd --zone=") && firewalld[0].ends_with("--add-port=1229/udp"),
+            "{firewalld:?}"
+        );
+        assert!(firewalld[1].contains("--permanent"), "{firewalld:?}");
+    }
+}

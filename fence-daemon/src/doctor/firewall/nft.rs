@@ -1,0 +1,340 @@
+//! nftables' rules, from `nft -j list ruleset`. What is not understood is [`Test::Other`] or [`Action::Other`], never left out.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use super::rules::{Action, Chain, Hook, Match, Network, Rule, Rules, Test};
+
+/// What a set holds, by its family, table and name.
+type Sets = BTreeMap<[String; 3], Vec<Value>>;
+
+/// Reads the output of `nft -j list ruleset`.
+///
+/// # Errors
+/// It is no JSON.
+pub(super) fn parse(text: &str) -> Result<Rules, serde_json::Error> {
+    let listed: Value = serde_json::from_str(text)?;
+    let objects = listed["nftables"].as_array().cloned().unwrap_or_default();
+    let of = |kind: &'static str| objects.iter().map(move |object| &object[kind]).filter(|object| object.is_object());
+    let sets: Sets = of("set").map(|set| (place(set, "name"), elements(&set["elem"]))).collect();
+    let mut rules = Rules::default();
+    for chain in of("chain") {
+        if understood(chain) {
+            rules.chains.push(read_chain(chain));
+        }
+    }
+    for rule in of("rule") {
+        let [family, table, name] = place(rule, "chain");
+        if !understood(rule) {
+            let table = format!("{family} {table}");
+            if !rules.others.contains(&table) {
+                rules.others.push(table);
+            }
+            continue;
+        }
+        let same = |chain: &&mut Chain| chain.family == family && chain.table == table && chain.name == name;
+        if let Some(chain) = rules.chains.iter_mut().find(same) {
+            chain.rules.extend(read_rule(rule, &sets));
+        }
+    }
+    Ok(rules)
+}
+
+fn text_of(object: &Value, key: &str) -> String {
+    object[key].as_str().unwrap_or_default().to_owned()
+}
+
+fn place(object: &Value, name: &str) -> [String; 3] {
+    [text_of(object, "family"), text_of(object, "table"), text_of(object, name)]
+}
+
+fn understood(object: &Value) -> bool {
+    matches!(object["family"].as_str(), Some("ip" | "ip6" | "inet"))
+}
+
+fn read_chain(chain: &Value) -> Chain {
+    let hook = match chain["hook"].as_str() {
+        // What these do is another matter: nothing is dropped by translating addresses.
+        _ if chain["type"] == "nat" => None,
+        Some("prerouting") => Some(Hook::Prerouting),
+        Some("input") => Some(Hook::Input),
+        Some("output") => Some(Hook::Output),
+        Some("postrouting") => Some(Hook::Postrouting),
+        _ => None,
+    };
+    let priority = chain["prio"].as_i64().unwrap_or_default();
+    let [family, table, name] = place(chain, "name");
+    let drops = chain["policy"] == "drop";
+    Chain { family, table, name, hook: hook.map(|hook| (hook, priority)), drops, rules: Vec::new() }
+}
+
+/// One rule, or several where it looks something up in a map.
+fn read_rule(rule: &Value, sets: &Sets) -> Vec<Rule> {
+    let [family, table, _] = place(rule, "chain");
+    let name = match rule["comment"].as_str() {
+        Some(comment) => format!("rule {} ({comment})", rule["handle"]),
+        None => format!("rule {}", rule["handle"]),
+    };
+    let set_of = |right: &Value| match right.as_str().and_then(|name| name.strip_prefix('@')) {
+        Some(set) => sets.get(&[family.clone(), table.clone(), set.to_owned()]).cloned(),
+        None => Some(elements(right)),
+    };
+    let mut matches = Vec::new();
+    let mut found = Vec::new();
+    for statement in rule["expr"].as_array().into_iter().flatten() {
+        let Some((kind, body)) = statement.as_object().and_then(|object| object.iter().next()) else { continue };
+        let end = |action, matches: &[Match]| Rule { matches: matches.to_vec(), action, name: name.clone() };
+        match kind.as_str() {
+            "match" => matches.extend(read_match(&body["left"], &body["op"], set_of(&body["right"]))),
+            "counter" | "log" | "mangle" | "notrack" | "comment" => {}
+            "vmap" => {
+                for pair in map_pairs(&body["data"], &set_of) {
+                    let [key, verdict] = pair;
+                    let mut matches = matches.clone();
+                    let key = (!key.is_null()).then(|| elements(&key));
+                    matches.extend(read_match(&body["key"], &Value::from("=="), key));
+                    found.push(end(action_of(&verdict), &matches));
+                }
+            }
+            "accept" | "drop" | "return" | "jump" | "goto" | "continue" | "reject" => {
+                found.push(end(action_of(statement), &matches));
+            }
+            // Translation, queues and the like end it in their own way, limits and the rest let some through.
+            "queue" | "tproxy" | "synproxy" => found.push(end(Action::Other, &matches)),
+            "masquerade" | "snat" | "dnat" | "redirect" => {}
+            _ => matches.push(Match::is(Test::Other)),
+        }
+    }
+    found
+}
+
+fn action_of(verdict: &Value) -> Action {
+    let Some((kind, body)) = verdict.as_object().and_then(|object| object.iter().next()) else { return Action::Other };
+    match kind.as_str() {
+        "accept" => Action::Accept,
+        "drop" | "reject" => Action::Drop,
+        "return" => Action::Return,
+        "continue" => Action::Nothing,
+        "jump" => Action::Jump(text_of(body, "target")),
+        "goto" => Action::Goto(text_of(body, "target")),
+        _ => Action::Other,
+    }
+}
+
+/// The pairs of a verdict map; where it is a named one that is not known, a pair that nobody understands.
+fn map_pairs(data: &Value, set_of: &impl Fn(&Value) -> Option<Vec<Value>>) -> Vec<[Value; 2]> {
+    let unknown = || vec![[Value::Null, Value::Null]];
+    let Some(list) = set_of(data) else { return unknown() };
+    let pair = |element: &Value| {
+        let pair = element.as_array().filter(|pair| pair.len() == 2)?;
+        Some([pair.first()?.clone(), pair.get(1)?.clone()])
+    };
+    let pairs: Option<Vec<_>> = list.iter().map(pair).collect();
+    pairs.unwrap_or_else(unknown)
+}
+
+/// The elements of a set, or the one that is none.
+fn elements(right: &Value) -> Vec<Value> {
+    let list = match right {
+        Value::Null => Vec::new(),
+        Value::Array(list) => list.clone(),
+        Value::Object(object) if object.contains_key("set") => object["set"].as_array().cloned().unwrap_or_default(),
+        single => vec![single.clone()],
+    };
+    // With a counter, a time or a comment of its own.
+    list.into_iter().map(|element| element["elem"].get("val").cloned().unwrap_or(element)).collect()
+}
+
+/// What a match looks at. Two tests where the one implies the other: a UDP port is of UDP only.
+fn read_match(left: &Value, op: &Value, right: Option<Vec<Value>>) -> Vec<Match> {
+    let negated = op == "!=";
+    let other = || vec![Match::is(Test::Other)];
+    if !(negated || op == "==" || op == "in") {
+        return other();
+    }
+    let Some(right) = right else { return other() };
+    let Some((implied, test)) = read_test(left, &right) else { return other() };
+    implied.into_iter().map(Match::is).chain([Match { test, negated }]).collect()
+}
+
+fn read_test(left: &Value, right: &[Value]) -> Option<(Vec<Test>, Test)> {
+    let test = if let Some(key) = left["meta"]["key"].as_str() {
+        match key {
+            "iifname" | "iif" => Test::Device(true, words(right)?),
+            "oifname" | "oif" => Test::Device(false, words(right)?),
+            "l4proto" => Test::Protocol(words(right)?),
+            "nfproto" | "protocol" => family_of(right)?,
+            _ => return None,
+        }
+    } else if left["ct"]["key"] == "state" {
+        Test::State(words(right)?)
+    } else {
+        let payload = &left["payload"];
+        let (protocol, field) = (payload["protocol"].as_str()?, payload["field"].as_str()?);
+        return match (protocol, field) {
+            ("udp" | "tcp", "dport" | "sport") => {
+                Some((vec![Test::Protocol(vec![protocol.to_owned()])], Test::Port(field == "sport", ports(right)?)))
+            }
+            ("th", "dport" | "sport") => Some((Vec::new(), Test::Port(field == "sport", ports(right)?))),
+            ("ip" | "ip6", "saddr" | "daddr") => {
+                Some((vec![Test::Family(protocol == "ip")], Test::Address(field == "saddr", networks(right)?)))
+            }
+            ("ip", "protocol") | ("ip6", "nexthdr") => {
+                Some((vec![Test::Family(protocol == "ip")], Test::Protocol(words(right)?)))
+            }
+            _ => None,
+        };
+    };
+    Some((Vec::new(), test))
+}
+
+fn words(right: &[Value]) -> Option<Vec<String>> {
+    let word = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    right.iter().map(word).collect()
+}
+
+fn family_of(right: &[Value]) -> Option<Test> {
+    match words(right)?.as_slice() {
+        [only] if only == "ipv4" || only == "ip" => Some(Test::Family(true)),
+        [only] if only == "ipv6" || only == "ip6" => Some(Test::Family(false)),
+        _ => None,
+    }
+}
+
+fn ports(right: &[Value]) -> Option<Vec<RangeInclusive<u16>>> {
+    let port = |value: &Value| value.as_u64().and_then(|port| u16::try_from(port).ok());
+    let range = |value: &Value| match value["range"].as_array().map(Vec::as_slice) {
+        Some([from, to]) => Some(port(from)?..=port(to)?),
+        _ => port(value).map(|port| port..=port),
+    };
+    right.iter().map(range).collect()
+}
+
+fn networks(right: &[Value]) -> Option<Vec<Network>> {
+    let network = |value: &Value| {
+        if let Some(address) = value.as_str() {
+            return address.parse().ok().map(Network::host);
+        }
+        let prefix = &value["prefix"];
+        let address: IpAddr = prefix["addr"].as_str()?.parse().ok()?;
+        Some(Network { address, prefix: u8::try_from(prefix["len"].as_u64()?).ok()? })
+    };
+    right.iter().map(network).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rules::{Fate, Packet, Protocol};
+    use super::*;
+
+    /// A ruleset with one chain at `input` with these rules' expressions.
+    fn input(policy: &str, rules: &[&str]) -> Rules {
+        let mut objects = vec![
+            r#"{"metainfo":{"json_schema_version":1}}"#.to_owned(),
+            r#"{"table":{"family":"inet","name":"filter","handle":1}}"#.to_owned(),
+            format!(r#"{{"chain":{{"family":"inet","table":"filter","name":"input","handle":1,"type":"filter","hook":"input","prio":0,"policy":"{policy}"}}}}"#),
+            r#"{"chain":{"family":"inet","table":"filter","name":"guests","handle":9}}"#.to_owned(),
+            r#"{"rule":{"family":"inet","table":"filter","chain":"guests","handle":10,"expr":[{"accept":null}]}}"#.to_owned(),
+            r#"{"set":{"family":"inet","table":"filter","name":"open","type":"inet_service","handle":3,"elem":[22,{"range":[1200,1300]}]}}"#.to_owned(),
+        ];
+        objects.extend(rules.iter().map(|expr| {
+            format!(r#"{{"rule":{{"family":"inet","table":"filter","chain":"input","handle":7,"expr":[{expr}]}}}}"#)
+        }));
+        parse(&format!(r#"{{"nftables":[{}]}}"#, objects.join(","))).unwrap()
+    }
+
+    fn packet() -> Packet {
+        Packet {
+            inbound: true,
+            device: "virbr0".to_owned(),
+            protocol: Protocol::Udp,
+            source: Some(Network { address: IpAddr::from([192, 168, 122, 1]), prefix: 24 }),
+            destination: Some(Network::host(IpAddr::from([225, 0, 0, 12]))),
+            source_port: None,
+            destination_port: Some(1229),
+            state: "new",
+            v4: true,
+        }
+    }
+
+    fn fate(policy: &str, rules: &[&str]) -> &'static str {
+        match input(policy, rules).fate(&packet()) {
+            Fate::Passes => "passes",
+            Fate::Dropped(_) => "dropped",
+            Fate::Unclear(_) => "unclear",
+        }
+    }
+
+    const UDP_1229: &str =
+        r#"{"match":{"op":"==","left":{"payload":{"protocol":"udp","field":"dport"}},"right":1229}}"#;
+    const TCP_1229: &str =
+        r#"{"match":{"op":"==","left":{"payload":{"protocol":"tcp","field":"dport"}},"right":1229}}"#;
+
+    #[test]
+    fn ports_devices_addresses_and_states_are_understood() {
+        let drop = |of: &str| format!(r#"{of},{{"counter":{{"packets":0,"bytes":0}}}},{{"drop":null}}"#);
+        assert_eq!(fate("accept", &[&drop(UDP_1229)]), "dropped");
+        assert_eq!(fate("accept", &[&drop(TCP_1229)]), "passes");
+        for (left, right, expected) in [
+            (r#"{"meta":{"key":"iifname"}}"#, r#""virbr0""#, "dropped"),
+            (r#"{"meta":{"key":"iifname"}}"#, r#""virbr1""#, "passes"),
+            (r#"{"meta":{"key":"iifname"}}"#, r#"{"set":["eth0","virbr*"]}"#, "dropped"),
+            (r#"{"meta":{"key":"l4proto"}}"#, r#"{"set":["tcp","udp"]}"#, "dropped"),
+            (r#"{"meta":{"key":"l4proto"}}"#, "6", "passes"),
+            (r#"{"meta":{"key":"nfproto"}}"#, r#""ipv6""#, "passes"),
+            (r#"{"payload":{"protocol":"th","field":"dport"}}"#, r#"{"range":[1000,2000]}"#, "dropped"),
+            (r#"{"payload":{"protocol":"udp","field":"dport"}}"#, r#""@open""#, "dropped"),
+            (r#"{"payload":{"protocol":"udp","field":"dport"}}"#, r#""@unknown""#, "unclear"),
+            (r#"{"payload":{"protocol":"udp","field":"sport"}}"#, "53", "unclear"),
+            (
+                r#"{"payload":{"protocol":"ip","field":"saddr"}}"#,
+                r#"{"prefix":{"addr":"192.168.0.0","len":16}}"#,
+                "dropped",
+            ),
+            (r#"{"payload":{"protocol":"ip","field":"saddr"}}"#, r#""192.168.122.9""#, "unclear"),
+            (r#"{"payload":{"protocol":"ip","field":"daddr"}}"#, r#""224.0.0.251""#, "passes"),
+            (r#"{"ct":{"key":"state"}}"#, r#"["new","untracked"]"#, "dropped"),
+            (r#"{"ct":{"key":"state"}}"#, r#"{"set":["established","related"]}"#, "passes"),
+            (r#"{"meta":{"key":"mark"}}"#, "1", "unclear"),
+        ] {
+            let rule = drop(&format!(r#"{{"match":{{"op":"==","left":{left},"right":{right}}}}}"#));
+            assert_eq!(fate("accept", &[&rule]), expected, "{left} {right}");
+        }
+        let not = drop(&UDP_1229.replace("==", "!="));
+        assert_eq!(fate("accept", &[&not]), "passes");
+    }
+
+    #[test]
+    fn verdict_maps_limits_and_rejects_are_understood_or_doubted() {
+        let vmap = r#"{"vmap":{"key":{"ct":{"key":"state"}},"data":{"set":[["established",{"accept":null}],["invalid",{"drop":null}],["new",{"jump":{"target":"guests"}}]]}}}"#;
+        assert_eq!(fate("drop", &[vmap]), "passes");
+        let by_device =
+            r#"{"vmap":{"key":{"meta":{"key":"iifname"}},"data":{"set":[["virbr0",{"goto":{"target":"guests"}}]]}}}"#;
+        assert_eq!(fate("drop", &[by_device]), "passes");
+        assert_eq!(fate("drop", &[r#"{"vmap":{"key":{"meta":{"key":"iifname"}},"data":"@zones"}}"#]), "unclear");
+        assert_eq!(fate("accept", &[r#"{"reject":{"type":"icmpx","expr":"admin-prohibited"}}"#]), "dropped");
+        assert_eq!(fate("accept", &[r#"{"limit":{"rate":1,"per":"second"}},{"drop":null}"#]), "unclear");
+        assert_eq!(fate("accept", &[r#"{"xt":{"type":"match","name":"string"}},{"drop":null}"#]), "unclear");
+        assert_eq!(fate("accept", &[r#"{"log":{"prefix":"x"}},{"counter":null}"#]), "passes");
+    }
+
+    #[test]
+    fn translation_drops_nothing_and_other_families_are_named() {
+        let text = r#"{"nftables":[
+            {"chain":{"family":"ip","table":"nat","name":"PREROUTING","type":"nat","hook":"prerouting","prio":-100,"policy":"drop"}},
+            {"chain":{"family":"bridge","table":"b","name":"input","type":"filter","hook":"input","prio":0,"policy":"accept"}},
+            {"rule":{"family":"bridge","table":"b","chain":"input","handle":2,"expr":[{"drop":null}]}},
+            {"rule":{"family":"bridge","table":"b","chain":"input","handle":3,"expr":[{"drop":null}]}}]}"#;
+        let rules = parse(text).unwrap();
+        assert_eq!((rules.fate(&packet()), rules.others), (Fate::Passes, vec!["bridge b".to_owned()]));
+        assert!(parse("nonsense").is_err());
+        assert_eq!(parse("{}").unwrap(), Rules::default());
+    }
+}

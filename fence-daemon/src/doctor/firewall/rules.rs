@@ -1,0 +1,517 @@
+//! A firewall's rules and a packet's way through them, in three values: a rule applies, does not, or it cannot be told.
+//!
+//! Where it cannot be told both ways are gone on, so that the end is honest: passes whatever is the case, is dropped whatever is the case, or
+//! it depends.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// Jumps within jumps that are followed: the kernel allows 16.
+const DEPTH: usize = 16;
+
+/// A packet as far as it is known beforehand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Packet {
+    /// Whether it comes in, and by which interface; else it goes out by it.
+    pub(super) inbound: bool,
+    /// The interface.
+    pub(super) device: String,
+    /// `udp` or `tcp`.
+    pub(super) protocol: Protocol,
+    /// From somewhere in this network.
+    pub(super) source: Option<Network>,
+    /// To somewhere in this network.
+    pub(super) destination: Option<Network>,
+    /// From which port, if that is known.
+    pub(super) source_port: Option<u16>,
+    /// To which port, if that is known.
+    pub(super) destination_port: Option<u16>,
+    /// What connection tracking makes of it.
+    pub(super) state: &'static str,
+    /// Whether IPv4.
+    pub v4: bool,
+}
+
+/// The two that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+}
+
+impl Protocol {
+    /// Its name.
+    #[must_use]
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Self::Udp => 17,
+            Self::Tcp => 6,
+        }
+    }
+}
+
+/// Addresses that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Network {
+    /// One of them.
+    pub(super) address: IpAddr,
+    /// How many bits.
+    pub(super) prefix: u8,
+}
+
+impl Network {
+    /// One address.
+    #[must_use]
+    pub(super) fn host(address: IpAddr) -> Self {
+        Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
+    }
+
+    /// Whether all addresses of this one are in `other`, none is, or some are.
+    fn within(self, other: Self) -> Maybe {
+        let (own, its, bits) = match (self.address, other.address) {
+            (IpAddr::V4(own), IpAddr::V4(its)) => (u128::from(own.to_bits()), u128::from(its.to_bits()), 32_u32),
+            (IpAddr::V6(own), IpAddr::V6(its)) => (own.to_bits(), its.to_bits(), 128),
+            _ => return Maybe::No,
+        };
+        let common = u32::from(self.prefix.min(other.prefix)).min(bits);
+        let same = common == 0 || (own ^ its) >> (bits - common) == 0;
+        match (same, self.prefix >= other.prefix) {
+            (false, _) => Maybe::No,
+            (true, true) => Maybe::Yes,
+            (true, false) => Maybe::Unclear,
+        }
+    }
+}
+
+/// Yes, no, or it cannot be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Maybe {
+    /// It is so.
+    Yes,
+    /// It is not so.
+    No,
+    /// It cannot be told.
+    Unclear,
+}
+
+impl Maybe {
+    fn of(known: bool) -> Self {
+        if known { Self::Yes } else { Self::No }
+    }
+
+    fn not(self) -> Self {
+        match self {
+            Self::Yes => Self::No,
+            Self::No => Self::Yes,
+            Self::Unclear => Self::Unclear,
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::Yes, Self::Yes) => Self::Yes,
+            _ => Self::Unclear,
+        }
+    }
+
+    fn or(self, other: Self) -> Self {
+        self.not().and(other.not()).not()
+    }
+}
+
+/// What a rule looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Test {
+    /// The interface that it came in by (`true`) or goes out by; a name may end in `*`.
+    Device(bool, Vec<String>),
+    /// The transport protocol, in names or numbers.
+    Protocol(Vec<String>),
+    /// Whether IPv4 (`true`) or IPv6.
+    Family(bool),
+    /// The port that it comes from (`true`) or goes to.
+    Port(bool, Vec<RangeInclusive<u16>>),
+    /// The address that it comes from (`true`) or goes to.
+    Address(bool, Vec<Network>),
+    /// What connection tracking makes of it.
+    State(Vec<String>),
+    /// Something else: it may be so or not.
+    Other,
+}
+
+/// A test, or its contrary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Match {
+    /// What is looked at.
+    pub(super) test: Test,
+    /// Whether it must not be so.
+    pub(super) negated: bool,
+}
+
+impl Match {
+    /// What must be so.
+    #[must_use]
+    pub(super) fn is(test: Test) -> Self {
+        Self { test, negated: false }
+    }
+
+    fn judge(&self, packet: &Packet) -> Maybe {
+        let known = self.test.judge(packet);
+        if self.negated { known.not() } else { known }
+    }
+}
+
+fn any(parts: impl Iterator<Item = Maybe>) -> Maybe {
+    parts.fold(Maybe::No, Maybe::or)
+}
+
+impl Test {
+    fn judge(&self, packet: &Packet) -> Maybe {
+        match self {
+            Self::Device(inbound, names) => {
+                // An inbound packet goes out by none, and the other way about.
+                Maybe::of(*inbound == packet.inbound && names.iter().any(|name| is_named(name, &packet.device)))
+            }
+            Self::Protocol(names) => {
+                let number = packet.protocol.number().to_string();
+                Maybe::of(names.iter().any(|name| *name == packet.protocol.name() || *name == number))
+            }
+            Self::Family(v4) => Maybe::of(*v4 == packet.v4),
+            Self::Port(source, ranges) => {
+                let port = if *source { packet.source_port } else { packet.destination_port };
+                port.map_or(Maybe::Unclear, |port| Maybe::of(ranges.iter().any(|range| range.contains(&port))))
+            }
+            Self::Address(source, networks) => {
+                let own = if *source { packet.source } else { packet.destination };
+                own.map_or(Maybe::Unclear, |own| any(networks.iter().map(|network| own.within(*network))))
+            }
+            Self::State(names) => Maybe::of(names.iter().any(|name| name.eq_ignore_ascii_case(packet.state))),
+            Self::Other => Maybe::Unclear,
+        }
+    }
+}
+
+fn is_named(pattern: &str, name: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == name, |start| name.starts_with(start))
+}
+
+/// What a rule does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Lets it through.
+    Accept,
+    /// Drops or rejects it.
+    Drop,
+    /// Back to where the chain was called from.
+    Return,
+    /// On in another chain, and back.
+    Jump(String),
+    /// On in another chain, and not back.
+    Goto(String),
+    /// Counts it, writes about it and the like: the next rule follows.
+    Nothing,
+    /// Something that may end it or not.
+    Other,
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// What must be so for it to apply.
+    pub(super) matches: Vec<Match>,
+    /// What it does then.
+    pub(super) action: Action,
+    /// How to call it.
+    pub(super) name: String,
+}
+
+/// A list of rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// `ip`, `ip6`, `inet`, ...
+    pub(super) family: String,
+    /// Its table.
+    pub(super) table: String,
+    /// Its name.
+    pub(super) name: String,
+    /// Where the kernel calls it, and its place among others there; `None` where only rules do.
+    pub(super) hook: Option<(Hook, i64)>,
+    /// Whether what reaches its end is dropped.
+    pub(super) drops: bool,
+    /// Its rules.
+    pub(super) rules: Vec<Rule>,
+}
+
+/// Where the kernel calls a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hook {
+    /// Whatever comes in.
+    Prerouting,
+    /// What is for this host.
+    Input,
+    /// What comes from this host.
+    Output,
+    /// Whatever goes out.
+    Postrouting,
+}
+
+/// Who decides about a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Blame {
+    /// `ip`, `ip6`, `inet`, ...
+    pub(super) family: String,
+    /// The table.
+    pub(super) table: String,
+    /// The chain that the kernel calls.
+    pub(super) chain: String,
+    /// The rule, or the chain's policy.
+    pub(super) rule: String,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It passes, whatever is the case.
+    Passes,
+    /// It is dropped, whatever is the case.
+    Dropped(Blame),
+    /// It depends on what is not known here.
+    Unclear(Blame),
+}
+
+/// What may come out of a chain.
+#[derive(Default)]
+struct Flow {
+    accepts: bool,
+    drops: Option<String>,
+    /// Its end is reached, or it returns.
+    goes_on: bool,
+}
+
+impl Flow {
+    fn join(&mut self, other: &Self) {
+        self.accepts |= other.accepts;
+        if self.drops.is_none() {
+            self.drops.clone_from(&other.drops);
+        }
+    }
+}
+
+/// The rules of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// All chains of the families that are understood.
+    pub(super) chains: Vec<Chain>,
+    /// Tables with rules of other families (`bridge`, `netdev`), which are not looked into.
+    pub(super) others: Vec<String>,
+}
+
+impl Rules {
+    /// What becomes of a packet.
+    #[must_use]
+    pub(super) fn fate(&self, packet: &Packet) -> Fate {
+        let on_the_way = |hook| match hook {
+            Hook::Prerouting | Hook::Input => packet.inbound,
+            Hook::Output | Hook::Postrouting => !packet.inbound,
+        };
+        let sees = |family: &str| match family {
+            "ip" => packet.v4,
+            "ip6" => !packet.v4,
+            family => family == "inet",
+        };
+        let mut bases: Vec<_> = self.chains.iter().filter(|chain| sees(&chain.family)).collect();
+        bases.retain(|chain| chain.hook.is_some_and(|(hook, _)| on_the_way(hook)));
+        bases.sort_by_key(|chain| chain.hook);
+        let mut unclear = None;
+        for base in bases {
+            let mut flow = self.run(base, packet, DEPTH);
+            if flow.goes_on && base.drops {
+                flow.drops.get_or_insert_with(|| "the chain's policy".to_owned());
+            }
+            let passes = flow.accepts || (flow.goes_on && !base.drops);
+            let Some(rule) = flow.drops else { continue };
+            let blame =
+                Blame { family: base.family.clone(), table: base.table.clone(), chain: base.name.clone(), rule };
+            if !passes {
+                return Fate::Dropped(blame);
+            }
+            unclear.get_or_insert(blame);
+        }
+        unclear.map_or(Fate::Passes, Fate::Unclear)
+    }
+
+    fn run(&self, chain: &Chain, packet: &Packet, depth: usize) -> Flow {
+        let mut flow = Flow::default();
+        for rule in &chain.rules {
+            let applies = rule.matches.iter().fold(Maybe::Yes, |so_far, part| so_far.and(part.judge(packet)));
+            if applies == Maybe::No {
+                continue;
+            }
+            let does = self.does(chain, rule, packet, depth);
+            let ends = match &rule.action {
+                Action::Return => {
+                    flow.goes_on = true;
+                    true
+                }
+                // What goes there and comes to its end comes to this chain's end as well.
+                Action::Goto(_) => {
+                    flow.goes_on |= does.goes_on;
+                    true
+                }
+                Action::Accept | Action::Drop | Action::Jump(_) | Action::Nothing | Action::Other => !does.goes_on,
+            };
+            flow.join(&does);
+            if ends && applies == Maybe::Yes {
+                return flow;
+            }
+        }
+        flow.goes_on = true;
+        flow
+    }
+
+    fn does(&self, chain: &Chain, rule: &Rule, packet: &Packet, depth: usize) -> Flow {
+        let blamed = || Some(rule.name.clone());
+        match &rule.action {
+            Action::Accept => Flow { accepts: true, ..Flow::default() },
+            Action::Drop => Flow { drops: blamed(), ..Flow::default() },
+            Action::Return | Action::Nothing => Flow { goes_on: true, ..Flow::default() },
+            Action::Other => Flow { accepts: true, drops: blamed(), goes_on: true },
+            Action::Jump(name) | Action::Goto(name) => {
+                let same =
+                    |other: &&Chain| other.family == chain.family && other.table == chain.table && other.name == *name;
+                match self.chains.iter().find(same) {
+                    Some(called) if depth > 0 => self.run(called, packet, depth - 1),
+                    _ => Flow { accepts: true, drops: blamed(), goes_on: true },
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet() -> Packet {
+        Packet {
+            inbound: true,
+            device: "virbr0".to_owned(),
+            protocol: Protocol::Udp,
+            source: Some(Network { address: IpAddr::from([192, 168, 122, 1]), prefix: 24 }),
+            destination: Some(Network::host(IpAddr::from([225, 0, 0, 12]))),
+            source_port: None,
+            destination_port: Some(1229),
+            state: "new",
+            v4: true,
+        }
+    }
+
+    fn rule(tests: Vec<Test>, action: Action) -> Rule {
+        Rule { matches: tests.into_iter().map(Match::is).collect(), action, name: "the rule".to_owned() }
+    }
+
+    fn chain(name: &str, hook: Option<(Hook, i64)>, drops: bool, rules: Vec<Rule>) -> Chain {
+        Chain { family: "inet".to_owned(), table: "filter".to_owned(), name: name.to_owned(), hook, drops, rules }
+    }
+
+    fn fate(drops: bool, rules: Vec<Rule>) -> Fate {
+        Rules { chains: vec![chain("input", Some((Hook::Input, 0)), drops, rules)], ..Rules::default() }.fate(&packet())
+    }
+
+    fn port(port: u16) -> Test {
+        Test::Port(false, vec![port..=port])
+    }
+
+    #[test]
+    fn the_first_rule_that_applies_decides_and_else_the_policy() {
+        assert_eq!(fate(false, vec![]), Fate::Passes);
+        assert!(matches!(fate(true, vec![]), Fate::Dropped(blame) if blame.rule == "the chain's policy"));
+        assert_eq!(fate(true, vec![rule(vec![port(1229)], Action::Accept)]), Fate::Passes);
+        assert!(matches!(fate(true, vec![rule(vec![port(1230)], Action::Accept)]), Fate::Dropped(_)));
+        let order = vec![rule(vec![port(1229)], Action::Drop), rule(vec![], Action::Accept)];
+        assert!(matches!(fate(false, order), Fate::Dropped(_)));
+        assert_eq!(
+            fate(false, vec![rule(vec![Test::Device(true, vec!["eth*".to_owned()])], Action::Drop)]),
+            Fate::Passes
+        );
+        assert!(matches!(
+            fate(false, vec![rule(vec![Test::Device(true, vec!["virbr*".to_owned()])], Action::Drop)]),
+            Fate::Dropped(_)
+        ));
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_said_unless_both_ways_end_the_same() {
+        let doubtful = || vec![Test::Other];
+        assert!(matches!(fate(false, vec![rule(doubtful(), Action::Drop)]), Fate::Unclear(_)));
+        assert_eq!(fate(false, vec![rule(doubtful(), Action::Accept)]), Fate::Passes);
+        assert!(matches!(fate(true, vec![rule(doubtful(), Action::Drop)]), Fate::Dropped(_)));
+        assert!(matches!(fate(true, vec![rule(doubtful(), Action::Accept)]), Fate::Unclear(_)));
+        assert!(matches!(fate(false, vec![rule(vec![], Action::Other)]), Fate::Unclear(_)));
+        let rest = vec![rule(vec![port(1229)], Action::Accept), rule(doubtful(), Action::Drop)];
+        assert_eq!(fate(true, rest), Fate::Passes, "decided before");
+    }
+
+    #[test]
+    fn chains_are_called_and_come_back() {
+        let inner = |action| chain("inner", None, false, vec![rule(vec![port(1229)], action)]);
+        let outer = |call: Action, last: Action| {
+            chain("input", Some((Hook::Input, 0)), false, vec![rule(vec![], call), rule(vec![], last)])
+        };
+        let fate = |call, inner: Chain, last| {
+            Rules { chains: vec![outer(call, last), inner], ..Rules::default() }.fate(&packet())
+        };
+        let (jump, goto) = (|| Action::Jump("inner".to_owned()), || Action::Goto("inner".to_owned()));
+        assert_eq!(fate(jump(), inner(Action::Accept), Action::Drop), Fate::Passes);
+        assert!(matches!(fate(jump(), inner(Action::Return), Action::Drop), Fate::Dropped(_)));
+        assert_eq!(
+            fate(goto(), inner(Action::Return), Action::Drop),
+            Fate::Passes,
+            "the policy, not the rule behind it"
+        );
+        assert!(matches!(fate(jump(), inner(Action::Drop), Action::Accept), Fate::Dropped(_)));
+        // A chain that calls itself, which the kernel refuses, and one that is not there.
+        assert!(matches!(fate(jump(), inner(jump()), Action::Accept), Fate::Unclear(_)));
+        assert!(matches!(
+            fate(Action::Jump("nowhere".to_owned()), inner(Action::Accept), Action::Accept),
+            Fate::Unclear(_)
+        ));
+    }
+
+    #[test]
+    fn every_table_has_a_say_and_other_ways_and_families_have_none() {
+        let accept = || vec![rule(vec![], Action::Accept)];
+        let drop = || vec![rule(vec![], Action::Drop)];
+        let fate = |chains: Vec<Chain>| Rules { chains, ..Rules::default() }.fate(&packet());
+        let first = chain("a", Some((Hook::Input, -10)), false, accept());
+        let second = chain("b", Some((Hook::Input, 10)), false, drop());
+        assert!(matches!(fate(vec![second.clone(), first]), Fate::Dropped(blame) if blame.chain == "b"));
+        assert_eq!(fate(vec![Chain { hook: Some((Hook::Output, 0)), ..second.clone() }]), Fate::Passes);
+        assert_eq!(fate(vec![Chain { family: "ip6".to_owned(), ..second.clone() }]), Fate::Passes);
+        assert!(matches!(fate(vec![Chain { family: "ip".to_owned(), ..second }]), Fate::Dropped(_)));
+    }
+
+    #[test]
+    fn addresses_are_in_a_network_out_of_it_or_partly_in_it() {
+        let within = |address: [u8; 4], prefix| {
+            let own = Network { address: IpAddr::from([192, 168, 122, 1]), prefix: 24 };
+            own.within(Network { address: IpAddr::from(address), prefix })
+        };
+        assert_eq!(within([192, 168, 0, 0], 16), Maybe::Yes);
+        assert_eq!(within([192, 168, 122, 0], 24), Maybe::Yes);
+        assert_eq!(within([192, 168, 122, 7], 32), Maybe::Unclear);
+        assert_eq!(within([10, 0, 0, 0], 8), Maybe::No);
+        assert_eq!(within([0, 0, 0, 0], 0), Maybe::Yes);
+    }
+}

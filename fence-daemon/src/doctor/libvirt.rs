@@ -1,0 +1,151 @@
+//! libvirt: whether each URI answers, and whether its domains have names that a cluster can use.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fence_common::wire::DOMAIN_LEN;
+
+use super::finding::Finding;
+use crate::hypervisor::{CallError, Listed, probe};
+use crate::policy::Target;
+
+/// How long libvirt may take. The daemon gives it 5 s for a request.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// Asks each URI.
+#[must_use]
+pub fn check(uris: &[String]) -> Vec<Finding> {
+    let probed = probe(uris, BOUND);
+    let mut findings: Vec<_> = probed.iter().map(|(uri, answer)| judge(uri, answer)).collect();
+    let domains: Vec<_> = probed.iter().filter_map(|(_, answer)| answer.as_ref().ok()).flatten().collect();
+    let doubts = names(&domains);
+    if doubts.is_empty() && !domains.is_empty() {
+        findings.push(Finding::ok("domains", format!("the names of all {} can be used", domains.len())));
+    }
+    findings.extend(doubts);
+    findings
+}
+
+fn judge(uri: &str, answer: &Result<Vec<Listed>, CallError>) -> Finding {
+    const CHECK: &str = "libvirt";
+    const RUNNING: u8 = 1;
+    let try_it = format!("virsh -c '{uri}' list --all");
+    match answer {
+        Ok(domains) if domains.is_empty() => {
+            let remedy = "there is nobody to fence: is it another URI that has the guests (a user's own qemu:///session, lxc:///)?";
+            Finding::warning(CHECK, format!("{uri} has no domains"), remedy).command(try_it)
+        }
+        Ok(domains) => {
+            let running = domains.iter().filter(|domain| domain.state == RUNNING).count();
+            Finding::ok(CHECK, format!("{uri} answers: {} domains, {running} running", domains.len()))
+        }
+        Err(CallError::Overdue) => {
+            let remedy = "it hangs: domains whose process the daemon knows can be fenced all the same, others cannot";
+            Finding::wrong(CHECK, format!("{uri} does not answer within {} s", BOUND.as_secs()), remedy).command(try_it)
+        }
+        Err(error) => {
+            let remedy = "its domains cannot be fenced, or only those whose process the daemon knows already: see whether libvirt's daemon runs \
+                          (libvirtd, or virtqemud and virtlxcd), and whether the URI is right (`backends { libvirt { uri`)";
+            Finding::wrong(CHECK, format!("{uri}: {error}"), remedy).command(try_it)
+        }
+    }
+}
+
+/// Names that a cluster cannot use, or not without care.
+fn names(domains: &[&Listed]) -> Vec<Finding> {
+    const CHECK: &str = "domains";
+    let mut findings = Vec::new();
+    let mut namesakes: BTreeMap<&str, Vec<&Listed>> = BTreeMap::new();
+    for &domain in domains {
+        namesakes.entry(&domain.name).or_default().push(domain);
+        if let Some((what, remedy)) = doubt(&domain.name) {
+            let seen = format!("{} ({}, {}): {what}", domain.name, domain.uuid, domain.uri);
+            let finding = Finding::warning(CHECK, seen, remedy);
+            findings.push(finding.command(format!("virsh -c '{}' domrename {} NEW-NAME", domain.uri, domain.uuid)));
+        }
+    }
+    for (name, same) in namesakes.iter().filter(|(_, same)| same.len() > 1) {
+        let places: Vec<_> = same.iter().map(|domain| &*domain.uri).collect();
+        let seen = format!("{name} is there {} times: {}", same.len(), places.join(", "));
+        let remedy = "whoever has it fenced by name means all of them, and it counts as off when each of them is: rename one, or fence by UUID \
+                      (`pcmk_host_map=\"NODE:UUID\"`)";
+        findings.push(Finding::warning(CHECK, seen, remedy));
+    }
+    findings
+}
+
+/// What is doubtful about a name, and what to do: renaming is the best of it.
+fn doubt(name: &str) -> Option<(&'static str, &'static str)> {
+    const BY_UUID: &str = "Pacemaker leaves it out of what the device can fence: rename the domain while it is off, or map the node to its \
+                           UUID (`pcmk_host_map=\"NODE:UUID\"`)";
+    if name.len() >= DOMAIN_LEN {
+        let remedy = "a request has room for 63 bytes: rename it while it is off, or fence it by UUID (`pcmk_host_map=\"NODE:UUID\"`)";
+        return Some(("its name is longer than a request can say", remedy));
+    }
+    if matches!(Target::parse(name.as_bytes()), Some(Target::Uuid(_))) {
+        let remedy = "a request with it means a UUID, and finds another domain or none: rename it while it is off";
+        return Some(("its name looks like a UUID", remedy));
+    }
+    if name.eq_ignore_ascii_case("on") || name.eq_ignore_ascii_case("off") {
+        return Some(("in a host list its name reads as a state", BY_UUID));
+    }
+    if name.contains(|c: char| matches!(c, ':' | ';' | ',') || c.is_whitespace()) {
+        return Some(("`pcmk_host_map` and `pcmk_host_list` split at blanks and at `:`, `;` and `,`", BY_UUID));
+    }
+    let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !name.chars().all(usable) {
+        return Some(("it has other characters than letters, digits, `.`, `_` and `-`", BY_UUID));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    fn domain(name: &str, uri: &str) -> Listed {
+        Listed { name: name.to_owned(), uuid: uuid::Uuid::nil(), state: 1, uri: uri.into() }
+    }
+
+    #[test]
+    fn names_that_a_cluster_can_use_are_not_spoken_of() {
+        for name in ["node1", "web.example", "A_b-c", "on1", &"x".repeat(63)] {
+            assert_eq!(doubt(name), None, "{name}");
+        }
+        let many = [domain("node1", "a:"), domain("node2", "a:"), domain("node3", "b:")];
+        assert_eq!(names(&many.iter().collect::<Vec<_>>()), []);
+    }
+
+    #[test]
+    fn names_that_it_cannot_use_are_told_with_the_reason() {
+        for (name, part) in [
+            ("on", "as a state"),
+            ("OFF", "as a state"),
+            ("my node", "split"),
+            ("a:b", "split"),
+            ("a;b", "split"),
+            ("a,b", "split"),
+            ("käse", "other characters"),
+            ("a/b", "other characters"),
+            ("4417ce60-1b43-4d3a-8f0e-95d6c2f0e0b1", "looks like a UUID"),
+            (&"x".repeat(64), "longer than"),
+        ] {
+            let told = names(&[&domain(name, "a:")]);
+            assert!(
+                told.len() == 1 && told[0].state == State::Warning && told[0].seen.contains(part),
+                "{name}: {told:?}"
+            );
+        }
+        let twice = names(&[&domain("node1", "qemu:///system"), &domain("node1", "lxc:///")]);
+        assert!(twice.len() == 1 && twice[0].seen.contains("qemu:///system, lxc:///"), "{twice:?}");
+    }
+
+    #[test]
+    fn a_uri_is_judged_by_its_answer() {
+        assert_eq!(judge("a:", &Ok(vec![domain("x", "a:")])).state, State::Ok);
+        assert_eq!(judge("a:", &Ok(vec![])).state, State::Warning);
+        assert_eq!(judge("a:", &Err(CallError::Overdue)).state, State::Wrong);
+        assert_eq!(judge("a:", &Err(CallError::NotBegun)).state, State::Wrong);
+    }
+}
