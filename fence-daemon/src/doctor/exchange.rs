@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use fence_common::hash::HashKind;
 
-use super::finding::Finding;
+use super::finding::{Finding, counted};
 use super::program::{self, Said, Silence};
 use super::sight;
 
-const CHECK: &str = "exchange";
+/// The check's name.
+pub const CHECK: &str = "exchange";
 
 /// How long an answer is waited for, in seconds: it comes within milliseconds, or from a busy host in one or two.
 const WAIT: u64 = 6;
@@ -78,7 +79,7 @@ struct Identity {
 pub fn check(settings: &Settings) -> Vec<Finding> {
     let mut arguments = settings.arguments();
     // Its own words say how far it came.
-    arguments.push("-d".to_owned());
+    arguments.push("-ddd".to_owned());
     let begun = Instant::now();
     match program::run("fence_xvm", &arguments, Duration::from_secs(WAIT) + MORE) {
         Ok(said) => judge(&said, begun.elapsed(), &identity(), settings),
@@ -106,7 +107,7 @@ fn judge(said: &Said, took: Duration, identity: &Identity, settings: &Settings) 
     if said.code == Some(0) {
         let rows = rows(&said.stdout);
         let millis = took.as_millis();
-        let seen = format!("answered within {millis} ms: {} domains", rows.len());
+        let seen = format!("answered within {millis} ms, with a list of {}", counted(rows.len(), "domain"));
         return vec![Finding::ok(CHECK, seen), own(&rows, identity)];
     }
     if words.contains("hallenge") {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fence_common::wire::DOMAIN_LEN;
 
-use super::finding::Finding;
+use super::finding::{Finding, counted};
 use crate::hypervisor::{CallError, Listed, probe};
 use crate::policy::Target;
 
@@ -20,7 +20,10 @@ pub fn check(uris: &[String]) -> Vec<Finding> {
     let domains: Vec<_> = probed.iter().filter_map(|(_, answer)| answer.as_ref().ok()).flatten().collect();
     let doubts = names(&domains);
     if doubts.is_empty() && !domains.is_empty() {
-        findings.push(Finding::ok("domains", format!("the names of all {} can be used", domains.len())));
+        findings.push(Finding::ok(
+            "domains",
+            format!("{} with names that a cluster can use", counted(domains.len(), "domain")),
+        ));
     }
     findings.extend(doubts);
     findings
@@ -37,7 +40,7 @@ fn judge(uri: &str, answer: &Result<Vec<Listed>, CallError>) -> Finding {
         }
         Ok(domains) => {
             let running = domains.iter().filter(|domain| domain.state == RUNNING).count();
-            Finding::ok(CHECK, format!("{uri} answers: {} domains, {running} running", domains.len()))
+            Finding::ok(CHECK, format!("{uri} answers: {}, {running} running", counted(domains.len(), "domain")))
         }
         Err(CallError::Overdue) => {
             let remedy = "it hangs: domains whose process the daemon knows can be fenced all the same, others cannot";

@@ -8,6 +8,7 @@ mod bad_requests;
 mod bench;
 mod bystanders;
 mod configure;
+mod doctor;
 mod inspect;
 mod interfaces;
 mod lab;

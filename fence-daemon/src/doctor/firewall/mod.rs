@@ -13,7 +13,8 @@ use super::interface::Seen;
 use super::program::{self, Silence};
 use super::sight;
 
-const CHECK: &str = "firewall";
+/// The check's name.
+pub const CHECK: &str = "firewall";
 
 /// How long `nft` and the like may take.
 const BOUND: Duration = Duration::from_secs(10);
@@ -99,9 +100,9 @@ fn read(v4: bool) -> Result<Rules, String> {
             Err(format!("{program}: {}", said.first_line()))
         }
     };
-    let mut rules = match program::run("nft", &["-j", "list", "ruleset"], BOUND) {
+    let (mut rules, by_iptables) = match program::run("nft", &["-j", "list", "ruleset"], BOUND) {
         Ok(said) if said.code == Some(0) => {
-            nft::parse(&said.stdout).map_err(|error| format!("nft's rules are not understood: {error}"))?
+            nft::parse(&said.stdout, family).map_err(|error| format!("nft's rules are not understood: {error}"))?
         }
         Ok(said) => return Err(format!("nft: {}", said.first_line())),
         // iptables knows its own rules only, and says that there are others.
@@ -110,6 +111,13 @@ fn read(v4: bool) -> Result<Rules, String> {
         }
         Err(error) => return Err(error.to_string()),
     };
+    // Rules that were made by iptables have parts that nft only knows to be there: iptables tells them in its own words.
+    if by_iptables && let Ok(own) = saved(plain) {
+        rules
+            .chains
+            .retain(|chain| !own.chains.iter().any(|told| told.family == chain.family && told.table == chain.table));
+        rules.chains.extend(own.chains);
+    }
     if has_legacy {
         // Beside nftables, and with a say of its own.
         rules.chains.extend(saved(legacy)?.chains);

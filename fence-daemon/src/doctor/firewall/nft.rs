@@ -11,11 +11,11 @@ use super::rules::{Action, Chain, Hook, Match, Network, Rule, Rules, Test};
 /// What a set holds, by its family, table and name.
 type Sets = BTreeMap<[String; 3], Vec<Value>>;
 
-/// Reads the output of `nft -j list ruleset`.
+/// Reads the output of `nft -j list ruleset`: the rules, and whether some of a family were made by iptables with what nft does not understand.
 ///
 /// # Errors
 /// It is no JSON.
-pub(super) fn parse(text: &str) -> Result<Rules, serde_json::Error> {
+pub(super) fn parse(text: &str, family: &str) -> Result<(Rules, bool), serde_json::Error> {
     let listed: Value = serde_json::from_str(text)?;
     let objects = listed["nftables"].as_array().cloned().unwrap_or_default();
     let of = |kind: &'static str| objects.iter().map(move |object| &object[kind]).filter(|object| object.is_object());
@@ -40,7 +40,9 @@ pub(super) fn parse(text: &str) -> Result<Rules, serde_json::Error> {
             chain.rules.extend(read_rule(rule, &sets));
         }
     }
-    Ok(rules)
+    let is_xt = |rule: &Value| rule["expr"].as_array().into_iter().flatten().any(|part| part.get("xt").is_some());
+    let by_iptables = of("rule").any(|rule| rule["family"] == family && is_xt(rule));
+    Ok((rules, by_iptables))
 }
 
 fn text_of(object: &Value, key: &str) -> String {
@@ -105,6 +107,8 @@ fn read_rule(rule: &Value, sets: &Sets) -> Vec<Rule> {
             // Translation, queues and the like end it in their own way, limits and the rest let some through.
             "queue" | "tproxy" | "synproxy" => found.push(end(Action::Other, &matches)),
             "masquerade" | "snat" | "dnat" | "redirect" => {}
+            // Of iptables: only it knows what.
+            "xt" if body["type"] == "target" => found.push(end(Action::Other, &matches)),
             _ => matches.push(Match::is(Test::Other)),
         }
     }
@@ -247,7 +251,7 @@ mod tests {
         objects.extend(rules.iter().map(|expr| {
             format!(r#"{{"rule":{{"family":"inet","table":"filter","chain":"input","handle":7,"expr":[{expr}]}}}}"#)
         }));
-        parse(&format!(r#"{{"nftables":[{}]}}"#, objects.join(","))).unwrap()
+        parse(&format!(r#"{{"nftables":[{}]}}"#, objects.join(",")), "ip").unwrap().0
     }
 
     fn packet() -> Packet {
@@ -332,9 +336,12 @@ mod tests {
             {"chain":{"family":"bridge","table":"b","name":"input","type":"filter","hook":"input","prio":0,"policy":"accept"}},
             {"rule":{"family":"bridge","table":"b","chain":"input","handle":2,"expr":[{"drop":null}]}},
             {"rule":{"family":"bridge","table":"b","chain":"input","handle":3,"expr":[{"drop":null}]}}]}"#;
-        let rules = parse(text).unwrap();
+        let (rules, by_iptables) = parse(text, "ip").unwrap();
+        assert!(!by_iptables);
         assert_eq!((rules.fate(&packet()), rules.others), (Fate::Passes, vec!["bridge b".to_owned()]));
-        assert!(parse("nonsense").is_err());
-        assert_eq!(parse("{}").unwrap(), Rules::default());
+        assert!(parse("nonsense", "ip").is_err());
+        assert_eq!(parse("{}", "ip").unwrap(), (Rules::default(), false));
+        let xt = r#"{"nftables":[{"rule":{"family":"ip","table":"filter","chain":"INPUT","handle":2,"expr":[{"xt":{"type":"target","name":"REJECT"}}]}}]}"#;
+        assert_eq!((parse(xt, "ip").unwrap().1, parse(xt, "ip6").unwrap().1), (true, false));
     }
 }
