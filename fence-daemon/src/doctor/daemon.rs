@@ -54,9 +54,18 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
     findings
 }
 
-/// Whether the kernel program is where the configuration wants it. `occupant` finds the program that is on an interface by its name.
+/// What keeps a kernel program from an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Another XDP program.
+    Occupant(String),
+    /// Who would miss what the program takes out.
+    Sharer(String),
+}
+
+/// Whether the kernel program is where the configuration wants it. `obstacle` finds what is in its way on an interface.
 #[must_use]
-pub fn program(attach: Attach, report: &Report, occupant: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
+pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Option<Obstacle>) -> Vec<Finding> {
     const CHECK: &str = "program";
     if attach == Attach::Off {
         let seen =
@@ -74,9 +83,10 @@ pub fn program(attach: Attach, report: &Report, occupant: impl Fn(&str) -> Optio
                 )
             }
             None => {
-                let there = occupant(name);
+                let there = obstacle(name);
                 let why = match &there {
-                    Some(other) => format!("another XDP program is on it: {other}"),
+                    Some(Obstacle::Occupant(other)) => format!("another XDP program is on it: {other}"),
+                    Some(Obstacle::Sharer(other)) => format!("what it takes out would be missed by {other}"),
                     None => "the daemon's log says why (\"serving without XDP\")".to_owned(),
                 };
                 let remedy = format!(
@@ -87,7 +97,11 @@ pub fn program(attach: Attach, report: &Report, occupant: impl Fn(&str) -> Optio
                     format!("not attached to {name} (`attach = \"{}\"`)", attach.name()),
                     remedy,
                 );
-                if there.is_some() { finding.command(format!("bpftool net show dev {name}")) } else { finding }
+                match there {
+                    Some(Obstacle::Occupant(_)) => finding.command(format!("bpftool net show dev {name}")),
+                    Some(Obstacle::Sharer(_)) => finding.command("ip -d link show"),
+                    None => finding.command("journalctl -u fence-daemon"),
+                }
             }
         }
     };
@@ -192,7 +206,7 @@ mod tests {
         assert!(states(&program(Attach::Auto, &report, nobody)).iter().all(|state| *state == State::Ok));
         report.listener.interfaces.truncate(1);
         report.listener.interfaces[0].program = None;
-        let missing = program(Attach::Auto, &report, |_| Some("xdp_dispatcher (id 7)".to_owned()));
+        let missing = program(Attach::Auto, &report, |_| Some(Obstacle::Occupant("xdp_dispatcher (id 7)".to_owned())));
         assert_eq!(states(&missing), [State::Warning]);
         assert!(missing[0].remedy.as_ref().unwrap().contains("xdp_dispatcher"), "{missing:?}");
         assert_eq!(states(&program(Attach::Off, &report, nobody)), [State::Ok]);

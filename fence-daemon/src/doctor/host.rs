@@ -165,7 +165,7 @@ pub fn state_directory(directory: &Path) -> Finding {
             format!("{written}: make it writable, or choose another `state_directory`"),
         );
         return if error == Errno::EROFS {
-            finding.command(format!("mount -o remount,rw -T {}", place.display()))
+            finding.command(format!("mount -o remount,rw \"$(findmnt -n -o TARGET -T {})\"", place.display()))
         } else {
             finding
         };

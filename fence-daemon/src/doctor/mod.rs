@@ -21,11 +21,13 @@ pub mod sight;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use self::daemon::Obstacle;
 use self::finding::{Diagnosis, Finding, Side, State};
 use self::firewall::Traffic;
 use crate::config::{self, Config, ConfigError, DEFAULT_PORT, DEFAULT_STATE_DIRECTORY, Doubt};
 use crate::control::{self, client};
-use crate::intake::kernel::Occupant;
+use crate::intake::interface::Interface;
+use crate::intake::kernel::{KernelProgram, Occupant};
 use crate::status;
 
 /// The exit code where something is wrong.
@@ -99,8 +101,7 @@ fn hypervisor(path: &Path) -> Vec<Finding> {
         }
     }
     if let Ok(report) = &answer {
-        let occupant = |interface: &str| Occupant::on(interface).map(|occupant| occupant.to_string());
-        findings.extend(daemon::program(multicast.attach, report, occupant));
+        findings.extend(daemon::program(multicast.attach, report, obstacle));
     }
     for seen in &seen {
         let there = answer
@@ -119,6 +120,15 @@ fn hypervisor(path: &Path) -> Vec<Finding> {
     findings.extend(host::kernel(pid));
     findings.extend(host::autostart());
     findings
+}
+
+/// What may keep the kernel program from an interface.
+fn obstacle(interface: &str) -> Option<Obstacle> {
+    if let Some(occupant) = Occupant::on(interface) {
+        return Some(Obstacle::Occupant(occupant.to_string()));
+    }
+    let sharer = KernelProgram::sharer(&Interface::named(interface)?).ok().flatten()?;
+    Some(Obstacle::Sharer(sharer.to_string()))
 }
 
 /// The configuration, if the daemon would take it, and what is to be said about it. The key is another matter.

@@ -16,7 +16,6 @@ mod firewall;
 mod guest;
 mod host;
 mod network;
-mod scratch;
 
 /// Longer than anything here takes on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -102,7 +101,7 @@ fn mend(space: &Space, finding: &Value) -> Result<()> {
 
 /// What a finding says.
 fn says(finding: &Value, words: &[&str]) -> Result<()> {
-    let text = format!("{} {}", finding["seen"], finding["remedy"]);
+    let text = format!("{} {} {}", finding["seen"], finding["remedy"], finding["commands"]);
     for words in words {
         ensure!(text.contains(words), "no {words} in {finding:#}");
     }

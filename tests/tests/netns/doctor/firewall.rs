@@ -1,1 +1,165 @@
-//! What is wrong with files, processes and the host.
+//! Firewalls that are in the way, for real: what the doctor says is what happens, and what it says to type opens the way.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use fence_tests::lab::Space;
+use fence_tests::tools;
+
+use super::{Told, ask, mend, on_hypervisor, says};
+use crate::bench::Bench;
+
+/// Loads rules of nftables.
+fn nft(space: &Space, rules: &str) -> Result<()> {
+    tools::find("nft")?;
+    for rule in rules.split('\n').map(str::trim).filter(|rule| !rule.is_empty()) {
+        space.must("nft", &[rule])?;
+    }
+    Ok(())
+}
+
+const TABLE: &str = "add table inet f
+    add chain inet f in { type filter hook input priority 0; policy accept; }
+    add chain inet f out { type filter hook output priority 0; policy accept; }";
+
+/// Whether a guest's request is answered.
+fn is_answered(bench: &Bench) -> Result<bool> {
+    let client = bench.client("status").domain(crate::bench::DOMAIN).timeout(3);
+    Ok(client.run(bench.guest.space())?.code == Some(0))
+}
+
+/// Puts something in front of a program of the system, in the lab only.
+fn hide(bench: &Bench, program: &str) -> Result<()> {
+    let file = tools::find(program)?;
+    bench.hypervisor.space().must("mount", &["--bind", "/dev/null", &file.to_string_lossy()])?;
+    Ok(())
+}
+
+/// Rules that are in the way of one thing after the other: each is told, is in the way indeed, and is out of the way after what is to be typed.
+fn each(bench: &Bench, space: &Space, ask: impl Fn() -> Result<Told>, cases: &[(&str, &[&str])]) -> Result<()> {
+    for (rules, words) in cases {
+        nft(space, "flush ruleset")?;
+        nft(space, TABLE)?;
+        nft(space, rules)?;
+        ensure!(!is_answered(bench)?, "{rules} is in nobody's way");
+        let told = ask()?;
+        let finding = told.find("firewall", "wrong")?;
+        says(finding, words)?;
+        mend(space, finding)?;
+        ensure!(is_answered(bench)?, "{finding:#} did not help against {rules}");
+        ask()?.find("firewall", "ok")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn on_the_hypervisor_each_way_that_is_closed_is_told_and_opened() -> Result<()> {
+    let bench = Bench::new()?;
+    // Without the program requests come through the firewall.
+    let _server = bench.serve(&bench.config("off"))?;
+    let cases: [(&str, &[&str]); 4] = [
+        ("add rule inet f in udp dport 1229 counter drop", &["requests (UDP 1229, in)", "chain in in table inet f"]),
+        ("add rule inet f out ct state new tcp dport { 80, 1229 } reject", &["the call-back", "chain out"]),
+        (
+            "add chain inet f in { policy drop; }
+             add rule inet f in udp dport 1229 accept",
+            &["what guests say", "the chain's policy"],
+        ),
+        (
+            "add chain inet f guests
+             add rule inet f guests ip saddr 192.168.0.0/16 drop
+             add rule inet f in iifname virbr0 meta l4proto udp jump guests",
+            &["requests", "chain in"],
+        ),
+    ];
+    each(&bench, bench.hypervisor.space(), || on_hypervisor(&bench), &cases)
+}
+
+#[test]
+fn in_a_guest_each_way_that_is_closed_is_told_and_opened() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let asked = || ask(bench.guest.space(), &["doctor", "--from-guest", "--key", &bench.key]);
+    let cases: [(&str, &[&str]); 2] = [
+        (
+            "add chain inet f in { policy drop; }
+             add rule inet f in ct state vmap { established : accept, related : accept, invalid : drop }",
+            &["the call-back (TCP 1229, in)", "the chain's policy"],
+        ),
+        ("add rule inet f out oifname eth0 udp dport 1000-2000 drop", &["requests (UDP 1229, out)"]),
+    ];
+    each(&bench, bench.guest.space(), asked, &cases)
+}
+
+#[test]
+fn the_kernel_program_is_before_the_firewall() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let space = bench.hypervisor.space();
+    nft(space, TABLE)?;
+    nft(space, "add rule inet f in udp dport 1229 drop")?;
+    ensure!(is_answered(&bench)?, "the program is not before it");
+    let told = on_hypervisor(&bench)?;
+    told.is_quiet()?;
+    says(told.find("firewall", "ok")?, &["no matter as long as the kernel program is attached"])?;
+    // The call-back goes through it all the same.
+    nft(space, "add rule inet f out tcp dport 1229 drop")?;
+    says(on_hypervisor(&bench)?.find("firewall", "wrong")?, &["the call-back"])
+}
+
+#[test]
+fn what_rules_cannot_be_followed_is_said() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("off"))?;
+    let space = bench.hypervisor.space();
+    nft(space, TABLE)?;
+    nft(space, "add rule inet f in meta mark 7 drop")?;
+    let told = on_hypervisor(&bench)?;
+    let finding = told.find("firewall", "unknown")?;
+    says(finding, &["may be dropped", "it depends on rule"])?;
+    ensure!(told.code == Some(0) && told.find("firewall", "wrong").is_err());
+    mend(space, finding)?;
+    // Other families have a say, too, and are not looked into.
+    nft(space, "flush ruleset")?;
+    nft(
+        space,
+        "add table bridge b
+         add chain bridge b in { type filter hook input priority 0; policy accept; }
+         add rule bridge b in udp dport 1229 counter",
+    )?;
+    says(on_hypervisor(&bench)?.find("firewall", "unknown")?, &["bridge b"])
+}
+
+#[test]
+fn rules_of_iptables_are_read_with_nft_and_without() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("off"))?;
+    let space = bench.hypervisor.space();
+    let closed = ["-A", "INPUT", "-i", "virbr+", "-p", "udp", "-m", "multiport", "--dports", "53,1229", "-j", "REJECT"];
+    for hidden in [None, Some("nft")] {
+        if let Some(program) = hidden {
+            hide(&bench, program)?;
+        }
+        space.must("iptables", &closed)?;
+        let told = on_hypervisor(&bench)?;
+        let finding = told.find("firewall", "wrong")?;
+        says(finding, &["requests (UDP 1229, in)", "-j REJECT"])?;
+        ensure!(
+            finding["commands"][0].as_str().is_some_and(|line| line.starts_with("iptables -I INPUT")),
+            "{finding:#}"
+        );
+        ensure!(!is_answered(&bench)?);
+        mend(space, finding)?;
+        ensure!(is_answered(&bench)?);
+        on_hypervisor(&bench)?.find("firewall", "ok")?;
+        space.must("iptables", &["-F"])?;
+    }
+    // With neither there is nothing to read them with.
+    for program in ["iptables-save", "iptables-legacy-save"] {
+        if let Ok(file) = tools::find(program) {
+            ensure!(Path::new(&file).exists());
+            hide(&bench, program)?;
+        }
+    }
+    says(on_hypervisor(&bench)?.find("firewall", "unknown")?, &["neither nft nor iptables-save"])
+}

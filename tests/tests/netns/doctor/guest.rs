@@ -1,1 +1,151 @@
-//! What is wrong with files, processes and the host.
+//! `--from-guest`: what is wrong with a guest, and how far a real request comes.
+
+use anyhow::{Result, ensure};
+use fence_common::hash::HashKind;
+use fence_tests::client::Family;
+use fence_tests::process::Process;
+use fence_tests::server::Config;
+use fence_tests::tools;
+use nix::sys::signal::Signal;
+
+use super::{Told, ask, mend, says};
+use crate::bench::Bench;
+
+fn in_guest(bench: &Bench) -> Result<Told> {
+    ask(bench.guest.space(), &["doctor", "--from-guest", "--key", &bench.key])
+}
+
+#[test]
+fn when_all_is_well_a_request_is_answered_and_the_guest_is_in_the_list() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let told = in_guest(&bench)?;
+    says(told.find("own name", "warning")?, &["no domain is called", "pcmk_host_map"])?;
+    // Named as its domain is.
+    bench.guest.space().must("hostname", &["test"])?;
+    let told = in_guest(&bench)?;
+    told.is_quiet()?;
+    for check in ["fence_xvm", "key", "route", "port", "firewall", "exchange", "own name"] {
+        told.find(check, "ok")?;
+    }
+    says(told.find("route", "ok")?, &["eth0 (192.168.122.11)"])?;
+    says(told.find("exchange", "ok")?, &["answered within", "1 domain"])?;
+    says(told.find("fence_xvm", "ok")?, &["fence release"])
+}
+
+/// No multicast route is needed: `fence_xvm` says itself by which interface.
+#[test]
+fn a_guest_without_a_way_out_is_told() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let space = bench.guest.space();
+    space.must("ip", &["route", "del", "224.0.0.0/4"])?;
+    space.must("ip", &["route", "del", "default"])?;
+    let told = in_guest(&bench)?;
+    told.find("route", "ok")?;
+    told.find("exchange", "ok")?;
+    for (breaking, mending) in [
+        (["link", "set", "eth0", "multicast", "off"].as_slice(), ["link", "set", "eth0", "multicast", "on"].as_slice()),
+        (&["addr", "del", "192.168.122.11/24", "dev", "eth0"], &["addr", "add", "192.168.122.11/24", "dev", "eth0"]),
+    ] {
+        space.must("ip", breaking)?;
+        let told = in_guest(&bench)?;
+        let finding = told.find("route", "wrong")?;
+        says(finding, &["no interface is up, can multicast and has an IPv4 address", "do not leave this guest"])?;
+        mend(space, finding)?;
+        space.must("ip", mending)?;
+        in_guest(&bench)?.find("route", "ok")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_key_that_is_missing_or_another_one_is_told() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let none = bench.hypervisor.path("none.key");
+    let ask_with = |key: &str| ask(bench.guest.space(), &["doctor", "--from-guest", "--key", key]);
+    let told = ask_with(&none)?;
+    says(told.find("key", "wrong")?, &["does not exist"])?;
+    mend(bench.guest.space(), told.find("key", "wrong")?)?;
+    // There is one now, and it is not the hypervisor's.
+    let told = ask_with(&none)?;
+    told.find("key", "ok")?;
+    says(told.find("exchange", "wrong")?, &["no call-back", "compare fingerprints"])?;
+    bench.guest.space().must("cp", &["-p", &bench.key, &none])?;
+    ask_with(&none)?.find("exchange", "ok")?;
+    bench.guest.space().must("chmod", &["640", &none])?;
+    says(ask_with(&none)?.find("key", "warning")?, &["mode 0640"])
+}
+
+#[test]
+fn whoever_has_the_call_backs_port_is_named() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("auto"))?;
+    let mut listen = std::process::Command::new(tools::find("busybox")?);
+    listen.args(["nc", "-l", "-p", "1229"]);
+    let listener = Process::start(bench.guest.space(), &mut listen)?;
+    fence_tests::process::poll_until("the listener", super::LIMIT, || {
+        Ok(in_guest(&bench)?.find("port", "wrong").is_ok().then_some(()))
+    })?;
+    let told = in_guest(&bench)?;
+    let finding = told.find("port", "wrong")?;
+    says(finding, &["busybox (process ", "listens on TCP 1229", "cannot be called back"])?;
+    told.find("exchange", "wrong")?;
+    mend(bench.guest.space(), finding)?;
+    listener.finish(super::LIMIT)?;
+    let told = in_guest(&bench)?;
+    told.find("port", "ok")?;
+    told.find("exchange", "ok")?;
+    Ok(())
+}
+
+#[test]
+fn how_far_a_request_comes_is_told() -> Result<()> {
+    let bench = Bench::new()?;
+    let config = Config { auth: HashKind::Sha512, ..bench.config("auto") };
+    let server = bench.serve(&config)?;
+    says(in_guest(&bench)?.find("exchange", "wrong")?, &["called back, and the exchange failed", "-C"])?;
+    // As the hypervisor's configuration has it.
+    let file = bench.hypervisor.path("fence_virt.conf");
+    ask(bench.guest.space(), &["-f", &file, "doctor", "--from-guest"])?.find("exchange", "ok")?;
+    server.stop(Signal::SIGTERM)?;
+    says(in_guest(&bench)?.find("exchange", "wrong")?, &["no call-back", "the daemon does not run"])
+}
+
+#[test]
+fn a_guest_that_may_fence_nobody_is_told() -> Result<()> {
+    let bench = Bench::new()?;
+    let more = "groups { group { ip = \"192.168.122.99\"; uuid = \"test\"; } }".to_owned();
+    let _server = bench.serve(&Config { more, ..bench.config("auto") })?;
+    let told = in_guest(&bench)?;
+    told.find("exchange", "ok")?;
+    says(told.find("own name", "warning")?, &["the list is empty", "groups"])
+}
+
+#[test]
+fn where_there_is_no_client_that_is_told() -> Result<()> {
+    let bench = Bench::new()?;
+    let client = tools::find("fence_xvm")?;
+    bench.hypervisor.space().must("mount", &["--bind", "/dev/null", &client.to_string_lossy()])?;
+    let told = in_guest(&bench)?;
+    let finding = told.find("fence_xvm", "wrong")?;
+    says(finding, &["there is no program `fence_xvm`"])?;
+    ensure!(finding["commands"][0] == "apt-get install fence-virt", "{finding:#}");
+    ensure!(told.find("exchange", "wrong").is_err(), "told once");
+    Ok(())
+}
+
+#[test]
+fn by_ipv6_the_route_decides() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&Config { family: Family::V6, ..bench.config("auto") })?;
+    let file = bench.hypervisor.path("fence_virt.conf");
+    let asked = || ask(bench.guest.space(), &["-f", &file, "doctor", "--from-guest"]);
+    let told = asked()?;
+    says(told.find("route", "ok")?, &["ff05::3:1", "eth0", "fd00:122::11"])?;
+    told.find("exchange", "ok")?;
+    super::on_hypervisor(&bench)?.is_quiet()?;
+    bench.guest.space().must("sh", &["-c", "ip -6 route flush table all"])?;
+    says(asked()?.find("route", "wrong")?, &["no route to ff05::3:1"])
+}
