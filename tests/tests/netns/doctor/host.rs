@@ -245,6 +245,8 @@ fn what_starts_at_boot_is_told_where_systemd_starts_things() -> Result<()> {
         let text = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n";
         bench.hypervisor.write_mode(&format!("/run/systemd/system/{name}.service"), text.as_bytes(), 0o644)
     };
+    // Whatever starts when this machine boots.
+    bench.hypervisor.space().must("mount", &["-t", "tmpfs", "none", "/etc/systemd/system"])?;
     for name in ["fence-daemon", "fence_virtd"] {
         unit(name)?;
         let wants = "/run/systemd/system/multi-user.target.wants";
