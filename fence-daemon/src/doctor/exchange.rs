@@ -14,7 +14,7 @@ use super::sight;
 pub const CHECK: &str = "exchange";
 
 /// How long an answer is waited for, in seconds: it comes within milliseconds, or from a busy host in one or two.
-const WAIT: u64 = 6;
+const WAIT: u64 = 5;
 /// How much longer `fence_xvm` gets to end.
 const MORE: Duration = Duration::from_secs(20);
 
@@ -214,7 +214,7 @@ mod tests {
         let came = Said { code: Some(1), stdout: "Issuing TCP challenge\n".to_owned(), stderr: String::new() };
         let came = judge(&came, Duration::ZERO, &Identity::default(), &settings());
         assert!(came[0].seen.contains("called back"), "{came:?}");
-        assert!(came[0].commands[0].starts_with("fence_xvm -o list -t 6 -k /k "), "{came:?}");
+        assert!(came[0].commands[0].starts_with("fence_xvm -o list -t 5 -k /k "), "{came:?}");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use super::finding::{Finding, counted};
 use crate::hypervisor::{CallError, Listed, probe};
 use crate::policy::Target;
 
-/// How long libvirt may take. The daemon gives it 5 s for a request.
-const BOUND: Duration = Duration::from_secs(10);
+/// How long libvirt may take: what the daemon gives it for a request.
+const BOUND: Duration = Duration::from_secs(5);
 
 /// Asks each URI.
 #[must_use]
