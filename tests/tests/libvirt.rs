@@ -13,6 +13,9 @@ mod configured;
 #[path = "libvirt/crashes.rs"]
 mod crashes;
 #[cfg(test)]
+#[path = "libvirt/doctor.rs"]
+mod doctor;
+#[cfg(test)]
 #[path = "libvirt/inspect.rs"]
 mod inspect;
 #[cfg(test)]

@@ -130,3 +130,26 @@ impl Diagnosis {
         self.findings.iter().filter(|finding| finding.state == state).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_has_the_documented_form() {
+        let schema = serde_json::from_str(include_str!("../../../docs/doctor.schema.json")).unwrap();
+        let schema = jsonschema::validator_for(&schema).unwrap();
+        let findings = vec![
+            Finding::ok("key", "a"),
+            Finding::warning("clock", "b", "c"),
+            Finding::unknown("firewall", "d", "e"),
+            Finding::wrong("own name", "f", "g").command("h"),
+        ];
+        let mut told = serde_json::to_value(Diagnosis::new(Side::Guest, findings)).unwrap();
+        assert!(schema.is_valid(&told), "{told:#}");
+        assert_eq!((&told["verdict"], &told["findings"][3]["commands"][0]), (&"wrong".into(), &"h".into()));
+        told["findings"][0]["check"] = "zork".into();
+        assert!(!schema.is_valid(&told));
+        assert_eq!(Diagnosis::new(Side::Guest, Vec::new()).verdict, State::Ok);
+    }
+}

@@ -47,11 +47,11 @@ pub fn check(name: &'static str, path: &Path) -> Vec<Finding> {
     let mut findings = vec![Finding::ok(name, described(path, &found))];
     for warning in &warnings {
         let (seen, help) = (warning.doubt().to_string(), warning.doubt().help());
-        let finding = match warning.doubt() {
-            Doubt::KeyOpen { .. } | Doubt::KeyForeign { .. } => {
-                Finding::warning(name, seen, "whoever can read the key can have every guest fenced").command(help)
-            }
-            _ => Finding::warning(name, seen, help),
+        let is_open = matches!(warning.doubt(), Doubt::KeyOpen { .. } | Doubt::KeyForeign { .. });
+        let finding = if is_open {
+            Finding::warning(name, seen, "whoever can read the key can have every guest fenced").command(help)
+        } else {
+            Finding::warning(name, seen, help)
         };
         findings.push(finding);
     }

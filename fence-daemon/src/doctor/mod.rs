@@ -157,11 +157,10 @@ fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
     for warning in &warnings {
         let place = warning.place().map(|place| format!("{place}: ")).unwrap_or_default();
         let (seen, help) = (format!("{place}{}", warning.doubt()), warning.doubt().help());
-        findings.push(match warning.doubt() {
-            Doubt::ConfigWritable { .. } => {
-                Finding::warning(CHECK, seen, "whoever can change it can have every guest fenced").command(help)
-            }
-            _ => Finding::warning(CHECK, seen, help),
+        findings.push(if matches!(warning.doubt(), Doubt::ConfigWritable { .. }) {
+            Finding::warning(CHECK, seen, "whoever can change it can have every guest fenced").command(help)
+        } else {
+            Finding::warning(CHECK, seen, help)
         });
     }
     (Some(config), findings)

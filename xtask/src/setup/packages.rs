@@ -52,6 +52,9 @@ const TEST: &[Requirement] = &[
     // The guests' whole user space: a dynamically linked busybox is none.
     package(&["busybox-static"], "busybox"),
     tool("tcpdump", &["tcpdump"], "tcpdump"),
+    // Firewalls that are in the way, for the doctor to find.
+    tool("nft", &["nftables"], "nftables"),
+    tool("iptables", &["iptables"], "iptables-nft"),
     // The root directory of clusters' nodes, and a disk made of it.
     tool("mmdebstrap", &["mmdebstrap"], "mmdebstrap"),
     tool("mke2fs", &["e2fsprogs"], "e2fsprogs"),

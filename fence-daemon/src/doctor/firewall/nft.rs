@@ -142,11 +142,10 @@ fn map_pairs(data: &Value, set_of: &impl Fn(&Value) -> Option<Vec<Value>>) -> Ve
 
 /// The elements of a set, or the one that is none.
 fn elements(right: &Value) -> Vec<Value> {
-    let list = match right {
-        Value::Null => Vec::new(),
-        Value::Array(list) => list.clone(),
-        Value::Object(object) if object.contains_key("set") => object["set"].as_array().cloned().unwrap_or_default(),
-        single => vec![single.clone()],
+    let list = match (right.as_array(), right["set"].as_array()) {
+        (Some(list), _) | (None, Some(list)) => list.clone(),
+        (None, None) if right.is_null() => Vec::new(),
+        (None, None) => vec![right.clone()],
     };
     // With a counter, a time or a comment of its own.
     list.into_iter().map(|element| element["elem"].get("val").cloned().unwrap_or(element)).collect()
@@ -196,10 +195,9 @@ fn read_test(left: &Value, right: &[Value]) -> Option<(Vec<Test>, Test)> {
 }
 
 fn words(right: &[Value]) -> Option<Vec<String>> {
-    let word = |value: &Value| match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
+    let word = |value: &Value| match value.as_str() {
+        Some(text) => Some(text.to_owned()),
+        None => value.is_number().then(|| value.to_string()),
     };
     right.iter().map(word).collect()
 }

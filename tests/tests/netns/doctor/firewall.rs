@@ -148,6 +148,7 @@ fn rules_of_iptables_are_read_with_nft_and_without() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("off"))?;
     let space = bench.hypervisor.space();
+    tools::find("iptables")?;
     let closed = ["-A", "INPUT", "-i", "virbr+", "-p", "udp", "-m", "multiport", "--dports", "53,1229", "-j", "REJECT"];
     for hidden in [None, Some("nft")] {
         if let Some(program) = hidden {
