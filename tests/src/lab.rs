@@ -30,8 +30,6 @@ pub const BRIDGE: &str = "virbr0";
 pub const HYPERVISOR_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 1);
 /// The hypervisor's IPv6 address on the bridge.
 pub const HYPERVISOR_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x122, 0, 0, 0, 0, 0, 1);
-/// A hypervisor's end of the cable to another one.
-const CABLE: &str = "mig0";
 /// How long a small command (`ip`, `bpftool`, `virsh list`) may take on a loaded machine.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
@@ -190,6 +188,9 @@ fn on_a_thread<T: Send>(code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
 #[derive(Clone, Debug)]
 pub struct Hypervisor {
     space: Space,
+    /// Its addresses on the bridge.
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
 }
 
 impl Hypervisor {
@@ -198,8 +199,16 @@ impl Hypervisor {
     /// # Errors
     /// A tool is missing, this is not root, or the kernel refuses.
     pub fn new() -> Result<Self> {
-        let hypervisor =
-            Self { space: Space { guardian: Arc::new(Guardian::start()?), network: None, container: None } };
+        Self::at(HYPERVISOR_V4, HYPERVISOR_V6)
+    }
+
+    /// As [`Self::new`], with other addresses on the bridge: of those that share a segment no two have the same.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn at(v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Self> {
+        let space = Space { guardian: Arc::new(Guardian::start()?), network: None, container: None };
+        let hypervisor = Self { space, v4, v6 };
         hypervisor.make_bridge(None)?;
         Ok(hypervisor)
     }
@@ -216,30 +225,9 @@ impl Hypervisor {
         arguments.extend(["type", "bridge", "forward_delay", "0"]);
         self.ip(&arguments)?;
         self.space.use_addresses_at_once(BRIDGE)?;
-        self.ip(&["addr", "add", &format!("{HYPERVISOR_V4}/24"), "dev", BRIDGE])?;
+        self.ip(&["addr", "add", &format!("{}/24", self.v4), "dev", BRIDGE])?;
         self.ip(&["link", "set", BRIDGE, "up"])?;
         self.address_bridge()
-    }
-
-    /// Lays a cable to another hypervisor, for migrations: the addresses of both ends.
-    ///
-    /// # Errors
-    /// There is one already.
-    pub fn connect(&self, other: &Self) -> Result<[Ipv4Addr; 2]> {
-        let holders = [self.holder().to_string(), other.holder().to_string()];
-        let mut add = Command::new(tools::find("ip")?);
-        add.args(["link", "add", CABLE, "netns", &holders[0], "type", "veth"]);
-        add.args(["peer", "name", CABLE, "netns", &holders[1]]);
-        let added = add.output()?;
-        if !added.status.success() {
-            bail!("a cable between two labs: {}", String::from_utf8_lossy(&added.stderr));
-        }
-        let addresses = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
-        for (hypervisor, address) in [self, other].into_iter().zip(addresses) {
-            hypervisor.ip(&["addr", "add", &format!("{address}/24"), "dev", CABLE])?;
-            hypervisor.ip(&["link", "set", CABLE, "up"])?;
-        }
-        Ok(addresses)
     }
 
     /// Gives the bridge what it loses when it is down: its IPv6 address and its multicast route.
@@ -247,7 +235,7 @@ impl Hypervisor {
     /// # Errors
     /// It is still down, or has them.
     pub fn address_bridge(&self) -> Result<()> {
-        self.ip(&["addr", "add", &format!("{HYPERVISOR_V6}/64"), "dev", BRIDGE, "nodad"])?;
+        self.ip(&["addr", "add", &format!("{}/64", self.v6), "dev", BRIDGE, "nodad"])?;
         self.ip(&["route", "add", "224.0.0.0/4", "dev", BRIDGE])?;
         Ok(())
     }
@@ -296,19 +284,26 @@ impl Hypervisor {
         guest.space.must("ip", &["link", "set", "eth0", "up"])?;
         guest.space.must("ip", &["addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"])?;
         guest.space.must("ip", &["route", "add", "224.0.0.0/4", "dev", "eth0"])?;
-        guest.space.must("ip", &["route", "add", "default", "via", &HYPERVISOR_V4.to_string()])?;
+        guest.space.must("ip", &["route", "add", "default", "via", &self.v4.to_string()])?;
         self.plug(&guest)?;
         Ok(guest)
     }
 
     /// Waits until frames pass: the kernel notices a little later that a cable is plugged in, and what is sent before is lost.
     fn wait_connected(&self, guest: &Guest, port: &str) -> Result<()> {
+        self.wait_forwarding(port)?;
+        poll_until("the guest's link", COMMAND_LIMIT, || {
+            let is_up = guest.space.must("ip", &["-o", "link", "show", "dev", "eth0"])?.stdout.contains("state UP");
+            Ok(is_up.then_some(()))
+        })
+    }
+
+    /// Waits until a port of the bridge lets frames pass.
+    pub(crate) fn wait_forwarding(&self, port: &str) -> Result<()> {
         const FORWARDING: &str = "3";
         let state = self.outside(&format!("/sys/class/net/{port}/brport/state"));
-        poll_until("the guest's link", COMMAND_LIMIT, || {
-            let forwards = std::fs::read_to_string(&state)?.trim() == FORWARDING;
-            let is_up = guest.space.must("ip", &["-o", "link", "show", "dev", "eth0"])?.stdout.contains("state UP");
-            Ok((forwards && is_up).then_some(()))
+        poll_until("the bridge's port", COMMAND_LIMIT, || {
+            Ok((std::fs::read_to_string(&state)?.trim() == FORWARDING).then_some(()))
         })
     }
 
@@ -316,6 +311,12 @@ impl Hypervisor {
     #[must_use]
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Its IPv4 address on the bridge.
+    #[must_use]
+    pub fn v4(&self) -> Ipv4Addr {
+        self.v4
     }
 
     /// The lab's process 1 as the host numbers it: `nsenter --target PID --all` enters the lab.

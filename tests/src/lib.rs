@@ -2,6 +2,7 @@
 //!
 //! * [`lab`]: a hypervisor in namespaces of its own (network, mounts, processes, cgroups) and network-only guests. Nothing
 //!   of it has a name on the host, so labs do not meet each other, and the kernel removes them when their owner ends.
+//! * [`cable`]: what connects hypervisors.
 //! * [`process`]: what runs in a lab, ended and waited for with the value that stands for it.
 //! * [`client`]: the stock `fence_xvm`; [`server`]: `fence-daemon`, or the stock `fence_virtd` that it is compared with.
 //! * [`packaged`]: the configuration file that Debian's package brings.
@@ -27,6 +28,7 @@
 pub mod archive;
 pub mod bench;
 pub mod bystanders;
+pub mod cable;
 pub mod client;
 pub mod cluster;
 pub mod container;

@@ -1,1 +1,385 @@
-//! Two hypervisors on one segment.
+//! Two hypervisors on one segment, each with a libvirtd and a daemon of its own: every request is heard by both, and one answers.
+//!
+//! docs/several-hypervisors.md says for people what is shown here.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_common::wire::DEFAULT_PORT;
+use fence_tests::client::Client;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::machine::{FILLING, Machine};
+use fence_tests::observer::Observer;
+use fence_tests::process::{Finished, Process, poll_until};
+use fence_tests::qemu::{self, URI};
+use fence_tests::server::{Config, Server, Which};
+use fence_tests::timings::Fence;
+use fence_tests::witness::Witness;
+use nix::sys::signal::Signal;
+
+/// Both hypervisors' key.
+const KEY: [u8; 512] = [0x6b; 512];
+/// The guest that asks has this number on the first host, and the next one on the second: libvirt counts its own machines' ports from 0.
+const GUEST: u8 = 90;
+/// What a second host may listen on.
+const OTHER_PORT: u16 = 1230;
+/// How long what takes milliseconds may take on a loaded machine.
+const SOON: Duration = Duration::from_secs(30);
+/// What a host says that has heard a request, and was not needed.
+const SILENT: &str = "nobody waits for our answer";
+
+/// The one of the two that a guest is on, or a machine.
+const HERE: usize = 0;
+const THERE: usize = 1;
+const BOTH: [usize; 2] = [HERE, THERE];
+
+struct Host {
+    server: Option<Server>,
+    libvirtd: Libvirtd,
+    /// Asks from a guest on this host.
+    observer: Observer,
+    config: Config,
+    hypervisor: Hypervisor,
+}
+
+impl Host {
+    fn new(number: usize, hypervisor: Hypervisor, which: &Which) -> Result<Self> {
+        // Two labs are two hosts for libvirt if they say so: the machine's own UUID is the same.
+        let config = format!(
+            "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n"
+        );
+        let libvirtd = Libvirtd::start_with(&hypervisor, &config, &["--listen"])?;
+        let key = hypervisor.write("fence.key", &KEY)?;
+        let mut config = Config::new(&key);
+        config.uris = vec![URI.to_owned()];
+        let server = Some(Server::start(&hypervisor, which, &config)?);
+        let guest = hypervisor.guest(GUEST + u8::try_from(number)?)?;
+        let observer = Observer::new(&hypervisor, guest, &key);
+        Ok(Self { server, libvirtd, observer, config, hypervisor })
+    }
+
+    fn server(&self) -> Result<&Server> {
+        self.server.as_ref().context("the daemon is down")
+    }
+
+    fn log(&self) -> String {
+        self.server.as_ref().map_or_else(|| "down".to_owned(), Server::log)
+    }
+
+    fn stop_daemon(&mut self) -> Result<()> {
+        self.server.take().context("the daemon is down")?.stop(Signal::SIGTERM).map(drop)
+    }
+
+    fn start_daemon(&mut self) -> Result<()> {
+        self.server = Some(Server::start(&self.hypervisor, &Which::ours()?, &self.config)?);
+        Ok(())
+    }
+
+    fn machine(&self, name: &str) -> Result<Witness> {
+        Witness::of_qemu(&self.hypervisor, name)
+    }
+
+    /// What runs under this name here, by the kernel's word.
+    fn runs(&self, name: &str) -> Result<bool> {
+        let machines = Witness::of_all(&self.hypervisor, name)?;
+        Ok(machines.iter().any(|machine| machine.is_dead().is_ok_and(|dead| !dead)))
+    }
+
+    /// Waits until the daemon has told of an answer from `position` on: `None` if it is about to say that none was needed.
+    fn answered(&self, position: usize, op: &str, domain: &str) -> Result<Option<Fence>> {
+        let told = |line: &str| {
+            let about = line.contains(&format!("op={op} domain={domain} "));
+            let fence = Fence::parse(line).filter(|_| about);
+            if fence.is_none() && !(about && line.contains(SILENT)) { None } else { Some(fence) }
+        };
+        self.server()?.wait_log(position, SOON, told).with_context(|| format!("nothing about {domain}: {}", self.log()))
+    }
+}
+
+struct Segment {
+    hosts: [Host; 2],
+}
+
+impl Segment {
+    /// With these servers.
+    fn of(servers: [Which; 2]) -> Result<Self> {
+        let [one, other] = Hypervisor::pair()?;
+        let hosts = [Host::new(HERE, one, &servers[HERE])?, Host::new(THERE, other, &servers[THERE])?];
+        Ok(Self { hosts })
+    }
+
+    fn new() -> Result<Self> {
+        Self::of([Which::ours()?, Which::ours()?])
+    }
+
+    fn logs(&self) -> String {
+        format!("here: {}there: {}", self.hosts[HERE].log(), self.hosts[THERE].log())
+    }
+
+    /// Asks from a guest on one host; no machine of this name may live on any when the answer is that it is off.
+    fn fence(&self, from: usize, op: &str, domain: &str) -> Result<Finished> {
+        let mut victims = Vec::new();
+        for host in &self.hosts {
+            victims.extend(Witness::of_all(&host.hypervisor, domain)?);
+        }
+        self.fence_knowing(from, op, domain, victims)
+    }
+
+    /// The same with these victims.
+    fn fence_knowing(&self, from: usize, op: &str, domain: &str, victims: Vec<Witness>) -> Result<Finished> {
+        let observer = &self.hosts[from].observer;
+        let client = Client::new(op, &self.hosts[from].config.key_file).domain(domain);
+        let asked = observer.start_with(client, op, domain, victims)?;
+        asked.finish().with_context(|| self.logs())
+    }
+
+    /// As [`Self::fence`]; it must end with this exit code.
+    fn expect(&self, from: usize, op: &str, domain: &str, code: i32) -> Result<()> {
+        let answer = self.fence(from, op, domain)?;
+        ensure!(answer.code == Some(code), "{op} of {domain}: {code} expected, not {answer:?}\n{}", self.logs());
+        Ok(())
+    }
+
+    /// As [`Self::expect`], and it is `owner` that answers.
+    fn expect_of(&self, owner: usize, from: usize, op: &str, domain: &str, code: i32) -> Result<()> {
+        let host = &self.hosts[owner];
+        let position = host.server()?.log_position();
+        self.expect(from, op, domain, code)?;
+        let answer = host.answered(position, op, domain)?;
+        ensure!(answer.is_some(), "{op} of {domain} was not answered by host {owner}: {}", self.logs());
+        Ok(())
+    }
+
+    /// As [`Self::expect_of`], and the other one says in the end that it was not needed.
+    fn expect_only_of(&self, owner: usize, from: usize, op: &str, domain: &str, code: i32) -> Result<()> {
+        let other = &self.hosts[1 - owner];
+        let position = other.server()?.log_position();
+        self.expect_of(owner, from, op, domain, code)?;
+        let answer = other.answered(position, op, domain)?;
+        ensure!(answer.is_none(), "{op} of {domain}: not to be answered by host {}: {answer:?}", 1 - owner);
+        Ok(())
+    }
+
+    /// The only host that a machine runs on.
+    fn only_place(&self, name: &str) -> Result<usize> {
+        match (self.hosts[HERE].runs(name)?, self.hosts[THERE].runs(name)?) {
+            (true, false) => Ok(HERE),
+            (false, true) => Ok(THERE),
+            both => bail!("{name} runs on {both:?}"),
+        }
+    }
+
+    /// Begins to migrate a machine.
+    fn migrate(&self, from: usize, to: usize, name: &str, options: &[&str]) -> Result<Process> {
+        let address = self.hosts[to].hypervisor.v4();
+        let mut command = Command::new("virsh");
+        command.args(["-q", "-c", URI, "migrate", "--live", "--persistent"]).args(options).arg(name);
+        command.args([format!("qemu+tcp://{address}/system"), format!("tcp://{address}")]);
+        Process::start(self.hosts[from].hypervisor.space(), &mut command)
+    }
+}
+
+#[test]
+fn the_host_that_has_the_domain_answers_and_the_other_is_silent() -> Result<()> {
+    let segment = Segment::new()?;
+    for owner in BOTH {
+        let name = format!("web{owner}");
+        qemu::start_idle(&segment.hosts[owner].libvirtd, &name)?;
+    }
+    for (owner, from) in BOTH.into_iter().zip([THERE, HERE]) {
+        let name = format!("web{owner}");
+        segment.expect_of(owner, owner, "status", &name, 0)?;
+        segment.expect_of(owner, owner, "reboot", &name, 0)?;
+        segment.expect_of(owner, from, "reboot", &name, 0)?;
+        segment.expect_only_of(owner, from, "off", &name, 0)?;
+        // Known there and shut off: the host that has never heard of it must not be the one that is believed.
+        segment.expect_only_of(owner, from, "off", &name, 0)?;
+        segment.expect_of(owner, from, "on", &name, 0)?;
+        ensure!(segment.only_place(&name)? == owner);
+    }
+    // Known to nobody.
+    segment.expect(HERE, "off", "nobody", 1)
+}
+
+#[test]
+fn a_list_is_that_of_the_host_that_answers() -> Result<()> {
+    let segment = Segment::new()?;
+    for owner in BOTH {
+        qemu::start_idle(&segment.hosts[owner].libvirtd, &format!("web{owner}"))?;
+    }
+    for from in BOTH {
+        let list = segment.hosts[from].observer.list()?.success()?.stdout;
+        let listed: Vec<_> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        ensure!(listed == ["web0"] || listed == ["web1"], "{list}");
+        let key = &segment.hosts[from].config.key_file;
+        Client::new("monitor", key).run(segment.hosts[from].observer.guest().space())?.success()?;
+    }
+    // The one that was too late has nothing to warn of.
+    ensure!(!segment.logs().contains("call-back failed"), "{}", segment.logs());
+    Ok(())
+}
+
+#[test]
+fn while_the_daemon_of_its_host_is_down_it_is_no_success() -> Result<()> {
+    let mut segment = Segment::new()?;
+    qemu::start_idle(&segment.hosts[THERE].libvirtd, "web")?;
+    let machine = segment.hosts[THERE].machine("web")?;
+    segment.hosts[THERE].stop_daemon()?;
+    segment.expect_of(HERE, HERE, "off", "web", 1)?;
+    segment.expect_of(HERE, THERE, "reboot", "web", 1)?;
+    segment.expect_of(HERE, HERE, "on", "web", 1)?;
+    ensure!(!machine.is_dead()?);
+    segment.hosts[THERE].start_daemon()?;
+    segment.expect_of(THERE, HERE, "off", "web", 0)?;
+    ensure!(machine.is_dead()?);
+    Ok(())
+}
+
+#[test]
+fn of_two_of_one_name_the_one_that_runs_is_meant() -> Result<()> {
+    let segment = Segment::new()?;
+    for host in &segment.hosts {
+        qemu::define_idle(&host.libvirtd, "twin")?;
+    }
+    for (owner, from) in BOTH.into_iter().zip([THERE, HERE]) {
+        let host = &segment.hosts[owner];
+        host.libvirtd.start_domain(URI, "twin")?;
+        segment.expect_of(owner, from, "status", "twin", 0)?;
+        segment.expect_of(owner, from, "on", "twin", 0)?;
+        segment.expect_of(owner, from, "reboot", "twin", 0)?;
+        // It is asked about while it is down, and is still this host's.
+        segment.expect_of(owner, from, "on", "twin", 0)?;
+        ensure!(segment.only_place("twin")? == owner);
+        segment.expect_of(owner, from, "off", "twin", 0)?;
+        host.libvirtd.wait_state(URI, "twin", "shut off")?;
+    }
+    // None runs: one of the two is started, never both.
+    segment.expect(HERE, "on", "twin", 0)?;
+    let place = segment.only_place("twin")?;
+    segment.expect_of(place, HERE, "on", "twin", 0)?;
+    ensure!(segment.only_place("twin")? == place);
+    Ok(())
+}
+
+/// Each host speaks for itself, and the client believes the first: one name for two machines that run is a mistake that only people can see.
+#[test]
+fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
+    let segment = Segment::new()?;
+    for host in &segment.hosts {
+        qemu::start_idle(&host.libvirtd, "twin")?;
+    }
+    let twins = [segment.hosts[HERE].machine("twin")?, segment.hosts[THERE].machine("twin")?];
+    let position =
+        segment.hosts.iter().map(|host| host.server().map(Server::log_position)).collect::<Result<Vec<_>>>()?;
+    let answer = segment.fence_knowing(HERE, "off", "twin", Vec::new())?;
+    ensure!(answer.code == Some(0), "{answer:?}");
+    let survivor = segment.only_place("twin")?;
+    ensure!(twins[1 - survivor].is_dead()?);
+    // The host where it lives on says so, to people.
+    let says = |line: &str| line.contains("although it runs here").then_some(());
+    let told = segment.hosts[survivor].server()?.wait_log(position[survivor], SOON, says);
+    told.with_context(|| segment.logs())?;
+    segment.expect_of(survivor, HERE, "off", "twin", 0)?;
+    ensure!(twins[survivor].is_dead()?);
+    Ok(())
+}
+
+#[test]
+fn a_machine_that_has_moved_is_the_new_hosts() -> Result<()> {
+    let mut segment = Segment::new()?;
+    Machine::new("nomad").start(&segment.hosts[HERE].libvirtd)?;
+    segment.migrate(HERE, THERE, "nomad", &[])?.finish(SOON)?.success()?;
+    ensure!(segment.only_place("nomad")? == THERE);
+    for from in BOTH {
+        segment.expect_of(THERE, from, "status", "nomad", 0)?;
+        segment.expect_of(THERE, from, "reboot", "nomad", 0)?;
+        segment.expect_of(THERE, from, "off", "nomad", 0)?;
+        // Where it came from it has a definition as well, and is not started.
+        segment.expect_of(THERE, from, "on", "nomad", 0)?;
+        ensure!(segment.only_place("nomad")? == THERE);
+    }
+    // The host that it has left knows it as shut off, and as gone away.
+    segment.hosts[THERE].stop_daemon()?;
+    segment.expect_of(HERE, HERE, "off", "nomad", 1)?;
+    segment.expect_of(HERE, HERE, "on", "nomad", 1)?;
+    ensure!(segment.only_place("nomad")? == THERE);
+    Ok(())
+}
+
+#[test]
+fn a_machine_that_is_on_its_way_is_the_old_hosts() -> Result<()> {
+    let segment = Segment::new()?;
+    // No two pages alike, and none that is empty: there is something to copy.
+    let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    let filling: Vec<u8> = pages.flatten().collect();
+    let file = segment.hosts[HERE].hypervisor.write("filling", &filling)?;
+    segment.hosts[THERE].hypervisor.write("filling", &filling)?;
+    let libvirtd = &segment.hosts[HERE].libvirtd;
+    Machine::new("traveller").filled(&file).start(libvirtd)?;
+    let process = segment.hosts[HERE].machine("traveller")?;
+    let migration = segment.migrate(HERE, THERE, "traveller", &["--bandwidth", "1"])?;
+    poll_until("a migration", SOON, || {
+        ensure!(!migration.ends_within(Duration::ZERO)?, "it has ended: {}", migration.stderr().text());
+        let job = libvirtd.virsh(URI, &["domjobinfo", "traveller"])?.stdout;
+        Ok((job.contains("Unbounded") && job.contains("Memory total")).then_some(()))
+    })?;
+    let twin = segment.hosts[THERE].machine("traveller")?;
+    // Who only awaits it would have to refuse.
+    segment.expect_of(HERE, THERE, "status", "traveller", 0)?;
+    let answer = segment.fence_knowing(THERE, "off", "traveller", vec![process])?;
+    ensure!(answer.code == Some(0), "{answer:?}\n{}", segment.logs());
+    ensure!(migration.finish(SOON)?.code != Some(0), "the migration has come through");
+    ensure!(twin.dies_within(SOON)?, "it lives on there");
+    Ok(())
+}
+
+/// Where a machine is defined on both, a host can stand in for the other: "already off", while it runs there and the daemon there is down. Devices of their own, by
+/// their ports, keep them apart: each speaks for one host.
+#[test]
+fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
+    let mut segment = Segment::new()?;
+    for host in &segment.hosts {
+        qemu::define_idle(&host.libvirtd, "twin")?;
+    }
+    segment.hosts[THERE].stop_daemon()?;
+    segment.hosts[THERE].config.port = Some(OTHER_PORT);
+    segment.hosts[THERE].start_daemon()?;
+    segment.hosts[THERE].libvirtd.start_domain(URI, "twin")?;
+    let machine = segment.hosts[THERE].machine("twin")?;
+    let off = |segment: &Segment, port: u16| -> Result<Finished> {
+        let host = &segment.hosts[HERE];
+        let client = Client::new("off", &host.config.key_file).domain("twin").port(port).timeout(3);
+        client.run(host.observer.guest().space())
+    };
+    segment.hosts[THERE].stop_daemon()?;
+    ensure!(off(&segment, DEFAULT_PORT)?.code == Some(0) && !machine.is_dead()?, "it is off here");
+    ensure!(off(&segment, OTHER_PORT)?.code != Some(0) && !machine.is_dead()?, "who has said that?");
+    segment.hosts[THERE].start_daemon()?;
+    ensure!(off(&segment, OTHER_PORT)?.code == Some(0) && machine.is_dead()?);
+    Ok(())
+}
+
+/// While one host has stock's server still, what runs there is fenced by it, and ours does not get in its way. Stock's calls back at once about what it does
+/// not know: for what runs at ours either may be the first.
+#[test]
+fn beside_a_stock_server() -> Result<()> {
+    let segment = Segment::of([Which::Stock, Which::ours()?])?;
+    for host in BOTH {
+        qemu::start_idle(&segment.hosts[host].libvirtd, &format!("web{host}"))?;
+    }
+    for from in BOTH {
+        segment.expect(from, "status", "web0", 0)?;
+        segment.expect(from, "off", "web0", 0)?;
+        segment.expect(from, "on", "web0", 0)?;
+        if !segment.hosts[THERE].runs("web1")? {
+            segment.hosts[THERE].libvirtd.wait_state(URI, "web1", "shut off")?;
+            segment.hosts[THERE].libvirtd.start_domain(URI, "web1")?;
+        }
+        let answer = segment.fence(from, "off", "web1")?;
+        let runs = segment.hosts[THERE].runs("web1")?;
+        ensure!(matches!((answer.code, runs), (Some(0), false) | (Some(1), true)), "{runs} {answer:?}");
+    }
+    Ok(())
+}

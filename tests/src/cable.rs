@@ -1,0 +1,62 @@
+//! Cables between hypervisors: one for migrations, and one that makes a single segment of their bridges.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::lab::{BRIDGE, HYPERVISOR_V4, HYPERVISOR_V6, Hypervisor};
+use crate::tools;
+
+/// A hypervisor's end of the cable to another one.
+const CABLE: &str = "mig0";
+/// The port of [`BRIDGE`] that leads to another hypervisor's.
+const UPLINK: &str = "uplink";
+
+impl Hypervisor {
+    /// Lays a cable to another hypervisor, for migrations: the addresses of both ends.
+    ///
+    /// # Errors
+    /// There is one already.
+    pub fn connect(&self, other: &Self) -> Result<[Ipv4Addr; 2]> {
+        lay_cable(CABLE, self, other)?;
+        let addresses = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+        for (hypervisor, address) in [self, other].into_iter().zip(addresses) {
+            hypervisor.ip(&["addr", "add", &format!("{address}/24"), "dev", CABLE])?;
+            hypervisor.ip(&["link", "set", CABLE, "up"])?;
+        }
+        Ok(addresses)
+    }
+
+    /// Two hypervisors whose bridges are one segment: the first has [`HYPERVISOR_V4`] and [`HYPERVISOR_V6`], the second the addresses that
+    /// follow. Their guests need different numbers.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn pair() -> Result<[Self; 2]> {
+        let after_v4 = Ipv4Addr::from_bits(HYPERVISOR_V4.to_bits() + 1);
+        let after_v6 = Ipv6Addr::from_bits(HYPERVISOR_V6.to_bits() + 1);
+        let pair = [Self::new()?, Self::at(after_v4, after_v6)?];
+        lay_cable(UPLINK, &pair[0], &pair[1])?;
+        for hypervisor in &pair {
+            hypervisor.ip(&["link", "set", UPLINK, "master", BRIDGE, "up"])?;
+        }
+        for hypervisor in &pair {
+            hypervisor.wait_forwarding(UPLINK)?;
+        }
+        Ok(pair)
+    }
+}
+
+/// Makes a cable with an end of this name on each of two hypervisors.
+fn lay_cable(name: &str, one: &Hypervisor, other: &Hypervisor) -> Result<()> {
+    let holders = [one.holder().to_string(), other.holder().to_string()];
+    let mut add = Command::new(tools::find("ip")?);
+    add.args(["link", "add", name, "netns", &holders[0], "type", "veth"]);
+    add.args(["peer", "name", name, "netns", &holders[1]]);
+    let added = add.output()?;
+    if !added.status.success() {
+        bail!("a cable between two labs: {}", String::from_utf8_lossy(&added.stderr));
+    }
+    Ok(())
+}
