@@ -15,7 +15,7 @@ use crate::debian::Kernel;
 use crate::tools;
 
 /// What a virtio network card needs, in the order of loading, relative to the modules' `kernel` directory.
-const MODULES: [&str; 8] = [
+pub(crate) const MODULES: [&str; 8] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",

@@ -184,11 +184,11 @@ impl LinuxGuest {
     }
 }
 
-fn console_socket(hypervisor: &Hypervisor, name: &str) -> String {
+pub(crate) fn console_socket(hypervisor: &Hypervisor, name: &str) -> String {
     hypervisor.path(&format!("{name}.console"))
 }
 
-fn console_log(hypervisor: &Hypervisor, name: &str) -> String {
+pub(crate) fn console_log(hypervisor: &Hypervisor, name: &str) -> String {
     hypervisor.path(&format!("{name}.log"))
 }
 

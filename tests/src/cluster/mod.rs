@@ -5,8 +5,11 @@
 //! * [`lab`]: a whole cluster of two containers.
 //! * [`watch`]: an observer of what happens to it, by [`wire`] and files, and the judgement on that.
 //! * [`scenario`]: how it is broken, and what has to come of it; [`timeline`]: when what happened; [`report`]: that as a page.
+//! * [`guests`]: a cluster of two QEMU guests, and [`claims`]: who runs its resource.
 
+pub mod claims;
 pub mod corosync;
+pub mod guests;
 pub mod image;
 mod judge;
 pub mod lab;

@@ -1,0 +1,21 @@
+#!/bin/busybox sh
+# A node's first program, in the initramfs: puts the node's root together, read-only disk below and memory above, and goes on in there. What the
+# node itself brings (its addresses, its keys, what it starts) lies under /node.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+while read -r module; do
+    insmod "/modules/$module"
+done < /modules/order
+mkdir /disk /memory /root
+mount -t ext4 -o ro /dev/vda /disk
+mount -t tmpfs tmpfs /memory
+mkdir /memory/upper /memory/work
+mount -t overlay -o lowerdir=/disk,upperdir=/memory/upper,workdir=/memory/work overlay /root
+cp -dR /node/. /root/
+for directory in dev proc sys; do
+    mount --move "/$directory" "/root/$directory"
+done
+exec switch_root /root /lab/init

@@ -1,0 +1,133 @@
+//! Who runs the resource that must never run twice, in a cluster of QEMU guests: by what they write on a disk that they share, read from outside.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::shell::ONLINE_LIMIT;
+use crate::lab::Hypervisor;
+use crate::process::poll_until;
+use crate::witness::Witness;
+
+/// Where the resource's agent is: Pacemaker's `ocf:fencelab:claim`.
+pub const AGENT_PATH: &str = "/usr/lib/ocf/resource.d/fencelab/claim";
+/// Its text.
+pub const AGENT: &str = include_str!("../assets/claim.sh");
+/// A node's part of the disk.
+const SECTOR: usize = 512;
+/// How often the disk is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Watches the disk. Dropping it ends the watch.
+#[derive(Debug)]
+pub struct Claims {
+    seen: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+    watcher: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// What each sector said last.
+    sectors: [String; 2],
+    /// The machines that have the resource, by what they have written: a dead one cannot take its word back.
+    holders: [Option<Witness>; 2],
+    /// Which node has begun to run it, and when.
+    begun: Vec<(usize, Instant)>,
+    violations: Vec<String>,
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Claims {
+    /// Begins to watch a disk of the lab's on which these domains write, each to the sector of its number here.
+    ///
+    /// # Errors
+    /// The disk cannot be read.
+    pub fn watch(hypervisor: &Hypervisor, disk: &str, domains: [String; 2]) -> Result<Self> {
+        let disk = File::open(hypervisor.outside(disk)).context("the shared disk")?;
+        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
+        let hypervisor = hypervisor.clone();
+        let watcher = std::thread::spawn({
+            let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Err(error) = look(&disk, &hypervisor, &domains, &seen) {
+                        lock(&seen).violations.push(format!("nobody watches any more: {error:#}"));
+                        return;
+                    }
+                    std::thread::sleep(LOOK);
+                }
+            }
+        });
+        Ok(Self { seen, stop, watcher: Some(watcher) })
+    }
+
+    /// Waits until a node has begun to run the resource (after `since`), and says when.
+    ///
+    /// # Errors
+    /// It has not, or the resource has run twice.
+    pub fn wait(&self, number: usize, since: Option<Instant>) -> Result<Instant> {
+        poll_until(&format!("the resource to run on node {number}"), ONLINE_LIMIT, || {
+            self.check()?;
+            let seen = lock(&self.seen);
+            Ok(seen.begun.iter().find(|(who, when)| *who == number && Some(*when) > since).map(|(_, when)| *when))
+        })
+    }
+
+    /// That it has never run twice so far.
+    ///
+    /// # Errors
+    /// It has, or nobody watches any more.
+    pub fn check(&self) -> Result<()> {
+        let seen = lock(&self.seen);
+        ensure!(seen.violations.is_empty(), "{:?}", seen.violations);
+        Ok(())
+    }
+}
+
+impl Drop for Claims {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(watcher) = self.watcher.take() {
+            let _ = watcher.join();
+        }
+    }
+}
+
+/// Reads the disk once, and notes what has changed.
+fn look(disk: &File, hypervisor: &Hypervisor, domains: &[String; 2], seen: &Mutex<Seen>) -> Result<()> {
+    let mut bytes = [0; 2 * SECTOR];
+    disk.read_exact_at(&mut bytes, 0).context("reading the shared disk")?;
+    let mut seen = lock(seen);
+    for (number, sector) in bytes.chunks(SECTOR).enumerate() {
+        let text = String::from_utf8_lossy(sector).trim_matches(['\0', ' ', '\n']).to_owned();
+        if text == seen.sectors[number] {
+            continue;
+        }
+        if text.starts_with("running") {
+            // Before anything else: a death that comes later is no excuse.
+            let other = 1 - number;
+            if let Some(holder) = &seen.holders[other]
+                && !holder.is_dead()?
+            {
+                let living = holder.describe();
+                let violation = format!("TWICE: {} runs it while {} has it, {living}", domains[number], domains[other]);
+                seen.violations.push(violation);
+            }
+            seen.begun.push((number, Instant::now()));
+            seen.holders[number] = Some(Witness::of_qemu(hypervisor, &domains[number])?);
+        } else {
+            seen.holders[number] = None;
+        }
+        seen.sectors[number] = text;
+    }
+    Ok(())
+}

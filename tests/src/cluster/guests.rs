@@ -1,0 +1,265 @@
+//! A cluster of two QEMU guests: corosync and Pacemaker of the nodes' image, its root a disk that both read, what they write in their memory.
+//!
+//! Their init is a script: systemd takes minutes without KVM.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::claims::{AGENT, AGENT_PATH, Claims};
+use super::corosync::{Item, KEY_PATH, Member, corosync, host_map, plain};
+use super::image::Image;
+use super::shell::{self, Shell};
+use crate::archive::Archive;
+use crate::debian::{Kernel, Series};
+use crate::initramfs;
+use crate::lab::{BRIDGE, Hypervisor};
+use crate::libvirtd::Libvirtd;
+use crate::process::{Finished, poll_until};
+use crate::qemu::{self, BOOT_LIMIT, LinuxGuest, URI};
+use crate::tools;
+use crate::witness::Witness;
+
+/// What a node needs beside its network.
+const MODULES: [&str; 2] = ["drivers/block/virtio_blk.ko", "fs/overlayfs/overlay.ko"];
+/// A token that a guest without KVM on a loaded machine does not miss, in milliseconds.
+const TOKEN: u32 = 4000;
+/// How long Pacemaker waits before it has the first node shot. The second is shot at once: where each wants to shoot the other one survives.
+const DELAY: Duration = Duration::from_secs(10);
+
+/// The two nodes: names of the cluster's that are not those of the hypervisor.
+#[must_use]
+pub fn members() -> [Member; 2] {
+    let hypervisor = crate::lab::HYPERVISOR_V4.octets();
+    [("alpha", 41, "vm-one"), ("beta", 42, "vm-two")].map(|(name, last, domain)| Member {
+        name: name.to_owned(),
+        address: [hypervisor[0], hypervisor[1], hypervisor[2], last].into(),
+        domain: domain.to_owned(),
+    })
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    member: Member,
+    hypervisor: Hypervisor,
+    /// Runs commands in it; `None` while it is not up.
+    console: Mutex<Option<LinuxGuest>>,
+}
+
+impl Node {
+    /// Waits until it runs commands, after it was started (again).
+    ///
+    /// # Errors
+    /// It does not boot.
+    pub fn wait_up(&self) -> Result<()> {
+        let domain = &self.member.domain;
+        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        // The one of an earlier boot is closed.
+        *console = None;
+        let there = poll_until(&format!("{domain}'s console"), BOOT_LIMIT, || {
+            Ok(LinuxGuest::connect(&self.hypervisor, domain).ok())
+        })?;
+        *console = Some(there);
+        Ok(())
+    }
+
+    /// Its machine.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn machine(&self) -> Result<Witness> {
+        Witness::of_qemu(&self.hypervisor, &self.member.domain)
+    }
+}
+
+impl Shell for Node {
+    fn member(&self) -> &Member {
+        &self.member
+    }
+
+    fn run(&self, script: &str, limit: Duration) -> Result<Finished> {
+        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        console.as_mut().with_context(|| format!("{} is not up", self.member.name))?.command(script, limit)
+    }
+}
+
+/// Two nodes.
+#[derive(Debug)]
+pub struct Guests {
+    hypervisor: Hypervisor,
+    /// The nodes.
+    pub nodes: [Node; 2],
+    shared: String,
+}
+
+impl Guests {
+    /// Boots two nodes, which begin to form a cluster. `key` is the fencing key.
+    ///
+    /// # Errors
+    /// Kernel or image cannot be had, or a node does not boot.
+    pub fn boot(libvirtd: &Libvirtd, key: &[u8]) -> Result<Self> {
+        let hypervisor = libvirtd.hypervisor().clone();
+        let (kernel, disk) = (Kernel::get(Series::Linux6_1)?, disk(Image::get()?.root())?);
+        let shared = hypervisor.write("shared.disk", &vec![0; 1 << 20])?;
+        for (number, member) in members().iter().enumerate() {
+            define(libvirtd, &kernel, &disk, &shared, number, key)?;
+            libvirtd.start_domain(URI, &member.domain)?;
+        }
+        let node = |member| Node { member, hypervisor: hypervisor.clone(), console: Mutex::default() };
+        let guests = Self { nodes: members().map(node), shared, hypervisor };
+        guests.nodes.iter().try_for_each(Node::wait_up)?;
+        Ok(guests)
+    }
+
+    /// Waits until both are online, by the first one's word.
+    ///
+    /// # Errors
+    /// They are not in time; the error has what they have logged.
+    pub fn wait_online(&self) -> Result<()> {
+        let names = members().map(|member| member.name);
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        shell::wait_online(&self.nodes[0], &names).with_context(|| self.logs())
+    }
+
+    /// What corosync and Pacemaker have logged on the nodes that are up.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let log = |node: &Node| {
+            let command = "tail -n 60 /run/cluster.log /var/log/corosync/corosync.log /var/log/pacemaker/pacemaker.log";
+            let said = node.run(command, crate::lab::COMMAND_LIMIT);
+            let said = said.map_or_else(|error| format!("{error:#}"), |finished| finished.stdout);
+            format!("== {}\n{said}", node.member.name)
+        };
+        self.nodes.iter().map(log).collect()
+    }
+
+    /// Cuts the nodes off from each other, and from nobody else, until one of them is started anew.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn part(&self, libvirtd: &Libvirtd) -> Result<()> {
+        for node in &self.nodes {
+            let ports = libvirtd.virsh(URI, &["domiflist", &node.member.domain])?.stdout;
+            let port = ports.split_whitespace().find(|word| word.starts_with("vnet")).context("no port")?;
+            // Isolated ports reach every port of the bridge but isolated ones.
+            self.hypervisor.ip(&["link", "set", port, "type", "bridge_slave", "isolated", "on"])?;
+        }
+        Ok(())
+    }
+
+    /// Begins to watch who runs the resource.
+    ///
+    /// # Errors
+    /// The disk cannot be read.
+    pub fn watch(&self) -> Result<Claims> {
+        Claims::watch(&self.hypervisor, &self.shared, members().map(|member| member.domain))
+    }
+}
+
+/// A root directory as a disk beside it, made once.
+fn disk(root: &Path) -> Result<PathBuf> {
+    let (disk, making) = (root.with_extension("ext4"), root.with_extension("making"));
+    // Tests run at the same time: one makes it, the others wait.
+    let guard = File::create(root.with_extension("lock"))?;
+    guard.lock().context("locking the nodes' disk")?;
+    if !disk.is_file() {
+        let (from, to) = (root.to_string_lossy(), making.to_string_lossy());
+        let used = tools::output("du", &["-sm", "--apparent-size", &from], Path::new("/"))?;
+        let used: u64 = used.split_whitespace().next().context("du says nothing")?.parse()?;
+        let size = format!("{}M", used * 5 / 4 + 64);
+        // Nobody writes to it: no journal.
+        let options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", &from, &to, &size];
+        tools::output("mke2fs", &options, Path::new("/"))?;
+        std::fs::rename(&making, &disk)?;
+    }
+    Ok(disk)
+}
+
+fn define(libvirtd: &Libvirtd, kernel: &Kernel, disk: &Path, shared: &str, number: usize, key: &[u8]) -> Result<()> {
+    let hypervisor = libvirtd.hypervisor();
+    let domain = &members()[number].domain;
+    let initrd = hypervisor.write(&format!("{domain}.initrd"), &initrd(kernel, number, key)?)?;
+    let (emulator, image, disk) = (qemu::emulator()?, kernel.image.display(), disk.display());
+    let (log, console) = (qemu::console_log(hypervisor, domain), qemu::console_socket(hypervisor, domain));
+    let xml = format!(
+        "<domain type='qemu'><name>{domain}</name><memory unit='MiB'>384</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{image}</kernel><initrd>{initrd}</initrd>\
+         <cmdline>console=ttyS0 panic=-1 mitigations=off tsc=unstable quiet</cmdline></os>\
+         <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
+         <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{disk}'/>\
+         <target dev='vda' bus='virtio'/><readonly/></disk>\
+         <disk type='file' device='disk'><driver name='qemu' type='raw' cache='writethrough'/><source file='{shared}'/>\
+         <target dev='vdb' bus='virtio'/><shareable/></disk>\
+         <interface type='bridge'><source bridge='{BRIDGE}'/><mac address='52:54:00:00:01:{number:02x}'/>\
+         <model type='virtio'/><rom enabled='no'/></interface>\
+         <serial type='file'><source path='{log}'/><target port='0'/></serial>\
+         <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial></devices></domain>"
+    );
+    libvirtd.define(URI, domain, &xml)
+}
+
+/// What a node boots, with what makes it this node.
+fn initrd(kernel: &Kernel, number: usize, key: &[u8]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.file("init", 0o755, include_bytes!("../assets/guest-initrd.sh"));
+    archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
+    let mut order = String::new();
+    for module in initramfs::MODULES.iter().chain(&MODULES) {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        archive.file(&format!("/modules/{name}"), 0o644, &kernel.module(module)?);
+        order += &format!("{name}\n");
+    }
+    archive.file("/modules/order", 0o644, order.as_bytes());
+    for Item { path, mode, content } in files(number, key) {
+        archive.file(&format!("/node{path}"), mode, &content);
+    }
+    for directory in ["proc", "sys", "dev"] {
+        archive.directory(directory);
+    }
+    Ok(archive.finish())
+}
+
+/// What makes a node of the image's root. The cluster's configuration is there from the start: without KVM the tools that make one take long.
+fn files(number: usize, key: &[u8]) -> Vec<Item> {
+    let members = members();
+    let me = &members[number];
+    let about = format!("NAME={}\nADDRESS={}\nSECTOR={number}\n", me.name, me.address);
+    // A node that boots waits for the other: it is not to shoot one that is only slower.
+    let corosync = corosync(&members, TOKEN).replace("wait_for_all: 0", "wait_for_all: 1");
+    let configuration = include_str!("../assets/guests-cib.xml")
+        .replace("@MAP@", &host_map(&members))
+        .replace("@KEY@", KEY_PATH)
+        .replace("@DELAY@", &format!("{}:{}s;{}:0s", members[0].name, DELAY.as_secs(), members[1].name))
+        .replace("@PLACE@", &members[1].name);
+    let mut items = plain(&members, me, key);
+    items.extend([
+        Item { path: "/lab/init", mode: 0o755, content: include_bytes!("../assets/guest-node.sh").to_vec() },
+        Item { path: "/lab/node", mode: 0o644, content: about.into_bytes() },
+        Item { path: "/etc/corosync/corosync.conf", mode: 0o644, content: corosync.into_bytes() },
+        Item { path: "/etc/pacemaker/authkey", mode: 0o640, content: [b'a'; 128].to_vec() },
+        Item { path: "/var/lib/pacemaker/cib/cib.xml", mode: 0o600, content: configuration.into_bytes() },
+        Item { path: AGENT_PATH, mode: 0o755, content: AGENT.as_bytes().to_vec() },
+    ]);
+    items
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_waits_for_the_other_and_knows_its_place() {
+        let items = files(1, b"key");
+        let text = |path: &str| {
+            let item = items.iter().find(|item| item.path.ends_with(path)).unwrap();
+            String::from_utf8_lossy(&item.content).into_owned()
+        };
+        assert!(text("corosync.conf").contains("wait_for_all: 1"));
+        assert!(text("cib.xml").contains("alpha:vm-one;beta:vm-two") && !text("cib.xml").contains('@'));
+        assert!(text("lab/node").contains("NAME=beta\nADDRESS=192.168.122.42\nSECTOR=1"));
+    }
+}
