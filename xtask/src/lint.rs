@@ -1,11 +1,12 @@
-//! `cargo xtask lint`: formatting, clippy on every crate (the BPF program for its own target), the documentation's links, and the rules
-//! of [`crate::tidy`].
+//! `cargo xtask lint`: formatting, clippy on every crate (the BPF program for its own target), the documentation's links, shellcheck on the
+//! scripts that are installed, and the rules of [`crate::tidy`].
 
 use std::env;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::bpf;
 use crate::progress::{self, say};
@@ -45,6 +46,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<ExitCode> {
         ("clippy", progress::shown("clippy for the host", clippy)),
         ("bpf", check_program(workspace)),
         ("doc", progress::shown("cargo doc", documentation)),
+        ("scripts", check_scripts(workspace.root())),
     ];
     let mut complaints = 0;
     for (name, check) in checks {
@@ -69,6 +71,16 @@ fn check_tree(root: &Path) -> anyhow::Result<()> {
         0 => Ok(()),
         many => bail!("{many} places break the tree's rules"),
     }
+}
+
+/// shellcheck for what goes to other people's machines: the scripts in dist.
+fn check_scripts(root: &Path) -> anyhow::Result<()> {
+    let is_script = |path: &Path| fs::read(path).is_ok_and(|text| text.starts_with(b"#!/bin/sh\n"));
+    let scripts: Vec<_> = tidy::files(&root.join("dist"))?.into_iter().filter(|path| is_script(path)).collect();
+    ensure!(!scripts.is_empty(), "there is no script in dist");
+    let mut shellcheck = Command::new("shellcheck");
+    shellcheck.arg("--shell=sh").args(&scripts);
+    progress::shown("shellcheck", shellcheck)
 }
 
 /// Clippy for the BPF target, with the toolchain that compiles for it; the compiler's own warnings where that toolchain has no clippy.

@@ -41,7 +41,10 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// The files of the tree, sorted, without what cargo and git keep in it.
-fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// If a folder cannot be listed.
+pub(crate) fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut folders = vec![root.to_owned()];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {

@@ -31,6 +31,9 @@ const BUILD: &[Requirement] = &[
     tool("cc", &["gcc"], "gcc"),
 ];
 
+/// To look at what is written by hand and not compiled.
+const LINT: &[Requirement] = &[tool("shellcheck", &["shellcheck"], "ShellCheck")];
+
 /// To run the lab: namespaces, a look inside, and the stock client. No libvirtd: the lab uses libvirt's in-process driver.
 const LAB: &[Requirement] = &[
     tool("ip", &["iproute2"], "iproute"),
@@ -63,7 +66,8 @@ const TEST: &[Requirement] = &[
 /// What `profile` needs.
 pub(crate) fn requirements(profile: Profile) -> Vec<Requirement> {
     let parts: &[&[Requirement]] = match profile {
-        Profile::Build | Profile::Lint => &[BUILD],
+        Profile::Build => &[BUILD],
+        Profile::Lint => &[BUILD, LINT],
         Profile::Lab => &[BUILD, LAB],
         Profile::Test => &[BUILD, LAB, TEST],
     };
