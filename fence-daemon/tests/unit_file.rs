@@ -1,0 +1,85 @@
+//! The systemd unit in dist says of the daemon what the daemon itself says. That systemd takes it, and that the rights in it are enough, is
+//! tested where there is a lab (`tests/tests/cluster/service.rs`).
+
+use std::path::{Path, PathBuf};
+
+use fence_daemon::cli::{Cli, DEFAULT_PID_FILE, EXIT_USAGE};
+use fence_daemon::config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY};
+use fence_daemon::daemon::STOP_WITHIN;
+
+const UNIT: &str = include_str!("../../dist/fence-daemon.service");
+const PAGE: &str = include_str!("../../docs/installation.md");
+
+/// The values of a setting, in order.
+fn values<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let lines = text.lines().filter_map(|line| line.split_once('='));
+    lines.filter(|(key, _)| *key == name).map(|(_, value)| value).collect()
+}
+
+fn value(name: &str) -> &'static str {
+    let values = values(UNIT, name);
+    assert_eq!(values.len(), 1, "{name} stands there once");
+    values[0]
+}
+
+/// As the kernel sees it where `/var/run` leads to `/run`.
+fn real(path: &str) -> PathBuf {
+    path.strip_prefix("/var/run/").map_or_else(|| PathBuf::from(path), |rest| Path::new("/run").join(rest))
+}
+
+/// The absolute paths in a text.
+fn paths(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| c.is_whitespace() || matches!(c, '=' | ',' | ';' | '`' | '(' | ')'));
+    words.filter(|word| word.starts_with('/')).map(|word| word.trim_end_matches(['.', ':'])).collect()
+}
+
+#[test]
+fn the_command_is_one_that_the_daemon_takes() {
+    let mut words = value("ExecStart").split_whitespace();
+    let program = words.next().unwrap();
+    let cli = Cli::read(std::iter::once(program).chain(words)).unwrap();
+    assert!(cli.foreground, "systemd waits for the process that it has started");
+    assert_eq!(cli.config, Path::new(DEFAULT_PATH));
+    assert_eq!(cli.pid_file, Path::new(DEFAULT_PID_FILE));
+    assert!(PAGE.contains(&format!("target/release/fence-daemon {program}\n")), "the page installs it elsewhere");
+}
+
+#[test]
+fn what_it_writes_is_writable_and_every_path_is_one_that_it_has() {
+    assert_eq!(Path::new("/run").join(value("RuntimeDirectory")), Path::new(DEFAULT_STATE_DIRECTORY));
+    assert_eq!(value("RuntimeDirectoryPreserve"), "yes", "the next daemon goes on from what is in there");
+    assert_eq!(value("ProtectSystem"), "strict");
+    let writable: Vec<_> = value("ReadWritePaths").split_whitespace().map(Path::new).collect();
+    for written in [DEFAULT_PID_FILE, DEFAULT_STATE_DIRECTORY] {
+        assert!(writable.iter().any(|folder| real(written).starts_with(folder)), "{written}");
+    }
+    let known = [value("ExecStart").split_whitespace().next().unwrap(), "/bin/kill", "/run"];
+    let place = "/etc/systemd/system/fence-daemon.service";
+    for path in paths(UNIT) {
+        assert!(known.contains(&path) || path == place, "{path} is nothing that the daemon uses");
+    }
+    assert!(PAGE.contains(&format!("dist/fence-daemon.service {place}\n")), "the page installs it elsewhere");
+}
+
+#[test]
+fn it_is_started_again_when_that_helps_and_given_time_to_stop() {
+    assert_eq!(value("Restart"), "on-failure");
+    assert_eq!(value("RestartPreventExitStatus"), EXIT_USAGE.to_string());
+    // Requests, and then restarts and connections.
+    assert!(value("TimeoutStopSec").parse::<u64>().unwrap() > 2 * STOP_WITHIN.as_secs());
+    assert_eq!(value("Type"), "notify");
+    assert_eq!(value("KillMode"), "mixed");
+    assert_eq!(value("Conflicts"), "fence_virtd.service");
+}
+
+#[test]
+fn the_page_explains_every_right() {
+    let rights: Vec<_> = value("CapabilityBoundingSet").split_whitespace().collect();
+    assert!(rights.len() > 5, "{rights:?}");
+    for right in &rights {
+        assert!(PAGE.contains(&format!("`{right}`")), "{right}");
+    }
+    let rows = PAGE.lines().filter(|line| line.starts_with("| `CAP_"));
+    let told: usize = rows.map(|row| row.split('|').nth(1).unwrap_or_default().matches("`CAP_").count()).sum();
+    assert_eq!(told, rights.len());
+}
