@@ -13,3 +13,5 @@ mod kvm;
 mod lxc;
 #[cfg(test)]
 mod plugin;
+#[cfg(test)]
+mod service;

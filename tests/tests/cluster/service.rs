@@ -1,0 +1,210 @@
+//! The systemd unit of dist: systemd takes it and runs the daemon by it, and the rights in it are enough for all that fencing needs.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_tests::cluster::corosync::{KEY_PATH, Member, plain};
+use fence_tests::cluster::image::Image;
+use fence_tests::cluster::lab::KEY;
+use fence_tests::cluster::node::Node;
+use fence_tests::cluster::shell::Shell as _;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::machine::{Machine, writing_disk};
+use fence_tests::observer::Observer;
+use fence_tests::process::{Finished, poll_until, run};
+use fence_tests::qemu;
+use fence_tests::server::{Config, Server, Which};
+use fence_tests::timings::Fence;
+use fence_tests::tools;
+use fence_tests::witness::Witness;
+use nix::sys::signal::Signal;
+
+/// How long what takes a second may take on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(90);
+const UNIT: &str = include_str!("../../../dist/fence-daemon.service");
+const UNIT_PATH: &str = "/etc/systemd/system/fence-daemon.service";
+
+/// Whom a machine runs as: nobody whom this system knows.
+const USER: u32 = 12_345;
+
+/// The daemon as it is installed.
+fn daemon() -> Result<Vec<u8>> {
+    let Which::Ours(path) = Which::ours()? else { bail!("ours is not ours") };
+    std::fs::read(&path).with_context(|| path.display().to_string())
+}
+
+/// The capabilities that the unit leaves, as setpriv names them.
+fn capabilities() -> Result<Vec<String>> {
+    let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let line = line.context("the unit bounds no capabilities")?;
+    Ok(line.split_whitespace().map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect())
+}
+
+/// A log without the line about a right that systemd uses before it starts the daemon, and the daemon need not have.
+fn but_for_oom(log: &str) -> String {
+    log.lines().filter(|line| !line.contains("CAP_SYS_RESOURCE")).map(|line| format!("{line}\n")).collect()
+}
+
+/// A node whose own systemd runs the daemon.
+struct Host {
+    node: Node,
+    /// Runs the node, and ends after it.
+    _libvirtd: Libvirtd,
+}
+
+impl Host {
+    fn new() -> Result<Self> {
+        Image::get()?;
+        let hypervisor = Hypervisor::new()?;
+        let libvirtd = Libvirtd::start(&hypervisor)?;
+        let me = Member { name: "host".into(), address: [192, 168, 122, 41].into(), domain: "host".into() };
+        let node = Node::define(&libvirtd, &me, &plain(std::slice::from_ref(&me), &me, &KEY))?;
+        let mut config = Config::new(KEY_PATH);
+        config.interface = "eth0".to_owned();
+        node.write("/usr/sbin/fence-daemon", &daemon()?, 0o755)?;
+        node.write("/etc/fence_virt.conf", config.render().as_bytes(), 0o600)?;
+        node.write(UNIT_PATH, UNIT.as_bytes(), 0o644)?;
+        // In the place of stock's, which is not in the image.
+        node.write("/etc/systemd/system/fence_virtd.service", b"[Service]\nExecStart=/bin/sleep infinity\n", 0o644)?;
+        node.start(&libvirtd)?;
+        node.wait_up()?;
+        Ok(Self { node, _libvirtd: libvirtd })
+    }
+
+    fn run(&self, script: &str) -> Result<Finished> {
+        self.node.run(script, LIMIT)
+    }
+
+    fn must(&self, script: &str) -> Result<String> {
+        self.node.must(script).with_context(|| self.log())
+    }
+
+    /// A property of the unit.
+    fn property(&self, name: &str) -> Result<String> {
+        Ok(self.node.must(&format!("systemctl show --value --property={name} fence-daemon"))?.trim().to_owned())
+    }
+
+    fn log(&self) -> String {
+        self.node.must("journalctl --no-pager --unit=fence-daemon").unwrap_or_default()
+    }
+
+    fn wait_log(&self, words: &str, times: usize) -> Result<()> {
+        poll_until(words, LIMIT, || Ok((self.log().matches(words).count() >= times).then_some(())))
+            .with_context(|| self.log())
+    }
+
+    /// The daemon's process, if it is another than this one and serves.
+    fn wait_serving(&self, but: &str) -> Result<String> {
+        let waited = poll_until("the daemon", LIMIT, || {
+            let now = self.property("MainPID")?;
+            let serves = now != "0" && now != but && self.property("ActiveState")? == "active";
+            Ok((serves && self.run("fence-daemon status")?.code == Some(0)).then_some(now))
+        });
+        waited.with_context(|| self.log())
+    }
+
+    /// A file's number, which another file of that name would not have.
+    fn identity(&self, file: &str) -> Result<String> {
+        self.must(&format!("stat --format=%i:%a {file}"))
+    }
+}
+
+#[test]
+fn systemd_runs_the_daemon_by_the_unit() -> Result<()> {
+    let host = Host::new()?;
+    let verified = host.run(&format!("systemd-analyze verify {UNIT_PATH}"))?;
+    // It also reads what the unit names, and tells of others' units.
+    let about_us = verified.stderr.lines().any(|line| line.contains("fence-daemon"));
+    ensure!(verified.code == Some(0) && !about_us, "{verified:?}");
+
+    host.must("systemctl enable --now fence-daemon")?;
+    let first = host.wait_serving("0")?;
+    host.wait_log("the kernel program is attached", 1)?;
+    ensure!(!but_for_oom(&host.log()).contains("cannot"), "something was refused: {}", host.log());
+    let process = host.must(&format!("cat /proc/{first}/status /proc/{first}/oom_score_adj /proc/{first}/limits"))?;
+    let wanted = host
+        .must(&format!("setpriv --bounding-set=-all,+{} grep CapBnd /proc/self/status", capabilities()?.join(",+")))?;
+    ensure!(process.contains(wanted.trim()) && process.contains("NoNewPrivs:\t1"), "{wanted} {process}");
+    // systemd can only do that where it has the right to.
+    let may =
+        host.must("setpriv --dump")?.lines().any(|line| line.contains("bounding set") && line.contains("sys_resource"));
+    ensure!(!may || process.lines().any(|line| line == "-900"), "{process}");
+    for (op, code) in [("status", 0), ("off", 0), ("status", 2), ("on", 0)] {
+        let asked = host.run(&format!("fence_xvm -o {op} -H test"))?;
+        ensure!(asked.code == Some(code), "{op}: {asked:?}; {}", host.log());
+    }
+
+    host.must("systemctl reload fence-daemon")?;
+    host.wait_log("the keys were read again", 1)?;
+    let memory = host.identity("/run/fence-xdp/seen")?;
+    ensure!(host.identity("/run/fence-xdp")?.ends_with(":700\n"));
+    host.must(&format!("kill -KILL {first}"))?;
+    let second = host.wait_serving(&first)?;
+    ensure!(host.identity("/run/fence-xdp/seen")? == memory, "what was accepted is forgotten after a crash");
+    host.must("systemctl stop fence-daemon")?;
+    ensure!(host.property("Result")? == "success", "{}", host.log());
+    ensure!(host.identity("/run/fence-xdp/seen")? == memory, "what was accepted is forgotten after a stop");
+    host.must("systemctl start fence-daemon")?;
+    host.wait_serving(&second)?;
+
+    // The one or the other.
+    host.must("systemctl start fence_virtd")?;
+    poll_until("its end", LIMIT, || Ok((host.property("ActiveState")? == "inactive").then_some(())))?;
+    host.must("systemctl start fence-daemon")?;
+    ensure!(host.run("systemctl is-active fence_virtd")?.stdout.trim() == "inactive");
+
+    // What the next start would find as well.
+    host.must("systemctl stop fence-daemon && rm /etc/cluster/fence_xvm.key")?;
+    let started = host.run("systemctl start fence-daemon")?;
+    ensure!(started.code != Some(0) && host.property("ActiveState")? == "failed", "{started:?}");
+    ensure!(host.property("ExecMainStatus")? == "255" && host.property("NRestarts")? == "0", "{}", host.log());
+    Ok(())
+}
+
+#[test]
+fn the_rights_of_the_unit_are_enough_to_kill_a_machine_of_another_user() -> Result<()> {
+    tools::require(&["setpriv"])?;
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    let Which::Ours(program) = Which::ours()? else { bail!("ours is not ours") };
+    let rights = capabilities()?.join(",+");
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --no-new-privs --bounding-set=-all,+{rights} '{}' \"$@\"\n",
+        program.display()
+    );
+    let script = hypervisor.write_mode("confined", script.as_bytes(), 0o700)?;
+    let mut config = Config::new(&hypervisor.write("fence.key", &KEY)?);
+    config.uris = vec![qemu::URI.to_owned()];
+    let server = Server::start(&hypervisor, &Which::Ours(script.into()), &config)?;
+
+    // With a disk that it uses by io_uring: what it has open is looked at, too.
+    let disk = hypervisor.write("disk.img", &writing_disk())?;
+    std::os::unix::fs::chown(hypervisor.outside(&disk), Some(USER), Some(USER))?;
+    let xml = Machine::new("vm").disk(&disk, "io_uring").xml()?;
+    let label =
+        format!("<seclabel type='static' model='dac' relabel='no'><label>+{USER}:+{USER}</label></seclabel></domain>");
+    libvirtd.define(qemu::URI, "vm", &xml.replace("</domain>", &label))?;
+    libvirtd.start_domain(qemu::URI, "vm")?;
+    let machine = Witness::of_qemu(&hypervisor, "vm")?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", machine.pid))?;
+    ensure!(status.lines().any(|line| line.starts_with(&format!("Uid:\t{USER}\t"))), "it is root's: {status}");
+
+    // By its process and not by libvirt, which would do without the rights, and takes a hundred times as long.
+    let mut asked = std::process::Command::new(&program);
+    asked.args(["-f", &hypervisor.path("fence_virt.conf"), "status", "--json"]);
+    poll_until("the daemon to hold the machine's process", LIMIT, || {
+        let report = run(hypervisor.space(), &mut asked, LIMIT)?.stdout;
+        let report: serde_json::Value = serde_json::from_str(&report).context(report)?;
+        Ok(report["uris"][0]["domains"][0]["pid"].is_i64().then_some(()))
+    })?;
+    libvirtd.signal(Signal::SIGSTOP)?;
+
+    let observer = Observer::new(&hypervisor, hypervisor.guest(90)?, &config.key_file);
+    let position = server.log_position();
+    observer.expect("off", "vm", 0).with_context(|| server.log())?;
+    let fence: Fence = server.next_fence(position)?;
+    ensure!(fence.get("via") == Some("xdp") && fence.step("dead").is_some(), "{fence:?}: {}", server.log());
+    ensure!(!but_for_oom(&server.log()).contains("WARN"), "{}", server.log());
+    Ok(())
+}
