@@ -37,6 +37,7 @@ pub mod differences;
 pub mod differential;
 pub mod flood;
 pub mod fuse;
+pub mod guide;
 pub mod initramfs;
 pub mod interrupt;
 pub mod kernel;
