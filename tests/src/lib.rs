@@ -23,6 +23,7 @@
 //! * [`cluster`]: real clusters of nodes with corosync and Pacemaker.
 //! * [`interrupt`]: Ctrl-C for programs that keep a lab up.
 //! * [`pump`]: bytes through TCP from one place to another; [`bystanders`]: what the kernel program costs them.
+//! * [`guide`]: the guides in docs, taken apart and typed.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
 pub mod archive;

@@ -5,16 +5,18 @@
 //! ([`STAND_INS`]), and the page's last section says so.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{Act, Guide, Step, Typed, compare};
 use crate::lab::{Hypervisor, Space};
 use crate::process::{Finished, run};
+use crate::witness::Witness;
 
 /// The hypervisor's name in guides.
 pub const HYPERVISOR: &str = "hypervisor";
@@ -22,8 +24,6 @@ pub const HYPERVISOR: &str = "hypervisor";
 pub const NODES: &str = "nodes";
 /// How long a command may take, or be typed again, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(240);
-/// Where the hypervisor's root is, for the lab's programs.
-const ROOT: &str = "/run/lab/hypervisor";
 /// What a shell that somebody logged in to has.
 const ENVIRONMENT: &[&str] =
     &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C", "COLUMNS=200"];
@@ -60,10 +60,7 @@ impl Stage {
     /// The kernel refuses the mounts.
     pub fn new(hypervisor: &Hypervisor, image: &Path) -> Result<Self> {
         let mut stage = Self { hypervisor: hypervisor.clone(), places: BTreeMap::new() };
-        stage.add_root(HYPERVISOR, hypervisor.space(), image, ROOT)?;
-        for (path, script, _) in STAND_INS {
-            stage.install(HYPERVISOR, path, script.as_bytes())?;
-        }
+        stage.add_root(HYPERVISOR, hypervisor.space(), image, "hypervisor")?;
         Ok(stage)
     }
 
@@ -71,16 +68,17 @@ impl Stage {
     ///
     /// # Errors
     /// The kernel refuses the mounts.
-    pub fn add_network(&mut self, name: &str, space: &Space, image: &Path) -> Result<()> {
-        self.add_root(name, space, image, &format!("/run/lab/{name}"))
+    pub fn add_guest(&mut self, name: &str, space: &Space, image: &Path) -> Result<()> {
+        self.add_root(name, space, image, "guest")
     }
 
-    fn add_root(&mut self, name: &str, space: &Space, image: &Path, root: &str) -> Result<()> {
+    fn add_root(&mut self, name: &str, space: &Space, image: &Path, kind: &str) -> Result<()> {
+        let root = self.hypervisor.path(&format!("roots/{name}"));
         let (image, written) = (image.to_string_lossy(), format!("{root}-written"));
-        let script = include_str!("../assets/guide/hypervisor.sh");
-        space.must("sh", &["-c", script, "sh", &image, root, &written])?;
-        self.places.insert(name.to_owned(), Place::Root(space.clone(), root.to_owned()));
-        Ok(())
+        let script = include_str!("../assets/guide/root.sh");
+        space.must("sh", &["-c", script, "sh", &image, &root, &written, kind])?;
+        self.places.insert(name.to_owned(), Place::Root(space.clone(), root));
+        STAND_INS.iter().try_for_each(|(path, script, _)| self.install(name, path, script.as_bytes()))
     }
 
     /// Adds a machine that is the container of a domain, which need not run yet.
@@ -101,7 +99,8 @@ impl Stage {
     pub fn install(&self, name: &str, path: &str, content: &[u8]) -> Result<()> {
         self.write(name, path, content)?;
         let file = self.file(name, path)?;
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).with_context(|| file.display().to_string())
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))
+            .with_context(|| file.display().to_string())
     }
 
     /// Does all that a page says, in its order.
@@ -120,35 +119,41 @@ impl Stage {
         let nodes = self.places.keys().filter(|name| *name != HYPERVISOR).map(String::as_str);
         let places: Vec<_> = if step.host == NODES { nodes.collect() } else { vec![step.host.as_str()] };
         ensure!(!places.is_empty(), "line {}: there are no nodes", step.line);
-        for place in places {
-            let begun = Instant::now();
-            match &step.act {
-                Act::Write(path, content) => self.write(place, path, content.as_bytes())?,
-                Act::Type(typed) => self.follow(place, typed).with_context(|| format!("line {}", step.line))?,
-            }
-            if let Act::Type(typed) = &step.act {
+        // On all of them at once: nodes have each to wait for themselves.
+        std::thread::scope(|scope| {
+            let doing: Vec<_> = places.iter().map(|&place| scope.spawn(move || self.step_at(place, step))).collect();
+            doing.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a thread panicked"))?)
+        })
+        .with_context(|| format!("line {} of the page", step.line))
+    }
+
+    fn step_at(&self, place: &str, step: &Step) -> Result<()> {
+        let begun = Instant::now();
+        match &step.act {
+            Act::Write(path, content) => self.write(place, path, content.as_bytes()),
+            Act::Type(typed) => {
+                let done = self.follow(place, typed);
                 println!("{:>6.2} s  {place}# {}", begun.elapsed().as_secs_f64(), typed.command);
+                done
             }
         }
-        Ok(())
     }
 
     fn follow(&self, place: &str, typed: &Typed) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let done = self.run(place, typed)?;
-            let is_as_shown = match done.code {
-                Some(0) => compare(&typed.shown, &done.stdout),
-                code => Err(anyhow::anyhow!("exit code {code:?}")),
+            // A machine that is off has nobody to type anything on it.
+            let wrong = match self.run(place, typed) {
+                Ok(done) => match judge(typed, &done) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error,
+                },
+                Err(error) => error,
             };
-            match is_as_shown {
-                Ok(()) => return Ok(()),
-                Err(_) if typed.again && begun.elapsed() < LIMIT => std::thread::sleep(Duration::from_millis(300)),
-                Err(error) => {
-                    let (command, shown, printed) = (&typed.command, typed.shown.join("\n"), &done.stdout);
-                    bail!("{error:#}\n{place}# {command}\n--- shown\n{shown}\n--- printed\n{printed}");
-                }
+            if !typed.again || begun.elapsed() > LIMIT {
+                bail!("{wrong:#}");
             }
+            std::thread::sleep(Duration::from_millis(300));
         }
     }
 
@@ -157,7 +162,7 @@ impl Stage {
         let Typed { user, directory, command, .. } = typed;
         // `~` is the shell's business.
         let line = format!("cd {directory} && {{ {command}\n}} 2>&1");
-        self.shell(place, user, &line).with_context(|| format!("{place}# {command}"))
+        self.shell(place, user, &line).with_context(|| command.clone())
     }
 
     /// Runs a line of shell on a machine.
@@ -166,11 +171,10 @@ impl Stage {
     /// The machine does not run, or the line does not end.
     pub fn shell(&self, place: &str, user: &str, line: &str) -> Result<Finished> {
         let (space, mut words) = match self.place(place)? {
-            Place::Root(space, root) => (space, vec!["chroot".to_owned(), root.clone()]),
+            Place::Root(space, root) => (space.clone(), vec!["chroot".to_owned(), root.clone()]),
             Place::Container(domain) => {
-                let init = self.init(domain)?.to_string();
-                let words = ["nsenter", "--target", &init, "--all", "--root", "--wd", "--"].map(str::to_owned);
-                (self.hypervisor.space(), words.to_vec())
+                let init = Witness::of_container(&self.hypervisor, domain)?;
+                (self.hypervisor.space().inside(init.as_fd().try_clone_to_owned()?), Vec::new())
             }
         };
         words.extend(["env", "-i"].map(str::to_owned));
@@ -179,7 +183,7 @@ impl Stage {
             words.extend(["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--"].map(str::to_owned));
         }
         words.extend(["bash", "-c", line].map(str::to_owned));
-        run(space, Command::new(&words[0]).args(&words[1..]), LIMIT)
+        run(&space, Command::new(&words[0]).args(&words[1..]), LIMIT)
     }
 
     /// Writes a file of a machine; directories are made.
@@ -197,25 +201,28 @@ impl Stage {
 
     /// A machine's file, for this process.
     fn file(&self, place: &str, path: &str) -> Result<PathBuf> {
-        let inside = match self.place(place)? {
-            Place::Root(_, root) => format!("{root}{path}"),
-            Place::Container(domain) => format!("/proc/{}/root{path}", self.init(domain)?),
-        };
-        Ok(self.hypervisor.outside(&inside))
+        Ok(match self.place(place)? {
+            Place::Root(_, root) => self.hypervisor.outside(&format!("{root}{path}")),
+            Place::Container(domain) => {
+                let init = Witness::of_container(&self.hypervisor, domain)?;
+                PathBuf::from(format!("/proc/{}/root{path}", init.pid))
+            }
+        })
     }
 
     fn place(&self, name: &str) -> Result<&Place> {
         self.places.get(name).with_context(|| format!("there is no machine {name}"))
     }
+}
 
-    /// The first process of a container, by the lab's numbers.
-    fn init(&self, domain: &str) -> Result<u32> {
-        let read = |path: String| {
-            std::fs::read_to_string(self.hypervisor.outside(&path)).with_context(|| format!("{domain} does not run"))
-        };
-        let controller = read(format!("/run/libvirt/lxc/{domain}.pid"))?;
-        let controller = controller.trim();
-        let children = read(format!("/proc/{controller}/task/{controller}/children"))?;
-        children.split_whitespace().next().and_then(|pid| pid.parse().ok()).with_context(|| format!("{domain} has no process"))
-    }
+/// Whether a command did what is shown.
+fn judge(typed: &Typed, done: &Finished) -> Result<()> {
+    let Typed { command, shown, .. } = typed;
+    let is_as_shown = match done.code {
+        Some(0) => compare(shown, &done.stdout),
+        code => Err(anyhow!("exit code {code:?}")),
+    };
+    is_as_shown.map_err(|error| {
+        anyhow!("{error}: {command}\n--- shown\n{}\n--- printed\n{}{}", shown.join("\n"), done.stdout, done.stderr)
+    })
 }

@@ -1,23 +1,142 @@
 //! What the guides in docs say, typed.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::Result;
-use fence_tests::guide::stage::Stage;
+use anyhow::{Context, Result, bail, ensure};
+use fence_tests::cluster::corosync::{Item, Member};
+use fence_tests::cluster::image::Image;
+use fence_tests::cluster::node::Node;
+use fence_tests::guide::stage::{HYPERVISOR, NODES, STAND_INS, Stage};
+use fence_tests::guide::{Act, Guide};
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
+use fence_tests::qemu;
+use fence_tests::server::Which;
+use fence_tests::tools;
+
+mod body;
+mod firewalls;
+
+use body::Body;
+
+/// Where a page has this repository.
+const CLONE: &str = "/usr/src/fence-xdp";
+
+/// The stage of a guide, with the hypervisor on it, as its reader has it before the first line.
+struct Scene {
+    stage: Stage,
+    libvirtd: Libvirtd,
+    hypervisor: Hypervisor,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let image = Image::get()?;
+        let hypervisor = Hypervisor::new()?;
+        let libvirtd = Libvirtd::start(&hypervisor)?;
+        let stage = Stage::new(&hypervisor, image.root())?;
+        let scene = Self { stage, libvirtd, hypervisor };
+        scene.clone_repository()?;
+        Ok(scene)
+    }
+
+    /// What the page installs from a clone of this repository, built.
+    fn clone_repository(&self) -> Result<()> {
+        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
+        let xtask = tools::target_directory().join("debug/xtask");
+        ensure!(xtask.is_file(), "no {}: run this by `cargo xtask test cluster`", xtask.display());
+        let file = |path: &str| self.hypervisor.outside(path);
+        std::fs::create_dir_all(file("/run/guide"))?;
+        std::fs::copy(&xtask, file("/run/guide/xtask"))?;
+        self.stage.install(HYPERVISOR, &format!("{CLONE}/target/release/fence-daemon"), &std::fs::read(daemon)?)?;
+        let dist = tools::workspace().join("dist");
+        for path in files_below(&dist)? {
+            let name = path.strip_prefix(&dist)?.display();
+            self.stage.write(HYPERVISOR, &format!("{CLONE}/dist/{name}"), &std::fs::read(&path)?)?;
+        }
+        Ok(())
+    }
+
+    fn play(&self, page: &str) -> Result<()> {
+        self.stage.play(&Guide::read(page, &self.stage.hosts())?)
+    }
+}
+
+/// firewalld's zone of libvirt's packages, with the bridge in it, as libvirt tells firewalld whenever that starts.
+fn bring_zone(stage: &Stage) -> Result<()> {
+    const ZONE: &str = "/usr/lib/firewalld/zones/libvirt.xml";
+    let zone = std::fs::read(ZONE).with_context(|| format!("{ZONE}, of libvirt's packages"))?;
+    stage.write(HYPERVISOR, ZONE, &zone)?;
+    stage.shell(HYPERVISOR, "root", "firewall-offline-cmd --zone=libvirt --add-interface=virbr0")?.success().map(drop)
+}
+
+fn files_below(directory: &PathBuf) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files_below(&path)?);
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
 
 #[test]
-fn scratch() -> Result<()> {
-    let image = PathBuf::from("/work/img/root");
-    let hypervisor = Hypervisor::new()?;
-    let _libvirtd = Libvirtd::start(&hypervisor)?;
-    let _stage = Stage::new(&hypervisor, &image)?;
-    std::fs::write("/tmp/gui-holder", hypervisor.holder().to_string())?;
-    while !std::path::Path::new("/tmp/gui-stop").exists() {
-        std::thread::sleep(Duration::from_millis(300));
+fn kvm_cluster() -> Result<()> {
+    let mut scene = Scene::new()?;
+    bring_zone(&scene.stage)?;
+    let line = "systemctl start firewalld";
+    scene.stage.shell(HYPERVISOR, "root", line)?.success()?;
+    let mut bodies = Vec::new();
+    for number in 1..=2_u8 {
+        let (name, machine) = (format!("node{number}"), format!("web{number}"));
+        let address = std::net::Ipv4Addr::new(192, 168, 122, 10 + number);
+        let hostname = Item { path: "/etc/hostname", mode: 0o644, content: format!("{name}\n").into_bytes() };
+        let member = Member { name: name.clone(), address, domain: name.clone() };
+        let node = Node::define(&scene.libvirtd, &member, &[hostname])?;
+        qemu::start_idle(&scene.libvirtd, &machine)?;
+        scene.stage.add_container(&name, &name);
+        bodies.push(Body::of(&machine, node));
     }
-    std::fs::remove_file("/tmp/gui-stop")?;
+    for body in &bodies {
+        body.wait_up()?;
+    }
+    scene.play("kvm-cluster.md")
+}
+
+#[test]
+fn lxc_cluster() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let begin = include_bytes!("../../src/assets/node.sh");
+    scene.hypervisor.write("/run/guide/node.sh", begin)?;
+    for name in ["node1", "node2"] {
+        scene.stage.add_container(name, name);
+    }
+    scene.play("lxc-cluster.md")
+}
+
+/// Whatever stands in for something is told on the page that it stands in on.
+#[test]
+fn pages_tell_what_stands_in() -> Result<()> {
+    let hosts = [HYPERVISOR, "node1", "node2", NODES];
+    for page in ["kvm-cluster.md", "lxc-cluster.md", "firewall.md"] {
+        let guide = Guide::read(page, &hosts)?;
+        let text = std::fs::read_to_string(tools::workspace().join("docs").join(page))?;
+        let (_, told) =
+            text.split_once("## How this page is tested").with_context(|| format!("{page} tells nothing"))?;
+        for (path, ..) in STAND_INS {
+            let name = path.rsplit('/').next().unwrap_or(path);
+            let is_used = guide.steps.iter().any(|step| match &step.act {
+                // The nodes of the clusters have the real ones.
+                Act::Type(typed) => {
+                    step.host == HYPERVISOR && typed.command.split_whitespace().any(|word| word == name)
+                }
+                Act::Write(..) => false,
+            });
+            ensure!(!is_used || told.contains(&format!("`{name}`")), "{page} does not tell that {name} is a stand-in");
+        }
+    }
     Ok(())
 }

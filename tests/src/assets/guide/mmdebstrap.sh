@@ -1,14 +1,22 @@
 #!/bin/sh
-# mmdebstrap --include=PACKAGES bookworm DIRECTORY: the nodes' image, under a layer in memory, for that directory; each package must be in it.
+# mmdebstrap --include=PACKAGES bookworm DIRECTORY: lays the nodes' image, which mmdebstrap has made, under a layer in memory for that directory.
+# What is to be included must be in it.
 set -eu
 if [ "$#" != 3 ] || [ "$2" != bookworm ] || [ "${1#--include=}" = "$1" ]; then
     echo "mmdebstrap: this stand-in knows --include=PACKAGES bookworm DIRECTORY" >&2
     exit 64
 fi
+image=/mnt/image
 for package in $(echo "${1#--include=}" | tr , ' '); do
-    if [ ! -e "/var/lib/dpkg/info/$package.list" ]; then
+    if [ ! -e "$image/var/lib/dpkg/info/$package.list" ]; then
         echo "mmdebstrap: the image has no $package" >&2
         exit 1
     fi
 done
-exec /run/guide/make-root "$3"
+written=/run/lab/written/$(basename "$3")
+mkdir -p "$3" "$written/upper" "$written/work"
+mount -t overlay -o "lowerdir=$image,upperdir=$written/upper,workdir=$written/work" overlay "$3"
+# The same as the nodes of all tests begin with.
+rm "$3/sbin/init"
+sed 's,/sbin/init,/lib/systemd/systemd,' /run/guide/node.sh > "$3/sbin/init"
+chmod 755 "$3/sbin/init"

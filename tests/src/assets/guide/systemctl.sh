@@ -44,6 +44,7 @@ start() {
         mkdir -p /run/dbus
         dbus-daemon --system --fork --nopidfile
     fi
+    : > "$state/$1.log"
     setsid sh -c "exec $command" > "$state/$1.log" 2>&1 < /dev/null &
     echo $! > "$state/$1.pid"
     left=600

@@ -1,0 +1,93 @@
+//! The operating system of a machine: it begins with the machine and dies with it.
+//!
+//! Two Linux guests without KVM take minutes for what people type in one. So the machine is a real one of libvirt's QEMU driver, with firmware
+//! alone, and what would run in it is a container beside it, whose first process is killed the moment that the machine's process is dead.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fence_tests::cluster::node::Node;
+use fence_tests::cluster::shell::Shell as _;
+use fence_tests::container::URI;
+use fence_tests::lab::COMMAND_LIMIT;
+use fence_tests::process::{Finished, run};
+use fence_tests::witness::Witness;
+
+/// How long a look at something takes until the next one.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What runs in a machine. Dropping it lets the machine alone.
+pub(super) struct Body {
+    node: Node,
+    is_wanted: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Body {
+    /// The container of `node`, as the body of the domain `machine`.
+    pub(super) fn of(machine: &str, node: Node) -> Self {
+        let is_wanted = Arc::new(AtomicBool::new(true));
+        let life = Life { machine: machine.to_owned(), node: node.clone(), is_wanted: Arc::clone(&is_wanted) };
+        Self { node, is_wanted, thread: Some(std::thread::spawn(move || life.live())) }
+    }
+
+    /// Waits until its init has started everything.
+    pub(super) fn wait_up(&self) -> Result<()> {
+        self.node.wait_up()
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.is_wanted.store(false, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+struct Life {
+    machine: String,
+    node: Node,
+    is_wanted: Arc<AtomicBool>,
+}
+
+impl Life {
+    fn live(&self) {
+        while self.is_wanted.load(Ordering::Relaxed) {
+            if let Err(error) = self.once() {
+                eprintln!("{}'s body: {error:#}", self.machine);
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// From one start of the machine to its end.
+    fn once(&self) -> Result<()> {
+        let hypervisor = self.node.hypervisor();
+        let Ok(machine) = Witness::of_qemu(hypervisor, &self.machine) else {
+            std::thread::sleep(PAUSE);
+            return Ok(());
+        };
+        self.virsh("start")?.success().context("it does not start")?;
+        let first = self.node.witness()?;
+        while !machine.dies_within(PAUSE)? {
+            if !self.is_wanted.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+        first.kill()?;
+        while self.virsh("domstate")?.stdout.trim() == "running" {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    fn virsh(&self, verb: &str) -> Result<Finished> {
+        let mut command = Command::new("virsh");
+        command.args(["-q", "-c", URI, verb, &self.node.member().domain]);
+        run(self.node.hypervisor().space(), &mut command, COMMAND_LIMIT)
+    }
+}
