@@ -133,7 +133,7 @@ impl Stage {
             Act::Write(path, content) => self.write(place, path, content.as_bytes()),
             Act::Type(typed) => {
                 let done = self.follow(place, typed);
-                println!("{:>6.2} s  {place}# {}", begun.elapsed().as_secs_f64(), typed.command);
+                eprintln!("{:>6.2} s  {place}# {}", begun.elapsed().as_secs_f64(), typed.command);
                 done
             }
         }
