@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mmdebstrap", "mmdebstrap"),
     ("nft", "nftables"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("setpriv", "util-linux"),
     ("tini", "tini"),
     ("unshare", "util-linux"),
     ("virsh", "libvirt-clients"),

@@ -1,9 +1,10 @@
-//! Gets what the tests' guests boot, before a test asks for it: what `cargo xtask setup --fetch` runs.
+//! Gets what the tests' guests and nodes of clusters start from, before a test asks for it: what `cargo xtask setup --fetch` runs.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use fence_tests::bench::progress;
+use fence_tests::cluster::image::Image;
 use fence_tests::debian::{Kernel, Series};
 
 fn main() -> ExitCode {
@@ -22,5 +23,8 @@ fn run() -> Result<()> {
         let kernel = Kernel::get(series).with_context(|| format!("Linux {}", series.name()))?;
         progress(&format!("  {} is there", kernel.release()));
     }
+    progress("the root directory of clusters' nodes ...");
+    Image::get()?;
+    progress("  it is there");
     Ok(())
 }

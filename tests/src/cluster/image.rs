@@ -133,15 +133,18 @@ fn source(target: &str) -> Option<String> {
 }
 
 fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
-    tools::require(&["mmdebstrap", "unshare"])?;
+    tools::require(&["mmdebstrap", "setpriv", "unshare"])?;
     let work = cache.join("node.work");
     if work.exists() {
         fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
     }
     say(&format!("making the root directory of clusters' nodes from {suite}'s packages: a minute or two, once"));
-    // It mounts the host's /dev and /sys into the tree. If it is killed they must be gone with it, and not be cleared away as files of the tree.
-    let mut command = Command::new(tools::find("unshare")?);
-    command.args(["--mount", "--propagation", "private"]).arg(tools::find("mmdebstrap")?);
+    // It mounts the host's /dev and /sys into the tree. However this process ends, it ends and takes these along: nobody who clears away what it
+    // has left is to find them there.
+    let mut command = Command::new(tools::find("setpriv")?);
+    command.args(["--pdeathsig", "KILL"]).arg(tools::find("unshare")?);
+    command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.arg(tools::find("mmdebstrap")?);
     command.args(["--mode=root", "--variant=apt", "--format=directory", "--skip=cleanup/tmp"]);
     command.args(["--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*"]);
     command.args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
