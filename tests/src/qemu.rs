@@ -117,21 +117,51 @@ impl LinuxGuest {
     /// # Errors
     /// It does not boot; the error has its console.
     pub fn connect(hypervisor: &Hypervisor, name: &str) -> Result<Self> {
+        Self::open(hypervisor, name)?.wait_up()
+    }
+
+    /// Connects to the console of a guest that may not run commands yet.
+    ///
+    /// # Errors
+    /// There is none: the guest does not run.
+    pub fn open(hypervisor: &Hypervisor, name: &str) -> Result<Self> {
         let path = hypervisor.outside(&console_socket(hypervisor, name));
         let console = UnixStream::connect(&path).with_context(|| format!("{name}'s console {}", path.display()))?;
         console.set_read_timeout(Some(Duration::from_millis(200)))?;
         let (hypervisor, name) = (hypervisor.clone(), name.to_owned());
-        let mut guest = Self { hypervisor, name, console, unread: Vec::new(), last_number: 0 };
+        Ok(Self { hypervisor, name, console, unread: Vec::new(), last_number: 0 })
+    }
+
+    /// Waits until it runs commands.
+    ///
+    /// # Errors
+    /// It does not boot; the error has its console.
+    pub fn wait_up(mut self) -> Result<Self> {
         let deadline = Instant::now() + BOOT_LIMIT;
-        // What is written before the guest listens may be lost: ask until it answers.
-        while guest.command("true", Duration::from_secs(1)).is_err() {
+        // What is written before the guest listens may be lost: ask until it answers, whichever question that is, and more rarely with time.
+        let mut pause = Duration::from_secs(1);
+        while !self.answers(pause)? {
+            pause = (pause * 3 / 2).min(Duration::from_secs(5));
             if Instant::now() > deadline {
-                let log = guest.hypervisor.outside(&console_log(&guest.hypervisor, &guest.name));
+                let log = self.hypervisor.outside(&console_log(&self.hypervisor, &self.name));
                 let log = std::fs::read_to_string(log).unwrap_or_default();
-                bail!("{} does not boot within {BOOT_LIMIT:?}; its console: {log}", guest.name);
+                bail!("{} does not boot within {BOOT_LIMIT:?}; its console: {log}", self.name);
             }
         }
-        Ok(guest)
+        Ok(self)
+    }
+
+    /// Whether it answers anything within this time.
+    fn answers(&mut self, limit: Duration) -> Result<bool> {
+        self.last_number += 1;
+        writeln!(self.console, "{} true", self.last_number).with_context(|| format!("{}'s console", self.name))?;
+        let deadline = Instant::now() + limit;
+        while let Some(line) = self.read_line(deadline.saturating_duration_since(Instant::now()))? {
+            if parse_answer(&line, Duration::ZERO).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Runs a command line in the guest.

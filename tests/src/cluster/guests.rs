@@ -60,10 +60,10 @@ impl Node {
         let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
         // The one of an earlier boot is closed.
         *console = None;
-        let there = poll_until(&format!("{domain}'s console"), BOOT_LIMIT, || {
-            Ok(LinuxGuest::connect(&self.hypervisor, domain).ok())
+        let opened = poll_until(&format!("{domain}'s console"), BOOT_LIMIT, || {
+            Ok(LinuxGuest::open(&self.hypervisor, domain).ok())
         })?;
-        *console = Some(there);
+        *console = Some(opened.wait_up()?);
         Ok(())
     }
 
@@ -174,6 +174,14 @@ fn disk(root: &Path) -> Result<PathBuf> {
         // Nobody writes to it: no journal.
         let options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", &from, &to, &size];
         tools::output("mke2fs", &options, Path::new("/"))?;
+        // Those of earlier images are of no use to anybody.
+        for entry in std::fs::read_dir(root.parent().context("an image without a directory")?)? {
+            let old = entry?.path();
+            let is_disk = old.extension().is_some_and(|extension| extension == "ext4");
+            if is_disk && !old.with_extension("").is_dir() {
+                std::fs::remove_file(&old)?;
+            }
+        }
         std::fs::rename(&making, &disk)?;
     }
     Ok(disk)
