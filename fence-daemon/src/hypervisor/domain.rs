@@ -28,13 +28,6 @@ const STRAY_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State(pub u8);
 
-impl State {
-    /// Whether it has power and its processors stand still.
-    pub(super) fn is_paused(self) -> bool {
-        u32::from(self.0) == virt_sys::VIR_DOMAIN_PAUSED
-    }
-}
-
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match u32::from(self.0) {

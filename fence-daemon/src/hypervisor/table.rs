@@ -68,7 +68,8 @@ impl Instance {
     /// Whether it is on its way here from another host, where it runs still. (It does not run here until it has arrived, and libvirt's record need
     /// not be read of one that does.)
     pub(super) fn is_arriving(&self) -> bool {
-        self.state.is_paused() && self.living().is_some_and(|victim| victim.job() == Job::Arriving)
+        u32::from(self.state.0) == virt_sys::VIR_DOMAIN_PAUSED
+            && self.living().is_some_and(|victim| victim.job() == Job::Arriving)
     }
 }
 
