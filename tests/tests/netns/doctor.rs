@@ -143,3 +143,23 @@ fn when_all_is_well_it_says_so_and_no_more() -> Result<()> {
     ensure!(page.code == Some(0) && !page.stdout.contains('\x1b') && page.stderr.is_empty(), "{page:?}");
     Ok(())
 }
+
+/// What the page says is what is checked, and what its commands are.
+#[test]
+fn the_page_knows_every_check() -> Result<()> {
+    let docs = tools::workspace().join("docs");
+    let page = std::fs::read_to_string(docs.join("doctor.md"))?;
+    let schema: Value = serde_json::from_str(&std::fs::read_to_string(docs.join("doctor.schema.json"))?)?;
+    let checks = schema["$defs"]["finding"]["properties"]["check"]["enum"].as_array().context("no checks")?;
+    for check in checks.iter().filter_map(Value::as_str).filter(|check| *check != "privileges") {
+        ensure!(
+            page.contains(&format!("`{check}`")) || page.contains(&format!("ok      {check} ")),
+            "{check} is not in the page"
+        );
+    }
+    let commands: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("    # ")).collect();
+    let known = ["fence-daemon doctor", "fence-daemon doctor --from-guest", "fence-daemon doctor --json"];
+    // The fourth is run by the test of fingerprints.
+    ensure!(commands.iter().filter(|command| !command.contains("sha256sum")).eq(&known), "{commands:?}");
+    Ok(())
+}

@@ -169,18 +169,18 @@ fn judge(way: Way, traffic: &Traffic<'_>, rules: &Rules, attached: bool) -> Opti
         Fate::Dropped(_) if bypassed => Some(Finding::ok(
             CHECK,
             format!(
-                "would drop {what} on {name}: no matter as long as the kernel program is attached, which is before it"
+                "{what} on {name}: would be dropped, no matter as long as the kernel program is attached, which is before it"
             ),
         )),
         Fate::Unclear(_) if bypassed => None,
         Fate::Dropped(blame) => {
-            let seen = format!("{what} on {name} are dropped by {}", at(&blame));
+            let seen = format!("{what} on {name}: dropped by {}", at(&blame));
             let remedy = "no guest can be fenced that way: open it, now and for the next boot (the same in what loads the rules)";
             let finding = Finding::wrong(CHECK, seen, remedy);
             Some(remedies(&packet, &blame).into_iter().fold(finding, Finding::command))
         }
         Fate::Unclear(blame) => {
-            let seen = format!("{what} on {name} may be dropped: it depends on {}", at(&blame));
+            let seen = format!("{what} on {name}: may be dropped, it depends on {}", at(&blame));
             let remedy = "that rule looks at what cannot be known beforehand: see whether it means this traffic";
             let look = if find_nft() {
                 format!("nft -a list chain {} {} {}", blame.family, blame.table, blame.chain)
