@@ -16,8 +16,10 @@ use tokio::time::timeout;
 use crate::fault::{self, Point};
 use crate::intake::Verified;
 
-/// How long a connection may take to come about, as with stock servers.
-pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a connection may take to come about: less than the 2 s after which a client that still waits asks again, and the next copy gets its turn.
+/// An attempt that outlived its client could reach the guest's next one, which listens at the same port, and would take the answer for
+/// its own, if its own request was lost. (Stock servers try for 5 s.)
+pub const CONNECT_LIMIT: Duration = Duration::from_millis(1900);
 /// How long each half of the exchange may take, as with stock servers.
 pub const EXCHANGE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the answer may take to be written: a peer that does not read must not hold us.
@@ -30,7 +32,7 @@ pub enum CallbackError {
     #[error("cannot connect to {0}: {1} (is TCP port {port} open on the guest?)", port = .0.port())]
     Connect(SocketAddr, io::Error),
     /// Nobody answered there.
-    #[error("no connection to {0} within 5 s (is TCP port {port} open on the guest?)", port = .0.port())]
+    #[error("no connection to {0} within 1.9 s (is TCP port {port} open on the guest?)", port = .0.port())]
     ConnectTimeout(SocketAddr),
     /// They were connected and hung up without a word: a client talks to the first that calls back.
     #[error("{0} did not want our call-back: {1}")]
@@ -93,7 +95,7 @@ impl Callback {
 
     /// Connects to where the request says and lets both sides prove that they have the key.
     ///
-    /// Takes at most 25 s. Cancel it by dropping the future.
+    /// Takes at most 22 s. Cancel it by dropping the future.
     ///
     /// # Errors
     /// See [`CallbackError`].

@@ -60,6 +60,27 @@ fn a_call_back_for_a_client_that_is_gone_ends_when_the_next_one_asks() -> Result
     Ok(())
 }
 
+/// Nothing has come of a call-back for as long as a client takes to ask again. The client is gone by now, and whoever listens at its place next has a
+/// request of its own on the way, perhaps lost: no connection may bring it somebody else's answer.
+#[test]
+fn a_call_back_that_takes_long_is_not_the_next_clients() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let peer = peer(&bench)?;
+    let space = bench.guest.space();
+    let rules = "table inet shut { chain in { type filter hook input priority 0; ip protocol tcp drop; }; }";
+    space.must("nft", &[rules])?;
+    peer.send(peer.request(Op::DevStatus, "")?)?;
+    // The kernel tries to connect at once, and 1, 3 and 7 s later.
+    std::thread::sleep(Duration::from_millis(2200));
+    space.must("nft", &["delete table inet shut"])?;
+    ensure!(peer.called_back(Duration::from_secs(3))?.is_none(), "called back: {}", server.log());
+    said(&server, 0, "no connection to")?;
+    // Who asks is answered.
+    ensure!(peer.ask(Op::DevStatus, "")?.converse()? == 0, "{}", server.log());
+    Ok(())
+}
+
 /// The stock client takes one connection, whichever comes first. Where requests of two clients at one place waited together, none
 /// of the connections that are made may bring the first one's answer.
 fn waited_together(attach: &'static str) -> Result<()> {
