@@ -1,6 +1,9 @@
 //! A cluster of libvirt's containers.
 
-use anyhow::{Context, Result, ensure};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
 use fence_tests::cluster::corosync::plain;
 use fence_tests::cluster::image::Image;
 use fence_tests::cluster::lab::{Cluster, KEY, members};
@@ -11,6 +14,8 @@ use fence_tests::container::URI;
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
 use fence_tests::server::Which;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 #[test]
 fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
@@ -63,4 +68,52 @@ fn a_failed_service_and_an_administrator_have_a_node_fenced() -> Result<()> {
 #[test]
 fn troubles_of_the_hypervisor_and_of_both_nodes_at_once_are_survived() -> Result<()> {
     play_all(&[Scenario::Hung, Scenario::Restarted, Scenario::Race])
+}
+
+/// Killed and waited for when it is dropped, which ends its lab.
+struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Failures mean that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What `cargo xtask lab cluster` runs: what it prints is typed.
+#[test]
+fn a_cluster_to_play_with_is_entered_as_it_says_and_removed_by_an_interrupt() -> Result<()> {
+    let Which::Ours(daemon) = Which::ours()? else { bail!("not ours") };
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_fence-cluster"));
+    lab.arg("--daemon").arg(daemon).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut lab = Started(lab.spawn()?);
+    let mut lines = BufReader::new(lab.0.stdout.take().context("no pipe")?).lines();
+    let mut until = |part: &str| -> Result<String> {
+        for line in lines.by_ref() {
+            let line = line?;
+            if line.contains(part) {
+                return Ok(line);
+            }
+        }
+        bail!("it has ended without `{part}`")
+    };
+    until("a shell on beta")?;
+    let enter = until("nsenter")?;
+    until("What happens")?;
+    let shell = |script: &str| -> Result<String> {
+        let done =
+            Command::new("sh").args(["-c", &enter.replace("bash -l", &format!("sh -c \"{script}\""))]).output()?;
+        ensure!(done.status.success(), "{enter}: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
+    };
+    ensure!(shell("hostname")? == "beta");
+    shell("crm_mon -1 > /dev/null; pkill -STOP corosync; true")?;
+    until("alpha asks for reboot of web-two")?;
+    until("beta is dead")?;
+    until("beta boots")?;
+    kill(Pid::from_raw(i32::try_from(lab.0.id())?), Signal::SIGINT)?;
+    until("is being removed")?;
+    ensure!(lab.0.wait()?.success(), "it does not end well");
+    Ok(())
 }
