@@ -7,13 +7,25 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::{Context, Result};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use fence_common::wire::{DEFAULT_PORT, Op, Request};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use zerocopy::FromBytes as _;
 
 use crate::lab::{HYPERVISOR_V4, Space};
 
 /// Every protocol, on every interface, in both directions; the kernel wants it in network order.
 const EVERYTHING: u16 = 0x0003;
+
+/// In the kernel, so that nothing else can fill the socket: UDP and TCP to the port of fences. In the words of classic BPF; it begins at the IP header.
+const TO_OUR_PORT: [SockFilter; 8] = [
+    SockFilter::new(0x30, 0, 0, 9),                   // the protocol
+    SockFilter::new(0x15, 1, 0, 17),                  // UDP: to the port
+    SockFilter::new(0x15, 0, 3, 6),                   // neither it nor TCP: no
+    SockFilter::new(0xb1, 0, 0, 0),                   // behind the IP header
+    SockFilter::new(0x48, 0, 0, 2),                   // the destination port
+    SockFilter::new(0x15, 1, 0, DEFAULT_PORT as u32), // ours: yes
+    SockFilter::new(0x06, 0, 0, 0),                   // no
+    SockFilter::new(0x06, 0, 0, 0xffff),              // yes, all of it
+];
 
 /// A packet about a fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +66,7 @@ impl Tap {
             let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
             Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).context("a packet socket")
         })?;
+        socket.attach_filter(&TO_OUR_PORT).context("the packet socket's filter")?;
         socket.set_nonblocking(true)?;
         Ok(Self(socket))
     }
