@@ -143,6 +143,35 @@ fn what_rules_cannot_be_followed_is_said() -> Result<()> {
     says(on_hypervisor(&bench)?.find("firewall", "unknown")?, &["bridge b"])
 }
 
+/// What firewalld 1.3.3 (Debian 12) had loaded, as `nft -j list ruleset` printed it: zone `public`, as it comes, and after
+/// `firewall-cmd --zone=public --change-interface=virbr0` and `--zone=public --add-port=1229/udp`.
+#[test]
+fn the_rules_of_a_real_firewalld_are_followed() -> Result<()> {
+    const CLOSED: &str = include_str!("firewalld/closed.json");
+    const OPEN: &str = include_str!("firewalld/open.json");
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("off"))?;
+    let space = bench.hypervisor.space();
+    let load = |rules: &str| -> Result<()> {
+        let file = bench.hypervisor.write("rules.json", rules.as_bytes())?;
+        nft(space, "flush ruleset")?;
+        space.must("nft", &["-j", "-f", &file]).map(drop)
+    };
+    load(CLOSED)?;
+    ensure!(!is_answered(&bench, BRIEFLY)?);
+    let told = on_hypervisor(&bench)?;
+    let finding = told.find("firewall", "wrong")?;
+    says(finding, &["requests (UDP 1229, in)", "chain filter_INPUT in table inet firewalld"])?;
+    let typed = [
+        "firewall-cmd --zone=public --add-port=1229/udp",
+        "firewall-cmd --permanent --zone=public --add-port=1229/udp",
+    ];
+    ensure!(finding["commands"] == serde_json::json!(typed), "{finding:#}");
+    load(OPEN)?;
+    ensure!(is_answered(&bench, PATIENTLY)?);
+    on_hypervisor(&bench)?.is_quiet()
+}
+
 #[test]
 fn rules_of_iptables_are_read_with_nft_and_without() -> Result<()> {
     let bench = Bench::new()?;
