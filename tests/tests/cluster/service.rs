@@ -204,7 +204,7 @@ fn the_rights_of_the_unit_are_enough_to_kill_a_machine_of_another_user() -> Resu
     let position = server.log_position();
     observer.expect("off", "vm", 0).with_context(|| server.log())?;
     let fence: Fence = server.next_fence(position)?;
-    ensure!(fence.get("via") == Some("xdp") && fence.step("dead").is_some(), "{fence:?}: {}", server.log());
+    ensure!(fence.get("via") == Some("kernel") && fence.step("dead").is_some(), "{fence:?}: {}", server.log());
     ensure!(!but_for_oom(&server.log()).contains("WARN"), "{}", server.log());
     Ok(())
 }
