@@ -112,7 +112,7 @@ fn says(finding: &Value, words: &[&str]) -> Result<()> {
 fn when_all_is_well_it_says_so_and_no_more() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
-    bench.expect_via(&server, &bench.about_domain("status"), 0, "xdp")?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     let told = on_hypervisor(&bench)?;
     told.is_quiet()?;
     for check in [
