@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use uuid::Uuid;
 use virt::connect::Connect;
@@ -14,15 +13,13 @@ use virt::error::{Error, ErrorNumber};
 use zeroize::Zeroizing;
 
 use super::error::{CallError, LibvirtError, is_no_domain};
+use super::lost;
 use super::migration;
 use super::table::{Entry, Instance, Table};
 use super::victim::{Driver, Victim, VictimError};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
-
-/// How long a process that libvirt has lost may take to die.
-const STRAY_LIMIT: Duration = Duration::from_secs(10);
 
 /// libvirt's `virDomainState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -302,11 +299,10 @@ pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Ta
     let was = match known(power(&domain))? {
         None => return Ok(Off::Gone),
         Some(Power::Off) if table.is_leaving(uuid) => {
-            let name = domain.get_name()?;
-            tracing::warn!(domain = %name.escape_debug(), "libvirt calls it shut off, but it ended on its way to another host, which may have gone on with it: fence it there, or start it here");
+            migration::warn_of(&domain.get_name()?);
             return Ok(Off::MovedAway);
         }
-        Some(Power::Off) => return lost(&domain, uuid, driver),
+        Some(Power::Off) => return lost::off(&domain, uuid, driver),
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
     };
@@ -341,26 +337,6 @@ pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Ta
         Ok(()) => Off::Proven { was, at, source },
         Err(why) => Off::Unproven { was, why },
     })
-}
-
-/// A domain that libvirt calls off. It may have lost it: where the process that its own PID file names is the domain's, and lives, the domain is on.
-fn lost(domain: &Domain, uuid: Uuid, driver: Option<Driver>) -> Result<Off, CallError> {
-    let name = domain.get_name()?;
-    let was = State(u8::try_from(virt_sys::VIR_DOMAIN_RUNNING).unwrap_or(1));
-    let victim = match driver.map(|driver| Victim::open(driver, &name, uuid)) {
-        Some(Ok(victim)) => victim,
-        Some(Err(error)) if error.is_doubt() => {
-            tracing::error!(domain = %name.escape_debug(), %error, "libvirt calls it shut off, but something of it may live");
-            return Ok(Off::Unproven { was, why: Unproven::Stray });
-        }
-        Some(Err(_)) | None => return Ok(Off::Already(Moment::now())),
-    };
-    let pid = victim.pid();
-    tracing::warn!(domain = %name.escape_debug(), pid, "libvirt calls it shut off, but its process lives: killed");
-    if victim.kill().is_ok() && victim.dies_within(STRAY_LIMIT) {
-        return Ok(Off::Proven { was, at: Moment::now(), source: Source::Definition });
-    }
-    Ok(Off::Unproven { was, why: Unproven::Stray })
 }
 
 /// Whether destroy's result and the state asked for after it prove that the domain is off.

@@ -92,6 +92,14 @@ pub(super) fn is_leaving(state: u32, reason: i32) -> Option<bool> {
     }
 }
 
+/// Says why a domain that libvirt calls off is not.
+pub(super) fn warn_of(name: &str) {
+    tracing::warn!(
+        domain = %name.escape_debug(),
+        "libvirt calls it shut off, but it ended on its way to another host, which may have gone on with it: fence it there, or start it here"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,6 +25,7 @@ mod follow;
 mod kill;
 mod link;
 mod locks;
+mod lost;
 mod migration;
 mod off;
 mod outcome;
