@@ -72,6 +72,8 @@ impl Suite {
                     "bad_config",
                     "--test",
                     "commands",
+                    "--test",
+                    "unit_file",
                 ],
                 &["--package", "fence-tests", "--lib", "--bins"],
             ],
