@@ -53,12 +53,19 @@ impl Witness {
             (pid_file("lxc", domain), Self::of_container),
         ] {
             // A file may stay behind for a moment: what counts is whether its process lives.
-            if hypervisor.outside(&file).exists() {
+            let mut attempts = 0;
+            while hypervisor.outside(&file).exists() {
                 match find(hypervisor, domain) {
                     Ok(witness) => all.push(witness),
+                    // It was started again while we looked at what was before.
+                    Err(_) if attempts < 5 && Self::of_pid_file(hypervisor, &file).is_ok() => {
+                        attempts += 1;
+                        continue;
+                    }
                     Err(error) if Self::of_pid_file(hypervisor, &file).is_ok() => return Err(error),
                     Err(_) => {}
                 }
+                break;
             }
         }
         Ok(all)
