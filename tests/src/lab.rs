@@ -213,6 +213,13 @@ impl Hypervisor {
         Ok(hypervisor)
     }
 
+    /// The bridge's Ethernet address, which no other lab's has. As with libvirt's own networks it is fixed: a bridge without one takes the lowest of its
+    /// ports', so a container that starts changes it, and what guests send to the old one is lost until they have asked for the new one.
+    fn bridge_address(&self) -> String {
+        let [_, bytes @ ..] = self.holder().to_be_bytes();
+        format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2])
+    }
+
     /// Makes the bridge, as libvirt does when its network is started, after [`Self::delete_bridge`]; `number` is to be the kernel's
     /// number for it. Guests are to be [plugged in](Self::plug) again.
     ///
@@ -222,7 +229,8 @@ impl Hypervisor {
         let number = number.map(|number| number.to_string());
         let mut arguments = vec!["link", "add", BRIDGE];
         arguments.extend(number.iter().flat_map(|number| ["index", number]));
-        arguments.extend(["type", "bridge", "forward_delay", "0"]);
+        let address = self.bridge_address();
+        arguments.extend(["address", &address, "type", "bridge", "forward_delay", "0"]);
         self.ip(&arguments)?;
         self.space.use_addresses_at_once(BRIDGE)?;
         self.ip(&["addr", "add", &format!("{}/24", self.v4), "dev", BRIDGE])?;
