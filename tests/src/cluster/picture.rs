@@ -19,6 +19,8 @@ pub(super) struct Lane {
 /// Lengths, in pixels.
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 400.0;
+/// What long titles need more.
+const MARGIN: f64 = 40.0;
 const RIGHT: f64 = 30.0;
 const TOP: f64 = 60.0;
 const HEIGHT: f64 = 15.0;
@@ -77,9 +79,10 @@ pub(super) fn picture(lanes: &[Lane]) -> String {
         y += HEIGHT;
     }
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"-{MARGIN} 0 {:.0} {:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect x=\"-{MARGIN}\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
          <text x=\"20\" y=\"22\" font-size=\"15\">From the break of a node to a whole cluster (medians, seconds)</text>\n{}{}{body}</svg>\n",
+        WIDTH + MARGIN,
         y + 28.0,
         legend(),
         axis(longest, y, at)

@@ -160,16 +160,20 @@ scenarios are tests (`cargo xtask test cluster`), which look at the order of thi
 }
 
 const HOW: &str = "
+## Back too soon
+
+Where somebody asks for a fence of a node that is well, or where its service alone has failed, corosync does not know of the death when the reply is there. A container that starts in less time
+than corosync needs to miss it (`token`) is back before the cluster has noticed that it was away, and Pacemaker waits for it to join before it starts the service, here or there: the service is
+up later than with a server that takes three seconds to fence, and a line with `--fence`, where the node stays away, shows what the difference is. Nothing is lost but that time.
+
 ## How it is measured
 
 - Two containers with systemd, corosync (udpu, `token: 1000`) and Pacemaker of Debian, on `virbr0` of a hypervisor in namespaces of its own. The fence device is the stock client's, with
   `pcmk_host_map` and nothing else. A small service holds a lock on storage that both nodes share; it must never run twice. The node that runs it is the one that is broken.
 - One observer on the host tells the times, of both servers by the same means, and asks neither (`tests/src/cluster/watch.rs`): requests and replies by a packet socket, the death by a pidfd of
   the container's first process, which is readable when everything in it is dead; Pacemaker's log; the service's own log.
-- **noticed**: the survivor's Pacemaker says that the node is lost, or that the service failed. **fence sent**: the first datagram of `fence_xvm`. **replied**: the byte of success. **service up**: its
+- **noticed**: the survivor's Pacemaker says that the node is lost, or will be fenced. **fence sent**: the first datagram of `fence_xvm`. **replied**: the byte of success. **service up**: its
   process runs again, on either node. **node back**: the survivor's Pacemaker sees the fenced node again, as a member.
-- Where somebody asks for a fence of a node that is well, or where its service alone has failed, corosync does not know of the death when the reply is there. A container that starts in less time than
-  corosync needs to miss it (`token`) is back before the cluster has noticed that it was away, and Pacemaker waits for it to join before it starts the service, here or there.
 - libvirtd **hangs** (SIGSTOP) until the service is up again, or for 15 s if that does not come before. The server is **restarted in the middle**: it is stopped before the break, killed when the request
   is on the wire, and started again; the client's next datagram comes two seconds after its first.
 ";
