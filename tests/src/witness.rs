@@ -53,19 +53,22 @@ impl Witness {
             (pid_file("lxc", domain), Self::of_container),
         ] {
             // A file may stay behind for a moment: what counts is whether its process lives.
-            let mut attempts = 0;
+            let mut attempts = 5;
             while hypervisor.outside(&file).exists() {
-                match find(hypervisor, domain) {
-                    Ok(witness) => all.push(witness),
-                    // It was started again while we looked at what was before.
-                    Err(_) if attempts < 5 && Self::of_pid_file(hypervisor, &file).is_ok() => {
-                        attempts += 1;
-                        continue;
+                let error = match find(hypervisor, domain) {
+                    Ok(witness) => {
+                        all.push(witness);
+                        break;
                     }
-                    Err(error) if Self::of_pid_file(hypervisor, &file).is_ok() => return Err(error),
-                    Err(_) => {}
+                    Err(error) => error,
+                };
+                // It may have been started again while we looked at what was before.
+                attempts -= 1;
+                match Self::of_pid_file(hypervisor, &file) {
+                    Ok(_) if attempts > 0 => {}
+                    Ok(_) => return Err(error),
+                    Err(_) => break,
                 }
-                break;
             }
         }
         Ok(all)

@@ -2,6 +2,7 @@
 //!
 //! docs/several-hypervisors.md says for people what is shown here.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -87,10 +88,10 @@ impl Host {
         Ok(machines.iter().any(|machine| machine.is_dead().is_ok_and(|dead| !dead)))
     }
 
-    /// Waits until the daemon has told of an answer from `position` on: `None` if it is about to say that none was needed.
-    fn answered(&self, position: usize, op: &str, domain: &str) -> Result<Option<Fence>> {
+    /// Waits until the daemon has told of an answer to this guest from `position` on: `None` if it says that none was needed.
+    fn answered(&self, position: usize, op: &str, domain: &str, guest: Ipv4Addr) -> Result<Option<Fence>> {
         let told = |line: &str| {
-            let about = line.contains(&format!("op={op} domain={domain} "));
+            let about = line.contains(&format!("op={op} domain={domain} source={guest} "));
             let fence = Fence::parse(line).filter(|_| about);
             if fence.is_none() && !(about && line.contains(SILENT)) { None } else { Some(fence) }
         };
@@ -127,6 +128,11 @@ impl Segment {
         self.fence_knowing(from, op, domain, victims)
     }
 
+    /// The guest that asks from one host.
+    fn guest(&self, from: usize) -> Ipv4Addr {
+        self.hosts[from].observer.guest().v4
+    }
+
     /// The same with these victims.
     fn fence_knowing(&self, from: usize, op: &str, domain: &str, victims: Vec<Witness>) -> Result<Finished> {
         let observer = &self.hosts[from].observer;
@@ -147,7 +153,7 @@ impl Segment {
         let host = &self.hosts[owner];
         let position = host.server()?.log_position();
         self.expect(from, op, domain, code)?;
-        let answer = host.answered(position, op, domain)?;
+        let answer = host.answered(position, op, domain, self.guest(from))?;
         ensure!(answer.is_some(), "{op} of {domain} was not answered by host {owner}: {}", self.logs());
         Ok(())
     }
@@ -157,7 +163,7 @@ impl Segment {
         let other = &self.hosts[1 - owner];
         let position = other.server()?.log_position();
         self.expect_of(owner, from, op, domain, code)?;
-        let answer = other.answered(position, op, domain)?;
+        let answer = other.answered(position, op, domain, self.guest(from))?;
         ensure!(answer.is_none(), "{op} of {domain}: not to be answered by host {}: {answer:?}", 1 - owner);
         Ok(())
     }
