@@ -1,9 +1,12 @@
 //! `cargo xtask test`: the sets of tests, what each needs, and one table at the end.
 
+use std::env;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -19,6 +22,9 @@ use crate::workspace::{self, Workspace};
 
 /// The daemon with points at which it dies, and the feature that only it is built with.
 const FAULTS: &str = "fence-daemon-faults";
+
+/// What tells test programs how many tests to run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// A set of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -93,6 +99,15 @@ impl Suite {
         match self {
             Self::Unit => false,
             Self::ProgRun | Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels | Self::Cluster => true,
+        }
+    }
+
+    /// How many of its tests run at once on so many processors, if not as many: those that wait more than they compute.
+    fn threads(self, processors: usize) -> Option<usize> {
+        match self {
+            Self::Netns | Self::Cluster => Some(2 * processors),
+            Self::Libvirt => Some(processors + processors.div_ceil(2)),
+            Self::Unit | Self::ProgRun | Self::Conformance | Self::Kernels => None,
         }
     }
 
@@ -218,6 +233,10 @@ fn run_one(
         }
         cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
         cargo.env("FENCE_DAEMON_FAULTS_BIN", workspace.binary(FAULTS, false));
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        if let (Some(threads), None) = (suite.threads(processors), env::var_os(THREADS)) {
+            cargo.env(THREADS, threads.to_string());
+        }
         if suite == Suite::Kernels {
             cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
         }
@@ -249,7 +268,7 @@ fn sudo_runner() -> anyhow::Result<(String, String)> {
     let host = workspace::host()?;
     let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
     let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_WRITE_DOCS,CARGO_MANIFEST_DIR,\
-                RUST_BACKTRACE,CI";
+                RUST_BACKTRACE,RUST_TEST_THREADS,CI";
     Ok((name, format!("sudo --preserve-env={kept} --")))
 }
 
