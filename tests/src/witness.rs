@@ -53,7 +53,7 @@ impl Witness {
             (pid_file("lxc", domain), Self::of_container),
         ] {
             // A file may stay behind for a moment: what counts is whether its process lives.
-            let mut attempts = 5;
+            let mut attempts = 50;
             while hypervisor.outside(&file).exists() {
                 let error = match find(hypervisor, domain) {
                     Ok(witness) => {
@@ -65,7 +65,8 @@ impl Witness {
                 // It may have been started again while we looked at what was before.
                 attempts -= 1;
                 match Self::of_pid_file(hypervisor, &file) {
-                    Ok(_) if attempts > 0 => {}
+                    // What libvirt starts is its child for a moment, and its own parent's then.
+                    Ok(_) if attempts > 0 => std::thread::sleep(Duration::from_millis(10)),
                     Ok(_) => return Err(error),
                     Err(_) => break,
                 }
