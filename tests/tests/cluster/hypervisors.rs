@@ -2,9 +2,10 @@
 //!
 //! docs/several-hypervisors.md says for people what is shown here.
 
+use std::cell::RefCell;
 use std::net::Ipv4Addr;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fence_common::wire::DEFAULT_PORT;
@@ -22,8 +23,12 @@ use nix::sys::signal::Signal;
 
 /// Both hypervisors' key.
 const KEY: [u8; 512] = [0x6b; 512];
-/// The guest that asks has this number on the first host, and the next one on the second: libvirt counts its own machines' ports from 0.
+/// Guests that ask are numbered from here on the first host, and from [`OTHERS`] later on the second: libvirt counts its own machines' ports from 0.
 const GUEST: u8 = 90;
+const OTHERS: u8 = 50;
+/// How long a guest asks nothing more: the host that was not needed calls back so late that it might meet the guest's next client, which then fails. (It is
+/// told what it asked by nobody, so that is no false success.)
+const REST: Duration = Duration::from_secs(5);
 /// What a second host may listen on.
 const OTHER_PORT: u16 = 1230;
 /// How long what takes milliseconds may take on a loaded machine.
@@ -39,8 +44,9 @@ const BOTH: [usize; 2] = [HERE, THERE];
 struct Host {
     server: Option<Server>,
     libvirtd: Libvirtd,
-    /// Asks from a guest on this host.
-    observer: Observer,
+    number: usize,
+    /// Guests on this host, and when each has asked last.
+    guests: RefCell<Vec<(Observer, Instant)>>,
     config: Config,
     hypervisor: Hypervisor,
 }
@@ -56,9 +62,20 @@ impl Host {
         let mut config = Config::new(&key);
         config.uris = vec![URI.to_owned()];
         let server = Some(Server::start(&hypervisor, which, &config)?);
-        let guest = hypervisor.guest(GUEST + u8::try_from(number)?)?;
-        let observer = Observer::new(&hypervisor, guest, &key);
-        Ok(Self { server, libvirtd, observer, config, hypervisor })
+        Ok(Self { server, libvirtd, number, guests: RefCell::default(), config, hypervisor })
+    }
+
+    /// A guest that asks nothing now.
+    fn asker(&self) -> Result<Observer> {
+        let mut guests = self.guests.borrow_mut();
+        if let Some((observer, last)) = guests.iter_mut().find(|(_, last)| last.elapsed() > REST) {
+            *last = Instant::now();
+            return Ok(observer.clone());
+        }
+        let number = GUEST + OTHERS * u8::try_from(self.number)? + u8::try_from(guests.len())?;
+        let observer = Observer::new(&self.hypervisor, self.hypervisor.guest(number)?, &self.config.key_file);
+        guests.push((observer.clone(), Instant::now()));
+        Ok(observer)
     }
 
     fn server(&self) -> Result<&Server> {
@@ -120,7 +137,7 @@ impl Segment {
     }
 
     /// Asks from a guest on one host; no machine of this name may live on any when the answer is that it is off.
-    fn fence(&self, from: usize, op: &str, domain: &str) -> Result<Finished> {
+    fn fence(&self, from: usize, op: &str, domain: &str) -> Result<(Finished, Ipv4Addr)> {
         let mut victims = Vec::new();
         for host in &self.hosts {
             victims.extend(Witness::of_all(&host.hypervisor, domain)?);
@@ -128,42 +145,43 @@ impl Segment {
         self.fence_knowing(from, op, domain, victims)
     }
 
-    /// The guest that asks from one host.
-    fn guest(&self, from: usize) -> Ipv4Addr {
-        self.hosts[from].observer.guest().v4
-    }
-
     /// The same with these victims.
-    fn fence_knowing(&self, from: usize, op: &str, domain: &str, victims: Vec<Witness>) -> Result<Finished> {
-        let observer = &self.hosts[from].observer;
+    fn fence_knowing(
+        &self,
+        from: usize,
+        op: &str,
+        domain: &str,
+        victims: Vec<Witness>,
+    ) -> Result<(Finished, Ipv4Addr)> {
+        let observer = self.hosts[from].asker()?;
         let client = Client::new(op, &self.hosts[from].config.key_file).domain(domain);
         let asked = observer.start_with(client, op, domain, victims)?;
-        asked.finish().with_context(|| self.logs())
+        Ok((asked.finish().with_context(|| self.logs())?, observer.guest().v4))
     }
 
     /// As [`Self::fence`]; it must end with this exit code.
-    fn expect(&self, from: usize, op: &str, domain: &str, code: i32) -> Result<()> {
-        let answer = self.fence(from, op, domain)?;
+    fn expect(&self, from: usize, op: &str, domain: &str, code: i32) -> Result<Ipv4Addr> {
+        let (answer, guest) = self.fence(from, op, domain)?;
         ensure!(answer.code == Some(code), "{op} of {domain}: {code} expected, not {answer:?}\n{}", self.logs());
-        Ok(())
+        Ok(guest)
     }
 
     /// As [`Self::expect`], and it is `owner` that answers.
-    fn expect_of(&self, owner: usize, from: usize, op: &str, domain: &str, code: i32) -> Result<()> {
+    fn expect_of(&self, owner: usize, from: usize, op: &str, domain: &str, code: i32) -> Result<Ipv4Addr> {
         let host = &self.hosts[owner];
         let position = host.server()?.log_position();
-        self.expect(from, op, domain, code)?;
-        let answer = host.answered(position, op, domain, self.guest(from))?;
+        let guest = self.expect(from, op, domain, code)?;
+        let answer = host.answered(position, op, domain, guest)?;
         ensure!(answer.is_some(), "{op} of {domain} was not answered by host {owner}: {}", self.logs());
-        Ok(())
+        Ok(guest)
     }
 
     /// As [`Self::expect_of`], and the other one says in the end that it was not needed.
     fn expect_only_of(&self, owner: usize, from: usize, op: &str, domain: &str, code: i32) -> Result<()> {
         let other = &self.hosts[1 - owner];
         let position = other.server()?.log_position();
-        self.expect_of(owner, from, op, domain, code)?;
-        let answer = other.answered(position, op, domain, self.guest(from))?;
+        let guest = self.expect_of(owner, from, op, domain, code)?;
+        let answer = other.answered(position, op, domain, guest)?;
         ensure!(answer.is_none(), "{op} of {domain}: not to be answered by host {}: {answer:?}", 1 - owner);
         Ok(())
     }
@@ -206,7 +224,7 @@ fn the_host_that_has_the_domain_answers_and_the_other_is_silent() -> Result<()> 
         ensure!(segment.only_place(&name)? == owner);
     }
     // Known to nobody.
-    segment.expect(HERE, "off", "nobody", 1)
+    segment.expect(HERE, "off", "nobody", 1).map(drop)
 }
 
 #[test]
@@ -216,11 +234,11 @@ fn a_list_is_that_of_the_host_that_answers() -> Result<()> {
         qemu::start_idle(&segment.hosts[owner].libvirtd, &format!("web{owner}"))?;
     }
     for from in BOTH {
-        let list = segment.hosts[from].observer.list()?.success()?.stdout;
+        let list = segment.hosts[from].asker()?.list()?.success()?.stdout;
         let listed: Vec<_> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
         ensure!(listed == ["web0"] || listed == ["web1"], "{list}");
         let key = &segment.hosts[from].config.key_file;
-        Client::new("monitor", key).run(segment.hosts[from].observer.guest().space())?.success()?;
+        Client::new("monitor", key).run(segment.hosts[from].asker()?.guest().space())?.success()?;
     }
     // The one that was too late has nothing to warn of.
     ensure!(!segment.logs().contains("call-back failed"), "{}", segment.logs());
@@ -279,7 +297,7 @@ fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
     let twins = [segment.hosts[HERE].machine("twin")?, segment.hosts[THERE].machine("twin")?];
     let position =
         segment.hosts.iter().map(|host| host.server().map(Server::log_position)).collect::<Result<Vec<_>>>()?;
-    let answer = segment.fence_knowing(HERE, "off", "twin", Vec::new())?;
+    let (answer, _) = segment.fence_knowing(HERE, "off", "twin", Vec::new())?;
     ensure!(answer.code == Some(0), "{answer:?}");
     let survivor = segment.only_place("twin")?;
     ensure!(twins[1 - survivor].is_dead()?);
@@ -334,7 +352,7 @@ fn a_machine_that_is_on_its_way_is_the_old_hosts() -> Result<()> {
     let twin = segment.hosts[THERE].machine("traveller")?;
     // Who only awaits it would have to refuse.
     segment.expect_of(HERE, THERE, "status", "traveller", 0)?;
-    let answer = segment.fence_knowing(THERE, "off", "traveller", vec![process])?;
+    let (answer, _) = segment.fence_knowing(THERE, "off", "traveller", vec![process])?;
     ensure!(answer.code == Some(0), "{answer:?}\n{}", segment.logs());
     ensure!(migration.finish(SOON)?.code != Some(0), "the migration has come through");
     ensure!(twin.dies_within(SOON)?, "it lives on there");
@@ -357,7 +375,7 @@ fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
     let off = |segment: &Segment, port: u16| -> Result<Finished> {
         let host = &segment.hosts[HERE];
         let client = Client::new("off", &host.config.key_file).domain("twin").port(port).timeout(3);
-        client.run(host.observer.guest().space())
+        client.run(host.asker()?.guest().space())
     };
     segment.hosts[THERE].stop_daemon()?;
     ensure!(off(&segment, DEFAULT_PORT)?.code == Some(0) && !machine.is_dead()?, "it is off here");
@@ -383,7 +401,7 @@ fn beside_a_stock_server() -> Result<()> {
             segment.hosts[THERE].libvirtd.wait_state(URI, "web1", "shut off")?;
             segment.hosts[THERE].libvirtd.start_domain(URI, "web1")?;
         }
-        let answer = segment.fence(from, "off", "web1")?;
+        let (answer, _) = segment.fence(from, "off", "web1")?;
         let runs = segment.hosts[THERE].runs("web1")?;
         ensure!(matches!((answer.code, runs), (Some(0), false) | (Some(1), true)), "{runs} {answer:?}");
     }
