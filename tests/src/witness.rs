@@ -65,7 +65,7 @@ impl Witness {
                 // It may have been started again while we looked at what was before.
                 attempts -= 1;
                 match Self::of_pid_file(hypervisor, &file) {
-                    // What libvirt starts is its child for a moment, and its own parent's then.
+                    // Between the one's end and the next one's beginning nobody is found.
                     Ok(_) if attempts > 0 => std::thread::sleep(Duration::from_millis(10)),
                     Ok(_) => return Err(error),
                     Err(_) => break,
