@@ -287,6 +287,8 @@ impl CallBack {
             Ok(0) => Ok(None),
             Ok(_) => Ok(Some(byte[0])),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
+            // With a time limit the kernel does not go on by itself with what a signal has interrupted.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.reply(),
             Err(error) => Err(error).context("waiting for the reply"),
         }
     }

@@ -1,6 +1,6 @@
 //! Bytes pumped through TCP from one place of a lab to another: what bystanders of the daemon do with its network.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,16 @@ impl Pipe {
     }
 }
 
+/// What has come; 0 bytes are the end. With a time limit the kernel does not go on by itself with what a signal has interrupted.
+fn receive(receiver: &mut TcpStream, buffer: &mut [u8]) -> Result<usize> {
+    loop {
+        match receiver.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => return other.context("receiving"),
+        }
+    }
+}
+
 /// Sends a file and compares what comes with what was sent, byte by byte.
 ///
 /// # Errors
@@ -49,7 +59,7 @@ pub fn transfer(from: &Space, to: &Space, address: IpAddr, file: &[u8]) -> Resul
         let mut buffer = vec![0; PIECE];
         let mut rest = file;
         loop {
-            let len = receiver.read(&mut buffer).context("receiving")?;
+            let len = receive(&mut receiver, &mut buffer)?;
             let Some((piece, after)) = rest.split_at_checked(len) else {
                 return Err(anyhow!("more came than was sent"));
             };
@@ -97,7 +107,7 @@ pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> 
         let mut buffer = vec![0; PIECE];
         let (begin, cpu, mut received) = (Instant::now(), cpu_time()?, 0.0);
         loop {
-            match receiver.read(&mut buffer).context("receiving")? {
+            match receive(&mut receiver, &mut buffer)? {
                 0 => break,
                 #[allow(clippy::cast_precision_loss, reason = "at most 256 KiB")]
                 len => received += len as f64,
