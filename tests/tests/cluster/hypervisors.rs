@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fence_common::wire::DEFAULT_PORT;
 use fence_tests::client::Client;
 use fence_tests::lab::Hypervisor;
@@ -156,7 +156,8 @@ impl Segment {
         let observer = self.hosts[from].asker()?;
         let client = Client::new(op, &self.hosts[from].config.key_file).domain(domain);
         let asked = observer.start_with(client, op, domain, victims)?;
-        Ok((asked.finish().with_context(|| self.logs())?, observer.guest().v4))
+        let answer = asked.finish().map_err(|error| anyhow!("{error:#}\n{}", self.logs()))?;
+        Ok((answer, observer.guest().v4))
     }
 
     /// As [`Self::fence`]; it must end with this exit code.
@@ -304,7 +305,7 @@ fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
     // The host where it lives on says so, to people.
     let says = |line: &str| line.contains("although it runs here").then_some(());
     let told = segment.hosts[survivor].server()?.wait_log(position[survivor], SOON, says);
-    told.with_context(|| segment.logs())?;
+    told.with_context(|| format!("nobody is told that the other one lives\n{}", segment.logs()))?;
     segment.expect_of(survivor, HERE, "off", "twin", 0)?;
     ensure!(twins[survivor].is_dead()?);
     Ok(())
