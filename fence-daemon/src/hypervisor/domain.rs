@@ -306,7 +306,8 @@ pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Ta
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
     };
-    if !migration::settle(&domain)? {
+    // A post-copy migration that has failed may have no job left, and its machine runs there as far as it has its memory.
+    if !migration::settle(&domain)? || migration::is_elsewhere(&domain)? {
         return Ok(Off::Unproven { was, why: Unproven::Migrating });
     }
     let transient = domain.is_persistent().map(|persistent| !persistent);

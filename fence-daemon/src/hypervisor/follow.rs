@@ -173,13 +173,13 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
     tokio::spawn(async move {
         let generation = table.generation();
         let look = move |connect: &Connect| {
-            let old = table.get(uuid);
+            let (old, departures) = (table.get(uuid), table.departures());
             let Observed { entry, lacking, leaving } =
                 domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
             // Over a connection that is no longer the present one nothing is entered.
             if table.generation() == generation {
                 if let Some(leaving) = leaving {
-                    table.note_leaving(uuid, leaving);
+                    table.note_seen(uuid, leaving, departures);
                 }
                 table.put(uuid, entry);
             }

@@ -90,8 +90,8 @@ pub(super) async fn kill(
     };
     // As late as possible: from here to the kill there must be no time for a migration to begin and to end.
     match victim.job() {
-        Job::None => {}
-        job @ (Job::Leaving | Job::Arriving | Job::Unknown) => {
+        Job::None if !uri.table.is_leaving(domain.uuid) => {}
+        job @ (Job::None | Job::Leaving | Job::Arriving | Job::Unknown) => {
             tracing::info!(%domain, ?job, "not killed directly, left to libvirt");
             not_this_way();
             return None;

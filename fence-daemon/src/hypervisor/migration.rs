@@ -92,6 +92,15 @@ pub(super) fn is_leaving(state: u32, reason: i32) -> Option<bool> {
     }
 }
 
+/// Whether libvirt says that another host has begun to go on with the domain.
+///
+/// # Errors
+/// libvirt cannot say.
+pub(super) fn is_elsewhere(domain: &Domain) -> Result<bool, Error> {
+    let (state, reason) = domain.get_state()?;
+    Ok(is_leaving(state, reason) == Some(true))
+}
+
 /// Says why a domain that libvirt calls off is not.
 pub(super) fn warn_of(name: &str) {
     tracing::warn!(

@@ -73,6 +73,25 @@ impl Instance {
     }
 }
 
+/// See [`Table::note_leaving`].
+#[derive(Debug, Default)]
+struct Leaving {
+    domains: HashSet<Uuid>,
+    /// How often one was noted.
+    departures: u64,
+}
+
+impl Leaving {
+    fn note(&mut self, uuid: Uuid, leaving: bool) {
+        if leaving {
+            self.departures += 1;
+            self.domains.insert(uuid);
+        } else {
+            self.domains.remove(&uuid);
+        }
+    }
+}
+
 /// The domains of one URI.
 pub(super) struct Table {
     /// Whose processes are looked for, if this URI's domains are processes of this host.
@@ -87,7 +106,7 @@ pub(super) struct Table {
     /// How often each domain was seen to be reset.
     resets: Mutex<HashMap<Uuid, u64>>,
     /// Domains that were stopped here for another host to go on with them. If one is off after that, it may run there.
-    leaving: Mutex<HashSet<Uuid>>,
+    leaving: Mutex<Leaving>,
     news: watch::Sender<()>,
 }
 
@@ -233,18 +252,31 @@ impl Table {
     /// Notes whether a domain was stopped here for another host to go on with it. It was not (any more) when it runs here, and when it was
     /// destroyed here with no migration under way.
     pub(super) fn note_leaving(&self, uuid: Uuid, leaving: bool) {
-        let mut all = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        if leaving {
-            all.insert(uuid);
-        } else {
-            all.remove(&uuid);
+        self.leaving().note(uuid, leaving);
+    }
+
+    /// To be taken before a look, for [`Self::note_seen`] after it.
+    pub(super) fn departures(&self) -> u64 {
+        self.leaving().departures
+    }
+
+    /// As [`Self::note_leaving`], of a look that began after so many [`Self::departures`]. What it saw may be older than what libvirt has told
+    /// meanwhile: that a domain runs here does not count then, and the next look will say it again.
+    pub(super) fn note_seen(&self, uuid: Uuid, leaving: bool, departures: u64) {
+        let mut all = self.leaving();
+        if leaving || departures == all.departures {
+            all.note(uuid, leaving);
         }
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, Leaving> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it was, when libvirt last spoke of it: that its process is dead, or that libvirt calls it shut off, says nothing about the other
     /// host then.
     pub(super) fn is_leaving(&self, uuid: Uuid) -> bool {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).contains(&uuid)
+        self.leaving().domains.contains(&uuid)
     }
 
     /// libvirt tells that a domain was reset.
@@ -269,5 +301,23 @@ impl Table {
                 return self.resets(uuid) > before;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_from_before_a_departure_does_not_undo_it() {
+        let (table, uuid) = (Table::new("qemu:///system"), Uuid::from_u128(1));
+        let before = table.departures();
+        table.note_leaving(uuid, true);
+        table.note_seen(uuid, false, before);
+        assert!(table.is_leaving(uuid));
+        table.note_seen(uuid, false, table.departures());
+        assert!(!table.is_leaving(uuid), "it runs here again");
+        table.note_seen(uuid, true, before);
+        assert!(table.is_leaving(uuid));
     }
 }

@@ -9,13 +9,13 @@ mount -t devtmpfs dev /dev
 while read -r module; do
     insmod "/modules/$module"
 done < /modules/order
-mkdir /disk /memory /root
+mkdir /disk /memory /newroot
 mount -t ext4 -o ro /dev/vda /disk
 mount -t tmpfs tmpfs /memory
 mkdir /memory/upper /memory/work
-mount -t overlay -o lowerdir=/disk,upperdir=/memory/upper,workdir=/memory/work overlay /root
-cp -dR /node/. /root/
+mount -t overlay -o lowerdir=/disk,upperdir=/memory/upper,workdir=/memory/work overlay /newroot
+cp -dR /node/. /newroot/
 for directory in dev proc sys; do
-    mount --move "/$directory" "/root/$directory"
+    mount --move "/$directory" "/newroot/$directory"
 done
-exec switch_root /root /lab/init
+exec switch_root /newroot /lab/init
