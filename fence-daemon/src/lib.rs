@@ -25,6 +25,7 @@ pub mod plugins;
 pub mod policy;
 pub mod process;
 pub mod reload;
+mod rtnetlink;
 pub mod seen;
 pub mod status;
 pub mod top;

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::domain::{self, Power, Seen, Source, Started};
+use super::duel::{Aim as Doomed, Aimed, Asker};
 use super::error::CallError;
 use super::link::Lane;
 use super::locks::Held;
@@ -29,13 +30,20 @@ const SETTLED: Duration = Duration::from_millis(150);
 
 /// Does what `op` says to `target`. What is not begun by `begin_by` is not done; what is begun is seen through to its end, with the
 /// domain's lock held, however long that takes.
-pub(super) async fn perform(inner: Arc<Inner>, op: Op, target: Target, begin_by: Instant) -> Outcome {
+pub(super) async fn perform(
+    inner: Arc<Inner>,
+    op: Op,
+    target: Target,
+    asker: Option<Asker>,
+    begin_by: Instant,
+) -> Outcome {
     match op {
         Op::Status => status(&inner, &target).await,
         Op::Off => {
             // Before its turn comes, and beyond it if it never does: a reboot that has been stuck must not bring the domain back then.
             inner.restarts.forbid(&target);
-            let outcome = Change::begin(Arc::clone(&inner), &target, begin_by, Aim::Kill).await.run_off(false).await;
+            let outcome =
+                Change::begin(Arc::clone(&inner), &target, begin_by, Aim::Kill).await.run_off(false, asker).await;
             if outcome.detail != Detail::Occupied {
                 inner.restarts.permit(&target);
             }
@@ -43,7 +51,7 @@ pub(super) async fn perform(inner: Arc<Inner>, op: Op, target: Target, begin_by:
         }
         Op::Reboot => {
             inner.restarts.permit(&target);
-            Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(true).await
+            Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(true, asker).await
         }
         Op::On => {
             inner.restarts.permit(&target);
@@ -115,6 +123,18 @@ pub(super) async fn presence(inner: &Inner, target: &Target) -> Presence {
     } else {
         Presence::Unknown
     }
+}
+
+/// Enters those that are about to be killed, unless whoever asks for it is being killed itself.
+fn aim(inner: &Inner, places: &[Place], asker: Option<Asker>) -> Result<Doomed, Detail> {
+    let running = places.iter().filter(|place| matches!(place.power, Power::Active(_)));
+    let aimed = running.filter_map(|place| {
+        let Identity { uuid, name, .. } = place.domain.clone();
+        let macs = inner.uris.get(place.number)?.table.get(uuid)?.macs;
+        Some(Aimed { uuid, name, macs })
+    });
+    let running_with = |mac| inner.uris.iter().flat_map(|uri| uri.table.running_with(mac)).collect();
+    inner.duels.aim(asker, aimed.collect(), running_with).map_err(Detail::Condemned)
 }
 
 /// Why a target was found nowhere: unknown if every URI says so, else a doubt.
@@ -275,9 +295,13 @@ impl Change {
     }
 
     /// `off`, or with `reboot` the off and the start in the background.
-    async fn run_off(self, reboot: bool) -> Outcome {
+    async fn run_off(self, reboot: bool, asker: Option<Asker>) -> Outcome {
         let places = match self.places {
             Ok(places) => places,
+            Err(detail) => return Outcome::failure(detail),
+        };
+        let aim = match aim(&self.inner, &places, asker) {
+            Ok(aim) => aim,
             Err(detail) => return Outcome::failure(detail),
         };
         // All at once: two domains of one name at two URIs are two kills.
@@ -308,6 +332,10 @@ impl Change {
             records.extend(record);
         }
         let outcome = off::together(outcomes);
+        match outcome.proven_off {
+            Some(at) => aim.succeeded(at),
+            None => drop(aim),
+        }
         let mut starting = Vec::new();
         for plan in plans {
             if outcome.reply == Reply::Success {

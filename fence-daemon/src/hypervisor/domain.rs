@@ -12,6 +12,7 @@ use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
 use zeroize::Zeroizing;
 
+use super::duel;
 use super::error::{CallError, LibvirtError, is_no_domain};
 use super::lost;
 use super::migration;
@@ -20,6 +21,7 @@ use super::victim::{Driver, Victim, VictimError};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
+use crate::rtnetlink::neighbour::Mac;
 
 /// libvirt's `virDomainState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,10 +170,20 @@ pub(super) fn observe(
             }
             _ => None,
         };
-        let entry = Entry { name, persistent, moved_away: power == Power::MovedAway, instance, generation };
+        let macs = if instance.is_some() { macs(&domain) } else { Arc::default() };
+        let entry = Entry { name, persistent, moved_away: power == Power::MovedAway, instance, macs, generation };
         return Ok(Observed { entry: Some(entry), lacking, leaving });
     }
     Err(CallError::Overdue)
+}
+
+/// The Ethernet addresses of a domain that runs. That they are not known keeps nobody from being fenced.
+fn macs(domain: &Domain) -> Arc<[Mac]> {
+    let xml = domain.get_xml_desc(0).map_err(|error| error.to_string());
+    xml.and_then(|xml| duel::macs(&xml).map_err(|error| error.to_string())).unwrap_or_else(|error| {
+        tracing::debug!(error, "a domain's XML does not tell its interfaces");
+        Arc::default()
+    })
 }
 
 /// The UUIDs of all domains.

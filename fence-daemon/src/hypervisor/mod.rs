@@ -10,6 +10,7 @@
 //! - **Every running instance is meant** if several URIs know the name or UUID: all must be proven off.
 //! - **A domain that moved to another host** ("shut off (migrated)") is not off by our word: `off` and `reboot` fail, `on` starts no
 //!   second copy, unless another of our URIs has it.
+//! - **Of two guests that have each other fenced, one dies**: see `duel`.
 //! - **In order per domain**, by name or by UUID (`locks`); different domains, and everything that only asks, do not wait for
 //!   each other. A dead or hung URI costs the others nothing (`connection`).
 //! - **Answers are in time**: `Limits::act` for everything. A call that has not begun by `Limits::begin` is never made; one that has
@@ -19,6 +20,7 @@
 mod act;
 mod connection;
 mod domain;
+mod duel;
 mod error;
 mod ffi;
 mod follow;
@@ -50,6 +52,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use self::connection::{LinkState, Uri};
+use self::duel::Duels;
 use self::locks::Locks;
 use self::record::Records;
 use self::restart::{Plan, Restarts};
@@ -57,6 +60,7 @@ use self::table::Instance;
 use crate::policy::{Authorized, Target};
 
 pub use self::domain::{State, Unproven};
+pub use self::duel::Asker;
 pub use self::error::{CallError, LibvirtError};
 pub use self::outcome::{Detail, Identity, Outcome};
 pub use self::probe::probe;
@@ -151,6 +155,7 @@ struct Inner {
     records: Records,
     locks: Locks,
     restarts: Restarts,
+    duels: Arc<Duels>,
     /// Ends the keepers; so does its drop.
     stop: watch::Sender<bool>,
 }
@@ -227,7 +232,18 @@ impl Hypervisors {
         let (locks, restarts) = (Locks::default(), Restarts::default());
         let Options { kill, reboot_method, reboot_reply, state } = options;
         let records = Records::new(state);
-        let inner = Inner { uris, limits, kill, reboot_method, reboot_reply, records, locks, restarts, stop };
+        let inner = Inner {
+            uris,
+            limits,
+            kill,
+            reboot_method,
+            reboot_reply,
+            records,
+            locks,
+            restarts,
+            duels: Arc::default(),
+            stop,
+        };
         let inner = Arc::new(inner);
         restart::inherit(&inner);
         Self { inner }
@@ -267,9 +283,10 @@ impl Hypervisors {
     }
 
     /// Carries out an off, on, reboot or status. Every doubt is [`Reply::Failure`](fence_common::wire::Reply::Failure), with a reason.
+    /// What an `asker` wants that is being fenced itself is not done.
     ///
     /// Once begun the work goes on even if the returned future is dropped.
-    pub async fn carry_out(&self, order: &Authorized) -> Outcome {
+    pub async fn carry_out(&self, order: &Authorized, asker: Option<Asker>) -> Outcome {
         let (op, target) = (order.op(), order.target().clone());
         let begun = Instant::now();
         let (begin_by, deadline) = (begun + self.inner.limits.begin, begun + self.inner.limits.act);
@@ -277,7 +294,7 @@ impl Hypervisors {
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
             let shown = target.clone();
-            let outcome = act::perform(inner, op, target, begin_by).await;
+            let outcome = act::perform(inner, op, target, asker, begin_by).await;
             if let Err(late) = answer.send(outcome) {
                 let (took, detail) = (begun.elapsed(), &late.detail);
                 tracing::warn!(op = op.name(), domain = %shown, ?took, %detail, "ended after nobody waited for it any more");

@@ -104,6 +104,8 @@ pub enum Detail {
         /// Why.
         error: CallError,
     },
+    /// `off`, `reboot`: who asks for it is this domain, which is being fenced itself, or was after it had asked.
+    Condemned(String),
     /// An earlier request for the same domain is not done yet.
     Occupied,
     /// The time for an answer is over; what was sent to libvirt stays in force.
@@ -135,6 +137,13 @@ impl fmt::Display for Detail {
             Self::Vanished => f.write_str("the domain vanished before anything was done"),
             Self::NotProvenOff { was, why } => write!(f, "was {was}, not proven off: {why}"),
             Self::Failed { uri, error } => write!(f, "{uri}: {error}"),
+            Self::Condemned(asker) => {
+                let asker = asker.escape_debug();
+                write!(
+                    f,
+                    "nothing was done: who asks is {asker}, which is being fenced itself, and of two that fence each other the first lives"
+                )
+            }
             Self::Occupied => f.write_str("an earlier request for this domain is not done yet"),
             Self::Late => f.write_str("no result in time; what was sent to libvirt stays in force"),
             Self::Broken => f.write_str("the work ended without a result; this is a bug"),

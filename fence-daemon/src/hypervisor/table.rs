@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::domain::State;
 use super::victim::{Driver, ImageLocks, Job, Victim};
 use crate::policy::Target;
+use crate::rtnetlink::neighbour::Mac;
 
 /// A domain.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub(super) struct Entry {
     pub(super) moved_away: bool,
     /// What runs, if it does.
     pub(super) instance: Option<Instance>,
+    /// The Ethernet addresses of its interfaces while it runs, as far as its XML tells.
+    pub(super) macs: Arc<[Mac]>,
     /// Over which connection that was observed.
     pub(super) generation: u64,
 }
@@ -155,6 +158,15 @@ impl Table {
     /// All that is known.
     pub(super) fn all(&self) -> Vec<(Uuid, Entry)> {
         self.domains().iter().map(|(uuid, entry)| (*uuid, entry.clone())).collect()
+    }
+
+    /// The domains that run and have an interface with this Ethernet address.
+    pub(super) fn running_with(&self, mac: Mac) -> Vec<Uuid> {
+        let runs = |entry: &Entry| {
+            let lives = |known: &Instance| known.victim.is_none() || known.living().is_some();
+            entry.macs.contains(&mac) && entry.instance.as_ref().is_some_and(lives)
+        };
+        self.domains().iter().filter(|(_, entry)| runs(entry)).map(|(uuid, _)| *uuid).collect()
     }
 
     /// All UUIDs that are known.

@@ -111,7 +111,7 @@ fn uuid(number: u128) -> Target {
 }
 
 async fn order(hypervisors: &Hypervisors, op: Op, target: Target) -> Outcome {
-    hypervisors.carry_out(&Authorized::dangerous_for_test(op, target)).await
+    hypervisors.carry_out(&Authorized::dangerous_for_test(op, target), None).await
 }
 
 async fn reply(hypervisors: &Hypervisors, op: Op, domain: &str) -> Reply {

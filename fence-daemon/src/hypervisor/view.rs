@@ -167,7 +167,7 @@ mod tests {
     use crate::hypervisor::table::Instance;
 
     fn entry(instance: Option<Instance>, moved_away: bool) -> Entry {
-        Entry { name: "node1".to_owned(), persistent: true, moved_away, instance, generation: 3 }
+        Entry { name: "node1".to_owned(), persistent: true, moved_away, instance, macs: [].into(), generation: 3 }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
-use super::rtnetlink;
+use crate::rtnetlink::link;
 
 /// A network interface of this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ impl Wanted {
 
 fn present(interface: Interface) -> Present {
     // Where the kernel does not tell it is taken for up; if it went this moment, whatever comes next tells that.
-    let up = rtnetlink::one(interface.index).map_or(true, |link| link.up);
+    let up = link::one(interface.index).map_or(true, |link| link.up);
     Present { interface, up }
 }
 

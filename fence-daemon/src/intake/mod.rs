@@ -9,7 +9,6 @@ pub mod links;
 pub mod listener;
 pub mod listening;
 pub mod ring;
-mod rtnetlink;
 pub mod socket;
 
 use std::fmt;

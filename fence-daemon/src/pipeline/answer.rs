@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
-use crate::hypervisor::{Detail, Outcome};
+use crate::hypervisor::{Asker, Detail, Outcome};
 use crate::intake::Verified;
 use crate::policy::{self, Authorized};
 
@@ -70,21 +70,22 @@ impl Shared {
                     return Answer::refused(Reply::Failure, "the request names no domain");
                 };
                 match policy::authorize(&self.groups, peer, op, target.clone()) {
-                    Ok(order) => self.carry_out(order, request.arrived()).await,
+                    Ok(order) => self.carry_out(order, request).await,
                     Err(denied) => Answer::refused(Reply::PermissionDenied, denied.to_string()),
                 }
             }
         }
     }
 
-    async fn carry_out(&self, order: Authorized, arrived: Moment) -> Answer {
-        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(arrived));
+    async fn carry_out(&self, order: Authorized, request: &Verified) -> Answer {
+        let asker = Asker { caller: request.caller(), arrived: request.arrived() };
+        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(asker.arrived));
         if left.is_zero() {
             return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
         }
         let (op, hypervisors) = (order.op(), self.hypervisors.clone());
         // A task of its own: when the time for the answer is over the client is told, and the kill stays in force.
-        let action = tokio::spawn(async move { hypervisors.carry_out(&order).await });
+        let action = tokio::spawn(async move { hypervisors.carry_out(&order, Some(asker)).await });
         match tokio::time::timeout(left, action).await {
             Ok(Ok(outcome)) => Answer::outcome(op, &outcome),
             Ok(Err(_)) => Answer::refused(Reply::Failure, "the action broke off: a bug of ours"),

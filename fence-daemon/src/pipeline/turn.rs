@@ -33,7 +33,10 @@ impl Turn {
         match (self, error) {
             (Self::By(Presence::Runs), _) => false,
             (_, CallbackError::Unwanted(..)) => true,
-            (Self::Any, CallbackError::Connect(_, error)) => error.kind() == io::ErrorKind::ConnectionRefused,
+            // Reset: it was taken, and hung up on before we knew.
+            (Self::Any, CallbackError::Connect(_, error)) => {
+                matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
+            }
             (Self::By(Presence::Defined | Presence::Unknown), CallbackError::Connect(..)) => true,
             (_, _) => false,
         }

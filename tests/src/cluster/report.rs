@@ -71,13 +71,6 @@ impl Results {
         self.median(scenario, contender, |timeline| timeline.get(phase)?.checked_sub(timeline.get(Phase::Asked)?))
     }
 
-    /// How often both died of how many.
-    fn doubles(&self, contender: Contender) -> String {
-        let all = self.of(Scenario::Duel, contender);
-        let both = all.iter().filter(|timeline| timeline.deaths > 1).count();
-        format!("{both} of {}", all.len())
-    }
-
     fn scenarios(&self) -> impl Iterator<Item = Scenario> + '_ {
         let has = |scenario: &Scenario| CONTENDERS.iter().any(|&contender| !self.of(*scenario, contender).is_empty());
         Scenario::ALL.into_iter().filter(has)
@@ -140,13 +133,11 @@ scenarios are tests (`cargo xtask test cluster`), which look at the order of thi
         text.push('\n');
     }
     if results.scenarios().any(|scenario| scenario == Scenario::Duel) {
-        let [ours, stock] = CONTENDERS.map(|contender| results.doubles(contender));
-        let _ = write!(
-            text,
-            "\n## Both shoot\n\nNodes that lose each other ask for each other's death within some milliseconds. Without a delay both died in {ours} rounds with fence-daemon, in {stock} with\n\
-             fence_virtd, which carries out one request after the other, so that a node that is shot first no longer answers the call-back of its own. The\n\
-             service never ran twice in either case; but when both die it is away for as long as a boot takes. Give the device a delay, as Pacemaker asks for in clusters of two:\n\
-             `priority-fencing-delay`, `pcmk_delay_base` or `pcmk_delay_max`. With it exactly one died, always.\n"
+        text.push_str(
+            "\n## Both shoot\n\nNodes that lose each other ask for each other's death within some milliseconds. One of them dies, with both servers: `fence_virtd` carries out one request after\n\
+             the other, so a node that is shot first no longer answers the call-back of its own; fence-daemon serves both at once, and does nothing for a guest that is being fenced itself.\n\
+             Which one lives is chance, and on two hypervisors neither server knows of the other's victim. So give the device a delay all the same, as Pacemaker asks for in clusters of two:\n\
+             `priority-fencing-delay`, `pcmk_delay_base` or `pcmk_delay_max`.\n",
         );
     }
     if !results.failures.is_empty() {

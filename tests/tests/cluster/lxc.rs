@@ -2,9 +2,10 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::cluster::corosync::plain;
+use fence_tests::cluster::corosync::{KEY_PATH, plain};
 use fence_tests::cluster::image::Image;
 use fence_tests::cluster::lab::{Cluster, KEY, members};
 use fence_tests::cluster::node::{BOOT_LIMIT, Node};
@@ -13,9 +14,15 @@ use fence_tests::cluster::shell::Shell as _;
 use fence_tests::container::URI;
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
-use fence_tests::server::Which;
+use fence_tests::process::poll_until;
+use fence_tests::server::{Config, Server, Which};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// How often two nodes shoot each other in one test.
+const DUELS: usize = 8;
+/// Where a node notes what came of it.
+const SHOT: &str = "/var/tmp/shot";
 
 #[test]
 fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
@@ -67,7 +74,56 @@ fn a_failed_service_and_an_administrator_have_a_node_fenced() -> Result<()> {
 
 #[test]
 fn troubles_of_the_hypervisor_and_of_both_nodes_at_once_are_survived() -> Result<()> {
-    play_all(&[Scenario::Hung, Scenario::Restarted, Scenario::Race])
+    play_all(&[Scenario::Hung, Scenario::Restarted, Scenario::Race, Scenario::Duel])
+}
+
+/// Closer together than two Pacemakers ever come: both clients wait for the same moment.
+#[test]
+fn of_two_nodes_that_shoot_each_other_at_the_same_moment_one_lives() -> Result<()> {
+    Image::get()?;
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    let mut config = Config::new(&hypervisor.write("fence.key", &KEY)?);
+    config.uris = vec![URI.to_owned()];
+    let members = members();
+    let start = |me| {
+        let node = Node::define(&libvirtd, me, &plain(&members, me, &KEY))?;
+        node.start(&libvirtd)?;
+        Ok(node)
+    };
+    let nodes = members.iter().map(start).collect::<Result<Vec<_>>>()?;
+    let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
+    let mut refused = 0;
+    for round in 0..DUELS {
+        nodes.iter().try_for_each(Node::wait_up)?;
+        let position = server.log_position();
+        let lives = [nodes[0].witness()?, nodes[1].witness()?];
+        let moment = (SystemTime::now() + Duration::from_millis(500)).duration_since(UNIX_EPOCH)?.as_nanos();
+        for number in [0, 1] {
+            let (node, domain) = (&nodes[number], &members[1 - number].domain);
+            let wait = format!("while [ $(date +%s%N) -lt {moment} ]; do :; done");
+            // As the container's own child: it could not die as long as somebody else has not taken note of the end of his.
+            let shoot = format!("{wait}; fence_xvm -k {KEY_PATH} -H {domain} -o reboot; echo $? > {SHOT}");
+            node.must(&format!("rm -f {SHOT}; ({shoot}) > /dev/null 2>&1 &"))?;
+        }
+        let dead = poll_until("a death", BOOT_LIMIT, || {
+            let dead = [lives[0].is_dead()?, lives[1].is_dead()?];
+            Ok(dead.contains(&true).then_some(dead))
+        });
+        let dead = dead.with_context(|| server.log())?;
+        let victim = usize::from(dead[1]);
+        let both = lives[1 - victim].dies_within(Duration::from_millis(200))?;
+        let log: Vec<_> = server.log().lines().skip(position).map(str::to_owned).collect();
+        ensure!(!both, "round {round}: both are dead: {log:#?}");
+        let told = poll_until("the reply to the one that lives", BOOT_LIMIT, || {
+            let told = std::fs::read_to_string(nodes[1 - victim].outside(SHOT)).unwrap_or_default();
+            Ok(told.strip_suffix('\n').map(str::to_owned))
+        })?;
+        ensure!(told == "0", "round {round}: the one that lives: {told}: {log:#?}");
+        refused += usize::from(log.iter().any(|line| line.contains("is being fenced itself")));
+    }
+    ensure!(refused > 0, "they have never met");
+    Ok(())
 }
 
 /// Killed and waited for when it is dropped, which ends its lab.

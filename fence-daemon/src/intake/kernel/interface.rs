@@ -10,7 +10,7 @@ use nix::libc;
 
 use super::AttachedMode;
 use crate::intake::interface::Interface;
-use crate::intake::rtnetlink::{self, Link};
+use crate::rtnetlink::link::{self, Link};
 
 /// Creates the link that attaches the program to the interface. Closing the descriptor detaches it.
 ///
@@ -95,7 +95,7 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
 
 /// Whether an interface has a driver of its own: the kernel says of all others what they are.
 pub(super) fn has_driver(interface: u32) -> io::Result<bool> {
-    rtnetlink::one(interface).map(|link| link.kind.is_none())
+    link::one(interface).map(|link| link.kind.is_none())
 }
 
 /// Whether the kernel refused because another program is on the interface, in this mode (`EBUSY`) or in another (`EEXIST`).
@@ -115,7 +115,7 @@ pub struct Occupant {
 impl Occupant {
     /// Who is on the interface now.
     pub(super) fn of(interface: u32) -> Self {
-        let id = rtnetlink::one(interface).ok().and_then(|link| link.xdp_program);
+        let id = link::one(interface).ok().and_then(|link| link.xdp_program);
         let name = id.and_then(|id| {
             loaded_programs()
                 .filter_map(Result::ok)
@@ -167,7 +167,7 @@ impl Sharer {
         if routed {
             return Ok(Some(Self::Routing));
         }
-        Ok(sharer_among(&rtnetlink::all()?, index))
+        Ok(sharer_among(&link::all()?, index))
     }
 }
 

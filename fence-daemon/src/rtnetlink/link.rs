@@ -1,105 +1,50 @@
-//! The links (network interfaces) of this network namespace, as the kernel describes them over rtnetlink.
-//!
-//! Of each link only the attributes that are asked about are decoded. netlink-packet-route can decode whole messages, but then any
-//! link of the host whose name is not UTF-8, or for which another kernel says something in another length, is an error for all.
+//! The links (network interfaces) of this network namespace.
 
 use std::ffi::CStr;
 use std::io;
 
 use netlink_packet_core::{
-    DecodeError, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator, Parseable as _, parse_u32,
+    DecodeError, Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NlasIterator,
+    Parseable as _, parse_u32,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkFlags, LinkHeader, LinkMessage, LinkXdp};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
-
-/// How often the kernel is asked for all links, if each time some of them change meanwhile.
-const ATTEMPTS: usize = 5;
 
 /// A link of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Link {
+pub(crate) struct Link {
     /// The kernel's number for it.
-    pub(super) index: u32,
+    pub(crate) index: u32,
     /// Its name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Whether it is switched on.
-    pub(super) up: bool,
+    pub(crate) up: bool,
     /// What it is, where the kernel says so: it does not for hardware.
-    pub(super) kind: Option<InfoKind>,
+    pub(crate) kind: Option<InfoKind>,
     /// The number of the link that it is on top of (or a veth's other end), if that one is in this namespace too.
-    pub(super) lower: Option<u32>,
+    pub(crate) lower: Option<u32>,
     /// The number of the bridge or bond that it is a port of.
-    pub(super) master: Option<u32>,
+    pub(crate) master: Option<u32>,
     /// The number of an XDP program that is on it.
-    pub(super) xdp_program: Option<u32>,
+    pub(crate) xdp_program: Option<u32>,
 }
 
 /// The link with this number.
-pub(super) fn one(index: u32) -> io::Result<Link> {
+pub(crate) fn one(index: u32) -> io::Result<Link> {
     // The acknowledgement tells where the answer ends.
-    ask(NLM_F_REQUEST | NLM_F_ACK, index)?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
+    super::ask(NLM_F_REQUEST | NLM_F_ACK, request(index))?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// All links, in the kernel's order.
-pub(super) fn all() -> io::Result<Vec<Link>> {
-    let mut answer = ask(NLM_F_REQUEST | NLM_F_DUMP, 0);
-    for _ in 1..ATTEMPTS {
-        if !answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
-            break;
-        }
-        answer = ask(NLM_F_REQUEST | NLM_F_DUMP, 0);
-    }
-    answer
+pub(crate) fn all() -> io::Result<Vec<Link>> {
+    super::dump(&request(0))
 }
 
-fn ask(flags: u16, index: u32) -> io::Result<Vec<Link>> {
+fn request(index: u32) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
     link.header.index = index;
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(link));
-    request.header.flags = flags;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    // A connected socket hears nobody but the kernel.
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    let mut links = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        if collect(&datagram, &mut links)? {
-            return Ok(links);
-        }
-    }
-}
-
-/// Collects the links in a datagram of the answer. Returns whether the answer ends there.
-fn collect(mut datagram: &[u8], links: &mut Vec<Link>) -> io::Result<bool> {
-    while !datagram.is_empty() {
-        let message = NetlinkMessage::<Link>::deserialize(datagram)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        if message.header.flags & NLM_F_DUMP_INTR != 0 {
-            // Links changed between two datagrams, so one may be missing.
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        match message.payload {
-            NetlinkPayload::InnerMessage(link) => links.push(link),
-            NetlinkPayload::Done(done) if done.code == 0 => return Ok(true),
-            NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(done.code.wrapping_neg())),
-            NetlinkPayload::Error(error) if error.code.is_none() => return Ok(true),
-            NetlinkPayload::Error(error) => return Err(error.to_io()),
-            NetlinkPayload::Noop => {}
-            NetlinkPayload::Overrun(_) | _ => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
-        }
-        let len = usize::try_from(message.header.length).map_err(io::Error::other)?;
-        datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
+    RouteNetlinkMessage::GetLink(link)
 }
 
 impl NetlinkDeserializable for Link {
@@ -158,9 +103,12 @@ impl NetlinkDeserializable for Link {
 mod tests {
     use std::num::NonZeroI32;
 
-    use netlink_packet_core::{DefaultNla, DoneMessage, ErrorMessage, NLM_F_MULTIPART};
+    use netlink_packet_core::{
+        DefaultNla, DoneMessage, ErrorMessage, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NetlinkMessage, NetlinkPayload,
+    };
     use netlink_packet_route::link::{LinkAttribute, LinkInfo, XdpAttached};
 
+    use super::super::collect;
     use super::*;
 
     fn bytes(payload: NetlinkPayload<RouteNetlinkMessage>, flags: u16) -> Vec<u8> {
@@ -252,7 +200,7 @@ mod tests {
     fn a_datagram_holds_several_messages_and_perhaps_the_end() {
         let name = |name: &str| vec![LinkAttribute::IfName(name.to_owned())];
         let run = [message(1, name("lo")), message(2, name("eth0"))].concat();
-        let mut links = Vec::new();
+        let mut links: Vec<Link> = Vec::new();
         assert!(!collect(&run, &mut links).unwrap(), "there is more to come");
         let done = bytes(NetlinkPayload::Done(DoneMessage::default()), NLM_F_MULTIPART);
         assert!(collect(&[message(3, vec![]), done, message(9, vec![])].concat(), &mut links).unwrap());
