@@ -215,11 +215,7 @@ fn check(cluster: &Cluster, scenario: Scenario, seen: &[Seen], active: usize, vi
     let told = || format!("seen: {seen:#?}");
     let deaths: Vec<_> = seen.iter().filter(|one| matches!(one.event, Event::Died(_))).collect();
     ensure!(deaths.len() == 1, "one death is to be, not {}; {}", deaths.len(), told());
-    let is_expected = match scenario {
-        Scenario::Race => victim != active,
-        Scenario::Duel => true,
-        _ => victim == active,
-    };
+    let is_expected = scenario == Scenario::Duel || (victim == active) == (scenario != Scenario::Race);
     ensure!(is_expected, "the wrong node was fenced; {}", told());
     // The survivor's request about the victim, and a reply of success to it after the death.
     let (by, domain) = (cluster.node(survivor)?, &cluster.node(victim)?.member().domain);
