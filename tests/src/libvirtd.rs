@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -86,7 +86,7 @@ impl Libvirtd {
         bail!("there is no libvirtd: {}", self.process.stderr().text())
     }
 
-    /// Lets it go on after SIGSTOP, and waits until it answers.
+    /// Lets it go on after SIGSTOP, or starts it again after [`Self::kill`], and waits until it answers.
     ///
     /// libvirtd 9.0 has been seen to crash there, with all the clients that had come and gone meanwhile to clear up after. Whoever supervises it
     /// starts it again, and so does this.
@@ -94,10 +94,12 @@ impl Libvirtd {
     /// # Errors
     /// It does not answer.
     pub fn go_on(&mut self, uri: &str) -> Result<()> {
-        self.signal(Signal::SIGCONT)?;
+        if self.process.is_running()? {
+            self.signal(Signal::SIGCONT)?;
+        }
         poll_until("libvirtd to go on", Duration::from_secs(60), || {
             if !self.process.is_running()? {
-                eprintln!("libvirtd has crashed, and is started again: {}", self.process.stderr().text());
+                eprintln!("libvirtd has ended, and is started again: {}", self.process.stderr().text());
                 *self = Self::start(&self.hypervisor.clone())?;
             }
             Ok(self.virsh(uri, &["list"]).is_ok().then_some(()))
@@ -108,9 +110,18 @@ impl Libvirtd {
     ///
     /// # Errors
     /// It has ended, or does not end.
-    pub fn crash(self) -> Result<()> {
+    pub fn crash(mut self) -> Result<()> {
+        self.kill()
+    }
+
+    /// As [`Self::crash`], for [`Self::go_on`].
+    ///
+    /// # Errors
+    /// As [`Self::crash`].
+    pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
-        self.process.finish(COMMAND_LIMIT).map(drop)
+        ensure!(self.process.ends_within(COMMAND_LIMIT)?, "libvirtd does not end");
+        Ok(())
     }
 
     /// Runs virsh against a driver of this libvirtd.

@@ -17,7 +17,7 @@ use crate::container::URI;
 
 /// How long each step may take on a loaded machine, a server that is slow included.
 const STEP: Duration = Duration::from_secs(120);
-/// For how long libvirtd does not answer.
+/// For how long libvirtd does not answer, or is not there.
 const HANGS: Duration = Duration::from_secs(15);
 
 /// What is broken, or asked for.
@@ -43,6 +43,8 @@ pub enum Scenario {
     Duel,
     /// As [`Self::Frozen`], while libvirtd does not answer.
     Hung,
+    /// As [`Self::Frozen`], while libvirtd is not there.
+    Absent,
     /// As [`Self::Frozen`], and the server is killed when it has been asked, and started again.
     Restarted,
 }
@@ -54,7 +56,7 @@ const NO_DELAY: &str = "crm_attribute --name priority-fencing-delay --delete";
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Frozen,
         Self::Killed,
         Self::Unplugged,
@@ -65,6 +67,7 @@ impl Scenario {
         Self::Race,
         Self::Duel,
         Self::Hung,
+        Self::Absent,
         Self::Restarted,
     ];
 
@@ -82,6 +85,7 @@ impl Scenario {
             Self::Race => "nodes cut off from each other, `priority-fencing-delay=2s`",
             Self::Duel => "nodes cut off from each other, no delay",
             Self::Hung => "corosync frozen while libvirtd hangs",
+            Self::Absent => "corosync frozen while libvirtd is down",
             Self::Restarted => "corosync frozen, server restarted in the middle",
         }
     }
@@ -98,6 +102,7 @@ impl Scenario {
             | Self::Race
             | Self::Duel
             | Self::Hung
+            | Self::Absent
             | Self::Restarted => true,
         }
     }
@@ -118,7 +123,7 @@ fn played(cluster: &mut Cluster, scenario: Scenario) -> Result<Timeline> {
     let begun = now();
     injure(cluster, scenario, active, &watch)?;
     let died = |event: &Event| if let Event::Died(node) = event { Some(*node) } else { None };
-    if scenario == Scenario::Hung && watch.wait_for("a death", 0, HANGS, died).is_err() {
+    if matches!(scenario, Scenario::Hung | Scenario::Absent) && watch.wait_for("a death", 0, HANGS, died).is_err() {
         // Not with this server, then; a breach is found again below.
         cluster.libvirtd.go_on(URI)?;
     }
@@ -163,6 +168,10 @@ fn injure(cluster: &mut Cluster, scenario: Scenario, active: usize, watch: &Watc
             cluster.libvirtd.signal(Signal::SIGSTOP)?;
             victim.signal("STOP", "corosync")
         }
+        Scenario::Absent => {
+            cluster.libvirtd.kill()?;
+            victim.signal("STOP", "corosync")
+        }
         Scenario::Restarted => {
             // It is to have been asked, and not to have answered.
             cluster.server.process().signal(Signal::SIGSTOP)?;
@@ -196,7 +205,7 @@ fn repair(cluster: &mut Cluster, scenario: Scenario, victim: usize) -> Result<()
             ensure!(node.witness().is_err(), "{name} was switched off, and runs");
             other.must(&format!("stonith_admin --unfence {name} --timeout 60")).map(drop)
         }
-        Scenario::Hung => cluster.libvirtd.go_on(URI),
+        Scenario::Hung | Scenario::Absent => cluster.libvirtd.go_on(URI),
         Scenario::Frozen
         | Scenario::Killed
         | Scenario::Unplugged
