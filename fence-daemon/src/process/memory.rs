@@ -45,34 +45,3 @@ pub fn with_much_memory<T: Send>(locked: bool, work: impl FnOnce() -> T + Send) 
     }
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read as _;
-
-    use super::*;
-
-    /// Without the allocator, whose work this must not disturb.
-    fn resident() -> u64 {
-        let mut text = [0; 128];
-        let length = std::fs::File::open("/proc/self/statm").unwrap().read(&mut text).unwrap();
-        let pages = text[..length].split(|byte| *byte == b' ').nth(1).unwrap();
-        std::str::from_utf8(pages).unwrap().parse::<u64>().unwrap() * 4096
-    }
-
-    #[test]
-    fn what_was_used_for_a_short_time_is_given_back() {
-        let (before, most, _kept) = with_much_memory(false, || {
-            let before = resident();
-            // Small pieces, and a large one first, which would raise the allocator's own threshold.
-            drop(vec![1_u8; 30_000_000]);
-            let pieces: Vec<Vec<u8>> = (0..400_000).map(|_| vec![1; 80]).collect();
-            let most = resident();
-            drop(pieces);
-            (before, most, vec![1_u8; 80])
-        });
-        let after = resident();
-        // Other tests of this process use memory meanwhile.
-        assert!(most > before + 30_000_000 && after < before + 15_000_000, "{before} {most} {after}");
-    }
-}
