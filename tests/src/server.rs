@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use fence_common::hash::HashKind;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::client::Family;
-use crate::lab::{BRIDGE, Hypervisor};
-use crate::process::{Finished, Process, poll_until};
+use crate::lab::{BRIDGE, COMMAND_LIMIT, Hypervisor};
+use crate::process::{Finished, Process, poll_until, run};
 use crate::timings::Fence;
 use crate::tools;
 
@@ -282,6 +283,32 @@ impl Server {
     pub fn next_fence(&self, position: usize) -> Result<Fence> {
         self.wait_log(position, Duration::from_secs(10), Fence::parse)
             .with_context(|| format!("no line about the fence in the log: {}", self.log()))
+    }
+
+    /// What `fence-daemon status` says of ours, started with the configuration file that [`Self::spawn`] writes: the exit code, and the report.
+    ///
+    /// # Errors
+    /// It is the stock one, or there is no report.
+    pub fn status(&self) -> Result<(Option<i32>, Value)> {
+        let Which::Ours(program) = &self.which else { bail!("the stock server has no status") };
+        let mut command = Command::new(program);
+        command.args(["-f", &self.hypervisor.path("fence_virt.conf"), "status", "--json"]);
+        let answer = run(self.hypervisor.space(), &mut command, COMMAND_LIMIT)?;
+        Ok((answer.code, serde_json::from_str(&answer.stdout).with_context(|| answer.stderr)?))
+    }
+
+    /// Waits until ours tells of a domain in this state; what it tells.
+    ///
+    /// # Errors
+    /// It does not, or as [`Self::status`].
+    pub fn wait_domain(&self, domain: &str, state: &str) -> Result<Value> {
+        poll_until(&format!("{domain} to be {state}"), START_LIMIT, || {
+            let (_, report) = self.status()?;
+            let uris = report["uris"].as_array().into_iter().flatten();
+            let mut domains = uris.filter_map(|uri| uri["domains"].as_array()).flatten();
+            Ok(domains.find(|found| found["name"] == domain && found["state"] == state).cloned())
+        })
+        .with_context(|| format!("the server's log: {}", self.log()))
     }
 
     /// Which server it is.

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::net::Ipv4Addr;
+use std::ops::Deref;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -41,12 +42,35 @@ const HERE: usize = 0;
 const THERE: usize = 1;
 const BOTH: [usize; 2] = [HERE, THERE];
 
+/// A guest that asks. Its rest begins when this is dropped.
+struct Asking<'a> {
+    host: &'a Host,
+    number: usize,
+    observer: Observer,
+}
+
+impl Deref for Asking<'_> {
+    type Target = Observer;
+
+    fn deref(&self) -> &Observer {
+        &self.observer
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some((_, rests)) = self.host.guests.borrow_mut().get_mut(self.number) {
+            *rests = Some(Instant::now());
+        }
+    }
+}
+
 struct Host {
     server: Option<Server>,
     libvirtd: Libvirtd,
     number: usize,
-    /// Guests on this host, and when each has asked last.
-    guests: RefCell<Vec<(Observer, Instant)>>,
+    /// Guests on this host, and since when each asks nothing; `None` if it asks now.
+    guests: RefCell<Vec<(Observer, Option<Instant>)>>,
     config: Config,
     hypervisor: Hypervisor,
 }
@@ -65,17 +89,19 @@ impl Host {
         Ok(Self { server, libvirtd, number, guests: RefCell::default(), config, hypervisor })
     }
 
-    /// A guest that asks nothing now.
-    fn asker(&self) -> Result<Observer> {
+    /// A guest that has rested.
+    fn asker(&self) -> Result<Asking<'_>> {
         let mut guests = self.guests.borrow_mut();
-        if let Some((observer, last)) = guests.iter_mut().find(|(_, last)| last.elapsed() > REST) {
-            *last = Instant::now();
-            return Ok(observer.clone());
+        let rested = |(_, rests): &(Observer, Option<Instant>)| rests.is_some_and(|since| since.elapsed() > REST);
+        let number = guests.iter().position(rested).unwrap_or(guests.len());
+        if number == guests.len() {
+            let name = GUEST + OTHERS * u8::try_from(self.number)? + u8::try_from(number)?;
+            let guest = self.hypervisor.guest(name)?;
+            guests.push((Observer::new(&self.hypervisor, guest, &self.config.key_file), None));
         }
-        let number = GUEST + OTHERS * u8::try_from(self.number)? + u8::try_from(guests.len())?;
-        let observer = Observer::new(&self.hypervisor, self.hypervisor.guest(number)?, &self.config.key_file);
-        guests.push((observer.clone(), Instant::now()));
-        Ok(observer)
+        let (observer, rests) = guests.get_mut(number).context("no such guest")?;
+        *rests = None;
+        Ok(Asking { host: self, number, observer: observer.clone() })
     }
 
     fn server(&self) -> Result<&Server> {
@@ -295,6 +321,10 @@ fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
     for host in &segment.hosts {
         qemu::start_idle(&host.libvirtd, "twin")?;
     }
+    for host in &segment.hosts {
+        // Who has not heard of it yet would have to ask libvirt, which may take longer than the client waits for the first.
+        host.server()?.wait_domain("twin", "running")?;
+    }
     let twins = [segment.hosts[HERE].machine("twin")?, segment.hosts[THERE].machine("twin")?];
     let position =
         segment.hosts.iter().map(|host| host.server().map(Server::log_position)).collect::<Result<Vec<_>>>()?;
@@ -373,16 +403,17 @@ fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
     segment.hosts[THERE].start_daemon()?;
     segment.hosts[THERE].libvirtd.start_domain(URI, "twin")?;
     let machine = segment.hosts[THERE].machine("twin")?;
-    let off = |segment: &Segment, port: u16| -> Result<Finished> {
+    let off = |segment: &Segment, port: u16, timeout: u32| -> Result<Finished> {
         let host = &segment.hosts[HERE];
-        let client = Client::new("off", &host.config.key_file).domain("twin").port(port).timeout(3);
+        let client = Client::new("off", &host.config.key_file).domain("twin").port(port).timeout(timeout);
         client.run(host.asker()?.guest().space())
     };
     segment.hosts[THERE].stop_daemon()?;
-    ensure!(off(&segment, DEFAULT_PORT)?.code == Some(0) && !machine.is_dead()?, "it is off here");
-    ensure!(off(&segment, OTHER_PORT)?.code != Some(0) && !machine.is_dead()?, "who has said that?");
+    ensure!(off(&segment, DEFAULT_PORT, 30)?.code == Some(0) && !machine.is_dead()?, "it is off here");
+    // Nobody is there to wait for.
+    ensure!(off(&segment, OTHER_PORT, 3)?.code != Some(0) && !machine.is_dead()?, "who has said that?");
     segment.hosts[THERE].start_daemon()?;
-    ensure!(off(&segment, OTHER_PORT)?.code == Some(0) && machine.is_dead()?);
+    ensure!(off(&segment, OTHER_PORT, 30)?.code == Some(0) && machine.is_dead()?);
     Ok(())
 }
 

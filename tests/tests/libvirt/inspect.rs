@@ -1,38 +1,16 @@
 //! What `status` tells of real machines, also while libvirtd hangs or is gone: it asks nobody who could be waited for.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
 use fence_tests::machine::Machine;
-use fence_tests::process::{poll_until, run};
+use fence_tests::process::poll_until;
 use fence_tests::qemu;
-use fence_tests::server::Which;
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 use super::site::{SOON, Site};
-
-/// The exit code and what was said.
-fn status(site: &Site) -> Result<(Option<i32>, Value)> {
-    let Which::Ours(program) = site.server.which().clone() else { bail!("the stock server has no status") };
-    let mut command = Command::new(program);
-    command.args(["-f", &site.hypervisor.path("fence_virt.conf"), "status", "--json"]);
-    let answer = run(site.hypervisor.space(), &mut command, SOON)?;
-    Ok((answer.code, serde_json::from_str(&answer.stdout).with_context(|| answer.stderr)?))
-}
-
-/// Waits until this domain is told of in this state.
-fn wait_for(site: &Site, domain: &str, state: &str) -> Result<Value> {
-    poll_until(&format!("{domain} to be {state}"), SOON, || {
-        let (_, report) = status(site)?;
-        let domains = report["uris"][0]["domains"].as_array().cloned().unwrap_or_default();
-        Ok(domains.into_iter().find(|found| found["name"] == domain && found["state"] == state))
-    })
-    .with_context(|| format!("the server: {}", site.server.log()))
-}
 
 #[test]
 fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() -> Result<()> {
@@ -44,33 +22,33 @@ fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() 
     libvirtd.define(qemu::URI, "never-on", &Machine::new("never-on").xml()?)?;
     let mut site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
 
-    let one = wait_for(&site, "one", "running")?;
+    let one = site.server.wait_domain("one", "running")?;
     let file = std::fs::read_to_string(site.hypervisor.outside("/run/libvirt/qemu/one.pid"))?;
     ensure!(one["pid"].as_i64() == Some(file.trim().parse()?), "{one} is not {file}");
-    ensure!(wait_for(&site, "never-on", "shut off")?["pid"].is_null());
-    ensure!(status(&site)?.0 == Some(0));
+    ensure!(site.server.wait_domain("never-on", "shut off")?["pid"].is_null());
+    ensure!(site.server.status()?.0 == Some(0));
 
     // Hung: a fence by the process, and the status, wait for nobody.
     site.libvirtd.signal(Signal::SIGSTOP)?;
     site.off_directly("one")?;
     let begun = Instant::now();
-    let dead = wait_for(&site, "one", "dead")?;
+    let dead = site.server.wait_domain("one", "dead")?;
     ensure!(dead["pid"].is_null() && begun.elapsed() < SOON, "{dead}");
-    let (_, report) = status(&site)?;
+    let (_, report) = site.server.status()?;
     let off = &report["requests"]["recent"][0];
     ensure!(off["op"] == "off" && off["result"] == "success" && off["steps"]["dead_us"].is_u64(), "{off}");
     site.libvirtd.go_on(qemu::URI)?;
-    wait_for(&site, "one", "shut off")?;
+    site.server.wait_domain("one", "shut off")?;
 
     // Gone: said so, with what is still known.
     site.libvirtd.signal(Signal::SIGKILL)?;
     let report = poll_until("the loss to be told", Duration::from_secs(60), || {
-        let (code, report) = status(&site)?;
+        let (code, report) = site.server.status()?;
         Ok((code == Some(1) && report["uris"][0]["connected"] == false).then_some(report))
     })?;
     let problem = report["problems"][0].as_str().unwrap_or_default();
     ensure!(problem.contains(qemu::URI) && problem.contains("can be fenced all the same"), "{problem}");
     ensure!(report["uris"][0]["last_error"].is_string() && report["uris"][0]["for_ms"].is_u64(), "{report:#}");
-    ensure!(wait_for(&site, "two", "running")?["pid"].is_i64());
+    ensure!(site.server.wait_domain("two", "running")?["pid"].is_i64());
     site.off_directly("two")
 }
