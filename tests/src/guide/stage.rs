@@ -1,6 +1,6 @@
-//! Where a guide is played: a lab's hypervisor in a root directory of its own, and nodes, each by the name that the page has for it.
+//! Where a guide is played: labs' hypervisors, each in a root directory of its own, and nodes, by the names that the page has for them.
 //!
-//! Nothing of this machine is written to: the hypervisor's root is the nodes' image under a layer in memory, with the lab's processes,
+//! Nothing of this machine is written to: a hypervisor's root is the nodes' image under a layer in memory, with the lab's processes,
 //! interfaces and libvirt in it. Where a page's command cannot be what it says in a lab, a script of the same name stands in for it
 //! ([`STAND_INS`]), and the page's last section says so.
 
@@ -18,8 +18,10 @@ use crate::lab::{Hypervisor, Space};
 use crate::process::{Finished, run};
 use crate::witness::Witness;
 
-/// The hypervisor's name in guides.
+/// The hypervisor's name in guides that have one.
 pub const HYPERVISOR: &str = "hypervisor";
+/// What stands for every hypervisor in guides that have several.
+pub const HOSTS: &str = "hosts";
 /// What stands for every node in guides.
 pub const NODES: &str = "nodes";
 /// How long a command may take, or be typed again, on a loaded machine.
@@ -39,17 +41,26 @@ pub const STAND_INS: &[(&str, &str, &str)] = &[
 
 /// A machine of a guide.
 #[derive(Clone, Debug)]
-enum Place {
+struct Place {
+    /// The lab's hypervisor that it is, or that it runs on.
+    hypervisor: Hypervisor,
+    system: System,
+}
+
+/// What a machine of a guide is made of.
+#[derive(Clone, Debug)]
+enum System {
+    /// This directory as root directory, with the hypervisor's network.
+    Host(String),
     /// This directory as root directory, in this space of the lab.
-    Root(Space, String),
+    Guest(Space, String),
     /// The container of this domain.
     Container(String),
 }
 
 /// The machines of a guide.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Stage {
-    hypervisor: Hypervisor,
     places: BTreeMap<String, Place>,
 }
 
@@ -59,37 +70,61 @@ impl Stage {
     /// # Errors
     /// The kernel refuses the mounts.
     pub fn new(hypervisor: &Hypervisor, image: &Path) -> Result<Self> {
-        let mut stage = Self { hypervisor: hypervisor.clone(), places: BTreeMap::new() };
-        stage.add_root(HYPERVISOR, hypervisor.space(), image, "hypervisor")?;
+        let mut stage = Self::default();
+        stage.add_host(HYPERVISOR, hypervisor, image)?;
         Ok(stage)
     }
 
-    /// Adds a machine that is a network of the lab, with a root directory of its own made of the image.
+    /// Adds a hypervisor.
     ///
     /// # Errors
     /// The kernel refuses the mounts.
-    pub fn add_guest(&mut self, name: &str, space: &Space, image: &Path) -> Result<()> {
-        self.add_root(name, space, image, "guest")
+    pub fn add_host(&mut self, name: &str, hypervisor: &Hypervisor, image: &Path) -> Result<()> {
+        let root = make_root(hypervisor, name, hypervisor.space(), image, "hypervisor")?;
+        self.add(name, hypervisor, System::Host(root));
+        self.install_stand_ins(name)
     }
 
-    fn add_root(&mut self, name: &str, space: &Space, image: &Path, kind: &str) -> Result<()> {
-        let root = self.hypervisor.path(&format!("roots/{name}"));
-        let (image, written) = (image.to_string_lossy(), format!("{root}-written"));
-        let script = include_str!("../assets/guide/root.sh");
-        space.must("sh", &["-c", script, "sh", &image, &root, &written, kind])?;
-        self.places.insert(name.to_owned(), Place::Root(space.clone(), root));
-        STAND_INS.iter().try_for_each(|(path, script, _)| self.install(name, path, script.as_bytes()))
+    /// Adds a machine that is a network of the hypervisor's lab, with a root directory of its own made of the image.
+    ///
+    /// # Errors
+    /// The kernel refuses the mounts.
+    pub fn add_guest(&mut self, name: &str, hypervisor: &Hypervisor, space: &Space, image: &Path) -> Result<()> {
+        let root = make_root(hypervisor, name, space, image, "guest")?;
+        self.add(name, hypervisor, System::Guest(space.clone(), root));
+        self.install_stand_ins(name)
     }
 
     /// Adds a machine that is the container of a domain, which need not run yet.
-    pub fn add_container(&mut self, name: &str, domain: &str) {
-        self.places.insert(name.to_owned(), Place::Container(domain.to_owned()));
+    pub fn add_container(&mut self, name: &str, hypervisor: &Hypervisor, domain: &str) {
+        self.add(name, hypervisor, System::Container(domain.to_owned()));
+    }
+
+    fn add(&mut self, name: &str, hypervisor: &Hypervisor, system: System) {
+        self.places.insert(name.to_owned(), Place { hypervisor: hypervisor.clone(), system });
+    }
+
+    fn install_stand_ins(&self, name: &str) -> Result<()> {
+        STAND_INS.iter().try_for_each(|(path, script, _)| self.install(name, path, script.as_bytes()))
     }
 
     /// The names that the page may use.
     #[must_use]
     pub fn hosts(&self) -> Vec<&str> {
-        self.places.keys().map(String::as_str).chain([NODES]).collect()
+        self.places.keys().map(String::as_str).chain([HOSTS, NODES]).collect()
+    }
+
+    /// The machines that a name stands for.
+    fn meant<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        let those = |are_hosts: bool| {
+            let of_kind = move |place: &Place| matches!(place.system, System::Host(_)) == are_hosts;
+            self.places.iter().filter(move |(_, place)| of_kind(place)).map(|(name, _)| name.as_str()).collect()
+        };
+        match name {
+            HOSTS => those(true),
+            NODES => those(false),
+            one => vec![one],
+        }
     }
 
     /// Puts a program onto a machine.
@@ -116,9 +151,8 @@ impl Stage {
     /// # Errors
     /// As [`Self::play`].
     pub fn step(&self, step: &Step) -> Result<()> {
-        let nodes = self.places.keys().filter(|name| *name != HYPERVISOR).map(String::as_str);
-        let places: Vec<_> = if step.host == NODES { nodes.collect() } else { vec![step.host.as_str()] };
-        ensure!(!places.is_empty(), "line {}: there are no nodes", step.line);
+        let places = self.meant(&step.host);
+        ensure!(!places.is_empty(), "line {}: there are no {}", step.line, step.host);
         // On all of them at once: nodes have each to wait for themselves.
         std::thread::scope(|scope| {
             let doing: Vec<_> = places.iter().map(|&place| scope.spawn(move || self.step_at(place, step))).collect();
@@ -170,11 +204,14 @@ impl Stage {
     /// # Errors
     /// The machine does not run, or the line does not end.
     pub fn shell(&self, place: &str, user: &str, line: &str) -> Result<Finished> {
-        let (space, mut words) = match self.place(place)? {
-            Place::Root(space, root) => (space.clone(), vec!["chroot".to_owned(), root.clone()]),
-            Place::Container(domain) => {
-                let init = Witness::of_container(&self.hypervisor, domain)?;
-                (self.hypervisor.space().inside(init.as_fd().try_clone_to_owned()?), Vec::new())
+        let Place { hypervisor, system } = self.place(place)?;
+        let in_root = |space: &Space, root: &String| (space.clone(), vec!["chroot".to_owned(), root.clone()]);
+        let (space, mut words) = match system {
+            System::Host(root) => in_root(hypervisor.space(), root),
+            System::Guest(space, root) => in_root(space, root),
+            System::Container(domain) => {
+                let init = Witness::of_container(hypervisor, domain)?;
+                (hypervisor.space().inside(init.as_fd().try_clone_to_owned()?), Vec::new())
             }
         };
         words.extend(["env", "-i"].map(str::to_owned));
@@ -201,10 +238,11 @@ impl Stage {
 
     /// A machine's file, for this process.
     fn file(&self, place: &str, path: &str) -> Result<PathBuf> {
-        Ok(match self.place(place)? {
-            Place::Root(_, root) => self.hypervisor.outside(&format!("{root}{path}")),
-            Place::Container(domain) => {
-                let init = Witness::of_container(&self.hypervisor, domain)?;
+        let Place { hypervisor, system } = self.place(place)?;
+        Ok(match system {
+            System::Host(root) | System::Guest(_, root) => hypervisor.outside(&format!("{root}{path}")),
+            System::Container(domain) => {
+                let init = Witness::of_container(hypervisor, domain)?;
                 PathBuf::from(format!("/proc/{}/root{path}", init.pid))
             }
         })
@@ -213,6 +251,15 @@ impl Stage {
     fn place(&self, name: &str) -> Result<&Place> {
         self.places.get(name).with_context(|| format!("there is no machine {name}"))
     }
+}
+
+/// Makes a root directory of the image, for programs in this space: its path in the lab.
+fn make_root(hypervisor: &Hypervisor, name: &str, space: &Space, image: &Path, kind: &str) -> Result<String> {
+    let root = hypervisor.path(&format!("roots/{name}"));
+    let (image, written) = (image.to_string_lossy(), format!("{root}-written"));
+    let script = include_str!("../assets/guide/root.sh");
+    space.must("sh", &["-c", script, "sh", &image, &root, &written, kind])?;
+    Ok(root)
 }
 
 /// Whether a command did what is shown.

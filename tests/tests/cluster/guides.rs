@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fence_tests::cluster::corosync::{Item, Member};
 use fence_tests::cluster::image::Image;
 use fence_tests::cluster::node::Node;
-use fence_tests::guide::stage::{HYPERVISOR, NODES, STAND_INS, Stage};
+use fence_tests::guide::stage::{HOSTS, HYPERVISOR, NODES, STAND_INS, Stage};
 use fence_tests::guide::{Act, Guide};
 use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
@@ -16,6 +16,7 @@ use fence_tests::tools;
 
 mod body;
 mod firewalls;
+mod hosts;
 
 use body::Body;
 
@@ -97,7 +98,7 @@ fn kvm_cluster() -> Result<()> {
         let member = Member { name: name.clone(), address, domain: name.clone() };
         let node = Node::define(&scene.libvirtd, &member, &[hostname])?;
         qemu::start_idle(&scene.libvirtd, &machine)?;
-        scene.stage.add_container(&name, &name);
+        scene.stage.add_container(&name, &scene.hypervisor, &name);
         bodies.push(Body::of(&machine, node));
     }
     for body in &bodies {
@@ -112,7 +113,7 @@ fn lxc_cluster() -> Result<()> {
     let begin = include_bytes!("../../src/assets/node.sh");
     scene.hypervisor.write("/run/guide/node.sh", begin)?;
     for name in ["node1", "node2"] {
-        scene.stage.add_container(name, name);
+        scene.stage.add_container(name, &scene.hypervisor, name);
     }
     scene.play("lxc-cluster.md")
 }
@@ -120,8 +121,8 @@ fn lxc_cluster() -> Result<()> {
 /// Whatever stands in for something is told on the page that it stands in on.
 #[test]
 fn pages_tell_what_stands_in() -> Result<()> {
-    let hosts = [HYPERVISOR, "node1", "node2", NODES];
-    for page in ["kvm-cluster.md", "lxc-cluster.md", "firewall.md"] {
+    let hosts = [HYPERVISOR, "host1", "host2", HOSTS, "node1", "node2", NODES];
+    for page in ["kvm-cluster.md", "lxc-cluster.md", "firewall.md", "several-hypervisors.md"] {
         let guide = Guide::read(page, &hosts)?;
         let text = std::fs::read_to_string(tools::workspace().join("docs").join(page))?;
         let (_, told) =
@@ -131,7 +132,7 @@ fn pages_tell_what_stands_in() -> Result<()> {
             let is_used = guide.steps.iter().any(|step| match &step.act {
                 // The nodes of the clusters have the real ones.
                 Act::Type(typed) => {
-                    step.host == HYPERVISOR && typed.command.split_whitespace().any(|word| word == name)
+                    !step.host.starts_with("node") && typed.command.split_whitespace().any(|word| word == name)
                 }
                 Act::Write(..) => false,
             });

@@ -32,7 +32,7 @@ impl Walls {
         let hypervisor = Hypervisor::new()?;
         let guest = hypervisor.guest(1)?;
         let mut stage = Stage::new(&hypervisor, image.root())?;
-        stage.add_guest(GUEST, guest.space(), image.root())?;
+        stage.add_guest(GUEST, &hypervisor, guest.space(), image.root())?;
         bring_zone(&stage)?;
         let key = [7; 64];
         stage.write(GUEST, "/etc/cluster/fence_xvm.key", &key)?;

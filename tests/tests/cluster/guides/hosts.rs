@@ -1,0 +1,106 @@
+//! `docs/several-hypervisors.md`, typed: a cluster whose nodes are guests of two hypervisors.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use fence_tests::cluster::corosync::{KEY_PATH, Member, files};
+use fence_tests::cluster::image::Image;
+use fence_tests::cluster::lab::KEY;
+use fence_tests::cluster::node::Node;
+use fence_tests::cluster::shell::{self, Shell as _};
+use fence_tests::guide::stage::Stage;
+use fence_tests::guide::{Act, Guide};
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::qemu;
+use fence_tests::server::Which;
+use fence_tests::tools;
+use fence_tests::witness::Witness;
+
+use super::body::Body;
+
+const PAGE: &str = "several-hypervisors.md";
+/// How long what takes seconds may take on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(200);
+
+/// The nodes as the cluster knows them; each is the body of a machine of its own.
+fn members() -> Vec<Member> {
+    let member = |number: u8| {
+        let name = format!("node{number}");
+        Member { domain: name.clone(), name, address: Ipv4Addr::new(192, 168, 122, 10 + number) }
+    };
+    vec![member(1), member(2)]
+}
+
+struct Scene {
+    stage: Stage,
+    bodies: Vec<Body>,
+    nodes: Vec<Node>,
+    libvirtds: Vec<Libvirtd>,
+    hypervisors: [Hypervisor; 2],
+}
+
+impl Scene {
+    /// What the page's reader has before the first line: two hosts with the daemon, a cluster of a guest on each, and everybody has the key.
+    fn new() -> Result<Self> {
+        let image = Image::get()?;
+        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
+        let unit = std::fs::read(tools::workspace().join("dist/fence-daemon.service"))?;
+        let (daemon, members) = (std::fs::read(daemon)?, members());
+        let hypervisors = Hypervisor::pair()?;
+        let (mut stage, mut nodes, mut bodies, mut libvirtds) = (Stage::default(), Vec::new(), Vec::new(), Vec::new());
+        for (number, (hypervisor, me)) in (1..).zip(hypervisors.iter().zip(&members)) {
+            let host = format!("host{number}");
+            let libvirtd = Libvirtd::start(hypervisor)?;
+            stage.add_host(&host, hypervisor, image.root())?;
+            stage.install(&host, "/usr/sbin/fence-daemon", &daemon)?;
+            stage.write(&host, "/etc/systemd/system/fence-daemon.service", &unit)?;
+            stage.write(&host, KEY_PATH, &KEY)?;
+            let machine = format!("vm{number}");
+            let node = Node::define(&libvirtd, me, &files(&members, me, &KEY))?;
+            qemu::start_idle(&libvirtd, &machine)?;
+            stage.add_container(&me.name, hypervisor, &me.domain);
+            bodies.push(Body::of(&machine, node.clone()));
+            nodes.push(node);
+            libvirtds.push(libvirtd);
+        }
+        bodies.iter().try_for_each(Body::wait_up)?;
+        let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+        nodes.iter().try_for_each(|node| shell::wait_online(node, &names))?;
+        Ok(Self { stage, bodies, nodes, libvirtds, hypervisors })
+    }
+
+    /// Defines each machine on the other host, too.
+    fn define_on_both(&self) -> Result<()> {
+        self.libvirtds
+            .iter()
+            .zip(["vm2", "vm1"])
+            .try_for_each(|(libvirtd, machine)| qemu::define_idle(libvirtd, machine))
+    }
+}
+
+#[test]
+fn hosts_of_one_segment() -> Result<()> {
+    let scene = Scene::new()?;
+    for step in &Guide::read(PAGE, &scene.stage.hosts())?.steps {
+        // The second host gets a port of its own where machines are defined on both.
+        if step.host == "host2" && matches!(step.act, Act::Write(..)) {
+            scene.define_on_both()?;
+        }
+        scene.stage.step(step)?;
+    }
+
+    // The host that only has a definition says "off"; the one where it runs says nothing.
+    scene.bodies[1].wait_up()?;
+    let machine = Witness::of_qemu(&scene.hypervisors[1], "vm2")?;
+    scene.stage.shell("host2", "root", "systemctl stop fence-daemon")?.success()?;
+    let node = &scene.nodes[0];
+    // Nobody waits for long for what is not to come.
+    node.must("pcs stonith update fence-host2 timeout=3 && crm_resource --wait --timeout=60s")?;
+    let fence = node.run("pcs stonith fence node2", LIMIT)?;
+    ensure!(fence.code != Some(0) && !machine.is_dead()?, "who has said that it is off? {fence:?}");
+    let asked = scene.stage.shell("host1", "root", "journalctl -u fence-daemon -n 100 -o cat")?.stdout;
+    ensure!(asked.contains("op=off domain=vm2"), "the first host was not asked: {asked}");
+    Ok(())
+}
