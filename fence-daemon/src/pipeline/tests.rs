@@ -327,6 +327,20 @@ async fn only_what_is_not_known_here_waits_for_others() {
     assert_eq!(pipeline.shared.ledger().serving(), 0);
 }
 
+/// Whatever kept this host from reading it may have kept the one where it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_late_waits_for_others_as_long() {
+    const DEFER: Duration = Duration::from_millis(500);
+    let (mut pipeline, _, _dir) = pipeline("late-turn", Groups::Everyone).await;
+    Arc::get_mut(&mut pipeline.shared).unwrap().defer = DEFER;
+    assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
+    let (listener, caller) = listen().await;
+    let begun = std::time::Instant::now();
+    pipeline.accept(request(Op::Off, "one", 2, caller).dangerous_older_for_test(2 * DEFER));
+    timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    assert!(begun.elapsed() >= DEFER, "called back after {:?}", begun.elapsed());
+}
+
 /// Of two hosts where it does not run, the one that knows it is to be first: the other has nothing to say about it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_only_defined_here_has_its_turn_before_what_nobody_knows() {

@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{NoPeer, Shared};
 use crate::callback::{Authenticated, CallbackError};
-use crate::clock::Moment;
 use crate::hypervisor::Presence;
 use crate::intake::Verified;
 
@@ -77,9 +76,9 @@ impl Shared {
     pub(super) async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Turn), NoPeer> {
         let mut turn = Turn::Any;
         if let (Op::Off | Op::Reboot | Op::On | Op::Status, Some(target)) = (request.op(), request.target()) {
-            let (now, waited) = (Instant::now(), Moment::now().since(request.arrived()));
-            let after = |time: Duration| now + time.saturating_sub(waited);
-            let (second, last) = (after(self.defer), after(self.defer * 3 / 2));
+            // From now and not from its arrival: what made us late in reading it, a flood perhaps, has come to the other hosts as well.
+            let now = Instant::now();
+            let (second, last) = (now + self.defer, now + self.defer * 3 / 2);
             // Whoever cannot say in time can say nothing good.
             let asked = timeout_at(last, self.hypervisors.presence(target)).await;
             let presence = asked.unwrap_or(Presence::Unknown);
