@@ -5,8 +5,33 @@
 //! A claimed request is remembered until 10 s after its answer (as stock servers do), so late copies change nothing. A
 //! request whose call-back failed is forgotten at once, so that the client's next address or retransmission gets its turn.
 //!
-//! A newer request from the same call-back address and port *supersedes* the older one: whoever listens there now is asking
-//! something else, and would take the old answer for its own.
+//! # Two clients at one place
+//!
+//! All clients of a guest are called back at the same address and port, its *place*, and none says who it is: a connection there reaches
+//! whoever listens at that moment. It must not bring him somebody else's answer, and who asks beside another must lose nothing. Of stock
+//! clients this is known (seen on Debian's 4.12.1; a test runs two of them):
+//!
+//! * One listens, and only then sends its datagrams; then it takes one connection, stops listening, and only then speaks. It sends nothing
+//!   after that.
+//! * Another one can listen from then on. Until it can it tries again every 2 s and sends nothing.
+//!
+//! So while it is not known whom a connection has reached, a newer request from its place *supersedes* it: whoever listens there now is
+//! asking something else. When the peer has authenticated it has spoken, so its own request, if it is another one than that which it was
+//! called back for, has arrived by that time and is waiting in ring or socket at worst. That is read, and then the request is claimed.
+//! *A claim closes the book*: what arrives after the authentication is another client's, who has another connection coming, and takes
+//! nothing away from the peer that we have.
+//!
+//! What had arrived by then supersedes even after the claim, whenever it is read: a datagram has its time before it can be read (the kernel
+//! program's record is not complete yet, the stack has not brought it to the socket), and the reply waits for another look. What is read before the
+//! claim supersedes whatever its time says, which a clock that is set may make wrong at the socket. Between the peer's first word, which would do
+//! for the argument, and the end of the authentication there is a round trip for a datagram that another queue of the guest's network
+//! card has held back. Where the peer need not speak (`auth = "none"`) nothing is known of when it has sent, and the book stays open until the reply.
+//!
+//! A request that is read after one of its place that arrived later (the ring and the socket have no common order) is *outdated*: its client is
+//! gone, so it is not served. It supersedes all the same, as the times may be wrong; who still listens asks again. Copies by other addresses are of other places
+//! and have their own books; only one of them gets the claim. What is turned away for want of room, or because it had waited too long, supersedes like
+//! any other. A repeated datagram gets no further than the memory of datagrams, and so supersedes nothing. When the daemon dies so do its
+//! connections, and with them all that this is about.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::net::{IpAddr, SocketAddr};
@@ -81,6 +106,8 @@ pub enum Arrival {
     Serve(Ticket),
     /// A copy of a request that is claimed or was answered a moment ago, or the same copy is being called back already.
     Duplicate,
+    /// Something that arrived later from the same place was read before it: nobody waits for this one any more.
+    Outdated,
 }
 
 /// Why a request may not be acted upon. It is closed without an answer, except where [`NoClaim::Full`] says otherwise.
@@ -102,6 +129,18 @@ pub enum NoClaim {
 struct Serving {
     id: RequestId,
     caller: SocketAddr,
+    /// When the newest copy of it arrived here.
+    arrived: u64,
+    superseded: bool,
+    /// Once it is claimed: what arrives later does not concern it.
+    closed: Option<u64>,
+}
+
+impl Serving {
+    /// Whether this is what another request of its place was.
+    fn is_another(&self, id: &RequestId, caller: SocketAddr) -> bool {
+        self.caller == caller && self.id != *id
+    }
 }
 
 impl core::fmt::Debug for RequestId {
@@ -116,8 +155,6 @@ impl core::fmt::Debug for RequestId {
 pub struct Ledger {
     next: u64,
     serving: BTreeMap<u64, Serving>,
-    /// The newest ticket of each call-back address and port; any other of the same place is superseded.
-    newest: BTreeMap<SocketAddr, u64>,
     /// What is claimed or was answered a moment ago.
     claims: BTreeSet<RequestId>,
     /// Answered claims and when to forget them, soonest first (the clock never runs backwards).
@@ -125,29 +162,33 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A verified datagram arrived that asks to be called back at `caller`.
-    pub fn arrive(&mut self, now: u64, id: RequestId, caller: SocketAddr) -> Arrival {
+    /// A verified datagram that came in at `arrived` was read, and asks to be called back at `caller`.
+    pub fn arrive(&mut self, now: u64, id: RequestId, caller: SocketAddr, arrived: u64) -> Arrival {
         self.expire(now);
         if self.claims.contains(&id) {
             return Arrival::Duplicate;
         }
-        let newest = self.newest.get(&caller).and_then(|number| self.serving.get(number));
-        if newest.is_some_and(|serving| serving.id == id) {
+        let mut there = self.serving.values_mut().filter(|other| other.caller == caller);
+        if let Some(same) = there.find(|other| other.id == id && !other.superseded) {
+            same.arrived = same.arrived.max(arrived);
             return Arrival::Duplicate;
+        }
+        self.supersede(&id, caller, arrived);
+        if self.serving.values().any(|other| other.is_another(&id, caller) && other.arrived > arrived) {
+            return Arrival::Outdated;
         }
         let number = self.next;
         self.next += 1;
-        self.serving.insert(number, Serving { id, caller });
-        self.newest.insert(caller, number);
+        self.serving.insert(number, Serving { id, caller, arrived, superseded: false, closed: None });
         Arrival::Serve(Ticket(number))
     }
 
-    /// A verified datagram arrived for which there is no room. What was asked before from its place is superseded by it all the same:
+    /// A verified datagram was read for which there is no room. What was asked before from its place is superseded by it all the same:
     /// whoever asked that is not there any more.
-    pub fn turn_away(&mut self, id: RequestId, caller: SocketAddr) {
-        let newest = self.newest.get(&caller).and_then(|number| self.serving.get(number));
-        if newest.is_some_and(|serving| serving.id != id) {
-            self.newest.remove(&caller);
+    pub fn turn_away(&mut self, id: RequestId, caller: SocketAddr, arrived: u64) {
+        let there = |other: &Serving| other.caller == caller && other.id == id && !other.superseded;
+        if !self.claims.contains(&id) && !self.serving.values().any(there) {
+            self.supersede(&id, caller, arrived);
         }
     }
 
@@ -155,16 +196,16 @@ impl Ledger {
     #[must_use]
     pub fn is_moot(&self, ticket: &Ticket) -> Option<NoClaim> {
         match self.serving.get(&ticket.0) {
-            Some(_) if self.superseded(ticket.0) => Some(NoClaim::Superseded),
+            Some(serving) if serving.superseded => Some(NoClaim::Superseded),
             Some(serving) => self.claims.contains(&serving.id).then_some(NoClaim::Taken),
             None => Some(NoClaim::Superseded),
         }
     }
 
-    /// Whether something newer was asked from the same address and port, after the claim.
+    /// Whether the peer may be one that has asked something else: that had arrived before it authenticated, and was read after the claim.
     #[must_use]
     pub fn is_claim_superseded(&self, claim: &Claim) -> bool {
-        self.superseded(claim.0)
+        self.serving.get(&claim.0).is_none_or(|serving| serving.superseded)
     }
 
     /// Whether another copy of the request is being served: then what becomes of this one decides nothing.
@@ -174,18 +215,22 @@ impl Ledger {
         self.serving.get(&ticket.0).is_some_and(|serving| copied(serving.id))
     }
 
-    /// The peer has authenticated: take the right to act, *before* acting.
+    /// The peer has authenticated, and what had arrived by then was read: take the right to act, *before* acting. `asked` is when the peer had
+    /// certainly sent all that it asks, `None` if that is not known.
     ///
     /// # Errors
     /// When somebody else has it or the request was overtaken. The ticket is used up either way.
-    pub fn claim(&mut self, now: u64, ticket: Ticket) -> Result<Claim, NoClaim> {
+    pub fn claim(&mut self, now: u64, ticket: Ticket, asked: Option<u64>) -> Result<Claim, NoClaim> {
         self.expire(now);
         let number = ticket.0;
-        let outcome = match (self.is_moot(&ticket), self.serving.get(&number)) {
+        let outcome = match (self.is_moot(&ticket), self.serving.get_mut(&number)) {
             (Some(reason), _) => Err(reason),
             (None, None) => Err(NoClaim::Superseded),
             (None, Some(_)) if self.claims.len() >= CLAIMS_MAX => Err(NoClaim::Full),
-            (None, Some(serving)) => Ok(serving.id),
+            (None, Some(serving)) => {
+                serving.closed = asked;
+                Ok(serving.id)
+            }
         };
         match outcome {
             Ok(id) => {
@@ -193,7 +238,7 @@ impl Ledger {
                 Ok(Claim(number))
             }
             Err(reason) => {
-                self.remove(number);
+                self.serving.remove(&number);
                 Err(reason)
             }
         }
@@ -201,12 +246,12 @@ impl Ledger {
 
     /// The call-back failed: nothing happened, and the next copy gets its turn.
     pub fn forget(&mut self, ticket: Ticket) {
-        self.remove(ticket.0);
+        self.serving.remove(&ticket.0);
     }
 
     /// The claimed request is over, answered or abandoned. It is remembered for [`REMEMBER`] from `now`.
     pub fn answered(&mut self, now: u64, claim: Claim) {
-        if let Some(serving) = self.remove(claim.0) {
+        if let Some(serving) = self.serving.remove(&claim.0) {
             let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
             self.expiring.push_back((now.saturating_add(remember), serving.id));
         }
@@ -232,17 +277,11 @@ impl Ledger {
         self.serving.values().filter(|serving| serving.caller.ip() == ip).count()
     }
 
-    fn superseded(&self, number: u64) -> bool {
-        self.serving.get(&number).is_none_or(|serving| self.newest.get(&serving.caller) != Some(&number))
-    }
-
-    fn remove(&mut self, number: u64) -> Option<Serving> {
-        let serving = self.serving.remove(&number)?;
-        // Only if it is the newest itself: older ones of the same place stay superseded for good.
-        if self.newest.get(&serving.caller) == Some(&number) {
-            self.newest.remove(&serving.caller);
+    /// Whoever is at `caller` has asked `id` at `arrived`: what else is served there is not what he has asked, unless its peer is known.
+    fn supersede(&mut self, id: &RequestId, caller: SocketAddr, arrived: u64) {
+        for other in self.serving.values_mut().filter(|other| other.is_another(id, caller)) {
+            other.superseded |= other.closed.is_none_or(|closed| arrived <= closed);
         }
-        Some(serving)
     }
 
     fn expire(&mut self, now: u64) {
@@ -276,9 +315,9 @@ mod tests {
     }
 
     fn serve(ledger: &mut Ledger, now: u64, id: RequestId, caller: SocketAddr) -> Ticket {
-        match ledger.arrive(now, id, caller) {
+        match ledger.arrive(now, id, caller, now) {
             Arrival::Serve(ticket) => ticket,
-            Arrival::Duplicate => panic!("{id:?} from {caller} is no duplicate"),
+            other => panic!("{id:?} from {caller} is {other:?}"),
         }
     }
 
@@ -289,9 +328,9 @@ mod tests {
         assert_eq!(kept, id(0x0102_0304));
         ledger.remember(0, kept);
         let caller = SocketAddr::from(([192, 0, 2, 1], 1229));
-        assert_eq!(ledger.arrive(SECOND, id(0x0102_0304), caller), Arrival::Duplicate);
-        assert!(matches!(ledger.arrive(SECOND, id(5), caller), Arrival::Serve(_)));
-        assert!(matches!(ledger.arrive(11 * SECOND, id(0x0102_0304), caller), Arrival::Serve(_)));
+        assert_eq!(ledger.arrive(SECOND, id(0x0102_0304), caller, SECOND), Arrival::Duplicate);
+        assert!(matches!(ledger.arrive(SECOND, id(5), caller, SECOND), Arrival::Serve(_)));
+        assert!(matches!(ledger.arrive(11 * SECOND, id(0x0102_0304), caller, 11 * SECOND), Arrival::Serve(_)));
     }
 
     #[test]
@@ -305,14 +344,14 @@ mod tests {
     fn copies_over_two_addresses_act_once() {
         let mut ledger = Ledger::default();
         let first = serve(&mut ledger, 0, id(1), caller(11));
-        assert_eq!(ledger.arrive(0, id(1), caller(11)), Arrival::Duplicate);
+        assert_eq!(ledger.arrive(0, id(1), caller(11), 0), Arrival::Duplicate);
         let second = serve(&mut ledger, 0, id(1), caller(12));
         assert!(ledger.has_copies(&first) && ledger.has_copies(&second));
-        let claim = ledger.claim(0, second).unwrap();
-        assert_eq!(ledger.claim(0, first), Err(NoClaim::Taken));
-        assert_eq!(ledger.arrive(0, id(1), caller(13)), Arrival::Duplicate);
+        let claim = ledger.claim(0, second, Some(0)).unwrap();
+        assert_eq!(ledger.claim(0, first, Some(0)), Err(NoClaim::Taken));
+        assert_eq!(ledger.arrive(0, id(1), caller(13), 0), Arrival::Duplicate);
         ledger.answered(5 * SECOND, claim);
-        assert_eq!(ledger.arrive(14 * SECOND, id(1), caller(11)), Arrival::Duplicate);
+        assert_eq!(ledger.arrive(14 * SECOND, id(1), caller(11), 14 * SECOND), Arrival::Duplicate);
         let _ = serve(&mut ledger, 15 * SECOND, id(1), caller(11));
     }
 
@@ -320,8 +359,8 @@ mod tests {
     fn a_slow_action_is_not_forgotten_while_it_lasts() {
         let mut ledger = Ledger::default();
         let ticket = serve(&mut ledger, 0, id(1), caller(11));
-        let _claim = ledger.claim(0, ticket).unwrap();
-        assert_eq!(ledger.arrive(1000 * SECOND, id(1), caller(11)), Arrival::Duplicate);
+        let _claim = ledger.claim(0, ticket, Some(0)).unwrap();
+        assert_eq!(ledger.arrive(1000 * SECOND, id(1), caller(11), 1000 * SECOND), Arrival::Duplicate);
     }
 
     #[test]
@@ -341,9 +380,9 @@ mod tests {
         assert!(!ledger.has_copies(&new));
         assert_eq!([&old, &new, &elsewhere].map(|t| ledger.is_moot(t)), [Some(NoClaim::Superseded), None, None]);
         assert_eq!((ledger.serving_at(caller(11).ip()), ledger.serving_at(caller(12).ip())), (2, 1));
-        assert_eq!(ledger.claim(0, old), Err(NoClaim::Superseded));
+        assert_eq!(ledger.claim(0, old, Some(0)), Err(NoClaim::Superseded));
         let copy = serve(&mut ledger, 0, id(1), caller(13));
-        assert!(ledger.claim(0, elsewhere).is_ok());
+        assert!(ledger.claim(0, elsewhere, Some(0)).is_ok());
         assert_eq!(ledger.is_moot(&copy), Some(NoClaim::Taken));
     }
 
@@ -351,24 +390,75 @@ mod tests {
     fn a_newer_question_that_is_turned_away_supersedes_too() {
         let mut ledger = Ledger::default();
         let old = serve(&mut ledger, 0, id(1), caller(11));
-        ledger.turn_away(id(1), caller(11));
-        ledger.turn_away(id(2), caller(12));
+        ledger.turn_away(id(1), caller(11), 0);
+        ledger.turn_away(id(2), caller(12), 0);
         assert_eq!(ledger.is_moot(&old), None, "a copy, and somebody elsewhere");
-        ledger.turn_away(id(2), caller(11));
+        ledger.turn_away(id(2), caller(11), 0);
         assert_eq!(ledger.is_moot(&old), Some(NoClaim::Superseded));
         ledger.forget(old);
         let _ = serve(&mut ledger, 0, id(1), caller(11));
     }
 
     #[test]
-    fn a_claimed_request_can_be_superseded_and_stays_claimed() {
+    fn who_asks_beside_an_authenticated_peer_takes_nothing_away_from_it() {
         let mut ledger = Ledger::default();
         let ticket = serve(&mut ledger, 0, id(1), caller(11));
-        let claim = ledger.claim(0, ticket).unwrap();
-        let _new = serve(&mut ledger, 0, id(2), caller(11));
+        let claim = ledger.claim(SECOND, ticket, Some(SECOND)).unwrap();
+        let beside = serve(&mut ledger, SECOND + 1, id(2), caller(11));
+        ledger.turn_away(id(3), caller(11), SECOND + 1);
+        assert!(!ledger.is_claim_superseded(&claim));
+        assert_eq!(ledger.is_moot(&beside), Some(NoClaim::Superseded), "by the third");
+        ledger.answered(2 * SECOND, claim);
+        assert_eq!(ledger.arrive(2 * SECOND, id(1), caller(11), 2 * SECOND), Arrival::Duplicate);
+    }
+
+    #[test]
+    fn what_had_arrived_by_the_authentication_supersedes_after_the_claim_too() {
+        let at_the_end = |ledger: &mut Ledger| ledger.arrive(2 * SECOND, id(2), caller(11), SECOND);
+        let turned_away = |ledger: &mut Ledger| {
+            ledger.turn_away(id(2), caller(11), SECOND);
+            Arrival::Duplicate
+        };
+        for newer in [&at_the_end as &dyn Fn(&mut Ledger) -> Arrival, &turned_away] {
+            let mut ledger = Ledger::default();
+            let ticket = serve(&mut ledger, 0, id(1), caller(11));
+            let claim = ledger.claim(SECOND, ticket, Some(SECOND)).unwrap();
+            let elsewhere = ledger.arrive(2 * SECOND, id(2), caller(12), SECOND);
+            assert!(!ledger.is_claim_superseded(&claim) && matches!(elsewhere, Arrival::Serve(_)));
+            let _ = newer(&mut ledger);
+            assert!(ledger.is_claim_superseded(&claim));
+        }
+    }
+
+    #[test]
+    fn what_is_read_before_the_claim_supersedes_whatever_its_time_says() {
+        let mut ledger = Ledger::default();
+        let ticket = serve(&mut ledger, 0, id(1), caller(11));
+        let _ = serve(&mut ledger, 2 * SECOND, id(2), caller(11));
+        assert_eq!(ledger.claim(2 * SECOND, ticket, Some(SECOND)), Err(NoClaim::Superseded));
+    }
+
+    #[test]
+    fn a_peer_that_need_not_speak_is_overtaken_until_its_answer() {
+        let mut ledger = Ledger::default();
+        let ticket = serve(&mut ledger, 0, id(1), caller(11));
+        let claim = ledger.claim(SECOND, ticket, None).unwrap();
+        let _ = serve(&mut ledger, 5 * SECOND, id(2), caller(11));
         assert!(ledger.is_claim_superseded(&claim));
-        ledger.answered(0, claim);
-        assert_eq!(ledger.arrive(SECOND, id(1), caller(11)), Arrival::Duplicate);
+    }
+
+    #[test]
+    fn what_is_read_behind_something_that_arrived_later_is_not_served() {
+        let mut ledger = Ledger::default();
+        let newer = serve(&mut ledger, 2 * SECOND, id(2), caller(11));
+        assert_eq!(ledger.arrive(2 * SECOND, id(1), caller(11), SECOND), Arrival::Outdated);
+        assert_eq!(ledger.is_moot(&newer), Some(NoClaim::Superseded), "times may be wrong");
+        ledger.forget(newer);
+        // A copy keeps it young.
+        let asking = serve(&mut ledger, 2 * SECOND, id(3), caller(11));
+        assert_eq!(ledger.arrive(4 * SECOND, id(3), caller(11), 4 * SECOND), Arrival::Duplicate);
+        assert_eq!(ledger.arrive(4 * SECOND, id(4), caller(11), 3 * SECOND), Arrival::Outdated);
+        ledger.forget(asking);
     }
 
     #[test]
@@ -376,69 +466,100 @@ mod tests {
         let mut ledger = Ledger::default();
         for n in 0..u32::try_from(CLAIMS_MAX).unwrap() {
             let ticket = serve(&mut ledger, 0, id(n), SocketAddr::from((n.to_be_bytes(), 1)));
-            let claim = ledger.claim(0, ticket).unwrap();
+            let claim = ledger.claim(0, ticket, Some(0)).unwrap();
             ledger.answered(0, claim);
         }
         let ticket = serve(&mut ledger, 0, id(u32::MAX), caller(11));
-        assert_eq!(ledger.claim(0, ticket), Err(NoClaim::Full));
-        assert_eq!(ledger.arrive(0, id(0), caller(11)), Arrival::Duplicate);
+        assert_eq!(ledger.claim(0, ticket, Some(0)), Err(NoClaim::Full));
+        assert_eq!(ledger.arrive(0, id(0), caller(11), 0), Arrival::Duplicate);
         let ticket = serve(&mut ledger, 11 * SECOND, id(u32::MAX), caller(11));
-        assert!(ledger.claim(11 * SECOND, ticket).is_ok());
+        assert!(ledger.claim(11 * SECOND, ticket, Some(11 * SECOND)).is_ok());
     }
 
     #[derive(Clone, Debug)]
     enum Event {
-        Arrive(u32, u8),
-        Claim(usize),
+        /// Which, where, and how long it had waited before it was read.
+        Arrive(u32, u8, u64),
+        /// Which ticket, and how long ago its peer had authenticated; `None` if it need not.
+        Claim(usize, Option<u64>),
         Forget(usize),
         Answer(usize),
         Sleep(u64),
     }
 
     fn event() -> impl Strategy<Value = Event> {
+        let waited = || (0..3u64).prop_map(|seconds| seconds * SECOND);
         prop_oneof![
-            4 => (0..3u32, 0..3u8).prop_map(|(seqno, at)| Event::Arrive(seqno, at)),
-            3 => any::<usize>().prop_map(Event::Claim),
+            4 => (0..4u32, 0..3u8, waited()).prop_map(|(seqno, at, waited)| Event::Arrive(seqno, at, waited)),
+            3 => (any::<usize>(), proptest::option::weighted(0.8, waited())).prop_map(|(n, ago)| Event::Claim(n, ago)),
             1 => any::<usize>().prop_map(Event::Forget),
             2 => any::<usize>().prop_map(Event::Answer),
             1 => (0..6u64).prop_map(|seconds| Event::Sleep(seconds * SECOND)),
         ]
     }
 
+    /// What was read and is no copy.
+    #[derive(Clone, Copy)]
+    struct Heard {
+        seqno: u32,
+        at: u8,
+        arrived: u64,
+    }
+
     proptest! {
         /// Whatever comes in whatever order: a request is claimed at most once in any 10 s after its answer, never while an
-        /// older claim of it is open, and a superseded one never.
+        /// older claim of it is open, and a superseded one never. An open claim is superseded by exactly what its peer may have asked.
         #[test]
         fn at_most_one_claim(events in proptest::collection::vec(event(), 0..80)) {
             let mut ledger = Ledger::default();
-            let mut now = 0;
-            let mut tickets: std::vec::Vec<(Ticket, u32, u8)> = std::vec::Vec::new();
-            let mut claims: std::vec::Vec<(Claim, u32)> = std::vec::Vec::new();
-            let mut newest: [Option<u32>; 3] = [None; 3];
-            let mut answered_at: [Option<u64>; 3] = [None; 3];
+            let mut now = 10 * SECOND;
+            let mut heard: std::vec::Vec<Heard> = std::vec::Vec::new();
+            // With how much had been heard when they were served, or claimed.
+            let mut tickets: std::vec::Vec<(Ticket, usize)> = std::vec::Vec::new();
+            let mut claims: std::vec::Vec<(Claim, usize, usize, Option<u64>)> = std::vec::Vec::new();
+            let mut answered_at: [Option<u64>; 4] = [None; 4];
             for event in events {
                 match event {
-                    Event::Arrive(seqno, at) => if let Arrival::Serve(ticket) = ledger.arrive(now, id(seqno), caller(at)) {
-                        tickets.push((ticket, seqno, at));
-                        newest[at as usize] = Some(seqno);
-                    },
-                    Event::Claim(n) if !tickets.is_empty() => {
-                        let (ticket, seqno, at) = tickets.swap_remove(n % tickets.len());
-                        if let Ok(claim) = ledger.claim(now, ticket) {
-                            prop_assert!(!claims.iter().any(|(_, open)| *open == seqno), "claimed twice at once");
-                            prop_assert!(answered_at[seqno as usize].is_none_or(|then| now >= then + 10 * SECOND));
-                            prop_assert_eq!(newest[at as usize], Some(seqno), "superseded");
-                            claims.push((claim, seqno));
+                    Event::Arrive(seqno, at, waited) => {
+                        let arrived = now - waited;
+                        let arrival = ledger.arrive(now, id(seqno), caller(at), arrived);
+                        if arrival != Arrival::Duplicate {
+                            heard.push(Heard { seqno, at, arrived });
+                        }
+                        if let Arrival::Serve(ticket) = arrival {
+                            let open = tickets.iter().map(|(_, which)| &heard[*which]);
+                            let outdated = |other: &Heard| other.at == at && other.seqno != seqno && other.arrived > arrived;
+                            prop_assert!(!open.into_iter().any(outdated), "served, and nobody waits for it");
+                            tickets.push((ticket, heard.len() - 1));
+                        }
+                    }
+                    Event::Claim(n, ago) if !tickets.is_empty() => {
+                        let (ticket, which) = tickets.swap_remove(n % tickets.len());
+                        let (Heard { seqno, at, .. }, asked) = (heard[which], ago.map(|ago| now - ago));
+                        let superseded = heard[which..].iter().any(|other| other.at == at && other.seqno != seqno);
+                        match ledger.claim(now, ticket, asked) {
+                            Ok(claim) => {
+                                prop_assert!(!claims.iter().any(|(_, open, ..)| heard[*open].seqno == seqno), "claimed twice at once");
+                                prop_assert!(answered_at[seqno as usize].is_none_or(|then| now >= then + 10 * SECOND));
+                                prop_assert!(!superseded);
+                                claims.push((claim, which, heard.len(), asked));
+                            }
+                            Err(reason) => prop_assert_eq!(reason == NoClaim::Superseded, superseded),
                         }
                     }
                     Event::Forget(n) if !tickets.is_empty() => ledger.forget(tickets.swap_remove(n % tickets.len()).0),
                     Event::Answer(n) if !claims.is_empty() => {
-                        let (claim, seqno) = claims.swap_remove(n % claims.len());
+                        let (claim, which, from, asked) = claims.swap_remove(n % claims.len());
+                        let Heard { seqno, at, .. } = heard[which];
+                        let concerns = |other: &Heard| {
+                            other.at == at && other.seqno != seqno && asked.is_none_or(|asked| other.arrived <= asked)
+                        };
+                        prop_assert_eq!(ledger.is_claim_superseded(&claim), heard[from..].iter().any(concerns));
                         ledger.answered(now, claim);
                         answered_at[seqno as usize] = Some(now);
                     }
                     Event::Sleep(time) => now += time,
-                    Event::Claim(_) | Event::Forget(_) | Event::Answer(_) => {}
+                    Event::Claim(..) | Event::Forget(_) | Event::Answer(_) => {}
                 }
                 prop_assert_eq!(ledger.serving(), tickets.len() + claims.len());
             }

@@ -56,9 +56,17 @@ pub enum CallbackError {
 pub struct Authenticated {
     caller: SocketAddr,
     stream: TcpStream,
+    spoke: bool,
 }
 
 impl Authenticated {
+    /// Whether the peer has spoken. Clients send their datagrams before they do, so all that this one asks has arrived then. With
+    /// `auth = "none"` it need not speak, and may not even have taken the connection yet.
+    #[must_use]
+    pub fn has_spoken(&self) -> bool {
+        self.spoke
+    }
+
     /// The call-back address: what groups go by.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
@@ -110,10 +118,11 @@ impl Callback {
         fault::point(Point::AfterConnect);
         // Small messages that are waited for; if the option cannot be set they are only slower.
         let _ = stream.set_nodelay(true);
-        if self.auth != HashKind::None {
+        let spoke = self.auth != HashKind::None;
+        if spoke {
             self.exchange(request, &mut stream).await?;
         }
-        Ok(Authenticated { caller, stream })
+        Ok(Authenticated { caller, stream, spoke })
     }
 
     async fn exchange(&self, request: &Verified, stream: &mut TcpStream) -> Result<(), CallbackError> {

@@ -8,12 +8,13 @@
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
 //!    | backlog    what has arrived meanwhile is taken in: something newer from the same place may be among it
-//!    | ledger     claim: at most one copy of a request gets further, and only from here on may anything happen
+//!    | ledger     claim: at most one copy of a request gets further, and only from here on may anything happen; what arrives from here on
+//!    |            is another client's, and does not concern this peer
 //!    | policy     groups
 //! Authorized
 //!    | hypervisor kill, prove, restart
 //! Outcome
-//!    | ledger     overtaken meanwhile (the backlog again)? then silence
+//!    | ledger     has something turned up that had arrived before the authentication (the backlog again)? then silence
 //!    v callback   the reply byte
 //! ```
 //!
@@ -150,7 +151,7 @@ impl Pipeline {
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
             // Whoever sent it took the place of those who were there before, and may take the call-back that is meant for them.
-            self.shared.ledger().turn_away(request.id(), request.caller());
+            self.shared.ledger().turn_away(request.id(), request.caller(), request.arrived().nanos());
             self.shared.requests.turn_away(&request, "it had waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
@@ -161,7 +162,7 @@ impl Pipeline {
         let mut ledger = self.shared.ledger();
         let from_there = ledger.serving_at(request.caller().ip());
         if tasks.len() >= SERVING_MAX || from_there >= SERVING_MAX_PER_CALLER {
-            ledger.turn_away(request.id(), request.caller());
+            ledger.turn_away(request.id(), request.caller(), request.arrived().nanos());
             drop(ledger);
             self.shared.requests.turn_away(&request, "too many are being served");
             self.shared.complain(request.caller(), |held_back| {
@@ -171,12 +172,18 @@ impl Pipeline {
             });
             return;
         }
-        let arrival = ledger.arrive(now.nanos(), request.id(), request.caller());
+        let arrival = ledger.arrive(now.nanos(), request.id(), request.caller(), request.arrived().nanos());
         drop(ledger);
         match arrival {
             Arrival::Duplicate => {
                 self.shared.requests.copy();
                 debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");
+            }
+            Arrival::Outdated => {
+                self.shared
+                    .requests
+                    .turn_away(&request, "something later from the same address and port was read before it");
+                debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "outdated");
             }
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
@@ -277,7 +284,8 @@ impl Shared {
         self.requests.called_back(slot, called_back);
         fault::point(Point::AfterAuthentication);
         self.backlog.read().await;
-        let claimed = self.ledger().claim(called_back.nanos(), ticket);
+        let asked = peer.has_spoken().then_some(called_back.nanos());
+        let claimed = self.ledger().claim(called_back.nanos(), ticket, asked);
         if claimed.is_ok() && request.op().changes_power() {
             fault::point(Point::AfterClaim);
             // Before anything is done: if we die now, the next daemon must not do it again.
@@ -350,7 +358,7 @@ impl Shared {
         Ended::unanswered(result, reason.to_string())
     }
 
-    /// Says the answer, unless something newer was asked from the same place, and tells the log.
+    /// Says the answer, unless the peer may be one that has asked something else, and tells the log.
     async fn finish(
         &self,
         request: &Verified,
@@ -410,7 +418,10 @@ fn told(result: &'static str, sent: Option<&io::Result<()>>) -> (&'static str, S
     match sent {
         Some(Ok(())) => (result, String::new()),
         Some(Err(error)) => ("undelivered", format!("; the answer could not be delivered: {error}")),
-        None => ("none", "; not answered: something newer was asked from the same address and port".to_owned()),
+        None => (
+            "none",
+            "; not answered: the peer may have asked something newer from the same address and port".to_owned(),
+        ),
     }
 }
 

@@ -38,6 +38,8 @@ enum Flaw {
     NoReplayMemory,
     NoSeenFile,
     OldDoesNotSupersede,
+    NothingSupersedes,
+    ClaimClosesNothing,
     NothingReadBeforeClaim,
     NothingRead,
     NoProof,
@@ -65,6 +67,11 @@ impl Scenario {
     fn works(&self, flaw: Flaw) -> bool {
         self.flaw != Some(flaw)
     }
+
+    /// Whether clients listen at one place, one after the other.
+    fn has_shared_places(&self) -> bool {
+        self.clients.iter().any(|asks| asks.follows.or(asks.beside).is_some())
+    }
 }
 
 /// The promises.
@@ -75,7 +82,8 @@ mod promise {
     pub(super) const OWN_ANSWER: &str = "nobody gets another's answer";
     pub(super) const OWN_WORD: &str = "nothing is done for a client on another one's word";
     pub(super) const ONE_REPLY: &str = "at most one reply per request";
-    pub(super) const NOT_DROPPED: &str = "who waits is answered, unless the daemon dies";
+    pub(super) const NOT_DROPPED: &str =
+        "who waits is answered, unless the daemon dies or somebody asks beside before the claim";
     pub(super) const STAYS_OFF: &str = "what is off stays off until somebody asks";
     pub(super) const COMES_BACK: &str = "what a reboot killed is started again, or its failure told";
     pub(super) const COMES_TO_AN_END: &str = "everything comes to an end";
@@ -122,6 +130,7 @@ impl Model for Scenario {
             | Act::Start => state.happen_outside(self, act),
             Act::Take => state.take_in(self),
             Act::Connect(number)
+            | Act::Authenticate(number)
             | Act::Overtaken(number)
             | Act::Read(number)
             | Act::Claim(number)
@@ -162,8 +171,8 @@ impl Model for Scenario {
             scenario.clients.iter().any(|asks| asks.follows.is_some())
                 || state.seen.successes.len() == scenario.clients.len()
         });
-        possible("a client is superseded after its claim", |scenario, state| {
-            scenario.clients.iter().all(|asks| asks.follows.is_none()) || state.seen.superseded
+        possible("somebody asks at the same place before a claim", |scenario, state| {
+            !scenario.has_shared_places() || state.seen.superseded
         });
         possible("the next daemon starts what this one has killed", |scenario, state| {
             scenario.troubles.crashes == 0 || !scenario.reboots() || (state.seen.inherited && state.seen.started)

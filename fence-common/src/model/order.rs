@@ -240,9 +240,9 @@ impl State {
         if let Some(task) = daemon.tasks.get_mut(&order.number) {
             match task.step.clone() {
                 Step::Acting(claim, peer) => task.step = Step::Ended(claim, peer, outcome),
-                Step::Unclaimed(ticket, peer) => self.claim_late(order.number, ticket, peer, outcome),
+                Step::Unclaimed(ticket, peer, at) => self.claim_late(order.number, ticket, (peer, at), outcome),
                 // It has been answered already: its time was over.
-                Step::Calling(_) | Step::Talking(..) | Step::Read(..) | Step::Claimed(..) => {}
+                Step::Calling(_) | Step::Connected(..) | Step::Talking(..) | Step::Read(..) | Step::Claimed(..) => {}
                 Step::Ended(..) | Step::ReadAgain(..) => {}
             }
         }

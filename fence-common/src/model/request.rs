@@ -15,13 +15,14 @@ impl State {
             acts.push(Act::Take);
         }
         for (&number, task) in &daemon.tasks {
-            if let Step::Calling(ticket) | Step::Talking(ticket, _) = &task.step
+            if let Step::Calling(ticket) | Step::Connected(ticket, _) = &task.step
                 && daemon.ledger.is_moot(ticket) == Some(NoClaim::Superseded)
             {
                 acts.push(Act::Overtaken(number));
             }
             match &task.step {
                 Step::Calling(_) => acts.push(Act::Connect(number)),
+                Step::Connected(..) => acts.push(Act::Authenticate(number)),
                 Step::Talking(..) => acts.push(Act::Read(number)),
                 Step::Read(..) => acts.push(Act::Claim(number)),
                 Step::Claimed(..) => acts.push(Act::Note(number)),
@@ -39,21 +40,24 @@ impl State {
         match (act, task.step.clone()) {
             (Act::Connect(_), Step::Calling(ticket)) => self.connect(scenario, number, task.place, ticket),
             (Act::Overtaken(_), Step::Calling(ticket)) => self.forget(number, ticket),
-            (Act::Overtaken(_), Step::Talking(ticket, peer)) => {
+            (Act::Overtaken(_), Step::Connected(ticket, peer)) => {
                 self.forget(number, ticket);
-                self.hang_up(scenario, number, &task, peer);
+                self.hang_up(scenario, number, &task, peer, false);
             }
-            (Act::Read(_), Step::Talking(ticket, peer)) => {
+            (Act::Authenticate(_), Step::Connected(ticket, peer)) => {
+                self.authenticate(scenario, number, ticket, peer);
+            }
+            (Act::Read(_), Step::Talking(ticket, peer, at)) => {
                 if scenario.works(Flaw::NothingReadBeforeClaim) && scenario.works(Flaw::NothingRead) {
                     self.take_in_all(scenario);
                 }
-                self.go_on(number, Step::Read(ticket, peer));
+                self.go_on(number, Step::Read(ticket, peer, at));
             }
-            (Act::Claim(_), Step::Read(ticket, peer)) if scenario.works(Flaw::ClaimAfterActing) => {
-                self.claim(scenario, number, &task, ticket, peer);
+            (Act::Claim(_), Step::Read(ticket, peer, at)) if scenario.works(Flaw::ClaimAfterActing) => {
+                self.claim(scenario, number, &task, ticket, (peer, at));
             }
-            (Act::Claim(_), Step::Read(ticket, peer)) => {
-                self.go_on(number, Step::Unclaimed(ticket, peer));
+            (Act::Claim(_), Step::Read(ticket, peer, at)) => {
+                self.go_on(number, Step::Unclaimed(ticket, peer, at));
                 self.begin_order(number, task.who);
             }
             (Act::Note(_), Step::Claimed(claim, peer)) => {
@@ -74,8 +78,7 @@ impl State {
                 daemon.ledger.answered(nanos, claim);
                 daemon.tasks.remove(&number);
                 if superseded {
-                    self.seen.superseded = true;
-                    self.hang_up(scenario, number, &task, peer);
+                    self.hang_up(scenario, number, &task, peer, true);
                 } else {
                     self.reply(scenario, number, &task, peer, outcome);
                 }
@@ -111,32 +114,46 @@ impl State {
         match (0..self.clients.len()).find(|&who| listens(who)) {
             Some(peer) => {
                 self.clients[peer] = Client::Talking(number);
-                self.go_on(number, Step::Talking(ticket, peer));
+                if scenario.has_shared_places() {
+                    self.go_on(number, Step::Connected(ticket, peer));
+                } else {
+                    self.authenticate(scenario, number, ticket, peer);
+                }
             }
             None => self.forget(number, ticket),
         }
     }
 
-    fn claim(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, peer: Who) {
+    /// What arrives from now on is later. Where nobody shares a place that makes no difference, and would only make more states.
+    fn authenticate(&mut self, scenario: &Scenario, number: Number, ticket: Ticket, peer: Who) {
+        self.go_on(number, Step::Talking(ticket, peer, self.nanos()));
+        if scenario.has_shared_places() {
+            self.authenticated += 1;
+        }
+    }
+
+    fn claim(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, (peer, at): (Who, u64)) {
         let nanos = self.nanos();
         let Some(daemon) = &mut self.daemon else { return };
-        match daemon.ledger.claim(nanos, ticket) {
+        let asked = scenario.works(Flaw::ClaimClosesNothing).then_some(at);
+        match daemon.ledger.claim(nanos, ticket, asked) {
             Ok(claim) => {
                 self.seen.anothers_word |= task.who != peer;
                 self.go_on(number, Step::Claimed(claim, peer));
             }
-            Err(_) => {
+            Err(reason) => {
                 daemon.tasks.remove(&number);
-                self.hang_up(scenario, number, task, peer);
+                self.seen.superseded |= reason == NoClaim::Superseded;
+                self.hang_up(scenario, number, task, peer, false);
             }
         }
     }
 
     /// Only where the model is broken: the claim comes after the act.
-    pub(super) fn claim_late(&mut self, number: Number, ticket: Ticket, peer: Who, outcome: Outcome) {
+    pub(super) fn claim_late(&mut self, number: Number, ticket: Ticket, (peer, at): (Who, u64), outcome: Outcome) {
         let nanos = self.nanos();
         let Some(daemon) = &mut self.daemon else { return };
-        match daemon.ledger.claim(nanos, ticket) {
+        match daemon.ledger.claim(nanos, ticket, Some(at)) {
             Ok(claim) => self.go_on(number, Step::Ended(claim, peer, outcome)),
             Err(_) => {
                 daemon.tasks.remove(&number);

@@ -15,12 +15,17 @@ use crate::wire::Op;
 
 /// A stock client.
 const fn asks(op: Op, places: &'static [u8]) -> Asks {
-    Asks { op, places, follows: None, insists: false }
+    Asks { op, places, follows: None, beside: None, insists: false }
 }
 
 /// One that takes the first one's place.
 const fn then(op: Op) -> Asks {
     Asks { follows: Some(0), ..asks(op, &[1]) }
+}
+
+/// One that asks while the first one waits for its answer.
+const fn beside(op: Op, places: &'static [u8]) -> Asks {
+    Asks { beside: Some(0), ..asks(op, places) }
 }
 
 /// One client with two addresses.
@@ -30,6 +35,11 @@ const INSISTENT: &[Asks] = &[Asks { insists: true, ..asks(Op::Reboot, &[1, 2]) }
 /// Two clients at one place, one after the other, and both mean the same domain.
 const ONE_PLACE: &[Asks] = &[asks(Op::Reboot, &[1]), then(Op::Off)];
 const ONE_PLACE_ON: &[Asks] = &[asks(Op::Off, &[1]), then(Op::On)];
+/// Two clients of one guest that run at the same time.
+const AT_ONCE: &[Asks] = &[asks(Op::Reboot, &[1]), beside(Op::Off, &[1])];
+const AT_ONCE_ON: &[Asks] = &[asks(Op::Off, &[1]), beside(Op::On, &[1])];
+/// The same, and the guest has two addresses.
+const AT_ONCE_TWICE: &[Asks] = &[asks(Op::Off, &[1, 2]), beside(Op::On, &[1, 2])];
 /// Two clients, each at its own place.
 const TWO_PLACES: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
 const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[1]), asks(Op::On, &[2])];
@@ -93,6 +103,14 @@ fn two_clients_at_one_place() {
 }
 
 #[test]
+fn two_clients_of_one_guest_at_once() {
+    check("at once, direct", scenario(AT_ONCE, Way::Direct, Left { crashes: 1, faults: 1, ..CALM }));
+    check("at once, off and on", scenario(AT_ONCE_ON, Way::Libvirt, Left { faults: 1, replays: 1, ..CALM }));
+    let once = Scenario { sends_again: 0, ..scenario(AT_ONCE_TWICE, Way::Direct, Left { faults: 1, ..CALM }) };
+    check("at once, two addresses", once);
+}
+
+#[test]
 fn two_clients_at_two_places() {
     let troubles = Left { crashes: 1, faults: 1, ..CALM };
     check("two places, direct", scenario(TWO_PLACES, Way::Direct, troubles));
@@ -120,6 +138,9 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
             scenario(ONE_PLACE, Way::Direct, Left { replays: 1, ticks: 2, ..CALM }),
         ),
         (Flaw::OldDoesNotSupersede, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, wait)),
+        (Flaw::NothingSupersedes, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, CALM)),
+        (Flaw::NothingSupersedes, promise::OWN_WORD, scenario(AT_ONCE, Way::Direct, CALM)),
+        (Flaw::ClaimClosesNothing, promise::NOT_DROPPED, scenario(AT_ONCE, Way::Direct, CALM)),
         (Flaw::NothingReadBeforeClaim, promise::OWN_WORD, scenario(ONE_PLACE, Way::Direct, CALM)),
         (Flaw::NothingRead, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, CALM)),
         (Flaw::NoProof, promise::NO_FALSE_SUCCESS, scenario(TWO_ADDRESSES, Way::Direct, CALM)),

@@ -32,6 +32,8 @@ pub(super) struct Asks {
     pub(super) places: &'static [Place],
     /// Whose place it takes: it begins when that one is over.
     pub(super) follows: Option<Who>,
+    /// Whose place it shares: it begins when that one has taken its call-back, or is over.
+    pub(super) beside: Option<Who>,
     /// It takes every call-back, and asks on when a connection is lost: no stock client does.
     pub(super) insists: bool,
 }
@@ -81,14 +83,16 @@ pub(super) struct Outcome {
 pub(super) enum Step {
     /// It is being called back.
     Calling(Ticket),
-    /// The peer has authenticated.
-    Talking(Ticket, Who),
+    /// Somebody has taken the connection.
+    Connected(Ticket, Who),
+    /// The peer has authenticated, at this time.
+    Talking(Ticket, Who, u64),
     /// What had arrived by then was taken in.
-    Read(Ticket, Who),
+    Read(Ticket, Who, u64),
     Claimed(Claim, Who),
     Acting(Claim, Who),
     /// Only where the model is broken: it acts and has no claim.
-    Unclaimed(Ticket, Who),
+    Unclaimed(Ticket, Who, u64),
     Ended(Claim, Who, Outcome),
     /// What had arrived by then was taken in.
     ReadAgain(Claim, Who, Outcome),
@@ -163,9 +167,11 @@ pub(super) struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct State {
     pub(super) now: u8,
+    /// How many call-backs have authenticated: what arrives later is later than those.
+    pub(super) authenticated: u8,
     pub(super) clients: Vec<Client>,
-    /// Arrived, and not read.
-    pub(super) queue: VecDeque<Datagram>,
+    /// Arrived, when, and not read.
+    pub(super) queue: VecDeque<(Datagram, u64)>,
     /// All that was ever sent: everybody on the segment has heard it.
     pub(super) heard: BTreeSet<Datagram>,
     /// Those of them that the daemon has heard, too, where that makes a difference.
@@ -198,6 +204,7 @@ pub(super) enum Act {
     /// The daemon takes a datagram from its socket.
     Take,
     Connect(Number),
+    Authenticate(Number),
     /// The call-back ends because something newer came from its place.
     Overtaken(Number),
     Read(Number),
@@ -232,6 +239,11 @@ fn address(place: Place) -> SocketAddr {
     SocketAddr::from(([192, 168, 122, place], 1229))
 }
 
+/// Only where the model is broken: as if nobody else were there.
+fn nobody_elses(who: Who, place: Place) -> SocketAddr {
+    SocketAddr::new(address(place).ip(), u16::try_from(who).unwrap())
+}
+
 impl Datagram {
     fn request(self, op: Op) -> Request {
         let mut request = Request::new_zeroed();
@@ -257,6 +269,7 @@ impl State {
     pub(super) fn first(scenario: &Scenario) -> Self {
         Self {
             now: 0,
+            authenticated: 0,
             clients: scenario.clients.iter().map(|_| Client::Unborn).collect(),
             queue: VecDeque::new(),
             heard: BTreeSet::new(),
@@ -274,7 +287,7 @@ impl State {
     }
 
     pub(super) fn nanos(&self) -> u64 {
-        u64::from(self.now) * TICK
+        u64::from(self.now) * TICK + u64::from(self.authenticated)
     }
 
     /// What can happen outside the daemon.
@@ -283,7 +296,8 @@ impl State {
             match self.clients[who] {
                 Client::Unborn => {
                     let over = |before: Who| matches!(self.clients[before], Client::Done | Client::Gone);
-                    if asks.follows.is_none_or(over) {
+                    let is_free = |place: Who| over(place) || self.clients[place].talks();
+                    if asks.follows.is_none_or(over) && asks.beside.is_none_or(is_free) {
                         acts.push(Act::Begin(who));
                     }
                 }
@@ -294,7 +308,7 @@ impl State {
             }
             let waits = matches!(self.clients[who], Client::Asking { .. } | Client::Talking(_));
             // Where nobody comes after it, its death changes nothing that a lost connection does not.
-            if waits && scenario.clients.iter().any(|other| other.follows == Some(who)) {
+            if waits && scenario.clients.iter().any(|other| [other.follows, other.beside].contains(&Some(who))) {
                 acts.push(Act::Die(who));
             }
         }
@@ -355,8 +369,8 @@ impl State {
             Act::Crash => self.crash(scenario),
             Act::Start => self.start(scenario),
             // The daemon's own.
-            Act::Take | Act::Connect(_) | Act::Overtaken(_) | Act::Read(_) | Act::Claim(_) | Act::Note(_) => {}
-            Act::Order(..) | Act::Late(_) | Act::ReadAgain(_) | Act::Reply(_) | Act::Restart(_) => {}
+            Act::Take | Act::Connect(_) | Act::Authenticate(_) | Act::Overtaken(_) | Act::Read(_) | Act::Claim(_) => {}
+            Act::Note(_) | Act::Order(..) | Act::Late(_) | Act::ReadAgain(_) | Act::Reply(_) | Act::Restart(_) => {}
         }
     }
 
@@ -364,7 +378,8 @@ impl State {
         self.heard.insert(datagram);
         // Nobody listens while there is no daemon.
         if self.daemon.is_some() {
-            self.queue.push_back(datagram);
+            let arrived = self.nanos();
+            self.queue.push_back((datagram, arrived));
         }
     }
 
@@ -403,23 +418,26 @@ impl State {
     /// A datagram is taken in: the beginning of `pipeline.rs`.
     pub(super) fn take_in(&mut self, scenario: &Scenario) {
         let (now, nanos) = (self.now, self.nanos());
-        let (Some(datagram), Some(daemon)) = (self.queue.pop_front(), &mut self.daemon) else { return };
+        let (Some((datagram, arrived)), Some(daemon)) = (self.queue.pop_front(), &mut self.daemon) else { return };
         if !scenario.repeats_lost {
             self.taken.insert(datagram);
         }
         let Datagram { who, place, sent, .. } = datagram;
         let op = scenario.clients[who].op;
+        let caller =
+            if scenario.works(super::Flaw::NothingSupersedes) { address(place) } else { nobody_elses(who, place) };
         let is_new = daemon.replays.is_new(datagram.mark(op), 0, u64::MAX);
         if !is_new && scenario.works(super::Flaw::NoReplayMemory) {
             return;
         }
         if now - sent > BEGIN_WITHIN {
             if scenario.works(super::Flaw::OldDoesNotSupersede) {
-                daemon.ledger.turn_away(datagram.id(op), address(place));
+                daemon.ledger.turn_away(datagram.id(op), caller, arrived);
             }
             return;
         }
-        if let crate::ledger::Arrival::Serve(ticket) = daemon.ledger.arrive(nanos, datagram.id(op), address(place)) {
+        let arrival = daemon.ledger.arrive(nanos, datagram.id(op), caller, arrived);
+        if let crate::ledger::Arrival::Serve(ticket) = arrival {
             let number = daemon.next;
             daemon.next += 1;
             daemon.tasks.insert(number, Task { who, place, step: Step::Calling(ticket) });
@@ -438,11 +456,14 @@ impl State {
         Datagram { who, place: 0, copy: 0, sent: 0 }.id(scenario.clients[who].op)
     }
 
-    /// The connection of a request is closed without an answer.
-    pub(super) fn hang_up(&mut self, scenario: &Scenario, number: Number, task: &Task, peer: Who) {
+    /// The connection of a request is closed without an answer. Whoever has it was perhaps not the one who had asked, where it was not
+    /// claimed and somebody else asks there.
+    pub(super) fn hang_up(&mut self, scenario: &Scenario, number: Number, task: &Task, peer: Who, claimed: bool) {
         if self.clients[peer] == Client::Talking(number) {
             self.clients[peer] = Client::Done;
-            self.seen.dropped |= task.who == peer && !scenario.clients[peer].insists;
+            let others = scenario.clients.iter().zip(&self.clients).filter(|(asks, _)| asks.beside == Some(peer));
+            let in_doubt = !claimed && others.into_iter().any(|(_, other)| *other != Client::Unborn);
+            self.seen.dropped |= task.who == peer && !scenario.clients[peer].insists && !in_doubt;
         }
     }
 }

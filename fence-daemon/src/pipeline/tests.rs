@@ -209,38 +209,88 @@ async fn copies_by_other_addresses_are_answered_once() {
     assert_eq!(answered.len(), 1, "{answers:?}");
 }
 
+/// When something newer from the same place arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newer {
+    BeforeAuthentication,
+    AfterAuthentication,
+}
+
 /// A client authenticates, and when the daemon looks for the `nth` time for what waits to be read, it finds a newer request from the
-/// same place: the first client is gone, the next one listens there and asks for something else. Whose connection it is that we
-/// hold is not known then.
-async fn overtaken_at_the(nth: usize) {
+/// same place. Returns what the client whom it has connected to is told; the newer one always has its own answer.
+async fn overtaken_at_the(nth: usize, newer: Newer) -> Vec<u8> {
     let (backlog, mut questions) = Backlog::new();
-    let (pipeline, _, _dir) = pipeline_behind(&format!("overtaken-{nth}"), Groups::Everyone, backlog).await;
+    let name = format!("overtaken-{nth}-{newer:?}");
+    let (pipeline, _, _dir) = pipeline_behind(&name, Groups::Everyone, backlog).await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::DevStatus, "", 1, caller));
     let (mut old, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    let early = request(Op::Off, "nobody", 2, caller);
     authenticate(&mut old).await;
     for look in 1..=nth {
         let question = timeout(SOON, questions.next()).await.unwrap();
         if look == nth {
-            pipeline.accept(request(Op::Off, "nobody", 2, caller));
+            let late = request(Op::Off, "nobody", 2, caller);
+            pipeline.accept(if newer == Newer::BeforeAuthentication { early.clone() } else { late });
         }
         drop(question);
     }
     drop(questions);
     let mut answer = Vec::new();
     timeout(SOON, old.read_to_end(&mut answer)).await.unwrap().unwrap();
-    assert_eq!(answer, b"", "the answer to `monitor` would be taken for that to `off`");
     assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Failure.to_wire()]);
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_was_overtaken_is_never_claimed() {
-    overtaken_at_the(1).await;
+    for newer in [Newer::BeforeAuthentication, Newer::AfterAuthentication] {
+        let answer = overtaken_at_the(1, newer).await;
+        assert_eq!(answer, b"", "{newer:?}: the answer to `monitor` would be taken for that to `off`");
+    }
+}
+
+/// The first client is gone, the next one listens there and asks for something else; it is not known then whose connection it is that we hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_had_arrived_before_the_authentication_overtakes_a_claimed_request_too() {
+    assert_eq!(overtaken_at_the(2, Newer::BeforeAuthentication).await, b"");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_was_overtaken_after_its_claim_is_never_answered() {
-    overtaken_at_the(2).await;
+async fn who_asks_at_the_place_of_an_authenticated_client_takes_nothing_away_from_it() {
+    assert_eq!(overtaken_at_the(2, Newer::AfterAuthentication).await, [Reply::Success.to_wire()]);
+}
+
+/// A client that need not speak may have sent its request after our connection to it came about.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_authentication_a_newer_request_overtakes_until_the_answer() {
+    let (backlog, mut questions) = Backlog::new();
+    let (mut pipeline, _, _dir) = pipeline_behind("overtaken-none", Groups::Everyone, backlog).await;
+    Arc::get_mut(&mut pipeline.shared).unwrap().callback = Callback::new(HashKind::None);
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::DevStatus, "", 1, caller));
+    let (mut old, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    drop(timeout(SOON, questions.next()).await.unwrap());
+    let before_the_reply = timeout(SOON, questions.next()).await.unwrap();
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    drop((before_the_reply, questions));
+    let mut answer = Vec::new();
+    timeout(SOON, old.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"");
+}
+
+/// The ring and the socket have no common order.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_behind_something_newer_is_not_called_back() {
+    let (pipeline, _, _dir) = pipeline("outdated", Groups::Everyone).await;
+    let (listener, caller) = listen().await;
+    let older = request(Op::DevStatus, "", 1, caller);
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    pipeline.accept(older);
+    // Neither brings an answer to the other's client: the newer one waits for its turn, and would ask again.
+    assert_eq!(pipeline.shared.ledger().serving(), 1);
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Failure.to_wire()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
