@@ -107,6 +107,49 @@ fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
     Ok(())
 }
 
+/// All stock clients of a guest are called back at one address and port. The second can listen there as soon as the first has taken its
+/// call-back: whatever it asks, the first one waits on, and each has its own answer.
+#[test]
+fn clients_of_one_guest_that_run_at_once_have_each_its_own_answer() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let names = ["slow", "slower"];
+    let disks: Vec<Disk> =
+        names.iter().map(|name| Disk::serve(&site.hypervisor, name, writing_disk())).collect::<Result<_>>()?;
+    for (name, disk) in names.iter().zip(&disks) {
+        Machine::new(name).disk(&disk.path(), "threads").start(&site.libvirtd)?;
+    }
+    qemu::start_idle(&site.libvirtd, "quick")?;
+    for disk in &disks {
+        disk.wait_written()?;
+        disk.hold()?;
+    }
+    site.wait_status("quick", 0)?;
+    let position = site.server.log_position();
+    let mut waiting = Vec::new();
+    for name in names {
+        waiting.push(site.observer.start("off", name)?);
+        // It has taken its call-back, and its answer is not known yet.
+        site.server
+            .wait_log(position, SOON, |line| (line.contains("not dead yet") && line.contains(name)).then_some(()))
+            .with_context(|| format!("{name}: {}", site.server.log()))?;
+        site.expect("status", name, 0)?;
+    }
+    // A look must not be taken for the success of an `off`, nor an `off` for a look.
+    site.expect("off", "quick", 0)?;
+    site.expect("status", "quick", 2)?;
+    ensure!(site.observer.list()?.code == Some(0));
+    for client in &mut waiting {
+        ensure!(client.waits()?, "answered, or sent away: {}", site.server.log());
+    }
+    // The one that asked last is the first to have its answer.
+    for (disk, client) in disks.iter().zip(waiting).rev() {
+        disk.release();
+        let answer = client.finish()?;
+        ensure!(answer.code == Some(0), "{answer:?}: {}", site.server.log());
+    }
+    Ok(())
+}
+
 #[test]
 fn who_only_asks_never_waits_behind_kills() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
