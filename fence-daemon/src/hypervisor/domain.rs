@@ -144,7 +144,7 @@ pub(super) fn observe(
             continue;
         };
         let name = domain.get_name()?;
-        let leaving = known(domain.get_state())?.and_then(|(state, reason)| migration::is_leaving(state, reason));
+        let leaving = known(migration::is_leaving(&domain))?.flatten();
         let mut lacking = None;
         let instance = match (power, domain.get_id()) {
             (Power::Active(state), Some(id)) => {
@@ -318,8 +318,8 @@ pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Ta
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
     };
-    // A post-copy migration that has failed may have no job left, and its machine runs there as far as it has its memory.
-    if !migration::settle(&domain)? || migration::is_elsewhere(&domain)? {
+    // No job need be left of a migration whose libvirtd has died, or of a post-copy one that has failed, and the machine runs there.
+    if !migration::settle(&domain)? || migration::is_leaving(&domain)? == Some(true) {
         return Ok(Off::Unproven { was, why: Unproven::Migrating });
     }
     let transient = domain.is_persistent().map(|persistent| !persistent);

@@ -79,7 +79,7 @@ fn job(domain: &Domain) -> Result<Direction, Error> {
 }
 
 /// Whether a domain in this state has been stopped for another host to go on with it; `None` where the state does not say.
-pub(super) fn is_leaving(state: u32, reason: i32) -> Option<bool> {
+fn of_state(state: u32, reason: i32) -> Option<bool> {
     match (state, u32::try_from(reason).ok()) {
         (
             virt_sys::VIR_DOMAIN_PAUSED,
@@ -92,13 +92,28 @@ pub(super) fn is_leaving(state: u32, reason: i32) -> Option<bool> {
     }
 }
 
-/// Whether libvirt says that another host has begun to go on with the domain.
+/// Whether a domain has been stopped here for another host to go on with it; `None` where libvirt does not say, as of one that is off. Where
+/// libvirt itself was restarted in the middle of a migration it knows of none any more, and of the domain only that it was stopped for one.
 ///
 /// # Errors
 /// libvirt cannot say.
-pub(super) fn is_elsewhere(domain: &Domain) -> Result<bool, Error> {
+pub(super) fn is_leaving(domain: &Domain) -> Result<Option<bool>, Error> {
     let (state, reason) = domain.get_state()?;
-    Ok(is_leaving(state, reason) == Some(true))
+    if !is_stopped_for_migration(state, reason) {
+        return Ok(of_state(state, reason));
+    }
+    let direction = job(domain)?;
+    // It may have arrived, or have come back, before the job was asked for.
+    let (state, reason) = domain.get_state()?;
+    Ok(match direction {
+        Direction::None | Direction::Out if is_stopped_for_migration(state, reason) => Some(true),
+        Direction::None | Direction::Out | Direction::In => of_state(state, reason),
+    })
+}
+
+fn is_stopped_for_migration(state: u32, reason: i32) -> bool {
+    let migrating = (virt_sys::VIR_DOMAIN_PAUSED, Ok(virt_sys::VIR_DOMAIN_PAUSED_MIGRATION));
+    (state, u32::try_from(reason)) == migrating
 }
 
 /// Says why a domain that libvirt calls off is not.
@@ -116,7 +131,7 @@ mod tests {
     #[test]
     fn a_domain_that_another_host_may_go_on_with_is_told_from_one_that_runs_here() {
         use virt_sys::*;
-        let of = |state, reason: u32| is_leaving(state, i32::try_from(reason).unwrap());
+        let of = |state, reason: u32| of_state(state, i32::try_from(reason).unwrap());
         assert_eq!(of(VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_POSTCOPY), Some(true));
         assert_eq!(of(VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_POSTCOPY_FAILED), Some(true));
         assert_eq!(of(VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_MIGRATION), None);

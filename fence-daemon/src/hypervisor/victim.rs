@@ -296,7 +296,7 @@ fn xml_escaped(name: &str) -> String {
 pub(super) enum Job {
     /// None, or one that leaves the domain where it is.
     None,
-    /// The domain is on its way to another host: the death of this process may not be the domain's.
+    /// The domain is on its way to another host, or was when libvirt lost sight of it: the death of this process may not be the domain's.
     Leaving,
     /// It is on its way here from another host: the death of this process is not the domain's.
     Arriving,
@@ -310,14 +310,17 @@ impl Job {
         let Some((head, _)) = status.split_once("<domain ").filter(|(head, _)| head.contains("<domstatus ")) else {
             return Self::Unknown;
         };
-        let Some((_, job)) = head.split_once("<job ") else { return Self::None };
+        // Why it stands still is kept beyond the job: who has not come back here may run there.
+        let stopped = ["migration'", "post-copy"].map(|why| format!(" state='paused' reason='{why}"));
+        let here = if stopped.iter().any(|stopped| head.contains(stopped)) { Self::Leaving } else { Self::None };
+        let Some((_, job)) = head.split_once("<job ") else { return here };
         let job = job.split('>').next().unwrap_or_default();
         let kind = job.split_once("async='").and_then(|(_, rest)| rest.split_once('\'')).map(|(kind, _)| kind);
         match kind {
             Some("migration out") => Self::Leaving,
             Some("migration in") => Self::Arriving,
             // Not "save": what is killed at its end would be resumed from the image, by whoever starts it.
-            Some("none" | "dump" | "snapshot" | "start" | "backup") => Self::None,
+            Some("none" | "dump" | "snapshot" | "start" | "backup") => here,
             _ => Self::Unknown,
         }
     }
@@ -445,6 +448,17 @@ mod tests {
             ("", Job::None),
         ] {
             assert_eq!(Job::of(&status(job)), meaning, "{job}");
+        }
+        for (reason, meaning) in [
+            ("user", Job::None),
+            ("migration", Job::Leaving),
+            ("post-copy", Job::Leaving),
+            ("post-copy failed", Job::Leaving),
+        ] {
+            for job in ["", "<job type='none' async='none'/>"] {
+                let status = status(job).replace("'running' reason='booted'", &format!("'paused' reason='{reason}'"));
+                assert_eq!(Job::of(&status), meaning, "{status}");
+            }
         }
         // Cut off in the middle, or something else altogether.
         for status in ["", "<domstatus state='running'>", "<domain type='qemu'>", "<jobs><domain "] {

@@ -230,3 +230,55 @@ fn a_machine_that_runs_there_already_is_not_off_when_its_process_here_dies() -> 
     here.site.off_directly("early")?;
     here.site.expect("off", "early", 0)
 }
+
+/// Crashes a hypervisor's libvirtd, and starts it again.
+fn restart_libvirtd(host: Host) -> Result<Host> {
+    let Host { site: Site { server, libvirtd, observer, config, hypervisor }, address } = host;
+    let position = server.log_position();
+    libvirtd.crash()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    let site = Site { server, libvirtd, observer, config, hypervisor };
+    site.logs(position, "connected to libvirt")?;
+    Ok(Host { site, address })
+}
+
+/// libvirtd dies here between the machine's last moment here and its first one there. The next one knows of no migration any more: it calls the
+/// machine paused, and leaves it to others to find out where it is.
+#[test]
+fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()> {
+    let [here, there] = hosts()?;
+    here.start_heavy(&there, "gone")?;
+    let process = here.site.machine("gone")?;
+    let (migration, twin) = here.migrate_for_ever(&there, "gone")?;
+    // Who is to say that it has arrived says nothing for now.
+    there.site.libvirtd.signal(Signal::SIGSTOP)?;
+    let fast = r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":10000000000}}"#;
+    here.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", "gone", fast])?;
+    let record = here.site.hypervisor.outside("/run/libvirt/qemu/gone.xml");
+    poll_until("the machine to have left", SOON, || {
+        Ok(std::fs::read_to_string(&record)?.contains("phase='perform3_done'").then_some(()))
+    })?;
+    // libvirt writes that down before it tells those who wait for it: they have heard it when it answers the next question.
+    here.site.libvirtd.state_and_reason(qemu::URI, "gone")?;
+    let mut here = restart_libvirtd(here)?;
+    there.site.libvirtd.signal(Signal::SIGCONT)?;
+    poll_until("the machine to run there", SOON, || Ok(there.runs("gone")?.then_some(())))?;
+    ensure!(!process.is_dead()?, "it is not there any more, and nobody can be wrong about it");
+
+    // Neither the daemon that was there, nor one that comes now.
+    for _ in 0..2 {
+        let position = here.site.server.log_position();
+        here.site.expect("off", "gone", 1)?;
+        here.site.logs(position, "it is being migrated")?;
+        ensure!(!process.is_dead()? && !twin.is_dead()? && there.runs("gone")?);
+        here.site.server.process().signal(Signal::SIGKILL)?;
+        here.site.next_daemon()?;
+    }
+    // Nor when it has been cleared away here.
+    here.site.wait_status("gone", 0)?;
+    here.site.libvirtd.virsh(qemu::URI, &["destroy", "gone"])?;
+    here.site.expect("off", "gone", 1)?;
+    ensure!(!twin.is_dead()? && there.runs("gone")?);
+    there.site.off_directly("gone")?;
+    ended(migration).map(drop)
+}
