@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::domain::{self, Power, Seen, Source, Started};
-use super::duel::{Aim as Doomed, Aimed, Asker};
+use super::duel::{Aim as Entered, Aimed, Asker, Doomed, Refused};
 use super::error::CallError;
 use super::link::Lane;
 use super::locks::Held;
@@ -39,25 +39,37 @@ pub(super) async fn perform(
 ) -> Outcome {
     match op {
         Op::Status => status(&inner, &target).await,
-        Op::Off => {
-            // Before its turn comes, and beyond it if it never does: a reboot that has been stuck must not bring the domain back then.
-            inner.restarts.forbid(&target);
-            let outcome =
-                Change::begin(Arc::clone(&inner), &target, begin_by, Aim::Kill).await.run_off(false, asker).await;
-            if outcome.detail != Detail::Occupied {
-                inner.restarts.permit(&target);
-            }
-            outcome
-        }
-        Op::Reboot => {
-            inner.restarts.permit(&target);
-            Change::begin(inner, &target, begin_by, Aim::Kill).await.run_off(true, asker).await
-        }
+        Op::Off | Op::Reboot => fence(&inner, op, &target, asker, begin_by).await,
         Op::On => {
             inner.restarts.permit(&target);
             Change::begin(inner, &target, begin_by, Aim::Start).await.run_on().await
         }
         Op::Null | Op::DevStatus | Op::HostList => Outcome::failure(Detail::NotAboutADomain),
+    }
+}
+
+/// Off or reboot. An asker that is being fenced itself waits for what comes of that, with no lock held.
+async fn fence(inner: &Arc<Inner>, op: Op, target: &Target, asker: Option<Asker>, begin_by: Instant) -> Outcome {
+    let reboot = op == Op::Reboot;
+    loop {
+        if reboot {
+            inner.restarts.permit(target);
+        } else {
+            // Before its turn comes, and beyond it if it never does: a reboot that has been stuck must not bring the domain back then.
+            inner.restarts.forbid(target);
+        }
+        let change = Change::begin(Arc::clone(inner), target, begin_by, Aim::Kill).await;
+        let done = change.run_off(reboot, asker).await;
+        if !reboot && done.as_ref().map_or(true, |outcome| outcome.detail != Detail::Occupied) {
+            inner.restarts.permit(target);
+        }
+        match done {
+            Ok(outcome) => return outcome,
+            Err(doomed) if !inner.duels.over(&doomed, begin_by).await => {
+                return Outcome::failure(Detail::Condemned(doomed.name));
+            }
+            Err(_) => {}
+        }
     }
 }
 
@@ -126,7 +138,7 @@ pub(super) async fn presence(inner: &Inner, target: &Target) -> Presence {
 }
 
 /// Enters those that are about to be killed, unless whoever asks for it is being killed itself.
-fn aim(inner: &Inner, places: &[Place], asker: Option<Asker>) -> Result<Doomed, Detail> {
+fn aim(inner: &Inner, places: &[Place], asker: Option<Asker>) -> Result<Entered, Refused> {
     let running = places.iter().filter(|place| matches!(place.power, Power::Active(_)));
     let aimed = running.filter_map(|place| {
         let Identity { uuid, name, .. } = place.domain.clone();
@@ -134,7 +146,7 @@ fn aim(inner: &Inner, places: &[Place], asker: Option<Asker>) -> Result<Doomed, 
         Some(Aimed { uuid, name, macs })
     });
     let running_with = |mac| inner.uris.iter().flat_map(|uri| uri.table.running_with(mac)).collect();
-    inner.duels.aim(asker, aimed.collect(), running_with).map_err(Detail::Condemned)
+    inner.duels.aim(asker, aimed.collect(), running_with)
 }
 
 /// Why a target was found nowhere: unknown if every URI says so, else a doubt.
@@ -295,14 +307,18 @@ impl Change {
     }
 
     /// `off`, or with `reboot` the off and the start in the background.
-    async fn run_off(self, reboot: bool, asker: Option<Asker>) -> Outcome {
+    ///
+    /// # Errors
+    /// The asker is being fenced itself, and nothing was done yet.
+    async fn run_off(self, reboot: bool, asker: Option<Asker>) -> Result<Outcome, Doomed> {
         let places = match self.places {
             Ok(places) => places,
-            Err(detail) => return Outcome::failure(detail),
+            Err(detail) => return Ok(Outcome::failure(detail)),
         };
         let aim = match aim(&self.inner, &places, asker) {
             Ok(aim) => aim,
-            Err(detail) => return Outcome::failure(detail),
+            Err(Refused::Dying(doomed)) => return Err(doomed),
+            Err(Refused::Dead(name)) => return Ok(Outcome::failure(Detail::Condemned(name))),
         };
         // All at once: two domains of one name at two URIs are two kills.
         let kills: Vec<_> = places
@@ -364,12 +380,12 @@ impl Change {
         } else {
             drop(locks);
         }
-        match self.inner.reboot_reply {
+        Ok(match self.inner.reboot_reply {
             RebootReply::On if !starting.is_empty() => {
                 off::started(&self.inner, outcome, &starting, self.begin_by).await
             }
             RebootReply::Off | RebootReply::On => outcome,
-        }
+        })
     }
 
     async fn run_on(self) -> Outcome {

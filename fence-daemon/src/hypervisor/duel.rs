@@ -1,7 +1,7 @@
 //! Two guests that have each other fenced at the same moment, as the halves of a cluster that lose each other do. Both have the key, both
 //! are answered within milliseconds, and so both would die. A server that serves one after the other spares the first: the other one is dead when
-//! its turn comes. Here the same holds for requests that are served at once: what a guest asked for before it was fenced itself is not done
-//! any more, from the moment on at which its own fence begins.
+//! its turn comes. Here the same holds for requests that are served at once: what a guest asks for waits while it is being fenced itself. It is not
+//! done if that fence succeeds, for then there is nobody who wants it any more, and done if it fails, for then there is.
 //!
 //! Who asks is found by its Ethernet address: the neighbour of the call-back address, to which a connection has just been made, is
 //! compared with the network interfaces of the domain that is being fenced. A guest that is not found like that (a relayed request, an
@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use roxmltree::{Document, Node};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::clock::Moment;
@@ -50,9 +52,27 @@ struct Doom {
     over: Option<Moment>,
 }
 
+/// Why nothing may be done for an asker, with the name of its own domain.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It is being fenced itself: what comes of that has to be waited for, see [`Duels::over`].
+    Dying(Doomed),
+    /// It was fenced after it had asked.
+    Dead(String),
+}
+
+/// An asker that is being fenced.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Doomed {
+    number: u64,
+    pub(super) name: String,
+}
+
 /// Those that are being fenced, and who was a moment ago.
 pub(super) struct Duels {
     dooms: Mutex<Dooms>,
+    /// Told when a fence is over.
+    news: watch::Sender<()>,
     neighbours: fn(SocketAddr) -> io::Result<Vec<Mac>>,
 }
 
@@ -70,20 +90,20 @@ impl Default for Duels {
 
 impl Duels {
     pub(super) fn with_neighbours(neighbours: fn(SocketAddr) -> io::Result<Vec<Mac>>) -> Self {
-        Self { dooms: Mutex::default(), neighbours }
+        Self { dooms: Mutex::default(), news: watch::Sender::default(), neighbours }
     }
 
     /// To be asked right before the victims are killed, by no more than one at a time for any of them.
     /// `running` tells which domains with this Ethernet address run.
     ///
     /// # Errors
-    /// The name of the asker's own domain: it is being fenced, or was after it had asked. Nothing may be done for it then.
+    /// The asker is being fenced, or was after it had asked. Nothing may be done for it then.
     pub(super) fn aim(
         self: &Arc<Self>,
         asker: Option<Asker>,
         victims: Vec<Aimed>,
         running: impl Fn(Mac) -> Vec<Uuid>,
-    ) -> Result<Aim, String> {
+    ) -> Result<Aim, Refused> {
         let mut known = None;
         loop {
             let mut dooms = self.dooms();
@@ -103,14 +123,19 @@ impl Duels {
                     continue;
                 }
             };
-            let condemned = suspects.iter().find(|suspect| suspect.macs.iter().any(|mac| macs.contains(mac)));
-            if let Some(condemned) = condemned
+            let is_it = |suspect: &&Suspect| suspect.domain.macs.iter().any(|mac| macs.contains(mac));
+            let condemned = suspects.iter().filter(is_it).min_by_key(|suspect| suspect.dying.is_some());
+            if let Some(Suspect { domain, dying }) = condemned
                 && macs
                     .iter()
                     .flat_map(|mac| running(*mac))
-                    .all(|uuid| suspects.iter().any(|suspect| suspect.uuid == uuid))
+                    .all(|uuid| suspects.iter().any(|suspect| suspect.domain.uuid == uuid))
             {
-                return Err(condemned.name.clone());
+                let name = domain.name.clone();
+                return Err(match *dying {
+                    Some(number) => Refused::Dying(Doomed { number, name }),
+                    None => Refused::Dead(name),
+                });
             }
             let first = dooms.next;
             let by = asker.map(|asker| asker.caller);
@@ -124,20 +149,43 @@ impl Duels {
         }
     }
 
+    /// Waits until the fence of an asker is over, however it ends. To be done without any domain's lock: its victim's own may be needed for it.
+    /// `false`: it is not by `by`.
+    pub(super) async fn over(&self, asker: &Doomed, by: Instant) -> bool {
+        let mut news = self.news.subscribe();
+        let lasts = || self.dooms().list.iter().any(|doom| doom.number == asker.number && doom.over.is_none());
+        while lasts() {
+            // An error means that the sender is gone, and it is ours.
+            if !matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+        true
+    }
+
     fn dooms(&self) -> MutexGuard<'_, Dooms> {
         self.dooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// One that may be the asker.
+struct Suspect {
+    domain: Aimed,
+    /// The number of its fence, while that is under way.
+    dying: Option<u64>,
+}
+
 impl Dooms {
     /// Those that may be the asker itself, and were alive when it asked. What somebody has fenced himself is not he.
-    fn of(&self, asker: Asker) -> Vec<Aimed> {
+    fn of(&self, asker: Asker) -> Vec<Suspect> {
         let may_be = |doom: &&Doom| {
             doom.by.is_none_or(|by| by.ip() != asker.caller.ip())
                 && !doom.domain.macs.is_empty()
                 && doom.over.is_none_or(|over| asker.arrived < over)
         };
-        self.list.iter().filter(may_be).map(|doom| doom.domain.clone()).collect()
+        let suspect =
+            |doom: &Doom| Suspect { domain: doom.domain.clone(), dying: doom.over.is_none().then_some(doom.number) };
+        self.list.iter().filter(may_be).map(suspect).collect()
     }
 }
 
@@ -166,6 +214,8 @@ impl Drop for Aim {
                 ours.for_each(|doom| doom.over = self.over);
             }
         }
+        drop(dooms);
+        self.duels.news.send_replace(());
     }
 }
 
@@ -223,14 +273,16 @@ mod tests {
     fn of_two_that_shoot_each_other_the_first_lives() {
         let (duels, now) = (duels(), Moment::now());
         let first = duels.aim(asks(1, now), vec![guest(2)], one).ok().unwrap();
-        assert_eq!(duels.aim(asks(2, now), vec![guest(1)], one).err().unwrap(), "node2");
+        let doomed = Doomed { number: 0, name: "node2".to_owned() };
+        assert_eq!(duels.aim(asks(2, now), vec![guest(1)], one).err().unwrap(), Refused::Dying(doomed));
         // Nobody else is meant, nor is the first, whatever else it wants.
         assert!(duels.aim(asks(3, now), vec![guest(4)], one).is_ok());
         assert!(duels.aim(asks(1, now), vec![guest(3)], one).is_ok());
         // It died after it had asked; what it asks in its next life counts.
         let dead = now.plus(Duration::from_millis(5));
         first.succeeded(dead);
-        assert!(duels.aim(asks(2, now), vec![guest(1)], one).is_err());
+        let dead_now = Refused::Dead("node2".to_owned());
+        assert_eq!(duels.aim(asks(2, now), vec![guest(1)], one).err().unwrap(), dead_now);
         assert!(duels.aim(asks(2, dead), vec![guest(1)], one).is_ok());
     }
 

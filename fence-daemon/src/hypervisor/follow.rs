@@ -173,7 +173,7 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
     tokio::spawn(async move {
         let generation = table.generation();
         let look = move |connect: &Connect| {
-            let (old, departures) = (table.get(uuid), table.departures());
+            let (old, departures) = (table.get(uuid), table.departures(uuid));
             let Observed { entry, lacking, leaving } =
                 domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
             // Over a connection that is no longer the present one nothing is entered.

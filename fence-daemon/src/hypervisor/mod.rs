@@ -224,6 +224,10 @@ impl Hypervisors {
     }
 
     fn with_limits(uris: &[String], limits: Limits, options: Options) -> Self {
+        Self::with_duels(uris, limits, options, Duels::default())
+    }
+
+    fn with_duels(uris: &[String], limits: Limits, options: Options, duels: Duels) -> Self {
         let (stop, stopped) = watch::channel(false);
         let uris: Vec<_> = uris.iter().enumerate().map(|(index, text)| Uri::new(text, index)).collect();
         for uri in &uris {
@@ -241,7 +245,7 @@ impl Hypervisors {
             records,
             locks,
             restarts,
-            duels: Arc::default(),
+            duels: Arc::new(duels),
             stop,
         };
         let inner = Arc::new(inner);
@@ -283,7 +287,7 @@ impl Hypervisors {
     }
 
     /// Carries out an off, on, reboot or status. Every doubt is [`Reply::Failure`](fence_common::wire::Reply::Failure), with a reason.
-    /// What an `asker` wants that is being fenced itself is not done.
+    /// What an `asker` wants that is being fenced itself is not done, unless that fence fails.
     ///
     /// Once begun the work goes on even if the returned future is dropped.
     pub async fn carry_out(&self, order: &Authorized, asker: Option<Asker>) -> Outcome {

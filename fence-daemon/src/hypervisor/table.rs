@@ -80,14 +80,14 @@ impl Instance {
 #[derive(Debug, Default)]
 struct Leaving {
     domains: HashSet<Uuid>,
-    /// How often one was noted.
-    departures: u64,
+    /// How often each was noted.
+    departures: HashMap<Uuid, u64>,
 }
 
 impl Leaving {
     fn note(&mut self, uuid: Uuid, leaving: bool) {
         if leaving {
-            self.departures += 1;
+            *self.departures.entry(uuid).or_default() += 1;
             self.domains.insert(uuid);
         } else {
             self.domains.remove(&uuid);
@@ -268,15 +268,15 @@ impl Table {
     }
 
     /// To be taken before a look, for [`Self::note_seen`] after it.
-    pub(super) fn departures(&self) -> u64 {
-        self.leaving().departures
+    pub(super) fn departures(&self, uuid: Uuid) -> u64 {
+        self.leaving().departures.get(&uuid).copied().unwrap_or(0)
     }
 
     /// As [`Self::note_leaving`], of a look that began after so many [`Self::departures`]. What it saw may be older than what libvirt has told
     /// meanwhile: that a domain runs here does not count then, and the next look will say it again.
     pub(super) fn note_seen(&self, uuid: Uuid, leaving: bool, departures: u64) {
         let mut all = self.leaving();
-        if leaving || departures == all.departures {
+        if leaving || departures == all.departures.get(&uuid).copied().unwrap_or(0) {
             all.note(uuid, leaving);
         }
     }
@@ -323,11 +323,14 @@ mod tests {
     #[test]
     fn a_look_from_before_a_departure_does_not_undo_it() {
         let (table, uuid) = (Table::new("qemu:///system"), Uuid::from_u128(1));
-        let before = table.departures();
+        let before = table.departures(uuid);
         table.note_leaving(uuid, true);
         table.note_seen(uuid, false, before);
         assert!(table.is_leaving(uuid));
-        table.note_seen(uuid, false, table.departures());
+        // Another one's departure is no matter: nothing might happen to this one for it to be looked at again.
+        let departures = table.departures(uuid);
+        table.note_leaving(Uuid::from_u128(2), true);
+        table.note_seen(uuid, false, departures);
         assert!(!table.is_leaving(uuid), "it runs here again");
         table.note_seen(uuid, true, before);
         assert!(table.is_leaving(uuid));

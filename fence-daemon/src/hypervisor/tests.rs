@@ -17,6 +17,7 @@ use super::*;
 use crate::policy::Target;
 
 mod choices;
+mod duels;
 mod inherited;
 mod outages;
 
