@@ -93,6 +93,13 @@ impl Walls {
         let port = |verb: &str| format!("firewall-cmd --zone=libvirt --{verb}-port={PORT}/udp");
         self.must(HYPERVISOR, &port("remove"))?;
         self.expect(self.is_attached, "without the hypervisor's port")?;
+        // As older guides have it.
+        let direct = |verb: &str| {
+            format!("firewall-cmd --direct --{verb}-rule ipv4 filter INPUT 0 -m pkttype --pkt-type multicast -j ACCEPT")
+        };
+        self.must(HYPERVISOR, &direct("add"))?;
+        self.expect(self.is_attached, "with all of multicast opened by a direct rule")?;
+        self.must(HYPERVISOR, &direct("remove"))?;
         self.must(HYPERVISOR, &port("add"))?;
         self.expect(true, "with both")?;
         // What is not permanent, the reload takes back.

@@ -1,0 +1,118 @@
+//! `docs/installation.md`, typed: what is for the hypervisor under a real systemd, and what is for a node beside a daemon that fences.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_tests::cluster::corosync::{KEY_PATH, Member, plain};
+use fence_tests::cluster::image::Image;
+use fence_tests::cluster::lab::KEY;
+use fence_tests::cluster::node::Node;
+use fence_tests::container::{self, URI};
+use fence_tests::guide::stage::{HYPERVISOR, STAND_INS, Stage};
+use fence_tests::guide::{Act, Guide};
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::server::{Config, Server, Which};
+use fence_tests::tools;
+use fence_tests::witness::Witness;
+
+use super::{CLONE, files_below};
+
+const PAGE: &str = "installation.md";
+const NODE: &str = "node1";
+const CONFIG: &str = "/etc/fence_virt.conf";
+/// What the page's drop-in is for.
+const STATE: &str = "/srv/fence-state";
+/// In the place of stock's, which is not in the image.
+const STOCK: &str = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n";
+
+/// A container that a part of the page is typed in.
+struct Scene {
+    stage: Stage,
+    guide: Guide,
+    libvirtd: Libvirtd,
+    hypervisor: Hypervisor,
+}
+
+impl Scene {
+    /// With a clone of this repository in it, built.
+    fn new(name: &str, domain: &str) -> Result<Self> {
+        Image::get()?;
+        let hypervisor = Hypervisor::new()?;
+        let libvirtd = Libvirtd::start(&hypervisor)?;
+        let me = Member { name: name.to_owned(), address: [192, 168, 122, 41].into(), domain: domain.to_owned() };
+        let node = Node::define(&libvirtd, &me, &plain(std::slice::from_ref(&me), &me, &KEY))?;
+        node.start(&libvirtd)?;
+        node.wait_up()?;
+        let mut stage = Stage::default();
+        stage.add_container(name, &hypervisor, domain);
+        let guide = Guide::read(PAGE, &[HYPERVISOR, NODE])?;
+        let scene = Self { stage, guide, libvirtd, hypervisor };
+        scene.clone_repository(name)?;
+        Ok(scene)
+    }
+
+    fn clone_repository(&self, name: &str) -> Result<()> {
+        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
+        let (cargo, script, _) =
+            STAND_INS.iter().find(|(path, ..)| path.ends_with("/cargo")).context("nothing stands in for cargo")?;
+        self.stage.install(name, cargo, script.as_bytes())?;
+        self.stage.install(name, "/run/guide/xtask", &std::fs::read(tools::target_directory().join("debug/xtask"))?)?;
+        self.stage.install(name, &format!("{CLONE}/target/release/fence-daemon"), &std::fs::read(daemon)?)?;
+        let workspace = tools::workspace();
+        for path in files_below(&workspace.join("dist"))? {
+            let place = Path::new(CLONE).join(path.strip_prefix(&workspace)?);
+            self.stage.write(name, &place.to_string_lossy(), &std::fs::read(&path)?)?;
+        }
+        Ok(())
+    }
+
+    /// What is typed on the hypervisor.
+    fn must(&self, line: &str) -> Result<String> {
+        Ok(self.stage.shell(HYPERVISOR, "root", line)?.success().with_context(|| line.to_owned())?.stdout)
+    }
+}
+
+#[test]
+fn installation_on_the_hypervisor() -> Result<()> {
+    let scene = Scene::new(HYPERVISOR, "host")?;
+    let mut config = Config::new(KEY_PATH);
+    config.interface = "eth0".to_owned();
+    let config = config.render();
+    scene.stage.write(HYPERVISOR, CONFIG, config.as_bytes())?;
+    scene.stage.write(HYPERVISOR, "/etc/systemd/system/fence_virtd.service", STOCK.as_bytes())?;
+    scene.must("systemctl daemon-reload && systemctl enable --now fence_virtd")?;
+    for step in scene.guide.steps.iter().filter(|step| step.host == HYPERVISOR) {
+        let typed = match &step.act {
+            Act::Type(typed) => typed.command.as_str(),
+            Act::Write(..) => "",
+        };
+        if typed == "systemctl restart fence-daemon" {
+            let elsewhere = config.replacen('{', &format!("{{\n\tstate_directory = \"{STATE}\";"), 1);
+            scene.stage.write(HYPERVISOR, CONFIG, elsewhere.as_bytes())?;
+        }
+        scene.stage.step(step)?;
+        if typed == "systemctl restart fence-daemon" {
+            scene.must(&format!("test -e {STATE}/seen")).context("its state is not where the page has it")?;
+        }
+    }
+    ensure!(scene.must("systemctl is-active fence_virtd")?.trim() == "active");
+    let left = scene.stage.shell(HYPERVISOR, "root", "systemctl cat fence-daemon")?;
+    ensure!(left.code != Some(0), "the unit is there still: {}", left.stdout);
+    Ok(())
+}
+
+#[test]
+fn installation_on_a_node() -> Result<()> {
+    let scene = Scene::new(NODE, "ct1")?;
+    container::start(&scene.libvirtd, "ct2")?;
+    let mut config = Config::new(&scene.hypervisor.write("fence.key", &KEY)?);
+    config.uris = vec![URI.to_owned()];
+    let server = Server::start(&scene.hypervisor, &Which::ours()?, &config)?;
+    let victim = Witness::of_container(&scene.hypervisor, "ct2")?;
+    for step in scene.guide.steps.iter().filter(|step| step.host == NODE) {
+        scene.stage.step(step).with_context(|| server.log())?;
+    }
+    ensure!(victim.is_dead()?, "{}", server.log());
+    scene.libvirtd.wait_state(URI, "ct2", "running")
+}
