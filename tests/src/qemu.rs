@@ -207,7 +207,10 @@ impl LinuxGuest {
             match self.console.read(&mut buffer) {
                 Ok(0) => bail!("{}'s console closed", self.name),
                 Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                // A read with a time limit is not begun again by itself when the process was stopped and goes on.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                }
                 Err(error) => return Err(error).with_context(|| format!("{}'s console", self.name)),
             }
         }

@@ -17,6 +17,7 @@ use super::error::{CallError, LibvirtError, is_no_domain};
 use super::lost;
 use super::migration;
 use super::table::{Entry, Instance, Table};
+use super::unnoticed;
 use super::victim::{Driver, Victim, VictimError};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -411,11 +412,14 @@ pub(super) fn start(
         (Some(domain), _) => {
             match known(power(&domain))? {
                 None => return Ok(Started::Gone),
-                Some(Power::Active(_)) if dead.is_some() && domain.get_id() == dead => return Ok(Started::NotYet),
+                Some(Power::Active(_)) if let Some(id) = dead.filter(|dead| domain.get_id() == Some(*dead)) => {
+                    unnoticed::clear_up(&domain, uuid, id, table);
+                    return Ok(Started::NotYet);
+                }
                 Some(Power::Active(state)) => return Ok(Started::Already(state)),
                 Some(Power::MovedAway) => return Ok(Started::MovedAway),
                 Some(Power::Off) if table.is_leaving(uuid) => return Ok(Started::MovedAway),
-                Some(Power::Off) => {}
+                Some(Power::Off) => table.unnoticed.forget(uuid),
             }
             // A saved image would bring back the very guest that was fenced, with all that it believed then.
             let saved = matches!(domain.has_managed_save(0), Ok(true));

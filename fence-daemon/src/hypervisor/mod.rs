@@ -40,6 +40,7 @@ mod survey;
 mod table;
 #[cfg(test)]
 mod tests;
+mod unnoticed;
 mod victim;
 mod view;
 

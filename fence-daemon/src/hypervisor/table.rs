@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::domain::State;
+use super::unnoticed::Unnoticed;
 use super::victim::{Driver, ImageLocks, Job, Victim};
 use crate::policy::Target;
 use crate::rtnetlink::neighbour::Mac;
@@ -110,6 +111,8 @@ pub(super) struct Table {
     resets: Mutex<HashMap<Uuid, u64>>,
     /// Domains that were stopped here for another host to go on with them. If one is off after that, it may run there.
     leaving: Mutex<Leaving>,
+    /// Dead instances that libvirt calls active still.
+    pub(super) unnoticed: Unnoticed,
     news: watch::Sender<()>,
 }
 
@@ -124,6 +127,7 @@ impl Table {
             generation: AtomicU64::new(0),
             resets: Mutex::default(),
             leaving: Mutex::default(),
+            unnoticed: Unnoticed::default(),
             news: watch::Sender::default(),
         }
     }

@@ -1,5 +1,7 @@
 //! Machines whose storage does not answer: they cannot die, and nobody may be told that they did.
 
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -7,6 +9,7 @@ use fence_common::wire::Op;
 use fence_tests::container;
 use fence_tests::fuse::Disk;
 use fence_tests::machine::{Machine, writing_disk};
+use fence_tests::process::poll_until;
 use fence_tests::qemu;
 use fence_tests::witness::Witness;
 
@@ -138,4 +141,49 @@ fn a_container_that_cannot_die_is_no_success() -> Result<()> {
     disk.release();
     ensure!(container.dies_within(SOON)?, "the kill is not in force");
     site.expect("off", "stuck", 0)
+}
+
+/// libvirt learns of a container's end from its controller's connection. Under load it has been seen to miss that, and to call the container running for ever; here
+/// it cannot learn of it, as somebody else holds the connection too.
+#[test]
+fn a_container_whose_end_libvirt_misses_is_started_again() -> Result<()> {
+    let site = Site::new(&[container::URI], &[])?;
+    container::start(&site.libvirtd, "missed")?;
+    site.wait_status("missed", 0)?;
+    let before = Witness::of_container(&site.hypervisor, "missed")?;
+    let controller = parent(before.pid)?;
+    let connections = sockets(controller)?;
+    ensure!(!connections.is_empty(), "it is connected to nobody");
+
+    let position = site.server.log_position();
+    site.expect("reboot", "missed", 0)?;
+    poll_until("the controller's end", SOON, || {
+        Ok((!Path::new(&format!("/proc/{controller}")).exists()).then_some(()))
+    })?;
+    site.logs(position, "was told to clear up")?;
+    site.logs(position, "started again after its reboot")?;
+    let after = Witness::of_container(&site.hypervisor, "missed")?;
+    ensure!(after.pid != before.pid && !after.is_dead()?);
+    drop(connections);
+    site.off_directly("missed")
+}
+
+fn parent(pid: u32) -> Result<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no parent")?.trim().parse()?)
+}
+
+/// The sockets of a process, ours as well from now on.
+fn sockets(pid: i32) -> Result<Vec<OwnedFd>> {
+    let process = rustix::process::Pid::from_raw(pid).context("no process number")?;
+    let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
+    let mut sockets = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = entry?.path();
+        if std::fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:")) {
+            let number = path.file_name().and_then(|name| name.to_str()).context("a number")?.parse()?;
+            sockets.push(rustix::process::pidfd_getfd(&process, number, rustix::process::PidfdGetfdFlags::empty())?);
+        }
+    }
+    Ok(sockets)
 }
