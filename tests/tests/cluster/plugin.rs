@@ -203,6 +203,13 @@ fn two_nodes_are_asked_about_at_once() -> Result<()> {
     for victim in before {
         ensure!(victim?.is_dead()?);
     }
+    // One whose answer takes long is not waited for.
+    let slow = format!(
+        "(exec 9>> /run/fence-xdp.1229.turn; flock 9; exec sleep 60) & slow=$!; sleep 0.3; \
+         stonith -t external/fence-xdp {HOSTLIST} timeout=3 -T off one; code=$?; kill $slow; exit $code"
+    );
+    let beside = scene.run(&slow)?;
+    ensure!(beside.code == Some(0), "{beside:?}");
     // And one who has it for longer than anybody waits.
     let taken = format!(
         "nc -l 1229 & sleep 0.3; stonith -t external/fence-xdp {HOSTLIST} timeout=3 -T on one; code=$?; kill $!; exit $code"
