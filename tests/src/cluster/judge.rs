@@ -17,6 +17,10 @@ struct Open {
     victim: Option<Arc<Witness>>,
 }
 
+fn is_fence(op: Op) -> bool {
+    matches!(op, Op::Off | Op::Reboot)
+}
+
 /// Who runs the service.
 #[derive(Debug)]
 struct Runner {
@@ -40,26 +44,28 @@ impl Judge {
     }
 
     pub(super) fn asked(&mut self, by: usize, op: Op, victim: Option<Arc<Witness>>) {
-        // A node's newer request supersedes its older one.
-        self.open.retain(|open| open.by != by);
+        // A look beside a fence has an answer of its own; else what was asked last is what is waited for.
+        self.open.retain(|open| open.by != by || (is_fence(open.op) && !is_fence(op)));
         self.open.push(Open { by, op, victim });
     }
 
     /// To be called in the moment that the reply is seen.
     pub(super) fn replied(&mut self, to: usize, byte: u8) -> Result<Option<String>> {
-        let Some(open) = self.open.iter().position(|open| open.by == to) else { return Ok(None) };
-        let Open { op, victim, .. } = self.open.swap_remove(open);
-        if byte != 0 || !matches!(op, Op::Off | Op::Reboot) {
-            return Ok(None);
-        }
-        match victim {
-            Some(victim) if !victim.dies_within(Duration::ZERO)? => Ok(Some(format!(
+        let of_his = |open: &Open| open.by == to;
+        let Some(first) = self.open.iter().position(of_his) else { return Ok(None) };
+        let Open { op, victim, .. } = &self.open[first];
+        let breach = match victim {
+            Some(victim) if byte == 0 && is_fence(*op) && !victim.dies_within(Duration::ZERO)? => Some(format!(
                 "FALSE SUCCESS: {} was answered with success, and there lives {}",
                 op.name(),
                 victim.describe()
-            ))),
-            _ => Ok(None),
-        }
+            )),
+            _ => None,
+        };
+        // Which of the two was answered is not to be seen.
+        let look = self.open.iter().position(|open| of_his(open) && !is_fence(open.op)).filter(|_| breach.is_some());
+        self.open.remove(look.unwrap_or(first));
+        Ok(breach.filter(|_| look.is_none()))
     }
 
     pub(super) fn died(&mut self, witness: &Witness, at: Duration) {
@@ -173,6 +179,11 @@ mod tests {
         assert_eq!(judge.replied(1, 1).unwrap(), None);
         judge.asked(1, Op::Status, victim());
         assert_eq!(judge.replied(1, 0).unwrap(), None);
+        // A look beside it has its own answer, once.
+        judge.asked(1, Op::Off, victim());
+        judge.asked(1, Op::DevStatus, None);
+        assert_eq!(judge.replied(1, 0).unwrap(), None);
+        assert!(judge.replied(1, 0).unwrap().unwrap().starts_with("FALSE SUCCESS"));
         judge.asked(1, Op::Off, victim());
         assert_eq!(judge.replied(0, 0).unwrap(), None);
         end(&mut children[0]);
