@@ -2,14 +2,15 @@
 //!
 //! What is sans-IO is the real thing here, [`Ledger`](crate::ledger::Ledger) and [`Replays`](crate::replay::Replays). What does system calls
 //! in the daemon is modelled, step by step as it is written there: `request` is its `pipeline.rs`, `order` its `act.rs`, `off.rs`,
-//! `kill.rs` and `restart.rs`, `world` is everything else. A step is what nothing can come between, and between any two of them anything
+//! `kill.rs` and `restart.rs`, `intake` what comes before the ledger, `world` is everything else. A step is what nothing can come between, and between any two of them anything
 //! may happen that the scenario has left: a crash, a failure of libvirt, six seconds.
 //!
-//! What the model leaves out: requests of more than one domain, several URIs, migrations, time in more than three steps, and datagrams that
-//! overtake each other (they come in the order they were sent in).
+//! What the model leaves out: requests of more than one domain, several URIs, migrations, time in more than three steps, `auth = "none"`, and datagrams
+//! that overtake each other on the segment (they arrive in the order they were sent in, though one may be read late).
 //!
 //! A [`Flaw`] breaks one rule on purpose. Each has a test that wants the property it should break to be broken.
 
+mod intake;
 mod order;
 mod request;
 mod tests;
@@ -40,6 +41,8 @@ enum Flaw {
     OldDoesNotSupersede,
     NothingSupersedes,
     ClaimClosesNothing,
+    ClaimClosesAll,
+    OutdatedIsServed,
     NothingReadBeforeClaim,
     NothingRead,
     NoProof,
@@ -124,6 +127,8 @@ impl Model for Scenario {
             | Act::Die(_)
             | Act::Replay(_)
             | Act::Tick
+            | Act::Delay
+            | Act::Surface
             | Act::Destroyed
             | Act::Dies
             | Act::Crash

@@ -27,6 +27,7 @@ impl State {
                 Step::Read(..) => acts.push(Act::Claim(number)),
                 Step::Claimed(..) => acts.push(Act::Note(number)),
                 Step::Acting(..) | Step::Unclaimed(..) => {}
+                Step::Ended(..) if self.late.is_some() => {}
                 Step::Ended(..) => acts.push(Act::ReadAgain(number)),
                 Step::ReadAgain(..) => acts.push(Act::Reply(number)),
             }
@@ -128,13 +129,14 @@ impl State {
     fn authenticate(&mut self, scenario: &Scenario, number: Number, ticket: Ticket, peer: Who) {
         self.go_on(number, Step::Talking(ticket, peer, self.nanos()));
         if scenario.has_shared_places() {
-            self.authenticated += 1;
+            self.moment += 1;
         }
     }
 
     fn claim(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, (peer, at): (Who, u64)) {
         let nanos = self.nanos();
         let Some(daemon) = &mut self.daemon else { return };
+        let at = if scenario.works(Flaw::ClaimClosesAll) { at } else { 0 };
         let asked = scenario.works(Flaw::ClaimClosesNothing).then_some(at);
         match daemon.ledger.claim(nanos, ticket, asked) {
             Ok(claim) => {

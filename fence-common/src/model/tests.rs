@@ -44,7 +44,7 @@ const AT_ONCE_TWICE: &[Asks] = &[asks(Op::Off, &[1, 2]), beside(Op::On, &[1, 2])
 const TWO_PLACES: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
 const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[1]), asks(Op::On, &[2])];
 
-const CALM: Left = Left { crashes: 0, faults: 0, ticks: 0, replays: 0 };
+const CALM: Left = Left { crashes: 0, faults: 0, ticks: 0, replays: 0, late: 0 };
 
 fn scenario(clients: &'static [Asks], way: Way, troubles: Left) -> Scenario {
     Scenario { repeats_lost: true, clients, way, sends_again: 1, troubles, flaw: None }
@@ -68,6 +68,14 @@ fn check(name: &str, scenario: Scenario) {
             }
         }
     }
+}
+
+/// That a scenario keeps this promise, whatever becomes of others.
+fn keeps(name: &str, promise: &'static str, scenario: Scenario) {
+    let checker = scenario.checker().threads(2).spawn_bfs().join();
+    let _ = writeln!(std::io::stdout(), "model: {name}: {} states", checker.unique_state_count());
+    let steps = checker.discovery(promise).map(|path| path.into_actions());
+    assert!(steps.is_none(), "{name}: broken: {promise}: {steps:#?}");
 }
 
 /// That a scenario with a flaw breaks this promise; the steps that do it.
@@ -108,6 +116,19 @@ fn two_clients_of_one_guest_at_once() {
     check("at once, off and on", scenario(AT_ONCE_ON, Way::Libvirt, Left { faults: 1, replays: 1, ..CALM }));
     let once = Scenario { sends_again: 0, ..scenario(AT_ONCE_TWICE, Way::Direct, Left { faults: 1, ..CALM }) };
     check("at once, two addresses", once);
+}
+
+/// A datagram has its time before it can be read. What then comes of a request whose peer had asked something else cannot be helped, but that
+/// peer must not take it for the answer to what it has asked.
+#[test]
+fn what_is_read_late_lets_nobody_have_anothers_answer() {
+    let late = scenario(ONE_PLACE, Way::Direct, Left { late: 1, ..CALM });
+    keeps("read late", promise::OWN_ANSWER, late.clone());
+    keeps("read late, at once", promise::OWN_ANSWER, Scenario { clients: AT_ONCE, ..late.clone() });
+    for flaw in [Flaw::ClaimClosesAll, Flaw::OutdatedIsServed] {
+        let steps = breaks(Some(flaw), promise::OWN_ANSWER, late.clone());
+        let _ = writeln!(std::io::stdout(), "model: {flaw:?}: {}", steps.join(" "));
+    }
 }
 
 #[test]

@@ -1,16 +1,13 @@
 //! What the model is made of: clients, the wire, the daemon, its disk, libvirt and one domain; and what happens outside the daemon.
 
+use super::Scenario;
+use super::intake::Datagram;
+use super::order::{Order, Plan};
+use crate::ledger::{Claim, Ledger, RequestId, Ticket};
+use crate::replay::Replays;
+use crate::wire::Op;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use core::net::SocketAddr;
-
-use super::Scenario;
-use super::order::{Order, Plan};
-use crate::hash::HashKind;
-use crate::ledger::{Claim, Ledger, RequestId, Ticket};
-use crate::replay::{Mark, Replays};
-use crate::wire::{Op, Request};
-use zerocopy::FromZeros;
 
 /// A client, and the one request that it makes.
 pub(super) type Who = usize;
@@ -21,8 +18,6 @@ pub(super) type Number = u8;
 
 /// What the clock goes on by at a time: longer than a datagram may wait, and two of them longer than a claim is remembered.
 const TICK: u64 = 6_000_000_000;
-/// How old a datagram may be when it is read, in ticks.
-const BEGIN_WITHIN: u8 = 0;
 
 /// What a client does with its life.
 #[derive(Clone, Copy, Debug)]
@@ -58,16 +53,6 @@ impl Client {
     pub(super) fn talks(&self) -> bool {
         matches!(self, Self::Talking(_))
     }
-}
-
-/// A datagram on the segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Datagram {
-    pub(super) who: Who,
-    pub(super) place: Place,
-    /// Each retransmission has random bytes of its own.
-    copy: u8,
-    sent: u8,
 }
 
 /// What an order came to.
@@ -135,6 +120,8 @@ pub(super) struct Left {
     pub(super) faults: u8,
     pub(super) ticks: u8,
     pub(super) replays: u8,
+    /// Datagrams that have their time and cannot be read yet.
+    pub(super) late: u8,
 }
 
 /// What the properties are about.
@@ -167,11 +154,13 @@ pub(super) struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct State {
     pub(super) now: u8,
-    /// How many call-backs have authenticated: what arrives later is later than those.
-    pub(super) authenticated: u8,
+    /// What tells times of one tick apart: it goes on with each authentication, and with each datagram where they may be read in another order.
+    pub(super) moment: u8,
     pub(super) clients: Vec<Client>,
     /// Arrived, when, and not read.
     pub(super) queue: VecDeque<(Datagram, u64)>,
+    /// Arrived, when, and cannot be read yet. It can be before the next reply.
+    pub(super) late: Option<(Datagram, u64)>,
     /// All that was ever sent: everybody on the segment has heard it.
     pub(super) heard: BTreeSet<Datagram>,
     /// Those of them that the daemon has heard, too, where that makes a difference.
@@ -201,6 +190,10 @@ pub(super) enum Act {
     /// Somebody without the key sends what was heard.
     Replay(Datagram),
     Tick,
+    /// The datagram that came last cannot be read yet.
+    Delay,
+    /// It can.
+    Surface,
     /// The daemon takes a datagram from its socket.
     Take,
     Connect(Number),
@@ -234,44 +227,14 @@ pub(super) enum How {
     FailsLate,
 }
 
-/// The address of a place.
-fn address(place: Place) -> SocketAddr {
-    SocketAddr::from(([192, 168, 122, place], 1229))
-}
-
-/// Only where the model is broken: as if nobody else were there.
-fn nobody_elses(who: Who, place: Place) -> SocketAddr {
-    SocketAddr::new(address(place).ip(), u16::try_from(who).unwrap())
-}
-
-impl Datagram {
-    fn request(self, op: Op) -> Request {
-        let mut request = Request::new_zeroed();
-        request.op = op.to_wire();
-        request.domain[..2].copy_from_slice(b"vm");
-        request.seqno = u32::try_from(self.who).unwrap().into();
-        request.hash_kind = HashKind::Sha256.to_wire();
-        // As good as a digest: it tells this datagram from all others.
-        request.hash[..3].copy_from_slice(&[u8::try_from(self.who).unwrap(), self.place, self.copy]);
-        request
-    }
-
-    fn mark(self, op: Op) -> Mark {
-        *Mark::of(&self.request(op)).unwrap()
-    }
-
-    fn id(self, op: Op) -> RequestId {
-        RequestId::of(op, &self.request(op))
-    }
-}
-
 impl State {
     pub(super) fn first(scenario: &Scenario) -> Self {
         Self {
             now: 0,
-            authenticated: 0,
+            moment: 0,
             clients: scenario.clients.iter().map(|_| Client::Unborn).collect(),
             queue: VecDeque::new(),
+            late: None,
             heard: BTreeSet::new(),
             taken: BTreeSet::new(),
             daemon: Some(Daemon::default()),
@@ -287,7 +250,7 @@ impl State {
     }
 
     pub(super) fn nanos(&self) -> u64 {
-        u64::from(self.now) * TICK + u64::from(self.authenticated)
+        1 + u64::from(self.now) * TICK + u64::from(self.moment)
     }
 
     /// What can happen outside the daemon.
@@ -319,6 +282,11 @@ impl State {
         if self.left.ticks > 0 {
             acts.push(Act::Tick);
         }
+        if self.late.is_some() {
+            acts.push(Act::Surface);
+        } else if self.left.late > 0 && !self.queue.is_empty() {
+            acts.push(Act::Delay);
+        }
         if self.life == Life::Dying {
             acts.push(Act::Dies);
         }
@@ -338,24 +306,29 @@ impl State {
             Act::Begin(who) => {
                 self.clients[who] = Client::Asking { sent_again: 0 };
                 for &place in scenario.clients[who].places {
-                    self.send(Datagram { who, place, copy: 0, sent: self.now });
+                    self.send(scenario, Datagram { who, place, copy: 0, sent: self.now });
                 }
             }
             Act::SendAgain(who, place) => {
                 let Client::Asking { sent_again } = self.clients[who] else { return };
                 let copy = sent_again + 1;
                 self.clients[who] = Client::Asking { sent_again: copy };
-                self.send(Datagram { who, place, copy, sent: self.now });
+                self.send(scenario, Datagram { who, place, copy, sent: self.now });
             }
             Act::Die(who) => self.clients[who] = Client::Gone,
             Act::Replay(datagram) => {
                 self.left.replays -= 1;
-                self.send(Datagram { sent: self.now, ..datagram });
+                self.send(scenario, Datagram { sent: self.now, ..datagram });
             }
             Act::Tick => {
                 self.left.ticks -= 1;
                 self.now += 1;
             }
+            Act::Delay => {
+                self.left.late -= 1;
+                self.late = self.queue.pop_back();
+            }
+            Act::Surface => self.queue.extend(self.late.take()),
             Act::Dies => self.life = Life::Dead,
             Act::Destroyed => {
                 if let Some((who, number)) = self.destroy.take() {
@@ -374,15 +347,6 @@ impl State {
         }
     }
 
-    fn send(&mut self, datagram: Datagram) {
-        self.heard.insert(datagram);
-        // Nobody listens while there is no daemon.
-        if self.daemon.is_some() {
-            let arrived = self.nanos();
-            self.queue.push_back((datagram, arrived));
-        }
-    }
-
     /// SIGKILL: memory, connections and what was not read are gone; the files stay. libvirt's destroy has taken effect before, or never
     /// does: libvirtd forgets the calls of whoever hangs up.
     fn crash(&mut self, scenario: &Scenario) {
@@ -390,6 +354,7 @@ impl State {
         // Each datagram is written down before anything is done about it.
         self.written = self.daemon.take().map(|daemon| daemon.replays).unwrap_or_default();
         self.queue.clear();
+        self.late = None;
         self.destroy = None;
         for (client, asks) in self.clients.iter_mut().zip(scenario.clients) {
             if client.talks() {
@@ -413,47 +378,6 @@ impl State {
         daemon.pending = self.record.map(|instance| Plan { instance, inherited: true, attempts: 0, started: false });
         self.seen.inherited |= daemon.pending.is_some();
         self.daemon = Some(daemon);
-    }
-
-    /// A datagram is taken in: the beginning of `pipeline.rs`.
-    pub(super) fn take_in(&mut self, scenario: &Scenario) {
-        let (now, nanos) = (self.now, self.nanos());
-        let (Some((datagram, arrived)), Some(daemon)) = (self.queue.pop_front(), &mut self.daemon) else { return };
-        if !scenario.repeats_lost {
-            self.taken.insert(datagram);
-        }
-        let Datagram { who, place, sent, .. } = datagram;
-        let op = scenario.clients[who].op;
-        let caller =
-            if scenario.works(super::Flaw::NothingSupersedes) { address(place) } else { nobody_elses(who, place) };
-        let is_new = daemon.replays.is_new(datagram.mark(op), 0, u64::MAX);
-        if !is_new && scenario.works(super::Flaw::NoReplayMemory) {
-            return;
-        }
-        if now - sent > BEGIN_WITHIN {
-            if scenario.works(super::Flaw::OldDoesNotSupersede) {
-                daemon.ledger.turn_away(datagram.id(op), caller, arrived);
-            }
-            return;
-        }
-        let arrival = daemon.ledger.arrive(nanos, datagram.id(op), caller, arrived);
-        if let crate::ledger::Arrival::Serve(ticket) = arrival {
-            let number = daemon.next;
-            daemon.next += 1;
-            daemon.tasks.insert(number, Task { who, place, step: Step::Calling(ticket) });
-        }
-    }
-
-    /// All that waits is taken in: `intake/backlog.rs`.
-    pub(super) fn take_in_all(&mut self, scenario: &Scenario) {
-        while self.daemon.is_some() && !self.queue.is_empty() {
-            self.take_in(scenario);
-        }
-    }
-
-    /// The identity of a client's request.
-    pub(super) fn id(scenario: &Scenario, who: Who) -> RequestId {
-        Datagram { who, place: 0, copy: 0, sent: 0 }.id(scenario.clients[who].op)
     }
 
     /// The connection of a request is closed without an answer. Whoever has it was perhaps not the one who had asked, where it was not
