@@ -16,6 +16,9 @@ mod crashes;
 #[path = "libvirt/doctor.rs"]
 mod doctor;
 #[cfg(test)]
+#[path = "libvirt/duels.rs"]
+mod duels;
+#[cfg(test)]
 #[path = "libvirt/inspect.rs"]
 mod inspect;
 #[cfg(test)]

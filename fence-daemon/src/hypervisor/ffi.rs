@@ -4,7 +4,7 @@
 //! The only `unsafe` of the hypervisor module lives here.
 
 use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -27,7 +27,7 @@ static NOTICES: OnceLock<Mutex<HashMap<usize, Notice>>> = OnceLock::new();
 /// What libvirt tells about a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// It was started, stopped, defined, undefined, renamed, suspended, resumed or moved.
+    /// It was started, stopped, defined, undefined, renamed, suspended, resumed or moved, or a device came or went.
     Changed(Uuid),
     /// It was reset.
     Reset(Uuid),
@@ -140,7 +140,7 @@ impl EventWatch {
     /// Has `listener` called, on libvirt's event thread, with what happens to domains. It must neither block nor call libvirt.
     ///
     /// # Errors
-    /// The driver has no events. That it knows no resets is none.
+    /// The driver has no events. That it tells nothing of resets or devices is none.
     pub(super) fn begin(connect: &Connect, listener: Listener) -> Result<Self, Error> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         listeners().insert(number, listener);
@@ -150,6 +150,11 @@ impl EventWatch {
         let on_lifecycle = unsafe {
             std::mem::transmute::<LifecycleCallback, virt_sys::virConnectDomainEventGenericCallback>(Some(on_lifecycle))
         };
+        // SAFETY: needed as above. Sound because libvirt calls a callback of VIR_DOMAIN_EVENT_ID_DEVICE_ADDED and of _REMOVED with exactly the
+        // arguments of `on_device` (virConnectDomainEventDeviceAddedCallback and its twin), and with no others.
+        let on_device = unsafe {
+            std::mem::transmute::<DeviceCallback, virt_sys::virConnectDomainEventGenericCallback>(Some(on_device))
+        };
         let mut watch = Self { number, ids: Vec::new() };
         match register(connect, virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle, number) {
             Ok(id) => watch.ids.push(id),
@@ -158,9 +163,15 @@ impl EventWatch {
                 return Err(error);
             }
         }
-        match register(connect, virt_sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(on_reset), number) {
-            Ok(id) => watch.ids.push(id),
-            Err(error) => tracing::debug!(error = error.message(), "no events about resets"),
+        for (event, callback) in [
+            (virt_sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(on_reset as _)),
+            (virt_sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, on_device),
+            (virt_sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, on_device),
+        ] {
+            match register(connect, event, callback, number) {
+                Ok(id) => watch.ids.push(id),
+                Err(error) => tracing::debug!(event, error = error.message(), "no such events"),
+            }
         }
         Ok(watch)
     }
@@ -236,6 +247,10 @@ pub(super) fn job(domain: &Domain) -> Result<(c_int, Option<c_int>), Error> {
 type LifecycleCallback =
     Option<unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int>;
 
+/// The type of [`on_device`].
+type DeviceCallback =
+    Option<unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *const c_char, *mut c_void)>;
+
 /// Called by libvirt with the number given at registration. What happened is not looked at, but for the one thing that cannot be asked for
 /// later: whoever listens asks how things are now, so that events that are lost, doubled or late do no harm.
 unsafe extern "C" fn on_lifecycle(
@@ -269,6 +284,17 @@ fn is_leaving(event: c_int, detail: c_int) -> bool {
 unsafe extern "C" fn on_reset(_connect: virt_sys::virConnectPtr, domain: virt_sys::virDomainPtr, opaque: *mut c_void) {
     // SAFETY: as above.
     unsafe { tell(domain, opaque, News::Reset) };
+}
+
+/// Called by libvirt with the number given at registration.
+unsafe extern "C" fn on_device(
+    _connect: virt_sys::virConnectPtr,
+    domain: virt_sys::virDomainPtr,
+    _alias: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: as above.
+    unsafe { tell(domain, opaque, News::Changed) };
 }
 
 /// Tells the listener that a callback's `opaque` stands for.

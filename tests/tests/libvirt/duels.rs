@@ -1,0 +1,62 @@
+//! Machines that are being fenced and want others to be.
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::fuse::Disk;
+use fence_tests::lab::BRIDGE;
+use fence_tests::machine::{Machine, writing_disk};
+use fence_tests::observer::Observer;
+use fence_tests::process::poll_until;
+use fence_tests::qemu;
+
+use super::site::{GUEST, SOON, Site};
+
+/// The Ethernet address of an interface that a machine gets while it runs.
+const ADDRESS: &str = "52:54:00:00:77:01";
+
+#[test]
+fn who_is_being_fenced_is_known_by_an_interface_that_was_plugged_in_and_waits() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let disk = Disk::serve(&site.hypervisor, "doomed", writing_disk())?;
+    // Without ACPI nothing can be plugged in.
+    let machine = Machine::new("doomed").disk(&disk.path(), "threads").xml()?;
+    let machine = machine.replace("</os>", "</os><features><acpi/></features>");
+    site.libvirtd.define(qemu::URI, "doomed", &machine)?;
+    site.libvirtd.start_domain(qemu::URI, "doomed")?;
+    disk.wait_written()?;
+    site.server.wait_domain("doomed", "running")?;
+    let interface = format!(
+        "<interface type='bridge'><source bridge='{BRIDGE}'/><mac address='{ADDRESS}'/><rom enabled='no'/></interface>"
+    );
+    let interface = site.hypervisor.write("interface.xml", interface.as_bytes())?;
+    site.libvirtd.virsh(qemu::URI, &["attach-device", "doomed", &interface, "--live"])?;
+    // What happens to machines is looked at in its order.
+    qemu::start_idle(&site.libvirtd, "other")?;
+    site.server.wait_domain("other", "running")?;
+    // Machines without a system ask nothing: a guest of the lab asks in its place.
+    let guest = site.hypervisor.guest(GUEST + 1)?;
+    guest.space().must("ip", &["link", "set", "eth0", "address", ADDRESS])?;
+    let asker = Observer::new(&site.hypervisor, guest, &site.key());
+
+    // It dies, and cannot be dead yet.
+    disk.hold()?;
+    let (machine, other) = (site.machine("doomed")?, site.machine("other")?);
+    let position = site.server.log_position();
+    let mut fence = site.observer.start("off", "doomed")?;
+    site.logs(position, "not dead yet: ")?;
+    let mut asked = asker.start("off", "other")?;
+    poll_until("its order", SOON, || {
+        let (_, report) = site.server.status()?;
+        let recent = report["requests"]["recent"].as_array().cloned().unwrap_or_default();
+        let order = recent.into_iter().find(|order| order["op"] == "off" && order["domain"] == "other");
+        let order = order.filter(|order| !order["steps"]["called_back_us"].is_null());
+        order.map(|order| order["result"].is_null().then_some(()).context("it did not wait")).transpose()
+    })
+    .with_context(|| site.server.log())?;
+    ensure!(asked.waits()? && fence.waits()? && !machine.is_dead()? && !other.is_dead()?, "{}", site.server.log());
+    disk.release();
+    ensure!(fence.finish()?.code == Some(0), "{}", site.server.log());
+    ensure!(asked.finish()?.code == Some(1), "{}", site.server.log());
+    site.logs(position, "who asks is doomed, which is being fenced itself")?;
+    ensure!(!other.is_dead()?, "the dead have killed: {}", site.server.log());
+    site.off_directly("other")
+}
