@@ -51,10 +51,11 @@ pub(super) async fn perform(
 /// Off or reboot. An asker that is being fenced itself waits for what comes of that, with no lock held.
 async fn fence(inner: &Arc<Inner>, op: Op, target: &Target, asker: Option<Asker>, begin_by: Instant) -> Outcome {
     let reboot = op == Op::Reboot;
+    if reboot {
+        inner.restarts.permit(target);
+    }
     loop {
-        if reboot {
-            inner.restarts.permit(target);
-        } else {
+        if !reboot {
             // Before its turn comes, and beyond it if it never does: a reboot that has been stuck must not bring the domain back then.
             inner.restarts.forbid(target);
         }

@@ -300,7 +300,7 @@ pub(super) enum Job {
     Leaving,
     /// It is on its way here from another host: the death of this process is not the domain's.
     Arriving,
-    /// libvirt's record cannot be read or understood.
+    /// It is going back to a snapshot, in another process, or libvirt's record cannot be read or understood.
     Unknown,
 }
 
@@ -320,7 +320,9 @@ impl Job {
             Some("migration out") => Self::Leaving,
             Some("migration in") => Self::Arriving,
             // Not "save": what is killed at its end would be resumed from the image, by whoever starts it.
-            Some("none" | "dump" | "snapshot" | "start" | "backup") => here,
+            Some("none" | "dump" | "snapshot" | "backup") => here,
+            // Else it is going back to a snapshot, for which its process is replaced by another.
+            Some("start") if head.contains(" state='paused' reason='starting up'") => here,
             _ => Self::Unknown,
         }
     }
@@ -460,6 +462,10 @@ mod tests {
                 assert_eq!(Job::of(&status), meaning, "{status}");
             }
         }
+        let starting = status("<job type='none' async='start'/>");
+        assert_eq!(Job::of(&starting), Job::Unknown, "back to a snapshot");
+        let starting = starting.replace("'running' reason='booted'", "'paused' reason='starting up'");
+        assert_eq!(Job::of(&starting), Job::None);
         // Cut off in the middle, or something else altogether.
         for status in ["", "<domstatus state='running'>", "<domain type='qemu'>", "<jobs><domain "] {
             assert_eq!(Job::of(status), Job::Unknown, "{status}");
