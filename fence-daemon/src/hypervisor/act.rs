@@ -19,6 +19,7 @@ use super::restart::{self, Plan};
 use super::survey::{Found, Survey, survey};
 use super::table::{Entry, Instance};
 use super::{Inner, Kill, Presence, RebootReply};
+use crate::clock::Moment;
 use crate::policy::Target;
 
 /// How long libvirt's own destroy may keep the domain's lock after the kill: longer than its connection lives without an answer.
@@ -112,7 +113,7 @@ fn lives(inner: &Inner, target: &Target) -> Option<Outcome> {
 }
 
 /// What a domain is to this host. One that is only defined here may run on another one, which then is the one to answer.
-pub(super) async fn presence(inner: &Inner, target: &Target) -> Presence {
+pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Presence {
     fn runs(seen: &Seen) -> bool {
         matches!(seen.power, Power::Active(_))
     }
@@ -120,12 +121,16 @@ pub(super) async fn presence(inner: &Inner, target: &Target) -> Presence {
     // What is dead runs no longer, before libvirt has noticed as well.
     let known: Vec<_> = instances.filter(|known| known.victim.is_none() || known.living().is_some()).collect();
     let is_arriving = |known: &Instance| known.is_arriving();
-    if known.iter().any(|known| !is_arriving(known)) || !inner.restarts.of(target).is_empty() {
+    let restart = inner.restarts.are_fresh(target, now);
+    if known.iter().any(|known| !is_arriving(known)) || restart == Some(true) {
         return Presence::Runs;
     }
     // Where it comes from it can be fenced, and here it cannot.
     if known.iter().any(is_arriving) {
         return Presence::Unknown;
+    }
+    if restart == Some(false) {
+        return Presence::Defined;
     }
     // The table may be a moment behind, or without events.
     let found = survey(&inner.uris, target, &inner.limits, runs).await.found;

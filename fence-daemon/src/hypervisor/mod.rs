@@ -58,6 +58,7 @@ use self::locks::Locks;
 use self::record::Records;
 use self::restart::{Plan, Restarts};
 use self::table::Instance;
+use crate::clock::Moment;
 use crate::policy::{Authorized, Target};
 
 pub use self::domain::{State, Unproven};
@@ -175,9 +176,9 @@ pub struct UriHealth {
 /// What a domain is to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// It runs here, or is about to again.
+    /// It runs here, or did a moment ago and is about to again.
     Runs,
-    /// It is known here and shut off: it may run on another host, or nowhere.
+    /// It is known here and shut off, or has been waiting for its restart here for a while: it may run on another host, or nowhere.
     Defined,
     /// Nothing here can say anything good of it: nobody knows it, or it has moved to another host, or is on its way here from one, or libvirt is silent.
     Unknown,
@@ -314,7 +315,7 @@ impl Hypervisors {
 
     /// What the domain is to this host.
     pub async fn presence(&self, target: &Target) -> Presence {
-        act::presence(&self.inner, target).await
+        act::presence(&self.inner, target, Moment::now()).await
     }
 
     /// All domains of all URIs.

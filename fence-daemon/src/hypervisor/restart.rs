@@ -26,6 +26,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(8);
 /// The first pause.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 
+/// How long a killed domain is nobody else's to start: whoever could do it elsewhere has to notice first.
+pub(super) const FRESH: Duration = Duration::from_secs(5);
+
 /// How long libvirt may take to notice a death before it is asked to start the domain all the same.
 const FORGET_WITHIN: Duration = Duration::from_millis(500);
 
@@ -44,6 +47,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    fn is_for(&self, target: &Target) -> bool {
+        match target {
+            Target::Uuid(uuid) => self.domain.uuid == *uuid,
+            Target::Name(name) => self.domain.name == *name,
+        }
+    }
+
     /// What the next daemon would need.
     fn record(&self) -> Record {
         let domain = &self.domain;
@@ -101,18 +111,18 @@ impl Restarts {
 
     /// The restarts that a request for `target` is about, in the configuration's order. A transient domain that is off is known nowhere else.
     pub(super) fn of(&self, target: &Target) -> Vec<Arc<Plan>> {
-        let mut plans: Vec<_> = self
-            .pending()
-            .values()
-            .map(|pending| &pending.plan)
-            .filter(|plan| match target {
-                Target::Uuid(uuid) => plan.domain.uuid == *uuid,
-                Target::Name(name) => plan.domain.name == *name,
-            })
-            .cloned()
-            .collect();
+        let mut plans: Vec<_> =
+            self.pending().values().map(|pending| &pending.plan).filter(|plan| plan.is_for(target)).cloned().collect();
         plans.sort_by_key(|plan| plan.place);
         plans
+    }
+
+    /// Whether the last of the restarts that a request for `target` is about was entered a moment before `now`; `None` if there are none. One that
+    /// has been waiting for longer may have been started by somebody else, on another host.
+    pub(super) fn are_fresh(&self, target: &Target, now: Moment) -> Option<bool> {
+        let pending = self.pending();
+        let ours = pending.values().filter(|pending| pending.plan.is_for(target));
+        ours.map(|pending| now.since(pending.since) < FRESH).max()
     }
 
     /// The restart pending for a domain.

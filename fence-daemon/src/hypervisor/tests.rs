@@ -20,6 +20,7 @@ mod choices;
 mod duels;
 mod inherited;
 mod outages;
+mod presence;
 
 /// Short enough for tests, long enough for a loaded machine to tell a wait from none.
 const QUICK: Limits = Limits {
@@ -157,10 +158,10 @@ async fn off_kills_what_is_active_and_proves_it() {
     let paused = "<test:runstate>3</test:runstate>";
     let (h, _file) =
         node(Node::default().running("a", 1).running("b", 2).shut_off("c", 3).domain("p", 4, paused)).await;
-    let before = crate::clock::Moment::now();
+    let before = Moment::now();
     let off = order(&h, Op::Off, name("a")).await;
     assert_eq!((off.reply, &off.detail), (Reply::Success, &Detail::Destroyed { was: State(1) }));
-    assert!(off.proven_off.unwrap() >= before && off.proven_off.unwrap() <= crate::clock::Moment::now());
+    assert!(off.proven_off.unwrap() >= before && off.proven_off.unwrap() <= Moment::now());
     let domain = off.domain.unwrap();
     assert_eq!((domain.name.as_str(), domain.uuid), ("a", Uuid::from_u128(1)));
     assert_eq!(reply(&h, Op::Status, "a").await, Reply::Off);
