@@ -114,3 +114,38 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// The commands in a page: what follows the name, up to the end of the code, or to what explains it.
+    fn commands(text: &str) -> Vec<&str> {
+        let after = text.split("cargo xtask ").skip(1);
+        let ends = |text: &str| text.find(['`', '\n', '#', ';', ')', ',']).unwrap_or(text.len());
+        after.map(|text| text[..ends(text)].trim()).filter(|command| !command.is_empty()).collect()
+    }
+
+    #[test]
+    fn every_command_in_the_pages_is_one_that_there_is() {
+        let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let is_page = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "md");
+        let folders = [top.clone(), top.join("docs"), top.join("fuzz")];
+        let files = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
+        let mut found = 0;
+        for page in files.filter(is_page) {
+            let text = fs::read_to_string(&page).unwrap();
+            for command in commands(&text) {
+                found += 1;
+                let words = ["cargo xtask"].into_iter().chain(command.split_whitespace());
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("{}: cargo xtask {command}: {error}", page.display());
+                }
+            }
+        }
+        assert!(found > 30, "only {found} commands: the pages are read wrongly");
+    }
+}

@@ -159,7 +159,24 @@ fn the_page_knows_every_check() -> Result<()> {
     }
     let commands: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("    # ")).collect();
     let known = ["fence-daemon doctor", "fence-daemon doctor --from-guest", "fence-daemon doctor --json"];
-    // The fourth is run by the test of fingerprints.
-    ensure!(commands.iter().filter(|command| !command.contains("sha256sum")).eq(&known), "{commands:?}");
+    // The fourth is run by the test of fingerprints, the fifth by the one below.
+    let mut others = commands.iter().filter(|command| !command.contains("sha256sum") && !command.contains("jq"));
+    ensure!(others.by_ref().eq(&known), "{commands:?}");
+    Ok(())
+}
+
+#[test]
+fn scripts_get_what_is_wrong_and_what_to_type() -> Result<()> {
+    tools::require(&["jq"])?;
+    let bench = Bench::new()?;
+    bench.hypervisor.write("fence_virt.conf", bench.config("auto").render().as_bytes())?;
+    let page = std::fs::read_to_string(tools::workspace().join("docs/doctor.md"))?;
+    let line = page.lines().find_map(|line| line.strip_prefix("    # ").filter(|line| line.contains("| jq ")));
+    let ours = format!("{} -f {}", program()?, bench.hypervisor.path("fence_virt.conf"));
+    let line = line.context("no line for scripts in the page")?.replacen("fence-daemon", &ours, 1);
+    // Nobody serves.
+    let done = run(bench.hypervisor.space(), Command::new("sh").args(["-c", &line]), LIMIT)?;
+    ensure!(done.code == Some(0) && done.stderr.is_empty(), "{line}: {done:?}");
+    ensure!(done.stdout.contains("fence-daemon") && done.stdout.lines().count() >= 2, "{done:?}");
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! Keys that are changed while requests go on: docs/key-rotation.md step by step, with the stock client asking all the time.
 
 use std::io::Write as _;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -13,7 +12,7 @@ use fence_tests::client::{Client, Family};
 use fence_tests::kernel;
 use fence_tests::lab::{Guest, Hypervisor};
 use fence_tests::peer::Peer;
-use fence_tests::process::{self, Finished, poll_until};
+use fence_tests::process::{Finished, poll_until};
 use fence_tests::server::{Config, START_LIMIT, Server, Which};
 use nix::sys::signal::Signal;
 
@@ -40,10 +39,49 @@ fn shell(hypervisor: &Hypervisor, command: &str) -> Result<()> {
 fn reload(server: &mut Server, said: &str) -> Result<String> {
     let position = server.log_position();
     server.process().signal(Signal::SIGHUP)?;
+    reloaded(server, position, said)
+}
+
+/// What the log says of a SIGHUP since `position`.
+fn reloaded(server: &Server, position: usize, said: &str) -> Result<String> {
     let line = server.wait_log(position, SOON, |line| line.contains("SIGHUP: ").then(|| line.to_owned()));
     let line = line.with_context(|| format!("nothing is said about the SIGHUP: {}", server.log()))?;
     ensure!(line.contains(said), "not \"{said}\": {line}");
     Ok(line)
+}
+
+/// The key's place in docs/key-rotation.md.
+const PLACE: &str = "/etc/cluster/fence_xvm.key";
+/// The hypervisors and guests of the page are one machine here: what it copies it copies to another name.
+const REMOTE: &str = "scp() { cp \"$1\" \"$2\" \"${3#*:}\"; }; ssh() { shift; sh -c \"$*\"; };";
+/// What the page has typed in a guest to see that its new key is right.
+const LOOK: &str = "ssh root@GUEST fence_xvm -o status -H GUEST";
+
+/// What the page has typed in a step, in order.
+fn typed(step: u8) -> Result<Vec<String>> {
+    let page = std::fs::read_to_string(fence_tests::tools::workspace().join("docs/key-rotation.md"))?;
+    let begin = format!("**{step}. ");
+    let lines = page.lines().skip_while(|line| !line.starts_with(&begin)).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with("**") && !line.starts_with("## "));
+    let typed = lines.filter_map(|line| line.strip_prefix("    ").filter(|line| !line.starts_with("INFO ")));
+    let typed: Vec<_> = typed.map(str::to_owned).collect();
+    ensure!(!typed.is_empty(), "nothing is typed in step {step} of the page");
+    Ok(typed)
+}
+
+/// What is typed on a hypervisor in a step; SIGHUP comes to this.
+fn on_hypervisor(bench: &Bench, server: &Server, step: u8, said: &str) -> Result<()> {
+    let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
+    let here = bench.hypervisor.path("fence.key");
+    for line in typed(step)? {
+        let line = line.replace("fence-daemon", &daemon.to_string_lossy()).replace(PLACE, &here);
+        let position = server.log_position();
+        shell(&bench.hypervisor, &format!("{REMOTE} {line}"))?;
+        if line.starts_with("kill -HUP") {
+            reloaded(server, position, said)?;
+        }
+    }
+    Ok(())
 }
 
 /// A guest that asks whether it is heard, again and again, with the stock client and the key file of its own. Each time for another domain,
@@ -104,18 +142,22 @@ fn rotate(attach: &'static str) -> Result<()> {
     go_on()?;
 
     // 1. The new key, and every hypervisor accepts both.
-    let (first, second) = (hypervisor.path("fence.key"), hypervisor.path("fence.key2"));
-    let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
-    let mut keygen = Command::new(daemon);
-    keygen.args(["keygen", &second]);
-    process::run(hypervisor.space(), &mut keygen, START_LIMIT)?.success()?;
-    reload(&mut server, "changed accepted=2 added=1 dropped=0")?;
+    let second = hypervisor.path("fence.key2");
+    on_hypervisor(&bench, &server, 1, "changed accepted=2 added=1 dropped=0")?;
     go_on()?;
 
     // 2. One guest after the other.
+    let idle = hypervisor.guest(3)?;
     for guest in &guests {
-        shell(hypervisor, &format!("cp {second} {0}.new && mv {0}.new {0}", guest.key))?;
+        for line in typed(2)?.iter().filter(|line| *line != LOOK) {
+            let line = line.replace(&format!("{PLACE}2"), &second).replace(PLACE, &guest.key);
+            shell(hypervisor, &format!("{REMOTE} {line}"))?;
+        }
         go_on()?;
+        // From a guest whose port is free: these ask all the time.
+        ensure!(typed(2)?.iter().any(|line| line == LOOK), "the page does not look: {LOOK}");
+        let look = LOOK.trim_start_matches("ssh root@GUEST ").replace("GUEST", DOMAIN);
+        idle.space().must("sh", &["-c", &format!("{look} -k {}", guest.key)])?;
     }
     // Whoever is nervous about it sends the signal again.
     for _ in 0..5 {
@@ -125,8 +167,7 @@ fn rotate(attach: &'static str) -> Result<()> {
 
     // 3. The old key goes.
     let old = hypervisor.write("old.key", &key())?;
-    shell(hypervisor, &format!("mv {second} {first}"))?;
-    reload(&mut server, "changed accepted=1 added=0 dropped=1")?;
+    on_hypervisor(&bench, &server, 3, "changed accepted=1 added=0 dropped=1")?;
     go_on()?;
 
     let asked = guests.into_iter().map(Asking::end).sum::<Result<u32>>();

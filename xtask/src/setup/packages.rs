@@ -58,6 +58,8 @@ const TEST: &[Requirement] = &[
     // Firewalls that are in the way, for the doctor to find.
     tool("nft", &["nftables"], "nftables"),
     tool("iptables", &["iptables"], "iptables-nft"),
+    // What the pages pipe JSON into.
+    tool("jq", &["jq"], "jq"),
     // The root directory of clusters' nodes, and a disk made of it.
     tool("mmdebstrap", &["mmdebstrap"], "mmdebstrap"),
     tool("mke2fs", &["e2fsprogs"], "e2fsprogs"),

@@ -1,0 +1,47 @@
+//! Each command of ours that a page for people names is one that the program takes.
+
+use std::path::Path;
+
+use clap::error::ErrorKind;
+use fence_daemon::cli::Cli;
+
+/// The pages for people, and their names.
+fn pages() -> Vec<(String, String)> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let docs = std::fs::read_dir(top.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages = docs.filter(|path| path.extension().is_some_and(|end| end == "md")).chain([top.join("README.md")]);
+    pages.map(|path| (path.display().to_string(), std::fs::read_to_string(&path).unwrap())).collect()
+}
+
+/// What is code in a line of Markdown: all of an indented or prompted one, what stands between backticks in any other.
+fn code(line: &str) -> Vec<&str> {
+    let typed = line
+        .strip_prefix("    ")
+        .or_else(|| line.strip_prefix("root@").and_then(|rest| Some(rest.split_once("# ")?.1)));
+    typed.map_or_else(|| line.split('`').skip(1).step_by(2).collect(), |typed| vec![typed])
+}
+
+/// The command's arguments, if it is one of ours: without what stands before it, what explains it and what it is piped into.
+fn arguments(code: &str) -> Option<Vec<&str>> {
+    let code = code.strip_prefix("# ").unwrap_or(code);
+    let code = code.strip_prefix("sudo ").unwrap_or(code);
+    let code = code.strip_prefix("target/release/").unwrap_or(code);
+    let words = code.strip_prefix("fence-daemon ")?.split_whitespace();
+    Some(words.take_while(|word| !matches!(*word, "#" | "|")).collect())
+}
+
+#[test]
+fn every_command_in_the_pages_is_one_that_there_is() {
+    let mut found = 0;
+    for (page, text) in pages() {
+        for line in text.lines() {
+            for arguments in code(line).into_iter().filter_map(arguments) {
+                found += 1;
+                if let Err(error) = Cli::read(std::iter::once("fence-daemon").chain(arguments)) {
+                    assert_eq!(error.kind(), ErrorKind::DisplayHelp, "{page}: {line}: {error}");
+                }
+            }
+        }
+    }
+    assert!(found > 30, "only {found} commands: the pages are read wrongly");
+}
