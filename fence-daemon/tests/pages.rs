@@ -1,16 +1,18 @@
 //! Each command of ours that a page for people names is one that the program takes.
 
+use std::io;
 use std::path::Path;
 
 use clap::error::ErrorKind;
 use fence_daemon::cli::Cli;
 
 /// The pages for people, and their names.
-fn pages() -> Vec<(String, String)> {
+fn pages() -> io::Result<Vec<(String, String)>> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let docs = std::fs::read_dir(top.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let pages = docs.filter(|path| path.extension().is_some_and(|end| end == "md")).chain([top.join("README.md")]);
-    pages.map(|path| (path.display().to_string(), std::fs::read_to_string(&path).unwrap())).collect()
+    let docs = std::fs::read_dir(top.join("docs"))?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let pages = docs.into_iter().filter(|path| path.extension().is_some_and(|end| end == "md"));
+    let text = |path: std::path::PathBuf| Ok((path.display().to_string(), std::fs::read_to_string(&path)?));
+    pages.chain([top.join("README.md")]).map(text).collect()
 }
 
 /// What is code in a line of Markdown: all of an indented or prompted one, what stands between backticks in any other.
@@ -33,7 +35,7 @@ fn arguments(code: &str) -> Option<Vec<&str>> {
 #[test]
 fn every_command_in_the_pages_is_one_that_there_is() {
     let mut found = 0;
-    for (page, text) in pages() {
+    for (page, text) in pages().unwrap() {
         for line in text.lines() {
             for arguments in code(line).into_iter().filter_map(arguments) {
                 found += 1;
