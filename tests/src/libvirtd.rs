@@ -132,7 +132,11 @@ impl Libvirtd {
         run(self.hypervisor.space(), Command::new("virsh").args(["-q", "-c", uri]).args(arguments), COMMAND_LIMIT)
             .and_then(Finished::success)
             .with_context(|| format!("virsh -c {uri} {}", arguments.join(" ")))
-            .with_context(|| format!("libvirtd's log: {}", self.process.stderr().text()))
+            .with_context(|| {
+                let ended = matches!(self.process.ends_within(Duration::ZERO), Ok(true));
+                let log = self.process.stderr().text();
+                format!("libvirtd {}, its log: {log}", if ended { "has ended" } else { "runs" })
+            })
     }
 
     /// Defines a domain, replacing one of that name.
