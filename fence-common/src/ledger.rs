@@ -8,8 +8,8 @@
 //! # Two clients at one place
 //!
 //! All clients of a guest are called back at the same address and port, its *place*, and none says who it is: a connection there reaches
-//! whoever listens at that moment. It must not bring him somebody else's answer, and who asks beside another must lose nothing. Of stock
-//! clients this is known (seen on Debian's 4.12.1; a test runs two of them):
+//! whoever listens at that moment. It must not bring him somebody else's answer, and who waits for his own should not lose it to who asks
+//! beside him. Of stock clients this is known (seen on Debian's 4.12.1; a test runs several at once):
 //!
 //! * One listens, and only then sends its datagrams; then it takes one connection, stops listening, and only then speaks. It sends nothing
 //!   after that.
@@ -23,8 +23,9 @@
 //!
 //! What had arrived by then supersedes even after the claim, whenever it is read: a datagram has its time before it can be read (the kernel
 //! program's record is not complete yet, the stack has not brought it to the socket), and the reply waits for another look. What is read before the
-//! claim supersedes whatever its time says, which a clock that is set may make wrong at the socket. Between the peer's first word, which would do
-//! for the argument, and the end of the authentication there is a round trip for a datagram that another queue of the guest's network
+//! claim supersedes whatever its time says, which a clock that is set may make wrong at the socket. So of two clients the first is abandoned
+//! where the second one's request comes in the millisecond between its connection and its claim. The peer's first word would be the end of
+//! that by the argument above; the round trip from there to the end of the authentication is for a datagram that another queue of the guest's network
 //! card has held back. Where the peer need not speak (`auth = "none"`) nothing is known of when it has sent, and the book stays open until the reply.
 //!
 //! A request that is read after one of its place that arrived later (the ring and the socket have no common order) is *outdated*: its client is
@@ -317,7 +318,7 @@ mod tests {
     fn serve(ledger: &mut Ledger, now: u64, id: RequestId, caller: SocketAddr) -> Ticket {
         match ledger.arrive(now, id, caller, now) {
             Arrival::Serve(ticket) => ticket,
-            other => panic!("{id:?} from {caller} is {other:?}"),
+            other @ (Arrival::Duplicate | Arrival::Outdated) => panic!("{id:?} from {caller} is {other:?}"),
         }
     }
 
