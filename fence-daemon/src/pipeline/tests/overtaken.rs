@@ -1,0 +1,123 @@
+//! Two clients at one call-back address and port: nobody is told what another one has asked, and who asks beside takes nothing away.
+
+use super::*;
+
+/// When something newer from the same place arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newer {
+    BeforeAuthentication,
+    AfterAuthentication,
+}
+
+/// A client authenticates, and when the daemon looks for the `nth` time for what waits to be read, it finds a newer request from the
+/// same place. Returns what the client whom it has connected to is told; the newer one always has its own answer.
+async fn overtaken_at_the(nth: usize, newer: Newer) -> Vec<u8> {
+    let (backlog, mut questions) = Backlog::new();
+    let name = format!("overtaken-{nth}-{newer:?}");
+    let (pipeline, _, _dir) = pipeline_behind(&name, Groups::Everyone, backlog).await;
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::DevStatus, "", 1, caller));
+    let (mut old, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    let early = request(Op::Off, "nobody", 2, caller);
+    authenticate(&mut old).await;
+    for look in 1..=nth {
+        let question = timeout(SOON, questions.next()).await.unwrap();
+        if look == nth {
+            let late = request(Op::Off, "nobody", 2, caller);
+            pipeline.accept(if newer == Newer::BeforeAuthentication { early.clone() } else { late });
+        }
+        drop(question);
+    }
+    drop(questions);
+    let mut answer = Vec::new();
+    timeout(SOON, old.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Failure.to_wire()]);
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_overtaken_is_never_claimed() {
+    for newer in [Newer::BeforeAuthentication, Newer::AfterAuthentication] {
+        let answer = overtaken_at_the(1, newer).await;
+        assert_eq!(answer, b"", "{newer:?}: the answer to `monitor` would be taken for that to `off`");
+    }
+}
+
+/// The first client is gone, the next one listens there and asks for something else; it is not known then whose connection it is that we hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_had_arrived_before_the_authentication_overtakes_a_claimed_request_too() {
+    assert_eq!(overtaken_at_the(2, Newer::BeforeAuthentication).await, b"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_at_the_place_of_an_authenticated_client_takes_nothing_away_from_it() {
+    assert_eq!(overtaken_at_the(2, Newer::AfterAuthentication).await, [Reply::Success.to_wire()]);
+}
+
+/// A client that need not speak may have sent its request after our connection to it came about.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_authentication_a_newer_request_overtakes_until_the_answer() {
+    let (backlog, mut questions) = Backlog::new();
+    let (mut pipeline, _, _dir) = pipeline_behind("overtaken-none", Groups::Everyone, backlog).await;
+    Arc::get_mut(&mut pipeline.shared).unwrap().callback = Callback::new(HashKind::None);
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::DevStatus, "", 1, caller));
+    let (mut old, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    drop(timeout(SOON, questions.next()).await.unwrap());
+    let before_the_reply = timeout(SOON, questions.next()).await.unwrap();
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    drop((before_the_reply, questions));
+    let mut answer = Vec::new();
+    timeout(SOON, old.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"");
+}
+
+/// The ring and the socket have no common order.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_behind_something_newer_is_not_called_back() {
+    let (pipeline, _, _dir) = pipeline("outdated", Groups::Everyone).await;
+    let (listener, caller) = listen().await;
+    let older = request(Op::DevStatus, "", 1, caller);
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    pipeline.accept(older);
+    // Neither brings an answer to the other's client: the newer one waits for its turn, and would ask again.
+    assert_eq!(pipeline.shared.ledger().serving(), 1);
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Failure.to_wire()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_back_ends_when_its_request_is_overtaken() {
+    let (pipeline, _, _dir) = pipeline("ends", Groups::Everyone).await;
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::DevStatus, "", 1, caller));
+    let (mut silent, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    pipeline.accept(request(Op::Off, "nobody", 2, caller));
+    let end = timeout(crate::callback::EXCHANGE_LIMIT / 2, silent.read(&mut [0; 1])).await;
+    assert_eq!(end.unwrap().unwrap(), 0, "closed");
+    assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Failure.to_wire()]);
+    let nothing_left = async {
+        while !pipeline.shared.newest.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, nothing_left).await.unwrap();
+    assert_eq!(pipeline.shared.ledger().serving(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waited_too_long_supersedes_all_the_same() {
+    let (pipeline, hypervisors, _dir) = pipeline("late-newer", Groups::Everyone).await;
+    let (listener, caller) = listen().await;
+    pipeline.accept(request(Op::Off, "one", 1, caller));
+    let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    // Somebody else listens here now, and has sent this before taking that call-back.
+    let newer = request(Op::Status, "one", 2, caller);
+    pipeline.accept(newer.dangerous_older_for_test(BEGIN_WITHIN + Duration::from_millis(1)));
+    authenticate(&mut stream).await;
+    let mut answer = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.is_empty(), "it is told what another one has asked: {answer:?}");
+    let one = hypervisors.list().await.domains.into_iter().find(|domain| domain.name == "one").unwrap();
+    assert_eq!(one.state, 1, "fenced on the word of another one");
+}
