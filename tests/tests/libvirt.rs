@@ -37,6 +37,9 @@ mod records;
 #[path = "libvirt/site.rs"]
 mod site;
 #[cfg(test)]
+#[path = "libvirt/snapshots.rs"]
+mod snapshots;
+#[cfg(test)]
 #[path = "libvirt/strays.rs"]
 mod strays;
 #[cfg(test)]

@@ -1,0 +1,71 @@
+//! Machines that go back to what they were.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use fence_tests::machine::Machine;
+use fence_tests::process::{Process, poll_until};
+use fence_tests::qemu;
+use fence_tests::witness::Witness;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::site::{SOON, Site};
+
+/// A disk image that can hold snapshots, of 1 MiB and without anything in it.
+fn snapshot_disk() -> Vec<u8> {
+    const CLUSTER: usize = 1 << 16;
+    // Cluster 0 is the header, 1 the table of reference counts, 2 the counts of these four, 3 the table of the tables of what is there.
+    let mut image = vec![0; 4 * CLUSTER];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb\0\0\0\x02");
+    put(20, &16_u32.to_be_bytes());
+    put(24, &(1_u64 << 20).to_be_bytes());
+    put(36, &1_u32.to_be_bytes());
+    put(40, &(3 * CLUSTER as u64).to_be_bytes());
+    put(48, &(CLUSTER as u64).to_be_bytes());
+    put(56, &1_u32.to_be_bytes());
+    put(CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
+    put(2 * CLUSTER, &[0, 1, 0, 1, 0, 1, 0, 1]);
+    image
+}
+
+/// libvirt ends its process and starts another, which goes on where the snapshot was made.
+#[test]
+fn a_machine_that_goes_back_to_a_snapshot_is_not_off_by_the_death_of_its_process() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let disk = site.hypervisor.write("back.qcow2", &snapshot_disk())?;
+    let machine = Machine::new("back").disk(&disk, "threads").xml()?.replace("type='raw'", "type='qcow2'");
+    site.libvirtd.define(qemu::URI, "back", &machine)?;
+    site.libvirtd.start_domain(qemu::URI, "back")?;
+    site.libvirtd.virsh(qemu::URI, &["snapshot-create-as", "back", "before"])?;
+    site.server.wait_domain("back", "running")?;
+    let old = site.machine("back")?;
+    // It does not end when it is asked to.
+    let pid = Pid::from_raw(i32::try_from(old.pid)?);
+    kill(pid, Signal::SIGSTOP)?;
+    let mut revert = Command::new("virsh");
+    revert.args(["-q", "-c", qemu::URI, "snapshot-revert", "back", "before", "--force"]);
+    let revert = Process::start(site.hypervisor.space(), &mut revert)?;
+    let record = site.hypervisor.outside("/run/libvirt/qemu/back.xml");
+    poll_until("the way back", SOON, || {
+        ensure!(!revert.ends_within(Duration::ZERO)?, "{}", revert.stderr().text());
+        Ok(std::fs::read_to_string(&record)?.contains("async='start'").then_some(()))
+    })?;
+    let position = site.server.log_position();
+    let off = site.observer.start("off", "back")?;
+    poll_until("what is done about it", SOON, || {
+        let left =
+            site.server.wait_log(position, Duration::ZERO, |line| line.contains("left to libvirt").then_some(()));
+        Ok((left.is_some() || old.is_dead()?).then_some(()))
+    })?;
+    // Gone already if it was killed.
+    let _ = kill(pid, Signal::SIGCONT);
+    let answer = off.finish()?;
+    let way_back = revert.finish(SOON)?;
+    let lives = Witness::of_all(&site.hypervisor, "back")?.iter().any(|now| !now.is_dead().unwrap_or(false));
+    ensure!(answer.code != Some(0) || !lives, "FALSE SUCCESS, {way_back:?}: {}", site.server.log());
+    ensure!(old.is_dead()?);
+    Ok(())
+}
