@@ -117,16 +117,19 @@ pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Pre
     fn runs(seen: &Seen) -> bool {
         matches!(seen.power, Power::Active(_))
     }
-    let instances = inner.uris.iter().filter_map(|uri| uri.table.find(target)?.1.instance);
+    let instances = inner.uris.iter().filter_map(|uri| {
+        let (uuid, entry) = uri.table.find(target)?;
+        Some((uri.table.is_leaving(uuid), entry.instance?))
+    });
     // What is dead runs no longer, before libvirt has noticed as well.
-    let known: Vec<_> = instances.filter(|known| known.victim.is_none() || known.living().is_some()).collect();
-    let is_arriving = |known: &Instance| known.is_arriving();
+    let known: Vec<_> = instances.filter(|(_, known)| known.victim.is_none() || known.living().is_some()).collect();
+    // Where it comes from it can be fenced, and here it cannot; or the other way round.
+    let is_elsewhere = |(leaving, known): &(bool, Instance)| *leaving || known.is_arriving();
     let restart = inner.restarts.are_fresh(target, now);
-    if known.iter().any(|known| !is_arriving(known)) || restart == Some(true) {
+    if known.iter().any(|known| !is_elsewhere(known)) || restart == Some(true) {
         return Presence::Runs;
     }
-    // Where it comes from it can be fenced, and here it cannot.
-    if known.iter().any(is_arriving) {
+    if !known.is_empty() {
         return Presence::Unknown;
     }
     if restart == Some(false) {

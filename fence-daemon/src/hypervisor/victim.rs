@@ -318,6 +318,8 @@ impl Job {
         let kind = job.split_once("async='").and_then(|(_, rest)| rest.split_once('\'')).map(|(kind, _)| kind);
         match kind {
             Some("migration out") => Self::Leaving,
+            // By post-copy it runs here, and whatever becomes of it, never there again.
+            Some("migration in") if head.contains(" state='running' reason='post-copy") => Self::None,
             Some("migration in") => Self::Arriving,
             // Not "save": what is killed at its end would be resumed from the image, by whoever starts it.
             Some("none" | "dump" | "snapshot" | "backup") => here,
@@ -461,6 +463,12 @@ mod tests {
                 let status = status(job).replace("'running' reason='booted'", &format!("'paused' reason='{reason}'"));
                 assert_eq!(Job::of(&status), meaning, "{status}");
             }
+        }
+        let arrived = status("<job type='none' async='migration in' phase='finish3'/>");
+        for (reason, meaning) in
+            [("migrated", Job::Arriving), ("post-copy", Job::None), ("post-copy failed", Job::None)]
+        {
+            assert_eq!(Job::of(&arrived.replace("booted", reason)), meaning, "{reason}");
         }
         let starting = status("<job type='none' async='start'/>");
         assert_eq!(Job::of(&starting), Job::Unknown, "back to a snapshot");

@@ -198,11 +198,16 @@ fn a_machine_that_runs_there_already_is_not_ours_to_kill() -> Result<()> {
     let [here, there] = hosts()?;
     here.start_heavy(&there, "early")?;
     let process = here.site.machine("early")?;
-    let (_migration, twin) = here.hand_over(&there, "early")?;
+    let (migration, twin) = here.hand_over(&there, "early")?;
     let position = here.site.server.log_position();
     here.site.expect("off", "early", 1)?;
     ensure!(!process.is_dead()? && !twin.is_dead()?);
     here.site.logs(position, "it is being migrated")?;
+    here.site.logs(position, "other hosts were given time to answer first")?;
+    // There it can be fenced, and that is all of it: the process here waits for ever.
+    there.site.off_directly("early")?;
+    ensure!(twin.is_dead()? && !here.runs("early")?);
+    ensure!(ended(migration)?.code != Some(0) && !here.runs("early")?, "it has come back");
     Ok(())
 }
 
