@@ -26,9 +26,11 @@ pub fn render(config: &Config, file: &[u8]) -> String {
         line(&mut text, 2, &key, uri, is_default);
     }
     let chosen = &config.hypervisor;
+    let pause = config::in_seconds(chosen.reboot_pause);
     for (key, value) in [
         ("kill", chosen.kill.name()),
         ("reboot_method", chosen.reboot_method.name()),
+        ("reboot_pause", &pause),
         ("reboot_reply", chosen.reboot_reply.name()),
     ] {
         line(&mut text, 2, key, value, written.get(LIBVIRT, key).is_none());
@@ -176,7 +178,7 @@ mod tests {
         listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
         key_file = \"/k # y\"; key_file2 = \"/k2\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; zork = \"1\"; } }\n\
         backends { libvirt { uri2 = \"c:\"; uri1 = \"b:\"; kill = \"libvirt\"; reboot_method = \"reset\"; \
-        reboot_reply = \"on\"; } }\n\
+        reboot_pause = \"0.25\"; reboot_reply = \"on\"; } }\n\
         groups { group = \"a\" { ip = \"192.168.122.11\"; ip = \"fd00::1\"; uuid = \"node1\"; } group { ip = \"1.2.3.4\"; uuid = \"x y\"; } }";
 
     #[test]
@@ -219,6 +221,7 @@ mod tests {
             "replay_window",
             "kill",
             "reboot_method",
+            "reboot_pause",
             "reboot_reply",
         ];
         let (config, _) = parsed(MINIMAL);

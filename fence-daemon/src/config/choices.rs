@@ -1,12 +1,13 @@
 //! The keys that stock servers do not have: how domains are killed and rebooted, and how the daemon holds its own under stress.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::Mistake;
 use super::raw::clip;
 use super::resolved::{on_or_off, read};
 use super::survey::{Findings, Surveyed};
-use crate::hypervisor::{Kill, Options, RebootMethod, RebootReply};
+use crate::hypervisor::{Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, RebootMethod, RebootReply};
 use crate::process::{Priority, Stress};
 
 /// Where is kept what must outlive the process, but not the host's next boot.
@@ -81,11 +82,47 @@ pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &
         let path = Path::new(text);
         if path.is_absolute() { Ok(path.to_owned()) } else { Err(Mistake::RelativePath(clip(text))) }
     });
+    let reboot_reply = choice(libvirt, "reboot_reply", &RebootReply::ALL, RebootReply::name, findings);
     Options {
         kill: choice(libvirt, "kill", &Kill::ALL, Kill::name, findings),
         reboot_method: choice(libvirt, "reboot_method", &RebootMethod::ALL, RebootMethod::name, findings),
-        reboot_reply: choice(libvirt, "reboot_reply", &RebootReply::ALL, RebootReply::name, findings),
+        reboot_reply,
+        reboot_pause: pause(libvirt, reboot_reply, findings),
         state: Some(state),
+    }
+}
+
+/// For how long domains stay off in a reboot. Who wants to be told when they run again is told in time.
+fn pause(libvirt: &Surveyed<'_>, reply: RebootReply, findings: &mut Findings<'_>) -> Duration {
+    let most = match reply {
+        RebootReply::Off => PAUSE_MAX,
+        RebootReply::On => PAUSE_MAX_ANSWERED,
+    };
+    read(libvirt.get("reboot_pause"), Duration::ZERO, findings, |text| match seconds(text.trim()) {
+        Some(pause) if pause <= most => Ok(pause),
+        Some(pause) if pause <= PAUSE_MAX => Err(Mistake::PauseBeforeReply { value: clip(text), most }),
+        Some(_) | None => Err(Mistake::Pause { value: clip(text), most: PAUSE_MAX }),
+    })
+}
+
+/// Seconds, to the millisecond.
+fn seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) || fraction.len() > 3 {
+        return None;
+    }
+    // Not by way of a floating point number, which would be a nanosecond off.
+    let millis: u64 = format!("{fraction:0<3}").parse().ok()?;
+    Duration::from_secs(whole.parse().ok()?).checked_add(Duration::from_millis(millis))
+}
+
+/// As [`seconds`] reads them.
+#[must_use]
+pub fn in_seconds(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 => time.as_secs().to_string(),
+        millis => format!("{}.{millis:03}", time.as_secs()),
     }
 }
 
@@ -107,4 +144,25 @@ fn choice<T: Copy + Default>(
         let found = all.iter().copied().find(|choice| name(*choice).eq_ignore_ascii_case(text));
         found.ok_or_else(|| Mistake::Choice { key, value: clip(text), known: all.iter().copied().map(name).collect() })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_read_and_written() {
+        for (text, millis) in [("0", 0), ("2", 2000), ("2.5", 2500), ("0.25", 250), ("1.100", 1100), ("00.001", 1)] {
+            assert_eq!(seconds(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for millis in 0..=60_000 {
+            let time = Duration::from_millis(millis);
+            assert_eq!(seconds(&in_seconds(time)), Some(time));
+        }
+        let wrong =
+            ["", "-1", "+1", ".5", "5.", "1e1", "inf", "NaN", "2s", "1,5", "0.0001", "1.2.3", "18446744073709551616"];
+        for text in wrong {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use annotate_snippets::Level;
 
@@ -233,6 +234,22 @@ pub enum Mistake {
         /// What stands there.
         value: String,
     },
+    /// `reboot_pause` is no time, or too long a one.
+    #[error("`reboot_pause` is no time from 0 to {} seconds: \"{value}\"", most.as_secs())]
+    Pause {
+        /// What stands there.
+        value: String,
+        /// The longest that it can be.
+        most: Duration,
+    },
+    /// `reboot_pause` is longer than a client can wait that is told when the domain runs again.
+    #[error("with `reboot_reply = \"on\"` no client can wait for `reboot_pause = \"{value}\"`")]
+    PauseBeforeReply {
+        /// What stands there.
+        value: String,
+        /// The longest that it can be then.
+        most: Duration,
+    },
     /// `debug` is no number.
     #[error("\"{0}\" is no debug level")]
     Level(String),
@@ -311,6 +328,8 @@ impl Mistake {
             Self::Switch { .. } | Self::AmbiguousSwitch { .. } => "write a number".to_owned(),
             Self::Number { least, .. } => format!("not a number, or not from {least} on"),
             Self::Span { .. } => "not a time, or too short or too long".to_owned(),
+            Self::Pause { .. } => "not a number of seconds, or too many".to_owned(),
+            Self::PauseBeforeReply { most, .. } => format!("more than {} seconds", most.as_secs()),
             Self::Level(_) => "not a number".to_owned(),
             Self::NoGroup => "nobody would be permitted anything".to_owned(),
             Self::GroupLacks(_) => "this group permits nothing".to_owned(),
@@ -352,6 +371,10 @@ impl Mistake {
             Self::Switch { key, .. } => format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for off"),
             Self::AmbiguousSwitch { key, .. } => {
                 format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for what stock servers did so far")
+            }
+            Self::Pause { .. } => "write seconds, with up to three digits after the point, such as \"2.5\"".to_owned(),
+            Self::PauseBeforeReply { most, .. } => {
+                format!("write a pause of at most {} seconds, or `reboot_reply = \"off\";`", most.as_secs())
             }
             Self::Level(_) => "write a number: 0 for the usual messages, 1 and up for more".to_owned(),
             Self::NoGroup => {

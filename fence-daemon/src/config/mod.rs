@@ -28,7 +28,7 @@ use std::path::Path;
 
 use fence_common::keys::KeyPair;
 
-pub use choices::STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY;
+pub use choices::{STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY, in_seconds};
 pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
 pub use key::{KeyFileError, Unusable};
 pub use place::{Place, Source};

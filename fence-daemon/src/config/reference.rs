@@ -151,6 +151,7 @@ fn what_is_new_is_marked() {
         "strict_source",
         "kill",
         "reboot_method",
+        "reboot_pause",
         "reboot_reply",
     ];
     assert_eq!(new, ours);

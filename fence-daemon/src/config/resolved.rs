@@ -171,7 +171,7 @@ pub(super) const MULTICAST: Scope = Scope {
 };
 pub(super) const BACKENDS: Scope = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
 pub(super) const LIBVIRT: Scope =
-    Scope { keys: &["kill", "reboot_method", "reboot_reply"], numbered: &["uri"], ..NOTHING };
+    Scope { keys: &["kill", "reboot_method", "reboot_pause", "reboot_reply"], numbered: &["uri"], ..NOTHING };
 pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
 pub(super) const GROUP: Scope = Scope { keys: &["name"], lists: &["ip", "uuid"], ..NOTHING };
 

@@ -23,7 +23,7 @@ use crate::intake::socket::RequestSocket;
 use crate::observe::requests::{Recent, Requests, Timed};
 use crate::observe::sources::{self, SourceView};
 
-/// A restart that takes longer is told as a problem: as a rule libvirt does it within a second.
+/// A restart that takes longer, its pause not counted, is told as a problem: as a rule libvirt does it within a second.
 const RESTART_SLOW: Duration = Duration::from_secs(10);
 
 /// Words that a log line may have more of.
@@ -131,6 +131,7 @@ impl Inspector {
                 name: restart.name,
                 uuid: restart.uuid.to_string(),
                 waiting_ms: now.ago(restart.since),
+                pause_ms: millis(restart.not_before.since(restart.since)),
                 inherited: restart.inherited,
             })
             .collect();
@@ -227,7 +228,9 @@ fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: 
             ));
         }
     }
-    for restart in restarts.iter().filter(|restart| u128::from(restart.waiting_ms) > RESTART_SLOW.as_millis()) {
+    let is_slow =
+        |restart: &&Restart| u128::from(restart.waiting_ms.saturating_sub(restart.pause_ms)) > RESTART_SLOW.as_millis();
+    for restart in restarts.iter().filter(is_slow) {
         let (name, seconds) = (restart.name.escape_debug(), restart.waiting_ms / 1000);
         problems.push(format!(
             "{name} was rebooted and is not started again since {seconds} s: see whether `virsh -c {} start {name}` works",

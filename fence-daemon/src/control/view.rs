@@ -246,6 +246,8 @@ pub struct Restart {
     pub uuid: String,
     /// For how long it waits.
     pub waiting_ms: u64,
+    /// How much of that is its pause, in which it stays off in any case.
+    pub pause_ms: u64,
     /// Whether an earlier daemon has left it.
     pub inherited: bool,
 }

@@ -421,6 +421,7 @@ impl Change {
                 source: Source::Definition,
                 // One that has just died, and libvirt has not noticed, is not "on already".
                 dead: self.inner.uris.get(number).and_then(|uri| uri.table.dead_instance(uuid)),
+                died: None,
                 kept: None,
                 inherited: false,
             })

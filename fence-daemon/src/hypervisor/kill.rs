@@ -67,7 +67,7 @@ pub(super) async fn kill(
         (true, false) => xml(uri, domain).await,
         _ => Source::Definition,
     };
-    let mut plan = Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), source.xml());
+    let plan = Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), source.xml());
     let kept = if reboot {
         let kept = inner.records.write(&plan);
         fault::point(Point::AfterRecord);
@@ -115,11 +115,7 @@ pub(super) async fn kill(
     }
     fault::point(Point::AfterProof);
     let kept = match (kept, &off) {
-        (Some(kept), Off::Proven { .. }) => {
-            plan.killed = true;
-            // In the first one's place, or that stays.
-            Some(inner.records.write(&plan).unwrap_or(kept))
-        }
+        (Some(kept), Off::Proven { at, .. }) => Some(inner.records.confirm(plan, kept, *at)),
         (kept, _) => kept,
     };
     Some(Killed { off, record, kept })

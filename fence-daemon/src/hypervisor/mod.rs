@@ -15,7 +15,7 @@
 //!   each other. A dead or hung URI costs the others nothing (`connection`).
 //! - **Answers are in time**: `Limits::act` for everything. A call that has not begun by `Limits::begin` is never made; one that has
 //!   begun stays in force, and its domain's lock stays held until it ends, so that a late kill cannot hit what a later request has started.
-//! - **A reboot's restart** happens in the background (`restart`); an `off` that comes later ends it.
+//! - **A reboot's restart** happens in the background (`restart`), not before its `pause` is over; an `off` that comes later ends it.
 
 mod act;
 mod connection;
@@ -31,6 +31,7 @@ mod lost;
 mod migration;
 mod off;
 mod outcome;
+mod pause;
 mod pool;
 mod probe;
 mod record;
@@ -65,6 +66,7 @@ pub use self::domain::{State, Unproven};
 pub use self::duel::Asker;
 pub use self::error::{CallError, LibvirtError};
 pub use self::outcome::{Detail, Identity, Outcome};
+pub use self::pause::{PAUSE_MAX, PAUSE_MAX_ANSWERED};
 pub use self::probe::probe;
 pub use self::view::{DomainState, DomainView, RestartView, UriView};
 
@@ -137,6 +139,8 @@ pub struct Options {
     pub reboot_method: RebootMethod,
     /// When a reboot is answered.
     pub reboot_reply: RebootReply,
+    /// For how long they stay off in between, at least. A reset has no pause.
+    pub reboot_pause: Duration,
     /// Where restarts that are still to be done are written down; nowhere if `None`.
     pub state: Option<PathBuf>,
 }
@@ -154,6 +158,7 @@ struct Inner {
     kill: Kill,
     reboot_method: RebootMethod,
     reboot_reply: RebootReply,
+    reboot_pause: Duration,
     records: Records,
     locks: Locks,
     restarts: Restarts,
@@ -236,7 +241,7 @@ impl Hypervisors {
             tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
         }
         let (locks, restarts) = (Locks::default(), Restarts::default());
-        let Options { kill, reboot_method, reboot_reply, state } = options;
+        let Options { kill, reboot_method, reboot_reply, reboot_pause, state } = options;
         let records = Records::new(state);
         let inner = Inner {
             uris,
@@ -244,6 +249,7 @@ impl Hypervisors {
             kill,
             reboot_method,
             reboot_reply,
+            reboot_pause,
             records,
             locks,
             restarts,
@@ -326,6 +332,8 @@ impl Hypervisors {
     /// Waits for pending restarts, then closes the connections; at most for `bound`. To be called when nothing else is in flight.
     pub async fn shutdown(&self, bound: Duration) {
         let by = Instant::now() + bound;
+        // There must be time for the start: who waits for one that is to stop for good must not find his domain off.
+        self.inner.restarts.end_pauses(Instant::now() + bound / 2);
         let restarted = async {
             while !self.inner.restarts.waiting().is_empty() {
                 sleep(SHUTDOWN_LOOK).await;

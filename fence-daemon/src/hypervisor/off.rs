@@ -100,8 +100,12 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
             (Ok(off), record, kept, id, by_libvirt)
         }
         None => {
-            let kept = if reboot { foresee(&inner, uri, &domain) } else { None };
+            let foreseen = if reboot { foresee(&inner, uri, &domain) } else { None };
             let result = by_libvirt(uri, uuid, reboot, begin_by).await;
+            let kept = foreseen.map(|(record, kept)| match &result {
+                Ok(Off::Proven { at, .. }) => inner.records.confirm(record, kept, *at),
+                _ => kept,
+            });
             let destroyed = !uri.is_in_process() && !matches!(result, Ok(Off::Already(_) | Off::Gone | Off::MovedAway));
             (result, None, kept, None, destroyed)
         }
@@ -127,7 +131,7 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         Ok(Off::MovedAway) => Outcome::failure(Detail::MovedAway),
         Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
         Ok(Off::Proven { was, at, source }) => {
-            let plan = Some(Plan { place: number, domain, source, dead, kept, inherited: false });
+            let plan = Some(Plan { place: number, domain, source, dead, died: Some(at), kept, inherited: false });
             return At { outcome: Outcome::off(at, Detail::Rebooting { was }), plan, record, by_libvirt };
         }
         Ok(Off::Unproven { was, why }) => Outcome::failure(Detail::NotProvenOff { was, why }),
@@ -183,12 +187,13 @@ fn may_overrule(driver: Option<Driver>, off: &Result<Off, CallError>) -> bool {
 
 /// Writes down what the next daemon needs if this one dies while libvirt destroys a domain that is to be started again. Of a transient one
 /// nothing can be said before its XML is known, which is when it is about to be destroyed.
-fn foresee(inner: &Inner, uri: &Uri, domain: &Identity) -> Option<Kept> {
+fn foresee(inner: &Inner, uri: &Uri, domain: &Identity) -> Option<(Record, Kept)> {
     let entry = uri.table.get(domain.uuid).filter(|entry| entry.persistent)?;
     let instance = entry.instance?.id;
-    let kept = inner.records.write(&Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance), None));
+    let record = Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance), None);
+    let kept = inner.records.write(&record);
     fault::point(Point::AfterRecord);
-    kept
+    Some((record, kept?))
 }
 
 /// One outcome of several: a success only if all are.

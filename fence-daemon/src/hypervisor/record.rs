@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::clock::Moment;
+
 /// The form of what is written; another one is not read.
 const VERSION: u32 = 1;
 /// What is older was left behind by a daemon that has been away for long: by now somebody has seen to it, or wants it off.
@@ -34,6 +36,9 @@ pub(super) struct Record {
     /// Whether it was proven dead: until then it may have ended in another way, and must not be brought back by what is known here alone.
     #[serde(default)]
     pub(super) killed: bool,
+    /// When that was, in nanoseconds since the host's boot.
+    #[serde(default)]
+    pub(super) died: Option<u64>,
     /// A transient domain's XML; a persistent one starts from its definition.
     pub(super) xml: Option<Zeroizing<String>>,
 }
@@ -41,7 +46,14 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn new(uri: &str, uuid: Uuid, name: &str, instance: Option<u32>, xml: Option<&str>) -> Self {
         let (uri, name, xml) = (uri.to_owned(), name.to_owned(), xml.map(|xml| Zeroizing::new(xml.to_owned())));
-        Self { version: VERSION, uri, uuid, name, instance, killed: false, xml }
+        Self { version: VERSION, uri, uuid, name, instance, killed: false, died: None, xml }
+    }
+
+    /// The same of a domain that has died at `at`.
+    pub(super) fn of_dead(mut self, at: Option<Moment>) -> Self {
+        self.killed = true;
+        self.died = at.map(Moment::nanos);
+        self
     }
 }
 
@@ -83,6 +95,12 @@ impl Records {
             tracing::warn!(%directory, %error, "this reboot will be forgotten if this daemon dies before it is done");
         })
         .ok()
+    }
+
+    /// The domain of `record`, which was written before the kill, has died at `at`.
+    pub(super) fn confirm(&self, record: Record, kept: Kept, at: Moment) -> Kept {
+        // In the first one's place, or that stays.
+        self.write(&record.of_dead(Some(at))).unwrap_or(kept)
     }
 
     /// The records that dead daemons have left, which are ours now.

@@ -1,7 +1,7 @@
 //! Starting a domain again after a reboot's off is proven, in the background.
 //!
 //! A pending restart belongs to its domain's lock: it is entered, attempted and removed only while that lock is held. So an `off`
-//! that holds the lock and removes it knows that no attempt is under way and that none will follow.
+//! that holds the lock and removes it knows that no attempt is under way and that none will follow. Nobody holds the lock while it pauses.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use super::domain::{self, Source, Started};
 use super::error::CallError;
 use super::link::Lane;
 use super::outcome::Identity;
+use super::pause;
 use super::record::{Kept, Record};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -40,6 +41,8 @@ pub(super) struct Plan {
     pub(super) source: Source,
     /// The instance that was killed, where libvirt may not have noticed yet.
     pub(super) dead: Option<u32>,
+    /// When it died, if that is known.
+    pub(super) died: Option<Moment>,
     /// Its record on disk.
     pub(super) kept: Option<Kept>,
     /// Whether another daemon has left it, which may have died before it killed.
@@ -57,9 +60,7 @@ impl Plan {
     /// What the next daemon would need.
     fn record(&self) -> Record {
         let domain = &self.domain;
-        let mut record = Record::new(&domain.uri, domain.uuid, &domain.name, self.dead, self.source.xml());
-        record.killed = true;
-        record
+        Record::new(&domain.uri, domain.uuid, &domain.name, self.dead, self.source.xml()).of_dead(self.died)
     }
 
     /// Tries once, with the domain's lock held.
@@ -92,14 +93,26 @@ impl Plan {
 struct Pending {
     plan: Arc<Plan>,
     since: Moment,
+    not_before: Moment,
+}
+
+/// A pending restart, to be looked at.
+pub(super) struct Waiting {
+    pub(super) domain: Identity,
+    /// Since when it stands.
+    pub(super) since: Moment,
+    /// Until then it stays off.
+    pub(super) not_before: Moment,
+    /// Whether another daemon has left it.
+    pub(super) inherited: bool,
 }
 
 /// The pending restarts by URI index and UUID.
 #[derive(Default)]
 pub(super) struct Restarts {
     pending: Mutex<HashMap<(usize, Uuid), Pending>>,
-    /// Told when one is done, given up or superseded.
-    news: watch::Sender<()>,
+    /// Told when one is done, given up or superseded, and when no pause may be longer than until this moment, as the daemon is to end.
+    news: watch::Sender<Option<Instant>>,
     /// Domains that were asked to be off while something else was being done to them, which may be a reboot that cannot kill.
     unwanted: Mutex<HashSet<Target>>,
 }
@@ -136,7 +149,7 @@ impl Restarts {
         if let Some(kept) = pending.as_ref().and_then(|pending| pending.plan.kept.as_ref()) {
             kept.remove();
         }
-        self.news.send_replace(());
+        self.news.send_modify(|_| ());
         pending.is_some()
     }
 
@@ -171,10 +184,33 @@ impl Restarts {
         self.pending().values().map(|pending| pending.plan.domain.clone()).collect()
     }
 
-    /// The same, each with since when it waits, and whether another daemon has left it.
-    pub(super) fn pending_since(&self) -> Vec<(Identity, Moment, bool)> {
-        let told = |pending: &Pending| (pending.plan.domain.clone(), pending.since, pending.plan.inherited);
+    /// The same, with all that is known of each.
+    pub(super) fn waits(&self) -> Vec<Waiting> {
+        let told = |pending: &Pending| Waiting {
+            domain: pending.plan.domain.clone(),
+            since: pending.since,
+            not_before: pending.not_before,
+            inherited: pending.plan.inherited,
+        };
         self.pending().values().map(told).collect()
+    }
+
+    /// The daemon is to end: no pause may be longer than until `by`.
+    pub(super) fn end_pauses(&self, by: Instant) {
+        self.news.send_replace(Some(by));
+    }
+
+    /// Waits until `not_before`, or the end of all pauses, or until `plan` no longer stands.
+    async fn pause(&self, plan: &Arc<Plan>, not_before: Moment) {
+        let end = Instant::now() + not_before.since(Moment::now());
+        let mut news = self.news.subscribe();
+        loop {
+            let last = *news.borrow_and_update();
+            let by = last.map_or(end, |last| last.min(end));
+            if !self.stands(plan) || !matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {
+                return;
+            }
+        }
     }
 }
 
@@ -197,10 +233,11 @@ pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
     if plan.kept.is_none() {
         plan.kept = inner.records.write(&plan.record());
     }
-    let plan = Arc::new(plan);
-    let pending = Pending { plan: Arc::clone(&plan), since: Moment::now() };
+    let (plan, since) = (Arc::new(plan), Moment::now());
+    let not_before = pause::end(inner.reboot_pause, plan.died);
+    let pending = Pending { plan: Arc::clone(&plan), since, not_before };
     inner.restarts.pending().insert((plan.place, plan.domain.uuid), pending);
-    tokio::spawn(carry_out(Arc::clone(inner), plan));
+    tokio::spawn(carry_out(Arc::clone(inner), plan, not_before));
 }
 
 /// Takes over the restarts that dead daemons have left. Before any request is served: a later `off` must find them.
@@ -221,15 +258,21 @@ pub(super) fn inherit(inner: &Arc<Inner>) {
             continue;
         }
         let source = record.xml.clone().map_or(Source::Definition, Source::Xml);
-        schedule(inner, Plan { place, domain, source, dead: record.instance, kept: Some(kept), inherited: true });
+        let (dead, died) = (record.instance, record.died.map(Moment::from_ktime));
+        schedule(inner, Plan { place, domain, source, dead, died, kept: Some(kept), inherited: true });
     }
 }
 
-/// Tries until the domain runs, the restart is superseded, or its time is over.
-async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>) {
+/// Tries, from `not_before` on, until the domain runs, the restart is superseded, or its time is over.
+async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>, not_before: Moment) {
     let (place, uuid) = (plan.place, plan.domain.uuid);
     let begun = Instant::now();
-    let until = begun + inner.limits.restart;
+    let pause = not_before.since(Moment::now());
+    if !pause.is_zero() {
+        tracing::info!(domain = %plan.domain, ?pause, "off, and to be started again after the pause");
+        inner.restarts.pause(&plan, not_before).await;
+    }
+    let until = Instant::now() + inner.limits.restart;
     let mut pause = PAUSE_MIN;
     loop {
         let lock = inner.locks.uuid(uuid).await;

@@ -20,6 +20,7 @@ mod choices;
 mod duels;
 mod inherited;
 mod outages;
+mod pauses;
 mod presence;
 
 /// Short enough for tests, long enough for a loaded machine to tell a wait from none.
@@ -290,7 +291,10 @@ async fn pend(h: &Hypervisors, domain: &str, number: u128, source: Source) {
     let uuid = Uuid::from_u128(number);
     let identity = Identity { uri: Arc::clone(&h.inner.uris[0].text), uuid, name: domain.to_owned() };
     let held = h.inner.locks.uuid(uuid).await;
-    restart::schedule(&h.inner, Plan { place: 0, domain: identity, source, dead: None, kept: None, inherited: false });
+    restart::schedule(
+        &h.inner,
+        Plan { place: 0, domain: identity, source, dead: None, died: None, kept: None, inherited: false },
+    );
     drop(held);
     // The first attempt fails at once, the next is a while off.
     sleep(Duration::from_millis(100)).await;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::Hypervisors;
 use super::connection::Uri;
+use super::restart::Waiting;
 use super::table::Entry;
 use crate::clock::Moment;
 
@@ -77,6 +78,8 @@ pub struct RestartView {
     pub uuid: Uuid,
     /// Since when.
     pub since: Moment,
+    /// Until when it stays off in any case.
+    pub not_before: Moment,
     /// Whether an earlier daemon has left it.
     pub inherited: bool,
 }
@@ -91,14 +94,15 @@ impl Hypervisors {
     /// The domains that wait for their restart.
     #[must_use]
     pub fn restarts(&self) -> Vec<RestartView> {
-        let pending = self.inner.restarts.pending_since();
-        let mut restarts: Vec<_> = pending
+        let waits = self.inner.restarts.waits();
+        let mut restarts: Vec<_> = waits
             .into_iter()
-            .map(|(domain, since, inherited)| RestartView {
+            .map(|Waiting { domain, since, not_before, inherited }| RestartView {
                 uri: domain.uri,
                 name: domain.name,
                 uuid: domain.uuid,
                 since,
+                not_before,
                 inherited,
             })
             .collect();

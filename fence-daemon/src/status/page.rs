@@ -148,8 +148,16 @@ fn is_active(domain: &Domain) -> bool {
 fn restarts(report: &Report) -> Table {
     let mut table = Table::new([flexible("DOMAIN", 12), flexible("URI", 12), text("WAITING FOR"), text("")]);
     for restart in &report.restarts {
-        let left = if restart.inherited { "left by an earlier daemon" } else { "" };
-        table.row([plain(&restart.name), plain(&restart.uri), (Look::Warn, span(restart.waiting_ms)), dim(left)]);
+        let pause = restart.pause_ms.saturating_sub(restart.waiting_ms);
+        let look = if pause > 0 { Look::Dim } else { Look::Warn };
+        let mut notes = Vec::new();
+        if pause > 0 {
+            notes.push(format!("paused for another {}", span(pause)));
+        }
+        if restart.inherited {
+            notes.push("left by an earlier daemon".to_owned());
+        }
+        table.row([plain(&restart.name), plain(&restart.uri), (look, span(restart.waiting_ms)), dim(notes.join(", "))]);
     }
     table
 }
@@ -464,6 +472,16 @@ mod tests {
                 assert_eq!(page.contains('\x1b'), colours);
             }
         }
+    }
+
+    #[test]
+    fn a_restart_that_pauses_says_for_how_long() {
+        let mut report = example();
+        let [restart] = report.restarts.as_mut_slice() else { panic!("one restart") };
+        (restart.waiting_ms, restart.pause_ms, restart.inherited) = (12_000, 42_000, true);
+        let page = render(&report, Screen::PLAIN);
+        let row = words(section(&page, "To be started again")[0]).join("|");
+        assert_eq!(row, "node3|qemu:///system|12 s|paused for another 30 s, left by an earlier daemon");
     }
 
     #[test]

@@ -1,17 +1,24 @@
 //! Restarts that a daemon has left behind when it died.
 
 use super::*;
+use crate::clock::Moment;
 use crate::hypervisor::record::{Record, Records};
 use crate::scratch::Scratch as Directory;
 
-/// What a daemon leaves that dies after it has written down to restart these: name, UUID, number of the instance, XML.
-fn left_behind(directory: &Directory, uri: &str, restarts: &[(&str, u128, Option<u32>, Option<&str>)]) -> Options {
+/// Name, UUID, number of the instance, XML.
+type Left<'l> = (&'l str, u128, Option<u32>, Option<&'l str>);
+
+/// What a daemon leaves that dies after it has written down to restart these.
+fn left_behind(directory: &Directory, uri: &str, restarts: &[Left<'_>]) -> Options {
+    left_behind_by(directory, uri, restarts, None)
+}
+
+/// The same of a daemon that has written down when they died.
+pub(super) fn left_behind_by(directory: &Directory, uri: &str, restarts: &[Left<'_>], died: Option<Moment>) -> Options {
     let state = Some(directory.path().join("state"));
     let records = Records::new(state.clone());
     for (name, uuid, instance, xml) in restarts {
-        let mut record = Record::new(uri, Uuid::from_u128(*uuid), name, *instance, *xml);
-        record.killed = true;
-        records.write(&record).unwrap();
+        records.write(&Record::new(uri, Uuid::from_u128(*uuid), name, *instance, *xml).of_dead(died)).unwrap();
     }
     Options { state, ..Options::default() }
 }
@@ -20,7 +27,7 @@ fn files(directory: &Directory) -> usize {
     std::fs::read_dir(directory.path().join("state")).map_or(0, Iterator::count)
 }
 
-async fn none_is_left(h: &Hypervisors, directory: &Directory) {
+pub(super) async fn none_is_left(h: &Hypervisors, directory: &Directory) {
     let begun = StdInstant::now();
     while !h.inner.restarts.waiting().is_empty() || files(directory) > 0 {
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", h.inner.restarts.waiting());
