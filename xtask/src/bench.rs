@@ -81,8 +81,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     let bench = Privilege::of_this_process().command(&program);
     let mut bench = bench.context("the bench makes namespaces and kills machines in them: run it as root")?;
     bench.arg("--daemon").arg(workspace.binary("fence-daemon", true));
-    if options.subject != Subject::Daemon && !options.only.is_empty() {
-        anyhow::bail!("`--only` is for the figures of `cargo xtask bench daemon`");
+    if !matches!(options.subject, Subject::Daemon | Subject::Clusters) && !options.only.is_empty() {
+        anyhow::bail!("`--only` is for `cargo xtask bench daemon` and `cargo xtask bench clusters`");
     }
     for figure in &options.only {
         bench.arg("--only").arg(figure);

@@ -10,7 +10,7 @@ use clap::Parser;
 use fence_tests::bench::figures::Contender;
 use fence_tests::bench::{machine, progress};
 use fence_tests::cluster::lab::Cluster;
-use fence_tests::cluster::report::{self, CONTENDERS, Results};
+use fence_tests::cluster::report::{self, CONTENDERS, PAUSE, Results};
 use fence_tests::cluster::scenario::{Scenario, play};
 use fence_tests::server::Which;
 use fence_tests::tools;
@@ -28,6 +28,9 @@ struct Arguments {
     /// One round of one scenario
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
+    /// Play this scenario alone, or several of them, as often as wanted; `--only help` lists them
+    #[arg(long, value_enum, value_name = "SCENARIO", conflicts_with_all = ["quick", "write"])]
+    only: Vec<Scenario>,
     /// Write clusters.md and its picture into this folder
     #[arg(long, value_name = "FOLDER", conflicts_with = "quick")]
     write: Option<PathBuf>,
@@ -50,8 +53,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let ours = Which::Ours(std::path::absolute(&arguments.daemon)?);
     let facts = machine::describe();
-    let (rounds, scenarios) =
-        if arguments.quick { (1, &Scenario::ALL[..1]) } else { (arguments.rounds, &Scenario::ALL[..]) };
+    let (rounds, scenarios) = match (arguments.quick, arguments.only.as_slice()) {
+        (true, _) => (1, &Scenario::ALL[..1]),
+        (false, []) => (arguments.rounds, &Scenario::ALL[..]),
+        (false, only) => (arguments.rounds, only),
+    };
     let mut results = Results::default();
     for round in 1..=rounds {
         for contender in CONTENDERS {
@@ -87,6 +93,24 @@ fn play_all(which: &Which, contender: Contender, scenarios: &[Scenario], results
             }
             Err(error) => return Err(error),
         }
+    }
+    if contender == Contender::Ours {
+        play_with_pause(which, &mut cluster, scenarios, results)?;
+    }
+    Ok(())
+}
+
+/// What nobody notices by itself, played again with a pause that lets the others miss the node.
+fn play_with_pause(which: &Which, cluster: &mut Cluster, scenarios: &[Scenario], results: &mut Results) -> Result<()> {
+    let scenarios: Vec<_> = scenarios.iter().filter(|scenario| Scenario::UNNOTICED.contains(scenario)).collect();
+    if scenarios.is_empty() {
+        return Ok(());
+    }
+    cluster.reconfigure_server(which, &[("reboot_pause", PAUSE)])?;
+    for &scenario in scenarios {
+        let timeline = play(cluster, scenario)?;
+        progress(&format!("  {}, with a pause of {PAUSE} s: {timeline}", scenario.title()));
+        results.add_with_pause(scenario, timeline);
     }
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! A whole cluster in a lab: libvirtd, a server that fences, and two containers with corosync and Pacemaker, which are online and run the
 //! service that must never run twice.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::corosync::{KEY_PATH, Member, files};
 use super::image::Image;
@@ -16,6 +19,9 @@ use crate::server::{Config, Server, Which};
 pub const SERVICE: &str = "solo";
 /// The key that all of them share: of the length that `dd bs=4k count=1` makes.
 pub const KEY: [u8; 4096] = [0x5a; 4096];
+
+/// How long a server may take to end: it finishes what it has begun.
+const ENDS: Duration = Duration::from_secs(60);
 
 /// A cluster of two. Dropping it removes it.
 #[derive(Debug)]
@@ -110,6 +116,17 @@ impl Cluster {
         let again = shell::wait_started(first, SERVICE)?;
         ensure!(name == again, "the service went from {name} to {again} with nothing broken");
         self.number(&name)
+    }
+
+    /// Ends the server and starts it again, with these keys in its backend.
+    ///
+    /// # Errors
+    /// It does not end, or does not start.
+    pub fn reconfigure_server(&mut self, which: &Which, backend: &[(&'static str, &'static str)]) -> Result<()> {
+        self.server.process().signal(Signal::SIGTERM)?;
+        ensure!(self.server.process().ends_within(ENDS)?, "the server does not end: {}", self.server.log());
+        self.config.backend = backend.to_vec();
+        self.start_server(which)
     }
 
     /// Starts the server again, when it is gone.

@@ -71,6 +71,9 @@ impl Scenario {
         Self::Restarted,
     ];
 
+    /// Those in which a node that is well is fenced, so that corosync hears of the death only afterwards.
+    pub const UNNOTICED: [Self; 3] = [Self::Unhealthy, Self::Reboot, Self::Pcs];
+
     /// For people, in a few words.
     #[must_use]
     pub fn title(self) -> &'static str {
@@ -93,18 +96,7 @@ impl Scenario {
     /// Whether the service must go on on the other node. Where corosync hears of the death only afterwards a container may be back before that, and
     /// Pacemaker may choose either.
     fn moves(self) -> bool {
-        match self {
-            Self::Unhealthy | Self::Reboot | Self::Pcs => false,
-            Self::Frozen
-            | Self::Killed
-            | Self::Unplugged
-            | Self::OffAndOn
-            | Self::Race
-            | Self::Duel
-            | Self::Hung
-            | Self::Absent
-            | Self::Restarted => true,
-        }
+        !Self::UNNOTICED.contains(&self)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reboots: nothing is said before the death, and it comes back, whatever happens in between.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use fence_tests::client::Client;
@@ -78,7 +79,7 @@ fn who_waits_for_the_start_is_told_when_it_runs() -> Result<()> {
 
 #[test]
 fn a_reset_is_told_when_it_was_done_and_spares_the_process() -> Result<()> {
-    let site = Site::new(&[qemu::URI, container::URI], &[("reboot_method", "reset")])?;
+    let site = Site::new(&[qemu::URI, container::URI], &[("reboot_method", "reset"), ("reboot_pause", "2")])?;
     let (machine, _disk) = site.with_disk("vm")?;
     let serial = site.hypervisor.path("vm.serial");
     machine.serial(&serial).start(&site.libvirtd)?;
@@ -102,6 +103,8 @@ fn a_reset_is_told_when_it_was_done_and_spares_the_process() -> Result<()> {
     site.libvirtd.virsh(qemu::URI, &["suspend", "vm"])?;
     ensure!(reset("vm")?.code == Some(0), "{}", site.server.log());
 
+    site.not_logged(position, "after the pause")?;
+
     // The driver of containers has no reset.
     container::start(&site.libvirtd, "ct")?;
     site.wait_status("ct", 0)?;
@@ -109,8 +112,68 @@ fn a_reset_is_told_when_it_was_done_and_spares_the_process() -> Result<()> {
     let position = site.server.log_position();
     site.expect("reboot", "ct", 0)?;
     site.logs(position, "killed and started instead")?;
+    site.logs(position, "after the pause")?;
     ensure!(before.is_dead()?);
     site.wait_back("ct", &before)
+}
+
+#[test]
+fn a_pause_is_kept_also_by_the_next_daemon() -> Result<()> {
+    /// Long enough for the next daemon to be there in it, on a loaded machine.
+    const PAUSE: (&str, Duration) = ("6.5", Duration::from_millis(6500));
+    let mut site = Site::new(&[qemu::URI, container::URI], &[("reboot_pause", PAUSE.0)])?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    Machine::new("transient").create_transient(&site.libvirtd)?;
+    container::start(&site.libvirtd, "ct")?;
+    let names = ["vm", "transient", "ct"];
+    let mut before = Vec::new();
+    for name in names {
+        site.wait_status(name, 0)?;
+        before.extend(Witness::of_all(&site.hypervisor, name)?);
+    }
+    ensure!(before.len() == names.len());
+    // The death comes later, so what is measured is never longer than the pause because of this.
+    let asked = Instant::now();
+    for name in names {
+        site.expect("reboot", name, 0)?;
+    }
+    site.kill_daemon()?;
+    site.next_daemon()?;
+    site.logs(0, "off, and to be started again after the pause")?;
+    for (name, before) in names.into_iter().zip(&before) {
+        site.wait_back(name, before)?;
+        let after = asked.elapsed();
+        ensure!(after >= PAUSE.1, "{name} was back after {after:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn off_and_on_do_not_wait_for_the_pause() -> Result<()> {
+    let site = Site::new(&[qemu::URI, container::URI], &[("reboot_pause", "60")])?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    container::start(&site.libvirtd, "ct")?;
+    for (uri, name) in [(qemu::URI, "vm"), (container::URI, "ct")] {
+        site.wait_status(name, 0)?;
+        let before = Witness::of_all(&site.hypervisor, name)?;
+        ensure!(before.len() == 1);
+        site.expect("reboot", name, 0)?;
+        // The same reboot.
+        site.expect("reboot", name, 0)?;
+        ensure!(Witness::of_all(&site.hypervisor, name)?.is_empty(), "{name} is to be off");
+        let position = site.server.log_position();
+        site.expect("on", name, 0)?;
+        site.wait_back(name, &before[0])?;
+        site.logs(position, "restart superseded by a later request")?;
+        site.wait_status(name, 0)?;
+
+        site.expect("reboot", name, 0)?;
+        let position = site.server.log_position();
+        site.expect("off", name, 0)?;
+        site.logs(position, "restart superseded by a later request")?;
+        ensure!(site.libvirtd.state(uri, name)? == "shut off");
+    }
+    Ok(())
 }
 
 #[test]
