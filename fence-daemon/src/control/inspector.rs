@@ -356,3 +356,24 @@ fn clip(text: String) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::example;
+
+    #[test]
+    fn a_restart_is_slow_when_it_is_late_after_its_pause() {
+        let report = example();
+        let listener = Listener { hears: true, ..report.listener };
+        let told = |waiting_ms, pause_ms| {
+            let restart = Restart { waiting_ms, pause_ms, ..report.restarts[0].clone() };
+            problems(&listener, false, &[], &[restart])
+        };
+        assert!(told(9_000, 0).is_empty() && told(42_000, 40_000).is_empty());
+        for (waiting_ms, pause_ms) in [(11_000, 0), (51_000, 40_000)] {
+            let told = told(waiting_ms, pause_ms);
+            assert!(told[0].contains("node3 was rebooted and is not started again"), "{told:?}");
+        }
+    }
+}
