@@ -267,9 +267,9 @@ pub(super) fn inherit(inner: &Arc<Inner>) {
 async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>, not_before: Moment) {
     let (place, uuid) = (plan.place, plan.domain.uuid);
     let begun = Instant::now();
-    let pause = not_before.since(Moment::now());
-    if !pause.is_zero() {
-        tracing::info!(domain = %plan.domain, ?pause, "off, and to be started again after the pause");
+    let left = not_before.since(Moment::now());
+    if !left.is_zero() {
+        tracing::info!(domain = %plan.domain, pause = ?left, "off, and to be started again after the pause");
         inner.restarts.pause(&plan, not_before).await;
     }
     let until = Instant::now() + inner.limits.restart;
