@@ -117,7 +117,7 @@ fn seconds(text: &str) -> Option<Duration> {
     Duration::from_secs(whole.parse().ok()?).checked_add(Duration::from_millis(millis))
 }
 
-/// As [`seconds`] reads them.
+/// Seconds, to the millisecond, as the file says them.
 #[must_use]
 pub fn in_seconds(time: Duration) -> String {
     match time.subsec_millis() {
