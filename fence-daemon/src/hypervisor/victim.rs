@@ -114,11 +114,20 @@ impl VictimError {
     }
 
     /// Whether libvirt speaks of a container whose controller is gone, as it does for ever after a destroy that failed because something in it
-    /// could not die. The controller's process number is the instance's number: where there is no such process, no other
-    /// instance has that number, and the first process that we know of that instance is still the one.
+    /// could not die, and when it has missed the end. The controller's process number is the instance's number: where there is no such process, no other
+    /// instance has that number, and the first process that we know of that instance is still the one. A controller that ends in peace takes its PID file
+    /// with it.
     pub(super) fn is_of_ended_controller(&self, driver: Driver, instance: u32) -> bool {
-        let Self::Pidfd { pid, error } = self else { return false };
-        driver == Driver::Lxc && u32::try_from(*pid) == Ok(instance) && error.raw_os_error() == Some(nix::libc::ESRCH)
+        driver == Driver::Lxc
+            && match self {
+                Self::Pidfd { pid, error } => {
+                    u32::try_from(*pid) == Ok(instance) && error.raw_os_error() == Some(nix::libc::ESRCH)
+                }
+                Self::Unreadable { error, .. } => {
+                    error.kind() == io::ErrorKind::NotFound && !Path::new(&format!("/proc/{instance}")).exists()
+                }
+                Self::Strange { .. } | Self::NotIt { .. } | Self::Wrapped(_) | Self::Ended(_) => false,
+            }
     }
 }
 
@@ -410,6 +419,17 @@ fn started(pid: i32) -> Result<SystemTime, VictimError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_controller_has_ended_where_its_number_is_nobodys() {
+        let gone = |error| VictimError::Unreadable { path: "/run/libvirt/lxc/ct.pid".into(), error };
+        let missing = || gone(io::ErrorKind::NotFound.into());
+        assert!(missing().is_of_ended_controller(Driver::Lxc, u32::MAX));
+        assert!(!missing().is_of_ended_controller(Driver::Lxc, std::process::id()), "somebody has the number");
+        assert!(!missing().is_of_ended_controller(Driver::Qemu, u32::MAX));
+        let forbidden = gone(io::ErrorKind::PermissionDenied.into());
+        assert!(!forbidden.is_of_ended_controller(Driver::Lxc, u32::MAX));
+    }
 
     #[test]
     fn only_the_systems_own_daemons_have_processes_that_we_know() {
