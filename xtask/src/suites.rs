@@ -79,6 +79,8 @@ impl Suite {
                     "--test",
                     "commands",
                     "--test",
+                    "pages",
+                    "--test",
                     "unit_file",
                 ],
                 &["--package", "fence-tests", "--lib", "--bins"],

@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn the_kernel_is_asked() {
         let nowhere = SocketAddrV6::new("fe80::1".parse().unwrap(), 1229, 0, i32::MAX.unsigned_abs());
-        for nobody in ["192.0.2.1:1229".parse().unwrap(), "[2001:db8::1]:1229".parse().unwrap(), nowhere.into()] {
+        for nobody in ["203.0.113.77:1229".parse().unwrap(), "[2001:db8::77]:1229".parse().unwrap(), nowhere.into()] {
             assert_eq!(macs_of(nobody).unwrap(), Vec::<Mac>::new());
         }
     }
