@@ -94,9 +94,10 @@ impl Scenario {
     }
 
     /// Whether the service must go on on the other node. Where corosync hears of the death only afterwards a container may be back before that, and
-    /// Pacemaker may choose either.
+    /// Pacemaker may choose either. So it may where its fence device has to be started first: that waits for the server that stands still, for so long
+    /// that Pacemaker thinks all of it over when the node is back.
     fn moves(self) -> bool {
-        !Self::UNNOTICED.contains(&self)
+        self != Self::Restarted && !Self::UNNOTICED.contains(&self)
     }
 }
 
