@@ -217,7 +217,8 @@ fn check(cluster: &Cluster, scenario: Scenario, seen: &[Seen], active: usize, vi
     let told = || format!("seen: {seen:#?}");
     let deaths: Vec<_> = seen.iter().filter(|one| matches!(one.event, Event::Died(_))).collect();
     // Pacemaker can take the late news of a death, when the node is back, for another one, and have it fenced once more.
-    let once_more = Scenario::UNNOTICED.contains(&scenario) && deaths.iter().all(|one| one.event == Event::Died(victim));
+    let once_more =
+        Scenario::UNNOTICED.contains(&scenario) && deaths.iter().all(|one| one.event == Event::Died(victim));
     ensure!(deaths.len() == 1 || once_more, "one death is to be, not {}; {}", deaths.len(), told());
     let is_expected = scenario == Scenario::Duel || (victim == active) == (scenario != Scenario::Race);
     ensure!(is_expected, "the wrong node was fenced; {}", told());
