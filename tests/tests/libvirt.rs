@@ -34,6 +34,9 @@ mod reboot;
 #[path = "libvirt/records.rs"]
 mod records;
 #[cfg(test)]
+#[path = "libvirt/silence.rs"]
+mod silence;
+#[cfg(test)]
 #[path = "libvirt/site.rs"]
 mod site;
 #[cfg(test)]

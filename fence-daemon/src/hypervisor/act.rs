@@ -81,20 +81,26 @@ async fn status(inner: &Inner, target: &Target) -> Outcome {
         return outcome;
     }
     let survey = survey(&inner.uris, target, &inner.limits, |seen| matches!(seen.power, Power::Active(_))).await;
-    let by_power = |wanted: fn(Power) -> bool| survey.found.iter().find(|found| wanted(found.seen.power));
-    let found = by_power(|power| matches!(power, Power::Active(_)))
-        .or_else(|| by_power(|power| power == Power::Off))
-        .or_else(|| survey.found.first());
-    let Some(found) = found else {
+    // In this order: what runs anywhere is on; where something may run elsewhere nothing is said; and only then it is off.
+    let is_on = |found: &&Found| matches!(found.seen.power, Power::Active(_));
+    let is_here = |found: &&Found| !inner.uris[found.place].table.is_elsewhere(found.seen.uuid);
+    let on = survey.found.iter().filter(is_on).find(is_here).map(|found| (found, None));
+    let moving = survey.found.iter().find(is_on).map(|found| (found, Some(Detail::Migrating)));
+    let moved = survey.found.iter().find(|found| found.seen.power == Power::MovedAway);
+    let moved = moved.map(|found| (found, Some(Detail::MovedAway)));
+    let remembered = survey.remembered.first();
+    let remembered = remembered.map(|(found, error)| (found, Some(last_word(inner, found, error.clone()))));
+    let off = survey.found.first().map(|found| (found, None));
+    let Some((found, doubt)) = on.or(moving).or(moved).or(remembered).or(off) else {
         let why = nowhere(survey);
         // As stock answers for a domain that positively nobody here knows.
         return if why == Detail::Unknown { Outcome::found(Reply::Off, why) } else { Outcome::failure(why) };
     };
-    let outcome = match found.seen.power {
-        Power::Active(state) => Outcome::found(Reply::Success, Detail::Active(state)),
-        Power::Off => Outcome::found(Reply::Off, Detail::ShutOff),
-        // Off here, by libvirt's positive word; no more is asked by a status.
-        Power::MovedAway => Outcome::found(Reply::Off, Detail::MovedAway),
+    let outcome = match (doubt, found.seen.power) {
+        (Some(doubt), _) => Outcome::failure(doubt),
+        (None, Power::Active(state)) => Outcome::found(Reply::Success, Detail::Active(state)),
+        (None, Power::Off) => Outcome::found(Reply::Off, Detail::ShutOff),
+        (None, Power::MovedAway) => Outcome::failure(Detail::MovedAway),
     };
     match found.identity(&inner.uris) {
         Some(domain) => outcome.about(domain),
@@ -107,6 +113,9 @@ fn lives(inner: &Inner, target: &Target) -> Option<Outcome> {
     inner.uris.iter().find_map(|uri| {
         let (uuid, entry) = uri.table.find(target)?;
         let instance = entry.instance.filter(|instance| instance.living().is_some())?;
+        if uri.table.is_elsewhere(uuid) {
+            return None;
+        }
         let domain = Identity { uri: Arc::clone(&uri.text), uuid, name: entry.name };
         Some(Outcome::found(Reply::Success, Detail::Active(instance.state)).about(domain))
     })
@@ -119,10 +128,12 @@ pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Pre
     }
     let instances = inner.uris.iter().filter_map(|uri| {
         let (uuid, entry) = uri.table.find(target)?;
-        Some((uri.table.is_leaving(uuid), entry.instance?))
+        let instance = entry.instance?;
+        // What is dead runs no longer, before libvirt has noticed as well. A silent URI's word is no word of this moment.
+        let counts = if instance.victim.is_some() { instance.living().is_some() } else { uri.is_lively() };
+        counts.then(|| (uri.table.is_leaving(uuid), instance))
     });
-    // What is dead runs no longer, before libvirt has noticed as well.
-    let known: Vec<_> = instances.filter(|(_, known)| known.victim.is_none() || known.living().is_some()).collect();
+    let known: Vec<_> = instances.collect();
     // Where it comes from it can be fenced, and here it cannot; or the other way round.
     let is_elsewhere = |(leaving, known): &(bool, Instance)| *leaving || known.is_arriving();
     let restart = inner.restarts.are_fresh(target, now);
@@ -136,10 +147,10 @@ pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Pre
         return Presence::Defined;
     }
     // The table may be a moment behind, or without events.
-    let found = survey(&inner.uris, target, &inner.limits, runs).await.found;
+    let Survey { found, remembered, .. } = survey(&inner.uris, target, &inner.limits, runs).await;
     if found.iter().any(|found| runs(&found.seen)) {
         Presence::Runs
-    } else if found.iter().any(|found| found.seen.power == Power::Off) {
+    } else if remembered.is_empty() && found.iter().any(|found| found.seen.power == Power::Off) {
         Presence::Defined
     } else {
         Presence::Unknown
@@ -166,6 +177,14 @@ fn nowhere(survey: Survey) -> Detail {
     }
 }
 
+/// Why nothing is said of a domain at a silent URI.
+fn last_word(inner: &Inner, found: &Found, error: CallError) -> Detail {
+    match (found.seen.power, inner.uris.get(found.place)) {
+        (Power::Active(_), Some(uri)) => Detail::LastActive { uri: Arc::clone(&uri.text), error },
+        _ => Detail::MovedAway,
+    }
+}
+
 /// Where a domain is known, and in which state a look-up before the lock found it (for the order of trying only).
 pub(super) struct Place {
     pub(super) number: usize,
@@ -173,6 +192,8 @@ pub(super) struct Place {
     pub(super) power: Power,
     /// What the table knows of it, if its own process is to be killed.
     pub(super) entry: Option<Entry>,
+    /// Why nothing can be done there: what a silent URI said last.
+    pub(super) veto: Option<Detail>,
 }
 
 impl Place {
@@ -238,9 +259,10 @@ impl Change {
             let Found { place: number, seen } = found;
             if let Some(domain) = found.identity(&self.inner.uris) {
                 places.retain(|place| place.number != *number || place.domain.uuid != domain.uuid);
-                places.push(Place { number: *number, domain, power: seen.power, entry: None });
+                places.push(Place { number: *number, domain, power: seen.power, entry: None, veto: None });
             }
         }
+        self.add_remembered(&survey, &mut places);
         self.add_pending(target, &mut places, |_| true);
         let uuids = super::survey::sorted(places.iter().map(|place| place.domain.uuid));
         for uuid in &uuids {
@@ -279,6 +301,11 @@ impl Change {
             self.locks.truncate(1);
             return false;
         }
+        // What an earlier daemon knew of a URI that this one has not heard of yet is for a survey.
+        if self.inner.uris.iter().any(|uri| uri.table.recalled.find(target).is_some()) {
+            self.locks.truncate(1);
+            return false;
+        }
         let mut places = Vec::new();
         for (number, uuid, entry) in now {
             let uri = &self.inner.uris[number];
@@ -287,10 +314,11 @@ impl Change {
                 None if entry.moved_away => Power::MovedAway,
                 None => Power::Off,
             };
-            // What is off here by a word that cannot be had afresh is left out, as a look-up would leave it out.
+            // What is off here by a word that cannot be had afresh is left out, as by a survey. So is where it has moved away from, since
+            // it lives at another URI.
             if matches!(power, Power::Active(_)) || uri.is_lively() {
                 let domain = Identity { uri: Arc::clone(&uri.text), uuid, name: entry.name.clone() };
-                places.push(Place { number, domain, power, entry: Some(entry) });
+                places.push(Place { number, domain, power, entry: Some(entry), veto: None });
             }
         }
         // A namesake that waits for its restart is meant, too.
@@ -310,7 +338,19 @@ impl Change {
             let known = places.iter().any(|place| place.number == plan.place && place.domain.uuid == plan.domain.uuid);
             if !known && wanted(plan.domain.uuid) {
                 let domain = plan.domain.clone();
-                places.push(Place { number: plan.place, domain, power: Power::Off, entry: None });
+                places.push(Place { number: plan.place, domain, power: Power::Off, entry: None, veto: None });
+            }
+        }
+    }
+
+    /// Adds what silent URIs said last, but not of what was killed there and waits for its restart.
+    fn add_remembered(&self, survey: &Survey, places: &mut Vec<Place>) {
+        for (found, error) in &survey.remembered {
+            let Some(domain) = found.identity(&self.inner.uris) else { continue };
+            let is_it = |place: &Place| place.number == found.place && place.domain.uuid == domain.uuid;
+            if !places.iter().any(is_it) {
+                let veto = Some(last_word(&self.inner, found, error.clone()));
+                places.push(Place { number: found.place, domain, power: found.seen.power, entry: None, veto });
             }
         }
     }
@@ -412,6 +452,9 @@ impl Change {
             (rank, place.number)
         });
         let Some(place) = places.first() else { return Outcome::failure(Detail::Broken) };
+        if let Some(veto) = &place.veto {
+            return Outcome::failure(veto.clone()).about(place.domain.clone());
+        }
         let (number, uuid) = (place.number, place.domain.uuid);
         // A pending restart knows more than we do: the XML of a transient domain. It stays pending if this start fails.
         let plan = self.inner.restarts.get(number, uuid).unwrap_or_else(|| {
@@ -454,6 +497,6 @@ mod tests {
     fn silence_is_a_doubt() {
         assert_eq!(nowhere(Survey::default()), Detail::Unknown);
         let doubts = vec![("x:///".into(), CallError::Overdue)];
-        assert!(matches!(nowhere(Survey { found: vec![], doubts }), Detail::Doubt { .. }));
+        assert!(matches!(nowhere(Survey { doubts, ..Survey::default() }), Detail::Doubt { .. }));
     }
 }

@@ -6,7 +6,7 @@
 //!   domain that we destroyed, "no such domain". libvirt's word that a destroy succeeded is not enough, and an error, a timeout or
 //!   a lost connection is a failure. "No such domain" is told by libvirt's error code alone.
 //! - **A domain is unknown only if every URI says so.** Found nowhere while some URI could not say: failure, for `status` too. Found
-//!   somewhere: that word counts even if another URI cannot say; see `survey` for the reason.
+//!   somewhere: that word counts, and with it the last word of each URI that does not answer (`memory` has the table of cases).
 //! - **Every running instance is meant** if several URIs know the name or UUID: all must be proven off.
 //! - **A domain that moved to another host** ("shut off (migrated)") is not off by our word: `off` and `reboot` fail, `on` starts no
 //!   second copy, unless another of our URIs has it.
@@ -28,6 +28,7 @@ mod kill;
 mod link;
 mod locks;
 mod lost;
+mod memory;
 mod migration;
 mod off;
 mod outcome;
@@ -237,11 +238,15 @@ impl Hypervisors {
     fn with_duels(uris: &[String], limits: Limits, options: Options, duels: Duels) -> Self {
         let (stop, stopped) = watch::channel(false);
         let uris: Vec<_> = uris.iter().enumerate().map(|(index, text)| Uri::new(text, index)).collect();
+        let (locks, restarts) = (Locks::default(), Restarts::default());
+        let Options { kill, reboot_method, reboot_reply, reboot_pause, state } = options;
+        if let Some(directory) = &state {
+            memory::recall(&uris, directory);
+        }
         for uri in &uris {
             tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
         }
-        let (locks, restarts) = (Locks::default(), Restarts::default());
-        let Options { kill, reboot_method, reboot_reply, reboot_pause, state } = options;
+        tokio::spawn(memory::keep(uris.clone(), state.clone(), stopped));
         let records = Records::new(state);
         let inner = Inner {
             uris,

@@ -59,7 +59,10 @@ impl At {
 
 /// Powers the domain off at one place, with its lock held.
 pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant) -> At {
-    let Place { number, domain, power, entry } = place;
+    let Place { number, domain, power, entry, veto } = place;
+    if let Some(veto) = veto {
+        return At::said(Outcome::failure(veto));
+    }
     let Some(uri) = inner.uris.get(number) else { return At::said(Outcome::failure(Detail::Broken)) };
     // A reboot of a domain that waits for its restart is the same reboot: it will come back. An off ends that.
     let was_pending = match inner.restarts.get(number, domain.uuid) {

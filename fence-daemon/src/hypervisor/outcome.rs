@@ -54,6 +54,13 @@ pub enum Detail {
         /// Why it could not say.
         error: CallError,
     },
+    /// This URI does not answer, and has said last that the domain is active there.
+    LastActive {
+        /// The URI.
+        uri: Arc<str>,
+        /// Why it does not answer.
+        error: CallError,
+    },
     /// Active, as asked by `status`.
     Active(State),
     /// Off, as asked by `status`.
@@ -88,6 +95,8 @@ pub enum Detail {
     NotStartedAgain,
     /// It is off here, but because it moved to another host: no word about it from here.
     MovedAway,
+    /// `status`: it is on its way to or from another host.
+    Migrating,
     /// It was there and then vanished before anything was done.
     Vanished,
     /// `off`, `reboot`: it was active, and is not proven off.
@@ -120,6 +129,9 @@ impl fmt::Display for Detail {
             Self::NotAboutADomain => f.write_str("the operation is not about a domain"),
             Self::Unknown => f.write_str("no such domain"),
             Self::Doubt { uri, error } => write!(f, "not found, but {uri} could not say: {error}"),
+            Self::LastActive { uri, error } => {
+                write!(f, "it ran at {uri} when that was last heard of, and now there is no answer from there: {error}")
+            }
             Self::Active(state) => write!(f, "{state}"),
             Self::ShutOff => f.write_str("shut off"),
             Self::AlreadyActive(state) => write!(f, "already on ({state})"),
@@ -134,6 +146,7 @@ impl fmt::Display for Detail {
             Self::Rebooted => f.write_str("destroyed and started again"),
             Self::NotStartedAgain => f.write_str("destroyed, but not started again in time; that is tried on"),
             Self::MovedAway => f.write_str("it has moved to another host, its state there is not known"),
+            Self::Migrating => f.write_str("it is being migrated, the other host has to say"),
             Self::Vanished => f.write_str("the domain vanished before anything was done"),
             Self::NotProvenOff { was, why } => write!(f, "was {was}, not proven off: {why}"),
             Self::Failed { uri, error } => write!(f, "{uri}: {error}"),

@@ -1,10 +1,11 @@
 //! Asking all URIs at once.
 //!
-//! Who is waited for: everybody, up to the look-up bound, as long as nobody knows the domain, because one that is silent may be the one
-//! that has it. Once one URI knows it, the others get only a short grace, and none at all if they were not connected or have been
-//! silent before: a positive word counts whatever an unreachable URI might add. (A domain lives in one hypervisor; two URIs that
-//! know the same one are two ways to it, or namesakes. If the silence of one URI could veto the other's word, a dead
-//! `lxc:///` would keep every QEMU guest of the host from being fenced.)
+//! Everybody is waited for, up to the look-up bound, as long as nobody knows the domain: a silent URI may be the one that has it. Once
+//! one URI knows it, the others get only a short grace, and none at all if they were not connected or have been silent before.
+//!
+//! What a silent URI counts for is the rule of [`memory`](super::memory): its last word about the domain, if it had one.
+//! A URI whose last word is that the domain runs there is waited for up to the look-up bound: a libvirtd that is
+//! restarted is back within it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +18,7 @@ use super::connection::Uri;
 use super::domain::{self, Power, Row, Seen, State};
 use super::error::CallError;
 use super::link::Lane;
+use super::memory::Word;
 use super::outcome::Identity;
 use super::{Limits, Listed, Listing};
 use crate::policy::Target;
@@ -41,10 +43,12 @@ impl Found {
     }
 }
 
-/// What the URIs say about a target. A URI that is in neither list positively does not know it.
+/// What the URIs say about a target. A URI that is in no list positively does not know it.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) found: Vec<Found>,
+    /// What URIs that do not answer said last, and why they do not.
+    pub(super) remembered: Vec<(Found, CallError)>,
     pub(super) doubts: Vec<(Arc<str>, CallError)>,
 }
 
@@ -63,8 +67,11 @@ pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, 
     let lively: Vec<bool> = uris.iter().map(|uri| uri.is_lively()).collect();
     while !asked.is_empty() {
         let waited_for = |place: usize| open[place] && lively[place] && uris[place].is_lively();
+        // A last word of a URI that is silent now may be a veto: its word of this moment is worth the whole bound.
+        let may_veto = |place: usize| open[place] && uris[place].table.last_word(target).is_some();
         let by = match survey.found.is_empty() {
             true => bound,
+            false if (0..uris.len()).any(may_veto) => bound,
             false if (0..uris.len()).any(waited_for) => begun + limits.grace,
             false => begun,
         };
@@ -79,32 +86,69 @@ pub(super) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, 
         let Ok((place, answer)) = answer else { continue };
         open[place] = false;
         match answer {
-            Ok(None) => {}
-            Ok(Some(mut seen)) => {
-                if uris[place].table.is_dead(seen.uuid, seen.id) {
-                    seen.power = Power::Off;
-                }
-                if !uris[place].table.strays(seen.uuid).is_empty() {
-                    seen.power = Power::Active(State(RUNNING));
-                }
+            Ok(seen) => {
+                let seen = match seen {
+                    Some(seen) => Some(corrected(&uris[place], seen)),
+                    None => lost(&uris[place], target),
+                };
+                let Some(seen) = seen else { continue };
                 let enough = enough(&seen);
                 survey.found.push(Found { place, seen });
                 if enough {
                     return survey;
                 }
             }
-            Err(error) => survey.doubts.push((Arc::clone(&uris[place].text), error)),
+            Err(error) => survey.doubt(uris, place, target, error),
         }
     }
-    for (uri, _) in uris.iter().zip(open).filter(|(_, open)| *open) {
-        if uri.state().borrow().connected {
+    for (place, _) in open.into_iter().enumerate().filter(|(_, open)| *open) {
+        let uri = &uris[place];
+        let state = uri.state().borrow().clone();
+        let error = if state.connected {
             uri.silent.store(true, Ordering::Relaxed);
-        }
-        survey.doubts.push((Arc::clone(&uri.text), CallError::Overdue));
+            CallError::Overdue
+        } else {
+            CallError::NotConnected(state.error.unwrap_or_else(|| "no connection yet".to_owned()))
+        };
+        survey.doubt(uris, place, target, error);
     }
     // The configuration's order, whoever was first to answer.
     survey.found.sort_by_key(|found| found.place);
     survey
+}
+
+impl Survey {
+    /// A URI does not answer.
+    fn doubt(&mut self, uris: &[Arc<Uri>], place: usize, target: &Target, error: CallError) {
+        let uri = &uris[place];
+        if let Some((uuid, word)) = uri.table.last_word(target) {
+            let Word { name, power } = word;
+            self.remembered.push((Found { place, seen: Seen { name, uuid, id: None, power } }, error.clone()));
+        }
+        self.doubts.push((Arc::clone(&uri.text), error));
+    }
+}
+
+/// What libvirt has said, put right where the domain's own process or libvirt's earlier word says more.
+fn corrected(uri: &Uri, seen: Seen) -> Seen {
+    let dead = uri.table.is_dead(seen.uuid, seen.id);
+    let power = if !uri.table.strays(seen.uuid).is_empty() {
+        Power::Active(State(RUNNING))
+    } else if seen.power != Power::Off && !dead {
+        seen.power
+    } else if uri.table.is_leaving(seen.uuid) || dead && uri.table.died_on_its_way(seen.uuid) {
+        // Its end here says nothing about the other host, where it may go on.
+        Power::MovedAway
+    } else {
+        Power::Off
+    };
+    Seen { power, ..seen }
+}
+
+/// A domain that libvirt does not know any more while a process of it lives.
+fn lost(uri: &Uri, target: &Target) -> Option<Seen> {
+    let (uuid, name) = uri.table.lost_as(target)?;
+    Some(Seen { name, uuid, id: None, power: Power::Active(State(RUNNING)) })
 }
 
 /// Asks one URI. A question that loses its connection is asked once more on the next one: a libvirtd that is being restarted, which takes

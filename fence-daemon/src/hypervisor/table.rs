@@ -22,7 +22,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::domain::State;
+use super::domain::{Power, State};
+use super::memory::{Recalled, Word};
 use super::unnoticed::Unnoticed;
 use super::victim::{Driver, ImageLocks, Job, Victim};
 use crate::policy::Target;
@@ -113,6 +114,8 @@ pub(super) struct Table {
     leaving: Mutex<Leaving>,
     /// Dead instances that libvirt calls active still.
     pub(super) unnoticed: Unnoticed,
+    /// What an earlier daemon knew, of domains that this one has not seen yet.
+    pub(super) recalled: Recalled,
     news: watch::Sender<()>,
 }
 
@@ -128,6 +131,7 @@ impl Table {
             resets: Mutex::default(),
             leaving: Mutex::default(),
             unnoticed: Unnoticed::default(),
+            recalled: Recalled::default(),
             news: watch::Sender::default(),
         }
     }
@@ -173,14 +177,21 @@ impl Table {
         self.domains().iter().filter(|(_, entry)| runs(entry)).map(|(uuid, _)| *uuid).collect()
     }
 
-    /// All UUIDs that are known.
+    /// All UUIDs that are known, or were to an earlier daemon.
     pub(super) fn uuids(&self) -> Vec<Uuid> {
-        self.domains().keys().copied().collect()
+        let known: Vec<_> = self.domains().keys().copied().collect();
+        known.into_iter().chain(self.recalled.all().into_iter().map(|(uuid, _)| uuid)).collect()
+    }
+
+    /// Tells when something has changed.
+    pub(super) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// Enters what was observed of a domain; `None` takes it out.
     pub(super) fn put(&self, uuid: Uuid, entry: Option<Entry>) {
         let now = entry.as_ref().and_then(Entry::victim).map(|victim| victim.pid());
+        self.recalled.forget(uuid);
         let old = match entry {
             Some(entry) => self.domains().insert(uuid, entry),
             None => self.domains().remove(&uuid),
@@ -214,6 +225,73 @@ impl Table {
         let lost: Vec<_> = strays.iter().filter(|(uuid, _)| !known.contains(uuid)).map(|(uuid, _)| *uuid).collect();
         drop(strays);
         lost.into_iter().map(|uuid| (uuid, self.strays(uuid))).filter(|(_, strays)| !strays.is_empty()).collect()
+    }
+
+    /// A domain that libvirt does not speak of any more, and of which a process lives.
+    pub(super) fn lost_as(&self, target: &Target) -> Option<(Uuid, String)> {
+        let lost = self.lost().into_iter();
+        let mut named = lost.filter_map(|(uuid, strays)| Some((uuid, strays.first()?.name().to_owned())));
+        named.find(|(uuid, name)| match target {
+            Target::Uuid(wanted) => uuid == wanted,
+            Target::Name(wanted) => name == wanted,
+        })
+    }
+
+    /// Whether the process that is known of a domain had a migration under way by libvirt's record.
+    pub(super) fn died_on_its_way(&self, uuid: Uuid) -> bool {
+        let entry = self.get(uuid);
+        entry
+            .as_ref()
+            .and_then(Entry::victim)
+            .is_some_and(|victim| matches!(victim.job(), Job::Leaving | Job::Arriving))
+    }
+
+    /// What this URI said last of a target, if that counts while it does not answer: see [`memory`](super::memory).
+    pub(super) fn last_word(&self, target: &Target) -> Option<(Uuid, Word)> {
+        let Some((uuid, entry)) = self.find(target) else { return self.recalled.find(target) };
+        Some((uuid, self.word_of(uuid, &entry)?))
+    }
+
+    /// The last word about an entry, where that counts.
+    fn word_of(&self, uuid: Uuid, entry: &Entry) -> Option<Word> {
+        let dead = entry.victim().is_some_and(|victim| victim.is_dead());
+        let power = match &entry.instance {
+            _ if entry.moved_away || self.is_leaving(uuid) => Power::MovedAway,
+            Some(_) if dead && self.died_on_its_way(uuid) => Power::MovedAway,
+            Some(instance) if !dead => Power::Active(instance.state),
+            _ => return None,
+        };
+        Some(Word { name: entry.name.clone(), power })
+    }
+
+    /// The domains that run here, by libvirt's last word. (One that is on its way here stands still until it has arrived.)
+    pub(super) fn running(&self) -> Vec<Uuid> {
+        let runs = |entry: &Entry| {
+            let running = |known: &Instance| u32::from(known.state.0) == virt_sys::VIR_DOMAIN_RUNNING;
+            entry.generation == self.generation() && entry.instance.as_ref().is_some_and(running)
+        };
+        self.domains().iter().filter(|(_, entry)| runs(entry)).map(|(uuid, _)| *uuid).collect()
+    }
+
+    /// A domain that has moved away from here was found where it went.
+    pub(super) fn note_found(&self, uuid: Uuid) {
+        let has_moved = |word: &Word| word.power == Power::MovedAway;
+        if self.recalled.find(&Target::Uuid(uuid)).is_some_and(|(_, word)| has_moved(&word)) {
+            self.recalled.forget(uuid);
+        }
+        if let Some(entry) = self.domains().get_mut(&uuid) {
+            entry.moved_away = false;
+        }
+        self.leaving().note(uuid, false);
+    }
+
+    /// All last words that count while this URI does not answer.
+    pub(super) fn last_words(&self) -> Vec<(Uuid, Word)> {
+        let known = self.all();
+        let mut words: Vec<_> =
+            known.iter().filter_map(|(uuid, entry)| Some((*uuid, self.word_of(*uuid, entry)?))).collect();
+        words.extend(self.recalled.all());
+        words
     }
 
     /// Notes which images a domain that is about to die may still be writing to when it is dead.
@@ -269,6 +347,7 @@ impl Table {
     /// destroyed here with no migration under way.
     pub(super) fn note_leaving(&self, uuid: Uuid, leaving: bool) {
         self.leaving().note(uuid, leaving);
+        self.news.send_replace(());
     }
 
     /// To be taken before a look, for [`Self::note_seen`] after it.
@@ -293,6 +372,12 @@ impl Table {
     /// host then.
     pub(super) fn is_leaving(&self, uuid: Uuid) -> bool {
         self.leaving().domains.contains(&uuid)
+    }
+
+    /// Whether a domain that is active here is another host's to speak of: it was stopped here for that one, or has not arrived yet.
+    pub(super) fn is_elsewhere(&self, uuid: Uuid) -> bool {
+        let arrives = || self.get(uuid).and_then(|entry| entry.instance).is_some_and(|known| known.is_arriving());
+        self.is_leaving(uuid) || arrives()
     }
 
     /// libvirt tells that a domain was reset.

@@ -22,6 +22,7 @@ mod inherited;
 mod outages;
 mod pauses;
 mod presence;
+mod silence;
 
 /// Short enough for tests, long enough for a loaded machine to tell a wait from none.
 const QUICK: Limits = Limits {

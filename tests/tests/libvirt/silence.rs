@@ -1,0 +1,153 @@
+//! A domain that is known at two URIs and runs at the one that falls silent: nobody says that it is off, and nobody starts it again.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::machine::Machine;
+use fence_tests::process::poll_until;
+use fence_tests::qemu;
+use fence_tests::witness::Witness;
+use nix::sys::signal::Signal;
+
+use super::site::{SOON, Site};
+
+const UUID: &str = "5b0e7a52-3c5b-4c83-8c0f-0d9f6c3f1a01";
+
+/// Two hypervisors. The daemon of the first knows both.
+struct Pair {
+    here: Site,
+    there: Libvirtd,
+    /// The other one's URI, as the daemon has it.
+    uri: String,
+}
+
+impl Pair {
+    /// `vm1` is defined on both. It runs there.
+    fn new(name: &str) -> Result<Self> {
+        let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
+        let [_, address] = first.connect(&second)?;
+        let config = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
+        let there = Libvirtd::start_with(&second, config, &["--listen"])?;
+        let here = Libvirtd::start(&first)?;
+        let machine = Machine::new(name).uuid(UUID);
+        here.define(qemu::URI, name, &machine.xml()?)?;
+        machine.start(&there)?;
+        let uri = format!("qemu+tcp://{address}/system");
+        let here = Site::on(first, here, &[qemu::URI, &uri], &[])?;
+        here.wait_status(name, 0)?;
+        let pair = Self { here, there, uri };
+        pair.is_kept(name)?;
+        Ok(pair)
+    }
+
+    /// Waits until the daemon has written down that the machine runs there.
+    fn is_kept(&self, name: &str) -> Result<()> {
+        let file = self.here.hypervisor.outside("/run/fence-xdp/last-known");
+        poll_until("the last word to be kept", SOON, || {
+            Ok(fs::read_to_string(&file).is_ok_and(|kept| kept.contains(name)).then_some(()))
+        })
+        .with_context(|| self.here.server.log())
+    }
+
+    /// Nobody says that it is off, and no second copy is started.
+    fn nothing_is_said(&self, name: &str, there: &Witness) -> Result<()> {
+        for op in ["status", "off", "on", "reboot", "status"] {
+            self.here.expect(op, name, 1)?;
+            ensure!(!there.is_dead()?, "{op}: the test is wrong: it does not live");
+            let copies = Witness::of_all(&self.here.hypervisor, name)?;
+            ensure!(copies.is_empty(), "{op} has started a second copy: {}", self.here.server.log());
+        }
+        ensure!(self.here.server.log().contains("when that was last heard of"), "{}", self.here.server.log());
+        Ok(())
+    }
+
+    fn restart_daemon(&mut self) -> Result<()> {
+        self.here.server.process().signal(Signal::SIGKILL)?;
+        let server = &mut self.here.server;
+        poll_until("the daemon's end", SOON, || Ok((!server.is_running()?).then_some(())))?;
+        self.here.next_daemon()
+    }
+}
+
+#[test]
+fn what_runs_where_libvirtd_is_killed_is_not_off_elsewhere() -> Result<()> {
+    let mut pair = Pair::new("vm1")?;
+    let machine = Witness::of_qemu(pair.there.hypervisor(), "vm1")?;
+    pair.there.kill()?;
+    pair.nothing_is_said("vm1", &machine)?;
+
+    // The next daemon has never heard of that libvirtd.
+    pair.restart_daemon()?;
+    pair.nothing_is_said("vm1", &machine)?;
+    ensure!(Path::new(&pair.here.hypervisor.outside("/run/fence-xdp/last-known")).exists());
+
+    // What it says when it is back counts.
+    let hypervisor = pair.there.hypervisor().clone();
+    let config = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
+    pair.there = Libvirtd::start_with(&hypervisor, config, &["--listen"])?;
+    pair.here.wait_status("vm1", 0)?;
+    pair.here.expect("off", "vm1", 0)?;
+    ensure!(machine.is_dead()?, "told to be off, and alive: {}", pair.here.server.log());
+    pair.here.wait_status("vm1", 2)?;
+    pair.there.kill()?;
+    // It was off there by its last word.
+    pair.here.expect("off", "vm1", 0)?;
+    pair.here.expect("on", "vm1", 0)?;
+    pair.here.libvirtd.wait_state(qemu::URI, "vm1", "running")
+}
+
+#[test]
+fn what_runs_where_libvirtd_hangs_is_not_off_elsewhere() -> Result<()> {
+    let mut pair = Pair::new("vm1")?;
+    let machine = Witness::of_qemu(pair.there.hypervisor(), "vm1")?;
+    pair.there.signal(Signal::SIGSTOP)?;
+    pair.nothing_is_said("vm1", &machine)?;
+    pair.restart_daemon()?;
+    pair.nothing_is_said("vm1", &machine)?;
+    let uri = pair.uri.clone();
+    ensure!(pair.here.server.log().contains(&uri), "{}", pair.here.server.log());
+    pair.there.signal(Signal::SIGCONT)?;
+    pair.here.wait_status("vm1", 0)?;
+    pair.here.expect("off", "vm1", 0)?;
+    ensure!(machine.is_dead()?, "told to be off, and alive: {}", pair.here.server.log());
+    Ok(())
+}
+
+/// The other way round: it runs here, and the libvirtd of here hangs.
+#[test]
+fn what_runs_here_is_not_off_by_another_uris_word() -> Result<()> {
+    let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
+    let [_, address] = first.connect(&second)?;
+    let config = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
+    let there = Libvirtd::start_with(&second, config, &["--listen"])?;
+    let here = Libvirtd::start(&first)?;
+    let machine = Machine::new("vm2").uuid(UUID);
+    machine.start(&here)?;
+    there.define(qemu::URI, "vm2", &machine.xml()?)?;
+    let uri = format!("qemu+tcp://{address}/system");
+    let here = Site::on(first, here, &[qemu::URI, &uri], &[])?;
+    here.wait_status("vm2", 0)?;
+    let mut pair = Pair { here, there, uri };
+    pair.is_kept("vm2")?;
+    let process = pair.here.machine("vm2")?;
+    pair.here.libvirtd.signal(Signal::SIGSTOP)?;
+    pair.restart_daemon()?;
+
+    // It is killed by its process, or nothing is said; and no copy is started there.
+    for op in ["status", "on", "off"] {
+        let answer = pair.here.observer.fence(op, "vm2")?;
+        let honest = match op {
+            "off" => answer.code == Some(1) || answer.code == Some(0) && process.is_dead()?,
+            _ => answer.code == Some(1) || answer.code == Some(0) && !process.is_dead()?,
+        };
+        ensure!(honest, "{op}: {answer:?}: {}", pair.here.server.log());
+        ensure!(Witness::of_all(pair.there.hypervisor(), "vm2")?.is_empty(), "{op} has started a second copy");
+    }
+    pair.here.libvirtd.go_on(qemu::URI)?;
+    pair.here.expect("off", "vm2", 0)?;
+    ensure!(process.is_dead()?, "told to be off, and alive: {}", pair.here.server.log());
+    Ok(())
+}
