@@ -91,6 +91,8 @@ pub struct Config {
     pub attach: Option<&'static str>,
     /// `strict_source`, ours only.
     pub strict_source: Option<&'static str>,
+    /// More of section `fence_virtd`'s keys, ours only.
+    pub daemon: Vec<(&'static str, &'static str)>,
     /// More of the libvirt backend's keys, ours only.
     pub backend: Vec<(&'static str, &'static str)>,
     /// More sections (`groups { ... }`).
@@ -112,6 +114,7 @@ impl Config {
             port: None,
             attach: None,
             strict_source: None,
+            daemon: Vec::new(),
             backend: Vec::new(),
             more: String::new(),
         }
@@ -140,9 +143,10 @@ impl Config {
         let backend = self.uris.iter().enumerate().map(uri);
         let backend = backend.chain(self.backend.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         format!(
-            "fence_virtd {{\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}}\n\
+            "fence_virtd {{\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n{}}}\n\
              listeners {{\n\tmulticast {{\n{}\t}}\n}}\n\
              backends {{\n\tlibvirt {{\n{}\t}}\n}}\n{}",
+            lines(self.daemon.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()),
             lines(listener.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             lines(backend.collect()),
             self.more,

@@ -2,12 +2,16 @@
 //!
 //! Nothing here is a condition for serving: what is not permitted is said once, and the daemon goes on without.
 
+use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::setpriority_process;
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -50,42 +54,104 @@ const NICE: i32 = -20;
 /// The weakest of the real-time priorities: corosync and the kernel's own threads come first.
 const REALTIME: i32 = 1;
 
+/// What an unprotected process has.
+const OOM_UNPROTECTED: &str = "0";
+
+/// Names this process in `/proc`, for reads and writes of its OOM score.
+const OOM_SCORE_FILE: &CStr = c"/proc/self/oom_score_adj";
+
 impl Stress {
-    /// Asks the kernel for all of it; to be called before other threads are started, which then have it too. Returns what was refused and how
-    /// that can be mended, to be logged.
+    /// Asks the kernel for what is configured, and for nothing else. Call it before other threads are started: they inherit it.
+    /// Children of the process do not. Returns what was refused and how that can be mended, to be logged.
     #[must_use]
     pub fn apply(self) -> Vec<String> {
         let mut refused = Vec::new();
-        let mut ask = |wanted: bool, what: &str, ask: &dyn Fn() -> io::Result<()>, remedy: &str| {
-            if let (true, Err(error)) = (wanted, ask().map_or_else(Err, Ok)) {
+        let mut ask = |what: &str, ask: &dyn Fn() -> io::Result<()>, remedy: &str| {
+            if let Err(error) = ask() {
                 refused.push(format!("cannot {what}: {error} ({remedy})"));
             }
         };
-        ask(
-            self.lock_memory,
-            "lock memory",
-            &lock_memory,
-            "it takes CAP_IPC_LOCK or a higher `ulimit -l`; `lock_memory = \"no\";` in section fence_virtd asks for none",
-        );
-        ask(
-            self.priority == Priority::High,
-            "raise the priority",
-            &|| Ok(setpriority_process(None, NICE)?),
-            "it takes CAP_SYS_NICE; `priority = \"normal\";` in section fence_virtd asks for none",
-        );
-        ask(
-            self.priority == Priority::Realtime,
-            "get a real-time priority",
-            &realtime,
-            "it takes CAP_SYS_NICE, and a cgroup with real-time time; `priority = \"high\";` in section fence_virtd does with less",
-        );
-        ask(
-            self.oom_protect,
-            "be spared when memory runs out",
-            &|| fs::write("/proc/self/oom_score_adj", OOM_SCORE),
-            "it takes CAP_SYS_RESOURCE; `oom_protect = \"no\";` in section fence_virtd asks for none",
-        );
+        if self.lock_memory {
+            ask(
+                "lock memory",
+                &lock_memory,
+                "it takes CAP_IPC_LOCK or a higher `ulimit -l`; `lock_memory = \"no\";` in section fence_virtd asks for none",
+            );
+        }
+        match self.priority {
+            Priority::Normal => {}
+            Priority::High => ask(
+                "raise the priority",
+                &|| Ok(setpriority_process(None, NICE)?),
+                "it takes CAP_SYS_NICE; `priority = \"normal\";` in section fence_virtd asks for none",
+            ),
+            Priority::Realtime => ask(
+                "get a real-time priority",
+                &realtime,
+                "it takes CAP_SYS_NICE, and a cgroup with real-time time; `priority = \"high\";` in section fence_virtd does with less",
+            ),
+        }
+        if self.oom_protect {
+            ask(
+                "be spared when memory runs out",
+                &protect_from_oom,
+                "it takes CAP_SYS_RESOURCE; `oom_protect = \"no\";` in section fence_virtd asks for none",
+            );
+        } else {
+            ask(
+                "give up the protection that the systemd unit gives when memory runs out",
+                &unprotect_from_oom,
+                "set `OOMScoreAdjust=0` in a drop-in of the unit",
+            );
+        }
+        if self != NOTHING {
+            ask("keep children from inheriting this", &spare_children, "the ssh of a remote URI has it too");
+        }
         refused
+    }
+}
+
+/// A daemon that competes as any process does.
+const NOTHING: Stress = Stress { lock_memory: false, priority: Priority::Normal, oom_protect: false };
+
+/// The unit's `OOMScoreAdjust` has done it already, and systemd has not left the right to do it again.
+fn protect_from_oom() -> io::Result<()> {
+    if oom_score()? == OOM_SCORE { Ok(()) } else { fs::write(oom_score_path(), OOM_SCORE) }
+}
+
+/// Takes back what the unit's `OOMScoreAdjust` gives every daemon. Another score is somebody's choice and stays.
+fn unprotect_from_oom() -> io::Result<()> {
+    if oom_score()? == OOM_SCORE { fs::write(oom_score_path(), OOM_UNPROTECTED) } else { Ok(()) }
+}
+
+fn oom_score() -> io::Result<String> {
+    Ok(fs::read_to_string(oom_score_path())?.trim_end().to_owned())
+}
+
+fn oom_score_path() -> &'static Path {
+    Path::new(OsStr::from_bytes(OOM_SCORE_FILE.to_bytes()))
+}
+
+/// Has every child of this process start as an ordinary one. libvirt's client library forks `ssh`, one for each connection to a
+/// remote host: those must neither outlive the host's other processes nor come before them. (The kernel's
+/// `SCHED_RESET_ON_FORK` would take the priority from the daemon's own threads too. Memory locks are never inherited.)
+fn spare_children() -> io::Result<()> {
+    // SAFETY: needed because only the C library can run code in a child that a library forks. Sound because `in_child` is a
+    // function without state that lives as long as the program, and does system calls only, as a child of a process with
+    // several threads must.
+    let status = unsafe { nix::libc::pthread_atfork(None, None, Some(in_child)) };
+    if status == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(status)) }
+}
+
+/// Runs in each child before the call to `fork` returns there. Nobody can be told of a failure.
+///
+/// All calls are thin wrappers of system calls: they take no lock and allocate nothing, as a child of a process with several
+/// threads requires.
+extern "C" fn in_child() {
+    let _ = set_scheduler(nix::libc::SCHED_OTHER, 0);
+    let _ = setpriority_process(None, 0);
+    if let Ok(file) = rustix::fs::open(OOM_SCORE_FILE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        let _ = rustix::io::write(&file, OOM_UNPROTECTED.as_bytes());
     }
 }
 
@@ -102,10 +168,15 @@ pub(super) fn lock_memory() -> io::Result<()> {
 
 /// Round robin among real-time threads. Threads that are started later have it from this one.
 fn realtime() -> io::Result<()> {
-    let parameters = nix::libc::sched_param { sched_priority: REALTIME };
+    set_scheduler(nix::libc::SCHED_RR, REALTIME)
+}
+
+/// Sets the calling thread's scheduling policy, and its priority among real-time threads (0 for other policies).
+fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
+    let parameters = nix::libc::sched_param { sched_priority: priority };
     // SAFETY: needed because no wrapper here has the call. Sound because it reads one structure that lives until it returns, and is about
     // this thread alone.
-    let status = unsafe { nix::libc::sched_setscheduler(0, nix::libc::SCHED_RR, &raw const parameters) };
+    let status = unsafe { nix::libc::sched_setscheduler(0, policy, &raw const parameters) };
     Ok(Errno::result(status).map(drop)?)
 }
 

@@ -9,6 +9,7 @@ mod bench;
 mod bystanders;
 mod configure;
 mod doctor;
+mod effects;
 mod inspect;
 mod interfaces;
 mod lab;
