@@ -4,22 +4,20 @@
 //! names, one of which (`syslog`) panics where the local time cannot be found out. No failure to write a message stops the daemon or
 //! causes another message, and nobody waits for whoever takes them: see [`relay`](super::relay).
 
-use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{CStr, CString};
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 
 use nix::libc;
 use tracing::Level;
-use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
+use super::journal::{self, Journal};
 use super::relay::Relay;
 
 /// What log messages are marked with.
@@ -27,7 +25,6 @@ const IDENTITY: &str = "fence-daemon";
 const IDENTITY_C: &CStr = c"fence-daemon";
 /// Says which messages, instead of the configuration: `info`, or `warn,fence_daemon=trace`.
 const VARIABLE: &str = "RUST_LOG";
-const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Where to log to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +86,10 @@ type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
 fn layer(debug: u32, destination: Destination) -> Result<(AnyLayer, Sink), LoggingError> {
     let journal = match destination {
         Destination::Foreground => stderr_is_journal(),
-        Destination::Background => Path::new(JOURNAL).exists(),
+        Destination::Background => Path::new(journal::SOCKET).exists(),
     };
-    if journal && let Some(layer) = journal_layer() {
-        return Ok((layer, Sink::Journal));
+    if journal && let Ok(layer) = Journal::open(IDENTITY) {
+        return Ok((Box::new(layer), Sink::Journal));
     }
     if destination == Destination::Background {
         let relay = relay(open_syslog())?;
@@ -108,35 +105,6 @@ fn relay(sink: super::relay::Sink) -> io::Result<Relay> {
     let relay = Relay::start(sink)?;
     relay.keep();
     Ok(relay)
-}
-
-/// The journal, through a socket that drops what the journal does not take at once.
-fn journal_layer() -> Option<AnyLayer> {
-    let before = descriptors();
-    let layer = tracing_journald::layer().ok()?;
-    // The crate does not show its socket. It is what is new: there are no other threads yet.
-    for new in descriptors().difference(&before) {
-        // SAFETY: needed because the number is all that there is. Sound because it was just seen to be open, nothing runs beside this that could
-        // close it, and the borrow ends with this line.
-        let socket = unsafe { BorrowedFd::borrow_raw(*new) };
-        let _ = rustix::io::ioctl_fionbio(socket, true);
-    }
-    // The default would show every ordinary message in bold, as a notice.
-    let priorities = PriorityMappings {
-        info: Priority::Informational,
-        debug: Priority::Debug,
-        trace: Priority::Debug,
-        ..PriorityMappings::new()
-    };
-    Some(Box::new(layer.with_syslog_identifier(IDENTITY.to_owned()).with_priority_mappings(priorities)))
-}
-
-/// The numbers of the descriptors that are open, but for the one that it takes to look.
-fn descriptors() -> BTreeSet<RawFd> {
-    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let numbers: Vec<RawFd> = numbers.collect();
-    numbers.into_iter().filter(|number| Path::new(&format!("/proc/self/fd/{number}")).exists()).collect()
 }
 
 fn open_syslog() -> super::relay::Sink {

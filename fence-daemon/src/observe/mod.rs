@@ -1,6 +1,7 @@
 //! What the daemon tells about itself: to the log, and to those who look inside ([`crate::control`]).
 
 pub mod histogram;
+mod journal;
 pub mod limit;
 pub mod logging;
 pub mod relay;

@@ -1,0 +1,163 @@
+//! Log messages for systemd's journal, by its native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+//!
+//! `journalctl` shows the field `MESSAGE` and no other. So `MESSAGE` is the whole line, as standard error has it: what was done,
+//! and then each field as `name=value`. For machines each field is there a second time, as `FENCE_NAME`.
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::FormatFields as _;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// Where the journal takes messages.
+pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
+
+/// Syslog's number for messages of system daemons.
+const FACILITY_DAEMON: &str = "3";
+
+/// What names of the daemon's own fields begin with in the journal.
+const PREFIX: &str = "FENCE_";
+
+/// The longest value of a field, in bytes. Longer ones are cut: a whole message has to fit into one datagram.
+const LONGEST: usize = 16 * 1024;
+
+/// Sends each event to the journal, and never waits for it.
+#[derive(Debug)]
+pub(super) struct Journal {
+    socket: UnixDatagram,
+    identity: &'static str,
+    /// How many messages the journal did not take since the last one that it took.
+    lost: AtomicU64,
+}
+
+impl Journal {
+    /// Connects to the journal.
+    ///
+    /// # Errors
+    /// There is none, or it does not answer.
+    pub(super) fn open(identity: &'static str) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        // The journal ignores an empty message; without a journal it cannot be sent.
+        socket.send_to(&[], SOCKET)?;
+        Ok(Self { socket, identity, lost: AtomicU64::new(0) })
+    }
+
+    fn send(&self, datagram: &[u8]) -> bool {
+        self.socket.send_to(datagram, SOCKET).is_ok()
+    }
+
+    fn begin(&self, level: Level, message: &str) -> Vec<u8> {
+        let mut datagram = Vec::with_capacity(1024);
+        put(&mut datagram, "PRIORITY", priority(level));
+        put(&mut datagram, "SYSLOG_FACILITY", FACILITY_DAEMON);
+        put(&mut datagram, "SYSLOG_IDENTIFIER", self.identity);
+        put(&mut datagram, "MESSAGE", message);
+        datagram
+    }
+
+    /// Says how many messages are missing here, once the journal takes messages again.
+    fn tell_lost(&self) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost == 0 {
+            return;
+        }
+        let message = format!("{lost} messages were dropped here: the journal was too slow for them");
+        if !self.send(&self.begin(Level::WARN, &message)) {
+            self.lost.fetch_add(lost, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Journal {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        self.tell_lost();
+        let mut message = String::with_capacity(512);
+        // Fails only where a value cannot be written; what was written so far is told.
+        let _ = DefaultFields::new().format_fields(Writer::new(&mut message), event);
+        let about = event.metadata();
+        let mut datagram = self.begin(*about.level(), &message);
+        put(&mut datagram, "TARGET", about.target());
+        if let (Some(file), Some(line)) = (about.file(), about.line()) {
+            put(&mut datagram, "CODE_FILE", file);
+            put(&mut datagram, "CODE_LINE", &line.to_string());
+        }
+        event.record(&mut Fields(&mut datagram));
+        if !self.send(&datagram) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// As syslog numbers them.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "3",
+        Level::WARN => "4",
+        Level::INFO => "6",
+        Level::DEBUG | Level::TRACE => "7",
+    }
+}
+
+/// Writes a field in the form that may hold any byte: name, end of line, length, value, end of line.
+fn put(datagram: &mut Vec<u8>, name: &str, value: &str) {
+    let value = value.get(..value.floor_char_boundary(LONGEST)).unwrap_or_default();
+    datagram.extend_from_slice(name.as_bytes());
+    datagram.push(b'\n');
+    datagram.extend_from_slice(&u64::try_from(value.len()).unwrap_or_default().to_le_bytes());
+    datagram.extend_from_slice(value.as_bytes());
+    datagram.push(b'\n');
+}
+
+/// Writes an event's own fields.
+struct Fields<'d>(&'d mut Vec<u8>);
+
+impl Visit for Fields<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        // The message is in `MESSAGE`.
+        if field.name() != "message" {
+            put(self.0, &name(field.name()), value);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let mut text = String::new();
+        let _ = write!(text, "{value:?}");
+        self.record_str(field, &text);
+    }
+}
+
+/// A field's name in the journal, where names have capital letters, digits and underscores.
+fn name(field: &str) -> String {
+    let letters = field.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
+    PREFIX.chars().chain(letters).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_any_length_and_with_ends_of_lines_keep_the_form() {
+        let mut datagram = Vec::new();
+        put(&mut datagram, "MESSAGE", "a\nb");
+        assert_eq!(datagram, b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\n");
+        datagram.clear();
+        put(&mut datagram, "MESSAGE", &"\u{e4}".repeat(LONGEST));
+        assert_eq!(datagram.len(), "MESSAGE\n".len() + 8 + LONGEST + 1);
+        datagram.clear();
+        put(&mut datagram, "MESSAGE", &format!("a{}", "\u{e4}".repeat(LONGEST)));
+        assert_eq!(datagram.len(), "MESSAGE\n".len() + 8 + LONGEST - 1 + 1);
+    }
+
+    #[test]
+    fn names_are_the_journals() {
+        assert_eq!(name("called_back"), "FENCE_CALLED_BACK");
+        assert_eq!(name("log.target"), "FENCE_LOG_TARGET");
+    }
+}
