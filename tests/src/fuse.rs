@@ -41,6 +41,8 @@ enum Held {
 struct State {
     image: Vec<u8>,
     holds: bool,
+    /// Whether there is no room for what is written.
+    full: bool,
     held: Vec<Held>,
     /// Writes that were carried out.
     written: u64,
@@ -54,6 +56,7 @@ impl State {
                 let to = from.saturating_add(size).min(self.image.len());
                 reply.data(&self.image[from..to]);
             }
+            Held::Write(_, _, reply) if self.full => reply.error(Errno::ENOSPC),
             Held::Write(offset, data, reply) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
                 match from.checked_add(data.len()).and_then(|to| self.image.get_mut(from..to)) {
@@ -268,6 +271,17 @@ impl Disk {
         for held in std::mem::take(&mut state.held) {
             state.answer(held);
         }
+    }
+
+    /// From now on there is no room for what is written, as on a full file system. QEMU stops a machine that it
+    /// cannot write for.
+    pub fn fill(&self) {
+        self.shared.lock().full = true;
+    }
+
+    /// There is room again.
+    pub fn make_room(&self) {
+        self.shared.lock().full = false;
     }
 
     /// How many writes have come to the image.

@@ -19,6 +19,8 @@ pub struct Machine {
     devices: String,
     /// A file that is loaded into its memory.
     filling: Option<String>,
+    /// What libvirt does when it panics, if not `destroy`.
+    on_crash: Option<&'static str>,
 }
 
 /// How much of a machine's memory a file can fill.
@@ -56,6 +58,14 @@ impl Machine {
         self
     }
 
+    /// With a device by which it tells of its panic (see [`panicking_disk`]), after which it is kept as it is.
+    #[must_use]
+    pub fn kept_after_panic(mut self) -> Self {
+        self.devices.push_str("<panic model='isa'/>");
+        self.on_crash = Some("preserve");
+        self
+    }
+
     /// With more memory, most of it filled from this file of [`FILLING`] bytes: there is something to copy when it is migrated.
     #[must_use]
     pub fn filled(mut self, path: &str) -> Self {
@@ -68,7 +78,8 @@ impl Machine {
     /// # Errors
     /// QEMU is missing.
     pub fn xml(&self) -> Result<String> {
-        let Self { name, uuid, devices, filling } = self;
+        let Self { name, uuid, devices, filling, on_crash } = self;
+        let on_crash = on_crash.unwrap_or("destroy");
         let emulator = emulator()?;
         let uuid = uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
         let memory = if filling.is_some() { 64 } else { 16 };
@@ -82,7 +93,7 @@ impl Machine {
         Ok(format!(
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name>{uuid}\
              <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>destroy</on_crash>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>{on_crash}</on_crash>\
              <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/>\
              <memballoon model='none'/>{devices}</devices>{filling}</domain>"
         ))
@@ -136,6 +147,24 @@ pub fn writing_disk() -> Vec<u8> {
         0x10, 0x00, 0x01, 0x00,       // 16 bytes, one sector ...
         0x00, 0x7e, 0x00, 0x00,       // ... from 0000:7e00 ...
         0x01, 0, 0, 0, 0, 0, 0, 0,    // ... to number 1
+    ];
+    let mut image = vec![0; DISK_SIZE];
+    image[..PROGRAM.len()].copy_from_slice(&PROGRAM);
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image
+}
+
+/// A disk whose boot sector says that the machine has panicked.
+#[must_use]
+pub fn panicking_disk() -> Vec<u8> {
+    #[rustfmt::skip]
+    const PROGRAM: [u8; 10] = [
+        0xba, 0x05, 0x05,             // mov dx, 0x505 (the panic device)
+        0xb0, 0x01,                   // mov al, 1 (panicked)
+        0xee,                         // out dx, al
+        0xfa,                         // cli
+        0xf4,                         // hlt
+        0xeb, 0xfd,                   // jmp to the hlt
     ];
     let mut image = vec![0; DISK_SIZE];
     image[..PROGRAM.len()].copy_from_slice(&PROGRAM);

@@ -34,6 +34,9 @@ mod reboot;
 #[path = "libvirt/records.rs"]
 mod records;
 #[cfg(test)]
+#[path = "libvirt/resets.rs"]
+mod resets;
+#[cfg(test)]
 #[path = "libvirt/silence.rs"]
 mod silence;
 #[cfg(test)]

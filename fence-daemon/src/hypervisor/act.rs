@@ -8,6 +8,7 @@ use fence_common::wire::{Op, Reply};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
+use super::deadline::Deadline;
 use super::domain::{self, Power, Seen, Source, Started};
 use super::duel::{Aim as Entered, Aimed, Asker, Doomed, Refused};
 use super::error::CallError;
@@ -29,28 +30,28 @@ const RECORD_LIMIT: Duration = Duration::from_secs(25);
 /// look whether that was an earlier instance's: if it comes late it kills what was started meanwhile, and nothing tells when it has come.
 const SETTLED: Duration = Duration::from_millis(150);
 
-/// Does what `op` says to `target`. What is not begun by `begin_by` is not done; what is begun is seen through to its end, with the
+/// Does what `op` says to `target`. What is not begun by the deadline is not done; what is begun is seen through to its end, with the
 /// domain's lock held, however long that takes.
 pub(super) async fn perform(
     inner: Arc<Inner>,
     op: Op,
     target: Target,
     asker: Option<Asker>,
-    begin_by: Instant,
+    deadline: Deadline,
 ) -> Outcome {
     match op {
         Op::Status => status(&inner, &target).await,
-        Op::Off | Op::Reboot => fence(&inner, op, &target, asker, begin_by).await,
+        Op::Off | Op::Reboot => fence(&inner, op, &target, asker, &deadline).await,
         Op::On => {
             inner.restarts.permit(&target);
-            Change::begin(inner, &target, begin_by, Aim::Start).await.run_on().await
+            Change::begin(inner, &target, deadline, Aim::Start).await.run_on().await
         }
         Op::Null | Op::DevStatus | Op::HostList => Outcome::failure(Detail::NotAboutADomain),
     }
 }
 
 /// Off or reboot. An asker that is being fenced itself waits for what comes of that, with no lock held.
-async fn fence(inner: &Arc<Inner>, op: Op, target: &Target, asker: Option<Asker>, begin_by: Instant) -> Outcome {
+async fn fence(inner: &Arc<Inner>, op: Op, target: &Target, asker: Option<Asker>, deadline: &Deadline) -> Outcome {
     let reboot = op == Op::Reboot;
     if reboot {
         inner.restarts.permit(target);
@@ -60,14 +61,14 @@ async fn fence(inner: &Arc<Inner>, op: Op, target: &Target, asker: Option<Asker>
             // Before its turn comes, and beyond it if it never does: a reboot that has been stuck must not bring the domain back then.
             inner.restarts.forbid(target);
         }
-        let change = Change::begin(Arc::clone(inner), target, begin_by, Aim::Kill).await;
+        let change = Change::begin(Arc::clone(inner), target, deadline.clone(), Aim::Kill).await;
         let done = change.run_off(reboot, asker).await;
         if !reboot && done.as_ref().map_or(true, |outcome| outcome.detail != Detail::Occupied) {
             inner.restarts.permit(target);
         }
         match done {
             Ok(outcome) => return outcome,
-            Err(doomed) if !inner.duels.over(&doomed, begin_by).await => {
+            Err(doomed) if !inner.duels.over(&doomed, deadline.by()).await => {
                 return Outcome::failure(Detail::Condemned(doomed.name));
             }
             Err(_) => {}
@@ -228,7 +229,7 @@ enum Aim {
 /// An order to change a domain's power, with all its locks held.
 struct Change {
     inner: Arc<Inner>,
-    begin_by: Instant,
+    deadline: Deadline,
     /// The domains that are meant, or why there is none.
     places: Result<Vec<Place>, Detail>,
     /// Held until the order is seen through.
@@ -237,9 +238,10 @@ struct Change {
 
 impl Change {
     /// Looks the target up and takes the locks.
-    async fn begin(inner: Arc<Inner>, target: &Target, begin_by: Instant, aim: Aim) -> Self {
-        let mut change = Self { inner, begin_by, places: Err(Detail::Occupied), locks: Vec::new() };
-        if timeout_at(begin_by, change.prepare(target, aim)).await.is_err() {
+    async fn begin(inner: Arc<Inner>, target: &Target, deadline: Deadline, aim: Aim) -> Self {
+        let by = deadline.by();
+        let mut change = Self { inner, deadline, places: Err(Detail::Occupied), locks: Vec::new() };
+        if timeout_at(by, change.prepare(target, aim)).await.is_err() {
             change.places = Err(Detail::Occupied);
         }
         change
@@ -373,13 +375,13 @@ impl Change {
         let kills: Vec<_> = places
             .into_iter()
             .map(|place| {
-                let (inner, begin_by) = (Arc::clone(&self.inner), self.begin_by);
+                let (inner, deadline) = (Arc::clone(&self.inner), self.deadline.clone());
                 let domain = place.domain.clone();
                 let kill = async move {
                     if !place.is_worth_waiting_for(&inner).await {
                         return None;
                     }
-                    Some(off::off_at(inner, place, reboot, begin_by).await)
+                    Some(off::off_at(inner, place, reboot, deadline).await)
                 };
                 (domain, tokio::spawn(kill))
             })
@@ -431,7 +433,7 @@ impl Change {
         }
         Ok(match self.inner.reboot_reply {
             RebootReply::On if !starting.is_empty() => {
-                off::started(&self.inner, outcome, &starting, self.begin_by).await
+                off::started(&self.inner, outcome, &starting, self.deadline.by()).await
             }
             RebootReply::Off | RebootReply::On => outcome,
         })
@@ -469,7 +471,7 @@ impl Change {
                 inherited: false,
             })
         });
-        let outcome = match plan.attempt(&self.inner, self.begin_by).await {
+        let outcome = match plan.attempt(&self.inner, &self.deadline).await {
             Ok(Started::Already(state)) => Outcome::found(Reply::Success, Detail::AlreadyActive(state)),
             Ok(Started::Now(state)) => Outcome::found(Reply::Success, Detail::Started(state)),
             Ok(Started::NotActive) => Outcome::failure(Detail::NotActive),

@@ -12,6 +12,7 @@ use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
 use zeroize::Zeroizing;
 
+use super::deadline::Deadline;
 use super::duel;
 use super::error::{CallError, LibvirtError, is_no_domain};
 use super::lost;
@@ -199,18 +200,13 @@ pub(super) fn id(connect: &Connect, uuid: Uuid) -> Result<Option<u32>, CallError
 }
 
 /// Destroys this instance, for libvirt's record.
-pub(super) fn destroy(connect: &Connect, uuid: Uuid, instance: u32) -> Result<(), CallError> {
+pub(super) fn destroy(connect: &Connect, uuid: Uuid, instance: u32, deadline: &Deadline) -> Result<(), CallError> {
     let domain = Domain::lookup_by_uuid(connect, uuid)?;
     // Somebody else may have started it again meanwhile.
     if domain.get_id() == Some(instance) {
+        deadline.check()?;
         domain.destroy()?;
     }
-    Ok(())
-}
-
-/// Asks the driver to reset the domain. That it *was* reset is told by an event.
-pub(super) fn reset(connect: &Connect, uuid: Uuid) -> Result<(), CallError> {
-    Domain::lookup_by_uuid(connect, uuid)?.reset()?;
     Ok(())
 }
 
@@ -229,7 +225,7 @@ fn known<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
 }
 
 /// A value of no known state stays one that means "unknown" and nothing else.
-fn state_of(state: u32) -> State {
+pub(super) fn state_of(state: u32) -> State {
     State(u8::try_from(state).unwrap_or(u8::MAX))
 }
 
@@ -306,7 +302,16 @@ pub enum Unproven {
 }
 
 /// Powers the domain off, hard, and proves it. `restart` asks for what starting it again needs.
-pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Table) -> Result<Off, CallError> {
+///
+/// # Errors
+/// libvirt cannot say, or the deadline was over before anything was done to the domain.
+pub(super) fn power_off(
+    connect: &Connect,
+    uuid: Uuid,
+    restart: bool,
+    table: &Table,
+    deadline: &Deadline,
+) -> Result<Off, CallError> {
     let driver = table.driver;
     let Some(domain) = known(Domain::lookup_by_uuid(connect, uuid))? else { return Ok(Off::Gone) };
     let was = match known(power(&domain))? {
@@ -315,12 +320,12 @@ pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Ta
             migration::warn_of(&domain.get_name()?);
             return Ok(Off::MovedAway);
         }
-        Some(Power::Off) => return lost::off(&domain, uuid, driver),
+        Some(Power::Off) => return lost::off(&domain, uuid, driver, deadline),
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
     };
     // No job need be left of a migration whose libvirtd has died, or of a post-copy one that has failed, and the machine runs there.
-    if !migration::settle(&domain)? || migration::is_leaving(&domain)? == Some(true) {
+    if !migration::settle(&domain, deadline)? || migration::is_leaving(&domain)? == Some(true) {
         return Ok(Off::Unproven { was, why: Unproven::Migrating });
     }
     let transient = domain.is_persistent().map(|persistent| !persistent);
@@ -331,10 +336,16 @@ pub(super) fn power_off(connect: &Connect, uuid: Uuid, restart: bool, table: &Ta
         // Whether it has a definition will show when it is started.
         (true, Err(_)) => Source::Definition,
     };
+    deadline.check()?;
     if driver == Some(Driver::Lxc) {
         // The driver asks a running container to end and waits for 1.6 s before it kills it; a paused one it kills at once. If it cannot be
         // paused it only takes longer.
         let _ = domain.suspend();
+        if let Err(late) = deadline.check() {
+            // It was not asked to stand still, but to end.
+            let _ = domain.resume();
+            return Err(late);
+        }
     }
     let destroyed = domain.destroy();
     fault::point(Point::AfterDestroy);
@@ -407,6 +418,7 @@ pub(super) fn start(
     xml: Option<&str>,
     dead: Option<u32>,
     table: &Table,
+    deadline: &Deadline,
 ) -> Result<Started, CallError> {
     let domain = match (known(Domain::lookup_by_uuid(connect, uuid))?, xml) {
         (Some(domain), _) => {
@@ -423,11 +435,15 @@ pub(super) fn start(
             }
             // A saved image would bring back the very guest that was fenced, with all that it believed then.
             let saved = matches!(domain.has_managed_save(0), Ok(true));
+            deadline.check()?;
             domain.create_with_flags(if saved { virt_sys::VIR_DOMAIN_START_FORCE_BOOT } else { 0 })?;
             domain
         }
-        (None, Some(xml)) if !xml.contains('\0') => Domain::create_xml(connect, xml, 0)
-            .map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))?,
+        (None, Some(xml)) if !xml.contains('\0') => {
+            deadline.check()?;
+            Domain::create_xml(connect, xml, 0)
+                .map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))?
+        }
         (None, _) => return Ok(Started::Gone),
     };
     Ok(match known(power(&domain))? {

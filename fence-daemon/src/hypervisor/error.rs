@@ -22,6 +22,9 @@ pub enum CallError {
     /// The call had no turn in time and was not made.
     #[error("no turn in time, nothing was sent")]
     NotBegun,
+    /// The deadline passed before the dangerous step, which was not begun.
+    #[error("its time was over before anything was done to it")]
+    TooLate,
     /// The call could not be queued.
     #[error("{0}")]
     Busy(&'static str),

@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 use super::Inner;
 use super::connection::Uri;
+use super::deadline::Deadline;
 use super::domain::{self, Off, Source, State, Unproven};
 use super::error::CallError;
 use super::link::Lane;
@@ -60,6 +61,7 @@ pub(super) async fn kill(
     domain: &Identity,
     entry: &Entry,
     reboot: bool,
+    deadline: &Deadline,
 ) -> Option<Killed> {
     let instance = entry.instance.as_ref()?;
     let victim = instance.living()?;
@@ -96,6 +98,11 @@ pub(super) async fn kill(
             not_this_way();
             return None;
         }
+    }
+    if deadline.check().is_err() {
+        // libvirt's way is too late as well, and says so.
+        not_this_way();
+        return None;
     }
     uri.table.note_unfinished(domain.uuid, locks.clone());
     let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone(), instance.id)));
@@ -170,7 +177,10 @@ async fn xml(uri: &Arc<Uri>, domain: &Identity) -> Source {
 }
 
 /// Kills processes of a domain that libvirt has lost and no longer speaks of, and waits for their death. `false`: not all of them are dead.
-pub(super) async fn strays(domain: &Identity, strays: &[Arc<Victim>], by: Instant) -> bool {
+pub(super) async fn strays(domain: &Identity, strays: &[Arc<Victim>], deadline: &Deadline) -> bool {
+    if deadline.check().is_err() {
+        return false;
+    }
     for stray in strays {
         let pid = stray.pid();
         tracing::warn!(%domain, pid, "libvirt does not know that it runs, but its process lives: killed");
@@ -180,7 +190,7 @@ pub(super) async fn strays(domain: &Identity, strays: &[Arc<Victim>], by: Instan
         }
     }
     for stray in strays {
-        if !matches!(timeout_at(by, stray.death()).await, Ok(Ok(()))) {
+        if !matches!(timeout_at(deadline.by(), stray.death()).await, Ok(Ok(()))) {
             tracing::error!(%domain, pid = stray.pid(), "killed, and not dead: {}", stray.obstacle());
             return false;
         }
@@ -191,48 +201,11 @@ pub(super) async fn strays(domain: &Identity, strays: &[Arc<Victim>], by: Instan
 /// Has libvirt destroy the domain too, so that its own record is what a destroy leaves behind.
 async fn record(uri: Arc<Uri>, domain: Identity, instance: u32) {
     let uuid = domain.uuid;
-    let begin_by = Instant::now() + RECORD_BEGIN;
-    match uri.call(Lane::Act, begin_by, move |connect| domain::destroy(connect, uuid, instance)).await {
+    let deadline = Deadline::at(Instant::now() + RECORD_BEGIN);
+    let begin_by = deadline.by();
+    match uri.call(Lane::Act, begin_by, move |connect| domain::destroy(connect, uuid, instance, &deadline)).await {
         Ok(()) => tracing::debug!(%domain, "libvirt has destroyed it, too"),
         // As a rule it was faster in noticing the death than in destroying.
         Err(error) => tracing::info!(%domain, %error, "killed; libvirt's own destroy did not go through"),
     }
-}
-
-/// Resets the domain through libvirt and waits for the word that it *was* reset: the call only asks for it. `None`: no such word within a
-/// short time, so nothing is known.
-///
-/// A call that has not ended by then is left in `pending`: it may still come into force, and must not hit what is started next.
-pub(super) async fn reset(
-    uri: &Arc<Uri>,
-    domain: &Identity,
-    limit: Duration,
-    pending: &mut Option<JoinHandle<Result<(), CallError>>>,
-) -> Option<Moment> {
-    let uuid = domain.uuid;
-    let before = uri.table.resets(uuid);
-    let by = Instant::now() + limit;
-    let (asker, asked_by) = (Arc::clone(uri), by);
-    let asked = async move { asker.call(Lane::Act, asked_by, move |connect| domain::reset(connect, uuid)).await };
-    let mut asked = tokio::spawn(asked);
-    let answer = timeout_at(by, &mut asked).await;
-    if answer.is_err() {
-        *pending = Some(asked);
-    }
-    match answer.map(|answer| answer.unwrap_or(Err(CallError::NotBegun))) {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::info!(%domain, %error, "cannot be reset: killed and started instead");
-            return None;
-        }
-        Err(_) => {
-            tracing::warn!(%domain, "libvirt does not answer to a reset: killed and started instead");
-            return None;
-        }
-    }
-    if uri.table.reset_again(uuid, before, by).await {
-        return Some(Moment::now());
-    }
-    tracing::warn!(%domain, "was not reset within {limit:?}: killed and started instead");
-    None
 }

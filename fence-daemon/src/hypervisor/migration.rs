@@ -9,11 +9,14 @@
 //! events tell that moment (`table`), and it counts until the domain runs here again.
 
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
 
+use super::deadline::Deadline;
+use super::error::CallError;
 use super::ffi;
 
 /// How long a migration may take to end. A job that cannot be aborted (the last phase, post-copy) is over by then, or is left alone.
@@ -25,8 +28,8 @@ const LOOK: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// libvirt cannot say.
-pub(super) fn settle(domain: &Domain) -> Result<bool, Error> {
-    let until = Instant::now() + SETTLE;
+pub(super) fn settle(domain: &Domain, deadline: &Deadline) -> Result<bool, CallError> {
+    let until = deadline.not_after(Instant::now() + SETTLE);
     let mut aborted = false;
     loop {
         match job(domain)? {
@@ -34,6 +37,7 @@ pub(super) fn settle(domain: &Domain) -> Result<bool, Error> {
             Direction::In => return Ok(false),
             Direction::Out if !aborted => {
                 aborted = true;
+                deadline.check()?;
                 // It may have ended in between, or be in a phase in which it cannot be: asking again shows which.
                 if let Err(error) = ffi::abort_job(domain) {
                     tracing::debug!(error = error.message(), "the migration is not ended");
@@ -41,7 +45,7 @@ pub(super) fn settle(domain: &Domain) -> Result<bool, Error> {
             }
             Direction::Out => {}
         }
-        if Instant::now() >= until {
+        if until.check().is_err() {
             return Ok(false);
         }
         sleep(LOOK);

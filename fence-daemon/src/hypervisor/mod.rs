@@ -13,12 +13,15 @@
 //! - **Of two guests that have each other fenced, one dies**: see `duel`.
 //! - **In order per domain**, by name or by UUID (`locks`); different domains, and everything that only asks, do not wait for
 //!   each other. A dead or hung URI costs the others nothing (`connection`).
-//! - **Answers are in time**: `Limits::act` for everything. A call that has not begun by `Limits::begin` is never made; one that has
-//!   begun stays in force, and its domain's lock stays held until it ends, so that a late kill cannot hit what a later request has started.
+//! - **Answers are in time**: `Limits::act` for everything. One [`Deadline`] goes all the way down: no
+//!   destroy, kill, reset or start begins after `Limits::begin`, nor after the client was told "failure".
+//!   A step that has begun stays in force. Its domain's lock stays held until the step ends, so a late kill
+//!   cannot hit what a later request has started.
 //! - **A reboot's restart** happens in the background (`restart`), not before its `pause` is over; an `off` that comes later ends it.
 
 mod act;
 mod connection;
+mod deadline;
 mod domain;
 mod duel;
 mod error;
@@ -36,6 +39,7 @@ mod pause;
 mod pool;
 mod probe;
 mod record;
+mod reset;
 mod restart;
 mod stock;
 mod survey;
@@ -63,6 +67,7 @@ use self::table::Instance;
 use crate::clock::Moment;
 use crate::policy::{Authorized, Target};
 
+pub use self::deadline::Deadline;
 pub use self::domain::{State, Unproven};
 pub use self::duel::Asker;
 pub use self::error::{CallError, LibvirtError};
@@ -302,25 +307,30 @@ impl Hypervisors {
     /// Carries out an off, on, reboot or status. Every doubt is [`Reply::Failure`](fence_common::wire::Reply::Failure), with a reason.
     /// What an `asker` wants that is being fenced itself is not done, unless that fence fails.
     ///
-    /// Once begun the work goes on even if the returned future is dropped.
-    pub async fn carry_out(&self, order: &Authorized, asker: Option<Asker>) -> Outcome {
+    /// No dangerous step begins after `deadline`. Once begun the work goes on even if the returned future is
+    /// dropped; whoever tells the client "failure" before it is over calls the deadline off first.
+    pub async fn carry_out(&self, order: &Authorized, asker: Option<Asker>, deadline: &Deadline) -> Outcome {
         let (op, target) = (order.op(), order.target().clone());
         let begun = Instant::now();
-        let (begin_by, deadline) = (begun + self.inner.limits.begin, begun + self.inner.limits.act);
+        let answer_by = begun + self.inner.limits.act;
+        let step = deadline.not_after(begun + self.inner.limits.begin);
         let (answer, answered) = oneshot::channel();
         let inner = Arc::clone(&self.inner);
         tokio::spawn(async move {
             let shown = target.clone();
-            let outcome = act::perform(inner, op, target, asker, begin_by).await;
+            let outcome = act::perform(inner, op, target, asker, step).await;
             if let Err(late) = answer.send(outcome) {
                 let (took, detail) = (begun.elapsed(), &late.detail);
                 tracing::warn!(op = op.name(), domain = %shown, ?took, %detail, "ended after nobody waited for it any more");
             }
         });
-        match timeout_at(deadline, answered).await {
+        match timeout_at(answer_by, answered).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Outcome::failure(Detail::Broken),
-            Err(_) => Outcome::failure(Detail::Late),
+            Err(_) => {
+                deadline.call_off();
+                Outcome::failure(Detail::Late)
+            }
         }
     }
 

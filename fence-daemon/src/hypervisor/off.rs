@@ -7,15 +7,18 @@ use fence_common::wire::Reply;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
+use virt::connect::Connect;
 
 use super::act::Place;
 use super::connection::Uri;
+use super::deadline::Deadline;
 use super::domain::{self, Off, Power, Seen, State, Unproven};
 use super::error::CallError;
 use super::kill::{self, Killed};
 use super::link::Lane;
 use super::outcome::{Detail, Identity, Outcome};
 use super::record::{Kept, Record};
+use super::reset;
 use super::restart::Plan;
 use super::survey::survey;
 use super::victim::{Driver, ImageLocks};
@@ -58,7 +61,7 @@ impl At {
 }
 
 /// Powers the domain off at one place, with its lock held.
-pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_by: Instant) -> At {
+pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadline: Deadline) -> At {
     let Place { number, domain, power, entry, veto } = place;
     if let Some(veto) = veto {
         return At::said(Outcome::failure(veto));
@@ -82,19 +85,19 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
     let may_reset = reboot && was_pending == Pending::No && inner.reboot_method == RebootMethod::Reset;
     if may_reset
         && matches!(power, Power::Active(_))
-        && let Some(at) = kill::reset(uri, &domain, inner.limits.reset, &mut resetting).await
+        && let Some(at) = reset::reset(uri, &domain, inner.limits.reset, &deadline, &mut resetting).await
     {
         return At::said(Outcome { reply: Reply::Success, proven_off: Some(at), detail: Detail::Reset, domain: None });
     }
     let uuid = domain.uuid;
     let strays = uri.table.strays(uuid);
-    if !strays.is_empty() && !kill::strays(&domain, &strays, begin_by).await {
+    if !strays.is_empty() && !kill::strays(&domain, &strays, &deadline).await {
         let (was, why) = (State(0), Unproven::Stray);
         return At::said(Outcome::failure(Detail::NotProvenOff { was, why }));
     }
     let id = entry.as_ref().and_then(|entry| entry.instance.as_ref()).map(|instance| instance.id);
     let killed = match &entry {
-        Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot).await,
+        Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot, &deadline).await,
         None => None,
     };
     let (result, record, kept, dead, by_libvirt) = match killed {
@@ -104,7 +107,7 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, begin_
         }
         None => {
             let foreseen = if reboot { foresee(&inner, uri, &domain) } else { None };
-            let result = by_libvirt(uri, uuid, reboot, begin_by).await;
+            let result = by_libvirt(uri, uuid, reboot, &deadline).await;
             let kept = foreseen.map(|(record, kept)| match &result {
                 Ok(Off::Proven { at, .. }) => inner.records.confirm(record, kept, *at),
                 _ => kept,
@@ -155,17 +158,18 @@ enum Pending {
 
 /// libvirt's way. Where the domain's process is known, what it may still be writing when it is dead is waited for as well; also where it died
 /// before, by whatever hand.
-async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, begin_by: Instant) -> Result<Off, CallError> {
+async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, deadline: &Deadline) -> Result<Off, CallError> {
     let instance = uri.table.get(uuid).and_then(|entry| entry.instance);
     if let Some(victim) = instance.as_ref().and_then(|instance| instance.living())
         && let Ok(locks) = victim.image_locks()
     {
         uri.table.note_unfinished(uuid, locks);
     }
-    let table = Arc::clone(&uri.table);
-    let mut off = uri.call(Lane::Act, begin_by, move |connect| domain::power_off(connect, uuid, reboot, &table)).await;
+    let (table, step) = (Arc::clone(&uri.table), deadline.clone());
+    let power_off = move |connect: &Connect| domain::power_off(connect, uuid, reboot, &table, &step);
+    let mut off = uri.call(Lane::Act, deadline.by(), power_off).await;
     if may_overrule(uri.table.driver, &off)
-        && let Ok(Some(id)) = uri.call(Lane::Query, begin_by, move |connect| domain::id(connect, uuid)).await
+        && let Ok(Some(id)) = uri.call(Lane::Query, deadline.by(), move |connect| domain::id(connect, uuid)).await
         && uri.table.is_dead(uuid, Some(id))
     {
         off = Ok(Off::Already(Moment::now()));

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use super::Inner;
+use super::deadline::Deadline;
 use super::domain::{self, Source, Started};
 use super::error::CallError;
 use super::link::Lane;
@@ -64,7 +65,7 @@ impl Plan {
     }
 
     /// Tries once, with the domain's lock held.
-    pub(super) async fn attempt(self: &Arc<Self>, inner: &Inner, begin_by: Instant) -> Result<Started, CallError> {
+    pub(super) async fn attempt(self: &Arc<Self>, inner: &Inner, deadline: &Deadline) -> Result<Started, CallError> {
         let Some(uri) = inner.uris.get(self.place) else {
             return Err(CallError::NotConnected("no such URI".to_owned()));
         };
@@ -73,17 +74,17 @@ impl Plan {
         }
         if let Some(dead) = self.dead {
             // Only so long: libvirt's own word counts, and it is asked for next.
-            let by = begin_by.min(Instant::now() + FORGET_WITHIN);
+            let by = deadline.by().min(Instant::now() + FORGET_WITHIN);
             uri.table.forgotten(self.domain.uuid, dead, by).await;
         }
-        let (plan, table) = (Arc::clone(self), Arc::clone(&uri.table));
-        uri.call(Lane::Act, begin_by, move |connect| {
+        let (plan, table, step) = (Arc::clone(self), Arc::clone(&uri.table), deadline.clone());
+        uri.call(Lane::Act, deadline.by(), move |connect| {
             let xml = match &plan.source {
                 Source::Definition => None,
                 Source::Xml(xml) => Some(xml.as_str()),
                 Source::Nothing(error) => return Err(error.clone()),
             };
-            domain::start(connect, plan.domain.uuid, xml, plan.dead, &table)
+            domain::start(connect, plan.domain.uuid, xml, plan.dead, &table, &step)
         })
         .await
     }
@@ -282,7 +283,8 @@ async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>, not_before: Moment) {
         }
         fault::point(Point::BeforeRestart);
         // Bounded is only its beginning, not the call itself: while a start may still come into force, the lock must not be free.
-        let reason = match plan.attempt(&inner, until.min(Instant::now() + inner.limits.look_up)).await {
+        let deadline = Deadline::at(until.min(Instant::now() + inner.limits.look_up));
+        let reason = match plan.attempt(&inner, &deadline).await {
             Ok(Started::Now(state)) => {
                 fault::point(Point::AfterRestart);
                 inner.restarts.cancel(place, uuid);

@@ -17,6 +17,7 @@ use super::*;
 use crate::policy::Target;
 
 mod choices;
+mod deadlines;
 mod duels;
 mod inherited;
 mod outages;
@@ -115,7 +116,8 @@ fn uuid(number: u128) -> Target {
 }
 
 async fn order(hypervisors: &Hypervisors, op: Op, target: Target) -> Outcome {
-    hypervisors.carry_out(&Authorized::dangerous_for_test(op, target), None).await
+    let deadline = Deadline::at(Instant::now() + Duration::from_secs(60));
+    hypervisors.carry_out(&Authorized::dangerous_for_test(op, target), None, &deadline).await
 }
 
 async fn reply(hypervisors: &Hypervisors, op: Op, domain: &str) -> Reply {

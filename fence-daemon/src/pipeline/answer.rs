@@ -1,12 +1,13 @@
 //! What is answered to an authenticated request: permission, the action, and the words for client and log.
 
 use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
+use tokio::time::Instant;
 use zerocopy::IntoBytes;
 
 use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
-use crate::hypervisor::{Asker, Detail, Outcome};
+use crate::hypervisor::{Asker, Deadline, Detail, Outcome};
 use crate::intake::Verified;
 use crate::policy::{self, Authorized};
 
@@ -84,15 +85,22 @@ impl Shared {
             return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
         }
         let (op, hypervisors) = (order.op(), self.hypervisors.clone());
-        // A task of its own: when the time for the answer is over the client is told, and the kill stays in force.
-        let action = tokio::spawn(async move { hypervisors.carry_out(&order, Some(asker)).await });
+        let deadline = Deadline::at(Instant::now() + left);
+        // A task of its own: when the time for the answer is over the client is told, and what has begun stays in force.
+        let action = tokio::spawn({
+            let deadline = deadline.clone();
+            async move { hypervisors.carry_out(&order, Some(asker), &deadline).await }
+        });
         match tokio::time::timeout(left, action).await {
             Ok(Ok(outcome)) => Answer::outcome(op, &outcome),
             Ok(Err(_)) => Answer::refused(Reply::Failure, "the action broke off: a bug of ours"),
-            Err(_) => Answer::refused(
-                Reply::Failure,
-                format!("not done {} s after it was asked; what was begun goes on", ANSWER_WITHIN.as_secs()),
-            ),
+            Err(_) => {
+                deadline.call_off();
+                Answer::refused(
+                    Reply::Failure,
+                    format!("not done {} s after it was asked; what was begun goes on", ANSWER_WITHIN.as_secs()),
+                )
+            }
         }
     }
 

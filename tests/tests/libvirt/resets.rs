@@ -1,0 +1,58 @@
+//! `reboot_method="reset"` of what does not run: libvirt would reset it, and it would stand still afterwards.
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::fuse::Disk;
+use fence_tests::machine::{Machine, panicking_disk, writing_disk};
+use fence_tests::process::poll_until;
+use fence_tests::qemu;
+
+use super::site::{SOON, Site};
+
+impl Site {
+    /// Has a domain rebooted that stands still: its process must die, and another one must run.
+    fn reboots_what_stands_still(&self, name: &str, state: &str) -> Result<()> {
+        self.libvirtd.wait_state(qemu::URI, name, state)?;
+        let before = self.machine(name)?;
+        let position = self.server.log_position();
+        self.expect("reboot", name, 0)?;
+        ensure!(before.is_dead()?, "told of success, and it stands still as before: {}", self.server.log());
+        self.logs(position, "a reset would not make it run")?;
+        let back = || Ok(self.machine(name).is_ok_and(|now| now.pid != before.pid).then_some(()));
+        poll_until("another process", SOON, back)
+    }
+}
+
+/// All ways in which a machine of QEMU stands still.
+fn what_stands_still_is_started_again(reply: &'static str) -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[("reboot_method", "reset"), ("reboot_reply", reply)])?;
+    qemu::start_idle(&site.libvirtd, "paused")?;
+    site.wait_status("paused", 0)?;
+    site.libvirtd.virsh(qemu::URI, &["suspend", "paused"])?;
+    site.reboots_what_stands_still("paused", "paused").context("paused")?;
+    site.libvirtd.wait_state(qemu::URI, "paused", "running")?;
+
+    let disk = Disk::serve(&site.hypervisor, "full", writing_disk())?;
+    Machine::new("full").disk(&disk.path(), "threads").start(&site.libvirtd)?;
+    disk.wait_written()?;
+    disk.fill();
+    site.libvirtd.wait_state(qemu::URI, "full", "paused")?;
+    let reason = site.libvirtd.state_and_reason(qemu::URI, "full")?;
+    ensure!(reason.contains("I/O error"), "{reason}");
+    disk.make_room();
+    site.reboots_what_stands_still("full", "paused").context("stopped for want of room")?;
+    disk.wait_written()?;
+
+    let disk = Disk::serve(&site.hypervisor, "panics", panicking_disk())?;
+    Machine::new("panics").disk(&disk.path(), "threads").kept_after_panic().start(&site.libvirtd)?;
+    site.reboots_what_stands_still("panics", "crashed").context("crashed and kept")
+}
+
+#[test]
+fn what_stands_still_is_started_again_instead_of_reset() -> Result<()> {
+    what_stands_still_is_started_again("off")
+}
+
+#[test]
+fn what_stands_still_runs_when_that_is_what_the_answer_says() -> Result<()> {
+    what_stands_still_is_started_again("on")
+}
