@@ -9,7 +9,8 @@ use std::path::Path;
 use crate::config::key::{Found, FoundPair};
 use crate::config::{self, Config, Doubt, Groups, Multicast, Warnings};
 use crate::configure::Document;
-use crate::intake::interface::Wanted;
+use crate::intake::interface::{Interface, Wanted};
+use crate::intake::taker::Taker;
 
 /// The configuration with everything filled in. `file` is what it was read from: it tells what is a default.
 #[must_use]
@@ -136,12 +137,18 @@ fn groups(text: &mut String, groups: &Groups) {
     text.push_str("}\n");
 }
 
-/// Looks for the interface, and adds a doubt if the daemon would miss it now.
+/// Looks for the interface, and adds a doubt if the daemon would miss it now, or hear nothing on it.
 pub fn look_at_interface(config: &Config, warnings: &mut Warnings) {
     let group = config.multicast.group;
     let wanted = config.multicast.interface.clone().map_or(Wanted::Suitable(group), Wanted::Named);
     if wanted.there().is_empty() {
         warnings.push(None, Doubt::InterfaceMissing(config.multicast.interface.clone()));
+    }
+    let named = config.multicast.interface.as_deref().and_then(Interface::meant_by);
+    if let Some(interface) = named
+        && let Some(taker) = Taker::of(&interface)
+    {
+        warnings.push(None, Doubt::InterfaceTaken(interface.name, taker));
     }
 }
 

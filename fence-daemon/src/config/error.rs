@@ -265,6 +265,14 @@ pub enum Mistake {
     /// `ip` or `uuid` where it restricts nothing.
     #[error("`{0}` means nothing outside of a group")]
     OutsideGroup(String),
+    /// A section of which only the last one would count, twice, and not with the same contents.
+    #[error("`{name}` stands here again, and says something else than on line {line}")]
+    SectionTwice {
+        /// The section.
+        name: String,
+        /// Where the other one is.
+        line: usize,
+    },
     /// Something that was meant as a restriction and would be none.
     #[error("`{0}` does not restrict anything here")]
     Misplaced(String),
@@ -334,6 +342,7 @@ impl Mistake {
             Self::NoGroup => "nobody would be permitted anything".to_owned(),
             Self::GroupLacks(_) => "this group permits nothing".to_owned(),
             Self::OutsideGroup(_) => "not inside a `group`".to_owned(),
+            Self::SectionTwice { line, .. } => format!("which of the two is meant, this one or that on line {line}?"),
             Self::Misplaced(_) => "everyone could fence everything".to_owned(),
         }
     }
@@ -362,7 +371,13 @@ impl Mistake {
                 let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
                 format!("write `family = \"{family}\";`, or another address")
             }
-            Self::Interface(_) => "write a name as `ip link` prints it, such as \"virbr0\", or \"none\"".to_owned(),
+            Self::Interface(name) => match name.split_once(':') {
+                // `ip address` shows it beside an address.
+                Some((interface, _)) if !interface.is_empty() => {
+                    format!("this is the label of an address: write the interface's own name, \"{interface}\"")
+                }
+                _ => "write a name as `ip link` prints it, such as \"virbr0\", or \"none\"".to_owned(),
+            },
             Self::Choice { known, .. } => format!("write one of \"{}\"", known.join("\", \"")),
             Self::RelativePath(_) => "write the whole path, from `/` on".to_owned(),
             Self::Number { key, .. } => format!("write a whole number, or leave `{key}` out for the default"),
@@ -389,6 +404,9 @@ impl Mistake {
             }
             Self::MemberAddress(_) => {
                 "write the address that the guest is called back at, such as \"192.168.122.11\"".to_owned()
+            }
+            Self::SectionTwice { name, line } => {
+                format!("put both into one `{name}`, or remove one (stock servers forget the whole one on line {line})")
             }
             Self::OutsideGroup(_) | Self::Misplaced(_) => {
                 "write `groups { group { ip = \"...\"; uuid = \"...\"; } }` at the top level of the file".to_owned()

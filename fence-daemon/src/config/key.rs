@@ -10,11 +10,13 @@ use fence_common::keys::KeyPair;
 use fence_common::wire::KEY_MAX;
 
 use self::settled::Reading;
+use self::strength::Weakness;
 use super::place::Message;
 use super::resolved::Multicast;
 use super::warning::{Doubt, Warnings};
 
 mod settled;
+pub mod strength;
 
 /// A key as it was found in a file.
 #[derive(Debug)]
@@ -99,6 +101,11 @@ pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Found, KeyFileError>
     }
     if about.uid() != 0 && about.uid() != nix::unistd::geteuid().as_raw() {
         warnings.push(None, Doubt::KeyForeign { path: path.to_owned(), uid: about.uid() });
+    }
+    match strength::weakness(&key) {
+        Some(Weakness::Short(len)) => warnings.push(None, Doubt::KeyShort { path: path.to_owned(), len }),
+        Some(Weakness::Monotonous) => warnings.push(None, Doubt::KeyMonotonous(path.to_owned())),
+        None => {}
     }
     let is_cut = usize::try_from(about.len()).is_ok_and(|len| len > KEY_MAX);
     if is_cut {
@@ -207,18 +214,20 @@ mod tests {
             let found = load(&file(&dir, bytes, 0o600), &mut warnings).unwrap();
             assert_eq!((found.key.dangerous_bytes(), found.is_cut), (bytes, false));
         }
-        assert!(warnings.is_empty(), "{}", warnings.render(false));
+        let is_of_strength = |doubt: &Doubt| matches!(doubt, Doubt::KeyShort { .. } | Doubt::KeyMonotonous(_));
+        assert!(warnings.iter().all(|warning| is_of_strength(warning.doubt())), "{}", warnings.render(false));
+        let mut warnings = Warnings::default();
         let path = file(&dir, &[7; KEY_MAX + 1], 0o600);
         let found = load(&path, &mut warnings).unwrap();
         assert_eq!((found.key.dangerous_bytes(), found.is_cut), (&[7; KEY_MAX][..], true));
-        assert_eq!(warnings.iter().next().unwrap().doubt(), &Doubt::KeyLong(path));
+        assert!(warnings.iter().any(|warning| *warning.doubt() == Doubt::KeyLong(path.clone())));
     }
 
     #[test]
     fn a_key_that_others_can_read_is_used_with_a_warning() {
         let dir = Scratch::new();
         let mut warnings = Warnings::default();
-        let path = file(&dir, b"secret", 0o644);
+        let path = file(&dir, b"a secret of one line", 0o644);
         load(&path, &mut warnings).unwrap();
         let said = warnings.iter().next().unwrap().to_string();
         let path = path.display();

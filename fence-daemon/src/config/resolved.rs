@@ -504,10 +504,43 @@ mod tests {
         assert_eq!((config.multicast.port, config.multicast.hash), (2, HashKind::Sha512));
         assert_eq!(config.multicast.attach, Attach::Generic);
         assert_eq!(warnings.iter().count(), 1, "{}", warnings.render(false));
-        // As with stock servers a section that is said again replaces the first one whole.
-        let (config, _) =
-            read(&format!("{GLOBAL} listeners {{ multicast {{ port = \"1\"; }} multicast {{ hash = \"sha1\"; }} }}"));
-        assert_eq!((config.multicast.port, config.multicast.hash), (1229, HashKind::Sha1));
+    }
+
+    /// Stock servers take the last one, and lose what stands in the first without a word.
+    #[test]
+    fn a_section_that_is_there_twice_says_the_same_or_is_a_mistake() {
+        let twice = |name: &str, line| Mistake::SectionTwice { name: name.to_owned(), line };
+        for (file, name) in [
+            (
+                "listeners {\nmulticast { interface = \"virbr0\"; }\nmulticast { interface = \"virbr1\"; } }",
+                "multicast",
+            ),
+            ("listeners { Multicast { port = \"1\"; }\n}\nLISTENERS { multicast { port = \"2\"; } }", "LISTENERS"),
+            ("listeners { multicast { port = \"1\"; } }\nlisteners { }", "listeners"),
+            ("fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; debug = \"1\"; }", "fence_virtd"),
+            ("backends { libvirt { uri = \"a:\"; }\nlibvirt { uri = \"b:\"; } }", "libvirt"),
+            ("backends { libvirt { uri = \"a:\"; } }\nbackends { libvirt { } }", "backends"),
+            (
+                "groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; } }\ngroups { group { ip = \"10.0.0.1\"; uuid = \"b\"; } }",
+                "groups",
+            ),
+            (
+                "groups { group = \"x\" { ip = \"10.0.0.1\"; uuid = \"a\"; } }\ngroups { group { ip = \"10.0.0.1\"; uuid = \"a\"; } }",
+                "groups",
+            ),
+        ] {
+            let text = format!("{GLOBAL}\n{file}");
+            let head = format!("{name} {{").to_ascii_lowercase();
+            let line = text.lines().position(|line| line.to_ascii_lowercase().contains(&head)).unwrap() + 1;
+            assert_eq!(refused(&text), [twice(name, line)], "{text}");
+        }
+        // The same again is only superfluous, however it is spelled and laid out.
+        let (config, warnings) = read(&format!(
+            "{GLOBAL} listeners {{ multicast {{ port = \"1\"; }} multicast {{ # again\nPORT=\"1\"; }} }}"
+        ));
+        assert_eq!((config.multicast.port, warnings.iter().count()), (1, 1), "{}", warnings.render(false));
+        // Other listeners' are theirs.
+        quiet(&format!("{GLOBAL} listeners {{ tcp {{ port = \"1\"; }} tcp {{ port = \"2\"; }} }}"));
     }
 
     #[test]

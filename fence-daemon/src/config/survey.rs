@@ -11,9 +11,17 @@ const MAX_MISTAKES: usize = 20;
 /// What is found while a file is resolved. Places are looked up at the end, all at once.
 pub(super) struct Findings<'s> {
     source: &'s Source<'s>,
-    mistakes: Vec<(Span, Mistake)>,
+    mistakes: Vec<Wrong>,
     doubts: Vec<Found>,
     warnings: Warnings,
+}
+
+/// A mistake at a place.
+struct Wrong {
+    span: Span,
+    mistake: Mistake,
+    /// What it contradicts, further up.
+    earlier: Option<Span>,
 }
 
 /// A doubt about a place.
@@ -32,7 +40,16 @@ impl<'s> Findings<'s> {
     /// Something wrong.
     pub(super) fn mistake(&mut self, span: &Span, mistake: Mistake) {
         if self.mistakes.len() < MAX_MISTAKES {
-            self.mistakes.push((span.clone(), mistake));
+            self.mistakes.push(Wrong { span: span.clone(), mistake, earlier: None });
+        }
+    }
+
+    /// A section that is there again with other contents.
+    fn contradicts(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
+        if self.mistakes.len() < MAX_MISTAKES {
+            // The line is filled in at the end.
+            let mistake = Mistake::SectionTwice { name: clip(later.value), line: 0 };
+            self.mistakes.push(Wrong { span: later.span.clone(), mistake, earlier: Some(earlier.span.clone()) });
         }
     }
 
@@ -73,11 +90,18 @@ impl<'s> Findings<'s> {
             return Ok(self.warnings);
         }
         // What is about the whole file comes before what is about its first word.
-        self.mistakes.sort_by_key(|(span, _)| (span.start, span.end));
-        let spans: Vec<&Span> = self.mistakes.iter().map(|(span, _)| span).collect();
-        let places = self.source.places(&spans);
-        let list: Vec<(Place, Mistake)> =
-            places.into_iter().zip(self.mistakes).map(|(place, (_, mistake))| (place, mistake)).collect();
+        self.mistakes.sort_by_key(|wrong| (wrong.span.start, wrong.span.end));
+        let spans: Vec<&Span> = self.mistakes.iter().map(|wrong| &wrong.span).collect();
+        let earlier: Vec<&Span> = self.mistakes.iter().filter_map(|wrong| wrong.earlier.as_ref()).collect();
+        let (places, earlier) = (self.source.places(&spans), self.source.places(&earlier));
+        let mut earlier = earlier.into_iter();
+        let mut list: Vec<(Place, Mistake)> = Vec::with_capacity(places.len());
+        for (place, Wrong { mut mistake, .. }) in places.into_iter().zip(self.mistakes) {
+            if let Mistake::SectionTwice { line, .. } = &mut mistake {
+                *line = earlier.next().map_or(0, |earlier| earlier.line());
+            }
+            list.push((place, mistake));
+        }
         Err(ConfigError::Mistakes(Mistakes { list, warnings: self.warnings }))
     }
 }
@@ -211,7 +235,12 @@ impl<'i> Surveyed<'i> {
             self.sections.push(item);
         } else if let Some(known) = self.sections.iter_mut().find(|known| known.name.value.eq_ignore_ascii_case(name)) {
             let earlier = std::mem::replace(known, item);
-            findings.overruled(&earlier.name, &item.name);
+            // Stock servers forget the earlier one whole. Who wrote two wanted both: two interfaces, two keys, more groups.
+            if same(&earlier.items, &item.items) {
+                findings.overruled(&earlier.name, &item.name);
+            } else {
+                findings.contradicts(&earlier.name, &item.name);
+            }
             // Of two `groups` the later one restricts; in anything else nothing does.
             if !is_one_of(&["groups"], name) {
                 misplaced_restriction(earlier, findings);
@@ -240,6 +269,23 @@ impl<'i> Surveyed<'i> {
     pub(super) fn sections(&self) -> impl Iterator<Item = &'i Section<'i>> {
         self.sections.iter().copied()
     }
+}
+
+/// Whether two sections say the same.
+fn same(one: &[Item<'_>], other: &[Item<'_>]) -> bool {
+    let is_same = |(one, other): (&Item<'_>, &Item<'_>)| match (one, other) {
+        (Item::Value(one), Item::Value(other)) => {
+            one.key.value.eq_ignore_ascii_case(other.key.value) && one.value.value == other.value.value
+        }
+        (Item::Section(one), Item::Section(other)) => {
+            let value = |section: &Section<'_>| section.value.as_ref().map(|value| value.value.to_owned());
+            one.name.value.eq_ignore_ascii_case(other.name.value)
+                && value(one) == value(other)
+                && same(&one.items, &other.items)
+        }
+        (Item::Value(_), Item::Section(_)) | (Item::Section(_), Item::Value(_)) => false,
+    };
+    one.len() == other.len() && one.iter().zip(other).all(is_same)
 }
 
 /// A section that nobody reads must not hold what was meant to restrict.

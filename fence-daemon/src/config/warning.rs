@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use annotate_snippets::Level;
 
 use super::place::{Message, Place};
+use crate::intake::taker::Taker;
 
 /// How many are kept: a file can hold a mistake a million times.
 const MAX_WARNINGS: usize = 100;
@@ -84,12 +85,26 @@ pub enum Doubt {
     /// The key is longer than any peer reads.
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
+    /// The key has so few bytes that it can be guessed.
+    #[error("the key in {} has {len} bytes: it can be guessed by whoever overhears one request", path.display())]
+    KeyShort {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        len: usize,
+    },
+    /// The key's bytes are all the same, or repeat, or count.
+    #[error("the key in {} is not random (zeros, a repeated word, or the like): it can be guessed by whoever overhears one request", .0.display())]
+    KeyMonotonous(PathBuf),
     /// The second key is the first one.
     #[error("the key file {} holds the same key as `key_file`", .0.display())]
     KeyTwice(PathBuf),
     /// The interface is not there now, or where none is configured, none that would do.
     #[error("{}", no_interface(.0.as_deref()))]
     InterfaceMissing(Option<String>),
+    /// What comes by the interface goes to somebody else.
+    #[error("the interface {0} is {1}")]
+    InterfaceTaken(String, Taker),
 }
 
 fn no_interface(name: Option<&str>) -> String {
@@ -123,12 +138,16 @@ impl Doubt {
             Self::ConfigWritable { path, .. } => format!("chmod go-w {}", path.display()),
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
             Self::KeyForeign { path, .. } => format!("chown root {}", path.display()),
+            Self::KeyShort { path, .. } | Self::KeyMonotonous(path) => {
+                format!("make a random one, and copy it to every guest: fence-daemon keygen --force {}", path.display())
+            }
             Self::KeyTwice(path) => format!("it adds nothing: rm {}, or put the new key there", path.display()),
             Self::KeyLong(_) => "peers read no more either: nothing needs to be done".to_owned(),
             Self::InterfaceMissing(Some(_)) => {
                 "the daemon waits for it: if it is libvirt's, `virsh net-start default` makes it".to_owned()
             }
             Self::InterfaceMissing(None) => "the daemon waits for one: name it by `interface`".to_owned(),
+            Self::InterfaceTaken(_, taker) => taker.help(),
         }
     }
 
@@ -142,8 +161,11 @@ impl Doubt {
             | Self::KeyOpen { .. }
             | Self::KeyForeign { .. }
             | Self::KeyLong(_)
+            | Self::KeyShort { .. }
+            | Self::KeyMonotonous(_)
             | Self::KeyTwice(_)
-            | Self::InterfaceMissing(_) => "",
+            | Self::InterfaceMissing(_)
+            | Self::InterfaceTaken(..) => "",
         }
     }
 }

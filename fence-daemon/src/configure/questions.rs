@@ -3,6 +3,7 @@
 use crate::cli::Given;
 use crate::config::{self, Plugin};
 use crate::intake::interface::Interface;
+use crate::intake::taker::Taker;
 use crate::plugins;
 
 use super::ConfigureError;
@@ -217,8 +218,15 @@ impl<'q, 'd> Questions<'q, 'd> {
         if name.eq_ignore_ascii_case(NOTHING) {
             // Stock servers would look for an interface of that name.
             self.document.remove(MULTICAST, |key| key.eq_ignore_ascii_case("interface"));
-        } else if Interface::named(name).is_none() {
-            self.dialogue.say(&format!("There is no {name} here now: the daemon will wait for it."))?;
+        } else {
+            match Interface::meant_by(name) {
+                None => self.dialogue.say(&format!("There is no {name} here now: the daemon will wait for it."))?,
+                Some(interface) => {
+                    if let Some(taker) = Taker::of(&interface) {
+                        self.dialogue.say(&format!("{name} is {taker}: {}.", taker.help()))?;
+                    }
+                }
+            }
         }
         Ok(())
     }

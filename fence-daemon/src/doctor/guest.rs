@@ -14,7 +14,7 @@ use super::firewall::{self, Traffic};
 use super::interface::{self, Seen};
 use super::{host, key, port, program};
 use crate::config::{self, DEFAULT_GROUP_V4, DEFAULT_KEY_FILE, DEFAULT_PORT};
-use crate::intake::interface::Wanted;
+use crate::intake::interface::{Interface, Wanted};
 
 /// How long `fence_xvm -V` may take.
 const VERSION: Duration = Duration::from_secs(10);
@@ -140,7 +140,8 @@ fn interface_of(address: IpAddr) -> Option<String> {
             IpAddr::V6(address) => own.as_sockaddr_in6().is_some_and(|own| own.ip() == address),
         })
     };
-    getifaddrs().into_iter().flatten().find(is_it).map(|own| own.interface_name)
+    let own = getifaddrs().into_iter().flatten().find(is_it)?;
+    Interface::meant_by(&own.interface_name).map(|interface| interface.name)
 }
 
 #[cfg(test)]
@@ -151,7 +152,7 @@ mod tests {
     fn a_guest_needs_one_way_out() {
         let group = IpAddr::from([225, 0, 0, 12]);
         let networks = vec![(IpAddr::from([192, 168, 122, 11]), 24)];
-        let eth0 = Seen { name: "eth0".to_owned(), up: true, running: true, multicast: true, networks };
+        let eth0 = Seen { name: "eth0".to_owned(), up: true, running: true, multicast: true, networks, taker: None };
         let down = Seen { up: false, ..eth0.clone() };
         assert_eq!(judge_ways(group, &[]).state, State::Wrong);
         assert_eq!(judge_ways(group, std::slice::from_ref(&down)).state, State::Wrong);

@@ -9,6 +9,7 @@ use super::finding::Finding;
 use super::sight;
 use crate::config::Multicast;
 use crate::intake::interface::{Interface, Wanted};
+use crate::intake::taker::Taker;
 
 /// An address and the length of its network's prefix.
 pub type Network = (IpAddr, u8);
@@ -26,14 +27,27 @@ pub struct Seen {
     pub multicast: bool,
     /// Its addresses of the group's family.
     pub networks: Vec<Network>,
+    /// Who takes its frames, if that is not this host's IP.
+    pub taker: Option<Taker>,
+}
+
+impl Seen {
+    /// Whether this is one of its names.
+    #[must_use]
+    pub fn is_named(&self, name: &str) -> bool {
+        Interface::meant_by(name).is_some_and(|meant| meant.name == self.name)
+    }
 }
 
 /// Looks at an interface; `None` if there is none of that name.
 #[must_use]
 pub fn look(name: &str, v4: bool) -> Option<Seen> {
-    Interface::named(name)?;
-    let mut seen = Seen { name: name.to_owned(), up: false, running: false, multicast: false, networks: Vec::new() };
-    for address in getifaddrs().into_iter().flatten().filter(|address| address.interface_name == name) {
+    let interface = Interface::meant_by(name)?;
+    let taker = Taker::of(&interface);
+    let Interface { name, index } = interface;
+    let mut seen = Seen { name, up: false, running: false, multicast: false, networks: Vec::new(), taker };
+    let is_its = |label: &str| Interface::named(label).is_some_and(|named| named.index == index);
+    for address in getifaddrs().into_iter().flatten().filter(|address| is_its(&address.interface_name)) {
         seen.up = address.flags.contains(InterfaceFlags::IFF_UP);
         seen.running = address.flags.contains(InterfaceFlags::IFF_RUNNING);
         seen.multicast = address.flags.contains(InterfaceFlags::IFF_MULTICAST);
@@ -90,6 +104,9 @@ fn judge_named(name: &str, seen: Option<&Seen>, v4: bool) -> Finding {
         return Finding::wrong(CHECK, format!("there is no interface {name}"), remedy)
             .command("virsh net-start default");
     };
+    if let Some(taker) = &seen.taker {
+        return Finding::wrong(CHECK, format!("{name} is {taker}"), taker.help());
+    }
     if !seen.up {
         return Finding::wrong(CHECK, format!("{name} is switched off"), "nothing is heard on it")
             .command(format!("ip link set {name} up"));
@@ -220,7 +237,7 @@ mod tests {
 
     fn seen() -> Seen {
         let networks = vec![(IpAddr::from([192, 168, 122, 1]), 24)];
-        Seen { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks }
+        Seen { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
     }
 
     #[test]
@@ -232,6 +249,7 @@ mod tests {
             Seen { up: false, ..seen() },
             Seen { multicast: false, ..seen() },
             Seen { networks: Vec::new(), ..seen() },
+            Seen { taker: Some(Taker::Guest { lower: None }), ..seen() },
         ];
         for lacking in lacking {
             assert_eq!(state(Some(&lacking)), State::Wrong, "{lacking:?}");

@@ -9,9 +9,6 @@ use super::finding::Finding;
 use crate::config::key::{self, Found, KeyFileError};
 use crate::config::{Doubt, Multicast, Warnings};
 
-/// Fewer bytes than that can be guessed: each datagram that is overheard is a way to try a guess, as often as one likes.
-const SHORT: usize = 16;
-
 /// The keys of a configuration.
 #[must_use]
 pub fn check_all(multicast: &Multicast) -> Vec<Finding> {
@@ -47,19 +44,16 @@ pub fn check(name: &'static str, path: &Path) -> Vec<Finding> {
     let mut findings = vec![Finding::ok(name, described(path, &found))];
     for warning in &warnings {
         let (seen, help) = (warning.doubt().to_string(), warning.doubt().help());
-        let is_open = matches!(warning.doubt(), Doubt::KeyOpen { .. } | Doubt::KeyForeign { .. });
-        let finding = if is_open {
+        let doubt = warning.doubt();
+        let finding = if matches!(doubt, Doubt::KeyOpen { .. } | Doubt::KeyForeign { .. }) {
             Finding::warning(name, seen, "whoever can read the key can have every guest fenced").command(help)
+        } else if matches!(doubt, Doubt::KeyShort { .. } | Doubt::KeyMonotonous(_)) {
+            let remedy = "make a random one, and copy it to every guest";
+            Finding::warning(name, seen, remedy).command(make(path, "--force "))
         } else {
             Finding::warning(name, seen, help)
         };
         findings.push(finding);
-    }
-    let len = found.key.dangerous_bytes().len();
-    if len < SHORT {
-        let seen = format!("{} has {len} bytes", path.display());
-        let remedy = "so short a key can be guessed by whoever overhears one request: make a long one, and copy it to every guest";
-        findings.push(Finding::warning(name, seen, remedy).command(make(path, "--force ")));
     }
     findings
 }
@@ -135,11 +129,16 @@ mod tests {
         let empty = check("key", &write(&dir, b"", 0o600));
         assert_eq!(states(&empty), [State::Wrong]);
         assert!(empty[0].commands[0].contains("--force"), "{empty:?}");
-        let open = check("key", &write(&dir, &[7; 64], 0o644));
+        let open = check("key", &write(&dir, b"a line of text that is a key", 0o644));
         assert_eq!(states(&open), [State::Ok, State::Warning]);
         assert!(open[1].commands[0].starts_with("chmod 0600 "), "{open:?}");
-        assert_eq!(states(&check("key", &write(&dir, b"short", 0o600))), [State::Ok, State::Warning]);
-        assert_eq!(states(&check("key", &write(&dir, &[7; 5000], 0o600))), [State::Ok, State::Warning]);
+        for weak in [b"short".as_slice(), &[0; 4096], &[7; 64]] {
+            let weak = check("key", &write(&dir, weak, 0o600));
+            assert_eq!(states(&weak), [State::Ok, State::Warning]);
+            assert!(weak[1].seen.contains("can be guessed") && weak[1].commands[0].contains("--force"), "{weak:?}");
+        }
+        let long: Vec<u8> = (0..5000_u32).map(|n| ((n * n) >> 3).to_le_bytes()[0]).collect();
+        assert_eq!(states(&check("key", &write(&dir, &long, 0o600))), [State::Ok, State::Warning]);
         assert_eq!(states(&check("key", dir.path())), [State::Wrong]);
     }
 }

@@ -107,7 +107,7 @@ fn hypervisor(path: &Path) -> Vec<Finding> {
         let there = answer
             .as_ref()
             .ok()
-            .and_then(|report| report.listener.interfaces.iter().find(|there| there.name == seen.name));
+            .and_then(|report| report.listener.interfaces.iter().find(|there| seen.is_named(&there.name)));
         let attached = there.is_some_and(|there| there.program.is_some());
         findings
             .extend(firewall::hypervisor(&Traffic { seen, group: multicast.group, port: multicast.port }, attached));

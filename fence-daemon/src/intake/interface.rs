@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::net::if_::{InterfaceFlags, if_indextoname, if_nametoindex};
 
 use crate::rtnetlink::link;
 
@@ -22,6 +22,15 @@ impl Interface {
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         if_nametoindex(name).ok().map(|index| Self { name: name.to_owned(), index })
+    }
+
+    /// The interface that is meant by one of its other names: an alternative name, or the label of an address
+    /// (`virbr0:1`), which is where `getifaddrs` tells the interface. It comes with its own name.
+    #[must_use]
+    pub fn meant_by(name: &str) -> Option<Self> {
+        let Self { name, index } = Self::named(name)?;
+        let own = if_indextoname(index).ok().and_then(|own| own.into_string().ok());
+        Some(Self { name: own.unwrap_or(name), index })
     }
 }
 
@@ -72,7 +81,7 @@ fn suitable(group: IpAddr) -> Vec<Present> {
         });
         if fits
             && address.flags.contains(usable)
-            && let Some(interface) = Interface::named(&address.interface_name)
+            && let Some(interface) = Interface::meant_by(&address.interface_name)
         {
             found.insert(interface.index, Present { interface, up: true });
         }

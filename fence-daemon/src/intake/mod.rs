@@ -10,6 +10,7 @@ pub mod listener;
 pub mod listening;
 pub mod ring;
 pub mod socket;
+pub mod taker;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};

@@ -21,14 +21,14 @@ fn plain(arguments: &[&str]) -> Run {
 #[test]
 fn what_is_printed_is_what_counts() {
     let dir = Dir::new();
-    dir.write("key", "s3cret-bytes");
+    dir.write("key", "s3cret-bytes, of a line");
     let conf = conf(&dir, "key", "groups { group { ip = \"192.168.122.11\"; uuid = \"node1\"; } }");
     let before = dir.contents();
     let checked = run(&["check-config"], &conf, "");
     assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{}", checked.stdout);
     assert_eq!(parse(&checked.stdout).0, parse(&std::fs::read_to_string(&conf).unwrap()).0);
     assert!(checked.stdout.contains("hash = \"sha256\";  # default"), "{}", checked.stdout);
-    assert!(checked.stdout.contains("12 bytes") && !checked.stdout.contains("s3cret"), "{}", checked.stdout);
+    assert!(checked.stdout.contains("23 bytes") && !checked.stdout.contains("s3cret"), "{}", checked.stdout);
     // And it can be checked again.
     let again = run(&["check-config"], &dir.write("again", &checked.stdout), "");
     assert_eq!(again.code, Some(0));
@@ -41,25 +41,62 @@ fn what_is_printed_is_what_counts() {
 fn doubts_are_told_with_their_places_and_are_no_failure() {
     let dir = Dir::new();
     std::fs::set_permissions(dir.write("key", "x"), PermissionsExt::from_mode(0o644)).unwrap();
-    let conf =
-        conf(&dir, "key", "zork = \"1\";\nlisteners { multicast { key_file = \"KEY\"; interface = \"no-such-if\"; } }");
-    let text = std::fs::read_to_string(&conf).unwrap().replace("KEY", dir.path("key").to_str().unwrap());
+    let conf = conf(&dir, "key", "zork = \"1\";");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    let text = text.replace("interface = \"lo\"", "interface = \"lo\"; interface = \"no-such-if\"");
     let conf = dir.write("conf", &text);
     let checked = run(&["check-config"], &conf, "");
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
-    for doubt in ["conf:3:1", "zork", "no-such-if", "waits for it", "mode 0644", "overruled"] {
+    for doubt in
+        ["conf:3:1", "zork", "no-such-if", "waits for it", "mode 0644", "overruled", "1 bytes", "can be guessed"]
+    {
         assert!(checked.stderr.contains(doubt), "{doubt}: {}", checked.stderr);
     }
     assert!(!checked.stderr.contains('\x1b') && !checked.stdout.contains("zork"), "{}", checked.stderr);
 }
 
+/// What the doctor says of a key, and what is said here, is the same.
+#[test]
+fn keys_that_can_be_guessed_are_told_whatever_is_asked() {
+    let dir = Dir::new();
+    let conf = conf(&dir, "key", "");
+    for (key, words) in [("12345", "5 bytes"), ("zero", "not random"), ("passwordpassword", "not random")] {
+        dir.write("key", &if key == "zero" { "\0".repeat(4096) } else { key.to_owned() });
+        for command in [&["check-config"][..], &["doctor"]] {
+            let said = run(command, &conf, "");
+            let said = said.stdout + &said.stderr;
+            // The doctor breaks its lines.
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(said.contains(words) && said.contains("can be guessed"), "{command:?} of {key}: {said}");
+            assert!(said.contains("fence-daemon keygen --force "), "{command:?} of {key}: {said}");
+            assert!(!said.contains("12345") && !said.contains("passwordpassword"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn two_sections_of_a_name_are_told_with_both_places() {
+    let dir = Dir::new();
+    dir.write("key", "a line of text that is a key");
+    let conf = conf(&dir, "key", "listeners { multicast { interface = \"virbr1\"; } }");
+    for command in [&["check-config"][..], &["-F"]] {
+        let told = run(command, &conf, "");
+        assert_eq!(told.code, Some(255), "{command:?}: {}", told.stderr);
+        for words in ["conf:3:1", "`listeners` stands here again", "on line 2", "put both into one"] {
+            assert!(told.stderr.contains(words), "{words}: {}", told.stderr);
+        }
+    }
+}
+
 #[test]
 fn mistakes_are_told_with_their_places() {
     let dir = Dir::new();
-    let conf = conf(&dir, "key", "listeners { multicast { port = \"x\"; hash = \"md5\"; } }");
+    let conf = conf(&dir, "key", "");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    let conf = dir.write("conf", &text.replace("interface = \"lo\"", "port = \"x\"; hash = \"md5\""));
     let checked = run(&["check-config"], &conf, "");
     assert_eq!((checked.code, checked.stdout.as_str()), (Some(255), ""));
-    assert!(checked.stderr.contains("conf:3:32") && checked.stderr.contains("md5"), "{}", checked.stderr);
+    assert!(checked.stderr.contains("conf:2:") && checked.stderr.contains("md5"), "{}", checked.stderr);
     let missing = run(&["check-config"], &dir.path("none"), "");
     assert_eq!((missing.code, missing.stdout.as_str()), (Some(255), ""));
 }

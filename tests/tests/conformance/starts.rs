@@ -125,6 +125,16 @@ fn good_files() -> Vec<Start> {
             Expected::differ("uri-gaps", "serves, status is reply 2", SERVES),
             |file| file.replace("uri = \"test", "uri = \"test:///run/lab/empty.xml\"; uri7 = \"test"),
         ),
+        Start::new("two listeners' sections", Expected::differ("two-sections", SERVES, "exit 255"), |file| {
+            let section = "multicast { key_file = \"/run/lab/none\"; interface = \"virbr9\"; }";
+            file.replacen("listeners {", &format!("listeners {{\n\t{section}"), 1)
+        }),
+        Start::new("the same section twice", serves(), |file| {
+            let end = file.find("backends {").unwrap_or_default();
+            let listeners =
+                file.find("listeners {").and_then(|start| file.get(start..end)).unwrap_or_default().to_owned();
+            more(file, &listeners)
+        }),
         Start::new("Windows line ends", Expected::differ("line-ends", "exit 255", SERVES), |file| {
             file.replace('\n', "\r\n")
         }),

@@ -9,7 +9,7 @@ use fence_tests::server::{Config, Server, Which};
 
 /// A key with every byte value in it, NUL included, of the length that Debian's package makes.
 pub(crate) fn key() -> Vec<u8> {
-    (0..4096_u32).map(|index| (index % 251) as u8).collect()
+    (0..4096_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
 /// The domain of libvirt's test driver.

@@ -247,7 +247,7 @@ mod tests {
 
     fn seen() -> Seen {
         let networks = vec![(IpAddr::from([192, 168, 122, 1]), 24)];
-        Seen { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks }
+        Seen { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
     }
 
     fn judged(way: Way, hook: Hook, tests: Vec<Test>, table: &str, attached: bool) -> Option<Finding> {

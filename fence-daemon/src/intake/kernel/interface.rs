@@ -160,6 +160,9 @@ pub enum Sharer {
 impl Sharer {
     /// Looks for one. Who comes later is not noticed.
     pub(super) fn of(interface: &str, index: u32) -> io::Result<Option<Self>> {
+        // The kernel's settings are below the interface's own name, whatever else it is called.
+        let own = Interface::meant_by(interface).map(|meant| meant.name);
+        let interface = own.as_deref().unwrap_or(interface);
         let routed = ["ipv4", "ipv6"].iter().any(|version| {
             let file = format!("/proc/sys/net/{version}/conf/{interface}/mc_forwarding");
             std::fs::read_to_string(file).is_ok_and(|text| text.trim() != "0")

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use fence_tests::kernel::occupy;
 use fence_tests::lab::BRIDGE;
 use fence_tests::process::poll_until;
@@ -47,6 +47,52 @@ fn where_none_is_named_one_must_do() -> Result<()> {
     says(on_hypervisor(&bench)?.find("interface", "ok")?, &[BRIDGE])?;
     bench.hypervisor.delete_bridge()?;
     says(on_hypervisor(&bench)?.find("interface", "wrong")?, &["no interface is up", "`interface`"])?;
+    Ok(())
+}
+
+/// `ip addr add ... label virbr0:1`, as `ifconfig virbr0:1` and some tools make them: a label names an address, not an interface.
+#[test]
+fn an_address_with_a_label_belongs_to_its_interface() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.hypervisor.ip(&["addr", "flush", "dev", BRIDGE])?;
+    let label = format!("{BRIDGE}:1");
+    bench.hypervisor.ip(&["addr", "add", "192.168.122.1/24", "dev", BRIDGE, "label", &label])?;
+    for interface in [BRIDGE, "none"] {
+        let config = Config { interface: interface.to_owned(), ..bench.config("auto") };
+        let server = bench.serve(&config)?;
+        bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
+        let told = on_hypervisor(&bench)?;
+        told.is_quiet()?;
+        says(told.find("interface", "ok")?, &[BRIDGE])?;
+        says(told.find("membership", "ok")?, &[&format!("joined on {BRIDGE}\"")])?;
+        says(told.find("program", "ok")?, &[&format!("attached to {BRIDGE} ")])?;
+    }
+    Ok(())
+}
+
+/// What comes by a port is the bridge's, whatever address the port has.
+#[test]
+fn of_a_port_the_bridge_is_named() -> Result<()> {
+    let bench = configured(|bench| Config { interface: "vnet1".to_owned(), ..bench.config("auto") })?;
+    for address in [None, Some("192.168.122.2/24")] {
+        if let Some(address) = address {
+            bench.hypervisor.ip(&["addr", "add", address, "dev", "vnet1"])?;
+        }
+        let told = on_hypervisor(&bench)?;
+        let finding = told.find("interface", "wrong")?;
+        says(finding, &["vnet1 is a port of the bridge virbr0", "interface = \\\"virbr0\\\";"])?;
+        ensure!(!finding.to_string().contains("ip addr add"), "{finding:#}");
+    }
+    Ok(())
+}
+
+/// A macvtap's frames go to whoever has its `/dev/tap*` open, which is a guest.
+#[test]
+fn a_macvtap_is_no_interface_to_listen_on() -> Result<()> {
+    let bench = configured(|bench| Config { interface: "tap0".to_owned(), ..bench.config("auto") })?;
+    bench.hypervisor.ip(&["link", "add", "link", BRIDGE, "name", "tap0", "type", "macvtap", "mode", "bridge"])?;
+    bench.hypervisor.ip(&["link", "set", "tap0", "up"])?;
+    says(on_hypervisor(&bench)?.find("interface", "wrong")?, &["tap0 is a guest's macvtap", BRIDGE])?;
     Ok(())
 }
 
