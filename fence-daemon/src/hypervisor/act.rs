@@ -9,9 +9,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::deadline::Deadline;
-use super::domain::{self, Power, Seen, Source, Started};
+use super::domain::{self, Power, Seen, Source, Started, State, Unproven};
 use super::duel::{Aim as Entered, Aimed, Asker, Doomed, Refused};
 use super::error::CallError;
+use super::host::{Left, Remains, Whom};
 use super::link::Lane;
 use super::locks::Held;
 use super::off::{self, At};
@@ -29,6 +30,9 @@ const RECORD_LIMIT: Duration = Duration::from_secs(25);
 /// How long after a destroy the domain is left alone. libvirt (9.0) queues what it makes of the closed monitor for a thread of its own, which does not
 /// look whether that was an earlier instance's: if it comes late it kills what was started meanwhile, and nothing tells when it has come.
 const SETTLED: Duration = Duration::from_millis(150);
+
+/// `VIR_DOMAIN_RUNNING`: what a domain is whose process lives, and of which libvirt knows no state.
+const RUNNING: u8 = 1;
 
 /// Does what `op` says to `target`. What is not begun by the deadline is not done; what is begun is seen through to its end, with the
 /// domain's lock held, however long that takes.
@@ -100,12 +104,27 @@ async fn status(inner: &Inner, target: &Target) -> Outcome {
     let outcome = match (doubt, found.seen.power) {
         (Some(doubt), _) => Outcome::failure(doubt),
         (None, Power::Active(state)) => Outcome::found(Reply::Success, Detail::Active(state)),
-        (None, Power::Off) => Outcome::found(Reply::Off, Detail::ShutOff),
+        (None, Power::Off) => said_off(inner, found).await,
         (None, Power::MovedAway) => Outcome::failure(Detail::MovedAway),
     };
     match found.identity(&inner.uris) {
         Some(domain) => outcome.about(domain),
         None => outcome,
+    }
+}
+
+/// libvirt's word for an "off", or a dead process: it passes only where nothing of the domain lives on this host.
+async fn said_off(inner: &Inner, found: &Found) -> Outcome {
+    let uri = inner.uris.get(found.place);
+    let whom = uri.and_then(|uri| Whom::at(&uri.table, found.seen.uuid, &found.seen.name));
+    let Some(whom) = whom else { return Outcome::found(Reply::Off, Detail::ShutOff) };
+    match inner.host.remains(&whom).await {
+        Remains::Nothing => Outcome::found(Reply::Off, Detail::ShutOff),
+        Remains::Living(_) => Outcome::found(Reply::Success, Detail::Active(State(RUNNING))),
+        Remains::Doubt(why) => {
+            let was = State(RUNNING);
+            Outcome::failure(Detail::NotProvenOff { was, why: Unproven::Left(Left::Doubt(why)) })
+        }
     }
 }
 

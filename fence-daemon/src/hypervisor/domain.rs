@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::deadline::Deadline;
 use super::duel;
 use super::error::{CallError, LibvirtError, is_no_domain};
-use super::lost;
+use super::host::Left;
 use super::migration;
 use super::table::{Entry, Instance, Table};
 use super::unnoticed;
@@ -297,6 +297,8 @@ pub enum Unproven {
     ImagesBusy,
     /// libvirt has lost it, and its process does not die.
     Stray,
+    /// On this host something of it lives, or it cannot be told.
+    Left(Left),
     /// It is on its way to or from another host, and cannot be held back. Nothing was done to it.
     Migrating,
 }
@@ -320,7 +322,7 @@ pub(super) fn power_off(
             migration::warn_of(&domain.get_name()?);
             return Ok(Off::MovedAway);
         }
-        Some(Power::Off) => return lost::off(&domain, uuid, driver, deadline),
+        Some(Power::Off) => return Ok(Off::Already(Moment::now())),
         Some(Power::MovedAway) => return Ok(Off::MovedAway),
         Some(Power::Active(state)) => state,
     };
@@ -411,13 +413,14 @@ pub(super) enum Started {
 }
 
 /// Starts the domain unless it is active, and asks afresh whether it is. `xml` starts a transient one that is gone. `dead` is the instance
-/// that is known to be dead, whatever libvirt says.
+/// that is known to be dead, whatever libvirt says. `nothing_lives` is this host's own word for that no process of it lives here.
 pub(super) fn start(
     connect: &Connect,
     uuid: Uuid,
     xml: Option<&str>,
     dead: Option<u32>,
     table: &Table,
+    nothing_lives: impl Fn() -> Result<(), CallError>,
     deadline: &Deadline,
 ) -> Result<Started, CallError> {
     let domain = match (known(Domain::lookup_by_uuid(connect, uuid))?, xml) {
@@ -433,6 +436,7 @@ pub(super) fn start(
                 Some(Power::Off) if table.is_leaving(uuid) => return Ok(Started::MovedAway),
                 Some(Power::Off) => table.unnoticed.forget(uuid),
             }
+            nothing_lives()?;
             // A saved image would bring back the very guest that was fenced, with all that it believed then.
             let saved = matches!(domain.has_managed_save(0), Ok(true));
             deadline.check()?;
@@ -440,6 +444,7 @@ pub(super) fn start(
             domain
         }
         (None, Some(xml)) if !xml.contains('\0') => {
+            nothing_lives()?;
             deadline.check()?;
             Domain::create_xml(connect, xml, 0)
                 .map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))?

@@ -25,6 +25,9 @@ pub enum CallError {
     /// The deadline passed before the dangerous step, which was not begun.
     #[error("its time was over before anything was done to it")]
     TooLate,
+    /// It was not made: libvirt calls the domain off, and on this host something of it lives or may live.
+    #[error("libvirt calls it off, and this host does not: {0}; `off` ends that")]
+    Lives(String),
     /// The call could not be queued.
     #[error("{0}")]
     Busy(&'static str),

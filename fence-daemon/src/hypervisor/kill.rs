@@ -25,6 +25,7 @@ use super::connection::Uri;
 use super::deadline::Deadline;
 use super::domain::{self, Off, Source, State, Unproven};
 use super::error::CallError;
+use super::host::Whom;
 use super::link::Lane;
 use super::outcome::Identity;
 use super::record::{Kept, Record};
@@ -38,6 +39,9 @@ const OBSTACLE: Duration = Duration::from_secs(3);
 
 /// How long locks of a dead process's images may last before they count as somebody else's.
 const LOCKS_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long what is found of a domain beside its own process may take to die.
+const CLEAR_LIMIT: Duration = Duration::from_secs(60);
 
 /// How late libvirt's destroy may begin: it is of use only while libvirt has not noticed the death.
 const RECORD_BEGIN: Duration = Duration::from_millis(500);
@@ -114,8 +118,21 @@ pub(super) async fn kill(
         not_this_way();
         return None;
     }
+    let killed = Instant::now();
     fault::point(Point::AfterKill);
-    let off = prove(domain, victim, &locks, instance.state, source).await;
+    // Beside the death: it takes no longer.
+    let whom = Whom::at(&uri.table, domain.uuid, &domain.name);
+    let (off, left) = tokio::join!(prove(domain, victim, &locks, instance.state, source), async {
+        match &whom {
+            Some(whom) => inner.host.clear(whom, Some(victim), deadline, killed + CLEAR_LIMIT).await.map(drop),
+            None => Ok(()),
+        }
+    });
+    let off = match (off, left) {
+        (Off::Proven { was, .. }, Err(left)) => Off::Unproven { was, why: Unproven::Left(left) },
+        (Off::Proven { was, source, .. }, Ok(())) => Off::Proven { was, at: Moment::now(), source },
+        (off, _) => off,
+    };
     if matches!(off, Off::Proven { .. }) {
         uri.table.note_unfinished(domain.uuid, ImageLocks::default());
         uri.table.note_leaving(domain.uuid, false);

@@ -27,10 +27,10 @@ mod duel;
 mod error;
 mod ffi;
 mod follow;
+mod host;
 mod kill;
 mod link;
 mod locks;
-mod lost;
 mod memory;
 mod migration;
 mod off;
@@ -60,6 +60,7 @@ use uuid::Uuid;
 
 use self::connection::{LinkState, Uri};
 use self::duel::Duels;
+use self::host::Host;
 use self::locks::Locks;
 use self::record::Records;
 use self::restart::{Plan, Restarts};
@@ -71,6 +72,7 @@ pub use self::deadline::Deadline;
 pub use self::domain::{State, Unproven};
 pub use self::duel::Asker;
 pub use self::error::{CallError, LibvirtError};
+pub use self::host::Left;
 pub use self::outcome::{Detail, Identity, Outcome};
 pub use self::pause::{PAUSE_MAX, PAUSE_MAX_ANSWERED};
 pub use self::probe::probe;
@@ -169,6 +171,8 @@ struct Inner {
     locks: Locks,
     restarts: Restarts,
     duels: Arc<Duels>,
+    /// What this host itself says of domains.
+    host: Host,
     /// Ends the keepers; so does its drop.
     stop: watch::Sender<bool>,
 }
@@ -253,7 +257,9 @@ impl Hypervisors {
         }
         tokio::spawn(memory::keep(uris.clone(), state.clone(), stopped));
         let records = Records::new(state);
+        let host = Host::new(uris.iter().filter_map(|uri| uri.table.driver));
         let inner = Inner {
+            host,
             uris,
             limits,
             kill,

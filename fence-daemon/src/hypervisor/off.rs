@@ -12,8 +12,9 @@ use virt::connect::Connect;
 use super::act::Place;
 use super::connection::Uri;
 use super::deadline::Deadline;
-use super::domain::{self, Off, Power, Seen, State, Unproven};
+use super::domain::{self, Off, Power, Seen, Source, State, Unproven};
 use super::error::CallError;
+use super::host::{Cleared, Whom};
 use super::kill::{self, Killed};
 use super::link::Lane;
 use super::outcome::{Detail, Identity, Outcome};
@@ -26,6 +27,12 @@ use super::{Inner, RebootMethod};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
+
+/// `VIR_DOMAIN_RUNNING`: what a domain was that libvirt has lost.
+const RUNNING: u8 = 1;
+
+/// How long after the last moment to begin what this host finds may take to die: an answer must still be in time.
+const CLEAR: Duration = Duration::from_secs(3);
 
 /// How long a dead domain's images may be busy before its off counts as unproven.
 const IMAGES: Duration = Duration::from_secs(3);
@@ -108,6 +115,7 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
         None => {
             let foreseen = if reboot { foresee(&inner, uri, &domain) } else { None };
             let result = by_libvirt(uri, uuid, reboot, &deadline).await;
+            let result = on_host(&inner, uri, &domain, result, &deadline).await;
             let kept = foreseen.map(|(record, kept)| match &result {
                 Ok(Off::Proven { at, .. }) => inner.records.confirm(record, kept, *at),
                 _ => kept,
@@ -144,6 +152,31 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
         Err(error) => Outcome::failure(Detail::Failed { uri: Arc::clone(&uri.text), error }),
     };
     At { outcome, plan: None, record, by_libvirt }
+}
+
+/// libvirt's word for an "off" passes only where nothing of the domain lives on this host. What it has lost is killed.
+async fn on_host(
+    inner: &Inner,
+    uri: &Uri,
+    domain: &Identity,
+    said: Result<Off, CallError>,
+    deadline: &Deadline,
+) -> Result<Off, CallError> {
+    let was = match &said {
+        Ok(Off::Proven { was, .. }) => *was,
+        Ok(Off::Already(_)) => State(RUNNING),
+        Ok(Off::MovedAway | Off::Gone | Off::Unproven { .. }) | Err(_) => return said,
+    };
+    let Some(whom) = Whom::at(&uri.table, domain.uuid, &domain.name) else { return said };
+    Ok(match (inner.host.clear(&whom, None, deadline, deadline.by() + CLEAR).await, said?) {
+        (Err(left), _) => Off::Unproven { was, why: Unproven::Left(left) },
+        (Ok(Cleared { at, killed }), Off::Already(_)) if !killed.is_empty() => {
+            Off::Proven { was, at, source: Source::Definition }
+        }
+        (Ok(Cleared { at, .. }), Off::Already(_)) => Off::Already(at),
+        (Ok(Cleared { at, .. }), Off::Proven { source, .. }) => Off::Proven { was, at, source },
+        (Ok(_), said) => said,
+    })
 }
 
 /// Whether a domain waits for its restart.

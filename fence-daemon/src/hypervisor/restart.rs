@@ -15,6 +15,7 @@ use super::Inner;
 use super::deadline::Deadline;
 use super::domain::{self, Source, Started};
 use super::error::CallError;
+use super::host::Whom;
 use super::link::Lane;
 use super::outcome::Identity;
 use super::pause;
@@ -77,14 +78,16 @@ impl Plan {
             let by = deadline.by().min(Instant::now() + FORGET_WITHIN);
             uri.table.forgotten(self.domain.uuid, dead, by).await;
         }
-        let (plan, table, step) = (Arc::clone(self), Arc::clone(&uri.table), deadline.clone());
+        let (plan, step, host) = (Arc::clone(self), deadline.clone(), inner.host.clone());
+        let (table, whom) = (Arc::clone(&uri.table), Whom::at(&uri.table, self.domain.uuid, &self.domain.name));
         uri.call(Lane::Act, deadline.by(), move |connect| {
+            let nothing_lives = || whom.as_ref().map_or(Ok(()), |whom| host.is_clear_of(whom));
             let xml = match &plan.source {
                 Source::Definition => None,
                 Source::Xml(xml) => Some(xml.as_str()),
                 Source::Nothing(error) => return Err(error.clone()),
             };
-            domain::start(connect, plan.domain.uuid, xml, plan.dead, &table, &step)
+            domain::start(connect, plan.domain.uuid, xml, plan.dead, &table, nothing_lives, &step)
         })
         .await
     }

@@ -104,15 +104,6 @@ pub(super) enum VictimError {
 }
 
 impl VictimError {
-    /// Whether a process of the domain may be there all the same.
-    pub(super) fn is_doubt(&self) -> bool {
-        match self {
-            Self::Wrapped(_) => true,
-            Self::Unreadable { error, .. } => error.kind() == io::ErrorKind::PermissionDenied,
-            Self::Strange { .. } | Self::Pidfd { .. } | Self::NotIt { .. } | Self::Ended(_) => false,
-        }
-    }
-
     /// Whether libvirt speaks of a container whose controller is gone, as it does for ever after a destroy that failed because something in it
     /// could not die, and when it has missed the end. The controller's process number is the instance's number: where there is no such process, no other
     /// instance has that number, and the first process that we know of that instance is still the one. A controller that ends in peace takes its PID file
@@ -237,13 +228,6 @@ impl Victim {
         }
     }
 
-    /// The same, for threads that may block; at most for `limit`.
-    pub(super) fn dies_within(&self, limit: Duration) -> bool {
-        let limit = rustix::time::Timespec { tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: 0 };
-        let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&limit));
-        self.is_dead()
-    }
-
     /// What libvirt has on record about a job of this domain: it writes its record before a job's first step.
     pub(super) fn job(&self) -> Job {
         match self.driver {
@@ -337,6 +321,11 @@ impl Job {
             _ => Self::Unknown,
         }
     }
+}
+
+/// The process number in a domain's PID file, if there is one.
+pub(super) fn pid_in_file(driver: Driver, name: &str) -> Option<i32> {
+    read(&driver.directory().join(format!("{}.pid", xml_escaped(name)))).ok()?.trim().parse().ok()
 }
 
 /// Opens a pidfd of the process that a file names.

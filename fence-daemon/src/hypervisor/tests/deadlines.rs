@@ -26,9 +26,9 @@ async fn no_step_begins_when_its_time_is_over() {
         assert_eq!(domain::destroy(connect, one, id, &late()), Err(CallError::TooLate));
         assert_eq!(reset::ask(connect, one, &late()), Err(CallError::TooLate));
         assert_eq!(state("a"), 1);
-        assert!(matches!(start(connect, two, None, None, &table, &late()), Err(CallError::TooLate)));
+        assert!(matches!(start(connect, two, None, None, &table, || Ok(()), &late()), Err(CallError::TooLate)));
         let xml = xml("c", 3, "");
-        let transient = start(connect, Uuid::from_u128(3), Some(&xml), None, &table, &late());
+        let transient = start(connect, Uuid::from_u128(3), Some(&xml), None, &table, || Ok(()), &late());
         assert!(matches!(transient, Err(CallError::TooLate)));
         assert_eq!((state("b"), Domain::lookup_by_name(connect, "c").is_err()), (5, true));
         // What changes nothing is told all the same.
