@@ -133,6 +133,9 @@ impl Inspector {
                 waiting_ms: now.ago(restart.since),
                 pause_ms: millis(restart.not_before.since(restart.since)),
                 inherited: restart.inherited,
+                held: restart.held,
+                attempts: restart.attempts,
+                reason: restart.reason.map(clip),
             })
             .collect();
         let program_missing =
@@ -231,10 +234,18 @@ fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: 
     let is_slow =
         |restart: &&Restart| u128::from(restart.waiting_ms.saturating_sub(restart.pause_ms)) > RESTART_SLOW.as_millis();
     for restart in restarts.iter().filter(is_slow) {
-        let (name, seconds) = (restart.name.escape_debug(), restart.waiting_ms / 1000);
+        let (name, seconds, uri) = (restart.name.escape_debug(), restart.waiting_ms / 1000, &restart.uri);
+        if restart.held {
+            problems.push(format!(
+                "{name} was killed for a reboot {seconds} s ago by an earlier daemon, too long ago to start it unasked: see that it runs \
+                 nowhere else, then fence it with `on` (or with `off`, and it stays off)"
+            ));
+            continue;
+        }
+        let why = restart.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         problems.push(format!(
-            "{name} was rebooted and is not started again since {seconds} s: see whether `virsh -c {} start {name}` works",
-            restart.uri
+            "{name} was rebooted and is not started again since {seconds} s{why}, which is tried on: see whether `virsh -c {uri} start \
+             {name}` works"
         ));
     }
     problems

@@ -250,6 +250,12 @@ pub struct Restart {
     pub pause_ms: u64,
     /// Whether an earlier daemon has left it.
     pub inherited: bool,
+    /// Whether it is too old to be carried out unasked: an `on` or `off` ends it.
+    pub held: bool,
+    /// How often it was tried in vain.
+    pub attempts: u32,
+    /// Why the last attempt failed; `null` before that.
+    pub reason: Option<String>,
 }
 
 /// How long one step of one operation took, since the arrival of the datagram.

@@ -488,6 +488,7 @@ impl Change {
                 died: None,
                 kept: None,
                 inherited: false,
+                held: false,
             })
         });
         let outcome = match plan.attempt(&self.inner, &self.deadline).await {

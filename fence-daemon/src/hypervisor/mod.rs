@@ -28,6 +28,7 @@ mod error;
 mod ffi;
 mod follow;
 mod host;
+mod inherit;
 mod kill;
 mod link;
 mod locks;
@@ -63,7 +64,7 @@ use self::duel::Duels;
 use self::host::Host;
 use self::locks::Locks;
 use self::record::Records;
-use self::restart::{Plan, Restarts};
+use self::restart::{Plan, Restarts, Waiting};
 use self::table::Instance;
 use crate::clock::Moment;
 use crate::policy::{Authorized, Target};
@@ -91,8 +92,8 @@ struct Limits {
     act: Duration,
     /// A reset, until the event that says that it was done.
     reset: Duration,
-    /// Trying to start a domain again after a reboot: longer than libvirtd takes to be restarted, or storage to come back.
-    restart: Duration,
+    /// The longest pause between two attempts to start a domain again after a reboot.
+    restart_pause: Duration,
 }
 
 /// The limits of the real thing.
@@ -102,7 +103,7 @@ const LIMITS: Limits = Limits {
     begin: Duration::from_secs(15),
     act: Duration::from_secs(20),
     reset: Duration::from_secs(3),
-    restart: Duration::from_secs(120),
+    restart_pause: Duration::from_secs(60),
 };
 
 /// How often the end of things is looked for while shutting down.
@@ -273,7 +274,7 @@ impl Hypervisors {
             stop,
         };
         let inner = Arc::new(inner);
-        restart::inherit(&inner);
+        inherit::inherit(&inner);
         Self { inner }
     }
 
@@ -355,14 +356,18 @@ impl Hypervisors {
         let by = Instant::now() + bound;
         // There must be time for the start: who waits for one that is to stop for good must not find his domain off.
         self.inner.restarts.end_pauses(Instant::now() + bound / 2);
+        // What is held is for somebody else to decide.
+        let to_be_started = || self.inner.restarts.waits().into_iter().filter(|waiting| !waiting.plan.held);
         let restarted = async {
-            while !self.inner.restarts.waiting().is_empty() {
+            while to_be_started().next().is_some() {
                 sleep(SHUTDOWN_LOOK).await;
             }
         };
         if timeout_at(by, restarted).await.is_err() {
-            for domain in self.inner.restarts.waiting() {
-                tracing::error!(%domain, "fenced, but not started again before we end: start it by hand");
+            let now = Moment::now();
+            for Waiting { domain, plan, .. } in to_be_started() {
+                let next = inherit::farewell(plan.kept.is_some(), plan.died, self.inner.reboot_pause, now);
+                tracing::error!(%domain, "fenced, but not started again before we end: {next}");
             }
         }
         self.inner.stop.send_replace(true);

@@ -145,7 +145,8 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
         Ok(Off::MovedAway) => Outcome::failure(Detail::MovedAway),
         Ok(Off::Proven { was, at, .. }) if !reboot => Outcome::off(at, Detail::Destroyed { was }),
         Ok(Off::Proven { was, at, source }) => {
-            let plan = Some(Plan { place: number, domain, source, dead, died: Some(at), kept, inherited: false });
+            let plan =
+                Some(Plan { place: number, domain, source, dead, died: Some(at), kept, inherited: false, held: false });
             return At { outcome: Outcome::off(at, Detail::Rebooting { was }), plan, record, by_libvirt };
         }
         Ok(Off::Unproven { was, why }) => Outcome::failure(Detail::NotProvenOff { was, why }),

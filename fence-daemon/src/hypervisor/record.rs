@@ -19,8 +19,6 @@ use crate::clock::Moment;
 
 /// The form of what is written; another one is not read.
 const VERSION: u32 = 1;
-/// What is older was left behind by a daemon that has been away for long: by now somebody has seen to it, or wants it off.
-const AGE_LIMIT: Duration = Duration::from_secs(600);
 /// The largest file that is read, in bytes.
 const SIZE_LIMIT: u64 = 8 << 20;
 
@@ -74,6 +72,15 @@ impl Kept {
     }
 }
 
+/// A record that a dead daemon has left.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    pub(super) record: Record,
+    pub(super) kept: Kept,
+    /// How long ago it was written, by the wall clock.
+    pub(super) age: Duration,
+}
+
 /// Where records are kept.
 #[derive(Debug)]
 pub(super) struct Records {
@@ -104,7 +111,7 @@ impl Records {
     }
 
     /// The records that dead daemons have left, which are ours now.
-    pub(super) fn take_over(&self) -> Vec<(Record, Kept)> {
+    pub(super) fn take_over(&self) -> Vec<Inherited> {
         let entries = self.directory.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten().flatten();
         let is_record = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "restart");
         let mut found = Vec::new();
@@ -143,7 +150,7 @@ fn write(directory: &Path, record: &Record) -> io::Result<Kept> {
     Ok(Kept { path, _lock: file })
 }
 
-fn take(path: &Path) -> io::Result<Option<(Record, Kept)>> {
+fn take(path: &Path) -> io::Result<Option<Inherited>> {
     let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
     let flags = nofollow | i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -166,13 +173,7 @@ fn take(path: &Path) -> io::Result<Option<(Record, Kept)>> {
     if record.version != VERSION {
         return Err(io::Error::other(format!("it is of version {}, this daemon knows {VERSION}", record.version)));
     }
-    if age > AGE_LIMIT {
-        let (domain, minutes) = (record.name.escape_debug().to_string(), age.as_secs() / 60);
-        return Err(io::Error::other(format!(
-            "{domain} was killed {minutes} minutes ago: start it by hand if it should run"
-        )));
-    }
-    Ok(Some((record, Kept { path: path.to_owned(), _lock: file })))
+    Ok(Some(Inherited { record, kept: Kept { path: path.to_owned(), _lock: file }, age }))
 }
 
 #[cfg(test)]
@@ -197,7 +198,7 @@ mod tests {
         drop(kept);
         let mut left = records(&scratch).take_over();
         assert_eq!(left.len(), 1);
-        let (found, kept) = left.remove(0);
+        let Inherited { record: found, kept, .. } = left.remove(0);
         assert_eq!(found, record());
         assert!(records(&scratch).take_over().is_empty(), "it is ours now");
         kept.remove();
@@ -214,7 +215,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_strange_or_old_is_told_and_removed() {
+    fn how_old_a_record_is_is_told() {
+        let scratch = Scratch::new();
+        let records = records(&scratch);
+        let kept = records.write(&record()).unwrap();
+        kept._lock.set_modified(SystemTime::now() - Duration::from_secs(3000)).unwrap();
+        drop(kept);
+        let age = records.take_over().remove(0).age;
+        assert!(age >= Duration::from_secs(3000) && age < Duration::from_secs(3600), "{age:?}");
+    }
+
+    #[test]
+    fn what_is_strange_is_told_and_removed() {
         let scratch = Scratch::new();
         let records = records(&scratch);
         let directory = scratch.path().join("state");
@@ -223,10 +235,6 @@ mod tests {
         fs::write(directory.join("b.restart"), serde_json::to_vec(&Record { version: 2, ..record() }).unwrap())
             .unwrap();
         std::os::unix::fs::symlink("/etc/passwd", directory.join("c.restart")).unwrap();
-        let old = records.write(&record()).unwrap();
-        let long_ago = SystemTime::now() - 2 * AGE_LIMIT;
-        old._lock.set_modified(long_ago).unwrap();
-        drop(old);
         fs::write(directory.join("other"), b"not ours").unwrap();
         assert!(records.take_over().is_empty());
         let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();

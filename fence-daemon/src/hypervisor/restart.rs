@@ -2,13 +2,18 @@
 //!
 //! A pending restart belongs to its domain's lock: it is entered, attempted and removed only while that lock is held. So an `off`
 //! that holds the lock and removes it knows that no attempt is under way and that none will follow. Nobody holds the lock while it pauses.
+//!
+//! A restart stands as long as the daemon lives. It is tried again after a pause that doubles up to a minute, and at once when its URI
+//! is connected again. It ends when the domain runs, here or at another URI; when an `off` or `on` supersedes it; when the domain has
+//! moved to another host; and when libvirt says twice that its definition is gone. What an earlier daemon has left has a rule of
+//! its own: see [`inherit`](super::inherit).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::Inner;
@@ -16,6 +21,7 @@ use super::deadline::Deadline;
 use super::domain::{self, Source, Started};
 use super::error::CallError;
 use super::host::Whom;
+use super::inherit::{self, Look};
 use super::link::Lane;
 use super::outcome::Identity;
 use super::pause;
@@ -24,9 +30,7 @@ use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
 
-/// The pauses between attempts: at once, then doubling up to this.
-const PAUSE_MAX: Duration = Duration::from_secs(8);
-/// The first pause.
+/// The first pause between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 
 /// How long a killed domain is nobody else's to start: whoever could do it elsewhere has to notice first.
@@ -49,6 +53,8 @@ pub(super) struct Plan {
     pub(super) kept: Option<Kept>,
     /// Whether another daemon has left it, which may have died before it killed.
     pub(super) inherited: bool,
+    /// Whether it is only told, and somebody has to say what is to be done: it is too old to be carried out unasked.
+    pub(super) held: bool,
 }
 
 impl Plan {
@@ -98,6 +104,9 @@ struct Pending {
     plan: Arc<Plan>,
     since: Moment,
     not_before: Moment,
+    attempts: u32,
+    /// Why the last attempt did not start it.
+    reason: Option<String>,
 }
 
 /// A pending restart, to be looked at.
@@ -107,8 +116,11 @@ pub(super) struct Waiting {
     pub(super) since: Moment,
     /// Until then it stays off.
     pub(super) not_before: Moment,
-    /// Whether another daemon has left it.
-    pub(super) inherited: bool,
+    /// How often it was tried in vain, and why the last time.
+    pub(super) attempts: u32,
+    pub(super) reason: Option<String>,
+    /// Its plan.
+    pub(super) plan: Arc<Plan>,
 }
 
 /// The pending restarts by URI index and UUID.
@@ -134,12 +146,12 @@ impl Restarts {
         plans
     }
 
-    /// Whether the last of the restarts that a request for `target` is about was entered a moment before `now`; `None` if there are none. One that
-    /// has been waiting for longer may have been started by somebody else, on another host.
+    /// Whether the last of the domains that wait for their restart, and that a request for `target` is about, died a moment before `now`; `None` if
+    /// there are none. One that has been dead for longer may have been started by somebody else, on another host.
     pub(super) fn are_fresh(&self, target: &Target, now: Moment) -> Option<bool> {
         let pending = self.pending();
         let ours = pending.values().filter(|pending| pending.plan.is_for(target));
-        ours.map(|pending| now.since(pending.since) < FRESH).max()
+        ours.map(|pending| !pending.plan.held && now.since(pending.since) < FRESH).max()
     }
 
     /// The restart pending for a domain.
@@ -158,7 +170,7 @@ impl Restarts {
     }
 
     /// Whether `plan` has neither been cancelled nor replaced.
-    fn stands(&self, plan: &Arc<Plan>) -> bool {
+    pub(super) fn stands(&self, plan: &Arc<Plan>) -> bool {
         self.get(plan.place, plan.domain.uuid).is_some_and(|pending| Arc::ptr_eq(&pending, plan))
     }
 
@@ -184,6 +196,7 @@ impl Restarts {
     }
 
     /// The domains that wait for their restart.
+    #[cfg(test)]
     pub(super) fn waiting(&self) -> Vec<Identity> {
         self.pending().values().map(|pending| pending.plan.domain.clone()).collect()
     }
@@ -194,7 +207,9 @@ impl Restarts {
             domain: pending.plan.domain.clone(),
             since: pending.since,
             not_before: pending.not_before,
-            inherited: pending.plan.inherited,
+            attempts: pending.attempts,
+            reason: pending.reason.clone(),
+            plan: Arc::clone(&pending.plan),
         };
         self.pending().values().map(told).collect()
     }
@@ -202,6 +217,35 @@ impl Restarts {
     /// The daemon is to end: no pause may be longer than until `by`.
     pub(super) fn end_pauses(&self, by: Instant) {
         self.news.send_replace(Some(by));
+    }
+
+    /// Notes that an attempt was in vain.
+    fn note(&self, plan: &Arc<Plan>, reason: String) {
+        if let Some(pending) = self.pending().get_mut(&(plan.place, plan.domain.uuid))
+            && Arc::ptr_eq(&pending.plan, plan)
+        {
+            pending.attempts = pending.attempts.saturating_add(1);
+            pending.reason = Some(reason);
+        }
+    }
+
+    /// Waits for the next attempt: for `pause`, or until the URI is connected anew, or until `plan` no longer stands.
+    pub(super) async fn rest(&self, inner: &Inner, plan: &Arc<Plan>, pause: Duration) {
+        let by = Instant::now() + pause;
+        let mut news = self.news.subscribe();
+        let Some(mut link) = inner.uris.get(plan.place).map(|uri| uri.state()) else { return };
+        let was = link.borrow_and_update().since;
+        while self.stands(plan) {
+            tokio::select! {
+                changed = timeout_at(by, news.changed()) => if !matches!(changed, Ok(Ok(()))) { return },
+                Ok(()) = link.changed() => {
+                    let now = link.borrow_and_update();
+                    if now.connected && now.since != was {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Waits until `not_before`, or the end of all pauses, or until `plan` no longer stands.
@@ -237,88 +281,107 @@ pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
     if plan.kept.is_none() {
         plan.kept = inner.records.write(&plan.record());
     }
-    let (plan, since) = (Arc::new(plan), Moment::now());
+    let (plan, now) = (Arc::new(plan), Moment::now());
+    let since = plan.died.map_or(now, |died| died.min(now));
     let not_before = pause::end(inner.reboot_pause, plan.died);
-    let pending = Pending { plan: Arc::clone(&plan), since, not_before };
+    let pending = Pending { plan: Arc::clone(&plan), since, not_before, attempts: 0, reason: None };
     inner.restarts.pending().insert((plan.place, plan.domain.uuid), pending);
-    tokio::spawn(carry_out(Arc::clone(inner), plan, not_before));
-}
-
-/// Takes over the restarts that dead daemons have left. Before any request is served: a later `off` must find them.
-pub(super) fn inherit(inner: &Arc<Inner>) {
-    for (record, kept) in inner.records.take_over() {
-        let Some((place, uri)) = inner.uris.iter().enumerate().find(|(_, uri)| *uri.text == *record.uri) else {
-            let (uri, domain) = (&record.uri, record.name.escape_debug());
-            tracing::error!(%uri, %domain, "killed by an earlier daemon and not started again, and its URI is not configured any more");
-            kept.remove();
-            continue;
-        };
-        let domain = Identity { uri: Arc::clone(&uri.text), uuid: record.uuid, name: record.name.clone() };
-        tracing::warn!(%domain, "an earlier daemon has died in the middle of its reboot: it will be started again");
-        // A transient domain that was not proven dead may have gone in another way: to another host.
-        if record.xml.is_some() && !record.killed {
-            tracing::error!(%domain, "an earlier daemon has died when it was about to reboot it: see whether it runs, here or elsewhere");
-            kept.remove();
-            continue;
-        }
-        let source = record.xml.clone().map_or(Source::Definition, Source::Xml);
-        let (dead, died) = (record.instance, record.died.map(Moment::from_ktime));
-        schedule(inner, Plan { place, domain, source, dead, died, kept: Some(kept), inherited: true });
+    if plan.held {
+        tokio::spawn(inherit::hold(Arc::clone(inner), plan));
+    } else {
+        tokio::spawn(carry_out(Arc::clone(inner), plan, not_before));
     }
 }
 
-/// Tries, from `not_before` on, until the domain runs, the restart is superseded, or its time is over.
+/// Tries, from `not_before` on, until the domain runs, the restart is superseded, or it is certain that it cannot run again.
 async fn carry_out(inner: Arc<Inner>, plan: Arc<Plan>, not_before: Moment) {
-    let (place, uuid) = (plan.place, plan.domain.uuid);
     let begun = Instant::now();
     let left = not_before.since(Moment::now());
     if !left.is_zero() {
         tracing::info!(domain = %plan.domain, pause = ?left, "off, and to be started again after the pause");
         inner.restarts.pause(&plan, not_before).await;
     }
-    let until = Instant::now() + inner.limits.restart;
-    let mut pause = PAUSE_MIN;
+    if plan.inherited {
+        inherit::first_round(&inner).await;
+    }
+    let (mut pause, mut gone) = (PAUSE_MIN, 0_u32);
     loop {
-        let lock = inner.locks.uuid(uuid).await;
+        let lock = inner.locks.uuid(plan.domain.uuid).await;
         if !inner.restarts.stands(&plan) {
             tracing::info!(domain = %plan.domain, "restart superseded by a later request");
             return;
         }
+        let reason = match plan.turn(&inner, begun, &mut gone).await {
+            Turn::Over => {
+                inner.restarts.cancel(plan.place, plan.domain.uuid);
+                return;
+            }
+            Turn::NotYet(reason) => reason,
+        };
+        drop(lock);
+        tracing::warn!(domain = %plan.domain, reason, next = ?pause, "fenced, but not started again yet");
+        inner.restarts.note(&plan, reason);
+        inner.restarts.rest(&inner, &plan, pause).await;
+        pause = (pause * 2).min(inner.limits.restart_pause);
+    }
+}
+
+/// What came of an attempt.
+enum Turn {
+    /// There is nothing left to be done.
+    Over,
+    /// It is tried again; why.
+    NotYet(String),
+}
+
+impl Plan {
+    /// One attempt, with the domain's lock held. `gone` counts how often in a row libvirt had no definition.
+    async fn turn(self: &Arc<Self>, inner: &Inner, begun: Instant, gone: &mut u32) -> Turn {
+        let domain = &self.domain;
+        // Nobody but us had the time to start it elsewhere after a kill that was ours and a moment ago.
+        let is_ours = !self.inherited && begun.elapsed() < FRESH;
+        if !is_ours {
+            match inherit::look(inner, self).await {
+                Look::Free => {}
+                Look::Runs(there) => {
+                    tracing::info!(%domain, %there, "somebody else has started it after its reboot");
+                    return Turn::Over;
+                }
+                Look::Doubt(why) => return Turn::NotYet(why),
+            }
+        }
         fault::point(Point::BeforeRestart);
         // Bounded is only its beginning, not the call itself: while a start may still come into force, the lock must not be free.
-        let deadline = Deadline::at(until.min(Instant::now() + inner.limits.look_up));
-        let reason = match plan.attempt(&inner, &deadline).await {
+        let deadline = Deadline::at(Instant::now() + inner.limits.look_up);
+        let started = self.attempt(inner, &deadline).await;
+        *gone = if matches!(started, Ok(Started::Gone)) { gone.saturating_add(1) } else { 0 };
+        Turn::NotYet(match started {
             Ok(Started::Now(state)) => {
                 fault::point(Point::AfterRestart);
-                inner.restarts.cancel(place, uuid);
-                let took = begun.elapsed();
-                tracing::info!(domain = %plan.domain, %state, ?took, "started again after its reboot");
-                return;
+                tracing::info!(%domain, %state, took = ?begun.elapsed(), "started again after its reboot");
+                return Turn::Over;
             }
             Ok(Started::Already(state)) => {
-                inner.restarts.cancel(place, uuid);
-                tracing::info!(domain = %plan.domain, %state, "somebody else started it again after its reboot");
-                return;
+                tracing::info!(%domain, %state, "somebody else started it again after its reboot");
+                return Turn::Over;
             }
             Ok(Started::NotActive) => "started, but it is not running".to_owned(),
-            Ok(Started::MovedAway) => "it has moved to another host".to_owned(),
+            Ok(Started::MovedAway) => {
+                tracing::warn!(%domain, "not started again after its reboot: it has moved to another host since");
+                return Turn::Over;
+            }
+            // Twice, since whoever changes a definition may take it away first.
+            Ok(Started::Gone) if matches!(self.source, Source::Definition) && *gone > 1 => {
+                tracing::error!(%domain, "fenced, and not started again: its definition is gone; define it and start it by hand");
+                return Turn::Over;
+            }
             Ok(Started::Gone) => "its definition is gone".to_owned(),
-            Ok(Started::NotYet) if plan.inherited && inner.lives_on(&plan) => {
-                inner.restarts.cancel(place, uuid);
-                tracing::info!(domain = %plan.domain, "it was never killed, and runs on");
-                return;
+            Ok(Started::NotYet) if self.inherited && inner.lives_on(self) => {
+                tracing::info!(%domain, "it was never killed, and runs on");
+                return Turn::Over;
             }
             Ok(Started::NotYet) => "libvirt has not noticed yet that it is dead".to_owned(),
             Err(error) => error.to_string(),
-        };
-        if Instant::now() + pause >= until {
-            inner.restarts.cancel(place, uuid);
-            tracing::error!(domain = %plan.domain, reason, "fenced, but could not be started again: start it by hand");
-            return;
-        }
-        drop(lock);
-        tracing::warn!(domain = %plan.domain, reason, next = ?pause, "fenced, but not started again yet");
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        })
     }
 }

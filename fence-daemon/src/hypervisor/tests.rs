@@ -32,7 +32,7 @@ const QUICK: Limits = Limits {
     begin: Duration::from_millis(2500),
     act: Duration::from_millis(3000),
     reset: Duration::from_millis(500),
-    restart: Duration::from_secs(6),
+    restart_pause: Duration::from_secs(1),
 };
 
 /// A file or socket of this test's own, removed at its end.
@@ -296,7 +296,7 @@ async fn pend(h: &Hypervisors, domain: &str, number: u128, source: Source) {
     let held = h.inner.locks.uuid(uuid).await;
     restart::schedule(
         &h.inner,
-        Plan { place: 0, domain: identity, source, dead: None, died: None, kept: None, inherited: false },
+        Plan { place: 0, domain: identity, source, dead: None, died: None, kept: None, inherited: false, held: false },
     );
     drop(held);
     // The first attempt fails at once, the next is a while off.
@@ -321,7 +321,7 @@ async fn a_pending_restart_is_cancelled_by_off_and_kept_by_reboot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_is_tried_again_and_given_up_in_the_end() {
+async fn a_restart_is_tried_again_unless_its_definition_is_gone() {
     let (h, _file) = node(Node::default().running("other", 9)).await;
     // Its definition comes back after a while, as when storage was away.
     pend(&h, "late", 5, Source::Definition).await;
@@ -331,10 +331,28 @@ async fn a_restart_is_tried_again_and_given_up_in_the_end() {
     h.inner.restarts.over(0, Uuid::from_u128(5), Instant::now() + Duration::from_secs(10)).await;
     assert!(h.inner.restarts.waiting().is_empty());
 
+    // And one that cannot come back is given up, not tried for ever.
+    let begun = StdInstant::now();
     pend(&h, "never", 6, Source::Definition).await;
-    assert_eq!(h.inner.restarts.waiting().len(), 1);
-    sleep(QUICK.restart).await;
-    assert!(h.inner.restarts.waiting().is_empty());
+    while !h.inner.restarts.waiting().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(4), "tried for ever: {:?}", h.restarts());
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_may_succeed_one_day_is_kept_and_told() {
+    let (h, _file) = node(Node::default().running("other", 9)).await;
+    // The name is taken.
+    arrange(&h, |connect| drop(Domain::create_xml(connect, &xml("t", 6, ""), 0).unwrap())).await;
+    pend(&h, "t", 5, Source::Xml(Zeroizing::new(xml("t", 5, "")))).await;
+    sleep(Duration::from_secs(8)).await;
+    let [told] = h.restarts().try_into().expect("the restart has vanished");
+    assert!(told.attempts > 3 && told.reason.is_some(), "{told:?}");
+    assert_eq!(reply(&h, Op::Status, "t").await, Reply::Success, "that is the other one");
+    arrange(&h, |connect| Domain::lookup_by_uuid(connect, Uuid::from_u128(6)).unwrap().destroy().unwrap()).await;
+    h.inner.restarts.over(0, Uuid::from_u128(5), Instant::now() + Duration::from_secs(10)).await;
+    assert_eq!(order(&h, Op::Status, uuid(5)).await.detail, Detail::Active(State(1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -418,7 +436,7 @@ async fn the_lock_is_held_while_libvirt_works() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_waits_for_restarts_and_is_bounded() {
     let (h, _file) = node(Node::default().running("a", 1)).await;
-    pend(&h, "t", 5, Source::Definition).await;
+    pend(&h, "t", 5, Source::Xml(Zeroizing::new("<no domain>".to_owned()))).await;
     let begun = StdInstant::now();
     h.shutdown(Duration::from_millis(700)).await;
     let took = begun.elapsed();

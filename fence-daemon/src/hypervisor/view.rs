@@ -82,6 +82,12 @@ pub struct RestartView {
     pub not_before: Moment,
     /// Whether an earlier daemon has left it.
     pub inherited: bool,
+    /// Whether it is too old to be carried out unasked: an `on` or `off` ends it.
+    pub held: bool,
+    /// How often it was tried in vain.
+    pub attempts: u32,
+    /// Why the last attempt failed.
+    pub reason: Option<String>,
 }
 
 impl Hypervisors {
@@ -97,13 +103,16 @@ impl Hypervisors {
         let waits = self.inner.restarts.waits();
         let mut restarts: Vec<_> = waits
             .into_iter()
-            .map(|Waiting { domain, since, not_before, inherited }| RestartView {
+            .map(|Waiting { domain, since, not_before, attempts, reason, plan }| RestartView {
                 uri: domain.uri,
                 name: domain.name,
                 uuid: domain.uuid,
                 since,
                 not_before,
-                inherited,
+                inherited: plan.inherited,
+                held: plan.held,
+                attempts,
+                reason,
             })
             .collect();
         restarts.sort_by_key(|restart| restart.since);

@@ -157,6 +157,12 @@ fn restarts(report: &Report) -> Table {
         if restart.inherited {
             notes.push("left by an earlier daemon".to_owned());
         }
+        if restart.held {
+            notes.push("not started unasked: fence it with `on` or `off`".to_owned());
+        }
+        if let Some(reason) = &restart.reason {
+            notes.push(format!("tried {} times: {reason}", restart.attempts));
+        }
         table.row([plain(&restart.name), plain(&restart.uri), (look, span(restart.waiting_ms)), dim(notes.join(", "))]);
     }
     table
@@ -401,7 +407,8 @@ mod tests {
         let uris = rows("libvirt");
         assert_eq!(uris[0], ["qemu:///system", "connected", "3 h 12 min", "3", "2", "3 h 12 min ago: connection lost"]);
         assert_eq!(uris[1][..3], ["lxc:///system", "not connected", "-"]);
-        assert_eq!(rows("To be started again")[0], ["node3", "qemu:///system", "0 s"]);
+        let why = "tried 2 times: Failed to get shared \"write\" lock (InternalError)";
+        assert_eq!(rows("To be started again")[0], ["node3", "qemu:///system", "0 s", why]);
         let domains = rows("Domains");
         assert_eq!(domains[0][..4], ["node1", "running", "20117", "its process"]);
         assert_eq!(domains[1][..4], ["node2", "shut off", "-", "-"]);
@@ -479,9 +486,20 @@ mod tests {
         let mut report = example();
         let [restart] = report.restarts.as_mut_slice() else { panic!("one restart") };
         (restart.waiting_ms, restart.pause_ms, restart.inherited) = (12_000, 42_000, true);
+        (restart.attempts, restart.reason) = (0, None);
         let page = render(&report, Screen::PLAIN);
         let row = words(section(&page, "To be started again")[0]).join("|");
         assert_eq!(row, "node3|qemu:///system|12 s|paused for another 30 s, left by an earlier daemon");
+    }
+
+    #[test]
+    fn a_restart_says_why_it_has_failed_and_who_has_to_see_to_it() {
+        let mut report = example();
+        let [restart] = report.restarts.as_mut_slice() else { panic!("one restart") };
+        (restart.held, restart.attempts, restart.reason) = (true, 3, Some("no storage".to_owned()));
+        let page = render(&report, Screen { width: Some(200), ..Screen::PLAIN });
+        let row = words(section(&page, "To be started again")[0]).join("|");
+        assert!(row.ends_with("not started unasked: fence it with `on` or `off`, tried 3 times: no storage"), "{row}");
     }
 
     #[test]

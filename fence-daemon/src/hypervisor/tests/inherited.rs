@@ -132,3 +132,69 @@ async fn an_off_that_never_had_its_turn_keeps_a_stuck_reboot_from_starting_the_d
     pend(&h, "t", 5, Source::Definition).await;
     assert_eq!(h.inner.restarts.waiting().len(), 1);
 }
+
+/// Killed so long ago that whoever wants it may have started it somewhere by hand.
+fn long_ago() -> Moment {
+    Moment::now().before(Duration::from_secs(180))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_killed_long_ago_is_told_and_not_started() {
+    let directory = Directory::new();
+    let file = Node::default().shut_off("a", 1).running("other", 9).file();
+    let transient = xml("t", 2, "");
+    let restarts = [("a", 1, Some(77), None), ("t", 2, Some(78), Some(transient.as_str()))];
+    let options = left_behind_by(&directory, &file.uri(), &restarts, Some(long_ago()));
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
+    h.wait_connected().await;
+    for domain in ["a", "t"] {
+        assert_eq!(h.presence(&name(domain)).await, Presence::Defined, "{domain} may run elsewhere");
+    }
+    sleep(Duration::from_millis(500)).await;
+    for domain in ["a", "t"] {
+        assert_eq!(reply(&h, Op::Status, domain).await, Reply::Off, "{domain} was started blindly");
+    }
+    let told = h.restarts();
+    assert!(told.len() == 2 && told.iter().all(|told| told.held && told.inherited), "{told:?}");
+    assert!(Moment::now().since(told[0].since) >= Duration::from_secs(180), "it waits since its death");
+    assert_eq!(files(&directory), 2, "what is told must outlive this daemon as well");
+    // Somebody says what is to be done.
+    assert_eq!(order(&h, Op::On, name("t")).await.detail, Detail::Started(State(1)));
+    assert_eq!(order(&h, Op::Off, name("a")).await.detail, Detail::RestartCancelled);
+    none_is_left(&h, &directory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_starts_is_told_no_longer() {
+    let directory = Directory::new();
+    let file = Node::default().shut_off("a", 1).file();
+    let options = left_behind_by(&directory, &file.uri(), &[("a", 1, Some(77), None)], Some(long_ago()));
+    let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
+    h.wait_connected().await;
+    arrange(&h, |connect| assert!(Domain::lookup_by_name(connect, "a").unwrap().create().is_ok())).await;
+    none_is_left(&h, &directory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_has_started_at_another_uri_is_not_started_again() {
+    let directory = Directory::new();
+    let here = Node::default().shut_off("a", 1).file();
+    let there = Node::default().running("a", 1).file();
+    let options = left_behind_by(&directory, &here.uri(), &[("a", 1, Some(77), None)], Some(Moment::now()));
+    let h = Hypervisors::with_limits(&[here.uri(), there.uri()], QUICK, options);
+    none_is_left(&h, &directory).await;
+    let states: Vec<_> = h.list().await.domains.iter().map(|listed| listed.state).collect();
+    assert_eq!(states, [5, 1], "a second copy was started");
+}
+
+#[test]
+fn who_stops_the_daemon_is_told_who_starts_the_domain() {
+    let now = Moment::now();
+    let died = Some(now.before(Duration::from_secs(20)));
+    let told = |kept, died| inherit::farewell(kept, died, Duration::ZERO, now);
+    let next = told(true, died);
+    assert!(next.contains("the next daemon") && next.contains("40 s") && next.contains("not by hand"), "{next}");
+    for late in [told(true, Some(long_ago())), told(false, died)] {
+        assert!(late.contains("by hand") && !late.contains("not by hand"), "{late}");
+    }
+}

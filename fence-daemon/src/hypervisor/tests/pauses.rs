@@ -102,7 +102,7 @@ async fn the_next_daemon_keeps_the_rest_of_the_pause() {
         // What is left of it, all of it, none of it.
         ("rest", 1, Some(now), now.plus(SHORT)),
         ("unknown", 2, None, now.plus(SHORT)),
-        ("over", 3, Some(now.before(LONG)), now),
+        ("over", 3, Some(now.before(10 * SHORT)), now),
         ("nonsense", 4, Some(Moment::from_ktime(u64::MAX)), now.plus(SHORT)),
     ];
     for (domain, number, died, not_before) in moments {
