@@ -5,12 +5,15 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::key::{Found, FoundPair};
 use crate::config::{self, Config, Doubt, Groups, Multicast, Warnings};
 use crate::configure::Document;
+use crate::hypervisor;
 use crate::intake::interface::{Interface, Wanted};
 use crate::intake::taker::Taker;
+use crate::policy::{self, Unmatched};
 
 /// The configuration with everything filled in. `file` is what it was read from: it tells what is a default.
 #[must_use]
@@ -149,6 +152,23 @@ pub fn look_at_interface(config: &Config, warnings: &mut Warnings) {
         && let Some(taker) = Taker::of(&interface)
     {
         warnings.push(None, Doubt::InterfaceTaken(interface.name, taker));
+    }
+}
+
+/// How long libvirt may take to list its domains.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Asks libvirt for its domains, and adds a doubt for each entry of a group that none of them has. Where a URI does not answer
+/// nothing can be said: the domain may be there.
+pub fn look_at_domains(config: &Config, warnings: &mut Warnings) {
+    if config.groups == Groups::Everyone {
+        return;
+    }
+    let answers = hypervisor::probe(&config.uris, LISTED_WITHIN);
+    let Ok(listed) = answers.into_iter().map(|(_, answer)| answer).collect::<Result<Vec<_>, _>>() else { return };
+    let domains: Vec<_> = listed.iter().flatten().map(|domain| (domain.name.as_str(), domain.uuid)).collect();
+    for Unmatched { group, entry } in policy::unmatched(&config.groups, &domains) {
+        warnings.push(None, Doubt::NoSuchDomain { group, entry });
     }
 }
 

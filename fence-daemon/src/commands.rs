@@ -52,6 +52,7 @@ pub fn check_config(file: &Path) -> u8 {
         }
     };
     check_config::look_at_interface(&config, &mut warnings);
+    check_config::look_at_domains(&config, &mut warnings);
     let mut text = check_config::render(&config, &bytes);
     let keys = config::key::load_all(&config.multicast, &mut warnings);
     if let Ok(Some(keys)) = &keys {

@@ -88,18 +88,21 @@ pub enum Denied {
 
 /// Whether an authenticated peer may do `op` to `target`.
 ///
-/// As with stock servers the call-back address counts, and a target must be listed as the request spelled it: a group that
-/// lists a UUID does not allow its domain's name, nor the other way round.
+/// As with stock servers the callback address counts. A group that lists a UUID does not allow its domain's name, nor the
+/// other way round.
 ///
 /// # Errors
 /// [`Denied`] with the reason, for the log.
 pub fn authorize(groups: &Groups, peer: &Authenticated, op: Op, target: Target) -> Result<Authorized, Denied> {
     let ip = peer.ip();
-    if allows(groups, ip, |listed| spells(listed, &target)) {
-        Ok(Authorized { op, target })
-    } else {
-        Err(Denied::NotInAGroup { ip, target })
-    }
+    if permits(groups, ip, &target) { Ok(Authorized { op, target }) } else { Err(Denied::NotInAGroup { ip, target }) }
+}
+
+/// Whether [`authorize`] would permit a peer at this callback address to act on the target. It is no permission: nobody has
+/// authenticated yet.
+#[must_use]
+pub fn permits(groups: &Groups, ip: IpAddr, target: &Target) -> bool {
+    allows(groups, ip, |listed| spells(listed, target))
 }
 
 /// Whether a host list for `peer` shows the domain: whether it could fence it under one of its two spellings.
@@ -118,9 +121,36 @@ fn allows(groups: &Groups, ip: IpAddr, is_target: impl Fn(&str) -> bool) -> bool
     }
 }
 
-/// Whether a group's `uuid` entry is the target: UUIDs are compared as values, names to the letter.
+/// An entry of a group that permits nothing here: no domain has this name or UUID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmatched {
+    /// The group's name, if it has one.
+    pub group: Option<String>,
+    /// The `uuid` entry as written.
+    pub entry: String,
+}
+
+/// The entries of `groups` that are no domain among `domains`, in the order of the file. `domains` are names and UUIDs.
+#[must_use]
+pub fn unmatched(groups: &Groups, domains: &[(&str, Uuid)]) -> Vec<Unmatched> {
+    let Groups::Only(groups) = groups else { return Vec::new() };
+    let targets: Vec<_> =
+        domains.iter().flat_map(|(name, uuid)| [Target::Name((*name).to_owned()), Target::Uuid(*uuid)]).collect();
+    let entries = groups.iter().flat_map(|group| group.uuids.iter().map(|entry| (&group.name, entry)));
+    entries
+        .filter(|(_, entry)| !targets.iter().any(|target| spells(entry, target)))
+        .map(|(group, entry)| Unmatched { group: group.clone(), entry: entry.clone() })
+        .collect()
+}
+
+/// Whether a group's `uuid` entry is the target. UUIDs are compared as values. Names are compared without regard to the case
+/// of ASCII letters, as stock servers do; libvirt then looks for the name as the request spells it.
 fn spells(listed: &str, target: &Target) -> bool {
-    Target::parse(listed.as_bytes()).as_ref() == Some(target)
+    match (Target::parse(listed.as_bytes()), target) {
+        (Some(Target::Uuid(listed)), Target::Uuid(uuid)) => listed == *uuid,
+        (Some(Target::Name(listed)), Target::Name(name)) => listed.eq_ignore_ascii_case(name),
+        (Some(Target::Uuid(_)), Target::Name(_)) | (Some(Target::Name(_)), Target::Uuid(_)) | (None, _) => false,
+    }
 }
 
 #[cfg(test)]
@@ -132,15 +162,14 @@ mod tests {
 
     fn group(ips: &[&str], uuids: &[&str]) -> Group {
         Group {
-            name: None,
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             uuids: uuids.iter().map(|uuid| (*uuid).to_owned()).collect(),
+            ..Group::default()
         }
     }
 
     fn ask(groups: &Groups, ip: &str, target: &str) -> bool {
-        let target = Target::parse(target.as_bytes()).unwrap();
-        allows(groups, ip.parse().unwrap(), |listed| spells(listed, &target))
+        permits(groups, ip.parse().unwrap(), &Target::parse(target.as_bytes()).unwrap())
     }
 
     #[test]
@@ -160,17 +189,32 @@ mod tests {
     }
 
     #[test]
+    fn names_are_compared_without_regard_to_case() {
+        let groups = Groups::Only(vec![group(&["192.168.122.11"], &["CVM1", "Straße"])]);
+        for target in ["cvm1", "CVM1", "Cvm1", "STRAße"] {
+            assert!(ask(&groups, "192.168.122.11", target), "{target}");
+        }
+        for target in ["cvm", "cvm11", "cvm 1", "STRASSE"] {
+            assert!(!ask(&groups, "192.168.122.11", target), "{target}");
+        }
+    }
+
+    #[test]
+    fn entries_that_no_domain_has_are_found() {
+        let groups = Groups::Only(vec![group(&["192.168.122.11"], &["CVM1", "cvm11", UUID, &UUID.replace('6', "7")])]);
+        let found = unmatched(&groups, &[("cvm1", Uuid::nil()), ("other", UUID.parse().unwrap())]);
+        let entries: Vec<_> = found.iter().map(|unmatched| unmatched.entry.as_str()).collect();
+        assert_eq!(entries, ["cvm11", &UUID.replace('6', "7")]);
+        assert_eq!(unmatched(&Groups::Everyone, &[]), []);
+    }
+
+    #[test]
     fn address_and_target_must_stand_in_the_same_group() {
         let groups = Groups::Only(vec![group(&["192.168.122.11"], &["node1", UUID]), group(&["fd00::12"], &["node2"])]);
         assert!(ask(&groups, "192.168.122.11", "node1"));
         assert!(ask(&groups, "192.168.122.11", &UUID.to_uppercase()));
         assert!(ask(&groups, "fd00::12", "node2"));
-        for (ip, target) in [
-            ("192.168.122.11", "node2"),
-            ("fd00::12", "node1"),
-            ("192.168.122.12", "node1"),
-            ("192.168.122.11", "NODE1"),
-        ] {
+        for (ip, target) in [("192.168.122.11", "node2"), ("fd00::12", "node1"), ("192.168.122.12", "node1")] {
             assert!(!ask(&groups, ip, target), "{ip} {target}");
         }
         assert!(ask(&Groups::Everyone, "192.0.2.1", "anything"));

@@ -109,7 +109,7 @@ pub enum Groups {
 }
 
 /// Guests that may fence each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     /// What log lines call it.
     pub name: Option<String>,

@@ -99,6 +99,14 @@ pub enum Doubt {
     /// The second key is the first one.
     #[error("the key file {} holds the same key as `key_file`", .0.display())]
     KeyTwice(PathBuf),
+    /// An entry of a group means no domain that the configured URIs know.
+    #[error("no domain is called `{entry}`, which {} permits to fence", the_group(group.as_deref()))]
+    NoSuchDomain {
+        /// The group's name.
+        group: Option<String>,
+        /// The `uuid` entry as written.
+        entry: String,
+    },
     /// The interface is not there now, or where none is configured, none that would do.
     #[error("{}", no_interface(.0.as_deref()))]
     InterfaceMissing(Option<String>),
@@ -114,6 +122,10 @@ fn no_interface(name: Option<&str>) -> String {
             "there is no interface now that is up, can multicast and has an address of the group's family".to_owned()
         }
     }
+}
+
+fn the_group(name: Option<&str>) -> String {
+    name.map_or_else(|| "a group".to_owned(), |name| format!("the group `{name}`"))
 }
 
 fn without_digest(key: &str) -> &'static str {
@@ -143,6 +155,9 @@ impl Doubt {
             }
             Self::KeyTwice(path) => format!("it adds nothing: rm {}, or put the new key there", path.display()),
             Self::KeyLong(_) => "peers read no more either: nothing needs to be done".to_owned(),
+            Self::NoSuchDomain { .. } => {
+                "mend its spelling (`virsh list --all`), unless it is to be defined later or on another host".to_owned()
+            }
             Self::InterfaceMissing(Some(_)) => {
                 "the daemon waits for it: if it is libvirt's, `virsh net-start default` makes it".to_owned()
             }
@@ -164,6 +179,7 @@ impl Doubt {
             | Self::KeyShort { .. }
             | Self::KeyMonotonous(_)
             | Self::KeyTwice(_)
+            | Self::NoSuchDomain { .. }
             | Self::InterfaceMissing(_)
             | Self::InterfaceTaken(..) => "",
         }

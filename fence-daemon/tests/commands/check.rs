@@ -89,6 +89,25 @@ fn two_sections_of_a_name_are_told_with_both_places() {
 }
 
 #[test]
+fn entries_of_groups_that_no_domain_has_are_named() {
+    let dir = Dir::new();
+    dir.write("key", "x");
+    let groups = |uri| {
+        format!(
+            "backends {{ libvirt {{ uri = \"{uri}\"; }} }} \
+             groups {{ group = \"web\" {{ ip = \"192.168.122.11\"; uuid = \"TEST\"; uuid = \"tset\"; }} }}"
+        )
+    };
+    // libvirt's test driver has one domain, `test`.
+    let checked = run(&["check-config"], &conf(&dir, "key", &groups("test:///default")), "");
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    assert!(checked.stderr.contains("no domain is called `tset`, which the group `web`"), "{}", checked.stderr);
+    assert!(!checked.stderr.contains("TEST"), "{}", checked.stderr);
+    let silent = run(&["check-config"], &conf(&dir, "key", &groups("qemu:///no-such-path")), "");
+    assert_eq!((silent.code, silent.stderr.as_str()), (Some(0), ""), "nothing is known of its domains");
+}
+
+#[test]
 fn mistakes_are_told_with_their_places() {
     let dir = Dir::new();
     let conf = conf(&dir, "key", "");
