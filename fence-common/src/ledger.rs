@@ -99,6 +99,13 @@ pub struct Ticket(u64);
 #[must_use]
 pub struct Claim(u64);
 
+/// The right to tell a peer, once, that its request is refused. It takes nothing from other copies of the request. Give it
+/// back by [`Ledger::told`].
+#[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Clone, Hash))]
+#[must_use]
+pub struct Refusal(u64);
+
 /// What becomes of a datagram that arrived.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
@@ -209,6 +216,12 @@ impl Ledger {
         self.serving.get(&claim.0).is_none_or(|serving| serving.superseded)
     }
 
+    /// As [`is_claim_superseded`](Self::is_claim_superseded), of a peer that is refused.
+    #[must_use]
+    pub fn is_refusal_superseded(&self, refusal: &Refusal) -> bool {
+        self.serving.get(&refusal.0).is_none_or(|serving| serving.superseded)
+    }
+
     /// Whether another copy of the request is being served: then what becomes of this one decides nothing.
     #[must_use]
     pub fn has_copies(&self, ticket: &Ticket) -> bool {
@@ -243,6 +256,31 @@ impl Ledger {
                 Err(reason)
             }
         }
+    }
+
+    /// The peer has authenticated, and may not have what it asks. Nothing is claimed: another copy of the request, of a peer
+    /// that may, gets its turn. `asked` is as with [`claim`](Self::claim).
+    ///
+    /// # Errors
+    /// When the request was overtaken, or another copy of it was claimed: then the peer is told nothing. The ticket is used up
+    /// either way.
+    pub fn refuse(&mut self, ticket: Ticket, asked: Option<u64>) -> Result<Refusal, NoClaim> {
+        let number = ticket.0;
+        match (self.is_moot(&ticket), self.serving.get_mut(&number)) {
+            (None, Some(serving)) => {
+                serving.closed = asked;
+                Ok(Refusal(number))
+            }
+            (reason, _) => {
+                self.serving.remove(&number);
+                Err(reason.unwrap_or(NoClaim::Superseded))
+            }
+        }
+    }
+
+    /// The peer was told that it is refused, or could not be. Nothing of the request is remembered.
+    pub fn told(&mut self, refusal: Refusal) {
+        self.serving.remove(&refusal.0);
     }
 
     /// The call-back failed: nothing happened, and the next copy gets its turn.

@@ -8,10 +8,10 @@
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
 //!    | backlog    what has arrived meanwhile is taken in: something newer from the same place may be among it
+//!    | policy     groups. What they deny is told to the peer and takes nothing from other copies of the request
+//! Authorized
 //!    | ledger     claim: at most one copy of a request gets further, and only from here on may anything happen; what arrives from here on
 //!    |            is another client's, and does not concern this peer
-//!    | policy     groups
-//! Authorized
 //!    | hypervisor kill, prove, restart
 //! Outcome
 //!    | ledger     has something turned up that had arrived before the authentication (the backlog again)? then silence
@@ -30,7 +30,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Ticket};
+use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Refusal, Ticket};
 use fence_common::wire::Reply;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -223,6 +223,15 @@ enum NoPeer {
     Ended,
 }
 
+/// What the ledger has given out for a request that is answered.
+#[derive(Debug)]
+enum Held {
+    Claim(Claim),
+    Refusal(Refusal),
+    /// There is no room for another claim.
+    Nothing,
+}
+
 impl Shared {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
@@ -285,16 +294,25 @@ impl Shared {
         fault::point(Point::AfterAuthentication);
         self.backlog.read().await;
         let asked = peer.has_spoken().then_some(called_back.nanos());
-        let claimed = self.ledger().claim(called_back.nanos(), ticket, asked);
-        if claimed.is_ok() && request.op().changes_power() {
-            fault::point(Point::AfterClaim);
-            // Before anything is done: if we die now, the next daemon must not do it again.
-            self.claims.note(called_back, request.id());
-            fault::point(Point::AfterNote);
-        }
-        let (answer, claim) = match claimed {
-            Ok(claim) => (self.answer(&request, &peer).await, Some(claim)),
-            Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), None),
+        // Before the claim: what is denied must not use up what another copy of the request may.
+        let taken = match self.permit(&request, &peer) {
+            Ok(permitted) => {
+                self.ledger().claim(called_back.nanos(), ticket, asked).map(|claim| (Held::Claim(claim), Ok(permitted)))
+            }
+            Err(refused) => self.ledger().refuse(ticket, asked).map(|refusal| (Held::Refusal(refusal), Err(refused))),
+        };
+        let (answer, held) = match taken {
+            Ok((held, Ok(permitted))) => {
+                if request.op().changes_power() {
+                    fault::point(Point::AfterClaim);
+                    // Before anything is done: if we die now, the next daemon must not do it again.
+                    self.claims.note(called_back, request.id());
+                    fault::point(Point::AfterNote);
+                }
+                (self.answer(&request, &peer, permitted).await, held)
+            }
+            Ok((held, Err(refused))) => (refused, held),
+            Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), Held::Nothing),
             Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => return self.tell_moot(&request, reason),
         };
         let steps = Steps {
@@ -304,7 +322,7 @@ impl Shared {
             dead: answer.dead,
             replied: None,
         };
-        self.finish(&request, peer, claim, answer, steps, turn).await
+        self.finish(&request, peer, held, answer, steps, turn).await
     }
 
     /// The call-back came to nothing.
@@ -363,19 +381,25 @@ impl Shared {
         &self,
         request: &Verified,
         peer: Authenticated,
-        claim: Option<Claim>,
+        held: Held,
         answer: Answer,
         mut steps: Steps,
         turn: Turn,
     ) -> Ended {
         self.backlog.read().await;
-        let superseded = claim.as_ref().is_some_and(|claim| self.ledger().is_claim_superseded(claim));
+        let superseded = match &held {
+            Held::Claim(claim) => self.ledger().is_claim_superseded(claim),
+            Held::Refusal(refusal) => self.ledger().is_refusal_superseded(refusal),
+            Held::Nothing => false,
+        };
         fault::point(Point::BeforeReply);
         let sent = if superseded { None } else { Some(peer.reply(&answer.bytes).await) };
         fault::point(Point::AfterReply);
         let now = Moment::now();
-        if let Some(claim) = claim {
-            self.ledger().answered(now.nanos(), claim);
+        match held {
+            Held::Claim(claim) => self.ledger().answered(now.nanos(), claim),
+            Held::Refusal(refusal) => self.ledger().told(refusal),
+            Held::Nothing => {}
         }
         steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
         let (reply, note) = told(answer.result, sent.as_ref());

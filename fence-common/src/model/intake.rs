@@ -77,17 +77,18 @@ impl State {
         let Datagram { who, place, sent, .. } = datagram;
         let op = scenario.clients[who].op;
         let caller = if scenario.works(Flaw::NothingSupersedes) { address(place) } else { nobody_elses(who, place) };
+        let id = Datagram { who: scenario.clients[who].copies.unwrap_or(who), ..datagram }.id(op);
         let is_new = daemon.replays.is_new(datagram.mark(op), 0, u64::MAX);
         if !is_new && scenario.works(Flaw::NoReplayMemory) {
             return;
         }
         if now - sent > BEGIN_WITHIN {
             if scenario.works(Flaw::OldDoesNotSupersede) {
-                daemon.ledger.turn_away(datagram.id(op), caller, arrived);
+                daemon.ledger.turn_away(id, caller, arrived);
             }
             return;
         }
-        let arrival = daemon.ledger.arrive(nanos, datagram.id(op), caller, arrived);
+        let arrival = daemon.ledger.arrive(nanos, id, caller, arrived);
         if let Arrival::Serve(ticket) = arrival {
             let number = daemon.next;
             daemon.next += 1;

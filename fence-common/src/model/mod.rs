@@ -35,6 +35,7 @@ enum Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
     ClaimAfterActing,
+    ClaimBeforePermission,
     NoClaimsFile,
     NoReplayMemory,
     NoSeenFile,
@@ -87,6 +88,7 @@ mod promise {
     pub(super) const ONE_REPLY: &str = "at most one reply per request";
     pub(super) const NOT_DROPPED: &str =
         "who waits is answered, unless the daemon dies or somebody asks beside before the claim";
+    pub(super) const NOT_IN_THE_WAY: &str = "who may act is answered, whatever somebody sends who may not";
     pub(super) const STAYS_OFF: &str = "what is off stays off until somebody asks";
     pub(super) const COMES_BACK: &str = "what a reboot killed is started again, or its failure told";
     pub(super) const COMES_TO_AN_END: &str = "everything comes to an end";
@@ -167,13 +169,20 @@ impl Model for Scenario {
             scenario.actions(state, &mut acts);
             !acts.is_empty() || (state.is_quiet() && !state.clients.iter().any(Client::talks))
         });
+        promise(promise::NOT_IN_THE_WAY, |scenario, state| {
+            let mut acts = Vec::new();
+            scenario.actions(state, &mut acts);
+            let answered = |(asks, client): (&Asks, &Client)| asks.denied || *client == Client::Done;
+            let is_calm = scenario.troubles == Left::NONE && scenario.clients.iter().any(|asks| asks.denied);
+            !is_calm || !acts.is_empty() || scenario.clients.iter().zip(&state.clients).all(answered)
+        });
         let mut possible = |name, seen: fn(&Self, &State) -> bool| properties.push(Property::sometimes(name, seen));
         possible("somebody is told of success", |_, state| !state.seen.successes.is_empty());
         possible("somebody is told of failure", |scenario, state| {
             scenario.troubles.faults == 0 || state.seen.replies.len() > state.seen.successes.len()
         });
         possible("everybody is told of success", |scenario, state| {
-            scenario.clients.iter().any(|asks| asks.follows.is_some())
+            scenario.clients.iter().any(|asks| asks.follows.is_some() || asks.denied)
                 || state.seen.successes.len() == scenario.clients.len()
         });
         possible("somebody asks at the same place before a claim", |scenario, state| {

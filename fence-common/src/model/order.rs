@@ -243,7 +243,7 @@ impl State {
                 Step::Unclaimed(ticket, peer, at) => self.claim_late(order.number, ticket, (peer, at), outcome),
                 // It has been answered already: its time was over.
                 Step::Calling(_) | Step::Connected(..) | Step::Talking(..) | Step::Read(..) | Step::Claimed(..) => {}
-                Step::Ended(..) | Step::ReadAgain(..) => {}
+                Step::Refused(..) | Step::Ended(..) | Step::ReadAgain(..) => {}
             }
         }
         // Not before libvirt's destroy, where one is under way, is over: it must not hit what a later request starts.

@@ -26,6 +26,7 @@ impl State {
                 Step::Talking(..) => acts.push(Act::Read(number)),
                 Step::Read(..) => acts.push(Act::Claim(number)),
                 Step::Claimed(..) => acts.push(Act::Note(number)),
+                Step::Refused(..) => acts.push(Act::Reply(number)),
                 Step::Acting(..) | Step::Unclaimed(..) => {}
                 Step::Ended(..) if self.late.is_some() => {}
                 Step::Ended(..) => acts.push(Act::ReadAgain(number)),
@@ -54,6 +55,9 @@ impl State {
                 }
                 self.go_on(number, Step::Read(ticket, peer, at));
             }
+            (Act::Claim(_), Step::Read(ticket, peer, at)) if scenario.clients[task.who].denied => {
+                self.refuse(scenario, number, &task, ticket, (peer, at));
+            }
             (Act::Claim(_), Step::Read(ticket, peer, at)) if scenario.works(Flaw::ClaimAfterActing) => {
                 self.claim(scenario, number, &task, ticket, (peer, at));
             }
@@ -71,6 +75,18 @@ impl State {
                     self.take_in_all(scenario);
                 }
                 self.go_on(number, Step::ReadAgain(claim, peer, outcome));
+            }
+            (Act::Reply(_), Step::Refused(refusal, peer)) => {
+                let refused = Outcome { success: false, instance: self.instance };
+                let Some(daemon) = &mut self.daemon else { return };
+                let superseded = daemon.ledger.is_refusal_superseded(&refusal);
+                daemon.ledger.told(refusal);
+                daemon.tasks.remove(&number);
+                if superseded {
+                    self.hang_up(scenario, number, &task, peer, true);
+                } else {
+                    self.reply(scenario, number, &task, peer, refused);
+                }
             }
             (Act::Reply(_), Step::ReadAgain(claim, peer, outcome)) => {
                 let nanos = self.nanos();
@@ -146,6 +162,25 @@ impl State {
             Err(reason) => {
                 daemon.tasks.remove(&number);
                 self.seen.superseded |= reason == NoClaim::Superseded;
+                self.hang_up(scenario, number, task, peer, false);
+            }
+        }
+    }
+
+    /// The groups deny it.
+    fn refuse(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, (peer, at): (Who, u64)) {
+        let (nanos, instance) = (self.nanos(), self.instance);
+        let Some(daemon) = &mut self.daemon else { return };
+        let next = if scenario.works(Flaw::ClaimBeforePermission) {
+            daemon.ledger.refuse(ticket, Some(at)).map(|refusal| Step::Refused(refusal, peer))
+        } else {
+            let refused = Outcome { success: false, instance };
+            daemon.ledger.claim(nanos, ticket, Some(at)).map(|claim| Step::Ended(claim, peer, refused))
+        };
+        match next {
+            Ok(step) => self.go_on(number, step),
+            Err(_) => {
+                daemon.tasks.remove(&number);
                 self.hang_up(scenario, number, task, peer, false);
             }
         }

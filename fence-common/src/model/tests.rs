@@ -15,7 +15,7 @@ use crate::wire::Op;
 
 /// A stock client.
 const fn asks(op: Op, places: &'static [u8]) -> Asks {
-    Asks { op, places, follows: None, beside: None, insists: false }
+    Asks { op, places, follows: None, beside: None, insists: false, copies: None, denied: false }
 }
 
 /// One that takes the first one's place.
@@ -44,7 +44,11 @@ const AT_ONCE_TWICE: &[Asks] = &[asks(Op::Off, &[1, 2]), beside(Op::On, &[1, 2])
 const TWO_PLACES: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
 const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[1]), asks(Op::On, &[2])];
 
-const CALM: Left = Left { crashes: 0, faults: 0, ticks: 0, replays: 0, late: 0 };
+/// A client, and somebody with the key who sends the same request for an address that may not.
+const DENIED_COPY: &[Asks] =
+    &[asks(Op::Reboot, &[1]), Asks { copies: Some(0), denied: true, ..asks(Op::Reboot, &[2]) }];
+
+const CALM: Left = Left::NONE;
 
 fn scenario(clients: &'static [Asks], way: Way, troubles: Left) -> Scenario {
     Scenario { repeats_lost: true, clients, way, sends_again: 1, troubles, flaw: None }
@@ -140,6 +144,12 @@ fn two_clients_at_two_places() {
 }
 
 #[test]
+fn somebody_whom_the_groups_deny_sends_a_copy() {
+    check("denied copy, direct", scenario(DENIED_COPY, Way::Direct, CALM));
+    check("denied copy, libvirt", scenario(DENIED_COPY, Way::Libvirt, Left { faults: 1, ..CALM }));
+}
+
+#[test]
 fn somebody_without_the_key_repeats_what_was_heard() {
     let troubles = Left { replays: 1, ticks: 1, ..CALM };
     check("replays", scenario(ONE_PLACE, Way::Direct, troubles));
@@ -152,6 +162,7 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
     let wait = Left { ticks: 1, ..CALM };
     for (flaw, promise, scenario) in [
         (Flaw::ClaimAfterActing, promise::ACTS_ONCE, scenario(INSISTENT, Way::Direct, CALM)),
+        (Flaw::ClaimBeforePermission, promise::NOT_IN_THE_WAY, scenario(DENIED_COPY, Way::Direct, CALM)),
         (Flaw::NoClaimsFile, promise::ACTS_ONCE, scenario(INSISTENT, Way::Direct, crash)),
         (
             Flaw::NoReplayMemory,

@@ -3,7 +3,7 @@
 use super::Scenario;
 use super::intake::Datagram;
 use super::order::{Order, Plan};
-use crate::ledger::{Claim, Ledger, RequestId, Ticket};
+use crate::ledger::{Claim, Ledger, Refusal, RequestId, Ticket};
 use crate::replay::Replays;
 use crate::wire::Op;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,6 +31,10 @@ pub(super) struct Asks {
     pub(super) beside: Option<Who>,
     /// It takes every call-back, and asks on when a connection is lost: no stock client does.
     pub(super) insists: bool,
+    /// Whose request it sends as its own: it has the key, and has heard that request.
+    pub(super) copies: Option<Who>,
+    /// The groups deny what it asks.
+    pub(super) denied: bool,
 }
 
 /// Where a client is in it.
@@ -75,6 +79,7 @@ pub(super) enum Step {
     /// What had arrived by then was taken in.
     Read(Ticket, Who, u64),
     Claimed(Claim, Who),
+    Refused(Refusal, Who),
     Acting(Claim, Who),
     /// Only where the model is broken: it acts and has no claim.
     Unclaimed(Ticket, Who, u64),
@@ -122,6 +127,11 @@ pub(super) struct Left {
     pub(super) replays: u8,
     /// Datagrams that have their time and cannot be read yet.
     pub(super) late: u8,
+}
+
+impl Left {
+    /// No trouble.
+    pub(super) const NONE: Self = Self { crashes: 0, faults: 0, ticks: 0, replays: 0, late: 0 };
 }
 
 /// What the properties are about.
@@ -387,7 +397,8 @@ impl State {
             self.clients[peer] = Client::Done;
             let others = scenario.clients.iter().zip(&self.clients).filter(|(asks, _)| asks.beside == Some(peer));
             let in_doubt = !claimed && others.into_iter().any(|(_, other)| *other != Client::Unborn);
-            self.seen.dropped |= task.who == peer && !scenario.clients[peer].insists && !in_doubt;
+            let waits = !scenario.clients[peer].insists && !scenario.clients[peer].denied;
+            self.seen.dropped |= task.who == peer && waits && !in_doubt;
         }
     }
 }

@@ -57,23 +57,44 @@ impl Answer {
     }
 }
 
+/// What a peer may have of what it asks.
+#[derive(Debug)]
+pub(super) enum Permitted {
+    /// An answer that changes nothing and that everybody may have.
+    Question,
+    /// An operation on a domain.
+    Order(Authorized),
+}
+
 impl Shared {
-    pub(super) async fn answer(&self, request: &Verified, peer: &Authenticated) -> Answer {
+    /// What the peer may have: decided before anything is claimed, so that a refusal takes nothing from other copies.
+    ///
+    /// # Errors
+    /// The answer to a peer that may have nothing.
+    pub(super) fn permit(&self, request: &Verified, peer: &Authenticated) -> Result<Permitted, Answer> {
         match request.op() {
-            Op::Null => Answer::reply(Reply::Failure, "null is always answered with failure", Tone::Asked),
-            Op::DevStatus if self.hypervisors.any_connected() => {
-                Answer::reply(Reply::Success, "a hypervisor is connected", Tone::Asked)
-            }
-            Op::DevStatus => Answer::refused(Reply::Failure, "no hypervisor is connected"),
-            Op::HostList => self.host_list(peer).await,
+            Op::Null | Op::DevStatus | Op::HostList => Ok(Permitted::Question),
             op @ (Op::Off | Op::Reboot | Op::On | Op::Status) => {
                 let Some(target) = request.target() else {
-                    return Answer::refused(Reply::Failure, "the request names no domain");
+                    return Err(Answer::refused(Reply::Failure, "the request names no domain"));
                 };
-                match policy::authorize(&self.groups, peer, op, target.clone()) {
-                    Ok(order) => self.carry_out(order, request).await,
-                    Err(denied) => Answer::refused(Reply::PermissionDenied, denied.to_string()),
-                }
+                policy::authorize(&self.groups, peer, op, target.clone())
+                    .map(Permitted::Order)
+                    .map_err(|denied| Answer::refused(Reply::PermissionDenied, denied.to_string()))
+            }
+        }
+    }
+
+    pub(super) async fn answer(&self, request: &Verified, peer: &Authenticated, permitted: Permitted) -> Answer {
+        match (permitted, request.op()) {
+            (Permitted::Order(order), _) => self.carry_out(order, request).await,
+            (Permitted::Question, Op::DevStatus) if self.hypervisors.any_connected() => {
+                Answer::reply(Reply::Success, "a hypervisor is connected", Tone::Asked)
+            }
+            (Permitted::Question, Op::DevStatus) => Answer::refused(Reply::Failure, "no hypervisor is connected"),
+            (Permitted::Question, Op::HostList) => self.host_list(peer).await,
+            (Permitted::Question, Op::Null | Op::Off | Op::Reboot | Op::On | Op::Status) => {
+                Answer::reply(Reply::Failure, "null is always answered with failure", Tone::Asked)
             }
         }
     }

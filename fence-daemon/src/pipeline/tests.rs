@@ -1,5 +1,6 @@
 //! The way of a request with everything real but the datagram: TCP peers on the loopback, libvirt's in-process test driver.
 
+mod denied;
 mod overtaken;
 
 use std::io::Write as _;
@@ -182,7 +183,7 @@ async fn every_operation_has_its_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_list_shows_what_the_asker_may_fence() {
-    let group = |ip: &str| Group { name: None, ips: vec![ip.parse().unwrap()], uuids: vec!["two".to_owned()] };
+    let group = |ip: &str| Group { ips: vec![ip.parse().unwrap()], uuids: vec!["two".to_owned()], ..Group::default() };
     let (pipeline, _, _dir) = pipeline("list", Groups::Only(vec![group("127.0.0.1")])).await;
     let list = ask(&pipeline, Op::HostList, "", 1).await;
     assert_eq!((list[0], list.len()), (HOST_LIST, 1 + 2 * size_of::<HostRecord>() + 1));

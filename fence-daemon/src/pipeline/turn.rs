@@ -12,6 +12,7 @@ use super::{NoPeer, Shared};
 use crate::callback::{Authenticated, CallbackError};
 use crate::hypervisor::Presence;
 use crate::intake::Verified;
+use crate::policy;
 
 /// How long a request for a domain that does not run here waits for its call-back; half as long again if nothing here can say anything good of it. Shorter
 /// than the client takes to ask again (2 s).
@@ -24,6 +25,8 @@ pub(super) enum Turn {
     Any,
     /// By what the domain is to this host.
     By(Presence),
+    /// The last one: the groups deny it here.
+    Denied,
 }
 
 impl Turn {
@@ -36,7 +39,7 @@ impl Turn {
             (Self::Any, CallbackError::Connect(_, error)) => {
                 matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
             }
-            (Self::By(Presence::Defined | Presence::Unknown), CallbackError::Connect(..)) => true,
+            (Self::By(Presence::Defined | Presence::Unknown) | Self::Denied, CallbackError::Connect(..)) => true,
             (_, _) => false,
         }
     }
@@ -47,14 +50,16 @@ impl Turn {
             Self::By(Presence::Runs) => {
                 ", although it runs here (if another host has answered, two machines that run have this name)"
             }
-            Self::By(Presence::Defined | Presence::Unknown) | Self::Any => "",
+            Self::By(Presence::Defined | Presence::Unknown) | Self::Any | Self::Denied => "",
         }
     }
 
     /// For the line about an answer.
     pub(super) fn waited(self) -> &'static str {
         match self {
-            Self::By(Presence::Defined | Presence::Unknown) => "; other hosts were given time to answer first",
+            Self::By(Presence::Defined | Presence::Unknown) | Self::Denied => {
+                "; other hosts were given time to answer first"
+            }
             Self::By(Presence::Runs) | Self::Any => "",
         }
     }
@@ -67,6 +72,7 @@ impl fmt::Display for Turn {
             Self::By(Presence::Runs) => "nobody waits for our answer, although it runs here",
             Self::By(Presence::Defined) => "does not run here, and nobody waits for our answer",
             Self::By(Presence::Unknown) => "no such domain here, and nobody waits for our answer",
+            Self::Denied => "the groups deny it here, and nobody waits for our answer",
         })
     }
 }
@@ -79,6 +85,11 @@ impl Shared {
             // From now and not from its arrival: what made us late in reading it, a flood perhaps, has come to the other hosts as well.
             let now = Instant::now();
             let (second, last) = (now + self.defer, now + self.defer * 3 / 2);
+            if !policy::permits(&self.groups, request.caller().ip().to_canonical(), target) {
+                // The client believes the first callback. Another address of it, or another host, may permit what this one denies.
+                sleep_until(last).await;
+                return self.called(request, Turn::Denied).await;
+            }
             // Whoever cannot say in time can say nothing good.
             let asked = timeout_at(last, self.hypervisors.presence(target)).await;
             let presence = asked.unwrap_or(Presence::Unknown);
@@ -89,6 +100,10 @@ impl Shared {
             }
             turn = Turn::By(presence);
         }
+        self.called(request, turn).await
+    }
+
+    async fn called(&self, request: &Verified, turn: Turn) -> Result<(Authenticated, Turn), NoPeer> {
         match self.callback.call(request).await {
             Ok(peer) => Ok((peer, turn)),
             Err(error) => Err(NoPeer::Unreached(error, turn)),

@@ -7,6 +7,7 @@
 mod copies;
 mod digests;
 mod forms;
+mod groups;
 mod machines;
 mod matrix;
 mod report;
@@ -33,11 +34,18 @@ type Part = (String, Box<dyn Fn() -> Result<Vec<Compared>> + Send>);
 const AT_ONCE: usize = 4;
 
 fn parts() -> Vec<Part> {
-    let scenes: Vec<Scene> =
-        [matrix::scenes(), digests::scenes(), copies::scenes(), forms::scenes(), machines::scenes(), uris::scenes()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let scenes: Vec<Scene> = [
+        matrix::scenes(),
+        digests::scenes(),
+        copies::scenes(),
+        forms::scenes(),
+        machines::scenes(),
+        uris::scenes(),
+        groups::scenes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let scenes = scenes.into_iter().map(|scene| -> Part { (scene.name.clone(), Box::new(move || scene.play())) });
     scenes.chain([("starts".to_owned(), Box::new(starts::play) as _)]).collect()
 }
