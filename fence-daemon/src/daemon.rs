@@ -1,6 +1,5 @@
 //! The daemon's life: what is opened in which order, what it runs on, and how it ends.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -50,8 +49,12 @@ const SOON: Duration = Duration::from_secs(2);
 /// what only the start needed stays in memory.
 const STARTED: Duration = Duration::from_secs(2);
 
-/// How often systemd is asked for more time while the start waits.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How long whoever starts the daemon waits for it at most. At boot the guests wait for the daemon, and with them all that is in
+/// them: an interface that is missing or misspelt must cost them fencing and nothing else.
+const WAITED_FOR: Duration = Duration::from_secs(5);
+
+/// What the start waits for with `-w`.
+const UNCONNECTED: &str = "no hypervisor is connected: waiting for one";
 
 /// How often the kernel program is told that its ring buffer is read; it waits for five times as long.
 const BEAT: Duration = Duration::from_secs(1);
@@ -82,7 +85,8 @@ pub enum Patience {
     Wait,
 }
 
-/// Runs until SIGTERM or SIGINT. `readiness` is announced once requests are served.
+/// Runs until SIGTERM or SIGINT. `readiness` is announced once requests are served, or after [`WAITED_FOR`]: then the log and
+/// `fence-daemon status` say what is still waited for.
 ///
 /// # Errors
 /// When something without which nothing can be served is missing, at the start or later.
@@ -90,7 +94,7 @@ pub async fn run(
     config: Config,
     keys: Option<KeyPair>,
     patience: Patience,
-    readiness: Readiness,
+    mut readiness: Readiness,
 ) -> Result<(), DaemonError> {
     let signals = |error| DaemonError::Runtime("watch for signals", error);
     let mut stop = Stop::new().map_err(signals)?;
@@ -120,6 +124,7 @@ pub async fn run(
     let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
     let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program);
 
+    let waited_for = tokio::time::Instant::now() + WAITED_FOR;
     let start = async {
         let missing = listener.complain();
         if let Some(missing) = &missing {
@@ -138,8 +143,16 @@ pub async fn run(
             }
             Patience::Wait => {
                 let _ = first_round.await;
-                while !hypervisors.any_connected() {
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                let connected = async {
+                    while !hypervisors.any_connected() {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
+                };
+                tokio::pin!(connected);
+                if tokio::time::timeout_at(waited_for, &mut connected).await.is_err() {
+                    process::notify_status(UNCONNECTED);
+                    announce_waiting(&mut readiness, UNCONNECTED);
+                    connected.await;
                 }
                 Follower::start(listener, links)
             }
@@ -148,12 +161,14 @@ pub async fn run(
         if missing.is_none() && tokio::time::timeout(SOON, follower.heard()).await.is_err() {
             readiness.tell(&format!("waiting: {}", follower.status()));
         }
+        if tokio::time::timeout_at(waited_for, follower.heard()).await.is_err() {
+            announce_waiting(&mut readiness, &follower.status());
+        }
         follower.heard().await.map(|_| follower)
     };
     let mut follower = tokio::select! {
         started = start => started.map_err(|error| DaemonError::Runtime("follow the interfaces", error))?,
         () = stop.wait() => return Ok(()),
-        never = ask_for_time() => match never {},
     };
     let (backlog, mut questions) = Backlog::new();
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
@@ -271,11 +286,14 @@ async fn serve(
     }
 }
 
-/// Keeps systemd from giving up while the start waits for what is not there yet.
-async fn ask_for_time() -> Infallible {
-    loop {
-        process::notify_waiting(3 * ASK_AGAIN);
-        tokio::time::sleep(ASK_AGAIN).await;
+/// Tells whoever waits for the start that he need not wait any longer, though nothing is served yet.
+fn announce_waiting(readiness: &mut Readiness, what: &str) {
+    warn!(
+        "nothing is served yet ({what}), and whoever has started the daemon waits no longer; it serves as soon as it can"
+    );
+    readiness.tell(&format!("nothing is served yet ({what}); it goes on waiting in the background"));
+    if let Err(error) = readiness.announce() {
+        warn!("{error}");
     }
 }
 

@@ -88,12 +88,13 @@ pub fn leave(code: u8) -> ! {
 pub struct Readiness {
     /// The pipe to the waiting parent, and what takes standard error's place then.
     parent: Option<(io::PipeWriter, OwnedFd)>,
+    announced: bool,
 }
 
 impl Readiness {
     /// In the foreground nobody but systemd waits.
     pub fn foreground() -> Self {
-        Self { parent: None }
+        Self { parent: None, announced: false }
     }
 
     /// Tells whoever waits in the terminal what the start is waiting for. In the foreground the log has told it.
@@ -104,14 +105,17 @@ impl Readiness {
         }
     }
 
-    /// Tells systemd and a waiting parent, if any, that requests are served from now on. In the background standard error is
-    /// closed to the terminal: what is still to be said belongs into the log.
+    /// Tells systemd and a waiting parent, if any, that they need not wait any longer. In the background standard error is
+    /// closed to the terminal: what is still to be said belongs into the log. A second time does nothing.
     ///
     /// # Errors
     /// Standard error could not be redirected. That nobody listens is none.
-    pub fn announce(self) -> Result<(), ProcessError> {
+    pub fn announce(&mut self) -> Result<(), ProcessError> {
+        if std::mem::replace(&mut self.announced, true) {
+            return Ok(());
+        }
         notify(&[NotifyState::Ready]);
-        if let Some((mut pipe, null)) = self.parent {
+        if let Some((mut pipe, null)) = self.parent.take() {
             rustix::stdio::dup2_stderr(null).map_err(failed("redirect standard error"))?;
             // A parent that was killed meanwhile doesn't matter.
             let _ = pipe.write_all(b"1");
@@ -154,7 +158,7 @@ pub fn daemonise() -> Result<Readiness, ProcessError> {
     nix::unistd::chdir("/").map_err(failed("change to the root directory"))?;
     rustix::stdio::dup2_stdin(&null).map_err(failed("redirect standard input"))?;
     rustix::stdio::dup2_stdout(&null).map_err(failed("redirect standard output"))?;
-    Ok(Readiness { parent: Some((writer, null.into())) })
+    Ok(Readiness { parent: Some((writer, null.into())), announced: false })
 }
 
 /// Closes what whoever started us left open: a pipe that a daemon keeps makes its reader wait for ever.
@@ -203,11 +207,6 @@ pub fn notify_reloading() {
 /// Tells systemd that the reload is over, and requests are served as before.
 pub fn notify_reloaded() {
     notify(&[NotifyState::Ready]);
-}
-
-/// Tells systemd that the start takes longer, for as long as this is called again within `bound`.
-pub fn notify_waiting(bound: Duration) {
-    notify(&[NotifyState::ExtendTimeoutUsec(u32::try_from(bound.as_micros()).unwrap_or(u32::MAX))]);
 }
 
 /// The line that `systemctl status` shows.

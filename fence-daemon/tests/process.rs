@@ -89,7 +89,7 @@ mod life {
         let pid_file = dir.join("x.pid");
         match role {
             "up" => {
-                let readiness = process::daemonise().unwrap();
+                let mut readiness = process::daemonise().unwrap();
                 let taken = match PidFile::take(&pid_file) {
                     Ok(taken) => taken,
                     Err(error) => {
@@ -169,7 +169,10 @@ mod life {
             }
             "notifies" => {
                 process::notify_status("serving\nREADY=1");
-                Readiness::foreground().announce().unwrap();
+                let mut readiness = Readiness::foreground();
+                readiness.announce().unwrap();
+                // Said once.
+                readiness.announce().unwrap();
                 process::notify_reloading();
                 process::notify_reloaded();
                 process::notify_stopping();

@@ -42,7 +42,7 @@ fn it_waits_for_its_interface_and_is_ready_when_it_serves() -> Result<()> {
         ensure!(memberships(&bench, way.family)?.len() == 1, "ready before it has joined");
         way.program(&bench)?;
         way.is_served(&bench, &server)?;
-        ensure!(server.log().matches("waiting").count() == 1, "told once: {}", server.log());
+        ensure!(server.log().matches("waiting for the interface").count() == 1, "told once: {}", server.log());
     }
     Ok(())
 }
@@ -83,8 +83,10 @@ fn on_the_way_to_the_background_the_command_waits_as_well() -> Result<()> {
     start_network(&bench)?;
     let started = process.finish(START_LIMIT)?;
     ensure!(started.code == Some(0), "{:?}: {}", started.code, started.stderr);
-    // It serves from the moment on when the command is back.
-    bench.about_domain("status").run(bench.guest.space())?.success()?;
+    // It serves from the moment on when the command is back, unless the machine was too slow for that.
+    if !started.stderr.contains("nothing is served yet") {
+        bench.about_domain("status").run(bench.guest.space())?.success()?;
+    }
     poll_until("the program", START_LIMIT, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
     stop_by(&bench, &pid_file)?;
     Ok(())
@@ -119,8 +121,24 @@ fn a_stop_ends_the_waiting() -> Result<()> {
     Ok(())
 }
 
+/// At boot the guests are started after the daemon: an interface that never comes must not keep them off.
 #[test]
-fn systemd_is_told_what_is_waited_for_and_not_that_it_is_ready() -> Result<()> {
+fn the_command_is_back_when_the_interface_does_not_come() -> Result<()> {
+    let bench = without_bridge()?;
+    let (process, pid_file) = in_background(&bench)?;
+    let started = process.finish(START_LIMIT)?;
+    ensure!(started.code == Some(0), "{:?}: {}", started.code, started.stderr);
+    for part in ["nothing is served yet", "interface virbr0 is not there", "in the background"] {
+        ensure!(started.stderr.contains(part), "no `{part}`: {}", started.stderr);
+    }
+    start_network(&bench)?;
+    poll_until("the program", START_LIMIT, || Ok(program_on(&bench.hypervisor, BRIDGE)?.map(drop)))?;
+    bench.about_domain("status").run(bench.guest.space())?.success()?;
+    stop_by(&bench, &pid_file)
+}
+
+#[test]
+fn systemd_is_told_what_is_waited_for_and_after_a_short_time_to_go_on() -> Result<()> {
     let bench = without_bridge()?;
     let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
     let path = bench.hypervisor.path("notify");
@@ -141,10 +159,12 @@ fn systemd_is_told_what_is_waited_for_and_not_that_it_is_ready() -> Result<()> {
     };
     let server = Server::spawn(&bench.hypervisor, &Which::Ours(script.into()), &bench.config("auto"), &[])?;
     ensure!(listen("STATUS=interface virbr0 is not there", NOTICE)?, "{}", server.log());
-    ensure!(listen("EXTEND_TIMEOUT_USEC=", NOTICE)?, "{}", server.log());
     ensure!(!listen("READY=1", A_WHILE)?, "{}", server.log());
-    start_network(&bench)?;
     ensure!(listen("READY=1", START_LIMIT)?, "{}", server.log());
+    ensure!(!server.is_ready()? && server.log().contains("nothing is served yet"), "{}", server.log());
+    let (code, report) = server.status()?;
+    ensure!(code == Some(1) && report["health"] == "starting", "{code:?} {report:#}");
+    start_network(&bench)?;
     ensure!(listen("STATUS=serving virbr0 (tcx)", NOTICE)?, "{}", server.log());
     bench.hypervisor.delete_bridge()?;
     told.clear();
@@ -170,7 +190,7 @@ fn a_membership_that_cannot_be_had_is_told_with_its_remedy_and_tried_again() -> 
     // Longer than until the next try: told once all the same.
     std::thread::sleep(Duration::from_secs(6));
     ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
-    ensure!(server.log().matches("cannot join").count() == 1, "{}", server.log());
+    ensure!(server.log().lines().filter(|line| line.contains("ERROR")).count() == 1, "{}", server.log());
     limit(20)?;
     server.wait_ready(START_LIMIT)?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
