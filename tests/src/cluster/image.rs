@@ -14,7 +14,7 @@ use sha2_portable::{Digest, Sha256};
 use crate::tools;
 
 /// What a node has beside the distribution's essential packages and apt; what these depend on comes along, what they recommend does not.
-const PACKAGES: [&str; 28] = [
+const PACKAGES: [&str; 29] = [
     "cluster-glue",
     "corosync",
     "crmsh",
@@ -32,6 +32,7 @@ const PACKAGES: [&str; 28] = [
     "netcat-openbsd",
     "nftables",
     "openssh-client",
+    "openssh-server",
     "pacemaker",
     "pacemaker-cli-utils",
     "pcs",
@@ -49,7 +50,7 @@ const PACKAGES: [&str; 28] = [
 /// are configured before they start, so corosync and Pacemaker stay enabled, as Debian's packages have them.
 const AFTERWARDS: &str = r#"
 for unit in pcsd pcsd-ruby pcsd.service firewalld nftables apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    e2scrub_all.timer e2scrub_reap fstrim.timer libvirt-guests logrotate.timer systemd-timesyncd; do
+    e2scrub_all.timer e2scrub_reap fstrim.timer libvirt-guests logrotate.timer ssh systemd-timesyncd; do
     chroot "$1" systemctl disable "$unit" >/dev/null 2>&1 || true
 done
 rm -f "$1/etc/hostname" "$1/etc/resolv.conf"

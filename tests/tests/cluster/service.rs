@@ -1,5 +1,6 @@
 //! The systemd unit of dist: systemd takes it and runs the daemon by it, and the rights in it are enough for all that fencing needs.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +13,7 @@ use fence_tests::lab::Hypervisor;
 use fence_tests::libvirtd::Libvirtd;
 use fence_tests::machine::{Machine, writing_disk};
 use fence_tests::observer::Observer;
-use fence_tests::process::{Finished, poll_until, run};
+use fence_tests::process::{Finished, Process, poll_until, run};
 use fence_tests::qemu;
 use fence_tests::server::{Config, Server, Which};
 use fence_tests::timings::Fence;
@@ -36,9 +37,10 @@ fn daemon() -> Result<Vec<u8>> {
 
 /// The capabilities that the unit leaves, as setpriv names them.
 fn capabilities() -> Result<Vec<String>> {
-    let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
-    let line = line.context("the unit bounds no capabilities")?;
-    Ok(line.split_whitespace().map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect())
+    let lines = UNIT.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names: Vec<_> = lines.flat_map(str::split_whitespace).collect();
+    ensure!(!names.is_empty(), "the unit bounds no capabilities");
+    Ok(names.into_iter().map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect())
 }
 
 /// A log without the line about a right that systemd uses before it starts the daemon, and the daemon need not have.
@@ -53,22 +55,40 @@ struct Host {
     _libvirtd: Libvirtd,
 }
 
+/// Where the lab's libvirt sockets are seen in a node.
+const SOCKETS: &str = "/mnt/libvirt";
+
 impl Host {
     fn new() -> Result<Self> {
-        Image::get()?;
         let hypervisor = Hypervisor::new()?;
         let libvirtd = Libvirtd::start(&hypervisor)?;
+        let host = Self::with(libvirtd, "eth0", &["test:///default"])?;
+        host.node.wait_up()?;
+        Ok(host)
+    }
+
+    /// Starts a node that listens on this interface and has these URIs. The daemon is enabled where `interface` is none that it has.
+    fn with(libvirtd: Libvirtd, interface: &str, uris: &[&str]) -> Result<Self> {
+        Image::get()?;
         let me = Member { name: "host".into(), address: [192, 168, 122, 41].into(), domain: "host".into() };
-        let node = Node::define(&libvirtd, &me, &plain(std::slice::from_ref(&me), &me, &KEY))?;
+        let files = plain(std::slice::from_ref(&me), &me, &KEY);
+        let node = Node::define_with(&libvirtd, &me, &files, &[("/run/libvirt", SOCKETS)])?;
         let mut config = Config::new(KEY_PATH);
-        config.interface = "eth0".to_owned();
+        config.interface = interface.to_owned();
+        config.uris = uris.iter().map(|&uri| uri.to_owned()).collect();
         node.write("/usr/sbin/fence-daemon", &daemon()?, 0o755)?;
         node.write("/etc/fence_virt.conf", config.render().as_bytes(), 0o600)?;
         node.write(UNIT_PATH, UNIT.as_bytes(), 0o644)?;
         // In the place of stock's, which is not in the image.
         node.write("/etc/systemd/system/fence_virtd.service", b"[Service]\nExecStart=/bin/sleep infinity\n", 0o644)?;
+        // Where libvirt's client looks for its daemon's socket.
+        node.write("/etc/tmpfiles.d/libvirt.conf", format!("L /run/libvirt - - - - {SOCKETS}\n").as_bytes(), 0o644)?;
+        for unit in if interface == "eth0" { [].as_slice() } else { &["fence-daemon", "libvirt-guests"] } {
+            let link = node.outside(&format!("/etc/systemd/system/multi-user.target.wants/{unit}.service"));
+            std::fs::create_dir_all(link.parent().context("no directory")?)?;
+            std::os::unix::fs::symlink(format!("../{unit}.service"), link)?;
+        }
         node.start(&libvirtd)?;
-        node.wait_up()?;
         Ok(Self { node, _libvirtd: libvirtd })
     }
 
@@ -134,6 +154,7 @@ fn systemd_runs_the_daemon_by_the_unit() -> Result<()> {
         let asked = host.run(&format!("fence_xvm -o {op} -H test"))?;
         ensure!(asked.code == Some(code), "{op}: {asked:?}; {}", host.log());
     }
+    journalctl_shows_all_of_it(&host)?;
 
     host.must("systemctl reload fence-daemon")?;
     host.wait_log("the keys were read again", 1)?;
@@ -159,6 +180,122 @@ fn systemd_runs_the_daemon_by_the_unit() -> Result<()> {
     let started = host.run("systemctl start fence-daemon")?;
     ensure!(started.code != Some(0) && host.property("ActiveState")? == "failed", "{started:?}");
     ensure!(host.property("ExecMainStatus")? == "255" && host.property("NRestarts")? == "0", "{}", host.log());
+    Ok(())
+}
+
+/// What a person sees in the journal, and what a program finds there.
+fn journalctl_shows_all_of_it(host: &Host) -> Result<()> {
+    let log = host.must("journalctl --no-pager --unit=fence-daemon --output=cat")?;
+    for words in [
+        &["ready", "group=225.0.0.12", "interface=eth0", "libvirt=1/1"][..],
+        &["connected to libvirt", "uri=test:///default"],
+        &["op=off", "domain=test", "source=192.168.122.41", "reply=success", "dead=", "replied="],
+    ] {
+        let shown = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        ensure!(shown, "no line with {words:?}: {log}");
+    }
+    // With the time, as people look at it.
+    let dated = host.must("journalctl --no-pager --unit=fence-daemon --output=short-iso")?;
+    let line = dated.lines().find(|line| line.contains("op=off")).context("no line about off")?;
+    ensure!(line.contains("T") && line.contains(" host fence-daemon["), "{line}");
+    let fields = host.must(
+        "journalctl --no-pager --unit=fence-daemon --output=json FENCE_OP=off FENCE_DOMAIN=test FENCE_REPLY=success",
+    )?;
+    let entry: serde_json::Value = serde_json::from_str(fields.lines().next().context("nothing has these fields")?)?;
+    ensure!(entry["PRIORITY"] == "6" && entry["FENCE_SOURCE"] == "192.168.122.41", "{entry:#}");
+    Ok(())
+}
+
+/// An interface that never comes keeps neither the boot nor the guests.
+#[test]
+fn a_boot_with_a_misspelt_interface_goes_on_and_is_told() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let host = Host::with(Libvirtd::start(&hypervisor)?, "virbrO", &["test:///default"])?;
+    host.node.wait_up().with_context(|| host.log())?;
+    let guests = host.must("systemctl show --value --property=ActiveState,Result libvirt-guests")?;
+    ensure!(guests.contains("active") && guests.contains("success"), "{guests}");
+    ensure!(host.property("ActiveState")? == "active", "{}", host.log());
+    let status = host.property("StatusText")?;
+    ensure!(status == "interface virbrO is not there: waiting for it", "{status}");
+    let log = host.must("journalctl --no-pager --unit=fence-daemon --output=cat")?;
+    ensure!(log.contains("nothing is served yet (interface virbrO is not there: waiting for it)"), "{log}");
+    let asked = host.run("fence-daemon status")?;
+    ensure!(asked.code == Some(1) && asked.stdout.contains("virbrO"), "{asked:?}");
+    // It comes after all.
+    host.must("ip link add virbrO type bridge && ip addr add 192.168.123.1/24 dev virbrO && ip link set virbrO up")?;
+    host.wait_serving("0")?;
+    Ok(())
+}
+
+/// A libvirtd of a user's own, and where its socket is, seen from a node.
+fn session(hypervisor: &Hypervisor) -> Result<(Process, String)> {
+    let directory = hypervisor.path("shared/user");
+    hypervisor.space().must("sh", &["-c", &format!("install -d -m 700 -o {USER} -g {USER} {directory}")])?;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups", "libvirtd"]);
+    command.env("HOME", &directory).env("XDG_RUNTIME_DIR", &directory);
+    let mut process = Process::start(hypervisor.space(), &mut command)?;
+    let socket = hypervisor.outside(&format!("{directory}/libvirt/libvirt-sock"));
+    poll_until("a user's libvirtd", LIMIT, || {
+        ensure!(process.is_running()?, "it has ended");
+        Ok(socket.exists().then_some(()))
+    })
+    .with_context(|| process.stderr().text())?;
+    Ok((process, format!("/run/user/{USER}/libvirt/libvirt-sock")))
+}
+
+#[test]
+fn each_form_of_uri_connects_under_the_unit() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    std::fs::create_dir_all(hypervisor.outside(&hypervisor.path("shared")))?;
+    let (_user, socket) = session(&hypervisor)?;
+    let session = format!("qemu:///session?socket={socket}");
+    let uris = [
+        "qemu:///system",
+        "lxc:///",
+        "qemu+unix:///system",
+        "qemu+ssh://root@host/system",
+        "qemu+ssh://root@host/system?keyfile=/root/.ssh/id_ed25519",
+        &session,
+        "test:///default",
+    ];
+    let host = Host::with(libvirtd, "eth0", &uris)?;
+    host.node.wait_up()?;
+    // As systemd mounts it for a user who is logged in; and root may reach the host by ssh.
+    host.must(&format!(
+        "mkdir -p /run/user/{USER} && mount --bind /shared/user /run/user/{USER} && \
+         ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519 && \
+         cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys && systemctl start ssh && \
+         ssh-keyscan -t ed25519 host > /root/.ssh/known_hosts 2> /dev/null && ssh -o BatchMode=yes root@host true"
+    ))?;
+    host.must("systemctl start fence-daemon")?;
+    let report = || -> Result<serde_json::Value> {
+        let asked = host.run("fence-daemon status --json")?;
+        serde_json::from_str(&asked.stdout).with_context(|| format!("{asked:?}"))
+    };
+    let connected = poll_until("each URI to be connected", LIMIT, || {
+        let report = report()?;
+        let all = report["uris"].as_array().context("no URIs")?;
+        Ok((all.len() == uris.len() && all.iter().all(|uri| uri["connected"] == true)).then_some(()))
+    });
+    connected.with_context(|| host.log())?;
+    // What libvirt's client has started for it is an ordinary process.
+    let children = host.must("for pid in $(pgrep -x ssh); do cat /proc/$pid/oom_score_adj /proc/$pid/stat; done")?;
+    let scores: Vec<&str> = children.lines().step_by(2).collect();
+    ensure!(!scores.is_empty() && scores.iter().all(|score| *score == "0"), "{children}");
+    let nice = |stat: &str| stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(16).map(|nice| nice == "0"));
+    ensure!(children.lines().skip(1).step_by(2).all(|stat| nice(stat) == Some(true)), "{children}");
+    // The doctor sees them as the daemon does.
+    let doctor = host.run("fence-daemon doctor --json")?;
+    let doctor: serde_json::Value = serde_json::from_str(&doctor.stdout).with_context(|| format!("{doctor:?}"))?;
+    let wrong: Vec<_> = doctor["findings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|finding| finding["check"] == "libvirt" && finding["state"] == "wrong")
+        .collect();
+    ensure!(wrong.is_empty(), "{wrong:#?}");
     Ok(())
 }
 
@@ -191,7 +328,7 @@ fn the_rights_of_the_unit_are_enough_to_kill_a_machine_of_another_user() -> Resu
     ensure!(status.lines().any(|line| line.starts_with(&format!("Uid:\t{USER}\t"))), "it is root's: {status}");
 
     // By its process and not by libvirt, which would do without the rights, and takes a hundred times as long.
-    let mut asked = std::process::Command::new(&program);
+    let mut asked = Command::new(&program);
     asked.args(["-f", &hypervisor.path("fence_virt.conf"), "status", "--json"]);
     poll_until("the daemon to hold the machine's process", LIMIT, || {
         let report = run(hypervisor.space(), &mut asked, LIMIT)?.stdout;
