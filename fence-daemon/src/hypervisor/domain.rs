@@ -128,6 +128,8 @@ pub(super) struct Observed {
     pub(super) lacking: Option<VictimError>,
     /// Whether it has been stopped for another host to go on with it; `None` where that cannot be seen.
     pub(super) leaving: Option<bool>,
+    /// The XML of a transient domain that runs: without it a reboot could not bring it back while libvirt is silent.
+    pub(super) xml: Option<Arc<Zeroizing<String>>>,
 }
 
 /// How a domain is now, for the table: with its process, if the driver's are known, held while libvirt says before and after that it is the same
@@ -172,20 +174,28 @@ pub(super) fn observe(
             }
             _ => None,
         };
-        let macs = if instance.is_some() { macs(&domain) } else { Arc::default() };
+        let xml = instance.is_some().then(|| if persistent { plain_xml(&domain) } else { xml(&domain) });
+        let xml =
+            xml.and_then(|xml| xml.inspect_err(|error| tracing::debug!(%error, "a domain's XML cannot be had")).ok());
+        let macs = xml.as_ref().map(|xml| macs(xml)).unwrap_or_default();
         let entry = Entry { name, persistent, moved_away: power == Power::MovedAway, instance, macs, generation };
-        return Ok(Observed { entry: Some(entry), lacking, leaving });
+        // What has a definition is started from that.
+        return Ok(Observed { entry: Some(entry), lacking, leaving, xml: xml.filter(|_| !persistent).map(Arc::new) });
     }
     Err(CallError::Overdue)
 }
 
-/// The Ethernet addresses of a domain that runs. That they are not known keeps nobody from being fenced.
-fn macs(domain: &Domain) -> Arc<[Mac]> {
-    let xml = domain.get_xml_desc(0).map_err(|error| error.to_string());
-    xml.and_then(|xml| duel::macs(&xml).map_err(|error| error.to_string())).unwrap_or_else(|error| {
-        tracing::debug!(error, "a domain's XML does not tell its interfaces");
+/// The Ethernet addresses in the XML of a domain that runs. That they are not known keeps nobody from being fenced.
+fn macs(xml: &str) -> Arc<[Mac]> {
+    duel::macs(xml).unwrap_or_else(|error| {
+        tracing::debug!(%error, "a domain's XML does not tell its interfaces");
         Arc::default()
     })
+}
+
+/// A domain's XML without its secrets.
+fn plain_xml(domain: &Domain) -> Result<Zeroizing<String>, CallError> {
+    Ok(Zeroizing::new(domain.get_xml_desc(0)?))
 }
 
 /// The UUIDs of all domains.
@@ -211,7 +221,7 @@ pub(super) fn destroy(connect: &Connect, uuid: Uuid, instance: u32, deadline: &D
 }
 
 /// A domain's XML, with its secrets if we may have them.
-pub(super) fn xml_of(connect: &Connect, uuid: Uuid) -> Result<String, CallError> {
+pub(super) fn xml_of(connect: &Connect, uuid: Uuid) -> Result<Zeroizing<String>, CallError> {
     xml(&Domain::lookup_by_uuid(connect, uuid)?)
 }
 
@@ -334,7 +344,7 @@ pub(super) fn power_off(
     let source = match (restart, &transient) {
         // What is not wanted is not asked for.
         (false, _) | (true, Ok(false)) => Source::Definition,
-        (true, Ok(true)) => xml(&domain).map_or_else(Source::Nothing, |xml| Source::Xml(Zeroizing::new(xml))),
+        (true, Ok(true)) => xml(&domain).map_or_else(Source::Nothing, Source::Xml),
         // Whether it has a definition will show when it is started.
         (true, Err(_)) => Source::Definition,
     };
@@ -384,7 +394,7 @@ fn judge(destroyed: Result<(), Error>, power: Result<Option<Power>, Error>, tran
 }
 
 /// A transient domain's XML, with its secrets if we may have them: without its password a display would come back open.
-fn xml(domain: &Domain) -> Result<String, CallError> {
+fn xml(domain: &Domain) -> Result<Zeroizing<String>, CallError> {
     let secure = domain.get_xml_desc(virt_sys::VIR_DOMAIN_XML_SECURE);
     let xml = match secure {
         Err(error) if matches!(error.code(), ErrorNumber::OperationDenied | ErrorNumber::AccessDenied) => {
@@ -392,7 +402,7 @@ fn xml(domain: &Domain) -> Result<String, CallError> {
         }
         other => other,
     };
-    xml.map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))
+    xml.map(Zeroizing::new).map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))
 }
 
 /// What came of starting a domain.

@@ -174,7 +174,7 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
         let generation = table.generation();
         let look = move |connect: &Connect| {
             let (old, departures) = (table.get(uuid), table.departures(uuid));
-            let Observed { entry, lacking, leaving } =
+            let Observed { entry, lacking, leaving, xml } =
                 domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
             // Over a connection that is no longer the present one nothing is entered.
             if table.generation() == generation {
@@ -182,6 +182,7 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
                     table.note_seen(uuid, leaving, departures);
                 }
                 table.put(uuid, entry);
+                table.note_xml(uuid, xml);
             }
             Ok(lacking)
         };

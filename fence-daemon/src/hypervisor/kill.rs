@@ -49,6 +49,9 @@ const RECORD_BEGIN: Duration = Duration::from_millis(500);
 /// How long a transient domain's XML may take to be had before it is killed without.
 const XML_LIMIT: Duration = Duration::from_secs(2);
 
+/// The same, if it is known how it was when libvirt last spoke of it.
+const XML_SOON: Duration = Duration::from_millis(250);
+
 /// What came of the short way.
 pub(super) struct Killed {
     pub(super) off: Off,
@@ -182,14 +185,23 @@ async fn prove(domain: &Identity, victim: &Victim, locks: &ImageLocks, was: Stat
     Off::Proven { was, at: Moment::now(), source }
 }
 
-/// What a transient domain is made of, asked for while it is there.
+/// What a transient domain is made of: as libvirt says now, or, if it does not answer soon, as it said last.
 async fn xml(uri: &Arc<Uri>, domain: &Identity) -> Source {
     let uuid = domain.uuid;
-    let asked = uri.call(Lane::Query, Instant::now() + XML_LIMIT, move |connect| domain::xml_of(connect, uuid));
-    match tokio::time::timeout(XML_LIMIT, asked).await {
-        Ok(Ok(xml)) => Source::Xml(Zeroizing::new(xml)),
-        Ok(Err(error)) => Source::Nothing(error),
-        Err(_) => Source::Nothing(CallError::Overdue),
+    let limit = match uri.table.xml(uuid) {
+        Some(xml) if !uri.is_lively() => return Source::Xml(Zeroizing::clone(&xml)),
+        Some(_) => XML_SOON,
+        None => XML_LIMIT,
+    };
+    let asked = uri.call(Lane::Query, Instant::now() + limit, move |connect| domain::xml_of(connect, uuid));
+    let why = match tokio::time::timeout(limit, asked).await {
+        Ok(Ok(xml)) => return Source::Xml(xml),
+        Ok(Err(error)) => error,
+        Err(_) => CallError::Overdue,
+    };
+    match uri.table.xml(uuid) {
+        Some(xml) => Source::Xml(Zeroizing::clone(&xml)),
+        None => Source::Nothing(why),
     }
 }
 

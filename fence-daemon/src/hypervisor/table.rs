@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::domain::{Power, State};
 use super::memory::{Recalled, Word};
@@ -114,6 +115,8 @@ pub(super) struct Table {
     leaving: Mutex<Leaving>,
     /// Dead instances that libvirt calls active still.
     pub(super) unnoticed: Unnoticed,
+    /// The XML of transient domains that run, with their secrets: in memory only, wiped when it goes, and never shown.
+    xmls: Mutex<HashMap<Uuid, Arc<Zeroizing<String>>>>,
     /// What an earlier daemon knew, of domains that this one has not seen yet.
     pub(super) recalled: Recalled,
     news: watch::Sender<()>,
@@ -131,6 +134,7 @@ impl Table {
             resets: Mutex::default(),
             leaving: Mutex::default(),
             unnoticed: Unnoticed::default(),
+            xmls: Mutex::default(),
             recalled: Recalled::default(),
             news: watch::Sender::default(),
         }
@@ -204,6 +208,20 @@ impl Table {
             strays.entry(uuid).or_default().push(Arc::clone(lost));
         }
         self.news.send_replace(());
+    }
+
+    /// Notes the XML of a transient domain that runs; `None` of one that does not.
+    pub(super) fn note_xml(&self, uuid: Uuid, xml: Option<Arc<Zeroizing<String>>>) {
+        let mut xmls = self.xmls.lock().unwrap_or_else(PoisonError::into_inner);
+        match xml {
+            Some(xml) => drop(xmls.insert(uuid, xml)),
+            None => drop(xmls.remove(&uuid)),
+        }
+    }
+
+    /// The XML of a transient domain, as it was when libvirt last spoke of it.
+    pub(super) fn xml(&self, uuid: Uuid) -> Option<Arc<Zeroizing<String>>> {
+        self.xmls.lock().unwrap_or_else(PoisonError::into_inner).get(&uuid).cloned()
     }
 
     /// The processes of a domain that live although libvirt no longer speaks of them.

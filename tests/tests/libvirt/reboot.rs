@@ -273,3 +273,28 @@ fn a_saved_guest_does_not_come_back_by_a_reboot() -> Result<()> {
     poll_until("a boot, not what was saved", SOON, || Ok((boots()? == 1).then_some(())))?;
     site.off_directly("vm")
 }
+
+#[test]
+fn a_transient_machine_comes_back_although_libvirtd_hangs() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[])?;
+    let devices = Machine::new("fleeting").serial(&site.hypervisor.path("console"));
+    devices.create_transient(&site.libvirtd)?;
+    site.wait_status("fleeting", 0)?;
+    site.server.wait_domain("fleeting", "running")?;
+    let before = site.machine("fleeting")?;
+    site.libvirtd.signal(Signal::SIGSTOP)?;
+    let position = site.server.log_position();
+    site.expect("reboot", "fleeting", 0)?;
+    ensure!(before.is_dead()?);
+    site.logs(position, "not started again yet")?;
+    let (_, report) = site.server.status()?;
+    ensure!(report["restarts"][0]["name"] == "fleeting", "{report}");
+    site.libvirtd.go_on(qemu::URI)?;
+    site.wait_status("fleeting", 0)?;
+    ensure!(site.machine("fleeting")?.pid != before.pid);
+    let xml = site.libvirtd.virsh(qemu::URI, &["dumpxml", "fleeting"])?.stdout;
+    ensure!(xml.contains("console"), "it is not what it was: {xml}");
+    let known = site.libvirtd.virsh(qemu::URI, &["dominfo", "fleeting"])?.stdout;
+    ensure!(known.contains("Persistent:") && !known.contains("yes"), "{known}");
+    Ok(())
+}
