@@ -4,18 +4,18 @@
 //! (which counts from the host's boot, as `/run` does) and the request's identity. Only requests that change a domain's power
 //! are kept, and only as long as their client could still be asking.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use fence_common::ledger::{ID_LEN, RequestId};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::clock::Moment;
+use crate::state;
 
 /// The length of one claim in the file.
 const LEN: usize = 80;
@@ -82,11 +82,7 @@ impl Claims {
 }
 
 fn open(directory: &Path) -> io::Result<(File, Vec<(Moment, RequestId)>)> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true).mode(0o600).custom_flags(nofollow);
-    let file = options.open(directory.join("claims"))?;
+    let file = state::open(directory, "claims", OpenOptions::new().read(true).append(true).create(true))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| io::Error::other("another daemon uses it"))?;
     let mut bytes = Vec::new();
     (&file).take(2 * FILE_MAX).read_to_end(&mut bytes)?;
@@ -109,6 +105,7 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
     use fence_common::wire::{Op, Request};
+    use std::fs;
     use zerocopy::FromZeros;
 
     fn id(seqno: u32) -> RequestId {

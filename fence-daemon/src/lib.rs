@@ -27,6 +27,7 @@ pub mod process;
 pub mod reload;
 mod rtnetlink;
 pub mod seen;
+pub mod state;
 pub mod status;
 pub mod top;
 

@@ -13,7 +13,7 @@ use fence_daemon::doctor;
 use fence_daemon::keygen;
 use fence_daemon::observe::logging::{self, Destination};
 use fence_daemon::process::{self, PidFile, Readiness};
-use fence_daemon::{status, top};
+use fence_daemon::{state, status, top};
 
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -52,6 +52,13 @@ fn start(cli: &Cli) -> Result<(), u8> {
     let (mut config, warnings, keys) = read(cli)?;
     cli.apply_to(&mut config);
 
+    if let Some(directory) = &config.hypervisor.state {
+        // One that cannot be had keeps nobody from being fenced; one that others rule does.
+        match state::look(directory) {
+            Err(error) if error.is_unsafe() => return Err(say(EXIT_USAGE)(error)),
+            Ok(()) | Err(_) => {}
+        }
+    }
     let (readiness, destination) = if config.foreground {
         (Readiness::foreground(), Destination::Foreground)
     } else {

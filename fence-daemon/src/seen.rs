@@ -7,20 +7,21 @@
 //! damaged refuses a datagram that nobody will ever send.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fence_common::replay::{Mark, Replays};
 use fence_common::shield::{SEEN_MAX, Sender, TRUSTED_MAX};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::clock::Moment;
 use crate::intake::kernel::Memory;
+use crate::state;
 
 /// The datagrams that were accepted.
 #[derive(Debug)]
@@ -158,11 +159,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn open(directory: &Path) -> io::Result<(File, Vec<Record>)> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(nofollow);
-    let file = options.open(directory.join("seen"))?;
+    let file = state::open(directory, "seen", options.read(true).write(true).create(true).truncate(false))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| io::Error::other("another daemon uses it"))?;
     let mut bytes = Vec::new();
     let most = u64::try_from(SEEN_MAX * LEN).unwrap_or(u64::MAX);
@@ -175,6 +173,7 @@ fn open(directory: &Path) -> io::Result<(File, Vec<Record>)> {
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
+    use std::fs;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 

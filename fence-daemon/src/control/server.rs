@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::inspector::Inspector;
 use super::view::SCHEMA;
 use super::{PATH_MAX, STATUS, is_too_long};
+use crate::state::{self, StateError};
 
 /// How many clients there may be at a time: a person's or two, and what watches.
 pub const CLIENTS_MAX: usize = 8;
@@ -42,7 +43,10 @@ pub enum ControlError {
     /// Somebody's: what is in the place of the socket is none, and is not ours to remove.
     #[error("{} is no socket: remove it, or choose another `state_directory`", .0.display())]
     NotASocket(PathBuf),
-    /// The directory or the socket cannot be made.
+    /// Others could put a socket of theirs there, or the directory cannot be had.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The socket cannot be made.
     #[error("cannot {what} {}: {error} (is the `state_directory` on a file system that can be written, and root's?)", path.display())]
     Kernel {
         /// What was tried.
@@ -104,12 +108,7 @@ impl Drop for Control {
 
 /// The state directory, made if need be and locked.
 fn keep(directory: &Path) -> Result<File, ControlError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(failed("make the directory", directory))?;
-    let kept = File::open(directory).map_err(failed("open", directory))?;
+    let kept = state::directory(directory)?;
     match flock(&kept, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(kept),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(ControlError::Living(directory.to_owned())),

@@ -146,10 +146,7 @@ async fn a_place_that_cannot_be_is_told_with_a_remedy() {
     assert!(!long.exists());
     assert!(matches!(ask(&path(&long)).await.unwrap_err(), ClientError::TooLong(_)));
     let refused = Control::open(Path::new("/proc/nowhere"), inspector).unwrap_err();
-    assert!(
-        matches!(refused, ControlError::Kernel { .. }) && refused.to_string().contains("state_directory"),
-        "{refused}"
-    );
+    assert!(matches!(refused, ControlError::State(_)) && refused.to_string().contains("state_directory"), "{refused}");
 }
 
 /// Asks until it is told, for much longer than a client may hang.

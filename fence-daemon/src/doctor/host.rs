@@ -12,6 +12,7 @@ use nix::unistd::{AccessFlags, access};
 use super::finding::Finding;
 use super::program;
 use super::sight;
+use crate::state::{self, StateError};
 
 /// How long `systemctl` may take: it reads files.
 const SYSTEMCTL: Duration = Duration::from_secs(10);
@@ -156,6 +157,12 @@ pub fn state_directory(directory: &Path) -> Finding {
     if !place.is_dir() {
         let remedy = "it has to be a directory: remove what is there, or choose another `state_directory`";
         return Finding::wrong(CHECK, format!("{} is no directory", place.display()), remedy);
+    }
+    if let Err(error) = state::look(directory)
+        && let StateError::Unsafe { remedy, .. } = &error
+    {
+        let command = remedy.clone();
+        return Finding::wrong(CHECK, error.to_string(), "the daemon does not start with it").command(command);
     }
     let written = "what a request claims is written there before it is carried out, so that nobody is fenced twice";
     if let Err(error) = access(place, AccessFlags::W_OK | AccessFlags::X_OK) {

@@ -22,12 +22,10 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -36,6 +34,7 @@ use uuid::Uuid;
 use super::connection::Uri;
 use super::domain::{Power, State};
 use crate::policy::Target;
+use crate::state;
 
 /// The file in the state directory.
 const FILE: &str = "last-known";
@@ -99,7 +98,7 @@ struct Line {
 
 /// Gives each URI what an earlier daemon knew, before anything is asked.
 pub(super) fn recall(uris: &[Arc<Uri>], directory: &Path) {
-    let lines = match read(&directory.join(FILE)) {
+    let lines = match read(directory) {
         Ok(lines) => lines,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => {
@@ -148,9 +147,10 @@ pub(super) async fn keep(uris: Vec<Arc<Uri>>, directory: Option<PathBuf>, mut st
         if now == written {
             continue;
         }
-        let (file, kept) = (directory.join(FILE), Kept { version: VERSION, domains: now.clone() });
+        let (place, kept) = (directory.clone(), Kept { version: VERSION, domains: now.clone() });
         // On a thread of its own: the file system may be in trouble.
-        match tokio::task::spawn_blocking(move || write(&file, &kept)).await.unwrap_or_else(|error| Err(error.into())) {
+        match tokio::task::spawn_blocking(move || write(&place, &kept)).await.unwrap_or_else(|error| Err(error.into()))
+        {
             Ok(()) => written = now,
             Err(error) => {
                 let directory = directory.display();
@@ -183,23 +183,22 @@ fn lines(uris: &[Arc<Uri>]) -> Vec<Line> {
     lines
 }
 
-fn read(file: &Path) -> io::Result<Vec<Line>> {
-    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-    let file = File::options().read(true).custom_flags(nofollow).open(file)?;
+fn read(directory: &Path) -> io::Result<Vec<Line>> {
+    let file = state::open(directory, FILE, File::options().read(true))?;
     let mut bytes = Vec::new();
     file.take(SIZE_LIMIT).read_to_end(&mut bytes)?;
     let kept: Kept = serde_json::from_slice(&bytes)?;
     if kept.version == VERSION { Ok(kept.domains) } else { Err(io::Error::other("it has an unknown form")) }
 }
 
-fn write(file: &Path, kept: &Kept) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(file.parent().unwrap_or(file))?;
-    let draft = file.with_extension("draft");
+fn write(directory: &Path, kept: &Kept) -> io::Result<()> {
+    let name = format!("{FILE}.draft");
+    let (file, draft) = (directory.join(FILE), directory.join(&name));
     let _ = fs::remove_file(&draft);
     let fill = || -> io::Result<()> {
-        let mut into = File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
+        let mut into = state::open(directory, &name, File::options().write(true).create_new(true))?;
         into.write_all(&serde_json::to_vec(kept)?)?;
-        fs::rename(&draft, file)
+        fs::rename(&draft, &file)
     };
     fill().inspect_err(|_| drop(fs::remove_file(&draft)))
 }
@@ -220,7 +219,7 @@ mod tests {
         let scratch = Scratch::new();
         let directory = scratch.path().join("state");
         let domains = vec![line(1, Some(1)), line(2, None)];
-        write(&directory.join(FILE), &Kept { version: VERSION, domains: domains.clone() }).unwrap();
+        write(&directory, &Kept { version: VERSION, domains: domains.clone() }).unwrap();
         let uris = [Uri::new(URI, 0), Uri::new("lxc:///", 1)];
         recall(&uris, &directory);
         assert_eq!(lines(&uris), domains);
@@ -242,6 +241,6 @@ mod tests {
             recall(&uris, scratch.path());
             assert!(lines(&uris).is_empty());
         }
-        assert!(write(Path::new("/proc/nowhere/last-known"), &Kept::default()).is_err());
+        assert!(write(Path::new("/proc/nowhere"), &Kept::default()).is_err());
     }
 }

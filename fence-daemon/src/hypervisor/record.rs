@@ -6,16 +6,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::clock::Moment;
+use crate::state;
 
 /// The form of what is written; another one is not read.
 const VERSION: u32 = 1;
@@ -131,14 +131,14 @@ impl Records {
 }
 
 fn write(directory: &Path, record: &Record) -> io::Result<Kept> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     // Named by what it is about: a second record of the same domain takes the first one's place.
     let harmless = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     let name: String = record.uri.chars().map(harmless).take(100).collect();
     let name = format!("{}-{name}", record.uuid);
-    let (path, draft) = (directory.join(format!("{name}.restart")), directory.join(format!("{name}.draft")));
+    let draft_name = format!("{name}.draft");
+    let (path, draft) = (directory.join(format!("{name}.restart")), directory.join(&draft_name));
     let _ = fs::remove_file(&draft);
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let file = state::open(directory, &draft_name, OpenOptions::new().write(true).create_new(true))?;
     let fill = || -> io::Result<()> {
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         let text = Zeroizing::new(serde_json::to_vec(record)?);
@@ -151,14 +151,12 @@ fn write(directory: &Path, record: &Record) -> io::Result<Kept> {
 }
 
 fn take(path: &Path) -> io::Result<Option<Inherited>> {
-    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-    let flags = nofollow | i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let about = file.metadata()?;
     // What another user could have put there would be started as root.
-    if !about.is_file() || about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o022 != 0 {
-        return Err(io::Error::other("it is not this daemon's own file"));
-    }
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(io::Error::other("it has a strange name"));
+    };
+    let file = state::open(directory, name, OpenOptions::new().read(true))?;
+    let about = file.metadata()?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -180,6 +178,7 @@ fn take(path: &Path) -> io::Result<Option<Inherited>> {
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
+    use std::os::unix::fs::MetadataExt;
 
     fn record() -> Record {
         Record::new("qemu:///system", Uuid::from_u128(7), "node 1", Some(3), Some("<domain passwd='x'/>"))

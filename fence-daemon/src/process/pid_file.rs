@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
+use crate::state;
+
 /// How often a file that is exchanged under our hands is opened anew.
 const ATTEMPTS: usize = 5;
 
@@ -28,6 +30,14 @@ pub enum PidFileError {
     /// A directory, a device, or a file with another name elsewhere.
     #[error("the PID file {} is not a plain file of that one name: remove it, or name another one with -p", .0.display())]
     NotAFile(PathBuf),
+    /// Somebody else's, who could write anything into it and hold its lock.
+    #[error("the PID file {} belongs to the user with ID {uid}: remove it, or name another one with -p", path.display())]
+    Foreign {
+        /// The PID file.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
     /// It cannot be written.
     #[error("cannot write the PID file {}: {error}", path.display())]
     Unwritable {
@@ -70,6 +80,9 @@ impl PidFile {
         // A second name could be one that an attacker gave to another file.
         if !about.is_file() || about.nlink() > 1 {
             return Err(PidFileError::NotAFile(path.to_owned()));
+        }
+        if !state::is_trusted(about.uid()) {
+            return Err(PidFileError::Foreign { path: path.to_owned(), uid: about.uid() });
         }
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
@@ -191,6 +204,19 @@ mod tests {
         assert!(matches!(PidFile::take(dir.path()), Err(PidFileError::NotAFile(_))));
         let missing = PidFile::take(&dir.path().join("missing/x.pid")).unwrap_err();
         assert!(matches!(missing, PidFileError::Unwritable { .. }), "{missing}");
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        if !nix::unistd::geteuid().is_root() {
+            // Nobody else can give a file away.
+            return;
+        }
+        let dir = Scratch::new();
+        let path = dir.path().join("x.pid");
+        std::fs::write(&path, "1\n").unwrap();
+        std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+        assert!(matches!(PidFile::take(&path), Err(PidFileError::Foreign { uid: 12345, .. })));
     }
 
     #[test]

@@ -1,0 +1,94 @@
+//! A state directory that others can write to: the daemon does not start, and says what mends it.
+
+#[cfg(test)]
+mod refused {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    /// Far more than it takes.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("fence-state-{}-{name}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+            fs::write(path.join("key"), [7; 512]).unwrap();
+            fs::set_permissions(path.join("key"), fs::Permissions::from_mode(0o600)).unwrap();
+            Self(path)
+        }
+
+        /// Starts the daemon with this state directory: its exit code, and what it says. There is no such interface: if it starts, it waits.
+        fn start(&self, state: &Path) -> (Option<i32>, String) {
+            let config = self.0.join("conf");
+            let text = format!(
+                "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; state_directory = \"{}\"; }}\n\
+                 listeners {{ multicast {{ interface = \"nosuch0\"; key_file = \"{}\"; }} }}\n\
+                 backends {{ libvirt {{ uri = \"test:///default\"; }} }}\n",
+                state.display(),
+                self.0.join("key").display()
+            );
+            fs::write(&config, text).unwrap();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_fence-daemon"));
+            command.arg("-F").arg("-f").arg(&config).arg("-p").arg(self.0.join("pid"));
+            let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let begun = Instant::now();
+            while daemon.try_wait().unwrap().is_none() && begun.elapsed() < LIMIT {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            // It has ended, or the test has failed.
+            let _ = daemon.kill();
+            let output = daemon.wait_with_output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        }
+
+        fn is_refused(&self, state: &Path, wanted: &[&str]) {
+            let (code, said) = self.start(state);
+            assert_eq!(code, Some(255), "it has started: {said}");
+            for wanted in wanted.iter().chain(&[state.to_str().unwrap(), "mend it with"]) {
+                assert!(said.contains(wanted), "{wanted}: {said}");
+            }
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to() {
+        let folder = Folder::new("writable");
+        let state = folder.0.join("state");
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+        folder.is_refused(&state, &["is writable for others", "mode 0777"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_a_link() {
+        let folder = Folder::new("link");
+        let (real, state) = (folder.0.join("real"), folder.0.join("state"));
+        fs::create_dir(&real).unwrap();
+        symlink(&real, &state).unwrap();
+        folder.is_refused(&state, &["is a symbolic link"]);
+    }
+
+    #[test]
+    fn a_restart_that_others_could_have_written() {
+        let folder = Folder::new("restart");
+        let state = folder.0.join("state");
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+        let file = state.join("x.restart");
+        fs::write(&file, "{}").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        folder.is_refused(&state, &["x.restart", "mode 0666"]);
+    }
+}
