@@ -14,7 +14,7 @@ mod locks;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -215,9 +215,11 @@ impl Victim {
     /// # Errors
     /// The pidfd cannot be watched.
     pub(super) async fn death(&self) -> io::Result<()> {
+        // A descriptor of its own, as one and the same cannot be watched by two who wait.
+        let own = self.pidfd.try_clone()?;
         // SAFETY: needed because a pidfd tells a death by becoming readable, and tokio wants the promise that the descriptor stays open and
-        // the same. Sound because it is borrowed from `self`, whose descriptor is neither replaced nor closed while it is borrowed.
-        let pidfd = unsafe { AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE) }?;
+        // the same. Sound because the watch owns the descriptor: nobody else has it, and `OwnedFd` neither replaces nor closes it before its end.
+        let pidfd = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?;
         loop {
             let mut ready = pidfd.readable().await?;
             // Readiness may be spurious: the proof is what the kernel says now.
@@ -500,7 +502,9 @@ mod tests {
         assert!(!victim.is_dead() && !victim.is_doomed());
         victim.kill().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-        runtime.block_on(victim.death()).unwrap();
+        // Two may wait for one death.
+        let (one, other) = runtime.block_on(async { tokio::join!(victim.death(), victim.death()) });
+        assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
         assert!(victim.is_dead() && victim.is_doomed());
         // Not yet waited for by its parent: dead all the same, and killing it again is no error.
         victim.kill().unwrap();

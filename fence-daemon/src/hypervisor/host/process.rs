@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -172,9 +172,11 @@ impl Process {
     /// # Errors
     /// The pidfd cannot be watched.
     pub(in super::super) async fn death(&self) -> io::Result<()> {
+        // A descriptor of its own, as one and the same cannot be watched by two who wait.
+        let own = self.pidfd.try_clone()?;
         // SAFETY: needed because a pidfd tells a death by becoming readable, and tokio wants the promise that the descriptor stays open and
-        // the same. Sound because it is borrowed from `self`, whose descriptor is neither replaced nor closed while it is borrowed.
-        let pidfd = unsafe { AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE) }?;
+        // the same. Sound because the watch owns the descriptor: nobody else has it, and `OwnedFd` neither replaces nor closes it before its end.
+        let pidfd = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?;
         loop {
             let mut ready = pidfd.readable().await?;
             // Readiness may be spurious: the proof is what the kernel says now.
