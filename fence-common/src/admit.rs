@@ -55,6 +55,9 @@ pub enum Refusal {
     /// No kind of digest of that number.
     #[cfg_attr(feature = "user", error("unknown kind of digest"))]
     HashUnknown,
+    /// No digest, where one is demanded.
+    #[cfg_attr(feature = "user", error("no digest"))]
+    Unsigned,
     /// A weaker digest than the configured minimum.
     #[cfg_attr(feature = "user", error("weaker digest than configured"))]
     HashWeak,
@@ -91,7 +94,7 @@ pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKi
     }
     let Some(kind) = request.hash_kind() else { return Err(Refusal::HashUnknown) };
     if kind.to_wire() < rules.min_hash.to_wire() {
-        return Err(Refusal::HashWeak);
+        return Err(if matches!(kind, HashKind::None) { Refusal::Unsigned } else { Refusal::HashWeak });
     }
     if !has_nul(&request.domain) {
         return Err(Refusal::Domain);
@@ -214,9 +217,8 @@ mod tests {
         for hash_kind in 4..=u8::MAX {
             refused(&Request { hash_kind, ..good_v4() }, Refusal::HashUnknown);
         }
-        for hash_kind in [0, 1] {
-            refused(&Request { hash_kind, ..good_v4() }, Refusal::HashWeak);
-        }
+        refused(&Request { hash_kind: 0, ..good_v4() }, Refusal::Unsigned);
+        refused(&Request { hash_kind: 1, ..good_v4() }, Refusal::HashWeak);
         refused(&Request { domain: [b'x'; DOMAIN_LEN], ..good_v4() }, Refusal::Domain);
         refused(&Request { port: little_endian::U16::new(0), ..good_v4() }, Refusal::Port);
         for family in [0, 1, 3, FAMILY_V6, 0x0200_0000, u32::MAX] {

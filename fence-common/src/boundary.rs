@@ -15,7 +15,7 @@ use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 ///
 /// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
 /// read-only map [`name::ABI`], which the daemon checks after load.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the programs, the maps and the version symbol: the kernel keeps 15 characters of a name.
 pub mod name {
@@ -45,6 +45,9 @@ pub mod name {
     pub const SEEN: &str = "fence_seen";
     /// Array of one `u64`: when the daemon has shown its last sign of life, on the program's clock. 0: never.
     pub const HEARTBEAT: &str = "fence_heartbeat";
+    /// Per-CPU array of [`REFUSED_MAX`](crate::refused::REFUSED_MAX) [`Refused`](crate::refused::Refused), by their
+    /// [`place`](crate::refused::Refused::place).
+    pub const REFUSED: &str = "fence_refused";
     /// Section of the object that becomes a read-only map: the program's own [`ABI_VERSION`](super::ABI_VERSION), a `u32`.
     pub const ABI: &str = ".rodata.abi";
 }

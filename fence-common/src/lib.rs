@@ -38,6 +38,7 @@ pub mod compress;
 pub mod digest;
 pub mod frame;
 pub mod hash;
+pub mod refused;
 pub mod replay;
 pub mod shield;
 pub mod verdict;

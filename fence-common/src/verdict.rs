@@ -70,6 +70,8 @@ verdicts! {
     Op = drop_operation,
     /// Unknown kind of digest.
     HashUnknown = drop_hash_unknown,
+    /// No digest at all, where one is demanded.
+    Unsigned = drop_unsigned,
     /// A weaker digest than configured.
     HashWeak = drop_hash_weak,
     /// The domain has no NUL.
@@ -128,6 +130,7 @@ impl Verdict {
             Self::Length
             | Self::Op
             | Self::HashUnknown
+            | Self::Unsigned
             | Self::HashWeak
             | Self::Domain
             | Self::Port
@@ -140,6 +143,42 @@ impl Verdict {
             | Self::Digest
             | Self::DeliveryLimit
             | Self::RingReserve => Action::Drop,
+        }
+    }
+
+    /// Whether a request was refused for what stands in it, before anybody looked at its digest.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of_the_form(self) -> bool {
+        match self {
+            Self::Op
+            | Self::HashUnknown
+            | Self::Unsigned
+            | Self::HashWeak
+            | Self::Domain
+            | Self::Port
+            | Self::Family
+            | Self::Address
+            | Self::Source => true,
+            Self::Delivered
+            | Self::RingFull
+            | Self::Stale
+            | Self::Busy
+            | Self::Options
+            | Self::Fragment
+            | Self::Extension
+            | Self::Malformed
+            | Self::Joined
+            | Self::Martian
+            | Self::ForeignVlan
+            | Self::Length
+            | Self::SourceLimit
+            | Self::GlobalLimit
+            | Self::Replay
+            | Self::Digest
+            | Self::DeliveryLimit
+            | Self::RingReserve
+            | Self::NotOurs => false,
         }
     }
 
@@ -166,6 +205,7 @@ impl From<Refusal> for Verdict {
             Refusal::Length => Self::Length,
             Refusal::Op => Self::Op,
             Refusal::HashUnknown => Self::HashUnknown,
+            Refusal::Unsigned => Self::Unsigned,
             Refusal::HashWeak => Self::HashWeak,
             Refusal::Domain => Self::Domain,
             Refusal::Port => Self::Port,
@@ -228,9 +268,9 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_layout_are_pinned() {
-        assert_eq!(COUNTERS, 26);
+        assert_eq!(COUNTERS, 27);
         assert_eq!(offset_of!(Counters, delivered), 0);
-        assert_eq!(offset_of!(Counters, drop_ring_reserve), 25 * 8);
+        assert_eq!(offset_of!(Counters, drop_ring_reserve), 26 * 8);
         assert_eq!(Counters::NAMES.into_iter().collect::<BTreeSet<_>>().len(), COUNTERS);
     }
 

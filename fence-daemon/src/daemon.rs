@@ -30,6 +30,7 @@ use crate::intake::listener::{Coming, Follower, Listener, chain};
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::keyring::Keyring;
+use crate::observe::refusals;
 use crate::pipeline::Pipeline;
 use crate::process::{self, Readiness};
 use crate::reload;
@@ -206,12 +207,15 @@ pub async fn run(
         });
     }
 
+    let telling = tokio::spawn(refusals::watch(Arc::clone(&inspector)));
+
     let outcome = tokio::select! {
         outcome = serve(&pipeline, &socket, ring, &mut questions, &mut stop) => outcome,
         error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
     reloading.abort();
+    telling.abort();
     inspector.enter(Phase::Stopping);
 
     // The program first: from here on the stack gets every packet back. Then the membership.
@@ -391,6 +395,10 @@ impl Load {
                     match program.senders() {
                         Ok(senders) => inspector.set_sources(senders),
                         Err(error) => warn!("`status` will not tell who has sent what: {}", chain(&error)),
+                    }
+                    match program.refused() {
+                        Ok(refused) => inspector.set_refused(refused),
+                        Err(error) => warn!("`status` will not tell who was refused: {}", chain(&error)),
                     }
                     // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
                     if self.ring.send(ring).is_ok() {

@@ -110,7 +110,12 @@ fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
             let arrival = Arrival { now, ifindex: frame.interface(), slot };
             deliver(&datagram, &sender, config, &arrival).on_segment(datagram.foreign)
         }
-        Err(verdict) => verdict,
+        Err(verdict) => {
+            if verdict.is_of_the_form() {
+                memory::refuse(&sender, verdict, now);
+            }
+            verdict
+        }
     }
 }
 

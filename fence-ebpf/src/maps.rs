@@ -4,6 +4,7 @@ use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOTS, RING_BYTES, Workspace};
 use fence_common::digest::KeySlot;
+use fence_common::refused::{REFUSED_MAX, Refused};
 use fence_common::replay::Mark;
 use fence_common::shield::{FAILED_MAX, Failed, SEEN_MAX, Sender, Strangers, TRUSTED_MAX, Trusted};
 use fence_common::verdict::Counters;
@@ -47,6 +48,10 @@ pub(crate) static HEARTBEAT: Array<u64, 1> = Array::new();
 /// Working memory of a verification: 1936 bytes are more than the stack has. Used through [`crate::workspace`] only.
 #[btf_map(name = "fence_scratch")]
 pub(crate) static SCRATCH: PerCpuArray<Workspace, 1> = PerCpuArray::new();
+
+/// Who was refused last before any digest.
+#[btf_map(name = "fence_refused")]
+pub(crate) static REFUSED: PerCpuArray<Refused, REFUSED_MAX> = PerCpuArray::new();
 
 /// The version of the boundary that this object was built with, in a section that becomes a read-only map.
 // SAFETY: a section name is a promise to the linker, and only code can be endangered by it: this is plain data.

@@ -5,6 +5,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use fence_common::boundary::Config;
+use fence_common::refused::Refused;
 use fence_common::replay::Mark;
 use fence_common::shield::{self, Admission, Failed, Memory, Room, Sender, Strangers, Trusted};
 use fence_common::verdict::Verdict;
@@ -109,6 +110,15 @@ fn before_digest(sender: &Sender, mark: &Mark, config: &Config, now: u64) -> Res
 #[inline(never)]
 fn after_failure(sender: &Sender, config: &Config, now: u64) {
     shield::after_failure(&mut Maps, sender, &config.limits, now);
+}
+
+/// Notes who was refused for what, for people who look for the reason.
+#[inline(never)]
+pub(crate) fn refuse(sender: &Sender, verdict: Verdict, now: u64) {
+    let Some(record) = maps::REFUSED.get_ptr_mut(Refused::place(sender, verdict)) else { return };
+    // SAFETY: an element of a per-CPU array is always there and aligned to 8 bytes. It is this CPU's own; user space, and a run
+    // that interrupts this one, may see or leave half of it, which names a wrong sender to people at worst.
+    unsafe { change(record, |record| record.note(sender, verdict, now)) };
 }
 
 /// [`shield::before_delivery`].

@@ -1,7 +1,6 @@
 //! Gathers what the control socket says. Nothing here waits: it reads what others have left to be read.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,8 +9,8 @@ use fence_common::verdict::Counters;
 use tokio::sync::watch;
 
 use super::view::{
-    Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, Report, Request, Requests as RequestsView,
-    Restart, SCHEMA, Source, Steps, Uri,
+    Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, Refused, Report, Request,
+    Requests as RequestsView, Restart, SCHEMA, Source, Steps, Uri,
 };
 use crate::clock::Moment;
 use crate::config::Multicast;
@@ -21,7 +20,7 @@ use crate::intake::listener::Heard;
 use crate::intake::listening::Place;
 use crate::intake::socket::RequestSocket;
 use crate::observe::requests::{Recent, Requests, Timed};
-use crate::observe::sources::{self, SourceView};
+use crate::observe::sources::{self, RefusedView, SourceView};
 
 /// A restart that takes longer, its pause not counted, is told as a problem: as a rule libvirt does it within a second.
 const RESTART_SLOW: Duration = Duration::from_secs(10);
@@ -54,6 +53,7 @@ pub struct Inspector {
     heard: OnceLock<watch::Receiver<Heard>>,
     kernel: OnceLock<Reader>,
     sources: OnceLock<sources::Provider>,
+    refused: OnceLock<sources::RefusedProvider>,
 }
 
 impl Inspector {
@@ -86,6 +86,7 @@ impl Inspector {
             heard: OnceLock::new(),
             kernel: OnceLock::new(),
             sources: OnceLock::new(),
+            refused: OnceLock::new(),
         }
     }
 
@@ -113,6 +114,19 @@ impl Inspector {
     /// What the kernel program knows of sources, once it is loaded.
     pub fn set_sources(&self, sources: sources::Provider) {
         let _ = self.sources.set(sources);
+    }
+
+    /// Whom the kernel program has refused, once it is loaded.
+    pub fn set_refused(&self, refused: sources::RefusedProvider) {
+        let _ = self.refused.set(refused);
+    }
+
+    /// Whose requests were refused before any digest, the last one first.
+    #[must_use]
+    pub fn refused(&self) -> Vec<RefusedView> {
+        let in_kernel = self.refused.get().map(|refused| refused()).unwrap_or_default();
+        let at_socket = self.socket.upgrade().map(|socket| socket.refused()).unwrap_or_default();
+        RefusedView::together(in_kernel.into_iter().chain(at_socket))
     }
 
     /// How it is now.
@@ -165,6 +179,7 @@ impl Inspector {
                 .sources
                 .get()
                 .map_or_else(Vec::new, |sources| sources().into_iter().map(|source| now.source(source)).collect()),
+            refused: self.refused().into_iter().map(|refused| now.refused(refused)).collect(),
             uris,
             restarts,
             latency: self.requests.times().into_iter().map(latency).collect(),
@@ -323,15 +338,20 @@ impl Now {
         }
     }
 
+    fn refused(&self, view: RefusedView) -> Refused {
+        Refused {
+            address: view.address.to_string(),
+            mac: view.mac.map(in_text),
+            counter: view.verdict.counter_name().unwrap_or_default().to_owned(),
+            count: view.count,
+            last_seen_ms: self.ago(view.last_seen),
+        }
+    }
+
     fn source(&self, view: SourceView) -> Source {
-        let address = match view.address {
-            IpAddr::V4(address) => address.to_string(),
-            IpAddr::V6(address) => address.to_string(),
-        };
-        let mac = view.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
         Source {
-            address,
-            mac,
+            address: view.address.to_string(),
+            mac: view.mac.map(in_text),
             trusted: view.trusted,
             failures: view.failures,
             delivered: view.delivered,
@@ -366,6 +386,11 @@ fn clip(text: String) -> String {
         Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
         None => text,
     }
+}
+
+/// An Ethernet address as people write it.
+fn in_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 #[cfg(test)]

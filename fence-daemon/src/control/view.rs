@@ -57,6 +57,9 @@ pub struct Report {
     pub requests: Requests,
     /// Where datagrams come from.
     pub sources: Vec<Source>,
+    /// Whose requests were refused for what stands in them, before anybody looked at a digest. The last one first.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
     /// libvirt connections and their domains.
     pub uris: Vec<Uri>,
     /// Domains that were rebooted and are still to be started again.
@@ -193,6 +196,21 @@ pub struct Source {
     pub limited: u64,
     /// How long ago something came from it last.
     pub last_seen_ms: Option<u64>,
+}
+
+/// A source whose requests were refused before anybody looked at a digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Its address.
+    pub address: String,
+    /// Its hardware address, where that is known.
+    pub mac: Option<String>,
+    /// The counter of the reason, such as `drop_unsigned`.
+    pub counter: String,
+    /// How often, as far as that is remembered.
+    pub count: u64,
+    /// How long ago the last one came.
+    pub last_seen_ms: u64,
 }
 
 /// A libvirt connection.

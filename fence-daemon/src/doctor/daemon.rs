@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use fence_common::verdict::Verdict;
+
 use super::finding::Finding;
 use crate::config::Attach;
 use crate::control::client::ClientError;
-use crate::control::view::{Health, Report};
+use crate::control::view::{Health, Refused, Report};
+use crate::observe::refusals;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -128,6 +131,7 @@ pub fn requests(report: &Report) -> Vec<Finding> {
         };
         findings.push(Finding::warning(CHECK, seen, remedy));
     }
+    findings.extend(report.refused.iter().filter(|refused| !is_mended(report, refused)).filter_map(refusal));
     // Of each client only the newest: what is mended is not told any more.
     let mut newest = BTreeMap::new();
     for request in &report.requests.recent {
@@ -154,6 +158,29 @@ pub fn requests(report: &Report) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether a request of this sender was right since.
+fn is_mended(report: &Report, refused: &Refused) -> bool {
+    let last = report.daemon.now_unix_ms.saturating_sub(refused.last_seen_ms);
+    report.requests.recent.iter().any(|request| {
+        let client = request.client.parse::<SocketAddr>();
+        request.arrived_unix_ms > last && client.is_ok_and(|client| client.ip().to_string() == refused.address)
+    })
+}
+
+/// A guest that is set up wrongly; nothing of what no client sends.
+fn refusal(refused: &Refused) -> Option<Finding> {
+    let verdict = Verdict::COUNTED.into_iter().find(|one| one.counter_name() == Some(refused.counter.as_str()))?;
+    let cause = refusals::cause(verdict)?;
+    let requests = super::finding::counted(usize::try_from(refused.count).unwrap_or(usize::MAX), "request");
+    let address = &refused.address;
+    let remedy = if verdict == Verdict::Unsigned {
+        format!("{cause}: copy the key there (`fence-daemon doctor --from-guest` there tells more)")
+    } else {
+        cause.to_owned()
+    };
+    Some(Finding::warning("requests", format!("{requests} of {address} refused (`{}`)", refused.counter), remedy))
 }
 
 #[cfg(test)]
@@ -216,6 +243,7 @@ mod tests {
     fn only_the_newest_word_of_a_client_counts() {
         let mut report = healthy();
         report.sources.clear();
+        report.refused.clear();
         let mut failed = report.requests.recent[0].clone();
         failed.client = "192.168.122.99:1229".to_owned();
         failed.result = Some("no call-back".to_owned());
@@ -231,6 +259,7 @@ mod tests {
     fn a_sender_with_another_key_is_named() {
         let mut report = healthy();
         report.requests.recent.clear();
+        report.refused.clear();
         report.sources.truncate(1);
         report.sources[0].failures = 3;
         report.sources[0].delivered = 0;
@@ -240,6 +269,24 @@ mod tests {
         report.sources[0].delivered = 1;
         assert!(requests(&report)[0].seen.contains("1 that were right"));
         report.sources[0].failures = 0;
+        assert_eq!(states(&requests(&report)), [State::Ok]);
+    }
+
+    #[test]
+    fn a_guest_without_its_key_is_named_until_it_asks_with_one() {
+        let mut report = healthy();
+        report.sources.clear();
+        report.requests.recent.truncate(1);
+        let told = requests(&report);
+        assert_eq!(states(&told), [State::Warning]);
+        assert!(told[0].seen.contains("17 requests of 192.168.122.13 refused (`drop_unsigned`)"), "{told:?}");
+        assert!(told[0].remedy.as_ref().unwrap().contains("fence_xvm.key is missing"), "{told:?}");
+        // What no client sends names nobody.
+        report.refused[0].counter = "drop_operation".to_owned();
+        assert_eq!(states(&requests(&report)), [State::Ok]);
+        report.refused[0].counter = "drop_unsigned".to_owned();
+        report.requests.recent[0].client = "192.168.122.13:1229".to_owned();
+        report.requests.recent[0].arrived_unix_ms = report.daemon.now_unix_ms;
         assert_eq!(states(&requests(&report)), [State::Ok]);
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use fence_common::admit::{Rules, admit};
 use fence_common::key::Key;
 use fence_common::records::Records;
+use fence_common::refused::{REFUSED_MAX, Refused};
 use fence_common::replay::Mark;
 use fence_common::shield::{self, Admission, Failed, Limits, Memory, Room, Sender, Strangers, Trusted, Visit};
 use fence_common::verdict::{Counters, Verdict};
@@ -33,6 +34,7 @@ use super::{Verified, Via};
 use crate::clock::Moment;
 use crate::keyring::Keyring;
 use crate::observe::limit::LogLimit;
+use crate::observe::sources::RefusedView;
 use crate::seen::Seen;
 
 /// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
@@ -111,6 +113,7 @@ pub struct RequestSocket {
     senders: Mutex<Records>,
     seen: Arc<Seen>,
     counters: Mutex<Counters>,
+    refused: Mutex<[Refused; REFUSED_MAX]>,
     complaints: LogLimit,
 }
 
@@ -124,8 +127,8 @@ impl RequestSocket {
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
         let (limits, seen) = (Limits::NONE, Arc::new(Seen::none(Duration::ZERO)));
-        let (senders, counters) = (Mutex::default(), Mutex::default());
-        Ok(Self { group, port, socket, rules, keys: keys.into(), limits, senders, seen, counters, complaints })
+        let (senders, counters, refused) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { group, port, socket, rules, keys: keys.into(), limits, senders, seen, counters, refused, complaints })
     }
 
     /// Bounds what is taken, as the kernel program does, by what `seen` knows. (Without it nothing is bounded.)
@@ -239,11 +242,29 @@ impl RequestSocket {
             Err(verdict) => *verdict,
         };
         self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
+        if verdict.is_of_the_form() {
+            self.refuse(&Sender::new(&datagram.source.into(), [0; 6]), verdict, datagram.arrived);
+        }
         judged
             .ok()
             .and_then(|(request, key)| Verified::new(&request, key, datagram.interface, Via::Socket, datagram.arrived))
             // The network stack drops what claims from outside to come from a loopback address.
             .filter(|request| request.may_be_called(datagram.source.is_loopback()))
+    }
+
+    fn refuse(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {
+        let place = usize::try_from(Refused::place(sender, verdict)).unwrap_or_default();
+        let mut places = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.get_mut(place) {
+            place.note(sender, verdict, arrived.nanos());
+        }
+    }
+
+    /// Who was refused here last before any digest.
+    #[must_use]
+    pub fn refused(&self) -> Vec<RefusedView> {
+        let places = *self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        places.iter().filter_map(RefusedView::of).collect()
     }
 
     /// What arrived here so far, by what became of it.

@@ -4,6 +4,7 @@ pub mod histogram;
 mod journal;
 pub mod limit;
 pub mod logging;
+pub mod refusals;
 pub mod relay;
 pub mod requests;
 pub mod sources;

@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use fence_common::refused::Refused;
+use fence_common::verdict::Verdict;
+
 use crate::clock::Moment;
 
 /// A source, and what is left of what it may do.
@@ -25,3 +28,75 @@ pub struct SourceView {
 
 /// Reads the kernel program's account of sources.
 pub type Provider = Box<dyn Fn() -> Vec<SourceView> + Send + Sync>;
+
+/// A source whose requests were refused for what stands in them, before anybody looked at their digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedView {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its hardware address, where that is known.
+    pub mac: Option<[u8; 6]>,
+    /// For what.
+    pub verdict: Verdict,
+    /// How often, as far as that is remembered.
+    pub count: u64,
+    /// When last.
+    pub last_seen: Moment,
+}
+
+/// Reads an account of such sources.
+pub type RefusedProvider = Box<dyn Fn() -> Vec<RefusedView> + Send + Sync>;
+
+impl RefusedView {
+    /// Reads a place; `None` if nobody has it.
+    #[must_use]
+    pub fn of(place: &Refused) -> Option<Self> {
+        let sender = place.sender();
+        Some(Self {
+            verdict: place.verdict()?,
+            address: sender.source().into(),
+            mac: Some(sender.mac).filter(|mac| *mac != [0; 6]),
+            count: place.count,
+            last_seen: Moment::from_ktime(place.last_ns),
+        })
+    }
+
+    /// Puts together what several CPUs, or the kernel program and the socket, have counted. The last that came is the first.
+    #[must_use]
+    pub fn together(all: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut sums: Vec<Self> = Vec::new();
+        for one in all {
+            let is_it = |sum: &&mut Self| (sum.address, sum.mac, sum.verdict) == (one.address, one.mac, one.verdict);
+            match sums.iter_mut().find(is_it) {
+                Some(sum) => {
+                    sum.count = sum.count.saturating_add(one.count);
+                    sum.last_seen = sum.last_seen.max(one.last_seen);
+                }
+                None => sums.push(one),
+            }
+        }
+        sums.sort_by_key(|sum| std::cmp::Reverse(sum.last_seen));
+        sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_have_counted_is_one_line() {
+        let one = RefusedView {
+            address: "192.168.122.11".parse().unwrap(),
+            mac: Some([2; 6]),
+            verdict: Verdict::Unsigned,
+            count: 2,
+            last_seen: Moment::from_ktime(5),
+        };
+        let other = RefusedView { count: 3, last_seen: Moment::from_ktime(9), ..one.clone() };
+        let weak = RefusedView { verdict: Verdict::HashWeak, last_seen: Moment::from_ktime(7), ..one.clone() };
+        let sum = RefusedView { count: 5, ..other.clone() };
+        assert_eq!(RefusedView::together([one, weak.clone(), other]), [sum, weak]);
+        assert_eq!(RefusedView::of(&Refused::default()), None);
+    }
+}

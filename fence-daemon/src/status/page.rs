@@ -66,6 +66,7 @@ pub fn render(report: &Report, screen: Screen) -> String {
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
     section("Sources of datagrams".to_owned(), sources(report));
+    section("Refused before the digest, the last ones".to_owned(), refused(report));
     section("How long it took, from the datagram's arrival".to_owned(), latency(report, screen));
     page
 }
@@ -342,6 +343,21 @@ fn sources(report: &Report) -> Table {
     table
 }
 
+fn refused(report: &Report) -> Table {
+    let mut table =
+        Table::new([text("ADDRESS"), text("HARDWARE"), number("COUNT"), text("LAST SEEN"), flexible("WHY", 20)]);
+    for refused in &report.refused {
+        table.row([
+            plain(&refused.address),
+            refused.mac.as_ref().map_or_else(|| dim("-"), plain),
+            (Look::Warn, refused.count.to_string()),
+            plain(format!("{} ago", span(refused.last_seen_ms))),
+            plain(meaning(&refused.counter)),
+        ]);
+    }
+    table
+}
+
 fn latency(report: &Report, screen: Screen) -> Table {
     let axis = bars::Axis::of(report.latency.iter().flat_map(|latency| &latency.buckets));
     let mut table = Table::new([
@@ -452,6 +468,9 @@ mod tests {
         let sources = rows("Sources");
         assert_eq!(sources[0], ["192.168.122.11", "52:54:00:12:34:56", "yes", "40", "0", "0", "5 s ago"]);
         assert_eq!(sources[1], ["192.168.122.66", "-", "no", "0", "90214", "88190", "-"]);
+        let refused = rows("Refused before the digest");
+        assert_eq!(refused[0][..4], ["192.168.122.13", "52:54:00:12:34:13", "17", "2 s ago"]);
+        assert!(refused[0][4].contains("key file is missing"), "{refused:?}");
         let latency = rows("How long");
         assert_eq!(latency[1][..6], ["off", "replied", "30", "2.55 ms", "31.2 ms", "31.2 ms"]);
     }
@@ -513,6 +532,7 @@ mod tests {
         }
         report.kernel = None;
         (report.uris, report.restarts, report.latency, report.sources) = Default::default();
+        report.refused.clear();
         let requests = &mut report.requests;
         requests.recent.clear();
         (requests.in_progress, requests.answered, requests.unanswered, requests.copies) = Default::default();

@@ -101,6 +101,7 @@ fn told(verdict: Verdict) -> &'static str {
         Verdict::Length => "not 176 bytes long: no request of fence_xvm",
         Verdict::Op => "an operation that does not exist",
         Verdict::HashUnknown => "a kind of digest that does not exist",
+        Verdict::Unsigned => "no digest: a guest's key file is missing, or it asks with `fence_xvm -c none`",
         Verdict::HashWeak => "a weaker digest than `hash` demands: see `fence_xvm -c` in the guest",
         Verdict::Domain => "a domain without end",
         Verdict::Port => "call-back port 0",

@@ -57,7 +57,7 @@ fn bad_requests(peer: &Peer, other_guest: Ipv4Addr) -> Result<Vec<Bad>> {
         ("an operation that is none", "drop_operation", changed(&|request| request.op = 255)?),
         ("a hash that is none", "drop_hash_unknown", unknown_hash),
         ("SHA-1 where SHA-256 is the least", "drop_hash_weak", hashed(HashKind::Sha1)?),
-        ("no digest", "drop_hash_weak", hashed(HashKind::None)?),
+        ("no digest", "drop_unsigned", hashed(HashKind::None)?),
         ("a name without NUL", "drop_domain", changed(&|request| request.domain = [b'x'; 64])?),
         ("call-back port 0", "drop_port", changed(&|request| request.port = 0.into())?),
         ("IPv6 call-back in an IPv4 datagram", "drop_family", changed(&|request| request.family = FAMILY_V6.into())?),

@@ -36,9 +36,8 @@ fn faulty() -> Vec<(Request, Verdict)> {
     for hash_kind in [4, 5, 0xff] {
         all.push((Request { hash_kind, ..good }, Verdict::HashUnknown));
     }
-    for hash_kind in [0, 1] {
-        all.push((Request { hash_kind, ..good }, Verdict::HashWeak));
-    }
+    all.push((Request { hash_kind: 0, ..good }, Verdict::Unsigned));
+    all.push((Request { hash_kind: 1, ..good }, Verdict::HashWeak));
     for nobody in [[0; 4], [0, 1, 2, 3], [224, 0, 0, 1], [225, 0, 0, 12], [240, 0, 0, 1], [255; 4]] {
         all.push((address(nobody), Verdict::Address));
     }
@@ -185,7 +184,11 @@ fn the_minimum_is_a_minimum() {
         program.configure(fence_common::boundary::Config::new(&listener(minimum, true)));
         for kind in HashKind::ALL {
             let request = signed(&key(), Request { hash_kind: kind.to_wire(), ..request_v4() });
-            let expected = if kind < minimum { Verdict::HashWeak } else { Verdict::Delivered };
+            let expected = match kind {
+                _ if kind >= minimum => Verdict::Delivered,
+                HashKind::None => Verdict::Unsigned,
+                HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512 => Verdict::HashWeak,
+            };
             program.expect(&ipv4(UNTAGGED, request.as_bytes()), expected);
         }
     }

@@ -1,16 +1,18 @@
 //! What the kernel program knows of senders, for whoever looks.
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, MapData, PerCpuArray};
 use fence_common::boundary::name;
+use fence_common::refused::Refused;
 use fence_common::shield::{Failed, Sender, Trusted};
 
 use super::{Error, KernelProgram, handle, map_error};
 use crate::clock::Moment;
-use crate::observe::sources::{Provider, SourceView};
+use crate::observe::sources::{Provider, RefusedProvider, RefusedView, SourceView};
 
 type Key = [u8; size_of::<Sender>()];
 type TrustedWords = [u64; size_of::<Trusted>() / 8];
 type FailedWords = [u64; size_of::<Failed>() / 8];
+type RefusedWords = [u64; size_of::<Refused>() / 8];
 
 /// How many of each kind are told: those that were there last. A flood from ten thousand addresses is not worth ten thousand lines.
 const TOLD_MAX: usize = 64;
@@ -32,6 +34,22 @@ impl KernelProgram {
             let mut told = latest(trusted.collect());
             told.extend(latest(failed.collect()));
             told
+        }))
+    }
+}
+
+impl KernelProgram {
+    /// A way to whom the program has refused before any digest, as long as anybody has it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn refused(&self) -> Result<RefusedProvider, Error> {
+        let map = handle(&self.object, name::REFUSED)?;
+        let map = PerCpuArray::<MapData, RefusedWords>::try_from(map).map_err(map_error(name::REFUSED))?;
+        Ok(Box::new(move || {
+            let places = (0..map.len()).filter_map(|place| map.get(&place, 0).ok());
+            let views = places.flat_map(|cpus| cpus.iter().copied().collect::<Vec<_>>());
+            views.filter_map(|words| RefusedView::of(&zerocopy::transmute!(words))).collect()
         }))
     }
 }

@@ -321,3 +321,36 @@ fn a_guest_with_another_key_and_one_that_cannot_be_called_back_are_named() -> Re
     );
     Ok(())
 }
+
+/// `fence_xvm` without its default key signs nothing, says nothing about it, and waits for an answer.
+#[test]
+fn a_guest_whose_key_file_is_missing_is_named_by_all_that_can_be_asked() -> Result<()> {
+    for attach in ["auto", "off"] {
+        let bench = Bench::new()?;
+        let server = bench.serve(&bench.config(attach))?;
+        let space = bench.guest.space();
+        ensure!(space.must("sh", &["-c", "! test -e /etc/cluster/fence_xvm.key"]).is_ok(), "there is such a key here");
+        let mut command = Command::new("fence_xvm");
+        let asked = run(space, command.args(["-o", "status", "-H", "test", "-t", "4"]), LIMIT)?;
+        ensure!(asked.code != Some(0), "{asked:?}");
+
+        let mut status = Command::new(program()?);
+        status.args(["-f", &bench.hypervisor.path("fence_virt.conf"), "status"]);
+        let page = run(bench.hypervisor.space(), &mut status, LIMIT)?.stdout;
+        let row = page.lines().find(|line| line.starts_with("192.168.122.11 ") && line.contains("key file is missing"));
+        ensure!(row.is_some(), "attach={attach}: {page}");
+        ensure!(page.lines().any(|line| line.starts_with("drop_unsigned ")), "attach={attach}: {page}");
+        let told = on_hypervisor(&bench)?;
+        says(told.find("requests", "warning")?, &["192.168.122.11", "drop_unsigned", "fence_xvm.key is missing"])?;
+        let line = poll_until("a line in the log", LIMIT, || {
+            Ok(server.log().lines().find(|line| line.contains("they have no digest")).map(str::to_owned))
+        })?;
+        ensure!(line.contains("of 192.168.122.11"), "{line}");
+
+        // One that asks as it should is not spoken of any more.
+        ensure!(bench.client("status").domain("test").run(space)?.code == Some(0));
+        on_hypervisor(&bench)?.is_quiet()?;
+        ensure!(server.log().matches("they have no digest").count() == 1, "{}", server.log());
+    }
+    Ok(())
+}

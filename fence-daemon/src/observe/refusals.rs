@@ -1,0 +1,141 @@
+//! The one line about guests that are set up wrongly: they send requests without a digest, or what else the rules refuse.
+//!
+//! Nothing is logged for a datagram. Every ten seconds it is looked who was refused before any digest, and at most one line in ten
+//! minutes names the last few of them, however many datagrams anybody sends.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fence_common::verdict::Verdict;
+
+use super::sources::RefusedView;
+use crate::clock::Moment;
+use crate::control::inspector::Inspector;
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(10);
+/// The least time between two lines.
+const BETWEEN: Duration = Duration::from_secs(600);
+/// How many are named.
+const NAMED: usize = 4;
+
+/// Looks, and tells, for as long as it is polled.
+pub async fn watch(inspector: Arc<Inspector>) {
+    let mut told = Teller::default();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Some(line) = told.line(&inspector.refused(), Moment::now()) {
+            tracing::warn!("{line}");
+        }
+    }
+}
+
+/// When it was told last.
+#[derive(Debug, Default)]
+struct Teller(Option<Moment>);
+
+impl Teller {
+    /// What is to be told, if anything is new and it is time.
+    fn line(&mut self, refused: &[RefusedView], now: Moment) -> Option<String> {
+        let is_new =
+            |one: &&RefusedView| self.0.is_none_or(|told| one.last_seen > told) && cause(one.verdict).is_some();
+        let new: Vec<_> = refused.iter().filter(is_new).collect();
+        if new.is_empty() || self.0.is_some_and(|told| now.since(told) < BETWEEN) {
+            return None;
+        }
+        self.0 = Some(now);
+        let mut line = String::from("refused before any digest was looked at:");
+        for one in new.iter().take(NAMED) {
+            let mac = one.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+            let mac = mac.map(|mac| format!(" ({mac})")).unwrap_or_default();
+            let cause = cause(one.verdict).unwrap_or_default();
+            let _ = write!(line, " {} requests of {}{mac}: {cause};", one.count, one.address);
+        }
+        match new.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            Some(more) => {
+                let _ = write!(line, " and {more} more senders");
+            }
+            None => {
+                line.pop();
+            }
+        }
+        line.push_str(" (`fence-daemon status` has them all; not told again for ten minutes)");
+        Some(line)
+    }
+}
+
+/// What is wrong with a guest whose requests are refused for this; `None` where no client sends such a thing.
+#[must_use]
+pub fn cause(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Unsigned => Some(
+            "they have no digest, because the guest's key file /etc/cluster/fence_xvm.key is missing (fence_xvm does not say so), \
+             or because it asks with `-c none`",
+        ),
+        Verdict::HashWeak => Some("their digest is weaker than `hash` demands, see `fence_xvm -c` there"),
+        Verdict::Source => Some(
+            "they ask to be called back elsewhere than they come from; behind NAT that takes `strict_source = \"no\";`",
+        ),
+        Verdict::Op
+        | Verdict::HashUnknown
+        | Verdict::Domain
+        | Verdict::Port
+        | Verdict::Family
+        | Verdict::Address
+        | Verdict::Delivered
+        | Verdict::RingFull
+        | Verdict::Stale
+        | Verdict::Busy
+        | Verdict::Options
+        | Verdict::Fragment
+        | Verdict::Extension
+        | Verdict::Malformed
+        | Verdict::Joined
+        | Verdict::Martian
+        | Verdict::ForeignVlan
+        | Verdict::Length
+        | Verdict::SourceLimit
+        | Verdict::GlobalLimit
+        | Verdict::Replay
+        | Verdict::Digest
+        | Verdict::DeliveryLimit
+        | Verdict::RingReserve
+        | Verdict::NotOurs => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::from_ktime(seconds * 1_000_000_000)
+    }
+
+    fn refused(last: u8, verdict: Verdict, seconds: u64) -> RefusedView {
+        let mac = (last == 11).then_some([2, 0, 0, 0, 0, 11]);
+        RefusedView { address: [192, 168, 122, last].into(), mac, verdict, count: 3, last_seen: at(seconds) }
+    }
+
+    #[test]
+    fn a_line_names_the_guests_and_there_is_one_in_ten_minutes() {
+        let mut teller = Teller::default();
+        assert_eq!(teller.line(&[], at(100)), None);
+        // What no client sends is not worth a line.
+        assert_eq!(teller.line(&[refused(9, Verdict::Op, 90)], at(100)), None);
+        let line =
+            teller.line(&[refused(11, Verdict::Unsigned, 95), refused(12, Verdict::HashWeak, 94)], at(100)).unwrap();
+        assert!(line.contains("3 requests of 192.168.122.11 (02:00:00:00:00:0b): they have no digest"), "{line}");
+        assert!(line.contains("192.168.122.12: their digest is weaker") && !line.contains("more senders"), "{line}");
+        let again = [refused(11, Verdict::Unsigned, 110)];
+        assert_eq!(teller.line(&again, at(120)), None);
+        assert_eq!(teller.line(&again, at(699)), None);
+        assert!(teller.line(&again, at(700)).is_some());
+        // Nothing has come since.
+        assert_eq!(teller.line(&again, at(9000)), None);
+        let crowd: Vec<_> = (1..=20).map(|last| refused(last, Verdict::Unsigned, 9001)).collect();
+        let line = teller.line(&crowd, at(9002)).unwrap();
+        assert!(line.contains("and 16 more senders") && line.matches("192.168").count() == 4, "{line}");
+    }
+}
