@@ -1,8 +1,9 @@
 //! One libvirt URI: its connections, the loop that keeps them, and the threads that call.
 //!
-//! - A URI has as many connections as threads that call (a little after the first two), see [`link`](super::link) for the reason. A driver inside our own process
-//!   (`test:///`) needs no more than one, and may keep its domains per connection.
-//! - Queries and actions have thread pools of their own ([`Pool`]), for the same reason.
+//! - A URI has two connections, and more only while more calls are under way than may share them; see
+//!   [`link`](super::link). A driver inside our own process (`test:///`) has one, and may keep its
+//!   domains per connection.
+//! - Each [`Lane`] has a thread pool of its own ([`Pool`]): calls that hang in one keep nobody in another.
 //! - One keeper task per URI opens the connections, on threads of their own because opening can hang, and opens them again when
 //!   libvirt says that one is dead or a call finds it so. It backs off, but a request that needs the URI has it try at once.
 //! - Nothing of libvirt is called on an async thread, closing included: a [`Link`] closes on a thread of its own when the last call
@@ -14,13 +15,13 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use virt::connect::Connect;
 
 use super::error::CallError;
 use super::ffi::News;
 use super::follow::follow;
-use super::link::{ACTION_THREADS, Lane, Link, QUERY_THREADS};
+use super::link::{Lane, Link, is_remote};
 use super::pool::Pool;
 use super::table::Table;
 use crate::clock::Moment;
@@ -35,6 +36,8 @@ const STUCK_LIMIT: usize = 4;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// The longest time between two attempts that nobody asks for.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How often connections that nobody needs any more are looked for.
+const TRIM: Duration = Duration::from_secs(5);
 
 /// What is known of the connections.
 #[derive(Clone, Debug, Default)]
@@ -75,8 +78,8 @@ pub(super) struct Uri {
     pub(super) text: Arc<str>,
     state: watch::Sender<LinkState>,
     link: Mutex<Option<Arc<Link>>>,
-    query: Pool,
-    act: Pool,
+    /// By lane.
+    pools: [Pool; Lane::ALL.len()],
     /// Wakes the keeper out of its back-off.
     wanted: Notify,
     /// Set while the URI is connected but has not answered a query in time; the next answer clears it.
@@ -90,12 +93,12 @@ pub(super) struct Uri {
 impl Uri {
     /// A URI that nobody keeps yet; `index` goes into its threads' names.
     pub(super) fn new(text: &str, index: usize) -> Arc<Self> {
+        let is_remote = is_remote(text);
         Arc::new(Self {
             text: text.into(),
             state: watch::Sender::default(),
             link: Mutex::default(),
-            query: Pool::new(format!("virt{index}-query"), QUERY_THREADS),
-            act: Pool::new(format!("virt{index}-act"), ACTION_THREADS),
+            pools: Lane::ALL.map(|lane| Pool::new(format!("virt{index}-{}", lane.name()), lane.calls(is_remote))),
             wanted: Notify::new(),
             silent: AtomicBool::new(false),
             links: Arc::default(),
@@ -152,9 +155,13 @@ impl Uri {
             // Fails only if the asker has gone.
             let _ = answer.send(result);
         });
+        let [query, look, kill, start, record] = &self.pools;
         let pool = match lane {
-            Lane::Query => &self.query,
-            Lane::Act => &self.act,
+            Lane::Query => query,
+            Lane::Look => look,
+            Lane::Kill => kill,
+            Lane::Start => start,
+            Lane::Record => record,
         };
         pool.submit(begin_by.into_std(), run).map_err(CallError::Busy)?;
         // The sender is dropped unused if the call was not begun in time (or panicked, which the pool logs).
@@ -259,10 +266,16 @@ impl Uri {
                     });
                     let follow = follow(self, events);
                     tokio::pin!(follow);
+                    let mut trim = interval(TRIM);
                     loop {
                         tokio::select! {
                             () = lost.wait() => break,
                             never = &mut follow => match never {},
+                            _ = trim.tick() => {
+                                if let Some(link) = self.current() {
+                                    link.trim();
+                                }
+                            }
                             // A stuck attempt that came through after all: one link is enough, this one closes by itself.
                             _ = reports.recv() => under_way -= 1,
                         }

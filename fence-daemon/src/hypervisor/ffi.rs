@@ -134,6 +134,7 @@ pub(super) struct EventWatch {
     number: usize,
     /// libvirt's numbers of the registrations.
     ids: Vec<c_int>,
+    tells_resets: bool,
 }
 
 impl EventWatch {
@@ -155,7 +156,7 @@ impl EventWatch {
         let on_device = unsafe {
             std::mem::transmute::<DeviceCallback, virt_sys::virConnectDomainEventGenericCallback>(Some(on_device))
         };
-        let mut watch = Self { number, ids: Vec::new() };
+        let mut watch = Self { number, ids: Vec::new(), tells_resets: false };
         match register(connect, virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle, number) {
             Ok(id) => watch.ids.push(id),
             Err(error) => {
@@ -169,11 +170,19 @@ impl EventWatch {
             (virt_sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, on_device),
         ] {
             match register(connect, event, callback, number) {
-                Ok(id) => watch.ids.push(id),
+                Ok(id) => {
+                    watch.ids.push(id);
+                    watch.tells_resets |= event == virt_sys::VIR_DOMAIN_EVENT_ID_REBOOT;
+                }
                 Err(error) => tracing::debug!(event, error = error.message(), "no such events"),
             }
         }
         Ok(watch)
+    }
+
+    /// Whether it tells that a domain was reset.
+    pub(super) fn tells_resets(&self) -> bool {
+        self.tells_resets
     }
 
     /// Ends the registration on the connection that it was begun on.

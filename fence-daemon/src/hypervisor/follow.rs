@@ -20,8 +20,12 @@ use super::ffi::News;
 use super::link::Lane;
 use super::victim::VictimError;
 
-/// Domains that are looked at at a time: fewer than there are threads for queries.
+/// Domains that are looked at at a time.
 const LOOKS_AT_ONCE: usize = 2;
+/// How long a look keeps its turn. libvirt may be busy with a domain for as long as that does not die.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Looks that may be under way in all, those included that have lost their turn: one thread is left for the list.
+const LOOKS_IN_ALL: usize = 5;
 /// How long a look may wait for its turn.
 const TURN: Duration = Duration::from_secs(10);
 /// How long after a failure it is tried again at first, and how often.
@@ -46,19 +50,26 @@ enum Done {
 #[derive(Default)]
 struct Looks {
     due: BTreeSet<Uuid>,
-    /// Those that are being looked at, and whether something has happened to them since.
-    busy: HashMap<Uuid, bool>,
+    /// Those that are being looked at.
+    busy: HashMap<Uuid, Look>,
     /// Those that could not be looked at, or not in whole, and when to try again.
     later: HashMap<Uuid, Instant>,
     /// How often in a row that was so.
     tries: HashMap<Uuid, u32>,
 }
 
+/// A look that is under way.
+struct Look {
+    since: Instant,
+    /// Whether something has happened to the domain since.
+    again: bool,
+}
+
 impl Looks {
     fn want(&mut self, uuid: Uuid) {
         self.later.remove(&uuid);
         match self.busy.get_mut(&uuid) {
-            Some(again) => *again = true,
+            Some(look) => look.again = true,
             None => drop(self.due.insert(uuid)),
         }
     }
@@ -67,16 +78,17 @@ impl Looks {
     fn next(&mut self, now: Instant) -> Option<Uuid> {
         let ripe: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(uuid, _)| *uuid).collect();
         ripe.into_iter().for_each(|uuid| self.want(uuid));
-        if self.busy.len() >= LOOKS_AT_ONCE {
+        let in_turn = self.busy.values().filter(|look| now < look.since + PATIENCE).count();
+        if in_turn >= LOOKS_AT_ONCE || self.busy.len() >= LOOKS_IN_ALL {
             return None;
         }
         let uuid = self.due.pop_first()?;
-        self.busy.insert(uuid, false);
+        self.busy.insert(uuid, Look { since: now, again: false });
         Some(uuid)
     }
 
     fn done(&mut self, uuid: Uuid, looked: bool, now: Instant) {
-        let again = self.busy.remove(&uuid).unwrap_or(false);
+        let again = self.busy.remove(&uuid).is_some_and(|look| look.again);
         if looked {
             self.tries.remove(&uuid);
         } else {
@@ -93,8 +105,10 @@ impl Looks {
         self.tries.get(&uuid).copied().unwrap_or(0)
     }
 
-    fn wake_at(&self) -> Option<Instant> {
-        self.later.values().min().copied()
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
+        let turn =
+            self.busy.values().map(|look| look.since + PATIENCE).filter(|end| *end > now && !self.due.is_empty());
+        self.later.values().copied().chain(turn).min()
     }
 }
 
@@ -114,9 +128,14 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
             list(uri, report.clone());
         }
         while let Some(uuid) = looks.next(now) {
+            // libvirt, which destroys it as well, would not answer before it is dead. That is told then.
+            if uri.table.get(uuid).is_some_and(|entry| entry.victim().is_some_and(|victim| victim.is_dying())) {
+                looks.done(uuid, false, now);
+                continue;
+            }
             look(uri, uuid, report.clone());
         }
-        let wake_at = looks.wake_at().into_iter().chain(list_at).min().unwrap_or(now + IDLE);
+        let wake_at = looks.wake_at(now).into_iter().chain(list_at).min().unwrap_or(now + IDLE);
         tokio::select! {
             count = events.recv_many(&mut news, EVENTS_AT_ONCE), if !silent => {
                 // The listener is gone, and its connection with it.
@@ -162,7 +181,7 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
 fn list(uri: &Arc<Uri>, report: mpsc::UnboundedSender<Done>) {
     let uri = Arc::clone(uri);
     tokio::spawn(async move {
-        let listed = uri.call(Lane::Query, Instant::now() + TURN, domain::uuids).await;
+        let listed = uri.call(Lane::Look, Instant::now() + TURN, domain::uuids).await;
         // Fails only if nobody follows any more.
         let _ = report.send(Done::Listed(listed));
     });
@@ -186,7 +205,7 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
             }
             Ok(lacking)
         };
-        let looked = uri.call(Lane::Query, Instant::now() + TURN, look).await;
+        let looked = uri.call(Lane::Look, Instant::now() + TURN, look).await;
         let _ = report.send(Done::Looked(uuid, looked));
     });
 }
@@ -210,13 +229,28 @@ mod tests {
         looks.done(uuid(2), true, now);
         looks.done(uuid(3), true, now);
         assert_eq!([looks.next(now), looks.next(now)], [Some(uuid(4)), None]);
-        assert_eq!(looks.wake_at(), Some(now + SOON));
+        assert_eq!(looks.wake_at(now), Some(now + SOON));
         assert_eq!(looks.next(now + SOON), Some(uuid(1)));
         for _ in 1..TRIES {
             looks.done(uuid(1), false, now);
             looks.next(now + SOON);
         }
-        assert_eq!(looks.wake_at(), Some(now + AGAIN), "patiently from then on");
+        assert_eq!(looks.wake_at(now), Some(now + AGAIN), "patiently from then on");
+    }
+
+    #[test]
+    fn a_look_that_hangs_loses_its_turn_and_not_all_may() {
+        let now = Instant::now();
+        let mut looks = Looks::default();
+        (1..=9).for_each(|number| looks.want(uuid(number)));
+        assert_eq!([looks.next(now), looks.next(now), looks.next(now)], [Some(uuid(1)), Some(uuid(2)), None]);
+        assert_eq!(looks.wake_at(now), Some(now + PATIENCE));
+        let later = now + PATIENCE;
+        assert_eq!([looks.next(later), looks.next(later), looks.next(later)], [Some(uuid(3)), Some(uuid(4)), None]);
+        let last = later + PATIENCE;
+        assert_eq!([looks.next(last), looks.next(last)], [Some(uuid(5)), None], "there are as many threads");
+        looks.done(uuid(1), true, last);
+        assert_eq!(looks.next(last), Some(uuid(6)));
     }
 
     #[test]
@@ -230,6 +264,6 @@ mod tests {
         looks.done(uuid(1), true, now);
         assert_eq!(looks.next(now), Some(uuid(1)));
         looks.done(uuid(1), true, now);
-        assert_eq!((looks.next(now), looks.wake_at()), (None, None));
+        assert_eq!((looks.next(now), looks.wake_at(now)), (None, None));
     }
 }

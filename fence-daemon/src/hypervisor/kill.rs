@@ -232,7 +232,7 @@ async fn record(uri: Arc<Uri>, domain: Identity, instance: u32) {
     let uuid = domain.uuid;
     let deadline = Deadline::at(Instant::now() + RECORD_BEGIN);
     let begin_by = deadline.by();
-    match uri.call(Lane::Act, begin_by, move |connect| domain::destroy(connect, uuid, instance, &deadline)).await {
+    match uri.call(Lane::Record, begin_by, move |connect| domain::destroy(connect, uuid, instance, &deadline)).await {
         Ok(()) => tracing::debug!(%domain, "libvirt has destroyed it, too"),
         // As a rule it was faster in noticing the death than in destroying.
         Err(error) => tracing::info!(%domain, %error, "killed; libvirt's own destroy did not go through"),

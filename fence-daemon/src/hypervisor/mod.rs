@@ -42,7 +42,7 @@ mod probe;
 mod record;
 mod reset;
 mod restart;
-mod stock;
+mod shelf;
 mod survey;
 mod table;
 #[cfg(test)]

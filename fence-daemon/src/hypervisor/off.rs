@@ -201,7 +201,7 @@ async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, deadline: &Deadlin
     }
     let (table, step) = (Arc::clone(&uri.table), deadline.clone());
     let power_off = move |connect: &Connect| domain::power_off(connect, uuid, reboot, &table, &step);
-    let mut off = uri.call(Lane::Act, deadline.by(), power_off).await;
+    let mut off = uri.call(Lane::Kill, deadline.by(), power_off).await;
     if may_overrule(uri.table.driver, &off)
         && let Ok(Some(id)) = uri.call(Lane::Query, deadline.by(), move |connect| domain::id(connect, uuid)).await
         && uri.table.is_dead(uuid, Some(id))

@@ -49,7 +49,7 @@ pub(super) async fn reset(
     let deadline = deadline.not_after(Instant::now() + limit);
     let by = deadline.by();
     let asker = Arc::clone(uri);
-    let asked = async move { asker.call(Lane::Act, by, move |connect| ask(connect, uuid, &deadline)).await };
+    let asked = async move { asker.call(Lane::Kill, by, move |connect| ask(connect, uuid, &deadline)).await };
     let mut asked = tokio::spawn(asked);
     let answer = timeout_at(by, &mut asked).await;
     if answer.is_err() {

@@ -86,7 +86,7 @@ impl Plan {
         }
         let (plan, step, host) = (Arc::clone(self), deadline.clone(), inner.host.clone());
         let (table, whom) = (Arc::clone(&uri.table), Whom::at(&uri.table, self.domain.uuid, &self.domain.name));
-        uri.call(Lane::Act, deadline.by(), move |connect| {
+        uri.call(Lane::Start, deadline.by(), move |connect| {
             let nothing_lives = || whom.as_ref().map_or(Ok(()), |whom| host.is_clear_of(whom));
             let xml = match &plan.source {
                 Source::Definition => None,

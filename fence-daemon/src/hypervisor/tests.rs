@@ -151,7 +151,7 @@ async fn occupy_actions(hypervisors: &Hypervisors, uri: usize, time: Duration) {
                 std::thread::sleep(time);
                 Ok(())
             };
-            uri.call(Lane::Act, Instant::now() + Duration::from_secs(5), call).await.unwrap();
+            uri.call(Lane::Kill, Instant::now() + Duration::from_secs(5), call).await.unwrap();
         });
     }
     sleep(Duration::from_millis(50)).await;
