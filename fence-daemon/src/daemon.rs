@@ -37,8 +37,8 @@ use crate::reload;
 use crate::seen::Seen;
 
 /// How long the first round of connections may hold up the start. Whatever is not connected then is said to be so and goes
-/// on being tried.
-const FIRST_ROUND: Duration = Duration::from_secs(3);
+/// on being tried; a request that needs it waits for it.
+const FIRST_ROUND: Duration = Duration::from_millis(500);
 
 /// How often it is looked whether a first hypervisor is connected.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -60,8 +60,12 @@ const UNCONNECTED: &str = "no hypervisor is connected: waiting for one";
 /// How often the kernel program is told that its ring buffer is read; it waits for five times as long.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How long a stop waits for requests that are being carried out; they are answered within 25 s.
-pub const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// How long a stop waits for answers: for as long as they may take then, and for their way to the clients. The next daemon hears
+/// nothing before this one is gone.
+pub const ANSWERS_WITHIN: Duration = Duration::from_millis(1300);
+
+/// How long a stop waits after that for restarts, which are on record for the next daemon, and for libvirt to close.
+pub const REST_WITHIN: Duration = Duration::from_millis(300);
 
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
@@ -225,14 +229,14 @@ pub async fn run(
     drop(socket);
     info!("stopping: {}", tell(seen, heard));
     let left = tokio::select! {
-        left = pipeline.shutdown(STOP_WITHIN) => left,
+        left = pipeline.shutdown(ANSWERS_WITHIN) => left,
         () = stop.wait() => { warn!("asked again: not waiting any longer"); 0 }
     };
     if left > 0 {
-        error!("{left} requests are given up without an answer, {} s after the stop", STOP_WITHIN.as_secs());
+        error!("{left} requests are given up without an answer, {ANSWERS_WITHIN:?} after the stop");
     }
     tokio::select! {
-        () = hypervisors.shutdown(STOP_WITHIN) => {}
+        () = hypervisors.shutdown(REST_WITHIN) => {}
         () = stop.wait() => warn!("asked again: not waiting for restarts and connections any longer"),
     }
     info!("stopped");

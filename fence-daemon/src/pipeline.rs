@@ -22,6 +22,7 @@
 //! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`, when in `turn`.
 
 mod answer;
+mod stop;
 mod turn;
 
 use std::collections::HashMap;
@@ -34,9 +35,12 @@ use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Refusal, Ticket};
 use fence_common::wire::Reply;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use self::answer::{Answer, Tone};
+pub use self::stop::STOP_GRACE;
+use self::stop::{Stopping, stopped};
 use self::turn::Turn;
 use crate::callback::{Authenticated, Callback, CallbackError};
 use crate::claims::Claims;
@@ -70,15 +74,11 @@ pub const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 /// How many lines about one source the log takes at once; then one a second. What was fenced is always told.
 const LINES_AT_ONCE: u32 = 100;
 
-/// How long a stop waits for call-backs. An honest exchange takes milliseconds, and a client that has been connected to does not ask
-/// again: cut off in the middle it reports a failed fence.
-pub const STOP_GRACE: Duration = Duration::from_secs(1);
-
 /// Takes in verified requests and sees each of them through.
 pub struct Pipeline {
     shared: Arc<Shared>,
     tasks: Mutex<JoinSet<()>>,
-    stopping: watch::Sender<bool>,
+    stopping: watch::Sender<Option<Instant>>,
 }
 
 struct Shared {
@@ -133,14 +133,14 @@ impl Pipeline {
             complaints,
             defer: turn::DEFER,
         };
-        Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(false).0 }
+        Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(None).0 }
     }
 
     /// A request came in. Returns at once; must be called within a tokio runtime.
     pub fn accept(&self, request: Verified) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        if *self.stopping.borrow() {
+        if self.stopping.borrow().is_some() {
             return;
         }
         if self.shared.is_replay(&request) {
@@ -200,11 +200,11 @@ impl Pipeline {
         }
     }
 
-    /// Lets go of what is not claimed within [`STOP_GRACE`] (a client that nobody has connected to asks again) and waits for the
-    /// rest, at most `bound`.
-    /// Returns how many requests were still unanswered then.
+    /// Waits until all is answered, at most for `bound`. After [`STOP_GRACE`] it lets go of what is not claimed, as a client that nobody
+    /// has connected to asks again, and answers with failure what is.
+    /// Returns how many requests were still unanswered in the end.
     pub async fn shutdown(&self, bound: Duration) -> usize {
-        self.stopping.send_replace(true);
+        self.stopping.send_replace(Some(Instant::now() + STOP_GRACE));
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let all = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(bound, all).await;
@@ -273,17 +273,13 @@ impl Shared {
         ticket: Ticket,
         slot: Slot,
         overtaken: &Notify,
-        mut stopping: watch::Receiver<bool>,
+        mut stopping: Stopping,
     ) -> Ended {
         fault::point(Point::AfterVerify);
-        let stopped = async {
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-            tokio::time::sleep(STOP_GRACE).await;
-        };
         let called = tokio::select! {
             called = self.call_back(&request) => called,
             () = overtaken.notified() => Err(NoPeer::Ended),
-            () = stopped => Err(NoPeer::Ended),
+            () = stopped(&mut stopping) => Err(NoPeer::Ended),
         };
         let (peer, turn) = match called {
             Ok(called) => called,
@@ -309,7 +305,7 @@ impl Shared {
                     self.claims.note(called_back, request.id());
                     fault::point(Point::AfterNote);
                 }
-                (self.answer(&request, &peer, permitted).await, held)
+                (self.answer(&request, &peer, permitted, &mut stopping).await, held)
             }
             Ok((held, Err(refused))) => (refused, held),
             Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), Held::Nothing),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fence_daemon::cli::{Cli, DEFAULT_PID_FILE, EXIT_USAGE};
 use fence_daemon::config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY};
-use fence_daemon::daemon::STOP_WITHIN;
+use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN};
 
 const UNIT: &str = include_str!("../../dist/fence-daemon.service");
 const PAGE: &str = include_str!("../../docs/installation.md");
@@ -67,7 +67,7 @@ fn it_is_started_again_when_that_helps_and_given_time_to_stop() {
     assert_eq!(value("Restart"), "on-failure");
     assert_eq!(value("RestartPreventExitStatus"), EXIT_USAGE.to_string());
     // Requests, and then restarts and connections.
-    assert!(value("TimeoutStopSec").parse::<u64>().unwrap() > 2 * STOP_WITHIN.as_secs());
+    assert!(value("TimeoutStopSec").parse::<u64>().unwrap() > 2 * (ANSWERS_WITHIN + REST_WITHIN).as_secs());
     assert_eq!(value("Type"), "notify");
     assert_eq!(value("KillMode"), "mixed");
     assert_eq!(value("Conflicts"), "fence_virtd.service");

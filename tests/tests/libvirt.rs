@@ -10,6 +10,9 @@ mod concurrency;
 #[path = "libvirt/configured.rs"]
 mod configured;
 #[cfg(test)]
+#[path = "libvirt/connections.rs"]
+mod connections;
+#[cfg(test)]
 #[path = "libvirt/crashes.rs"]
 mod crashes;
 #[cfg(test)]
@@ -21,6 +24,9 @@ mod duels;
 #[cfg(test)]
 #[path = "libvirt/inspect.rs"]
 mod inspect;
+#[cfg(test)]
+#[path = "libvirt/lists.rs"]
+mod lists;
 #[cfg(test)]
 #[path = "libvirt/migration.rs"]
 mod migration;
@@ -45,6 +51,9 @@ mod site;
 #[cfg(test)]
 #[path = "libvirt/snapshots.rs"]
 mod snapshots;
+#[cfg(test)]
+#[path = "libvirt/stops.rs"]
+mod stops;
 #[cfg(test)]
 #[path = "libvirt/strays.rs"]
 mod strays;
@@ -234,6 +243,9 @@ fn a_libvirtd_that_comes_later_is_used() -> Result<()> {
     let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
     let off = Client::new("off", &key).domain("vm1").run(guest.space())?;
     expect(&off, 1, "off without libvirt", &server)?;
+    let list = Client::new("list", &key).run(guest.space())?;
+    expect(&list, 1, "a list of what nobody has ever seen", &server)?;
+    ensure!(list.stdout == "Operation failed\n", "{list:?}");
 
     let libvirtd = Libvirtd::start(&hypervisor)?;
     qemu::start_idle(&libvirtd, "vm1")?;

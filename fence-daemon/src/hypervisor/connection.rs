@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use virt::connect::Connect;
+use virt::error::ErrorNumber;
 
 use super::error::CallError;
 use super::ffi::News;
@@ -48,6 +49,8 @@ pub(super) struct LinkState {
     pub(super) tried: u64,
     /// Why they are not there, after the first attempt.
     pub(super) error: Option<String>,
+    /// Whether they are not there because libvirt has no driver for such a hypervisor.
+    pub(super) absent: bool,
     /// Whether they have been closed for good.
     pub(super) closed: bool,
     /// Since when they are there, or are not any more.
@@ -195,6 +198,18 @@ impl Uri {
         }
     }
 
+    /// Waits until the URI is connected, at most until `by`, and has the keeper try all the while.
+    pub(super) async fn connected_by(self: &Arc<Self>, by: Instant) -> bool {
+        loop {
+            match self.ready(by).await {
+                Ok(()) => return true,
+                Err(_) if self.state.borrow().closed || Instant::now() >= by => return false,
+                // It has tried and failed, and pauses.
+                Err(_) => {}
+            }
+        }
+    }
+
     fn current(&self) -> Option<Arc<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -263,6 +278,7 @@ impl Uri {
                     self.replace(Some(link), |state| {
                         state.tried += 1;
                         state.error = None;
+                        state.absent = false;
                     });
                     let follow = follow(self, events);
                     tokio::pin!(follow);
@@ -283,8 +299,8 @@ impl Uri {
                     tracing::warn!(uri = %self.text, "libvirt connection lost");
                     self.replace(None, |state| state.note_error("connection lost".to_owned()));
                 }
-                Err(error) => {
-                    self.failed(error);
+                Err(Failed { error, absent }) => {
+                    self.failed(error, absent);
                     sleep(RETRY_MIN).await;
                     // Whoever wants the URI now cuts the rest of the pause short.
                     let _ = timeout(pause.saturating_sub(RETRY_MIN), self.wanted.notified()).await;
@@ -299,17 +315,18 @@ impl Uri {
         if let Ok(attempt) = timeout(OPEN_SILENCE, reports.recv()).await {
             return attempt;
         }
-        self.failed(format!("no answer to a connection attempt for {} s", OPEN_SILENCE.as_secs()));
+        self.failed(format!("no answer to a connection attempt for {} s", OPEN_SILENCE.as_secs()), false);
         timeout(OPEN_BOUND.saturating_sub(OPEN_SILENCE), reports.recv()).await.ok().flatten()
     }
 
     /// Makes a failed attempt known, in the log only if the reason is news.
-    fn failed(&self, error: String) {
+    fn failed(&self, error: String, absent: bool) {
         if self.state.borrow().error.as_ref() != Some(&error) {
             tracing::warn!(uri = %self.text, error, "cannot connect to libvirt; trying on");
         }
         self.state.send_modify(|state| {
             state.tried += 1;
+            state.absent = absent;
             state.note_error(error);
         });
     }
@@ -320,18 +337,29 @@ impl Uri {
         let open = move || {
             let (sender, events) = mpsc::unbounded_channel();
             let link = Link::open(&uri, links, sender);
-            let attempt = link.map(|link| (link, events)).map_err(|error| error.to_string());
+            let attempt = link.map(|link| (link, events)).map_err(|error| Failed {
+                absent: matches!(&error, CallError::Libvirt(error) if error.code() == ErrorNumber::NoConnect),
+                error: error.to_string(),
+            });
             // Fails only if the keeper has ended; then the link closes here and now.
             let _ = report.send(attempt);
         };
         if let Err(error) = thread::Builder::new().name("virt-open".to_owned()).spawn(open) {
-            let _ = on_failure.send(Err(format!("no thread to connect on: {error}")));
+            let error = format!("no thread to connect on: {error}");
+            let _ = on_failure.send(Err(Failed { error, absent: false }));
         }
     }
 }
 
 /// What came of an attempt to connect.
-type Attempt = Result<(Arc<Link>, mpsc::UnboundedReceiver<News>), String>;
+type Attempt = Result<(Arc<Link>, mpsc::UnboundedReceiver<News>), Failed>;
+
+/// Why an attempt has failed.
+struct Failed {
+    error: String,
+    /// Whether libvirt says that it has no driver for such a hypervisor.
+    absent: bool,
+}
 
 #[cfg(test)]
 mod tests {

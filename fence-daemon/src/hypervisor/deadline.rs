@@ -38,7 +38,8 @@ impl Deadline {
     }
 
     /// When it is over, if it is not called off before.
-    pub(super) fn by(&self) -> Instant {
+    #[must_use]
+    pub fn by(&self) -> Instant {
         self.by
     }
 

@@ -119,6 +119,8 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
     // What was there and is not any more is in no list.
     uri.table.uuids().into_iter().for_each(|uuid| looks.want(uuid));
     let mut list_at = Some(Instant::now());
+    // Those of the list that were not seen yet, once there is a list.
+    let mut unseen: Option<BTreeSet<Uuid>> = None;
     let mut news = Vec::new();
     let mut silent = false;
     loop {
@@ -135,6 +137,10 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
             }
             look(uri, uuid, report.clone());
         }
+        if unseen.as_ref().is_some_and(BTreeSet::is_empty) {
+            unseen = None;
+            uri.table.note_filled();
+        }
         let wake_at = looks.wake_at(now).into_iter().chain(list_at).min().unwrap_or(now + IDLE);
         tokio::select! {
             count = events.recv_many(&mut news, EVENTS_AT_ONCE), if !silent => {
@@ -149,7 +155,10 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                 }
             }
             Some(done) = reports.recv() => match done {
-                Done::Listed(Ok(uuids)) => uuids.into_iter().for_each(|uuid| looks.want(uuid)),
+                Done::Listed(Ok(uuids)) => {
+                    uuids.iter().for_each(|uuid| looks.want(*uuid));
+                    unseen = Some(uuids.into_iter().collect());
+                }
                 Done::Listed(Err(error)) => {
                     tracing::debug!(uri = %uri.text, %error, "the domains could not be listed");
                     list_at = Some(Instant::now() + AGAIN);
@@ -171,6 +180,9 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                         }
                     };
                     looks.done(uuid, whole, Instant::now());
+                    if let (Some(unseen), Ok(_)) = (unseen.as_mut(), &result) {
+                        unseen.remove(&uuid);
+                    }
                 }
             },
             () = sleep_until(wake_at) => {}

@@ -31,6 +31,7 @@ mod host;
 mod inherit;
 mod kill;
 mod link;
+mod listing;
 mod locks;
 mod memory;
 mod migration;
@@ -56,6 +57,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
@@ -94,6 +96,8 @@ struct Limits {
     reset: Duration,
     /// The longest pause between two attempts to start a domain again after a reboot.
     restart_pause: Duration,
+    /// How long the end of the daemon waits for a restart that is on no record.
+    unrecorded: Duration,
 }
 
 /// The limits of the real thing.
@@ -104,6 +108,7 @@ const LIMITS: Limits = Limits {
     act: Duration::from_secs(20),
     reset: Duration::from_secs(3),
     restart_pause: Duration::from_secs(60),
+    unrecorded: Duration::from_secs(5),
 };
 
 /// How often the end of things is looked for while shutting down.
@@ -213,12 +218,14 @@ pub struct Listed {
     pub uri: Arc<str>,
 }
 
-/// All domains, and the URIs that could not list theirs.
+/// All domains, as far as they are known.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     /// The domains, in the order of the configured URIs.
     pub domains: Vec<Listed>,
-    /// The URIs that failed, and why.
+    /// The URIs that did not answer, and why: their domains are here as they were last known.
+    pub remembered: Vec<(Arc<str>, CallError)>,
+    /// The URIs that did not answer, and why, of whose domains nothing is known.
     pub failed: Vec<(Arc<str>, CallError)>,
 }
 
@@ -311,6 +318,22 @@ impl Hypervisors {
         self.inner.uris.iter().any(|uri| uri.state().borrow().connected)
     }
 
+    /// Whether a URI is connected, or is within `bound`. While libvirtd is restarted no URI is, and that is over soon.
+    pub async fn any_connected_within(&self, bound: Duration) -> bool {
+        let by = Instant::now() + bound;
+        let mut tried = JoinSet::new();
+        for uri in self.inner.uris.iter().filter(|_| !self.any_connected()) {
+            let uri = Arc::clone(uri);
+            tried.spawn(async move { uri.connected_by(by).await });
+        }
+        while let Some(connected) = tried.join_next().await {
+            if matches!(connected, Ok(true)) {
+                return true;
+            }
+        }
+        self.any_connected()
+    }
+
     /// Carries out an off, on, reboot or status. Every doubt is [`Reply::Failure`](fence_common::wire::Reply::Failure), with a reason.
     /// What an `asker` wants that is being fenced itself is not done, unless that fence fails.
     ///
@@ -348,27 +371,33 @@ impl Hypervisors {
 
     /// All domains of all URIs.
     pub async fn list(&self) -> Listing {
-        survey::list(&self.inner.uris, &self.inner.limits).await
+        listing::list(&self.inner.uris, &self.inner.limits).await
     }
 
     /// Waits for pending restarts, then closes the connections; at most for `bound`. To be called when nothing else is in flight.
+    ///
+    /// Restarts on record are the next daemon's as well: one that pauses is left to it. One that is on no record is waited for longer,
+    /// and its pause is cut short, as nobody else would ever start it.
     pub async fn shutdown(&self, bound: Duration) {
-        let by = Instant::now() + bound;
-        // There must be time for the start: who waits for one that is to stop for good must not find his domain off.
-        self.inner.restarts.end_pauses(Instant::now() + bound / 2);
+        let begun = Instant::now();
+        let by = begun + bound;
+        self.inner.restarts.end_pauses(begun);
         // What is held is for somebody else to decide.
         let to_be_started = || self.inner.restarts.waits().into_iter().filter(|waiting| !waiting.plan.held);
+        let worth_waiting_for = |waiting: Waiting| match &waiting.plan.kept {
+            Some(_) => Instant::now() < by && waiting.not_before <= Moment::now(),
+            None => true,
+        };
         let restarted = async {
-            while to_be_started().next().is_some() {
+            while to_be_started().any(worth_waiting_for) {
                 sleep(SHUTDOWN_LOOK).await;
             }
         };
-        if timeout_at(by, restarted).await.is_err() {
-            let now = Moment::now();
-            for Waiting { domain, plan, .. } in to_be_started() {
-                let next = inherit::farewell(plan.kept.is_some(), plan.died, self.inner.reboot_pause, now);
-                tracing::error!(%domain, "fenced, but not started again before we end: {next}");
-            }
+        let _ = timeout_at(begun + bound.max(self.inner.limits.unrecorded), restarted).await;
+        let now = Moment::now();
+        for Waiting { domain, plan, .. } in to_be_started() {
+            let next = inherit::farewell(plan.kept.is_some(), plan.died, self.inner.reboot_pause, now);
+            tracing::error!(%domain, "fenced, but not started again before we end: {next}");
         }
         self.inner.stop.send_replace(true);
         let closed = async {

@@ -214,7 +214,7 @@ impl Restarts {
         self.pending().values().map(told).collect()
     }
 
-    /// The daemon is to end: no pause may be longer than until `by`.
+    /// The daemon is to end: no pause of what is on no record may be longer than until `by`.
     pub(super) fn end_pauses(&self, by: Instant) {
         self.news.send_replace(Some(by));
     }
@@ -253,7 +253,7 @@ impl Restarts {
         let end = Instant::now() + not_before.since(Moment::now());
         let mut news = self.news.subscribe();
         loop {
-            let last = *news.borrow_and_update();
+            let last = (*news.borrow_and_update()).filter(|_| plan.kept.is_none());
             let by = last.map_or(end, |last| last.min(end));
             if !self.stands(plan) || !matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {
                 return;

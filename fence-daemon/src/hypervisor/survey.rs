@@ -14,19 +14,19 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::Limits;
 use super::connection::Uri;
-use super::domain::{self, Power, Row, Seen, State};
+use super::domain::{self, Power, Seen, State};
 use super::error::CallError;
 use super::link::Lane;
 use super::memory::Word;
 use super::outcome::Identity;
-use super::{Limits, Listed, Listing};
 use crate::policy::Target;
 
 /// `VIR_DOMAIN_RUNNING`, as a host list has it.
-const RUNNING: u8 = 1;
+pub(super) const RUNNING: u8 = 1;
 /// `VIR_DOMAIN_SHUTOFF`, as a host list has it.
-const SHUT_OFF: u8 = 5;
+pub(super) const SHUT_OFF: u8 = 5;
 
 /// A domain at the URI with this index.
 #[derive(Debug)]
@@ -161,66 +161,10 @@ async fn look_up(uri: &Arc<Uri>, target: Target, bound: Instant) -> Result<Optio
     }
 }
 
-/// Asks every URI for all its domains.
-pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
-    let bound = Instant::now() + limits.look_up;
-    let mut asked: Vec<_> = Vec::new();
-    for uri in uris {
-        let uri = Arc::clone(uri);
-        let task = tokio::spawn({
-            let uri = Arc::clone(&uri);
-            async move { rows(&uri, bound).await }
-        });
-        asked.push((uri, task));
-    }
-    let mut listing = Listing::default();
-    for (uri, mut task) in asked {
-        let answer = match timeout_at(bound, &mut task).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(CallError::NotBegun),
-            Err(_) => {
-                task.abort();
-                Err(CallError::Overdue)
-            }
-        };
-        match answer {
-            Ok(domains) => listing.domains.extend(domains.into_iter().map(|row| listed(&uri, row))),
-            Err(error) => listing.failed.push((Arc::clone(&uri.text), error)),
-        }
-    }
-    listing
-}
-
-/// All domains of a URI. libvirt's QEMU driver holds a domain for as long as it destroys it, and a list waits for each: so while there are
-/// some that are killed and cannot die, they are left out of what it is asked, and told by their own processes.
-async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
-    let Some(known) = uri.table.dying() else { return uri.call(Lane::Query, bound, domain::list).await };
-    let (dying, others): (Vec<_>, Vec<_>) =
-        known.into_iter().partition(|(_, entry)| entry.victim().is_some_and(|victim| victim.is_dying()));
-    let others = others.into_iter().map(|(uuid, _)| uuid).collect();
-    let mut rows = uri.call(Lane::Query, bound, move |connect| domain::list_each(connect, others)).await?;
-    rows.extend(dying.into_iter().filter_map(|(uuid, entry)| {
-        let instance = entry.instance?;
-        Some(Row { name: entry.name, uuid, id: Some(instance.id), state: instance.state })
-    }));
-    Ok(rows)
-}
-
 /// UUIDs each once and in order.
 pub(super) fn sorted(uuids: impl Iterator<Item = Uuid>) -> Vec<Uuid> {
     let mut uuids: Vec<Uuid> = uuids.collect();
     uuids.sort_unstable();
     uuids.dedup();
     uuids
-}
-
-/// A row of a host list. What is dead is shown so, even where libvirt has not noticed yet.
-fn listed(uri: &Uri, row: Row) -> Listed {
-    let Row { name, uuid, id, state: State(state) } = row;
-    let state = match (uri.table.is_dead(uuid, id), uri.table.strays(uuid).is_empty()) {
-        (_, false) => RUNNING,
-        (true, true) => SHUT_OFF,
-        (false, true) => state,
-    };
-    Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
 }

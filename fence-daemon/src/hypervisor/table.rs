@@ -15,7 +15,7 @@
 //! therefore not let go of when libvirt stops speaking of it (a *stray*): as long as it lives the domain is not off.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -107,6 +107,8 @@ pub(super) struct Table {
     strays: Mutex<HashMap<Uuid, Vec<Arc<Victim>>>>,
     /// Images that dead domains may still be writing to.
     unfinished: Mutex<HashMap<Uuid, ImageLocks>>,
+    /// Whether every domain was seen that libvirt had once.
+    filled: AtomicBool,
     /// The number of the present connection.
     generation: AtomicU64,
     /// How often each domain was seen to be reset.
@@ -130,6 +132,7 @@ impl Table {
             domains: Mutex::default(),
             strays: Mutex::default(),
             unfinished: Mutex::default(),
+            filled: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             resets: Mutex::default(),
             leaving: Mutex::default(),
@@ -185,6 +188,16 @@ impl Table {
     pub(super) fn uuids(&self) -> Vec<Uuid> {
         let known: Vec<_> = self.domains().keys().copied().collect();
         known.into_iter().chain(self.recalled.all().into_iter().map(|(uuid, _)| uuid)).collect()
+    }
+
+    /// Every domain was seen that libvirt has.
+    pub(super) fn note_filled(&self) {
+        self.filled.store(true, Ordering::Release);
+    }
+
+    /// Whether every domain was seen that libvirt had, over this connection or an earlier one of this daemon's.
+    pub(super) fn is_filled(&self) -> bool {
+        self.filled.load(Ordering::Acquire)
     }
 
     /// Tells when something has changed.

@@ -33,6 +33,7 @@ const QUICK: Limits = Limits {
     act: Duration::from_millis(3000),
     reset: Duration::from_millis(500),
     restart_pause: Duration::from_secs(1),
+    unrecorded: Duration::from_secs(4),
 };
 
 /// A file or socket of this test's own, removed at its end.
@@ -440,7 +441,8 @@ async fn shutdown_waits_for_restarts_and_is_bounded() {
     let begun = StdInstant::now();
     h.shutdown(Duration::from_millis(700)).await;
     let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(600) && took < Duration::from_millis(1500), "{took:?}");
+    // On no record, so it is waited for in spite of that.
+    assert!(took >= QUICK.unrecorded && took < 2 * QUICK.unrecorded, "{took:?}");
 
     let (h, _file) = node(Node::default().running("a", 1)).await;
     assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);

@@ -1,15 +1,21 @@
 //! What is answered to an authenticated request: permission, the action, and the words for client and log.
 
+use std::time::Duration;
+
 use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
 use tokio::time::Instant;
 use zerocopy::IntoBytes;
 
+use super::stop::{Stopping, stopped};
 use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
 use crate::hypervisor::{Asker, Deadline, Detail, Outcome};
 use crate::intake::Verified;
 use crate::policy::{self, Authorized};
+
+/// For how long `monitor` waits for a connection to a libvirt that is being restarted. Its client waits for 30 s, and Pacemaker for 20 s.
+const RENEWAL: Duration = Duration::from_secs(8);
 
 /// What kind of line an answer makes in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,10 +91,37 @@ impl Shared {
         }
     }
 
-    pub(super) async fn answer(&self, request: &Verified, peer: &Authenticated, permitted: Permitted) -> Answer {
+    /// The answer, which is a failure when it is not there before the daemon stops.
+    pub(super) async fn answer(
+        &self,
+        request: &Verified,
+        peer: &Authenticated,
+        permitted: Permitted,
+        stopping: &mut Stopping,
+    ) -> Answer {
+        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(request.arrived()));
+        let deadline = Deadline::at(Instant::now() + left);
+        tokio::select! {
+            biased;
+            answer = self.whole_answer(request, peer, permitted, &deadline) => answer,
+            () = stopped(stopping) => {
+                // Its claim is on record, so the next daemon does not begin it anew; what has begun is in force.
+                deadline.call_off();
+                Answer::refused(Reply::Failure, "the daemon stops, and this was not done yet; what was begun goes on")
+            }
+        }
+    }
+
+    async fn whole_answer(
+        &self,
+        request: &Verified,
+        peer: &Authenticated,
+        permitted: Permitted,
+        deadline: &Deadline,
+    ) -> Answer {
         match (permitted, request.op()) {
-            (Permitted::Order(order), _) => self.carry_out(order, request).await,
-            (Permitted::Question, Op::DevStatus) if self.hypervisors.any_connected() => {
+            (Permitted::Order(order), _) => self.carry_out(order, request, deadline).await,
+            (Permitted::Question, Op::DevStatus) if self.hypervisors.any_connected_within(RENEWAL).await => {
                 Answer::reply(Reply::Success, "a hypervisor is connected", Tone::Asked)
             }
             (Permitted::Question, Op::DevStatus) => Answer::refused(Reply::Failure, "no hypervisor is connected"),
@@ -99,20 +132,18 @@ impl Shared {
         }
     }
 
-    async fn carry_out(&self, order: Authorized, request: &Verified) -> Answer {
+    async fn carry_out(&self, order: Authorized, request: &Verified, deadline: &Deadline) -> Answer {
         let asker = Asker { caller: request.caller(), arrived: request.arrived() };
-        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(asker.arrived));
-        if left.is_zero() {
+        if deadline.by() <= Instant::now() {
             return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
         }
         let (op, hypervisors) = (order.op(), self.hypervisors.clone());
-        let deadline = Deadline::at(Instant::now() + left);
         // A task of its own: when the time for the answer is over the client is told, and what has begun stays in force.
         let action = tokio::spawn({
             let deadline = deadline.clone();
             async move { hypervisors.carry_out(&order, Some(asker), &deadline).await }
         });
-        match tokio::time::timeout(left, action).await {
+        match tokio::time::timeout_at(deadline.by(), action).await {
             Ok(Ok(outcome)) => Answer::outcome(op, &outcome),
             Ok(Err(_)) => Answer::refused(Reply::Failure, "the action broke off: a bug of ours"),
             Err(_) => {
@@ -127,6 +158,10 @@ impl Shared {
 
     async fn host_list(&self, peer: &Authenticated) -> Answer {
         let listing = self.hypervisors.list().await;
+        if let Some((uri, error)) = listing.failed.first() {
+            // Not a shorter list: a cluster would take the domains that are missing there off its targets.
+            return Answer::refused(Reply::Failure, format!("no list, as {uri} was never seen: {error}"));
+        }
         let mut bytes = vec![HOST_LIST];
         let mut count = 0;
         for domain in listing.domains.iter().filter(|d| policy::may_see(&self.groups, peer, &d.name, d.uuid)) {
@@ -137,8 +172,8 @@ impl Shared {
         bytes.extend_from_slice(HostRecord::END.as_bytes());
         bytes.push(Reply::Success.to_wire());
         let mut detail = format!("{count} domains");
-        for (uri, error) in &listing.failed {
-            detail.push_str(&format!("; none of {uri}: {error}"));
+        for (uri, error) in &listing.remembered {
+            detail.push_str(&format!("; those of {uri} as they were last known: {error}"));
         }
         Answer { bytes, result: Reply::Success.name(), detail, dead: None, tone: Tone::Asked }
     }

@@ -18,6 +18,8 @@ use zerocopy::{FromBytes, FromZeros};
 
 use super::*;
 use crate::config::Group;
+use crate::hypervisor::Presence;
+use crate::policy::Target;
 
 const AUTH: HashKind = HashKind::Sha256;
 const SOON: Duration = Duration::from_secs(20);
@@ -267,6 +269,11 @@ async fn what_was_read_late_waits_for_others_as_long() {
     let (mut pipeline, _, _dir) = pipeline("late-turn", Groups::Everyone).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().defer = DEFER;
     assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
+    // The table is a moment behind: until then the domain "runs" here.
+    let one = Target::Name("one".to_owned());
+    while pipeline.shared.hypervisors.presence(&one).await == Presence::Runs {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let (listener, caller) = listen().await;
     let begun = std::time::Instant::now();
     pipeline.accept(request(Op::Off, "one", 2, caller).dangerous_older_for_test(2 * DEFER));

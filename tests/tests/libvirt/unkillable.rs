@@ -117,6 +117,51 @@ fn what_is_not_written_yet_is_remembered() -> Result<()> {
     site.expect("off", "ring", 0)
 }
 
+/// As many as there are calls for actions at a time, and more.
+const MANY: usize = 14;
+
+#[test]
+fn what_cannot_die_keeps_nobody_else_from_being_started() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let names: Vec<_> = (0..MANY).map(|number| format!("stuck{number}")).collect();
+    let disks = names.iter().map(|name| writer(&site, name, "threads")).collect::<Result<Vec<_>>>()?;
+    qemu::define_idle(&site.libvirtd, "other")?;
+    qemu::start_idle(&site.libvirtd, "rebooted")?;
+    for name in names.iter().map(String::as_str).chain(["rebooted"]) {
+        site.server.wait_domain(name, "running")?;
+    }
+    let before = site.machine("rebooted")?;
+    for disk in &disks {
+        disk.hold()?;
+    }
+    std::thread::scope(|scope| -> Result<()> {
+        let position = site.server.log_position();
+        let asked: Vec<_> = names.iter().map(|name| scope.spawn(|| site.observer.ask(&KEY, Op::Off, name))).collect();
+        let told = |line: &str| line.contains("killed, and not dead yet").then_some(());
+        site.server.wait_log(position, SOON, told).context("nobody is being killed")?;
+        std::thread::sleep(Duration::from_secs(1));
+
+        let begun = Instant::now();
+        let others = || -> Result<()> {
+            site.expect("on", "other", 0)?;
+            site.server.wait_domain("other", "running")?;
+            site.expect("reboot", "rebooted", 0)?;
+            site.logs(position, "started again after its reboot")?;
+            ensure!(begun.elapsed() < Duration::from_secs(10), "after {:?}", begun.elapsed());
+            Ok(())
+        };
+        let others = others();
+        // Whatever came of it, they can die now.
+        disks.iter().for_each(Disk::release);
+        for asked in asked {
+            asked.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        }
+        others
+    })?;
+    ensure!(before.is_dead()?);
+    site.off_directly("other")
+}
+
 /// Writes to what the test holds, from a child: a container is not dead before everything in it is.
 const WRITER: &str = "#!/bin/sh\ntrap '' TERM INT\n\
     while :; do /bin/busybox dd if=/dev/zero of=/data/disk bs=512 count=1 conv=notrunc 2>/dev/null; /bin/busybox sleep 0.1; done\n";

@@ -132,12 +132,22 @@ async fn when_it_died_is_on_record_for_the_next_daemon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_ends_starts_what_pauses_first() {
+async fn a_daemon_that_ends_leaves_what_pauses_to_the_next() {
     let directory = Directory::new();
     let options = Options { state: Some(directory.path().join("state")), ..pausing(LONG) };
     let (h, _file) = node_with(options, Node::default().running("a", 1)).await;
     assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);
+    let begun = StdInstant::now();
     h.shutdown(Duration::from_secs(4)).await;
-    assert!(h.restarts().is_empty(), "it was left off");
-    none_is_left(&h, &directory).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "waited for what the next daemon does");
+    assert_eq!(h.restarts().len(), 1, "started before its pause was over");
+    assert_eq!(std::fs::read_dir(directory.path().join("state")).unwrap().count(), 1, "its record");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_ends_starts_what_pauses_and_is_on_no_record() {
+    let (h, _file) = node_with(pausing(LONG), Node::default().running("a", 1)).await;
+    assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);
+    h.shutdown(Duration::from_millis(300)).await;
+    assert!(h.restarts().is_empty(), "nobody would ever start it");
 }

@@ -1,0 +1,87 @@
+//! The daemon is restarted while libvirtd hangs: nobody waits for that, and nothing is lost.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use fence_common::wire::Op;
+use fence_tests::client::Family;
+use fence_tests::peer::Peer;
+use fence_tests::qemu;
+use fence_tests::server::{Server, Which};
+use nix::sys::signal::Signal;
+
+use super::KEY;
+use super::site::{GUEST, SOON, Site};
+
+/// The domain of libvirt's driver inside the daemon's own process: it answers whatever libvirtd does.
+const INSIDE: (&str, &str) = ("test:///default", "test");
+
+/// How long the daemon may be deaf from one's last answer to the next one's first: 2 s, and more on a machine that has much to do.
+const DEAF: Duration = Duration::from_secs(4);
+
+/// When answers came, one after the other, until it is over.
+fn answers(guest: &fence_tests::lab::Guest, over: &AtomicBool) -> Result<Vec<Instant>> {
+    let mut answers = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        let peer = Peer::new(guest, &KEY, Family::V4)?;
+        peer.send(peer.request(Op::Status, INSIDE.1)?)?;
+        if let Some(mut call) = peer.called_back(Duration::from_millis(100))?
+            && call.converse().is_ok_and(|reply| reply == 0)
+        {
+            answers.push(Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(answers)
+}
+
+#[test]
+fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI, INSIDE.0], &[])?;
+    qemu::define_idle(&site.libvirtd, "never-on")?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    site.server.wait_domain("vm", "running")?;
+    let before = site.machine("vm")?;
+    let guest = site.hypervisor.guest(GUEST + 1)?;
+    let over = AtomicBool::new(false);
+    std::thread::sleep(Duration::from_secs(1));
+    site.libvirtd.signal(Signal::SIGSTOP)?;
+    // Its restart stays pending.
+    site.expect("reboot", "vm", 0)?;
+    ensure!(before.is_dead()?);
+    std::thread::scope(|scope| -> Result<()> {
+        let answered = scope.spawn(|| answers(&guest, &over));
+        let observer = &site.observer;
+        let hangs: Vec<_> = [Op::Status, Op::Off, Op::On]
+            .map(|op| scope.spawn(move || (op, observer.ask(&KEY, op, "never-on"), Instant::now())))
+            .into_iter()
+            .collect();
+        std::thread::sleep(Duration::from_secs(2));
+        let Site { mut server, .. } = site;
+        let stopped = Instant::now();
+        server.process().signal(Signal::SIGTERM)?;
+        let ended = server.finish(Duration::from_secs(40))?;
+        let ends = stopped.elapsed();
+        let next = Server::start(&site.hypervisor, &Which::ours()?, &site.config)?;
+        std::thread::sleep(Duration::from_secs(1));
+        over.store(true, Ordering::Relaxed);
+        for hung in hangs {
+            let (op, reply, at) = hung.join().map_err(|_| anyhow!("panicked"))?;
+            let reply = reply.with_context(|| format!("no answer to {}: {}", op.name(), ended.stderr))?;
+            ensure!(reply == 1, "{}: {reply}", op.name());
+            ensure!(at < stopped + DEAF, "{} was answered {:?} after the stop", op.name(), at - stopped);
+        }
+        let answers = answered.join().map_err(|_| anyhow!("panicked"))??;
+        let deaf = answers.windows(2).map(|pair| pair[1] - pair[0]).max().context("no answers")?;
+        eprintln!("ended {ends:?} after SIGTERM, no answer for {deaf:?}");
+        ensure!(answers.last().is_some_and(|last| *last > stopped + ends), "the next daemon answers nothing");
+        ensure!(deaf < DEAF, "no answer for {deaf:?}, ended {ends:?} after SIGTERM: {}", ended.stderr);
+        ensure!(ended.code == Some(0), "{ended:?}");
+
+        // What was pending is done by the next daemon.
+        site.libvirtd.go_on(qemu::URI)?;
+        let back = |line: &str| line.contains("started again after its reboot").then_some(());
+        next.wait_log(0, SOON, back).with_context(|| format!("not started again: {}", next.log()))
+    })
+}
