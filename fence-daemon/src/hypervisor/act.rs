@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::deadline::Deadline;
+use super::disproof;
 use super::domain::{self, Power, Seen, Source, Started, State, Unproven};
 use super::duel::{Aim as Entered, Aimed, Asker, Doomed, Refused};
 use super::error::CallError;
@@ -18,7 +19,7 @@ use super::locks::Held;
 use super::off::{self, At};
 use super::outcome::{Detail, Identity, Outcome};
 use super::restart::{self, Plan};
-use super::survey::{Found, Survey, survey};
+use super::survey::{Found, Survey};
 use super::table::{Entry, Instance};
 use super::{Inner, Kill, Presence, RebootReply};
 use crate::clock::Moment;
@@ -85,7 +86,7 @@ async fn status(inner: &Inner, target: &Target) -> Outcome {
     if let Some(outcome) = lives(inner, target) {
         return outcome;
     }
-    let survey = survey(&inner.uris, target, &inner.limits, |seen| matches!(seen.power, Power::Active(_))).await;
+    let survey = disproof::ask(inner, target, |seen| matches!(seen.power, Power::Active(_))).await;
     // In this order: what runs anywhere is on; where something may run elsewhere nothing is said; and only then it is off.
     let is_on = |found: &&Found| matches!(found.seen.power, Power::Active(_));
     let is_here = |found: &&Found| !inner.uris[found.place].table.is_elsewhere(found.seen.uuid);
@@ -167,7 +168,7 @@ pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Pre
         return Presence::Defined;
     }
     // The table may be a moment behind, or without events.
-    let Survey { found, remembered, .. } = survey(&inner.uris, target, &inner.limits, runs).await;
+    let Survey { found, remembered, .. } = disproof::ask(inner, target, runs).await;
     if found.iter().any(|found| runs(&found.seen)) {
         Presence::Runs
     } else if remembered.is_empty() && found.iter().any(|found| found.seen.power == Power::Off) {
@@ -275,7 +276,7 @@ impl Change {
         // Before the look-up as well as after it: a transient domain's restart that is done in between would otherwise be seen by
         // neither, and the domain be called unknown.
         self.add_pending(target, &mut places, |_| true);
-        let survey = survey(&self.inner.uris, target, &self.inner.limits, |_| false).await;
+        let survey = disproof::ask(&self.inner, target, |_| false).await;
         for found in &survey.found {
             let Found { place: number, seen } = found;
             if let Some(domain) = found.identity(&self.inner.uris) {

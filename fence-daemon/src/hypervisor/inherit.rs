@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
+use super::disproof;
 use super::domain::{Power, Seen, Source};
 use super::outcome::Identity;
 use super::record::Inherited;
@@ -91,7 +92,7 @@ pub(super) async fn look(inner: &Inner, plan: &Plan) -> Look {
         return Look::Free;
     }
     let target = Target::Uuid(plan.domain.uuid);
-    let Survey { found, remembered, .. } = survey(&inner.uris, &target, &inner.limits, |_| false).await;
+    let Survey { found, remembered, .. } = disproof::ask(inner, &target, |_| false).await;
     let is_active = |power| matches!(power, Power::Active(_));
     if let Some(there) = found.iter().find(|found| found.place != plan.place && is_active(found.seen.power))
         && let Some(there) = there.identity(&inner.uris)

@@ -9,7 +9,9 @@
 //! | shut off, or no such domain | off; `on` starts it there | killed there, success |
 //! | active, and its process lives here | on; killed by its process | both killed |
 //! | active, and its process is dead here | off; `on` starts it there | killed there, success |
-//! | active, and no process is at hand | failure of `status`, `off`, `on` | `off`: killed there, and failure |
+//! | active; a container's, and this host has no process of it | off; `on` starts it there | killed there, success |
+//! | active; a machine's, likewise, and libvirt's record here has it, without a migration | off; `on` starts it there | killed there, success |
+//! | active, and none of these | failure of `status`, `off`, `on` | `off`: killed there, and failure |
 //! | moved to another host, or stopped for a migration | failure of `status`, `off` | killed there, success |
 //!
 //! - The veto ends when the URI answers, whatever it says then. An administrator who knows that the silent host is dead removes

@@ -22,6 +22,7 @@
 mod act;
 mod connection;
 mod deadline;
+mod disproof;
 mod domain;
 mod duel;
 mod error;

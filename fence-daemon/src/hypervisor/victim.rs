@@ -232,14 +232,7 @@ impl Victim {
 
     /// What libvirt has on record about a job of this domain: it writes its record before a job's first step.
     pub(super) fn job(&self) -> Job {
-        match self.driver {
-            // The driver has no migration.
-            Driver::Lxc => Job::None,
-            Driver::Qemu => {
-                let file = self.driver.directory().join(format!("{}.xml", self.name));
-                read(&file).map_or(Job::Unknown, |status| Job::of(&status))
-            }
-        }
+        Job::on_record(self.driver, &self.name)
     }
 
     /// What its open images hold, to be looked at again after its death; for QEMU only. To be asked for before the kill.
@@ -300,6 +293,18 @@ pub(super) enum Job {
 }
 
 impl Job {
+    /// Reads libvirt's record of a domain that runs, or whose end libvirt has not noticed yet: after that there is none.
+    pub(super) fn on_record(driver: Driver, name: &str) -> Self {
+        match driver {
+            // The driver has no migration.
+            Driver::Lxc => Self::None,
+            Driver::Qemu => {
+                let file = driver.directory().join(format!("{name}.xml"));
+                read(&file).map_or(Self::Unknown, |status| Self::of(&status))
+            }
+        }
+    }
+
     /// Reads libvirt's status file. Its job, if there is one, comes before the domain's definition, which may hold anything.
     fn of(status: &str) -> Self {
         let Some((head, _)) = status.split_once("<domain ").filter(|(head, _)| head.contains("<domstatus ")) else {

@@ -1,6 +1,8 @@
 //! A URI that does not answer: what it said last still counts. And `status` never says "off" where `off` would not.
 
 use super::*;
+use crate::hypervisor::domain::{Power, Seen};
+use crate::hypervisor::survey::Found;
 use crate::hypervisor::table::{Entry, Instance};
 
 /// Nobody is there: it never connects.
@@ -97,4 +99,40 @@ async fn status_is_a_failure_where_off_and_on_refuse() {
         assert_eq!((outcome.reply, outcome.detail), (Reply::Failure, Detail::MovedAway), "{op:?}");
     }
     assert_eq!(h.presence(&name("a")).await, Presence::Unknown);
+}
+
+/// This host knows better than a silent libvirtd of its own: no such container is here. A machine may have moved.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_this_host_disproves_is_no_veto() {
+    for (local, wanted) in [("lxc:///", Reply::Success), (SILENT, Reply::Failure)] {
+        let here = Node::default().shut_off("no-such-domain", 1).file();
+        let h = Hypervisors::with_limits(&[here.uri(), local.to_owned()], QUICK, Options::default());
+        while !h.any_connected() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let (name, macs) = ("no-such-domain".to_owned(), [].into());
+        let instance = Some(Instance { id: 7, state: State(1), victim: None });
+        let entry = Entry { name: name.clone(), persistent: true, moved_away: false, instance, macs, generation: 0 };
+        h.inner.uris[1].table.put(Uuid::from_u128(1), Some(entry));
+        let off = order(&h, Op::Off, Target::Name(name.clone())).await;
+        assert_eq!(off.reply, wanted, "{local}: {}", off.detail);
+        let status = order(&h, Op::Status, Target::Name(name)).await;
+        assert_eq!(status.reply == Reply::Off, wanted == Reply::Success, "{local}: {}", status.detail);
+    }
+}
+
+/// Of a machine that is not here, and of which libvirt has no record, nobody knows whether it has moved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_a_record_may_have_moved() {
+    let local = ["lxc:///", "qemu:///system"].map(str::to_owned);
+    let h = Hypervisors::with_limits(&local, QUICK, Options::default());
+    for (place, disproved) in [(0, true), (1, false)] {
+        let seen = Seen {
+            name: "no-such-domain".to_owned(),
+            uuid: Uuid::from_u128(1),
+            id: Some(7),
+            power: Power::Active(State(1)),
+        };
+        assert_eq!(disproof::is_disproved(&h.inner, &Found { place, seen }).await, disproved, "{}", local[place]);
+    }
 }
