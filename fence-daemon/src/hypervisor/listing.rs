@@ -9,6 +9,9 @@
 //! | does not answer, and its table was filled before | what was last known; their states by their own processes |
 //! | does not answer, and nothing was ever known of it | unknown: the list fails |
 //! | answers that the hypervisor's driver is not there | none |
+//!
+//! On the wire a domain is on or off, and clients print "off" of everything that does not run. So a domain that has moved away, or is
+//! leaving, is listed as running: "off" would be more than anybody here knows.
 
 use std::sync::Arc;
 
@@ -80,6 +83,7 @@ fn listed(uri: &Uri, row: Row) -> Listed {
         (true, true) => SHUT_OFF,
         (false, true) => state,
     };
+    let state = if state == SHUT_OFF && uri.table.may_run_elsewhere(uuid) { RUNNING } else { state };
     Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
 }
 
@@ -90,6 +94,7 @@ fn last_known(uri: &Uri) -> Vec<Listed> {
         let state = match alive {
             _ if !uri.table.strays(uuid).is_empty() => RUNNING,
             Some(instance) => instance.state.0,
+            None if uri.table.may_run_elsewhere(uuid) => RUNNING,
             None => SHUT_OFF,
         };
         Listed { name: entry.name, uuid, state, uri: Arc::clone(&uri.text) }

@@ -99,6 +99,7 @@ async fn status_is_a_failure_where_off_and_on_refuse() {
         assert_eq!((outcome.reply, outcome.detail), (Reply::Failure, Detail::MovedAway), "{op:?}");
     }
     assert_eq!(h.presence(&name("a")).await, Presence::Unknown);
+    assert_eq!(h.list().await.domains[0].state, 1, "a list says off of it");
 }
 
 /// This host knows better than a silent libvirtd of its own: no such container is here. A machine may have moved.
