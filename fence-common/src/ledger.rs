@@ -7,7 +7,7 @@
 //!
 //! # Two clients at one place
 //!
-//! All clients of a guest are called back at the same address and port, its *place*, and none says who it is: a connection there reaches
+//! All clients of a guest are called back at the same address and port by the same interface, its *place*, and none says who it is: a connection there reaches
 //! whoever listens at that moment. It must not bring him somebody else's answer, and who waits for his own should not lose it to who asks
 //! beside him. Of stock clients this is known (seen on Debian's 4.12.1; a test runs several at once):
 //!
@@ -106,6 +106,31 @@ pub struct Claim(u64);
 #[must_use]
 pub struct Refusal(u64);
 
+/// Where a client is called back: an address and port, and the interface that the callback leaves by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The address and port.
+    pub caller: SocketAddr,
+    /// The interface's number. 0: whichever the routing table says at that moment.
+    pub interface: u32,
+}
+
+impl Place {
+    /// Whether a connection to the one may reach who listens at the other. Networks on different interfaces may use the same
+    /// addresses; where the routing table decides it may be any of them.
+    #[must_use]
+    pub fn may_be(&self, other: &Self) -> bool {
+        self.caller == other.caller
+            && (self.interface == other.interface || self.interface == 0 || other.interface == 0)
+    }
+}
+
+impl From<SocketAddr> for Place {
+    fn from(caller: SocketAddr) -> Self {
+        Self { caller, interface: 0 }
+    }
+}
+
 /// What becomes of a datagram that arrived.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
@@ -136,7 +161,7 @@ pub enum NoClaim {
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 struct Serving {
     id: RequestId,
-    caller: SocketAddr,
+    place: Place,
     /// When the newest copy of it arrived here.
     arrived: u64,
     superseded: bool,
@@ -146,8 +171,8 @@ struct Serving {
 
 impl Serving {
     /// Whether this is what another request of its place was.
-    fn is_another(&self, id: &RequestId, caller: SocketAddr) -> bool {
-        self.caller == caller && self.id != *id
+    fn is_another(&self, id: &RequestId, place: &Place) -> bool {
+        self.place.may_be(place) && self.id != *id
     }
 }
 
@@ -170,33 +195,35 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A verified datagram that came in at `arrived` was read, and asks to be called back at `caller`.
-    pub fn arrive(&mut self, now: u64, id: RequestId, caller: SocketAddr, arrived: u64) -> Arrival {
+    /// A verified datagram that came in at `arrived` was read, and asks to be called back at `place`.
+    pub fn arrive(&mut self, now: u64, id: RequestId, place: impl Into<Place>, arrived: u64) -> Arrival {
+        let place = place.into();
         self.expire(now);
         if self.claims.contains(&id) {
             return Arrival::Duplicate;
         }
-        let mut there = self.serving.values_mut().filter(|other| other.caller == caller);
+        let mut there = self.serving.values_mut().filter(|other| other.place.may_be(&place));
         if let Some(same) = there.find(|other| other.id == id && !other.superseded) {
             same.arrived = same.arrived.max(arrived);
             return Arrival::Duplicate;
         }
-        self.supersede(&id, caller, arrived);
-        if self.serving.values().any(|other| other.is_another(&id, caller) && other.arrived > arrived) {
+        self.supersede(&id, &place, arrived);
+        if self.serving.values().any(|other| other.is_another(&id, &place) && other.arrived > arrived) {
             return Arrival::Outdated;
         }
         let number = self.next;
         self.next += 1;
-        self.serving.insert(number, Serving { id, caller, arrived, superseded: false, closed: None });
+        self.serving.insert(number, Serving { id, place, arrived, superseded: false, closed: None });
         Arrival::Serve(Ticket(number))
     }
 
     /// A verified datagram was read for which there is no room. What was asked before from its place is superseded by it all the same:
     /// whoever asked that is not there any more.
-    pub fn turn_away(&mut self, id: RequestId, caller: SocketAddr, arrived: u64) {
-        let there = |other: &Serving| other.caller == caller && other.id == id && !other.superseded;
+    pub fn turn_away(&mut self, id: RequestId, place: impl Into<Place>, arrived: u64) {
+        let place = place.into();
+        let there = |other: &Serving| other.place.may_be(&place) && other.id == id && !other.superseded;
         if !self.claims.contains(&id) && !self.serving.values().any(there) {
-            self.supersede(&id, caller, arrived);
+            self.supersede(&id, &place, arrived);
         }
     }
 
@@ -313,12 +340,12 @@ impl Ledger {
     /// How many of them ask to be called back at `ip`.
     #[must_use]
     pub fn serving_at(&self, ip: IpAddr) -> usize {
-        self.serving.values().filter(|serving| serving.caller.ip() == ip).count()
+        self.serving.values().filter(|serving| serving.place.caller.ip() == ip).count()
     }
 
-    /// Whoever is at `caller` has asked `id` at `arrived`: what else is served there is not what he has asked, unless its peer is known.
-    fn supersede(&mut self, id: &RequestId, caller: SocketAddr, arrived: u64) {
-        for other in self.serving.values_mut().filter(|other| other.is_another(id, caller)) {
+    /// Whoever is at `place` has asked `id` at `arrived`: what else is served there is not what he has asked, unless its peer is known.
+    fn supersede(&mut self, id: &RequestId, place: &Place, arrived: u64) {
+        for other in self.serving.values_mut().filter(|other| other.is_another(id, place)) {
             other.superseded |= other.closed.is_none_or(|closed| arrived <= closed);
         }
     }
@@ -358,6 +385,21 @@ mod tests {
             Arrival::Serve(ticket) => ticket,
             other @ (Arrival::Duplicate | Arrival::Outdated) => panic!("{id:?} from {caller} is {other:?}"),
         }
+    }
+
+    #[test]
+    fn who_has_the_same_address_on_another_interface_is_somebody_else() {
+        let mut ledger = Ledger::default();
+        let place = |interface| Place { caller: caller(1), interface };
+        let Arrival::Serve(first) = ledger.arrive(0, id(1), place(5), 0) else { panic!("new") };
+        let Arrival::Serve(second) = ledger.arrive(1, id(2), place(6), 1) else { panic!("another place") };
+        assert_eq!(ledger.is_moot(&first), None, "nobody else's request supersedes it");
+        // Where the routing table decides, the callback may reach either.
+        let Arrival::Serve(routed) = ledger.arrive(2, id(3), place(0), 2) else { panic!("new") };
+        assert_eq!(ledger.is_moot(&first), Some(NoClaim::Superseded));
+        assert_eq!(ledger.is_moot(&second), Some(NoClaim::Superseded));
+        let Arrival::Serve(_) = ledger.arrive(3, id(4), place(5), 3) else { panic!("new") };
+        assert_eq!(ledger.is_moot(&routed), Some(NoClaim::Superseded));
     }
 
     #[test]

@@ -2,19 +2,23 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fence_common::exchange::{Challenge, Challenges, Exchange, ExchangeError, Progress};
 use fence_common::hash::HashKind;
+use fence_common::ledger::Place;
 use fence_common::wire::HASH_LEN;
 use nix::errno::Errno;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::fault::{self, Point};
 use crate::intake::Verified;
+use crate::rtnetlink::link;
 
 /// How long a connection may take to come about: less than the 2 s after which a client that still waits asks again, and the next copy gets its turn.
 /// An attempt that outlived its client could reach the guest's next one, which listens at the same port, and would take the answer for
@@ -34,6 +38,9 @@ pub enum CallbackError {
     /// Nobody answered there.
     #[error("no connection to {0} within 1.9 s (is TCP port {port} open on the guest?)", port = .0.port())]
     ConnectTimeout(SocketAddr),
+    /// Nobody can be reached by the interface that the request came by, and by another one it might be somebody else.
+    #[error("cannot connect to {0}: the interface that the request came by is gone or down")]
+    Gone(SocketAddr),
     /// They were connected and hung up without a word: a client talks to the first that calls back.
     #[error("{0} did not want our call-back: {1}")]
     Unwanted(SocketAddr, io::Error),
@@ -108,9 +115,13 @@ impl Callback {
     /// # Errors
     /// See [`CallbackError`].
     pub async fn call(&self, request: &Verified) -> Result<Authenticated, CallbackError> {
-        let caller = request.caller();
-        let mut stream = match timeout(CONNECT_LIMIT, TcpStream::connect(caller)).await {
+        let place = request.place();
+        let caller = place.caller;
+        let mut stream = match timeout(CONNECT_LIMIT, connect(place)).await {
             Ok(Ok(stream)) => stream,
+            Ok(Err(_)) if place.interface != 0 && !link::one(place.interface).is_ok_and(|link| link.up) => {
+                return Err(CallbackError::Gone(caller));
+            }
             Ok(Err(error)) if is_ours(&error) => return Err(CallbackError::Ours(error.to_string())),
             Ok(Err(error)) => return Err(CallbackError::Connect(caller, error)),
             Err(_) => return Err(CallbackError::ConnectTimeout(caller)),
@@ -157,6 +168,17 @@ impl Callback {
         }
         Ok(())
     }
+}
+
+/// Connects by the interface that the place names. (From Linux 5.7 on a socket that is bound to none may be bound by anybody.)
+async fn connect(place: Place) -> io::Result<TcpStream> {
+    let socket = if place.caller.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let (options, interface) = (SockRef::from(&socket), NonZeroU32::new(place.interface));
+    match place.caller {
+        SocketAddr::V4(_) => options.bind_device_by_index_v4(interface)?,
+        SocketAddr::V6(_) => options.bind_device_by_index_v6(interface)?,
+    }
+    socket.connect(place.caller).await
 }
 
 /// Whether a connection failed for want of something here, so that nobody looks for the reason at the guest.

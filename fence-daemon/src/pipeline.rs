@@ -22,27 +22,29 @@
 //! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`, when in `turn`.
 
 mod answer;
+mod last_word;
 mod stop;
 mod turn;
 
 use std::collections::HashMap;
-use std::io;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fence_common::ledger::{Arrival, Claim, Ledger, NoClaim, Refusal, Ticket};
+use fence_common::ledger::{Arrival, Ledger, NoClaim, Place, Ticket};
 use fence_common::wire::Reply;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use self::answer::{Answer, Tone};
+use self::answer::Answer;
+use self::last_word::Held;
 pub use self::stop::STOP_GRACE;
 use self::stop::{Stopping, stopped};
 use self::turn::Turn;
-use crate::callback::{Authenticated, Callback, CallbackError};
+use crate::callback::{Callback, CallbackError};
 use crate::claims::Claims;
 use crate::clock::Moment;
 use crate::config::Groups;
@@ -81,6 +83,9 @@ pub struct Pipeline {
     stopping: watch::Sender<Option<Instant>>,
 }
 
+/// By call-back address and port, the newest request of each place there, and how it learns that it is overtaken.
+type Newest = HashMap<SocketAddr, Vec<(Place, Arc<Notify>)>>;
+
 struct Shared {
     callback: Callback,
     groups: Groups,
@@ -90,7 +95,7 @@ struct Shared {
     ledger: Mutex<Ledger>,
     claims: Claims,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
-    newest: Mutex<HashMap<SocketAddr, Arc<Notify>>>,
+    newest: Mutex<Newest>,
     /// To be looked at from outside.
     requests: Arc<Requests>,
     /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
@@ -151,7 +156,7 @@ impl Pipeline {
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
             // Whoever sent it took the place of those who were there before, and may take the call-back that is meant for them.
-            self.shared.ledger().turn_away(request.id(), request.caller(), request.arrived().nanos());
+            self.shared.ledger().turn_away(request.id(), request.place(), request.arrived().nanos());
             self.shared.requests.turn_away(&request, "it had waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
@@ -162,7 +167,7 @@ impl Pipeline {
         let mut ledger = self.shared.ledger();
         let from_there = ledger.serving_at(request.caller().ip());
         if tasks.len() >= SERVING_MAX || from_there >= SERVING_MAX_PER_CALLER {
-            ledger.turn_away(request.id(), request.caller(), request.arrived().nanos());
+            ledger.turn_away(request.id(), request.place(), request.arrived().nanos());
             drop(ledger);
             self.shared.requests.turn_away(&request, "too many are being served");
             self.shared.complain(request.caller(), |held_back| {
@@ -172,7 +177,7 @@ impl Pipeline {
             });
             return;
         }
-        let arrival = ledger.arrive(now.nanos(), request.id(), request.caller(), request.arrived().nanos());
+        let arrival = ledger.arrive(now.nanos(), request.id(), request.place(), request.arrived().nanos());
         drop(ledger);
         match arrival {
             Arrival::Duplicate => {
@@ -188,13 +193,13 @@ impl Pipeline {
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
                 let stopping = self.stopping.subscribe();
-                let overtaken = shared.enter(request.caller());
+                let overtaken = shared.enter(request.place());
                 let slot = shared.requests.begin(&request);
                 tasks.spawn(async move {
-                    let (caller, op) = (request.caller(), request.op());
+                    let (place, op) = (request.place(), request.op());
                     let ended = shared.serve(request, ticket, slot, &overtaken, stopping).await;
                     shared.requests.over(slot, op, ended);
-                    shared.leave(caller, &overtaken);
+                    shared.leave(place, &overtaken);
                 });
             }
         }
@@ -223,15 +228,6 @@ enum NoPeer {
     Ended,
 }
 
-/// What the ledger has given out for a request that is answered.
-#[derive(Debug)]
-enum Held {
-    Claim(Claim),
-    Refusal(Refusal),
-    /// There is no room for another claim.
-    Nothing,
-}
-
 impl Shared {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
@@ -250,20 +246,25 @@ impl Shared {
     }
 
     /// Makes a request the newest of its place: whatever was is told so.
-    fn enter(&self, place: SocketAddr) -> Arc<Notify> {
+    fn enter(&self, place: Place) -> Arc<Notify> {
         let overtaken = Arc::new(Notify::new());
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(older) = newest.insert(place, Arc::clone(&overtaken)) {
+        let there = newest.entry(place.caller).or_default();
+        for (_, older) in there.extract_if(.., |(other, _)| other.may_be(&place)) {
             older.notify_one();
         }
+        there.push((place, Arc::clone(&overtaken)));
         overtaken
     }
 
     /// A request is over; if it is still the newest of its place there is none any more.
-    fn leave(&self, place: SocketAddr, overtaken: &Arc<Notify>) {
+    fn leave(&self, place: Place, overtaken: &Arc<Notify>) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if newest.get(&place).is_some_and(|newest| Arc::ptr_eq(newest, overtaken)) {
-            newest.remove(&place);
+        if let Entry::Occupied(mut there) = newest.entry(place.caller) {
+            there.get_mut().retain(|(_, newest)| !Arc::ptr_eq(newest, overtaken));
+            if there.get().is_empty() {
+                there.remove();
+            }
         }
     }
 
@@ -370,78 +371,6 @@ impl Shared {
         }
         let result = if reason == NoClaim::Superseded { "superseded" } else { "copy" };
         Ended::unanswered(result, reason.to_string())
-    }
-
-    /// Says the answer, unless the peer may be one that has asked something else, and tells the log.
-    async fn finish(
-        &self,
-        request: &Verified,
-        peer: Authenticated,
-        held: Held,
-        answer: Answer,
-        mut steps: Steps,
-        turn: Turn,
-    ) -> Ended {
-        self.backlog.read().await;
-        let superseded = match &held {
-            Held::Claim(claim) => self.ledger().is_claim_superseded(claim),
-            Held::Refusal(refusal) => self.ledger().is_refusal_superseded(refusal),
-            Held::Nothing => false,
-        };
-        fault::point(Point::BeforeReply);
-        let sent = if superseded { None } else { Some(peer.reply(&answer.bytes).await) };
-        fault::point(Point::AfterReply);
-        let now = Moment::now();
-        match held {
-            Held::Claim(claim) => self.ledger().answered(now.nanos(), claim),
-            Held::Refusal(refusal) => self.ledger().told(refusal),
-            Held::Nothing => {}
-        }
-        steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
-        let (reply, note) = told(answer.result, sent.as_ref());
-        let waited = turn.waited();
-        macro_rules! tell {
-            ($level:ident, $held_back:expr) => {
-                $level!(
-                    op = %request.op().name(),
-                    domain = %domain(request),
-                    source = %request.caller().ip(),
-                    seqno = request.seqno(),
-                    via = %request.via(),
-                    reply = %reply.replace(' ', "-"),
-                    verified = %steps.since_arrival(Some(steps.verified)),
-                    called_back = %steps.since_arrival(steps.called_back),
-                    dead = %steps.since_arrival(steps.dead),
-                    replied = %steps.since_arrival(steps.replied),
-                    held_back = $held_back,
-                    "{}{note}{waited}", answer.detail,
-                )
-            };
-        }
-        match answer.tone {
-            Tone::Done => tell!(info, None::<u64>),
-            Tone::Asked => self.complain(request.caller(), |held_back| tell!(info, some(held_back))),
-            Tone::Refused => self.complain(request.caller(), |held_back| tell!(warn, some(held_back))),
-        }
-        let detail = format!("{}{note}{waited}", answer.detail);
-        Ended { result: reply, detail, steps: Some(steps) }
-    }
-}
-
-/// A number for the log, where there is one to tell.
-fn some(held_back: u64) -> Option<u64> {
-    (held_back > 0).then_some(held_back)
-}
-
-/// What the log says that the peer was told, and why if that is nothing: nobody may read a success there that was never said.
-fn told(result: &'static str, sent: Option<&io::Result<()>>) -> (&'static str, String) {
-    match sent {
-        Some(Ok(())) => (result, String::new()),
-        Some(Err(error)) => ("undelivered", format!("; the answer could not be delivered: {error}")),
-        None => (
-            "none",
-            "; not answered: the peer may have asked something newer from the same address and port".to_owned(),
-        ),
     }
 }
 

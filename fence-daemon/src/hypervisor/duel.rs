@@ -28,6 +28,8 @@ const KEEP: Duration = Duration::from_secs(30);
 pub struct Asker {
     /// Its call-back address.
     pub caller: SocketAddr,
+    /// The number of the interface that it is called back by; 0 where the routing table decides.
+    pub interface: u32,
     /// When its request arrived.
     pub arrived: Moment,
 }
@@ -73,7 +75,7 @@ pub(super) struct Duels {
     dooms: Mutex<Dooms>,
     /// Told when a fence is over.
     news: watch::Sender<()>,
-    neighbours: fn(SocketAddr) -> io::Result<Vec<Mac>>,
+    neighbours: fn(SocketAddr, u32) -> io::Result<Vec<Mac>>,
 }
 
 #[derive(Default)]
@@ -89,7 +91,7 @@ impl Default for Duels {
 }
 
 impl Duels {
-    pub(super) fn with_neighbours(neighbours: fn(SocketAddr) -> io::Result<Vec<Mac>>) -> Self {
+    pub(super) fn with_neighbours(neighbours: fn(SocketAddr, u32) -> io::Result<Vec<Mac>>) -> Self {
         Self { dooms: Mutex::default(), news: watch::Sender::default(), neighbours }
     }
 
@@ -116,7 +118,7 @@ impl Duels {
                 (Some(asker), false, None) => {
                     // Not with the lock held, so that it may have to be looked once more.
                     drop(dooms);
-                    known = Some((self.neighbours)(asker.caller).unwrap_or_else(|error| {
+                    known = Some((self.neighbours)(asker.caller, asker.interface).unwrap_or_else(|error| {
                         tracing::warn!(caller = %asker.caller, %error, "the neighbour tables cannot be read: whoever asks is believed to live");
                         Vec::new()
                     }));
@@ -239,7 +241,7 @@ mod tests {
     use super::*;
 
     /// The neighbours of these tests: who calls from 192.0.2.N has the Ethernet address that ends with N.
-    fn neighbours(caller: SocketAddr) -> io::Result<Vec<Mac>> {
+    fn neighbours(caller: SocketAddr, _: u32) -> io::Result<Vec<Mac>> {
         let SocketAddr::V4(caller) = caller else { return Err(io::ErrorKind::Unsupported.into()) };
         Ok(vec![mac(caller.ip().octets()[3])])
     }
@@ -257,7 +259,7 @@ mod tests {
     }
 
     fn asks(number: u8, arrived: Moment) -> Option<Asker> {
-        Some(Asker { caller: SocketAddr::from(([192, 0, 2, number], 1229)), arrived })
+        Some(Asker { caller: SocketAddr::from(([192, 0, 2, number], 1229)), interface: 0, arrived })
     }
 
     /// One machine for each Ethernet address.
@@ -312,7 +314,7 @@ mod tests {
         // Of no address that is known, or none at all.
         assert!(duels.aim(asks(8, now), vec![guest(3)], one).is_ok());
         assert!(duels.aim(None, vec![guest(3)], one).is_ok());
-        let nowhere = Some(Asker { caller: "[2001:db8::2]:1229".parse().unwrap(), arrived: now });
+        let nowhere = Some(Asker { caller: "[2001:db8::2]:1229".parse().unwrap(), interface: 0, arrived: now });
         assert!(duels.aim(nowhere, vec![guest(3)], one).is_ok());
         drop(aim);
         let _aim = fenced(Aimed { macs: [].into(), ..guest(2) });

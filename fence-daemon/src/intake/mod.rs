@@ -17,13 +17,14 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
 use fence_common::key::Key;
-use fence_common::ledger::RequestId;
+use fence_common::ledger::{Place, RequestId};
 use fence_common::replay::Mark;
 use fence_common::shield::Sender;
 use fence_common::wire::{Op, Request};
 
 use crate::clock::Moment;
 use crate::policy::Target;
+use crate::rtnetlink::{link, route};
 
 /// The way that a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Verified {
     seqno: u32,
     target: Option<Target>,
     caller: SocketAddr,
+    /// The number of the interface that the callback leaves by; 0 where the routing table decides.
+    interface: u32,
     via: Via,
     arrived: Moment,
     verified: Moment,
@@ -82,6 +85,7 @@ impl Verified {
             seqno: request.seqno.get(),
             target: request.domain_text().and_then(Target::parse),
             caller,
+            interface: way_back(caller.ip(), ifindex, via),
             via,
             arrived,
             verified: Moment::now(),
@@ -159,6 +163,13 @@ impl Verified {
         self.caller
     }
 
+    /// Where the callback goes to, with the interface that it leaves by: the one that the request came by, if a route leads
+    /// back over it.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place { caller: self.caller, interface: self.interface }
+    }
+
     /// How it came in.
     #[must_use]
     pub fn via(&self) -> Via {
@@ -175,5 +186,23 @@ impl Verified {
     #[must_use]
     pub fn verified(&self) -> Moment {
         self.verified
+    }
+}
+
+/// The number of the interface that a callback to `ip` leaves by, for a request that came by the one with the number `ifindex`; 0 where
+/// the routing table decides.
+///
+/// Networks on two interfaces may use the same addresses, so the routing table may lead to another guest than the one that asks. It
+/// decides for this host itself (whose multicast comes back by the bridge, and whose own addresses are on any interface), and where no
+/// route leads back, as for guests behind a router.
+fn way_back(ip: IpAddr, ifindex: u32, via: Via) -> u32 {
+    // The kernel program passes what this host itself sends.
+    if ifindex == 0 || (via == Via::Socket && route::is_local(ip).unwrap_or(false)) {
+        return 0;
+    }
+    match route::leads_over(ip, ifindex) {
+        // Over an interface that is gone or down nobody can be called back, and over another one it may be somebody else.
+        Ok(false) if link::one(ifindex).is_ok_and(|link| link.up) => 0,
+        Ok(_) | Err(_) => ifindex,
     }
 }

@@ -19,7 +19,7 @@ use fence_common::shield::{self, Admission, Failed, Limits, Memory, Room, Sender
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::{REQUEST_LEN, Request};
 use nix::libc;
-use nix::sys::socket::sockopt::{Ipv6RecvPacketInfo, ReceiveTimestampns};
+use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, ReceiveTimestampns};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
@@ -337,7 +337,7 @@ struct Datagram {
     bytes: [u8; REQUEST_LEN + 1],
     len: usize,
     source: IpAddr,
-    /// The number of the interface that it came by; 0 for IPv4, where nobody asks.
+    /// The number of the interface that it came by; 0 if the kernel does not say.
     interface: u32,
     arrived: Moment,
 }
@@ -345,7 +345,7 @@ struct Datagram {
 /// Receives a datagram that is there already.
 fn receive(socket: &impl AsFd) -> io::Result<Datagram> {
     let mut bytes = [0; REQUEST_LEN + 1];
-    let mut control = nix::cmsg_space!(TimeSpec, libc::in6_pktinfo);
+    let mut control = nix::cmsg_space!(TimeSpec, libc::in_pktinfo, libc::in6_pktinfo);
     let (len, source, stamp, interface) = {
         let mut into = [IoSliceMut::new(&mut bytes)];
         let fd = socket.as_fd().as_raw_fd();
@@ -354,6 +354,8 @@ fn receive(socket: &impl AsFd) -> io::Result<Datagram> {
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmTimestampns(when) = control {
                 stamp = Some(when);
+            } else if let ControlMessageOwned::Ipv4PacketInfo(info) = control {
+                interface = u32::try_from(info.ipi_ifindex).unwrap_or(0);
             } else if let ControlMessageOwned::Ipv6PacketInfo(info) = control {
                 interface = info.ipi6_ifindex;
             }
@@ -395,10 +397,13 @@ fn bound(group: IpAddr, port: u16, index: u32) -> Result<UdpSocket, SocketError>
         IpAddr::V6(_) => socket.set_only_v6(true).and_then(|()| socket.set_multicast_all_v6(false)),
     }
     .map_err(kernel("narrow"))?;
-    if group.is_ipv6() {
-        // A link-local caller is on the link that its datagram came by.
-        setsockopt(&socket, Ipv6RecvPacketInfo, &true).map_err(io::Error::from).map_err(kernel("prepare"))?;
+    // The callback leaves by the interface that the datagram came by.
+    match group {
+        IpAddr::V4(_) => setsockopt(&socket, Ipv4PacketInfo, &true),
+        IpAddr::V6(_) => setsockopt(&socket, Ipv6RecvPacketInfo, &true),
     }
+    .map_err(io::Error::from)
+    .map_err(kernel("prepare"))?;
     // No SO_REUSEADDR on purpose: two servers on one port would both answer.
     socket.bind(&SockAddr::from(address)).map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {

@@ -133,7 +133,8 @@ impl Shared {
     }
 
     async fn carry_out(&self, order: Authorized, request: &Verified, deadline: &Deadline) -> Answer {
-        let asker = Asker { caller: request.caller(), arrived: request.arrived() };
+        let asker =
+            Asker { caller: request.caller(), interface: request.place().interface, arrived: request.arrived() };
         if deadline.by() <= Instant::now() {
             return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
         }

@@ -3,7 +3,7 @@
 mod denied;
 mod overtaken;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zerocopy::{FromBytes, FromZeros};
 
+use super::last_word::told;
 use super::*;
 use crate::config::Group;
 use crate::hypervisor::Presence;

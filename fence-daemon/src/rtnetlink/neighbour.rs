@@ -21,18 +21,19 @@ struct Neighbour {
     mac: Option<Mac>,
 }
 
-/// The Ethernet addresses that an IP address has: as a rule one, none if it is not on a segment of ours, several if it is on several.
+/// The Ethernet addresses that an IP address has on the link with this number, on any if it is 0: as a rule one, none if it is not on a
+/// segment of ours, several if it is on several.
 ///
 /// # Errors
 /// The kernel does not say.
-pub(crate) fn macs_of(address: SocketAddr) -> io::Result<Vec<Mac>> {
+pub(crate) fn macs_of(address: SocketAddr, link: u32) -> io::Result<Vec<Mac>> {
     let ip = address.ip().to_canonical();
     let mut request = NeighbourMessage::default();
     request.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let all: Vec<Neighbour> = super::dump(&RouteNetlinkMessage::GetNeighbour(request))?;
     let link = match address {
         SocketAddr::V6(address) if address.scope_id() != 0 => Some(address.scope_id()),
-        SocketAddr::V4(_) | SocketAddr::V6(_) => None,
+        SocketAddr::V4(_) | SocketAddr::V6(_) => Some(link).filter(|link| *link != 0),
     };
     let is_it = |found: &Neighbour| found.ip == Some(ip) && link.is_none_or(|link| link == found.link);
     Ok(all.iter().filter(|found| is_it(found)).filter_map(|found| found.mac).collect())
@@ -121,7 +122,7 @@ mod tests {
     fn the_kernel_is_asked() {
         let nowhere = SocketAddrV6::new("fe80::1".parse().unwrap(), 1229, 0, i32::MAX.unsigned_abs());
         for nobody in ["203.0.113.77:1229".parse().unwrap(), "[2001:db8::77]:1229".parse().unwrap(), nowhere.into()] {
-            assert_eq!(macs_of(nobody).unwrap(), Vec::<Mac>::new());
+            assert_eq!(macs_of(nobody, 0).unwrap(), Vec::<Mac>::new());
         }
     }
 }

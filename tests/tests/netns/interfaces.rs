@@ -3,6 +3,7 @@
 mod beginning;
 mod company;
 mod several;
+mod way_back;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;

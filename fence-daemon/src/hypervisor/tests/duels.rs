@@ -14,7 +14,7 @@ async fn pair() -> (Hypervisors, Scratch) {
     let interface = "<devices><interface type='network'><mac address='52:54:00:00:00:02'/><source network='default'/>\
                      </interface></devices><test:runstate>1</test:runstate>";
     let file = Node::default().running("a", 1).domain("b", 2, interface).file();
-    let duels = Duels::with_neighbours(|_| Ok(vec![ADDRESS]));
+    let duels = Duels::with_neighbours(|_, _| Ok(vec![ADDRESS]));
     let h = Hypervisors::with_duels(&[file.uri()], QUICK, Options::default(), duels);
     h.wait_connected().await;
     let known = || h.inner.uris[0].table.running_with(ADDRESS).len();
@@ -33,7 +33,7 @@ fn fence_of_b(h: &Hypervisors) -> Aim {
 /// What `b` asks.
 fn b_asks(h: &Hypervisors, op: Op, domain: &str) -> tokio::task::JoinHandle<Outcome> {
     let caller = SocketAddr::from(([192, 0, 2, 2], 1229));
-    let (h, target, asker) = (h.clone(), name(domain), Asker { caller, arrived: Moment::now() });
+    let (h, target, asker) = (h.clone(), name(domain), Asker { caller, interface: 0, arrived: Moment::now() });
     tokio::spawn(async move {
         let deadline = Deadline::at(Instant::now() + Duration::from_secs(60));
         h.carry_out(&Authorized::dangerous_for_test(op, target), Some(asker), &deadline).await

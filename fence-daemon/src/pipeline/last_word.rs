@@ -1,0 +1,99 @@
+//! The end of a request: the reply to the peer, unless it may be another one, and the line in the log.
+
+use std::io;
+
+use fence_common::ledger::{Claim, Refusal};
+use tracing::{info, warn};
+
+use super::answer::{Answer, Tone};
+use super::turn::Turn;
+use super::{Shared, domain};
+use crate::callback::Authenticated;
+use crate::clock::Moment;
+use crate::fault::{self, Point};
+use crate::intake::Verified;
+use crate::observe::requests::Ended;
+use crate::observe::steps::Steps;
+
+/// What the ledger has given out for a request that is answered.
+#[derive(Debug)]
+pub(super) enum Held {
+    Claim(Claim),
+    Refusal(Refusal),
+    /// There is no room for another claim.
+    Nothing,
+}
+
+impl Shared {
+    /// Says the answer, unless the peer may be one that has asked something else, and tells the log.
+    pub(super) async fn finish(
+        &self,
+        request: &Verified,
+        peer: Authenticated,
+        held: Held,
+        answer: Answer,
+        mut steps: Steps,
+        turn: Turn,
+    ) -> Ended {
+        self.backlog.read().await;
+        let superseded = match &held {
+            Held::Claim(claim) => self.ledger().is_claim_superseded(claim),
+            Held::Refusal(refusal) => self.ledger().is_refusal_superseded(refusal),
+            Held::Nothing => false,
+        };
+        fault::point(Point::BeforeReply);
+        let sent = if superseded { None } else { Some(peer.reply(&answer.bytes).await) };
+        fault::point(Point::AfterReply);
+        let now = Moment::now();
+        match held {
+            Held::Claim(claim) => self.ledger().answered(now.nanos(), claim),
+            Held::Refusal(refusal) => self.ledger().told(refusal),
+            Held::Nothing => {}
+        }
+        steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
+        let (reply, note) = told(answer.result, sent.as_ref());
+        let waited = turn.waited();
+        macro_rules! tell {
+            ($level:ident, $held_back:expr) => {
+                $level!(
+                    op = %request.op().name(),
+                    domain = %domain(request),
+                    source = %request.caller().ip(),
+                    seqno = request.seqno(),
+                    via = %request.via(),
+                    reply = %reply.replace(' ', "-"),
+                    verified = %steps.since_arrival(Some(steps.verified)),
+                    called_back = %steps.since_arrival(steps.called_back),
+                    dead = %steps.since_arrival(steps.dead),
+                    replied = %steps.since_arrival(steps.replied),
+                    held_back = $held_back,
+                    "{}{note}{waited}", answer.detail,
+                )
+            };
+        }
+        match answer.tone {
+            Tone::Done => tell!(info, None::<u64>),
+            Tone::Asked => self.complain(request.caller(), |held_back| tell!(info, some(held_back))),
+            Tone::Refused => self.complain(request.caller(), |held_back| tell!(warn, some(held_back))),
+        }
+        let detail = format!("{}{note}{waited}", answer.detail);
+        Ended { result: reply, detail, steps: Some(steps) }
+    }
+}
+
+/// A number for the log, where there is one to tell.
+fn some(held_back: u64) -> Option<u64> {
+    (held_back > 0).then_some(held_back)
+}
+
+/// What the log says that the peer was told, and why if that is nothing: nobody may read a success there that was never said.
+pub(super) fn told(result: &'static str, sent: Option<&io::Result<()>>) -> (&'static str, String) {
+    match sent {
+        Some(Ok(())) => (result, String::new()),
+        Some(Err(error)) => ("undelivered", format!("; the answer could not be delivered: {error}")),
+        None => (
+            "none",
+            "; not answered: the peer may have asked something newer from the same address and port".to_owned(),
+        ),
+    }
+}
