@@ -79,10 +79,20 @@ pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Optio
         let name = &interface.name;
         match &interface.program {
             Some(mode) => {
+                let hidden = if mode == Attach::Tcx.name() {
+                    String::new()
+                } else {
+                    // XDP runs before packet sockets get their copy, tcx after.
+                    format!(
+                        "; `tcpdump -i {name}` does not show them (a guest's port does, and docs/inspect.md says more)"
+                    )
+                };
                 let id = interface.program_id.map(|id| format!(", id {id}")).unwrap_or_default();
                 Finding::ok(
                     CHECK,
-                    format!("attached to {name} ({mode}{id}): requests reach it before any firewall of this host"),
+                    format!(
+                        "attached to {name} ({mode}{id}): requests reach it before any firewall of this host{hidden}"
+                    ),
                 )
             }
             None => {
@@ -232,6 +242,11 @@ mod tests {
         let nobody = |_: &str| None;
         assert!(states(&program(Attach::Auto, &report, nobody)).iter().all(|state| *state == State::Ok));
         report.listener.interfaces.truncate(1);
+        for (mode, hides) in [("tcx", false), ("generic", true), ("native", true)] {
+            report.listener.interfaces[0].program = Some(mode.to_owned());
+            let told = program(Attach::Auto, &report, nobody);
+            assert_eq!(told[0].seen.contains("`tcpdump -i virbr0` does not show them"), hides, "{told:?}");
+        }
         report.listener.interfaces[0].program = None;
         let missing = program(Attach::Auto, &report, |_| Some(Obstacle::Occupant("xdp_dispatcher (id 7)".to_owned())));
         assert_eq!(states(&missing), [State::Warning]);

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::bench::{Bench, DOMAIN};
 
+mod capture;
 mod page;
 
 /// Longer than anything here takes on a loaded machine.
