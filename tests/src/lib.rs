@@ -50,6 +50,7 @@ pub mod observer;
 pub mod packaged;
 pub mod peer;
 pub mod process;
+pub mod proxy;
 pub mod pump;
 pub mod qemu;
 pub mod server;

@@ -4,6 +4,9 @@
 //! server prints nothing for a list over two connections).
 
 #[cfg(test)]
+#[path = "libvirt/blind.rs"]
+mod blind;
+#[cfg(test)]
 #[path = "libvirt/concurrency.rs"]
 mod concurrency;
 #[cfg(test)]
@@ -24,6 +27,9 @@ mod duels;
 #[cfg(test)]
 #[path = "libvirt/inspect.rs"]
 mod inspect;
+#[cfg(test)]
+#[path = "libvirt/late.rs"]
+mod late;
 #[cfg(test)]
 #[path = "libvirt/lists.rs"]
 mod lists;

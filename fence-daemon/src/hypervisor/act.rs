@@ -13,6 +13,7 @@ use super::disproof;
 use super::domain::{self, Power, Seen, Source, Started, State, Unproven};
 use super::duel::{Aim as Entered, Aimed, Asker, Doomed, Refused};
 use super::error::CallError;
+use super::follow::refresh;
 use super::host::{Left, Remains, Whom};
 use super::link::Lane;
 use super::locks::Held;
@@ -83,6 +84,7 @@ async fn fence(inner: &Arc<Inner>, op: Op, target: &Target, asker: Option<Asker>
 
 /// Asks only: no lock, so that it never waits behind a kill.
 async fn status(inner: &Inner, target: &Target) -> Outcome {
+    refresh(&inner.uris, target, inner.limits.grace).await;
     if let Some(outcome) = lives(inner, target) {
         return outcome;
     }
@@ -147,6 +149,7 @@ pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Pre
     fn runs(seen: &Seen) -> bool {
         matches!(seen.power, Power::Active(_))
     }
+    refresh(&inner.uris, target, inner.limits.grace).await;
     let instances = inner.uris.iter().filter_map(|uri| {
         let (uuid, entry) = uri.table.find(target)?;
         let instance = entry.instance?;
@@ -167,7 +170,7 @@ pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Pre
     if restart == Some(false) {
         return Presence::Defined;
     }
-    // The table may be a moment behind, or without events.
+    // The table may be a moment behind.
     let Survey { found, remembered, .. } = disproof::ask(inner, target, runs).await;
     if found.iter().any(|found| runs(&found.seen)) {
         Presence::Runs
@@ -269,6 +272,7 @@ impl Change {
 
     async fn prepare(&mut self, target: &Target, aim: Aim) {
         self.locks.push(self.inner.locks.spelled(target).await);
+        refresh(&self.inner.uris, target, self.inner.limits.grace).await;
         if aim == Aim::Kill && self.inner.kill == Kill::Direct && self.aim_at_processes(target).await {
             return;
         }

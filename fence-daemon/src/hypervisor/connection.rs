@@ -274,7 +274,7 @@ impl Uri {
                     pause = RETRY_MIN;
                     let lost = Arc::clone(&link.lost);
                     self.silent.store(false, Ordering::Relaxed);
-                    self.table.begin_generation();
+                    self.table.begin_generation(link.told);
                     self.replace(Some(link), |state| {
                         state.tried += 1;
                         state.error = None;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use uuid::Uuid;
 use virt::connect::Connect;
 
@@ -19,6 +20,7 @@ use super::error::CallError;
 use super::ffi::News;
 use super::link::Lane;
 use super::victim::VictimError;
+use crate::policy::Target;
 
 /// Domains that are looked at at a time.
 const LOOKS_AT_ONCE: usize = 2;
@@ -35,6 +37,8 @@ const TRIES: u32 = 8;
 const AGAIN: Duration = Duration::from_secs(1);
 /// How many events are taken in at once.
 const EVENTS_AT_ONCE: usize = 256;
+/// How often all domains are looked at where libvirt tells nothing of what happens to them.
+const REFRESH: Duration = Duration::from_secs(3);
 /// No pause is longer; there is nothing to be done at its end.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -157,6 +161,11 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
             Some(done) = reports.recv() => match done {
                 Done::Listed(Ok(uuids)) => {
                     uuids.iter().for_each(|uuid| looks.want(*uuid));
+                    if uri.table.is_blind() {
+                        // Also those that are gone.
+                        uri.table.uuids().into_iter().for_each(|uuid| looks.want(uuid));
+                        list_at = Some(Instant::now() + REFRESH);
+                    }
                     unseen = Some(uuids.into_iter().collect());
                 }
                 Done::Listed(Err(error)) => {
@@ -190,6 +199,33 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
     }
 }
 
+/// Looks at a request's domain where the tables would otherwise be behind: at URIs whose libvirt tells no events. Costs nothing elsewhere.
+pub(super) async fn refresh(uris: &[Arc<Uri>], target: &Target, limit: Duration) {
+    let by = Instant::now() + limit;
+    let mut looks = JoinSet::new();
+    for uri in uris.iter().filter(|uri| uri.table.is_blind() && uri.is_lively()) {
+        let (uri, target) = (Arc::clone(uri), target.clone());
+        looks.spawn(async move {
+            let known = uri.table.find(&target).map(|(uuid, _)| uuid);
+            let found = uri.call(Lane::Look, by, move |connect| domain::look_up(connect, &target)).await;
+            let found = found.ok().flatten().map(|seen| seen.uuid);
+            // Both, where a name has gone from one domain to another.
+            let mut uuids: Vec<_> = known.into_iter().chain(found).collect();
+            uuids.dedup();
+            for uuid in uuids {
+                if let Err(error) = observe(&uri, uuid, by).await {
+                    tracing::debug!(uri = %uri.text, %uuid, %error, "a domain could not be looked at");
+                }
+            }
+        });
+    }
+    let all = async { while looks.join_next().await.is_some() {} };
+    // What is begun goes on, and enters what it finds.
+    if timeout_at(by, all).await.is_err() {
+        looks.detach_all();
+    }
+}
+
 fn list(uri: &Arc<Uri>, report: mpsc::UnboundedSender<Done>) {
     let uri = Arc::clone(uri);
     tokio::spawn(async move {
@@ -200,26 +236,32 @@ fn list(uri: &Arc<Uri>, report: mpsc::UnboundedSender<Done>) {
 }
 
 fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
-    let (uri, table) = (Arc::clone(uri), Arc::clone(&uri.table));
+    let uri = Arc::clone(uri);
     tokio::spawn(async move {
-        let generation = table.generation();
-        let look = move |connect: &Connect| {
-            let (old, departures) = (table.get(uuid), table.departures(uuid));
-            let Observed { entry, lacking, leaving, xml } =
-                domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
-            // Over a connection that is no longer the present one nothing is entered.
-            if table.generation() == generation {
-                if let Some(leaving) = leaving {
-                    table.note_seen(uuid, leaving, departures);
-                }
-                table.put(uuid, entry);
-                table.note_xml(uuid, xml);
-            }
-            Ok(lacking)
-        };
-        let looked = uri.call(Lane::Look, Instant::now() + TURN, look).await;
+        let looked = observe(&uri, uuid, Instant::now() + TURN).await;
         let _ = report.send(Done::Looked(uuid, looked));
     });
+}
+
+/// Looks at one domain and enters how it is. Why its process is not at hand although it runs.
+async fn observe(uri: &Arc<Uri>, uuid: Uuid, begin_by: Instant) -> Result<Option<VictimError>, CallError> {
+    let table = Arc::clone(&uri.table);
+    let generation = table.generation();
+    let look = move |connect: &Connect| {
+        let (old, departures) = (table.get(uuid), table.departures(uuid));
+        let Observed { entry, lacking, leaving, xml } =
+            domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
+        // Over a connection that is no longer the present one nothing is entered.
+        if table.generation() == generation {
+            if let Some(leaving) = leaving {
+                table.note_seen(uuid, leaving, departures);
+            }
+            table.put(uuid, entry);
+            table.note_xml(uuid, xml);
+        }
+        Ok(lacking)
+    };
+    uri.call(Lane::Look, begin_by, look).await
 }
 
 #[cfg(test)]

@@ -64,6 +64,11 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
 /// some that are killed and cannot die, they are left out of what it is asked, and told by their own processes.
 async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
     let Some(known) = uri.table.dying() else { return uri.call(Lane::Query, bound, domain::list).await };
+    if !uri.table.is_filled() {
+        return Err(CallError::Busy(
+            "it does not list its domains while one of them is killed, and not all were seen before",
+        ));
+    }
     let (dying, others): (Vec<_>, Vec<_>) =
         known.into_iter().partition(|(_, entry)| entry.victim().is_some_and(|victim| victim.is_dying()));
     let others = others.into_iter().map(|(uuid, _)| uuid).collect();

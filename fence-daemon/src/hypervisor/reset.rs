@@ -44,6 +44,10 @@ pub(super) async fn reset(
     deadline: &Deadline,
     pending: &mut Option<JoinHandle<Result<Asked, CallError>>>,
 ) -> Option<Moment> {
+    if !uri.table.is_told_of_resets() {
+        tracing::info!(%domain, "libvirt would not tell that it was reset: killed and started instead");
+        return None;
+    }
     let uuid = domain.uuid;
     let before = uri.table.resets(uuid);
     let deadline = deadline.not_after(Instant::now() + limit);

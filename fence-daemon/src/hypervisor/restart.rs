@@ -79,7 +79,7 @@ impl Plan {
         if !uri.table.strays(self.domain.uuid).is_empty() {
             return Err(CallError::Busy("its process runs on, although libvirt has lost it: `off` ends that"));
         }
-        if let Some(dead) = self.dead {
+        if let Some(dead) = self.dead.filter(|_| !uri.table.is_blind()) {
             // Only so long: libvirt's own word counts, and it is asked for next.
             let by = deadline.by().min(Instant::now() + FORGET_WITHIN);
             uri.table.forgotten(self.domain.uuid, dead, by).await;

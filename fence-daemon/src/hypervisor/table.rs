@@ -4,6 +4,8 @@
 //!   others nothing, and what is not in the table yet is looked up.
 //! - An event says only *which* domain: how it is now is asked anew each time (`domain::observe`). Events that are doubled, late or out of
 //!   order do no harm, and there is no polling.
+//! - Where libvirt tells no events the table is *blind*: all domains are looked at every few seconds, and
+//!   those that a request is about right before its table is used (`follow::refresh`).
 //! - Kept while the connection is lost: what a pidfd says is true without libvirt. So the table is good for finding a process to
 //!   kill, and for saying that a domain is *on* whose process lives. That one is *off* is only ever said by a dead process or by
 //!   libvirt, asked afresh.
@@ -26,6 +28,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::domain::State;
+use super::link::Told;
 use super::memory::Recalled;
 use super::unnoticed::Unnoticed;
 use super::victim::{Driver, ImageLocks, Job, Victim};
@@ -111,6 +114,10 @@ pub(super) struct Table {
     unfinished: Mutex<HashMap<Uuid, ImageLocks>>,
     /// Whether every domain was seen that libvirt had once.
     filled: AtomicBool,
+    /// Whether libvirt tells nothing of what happens to domains: then this table is a while behind.
+    blind: AtomicBool,
+    /// Whether libvirt tells that a domain was reset.
+    told_of_resets: AtomicBool,
     /// The number of the present connection.
     generation: AtomicU64,
     /// How often each domain was seen to be reset.
@@ -135,6 +142,8 @@ impl Table {
             strays: Mutex::default(),
             unfinished: Mutex::default(),
             filled: AtomicBool::new(false),
+            blind: AtomicBool::new(false),
+            told_of_resets: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             resets: Mutex::default(),
             leaving: Mutex::default(),
@@ -190,6 +199,16 @@ impl Table {
     pub(super) fn uuids(&self) -> Vec<Uuid> {
         let known: Vec<_> = self.domains().keys().copied().collect();
         known.into_iter().chain(self.recalled.all().into_iter().map(|(uuid, _)| uuid)).collect()
+    }
+
+    /// Whether libvirt tells nothing of what happens to domains. What this table says has to be looked at afresh then.
+    pub(super) fn is_blind(&self) -> bool {
+        self.blind.load(Ordering::Acquire)
+    }
+
+    /// Whether libvirt would tell that a domain was reset.
+    pub(super) fn is_told_of_resets(&self) -> bool {
+        self.told_of_resets.load(Ordering::Acquire)
     }
 
     /// Every domain was seen that libvirt has.
@@ -276,7 +295,9 @@ impl Table {
     }
 
     /// A new connection is there: what was observed over an earlier one is not compared with what is observed over this one.
-    pub(super) fn begin_generation(&self) {
+    pub(super) fn begin_generation(&self, told: Told) {
+        self.blind.store(!told.changes, Ordering::Release);
+        self.told_of_resets.store(told.resets, Ordering::Release);
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 

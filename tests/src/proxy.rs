@@ -1,0 +1,200 @@
+//! Between a lab's libvirtd and its clients: what they say to each other is passed on, late or not at all where a test wants that.
+//!
+//! It takes the place of libvirtd's own socket, so the daemon takes it for the local libvirtd that it is.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::lab::Hypervisor;
+
+/// Where libvirtd serves.
+const SOCKET: &str = "/run/libvirt/libvirt-sock";
+/// Where its socket is moved to.
+const BEHIND: &str = "/run/libvirt/libvirt-sock.behind";
+/// libvirt's program for hypervisors, in its RPC.
+const REMOTE_PROGRAM: u32 = 0x2000_8086;
+/// Its procedure that registers for events of domains.
+const REGISTER_ANY: u32 = 316;
+/// `VIR_ERR_NO_SUPPORT` and `VIR_FROM_RPC`, and the level of an error.
+const NO_SUPPORT: [u32; 2] = [3, 7];
+const LEVEL: u32 = 2;
+/// The largest message of libvirt's.
+const MESSAGE_MAX: usize = 32 << 20;
+
+/// What is done to what passes.
+#[derive(Debug, Default)]
+struct Rules {
+    /// Whether registrations for events are refused, as by a driver that has none.
+    refuses_events: AtomicBool,
+    /// How many connections are taken; later ones are closed at once.
+    most: AtomicUsize,
+    /// For how many milliseconds each answer is kept back, on all connections but the first.
+    delay: AtomicU64,
+    taken: AtomicUsize,
+    open: Mutex<Vec<UnixStream>>,
+}
+
+/// The proxy. Dropping it ends all connections through it.
+#[derive(Debug)]
+pub struct Proxy {
+    rules: Arc<Rules>,
+    socket: PathBuf,
+    behind: PathBuf,
+}
+
+impl Proxy {
+    /// Takes the place of the socket of a libvirtd that serves.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn start(hypervisor: &Hypervisor) -> Result<Self> {
+        let (socket, behind) = (hypervisor.outside(SOCKET), hypervisor.outside(BEHIND));
+        fs::rename(&socket, &behind).context("libvirtd's socket")?;
+        let listener = UnixListener::bind(&socket).context("a socket in its place")?;
+        let rules = Arc::new(Rules { most: AtomicUsize::new(usize::MAX), ..Rules::default() });
+        let proxy = Self { rules: Arc::clone(&rules), socket, behind: behind.clone() };
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let number = rules.taken.fetch_add(1, Ordering::AcqRel);
+                if number < rules.most.load(Ordering::Acquire) {
+                    // A connection that cannot be made is one that ends.
+                    let _ = pass(&rules, number, client, &behind);
+                }
+            }
+        });
+        Ok(proxy)
+    }
+
+    /// Refuses registrations for events from now on.
+    pub fn refuse_events(&self) {
+        self.rules.refuses_events.store(true, Ordering::Release);
+    }
+
+    /// Takes so many connections in all, and no more.
+    pub fn take_at_most(&self, count: usize) {
+        self.rules.most.store(count, Ordering::Release);
+    }
+
+    /// Keeps each answer back for so long, on all connections but the first.
+    pub fn delay_answers(&self, delay: Duration) {
+        self.rules.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// How many connections were asked for.
+    #[must_use]
+    pub fn asked_for(&self) -> usize {
+        self.rules.taken.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = fs::rename(&self.behind, &self.socket);
+        for stream in self.rules.open.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+/// Passes what client and server say, each way on a thread of its own, until one of them ends.
+fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf) -> Result<()> {
+    let server = UnixStream::connect(behind)?;
+    let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
+    open.extend([client.try_clone()?, server.try_clone()?]);
+    drop(open);
+    let (mut from_client, mut to_client) = (client.try_clone()?, client);
+    let (mut from_server, mut to_server) = (server.try_clone()?, server);
+    let refusals = Mutex::new(to_client.try_clone()?);
+    let asks = Arc::clone(rules);
+    thread::spawn(move || {
+        while let Ok(message) = read(&mut from_client) {
+            let refused = asks.refuses_events.load(Ordering::Acquire).then(|| refusal(&message)).flatten();
+            let passed = match refused {
+                Some(refusal) => refusals.lock().unwrap_or_else(PoisonError::into_inner).write_all(&refusal),
+                None => to_server.write_all(&message),
+            };
+            if passed.is_err() {
+                break;
+            }
+        }
+        let _ = to_server.shutdown(std::net::Shutdown::Both);
+    });
+    let answers = Arc::clone(rules);
+    thread::spawn(move || {
+        while let Ok(message) = read(&mut from_server) {
+            let delay = answers.delay.load(Ordering::Acquire);
+            if number > 0 && delay > 0 {
+                thread::sleep(Duration::from_millis(delay));
+            }
+            if to_client.write_all(&message).is_err() {
+                break;
+            }
+        }
+        let _ = to_client.shutdown(std::net::Shutdown::Both);
+    });
+    Ok(())
+}
+
+/// A whole message: its length, which counts itself, and the rest.
+fn read(from: &mut UnixStream) -> Result<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let whole = usize::try_from(u32::from_be_bytes(length))?;
+    ensure!((28..=MESSAGE_MAX).contains(&whole), io::Error::from(io::ErrorKind::InvalidData));
+    let mut message = vec![0; whole];
+    message[..4].copy_from_slice(&length);
+    from.read_exact(&mut message[4..])?;
+    Ok(message)
+}
+
+/// The answer to a registration for events that a driver without events gives; none to anything else.
+fn refusal(message: &[u8]) -> Option<Vec<u8>> {
+    let word = |number: usize| {
+        let bytes = message.get(number * 4..number * 4 + 4)?;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    };
+    // Length, program, version, procedure, type (0: a call), serial, status.
+    let (program, version, procedure, kind, serial) = (word(1)?, word(2)?, word(3)?, word(4)?, word(5)?);
+    if (program, procedure, kind) != (REMOTE_PROGRAM, REGISTER_ANY, 0) {
+        return None;
+    }
+    let text = b"this function is not supported by the connection driver!";
+    let [code, domain] = NO_SUPPORT;
+    let mut words = vec![program, version, procedure, 1, serial, 1, code, domain, 1];
+    words.push(u32::try_from(text.len()).ok()?);
+    let mut body: Vec<u8> = words.into_iter().flat_map(u32::to_be_bytes).collect();
+    body.extend_from_slice(text);
+    body.resize(body.len().next_multiple_of(4), 0);
+    // The level; no domain; no strings; two numbers; no network.
+    for word in [LEVEL, 0, 0, 0, 0, 0, 0, 0] {
+        body.extend(word.to_be_bytes());
+    }
+    let whole = u32::try_from(body.len() + 4).ok()?;
+    Some([whole.to_be_bytes().to_vec(), body].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(procedure: u32) -> Vec<u8> {
+        [28, REMOTE_PROGRAM, 1, procedure, 0, 9, 0].into_iter().flat_map(u32::to_be_bytes).collect()
+    }
+
+    #[test]
+    fn only_a_registration_is_refused() {
+        assert!(refusal(&call(1)).is_none());
+        let refused = refusal(&call(REGISTER_ANY)).unwrap();
+        assert_eq!(refused.len() % 4, 0);
+        assert_eq!(refused[..4], u32::try_from(refused.len()).unwrap().to_be_bytes());
+        assert_eq!(refused[16..28], [0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 1]);
+    }
+}

@@ -1,0 +1,51 @@
+//! A libvirt that tells no events: what is known of its domains is looked at again and again, and afresh where it counts.
+
+use anyhow::{Context, Result, ensure};
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::proxy::Proxy;
+use fence_tests::qemu;
+
+use super::site::Site;
+
+#[test]
+fn a_libvirt_without_events_is_looked_at_all_the_same() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    qemu::define_idle(&libvirtd, "vm")?;
+    qemu::start_idle(&libvirtd, "gone")?;
+    let proxy = Proxy::start(&hypervisor)?;
+    proxy.refuse_events();
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[("reboot_method", "reset")])?;
+    site.logs(0, "libvirt tells no events there")?;
+    site.server.wait_domain("vm", "shut off")?;
+
+    // Nobody tells, and the next request is about what is so now: it is killed by its process, not left to libvirt.
+    for _ in 0..3 {
+        site.libvirtd.start_domain(qemu::URI, "vm")?;
+        site.off_directly("vm").context("started by another hand a moment ago")?;
+        site.libvirtd.wait_state(qemu::URI, "vm", "shut off")?;
+    }
+    // A name can go to another domain.
+    site.libvirtd.virsh(qemu::URI, &["destroy", "gone"])?;
+    site.libvirtd.virsh(qemu::URI, &["undefine", "gone"])?;
+    qemu::start_idle(&site.libvirtd, "gone")?;
+    site.off_directly("gone")?;
+
+    // What nobody asks about is seen a little later.
+    site.libvirtd.start_domain(qemu::URI, "vm")?;
+    site.server.wait_domain("vm", "running")?;
+    site.libvirtd.virsh(qemu::URI, &["undefine", "gone"])?;
+    let uris = |report: &serde_json::Value| report["uris"].to_string();
+    fence_tests::process::poll_until("`gone` to be gone", super::site::SOON, || {
+        Ok((!uris(&site.server.status()?.1).contains("\"gone\"")).then_some(()))
+    })?;
+
+    // That it was reset would never be told, so it is not waited for.
+    let before = site.machine("vm")?;
+    let position = site.server.log_position();
+    site.expect("reboot", "vm", 0)?;
+    ensure!(before.is_dead()?);
+    site.logs(position, "libvirt would not tell that it was reset")?;
+    site.logs(position, "started again after its reboot")
+}

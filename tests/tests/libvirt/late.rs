@@ -1,0 +1,43 @@
+//! A libvirt whose answers take long: what is not done when the client is told "failure" is not begun afterwards.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fence_common::wire::Op;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::proxy::Proxy;
+use fence_tests::qemu;
+
+use super::KEY;
+use super::site::Site;
+
+/// Each answer about an action: five of them take longer than a client waits, and none as long as libvirt's connection may be silent.
+const DELAY: Duration = Duration::from_millis(4600);
+
+/// How long all of an action's calls take, and more.
+const ALL: Duration = Duration::from_secs(40);
+
+#[test]
+fn a_kill_does_not_begin_after_its_client_was_told_of_a_failure() -> Result<()> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    qemu::start_idle(&libvirtd, "vm")?;
+    let proxy = Proxy::start(&hypervisor)?;
+    // One for queries, which are answered at once, and one for actions.
+    proxy.take_at_most(2);
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[("kill", "libvirt")])?;
+    site.wait_status("vm", 0)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let machine = site.machine("vm")?;
+    proxy.delay_answers(DELAY);
+    let begun = Instant::now();
+    let reply = site.observer.ask(&KEY, Op::Off, "vm")?;
+    let told = begun.elapsed();
+    ensure!(reply == 1, "{reply} after {told:?}: {}", site.server.log());
+    ensure!(!machine.is_dead()?, "it was killed in time: {told:?}");
+    let left = ALL.saturating_sub(told);
+    let died = machine.dies_within(left).context("waiting for a death")?;
+    ensure!(!died, "killed after its client was told of a failure, {told:?} after it had asked: {}", site.server.log());
+    Ok(())
+}
