@@ -136,13 +136,16 @@ pub(super) async fn keep(uris: Vec<Arc<Uri>>, directory: Option<PathBuf>, mut st
         });
     }
     let mut written = lines(&uris);
-    loop {
+    let mut ends = false;
+    while !ends {
         tokio::select! {
-            // An error means that the sender is gone.
-            _ = stopped.wait_for(|&stop| stop) => break,
+            // An error means that the sender is gone. What is not written yet is written then.
+            _ = stopped.wait_for(|&stop| stop) => ends = true,
             () = changed.notified() => {}
         }
-        sleep(GATHER).await;
+        if !ends {
+            sleep(GATHER).await;
+        }
         settle(&uris);
         let Some(directory) = &directory else { continue };
         let now = lines(&uris);

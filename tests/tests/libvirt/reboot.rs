@@ -11,6 +11,7 @@ use fence_tests::libvirtd::Libvirtd;
 use fence_tests::machine::{BOOTED, Machine, writing_disk};
 use fence_tests::process::poll_until;
 use fence_tests::qemu;
+use fence_tests::server::{Server, Which};
 use fence_tests::witness::Witness;
 use nix::sys::signal::Signal;
 
@@ -296,5 +297,30 @@ fn a_transient_machine_comes_back_although_libvirtd_hangs() -> Result<()> {
     ensure!(xml.contains("console"), "it is not what it was: {xml}");
     let known = site.libvirtd.virsh(qemu::URI, &["dominfo", "fleeting"])?.stdout;
     ensure!(known.contains("Persistent:") && !known.contains("yes"), "{known}");
+    Ok(())
+}
+
+#[test]
+fn who_stops_the_daemon_is_told_that_the_next_one_starts_what_is_off() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    Machine::new("waiting").start(&site.libvirtd)?;
+    site.wait_status("waiting", 0)?;
+    let before = site.machine("waiting")?;
+    site.libvirtd.signal(Signal::SIGSTOP)?;
+    let position = site.server.log_position();
+    site.expect("reboot", "waiting", 0)?;
+    ensure!(before.is_dead()?);
+    site.logs(position, "not started again yet")?;
+    let Site { server, libvirtd, observer, config, hypervisor } = site;
+    let stopped = server.stop(Signal::SIGTERM)?;
+    let said = "fenced, but not started again before we end: the next daemon will start it";
+    ensure!(stopped.stderr.contains(said) && !stopped.stderr.contains("start it by hand"), "{}", stopped.stderr);
+
+    let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
+    let mut site = Site { server, libvirtd, observer, config, hypervisor };
+    site.logs(0, "it will be started again")?;
+    site.libvirtd.go_on(qemu::URI)?;
+    site.wait_status("waiting", 0)?;
+    ensure!(site.machine("waiting")?.pid != before.pid);
     Ok(())
 }
