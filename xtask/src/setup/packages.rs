@@ -52,6 +52,11 @@ const TEST: &[Requirement] = &[
     package(&["libvirt-daemon-driver-lxc"], "libvirt-daemon-driver-lxc"),
     tool("virsh", &["libvirt-clients"], "libvirt-client"),
     tool("qemu-system-x86_64", &["qemu-system-x86"], "qemu-system-x86"),
+    // What libvirt runs beside a machine.
+    tool("swtpm", &["swtpm"], "swtpm"),
+    tool("swtpm_setup", &["swtpm-tools"], "swtpm-tools"),
+    // Debian 12 has it in qemu-system-common.
+    package(&["virtiofsd", "qemu-system-common"], "virtiofsd"),
     // The guests' whole user space: a dynamically linked busybox is none.
     package(&["busybox-static"], "busybox"),
     tool("tcpdump", &["tcpdump"], "tcpdump"),
