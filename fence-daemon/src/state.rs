@@ -144,7 +144,11 @@ pub fn look(path: &Path) -> Result<(), StateError> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let ends = |end: &str| Path::new(&*name).extension().is_some_and(|extension| extension == end);
-        if matches!(&*name, "claims" | "seen" | "last-known") || ends("restart") || ends("draft") {
+        if matches!(&*name, "claims" | "seen" | "last-known")
+            || name.starts_with("left-behind")
+            || ends("restart")
+            || ends("draft")
+        {
             plain(&file, &about)?;
         } else if ends("sock") && about.file_type().is_socket() {
             owned(&file, &about)?;

@@ -41,6 +41,8 @@ enum Held {
 struct State {
     image: Vec<u8>,
     holds: bool,
+    /// Whether only writes are held.
+    reads_pass: bool,
     /// Whether there is no room for what is written.
     full: bool,
     held: Vec<Held>,
@@ -84,7 +86,8 @@ impl Shared {
     /// Answers now, or when the requests are released.
     fn take(&self, request: Held) {
         let mut state = self.lock();
-        if state.holds {
+        let passes = state.reads_pass && matches!(request, Held::Read(..));
+        if state.holds && !passes {
             state.held.push(request);
         } else {
             state.answer(request);
@@ -252,7 +255,22 @@ impl Disk {
     /// # Errors
     /// Nobody uses the disk.
     pub fn hold(&self) -> Result<()> {
-        self.shared.lock().holds = true;
+        self.hold_all_but_reads(false)
+    }
+
+    /// From now on no write is answered. Returns when there is one.
+    ///
+    /// # Errors
+    /// Nobody writes to the disk.
+    pub fn hold_writes(&self) -> Result<()> {
+        self.hold_all_but_reads(true)
+    }
+
+    fn hold_all_but_reads(&self, reads_pass: bool) -> Result<()> {
+        {
+            let mut state = self.shared.lock();
+            (state.holds, state.reads_pass) = (true, reads_pass);
+        }
         let deadline = Instant::now() + USE_LIMIT;
         let mut state = self.shared.lock();
         while state.held.is_empty() {

@@ -16,7 +16,7 @@
 //! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`], [`machine`] and [`container`]: its machines; [`witness`]: whether a machine's
 //!   processes are dead, whatever libvirt says.
 //! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: what the stock server does otherwise.
-//! * [`fuse`]: a disk whose server answers when the test says so, which keeps a machine that uses it from dying.
+//! * [`fuse`]: a disk whose server answers when the test says so, which keeps a machine that uses it from dying; [`block`]: a block device on it.
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot, an [`archive`], and [`debian`]'s kernels.
 //! * [`bench`](mod@bench): this server and stock's measured beside each other.
@@ -28,6 +28,7 @@
 
 pub mod archive;
 pub mod bench;
+pub mod block;
 pub mod bystanders;
 pub mod cable;
 pub mod client;

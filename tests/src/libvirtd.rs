@@ -14,7 +14,12 @@ use crate::tools;
 /// QEMU and containers as root without any confinement: the lab is confinement enough, and its files belong to root.
 /// Logs go to files, which spares a virtlogd.
 const QEMU_CONF: &str = "user = \"root\"\ngroup = \"root\"\nremember_owner = 0\nsecurity_driver = \"none\"\n\
-                         namespaces = []\nstdio_handler = \"file\"\n";
+                         swtpm_user = \"root\"\nswtpm_group = \"root\"\nstdio_handler = \"file\"\n";
+const QEMU_CONF_FILE: &str = "/etc/libvirt/qemu.conf";
+/// Machines share the lab's /dev.
+const SHARED_DEV: &str = "namespaces = []\n";
+/// Each machine has a /dev of its own: libvirt's default.
+const PRIVATE_DEV: &str = "namespaces = [\"mount\"]\n";
 const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n";
 
 /// Enters the lab's own cgroups (what a process started from outside is not in), then becomes tini: without a parent that
@@ -44,13 +49,24 @@ impl Libvirtd {
         Self::start_with(hypervisor, "", &[])
     }
 
+    /// As [`Self::start`], and each machine gets a /dev of its own, as by libvirt's default.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_private_dev(hypervisor: &Hypervisor) -> Result<Self> {
+        hypervisor.write(QEMU_CONF_FILE, format!("{QEMU_CONF}{PRIVATE_DEV}").as_bytes())?;
+        Self::start(hypervisor)
+    }
+
     /// As [`Self::start`], with more lines for libvirtd.conf and more arguments.
     ///
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(hypervisor: &Hypervisor, config: &str, arguments: &[&str]) -> Result<Self> {
         tools::require(&["libvirtd", "virsh", "tini"])?;
-        hypervisor.write("/etc/libvirt/qemu.conf", QEMU_CONF.as_bytes())?;
+        if !hypervisor.outside(QEMU_CONF_FILE).exists() {
+            hypervisor.write(QEMU_CONF_FILE, format!("{QEMU_CONF}{SHARED_DEV}").as_bytes())?;
+        }
         hypervisor.write("/etc/libvirt/libvirtd.conf", format!("{LIBVIRTD_CONF}{config}").as_bytes())?;
         // One that a killed libvirtd has left says nothing.
         let _ = std::fs::remove_file(hypervisor.outside(SOCKET));

@@ -21,6 +21,8 @@ pub struct Machine {
     filling: Option<String>,
     /// What libvirt does when it panics, if not `destroy`.
     on_crash: Option<&'static str>,
+    /// Whether other processes get at its memory.
+    shared: bool,
 }
 
 /// How much of a machine's memory a file can fill.
@@ -51,6 +53,24 @@ impl Machine {
         self
     }
 
+    /// The same with a block device.
+    #[must_use]
+    pub fn block_disk(mut self, path: &str, io: &str) -> Self {
+        let _ = write!(
+            self.devices,
+            "<disk type='block' device='disk'><driver name='qemu' type='raw' cache='none' io='{io}'/>\
+             <source dev='{path}'/><target dev='hda' bus='ide'/></disk>"
+        );
+        self
+    }
+
+    /// With this device, in libvirt's words.
+    #[must_use]
+    pub fn device(mut self, xml: &str) -> Self {
+        self.devices.push_str(xml);
+        self
+    }
+
     /// With a serial port whose output goes to a file in the lab.
     #[must_use]
     pub fn serial(mut self, path: &str) -> Self {
@@ -73,12 +93,19 @@ impl Machine {
         self
     }
 
+    /// With memory that vhost-user servers (virtiofsd) can get at.
+    #[must_use]
+    pub fn shared_memory(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+
     /// The definition.
     ///
     /// # Errors
     /// QEMU is missing.
     pub fn xml(&self) -> Result<String> {
-        let Self { name, uuid, devices, filling, on_crash } = self;
+        let Self { name, uuid, devices, filling, on_crash, shared } = self;
         let on_crash = on_crash.unwrap_or("destroy");
         let emulator = emulator()?;
         let uuid = uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
@@ -90,9 +117,14 @@ impl Machine {
             )
         });
         let filling = filling.unwrap_or_default();
+        let backing = if *shared {
+            "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><features><acpi/></features>"
+        } else {
+            ""
+        };
         Ok(format!(
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name>{uuid}\
-             <memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>\
+             <memory unit='MiB'>{memory}</memory>{backing}<vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>{on_crash}</on_crash>\
              <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/>\
              <memballoon model='none'/>{devices}</devices>{filling}</domain>"

@@ -75,29 +75,28 @@ impl Witness {
         Ok(all)
     }
 
-    /// All processes that have a machine's UUID in their command line, whatever libvirt knows of them.
+    /// The other processes in this machine's control group, and what descends from them: its helpers.
     ///
     /// # Errors
-    /// They cannot be looked at.
-    pub fn of_uuid(uuid: &str) -> Result<Vec<Self>> {
-        let mut all = Vec::new();
+    /// The machine is dead, or the host's processes cannot be listed.
+    pub fn beside(&self) -> Result<Vec<Self>> {
+        let own = machine_group(self.pid).context("it has no control group")?;
+        let mut pids = Vec::new();
         for entry in std::fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let has = || {
-                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
-                arguments.windows(2).any(|pair| pair == [&b"-uuid"[..], uuid.as_bytes()])
-            };
-            // It may have ended before it was held.
-            if has()
-                && let Ok(witness) = Self::of_pid(pid)
-                && has()
-                && !witness.is_dead()?
-            {
-                all.push(witness);
-            }
+            pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
         }
-        Ok(all)
+        let mut found: Vec<u32> =
+            pids.iter().copied().filter(|&pid| machine_group(pid).as_ref() == Some(&own)).collect();
+        let mut known = 0;
+        while known < found.len() {
+            known = found.len();
+            let is_new =
+                |pid: &&u32| !found.contains(pid) && parent(**pid).is_some_and(|parent| found.contains(&parent));
+            let children: Vec<u32> = pids.iter().filter(is_new).copied().collect();
+            found.extend(children);
+        }
+        // They may end meanwhile.
+        Ok(found.into_iter().filter(|&pid| pid != self.pid).filter_map(|pid| Self::of_pid(pid).ok()).collect())
     }
 
     fn of_pid_file(hypervisor: &Hypervisor, file: &str) -> Result<Self> {
@@ -168,6 +167,23 @@ fn has_processes(namespace: &PathBuf) -> bool {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.any(|pid: u32| pid_namespace(pid).as_ref() == Some(namespace) && has_living_threads(pid))
+}
+
+/// A process's parent.
+fn parent(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// The part of a process's control group that names the machine and its lab.
+fn machine_group(pid: u32) -> Option<String> {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let of_machine = |line: &str| {
+        let path = line.splitn(3, ':').nth(2)?;
+        let (before, after) = path.split_once(".libvirt-qemu").or_else(|| path.split_once(".scope"))?;
+        (before.contains("qemu") && (after.is_empty() || after.starts_with('/'))).then(|| before.to_owned())
+    };
+    groups.lines().find_map(of_machine)
 }
 
 /// Whether there is more of a process than what is left until its parent has asked for its exit status.

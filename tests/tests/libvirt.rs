@@ -25,6 +25,12 @@ mod doctor;
 #[path = "libvirt/duels.rs"]
 mod duels;
 #[cfg(test)]
+#[path = "libvirt/helpers.rs"]
+mod helpers;
+#[cfg(test)]
+#[path = "libvirt/images.rs"]
+mod images;
+#[cfg(test)]
 #[path = "libvirt/inspect.rs"]
 mod inspect;
 #[cfg(test)]
@@ -46,14 +52,8 @@ mod reboot;
 #[path = "libvirt/records.rs"]
 mod records;
 #[cfg(test)]
-#[path = "libvirt/remains.rs"]
-mod remains;
-#[cfg(test)]
 #[path = "libvirt/resets.rs"]
 mod resets;
-#[cfg(test)]
-#[path = "libvirt/seen_dead.rs"]
-mod seen_dead;
 #[cfg(test)]
 #[path = "libvirt/silence.rs"]
 mod silence;

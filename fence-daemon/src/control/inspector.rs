@@ -378,6 +378,7 @@ fn domain(view: DomainView) -> Domain {
         persistent: view.persistent,
         fresh: view.fresh,
         strays: view.strays,
+        unseen: view.unseen,
     }
 }
 

@@ -251,6 +251,9 @@ pub struct Domain {
     pub fresh: bool,
     /// Processes of it that libvirt does not speak of any more.
     pub strays: Vec<i32>,
+    /// Its disks whose writes cannot be seen from this host. Their servers carry out what the domain has sent, after its death as well.
+    #[serde(default)]
+    pub unseen: Vec<String>,
 }
 
 /// A domain that is still to be started again.

@@ -18,7 +18,7 @@ pub(super) use self::start::{Started, start};
 use super::deadline::Deadline;
 use super::duel;
 use super::error::{CallError, LibvirtError, is_no_domain};
-use super::host::Left;
+use super::host::{Disks, Left};
 use super::migration;
 use super::table::{Entry, Instance, Table};
 use super::victim::{Driver, Victim, VictimError};
@@ -132,6 +132,8 @@ pub(super) struct Observed {
     pub(super) leaving: Option<bool>,
     /// The XML of a transient domain that runs: without it a reboot could not bring it back while libvirt is silent.
     pub(super) xml: Option<Arc<Zeroizing<String>>>,
+    /// Its disks by its definition, if that could be had.
+    pub(super) disks: Option<Disks>,
 }
 
 /// How a domain is now, for the table: with its process, if the driver's are known, held while libvirt says before and after that it is the same
@@ -176,13 +178,16 @@ pub(super) fn observe(
             }
             _ => None,
         };
-        let xml = instance.is_some().then(|| if persistent { plain_xml(&domain) } else { xml(&domain) });
-        let xml =
-            xml.and_then(|xml| xml.inspect_err(|error| tracing::debug!(%error, "a domain's XML cannot be had")).ok());
-        let macs = xml.as_ref().map(|xml| macs(xml)).unwrap_or_default();
+        // One that is off is asked for as well: its disks tell whose writes may be under way.
+        let transient = instance.is_some() && !persistent;
+        let xml = if transient { xml(&domain) } else { plain_xml(&domain) };
+        let xml = xml.inspect_err(|error| tracing::debug!(%error, "a domain's XML cannot be had")).ok();
+        let disks = xml.as_ref().and_then(|xml| Disks::of(xml).ok());
+        let macs = xml.as_ref().filter(|_| instance.is_some()).map(|xml| macs(xml)).unwrap_or_default();
         let entry = Entry { name, persistent, moved_away: power == Power::MovedAway, instance, macs, generation };
         // What has a definition is started from that.
-        return Ok(Observed { entry: Some(entry), lacking, leaving, xml: xml.filter(|_| !persistent).map(Arc::new) });
+        let xml = xml.filter(|_| transient).map(Arc::new);
+        return Ok(Observed { entry: Some(entry), lacking, leaving, xml, disks });
     }
     Err(CallError::Overdue)
 }
@@ -305,8 +310,6 @@ pub enum Unproven {
     MovedAway,
     /// The state could not be asked.
     Unknown(CallError),
-    /// Its process is dead, but the kernel still holds its disk images.
-    ImagesBusy,
     /// libvirt has lost it, and its process does not die.
     Stray,
     /// On this host something of it lives, or it cannot be told.

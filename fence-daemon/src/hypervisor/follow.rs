@@ -153,11 +153,7 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                 for news in news.drain(..) {
                     match news {
                         News::Changed(uuid) => looks.want(uuid),
-                        News::Reset(uuid) => {
-                            uri.table.note_reset(uuid);
-                            // A container that reboots itself is another process afterwards, and this is all that libvirt tells.
-                            looks.want(uuid);
-                        }
+                        News::Reset(uuid) => uri.table.note_reset(uuid),
                         News::Leaving(uuid) => uri.table.note_leaving(uuid, true),
                     }
                 }
@@ -253,13 +249,15 @@ async fn observe(uri: &Arc<Uri>, uuid: Uuid, begin_by: Instant) -> Result<Option
     let generation = table.generation();
     let look = move |connect: &Connect| {
         let (old, departures) = (table.get(uuid), table.departures(uuid));
-        let Observed { entry, lacking, leaving, xml } =
+        let Observed { entry, lacking, leaving, xml, disks } =
             domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
         // Over a connection that is no longer the present one nothing is entered.
         if table.generation() == generation {
             if let Some(leaving) = leaving {
                 table.note_seen(uuid, leaving, departures);
             }
+            // First: who finds the domain in the table must find all of it.
+            table.observe_belongings(uuid, entry.as_ref(), disks);
             table.put(uuid, entry);
             table.note_xml(uuid, xml);
         }

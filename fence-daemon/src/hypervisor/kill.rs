@@ -5,8 +5,8 @@
 //! 1. libvirt's own destroy is sent off first and not waited for. It takes it 0.2 s, in which it expects the process to end, so that its
 //!    record says "shut off (destroyed)" and not "crashed". If libvirt is slower than the kill, "crashed" it is; nothing depends on it.
 //! 2. SIGKILL through the pidfd. A guest that is stopped or paused dies as well.
-//! 3. The pidfd says that every thread is gone. With io_uring: QEMU's image locks are gone, too.
-//! 4. The client is told. The domain is not started again until libvirt's destroy has ended, so that it cannot hit a later instance.
+//! 3. The pidfd says that every thread is gone. Helpers are dead, too, and writes under way (io_uring) are over: see `host`.
+//! 4. The client is told. The domain's lock is kept until libvirt's destroy has ended, so that it cannot hit a later instance.
 //!
 //! For a `reboot` there is no 1: destroy would hold the domain for its 0.2 s before it can be started again; libvirt notices the death by
 //! itself within milliseconds, calls it a crash, and the start that follows replaces that record.
@@ -30,17 +30,14 @@ use super::link::Lane;
 use super::outcome::Identity;
 use super::record::{Kept, Record};
 use super::table::Entry;
-use super::victim::{ImageLocks, Job, Victim};
+use super::victim::{Job, Victim};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 
 /// How long a process may take to die before the log says what keeps it, and how often it says so.
 const OBSTACLE: Duration = Duration::from_secs(3);
 
-/// How long locks of a dead process's images may last before they count as somebody else's.
-const LOCKS_LIMIT: Duration = Duration::from_secs(60);
-
-/// How long what is found of a domain beside its own process may take to die.
+/// How long what a domain has beside its own process may take to be over: other processes, writes under way.
 const CLEAR_LIMIT: Duration = Duration::from_secs(60);
 
 /// How late libvirt's destroy may begin: it is of use only while libvirt has not noticed the death.
@@ -89,14 +86,11 @@ pub(super) async fn kill(
             kept.remove();
         }
     };
-    let locks = match victim.image_locks() {
-        Ok(locks) => locks,
-        Err(error) => {
-            tracing::warn!(%domain, pid = victim.pid(), %error, "cannot see whether it uses io_uring: left to libvirt");
-            not_this_way();
-            return None;
-        }
-    };
+    if let Err(error) = uri.table.note_kill(domain.uuid, victim) {
+        tracing::warn!(%domain, pid = victim.pid(), %error, "cannot see whether it uses io_uring: left to libvirt");
+        not_this_way();
+        return None;
+    }
     // As late as possible: from here to the kill there must be no time for a migration to begin and to end.
     match victim.job() {
         Job::None if !uri.table.is_leaving(domain.uuid) => {}
@@ -111,7 +105,6 @@ pub(super) async fn kill(
         not_this_way();
         return None;
     }
-    uri.table.note_unfinished(domain.uuid, locks.clone());
     let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone(), instance.id)));
     if record.is_some() {
         fault::point_elsewhere(Point::AfterDestroy).await;
@@ -125,7 +118,7 @@ pub(super) async fn kill(
     fault::point(Point::AfterKill);
     // Beside the death: it takes no longer.
     let whom = Whom::at(&uri.table, domain.uuid, &domain.name);
-    let (off, left) = tokio::join!(prove(domain, victim, &locks, instance.state, source), async {
+    let (off, left) = tokio::join!(prove(domain, victim, instance.state, source), async {
         match &whom {
             Some(whom) => inner.host.clear(whom, Some(victim), deadline, killed + CLEAR_LIMIT).await.map(drop),
             None => Ok(()),
@@ -137,7 +130,6 @@ pub(super) async fn kill(
         (off, _) => off,
     };
     if matches!(off, Off::Proven { .. }) {
-        uri.table.note_unfinished(domain.uuid, ImageLocks::default());
         uri.table.note_leaving(domain.uuid, false);
     }
     fault::point(Point::AfterProof);
@@ -149,7 +141,7 @@ pub(super) async fn kill(
 }
 
 /// Waits for the proof.
-async fn prove(domain: &Identity, victim: &Victim, locks: &ImageLocks, was: State, source: Source) -> Off {
+async fn prove(domain: &Identity, victim: &Victim, was: State, source: Source) -> Off {
     let killed = Instant::now();
     let mut late = interval_at(killed + OBSTACLE, 3 * OBSTACLE);
     let mut told = false;
@@ -173,16 +165,7 @@ async fn prove(domain: &Identity, victim: &Victim, locks: &ImageLocks, was: Stat
     if told {
         tracing::warn!(%domain, pid = victim.pid(), after = ?killed.elapsed(), "dead at last");
     }
-    if locks.is_empty() {
-        return Off::Proven { was, at, source };
-    }
-    if !locks.free(Instant::now() + OBSTACLE).await {
-        tracing::error!(%domain, pid = victim.pid(), "dead, but the kernel has not done with its disk writes yet");
-        if !locks.free(Instant::now() + LOCKS_LIMIT).await {
-            return Off::Unproven { was, why: Unproven::ImagesBusy };
-        }
-    }
-    Off::Proven { was, at: Moment::now(), source }
+    Off::Proven { was, at, source }
 }
 
 /// What a transient domain is made of: as libvirt says now, or, if it does not answer soon, as it said last.

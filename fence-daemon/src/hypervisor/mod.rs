@@ -22,7 +22,6 @@
 mod act;
 mod connection;
 mod deadline;
-mod deaths;
 mod disproof;
 mod domain;
 mod duel;
@@ -41,7 +40,6 @@ mod off;
 mod outcome;
 mod pause;
 mod pool;
-mod presumed;
 mod probe;
 mod record;
 mod reset;
@@ -67,7 +65,7 @@ use uuid::Uuid;
 use self::connection::{LinkState, Uri};
 use self::duel::Duels;
 use self::host::Host;
-use self::locks::{Locks, Settling};
+use self::locks::Locks;
 use self::record::Records;
 use self::restart::{Plan, Restarts, Waiting};
 use self::table::Instance;
@@ -178,7 +176,6 @@ struct Inner {
     reboot_pause: Duration,
     records: Records,
     locks: Locks,
-    settling: Arc<Settling>,
     restarts: Restarts,
     duels: Arc<Duels>,
     /// What this host itself says of domains.
@@ -263,13 +260,14 @@ impl Hypervisors {
         let Options { kill, reboot_method, reboot_reply, reboot_pause, state } = options;
         if let Some(directory) = &state {
             memory::recall(&uris, directory);
+            host::recall(&uris, directory);
         }
         for uri in &uris {
             tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
         }
         tokio::spawn(memory::keep(uris.clone(), state.clone(), stopped));
         let records = Records::new(state);
-        let host = Host::new(uris.iter().filter_map(|uri| uri.table.driver));
+        let host = Host::of(&uris);
         let inner = Inner {
             host,
             uris,
@@ -280,7 +278,6 @@ impl Hypervisors {
             reboot_pause,
             records,
             locks,
-            settling: Arc::default(),
             restarts,
             duels: Arc::new(duels),
             stop,
@@ -376,9 +373,7 @@ impl Hypervisors {
 
     /// All domains of all URIs.
     pub async fn list(&self) -> Listing {
-        let mut listing = listing::list(&self.inner.uris, &self.inner.limits).await;
-        presumed::correct(&self.inner, &mut listing).await;
-        listing
+        listing::list(&self.inner.uris, &self.inner.limits).await
     }
 
     /// Waits for pending restarts, then closes the connections; at most for `bound`. To be called when nothing else is in flight.

@@ -8,30 +8,31 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 use virt::connect::Connect;
-use zeroize::Zeroizing;
 
 use super::act::Place;
 use super::connection::Uri;
 use super::deadline::Deadline;
-use super::deaths::SeenDead;
 use super::domain::{self, Off, Power, Seen, Source, State, Unproven};
 use super::error::CallError;
+use super::host::{Cleared, Whom};
 use super::kill::{self, Killed};
 use super::link::Lane;
 use super::outcome::{Detail, Identity, Outcome};
-use super::presumed;
 use super::record::{Kept, Record};
 use super::reset;
 use super::restart::Plan;
 use super::survey::survey;
-use super::victim::{Driver, ImageLocks};
+use super::victim::Driver;
 use super::{Inner, RebootMethod};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
 
-/// How long a dead domain's images may be busy before its off counts as unproven.
-const IMAGES: Duration = Duration::from_secs(3);
+/// `VIR_DOMAIN_RUNNING`: what a domain was that libvirt has lost.
+const RUNNING: u8 = 1;
+
+/// How long after the last moment to begin what this host finds may take to die: an answer must still be in time.
+const CLEAR: Duration = Duration::from_secs(3);
 
 /// Waits until what was killed for a reboot runs again, and answers accordingly.
 pub(super) async fn started(inner: &Inner, outcome: Outcome, starting: &[(usize, Uuid)], by: Instant) -> Outcome {
@@ -65,7 +66,7 @@ impl At {
 
 /// Powers the domain off at one place, with its lock held.
 pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadline: Deadline) -> At {
-    let Place { number, domain, power, entry, veto, by_host } = place;
+    let Place { number, domain, power, entry, veto } = place;
     if let Some(veto) = veto {
         return At::said(Outcome::failure(veto));
     }
@@ -94,12 +95,11 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
     }
     let uuid = domain.uuid;
     let strays = uri.table.strays(uuid);
-    let had_strays = !strays.is_empty();
-    if had_strays && !kill::strays(&domain, &strays, &deadline).await {
+    if !strays.is_empty() && !kill::strays(&domain, &strays, &deadline).await {
         let (was, why) = (State(0), Unproven::Stray);
         return At::said(Outcome::failure(Detail::NotProvenOff { was, why }));
     }
-    let id = uri.table.get(uuid).and_then(|entry| entry.instance).map(|instance| instance.id);
+    let id = entry.as_ref().and_then(|entry| entry.instance.as_ref()).map(|instance| instance.id);
     let killed = match &entry {
         Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot, &deadline).await,
         None => None,
@@ -111,25 +111,16 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
         }
         None => {
             let foreseen = if reboot { foresee(&inner, uri, &domain) } else { None };
-            let seen_dead = uri.table.seen_dead(&Target::Uuid(uuid));
-            let dead = seen_dead.as_ref().and_then(|seen| seen.unnoticed.as_ref()).map(|instance| instance.id);
-            let result = match seen_dead {
-                Some(seen) => by_its_death(uri, uuid, &seen, reboot).await,
-                None if by_host => Ok(Off::Gone),
-                None => by_libvirt(uri, uuid, reboot, &deadline).await,
-            };
-            let result = presumed::off(&inner, uri, &domain, result, had_strays, &deadline).await;
+            let result = by_libvirt(uri, uuid, reboot, &deadline).await;
+            let result = on_host(&inner, uri, &domain, result, &deadline).await;
             let kept = foreseen.map(|(record, kept)| match &result {
                 Ok(Off::Proven { at, .. }) => inner.records.confirm(record, kept, *at),
                 _ => kept,
             });
             let destroyed = !uri.is_in_process() && !matches!(result, Ok(Off::Already(_) | Off::Gone | Off::MovedAway));
-            (result, None, kept, dead, destroyed)
+            (result, None, kept, None, destroyed)
         }
     };
-    if matches!(result, Ok(Off::Proven { .. })) && uri.table.driver.is_some() {
-        uri.table.note_death(uuid, &domain.name, id.or(dead));
-    }
     if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
         kept.remove();
     }
@@ -143,6 +134,9 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
         })),
         None => record,
     };
+    if matches!(result, Ok(Off::Already(_) | Off::Proven { .. })) {
+        tell_unseen(uri, &domain);
+    }
     let outcome = match result {
         Ok(Off::Already(at)) => Outcome::off(at, already),
         // A transient domain between its proven off and its restart: we know why it is gone.
@@ -161,6 +155,39 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
     At { outcome, plan: None, record, by_libvirt }
 }
 
+/// libvirt's word for an "off" passes only where nothing of the domain lives on this host. What it has lost is killed.
+async fn on_host(
+    inner: &Inner,
+    uri: &Uri,
+    domain: &Identity,
+    said: Result<Off, CallError>,
+    deadline: &Deadline,
+) -> Result<Off, CallError> {
+    let was = match &said {
+        Ok(Off::Proven { was, .. }) => *was,
+        Ok(Off::Already(_)) => State(RUNNING),
+        Ok(Off::MovedAway | Off::Gone | Off::Unproven { .. }) | Err(_) => return said,
+    };
+    let Some(whom) = Whom::at(&uri.table, domain.uuid, &domain.name) else { return said };
+    Ok(match (inner.host.clear(&whom, None, deadline, deadline.by() + CLEAR).await, said?) {
+        (Err(left), _) => Off::Unproven { was, why: Unproven::Left(left) },
+        (Ok(Cleared { at, killed }), Off::Already(_)) if !killed.is_empty() => {
+            Off::Proven { was, at, source: Source::Definition }
+        }
+        (Ok(Cleared { at, .. }), Off::Already(_)) => Off::Already(at),
+        (Ok(Cleared { at, .. }), Off::Proven { source, .. }) => Off::Proven { was, at, source },
+        (Ok(_), said) => said,
+    })
+}
+
+/// Names the disks of a fenced domain whose writes cannot be seen from this host.
+fn tell_unseen(uri: &Uri, domain: &Identity) {
+    let unseen = uri.table.belongings.unseen(domain.uuid);
+    if !unseen.is_empty() {
+        tracing::warn!(%domain, unseen = unseen.join("; "), "fenced, but a server may still carry out what it has sent to these: fence it at the storage, too");
+    }
+}
+
 /// Whether a domain waits for its restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
@@ -171,26 +198,12 @@ enum Pending {
     Inherited,
 }
 
-/// What was seen to die here is off without libvirt's word, which may hang; its writes are waited for as ever. A reboot of what has died
-/// by itself, unnoticed, brings it back.
-async fn by_its_death(uri: &Uri, uuid: Uuid, seen: &SeenDead, reboot: bool) -> Result<Off, CallError> {
-    let at = Moment::now();
-    let xml = uri.table.xml(uuid).map(|xml| Source::Xml(Zeroizing::clone(&xml)));
-    let off = match &seen.unnoticed {
-        Some(instance) if reboot => Off::Proven { was: instance.state, at, source: xml.unwrap_or(Source::Definition) },
-        Some(_) | None => Off::Already(at),
-    };
-    Ok(without_writes(uri, uuid, off).await)
-}
-
-/// libvirt's way. Where the domain's process is known, what it may still be writing when it is dead is waited for as well; also where it died
-/// before, by whatever hand.
+/// libvirt's way.
 async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, deadline: &Deadline) -> Result<Off, CallError> {
     let instance = uri.table.get(uuid).and_then(|entry| entry.instance);
-    if let Some(victim) = instance.as_ref().and_then(|instance| instance.living())
-        && let Ok(locks) = victim.image_locks()
-    {
-        uri.table.note_unfinished(uuid, locks);
+    if let Some(victim) = instance.as_ref().and_then(|instance| instance.living()) {
+        // If it cannot be looked at, what was seen of it before has to do.
+        let _ = uri.table.note_kill(uuid, victim);
     }
     let (table, step) = (Arc::clone(&uri.table), deadline.clone());
     let power_off = move |connect: &Connect| domain::power_off(connect, uuid, reboot, &table, &step);
@@ -201,21 +214,7 @@ async fn by_libvirt(uri: &Arc<Uri>, uuid: Uuid, reboot: bool, deadline: &Deadlin
     {
         off = Ok(Off::Already(Moment::now()));
     }
-    Ok(without_writes(uri, uuid, off?).await)
-}
-
-/// An "off" passes only where the kernel has done with the domain's last writes.
-async fn without_writes(uri: &Uri, uuid: Uuid, off: Off) -> Off {
-    let was = match &off {
-        Off::Already(_) => State(5),
-        Off::Proven { was, .. } => *was,
-        Off::MovedAway | Off::Gone | Off::Unproven { .. } => return off,
-    };
-    if uri.table.unfinished(uuid).free(Instant::now() + IMAGES).await {
-        uri.table.note_unfinished(uuid, ImageLocks::default());
-        return off;
-    }
-    Off::Unproven { was, why: Unproven::ImagesBusy }
+    off
 }
 
 /// Whether the death of its process may make a domain off that libvirt still calls active. libvirt goes on for ever to speak of a container that
@@ -277,7 +276,6 @@ mod tests {
             unproven(Unproven::Migrating),
             unproven(Unproven::MovedAway),
             unproven(Unproven::Vanished(None)),
-            unproven(Unproven::ImagesBusy),
             unproven(Unproven::Stray),
             unproven(Unproven::Unknown(CallError::Overdue)),
             Ok(Off::MovedAway),

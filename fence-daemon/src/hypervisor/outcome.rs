@@ -176,7 +176,6 @@ impl fmt::Display for Unproven {
             Self::Migrating => f.write_str("it is being migrated, and the migration cannot be ended: nothing was done"),
             Self::Stray => f.write_str("libvirt does not know that it runs, and its process does not die"),
             Self::Left(left) => write!(f, "{left}"),
-            Self::ImagesBusy => f.write_str("its process is dead, but the kernel still holds its disk images"),
         }
     }
 }

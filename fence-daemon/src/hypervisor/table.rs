@@ -19,6 +19,7 @@
 mod words;
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,12 +28,12 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::deaths::Deaths;
 use super::domain::State;
+use super::host::{Belongings, Disks, Running};
 use super::link::Told;
 use super::memory::Recalled;
 use super::unnoticed::Unnoticed;
-use super::victim::{Driver, ImageLocks, Job, Victim};
+use super::victim::{Driver, Job, Victim};
 use crate::policy::Target;
 use crate::rtnetlink::neighbour::Mac;
 
@@ -111,14 +112,14 @@ pub(super) struct Table {
     domains: Mutex<HashMap<Uuid, Entry>>,
     /// Processes that were domains' and that libvirt no longer speaks of.
     strays: Mutex<HashMap<Uuid, Vec<Arc<Victim>>>>,
-    /// Images that dead domains may still be writing to.
-    unfinished: Mutex<HashMap<Uuid, ImageLocks>>,
     /// Whether every domain was seen that libvirt had once.
     filled: AtomicBool,
     /// Whether libvirt tells nothing of what happens to domains: then this table is a while behind.
     blind: AtomicBool,
     /// Whether libvirt tells that a domain was reset.
     told_of_resets: AtomicBool,
+    /// What the domains have beside their processes.
+    pub(super) belongings: Arc<Belongings>,
     /// The number of the present connection.
     generation: AtomicU64,
     /// How often each domain was seen to be reset.
@@ -129,8 +130,6 @@ pub(super) struct Table {
     pub(super) unnoticed: Unnoticed,
     /// The XML of transient domains that run, with their secrets: in memory only, wiped when it goes, and never shown.
     xmls: Mutex<HashMap<Uuid, Arc<Zeroizing<String>>>>,
-    /// What was seen to die.
-    pub(super) deaths: Deaths,
     /// What an earlier daemon knew, of domains that this one has not seen yet.
     pub(super) recalled: Recalled,
     news: watch::Sender<()>,
@@ -143,16 +142,15 @@ impl Table {
             driver: Driver::of(uri),
             domains: Mutex::default(),
             strays: Mutex::default(),
-            unfinished: Mutex::default(),
             filled: AtomicBool::new(false),
             blind: AtomicBool::new(false),
             told_of_resets: AtomicBool::new(false),
+            belongings: Arc::default(),
             generation: AtomicU64::new(0),
             resets: Mutex::default(),
             leaving: Mutex::default(),
             unnoticed: Unnoticed::default(),
             xmls: Mutex::default(),
-            deaths: Deaths::default(),
             recalled: Recalled::default(),
             news: watch::Sender::default(),
         }
@@ -234,7 +232,6 @@ impl Table {
     pub(super) fn put(&self, uuid: Uuid, entry: Option<Entry>) {
         let now = entry.as_ref().and_then(Entry::victim).map(|victim| victim.pid());
         self.recalled.forget(uuid);
-        self.deaths.observe(uuid, entry.as_ref());
         let old = match entry {
             Some(entry) => self.domains().insert(uuid, entry),
             None => self.domains().remove(&uuid),
@@ -284,19 +281,23 @@ impl Table {
         lost.into_iter().map(|uuid| (uuid, self.strays(uuid))).filter(|(_, strays)| !strays.is_empty()).collect()
     }
 
-    /// Notes which images a domain that is about to die may still be writing to when it is dead.
-    pub(super) fn note_unfinished(&self, uuid: Uuid, locks: ImageLocks) {
-        let mut unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
-        if locks.is_empty() {
-            unfinished.remove(&uuid);
-        } else {
-            unfinished.insert(uuid, locks);
-        }
+    /// Notes what a domain has beside its process, as it was observed.
+    pub(super) fn observe_belongings(&self, uuid: Uuid, entry: Option<&Entry>, disks: Option<Disks>) {
+        let Some(entry) = entry else { return self.belongings.forget(uuid) };
+        let instance = entry.instance.as_ref().filter(|_| self.driver == Some(Driver::Qemu));
+        let running = instance.and_then(|known| Some(Running { id: known.id, pid: known.living()?.pid() }));
+        self.belongings.observe(uuid, &entry.name, running, disks, entry.generation);
     }
 
-    /// Those images; none where it is known that it is over.
-    pub(super) fn unfinished(&self, uuid: Uuid) -> ImageLocks {
-        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner).get(&uuid).cloned().unwrap_or_default()
+    /// Right before a domain's process is killed: notes what may outlive it.
+    ///
+    /// # Errors
+    /// We may not look into the process.
+    pub(super) fn note_kill(&self, uuid: Uuid, victim: &Victim) -> io::Result<()> {
+        match self.driver {
+            Some(Driver::Qemu) => self.belongings.note_kill(uuid, victim.pid()),
+            Some(Driver::Lxc) | None => Ok(()),
+        }
     }
 
     /// A new connection is there: what was observed over an earlier one is not compared with what is observed over this one.
@@ -339,9 +340,6 @@ impl Table {
     /// destroyed here with no migration under way.
     pub(super) fn note_leaving(&self, uuid: Uuid, leaving: bool) {
         self.leaving().note(uuid, leaving);
-        if leaving {
-            self.deaths.forget(uuid);
-        }
         self.news.send_replace(());
     }
 

@@ -1,7 +1,6 @@
 //! The process that a local domain runs as: found while libvirt says that it runs, held by a pidfd, killed and proven dead by it.
 //!
-//! - QEMU: the process whose number libvirt keeps in `/run/libvirt/qemu/NAME.pid` and whose command line has the domain's UUID. It may be a launcher
-//!   with QEMU below it: what else has that UUID is found when it is killed (see [`host`](super::host)).
+//! - QEMU: the process whose number libvirt keeps in `/run/libvirt/qemu/NAME.pid` and whose command line has the domain's UUID.
 //! - LXC: the container's first process, a child of the controller in `/run/libvirt/lxc/NAME.pid`. It is process 1 of the container's PID
 //!   namespace: when it is killed the kernel kills everything else in there, and only then is it dead itself (`zap_pid_ns_processes`
 //!   in kernel/pid_namespace.c waits for the last one), so that its pidfd is proof for all of them.
@@ -10,8 +9,6 @@
 //! libvirt before and after whether the same instance of the domain runs (see `table`), and here the process's command line, parent and
 //! start are looked at *after* the pidfd was opened and the pidfd is found alive *after* that, so that what was looked at is
 //! the process that the pidfd holds.
-
-mod locks;
 
 use std::fs;
 use std::io;
@@ -26,13 +23,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use uuid::Uuid;
 
-pub(super) use locks::ImageLocks;
-
 /// Where libvirt's system daemons keep what they know about running domains.
 const RUN: &str = "/run/libvirt";
 
 /// How much later than its PID file was written a process may seem to have been started: clocks are coarse.
-const START_SLACK: Duration = Duration::from_secs(2);
+pub(super) const START_SLACK: Duration = Duration::from_secs(2);
 
 /// Which of libvirt's drivers runs domains as processes of this host that we know how to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +46,17 @@ impl Driver {
             "qemu:///system" | "qemu+unix:///system" => Some(Self::Qemu),
             "lxc:///" | "lxc:///system" | "lxc+unix:///" | "lxc+unix:///system" => Some(Self::Lxc),
             _ => None,
+        }
+    }
+
+    /// Whether a program is what the driver runs domains as.
+    fn is_program(self, program: &Path) -> bool {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        // An upgrade on disk leaves the running one behind.
+        let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+        match self {
+            Self::Qemu => name.starts_with("qemu") || name == "kvm",
+            Self::Lxc => name == "libvirt_lxc",
         }
     }
 
@@ -85,6 +91,9 @@ pub(super) enum VictimError {
     /// The process is not the domain's.
     #[error("process {pid} is not the domain's: {why}")]
     NotIt { pid: i32, why: &'static str },
+    /// The process has the domain's command line, and is something else: it may have the domain's process as its child.
+    #[error("process {0} has the domain's command line, but it is not the emulator itself but another program")]
+    Wrapped(i32),
     /// It ended while it was looked at.
     #[error("process {0} has just ended")]
     Ended(i32),
@@ -104,7 +113,7 @@ impl VictimError {
                 Self::Unreadable { error, .. } => {
                     error.kind() == io::ErrorKind::NotFound && !Path::new(&format!("/proc/{instance}")).exists()
                 }
-                Self::Strange { .. } | Self::NotIt { .. } | Self::Ended(_) => false,
+                Self::Strange { .. } | Self::NotIt { .. } | Self::Wrapped(_) | Self::Ended(_) => false,
             }
     }
 }
@@ -137,6 +146,12 @@ impl Victim {
         };
         if !it {
             return Err(VictimError::NotIt { pid: number, why });
+        }
+        // A wrapper (a script, strace) has the same arguments, and its death is not QEMU's.
+        let program = fs::read_link(format!("/proc/{number}/exe"))
+            .map_err(|error| VictimError::Unreadable { path: format!("/proc/{number}/exe").into(), error })?;
+        if !driver.is_program(&program) {
+            return Err(VictimError::Wrapped(number));
         }
         let written = fs::metadata(&file).and_then(|about| about.modified());
         let written = written.map_err(|error| VictimError::Unreadable { path: file.clone(), error })?;
@@ -214,17 +229,6 @@ impl Victim {
     /// What libvirt has on record about a job of this domain: it writes its record before a job's first step.
     pub(super) fn job(&self) -> Job {
         Job::on_record(self.driver, &self.name)
-    }
-
-    /// What its open images hold, to be looked at again after its death; for QEMU only. To be asked for before the kill.
-    ///
-    /// # Errors
-    /// We may not look into the process.
-    pub(super) fn image_locks(&self) -> io::Result<ImageLocks> {
-        match self.driver {
-            Driver::Qemu => ImageLocks::of(self.pid()),
-            Driver::Lxc => Ok(ImageLocks::default()),
-        }
     }
 
     /// What keeps its threads from dying, for people.
@@ -387,10 +391,15 @@ fn started(pid: i32) -> Result<SystemTime, VictimError> {
     // Behind the name, which may hold anything, come the state (field 3) and so on; field 22 is the start in clock ticks since boot.
     let ticks = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)?.parse::<u64>().ok());
     let ticks = ticks.ok_or(VictimError::Strange { path, what: "no start time" })?;
+    Ok(wall_clock(ticks))
+}
+
+/// A moment in clock ticks since the host's boot, by the wall clock.
+pub(super) fn wall_clock(ticks: u64) -> SystemTime {
     let since_boot = Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1));
     let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let up = Duration::new(u64::try_from(boot.tv_sec).unwrap_or(0), u32::try_from(boot.tv_nsec).unwrap_or(0));
-    Ok(SystemTime::now() - up.saturating_sub(since_boot))
+    SystemTime::now() - up.saturating_sub(since_boot)
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub struct DomainView {
     pub fresh: bool,
     /// Processes of it that live although libvirt no longer speaks of them.
     pub strays: Vec<i32>,
+    /// Its disks whose writes cannot be seen from this host: a server carries out what it was sent, after the domain's death as well.
+    pub unseen: Vec<String>,
 }
 
 /// How a domain is.
@@ -129,7 +131,7 @@ fn view(uri: &Uri) -> UriView {
         .into_iter()
         .map(|(uuid, entry)| {
             let strays = uri.table.strays(uuid).iter().map(|victim| victim.pid()).collect();
-            domain(uuid, entry, generation, strays)
+            DomainView { unseen: uri.table.belongings.unseen(uuid), ..domain(uuid, entry, generation, strays) }
         })
         .collect();
     domains.extend(uri.table.lost().into_iter().map(|(uuid, strays)| DomainView {
@@ -140,6 +142,7 @@ fn view(uri: &Uri) -> UriView {
         persistent: false,
         fresh: true,
         strays: strays.iter().map(|victim| victim.pid()).collect(),
+        unseen: uri.table.belongings.unseen(uuid),
     }));
     domains.sort_by(|one, other| (&one.name, one.uuid).cmp(&(&other.name, other.uuid)));
     UriView {
@@ -169,6 +172,7 @@ fn domain(uuid: Uuid, entry: Entry, generation: u64, strays: Vec<i32>) -> Domain
         persistent: entry.persistent,
         fresh: entry.generation == generation,
         strays,
+        unseen: Vec::new(),
         name: entry.name,
     }
 }

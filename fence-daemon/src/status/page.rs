@@ -196,6 +196,9 @@ fn domains(report: &Report) -> Table {
         if !domain.strays.is_empty() {
             notes.push(format!("libvirt has lost {:?}", domain.strays));
         }
+        if !domain.unseen.is_empty() {
+            notes.push(format!("writes cannot be seen: {}", domain.unseen.join("; ")));
+        }
         if !domain.persistent {
             notes.push("transient".to_owned());
         }

@@ -31,7 +31,7 @@ impl Site {
         })
     }
 
-    fn kill_daemon(&mut self) -> Result<()> {
+    pub(crate) fn kill_daemon(&mut self) -> Result<()> {
         self.server.process().signal(Signal::SIGKILL)?;
         poll_until("the daemon's end", SOON, || Ok((!self.server.is_running()?).then_some(())))
     }

@@ -20,6 +20,12 @@
 //!
 //! Who asks gets a scan that has begun after that. All who ask during a scan share the next one, so a hundred fences at once take few.
 
+mod belongings;
+mod disks;
+mod helpers;
+mod left_behind;
+mod locks;
+mod outliving;
 mod process;
 mod scan;
 mod scope;
@@ -36,9 +42,14 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
+pub(super) use self::belongings::{Belongings, Running};
+pub(super) use self::disks::Disks;
+pub(super) use self::outliving::recall;
+
+use self::belongings::Search;
 use self::process::Process;
-pub(super) use self::scan::Look;
-use self::scan::{Found, Kind, Memory};
+use self::scan::{Found, Kind, Look, Memory};
+use super::connection::Uri;
 use super::deadline::Deadline;
 use super::error::CallError;
 use super::table::Table;
@@ -75,7 +86,7 @@ impl Whom {
     fn is_sure(&self, kind: &Kind) -> bool {
         match kind {
             Kind::Machine { line, in_scope } => *in_scope || line.name.is_some(),
-            Kind::Container { scope, uuid, .. } => *uuid == Some(self.uuid) || self.ids.contains(&scope.id),
+            Kind::Container { scope, uuid } => *uuid == Some(self.uuid) || self.ids.contains(&scope.id),
             Kind::Untold { .. } => false,
         }
     }
@@ -107,6 +118,10 @@ pub(super) enum Remains {
 pub enum Left {
     /// These processes live: they do not die in time, or the time was over before they were found.
     Undead(Vec<i32>),
+    /// These helpers of it live, for people.
+    Helpers(String),
+    /// What it has written may not be done yet: what is known of that, for people.
+    Writes(String),
     /// It cannot be told whether something of it lives: why, for people.
     Doubt(String),
 }
@@ -115,6 +130,8 @@ impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Undead(pids) => write!(f, "processes of it live: {pids:?}"),
+            Self::Helpers(which) => write!(f, "its process is dead, but helpers of it live: {which}"),
+            Self::Writes(what) => write!(f, "its process is dead, but {what}"),
             Self::Doubt(why) => write!(f, "it cannot be told whether something of it lives: {why}"),
         }
     }
@@ -143,6 +160,8 @@ struct Shared {
     drivers: Vec<Driver>,
     memory: Arc<Memory>,
     queue: Mutex<Queue>,
+    /// What QEMU's domains have beside their emulators, as each of the URIs knows it.
+    belongings: Vec<Arc<Belongings>>,
 }
 
 /// Who waits for the next scan.
@@ -154,18 +173,27 @@ struct Queue {
 
 impl Host {
     /// This host, with the drivers whose domains are its processes.
+    #[cfg(test)]
     pub(super) fn new(drivers: impl Iterator<Item = Driver>) -> Self {
-        Self::below(Path::new("/proc"), drivers)
+        Self::below(Path::new("/proc"), drivers, Vec::new())
     }
 
-    fn below(root: &Path, drivers: impl Iterator<Item = Driver>) -> Self {
+    /// This host, with the domains of these URIs.
+    pub(super) fn of(uris: &[Arc<Uri>]) -> Self {
+        let belongings = uris.iter().filter(|uri| uri.table.driver == Some(Driver::Qemu));
+        let belongings = belongings.map(|uri| Arc::clone(&uri.table.belongings)).collect();
+        Self::below(Path::new("/proc"), uris.iter().filter_map(|uri| uri.table.driver), belongings)
+    }
+
+    fn below(root: &Path, drivers: impl Iterator<Item = Driver>, belongings: Vec<Arc<Belongings>>) -> Self {
         let mut all: Vec<_> = Vec::new();
         for driver in drivers {
             if !all.contains(&driver) {
                 all.push(driver);
             }
         }
-        let shared = Shared { root: root.to_owned(), drivers: all, memory: Arc::default(), queue: Mutex::default() };
+        let shared =
+            Shared { root: root.to_owned(), drivers: all, memory: Arc::default(), queue: Mutex::default(), belongings };
         Self { shared: Arc::new(shared) }
     }
 
@@ -196,6 +224,17 @@ impl Host {
 
     /// What is left of a domain. A doubt that is over within a second is none.
     pub(super) async fn remains(&self, whom: &Whom) -> Remains {
+        match self.processes_of(whom).await {
+            Remains::Nothing => match self.outlives(whom, DOUBT_LIMIT).await {
+                Ok(()) => Remains::Nothing,
+                Err(left) => Remains::Doubt(left.to_string()),
+            },
+            remains @ (Remains::Living(_) | Remains::Doubt(_)) => remains,
+        }
+    }
+
+    /// The same of its own processes alone.
+    async fn processes_of(&self, whom: &Whom) -> Remains {
         let until = Instant::now() + DOUBT_LIMIT;
         loop {
             match self.remains_now(whom).await {
@@ -205,8 +244,7 @@ impl Host {
         }
     }
 
-    /// As [`Self::remains`], at once.
-    pub(super) async fn remains_now(&self, whom: &Whom) -> Remains {
+    async fn remains_now(&self, whom: &Whom) -> Remains {
         self.look(vec![whom.clone()]).await.remains(whom)
     }
 
@@ -216,7 +254,9 @@ impl Host {
     /// Something of it lives here, or may live.
     pub(super) fn is_clear_of(&self, whom: &Whom) -> Result<(), CallError> {
         match self.remains_blocking(whom) {
-            Remains::Nothing => Ok(()),
+            Remains::Nothing => {
+                self.outlives_blocking(whom, DOUBT_LIMIT).map_err(|left| CallError::Lives(left.to_string()))
+            }
             Remains::Living(found) => {
                 let found: Vec<_> = found.iter().map(|process| process.describe()).collect();
                 Err(CallError::Lives(format!("process {}", found.join(", "))))
@@ -225,7 +265,7 @@ impl Host {
         }
     }
 
-    /// As [`Self::remains`], for threads that may block.
+    /// As [`Self::processes_of`], for threads that may block.
     fn remains_blocking(&self, whom: &Whom) -> Remains {
         let until = Instant::now() + DOUBT_LIMIT;
         loop {
@@ -242,14 +282,38 @@ impl Host {
         }
     }
 
-    /// Kills what is left of a domain until a scan that began after the last kill finds nothing else.
+    /// Kills what is left of a domain, and waits until it is over with all of it: its processes, its helpers, its writes.
     ///
-    /// `victim` has been killed before, and the caller waits for its death: what a scan finds of it is no news. (Whoever has been sent
-    /// SIGKILL starts no more processes. So a scan that begins after that sees all of them, and need not wait for the death.)
+    /// `victim` has been killed before.
+    ///
+    /// # Errors
+    /// It is not over at `by`, or it cannot be told, or nothing has been killed yet and nothing may be any more.
+    pub(super) async fn clear(
+        &self,
+        whom: &Whom,
+        victim: Option<&Victim>,
+        deadline: &Deadline,
+        by: Instant,
+    ) -> Result<Cleared, Left> {
+        if victim.is_some() {
+            // At once: they die beside it.
+            self.kill_helpers(whom);
+        }
+        let Cleared { killed, .. } = self.clear_processes(whom, victim, deadline, by).await?;
+        // What was looked at right before it was killed has no images but the known ones.
+        let search = if victim.is_some() && killed.is_empty() { Search::Known } else { Search::All };
+        self.clear_outliving(whom, search, victim.is_some() || !killed.is_empty(), deadline, by).await?;
+        Ok(Cleared { at: Moment::now(), killed })
+    }
+
+    /// Kills the processes of a domain until a scan that began after the last kill finds nothing else.
+    ///
+    /// `victim` has been killed before: its death is waited for, and what a scan finds of it is no news. (Whoever has been sent SIGKILL
+    /// starts no more processes. So a scan that begins after that sees all of them, and need not wait for the death.)
     ///
     /// # Errors
     /// Something of it lives at `by`, or it cannot be told, or nothing has been killed yet and nothing may be any more.
-    pub(super) async fn clear(
+    async fn clear_processes(
         &self,
         whom: &Whom,
         victim: Option<&Victim>,
@@ -262,7 +326,7 @@ impl Host {
                 || killed.iter().any(|process| process.pid() == pid && !process.is_dead())
         };
         for _ in 0..ROUNDS {
-            let found = match self.remains(whom).await {
+            let found = match self.processes_of(whom).await {
                 Remains::Nothing => Vec::new(),
                 Remains::Doubt(why) => return Err(Left::Doubt(why)),
                 Remains::Living(found) => found,
@@ -270,7 +334,7 @@ impl Host {
             // Whoever has died since lives no longer; a number that has gone to somebody else is not known.
             let news: Vec<_> = found.into_iter().filter(|it| !it.is_dead() && !is_known(&killed, it.pid())).collect();
             if news.is_empty() {
-                return self.dead(killed, by).await;
+                return self.dead(victim, killed, by).await;
             }
             if victim.is_none() && killed.is_empty() && deadline.check().is_err() {
                 return Err(Left::Undead(news.iter().map(|process| process.pid()).collect()));
@@ -288,7 +352,12 @@ impl Host {
     }
 
     /// Waits for the death of all that was killed.
-    async fn dead(&self, killed: Vec<Arc<Process>>, by: Instant) -> Result<Cleared, Left> {
+    async fn dead(&self, victim: Option<&Victim>, killed: Vec<Arc<Process>>, by: Instant) -> Result<Cleared, Left> {
+        if let Some(victim) = victim
+            && !matches!(timeout_at(by, victim.death()).await, Ok(Ok(())))
+        {
+            return Err(Left::Undead(vec![victim.pid()]));
+        }
         for process in &killed {
             if !matches!(timeout_at(by, process.death()).await, Ok(Ok(()))) {
                 return Err(Left::Undead(killed.iter().filter(|it| !it.is_dead()).map(|it| it.pid()).collect()));
@@ -326,7 +395,7 @@ impl Shared {
 
 impl Look {
     /// What is left of a domain whose processes this scan was to hold.
-    pub(super) fn remains(&self, whom: &Whom) -> Remains {
+    fn remains(&self, whom: &Whom) -> Remains {
         if let Some(why) = &self.failed {
             return Remains::Doubt(why.clone());
         }
@@ -351,15 +420,6 @@ impl Look {
             }
         }
         if living.is_empty() { Remains::Nothing } else { Remains::Living(living) }
-    }
-
-    /// The domains that processes say they are: driver, UUID, and name if they tell it.
-    pub(super) fn domains(&self) -> impl Iterator<Item = (Driver, Uuid, Option<&str>)> {
-        self.found.iter().filter_map(|found| match &found.kind {
-            Kind::Machine { line, .. } => Some((Driver::Qemu, line.uuid, line.name.as_deref())),
-            Kind::Container { uuid, name, .. } => Some((Driver::Lxc, (*uuid)?, name.as_deref())),
-            Kind::Untold { .. } => None,
-        })
     }
 }
 

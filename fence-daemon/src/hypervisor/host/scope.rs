@@ -58,6 +58,19 @@ impl Scope {
     }
 }
 
+/// The machine's own part of a control group's path: what libvirt makes for QEMU's domains lies below it.
+pub(super) fn group_of_machine(path: &str) -> Option<&str> {
+    let mut end = 0;
+    for group in path.split_inclusive('/') {
+        end += group.len();
+        let scope = Scope::of_group(group.trim_end_matches('/'));
+        if scope.is_some_and(|scope| scope.driver == Driver::Qemu) {
+            return path.get(..end).map(|path| path.trim_end_matches('/'));
+        }
+    }
+    None
+}
+
 /// What libvirt makes of a domain's name (`virDomainMachineNameAppendValid`), at most `room` bytes of it.
 fn shortened(name: &str, room: usize) -> String {
     let mut kept = String::new();

@@ -113,7 +113,7 @@ async fn a_process_that_cannot_be_read_keeps_only_what_it_may_be_from_being_off(
         nix::unistd::mkfifo(&cmdline, nix::sys::stat::Mode::S_IRUSR).unwrap();
     }
     std::fs::write(process(100_003, "/"), b"sleep\0").unwrap();
-    let host = Host::below(scratch.path(), [Driver::Qemu].into_iter());
+    let host = Host::below(scratch.path(), [Driver::Qemu].into_iter(), Vec::new());
     let begun = Instant::now();
     for _ in 0..3 {
         assert!(matches!(host.remains(&whom("other")).await, Remains::Nothing));

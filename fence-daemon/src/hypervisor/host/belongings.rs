@@ -1,0 +1,404 @@
+//! What a domain has beside its emulator, and what can outlive that: helpers, and writes to its images that are under way.
+//!
+//! It is collected while the emulator lives, each time that the table looks at the domain, and kept when it is dead: from the
+//! emulator's descriptors, its control group, libvirt's PID files and the definition. The next daemon finds it in the state directory.
+//! Whether something is left is never remembered: it is asked of the kernel each time.
+//!
+//! # Whose write is it?
+//!
+//! A lock on bytes that QEMU locks, and that no living process carries, is a write under way (see [`locks`](super::locks)):
+//!
+//! | its inode is | what it means for the domain |
+//! |---|---|
+//! | of an image that an emulator of this domain had open, or of a file of its definition | failure until it is over |
+//! | of another domain's, by the same rule | nothing |
+//! | of nobody's that is known; this daemon saw the domain's last emulator, and its disks are the definition's | nothing |
+//! | of nobody's that is known; the domain has block devices, or files that cannot be looked at | failure: it may be its |
+//! | of nobody's that is known; all its disks are files that are there | nothing |
+//!
+//! A host without such locks is the rule. Then one reading of the kernel's table is all that is done.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::disks::{Disks, Resolved};
+use super::helpers::{Helper, Places};
+use super::left_behind::{Keeper, Kept, Place};
+use super::locks::{self, Inode, Lock};
+
+/// How often the kernel's table of locks is read while there is a write under way.
+const LOOK: Duration = Duration::from_millis(1);
+/// How many readings in a row must find nothing, where a reading may miss something.
+const AGREE: u32 = 3;
+/// How long a look may take beyond its limit: the storage that a definition names may not answer.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// What is known of one domain.
+#[derive(Clone, Debug, Default)]
+struct Record {
+    name: String,
+    /// The emulator that was seen last.
+    emulator: Option<i32>,
+    /// What that had open and locked.
+    images: BTreeSet<Inode>,
+    /// What earlier ones had, as far as it was not free when the next one came.
+    older: BTreeSet<Inode>,
+    helpers: Vec<Helper>,
+    places: Option<Places>,
+    /// By the definition; `None` if that was never seen.
+    disks: Option<Disks>,
+    /// Over which connection the emulator was seen, if no other one can have come after it, and its disks are still the definition's.
+    /// Then nothing but `images` can be its.
+    whole: Option<u64>,
+}
+
+impl Record {
+    /// The processes that may have its images open.
+    fn family(&self, emulator: i32) -> Vec<i32> {
+        let mut family = vec![emulator];
+        family
+            .extend(self.helpers.iter().filter(|helper| !helper.process.is_dead()).map(|helper| helper.process.pid()));
+        family
+    }
+
+    fn images(&self) -> impl Iterator<Item = &Inode> {
+        self.images.iter().chain(&self.older)
+    }
+
+    /// What the next daemon has to know.
+    fn kept(&self, uuid: Uuid) -> Kept {
+        Kept {
+            uuid,
+            name: self.name.clone(),
+            images: self.images().cloned().collect(),
+            helpers: self.helpers.iter().map(|helper| helper.who.clone()).collect(),
+            disks: self.disks.clone(),
+        }
+    }
+}
+
+/// The domains of one URI, and what they have.
+#[derive(Debug, Default)]
+pub(in super::super) struct Belongings {
+    records: Mutex<HashMap<Uuid, Record>>,
+    keeper: Mutex<Option<Keeper>>,
+}
+
+/// A running instance, as it is observed.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Running {
+    /// libvirt's number of it.
+    pub(in super::super) id: u32,
+    /// Its emulator.
+    pub(in super::super) pid: i32,
+}
+
+/// Whose writes are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Search {
+    /// Those to images that an emulator of the domain is known to have had open.
+    Known,
+    /// Also those that cannot be told.
+    All,
+}
+
+/// Writes that outlive their process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Writes {
+    Over,
+    /// To these images of the domain.
+    UnderWay(Vec<Inode>),
+    /// To these, and they may be the domain's.
+    Untold(Vec<Inode>),
+}
+
+impl Belongings {
+    fn records(&self) -> MutexGuard<'_, HashMap<Uuid, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Knows from now on what an earlier daemon knew, and tells the next one: in a file of the state directory, which has this number
+    /// among the URIs that lead to QEMU.
+    pub(super) fn keep_in(&self, directory: &Path, number: usize) {
+        let place = Place::new(directory, number);
+        for kept in place.read() {
+            let record = Record {
+                name: kept.name,
+                images: kept.images.into_iter().collect(),
+                helpers: kept.helpers.iter().filter_map(Helper::again).collect(),
+                disks: kept.disks,
+                ..Record::default()
+            };
+            self.records().insert(kept.uuid, record);
+        }
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Keeper::start(place);
+    }
+
+    /// Notes what there is of a domain now. `running` is none if it is off, or its process is not known; `disks` if nothing was asked;
+    /// `generation` is the number of the connection.
+    pub(in super::super) fn observe(
+        &self,
+        uuid: Uuid,
+        name: &str,
+        running: Option<Running>,
+        disks: Option<Disks>,
+        generation: u64,
+    ) {
+        let mut record = self.records().get(&uuid).cloned().unwrap_or_default();
+        record.name = name.to_owned();
+        if running.is_none() && (record.whole != Some(generation) || disks.is_some() && disks != record.disks) {
+            record.whole = None;
+        }
+        record.disks = disks.or(record.disks);
+        record.helpers.retain(|helper| !helper.process.is_dead());
+        if let Some(Running { id, pid }) = running {
+            if record.emulator != Some(pid) {
+                record.older.append(&mut record.images);
+                record.emulator = Some(pid);
+            }
+            let places = Places::of(pid, id, name);
+            record.helpers = places.helpers(pid, &record.helpers);
+            record.places = Some(places);
+            // One that has just died leaves what was seen of it before.
+            if let Ok(images) = images(&record.family(pid)) {
+                record.images = images;
+                record.whole = Some(generation);
+            }
+        }
+        if !record.older.is_empty()
+            && let Ok(orphans) = orphans(|lock| record.older.contains(&lock.inode))
+        {
+            record.older = orphans.into_iter().map(|lock| lock.inode).collect();
+        }
+        self.records().insert(uuid, record);
+        self.keep();
+    }
+
+    /// libvirt knows no such domain any more. What is left of it is not forgotten before it is over.
+    pub(in super::super) fn forget(&self, uuid: Uuid) {
+        let is_left = self.known_helpers(uuid).iter().any(|helper| !helper.process.is_dead());
+        if !is_left && matches!(self.writes(uuid, Search::Known), Ok((Writes::Over, _))) {
+            self.records().remove(&uuid);
+            self.keep();
+        }
+    }
+
+    /// Has the next daemon know what is known now.
+    fn keep(&self) {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keeper) = keeper.as_ref() {
+            keeper.keep(self.records().iter().map(|(uuid, record)| record.kept(*uuid)).collect());
+        }
+    }
+
+    /// Right before an emulator is killed: notes what its writes may go to after its death.
+    ///
+    /// # Errors
+    /// We may not look into the process.
+    pub(in super::super) fn note_kill(&self, uuid: Uuid, pid: i32) -> io::Result<()> {
+        let family = self.records().get(&uuid).map_or_else(|| vec![pid], |record| record.family(pid));
+        let mut writers = Vec::new();
+        for pid in family {
+            match locks::has_ring(pid) {
+                Ok(true) => writers.push(pid),
+                Ok(false) => {}
+                // A helper may have ended.
+                Err(_) if !Path::new(&format!("/proc/{pid}")).exists() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let images = images(&writers)?;
+        let mut records = self.records();
+        let record = records.entry(uuid).or_default();
+        if record.emulator.is_some_and(|emulator| emulator != pid) {
+            record.older.append(&mut record.images);
+        }
+        record.emulator = Some(pid);
+        record.images = images;
+        Ok(())
+    }
+
+    /// What of a domain's disks cannot be seen from this host.
+    pub(in super::super) fn unseen(&self, uuid: Uuid) -> Vec<String> {
+        let records = self.records();
+        records
+            .get(&uuid)
+            .and_then(|record| record.disks.as_ref())
+            .map(|disks| disks.unseen.clone())
+            .unwrap_or_default()
+    }
+
+    /// The helpers that live, with the children that they have now: to be asked for right before they are killed.
+    pub(super) fn helpers_to_kill(&self, uuid: Uuid) -> Vec<Helper> {
+        let known = self.known_helpers(uuid);
+        if known.is_empty() {
+            return known;
+        }
+        let all = super::helpers::with_children(known.clone());
+        if all.len() > known.len() {
+            if let Some(record) = self.records().get_mut(&uuid) {
+                record.helpers.clone_from(&all);
+            }
+            self.keep();
+        }
+        all
+    }
+
+    /// The helpers that are known, dead ones too.
+    pub(super) fn known_helpers(&self, uuid: Uuid) -> Vec<Helper> {
+        self.records().get(&uuid).map(|record| record.helpers.clone()).unwrap_or_default()
+    }
+
+    /// The helpers of a domain that live, also those that have come since it was last observed.
+    pub(in super::super) fn living_helpers(&self, uuid: Uuid) -> Vec<Helper> {
+        let Some(record) = self.records().get(&uuid).cloned() else { return Vec::new() };
+        let (Some(places), Some(emulator)) = (&record.places, record.emulator) else {
+            return record.helpers.into_iter().filter(|helper| !helper.process.is_dead()).collect();
+        };
+        places.living(emulator, record.helpers)
+    }
+
+    /// Waits until no write of a domain is under way, at most until `by`.
+    ///
+    /// # Errors
+    /// One is, or may be: to what, for people.
+    pub(super) async fn settled(self: &Arc<Self>, uuid: Uuid, search: Search, by: Instant) -> Result<(), String> {
+        if search == Search::Known && self.records().get(&uuid).is_none_or(|record| record.images().next().is_none()) {
+            return Ok(());
+        }
+        // Mostly there is nothing to wait for, and nothing that could take time.
+        if let Ok((Writes::Over, true)) = self.writes_known(uuid, search) {
+            return Ok(());
+        }
+        let (answer, answered) = oneshot::channel();
+        let belongings = Arc::clone(self);
+        let wait = move || drop(answer.send(belongings.settled_blocking(uuid, search, by)));
+        if thread::Builder::new().name("host-writes".to_owned()).spawn(wait).is_err() {
+            return Err("cannot start a thread that looks at the kernel's locks".to_owned());
+        }
+        let limit = tokio::time::Instant::from_std(by) + SLACK;
+        match tokio::time::timeout_at(limit, answered).await {
+            Ok(Ok(settled)) => settled,
+            Ok(Err(_)) | Err(_) => Err("its disks cannot be looked at: their storage does not answer".to_owned()),
+        }
+    }
+
+    /// As [`Self::settled`], for threads that may block.
+    pub(in super::super) fn settled_blocking(&self, uuid: Uuid, search: Search, by: Instant) -> Result<(), String> {
+        let mut agreed = 0;
+        loop {
+            let why = match self.writes(uuid, search) {
+                Ok((Writes::Over, true)) => return Ok(()),
+                Ok((Writes::Over, false)) => {
+                    agreed += 1;
+                    if agreed >= AGREE {
+                        return Ok(());
+                    }
+                    thread::sleep(LOOK);
+                    continue;
+                }
+                Ok((Writes::UnderWay(images), _)) => {
+                    format!("the kernel has not done with its disk writes yet, to {}", images.join(", "))
+                }
+                Ok((Writes::Untold(images), _)) => {
+                    format!("a dead emulator's disk writes are under way, and may be its: to {}", images.join(", "))
+                }
+                Err(error) => format!("the kernel's locks cannot be read: {error}"),
+            };
+            agreed = 0;
+            if Instant::now() >= by {
+                return Err(why);
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// One look at the kernel's table alone: [`Writes::Over`], or nothing is known yet.
+    fn writes_known(&self, uuid: Uuid, search: Search) -> io::Result<(Writes, bool)> {
+        let (held, whole) = locks::held()?;
+        let suspects = held.into_keys().filter(|lock| self.is_suspect(uuid, search, lock)).map(|lock| lock.inode);
+        let suspects: Vec<_> = suspects.collect();
+        Ok((if suspects.is_empty() { Writes::Over } else { Writes::Untold(suspects) }, whole))
+    }
+
+    /// Whether a lock, if nobody carries it, may be a write of the domain.
+    fn is_suspect(&self, uuid: Uuid, search: Search, lock: &Lock) -> bool {
+        let records = self.records();
+        let has = |record: &Record| record.images().any(|inode| *inode == lock.inode);
+        if records.get(&uuid).is_some_and(has) {
+            return true;
+        }
+        search == Search::All && lock.is_qemus() && !records.values().any(has)
+    }
+
+    /// The writes of a domain, and whether that is sure.
+    fn writes(&self, uuid: Uuid, search: Search) -> io::Result<(Writes, bool)> {
+        let (held, sure) = locks::held()?;
+        let suspects = held.into_iter().filter(|(lock, _)| self.is_suspect(uuid, search, lock)).collect();
+        let orphans: BTreeSet<Inode> = locks::orphans(suspects)?.into_iter().map(|lock| lock.inode).collect();
+        if orphans.is_empty() {
+            return Ok((Writes::Over, sure));
+        }
+        let (own, others) = {
+            let records = self.records();
+            let others: Vec<_> = records
+                .iter()
+                .filter(|(other, _)| **other != uuid)
+                .filter_map(|(_, record)| record.disks.clone())
+                .collect();
+            (records.get(&uuid).cloned(), others)
+        };
+        let known = own.as_ref().map(|record| record.images().cloned().collect::<BTreeSet<_>>()).unwrap_or_default();
+        let (mut own_ones, mut strange): (Vec<_>, Vec<_>) =
+            orphans.into_iter().partition(|inode| known.contains(inode));
+        let whole = own.as_ref().is_some_and(|record| record.whole.is_some());
+        let Resolved { inodes, untold } = match own.and_then(|record| record.disks) {
+            _ if strange.is_empty() || whole => Resolved::default(),
+            Some(disks) => disks.resolve(),
+            None => Resolved { inodes: BTreeSet::new(), untold: true },
+        };
+        own_ones.extend(strange.extract_if(.., |inode| inodes.contains(inode)));
+        if !own_ones.is_empty() {
+            return Ok((Writes::UnderWay(own_ones), sure));
+        }
+        if untold && !strange.is_empty() {
+            for other in others {
+                let Resolved { inodes, .. } = other.resolve();
+                strange.retain(|inode| !inodes.contains(inode));
+            }
+            if !strange.is_empty() {
+                return Ok((Writes::Untold(strange), sure));
+            }
+        }
+        Ok((Writes::Over, sure))
+    }
+}
+
+/// The images that these processes have locked.
+///
+/// # Errors
+/// We may not look into the first of them, or it has ended.
+fn images(family: &[i32]) -> io::Result<BTreeSet<Inode>> {
+    let mut images = BTreeSet::new();
+    for (number, pid) in family.iter().enumerate() {
+        match locks::carried(*pid) {
+            Ok(carried) => images.extend(carried.into_keys().map(|lock| lock.inode)),
+            Err(error) if number == 0 => return Err(error),
+            // A helper may have ended.
+            Err(_) => {}
+        }
+    }
+    Ok(images)
+}
+
+/// The locks that nobody who lives carries, of those that `wanted` means.
+fn orphans(wanted: impl Fn(&Lock) -> bool) -> io::Result<Vec<Lock>> {
+    locks::orphans(locks::held()?.0.into_iter().filter(|(lock, _)| wanted(lock)).collect())
+}

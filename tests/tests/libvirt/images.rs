@@ -1,0 +1,222 @@
+//! Writes that outlive their machine: nobody may be told "off" while one is under way, whoever killed the machine.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use fence_common::wire::Op;
+use fence_tests::block::Block;
+use fence_tests::fuse::Disk;
+use fence_tests::lab::Hypervisor;
+use fence_tests::libvirtd::Libvirtd;
+use fence_tests::machine::{Machine, writing_disk};
+use fence_tests::process::{Process, poll_until};
+use fence_tests::qemu;
+use fence_tests::witness::Witness;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::KEY;
+use super::site::{SOON, Site};
+
+/// The reply to an order that failed.
+const FAILURE: u8 = 1;
+
+impl Site {
+    /// As if somebody else had done it.
+    fn kill_by_hand(&self, domain: &str) -> Result<Witness> {
+        let machine = self.machine(domain)?;
+        // Its number is its own: the witness was opened by the PID file of a machine that runs.
+        kill(Pid::from_raw(i32::try_from(machine.pid)?), Signal::SIGKILL)?;
+        ensure!(machine.dies_within(SOON)?, "its death waits for its write: {}", threads(machine.pid));
+        Ok(machine)
+    }
+
+    /// Nobody is told that the domain is off.
+    fn is_not_off(&self, domain: &str) -> Result<()> {
+        let reply = self.observer.ask(&KEY, Op::Off, domain)?;
+        ensure!(reply == FAILURE, "off answered {reply} while a write is under way: {}", self.server.log());
+        let status = self.observer.fence("status", domain)?;
+        ensure!(status.code != Some(2), "`off` by status while a write is under way: {}", self.server.log());
+        Ok(())
+    }
+
+    /// Everybody is told that it is off.
+    fn is_off(&self, domain: &str) -> Result<()> {
+        self.expect("off", domain, 0)?;
+        self.wait_status(domain, 2)
+    }
+
+    /// The domain's own write is over: it is off. Of writes of other labs' machines, whose processes a daemon in this one cannot see, a
+    /// daemon that has not seen this machine alive cannot know that they are not its; so it may say that, and that alone.
+    fn is_off_but_for_others(&self, domain: &str, image: &str) -> Result<()> {
+        poll_until("the write's end", SOON, || {
+            let position = self.server.log_position();
+            if self.observer.ask(&KEY, Op::Off, domain)? == 0 {
+                return Ok(Some(()));
+            }
+            let doubt = |line: &str| line.contains("and may be its: to ").then(|| !line.contains(image));
+            Ok(self.server.wait_log(position, SOON, doubt).filter(|only_others| *only_others).map(drop))
+        })
+        .with_context(|| format!("the server: {}", self.server.log()))
+    }
+
+    /// Another daemon, after this one's sudden death.
+    pub(crate) fn replace_daemon(&mut self) -> Result<()> {
+        self.kill_daemon()?;
+        self.next_daemon()?;
+        self.logs(0, "connected to libvirt")
+    }
+}
+
+/// What the threads of a process do, for people.
+fn threads(pid: u32) -> String {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default().replace('\n', " ");
+    threads.map(|it| it.path()).map(|it| format!("{} at {}; ", read(it.join("comm")), read(it.join("stack")))).collect()
+}
+
+/// A machine with io_uring whose write is under way, and stays so.
+fn stalled(site: &Site, name: &str) -> Result<Disk> {
+    let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
+    Machine::new(name).disk(&disk.path(), "io_uring").start(&site.libvirtd)?;
+    disk.wait_written()?;
+    site.wait_status(name, 0)?;
+    disk.hold()?;
+    Ok(disk)
+}
+
+#[test]
+fn a_write_of_a_machine_that_another_hand_has_killed_is_waited_for() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let disk = stalled(&site, "ring")?;
+    site.kill_by_hand("ring")?;
+    site.is_not_off("ring")?;
+    site.libvirtd.wait_state(qemu::URI, "ring", "shut off")?;
+    site.is_not_off("ring")?;
+    disk.release();
+    site.is_off("ring")
+}
+
+#[test]
+fn the_next_daemon_waits_for_a_write_as_well() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[])?;
+    let disk = stalled(&site, "ring")?;
+    let machine = site.machine("ring")?;
+    for _ in 0..2 {
+        let reply = site.observer.ask(&KEY, Op::Off, "ring")?;
+        ensure!(machine.dies_within(SOON)?, "its death waits for its write: {}", threads(machine.pid));
+        ensure!(reply == FAILURE, "{reply}: {}", site.server.log());
+    }
+    site.libvirtd.wait_state(qemu::URI, "ring", "shut off")?;
+    site.replace_daemon()?;
+    site.is_not_off("ring")?;
+    disk.release();
+    site.is_off("ring")
+}
+
+/// A machine on a block device; libvirt gives it a /dev of its own.
+fn on_block_device(name: &str) -> Result<(Site, Disk, Block, String)> {
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start_with_private_dev(&hypervisor)?;
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
+    let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
+    let block = Block::on(&site.hypervisor, &disk.path())?;
+    Machine::new(name).block_disk(block.path(), "io_uring").start(&site.libvirtd)?;
+    disk.wait_written()?;
+    site.wait_status(name, 0)?;
+    let pid = site.machine(name)?.pid;
+    let node = |path: String| -> Result<(u64, u64)> {
+        use std::os::unix::fs::MetadataExt;
+        let about = std::fs::metadata(&path).context(path)?;
+        Ok((about.dev(), about.ino()))
+    };
+    let (own, hosts) = (node(format!("/proc/{pid}/root{}", block.path()))?, node(block.path().to_owned())?);
+    ensure!(own != hosts, "the machine has the host's own node: {own:?}");
+    let image = locked_by(pid)?;
+    Ok((site, disk, block, image))
+}
+
+/// The image that a machine has locked, as the kernel names it.
+fn locked_by(pid: u32) -> Result<String> {
+    let mut locked = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let about = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+        let locks = about.lines().filter(|line| line.contains("OFDLCK"));
+        locked.extend(locks.filter_map(|line| line.split_whitespace().nth(6).map(str::to_owned)));
+    }
+    locked.sort_unstable();
+    locked.dedup();
+    ensure!(locked.len() == 1, "{locked:?}");
+    locked.pop().context("no image")
+}
+
+#[test]
+fn a_write_to_a_block_device_of_a_private_dev_is_waited_for_by_whoever_is_there() -> Result<()> {
+    let (mut site, disk, _block, image) = on_block_device("lvm")?;
+    disk.hold_writes()?;
+    site.kill_by_hand("lvm")?;
+    site.libvirtd.wait_state(qemu::URI, "lvm", "shut off")?;
+    site.is_not_off("lvm")?;
+    site.replace_daemon()?;
+    site.is_not_off("lvm")?;
+    site.logs(0, &image)?;
+    disk.release();
+    site.is_off_but_for_others("lvm", &image)
+}
+
+#[test]
+fn a_daemon_that_saw_a_machine_alive_knows_its_block_device() -> Result<()> {
+    let (site, disk, _block, _) = on_block_device("lvm")?;
+    disk.hold_writes()?;
+    site.kill_by_hand("lvm")?;
+    site.libvirtd.wait_state(qemu::URI, "lvm", "shut off")?;
+    site.is_not_off("lvm")?;
+    disk.release();
+    site.is_off("lvm")
+}
+
+#[test]
+fn a_write_to_a_block_device_that_no_record_names_is_a_doubt() -> Result<()> {
+    let (mut site, disk, _block, image) = on_block_device("lvm")?;
+    qemu::define_idle(&site.libvirtd, "diskless")?;
+    disk.hold_writes()?;
+    // Nobody of us has seen it die, and nobody remembers what it had open.
+    site.kill_daemon()?;
+    std::fs::remove_dir_all(site.hypervisor.outside("/run/fence-xdp"))?;
+    site.kill_by_hand("lvm")?;
+    site.libvirtd.wait_state(qemu::URI, "lvm", "shut off")?;
+    site.next_daemon()?;
+    site.logs(0, "connected to libvirt")?;
+    site.is_not_off("lvm")?;
+    site.logs(0, &image)?;
+    // Who has no block device has no part in it.
+    site.is_off("diskless")?;
+    disk.release();
+    site.is_off_but_for_others("lvm", &image)
+}
+
+/// A machine whose disk is a server's: the server carries out what the machine has sent, dead or alive.
+#[test]
+fn disks_whose_writes_cannot_be_seen_are_named() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let image = site.hypervisor.write("exported", &writing_disk())?;
+    let socket = site.hypervisor.path("nbd.sock");
+    let mut server = Command::new("qemu-storage-daemon");
+    server.args(["--blockdev", &format!("driver=file,node-name=image,filename={image}")]);
+    server.args(["--nbd-server", &format!("addr.type=unix,addr.path={socket}")]);
+    server.args(["--export", "type=nbd,id=export,node-name=image,name=data,writable=on"]);
+    let _server = Process::start(site.hypervisor.space(), &mut server)?;
+    poll_until("the NBD server", SOON, || Ok(site.hypervisor.outside(&socket).exists().then_some(())))?;
+    let disk = format!(
+        "<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd' name='data'>\
+         <host transport='unix' socket='{socket}'/></source><target dev='hda' bus='ide'/></disk>"
+    );
+    Machine::new("remote").device(&disk).start(&site.libvirtd)?;
+    let named = format!("disk hda: nbd data at {socket}");
+    let domain = site.server.wait_domain("remote", "running")?;
+    ensure!(domain["unseen"] == serde_json::json!([named]), "{domain}");
+    let position = site.server.log_position();
+    site.off_directly("remote")?;
+    site.logs(position, "a server may still carry out what it has sent")?;
+    site.logs(position, &named)
+}
