@@ -90,7 +90,7 @@ pub enum Patience {
     Wait,
 }
 
-/// Runs until SIGTERM or SIGINT. `readiness` is announced once requests are served, or after [`WAITED_FOR`]: then the log and
+/// Runs until SIGTERM or SIGINT. `readiness` is announced once requests are served, or 5 s after the start: then the log and
 /// `fence-daemon status` say what is still waited for.
 ///
 /// # Errors

@@ -1,22 +1,46 @@
-//! libvirt: whether each URI answers, and whether its domains have names that a cluster can use.
+//! libvirt: whether each URI answers, here and to the daemon, and whether its domains have names that a cluster can use.
+//!
+//! The daemon's systemd unit leaves it fewer rights than a shell has. So what the daemon says of its own connections counts more
+//! than what can be reached from here.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fence_common::wire::DOMAIN_LEN;
 
+use rustix::thread::CapabilitySet;
+
 use super::finding::{Finding, counted};
+use crate::control::view::{Report, Uri};
 use crate::hypervisor::{CallError, Listed, probe};
 use crate::policy::Target;
 
 /// How long libvirt may take: what the daemon gives it for a request.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// Asks each URI.
+/// How long the daemon may take to connect to what answers here: it tries again every few seconds.
+const CATCHES_UP_WITHIN: Duration = Duration::from_secs(6);
+
+/// How often it is looked whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Asks each URI, and the daemon about it; `ask` asks the daemon, if it runs.
 #[must_use]
-pub fn check(uris: &[String]) -> Vec<Finding> {
+pub fn check(uris: &[String], ask: impl Fn() -> Option<Report>) -> Vec<Finding> {
     let probed = probe(uris, BOUND);
-    let mut findings: Vec<_> = probed.iter().map(|(uri, answer)| judge(uri, answer)).collect();
+    let answering: Vec<&str> =
+        probed.iter().filter(|(_, answer)| answer.is_ok()).map(|(uri, _)| uri.as_str()).collect();
+    let report = caught_up(&answering, ask);
+    let judged = |(uri, answer): &(String, Result<Vec<Listed>, CallError>)| {
+        let refused = report.as_ref().and_then(|report| Some((report.daemon.pid, unconnected(report, uri)?)));
+        match refused {
+            Some((pid, there)) if answer.is_ok() => refused_to_daemon(there, &rights(pid)),
+            Some(_) | None => judge(uri, answer),
+        }
+    };
+    let mut findings: Vec<_> = probed.iter().map(judged).collect();
     let domains: Vec<_> = probed.iter().filter_map(|(_, answer)| answer.as_ref().ok()).flatten().collect();
     let doubts = names(&domains);
     if doubts.is_empty() && !domains.is_empty() {
@@ -29,13 +53,60 @@ pub fn check(uris: &[String]) -> Vec<Finding> {
     findings
 }
 
+/// The daemon's report, once it is connected to all of these or has had the time for it.
+fn caught_up(uris: &[&str], ask: impl Fn() -> Option<Report>) -> Option<Report> {
+    let until = Instant::now() + CATCHES_UP_WITHIN;
+    loop {
+        let report = ask()?;
+        let behind = uris.iter().any(|uri| unconnected(&report, uri).is_some());
+        if !behind || Instant::now() >= until {
+            return Some(report);
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// What the daemon says of a URI that it is not connected to. One that it does not know is in a configuration that it has not read.
+fn unconnected<'r>(report: &'r Report, uri: &str) -> Option<&'r Uri> {
+    report.uris.iter().find(|there| there.uri == uri && !there.connected)
+}
+
+/// A URI that answers to whoever runs this, and not to the daemon. `rights` makes a command one that has the daemon's rights.
+fn refused_to_daemon(there: &Uri, rights: &str) -> Finding {
+    let uri = &there.uri;
+    let error = there.last_error.as_deref().unwrap_or("it does not say why");
+    let remedy = "the daemon has fewer rights than this shell, and another environment: compare its unit with dist/fence-daemon.service \
+                  (`systemctl cat fence-daemon`), and see whether root's ssh key and known_hosts do without questions. This tries it with the \
+                  daemon's rights";
+    Finding::wrong("libvirt", format!("{uri} answers here, but not to the daemon: {error}"), remedy)
+        .command(format!("{rights}{}", try_it(uri)))
+}
+
+/// What makes a command run with the rights and the file system of a process.
+fn rights(pid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    confine(pid, &status).unwrap_or_default()
+}
+
+fn confine(pid: u32, status: &str) -> Option<String> {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let left = CapabilitySet::from_bits_retain(u64::from_str_radix(field("CapBnd:")?, 16).ok()?);
+    let names: String = left.iter_names().map(|(name, _)| format!(",+{}", name.to_ascii_lowercase())).collect();
+    let privileges = if field("NoNewPrivs:") == Some("1") { " --no-new-privs" } else { "" };
+    Some(format!("nsenter --target {pid} --mount -- setpriv{privileges} --bounding-set=-all{names} "))
+}
+
+fn try_it(uri: &str) -> String {
+    format!("virsh -c '{uri}' list --all")
+}
+
 fn judge(uri: &str, answer: &Result<Vec<Listed>, CallError>) -> Finding {
     const CHECK: &str = "libvirt";
     const RUNNING: u8 = 1;
-    let try_it = format!("virsh -c '{uri}' list --all");
+    let try_it = try_it(uri);
     match answer {
         Ok(domains) if domains.is_empty() => {
-            let remedy = "there is nobody to fence: is it another URI that has the guests (a user's own qemu:///session, lxc:///)?";
+            let remedy = "there is nobody to fence: is it another URI that has the guests (`lxc:///`, or a user's own: `qemu:///session?socket=/run/user/UID/libvirt/libvirt-sock`)?";
             Finding::warning(CHECK, format!("{uri} has no domains"), remedy).command(try_it)
         }
         Ok(domains) => {
@@ -142,6 +213,14 @@ mod tests {
         }
         let twice = names(&[&domain("node1", "qemu:///system"), &domain("node1", "lxc:///")]);
         assert!(twice.len() == 1 && twice[0].seen.contains("qemu:///system, lxc:///"), "{twice:?}");
+    }
+
+    #[test]
+    fn a_command_gets_the_rights_of_the_daemon() {
+        let status = "Name:\tfence-daemon\nCapBnd:\t0000000000800020\nNoNewPrivs:\t1\n";
+        let expected = "nsenter --target 7 --mount -- setpriv --no-new-privs --bounding-set=-all,+kill,+sys_nice ";
+        assert_eq!(confine(7, status).as_deref(), Some(expected));
+        assert_eq!(confine(7, ""), None);
     }
 
     #[test]

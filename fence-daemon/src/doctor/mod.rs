@@ -112,7 +112,8 @@ fn hypervisor(path: &Path) -> Vec<Finding> {
         findings
             .extend(firewall::hypervisor(&Traffic { seen, group: multicast.group, port: multicast.port }, attached));
     }
-    findings.extend(libvirt::check(&config.uris));
+    let ask = || client::ask(&control::path(&state)).and_then(|answer| client::parse(&answer)).ok();
+    findings.extend(libvirt::check(&config.uris, ask));
     if let Ok(report) = &answer {
         findings.extend(daemon::requests(report));
     }
