@@ -20,6 +20,8 @@ mod survey;
 mod warning;
 
 #[cfg(test)]
+mod effects;
+#[cfg(test)]
 mod messages;
 #[cfg(test)]
 mod reference;

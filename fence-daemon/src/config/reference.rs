@@ -12,7 +12,7 @@ use super::{Config, Doubt, Source, Warnings, parse};
 const TEXT: &str = include_str!("../../../docs/configuration.md");
 
 /// Each section with keys, by its heading, and how a key of it is put into a file.
-const SECTIONS: [(&str, &Scope, &str); 5] = [
+pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
     (
         "fence_virtd { shield { } }",
@@ -45,7 +45,7 @@ fn part(heading: &str) -> &'static str {
 }
 
 /// The keys under a heading, each with its text.
-fn documented(heading: &str) -> BTreeMap<&'static str, &'static str> {
+pub(super) fn documented(heading: &str) -> BTreeMap<&'static str, &'static str> {
     let keys = part(&format!("`{heading}`")).split("\n#### ").skip(1);
     keys.map(|key| {
         let (name, text) = key.split_once('\n').unwrap();
@@ -54,7 +54,7 @@ fn documented(heading: &str) -> BTreeMap<&'static str, &'static str> {
     .collect()
 }
 
-fn known(scope: &Scope) -> Vec<&'static str> {
+pub(super) fn known(scope: &Scope) -> Vec<&'static str> {
     let mut keys: Vec<_> = [scope.keys, scope.lists, scope.numbered].into_iter().flatten().copied().collect();
     keys.sort_unstable();
     keys
@@ -65,6 +65,12 @@ fn quoted<'t>(text: &'t str, word: &str) -> Vec<&'t str> {
     let Some((_, rest)) = text.split_once(word) else { return Vec::new() };
     let sentence = rest.split(". ").next().unwrap_or(rest).lines().next().unwrap_or(rest);
     sentence.split('`').skip(1).step_by(2).collect()
+}
+
+/// The values that a key's text lists. "as for `foreground`" and "with `family = ...`" are none.
+pub(super) fn values_of(heading: &str, text: &'static str) -> Vec<&'static str> {
+    let values = quoted(text, "Values: ").into_iter();
+    values.filter(|value| !value.contains(' ') && !documented(heading).contains_key(*value)).collect()
 }
 
 fn read(file: &str) -> (Config, Warnings) {
@@ -114,10 +120,7 @@ fn values_are_accepted_and_defaults_are_what_is_so_anyway() {
                 assert_eq!(with(default), without, "{key} = \"{default}\" is not the default");
                 tried += 1;
             }
-            // "as for `foreground`" and "with `family = ...`" are no values.
-            let values = quoted(text, "Values: ");
-            for value in values.iter().filter(|value| !value.contains(' ') && !documented(heading).contains_key(*value))
-            {
+            for value in values_of(heading, text) {
                 with(value);
                 tried += 1;
             }

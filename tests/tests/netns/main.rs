@@ -19,5 +19,6 @@ mod misbehaviour;
 mod operations;
 mod refusals;
 mod rotation;
+mod settings;
 mod shield;
 mod startup;

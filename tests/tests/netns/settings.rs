@@ -1,0 +1,221 @@
+//! What keys of the configuration do, each in a daemon that serves, where no other test of this set is about it.
+//! `fence-daemon/src/config/effects.rs` has the list of all keys and their tests.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fence_common::wire::Op;
+use fence_tests::client::Family;
+use fence_tests::kernel::program_on;
+use fence_tests::lab::BRIDGE;
+use fence_tests::peer::Peer;
+use fence_tests::process::{Process, poll_until, run};
+use fence_tests::server::{START_LIMIT, Server, Which};
+use serde_json::Value;
+
+use crate::bench::{Bench, DOMAIN, key};
+
+/// How long something that certainly comes may take on a loaded machine.
+const SURELY: Duration = Duration::from_secs(60);
+
+/// How many datagrams are sent at once where a bound is tried.
+const MANY: u64 = 20;
+
+/// A daemon with these keys in section `fence_virtd`.
+fn serve(bench: &Bench, keys: &[(&'static str, &'static str)]) -> Result<Server> {
+    let mut config = bench.config("auto");
+    config.daemon = keys.to_vec();
+    bench.serve(&config)
+}
+
+/// Starts the daemon with these keys and without any option but its files, as an administrator's script would.
+fn start_plainly(bench: &Bench, keys: &[(&'static str, &'static str)]) -> Result<(Process, String)> {
+    let mut config = bench.config("off");
+    config.daemon = keys.to_vec();
+    let file = bench.hypervisor.write("plain.conf", config.render().as_bytes())?;
+    let pid_file = bench.hypervisor.path("plain.pid");
+    let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
+    let mut command = Command::new(daemon);
+    command.args(["-f", &file, "-p", &pid_file]);
+    Ok((Process::start(bench.hypervisor.space(), &mut command)?, pid_file))
+}
+
+#[test]
+fn foreground_keeps_it_in_the_foreground() -> Result<()> {
+    let bench = Bench::new()?;
+    let (mut process, _) = start_plainly(&bench, &[("foreground", "1")])?;
+    let ready = |line: &str| line.contains(" ready ").then_some(());
+    process.stderr().wait_for(0, START_LIMIT, ready).with_context(|| process.stderr().text())?;
+    ensure!(process.is_running()?, "{}", process.stderr().text());
+    drop(process);
+
+    let (process, pid_file) = start_plainly(&bench, &[("foreground", "0")])?;
+    let started = process.finish(START_LIMIT)?;
+    ensure!(started.code == Some(0) && !started.stderr.contains("ready"), "{started:?}");
+    bench.about_domain("status").run(bench.guest.space())?.success()?;
+    let pid = std::fs::read_to_string(bench.hypervisor.outside(&pid_file))?;
+    bench.hypervisor.space().must("sh", &["-c", &format!("kill -KILL {}", pid.trim())]).map(drop)
+}
+
+#[test]
+fn wait_for_init_and_its_old_name_wait_for_a_hypervisor() -> Result<()> {
+    let bench = Bench::new()?;
+    for (keys, waits) in [
+        (&[("wait_for_init", "1")][..], true),
+        (&[("wait_for_backend", "1")], true),
+        (&[("wait_for_backend", "1"), ("wait_for_init", "0")], false),
+        (&[("wait_for_init", "0")], false),
+    ] {
+        let mut config = bench.config("off");
+        config.daemon = keys.to_vec();
+        config.uris = vec!["qemu:///system".to_owned()];
+        let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &[])?;
+        let words = if waits { "nothing is served yet (no hypervisor is connected" } else { "libvirt=0/1" };
+        server
+            .wait_log(0, SURELY, |line| line.contains(words).then_some(()))
+            .with_context(|| format!("{keys:?}: {}", server.log()))?;
+        ensure!(server.is_ready()? != waits && server.is_running()?, "{keys:?}: {}", server.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn debug_logs_more() -> Result<()> {
+    let bench = Bench::new()?;
+    let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
+    for (level, ours, others) in [("0", false, false), ("1", true, false), ("5", true, true)] {
+        let server = serve(&bench, &[("debug", level)])?;
+        // A datagram that comes again is ignored, which is what the first level tells.
+        let request = peer.request(Op::Status, DOMAIN)?;
+        for _ in 0..2 {
+            peer.send(request)?;
+        }
+        ensure!(peer.called_back(SURELY)?.context("no call-back")?.converse()? == 0);
+        poll_until("the answer's line", SURELY, || Ok(server.log().contains("op=status").then_some(())))?;
+        let log = server.log();
+        let has = |target: &dyn Fn(&str) -> bool| {
+            log.lines().any(|line| {
+                let rest = line.split_once(" DEBUG ").or_else(|| line.split_once(" TRACE "));
+                rest.is_some_and(|(_, rest)| target(rest))
+            })
+        };
+        let (found, elsewhere) =
+            (has(&|rest| rest.starts_with("fence_daemon")), has(&|rest| !rest.starts_with("fence_daemon")));
+        ensure!((!found || ours) && elsewhere == others, "{level}: {found} {elsewhere}: {log}");
+        ensure!(log.contains(" fence_daemon::") == ours, "{level}: {log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_only_stock_reads_changes_nothing_and_is_no_doubt() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = serve(&bench, &[("module_path", "/nowhere"), ("name_mode", "uuid")])?;
+    bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
+    for word in ["module_path", "name_mode"] {
+        ensure!(!server.log().contains(word), "{}", server.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn each_value_of_attach_is_how_the_program_is_attached() -> Result<()> {
+    let bench = Bench::new()?;
+    // A bridge has no native XDP.
+    for (value, expected) in
+        [("auto", Some("tcx")), ("tcx", Some("tcx")), ("generic", Some("generic")), ("native", None), ("off", None)]
+    {
+        let server = bench.serve(&bench.config(value))?;
+        let (_, report) = server.status()?;
+        let found = &report["listener"]["interfaces"][0]["program"];
+        ensure!(found.as_str().map(|mode| mode.trim_start_matches("xdp ")) == expected, "{value}: {found}");
+        ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some() == expected.is_some(), "{value}");
+        ensure!(server.log().contains("WARN serving without the kernel program") == (value == "native"), "{value}");
+    }
+    Ok(())
+}
+
+/// A daemon with these keys in section `shield`, in the kernel or at the socket.
+fn shielded(bench: &Bench, attach: &'static str, keys: &str) -> Result<Server> {
+    let text = bench.config(attach).render();
+    let text = text.replacen('{', &format!("{{\n\tshield {{ {keys} }}"), 1);
+    let file = bench.hypervisor.write("shield.conf", text.as_bytes())?;
+    let mut server = Server::spawn_with_file(&bench.hypervisor, &Which::ours()?, &file, 1229, &[])?;
+    server.wait_ready(START_LIMIT)?;
+    Ok(server)
+}
+
+/// How often the daemon has counted this, in the kernel and at the socket.
+fn counted(bench: &Bench, name: &str) -> Result<u64> {
+    let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
+    let mut command = Command::new(daemon);
+    command.args(["-f", &bench.hypervisor.path("shield.conf"), "status", "--json"]);
+    let asked = run(bench.hypervisor.space(), &mut command, SURELY)?;
+    let report: Value = serde_json::from_str(&asked.stdout).with_context(|| format!("{asked:?}"))?;
+    let number = |pointer: &str| report.pointer(&format!("{pointer}/{name}")).and_then(Value::as_u64).unwrap_or(0);
+    Ok(number("/socket") + number("/kernel/counters"))
+}
+
+/// Sends datagrams and waits until the daemon has looked at all of them; how many of them were counted by this name.
+fn refused(bench: &Bench, attach: &'static str, keys: &str, right: bool, name: &str) -> Result<u64> {
+    let _server = shielded(bench, attach, keys)?;
+    let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
+    for _ in 0..MANY {
+        let request = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
+        let mut bytes = zerocopy::IntoBytes::as_bytes(&request).to_vec();
+        if !right {
+            bytes[120] ^= 1;
+        }
+        peer.send_bytes(&bytes)?;
+    }
+    let all = ["delivered", "drop_digest", "drop_source_limit", "drop_global_limit", "drop_delivery_limit"];
+    poll_until("all datagrams to be judged", SURELY, || {
+        let sum = all.iter().map(|name| counted(bench, name)).sum::<Result<u64>>()?;
+        Ok((sum >= MANY).then_some(()))
+    })
+    .with_context(|| format!("{attach} {keys}"))?;
+    counted(bench, name)
+}
+
+#[test]
+fn each_bound_of_the_shield_is_the_configured_one() -> Result<()> {
+    let bench = Bench::new()?;
+    let (wrong, right) = (false, true);
+    for attach in ["generic", "off"] {
+        for (keys, sent, name, is_over) in [
+            // Either of the two lets them pass.
+            ("failure_rate = \"1\"; failure_burst = \"5\";", wrong, "drop_source_limit", true),
+            ("failure_rate = \"0\"; failure_burst = \"5\";", wrong, "drop_source_limit", false),
+            ("failure_rate = \"1\"; failure_burst = \"500\";", wrong, "drop_source_limit", false),
+            ("stranger_rate = \"5\";", wrong, "drop_global_limit", true),
+            ("stranger_rate = \"0\";", wrong, "drop_global_limit", false),
+            ("request_rate = \"1\"; request_burst = \"5\";", right, "drop_delivery_limit", true),
+            ("request_rate = \"0\"; request_burst = \"5\";", right, "drop_delivery_limit", false),
+            ("request_rate = \"1\"; request_burst = \"500\";", right, "drop_delivery_limit", false),
+        ] {
+            let over = refused(&bench, attach, keys, sent, name)?;
+            // A second or two may pass meanwhile, which each let one or five more pass.
+            ensure!(if is_over { over > 0 && over <= MANY - 5 } else { over == 0 }, "{attach} {keys}: {name} {over}");
+        }
+    }
+    Ok(())
+}
+
+/// A datagram is refused for as long as is configured, and accepted after that.
+#[test]
+fn a_copy_is_refused_within_the_replay_window_and_not_after_it() -> Result<()> {
+    const SHORTEST: Duration = Duration::from_secs(60);
+    let bench = Bench::new()?;
+    let _server = shielded(&bench, "generic", "replay_window = \"1m\";")?;
+    let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
+    let request = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
+    let send = || peer.send_bytes(zerocopy::IntoBytes::as_bytes(&request));
+    send()?;
+    ensure!(peer.called_back(SURELY)?.context("no call-back")?.converse()? == 0);
+    send()?;
+    poll_until("the copy to be refused", SURELY, || Ok((counted(&bench, "drop_replay")? > 0).then_some(())))?;
+    std::thread::sleep(SHORTEST + Duration::from_secs(2));
+    send()?;
+    poll_until("it to be accepted again", SURELY, || Ok((counted(&bench, "delivered")? > 1).then_some(())))
+}
