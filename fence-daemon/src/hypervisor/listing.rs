@@ -9,6 +9,9 @@
 //! | does not answer, and its table was filled before | what was last known; their states by their own processes |
 //! | does not answer, and nothing was ever known of it | unknown: the list fails |
 //! | answers that the hypervisor's driver is not there | none |
+//! | does not answer, is this host's own, and libvirt keeps no file of any domain there | none |
+//!
+//! The last line is for an unused `lxc:///` whose daemon is not installed: it must not make every list fail.
 //!
 //! On the wire a domain is on or off, and clients print "off" of everything that does not run. So a domain that has moved away, or is
 //! leaving, is listed as running: "off" would be more than anybody here knows.
@@ -22,6 +25,7 @@ use super::domain::{self, Row, State};
 use super::error::CallError;
 use super::link::Lane;
 use super::survey::{RUNNING, SHUT_OFF};
+use super::victim::Driver;
 use super::{Limits, Listed, Listing};
 
 /// Asks every URI for all its domains.
@@ -50,6 +54,7 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
             Ok(domains) => listing.domains.extend(domains.into_iter().map(|row| listed(&uri, row))),
             // There is no hypervisor of this kind, so there are no domains.
             Err(_) if uri.state().borrow().absent => {}
+            Err(_) if !uri.table.is_filled() && uri.table.driver.is_some_and(Driver::keeps_no_domain) => {}
             Err(error) if uri.table.is_filled() => {
                 listing.domains.extend(last_known(&uri));
                 listing.remembered.push((Arc::clone(&uri.text), error));

@@ -26,6 +26,9 @@ use uuid::Uuid;
 /// Where libvirt's system daemons keep what they know about running domains.
 const RUN: &str = "/run/libvirt";
 
+/// Where they keep the definitions of domains.
+const DEFINITIONS: &str = "/etc/libvirt";
+
 /// How much later than its PID file was written a process may seem to have been started: clocks are coarse.
 pub(super) const START_SLACK: Duration = Duration::from_secs(2);
 
@@ -61,10 +64,31 @@ impl Driver {
     }
 
     fn directory(self) -> PathBuf {
-        Path::new(RUN).join(match self {
+        Path::new(RUN).join(self.folder())
+    }
+
+    fn folder(self) -> &'static str {
+        match self {
             Self::Qemu => "qemu",
             Self::Lxc => "lxc",
-        })
+        }
+    }
+
+    /// Whether libvirt keeps no file of any domain of this driver: neither a definition nor a record of one that runs. What cannot be
+    /// read is no proof.
+    pub(super) fn keeps_no_domain(self) -> bool {
+        [DEFINITIONS, RUN].iter().all(|place| has_no_domain_file(&Path::new(place).join(self.folder())))
+    }
+}
+
+/// Whether a folder of libvirt's holds no domain's XML, or is not there.
+fn has_no_domain_file(folder: &Path) -> bool {
+    let is_xml = |entry: io::Result<fs::DirEntry>| {
+        entry.map_or(true, |entry| entry.path().extension().is_some_and(|extension| extension == "xml"))
+    };
+    match fs::read_dir(folder) {
+        Ok(entries) => !entries.into_iter().any(is_xml),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
@@ -415,6 +439,19 @@ mod tests {
         assert!(!missing().is_of_ended_controller(Driver::Qemu, u32::MAX));
         let forbidden = gone(io::ErrorKind::PermissionDenied.into());
         assert!(!forbidden.is_of_ended_controller(Driver::Lxc, u32::MAX));
+    }
+
+    #[test]
+    fn a_driver_has_no_domains_where_libvirt_keeps_no_file_of_one() {
+        let scratch = crate::scratch::Scratch::new();
+        let folder = scratch.path().join("lxc");
+        assert!(has_no_domain_file(&folder), "the driver is not installed");
+        fs::create_dir_all(folder.join("networks")).unwrap();
+        fs::write(folder.join("ct.pid"), b"7").unwrap();
+        assert!(has_no_domain_file(&folder));
+        fs::write(folder.join("ct.xml"), b"<domain/>").unwrap();
+        assert!(!has_no_domain_file(&folder), "one is defined, or runs");
+        assert!(!has_no_domain_file(&folder.join("ct.xml")), "what cannot be listed is no proof");
     }
 
     #[test]

@@ -54,6 +54,20 @@ fn every_operation_is_answered_as_stock_answers_it() -> Result<()> {
     Ok(())
 }
 
+/// A host has one driver's daemon as a rule. The other URI in its configuration must not take Pacemaker's targets away.
+#[test]
+fn a_uri_without_a_daemon_fails_the_list_only_where_it_may_have_domains() -> Result<()> {
+    let bench = Bench::new()?;
+    let uris = vec!["test:///default".to_owned(), "lxc:///".to_owned()];
+    let server = Server::start(&bench.hypervisor, &Which::ours()?, &Config { uris, ..Config::new(&bench.key) })?;
+    let answer = bench.expect(&server, bench.guest.space(), &bench.client("list"), 0)?;
+    ensure!(listed(&answer)? == "on", "{}", answer.stdout);
+    bench.hypervisor.write("/etc/libvirt/lxc/ct.xml", b"<domain type='lxc'><name>ct</name></domain>")?;
+    let answer = bench.client("list").run(bench.guest.space())?;
+    ensure!(answer.code != Some(0), "a list without the container is a success: {}", answer.stdout);
+    Ok(())
+}
+
 #[test]
 fn every_hash_and_family_is_served() -> Result<()> {
     let bench = Bench::new()?;
