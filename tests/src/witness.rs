@@ -99,6 +99,31 @@ impl Witness {
         Ok(found.into_iter().filter(|&pid| pid != self.pid).filter_map(|pid| Self::of_pid(pid).ok()).collect())
     }
 
+    /// All processes that have a machine's UUID in their command line, whatever libvirt knows of them.
+    ///
+    /// # Errors
+    /// They cannot be looked at.
+    pub fn of_uuid(uuid: &str) -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let has = || {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
+                arguments.windows(2).any(|pair| pair == [&b"-uuid"[..], uuid.as_bytes()])
+            };
+            // It may have ended before it was held.
+            if has()
+                && let Ok(witness) = Self::of_pid(pid)
+                && has()
+                && !witness.is_dead()?
+            {
+                all.push(witness);
+            }
+        }
+        Ok(all)
+    }
+
     fn of_pid_file(hypervisor: &Hypervisor, file: &str) -> Result<Self> {
         let text = std::fs::read_to_string(hypervisor.outside(file)).with_context(|| format!("reading {file}"))?;
         let inside: u32 = text.trim().parse().with_context(|| format!("{file}: no process number in {text:?}"))?;

@@ -52,8 +52,14 @@ mod reboot;
 #[path = "libvirt/records.rs"]
 mod records;
 #[cfg(test)]
+#[path = "libvirt/remains.rs"]
+mod remains;
+#[cfg(test)]
 #[path = "libvirt/resets.rs"]
 mod resets;
+#[cfg(test)]
+#[path = "libvirt/seen_dead.rs"]
+mod seen_dead;
 #[cfg(test)]
 #[path = "libvirt/silence.rs"]
 mod silence;

@@ -10,15 +10,15 @@ use uuid::Uuid;
 
 use super::deadline::Deadline;
 use super::disproof;
-use super::domain::{self, Power, Seen, Source, Started, State, Unproven};
+use super::domain::{self, Power, Seen, Source, Started, State};
 use super::duel::{Aim as Entered, Aimed, Asker, Doomed, Refused};
 use super::error::CallError;
 use super::follow::refresh;
-use super::host::{Left, Remains, Whom};
 use super::link::Lane;
 use super::locks::Held;
 use super::off::{self, At};
 use super::outcome::{Detail, Identity, Outcome};
+use super::presumed::{self, Unknown};
 use super::restart::{self, Plan};
 use super::survey::{Found, Survey};
 use super::table::{Entry, Instance};
@@ -33,7 +33,7 @@ const RECORD_LIMIT: Duration = Duration::from_secs(25);
 /// look whether that was an earlier instance's: if it comes late it kills what was started meanwhile, and nothing tells when it has come.
 const SETTLED: Duration = Duration::from_millis(150);
 
-/// `VIR_DOMAIN_RUNNING`: what a domain is whose process lives, and of which libvirt knows no state.
+/// `VIR_DOMAIN_RUNNING`: what a domain is of which only its process is known.
 const RUNNING: u8 = 1;
 
 /// Does what `op` says to `target`. What is not begun by the deadline is not done; what is begun is seen through to its end, with the
@@ -99,35 +99,29 @@ async fn status(inner: &Inner, target: &Target) -> Outcome {
     let remembered = survey.remembered.first();
     let remembered = remembered.map(|(found, error)| (found, Some(last_word(inner, found, error.clone()))));
     let off = survey.found.first().map(|found| (found, None));
+    if on.is_none()
+        && remembered.is_some()
+        && let Some(outcome) = presumed::unknown_status(inner, target).await
+    {
+        return outcome;
+    }
     let Some((found, doubt)) = on.or(moving).or(moved).or(remembered).or(off) else {
         let why = nowhere(survey);
+        if let Some(outcome) = presumed::unknown_status(inner, target).await {
+            return outcome;
+        }
         // As stock answers for a domain that positively nobody here knows.
         return if why == Detail::Unknown { Outcome::found(Reply::Off, why) } else { Outcome::failure(why) };
     };
     let outcome = match (doubt, found.seen.power) {
         (Some(doubt), _) => Outcome::failure(doubt),
         (None, Power::Active(state)) => Outcome::found(Reply::Success, Detail::Active(state)),
-        (None, Power::Off) => said_off(inner, found).await,
+        (None, Power::Off) => presumed::status(inner, found).await,
         (None, Power::MovedAway) => Outcome::failure(Detail::MovedAway),
     };
     match found.identity(&inner.uris) {
         Some(domain) => outcome.about(domain),
         None => outcome,
-    }
-}
-
-/// libvirt's word for an "off", or a dead process: it passes only where nothing of the domain lives on this host.
-async fn said_off(inner: &Inner, found: &Found) -> Outcome {
-    let uri = inner.uris.get(found.place);
-    let whom = uri.and_then(|uri| Whom::at(&uri.table, found.seen.uuid, &found.seen.name));
-    let Some(whom) = whom else { return Outcome::found(Reply::Off, Detail::ShutOff) };
-    match inner.host.remains(&whom).await {
-        Remains::Nothing => Outcome::found(Reply::Off, Detail::ShutOff),
-        Remains::Living(_) => Outcome::found(Reply::Success, Detail::Active(State(RUNNING))),
-        Remains::Doubt(why) => {
-            let was = State(RUNNING);
-            Outcome::failure(Detail::NotProvenOff { was, why: Unproven::Left(Left::Doubt(why)) })
-        }
     }
 }
 
@@ -172,7 +166,12 @@ pub(super) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Pre
     }
     // The table may be a moment behind.
     let Survey { found, remembered, .. } = disproof::ask(inner, target, runs).await;
-    if found.iter().any(|found| runs(&found.seen)) {
+    let is_off = |found: &&Found| found.seen.power == Power::Off;
+    let mut lives_on = false;
+    for found in found.iter().filter(is_off) {
+        lives_on |= presumed::lives(inner, found).await;
+    }
+    if lives_on || found.iter().any(|found| runs(&found.seen)) {
         Presence::Runs
     } else if remembered.is_empty() && found.iter().any(|found| found.seen.power == Power::Off) {
         Presence::Defined
@@ -218,6 +217,8 @@ pub(super) struct Place {
     pub(super) entry: Option<Entry>,
     /// Why nothing can be done there: what a silent URI said last.
     pub(super) veto: Option<Detail>,
+    /// Whether no URI speaks of it, and only this host's own processes do.
+    pub(super) by_host: bool,
 }
 
 impl Place {
@@ -285,10 +286,20 @@ impl Change {
             let Found { place: number, seen } = found;
             if let Some(domain) = found.identity(&self.inner.uris) {
                 places.retain(|place| place.number != *number || place.domain.uuid != domain.uuid);
-                places.push(Place { number: *number, domain, power: seen.power, entry: None, veto: None });
+                places.push(Place {
+                    number: *number,
+                    domain,
+                    power: seen.power,
+                    entry: None,
+                    veto: None,
+                    by_host: false,
+                });
             }
         }
         self.add_remembered(&survey, &mut places);
+        if aim == Aim::Kill {
+            self.add_unknown(target, &mut places).await;
+        }
         self.add_pending(target, &mut places, |_| true);
         let uuids = super::survey::sorted(places.iter().map(|place| place.domain.uuid));
         for uuid in &uuids {
@@ -344,7 +355,7 @@ impl Change {
             // it lives at another URI.
             if matches!(power, Power::Active(_)) || uri.is_lively() {
                 let domain = Identity { uri: Arc::clone(&uri.text), uuid, name: entry.name.clone() };
-                places.push(Place { number, domain, power, entry: Some(entry), veto: None });
+                places.push(Place { number, domain, power, entry: Some(entry), veto: None, by_host: false });
             }
         }
         // A namesake that waits for its restart is meant, too.
@@ -364,8 +375,27 @@ impl Change {
             let known = places.iter().any(|place| place.number == plan.place && place.domain.uuid == plan.domain.uuid);
             if !known && wanted(plan.domain.uuid) {
                 let domain = plan.domain.clone();
-                places.push(Place { number: plan.place, domain, power: Power::Off, entry: None, veto: None });
+                places.push(Place {
+                    number: plan.place,
+                    domain,
+                    power: Power::Off,
+                    entry: None,
+                    veto: None,
+                    by_host: false,
+                });
             }
+        }
+    }
+
+    /// Adds what only this host's own processes speak of: what libvirt has lost, or cannot speak of now.
+    async fn add_unknown(&self, target: &Target, places: &mut Vec<Place>) {
+        if !places.iter().all(|place| place.veto.is_some()) {
+            return;
+        }
+        for Unknown { place, domain } in presumed::unknown(&self.inner, target, true).await {
+            places.retain(|known| known.number != place || known.domain.uuid != domain.uuid);
+            let power = Power::Active(State(RUNNING));
+            places.push(Place { number: place, domain, power, entry: None, veto: None, by_host: true });
         }
     }
 
@@ -376,7 +406,14 @@ impl Change {
             let is_it = |place: &Place| place.number == found.place && place.domain.uuid == domain.uuid;
             if !places.iter().any(is_it) {
                 let veto = Some(last_word(&self.inner, found, error.clone()));
-                places.push(Place { number: found.place, domain, power: found.seen.power, entry: None, veto });
+                places.push(Place {
+                    number: found.place,
+                    domain,
+                    power: found.seen.power,
+                    entry: None,
+                    veto,
+                    by_host: false,
+                });
             }
         }
     }
@@ -395,6 +432,7 @@ impl Change {
             Err(Refused::Dying(doomed)) => return Err(doomed),
             Err(Refused::Dead(name)) => return Ok(Outcome::failure(Detail::Condemned(name))),
         };
+        let meant = super::survey::sorted(places.iter().map(|place| place.domain.uuid));
         // All at once: two domains of one name at two URIs are two kills.
         let kills: Vec<_> = places
             .into_iter()
@@ -440,21 +478,20 @@ impl Change {
                 }
             }
         }
-        // Only now: a pending restart is entered with the lock held. And not before libvirt's destroy, where one is under way, is over: it
-        // must not hit what a later request starts.
-        let locks = self.locks;
+        // libvirt's destroy, where one is under way, must not hit what a later request starts.
         if destroyed || !records.is_empty() {
+            let unsettled: Vec<_> = meant.into_iter().map(|uuid| self.inner.settling.enter(uuid)).collect();
             tokio::spawn(async move {
                 for record in records {
                     // A lost task is as much over as one that ended. One that hangs in libvirt must not keep the domain from being fenced again.
                     let _ = timeout(RECORD_LIMIT, record).await;
                 }
                 sleep(SETTLED).await;
-                drop(locks);
+                drop(unsettled);
             });
-        } else {
-            drop(locks);
         }
+        // Only now: a pending restart is entered with the lock held.
+        drop(self.locks);
         Ok(match self.inner.reboot_reply {
             RebootReply::On if !starting.is_empty() => {
                 off::started(&self.inner, outcome, &starting, self.deadline.by()).await

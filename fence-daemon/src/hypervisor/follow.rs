@@ -153,7 +153,11 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                 for news in news.drain(..) {
                     match news {
                         News::Changed(uuid) => looks.want(uuid),
-                        News::Reset(uuid) => uri.table.note_reset(uuid),
+                        News::Reset(uuid) => {
+                            uri.table.note_reset(uuid);
+                            // A container that reboots itself is another process afterwards, and this is all that libvirt tells.
+                            looks.want(uuid);
+                        }
                         News::Leaving(uuid) => uri.table.note_leaving(uuid, true),
                     }
                 }

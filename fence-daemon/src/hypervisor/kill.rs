@@ -6,7 +6,7 @@
 //!    record says "shut off (destroyed)" and not "crashed". If libvirt is slower than the kill, "crashed" it is; nothing depends on it.
 //! 2. SIGKILL through the pidfd. A guest that is stopped or paused dies as well.
 //! 3. The pidfd says that every thread is gone. Helpers are dead, too, and writes under way (io_uring) are over: see `host`.
-//! 4. The client is told. The domain's lock is kept until libvirt's destroy has ended, so that it cannot hit a later instance.
+//! 4. The client is told. The domain is not started again until libvirt's destroy has ended, so that it cannot hit a later instance.
 //!
 //! For a `reboot` there is no 1: destroy would hold the domain for its 0.2 s before it can be started again; libvirt notices the death by
 //! itself within milliseconds, calls it a crash, and the start that follows replaces that record.

@@ -3,11 +3,17 @@
 //! The lock that counts is the UUID's. A request by name first takes the name's lock, which keeps requests of one spelling in the order
 //! of their arrival while the UUID is looked up, and then the UUIDs' in ascending order. Names before UUIDs, UUIDs ascending:
 //! no two requests can wait for each other.
+//!
+//! [`Settling`] is for starts alone: a call that is still under way in libvirt must not hit what is started next. Whoever wants the domain
+//! off need not wait for that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use uuid::Uuid;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::policy::Target;
 
@@ -46,11 +52,76 @@ impl Locks {
     }
 }
 
+/// Domains with which libvirt has not done yet.
+#[derive(Debug, Default)]
+pub(super) struct Settling {
+    busy: Mutex<HashMap<Uuid, usize>>,
+    news: watch::Sender<()>,
+}
+
+/// A domain that must not be started as long as this is kept.
+#[derive(Debug)]
+pub(super) struct Unsettled {
+    all: Arc<Settling>,
+    uuid: Uuid,
+}
+
+impl Settling {
+    /// From now on the domain must not be started.
+    pub(super) fn enter(self: &Arc<Self>, uuid: Uuid) -> Unsettled {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner).entry(uuid).or_default() += 1;
+        Unsettled { all: Arc::clone(self), uuid }
+    }
+
+    /// Waits until the domain may be started. `false`: it may not by `by`.
+    pub(super) async fn over(&self, uuid: Uuid, by: Instant) -> bool {
+        let mut news = self.news.subscribe();
+        let is_busy = || self.busy.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&uuid);
+        // An error means that the sender is gone, and it is ours.
+        while is_busy() {
+            if !matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {
+                return !is_busy();
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        let mut busy = self.all.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = busy.get(&self.uuid).copied().unwrap_or(0);
+        if left > 1 {
+            busy.insert(self.uuid, left - 1);
+        } else {
+            busy.remove(&self.uuid);
+        }
+        drop(busy);
+        self.all.news.send_replace(());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
     use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn a_domain_is_settled_when_nobody_keeps_it_from_that() {
+        let (all, one, other) = (Arc::new(Settling::default()), Uuid::from_u128(1), Uuid::from_u128(2));
+        let now = || Instant::now() + Duration::from_millis(30);
+        let (first, second) = (all.enter(one), all.enter(one));
+        assert!(all.over(other, now()).await);
+        drop(first);
+        assert!(!all.over(one, now()).await);
+        let waits = tokio::spawn({
+            let all = Arc::clone(&all);
+            async move { all.over(one, Instant::now() + Duration::from_secs(30)).await }
+        });
+        drop(second);
+        assert!(waits.await.unwrap() && all.over(one, now()).await);
+    }
 
     #[tokio::test]
     async fn a_lock_is_one_domain_s_and_leaves_nothing_behind() {

@@ -22,6 +22,7 @@
 mod act;
 mod connection;
 mod deadline;
+mod deaths;
 mod disproof;
 mod domain;
 mod duel;
@@ -40,6 +41,7 @@ mod off;
 mod outcome;
 mod pause;
 mod pool;
+mod presumed;
 mod probe;
 mod record;
 mod reset;
@@ -65,7 +67,7 @@ use uuid::Uuid;
 use self::connection::{LinkState, Uri};
 use self::duel::Duels;
 use self::host::Host;
-use self::locks::Locks;
+use self::locks::{Locks, Settling};
 use self::record::Records;
 use self::restart::{Plan, Restarts, Waiting};
 use self::table::Instance;
@@ -176,6 +178,7 @@ struct Inner {
     reboot_pause: Duration,
     records: Records,
     locks: Locks,
+    settling: Arc<Settling>,
     restarts: Restarts,
     duels: Arc<Duels>,
     /// What this host itself says of domains.
@@ -278,6 +281,7 @@ impl Hypervisors {
             reboot_pause,
             records,
             locks,
+            settling: Arc::default(),
             restarts,
             duels: Arc::new(duels),
             stop,
@@ -373,7 +377,9 @@ impl Hypervisors {
 
     /// All domains of all URIs.
     pub async fn list(&self) -> Listing {
-        listing::list(&self.inner.uris, &self.inner.limits).await
+        let mut listing = listing::list(&self.inner.uris, &self.inner.limits).await;
+        presumed::correct(&self.inner, &mut listing).await;
+        listing
     }
 
     /// Waits for pending restarts, then closes the connections; at most for `bound`. To be called when nothing else is in flight.

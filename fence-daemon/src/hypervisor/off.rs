@@ -1,23 +1,24 @@
 //! Powering a domain off at one place, by the short way or by libvirt, and what several places make of an order together.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use fence_common::wire::Reply;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 use virt::connect::Connect;
+use zeroize::Zeroizing;
 
 use super::act::Place;
 use super::connection::Uri;
 use super::deadline::Deadline;
+use super::deaths::SeenDead;
 use super::domain::{self, Off, Power, Seen, Source, State, Unproven};
 use super::error::CallError;
-use super::host::{Cleared, Whom};
 use super::kill::{self, Killed};
 use super::link::Lane;
 use super::outcome::{Detail, Identity, Outcome};
+use super::presumed;
 use super::record::{Kept, Record};
 use super::reset;
 use super::restart::Plan;
@@ -27,12 +28,6 @@ use super::{Inner, RebootMethod};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::policy::Target;
-
-/// `VIR_DOMAIN_RUNNING`: what a domain was that libvirt has lost.
-const RUNNING: u8 = 1;
-
-/// How long after the last moment to begin what this host finds may take to die: an answer must still be in time.
-const CLEAR: Duration = Duration::from_secs(3);
 
 /// Waits until what was killed for a reboot runs again, and answers accordingly.
 pub(super) async fn started(inner: &Inner, outcome: Outcome, starting: &[(usize, Uuid)], by: Instant) -> Outcome {
@@ -66,7 +61,7 @@ impl At {
 
 /// Powers the domain off at one place, with its lock held.
 pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadline: Deadline) -> At {
-    let Place { number, domain, power, entry, veto } = place;
+    let Place { number, domain, power, entry, veto, by_host } = place;
     if let Some(veto) = veto {
         return At::said(Outcome::failure(veto));
     }
@@ -95,11 +90,12 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
     }
     let uuid = domain.uuid;
     let strays = uri.table.strays(uuid);
-    if !strays.is_empty() && !kill::strays(&domain, &strays, &deadline).await {
+    let had_strays = !strays.is_empty();
+    if had_strays && !kill::strays(&domain, &strays, &deadline).await {
         let (was, why) = (State(0), Unproven::Stray);
         return At::said(Outcome::failure(Detail::NotProvenOff { was, why }));
     }
-    let id = entry.as_ref().and_then(|entry| entry.instance.as_ref()).map(|instance| instance.id);
+    let id = uri.table.get(uuid).and_then(|entry| entry.instance).map(|instance| instance.id);
     let killed = match &entry {
         Some(entry) => kill::kill(&inner, uri, &domain, entry, reboot, &deadline).await,
         None => None,
@@ -111,16 +107,25 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
         }
         None => {
             let foreseen = if reboot { foresee(&inner, uri, &domain) } else { None };
-            let result = by_libvirt(uri, uuid, reboot, &deadline).await;
-            let result = on_host(&inner, uri, &domain, result, &deadline).await;
+            let seen_dead = uri.table.seen_dead(&Target::Uuid(uuid));
+            let dead = seen_dead.as_ref().and_then(|seen| seen.unnoticed.as_ref()).map(|instance| instance.id);
+            let result = match seen_dead {
+                Some(seen) => Ok(by_its_death(uri, uuid, &seen, reboot)),
+                None if by_host => Ok(Off::Gone),
+                None => by_libvirt(uri, uuid, reboot, &deadline).await,
+            };
+            let result = presumed::off(&inner, uri, &domain, result, had_strays, &deadline).await;
             let kept = foreseen.map(|(record, kept)| match &result {
                 Ok(Off::Proven { at, .. }) => inner.records.confirm(record, kept, *at),
                 _ => kept,
             });
             let destroyed = !uri.is_in_process() && !matches!(result, Ok(Off::Already(_) | Off::Gone | Off::MovedAway));
-            (result, None, kept, None, destroyed)
+            (result, None, kept, dead, destroyed)
         }
     };
+    if matches!(result, Ok(Off::Proven { .. })) && uri.table.driver.is_some() {
+        uri.table.note_death(uuid, &domain.name, id.or(dead));
+    }
     if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
         kept.remove();
     }
@@ -155,31 +160,6 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
     At { outcome, plan: None, record, by_libvirt }
 }
 
-/// libvirt's word for an "off" passes only where nothing of the domain lives on this host. What it has lost is killed.
-async fn on_host(
-    inner: &Inner,
-    uri: &Uri,
-    domain: &Identity,
-    said: Result<Off, CallError>,
-    deadline: &Deadline,
-) -> Result<Off, CallError> {
-    let was = match &said {
-        Ok(Off::Proven { was, .. }) => *was,
-        Ok(Off::Already(_)) => State(RUNNING),
-        Ok(Off::MovedAway | Off::Gone | Off::Unproven { .. }) | Err(_) => return said,
-    };
-    let Some(whom) = Whom::at(&uri.table, domain.uuid, &domain.name) else { return said };
-    Ok(match (inner.host.clear(&whom, None, deadline, deadline.by() + CLEAR).await, said?) {
-        (Err(left), _) => Off::Unproven { was, why: Unproven::Left(left) },
-        (Ok(Cleared { at, killed }), Off::Already(_)) if !killed.is_empty() => {
-            Off::Proven { was, at, source: Source::Definition }
-        }
-        (Ok(Cleared { at, .. }), Off::Already(_)) => Off::Already(at),
-        (Ok(Cleared { at, .. }), Off::Proven { source, .. }) => Off::Proven { was, at, source },
-        (Ok(_), said) => said,
-    })
-}
-
 /// Names the disks of a fenced domain whose writes cannot be seen from this host.
 fn tell_unseen(uri: &Uri, domain: &Identity) {
     let unseen = uri.table.belongings.unseen(domain.uuid);
@@ -196,6 +176,17 @@ enum Pending {
     Ours,
     /// By the word of an earlier daemon.
     Inherited,
+}
+
+/// What was seen to die here is off without libvirt's word, which may hang. A reboot of what has died
+/// by itself, unnoticed, brings it back.
+fn by_its_death(uri: &Uri, uuid: Uuid, seen: &SeenDead, reboot: bool) -> Off {
+    let at = Moment::now();
+    let xml = uri.table.xml(uuid).map(|xml| Source::Xml(Zeroizing::clone(&xml)));
+    match &seen.unnoticed {
+        Some(instance) if reboot => Off::Proven { was: instance.state, at, source: xml.unwrap_or(Source::Definition) },
+        Some(_) | None => Off::Already(at),
+    }
 }
 
 /// libvirt's way.

@@ -79,6 +79,9 @@ impl Plan {
         if !uri.table.strays(self.domain.uuid).is_empty() {
             return Err(CallError::Busy("its process runs on, although libvirt has lost it: `off` ends that"));
         }
+        if !inner.settling.over(self.domain.uuid, deadline.by()).await {
+            return Err(CallError::Busy("libvirt has not done with the instance before it yet"));
+        }
         if let Some(dead) = self.dead.filter(|_| !uri.table.is_blind()) {
             // Only so long: libvirt's own word counts, and it is asked for next.
             let by = deadline.by().min(Instant::now() + FORGET_WITHIN);

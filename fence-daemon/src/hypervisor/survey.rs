@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::Limits;
 use super::connection::Uri;
+use super::deaths::SeenDead;
 use super::domain::{self, Power, Seen, State};
 use super::error::CallError;
 use super::link::Lane;
@@ -154,6 +155,11 @@ fn lost(uri: &Uri, target: &Target) -> Option<Seen> {
 /// Asks one URI. A question that loses its connection is asked once more on the next one: a libvirtd that is being restarted, which takes
 /// it a second or two, should cost no fence.
 async fn look_up(uri: &Arc<Uri>, target: Target, bound: Instant) -> Result<Option<Seen>, CallError> {
+    // What was seen to die here needs no word of libvirt's, which may hang.
+    if let Some(SeenDead { uuid, name, unnoticed, .. }) = uri.table.seen_dead(&target) {
+        let id = unnoticed.map(|instance| instance.id);
+        return Ok(Some(Seen { name, uuid, id, power: Power::Off }));
+    }
     let again = target.clone();
     match uri.call(Lane::Query, bound, move |connect| domain::look_up(connect, &target)).await {
         Err(CallError::Lost(_)) => uri.call(Lane::Query, bound, move |connect| domain::look_up(connect, &again)).await,

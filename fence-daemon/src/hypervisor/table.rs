@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::deaths::Deaths;
 use super::domain::State;
 use super::host::{Belongings, Disks, Running};
 use super::link::Told;
@@ -130,6 +131,8 @@ pub(super) struct Table {
     pub(super) unnoticed: Unnoticed,
     /// The XML of transient domains that run, with their secrets: in memory only, wiped when it goes, and never shown.
     xmls: Mutex<HashMap<Uuid, Arc<Zeroizing<String>>>>,
+    /// What was seen to die.
+    pub(super) deaths: Deaths,
     /// What an earlier daemon knew, of domains that this one has not seen yet.
     pub(super) recalled: Recalled,
     news: watch::Sender<()>,
@@ -151,6 +154,7 @@ impl Table {
             leaving: Mutex::default(),
             unnoticed: Unnoticed::default(),
             xmls: Mutex::default(),
+            deaths: Deaths::default(),
             recalled: Recalled::default(),
             news: watch::Sender::default(),
         }
@@ -232,6 +236,7 @@ impl Table {
     pub(super) fn put(&self, uuid: Uuid, entry: Option<Entry>) {
         let now = entry.as_ref().and_then(Entry::victim).map(|victim| victim.pid());
         self.recalled.forget(uuid);
+        self.deaths.observe(uuid, entry.as_ref());
         let old = match entry {
             Some(entry) => self.domains().insert(uuid, entry),
             None => self.domains().remove(&uuid),
@@ -340,6 +345,9 @@ impl Table {
     /// destroyed here with no migration under way.
     pub(super) fn note_leaving(&self, uuid: Uuid, leaving: bool) {
         self.leaving().note(uuid, leaving);
+        if leaving {
+            self.deaths.forget(uuid);
+        }
         self.news.send_replace(());
     }
 

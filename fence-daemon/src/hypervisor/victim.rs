@@ -1,6 +1,7 @@
 //! The process that a local domain runs as: found while libvirt says that it runs, held by a pidfd, killed and proven dead by it.
 //!
-//! - QEMU: the process whose number libvirt keeps in `/run/libvirt/qemu/NAME.pid` and whose command line has the domain's UUID.
+//! - QEMU: the process whose number libvirt keeps in `/run/libvirt/qemu/NAME.pid` and whose command line has the domain's UUID. It may be a launcher
+//!   with QEMU below it: what else has that UUID is found when it is killed (see [`host`](super::host)).
 //! - LXC: the container's first process, a child of the controller in `/run/libvirt/lxc/NAME.pid`. It is process 1 of the container's PID
 //!   namespace: when it is killed the kernel kills everything else in there, and only then is it dead itself (`zap_pid_ns_processes`
 //!   in kernel/pid_namespace.c waits for the last one), so that its pidfd is proof for all of them.
@@ -49,17 +50,6 @@ impl Driver {
             "qemu:///system" | "qemu+unix:///system" => Some(Self::Qemu),
             "lxc:///" | "lxc:///system" | "lxc+unix:///" | "lxc+unix:///system" => Some(Self::Lxc),
             _ => None,
-        }
-    }
-
-    /// Whether a program is what the driver runs domains as.
-    fn is_program(self, program: &Path) -> bool {
-        let name = program.file_name().unwrap_or_default().to_string_lossy();
-        // An upgrade on disk leaves the running one behind.
-        let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
-        match self {
-            Self::Qemu => name.starts_with("qemu") || name == "kvm",
-            Self::Lxc => name == "libvirt_lxc",
         }
     }
 
@@ -115,9 +105,6 @@ pub(super) enum VictimError {
     /// The process is not the domain's.
     #[error("process {pid} is not the domain's: {why}")]
     NotIt { pid: i32, why: &'static str },
-    /// The process has the domain's command line, and is something else: it may have the domain's process as its child.
-    #[error("process {0} has the domain's command line, but it is not the emulator itself but another program")]
-    Wrapped(i32),
     /// It ended while it was looked at.
     #[error("process {0} has just ended")]
     Ended(i32),
@@ -137,7 +124,7 @@ impl VictimError {
                 Self::Unreadable { error, .. } => {
                     error.kind() == io::ErrorKind::NotFound && !Path::new(&format!("/proc/{instance}")).exists()
                 }
-                Self::Strange { .. } | Self::NotIt { .. } | Self::Wrapped(_) | Self::Ended(_) => false,
+                Self::Strange { .. } | Self::NotIt { .. } | Self::Ended(_) => false,
             }
     }
 }
@@ -170,12 +157,6 @@ impl Victim {
         };
         if !it {
             return Err(VictimError::NotIt { pid: number, why });
-        }
-        // A wrapper (a script, strace) has the same arguments, and its death is not QEMU's.
-        let program = fs::read_link(format!("/proc/{number}/exe"))
-            .map_err(|error| VictimError::Unreadable { path: format!("/proc/{number}/exe").into(), error })?;
-        if !driver.is_program(&program) {
-            return Err(VictimError::Wrapped(number));
         }
         let written = fs::metadata(&file).and_then(|about| about.modified());
         let written = written.map_err(|error| VictimError::Unreadable { path: file.clone(), error })?;

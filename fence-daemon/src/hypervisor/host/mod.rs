@@ -48,7 +48,8 @@ pub(super) use self::outliving::recall;
 
 use self::belongings::Search;
 use self::process::Process;
-use self::scan::{Found, Kind, Look, Memory};
+pub(super) use self::scan::Look;
+use self::scan::{Found, Kind, Memory};
 use super::connection::Uri;
 use super::deadline::Deadline;
 use super::error::CallError;
@@ -86,7 +87,7 @@ impl Whom {
     fn is_sure(&self, kind: &Kind) -> bool {
         match kind {
             Kind::Machine { line, in_scope } => *in_scope || line.name.is_some(),
-            Kind::Container { scope, uuid } => *uuid == Some(self.uuid) || self.ids.contains(&scope.id),
+            Kind::Container { scope, uuid, .. } => *uuid == Some(self.uuid) || self.ids.contains(&scope.id),
             Kind::Untold { .. } => false,
         }
     }
@@ -244,7 +245,8 @@ impl Host {
         }
     }
 
-    async fn remains_now(&self, whom: &Whom) -> Remains {
+    /// As [`Self::remains`], at once.
+    pub(super) async fn remains_now(&self, whom: &Whom) -> Remains {
         self.look(vec![whom.clone()]).await.remains(whom)
     }
 
@@ -308,8 +310,8 @@ impl Host {
 
     /// Kills the processes of a domain until a scan that began after the last kill finds nothing else.
     ///
-    /// `victim` has been killed before: its death is waited for, and what a scan finds of it is no news. (Whoever has been sent SIGKILL
-    /// starts no more processes. So a scan that begins after that sees all of them, and need not wait for the death.)
+    /// `victim` has been killed before, and the caller waits for its death: what a scan finds of it is no news. (Whoever has been sent
+    /// SIGKILL starts no more processes. So a scan that begins after that sees all of them, and need not wait for the death.)
     ///
     /// # Errors
     /// Something of it lives at `by`, or it cannot be told, or nothing has been killed yet and nothing may be any more.
@@ -334,7 +336,7 @@ impl Host {
             // Whoever has died since lives no longer; a number that has gone to somebody else is not known.
             let news: Vec<_> = found.into_iter().filter(|it| !it.is_dead() && !is_known(&killed, it.pid())).collect();
             if news.is_empty() {
-                return self.dead(victim, killed, by).await;
+                return self.dead(killed, by).await;
             }
             if victim.is_none() && killed.is_empty() && deadline.check().is_err() {
                 return Err(Left::Undead(news.iter().map(|process| process.pid()).collect()));
@@ -352,12 +354,7 @@ impl Host {
     }
 
     /// Waits for the death of all that was killed.
-    async fn dead(&self, victim: Option<&Victim>, killed: Vec<Arc<Process>>, by: Instant) -> Result<Cleared, Left> {
-        if let Some(victim) = victim
-            && !matches!(timeout_at(by, victim.death()).await, Ok(Ok(())))
-        {
-            return Err(Left::Undead(vec![victim.pid()]));
-        }
+    async fn dead(&self, killed: Vec<Arc<Process>>, by: Instant) -> Result<Cleared, Left> {
         for process in &killed {
             if !matches!(timeout_at(by, process.death()).await, Ok(Ok(()))) {
                 return Err(Left::Undead(killed.iter().filter(|it| !it.is_dead()).map(|it| it.pid()).collect()));
@@ -395,7 +392,7 @@ impl Shared {
 
 impl Look {
     /// What is left of a domain whose processes this scan was to hold.
-    fn remains(&self, whom: &Whom) -> Remains {
+    pub(super) fn remains(&self, whom: &Whom) -> Remains {
         if let Some(why) = &self.failed {
             return Remains::Doubt(why.clone());
         }
@@ -420,6 +417,15 @@ impl Look {
             }
         }
         if living.is_empty() { Remains::Nothing } else { Remains::Living(living) }
+    }
+
+    /// The domains that processes say they are: driver, UUID, and name if they tell it.
+    pub(super) fn domains(&self) -> impl Iterator<Item = (Driver, Uuid, Option<&str>)> {
+        self.found.iter().filter_map(|found| match &found.kind {
+            Kind::Machine { line, .. } => Some((Driver::Qemu, line.uuid, line.name.as_deref())),
+            Kind::Container { uuid, name, .. } => Some((Driver::Lxc, (*uuid)?, name.as_deref())),
+            Kind::Untold { .. } => None,
+        })
     }
 }
 

@@ -52,8 +52,8 @@ pub(in super::super) struct Found {
 pub(in super::super) enum Kind {
     /// It has a machine's command line. `scope`: its control group is one of libvirt's for QEMU.
     Machine { line: Line, in_scope: bool },
-    /// It is the first process of a container of libvirt's, in this group; with the UUID in its environment.
-    Container { scope: Scope, uuid: Option<Uuid> },
+    /// It is the first process of a container of libvirt's, in this group; with the UUID and the name in its environment.
+    Container { scope: Scope, uuid: Option<Uuid>, name: Option<String> },
     /// It could not be read, or says nothing of itself; its control group, if that is libvirt's, and the machine that it was in an earlier scan.
     Untold { scope: Option<Scope>, was: Option<Uuid>, why: &'static str },
 }
@@ -329,8 +329,10 @@ impl Work {
             return Ok(None);
         }
         process::read(&directory.join("environ"), buffer)?;
-        let uuid = buffer.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(b"LIBVIRT_LXC_UUID="));
-        Ok(Some(Kind::Container { scope, uuid: uuid.and_then(|uuid| Uuid::try_parse_ascii(uuid).ok()) }))
+        let variable = |name: &[u8]| buffer.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(name));
+        let uuid = variable(b"LIBVIRT_LXC_UUID=").and_then(|uuid| Uuid::try_parse_ascii(uuid).ok());
+        let name = variable(b"LIBVIRT_LXC_NAME=").map(|name| String::from_utf8_lossy(name).into_owned());
+        Ok(Some(Kind::Container { scope, uuid, name }))
     }
 
     /// The command line of a process whose first thread has none: that thread has ended, and others may be stuck; or it is the kernel's own.
