@@ -1,5 +1,7 @@
 //! The daemon's life: what is opened in which order, what it runs on, and how it ends.
 
+mod load;
+
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -7,26 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::admit::Rules;
-use fence_common::boundary::Listener as Listening;
 use fence_common::keys::KeyPair;
-use fence_common::shield::Limits;
 use fence_common::verdict::Counters;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
+use self::load::{Kernel, kernel};
 use crate::callback::Callback;
 use crate::claims::Claims;
-use crate::config::{Attach, Config, Multicast};
+use crate::config::Config;
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::interface::Wanted;
-use crate::intake::kernel::{self, KernelProgram, Mode};
 use crate::intake::links::Links;
-use crate::intake::listener::{Coming, Follower, Listener, chain};
+use crate::intake::listener::{Follower, Listener};
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::keyring::Keyring;
@@ -66,9 +66,6 @@ pub const ANSWERS_WITHIN: Duration = Duration::from_millis(1300);
 
 /// How long a stop waits after that for restarts, which are on record for the next daemon, and for libvirt to close.
 pub const REST_WITHIN: Duration = Duration::from_millis(300);
-
-/// The kernel program, as `cargo xtask build` made it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
 
 /// Why the daemon does not start, or stops by itself.
 #[derive(Debug, thiserror::Error)]
@@ -317,111 +314,6 @@ fn links(group: IpAddr) -> Links {
         warn!("the kernel does not tell when interfaces come and go ({error}): looking every 2 s instead");
         Links::by_looking()
     })
-}
-
-/// The kernel program's two ends, as far as there will be any: what attaches it, and what reads its ring buffer.
-#[derive(Debug)]
-struct Kernel {
-    program: Coming,
-    ring: oneshot::Receiver<Ring>,
-}
-
-/// What is needed to load the program, and who gets it.
-struct Load {
-    listener: Listening,
-    keys: Keyring,
-    mode: Mode,
-    /// Whether the daemon's memory is to be locked.
-    locked: bool,
-    /// What it is to know before it sees a packet.
-    seen: Arc<Seen>,
-    program: oneshot::Sender<(KernelProgram, Mode)>,
-    ring: oneshot::Sender<Ring>,
-}
-
-/// What is to be loaded, if anything is. Where not, the log says why: the socket serves everything then.
-fn kernel(
-    multicast: &Multicast,
-    rules: Rules,
-    limits: Limits,
-    keys: &Keyring,
-    locked: bool,
-    seen: &Arc<Seen>,
-) -> Option<(Load, Kernel)> {
-    let mode = match multicast.attach {
-        Attach::Auto if multicast.interface.is_none() => Mode::Gentle,
-        Attach::Auto => Mode::Auto,
-        Attach::Native => Mode::Native,
-        Attach::Generic => Mode::Generic,
-        Attach::Tcx => Mode::Tcx,
-        Attach::Off => {
-            info!("serving without the kernel program, through the socket alone, as configured (attach = \"off\")");
-            return None;
-        }
-    };
-    let listener = Listening {
-        group_v4: if let IpAddr::V4(group) = multicast.group { Some(group.octets()) } else { None },
-        group_v6: if let IpAddr::V6(group) = multicast.group { Some(group.octets()) } else { None },
-        port: multicast.port,
-        rules,
-        limits,
-    };
-    let (program, coming) = oneshot::channel();
-    let (ring, ring_coming) = oneshot::channel();
-    let load = Load { listener, keys: keys.clone(), mode, locked, seen: Arc::clone(seen), program, ring };
-    Some((load, Kernel { program: coming, ring: ring_coming }))
-}
-
-impl Load {
-    /// Loads the program, for which the kernel's verifier takes its time. Where that cannot be, the socket serves everything, and the log says
-    /// why: a fencing daemon that is slower under a flood is worth more than none.
-    fn run(self, inspector: &Inspector) {
-        // aya reads all types of the kernel's, which takes dozens of megabytes that are never used again.
-        let loaded = process::with_much_memory(self.locked, || {
-            let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
-            // Those of this moment, which need not be those of the start.
-            if let Some(slots) = program.take_keys()? {
-                self.keys.connect(Box::new(slots))?;
-            }
-            if let Some(memory) = program.take_memory()? {
-                self.seen.teach(memory);
-            }
-            Ok((program.take_ring()?, program))
-        });
-        match loaded {
-            Ok((Some(ring), program)) => match Ring::new(ring, self.keys) {
-                Ok(mut ring) => {
-                    ring.beat();
-                    match program.reader() {
-                        Ok(reader) => inspector.set_kernel(reader),
-                        Err(error) => warn!("`status` will not tell the kernel program's counters: {}", chain(&error)),
-                    }
-                    match program.senders() {
-                        Ok(senders) => inspector.set_sources(senders),
-                        Err(error) => warn!("`status` will not tell who has sent what: {}", chain(&error)),
-                    }
-                    match program.refused() {
-                        Ok(refused) => inspector.set_refused(refused),
-                        Err(error) => warn!("`status` will not tell who was refused: {}", chain(&error)),
-                    }
-                    // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
-                    if self.ring.send(ring).is_ok() {
-                        let _ = self.program.send((program, self.mode));
-                    }
-                }
-                Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
-            },
-            Ok((None, _)) => without("the kernel program has no ring buffer"),
-            Err::<_, kernel::Error>(error) => match error.remark() {
-                Some(remark) => without(&format!("{remark} ({})", chain(&error))),
-                None => without(&chain(&error)),
-            },
-        }
-    }
-}
-
-fn without(why: &str) {
-    warn!("serving without the kernel program, through the socket alone: {why}");
 }
 
 /// The counters that are not zero, in words.

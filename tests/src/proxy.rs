@@ -1,6 +1,8 @@
-//! Between a lab's libvirtd and its clients: what they say to each other is passed on, late or not at all where a test wants that.
+//! Between a lab's libvirtd and its clients: what they say to each other is passed on, late or not
+//! at all where a test wants that.
 //!
-//! It takes the place of libvirtd's own socket, so the daemon takes it for the local libvirtd that it is.
+//! It takes the place of libvirtd's own socket, so the daemon takes it for the local libvirtd that
+//! it is.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -131,7 +133,7 @@ fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf)
     thread::spawn(move || {
         while let Ok(message) = read(&mut from_server) {
             let delay = answers.delay.load(Ordering::Acquire);
-            if number > 0 && delay > 0 {
+            if number > 0 && delay > 0 && is_answer(&message) {
                 thread::sleep(Duration::from_millis(delay));
             }
             if to_client.write_all(&message).is_err() {
@@ -141,6 +143,11 @@ fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf)
         let _ = to_client.shutdown(std::net::Shutdown::Both);
     });
     Ok(())
+}
+
+/// Whether a message is of libvirt's program for hypervisors; others keep the connection alive.
+fn is_answer(message: &[u8]) -> bool {
+    message.get(4..8).is_some_and(|program| program == REMOTE_PROGRAM.to_be_bytes())
 }
 
 /// A whole message: its length, which counts itself, and the rest.
@@ -155,7 +162,8 @@ fn read(from: &mut UnixStream) -> Result<Vec<u8>> {
     Ok(message)
 }
 
-/// The answer to a registration for events that a driver without events gives; none to anything else.
+/// The answer to a registration for events that a driver without events gives; none to anything
+/// else.
 fn refusal(message: &[u8]) -> Option<Vec<u8>> {
     let word = |number: usize| {
         let bytes = message.get(number * 4..number * 4 + 4)?;

@@ -1,9 +1,9 @@
 //! Until when an order may begin what cannot be undone.
 //!
-//! An order's steps follow one another: look-ups, the end of a migration, a reset, a kill. Each of them
-//! may hang, so the time is looked at again right before every dangerous step. A client that was told
-//! "failure" may act on it at once, so nothing may begin after that word. What has begun before it may
-//! still come into force: no call to libvirt can be taken back.
+//! An order's steps follow one another: look-ups, the end of a migration, a reset, a kill. Each of
+//! them may hang, so the time is looked at again right before every dangerous step. A client that
+//! was told "failure" may act on it at once, so nothing may begin after that word. What has begun
+//! before it may still come into force: no call to libvirt can be taken back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

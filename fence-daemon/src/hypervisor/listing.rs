@@ -1,7 +1,8 @@
 //! The host list: all domains of all URIs.
 //!
-//! A cluster takes its targets from this list. One that fails lets the cluster keep those that it has;
-//! one that is shorter than the truth takes them away. So a list is never shorter as a success:
+//! A cluster takes its targets from this list. One that fails lets the cluster keep those that it
+//! has; one that is shorter than the truth takes them away. So a list is never shorter as a
+//! success:
 //!
 //! | the URI | its domains |
 //! |---|---|
@@ -13,8 +14,9 @@
 //!
 //! The last line is for an unused `lxc:///` whose daemon is not installed: it must not make every list fail.
 //!
-//! On the wire a domain is on or off, and clients print "off" of everything that does not run. So a domain that has moved away, or is
-//! leaving, is listed as running: "off" would be more than anybody here knows.
+//! On the wire a domain is on or off, and clients print "off" of everything that does not run. So a
+//! domain that has moved away, or is leaving, is listed as running: "off" would be more than
+//! anybody here knows.
 
 use std::sync::Arc;
 
@@ -65,8 +67,9 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
     listing
 }
 
-/// All domains of a URI. libvirt's QEMU driver holds a domain for as long as it destroys it, and a list waits for each: so while there are
-/// some that are killed and cannot die, they are left out of what it is asked, and told by their own processes.
+/// All domains of a URI. libvirt's QEMU driver holds a domain for as long as it destroys it, and a
+/// list waits for each: so while there are some that are killed and cannot die, they are left out
+/// of what it is asked, and told by their own processes.
 async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
     let Some(known) = uri.table.dying() else { return uri.call(Lane::Query, bound, domain::list).await };
     if !uri.table.is_filled() {
@@ -97,7 +100,8 @@ fn listed(uri: &Uri, row: Row) -> Listed {
     Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
 }
 
-/// What was last known of a URI's domains. One that ran and whose process is not known counts as running.
+/// What was last known of a URI's domains. One that ran and whose process is not known counts as
+/// running.
 fn last_known(uri: &Uri) -> Vec<Listed> {
     let listed = |(uuid, entry): (_, super::table::Entry)| {
         let alive = entry.instance.filter(|known| known.victim.is_none() || known.living().is_some());

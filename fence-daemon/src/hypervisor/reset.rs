@@ -1,9 +1,9 @@
 //! A reboot by reset: the machine begins anew, and its process goes on.
 //!
-//! A reset is for what runs. libvirt resets a machine that stands still as well (paused, stopped by an
-//! error of its storage, crashed and kept), and it stands still afterwards. So the state is asked for
-//! right before the reset, and again after the event that tells of it. In every doubt the domain is
-//! powered off and started instead.
+//! A reset is for what runs. libvirt resets a machine that stands still as well (paused, stopped by
+//! an error of its storage, crashed and kept), and it stands still afterwards. So the state is
+//! asked for right before the reset, and again after the event that tells of it. In every doubt the
+//! domain is powered off and started instead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,12 +31,12 @@ pub(super) enum Asked {
     StandsStill(State),
 }
 
-/// Resets the domain through libvirt and waits for the word that it *was* reset: the call only asks for
-/// it. `None`: it does not run, there is no such word within `limit`, or it does not run after it, so
-/// nothing is known.
+/// Resets the domain through libvirt and waits for the word that it *was* reset: the call only asks
+/// for it. `None`: it does not run, there is no such word within `limit`, or it does not run after
+/// it, so nothing is known.
 ///
-/// A call that has not ended by then is left in `pending`: it may still come into force, and must not
-/// hit what is started next.
+/// A call that has not ended by then is left in `pending`: it may still come into force, and must
+/// not hit what is started next.
 pub(super) async fn reset(
     uri: &Arc<Uri>,
     domain: &Identity,

@@ -1,8 +1,8 @@
 //! Connections that serve one call at a time each: taken for a call, and put back after it.
 //!
-//! Few are open while little happens. When a call finds none free, it asks for another one, which is
-//! opened beside it: opening can hang, and a call must not. What has not been used for a while is given
-//! back, to be closed.
+//! Few are open while little happens. When a call finds none free, it asks for another one, which
+//! is opened beside it: opening can hang, and a call must not. What has not been used for a while
+//! is given back, to be closed.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,8 @@ struct State<C> {
     free: Vec<(C, Instant)>,
     /// All that are open, used or not.
     count: usize,
-    /// Whether one is being opened: one at a time, so that a crowd of calls does not open a crowd of them.
+    /// Whether one is being opened: one at a time, so that a crowd of calls does not open a crowd
+    /// of them.
     opening: bool,
     /// When one could not be opened.
     refused: Option<Instant>,
@@ -73,8 +74,9 @@ impl<C> Shelf<C> {
         state.count > 0
     }
 
-    /// Makes a call with one that no other call uses meanwhile, as soon as one is free. `open` has another one opened, and does not
-    /// wait for it. The call's result says what becomes of the connection; one that is to be discarded is given to `discard`.
+    /// Makes a call with one that no other call uses meanwhile, as soon as one is free. `open` has
+    /// another one opened, and does not wait for it. The call's result says what becomes of the
+    /// connection; one that is to be discarded is given to `discard`.
     ///
     /// # Errors
     /// None was free by `begin_by`, or before `hopeless`: nothing was sent.
@@ -133,7 +135,8 @@ impl<C> Shelf<C> {
         }
     }
 
-    /// Takes out those that nobody has used for `idle`, longest unused first, but for one and for what is to be kept in any case.
+    /// Takes out those that nobody has used for `idle`, longest unused first, but for one and for
+    /// what is to be kept in any case.
     pub(super) fn trim(&self, idle: Duration, keep: impl Fn(&C) -> bool) -> Vec<C> {
         let mut state = self.state();
         let now = Instant::now();

@@ -1,4 +1,5 @@
-//! A libvirt that tells no events: what is known of its domains is looked at again and again, and afresh where it counts.
+//! A libvirt that tells no events: what is known of its domains is looked at again and again, and
+//! afresh where it counts.
 
 use anyhow::{Context, Result, ensure};
 use fence_tests::lab::Hypervisor;
@@ -20,7 +21,8 @@ fn a_libvirt_without_events_is_looked_at_all_the_same() -> Result<()> {
     site.logs(0, "libvirt tells no events there")?;
     site.server.wait_domain("vm", "shut off")?;
 
-    // Nobody tells, and the next request is about what is so now: it is killed by its process, not left to libvirt.
+    // Nobody tells, and the next request is about what is so now: it is killed by its process, not
+    // left to libvirt.
     for _ in 0..3 {
         site.libvirtd.start_domain(qemu::URI, "vm")?;
         site.off_directly("vm").context("started by another hand a moment ago")?;

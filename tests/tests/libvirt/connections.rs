@@ -45,7 +45,8 @@ fn two_connections_are_enough_and_a_stall_renews_no_more_than_it_must() -> Resul
     std::thread::sleep(Duration::from_secs(3));
     site.has_connections(2)?;
 
-    // Longer than a call may take whose connection is used again, and shorter than a keepalive permits.
+    // Longer than a call may take whose connection is used again, and shorter than a keepalive
+    // permits.
     let position = site.server.log_position();
     site.libvirtd.signal(Signal::SIGSTOP)?;
     std::thread::scope(|scope| -> Result<()> {

@@ -1,4 +1,5 @@
-//! A libvirt whose answers take long: what is not done when the client is told "failure" is not begun afterwards.
+//! A libvirt whose answers take long: what is not done when the client is told "failure" is not
+//! begun afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use fence_tests::qemu;
 use super::KEY;
 use super::site::Site;
 
-/// Each answer about an action: five of them take longer than a client waits, and none as long as libvirt's connection may be silent.
+/// Each answer about an action: five of them take longer than a client waits, and none as long as
+/// libvirt's connection may be silent.
 const DELAY: Duration = Duration::from_millis(4600);
 
 /// How long all of an action's calls take, and more.

@@ -1,4 +1,5 @@
-//! Host lists of a libvirt that does not list: never a shorter one as a success, as a cluster would forget its targets.
+//! Host lists of a libvirt that does not list: never a shorter one as a success, as a cluster would
+//! forget its targets.
 
 use std::process::Command;
 
@@ -13,7 +14,8 @@ use fence_tests::qemu;
 use super::expect_listed;
 use super::site::{SOON, Site};
 
-/// Has libvirt destroy a machine that cannot die: until it is dead libvirt holds it, and lists nothing.
+/// Has libvirt destroy a machine that cannot die: until it is dead libvirt holds it, and lists
+/// nothing.
 fn destroyed_for_long(site: &Site, disk: &Disk, name: &str) -> Result<Process> {
     disk.hold()?;
     let mut destroy = Command::new("virsh");

@@ -1,4 +1,5 @@
-//! `reboot_method="reset"` of what does not run: libvirt would reset it, and it would stand still afterwards.
+//! `reboot_method="reset"` of what does not run: libvirt would reset it, and it would stand still
+//! afterwards.
 
 use anyhow::{Context, Result, ensure};
 use fence_tests::fuse::Disk;

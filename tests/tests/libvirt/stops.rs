@@ -14,10 +14,12 @@ use nix::sys::signal::Signal;
 use super::KEY;
 use super::site::{GUEST, SOON, Site};
 
-/// The domain of libvirt's driver inside the daemon's own process: it answers whatever libvirtd does.
+/// The domain of libvirt's driver inside the daemon's own process: it answers whatever libvirtd
+/// does.
 const INSIDE: (&str, &str) = ("test:///default", "test");
 
-/// How long the daemon may be deaf from one's last answer to the next one's first: 2 s, and more on a machine that has much to do.
+/// How long the daemon may be deaf from one's last answer to the next one's first: 2 s, and more on
+/// a machine that has much to do.
 const DEAF: Duration = Duration::from_secs(4);
 
 /// When answers came, one after the other, until it is over.

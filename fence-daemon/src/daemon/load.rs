@@ -1,0 +1,127 @@
+//! Loading the kernel program, beside serving: the socket serves until it is there, and where it cannot be.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fence_common::admit::Rules;
+use fence_common::boundary::Listener as Listening;
+use fence_common::shield::Limits;
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::config::{Attach, Multicast};
+use crate::control::inspector::Inspector;
+use crate::intake::kernel::{self, KernelProgram, Mode};
+use crate::intake::listener::{Coming, chain};
+use crate::intake::ring::Ring;
+use crate::keyring::Keyring;
+use crate::process;
+use crate::seen::Seen;
+
+/// The kernel program, as `cargo xtask build` made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
+
+/// The kernel program's two ends, as far as there will be any: what attaches it, and what reads its ring buffer.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) program: Coming,
+    pub(super) ring: oneshot::Receiver<Ring>,
+}
+
+/// What is needed to load the program, and who gets it.
+pub(super) struct Load {
+    listener: Listening,
+    keys: Keyring,
+    mode: Mode,
+    /// Whether the daemon's memory is to be locked.
+    locked: bool,
+    /// What it is to know before it sees a packet.
+    seen: Arc<Seen>,
+    program: oneshot::Sender<(KernelProgram, Mode)>,
+    ring: oneshot::Sender<Ring>,
+}
+
+/// What is to be loaded, if anything is. Where not, the log says why: the socket serves everything then.
+pub(super) fn kernel(
+    multicast: &Multicast,
+    rules: Rules,
+    limits: Limits,
+    keys: &Keyring,
+    locked: bool,
+    seen: &Arc<Seen>,
+) -> Option<(Load, Kernel)> {
+    let mode = match multicast.attach {
+        Attach::Auto if multicast.interface.is_none() => Mode::Gentle,
+        Attach::Auto => Mode::Auto,
+        Attach::Native => Mode::Native,
+        Attach::Generic => Mode::Generic,
+        Attach::Tcx => Mode::Tcx,
+        Attach::Off => {
+            info!("serving without the kernel program, through the socket alone, as configured (attach = \"off\")");
+            return None;
+        }
+    };
+    let listener = Listening {
+        group_v4: if let IpAddr::V4(group) = multicast.group { Some(group.octets()) } else { None },
+        group_v6: if let IpAddr::V6(group) = multicast.group { Some(group.octets()) } else { None },
+        port: multicast.port,
+        rules,
+        limits,
+    };
+    let (program, coming) = oneshot::channel();
+    let (ring, ring_coming) = oneshot::channel();
+    let load = Load { listener, keys: keys.clone(), mode, locked, seen: Arc::clone(seen), program, ring };
+    Some((load, Kernel { program: coming, ring: ring_coming }))
+}
+
+impl Load {
+    /// Loads the program, for which the kernel's verifier takes its time. Where that cannot be, the socket serves everything, and the log says
+    /// why: a fencing daemon that is slower under a flood is worth more than none.
+    pub(super) fn run(self, inspector: &Inspector) {
+        // aya reads all types of the kernel's, which takes dozens of megabytes that are never used again.
+        let loaded = process::with_much_memory(self.locked, || {
+            let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
+            // Those of this moment, which need not be those of the start.
+            if let Some(slots) = program.take_keys()? {
+                self.keys.connect(Box::new(slots))?;
+            }
+            if let Some(memory) = program.take_memory()? {
+                self.seen.teach(memory);
+            }
+            Ok((program.take_ring()?, program))
+        });
+        match loaded {
+            Ok((Some(ring), program)) => match Ring::new(ring, self.keys) {
+                Ok(mut ring) => {
+                    ring.beat();
+                    match program.reader() {
+                        Ok(reader) => inspector.set_kernel(reader),
+                        Err(error) => warn!("`status` will not tell the kernel program's counters: {}", chain(&error)),
+                    }
+                    match program.senders() {
+                        Ok(senders) => inspector.set_sources(senders),
+                        Err(error) => warn!("`status` will not tell who has sent what: {}", chain(&error)),
+                    }
+                    match program.refused() {
+                        Ok(refused) => inspector.set_refused(refused),
+                        Err(error) => warn!("`status` will not tell who was refused: {}", chain(&error)),
+                    }
+                    // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
+                    if self.ring.send(ring).is_ok() {
+                        let _ = self.program.send((program, self.mode));
+                    }
+                }
+                Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
+            },
+            Ok((None, _)) => without("the kernel program has no ring buffer"),
+            Err::<_, kernel::Error>(error) => match error.remark() {
+                Some(remark) => without(&format!("{remark} ({})", chain(&error))),
+                None => without(&chain(&error)),
+            },
+        }
+    }
+}
+
+fn without(why: &str) {
+    warn!("serving without the kernel program, through the socket alone: {why}");
+}
