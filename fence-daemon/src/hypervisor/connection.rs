@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use virt::connect::Connect;
 use virt::error::ErrorNumber;
@@ -23,6 +23,7 @@ use super::error::CallError;
 use super::ffi::News;
 use super::follow::follow;
 use super::link::{Lane, Link, is_remote};
+use super::listing::LISTS_AT_ONCE;
 use super::pool::Pool;
 use super::table::Table;
 use crate::clock::Moment;
@@ -87,6 +88,8 @@ pub(super) struct Uri {
     wanted: Notify,
     /// Set while the URI is connected but has not answered a query in time; the next answer clears it.
     pub(super) silent: AtomicBool,
+    /// Turns of lists of all its domains.
+    pub(super) lists: Arc<Semaphore>,
     /// Links that are not closed yet.
     links: Arc<AtomicUsize>,
     /// Its domains.
@@ -104,6 +107,7 @@ impl Uri {
             pools: Lane::ALL.map(|lane| Pool::new(format!("virt{index}-{}", lane.name()), lane.calls(is_remote))),
             wanted: Notify::new(),
             silent: AtomicBool::new(false),
+            lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)),
             links: Arc::default(),
             table: Arc::new(Table::new(text)),
         })

@@ -78,7 +78,7 @@ impl Lane {
             (Self::Kill, false) => 12,
             (Self::Start, false) => 4,
             (Self::Record, false) => 2,
-            (Self::Query, true) => 2,
+            (Self::Query, true) => 3,
             (Self::Look, true) => 1,
             (Self::Kill, true) => 4,
             (Self::Start, true) => 1,

@@ -21,6 +21,7 @@
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
+use virt::connect::Connect;
 
 use super::connection::Uri;
 use super::domain::{self, Row, State};
@@ -29,6 +30,10 @@ use super::link::Lane;
 use super::survey::{RUNNING, SHUT_OFF};
 use super::victim::Driver;
 use super::{Limits, Listed, Listing};
+
+/// Lists of one URI that may be under way. One domain that libvirt is busy with holds each of them up, and
+/// the threads for questions are needed for others.
+pub(super) const LISTS_AT_ONCE: usize = 2;
 
 /// Asks every URI for all its domains.
 pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
@@ -71,7 +76,15 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
 /// list waits for each: so while there are some that are killed and cannot die, they are left out
 /// of what it is asked, and told by their own processes.
 async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
-    let Some(known) = uri.table.dying() else { return uri.call(Lane::Query, bound, domain::list).await };
+    let Some(known) = uri.table.dying() else {
+        // It ends when libvirt has answered, and not when nobody waits for that any more.
+        let turn = Arc::clone(&uri.lists).acquire_owned().await.map_err(|_| CallError::NotBegun)?;
+        let list = move |connect: &Connect| {
+            let _turn = turn;
+            domain::list(connect)
+        };
+        return uri.call(Lane::Query, bound, list).await;
+    };
     if !uri.table.is_filled() {
         return Err(CallError::Busy(
             "it does not list its domains while one of them is killed, and not all were seen before",
@@ -116,4 +129,16 @@ fn last_known(uri: &Uri) -> Vec<Listed> {
     let mut domains: Vec<_> = uri.table.all().into_iter().map(listed).collect();
     domains.sort_by(|one, other| one.name.cmp(&other.name));
     domains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_that_hang_leave_threads_for_others() {
+        for is_remote in [false, true] {
+            assert!(LISTS_AT_ONCE < Lane::Query.calls(is_remote));
+        }
+    }
 }
