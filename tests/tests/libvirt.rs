@@ -19,6 +19,9 @@ mod connections;
 #[path = "libvirt/crashes.rs"]
 mod crashes;
 #[cfg(test)]
+#[path = "libvirt/definitions.rs"]
+mod definitions;
+#[cfg(test)]
 #[path = "libvirt/doctor.rs"]
 mod doctor;
 #[cfg(test)]

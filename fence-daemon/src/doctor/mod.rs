@@ -5,6 +5,7 @@
 
 pub mod bridge;
 pub mod daemon;
+pub mod defaults;
 pub mod exchange;
 pub mod finding;
 pub mod firewall;
@@ -71,6 +72,7 @@ fn hypervisor(path: &Path) -> Vec<Finding> {
     let mut findings: Vec<Finding> = host::privileges().into_iter().collect();
     let (config, told) = configuration(path);
     findings.extend(told);
+    findings.extend(defaults::check());
     let state = config.as_ref().and_then(|config| config.hypervisor.state.clone());
     let state = state.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIRECTORY));
     let answer = client::ask(&control::path(&state)).and_then(|answer| client::parse(&answer));

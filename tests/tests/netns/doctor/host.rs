@@ -354,3 +354,24 @@ fn a_guest_whose_key_file_is_missing_is_named_by_all_that_can_be_asked() -> Resu
     }
     Ok(())
 }
+
+/// Debian's unit of `fence_virtd` takes its flags from there, and ours does not.
+#[test]
+fn flags_of_the_stock_service_that_would_be_lost_are_told() -> Result<()> {
+    let bench = configured(|bench| bench.config("auto").render())?;
+    let space = bench.hypervisor.space();
+    // In the lab only.
+    space.must("mount", &["-t", "tmpfs", "none", "/etc/default"])?;
+    let set = |flags: &str| {
+        space.must("sh", &["-c", &format!("echo 'FENCE_VIRTD_ARGS=\"{flags}\"' > /etc/default/fence_virtd")])
+    };
+    set("-w")?;
+    let told = on_hypervisor(&bench)?;
+    ensure!(told.find("configuration", "warning").is_err(), "{:#}", told.report);
+    set("-w -f /etc/cluster/other.conf")?;
+    let told = on_hypervisor(&bench)?;
+    says(
+        told.find("configuration", "warning")?,
+        &["/etc/default/fence_virtd", "-f /etc/cluster/other.conf", "does not read"],
+    )
+}

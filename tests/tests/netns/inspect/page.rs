@@ -68,8 +68,9 @@ fn the_commands_of_the_documentation_work() -> Result<()> {
     // Where the page says `fence-daemon` it means this one, with this lab's configuration.
     let ours = format!("{} -f {}", program()?.display(), bench.hypervisor.path("fence_virt.conf"));
     let mut printed = BTreeMap::new();
-    // tcpdump goes on for ever: `capture` runs it, and ends it.
-    for command in page.commands.iter().filter(|command| !command.starts_with("tcpdump ")) {
+    // tcpdump goes on for ever: `capture` runs it, and ends it. The journal is asked where systemd keeps one: `cluster/service.rs`.
+    let elsewhere = |command: &&String| ["tcpdump ", "journalctl "].iter().any(|program| command.starts_with(program));
+    for command in page.commands.iter().filter(|command| !elsewhere(command)) {
         let words: Result<Vec<_>> = command.split_whitespace().map(here).collect();
         let line = words.with_context(|| command.clone())?.join(" ").replacen("fence-daemon", &ours, 1);
         let done = run(bench.hypervisor.space(), Command::new("sh").args(["-c", &line]), LIMIT)?;
