@@ -250,6 +250,11 @@ fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: 
         |restart: &&Restart| u128::from(restart.waiting_ms.saturating_sub(restart.pause_ms)) > RESTART_SLOW.as_millis();
     for restart in restarts.iter().filter(is_slow) {
         let (name, seconds, uri) = (restart.name.escape_debug(), restart.waiting_ms / 1000, &restart.uri);
+        let why = restart.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        if restart.held && !restart.inherited {
+            problems.push(format!("{name} was rebooted and cannot be started again{why}: start it by hand"));
+            continue;
+        }
         if restart.held {
             problems.push(format!(
                 "{name} was killed for a reboot {seconds} s ago by an earlier daemon, too long ago to start it unasked: see that it runs \
@@ -257,7 +262,6 @@ fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: 
             ));
             continue;
         }
-        let why = restart.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         problems.push(format!(
             "{name} was rebooted and is not started again since {seconds} s{why}, which is tried on: see whether `virsh -c {uri} start \
              {name}` works"

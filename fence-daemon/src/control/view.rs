@@ -271,7 +271,7 @@ pub struct Restart {
     pub pause_ms: u64,
     /// Whether an earlier daemon has left it.
     pub inherited: bool,
-    /// Whether it is too old to be carried out unasked: an `on` or `off` ends it.
+    /// Whether it is not carried out unasked, because it is too old or its XML could not be had: `off` ends it, and so does its start.
     pub held: bool,
     /// How often it was tried in vain.
     pub attempts: u32,

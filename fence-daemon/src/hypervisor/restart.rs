@@ -53,7 +53,7 @@ pub(super) struct Plan {
     pub(super) kept: Option<Kept>,
     /// Whether another daemon has left it, which may have died before it killed.
     pub(super) inherited: bool,
-    /// Whether it is only told, and somebody has to say what is to be done: it is too old to be carried out unasked.
+    /// Whether it is only told, and somebody has to see to it: it is too old to be carried out unasked, or its XML could not be had.
     pub(super) held: bool,
 }
 
@@ -195,7 +195,9 @@ impl Restarts {
     /// Waits until the restart of a domain is no longer pending, whatever became of it; at most until `by`.
     pub(super) async fn over(&self, place: usize, uuid: Uuid, by: Instant) {
         let mut news = self.news.subscribe();
-        while self.get(place, uuid).is_some() && matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {}
+        // What is held is for somebody else to start.
+        let waits = || self.get(place, uuid).is_some_and(|plan| !plan.held);
+        while waits() && matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {}
     }
 
     /// The domains that wait for their restart.
@@ -267,13 +269,6 @@ impl Restarts {
 
 /// Enters `plan`, with its domain's lock held, and has it carried out once the lock is free.
 pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
-    if let Source::Nothing(error) = &plan.source {
-        tracing::error!(domain = %plan.domain, %error, "fenced, but its XML could not be had: start it by hand");
-        if let Some(kept) = plan.kept {
-            kept.remove();
-        }
-        return;
-    }
     if inner.restarts.is_forbidden(&plan.domain) {
         tracing::warn!(domain = %plan.domain, "killed for a reboot, and not started again: somebody has asked for it to be off meanwhile");
         if let Some(kept) = plan.kept {
@@ -281,13 +276,22 @@ pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
         }
         return;
     }
-    if plan.kept.is_none() {
+    let mut reason = None;
+    if let Source::Nothing(error) = &plan.source {
+        tracing::error!(domain = %plan.domain, %error, "fenced, but its XML could not be had: start it by hand");
+        reason = Some(format!("its XML could not be had: {error}"));
+        // Told until it runs, or an `off` ends it. The next daemon could do no more.
+        plan.held = true;
+        if let Some(kept) = plan.kept.take() {
+            kept.remove();
+        }
+    } else if plan.kept.is_none() {
         plan.kept = inner.records.write(&plan.record());
     }
     let (plan, now) = (Arc::new(plan), Moment::now());
     let since = plan.died.map_or(now, |died| died.min(now));
     let not_before = pause::end(inner.reboot_pause, plan.died);
-    let pending = Pending { plan: Arc::clone(&plan), since, not_before, attempts: 0, reason: None };
+    let pending = Pending { plan: Arc::clone(&plan), since, not_before, attempts: 0, reason };
     inner.restarts.pending().insert((plan.place, plan.domain.uuid), pending);
     if plan.held {
         tokio::spawn(inherit::hold(Arc::clone(inner), plan));

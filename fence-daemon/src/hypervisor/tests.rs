@@ -342,6 +342,25 @@ async fn a_restart_is_tried_again_unless_its_definition_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_started_again_is_told_until_somebody_starts_it() {
+    let (h, _file) = node(Node::default().running("other", 9)).await;
+    pend(&h, "t", 5, Source::Nothing(CallError::Overdue)).await;
+    let told = h.restarts().remove(0);
+    assert!(told.held && told.reason.as_ref().is_some_and(|why| why.contains("XML")), "{told:?}");
+    assert_eq!(h.presence(&name("t")).await, Presence::Defined);
+    arrange(&h, |connect| drop(Domain::create_xml(connect, &xml("t", 5, ""), 0).unwrap())).await;
+    let begun = StdInstant::now();
+    while !h.restarts().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", h.restarts());
+        sleep(Duration::from_millis(20)).await;
+    }
+    // And an off ends it.
+    pend(&h, "u", 6, Source::Nothing(CallError::Overdue)).await;
+    assert_eq!(order(&h, Op::Off, name("u")).await.detail, Detail::RestartCancelled);
+    assert!(h.restarts().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_that_may_succeed_one_day_is_kept_and_told() {
     let (h, _file) = node(Node::default().running("other", 9)).await;
     // The name is taken.

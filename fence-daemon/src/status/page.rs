@@ -158,11 +158,13 @@ fn restarts(report: &Report) -> Table {
         if restart.inherited {
             notes.push("left by an earlier daemon".to_owned());
         }
-        if restart.held {
+        if restart.held && restart.inherited {
             notes.push("not started unasked: fence it with `on` or `off`".to_owned());
         }
-        if let Some(reason) = &restart.reason {
-            notes.push(format!("tried {} times: {reason}", restart.attempts));
+        match &restart.reason {
+            Some(reason) if restart.held && !restart.inherited => notes.push(format!("start it by hand: {reason}")),
+            Some(reason) => notes.push(format!("tried {} times: {reason}", restart.attempts)),
+            None => {}
         }
         table.row([plain(&restart.name), plain(&restart.uri), (look, span(restart.waiting_ms)), dim(notes.join(", "))]);
     }
@@ -518,7 +520,8 @@ mod tests {
     fn a_restart_says_why_it_has_failed_and_who_has_to_see_to_it() {
         let mut report = example();
         let [restart] = report.restarts.as_mut_slice() else { panic!("one restart") };
-        (restart.held, restart.attempts, restart.reason) = (true, 3, Some("no storage".to_owned()));
+        (restart.held, restart.inherited, restart.attempts) = (true, true, 3);
+        restart.reason = Some("no storage".to_owned());
         let page = render(&report, Screen { width: Some(200), ..Screen::PLAIN });
         let row = words(section(&page, "To be started again")[0]).join("|");
         assert!(row.ends_with("not started unasked: fence it with `on` or `off`, tried 3 times: no storage"), "{row}");
