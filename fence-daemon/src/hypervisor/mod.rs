@@ -20,6 +20,7 @@
 //! - **A reboot's restart** happens in the background (`restart`), not before its `pause` is over; an `off` that comes later ends it.
 
 mod act;
+mod ask;
 mod connection;
 mod deadline;
 mod deaths;
@@ -372,7 +373,7 @@ impl Hypervisors {
 
     /// What the domain is to this host.
     pub async fn presence(&self, target: &Target) -> Presence {
-        act::presence(&self.inner, target, Moment::now()).await
+        ask::presence(&self.inner, target, Moment::now()).await
     }
 
     /// All domains of all URIs.

@@ -30,8 +30,8 @@ impl Table {
 
     /// Whether a domain that is off here may run on another host: it has moved there, or was stopped or died on its way.
     pub(in super::super) fn may_run_elsewhere(&self, uuid: Uuid) -> bool {
-        self.get(uuid)
-            .is_some_and(|entry| self.word_of(uuid, &entry).is_some_and(|word| word.power == Power::MovedAway))
+        let moved = |entry| self.word_of(uuid, &entry).is_some_and(|word| word.power == Power::MovedAway);
+        self.is_leaving(uuid) || self.get(uuid).is_some_and(moved)
     }
 
     /// What this URI said last of a target, if that counts while it does not answer: see [`memory`](super::memory).
