@@ -302,6 +302,12 @@ impl Host {
             self.kill_helpers(whom);
         }
         let Cleared { killed, .. } = self.clear_processes(whom, victim, deadline, by).await?;
+        // Only of a dead machine it can be told which writes are left: as long as it lives it carries its locks itself.
+        if let Some(victim) = victim
+            && !matches!(timeout_at(by, victim.death()).await, Ok(Ok(())))
+        {
+            return Err(Left::Undead(vec![victim.pid()]));
+        }
         // What was looked at right before it was killed has no images but the known ones.
         let search = if victim.is_some() && killed.is_empty() { Search::Known } else { Search::All };
         self.clear_outliving(whom, search, victim.is_some() || !killed.is_empty(), deadline, by).await?;
