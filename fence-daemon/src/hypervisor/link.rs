@@ -287,7 +287,8 @@ impl Link {
     /// Closes a connection that is of no more use, on a thread of its own. What it tells of domains its successor tells before.
     fn replace(self: &Arc<Self>, lane: Lane, old: Connection) {
         tracing::debug!(uri = %self.uri, "a slow call over libvirt: its connection is replaced");
-        if old.events.is_none() {
+        // Where all of them are lost, the next link tells of events.
+        if old.events.is_none() || self.lost.is_said() {
             return close(vec![old], None);
         }
         // As if it were open still, for whoever waits until all are closed.
