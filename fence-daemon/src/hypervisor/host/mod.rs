@@ -198,7 +198,7 @@ impl Host {
         Self { shared: Arc::new(shared) }
     }
 
-    /// A scan that begins after this call; the processes of these domains are held.
+    /// A scan that begins after this call; the processes of these domains are held. Without any it is a scan of all domains.
     pub(super) async fn look(&self, wanted: Vec<Whom>) -> Arc<Look> {
         let (answer, answered) = oneshot::channel();
         if !self.ask(wanted, answer) {
@@ -386,8 +386,12 @@ impl Shared {
             }
             drop(queue);
             let (wanted, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-            let wanted = wanted.into_iter().flatten().collect();
-            let look = Arc::new(scan::scan(&self.root, &self.drivers, wanted, &self.memory));
+            // Who names nobody wants to know of all. Else what belongs to no driver that is asked about is not read.
+            let of_all = wanted.iter().any(Vec::is_empty);
+            let wanted: Vec<Whom> = wanted.into_iter().flatten().collect();
+            let is_asked = |driver: &Driver| of_all || wanted.iter().any(|whom| whom.driver == *driver);
+            let drivers: Vec<_> = self.drivers.iter().copied().filter(is_asked).collect();
+            let look = Arc::new(scan::scan(&self.root, &drivers, wanted, &self.memory));
             for answer in answers {
                 // Who has given up needs no answer.
                 let _ = answer.send(Arc::clone(&look));

@@ -86,18 +86,9 @@ impl Stat {
 /// It lives, and this file of it cannot be read.
 pub(super) fn read(path: &Path, into: &mut Vec<u8>) -> io::Result<Option<()>> {
     into.clear();
-    let fill = |into: &mut Vec<u8>| -> io::Result<()> {
-        let mut file = File::open(path)?;
-        loop {
-            let filled = into.len();
-            into.resize(filled + CHUNK, 0);
-            let count = file.read(&mut into[filled..])?;
-            into.truncate(filled + count);
-            if count == 0 {
-                return Ok(());
-            }
-        }
-    };
+    into.reserve(CHUNK);
+    // `take` for its plain loop: of such a file there is no size to be asked for beforehand.
+    let fill = |into: &mut Vec<u8>| File::open(path)?.take(u64::MAX).read_to_end(into).map(drop);
     match fill(into) {
         Ok(()) => Ok(Some(())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -314,7 +314,7 @@ impl Work {
                 Said::Nothing => {
                     return Ok(Some(Kind::Untold { scope: None, was: None, why: "it says nothing of itself" }));
                 }
-                Said::Ended => return Ok(None),
+                Said::Ended | Said::Kernel => return Ok(None),
                 Said::Other => {}
             }
         }
@@ -339,7 +339,7 @@ impl Work {
     fn line_of_threads(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Said> {
         let Some(stat) = stat(directory)? else { return Ok(Said::Ended) };
         if stat.is_kernels {
-            return Ok(Said::Other);
+            return Ok(Said::Kernel);
         }
         let mut others = false;
         let Ok(threads) = fs::read_dir(directory.join("task")) else { return Ok(Said::Ended) };
@@ -363,6 +363,8 @@ impl Work {
 enum Said {
     Machine(Line),
     Other,
+    /// It is the kernel's own thread.
+    Kernel,
     /// Nothing, and the process lives.
     Nothing,
     /// Nothing, as the process is dead.
