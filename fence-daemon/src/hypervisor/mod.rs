@@ -5,6 +5,7 @@
 //! - **No false success.** A domain counts as off only if libvirt positively says so when asked afresh: "shut off", or, for a transient
 //!   domain that we destroyed, "no such domain". libvirt's word that a destroy succeeded is not enough, and an error, a timeout or
 //!   a lost connection is a failure. "No such domain" is told by libvirt's error code alone.
+//!   None of these words passes while this host has a living process of the domain (`host`, `presumed`).
 //! - **A domain is unknown only if every URI says so.** Found nowhere while some URI could not say: failure, for `status` too. Found
 //!   somewhere: that word counts, and with it the last word of each URI that does not answer (`memory` has the table of cases).
 //! - **Every running instance is meant** if several URIs know the name or UUID: all must be proven off.
@@ -15,8 +16,8 @@
 //!   each other. A dead or hung URI costs the others nothing (`connection`).
 //! - **Answers are in time**: `Limits::act` for everything. One [`Deadline`] goes all the way down: no
 //!   destroy, kill, reset or start begins after `Limits::begin`, nor after the client was told "failure".
-//!   A step that has begun stays in force. Its domain's lock stays held until the step ends, so a late kill
-//!   cannot hit what a later request has started.
+//!   A step that has begun stays in force. Its domain is not started until the step ends (`locks`), so a
+//!   late kill cannot hit what a later request has started.
 //! - **A reboot's restart** happens in the background (`restart`), not before its `pause` is over; an `off` that comes later ends it.
 
 mod act;

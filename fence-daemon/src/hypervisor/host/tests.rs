@@ -161,6 +161,7 @@ async fn a_hundred_looks_at_once_are_a_few_scans() {
 /// `cargo test -p fence-daemon --lib --release host::tests::what_a_look_takes -- --ignored --nocapture`
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it measures, and starts a thousand processes"]
+#[allow(clippy::print_stdout, reason = "what it measured is all that it is for")]
 async fn what_a_look_takes() {
     let (host, whom) = (host(), whom("vm"));
     let uuid = whom.uuid.to_string();
