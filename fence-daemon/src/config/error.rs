@@ -10,7 +10,8 @@ use annotate_snippets::Level;
 
 use super::key::KeyFileError;
 use super::place::{Message, Place};
-use super::raw::{MAX_DEPTH, SyntaxKind};
+use super::raw::SyntaxKind;
+use super::syntax::{syntax_help, syntax_label};
 use super::warning::Warnings;
 
 /// A configuration that the daemon refuses to start with. All of these are the administrator's to mend.
@@ -412,47 +413,5 @@ impl Mistake {
                 "write `groups { group { ip = \"...\"; uuid = \"...\"; } }` at the top level of the file".to_owned()
             }
         }
-    }
-}
-
-fn syntax_label(kind: &SyntaxKind) -> &'static str {
-    match kind {
-        SyntaxKind::Empty => "nothing here",
-        SyntaxKind::Unexpected(_) => "unexpected",
-        SyntaxKind::LoneName(_) => "expected `=` or `{` after this",
-        SyntaxKind::MissingValue(_) => "expected a value after `=`",
-        SyntaxKind::Unquoted(_) => "not in quotes",
-        SyntaxKind::EmptyValue(_) => "empty",
-        SyntaxKind::Unterminated(_) => "opened here",
-        SyntaxKind::MissingSemicolon(_) => "expected `;`",
-        SyntaxKind::StraySemicolon | SyntaxKind::StrayBrace => "one too many",
-        SyntaxKind::Unclosed(_) => "opened here, and the file ends without its `}`",
-        SyntaxKind::TooDeep => "one too deep",
-        SyntaxKind::NotUtf8 => "not UTF-8",
-        SyntaxKind::ControlCharacter => "not printable",
-    }
-}
-
-fn syntax_help(kind: &SyntaxKind) -> String {
-    match kind {
-        SyntaxKind::Empty => {
-            "write at least `fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }`".to_owned()
-        }
-        SyntaxKind::Unexpected(_) => {
-            "write `key = \"value\";` or `section { ... }`; comments begin with `#`".to_owned()
-        }
-        SyntaxKind::LoneName(name) => format!("write `{name} = \"value\";` or `{name} {{ ... }}`"),
-        SyntaxKind::MissingValue(name) | SyntaxKind::Unquoted(name) => format!("write `{name} = \"value\";`"),
-        SyntaxKind::EmptyValue(name) => format!("write `{name} = \"value\";`, or remove it"),
-        SyntaxKind::Unterminated(name) => format!("write `{name} = \"value\";` on one line"),
-        SyntaxKind::MissingSemicolon(_) => {
-            "end each value with `;` (there is no way to write a quote inside one)".to_owned()
-        }
-        SyntaxKind::StraySemicolon => "remove it: only values end with `;`, sections don't".to_owned(),
-        SyntaxKind::StrayBrace => "remove it, or look for a `{` that is missing above".to_owned(),
-        SyntaxKind::Unclosed(_) => "close it with `}`; the missing brace may also be one further inside".to_owned(),
-        SyntaxKind::TooDeep => format!("a configuration needs three levels; {MAX_DEPTH} are allowed"),
-        SyntaxKind::ControlCharacter => "remove it".to_owned(),
-        SyntaxKind::NotUtf8 => "save the file as UTF-8".to_owned(),
     }
 }

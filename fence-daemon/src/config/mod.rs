@@ -17,6 +17,7 @@ mod reading;
 mod resolved;
 mod shield;
 mod survey;
+mod syntax;
 mod warning;
 
 #[cfg(test)]
