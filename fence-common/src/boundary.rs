@@ -15,7 +15,7 @@ use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 ///
 /// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
 /// read-only map [`name::ABI`], which the daemon checks after load.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the programs, the maps and the version symbol: the kernel keeps 15 characters of a name.
 pub mod name {
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!((size_of::<Config>(), align_of::<Config>()), (88, 8));
         assert_eq!(offset_of!(Config, limits), 32);
         assert_eq!((size_of::<Sender>(), align_of::<Sender>()), (24, 8));
-        assert_eq!((size_of::<Limits>(), size_of::<Trusted>(), size_of::<Failed>()), (56, 48, 32));
+        assert_eq!((size_of::<Limits>(), size_of::<Trusted>(), size_of::<Failed>()), (56, 40, 32));
         assert_eq!(offset_of!(Config, enabled), 4);
         assert_eq!(offset_of!(Config, families), 5);
         assert_eq!(offset_of!(Config, min_hash), 6);

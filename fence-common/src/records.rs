@@ -82,6 +82,10 @@ impl Records {
 }
 
 impl Memory for Records {
+    fn is_trusted(&mut self, sender: &Sender) -> bool {
+        self.trusted.get_mut(sender).is_some()
+    }
+
     fn with_trusted<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
         self.trusted.get_mut(sender).map(change)
     }

@@ -92,13 +92,15 @@ impl Limit {
 
     /// Whether one more is allowed now, of a bucket that is full at `full_at`.
     #[inline(always)]
-    const fn allows(&self, full_at: u64, now: u64) -> bool {
+    #[must_use]
+    pub const fn allows(&self, full_at: u64, now: u64) -> bool {
         full_at <= now.saturating_add(self.ahead_ns)
     }
 
     /// When the bucket is full again after one more.
     #[inline(always)]
-    const fn draw(&self, full_at: u64, now: u64) -> u64 {
+    #[must_use]
+    pub const fn draw(&self, full_at: u64, now: u64) -> u64 {
         let from = if full_at > now { full_at } else { now };
         from.saturating_add(self.every_ns)
     }
@@ -108,7 +110,7 @@ impl Limit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Limits {
-    /// Wrong digests of one sender. Beyond them its datagrams are dropped unread.
+    /// Wrong digests of one sender that was never right. Beyond them its datagrams are dropped unread.
     pub failures: Limit,
     /// Wrong digests of all senders together that were not right before. Beyond them only those are read that were.
     pub strangers: Limit,
@@ -125,7 +127,7 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// A sender that is wrong 1000 times a second costs a thousandth of a CPU, all strangers together a hundredth. An honest guest with the
+    /// A stranger that is wrong 1000 times a second costs a thousandth of a CPU, all strangers together a hundredth. An honest guest with the
     /// wrong key is wrong once in two seconds for each of its addresses, and one with the right key asks as often.
     fn default() -> Self {
         Self {
@@ -141,6 +143,11 @@ impl Default for Limits {
 /// half has nothing left for it.
 pub const RESERVE: Limit = Limit { every_ns: SECOND, ahead_ns: 4 * SECOND };
 
+/// How often a sender becomes trusted: 512 at once, then one a second. Who has the key and makes up addresses needs an hour
+/// to push a sender out of the [`TRUSTED_MAX`] that is quiet for so long. Newcomers beyond it are served, and share the bucket of
+/// one sender.
+pub const NEWCOMERS: Limit = Limit { every_ns: SECOND, ahead_ns: 511 * SECOND };
+
 /// How old the daemon's last sign of life may be.
 pub const STALE_AFTER_NS: u64 = 5 * SECOND;
 
@@ -148,15 +155,13 @@ pub const STALE_AFTER_NS: u64 = 5 * SECOND;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Trusted {
-    /// When its bucket of wrong digests is full again, on the clock of the program.
-    pub failures_full_at_ns: u64,
-    /// When its bucket of requests is full again.
+    /// When its bucket of requests is full again, on the clock of the program.
     pub deliveries_full_at_ns: u64,
     /// How often its digest was wrong since then.
     pub failures: u64,
     /// How many requests of its were right and within the bounds.
     pub deliveries: u64,
-    /// How many datagrams were dropped because of one of the two buckets.
+    /// How many requests were dropped because its bucket was empty.
     pub over_limit: u64,
     /// When its digest was right last.
     pub last_right_ns: u64,
@@ -186,10 +191,16 @@ pub struct Strangers {
     pub failures: u64,
     /// How many datagrams were dropped because the bucket was empty.
     pub over_limit: u64,
+    /// When the bucket of [`NEWCOMERS`] is full again.
+    pub newcomers_full_at_ns: u64,
+    /// When the bucket of requests is full again that newcomers beyond it share.
+    pub deliveries_full_at_ns: u64,
 }
 
 /// Where it is kept. What is full forgets the one that was of no use for longest.
 pub trait Memory {
+    /// Whether there is a sender whose digest was right.
+    fn is_trusted(&mut self, sender: &Sender) -> bool;
     /// What is known of a sender whose digest was right, as `change` leaves it; `None` if there was no such.
     fn with_trusted<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Trusted) -> R) -> Option<R>;
     /// What is known of another sender.
@@ -257,15 +268,9 @@ pub fn before_digest<M: Memory>(
     limits: &Limits,
     now: u64,
 ) -> Result<(), Verdict> {
-    let trusted = memory.with_trusted(sender, |trusted| {
-        let allowed = limits.failures.allows(trusted.failures_full_at_ns, now);
-        trusted.over_limit = trusted.over_limit.wrapping_add(u64::from(!allowed));
-        allowed
-    });
-    match trusted {
-        Some(true) => {}
-        Some(false) => return Err(Verdict::SourceLimit),
-        None => stranger(memory, sender, limits, now)?,
+    // Addresses can be forged: what others send in the name of a trusted sender must not use up what it needs.
+    if !memory.is_trusted(sender) {
+        stranger(memory, sender, limits, now)?;
     }
     match memory.accepted(mark) {
         // A time in the future is that of another CPU, a moment ago.
@@ -292,11 +297,10 @@ fn stranger<M: Memory>(memory: &mut M, sender: &Sender, limits: &Limits, now: u6
     if together == Some(false) { Err(Verdict::GlobalLimit) } else { Ok(()) }
 }
 
-/// The digest was wrong: the sender pays for it, and if it was never right, so do all such.
+/// The digest was wrong. A sender that was never right pays for it, and so do all such. Of a trusted one it is counted only.
 #[inline(always)]
 pub fn after_failure<M: Memory>(memory: &mut M, sender: &Sender, limits: &Limits, now: u64) {
     let trusted = memory.with_trusted(sender, |trusted| {
-        trusted.failures_full_at_ns = limits.failures.draw(trusted.failures_full_at_ns, now);
         trusted.failures = trusted.failures.wrapping_add(1);
     });
     if trusted.is_some() {
@@ -361,13 +365,44 @@ pub fn before_delivery<M: Memory>(
     match known {
         Some(true) => Ok(()),
         Some(false) => Err(over),
-        None => {
-            let deliveries_full_at_ns = limit.draw(0, now);
-            let first = Trusted { deliveries_full_at_ns, deliveries: 1, last_right_ns: now, ..Trusted::default() };
-            memory.trust(sender, &first);
-            Ok(())
-        }
+        None => match newcomer(memory, limit, now) {
+            Newcomer::Joins => {
+                let deliveries_full_at_ns = limit.draw(0, now);
+                let first = Trusted { deliveries_full_at_ns, deliveries: 1, last_right_ns: now, ..Trusted::default() };
+                memory.trust(sender, &first);
+                Ok(())
+            }
+            Newcomer::Shares => Ok(()),
+            Newcomer::TooMany => Err(over),
+        },
     }
+}
+
+/// What becomes of the request of a sender that is not trusted yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newcomer {
+    /// It is served, and trusted from now on.
+    Joins,
+    /// It is served from the bucket that newcomers beyond [`NEWCOMERS`] share.
+    Shares,
+    /// That bucket is empty.
+    TooMany,
+}
+
+#[inline(always)]
+fn newcomer<M: Memory>(memory: &mut M, limit: Limit, now: u64) -> Newcomer {
+    let found = memory.with_strangers(|strangers| {
+        if NEWCOMERS.allows(strangers.newcomers_full_at_ns, now) {
+            strangers.newcomers_full_at_ns = NEWCOMERS.draw(strangers.newcomers_full_at_ns, now);
+            return Newcomer::Joins;
+        }
+        if limit.allows(strangers.deliveries_full_at_ns, now) {
+            strangers.deliveries_full_at_ns = limit.draw(strangers.deliveries_full_at_ns, now);
+            return Newcomer::Shares;
+        }
+        Newcomer::TooMany
+    });
+    found.unwrap_or(Newcomer::Joins)
 }
 
 /// Accepts a datagram, right before it is handed over: `false` where another CPU, or another way in, has accepted the same one since

@@ -27,6 +27,7 @@ pub mod process;
 pub mod reload;
 mod rtnetlink;
 pub mod seen;
+mod senders;
 pub mod state;
 pub mod status;
 pub mod top;

@@ -23,6 +23,7 @@
 
 mod answer;
 mod last_word;
+mod places;
 mod stop;
 mod turn;
 
@@ -41,6 +42,7 @@ use tracing::{debug, info, warn};
 
 use self::answer::Answer;
 use self::last_word::Held;
+use self::places::{Seat, Unproven};
 pub use self::stop::STOP_GRACE;
 use self::stop::{Stopping, stopped};
 use self::turn::Turn;
@@ -96,6 +98,7 @@ struct Shared {
     claims: Claims,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
     newest: Mutex<Newest>,
+    unproven: Unproven,
     /// To be looked at from outside.
     requests: Arc<Requests>,
     /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
@@ -134,6 +137,7 @@ impl Pipeline {
             ledger,
             claims,
             newest,
+            unproven: Unproven::default(),
             requests,
             complaints,
             defer: turn::DEFER,
@@ -166,7 +170,9 @@ impl Pipeline {
         }
         let mut ledger = self.shared.ledger();
         let from_there = ledger.serving_at(request.caller().ip());
-        if tasks.len() >= SERVING_MAX || from_there >= SERVING_MAX_PER_CALLER {
+        let is_greedy = from_there >= SERVING_MAX_PER_CALLER;
+        let finds_room = || tasks.len() < 2 * SERVING_MAX && self.shared.unproven.displace();
+        if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
             ledger.turn_away(request.id(), request.place(), request.arrived().nanos());
             drop(ledger);
             self.shared.requests.turn_away(&request, "too many are being served");
@@ -195,9 +201,11 @@ impl Pipeline {
                 let stopping = self.stopping.subscribe();
                 let overtaken = shared.enter(request.place());
                 let slot = shared.requests.begin(&request);
+                let seat = shared.unproven.enter();
                 tasks.spawn(async move {
                     let (place, op) = (request.place(), request.op());
-                    let ended = shared.serve(request, ticket, slot, &overtaken, stopping).await;
+                    let ended = shared.serve(request, ticket, slot, &seat, &overtaken, stopping).await;
+                    shared.unproven.leave(&seat);
                     shared.requests.over(slot, op, ended);
                     shared.leave(place, &overtaken);
                 });
@@ -224,6 +232,8 @@ impl Pipeline {
 enum NoPeer {
     /// The call-back failed.
     Unreached(CallbackError, Turn),
+    /// It had waited longest without a peer when all places were taken.
+    Displaced,
     /// It was ended: something newer was asked from the same place, or the daemon stops.
     Ended,
 }
@@ -273,12 +283,14 @@ impl Shared {
         request: Verified,
         ticket: Ticket,
         slot: Slot,
+        seat: &Seat,
         overtaken: &Notify,
         mut stopping: Stopping,
     ) -> Ended {
         fault::point(Point::AfterVerify);
         let called = tokio::select! {
             called = self.call_back(&request) => called,
+            () = seat.displaced.notified() => Err(NoPeer::Displaced),
             () = overtaken.notified() => Err(NoPeer::Ended),
             () = stopped(&mut stopping) => Err(NoPeer::Ended),
         };
@@ -286,6 +298,7 @@ impl Shared {
             Ok(called) => called,
             Err(reason) => return self.give_up(&request, ticket, &reason),
         };
+        self.unproven.leave(seat);
         let called_back = Moment::now();
         self.requests.called_back(slot, called_back);
         fault::point(Point::AfterAuthentication);
@@ -349,12 +362,16 @@ impl Shared {
                 let doubt = turn.doubt();
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "call-back failed{doubt}: {error}");
             }),
+            (None, NoPeer::Displaced) => self.complain(request.caller(), |held_back| {
+                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "not answered: {SERVING_MAX} others are being served");
+            }),
             (None, NoPeer::Ended) => {
                 info!(%op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping");
             }
         }
         match reason {
             NoPeer::Unreached(error, _) => Ended::unanswered("no call-back", format!("call-back failed: {error}")),
+            NoPeer::Displaced => Ended::unanswered("displaced", "too many are being served"),
             NoPeer::Ended => Ended::unanswered("stopped", "the daemon is stopping"),
         }
     }

@@ -6,7 +6,6 @@
 //! root's alone to write: what is in there is refused, and whose digest was right is not held up by a flood of strangers. A record that is
 //! damaged refuses a datagram that nobody will ever send.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -15,12 +14,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fence_common::replay::{Mark, Replays};
-use fence_common::shield::{SEEN_MAX, Sender, TRUSTED_MAX};
+use fence_common::shield::{SEEN_MAX, Sender};
 use rustix::fs::{FlockOperation, flock};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::clock::Moment;
 use crate::intake::kernel::Memory;
+use crate::senders::Senders;
 use crate::state;
 
 /// The datagrams that were accepted.
@@ -29,8 +29,7 @@ pub struct Seen {
     /// For how long, in nanoseconds.
     window: u64,
     replays: Mutex<Replays>,
-    /// The senders that an earlier daemon knew.
-    senders: Vec<(Sender, u64)>,
+    senders: Mutex<Senders>,
     file: Option<Mutex<Records>>,
     /// The kernel program's memory, once it is loaded.
     kernel: Mutex<Option<Memory>>,
@@ -61,7 +60,7 @@ impl Seen {
     #[must_use]
     pub fn none(window: Duration) -> Self {
         let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
-        Self { window, replays: Mutex::default(), senders: Vec::new(), file: None, kernel: Mutex::default() }
+        Self { window, replays: Mutex::default(), senders: Mutex::default(), file: None, kernel: Mutex::default() }
     }
 
     /// Opens the file in `directory`, which is made if need be, and reads what an earlier daemon has left there. Where that cannot be
@@ -73,6 +72,11 @@ impl Seen {
             Ok((file, found)) => {
                 let next = seen.recall(&found, Moment::now());
                 seen.file = Some(Mutex::new(Records { file, next, complained: false }));
+                // Under the lock of the other file.
+                match Senders::open(directory, Moment::now()) {
+                    Ok(senders) => seen.senders = Mutex::new(senders),
+                    Err(error) => tracing::warn!(%error, "the next daemon will not know who was right"),
+                }
             }
             Err(error) => {
                 let directory = directory.display();
@@ -90,15 +94,9 @@ impl Seen {
             found.iter().enumerate().filter(|(_, record)| is_good(at(record))).collect();
         good.sort_by_key(|(_, record)| at(record));
         let replays = self.replays.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut senders = BTreeMap::new();
         for (_, record) in &good {
             replays.note(record.mark, at(record));
-            if record.sender.family != 0 {
-                senders.insert(record.sender, at(record));
-            }
         }
-        self.senders = senders.into_iter().collect();
-        self.senders.sort_by_key(|(_, at)| *at);
         good.last().map_or(0, |(index, _)| index.saturating_add(1) % SEEN_MAX)
     }
 
@@ -110,6 +108,9 @@ impl Seen {
             return false;
         }
         if let Some(file) = &self.file {
+            if let Some(sender) = sender {
+                lock(&self.senders).saw(sender, now);
+            }
             let sender = sender.unwrap_or_else(Sender::new_zeroed);
             lock(file).write(&Record { at: now.to_le_bytes(), mark, sender });
         }
@@ -117,6 +118,12 @@ impl Seen {
             kernel.note(mark, now);
         }
         true
+    }
+
+    /// The senders that are trusted, and when their digest was right last.
+    #[must_use]
+    pub fn senders(&self) -> Vec<(Sender, u64)> {
+        lock(&self.senders).all()
     }
 
     /// When a datagram was accepted, on the monotonic clock.
@@ -133,8 +140,8 @@ impl Seen {
         for (mark, at) in known {
             kernel.note(mark, at);
         }
-        // The newest ones, of more than it holds.
-        for (sender, at) in self.senders.iter().skip(self.senders.len().saturating_sub(TRUSTED_MAX)) {
+        // The socket knows no Ethernet addresses: the program would never find what it has noted.
+        for (sender, at) in self.senders().iter().filter(|(sender, _)| sender.mac != [0; 6]) {
             kernel.trust(sender, *at);
         }
         *place = Some(kernel);
@@ -172,6 +179,8 @@ fn open(directory: &Path) -> io::Result<(File, Vec<Record>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fence_common::shield::TRUSTED_MAX;
+
     use crate::scratch::Scratch;
     use std::fs;
 
@@ -199,7 +208,7 @@ mod tests {
 
         let third = Seen::open(scratch.path(), DAY);
         assert!(!third.is_new(mark(1), None, false) && !third.is_new(mark(2), None, false));
-        assert_eq!(third.senders.iter().map(|(sender, _)| *sender).collect::<Vec<_>>(), [sender(7)]);
+        assert_eq!(third.senders().into_iter().map(|(sender, _)| sender).collect::<Vec<_>>(), [sender(7)]);
         assert!(third.is_new(mark(3), None, false));
         drop(third);
         // What it wrote did not overwrite what was there.
@@ -241,6 +250,23 @@ mod tests {
         assert!(!seen.is_new(mark(SEEN_MAX + 99), None, false) && !seen.is_new(mark(100), None, false));
         assert!(seen.is_new(mark(0), None, false), "the oldest was overwritten");
         assert!(fs::metadata(scratch.path().join("seen")).unwrap().len() <= (SEEN_MAX as u64 + 11) * LEN as u64);
+    }
+
+    /// Who has the key sends right requests from as many addresses as it makes up.
+    #[test]
+    fn no_holder_of_the_key_has_the_next_daemon_forget_another_sender() {
+        let scratch = Scratch::new();
+        let seen = Seen::open(scratch.path(), DAY);
+        assert!(seen.is_new(mark(0), Some(sender(7)), true));
+        for n in 1..=SEEN_MAX {
+            let mut made_up = sender(66);
+            made_up.ip[..4].copy_from_slice(&u32::try_from(n).unwrap().to_be_bytes());
+            assert!(seen.is_new(mark(n), Some(made_up), true));
+        }
+        drop(seen);
+        let next = Seen::open(scratch.path(), DAY);
+        assert!(next.senders().iter().any(|(known, _)| *known == sender(7)), "forgotten");
+        assert!(next.senders().len() <= TRUSTED_MAX);
     }
 
     #[test]

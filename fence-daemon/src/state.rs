@@ -144,7 +144,7 @@ pub fn look(path: &Path) -> Result<(), StateError> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let ends = |end: &str| Path::new(&*name).extension().is_some_and(|extension| extension == end);
-        if matches!(&*name, "claims" | "seen" | "last-known")
+        if matches!(&*name, "claims" | "seen" | "trusted" | "last-known")
             || name.starts_with("left-behind")
             || ends("restart")
             || ends("draft")

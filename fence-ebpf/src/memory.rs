@@ -35,6 +35,11 @@ unsafe fn change<V: Copy, R>(record: *mut V, change: impl FnOnce(&mut V) -> R) -
 
 impl Memory for Maps {
     #[inline(always)]
+    fn is_trusted(&mut self, sender: &Sender) -> bool {
+        maps::TRUSTED.get_ptr(sender).is_some()
+    }
+
+    #[inline(always)]
     fn with_trusted<R>(&mut self, sender: &Sender, by: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
         let record = maps::TRUSTED.get_ptr_mut(sender)?;
         // SAFETY: a map's element stays where it is, as some sender's record, while the program runs; it is aligned to 8 bytes.

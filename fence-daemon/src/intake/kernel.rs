@@ -14,6 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
+use fence_common::shield::{FAILED_MAX, SEEN_MAX, TRUSTED_MAX};
 
 use self::memory::Heart;
 use super::interface::Interface;
@@ -136,6 +137,17 @@ struct Link {
 /// What is being loaded.
 struct Loading(Ebpf);
 
+/// How many elements each CPU may keep from the others in a map that forgets by itself: twice the kernel's batch of 128.
+const KEPT_PER_CPU: usize = 256;
+/// How many CPUs there are where the kernel does not say.
+const CPUS_MAX: usize = 1024;
+
+/// How many elements a map needs so that it holds `most`, whatever each CPU keeps for itself: the kernel hands out free elements in
+/// batches, and a CPU that finds none forgets old ones although others have free ones left.
+fn entries(most: usize, cpus: usize) -> u32 {
+    u32::try_from(most.saturating_add(cpus.saturating_mul(KEPT_PER_CPU))).unwrap_or(u32::MAX)
+}
+
 impl KernelProgram {
     /// Makes the maps and fills them. The program sees no packet before [`attach`](Self::attach).
     ///
@@ -146,8 +158,13 @@ impl KernelProgram {
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
         // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
         let object = object.to_vec();
-        let ebpf = EbpfLoader::new()
-            .btf(None)
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        let cpus = aya::util::nr_cpus().unwrap_or(CPUS_MAX);
+        for (name, most) in [(name::TRUSTED, TRUSTED_MAX), (name::FAILED, FAILED_MAX), (name::SEEN, SEEN_MAX)] {
+            loader.map_max_entries(name, entries(most, cpus));
+        }
+        let ebpf = loader
             .load(&object)
             .map_err(|error| not_permitted(&error).unwrap_or_else(|| Error::Object(Box::new(error))))?;
         let mut loading = Loading(ebpf);

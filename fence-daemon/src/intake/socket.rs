@@ -134,6 +134,13 @@ impl RequestSocket {
     /// Bounds what is taken, as the kernel program does, by what `seen` knows. (Without it nothing is bounded.)
     #[must_use]
     pub fn shielded(self, limits: Limits, seen: Arc<Seen>) -> Self {
+        {
+            let mut records = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+            for (sender, at) in seen.senders() {
+                let trusted = Trusted { last_right_ns: at, ..Trusted::default() };
+                records.trust(&Sender { mac: [0; 6], ..sender }, &trusted);
+            }
+        }
         Self { limits, seen, ..self }
     }
 
@@ -248,6 +255,7 @@ impl RequestSocket {
         judged
             .ok()
             .and_then(|(request, key)| Verified::new(&request, key, datagram.interface, Via::Socket, datagram.arrived))
+            .map(|request| request.sent_by(Sender::new(&datagram.source.into(), [0; 6])))
             // The network stack drops what claims from outside to come from a loopback address.
             .filter(|request| request.may_be_called(datagram.source.is_loopback()))
     }
@@ -301,6 +309,10 @@ struct Known<'k> {
 }
 
 impl Memory for Known<'_> {
+    fn is_trusted(&mut self, sender: &Sender) -> bool {
+        self.senders.is_trusted(sender)
+    }
+
     fn with_trusted<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
         self.senders.with_trusted(sender, change)
     }
@@ -509,8 +521,10 @@ mod tests {
         assert_eq!(judge(&signed(2)), Ok(()));
         assert_eq!(judge(&signed(3)), Ok(()));
         assert_eq!(judge(&signed(4)), Err(Verdict::DeliveryLimit));
-        assert_eq!((judge(&forged(5)), judge(&forged(6))), (Err(Verdict::Digest), Err(Verdict::Digest)));
-        assert_eq!(judge(&forged(7)), Err(Verdict::SourceLimit));
+        // Whoever forges its address takes nothing from it.
+        for n in 5..9 {
+            assert_eq!(judge(&forged(n)), Err(Verdict::Digest));
+        }
         // One that was never right, of which there may be two wrong ones in all.
         let strangers = open(11_237).shielded(limits, seen);
         let mut verdicts = (1..=3_u8).map(|n| {
@@ -521,6 +535,35 @@ mod tests {
         assert_eq!(verdicts.next(), Some(Err(Verdict::Digest)));
         assert_eq!(verdicts.next(), Some(Err(Verdict::Digest)));
         assert_eq!(verdicts.next(), Some(Err(Verdict::GlobalLimit)));
+    }
+
+    /// Without the kernel program the socket's own memory is all that knows them.
+    #[tokio::test]
+    async fn who_was_right_is_known_to_the_next_daemon() {
+        let hour = 3_600_000_000_000;
+        let only = |burst: u64| Limit { every_ns: hour, ahead_ns: hour * (burst - 1) };
+        let limits = Limits { failures: only(9), strangers: only(2), deliveries: only(9), replay_window_ns: hour };
+        let scratch = crate::scratch::Scratch::new();
+        let daemon = |port| {
+            let seen = Arc::new(Seen::open(scratch.path(), Duration::from_secs(3600)));
+            (open(port).unwrap().shielded(limits, Arc::clone(&seen)), seen)
+        };
+        let (socket, seen) = daemon(11_238);
+        send(request().as_bytes(), SocketAddr::new(GROUP, 11_238));
+        let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+        // As the pipeline does it.
+        assert!(seen.is_new(verified.mark().unwrap(), verified.sender(), false));
+        drop((socket, seen));
+        let (socket, _seen) = daemon(11_239);
+        for n in 2..9_u8 {
+            let mut forged = Request { hash: [n; 64], ..request() };
+            forged.address[3] = n;
+            let _ = socket.judge(forged.as_bytes(), [127, 0, 0, n].into());
+        }
+        let mut again = Request { random: [9; 6], ..request() };
+        key().sign(HashKind::Sha256, &mut again);
+        let judged = socket.judge(again.as_bytes(), [127, 0, 0, 1].into()).map(|_| ());
+        assert_eq!(judged, Ok(()), "a flood of strangers starves a sender that was right before the restart");
     }
 
     #[tokio::test]

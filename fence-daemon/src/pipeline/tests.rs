@@ -333,6 +333,27 @@ async fn one_caller_cannot_use_up_what_the_others_need() {
     assert_eq!(ask(&pipeline, Op::Status, "one", 1).await, [Reply::Success.to_wire()]);
 }
 
+/// Who has the key and many addresses can have as many requests under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_at_many_addresses_cannot_use_up_what_the_others_need() {
+    let (pipeline, _dir) = deferring_for_ever("many-addresses").await;
+    for number in 0..u32::try_from(SERVING_MAX).unwrap() {
+        let [_, _, high, low] = number.to_be_bytes();
+        pipeline.accept(request(Op::Off, "nobody", 100 + number, SocketAddr::from(([127, 1, high, low], 1))));
+    }
+    assert_eq!(pipeline.shared.ledger().serving(), SERVING_MAX);
+    for seqno in 0..10 {
+        let answer = timeout(SOON, ask(&pipeline, Op::Status, "one", seqno)).await;
+        assert_eq!(answer.expect("all places were taken"), [Reply::Success.to_wire()]);
+    }
+    let bounded = async {
+        while pipeline.shared.ledger().serving() > SERVING_MAX {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, bounded).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_lets_go_of_the_silent_and_takes_nothing_new() {
     let (pipeline, _, _dir) = pipeline("stop", Groups::Everyone).await;

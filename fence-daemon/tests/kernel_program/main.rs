@@ -14,6 +14,7 @@ mod bench;
 mod frames;
 #[cfg(test)]
 mod links;
+mod maps;
 #[cfg(test)]
 mod pieces;
 #[cfg(test)]

@@ -31,7 +31,7 @@ const FEW: Limits = {
     const fn only(burst: u64) -> Limit {
         Limit { every_ns: 10 * HOUR, ahead_ns: 10 * HOUR * (burst - 1) }
     }
-    Limits { failures: only(8), strangers: only(60), deliveries: only(6), replay_window_ns: HOUR }
+    Limits { failures: only(1), strangers: only(12), deliveries: only(6), replay_window_ns: HOUR }
 };
 
 impl Default for Setting {

@@ -150,7 +150,7 @@ impl Program {
     fn senders(&self) -> Known {
         let mut kernel = Known::default();
         let map =
-            HashMap::<_, [u8; size_of::<Sender>()], [u64; 6]>::try_from(self.map(name::TRUSTED)).expect("its layout");
+            HashMap::<_, [u8; size_of::<Sender>()], [u64; 5]>::try_from(self.map(name::TRUSTED)).expect("its layout");
         for entry in map.iter() {
             let (sender, words) = entry.expect("a read");
             kernel.add_trusted(zerocopy::transmute!(sender), zerocopy::transmute!(words));
@@ -161,7 +161,7 @@ impl Program {
             let (sender, words) = entry.expect("a read");
             kernel.add_failed(zerocopy::transmute!(sender), zerocopy::transmute!(words));
         }
-        let map = Array::<_, [u64; 3]>::try_from(self.map(name::STRANGERS)).expect("its layout");
+        let map = Array::<_, [u64; 5]>::try_from(self.map(name::STRANGERS)).expect("its layout");
         let strangers: Strangers = zerocopy::transmute!(map.get(&0, 0).expect("a read"));
         kernel.strangers = [strangers.failures, strangers.over_limit];
         kernel
@@ -184,7 +184,7 @@ impl Program {
         *self.records.borrow_mut() = Records::default();
         let known = self.senders();
         let map = self.ebpf.map_mut(name::TRUSTED).expect("the map");
-        let mut map = HashMap::<_, [u8; size_of::<Sender>()], [u64; 6]>::try_from(map).expect("its layout");
+        let mut map = HashMap::<_, [u8; size_of::<Sender>()], [u64; 5]>::try_from(map).expect("its layout");
         for sender in known.trusted.keys() {
             map.remove(&zerocopy::transmute!(*sender)).expect("it is there");
         }
@@ -194,7 +194,7 @@ impl Program {
             map.remove(&zerocopy::transmute!(*sender)).expect("it is there");
         }
         let map = self.ebpf.map_mut(name::STRANGERS).expect("the map");
-        Array::<_, [u64; 3]>::try_from(map).expect("its layout").set(0, [0; 3], 0).expect("a write");
+        Array::<_, [u64; 5]>::try_from(map).expect("its layout").set(0, [0; 5], 0).expect("a write");
     }
 
     /// When a datagram was accepted, for the program and user space.

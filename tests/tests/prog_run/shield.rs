@@ -63,13 +63,13 @@ fn who_was_right_has_a_reserve_that_no_flood_of_strangers_touches() {
     program.expect(&forged(good_from([10, 0, 0, 10], 10, 1)), Verdict::GlobalLimit);
     program.expect(&good_from(BOB, 22, 2), Verdict::GlobalLimit);
     program.expect(&good_from(ANN, 21, 3), Verdict::Delivered);
-    // Its own failures are its own: they draw on no common bucket, and the common one not on its.
-    for n in 0..4 {
+    // Whoever forges both its addresses is counted as it, and takes nothing from it.
+    for n in 0..14 {
         program.expect(&forged(good_from(ANN, 21, 10 + n)), Verdict::Digest);
     }
-    program.expect(&good_from(ANN, 21, 20), Verdict::SourceLimit);
+    program.expect(&good_from(ANN, 21, 30), Verdict::Delivered);
     let known = program.known();
-    assert_eq!(known.trusted, [(sender(ANN, 21), [4, 1, 2])].into());
+    assert_eq!(known.trusted, [(sender(ANN, 21), [14, 0, 3])].into());
     assert_eq!((known.failed.len(), known.strangers), (10, [10, 2]));
 }
 
@@ -200,4 +200,23 @@ fn on_a_foreign_segment_bounds_drop_nothing() {
     program.expect(&forged(frame(3)), Verdict::ForeignVlan);
     program.expect(&forged(frame(4)), Verdict::ForeignVlan);
     assert_eq!(program.known().trusted.len(), 1);
+}
+
+/// Who has the key and makes up addresses is one sender, and no more than 512 of them become trusted at once.
+#[test]
+fn a_holder_of_the_key_with_many_addresses_is_one_sender() {
+    let mut program = program(Limits { strangers: only(10), deliveries: only(4), ..Limits::NONE });
+    program.expect(&good_from(ANN, 21, 0), Verdict::Delivered);
+    let made_up = |n: u32| {
+        let [.., high, low] = n.to_be_bytes();
+        [10, 1, high, low]
+    };
+    // A second or two may pass meanwhile, in each of which one more becomes trusted.
+    let delivered = (0..700).filter(|&n| program.run(&good_from(made_up(n), 66, n)) == Verdict::Delivered).count();
+    assert!((515..=560).contains(&delivered), "{delivered}");
+    for n in 0..10_u8 {
+        let _ = program.run(&forged(good_from([10, 9, 9, n], 99, 1)));
+    }
+    assert_eq!(program.run(&good_from(BOB, 22, 2)), Verdict::GlobalLimit);
+    assert_eq!(program.run(&good_from(ANN, 21, 3)), Verdict::Delivered, "a trusted sender was pushed out");
 }

@@ -35,6 +35,13 @@ impl Memory {
             (zerocopy::transmute!(*sender), zerocopy::transmute!(trusted));
         told(self.trusted.insert(key, words, 0));
     }
+
+    /// Whether the program knows the sender as one whose digest was right.
+    #[must_use]
+    pub fn trusts(&self, sender: &Sender) -> bool {
+        let key: [u8; size_of::<Sender>()] = zerocopy::transmute!(*sender);
+        self.trusted.get(&key, 0).is_ok()
+    }
 }
 
 impl std::fmt::Debug for Memory {

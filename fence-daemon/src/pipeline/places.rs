@@ -1,0 +1,53 @@
+//! Places are taken by requests that nobody has authenticated yet, and given up by the oldest of them when all are taken.
+//!
+//! An honest client authenticates within milliseconds of its turn. So whoever has the key and asks from many addresses, to stay silent
+//! at all of them, would need as many requests in that time as there are places.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// The requests that nobody has authenticated yet, in the order that they came in.
+#[derive(Debug, Default)]
+pub(super) struct Unproven(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    list: BTreeMap<u64, Arc<Notify>>,
+}
+
+/// A request in that list.
+#[derive(Debug)]
+pub(super) struct Seat {
+    number: u64,
+    /// Told when the place is given to another one.
+    pub(super) displaced: Arc<Notify>,
+}
+
+impl Unproven {
+    /// Enters a request.
+    pub(super) fn enter(&self) -> Seat {
+        let mut inner = self.inner();
+        let (number, displaced) = (inner.next, Arc::new(Notify::new()));
+        inner.next = inner.next.wrapping_add(1);
+        inner.list.insert(number, Arc::clone(&displaced));
+        Seat { number, displaced }
+    }
+
+    /// The request has a peer, or is over.
+    pub(super) fn leave(&self, seat: &Seat) {
+        self.inner().list.remove(&seat.number);
+    }
+
+    /// Has the oldest request give its place up. `false` if there is none.
+    pub(super) fn displace(&self) -> bool {
+        let oldest = self.inner().list.pop_first();
+        oldest.inspect(|(_, displaced)| displaced.notify_one()).is_some()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
