@@ -123,7 +123,7 @@ fn groups(text: &mut String, groups: &Groups) {
         text.push_str("\n# no groups: everyone who has the key may fence everyone\n");
         return;
     };
-    text.push_str("\ngroups {\n");
+    text.push_str("\n# groups guard against mistakes, not against another holder of the key\ngroups {\n");
     for group in groups {
         text.push_str("\tgroup {\n");
         if let Some(name) = &group.name {
