@@ -402,3 +402,93 @@ fn images(family: &[i32]) -> io::Result<BTreeSet<Inode>> {
 fn orphans(wanted: impl Fn(&Lock) -> bool) -> io::Result<Vec<Lock>> {
     locks::orphans(locks::held()?.0.into_iter().filter(|(lock, _)| wanted(lock)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::*;
+    use crate::scratch::Scratch;
+
+    /// An image with a write under way: nobody who lives has it open.
+    fn busy(scratch: &Scratch, name: &str) -> (String, Inode, impl Sized) {
+        let path = scratch.path().join(name);
+        fs::write(&path, [0; 512]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        locks::tests::lock(&file, 100);
+        let inode = locks::tests::inode_of(&file);
+        let under_way = locks::tests::in_flight(&file);
+        (path.display().to_string(), inode, under_way)
+    }
+
+    fn disks(path: &str) -> Option<Disks> {
+        Some(
+            Disks::of(&format!("<domain><devices><disk type='file'><source file='{path}'/></disk></devices></domain>"))
+                .unwrap(),
+        )
+    }
+
+    fn uuid(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    /// The table in the head of this file, with real locks.
+    #[test]
+    fn a_write_is_a_failure_of_whose_it_is_and_of_whose_it_may_be() {
+        let scratch = Scratch::new();
+        let (_, image, under_way) = busy(&scratch, "known");
+        let (defined, by_path, by_path_under_way) = busy(&scratch, "defined");
+        let (_, strange, strange_under_way) = busy(&scratch, "strange");
+        let belongings = Belongings::default();
+        let enter = |number: u128, record: Record| drop(belongings.records().insert(uuid(number), record));
+        let there = || disks(scratch.path().join("known").to_str().unwrap());
+        enter(1, Record { images: [image.clone()].into(), ..Record::default() });
+        enter(2, Record { older: [image.clone()].into(), disks: there(), ..Record::default() });
+        enter(3, Record { disks: disks(&defined), ..Record::default() });
+        enter(4, Record { disks: disks("/nonexistent/block/device"), whole: Some(1), ..Record::default() });
+        enter(5, Record { disks: disks("/nonexistent/block/device"), ..Record::default() });
+        enter(6, Record { disks: disks("/proc/self/status"), ..Record::default() });
+        let of = |number| belongings.writes(uuid(number), Search::All).unwrap().0;
+        assert_eq!(of(1), Writes::UnderWay(vec![image.clone()]), "an image that was open");
+        assert_eq!(of(2), Writes::UnderWay(vec![image.clone()]), "one that an earlier emulator had open");
+        // On some file systems a path does not tell the inode.
+        let is_told = there().unwrap().resolve().inodes.contains(&image);
+        if is_told {
+            assert_eq!(of(3), Writes::UnderWay(vec![by_path.clone()]), "a file of the definition");
+        }
+        assert_eq!(of(4), Writes::Over, "its emulator was seen, and had none of these");
+        let untold = |writes| match writes {
+            Writes::Untold(images) => images,
+            other @ (Writes::Over | Writes::UnderWay(_)) => panic!("{other:?}"),
+        };
+        let may_be = untold(of(5));
+        assert!(may_be.contains(&strange) && !may_be.contains(&image), "it is not another one's: {may_be:?}");
+        assert_eq!(may_be.contains(&by_path), !is_told, "{may_be:?}");
+        assert!(untold(of(7)).contains(&strange), "nothing is known of this one");
+        assert!(matches!(belongings.writes(uuid(5), Search::Known), Ok((Writes::Over, _))));
+        let soon = || Instant::now() + Duration::from_millis(20);
+        assert!(belongings.settled_blocking(uuid(1), Search::Known, soon()).is_err());
+        drop((under_way, by_path_under_way, strange_under_way));
+        assert_eq!((of(1), of(2), of(3)), (Writes::Over, Writes::Over, Writes::Over));
+        assert_eq!(belongings.settled_blocking(uuid(1), Search::Known, soon()), Ok(()));
+    }
+
+    #[test]
+    fn what_another_emulator_of_the_domain_had_open_is_not_forgotten_while_it_is_busy() {
+        let scratch = Scratch::new();
+        let (_, image, under_way) = busy(&scratch, "first");
+        let belongings = Belongings::default();
+        let first = Record { emulator: Some(1), images: [image.clone()].into(), ..Record::default() };
+        belongings.records().insert(uuid(1), first);
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let observe = || belongings.observe(uuid(1), "x", Some(Running { id: 7, pid }), None, 1);
+        observe();
+        assert_eq!(belongings.records()[&uuid(1)].older, [image].into());
+        assert!(matches!(belongings.writes(uuid(1), Search::Known), Ok((Writes::UnderWay(_), _))));
+        belongings.forget(uuid(1));
+        assert_eq!(belongings.records().len(), 1, "it is not over");
+        drop(under_way);
+        observe();
+        assert!(belongings.records()[&uuid(1)].older.is_empty());
+    }
+}

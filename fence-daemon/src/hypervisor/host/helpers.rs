@@ -76,7 +76,7 @@ impl Helper {
 /// Where the helpers of an instance are to be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Places {
-    /// The directories of its control group, one in each hierarchy.
+    /// The directories of its control group, one in each hierarchy, and first the one that has all of its processes.
     groups: Vec<PathBuf>,
     /// How libvirt begins the names of its files: `ID-NAME`.
     short: String,
@@ -128,7 +128,8 @@ impl Places {
     /// The processes in the control group. A few small files are read.
     fn members(&self) -> Vec<i32> {
         let mut members = Vec::new();
-        self.groups.iter().for_each(|group| add_members(group, &mut members));
+        // libvirt puts a process into all hierarchies, and this is asked in every fence.
+        self.groups.first().into_iter().for_each(|group| add_members(group, &mut members));
         members.sort_unstable();
         members.dedup();
         members
@@ -219,7 +220,19 @@ fn children(pid: i32) -> Vec<i32> {
 fn groups(pid: i32) -> io::Result<Vec<PathBuf>> {
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(own.lines().filter_map(|line| group_directory(line, &mounts)).collect())
+    let mut groups: Vec<_> =
+        own.lines().filter_map(|line| Some((rank(line), group_directory(line, &mounts)?))).collect();
+    groups.sort();
+    Ok(groups.into_iter().map(|(_, group)| group).collect())
+}
+
+/// How well a hierarchy knows a machine's processes. libvirt puts helpers into those with controllers, and never into systemd's own.
+fn rank(line: &str) -> u8 {
+    match line.split(':').nth(1) {
+        Some("") => 1,
+        Some(controllers) if controllers.starts_with("name=") => 2,
+        Some(_) | None => 0,
+    }
 }
 
 /// The directory of the machine's group in a line of `/proc/PID/cgroup` (`NUMBER:CONTROLLERS:PATH`), where its hierarchy is mounted.
@@ -250,9 +263,13 @@ fn add_members(group: &Path, members: &mut Vec<i32>) {
     // In a group of threads the file cannot be read: its processes are those of the group above.
     let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     members.extend(processes.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0));
-    for below in entries(group) {
-        if below.is_dir() {
-            add_members(&below, members);
+    for below in fs::read_dir(group).into_iter().flatten().flatten() {
+        let name = below.file_name();
+        let name = name.to_string_lossy();
+        // They have QEMU's own threads and nothing else, and there may be hundreds.
+        let is_threads = ["vcpu", "iothread"].iter().any(|kind| name.starts_with(kind));
+        if !is_threads && below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            add_members(&below.path(), members);
         }
     }
 }
@@ -288,6 +305,19 @@ mod tests {
         ] {
             assert_eq!(group_directory(line, mounts).as_deref(), directory.map(Path::new), "{line}");
         }
+    }
+
+    #[test]
+    fn the_members_of_a_group_are_found_at_every_depth() {
+        let scratch = crate::scratch::Scratch::new();
+        let group = scratch.path().join("qemu-1-a.libvirt-qemu");
+        for (below, processes) in [("", "7\n"), ("libvirt/emulator", "9\n8\n"), ("libvirt/vcpu0", "7\n")] {
+            fs::create_dir_all(group.join(below)).unwrap();
+            fs::write(group.join(below).join("cgroup.procs"), processes).unwrap();
+        }
+        let places = Places { groups: vec![group], short: "1-a".to_owned() };
+        assert_eq!(places.members(), [7, 8, 9]);
+        assert!(rank("4:cpu,cpuacct:/x") < rank("0::/x") && rank("0::/x") < rank("1:name=systemd:/x"));
     }
 
     #[test]

@@ -158,6 +158,13 @@ pub(super) mod tests {
         nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).unwrap();
     }
 
+    /// The inode of a file that has a lock, as the kernel's table has it.
+    pub(in super::super) fn inode_of(file: &fs::File) -> Inode {
+        use std::os::fd::AsRawFd;
+        let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
+        about.lines().filter_map(|line| line.strip_prefix("lock:")).find_map(Lock::of).unwrap().inode
+    }
+
     /// A process whose standard input is this open file.
     pub(in super::super) fn holder(file: &fs::File) -> std::process::Child {
         std::process::Command::new("sleep").arg("600").stdin(file.try_clone().unwrap()).spawn().unwrap()
