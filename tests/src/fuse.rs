@@ -28,6 +28,8 @@ const IMAGE: &str = "disk";
 const INODE: INodeNo = INodeNo(2);
 /// How long the kernel may keep what it was told.
 const TTL: Duration = Duration::from_secs(1);
+/// How often a write is looked for that no thread waits for.
+const ATTEMPTS: u32 = 50;
 /// How long a guest may take until it uses its disk, on a loaded machine.
 const USE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -266,6 +268,23 @@ impl Disk {
         self.hold_all_but_reads(true)
     }
 
+    /// As [`Self::hold_writes`], and no thread of this process waits for the write: it is the kernel's alone. QEMU with `io_uring` leaves
+    /// some of its writes to threads all the same, and cannot die then.
+    ///
+    /// # Errors
+    /// Nobody writes to the disk, or threads do it all.
+    pub fn hold_in_flight(&self, pid: u32) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            self.hold_writes()?;
+            if !has_waiting_thread(pid)? {
+                return Ok(());
+            }
+            self.release();
+            self.wait_written()?;
+        }
+        bail!("each of {ATTEMPTS} writes to {} is a thread's", self.path())
+    }
+
     fn hold_all_but_reads(&self, reads_pass: bool) -> Result<()> {
         {
             let mut state = self.shared.lock();
@@ -323,6 +342,18 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+/// Whether a thread of a process is in uninterruptible sleep.
+fn has_waiting_thread(pid: u32) -> Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat")).unwrap_or_default();
+        // Behind the name, which may hold anything.
+        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D')) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl Drop for Disk {

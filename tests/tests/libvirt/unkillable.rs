@@ -85,7 +85,7 @@ fn a_success_waits_for_the_kernels_last_write() -> Result<()> {
     let has_ring =
         |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:[io_uring]"));
     ensure!(ring.into_iter().any(|fd| has_ring(&fd)), "QEMU does not use io_uring here");
-    disk.hold()?;
+    disk.hold_in_flight(machine.pid)?;
     let written = disk.written();
     let position = site.server.log_position();
     let mut off = site.observer.start("off", "ring")?;
@@ -105,7 +105,7 @@ fn what_is_not_written_yet_is_remembered() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     let disk = writer(&site, "ring", "io_uring")?;
     let machine = site.machine("ring")?;
-    disk.hold()?;
+    disk.hold_in_flight(machine.pid)?;
     // The process dies, libvirt says "shut off", and nobody may be told so: neither who asked first nor who asks again.
     for _ in 0..2 {
         let reply = site.observer.ask(&KEY, Op::Off, "ring")?;
