@@ -143,14 +143,14 @@ fn a_directory_that_cannot_be_written_to_is_told() -> Result<()> {
     let space = bench.hypervisor.space();
     says(on_hypervisor(&bench)?.find("state", "ok")?, &["can be made"])?;
     space.must("mkdir", &["/run/fence-xdp"])?;
-    space.must("mount", &["-t", "tmpfs", "-o", "ro", "none", "/run/fence-xdp"])?;
+    space.must("mount", &["-t", "tmpfs", "-o", "ro,mode=700", "none", "/run/fence-xdp"])?;
     let told = on_hypervisor(&bench)?;
     let finding = told.find("state", "wrong")?;
     says(finding, &["/run/fence-xdp", "Read-only", "nobody is fenced twice"])?;
     mend(space, finding)?;
     on_hypervisor(&bench)?.find("state", "ok")?;
     space.must("umount", &["/run/fence-xdp"])?;
-    space.must("mount", &["-t", "tmpfs", "-o", "size=4k", "none", "/run/fence-xdp"])?;
+    space.must("mount", &["-t", "tmpfs", "-o", "size=4k,mode=700", "none", "/run/fence-xdp"])?;
     space.must("sh", &["-c", "head -c 4096 /dev/zero > /run/fence-xdp/full"])?;
     says(on_hypervisor(&bench)?.find("state", "wrong")?, &["no space is left"])?;
     Ok(())
