@@ -92,7 +92,8 @@ impl Table {
         }
         let instance = entry.instance?;
         let victim = instance.victim.as_ref().filter(|victim| victim.is_dead())?;
-        let is_settled = victim.job() == Job::None;
+        // Of another instance the table has not heard yet.
+        let is_settled = victim.job() == Job::None && victim.is_on_record();
         is_settled.then_some(SeenDead { uuid, name: entry.name, unnoticed: Some(instance) })
     }
 }

@@ -90,7 +90,12 @@ impl Plan {
         let (plan, step, host) = (Arc::clone(self), deadline.clone(), inner.host.clone());
         let (table, whom) = (Arc::clone(&uri.table), Whom::at(&uri.table, self.domain.uuid, &self.domain.name));
         uri.call(Lane::Start, deadline.by(), move |connect| {
-            let nothing_lives = || whom.as_ref().map_or(Ok(()), |whom| host.is_clear_of(whom));
+            let nothing_lives = || {
+                whom.as_ref().map_or(Ok(()), |whom| host.is_clear_of(whom))?;
+                // From here on it may run again, whatever was seen to die.
+                table.deaths.forget(plan.domain.uuid);
+                Ok(())
+            };
             let xml = match &plan.source {
                 Source::Definition => None,
                 Source::Xml(xml) => Some(xml.as_str()),

@@ -236,6 +236,11 @@ impl Victim {
         Job::on_record(self.driver, &self.name)
     }
 
+    /// Whether libvirt's own record of the domain is about this very process.
+    pub(super) fn is_on_record(&self) -> bool {
+        recorded(self.driver, &self.name) == Some(self.pid())
+    }
+
     /// What keeps its threads from dying, for people.
     pub(super) fn obstacle(&self) -> String {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
