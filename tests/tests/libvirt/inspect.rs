@@ -26,7 +26,8 @@ fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() 
     let file = std::fs::read_to_string(site.hypervisor.outside("/run/libvirt/qemu/one.pid"))?;
     ensure!(one["pid"].as_i64() == Some(file.trim().parse()?), "{one} is not {file}");
     ensure!(site.server.wait_domain("never-on", "shut off")?["pid"].is_null());
-    ensure!(site.server.status()?.0 == Some(0));
+    let (code, report) = site.server.status()?;
+    ensure!(code == Some(0), "{report:#}");
 
     // Hung: a fence by the process, and the status, wait for nobody.
     site.libvirtd.signal(Signal::SIGSTOP)?;
