@@ -28,8 +28,10 @@ const IMAGE: &str = "disk";
 const INODE: INodeNo = INodeNo(2);
 /// How long the kernel may keep what it was told.
 const TTL: Duration = Duration::from_secs(1);
-/// How often a write is looked for that no thread waits for.
+/// How often a request is looked for that no thread waits for.
 const ATTEMPTS: u32 = 50;
+/// How long a thread may take from its request to its sleep.
+const SETTLED: Duration = Duration::from_millis(100);
 /// How long a guest may take until it uses its disk, on a loaded machine.
 const USE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -268,21 +270,23 @@ impl Disk {
         self.hold_all_but_reads(true)
     }
 
-    /// As [`Self::hold_writes`], and no thread of this process waits for the write: it is the kernel's alone. QEMU with `io_uring` leaves
-    /// some of its writes to threads all the same, and cannot die then.
+    /// As [`Self::hold`], and no thread of this process waits for the answer: the request is the kernel's alone. QEMU with `io_uring`
+    /// leaves requests that are not aligned to threads all the same (a write to a file here is one), and cannot die then.
     ///
     /// # Errors
-    /// Nobody writes to the disk, or threads do it all.
+    /// Nobody uses the disk, or threads do it all.
     pub fn hold_in_flight(&self, pid: u32) -> Result<()> {
         for _ in 0..ATTEMPTS {
-            self.hold_writes()?;
+            self.hold()?;
+            // A thread has sent its request a moment before it sleeps.
+            std::thread::sleep(SETTLED);
             if !has_waiting_thread(pid)? {
                 return Ok(());
             }
             self.release();
             self.wait_written()?;
         }
-        bail!("each of {ATTEMPTS} writes to {} is a thread's", self.path())
+        bail!("each of {ATTEMPTS} requests to {} is a thread's", self.path())
     }
 
     fn hold_all_but_reads(&self, reads_pass: bool) -> Result<()> {
