@@ -50,7 +50,8 @@ pub(super) async fn status(inner: &Inner, target: &Target) -> Outcome {
     let outcome = match (doubt, found.seen.power) {
         (Some(doubt), _) => Outcome::failure(doubt),
         (None, Power::Active(state)) => Outcome::found(Reply::Success, Detail::Active(state)),
-        (None, Power::Off) => presumed::status(inner, found).await,
+        // Each of them: the first may be at a URI that speaks of another host, and the next one be lost here.
+        (None, Power::Off) => return presumed::status(inner, &survey.found).await,
         (None, Power::MovedAway) => Outcome::failure(Detail::MovedAway),
     };
     match found.identity(&inner.uris) {

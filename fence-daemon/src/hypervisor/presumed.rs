@@ -12,7 +12,7 @@ use super::error::CallError;
 use super::host::{Cleared, Left, Look, Remains, Whom};
 use super::outcome::{Detail, Identity, Outcome};
 use super::survey::Found;
-use super::victim::Job;
+use super::victim::{Driver, Job};
 use super::{Inner, Listing};
 use crate::policy::Target;
 
@@ -56,14 +56,40 @@ pub(super) async fn off(
     })
 }
 
-/// What `status` makes of an "off".
-pub(super) async fn status(inner: &Inner, found: &Found) -> Outcome {
-    let uri = inner.uris.get(found.place);
-    let whom = uri.and_then(|uri| Whom::at(&uri.table, found.seen.uuid, &found.seen.name));
-    match whom {
-        Some(whom) => status_of(inner, &whom).await.unwrap_or_else(|| Outcome::found(Reply::Off, Detail::ShutOff)),
-        None => Outcome::found(Reply::Off, Detail::ShutOff),
+/// Whom a word about a domain at a URI is put before, each once, with the index of the URI: the domain there; and a machine of this host
+/// with that UUID, since a URI without a driver may speak of it too. A container is told by its own URI alone.
+pub(super) fn whoms(uris: &[Arc<Uri>], place: usize, uuid: Uuid, name: &str) -> Vec<(usize, Whom)> {
+    let driver = |number: usize| uris.get(number).and_then(|uri| uri.table.driver);
+    let machines = (0..uris.len()).filter(|number| driver(*number) == Some(Driver::Qemu));
+    let others = machines.filter(|_| driver(place) != Some(Driver::Lxc));
+    let mut whoms: Vec<(usize, Whom)> = Vec::new();
+    for number in std::iter::once(place).chain(others) {
+        let whom = uris.get(number).and_then(|uri| Whom::at(&uri.table, uuid, name));
+        if let Some(whom) = whom.filter(|whom| !whoms.iter().any(|(_, known)| known == whom)) {
+            whoms.push((number, whom));
+        }
     }
+    whoms
+}
+
+/// What `status` makes of an "off" at these places: on, or a failure, if this host says so of any of them.
+pub(super) async fn status(inner: &Inner, found: &[Found]) -> Outcome {
+    let mut asked: Vec<Whom> = Vec::new();
+    for Found { place, seen } in found {
+        for (number, whom) in whoms(&inner.uris, *place, seen.uuid, &seen.name) {
+            if asked.contains(&whom) {
+                continue;
+            }
+            if let Some(outcome) = status_of(inner, &whom).await {
+                let uri = inner.uris.get(number).map(|uri| Arc::clone(&uri.text));
+                let domain = uri.map(|uri| Identity { uri, uuid: whom.uuid, name: whom.name });
+                return Outcome { domain, ..outcome };
+            }
+            asked.push(whom);
+        }
+    }
+    let domain = found.first().and_then(|found| found.identity(&inner.uris));
+    Outcome { domain, ..Outcome::found(Reply::Off, Detail::ShutOff) }
 }
 
 /// On where something of the domain lives, a failure where that cannot be told, `None` where nothing does.
@@ -91,11 +117,12 @@ pub(super) async fn unknown_status(inner: &Inner, target: &Target) -> Option<Out
 
 /// Whether something of a domain that is off by libvirt's word lives here, for people who ask how things are.
 pub(super) async fn lives(inner: &Inner, found: &Found) -> bool {
-    let uri = inner.uris.get(found.place);
-    match uri.and_then(|uri| Whom::at(&uri.table, found.seen.uuid, &found.seen.name)) {
-        Some(whom) => !matches!(inner.host.remains_now(&whom).await, Remains::Nothing),
-        None => false,
+    for (_, whom) in whoms(&inner.uris, found.place, found.seen.uuid, &found.seen.name) {
+        if !matches!(inner.host.remains_now(&whom).await, Remains::Nothing) {
+            return true;
+        }
     }
+    false
 }
 
 /// A domain that no URI speaks of, and of which this host has processes.

@@ -20,6 +20,7 @@ mod choices;
 mod deadlines;
 mod duels;
 mod inherited;
+mod lost;
 mod outages;
 mod pauses;
 mod presence;

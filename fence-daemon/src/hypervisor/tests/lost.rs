@@ -1,0 +1,60 @@
+//! A machine that runs here, and of which only a URI without a driver of this host speaks.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+/// A real process with a machine's arguments. It ends with the test.
+struct Machine {
+    child: Child,
+    uuid: Uuid,
+}
+
+impl Machine {
+    fn start(name: &str) -> Self {
+        // Nobody else's, also not of another run of these tests on this host.
+        let uuid = Uuid::from_u64_pair(Moment::now().nanos(), u64::from(std::process::id()));
+        let mut command = Command::new("sh");
+        command.args(["-c", "while :; do sleep 3600; done", "sh", "-name", &format!("guest={name}"), "-uuid"]);
+        let child = command.arg(uuid.to_string()).stdin(Stdio::null()).process_group(0).spawn().unwrap();
+        Self { child, uuid }
+    }
+
+    fn lives(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let group = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(group) = group {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// A URI that calls the machine off, before this host's own, which knows nothing of it or is not there.
+async fn called_off(machine: &Machine, name: &str) -> (Hypervisors, Scratch) {
+    let file = Node::default().shut_off(name, machine.uuid.as_u128()).file();
+    let uris = [file.uri(), "qemu:///system".to_owned()];
+    let h = Hypervisors::with_limits(&uris, QUICK, Options::default());
+    h.first_round().await;
+    (h, file)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lives_here_is_not_off_by_the_word_of_a_uri_without_a_driver() {
+    let mut machine = Machine::start("lost-status");
+    let (h, _file) = called_off(&machine, "lost-status").await;
+    for target in [name("lost-status"), Target::Uuid(machine.uuid)] {
+        let status = order(&h, Op::Status, target).await;
+        assert_eq!((status.reply, status.detail), (Reply::Success, Detail::Active(State(1))));
+    }
+    assert_eq!(h.presence(&name("lost-status")).await, Presence::Runs);
+    assert!(machine.lives());
+    drop(machine);
+    assert_eq!(order(&h, Op::Status, name("lost-status")).await.detail, Detail::ShutOff);
+}
