@@ -20,11 +20,11 @@ use super::Inner;
 use super::deadline::Deadline;
 use super::domain::{self, Source, Started};
 use super::error::CallError;
-use super::host::Whom;
 use super::inherit::{self, Look};
 use super::link::Lane;
 use super::outcome::Identity;
 use super::pause;
+use super::presumed;
 use super::record::{Kept, Record};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -88,10 +88,12 @@ impl Plan {
             uri.table.forgotten(self.domain.uuid, dead, by).await;
         }
         let (plan, step, host) = (Arc::clone(self), deadline.clone(), inner.host.clone());
-        let (table, whom) = (Arc::clone(&uri.table), Whom::at(&uri.table, self.domain.uuid, &self.domain.name));
+        let table = Arc::clone(&uri.table);
+        // Not of its own URI alone: another one may have lost it, and it may run here.
+        let whoms = presumed::whoms(&inner.uris, self.place, self.domain.uuid, &self.domain.name);
         uri.call(Lane::Start, deadline.by(), move |connect| {
             let nothing_lives = || {
-                whom.as_ref().map_or(Ok(()), |whom| host.is_clear_of(whom))?;
+                whoms.iter().try_for_each(|(_, whom)| host.is_clear_of(whom))?;
                 // From here on it may run again, whatever was seen to die.
                 table.deaths.forget(plan.domain.uuid);
                 Ok(())

@@ -45,6 +45,16 @@ async fn called_off(machine: &Machine, name: &str) -> (Hypervisors, Scratch) {
     (h, file)
 }
 
+/// Whether the URI that calls it off has started it.
+async fn is_started(h: &Hypervisors, uuid: Uuid) -> bool {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    arrange(h, move |connect| {
+        sender.send(Domain::lookup_by_uuid(connect, uuid).unwrap().is_active().unwrap()).unwrap();
+    })
+    .await;
+    receiver.recv().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lives_here_is_not_off_by_the_word_of_a_uri_without_a_driver() {
     let mut machine = Machine::start("lost-status");
@@ -57,4 +67,18 @@ async fn what_lives_here_is_not_off_by_the_word_of_a_uri_without_a_driver() {
     assert!(machine.lives());
     drop(machine);
     assert_eq!(order(&h, Op::Status, name("lost-status")).await.detail, Detail::ShutOff);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_second_copy_is_started_at_another_uri_of_what_lives_here() {
+    let mut machine = Machine::start("lost-on");
+    let (h, _file) = called_off(&machine, "lost-on").await;
+    let on = order(&h, Op::On, name("lost-on")).await;
+    assert_eq!(on.reply, Reply::Failure, "{}", on.detail);
+    assert!(!is_started(&h, machine.uuid).await, "a second copy was started");
+    assert!(machine.lives());
+    let uuid = machine.uuid;
+    drop(machine);
+    assert_eq!(order(&h, Op::On, name("lost-on")).await.detail, Detail::Started(State(1)));
+    assert!(is_started(&h, uuid).await);
 }
