@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::fault::{self, Point};
 use crate::intake::Verified;
+use crate::keyring::KeyOwner;
 use crate::rtnetlink::link;
 
 /// How long a connection may take to come about: less than the 2 s after which a client that still waits asks again, and the next copy gets its turn.
@@ -62,6 +63,7 @@ pub enum CallbackError {
 #[derive(Debug)]
 pub struct Authenticated {
     caller: SocketAddr,
+    owner: KeyOwner,
     stream: TcpStream,
     spoke: bool,
 }
@@ -78,6 +80,12 @@ impl Authenticated {
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.caller.ip().to_canonical()
+    }
+
+    /// Whose key the peer has shown that it has.
+    #[must_use]
+    pub fn owner(&self) -> KeyOwner {
+        self.owner
     }
 
     /// Says the last word and ends the conversation.
@@ -133,7 +141,7 @@ impl Callback {
         if spoke {
             self.exchange(request, &mut stream).await?;
         }
-        Ok(Authenticated { caller, stream, spoke })
+        Ok(Authenticated { caller, owner: request.owner(), stream, spoke })
     }
 
     async fn exchange(&self, request: &Verified, stream: &mut TcpStream) -> Result<(), CallbackError> {

@@ -110,7 +110,12 @@ fn multicast(text: &mut String, config: &Config, written: &Document) {
         ("attach", multicast.attach.name()),
         ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
     ] {
-        line(text, 2, key, value, written.get(MULTICAST, key).is_none());
+        if key == "attach" && config.groups.have_keys() {
+            text.push_str("\t\t# the kernel program does not know the groups' own keys: the socket serves\n");
+            line(text, 2, key, value, false);
+        } else {
+            line(text, 2, key, value, written.get(MULTICAST, key).is_none());
+        }
         if let ("key_file", Some(path)) = (key, &key_file2) {
             line(text, 2, "key_file2", path, false);
         }
@@ -123,11 +128,21 @@ fn groups(text: &mut String, groups: &Groups) {
         text.push_str("\n# no groups: everyone who has the key may fence everyone\n");
         return;
     };
-    text.push_str("\n# groups guard against mistakes, not against another holder of the key\ngroups {\n");
+    text.push_str(
+        "\n# groups guard against mistakes; against another holder of the key only a `key_file` of their own does\n",
+    );
+    text.push_str("groups {\n");
     for group in groups {
         text.push_str("\tgroup {\n");
         if let Some(name) = &group.name {
             line(text, 2, "name", name, false);
+        }
+        if let Some(keys) = &group.keys {
+            for (key, path) in [("key_file", Some(&keys.first)), ("key_file2", keys.second.as_ref())] {
+                if let Some(path) = path {
+                    line(text, 2, key, &path.to_string_lossy(), false);
+                }
+            }
         }
         for ip in &group.ips {
             line(text, 2, "ip", &ip.to_string(), false);
@@ -208,9 +223,22 @@ mod tests {
         reboot_pause = \"0.25\"; reboot_reply = \"on\"; } }\n\
         groups { group = \"a\" { ip = \"192.168.122.11\"; ip = \"fd00::1\"; uuid = \"node1\"; } group { ip = \"1.2.3.4\"; uuid = \"x y\"; } }";
 
+    const KEYED: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }\n\
+        listeners { multicast { attach = \"native\"; } }\n\
+        groups { group { key_file = \"/k3\"; key_file2 = \"/k4\"; ip = \"1.2.3.4\"; uuid = \"x\"; } }";
+
+    #[test]
+    fn a_groups_own_keys_are_shown_and_what_they_cost() {
+        let text = render(&parsed(KEYED).0, KEYED.as_bytes());
+        for line in ["key_file = \"/k3\";", "key_file2 = \"/k4\";", "attach = \"off\";"] {
+            assert!(text.lines().any(|shown| shown.trim() == line), "no {line}: {text}");
+        }
+        assert!(text.contains("# the kernel program does not know the groups' own keys"), "{text}");
+    }
+
     #[test]
     fn the_output_is_a_file_that_means_the_same() {
-        for file in [MINIMAL, FULL, include_str!("../../docs/fence_virt.conf.example")] {
+        for file in [MINIMAL, FULL, KEYED, include_str!("../../docs/fence_virt.conf.example")] {
             let (config, _) = parsed(file);
             let text = render(&config, file.as_bytes());
             let (again, warnings) = parsed(&text);

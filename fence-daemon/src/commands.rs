@@ -54,7 +54,10 @@ pub fn check_config(file: &Path) -> u8 {
     check_config::look_at_interface(&config, &mut warnings);
     check_config::look_at_domains(&config, &mut warnings);
     let mut text = check_config::render(&config, &bytes);
-    let keys = config::key::load_all(&config.multicast, &mut warnings);
+    let keys = config::key::load_all(&config.multicast, &mut warnings).and_then(|found| {
+        config::key::load_groups(&config.multicast, &config.groups, found.as_ref(), &mut warnings)?;
+        Ok(found)
+    });
     if let Ok(Some(keys)) = &keys {
         text.push_str(&check_config::key_note(&config.multicast, keys));
     }

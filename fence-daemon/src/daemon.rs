@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::admit::Rules;
-use fence_common::keys::KeyPair;
 use fence_common::verdict::Counters;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -19,7 +18,7 @@ use tracing::{error, info, warn};
 use self::load::{Kernel, kernel};
 use crate::callback::Callback;
 use crate::claims::Claims;
-use crate::config::Config;
+use crate::config::{Config, FoundKeys};
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
 use crate::hypervisor::Hypervisors;
@@ -94,7 +93,7 @@ pub enum Patience {
 /// When something without which nothing can be served is missing, at the start or later.
 pub async fn run(
     config: Config,
-    keys: Option<KeyPair>,
+    keys: FoundKeys,
     patience: Patience,
     mut readiness: Readiness,
 ) -> Result<(), DaemonError> {
@@ -102,7 +101,8 @@ pub async fn run(
     let mut stop = Stop::new().map_err(signals)?;
     // From here on it is remembered, until somebody can do something about it.
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
-    let keys = Keyring::new(keys);
+    let (keys, of_groups) = (Keyring::new(keys.everybodys), keys.groups);
+    keys.set_groups(of_groups);
     let Config { multicast, uris, groups, hypervisor, stress, shield, .. } = config;
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
@@ -113,7 +113,7 @@ pub async fn run(
     let state = hypervisor.state.as_deref();
     let seen = state.map_or_else(|| Seen::none(shield.replay_window), |state| Seen::open(state, shield.replay_window));
     let seen = Arc::new(seen);
-    let socket = Arc::new(socket.shielded(limits, Arc::clone(&seen)));
+    let socket = Arc::new(socket.shielded(limits, Arc::clone(&seen)).grouped(groups.clone()));
     if multicast.interface.is_none() && socket.needs_interface() {
         return Err(SocketError::NoInterface(multicast.group).into());
     }
@@ -174,7 +174,7 @@ pub async fn run(
     };
     let (backlog, mut questions) = Backlog::new();
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
-    let callback = Callback::new(multicast.auth);
+    let (callback, key_groups) = (Callback::new(multicast.auth), groups.clone());
     let requests = inspector.requests();
     let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, seen, requests);
 
@@ -195,7 +195,7 @@ pub async fn run(
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
-    let reloading = tokio::spawn(reload::at_each(hangup, multicast, keys));
+    let reloading = tokio::spawn(reload::at_each(hangup, multicast, key_groups, keys));
     // Not before: it would only keep the start from the processors. Until it is attached the socket serves.
     if let Some(load) = loading {
         let inspector = Arc::clone(&inspector);

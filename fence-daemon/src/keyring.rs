@@ -10,8 +10,33 @@ use fence_common::boundary::empty_slot;
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
 use fence_common::keys::{KeyPair, Keys};
+use fence_common::wire::Request;
 
 use crate::intake::kernel;
+
+/// Whose a key is: everybody's, or that of the groups that name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyOwner(pub usize);
+
+impl KeyOwner {
+    /// The listener's key, which counts in all groups that have none of their own.
+    pub const EVERYBODY: Self = Self(0);
+}
+
+/// A key that counts in some groups only.
+#[derive(Clone, Debug)]
+pub struct GroupKey {
+    /// Which groups.
+    pub owner: KeyOwner,
+    /// The key.
+    pub key: Arc<Key>,
+}
+
+impl GroupKey {
+    fn is_same(&self, other: &Self) -> bool {
+        self.owner == other.owner && self.key.dangerous_bytes() == other.key.dangerous_bytes()
+    }
+}
 
 /// The kernel program's slots for keys.
 pub trait Slots: Send {
@@ -44,12 +69,26 @@ pub struct Rotated {
     pub accepted: usize,
 }
 
+impl Rotated {
+    /// This change and another one.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            added: self.added.saturating_add(other.added),
+            dropped: self.dropped.saturating_add(other.dropped),
+            accepted: self.accepted.saturating_add(other.accepted),
+        }
+    }
+}
+
 /// The keys in force. Clones are the same ones.
 #[derive(Clone)]
 pub struct Keyring(Arc<Inner>);
 
 struct Inner {
     keys: RwLock<Arc<Keys>>,
+    /// The kernel program does not know these: it is not loaded where there are any.
+    groups: RwLock<Arc<Vec<GroupKey>>>,
     /// Held while keys change: one change at a time, and none while the kernel program gets its first ones.
     slots: Mutex<Option<Box<dyn Slots>>>,
 }
@@ -59,13 +98,43 @@ impl Keyring {
     #[must_use]
     pub fn new(keys: Option<KeyPair>) -> Self {
         let keys = keys.map_or_else(Keys::default, Keys::from);
-        Self(Arc::new(Inner { keys: RwLock::new(Arc::new(keys)), slots: Mutex::default() }))
+        Self(Arc::new(Inner { keys: RwLock::new(Arc::new(keys)), groups: RwLock::default(), slots: Mutex::default() }))
     }
 
     /// The keys that are accepted at this moment.
     #[must_use]
     pub fn current(&self) -> Arc<Keys> {
         Arc::clone(&self.0.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The groups' own keys that are accepted at this moment.
+    #[must_use]
+    pub fn groups(&self) -> Arc<Vec<GroupKey>> {
+        Arc::clone(&self.0.groups.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Accepts these keys of groups from now on and no others.
+    pub fn set_groups(&self, groups: Vec<GroupKey>) -> Rotated {
+        let groups = Arc::new(groups);
+        let before = {
+            let mut place = self.0.groups.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *place, Arc::clone(&groups))
+        };
+        let missing_in = |there: &[GroupKey], here: &[GroupKey]| {
+            here.iter().filter(|key| !there.iter().any(|other| key.is_same(other))).count()
+        };
+        let (added, dropped) = (missing_in(&before, &groups), missing_in(&groups, &before));
+        Rotated { added, dropped, accepted: groups.len() }
+    }
+
+    /// The key that a request is signed with, and whose it is. `None` where it is none of ours, or the request names no digest.
+    #[must_use]
+    pub fn verify(&self, request: &Request) -> Option<(Arc<Key>, KeyOwner)> {
+        if let Some(key) = self.current().verify(request) {
+            return Some((Arc::clone(key), KeyOwner::EVERYBODY));
+        }
+        let groups = self.groups();
+        groups.iter().find(|group| group.key.verify(request)).map(|group| (Arc::clone(&group.key), group.owner))
     }
 
     /// Gives the kernel program the keys, now and whenever they change. Before it sees its first packet.
@@ -151,7 +220,6 @@ mod tests {
     use fence_common::boundary::KEY_SLOTS;
     use fence_common::digest::{Scratch, verify};
     use fence_common::hash::HashKind;
-    use fence_common::wire::Request;
     use zerocopy::{FromZeros, IntoBytes};
 
     use super::*;

@@ -4,10 +4,9 @@ use std::fmt::Display;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use fence_common::keys::KeyPair;
 use fence_daemon::cli::{self, Action, Cli, EXIT_START, EXIT_USAGE};
 use fence_daemon::commands;
-use fence_daemon::config::{self, Config, Warnings};
+use fence_daemon::config::{self, Config, FoundKeys, Warnings};
 use fence_daemon::daemon::{self, DaemonError, Patience};
 use fence_daemon::doctor;
 use fence_daemon::keygen;
@@ -87,14 +86,14 @@ fn ended(outcome: Result<(), DaemonError>, destination: Destination) -> Result<(
 }
 
 /// Reads configuration and keys. An administrator's mistake in either is told on standard error, with its place.
-fn read(cli: &Cli) -> Result<(Config, Warnings, Option<KeyPair>), u8> {
+fn read(cli: &Cli) -> Result<(Config, Warnings, FoundKeys), u8> {
     config::load_with_keys(&cli.config).map_err(|error| {
         let _ = writeln!(std::io::stderr(), "{}", error.render(logging::stderr_colours()));
         EXIT_USAGE
     })
 }
 
-fn serve(config: Config, keys: Option<KeyPair>, readiness: Readiness) -> Result<(), DaemonError> {
+fn serve(config: Config, keys: FoundKeys, readiness: Readiness) -> Result<(), DaemonError> {
     let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fence").build();
     let runtime = runtime.map_err(|error| DaemonError::Runtime("start the runtime", error))?;

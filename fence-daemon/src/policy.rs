@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::callback::Authenticated;
 use crate::config::Groups;
+use crate::keyring::KeyOwner;
 
 /// The domain that a request means.
 ///
@@ -84,6 +85,14 @@ pub enum Denied {
         /// The target as the request spelled it.
         target: Target,
     },
+    /// The request is signed with a group's own key. No group of that key has both the asking address and the target.
+    #[error("no group whose key signed this has both {ip} and {target}")]
+    NotWithThisKey {
+        /// The callback address.
+        ip: IpAddr,
+        /// The target as the request spelled it.
+        target: Target,
+    },
 }
 
 /// Whether an authenticated peer may do `op` to `target`.
@@ -94,29 +103,48 @@ pub enum Denied {
 /// # Errors
 /// [`Denied`] with the reason, for the log.
 pub fn authorize(groups: &Groups, peer: &Authenticated, op: Op, target: Target) -> Result<Authorized, Denied> {
-    let ip = peer.ip();
-    if permits(groups, ip, &target) { Ok(Authorized { op, target }) } else { Err(Denied::NotInAGroup { ip, target }) }
+    let (ip, owner) = (peer.ip(), peer.owner());
+    if permits(groups, owner, ip, &target) {
+        Ok(Authorized { op, target })
+    } else if owner == KeyOwner::EVERYBODY {
+        Err(Denied::NotInAGroup { ip, target })
+    } else {
+        Err(Denied::NotWithThisKey { ip, target })
+    }
 }
 
 /// Whether [`authorize`] would permit a peer at this callback address to act on the target. It is no permission: nobody has
 /// authenticated yet.
 #[must_use]
-pub fn permits(groups: &Groups, ip: IpAddr, target: &Target) -> bool {
-    allows(groups, ip, |listed| spells(listed, target))
+pub fn permits(groups: &Groups, owner: KeyOwner, ip: IpAddr, target: &Target) -> bool {
+    allows(groups, owner, ip, |listed| spells(listed, target))
+}
+
+/// Whether a request that is signed with this owner's key may name this callback address at all.
+///
+/// A group's own key counts for the group's addresses only. The listener's key does not count for an address that stands in
+/// groups with a key of their own alone. Else the holder of one key could have another group's client called back, which would
+/// fail for that client; and could use up what that address may send.
+#[must_use]
+pub fn may_ask(groups: &Groups, owner: KeyOwner, ip: IpAddr) -> bool {
+    let Groups::Only(all) = groups else { return true };
+    let mut there = all.iter().filter(|group| group.ips.contains(&ip)).map(|group| group.owner).peekable();
+    (owner == KeyOwner::EVERYBODY && there.peek().is_none()) || there.any(|of_group| of_group == owner)
 }
 
 /// Whether a host list for `peer` shows the domain: whether it could fence it under one of its two spellings.
 #[must_use]
 pub fn may_see(groups: &Groups, peer: &Authenticated, name: &str, uuid: Uuid) -> bool {
     let (by_uuid, by_name) = (Target::Uuid(uuid), Target::Name(name.to_owned()));
-    allows(groups, peer.ip(), |listed| spells(listed, &by_uuid) || spells(listed, &by_name))
+    allows(groups, peer.owner(), peer.ip(), |listed| spells(listed, &by_uuid) || spells(listed, &by_name))
 }
 
-fn allows(groups: &Groups, ip: IpAddr, is_target: impl Fn(&str) -> bool) -> bool {
+fn allows(groups: &Groups, owner: KeyOwner, ip: IpAddr, is_target: impl Fn(&str) -> bool) -> bool {
     match groups {
         Groups::Everyone => true,
         Groups::Only(groups) => {
-            groups.iter().any(|group| group.ips.contains(&ip) && group.uuids.iter().any(|listed| is_target(listed)))
+            let mut of_owner = groups.iter().filter(|group| group.owner == owner);
+            of_owner.any(|group| group.ips.contains(&ip) && group.uuids.iter().any(|listed| is_target(listed)))
         }
     }
 }
@@ -169,7 +197,47 @@ mod tests {
     }
 
     fn ask(groups: &Groups, ip: &str, target: &str) -> bool {
-        permits(groups, ip.parse().unwrap(), &Target::parse(target.as_bytes()).unwrap())
+        permits(groups, KeyOwner::EVERYBODY, ip.parse().unwrap(), &Target::parse(target.as_bytes()).unwrap())
+    }
+
+    /// Two groups with keys of their own, and one that goes by the listener's. `10.0.0.9` is in the first and in the last.
+    fn keyed() -> Groups {
+        let owned = |owner, group: Group| Group { owner: KeyOwner(owner), ..group };
+        Groups::Only(vec![
+            owned(1, group(&["10.0.0.1", "10.0.0.9"], &["a"])),
+            owned(2, group(&["10.0.0.2"], &["b"])),
+            group(&["10.0.0.3", "10.0.0.9"], &["c"]),
+        ])
+    }
+
+    #[test]
+    fn a_groups_own_key_counts_in_it_and_no_other_does() {
+        let groups = keyed();
+        let mut permitted = Vec::new();
+        for owner in 0..4 {
+            for ip in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"] {
+                for target in ["a", "b", "c", "d"] {
+                    let target = Target::Name(target.to_owned());
+                    if permits(&groups, KeyOwner(owner), ip.parse().unwrap(), &target) {
+                        permitted.push(format!("{owner} {ip} {target}"));
+                    }
+                }
+            }
+        }
+        let expected = ["0 10.0.0.3 c", "0 10.0.0.9 c", "1 10.0.0.1 a", "1 10.0.0.9 a", "2 10.0.0.2 b"];
+        assert_eq!(permitted, expected, "who signs with the key of one group and names the address of another");
+    }
+
+    #[test]
+    fn nobody_has_an_address_called_back_that_is_in_no_group_of_the_key() {
+        let groups = keyed();
+        let asks = |owner, ip: &str| may_ask(&groups, KeyOwner(owner), ip.parse().unwrap());
+        let may = |owner| ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"].map(|ip| asks(owner, ip));
+        // An address that is in no group at all is told so, if it has the listener's key.
+        assert_eq!(may(0), [false, false, true, true, true]);
+        assert_eq!(may(1), [true, false, false, true, false]);
+        assert_eq!(may(2), [false, true, false, false, false]);
+        assert!(may_ask(&Groups::Everyone, KeyOwner::EVERYBODY, "10.0.0.1".parse().unwrap()));
     }
 
     #[test]

@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use fence_common::keys::{KeyPair, Keys};
+use fence_common::key::Key;
+use fence_common::keys::KeyPair;
 use tokio::signal::unix::Signal;
 use tracing::{error, info, warn};
 
-use crate::config::key::{self, Found, FoundPair};
-use crate::config::{Multicast, Unusable, Warnings};
+use crate::config::key::{self, FoundGroupKey, FoundPair};
+use crate::config::{Groups, Multicast, Unusable, Warnings};
 use crate::intake::listener::chain;
 use crate::keyring::{Keyring, Rotated, RotationError};
 use crate::process;
@@ -42,13 +43,13 @@ pub enum ReloadError {
 }
 
 /// Reads the keys again at each SIGHUP, until it is dropped. Whoever supervises the daemon is told when it begins and when it is over.
-pub async fn at_each(mut hangup: Signal, multicast: Multicast, keys: Keyring) {
+pub async fn at_each(mut hangup: Signal, multicast: Multicast, groups: Groups, keys: Keyring) {
     while hangup.recv().await.is_some() {
         process::notify_reloading();
         let again = {
-            let (multicast, keys) = (multicast.clone(), keys.clone());
+            let (multicast, groups, keys) = (multicast.clone(), groups.clone(), keys.clone());
             // It waits for whoever is writing a file.
-            tokio::task::spawn_blocking(move || reload(&multicast, &keys))
+            tokio::task::spawn_blocking(move || reload(&multicast, &groups, &keys))
         };
         match again.await.unwrap_or(Err(ReloadError::Broken)) {
             Ok(Some(Rotated { added: 0, dropped: 0, accepted })) => {
@@ -69,27 +70,43 @@ pub async fn at_each(mut hangup: Signal, multicast: Multicast, keys: Keyring) {
 ///
 /// # Errors
 /// See [`ReloadError`]: the keys are what they were before, except where it is [`RotationError::NotWiped`].
-pub fn reload(multicast: &Multicast, keys: &Keyring) -> Result<Option<Rotated>, ReloadError> {
+pub fn reload(multicast: &Multicast, groups: &Groups, keys: &Keyring) -> Result<Option<Rotated>, ReloadError> {
     let mut warnings = Warnings::default();
     let Some(found) = key::load_all(multicast, &mut warnings)? else { return Ok(None) };
-    check(&found, multicast, &keys.current())?;
+    let of_groups = key::load_groups(multicast, groups, Some(&found), &mut warnings)?;
+    check(&found, &of_groups, multicast, keys)?;
     for warning in &warnings {
         warn!("{warning}");
     }
-    Ok(Some(keys.rotate(KeyPair::from(found))?))
+    // The kernel program, which alone can refuse keys, is not there where groups have theirs. The listener's first: a key that
+    // was everybody's and becomes a group's is nobody's for a moment, and a request that comes then comes again.
+    let rotated = keys.rotate(KeyPair::from(found))?;
+    let of_groups = keys.set_groups(of_groups.into_iter().map(|found| found.key).collect());
+    Ok(Some(rotated.and(of_groups)))
 }
 
 /// Looks for what a key that is new can hardly be meant to be. (At the start none of it keeps the daemon from starting: stock servers
 /// would take it, and there is nothing better to go on with.)
-fn check(found: &FoundPair, multicast: &Multicast, accepted: &Keys) -> Result<(), ReloadError> {
+fn check(
+    found: &FoundPair,
+    of_groups: &[FoundGroupKey],
+    multicast: &Multicast,
+    keys: &Keyring,
+) -> Result<(), ReloadError> {
     let second = found.second.as_ref().zip(multicast.key_file2.as_deref());
-    for (Found { key, is_cut }, path) in [(&found.first, multicast.key_file.as_path())].into_iter().chain(second) {
-        if accepted.accepts(key) {
+    let of_all = [(&found.first, multicast.key_file.as_path())].into_iter().chain(second);
+    let of_all = of_all.map(|(found, path)| (&found.key, found.is_cut, path));
+    let of_groups = of_groups.iter().map(|found| (&*found.key.key, found.is_cut, found.path.as_path()));
+    let (everybodys, groups) = (keys.current(), keys.groups());
+    let accepted: Vec<&Key> =
+        everybodys.iter().chain(groups.iter().map(|group| &group.key)).map(|key| &**key).collect();
+    for (key, is_cut, path) in of_all.chain(of_groups) {
+        let bytes = key.dangerous_bytes();
+        if accepted.iter().any(|known| known.dangerous_bytes() == bytes) {
             continue;
         }
-        let bytes = key.dangerous_bytes();
         let of = |error: fn(PathBuf) -> ReloadError, path: &Path| Err(error(path.to_owned()));
-        if *is_cut {
+        if is_cut {
             return of(ReloadError::TooLong, path);
         }
         if bytes.iter().all(|byte| *byte == 0) {
@@ -105,30 +122,39 @@ fn check(found: &FoundPair, multicast: &Multicast, accepted: &Keys) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, KeyFileError, Source};
+    use crate::config::{self, Config, KeyFileError, Source};
     use crate::scratch::Scratch;
     use std::os::unix::fs::PermissionsExt;
 
     struct Bench {
         dir: Scratch,
         multicast: Multicast,
+        groups: Groups,
         keys: Keyring,
     }
 
     impl Bench {
         fn new() -> Self {
+            Self::with("")
+        }
+
+        /// `more`, where `DIR` is the directory of the files.
+        fn with(more: &str) -> Self {
             let dir = Scratch::new();
             let path = |name: &str| dir.path().join(name).display().to_string();
             let text = format!(
                 "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
-                 listeners {{ multicast {{ key_file = \"{}\"; key_file2 = \"{}\"; }} }}",
+                 listeners {{ multicast {{ key_file = \"{}\"; key_file2 = \"{}\"; }} }}\n{}",
                 path("one"),
-                path("two")
+                path("two"),
+                more.replace("DIR", &dir.path().display().to_string())
             );
             let (config, _) =
                 config::parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default()).unwrap();
-            let bench = Self { dir, multicast: config.multicast, keys: Keyring::new(None) };
+            let Config { multicast, groups, .. } = config;
+            let bench = Self { dir, multicast, groups, keys: Keyring::new(None) };
             bench.write("one", OLD);
+            bench.write("of-a", OF_A);
             assert!(bench.reload().is_ok());
             bench
         }
@@ -140,7 +166,7 @@ mod tests {
         }
 
         fn reload(&self) -> Result<Option<Rotated>, ReloadError> {
-            reload(&self.multicast, &self.keys)
+            reload(&self.multicast, &self.groups, &self.keys)
         }
 
         fn accepted(&self) -> Vec<Vec<u8>> {
@@ -150,6 +176,43 @@ mod tests {
 
     const OLD: &[u8] = b"the old key, of some length";
     const NEW: &[u8] = b"a new key";
+    const OF_A: &[u8] = b"a group's own key, of some length";
+
+    #[test]
+    fn a_groups_keys_change_with_the_others_or_all_stay() {
+        let groups =
+            "groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; key_file = \"DIR/of-a\"; key_file2 = \"DIR/of-a2\"; } }";
+        let bench = Bench::with(groups);
+        let of_groups = || -> Vec<Vec<u8>> {
+            bench.keys.groups().iter().map(|group| group.key.dangerous_bytes().to_vec()).collect()
+        };
+        assert_eq!(of_groups(), [OF_A]);
+        bench.write("of-a2", NEW);
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 3 }));
+        assert_eq!(of_groups(), [OF_A, NEW]);
+        std::fs::rename(bench.dir.path().join("of-a2"), bench.dir.path().join("of-a")).unwrap();
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 0, dropped: 1, accepted: 2 }));
+        assert_eq!(of_groups(), [NEW]);
+        for (content, said) in [
+            (&b""[..], "is empty"),
+            (&NEW[..5], "only the beginning of a key"),
+            (&OLD[..5], "only the beginning of a key"),
+            (&[0; 40], "zero bytes"),
+            (OLD, "holds the same key as"),
+        ] {
+            bench.write("of-a", content);
+            bench.write("two", b"another key of everybody's");
+            let refused = bench.reload().unwrap_err().to_string();
+            let path = bench.dir.path().join("of-a");
+            assert!(refused.contains(said) && refused.contains(&path.display().to_string()), "{refused}");
+            assert_eq!((of_groups(), bench.accepted()), (vec![NEW.to_vec()], vec![OLD.to_vec()]), "{refused}");
+        }
+        // And the other way round.
+        bench.write("of-a", OF_A);
+        bench.write("two", b"");
+        assert!(bench.reload().is_err());
+        assert_eq!(of_groups(), [NEW]);
+    }
 
     #[test]
     fn the_second_file_comes_and_goes() {
@@ -214,7 +277,7 @@ mod tests {
     fn a_long_file_that_was_taken_at_the_start_does_not_stand_in_the_way() {
         let bench = Bench::new();
         let long = [9; 5000];
-        bench.keys.rotate(KeyPair::from(fence_common::key::Key::new(&long).unwrap())).unwrap();
+        bench.keys.rotate(KeyPair::from(Key::new(&long).unwrap())).unwrap();
         bench.write("one", &long);
         bench.write("two", NEW);
         assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 2 }));

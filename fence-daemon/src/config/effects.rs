@@ -80,7 +80,9 @@ const EFFECTS: &[Effect] = &[
     ("reboot_pause", &["2.5"], "libvirt/reboot.rs", "a_pause_is_kept_also_by_the_next_daemon"),
     ("reboot_reply", &["off"], "libvirt/reboot.rs", "what_is_rebooted_is_dead_first_and_comes_back"),
     ("reboot_reply", &["on"], "libvirt/reboot.rs", "who_waits_for_the_start_is_told_when_it_runs"),
-    // group
+    // group, whose `key_file` and `key_file2` are others than the listener's
+    ("key_file", &[], "netns/group_keys.rs", "a_groups_own_key_counts_in_it_and_no_other_does"),
+    ("key_file2", &[], "netns/group_keys.rs", "a_groups_own_key_counts_in_it_and_no_other_does"),
     ("name", &[], "../../fence-daemon/tests/commands/check.rs", "entries_of_groups_that_no_domain_has_are_named"),
     ("ip", &[], "netns/refusals.rs", "each_refusal_is_logged_with_its_reason"),
     ("uuid", &[], "netns/refusals.rs", "each_refusal_is_logged_with_its_reason"),

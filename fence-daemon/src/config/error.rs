@@ -260,6 +260,12 @@ pub enum Mistake {
     /// A group that permits nothing.
     #[error("this group has no `{0}`")]
     GroupLacks(&'static str),
+    /// A group has a key, and requests or callbacks are not signed.
+    #[error("a group has a `key_file`, which `none` for `hash` or `auth` makes worthless")]
+    GroupKeyUnused,
+    /// A group's `key_file`, not spelt like that.
+    #[error("`{0}` gives this group no key of its own")]
+    GroupKeyMisspelt(String),
     /// A group's `ip` that is no address.
     #[error("\"{0}\" is no IP address")]
     MemberAddress(String),
@@ -341,6 +347,9 @@ impl Mistake {
             Self::PauseBeforeReply { most, .. } => format!("more than {} seconds", most.as_secs()),
             Self::Level(_) => "not a number".to_owned(),
             Self::NoGroup => "nobody would be permitted anything".to_owned(),
+            Self::GroupLacks("key_file") => "there is only a second key".to_owned(),
+            Self::GroupKeyMisspelt(_) => "the group would go by the listener's key".to_owned(),
+            Self::GroupKeyUnused => "anybody could act in any group".to_owned(),
             Self::GroupLacks(_) => "this group permits nothing".to_owned(),
             Self::OutsideGroup(_) => "not inside a `group`".to_owned(),
             Self::SectionTwice { line, .. } => format!("which of the two is meant, this one or that on line {line}?"),
@@ -397,6 +406,9 @@ impl Mistake {
                 "write `group { ip = \"...\"; uuid = \"...\"; }` into it, or remove it to permit everyone everything"
                     .to_owned()
             }
+            Self::GroupLacks("key_file") => "write `key_file` beside `key_file2`".to_owned(),
+            Self::GroupKeyMisspelt(_) => "write `key_file` or `key_file2`".to_owned(),
+            Self::GroupKeyUnused => "remove `hash` and `auth`, or the groups' `key_file`".to_owned(),
             Self::GroupLacks("ip") => {
                 "write the address of each guest that may fence: `ip = \"192.168.122.11\";`".to_owned()
             }

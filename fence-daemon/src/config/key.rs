@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use annotate_snippets::Level;
 use fence_common::key::Key;
@@ -11,9 +12,11 @@ use fence_common::wire::KEY_MAX;
 
 use self::settled::Reading;
 use self::strength::Weakness;
+use super::groups::Groups;
 use super::place::Message;
 use super::resolved::Multicast;
 use super::warning::{Doubt, Warnings};
+use crate::keyring::GroupKey;
 
 mod settled;
 pub mod strength;
@@ -46,7 +49,7 @@ impl From<FoundPair> for KeyPair {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Unusable {
-    /// `key_file` or `key_file2`.
+    /// `key_file` or `key_file2` of the listener, or [`OF_A_GROUP`].
     pub setting: &'static str,
     /// Why not.
     #[source]
@@ -75,6 +78,53 @@ pub fn load_all(multicast: &Multicast, warnings: &mut Warnings) -> Result<Option
     }
     Ok(Some(FoundPair { first, second }))
 }
+
+/// A group's own key as it was found in a file.
+#[derive(Debug)]
+pub struct FoundGroupKey {
+    /// The key, and whose it is.
+    pub key: GroupKey,
+    /// Where it was found.
+    pub path: PathBuf,
+    /// Whether the file goes on behind it.
+    pub is_cut: bool,
+}
+
+/// Reads the groups' own keys. `everybodys` are the listener's, none of which may be a group's.
+///
+/// # Errors
+/// A key cannot be used, or it is accepted elsewhere, too.
+pub fn load_groups(
+    multicast: &Multicast,
+    groups: &Groups,
+    everybodys: Option<&FoundPair>,
+    warnings: &mut Warnings,
+) -> Result<Vec<FoundGroupKey>, Unusable> {
+    let failed = |error| Unusable { setting: OF_A_GROUP, error };
+    let second_of_all = everybodys.and_then(|pair| pair.second.as_ref()).zip(multicast.key_file2.as_deref());
+    let of_all = everybodys.map(|pair| (&pair.first, multicast.key_file.as_path())).into_iter().chain(second_of_all);
+    let mut found: Vec<FoundGroupKey> = Vec::new();
+    for (owner, files) in groups.key_files() {
+        let first = Some((files.first.as_path(), false));
+        for (path, is_second) in first.into_iter().chain(files.second.as_deref().map(|path| (path, true))) {
+            let Found { key, is_cut } = match load(path, warnings) {
+                Err(KeyFileError::Missing(_)) if is_second => continue,
+                result => result.map_err(failed)?,
+            };
+            let others = found.iter().filter(|other| other.key.owner != owner);
+            let others = others.map(|other| (other.key.key.dangerous_bytes(), other.path.as_path()));
+            let mut foreign = of_all.clone().map(|(found, path)| (found.key.dangerous_bytes(), path)).chain(others);
+            if let Some((_, other)) = foreign.find(|(bytes, _)| *bytes == key.dangerous_bytes()) {
+                return Err(failed(KeyFileError::NotItsOwn { path: path.to_owned(), other: other.to_owned() }));
+            }
+            found.push(FoundGroupKey { key: GroupKey { owner, key: Arc::new(key) }, path: path.to_owned(), is_cut });
+        }
+    }
+    Ok(found)
+}
+
+/// What [`Unusable`] calls the setting that names a group's key file.
+pub const OF_A_GROUP: &str = "a group's key_file";
 
 /// Reads a key: the file's bytes verbatim, the first 4096 at most. They are nowhere but in the key, and wiped with it. Waits up to
 /// two seconds for somebody who is writing the file.
@@ -126,6 +176,14 @@ pub enum KeyFileError {
     /// It is a directory, a device or the like.
     #[error("the key file {} is not a regular file", .0.display())]
     NotAFile(PathBuf),
+    /// It is a group's, and its key is accepted elsewhere, too.
+    #[error("the key file {} of a group holds the same key as {}", path.display(), other.display())]
+    NotItsOwn {
+        /// The group's file.
+        path: PathBuf,
+        /// The file of the same key.
+        other: PathBuf,
+    },
     /// Somebody has it open for writing, or it changes all the time.
     #[error("the key file {} is being written", .0.display())]
     BeingWritten(PathBuf),
@@ -148,6 +206,7 @@ impl KeyFileError {
             Self::Missing(path)
             | Self::Empty(path)
             | Self::NotAFile(path)
+            | Self::NotItsOwn { path, .. }
             | Self::BeingWritten(path)
             | Self::Unreadable { path, .. } => path,
         }
@@ -159,6 +218,7 @@ impl KeyFileError {
             Self::Missing(_) => "there is no such file",
             Self::Empty(_) => "empty",
             Self::NotAFile(_) => "not a regular file",
+            Self::NotItsOwn { .. } => "not the group's own",
             Self::BeingWritten(_) => "being written",
             Self::Unreadable { .. } => "unreadable",
         }
@@ -177,6 +237,9 @@ impl KeyFileError {
             }
             Self::Empty(_) => format!("copy the guests' key there, or {}", make("--force ")),
             Self::NotAFile(_) => "name a file: `listeners { multicast { key_file = \"...\"; } }`".to_owned(),
+            Self::NotItsOwn { .. } => {
+                format!("make one for this group and copy it to its guests: fence-daemon keygen --force {path}")
+            }
             Self::BeingWritten(_) => {
                 "try again when it is complete; better write another file and move it over this one".to_owned()
             }
@@ -204,6 +267,55 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
         path
+    }
+
+    /// A configuration of two groups with keys, in files of this directory.
+    fn of_groups(dir: &Scratch) -> crate::config::Config {
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let text = format!(
+            "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
+             listeners {{ multicast {{ key_file = \"{}\"; key_file2 = \"{}\"; }} }}\n\
+             groups {{ group {{ ip = \"10.0.0.1\"; uuid = \"a\"; key_file = \"{}\"; key_file2 = \"{}\"; }}\n\
+             group {{ ip = \"10.0.0.2\"; uuid = \"b\"; key_file = \"{}\"; }} }}",
+            path("all"),
+            path("all2"),
+            path("a"),
+            path("a2"),
+            path("b"),
+        );
+        let source = crate::config::Source::new(Path::new("f"), text.as_bytes());
+        crate::config::parse(&source, Warnings::default()).unwrap().0
+    }
+
+    fn load_both(config: &crate::config::Config) -> Result<Vec<FoundGroupKey>, Unusable> {
+        let mut warnings = Warnings::default();
+        let all = load_all(&config.multicast, &mut warnings)?;
+        load_groups(&config.multicast, &config.groups, all.as_ref(), &mut warnings)
+    }
+
+    #[test]
+    fn a_groups_key_that_is_accepted_elsewhere_is_refused_with_both_places() {
+        let dir = Scratch::new();
+        let config = of_groups(&dir);
+        let write = |name: &str, content: &str| std::fs::write(dir.path().join(name), content).unwrap();
+        let names = ["all", "all2", "a", "a2", "b"];
+        let fresh = || names.iter().for_each(|name| write(name, &format!("the key of {name}, of some length")));
+        fresh();
+        let found = load_both(&config).unwrap();
+        assert_eq!(found.iter().map(|found| found.key.owner.0).collect::<Vec<_>>(), [1, 1, 2]);
+        for (one, other) in [("a", "all"), ("a2", "all"), ("b", "all2"), ("b", "a"), ("b", "a2")] {
+            fresh();
+            write(one, &format!("the key of {other}, of some length"));
+            let refused = load_both(&config).unwrap_err().to_string();
+            let [one, other] = [one, other].map(|name| dir.path().join(name).display().to_string());
+            assert_eq!(refused, format!("the key file {one} of a group holds the same key as {other}"));
+        }
+        fresh();
+        // The second file may be missing, the first may not.
+        for (name, is_needed) in [("a2", false), ("b", true)] {
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+            assert_eq!(load_both(&config).is_err(), is_needed, "{name}");
+        }
     }
 
     #[test]

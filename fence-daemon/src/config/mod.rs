@@ -10,6 +10,7 @@
 
 mod choices;
 mod error;
+mod groups;
 pub mod key;
 mod place;
 pub mod raw;
@@ -33,16 +34,19 @@ use fence_common::keys::KeyPair;
 
 pub use choices::{STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY, in_seconds};
 pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
+pub use groups::{Group, GroupKeyFiles, Groups};
 pub use key::{KeyFileError, Unusable};
 pub use place::{Place, Source};
 pub use reading::read;
-pub use resolved::{Attach, Config, Group, Groups, Multicast};
+pub use resolved::{Attach, Config, Multicast};
 pub use resolved::{
     GROUP_V4 as DEFAULT_GROUP_V4, GROUP_V6 as DEFAULT_GROUP_V6, KEY_FILE as DEFAULT_KEY_FILE, PORT as DEFAULT_PORT,
     URI as DEFAULT_URI,
 };
 pub use shield::Shield;
 pub use warning::{Doubt, Warning, Warnings};
+
+use crate::keyring::GroupKey;
 
 /// Where stock servers look for their configuration.
 pub const DEFAULT_PATH: &str = "/etc/fence_virt.conf";
@@ -59,16 +63,33 @@ pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
     parse(&Source::new(path, &bytes), warnings)
 }
 
+/// The keys that a configuration names.
+#[derive(Debug, Default)]
+pub struct FoundKeys {
+    /// The key of the listener, and its second one; none where nothing is signed.
+    pub everybodys: Option<KeyPair>,
+    /// The groups' own keys.
+    pub groups: Vec<GroupKey>,
+}
+
 /// Reads and resolves a configuration file, and the keys that it names unless it needs none.
 ///
 /// # Errors
 /// As [`load`], and where there is no usable key: the error points at the `key_file` that says where it is looked for.
-pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, Option<KeyPair>), ConfigError> {
+pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, FoundKeys), ConfigError> {
     let (bytes, warnings) = read(path)?;
     let source = Source::new(path, &bytes);
     let (config, mut warnings) = parse(&source, warnings)?;
-    match key::load_all(&config.multicast, &mut warnings) {
-        Ok(found) => Ok((config, warnings, found.map(KeyPair::from))),
+    let found = key::load_all(&config.multicast, &mut warnings);
+    let found = found.and_then(|all| {
+        let groups = key::load_groups(&config.multicast, &config.groups, all.as_ref(), &mut warnings)?;
+        Ok((groups, all))
+    });
+    match found {
+        Ok((groups, all)) => {
+            let groups = groups.into_iter().map(|found| found.key).collect();
+            Ok((config, warnings, FoundKeys { everybodys: all.map(KeyPair::from), groups }))
+        }
         Err(error) => Err(unusable_key(&source, error, warnings)),
     }
 }
@@ -78,7 +99,7 @@ pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, Option<KeyPair>)
 #[must_use]
 pub fn unusable_key(source: &Source<'_>, error: Unusable, warnings: Warnings) -> ConfigError {
     let Unusable { setting, error } = error;
-    let found = raw::parse(source.bytes()).map(|items| resolved::key_file_span(&items, setting));
+    let found = raw::parse(source.bytes()).map(|items| resolved::key_file_span(&items, setting, error.path()));
     let (span, is_written) = found.unwrap_or((0..0, false));
     ConfigError::Key(Box::new(UnusableKey { place: source.place(&span), is_written, error, warnings }))
 }

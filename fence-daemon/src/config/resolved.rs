@@ -8,6 +8,8 @@ use fence_common::hash::HashKind;
 
 use super::choices;
 use super::error::{ConfigError, Mistake, Plugin};
+use super::groups::{self, Groups};
+use super::key;
 use super::place::Source;
 use super::raw::{Assignment, Item, Section, Span, clip};
 use super::shield::{self, SHIELD, Shield};
@@ -99,26 +101,6 @@ impl Attach {
     }
 }
 
-/// Who may fence whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Groups {
-    /// Everyone everything: the file has no `groups` section at all.
-    Everyone,
-    /// Only within these groups. Never empty.
-    Only(Vec<Group>),
-}
-
-/// Guests that may fence each other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Group {
-    /// What log lines call it.
-    pub name: Option<String>,
-    /// The call-back addresses of those who may fence. Never empty.
-    pub ips: Vec<IpAddr>,
-    /// The names or UUIDs of those who may be fenced, as written. Never empty.
-    pub uuids: Vec<String>,
-}
-
 /// The port that guests send to, unless they are told otherwise.
 pub const PORT: u16 = 1229;
 /// The IPv4 group that guests send to, unless they are told otherwise.
@@ -132,7 +114,8 @@ pub const URI: &str = "qemu:///system";
 /// `IFNAMSIZ` without the NUL.
 const INTERFACE_NAME_MAX: usize = 15;
 
-const NOTHING: Scope = Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &[], unread: &[] };
+pub(super) const NOTHING: Scope =
+    Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &[], unread: &[] };
 pub(super) const FILE: Scope = Scope { sections: &["fence_virtd", "listeners", "backends", "groups"], ..NOTHING };
 pub(super) const GLOBAL: Scope = Scope {
     keys: &[
@@ -172,8 +155,6 @@ pub(super) const MULTICAST: Scope = Scope {
 pub(super) const BACKENDS: Scope = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
 pub(super) const LIBVIRT: Scope =
     Scope { keys: &["kill", "reboot_method", "reboot_pause", "reboot_reply"], numbered: &["uri"], ..NOTHING };
-pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
-pub(super) const GROUP: Scope = Scope { keys: &["name"], lists: &["ip", "uuid"], ..NOTHING };
 
 /// Resolves a parsed file.
 pub(super) fn resolve(
@@ -196,14 +177,14 @@ pub(super) fn resolve(
     let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
 
     let listeners = Surveyed::new(items_of(file.last_section("listeners")), &LISTENERS, f);
-    let multicast = multicast(&Surveyed::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
+    let mut multicast = multicast(&Surveyed::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
     let backends = Surveyed::new(items_of(file.last_section("backends")), &BACKENDS, f);
     let libvirt = Surveyed::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
     let uris = uris(&libvirt, f);
     let (hypervisor, stress) = (choices::options(&global, &libvirt, f), choices::stress(&global, f));
     let shield = shield::shield(&Surveyed::new(items_of(global.last_section("shield")), &SHIELD, f), f);
     let groups = match file.last_section("groups") {
-        Some(section) => Groups::Only(groups(section, f)),
+        Some(section) => groups::groups(section, &mut multicast, f),
         None => Groups::Everyone,
     };
 
@@ -213,7 +194,10 @@ pub(super) fn resolve(
 
 /// Where a file says which key file is meant: its last `key_file` (or what else is the setting's name), and true; or what that is
 /// missing from, and false.
-pub(super) fn key_file_span(items: &[Item<'_>], setting: &str) -> (Span, bool) {
+pub(super) fn key_file_span(items: &[Item<'_>], setting: &str, path: &Path) -> (Span, bool) {
+    if setting == key::OF_A_GROUP {
+        return groups::key_file_span(items, path);
+    }
     let mut items = items;
     let mut found = 0..0;
     for name in ["listeners", "multicast"] {
@@ -318,13 +302,16 @@ fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
     let strict_source = read(section.get("strict_source"), true, findings, |text| {
         on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: clip(text) })
     });
-    // Relative to where the daemon was started: it moves to `/` later.
-    let absolute = |path: &str| std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned());
     let key_file = absolute(section.get("key_file").map_or(KEY_FILE, |item| item.value.value));
     let key_file2 = section.get("key_file2").map(|item| absolute(item.value.value));
     let group = group_address(section, findings);
     let (hash, auth) = (digest("hash", section, findings), digest("auth", section, findings));
     Multicast { interface, group, port, hash, auth, key_file, key_file2, attach, strict_source }
+}
+
+/// A path, relative to where the daemon was started: it moves to `/` later.
+pub(super) fn absolute(path: &str) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned())
 }
 
 /// The group that `family` and `address` mean together.
@@ -379,38 +366,6 @@ fn uris(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Vec<String> {
         uris.push(URI.to_owned());
     }
     uris
-}
-
-fn groups(section: &Section<'_>, findings: &mut Findings<'_>) -> Vec<Group> {
-    let groups: Vec<Group> =
-        Surveyed::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
-    if groups.is_empty() {
-        findings.mistake(&section.name.span, Mistake::NoGroup);
-    }
-    groups
-}
-
-fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
-    let found = Surveyed::new(&section.items, &GROUP, findings);
-    let (mut ips, mut uuids) = (Vec::new(), Vec::new());
-    for key in ["ip", "uuid"] {
-        if !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key)) {
-            findings.mistake(&section.name.span, Mistake::GroupLacks(key));
-        }
-    }
-    for item in found.listed() {
-        let text = item.value.value;
-        if item.key.value.eq_ignore_ascii_case("uuid") {
-            uuids.push(text.to_owned());
-        } else if item.key.value.eq_ignore_ascii_case("ip") {
-            match text.trim().parse() {
-                Ok(ip) => ips.push(ip),
-                Err(_) => findings.mistake(&item.value.span, Mistake::MemberAddress(clip(text))),
-            }
-        }
-    }
-    let name = found.get("name").map(|item| &item.value).or(section.value.as_ref());
-    Group { name: name.map(|name| name.value.to_owned()), ips, uuids }
 }
 
 #[cfg(test)]

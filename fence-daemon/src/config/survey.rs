@@ -151,7 +151,7 @@ fn tolerance(known: &str) -> usize {
 }
 
 /// Whether `name` is of such a length that it could be a misspelling of `known`.
-fn is_like(name: &str, known: &str) -> bool {
+pub(super) fn is_like(name: &str, known: &str) -> bool {
     known.len().abs_diff(name.len()) <= tolerance(known)
 }
 

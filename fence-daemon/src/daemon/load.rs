@@ -56,6 +56,12 @@ pub(super) fn kernel(
         Attach::Native => Mode::Native,
         Attach::Generic => Mode::Generic,
         Attach::Tcx => Mode::Tcx,
+        Attach::Off if !keys.groups().is_empty() => {
+            info!(
+                "serving without the kernel program, through the socket alone: it does not know the groups' own keys"
+            );
+            return None;
+        }
         Attach::Off => {
             info!("serving without the kernel program, through the socket alone, as configured (attach = \"off\")");
             return None;

@@ -71,8 +71,7 @@ pub enum Obstacle {
 pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Option<Obstacle>) -> Vec<Finding> {
     const CHECK: &str = "program";
     if attach == Attach::Off {
-        let seen =
-            "off by configuration (`attach = \"off\"`): requests come through the socket, and the firewall counts";
+        let seen = "off by configuration (`attach = \"off\"`, or a group has its own key): requests come through the socket, and the firewall counts";
         return vec![Finding::ok(CHECK, seen)];
     }
     let judge = |interface: &crate::control::view::Interface| {

@@ -7,11 +7,33 @@ use fence_common::wire::KEY_MAX;
 
 use super::finding::Finding;
 use crate::config::key::{self, Found, KeyFileError};
-use crate::config::{Doubt, Multicast, Warnings};
+use crate::config::{Doubt, Groups, Multicast, Unusable, Warnings};
 
 /// The keys of a configuration.
 #[must_use]
-pub fn check_all(multicast: &Multicast) -> Vec<Finding> {
+pub fn check_all(multicast: &Multicast, groups: &Groups) -> Vec<Finding> {
+    let mut findings = check_listeners(multicast);
+    for (_, files) in groups.key_files() {
+        findings.extend(check(OF_A_GROUP, &files.first));
+        if let Some(second) = files.second.as_deref().filter(|second| second.exists()) {
+            findings.extend(check(OF_A_GROUP, second));
+        }
+    }
+    // Each was looked at by itself: whether two are the same is left.
+    let mut warnings = Warnings::default();
+    let all = key::load_all(multicast, &mut warnings).ok().flatten();
+    if let Err(Unusable { error: error @ KeyFileError::NotItsOwn { .. }, .. }) =
+        key::load_groups(multicast, groups, all.as_ref(), &mut warnings)
+    {
+        findings.push(unusable(OF_A_GROUP, &error));
+    }
+    findings
+}
+
+/// What the check of a group's key is called.
+const OF_A_GROUP: &str = "group-key";
+
+fn check_listeners(multicast: &Multicast) -> Vec<Finding> {
     if !multicast.needs_key() {
         let seen = "`hash` and `auth` are \"none\": no key is needed, and anybody who can send a packet may fence";
         let remedy = "take both lines out of the configuration, and make a key";
@@ -66,7 +88,10 @@ fn unusable(name: &'static str, error: &KeyFileError) -> Finding {
             finding.command(make(path, parents))
         }
         KeyFileError::Empty(path) => finding.command(make(path, "--force ")),
-        KeyFileError::NotAFile(_) | KeyFileError::BeingWritten(_) | KeyFileError::Unreadable { .. } => finding,
+        KeyFileError::NotAFile(_)
+        | KeyFileError::NotItsOwn { .. }
+        | KeyFileError::BeingWritten(_)
+        | KeyFileError::Unreadable { .. } => finding,
     }
 }
 

@@ -80,7 +80,7 @@ fn hypervisor(path: &Path) -> Vec<Finding> {
     let has_systemd = Path::new("/run/systemd/system").exists();
 
     if let Some(config) = &config {
-        findings.extend(key::check_all(&config.multicast));
+        findings.extend(key::check_all(&config.multicast, &config.groups));
     }
     findings.extend(daemon::check(&answer, has_systemd));
     findings.push(host::state_directory(&state));

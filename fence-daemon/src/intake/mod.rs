@@ -23,6 +23,7 @@ use fence_common::shield::Sender;
 use fence_common::wire::{Op, Request};
 
 use crate::clock::Moment;
+use crate::keyring::KeyOwner;
 use crate::policy::Target;
 use crate::rtnetlink::{link, route};
 
@@ -53,6 +54,7 @@ pub struct Verified {
     mark: Option<Mark>,
     sender: Option<Sender>,
     key: Option<Arc<Key>>,
+    owner: KeyOwner,
     seqno: u32,
     target: Option<Target>,
     caller: SocketAddr,
@@ -82,6 +84,7 @@ impl Verified {
             mark: Mark::of(request).copied(),
             sender: None,
             key,
+            owner: KeyOwner::EVERYBODY,
             seqno: request.seqno.get(),
             target: request.domain_text().and_then(Target::parse),
             caller,
@@ -97,6 +100,11 @@ impl Verified {
         Self { sender: Some(sender), ..self }
     }
 
+    /// The same, and whose key it is signed with is known.
+    fn signed_for(self, owner: KeyOwner) -> Self {
+        Self { owner, ..self }
+    }
+
     /// Whether the request may name this call-back address: a loopback one means whatever client runs on this host, in whose name a
     /// guest would act that may ask for it. `from_here`: the datagram came from this host.
     fn may_be_called(&self, from_here: bool) -> bool {
@@ -107,6 +115,12 @@ impl Verified {
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(request: &Request, key: Option<Arc<Key>>) -> Self {
         Self::new(request, key, 0, Via::Socket, Moment::now()).unwrap()
+    }
+
+    /// The same request, signed with a key of these groups.
+    #[cfg(test)]
+    pub(crate) fn dangerous_for_owner_for_test(self, owner: KeyOwner) -> Self {
+        self.signed_for(owner)
     }
 
     /// The same request, arrived earlier by `age`.
@@ -143,6 +157,12 @@ impl Verified {
     #[must_use]
     pub fn key(&self) -> Option<&Key> {
         self.key.as_deref()
+    }
+
+    /// Whose key that is.
+    #[must_use]
+    pub fn owner(&self) -> KeyOwner {
+        self.owner
     }
 
     /// The client's number for it.

@@ -32,9 +32,11 @@ use zerocopy::FromBytes;
 use super::interface::Interface;
 use super::{Verified, Via};
 use crate::clock::Moment;
-use crate::keyring::Keyring;
+use crate::config::Groups;
+use crate::keyring::{KeyOwner, Keyring};
 use crate::observe::limit::LogLimit;
 use crate::observe::sources::RefusedView;
+use crate::policy;
 use crate::seen::Seen;
 
 /// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
@@ -112,6 +114,7 @@ pub struct RequestSocket {
     limits: Limits,
     senders: Mutex<Records>,
     seen: Arc<Seen>,
+    groups: Groups,
     counters: Mutex<Counters>,
     refused: Mutex<[Refused; REFUSED_MAX]>,
     complaints: LogLimit,
@@ -128,7 +131,8 @@ impl RequestSocket {
         let complaints = LogLimit::new(1, Duration::from_secs(60));
         let (limits, seen) = (Limits::NONE, Arc::new(Seen::none(Duration::ZERO)));
         let (senders, counters, refused) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Self { group, port, socket, rules, keys: keys.into(), limits, senders, seen, counters, refused, complaints })
+        let (keys, groups) = (keys.into(), Groups::Everyone);
+        Ok(Self { group, port, socket, rules, keys, limits, senders, seen, groups, counters, refused, complaints })
     }
 
     /// Bounds what is taken, as the kernel program does, by what `seen` knows. (Without it nothing is bounded.)
@@ -142,6 +146,12 @@ impl RequestSocket {
             }
         }
         Self { limits, seen, ..self }
+    }
+
+    /// Takes the key of a group for the addresses of that group only.
+    #[must_use]
+    pub fn grouped(self, groups: Groups) -> Self {
+        Self { groups, ..self }
     }
 
     /// Whether the group is another one on each network, so that one interface has to be named.
@@ -254,7 +264,10 @@ impl RequestSocket {
         }
         judged
             .ok()
-            .and_then(|(request, key)| Verified::new(&request, key, datagram.interface, Via::Socket, datagram.arrived))
+            .and_then(|(request, key, owner)| {
+                Verified::new(&request, key, datagram.interface, Via::Socket, datagram.arrived)
+                    .map(|verified| verified.signed_for(owner))
+            })
             .map(|request| request.sent_by(Sender::new(&datagram.source.into(), [0; 6])))
             // The network stack drops what claims from outside to come from a loopback address.
             .filter(|request| request.may_be_called(datagram.source.is_loopback()))
@@ -283,22 +296,27 @@ impl RequestSocket {
 
     /// The same questions in the same order as in the kernel program: the request in a datagram, and the key that it is signed with, or is
     /// to be answered with.
-    fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<(Request, Option<Arc<Key>>), Verdict> {
+    fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<(Request, Option<Arc<Key>>, KeyOwner), Verdict> {
         let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
         admit(&request, &source.into(), &self.rules)?;
         // Without a digest, which is admitted where the configuration says `none`, nothing is known of its sender.
-        let Some(mark) = Mark::of(&request) else { return Ok((request, self.keys.current().first().cloned())) };
+        let Some(mark) = Mark::of(&request) else {
+            return Ok((request, self.keys.current().first().cloned(), KeyOwner::EVERYBODY));
+        };
         let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut memory = Known { senders: &mut senders, seen: &self.seen };
         let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
         let mut visit = Visit { memory: &mut memory, sender: &sender, mark, limits, now };
         visit.before_digest()?;
-        let Some(key) = self.keys.current().verify(&request).cloned() else {
+        // A key that does not count for this address is a wrong key.
+        let may_ask = |owner, ip: IpAddr| policy::may_ask(&self.groups, owner, ip.to_canonical());
+        let counts = |owner| request.callback_ip().is_some_and(|ip| may_ask(owner, ip));
+        let Some((key, owner)) = self.keys.verify(&request).filter(|(_, owner)| counts(*owner)) else {
             visit.after_failure();
             return Err(Verdict::Digest);
         };
         shield::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
-        Ok((request, Some(key)))
+        Ok((request, Some(key), owner))
     }
 }
 
@@ -439,6 +457,8 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use crate::config::Group;
+    use crate::keyring::GroupKey;
     use fence_common::hash::HashKind;
     use fence_common::shield::Limit;
     use fence_common::wire::{FAMILY_V4, Op};
@@ -495,6 +515,34 @@ mod tests {
         assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)));
         let expected = Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
         assert_eq!(socket.counters(), expected);
+    }
+
+    /// Who has the key of one group names the address of another one's client as its own.
+    #[tokio::test]
+    async fn a_groups_key_counts_for_its_addresses_only() {
+        let rules = Rules { min_hash: HashKind::Sha256, strict_source: false };
+        let group = |owner, ip: &str| Group {
+            ips: vec![ip.parse().unwrap()],
+            uuids: vec!["node1".to_owned()],
+            owner: KeyOwner(owner),
+            ..Group::default()
+        };
+        let groups = Groups::Only(vec![group(1, "127.0.0.1"), group(2, "127.0.0.2"), group(0, "127.0.0.3")]);
+        let keys = Keyring::new(Some(key().into()));
+        let named = |name: &str| Key::new(name.as_bytes()).unwrap();
+        let of = |owner, name| GroupKey { owner: KeyOwner(owner), key: Arc::new(named(name)) };
+        keys.set_groups(vec![of(1, "of one"), of(2, "of two")]);
+        let socket = RequestSocket::open(GROUP, 11_239, rules, keys).unwrap().grouped(groups);
+        for (name, owner, right) in [("a key", 0, 3), ("of one", 1, 1), ("of two", 2, 2), ("of nobody", 0, 0)] {
+            for last in 1..4 {
+                let mut request = Request { hash: [0; 64], ..request() };
+                request.address[3] = last;
+                named(name).sign(HashKind::Sha256, &mut request);
+                let judged = socket.judge(request.as_bytes(), [127, 0, 0, last].into()).map(|(_, _, owner)| owner);
+                let expected = if last == right { Ok(KeyOwner(owner)) } else { Err(Verdict::Digest) };
+                assert_eq!(judged, expected, "{name} for 127.0.0.{last}");
+            }
+        }
     }
 
     /// What the kernel program drops the socket refuses, for the same reasons.

@@ -85,7 +85,7 @@ impl Shared {
             // From now and not from its arrival: what made us late in reading it, a flood perhaps, has come to the other hosts as well.
             let now = Instant::now();
             let (second, last) = (now + self.defer, now + self.defer * 3 / 2);
-            if !policy::permits(&self.groups, request.caller().ip().to_canonical(), target) {
+            if !policy::permits(&self.groups, request.owner(), request.caller().ip().to_canonical(), target) {
                 // The client believes the first callback. Another address of it, or another host, may permit what this one denies.
                 sleep_until(last).await;
                 return self.called(request, Turn::Denied).await;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::bars;
 use super::table::{Look, Screen, Table, flexible, number, text};
 use super::words::{counters, meaning, micros, span, time_of_day};
+use crate::config::Attach;
 use crate::control::view::{Domain, Health, Report, Request, Steps, Uri};
 
 /// How many requests are shown; all that are remembered are in the JSON.
@@ -107,6 +108,9 @@ fn interfaces(report: &Report) -> Table {
         let (program, hint) = match &interface.program {
             Some(mode) if mode == "tcx" => (plain(mode), dim("bpftool prog show name fence_tc")),
             Some(mode) => (plain(format!("xdp {mode}")), dim("bpftool prog show name fence_xdp")),
+            None if report.listener.attach == Attach::Off.name() => {
+                (dim("none"), plain("through the socket alone (attach is off, or a group has its own key)"))
+            }
             None => (dim("none"), plain("through the socket alone")),
         };
         let id = interface.program_id.map_or_else(|| "-".to_owned(), |id| id.to_string());

@@ -10,6 +10,7 @@ mod bystanders;
 mod configure;
 mod doctor;
 mod effects;
+mod group_keys;
 mod inspect;
 mod interfaces;
 mod lab;

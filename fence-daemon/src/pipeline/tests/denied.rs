@@ -1,6 +1,7 @@
 //! What the groups refuse takes nothing from what they permit.
 
 use super::*;
+use crate::keyring::KeyOwner;
 
 /// `127.0.0.1` may fence `one`, `127.0.0.2` only `two`.
 fn two_groups() -> Groups {
@@ -69,5 +70,28 @@ async fn the_address_that_is_permitted_is_called_back_first() {
             _ = denied.accept() => panic!("the address that is denied was called back first"),
             first = timeout(SOON, permitted.accept()) => assert!(first.is_ok()),
         }
+    }
+}
+
+/// The key that signs decides, not the address: `127.0.0.1` is in both groups.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_groups_own_key_fences_in_its_group_and_nowhere_else() {
+    let group = |owner, uuid: &str| Group {
+        ips: vec!["127.0.0.1".parse().unwrap()],
+        uuids: vec![uuid.to_owned()],
+        owner: KeyOwner(owner),
+        ..Group::default()
+    };
+    let groups = Groups::Only(vec![group(1, "one"), group(0, "two")]);
+    let (pipeline, _, _dir) = pipeline("denied-key", groups).await;
+    let (granted, refused) = ([Reply::Success.to_wire()], [Reply::PermissionDenied.to_wire()]);
+    let script = [(0, "one", refused), (1, "two", refused), (1, "one", granted), (0, "two", granted)];
+    for (seqno, (owner, domain, expected)) in (20..).zip(script) {
+        let (listener, caller) = listen().await;
+        let client = client(listener);
+        let asked = request(Op::Off, domain, seqno, caller).dangerous_for_owner_for_test(KeyOwner(owner));
+        pipeline.accept(asked);
+        let answer = timeout(SOON, client).await.unwrap().unwrap();
+        assert_eq!(answer, expected, "key {owner} for {domain}");
     }
 }

@@ -1,0 +1,100 @@
+//! Groups with keys of their own: the stock client with each key, in each group.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fence_common::wire::Op;
+use fence_tests::client::{Client, Family};
+use fence_tests::lab::Guest;
+use fence_tests::peer::Peer;
+use fence_tests::server::{Config, Server};
+use nix::sys::signal::Signal;
+
+use crate::bench::{Bench, DOMAIN, key};
+
+const SOON: Duration = Duration::from_secs(60);
+const OF_A: &[u8] = b"the key of group a, of some length";
+const OF_B: &[u8] = b"the key of group b, of some length";
+const NEW_OF_A: &[u8] = b"another key of group a, of some length";
+
+/// What `fence_xvm -o status` says: 0 where it is answered, something else where it is not.
+fn ask(guest: &Guest, key: &str) -> Result<Option<i32>> {
+    Ok(Client::new("status", key).domain(DOMAIN).retransmit(5).timeout(4).run(guest.space())?.code)
+}
+
+/// SIGHUP, and what the log says of it.
+fn reload(server: &mut Server, said: &str) -> Result<()> {
+    let position = server.log_position();
+    server.process().signal(Signal::SIGHUP)?;
+    let line = server.wait_log(position, SOON, |line| line.contains("SIGHUP: ").then(|| line.to_owned()));
+    let line = line.with_context(|| format!("nothing is said about the SIGHUP: {}", server.log()))?;
+    ensure!(line.contains(said), "not \"{said}\": {line}");
+    Ok(())
+}
+
+#[test]
+fn a_groups_own_key_counts_in_it_and_no_other_does() -> Result<()> {
+    let bench = Bench::new()?;
+    let hypervisor = &bench.hypervisor;
+    let (of_a, of_b, of_none) = (&bench.guest, hypervisor.guest(2)?, hypervisor.guest(3)?);
+    let [a, b] = [("a.key", OF_A), ("b.key", OF_B)].map(|(name, bytes)| hypervisor.write(name, bytes));
+    let (a, b, second) = (a?, b?, hypervisor.path("a.key2"));
+    let group =
+        |ip: &Guest, domain: &str, keys: &str| format!("group {{ {keys} ip = \"{}\"; uuid = \"{domain}\"; }}\n", ip.v4);
+    let groups = [
+        group(of_a, DOMAIN, &format!("key_file = \"{a}\"; key_file2 = \"{second}\";")),
+        group(&of_b, DOMAIN, &format!("key_file = \"{b}\";")),
+        group(&of_none, DOMAIN, ""),
+    ];
+    let config = Config { more: format!("groups {{\n{}}}\n", groups.concat()), ..bench.config("auto") };
+    let mut server = bench.serve(&config)?;
+    let log = server.log();
+
+    // Each guest with each key.
+    let own = |guest: &str| match guest {
+        "a" => &a,
+        "b" => &b,
+        _ => &bench.key,
+    };
+    for (guest, space) in [("a", of_a), ("b", &of_b), ("none", &of_none)] {
+        for (whose, file) in [("a", &a), ("b", &b), ("the listener's", &bench.key)] {
+            let code = ask(space, file)?;
+            let is_right = own(guest) == file;
+            ensure!(
+                (code == Some(0)) == is_right,
+                "guest of group {guest} with the key of {whose}: exit code {code:?}\n{}",
+                server.log()
+            );
+        }
+    }
+    ensure!(
+        log.contains("it does not know the groups' own keys"),
+        "the log does not say why there is no program: {log}"
+    );
+
+    // Who has a key of one group names the client of another as its own: that one is not even called back.
+    let victim = Peer::new(&of_b, OF_A, Family::V4)?;
+    victim.send(victim.request(Op::Off, DOMAIN)?)?;
+    ensure!(victim.called_back(Duration::from_secs(3))?.is_none(), "a forged address was called back");
+
+    // The second key, and then that one alone.
+    let new = hypervisor.write("new.key", NEW_OF_A)?;
+    hypervisor.write("a.key2", NEW_OF_A)?;
+    ensure!(ask(of_a, &new)? != Some(0), "a key counts before SIGHUP");
+    reload(&mut server, "changed accepted=4 added=1 dropped=0")?;
+    let old = hypervisor.write("old.key", OF_A)?;
+    for file in [&new, &old] {
+        ensure!(ask(of_a, file)? == Some(0), "{file} of two: {}", server.log());
+    }
+    hypervisor.space().must("mv", &[&second, &a])?;
+    reload(&mut server, "changed accepted=3 added=0 dropped=1")?;
+    ensure!(ask(of_a, &new)? == Some(0), "{}", server.log());
+    ensure!(ask(of_a, &old)? != Some(0), "the old key still counts");
+
+    // One that is everybody's is no group's: all stay.
+    hypervisor.write("a.key", &key())?;
+    reload(&mut server, "the old keys stay in force")?;
+    ensure!(ask(of_a, &new)? == Some(0), "{}", server.log());
+    ensure!(ask(of_a, &bench.key)? != Some(0), "the listener's key counts in the group");
+    Ok(())
+}
