@@ -56,7 +56,8 @@ const RUST_WEB_CONFLICTS: [&str; 3] = ["rustc", "cargo", "rustup"];
 
 /// Runs as root with the packages as its arguments. No service is started: a policy-rc.d (the system's own hook for that) refuses while packages
 /// are installed, unless the system has one already. A second fencing daemon would also come up at the next boot: that is taken back.
-/// Removing other packages to make room is refused; a repository that cannot be reached is only fatal if a package is missing for it.
+/// Removing other packages to make room is refused. Only qemu-utils of a newer release, which backports have without the emulator, is brought
+/// to the version of the QEMU that is installed: apt would remove it. A repository that cannot be reached is only fatal if a package is missing for it.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -67,6 +68,14 @@ if [ ! -e "$policy" ] || grep -q 'fence-xdp setup' "$policy"; then
     printf '#!/bin/sh\n# fence-xdp setup: no service is started while it installs.\nexit 101\n' >"$policy"
     chmod 755 "$policy"
 fi
+case " $* " in *' qemu-system-x86 '*)
+    wanted=$(LC_ALL=C apt-cache policy qemu-system-common | sed -n 's/^  Candidate: //p')
+    there=$(dpkg-query --show --showformat '${Version}' qemu-utils 2>/dev/null || true)
+    if [ -n "$there" ] && dpkg --compare-versions "$there" gt "$wanted"; then
+        echo "qemu-utils $there cannot be beside QEMU $wanted, and is brought to that version"
+        set -- --allow-downgrades "qemu-utils=$wanted" "$@"
+    fi ;;
+esac
 apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 install --yes --no-install-recommends --no-remove "$@"
 case " $* " in *' fence-virtd '*)
     if [ -d /run/systemd/system ]; then systemctl disable --quiet fence_virtd.service; fi ;;
