@@ -84,6 +84,7 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
     let may_reset = reboot && was_pending == Pending::No && inner.reboot_method == RebootMethod::Reset;
     if may_reset
         && matches!(power, Power::Active(_))
+        && presumed::is_alone(&inner, uri, &domain).await
         && let Some(at) = reset::reset(uri, &domain, inner.limits.reset, &deadline, &mut resetting).await
     {
         return At::said(Outcome { reply: Reply::Success, proven_off: Some(at), detail: Detail::Reset, domain: None });
@@ -91,6 +92,11 @@ pub(super) async fn off_at(inner: Arc<Inner>, place: Place, reboot: bool, deadli
     let uuid = domain.uuid;
     let strays = uri.table.strays(uuid);
     let had_strays = !strays.is_empty();
+    // Where it was going it may run, and what is left here may be what it runs from.
+    if had_strays && uri.table.is_leaving(uuid) {
+        let (was, why) = (State(0), Unproven::Migrating);
+        return At::said(Outcome::failure(Detail::NotProvenOff { was, why }));
+    }
     if had_strays && !kill::strays(&domain, &strays, &deadline).await {
         let (was, why) = (State(0), Unproven::Stray);
         return At::said(Outcome::failure(Detail::NotProvenOff { was, why }));

@@ -56,6 +56,15 @@ pub(super) async fn off(
     })
 }
 
+/// Whether no more than one process of a domain lives here: a reset ends nothing but what that one was doing.
+pub(super) async fn is_alone(inner: &Inner, uri: &Uri, domain: &Identity) -> bool {
+    if !uri.table.strays(domain.uuid).is_empty() {
+        return false;
+    }
+    let Some(whom) = Whom::at(&uri.table, domain.uuid, &domain.name) else { return true };
+    matches!(inner.host.remains_now(&whom).await, Remains::Living(found) if found.len() == 1)
+}
+
 /// Whom a word about a domain at a URI is put before, each once, with the index of the URI: the domain there; and a machine of this host
 /// with that UUID, since a URI without a driver may speak of it too. A container is told by its own URI alone.
 pub(super) fn whoms(uris: &[Arc<Uri>], place: usize, uuid: Uuid, name: &str) -> Vec<(usize, Whom)> {

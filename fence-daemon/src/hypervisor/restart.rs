@@ -92,12 +92,7 @@ impl Plan {
         // Not of its own URI alone: another one may have lost it, and it may run here.
         let whoms = presumed::whoms(&inner.uris, self.place, self.domain.uuid, &self.domain.name);
         uri.call(Lane::Start, deadline.by(), move |connect| {
-            let nothing_lives = || {
-                whoms.iter().try_for_each(|(_, whom)| host.is_clear_of(whom))?;
-                // From here on it may run again, whatever was seen to die.
-                table.deaths.forget(plan.domain.uuid);
-                Ok(())
-            };
+            let nothing_lives = || whoms.iter().try_for_each(|(_, whom)| host.is_clear_of(whom));
             let xml = match &plan.source {
                 Source::Definition => None,
                 Source::Xml(xml) => Some(xml.as_str()),

@@ -38,6 +38,8 @@ pub(in super::super) fn start(
     nothing_lives: impl Fn() -> Result<(), CallError>,
     deadline: &Deadline,
 ) -> Result<Started, CallError> {
+    let is_known_to_live =
+        || table.get(uuid).and_then(|entry| entry.instance).is_some_and(|instance| instance.living().is_some());
     let domain = match (known(Domain::lookup_by_uuid(connect, uuid))?, xml) {
         (Some(domain), _) => {
             match known(power(&domain))? {
@@ -46,12 +48,18 @@ pub(in super::super) fn start(
                     unnoticed::clear_up(&domain, uuid, id, table);
                     return Ok(Started::NotYet);
                 }
+                // It was killed, and libvirt has not noticed. Which instance that was is known to nobody here.
+                Some(Power::Active(_)) if table.driver.is_some() && !is_known_to_live() && nothing_lives().is_ok() => {
+                    return Ok(Started::NotYet);
+                }
                 Some(Power::Active(state)) => return Ok(Started::Already(state)),
                 Some(Power::MovedAway) => return Ok(Started::MovedAway),
                 Some(Power::Off) if table.is_leaving(uuid) => return Ok(Started::MovedAway),
                 Some(Power::Off) => table.unnoticed.forget(uuid),
             }
             nothing_lives()?;
+            // From here on it may run again, whatever was seen to die.
+            table.deaths.forget(uuid);
             // A saved image would bring back the very guest that was fenced, with all that it believed then.
             let saved = matches!(domain.has_managed_save(0), Ok(true));
             deadline.check()?;
@@ -60,6 +68,8 @@ pub(in super::super) fn start(
         }
         (None, Some(xml)) if !xml.contains('\0') => {
             nothing_lives()?;
+            // From here on it may run again, whatever was seen to die.
+            table.deaths.forget(uuid);
             deadline.check()?;
             Domain::create_xml(connect, xml, 0)
                 .map_err(|error| CallError::Libvirt(LibvirtError::without_text(&error)))?

@@ -334,7 +334,24 @@ impl Host {
                 || killed.iter().any(|process| process.pid() == pid && !process.is_dead())
         };
         for _ in 0..ROUNDS {
-            let found = match self.processes_of(whom).await {
+            // Before the look: who dies during it is looked at once more.
+            let is_dying = victim.is_some_and(|victim| !victim.is_dead()) || killed.iter().any(|it| !it.is_dead());
+            let look = self.look(vec![whom.clone()]).await;
+            let remains = match look.remains_beside(whom, |pid| is_known(&killed, pid)) {
+                // Who is dying says nothing of itself any more, and the release of its memory and its last I/O may take long.
+                Remains::Doubt(_) if is_dying => {
+                    if let Some(victim) = victim
+                        && !matches!(timeout_at(by, victim.death()).await, Ok(Ok(())))
+                    {
+                        return Err(Left::Undead(vec![victim.pid()]));
+                    }
+                    self.dead(killed.clone(), by).await?;
+                    self.processes_of(whom).await
+                }
+                Remains::Doubt(_) => self.processes_of(whom).await,
+                remains @ (Remains::Nothing | Remains::Living(_)) => remains,
+            };
+            let found = match remains {
                 Remains::Nothing => Vec::new(),
                 Remains::Doubt(why) => return Err(Left::Doubt(why)),
                 Remains::Living(found) => found,
@@ -403,6 +420,12 @@ impl Shared {
 impl Look {
     /// What is left of a domain whose processes this scan was to hold.
     pub(super) fn remains(&self, whom: &Whom) -> Remains {
+        self.remains_beside(whom, |_| false)
+    }
+
+    /// The same beside processes that are known to have been killed: the kernel takes a process's command line away long before its
+    /// death, so that it cannot be told any more what it is.
+    fn remains_beside(&self, whom: &Whom, is_known: impl Fn(i32) -> bool) -> Remains {
         if let Some(why) = &self.failed {
             return Remains::Doubt(why.clone());
         }
@@ -414,6 +437,7 @@ impl Look {
             }
             let shown = || process::describe(*pid);
             match (kind, held) {
+                (Kind::Untold { .. }, _) if is_known(*pid) => {}
                 (Kind::Untold { why, .. }, _) => {
                     return Remains::Doubt(format!("process {} may be its: {why}", shown()));
                 }

@@ -42,7 +42,8 @@ impl Scope {
             "lxc" => Driver::Lxc,
             _ => return None,
         };
-        let (id, name) = rest.split_once('-')?;
+        // Of a name of which it can keep nothing libvirt leaves the number alone.
+        let (id, name) = rest.split_once('-').unwrap_or((rest, ""));
         Some(Self { driver, id: id.parse().ok()?, name: name.to_owned() })
     }
 
@@ -134,6 +135,7 @@ mod tests {
             ("0::/machine/qemu-1-a-b.libvirt-qemu/vcpu0 (deleted)", scope(Driver::Qemu, 1, "a-b")),
             // A guest may name its own groups as it likes.
             ("0::/machine/lxc-9-ct.libvirt-lxc/qemu-1-x.libvirt-qemu", scope(Driver::Lxc, 9, "ct")),
+            ("0::/machine.slice/machine-lxc\\x2d7.scope", scope(Driver::Lxc, 7, "")),
             ("0::/system.slice/libvirtd.service", None),
             ("0::/machine.slice/machine-xen\\x2d1\\x2da.scope", None),
             ("0::/user.slice/user-0.slice/session-1.scope", None),
@@ -148,6 +150,7 @@ mod tests {
         let of = |group: &str| Scope::of_group(group).unwrap();
         assert!(of("lxc-7-a-b.libvirt-lxc").is_of(Driver::Lxc, "a-b"));
         assert!(of("lxc-7-ab.libvirt-lxc").is_of(Driver::Lxc, "a_b"));
+        assert!(of("lxc-7.libvirt-lxc").is_of(Driver::Lxc, "東京"));
         assert!(!of("lxc-7-ab.libvirt-lxc").is_of(Driver::Qemu, "ab"));
         assert!(!of("lxc-7-ab.libvirt-lxc").is_of(Driver::Lxc, "abc"));
         assert!(of("qemu-7-a.b.libvirt-qemu").is_of(Driver::Qemu, "-a..b-"));

@@ -186,3 +186,17 @@ async fn what_a_look_takes() {
         println!("{} processes: best {:?}, median {:?}, worst {:?}", there.count(), took[0], took[25], took[49]);
     }
 }
+
+/// The kernel takes the memory of a process that has been killed away first, and its command line with it. What follows can take
+/// seconds: the release of that memory, the last I/O.
+#[test]
+fn what_has_been_killed_and_says_nothing_any_more_is_no_doubt() {
+    let scope = scope::Scope::of("0::/machine/qemu-3-vm.libvirt-qemu\n");
+    let kind = Kind::Untold { scope, was: None, why: "it says nothing of itself" };
+    let found = vec![Found { pid: 100_001, kind, held: None }];
+    let look = Look { found, failed: None };
+    let vm = whom("vm");
+    assert!(matches!(look.remains(&vm), Remains::Doubt(_)));
+    assert!(matches!(look.remains_beside(&vm, |pid| pid == 100_002), Remains::Doubt(_)), "another one");
+    assert!(matches!(look.remains_beside(&vm, |pid| pid == 100_001), Remains::Nothing));
+}
