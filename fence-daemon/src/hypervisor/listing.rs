@@ -10,7 +10,7 @@
 //! | does not answer, and its table was filled before | what was last known; their states by their own processes |
 //! | does not answer, and nothing was ever known of it | unknown: the list fails |
 //! | answers that the hypervisor's driver is not there | none |
-//! | does not answer, is this host's own, and libvirt keeps no file of any domain there | none |
+//! | does not answer, is this host's own, libvirt keeps no file of any domain there, and another URI answers | none |
 //!
 //! The last line is for an unused `lxc:///` whose daemon is not installed: it must not make every list fail.
 //!
@@ -48,6 +48,7 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
         asked.push((uri, task));
     }
     let mut listing = Listing::default();
+    let (mut answered, mut unused) = (false, Vec::new());
     for (uri, mut task) in asked {
         let answer = match timeout_at(bound, &mut task).await {
             Ok(Ok(answer)) => answer,
@@ -58,16 +59,25 @@ pub(super) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
             }
         };
         match answer {
-            Ok(domains) => listing.domains.extend(domains.into_iter().map(|row| listed(&uri, row))),
+            Ok(domains) => {
+                answered = true;
+                listing.domains.extend(domains.into_iter().map(|row| listed(&uri, row)));
+            }
             // There is no hypervisor of this kind, so there are no domains.
             Err(_) if uri.state().borrow().absent => {}
-            Err(_) if !uri.table.is_filled() && uri.table.driver.is_some_and(Driver::keeps_no_domain) => {}
+            Err(error) if !uri.table.is_filled() && uri.table.driver.is_some_and(Driver::keeps_no_domain) => {
+                unused.push((Arc::clone(&uri.text), error));
+            }
             Err(error) if uri.table.is_filled() => {
                 listing.domains.extend(last_known(&uri));
+                answered = true;
                 listing.remembered.push((Arc::clone(&uri.text), error));
             }
             Err(error) => listing.failed.push((Arc::clone(&uri.text), error)),
         }
+    }
+    if !answered {
+        listing.failed.extend(unused);
     }
     listing
 }

@@ -280,7 +280,7 @@ fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()
         here.site.next_daemon()?;
     }
     // Nor when it has been cleared away here.
-    here.site.wait_status("gone", 0)?;
+    here.site.wait_status("gone", 1)?;
     here.site.libvirtd.virsh(qemu::URI, &["destroy", "gone"])?;
     here.site.expect("off", "gone", 1)?;
     ensure!(!twin.is_dead()? && there.runs("gone")?);
