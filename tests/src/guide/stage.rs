@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{Act, Guide, Step, Typed, compare};
 use crate::lab::{Hypervisor, Space};
-use crate::process::{Finished, run};
+use crate::process::{Finished, Process, poll_until, run};
 use crate::witness::Witness;
 
 /// The hypervisor's name in guides that have one.
@@ -33,7 +33,6 @@ const ENVIRONMENT: &[&str] =
 /// Commands of the hypervisor that are scripts here: path, script, and why.
 pub const STAND_INS: &[(&str, &str, &str)] = &[
     ("/usr/bin/systemctl", include_str!("../assets/guide/systemctl.sh"), "a lab's first process is not systemd"),
-    ("/usr/bin/journalctl", include_str!("../assets/guide/journalctl.sh"), "there is no journal without systemd"),
     ("/usr/local/bin/cargo", include_str!("../assets/guide/cargo.sh"), "a release build takes minutes"),
     ("/usr/bin/scp", include_str!("../assets/guide/scp.sh"), "the nodes have no SSH server"),
     ("/usr/bin/mmdebstrap", include_str!("../assets/guide/mmdebstrap.sh"), "it was run already: the image is its work"),
@@ -58,10 +57,25 @@ enum System {
     Container(String),
 }
 
+/// What the stand-in for systemctl runs services by.
+const IN_JOURNAL: &str = include_str!("../assets/guide/in-journal.py");
+
+/// The journal of a machine without systemd: in memory, and without what the kernel says of the real machine.
+const JOURNALD_CONF: &str = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRateLimitBurst=0\n";
+
+/// Starts systemd's journal in the root directory `$0`. It wants to see cgroups, and nobody else is to see them there.
+const JOURNALD: &str = "mkdir -p /run/systemd/journal /run/log/journal
+rm -f \"$0/etc/machine-id\"
+tr -d - < /proc/sys/kernel/random/uuid > \"$0/etc/machine-id\"
+mount --rbind /sys/fs/cgroup \"$0/sys/fs/cgroup\"
+exec chroot \"$0\" /lib/systemd/systemd-journald";
+
 /// The machines of a guide.
 #[derive(Debug, Default)]
 pub struct Stage {
     places: BTreeMap<String, Place>,
+    /// The hypervisors' journals.
+    journals: Vec<Process>,
 }
 
 impl Stage {
@@ -81,8 +95,9 @@ impl Stage {
     /// The kernel refuses the mounts.
     pub fn add_host(&mut self, name: &str, hypervisor: &Hypervisor, image: &Path) -> Result<()> {
         let root = make_root(hypervisor, name, hypervisor.space(), image, "hypervisor")?;
-        self.add(name, hypervisor, System::Host(root));
-        self.install_stand_ins(name)
+        self.add(name, hypervisor, System::Host(root.clone()));
+        self.install_stand_ins(name)?;
+        self.start_journal(name, hypervisor, &root)
     }
 
     /// Adds a machine that is a network of the hypervisor's lab, with a root directory of its own made of the image.
@@ -102,6 +117,23 @@ impl Stage {
 
     fn add(&mut self, name: &str, hypervisor: &Hypervisor, system: System) {
         self.places.insert(name.to_owned(), Place { hypervisor: hypervisor.clone(), system });
+    }
+
+    /// Starts the real journal on a hypervisor, which has no systemd that would.
+    fn start_journal(&mut self, name: &str, hypervisor: &Hypervisor, root: &str) -> Result<()> {
+        self.install(name, "/run/guide/in-journal", IN_JOURNAL.as_bytes())?;
+        self.write(name, "/etc/systemd/journald.conf.d/lab.conf", JOURNALD_CONF.as_bytes())?;
+        let mut journal = Process::start(
+            hypervisor.space(),
+            Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-euc", JOURNALD, root]),
+        )?;
+        poll_until("the journal", LIMIT, || {
+            ensure!(journal.is_running()?, "it has ended");
+            Ok(hypervisor.outside("/run/systemd/journal/stdout").exists().then_some(()))
+        })
+        .with_context(|| journal.stderr().text())?;
+        self.journals.push(journal);
+        Ok(())
     }
 
     fn install_stand_ins(&self, name: &str) -> Result<()> {

@@ -61,8 +61,8 @@ impl Scene {
 
     fn play(&self, page: &str) -> Result<()> {
         self.stage.play(&Guide::read(page, &self.stage.hosts())?).with_context(|| {
-            let log = std::fs::read_to_string(self.hypervisor.outside("/run/guide/fence-daemon.log"));
-            format!("the daemon's log: {}", log.unwrap_or_default())
+            let log = self.stage.shell(HYPERVISOR, "root", "journalctl -u fence-daemon -o cat");
+            format!("the daemon's log: {}", log.map(|log| log.stdout).unwrap_or_default())
         })
     }
 }

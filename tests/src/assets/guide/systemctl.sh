@@ -1,5 +1,6 @@
 #!/bin/sh
 # systemctl where systemd is not process 1: it starts and stops what the units' ExecStart say, one after the other, and nothing else of them.
+# Where there is a journal, what they print is in it under the unit's name.
 set -eu
 state=/run/guide
 mkdir -p "$state"
@@ -45,24 +46,36 @@ start() {
         dbus-daemon --system --fork --nopidfile
     fi
     : > "$state/$1.log"
-    setsid sh -c "exec $command" > "$state/$1.log" 2>&1 < /dev/null &
+    if [ -S /run/systemd/journal/stdout ]; then
+        setsid /run/guide/in-journal "$1" sh -c "exec $command" < /dev/null > "$state/$1.log" 2>&1 &
+    else
+        setsid sh -c "exec $command" > "$state/$1.log" 2>&1 < /dev/null &
+    fi
     echo $! > "$state/$1.pid"
     left=600
     until ready "$1"; do
         left=$((left - 1))
         if [ "$left" = 0 ] || ! is_active "$1"; then
             echo "Job for $1.service failed:" >&2
-            cat "$state/$1.log" >&2
+            said_by "$1" >&2
             exit 1
         fi
         sleep 0.1
     done
 }
 
+# What the unit's process has printed.
+said_by() {
+    cat "$state/$1.log"
+    if [ -S /run/systemd/journal/stdout ]; then
+        journalctl --quiet --output=cat "_PID=$(cat "$state/$1.pid")"
+    fi
+}
+
 # What says so depends on the unit: systemd would be told over a socket.
 ready() {
     case $1 in
-    fence-daemon) grep -q ' ready ' "$state/$1.log" ;;
+    fence-daemon) said_by "$1" | grep -Eq '(^| )ready ' ;;
     firewalld) firewall-cmd --quiet --state 2> /dev/null ;;
     *) is_active "$1" ;;
     esac
