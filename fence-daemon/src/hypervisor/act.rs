@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::ask::{self, last_word, nowhere};
 use super::deadline::Deadline;
 use super::disproof;
-use super::domain::{self, Power, Source, Started, State};
+use super::domain::{self, Power, Source, Started};
 use super::duel::{Aim as Entered, Aimed, Asker, Doomed, Refused};
 use super::error::CallError;
 use super::follow::refresh;
@@ -19,7 +19,7 @@ use super::link::Lane;
 use super::locks::Held;
 use super::off::{self, At};
 use super::outcome::{Detail, Identity, Outcome};
-use super::presumed::{self, Unknown};
+use super::presumed;
 use super::restart::{self, Plan};
 use super::survey::{Found, Survey};
 use super::table::Entry;
@@ -32,9 +32,6 @@ const RECORD_LIMIT: Duration = Duration::from_secs(25);
 /// How long after a destroy the domain is left alone. libvirt (9.0) queues what it makes of the closed monitor for a thread of its own, which does not
 /// look whether that was an earlier instance's: if it comes late it kills what was started meanwhile, and nothing tells when it has come.
 const SETTLED: Duration = Duration::from_millis(150);
-
-/// `VIR_DOMAIN_RUNNING`: what a domain is of which only its process is known.
-const RUNNING: u8 = 1;
 
 /// Does what `op` says to `target`. What is not begun by the deadline is not done; what is begun is seen through to its end, with the
 /// domain's lock held, however long that takes.
@@ -184,7 +181,7 @@ impl Change {
         }
         self.add_remembered(&survey, &mut places);
         if aim == Aim::Kill {
-            self.add_unknown(target, &mut places).await;
+            presumed::add_unknown(&self.inner, target, &mut places).await;
         }
         self.add_pending(target, &mut places, |_| true);
         let uuids = super::survey::sorted(places.iter().map(|place| place.domain.uuid));
@@ -270,18 +267,6 @@ impl Change {
                     by_host: false,
                 });
             }
-        }
-    }
-
-    /// Adds what only this host's own processes speak of: what libvirt has lost, or cannot speak of now.
-    async fn add_unknown(&self, target: &Target, places: &mut Vec<Place>) {
-        if !places.iter().all(|place| place.veto.is_some()) {
-            return;
-        }
-        for Unknown { place, domain } in presumed::unknown(&self.inner, target, true).await {
-            places.retain(|known| known.number != place || known.domain.uuid != domain.uuid);
-            let power = Power::Active(State(RUNNING));
-            places.push(Place { number: place, domain, power, entry: None, veto: None, by_host: true });
         }
     }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use fence_common::wire::Reply;
 use uuid::Uuid;
 
+use super::act::Place;
 use super::connection::Uri;
 use super::deadline::Deadline;
-use super::domain::{Off, Source, State, Unproven};
+use super::domain::{Off, Power, Source, State, Unproven};
 use super::error::CallError;
 use super::host::{Cleared, Left, Look, Remains, Whom};
 use super::outcome::{Detail, Identity, Outcome};
@@ -106,16 +107,14 @@ async fn status_of(inner: &Inner, whom: &Whom) -> Option<Outcome> {
     match inner.host.remains(whom).await {
         Remains::Nothing => None,
         Remains::Living(_) => Some(Outcome::found(Reply::Success, Detail::Active(State(RUNNING)))),
-        Remains::Doubt(why) => {
-            let (was, why) = (State(RUNNING), Unproven::Left(Left::Doubt(why)));
-            Some(Outcome::failure(Detail::NotProvenOff { was, why }))
-        }
+        Remains::Doubt(why) => Some(Outcome::failure(doubt(why))),
     }
 }
 
 /// What `status` says of a target that no URI speaks of: on where this host has a process of it.
 pub(super) async fn unknown_status(inner: &Inner, target: &Target) -> Option<Outcome> {
-    for Unknown { place, domain } in unknown(inner, target, false).await {
+    let look = inner.host.look(Vec::new()).await;
+    for Unknown { place, domain, .. } in unknown(inner, &look, target, &[]) {
         let whom = Whom::at(&inner.uris.get(place)?.table, domain.uuid, &domain.name)?;
         if let Some(outcome) = status_of(inner, &whom).await {
             return Some(outcome.about(domain));
@@ -134,43 +133,118 @@ pub(super) async fn lives(inner: &Inner, found: &Found) -> bool {
     false
 }
 
-/// A domain that no URI speaks of, and of which this host has processes.
-pub(super) struct Unknown {
+/// A domain of which this host has processes, whatever the URIs say of it.
+struct Unknown {
     /// The URI's index.
-    pub(super) place: usize,
-    pub(super) domain: Identity,
+    place: usize,
+    domain: Identity,
+    /// Whether it may be on its way to or from another host, by libvirt's status files: it is not to be killed then.
+    may_be_elsewhere: bool,
 }
 
-/// The domains that a target means by this host's own processes. `to_kill`: not those that may be on their way to or from another
-/// host, by libvirt's status files.
-pub(super) async fn unknown(inner: &Inner, target: &Target, to_kill: bool) -> Vec<Unknown> {
-    let look = inner.host.look(Vec::new()).await;
+/// The domains that a target means by this host's own processes, and the machines with these UUIDs.
+fn unknown(inner: &Inner, look: &Look, target: &Target, machines: &[Uuid]) -> Vec<Unknown> {
     let mut all: Vec<Unknown> = Vec::new();
     for (driver, uuid, name) in look.domains() {
         let is_meant = match target {
             Target::Uuid(wanted) => uuid == *wanted,
             Target::Name(wanted) => name == Some(wanted.as_str()),
         };
-        let place = inner.uris.iter().position(|uri| uri.table.driver == Some(driver));
-        let Some(place) = place.filter(|_| is_meant && !all.iter().any(|known| known.domain.uuid == uuid)) else {
+        let is_meant = is_meant || driver == Driver::Qemu && machines.contains(&uuid);
+        let Some(place) = inner.uris.iter().position(|uri| uri.table.driver == Some(driver)) else { continue };
+        if !is_meant || all.iter().any(|known| known.place == place && known.domain.uuid == uuid) {
             continue;
-        };
+        }
         let name = name.map_or_else(|| uuid.to_string(), str::to_owned);
         let uri = &inner.uris[place];
         // A URI that answers has lost it, and its file with it; one that does not may be in the middle of a migration.
-        let job = Job::on_record(driver, &name);
-        let may_be_elsewhere = match job {
+        let may_be_elsewhere = match Job::on_record(driver, &name) {
             Job::None => false,
             Job::Unknown => !uri.is_lively(),
             Job::Leaving | Job::Arriving => true,
         };
-        if to_kill && (may_be_elsewhere || uri.table.is_elsewhere(uuid)) {
-            tracing::warn!(domain = %name.escape_debug(), ?job, "a process of it lives, and it may be on its way to or from another host");
-            continue;
-        }
-        all.push(Unknown { place, domain: Identity { uri: Arc::clone(&uri.text), uuid, name } });
+        let may_be_elsewhere = may_be_elsewhere || uri.table.is_elsewhere(uuid);
+        all.push(Unknown { place, domain: Identity { uri: Arc::clone(&uri.text), uuid, name }, may_be_elsewhere });
     }
     all
+}
+
+/// Adds to the places of an order to kill what only this host's own processes speak of: what libvirt has lost, or cannot speak of now.
+///
+/// Where nobody speaks of the target all that it means by its processes is added. Beside a URI's word only the very domain counts: a
+/// machine with the UUID that this URI speaks of, and what a silent URI spoke of last. A namesake is another domain.
+pub(super) async fn add_unknown(inner: &Inner, target: &Target, places: &mut Vec<Place>) {
+    let driver = |number: usize| inner.uris.get(number).and_then(|uri| uri.table.driver);
+    let nobody_speaks = places.iter().all(|place| place.veto.is_some());
+    // A container is no machine.
+    let machines = places.iter().filter(|place| driver(place.number) != Some(Driver::Lxc));
+    let machines = super::survey::sorted(machines.map(|place| place.domain.uuid));
+    let is_spoken_of = |places: &[Place], of: Driver, uuid| {
+        places.iter().any(|it| it.veto.is_none() && it.domain.uuid == uuid && driver(it.number) == Some(of))
+    };
+    let runs_machines = inner.uris.iter().any(|uri| uri.table.driver == Some(Driver::Qemu));
+    let is_lost = runs_machines && machines.iter().any(|uuid| !is_spoken_of(places, Driver::Qemu, *uuid));
+    let is_silent = places.iter().any(|place| place.veto.is_some() && driver(place.number).is_some());
+    if !nobody_speaks && !is_lost && !is_silent {
+        return;
+    }
+    let look = inner.host.look(Vec::new()).await;
+    for Unknown { place: number, domain, may_be_elsewhere } in unknown(inner, &look, target, &machines) {
+        let Some(of) = driver(number) else { continue };
+        let is_it = |place: &Place| place.domain.uuid == domain.uuid && driver(place.number) == Some(of);
+        let is_the_very_one =
+            places.iter().any(is_it) || of == Driver::Qemu && machines.contains(&domain.uuid) || nobody_speaks;
+        if is_spoken_of(places, of, domain.uuid) || !is_the_very_one {
+            continue;
+        }
+        let mut place =
+            Place { number, domain, power: Power::Active(State(RUNNING)), entry: None, veto: None, by_host: true };
+        let is_it = |known: &Place| known.domain.uuid == place.domain.uuid && driver(known.number) == Some(of);
+        // It lives, so that nobody may say that it is off; and another host may go on with it, so that its death says nothing.
+        let has_moved = places.iter().any(|known| is_it(known) && known.power == Power::MovedAway);
+        if has_moved || may_be_elsewhere {
+            tracing::warn!(domain = %place.domain, "a process of it lives, and it may be on its way to or from another host");
+            if !places.iter().any(is_it) {
+                let why = "a process of it lives here, and it may be on its way to or from another host".to_owned();
+                place.veto = Some(doubt(why));
+                places.push(place);
+            }
+            continue;
+        }
+        places.retain(|known| !is_it(known));
+        places.push(place);
+    }
+    // Where the processes could not be looked at nobody may say that nothing of it lives here.
+    let Some(number) = inner.uris.iter().position(|uri| uri.table.driver == Some(Driver::Qemu)) else { return };
+    for uuid in machines {
+        let here = |place: &&Place| place.domain.uuid == uuid && driver(place.number) == Some(Driver::Qemu);
+        let spoken =
+            places.iter().find(|place| place.domain.uuid == uuid).filter(|_| !places.iter().any(|it| here(&it)));
+        let Some(domain) = spoken.map(|place| place.domain.clone()) else { continue };
+        let uri = &inner.uris[number];
+        let Some(whom) = Whom::at(&uri.table, uuid, &domain.name) else { continue };
+        if !matches!(look.remains(&whom), Remains::Nothing)
+            && let Some(why) = doubtful(inner.host.remains(&whom).await)
+        {
+            let (power, veto) = (Power::Active(State(RUNNING)), Some(doubt(why)));
+            let domain = Identity { uri: Arc::clone(&uri.text), ..domain };
+            places.push(Place { number, domain, power, entry: None, veto, by_host: true });
+        }
+    }
+}
+
+/// Why it cannot be said that nothing is left, after a look that could not tell.
+fn doubtful(remains: Remains) -> Option<String> {
+    match remains {
+        Remains::Nothing => None,
+        Remains::Living(_) => Some("a process of it has only now been found".to_owned()),
+        Remains::Doubt(why) => Some(why),
+    }
+}
+
+/// Why nobody says that a domain is off.
+fn doubt(why: String) -> Detail {
+    Detail::NotProvenOff { was: State(RUNNING), why: Unproven::Left(Left::Doubt(why)) }
 }
 
 /// Shows as running what is off by libvirt's word and lives.

@@ -211,6 +211,39 @@ fn a_lost_transient_machine_is_ended_by_off() -> Result<()> {
     all_dead(&unknown, &site)
 }
 
+/// The own libvirtd has lost it. Another one has it defined, speaks first, and calls it off.
+#[test]
+fn a_lost_machine_is_not_off_by_the_word_of_another_uri() -> Result<()> {
+    let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
+    let [_, address] = first.connect(&second)?;
+    let config = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
+    let there = Libvirtd::start_with(&second, config, &["--listen"])?;
+    let here = Libvirtd::start(&first)?;
+    let machine = Machine::new("moved").uuid("5b0e7a52-3c5b-4c83-8c0f-0d9f6c3f1a02");
+    machine.create_transient(&here)?;
+    there.define(qemu::URI, "moved", &machine.xml()?)?;
+    let lost = [Witness::of_qemu(&first, "moved")?];
+    here.crash()?;
+    remove_run_files(&first, "moved")?;
+    let here = Libvirtd::start(&first)?;
+    let uri = format!("qemu+tcp://{address}/system");
+    let site = Site::on(first, here, &[&uri, qemu::URI], &[])?;
+    let connected = poll_until("both URIs", SOON, || {
+        Ok((site.server.log().matches("connected to libvirt").count() >= 2).then_some(()))
+    });
+    connected.with_context(|| site.server.log())?;
+
+    site.expect("status", "moved", 0)?;
+    site.expect("on", "moved", 1)?;
+    ensure!(Witness::of_all(&second, "moved")?.is_empty(), "`on` has started a second copy: {}", site.server.log());
+    ensure!(!lost[0].is_dead()?, "the test is wrong: it does not live");
+    site.expect("off", "moved", 0)?;
+    all_dead(&lost, &site)?;
+    site.wait_status("moved", 2)?;
+    site.expect("on", "moved", 0)?;
+    there.wait_state(qemu::URI, "moved", "running")
+}
+
 /// What everybody may type while it is fenced.
 #[test]
 fn a_command_that_mentions_a_machine_is_not_killed_for_it() -> Result<()> {

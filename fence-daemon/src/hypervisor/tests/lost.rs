@@ -82,3 +82,21 @@ async fn no_second_copy_is_started_at_another_uri_of_what_lives_here() {
     assert_eq!(order(&h, Op::On, name("lost-on")).await.detail, Detail::Started(State(1)));
     assert!(is_started(&h, uuid).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_off_is_no_success_while_it_lives_here() {
+    let mut machine = Machine::start("lost-off");
+    let (h, _file) = called_off(&machine, "lost-off").await;
+    for op in [Op::Off, Op::Reboot] {
+        for target in [name("lost-off"), Target::Uuid(machine.uuid)] {
+            let off = order(&h, op, target).await;
+            assert!(off.reply == Reply::Failure || !machine.lives(), "FALSE SUCCESS: {}", off.detail);
+        }
+    }
+    // A namesake is another domain.
+    let other = Node::default().shut_off("lost-off", 1).file();
+    let h = Hypervisors::with_limits(&[other.uri(), "qemu:///system".to_owned()], QUICK, Options::default());
+    h.first_round().await;
+    assert_eq!(order(&h, Op::Off, name("lost-off")).await.detail, Detail::AlreadyOff);
+    drop(machine);
+}
