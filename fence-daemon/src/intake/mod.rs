@@ -3,6 +3,7 @@
 //! Both make a [`Verified`] out of what they get, and nothing else can.
 
 pub mod backlog;
+mod datagram;
 pub mod interface;
 pub mod kernel;
 pub mod links;

@@ -4,9 +4,8 @@
 //! It is bound to the group's address, so unicast to the port never reaches it, and it hears the group only on the interfaces
 //! that it has joined it on. That membership is also what makes a snooping bridge deliver the group here at all.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,18 +16,17 @@ use fence_common::refused::{REFUSED_MAX, Refused};
 use fence_common::replay::Mark;
 use fence_common::shield::{self, Admission, Failed, Limits, Memory, Room, Sender, Strangers, Trusted, Visit};
 use fence_common::verdict::{Counters, Verdict};
-use fence_common::wire::{REQUEST_LEN, Request};
+use fence_common::wire::Request;
 use nix::libc;
+use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, ReceiveTimestampns};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
-use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use zerocopy::FromBytes;
 
+use super::datagram::{Datagram, receive};
 use super::interface::Interface;
 use super::{Verified, Via};
 use crate::clock::Moment;
@@ -361,50 +359,6 @@ impl Memory for Known<'_> {
     }
 }
 
-/// A datagram as it was received.
-struct Datagram {
-    /// One byte more than a request has, so that a longer datagram shows.
-    bytes: [u8; REQUEST_LEN + 1],
-    len: usize,
-    source: IpAddr,
-    /// The number of the interface that it came by; 0 if the kernel does not say.
-    interface: u32,
-    arrived: Moment,
-}
-
-/// Receives a datagram that is there already.
-fn receive(socket: &impl AsFd) -> io::Result<Datagram> {
-    let mut bytes = [0; REQUEST_LEN + 1];
-    let mut control = nix::cmsg_space!(TimeSpec, libc::in_pktinfo, libc::in6_pktinfo);
-    let (len, source, stamp, interface) = {
-        let mut into = [IoSliceMut::new(&mut bytes)];
-        let fd = socket.as_fd().as_raw_fd();
-        let message = recvmsg::<SockaddrStorage>(fd, &mut into, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
-        let (mut stamp, mut interface) = (None, 0);
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmTimestampns(when) = control {
-                stamp = Some(when);
-            } else if let ControlMessageOwned::Ipv4PacketInfo(info) = control {
-                interface = u32::try_from(info.ipi_ifindex).unwrap_or(0);
-            } else if let ControlMessageOwned::Ipv6PacketInfo(info) = control {
-                interface = info.ipi6_ifindex;
-            }
-        }
-        (message.bytes, message.address, stamp, interface)
-    };
-    let v4 = source.and_then(|source| Some(IpAddr::V4(source.as_sockaddr_in()?.ip())));
-    let source = v4.or_else(|| Some(IpAddr::V6(source?.as_sockaddr_in6()?.ip())));
-    let source = source.ok_or_else(|| io::Error::other("a datagram from no IP address"))?;
-    Ok(Datagram { bytes, len, source, interface, arrived: Moment::now().before(age(stamp)) })
-}
-
-/// How long ago the kernel stamped a datagram. Its stamps are of the wall clock, which may have been set since: then it is new.
-fn age(stamp: Option<TimeSpec>) -> Duration {
-    let now = clock_gettime(ClockId::CLOCK_REALTIME).ok();
-    let age = now.zip(stamp).map(|(now, stamp)| now - stamp);
-    age.filter(|age| age.tv_sec() >= 0).map_or(Duration::ZERO, Duration::from)
-}
-
 /// Whether a group is of the interface's or the link's scope.
 fn is_of_the_link(group: IpAddr) -> bool {
     matches!(group, IpAddr::V6(group) if matches!(group.segments()[0] & 0xf, 1 | 2))
@@ -679,14 +633,6 @@ mod tests {
         }
         let age = *ages.last().unwrap();
         assert!(age >= waited && age < Duration::from_secs(10), "{ages:?}");
-    }
-
-    #[test]
-    fn a_clock_that_was_set_back_makes_nothing_old() {
-        let now = clock_gettime(ClockId::CLOCK_REALTIME).unwrap();
-        assert_eq!(age(Some(now + TimeSpec::new(3600, 0))), Duration::ZERO);
-        assert!(age(Some(now - TimeSpec::new(3600, 0))) >= Duration::from_secs(3600));
-        assert_eq!(age(None), Duration::ZERO);
     }
 
     #[tokio::test]
