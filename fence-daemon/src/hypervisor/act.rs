@@ -46,7 +46,7 @@ pub(super) async fn perform(
         Op::Status => ask::status(&inner, &target).await,
         Op::Off | Op::Reboot => fence(&inner, op, &target, asker, &deadline).await,
         Op::On => {
-            inner.restarts.permit(&target);
+            inner.restarts.permit(&target, Instant::now());
             Change::begin(inner, &target, deadline, Aim::Start).await.run_on().await
         }
         Op::Null | Op::DevStatus | Op::HostList => Outcome::failure(Detail::NotAboutADomain),
@@ -56,18 +56,19 @@ pub(super) async fn perform(
 /// Off or reboot. An asker that is being fenced itself waits for what comes of that, with no lock held.
 async fn fence(inner: &Arc<Inner>, op: Op, target: &Target, asker: Option<Asker>, deadline: &Deadline) -> Outcome {
     let reboot = op == Op::Reboot;
+    let mut asked = Instant::now();
     if reboot {
-        inner.restarts.permit(target);
+        inner.restarts.permit(target, asked);
     }
     loop {
         if !reboot {
             // Before its turn comes, and beyond it if it never does: a reboot that has been stuck must not bring the domain back then.
-            inner.restarts.forbid(target);
+            asked = inner.restarts.forbid(target);
         }
         let change = Change::begin(Arc::clone(inner), target, deadline.clone(), Aim::Kill).await;
-        let done = change.run_off(reboot, asker).await;
+        let done = change.run_off(reboot, asker, asked).await;
         if !reboot && done.as_ref().map_or(true, |outcome| outcome.detail != Detail::Occupied) {
-            inner.restarts.permit(target);
+            inner.restarts.permit(target, asked);
         }
         match done {
             Ok(outcome) => return outcome,
@@ -289,11 +290,11 @@ impl Change {
         }
     }
 
-    /// `off`, or with `reboot` the off and the start in the background.
+    /// `off`, or with `reboot` the off and the start in the background. `asked`: when it was asked for.
     ///
     /// # Errors
     /// The asker is being fenced itself, and nothing was done yet.
-    async fn run_off(self, reboot: bool, asker: Option<Asker>) -> Result<Outcome, Doomed> {
+    async fn run_off(self, reboot: bool, asker: Option<Asker>, asked: Instant) -> Result<Outcome, Doomed> {
         let places = match self.places {
             Ok(places) => places,
             Err(detail) => return Ok(Outcome::failure(detail)),
@@ -340,7 +341,7 @@ impl Change {
         for plan in plans {
             if outcome.reply == Reply::Success {
                 starting.push((plan.place, plan.domain.uuid));
-                restart::schedule(&self.inner, plan);
+                restart::schedule(&self.inner, plan, asked);
             } else {
                 // It must not come back while its namesake, which may be the same guest, is not known to be off.
                 tracing::error!(domain = %plan.domain, "rebooted only in part: it is off and is not started again");

@@ -63,7 +63,8 @@ pub(super) fn inherit(inner: &Arc<Inner>) {
         // Of one that was not proven dead only the age of its record is known.
         let died = died.or_else(|| held.then(|| now.before(age)));
         let dead = record.instance;
-        schedule(inner, Plan { place, domain, source, dead, died, kept: Some(kept), inherited: true, held });
+        let plan = Plan { place, domain, source, dead, died, kept: Some(kept), inherited: true, held };
+        schedule(inner, plan, Instant::now());
     }
 }
 

@@ -8,7 +8,7 @@
 //! moved to another host; and when libvirt says twice that its definition is gone. What an earlier daemon has left has a rule of
 //! its own: see [`inherit`](super::inherit).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -135,7 +135,8 @@ pub(super) struct Restarts {
     /// Told when one is done, given up or superseded, and when no pause may be longer than until this moment, as the daemon is to end.
     news: watch::Sender<Option<Instant>>,
     /// Domains that were asked to be off while something else was being done to them, which may be a reboot that cannot kill.
-    unwanted: Mutex<HashSet<Target>>,
+    /// Since when: a reboot that is asked for later is somebody's newer wish.
+    unwanted: Mutex<HashMap<Target, Instant>>,
 }
 
 impl Restarts {
@@ -179,19 +180,30 @@ impl Restarts {
         self.get(plan.place, plan.domain.uuid).is_some_and(|pending| Arc::ptr_eq(&pending, plan))
     }
 
-    /// Somebody wants the domain off, and waits for his turn: what is being done to it must not end with its start.
-    pub(super) fn forbid(&self, target: &Target) {
-        self.unwanted.lock().unwrap_or_else(PoisonError::into_inner).insert(target.clone());
+    fn unwanted(&self) -> MutexGuard<'_, HashMap<Target, Instant>> {
+        self.unwanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It is off by that order, or somebody has asked for it since.
-    pub(super) fn permit(&self, target: &Target) {
-        self.unwanted.lock().unwrap_or_else(PoisonError::into_inner).remove(target);
+    /// Somebody wants the domain off, and waits for his turn: what is being done to it must not end with its start. Since when that holds.
+    pub(super) fn forbid(&self, target: &Target) -> Instant {
+        let now = Instant::now();
+        self.unwanted().insert(target.clone(), now);
+        now
     }
 
-    fn is_forbidden(&self, domain: &Identity) -> bool {
-        let unwanted = self.unwanted.lock().unwrap_or_else(PoisonError::into_inner);
-        unwanted.contains(&Target::Uuid(domain.uuid)) || unwanted.contains(&Target::Name(domain.name.clone()))
+    /// It is off by that order, or somebody has asked for it since. What was forbidden after `by` stays so.
+    pub(super) fn permit(&self, target: &Target, by: Instant) {
+        let mut unwanted = self.unwanted();
+        if unwanted.get(target).is_some_and(|since| *since <= by) {
+            unwanted.remove(target);
+        }
+    }
+
+    /// Whether somebody has wanted the domain off since a reboot of it was asked for.
+    fn is_forbidden(&self, domain: &Identity, asked: Instant) -> bool {
+        let unwanted = self.unwanted();
+        let targets = [Target::Uuid(domain.uuid), Target::Name(domain.name.clone())];
+        targets.iter().any(|target| unwanted.get(target).is_some_and(|since| *since >= asked))
     }
 
     /// Waits until the restart of a domain is no longer pending, whatever became of it; at most until `by`.
@@ -269,9 +281,9 @@ impl Restarts {
     }
 }
 
-/// Enters `plan`, with its domain's lock held, and has it carried out once the lock is free.
-pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan) {
-    if inner.restarts.is_forbidden(&plan.domain) {
+/// Enters `plan`, with its domain's lock held, and has it carried out once the lock is free. `asked`: when its reboot was asked for.
+pub(super) fn schedule(inner: &Arc<Inner>, mut plan: Plan, asked: Instant) {
+    if inner.restarts.is_forbidden(&plan.domain, asked) {
         tracing::warn!(domain = %plan.domain, "killed for a reboot, and not started again: somebody has asked for it to be off meanwhile");
         if let Some(kept) = plan.kept {
             kept.remove();

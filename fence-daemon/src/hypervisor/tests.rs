@@ -162,13 +162,17 @@ async fn occupy_actions(hypervisors: &Hypervisors, uri: usize, time: Duration) {
 
 /// Enters a restart that cannot succeed for now: as of a transient domain, whose XML is `xml`.
 async fn pend(h: &Hypervisors, domain: &str, number: u128, source: Source) {
+    pend_since(h, domain, number, source, Instant::now()).await;
+}
+
+/// The same of a reboot that was asked for at this moment.
+async fn pend_since(h: &Hypervisors, domain: &str, number: u128, source: Source, asked: Instant) {
     let uuid = Uuid::from_u128(number);
     let identity = Identity { uri: Arc::clone(&h.inner.uris[0].text), uuid, name: domain.to_owned() };
     let held = h.inner.locks.uuid(uuid).await;
-    restart::schedule(
-        &h.inner,
-        Plan { place: 0, domain: identity, source, dead: None, died: None, kept: None, inherited: false, held: false },
-    );
+    let plan =
+        Plan { place: 0, domain: identity, source, dead: None, died: None, kept: None, inherited: false, held: false };
+    restart::schedule(&h.inner, plan, asked);
     drop(held);
     // The first attempt fails at once, the next is a while off.
     sleep(Duration::from_millis(100)).await;

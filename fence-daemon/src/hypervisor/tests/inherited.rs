@@ -122,10 +122,11 @@ async fn a_record_of_a_uri_that_is_gone_is_told_and_removed() {
 async fn an_off_that_never_had_its_turn_keeps_a_stuck_reboot_from_starting_the_domain() {
     let (h, _file) = node(Node::default().running("other", 9)).await;
     for unwanted in [name("t"), uuid(5)] {
-        h.inner.restarts.forbid(&unwanted);
-        pend(&h, "t", 5, Source::Definition).await;
+        let asked = Instant::now();
+        let since = h.inner.restarts.forbid(&unwanted);
+        pend_since(&h, "t", 5, Source::Definition, asked).await;
         assert!(h.inner.restarts.waiting().is_empty(), "{unwanted}");
-        h.inner.restarts.permit(&unwanted);
+        h.inner.restarts.permit(&unwanted, since);
     }
     // An off that is done forbids nothing any more.
     assert_eq!(order(&h, Op::Off, name("t")).await.reply, Reply::Failure);

@@ -89,3 +89,14 @@ async fn on_takes_over_a_pending_restart_with_its_xml() {
     assert_eq!(order(&h, Op::On, uuid(5)).await.detail, Detail::Started(State(1)));
     assert!(h.inner.restarts.waiting().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_off_that_never_had_its_turn_forbids_no_later_reboot() {
+    let (h, _file) = node(Node::default().running("a", 1)).await;
+    let held = h.inner.locks.uuid(Uuid::from_u128(1)).await;
+    assert_eq!(order(&h, Op::Off, name("a")).await.detail, Detail::Occupied);
+    drop(held);
+    let reboot = order(&h, Op::Reboot, uuid(1)).await;
+    assert_eq!(reboot.detail, Detail::Rebooting { was: State(1) });
+    until(&h, "a", Reply::Success).await;
+}
