@@ -123,7 +123,8 @@ pub(crate) fn refuse(sender: &Sender, verdict: Verdict, now: u64) {
     let Some(record) = maps::REFUSED.get_ptr_mut(Refused::place(sender, verdict)) else { return };
     // SAFETY: an element of a per-CPU array is always there and aligned to 8 bytes. It is this CPU's own; user space, and a run
     // that interrupts this one, may see or leave half of it, which names a wrong sender to people at worst.
-    unsafe { change(record, |record| record.note(sender, verdict, now)) };
+    // In place: Linux 6.1 allows a chain of calls 512 bytes of stack, which a copy of the record would go beyond.
+    unsafe { &mut *record }.note(sender, verdict, now);
 }
 
 /// [`shield::before_delivery`].
