@@ -72,8 +72,15 @@ impl Said {
     }
 
     /// The mistakes, wherever they are.
-    fn kinds(&self) -> Vec<&Mistake> {
-        self.mistakes.iter().map(|(_, _, mistake)| mistake).collect()
+    fn kinds(&self) -> Vec<Mistake> {
+        let kind = |mistake: &Mistake| {
+            let mut kind = mistake.clone();
+            if let Mistake::SectionTwice { line, .. } = &mut kind {
+                *line = 0;
+            }
+            kind
+        };
+        self.mistakes.iter().map(|(_, _, mistake)| kind(mistake)).collect()
     }
 }
 

@@ -82,6 +82,8 @@ impl Suite {
                     "pages",
                     "--test",
                     "unit_file",
+                    "--test",
+                    "state_directory",
                 ],
                 &["--package", "fence-tests", "--lib", "--bins"],
             ],

@@ -8,7 +8,7 @@ use fence_common::hash::HashKind;
 use super::error::Mistake;
 use super::raw::{Item, Section, Span, clip};
 use super::resolved::{Attach, Multicast, NOTHING, absolute};
-use super::survey::{Findings, Scope, Surveyed, is_like};
+use super::survey::{Findings, Scope, Surveyed, nearest};
 use crate::keyring::KeyOwner;
 
 pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
@@ -139,7 +139,7 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
 /// Whether it is no key of a group but was meant to be `key_file`: without it the group would go by the listener's key.
 fn reads_like_a_key_file(key: &str) -> bool {
     let is_known = GROUP.keys.iter().chain(GROUP.lists).any(|known| known.eq_ignore_ascii_case(key));
-    !is_known && ["key_file", "key_file2"].iter().any(|known| is_like(key, known))
+    !is_known && nearest(key, ["key_file", "key_file2"].into_iter()).is_some()
 }
 
 /// Where a group names this file as its key's, and true; or nowhere, and false.

@@ -156,7 +156,7 @@ pub(super) fn is_like(name: &str, known: &str) -> bool {
 }
 
 /// The known word that `name` is probably a misspelling of.
-fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+pub(super) fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     // Nothing known is nearly as long, and the comparison's time grows with the length.
     if name.len() > 40 {
         return None;

@@ -38,6 +38,10 @@ const QUICK: Limits = Limits {
     unrecorded: Duration::from_secs(4),
 };
 
+/// Locks that nobody carries count for every machine of this host of which nothing is known: held by each test that makes some, and by
+/// each that wants none.
+pub(super) static ORPHANS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A file or socket of this test's own, removed at its end.
 struct Scratch(PathBuf);
 

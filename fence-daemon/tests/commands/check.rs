@@ -91,7 +91,7 @@ fn two_sections_of_a_name_are_told_with_both_places() {
 #[test]
 fn entries_of_groups_that_no_domain_has_are_named() {
     let dir = Dir::new();
-    dir.write("key", "x");
+    dir.write("key", "a key that is long enough, and no word twice in it: 4711");
     let groups = |uri| {
         format!(
             "backends {{ libvirt {{ uri = \"{uri}\"; }} }} \

@@ -435,6 +435,7 @@ mod tests {
     /// The table in the head of this file, with real locks.
     #[test]
     fn a_write_is_a_failure_of_whose_it_is_and_of_whose_it_may_be() {
+        let _own = crate::hypervisor::tests::ORPHANS.blocking_lock();
         let scratch = Scratch::new();
         let (_, image, under_way) = busy(&scratch, "known");
         let (defined, by_path, by_path_under_way) = busy(&scratch, "defined");
@@ -477,6 +478,7 @@ mod tests {
 
     #[test]
     fn what_another_emulator_of_the_domain_had_open_is_not_forgotten_while_it_is_busy() {
+        let _own = crate::hypervisor::tests::ORPHANS.blocking_lock();
         let scratch = Scratch::new();
         let (_, image, under_way) = busy(&scratch, "first");
         let belongings = Belongings::default();

@@ -57,6 +57,7 @@ async fn is_started(h: &Hypervisors, uuid: Uuid) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lives_here_is_not_off_by_the_word_of_a_uri_without_a_driver() {
+    let _none = ORPHANS.lock().await;
     let mut machine = Machine::start("lost-status");
     let (h, _file) = called_off(&machine, "lost-status").await;
     for target in [name("lost-status"), Target::Uuid(machine.uuid)] {
@@ -71,6 +72,7 @@ async fn what_lives_here_is_not_off_by_the_word_of_a_uri_without_a_driver() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_second_copy_is_started_at_another_uri_of_what_lives_here() {
+    let _none = ORPHANS.lock().await;
     let mut machine = Machine::start("lost-on");
     let (h, _file) = called_off(&machine, "lost-on").await;
     let on = order(&h, Op::On, name("lost-on")).await;
@@ -85,6 +87,7 @@ async fn no_second_copy_is_started_at_another_uri_of_what_lives_here() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_off_is_no_success_while_it_lives_here() {
+    let _none = ORPHANS.lock().await;
     let mut machine = Machine::start("lost-off");
     let (h, _file) = called_off(&machine, "lost-off").await;
     for op in [Op::Off, Op::Reboot] {
