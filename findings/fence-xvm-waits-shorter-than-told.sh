@@ -1,5 +1,5 @@
 #!/bin/sh
-# fence_xvm 4.12.1 gives up earlier than its -t says.
+# fence_xvm gives up earlier than its -t says (version: Debian 12, fence-virt 4.12.1-1).
 #
 # `-t SECONDS` is documented as the time to wait. The client counts it in whole retransmission
 # intervals (`-r`, in tenths of a second, 2.0 s by default) and rounds down. Seen on Debian 12:
