@@ -49,7 +49,7 @@ impl Key {
     }
 
     /// A number to compare keys by, that people can read to each other: the beginning of SHA-256 of a label and the key. The label goes first, so
-    /// that it is never a digest of the protocol's; `docs/doctor.md` has the same in shell.
+    /// that it is never a digest of the protocol's; `docs/reference/doctor.md` has the same in shell.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 8] {
         let digest = Sha256::new_with_prefix(FINGERPRINT_LABEL).chain_update(&self.0[..]).finalize();

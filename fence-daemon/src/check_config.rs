@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_output_is_a_file_that_means_the_same() {
-        for file in [MINIMAL, FULL, KEYED, include_str!("../../docs/fence_virt.conf.example")] {
+        for file in [MINIMAL, FULL, KEYED, include_str!("../../docs/reference/fence_virt.conf.example")] {
             let (config, _) = parsed(file);
             let text = render(&config, file.as_bytes());
             let (again, warnings) = parsed(&text);

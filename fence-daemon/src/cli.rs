@@ -151,7 +151,7 @@ pub enum Action {
     ///
     /// Exit status: 0 serving, 1 serving with something missing (or starting, or stopping), 3 no daemon answers, 4 it cannot be told.
     Status {
-        /// Print what the daemon says, as JSON on one line (see docs/inspect.md)
+        /// Print what the daemon says, as JSON on one line (see docs/reference/inspect.md)
         #[arg(long)]
         json: bool,
     },
@@ -171,7 +171,7 @@ pub enum Action {
         #[arg(long, value_name = "FILE", value_parser = absolute, requires = "from_guest")]
         key: Option<PathBuf>,
 
-        /// Print what was found as JSON on one line (see docs/doctor.md)
+        /// Print what was found as JSON on one line (see docs/reference/doctor.md)
         #[arg(long)]
         json: bool,
     },

@@ -9,7 +9,12 @@ use fence_daemon::cli::Cli;
 /// The pages for people, and their names.
 fn pages() -> io::Result<Vec<(String, String)>> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let docs = std::fs::read_dir(top.join("docs"))?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let mut docs = Vec::new();
+    for room in ["guide", "reference", "measured"] {
+        for entry in std::fs::read_dir(top.join("docs").join(room))? {
+            docs.push(entry?.path());
+        }
+    }
     let pages = docs.into_iter().filter(|path| path.extension().is_some_and(|end| end == "md"));
     let text = |path: std::path::PathBuf| Ok((path.display().to_string(), std::fs::read_to_string(&path)?));
     pages.chain([top.join("README.md")]).map(text).collect()

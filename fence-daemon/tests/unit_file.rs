@@ -9,7 +9,7 @@ use fence_daemon::config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY};
 use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN};
 
 const UNIT: &str = include_str!("../../dist/fence-daemon.service");
-const PAGE: &str = include_str!("../../docs/installation.md");
+const PAGE: &str = include_str!("../../docs/guide/installation.md");
 
 /// The values of a setting, in order.
 fn values<'a>(text: &'a str, name: &str) -> Vec<&'a str> {

@@ -1,4 +1,4 @@
-//! The table of `docs/compatibility.md`: where fence-daemon differs from the stock server on purpose. It tells people, and it
+//! The table of `docs/reference/compatibility.md`: where fence-daemon differs from the stock server on purpose. It tells people, and it
 //! tells the conformance suite what it may find.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 /// Where the table is, below the workspace's root.
-pub const DOCUMENT: &str = "docs/compatibility.md";
+pub const DOCUMENT: &str = "docs/reference/compatibility.md";
 /// What a row says that the conformance suite itself has to see.
 const SUITE: &str = "conformance";
 /// What the columns are called.

@@ -62,7 +62,7 @@ impl Guide {
     /// # Errors
     /// As [`Self::parse`].
     pub fn read(page: &str, hosts: &[&str]) -> Result<Self> {
-        let path = crate::tools::workspace().join("docs").join(page);
+        let path = crate::tools::workspace().join("docs/guide").join(page);
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         Self::parse(&text, hosts).with_context(|| path.display().to_string())
     }

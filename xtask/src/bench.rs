@@ -13,13 +13,13 @@ use crate::workspace::Workspace;
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Subject {
-    /// The daemon beside stock's fence_virtd: docs/benchmarks.md
+    /// The daemon beside stock's fence_virtd: docs/measured/benchmarks.md
     Daemon,
-    /// What the kernel program takes for a frame: docs/shield.md
+    /// What the kernel program takes for a frame: docs/measured/rate-limit.md
     Shield,
-    /// What the kernel program costs other traffic: docs/bystanders.md
+    /// What the kernel program costs other traffic: docs/measured/bystanders.md
     Bystanders,
-    /// What fences take in real clusters, with the daemon and with stock's fence_virtd: docs/clusters.md
+    /// What fences take in real clusters, with the daemon and with stock's fence_virtd: docs/measured/clusters.md
     Clusters,
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     } else {
         bench.args(["--rounds", &options.rounds.unwrap_or(options.subject.rounds()).to_string()]);
         if options.only.is_empty() {
-            bench.arg("--write").arg(workspace.root().join("docs"));
+            bench.arg("--write").arg(workspace.root().join("docs/measured"));
         }
     }
     say(format!("running {}", progress::line(&bench)));

@@ -1,4 +1,4 @@
-//! For each key of docs/configuration.md, and each value that it lists, the test that looks at what it *does* in a daemon that
+//! For each key of docs/reference/configuration.md, and each value that it lists, the test that looks at what it *does* in a daemon that
 //! runs. A key that is read and has no effect is worse than none, so a new key brings such a test.
 
 use std::collections::BTreeSet;

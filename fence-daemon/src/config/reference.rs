@@ -1,4 +1,4 @@
-//! That docs/configuration.md, the reference of every key, and the code know the same keys, and that what it says about their values and
+//! That docs/reference/configuration.md, the reference of every key, and the code know the same keys, and that what it says about their values and
 //! defaults is so.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use super::shield::SHIELD;
 use super::survey::Scope;
 use super::{Config, Doubt, Source, Warnings, parse};
 
-const TEXT: &str = include_str!("../../../docs/configuration.md");
+const TEXT: &str = include_str!("../../../docs/reference/configuration.md");
 
 /// Each section with keys, by its heading, and how a key of it is put into a file.
 pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [

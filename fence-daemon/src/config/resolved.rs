@@ -445,9 +445,9 @@ mod tests {
 
     #[test]
     fn the_example_in_the_documentation_is_valid() {
-        let config = quiet(include_str!("../../../docs/fence_virt.conf.example"));
+        let config = quiet(include_str!("../../../docs/reference/fence_virt.conf.example"));
         assert!(matches!(config.groups, Groups::Everyone), "a copied example must work before guests are named in it");
-        let with_groups = include_str!("../../../docs/fence_virt.conf.example").replace("\n#!", "\n");
+        let with_groups = include_str!("../../../docs/reference/fence_virt.conf.example").replace("\n#!", "\n");
         assert!(matches!(quiet(&with_groups).groups, Groups::Only(groups) if groups.len() == 2));
     }
 

@@ -25,8 +25,8 @@ use crate::scratch::Scratch;
 const SURELY: Duration = Duration::from_secs(60);
 
 /// The report that the documentation shows.
-pub(crate) const EXAMPLE: &str = include_str!("../../../docs/status.example.json");
-const SCHEMA_TEXT: &str = include_str!("../../../docs/status.schema.json");
+pub(crate) const EXAMPLE: &str = include_str!("../../../docs/reference/status.example.json");
+const SCHEMA_TEXT: &str = include_str!("../../../docs/reference/status.schema.json");
 
 /// As the documentation has it.
 pub(crate) fn example() -> Report {

@@ -1,4 +1,4 @@
-//! What the control socket says: one JSON object, of a form that has a version. `docs/status.schema.json` describes it, and a test compares.
+//! What the control socket says: one JSON object, of a form that has a version. `docs/reference/status.schema.json` describes it, and a test compares.
 //!
 //! Times are in microseconds (`_us`) or milliseconds (`_ms`); those that end in `_unix_ms` count from 1970. What may be missing is `null`.
 

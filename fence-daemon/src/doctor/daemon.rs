@@ -83,7 +83,7 @@ pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Optio
                 } else {
                     // XDP runs before packet sockets get their copy, tcx after.
                     format!(
-                        "; `tcpdump -i {name}` does not show them (a guest's port does, and docs/inspect.md says more)"
+                        "; `tcpdump -i {name}` does not show them (a guest's port does, and docs/reference/inspect.md says more)"
                     )
                 };
                 let id = interface.program_id.map(|id| format!(", id {id}")).unwrap_or_default();

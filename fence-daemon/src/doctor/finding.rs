@@ -1,4 +1,4 @@
-//! What a check has found, in the form that `--json` prints. `docs/doctor.schema.json` describes it, and a test compares.
+//! What a check has found, in the form that `--json` prints. `docs/reference/doctor.schema.json` describes it, and a test compares.
 
 use serde::Serialize;
 
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_is_told_has_the_documented_form() {
-        let schema = serde_json::from_str(include_str!("../../../docs/doctor.schema.json")).unwrap();
+        let schema = serde_json::from_str(include_str!("../../../docs/reference/doctor.schema.json")).unwrap();
         let schema = jsonschema::validator_for(&schema).unwrap();
         let findings = vec![
             Finding::ok("key", "a"),

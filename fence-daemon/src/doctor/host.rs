@@ -89,7 +89,7 @@ const VERSIONS: [((u32, u32), &str); 2] = [
     ),
     (
         (6, 6),
-        "there is no tcx: the program is attached as XDP, which costs other traffic of a bridge more (docs/bystanders.md)",
+        "there is no tcx: the program is attached as XDP, which costs other traffic of a bridge more (docs/measured/bystanders.md)",
     ),
 ];
 /// What the daemon needs to load and attach the program, by number and name.

@@ -56,7 +56,7 @@ pub enum Mode {
 impl Mode {
     /// The ways to try on a device, the best one first. `has_driver` says that it is hardware, as far as this system sees.
     ///
-    /// Bridges have no native XDP. veth and tap devices have, and lose their offloads by it: see docs/bystanders.md.
+    /// Bridges have no native XDP. veth and tap devices have, and lose their offloads by it: see docs/measured/bystanders.md.
     fn ways(self, has_driver: bool) -> &'static [AttachedMode] {
         match self {
             Self::Auto if has_driver => &[AttachedMode::Native, AttachedMode::Tcx, AttachedMode::Generic],

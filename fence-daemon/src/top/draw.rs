@@ -267,10 +267,10 @@ mod tests {
         rows
     }
 
-    /// `docs/inspect.md` shows it. With `FENCE_WRITE_DOCS=1` it is written there.
+    /// `docs/reference/inspect.md` shows it. With `FENCE_WRITE_DOCS=1` it is written there.
     #[test]
     fn the_documentation_shows_what_it_looks_like() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/inspect.md");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/inspect.md");
         let page = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<_> = page.lines().map(str::to_owned).collect();
         let heading = lines.iter().position(|line| line == "## `fence-daemon top`").unwrap();

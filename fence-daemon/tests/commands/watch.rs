@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::program::{Dir, PROGRAM, feed};
 use crate::session::Session;
 
-const EXAMPLE: &str = include_str!("../../../docs/status.example.json");
+const EXAMPLE: &str = include_str!("../../../docs/reference/status.example.json");
 /// Makes the test that is run again panic in its terminal.
 const PANIC: &str = "FENCE_TEST_PANIC";
 

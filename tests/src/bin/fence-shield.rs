@@ -44,7 +44,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     if let Some(folder) = &arguments.write {
         report::write(folder, &figures, floods.as_ref(), &facts, arguments.rounds)?;
-        progress(&format!("written: {}", folder.join("shield.md").display()));
+        progress(&format!("written: {}", folder.join("rate-limit.md").display()));
     }
     Ok(())
 }

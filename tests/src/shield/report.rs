@@ -1,4 +1,4 @@
-//! The figures as a table, and docs/shield.md.
+//! The figures as a table, and docs/measured/rate-limit.md.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -102,7 +102,7 @@ pub fn write(folder: &Path, figures: &Figures, floods: Option<&Floods>, facts: &
         let _ = write!(text, "\n## Floods\n\n{FLOODS}\n{}", floods.table());
     }
     text.push_str(NOTES);
-    std::fs::write(folder.join("shield.md"), text).with_context(|| format!("shield.md in {}", folder.display()))
+    std::fs::write(folder.join("rate-limit.md"), text).with_context(|| format!("rate-limit.md in {}", folder.display()))
 }
 
 const FLOODS: &str = "One guest sends as fast as it can, without a pause, and another one asks for a status 50 times a second, with its own client of the bench. Both

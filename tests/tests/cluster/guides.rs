@@ -128,7 +128,7 @@ fn pages_tell_what_stands_in() -> Result<()> {
     let hosts = [HYPERVISOR, "host1", "host2", HOSTS, "node1", "node2", NODES];
     for page in ["kvm-cluster.md", "lxc-cluster.md", "firewall.md", "several-hypervisors.md", "installation.md"] {
         let guide = Guide::read(page, &hosts)?;
-        let text = std::fs::read_to_string(tools::workspace().join("docs").join(page))?;
+        let text = std::fs::read_to_string(tools::workspace().join("docs/guide").join(page))?;
         let (_, told) =
             text.split_once("## How this page is tested").with_context(|| format!("{page} tells nothing"))?;
         for (path, ..) in STAND_INS {

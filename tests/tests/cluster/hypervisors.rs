@@ -1,6 +1,6 @@
 //! Two hypervisors on one segment, each with a libvirtd and a daemon of its own: every request is heard by both, and one answers.
 //!
-//! docs/several-hypervisors.md says for people what is shown here.
+//! docs/guide/several-hypervisors.md says for people what is shown here.
 
 use std::cell::RefCell;
 use std::net::Ipv4Addr;

@@ -169,7 +169,7 @@ fn the_plugin_describes_itself() -> Result<()> {
     {
         ensure!(required.contains(&format!("{optional} 0").as_str()), "no {optional}: {parameters:?}");
     }
-    let page = std::fs::read_to_string(tools::workspace().join("docs/installation.md"))?;
+    let page = std::fs::read_to_string(tools::workspace().join("docs/guide/installation.md"))?;
     for name in required.iter().filter_map(|line| line.split_whitespace().next()) {
         ensure!(page.contains(&format!("`{name}`")), "the page says nothing about {name}");
     }

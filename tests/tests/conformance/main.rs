@@ -1,5 +1,5 @@
 //! The conformance suite: the same scripted requests to Debian's fence_virtd and to fence-daemon, one after the other. Whatever
-//! a client can see has to be the same, except where `docs/compatibility.md` lists a difference: then exactly that difference.
+//! a client can see has to be the same, except where `docs/reference/compatibility.md` lists a difference: then exactly that difference.
 //!
 //! Each scene is a test of its own (`cargo test --test conformance -- matrix`); the summary after all of them also fails where
 //! a listed difference did not occur.

@@ -36,7 +36,7 @@ pub(crate) enum Expected {
     Both(String),
     /// A difference on purpose, with what exactly comes out of each.
     Differ {
-        /// The row in docs/compatibility.md.
+        /// The row in docs/reference/compatibility.md.
         id: &'static str,
         stock: String,
         ours: String,

@@ -1,4 +1,4 @@
-//! The table in docs/kernels.md: what each kernel's verifier had to do.
+//! The table in docs/measured/kernels.md: what each kernel's verifier had to do.
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +11,7 @@ use crate::verifier::LINE;
 
 /// Has the table written to the document, when it is set.
 const WRITE: &str = "FENCE_WRITE_DOCS";
-const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kernels.md");
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/measured/kernels.md");
 
 /// A program on a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]

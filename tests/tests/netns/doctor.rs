@@ -67,13 +67,13 @@ impl Told {
     }
 }
 
-/// Asks the doctor in a place of the lab, and compares what it says with `docs/doctor.schema.json`.
+/// Asks the doctor in a place of the lab, and compares what it says with `docs/reference/doctor.schema.json`.
 fn ask(space: &Space, arguments: &[&str]) -> Result<Told> {
     let mut command = Command::new(program()?);
     command.args(arguments).arg("--json");
     let said = run(space, &mut command, LIMIT)?;
     let report: Value = serde_json::from_str(&said.stdout).with_context(|| format!("{said:?}"))?;
-    let path = tools::workspace().join("docs/doctor.schema.json");
+    let path = tools::workspace().join("docs/reference/doctor.schema.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let schema = jsonschema::validator_for(&serde_json::from_str(&text)?)?;
     let wrong: Vec<String> =
@@ -147,7 +147,7 @@ fn when_all_is_well_it_says_so_and_no_more() -> Result<()> {
 /// What the page says is what is checked, and what its commands are.
 #[test]
 fn the_page_knows_every_check() -> Result<()> {
-    let docs = tools::workspace().join("docs");
+    let docs = tools::workspace().join("docs/reference");
     let page = std::fs::read_to_string(docs.join("doctor.md"))?;
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(docs.join("doctor.schema.json"))?)?;
     let checks = schema["$defs"]["finding"]["properties"]["check"]["enum"].as_array().context("no checks")?;
@@ -170,7 +170,7 @@ fn scripts_get_what_is_wrong_and_what_to_type() -> Result<()> {
     tools::require(&["jq"])?;
     let bench = Bench::new()?;
     bench.hypervisor.write("fence_virt.conf", bench.config("auto").render().as_bytes())?;
-    let page = std::fs::read_to_string(tools::workspace().join("docs/doctor.md"))?;
+    let page = std::fs::read_to_string(tools::workspace().join("docs/reference/doctor.md"))?;
     let line = page.lines().find_map(|line| line.strip_prefix("    # ").filter(|line| line.contains("| jq ")));
     let ours = format!("{} -f {}", program()?, bench.hypervisor.path("fence_virt.conf"));
     let line = line.context("no line for scripts in the page")?.replacen("fence-daemon", &ours, 1);

@@ -56,9 +56,9 @@ fn report(bench: &Bench, code: i32) -> Result<Value> {
     Ok(report)
 }
 
-/// Compares a report with `docs/status.schema.json`.
+/// Compares a report with `docs/reference/status.schema.json`.
 fn check_form(report: &Value) -> Result<()> {
-    let path = tools::workspace().join("docs/status.schema.json");
+    let path = tools::workspace().join("docs/reference/status.schema.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let schema = jsonschema::validator_for(&serde_json::from_str(&text)?)?;
     let wrong: Vec<String> =

@@ -1,4 +1,4 @@
-//! Keys that are changed while requests go on: docs/key-rotation.md step by step, with the stock client asking all the time.
+//! Keys that are changed while requests go on: docs/guide/key-rotation.md step by step, with the stock client asking all the time.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ fn reloaded(server: &Server, position: usize, said: &str) -> Result<String> {
     Ok(line)
 }
 
-/// The key's place in docs/key-rotation.md.
+/// The key's place in docs/guide/key-rotation.md.
 const PLACE: &str = "/etc/cluster/fence_xvm.key";
 /// The hypervisors and guests of the page are one machine here: what it copies it copies to another name.
 const REMOTE: &str = "scp() { cp \"$1\" \"$2\" \"${3#*:}\"; }; ssh() { shift; sh -c \"$*\"; };";
@@ -59,7 +59,7 @@ const LOOK: &str = "ssh root@GUEST fence_xvm -o status -H GUEST";
 
 /// What the page has typed in a step, in order.
 fn typed(step: u8) -> Result<Vec<String>> {
-    let page = std::fs::read_to_string(fence_tests::tools::workspace().join("docs/key-rotation.md"))?;
+    let page = std::fs::read_to_string(fence_tests::tools::workspace().join("docs/guide/key-rotation.md"))?;
     let begin = format!("**{step}. ");
     let lines = page.lines().skip_while(|line| !line.starts_with(&begin)).skip(1);
     let lines = lines.take_while(|line| !line.starts_with("**") && !line.starts_with("## "));
@@ -131,7 +131,7 @@ impl Asking {
     }
 }
 
-/// What docs/key-rotation.md says, in its order. Nobody may have to ask twice.
+/// What docs/guide/key-rotation.md says, in its order. Nobody may have to ask twice.
 fn rotate(attach: &'static str) -> Result<()> {
     let (bench, config) = bench()?;
     let hypervisor = &bench.hypervisor;

@@ -63,7 +63,7 @@ fn check(traffic: &Traffic<'_>, ways: &[Way], attached: bool) -> Vec<Finding> {
     let rules = match read(traffic.group.is_ipv4()) {
         Ok(rules) => rules,
         Err(why) => {
-            let remedy = "the rules cannot be seen: what must be open is in docs/doctor.md";
+            let remedy = "the rules cannot be seen: what must be open is in docs/reference/doctor.md";
             return vec![Finding::unknown(CHECK, why, remedy).command("apt-get install nftables")];
         }
     };

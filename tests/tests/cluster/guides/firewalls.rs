@@ -1,4 +1,4 @@
-//! `docs/firewall.md`, typed, and what happens without each of its rules.
+//! `docs/guide/firewall.md`, typed, and what happens without each of its rules.
 
 use std::time::Duration;
 

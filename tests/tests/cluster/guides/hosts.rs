@@ -1,4 +1,4 @@
-//! `docs/several-hypervisors.md`, typed: a cluster whose nodes are guests of two hypervisors.
+//! `docs/guide/several-hypervisors.md`, typed: a cluster whose nodes are guests of two hypervisors.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use fence_tests::witness::Witness;
 use super::body::Body;
 
 const PAGE: &str = "several-hypervisors.md";
-/// The nodes' firewall as docs/kvm-cluster.md leaves it. It starts with these rules, so corosync notices nothing.
+/// The nodes' firewall as docs/guide/kvm-cluster.md leaves it. It starts with these rules, so corosync notices nothing.
 const FIREWALL: &str = "firewall-offline-cmd --add-service=high-availability && \
     firewall-offline-cmd --add-rich-rule='rule family=\"ipv4\" source address=\"192.168.122.1\" port port=\"1229\" protocol=\"tcp\" accept' && \
     systemctl enable --now firewalld";

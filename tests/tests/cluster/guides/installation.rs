@@ -1,4 +1,4 @@
-//! `docs/installation.md`, typed: what is for the hypervisor under a real systemd, and what is for a node beside a daemon that fences.
+//! `docs/guide/installation.md`, typed: what is for the hypervisor under a real systemd, and what is for a node beside a daemon that fences.
 
 use std::path::Path;
 

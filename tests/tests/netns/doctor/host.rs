@@ -53,9 +53,10 @@ fn a_key_is_told_by_a_fingerprint_that_is_the_same_everywhere() -> Result<()> {
     let there = ask(bench.guest.space(), &["doctor", "--from-guest", "--key", &bench.key])?;
     ensure!(there.find("key", "ok")?["seen"] == here);
     // As the documentation has it, for guests without this program.
-    let page = std::fs::read_to_string(fence_tests::tools::workspace().join("docs/doctor.md"))?;
+    let page = std::fs::read_to_string(fence_tests::tools::workspace().join("docs/reference/doctor.md"))?;
     let line = page.lines().find_map(|line| line.trim().strip_prefix("# ").filter(|line| line.contains("sha256sum")));
-    let line = line.context("no line of shell in docs/doctor.md")?.replace("/etc/cluster/fence_xvm.key", &bench.key);
+    let line =
+        line.context("no line of shell in docs/reference/doctor.md")?.replace("/etc/cluster/fence_xvm.key", &bench.key);
     let by_shell = space.must("sh", &["-c", &line])?.stdout;
     let digits: String =
         here.as_str().unwrap_or_default().rsplit("fingerprint ").next().unwrap_or_default().replace(' ', "");

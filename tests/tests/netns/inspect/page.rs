@@ -1,4 +1,4 @@
-//! The commands of `docs/inspect.md`, run.
+//! The commands of `docs/reference/inspect.md`, run.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -23,7 +23,7 @@ struct Page {
 
 impl Page {
     fn read() -> Result<Self> {
-        let path = tools::workspace().join("docs/inspect.md");
+        let path = tools::workspace().join("docs/reference/inspect.md");
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let blocks = || text.lines().filter_map(|line| line.strip_prefix("    "));
         let commands = blocks().filter_map(|line| line.strip_prefix("# ")).map(str::to_owned).collect();
