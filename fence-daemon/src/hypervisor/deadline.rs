@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::Instant;
 
-use super::error::CallError;
+use crate::hypervisor::libvirt::error::CallError;
 
 /// One order's deadline. Clones are about the same order.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl Deadline {
     }
 
     /// The same order with a deadline that is not after `by`.
-    pub(super) fn not_after(&self, by: Instant) -> Self {
+    pub(crate) fn not_after(&self, by: Instant) -> Self {
         Self { by: self.by.min(by), called_off: Arc::clone(&self.called_off) }
     }
 
@@ -47,7 +47,7 @@ impl Deadline {
     ///
     /// # Errors
     /// [`CallError::TooLate`]: the step must not begin.
-    pub(super) fn check(&self) -> Result<(), CallError> {
+    pub(crate) fn check(&self) -> Result<(), CallError> {
         if self.called_off.load(Ordering::Acquire) || Instant::now() >= self.by {
             return Err(CallError::TooLate);
         }

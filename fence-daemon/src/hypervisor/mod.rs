@@ -7,11 +7,11 @@
 //!   a lost connection is a failure. "No such domain" is told by libvirt's error code alone.
 //!   None of these words passes while this host has a living process of the domain (`host`, `presumed`).
 //! - **A domain is unknown only if every URI says so.** Found nowhere while some URI could not say: failure, for `status` too. Found
-//!   somewhere: that word counts, and with it the last word of each URI that does not answer (`memory` has the table of cases).
+//!   somewhere: that word counts, and with it the last word of each URI that does not answer (`last_words` has the table of cases).
 //! - **Every running instance is meant** if several URIs know the name or UUID: all must be proven off.
 //! - **A domain that moved to another host** ("shut off (migrated)") is not off by our word: `off` and `reboot` fail, `on` starts no
 //!   second copy, unless another of our URIs has it.
-//! - **Of two guests that have each other fenced, one dies**: see `duel`.
+//! - **Of two guests that have each other fenced, one dies**: see [`fence_race`](fence::fence_race).
 //! - **In order per domain**, by name or by UUID (`locks`); different domains, and everything that only asks, do not wait for
 //!   each other. A dead or hung URI costs the others nothing (`connection`).
 //! - **Answers are in time**: `Limits::act` for everything. One [`Deadline`] goes all the way down: no
@@ -20,42 +20,13 @@
 //!   late kill cannot hit what a later request has started.
 //! - **A reboot's restart** happens in the background (`restart`), not before its `pause` is over; an `off` that comes later ends it.
 
-mod act;
-mod ask;
-mod connection;
 mod deadline;
-mod deaths;
-mod disproof;
-mod domain;
-mod duel;
-mod error;
-mod ffi;
-mod follow;
-mod host;
-mod inherit;
-mod kill;
-mod link;
-mod listing;
-mod locks;
-mod memory;
-mod migration;
-mod off;
-mod outcome;
-mod pause;
-mod pool;
-mod presumed;
-mod probe;
-mod record;
-mod reset;
-mod restart;
-mod shelf;
-mod survey;
-mod table;
+mod fence;
+mod known;
+mod libvirt;
+mod process;
 #[cfg(test)]
 mod tests;
-mod unnoticed;
-mod victim;
-mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,25 +37,27 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
-use self::connection::{LinkState, Uri};
-use self::duel::Duels;
-use self::host::Host;
-use self::locks::{Locks, Settling};
-use self::record::Records;
-use self::restart::{Plan, Restarts, Waiting};
-use self::table::Instance;
+use self::fence::fence_race::Duels;
+use self::fence::locks::{Locks, Settling};
+use self::fence::record::Records;
+use self::fence::restart::{Plan, Restarts, Waiting};
+use self::fence::{act, inherit, status};
+use self::known::table::Instance;
+use self::known::{last_words, listing, presumed};
+use self::libvirt::connection::{LinkState, Uri};
+use self::process::host::{self, Host};
 use crate::clock::Moment;
 use crate::policy::{Authorized, Target};
 
 pub use self::deadline::Deadline;
-pub use self::domain::{State, Unproven};
-pub use self::duel::Asker;
-pub use self::error::{CallError, LibvirtError};
-pub use self::host::Left;
-pub use self::outcome::{Detail, Identity, Outcome};
-pub use self::pause::{PAUSE_MAX, PAUSE_MAX_ANSWERED};
-pub use self::probe::probe;
-pub use self::view::{DomainState, DomainView, RestartView, UriView};
+pub use self::fence::fence_race::Asker;
+pub use self::fence::outcome::{Detail, Identity, Outcome};
+pub use self::fence::pause::{PAUSE_MAX, PAUSE_MAX_ANSWERED};
+pub use self::known::view::{DomainState, DomainView, RestartView, UriView};
+pub use self::libvirt::domain::{State, Unproven};
+pub use self::libvirt::error::{CallError, LibvirtError};
+pub use self::libvirt::probe::probe;
+pub use self::process::host::Left;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -264,13 +237,13 @@ impl Hypervisors {
         let (locks, restarts) = (Locks::default(), Restarts::default());
         let Options { kill, reboot_method, reboot_reply, reboot_pause, state } = options;
         if let Some(directory) = &state {
-            memory::recall(&uris, directory);
+            last_words::recall(&uris, directory);
             host::recall(&uris, directory);
         }
         for uri in &uris {
             tokio::spawn(Arc::clone(uri).keep(stopped.clone()));
         }
-        tokio::spawn(memory::keep(uris.clone(), state.clone(), stopped));
+        tokio::spawn(last_words::keep(uris.clone(), state.clone(), stopped));
         let records = Records::new(state);
         let host = Host::of(&uris);
         let inner = Inner {
@@ -374,7 +347,7 @@ impl Hypervisors {
 
     /// What the domain is to this host.
     pub async fn presence(&self, target: &Target) -> Presence {
-        ask::presence(&self.inner, target, Moment::now()).await
+        status::presence(&self.inner, target, Moment::now()).await
     }
 
     /// All domains of all URIs.

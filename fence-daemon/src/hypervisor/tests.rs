@@ -10,15 +10,16 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use zeroize::Zeroizing;
 
-use super::domain::Source;
-use super::link::Lane;
-use super::restart::{self, Plan};
+use super::fence::restart::{self, Plan};
+use super::known::disproof;
+use super::libvirt::domain::Source;
+use super::libvirt::link::Lane;
 use super::*;
 use crate::policy::Target;
 
 mod choices;
 mod deadlines;
-mod duels;
+mod fence_races;
 mod inherited;
 mod lost;
 mod outages;

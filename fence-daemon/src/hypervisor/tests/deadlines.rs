@@ -1,11 +1,11 @@
 //! What is late is not begun: its client has been told "failure" already.
 
-use super::super::domain::{Off, power_off, start};
-use super::super::migration;
-use super::super::reset;
-use super::super::table::Table;
+use super::super::fence::reset;
+use super::super::known::table::Table;
+use super::super::libvirt::domain::{self, Off, power_off, start};
+use super::super::libvirt::migration;
 use super::*;
-use crate::hypervisor::error::CallError;
+use crate::hypervisor::libvirt::error::CallError;
 
 fn late() -> Deadline {
     Deadline::at(Instant::now())

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::Moment;
-use crate::hypervisor::record::{Record, Records};
+use crate::hypervisor::fence::record::{Record, Records};
 use crate::scratch::Scratch as Directory;
 
 /// Name, UUID, number of the instance, XML.

@@ -1,9 +1,9 @@
 //! A URI that does not answer: what it said last still counts. And `status` never says "off" where `off` would not.
 
 use super::*;
-use crate::hypervisor::domain::{Power, Seen};
-use crate::hypervisor::survey::Found;
-use crate::hypervisor::table::{Entry, Instance};
+use crate::hypervisor::known::query_all::Found;
+use crate::hypervisor::known::table::{Entry, Instance};
+use crate::hypervisor::libvirt::domain::{Power, Seen};
 
 /// Nobody is there: it never connects.
 const SILENT: &str = "qemu+unix:///system?socket=/nonexistent/socket";

@@ -1,0 +1,65 @@
+//! One look at each URI from outside of the daemon: whether it connects, and which domains it has. Nothing is followed, held or changed.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use virt::connect::Connect;
+
+use super::domain::{self, Row, State};
+use super::error::CallError;
+use super::ffi;
+use crate::hypervisor::Listed;
+
+/// Asks each URI for its domains, at the same time; those that do not answer within `bound` are [`CallError::Overdue`]. Their calls stay where
+/// they are: whoever asks so must end the process without waiting ([`crate::process::leave`]).
+#[must_use]
+pub fn probe(uris: &[String], bound: Duration) -> Vec<(String, Result<Vec<Listed>, CallError>)> {
+    let until = Instant::now() + bound;
+    let asked: Vec<_> = uris.iter().map(|uri| (uri, ask(uri))).collect();
+    let answered = |(uri, answer): (&String, Result<mpsc::Receiver<_>, CallError>)| {
+        let left = until.saturating_duration_since(Instant::now());
+        let answer = answer.and_then(|answer| answer.recv_timeout(left).unwrap_or(Err(CallError::Overdue)));
+        (uri.clone(), answer)
+    };
+    asked.into_iter().map(answered).collect()
+}
+
+type Answer = Result<Vec<Listed>, CallError>;
+
+fn ask(uri: &str) -> Result<mpsc::Receiver<Answer>, CallError> {
+    let (sender, answer) = mpsc::channel();
+    let uri: Arc<str> = uri.into();
+    // Fails only if nobody waits any more.
+    let look = move || drop(sender.send(list(&uri)));
+    match thread::Builder::new().name("virt-probe".to_owned()).spawn(look) {
+        Ok(_) => Ok(answer),
+        Err(_) => Err(CallError::Busy("no thread could be started to connect on")),
+    }
+}
+
+fn list(uri: &Arc<str>) -> Answer {
+    ffi::prepare()?;
+    let mut connect = Connect::open(Some(uri))?;
+    let rows = domain::list(&connect);
+    // What it has said counts, however it is closed.
+    let _ = connect.close();
+    let listed = |Row { name, uuid, state: State(state), .. }: Row| Listed { name, uuid, state, uri: Arc::clone(uri) };
+    Ok(rows?.into_iter().map(listed).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_answers_is_listed_and_what_does_not_is_told() {
+        let uris = ["test:///default", "qemu+unix:///system?socket=/nowhere"].map(str::to_owned);
+        let probed = probe(&uris, Duration::from_secs(60));
+        let [(_, Ok(there)), (_, Err(error))] = probed.as_slice() else { panic!("{probed:?}") };
+        assert_eq!(there.iter().map(|domain| domain.name.as_str()).collect::<Vec<_>>(), ["test"]);
+        assert!(error.to_string().contains("/nowhere"), "{error}");
+        assert_eq!(probe(&uris[..1], Duration::ZERO).len(), 1);
+    }
+}

@@ -1,0 +1,169 @@
+//! What can outlive a domain's own processes: its helpers, and writes to its disks that are under way.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::belongings::{Belongings, Search};
+use super::helpers::{Helper, with_children};
+use super::{Host, Left, Whom};
+use crate::hypervisor::deadline::Deadline;
+use crate::hypervisor::libvirt::connection::Uri;
+use crate::hypervisor::process::victim::Driver;
+
+/// How long it may be waited for before the log says so. Where nothing was killed by this order it is a failure then.
+const LATE: Duration = Duration::from_secs(3);
+/// How often helpers are looked for that nobody has killed.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often in a row new helpers may appear.
+const ROUNDS: u32 = 20;
+
+/// Gives each URI what an earlier daemon knew, before anything is asked.
+pub(crate) fn recall(uris: &[Arc<Uri>], directory: &Path) {
+    // The system's QEMU driver is one, however many URIs lead to it.
+    let mut machines = uris.iter().filter(|uri| uri.table.driver == Some(Driver::Qemu)).enumerate();
+    machines.by_ref().for_each(|(number, uri)| uri.table.belongings.keep_in(directory, number));
+}
+
+impl Host {
+    fn belongings_of(&self, whom: &Whom) -> &[Arc<Belongings>] {
+        match whom.driver {
+            Driver::Qemu => &self.shared.belongings,
+            // Everything in a container dies with its first process, and no lock tells of writes under way.
+            Driver::Lxc => &[],
+        }
+    }
+
+    /// Kills the helpers that are known of a domain, and does not wait.
+    pub(super) fn kill_helpers(&self, whom: &Whom) {
+        for helper in self.belongings_of(whom).iter().flat_map(|belongings| belongings.helpers_to_kill(whom.uuid)) {
+            // Whoever waits for its death sees it if that has failed.
+            let _ = helper.process.kill();
+        }
+    }
+
+    fn helpers(&self, whom: &Whom) -> Vec<Helper> {
+        self.belongings_of(whom).iter().flat_map(|belongings| belongings.living_helpers(whom.uuid)).collect()
+    }
+
+    /// Kills what outlives a domain, and waits until it is over. `begun`: something of the domain has been killed for this order.
+    ///
+    /// # Errors
+    /// It is not over at `by`, or nothing was begun yet and nothing may be any more.
+    pub(super) async fn clear_outliving(
+        &self,
+        whom: &Whom,
+        search: Search,
+        begun: bool,
+        deadline: &Deadline,
+        by: Instant,
+    ) -> Result<(), Left> {
+        for round in 0..ROUNDS {
+            let helpers = self.helpers(whom);
+            if helpers.is_empty() {
+                return self.writes_over(whom, search, by).await;
+            }
+            if !begun && round == 0 {
+                deadline.check().map_err(|_| Left::Helpers(describe(&helpers)))?;
+                let (domain, helpers) = (whom.name.escape_debug(), describe(&helpers));
+                tracing::warn!(%domain, uuid = %whom.uuid, helpers, "helpers of it live although it is dead: killed");
+            }
+            let helpers = with_children(helpers);
+            for helper in &helpers {
+                if let Err(error) = helper.process.kill() {
+                    return Err(Left::Helpers(format!("{} cannot be killed: {error}", helper.describe())));
+                }
+            }
+            all_dead(whom, &helpers, by).await?;
+        }
+        Err(Left::Helpers("new ones appear again and again".to_owned()))
+    }
+
+    /// Waits until no write of a domain is under way.
+    async fn writes_over(&self, whom: &Whom, search: Search, by: Instant) -> Result<(), Left> {
+        for belongings in self.belongings_of(whom) {
+            let late = by.min(Instant::now() + LATE);
+            let Err(what) = belongings.settled(whom.uuid, search, late.into_std()).await else { continue };
+            tracing::error!(domain = %whom.name.escape_debug(), uuid = %whom.uuid, "dead, but {what}");
+            // Who asks again finds it as it is then.
+            if search == Search::All {
+                return Err(Left::Writes(what));
+            }
+            belongings.settled(whom.uuid, search, by.into_std()).await.map_err(Left::Writes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing outlives a domain whose own processes are dead. What is over within `limit` is.
+    ///
+    /// # Errors
+    /// Something does, or may.
+    pub(super) async fn outlives(&self, whom: &Whom, limit: Duration) -> Result<(), Left> {
+        let by = Instant::now() + limit;
+        // Those of a domain that has just ended in peace end a moment later.
+        while let Err(left) = self.no_helpers(whom) {
+            if Instant::now() >= by {
+                return Err(left);
+            }
+            sleep(LOOK).await;
+        }
+        for belongings in self.belongings_of(whom) {
+            belongings.settled(whom.uuid, Search::All, by.into_std()).await.map_err(Left::Writes)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::outlives`], for threads that may block.
+    ///
+    /// # Errors
+    /// As [`Self::outlives`].
+    pub(super) fn outlives_blocking(&self, whom: &Whom, limit: Duration) -> Result<(), Left> {
+        let by = std::time::Instant::now() + limit;
+        while let Err(left) = self.no_helpers(whom) {
+            if std::time::Instant::now() >= by {
+                return Err(left);
+            }
+            thread::sleep(LOOK);
+        }
+        for belongings in self.belongings_of(whom) {
+            belongings.settled_blocking(whom.uuid, Search::All, by).map_err(Left::Writes)?;
+        }
+        Ok(())
+    }
+
+    fn no_helpers(&self, whom: &Whom) -> Result<(), Left> {
+        let helpers = self.helpers(whom);
+        if helpers.is_empty() { Ok(()) } else { Err(Left::Helpers(describe(&helpers))) }
+    }
+}
+
+fn describe(helpers: &[Helper]) -> String {
+    helpers.iter().map(Helper::describe).collect::<Vec<_>>().join(", ")
+}
+
+/// Waits for the death of helpers that were killed.
+async fn all_dead(whom: &Whom, helpers: &[Helper], by: Instant) -> Result<(), Left> {
+    let mut late = Some(by.min(Instant::now() + LATE));
+    for helper in helpers {
+        while !helper.process.is_dead() {
+            match timeout_at(late.unwrap_or(by), helper.process.death()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    return Err(Left::Helpers(format!("{} cannot be watched: {error}", helper.describe())));
+                }
+                Err(_) if late.take().is_some() => {
+                    let (domain, helper) = (whom.name.escape_debug(), helper.describe());
+                    tracing::error!(%domain, uuid = %whom.uuid, helper, "dead, but this helper of it was killed and is not dead yet");
+                }
+                Err(_) => {
+                    let living: Vec<_> = helpers.iter().filter(|it| !it.process.is_dead()).cloned().collect();
+                    return Err(Left::Helpers(describe(&living)));
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,382 @@
+//! One reading of `/proc`: which process belongs to which domain.
+//!
+//! `/proc/PID/cmdline` waits for the process's memory lock, which a thread that is stuck in the kernel can hold for ever. So processes
+//! are read by threads of their own. A process that cannot be read within [`STUCK`] is given up as *untold*, another thread goes on with
+//! the next one, and later scans leave that process alone as long as the thread that reads it is stuck. `stat`, `status`, `cgroup`
+//! and `comm` do not take that lock.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::Whom;
+use super::process::{self, Line, Process, Stat};
+use super::scope::Scope;
+use crate::hypervisor::process::victim::Driver;
+
+/// How long one process may take to be read. It takes microseconds; a loaded host may give a thread no time for some milliseconds.
+const STUCK: Duration = Duration::from_millis(300);
+/// How long a whole scan may take.
+const LIMIT: Duration = Duration::from_secs(3);
+/// How often stuck threads are looked for.
+const LOOK: Duration = Duration::from_millis(20);
+/// From how many processes on more than one thread reads them.
+const SHARED_FROM: usize = 128;
+/// How many threads read at most, stuck ones not counted.
+const THREADS_MAX: usize = 4;
+/// How many threads may be stuck at a time, in all scans.
+const STUCK_MAX: usize = 16;
+/// The stack of a thread that reads.
+const STACK: usize = 256 * 1024;
+
+/// A process that a scan found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Its number.
+    pub(crate) pid: i32,
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// The process itself, where it was asked for.
+    pub(crate) held: Option<Arc<Process>>,
+}
+
+/// What a process is to a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It has a machine's command line. `scope`: its control group is one of libvirt's for QEMU.
+    Machine { line: Line, in_scope: bool },
+    /// It is the first process of a container of libvirt's, in this group; with the UUID and the name in its environment.
+    Container { scope: Scope, uuid: Option<Uuid>, name: Option<String> },
+    /// It could not be read, or says nothing of itself; its control group, if that is libvirt's, and the machine that it was in an earlier scan.
+    Untold { scope: Option<Scope>, was: Option<Uuid>, why: &'static str },
+}
+
+/// What a scan saw.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// The processes that are domains', or may be.
+    pub(crate) found: Vec<Found>,
+    /// Why nothing is known, if the scan did not come to its end.
+    pub(crate) failed: Option<String>,
+}
+
+/// What is remembered from scan to scan.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Processes that could not be read, by number, with their start: a thread is stuck with each.
+    stuck: Mutex<HashMap<i32, Option<u64>>>,
+    /// The machines that processes were, by number, with their start. What a process was it may be still, if it cannot be read.
+    machines: Mutex<HashMap<i32, (u64, Uuid)>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Memory {
+    /// The machine that a process was.
+    fn was(&self, pid: i32, started: Option<u64>) -> Option<Uuid> {
+        let known = locked(&self.machines).get(&pid).copied();
+        known.filter(|(start, _)| Some(*start) == started).map(|(_, uuid)| uuid)
+    }
+
+    /// Notes what a process is; its start is read only where that is news.
+    fn note(&self, directory: &Path, pid: i32, uuid: Uuid) {
+        if locked(&self.machines).get(&pid).is_some_and(|(_, known)| *known == uuid) {
+            return;
+        }
+        if let Ok(Some(stat)) = stat(directory) {
+            locked(&self.machines).insert(pid, (stat.started, uuid));
+        }
+    }
+}
+
+/// What the threads of a scan share.
+struct Work {
+    root: PathBuf,
+    pids: Vec<i32>,
+    next: AtomicUsize,
+    wanted: Vec<Whom>,
+    drivers: Vec<Driver>,
+    memory: Arc<Memory>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Processes that were read or given up.
+    done: usize,
+    found: Vec<Found>,
+    /// What each thread reads, and since when.
+    reading: HashMap<usize, (i32, Instant)>,
+    threads: usize,
+}
+
+/// Reads all processes below `root`, for these drivers. The ones of `wanted` are held.
+pub(super) fn scan(root: &Path, drivers: &[Driver], wanted: Vec<Whom>, memory: &Arc<Memory>) -> Look {
+    let pids = match numbers(root) {
+        Ok(pids) => pids,
+        Err(error) => return Look::failed(format!("cannot list {}: {error}", root.display())),
+    };
+    locked(&memory.machines).retain(|pid, _| pids.binary_search(pid).is_ok());
+    let total = pids.len();
+    let work = Arc::new(Work {
+        root: root.to_owned(),
+        pids,
+        next: AtomicUsize::new(0),
+        wanted,
+        drivers: drivers.to_vec(),
+        memory: Arc::clone(memory),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    });
+    let threads = if total < SHARED_FROM { 1 } else { thread::available_parallelism().map_or(1, usize::from) };
+    for _ in 0..threads.min(THREADS_MAX) {
+        if let Err(error) = work.spawn() {
+            return Look::failed(format!("cannot start a thread that reads {}: {error}", root.display()));
+        }
+    }
+    work.wait(total)
+}
+
+impl Look {
+    pub(super) fn failed(why: String) -> Self {
+        Self { found: Vec::new(), failed: Some(why) }
+    }
+}
+
+fn numbers(root: &Path) -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir(root)? {
+        pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+impl Work {
+    fn spawn(self: &Arc<Self>) -> io::Result<()> {
+        let number = {
+            let mut state = locked(&self.state);
+            state.threads += 1;
+            state.threads
+        };
+        let work = Arc::clone(self);
+        thread::Builder::new().name("host-scan".to_owned()).stack_size(STACK).spawn(move || work.read(number)).map(drop)
+    }
+
+    /// Reads processes until none is left, or until this thread has been given up.
+    fn read(&self, number: usize) {
+        let mut buffer = Vec::new();
+        while let Some(&pid) = self.pids.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            if self.is_stuck(pid) {
+                self.done(Some(self.untold(pid, "it could not be read before, and that reading has not ended")));
+                continue;
+            }
+            locked(&self.state).reading.insert(number, (pid, Instant::now()));
+            let found = self.examine(pid, &mut buffer);
+            if locked(&self.state).reading.remove(&number).is_none() {
+                // Given up meanwhile, and replaced. The process can be read again.
+                locked(&self.memory.stuck).remove(&pid);
+                return;
+            }
+            self.done(found);
+        }
+    }
+
+    fn done(&self, found: Option<Found>) {
+        let mut state = locked(&self.state);
+        state.done += 1;
+        state.found.extend(found);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Waits until all processes are read or given up.
+    fn wait(self: &Arc<Self>, total: usize) -> Look {
+        let begun = Instant::now();
+        let mut state = locked(&self.state);
+        while state.done < total {
+            let now = Instant::now();
+            if now.duration_since(begun) >= LIMIT {
+                return Look::failed(format!("{} of {total} processes were read within {LIMIT:?}", state.done));
+            }
+            let late = |(_, since): &(i32, Instant)| now.duration_since(*since) >= STUCK;
+            let stuck: Vec<_> = state
+                .reading
+                .iter()
+                .filter(|(_, reading)| late(reading))
+                .map(|(number, (pid, _))| (*number, *pid))
+                .collect();
+            for (number, pid) in stuck {
+                state.reading.remove(&number);
+                drop(state);
+                let replaced = self.give_up(pid);
+                if let Err(why) = replaced {
+                    return Look::failed(why);
+                }
+                state = locked(&self.state);
+            }
+            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Look { found: std::mem::take(&mut state.found), failed: None }
+    }
+
+    /// A process is not read in time: it is untold, and another thread reads the others.
+    fn give_up(self: &Arc<Self>, pid: i32) -> Result<(), String> {
+        let started = stat(&self.directory(pid)).ok().flatten().map(|stat| stat.started);
+        let mut stuck = locked(&self.memory.stuck);
+        stuck.insert(pid, started);
+        let count = stuck.len();
+        drop(stuck);
+        tracing::warn!(
+            process = process::describe(pid),
+            "does not let itself be read: it counts as each domain that it may belong to"
+        );
+        self.done(Some(self.untold(pid, "it cannot be read: its memory is locked")));
+        if count > STUCK_MAX {
+            return Err(format!("{count} processes cannot be read"));
+        }
+        self.spawn().map_err(|error| format!("cannot start another thread: {error}"))
+    }
+
+    /// Whether a thread of an earlier scan is stuck with this very process.
+    fn is_stuck(&self, pid: i32) -> bool {
+        let Some(known) = locked(&self.memory.stuck).get(&pid).copied() else { return false };
+        // Another process of that number can be read.
+        known.is_none() || stat(&self.directory(pid)).ok().flatten().map(|stat| stat.started) == known
+    }
+
+    fn directory(&self, pid: i32) -> PathBuf {
+        self.root.join(pid.to_string())
+    }
+
+    /// What can be said of a process without its memory.
+    fn untold(&self, pid: i32, why: &'static str) -> Found {
+        let directory = self.directory(pid);
+        let started = stat(&directory).ok().flatten().map(|stat| stat.started);
+        let kind =
+            Kind::Untold { scope: process::scope(&directory).ok().flatten(), was: self.memory.was(pid, started), why };
+        Found { pid, kind, held: None }
+    }
+
+    /// Reads one process. `None`: it belongs to no domain, or has ended.
+    fn examine(&self, pid: i32, buffer: &mut Vec<u8>) -> Option<Found> {
+        let directory = self.directory(pid);
+        let kind = match self.kind(&directory, buffer) {
+            Ok(kind) => kind?,
+            Err(_) => return Some(self.untold(pid, "it may not be read")),
+        };
+        if let Kind::Untold { why, .. } = kind {
+            return Some(self.untold(pid, why));
+        }
+        if let Kind::Machine { line, .. } = &kind {
+            self.memory.note(&directory, pid, line.uuid);
+        }
+        if !self.wanted.iter().any(|whom| whom.may_be(&kind)) {
+            return Some(Found { pid, kind, held: None });
+        }
+        let held = match Process::open(pid) {
+            Ok(held) => held,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return None,
+            Err(_) => return Some(self.untold(pid, "it cannot be held")),
+        };
+        // It may have become another process before it was held.
+        match self.kind(&directory, buffer) {
+            _ if held.is_dead() => None,
+            Ok(Some(now)) if now == kind => Some(Found { pid, kind, held: Some(Arc::new(held)) }),
+            Ok(None) => None,
+            Ok(Some(_)) | Err(_) => Some(self.untold(pid, "it changes while it is looked at")),
+        }
+    }
+
+    fn kind(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Option<Kind>> {
+        let machines = self.drivers.contains(&Driver::Qemu);
+        if machines {
+            if process::read(&directory.join("cmdline"), buffer)?.is_none() {
+                return Ok(None);
+            }
+            let line = if buffer.is_empty() { self.line_of_threads(directory, buffer)? } else { Said::of(buffer) };
+            match line {
+                Said::Machine(line) => {
+                    let scope = process::scope(directory)?;
+                    let in_scope = scope.is_some_and(|scope| scope.driver == Driver::Qemu);
+                    return Ok(Some(Kind::Machine { line, in_scope }));
+                }
+                Said::Nothing => {
+                    return Ok(Some(Kind::Untold { scope: None, was: None, why: "it says nothing of itself" }));
+                }
+                Said::Ended | Said::Kernel => return Ok(None),
+                Said::Other => {}
+            }
+        }
+        if !self.drivers.contains(&Driver::Lxc) {
+            return Ok(None);
+        }
+        let Some(scope) = process::scope(directory)?.filter(|scope| scope.driver == Driver::Lxc) else {
+            return Ok(None);
+        };
+        let status = process::read_text(&directory.join("status"))?.unwrap_or_default();
+        if !process::is_first_of_container(&status) {
+            return Ok(None);
+        }
+        process::read(&directory.join("environ"), buffer)?;
+        let variable = |name: &[u8]| buffer.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(name));
+        let uuid = variable(b"LIBVIRT_LXC_UUID=").and_then(|uuid| Uuid::try_parse_ascii(uuid).ok());
+        let name = variable(b"LIBVIRT_LXC_NAME=").map(|name| String::from_utf8_lossy(name).into_owned());
+        Ok(Some(Kind::Container { scope, uuid, name }))
+    }
+
+    /// The command line of a process whose first thread has none: that thread has ended, and others may be stuck; or it is the kernel's own.
+    fn line_of_threads(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Said> {
+        let Some(stat) = stat(directory)? else { return Ok(Said::Ended) };
+        if stat.is_kernels {
+            return Ok(Said::Kernel);
+        }
+        let mut others = false;
+        let Ok(threads) = fs::read_dir(directory.join("task")) else { return Ok(Said::Ended) };
+        for thread in threads.flatten() {
+            let thread = thread.path();
+            let state =
+                process::read_text(&thread.join("stat"))?.and_then(|text| Stat::of(&text)).map(|stat| stat.state);
+            if matches!(state, None | Some('Z' | 'X')) {
+                continue;
+            }
+            others = true;
+            if process::read(&thread.join("cmdline"), buffer)?.is_some() && !buffer.is_empty() {
+                return Ok(Said::of(buffer));
+            }
+        }
+        Ok(if others { Said::Nothing } else { Said::Ended })
+    }
+}
+
+/// What a command line says.
+enum Said {
+    Machine(Line),
+    Other,
+    /// It is the kernel's own thread.
+    Kernel,
+    /// Nothing, and the process lives.
+    Nothing,
+    /// Nothing, as the process is dead.
+    Ended,
+}
+
+impl Said {
+    fn of(arguments: &[u8]) -> Self {
+        Line::of(arguments).map_or(Self::Other, Self::Machine)
+    }
+}
+
+fn stat(directory: &Path) -> io::Result<Option<Stat>> {
+    Ok(process::read_text(&directory.join("stat"))?.and_then(|text| Stat::of(&text)))
+}

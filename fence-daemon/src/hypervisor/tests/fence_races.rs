@@ -1,0 +1,77 @@
+//! Guests that are fenced while they want others to be.
+
+use std::net::SocketAddr;
+
+use super::super::fence::fence_race::{Aim, Aimed};
+use super::*;
+use crate::clock::Moment;
+use crate::rtnetlink::neighbour::Mac;
+
+const ADDRESS: Mac = [0x52, 0x54, 0, 0, 0, 2];
+
+/// Of `a` and `b`, `b` has an Ethernet address, and it is whoever asks.
+async fn pair() -> (Hypervisors, Scratch) {
+    let interface = "<devices><interface type='network'><mac address='52:54:00:00:00:02'/><source network='default'/>\
+                     </interface></devices><test:runstate>1</test:runstate>";
+    let file = Node::default().running("a", 1).domain("b", 2, interface).file();
+    let duels = Duels::with_neighbours(|_, _| Ok(vec![ADDRESS]));
+    let h = Hypervisors::with_duels(&[file.uri()], QUICK, Options::default(), duels);
+    h.wait_connected().await;
+    let known = || h.inner.uris[0].table.running_with(ADDRESS).len();
+    while known() == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    (h, file)
+}
+
+/// A fence of `b` that is under way as long as this is held.
+fn fence_of_b(h: &Hypervisors) -> Aim {
+    let b = Aimed { uuid: Uuid::from_u128(2), name: "b".to_owned(), macs: [ADDRESS].into() };
+    h.inner.duels.aim(None, vec![b], |_| Vec::new()).ok().unwrap()
+}
+
+/// What `b` asks.
+fn b_asks(h: &Hypervisors, op: Op, domain: &str) -> tokio::task::JoinHandle<Outcome> {
+    let caller = SocketAddr::from(([192, 0, 2, 2], 1229));
+    let (h, target, asker) = (h.clone(), name(domain), Asker { caller, interface: 0, arrived: Moment::now() });
+    tokio::spawn(async move {
+        let deadline = Deadline::at(Instant::now() + Duration::from_secs(60));
+        h.carry_out(&Authorized::dangerous_for_test(op, target), Some(asker), &deadline).await
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_outlives_its_own_fence_gets_what_it_asked_for() {
+    let (h, _file) = pair().await;
+    for op in [Op::Off, Op::Reboot] {
+        let aim = fence_of_b(&h);
+        let mut asked = b_asks(&h, op, "a");
+        assert!(tokio::time::timeout(Duration::from_millis(100), &mut asked).await.is_err(), "{op:?}");
+        // Nobody else waits for it.
+        assert_eq!(order(&h, Op::Reboot, name("a")).await.reply, Reply::Success);
+        until(&h, "a", Reply::Success).await;
+        drop(aim);
+        let outcome = asked.await.unwrap();
+        assert_eq!(outcome.reply, Reply::Success, "{:?}", outcome.detail);
+        order(&h, Op::On, name("a")).await;
+        until(&h, "a", Reply::Success).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_dead_have_asked_for_is_not_done() {
+    let (h, _file) = pair().await;
+    let aim = fence_of_b(&h);
+    let asked = b_asks(&h, Op::Off, "a");
+    sleep(Duration::from_millis(50)).await;
+    aim.succeeded(Moment::now());
+    assert_eq!(asked.await.unwrap().detail, Detail::Condemned("b".to_owned()));
+    // A fence that takes too long is not waited for any longer than anything else.
+    let aim = fence_of_b(&h);
+    let late = b_asks(&h, Op::Off, "a").await.unwrap().detail;
+    assert!(late == Detail::Condemned("b".to_owned()) || late == Detail::Late, "{late:?}");
+    drop(aim);
+    // Its order does not keep others' reboots from starting it again.
+    assert_eq!(order(&h, Op::Reboot, name("a")).await.reply, Reply::Success);
+    until(&h, "a", Reply::Success).await;
+}
