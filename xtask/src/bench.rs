@@ -16,7 +16,8 @@ enum Subject {
     /// The daemon beside stock's fence_virtd: docs/measured/benchmarks.md
     Daemon,
     /// What the kernel program takes for a frame: docs/measured/rate-limit.md
-    Shield,
+    #[value(alias = "shield")]
+    RateLimit,
     /// What the kernel program costs other traffic: docs/measured/bystanders.md
     Bystanders,
     /// What fences take in real clusters, with the daemon and with stock's fence_virtd: docs/measured/clusters.md
@@ -28,7 +29,7 @@ impl Subject {
     fn program(self) -> &'static str {
         match self {
             Self::Daemon => "fence-bench",
-            Self::Shield => "fence-shield",
+            Self::RateLimit => "fence-rate-limit",
             Self::Bystanders => "fence-bystanders",
             Self::Clusters => "fence-clusters",
         }
@@ -37,7 +38,7 @@ impl Subject {
     /// How many rounds it takes, if nobody says.
     fn rounds(self) -> u32 {
         match self {
-            Self::Daemon | Self::Shield => 5,
+            Self::Daemon | Self::RateLimit => 5,
             Self::Bystanders => 11,
             Self::Clusters => 3,
         }
@@ -74,7 +75,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
         let object = bpf::build(workspace.root())?;
         let mut cargo = workspace.cargo(&object);
         cargo.args(["build", "--release", "--package", "fence-daemon", "--bin", "fence-daemon"]);
-        cargo.args(["--package", "fence-tests", "--bin", options.subject.program()]);
+        cargo.args(["--package", "fence-bench", "--bin", options.subject.program()]);
         progress::shown("building the daemon and the bench", cargo)?;
     }
     let program = workspace.binary(options.subject.program(), true);
@@ -87,7 +88,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     for figure in &options.only {
         bench.arg("--only").arg(figure);
     }
-    if options.quick && options.subject == Subject::Shield {
+    if options.quick && options.subject == Subject::RateLimit {
         bench.args(["--rounds", "1"]);
     } else if options.quick {
         bench.arg("--quick");

@@ -35,7 +35,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
 
 fn build(workspace: &Workspace, object: &Path) -> anyhow::Result<()> {
     let mut cargo = workspace.cargo(object);
-    cargo.args(["build", "--package", "fence-tests", "--bin", PROGRAM]);
+    cargo.args(["build", "--package", "fence-lab", "--bin", PROGRAM]);
     progress::shown("building what fetches", cargo)
 }
 

@@ -118,7 +118,7 @@ fn program(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode>
     setup::ensure(workspace, Profile::Lab)?;
     let object = bpf::build(workspace.root())?;
     let mut cargo = workspace.cargo(&object);
-    cargo.args(["build", "--release", "--package", "fence-tests", "--bin", "fence-differ"]);
+    cargo.args(["build", "--release", "--package", "fence-lab", "--bin", "fence-differ"]);
     progress::shown("building the comparison", cargo)?;
     let mut differ = Privilege::of_this_process()
         .command(workspace.binary("fence-differ", true))

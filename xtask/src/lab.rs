@@ -40,7 +40,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
         Kind::Cluster => "fence-cluster",
     };
     if !options.no_build {
-        let what = ["--package", "fence-daemon", "--package", "fence-tests", "--bin", "fence-daemon", "--bin", program];
+        let what = ["--package", "fence-daemon", "--package", "fence-lab", "--bin", "fence-daemon", "--bin", program];
         run::build(workspace, true, Profile::Test, &what)?;
     }
     let mut arguments: Vec<OsString> = Vec::new();

@@ -138,7 +138,7 @@ fn own_config() -> anyhow::Result<PathBuf> {
 
 fn lab(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
     let binaries =
-        ["--package", "fence-daemon", "--package", "fence-tests", "--bin", "fence-daemon", "--bin", "fence-lab"];
+        ["--package", "fence-daemon", "--package", "fence-lab", "--bin", "fence-daemon", "--bin", "fence-lab"];
     if !options.no_build {
         build(workspace, !options.debug, Profile::Lab, &binaries)?;
     }

@@ -85,7 +85,8 @@ impl Suite {
                     "--test",
                     "state_directory",
                 ],
-                &["--package", "fence-tests", "--lib", "--bins"],
+                &["--package", "fence-lab", "--lib", "--bins"],
+                &["--package", "fence-bench", "--lib", "--bins"],
             ],
             Self::ProgRun => &[
                 &["--package", "fence-tests", "--test", "prog_run"],
@@ -196,6 +197,12 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
         let mut cargo = workspace.cargo(&object);
         cargo.args(["build", "--package", "fence-daemon", "--features", "fault-points", "--bin", FAULTS]);
         progress::shown("building the daemon that dies where a test wants it to", cargo)?;
+    }
+
+    if suites.contains(&Suite::Cluster) {
+        let mut cargo = workspace.cargo(&object);
+        cargo.args(["build", "--package", "fence-lab", "--bin", "fence-cluster"]);
+        progress::shown("building the cluster to play with", cargo)?;
     }
 
     // Before the tests, and beside those that have no use for it.
@@ -322,6 +329,8 @@ mod tests {
             ("fence-daemon", "fence-daemon"),
             ("fence-fuzz", "fuzz"),
             ("fence-tests", "tests"),
+            ("fence-lab", "tests/lab"),
+            ("fence-bench", "tests/bench"),
             ("xtask", "xtask"),
         ] {
             let of_package = || selected.iter().filter(|selection| selection.contains(&package));
@@ -351,7 +360,7 @@ mod tests {
         let manifest = read("fence-daemon/Cargo.toml");
         assert!(manifest.contains("required-features = [\"fault-points\"]"));
         assert!(!manifest.contains("default = "), "a default feature may bring fault points along");
-        for folder in ["fence-common", "fuzz", "tests", "xtask", "."] {
+        for folder in ["fence-common", "fuzz", "tests", "tests/bench", "tests/lab", "xtask", "."] {
             assert!(!read(&format!("{folder}/Cargo.toml")).contains("fault-points"), "{folder} asks for fault points");
         }
         assert!(read("fence-daemon/src/fault.rs").contains("not(debug_assertions)))]\ncompile_error!"));

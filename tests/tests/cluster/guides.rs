@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::cluster::corosync::{Item, Member};
-use fence_tests::cluster::image::Image;
-use fence_tests::cluster::node::Node;
-use fence_tests::guide::stage::{HOSTS, HYPERVISOR, NODES, STAND_INS, Stage};
-use fence_tests::guide::{Act, Guide};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::qemu;
-use fence_tests::server::Which;
-use fence_tests::tools;
+use fence_lab::cluster::corosync::{Item, Member};
+use fence_lab::cluster::image::Image;
+use fence_lab::cluster::node::Node;
+use fence_lab::guide::stage::{HOSTS, HYPERVISOR, NODES, STAND_INS, Stage};
+use fence_lab::guide::{Act, Guide};
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::qemu;
+use fence_lab::server::Which;
+use fence_lab::tools;
 
 mod body;
 mod firewalls;
@@ -114,7 +114,7 @@ fn kvm_cluster() -> Result<()> {
 #[test]
 fn lxc_cluster() -> Result<()> {
     let mut scene = Scene::new()?;
-    let begin = include_bytes!("../../src/assets/node.sh");
+    let begin = include_bytes!("../../lab/src/assets/node.sh");
     scene.hypervisor.write("/run/guide/node.sh", begin)?;
     for name in ["node1", "node2"] {
         scene.stage.add_container(name, &scene.hypervisor, name);

@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fence_common::wire::DEFAULT_PORT;
-use fence_tests::client::Client;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{FILLING, Machine};
-use fence_tests::observer::Observer;
-use fence_tests::process::{Finished, Process, poll_until};
-use fence_tests::qemu::{self, URI};
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::timings::Fence;
-use fence_tests::witness::Witness;
+use fence_lab::client::Client;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{FILLING, Machine};
+use fence_lab::observer::Observer;
+use fence_lab::process::{Finished, Process, poll_until};
+use fence_lab::qemu::{self, URI};
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::timings::Fence;
+use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
 /// Both hypervisors' key.

@@ -3,16 +3,16 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::cluster::claims::Claims;
-use fence_tests::cluster::guests::Guests;
-use fence_tests::cluster::shell::{ONLINE_LIMIT, Shell as _};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::process::poll_until;
-use fence_tests::qemu::URI;
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::timings::Fence;
-use fence_tests::witness::Witness;
+use fence_lab::cluster::claims::Claims;
+use fence_lab::cluster::guests::Guests;
+use fence_lab::cluster::shell::{ONLINE_LIMIT, Shell as _};
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::process::poll_until;
+use fence_lab::qemu::URI;
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::timings::Fence;
+use fence_lab::witness::Witness;
 
 const KEY: [u8; 4096] = [0x3c; 4096];
 /// The node that lives, and the one that is shot: see `guests`.

@@ -5,17 +5,18 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::cluster::corosync::{KEY_PATH, plain};
-use fence_tests::cluster::image::Image;
-use fence_tests::cluster::lab::{Cluster, KEY, members};
-use fence_tests::cluster::node::{BOOT_LIMIT, Node};
-use fence_tests::cluster::scenario::{Scenario, play};
-use fence_tests::cluster::shell::Shell as _;
-use fence_tests::container::URI;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::process::poll_until;
-use fence_tests::server::{Config, Server, Which};
+use fence_lab::cluster::corosync::{KEY_PATH, plain};
+use fence_lab::cluster::image::Image;
+use fence_lab::cluster::lab::{Cluster, KEY, members};
+use fence_lab::cluster::node::{BOOT_LIMIT, Node};
+use fence_lab::cluster::scenario::{Scenario, play};
+use fence_lab::cluster::shell::Shell as _;
+use fence_lab::container::URI;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::tools;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -141,7 +142,9 @@ impl Drop for Started {
 #[test]
 fn a_cluster_to_play_with_is_entered_as_it_says_and_removed_by_an_interrupt() -> Result<()> {
     let Which::Ours(daemon) = Which::ours()? else { bail!("not ours") };
-    let mut lab = Command::new(env!("CARGO_BIN_EXE_fence-cluster"));
+    let program = tools::target_directory().join("debug/fence-cluster");
+    ensure!(program.is_file(), "no {}: run this by `cargo xtask test cluster`", program.display());
+    let mut lab = Command::new(program);
     lab.arg("--daemon").arg(daemon).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut lab = Started(lab.spawn()?);
     let mut lines = BufReader::new(lab.0.stdout.take().context("no pipe")?).lines();

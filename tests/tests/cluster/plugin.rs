@@ -8,18 +8,18 @@ mod in_a_cluster;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::cluster::corosync::{Item, Member, plain};
-use fence_tests::cluster::image::Image;
-use fence_tests::cluster::lab::KEY;
-use fence_tests::cluster::node::Node;
-use fence_tests::cluster::shell::Shell as _;
-use fence_tests::container::{self, URI};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::process::{Finished, poll_until};
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::tools;
-use fence_tests::witness::Witness;
+use fence_lab::cluster::corosync::{Item, Member, plain};
+use fence_lab::cluster::image::Image;
+use fence_lab::cluster::lab::KEY;
+use fence_lab::cluster::node::Node;
+use fence_lab::cluster::shell::Shell as _;
+use fence_lab::container::{self, URI};
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::process::{Finished, poll_until};
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::tools;
+use fence_lab::witness::Witness;
 
 /// Where `stonith` looks for it, on Debian.
 pub(crate) const PLUGIN: &str = "/usr/lib/stonith/plugins/external/fence-xdp";

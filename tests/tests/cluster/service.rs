@@ -4,21 +4,21 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::cluster::corosync::{KEY_PATH, Member, plain};
-use fence_tests::cluster::image::Image;
-use fence_tests::cluster::lab::KEY;
-use fence_tests::cluster::node::Node;
-use fence_tests::cluster::shell::Shell as _;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{Machine, writing_disk};
-use fence_tests::observer::Observer;
-use fence_tests::process::{Finished, Process, poll_until, run};
-use fence_tests::qemu;
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::timings::Fence;
-use fence_tests::tools;
-use fence_tests::witness::Witness;
+use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
+use fence_lab::cluster::image::Image;
+use fence_lab::cluster::lab::KEY;
+use fence_lab::cluster::node::Node;
+use fence_lab::cluster::shell::Shell as _;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::observer::Observer;
+use fence_lab::process::{Finished, Process, poll_until, run};
+use fence_lab::qemu;
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::timings::Fence;
+use fence_lab::tools;
+use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
 /// How long what takes a second may take on a loaded machine.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fence_common::hash::HashKind;
 use fence_common::wire::{Op, Request};
-use fence_tests::client::Client;
-use fence_tests::peer::{Peer, set_address};
-use fence_tests::testdriver::{State, TestDomain, uuid};
+use fence_lab::client::Client;
+use fence_lab::peer::{Peer, set_address};
+use fence_lab::testdriver::{State, TestDomain, uuid};
 use zerocopy::IntoBytes;
 
 use crate::scene::{Case, Expected, Scene, Stage};
@@ -84,7 +84,7 @@ fn spoilt(name: &str, spoil: fn(&Peer, Request) -> Result<()>) -> Case {
     case.and_state_of(name)
 }
 
-fn first_call(peer: &Peer, request: Request) -> Result<fence_tests::peer::CallBack> {
+fn first_call(peer: &Peer, request: Request) -> Result<fence_lab::peer::CallBack> {
     peer.send(request)?;
     peer.called_back(Duration::from_secs(10))?.context("no first call-back")
 }

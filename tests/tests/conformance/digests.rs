@@ -2,8 +2,8 @@
 
 use fence_common::hash::HashKind;
 use fence_common::wire::Op;
-use fence_tests::client::{Client, Family};
-use fence_tests::testdriver::{State, TestDomain, uuid};
+use fence_lab::client::{Client, Family};
+use fence_lab::testdriver::{State, TestDomain, uuid};
 
 use crate::scene::{Case, Expected, Scene, Stage};
 use crate::talk;

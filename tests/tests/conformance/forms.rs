@@ -7,10 +7,10 @@ use anyhow::Result;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::wire::{FAMILY_V6, Op, Request};
-use fence_tests::client::Client;
-use fence_tests::lab::HYPERVISOR_V4;
-use fence_tests::peer::{Peer, set_address};
-use fence_tests::testdriver::{State, TestDomain, uuid};
+use fence_lab::client::Client;
+use fence_lab::lab::HYPERVISOR_V4;
+use fence_lab::peer::{Peer, set_address};
+use fence_lab::testdriver::{State, TestDomain, uuid};
 use zerocopy::IntoBytes;
 
 use crate::scene::{Case, Expected, Scene, Stage};

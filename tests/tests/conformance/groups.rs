@@ -1,8 +1,8 @@
 //! Groups: names that are spelled in another case than the domain's or the request's, and copies of a request that are denied.
 
 use fence_common::wire::{Op, Request};
-use fence_tests::lab::Guest;
-use fence_tests::testdriver::{State, TestDomain, uuid};
+use fence_lab::lab::Guest;
+use fence_lab::testdriver::{State, TestDomain, uuid};
 
 use crate::scene::{Case, Expected, Scene};
 use crate::talk::{self, SILENCE};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fence_common::wire::Op;
-use fence_tests::testdriver::State;
+use fence_lab::testdriver::State;
 
 use crate::scene::{Case, Expected, Scene};
 use crate::talk;

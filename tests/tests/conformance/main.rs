@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use fence_tests::{differences, tools};
+use fence_lab::{differences, tools};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::report::{Compared, Summary};

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use fence_common::wire::Op;
-use fence_tests::testdriver::{State, TestDomain, uuid};
+use fence_lab::testdriver::{State, TestDomain, uuid};
 
 use crate::scene::{Case, Expected, Scene};
 use crate::talk::{self, HostList, Record};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use fence_tests::differences::{DOCUMENT, Difference};
+use fence_lab::differences::{DOCUMENT, Difference};
 
 use crate::scene::{Case, Expected, Played};
 

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::wire::Op;
-use fence_tests::lab::{Guest, Hypervisor};
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::peer::Peer;
-use fence_tests::qemu;
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::testdriver::{self, State, TestDomain};
+use fence_lab::lab::{Guest, Hypervisor};
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::peer::Peer;
+use fence_lab::qemu;
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::testdriver::{self, State, TestDomain};
 
 use crate::report::{self, Compared};
 use crate::talk;

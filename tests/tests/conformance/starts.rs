@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fence_common::hash::HashKind;
 use fence_common::wire::{DEFAULT_PORT, Op};
-use fence_tests::client::Family;
-use fence_tests::lab::{Guest, Hypervisor};
-use fence_tests::peer::Peer;
-use fence_tests::server::{Config, START_LIMIT, Server, Which};
-use fence_tests::testdriver::{State, TestDomain, node, uuid};
+use fence_lab::client::Family;
+use fence_lab::lab::{Guest, Hypervisor};
+use fence_lab::peer::Peer;
+use fence_lab::server::{Config, START_LIMIT, Server, Which};
+use fence_lab::testdriver::{State, TestDomain, node, uuid};
 
 use crate::report::{self, Compared};
 use crate::scene::Expected;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use fence_common::hash::HashKind;
 use fence_common::wire::{HASH_LEN, HOST_LIST, HostRecord, Op, Reply, Request};
-use fence_tests::client::Client;
-use fence_tests::peer::{CallBack, Peer};
+use fence_lab::client::Client;
+use fence_lab::peer::{CallBack, Peer};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::scene::Stage;

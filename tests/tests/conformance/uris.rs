@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fence_common::wire::Op;
-use fence_tests::client::Client;
-use fence_tests::peer::Peer;
-use fence_tests::testdriver::{State, TestDomain, node, uuid};
+use fence_lab::client::Client;
+use fence_lab::peer::Peer;
+use fence_lab::testdriver::{State, TestDomain, node, uuid};
 
 use crate::scene::{Case, Expected, Scene, Stage};
 use crate::talk::{self, HostList};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::debian::{Kernel, Series};
+use fence_lab::debian::{Kernel, Series};
 
 use crate::guest::{self, Done, Step};
 use crate::table::{self, Row};

@@ -9,9 +9,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::archive::{self, Archive};
-use fence_tests::debian::Kernel;
-use fence_tests::{initramfs, tools};
+use fence_lab::archive::{self, Archive};
+use fence_lab::debian::Kernel;
+use fence_lab::{initramfs, tools};
 
 /// What the lab's network is made of, in the order of loading.
 const MODULES: [&str; 8] = [

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use fence_tests::debian::Series;
+use fence_lab::debian::Series;
 
 use crate::verifier::LINE;
 

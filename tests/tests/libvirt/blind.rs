@@ -2,10 +2,10 @@
 //! afresh where it counts.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::proxy::Proxy;
-use fence_tests::qemu;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::proxy::Proxy;
+use fence_lab::qemu;
 
 use super::site::Site;
 
@@ -39,7 +39,7 @@ fn a_libvirt_without_events_is_looked_at_all_the_same() -> Result<()> {
     site.server.wait_domain("vm", "running")?;
     site.libvirtd.virsh(qemu::URI, &["undefine", "gone"])?;
     let uris = |report: &serde_json::Value| report["uris"].to_string();
-    fence_tests::process::poll_until("`gone` to be gone", super::site::SOON, || {
+    fence_lab::process::poll_until("`gone` to be gone", super::site::SOON, || {
         Ok((!uris(&site.server.status()?.1).contains("\"gone\"")).then_some(()))
     })?;
 

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::wire::Op;
-use fence_tests::container;
-use fence_tests::fuse::Disk;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{Machine, writing_disk};
-use fence_tests::observer::Observer;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::timings::Fence;
-use fence_tests::witness::Witness;
+use fence_lab::container;
+use fence_lab::fuse::Disk;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::observer::Observer;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::timings::Fence;
+use fence_lab::witness::Witness;
 
 use super::KEY;
 use super::site::{SOON, Site};

@@ -3,13 +3,13 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::client::Client;
-use fence_tests::lab::{COMMAND_LIMIT, Hypervisor};
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::process::run;
-use fence_tests::qemu;
-use fence_tests::server::{START_LIMIT, Server, Which};
-use fence_tests::{packaged, tools};
+use fence_lab::client::Client;
+use fence_lab::lab::{COMMAND_LIMIT, Hypervisor};
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::process::run;
+use fence_lab::qemu;
+use fence_lab::server::{START_LIMIT, Server, Which};
+use fence_lab::{packaged, tools};
 use nix::sys::signal::Signal;
 
 use crate::expect_listed;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use fence_common::wire::Op;
-use fence_tests::observer::Observer;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
+use fence_lab::observer::Observer;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
 use nix::sys::signal::Signal;
 
 use super::KEY;

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fence_common::wire::{Op, Request};
-use fence_tests::client::{Client, Family};
-use fence_tests::lab::{Guest, Hypervisor};
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::peer::Peer;
-use fence_tests::process::{Process, poll_until};
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::witness::Witness;
-use fence_tests::{container, qemu, tools};
+use fence_lab::client::{Client, Family};
+use fence_lab::lab::{Guest, Hypervisor};
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::peer::Peer;
+use fence_lab::process::{Process, poll_until};
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::witness::Witness;
+use fence_lab::{container, qemu, tools};
 
 use super::KEY;
 

@@ -1,14 +1,14 @@
 //! What a guest comes back as. The rows `hot-plugged` and `managed-save` of `docs/reference/compatibility.md`, with either server.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{BOOTED, Machine, writing_disk};
-use fence_tests::observer::Observer;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::witness::Witness;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{BOOTED, Machine, writing_disk};
+use fence_lab::observer::Observer;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::witness::Witness;
 
 use super::KEY;
 use super::site::{GUEST, SOON};

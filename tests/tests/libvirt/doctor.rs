@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::container;
-use fence_tests::process::run;
-use fence_tests::qemu;
-use fence_tests::server::Which;
+use fence_lab::container;
+use fence_lab::process::run;
+use fence_lab::qemu;
+use fence_lab::server::Which;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

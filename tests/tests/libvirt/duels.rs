@@ -1,12 +1,12 @@
 //! Machines that are being fenced and want others to be.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::fuse::Disk;
-use fence_tests::lab::BRIDGE;
-use fence_tests::machine::{Machine, writing_disk};
-use fence_tests::observer::Observer;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
+use fence_lab::fuse::Disk;
+use fence_lab::lab::BRIDGE;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::observer::Observer;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
 
 use super::site::{GUEST, SOON, Site};
 

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_tests::fuse::Disk;
-use fence_tests::machine::Machine;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::fuse::Disk;
+use fence_lab::machine::Machine;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

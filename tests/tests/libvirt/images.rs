@@ -4,14 +4,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_tests::block::Block;
-use fence_tests::fuse::Disk;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{Machine, writing_disk};
-use fence_tests::process::{Process, poll_until};
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::block::Block;
+use fence_lab::fuse::Disk;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::process::{Process, poll_until};
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

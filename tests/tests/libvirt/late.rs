@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::proxy::Proxy;
-use fence_tests::qemu;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::proxy::Proxy;
+use fence_lab::qemu;
 
 use super::KEY;
 use super::site::Site;

@@ -4,12 +4,12 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use fence_tests::fuse::Disk;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{Machine, writing_disk};
-use fence_tests::process::{Process, poll_until};
-use fence_tests::qemu;
+use fence_lab::fuse::Disk;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::process::{Process, poll_until};
+use fence_lab::qemu;
 
 use super::expect_listed;
 use super::site::{SOON, Site};

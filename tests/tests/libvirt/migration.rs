@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{FILLING, Machine};
-use fence_tests::process::{Finished, Process, poll_until};
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{FILLING, Machine};
+use fence_lab::process::{Finished, Process, poll_until};
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
 use super::KEY;

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use fence_tests::container;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::Machine;
-use fence_tests::observer::Observer;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::server::{Config, Server, Which};
+use fence_lab::container;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::Machine;
+use fence_lab::observer::Observer;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::server::{Config, Server, Which};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
@@ -198,7 +198,7 @@ fn a_connection_that_hangs_costs_the_others_nothing() -> Result<()> {
     }
     // What costs nothing is not waited for: a look-up of the silent ones takes 5 s.
     let slow = |line: &str| {
-        let fence = fence_tests::timings::Fence::parse(line)?;
+        let fence = fence_lab::timings::Fence::parse(line)?;
         let took = fence.step("replied")?.saturating_sub(fence.step("called_back")?);
         (took > Duration::from_secs(4)).then(|| line.to_owned())
     };

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use fence_tests::client::Client;
-use fence_tests::container;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::{BOOTED, Machine, writing_disk};
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::server::{Server, Which};
-use fence_tests::witness::Witness;
+use fence_lab::client::Client;
+use fence_lab::container;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::{BOOTED, Machine, writing_disk};
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::server::{Server, Which};
+use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
 use super::site::{SOON, Site};

@@ -1,10 +1,10 @@
 //! What libvirt's own record says after a fence (`virsh domstate --reason`), as docs/reference/configuration.md tells it.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::container;
-use fence_tests::machine::Machine;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
+use fence_lab::container;
+use fence_lab::machine::Machine;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
 
 use super::site::{SOON, Site};
 

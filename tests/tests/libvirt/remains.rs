@@ -4,13 +4,13 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::container;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::Machine;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::container;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::Machine;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -254,7 +254,7 @@ fn a_command_that_mentions_a_machine_is_not_killed_for_it() -> Result<()> {
     let machine = site.machine("mentioned")?;
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "sleep 600; exit", "sh", "-uuid", &uuid]);
-    let mut mention = fence_tests::process::Process::start(site.hypervisor.space(), &mut command)?;
+    let mut mention = fence_lab::process::Process::start(site.hypervisor.space(), &mut command)?;
     let position = site.server.log_position();
     // It may be the machine: in doubt nobody is told that it is off.
     site.expect("off", "mentioned", 1)?;

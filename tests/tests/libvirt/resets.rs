@@ -2,10 +2,10 @@
 //! afterwards.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::fuse::Disk;
-use fence_tests::machine::{Machine, panicking_disk, writing_disk};
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
+use fence_lab::fuse::Disk;
+use fence_lab::machine::{Machine, panicking_disk, writing_disk};
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
 
 use super::site::{SOON, Site};
 

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use fence_tests::machine::Machine;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
+use fence_lab::machine::Machine;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
 use nix::sys::signal::Signal;
 
 use super::site::{SOON, Site};

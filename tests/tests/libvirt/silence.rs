@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::Machine;
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::Machine;
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
 use super::site::{SOON, Site};

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::observer::Observer;
-use fence_tests::process::poll_until;
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::timings::Fence;
-use fence_tests::witness::Witness;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::observer::Observer;
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::timings::Fence;
+use fence_lab::witness::Witness;
 
 use super::KEY;
 

@@ -4,10 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use fence_tests::machine::Machine;
-use fence_tests::process::{Process, poll_until};
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::machine::Machine;
+use fence_lab::process::{Process, poll_until};
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

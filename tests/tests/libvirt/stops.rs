@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::wire::Op;
-use fence_tests::client::Family;
-use fence_tests::peer::Peer;
-use fence_tests::qemu;
-use fence_tests::server::{Server, Which};
+use fence_lab::client::Family;
+use fence_lab::peer::Peer;
+use fence_lab::qemu;
+use fence_lab::server::{Server, Which};
 use nix::sys::signal::Signal;
 
 use super::KEY;
@@ -23,7 +23,7 @@ const INSIDE: (&str, &str) = ("test:///default", "test");
 const DEAF: Duration = Duration::from_secs(4);
 
 /// When answers came, one after the other, until it is over.
-fn answers(guest: &fence_tests::lab::Guest, over: &AtomicBool) -> Result<Vec<Instant>> {
+fn answers(guest: &fence_lab::lab::Guest, over: &AtomicBool) -> Result<Vec<Instant>> {
     let mut answers = Vec::new();
     while !over.load(Ordering::Relaxed) {
         let peer = Peer::new(guest, &KEY, Family::V4)?;

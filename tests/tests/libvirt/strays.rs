@@ -1,8 +1,8 @@
 //! Domains that libvirt has lost while they run on: its word is not enough.
 
 use anyhow::{Result, ensure};
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::qemu;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::qemu;
 
 use super::site::Site;
 

@@ -1,12 +1,12 @@
 //! Domains of every origin are known, and killed directly by their own process.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::container;
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::machine::Machine;
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::container;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::Machine;
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 
 use super::site::Site;
 

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_tests::container;
-use fence_tests::fuse::Disk;
-use fence_tests::machine::{Machine, writing_disk};
-use fence_tests::process::poll_until;
-use fence_tests::qemu;
-use fence_tests::witness::Witness;
+use fence_lab::container;
+use fence_lab::fuse::Disk;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
 
 use super::KEY;
 use super::site::{SOON, Site};

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::client::Client;
-use fence_tests::kernel::program_on;
-use fence_tests::lab::{BRIDGE, Guest, Hypervisor};
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::process::{Finished, Process};
-use fence_tests::qemu;
-use fence_tests::server::{Config, START_LIMIT, STOP_LIMIT, Server, Which};
-use fence_tests::tools;
-use fence_tests::witness::Witness;
+use fence_lab::client::Client;
+use fence_lab::kernel::program_on;
+use fence_lab::lab::{BRIDGE, Guest, Hypervisor};
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::process::{Finished, Process};
+use fence_lab::qemu;
+use fence_lab::server::{Config, START_LIMIT, STOP_LIMIT, Server, Which};
+use fence_lab::tools;
+use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
 use super::KEY;

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::wire::{FAMILY_V6, Op, Request};
-use fence_tests::client::Family;
-use fence_tests::peer::{Peer, set_address};
-use fence_tests::process::poll_until;
-use fence_tests::server::Config;
+use fence_lab::client::Family;
+use fence_lab::peer::{Peer, set_address};
+use fence_lab::process::poll_until;
+use fence_lab::server::Config;
 use zerocopy::IntoBytes;
 
 use crate::bench::{Bench, DOMAIN, key};

@@ -1,11 +1,11 @@
 //! What each of these tests begins with: a hypervisor, guests, a key, a server.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::client::Client;
-use fence_tests::kernel::{self, Counters};
-use fence_tests::lab::{Guest, Hypervisor, Space};
-use fence_tests::process::Finished;
-use fence_tests::server::{Config, Server, Which};
+use fence_lab::client::Client;
+use fence_lab::kernel::{self, Counters};
+use fence_lab::lab::{Guest, Hypervisor, Space};
+use fence_lab::process::Finished;
+use fence_lab::server::{Config, Server, Which};
 
 /// A key with every byte value in it, NUL included, of the length that Debian's package makes.
 pub(crate) fn key() -> Vec<u8> {

@@ -2,10 +2,10 @@
 //! interface in every way, and guests are served meanwhile.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::bystanders::{Direction, Frames, Ground, Road, Way};
-use fence_tests::client::Client;
-use fence_tests::pump;
-use fence_tests::server::Which;
+use fence_bench::bystanders::{Direction, Frames, Ground, Road, Way};
+use fence_lab::client::Client;
+use fence_lab::pump;
+use fence_lab::server::Which;
 
 use crate::bench::DOMAIN;
 

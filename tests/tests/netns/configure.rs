@@ -3,12 +3,12 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::client::{Client, Family};
-use fence_tests::lab::COMMAND_LIMIT;
-use fence_tests::packaged;
-use fence_tests::process::{Finished, run};
-use fence_tests::server::{START_LIMIT, Server, Which};
-use fence_tests::tools;
+use fence_lab::client::{Client, Family};
+use fence_lab::lab::COMMAND_LIMIT;
+use fence_lab::packaged;
+use fence_lab::process::{Finished, run};
+use fence_lab::server::{START_LIMIT, Server, Which};
+use fence_lab::tools;
 
 use crate::bench::{Bench, listed};
 

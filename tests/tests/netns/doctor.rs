@@ -4,10 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::lab::Space;
-use fence_tests::process::run;
-use fence_tests::server::Which;
-use fence_tests::tools;
+use fence_lab::lab::Space;
+use fence_lab::process::run;
+use fence_lab::server::Which;
+use fence_lab::tools;
 use serde_json::Value;
 
 use crate::bench::Bench;

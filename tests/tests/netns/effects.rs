@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::process::poll_until;
-use fence_tests::server::{Config, Server, Which};
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, Server, Which};
 
 use crate::bench::Bench;
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_tests::client::{Client, Family};
-use fence_tests::lab::Guest;
-use fence_tests::peer::Peer;
-use fence_tests::server::{Config, Server};
+use fence_lab::client::{Client, Family};
+use fence_lab::lab::Guest;
+use fence_lab::peer::Peer;
+use fence_lab::server::{Config, Server};
 use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN, key};

@@ -7,11 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::program_on;
-use fence_tests::lab::BRIDGE;
-use fence_tests::process::{Finished, poll_until, run};
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::tools;
+use fence_lab::kernel::program_on;
+use fence_lab::lab::BRIDGE;
+use fence_lab::process::{Finished, poll_until, run};
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::tools;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

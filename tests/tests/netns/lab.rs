@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::lab::Hypervisor;
-use fence_tests::process::poll_until;
+use fence_lab::lab::Hypervisor;
+use fence_lab::process::poll_until;
 
 /// Set for a copy of this program that is to make a lab, and to be killed.
 const VICTIM: &str = "FENCE_LAB_VICTIM";

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_tests::client::Family;
-use fence_tests::peer::Peer;
-use fence_tests::server::Server;
+use fence_lab::client::Family;
+use fence_lab::peer::Peer;
+use fence_lab::server::Server;
 use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN, key};
@@ -129,7 +129,7 @@ fn a_stop_leaves_a_conversation_time_to_end() -> Result<()> {
     said(&server, position, "stopping")?;
     std::thread::sleep(Duration::from_millis(200));
     ensure!(call.converse()? == 0, "{}", server.log());
-    let ended = server.finish(fence_tests::server::STOP_LIMIT)?;
+    let ended = server.finish(fence_lab::server::STOP_LIMIT)?;
     ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
     Ok(())
 }

@@ -7,10 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::program_on;
-use fence_tests::lab::{BRIDGE, Hypervisor};
-use fence_tests::process::{self, poll_until};
-use fence_tests::server::{START_LIMIT, STOP_LIMIT, Server, Which};
+use fence_lab::kernel::program_on;
+use fence_lab::lab::{BRIDGE, Hypervisor};
+use fence_lab::process::{self, poll_until};
+use fence_lab::server::{START_LIMIT, STOP_LIMIT, Server, Which};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -56,7 +56,7 @@ fn a_stop_while_the_program_is_being_loaded_leaves_nothing_either() -> Result<()
 fn sigterm_lets_a_conversation_finish() -> Result<()> {
     let bench = Bench::new()?;
     let mut server = bench.serve(&bench.config("auto"))?;
-    let peer = fence_tests::peer::Peer::new(&bench.guest, &crate::bench::key(), fence_tests::client::Family::V4)?;
+    let peer = fence_lab::peer::Peer::new(&bench.guest, &crate::bench::key(), fence_lab::client::Family::V4)?;
     let mut call = peer.ask(fence_common::wire::Op::Status, DOMAIN)?;
     server.process().signal(Signal::SIGTERM)?;
     ensure!(call.converse()? == 0, "{}", server.log());

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fence_common::hash::HashKind;
 use fence_common::wire::{HASH_LEN, Op};
-use fence_tests::client::Family;
-use fence_tests::peer::{CallBack, NOBODY, Peer, set_address};
-use fence_tests::server::{Config, Server};
+use fence_lab::client::Family;
+use fence_lab::peer::{CallBack, NOBODY, Peer, set_address};
+use fence_lab::server::{Config, Server};
 use zerocopy::IntoBytes;
 
 use crate::bench::{Bench, DOMAIN, key};
@@ -138,7 +138,7 @@ fn a_request_whose_call_back_failed_is_served_when_it_comes_again() -> Result<()
         peer.send(request)?;
         peer.called_back(Duration::from_secs(2))?.map(|mut call| call.converse()).transpose()
     };
-    let reply = fence_tests::process::poll_until("an answer", Duration::from_secs(20), again)?;
+    let reply = fence_lab::process::poll_until("an answer", Duration::from_secs(20), again)?;
     ensure!(reply == 0, "{}", server.log());
     // Once answered it is not served a third time.
     peer.send(request)?;

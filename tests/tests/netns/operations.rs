@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 use fence_common::hash::HashKind;
 use fence_common::wire::Op;
-use fence_tests::client::Family;
-use fence_tests::peer::Peer;
-use fence_tests::server::{Config, Server, Which};
+use fence_lab::client::Family;
+use fence_lab::peer::Peer;
+use fence_lab::server::{Config, Server, Which};
 
 use crate::bench::{Bench, DOMAIN, key, listed};
 
@@ -135,7 +135,7 @@ fn requests_come_through_the_socket_where_xdp_is_off() -> Result<()> {
         for kind in HashKind::ALL {
             let config = Config { family, hash: kind, auth: kind, ..bench.config("off") };
             let server = bench.serve(&config)?;
-            ensure!(fence_tests::kernel::program_on(&bench.hypervisor, fence_tests::lab::BRIDGE)?.is_none());
+            ensure!(fence_lab::kernel::program_on(&bench.hypervisor, fence_lab::lab::BRIDGE)?.is_none());
             let client = |op: &str| bench.client(op).family(family).hash(kind).auth(kind);
             bench.expect_via(&server, &client("off").domain(DOMAIN), 0, "socket")?;
             bench.expect_via(&server, &client("status").domain(DOMAIN), 2, "socket")?;

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::{Op, Reply};
-use fence_tests::client::Family;
-use fence_tests::peer::Peer;
-use fence_tests::server::{Config, Server};
+use fence_lab::client::Family;
+use fence_lab::peer::Peer;
+use fence_lab::server::{Config, Server};
 
 use crate::bench::{Bench, DOMAIN, key};
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fence_common::wire::Op;
-use fence_tests::client::{Client, Family};
-use fence_tests::kernel;
-use fence_tests::lab::{Guest, Hypervisor};
-use fence_tests::peer::Peer;
-use fence_tests::process::{Finished, poll_until};
-use fence_tests::server::{Config, START_LIMIT, Server, Which};
+use fence_lab::client::{Client, Family};
+use fence_lab::kernel;
+use fence_lab::lab::{Guest, Hypervisor};
+use fence_lab::peer::Peer;
+use fence_lab::process::{Finished, poll_until};
+use fence_lab::server::{Config, START_LIMIT, Server, Which};
 use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN, key};
@@ -59,7 +59,7 @@ const LOOK: &str = "ssh root@GUEST fence_xvm -o status -H GUEST";
 
 /// What the page has typed in a step, in order.
 fn typed(step: u8) -> Result<Vec<String>> {
-    let page = std::fs::read_to_string(fence_tests::tools::workspace().join("docs/guide/key-rotation.md"))?;
+    let page = std::fs::read_to_string(fence_lab::tools::workspace().join("docs/guide/key-rotation.md"))?;
     let begin = format!("**{step}. ");
     let lines = page.lines().skip_while(|line| !line.starts_with(&begin)).skip(1);
     let lines = lines.take_while(|line| !line.starts_with("**") && !line.starts_with("## "));

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fence_common::wire::Op;
-use fence_tests::client::Family;
-use fence_tests::kernel::program_on;
-use fence_tests::lab::BRIDGE;
-use fence_tests::peer::Peer;
-use fence_tests::process::{Process, poll_until, run};
-use fence_tests::server::{START_LIMIT, Server, Which};
+use fence_lab::client::Family;
+use fence_lab::kernel::program_on;
+use fence_lab::lab::BRIDGE;
+use fence_lab::peer::Peer;
+use fence_lab::process::{Process, poll_until, run};
+use fence_lab::server::{START_LIMIT, Server, Which};
 use serde_json::Value;
 
 use crate::bench::{Bench, DOMAIN, key};

@@ -4,16 +4,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use fence_bench::caller;
 use fence_common::wire::{DEFAULT_GROUP_V4, Op, Request};
-use fence_tests::bench::caller;
-use fence_tests::client::Family;
-use fence_tests::flood::{Flood, Rounds, datagram, elsewhere, fragment, igmp};
-use fence_tests::kernel::{self, Counters};
-use fence_tests::lab::{BRIDGE, Guest, HYPERVISOR_V4};
-use fence_tests::peer::{Peer, set_address};
-use fence_tests::process::poll_until;
-use fence_tests::server::Server;
-use fence_tests::timings::Fence;
+use fence_lab::client::Family;
+use fence_lab::flood::{Flood, Rounds, datagram, elsewhere, fragment, igmp};
+use fence_lab::kernel::{self, Counters};
+use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4};
+use fence_lab::peer::{Peer, set_address};
+use fence_lab::process::poll_until;
+use fence_lab::server::Server;
+use fence_lab::timings::Fence;
 use nix::sys::signal::Signal;
 use zerocopy::IntoBytes;
 

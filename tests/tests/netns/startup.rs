@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::{occupy, program_on};
-use fence_tests::lab::BRIDGE;
-use fence_tests::process::poll_until;
-use fence_tests::server::{Config, START_LIMIT, Server, Which};
-use fence_tests::tools;
+use fence_lab::kernel::{occupy, program_on};
+use fence_lab::lab::BRIDGE;
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, START_LIMIT, Server, Which};
+use fence_lab::tools;
 
 use crate::bench::{Bench, DOMAIN, listed};
 

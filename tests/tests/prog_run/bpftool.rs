@@ -4,7 +4,7 @@ use std::process::Command;
 
 use fence_common::verdict::Counters;
 
-use fence_tests::loaded::object_path;
+use fence_lab::loaded::object_path;
 
 use crate::program::require_root;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use fence_common::verdict::Verdict;
-use fence_tests::differential::case::Case;
-use fence_tests::differential::{Pair, run};
+use fence_lab::differential::case::Case;
+use fence_lab::differential::{Pair, run};
 
 use crate::program::require_root;
 

@@ -17,10 +17,10 @@ use fence_common::replay::Mark;
 use fence_common::shield::{Failed, Limits, Sender, Strangers, Trusted};
 use fence_common::verdict::{Action, Counters, Verdict};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, Request};
-use fence_tests::loaded::{self, XDP_DROP, XDP_PASS};
+use fence_lab::loaded::{self, XDP_DROP, XDP_PASS};
 use zerocopy::FromZeros as _;
 
-pub(crate) use fence_tests::loaded::{SHORTEST, now};
+pub(crate) use fence_lab::loaded::{SHORTEST, now};
 
 /// From <linux/pkt_cls.h>.
 const TCX_DROP: u32 = 2;

@@ -170,12 +170,14 @@ mod tests {
             ESSENTIAL.contains(&name)
                 || requirements(profile).iter().any(|one| one.tool == Some(name) || one.apt.contains(&name))
         };
-        for text in [include_str!("../../../tests/src/lab.rs"), include_str!("../../../tests/src/bin/fence-lab.rs")] {
+        for text in
+            [include_str!("../../../tests/lab/src/lab.rs"), include_str!("../../../tests/lab/src/bin/fence-lab.rs")]
+        {
             for program in quoted(text, "tools::require(&[", "])") {
                 assert!(brings(Profile::Lab, program), "the lab needs {program}");
             }
         }
-        let text = quoted(include_str!("../../../tests/src/tools.rs"), "PACKAGES: &[(&str, &str)] = &[", "];");
+        let text = quoted(include_str!("../../../tests/lab/src/tools.rs"), "PACKAGES: &[(&str, &str)] = &[", "];");
         assert!(text.len() > 10 && text.len().is_multiple_of(2), "{text:?}");
         for pair in text.chunks(2) {
             let [program, package] = pair else { unreachable!() };

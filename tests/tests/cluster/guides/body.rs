@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use fence_tests::cluster::node::Node;
-use fence_tests::cluster::shell::Shell as _;
-use fence_tests::container::URI;
-use fence_tests::lab::COMMAND_LIMIT;
-use fence_tests::process::{Finished, run};
-use fence_tests::witness::Witness;
+use fence_lab::cluster::node::Node;
+use fence_lab::cluster::shell::Shell as _;
+use fence_lab::container::URI;
+use fence_lab::lab::COMMAND_LIMIT;
+use fence_lab::process::{Finished, run};
+use fence_lab::witness::Witness;
 
 /// How long a look at something takes until the next one.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::cluster::image::Image;
-use fence_tests::guide::stage::{HYPERVISOR, Stage};
-use fence_tests::guide::{Act, Guide};
-use fence_tests::lab::Hypervisor;
-use fence_tests::server::{Config, Server, Which};
+use fence_lab::cluster::image::Image;
+use fence_lab::guide::stage::{HYPERVISOR, Stage};
+use fence_lab::guide::{Act, Guide};
+use fence_lab::lab::Hypervisor;
+use fence_lab::server::{Config, Server, Which};
 
 use super::bring_zone;
 

@@ -4,19 +4,19 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use fence_tests::cluster::corosync::{KEY_PATH, Member, files};
-use fence_tests::cluster::image::Image;
-use fence_tests::cluster::lab::KEY;
-use fence_tests::cluster::node::Node;
-use fence_tests::cluster::shell::{self, Shell as _};
-use fence_tests::guide::stage::Stage;
-use fence_tests::guide::{Act, Guide};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::qemu;
-use fence_tests::server::Which;
-use fence_tests::tools;
-use fence_tests::witness::Witness;
+use fence_lab::cluster::corosync::{KEY_PATH, Member, files};
+use fence_lab::cluster::image::Image;
+use fence_lab::cluster::lab::KEY;
+use fence_lab::cluster::node::Node;
+use fence_lab::cluster::shell::{self, Shell as _};
+use fence_lab::guide::stage::Stage;
+use fence_lab::guide::{Act, Guide};
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::qemu;
+use fence_lab::server::Which;
+use fence_lab::tools;
+use fence_lab::witness::Witness;
 
 use super::body::Body;
 

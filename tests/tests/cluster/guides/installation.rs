@@ -3,18 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::cluster::corosync::{KEY_PATH, Member, plain};
-use fence_tests::cluster::image::Image;
-use fence_tests::cluster::lab::KEY;
-use fence_tests::cluster::node::Node;
-use fence_tests::container::{self, URI};
-use fence_tests::guide::stage::{HYPERVISOR, STAND_INS, Stage};
-use fence_tests::guide::{Act, Guide};
-use fence_tests::lab::Hypervisor;
-use fence_tests::libvirtd::Libvirtd;
-use fence_tests::server::{Config, Server, Which};
-use fence_tests::tools;
-use fence_tests::witness::Witness;
+use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
+use fence_lab::cluster::image::Image;
+use fence_lab::cluster::lab::KEY;
+use fence_lab::cluster::node::Node;
+use fence_lab::container::{self, URI};
+use fence_lab::guide::stage::{HYPERVISOR, STAND_INS, Stage};
+use fence_lab::guide::{Act, Guide};
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::server::{Config, Server, Which};
+use fence_lab::tools;
+use fence_lab::witness::Witness;
 
 use super::{CLONE, files_below};
 

@@ -1,8 +1,8 @@
 //! Whatever is wrong is a failure with one line that says what, and nobody is fenced.
 
 use anyhow::{Result, ensure};
-use fence_tests::cluster::shell::Shell as _;
-use fence_tests::process::Finished;
+use fence_lab::cluster::shell::Shell as _;
+use fence_lab::process::Finished;
 use nix::sys::signal::Signal;
 
 use super::{HOSTLIST, PLUGIN, Scene, VICTIMS};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use fence_tests::container::URI;
-use fence_tests::process::poll_until;
+use fence_lab::container::URI;
+use fence_lab::process::poll_until;
 
 use super::{LIMIT, Scene, VICTIMS};
 

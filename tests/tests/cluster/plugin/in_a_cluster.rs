@@ -1,10 +1,10 @@
 //! The plugin as crmsh configures it and Pacemaker runs it.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::cluster::lab::{Cluster, SERVICE};
-use fence_tests::cluster::shell::{self, Shell as _};
-use fence_tests::process::poll_until;
-use fence_tests::server::Which;
+use fence_lab::cluster::lab::{Cluster, SERVICE};
+use fence_lab::cluster::shell::{self, Shell as _};
+use fence_lab::process::poll_until;
+use fence_lab::server::Which;
 
 use super::{LIMIT, plugin};
 

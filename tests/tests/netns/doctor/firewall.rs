@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use fence_tests::lab::Space;
-use fence_tests::tools;
+use fence_lab::lab::Space;
+use fence_lab::tools;
 
 use super::{Told, ask, mend, on_hypervisor, says};
 use crate::bench::Bench;

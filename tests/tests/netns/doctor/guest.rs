@@ -2,10 +2,10 @@
 
 use anyhow::{Result, ensure};
 use fence_common::hash::HashKind;
-use fence_tests::client::Family;
-use fence_tests::process::Process;
-use fence_tests::server::Config;
-use fence_tests::tools;
+use fence_lab::client::Family;
+use fence_lab::process::Process;
+use fence_lab::server::Config;
+use fence_lab::tools;
 use nix::sys::signal::Signal;
 
 use super::{Told, ask, mend, says};
@@ -85,7 +85,7 @@ fn whoever_has_the_call_backs_port_is_named() -> Result<()> {
     let mut listen = std::process::Command::new(tools::find("busybox")?);
     listen.args(["nc", "-l", "-p", "1229"]);
     let listener = Process::start(bench.guest.space(), &mut listen)?;
-    fence_tests::process::poll_until("the listener", super::LIMIT, || {
+    fence_lab::process::poll_until("the listener", super::LIMIT, || {
         let table = bench.guest.space().must("cat", &["/proc/net/tcp", "/proc/net/tcp6"])?.stdout;
         Ok(table.contains(":04CD ").then_some(()))
     })?;

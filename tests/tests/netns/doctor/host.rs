@@ -4,9 +4,9 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::process::{poll_until, run};
-use fence_tests::server::{Config, START_LIMIT, Server, Which};
-use fence_tests::testdriver::{self, State, TestDomain};
+use fence_lab::process::{poll_until, run};
+use fence_lab::server::{Config, START_LIMIT, Server, Which};
+use fence_lab::testdriver::{self, State, TestDomain};
 use nix::sys::signal::Signal;
 
 use super::{LIMIT, ask, mend, on_hypervisor, program, says};
@@ -53,7 +53,7 @@ fn a_key_is_told_by_a_fingerprint_that_is_the_same_everywhere() -> Result<()> {
     let there = ask(bench.guest.space(), &["doctor", "--from-guest", "--key", &bench.key])?;
     ensure!(there.find("key", "ok")?["seen"] == here);
     // As the documentation has it, for guests without this program.
-    let page = std::fs::read_to_string(fence_tests::tools::workspace().join("docs/reference/doctor.md"))?;
+    let page = std::fs::read_to_string(fence_lab::tools::workspace().join("docs/reference/doctor.md"))?;
     let line = page.lines().find_map(|line| line.trim().strip_prefix("# ").filter(|line| line.contains("sha256sum")));
     let line =
         line.context("no line of shell in docs/reference/doctor.md")?.replace("/etc/cluster/fence_xvm.key", &bench.key);
@@ -296,7 +296,7 @@ fn a_guest_with_another_key_and_one_that_cannot_be_called_back_are_named() -> Re
     let _server = bench.serve(&bench.config("auto"))?;
     let wrong = bench.hypervisor.write("wrong.key", &[9; 512])?;
     let space = bench.guest.space();
-    fence_tests::client::Client::new("status", &wrong).domain("test").timeout(3).run(space)?;
+    fence_lab::client::Client::new("status", &wrong).domain("test").timeout(3).run(space)?;
     let told = on_hypervisor(&bench)?;
     says(told.find("requests", "warning")?, &["192.168.122.11", "none that was right", "another key"])?;
     // With the right key, and deaf.

@@ -4,10 +4,10 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use fence_tests::kernel::occupy;
-use fence_tests::lab::BRIDGE;
-use fence_tests::process::poll_until;
-use fence_tests::server::{Config, Server, Which};
+use fence_lab::kernel::occupy;
+use fence_lab::lab::BRIDGE;
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, Server, Which};
 
 use super::{LIMIT, ask, mend, on_hypervisor, says};
 use crate::bench::Bench;

@@ -3,10 +3,10 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::lab::BRIDGE;
-use fence_tests::process::Process;
-use fence_tests::server::Config;
-use fence_tests::tools;
+use fence_lab::lab::BRIDGE;
+use fence_lab::process::Process;
+use fence_lab::server::Config;
+use fence_lab::tools;
 use nix::sys::signal::Signal;
 
 use super::LIMIT;

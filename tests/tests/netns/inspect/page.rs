@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::kernel::program_on;
-use fence_tests::lab::BRIDGE;
-use fence_tests::process::run;
-use fence_tests::tools;
+use fence_lab::kernel::program_on;
+use fence_lab::lab::BRIDGE;
+use fence_lab::process::run;
+use fence_lab::tools;
 use serde_json::Value;
 
 use super::{LIMIT, program};

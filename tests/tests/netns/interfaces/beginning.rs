@@ -5,10 +5,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fence_tests::kernel::program_on;
-use fence_tests::lab::BRIDGE;
-use fence_tests::process::{Process, poll_until};
-use fence_tests::server::{Config, START_LIMIT, STOP_LIMIT, Server, Which};
+use fence_lab::kernel::program_on;
+use fence_lab::lab::BRIDGE;
+use fence_lab::process::{Process, poll_until};
+use fence_lab::server::{Config, START_LIMIT, STOP_LIMIT, Server, Which};
 use nix::sys::signal::Signal;
 
 use super::{NOTICE, Way, memberships, wait_line};
@@ -216,10 +216,10 @@ fn without_a_configured_interface_all_that_come_are_listened_on() -> Result<()> 
     ip("link set virbr1 up")?;
     ip("addr add 192.168.123.1/24 dev virbr1")?;
     wait_line(&server, position, &["INFO", "virbr1", "is there"])?;
-    ensure!(memberships(&bench, fence_tests::client::Family::V4)?.len() == 2);
+    ensure!(memberships(&bench, fence_lab::client::Family::V4)?.len() == 2);
     ip("addr del 192.168.123.1/24 dev virbr1")?;
     wait_line(&server, position, &["INFO", "virbr1", "gone"])?;
-    ensure!(memberships(&bench, fence_tests::client::Family::V4)?.len() == 1);
+    ensure!(memberships(&bench, fence_lab::client::Family::V4)?.len() == 1);
     bench.hypervisor.delete_bridge()?;
     wait_line(&server, position, &["ERROR", "the last interface is gone"])?;
     start_network(&bench)?;

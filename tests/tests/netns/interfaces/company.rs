@@ -1,10 +1,10 @@
 //! Others on the interface: they are left alone while they are there, and the program takes over when they go.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::kernel::{Program, occupy, program_on, tcx_on, xdp_on};
-use fence_tests::lab::BRIDGE;
-use fence_tests::process::poll_until;
-use fence_tests::server::{Config, START_LIMIT, Server, Which};
+use fence_lab::kernel::{Program, occupy, program_on, tcx_on, xdp_on};
+use fence_lab::lab::BRIDGE;
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, START_LIMIT, Server, Which};
 use nix::sys::signal::Signal;
 
 use super::{NOTICE, wait_line};

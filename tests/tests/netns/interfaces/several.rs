@@ -1,10 +1,10 @@
 //! Without `interface` in the configuration: several interfaces at once, each with the program, whatever becomes of the others.
 
 use anyhow::{Context, Result, ensure};
-use fence_tests::kernel::{program_on, tcx_on, xdp_on};
-use fence_tests::lab::{BRIDGE, Guest};
-use fence_tests::process::poll_until;
-use fence_tests::server::{Config, Server};
+use fence_lab::kernel::{program_on, tcx_on, xdp_on};
+use fence_lab::lab::{BRIDGE, Guest};
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, Server};
 use nix::sys::signal::Signal;
 
 use super::{NOTICE, number_of, wait_line};

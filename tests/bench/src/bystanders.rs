@@ -1,0 +1,372 @@
+//! What the kernel program costs those who have nothing to do with it: TCP between a guest and the host, with the program on the interface that
+//! their bytes come by and without it.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::stats::{Sample, Samples, three};
+use fence_lab::kernel::{tcx_on, xdp_on};
+use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor, Space};
+use fence_lab::machine::Fact;
+use fence_lab::pump::{self, Flow};
+use fence_lab::server::{Config, START_LIMIT, Server, Which};
+
+/// The host's end of a cable to a guest, without a bridge.
+pub const CABLE: &str = "port9";
+/// The host's address on it.
+pub const CABLE_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 123, 1);
+/// The guest's.
+const CABLE_GUEST_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 123, 12);
+
+/// What the bytes go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Road {
+    /// `virbr0`, as everywhere.
+    Bridge,
+    /// A veth pair, whose driver knows XDP.
+    Cable,
+}
+
+impl Road {
+    /// The host's interface, which the program is on.
+    #[must_use]
+    pub fn interface(self) -> &'static str {
+        match self {
+            Self::Bridge => BRIDGE,
+            Self::Cable => CABLE,
+        }
+    }
+}
+
+/// How the program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Not at all: there is no daemon.
+    None,
+    /// As tc program.
+    Tcx,
+    /// As XDP, by the network stack.
+    Generic,
+    /// As XDP, by the driver.
+    Native,
+}
+
+impl Way {
+    /// The value of `attach`, for what there is.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tcx => "tcx",
+            Self::Generic => "generic",
+            Self::Native => "native",
+        }
+    }
+
+    /// What is compared on a road, the yardstick first.
+    #[must_use]
+    pub fn on(road: Road) -> &'static [Self] {
+        match road {
+            Road::Bridge => &[Self::None, Self::Tcx, Self::Generic],
+            Road::Cable => &[Self::None, Self::Tcx, Self::Generic, Self::Native],
+        }
+    }
+}
+
+/// What frames the bytes are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// The MTU on the way.
+    pub mtu: u32,
+    /// Whether the stack may hand over many segments at once, to be cut apart by a network card, as it does wherever it can.
+    pub joined: bool,
+}
+
+impl Frames {
+    /// What is tried.
+    pub const ALL: [Self; 4] = [
+        Self { mtu: 1500, joined: true },
+        Self { mtu: 1500, joined: false },
+        Self { mtu: 9000, joined: true },
+        Self { mtu: 9000, joined: false },
+    ];
+
+    fn name(self) -> String {
+        format!("MTU {}, {}", self.mtu, if self.joined { "segments joined (GSO)" } else { "one frame a segment" })
+    }
+}
+
+/// Where the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the guest to the host: the program sees them all.
+    ToHost,
+    /// From the host to the guest: the program sees the acknowledgements.
+    ToGuest,
+}
+
+/// A hypervisor with a guest on its bridge, and one on a cable of its own.
+#[derive(Debug)]
+pub struct Ground {
+    /// The hypervisor.
+    pub hypervisor: Hypervisor,
+    bridged: Guest,
+    cabled: Guest,
+    key: String,
+}
+
+impl Ground {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::new`].
+    pub fn new() -> Result<Self> {
+        let hypervisor = Hypervisor::new()?;
+        let (bridged, cabled) = (hypervisor.guest(1)?, hypervisor.guest(2)?);
+        let key = hypervisor.write("fence.key", &pump::random_file(512)?)?;
+        hypervisor.ip(&["link", "del", "vnet2"])?;
+        hypervisor.ip(&["link", "add", CABLE, "type", "veth", "peer", "name", "eth9", "netns", &cabled.name])?;
+        hypervisor.ip(&["addr", "add", &format!("{CABLE_V4}/24"), "dev", CABLE])?;
+        hypervisor.ip(&["link", "set", CABLE, "up"])?;
+        cabled.space().must("ip", &["addr", "add", &format!("{CABLE_GUEST_V4}/24"), "dev", "eth9"])?;
+        cabled.space().must("ip", &["link", "set", "eth9", "up"])?;
+        Ok(Self { hypervisor, bridged, cabled, key })
+    }
+
+    /// Sets what frames a road carries.
+    ///
+    /// # Errors
+    /// `ip` refuses.
+    pub fn set(&self, road: Road, frames: Frames) -> Result<()> {
+        let (mtu, segments) = (frames.mtu.to_string(), if frames.joined { "65535" } else { "1" });
+        let (guest, end, host) = match road {
+            Road::Bridge => (&self.bridged, "eth0", ["vnet1", BRIDGE].as_slice()),
+            Road::Cable => (&self.cabled, "eth9", [CABLE].as_slice()),
+        };
+        let arguments = |interface| ["link", "set", "dev", interface, "mtu", &mtu, "gso_max_segs", segments];
+        for interface in host {
+            self.hypervisor.ip(&arguments(interface))?;
+        }
+        guest.space().must("ip", &arguments(end)).map(drop)
+    }
+
+    /// The guest at the end of a road.
+    #[must_use]
+    pub fn guest(&self, road: Road) -> &Guest {
+        match road {
+            Road::Bridge => &self.bridged,
+            Road::Cable => &self.cabled,
+        }
+    }
+
+    /// From where to where, and the address there.
+    #[must_use]
+    pub fn ends(&self, road: Road, direction: Direction) -> (&Space, &Space, IpAddr) {
+        let (host, guest) = (self.hypervisor.space(), self.guest(road));
+        let (host_v4, guest_v4) = match road {
+            Road::Bridge => (HYPERVISOR_V4, guest.v4),
+            Road::Cable => (CABLE_V4, CABLE_GUEST_V4),
+        };
+        match direction {
+            Direction::ToHost => (guest.space(), host, host_v4.into()),
+            Direction::ToGuest => (host, guest.space(), guest_v4.into()),
+        }
+    }
+
+    /// The key that requests are signed with here.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Starts the daemon with the program on a road in this way, and makes sure that it is there.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn serve(&self, daemon: &Which, road: Road, way: Way) -> Result<Option<Server>> {
+        if way == Way::None {
+            return Ok(None);
+        }
+        let config =
+            Config { interface: road.interface().to_owned(), attach: Some(way.name()), ..Config::new(&self.key) };
+        let server = Server::start(&self.hypervisor, daemon, &config)?;
+        server.wait_settled(START_LIMIT)?;
+        let is_there = match way {
+            Way::None => true,
+            Way::Tcx => tcx_on(&self.hypervisor, road.interface())?.iter().any(fence_lab::kernel::Program::is_ours),
+            Way::Generic | Way::Native => {
+                xdp_on(&self.hypervisor, road.interface())?.is_some_and(|program| program.is_ours())
+            }
+        };
+        ensure!(is_there, "the program is not on {} ({}): {}", road.interface(), way.name(), server.log());
+        Ok(Some(server))
+    }
+
+    /// How many packets and bytes the host has got by a road.
+    ///
+    /// # Errors
+    /// The lab is gone.
+    pub fn received(&self, road: Road) -> Result<[u64; 2]> {
+        let one = |what: &str| -> Result<u64> {
+            let path = format!("/sys/class/net/{}/statistics/rx_{what}", road.interface());
+            let read = format!("cat {path}");
+            Ok(self.hypervisor.space().must("sh", &["-c", &read])?.stdout.trim().parse()?)
+        };
+        Ok([one("packets")?, one("bytes")?])
+    }
+
+    /// How many TCP segments the host found with a wrong checksum.
+    ///
+    /// # Errors
+    /// The lab is gone, or the kernel does not count them.
+    pub fn wrong_checksums(&self) -> Result<u64> {
+        let table = self.hypervisor.proc_net("snmp")?;
+        let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (Some(names), Some(values)) = (lines.next(), lines.next()) else { bail!("no Tcp in {table}") };
+        let at = names.split(' ').position(|name| name == "InCsumErrors").context("no InCsumErrors")?;
+        Ok(values.split(' ').nth(at).context("no value")?.parse()?)
+    }
+}
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Row {
+    road: Road,
+    frames: Frames,
+    direction: Direction,
+    /// One for each [`Way::on`] the road.
+    cells: Vec<Cell>,
+}
+
+/// What was measured of one way.
+#[derive(Debug)]
+struct Cell {
+    way: Way,
+    /// Bytes per second.
+    speeds: Samples,
+    /// What part of the same round's yardstick that is.
+    ratios: Samples,
+    /// The same of bytes per second of processor time.
+    cpu_ratios: Samples,
+}
+
+/// Measures in rounds, in which each way has its turn, with another one first each time.
+///
+/// # Errors
+/// The lab cannot be made, or something broke.
+pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Vec<Row>> {
+    let ground = Ground::new()?;
+    let mut rows: Vec<Row> = Vec::new();
+    for round in 0..rounds {
+        fence_lab::progress(&format!("round {} of {rounds}", round + 1));
+        for road in [Road::Bridge, Road::Cable] {
+            let ways = Way::on(road);
+            let mut results = Vec::new();
+            for turn in 0..ways.len() {
+                let Some(way) = ways.get((turn + round) % ways.len()) else { continue };
+                ground.set(road, Frames { mtu: 1500, joined: true })?;
+                let server = ground.serve(daemon, road, *way)?;
+                for frames in Frames::ALL {
+                    ground.set(road, frames).with_context(|| format!("{}, {}", way.name(), frames.name()))?;
+                    for direction in [Direction::ToHost, Direction::ToGuest] {
+                        let (from, to, address) = ground.ends(road, direction);
+                        results.push((*way, frames, direction, pump::throughput(from, to, address, long)?));
+                    }
+                }
+                drop(server);
+            }
+            collect(&mut rows, road, &results);
+        }
+    }
+    Ok(rows)
+}
+
+/// Adds a round's results on a road to the rows.
+fn collect(rows: &mut Vec<Row>, road: Road, results: &[(Way, Frames, Direction, Flow)]) {
+    for frames in Frames::ALL {
+        for direction in [Direction::ToHost, Direction::ToGuest] {
+            let of = |way: Way| {
+                let found = results.iter().find(|(by, with, to, _)| (*by, *with, *to) == (way, frames, direction));
+                found.map(|(.., flow)| *flow)
+            };
+            let Some(yardstick) = of(Way::None) else { continue };
+            let same = |row: &&mut Row| (row.road, row.frames, row.direction) == (road, frames, direction);
+            if rows.iter_mut().find(same).is_none() {
+                let empty = |way: &Way| Cell {
+                    way: *way,
+                    speeds: Samples::default(),
+                    ratios: Samples::default(),
+                    cpu_ratios: Samples::default(),
+                };
+                rows.push(Row { road, frames, direction, cells: Way::on(road).iter().map(empty).collect() });
+            }
+            for cell in rows.iter_mut().find(same).map(|row| &mut row.cells).into_iter().flatten() {
+                if let Some(flow) = of(cell.way) {
+                    let sample = |value| Sample { value, at_least: false };
+                    cell.speeds.push(sample(flow.per_second));
+                    cell.ratios.push(sample(flow.per_second / yardstick.per_second));
+                    cell.cpu_ratios.push(sample(flow.per_cpu_second / yardstick.per_cpu_second));
+                }
+            }
+        }
+    }
+}
+
+/// The table of one road, in Markdown.
+#[must_use]
+pub fn table(rows: &[Row], road: Road) -> String {
+    let mut text = String::from("| frames | from, to |");
+    for way in Way::on(road) {
+        let _ = write!(text, " {} |", if *way == Way::None { "no program" } else { way.name() });
+    }
+    text.push_str("\n|---|---|");
+    text.push_str(&"---:|".repeat(Way::on(road).len()));
+    text.push('\n');
+    for row in rows.iter().filter(|row| row.road == road) {
+        let direction = match row.direction {
+            Direction::ToHost => "guest, host",
+            Direction::ToGuest => "host, guest",
+        };
+        let _ = write!(text, "| {} | {direction} |", row.frames.name());
+        for Cell { way, speeds, ratios, cpu_ratios } in &row.cells {
+            let median = |samples: &Samples| samples.median().map_or(f64::NAN, |sample| sample.value);
+            let speed = three(median(speeds) * 8e-9);
+            let _ = match way {
+                Way::None => write!(text, " {speed} Gbit/s |"),
+                Way::Tcx | Way::Generic | Way::Native => {
+                    write!(text, " {speed} Gbit/s, {:.2}, **{:.2}** |", median(ratios), median(cpu_ratios))
+                }
+            };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The whole page.
+#[must_use]
+pub fn page(rows: &[Row], facts: &[Fact], rounds: usize, long: Duration) -> String {
+    let mut text = format!(
+        "# What the kernel program costs others\n\n\
+         Made by `cargo xtask bench bystanders`. TCP between a guest (a network namespace) and the host, with the program on the host's interface,\n\
+         against the same without any program. Medians of {rounds} rounds, in each of which every way has its turn of {} s.\n\
+         Behind the speed stand two ratios, each the median of the rounds' own: of the bytes per second to those without a program, and,\n\
+         in bold, of the bytes per second of processor time, which depends less on what else the machine does. 1 is \"costs nothing\".\n\
+         Sender, receiver and kernel share the processors, so these are ratios of what everything together costs.\n\n",
+        long.as_secs_f64()
+    );
+    for fact in facts {
+        let _ = writeln!(text, "- {}: {}", fact.what, fact.is);
+    }
+    let _ = write!(text, "\n## Through the bridge, `{BRIDGE}`\n\n{}", table(rows, Road::Bridge));
+    let _ = write!(
+        text,
+        "\n## By a cable without a bridge (a veth pair), whose driver knows XDP\n\n{}\n{}",
+        table(rows, Road::Cable),
+        include_str!("assets/bystanders.md")
+    );
+    text
+}

@@ -1,0 +1,254 @@
+//! One round of each part of the bench.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fence_common::wire::Op;
+
+use super::bed::{Bed, KEY, Rebirth, Serving, Victim, storm_names};
+use super::caller::{self, Answer, PATIENCE, Silent};
+use super::figures::{CROWDS, Contender, Results, behind};
+use fence_lab::client::Client;
+use fence_lab::qemu;
+use fence_lab::server::Server;
+use fence_lab::witness::Witness;
+
+/// How long any machine may take to die.
+const DEATH_LIMIT: Duration = Duration::from_secs(60);
+/// How long the last one of a storm may wait for its answer: a stock server takes 0.2 s for each.
+const STORM_LIMIT: Duration = Duration::from_secs(120);
+/// How long wake-ups are counted.
+const IDLE: Duration = Duration::from_secs(5);
+/// How long callers in the way have to get in the way.
+const GET_IN_THE_WAY: Duration = Duration::from_millis(300);
+
+/// What a server took for a machine's death, and its next life.
+struct Killed {
+    answer: Answer,
+    dead: Instant,
+    running: Option<Instant>,
+}
+
+/// Has a machine killed, and watches it with handles of the bench's own.
+fn kill(bed: &Bed, op: Op, victim: Victim, witness: &Witness) -> Result<Killed> {
+    let peer = bed.peer()?;
+    let rebirth = if op == Op::Reboot { Some(bed.expect_rebirth(victim)?) } else { None };
+    let (answer, dead, running) = std::thread::scope(|scope| {
+        let death = scope.spawn(|| -> Result<Instant> {
+            ensure!(witness.dies_within(DEATH_LIMIT)?, "{} does not die", victim.name());
+            Ok(Instant::now())
+        });
+        let running = rebirth.as_ref().map(|rebirth| scope.spawn(|| Rebirth::wait(rebirth)));
+        let answer = caller::ask(&peer, op, victim.name(), PATIENCE);
+        // Asked before the watchers are waited for: this is what the reply is held to.
+        let was_dead = witness.is_dead();
+        let answer = answer?.context("no call-back")?;
+        ensure!(answer.code == 0, "{op:?} of {}: the reply is {}", victim.name(), answer.code);
+        ensure!(was_dead?, "FALSE SUCCESS: {op:?} of {} was answered while it lived", victim.name());
+        let panicked = |_| anyhow!("a watcher panicked");
+        let dead = death.join().map_err(panicked)??;
+        let running = running.map(|thread| thread.join().map_err(panicked)?).transpose()?;
+        anyhow::Ok((answer, dead, running))
+    })?;
+    Ok(Killed { answer, dead, running })
+}
+
+/// `off` and `reboot` of a machine, `times` each. Without a server: SIGKILL.
+///
+/// # Errors
+/// The lab fails, or a server says what is not so.
+pub fn kills(
+    bed: &Bed,
+    contender: Contender,
+    victim: Victim,
+    times: usize,
+    server: Option<&Server>,
+    results: &mut Results,
+) -> Result<()> {
+    let name = |what: &str| format!("{}.{what}", victim.name());
+    for _ in 0..times {
+        let witness = bed.bring_up(victim)?;
+        let Some(server) = server else {
+            let begin = Instant::now();
+            witness.kill()?;
+            ensure!(witness.dies_within(DEATH_LIMIT)?, "{} does not die", victim.name());
+            let took = begin.elapsed().as_secs_f64();
+            ["off.dead", "off.reply"].iter().for_each(|what| results.add(&name(what), contender, took));
+            bed.wait_off(victim)?;
+            continue;
+        };
+        let log = || format!("{}'s log: {}", contender.name(), server.log());
+        let killed = kill(bed, Op::Off, victim, &witness).with_context(log)?;
+        let mut add = |what: &str, at: Instant| {
+            results.add(&name(what), contender, (at - killed.answer.sent).as_secs_f64());
+        };
+        add("off.dead", killed.dead);
+        add("off.reply", killed.answer.replied);
+
+        bed.wait_off(victim)?;
+        let witness = bed.bring_up(victim)?;
+        let killed = kill(bed, Op::Reboot, victim, &witness).with_context(log)?;
+        let mut add = |what: &str, at: Instant| {
+            results.add(&name(what), contender, (at - killed.answer.sent).as_secs_f64());
+        };
+        add("reboot.dead", killed.dead);
+        add("reboot.reply", killed.answer.replied);
+        if let Some(running) = killed.running {
+            add("reboot.running", running);
+        }
+    }
+    // Not in the way of what comes next.
+    bed.remove(victim)
+}
+
+/// Many `off`s at once.
+///
+/// # Errors
+/// The lab fails, or a server says what is not so.
+pub fn storm(bed: &Bed, contender: Contender, count: usize, results: &mut Results) -> Result<()> {
+    let witnesses = bed.bring_up_storm(count)?;
+    let names = storm_names(count);
+    let begin = Instant::now();
+    let answers = caller::storm(&bed.crowd, &KEY, &bed.crowd_addresses(), &names, STORM_LIMIT)?;
+    for (name, (witness, answer)) in names.iter().zip(witnesses.iter().zip(&answers)) {
+        if let Some(answer) = answer {
+            ensure!(answer.code == 0, "off of {name}: the reply is {}", answer.code);
+            ensure!(witness.is_dead()?, "FALSE SUCCESS: off of {name} was answered while it lived");
+        }
+        let took = answer.map(|answer| answer.took());
+        results.add_time(&format!("storm.{count}.each"), contender, took, STORM_LIMIT);
+    }
+    // All clients begin at once, and their threads were made before.
+    let first = answers.iter().flatten().map(|answer| answer.sent).min().unwrap_or(begin);
+    let last = answers.iter().flatten().map(|answer| answer.replied).max().unwrap_or(begin);
+    let all = answers.iter().all(Option::is_some).then(|| last - first);
+    results.add_time(&format!("storm.{count}"), contender, all, STORM_LIMIT);
+    for (name, witness) in names.iter().zip(&witnesses) {
+        if !witness.is_dead()? {
+            bed.libvirtd.virsh(qemu::URI, &["destroy", name])?;
+        }
+    }
+    Ok(())
+}
+
+/// An honest request behind others, which are silent or dead. A server each, so that none has the last one's callers before it.
+///
+/// # Errors
+/// The lab fails.
+pub fn callers(bed: &Bed, contender: Contender, times: usize, results: &mut Results) -> Result<()> {
+    bed.bring_up(Victim::Idle)?;
+    let domain = Victim::Idle.name();
+    for kind in ["silent", "dead"] {
+        for count in CROWDS {
+            let Serving { server, .. } = bed.serve(contender, qemu::URI)?;
+            let peer = bed.peer()?;
+            for _ in 0..times {
+                let alone = bed.status(&peer, domain)?;
+                results.add_time(&behind("silent", 0), contender, alone, PATIENCE);
+            }
+            let addresses = if kind == "silent" { bed.crowd_addresses() } else { bed.dead_addresses() };
+            let addresses = addresses.get(..count).context("too few addresses")?;
+            let silent = if kind == "silent" {
+                Some(Silent::call(&bed.crowd, &KEY, addresses, domain)?)
+            } else {
+                caller::call_dead(&bed.dead, &KEY, addresses, domain)?;
+                None
+            };
+            std::thread::sleep(GET_IN_THE_WAY);
+            for _ in 0..times {
+                let took = bed.status(&peer, domain)?;
+                results.add_time(&behind(kind, count), contender, took, PATIENCE);
+                // Who has waited once has seen it, and when it is over the others are gone.
+                if took.is_none_or(|took| took > Duration::from_secs(1)) {
+                    break;
+                }
+            }
+            drop(silent);
+            drop(server);
+        }
+    }
+    bed.remove(Victim::Idle)
+}
+
+/// Round trips of a status.
+///
+/// # Errors
+/// The lab fails, or the answer is wrong.
+pub fn status(bed: &Bed, contender: Contender, times: usize, results: &mut Results) -> Result<()> {
+    bed.bring_up(Victim::Idle)?;
+    let domain = Victim::Idle.name();
+    let peer = bed.peer()?;
+    for _ in 0..5 * times {
+        let answer = caller::ask(&peer, Op::Status, domain, PATIENCE)?.context("no call-back")?;
+        ensure!(answer.code == 0, "status of a running machine: {}", answer.code);
+        results.add("status.raw", contender, answer.took().as_secs_f64());
+    }
+    for _ in 0..times {
+        let answer = Client::new("status", &bed.key).domain(domain).run(bed.asker.space())?;
+        ensure!(answer.code == Some(0), "fence_xvm -o status: {:?} {}", answer.code, answer.stderr);
+        results.add("status.client", contender, answer.elapsed.as_secs_f64());
+    }
+    bed.remove(Victim::Idle)
+}
+
+/// What a server that has just come up took for it, and what it holds and does while nobody asks for anything.
+///
+/// # Errors
+/// The server is gone.
+pub fn own(contender: Contender, serving: &mut Serving, results: &mut Results) -> Result<()> {
+    results.add("own.ready", contender, serving.ready.as_secs_f64());
+    results.add("own.answer", contender, serving.answered.as_secs_f64());
+    let pid = serving.server.process().id();
+    let before = voluntary_switches(pid)?;
+    let begin = Instant::now();
+    std::thread::sleep(IDLE);
+    let switches = voluntary_switches(pid)?.saturating_sub(before);
+    let switches = f64::from(u32::try_from(switches).unwrap_or(u32::MAX));
+    results.add("own.wakeups", contender, switches / begin.elapsed().as_secs_f64());
+    results.add("own.memory", contender, resident(pid)?);
+    Ok(())
+}
+
+/// A number of a process or thread from its `status` file.
+fn status_number(file: &str, field: &str) -> Result<u64> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let number = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse().ok());
+    number.with_context(|| format!("no {field} in {file}"))
+}
+
+/// How often the threads of a process have gone to sleep: as often as they were woken.
+fn voluntary_switches(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
+        let file = thread?.path().join("status");
+        // A thread may end meanwhile.
+        sum += status_number(&file.to_string_lossy(), "voluntary_ctxt_switches:").unwrap_or(0);
+    }
+    if sum == 0 {
+        bail!("process {pid} has no threads");
+    }
+    Ok(sum)
+}
+
+/// Resident memory of a process, in bytes.
+///
+/// # Errors
+/// It is gone.
+pub fn resident(pid: u32) -> Result<f64> {
+    let kibibytes = status_number(&format!("/proc/{pid}/status"), "VmRSS:")?;
+    Ok(f64::from(u32::try_from(kibibytes)?) * 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn this_process_has_memory_and_has_slept() {
+        let pid = std::process::id();
+        assert!(super::resident(pid).unwrap() > 100_000.0);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(super::voluntary_switches(pid).unwrap() > 0);
+        assert!(super::status_number("/proc/self/status", "NoSuchField:").is_err());
+    }
+}

@@ -1,0 +1,247 @@
+//! What a flood costs this daemon and stock's: an honest guest asks meanwhile, and is timed.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use fence_common::wire::{Op, Request};
+use nix::sys::signal::Signal;
+use zerocopy::IntoBytes;
+
+use crate::caller;
+use fence_lab::client::Family;
+use fence_lab::flood::{Flood, Rounds, datagram, elsewhere, fragment, igmp};
+use fence_lab::lab::{Guest, HYPERVISOR_V4, Hypervisor};
+use fence_lab::peer::Peer;
+use fence_lab::progress;
+use fence_lab::server::{Config, Server, Which};
+
+/// A key of the length that Debian's package makes.
+const KEY: [u8; 4096] = [7; 4096];
+/// The domain of libvirt's test driver.
+const DOMAIN: &str = "test";
+/// How many requests are timed, if there is time for them.
+const REQUESTS: usize = 100;
+/// How long one attack lasts at most.
+const LASTS: Duration = Duration::from_secs(8);
+/// After this long an honest request counts as lost.
+const LOST_AFTER: Duration = Duration::from_secs(4);
+/// How long a flood goes on before somebody asks.
+const BEFORE: Duration = Duration::from_millis(500);
+/// Between two requests.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long the server is stopped for the ring buffer to fill, and how long it runs in between.
+const STOPPED: Duration = Duration::from_millis(200);
+const RUNS: Duration = Duration::from_millis(300);
+
+/// What is sent.
+enum Packets {
+    /// These, over and over.
+    Same(Vec<Vec<u8>>),
+    /// A right request each time, that asks to be called back where nobody listens.
+    Fresh,
+}
+
+/// An attack.
+struct Attack {
+    name: &'static str,
+    packets: Packets,
+    /// Whether the server is stopped time and again meanwhile, so that nobody takes what comes.
+    stopped: bool,
+}
+
+/// What one server did under one attack.
+struct Stand {
+    answered: Vec<Duration>,
+    lost: usize,
+    packets_per_second: f64,
+    processor: f64,
+    log_per_second: f64,
+}
+
+/// What answers, and how it is measured.
+struct Bed {
+    server: Server,
+    honest: Peer,
+    attacker: Guest,
+}
+
+impl Stand {
+    fn p99(&self) -> Option<Duration> {
+        let mut sorted = self.answered.clone();
+        sorted.sort_unstable();
+        sorted.get((sorted.len() * 99).div_ceil(100).checked_sub(1)?).copied()
+    }
+}
+
+/// An attack: what it is called, and both servers.
+struct Row {
+    name: &'static str,
+    ours: Stand,
+    stock: Stand,
+    /// Whether an answer's time is a matter of the server and the flood alone.
+    comparable: bool,
+}
+
+/// The figures of all attacks.
+pub struct Floods(Vec<Row>);
+
+/// Measures both servers, one after the other, each in a lab of its own.
+///
+/// # Errors
+/// The lab fails.
+pub fn run(daemon: &Path) -> Result<Floods> {
+    let ours = one(&Which::Ours(daemon.to_owned()), "fence-daemon")?;
+    let stock = one(&Which::Stock, "fence_virtd")?;
+    let rows = ours.into_iter().zip(stock).map(|((attack, ours), (_, stock))| {
+        let Attack { name, stopped, .. } = attack;
+        Row { name, ours, stock, comparable: !stopped }
+    });
+    Ok(Floods(rows.collect()))
+}
+
+fn one(which: &Which, called: &str) -> Result<Vec<(Attack, Stand)>> {
+    let hypervisor = Hypervisor::new()?;
+    let (attacker, honest) = (hypervisor.guest(1)?, hypervisor.guest(2)?);
+    let key = hypervisor.write("fence.key", &KEY)?;
+    let attacks = attacks(&attacker, &honest)?;
+    let server = Server::start(&hypervisor, which, &Config::new(&key))?;
+    let honest = Peer::new(&honest, &KEY, Family::V4)?;
+    let mut bed = Bed { server, honest, attacker };
+    let mut stands = Vec::new();
+    for attack in attacks {
+        progress(&format!("{called}: {} ...", attack.name));
+        let stand = bed.stand(&attack)?;
+        stands.push((attack, stand));
+    }
+    Ok(stands)
+}
+
+fn attacks(attacker: &Guest, honest: &Guest) -> Result<Vec<Attack>> {
+    let peer = Peer::new(attacker, &KEY, Family::V4)?;
+    let right = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
+    let mut wrong = right;
+    wrong.hash[3] ^= 1;
+    let forged = |n: u16| {
+        let source = elsewhere(n);
+        let mut request = wrong;
+        fence_lab::peer::set_address(&mut request, source);
+        let std::net::IpAddr::V4(source) = source else { return datagram(attacker.v4, &[]) };
+        datagram(source, request.as_bytes())
+    };
+    let fragments = (0..2000).flat_map(|n| [(n, true), (n, false)]);
+    let fragments = fragments.map(|(n, first)| fragment(attacker.v4, n, first, &[0; 800]));
+    let noise = igmp::noise(&[attacker.v4, honest.v4, HYPERVISOR_V4])?;
+    let same = |name, packets| Attack { name, packets: Packets::Same(packets), stopped: false };
+    Ok(vec![
+        same("nothing", Vec::new()),
+        same("wrong digests from one source", vec![datagram(attacker.v4, wrong.as_bytes())?]),
+        same("wrong digests from 10,000 forged sources", (0..10_000).map(forged).collect::<Result<_>>()?),
+        same("one recorded request, over and over", vec![datagram(attacker.v4, right.as_bytes())?]),
+        Attack { name: "right requests, each a new one", packets: Packets::Fresh, stopped: false },
+        same("datagrams of 1400 bytes", vec![datagram(attacker.v4, &[0; 1400])?]),
+        same("fragments", fragments.collect::<Result<_>>()?),
+        same("IGMP in everybody's name", noise),
+        Attack { name: "right requests, and nobody who takes them", packets: Packets::Fresh, stopped: true },
+    ])
+}
+
+/// Right requests without an end.
+fn fresh(attacker: &Guest) -> Result<impl Iterator<Item = Vec<u8>> + Send + use<>> {
+    let (peer, source) = (Peer::new(attacker, &KEY, Family::V4)?, attacker.v4);
+    let one = move || {
+        let request = Request { port: 9.into(), ..peer.request(Op::Status, DOMAIN).ok()? };
+        datagram(source, peer.sign(request).ok()?.as_bytes()).ok()
+    };
+    Ok(std::iter::from_fn(one))
+}
+
+impl Bed {
+    fn stand(&mut self, attack: &Attack) -> Result<Stand> {
+        let flood = match &attack.packets {
+            Packets::Same(packets) => Flood::start(&self.attacker, packets.clone(), Rounds::Endless)?,
+            Packets::Fresh => Flood::of(&self.attacker, fresh(&self.attacker)?)?,
+        };
+        std::thread::sleep(BEFORE);
+        let (used, log, sent) = (self.server.process().processor_time()?, self.server.log().len(), flood.sent());
+        let begun = Instant::now();
+        let (mut answered, mut lost) = (Vec::new(), 0);
+        while answered.len() + lost < REQUESTS && begun.elapsed() < LASTS {
+            let asked = if attack.stopped { self.ask_while_stopped()? } else { self.ask() };
+            match asked {
+                Some(answer) => answered.push(answer),
+                None => lost += 1,
+            }
+            std::thread::sleep(if attack.stopped { RUNS } else { PAUSE });
+        }
+        let took = begun.elapsed().as_secs_f64();
+        #[allow(clippy::cast_precision_loss, reason = "these are for people")]
+        let per_second = |count: u64| count as f64 / took;
+        let packets_per_second = per_second(flood.sent() - sent);
+        let used = self.server.process().processor_time()?.saturating_sub(used);
+        let log_per_second = per_second((self.server.log().len() - log) as u64);
+        flood.stop()?;
+        Ok(Stand { answered, lost, packets_per_second, processor: used.as_secs_f64() / took, log_per_second })
+    }
+
+    /// How long an answer takes. A conversation that breaks off is as good as none.
+    fn ask(&self) -> Option<Duration> {
+        let answer = caller::ask(&self.honest, Op::Status, DOMAIN, LOST_AFTER).ok().flatten();
+        answer.map(|answer| answer.took())
+    }
+
+    /// The same, asked while the server stands still.
+    fn ask_while_stopped(&mut self) -> Result<Option<Duration>> {
+        self.server.process().signal(Signal::SIGSTOP)?;
+        let asked = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| caller::ask(&self.honest, Op::Status, DOMAIN, LOST_AFTER).ok().flatten());
+            std::thread::sleep(STOPPED);
+            let gone_on = self.server.process().signal(Signal::SIGCONT);
+            gone_on.map(|()| asking.join().ok().flatten())
+        });
+        Ok(asked?.map(|answer| answer.took()))
+    }
+}
+
+impl Floods {
+    /// The table, and what was wanted.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = String::from(
+            "| the flood | packets/s | honest requests lost | p99 | processor | log |\n|---|--:|--:|--:|--:|--:|\n",
+        );
+        for row in &self.0 {
+            let _ = writeln!(text, "| {} | | | | | |", row.name);
+            for (who, stand) in [("fence-daemon", &row.ours), ("fence_virtd", &row.stock)] {
+                let p99 =
+                    stand.p99().map_or_else(|| "-".to_owned(), |p99| format!("{:.2} ms", p99.as_secs_f64() * 1e3));
+                let _ = writeln!(
+                    text,
+                    "| – {who} | {:.0} | {} of {} | {p99} | {:.1} % | {:.1} kB/s |",
+                    stand.packets_per_second,
+                    stand.lost,
+                    stand.lost + stand.answered.len(),
+                    stand.processor * 100.0,
+                    stand.log_per_second / 1e3,
+                );
+            }
+        }
+        let quiet = self.0.first().and_then(|row| row.ours.p99());
+        let lost: usize = self.0.iter().map(|row| row.ours.lost).sum();
+        let worst = self.0.iter().skip(1).filter(|row| row.comparable).filter_map(|row| row.ours.p99()).max();
+        let met = |is: bool| if is { "met" } else { "**missed**" };
+        let _ = writeln!(text, "\n| target | wanted | got | |\n|---|--:|--:|---|");
+        let _ = writeln!(text, "| honest requests lost | 0 | {lost} | {} |", met(lost == 0));
+        if let (Some(quiet), Some(worst)) = (quiet, worst) {
+            let ratio = worst.as_secs_f64() / quiet.as_secs_f64();
+            let _ = writeln!(
+                text,
+                "| p99 under the worst flood, beside a quiet one | at most 2 × | {ratio:.1} × | {} |",
+                met(ratio <= 2.0)
+            );
+        }
+        text
+    }
+}

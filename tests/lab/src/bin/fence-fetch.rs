@@ -1,0 +1,30 @@
+//! Gets what the tests' guests and nodes of clusters start from, before a test asks for it: what `cargo xtask setup --fetch` runs.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use fence_lab::cluster::image::Image;
+use fence_lab::debian::{Kernel, Series};
+use fence_lab::progress;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress(&format!("fence-fetch: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    for series in Series::ALL {
+        progress(&format!("Debian's Linux {} for QEMU's guests ...", series.name()));
+        let kernel = Kernel::get(series).with_context(|| format!("Linux {}", series.name()))?;
+        progress(&format!("  {} is there", kernel.release()));
+    }
+    progress("the root directory of clusters' nodes ...");
+    Image::get()?;
+    progress("  it is there");
+    Ok(())
+}
