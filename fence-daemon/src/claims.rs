@@ -103,9 +103,9 @@ fn read(bytes: &[u8; LEN]) -> Option<(Moment, RequestId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
     use fence_common::wire::{Op, Request};
     use std::fs;
+    use tempfile::tempdir;
     use zerocopy::FromZeros;
 
     fn id(seqno: u32) -> RequestId {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_next_daemon_knows_what_was_claimed_lately() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let now = Moment::now();
         let first = Claims::open(scratch.path());
         assert!(recent(&first, now).is_empty());
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_file_stays_small() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let claims = Claims::open(scratch.path());
         let file = scratch.path().join("claims");
         File::options().write(true).open(&file).unwrap().set_len(FILE_MAX).unwrap();

@@ -210,10 +210,10 @@ fn sync_directory(path: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
     use std::os::unix::fs::symlink;
+    use tempfile::{TempDir, tempdir};
 
-    fn names(dir: &Scratch) -> Vec<String> {
+    fn names(dir: &TempDir) -> Vec<String> {
         let entries = std::fs::read_dir(dir.path()).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_file_is_replaced_whole_and_nothing_stays_beside_it() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, "old and long").unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_new_file_takes_nobodys_place() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("f");
         create(&path, b"one").unwrap();
         assert!(matches!(create(&path, b"two"), Err(FileError::Exists(_))));
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_link_stays_and_what_it_leads_to_is_replaced() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         std::fs::write(&file, "old").unwrap();
         symlink("file", &link).unwrap();
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_is_left_alone() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         symlink("nowhere", dir.path().join("link")).unwrap();
         assert!(matches!(Place::find(&dir.path().join("link")), Err(FileError::LeadsNowhere(_))));
         for path in [dir.path(), Path::new("/dev/null")] {

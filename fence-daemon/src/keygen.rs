@@ -97,8 +97,8 @@ pub fn tell(path: &Path, out: &mut dyn Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
     use std::os::unix::fs::MetadataExt;
+    use tempfile::tempdir;
 
     fn bytes(path: &Path) -> Vec<u8> {
         std::fs::read(path).unwrap()
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn keys_are_long_secret_and_different() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         generate(&one, Options::default()).unwrap();
         generate(&two, Options::default()).unwrap();
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_key_that_is_in_use_goes_only_by_force() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("key");
         std::fs::write(&path, "in use").unwrap();
         let error = generate(&path, Options::default()).unwrap_err();
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn directories_are_made_only_when_asked_for() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("etc/cluster/key");
         let error = generate(&path, Options::default()).unwrap_err();
         assert!(error.to_string().contains("--parents"), "{error}");
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn what_is_told_has_no_key_in_it() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("key");
         generate(&path, Options::default()).unwrap();
         let mut said = Vec::new();

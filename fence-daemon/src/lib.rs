@@ -31,6 +31,3 @@ mod senders;
 pub mod state;
 pub mod status;
 pub mod top;
-
-#[cfg(test)]
-mod scratch;

@@ -123,11 +123,11 @@ fn check(
 mod tests {
     use super::*;
     use crate::config::{self, Config, KeyFileError, Source};
-    use crate::scratch::Scratch;
     use std::os::unix::fs::PermissionsExt;
+    use tempfile::{TempDir, tempdir};
 
     struct Bench {
-        dir: Scratch,
+        dir: TempDir,
         multicast: Multicast,
         groups: Groups,
         keys: Keyring,
@@ -140,7 +140,7 @@ mod tests {
 
         /// `more`, where `DIR` is the directory of the files.
         fn with(more: &str) -> Self {
-            let dir = Scratch::new();
+            let dir = tempdir().unwrap();
             let path = |name: &str| dir.path().join(name).display().to_string();
             let text = format!(
                 "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\

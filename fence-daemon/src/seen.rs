@@ -181,8 +181,8 @@ mod tests {
     use super::*;
     use fence_common::shield::TRUSTED_MAX;
 
-    use crate::scratch::Scratch;
     use std::fs;
+    use tempfile::tempdir;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_next_daemon_knows_what_was_accepted() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let first = Seen::open(scratch.path(), DAY);
         assert!(first.is_new(mark(1), Some(sender(7)), true) && !first.is_new(mark(1), Some(sender(7)), true));
         assert!(first.is_new(mark(2), None, false));
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_is_too_old_or_of_another_boot_is_forgotten() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let now = Moment::now();
         let mut bytes = Vec::new();
         let times = [0, now.before(Duration::from_secs(90)).nanos(), now.plus(DAY).nanos(), now.nanos()];
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn any_bytes_are_no_obstacle_and_the_file_stays_small() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         fs::write(scratch.path().join("seen"), vec![0xa5; (SEEN_MAX + 10) * LEN + 5]).unwrap();
         let seen = Seen::open(scratch.path(), DAY);
         assert!((0..SEEN_MAX + 100).all(|n| seen.is_new(mark(n), None, false)));
@@ -255,7 +255,7 @@ mod tests {
     /// Who has the key sends right requests from as many addresses as it makes up.
     #[test]
     fn no_holder_of_the_key_has_the_next_daemon_forget_another_sender() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let seen = Seen::open(scratch.path(), DAY);
         assert!(seen.is_new(mark(0), Some(sender(7)), true));
         for n in 1..=SEEN_MAX {

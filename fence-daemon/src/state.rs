@@ -223,8 +223,8 @@ fn refused(path: &Path, about: &Metadata, what: &'static str, remedy: String) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
     use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+    use tempfile::tempdir;
 
     fn mode(path: &Path, mode: u32) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_new_directory_is_for_its_owner_alone() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let path = scratch.path().join("a/b");
         directory(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_others_rule_is_refused() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let path = scratch.path().join("state");
         directory(&path).unwrap();
         for bad in [0o777, 0o770, 0o720, 0o1777] {
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_file_that_another_could_have_written_is_refused() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let (path, precious) = (scratch.path().join("claims"), scratch.path().join("precious"));
         let read = || open(scratch.path(), "claims", OpenOptions::new().read(true).write(true).create(true));
         fs::write(&precious, "precious").unwrap();
@@ -308,7 +308,7 @@ mod tests {
             // Nobody else can give a file away.
             return;
         }
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let path = scratch.path().join("state");
         directory(&path).unwrap();
         for name in ["a.restart", "seen", "last-known"] {

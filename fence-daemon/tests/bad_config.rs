@@ -39,29 +39,21 @@ mod refused {
     }
 
     /// A folder that goes with the test.
-    struct Folder(PathBuf);
+    struct Folder(tempfile::TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("fence-bad-config-{}-{name}", std::process::id()));
-            std::fs::create_dir(&path).unwrap();
-            Self(path)
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
         }
 
         fn path(&self, name: &str) -> PathBuf {
-            self.0.join(name)
+            self.0.path().join(name)
         }
 
         fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
             let path = self.path(name);
             std::fs::write(&path, bytes).unwrap();
             path
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
         }
     }
 
@@ -311,7 +303,7 @@ mod refused {
 
     #[test]
     fn every_mistake_is_told_with_its_place_and_ends_with_255() {
-        let folder = Folder::new("mistakes");
+        let folder = Folder::new();
         let (mut rows, mut broken) = (Vec::new(), Vec::new());
         for (title, bytes, place, says) in mistakes().into_iter().chain(sizes()) {
             let config = folder.write("fence_virt.conf", &bytes);
@@ -329,7 +321,7 @@ mod refused {
     /// The largest files that are right, and ones that only deserve warnings: the key ends the start, with the warnings beside it.
     #[test]
     fn large_files_that_are_right_are_read_to_their_end() {
-        let folder = Folder::new("large");
+        let folder = Folder::new();
         let mut rows = Vec::new();
         let key =
             format!("{GLOBAL}listeners {{ multicast {{ key_file = \"{}\"; }} }}\n", folder.path("none").display());
@@ -362,9 +354,9 @@ mod refused {
 
     #[test]
     fn what_is_no_file_of_text_is_told() {
-        let folder = Folder::new("kinds");
+        let folder = Folder::new();
         let ended = |path: &Path| daemon(path, &folder, None, None);
-        check("a directory", &ended(&folder.0), None, "cannot read the configuration file");
+        check("a directory", &ended(folder.0.path()), None, "cannot read the configuration file");
         check("nothing", &ended(&folder.path("none.conf")), None, "cannot read the configuration file");
         check("through a file", &ended(&folder.write("f", b"x").join("g")), None, "cannot read the configuration file");
         std::os::unix::fs::symlink("loop", folder.path("loop")).unwrap();
@@ -381,7 +373,7 @@ mod refused {
 
     #[test]
     fn a_key_that_cannot_be_used_points_at_the_line_that_names_it() {
-        let folder = Folder::new("keys");
+        let folder = Folder::new();
         let key = folder.path("k");
         let config = |key: &Path| {
             format!("{GLOBAL}listeners {{\n\tmulticast {{\n\t\tkey_file = \"{}\";\n\t}}\n}}\n", key.display())
@@ -395,7 +387,7 @@ mod refused {
         refused("a missing key", &key, "does not exist");
         refused("a key in a missing folder", &key.join("in/none"), "does not exist");
         refused("an empty key", &folder.write("empty", b""), "is empty");
-        refused("a directory", &folder.0, "not a regular file");
+        refused("a directory", folder.0.path(), "not a regular file");
         refused("a device", Path::new("/dev/zero"), "not a regular file");
         nix::unistd::mkfifo(&folder.path("fifo"), Mode::S_IRWXU).unwrap();
         refused("a FIFO", &folder.path("fifo"), "not a regular file");

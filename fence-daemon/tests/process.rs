@@ -51,16 +51,14 @@ mod life {
             ("the_journal_in_the_background", the_journal_in_the_background),
             ("syslog_where_there_is_no_journal", syslog_where_there_is_no_journal),
         ];
-        let trials = tests.iter().map(|&(name, test)| Trial::test(name, move || in_a_directory(name, test)));
+        let trials = tests.iter().map(|&(name, test)| Trial::test(name, move || in_a_directory(test)));
         libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
     }
 
-    fn in_a_directory(name: &str, test: Test) -> Result<(), Failed> {
-        let dir = std::env::temp_dir().join(format!("fence-daemon-process-{}-{name}", std::process::id()));
-        std::fs::create_dir(&dir)?;
-        let result = std::panic::catch_unwind(|| test(&dir));
-        std::fs::remove_dir_all(&dir)?;
-        result.map_err(|panic| std::panic::resume_unwind(panic))
+    fn in_a_directory(test: Test) -> Result<(), Failed> {
+        let dir = tempfile::tempdir()?;
+        test(dir.path());
+        Ok(())
     }
 
     fn role(name: &str, dir: &Path) -> Command {

@@ -4,38 +4,37 @@
 mod refused {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
     /// Far more than it takes.
     const LIMIT: Duration = Duration::from_secs(20);
 
-    struct Folder(PathBuf);
+    struct Folder(tempfile::TempDir);
 
     impl Folder {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("fence-state-{}-{name}", std::process::id()));
-            fs::create_dir(&path).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-            fs::write(path.join("key"), [7; 512]).unwrap();
-            fs::set_permissions(path.join("key"), fs::Permissions::from_mode(0o600)).unwrap();
-            Self(path)
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let key = folder.path().join("key");
+            fs::write(&key, [7; 512]).unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+            Self(folder)
         }
 
         /// Starts the daemon with this state directory: its exit code, and what it says. There is no such interface: if it starts, it waits.
         fn start(&self, state: &Path) -> (Option<i32>, String) {
-            let config = self.0.join("conf");
+            let config = self.0.path().join("conf");
             let text = format!(
                 "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; state_directory = \"{}\"; }}\n\
                  listeners {{ multicast {{ interface = \"nosuch0\"; key_file = \"{}\"; }} }}\n\
                  backends {{ libvirt {{ uri = \"test:///default\"; }} }}\n",
                 state.display(),
-                self.0.join("key").display()
+                self.0.path().join("key").display()
             );
             fs::write(&config, text).unwrap();
             let mut command = Command::new(env!("CARGO_BIN_EXE_fence-daemon"));
-            command.arg("-F").arg("-f").arg(&config).arg("-p").arg(self.0.join("pid"));
+            command.arg("-F").arg("-f").arg(&config).arg("-p").arg(self.0.path().join("pid"));
             let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             let begun = Instant::now();
             while daemon.try_wait().unwrap().is_none() && begun.elapsed() < LIMIT {
@@ -56,16 +55,10 @@ mod refused {
         }
     }
 
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[test]
     fn a_directory_that_others_can_write_to() {
-        let folder = Folder::new("writable");
-        let state = folder.0.join("state");
+        let folder = Folder::new();
+        let state = folder.0.path().join("state");
         fs::create_dir(&state).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
         folder.is_refused(&state, &["is writable for others", "mode 0777"]);
@@ -73,8 +66,8 @@ mod refused {
 
     #[test]
     fn a_directory_that_is_a_link() {
-        let folder = Folder::new("link");
-        let (real, state) = (folder.0.join("real"), folder.0.join("state"));
+        let folder = Folder::new();
+        let (real, state) = (folder.0.path().join("real"), folder.0.path().join("state"));
         fs::create_dir(&real).unwrap();
         symlink(&real, &state).unwrap();
         folder.is_refused(&state, &["is a symbolic link"]);
@@ -82,8 +75,8 @@ mod refused {
 
     #[test]
     fn a_restart_that_others_could_have_written() {
-        let folder = Folder::new("restart");
-        let state = folder.0.join("state");
+        let folder = Folder::new();
+        let state = folder.0.path().join("state");
         fs::create_dir(&state).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
         let file = state.join("x.restart");

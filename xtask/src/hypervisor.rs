@@ -112,67 +112,52 @@ pub(crate) fn stock_daemon_runs(root: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
     use super::*;
 
-    /// A root folder made of files, gone with the test.
-    struct Tree(PathBuf);
-
-    impl Tree {
-        fn of(files: &[(&str, &str)]) -> Self {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
-            let name = format!("fence-xtask-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            let root = std::env::temp_dir().join(name);
-            fs::create_dir_all(&root).unwrap();
-            for (file, text) in files {
-                let file = root.join(file);
-                fs::create_dir_all(file.parent().unwrap()).unwrap();
-                fs::write(file, text).unwrap();
-            }
-            Self(root)
+    /// A root folder made of files.
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (file, text) in files {
+            let file = root.path().join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
         }
-    }
-
-    impl Drop for Tree {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+        root
     }
 
     #[test]
     fn a_hypervisor_has_both_a_serving_libvirt_and_the_bridge() {
         let bridge = ("sys/class/net/virbr0/ifindex", "3\n");
-        let both = Tree::of(&[("run/libvirt/virtqemud-sock", ""), bridge]);
-        assert_eq!(Hypervisor::detect(&both.0).unwrap().socket, both.0.join("run/libvirt/virtqemud-sock"));
-        let old = Tree::of(&[("var/run/libvirt/libvirt-sock", ""), bridge]);
-        assert!(Hypervisor::detect(&old.0).is_ok());
-        let no_bridge = Tree::of(&[("run/libvirt/libvirt-sock", ""), ("sys/class/net/eth0/ifindex", "2\n")]);
-        assert!(Hypervisor::detect(&no_bridge.0).unwrap_err().contains("no interface virbr0"));
+        let both = tree(&[("run/libvirt/virtqemud-sock", ""), bridge]);
+        assert_eq!(Hypervisor::detect(both.path()).unwrap().socket, both.path().join("run/libvirt/virtqemud-sock"));
+        let old = tree(&[("var/run/libvirt/libvirt-sock", ""), bridge]);
+        assert!(Hypervisor::detect(old.path()).is_ok());
+        let no_bridge = tree(&[("run/libvirt/libvirt-sock", ""), ("sys/class/net/eth0/ifindex", "2\n")]);
+        assert!(Hypervisor::detect(no_bridge.path()).unwrap_err().contains("no interface virbr0"));
         // A left-over log daemon runs no domains.
-        let no_libvirt = Tree::of(&[("run/libvirt/virtlogd-sock", ""), bridge]);
-        assert!(Hypervisor::detect(&no_libvirt.0).unwrap_err().contains("no libvirt socket"));
-        assert!(Hypervisor::detect(&Tree::of(&[]).0).is_err());
+        let no_libvirt = tree(&[("run/libvirt/virtlogd-sock", ""), bridge]);
+        assert!(Hypervisor::detect(no_libvirt.path()).unwrap_err().contains("no libvirt socket"));
+        assert!(Hypervisor::detect(tree(&[]).path()).is_err());
     }
 
     #[test]
     fn the_key_of_a_stock_configuration_is_found() {
         let text = "listeners { multicast {\n  # key_file = \"/etc/old.key\";\n  Key_File = \"/etc/fence_virt.key\"; port=\"1230\" ; } }\n";
-        let there = Tree::of(&[(STOCK_CONFIG, text), ("etc/fence_virt.key", "k")]);
-        let config = StockConfig::read(&there.0).unwrap().unwrap();
+        let there = tree(&[(STOCK_CONFIG, text), ("etc/fence_virt.key", "k")]);
+        let config = StockConfig::read(there.path()).unwrap().unwrap();
         assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some("/etc/fence_virt.key"), true, 1230));
-        let gone = Tree::of(&[(STOCK_CONFIG, text)]);
-        assert!(!StockConfig::read(&gone.0).unwrap().unwrap().key_exists);
+        let gone = tree(&[(STOCK_CONFIG, text)]);
+        assert!(!StockConfig::read(gone.path()).unwrap().unwrap().key_exists);
         // Something is wrong with it, and the daemon will say what: no reason for another key.
-        let folder = Tree::of(&[(STOCK_CONFIG, text), ("etc/fence_virt.key/x", "")]);
-        assert!(StockConfig::read(&folder.0).unwrap().unwrap().key_exists);
+        let folder = tree(&[(STOCK_CONFIG, text), ("etc/fence_virt.key/x", "")]);
+        assert!(StockConfig::read(folder.path()).unwrap().unwrap().key_exists);
         let plain =
-            Tree::of(&[(STOCK_CONFIG, "fence_virtd { backend = \"libvirt\"; }"), ("etc/cluster/fence_xvm.key", "k")]);
-        let config = StockConfig::read(&plain.0).unwrap().unwrap();
+            tree(&[(STOCK_CONFIG, "fence_virtd { backend = \"libvirt\"; }"), ("etc/cluster/fence_xvm.key", "k")]);
+        let config = StockConfig::read(plain.path()).unwrap().unwrap();
         assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some(STOCK_KEY), true, PORT));
-        assert_eq!(StockConfig::read(&Tree::of(&[]).0).unwrap(), None);
+        assert_eq!(StockConfig::read(tree(&[]).path()).unwrap(), None);
         // What is there and cannot be read (a folder, here) is not passed over.
-        assert!(StockConfig::read(&Tree::of(&[("etc/fence_virt.conf/x", "")]).0).is_err());
+        assert!(StockConfig::read(tree(&[("etc/fence_virt.conf/x", "")]).path()).is_err());
     }
 
     #[test]
@@ -181,17 +166,17 @@ mod tests {
         let line = "  703: 00000000:04CD 00000000:0000 07 00000000:00000000\n";
         let line6 = "  703: 00000000000000000000000000000000:04CD 00000000000000000000000000000000:0000 07\n";
         let other = "  703: 00000000:04CE 00000000:04CD 07 00000000:00000000\n";
-        assert!(udp_port_taken(&Tree::of(&[("proc/net/udp", &format!("{head}{other}{line}"))]).0, PORT));
+        assert!(udp_port_taken(tree(&[("proc/net/udp", &format!("{head}{other}{line}"))]).path(), PORT));
         assert!(udp_port_taken(
-            &Tree::of(&[("proc/net/udp", head), ("proc/net/udp6", &format!("{head}{line6}"))]).0,
+            tree(&[("proc/net/udp", head), ("proc/net/udp6", &format!("{head}{line6}"))]).path(),
             PORT
         ));
-        assert!(!udp_port_taken(&Tree::of(&[("proc/net/udp", &format!("{head}{other}"))]).0, PORT));
+        assert!(!udp_port_taken(tree(&[("proc/net/udp", &format!("{head}{other}"))]).path(), PORT));
     }
 
     #[test]
     fn stocks_daemon_is_known_by_its_name() {
-        assert!(stock_daemon_runs(&Tree::of(&[("proc/1/comm", "init\n"), ("proc/77/comm", "fence_virtd\n")]).0));
-        assert!(!stock_daemon_runs(&Tree::of(&[("proc/1/comm", "init\n"), ("proc/77/comm", "fence-daemon\n")]).0));
+        assert!(stock_daemon_runs(tree(&[("proc/1/comm", "init\n"), ("proc/77/comm", "fence_virtd\n")]).path()));
+        assert!(!stock_daemon_runs(tree(&[("proc/1/comm", "init\n"), ("proc/77/comm", "fence-daemon\n")]).path()));
     }
 }

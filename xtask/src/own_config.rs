@@ -115,8 +115,8 @@ mod tests {
 
     #[test]
     fn it_is_made_once_secret_and_whole() {
-        let folder = env::temp_dir().join(format!("fence-xtask-own-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("own");
         let made = OwnConfig::ensure(&folder).unwrap();
         assert!(made.is_new);
         let key = fs::read(&made.key).unwrap();
@@ -136,6 +136,5 @@ mod tests {
 
         fs::write(&made.key, "").unwrap();
         assert!(OwnConfig::ensure(&folder).unwrap_err().to_string().contains("empty"));
-        fs::remove_dir_all(&folder).unwrap();
     }
 }

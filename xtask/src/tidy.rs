@@ -158,13 +158,13 @@ mod tests {
 
     #[test]
     fn what_cargo_and_git_keep_is_left_out() {
-        let root = std::env::temp_dir().join(format!("fence-xtask-tidy-{}", std::process::id()));
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path();
         for file in ["src/a.rs", "target/debug/b.rs", ".git/c.rs", "xtask/target/d.rs"] {
             fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
             fs::write(root.join(file), "fn x() {}\n").unwrap();
         }
-        let found: Vec<_> = check(&root).unwrap().iter().map(ToString::to_string).collect();
-        fs::remove_dir_all(&root).unwrap();
+        let found: Vec<_> = check(root).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(found, ["src/a.rs:1: starts without `//!`: what lives here, and why?"]);
     }
 }

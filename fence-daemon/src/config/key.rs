@@ -259,10 +259,10 @@ impl KeyFileError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
     use std::os::unix::fs::PermissionsExt;
+    use tempfile::{TempDir, tempdir};
 
-    fn file(dir: &Scratch, bytes: &[u8], mode: u32) -> PathBuf {
+    fn file(dir: &TempDir, bytes: &[u8], mode: u32) -> PathBuf {
         let path = dir.path().join("fence.key");
         std::fs::write(&path, bytes).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     /// A configuration of two groups with keys, in files of this directory.
-    fn of_groups(dir: &Scratch) -> crate::config::Config {
+    fn of_groups(dir: &TempDir) -> crate::config::Config {
         let path = |name: &str| dir.path().join(name).display().to_string();
         let text = format!(
             "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_groups_key_that_is_accepted_elsewhere_is_refused_with_both_places() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let config = of_groups(&dir);
         let write = |name: &str, content: &str| std::fs::write(dir.path().join(name), content).unwrap();
         let names = ["all", "all2", "a", "a2", "b"];
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn the_bytes_count_verbatim_and_no_more_than_4096() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let mut warnings = Warnings::default();
         for bytes in [&b"x"[..], b"line\n", b"\0\xff\n\n", &[7; 512], &[7; KEY_MAX]] {
             let found = load(&file(&dir, bytes, 0o600), &mut warnings).unwrap();
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_key_that_others_can_read_is_used_with_a_warning() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let mut warnings = Warnings::default();
         let path = file(&dir, b"a secret of one line", 0o644);
         load(&path, &mut warnings).unwrap();
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn what_is_no_key_is_refused_with_a_remedy() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let warnings = &mut Warnings::default();
         let missing = load(&dir.path().join("none"), warnings).unwrap_err();
         assert!(matches!(missing, KeyFileError::Missing(_)), "{missing}");

@@ -83,11 +83,11 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::tempdir;
 
     #[test]
     fn what_a_pipe_brings_is_read_to_its_end() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let writer = std::thread::spawn({
@@ -110,7 +110,7 @@ mod tests {
     fn what_never_ends_ends() {
         let Err(ConfigError::TooLarge { place }) = read(Path::new("/dev/zero")) else { panic!("endless") };
         assert_eq!(place.to_string(), format!("/dev/zero:1:{}", MAX_SIZE + 1));
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let Err(error @ ConfigError::Unreadable { .. }) = read(&fifo) else { panic!("nobody wrote") };

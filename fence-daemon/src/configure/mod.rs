@@ -252,7 +252,7 @@ fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> R
 mod tests {
     use super::dialogue::tests::Script;
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::tempdir;
 
     /// Somebody who goes away right after the question whether to write.
     struct Goes(bool);
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn nobody_is_told_that_nothing_was_written_when_it_was() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let (conf, key) = (dir.path().join("conf"), dir.path().join("key"));
         std::fs::write(&conf, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }").unwrap();
         let mut answers = Script::new(&format!("\n\n\n7\n\n{}\n\n\ny\ny\n", key.display()));
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_question_that_nobody_hears_is_not_answered() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let mut answers = Script::new("y\n\n\n\n\n\n\n\n\ny\n");
         let error =
             run(&dir.path().join("conf"), &Given::default(), &mut Dialogue::new(&mut answers, &mut Goes(false)));

@@ -19,7 +19,7 @@ use crate::config::{self, Multicast, Source, Warnings};
 use crate::hypervisor::{Hypervisors, Options};
 use crate::intake::socket::RequestSocket;
 use crate::observe::sources::SourceView;
-use crate::scratch::Scratch;
+use tempfile::tempdir;
 
 /// How long what certainly comes may take on a loaded machine.
 const SURELY: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ async fn what_is_told_has_the_documented_form() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
     use std::os::unix::fs::PermissionsExt as _;
-    let scratch = Scratch::new();
+    let scratch = tempdir().unwrap();
     let (inspector, _socket) = inspector(11_241);
     let directory = scratch.path().join("state");
     let control = Control::open(&directory, Arc::clone(&inspector)).unwrap();
@@ -135,7 +135,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_cannot_be_is_told_with_a_remedy() {
-    let scratch = Scratch::new();
+    let scratch = tempdir().unwrap();
     let (inspector, _socket) = inspector(11_242);
     let long = scratch.path().join("x".repeat(100));
     let refused = Control::open(&long, Arc::clone(&inspector)).unwrap_err();
@@ -168,7 +168,7 @@ fn rest(mut stream: StdStream) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_say_nothing_are_few_and_soon_gone() {
-    let scratch = Scratch::new();
+    let scratch = tempdir().unwrap();
     let (inspector, _socket) = inspector(11_243);
     let _control = Control::open(scratch.path(), inspector).unwrap();
     let file = path(scratch.path());
@@ -185,7 +185,7 @@ async fn clients_that_say_nothing_are_few_and_soon_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_do_not_read_are_cut_off() {
-    let scratch = Scratch::new();
+    let scratch = tempdir().unwrap();
     let (inspector, _socket) = inspector(11_244);
     // More than the kernel keeps for somebody who does not read.
     let source = SourceView {
@@ -220,7 +220,7 @@ async fn clients_that_do_not_read_are_cut_off() {
 
 #[test]
 fn who_is_one_too_many_asks_again() {
-    let scratch = Scratch::new();
+    let scratch = tempdir().unwrap();
     let file = scratch.path().join("busy");
     let listener = StdListener::bind(&file).unwrap();
     let busy = std::thread::spawn(move || {
@@ -249,7 +249,7 @@ fn pretender(path: &Path, says: &'static [u8], hangs: bool) -> std::thread::Join
 
 #[test]
 fn whatever_answers_the_client_says_what_it_is() {
-    let scratch = Scratch::new();
+    let scratch = tempdir().unwrap();
     type Expected = fn(&ClientError) -> bool;
     let cases: [(&'static [u8], bool, Expected); 6] = [
         (b"{\"schema\":2}\n", false, |error| matches!(error, ClientError::Schema(2))),

@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_named_configuration_counts_and_the_usual_one_does_not() {
-        let dir = crate::scratch::Scratch::new();
+        let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("conf");
         let text = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } \
                     listeners { multicast { port = \"7\"; key_file = \"/k\"; hash = \"sha512\"; } }";

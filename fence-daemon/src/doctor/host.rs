@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there_yet_can_be_made() {
-        let dir = crate::scratch::Scratch::new();
+        let dir = tempfile::tempdir().unwrap();
         assert_eq!(state_directory(dir.path()).state, State::Ok);
         let later = state_directory(&dir.path().join("a/b"));
         assert!(later.state == State::Ok && later.seen.contains("can be made"), "{later:?}");

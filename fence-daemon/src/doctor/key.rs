@@ -120,13 +120,13 @@ mod tests {
 
     use super::super::finding::State;
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::{TempDir, tempdir};
 
     fn states(findings: &[Finding]) -> Vec<State> {
         findings.iter().map(|finding| finding.state).collect()
     }
 
-    fn write(dir: &Scratch, bytes: &[u8], mode: u32) -> std::path::PathBuf {
+    fn write(dir: &TempDir, bytes: &[u8], mode: u32) -> std::path::PathBuf {
         let path = dir.path().join("key");
         std::fs::write(&path, bytes).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_good_key_is_told_by_its_fingerprint_and_nothing_else() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let findings = check("key", &write(&dir, b"a line of text that is a key\n", 0o600));
         assert_eq!(states(&findings), [State::Ok]);
         // By sha256sum: printf 'fence-xdp key fingerprint\na line of text that is a key\n' | sha256sum
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_key_comes_with_what_to_type() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let missing = check("key", &dir.path().join("no/key"));
         assert_eq!(states(&missing), [State::Wrong]);
         assert!(missing[0].commands[0].starts_with("fence-daemon keygen --parents "), "{missing:?}");

@@ -2,10 +2,10 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant as StdInstant;
 
 use fence_common::wire::{Op, Reply};
+use tempfile::TempDir;
 use virt::connect::Connect;
 use virt::domain::Domain;
 use zeroize::Zeroizing;
@@ -43,24 +43,17 @@ const QUICK: Limits = Limits {
 /// each that wants none.
 pub(super) static ORPHANS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A file or socket of this test's own, removed at its end.
-struct Scratch(PathBuf);
+/// A file or socket of this test's own, in a directory that is removed with it.
+struct Scratch(PathBuf, #[expect(dead_code, reason = "removes the directory")] TempDir);
 
 impl Scratch {
     fn new(end: &str) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("fence-hyp-{}-{}.{end}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        Self(std::env::temp_dir().join(name))
+        let directory = tempfile::tempdir().unwrap();
+        Self(directory.path().join(format!("node.{end}")), directory)
     }
 
     fn uri(&self) -> String {
         format!("test://{}", self.0.display())
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 

@@ -545,7 +545,7 @@ mod tests {
         let hour = 3_600_000_000_000;
         let only = |burst: u64| Limit { every_ns: hour, ahead_ns: hour * (burst - 1) };
         let limits = Limits { failures: only(9), strangers: only(2), deliveries: only(9), replay_window_ns: hour };
-        let scratch = crate::scratch::Scratch::new();
+        let scratch = tempfile::tempdir().unwrap();
         let daemon = |port| {
             let seen = Arc::new(Seen::open(scratch.path(), Duration::from_secs(3600)));
             (open(port).unwrap().shielded(limits, Arc::clone(&seen)), seen)

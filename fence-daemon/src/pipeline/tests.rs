@@ -10,6 +10,7 @@ use std::time::Duration;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::wire::{FAMILY_V4, HASH_LEN, HOST_LIST, HostRecord, Op, Request};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -30,12 +31,12 @@ fn key() -> Key {
 }
 
 /// A pipeline over a libvirt test driver of its own, with the domains `one` and `two` running. Nothing is ever waiting to be read.
-async fn pipeline(name: &str, groups: Groups) -> (Pipeline, Hypervisors, tempdir::Dir) {
-    pipeline_behind(name, groups, Backlog::new().0).await
+async fn pipeline(groups: Groups) -> (Pipeline, Hypervisors, TempDir) {
+    pipeline_behind(groups, Backlog::new().0).await
 }
 
-async fn pipeline_behind(name: &str, groups: Groups, backlog: Backlog) -> (Pipeline, Hypervisors, tempdir::Dir) {
-    let dir = tempdir::Dir::new(name);
+async fn pipeline_behind(groups: Groups, backlog: Backlog) -> (Pipeline, Hypervisors, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
     let node = dir.path().join("node.xml");
     let domain = |name: &str, last: char| {
         format!(
@@ -57,31 +58,6 @@ async fn pipeline_behind(name: &str, groups: Groups, backlog: Backlog) -> (Pipel
 /// A memory of datagrams that is not written down.
 fn unwritten() -> Arc<Seen> {
     Arc::new(Seen::none(Duration::from_secs(60)))
-}
-
-/// A directory that goes with the test.
-mod tempdir {
-    use std::path::{Path, PathBuf};
-
-    pub(super) struct Dir(PathBuf);
-
-    impl Dir {
-        pub(super) fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("fence-pipeline-{}-{name}", std::process::id()));
-            std::fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-
-        pub(super) fn path(&self) -> &Path {
-            &self.0
-        }
-    }
-
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -141,7 +117,7 @@ async fn ask(pipeline: &Pipeline, op: Op, domain: &str, seqno: u32) -> Vec<u8> {
 
 #[tokio::test]
 async fn each_is_called_back_with_the_key_that_it_was_signed_with() {
-    let (pipeline, _hypervisors, _dir) = pipeline("keys", Groups::Everyone).await;
+    let (pipeline, _hypervisors, _dir) = pipeline(Groups::Everyone).await;
     for (seqno, name) in [(1, "the old key"), (2, "the new key")] {
         let key = Key::new(name.as_bytes()).unwrap();
         let (listener, caller) = listen().await;
@@ -166,7 +142,7 @@ async fn each_is_called_back_with_the_key_that_it_was_signed_with() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_has_its_answer() {
-    let (pipeline, _, _dir) = pipeline("ops", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let script = [
         (Op::Null, "", 1),
         (Op::DevStatus, "", 0),
@@ -187,7 +163,7 @@ async fn every_operation_has_its_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_list_shows_what_the_asker_may_fence() {
     let group = |ip: &str| Group { ips: vec![ip.parse().unwrap()], uuids: vec!["two".to_owned()], ..Group::default() };
-    let (pipeline, _, _dir) = pipeline("list", Groups::Only(vec![group("127.0.0.1")])).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Only(vec![group("127.0.0.1")])).await;
     let list = ask(&pipeline, Op::HostList, "", 1).await;
     assert_eq!((list[0], list.len()), (HOST_LIST, 1 + 2 * size_of::<HostRecord>() + 1));
     let (two, _) = HostRecord::read_from_prefix(&list[1..]).unwrap();
@@ -202,7 +178,7 @@ async fn a_host_list_shows_what_the_asker_may_fence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_by_other_addresses_are_answered_once() {
-    let (pipeline, _, _dir) = pipeline("copies", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (first, first_at) = listen().await;
     let (second, second_at) = listen().await;
     pipeline.accept(request(Op::Off, "one", 7, first_at));
@@ -217,7 +193,7 @@ async fn copies_by_other_addresses_are_answered_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waited_too_long_is_not_begun() {
-    let (pipeline, _, _dir) = pipeline("late", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (_listener, caller) = listen().await;
     let late = request(Op::Off, "one", 1, caller).dangerous_older_for_test(BEGIN_WITHIN + Duration::from_millis(1));
     pipeline.accept(late);
@@ -225,15 +201,15 @@ async fn what_waited_too_long_is_not_begun() {
 }
 
 /// A pipeline that would wait for ever where the domain is not known.
-async fn deferring_for_ever(name: &str) -> (Pipeline, tempdir::Dir) {
-    let (mut pipeline, _, dir) = pipeline(name, Groups::Everyone).await;
+async fn deferring_for_ever() -> (Pipeline, TempDir) {
+    let (mut pipeline, _, dir) = pipeline(Groups::Everyone).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().defer = Duration::from_secs(3600);
     (pipeline, dir)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_is_not_known_here_waits_for_others() {
-    let (pipeline, _dir) = deferring_for_ever("defer").await;
+    let (pipeline, _dir) = deferring_for_ever().await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::Status, "nobody", 100, caller));
     let script = [
@@ -267,7 +243,7 @@ async fn only_what_is_not_known_here_waits_for_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_read_late_waits_for_others_as_long() {
     const DEFER: Duration = Duration::from_millis(500);
-    let (mut pipeline, _, _dir) = pipeline("late-turn", Groups::Everyone).await;
+    let (mut pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().defer = DEFER;
     assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
     // The table is a moment behind: until then the domain "runs" here.
@@ -285,7 +261,7 @@ async fn what_was_read_late_waits_for_others_as_long() {
 /// Of two hosts where it does not run, the one that knows it is to be first: the other has nothing to say about it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_only_defined_here_has_its_turn_before_what_nobody_knows() {
-    let (pipeline, _, _dir) = pipeline("turns", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
     let [(unknown, unknown_at), (defined, defined_at)] = [listen().await, listen().await];
     pipeline.accept(request(Op::Status, "nobody", 2, unknown_at));
@@ -300,7 +276,7 @@ async fn what_is_only_defined_here_has_its_turn_before_what_nobody_knows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_and_dead_callers_cost_nobody_else_anything() {
-    let (pipeline, _, _dir) = pipeline("silent", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let mut silent = Vec::new();
     for seqno in 100..150 {
         let (listener, caller) = listen().await;
@@ -322,7 +298,7 @@ async fn silent_and_dead_callers_cost_nobody_else_anything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_caller_cannot_use_up_what_the_others_need() {
-    let (pipeline, _, _dir) = pipeline("greedy", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let mut silent = Vec::new();
     for seqno in 0..2 * u32::try_from(SERVING_MAX_PER_CALLER).unwrap() {
         let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
@@ -336,7 +312,7 @@ async fn one_caller_cannot_use_up_what_the_others_need() {
 /// Who has the key and many addresses can have as many requests under way.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_at_many_addresses_cannot_use_up_what_the_others_need() {
-    let (pipeline, _dir) = deferring_for_ever("many-addresses").await;
+    let (pipeline, _dir) = deferring_for_ever().await;
     for number in 0..u32::try_from(SERVING_MAX).unwrap() {
         let [_, _, high, low] = number.to_be_bytes();
         pipeline.accept(request(Op::Off, "nobody", 100 + number, SocketAddr::from(([127, 1, high, low], 1))));
@@ -356,7 +332,7 @@ async fn callers_at_many_addresses_cannot_use_up_what_the_others_need() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_lets_go_of_the_silent_and_takes_nothing_new() {
-    let (pipeline, _, _dir) = pipeline("stop", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (silent, caller) = listen().await;
     pipeline.accept(request(Op::Off, "one", 1, caller));
     let (mut stream, _) = timeout(SOON, silent.accept()).await.unwrap().unwrap();
@@ -368,7 +344,7 @@ async fn a_stop_lets_go_of_the_silent_and_takes_nothing_new() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reflected_challenge_is_not_answered() {
-    let (pipeline, _, _dir) = pipeline("reflect", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (first, first_at) = listen().await;
     let (second, second_at) = listen().await;
     pipeline.accept(request(Op::Off, "one", 1, first_at));

@@ -154,11 +154,11 @@ fn is_stock_server(pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::tempdir;
 
     #[test]
     fn one_daemon_at_a_time() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("x.pid");
         let first = PidFile::take(&path).unwrap();
         let pid = std::process::id();
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_stale_file_is_taken_over_whatever_is_in_it() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("x.pid");
         for stale in [&b"1\n"[..], b"", b"not a number", b"99999999999999999999", &[0xff; 5000]] {
             std::fs::write(&path, stale).unwrap();
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn links_and_other_files_are_refused_and_left_alone() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let (path, precious) = (dir.path().join("x.pid"), dir.path().join("precious"));
         std::fs::write(&precious, "precious").unwrap();
         std::os::unix::fs::symlink(&precious, &path).unwrap();
@@ -212,7 +212,7 @@ mod tests {
             // Nobody else can give a file away.
             return;
         }
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("x.pid");
         std::fs::write(&path, "1\n").unwrap();
         std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_longer_ours_stays() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("x.pid");
         let taken = PidFile::take(&path).unwrap();
         std::fs::remove_file(&path).unwrap();

@@ -3,29 +3,24 @@
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use fence_daemon::config::{self, Config, Source, Warnings};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_fence-daemon");
 
 /// A directory of its own, removed in the end.
-pub(crate) struct Dir(PathBuf);
+pub(crate) struct Dir(tempfile::TempDir);
 
 impl Dir {
     pub(crate) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("fence-daemon-commands-{}-{count}", std::process::id()));
-        std::fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
-        Self(path.canonicalize().unwrap())
+        Self(tempfile::tempdir_in(std::env::temp_dir().canonicalize().unwrap()).unwrap())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.0.path().join(name)
     }
 
     pub(crate) fn write(&self, name: &str, content: &str) -> PathBuf {
@@ -45,13 +40,7 @@ impl Dir {
             };
             (entry.file_name().into_string().unwrap(), content)
         };
-        self.0.read_dir().unwrap().map(entry).collect()
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        self.0.path().read_dir().unwrap().map(entry).collect()
     }
 }
 

@@ -83,10 +83,9 @@ fn an_overflow_makes_everything_doubtful_and_the_listening_goes_on() {
         with_links(async |mut links| {
             // Without being read: more than any buffer holds that nobody has made larger.
             let batch: String = (0..400).map(|n| format!("link set virbr0 txqueuelen {}\n", 900 + n % 7)).collect();
-            let file = std::env::temp_dir().join(format!("fence-links-{}", std::process::id()));
+            let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(&file, batch).unwrap();
-            ip(&format!("-batch {}", file.display()));
-            std::fs::remove_file(&file).unwrap();
+            ip(&format!("-batch {}", file.path().display()));
             assert!(told(&mut links).await.everything);
             ip("link set virbr0 down");
             let changes = told(&mut links).await;

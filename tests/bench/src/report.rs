@@ -246,11 +246,10 @@ mod tests {
 
     #[test]
     fn the_page_and_its_plots_are_written() {
-        let folder = std::env::temp_dir().join(format!("fence-bench-test-{}", std::process::id()));
-        write(&folder, &results(), &[], 1).unwrap();
-        let plot = fs::read_to_string(folder.join("benchmarks/off.svg")).unwrap();
-        let page = fs::read_to_string(folder.join("benchmarks.md")).unwrap();
-        fs::remove_dir_all(&folder).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &results(), &[], 1).unwrap();
+        let plot = fs::read_to_string(folder.path().join("benchmarks/off.svg")).unwrap();
+        let page = fs::read_to_string(folder.path().join("benchmarks.md")).unwrap();
         assert!(plot.contains("idle QEMU guest"), "{plot}");
         for file in ["off", "reboot", "crowd"] {
             assert!(page.contains(&format!("(benchmarks/{file}.svg)")));

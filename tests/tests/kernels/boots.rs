@@ -43,11 +43,8 @@ fn boot(series: Series) -> Result<()> {
         tests("attach", "kernel_program", attach),
         tests("fence", "netns", "operations::the_log_tells rotation::a_request_goes_on"),
     ];
-    let scratch = std::env::temp_dir().join(format!("fence-kernels-{}-{}", std::process::id(), series.name()));
-    std::fs::create_dir(&scratch).with_context(|| scratch.display().to_string())?;
-    let ran = run(&kernel, &scratch, &steps);
-    std::fs::remove_dir_all(&scratch)?;
-    let done = ran?;
+    let scratch = tempfile::tempdir()?;
+    let done = run(&kernel, scratch.path(), &steps)?;
 
     let mut rows = Vec::new();
     for (step, done) in steps.iter().zip(&done) {

@@ -149,7 +149,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::tempdir;
 
     fn settled(path: &Path) -> Option<Vec<u8>> {
         match read(path).unwrap() {
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_being_written_is_waited_for_or_left_alone() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("key");
         let mut writer = File::create(&path).unwrap();
         writer.write_all(b"the first half").unwrap();
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_replaced_is_the_old_one_or_the_new_one() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let (path, other) = (dir.path().join("key"), dir.path().join("other"));
         std::fs::write(&path, [1; 2000]).unwrap();
         let replacing = std::thread::spawn({
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_in_the_way_of_the_next_writer() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("key");
         std::fs::write(&path, "one").unwrap();
         assert_eq!(settled(&path).as_deref(), Some(&b"one"[..]));
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_file_that_changes_while_it_is_read_is_seen() {
-        let dir = Scratch::new();
+        let dir = tempdir().unwrap();
         let path = dir.path().join("key");
         std::fs::write(&path, [7; 100]).unwrap();
         let file = open(&path).unwrap();

@@ -177,20 +177,20 @@ fn take(path: &Path) -> io::Result<Option<Inherited>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
     use std::os::unix::fs::MetadataExt;
+    use tempfile::{TempDir, tempdir};
 
     fn record() -> Record {
         Record::new("qemu:///system", Uuid::from_u128(7), "node 1", Some(3), Some("<domain passwd='x'/>"))
     }
 
-    fn records(scratch: &Scratch) -> Records {
+    fn records(scratch: &TempDir) -> Records {
         Records::new(Some(scratch.path().join("state")))
     }
 
     #[test]
     fn what_a_dead_daemon_left_is_taken_over_and_a_living_ones_is_not() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let kept = records(&scratch).write(&record()).unwrap();
         assert!(records(&scratch).take_over().is_empty(), "its daemon lives");
         // As when the process dies: the lock goes, the file stays.
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn records_are_for_root_alone() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let kept = records(&scratch).write(&record()).unwrap();
         assert_eq!(fs::metadata(&kept.path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(kept.path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn how_old_a_record_is_is_told() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let records = records(&scratch);
         let kept = records.write(&record()).unwrap();
         kept._lock.set_modified(SystemTime::now() - Duration::from_secs(3000)).unwrap();
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_strange_is_told_and_removed() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let records = records(&scratch);
         let directory = scratch.path().join("state");
         fs::create_dir(&directory).unwrap();

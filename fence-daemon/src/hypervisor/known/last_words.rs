@@ -211,7 +211,7 @@ fn write(directory: &Path, kept: &Kept) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::tempdir;
 
     const URI: &str = "qemu+unix:///system?socket=/nonexistent/socket";
 
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_next_daemon_knows_the_last_words() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let directory = scratch.path().join("state");
         let domains = vec![line(1, Some(1)), line(2, None)];
         write(&directory, &Kept { version: VERSION, domains: domains.clone() }).unwrap();
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_is_no_obstacle() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let uris = [Uri::new(URI, 0)];
         for bytes in [&b"{"[..], br#"{"version":2,"domains":[]}"#, b""] {
             fs::write(scratch.path().join(FILE), bytes).unwrap();

@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn a_driver_has_no_domains_where_libvirt_keeps_no_file_of_one() {
-        let scratch = crate::scratch::Scratch::new();
+        let scratch = tempfile::tempdir().unwrap();
         let folder = scratch.path().join("lxc");
         assert!(has_no_domain_file(&folder), "the driver is not installed");
         fs::create_dir_all(folder.join("networks")).unwrap();

@@ -3,18 +3,18 @@
 use super::*;
 use crate::clock::Moment;
 use crate::hypervisor::fence::record::{Record, Records};
-use crate::scratch::Scratch as Directory;
+use tempfile::{TempDir, tempdir};
 
 /// Name, UUID, number of the instance, XML.
 type Left<'l> = (&'l str, u128, Option<u32>, Option<&'l str>);
 
 /// What a daemon leaves that dies after it has written down to restart these.
-fn left_behind(directory: &Directory, uri: &str, restarts: &[Left<'_>]) -> Options {
+fn left_behind(directory: &TempDir, uri: &str, restarts: &[Left<'_>]) -> Options {
     left_behind_by(directory, uri, restarts, None)
 }
 
 /// The same of a daemon that has written down when they died.
-pub(super) fn left_behind_by(directory: &Directory, uri: &str, restarts: &[Left<'_>], died: Option<Moment>) -> Options {
+pub(super) fn left_behind_by(directory: &TempDir, uri: &str, restarts: &[Left<'_>], died: Option<Moment>) -> Options {
     let state = Some(directory.path().join("state"));
     let records = Records::new(state.clone());
     for (name, uuid, instance, xml) in restarts {
@@ -23,11 +23,11 @@ pub(super) fn left_behind_by(directory: &Directory, uri: &str, restarts: &[Left<
     Options { state, ..Options::default() }
 }
 
-fn files(directory: &Directory) -> usize {
+fn files(directory: &TempDir) -> usize {
     std::fs::read_dir(directory.path().join("state")).map_or(0, Iterator::count)
 }
 
-pub(super) async fn none_is_left(h: &Hypervisors, directory: &Directory) {
+pub(super) async fn none_is_left(h: &Hypervisors, directory: &TempDir) {
     let begun = StdInstant::now();
     while !h.inner.restarts.waiting().is_empty() || files(directory) > 0 {
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", h.inner.restarts.waiting());
@@ -37,7 +37,7 @@ pub(super) async fn none_is_left(h: &Hypervisors, directory: &Directory) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_killed_is_started_by_the_next_daemon() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).running("other", 9).file();
     let transient = xml("t", 2, "");
     let restarts = [("a", 1, Some(77), None), ("t", 2, Some(78), Some(transient.as_str()))];
@@ -50,7 +50,7 @@ async fn what_was_killed_is_started_by_the_next_daemon() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transient_domain_that_was_not_proven_dead_is_not_brought_back() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Node::default().running("other", 9).file();
     let state = Some(directory.path().join("state"));
     let transient = xml("t", 2, "");
@@ -65,7 +65,7 @@ async fn a_transient_domain_that_was_not_proven_dead_is_not_brought_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_killed_is_left_alone() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Node::default().running("a", 1).file();
     // The test driver numbers its instances from 1 on.
     let options = left_behind(&directory, &file.uri(), &[("a", 1, Some(1), None)]);
@@ -76,7 +76,7 @@ async fn what_was_not_killed_is_left_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_off_ends_what_another_daemon_has_begun() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Scratch::new("xml");
     let options = left_behind(&directory, &file.uri(), &[("a", 1, Some(77), None)]);
     // libvirt is not there yet: nothing can be started.
@@ -94,7 +94,7 @@ async fn an_off_ends_what_another_daemon_has_begun() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reboot_that_is_done_leaves_nothing() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Node::default().running("a", 1).file();
     let options = left_behind(&directory, &file.uri(), &[]);
     let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
@@ -109,7 +109,7 @@ async fn a_reboot_that_is_done_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_of_a_uri_that_is_gone_is_told_and_removed() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).file();
     let options = left_behind(&directory, "qemu:///system", &[("a", 1, Some(1), None)]);
     let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
@@ -141,7 +141,7 @@ fn long_ago() -> Moment {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_killed_long_ago_is_told_and_not_started() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).running("other", 9).file();
     let transient = xml("t", 2, "");
     let restarts = [("a", 1, Some(77), None), ("t", 2, Some(78), Some(transient.as_str()))];
@@ -167,7 +167,7 @@ async fn what_was_killed_long_ago_is_told_and_not_started() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_starts_is_told_no_longer() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).file();
     let options = left_behind_by(&directory, &file.uri(), &[("a", 1, Some(77), None)], Some(long_ago()));
     let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
@@ -178,7 +178,7 @@ async fn what_somebody_starts_is_told_no_longer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_has_started_at_another_uri_is_not_started_again() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let here = Node::default().shut_off("a", 1).file();
     let there = Node::default().running("a", 1).file();
     let options = left_behind_by(&directory, &here.uri(), &[("a", 1, Some(77), None)], Some(Moment::now()));

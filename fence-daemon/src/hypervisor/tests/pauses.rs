@@ -3,7 +3,7 @@
 use super::inherited::{left_behind_by, none_is_left};
 use super::*;
 use crate::clock::Moment;
-use crate::scratch::Scratch as Directory;
+use tempfile::tempdir;
 
 /// Long enough to be seen.
 const SHORT: Duration = Duration::from_millis(800);
@@ -106,7 +106,7 @@ async fn the_next_daemon_keeps_the_rest_of_the_pause() {
         ("nonsense", 4, Some(Moment::from_ktime(u64::MAX)), now.plus(SHORT)),
     ];
     for (domain, number, died, not_before) in moments {
-        let directory = Directory::new();
+        let directory = tempdir().unwrap();
         let file = Node::default().shut_off(domain, number).file();
         let options = left_behind_by(&directory, &file.uri(), &[(domain, number, Some(77), None)], died);
         let h = Hypervisors::with_limits(&[file.uri()], QUICK, Options { reboot_pause: SHORT, ..options });
@@ -119,7 +119,7 @@ async fn the_next_daemon_keeps_the_rest_of_the_pause() {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_it_died_is_on_record_for_the_next_daemon() {
     for transient in ["", "<test:transient/>"] {
-        let directory = Directory::new();
+        let directory = tempdir().unwrap();
         let state = directory.path().join("state");
         let running = format!("<test:runstate>1</test:runstate>{transient}");
         let options = Options { state: Some(state.clone()), ..pausing(LONG) };
@@ -133,7 +133,7 @@ async fn when_it_died_is_on_record_for_the_next_daemon() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_ends_leaves_what_pauses_to_the_next() {
-    let directory = Directory::new();
+    let directory = tempdir().unwrap();
     let options = Options { state: Some(directory.path().join("state")), ..pausing(LONG) };
     let (h, _file) = node_with(options, Node::default().running("a", 1)).await;
     assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);

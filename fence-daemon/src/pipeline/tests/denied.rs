@@ -22,7 +22,7 @@ async fn listen_at(ip: &str) -> (TcpListener, SocketAddr) {
 /// Every holder of the key hears each request on the segment, and can send one that counts as its copy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denied_copy_does_not_use_up_the_request() {
-    let (pipeline, _, _dir) = pipeline("denied-first", two_groups()).await;
+    let (pipeline, _, _dir) = pipeline(two_groups()).await;
     let (denied, denied_at) = listen_at("127.0.0.2").await;
     pipeline.accept(request(Op::Off, "one", 7, denied_at));
     assert_eq!(timeout(SOON, client(denied)).await.unwrap().unwrap(), [Reply::PermissionDenied.to_wire()]);
@@ -34,7 +34,7 @@ async fn a_denied_copy_does_not_use_up_the_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denied_copy_on_its_way_does_not_stand_in_the_way() {
     let (backlog, mut questions) = Backlog::new();
-    let (pipeline, _, _dir) = pipeline_behind("denied-beside", two_groups(), backlog).await;
+    let (pipeline, _, _dir) = pipeline_behind(two_groups(), backlog).await;
     let (denied, denied_at) = listen_at("127.0.0.2").await;
     pipeline.accept(request(Op::Off, "one", 7, denied_at));
     let denied = client(denied);
@@ -60,7 +60,7 @@ async fn a_denied_copy_on_its_way_does_not_stand_in_the_way() {
 /// A guest asks with each of its addresses, and its client believes the first call-back.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_address_that_is_permitted_is_called_back_first() {
-    let (pipeline, _, _dir) = pipeline("denied-address", two_groups()).await;
+    let (pipeline, _, _dir) = pipeline(two_groups()).await;
     for seqno in 0..5 {
         let [(permitted, permitted_at), (denied, denied_at)] = [listen().await, listen_at("127.0.0.2").await];
         pipeline.accept(request(Op::Status, "one", seqno, denied_at));
@@ -83,7 +83,7 @@ async fn a_groups_own_key_fences_in_its_group_and_nowhere_else() {
         ..Group::default()
     };
     let groups = Groups::Only(vec![group(1, "one"), group(0, "two")]);
-    let (pipeline, _, _dir) = pipeline("denied-key", groups).await;
+    let (pipeline, _, _dir) = pipeline(groups).await;
     let (granted, refused) = ([Reply::Success.to_wire()], [Reply::PermissionDenied.to_wire()]);
     let script = [(0, "one", refused), (1, "two", refused), (1, "one", granted), (0, "two", granted)];
     for (seqno, (owner, domain, expected)) in (20..).zip(script) {

@@ -13,8 +13,7 @@ enum Newer {
 /// same place. Returns what the client whom it has connected to is told; the newer one always has its own answer.
 async fn overtaken_at_the(nth: usize, newer: Newer) -> Vec<u8> {
     let (backlog, mut questions) = Backlog::new();
-    let name = format!("overtaken-{nth}-{newer:?}");
-    let (pipeline, _, _dir) = pipeline_behind(&name, Groups::Everyone, backlog).await;
+    let (pipeline, _, _dir) = pipeline_behind(Groups::Everyone, backlog).await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::DevStatus, "", 1, caller));
     let (mut old, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
@@ -58,7 +57,7 @@ async fn who_asks_at_the_place_of_an_authenticated_client_takes_nothing_away_fro
 #[tokio::test(flavor = "multi_thread")]
 async fn without_authentication_a_newer_request_overtakes_until_the_answer() {
     let (backlog, mut questions) = Backlog::new();
-    let (mut pipeline, _, _dir) = pipeline_behind("overtaken-none", Groups::Everyone, backlog).await;
+    let (mut pipeline, _, _dir) = pipeline_behind(Groups::Everyone, backlog).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().callback = Callback::new(HashKind::None);
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::DevStatus, "", 1, caller));
@@ -75,7 +74,7 @@ async fn without_authentication_a_newer_request_overtakes_until_the_answer() {
 /// The ring and the socket have no common order.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_behind_something_newer_is_not_called_back() {
-    let (pipeline, _, _dir) = pipeline("outdated", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (listener, caller) = listen().await;
     let older = request(Op::DevStatus, "", 1, caller);
     pipeline.accept(request(Op::Off, "nobody", 2, caller));
@@ -88,7 +87,7 @@ async fn what_is_read_behind_something_newer_is_not_called_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_back_ends_when_its_request_is_overtaken() {
-    let (pipeline, _, _dir) = pipeline("ends", Groups::Everyone).await;
+    let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::DevStatus, "", 1, caller));
     let (mut silent, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
@@ -107,7 +106,7 @@ async fn a_call_back_ends_when_its_request_is_overtaken() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waited_too_long_supersedes_all_the_same() {
-    let (pipeline, hypervisors, _dir) = pipeline("late-newer", Groups::Everyone).await;
+    let (pipeline, hypervisors, _dir) = pipeline(Groups::Everyone).await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::Off, "one", 1, caller));
     let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();

@@ -408,10 +408,10 @@ mod tests {
     use std::fs::{self, File};
 
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::{TempDir, tempdir};
 
     /// An image with a write under way: nobody who lives has it open.
-    fn busy(scratch: &Scratch, name: &str) -> (String, Inode, impl Sized) {
+    fn busy(scratch: &TempDir, name: &str) -> (String, Inode, impl Sized) {
         let path = scratch.path().join(name);
         fs::write(&path, [0; 512]).unwrap();
         let file = File::options().read(true).write(true).open(&path).unwrap();
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn a_write_is_a_failure_of_whose_it_is_and_of_whose_it_may_be() {
         let _own = crate::hypervisor::tests::ORPHANS.blocking_lock();
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let (_, image, under_way) = busy(&scratch, "known");
         let (defined, by_path, by_path_under_way) = busy(&scratch, "defined");
         let (_, strange, strange_under_way) = busy(&scratch, "strange");
@@ -479,7 +479,7 @@ mod tests {
     #[test]
     fn what_another_emulator_of_the_domain_had_open_is_not_forgotten_while_it_is_busy() {
         let _own = crate::hypervisor::tests::ORPHANS.blocking_lock();
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let (_, image, under_way) = busy(&scratch, "first");
         let belongings = Belongings::default();
         let first = Record { emulator: Some(1), images: [image.clone()].into(), ..Record::default() };

@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_file_has_the_inode_that_the_kernels_table_has() {
-        let scratch = crate::scratch::Scratch::new();
+        let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("image");
         fs::write(&path, [0; 512]).unwrap();
         let file = fs::File::options().read(true).write(true).open(&path).unwrap();

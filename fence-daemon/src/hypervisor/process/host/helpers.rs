@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_members_of_a_group_are_found_at_every_depth() {
-        let scratch = crate::scratch::Scratch::new();
+        let scratch = tempfile::tempdir().unwrap();
         let group = scratch.path().join("qemu-1-a.libvirt-qemu");
         for (below, processes) in [("", "7\n"), ("libvirt/emulator", "9\n8\n"), ("libvirt/vcpu0", "7\n")] {
             fs::create_dir_all(group.join(below)).unwrap();
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_left_over_pid_file_names_nobody() {
-        let scratch = crate::scratch::Scratch::new();
+        let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("pr-helper0.pid");
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();

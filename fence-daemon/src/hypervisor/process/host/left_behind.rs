@@ -145,7 +145,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::Scratch;
+    use tempfile::tempdir;
 
     fn kept(number: u128) -> Kept {
         let images = vec!["fe:00:12".to_owned()];
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_next_daemon_knows_what_is_left_and_after_a_boot_nothing_is() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let place = Place::new(scratch.path(), 0);
         assert!(place.read().is_empty());
         place.write(vec![kept(1), kept(2)]).unwrap();
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_newest_is_written() {
-        let scratch = Scratch::new();
+        let scratch = tempdir().unwrap();
         let place = Place::new(scratch.path(), 0);
         let keeper = Keeper::start(place.clone()).unwrap();
         (1..=50).for_each(|number| keeper.keep(vec![kept(number)]));

@@ -221,7 +221,7 @@ pub(super) mod tests {
     #[test]
     fn a_lock_is_an_orphan_when_nobody_who_lives_carries_it() {
         let _own = crate::hypervisor::tests::ORPHANS.blocking_lock();
-        let scratch = crate::scratch::Scratch::new();
+        let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("image");
         fs::write(&path, [0; 512]).unwrap();
         let open = || fs::File::options().read(true).write(true).open(&path).unwrap();

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
-use crate::scratch::Scratch;
+use tempfile::tempdir;
 
 /// A process with these arguments that does nothing, and is gone with the test.
 struct Idle(Child);
@@ -98,7 +98,7 @@ async fn what_only_mentions_a_machine_is_a_doubt_and_is_not_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_cannot_be_read_keeps_only_what_it_may_be_from_being_off() {
-    let scratch = Scratch::new();
+    let scratch = tempdir().unwrap();
     let process = |pid: i32, group: &str| {
         let directory = scratch.path().join(pid.to_string());
         std::fs::create_dir(&directory).unwrap();
