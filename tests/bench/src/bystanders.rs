@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::machine::Fact;
 use crate::stats::{Sample, Samples, three};
 use fence_lab::kernel::{tcx_on, xdp_on};
 use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor, Space};
-use fence_lab::machine::Fact;
 use fence_lab::pump::{self, Flow};
 use fence_lab::server::{Config, START_LIMIT, Server, Which};
 

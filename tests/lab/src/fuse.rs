@@ -276,8 +276,20 @@ impl Disk {
     /// # Errors
     /// Nobody uses the disk, or threads do it all.
     pub fn hold_in_flight(&self, pid: u32) -> Result<()> {
+        self.hold_without_thread(pid, false)
+    }
+
+    /// As [`Self::hold_in_flight`], for writes alone.
+    ///
+    /// # Errors
+    /// As [`Self::hold_in_flight`].
+    pub fn hold_writes_in_flight(&self, pid: u32) -> Result<()> {
+        self.hold_without_thread(pid, true)
+    }
+
+    fn hold_without_thread(&self, pid: u32, reads_pass: bool) -> Result<()> {
         for _ in 0..ATTEMPTS {
-            self.hold()?;
+            self.hold_all_but_reads(reads_pass)?;
             // A thread has sent its request a moment before it sleeps.
             std::thread::sleep(SETTLED);
             if !has_waiting_thread(pid)? {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fence_common::hash::HashKind;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -346,6 +346,17 @@ impl Server {
     /// It still runs after `limit`.
     pub fn finish(self, limit: Duration) -> Result<Finished> {
         self.process.finish(limit)
+    }
+
+    /// Kills the daemon as a crash would, and waits until its process has ended: the next daemon finds the PID file unlocked.
+    ///
+    /// # Errors
+    /// It had ended before.
+    pub fn crash(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        // Reaped as well: a server that looks for the number in a PID file finds zombies too.
+        ensure!(self.process.ends_within(STOP_LIMIT)? && !self.process.is_running()?, "the server does not end");
+        Ok(())
     }
 
     /// Sends a signal and waits for its end.

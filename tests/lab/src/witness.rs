@@ -9,6 +9,9 @@ use anyhow::{Context, Result, bail};
 use crate::lab::Hypervisor;
 use crate::process::{poll_until, wait_pidfd};
 
+/// How long a domain may take until it is started again, on a loaded machine.
+const NEXT_LIMIT: Duration = Duration::from_secs(30);
+
 /// A running machine's process, held so that its number cannot become another's.
 #[derive(Debug)]
 pub struct Witness {
@@ -73,6 +76,17 @@ impl Witness {
             }
         }
         Ok(all)
+    }
+
+    /// Waits until another process than this one runs the domain, after a reboot. libvirt's word is no good for this: it calls the
+    /// domain running until it has noticed the death.
+    ///
+    /// # Errors
+    /// There is none within half a minute.
+    pub fn wait_next(&self, hypervisor: &Hypervisor, domain: &str) -> Result<Self> {
+        poll_until(&format!("the next process of {domain}"), NEXT_LIMIT, || {
+            Ok(Self::of_all(hypervisor, domain)?.into_iter().find(|now| now.pid != self.pid))
+        })
     }
 
     /// The other processes in this machine's control group, and what descends from them: its helpers.

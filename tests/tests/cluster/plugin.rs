@@ -140,6 +140,7 @@ fn the_plugin_fences_as_stonith_asks_it_to() -> Result<()> {
 
     scene.must_fence(one, "-T reset one")?;
     ensure!(running.is_dead()?);
+    running.wait_next(scene.libvirtd.hypervisor(), one)?;
     scene.libvirtd.wait_state(URI, one, "running")?;
     ensure!(!bystander.is_dead()? && !asker.is_dead()?, "nobody else is touched");
     scene.must_fence(one, "-T off one")?;
@@ -150,6 +151,7 @@ fn the_plugin_fences_as_stonith_asks_it_to() -> Result<()> {
     // `stonith` makes the name lower case; the domain is libvirt's.
     scene.must_fence(two, "-T reset TWO")?;
     ensure!(bystander.is_dead()?);
+    bystander.wait_next(scene.libvirtd.hypervisor(), two)?;
     scene.libvirtd.wait_state(URI, two, "running")
 }
 

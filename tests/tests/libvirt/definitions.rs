@@ -55,10 +55,7 @@ fn a_reboot_starts_the_definition_and_stock_what_ran() -> Result<()> {
         };
         ensure!(has_it(&["dumpxml", "vm"])? && !has_it(&["dumpxml", "vm", "--inactive"])?, "not hot-plugged");
         pair.fence("reboot")?;
-        poll_until("the next instance", SOON, || {
-            let next = Witness::of_qemu(&pair.hypervisor, "vm").ok();
-            Ok(next.filter(|next| next.pid != before.pid).map(drop))
-        })?;
+        before.wait_next(&pair.hypervisor, "vm")?;
         pair.libvirtd.wait_state(qemu::URI, "vm", "running")?;
         let kept = has_it(&["dumpxml", "vm"])?;
         ensure!(kept == keeps, "{}: the hot-plugged disk is there: {kept}", which.name());

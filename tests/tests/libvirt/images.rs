@@ -153,7 +153,7 @@ fn locked_by(pid: u32) -> Result<String> {
 #[test]
 fn a_write_to_a_block_device_of_a_private_dev_is_waited_for_by_whoever_is_there() -> Result<()> {
     let (mut site, disk, _block, image) = on_block_device("lvm")?;
-    disk.hold_writes()?;
+    disk.hold_writes_in_flight(site.machine("lvm")?.pid)?;
     site.kill_by_hand("lvm")?;
     site.libvirtd.wait_state(qemu::URI, "lvm", "shut off")?;
     site.is_not_off("lvm")?;
@@ -167,7 +167,7 @@ fn a_write_to_a_block_device_of_a_private_dev_is_waited_for_by_whoever_is_there(
 #[test]
 fn a_daemon_that_saw_a_machine_alive_knows_its_block_device() -> Result<()> {
     let (site, disk, _block, _) = on_block_device("lvm")?;
-    disk.hold_writes()?;
+    disk.hold_writes_in_flight(site.machine("lvm")?.pid)?;
     site.kill_by_hand("lvm")?;
     site.libvirtd.wait_state(qemu::URI, "lvm", "shut off")?;
     site.is_not_off("lvm")?;
@@ -179,7 +179,7 @@ fn a_daemon_that_saw_a_machine_alive_knows_its_block_device() -> Result<()> {
 fn a_write_to_a_block_device_that_no_record_names_is_a_doubt() -> Result<()> {
     let (mut site, disk, _block, image) = on_block_device("lvm")?;
     qemu::define_idle(&site.libvirtd, "diskless")?;
-    disk.hold_writes()?;
+    disk.hold_writes_in_flight(site.machine("lvm")?.pid)?;
     // Nobody of us has seen it die, and nobody remembers what it had open.
     site.kill_daemon()?;
     std::fs::remove_dir_all(site.hypervisor.outside("/run/fence-xdp"))?;

@@ -54,8 +54,7 @@ fn a_list_is_whole_while_libvirt_is_held_up_by_one_domain() -> Result<()> {
     }
 
     // A daemon that has never seen them has no list.
-    site.server.process().signal(nix::sys::signal::Signal::SIGKILL)?;
-    poll_until("the daemon's end", SOON, || Ok((!site.server.is_running()?).then_some(())))?;
+    site.server.crash()?;
     site.next_daemon()?;
     let list = site.observer.list()?;
     ensure!(list.code == Some(1) && list.stdout == "Operation failed\n", "{list:?}: {}", site.server.log());

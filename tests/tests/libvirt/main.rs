@@ -158,9 +158,9 @@ fn a_qemu_guest_fences_another() -> Result<()> {
 
     expect(&asker.fence(&client("reboot").domain("victim"))?, 0, "reboot", &server)?;
     ensure!(before.is_dead()?, "the client was told of success and the old QEMU still lives");
+    let after = before.wait_next(&hypervisor, "victim")?;
     libvirtd.wait_state(qemu::URI, "victim", "running")?;
-    let after = Witness::of_qemu(&hypervisor, "victim")?;
-    ensure!(after.pid != before.pid && !after.is_dead()?);
+    ensure!(!after.is_dead()?);
     LinuxGuest::connect(&hypervisor, "victim").context("the guest boots after reboot")?;
 
     let uuid = libvirtd.virsh(qemu::URI, &["domuuid", "victim"])?.stdout;
@@ -200,8 +200,9 @@ fn a_container_is_fenced() -> Result<()> {
 
     expect(&fence("reboot", "ct1")?, 0, "reboot", &server)?;
     ensure!(before.is_dead()?, "the client was told of success and the old container still lives");
+    let after = before.wait_next(&hypervisor, "ct1")?;
     libvirtd.wait_state(container::URI, "ct1", "running")?;
-    ensure!(!Witness::of_container(&hypervisor, "ct1")?.is_dead()?);
+    ensure!(!after.is_dead()?);
     ensure!(!bystander.is_dead()?);
     Ok(())
 }

@@ -276,7 +276,7 @@ fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()
         here.site.expect("off", "gone", 1)?;
         here.site.logs(position, "it is being migrated")?;
         ensure!(!process.is_dead()? && !twin.is_dead()? && there.runs("gone")?);
-        here.site.server.process().signal(Signal::SIGKILL)?;
+        here.site.server.crash()?;
         here.site.next_daemon()?;
     }
     // Nor when it has been cleared away here.

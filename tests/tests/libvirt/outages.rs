@@ -10,7 +10,6 @@ use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::Machine;
 use fence_lab::observer::Observer;
-use fence_lab::process::poll_until;
 use fence_lab::qemu;
 use fence_lab::server::{Config, Server, Which};
 use nix::mount::{MsFlags, mount};
@@ -251,8 +250,7 @@ fn a_full_state_directory_keeps_nobody_from_being_fenced() -> Result<()> {
     for (name, entry) in left {
         ensure!(name == "filling" || entry.metadata()?.len() == 0, "{} was left", name.display());
     }
-    site.server.process().signal(Signal::SIGKILL)?;
-    poll_until("the daemon's end", SOON, || Ok((!site.server.is_running()?).then_some(())))?;
+    site.server.crash()?;
     site.next_daemon()?;
     site.expect("off", "vm", 0)
 }

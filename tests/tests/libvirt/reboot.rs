@@ -26,14 +26,11 @@ impl Site {
 
     /// Waits until another process than `before` runs the domain.
     fn wait_back(&self, name: &str, before: &Witness) -> Result<()> {
-        poll_until(&format!("{name} to be back"), SOON, || {
-            Ok(Witness::of_all(&self.hypervisor, name)?.iter().any(|now| now.pid != before.pid).then_some(()))
-        })
+        before.wait_next(&self.hypervisor, name).map(drop)
     }
 
     pub(crate) fn kill_daemon(&mut self) -> Result<()> {
-        self.server.process().signal(Signal::SIGKILL)?;
-        poll_until("the daemon's end", SOON, || Ok((!self.server.is_running()?).then_some(())))
+        self.server.crash()
     }
 }
 

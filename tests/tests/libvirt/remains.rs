@@ -117,7 +117,7 @@ fn an_emulator_of_another_name_is_fenced_while_libvirtd_hangs() -> Result<()> {
 
 /// Starts libvirtd and the daemon anew, both without a memory of their own of this domain.
 fn forget(mut site: Site, domain: &str, files: impl Fn(&Hypervisor) -> Result<()>) -> Result<Site> {
-    site.server.process().signal(Signal::SIGKILL)?;
+    site.server.crash()?;
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
     files(&hypervisor)?;
@@ -276,7 +276,7 @@ fn a_container_without_its_controller_is_on_until_it_is_dead() -> Result<()> {
     }
     let orphan = Witness::of_container(&site.hypervisor, "orphan")?;
     let started = Witness::of_container(&site.hypervisor, "started")?;
-    site.server.process().signal(Signal::SIGKILL)?;
+    site.server.crash()?;
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
     for first in [&orphan, &started] {

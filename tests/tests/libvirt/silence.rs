@@ -65,9 +65,7 @@ impl Pair {
     }
 
     fn restart_daemon(&mut self) -> Result<()> {
-        self.here.server.process().signal(Signal::SIGKILL)?;
-        let server = &mut self.here.server;
-        poll_until("the daemon's end", SOON, || Ok((!server.is_running()?).then_some(())))?;
+        self.here.server.crash()?;
         self.here.next_daemon()
     }
 }

@@ -51,7 +51,7 @@ fn what_was_lost_before_the_daemon_came_is_found_by_its_process() -> Result<()> 
     qemu::start_idle(&site.libvirtd, "lost")?;
     site.wait_status("lost", 0)?;
     let lost = site.machine("lost")?;
-    site.server.process().signal(nix::sys::signal::Signal::SIGKILL)?;
+    site.server.crash()?;
     let mut site = lose(site, "lost")?;
     site.next_daemon()?;
     let position = site.server.log_position();

@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 
 use super::picture::{Lane, picture};
 use crate::figures::Contender;
+use crate::machine::Fact;
 use crate::stats::{Sample, Samples, Unit, three};
 use fence_lab::cluster::scenario::Scenario;
 use fence_lab::cluster::timeline::{Phase, Timeline};
-use fence_lab::machine::Fact;
 
 /// The two that are compared, in the order of the table.
 pub const CONTENDERS: [Contender; 2] = [Contender::Ours, Contender::Stock];

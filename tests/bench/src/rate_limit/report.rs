@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::floods::Floods;
 use super::measure::{Cost, Figures, Kind, REPEAT};
-use fence_lab::machine::Fact;
+use crate::machine::Fact;
 
 /// Other traffic is to cost at most so many times what an empty program does.
 const ORDINARY: f64 = 1.5;

@@ -171,8 +171,7 @@ fn injure(cluster: &mut Cluster, scenario: Scenario, active: usize, watch: &Watc
             victim.signal("STOP", "corosync")?;
             let asked = |event: &Event| matches!(event, Event::Asked { op: Op::Reboot | Op::Off, .. }).then_some(());
             watch.wait_for("a request", 0, STEP, asked)?;
-            cluster.server.process().signal(Signal::SIGKILL)?;
-            ensure!(cluster.server.process().ends_within(STEP)?, "the server does not die");
+            cluster.server.crash()?;
             let which = cluster.server.which().clone();
             cluster.start_server(&which)
         }

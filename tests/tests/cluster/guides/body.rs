@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::node::Node;
 use fence_lab::cluster::shell::Shell as _;
 use fence_lab::container::URI;
@@ -71,17 +71,28 @@ impl Life {
             std::thread::sleep(PAUSE);
             return Ok(());
         };
+        let lived = self.beside(&machine);
+        // However that ended: a container that is left would never be started for the machine's next life.
+        while self.is_wanted.load(Ordering::Relaxed) && self.virsh("domstate")?.stdout.trim() == "running" {
+            // It may have ended since the question.
+            let _ = self.virsh("destroy");
+            std::thread::sleep(PAUSE);
+        }
+        lived
+    }
+
+    /// Runs the container until the machine is dead, or the container has ended by itself.
+    fn beside(&self, machine: &Witness) -> Result<()> {
         self.virsh("start")?.success().context("it does not start")?;
         let first = self.node.witness()?;
         while !machine.dies_within(PAUSE)? {
-            if !self.is_wanted.load(Ordering::Relaxed) {
+            if !self.is_wanted.load(Ordering::Relaxed) || first.is_dead()? {
                 return Ok(());
             }
         }
-        first.kill()?;
-        while self.virsh("domstate")?.stdout.trim() == "running" {
-            std::thread::sleep(PAUSE);
-        }
+        // Dead already is as good.
+        let _ = first.kill();
+        ensure!(first.dies_within(COMMAND_LIMIT)?, "its first process does not die");
         Ok(())
     }
 

@@ -114,5 +114,6 @@ fn installation_on_a_node() -> Result<()> {
         scene.stage.step(step).with_context(|| server.log())?;
     }
     ensure!(victim.is_dead()?, "{}", server.log());
+    victim.wait_next(&scene.hypervisor, "ct2")?;
     scene.libvirtd.wait_state(URI, "ct2", "running")
 }

@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use fence_lab::cluster::shell::Shell as _;
 use fence_lab::process::Finished;
-use nix::sys::signal::Signal;
 
 use super::{HOSTLIST, PLUGIN, Scene, VICTIMS};
 
@@ -109,7 +108,7 @@ fn what_is_wrong_is_a_failure_and_says_what() -> Result<()> {
 
     let nothing = scene.node.must("ls /evil 2> /dev/null; true")?;
     ensure!(nothing.is_empty(), "something was evaluated");
-    scene.server.process().signal(Signal::SIGKILL)?;
+    scene.server.crash()?;
     // At once, each with a port of its own for the call-back.
     let mut script = String::new();
     for (port, arguments) in (1301..).zip(["-T off one", "-T on one", "-T reset one", "-S"]) {
