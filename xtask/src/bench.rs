@@ -25,13 +25,13 @@ enum Subject {
 }
 
 impl Subject {
-    /// The program that measures it.
-    fn program(self) -> &'static str {
+    /// What the bench calls it.
+    fn name(self) -> &'static str {
         match self {
-            Self::Daemon => "fence-bench",
-            Self::RateLimit => "fence-rate-limit",
-            Self::Bystanders => "fence-bystanders",
-            Self::Clusters => "fence-clusters",
+            Self::Daemon => "daemon",
+            Self::RateLimit => "rate-limit",
+            Self::Bystanders => "bystanders",
+            Self::Clusters => "clusters",
         }
     }
 
@@ -75,22 +75,20 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
         let object = bpf::build(workspace.root())?;
         let mut cargo = workspace.cargo(&object);
         cargo.args(["build", "--release", "--package", "fence-daemon", "--bin", "fence-daemon"]);
-        cargo.args(["--package", "fence-bench", "--bin", options.subject.program()]);
+        cargo.args(["--package", "fence-bench"]);
         progress::shown("building the daemon and the bench", cargo)?;
     }
-    let program = workspace.binary(options.subject.program(), true);
+    let program = workspace.binary("fence-bench", true);
     let bench = Privilege::of_this_process().command(&program);
     let mut bench = bench.context("the bench makes namespaces and kills machines in them: run it as root")?;
-    bench.arg("--daemon").arg(workspace.binary("fence-daemon", true));
+    bench.arg(options.subject.name()).arg("--daemon").arg(workspace.binary("fence-daemon", true));
     if !matches!(options.subject, Subject::Daemon | Subject::Clusters) && !options.only.is_empty() {
         anyhow::bail!("`--only` is for `cargo xtask bench daemon` and `cargo xtask bench clusters`");
     }
     for figure in &options.only {
         bench.arg("--only").arg(figure);
     }
-    if options.quick && options.subject == Subject::RateLimit {
-        bench.args(["--rounds", "1"]);
-    } else if options.quick {
+    if options.quick {
         bench.arg("--quick");
     } else {
         bench.args(["--rounds", &options.rounds.unwrap_or(options.subject.rounds()).to_string()]);

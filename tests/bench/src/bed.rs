@@ -13,9 +13,10 @@ use fence_lab::client::Family;
 use fence_lab::container;
 use fence_lab::lab::{Guest, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::Machine;
 use fence_lab::peer::Peer;
 use fence_lab::process::poll_until;
-use fence_lab::qemu::{self, LinuxGuest, Memory};
+use fence_lab::qemu::{self, LinuxGuest};
 use fence_lab::server::{Config, START_LIMIT, Server, Which};
 use fence_lab::witness::Witness;
 
@@ -186,7 +187,7 @@ impl Bed {
     pub fn define(&self, victim: Victim) -> Result<()> {
         match victim {
             Victim::Idle => qemu::define_idle(&self.libvirtd, victim.name()),
-            Victim::Touched => qemu::define_firmware(&self.libvirtd, victim.name(), TOUCHED_MIB, Memory::AtOnce),
+            Victim::Touched => Machine::new(victim.name()).touched(TOUCHED_MIB).define(&self.libvirtd),
             Victim::Booted => {
                 LinuxGuest::boot(&self.libvirtd, victim.name(), 1, &KEY)?;
                 self.remove(victim)

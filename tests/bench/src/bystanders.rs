@@ -13,6 +13,7 @@ use fence_lab::kernel::{tcx_on, xdp_on};
 use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor, Space};
 use fence_lab::pump::{self, Flow};
 use fence_lab::server::{Config, START_LIMIT, Server, Which};
+use fence_lab::tools;
 
 /// The host's end of a cable to a guest, without a bridge.
 pub const CABLE: &str = "port9";
@@ -126,7 +127,7 @@ impl Ground {
     pub fn new() -> Result<Self> {
         let hypervisor = Hypervisor::new()?;
         let (bridged, cabled) = (hypervisor.guest(1)?, hypervisor.guest(2)?);
-        let key = hypervisor.write("fence.key", &pump::random_file(512)?)?;
+        let key = hypervisor.write("fence.key", &tools::random_bytes(512)?)?;
         hypervisor.ip(&["link", "del", "vnet2"])?;
         hypervisor.ip(&["link", "add", CABLE, "type", "veth", "peer", "name", "eth9", "netns", &cabled.name])?;
         hypervisor.ip(&["addr", "add", &format!("{CABLE_V4}/24"), "dev", CABLE])?;
@@ -261,7 +262,7 @@ pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Vec<Row>
     let ground = Ground::new()?;
     let mut rows: Vec<Row> = Vec::new();
     for round in 0..rounds {
-        fence_lab::progress(&format!("round {} of {rounds}", round + 1));
+        fence_lab::program::progress(&format!("round {} of {rounds}", round + 1));
         for road in [Road::Bridge, Road::Cable] {
             let ways = Way::on(road);
             let mut results = Vec::new();

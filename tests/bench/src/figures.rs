@@ -129,25 +129,25 @@ pub fn all() -> Vec<Figure> {
         (Part::Touched, "touched", "QEMU guest, 4 GiB touched"),
         (Part::Container, "container", "LXC container"),
     ] {
-        let off: &[_] = if part == Part::Idle {
-            &[
-                (Target::Faster(30.0), "less between datagram and kill"),
-                (Target::OfBare(3.0), "less around the kill: datagram, call-back, exchange and reply"),
-            ]
-        } else if part == Part::Container {
-            &[(Target::Faster(15.0), "a way to kill a container's processes beside libvirt")]
-        } else {
-            &[]
-        };
-        let reboot: &[_] = if part == Part::Idle {
-            &[(Target::Faster(100.0), "as for off: the reply comes at the same moment")]
-        } else {
-            &[]
-        };
-        let again: &[_] = if part == Part::Idle {
-            &[(Target::Faster(3.0), "a faster start of QEMU by libvirt, which is nearly all of it")]
-        } else {
-            &[]
+        let [off, reboot, again]: [&[_]; 3] = match part {
+            Part::Idle => [
+                &[
+                    (Target::Faster(30.0), "less between datagram and kill"),
+                    (Target::OfBare(3.0), "less around the kill: datagram, call-back, exchange and reply"),
+                ],
+                &[(Target::Faster(100.0), "as for off: the reply comes at the same moment")],
+                &[(Target::Faster(3.0), "a faster start of QEMU by libvirt, which is nearly all of it")],
+            ],
+            Part::Container => {
+                [&[(Target::Faster(15.0), "a way to kill a container's processes beside libvirt")], &[], &[]]
+            }
+            Part::Own
+            | Part::Status
+            | Part::Booted
+            | Part::Touched
+            | Part::Storm17
+            | Part::Storm100
+            | Part::Callers => [&[], &[], &[]],
         };
         let name = |what: &str| format!("{victim}.{what}");
         add(part, &name("off.dead"), &format!("{title}: off, to dead"), Unit::Time, &[]);
@@ -166,38 +166,28 @@ pub fn all() -> Vec<Figure> {
         add(part, &format!("storm.{count}.each"), &format!("{count} offs at once: each one's reply"), Unit::Time, &[]);
     }
     add(Part::Callers, &behind("silent", 0), "status, nobody in the way", Unit::Time, &[]);
-    for (kind, words) in [("silent", "silent"), ("dead", "dead")] {
+    for kind in ["silent", "dead"] {
         for count in CROWDS {
             let target = (Target::OfOwn(1.2, behind("silent", 0)), "fewer call-backs at once, or more cores");
             let targets = if (kind, count) == ("silent", 100) { vec![target] } else { Vec::new() };
-            let title = format!("status behind {count} {words} caller{}", if count == 1 { "" } else { "s" });
+            let title = format!("status behind {count} {kind} caller{}", if count == 1 { "" } else { "s" });
             add(Part::Callers, &behind(kind, count), &title, Unit::Time, &targets);
         }
     }
-    add(
-        Part::Status,
-        "status.raw",
-        "status, datagram to reply",
-        Unit::Time,
-        &[(Target::OfStock(1.0), "fewer wake-ups between packet and reply")],
-    );
-    add(Part::Status, "status.client", "status, all of fence_xvm", Unit::Time, &[]);
-    add(
-        Part::Own,
-        "own.ready",
-        "start to ready",
-        Unit::Time,
-        &[(Target::OfStock(1.5), "less to do before the first connection to libvirt")],
-    );
-    add(Part::Own, "own.answer", "start to the first answer", Unit::Time, &[]);
-    add(
-        Part::Own,
-        "own.memory",
-        "resident memory",
-        Unit::Memory,
-        &[(Target::OfStock(1.0), "a smaller binary, or a loader that does not read the kernel's types")],
-    );
-    add(Part::Own, "own.wakeups", "wake-ups while idle", Unit::Rate, &[]);
+    let (wakeups, start) =
+        ("fewer wake-ups between packet and reply", "less to do before the first connection to libvirt");
+    let memory = "a smaller binary, or a loader that does not read the kernel's types";
+    for (part, id, title, unit, target) in [
+        (Part::Status, "status.raw", "status, datagram to reply", Unit::Time, Some((1.0, wakeups))),
+        (Part::Status, "status.client", "status, all of fence_xvm", Unit::Time, None),
+        (Part::Own, "own.ready", "start to ready", Unit::Time, Some((1.5, start))),
+        (Part::Own, "own.answer", "start to the first answer", Unit::Time, None),
+        (Part::Own, "own.memory", "resident memory", Unit::Memory, Some((1.0, memory))),
+        (Part::Own, "own.wakeups", "wake-ups while idle", Unit::Rate, None),
+    ] {
+        let targets: Vec<_> = target.into_iter().map(|(limit, needed)| (Target::OfStock(limit), needed)).collect();
+        add(part, id, title, unit, &targets);
+    }
     figures
 }
 

@@ -1,7 +1,7 @@
-//! Measures the daemon and fence_virtd in the lab, and writes the pages in `docs/measured`. Each subject is a program of its own, which
+//! Measures the daemon and fence_virtd in the lab, and writes the pages in `docs/measured`. The program is `fence-bench`, which
 //! `cargo xtask bench` runs.
 //!
-//! * `fence-bench`: both servers in turn, on one lab, asked by one client. [`figures`]: what is measured, and what it is to be; [`bed`]: the
+//! * `daemon`: both servers in turn, on one lab, asked by one client. [`figures`]: what is measured, and what it is to be; [`bed`]: the
 //!   lab with its victims and callers; [`caller`]: requests that are timed, storms, callers that say nothing; [`measure`]: one round of each
 //!   part; [`rounds`]: their order; [`report`] and [`plot`]: what comes out.
 //! * [`rate_limit`]: what the kernel program costs per frame, and the daemon under floods.
@@ -23,3 +23,4 @@ pub mod rate_limit;
 pub mod report;
 pub mod rounds;
 pub mod stats;
+mod svg;

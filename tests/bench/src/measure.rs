@@ -67,6 +67,12 @@ pub fn kills(
     results: &mut Results,
 ) -> Result<()> {
     let name = |what: &str| format!("{}.{what}", victim.name());
+    let note = |op: &str, killed: &Killed, results: &mut Results| {
+        let times = [("dead", Some(killed.dead)), ("reply", Some(killed.answer.replied)), ("running", killed.running)];
+        for (what, at) in times.into_iter().filter_map(|(what, at)| Some((what, at?))) {
+            results.add(&name(&format!("{op}.{what}")), contender, (at - killed.answer.sent).as_secs_f64());
+        }
+    };
     for _ in 0..times {
         let witness = bed.bring_up(victim)?;
         let Some(server) = server else {
@@ -80,23 +86,11 @@ pub fn kills(
         };
         let log = || format!("{}'s log: {}", contender.name(), server.log());
         let killed = kill(bed, Op::Off, victim, &witness).with_context(log)?;
-        let mut add = |what: &str, at: Instant| {
-            results.add(&name(what), contender, (at - killed.answer.sent).as_secs_f64());
-        };
-        add("off.dead", killed.dead);
-        add("off.reply", killed.answer.replied);
+        note("off", &killed, results);
 
         bed.wait_off(victim)?;
         let witness = bed.bring_up(victim)?;
-        let killed = kill(bed, Op::Reboot, victim, &witness).with_context(log)?;
-        let mut add = |what: &str, at: Instant| {
-            results.add(&name(what), contender, (at - killed.answer.sent).as_secs_f64());
-        };
-        add("reboot.dead", killed.dead);
-        add("reboot.reply", killed.answer.replied);
-        if let Some(running) = killed.running {
-            add("reboot.running", running);
-        }
+        note("reboot", &kill(bed, Op::Reboot, victim, &witness).with_context(log)?, results);
     }
     // Not in the way of what comes next.
     bed.remove(victim)

@@ -1,11 +1,8 @@
 //! Plots as SVG: horizontal bars on a logarithmic axis of time, the median as the bar and the 99th percentile as a whisker.
-//!
-//! So little is drawn that writing it out is less than what a plotting library brings along.
-
-use std::fmt::Write as _;
 
 use super::figures::Contender;
 use super::stats::{Sample, Unit};
+use super::svg;
 
 /// A contender's bar.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,62 +77,23 @@ impl Plot {
             let begin = y;
             for bar in &row.bars {
                 let (end, whisker, middle) = (at(bar.median.value), at(bar.p99.value), y + BAR / 2.0);
-                let colour = colour(bar.contender);
-                let _ = writeln!(
-                    body,
-                    "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>\n\
-                     <path d=\"M{end:.1} {middle:.1}H{whisker:.1}m0 -4v8\" stroke=\"#333\" fill=\"none\"/>\n\
-                     <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                    (end - LEFT).max(1.0),
-                    BAR - 2.0,
-                    whisker + 6.0,
-                    y + BAR - 3.0,
-                    escape(&Unit::Time.show_sample(Some(bar.median))),
-                );
+                body += &svg::bar(LEFT, y, (end - LEFT).max(1.0), BAR - 2.0, colour(bar.contender));
+                body +=
+                    &format!("<path d=\"M{end:.1} {middle:.1}H{whisker:.1}m0 -4v8\" stroke=\"#333\" fill=\"none\"/>\n");
+                body += &svg::text(whisker + 6.0, y + BAR - 3.0, "start", &Unit::Time.show_sample(Some(bar.median)));
                 y += BAR;
             }
-            let middle = f64::midpoint(begin, y) + 3.0;
-            let _ = writeln!(
-                body,
-                "<text x=\"{:.1}\" y=\"{middle:.1}\" text-anchor=\"end\">{}</text>",
-                LEFT - 8.0,
-                escape(&row.title)
-            );
+            body += &svg::text(LEFT - 8.0, f64::midpoint(begin, y) + 3.0, "end", &row.title);
             y += GAP;
         }
-        let mut axis = String::new();
-        for decade in low..=high {
-            let value = 10_f64.powi(decade);
-            let _ = writeln!(
-                axis,
-                "<path d=\"M{0:.1} {TOP}V{y:.1}\" stroke=\"#ddd\"/>\n<text x=\"{0:.1}\" y=\"{1:.1}\" text-anchor=\"middle\">{2}</text>",
-                at(value),
-                y + 12.0,
-                tick(decade)
-            );
-        }
-        let mut legend = String::new();
+        let axis = (low..=high).map(|decade| svg::tick(at(10_f64.powi(decade)), TOP, y, &tick(decade)));
+        let bars = || self.rows.iter().flat_map(|row| &row.bars);
         let all = [Contender::Ours, Contender::Stock, Contender::Bare];
-        let shown =
-            all.into_iter().filter(|one| self.rows.iter().flat_map(|row| &row.bars).any(|bar| bar.contender == *one));
-        for (place, contender) in (0_u8..).zip(shown) {
-            let x = LEFT + f64::from(place) * 130.0;
-            let _ = writeln!(
-                legend,
-                "<rect x=\"{x}\" y=\"38\" width=\"12\" height=\"12\" fill=\"{}\"/><text x=\"{}\" y=\"48\">{}</text>",
-                colour(contender),
-                x + 17.0,
-                contender.name()
-            );
-        }
-        format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-             <text x=\"{LEFT}\" y=\"24\" font-size=\"15\">{title} (median, whisker: 99th percentile, logarithmic)</text>\n\
-             {legend}{axis}{body}</svg>\n",
-            height = y + 24.0,
-            title = escape(&self.title),
-        )
+        let shown = all.into_iter().filter(|one| bars().any(|bar| bar.contender == *one));
+        let legend = svg::legend(LEFT, 38.0, shown.map(|one| (one.name(), colour(one), false)));
+        let title = format!("{} (median, whisker: 99th percentile, logarithmic)", self.title);
+        let content = [svg::title(LEFT, 24.0, &title), legend, axis.collect(), body].concat();
+        svg::picture(0.0, WIDTH, y + 24.0, &content)
     }
 }
 
@@ -146,10 +104,6 @@ fn tick(decade: i32) -> String {
         _ => (decade, "s"),
     };
     format!("{:.0} {unit}", 10_f64.powi(exponent))
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -177,10 +131,7 @@ mod tests {
         // A bar is longer the longer it took.
         let widths: Vec<f64> = svg
             .lines()
-            .filter(|line| {
-                line.starts_with(&format!("<rect x=\"{LEFT}\" y=\"6"))
-                    || line.starts_with(&format!("<rect x=\"{LEFT}\" y=\"7"))
-            })
+            .filter(|line| ["6", "7"].iter().any(|y| line.starts_with(&format!("<rect x=\"{LEFT:.1}\" y=\"{y}"))))
             .filter_map(|line| line.split("width=\"").nth(1)?.split('"').next()?.parse().ok())
             .collect();
         assert!(widths.len() == 2 && widths[0] < widths[1], "{widths:?}");

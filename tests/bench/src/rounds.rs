@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::bed::{Bed, Victim};
 use super::figures::{Contender, Part, Results};
 use super::measure;
-use fence_lab::progress;
+use fence_lab::program::progress;
 use fence_lab::qemu;
 use fence_lab::server::Which;
 

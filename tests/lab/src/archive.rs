@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::debian::Kernel;
 use crate::tools;
 
 /// The shared libraries of a program, its loader included, by the paths at which the loader looks for them.
@@ -102,6 +103,23 @@ impl Archive {
             self.copy(&library, &library.to_string_lossy(), 0o755)?;
         }
         Ok(())
+    }
+
+    /// Modules of a kernel, in `/modules`: their files' names, in this order.
+    ///
+    /// # Errors
+    /// The kernel has no such module.
+    pub fn modules<'a>(
+        &mut self,
+        kernel: &Kernel,
+        modules: impl IntoIterator<Item = &'a &'a str>,
+    ) -> Result<Vec<&'a str>> {
+        let add = |module: &&'a str| {
+            let name = module.rsplit('/').next().unwrap_or(module);
+            self.file(&format!("/modules/{name}"), 0o644, &kernel.module(module)?);
+            Ok(name)
+        };
+        modules.into_iter().map(add).collect()
     }
 
     /// The archive's bytes.

@@ -3,8 +3,6 @@
 //! The initramfs is made from the host's own busybox and `fence_xvm`, so it is what Debian ships.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -47,13 +45,10 @@ pub struct System<'a> {
 /// A file that belongs into it is missing on the host.
 pub fn build(kernel: &Kernel, system: &System<'_>) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    archive.file("init", 0o755, init(system.address).as_bytes());
+    let modules = archive.modules(kernel, &MODULES)?;
+    archive.file("init", 0o755, init(system.address, &modules).as_bytes());
     archive.file(KEY, 0o600, system.key);
     archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
-    for module in MODULES {
-        let name = module.rsplit('/').next().unwrap_or(module);
-        archive.file(&format!("/modules/{name}"), 0o644, &kernel.module(module)?);
-    }
     let client = tools::find("fence_xvm")?;
     archive.copy(&client, "/usr/sbin/fence_xvm", 0o755)?;
     let mut libraries = archive::libraries(&client)?;
@@ -96,41 +91,7 @@ fn beside(library: &Path, name: &str) -> Result<PathBuf> {
 
 /// The guest's first program: brings up the network, then runs the commands that come over the second serial port. Each is a
 /// line "NUMBER COMMAND"; the answer is a line "lab NUMBER CODE STDOUT STDERR", the last two in base64 (`-` where empty).
-fn init(address: Ipv4Addr) -> String {
-    let modules: String = MODULES
-        .iter()
-        .filter_map(|module| Path::new(module).file_name())
-        .map(|name| format!("insmod /modules/{}\n", name.to_string_lossy()))
-        .collect();
-    format!(
-        "#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin:/usr/sbin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs dev /dev
-{modules}ip link set lo up
-ip link set eth0 up
-ip addr add {address}/24 dev eth0
-ip route add 224.0.0.0/4 dev eth0
-stty -F /dev/ttyS1 raw -echo
-exec 3<>/dev/ttyS1
-while read -r number line <&3; do
-    sh -c \"$line\" >/tmp/out 2>/tmp/err </dev/null
-    code=$?
-    out=$(base64 -w0 /tmp/out)
-    err=$(base64 -w0 /tmp/err)
-    echo \"lab $number $code ${{out:--}} ${{err:--}}\" >&3
-done
-"
-    )
-}
-
-/// Writes an initramfs to a file of the caller's.
-///
-/// # Errors
-/// As [`build`], or it could not be written.
-pub fn write(kernel: &Kernel, system: &System<'_>, into: &Path) -> Result<()> {
-    let archive = build(kernel, system)?;
-    File::create(into)?.write_all(&archive).with_context(|| format!("writing {}", into.display()))
+fn init(address: Ipv4Addr, modules: &[&str]) -> String {
+    let modules: String = modules.iter().map(|name| format!("insmod /modules/{name}\n")).collect();
+    include_str!("assets/guest-init.sh").replace("@MODULES@\n", &modules).replace("@ADDRESS@", &address.to_string())
 }

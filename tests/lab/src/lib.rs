@@ -22,6 +22,7 @@
 //! * [`interrupt`]: Ctrl-C for programs that keep a lab up.
 //! * [`pump`]: bytes through TCP from one place to another.
 //! * [`guide`]: the guides in docs, taken apart and typed.
+//! * [`program`]: what the programs below `bin` have in common.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
 pub mod archive;
@@ -47,6 +48,7 @@ pub mod observer;
 pub mod packaged;
 pub mod peer;
 pub mod process;
+pub mod program;
 pub mod proxy;
 pub mod pump;
 pub mod qemu;
@@ -55,10 +57,3 @@ pub mod testdriver;
 pub mod timings;
 pub mod tools;
 pub mod witness;
-
-use std::io::Write as _;
-
-/// Says what is going on, on standard error; that nobody reads it is no reason to stop.
-pub fn progress(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
-use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE, empty_slot, name};
+use fence_common::boundary::{Config, Event, empty_slot, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::verdict::{COUNTERS, Counters};
 use object::write::{Object, Symbol, SymbolSection};
@@ -99,7 +99,8 @@ pub fn counters(ebpf: &Ebpf) -> Result<Counters> {
 
 /// A loaded program that runs on frames that are given to it, and on nothing else.
 pub struct Loaded {
-    ebpf: Ebpf,
+    /// Its maps.
+    pub ebpf: Ebpf,
     program: &'static str,
     /// How long the kernel took to verify and compile it.
     pub load_time: Duration,
@@ -144,22 +145,6 @@ impl Loaded {
         Ok(Self { ebpf, program, load_time })
     }
 
-    /// Writes the configuration.
-    ///
-    /// # Errors
-    /// The map is not as it should be.
-    pub fn configure(&mut self, config: Config) -> Result<()> {
-        configure(&mut self.ebpf, config)
-    }
-
-    /// Writes the key, or takes it away.
-    ///
-    /// # Errors
-    /// The map is not as it should be.
-    pub fn set_key(&mut self, key: Option<&PreparedKey>) -> Result<()> {
-        set_slot(&mut self.ebpf, KEY_SLOT_ACTIVE, key)
-    }
-
     /// Gives the program a frame so many times: its last answer, and how long one run took by the kernel's clock.
     ///
     /// # Errors
@@ -169,14 +154,6 @@ impl Loaded {
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
         let result = xdp.test_run(options).context("a test run")?;
         Ok((result.return_value, result.duration))
-    }
-
-    /// The counters of all CPUs together.
-    ///
-    /// # Errors
-    /// The map is not as it should be.
-    pub fn counters(&self) -> Result<Counters> {
-        counters(&self.ebpf)
     }
 
     /// The ring buffer, to be had once.

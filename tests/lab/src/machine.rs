@@ -23,6 +23,8 @@ pub struct Machine {
     on_crash: Option<&'static str>,
     /// Whether other processes get at its memory.
     shared: bool,
+    /// How much memory it uses from the start, in MiB.
+    touched: Option<u32>,
 }
 
 /// How much of a machine's memory a file can fill.
@@ -45,22 +47,14 @@ impl Machine {
     /// With a raw disk at this path in the lab, past the host's page cache; `io` is the driver's way (`threads`, `native`, `io_uring`).
     #[must_use]
     pub fn disk(mut self, path: &str, io: &str) -> Self {
-        let _ = write!(
-            self.devices,
-            "<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' io='{io}'/>\
-             <source file='{path}'/><target dev='hda' bus='ide'/></disk>"
-        );
+        self.devices += &disk("file", "file", path, io);
         self
     }
 
     /// The same with a block device.
     #[must_use]
     pub fn block_disk(mut self, path: &str, io: &str) -> Self {
-        let _ = write!(
-            self.devices,
-            "<disk type='block' device='disk'><driver name='qemu' type='raw' cache='none' io='{io}'/>\
-             <source dev='{path}'/><target dev='hda' bus='ide'/></disk>"
-        );
+        self.devices += &disk("block", "dev", path, io);
         self
     }
 
@@ -93,6 +87,13 @@ impl Machine {
         self
     }
 
+    /// With so many MiB of memory, all of it taken from the host at the start, as if the machine had used every page.
+    #[must_use]
+    pub fn touched(mut self, mebibytes: u32) -> Self {
+        self.touched = Some(mebibytes);
+        self
+    }
+
     /// With memory that vhost-user servers (virtiofsd) can get at.
     #[must_use]
     pub fn shared_memory(mut self) -> Self {
@@ -105,11 +106,11 @@ impl Machine {
     /// # Errors
     /// QEMU is missing.
     pub fn xml(&self) -> Result<String> {
-        let Self { name, uuid, devices, filling, on_crash, shared } = self;
+        let Self { name, uuid, devices, filling, on_crash, shared, touched } = self;
         let on_crash = on_crash.unwrap_or("destroy");
         let emulator = emulator()?;
         let uuid = uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
-        let memory = if filling.is_some() { 64 } else { 16 };
+        let memory = touched.unwrap_or(if filling.is_some() { 64 } else { 16 });
         let filling = filling.as_ref().map(|file| {
             format!(
                 "<qemu:commandline><qemu:arg value='-device'/>\
@@ -117,10 +118,12 @@ impl Machine {
             )
         });
         let filling = filling.unwrap_or_default();
-        let backing = if *shared {
-            "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><features><acpi/></features>"
-        } else {
-            ""
+        let backing = match (shared, touched) {
+            (true, _) => {
+                "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><features><acpi/></features>"
+            }
+            (false, Some(_)) => "<memoryBacking><allocation mode='immediate'/></memoryBacking>",
+            (false, None) => "",
         };
         Ok(format!(
             "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name>{uuid}\
@@ -131,12 +134,20 @@ impl Machine {
         ))
     }
 
+    /// Defines it.
+    ///
+    /// # Errors
+    /// libvirt refuses it.
+    pub fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
+        libvirtd.define(URI, &self.name, &self.xml()?)
+    }
+
     /// Defines it and starts it.
     ///
     /// # Errors
     /// libvirt cannot.
     pub fn start(&self, libvirtd: &Libvirtd) -> Result<()> {
-        libvirtd.define(URI, &self.name, &self.xml()?)?;
+        self.define(libvirtd)?;
         libvirtd.start_domain(URI, &self.name)
     }
 
@@ -149,6 +160,13 @@ impl Machine {
         let file = libvirtd.hypervisor().write(&format!("{}.xml", self.name), self.xml()?.as_bytes())?;
         libvirtd.virsh(URI, &["create", &file]).map(drop)
     }
+}
+
+fn disk(kind: &str, source: &str, path: &str, io: &str) -> String {
+    format!(
+        "<disk type='{kind}' device='disk'><driver name='qemu' type='raw' cache='none' io='{io}'/>\
+         <source {source}='{path}'/><target dev='hda' bus='ide'/></disk>"
+    )
 }
 
 /// What a machine's serial port says once for each boot of [`writing_disk`].
@@ -180,10 +198,7 @@ pub fn writing_disk() -> Vec<u8> {
         0x00, 0x7e, 0x00, 0x00,       // ... from 0000:7e00 ...
         0x01, 0, 0, 0, 0, 0, 0, 0,    // ... to number 1
     ];
-    let mut image = vec![0; DISK_SIZE];
-    image[..PROGRAM.len()].copy_from_slice(&PROGRAM);
-    image[510..512].copy_from_slice(&[0x55, 0xaa]);
-    image
+    bootable(&PROGRAM)
 }
 
 /// A disk whose boot sector says that the machine has panicked.
@@ -198,8 +213,13 @@ pub fn panicking_disk() -> Vec<u8> {
         0xf4,                         // hlt
         0xeb, 0xfd,                   // jmp to the hlt
     ];
+    bootable(&PROGRAM)
+}
+
+/// A disk with this program in its boot sector.
+fn bootable(program: &[u8]) -> Vec<u8> {
     let mut image = vec![0; DISK_SIZE];
-    image[..PROGRAM.len()].copy_from_slice(&PROGRAM);
+    image[..program.len()].copy_from_slice(program);
     image[510..512].copy_from_slice(&[0x55, 0xaa]);
     image
 }

@@ -223,7 +223,7 @@ pub const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 250);
 /// Random bytes.
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::fill(&mut bytes)?;
     Ok(bytes)
 }
 

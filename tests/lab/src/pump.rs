@@ -124,13 +124,3 @@ pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> 
 fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
-
-/// `len` bytes that no compression and no repetition of frames could be mistaken for.
-///
-/// # Errors
-/// The kernel has none.
-pub fn random_file(len: usize) -> Result<Vec<u8>> {
-    let mut file = vec![0; len];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut file)?;
-    Ok(file)
-}

@@ -6,12 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use data_encoding::BASE64;
 
 use crate::client::Client;
 use crate::debian::{Kernel, Series};
 use crate::initramfs::{self, System};
 use crate::lab::{BRIDGE, Hypervisor};
 use crate::libvirtd::Libvirtd;
+use crate::machine::Machine;
 use crate::process::Finished;
 use crate::tools;
 
@@ -33,8 +35,7 @@ pub fn emulator() -> Result<String> {
 /// # Errors
 /// libvirt cannot.
 pub fn start_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
-    define_idle(libvirtd, name)?;
-    libvirtd.start_domain(URI, name)
+    Machine::new(name).start(libvirtd)
 }
 
 /// What [`start_idle`] would start.
@@ -42,35 +43,44 @@ pub fn start_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
 /// # Errors
 /// libvirt cannot.
 pub fn define_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
-    define_firmware(libvirtd, name, 16, Memory::Lazy)
+    Machine::new(name).define(libvirtd)
 }
 
-/// When a machine's memory is taken from the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Memory {
-    /// Page by page, as the machine uses it.
-    Lazy,
-    /// All of it at the start, as if the machine had used every page.
-    AtOnce,
+/// A machine that boots Linux. Its first serial port is a log file, its second one a socket.
+pub(crate) struct Linux<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mebibytes: u32,
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) initrd: &'a [u8],
+    /// The end of its Ethernet address, which no other machine of the lab has.
+    pub(crate) address: [u8; 2],
+    /// Its disks, in libvirt's words.
+    pub(crate) disks: &'a str,
 }
 
-/// Defines a machine with firmware only and this much memory.
-///
-/// # Errors
-/// libvirt refuses it.
-pub fn define_firmware(libvirtd: &Libvirtd, name: &str, mebibytes: u32, memory: Memory) -> Result<()> {
-    let emulator = emulator()?;
-    let backing = match memory {
-        Memory::Lazy => "",
-        Memory::AtOnce => "<memoryBacking><allocation mode='immediate'/></memoryBacking>",
-    };
-    let xml = format!(
-        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>{mebibytes}</memory>{backing}<vcpu>1</vcpu>\
-         <os><type arch='x86_64' machine='pc'>hvm</type></os>\
-         <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/></devices>\
-         </domain>"
-    );
-    libvirtd.define(URI, name, &xml)
+impl Linux<'_> {
+    /// Defines the machine.
+    ///
+    /// # Errors
+    /// libvirt refuses it.
+    pub(crate) fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
+        let Self { name, mebibytes, kernel, initrd, address: [high, low], disks } = self;
+        let hypervisor = libvirtd.hypervisor();
+        let initrd = hypervisor.write(&format!("{name}.initrd"), initrd)?;
+        let (kernel, emulator) = (kernel.image.display(), emulator()?);
+        let (log, console) = (console_log(hypervisor, name), console_socket(hypervisor, name));
+        let xml = format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>{mebibytes}</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
+             <cmdline>console=ttyS0 panic=-1 mitigations=off tsc=unstable quiet</cmdline></os>\
+             <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>{disks}\
+             <interface type='bridge'><source bridge='{BRIDGE}'/><mac address='52:54:00:00:{high:02x}:{low:02x}'/>\
+             <model type='virtio'/><rom enabled='no'/></interface>\
+             <serial type='file'><source path='{log}'/><target port='0'/></serial>\
+             <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial></devices></domain>"
+        );
+        libvirtd.define(URI, name, &xml)
+    }
 }
 
 /// A Linux guest with the stock client inside.
@@ -93,21 +103,9 @@ impl LinuxGuest {
         let hypervisor = libvirtd.hypervisor();
         let kernel = Kernel::get(Series::Linux6_1)?;
         let address = Ipv4Addr::new(192, 168, 122, number.saturating_add(20));
-        let initrd = hypervisor.path(&format!("{name}.initrd"));
-        initramfs::write(&kernel, &System { address, key }, &hypervisor.outside(&initrd))?;
-        let (kernel, emulator) = (kernel.image.display().to_string(), emulator()?);
-        let (log, console) = (console_log(hypervisor, name), console_socket(hypervisor, name));
-        let xml = format!(
-            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>192</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
-             <cmdline>console=ttyS0 panic=-1 mitigations=off tsc=unstable quiet</cmdline></os>\
-             <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
-             <interface type='bridge'><source bridge='{BRIDGE}'/><mac address='52:54:00:00:00:{number:02x}'/>\
-             <model type='virtio'/><rom enabled='no'/></interface>\
-             <serial type='file'><source path='{log}'/><target port='0'/></serial>\
-             <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial></devices></domain>"
-        );
-        libvirtd.define(URI, name, &xml)?;
+        let initrd = initramfs::build(&kernel, &System { address, key })?;
+        let machine = Linux { name, mebibytes: 192, kernel: &kernel, initrd: &initrd, address: [0, number], disks: "" };
+        machine.define(libvirtd)?;
         libvirtd.start_domain(URI, name)?;
         Self::connect(hypervisor, name)
     }
@@ -217,11 +215,11 @@ impl LinuxGuest {
     }
 }
 
-pub(crate) fn console_socket(hypervisor: &Hypervisor, name: &str) -> String {
+fn console_socket(hypervisor: &Hypervisor, name: &str) -> String {
     hypervisor.path(&format!("{name}.console"))
 }
 
-pub(crate) fn console_log(hypervisor: &Hypervisor, name: &str) -> String {
+fn console_log(hypervisor: &Hypervisor, name: &str) -> String {
     hypervisor.path(&format!("{name}.log"))
 }
 
@@ -237,29 +235,9 @@ fn parse_answer(line: &str, elapsed: Duration) -> Option<(u32, Finished)> {
     Some((number, Finished { code, stdout, stderr, elapsed }))
 }
 
-/// Decodes base64 as busybox writes it; `-` is nothing.
+/// Decodes base64; `-` is nothing.
 fn base64(text: &str) -> Option<String> {
-    if text == "-" {
-        return Some(String::new());
-    }
-    let mut bytes = Vec::new();
-    let (mut bits, mut count) = (0_u32, 0);
-    for character in text.bytes().filter(|&byte| byte != b'=') {
-        let value = match character {
-            b'A'..=b'Z' => character - b'A',
-            b'a'..=b'z' => character - b'a' + 26,
-            b'0'..=b'9' => character - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count & 0xff).try_into().ok()?);
-        }
-    }
+    let bytes = if text == "-" { Vec::new() } else { BASE64.decode(text.as_bytes()).ok()? };
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -1,6 +1,6 @@
 //! The server under test: `fence-daemon`, or the stock `fence_virtd` that shows whether a test (and the lab) is right.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -44,12 +44,25 @@ impl Which {
     /// # Errors
     /// It is not there; the error says how to build it.
     pub fn ours() -> Result<Self> {
-        let path = std::env::var_os("FENCE_DAEMON_BIN")
-            .map_or_else(|| tools::target_directory().join("debug/fence-daemon"), PathBuf::from);
-        if !path.is_file() {
-            bail!("no fence-daemon at {}: run `cargo xtask build`", path.display());
-        }
-        Ok(Self::Ours(path))
+        let built = || tools::target_directory().join("debug/fence-daemon");
+        Self::at(&std::env::var_os("FENCE_DAEMON_BIN").map_or_else(built, PathBuf::from))
+    }
+
+    /// `fence-daemon` at this path.
+    ///
+    /// # Errors
+    /// As [`Self::ours`].
+    pub fn at(path: &Path) -> Result<Self> {
+        ensure!(path.is_file(), "no fence-daemon at {}: run `cargo xtask build`", path.display());
+        Ok(Self::Ours(std::path::absolute(path)?))
+    }
+
+    /// What a program's arguments name: `fence_virtd`, `fence-daemon` at a path, or [`Self::ours`].
+    ///
+    /// # Errors
+    /// As [`Self::ours`].
+    pub fn chosen(daemon: Option<&Path>, stock: bool) -> Result<Self> {
+        if stock { Ok(Self::Stock) } else { daemon.map_or_else(Self::ours, Self::at) }
     }
 
     /// [`Self::ours`], or the stock server where the environment says `FENCE_LAB_SERVER=stock` (to prove a test).

@@ -80,6 +80,16 @@ pub fn require(programs: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// So many random bytes.
+///
+/// # Errors
+/// The kernel has none.
+pub fn random_bytes(count: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; count];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The workspace's root.
 #[must_use]
 pub fn workspace() -> PathBuf {

@@ -95,10 +95,7 @@ impl Witness {
     /// The machine is dead, or the host's processes cannot be listed.
     pub fn beside(&self) -> Result<Vec<Self>> {
         let own = machine_group(self.pid).context("it has no control group")?;
-        let mut pids = Vec::new();
-        for entry in std::fs::read_dir("/proc")? {
-            pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
-        }
+        let pids = processes();
         let mut found: Vec<u32> =
             pids.iter().copied().filter(|&pid| machine_group(pid).as_ref() == Some(&own)).collect();
         let mut known = 0;
@@ -119,8 +116,7 @@ impl Witness {
     /// They cannot be looked at.
     pub fn of_uuid(uuid: &str) -> Result<Vec<Self>> {
         let mut all = Vec::new();
-        for entry in std::fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        for pid in processes() {
             let has = || {
                 let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
@@ -196,6 +192,12 @@ impl AsFd for Witness {
     }
 }
 
+/// The host's processes by their numbers.
+fn processes() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// A process's PID namespace, as the kernel names it; `None` once the process is dead.
 fn pid_namespace(pid: u32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
@@ -203,9 +205,7 @@ fn pid_namespace(pid: u32) -> Option<PathBuf> {
 
 /// Whether a process of the host is in this PID namespace.
 fn has_processes(namespace: &PathBuf) -> bool {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers.any(|pid: u32| pid_namespace(pid).as_ref() == Some(namespace) && has_living_threads(pid))
+    processes().into_iter().any(|pid| pid_namespace(pid).as_ref() == Some(namespace) && has_living_threads(pid))
 }
 
 /// A process's parent.
@@ -248,8 +248,7 @@ fn pid_file(driver: &str, domain: &str) -> String {
 /// The host's number of the process that the lab numbers `inside`.
 fn outside_pid(hypervisor: &Hypervisor, inside: u32) -> Result<u32> {
     let lab = pid_namespace(hypervisor.holder()).context("the lab is gone")?;
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+    for pid in processes() {
         // Processes may end while we look; those are not the one.
         let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();

@@ -49,10 +49,7 @@ pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], s
     let mut archive = Archive::default();
     archive.file("init", 0o755, init(steps).as_bytes());
     archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
-    for module in MODULES {
-        let name = module.rsplit('/').next().unwrap_or(module);
-        archive.file(&format!("/modules/{name}"), 0o644, &kernel.module(module)?);
-    }
+    archive.modules(kernel, &MODULES)?;
     let mut libraries = BTreeSet::new();
     for program in PROGRAMS {
         let path = tools::find(program)?;

@@ -6,6 +6,7 @@ use fence_bench::bystanders::{Direction, Frames, Ground, Road, Way};
 use fence_lab::client::Client;
 use fence_lab::pump;
 use fence_lab::server::Which;
+use fence_lab::tools;
 
 use crate::bench::DOMAIN;
 
@@ -14,7 +15,7 @@ const FILE: usize = 64 * 1024 * 1024;
 
 fn passes(road: Road, way: Way) -> Result<()> {
     let ground = Ground::new()?;
-    let file = pump::random_file(FILE)?;
+    let file = tools::random_bytes(FILE)?;
     let server = ground.serve(&Which::ours()?, road, way)?.context("no server")?;
     for frames in Frames::ALL {
         ground.set(road, frames)?;

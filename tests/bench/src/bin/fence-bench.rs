@@ -1,66 +1,122 @@
-//! Measures `fence-daemon` and stock's `fence_virtd` beside each other: what `cargo xtask bench` runs.
+//! Measures fence-daemon in the lab: what `cargo xtask bench` runs. Each subject has a page in `docs/measured`.
 //!
-//! The table goes to standard output, what is going on to standard error. With `--write` the results also become
-//! `benchmarks.md` with its plots.
+//! Results go to standard output, progress to standard error.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use clap::Parser;
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum as _};
+use fence_bench::bystanders::{self, Road};
 use fence_bench::figures::Part;
+use fence_bench::rate_limit::{self, floods};
 use fence_bench::rounds::{self, Plan};
-use fence_bench::{machine, report};
-use fence_lab::progress;
+use fence_bench::{clusters, machine, report};
+use fence_lab::cluster::scenario::Scenario;
+use fence_lab::program::{self, progress};
 use fence_lab::server::Which;
 use fence_lab::tools;
 
-/// fence-daemon and fence_virtd in turn, on one lab, asked by one client.
+/// Measures fence-daemon, most of it beside fence_virtd
 #[derive(Parser)]
-#[command(about)]
-struct Arguments {
+enum Subject {
+    /// fence-daemon and fence_virtd in turn, on one lab, asked by one client
+    Daemon {
+        #[command(flatten)]
+        how: How,
+        /// These parts alone
+        #[arg(long, value_enum, value_name = "FIGURE", value_delimiter = ',', conflicts_with = "write")]
+        only: Vec<Part>,
+    },
+    /// The kernel program per frame, beside an empty one and beside portable code; both servers under floods
+    RateLimit(How),
+    /// TCP with the program on the interface, in every way to attach it, and without it
+    Bystanders(How),
+    /// fence-daemon and fence_virtd in turn, each on clusters of its own
+    Clusters {
+        #[command(flatten)]
+        how: How,
+        /// Play this scenario alone (as often as wanted)
+        #[arg(long, value_enum, value_name = "SCENARIO", conflicts_with_all = ["quick", "write"])]
+        only: Vec<Scenario>,
+    },
+}
+
+/// How it is measured.
+#[derive(clap::Args)]
+struct How {
     /// The daemon to measure
     #[arg(long, value_name = "PATH")]
     daemon: PathBuf,
-    /// How many rounds; both servers have their turn in each
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    /// How many rounds; all that is compared has its turn in each
+    #[arg(long, default_value_t = 1, value_name = "N")]
     rounds: usize,
-    /// One round with as little of everything as shows that it works: its figures mean nothing
+    /// One short round that shows that the bench works: its figures mean nothing
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
-    /// These parts alone
-    #[arg(long, value_enum, value_name = "FIGURE", value_delimiter = ',')]
-    only: Vec<Part>,
-    /// Write benchmarks.md and benchmarks/*.svg into this folder
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["quick", "only"])]
+    /// Write the subject's page and its pictures into this folder
+    #[arg(long, value_name = "FOLDER", conflicts_with = "quick")]
     write: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            progress(&format!("fence-bench: {error:#}"));
-            ExitCode::FAILURE
+    program::exit("fence-bench", run(&Subject::parse()).map(|()| true))
+}
+
+fn run(subject: &Subject) -> Result<()> {
+    // Before anything runs: the load is one of them.
+    let facts = machine::describe();
+    match subject {
+        Subject::Daemon { how, only } => {
+            let needed =
+                ["fence_virtd", "fence_xvm", "libvirtd", "virsh", "qemu-system-x86_64", "busybox", "ip", "tini"];
+            tools::require(&needed)?;
+            let parts = if only.is_empty() { Part::ALL.to_vec() } else { only.clone() };
+            let plan = Plan { ours: Which::at(&how.daemon)?, rounds: how.rounds, parts, quick: how.quick };
+            let results = rounds::run(&plan)?;
+            print(&report::table(&results))?;
+            how.write(|folder| report::write(folder, &results, &facts, how.rounds))
+        }
+        Subject::RateLimit(how) => {
+            let daemon = Which::at(&how.daemon)?;
+            let figures = rate_limit::measure::run(how.rounds)?;
+            print(&rate_limit::report::table(&figures))?;
+            let floods = floods::run(&daemon)?;
+            print(&floods.table())?;
+            how.write(|folder| rate_limit::report::write(folder, &figures, &floods, &facts, how.rounds))
+        }
+        Subject::Bystanders(how) => {
+            tools::require(&["ip", "tini", "bpftool"])?;
+            let long = Duration::from_millis(if how.quick { 50 } else { 500 });
+            let rows = bystanders::measure(&Which::at(&how.daemon)?, how.rounds, long)?;
+            print(&[Road::Bridge, Road::Cable].map(|road| bystanders::table(&rows, road)).join("\n"))?;
+            // Of the machine, not of what fencing takes.
+            let page = bystanders::page(&rows, facts.get(..6).unwrap_or_default(), how.rounds, long);
+            how.write(|folder| Ok(std::fs::write(folder.join("bystanders.md"), page)?))
+        }
+        Subject::Clusters { how, only } => {
+            tools::require(&["fence_virtd", "libvirtd", "virsh", "ip", "tini", "mmdebstrap"])?;
+            let all = Scenario::value_variants();
+            let all = if how.quick { &all[..1] } else { all };
+            let scenarios = if only.is_empty() { all } else { only };
+            let results = clusters::run(&Which::at(&how.daemon)?, scenarios, how.rounds)?;
+            progress(&clusters::report::markdown(&results, &facts, how.rounds));
+            how.write(|folder| clusters::report::write(folder, &results, &facts, how.rounds))
         }
     }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
-    tools::require(&["fence_virtd", "fence_xvm", "libvirtd", "virsh", "qemu-system-x86_64", "busybox", "ip", "tini"])?;
-    if !arguments.daemon.is_file() {
-        bail!("no fence-daemon at {}: run `cargo xtask bench`, which builds it", arguments.daemon.display());
+fn print(results: &str) -> Result<()> {
+    std::io::stdout().write_all(results.as_bytes()).context("cannot print the results")
+}
+
+impl How {
+    fn write(&self, page: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let Some(folder) = &self.write else { return Ok(()) };
+        page(folder).with_context(|| format!("cannot write into {}", folder.display()))?;
+        progress(&format!("written into {}", folder.display()));
+        Ok(())
     }
-    let parts = if arguments.only.is_empty() { Part::ALL.to_vec() } else { arguments.only.clone() };
-    let rounds = if arguments.quick { 1 } else { arguments.rounds };
-    let ours = Which::Ours(std::path::absolute(&arguments.daemon)?);
-    let facts = machine::describe();
-    let results = rounds::run(&Plan { ours, rounds, parts, quick: arguments.quick })?;
-    std::io::stdout().write_all(report::table(&results).as_bytes()).context("cannot print the results")?;
-    if let Some(folder) = &arguments.write {
-        report::write(folder, &results, &facts, rounds)?;
-        progress(&format!("written: {}", folder.join("benchmarks.md").display()));
-    }
-    Ok(())
 }

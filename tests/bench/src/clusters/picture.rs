@@ -1,8 +1,7 @@
 //! A picture of fences' phases as SVG: one lane a server, from the break to the fenced node's return.
 
-use std::fmt::Write as _;
-
 use crate::figures::Contender;
+use crate::svg;
 use fence_lab::cluster::timeline::Phase;
 
 /// A line of the picture.
@@ -39,89 +38,32 @@ pub(super) fn picture(lanes: &[Lane]) -> String {
     for lane in lanes {
         if lane.title != last {
             y += GAP;
-            let title = escape(&lane.title.replace('`', ""));
-            let _ = writeln!(
-                body,
-                "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{title}</text>",
-                LEFT - 90.0,
-                y + 11.0
-            );
+            body += &svg::text(LEFT - 90.0, y + 11.0, "end", &lane.title.replace('`', ""));
             last = lane.title;
         }
-        let _ = writeln!(
-            body,
-            "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\" fill=\"#555\">{}</text>",
-            LEFT - 8.0,
-            y + 11.0,
-            lane.contender.name()
-        );
+        body += &svg::text(LEFT - 8.0, y + 11.0, "end", lane.contender.name());
         let mut from = 0.0;
         for (phase, (_, colour)) in [Phase::Asked, Phase::Dead, Phase::Replied].into_iter().zip(PARTS) {
             let Some(to) = lane.times[phase as usize].filter(|to| *to >= from) else { continue };
-            let _ = writeln!(
-                body,
-                "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
-                at(from),
-                (at(to) - at(from)).max(0.5),
-                HEIGHT - 4.0
-            );
+            body += &svg::bar(at(from), y, (at(to) - at(from)).max(0.5), HEIGHT - 4.0, colour);
             from = to;
         }
         for (phase, colour) in MARKS {
             let Some(time) = lane.times[phase as usize] else { continue };
-            let _ = writeln!(
-                body,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4.5\" fill=\"{colour}\"/>",
-                at(time),
-                y + (HEIGHT - 4.0) / 2.0
-            );
+            let (x, y) = (at(time), y + (HEIGHT - 4.0) / 2.0);
+            body += &format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\" fill=\"{colour}\"/>\n");
         }
         y += HEIGHT;
     }
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"-{MARGIN} 0 {:.0} {:.0}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-         <rect x=\"-{MARGIN}\" width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-         <text x=\"20\" y=\"22\" font-size=\"15\">From the break of a node to a whole cluster (medians, seconds)</text>\n{}{}{body}</svg>\n",
-        WIDTH + MARGIN,
-        y + 28.0,
-        legend(),
-        axis(longest, y, at)
-    )
-}
-
-fn legend() -> String {
-    let mut text = String::new();
-    let mut x = 20.0;
-    let marks = MARKS.map(|(phase, colour)| (phase.title(), colour));
-    for (number, (what, colour)) in PARTS.into_iter().chain(marks).enumerate() {
-        let round = if number < PARTS.len() { 0 } else { 6 };
-        let _ = writeln!(
-            text,
-            "<rect x=\"{x}\" y=\"36\" width=\"12\" height=\"12\" rx=\"{round}\" fill=\"{colour}\"/><text x=\"{}\" y=\"46\">{what}</text>",
-            x + 17.0
-        );
-        x += 150.0;
-    }
-    text
-}
-
-fn axis(longest: f64, bottom: f64, at: impl Fn(f64) -> f64) -> String {
+    let parts = PARTS.map(|(what, colour)| (what, colour, false));
+    let legend =
+        svg::legend(20.0, 36.0, parts.into_iter().chain(MARKS.map(|(phase, colour)| (phase.title(), colour, true))));
     let step = if longest > 20.0 { 5.0 } else { 1.0 };
-    let (mut text, mut second) = (String::new(), 0.0);
-    while second <= longest {
-        let _ = writeln!(
-            text,
-            "<path d=\"M{0:.1} {TOP}V{bottom:.1}\" stroke=\"#ddd\"/><text x=\"{0:.1}\" y=\"{1:.1}\" text-anchor=\"middle\">{second:.0}</text>",
-            at(second),
-            bottom + 14.0
-        );
-        second += step;
-    }
-    text
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    let seconds =
+        std::iter::successors(Some(0.0), |second| Some(second + step)).take_while(|second| *second <= longest);
+    let axis = seconds.map(|second: f64| svg::tick(at(second), TOP, y, &format!("{second:.0}")));
+    let title = svg::title(20.0, 22.0, "From the break of a node to a whole cluster (medians, seconds)");
+    svg::picture(-MARGIN, WIDTH + MARGIN, y + 28.0, &[title, legend, axis.collect(), body].concat())
 }
 
 #[cfg(test)]

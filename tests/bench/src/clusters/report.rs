@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum as _;
 
 use super::picture::{Lane, picture};
 use crate::figures::Contender;
@@ -71,7 +72,7 @@ impl Results {
 
     fn scenarios(&self) -> impl Iterator<Item = Scenario> + '_ {
         let has = |scenario: &Scenario| CONTENDERS.iter().any(|&contender| !self.of(*scenario, contender).is_empty());
-        Scenario::ALL.into_iter().filter(has)
+        Scenario::value_variants().iter().copied().filter(has)
     }
 }
 

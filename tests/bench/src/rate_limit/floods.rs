@@ -1,7 +1,6 @@
 //! What a flood costs this daemon and stock's: an honest guest asks meanwhile, and is timed.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,11 +9,12 @@ use nix::sys::signal::Signal;
 use zerocopy::IntoBytes;
 
 use crate::caller;
+use crate::stats::{Sample, Samples};
 use fence_lab::client::Family;
 use fence_lab::flood::{Flood, Rounds, datagram, elsewhere, fragment, igmp};
 use fence_lab::lab::{Guest, HYPERVISOR_V4, Hypervisor};
 use fence_lab::peer::Peer;
-use fence_lab::progress;
+use fence_lab::program::progress;
 use fence_lab::server::{Config, Server, Which};
 
 /// A key of the length that Debian's package makes.
@@ -54,7 +54,8 @@ struct Attack {
 
 /// What one server did under one attack.
 struct Stand {
-    answered: Vec<Duration>,
+    /// In seconds.
+    answered: Samples,
     lost: usize,
     packets_per_second: f64,
     processor: f64,
@@ -66,14 +67,6 @@ struct Bed {
     server: Server,
     honest: Peer,
     attacker: Guest,
-}
-
-impl Stand {
-    fn p99(&self) -> Option<Duration> {
-        let mut sorted = self.answered.clone();
-        sorted.sort_unstable();
-        sorted.get((sorted.len() * 99).div_ceil(100).checked_sub(1)?).copied()
-    }
 }
 
 /// An attack: what it is called, and both servers.
@@ -92,8 +85,8 @@ pub struct Floods(Vec<Row>);
 ///
 /// # Errors
 /// The lab fails.
-pub fn run(daemon: &Path) -> Result<Floods> {
-    let ours = one(&Which::Ours(daemon.to_owned()), "fence-daemon")?;
+pub fn run(ours: &Which) -> Result<Floods> {
+    let ours = one(ours, "fence-daemon")?;
     let stock = one(&Which::Stock, "fence_virtd")?;
     let rows = ours.into_iter().zip(stock).map(|((attack, ours), (_, stock))| {
         let Attack { name, stopped, .. } = attack;
@@ -167,11 +160,11 @@ impl Bed {
         std::thread::sleep(BEFORE);
         let (used, log, sent) = (self.server.process().processor_time()?, self.server.log().len(), flood.sent());
         let begun = Instant::now();
-        let (mut answered, mut lost) = (Vec::new(), 0);
+        let (mut answered, mut lost) = (Samples::default(), 0);
         while answered.len() + lost < REQUESTS && begun.elapsed() < LASTS {
             let asked = if attack.stopped { self.ask_while_stopped()? } else { self.ask() };
             match asked {
-                Some(answer) => answered.push(answer),
+                Some(answer) => answered.push(Sample { value: answer.as_secs_f64(), at_least: false }),
                 None => lost += 1,
             }
             std::thread::sleep(if attack.stopped { RUNS } else { PAUSE });
@@ -209,14 +202,14 @@ impl Floods {
     /// The table, and what was wanted.
     #[must_use]
     pub fn table(&self) -> String {
+        let p99 = |stand: &Stand| stand.answered.p99().map(|sample| sample.value);
         let mut text = String::from(
             "| the flood | packets/s | honest requests lost | p99 | processor | log |\n|---|--:|--:|--:|--:|--:|\n",
         );
         for row in &self.0 {
             let _ = writeln!(text, "| {} | | | | | |", row.name);
             for (who, stand) in [("fence-daemon", &row.ours), ("fence_virtd", &row.stock)] {
-                let p99 =
-                    stand.p99().map_or_else(|| "-".to_owned(), |p99| format!("{:.2} ms", p99.as_secs_f64() * 1e3));
+                let p99 = p99(stand).map_or_else(|| "-".to_owned(), |p99| format!("{:.2} ms", p99 * 1e3));
                 let _ = writeln!(
                     text,
                     "| – {who} | {:.0} | {} of {} | {p99} | {:.1} % | {:.1} kB/s |",
@@ -228,14 +221,15 @@ impl Floods {
                 );
             }
         }
-        let quiet = self.0.first().and_then(|row| row.ours.p99());
+        let quiet = self.0.first().and_then(|row| p99(&row.ours));
         let lost: usize = self.0.iter().map(|row| row.ours.lost).sum();
-        let worst = self.0.iter().skip(1).filter(|row| row.comparable).filter_map(|row| row.ours.p99()).max();
+        let worst =
+            self.0.iter().skip(1).filter(|row| row.comparable).filter_map(|row| p99(&row.ours)).reduce(f64::max);
         let met = |is: bool| if is { "met" } else { "**missed**" };
         let _ = writeln!(text, "\n| target | wanted | got | |\n|---|--:|--:|---|");
         let _ = writeln!(text, "| honest requests lost | 0 | {lost} | {} |", met(lost == 0));
         if let (Some(quiet), Some(worst)) = (quiet, worst) {
-            let ratio = worst.as_secs_f64() / quiet.as_secs_f64();
+            let ratio = worst / quiet;
             let _ = writeln!(
                 text,
                 "| p99 under the worst flood, beside a quiet one | at most 2 × | {ratio:.1} × | {} |",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::admit::Rules;
-use fence_common::boundary::{Config, Listener};
+use fence_common::boundary::{Config, KEY_SLOT_ACTIVE, Listener};
 use fence_common::digest::PreparedKey;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::frames;
 use super::verifier::{self, Effort};
-use fence_lab::loaded::{Loaded, Size, XDP_DROP, XDP_PASS, object_path};
+use fence_lab::loaded::{self, Loaded, Size, XDP_DROP, XDP_PASS, object_path};
 
 /// How often a program runs for one sample.
 pub const REPEAT: u32 = 1_000_000;
@@ -129,16 +129,17 @@ pub fn run(rounds: usize) -> Result<Figures> {
     stay()?;
     let mut fence = Loaded::fence()?;
     let empty_program = Loaded::empty()?;
-    fence.configure(Config::new(&Listener {
+    let config = Config::new(&Listener {
         group_v4: Some(DEFAULT_GROUP_V4),
         group_v6: Some(DEFAULT_GROUP_V6),
         port: DEFAULT_PORT,
         rules: Rules { min_hash: HashKind::Sha1, strict_source: true },
         // A sender is never stopped, or a million wrong digests would not be looked at.
         limits: Limits::NONE,
-    }))?;
+    });
+    loaded::configure(&mut fence.ebpf, config)?;
     let key = key()?;
-    fence.set_key(Some(&PreparedKey::new(&key)))?;
+    loaded::set_slot(&mut fence.ebpf, KEY_SLOT_ACTIVE, Some(&PreparedKey::new(&key)))?;
     let given = given(&key)?;
     let cost = |name, kind| Cost { name, kind, samples: Vec::new() };
     let mut figures = Figures {

@@ -85,7 +85,7 @@ pub fn table(figures: &Figures) -> String {
 ///
 /// # Errors
 /// It cannot be written.
-pub fn write(folder: &Path, figures: &Figures, floods: Option<&Floods>, facts: &[Fact], rounds: usize) -> Result<()> {
+pub fn write(folder: &Path, figures: &Figures, floods: &Floods, facts: &[Fact], rounds: usize) -> Result<()> {
     let mut text = String::from("# What the program costs per frame\n\n");
     let _ = writeln!(
         text,
@@ -98,9 +98,7 @@ pub fn write(folder: &Path, figures: &Figures, floods: Option<&Floods>, facts: &
         let _ = writeln!(text, "| {} | {} |", fact.what, fact.is);
     }
     let _ = write!(text, "\n## Figures\n\n{}", table(figures));
-    if let Some(floods) = floods {
-        let _ = write!(text, "\n## Floods\n\n{FLOODS}\n{}", floods.table());
-    }
+    let _ = write!(text, "\n## Floods\n\n{FLOODS}\n{}", floods.table());
     text.push_str(NOTES);
     std::fs::write(folder.join("rate-limit.md"), text).with_context(|| format!("rate-limit.md in {}", folder.display()))
 }

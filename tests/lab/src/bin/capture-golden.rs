@@ -196,10 +196,6 @@ fn make_key(length: usize) -> Result<Vec<u8>> {
     match length {
         1 => Ok(b"k".to_vec()),
         12 => Ok(b"open sesame\n".to_vec()),
-        _ => {
-            let mut key = vec![0; length];
-            std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)?;
-            Ok(key)
-        }
+        _ => tools::random_bytes(length),
     }
 }

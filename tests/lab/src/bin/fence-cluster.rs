@@ -2,7 +2,6 @@
 //!
 //! Two containers with corosync and Pacemaker, fenced by the daemon. It says how to get in and what to break, and then tells what happens, until Ctrl-C.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use fence_lab::cluster::shell::{self, Shell as _};
 use fence_lab::cluster::watch::{Event, Seen, Watch};
 use fence_lab::interrupt::Interrupt;
 use fence_lab::lab::{BRIDGE, HYPERVISOR_V4};
+use fence_lab::program::{self, say};
 use fence_lab::server::Which;
 use fence_lab::timings::Fence;
 use fence_lab::tools;
@@ -34,28 +34,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "fence-cluster: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Prints a line; that nobody reads it any more is no reason to stop.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    program::exit("fence-cluster", run(&Arguments::parse()).map(|()| true))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
     let interrupt = Interrupt::watch()?;
-    let which = match (&arguments.daemon, arguments.stock) {
-        (_, true) => Which::Stock,
-        (None, false) => Which::ours()?,
-        (Some(path), false) if path.is_file() => Which::Ours(std::path::absolute(path)?),
-        (Some(path), false) => bail!("no fence-daemon at {}: run `cargo xtask build`", path.display()),
-    };
+    let which = Which::chosen(arguments.daemon.as_deref(), arguments.stock)?;
     tools::require(&["libvirtd", "virsh", "ip", "tini", "mmdebstrap"])?;
     say(&format!("making a cluster of two containers, fenced by {}: ten seconds ...", which.name()));
     let mut cluster = Cluster::start(&which)?;

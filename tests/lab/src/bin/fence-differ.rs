@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use clap::Parser;
 use fence_lab::differential::{self, Coverage, Difference};
-use fence_lab::progress;
+use fence_lab::program::{self, progress};
 
 /// The kernel program against user space, on mutated real frames.
 #[derive(Parser)]
@@ -30,13 +30,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            progress(&format!("fence-differ: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    program::exit("fence-differ", run(&Arguments::parse()).map(|()| true))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -5,16 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use fence_lab::cluster::image::Image;
 use fence_lab::debian::{Kernel, Series};
-use fence_lab::progress;
+use fence_lab::program::{self, progress};
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            progress(&format!("fence-fetch: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    program::exit("fence-fetch", run().map(|()| true))
 }
 
 fn run() -> Result<()> {

@@ -5,7 +5,6 @@
 //! `--once` the lab then stays up for whoever wants to send requests of his own.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use fence_lab::interrupt::Interrupt;
 use fence_lab::kernel;
 use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor};
 use fence_lab::process::Finished;
+use fence_lab::program::{self, say};
 use fence_lab::server::{Config, Server, Which};
 use fence_lab::timings::Fence;
 use fence_lab::tools;
@@ -44,35 +44,18 @@ const DOMAIN: &str = "test";
 const ROUND: [(&str, i32); 5] = [("list", 0), ("status", 0), ("off", 0), ("status", 2), ("on", 0)];
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "fence-lab: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Prints a line; that nobody reads it any more is no reason to stop.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    program::exit("fence-lab", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<bool> {
     let interrupt = Interrupt::watch()?;
-    let which = match (&arguments.daemon, arguments.stock) {
-        (_, true) => Which::Stock,
-        (None, false) => Which::ours()?,
-        (Some(path), false) if path.is_file() => Which::Ours(std::path::absolute(path)?),
-        (Some(path), false) => bail!("no fence-daemon at {}: run `cargo xtask build`", path.display()),
-    };
+    let which = Which::chosen(arguments.daemon.as_deref(), arguments.stock)?;
     tools::require(&["fence_xvm", "ip", "bpftool", "tini", "unshare"])?;
 
     say(&format!("making the lab: hypervisor {HYPERVISOR_V4} with bridge {BRIDGE}, one guest ..."));
     let hypervisor = Hypervisor::new()?;
     let guest = hypervisor.guest(1)?;
-    let key = hypervisor.write("fence.key", &random_key()?)?;
+    let key = hypervisor.write("fence.key", &tools::random_bytes(4096)?)?;
     say(&format!("starting {}: libvirt's test:///default, {BRIDGE} ...", which.name()));
     let server = Server::start(&hypervisor, &which, &Config::new(&key))?;
     say(&format!("  {}", attachment(&hypervisor)?));
@@ -100,12 +83,6 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     interrupt.rest();
     stay(&hypervisor, server, &key, &mut table, &interrupt)
-}
-
-fn random_key() -> Result<Vec<u8>> {
-    let mut key = vec![0; 4096];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)?;
-    Ok(key)
 }
 
 fn attachment(hypervisor: &Hypervisor) -> Result<String> {

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
+use crate::lab::HYPERVISOR_V4;
+
 /// The resource agent that must never run twice, where Pacemaker looks for `ocf:lab:solo`.
 pub const AGENT_PATH: &str = "/usr/lib/ocf/resource.d/lab/solo";
 /// Its text.
@@ -23,6 +25,15 @@ pub struct Member {
     pub domain: String,
 }
 
+impl Member {
+    /// A node whose address on the bridge ends with `last`.
+    #[must_use]
+    pub fn new(name: &str, last: u8, domain: &str) -> Self {
+        let [a, b, c, _] = HYPERVISOR_V4.octets();
+        Self { name: name.to_owned(), address: Ipv4Addr::new(a, b, c, last), domain: domain.to_owned() }
+    }
+}
+
 /// A file of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
@@ -36,11 +47,7 @@ pub struct Item {
 
 /// Pacemaker's first configuration, which systemd-tmpfiles puts in its place with its owner: without it a new cluster waits 20 s for others before it
 /// chooses who leads.
-const FIRST_CIB: &str = r#"<cib validate-with="pacemaker-3.0" admin_epoch="0" epoch="1" num_updates="0"><configuration><crm_config>
-<cluster_property_set id="cib-bootstrap-options">
-<nvpair id="cib-bootstrap-options-dc-deadtime" name="dc-deadtime" value="2s"/>
-</cluster_property_set></crm_config><nodes/><resources/><constraints/></configuration><status/></cib>
-"#;
+const FIRST_CIB: &str = include_str!("../assets/first-cib.xml");
 const FIRST_CIB_PATH: &str = "/usr/local/share/lab/cib.xml";
 const TMPFILES: &str = "C /var/lib/pacemaker/cib/cib.xml 0600 hacluster haclient - /usr/local/share/lab/cib.xml\n";
 
@@ -50,29 +57,9 @@ pub const TOKEN: u32 = 1000;
 /// corosync.conf of a cluster of `members`: unicast, without encryption; two of them may go on when one is lost, and start without the other.
 #[must_use]
 pub fn corosync(members: &[Member], token: u32) -> String {
-    let mut text = format!(
-        "totem {{
-    version: 2
-    cluster_name: lab
-    transport: udpu
-    crypto_cipher: none
-    crypto_hash: none
-    token: {token}
-}}
-quorum {{
-    provider: corosync_votequorum
-    two_node: {}
-    wait_for_all: 0
-}}
-logging {{
-    to_logfile: yes
-    logfile: /var/log/corosync/corosync.log
-    to_syslog: no
-}}
-nodelist {{
-",
-        u8::from(members.len() == 2)
-    );
+    let mut text = include_str!("../assets/corosync.conf")
+        .replace("@TOKEN@", &token.to_string())
+        .replace("@TWO@", if members.len() == 2 { "1" } else { "0" });
     for (number, member) in (1..).zip(members) {
         let _ = write!(
             text,
@@ -130,12 +117,7 @@ mod tests {
     use super::*;
 
     fn members() -> Vec<Member> {
-        let member = |name: &str, last, domain: &str| Member {
-            name: name.to_owned(),
-            address: Ipv4Addr::new(192, 168, 122, last),
-            domain: domain.to_owned(),
-        };
-        vec![member("alpha", 31, "ct-1"), member("beta", 32, "ct-2")]
+        vec![Member::new("alpha", 31, "ct-1"), Member::new("beta", 32, "ct-2")]
     }
 
     #[test]

@@ -16,10 +16,10 @@ use super::shell::{self, Shell};
 use crate::archive::Archive;
 use crate::debian::{Kernel, Series};
 use crate::initramfs;
-use crate::lab::{BRIDGE, Hypervisor};
+use crate::lab::Hypervisor;
 use crate::libvirtd::Libvirtd;
 use crate::process::{Finished, poll_until};
-use crate::qemu::{self, BOOT_LIMIT, LinuxGuest, URI};
+use crate::qemu::{BOOT_LIMIT, Linux, LinuxGuest, URI};
 use crate::tools;
 use crate::witness::Witness;
 
@@ -33,12 +33,7 @@ const DELAY: Duration = Duration::from_secs(10);
 /// The two nodes: names of the cluster's that are not those of the hypervisor.
 #[must_use]
 pub fn members() -> [Member; 2] {
-    let hypervisor = crate::lab::HYPERVISOR_V4.octets();
-    [("alpha", 41, "vm-one"), ("beta", 42, "vm-two")].map(|(name, last, domain)| Member {
-        name: name.to_owned(),
-        address: [hypervisor[0], hypervisor[1], hypervisor[2], last].into(),
-        domain: domain.to_owned(),
-    })
+    [Member::new("alpha", 41, "vm-one"), Member::new("beta", 42, "vm-two")]
 }
 
 /// A node.
@@ -188,26 +183,15 @@ fn disk(root: &Path) -> Result<PathBuf> {
 }
 
 fn define(libvirtd: &Libvirtd, kernel: &Kernel, disk: &Path, shared: &str, number: usize, key: &[u8]) -> Result<()> {
-    let hypervisor = libvirtd.hypervisor();
-    let domain = &members()[number].domain;
-    let initrd = hypervisor.write(&format!("{domain}.initrd"), &initrd(kernel, number, key)?)?;
-    let (emulator, image, disk) = (qemu::emulator()?, kernel.image.display(), disk.display());
-    let (log, console) = (qemu::console_log(hypervisor, domain), qemu::console_socket(hypervisor, domain));
-    let xml = format!(
-        "<domain type='qemu'><name>{domain}</name><memory unit='MiB'>384</memory><vcpu>1</vcpu>\
-         <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{image}</kernel><initrd>{initrd}</initrd>\
-         <cmdline>console=ttyS0 panic=-1 mitigations=off tsc=unstable quiet</cmdline></os>\
-         <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
-         <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{disk}'/>\
+    let disks = format!(
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/>\
          <target dev='vda' bus='virtio'/><readonly/></disk>\
          <disk type='file' device='disk'><driver name='qemu' type='raw' cache='writethrough'/><source file='{shared}'/>\
-         <target dev='vdb' bus='virtio'/><shareable/></disk>\
-         <interface type='bridge'><source bridge='{BRIDGE}'/><mac address='52:54:00:00:01:{number:02x}'/>\
-         <model type='virtio'/><rom enabled='no'/></interface>\
-         <serial type='file'><source path='{log}'/><target port='0'/></serial>\
-         <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial></devices></domain>"
+         <target dev='vdb' bus='virtio'/><shareable/></disk>",
+        disk.display()
     );
-    libvirtd.define(URI, domain, &xml)
+    let (name, initrd, address) = (&members()[number].domain, initrd(kernel, number, key)?, [1, u8::try_from(number)?]);
+    Linux { name, mebibytes: 384, kernel, initrd: &initrd, address, disks: &disks }.define(libvirtd)
 }
 
 /// What a node boots, with what makes it this node.
@@ -215,13 +199,8 @@ fn initrd(kernel: &Kernel, number: usize, key: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.file("init", 0o755, include_bytes!("../assets/guest-initrd.sh"));
     archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
-    let mut order = String::new();
-    for module in initramfs::MODULES.iter().chain(&MODULES) {
-        let name = module.rsplit('/').next().unwrap_or(module);
-        archive.file(&format!("/modules/{name}"), 0o644, &kernel.module(module)?);
-        order += &format!("{name}\n");
-    }
-    archive.file("/modules/order", 0o644, order.as_bytes());
+    let order = archive.modules(kernel, initramfs::MODULES.iter().chain(&MODULES))?;
+    archive.file("/modules/order", 0o644, (order.join("\n") + "\n").as_bytes());
     for Item { path, mode, content } in files(number, key) {
         archive.file(&format!("/node{path}"), mode, &content);
     }

@@ -4,59 +4,22 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2_portable::{Digest, Sha256};
 
+use crate::program::progress;
 use crate::tools;
 
 /// What a node has beside the distribution's essential packages and apt; what these depend on comes along, what they recommend does not.
-const PACKAGES: [&str; 29] = [
-    "cluster-glue",
-    "corosync",
-    "crmsh",
-    "dbus",
-    "e2fsprogs",
-    "fence-virt",
-    "firewalld",
-    "iproute2",
-    "iptables",
-    "iputils-ping",
-    "kmod",
-    "less",
-    "libvirt-clients",
-    "netbase",
-    "netcat-openbsd",
-    "nftables",
-    "openssh-client",
-    "openssh-server",
-    "pacemaker",
-    "pacemaker-cli-utils",
-    "pcs",
-    "perl",
-    "procps",
-    "psmisc",
-    "python3",
-    "resource-agents",
-    "systemd-sysv",
-    "tini",
-    "udev",
-];
+const PACKAGES: &str = include_str!("../assets/node-packages.txt");
 
 /// Run on the finished tree. What a node would do all the time and nobody asked for: timers, and services that wait to be configured. A cluster's nodes
 /// are configured before they start, so corosync and Pacemaker stay enabled, as Debian's packages have them.
-const AFTERWARDS: &str = r#"
-for unit in pcsd pcsd-ruby pcsd.service firewalld nftables apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    e2scrub_all.timer e2scrub_reap fstrim.timer libvirt-guests logrotate.timer ssh systemd-timesyncd; do
-    chroot "$1" systemctl disable "$unit" >/dev/null 2>&1 || true
-done
-rm -f "$1/etc/hostname" "$1/etc/resolv.conf"
-# Empty: each node makes its own when it starts.
-: > "$1/etc/machine-id"
-"#;
+const AFTERWARDS: &str = concat!("\n", include_str!("../assets/node-image.sh"));
 
 /// A node's root directory before anybody has changed anything in it.
 #[derive(Clone, Debug)]
@@ -77,7 +40,7 @@ impl Image {
         // Several test programs want it at once: one makes it, the others wait.
         let lock = File::create(cache.join("node.lock"))?;
         if lock.try_lock().is_err() {
-            say("waiting for the nodes' image, which somebody else makes");
+            progress("waiting for the nodes' image, which somebody else makes");
             lock.lock().context("locking the lab's cache")?;
         }
         if !root.is_dir() {
@@ -93,11 +56,6 @@ impl Image {
     }
 }
 
-fn say(line: &str) {
-    // Past the test harness, which would keep it for itself; that nobody reads it is no reason to stop.
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
 /// The name of this distribution's release, whose packages the nodes get.
 fn suite() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("which distribution is this?")?;
@@ -108,7 +66,7 @@ fn suite() -> Result<String> {
 
 /// Changes with what the image is made of.
 fn key(suite: &str) -> String {
-    let digest = Sha256::digest(format!("{suite} {} {AFTERWARDS}", PACKAGES.join(" ")));
+    let digest = Sha256::digest(format!("{suite} {} {AFTERWARDS}", PACKAGES.lines().collect::<Vec<_>>().join(" ")));
     digest.iter().take(6).fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -139,7 +97,7 @@ fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
     if work.exists() {
         fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
     }
-    say(&format!("making the root directory of clusters' nodes from {suite}'s packages: a minute or two, once"));
+    progress(&format!("making the root directory of clusters' nodes from {suite}'s packages: a minute or two, once"));
     // It mounts the host's /dev and /sys into the tree. However this process ends, it ends and takes these along: nobody who clears away what it
     // has left is to find them there.
     let mut command = Command::new(tools::find("setpriv")?);
@@ -151,7 +109,7 @@ fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
     command.args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
     // man-db, the manuals' readers, is not there; crmsh wants the metadata of agents and not their manuals.
     command.args(["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
-    command.arg(format!("--include={}", PACKAGES.join(",")));
+    command.arg(format!("--include={}", PACKAGES.lines().collect::<Vec<_>>().join(",")));
     command.arg(format!("--customize-hook={AFTERWARDS}"));
     command.arg(suite).arg(&work).args(sources()?);
     run(command)?;
@@ -174,7 +132,7 @@ fn run(mut command: Command) -> Result<()> {
     for line in BufReader::new(child.stderr.take().context("no pipe")?).lines() {
         let line = line?;
         if line.starts_with("I:") {
-            say(&format!("  {line}"));
+            progress(&format!("  {line}"));
         }
         said.push(line);
     }

@@ -41,13 +41,7 @@ pub struct Cluster {
 /// The two nodes that every lab has: names of the cluster's that are not those of the hypervisor.
 #[must_use]
 pub fn members() -> Vec<Member> {
-    let hypervisor = crate::lab::HYPERVISOR_V4.octets();
-    let member = |name: &str, last, domain: &str| Member {
-        name: name.to_owned(),
-        address: [hypervisor[0], hypervisor[1], hypervisor[2], last].into(),
-        domain: domain.to_owned(),
-    };
-    vec![member("alpha", 31, "web-one"), member("beta", 32, "web-two")]
+    vec![Member::new("alpha", 31, "web-one"), Member::new("beta", 32, "web-two")]
 }
 
 impl Cluster {

@@ -55,22 +55,6 @@ const DELAY: &str = "crm_resource --resource solo --meta --set-parameter priorit
 const NO_DELAY: &str = "crm_attribute --name priority-fencing-delay --delete";
 
 impl Scenario {
-    /// All of them.
-    pub const ALL: [Self; 12] = [
-        Self::Frozen,
-        Self::Killed,
-        Self::Unplugged,
-        Self::Unhealthy,
-        Self::Reboot,
-        Self::Pcs,
-        Self::OffAndOn,
-        Self::Race,
-        Self::Duel,
-        Self::Hung,
-        Self::Absent,
-        Self::Restarted,
-    ];
-
     /// Those in which a node that is well is fenced, so that corosync hears of the death only afterwards.
     pub const UNNOTICED: [Self; 3] = [Self::Unhealthy, Self::Reboot, Self::Pcs];
 

@@ -14,7 +14,7 @@ pub mod make;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use fence_common::boundary::{Config, Event};
+use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE};
 use fence_common::digest::PreparedKey;
 use fence_common::frame::judge;
 use fence_common::records::Records;
@@ -76,7 +76,7 @@ impl Pair {
         let ring = program.ring()?;
         let key = keys.prepared(setting.key);
         let reference = Reference { config: setting.config(), key, records: Records::default() };
-        let counted = program.counters()?;
+        let counted = loaded::counters(&program.ebpf)?;
         let mut pair = Self { program, ring, keys, reference, setting, counted };
         pair.set(setting)?;
         Ok(pair)
@@ -85,8 +85,8 @@ impl Pair {
     fn set(&mut self, setting: Setting) -> Result<()> {
         self.reference.config = setting.config();
         self.reference.key = self.keys.prepared(setting.key);
-        self.program.configure(self.reference.config)?;
-        self.program.set_key(Some(&self.reference.key))?;
+        loaded::configure(&mut self.program.ebpf, self.reference.config)?;
+        loaded::set_slot(&mut self.program.ebpf, KEY_SLOT_ACTIVE, Some(&self.reference.key))?;
         self.setting = setting;
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Pair {
         let differ = |what: String| Difference { what, case: case.clone() };
         let expected = self.reference.judge(&case.frame);
         let (answer, _) = self.program.run(&case.frame, 1)?;
-        let counted = self.program.counters()?;
+        let counted = loaded::counters(&self.program.ebpf)?;
         let verdict = moved(&self.counted, &counted).map_err(differ)?;
         self.counted = counted;
         ensure!(verdict == expected, differ(format!("user space says {expected:?}, the kernel {verdict:?}")));

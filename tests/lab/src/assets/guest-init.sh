@@ -1,0 +1,23 @@
+#!/bin/busybox sh
+# A guest's first program: brings up the network, then runs the commands that come over the second
+# serial port. Each is a line "NUMBER COMMAND"; the answer is a line "lab NUMBER CODE STDOUT STDERR",
+# the last two in base64 (- where empty).
+/bin/busybox --install -s /bin
+export PATH=/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+@MODULES@
+ip link set lo up
+ip link set eth0 up
+ip addr add @ADDRESS@/24 dev eth0
+ip route add 224.0.0.0/4 dev eth0
+stty -F /dev/ttyS1 raw -echo
+exec 3<>/dev/ttyS1
+while read -r number line <&3; do
+    sh -c "$line" >/tmp/out 2>/tmp/err </dev/null
+    code=$?
+    out=$(base64 -w0 /tmp/out)
+    err=$(base64 -w0 /tmp/err)
+    echo "lab $number $code ${out:--} ${err:--}" >&3
+done
