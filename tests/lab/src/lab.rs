@@ -22,6 +22,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::SigSet;
 
 use crate::process::{Finished, poll_until, run};
+use crate::systemd::First;
 use crate::tools;
 
 /// The bridge that guests are on, in every lab.
@@ -95,13 +96,15 @@ pub struct Space {
     network: Option<Arc<OwnedFd>>,
     /// A container's first process: all of its namespaces, instead of the lab's.
     container: Option<Arc<OwnedFd>>,
+    /// The first process of a PID namespace below the lab's, where programs run instead.
+    first: Option<Arc<First>>,
 }
 
 impl Space {
     /// Inside of a container of this lab, by its first process. Its commands end with it.
     #[must_use]
     pub fn inside(&self, first: OwnedFd) -> Self {
-        Self { guardian: Arc::clone(&self.guardian), network: None, container: Some(Arc::new(first)) }
+        Self { guardian: Arc::clone(&self.guardian), network: None, container: Some(Arc::new(first)), first: None }
     }
 
     /// Whose namespaces these are.
@@ -130,6 +133,9 @@ impl Space {
                 | CloneFlags::CLONE_NEWIPC
                 | CloneFlags::CLONE_NEWUTS;
             setns(self.owner().as_fd(), lab).context("entering the lab, or one of its containers")?;
+            if let Some(first) = &self.first {
+                setns(first.as_fd(), CloneFlags::CLONE_NEWPID).context("entering the hypervisor's processes")?;
+            }
             self.enter_network()?;
             // A child starts with what its thread blocks: `fence-lab` blocks what ends the daemon.
             SigSet::all().thread_unblock()?;
@@ -207,7 +213,7 @@ impl Hypervisor {
     /// # Errors
     /// As [`Self::new`].
     pub fn at(v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Self> {
-        let space = Space { guardian: Arc::new(Guardian::start()?), network: None, container: None };
+        let space = Space { guardian: Arc::new(Guardian::start()?), network: None, container: None, first: None };
         let hypervisor = Self { space, v4, v6 };
         hypervisor.make_bridge(None)?;
         Ok(hypervisor)
@@ -282,6 +288,7 @@ impl Hypervisor {
             guardian: Arc::clone(&self.space.guardian),
             network: Some(Arc::new(network.into())),
             container: None,
+            first: self.space.first.clone(),
         };
         let v4 = Ipv4Addr::new(192, 168, 122, number.saturating_add(10));
         let v6: Ipv6Addr = format!("fd00:122::{}", number.saturating_add(10)).parse()?;
@@ -331,6 +338,18 @@ impl Hypervisor {
     #[must_use]
     pub fn holder(&self) -> u32 {
         self.space.guardian.holder
+    }
+
+    /// The same hypervisor with its programs in the PID namespace of this process.
+    pub(crate) fn below(&self, first: First) -> Self {
+        let mut hypervisor = self.clone();
+        hypervisor.space.first = Some(Arc::new(first));
+        hypervisor
+    }
+
+    /// The first process of its PID namespace, as the host numbers it.
+    pub(crate) fn first(&self) -> u32 {
+        self.space.first.as_ref().map_or_else(|| self.holder(), |first| first.pid)
     }
 
     /// The lab's name: that of its cgroups, unique among all labs of the host.

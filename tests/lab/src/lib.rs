@@ -23,6 +23,7 @@
 //! * [`pump`]: bytes through TCP from one place to another.
 //! * [`guide`]: the guides in docs, taken apart and typed.
 //! * [`program`]: what the programs below `bin` have in common.
+//! * [`systemd`]: a hypervisor that the real systemd has booted.
 //! * [`tools`]: the programs of the host that all of this needs, and how to get them.
 
 pub mod archive;
@@ -53,6 +54,7 @@ pub mod proxy;
 pub mod pump;
 pub mod qemu;
 pub mod server;
+pub mod systemd;
 pub mod testdriver;
 pub mod timings;
 pub mod tools;

@@ -247,7 +247,7 @@ fn pid_file(driver: &str, domain: &str) -> String {
 
 /// The host's number of the process that the lab numbers `inside`.
 fn outside_pid(hypervisor: &Hypervisor, inside: u32) -> Result<u32> {
-    let lab = pid_namespace(hypervisor.holder()).context("the lab is gone")?;
+    let lab = pid_namespace(hypervisor.first()).context("the lab is gone")?;
     for pid in processes() {
         // Processes may end while we look; those are not the one.
         let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };

@@ -1,6 +1,6 @@
 //! What the guides in docs say, typed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use fence_lab::cluster::corosync::{Item, Member};
@@ -12,6 +12,7 @@ use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::qemu;
 use fence_lab::server::Which;
+use fence_lab::systemd::Booted;
 use fence_lab::tools;
 
 mod body;
@@ -23,40 +24,28 @@ use body::Body;
 
 /// Where a page has this repository.
 const CLONE: &str = "/usr/src/fence-xdp";
+/// In the place of stock's unit, which is not in the image.
+const STOCK: &str = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n";
+const STOCK_UNIT: &str = "/etc/systemd/system/fence_virtd.service";
 
 /// The stage of a guide, with the hypervisor on it, as its reader has it before the first line.
 struct Scene {
-    stage: Stage,
     libvirtd: Libvirtd,
+    stage: Stage,
     hypervisor: Hypervisor,
 }
 
 impl Scene {
     fn new() -> Result<Self> {
         let image = Image::get()?;
-        let hypervisor = Hypervisor::new()?;
+        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, image.root())?;
+        let hypervisor = booted.hypervisor().clone();
         let libvirtd = Libvirtd::start(&hypervisor)?;
-        let stage = Stage::new(&hypervisor, image.root())?;
-        let scene = Self { stage, libvirtd, hypervisor };
-        scene.clone_repository()?;
+        let stage = Stage::new(booted);
+        stage.write(HYPERVISOR, STOCK_UNIT, STOCK.as_bytes())?;
+        let scene = Self { libvirtd, stage, hypervisor };
+        clone_repository(&scene.stage, HYPERVISOR)?;
         Ok(scene)
-    }
-
-    /// What the page installs from a clone of this repository, built.
-    fn clone_repository(&self) -> Result<()> {
-        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
-        let xtask = tools::target_directory().join("debug/xtask");
-        ensure!(xtask.is_file(), "no {}: run this by `cargo xtask test cluster`", xtask.display());
-        let file = |path: &str| self.hypervisor.outside(path);
-        std::fs::create_dir_all(file("/run/guide"))?;
-        std::fs::copy(&xtask, file("/run/guide/xtask"))?;
-        self.stage.install(HYPERVISOR, &format!("{CLONE}/target/release/fence-daemon"), &std::fs::read(daemon)?)?;
-        let dist = tools::workspace().join("dist");
-        for path in files_below(&dist)? {
-            let name = path.strip_prefix(&dist)?.display();
-            self.stage.write(HYPERVISOR, &format!("{CLONE}/dist/{name}"), &std::fs::read(&path)?)?;
-        }
-        Ok(())
     }
 
     fn play(&self, page: &str) -> Result<()> {
@@ -65,6 +54,24 @@ impl Scene {
             format!("the daemon's log: {}", log.map(|log| log.stdout).unwrap_or_default())
         })
     }
+}
+
+/// What a page installs from a clone of this repository, built.
+fn clone_repository(stage: &Stage, name: &str) -> Result<()> {
+    let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
+    let xtask = tools::target_directory().join("debug/xtask");
+    ensure!(xtask.is_file(), "no {}: run this by `cargo xtask test cluster`", xtask.display());
+    for (path, script, _) in STAND_INS {
+        stage.install(name, path, script.as_bytes())?;
+    }
+    stage.install(name, "/run/guide/xtask", &std::fs::read(&xtask)?)?;
+    stage.install(name, &format!("{CLONE}/target/release/fence-daemon"), &std::fs::read(daemon)?)?;
+    let workspace = tools::workspace();
+    for path in files_below(&workspace.join("dist"))? {
+        let place = Path::new(CLONE).join(path.strip_prefix(&workspace)?);
+        stage.write(name, &place.to_string_lossy(), &std::fs::read(&path)?)?;
+    }
+    Ok(())
 }
 
 /// firewalld's zone of libvirt's packages, with the bridge in it, as libvirt tells firewalld whenever that starts.
@@ -133,10 +140,6 @@ fn pages_tell_what_stands_in() -> Result<()> {
             text.split_once("## How this page is tested").with_context(|| format!("{page} tells nothing"))?;
         for (path, ..) in STAND_INS {
             let name = path.rsplit('/').next().unwrap_or(path);
-            // Its hypervisor has a systemd of its own.
-            if page == "installation.md" && name != "cargo" {
-                continue;
-            }
             let is_used = guide.steps.iter().any(|step| match &step.act {
                 // The nodes of the clusters have the real ones.
                 Act::Type(typed) => {

@@ -14,4 +14,6 @@ mod lxc;
 #[cfg(test)]
 mod plugin;
 #[cfg(test)]
+mod remote_uris;
+#[cfg(test)]
 mod service;

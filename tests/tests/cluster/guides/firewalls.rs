@@ -1,13 +1,21 @@
 //! `docs/guide/firewall.md`, typed, and what happens without each of its rules.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
 use fence_lab::cluster::image::Image;
+use fence_lab::cluster::lab::KEY;
+use fence_lab::cluster::node::Node;
 use fence_lab::guide::stage::{HYPERVISOR, Stage};
 use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
-use fence_lab::server::{Config, Server, Which};
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::process::poll_until;
+use fence_lab::server::{Config, Which};
+use fence_lab::systemd::Booted;
+use fence_lab::tools;
 
 use super::bring_zone;
 
@@ -19,27 +27,44 @@ const SOON: Duration = Duration::from_secs(60);
 const PORT: &str = "1229";
 
 struct Walls {
+    /// Runs the guest.
+    _libvirtd: Libvirtd,
     stage: Stage,
-    server: Server,
     guide: Guide,
     /// Whether the kernel program is before the hypervisor's firewall.
     is_attached: bool,
 }
 
 impl Walls {
+    /// The daemon runs by its unit, and the guest is a container.
     fn new(attach: &'static str) -> Result<Self> {
         let image = Image::get()?;
-        let hypervisor = Hypervisor::new()?;
-        let guest = hypervisor.guest(1)?;
-        let mut stage = Stage::new(&hypervisor, image.root())?;
-        stage.add_guest(GUEST, &hypervisor, guest.space(), image.root())?;
+        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
+        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, image.root())?;
+        let hypervisor = booted.hypervisor().clone();
+        let libvirtd = Libvirtd::start(&hypervisor)?;
+        let mut stage = Stage::new(booted);
         bring_zone(&stage)?;
-        let key = [7; 64];
-        stage.write(GUEST, "/etc/cluster/fence_xvm.key", &key)?;
-        let config = Config { attach: Some(attach), ..Config::new(&hypervisor.write("key", &key)?) };
-        let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
+        let address = Ipv4Addr::new(192, 168, 122, 11);
+        let me = Member { name: GUEST.to_owned(), address, domain: GUEST.to_owned() };
+        let guest = Node::define(&libvirtd, &me, &plain(std::slice::from_ref(&me), &me, &KEY))?;
+        guest.start(&libvirtd)?;
+        guest.wait_up()?;
+        stage.add_container(GUEST, &hypervisor, GUEST);
+
+        let unit = std::fs::read(tools::workspace().join("dist/fence-daemon.service"))?;
+        let config = Config { attach: Some(attach), ..Config::new(KEY_PATH) };
+        stage.install(HYPERVISOR, "/usr/sbin/fence-daemon", &std::fs::read(daemon)?)?;
+        stage.write(HYPERVISOR, "/etc/systemd/system/fence-daemon.service", &unit)?;
+        stage.write(HYPERVISOR, KEY_PATH, &KEY)?;
+        stage.write(HYPERVISOR, "/etc/fence_virt.conf", config.render().as_bytes())?;
         let guide = Guide::read(PAGE, &[HYPERVISOR, GUEST])?;
-        Ok(Self { stage, server, guide, is_attached: attach != "off" })
+        let walls = Self { _libvirtd: libvirtd, stage, guide, is_attached: attach != "off" };
+        walls.must(HYPERVISOR, "systemctl start fence-daemon")?;
+        if walls.is_attached {
+            walls.logged(0, "the kernel program is attached")?;
+        }
+        Ok(walls)
     }
 
     /// Whether the guest gets its list.
@@ -48,7 +73,7 @@ impl Walls {
         let line = if is_heard { "fence_xvm -o list" } else { "fence_xvm -o list -t 3" };
         let answer = self.stage.shell(GUEST, "root", line)?;
         let got = answer.code == Some(0) && answer.stdout.contains("test");
-        ensure!(got == is_heard, "{when}: {answer:?}; the server: {}", self.server.log());
+        ensure!(got == is_heard, "{when}: {answer:?}; the daemon: {:#?}", self.log());
         Ok(())
     }
 
@@ -72,21 +97,29 @@ impl Walls {
         self.logged(0, "op=list")?;
         self.load(HYPERVISOR, false)?;
         self.load(GUEST, true)?;
-        let position = self.server.log_position();
+        let position = self.log()?.len();
         self.expect(self.is_attached, "without the hypervisor's rule")?;
-        let is_silent = self.server.log_position() == position;
-        ensure!(self.is_attached || is_silent, "the page says that the daemon knows nothing: {}", self.server.log());
+        let is_silent = self.log()?.len() == position;
+        ensure!(self.is_attached || is_silent, "the page says that the daemon knows nothing: {:#?}", self.log());
         self.load(HYPERVISOR, true)?;
         self.load(GUEST, false)?;
-        let position = self.server.log_position();
+        let position = self.log()?.len();
         self.expect(false, "without the guest's rule")?;
-        // Else the daemon calls back for some seconds yet, and whoever listens there next takes the answer for its own.
+        // Else the daemon calls back for some seconds yet, and the next client takes that answer for its own.
         self.logged(position, "call-back failed")
     }
 
+    /// The daemon's lines in the journal.
+    fn log(&self) -> Result<Vec<String>> {
+        let log = self.stage.shell(HYPERVISOR, "root", "journalctl -u fence-daemon -o cat")?.success()?.stdout;
+        Ok(log.lines().map(str::to_owned).collect())
+    }
+
     fn logged(&self, position: usize, words: &str) -> Result<()> {
-        let found = self.server.wait_log(position, SOON, |line| line.contains(words).then_some(()));
-        found.with_context(|| format!("no `{words}` in the log: {}", self.server.log()))
+        let found = poll_until(words, SOON, || {
+            Ok(self.log()?.iter().skip(position).any(|line| line.contains(words)).then_some(()))
+        });
+        found.with_context(|| format!("no `{words}` in the log: {:#?}", self.log()))
     }
 
     fn firewalld(&self) -> Result<()> {

@@ -15,6 +15,7 @@ use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::qemu;
 use fence_lab::server::Which;
+use fence_lab::systemd::Booted;
 use fence_lab::tools;
 use fence_lab::witness::Witness;
 
@@ -38,10 +39,10 @@ fn members() -> Vec<Member> {
 }
 
 struct Scene {
-    stage: Stage,
     bodies: Vec<Body>,
     nodes: Vec<Node>,
     libvirtds: Vec<Libvirtd>,
+    stage: Stage,
     hypervisors: [Hypervisor; 2],
 }
 
@@ -52,12 +53,15 @@ impl Scene {
         let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
         let unit = std::fs::read(tools::workspace().join("dist/fence-daemon.service"))?;
         let (daemon, members) = (std::fs::read(daemon)?, members());
-        let hypervisors = Hypervisor::pair()?;
+        let [one, other] = Hypervisor::pair()?;
         let (mut stage, mut nodes, mut bodies, mut libvirtds) = (Stage::default(), Vec::new(), Vec::new(), Vec::new());
-        for (number, (hypervisor, me)) in (1..).zip(hypervisors.iter().zip(&members)) {
+        let hypervisors = [Booted::start(&one, "host1", image.root())?, Booted::start(&other, "host2", image.root())?];
+        let spaces = hypervisors.each_ref().map(|host| host.hypervisor().clone());
+        for (number, (booted, me)) in (1..).zip(hypervisors.into_iter().zip(&members)) {
             let host = format!("host{number}");
+            let hypervisor = &booted.hypervisor().clone();
             let libvirtd = Libvirtd::start(hypervisor)?;
-            stage.add_host(&host, hypervisor, image.root())?;
+            stage.add_host(&host, booted);
             stage.install(&host, "/usr/sbin/fence-daemon", &daemon)?;
             stage.write(&host, "/etc/systemd/system/fence-daemon.service", &unit)?;
             stage.write(&host, KEY_PATH, &KEY)?;
@@ -75,7 +79,7 @@ impl Scene {
         }
         let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
         nodes.iter().try_for_each(|node| shell::wait_online(node, &names))?;
-        Ok(Self { stage, bodies, nodes, libvirtds, hypervisors })
+        Ok(Self { bodies, nodes, libvirtds, stage, hypervisors: spaces })
     }
 
     /// Defines each machine on the other host, too.

@@ -1,42 +1,44 @@
 //! `docs/guide/installation.md`, typed: what is for the hypervisor under a real systemd, and what is for a node beside a daemon that fences.
 
-use std::path::Path;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
 use fence_lab::cluster::image::Image;
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
 use fence_lab::container::{self, URI};
-use fence_lab::guide::stage::{HYPERVISOR, STAND_INS, Stage};
+use fence_lab::guide::stage::{HYPERVISOR, Stage};
 use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::server::{Config, Server, Which};
-use fence_lab::tools;
+use fence_lab::systemd::Booted;
 use fence_lab::witness::Witness;
 
-use super::{CLONE, files_below};
+use super::{STOCK, STOCK_UNIT, clone_repository};
 
 const PAGE: &str = "installation.md";
 const NODE: &str = "node1";
 const CONFIG: &str = "/etc/fence_virt.conf";
 /// What the page's drop-in is for.
 const STATE: &str = "/srv/fence-state";
-/// In the place of stock's, which is not in the image.
-const STOCK: &str = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n";
-
-/// A container that a part of the page is typed in.
+/// Where a part of the page is typed, with a clone of this repository.
 struct Scene {
+    libvirtd: Libvirtd,
     stage: Stage,
     guide: Guide,
-    libvirtd: Libvirtd,
     hypervisor: Hypervisor,
 }
 
 impl Scene {
-    /// With a clone of this repository in it, built.
-    fn new(name: &str, domain: &str) -> Result<Self> {
+    fn on_the_hypervisor() -> Result<Self> {
+        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, Image::get()?.root())?;
+        let hypervisor = booted.hypervisor().clone();
+        let libvirtd = Libvirtd::start(&hypervisor)?;
+        Self::of(Stage::new(booted), HYPERVISOR, hypervisor, libvirtd)
+    }
+
+    /// In a container that is to fence another one.
+    fn on_a_node(name: &str, domain: &str) -> Result<Self> {
         Image::get()?;
         let hypervisor = Hypervisor::new()?;
         let libvirtd = Libvirtd::start(&hypervisor)?;
@@ -46,25 +48,12 @@ impl Scene {
         node.wait_up()?;
         let mut stage = Stage::default();
         stage.add_container(name, &hypervisor, domain);
-        let guide = Guide::read(PAGE, &[HYPERVISOR, NODE])?;
-        let scene = Self { stage, guide, libvirtd, hypervisor };
-        scene.clone_repository(name)?;
-        Ok(scene)
+        Self::of(stage, name, hypervisor, libvirtd)
     }
 
-    fn clone_repository(&self, name: &str) -> Result<()> {
-        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
-        let (cargo, script, _) =
-            STAND_INS.iter().find(|(path, ..)| path.ends_with("/cargo")).context("nothing stands in for cargo")?;
-        self.stage.install(name, cargo, script.as_bytes())?;
-        self.stage.install(name, "/run/guide/xtask", &std::fs::read(tools::target_directory().join("debug/xtask"))?)?;
-        self.stage.install(name, &format!("{CLONE}/target/release/fence-daemon"), &std::fs::read(daemon)?)?;
-        let workspace = tools::workspace();
-        for path in files_below(&workspace.join("dist"))? {
-            let place = Path::new(CLONE).join(path.strip_prefix(&workspace)?);
-            self.stage.write(name, &place.to_string_lossy(), &std::fs::read(&path)?)?;
-        }
-        Ok(())
+    fn of(stage: Stage, name: &str, hypervisor: Hypervisor, libvirtd: Libvirtd) -> Result<Self> {
+        clone_repository(&stage, name)?;
+        Ok(Self { libvirtd, stage, guide: Guide::read(PAGE, &[HYPERVISOR, NODE])?, hypervisor })
     }
 
     /// What is typed on the hypervisor.
@@ -75,12 +64,11 @@ impl Scene {
 
 #[test]
 fn installation_on_the_hypervisor() -> Result<()> {
-    let scene = Scene::new(HYPERVISOR, "host")?;
-    let mut config = Config::new(KEY_PATH);
-    config.interface = "eth0".to_owned();
-    let config = config.render();
+    let scene = Scene::on_the_hypervisor()?;
+    let config = Config::new(KEY_PATH).render();
+    scene.stage.write(HYPERVISOR, KEY_PATH, &KEY)?;
     scene.stage.write(HYPERVISOR, CONFIG, config.as_bytes())?;
-    scene.stage.write(HYPERVISOR, "/etc/systemd/system/fence_virtd.service", STOCK.as_bytes())?;
+    scene.stage.write(HYPERVISOR, STOCK_UNIT, STOCK.as_bytes())?;
     scene.must("systemctl daemon-reload && systemctl enable --now fence_virtd")?;
     for step in scene.guide.steps.iter().filter(|step| step.host == HYPERVISOR) {
         let typed = match &step.act {
@@ -104,7 +92,7 @@ fn installation_on_the_hypervisor() -> Result<()> {
 
 #[test]
 fn installation_on_a_node() -> Result<()> {
-    let scene = Scene::new(NODE, "ct1")?;
+    let scene = Scene::on_a_node(NODE, "ct1")?;
     container::start(&scene.libvirtd, "ct2")?;
     let mut config = Config::new(&scene.hypervisor.write("fence.key", &KEY)?);
     config.uris = vec![URI.to_owned()];
