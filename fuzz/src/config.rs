@@ -1,4 +1,5 @@
-//! The configuration file: reading it is total, its messages harm nobody, and what cannot matter does not.
+//! The configuration file: reading it is total, its messages harm nobody, and what cannot matter
+//! does not.
 
 use std::path::Path;
 
@@ -6,7 +7,8 @@ use fence_daemon::check_config;
 use fence_daemon::config::raw::{self, Item};
 use fence_daemon::config::{self, Config, ConfigError, Groups, Mistake, Source, Warnings};
 
-/// More than any report about a file takes, in bytes: twenty mistakes and a hundred warnings, with a line of the file each.
+/// More than any report about a file takes, in bytes: twenty mistakes and a hundred warnings, with
+/// a line of the file each.
 const REPORT_MAX: usize = 512 << 10;
 
 /// Checks everything that must hold for a file of these bytes.
@@ -84,7 +86,8 @@ impl Said {
     }
 }
 
-/// Messages have places inside the file, in its order; they are bounded, and nothing in them steers a terminal or forges a log line.
+/// Messages have places inside the file, in its order; they are bounded, and nothing in them steers
+/// a terminal or forges a log line.
 fn reports_are_harmless(file: &[u8], said: &Result<(Config, Warnings), ConfigError>) {
     let (plain, coloured, lines, places): (_, _, Vec<String>, Vec<_>) = match said {
         Ok((_, warnings)) => (
@@ -155,7 +158,8 @@ fn is_restriction(name: &[u8]) -> bool {
     [&b"group"[..], b"groups", b"ip", b"uuid"].iter().any(|word| word.eq_ignore_ascii_case(name))
 }
 
-/// Unknown keys, unknown sections and comments before each key and section: a stock server or a later version of ours knows more.
+/// Unknown keys, unknown sections and comments before each key and section: a stock server or a
+/// later version of ours knows more.
 fn what_means_nothing_changes_nothing(file: &[u8], tree: &[Item<'_>], said: &Said) {
     for nothing in ["zzzzzz = \"1\"; ", "zzzzzz { yyyyyy = \"1\"; } ", "# zz = \"}\n"] {
         let mut with = Vec::with_capacity(file.len());

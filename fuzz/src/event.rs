@@ -1,11 +1,13 @@
-//! A record of the ring buffer: it comes from our own program, but a program of another version may have written it.
+//! A record of the ring buffer: it comes from our own program, but a program of another version may
+//! have written it.
 
 use fence_common::admit::Source;
 use fence_common::boundary::{ABI_VERSION, Event};
 use fence_common::wire::{FAMILY_V4, FAMILY_V6};
 use zerocopy::IntoBytes as _;
 
-/// Checks everything that must hold for a record of these bytes, and for one of this version's that carries them.
+/// Checks everything that must hold for a record of these bytes, and for one of this version's that
+/// carries them.
 ///
 /// # Panics
 /// If something does not.

@@ -1,8 +1,9 @@
 //! What holds for any bytes that come from outside, as functions that panic where it does not.
 //!
-//! Each has a folder of inputs in `corpus/`. Plain `cargo test` replays them and tries mutations of them (`tests/corpus.rs`);
-//! `cargo xtask fuzz` hands the same functions to libFuzzer, which looks for new paths for as long as one likes. An input
-//! that breaks something becomes a file in `corpus/` and a described case beside the code that was wrong.
+//! Each has a folder of inputs in `corpus/`. Plain `cargo test` replays them and tries mutations of
+//! them (`tests/corpus.rs`); `cargo xtask fuzz` hands the same functions to libFuzzer, which looks
+//! for new paths for as long as one likes. An input that breaks something becomes a file in
+//! `corpus/` and a described case beside the code that was wrong.
 
 pub mod config;
 pub mod event;

@@ -1,4 +1,5 @@
-//! The request: as a frame, as the kernel program sees it, and as a datagram, as the socket gives it out.
+//! The request: as a frame, as the kernel program sees it, and as a datagram, as the socket gives
+//! it out.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -27,7 +28,8 @@ static KEY: LazyLock<Option<(Key, PreparedKey)>> = LazyLock::new(|| {
     Some((key, prepared))
 });
 
-/// Checks everything that must hold for these bytes as a frame, as a datagram from each family, and as a datagram in a frame.
+/// Checks everything that must hold for these bytes as a frame, as a datagram from each family, and
+/// as a datagram in a frame.
 ///
 /// # Panics
 /// If something does not.
@@ -118,7 +120,8 @@ fn request_v6(request: &Request) -> [u8; 16] {
     octets
 }
 
-/// The payload as a guest's datagram to the group; the source is what the payload names as its address.
+/// The payload as a guest's datagram to the group; the source is what the payload names as its
+/// address.
 fn in_ipv4(payload: &[u8]) -> Vec<u8> {
     let len = u16::try_from(payload.len()).unwrap_or_default();
     let source = payload.get(68..72).unwrap_or(&[192, 168, 122, 11]);

@@ -1,4 +1,5 @@
-//! Replays the corpora, with a small stack, and tries mutations of them for a moment: what `cargo xtask fuzz` does for hours.
+//! Replays the corpora, with a small stack, and tries mutations of them for a moment: what
+//! `cargo xtask fuzz` does for hours.
 
 #[cfg(test)]
 mod replayed {
@@ -8,7 +9,8 @@ mod replayed {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
-    /// What a target may use, in bytes: the daemon's own threads have eight times as much. (Without optimisation frames are large.)
+    /// What a target may use, in bytes: the daemon's own threads have eight times as much. (Without
+    /// optimisation frames are large.)
     const STACK: usize = 256 << 10;
 
     fn folder(name: &str) -> PathBuf {

@@ -1,7 +1,8 @@
 //! What a person types: `cargo xtask setup | build | run | lab | test | bench | fuzz | lint`.
 //!
-//! Depends on neither libvirt nor aya nor the BPF toolchain, because it is what installs them: it must build on a machine that has
-//! nothing but cargo and a C compiler. Every command calls the setup that it needs itself, so a fresh clone needs one command, not two.
+//! Depends on neither libvirt nor aya nor the BPF toolchain, because it is what installs them: it
+//! must build on a machine that has nothing but cargo and a C compiler. Every command calls the
+//! setup that it needs itself, so a fresh clone needs one command, not two.
 
 mod bench;
 mod bpf;
@@ -43,7 +44,8 @@ enum Task {
         /// What the machine is to be able to do [default: test; build on a hypervisor]
         #[arg(long = "for", value_enum, value_name = "PURPOSE")]
         profile: Option<Profile>,
-        /// Also download what the tests would when they first need it (the kernels of QEMU's guests, from Debian's archive)
+        /// Also download what the tests would when they first need it (the kernels of QEMU's
+        /// guests, from Debian's archive)
         #[arg(long)]
         fetch: bool,
     },
@@ -66,12 +68,17 @@ enum Task {
         #[arg(last = true)]
         filter: Vec<String>,
     },
-    /// Measure the daemon beside stock's fence_virtd, or what the kernel program costs, and write a page of docs
+    /// Measure the daemon beside stock's fence_virtd, or what the kernel program costs, and write a
+    /// page of docs
     Bench(bench::Options),
     /// Look for inputs that break a parser, or on which kernel and user space differ
     Fuzz(fuzz::Options),
     /// Formatting, clippy, and the rules of this tree
-    Lint,
+    Lint {
+        /// Only the rules of this tree, which takes a second
+        #[arg(long)]
+        tidy: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -110,7 +117,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { suites, filter } => return suites::run(&workspace, &suites, &filter),
         Task::Bench(options) => return bench::run(&workspace, &options),
         Task::Fuzz(options) => return fuzz::run(&workspace, &options),
-        Task::Lint => return lint::run(&workspace),
+        Task::Lint { tidy } => return if tidy { lint::tidy(&workspace) } else { lint::run(&workspace) },
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -122,7 +129,8 @@ mod tests {
 
     use super::*;
 
-    /// The commands in a page: what follows the name, up to the end of the code, or to what explains it.
+    /// The commands in a page: what follows the name, up to the end of the code, or to what
+    /// explains it.
     fn commands(text: &str) -> Vec<&str> {
         let after = text.split("cargo xtask ").skip(1);
         let ends = |text: &str| text.find(['`', '\n', '#', ';', ')', ',']).unwrap_or(text.len());
@@ -133,7 +141,7 @@ mod tests {
     fn every_command_in_the_pages_is_one_that_there_is() {
         let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let is_page = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "md");
-        let rooms = ["", "docs", "docs/guide", "docs/reference", "docs/measured", "fuzz"];
+        let rooms = ["", "docs", "docs/guide", "docs/reference", "docs/design", "docs/measured", "fuzz"];
         let folders = rooms.map(|room| top.join(room));
         let files = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
         let mut found = 0;

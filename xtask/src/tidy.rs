@@ -1,20 +1,29 @@
-//! The rules of this tree that no compiler knows: short files that say what they are, nothing left open, nothing of one person's machine.
+//! The rules of this tree that no compiler knows: short files that say what they are, nothing left
+//! open, nothing of one person's machine, plain words, links that lead somewhere.
 
+mod links;
+mod markdown;
+mod prose;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use markdown::Page;
+use prose::NOT_DONE;
+
 /// How long a file may be before its tests: what one reads in one sitting.
 const LONGEST: usize = 450;
 
 /// One place that breaks a rule.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Finding {
     file: PathBuf,
     line: usize,
-    what: &'static str,
+    what: String,
 }
 
 impl fmt::Display for Finding {
@@ -29,14 +38,42 @@ impl fmt::Display for Finding {
 /// If one cannot be read.
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
+    let mut wordy = Vec::new();
+    let mut pages = HashMap::new();
     for file in files(root)? {
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         // Captured packets and the like have no lines.
         let Ok(text) = String::from_utf8(bytes) else { continue };
-        let name = file.strip_prefix(root).unwrap_or(&file);
-        let broken = rules(&text, file.extension().is_some_and(|extension| extension == "rs"));
-        findings.extend(broken.into_iter().map(|(line, what)| Finding { file: name.to_owned(), line, what }));
+        let name = file.strip_prefix(root).unwrap_or(&file).to_owned();
+        let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let at = |(line, what)| Finding { file: name.clone(), line, what };
+        let broken = rules(&text, extension == "rs").into_iter().map(|(line, what)| (line, what.to_owned()));
+        findings.extend(broken.map(at));
+        match extension {
+            "md" => {
+                let page = Page::parse(&text);
+                let is_glossary = name == Path::new("GLOSSARY.md");
+                wordy.extend(prose::page(&text, &page, is_glossary).into_iter().map(at));
+                pages.insert(name, page);
+            }
+            "rs" => wordy.extend(prose::comments(&text, "//").into_iter().map(at)),
+            _ if matches!(extension, "toml" | "service" | "sh") || text.starts_with("#!") => {
+                wordy.extend(prose::comments(&text, "#").into_iter().map(at));
+            }
+            _ => {}
+        }
     }
+    let links = links::check(&pages, |path| root.join(path).exists());
+    wordy.extend(links.into_iter().map(|(file, line, what)| Finding { file, line, what }));
+
+    for entry in NOT_DONE.iter().filter(|entry| root.join(entry).exists()) {
+        if !wordy.iter().any(|finding| finding.file.starts_with(entry)) {
+            let what = "keeps all rules by now: take it off NOT_DONE in xtask/src/tidy/prose.rs".to_owned();
+            findings.push(Finding { file: PathBuf::from(entry), line: 1, what });
+        }
+    }
+    findings.extend(wordy.into_iter().filter(|finding| !NOT_DONE.iter().any(|entry| finding.file.starts_with(entry))));
+    findings.sort_unstable();
     Ok(findings)
 }
 
