@@ -1,4 +1,5 @@
-//! The wire format and the digests against what the stock client really sent: see `fixtures/README.md`.
+//! The wire format and the digests against what the stock client really sent: see
+//! `fixtures/README.md`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

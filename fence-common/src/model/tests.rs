@@ -192,7 +192,7 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
     }
 }
 
-/// What was lost unread when the daemon died is new to the next one, as if it had been sent later: ARCHITECTURE.md says so under "Replays".
+/// What was lost unread when the daemon died is new to the next one, as if it had been sent later: see docs/design/replay-cache.md.
 /// Nothing else is.
 #[test]
 fn a_datagram_repeated_after_a_crash_does_nothing_unless_it_was_lost() {
