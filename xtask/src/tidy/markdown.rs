@@ -83,7 +83,15 @@ impl Page {
                     begun = line(range.start);
                     continue;
                 }
-                _ => continue,
+                Event::Start(_)
+                | Event::End(_)
+                | Event::Html(_)
+                | Event::InlineHtml(_)
+                | Event::InlineMath(_)
+                | Event::DisplayMath(_)
+                | Event::FootnoteReference(_)
+                | Event::Rule
+                | Event::TaskListMarker(_) => continue,
             };
             heading.as_mut().unwrap_or(&mut open).push_str(words);
         }
