@@ -45,7 +45,7 @@ pub struct Rules {
 /// Why a request is refused. Every one of them is the peer's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(thiserror::Error))]
-pub enum Refusal {
+pub enum Rejection {
     /// Not 176 bytes of UDP payload.
     #[cfg_attr(feature = "user", error("not a request of 176 bytes"))]
     Length,
@@ -86,41 +86,41 @@ pub enum Refusal {
 /// [`HashKind::None`] is returned only where `rules` allow it; there is nothing to verify then.
 ///
 /// # Errors
-/// The first [`Refusal`] in the order of the fields checked: operation, digest kind, domain, port, family, address, source.
+/// The first [`Rejection`] in the order of the fields checked: operation, digest kind, domain, port, family, address, source.
 #[inline(always)]
-pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKind, Refusal> {
+pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKind, Rejection> {
     if request.op().is_none() {
-        return Err(Refusal::Op);
+        return Err(Rejection::Op);
     }
-    let Some(kind) = request.hash_kind() else { return Err(Refusal::HashUnknown) };
+    let Some(kind) = request.hash_kind() else { return Err(Rejection::HashUnknown) };
     if kind.to_wire() < rules.min_hash.to_wire() {
-        return Err(if matches!(kind, HashKind::None) { Refusal::Unsigned } else { Refusal::HashWeak });
+        return Err(if matches!(kind, HashKind::None) { Rejection::Unsigned } else { Rejection::HashWeak });
     }
     if !has_nul(&request.domain) {
-        return Err(Refusal::Domain);
+        return Err(Rejection::Domain);
     }
     if request.port.get() == 0 {
-        return Err(Refusal::Port);
+        return Err(Rejection::Port);
     }
     let [a0, a1, a2, a3, ..] = request.address;
     match *source {
         Source::V4(from) => {
             if request.family.get() != FAMILY_V4 {
-                return Err(Refusal::Family);
+                return Err(Rejection::Family);
             }
             if !usable_v4(a0) {
-                return Err(Refusal::Address);
+                return Err(Rejection::Address);
             }
             if rules.strict_source && [a0, a1, a2, a3] != from {
-                return Err(Refusal::Source);
+                return Err(Rejection::Source);
             }
         }
         Source::V6(_) => {
             if request.family.get() != FAMILY_V6 {
-                return Err(Refusal::Family);
+                return Err(Rejection::Family);
             }
             if !usable_v6(&request.address) {
-                return Err(Refusal::Address);
+                return Err(Rejection::Address);
             }
         }
     }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(request: &Request, why: Refusal) {
+    fn refused(request: &Request, why: Rejection) {
         assert_eq!(admit(request, &FROM_V4, &STRICT), Err(why));
     }
 
@@ -212,22 +212,22 @@ mod tests {
     #[test]
     fn each_fault_has_its_refusal() {
         for op in 7..=u8::MAX {
-            refused(&Request { op, ..good_v4() }, Refusal::Op);
+            refused(&Request { op, ..good_v4() }, Rejection::Op);
         }
         for hash_kind in 4..=u8::MAX {
-            refused(&Request { hash_kind, ..good_v4() }, Refusal::HashUnknown);
+            refused(&Request { hash_kind, ..good_v4() }, Rejection::HashUnknown);
         }
-        refused(&Request { hash_kind: 0, ..good_v4() }, Refusal::Unsigned);
-        refused(&Request { hash_kind: 1, ..good_v4() }, Refusal::HashWeak);
-        refused(&Request { domain: [b'x'; DOMAIN_LEN], ..good_v4() }, Refusal::Domain);
-        refused(&Request { port: little_endian::U16::new(0), ..good_v4() }, Refusal::Port);
+        refused(&Request { hash_kind: 0, ..good_v4() }, Rejection::Unsigned);
+        refused(&Request { hash_kind: 1, ..good_v4() }, Rejection::HashWeak);
+        refused(&Request { domain: [b'x'; DOMAIN_LEN], ..good_v4() }, Rejection::Domain);
+        refused(&Request { port: little_endian::U16::new(0), ..good_v4() }, Rejection::Port);
         for family in [0, 1, 3, FAMILY_V6, 0x0200_0000, u32::MAX] {
-            refused(&Request { family: little_endian::U32::new(family), ..good_v4() }, Refusal::Family);
+            refused(&Request { family: little_endian::U32::new(family), ..good_v4() }, Rejection::Family);
         }
-        assert_eq!(admit(&good_v4(), &FROM_V6, &STRICT), Err(Refusal::Family));
+        assert_eq!(admit(&good_v4(), &FROM_V6, &STRICT), Err(Rejection::Family));
         let mut elsewhere = good_v4();
         elsewhere.address[3] = 12;
-        refused(&elsewhere, Refusal::Source);
+        refused(&elsewhere, Rejection::Source);
         assert_eq!(admit(&elsewhere, &FROM_V4, &Rules { strict_source: false, ..STRICT }), Ok(HashKind::Sha256));
     }
 
@@ -248,7 +248,7 @@ mod tests {
             let mut request = good_v4();
             request.address[0] = first;
             let loose = Rules { strict_source: false, ..STRICT };
-            let expected = if (1..224).contains(&first) { Ok(HashKind::Sha256) } else { Err(Refusal::Address) };
+            let expected = if (1..224).contains(&first) { Ok(HashKind::Sha256) } else { Err(Rejection::Address) };
             assert_eq!(admit(&request, &FROM_V4, &loose), expected, "{first}.x");
         }
         let v6 = |text: &str| {
@@ -261,7 +261,7 @@ mod tests {
             assert_eq!(v6(good), Ok(HashKind::Sha256), "{good}");
         }
         for bad in ["::", "::2", "::ffff:192.168.122.11", "0:0:0:1::1", "ff02::1", "64::1"] {
-            assert_eq!(v6(bad), Err(Refusal::Address), "{bad}");
+            assert_eq!(v6(bad), Err(Rejection::Address), "{bad}");
         }
     }
 

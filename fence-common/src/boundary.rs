@@ -8,14 +8,14 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use crate::admit::{Rules, Source};
 use crate::digest::{KeySlot, Scratch};
 use crate::hash::HashKind;
-use crate::shield::{Limits, Sender};
+use crate::rate_limit::{Limits, Sender};
 use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 
 /// Version of everything in this module, of [`KeySlot`] and of [`crate::verdict::Counters`].
 ///
 /// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
 /// read-only map [`name::ABI`], which the daemon checks after load.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the programs, the maps and the version symbol: the kernel keeps 15 characters of a name.
 pub mod name {
@@ -35,19 +35,19 @@ pub mod name {
     pub const REQUESTS: &str = "fence_requests";
     /// Per-CPU array of one [`Workspace`](super::Workspace): the program's working memory, of no use to others.
     pub const SCRATCH: &str = "fence_scratch";
-    /// Hash of at most [`TRUSTED_MAX`](crate::shield::TRUSTED_MAX) [`Trusted`](crate::shield::Trusted) by [`Sender`](super::Sender).
+    /// Hash of at most [`TRUSTED_MAX`](crate::rate_limit::TRUSTED_MAX) [`Trusted`](crate::rate_limit::Trusted) by [`Sender`](super::Sender).
     pub const TRUSTED: &str = "fence_trusted";
-    /// Hash of at most [`FAILED_MAX`](crate::shield::FAILED_MAX) [`Failed`](crate::shield::Failed) by [`Sender`](super::Sender).
+    /// Hash of at most [`FAILED_MAX`](crate::rate_limit::FAILED_MAX) [`Failed`](crate::rate_limit::Failed) by [`Sender`](super::Sender).
     pub const FAILED: &str = "fence_failed";
-    /// Array of one [`Strangers`](crate::shield::Strangers).
+    /// Array of one [`Strangers`](crate::rate_limit::Strangers).
     pub const STRANGERS: &str = "fence_strangers";
-    /// Hash of at most [`SEEN_MAX`](crate::shield::SEEN_MAX) times, `u64` on the program's clock, by [`Mark`](crate::replay::Mark).
-    pub const SEEN: &str = "fence_seen";
+    /// Hash of at most [`REPLAY_CACHE_MAX`](crate::rate_limit::REPLAY_CACHE_MAX) times, `u64` on the program's clock, by [`DatagramId`](crate::replay_cache::DatagramId).
+    pub const REPLAY: &str = "fence_replay";
     /// Array of one `u64`: when the daemon has shown its last sign of life, on the program's clock. 0: never.
     pub const HEARTBEAT: &str = "fence_heartbeat";
-    /// Per-CPU array of [`REFUSED_MAX`](crate::refused::REFUSED_MAX) [`Refused`](crate::refused::Refused), by their
-    /// [`place`](crate::refused::Refused::place).
-    pub const REFUSED: &str = "fence_refused";
+    /// Per-CPU array of [`REJECTED_MAX`](crate::rejected::REJECTED_MAX) [`Rejected`](crate::rejected::Rejected), by their
+    /// [`place`](crate::rejected::Rejected::index).
+    pub const REJECTED: &str = "fence_rejected";
     /// Section of the object that becomes a read-only map: the program's own [`ABI_VERSION`](super::ABI_VERSION), a `u32`.
     pub const ABI: &str = ".rodata.abi";
 }
@@ -246,7 +246,7 @@ mod tests {
     use core::mem::{align_of, offset_of, size_of};
 
     use super::*;
-    use crate::shield::{Failed, Trusted};
+    use crate::rate_limit::{Failed, Trusted};
 
     #[test]
     fn layouts_are_pinned() {
@@ -290,7 +290,7 @@ mod tests {
             name::TRUSTED,
             name::FAILED,
             name::STRANGERS,
-            name::SEEN,
+            name::REPLAY,
             name::HEARTBEAT,
             name::ABI,
         ] {

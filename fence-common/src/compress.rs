@@ -60,7 +60,7 @@ pub type Schedule512 = [u64; 80];
 /// Keeps the compiler from moving accesses to memory across: on a machine with ten registers it would fetch words long before they are
 /// needed and put them all on the stack. No instruction comes of it.
 #[inline(always)]
-pub(crate) fn step_by_step() {
+pub(crate) fn compiler_barrier() {
     compiler_fence(Ordering::SeqCst);
 }
 
@@ -75,7 +75,7 @@ macro_rules! round512 {
         $h = $h
             .wrapping_add(($a & $b).wrapping_add($c & ($a ^ $b)))
             .wrapping_add($a.rotate_right(28) ^ $a.rotate_right(34) ^ $a.rotate_right(39));
-        step_by_step();
+        compiler_barrier();
     };
 }
 
@@ -107,7 +107,7 @@ macro_rules! expand {
         let mut groups = out.iter_mut().zip(k);
         if let Some((out, k)) = groups.next() {
             $(out[$i] = $w[$i].wrapping_add(k[$i]);
-            step_by_step();)+
+            compiler_barrier();)+
         }
         for (out, k) in groups {
             $(let word = $small0($w[($i + 1) % 16])
@@ -116,7 +116,7 @@ macro_rules! expand {
                 .wrapping_add($small1($w[($i + 14) % 16]));
             $w[$i] = word;
             out[$i] = word.wrapping_add(k[$i]);
-            step_by_step();)+
+            compiler_barrier();)+
         }
     };
 }
@@ -172,7 +172,7 @@ macro_rules! round1 {
     ($a:ident $b:ident $c:ident $d:ident $e:ident, $function:ident, $word:expr) => {
         $e = $e.wrapping_add($word).wrapping_add($function($b, $c, $d)).wrapping_add(left($a, 5));
         $b = left($b, 30);
-        step_by_step();
+        compiler_barrier();
     };
 }
 

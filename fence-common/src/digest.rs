@@ -13,8 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::bytes::word;
 use crate::compress::{
-    Block32, Block64, Schedule1, Schedule256, Schedule512, State32, State64, expand1, expand256, expand512, rounds1,
-    rounds256, rounds512, step_by_step,
+    Block32, Block64, Schedule1, Schedule256, Schedule512, State32, State64, compiler_barrier, expand1, expand256,
+    expand512, rounds1, rounds256, rounds512,
 };
 use crate::hash::HashKind;
 use crate::wire::{HASH_OFFSET, REQUEST_LEN, Request};
@@ -205,7 +205,7 @@ fn lay32(tail: &Block32, tail_len: u32, request: &[u32; WORDS], blocks: &mut [Bl
     for word in &mut blocks[SIGNED..] {
         *word = 0;
         // Else it becomes a call of `memset`, which goes by bytes here.
-        step_by_step();
+        compiler_barrier();
     }
     // The masks change nothing in what user space prepared; they are what shows the verifier that the gap lies inside.
     let (at, shift) = (((tail_len >> 2) & 15) as usize, (tail_len & 3) * 8);

@@ -90,7 +90,7 @@ pub enum ExchangeError {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Phase {
     AwaitChallenge,
     AwaitResponse,
     Authenticated,
@@ -102,7 +102,7 @@ enum State {
 pub struct Exchange {
     auth: HashKind,
     ours: Challenge,
-    state: State,
+    state: Phase,
     received: [u8; HASH_LEN],
     len: usize,
 }
@@ -112,8 +112,8 @@ impl Exchange {
     #[must_use]
     pub const fn new(auth: HashKind, ours: Challenge) -> Self {
         let state = match auth {
-            HashKind::None => State::Authenticated,
-            HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512 => State::AwaitChallenge,
+            HashKind::None => Phase::Authenticated,
+            HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512 => Phase::AwaitChallenge,
         };
         Self { auth, ours, state, received: [0; HASH_LEN], len: 0 }
     }
@@ -121,15 +121,15 @@ impl Exchange {
     /// Whether the peer has proven that it has the key (or need not).
     #[must_use]
     pub fn is_authenticated(&self) -> bool {
-        self.state == State::Authenticated
+        self.state == Phase::Authenticated
     }
 
     /// How many bytes the next step needs; 0 when there is none.
     #[must_use]
     pub fn missing(&self) -> usize {
         match self.state {
-            State::AwaitChallenge | State::AwaitResponse => HASH_LEN - self.len,
-            State::Authenticated | State::Failed => 0,
+            Phase::AwaitChallenge | Phase::AwaitResponse => HASH_LEN - self.len,
+            Phase::Authenticated | Phase::Failed => 0,
         }
     }
 
@@ -148,29 +148,29 @@ impl Exchange {
         }
         self.len = 0;
         match self.state {
-            State::AwaitChallenge if open.is_ours(&self.received) => self.fail(ExchangeError::Reflected),
-            State::AwaitChallenge => {
+            Phase::AwaitChallenge if open.is_ours(&self.received) => self.fail(ExchangeError::Reflected),
+            Phase::AwaitChallenge => {
                 let mut out = [0; 2 * HASH_LEN];
                 out[..HASH_LEN].copy_from_slice(&key.digest(self.auth, &[&self.received]));
                 out[HASH_LEN..].copy_from_slice(&self.ours);
-                self.state = State::AwaitResponse;
+                self.state = Phase::AwaitResponse;
                 Ok(Progress::Send(out))
             }
-            State::AwaitResponse => {
+            Phase::AwaitResponse => {
                 let expected = key.digest(self.auth, &[&self.ours]);
                 if expected.ct_eq(&self.received).into() {
-                    self.state = State::Authenticated;
+                    self.state = Phase::Authenticated;
                     Ok(Progress::Authenticated)
                 } else {
                     self.fail(ExchangeError::WrongResponse)
                 }
             }
-            State::Authenticated | State::Failed => self.fail(ExchangeError::Excess),
+            Phase::Authenticated | Phase::Failed => self.fail(ExchangeError::Excess),
         }
     }
 
     fn fail(&mut self, error: ExchangeError) -> Result<Progress, ExchangeError> {
-        self.state = State::Failed;
+        self.state = Phase::Failed;
         Err(error)
     }
 }

@@ -9,8 +9,8 @@ use crate::admit::{Source, admit};
 use crate::boundary::{Config, NO_KEY_SLOT, SERVE_V4, SERVE_V6};
 use crate::digest::{KeySlot, Scratch, verify};
 use crate::hash::HashKind;
-use crate::replay::Mark;
-use crate::shield::{self, Admission, Memory, Room, Sender, Visit};
+use crate::rate_limit::{self, Admission, Check, Room, Sender, Store};
+use crate::replay_cache::DatagramId;
 use crate::verdict::Verdict;
 use crate::wire::{REQUEST_LEN, Request};
 
@@ -47,13 +47,13 @@ pub struct Datagram<'p> {
 }
 
 /// The keys that a digest may be made with.
-pub trait Keys {
+pub trait Verifier {
     /// The slot of the key that the request's digest, of this kind, is right with.
-    fn verified_by(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32>;
+    fn matching_slot(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32>;
 }
 
-impl Keys for &[&KeySlot] {
-    fn verified_by(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32> {
+impl Verifier for &[&KeySlot] {
+    fn matching_slot(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32> {
         (0_u32..).zip(*self).find(|(_, slot)| verify(slot, kind, request, scratch)).map(|(index, _)| index)
     }
 }
@@ -88,8 +88,8 @@ impl Datagram<'_> {
     /// What tells it from all others, if it carries a digest.
     #[inline(always)]
     #[must_use]
-    pub fn mark(&self) -> &Mark {
-        Mark::at(self.request)
+    pub fn datagram_id(&self) -> &DatagramId {
+        DatagramId::at(self.request)
     }
 }
 
@@ -205,19 +205,19 @@ fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Conf
         // Datagrams of one length may come joined to one, and nothing in the frame tells it from a long one. (The last of them could be
         // shorter; but then it is no request, and who sends such a thing is no client.)
         let joined = len > DATAGRAM_LEN && (len - UDP_LEN).is_multiple_of(REQUEST_LEN);
-        return Err(if joined { Verdict::Joined } else { Verdict::Length });
+        return Err(if joined { Verdict::Gso } else { Verdict::Length });
     }
     let Some(bytes) = packet.bytes::<REQUEST_LEN>(start + UDP_LEN) else { return Err(Verdict::Malformed) };
     Ok(zerocopy::transmute_ref!(bytes))
 }
 
 /// Judges a request that was found: the slot of the key that it is right with, [`NO_KEY_SLOT`] if it needs none. It is for the caller then
-/// to deliver it, if [`shield::before_delivery`] and [`shield::accept`] let him; a request without a digest needs neither.
+/// to deliver it, if [`rate_limit::before_delivery`] and [`rate_limit::accept`] let him; a request without a digest needs neither.
 ///
 /// # Errors
 /// The [`Verdict`] on a request that must not act.
 #[inline(always)]
-pub fn decide<A: Admission, K: Keys>(
+pub fn decide<A: Admission, K: Verifier>(
     datagram: &Datagram<'_>,
     config: &Config,
     admission: &mut A,
@@ -229,7 +229,7 @@ pub fn decide<A: Admission, K: Keys>(
         // Admitted only where the configuration says `none`. Nothing tells such a request from another, and its sender is anybody.
         Ok(HashKind::None) => return Ok(NO_KEY_SLOT),
         Ok(kind) => match admission.before_digest() {
-            Ok(()) => match keys.verified_by(kind, datagram.request, scratch) {
+            Ok(()) => match keys.matching_slot(kind, datagram.request, scratch) {
                 Some(slot) => return Ok(slot),
                 None => {
                     admission.after_failure();
@@ -248,7 +248,7 @@ pub fn decide<A: Admission, K: Keys>(
 ///
 /// # Errors
 /// The [`Verdict`] on a frame that is not delivered. Else the slot, as [`decide`] says it.
-pub fn judge<M: Memory>(
+pub fn judge<M: Store>(
     frame: &[u8],
     config: &Config,
     slots: &[&KeySlot],
@@ -259,13 +259,13 @@ pub fn judge<M: Memory>(
         return Err(Verdict::NotOurs);
     }
     let datagram = classify(&frame, config)?;
-    let (sender, limits, mark) = (datagram.sender(), &config.limits, datagram.mark());
-    let mut visit = Visit { memory, sender: &sender, mark, limits, now };
-    let slot = decide(&datagram, config, &mut visit, &slots, &mut Scratch::new_zeroed())?;
+    let (sender, limits, datagram_id) = (datagram.sender(), &config.limits, datagram.datagram_id());
+    let mut check = Check { memory, sender: &sender, datagram_id, limits, now };
+    let slot = decide(&datagram, config, &mut check, &slots, &mut Scratch::new_zeroed())?;
     if slot != NO_KEY_SLOT {
-        shield::before_delivery(memory, &sender, Room::Ample, limits, now)
+        rate_limit::before_delivery(memory, &sender, Room::Ample, limits, now)
             .map_err(|verdict| verdict.on_segment(datagram.foreign))?;
-        if !shield::accept(memory, mark, limits, now) {
+        if !rate_limit::accept(memory, datagram_id, limits, now) {
             return Err(Verdict::Replay.on_segment(datagram.foreign));
         }
     }
@@ -286,8 +286,8 @@ mod tests {
     use crate::boundary::{Listener, empty_slot};
     use crate::digest::PreparedKey;
     use crate::key::Key;
-    use crate::records::Records;
-    use crate::shield::Limits;
+    use crate::memory_store::MemoryStore;
+    use crate::rate_limit::Limits;
     use crate::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, FAMILY_V4, HASH_OFFSET};
 
     const GUEST: [u8; 4] = [192, 168, 122, 11];
@@ -304,7 +304,7 @@ mod tests {
 
     /// With a memory of its own.
     fn judge(frame: &[u8], config: &Config, slots: &[&KeySlot]) -> Result<u32, Verdict> {
-        super::judge(frame, config, slots, &mut Records::default(), 0)
+        super::judge(frame, config, slots, &mut MemoryStore::default(), 0)
     }
 
     fn frame(key: &Key) -> Vec<u8> {

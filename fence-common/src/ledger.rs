@@ -5,9 +5,9 @@
 //! A claimed request is remembered until 10 s after its answer (as stock servers do), so late copies change nothing. A
 //! request whose call-back failed is forgotten at once, so that the client's next address or retransmission gets its turn.
 //!
-//! # Two clients at one place
+//! # Two clients at one endpoint
 //!
-//! All clients of a guest are called back at the same address and port by the same interface, its *place*, and none says who it is: a connection there reaches
+//! All clients of a guest are called back at the same address and port by the same interface, its *endpoint*, and none says who it is: a connection there reaches
 //! whoever listens at that moment. It must not bring him somebody else's answer, and who waits for his own should not lose it to who asks
 //! beside him. Of stock clients this is known (seen on Debian's 4.12.1; a test runs several at once):
 //!
@@ -15,7 +15,7 @@
 //!   after that.
 //! * Another one can listen from then on. Until it can it tries again every 2 s and sends nothing.
 //!
-//! So while it is not known whom a connection has reached, a newer request from its place *supersedes* it: whoever listens there now is
+//! So while it is not known whom a connection has reached, a newer request from its endpoint *supersedes* it: whoever listens there now is
 //! asking something else. When the peer has authenticated it has spoken, so its own request, if it is another one than that which it was
 //! called back for, has arrived by that time and is waiting in ring or socket at worst. That is read, and then the request is claimed.
 //! *A claim closes the book*: what arrives after the authentication is another client's, who has another connection coming, and takes
@@ -28,8 +28,8 @@
 //! that by the argument above; the round trip from there to the end of the authentication is for a datagram that another queue of the guest's network
 //! card has held back. Where the peer need not speak (`auth = "none"`) nothing is known of when it has sent, and the book stays open until the reply.
 //!
-//! A request that is read after one of its place that arrived later (the ring and the socket have no common order) is *outdated*: its client is
-//! gone, so it is not served. It supersedes all the same, as the times may be wrong; who still listens asks again. Copies by other addresses are of other places
+//! A request that is read after one of its endpoint that arrived later (the ring and the socket have no common order) is *outdated*: its client is
+//! gone, so it is not served. It supersedes all the same, as the times may be wrong; who still listens asks again. Copies by other addresses are of other endpoints
 //! and have their own books; only one of them gets the claim. What is turned away for want of room, or because it had waited too long, supersedes like
 //! any other. A repeated datagram gets no further than the memory of datagrams, and so supersedes nothing. When the daemon dies so do its
 //! connections, and with them all that this is about.
@@ -100,34 +100,34 @@ pub struct Ticket(u64);
 pub struct Claim(u64);
 
 /// The right to tell a peer, once, that its request is refused. It takes nothing from other copies of the request. Give it
-/// back by [`Ledger::told`].
+/// back by [`Ledger::close_denial`].
 #[derive(Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Clone, Hash))]
 #[must_use]
-pub struct Refusal(u64);
+pub struct Denial(u64);
 
 /// Where a client is called back: an address and port, and the interface that the callback leaves by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct Endpoint {
     /// The address and port.
-    pub caller: SocketAddr,
+    pub address: SocketAddr,
     /// The interface's number. 0: whichever the routing table says at that moment.
     pub interface: u32,
 }
 
-impl Place {
+impl Endpoint {
     /// Whether a connection to the one may reach who listens at the other. Networks on different interfaces may use the same
     /// addresses; where the routing table decides it may be any of them.
     #[must_use]
-    pub fn may_be(&self, other: &Self) -> bool {
-        self.caller == other.caller
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.address == other.address
             && (self.interface == other.interface || self.interface == 0 || other.interface == 0)
     }
 }
 
-impl From<SocketAddr> for Place {
-    fn from(caller: SocketAddr) -> Self {
-        Self { caller, interface: 0 }
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, interface: 0 }
     }
 }
 
@@ -139,7 +139,7 @@ pub enum Arrival {
     Serve(Ticket),
     /// A copy of a request that is claimed or was answered a moment ago, or the same copy is being called back already.
     Duplicate,
-    /// Something that arrived later from the same place was read before it: nobody waits for this one any more.
+    /// Something that arrived later from the same endpoint was read before it: nobody waits for this one any more.
     Outdated,
 }
 
@@ -152,7 +152,7 @@ pub enum NoClaim {
     /// The same address and port has asked something newer.
     #[error("a newer request came from the same call-back address and port")]
     Superseded,
-    /// Too many claims are remembered. The peer must be told that its request failed.
+    /// Too many claims are remembered. The peer must be close_denial that its request failed.
     #[error("too many requests in a short time: {CLAIMS_MAX} are remembered already")]
     Full,
 }
@@ -161,7 +161,7 @@ pub enum NoClaim {
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 struct Serving {
     id: RequestId,
-    place: Place,
+    endpoint: Endpoint,
     /// When the newest copy of it arrived here.
     arrived: u64,
     superseded: bool,
@@ -170,9 +170,9 @@ struct Serving {
 }
 
 impl Serving {
-    /// Whether this is what another request of its place was.
-    fn is_another(&self, id: &RequestId, place: &Place) -> bool {
-        self.place.may_be(place) && self.id != *id
+    /// Whether this is what another request of its endpoint was.
+    fn is_another(&self, id: &RequestId, endpoint: &Endpoint) -> bool {
+        self.endpoint.overlaps(endpoint) && self.id != *id
     }
 }
 
@@ -195,35 +195,35 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A verified datagram that came in at `arrived` was read, and asks to be called back at `place`.
-    pub fn arrive(&mut self, now: u64, id: RequestId, place: impl Into<Place>, arrived: u64) -> Arrival {
-        let place = place.into();
+    /// A verified datagram that came in at `arrived` was read, and asks to be called back at `endpoint`.
+    pub fn arrive(&mut self, now: u64, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) -> Arrival {
+        let endpoint = endpoint.into();
         self.expire(now);
         if self.claims.contains(&id) {
             return Arrival::Duplicate;
         }
-        let mut there = self.serving.values_mut().filter(|other| other.place.may_be(&place));
+        let mut there = self.serving.values_mut().filter(|other| other.endpoint.overlaps(&endpoint));
         if let Some(same) = there.find(|other| other.id == id && !other.superseded) {
             same.arrived = same.arrived.max(arrived);
             return Arrival::Duplicate;
         }
-        self.supersede(&id, &place, arrived);
-        if self.serving.values().any(|other| other.is_another(&id, &place) && other.arrived > arrived) {
+        self.supersede(&id, &endpoint, arrived);
+        if self.serving.values().any(|other| other.is_another(&id, &endpoint) && other.arrived > arrived) {
             return Arrival::Outdated;
         }
         let number = self.next;
         self.next += 1;
-        self.serving.insert(number, Serving { id, place, arrived, superseded: false, closed: None });
+        self.serving.insert(number, Serving { id, endpoint, arrived, superseded: false, closed: None });
         Arrival::Serve(Ticket(number))
     }
 
-    /// A verified datagram was read for which there is no room. What was asked before from its place is superseded by it all the same:
+    /// A verified datagram was read for which there is no room. What was asked before from its endpoint is superseded by it all the same:
     /// whoever asked that is not there any more.
-    pub fn turn_away(&mut self, id: RequestId, place: impl Into<Place>, arrived: u64) {
-        let place = place.into();
-        let there = |other: &Serving| other.place.may_be(&place) && other.id == id && !other.superseded;
+    pub fn reject(&mut self, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) {
+        let endpoint = endpoint.into();
+        let there = |other: &Serving| other.endpoint.overlaps(&endpoint) && other.id == id && !other.superseded;
         if !self.claims.contains(&id) && !self.serving.values().any(there) {
-            self.supersede(&id, &place, arrived);
+            self.supersede(&id, &endpoint, arrived);
         }
     }
 
@@ -245,13 +245,13 @@ impl Ledger {
 
     /// As [`is_claim_superseded`](Self::is_claim_superseded), of a peer that is refused.
     #[must_use]
-    pub fn is_refusal_superseded(&self, refusal: &Refusal) -> bool {
+    pub fn is_denial_superseded(&self, refusal: &Denial) -> bool {
         self.serving.get(&refusal.0).is_none_or(|serving| serving.superseded)
     }
 
     /// Whether another copy of the request is being served: then what becomes of this one decides nothing.
     #[must_use]
-    pub fn has_copies(&self, ticket: &Ticket) -> bool {
+    pub fn has_duplicates(&self, ticket: &Ticket) -> bool {
         let copied = |id| self.serving.iter().any(|(number, other)| *number != ticket.0 && other.id == id);
         self.serving.get(&ticket.0).is_some_and(|serving| copied(serving.id))
     }
@@ -289,14 +289,14 @@ impl Ledger {
     /// that may, gets its turn. `asked` is as with [`claim`](Self::claim).
     ///
     /// # Errors
-    /// When the request was overtaken, or another copy of it was claimed: then the peer is told nothing. The ticket is used up
+    /// When the request was overtaken, or another copy of it was claimed: then the peer is close_denial nothing. The ticket is used up
     /// either way.
-    pub fn refuse(&mut self, ticket: Ticket, asked: Option<u64>) -> Result<Refusal, NoClaim> {
+    pub fn deny(&mut self, ticket: Ticket, asked: Option<u64>) -> Result<Denial, NoClaim> {
         let number = ticket.0;
         match (self.is_moot(&ticket), self.serving.get_mut(&number)) {
             (None, Some(serving)) => {
                 serving.closed = asked;
-                Ok(Refusal(number))
+                Ok(Denial(number))
             }
             (reason, _) => {
                 self.serving.remove(&number);
@@ -305,8 +305,8 @@ impl Ledger {
         }
     }
 
-    /// The peer was told that it is refused, or could not be. Nothing of the request is remembered.
-    pub fn told(&mut self, refusal: Refusal) {
+    /// The peer was close_denial that it is refused, or could not be. Nothing of the request is remembered.
+    pub fn close_denial(&mut self, refusal: Denial) {
         self.serving.remove(&refusal.0);
     }
 
@@ -340,12 +340,12 @@ impl Ledger {
     /// How many of them ask to be called back at `ip`.
     #[must_use]
     pub fn serving_at(&self, ip: IpAddr) -> usize {
-        self.serving.values().filter(|serving| serving.place.caller.ip() == ip).count()
+        self.serving.values().filter(|serving| serving.endpoint.address.ip() == ip).count()
     }
 
-    /// Whoever is at `place` has asked `id` at `arrived`: what else is served there is not what he has asked, unless its peer is known.
-    fn supersede(&mut self, id: &RequestId, place: &Place, arrived: u64) {
-        for other in self.serving.values_mut().filter(|other| other.is_another(id, place)) {
+    /// Whoever is at `endpoint` has asked `id` at `arrived`: what else is served there is not what he has asked, unless its peer is known.
+    fn supersede(&mut self, id: &RequestId, endpoint: &Endpoint, arrived: u64) {
+        for other in self.serving.values_mut().filter(|other| other.is_another(id, endpoint)) {
             other.superseded |= other.closed.is_none_or(|closed| arrived <= closed);
         }
     }
@@ -390,15 +390,15 @@ mod tests {
     #[test]
     fn who_has_the_same_address_on_another_interface_is_somebody_else() {
         let mut ledger = Ledger::default();
-        let place = |interface| Place { caller: caller(1), interface };
-        let Arrival::Serve(first) = ledger.arrive(0, id(1), place(5), 0) else { panic!("new") };
-        let Arrival::Serve(second) = ledger.arrive(1, id(2), place(6), 1) else { panic!("another place") };
+        let endpoint = |interface| Endpoint { address: caller(1), interface };
+        let Arrival::Serve(first) = ledger.arrive(0, id(1), endpoint(5), 0) else { panic!("new") };
+        let Arrival::Serve(second) = ledger.arrive(1, id(2), endpoint(6), 1) else { panic!("another endpoint") };
         assert_eq!(ledger.is_moot(&first), None, "nobody else's request supersedes it");
         // Where the routing table decides, the callback may reach either.
-        let Arrival::Serve(routed) = ledger.arrive(2, id(3), place(0), 2) else { panic!("new") };
+        let Arrival::Serve(routed) = ledger.arrive(2, id(3), endpoint(0), 2) else { panic!("new") };
         assert_eq!(ledger.is_moot(&first), Some(NoClaim::Superseded));
         assert_eq!(ledger.is_moot(&second), Some(NoClaim::Superseded));
-        let Arrival::Serve(_) = ledger.arrive(3, id(4), place(5), 3) else { panic!("new") };
+        let Arrival::Serve(_) = ledger.arrive(3, id(4), endpoint(5), 3) else { panic!("new") };
         assert_eq!(ledger.is_moot(&routed), Some(NoClaim::Superseded));
     }
 
@@ -427,7 +427,7 @@ mod tests {
         let first = serve(&mut ledger, 0, id(1), caller(11));
         assert_eq!(ledger.arrive(0, id(1), caller(11), 0), Arrival::Duplicate);
         let second = serve(&mut ledger, 0, id(1), caller(12));
-        assert!(ledger.has_copies(&first) && ledger.has_copies(&second));
+        assert!(ledger.has_duplicates(&first) && ledger.has_duplicates(&second));
         let claim = ledger.claim(0, second, Some(0)).unwrap();
         assert_eq!(ledger.claim(0, first, Some(0)), Err(NoClaim::Taken));
         assert_eq!(ledger.arrive(0, id(1), caller(13), 0), Arrival::Duplicate);
@@ -458,7 +458,7 @@ mod tests {
         let old = serve(&mut ledger, 0, id(1), caller(11));
         let elsewhere = serve(&mut ledger, 0, id(1), caller(12));
         let new = serve(&mut ledger, 0, id(2), caller(11));
-        assert!(!ledger.has_copies(&new));
+        assert!(!ledger.has_duplicates(&new));
         assert_eq!([&old, &new, &elsewhere].map(|t| ledger.is_moot(t)), [Some(NoClaim::Superseded), None, None]);
         assert_eq!((ledger.serving_at(caller(11).ip()), ledger.serving_at(caller(12).ip())), (2, 1));
         assert_eq!(ledger.claim(0, old, Some(0)), Err(NoClaim::Superseded));
@@ -471,10 +471,10 @@ mod tests {
     fn a_newer_question_that_is_turned_away_supersedes_too() {
         let mut ledger = Ledger::default();
         let old = serve(&mut ledger, 0, id(1), caller(11));
-        ledger.turn_away(id(1), caller(11), 0);
-        ledger.turn_away(id(2), caller(12), 0);
+        ledger.reject(id(1), caller(11), 0);
+        ledger.reject(id(2), caller(12), 0);
         assert_eq!(ledger.is_moot(&old), None, "a copy, and somebody elsewhere");
-        ledger.turn_away(id(2), caller(11), 0);
+        ledger.reject(id(2), caller(11), 0);
         assert_eq!(ledger.is_moot(&old), Some(NoClaim::Superseded));
         ledger.forget(old);
         let _ = serve(&mut ledger, 0, id(1), caller(11));
@@ -486,7 +486,7 @@ mod tests {
         let ticket = serve(&mut ledger, 0, id(1), caller(11));
         let claim = ledger.claim(SECOND, ticket, Some(SECOND)).unwrap();
         let beside = serve(&mut ledger, SECOND + 1, id(2), caller(11));
-        ledger.turn_away(id(3), caller(11), SECOND + 1);
+        ledger.reject(id(3), caller(11), SECOND + 1);
         assert!(!ledger.is_claim_superseded(&claim));
         assert_eq!(ledger.is_moot(&beside), Some(NoClaim::Superseded), "by the third");
         ledger.answered(2 * SECOND, claim);
@@ -497,7 +497,7 @@ mod tests {
     fn what_had_arrived_by_the_authentication_supersedes_after_the_claim_too() {
         let at_the_end = |ledger: &mut Ledger| ledger.arrive(2 * SECOND, id(2), caller(11), SECOND);
         let turned_away = |ledger: &mut Ledger| {
-            ledger.turn_away(id(2), caller(11), SECOND);
+            ledger.reject(id(2), caller(11), SECOND);
             Arrival::Duplicate
         };
         for newer in [&at_the_end as &dyn Fn(&mut Ledger) -> Arrival, &turned_away] {

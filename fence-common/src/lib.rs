@@ -11,7 +11,7 @@
 //! * [`digest`]: checking a digest from a midstate of the key.
 //! * `bytes`: words from places that are not aligned to them.
 //! * [`compress`]: the block functions under the digests.
-//! * [`shield`]: how much of whom is let through, and what came before; [`replay`]: how a datagram is known again.
+//! * [`rate_limit`]: how much of whom is let through, and what came before; [`replay_cache`]: how a datagram is known again.
 //! * [`verdict`]: every way that a judgement can end, and its counter.
 //! * [`boundary`]: names, version and layouts of what kernel and daemon exchange.
 //!
@@ -21,7 +21,7 @@
 //! * [`keys`]: which keys are accepted, and how one takes another's place.
 //! * [`exchange`]: the call-back conversation as a state machine.
 //! * [`ledger`]: which requests were claimed, answered or superseded.
-//! * [`records`]: the shield's memory outside of the kernel.
+//! * [`memory_store`]: the shield's memory outside of the kernel.
 #![no_std]
 // For what the language does not offer on the kernel's target: see `compress`.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -38,9 +38,9 @@ pub mod compress;
 pub mod digest;
 pub mod frame;
 pub mod hash;
-pub mod refused;
-pub mod replay;
-pub mod shield;
+pub mod rate_limit;
+pub mod rejected;
+pub mod replay_cache;
 pub mod verdict;
 pub mod wire;
 
@@ -52,7 +52,7 @@ pub mod key;
 pub mod keys;
 #[cfg(feature = "user")]
 pub mod ledger;
+#[cfg(feature = "user")]
+pub mod memory_store;
 #[cfg(test)]
 mod model;
-#[cfg(feature = "user")]
-pub mod records;

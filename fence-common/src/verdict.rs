@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::admit::Refusal;
+use crate::admit::Rejection;
 
 /// Makes the verdicts, the counters (one field for each) and the counters' names from one list, so that none can be forgotten.
 macro_rules! verdicts {
@@ -59,7 +59,7 @@ verdicts! {
     Malformed = pass_malformed,
     /// Several datagrams in one frame, as a guest's driver or a network card hands them over for the stack to cut apart (UDP segmentation
     /// offload): the stack cuts, the socket judges each.
-    Joined = pass_joined,
+    Gso = pass_gso,
     /// From an address that nobody sends from on a network (loopback, multicast, ...): the stack knows whether it wants such a thing.
     Martian = pass_martian,
     /// Would be dropped, but carries a VLAN tag: another daemon with another key may listen there.
@@ -123,7 +123,7 @@ impl Verdict {
             | Self::Fragment
             | Self::Extension
             | Self::Malformed
-            | Self::Joined
+            | Self::Gso
             | Self::Martian
             | Self::ForeignVlan
             | Self::NotOurs => Action::Pass,
@@ -149,7 +149,7 @@ impl Verdict {
     /// Whether a request was refused for what stands in it, before anybody looked at its digest.
     #[inline(always)]
     #[must_use]
-    pub const fn is_of_the_form(self) -> bool {
+    pub const fn is_form_rejection(self) -> bool {
         match self {
             Self::Op
             | Self::HashUnknown
@@ -168,7 +168,7 @@ impl Verdict {
             | Self::Fragment
             | Self::Extension
             | Self::Malformed
-            | Self::Joined
+            | Self::Gso
             | Self::Martian
             | Self::ForeignVlan
             | Self::Length
@@ -198,21 +198,21 @@ impl Verdict {
     }
 }
 
-impl From<Refusal> for Verdict {
+impl From<Rejection> for Verdict {
     #[inline(always)]
-    fn from(refusal: Refusal) -> Self {
+    fn from(refusal: Rejection) -> Self {
         match refusal {
-            Refusal::Length => Self::Length,
-            Refusal::Op => Self::Op,
-            Refusal::HashUnknown => Self::HashUnknown,
-            Refusal::Unsigned => Self::Unsigned,
-            Refusal::HashWeak => Self::HashWeak,
-            Refusal::Domain => Self::Domain,
-            Refusal::Port => Self::Port,
-            Refusal::Family => Self::Family,
-            Refusal::Address => Self::Address,
-            Refusal::Source => Self::Source,
-            Refusal::Digest => Self::Digest,
+            Rejection::Length => Self::Length,
+            Rejection::Op => Self::Op,
+            Rejection::HashUnknown => Self::HashUnknown,
+            Rejection::Unsigned => Self::Unsigned,
+            Rejection::HashWeak => Self::HashWeak,
+            Rejection::Domain => Self::Domain,
+            Rejection::Port => Self::Port,
+            Rejection::Family => Self::Family,
+            Rejection::Address => Self::Address,
+            Rejection::Source => Self::Source,
+            Rejection::Digest => Self::Digest,
         }
     }
 }

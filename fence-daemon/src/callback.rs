@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fence_common::exchange::{Challenge, Challenges, Exchange, ExchangeError, Progress};
 use fence_common::hash::HashKind;
-use fence_common::ledger::Place;
+use fence_common::ledger::Endpoint;
 use fence_common::wire::HASH_LEN;
 use nix::errno::Errno;
 use socket2::SockRef;
@@ -123,11 +123,11 @@ impl Callback {
     /// # Errors
     /// See [`CallbackError`].
     pub async fn call(&self, request: &Verified) -> Result<Authenticated, CallbackError> {
-        let place = request.place();
-        let caller = place.caller;
-        let mut stream = match timeout(CONNECT_LIMIT, connect(place)).await {
+        let endpoint = request.endpoint();
+        let caller = endpoint.address;
+        let mut stream = match timeout(CONNECT_LIMIT, connect(endpoint)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(_)) if place.interface != 0 && !link::one(place.interface).is_ok_and(|link| link.up) => {
+            Ok(Err(_)) if endpoint.interface != 0 && !link::one(endpoint.interface).is_ok_and(|link| link.up) => {
                 return Err(CallbackError::Gone(caller));
             }
             Ok(Err(error)) if is_ours(&error) => return Err(CallbackError::Ours(error.to_string())),
@@ -178,15 +178,15 @@ impl Callback {
     }
 }
 
-/// Connects by the interface that the place names. (From Linux 5.7 on a socket that is bound to none may be bound by anybody.)
-async fn connect(place: Place) -> io::Result<TcpStream> {
-    let socket = if place.caller.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    let (options, interface) = (SockRef::from(&socket), NonZeroU32::new(place.interface));
-    match place.caller {
+/// Connects by the interface that the endpoint names. (From Linux 5.7 on a socket that is bound to none may be bound by anybody.)
+async fn connect(endpoint: Endpoint) -> io::Result<TcpStream> {
+    let socket = if endpoint.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let (options, interface) = (SockRef::from(&socket), NonZeroU32::new(endpoint.interface));
+    match endpoint.address {
         SocketAddr::V4(_) => options.bind_device_by_index_v4(interface)?,
         SocketAddr::V6(_) => options.bind_device_by_index_v6(interface)?,
     }
-    socket.connect(place.caller).await
+    socket.connect(endpoint.address).await
 }
 
 /// Whether a connection failed for want of something here, so that nobody looks for the reason at the guest.

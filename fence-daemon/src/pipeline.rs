@@ -7,7 +7,7 @@
 //!    | turn       does the domain run here? if not, the host that has it goes first
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
-//!    | backlog    what has arrived meanwhile is taken in: something newer from the same place may be among it
+//!    | backlog    what has arrived meanwhile is taken in: something newer from the same endpoint may be among it
 //!    | policy     groups. What they deny is told to the peer and takes nothing from other copies of the request
 //! Authorized
 //!    | ledger     claim: at most one copy of a request gets further, and only from here on may anything happen; what arrives from here on
@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fence_common::ledger::{Arrival, Ledger, NoClaim, Place, Ticket};
+use fence_common::ledger::{Arrival, Endpoint, Ledger, NoClaim, Ticket};
 use fence_common::wire::Reply;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -72,7 +72,7 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 
 /// How long a request may have waited in the kernel before it is begun. Longer than its client takes to ask again (2 s), so nobody
 /// who still waits loses anything; whoever does not wait any more must not find a domain dead later on, nor the next client at the
-/// same place an answer.
+/// same endpoint an answer.
 pub const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many lines about one source the log takes at once; then one a second. What was fenced is always told.
@@ -85,8 +85,8 @@ pub struct Pipeline {
     stopping: watch::Sender<Option<Instant>>,
 }
 
-/// By call-back address and port, the newest request of each place there, and how it learns that it is overtaken.
-type Newest = HashMap<SocketAddr, Vec<(Place, Arc<Notify>)>>;
+/// By call-back address and port, the newest request of each endpoint there, and how it learns that it is overtaken.
+type Newest = HashMap<SocketAddr, Vec<(Endpoint, Arc<Notify>)>>;
 
 struct Shared {
     callback: Callback,
@@ -160,7 +160,7 @@ impl Pipeline {
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
             // Whoever sent it took the place of those who were there before, and may take the call-back that is meant for them.
-            self.shared.ledger().turn_away(request.id(), request.place(), request.arrived().nanos());
+            self.shared.ledger().reject(request.id(), request.endpoint(), request.arrived().nanos());
             self.shared.requests.turn_away(&request, "it had waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
@@ -173,7 +173,7 @@ impl Pipeline {
         let is_greedy = from_there >= SERVING_MAX_PER_CALLER;
         let finds_room = || tasks.len() < 2 * SERVING_MAX && self.shared.unproven.displace();
         if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
-            ledger.turn_away(request.id(), request.place(), request.arrived().nanos());
+            ledger.reject(request.id(), request.endpoint(), request.arrived().nanos());
             drop(ledger);
             self.shared.requests.turn_away(&request, "too many are being served");
             self.shared.complain(request.caller(), |held_back| {
@@ -183,7 +183,7 @@ impl Pipeline {
             });
             return;
         }
-        let arrival = ledger.arrive(now.nanos(), request.id(), request.place(), request.arrived().nanos());
+        let arrival = ledger.arrive(now.nanos(), request.id(), request.endpoint(), request.arrived().nanos());
         drop(ledger);
         match arrival {
             Arrival::Duplicate => {
@@ -199,15 +199,15 @@ impl Pipeline {
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
                 let stopping = self.stopping.subscribe();
-                let overtaken = shared.enter(request.place());
+                let overtaken = shared.enter(request.endpoint());
                 let slot = shared.requests.begin(&request);
                 let seat = shared.unproven.enter();
                 tasks.spawn(async move {
-                    let (place, op) = (request.place(), request.op());
+                    let (endpoint, op) = (request.endpoint(), request.op());
                     let ended = shared.serve(request, ticket, slot, &seat, &overtaken, stopping).await;
                     shared.unproven.leave(&seat);
                     shared.requests.over(slot, op, ended);
-                    shared.leave(place, &overtaken);
+                    shared.leave(endpoint, &overtaken);
                 });
             }
         }
@@ -234,7 +234,7 @@ enum NoPeer {
     Unreached(CallbackError, Turn),
     /// It had waited longest without a peer when all places were taken.
     Displaced,
-    /// It was ended: something newer was asked from the same place, or the daemon stops.
+    /// It was ended: something newer was asked from the same endpoint, or the daemon stops.
     Ended,
 }
 
@@ -245,7 +245,7 @@ impl Shared {
 
     fn is_replay(&self, request: &Verified) -> bool {
         let in_kernel = request.via() == Via::Kernel;
-        request.mark().is_some_and(|mark| !self.seen.is_new(mark, request.sender(), in_kernel))
+        request.datagram_id().is_some_and(|id| !self.seen.is_new(id, request.sender(), in_kernel))
     }
 
     /// Logs a line about a source, with how many about it were held back, unless there have been too many.
@@ -255,22 +255,22 @@ impl Shared {
         }
     }
 
-    /// Makes a request the newest of its place: whatever was is told so.
-    fn enter(&self, place: Place) -> Arc<Notify> {
+    /// Makes a request the newest of its endpoint: whatever was is told so.
+    fn enter(&self, endpoint: Endpoint) -> Arc<Notify> {
         let overtaken = Arc::new(Notify::new());
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = newest.entry(place.caller).or_default();
-        for (_, older) in there.extract_if(.., |(other, _)| other.may_be(&place)) {
+        let there = newest.entry(endpoint.address).or_default();
+        for (_, older) in there.extract_if(.., |(other, _)| other.overlaps(&endpoint)) {
             older.notify_one();
         }
-        there.push((place, Arc::clone(&overtaken)));
+        there.push((endpoint, Arc::clone(&overtaken)));
         overtaken
     }
 
-    /// A request is over; if it is still the newest of its place there is none any more.
-    fn leave(&self, place: Place, overtaken: &Arc<Notify>) {
+    /// A request is over; if it is still the newest of its endpoint there is none any more.
+    fn leave(&self, endpoint: Endpoint, overtaken: &Arc<Notify>) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut there) = newest.entry(place.caller) {
+        if let Entry::Occupied(mut there) = newest.entry(endpoint.address) {
             there.get_mut().retain(|(_, newest)| !Arc::ptr_eq(newest, overtaken));
             if there.get().is_empty() {
                 there.remove();
@@ -309,7 +309,7 @@ impl Shared {
             Ok(permitted) => {
                 self.ledger().claim(called_back.nanos(), ticket, asked).map(|claim| (Held::Claim(claim), Ok(permitted)))
             }
-            Err(refused) => self.ledger().refuse(ticket, asked).map(|refusal| (Held::Refusal(refusal), Err(refused))),
+            Err(refused) => self.ledger().deny(ticket, asked).map(|denial| (Held::Denial(denial), Err(refused))),
         };
         let (answer, held) = match taken {
             Ok((held, Ok(permitted))) => {
@@ -339,7 +339,7 @@ impl Shared {
     fn give_up(&self, request: &Verified, ticket: Ticket, reason: &NoPeer) -> Ended {
         let (moot, copied) = {
             let mut ledger = self.ledger();
-            let found = (ledger.is_moot(&ticket), ledger.has_copies(&ticket));
+            let found = (ledger.is_moot(&ticket), ledger.has_duplicates(&ticket));
             ledger.forget(ticket);
             found
         };

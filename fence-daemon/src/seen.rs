@@ -1,7 +1,7 @@
 //! Which datagrams were accepted, here, in the kernel program and on disk: who has recorded one can send it again, and a restart of the
 //! daemon must not make it good.
 //!
-//! One file in the state directory under `/run`, of [`SEEN_MAX`] records at most: the oldest is overwritten. A record is the time on the
+//! One file in the state directory under `/run`, of [`REPLAY_CACHE_MAX`] records at most: the oldest is overwritten. A record is the time on the
 //! monotonic clock (which counts from the host's boot, as `/run` does), the beginning of the digest, and who sent it. It is no secret, but
 //! root's alone to write: what is in there is refused, and whose digest was right is not held up by a flood of strangers. A record that is
 //! damaged refuses a datagram that nobody will ever send.
@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fence_common::replay::{Mark, Replays};
-use fence_common::shield::{SEEN_MAX, Sender};
+use fence_common::rate_limit::{REPLAY_CACHE_MAX, Sender};
+use fence_common::replay_cache::{DatagramId, ReplayCache};
 use rustix::fs::{FlockOperation, flock};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -28,7 +28,7 @@ use crate::state;
 pub struct Seen {
     /// For how long, in nanoseconds.
     window: u64,
-    replays: Mutex<Replays>,
+    replays: Mutex<ReplayCache>,
     senders: Mutex<Senders>,
     file: Option<Mutex<Records>>,
     /// The kernel program's memory, once it is loaded.
@@ -48,7 +48,7 @@ struct Records {
 #[repr(C)]
 struct Record {
     at: [u8; 8],
-    mark: Mark,
+    datagram_id: DatagramId,
     sender: Sender,
 }
 
@@ -95,16 +95,16 @@ impl Seen {
         good.sort_by_key(|(_, record)| at(record));
         let replays = self.replays.get_mut().unwrap_or_else(PoisonError::into_inner);
         for (_, record) in &good {
-            replays.note(record.mark, at(record));
+            replays.note(record.datagram_id, at(record));
         }
-        good.last().map_or(0, |(index, _)| index.saturating_add(1) % SEEN_MAX)
+        good.last().map_or(0, |(index, _)| index.saturating_add(1) % REPLAY_CACHE_MAX)
     }
 
     /// Notes a datagram whose digest is right. `false` if it was accepted before. `sender` is who sent it, if that is known;
     /// `in_kernel`, whether the kernel program has noted it already.
-    pub fn is_new(&self, mark: Mark, sender: Option<Sender>, in_kernel: bool) -> bool {
+    pub fn is_new(&self, datagram_id: DatagramId, sender: Option<Sender>, in_kernel: bool) -> bool {
         let now = Moment::now().nanos();
-        if !lock(&self.replays).is_new(mark, now, self.window) {
+        if !lock(&self.replays).is_new(datagram_id, now, self.window) {
             return false;
         }
         if let Some(file) = &self.file {
@@ -112,10 +112,10 @@ impl Seen {
                 lock(&self.senders).saw(sender, now);
             }
             let sender = sender.unwrap_or_else(Sender::new_zeroed);
-            lock(file).write(&Record { at: now.to_le_bytes(), mark, sender });
+            lock(file).write(&Record { at: now.to_le_bytes(), datagram_id, sender });
         }
         if !in_kernel && let Some(kernel) = lock(&self.kernel).as_mut() {
-            kernel.note(mark, now);
+            kernel.note(datagram_id, now);
         }
         true
     }
@@ -128,17 +128,17 @@ impl Seen {
 
     /// When a datagram was accepted, on the monotonic clock.
     #[must_use]
-    pub fn accepted_at(&self, mark: &Mark) -> Option<u64> {
-        lock(&self.replays).seen_at(mark)
+    pub fn accepted_at(&self, datagram_id: &DatagramId) -> Option<u64> {
+        lock(&self.replays).accepted_at(datagram_id)
     }
 
     /// Gives the kernel program's memory what is known, and what is accepted from now on without it.
     pub fn teach(&self, mut kernel: Memory) {
         // Held until it is in its place: what is accepted meanwhile waits for it.
         let mut place = lock(&self.kernel);
-        let known: Vec<(Mark, u64)> = lock(&self.replays).iter().collect();
-        for (mark, at) in known {
-            kernel.note(mark, at);
+        let known: Vec<(DatagramId, u64)> = lock(&self.replays).iter().collect();
+        for (datagram_id, at) in known {
+            kernel.note(datagram_id, at);
         }
         // The socket knows no Ethernet addresses: the program would never find what it has noted.
         for (sender, at) in self.senders().iter().filter(|(sender, _)| sender.mac != [0; 6]) {
@@ -152,7 +152,7 @@ impl Records {
     /// Writes a record over the oldest. That it cannot be written keeps nobody from being fenced.
     fn write(&mut self, record: &Record) {
         let at = u64::try_from(self.next * LEN).unwrap_or(0);
-        self.next = (self.next + 1) % SEEN_MAX;
+        self.next = (self.next + 1) % REPLAY_CACHE_MAX;
         if let Err(error) = self.file.write_all_at(record.as_bytes(), at)
             && !std::mem::replace(&mut self.complained, true)
         {
@@ -170,7 +170,7 @@ fn open(directory: &Path) -> io::Result<(File, Vec<Record>)> {
     let file = state::open(directory, "seen", options.read(true).write(true).create(true).truncate(false))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| io::Error::other("another daemon uses it"))?;
     let mut bytes = Vec::new();
-    let most = u64::try_from(SEEN_MAX * LEN).unwrap_or(u64::MAX);
+    let most = u64::try_from(REPLAY_CACHE_MAX * LEN).unwrap_or(u64::MAX);
     (&file).take(most).read_to_end(&mut bytes)?;
     let (records, _) = bytes.as_chunks::<LEN>();
     Ok((file, records.iter().map(|record| zerocopy::transmute!(*record)).collect()))
@@ -179,15 +179,15 @@ fn open(directory: &Path) -> io::Result<(File, Vec<Record>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fence_common::shield::TRUSTED_MAX;
+    use fence_common::rate_limit::TRUSTED_MAX;
 
     use std::fs;
     use tempfile::tempdir;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
-    fn mark(n: usize) -> Mark {
-        Mark { digest: u128::try_from(n + 1).unwrap().to_be_bytes() }
+    fn datagram_id(n: usize) -> DatagramId {
+        DatagramId { digest: u128::try_from(n + 1).unwrap().to_be_bytes() }
     }
 
     fn sender(last: u8) -> Sender {
@@ -200,20 +200,22 @@ mod tests {
     fn the_next_daemon_knows_what_was_accepted() {
         let scratch = tempdir().unwrap();
         let first = Seen::open(scratch.path(), DAY);
-        assert!(first.is_new(mark(1), Some(sender(7)), true) && !first.is_new(mark(1), Some(sender(7)), true));
-        assert!(first.is_new(mark(2), None, false));
+        assert!(
+            first.is_new(datagram_id(1), Some(sender(7)), true) && !first.is_new(datagram_id(1), Some(sender(7)), true)
+        );
+        assert!(first.is_new(datagram_id(2), None, false));
         let second = Seen::open(scratch.path(), DAY);
-        assert!(second.is_new(mark(1), None, false), "two daemons share one file");
+        assert!(second.is_new(datagram_id(1), None, false), "two daemons share one file");
         drop((first, second));
 
         let third = Seen::open(scratch.path(), DAY);
-        assert!(!third.is_new(mark(1), None, false) && !third.is_new(mark(2), None, false));
+        assert!(!third.is_new(datagram_id(1), None, false) && !third.is_new(datagram_id(2), None, false));
         assert_eq!(third.senders().into_iter().map(|(sender, _)| sender).collect::<Vec<_>>(), [sender(7)]);
-        assert!(third.is_new(mark(3), None, false));
+        assert!(third.is_new(datagram_id(3), None, false));
         drop(third);
         // What it wrote did not overwrite what was there.
         let fourth = Seen::open(scratch.path(), DAY);
-        assert!((1..=3).all(|n| !fourth.is_new(mark(n), None, false)));
+        assert!((1..=3).all(|n| !fourth.is_new(datagram_id(n), None, false)));
         drop(fourth);
         assert_eq!(fs::metadata(scratch.path().join("seen")).unwrap().len(), 3 * LEN as u64);
     }
@@ -225,31 +227,36 @@ mod tests {
         let mut bytes = Vec::new();
         let times = [0, now.before(Duration::from_secs(90)).nanos(), now.plus(DAY).nanos(), now.nanos()];
         for (n, at) in times.into_iter().enumerate() {
-            let record = Record { at: at.to_le_bytes(), mark: mark(n), sender: sender(1) };
+            let record = Record { at: at.to_le_bytes(), datagram_id: datagram_id(n), sender: sender(1) };
             bytes.extend_from_slice(record.as_bytes());
         }
         // And one that was cut off.
         bytes.extend_from_slice(&[7; LEN - 1]);
         fs::write(scratch.path().join("seen"), bytes).unwrap();
         let seen = Seen::open(scratch.path(), Duration::from_secs(60));
-        assert_eq!((0..4).filter(|&n| seen.accepted_at(&mark(n)).is_some()).collect::<Vec<_>>(), [3]);
-        assert!(seen.is_new(mark(9), None, false));
+        assert_eq!((0..4).filter(|&n| seen.accepted_at(&datagram_id(n)).is_some()).collect::<Vec<_>>(), [3]);
+        assert!(seen.is_new(datagram_id(9), None, false));
         drop(seen);
         let seen = Seen::open(scratch.path(), Duration::from_secs(60));
-        assert!(!seen.is_new(mark(9), None, false) && !seen.is_new(mark(3), None, false));
+        assert!(!seen.is_new(datagram_id(9), None, false) && !seen.is_new(datagram_id(3), None, false));
     }
 
     #[test]
     fn any_bytes_are_no_obstacle_and_the_file_stays_small() {
         let scratch = tempdir().unwrap();
-        fs::write(scratch.path().join("seen"), vec![0xa5; (SEEN_MAX + 10) * LEN + 5]).unwrap();
+        fs::write(scratch.path().join("seen"), vec![0xa5; (REPLAY_CACHE_MAX + 10) * LEN + 5]).unwrap();
         let seen = Seen::open(scratch.path(), DAY);
-        assert!((0..SEEN_MAX + 100).all(|n| seen.is_new(mark(n), None, false)));
+        assert!((0..REPLAY_CACHE_MAX + 100).all(|n| seen.is_new(datagram_id(n), None, false)));
         drop(seen);
         let seen = Seen::open(scratch.path(), DAY);
-        assert!(!seen.is_new(mark(SEEN_MAX + 99), None, false) && !seen.is_new(mark(100), None, false));
-        assert!(seen.is_new(mark(0), None, false), "the oldest was overwritten");
-        assert!(fs::metadata(scratch.path().join("seen")).unwrap().len() <= (SEEN_MAX as u64 + 11) * LEN as u64);
+        assert!(
+            !seen.is_new(datagram_id(REPLAY_CACHE_MAX + 99), None, false)
+                && !seen.is_new(datagram_id(100), None, false)
+        );
+        assert!(seen.is_new(datagram_id(0), None, false), "the oldest was overwritten");
+        assert!(
+            fs::metadata(scratch.path().join("seen")).unwrap().len() <= (REPLAY_CACHE_MAX as u64 + 11) * LEN as u64
+        );
     }
 
     /// Who has the key sends right requests from as many addresses as it makes up.
@@ -257,11 +264,11 @@ mod tests {
     fn no_holder_of_the_key_has_the_next_daemon_forget_another_sender() {
         let scratch = tempdir().unwrap();
         let seen = Seen::open(scratch.path(), DAY);
-        assert!(seen.is_new(mark(0), Some(sender(7)), true));
-        for n in 1..=SEEN_MAX {
+        assert!(seen.is_new(datagram_id(0), Some(sender(7)), true));
+        for n in 1..=REPLAY_CACHE_MAX {
             let mut made_up = sender(66);
             made_up.ip[..4].copy_from_slice(&u32::try_from(n).unwrap().to_be_bytes());
-            assert!(seen.is_new(mark(n), Some(made_up), true));
+            assert!(seen.is_new(datagram_id(n), Some(made_up), true));
         }
         drop(seen);
         let next = Seen::open(scratch.path(), DAY);
@@ -272,6 +279,6 @@ mod tests {
     #[test]
     fn without_a_place_it_is_known_as_long_as_the_process() {
         let seen = Seen::open(Path::new("/proc/nowhere"), DAY);
-        assert!(seen.is_new(mark(1), None, false) && !seen.is_new(mark(1), None, false));
+        assert!(seen.is_new(datagram_id(1), None, false) && !seen.is_new(datagram_id(1), None, false));
     }
 }

@@ -1,7 +1,7 @@
 //! The senders that are trusted since their digest was right, for the next daemon: they are served while a flood of strangers is not.
 //!
 //! One file in the state directory, `trusted`, of [`TRUSTED_MAX`] records. Each sender keeps its record. Newcomers are bounded as in
-//! [`fence_common::shield`], so whoever has the key and makes up addresses needs an hour to push out a sender that is quiet for so long.
+//! [`fence_common::rate_limit`], so whoever has the key and makes up addresses needs an hour to push out a sender that is quiet for so long.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use fence_common::shield::{NEWCOMERS, Sender, TRUSTED_MAX};
+use fence_common::rate_limit::{NEWCOMERS, Sender, TRUSTED_MAX};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::clock::Moment;

@@ -2,7 +2,7 @@
 
 use fence_common::boundary::KEY_SLOTS;
 use fence_common::digest::{Scratch, matches, stage};
-use fence_common::frame::Keys;
+use fence_common::frame::Verifier;
 use fence_common::hash::HashKind;
 use fence_common::wire::Request;
 
@@ -11,9 +11,9 @@ use crate::maps;
 /// The keys in the map.
 pub(crate) struct Slots;
 
-impl Keys for Slots {
+impl Verifier for Slots {
     #[inline(always)]
-    fn verified_by(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32> {
+    fn matching_slot(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32> {
         const { assert!(KEY_SLOTS == 2) };
         stage(request, scratch);
         // In words: of a loop the verifier would have to be shown that it ends.

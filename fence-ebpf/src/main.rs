@@ -1,7 +1,7 @@
 //! The kernel programs: they recognise fence requests, check their digests, drop what is wrong and hand what is right to the daemon.
 //!
 //! What decides is [`fence_common::frame`], the same code that user space is tested with. Here is only what the kernel adds: the
-//! packet ([`packet`]), the [`maps`], the [`keys`], the [`memory`], the [`workspace`], the clock, the ring buffer, and for each of the two programs (XDP
+//! packet ([`packet`]), the [`maps`], the [`keys`], the [`store`], the [`workspace`], the clock, the ring buffer, and for each of the two programs (XDP
 //! and tc) the one place where a verdict becomes its answer.
 #![no_std]
 #![no_main]
@@ -10,8 +10,8 @@
 
 mod keys;
 mod maps;
-mod memory;
 mod packet;
+mod store;
 mod workspace;
 
 use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
@@ -22,7 +22,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use fence_common::admit::Source;
 use fence_common::boundary::{ABI_VERSION, Config, Event, NO_KEY_SLOT, RING_BYTES};
 use fence_common::frame::{Datagram, classify, decide};
-use fence_common::shield::{STALE_AFTER_NS, Sender};
+use fence_common::rate_limit::{STALE_AFTER_NS, Sender};
 use fence_common::verdict::{Action, Verdict};
 use fence_common::wire::{FAMILY_V4, FAMILY_V6, REQUEST_LEN};
 use zerocopy::IntoBytes;
@@ -87,9 +87,9 @@ fn act<F: Frame>(frame: &F, config: &Config) -> Action {
 #[inline(always)]
 fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
     let mut datagram = match classify(frame, config) {
-        Ok(_) if frame.is_joined() => return Verdict::Joined,
+        Ok(_) if frame.is_gso() => return Verdict::Gso,
         Ok(datagram) => datagram,
-        Err(Verdict::Length) if frame.is_joined() => return Verdict::Joined,
+        Err(Verdict::Length) if frame.is_gso() => return Verdict::Gso,
         Err(verdict) if frame.is_foreign() => return verdict.on_segment(true),
         Err(verdict) => return verdict,
     };
@@ -100,19 +100,19 @@ fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
     let Some(element) = maps::SCRATCH.get_ptr_mut(0) else { return Verdict::NotOurs };
     // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which lives as long as the
     // program, is aligned to 8 bytes, and is used in no other way.
-    let Some(mut claim) = (unsafe { workspace::Claim::take(element) }) else { return Verdict::Busy };
+    let Some(mut guard) = (unsafe { workspace::Guard::take(element) }) else { return Verdict::Busy };
     let sender = datagram.sender();
-    let mut visit = memory::Visit { sender: &sender, mark: datagram.mark(), config, now };
-    let decided = decide(&datagram, config, &mut visit, &keys::Slots, claim.scratch());
-    drop(claim);
+    let mut check = store::Check { sender: &sender, datagram_id: datagram.datagram_id(), config, now };
+    let decided = decide(&datagram, config, &mut check, &keys::Slots, guard.scratch());
+    drop(guard);
     match decided {
         Ok(slot) => {
             let arrival = Arrival { now, ifindex: frame.interface(), slot };
             deliver(&datagram, &sender, config, &arrival).on_segment(datagram.foreign)
         }
         Err(verdict) => {
-            if verdict.is_of_the_form() {
-                memory::refuse(&sender, verdict, now);
+            if verdict.is_form_rejection() {
+                store::refuse(&sender, verdict, now);
             }
             verdict
         }
@@ -138,7 +138,7 @@ fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &
         if scarce {
             return Verdict::RingFull;
         }
-    } else if let Err(verdict) = memory::before_delivery(sender, config, scarce, now) {
+    } else if let Err(verdict) = store::before_delivery(sender, config, scarce, now) {
         return verdict;
     }
     if stale {
@@ -146,7 +146,7 @@ fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &
     }
     let Some(mut record) = maps::REQUESTS.reserve_bytes(size_of::<Event>(), 0) else { return Verdict::RingFull };
     // After there is room for it, since what is passed for want of room must not be taken for a copy when it is sent again.
-    if slot != NO_KEY_SLOT && !memory::accept(datagram.mark(), config, now) {
+    if slot != NO_KEY_SLOT && !store::accept(datagram.datagram_id(), config, now) {
         record.discard(0);
         return Verdict::Replay;
     }

@@ -4,9 +4,9 @@ use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOTS, RING_BYTES, Workspace};
 use fence_common::digest::KeySlot;
-use fence_common::refused::{REFUSED_MAX, Refused};
-use fence_common::replay::Mark;
-use fence_common::shield::{FAILED_MAX, Failed, SEEN_MAX, Sender, Strangers, TRUSTED_MAX, Trusted};
+use fence_common::rate_limit::{FAILED_MAX, Failed, REPLAY_CACHE_MAX, Sender, Strangers, TRUSTED_MAX, Trusted};
+use fence_common::rejected::{REJECTED_MAX, Rejected};
+use fence_common::replay_cache::DatagramId;
 use fence_common::verdict::Counters;
 
 /// What to recognise and to demand. Filled before the program is attached.
@@ -38,8 +38,8 @@ pub(crate) static FAILED: LruHashMap<Sender, Failed, FAILED_MAX> = LruHashMap::n
 pub(crate) static STRANGERS: Array<Strangers, 1> = Array::new();
 
 /// When which datagram was accepted. Filled with what an earlier daemon has accepted before the program is attached.
-#[btf_map(name = "fence_seen")]
-pub(crate) static SEEN: LruHashMap<Mark, u64, SEEN_MAX> = LruHashMap::new();
+#[btf_map(name = "fence_replay")]
+pub(crate) static REPLAY: LruHashMap<DatagramId, u64, REPLAY_CACHE_MAX> = LruHashMap::new();
 
 /// When the daemon has shown its last sign of life.
 #[btf_map(name = "fence_heartbeat")]
@@ -50,8 +50,8 @@ pub(crate) static HEARTBEAT: Array<u64, 1> = Array::new();
 pub(crate) static SCRATCH: PerCpuArray<Workspace, 1> = PerCpuArray::new();
 
 /// Who was refused last before any digest.
-#[btf_map(name = "fence_refused")]
-pub(crate) static REFUSED: PerCpuArray<Refused, REFUSED_MAX> = PerCpuArray::new();
+#[btf_map(name = "fence_rejected")]
+pub(crate) static REJECTED: PerCpuArray<Rejected, REJECTED_MAX> = PerCpuArray::new();
 
 /// The version of the boundary that this object was built with, in a section that becomes a read-only map.
 // SAFETY: a section name is a promise to the linker, and only code can be endangered by it: this is plain data.

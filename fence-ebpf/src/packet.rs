@@ -22,7 +22,7 @@ pub(crate) trait Frame: Packet {
     fn is_foreign(&self) -> bool;
 
     /// Whether the kernel says that these are several packets that were joined to one.
-    fn is_joined(&self) -> bool;
+    fn is_gso(&self) -> bool;
 }
 
 /// One of a packet's two ends, as the context has it: a field of 32 bits that stands for a whole pointer.
@@ -109,8 +109,8 @@ impl Frame for XdpFrame<'_> {
     }
 
     #[inline(always)]
-    fn is_joined(&self) -> bool {
-        // Seen by the length: see [`Verdict::Joined`].
+    fn is_gso(&self) -> bool {
+        // Seen by the length: see [`Verdict::Gso`].
         false
     }
 }
@@ -192,7 +192,7 @@ impl Frame for SkbFrame<'_> {
     }
 
     #[inline(always)]
-    fn is_joined(&self) -> bool {
+    fn is_gso(&self) -> bool {
         self.skb().gso_size != 0
     }
 }

@@ -7,16 +7,16 @@ use fence_common::boundary::Workspace;
 use fence_common::digest::Scratch;
 
 /// The working memory while it is ours. Given back when dropped, whichever way the run ends.
-pub(crate) struct Claim {
+pub(crate) struct Guard {
     in_use: *mut u64,
     scratch: *mut Scratch,
 }
 
-impl Claim {
+impl Guard {
     /// Takes the working memory, unless a run that this one interrupted has it.
     ///
     /// # Safety
-    /// `workspace` must be valid and aligned for as long as the claim lives, and be used through claims only.
+    /// `workspace` must be valid and aligned for as long as the guard lives, and be used through claims only.
     #[inline(always)]
     pub(crate) unsafe fn take(workspace: *mut Workspace) -> Option<Self> {
         // SAFETY: the caller vouches for the pointer, so its fields lie where it points. Nothing is read.
@@ -38,7 +38,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for Guard {
     #[inline(always)]
     fn drop(&mut self) {
         // Nothing that was done here may be moved behind this; only this CPU looks, so the compiler's order is all that counts.

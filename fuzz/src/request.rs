@@ -11,9 +11,9 @@ use fence_common::frame::{classify, judge};
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::ledger::RequestId;
-use fence_common::records::Records;
-use fence_common::replay::Mark;
-use fence_common::shield::Limits;
+use fence_common::memory_store::MemoryStore;
+use fence_common::rate_limit::Limits;
+use fence_common::replay_cache::DatagramId;
 use fence_common::verdict::Verdict;
 use fence_common::wire::{
     DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, FAMILY_V4, FAMILY_V6, REQUEST_LEN, Request,
@@ -75,7 +75,7 @@ pub(crate) fn judged(request: &Request, source: Source) {
     if let Some(op) = request.op() {
         assert_eq!(RequestId::of(op, request), RequestId::of(op, request));
     }
-    assert_eq!(Mark::of(request), Mark::of(request));
+    assert_eq!(DatagramId::of(request), DatagramId::of(request));
 }
 
 fn frame(bytes: &[u8]) {
@@ -88,9 +88,9 @@ fn frame(bytes: &[u8]) {
             rules,
             limits: Limits::NONE,
         });
-        let without_key = judge(bytes, &config, &[&empty_slot()], &mut Records::default(), 0);
+        let without_key = judge(bytes, &config, &[&empty_slot()], &mut MemoryStore::default(), 0);
         let Some((key, prepared)) = &*KEY else { unreachable!("the key of the fixtures is none") };
-        let verdict = judge(bytes, &config, &[prepared.dangerous_slot()], &mut Records::default(), 0);
+        let verdict = judge(bytes, &config, &[prepared.dangerous_slot()], &mut MemoryStore::default(), 0);
         // What user space would say about the datagram, if there is one.
         let expected =
             classify(&bytes, &config).map(|datagram| match admit(datagram.request, &datagram.source, &rules) {

@@ -2,11 +2,11 @@
 
 use core::net::SocketAddr;
 
-use super::world::{Place, State, Step, Task, Who};
+use super::world::{Endpoint, Step, Task, Who, World};
 use super::{Flaw, Scenario};
 use crate::hash::HashKind;
 use crate::ledger::{Arrival, RequestId};
-use crate::replay::Mark;
+use crate::replay_cache::DatagramId;
 use crate::wire::{Op, Request};
 use zerocopy::FromZeros;
 
@@ -17,20 +17,20 @@ const BEGIN_WITHIN: u8 = 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Datagram {
     pub(super) who: Who,
-    pub(super) place: Place,
+    pub(super) endpoint: Endpoint,
     /// Each retransmission has random bytes of its own.
     pub(super) copy: u8,
     pub(super) sent: u8,
 }
 
-/// The address of a place.
-fn address(place: Place) -> SocketAddr {
-    SocketAddr::from(([192, 168, 122, place], 1229))
+/// The address of an endpoint.
+fn address(endpoint: Endpoint) -> SocketAddr {
+    SocketAddr::from(([192, 168, 122, endpoint], 1229))
 }
 
 /// Only where the model is broken: as if nobody else were there.
-fn nobody_elses(who: Who, place: Place) -> SocketAddr {
-    SocketAddr::new(address(place).ip(), u16::try_from(who).unwrap())
+fn nobody_elses(who: Who, endpoint: Endpoint) -> SocketAddr {
+    SocketAddr::new(address(endpoint).ip(), u16::try_from(who).unwrap())
 }
 
 impl Datagram {
@@ -41,12 +41,12 @@ impl Datagram {
         request.seqno = u32::try_from(self.who).unwrap().into();
         request.hash_kind = HashKind::Sha256.to_wire();
         // As good as a digest: it tells this datagram from all others.
-        request.hash[..3].copy_from_slice(&[u8::try_from(self.who).unwrap(), self.place, self.copy]);
+        request.hash[..3].copy_from_slice(&[u8::try_from(self.who).unwrap(), self.endpoint, self.copy]);
         request
     }
 
-    fn mark(self, op: Op) -> Mark {
-        *Mark::of(&self.request(op)).unwrap()
+    fn datagram_id(self, op: Op) -> DatagramId {
+        *DatagramId::of(&self.request(op)).unwrap()
     }
 
     fn id(self, op: Op) -> RequestId {
@@ -54,7 +54,7 @@ impl Datagram {
     }
 }
 
-impl State {
+impl World {
     pub(super) fn send(&mut self, scenario: &Scenario, datagram: Datagram) {
         self.heard.insert(datagram);
         if scenario.troubles.late > 0 && scenario.works(Flaw::OutdatedIsServed) {
@@ -74,17 +74,18 @@ impl State {
         if !scenario.repeats_lost {
             self.taken.insert(datagram);
         }
-        let Datagram { who, place, sent, .. } = datagram;
+        let Datagram { who, endpoint, sent, .. } = datagram;
         let op = scenario.clients[who].op;
-        let caller = if scenario.works(Flaw::NothingSupersedes) { address(place) } else { nobody_elses(who, place) };
+        let caller =
+            if scenario.works(Flaw::NothingSupersedes) { address(endpoint) } else { nobody_elses(who, endpoint) };
         let id = Datagram { who: scenario.clients[who].copies.unwrap_or(who), ..datagram }.id(op);
-        let is_new = daemon.replays.is_new(datagram.mark(op), 0, u64::MAX);
-        if !is_new && scenario.works(Flaw::NoReplayMemory) {
+        let is_new = daemon.replay_cache.is_new(datagram.datagram_id(op), 0, u64::MAX);
+        if !is_new && scenario.works(Flaw::NoReplayCache) {
             return;
         }
         if now - sent > BEGIN_WITHIN {
             if scenario.works(Flaw::OldDoesNotSupersede) {
-                daemon.ledger.turn_away(id, caller, arrived);
+                daemon.ledger.reject(id, caller, arrived);
             }
             return;
         }
@@ -92,7 +93,7 @@ impl State {
         if let Arrival::Serve(ticket) = arrival {
             let number = daemon.next;
             daemon.next += 1;
-            daemon.tasks.insert(number, Task { who, place, step: Step::Calling(ticket) });
+            daemon.tasks.insert(number, Task { who, endpoint, step: Step::Calling(ticket) });
         }
     }
 
@@ -105,6 +106,6 @@ impl State {
 
     /// The identity of a client's request.
     pub(super) fn id(scenario: &Scenario, who: Who) -> RequestId {
-        Datagram { who, place: 0, copy: 0, sent: 0 }.id(scenario.clients[who].op)
+        Datagram { who, endpoint: 0, copy: 0, sent: 0 }.id(scenario.clients[who].op)
     }
 }

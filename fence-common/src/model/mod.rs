@@ -1,6 +1,6 @@
 //! The life of a request, model-checked: every order in which copies, clients, crashes, libvirt's failures and a kill can meet.
 //!
-//! What is sans-IO is the real thing here, [`Ledger`](crate::ledger::Ledger) and [`Replays`](crate::replay::Replays). What does system calls
+//! What is sans-IO is the real thing here, [`Ledger`](crate::ledger::Ledger) and [`ReplayCache`](crate::replay_cache::ReplayCache). What does system calls
 //! in the daemon is modelled, step by step as it is written there: `request` is its `pipeline.rs`, `order` its `act.rs`, `off.rs`,
 //! `kill.rs` and `restart.rs`, `intake` what comes before the ledger, `world` is everything else. A step is what nothing can come between, and between any two of them anything
 //! may happen that the scenario has left: a crash, a failure of libvirt, six seconds.
@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 
 use stateright::{Model, Property};
 
-use self::world::{Act, Asks, Client, Left, Life, State};
+use self::world::{Act, Asks, Client, Left, Life, World};
 
 /// How the daemon kills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +37,8 @@ enum Flaw {
     ClaimAfterActing,
     ClaimBeforePermission,
     NoClaimsFile,
-    NoReplayMemory,
-    NoSeenFile,
+    NoReplayCache,
+    NoReplayCacheFile,
     OldDoesNotSupersede,
     NothingSupersedes,
     ClaimClosesNothing,
@@ -72,8 +72,8 @@ impl Scenario {
         self.flaw != Some(flaw)
     }
 
-    /// Whether clients listen at one place, one after the other.
-    fn has_shared_places(&self) -> bool {
+    /// Whether clients listen at one endpoint, one after the other.
+    fn has_shared_endpoints(&self) -> bool {
         self.clients.iter().any(|asks| asks.follows.or(asks.beside).is_some())
     }
 }
@@ -94,7 +94,7 @@ mod promise {
     pub(super) const COMES_TO_AN_END: &str = "everything comes to an end";
 }
 
-impl State {
+impl World {
     /// Whether the daemon lives and has nothing left to do.
     fn is_quiet(&self) -> bool {
         let idle = |daemon: &world::Daemon| {
@@ -108,20 +108,20 @@ impl State {
 }
 
 impl Model for Scenario {
-    type State = State;
+    type State = World;
     type Action = Act;
 
-    fn init_states(&self) -> Vec<State> {
-        [State::first(self)].into()
+    fn init_states(&self) -> Vec<World> {
+        [World::first(self)].into()
     }
 
-    fn actions(&self, state: &State, acts: &mut Vec<Act>) {
+    fn actions(&self, state: &World, acts: &mut Vec<Act>) {
         state.outside(self, acts);
         state.requests(acts);
         state.orders(self, acts);
     }
 
-    fn next_state(&self, before: &State, act: Act) -> Option<State> {
+    fn next_state(&self, before: &World, act: Act) -> Option<World> {
         let mut state = before.clone();
         match act {
             Act::Begin(_)
@@ -153,16 +153,16 @@ impl Model for Scenario {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties: Vec<Property<Self>> = Vec::new();
-        let mut promise = |name, kept: fn(&Self, &State) -> bool| properties.push(Property::always(name, kept));
-        promise(promise::NO_FALSE_SUCCESS, |_, state| !state.seen.false_success);
-        promise(promise::ONE_KILL, |_, state| state.seen.killed.values().all(|killed| killed.len() <= 1));
-        promise(promise::ACTS_ONCE, |_, state| state.seen.acted.values().all(|&times| times <= 1));
-        promise(promise::OWN_ANSWER, |_, state| !state.seen.anothers_answer);
-        promise(promise::OWN_WORD, |_, state| !state.seen.anothers_word);
-        promise(promise::ONE_REPLY, |_, state| state.seen.replies.values().all(|&times| times <= 1));
-        promise(promise::NOT_DROPPED, |_, state| !state.seen.dropped);
-        promise(promise::STAYS_OFF, |_, state| !state.seen.risen);
-        promise(promise::COMES_BACK, |_, state| !(state.is_quiet() && state.seen.owed));
+        let mut promise = |name, kept: fn(&Self, &World) -> bool| properties.push(Property::always(name, kept));
+        promise(promise::NO_FALSE_SUCCESS, |_, state| !state.observed.false_success);
+        promise(promise::ONE_KILL, |_, state| state.observed.killed.values().all(|killed| killed.len() <= 1));
+        promise(promise::ACTS_ONCE, |_, state| state.observed.acted.values().all(|&times| times <= 1));
+        promise(promise::OWN_ANSWER, |_, state| !state.observed.anothers_answer);
+        promise(promise::OWN_WORD, |_, state| !state.observed.anothers_word);
+        promise(promise::ONE_REPLY, |_, state| state.observed.replies.values().all(|&times| times <= 1));
+        promise(promise::NOT_DROPPED, |_, state| !state.observed.dropped);
+        promise(promise::STAYS_OFF, |_, state| !state.observed.risen);
+        promise(promise::COMES_BACK, |_, state| !(state.is_quiet() && state.observed.owed));
         // Every step uses something up, so there are no circles: a state without a next one is an end.
         promise(promise::COMES_TO_AN_END, |scenario, state| {
             let mut acts = Vec::new();
@@ -176,23 +176,26 @@ impl Model for Scenario {
             let is_calm = scenario.troubles == Left::NONE && scenario.clients.iter().any(|asks| asks.denied);
             !is_calm || !acts.is_empty() || scenario.clients.iter().zip(&state.clients).all(answered)
         });
-        let mut possible = |name, seen: fn(&Self, &State) -> bool| properties.push(Property::sometimes(name, seen));
-        possible("somebody is told of success", |_, state| !state.seen.successes.is_empty());
+        let mut possible =
+            |name, observed: fn(&Self, &World) -> bool| properties.push(Property::sometimes(name, observed));
+        possible("somebody is told of success", |_, state| !state.observed.successes.is_empty());
         possible("somebody is told of failure", |scenario, state| {
-            scenario.troubles.faults == 0 || state.seen.replies.len() > state.seen.successes.len()
+            scenario.troubles.faults == 0 || state.observed.replies.len() > state.observed.successes.len()
         });
         possible("everybody is told of success", |scenario, state| {
             scenario.clients.iter().any(|asks| asks.follows.is_some() || asks.denied)
-                || state.seen.successes.len() == scenario.clients.len()
+                || state.observed.successes.len() == scenario.clients.len()
         });
-        possible("somebody asks at the same place before a claim", |scenario, state| {
-            !scenario.has_shared_places() || state.seen.superseded
+        possible("somebody asks at the same endpoint before a claim", |scenario, state| {
+            !scenario.has_shared_endpoints() || state.observed.superseded
         });
         possible("the next daemon starts what this one has killed", |scenario, state| {
-            scenario.troubles.crashes == 0 || !scenario.reboots() || (state.seen.inherited && state.seen.started)
+            scenario.troubles.crashes == 0
+                || !scenario.reboots()
+                || (state.observed.inherited && state.observed.started)
         });
         possible("a restart is given up, loudly", |scenario, state| {
-            scenario.troubles.faults < 2 || !scenario.reboots() || state.seen.gave_up
+            scenario.troubles.faults < 2 || !scenario.reboots() || state.observed.gave_up
         });
         properties
     }

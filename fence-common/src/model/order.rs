@@ -1,6 +1,6 @@
 //! What the daemon does to the domain: the steps of `act.rs`, `off.rs`, `kill.rs` and `restart.rs`, one after the other.
 
-use super::world::{Act, Daemon, How, Life, Number, Outcome, State, Step, Who};
+use super::world::{Act, Daemon, How, Life, Number, Outcome, Step, Who, World};
 use super::{Flaw, Scenario, Way};
 use crate::wire::Op;
 use alloc::vec::Vec;
@@ -43,7 +43,7 @@ pub(super) struct Plan {
     pub(super) started: bool,
 }
 
-impl State {
+impl World {
     /// Which steps orders and the restart can take.
     pub(super) fn orders(&self, scenario: &Scenario, acts: &mut Vec<Act>) {
         let Some(daemon) = &self.daemon else { return };
@@ -105,7 +105,7 @@ impl State {
 
     /// Begins to carry out a request.
     pub(super) fn begin_order(&mut self, number: Number, who: Who) {
-        *self.seen.acted.entry(who).or_default() += 1;
+        *self.observed.acted.entry(who).or_default() += 1;
         if let Some(daemon) = &mut self.daemon {
             daemon.orders.push(Order { number, who, instance: 0, step: At::Waiting });
         }
@@ -133,7 +133,7 @@ impl State {
                     How::Well => self.is_over(order.instance),
                     How::Fails | How::FailsLate => !scenario.works(Flaw::NoProof),
                 };
-                self.seen.owed |= proven && op == Op::Reboot;
+                self.observed.owed |= proven && op == Op::Reboot;
                 self.end(scenario, &order, op, proven);
                 None
             }
@@ -153,9 +153,9 @@ impl State {
                 daemon.pending = None;
                 self.record = None;
             }
-            self.seen.owed = false;
+            self.observed.owed = false;
         } else {
-            self.seen.kept_off = false;
+            self.observed.kept_off = false;
         }
         Some(At::Locked)
     }
@@ -206,7 +206,7 @@ impl State {
             // A pidfd means one instance; libvirt's destroy means whatever it finds.
             let meant = scenario.way == Way::Libvirt || self.instance == order.instance;
             if meant {
-                self.seen.killed.entry(order.who).or_default().insert(self.instance);
+                self.observed.killed.entry(order.who).or_default().insert(self.instance);
                 self.life = Life::Dying;
             }
         }
@@ -216,7 +216,7 @@ impl State {
             }
             return At::Asked;
         }
-        self.seen.owed |= op == Op::Reboot;
+        self.observed.owed |= op == Op::Reboot;
         At::Killed
     }
 
@@ -230,7 +230,7 @@ impl State {
                 self.record = None;
             }
         }
-        self.seen.kept_off |= op == Op::Off && success;
+        self.observed.kept_off |= op == Op::Off && success;
         let Some(daemon) = &mut self.daemon else { return };
         if op == Op::Reboot && killed && success {
             daemon.pending = Some(Plan { instance: order.instance, inherited: false, attempts: 0, started: false });
@@ -276,9 +276,9 @@ impl State {
     fn rise(&mut self) {
         self.instance += 1;
         self.life = Life::Alive;
-        self.seen.owed = false;
-        self.seen.started = true;
-        self.seen.risen |= self.seen.kept_off;
+        self.observed.owed = false;
+        self.observed.started = true;
+        self.observed.risen |= self.observed.kept_off;
     }
 
     fn drop_restart(&mut self) {
@@ -300,7 +300,7 @@ impl State {
             _ if plan.started => self.drop_restart(),
             // It was never killed.
             (Life::Alive | Life::Dying, _) if runs_on => {
-                self.seen.owed &= self.life == Life::Dying;
+                self.observed.owed &= self.life == Life::Dying;
                 self.drop_restart();
             }
             // Somebody else was faster.
@@ -315,7 +315,7 @@ impl State {
                 plan.attempts += 1;
                 if plan.attempts >= ATTEMPTS {
                     // Loud in the log.
-                    (self.seen.owed, self.seen.gave_up) = (false, true);
+                    (self.observed.owed, self.observed.gave_up) = (false, true);
                     self.drop_restart();
                 }
             }

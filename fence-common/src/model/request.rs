@@ -2,12 +2,12 @@
 
 use alloc::vec::Vec;
 
-use super::world::{Act, Asks, Client, Life, Number, Outcome, Place, State, Step, Task, Who};
+use super::world::{Act, Asks, Client, Endpoint, Life, Number, Outcome, Step, Task, Who, World};
 use super::{Flaw, Scenario};
 use crate::ledger::{NoClaim, Ticket};
 use crate::wire::Op;
 
-impl State {
+impl World {
     /// Which steps requests can take.
     pub(super) fn requests(&self, acts: &mut Vec<Act>) {
         let Some(daemon) = &self.daemon else { return };
@@ -40,7 +40,7 @@ impl State {
         let Some(daemon) = &mut self.daemon else { return };
         let Some(task) = daemon.tasks.get(&number).cloned() else { return };
         match (act, task.step.clone()) {
-            (Act::Connect(_), Step::Calling(ticket)) => self.connect(scenario, number, task.place, ticket),
+            (Act::Connect(_), Step::Calling(ticket)) => self.connect(scenario, number, task.endpoint, ticket),
             (Act::Overtaken(_), Step::Calling(ticket)) => self.forget(number, ticket),
             (Act::Overtaken(_), Step::Connected(ticket, peer)) => {
                 self.forget(number, ticket);
@@ -56,7 +56,7 @@ impl State {
                 self.go_on(number, Step::Read(ticket, peer, at));
             }
             (Act::Claim(_), Step::Read(ticket, peer, at)) if scenario.clients[task.who].denied => {
-                self.refuse(scenario, number, &task, ticket, (peer, at));
+                self.deny(scenario, number, &task, ticket, (peer, at));
             }
             (Act::Claim(_), Step::Read(ticket, peer, at)) if scenario.works(Flaw::ClaimAfterActing) => {
                 self.claim(scenario, number, &task, ticket, (peer, at));
@@ -79,8 +79,8 @@ impl State {
             (Act::Reply(_), Step::Refused(refusal, peer)) => {
                 let refused = Outcome { success: false, instance: self.instance };
                 let Some(daemon) = &mut self.daemon else { return };
-                let superseded = daemon.ledger.is_refusal_superseded(&refusal);
-                daemon.ledger.told(refusal);
+                let superseded = daemon.ledger.is_denial_superseded(&refusal);
+                daemon.ledger.close_denial(refusal);
                 daemon.tasks.remove(&number);
                 if superseded {
                     self.hang_up(scenario, number, &task, peer, true);
@@ -118,20 +118,20 @@ impl State {
     }
 
     /// Whoever listens there takes the connection, and has the key; or nobody does.
-    fn connect(&mut self, scenario: &Scenario, number: Number, place: Place, ticket: Ticket) {
+    fn connect(&mut self, scenario: &Scenario, number: Number, endpoint: Endpoint, ticket: Ticket) {
         let listens = |who: Who| {
-            let Asks { places, insists, .. } = scenario.clients[who];
+            let Asks { endpoints, insists, .. } = scenario.clients[who];
             let takes = match self.clients[who] {
                 Client::Asking { .. } => true,
                 Client::Talking(_) => insists,
                 Client::Unborn | Client::Done | Client::Gone => false,
             };
-            takes && places.contains(&place)
+            takes && endpoints.contains(&endpoint)
         };
         match (0..self.clients.len()).find(|&who| listens(who)) {
             Some(peer) => {
                 self.clients[peer] = Client::Talking(number);
-                if scenario.has_shared_places() {
+                if scenario.has_shared_endpoints() {
                     self.go_on(number, Step::Connected(ticket, peer));
                 } else {
                     self.authenticate(scenario, number, ticket, peer);
@@ -141,10 +141,10 @@ impl State {
         }
     }
 
-    /// What arrives from now on is later. Where nobody shares a place that makes no difference, and would only make more states.
+    /// What arrives from now on is later. Where nobody shares an endpoint that makes no difference, and would only make more states.
     fn authenticate(&mut self, scenario: &Scenario, number: Number, ticket: Ticket, peer: Who) {
         self.go_on(number, Step::Talking(ticket, peer, self.nanos()));
-        if scenario.has_shared_places() {
+        if scenario.has_shared_endpoints() {
             self.moment += 1;
         }
     }
@@ -156,23 +156,23 @@ impl State {
         let asked = scenario.works(Flaw::ClaimClosesNothing).then_some(at);
         match daemon.ledger.claim(nanos, ticket, asked) {
             Ok(claim) => {
-                self.seen.anothers_word |= task.who != peer;
+                self.observed.anothers_word |= task.who != peer;
                 self.go_on(number, Step::Claimed(claim, peer));
             }
             Err(reason) => {
                 daemon.tasks.remove(&number);
-                self.seen.superseded |= reason == NoClaim::Superseded;
+                self.observed.superseded |= reason == NoClaim::Superseded;
                 self.hang_up(scenario, number, task, peer, false);
             }
         }
     }
 
     /// The groups deny it.
-    fn refuse(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, (peer, at): (Who, u64)) {
+    fn deny(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, (peer, at): (Who, u64)) {
         let (nanos, instance) = (self.nanos(), self.instance);
         let Some(daemon) = &mut self.daemon else { return };
         let next = if scenario.works(Flaw::ClaimBeforePermission) {
-            daemon.ledger.refuse(ticket, Some(at)).map(|refusal| Step::Refused(refusal, peer))
+            daemon.ledger.deny(ticket, Some(at)).map(|refusal| Step::Refused(refusal, peer))
         } else {
             let refused = Outcome { success: false, instance };
             daemon.ledger.claim(nanos, ticket, Some(at)).map(|claim| Step::Ended(claim, peer, refused))
@@ -200,14 +200,14 @@ impl State {
 
     fn reply(&mut self, scenario: &Scenario, number: Number, task: &Task, peer: Who, outcome: Outcome) {
         let says_dead = outcome.success && scenario.clients[task.who].op != Op::On;
-        self.seen.false_success |= says_dead && self.life != Life::Dead && self.instance == outcome.instance;
-        *self.seen.replies.entry(task.who).or_default() += 1;
+        self.observed.false_success |= says_dead && self.life != Life::Dead && self.instance == outcome.instance;
+        *self.observed.replies.entry(task.who).or_default() += 1;
         if outcome.success {
-            self.seen.successes.insert(task.who);
+            self.observed.successes.insert(task.who);
         }
         if self.clients[peer] == Client::Talking(number) {
             self.clients[peer] = Client::Done;
-            self.seen.anothers_answer |= peer != task.who;
+            self.observed.anothers_answer |= peer != task.who;
         }
     }
 }

@@ -14,34 +14,34 @@ use super::{Flaw, Scenario, Way, promise};
 use crate::wire::Op;
 
 /// A stock client.
-const fn asks(op: Op, places: &'static [u8]) -> Asks {
-    Asks { op, places, follows: None, beside: None, insists: false, copies: None, denied: false }
+const fn asks(op: Op, endpoints: &'static [u8]) -> Asks {
+    Asks { op, endpoints, follows: None, beside: None, insists: false, copies: None, denied: false }
 }
 
-/// One that takes the first one's place.
+/// One that takes the first one's endpoint.
 const fn then(op: Op) -> Asks {
     Asks { follows: Some(0), ..asks(op, &[1]) }
 }
 
 /// One that asks while the first one waits for its answer.
-const fn beside(op: Op, places: &'static [u8]) -> Asks {
-    Asks { beside: Some(0), ..asks(op, places) }
+const fn beside(op: Op, endpoints: &'static [u8]) -> Asks {
+    Asks { beside: Some(0), ..asks(op, endpoints) }
 }
 
 /// One client with two addresses.
 const TWO_ADDRESSES: &[Asks] = &[asks(Op::Reboot, &[1, 2])];
 /// The same, if it were no stock client.
 const INSISTENT: &[Asks] = &[Asks { insists: true, ..asks(Op::Reboot, &[1, 2]) }];
-/// Two clients at one place, one after the other, and both mean the same domain.
-const ONE_PLACE: &[Asks] = &[asks(Op::Reboot, &[1]), then(Op::Off)];
-const ONE_PLACE_ON: &[Asks] = &[asks(Op::Off, &[1]), then(Op::On)];
+/// Two clients at one endpoint, one after the other, and both mean the same domain.
+const ONE_ENDPOINT: &[Asks] = &[asks(Op::Reboot, &[1]), then(Op::Off)];
+const ONE_ENDPOINT_ON: &[Asks] = &[asks(Op::Off, &[1]), then(Op::On)];
 /// Two clients of one guest that run at the same time.
 const AT_ONCE: &[Asks] = &[asks(Op::Reboot, &[1]), beside(Op::Off, &[1])];
 const AT_ONCE_ON: &[Asks] = &[asks(Op::Off, &[1]), beside(Op::On, &[1])];
 /// The same, and the guest has two addresses.
 const AT_ONCE_TWICE: &[Asks] = &[asks(Op::Off, &[1, 2]), beside(Op::On, &[1, 2])];
-/// Two clients, each at its own place.
-const TWO_PLACES: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
+/// Two clients, each at its own endpoint.
+const TWO_ENDPOINTS: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
 const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[1]), asks(Op::On, &[2])];
 
 /// A client, and somebody with the key who sends the same request for an address that may not.
@@ -109,9 +109,9 @@ fn a_client_that_insists() {
 #[test]
 fn two_clients_at_one_place() {
     let troubles = Left { crashes: 1, faults: 1, ..CALM };
-    check("one place, direct", scenario(ONE_PLACE, Way::Direct, troubles));
-    check("one place, libvirt", scenario(ONE_PLACE, Way::Libvirt, troubles));
-    check("one place, off and on", scenario(ONE_PLACE_ON, Way::Direct, troubles));
+    check("one endpoint, direct", scenario(ONE_ENDPOINT, Way::Direct, troubles));
+    check("one endpoint, libvirt", scenario(ONE_ENDPOINT, Way::Libvirt, troubles));
+    check("one endpoint, off and on", scenario(ONE_ENDPOINT_ON, Way::Direct, troubles));
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn two_clients_of_one_guest_at_once() {
 /// peer must not take it for the answer to what it has asked.
 #[test]
 fn what_is_read_late_lets_nobody_have_anothers_answer() {
-    let late = scenario(ONE_PLACE, Way::Direct, Left { late: 1, ..CALM });
+    let late = scenario(ONE_ENDPOINT, Way::Direct, Left { late: 1, ..CALM });
     keeps("read late", promise::OWN_ANSWER, late.clone());
     keeps("read late, at once", promise::OWN_ANSWER, Scenario { clients: AT_ONCE, ..late.clone() });
     for flaw in [Flaw::ClaimClosesAll, Flaw::OutdatedIsServed] {
@@ -138,9 +138,9 @@ fn what_is_read_late_lets_nobody_have_anothers_answer() {
 #[test]
 fn two_clients_at_two_places() {
     let troubles = Left { crashes: 1, faults: 1, ..CALM };
-    check("two places, direct", scenario(TWO_PLACES, Way::Direct, troubles));
-    check("two places, libvirt", scenario(TWO_PLACES, Way::Libvirt, troubles));
-    check("two places, off and on", scenario(OFF_AND_ON, Way::Direct, troubles));
+    check("two endpoints, direct", scenario(TWO_ENDPOINTS, Way::Direct, troubles));
+    check("two endpoints, libvirt", scenario(TWO_ENDPOINTS, Way::Libvirt, troubles));
+    check("two endpoints, off and on", scenario(OFF_AND_ON, Way::Direct, troubles));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn somebody_whom_the_groups_deny_sends_a_copy() {
 #[test]
 fn somebody_without_the_key_repeats_what_was_heard() {
     let troubles = Left { replays: 1, ticks: 1, ..CALM };
-    check("replays", scenario(ONE_PLACE, Way::Direct, troubles));
+    check("replays", scenario(ONE_ENDPOINT, Way::Direct, troubles));
 }
 
 #[test]
@@ -165,21 +165,21 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
         (Flaw::ClaimBeforePermission, promise::NOT_IN_THE_WAY, scenario(DENIED_COPY, Way::Direct, CALM)),
         (Flaw::NoClaimsFile, promise::ACTS_ONCE, scenario(INSISTENT, Way::Direct, crash)),
         (
-            Flaw::NoReplayMemory,
+            Flaw::NoReplayCache,
             promise::ONE_KILL,
-            scenario(ONE_PLACE, Way::Direct, Left { replays: 1, ticks: 2, ..CALM }),
+            scenario(ONE_ENDPOINT, Way::Direct, Left { replays: 1, ticks: 2, ..CALM }),
         ),
-        (Flaw::OldDoesNotSupersede, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, wait)),
-        (Flaw::NothingSupersedes, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, CALM)),
+        (Flaw::OldDoesNotSupersede, promise::OWN_ANSWER, scenario(ONE_ENDPOINT, Way::Direct, wait)),
+        (Flaw::NothingSupersedes, promise::OWN_ANSWER, scenario(ONE_ENDPOINT, Way::Direct, CALM)),
         (Flaw::NothingSupersedes, promise::OWN_WORD, scenario(AT_ONCE, Way::Direct, CALM)),
         (Flaw::ClaimClosesNothing, promise::NOT_DROPPED, scenario(AT_ONCE, Way::Direct, CALM)),
-        (Flaw::NothingReadBeforeClaim, promise::OWN_WORD, scenario(ONE_PLACE, Way::Direct, CALM)),
-        (Flaw::NothingRead, promise::OWN_ANSWER, scenario(ONE_PLACE, Way::Direct, CALM)),
+        (Flaw::NothingReadBeforeClaim, promise::OWN_WORD, scenario(ONE_ENDPOINT, Way::Direct, CALM)),
+        (Flaw::NothingRead, promise::OWN_ANSWER, scenario(ONE_ENDPOINT, Way::Direct, CALM)),
         (Flaw::NoProof, promise::NO_FALSE_SUCCESS, scenario(TWO_ADDRESSES, Way::Direct, CALM)),
         (Flaw::NoProof, promise::NO_FALSE_SUCCESS, scenario(TWO_ADDRESSES, Way::Libvirt, Left { faults: 2, ..CALM })),
         (Flaw::NoRecord, promise::COMES_BACK, scenario(TWO_ADDRESSES, Way::Direct, crash)),
         (Flaw::DyingCountsAsAlive, promise::COMES_BACK, scenario(TWO_ADDRESSES, Way::Direct, crash)),
-        (Flaw::OffLeavesRestart, promise::STAYS_OFF, scenario(TWO_PLACES, Way::Direct, fault)),
+        (Flaw::OffLeavesRestart, promise::STAYS_OFF, scenario(TWO_ENDPOINTS, Way::Direct, fault)),
         (Flaw::LockReleasedEarly, promise::ONE_KILL, scenario(OFF_AND_ON, Way::Direct, CALM)),
     ] {
         let steps = breaks(Some(flaw), promise, scenario);
@@ -197,10 +197,10 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
 #[test]
 fn a_datagram_repeated_after_a_crash_does_nothing_unless_it_was_lost() {
     let troubles = Left { crashes: 1, replays: 1, ..CALM };
-    let lossless = Scenario { repeats_lost: false, ..scenario(ONE_PLACE, Way::Direct, troubles) };
-    let steps = breaks(Some(Flaw::NoSeenFile), promise::OWN_WORD, lossless.clone());
-    let _ = writeln!(std::io::stdout(), "model: NoSeenFile: {}", steps.join(" "));
+    let lossless = Scenario { repeats_lost: false, ..scenario(ONE_ENDPOINT, Way::Direct, troubles) };
+    let steps = breaks(Some(Flaw::NoReplayCacheFile), promise::OWN_WORD, lossless.clone());
+    let _ = writeln!(std::io::stdout(), "model: NoReplayCacheFile: {}", steps.join(" "));
     check("replays after a crash", lossless);
-    let steps = breaks(None, promise::OWN_WORD, scenario(ONE_PLACE, Way::Direct, troubles));
+    let steps = breaks(None, promise::OWN_WORD, scenario(ONE_ENDPOINT, Way::Direct, troubles));
     let _ = writeln!(std::io::stdout(), "model: the documented limit: {}", steps.join(" "));
 }

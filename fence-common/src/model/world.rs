@@ -3,8 +3,8 @@
 use super::Scenario;
 use super::intake::Datagram;
 use super::order::{Order, Plan};
-use crate::ledger::{Claim, Ledger, Refusal, RequestId, Ticket};
-use crate::replay::Replays;
+use crate::ledger::{Claim, Denial, Ledger, RequestId, Ticket};
+use crate::replay_cache::ReplayCache;
 use crate::wire::Op;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 /// A client, and the one request that it makes.
 pub(super) type Who = usize;
 /// A call-back address and port.
-pub(super) type Place = u8;
+pub(super) type Endpoint = u8;
 /// A request that the daemon serves.
 pub(super) type Number = u8;
 
@@ -24,10 +24,10 @@ const TICK: u64 = 6_000_000_000;
 pub(super) struct Asks {
     pub(super) op: Op,
     /// Where it listens; a datagram names each of them.
-    pub(super) places: &'static [Place],
-    /// Whose place it takes: it begins when that one is over.
+    pub(super) endpoints: &'static [Endpoint],
+    /// Whose endpoint it takes: it begins when that one is over.
     pub(super) follows: Option<Who>,
-    /// Whose place it shares: it begins when that one has taken its call-back, or is over.
+    /// Whose endpoint it shares: it begins when that one has taken its call-back, or is over.
     pub(super) beside: Option<Who>,
     /// It takes every call-back, and asks on when a connection is lost: no stock client does.
     pub(super) insists: bool,
@@ -79,7 +79,7 @@ pub(super) enum Step {
     /// What had arrived by then was taken in.
     Read(Ticket, Who, u64),
     Claimed(Claim, Who),
-    Refused(Refusal, Who),
+    Refused(Denial, Who),
     Acting(Claim, Who),
     /// Only where the model is broken: it acts and has no claim.
     Unclaimed(Ticket, Who, u64),
@@ -92,7 +92,7 @@ pub(super) enum Step {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Task {
     pub(super) who: Who,
-    pub(super) place: Place,
+    pub(super) endpoint: Endpoint,
     pub(super) step: Step,
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Task {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Daemon {
     pub(super) ledger: Ledger,
-    pub(super) replays: Replays,
+    pub(super) replay_cache: ReplayCache,
     pub(super) tasks: BTreeMap<Number, Task>,
     pub(super) next: Number,
     pub(super) orders: Vec<Order>,
@@ -136,7 +136,7 @@ impl Left {
 
 /// What the properties are about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Seen {
+pub(super) struct Observed {
     /// How often each request was begun to be carried out.
     pub(super) acted: BTreeMap<Who, u8>,
     /// Which instances each request has killed.
@@ -162,7 +162,7 @@ pub(super) struct Seen {
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct State {
+pub(super) struct World {
     pub(super) now: u8,
     /// What tells times of one tick apart: it goes on with each authentication, and with each datagram where they may be read in another order.
     pub(super) moment: u8,
@@ -179,7 +179,7 @@ pub(super) struct State {
     /// The file of claims.
     pub(super) claims: Vec<RequestId>,
     /// The file of datagrams, while there is no daemon.
-    pub(super) written: Replays,
+    pub(super) written: ReplayCache,
     /// The record of a restart: the instance that was to be killed.
     pub(super) record: Option<u8>,
     pub(super) instance: u8,
@@ -187,7 +187,7 @@ pub(super) struct State {
     /// libvirt's destroy beside a kill, for whose request.
     pub(super) destroy: Option<(Who, Number)>,
     pub(super) left: Left,
-    pub(super) seen: Seen,
+    pub(super) observed: Observed,
 }
 
 /// One thing that happens.
@@ -195,7 +195,7 @@ pub(super) struct State {
 pub(super) enum Act {
     /// A client begins to listen and sends its datagrams.
     Begin(Who),
-    SendAgain(Who, Place),
+    SendAgain(Who, Endpoint),
     Die(Who),
     /// Somebody without the key sends what was heard.
     Replay(Datagram),
@@ -208,7 +208,7 @@ pub(super) enum Act {
     Take,
     Connect(Number),
     Authenticate(Number),
-    /// The call-back ends because something newer came from its place.
+    /// The call-back ends because something newer came from its endpoint.
     Overtaken(Number),
     Read(Number),
     Claim(Number),
@@ -237,7 +237,7 @@ pub(super) enum How {
     FailsLate,
 }
 
-impl State {
+impl World {
     pub(super) fn first(scenario: &Scenario) -> Self {
         Self {
             now: 0,
@@ -249,13 +249,13 @@ impl State {
             taken: BTreeSet::new(),
             daemon: Some(Daemon::default()),
             claims: Vec::new(),
-            written: Replays::default(),
+            written: ReplayCache::default(),
             record: None,
             instance: 1,
             life: Life::Alive,
             destroy: None,
             left: scenario.troubles,
-            seen: Seen::default(),
+            observed: Observed::default(),
         }
     }
 
@@ -269,13 +269,13 @@ impl State {
             match self.clients[who] {
                 Client::Unborn => {
                     let over = |before: Who| matches!(self.clients[before], Client::Done | Client::Gone);
-                    let is_free = |place: Who| over(place) || self.clients[place].talks();
+                    let is_free = |endpoint: Who| over(endpoint) || self.clients[endpoint].talks();
                     if asks.follows.is_none_or(over) && asks.beside.is_none_or(is_free) {
                         acts.push(Act::Begin(who));
                     }
                 }
                 Client::Asking { sent_again } if sent_again < scenario.sends_again => {
-                    acts.extend(asks.places.iter().map(|&place| Act::SendAgain(who, place)));
+                    acts.extend(asks.endpoints.iter().map(|&endpoint| Act::SendAgain(who, endpoint)));
                 }
                 Client::Asking { .. } | Client::Talking(_) | Client::Done | Client::Gone => {}
             }
@@ -315,15 +315,15 @@ impl State {
         match act {
             Act::Begin(who) => {
                 self.clients[who] = Client::Asking { sent_again: 0 };
-                for &place in scenario.clients[who].places {
-                    self.send(scenario, Datagram { who, place, copy: 0, sent: self.now });
+                for &endpoint in scenario.clients[who].endpoints {
+                    self.send(scenario, Datagram { who, endpoint, copy: 0, sent: self.now });
                 }
             }
-            Act::SendAgain(who, place) => {
+            Act::SendAgain(who, endpoint) => {
                 let Client::Asking { sent_again } = self.clients[who] else { return };
                 let copy = sent_again + 1;
                 self.clients[who] = Client::Asking { sent_again: copy };
-                self.send(scenario, Datagram { who, place, copy, sent: self.now });
+                self.send(scenario, Datagram { who, endpoint, copy, sent: self.now });
             }
             Act::Die(who) => self.clients[who] = Client::Gone,
             Act::Replay(datagram) => {
@@ -343,7 +343,7 @@ impl State {
             Act::Destroyed => {
                 if let Some((who, number)) = self.destroy.take() {
                     if self.life == Life::Alive {
-                        self.seen.killed.entry(who).or_default().insert(self.instance);
+                        self.observed.killed.entry(who).or_default().insert(self.instance);
                     }
                     self.life = Life::Dead;
                     self.unlock(number);
@@ -362,7 +362,7 @@ impl State {
     fn crash(&mut self, scenario: &Scenario) {
         self.left.crashes -= 1;
         // Each datagram is written down before anything is done about it.
-        self.written = self.daemon.take().map(|daemon| daemon.replays).unwrap_or_default();
+        self.written = self.daemon.take().map(|daemon| daemon.replay_cache).unwrap_or_default();
         self.queue.clear();
         self.late = None;
         self.destroy = None;
@@ -377,8 +377,8 @@ impl State {
     fn start(&mut self, scenario: &Scenario) {
         let mut daemon = Daemon::default();
         let written = core::mem::take(&mut self.written);
-        if scenario.works(super::Flaw::NoSeenFile) {
-            daemon.replays = written;
+        if scenario.works(super::Flaw::NoReplayCacheFile) {
+            daemon.replay_cache = written;
         }
         if scenario.works(super::Flaw::NoClaimsFile) {
             for id in &self.claims {
@@ -386,7 +386,7 @@ impl State {
             }
         }
         daemon.pending = self.record.map(|instance| Plan { instance, inherited: true, attempts: 0, started: false });
-        self.seen.inherited |= daemon.pending.is_some();
+        self.observed.inherited |= daemon.pending.is_some();
         self.daemon = Some(daemon);
     }
 
@@ -398,7 +398,7 @@ impl State {
             let others = scenario.clients.iter().zip(&self.clients).filter(|(asks, _)| asks.beside == Some(peer));
             let in_doubt = !claimed && others.into_iter().any(|(_, other)| *other != Client::Unborn);
             let waits = !scenario.clients[peer].insists && !scenario.clients[peer].denied;
-            self.seen.dropped |= task.who == peer && waits && !in_doubt;
+            self.observed.dropped |= task.who == peer && waits && !in_doubt;
         }
     }
 }

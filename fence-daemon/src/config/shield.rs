@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fence_common::shield::{Limit, Limits};
+use fence_common::rate_limit::{Limit, Limits};
 
 use super::error::Mistake;
 use super::raw::clip;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fence_common::admit::Rules;
 use fence_common::boundary::Listener as Listening;
-use fence_common::shield::Limits;
+use fence_common::rate_limit::Limits;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 

@@ -14,7 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
-use fence_common::shield::{FAILED_MAX, SEEN_MAX, TRUSTED_MAX};
+use fence_common::rate_limit::{FAILED_MAX, REPLAY_CACHE_MAX, TRUSTED_MAX};
 
 use self::memory::Heart;
 use super::interface::Interface;
@@ -161,7 +161,8 @@ impl KernelProgram {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         let cpus = aya::util::nr_cpus().unwrap_or(CPUS_MAX);
-        for (name, most) in [(name::TRUSTED, TRUSTED_MAX), (name::FAILED, FAILED_MAX), (name::SEEN, SEEN_MAX)] {
+        for (name, most) in [(name::TRUSTED, TRUSTED_MAX), (name::FAILED, FAILED_MAX), (name::REPLAY, REPLAY_CACHE_MAX)]
+        {
             loader.map_max_entries(name, entries(most, cpus));
         }
         let ebpf = loader
@@ -364,7 +365,7 @@ impl Loading {
     fn finish(self) -> Result<KernelProgram, Error> {
         let counters = handle(&self.0, name::COUNTERS)?;
         let ring = Some((handle(&self.0, name::REQUESTS)?, handle(&self.0, name::HEARTBEAT)?));
-        let memory = Some((handle(&self.0, name::SEEN)?, handle(&self.0, name::TRUSTED)?));
+        let memory = Some((handle(&self.0, name::REPLAY)?, handle(&self.0, name::TRUSTED)?));
         let keys = Some(handle(&self.0, name::KEYS)?);
         Ok(KernelProgram { object: self.0, counters, ring, memory, keys, links: BTreeMap::new() })
     }
@@ -404,7 +405,7 @@ pub struct Ring {
 
 impl Ring {
     /// Tells the program that this ring buffer is read, at this time on the monotonic clock. When it has not been told for
-    /// [`STALE_AFTER_NS`](fence_common::shield::STALE_AFTER_NS) it passes what it would have put in.
+    /// [`STALE_AFTER_NS`](fence_common::rate_limit::STALE_AFTER_NS) it passes what it would have put in.
     pub fn beat(&mut self, now: Moment) {
         self.heart.beat(now.nanos());
     }

@@ -18,9 +18,9 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
 use fence_common::key::Key;
-use fence_common::ledger::{Place, RequestId};
-use fence_common::replay::Mark;
-use fence_common::shield::Sender;
+use fence_common::ledger::{Endpoint, RequestId};
+use fence_common::rate_limit::Sender;
+use fence_common::replay_cache::DatagramId;
 use fence_common::wire::{Op, Request};
 
 use crate::clock::Moment;
@@ -52,7 +52,7 @@ impl fmt::Display for Via {
 pub struct Verified {
     op: Op,
     id: RequestId,
-    mark: Option<Mark>,
+    datagram_id: Option<DatagramId>,
     sender: Option<Sender>,
     key: Option<Arc<Key>>,
     owner: KeyOwner,
@@ -82,7 +82,7 @@ impl Verified {
         Some(Self {
             op,
             id: RequestId::of(op, request),
-            mark: Mark::of(request).copied(),
+            datagram_id: DatagramId::of(request).copied(),
             sender: None,
             key,
             owner: KeyOwner::EVERYBODY,
@@ -144,8 +144,8 @@ impl Verified {
 
     /// What tells the datagram from its other copies; `None` if nothing does.
     #[must_use]
-    pub fn mark(&self) -> Option<Mark> {
-        self.mark
+    pub fn datagram_id(&self) -> Option<DatagramId> {
+        self.datagram_id
     }
 
     /// Who sent it, as the kernel program's shield knows him.
@@ -187,8 +187,8 @@ impl Verified {
     /// Where the callback goes to, with the interface that it leaves by: the one that the request came by, if a route leads
     /// back over it.
     #[must_use]
-    pub fn place(&self) -> Place {
-        Place { caller: self.caller, interface: self.interface }
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint { address: self.caller, interface: self.interface }
     }
 
     /// How it came in.

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use fence_common::admit::{Rules, admit};
 use fence_common::key::Key;
-use fence_common::records::Records;
-use fence_common::refused::{REFUSED_MAX, Refused};
-use fence_common::replay::Mark;
-use fence_common::shield::{self, Admission, Failed, Limits, Memory, Room, Sender, Strangers, Trusted, Visit};
+use fence_common::memory_store::MemoryStore;
+use fence_common::rate_limit::{self, Admission, Check, Failed, Limits, Room, Sender, Store, Strangers, Trusted};
+use fence_common::rejected::{REJECTED_MAX, Rejected};
+use fence_common::replay_cache::DatagramId;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
 use nix::libc;
@@ -110,11 +110,11 @@ pub struct RequestSocket {
     rules: Rules,
     keys: Keyring,
     limits: Limits,
-    senders: Mutex<Records>,
+    senders: Mutex<MemoryStore>,
     seen: Arc<Seen>,
     groups: Groups,
     counters: Mutex<Counters>,
-    refused: Mutex<[Refused; REFUSED_MAX]>,
+    refused: Mutex<[Rejected; REJECTED_MAX]>,
     complaints: LogLimit,
 }
 
@@ -257,7 +257,7 @@ impl RequestSocket {
             Err(verdict) => *verdict,
         };
         self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
-        if verdict.is_of_the_form() {
+        if verdict.is_form_rejection() {
             self.refuse(&Sender::new(&datagram.source.into(), [0; 6]), verdict, datagram.arrived);
         }
         judged
@@ -272,7 +272,7 @@ impl RequestSocket {
     }
 
     fn refuse(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {
-        let place = usize::try_from(Refused::place(sender, verdict)).unwrap_or_default();
+        let place = usize::try_from(Rejected::index(sender, verdict)).unwrap_or_default();
         let mut places = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = places.get_mut(place) {
             place.note(sender, verdict, arrived.nanos());
@@ -298,33 +298,33 @@ impl RequestSocket {
         let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
         admit(&request, &source.into(), &self.rules)?;
         // Without a digest, which is admitted where the configuration says `none`, nothing is known of its sender.
-        let Some(mark) = Mark::of(&request) else {
+        let Some(datagram_id) = DatagramId::of(&request) else {
             return Ok((request, self.keys.current().first().cloned(), KeyOwner::EVERYBODY));
         };
         let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut memory = Known { senders: &mut senders, seen: &self.seen };
         let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
-        let mut visit = Visit { memory: &mut memory, sender: &sender, mark, limits, now };
-        visit.before_digest()?;
+        let mut check = Check { memory: &mut memory, sender: &sender, datagram_id, limits, now };
+        check.before_digest()?;
         // A key that does not count for this address is a wrong key.
         let may_ask = |owner, ip: IpAddr| policy::may_ask(&self.groups, owner, ip.to_canonical());
         let counts = |owner| request.callback_ip().is_some_and(|ip| may_ask(owner, ip));
         let Some((key, owner)) = self.keys.verify(&request).filter(|(_, owner)| counts(*owner)) else {
-            visit.after_failure();
+            check.after_failure();
             return Err(Verdict::Digest);
         };
-        shield::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
+        rate_limit::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
         Ok((request, Some(key), owner))
     }
 }
 
 /// What is known at the socket: of senders by itself, of datagrams what came either way.
 struct Known<'k> {
-    senders: &'k mut Records,
+    senders: &'k mut MemoryStore,
     seen: &'k Seen,
 }
 
-impl Memory for Known<'_> {
+impl Store for Known<'_> {
     fn is_trusted(&mut self, sender: &Sender) -> bool {
         self.senders.is_trusted(sender)
     }
@@ -349,12 +349,12 @@ impl Memory for Known<'_> {
         self.senders.fail(sender, failed);
     }
 
-    fn accepted(&mut self, mark: &Mark) -> Option<u64> {
-        self.seen.accepted_at(mark)
+    fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64> {
+        self.seen.accepted_at(datagram_id)
     }
 
     /// The pipeline notes it, whichever way it came.
-    fn remember(&mut self, _: &Mark, _: u64, _: bool) -> bool {
+    fn remember(&mut self, _: &DatagramId, _: u64, _: bool) -> bool {
         true
     }
 }
@@ -414,7 +414,7 @@ mod tests {
     use crate::config::Group;
     use crate::keyring::GroupKey;
     use fence_common::hash::HashKind;
-    use fence_common::shield::Limit;
+    use fence_common::rate_limit::Limit;
     use fence_common::wire::{FAMILY_V4, Op};
     use zerocopy::{FromZeros, IntoBytes};
 
@@ -518,7 +518,7 @@ mod tests {
         let judge = |request: &Request| socket.judge(request.as_bytes(), [127, 0, 0, 1].into()).map(|_| ());
         assert_eq!(judge(&signed(1)), Ok(()));
         // As the pipeline does it; and the other way in may have done so, too.
-        assert!(seen.is_new(*Mark::of(&signed(1)).unwrap(), None, false));
+        assert!(seen.is_new(*DatagramId::of(&signed(1)).unwrap(), None, false));
         assert_eq!(judge(&signed(1)), Err(Verdict::Replay));
         assert_eq!(judge(&signed(2)), Ok(()));
         assert_eq!(judge(&signed(3)), Ok(()));
@@ -554,7 +554,7 @@ mod tests {
         send(request().as_bytes(), SocketAddr::new(GROUP, 11_238));
         let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
         // As the pipeline does it.
-        assert!(seen.is_new(verified.mark().unwrap(), verified.sender(), false));
+        assert!(seen.is_new(verified.datagram_id().unwrap(), verified.sender(), false));
         drop((socket, seen));
         let (socket, _seen) = daemon(11_239);
         for n in 2..9_u8 {

@@ -91,7 +91,7 @@ pub fn cause(verdict: Verdict) -> Option<&'static str> {
         | Verdict::Fragment
         | Verdict::Extension
         | Verdict::Malformed
-        | Verdict::Joined
+        | Verdict::Gso
         | Verdict::Martian
         | Verdict::ForeignVlan
         | Verdict::Length

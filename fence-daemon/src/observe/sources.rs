@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fence_common::refused::Refused;
+use fence_common::rejected::Rejected;
 use fence_common::verdict::Verdict;
 
 use crate::clock::Moment;
@@ -50,7 +50,7 @@ pub type RefusedProvider = Box<dyn Fn() -> Vec<RefusedView> + Send + Sync>;
 impl RefusedView {
     /// Reads a place; `None` if nobody has it.
     #[must_use]
-    pub fn of(place: &Refused) -> Option<Self> {
+    pub fn of(place: &Rejected) -> Option<Self> {
         let sender = place.sender();
         Some(Self {
             verdict: place.verdict()?,
@@ -97,6 +97,6 @@ mod tests {
         let weak = RefusedView { verdict: Verdict::HashWeak, last_seen: Moment::from_ktime(7), ..one.clone() };
         let sum = RefusedView { count: 5, ..other.clone() };
         assert_eq!(RefusedView::together([one, weak.clone(), other]), [sum, weak]);
-        assert_eq!(RefusedView::of(&Refused::default()), None);
+        assert_eq!(RefusedView::of(&Rejected::default()), None);
     }
 }

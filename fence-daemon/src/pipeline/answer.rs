@@ -134,7 +134,7 @@ impl Shared {
 
     async fn carry_out(&self, order: Authorized, request: &Verified, deadline: &Deadline) -> Answer {
         let asker =
-            Asker { caller: request.caller(), interface: request.place().interface, arrived: request.arrived() };
+            Asker { caller: request.caller(), interface: request.endpoint().interface, arrived: request.arrived() };
         if deadline.by() <= Instant::now() {
             return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
         }

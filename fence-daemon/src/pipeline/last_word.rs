@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fence_common::ledger::{Claim, Refusal};
+use fence_common::ledger::{Claim, Denial};
 use tracing::{info, warn};
 
 use super::answer::{Answer, Tone};
@@ -19,7 +19,7 @@ use crate::observe::steps::Steps;
 #[derive(Debug)]
 pub(super) enum Held {
     Claim(Claim),
-    Refusal(Refusal),
+    Denial(Denial),
     /// There is no room for another claim.
     Nothing,
 }
@@ -38,7 +38,7 @@ impl Shared {
         self.backlog.read().await;
         let superseded = match &held {
             Held::Claim(claim) => self.ledger().is_claim_superseded(claim),
-            Held::Refusal(refusal) => self.ledger().is_refusal_superseded(refusal),
+            Held::Denial(denial) => self.ledger().is_denial_superseded(denial),
             Held::Nothing => false,
         };
         fault::point(Point::BeforeReply);
@@ -47,7 +47,7 @@ impl Shared {
         let now = Moment::now();
         match held {
             Held::Claim(claim) => self.ledger().answered(now.nanos(), claim),
-            Held::Refusal(refusal) => self.ledger().told(refusal),
+            Held::Denial(denial) => self.ledger().close_denial(denial),
             Held::Nothing => {}
         }
         steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);

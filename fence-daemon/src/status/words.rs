@@ -95,7 +95,7 @@ fn told(verdict: Verdict) -> &'static str {
         Verdict::Fragment => "in fragments: went to the socket",
         Verdict::Extension => "with IPv6 extension headers: went to the socket",
         Verdict::Malformed => "lengths that contradict each other: left to the network stack",
-        Verdict::Joined => "several datagrams in one frame: went to the socket",
+        Verdict::Gso => "several datagrams in one frame: went to the socket",
         Verdict::Martian => "from an address that nobody sends from: left to the network stack",
         Verdict::ForeignVlan => "wrong, but of another VLAN, where another key may be right: left alone",
         Verdict::Length => "not 176 bytes long: no request of fence_xvm",

@@ -7,7 +7,7 @@ use fence_common::admit::Rules;
 use fence_common::boundary::Listener;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
-use fence_common::shield::Limits;
+use fence_common::rate_limit::Limits;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 use fence_daemon::intake::kernel::KernelProgram;
 

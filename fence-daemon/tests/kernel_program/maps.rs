@@ -1,6 +1,6 @@
 //! The program's maps hold what they promise, on any number of CPUs.
 
-use fence_common::shield::{Sender, TRUSTED_MAX};
+use fence_common::rate_limit::{Sender, TRUSTED_MAX};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 

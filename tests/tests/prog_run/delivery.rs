@@ -3,7 +3,7 @@
 use fence_common::admit::Source;
 use fence_common::boundary::{ABI_VERSION, Event, KEY_SLOT_ACTIVE, RING_BYTES};
 use fence_common::hash::HashKind;
-use fence_common::shield::Limits;
+use fence_common::rate_limit::Limits;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
 use zerocopy::{IntoBytes as _, little_endian};

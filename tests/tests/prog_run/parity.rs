@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use fence_common::boundary::Config;
 use fence_common::hash::HashKind;
-use fence_common::shield::{Limit, Limits};
+use fence_common::rate_limit::{Limit, Limits};
 use fence_common::verdict::Verdict;
 use fence_common::wire::Request;
 use proptest::prelude::*;

@@ -12,9 +12,9 @@ use fence_common::digest::PreparedKey;
 use fence_common::frame::judge;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
-use fence_common::records::Records;
-use fence_common::replay::Mark;
-use fence_common::shield::{Failed, Limits, Sender, Strangers, Trusted};
+use fence_common::memory_store::MemoryStore;
+use fence_common::rate_limit::{Failed, Limits, Sender, Strangers, Trusted};
+use fence_common::replay_cache::DatagramId;
 use fence_common::verdict::{Action, Counters, Verdict};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, Request};
 use fence_lab::loaded::{self, XDP_DROP, XDP_PASS};
@@ -101,7 +101,7 @@ pub(crate) struct Program {
     config: Config,
     keys: [Option<PreparedKey>; KEY_SLOTS],
     /// What user space knows of senders and datagrams.
-    records: RefCell<Records>,
+    records: RefCell<MemoryStore>,
 }
 
 impl Program {
@@ -181,7 +181,7 @@ impl Program {
 
     /// Forgets what is known of all senders.
     pub(crate) fn forget(&mut self) {
-        *self.records.borrow_mut() = Records::default();
+        *self.records.borrow_mut() = MemoryStore::default();
         let known = self.senders();
         let map = self.ebpf.map_mut(name::TRUSTED).expect("the map");
         let mut map = HashMap::<_, [u8; size_of::<Sender>()], [u64; 5]>::try_from(map).expect("its layout");
@@ -199,11 +199,11 @@ impl Program {
 
     /// When a datagram was accepted, for the program and user space.
     pub(crate) fn set_accepted(&mut self, request: &Request, at: u64) {
-        let mark = Mark::of(request).expect("a digest");
-        let map = self.ebpf.map_mut(name::SEEN).expect("the map");
-        let mut map = HashMap::<_, [u8; size_of::<Mark>()], u64>::try_from(map).expect("its layout");
-        map.insert(mark.digest, at, 0).expect("a write");
-        self.records.borrow_mut().replays.note(*mark, at);
+        let datagram_id = DatagramId::of(request).expect("a digest");
+        let map = self.ebpf.map_mut(name::REPLAY).expect("the map");
+        let mut map = HashMap::<_, [u8; size_of::<DatagramId>()], u64>::try_from(map).expect("its layout");
+        map.insert(datagram_id.digest, at, 0).expect("a write");
+        self.records.borrow_mut().replay_cache.note(*datagram_id, at);
     }
 
     fn map(&self, name: &str) -> &Map {

@@ -143,9 +143,9 @@ fn several_requests_in_one_frame_pass() {
     let mut program = strict();
     let [v4, v6] = [request_v4(), request_v6()].map(|request| signed(&key(), request));
     for count in [2, 3, 8] {
-        program.expect(&ipv4(UNTAGGED, &v4.as_bytes().repeat(count)), Verdict::Joined);
-        program.expect(&ipv6(UNTAGGED, &v6.as_bytes().repeat(count)), Verdict::Joined);
-        program.expect(&ipv4(tagged(7), &v4.as_bytes().repeat(count)), Verdict::Joined);
+        program.expect(&ipv4(UNTAGGED, &v4.as_bytes().repeat(count)), Verdict::Gso);
+        program.expect(&ipv6(UNTAGGED, &v6.as_bytes().repeat(count)), Verdict::Gso);
+        program.expect(&ipv4(tagged(7), &v4.as_bytes().repeat(count)), Verdict::Gso);
         program.expect(&ipv4(UNTAGGED, &v4.as_bytes().repeat(count)[1..]), Verdict::Length);
     }
     // Joined or not, it has to fit.

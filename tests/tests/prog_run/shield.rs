@@ -2,7 +2,7 @@
 
 use fence_common::boundary::{Event, RING_BYTES};
 use fence_common::hash::HashKind;
-use fence_common::shield::{Limit, Limits, Sender};
+use fence_common::rate_limit::{Limit, Limits, Sender};
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
 use zerocopy::IntoBytes as _;

@@ -2,8 +2,8 @@
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use fence_common::boundary::name;
-use fence_common::replay::Mark;
-use fence_common::shield::{Sender, Trusted};
+use fence_common::rate_limit::{Sender, Trusted};
+use fence_common::replay_cache::DatagramId;
 
 use super::{Error, map_error};
 
@@ -11,21 +11,21 @@ type Words = [u64; size_of::<Trusted>() / 8];
 
 /// What the program knows of datagrams and of their senders.
 pub struct Memory {
-    seen: HashMap<MapData, [u8; size_of::<Mark>()], u64>,
+    seen: HashMap<MapData, [u8; size_of::<DatagramId>()], u64>,
     trusted: HashMap<MapData, [u8; size_of::<Sender>()], Words>,
 }
 
 impl Memory {
     pub(super) fn new(seen: Map, trusted: Map) -> Result<Self, Error> {
         Ok(Self {
-            seen: HashMap::try_from(seen).map_err(map_error(name::SEEN))?,
+            seen: HashMap::try_from(seen).map_err(map_error(name::REPLAY))?,
             trusted: HashMap::try_from(trusted).map_err(map_error(name::TRUSTED))?,
         })
     }
 
     /// A datagram was accepted, at a time on the monotonic clock: the program is to drop its copies.
-    pub fn note(&mut self, mark: Mark, at: u64) {
-        told(self.seen.insert(mark.digest, at, 0));
+    pub fn note(&mut self, datagram_id: DatagramId, at: u64) {
+        told(self.seen.insert(datagram_id.digest, at, 0));
     }
 
     /// A sender's digest was right at that time: the program is to look at it though strangers flood.

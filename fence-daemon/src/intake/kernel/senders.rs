@@ -2,8 +2,8 @@
 
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use fence_common::boundary::name;
-use fence_common::refused::Refused;
-use fence_common::shield::{Failed, Sender, Trusted};
+use fence_common::rate_limit::{Failed, Sender, Trusted};
+use fence_common::rejected::Rejected;
 
 use super::{Error, KernelProgram, handle, map_error};
 use crate::clock::Moment;
@@ -12,7 +12,7 @@ use crate::observe::sources::{Provider, RefusedProvider, RefusedView, SourceView
 type Key = [u8; size_of::<Sender>()];
 type TrustedWords = [u64; size_of::<Trusted>() / 8];
 type FailedWords = [u64; size_of::<Failed>() / 8];
-type RefusedWords = [u64; size_of::<Refused>() / 8];
+type RefusedWords = [u64; size_of::<Rejected>() / 8];
 
 /// How many of each kind are told: those that were there last. A flood from ten thousand addresses is not worth ten thousand lines.
 const TOLD_MAX: usize = 64;
@@ -44,8 +44,8 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::Map`].
     pub fn refused(&self) -> Result<RefusedProvider, Error> {
-        let map = handle(&self.object, name::REFUSED)?;
-        let map = PerCpuArray::<MapData, RefusedWords>::try_from(map).map_err(map_error(name::REFUSED))?;
+        let map = handle(&self.object, name::REJECTED)?;
+        let map = PerCpuArray::<MapData, RefusedWords>::try_from(map).map_err(map_error(name::REJECTED))?;
         Ok(Box::new(move || {
             let places = (0..map.len()).filter_map(|place| map.get(&place, 0).ok());
             let views = places.flat_map(|cpus| cpus.iter().copied().collect::<Vec<_>>());

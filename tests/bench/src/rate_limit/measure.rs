@@ -9,7 +9,7 @@ use fence_common::boundary::{Config, KEY_SLOT_ACTIVE, Listener};
 use fence_common::digest::PreparedKey;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
-use fence_common::shield::Limits;
+use fence_common::rate_limit::Limits;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, Request};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use fence_common::admit::Rules;
 use fence_common::boundary::{Config, Listener};
 use fence_common::hash::HashKind;
-use fence_common::shield::{Limit, Limits};
+use fence_common::rate_limit::{Limit, Limits};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 
 use crate::loaded::SHORTEST;

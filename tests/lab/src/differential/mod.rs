@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE};
 use fence_common::digest::PreparedKey;
 use fence_common::frame::judge;
-use fence_common::records::Records;
+use fence_common::memory_store::MemoryStore;
 use fence_common::verdict::{Action, Counters, Verdict};
 
 use self::case::{Case, Setting};
@@ -35,7 +35,7 @@ const ONE_COPY: u64 = 8192;
 struct Reference {
     config: Config,
     key: PreparedKey,
-    records: Records,
+    records: MemoryStore,
 }
 
 impl Reference {
@@ -75,7 +75,7 @@ impl Pair {
         let (mut program, keys, setting) = (Loaded::fence()?, Keys::read()?, Setting::default());
         let ring = program.ring()?;
         let key = keys.prepared(setting.key);
-        let reference = Reference { config: setting.config(), key, records: Records::default() };
+        let reference = Reference { config: setting.config(), key, records: MemoryStore::default() };
         let counted = loaded::counters(&program.ebpf)?;
         let mut pair = Self { program, ring, keys, reference, setting, counted };
         pair.set(setting)?;

@@ -12,13 +12,13 @@ use crate::wire::{HASH_LEN, Request};
 /// What tells a signed datagram from all others: the beginning of its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Mark {
+pub struct DatagramId {
     /// The digest's first bytes.
     pub digest: [u8; 16],
 }
 
-impl Mark {
-    /// The mark of a datagram; `None` if it carries no digest, so that anybody could have made it anew.
+impl DatagramId {
+    /// The datagram_id of a datagram; `None` if it carries no digest, so that anybody could have made it anew.
     #[inline(always)]
     #[must_use]
     pub fn of(request: &Request) -> Option<&Self> {
@@ -28,7 +28,7 @@ impl Mark {
         }
     }
 
-    /// The mark of a datagram that is known to carry a digest.
+    /// The datagram_id of a datagram that is known to carry a digest.
     #[inline(always)]
     #[must_use]
     pub(crate) fn at(request: &Request) -> &Self {
@@ -39,40 +39,40 @@ impl Mark {
 }
 
 #[cfg(feature = "user")]
-pub use memory::Replays;
+pub use memory::ReplayCache;
 
 #[cfg(feature = "user")]
 mod memory {
     use alloc::collections::{BTreeMap, VecDeque};
 
-    use super::Mark;
-    use crate::shield::SEEN_MAX;
+    use super::DatagramId;
+    use crate::rate_limit::REPLAY_CACHE_MAX;
 
     /// The datagrams that were seen, and when.
     #[derive(Debug, Default)]
     #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
-    pub struct Replays {
-        seen: BTreeMap<Mark, u64>,
+    pub struct ReplayCache {
+        seen: BTreeMap<DatagramId, u64>,
         /// Oldest first. What was seen again after its time stands here twice, and only the later one counts.
-        order: VecDeque<(Mark, u64)>,
+        order: VecDeque<(DatagramId, u64)>,
     }
 
-    impl Replays {
+    impl ReplayCache {
         /// Notes a datagram whose digest is right. `false` if it has been seen less than `window` nanoseconds before.
         #[must_use]
-        pub fn is_new(&mut self, mark: Mark, now: u64, window: u64) -> bool {
-            if self.seen_at(&mark).is_some_and(|at| now.saturating_sub(at) < window) {
+        pub fn is_new(&mut self, datagram_id: DatagramId, now: u64, window: u64) -> bool {
+            if self.accepted_at(&datagram_id).is_some_and(|at| now.saturating_sub(at) < window) {
                 return false;
             }
-            self.note(mark, now);
+            self.note(datagram_id, now);
             true
         }
 
         /// Notes a datagram, whether or not it is known.
-        pub fn note(&mut self, mark: Mark, at: u64) {
-            self.seen.insert(mark, at);
-            self.order.push_back((mark, at));
-            if self.order.len() > SEEN_MAX
+        pub fn note(&mut self, datagram_id: DatagramId, at: u64) {
+            self.seen.insert(datagram_id, at);
+            self.order.push_back((datagram_id, at));
+            if self.order.len() > REPLAY_CACHE_MAX
                 && let Some((oldest, at)) = self.order.pop_front()
                 && self.seen.get(&oldest) == Some(&at)
             {
@@ -82,13 +82,13 @@ mod memory {
 
         /// When a datagram was seen last, if it is remembered.
         #[must_use]
-        pub fn seen_at(&self, mark: &Mark) -> Option<u64> {
-            self.seen.get(mark).copied()
+        pub fn accepted_at(&self, datagram_id: &DatagramId) -> Option<u64> {
+            self.seen.get(datagram_id).copied()
         }
 
         /// All that are remembered, oldest first.
-        pub fn iter(&self) -> impl Iterator<Item = (Mark, u64)> + '_ {
-            self.order.iter().copied().filter(|(mark, at)| self.seen.get(mark) == Some(at))
+        pub fn iter(&self) -> impl Iterator<Item = (DatagramId, u64)> + '_ {
+            self.order.iter().copied().filter(|(datagram_id, at)| self.seen.get(datagram_id) == Some(at))
         }
     }
 }
@@ -99,56 +99,56 @@ mod tests {
 
     use super::*;
     use crate::key::Key;
-    use crate::shield::SEEN_MAX;
+    use crate::rate_limit::REPLAY_CACHE_MAX;
     use zerocopy::FromZeros;
 
     const DAY: u64 = 24 * 3_600_000_000_000;
 
-    fn mark(n: usize) -> Mark {
-        Mark { digest: u128::try_from(n).unwrap().to_be_bytes() }
+    fn datagram_id(n: usize) -> DatagramId {
+        DatagramId { digest: u128::try_from(n).unwrap().to_be_bytes() }
     }
 
     #[test]
     fn a_datagram_is_new_once_and_a_retransmission_is_another_one() {
         let key = Key::new(b"secret").unwrap();
         for kind in [HashKind::Sha1, HashKind::Sha256, HashKind::Sha512] {
-            let mut replays = Replays::default();
+            let mut replay_cache = ReplayCache::default();
             let mut request = Request::new_zeroed();
             key.sign(kind, &mut request);
-            let mark = *Mark::of(&request).unwrap();
-            assert!(replays.is_new(mark, 0, DAY) && !replays.is_new(mark, 0, DAY));
+            let datagram_id = *DatagramId::of(&request).unwrap();
+            assert!(replay_cache.is_new(datagram_id, 0, DAY) && !replay_cache.is_new(datagram_id, 0, DAY));
             request.random[5] = 1;
             key.sign(kind, &mut request);
-            assert!(replays.is_new(*Mark::of(&request).unwrap(), 0, DAY));
+            assert!(replay_cache.is_new(*DatagramId::of(&request).unwrap(), 0, DAY));
         }
     }
 
     #[test]
     fn without_a_digest_nothing_is_told_apart() {
-        assert_eq!(Mark::of(&Request::new_zeroed()), None);
+        assert_eq!(DatagramId::of(&Request::new_zeroed()), None);
     }
 
     #[test]
     fn a_datagram_is_new_again_when_its_time_is_over() {
-        let mut replays = Replays::default();
-        assert!(replays.is_new(mark(1), 5, DAY));
-        assert!(!replays.is_new(mark(1), 4, DAY), "by a clock that is a little behind");
-        assert!(!replays.is_new(mark(1), 5 + DAY - 1, DAY));
-        assert!(replays.is_new(mark(1), 5 + DAY, DAY));
-        assert!(!replays.is_new(mark(1), 5 + DAY + 1, DAY));
-        assert_eq!(replays.iter().collect::<Vec<_>>(), [(mark(1), 5 + DAY)]);
+        let mut replay_cache = ReplayCache::default();
+        assert!(replay_cache.is_new(datagram_id(1), 5, DAY));
+        assert!(!replay_cache.is_new(datagram_id(1), 4, DAY), "by a clock that is a little behind");
+        assert!(!replay_cache.is_new(datagram_id(1), 5 + DAY - 1, DAY));
+        assert!(replay_cache.is_new(datagram_id(1), 5 + DAY, DAY));
+        assert!(!replay_cache.is_new(datagram_id(1), 5 + DAY + 1, DAY));
+        assert_eq!(replay_cache.iter().collect::<Vec<_>>(), [(datagram_id(1), 5 + DAY)]);
     }
 
     #[test]
     fn the_memory_is_bounded_and_loses_the_oldest() {
-        let mut replays = Replays::default();
-        assert!((0..=SEEN_MAX).all(|n| replays.is_new(mark(n), 1, DAY)));
-        assert_eq!(replays.iter().count(), SEEN_MAX);
-        assert!(!replays.is_new(mark(1), 1, DAY) && replays.is_new(mark(0), 1, DAY));
+        let mut replay_cache = ReplayCache::default();
+        assert!((0..=REPLAY_CACHE_MAX).all(|n| replay_cache.is_new(datagram_id(n), 1, DAY)));
+        assert_eq!(replay_cache.iter().count(), REPLAY_CACHE_MAX);
+        assert!(!replay_cache.is_new(datagram_id(1), 1, DAY) && replay_cache.is_new(datagram_id(0), 1, DAY));
         // One that is seen again does not go with its first time.
-        let (mut replays, later) = (Replays::default(), 2 * DAY);
-        assert!(replays.is_new(mark(0), 1, DAY) && replays.is_new(mark(0), later, DAY));
-        assert!((1..SEEN_MAX).all(|n| replays.is_new(mark(n), later, DAY)));
-        assert!(!replays.is_new(mark(0), later, DAY));
+        let (mut replay_cache, later) = (ReplayCache::default(), 2 * DAY);
+        assert!(replay_cache.is_new(datagram_id(0), 1, DAY) && replay_cache.is_new(datagram_id(0), later, DAY));
+        assert!((1..REPLAY_CACHE_MAX).all(|n| replay_cache.is_new(datagram_id(n), later, DAY)));
+        assert!(!replay_cache.is_new(datagram_id(0), later, DAY));
     }
 }

@@ -3,17 +3,17 @@
 //!
 //! A digest costs a microsecond and a request a conversation, so each is bounded per sender, and no sender can use up what another
 //! one needs. The order of the questions is that of their cost: [`before_digest`], the digest, then [`after_failure`] or
-//! [`before_delivery`]. The kernel program asks them of its maps, the socket and the tests of a [`Memory`] of their own; the lines are
+//! [`before_delivery`]. The kernel program asks them of its maps, the socket and the tests of a [`Store`] of their own; the lines are
 //! the same.
 //!
-//! Every bucket is one number: the time at which it is full again (GCRA's "theoretical arrival time"). Records are copied out, changed and
+//! Every bucket is one number: the time at which it is full again (GCRA's "theoretical arrival time"). MemoryStore are copied out, changed and
 //! copied back. Where two CPUs do so at the same time, one of the changes is lost, or lands in the record of a sender that has just taken
 //! the place of another: a token more or less, which is why no lock is worth it.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::admit::Source;
-use crate::replay::Mark;
+use crate::replay_cache::DatagramId;
 use crate::verdict::Verdict;
 use crate::wire::{FAMILY_V4, FAMILY_V6};
 
@@ -23,7 +23,7 @@ pub const TRUSTED_MAX: usize = 4096;
 pub const FAILED_MAX: usize = 16_384;
 /// How many datagrams are remembered. Only holders of the key can add one; with a `monitor` each minute by each of 16 guests with two
 /// addresses it is a day and a half.
-pub const SEEN_MAX: usize = 1 << 16;
+pub const REPLAY_CACHE_MAX: usize = 1 << 16;
 
 /// The families of requests, in the width of [`Sender::family`].
 const V4: u16 = 2;
@@ -198,7 +198,7 @@ pub struct Strangers {
 }
 
 /// Where it is kept. What is full forgets the one that was of no use for longest.
-pub trait Memory {
+pub trait Store {
     /// Whether there is a sender whose digest was right.
     fn is_trusted(&mut self, sender: &Sender) -> bool;
     /// What is known of a sender whose digest was right, as `change` leaves it; `None` if there was no such.
@@ -212,9 +212,9 @@ pub trait Memory {
     /// Notes another sender.
     fn fail(&mut self, sender: &Sender, failed: &Failed);
     /// When a datagram was accepted, if it is remembered.
-    fn accepted(&mut self, mark: &Mark) -> Option<u64>;
+    fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64>;
     /// Notes when a datagram is accepted. `false` where it is noted already, which only `anew` overwrites.
-    fn remember(&mut self, mark: &Mark, at: u64, anew: bool) -> bool;
+    fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool;
 }
 
 /// What is asked about one datagram around its digest.
@@ -230,22 +230,22 @@ pub trait Admission {
 
 /// [`Admission`] by a memory at hand.
 #[derive(Debug)]
-pub struct Visit<'v, M> {
+pub struct Check<'v, M> {
     /// What is known.
     pub memory: &'v mut M,
     /// Who has sent it.
     pub sender: &'v Sender,
     /// What tells it from others.
-    pub mark: &'v Mark,
+    pub datagram_id: &'v DatagramId,
     /// The bounds.
     pub limits: &'v Limits,
     /// When it came.
     pub now: u64,
 }
 
-impl<M: Memory> Admission for Visit<'_, M> {
+impl<M: Store> Admission for Check<'_, M> {
     fn before_digest(&mut self) -> Result<(), Verdict> {
-        before_digest(self.memory, self.sender, self.mark, self.limits, self.now)
+        before_digest(self.memory, self.sender, self.datagram_id, self.limits, self.now)
     }
 
     fn after_failure(&mut self) {
@@ -261,10 +261,10 @@ impl<M: Memory> Admission for Visit<'_, M> {
 /// # Errors
 /// [`Verdict::SourceLimit`], [`Verdict::GlobalLimit`], [`Verdict::Replay`].
 #[inline(always)]
-pub fn before_digest<M: Memory>(
+pub fn before_digest<M: Store>(
     memory: &mut M,
     sender: &Sender,
-    mark: &Mark,
+    datagram_id: &DatagramId,
     limits: &Limits,
     now: u64,
 ) -> Result<(), Verdict> {
@@ -272,7 +272,7 @@ pub fn before_digest<M: Memory>(
     if !memory.is_trusted(sender) {
         stranger(memory, sender, limits, now)?;
     }
-    match memory.accepted(mark) {
+    match memory.accepted(datagram_id) {
         // A time in the future is that of another CPU, a moment ago.
         Some(at) if now.saturating_sub(at) < limits.replay_window_ns => Err(Verdict::Replay),
         Some(_) | None => Ok(()),
@@ -280,7 +280,7 @@ pub fn before_digest<M: Memory>(
 }
 
 #[inline(always)]
-fn stranger<M: Memory>(memory: &mut M, sender: &Sender, limits: &Limits, now: u64) -> Result<(), Verdict> {
+fn stranger<M: Store>(memory: &mut M, sender: &Sender, limits: &Limits, now: u64) -> Result<(), Verdict> {
     let alone = memory.with_failed(sender, |failed| {
         let allowed = limits.failures.allows(failed.failures_full_at_ns, now);
         failed.over_limit = failed.over_limit.wrapping_add(u64::from(!allowed));
@@ -299,7 +299,7 @@ fn stranger<M: Memory>(memory: &mut M, sender: &Sender, limits: &Limits, now: u6
 
 /// The digest was wrong. A sender that was never right pays for it, and so do all such. Of a trusted one it is counted only.
 #[inline(always)]
-pub fn after_failure<M: Memory>(memory: &mut M, sender: &Sender, limits: &Limits, now: u64) {
+pub fn after_failure<M: Store>(memory: &mut M, sender: &Sender, limits: &Limits, now: u64) {
     let trusted = memory.with_trusted(sender, |trusted| {
         trusted.failures = trusted.failures.wrapping_add(1);
     });
@@ -340,7 +340,7 @@ pub enum Room {
 /// # Errors
 /// [`Verdict::DeliveryLimit`], [`Verdict::RingReserve`].
 #[inline(always)]
-pub fn before_delivery<M: Memory>(
+pub fn before_delivery<M: Store>(
     memory: &mut M,
     sender: &Sender,
     room: Room,
@@ -390,7 +390,7 @@ enum Newcomer {
 }
 
 #[inline(always)]
-fn newcomer<M: Memory>(memory: &mut M, limit: Limit, now: u64) -> Newcomer {
+fn newcomer<M: Store>(memory: &mut M, limit: Limit, now: u64) -> Newcomer {
     let found = memory.with_strangers(|strangers| {
         if NEWCOMERS.allows(strangers.newcomers_full_at_ns, now) {
             strangers.newcomers_full_at_ns = NEWCOMERS.draw(strangers.newcomers_full_at_ns, now);
@@ -408,15 +408,15 @@ fn newcomer<M: Memory>(memory: &mut M, limit: Limit, now: u64) -> Newcomer {
 /// Accepts a datagram, right before it is handed over: `false` where another CPU, or another way in, has accepted the same one since
 /// [`before_digest`].
 #[inline(always)]
-pub fn accept<M: Memory>(memory: &mut M, mark: &Mark, limits: &Limits, now: u64) -> bool {
-    if limits.replay_window_ns == 0 || memory.remember(mark, now, false) {
+pub fn accept<M: Store>(memory: &mut M, datagram_id: &DatagramId, limits: &Limits, now: u64) -> bool {
+    if limits.replay_window_ns == 0 || memory.remember(datagram_id, now, false) {
         return true;
     }
-    match memory.accepted(mark) {
+    match memory.accepted(datagram_id) {
         Some(at) if now.saturating_sub(at) < limits.replay_window_ns => false,
         // It is noted, but too long ago to count.
         Some(_) | None => {
-            let _ = memory.remember(mark, now, true);
+            let _ = memory.remember(datagram_id, now, true);
             true
         }
     }

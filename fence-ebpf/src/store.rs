@@ -1,13 +1,13 @@
 //! What is known of senders and datagrams, in maps that all CPUs share.
 //!
-//! Records are copied out, changed, and copied back; see [`fence_common::shield`] on what that may lose. The functions that the program
+//! MemoryStore are copied out, changed, and copied back; see [`fence_common::rate_limit`] on what that may lose. The functions that the program
 //! calls are not inlined: their records lie on stacks of their own, as the entry's has to leave room for the digest's.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use fence_common::boundary::Config;
-use fence_common::refused::Refused;
-use fence_common::replay::Mark;
-use fence_common::shield::{self, Admission, Failed, Memory, Room, Sender, Strangers, Trusted};
+use fence_common::rate_limit::{self, Admission, Failed, Room, Sender, Store, Strangers, Trusted};
+use fence_common::rejected::Rejected;
+use fence_common::replay_cache::DatagramId;
 use fence_common::verdict::Verdict;
 
 use crate::maps;
@@ -33,7 +33,7 @@ unsafe fn change<V: Copy, R>(record: *mut V, change: impl FnOnce(&mut V) -> R) -
     result
 }
 
-impl Memory for Maps {
+impl Store for Maps {
     #[inline(always)]
     fn is_trusted(&mut self, sender: &Sender) -> bool {
         maps::TRUSTED.get_ptr(sender).is_some()
@@ -73,32 +73,32 @@ impl Memory for Maps {
     }
 
     #[inline(always)]
-    fn accepted(&mut self, mark: &Mark) -> Option<u64> {
-        let at = maps::SEEN.get_ptr(mark)?;
+    fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64> {
+        let at = maps::REPLAY.get_ptr(datagram_id)?;
         // SAFETY: a map's element stays where it is while the program runs; one aligned word.
         Some(unsafe { at.read_volatile() })
     }
 
     #[inline(always)]
-    fn remember(&mut self, mark: &Mark, at: u64, anew: bool) -> bool {
+    fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool {
         let flags = u64::from(if anew { BPF_ANY } else { BPF_NOEXIST });
         // A datagram that cannot be noted for another reason is accepted: user space has a memory of its own.
-        maps::SEEN.insert(mark, at, flags) != Err(EXISTS)
+        maps::REPLAY.insert(datagram_id, at, flags) != Err(EXISTS)
     }
 }
 
 /// What is asked about the datagram at hand.
-pub(crate) struct Visit<'v> {
+pub(crate) struct Check<'v> {
     pub(crate) sender: &'v Sender,
-    pub(crate) mark: &'v Mark,
+    pub(crate) datagram_id: &'v DatagramId,
     pub(crate) config: &'v Config,
     pub(crate) now: u64,
 }
 
-impl Admission for Visit<'_> {
+impl Admission for Check<'_> {
     #[inline(always)]
     fn before_digest(&mut self) -> Result<(), Verdict> {
-        before_digest(self.sender, self.mark, self.config, self.now)
+        before_digest(self.sender, self.datagram_id, self.config, self.now)
     }
 
     #[inline(always)]
@@ -108,34 +108,34 @@ impl Admission for Visit<'_> {
 }
 
 #[inline(never)]
-fn before_digest(sender: &Sender, mark: &Mark, config: &Config, now: u64) -> Result<(), Verdict> {
-    shield::before_digest(&mut Maps, sender, mark, &config.limits, now)
+fn before_digest(sender: &Sender, datagram_id: &DatagramId, config: &Config, now: u64) -> Result<(), Verdict> {
+    rate_limit::before_digest(&mut Maps, sender, datagram_id, &config.limits, now)
 }
 
 #[inline(never)]
 fn after_failure(sender: &Sender, config: &Config, now: u64) {
-    shield::after_failure(&mut Maps, sender, &config.limits, now);
+    rate_limit::after_failure(&mut Maps, sender, &config.limits, now);
 }
 
 /// Notes who was refused for what, for people who look for the reason.
 #[inline(never)]
 pub(crate) fn refuse(sender: &Sender, verdict: Verdict, now: u64) {
-    let Some(record) = maps::REFUSED.get_ptr_mut(Refused::place(sender, verdict)) else { return };
+    let Some(record) = maps::REJECTED.get_ptr_mut(Rejected::index(sender, verdict)) else { return };
     // SAFETY: an element of a per-CPU array is always there and aligned to 8 bytes. It is this CPU's own; user space, and a run
     // that interrupts this one, may see or leave half of it, which names a wrong sender to people at worst.
     // In place: Linux 6.1 allows a chain of calls 512 bytes of stack, which a copy of the record would go beyond.
     unsafe { &mut *record }.note(sender, verdict, now);
 }
 
-/// [`shield::before_delivery`].
+/// [`rate_limit::before_delivery`].
 #[inline(never)]
 pub(crate) fn before_delivery(sender: &Sender, config: &Config, scarce: bool, now: u64) -> Result<(), Verdict> {
     let room = if scarce { Room::Scarce } else { Room::Ample };
-    shield::before_delivery(&mut Maps, sender, room, &config.limits, now)
+    rate_limit::before_delivery(&mut Maps, sender, room, &config.limits, now)
 }
 
-/// [`shield::accept`].
+/// [`rate_limit::accept`].
 #[inline(never)]
-pub(crate) fn accept(mark: &Mark, config: &Config, now: u64) -> bool {
-    shield::accept(&mut Maps, mark, &config.limits, now)
+pub(crate) fn accept(datagram_id: &DatagramId, config: &Config, now: u64) -> bool {
+    rate_limit::accept(&mut Maps, datagram_id, &config.limits, now)
 }

@@ -5,17 +5,17 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::shield::Sender;
+use crate::rate_limit::Sender;
 use crate::verdict::{COUNTERS, Verdict};
 
 /// How many are remembered, for each CPU: a power of two.
-pub const REFUSED_MAX: usize = 16;
-const _: () = assert!(REFUSED_MAX == 1 << (u8::BITS - 4));
+pub const REJECTED_MAX: usize = 16;
+const _: () = assert!(REJECTED_MAX == 1 << (u8::BITS - 4));
 
 /// One of them. All zero: nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Refused {
+pub struct Rejected {
     /// The IP source address, as in [`Sender`].
     pub ip: [u8; 16],
     /// The Ethernet source address, as in [`Sender`].
@@ -32,11 +32,11 @@ pub struct Refused {
     pub reserved: u32,
 }
 
-impl Refused {
-    /// The place of a sender and a reason: less than [`REFUSED_MAX`].
+impl Rejected {
+    /// The place of a sender and a reason: less than [`REJECTED_MAX`].
     #[inline(always)]
     #[must_use]
-    pub const fn place(sender: &Sender, verdict: Verdict) -> u32 {
+    pub const fn index(sender: &Sender, verdict: Verdict) -> u32 {
         let [a, b, c] = words(sender);
         // The bytes that tell neighbours apart are anywhere in these words.
         let mixed = (a ^ b.rotate_left(17) ^ c.rotate_left(31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -73,7 +73,7 @@ impl Refused {
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         let number = usize::try_from(self.verdict).ok().filter(|number| self.count > 0 && *number < COUNTERS)?;
-        Verdict::COUNTED.get(number).copied().filter(|verdict| verdict.is_of_the_form())
+        Verdict::COUNTED.get(number).copied().filter(|verdict| verdict.is_form_rejection())
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_place_counts_for_one_sender_and_one_reason() {
-        let mut place = Refused::default();
+        let mut place = Rejected::default();
         assert_eq!(place.verdict(), None);
         place.note(&guest(11), Verdict::Unsigned, 5);
         place.note(&guest(11), Verdict::Unsigned, 7);
@@ -106,14 +106,14 @@ mod tests {
         assert_eq!((place.verdict(), place.count), (Some(Verdict::HashWeak), 1));
         // What no program has written is nobody's.
         for verdict in [Verdict::Delivered as u32, u32::MAX] {
-            assert_eq!(Refused { verdict, ..place }.verdict(), None);
+            assert_eq!(Rejected { verdict, ..place }.verdict(), None);
         }
     }
 
     #[test]
     fn neighbours_have_places_of_their_own_mostly() {
         let places: alloc::collections::BTreeSet<u32> =
-            (1..=64).map(|last| Refused::place(&guest(last), Verdict::Unsigned)).collect();
+            (1..=64).map(|last| Rejected::index(&guest(last), Verdict::Unsigned)).collect();
         assert!(places.len() > 10 && places.iter().all(|place| *place < 16), "{places:?}");
     }
 }

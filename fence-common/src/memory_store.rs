@@ -2,8 +2,8 @@
 
 use alloc::collections::BTreeMap;
 
-use crate::replay::{Mark, Replays};
-use crate::shield::{FAILED_MAX, Failed, Memory, Sender, Strangers, TRUSTED_MAX, Trusted};
+use crate::rate_limit::{FAILED_MAX, Failed, Sender, Store, Strangers, TRUSTED_MAX, Trusted};
+use crate::replay_cache::{DatagramId, ReplayCache};
 
 /// A map that is bounded and forgets what was not used for longest.
 #[derive(Debug)]
@@ -44,26 +44,26 @@ impl<V> Recent<V> {
 
 /// What is known of senders, and which datagrams were accepted.
 #[derive(Debug)]
-pub struct Records {
+pub struct MemoryStore {
     trusted: Recent<Trusted>,
     failed: Recent<Failed>,
     strangers: Strangers,
     /// The datagrams.
-    pub replays: Replays,
+    pub replay_cache: ReplayCache,
 }
 
-impl Default for Records {
+impl Default for MemoryStore {
     fn default() -> Self {
         Self {
             trusted: Recent::new(TRUSTED_MAX),
             failed: Recent::new(FAILED_MAX),
             strangers: Strangers::default(),
-            replays: Replays::default(),
+            replay_cache: ReplayCache::default(),
         }
     }
 }
 
-impl Records {
+impl MemoryStore {
     /// The senders whose digest was right.
     pub fn trusted(&self) -> impl Iterator<Item = (&Sender, &Trusted)> {
         self.trusted.values.iter().map(|(sender, (_, trusted))| (sender, trusted))
@@ -81,7 +81,7 @@ impl Records {
     }
 }
 
-impl Memory for Records {
+impl Store for MemoryStore {
     fn is_trusted(&mut self, sender: &Sender) -> bool {
         self.trusted.get_mut(sender).is_some()
     }
@@ -106,14 +106,14 @@ impl Memory for Records {
         self.failed.insert(*sender, *failed);
     }
 
-    fn accepted(&mut self, mark: &Mark) -> Option<u64> {
-        self.replays.seen_at(mark)
+    fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64> {
+        self.replay_cache.accepted_at(datagram_id)
     }
 
-    fn remember(&mut self, mark: &Mark, at: u64, anew: bool) -> bool {
-        let free = anew || self.replays.seen_at(mark).is_none();
+    fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool {
+        let free = anew || self.replay_cache.accepted_at(datagram_id).is_none();
         if free {
-            self.replays.note(*mark, at);
+            self.replay_cache.note(*datagram_id, at);
         }
         free
     }

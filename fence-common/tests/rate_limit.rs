@@ -1,8 +1,8 @@
 //! The rate limits against those who have the key, or another one's addresses.
 
-use fence_common::records::Records;
-use fence_common::replay::Mark;
-use fence_common::shield::{self, Limits, Memory, Room, Sender, TRUSTED_MAX};
+use fence_common::memory_store::MemoryStore;
+use fence_common::rate_limit::{self, Limits, Room, Sender, Store, TRUSTED_MAX};
+use fence_common::replay_cache::DatagramId;
 use fence_common::verdict::Verdict;
 
 const SECOND: u64 = 1_000_000_000;
@@ -14,28 +14,28 @@ fn sender(number: u32) -> Sender {
     Sender { ip, mac: [2, 0, 0, a, b, c], family: 2 }
 }
 
-fn mark(number: u32) -> Mark {
-    Mark { digest: u128::from(number + 1).to_be_bytes() }
+fn datagram_id(number: u32) -> DatagramId {
+    DatagramId { digest: u128::from(number + 1).to_be_bytes() }
 }
 
 /// A datagram with a wrong digest.
-fn wrong(records: &mut Records, sender: &Sender, now: u64) -> Result<(), Verdict> {
-    shield::before_digest(records, sender, &mark(0), &Limits::default(), now)?;
-    shield::after_failure(records, sender, &Limits::default(), now);
+fn wrong(records: &mut MemoryStore, sender: &Sender, now: u64) -> Result<(), Verdict> {
+    rate_limit::before_digest(records, sender, &datagram_id(0), &Limits::default(), now)?;
+    rate_limit::after_failure(records, sender, &Limits::default(), now);
     Ok(())
 }
 
 /// A request with a right digest.
-fn right(records: &mut Records, sender: &Sender, number: u32, now: u64) -> Result<(), Verdict> {
+fn right(records: &mut MemoryStore, sender: &Sender, number: u32, now: u64) -> Result<(), Verdict> {
     let limits = Limits::default();
-    shield::before_digest(records, sender, &mark(number), &limits, now)?;
-    shield::before_delivery(records, sender, Room::Ample, &limits, now)
+    rate_limit::before_digest(records, sender, &datagram_id(number), &limits, now)?;
+    rate_limit::before_delivery(records, sender, Room::Ample, &limits, now)
 }
 
 /// Both addresses of a sender can be forged by whoever is on its segment.
 #[test]
 fn wrong_digests_in_the_name_of_a_trusted_sender_do_not_starve_it() {
-    let mut records = Records::default();
+    let mut records = MemoryStore::default();
     let honest = sender(1);
     assert_eq!(right(&mut records, &honest, 1, SECOND), Ok(()));
     for round in 0..100_000 {
@@ -47,7 +47,7 @@ fn wrong_digests_in_the_name_of_a_trusted_sender_do_not_starve_it() {
 /// Who has the key can send right requests from as many addresses as it makes up.
 #[test]
 fn a_holder_of_the_key_pushes_no_trusted_sender_out() {
-    let mut records = Records::default();
+    let mut records = MemoryStore::default();
     let (honest, limits) = (sender(1), Limits::default());
     assert_eq!(right(&mut records, &honest, 1, SECOND), Ok(()));
     let many = u32::try_from(2 * TRUSTED_MAX).unwrap();
@@ -58,13 +58,17 @@ fn a_holder_of_the_key_pushes_no_trusted_sender_out() {
     for number in 0..20_000 {
         let _ = wrong(&mut records, &sender(many + number), 4 * SECOND);
     }
-    assert_eq!(shield::before_digest(&mut records, &honest, &mark(2), &limits, 4 * SECOND), Ok(()), "it is forgotten");
+    assert_eq!(
+        rate_limit::before_digest(&mut records, &honest, &datagram_id(2), &limits, 4 * SECOND),
+        Ok(()),
+        "it is forgotten"
+    );
 }
 
 /// As many addresses as one likes are together no more than one sender.
 #[test]
 fn made_up_addresses_share_one_bucket() {
-    let mut records = Records::default();
+    let mut records = MemoryStore::default();
     let delivered = (0..100_000_u32).filter(|&number| right(&mut records, &sender(number), number, SECOND).is_ok());
     assert!(delivered.count() <= 2 * 512, "each made-up address has a bucket of its own");
     // An honest newcomer is known a second later.
