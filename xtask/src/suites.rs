@@ -340,7 +340,7 @@ mod tests {
                 continue;
             }
             let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join("tests");
-            for entry in programs.read_dir().unwrap().map(Result::unwrap) {
+            for entry in programs.read_dir().into_iter().flatten().map(Result::unwrap) {
                 let path = entry.path();
                 // A folder without a main.rs has the modules of a program beside it.
                 if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists() {
