@@ -102,9 +102,6 @@ fn addresses(first: u8) -> Vec<Ipv4Addr> {
 
 impl Bed {
     /// Makes the lab. No machine runs in it yet.
-    ///
-    /// # Errors
-    /// The lab cannot be made.
     pub fn new(ours: Which) -> Result<Self> {
         let hypervisor = Hypervisor::new()?;
         let libvirtd = Libvirtd::start(&hypervisor)?;
@@ -133,17 +130,11 @@ impl Bed {
     }
 
     /// A client in the asking guest.
-    ///
-    /// # Errors
-    /// Its sockets could not be made.
     pub fn peer(&self) -> Result<Peer> {
         Peer::new(&self.asker, &KEY, Family::V4)
     }
 
     /// Starts a server for the machines of one driver.
-    ///
-    /// # Errors
-    /// It does not come up.
     pub fn serve(&self, contender: Contender, uri: &str) -> Result<Serving> {
         let which = match contender {
             Contender::Ours => self.ours.clone(),
@@ -181,9 +172,6 @@ impl Bed {
     }
 
     /// Defines a machine; `0..` for more of a kind.
-    ///
-    /// # Errors
-    /// libvirt refuses it.
     pub fn define(&self, victim: Victim) -> Result<()> {
         match victim {
             Victim::Idle => qemu::define_idle(&self.libvirtd, victim.name()),
@@ -200,9 +188,6 @@ impl Bed {
     }
 
     /// Ends a machine by libvirt's means, if it runs.
-    ///
-    /// # Errors
-    /// libvirt cannot.
     pub fn remove(&self, victim: Victim) -> Result<()> {
         if self.libvirtd.state(victim.uri(), victim.name())? == "running" {
             // It may end by itself meanwhile; what it comes to is waited for.
@@ -213,17 +198,11 @@ impl Bed {
 
     /// Waits until libvirt has noticed that a machine is dead, which it may do a moment after everybody else: until then it would call the dead one
     /// running.
-    ///
-    /// # Errors
-    /// It does not notice.
     pub fn wait_off(&self, victim: Victim) -> Result<()> {
         self.libvirtd.wait_state(victim.uri(), victim.name(), "shut off")
     }
 
     /// Brings a machine up, and to where nothing more happens in it.
-    ///
-    /// # Errors
-    /// It does not come up.
     pub fn bring_up(&self, victim: Victim) -> Result<Witness> {
         let (uri, name) = (victim.uri(), victim.name());
         if self.libvirtd.state(uri, name)? != "running" {
@@ -243,9 +222,6 @@ impl Bed {
     }
 
     /// The process whose death is the machine's.
-    ///
-    /// # Errors
-    /// It does not run.
     pub fn witness(&self, victim: Victim) -> Result<Witness> {
         match victim {
             Victim::Idle | Victim::Booted | Victim::Touched => Witness::of_qemu(&self.hypervisor, victim.name()),
@@ -264,18 +240,12 @@ impl Bed {
     }
 
     /// Starts to look for a machine's next life: see [`Rebirth::wait`].
-    ///
-    /// # Errors
-    /// It does not run now.
     pub fn expect_rebirth(&self, victim: Victim) -> Result<Rebirth<'_>> {
         let (old, _) = self.recorded(victim).with_context(|| format!("{} does not run", victim.name()))?;
         Ok(Rebirth { bed: self, victim, old })
     }
 
     /// Defines the machines of a storm.
-    ///
-    /// # Errors
-    /// libvirt refuses one.
     pub fn define_storm(&self, count: usize) -> Result<()> {
         for name in storm_names(count) {
             qemu::define_idle(&self.libvirtd, &name)?;
@@ -284,9 +254,6 @@ impl Bed {
     }
 
     /// Brings up the machines of a storm.
-    ///
-    /// # Errors
-    /// One does not come up.
     pub fn bring_up_storm(&self, count: usize) -> Result<Vec<Witness>> {
         let names = storm_names(count);
         poll_until("the last storm's machines to be gone", UP_LIMIT, || {
@@ -303,9 +270,6 @@ impl Bed {
     }
 
     /// A status that is good for both servers: answered within a stock client's patience.
-    ///
-    /// # Errors
-    /// The conversation broke off.
     pub fn status(&self, peer: &Peer, domain: &str) -> Result<Option<Duration>> {
         Ok(caller::ask(peer, Op::Status, domain, PATIENCE)?.map(|answer| answer.took()))
     }
@@ -327,9 +291,6 @@ pub struct Rebirth<'a> {
 
 impl Rebirth<'_> {
     /// Waits until libvirt has written down that the machine runs as another process, and says when that was (to 2 ms).
-    ///
-    /// # Errors
-    /// It does not come up.
     pub fn wait(&self) -> Result<Instant> {
         let deadline = Instant::now() + UP_LIMIT;
         while Instant::now() < deadline {

@@ -121,9 +121,6 @@ pub struct Ground {
 
 impl Ground {
     /// Makes it.
-    ///
-    /// # Errors
-    /// As [`Hypervisor::new`].
     pub fn new() -> Result<Self> {
         let hypervisor = Hypervisor::new()?;
         let (bridged, cabled) = (hypervisor.guest(1)?, hypervisor.guest(2)?);
@@ -138,9 +135,6 @@ impl Ground {
     }
 
     /// Sets what frames a road carries.
-    ///
-    /// # Errors
-    /// `ip` refuses.
     pub fn set(&self, road: Road, frames: Frames) -> Result<()> {
         let (mtu, segments) = (frames.mtu.to_string(), if frames.joined { "65535" } else { "1" });
         let (guest, end, host) = match road {
@@ -184,9 +178,6 @@ impl Ground {
     }
 
     /// Starts the daemon with the program on a road in this way, and makes sure that it is there.
-    ///
-    /// # Errors
-    /// It is not.
     pub fn serve(&self, daemon: &Which, road: Road, way: Way) -> Result<Option<Server>> {
         if way == Way::None {
             return Ok(None);
@@ -207,9 +198,6 @@ impl Ground {
     }
 
     /// How many packets and bytes the host has got by a road.
-    ///
-    /// # Errors
-    /// The lab is gone.
     pub fn received(&self, road: Road) -> Result<[u64; 2]> {
         let one = |what: &str| -> Result<u64> {
             let path = format!("/sys/class/net/{}/statistics/rx_{what}", road.interface());
@@ -220,9 +208,6 @@ impl Ground {
     }
 
     /// How many TCP segments the host found with a wrong checksum.
-    ///
-    /// # Errors
-    /// The lab is gone, or the kernel does not count them.
     pub fn wrong_checksums(&self) -> Result<u64> {
         let table = self.hypervisor.proc_net("snmp")?;
         let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
@@ -255,9 +240,6 @@ struct Cell {
 }
 
 /// Measures in rounds, in which each way has its turn, with another one first each time.
-///
-/// # Errors
-/// The lab cannot be made, or something broke.
 pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Vec<Row>> {
     let ground = Ground::new()?;
     let mut rows: Vec<Row> = Vec::new();

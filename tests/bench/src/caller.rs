@@ -38,17 +38,11 @@ impl Answer {
 }
 
 /// Asks as a stock client does: the same again every 2 s until somebody calls back. `None`: nobody did within `limit`.
-///
-/// # Errors
-/// The conversation broke off.
 pub fn ask(peer: &Peer, op: Op, domain: &str, limit: Duration) -> Result<Option<Answer>> {
     ask_every(peer, op, domain, limit, AGAIN)
 }
 
 /// As [`ask`], sent again more often: for a server that is not there yet.
-///
-/// # Errors
-/// As [`ask`].
 pub fn ask_every(peer: &Peer, op: Op, domain: &str, limit: Duration, again: Duration) -> Result<Option<Answer>> {
     let request = peer.request(op, domain)?;
     let sent = Instant::now();
@@ -63,18 +57,12 @@ pub fn ask_every(peer: &Peer, op: Op, domain: &str, limit: Duration, again: Dura
 }
 
 /// A client at one of a guest's addresses.
-///
-/// # Errors
-/// There is no such address there.
 pub fn peer_at(guest: &Guest, key: &[u8], address: Ipv4Addr) -> Result<Peer> {
     Peer::at(guest.space(), address.into(), key)
 }
 
 /// `off` of all of `domains` at once, each asked for by its own client at its own address. Answers in the domains' order; `None` where nobody
 /// answered within `limit`.
-///
-/// # Errors
-/// A conversation broke off.
 pub fn storm(
     guest: &Guest,
     key: &[u8],
@@ -111,9 +99,6 @@ pub struct Silent {
 
 impl Silent {
     /// Sends a good request about `domain` from each address.
-    ///
-    /// # Errors
-    /// It could not be sent.
     pub fn call(guest: &Guest, key: &[u8], addresses: &[Ipv4Addr], domain: &str) -> Result<Self> {
         let peers = addresses.iter().map(|&at| peer_at(guest, key, at)).collect::<Result<Vec<_>>>()?;
         for peer in &peers {
@@ -125,9 +110,6 @@ impl Silent {
 
 /// Sends a good request about `domain` from each address, all of which are to be such that nobody answers there: the call-back's connection
 /// then takes as long as the kernel tries.
-///
-/// # Errors
-/// It could not be sent.
 pub fn call_dead(guest: &Guest, key: &[u8], addresses: &[Ipv4Addr], domain: &str) -> Result<()> {
     for &address in addresses {
         let peer = peer_at(guest, key, address)?;

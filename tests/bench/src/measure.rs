@@ -127,9 +127,6 @@ pub fn storm(bed: &Bed, contender: Contender, count: usize, results: &mut Result
 }
 
 /// An honest request behind others, which are silent or dead. A server each, so that none has the last one's callers before it.
-///
-/// # Errors
-/// The lab fails.
 pub fn callers(bed: &Bed, contender: Contender, times: usize, results: &mut Results) -> Result<()> {
     bed.bring_up(Victim::Idle)?;
     let domain = Victim::Idle.name();
@@ -166,9 +163,6 @@ pub fn callers(bed: &Bed, contender: Contender, times: usize, results: &mut Resu
 }
 
 /// Round trips of a status.
-///
-/// # Errors
-/// The lab fails, or the answer is wrong.
 pub fn status(bed: &Bed, contender: Contender, times: usize, results: &mut Results) -> Result<()> {
     bed.bring_up(Victim::Idle)?;
     let domain = Victim::Idle.name();
@@ -187,9 +181,6 @@ pub fn status(bed: &Bed, contender: Contender, times: usize, results: &mut Resul
 }
 
 /// What a server that has just come up took for it, and what it holds and does while nobody asks for anything.
-///
-/// # Errors
-/// The server is gone.
 pub fn own(contender: Contender, serving: &mut Serving, results: &mut Results) -> Result<()> {
     results.add("own.ready", contender, serving.ready.as_secs_f64());
     results.add("own.answer", contender, serving.answered.as_secs_f64());
@@ -227,9 +218,6 @@ fn voluntary_switches(pid: u32) -> Result<u64> {
 }
 
 /// Resident memory of a process, in bytes.
-///
-/// # Errors
-/// It is gone.
 pub fn resident(pid: u32) -> Result<f64> {
     let kibibytes = status_number(&format!("/proc/{pid}/status"), "VmRSS:")?;
     Ok(f64::from(u32::try_from(kibibytes)?) * 1024.0)

@@ -168,9 +168,6 @@ const HOW: &str = "
 ";
 
 /// Writes the page and its plots.
-///
-/// # Errors
-/// They could not be written.
 pub fn write(folder: &Path, results: &Results, facts: &[Fact], rounds: usize) -> Result<()> {
     let plots = folder.join("benchmarks");
     fs::create_dir_all(&plots).with_context(|| format!("making {}", plots.display()))?;

@@ -9,9 +9,6 @@ use crate::debian::Kernel;
 use crate::tools;
 
 /// The shared libraries of a program, its loader included, by the paths at which the loader looks for them.
-///
-/// # Errors
-/// `ldd` is missing.
 pub fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     let listed = tools::output("ldd", &[&program.to_string_lossy()], Path::new("/"))?;
     let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
@@ -71,9 +68,6 @@ impl Archive {
     }
 
     /// A file of the host's.
-    ///
-    /// # Errors
-    /// It cannot be read.
     pub fn copy(&mut self, from: &Path, path: &str, permissions: u32) -> Result<()> {
         let content = std::fs::read(from).with_context(|| format!("reading {} for a guest", from.display()))?;
         self.file(path, permissions, &content);
@@ -90,9 +84,6 @@ impl Archive {
     }
 
     /// Programs of the host's with all their libraries, each at its own path.
-    ///
-    /// # Errors
-    /// One cannot be read.
     pub fn programs(&mut self, programs: &[PathBuf]) -> Result<()> {
         let mut files = BTreeSet::new();
         for program in programs {
@@ -106,9 +97,6 @@ impl Archive {
     }
 
     /// Modules of a kernel, in `/modules`: their files' names, in this order.
-    ///
-    /// # Errors
-    /// The kernel has no such module.
     pub fn modules<'a>(
         &mut self,
         kernel: &Kernel,

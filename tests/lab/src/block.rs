@@ -18,9 +18,6 @@ pub struct Block {
 
 impl Block {
     /// A device with the content of the file at `path` in the lab.
-    ///
-    /// # Errors
-    /// There is no free loop device, or `losetup` fails.
     pub fn on(hypervisor: &Hypervisor, path: &str) -> Result<Self> {
         let losetup = |arguments: &[&str]| {
             run(hypervisor.space(), Command::new("losetup").args(arguments), COMMAND_LIMIT).and_then(Finished::success)

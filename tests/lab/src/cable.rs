@@ -15,9 +15,6 @@ const UPLINK: &str = "uplink";
 
 impl Hypervisor {
     /// Lays a cable to another hypervisor, for migrations: the addresses of both ends.
-    ///
-    /// # Errors
-    /// There is one already.
     pub fn connect(&self, other: &Self) -> Result<[Ipv4Addr; 2]> {
         lay_cable(CABLE, self, other)?;
         let addresses = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
@@ -30,9 +27,6 @@ impl Hypervisor {
 
     /// Two hypervisors whose bridges are one segment: the first has [`HYPERVISOR_V4`] and [`HYPERVISOR_V6`], the second the addresses that
     /// follow. Their guests need different numbers.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
     pub fn pair() -> Result<[Self; 2]> {
         let after_v4 = Ipv4Addr::from_bits(HYPERVISOR_V4.to_bits() + 1);
         let after_v6 = Ipv6Addr::from_bits(HYPERVISOR_V6.to_bits() + 1);

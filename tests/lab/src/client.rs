@@ -126,9 +126,6 @@ impl Client {
     }
 
     /// Starts it and does not wait.
-    ///
-    /// # Errors
-    /// It could not be started.
     pub fn start(&self, space: &Space) -> Result<Process> {
         Process::start(space, &mut self.command())
     }

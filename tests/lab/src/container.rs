@@ -14,17 +14,11 @@ pub const URI: &str = "lxc:///";
 const INIT: &str = "#!/bin/sh\ntrap '' TERM INT\nwhile :; do /bin/busybox sleep 3600; done\n";
 
 /// Makes a container's root directory in the lab, defines the container and starts it.
-///
-/// # Errors
-/// busybox is missing, or libvirt cannot start it.
 pub fn start(libvirtd: &Libvirtd, name: &str) -> Result<()> {
     start_with(libvirtd, name, INIT, None)
 }
 
 /// As [`start`], with this script as its init, and perhaps with a directory of the lab's at `/data`.
-///
-/// # Errors
-/// As [`start`].
 pub fn start_with(libvirtd: &Libvirtd, name: &str, init: &str, data: Option<&str>) -> Result<()> {
     let root = make_root(libvirtd.hypervisor(), name, init)?;
     let data =

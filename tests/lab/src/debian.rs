@@ -61,9 +61,6 @@ pub struct Kernel {
 
 impl Kernel {
     /// The newest kernel of a series from the cache; downloads it the first time.
-    ///
-    /// # Errors
-    /// Debian's archive cannot be reached, or does not have such a kernel.
     pub fn get(series: Series) -> Result<Self> {
         let cache = tools::target_directory().join("lab-cache");
         std::fs::create_dir_all(&cache)?;
@@ -80,9 +77,6 @@ impl Kernel {
     }
 
     /// A module's content, by its path in the modules' `kernel` directory without compression.
-    ///
-    /// # Errors
-    /// There is no such module.
     pub fn module(&self, path: &str) -> Result<Vec<u8>> {
         let plain = self.modules.join(path);
         if plain.is_file() {

@@ -35,9 +35,6 @@ pub struct NamedTest {
 
 impl NamedTest {
     /// Whether there is such a test.
-    ///
-    /// # Errors
-    /// Its file cannot be read, or has no such test.
     pub fn find(&self, root: &Path) -> Result<()> {
         let path = root.join(&self.file);
         let text = std::fs::read_to_string(&path).with_context(|| format!("{DOCUMENT} names {}", self.file))?;
@@ -50,9 +47,6 @@ impl NamedTest {
 }
 
 /// Reads the workspace's own table.
-///
-/// # Errors
-/// There is none, or a row is not as it should be.
 pub fn read(root: &Path) -> Result<Vec<Difference>> {
     let path = root.join(DOCUMENT);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -60,9 +54,6 @@ pub fn read(root: &Path) -> Result<Vec<Difference>> {
 }
 
 /// Reads a document's table: the one that begins with the columns `id` to `test`.
-///
-/// # Errors
-/// There is none, or a row is not as it should be.
 pub fn parse(text: &str) -> Result<Vec<Difference>> {
     let mut lines = text.lines().enumerate().skip_while(|(_, line)| cells(line).as_deref() != Some(&COLUMNS));
     lines.next().with_context(|| format!("no table with the columns {}", COLUMNS.join(", ")))?;

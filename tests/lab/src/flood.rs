@@ -34,9 +34,6 @@ pub enum Rounds {
 
 impl Flood {
     /// Begins to send whole IPv4 packets out of a guest.
-    ///
-    /// # Errors
-    /// The socket could not be made.
     pub fn start(guest: &Guest, packets: Vec<Vec<u8>>, rounds: Rounds) -> Result<Self> {
         match rounds {
             Rounds::One => Self::of(guest, packets.into_iter()),
@@ -48,9 +45,6 @@ impl Flood {
     }
 
     /// The same with packets that are made on the way, until there are no more.
-    ///
-    /// # Errors
-    /// The socket could not be made.
     pub fn of<P: AsRef<[u8]>>(guest: &Guest, packets: impl Iterator<Item = P> + Send + 'static) -> Result<Self> {
         let address = guest.v4;
         let socket = guest.space().in_network(|| {
@@ -90,18 +84,12 @@ impl Flood {
     }
 
     /// Ends it. How many packets were sent.
-    ///
-    /// # Errors
-    /// One of them could not be sent.
     pub fn stop(mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         self.wait()
     }
 
     /// Waits until all packets of one round are sent. How many that were.
-    ///
-    /// # Errors
-    /// One of them could not be sent.
     pub fn wait(&mut self) -> Result<u64> {
         if let Some(thread) = self.thread.take() {
             thread.join().map_err(|_| anyhow!("the flood panicked"))??;
@@ -124,9 +112,6 @@ fn destination(packet: &[u8]) -> Result<SockAddr> {
 }
 
 /// A UDP datagram to the group and port, from anywhere.
-///
-/// # Errors
-/// It is too long for a packet.
 pub fn datagram(source: Ipv4Addr, payload: &[u8]) -> Result<Vec<u8>> {
     let mut packet = Vec::new();
     PacketBuilder::ipv4(source.octets(), DEFAULT_GROUP_V4, 2)
@@ -137,9 +122,6 @@ pub fn datagram(source: Ipv4Addr, payload: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// A fragment to the group, the first or a later one, of a packet that never becomes whole.
-///
-/// # Errors
-/// It is too long for a packet.
 pub fn fragment(source: Ipv4Addr, identification: u16, first: bool, payload: &[u8]) -> Result<Vec<u8>> {
     let length = u16::try_from(payload.len()).context("a fragment")?;
     let mut header =

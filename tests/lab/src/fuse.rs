@@ -223,9 +223,6 @@ pub struct Disk {
 
 impl Disk {
     /// Mounts a file system with an image of this content in the lab.
-    ///
-    /// # Errors
-    /// There is no FUSE here (kernel module `fuse`), or it cannot be mounted.
     pub fn serve(hypervisor: &Hypervisor, name: &str, image: Vec<u8>) -> Result<Self> {
         let directory = hypervisor.path(&format!("{name}.fuse"));
         std::fs::create_dir_all(hypervisor.outside(&directory))?;
@@ -255,34 +252,17 @@ impl Disk {
     }
 
     /// From now on nothing is answered. Returns when there is somebody who waits.
-    ///
-    /// # Errors
-    /// Nobody uses the disk.
     pub fn hold(&self) -> Result<()> {
         self.hold_all_but_reads(false)
     }
 
-    /// From now on no write is answered. Returns when there is one.
-    ///
-    /// # Errors
-    /// Nobody writes to the disk.
-    pub fn hold_writes(&self) -> Result<()> {
-        self.hold_all_but_reads(true)
-    }
-
     /// As [`Self::hold`], and no thread of this process waits for the answer: the request is the kernel's alone. QEMU with `io_uring`
     /// leaves requests that are not aligned to threads all the same (a write to a file here is one), and cannot die then.
-    ///
-    /// # Errors
-    /// Nobody uses the disk, or threads do it all.
     pub fn hold_in_flight(&self, pid: u32) -> Result<()> {
         self.hold_without_thread(pid, false)
     }
 
     /// As [`Self::hold_in_flight`], for writes alone.
-    ///
-    /// # Errors
-    /// As [`Self::hold_in_flight`].
     pub fn hold_writes_in_flight(&self, pid: u32) -> Result<()> {
         self.hold_without_thread(pid, true)
     }
@@ -344,9 +324,6 @@ impl Disk {
     }
 
     /// Waits until the machine has written once more.
-    ///
-    /// # Errors
-    /// It does not.
     pub fn wait_written(&self) -> Result<()> {
         let mut state = self.shared.lock();
         let (before, deadline) = (state.written, Instant::now() + USE_LIMIT);

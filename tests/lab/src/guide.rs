@@ -58,9 +58,6 @@ pub struct Typed {
 
 impl Guide {
     /// Reads a page of docs, in which these machines occur.
-    ///
-    /// # Errors
-    /// As [`Self::parse`].
     pub fn read(page: &str, hosts: &[&str]) -> Result<Self> {
         let path = crate::tools::workspace().join("docs/guide").join(page);
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -68,9 +65,6 @@ impl Guide {
     }
 
     /// Takes a page apart.
-    ///
-    /// # Errors
-    /// Something in it might be a command and is in no form that is played, or there is nothing to do.
     pub fn parse(text: &str, hosts: &[&str]) -> Result<Self> {
         let mut steps = Vec::new();
         let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));

@@ -40,9 +40,6 @@ pub struct System<'a> {
 }
 
 /// Builds an initramfs.
-///
-/// # Errors
-/// A file that belongs into it is missing on the host.
 pub fn build(kernel: &Kernel, system: &System<'_>) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     let modules = archive.modules(kernel, &MODULES)?;
@@ -64,9 +61,6 @@ pub fn build(kernel: &Kernel, system: &System<'_>) -> Result<Vec<u8>> {
 }
 
 /// What NSS loads at run time, with libraries of its own; `libraries` are those of the client.
-///
-/// # Errors
-/// A file is missing on the host.
 pub fn nss(libraries: &BTreeSet<PathBuf>) -> Result<BTreeSet<PathBuf>> {
     let nss = libraries.iter().find(|path| path.ends_with("libnss3.so")).context("fence_xvm without NSS")?;
     let mut found = BTreeSet::new();

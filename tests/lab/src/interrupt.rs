@@ -17,9 +17,6 @@ pub struct Interrupt {
 
 impl Interrupt {
     /// Begins to wait for them. To be called before any other thread is there: they all inherit what is blocked.
-    ///
-    /// # Errors
-    /// They cannot be blocked.
     pub fn watch() -> Result<Self> {
         let interrupt = Self::default();
         let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);

@@ -40,9 +40,6 @@ pub struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
     /// A counter's value.
-    ///
-    /// # Errors
-    /// There is no such counter: that is a mistake of the test.
     pub fn get(&self, name: &str) -> Result<u64> {
         self.0.get(name).copied().with_context(|| format!("no counter {name} among {:?}", self.0.keys()))
     }
@@ -70,9 +67,6 @@ fn json(hypervisor: &Hypervisor, program: &str, arguments: &[&str]) -> Result<Va
 }
 
 /// The XDP program on an interface of the hypervisor, if there is one.
-///
-/// # Errors
-/// There is no such interface.
 pub fn xdp_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<Program>> {
     let links = json(hypervisor, "ip", &["-j", "-d", "link", "show", "dev", interface])?;
     let Some(program) = links.pointer("/0/xdp/prog") else { return Ok(None) };
@@ -81,9 +75,6 @@ pub fn xdp_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<Program
 }
 
 /// The tc programs on an interface of the hypervisor, in their order.
-///
-/// # Errors
-/// There is no such interface, or the kernel is older than tcx.
 pub fn tcx_on(hypervisor: &Hypervisor, interface: &str) -> Result<Vec<Program>> {
     let programs = hypervisor.space().in_network(|| {
         let asked = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
@@ -94,9 +85,6 @@ pub fn tcx_on(hypervisor: &Hypervisor, interface: &str) -> Result<Vec<Program>> 
 }
 
 /// The daemon's program on an interface of the hypervisor, in whichever form; or somebody else's XDP program.
-///
-/// # Errors
-/// As [`xdp_on`] and [`tcx_on`].
 pub fn program_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<Program>> {
     let ours = tcx_on(hypervisor, interface)?.into_iter().find(Program::is_ours);
     if ours.is_some() { Ok(ours) } else { xdp_on(hypervisor, interface) }
@@ -110,9 +98,6 @@ fn named(hypervisor: &Hypervisor, id: u64) -> Result<Program> {
 
 /// Puts somebody else's XDP program on an interface of the hypervisor: our own, loaded by `bpftool`. Nobody has configured it, so it passes
 /// everything. The program's number.
-///
-/// # Errors
-/// There is no object yet, or another program on the interface.
 pub fn occupy(hypervisor: &Hypervisor, interface: &str) -> Result<u64> {
     let object = std::env::var_os("FENCE_EBPF_OBJECT")
         .map_or_else(|| tools::workspace().join("target/bpf/fence-xdp.o"), PathBuf::from);
@@ -127,17 +112,11 @@ pub fn occupy(hypervisor: &Hypervisor, interface: &str) -> Result<u64> {
 }
 
 /// The counters of the program on the bridge.
-///
-/// # Errors
-/// No program there, no map of that name, or no type information that tells its counters apart.
 pub fn counters(hypervisor: &Hypervisor) -> Result<Counters> {
     sum(&dump(hypervisor, COUNTERS_MAP)?)
 }
 
 /// The content of a map of the program on the bridge, as bpftool prints it.
-///
-/// # Errors
-/// No program there, or no map of that name.
 pub fn dump(hypervisor: &Hypervisor, name: &str) -> Result<Value> {
     let program = program_on(hypervisor, BRIDGE)?.context("no program on the bridge")?;
     let shown = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &program.id.to_string()])?;

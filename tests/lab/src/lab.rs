@@ -118,9 +118,6 @@ impl Space {
     }
 
     /// Starts a program in this place. The caller has to wait for it: [`crate::process::Process`] does.
-    ///
-    /// # Errors
-    /// The lab is gone, or there is no such program.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         // Namespaces are a thread's own, and a child takes those of the thread that makes it. A thread that ends right after
         // leaves this process where it was.
@@ -147,9 +144,6 @@ impl Space {
     }
 
     /// Runs a program in this place to its end; an exit code other than 0 is an error. For setting things up.
-    ///
-    /// # Errors
-    /// It could not be started, failed or took longer than [`COMMAND_LIMIT`].
     pub fn must(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
         run(self, Command::new(program).args(arguments), COMMAND_LIMIT)
             .and_then(Finished::success)
@@ -163,9 +157,6 @@ impl Space {
     }
 
     /// Runs `code` with this place's mounts, on a thread of its own: what it mounts is the lab's.
-    ///
-    /// # Errors
-    /// The lab is gone, or `code` failed.
     pub fn in_mounts<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_a_thread(|| {
             unshare(CloneFlags::CLONE_FS)?;
@@ -175,9 +166,6 @@ impl Space {
     }
 
     /// Runs `code` in this place's network (and there only): sockets that it makes belong to it for good.
-    ///
-    /// # Errors
-    /// The lab is gone, or `code` failed.
     pub fn in_network<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_a_thread(|| {
             self.enter_network()?;
@@ -201,17 +189,11 @@ pub struct Hypervisor {
 
 impl Hypervisor {
     /// Makes a lab with a hypervisor and nothing else.
-    ///
-    /// # Errors
-    /// A tool is missing, this is not root, or the kernel refuses.
     pub fn new() -> Result<Self> {
         Self::at(HYPERVISOR_V4, HYPERVISOR_V6)
     }
 
     /// As [`Self::new`], with other addresses on the bridge: of those that share a segment no two have the same.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
     pub fn at(v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Self> {
         let space = Space { guardian: Arc::new(Guardian::start()?), network: None, container: None, first: None };
         let hypervisor = Self { space, v4, v6 };
@@ -228,9 +210,6 @@ impl Hypervisor {
 
     /// Makes the bridge, as libvirt does when its network is started, after [`Self::delete_bridge`]; `number` is to be the kernel's
     /// number for it. Guests are to be [plugged in](Self::plug) again.
-    ///
-    /// # Errors
-    /// It is there, or the number is taken.
     pub fn make_bridge(&self, number: Option<u32>) -> Result<()> {
         let number = number.map(|number| number.to_string());
         let mut arguments = vec!["link", "add", BRIDGE];
@@ -245,9 +224,6 @@ impl Hypervisor {
     }
 
     /// Gives the bridge what it loses when it is down: its IPv6 address and its multicast route.
-    ///
-    /// # Errors
-    /// It is still down, or has them.
     pub fn address_bridge(&self) -> Result<()> {
         self.ip(&["addr", "add", &format!("{}/64", self.v6), "dev", BRIDGE, "nodad"])?;
         self.ip(&["route", "add", "224.0.0.0/4", "dev", BRIDGE])?;
@@ -255,17 +231,11 @@ impl Hypervisor {
     }
 
     /// Deletes the bridge; the guests' cables stay.
-    ///
-    /// # Errors
-    /// There is none.
     pub fn delete_bridge(&self) -> Result<()> {
         self.ip(&["link", "del", BRIDGE]).map(drop)
     }
 
     /// Puts a guest's cable into the bridge that there is now, and waits until frames pass.
-    ///
-    /// # Errors
-    /// There is no bridge.
     pub fn plug(&self, guest: &Guest) -> Result<()> {
         let port = guest.name.replace("guest", "vnet");
         self.ip(&["link", "set", &port, "master", BRIDGE, "up"])?;
@@ -274,9 +244,6 @@ impl Hypervisor {
 
     /// Adds a guest that is a network namespace with `eth0` on the bridge: 192.168.122.(10+`number`) and
     /// fd00:122::(10+`number`, as decimal digits). Its multicast goes out of `eth0`.
-    ///
-    /// # Errors
-    /// The kernel refuses, most often because there is such a guest already.
     pub fn guest(&self, number: u8) -> Result<Guest> {
         let name = format!("guest{number}");
         let port = format!("vnet{number}");
@@ -377,17 +344,11 @@ impl Hypervisor {
     }
 
     /// Writes a file of the lab's own (mode 0600, directories are made) and returns its path as the lab's programs see it.
-    ///
-    /// # Errors
-    /// It could not be written.
     pub fn write(&self, file: &str, content: &[u8]) -> Result<String> {
         self.write_mode(file, content, 0o600)
     }
 
     /// As [`Self::write`], with another mode.
-    ///
-    /// # Errors
-    /// It could not be written.
     pub fn write_mode(&self, file: &str, content: &[u8], mode: u32) -> Result<String> {
         let inside = if file.starts_with('/') { file.to_owned() } else { self.path(file) };
         let outside = self.outside(&inside);
@@ -401,17 +362,11 @@ impl Hypervisor {
     }
 
     /// Runs `ip` with these arguments on the hypervisor.
-    ///
-    /// # Errors
-    /// It failed.
     pub fn ip(&self, arguments: &[&str]) -> Result<Finished> {
         self.space.must("ip", arguments)
     }
 
     /// A table of the hypervisor's network from `/proc/net` (`udp`, `igmp`, ...).
-    ///
-    /// # Errors
-    /// The lab is gone, or there is no such table.
     pub fn proc_net(&self, table: &str) -> Result<String> {
         let path = format!("/proc/{}/net/{table}", self.holder());
         std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))

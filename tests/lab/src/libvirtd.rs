@@ -50,18 +50,12 @@ impl Libvirtd {
     }
 
     /// As [`Self::start`], and each machine gets a /dev of its own, as by libvirt's default.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
     pub fn start_with_private_dev(hypervisor: &Hypervisor) -> Result<Self> {
         hypervisor.write(QEMU_CONF_FILE, format!("{QEMU_CONF}{PRIVATE_DEV}").as_bytes())?;
         Self::start(hypervisor)
     }
 
     /// As [`Self::start`], with more lines for libvirtd.conf and more arguments.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
     pub fn start_with(hypervisor: &Hypervisor, config: &str, arguments: &[&str]) -> Result<Self> {
         tools::require(&["libvirtd", "virsh", "tini"])?;
         if !hypervisor.outside(QEMU_CONF_FILE).exists() {
@@ -85,9 +79,6 @@ impl Libvirtd {
     }
 
     /// Sends libvirtd itself a signal; its machines get none.
-    ///
-    /// # Errors
-    /// It has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let children = format!("/proc/{0}/task/{0}/children", self.process.id());
         let children = std::fs::read_to_string(&children).with_context(|| children)?;
@@ -106,9 +97,6 @@ impl Libvirtd {
     ///
     /// libvirtd 9.0 has been seen to crash there, with all the clients that had come and gone meanwhile to clear up after. Whoever supervises it
     /// starts it again, and so does this.
-    ///
-    /// # Errors
-    /// It does not answer.
     pub fn go_on(&mut self, uri: &str) -> Result<()> {
         if self.process.is_running()? {
             self.signal(Signal::SIGCONT)?;
@@ -123,17 +111,11 @@ impl Libvirtd {
     }
 
     /// Kills it as if it had crashed: its machines live on.
-    ///
-    /// # Errors
-    /// It has ended, or does not end.
     pub fn crash(mut self) -> Result<()> {
         self.kill()
     }
 
     /// As [`Self::crash`], for [`Self::go_on`].
-    ///
-    /// # Errors
-    /// As [`Self::crash`].
     pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
         ensure!(self.process.ends_within(COMMAND_LIMIT)?, "libvirtd does not end");
@@ -141,9 +123,6 @@ impl Libvirtd {
     }
 
     /// Runs virsh against a driver of this libvirtd.
-    ///
-    /// # Errors
-    /// It failed.
     pub fn virsh(&self, uri: &str, arguments: &[&str]) -> Result<Finished> {
         run(self.hypervisor.space(), Command::new("virsh").args(["-q", "-c", uri]).args(arguments), COMMAND_LIMIT)
             .and_then(Finished::success)
@@ -156,9 +135,6 @@ impl Libvirtd {
     }
 
     /// Defines a domain, replacing one of that name.
-    ///
-    /// # Errors
-    /// libvirt refuses the XML.
     pub fn define(&self, uri: &str, name: &str, xml: &str) -> Result<()> {
         let file = self.hypervisor.write(&format!("{name}.xml"), xml.as_bytes())?;
         self.virsh(uri, &["define", &file])?;
@@ -166,26 +142,17 @@ impl Libvirtd {
     }
 
     /// Starts a defined domain.
-    ///
-    /// # Errors
-    /// libvirt cannot.
     pub fn start_domain(&self, uri: &str, name: &str) -> Result<()> {
         self.virsh(uri, &["start", name])?;
         Ok(())
     }
 
     /// The domain's state in virsh's words (`running`, `shut off`, ...).
-    ///
-    /// # Errors
-    /// No such domain.
     pub fn state(&self, uri: &str, name: &str) -> Result<String> {
         Ok(self.virsh(uri, &["domstate", name])?.stdout.trim().to_owned())
     }
 
     /// The domain's state and why it is in it, in virsh's words (`shut off (destroyed)`).
-    ///
-    /// # Errors
-    /// No such domain.
     pub fn state_and_reason(&self, uri: &str, name: &str) -> Result<String> {
         Ok(self.virsh(uri, &["domstate", "--reason", name])?.stdout.trim().to_owned())
     }

@@ -39,9 +39,6 @@ pub fn now() -> u64 {
 }
 
 /// The object with its maps.
-///
-/// # Errors
-/// There is none, or this is not root.
 pub fn load_object() -> Result<Ebpf> {
     let path = object_path();
     let object = std::fs::read(&path)
@@ -54,9 +51,6 @@ fn load(object: &[u8]) -> Result<Ebpf> {
 }
 
 /// Writes the program's configuration.
-///
-/// # Errors
-/// The map is not as it should be.
 pub fn configure(ebpf: &mut Ebpf, config: Config) -> Result<()> {
     let bytes: [u8; size_of::<Config>()] = zerocopy::transmute!(config);
     let map = ebpf.map_mut(name::CONFIG).context("no configuration map")?;
@@ -64,9 +58,6 @@ pub fn configure(ebpf: &mut Ebpf, config: Config) -> Result<()> {
 }
 
 /// Writes a key to its slot, or takes it away.
-///
-/// # Errors
-/// The map is not as it should be.
 pub fn set_slot(ebpf: &mut Ebpf, index: u32, key: Option<&PreparedKey>) -> Result<()> {
     let empty = empty_slot();
     let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(key.map_or(&empty, PreparedKey::dangerous_slot));
@@ -75,18 +66,12 @@ pub fn set_slot(ebpf: &mut Ebpf, index: u32, key: Option<&PreparedKey>) -> Resul
 }
 
 /// Writes when the daemon has shown its last sign of life. In the future is now.
-///
-/// # Errors
-/// The map is not as it should be.
 pub fn beat(ebpf: &mut Ebpf, at: u64) -> Result<()> {
     let map = ebpf.map_mut(name::HEARTBEAT).context("no heartbeat")?;
     Array::<_, u64>::try_from(map)?.set(0, at, 0).context("the heartbeat")
 }
 
 /// The counters of all CPUs together.
-///
-/// # Errors
-/// The map is not as it should be.
 pub fn counters(ebpf: &Ebpf) -> Result<Counters> {
     let map = ebpf.map(name::COUNTERS).context("no counters")?;
     let map = PerCpuArray::<_, [u64; COUNTERS]>::try_from(map)?;
@@ -119,9 +104,6 @@ pub struct Size {
 
 impl Loaded {
     /// Loads the kernel program.
-    ///
-    /// # Errors
-    /// Without the object, without root, or if the verifier refuses.
     pub fn fence() -> Result<Self> {
         let mut loaded = Self::load(load_object()?, name::XDP)?;
         // For as long as there is time.
@@ -130,9 +112,6 @@ impl Loaded {
     }
 
     /// Loads an XDP program that passes everything and does nothing else: what any program costs.
-    ///
-    /// # Errors
-    /// Without root.
     pub fn empty() -> Result<Self> {
         Self::load(load(&empty_object()?)?, EMPTY)
     }
@@ -146,9 +125,6 @@ impl Loaded {
     }
 
     /// Gives the program a frame so many times: its last answer, and how long one run took by the kernel's clock.
-    ///
-    /// # Errors
-    /// The kernel does not run it.
     pub fn run(&self, frame: &[u8], repeat: u32) -> Result<(u32, Duration)> {
         let xdp: &Xdp = self.ebpf.program(self.program).context("no such program")?.try_into()?;
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
@@ -165,9 +141,6 @@ impl Loaded {
     }
 
     /// How large it is, and what the verifier had to do for it.
-    ///
-    /// # Errors
-    /// The kernel does not say.
     pub fn size(&self) -> Result<Size> {
         let xdp: &Xdp = self.ebpf.program(self.program).context("no such program")?.try_into()?;
         let info = xdp.info()?;
@@ -184,9 +157,6 @@ pub struct Ring(RingBuf<MapData>);
 
 impl Ring {
     /// The next request that the program has handed over.
-    ///
-    /// # Errors
-    /// It is none of this version.
     pub fn next_event(&mut self) -> Result<Option<Event>> {
         self.0.next().map(|record| Event::decode(&record)).transpose().context("a record in the ring")
     }

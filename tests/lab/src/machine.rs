@@ -102,9 +102,6 @@ impl Machine {
     }
 
     /// The definition.
-    ///
-    /// # Errors
-    /// QEMU is missing.
     pub fn xml(&self) -> Result<String> {
         let Self { name, uuid, devices, filling, on_crash, shared, touched } = self;
         let on_crash = on_crash.unwrap_or("destroy");
@@ -135,26 +132,17 @@ impl Machine {
     }
 
     /// Defines it.
-    ///
-    /// # Errors
-    /// libvirt refuses it.
     pub fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
         libvirtd.define(URI, &self.name, &self.xml()?)
     }
 
     /// Defines it and starts it.
-    ///
-    /// # Errors
-    /// libvirt cannot.
     pub fn start(&self, libvirtd: &Libvirtd) -> Result<()> {
         self.define(libvirtd)?;
         libvirtd.start_domain(URI, &self.name)
     }
 
     /// Starts it without a definition that outlives it.
-    ///
-    /// # Errors
-    /// libvirt cannot.
     pub fn create_transient(&self, libvirtd: &Libvirtd) -> Result<()> {
         tools::require(&["virsh"])?;
         let file = libvirtd.hypervisor().write(&format!("{}.xml", self.name), self.xml()?.as_bytes())?;

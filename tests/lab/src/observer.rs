@@ -49,27 +49,18 @@ impl Observer {
     }
 
     /// Starts a stock client.
-    ///
-    /// # Errors
-    /// It cannot be started, or the victim cannot be watched.
     pub fn start(&self, op: &str, domain: &str) -> Result<Asked> {
         let victims = Witness::of_all(&self.hypervisor, domain)?;
         self.start_with(Client::new(op, &self.key).domain(domain), op, domain, victims)
     }
 
     /// As [`Self::start`], with another client about `domain`, and with these victims.
-    ///
-    /// # Errors
-    /// It cannot be started.
     pub fn start_with(&self, client: Client, op: &str, domain: &str, victims: Vec<Witness>) -> Result<Asked> {
         let client = client.start(self.guest.space())?;
         Ok(Asked { what: format!("{op} of {domain}"), client, victims, kills: kills(op) })
     }
 
     /// Asks as the stock client does, to the end.
-    ///
-    /// # Errors
-    /// As [`Self::start`] and [`Asked::finish`].
     pub fn fence(&self, op: &str, domain: &str) -> Result<Finished> {
         self.start(op, domain)?.finish()
     }
@@ -85,9 +76,6 @@ impl Observer {
     }
 
     /// The domains and their states, as the stock client lists them.
-    ///
-    /// # Errors
-    /// The list fails.
     pub fn list(&self) -> Result<Finished> {
         Client::new("list", &self.key).run(self.guest.space())
     }
@@ -102,9 +90,6 @@ impl Observer {
     }
 
     /// As [`Self::ask`], with these victims.
-    ///
-    /// # Errors
-    /// As [`Self::ask`].
     pub fn ask_about(&self, key: &[u8], op: Op, domain: &str, victims: &[Witness]) -> Result<u8> {
         let what = || format!("{} of {domain}", op.name());
         let reply = Peer::new(&self.guest, key, Family::V4)?.ask(op, domain)?.converse().with_context(what)?;
@@ -129,9 +114,6 @@ impl Asked {
     }
 
     /// Whether it waits still.
-    ///
-    /// # Errors
-    /// The system call failed.
     pub fn waits(&mut self) -> Result<bool> {
         self.client.is_running()
     }

@@ -39,9 +39,6 @@ pub struct Peer {
 
 impl Peer {
     /// A client in `guest` that listens on a TCP port of its own and sends to the default group.
-    ///
-    /// # Errors
-    /// The key is empty or the sockets could not be made.
     pub fn new(guest: &Guest, key: &[u8], family: Family) -> Result<Self> {
         let address = match family {
             Family::V4 => guest.v4.into(),
@@ -51,9 +48,6 @@ impl Peer {
     }
 
     /// A client in `space` at `address`, which must be one of its own.
-    ///
-    /// # Errors
-    /// The key is empty or the sockets could not be made.
     pub fn at(space: &Space, address: IpAddr, key: &[u8]) -> Result<Self> {
         let key = Key::new(key)?;
         let group: IpAddr = match address {
@@ -93,17 +87,11 @@ impl Peer {
     }
 
     /// The TCP port that it asks to be called back at.
-    ///
-    /// # Errors
-    /// The system call failed.
     pub fn port(&self) -> Result<u16> {
         Ok(self.listener.local_addr()?.port())
     }
 
     /// A request as a stock client would make it, not signed yet.
-    ///
-    /// # Errors
-    /// The name is too long, or the system has no more random bytes or ports.
     pub fn request(&self, op: Op, domain: &str) -> Result<Request> {
         let mut request = Request::new_zeroed();
         request.op = op.to_wire();
@@ -124,17 +112,11 @@ impl Peer {
     }
 
     /// Signs a request and sends it, with random bytes of its own as each datagram of a stock client has.
-    ///
-    /// # Errors
-    /// It could not be sent.
     pub fn send(&self, request: Request) -> Result<()> {
         self.send_bytes(self.sign(request)?.as_bytes())
     }
 
     /// What [`Peer::send`] would send.
-    ///
-    /// # Errors
-    /// The system has no more random bytes.
     pub fn sign(&self, mut request: Request) -> Result<Request> {
         request.random = random()?;
         self.key.sign(self.hash, &mut request);
@@ -142,18 +124,12 @@ impl Peer {
     }
 
     /// Sends any bytes to the group.
-    ///
-    /// # Errors
-    /// They could not be sent.
     pub fn send_bytes(&self, payload: &[u8]) -> Result<()> {
         self.udp.send_to(payload, self.group).context("sending to the group")?;
         Ok(())
     }
 
     /// Sends any bytes to one host.
-    ///
-    /// # Errors
-    /// They could not be sent.
     pub fn send_bytes_to(&self, payload: &[u8], host: IpAddr) -> Result<()> {
         self.udp.send_to(payload, (host, DEFAULT_PORT)).with_context(|| format!("sending to {host}"))?;
         Ok(())
@@ -186,9 +162,6 @@ impl Peer {
     }
 
     /// Sends a signed request, again every 2 s as stock clients do, and waits for its call-back.
-    ///
-    /// # Errors
-    /// It could not be sent, or nobody called back.
     pub fn ask(&self, op: Op, domain: &str) -> Result<CallBack> {
         let request = self.request(op, domain)?;
         let deadline = Instant::now() + TALK_LIMIT;
@@ -237,17 +210,11 @@ pub struct CallBack {
 
 impl CallBack {
     /// Writes bytes.
-    ///
-    /// # Errors
-    /// The connection is gone.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.stream.write_all(bytes).context("writing to the call-back")
     }
 
     /// Reads exactly 64 bytes: a response or a challenge.
-    ///
-    /// # Errors
-    /// The connection is gone, or the server says nothing.
     pub fn read_block(&mut self) -> Result<[u8; HASH_LEN]> {
         let mut block = [0; HASH_LEN];
         self.stream.read_exact(&mut block).context("reading from the call-back")?;
@@ -255,9 +222,6 @@ impl CallBack {
     }
 
     /// Challenges the server and checks its response.
-    ///
-    /// # Errors
-    /// The connection is gone, or the response is wrong.
     pub fn challenge(&mut self) -> Result<()> {
         let challenge: [u8; HASH_LEN] = random()?;
         self.write(&challenge)?;
@@ -268,9 +232,6 @@ impl CallBack {
     }
 
     /// Responds to the server's challenge as it should be.
-    ///
-    /// # Errors
-    /// The connection is gone.
     pub fn respond(&mut self) -> Result<()> {
         let challenge = self.read_block()?;
         let response = self.key.digest(self.auth, &[&challenge]);
@@ -294,9 +255,6 @@ impl CallBack {
     }
 
     /// Says that we say nothing more; reading goes on.
-    ///
-    /// # Errors
-    /// The connection is gone.
     pub fn stop_writing(&self) -> Result<()> {
         self.stream.shutdown(Shutdown::Write).context("closing our half of the call-back")
     }
@@ -316,9 +274,6 @@ impl CallBack {
     }
 
     /// The whole conversation as a stock client leads it.
-    ///
-    /// # Errors
-    /// As its parts; and where the server hung up.
     pub fn converse(&mut self) -> Result<u8> {
         self.challenge()?;
         self.respond()?;

@@ -110,17 +110,11 @@ fn collect(stream: impl Read + Send + 'static, into: Printed) -> JoinHandle<()> 
 }
 
 /// Whether a pidfd's process has ended, waiting for it at most `limit`.
-///
-/// # Errors
-/// The system call failed.
 pub fn wait_pidfd(pidfd: impl AsFd, limit: Duration) -> Result<bool> {
     readable(pidfd, limit)
 }
 
 /// Whether a descriptor is readable, waiting for it at most `limit`.
-///
-/// # Errors
-/// The system call failed.
 pub fn readable(descriptor: impl AsFd, limit: Duration) -> Result<bool> {
     let deadline = Instant::now() + limit;
     loop {
@@ -137,9 +131,6 @@ pub fn readable(descriptor: impl AsFd, limit: Duration) -> Result<bool> {
 
 impl Process {
     /// Starts a program in a space of a lab, with nothing on its standard input.
-    ///
-    /// # Errors
-    /// It could not be started.
     pub fn start(space: &Space, command: &mut Command) -> Result<Self> {
         // A process group of its own: Ctrl-C at a terminal is for the lab's owner, who then ends all in order.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -162,9 +153,6 @@ impl Process {
     }
 
     /// How long it has been computing since it was started.
-    ///
-    /// # Errors
-    /// It has ended already.
     pub fn processor_time(&self) -> Result<Duration> {
         let path = format!("/proc/{}/stat", self.id());
         let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -188,9 +176,6 @@ impl Process {
     }
 
     /// Whether it still runs.
-    ///
-    /// # Errors
-    /// The system call failed.
     pub fn is_running(&mut self) -> Result<bool> {
         if self.ended.is_none()
             && let Some(status) = self.child.try_wait()?
@@ -201,9 +186,6 @@ impl Process {
     }
 
     /// Sends a signal.
-    ///
-    /// # Errors
-    /// It has ended already.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if !self.is_running()? {
             bail!("the process has ended already");
@@ -213,9 +195,6 @@ impl Process {
     }
 
     /// Whether it ends within `limit`. What it printed is collected by [`Self::finish`].
-    ///
-    /// # Errors
-    /// The system call failed.
     pub fn ends_within(&self, limit: Duration) -> Result<bool> {
         wait_pidfd(&self.pidfd, limit)
     }

@@ -54,9 +54,6 @@ pub struct Proxy {
 
 impl Proxy {
     /// Takes the place of the socket of a libvirtd that serves.
-    ///
-    /// # Errors
-    /// There is none.
     pub fn start(hypervisor: &Hypervisor) -> Result<Self> {
         let (socket, behind) = (hypervisor.outside(SOCKET), hypervisor.outside(BEHIND));
         fs::rename(&socket, &behind).context("libvirtd's socket")?;
@@ -90,11 +87,6 @@ impl Proxy {
         self.rules.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
     }
 
-    /// How many connections were asked for.
-    #[must_use]
-    pub fn asked_for(&self) -> usize {
-        self.rules.taken.load(Ordering::Acquire)
-    }
 }
 
 impl Drop for Proxy {

@@ -49,9 +49,6 @@ fn receive(receiver: &mut TcpStream, buffer: &mut [u8]) -> Result<usize> {
 }
 
 /// Sends a file and compares what comes with what was sent, byte by byte.
-///
-/// # Errors
-/// Something else came, or not all of it, or there is no way.
 pub fn transfer(from: &Space, to: &Space, address: IpAddr, file: &[u8]) -> Result<()> {
     let Pipe { mut sender, mut receiver } = Pipe::lay(from, to, address)?;
     std::thread::scope(|scope| {
@@ -90,9 +87,6 @@ pub struct Flow {
 }
 
 /// Sends as much as there is room for, for as long.
-///
-/// # Errors
-/// There is no way, or it broke.
 pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> Result<Flow> {
     let Pipe { mut sender, mut receiver } = Pipe::lay(from, to, address)?;
     std::thread::scope(|scope| {

@@ -23,25 +23,16 @@ pub const URI: &str = "qemu:///system";
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// The emulator's path.
-///
-/// # Errors
-/// There is none.
 pub fn emulator() -> Result<String> {
     Ok(tools::find("qemu-system-x86_64")?.to_string_lossy().into_owned())
 }
 
 /// Defines and starts a machine with firmware only, 16 MiB: it runs, and does nothing.
-///
-/// # Errors
-/// libvirt cannot.
 pub fn start_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
     Machine::new(name).start(libvirtd)
 }
 
 /// What [`start_idle`] would start.
-///
-/// # Errors
-/// libvirt cannot.
 pub fn define_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
     Machine::new(name).define(libvirtd)
 }
@@ -60,9 +51,6 @@ pub(crate) struct Linux<'a> {
 
 impl Linux<'_> {
     /// Defines the machine.
-    ///
-    /// # Errors
-    /// libvirt refuses it.
     pub(crate) fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
         let Self { name, mebibytes, kernel, initrd, address: [high, low], disks } = self;
         let hypervisor = libvirtd.hypervisor();
@@ -119,9 +107,6 @@ impl LinuxGuest {
     }
 
     /// Connects to the console of a guest that may not run commands yet.
-    ///
-    /// # Errors
-    /// There is none: the guest does not run.
     pub fn open(hypervisor: &Hypervisor, name: &str) -> Result<Self> {
         let path = hypervisor.outside(&console_socket(hypervisor, name));
         let console = UnixStream::connect(&path).with_context(|| format!("{name}'s console {}", path.display()))?;

@@ -49,26 +49,17 @@ impl Which {
     }
 
     /// `fence-daemon` at this path.
-    ///
-    /// # Errors
-    /// As [`Self::ours`].
     pub fn at(path: &Path) -> Result<Self> {
         ensure!(path.is_file(), "no fence-daemon at {}: run `cargo xtask build`", path.display());
         Ok(Self::Ours(std::path::absolute(path)?))
     }
 
     /// What a program's arguments name: `fence_virtd`, `fence-daemon` at a path, or [`Self::ours`].
-    ///
-    /// # Errors
-    /// As [`Self::ours`].
     pub fn chosen(daemon: Option<&Path>, stock: bool) -> Result<Self> {
         if stock { Ok(Self::Stock) } else { daemon.map_or_else(Self::ours, Self::at) }
     }
 
     /// [`Self::ours`], or the stock server where the environment says `FENCE_LAB_SERVER=stock` (to prove a test).
-    ///
-    /// # Errors
-    /// The server is missing.
     pub fn from_env() -> Result<Self> {
         match std::env::var("FENCE_LAB_SERVER").as_deref() {
             Ok("stock") => {
@@ -178,9 +169,6 @@ pub struct Server {
 
 impl Server {
     /// Starts a server and does not wait until it serves: for starts that are to fail, or to wait.
-    ///
-    /// # Errors
-    /// The program or the configuration file is not there.
     pub fn spawn(hypervisor: &Hypervisor, which: &Which, config: &Config, arguments: &[&str]) -> Result<Self> {
         let file = hypervisor.write("fence_virt.conf", config.render().as_bytes())?;
         let port = config.port.unwrap_or(fence_common::wire::DEFAULT_PORT);
@@ -188,9 +176,6 @@ impl Server {
     }
 
     /// As [`Self::spawn`], with a configuration file that somebody else has written (a path inside the lab).
-    ///
-    /// # Errors
-    /// The program is not there.
     pub fn spawn_with_file(
         hypervisor: &Hypervisor,
         which: &Which,
@@ -202,9 +187,6 @@ impl Server {
     }
 
     /// Starts a server with these arguments and nothing else, not even a configuration. `port` is where it will serve if it does.
-    ///
-    /// # Errors
-    /// The program is not there.
     pub fn spawn_with(hypervisor: &Hypervisor, which: &Which, port: u16, arguments: &[&str]) -> Result<Self> {
         let program = match which {
             Which::Ours(path) => path.clone(),
@@ -241,9 +223,6 @@ impl Server {
     }
 
     /// Waits until ours has its kernel program on the interface, or has said that there will be none. A server that is not ready has not.
-    ///
-    /// # Errors
-    /// It says neither.
     pub fn wait_settled(&self, limit: Duration) -> Result<()> {
         poll_until("the kernel program", limit, || Ok(self.is_settled().then_some(())))
             .with_context(|| format!("the server's log: {}", self.log()))
@@ -257,9 +236,6 @@ impl Server {
     }
 
     /// Whether it serves: ours says so; of a stock one the socket tells.
-    ///
-    /// # Errors
-    /// The lab is gone.
     pub fn is_ready(&self) -> Result<bool> {
         match self.which {
             Which::Ours(_) => Ok(self.process.stderr().lines().iter().any(|line| says_ready(line))),
@@ -315,9 +291,6 @@ impl Server {
     }
 
     /// Waits until ours tells of a domain in this state; what it tells.
-    ///
-    /// # Errors
-    /// It does not, or as [`Self::status`].
     pub fn wait_domain(&self, domain: &str, state: &str) -> Result<Value> {
         poll_until(&format!("{domain} to be {state}"), START_LIMIT, || {
             let (_, report) = self.status()?;
@@ -341,9 +314,6 @@ impl Server {
     }
 
     /// Whether it still runs.
-    ///
-    /// # Errors
-    /// The system call failed.
     pub fn is_running(&mut self) -> Result<bool> {
         self.process.is_running()
     }
@@ -354,17 +324,11 @@ impl Server {
     }
 
     /// Waits for its end by itself.
-    ///
-    /// # Errors
-    /// It still runs after `limit`.
     pub fn finish(self, limit: Duration) -> Result<Finished> {
         self.process.finish(limit)
     }
 
     /// Kills the daemon as a crash would, and waits until its process has ended: the next daemon finds the PID file unlocked.
-    ///
-    /// # Errors
-    /// It had ended before.
     pub fn crash(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGKILL)?;
         // Reaped as well: a server that looks for the number in a PID file finds zombies too.
@@ -373,9 +337,6 @@ impl Server {
     }
 
     /// Sends a signal and waits for its end.
-    ///
-    /// # Errors
-    /// It had ended before, or still runs after [`STOP_LIMIT`].
     pub fn stop(mut self, signal: Signal) -> Result<Finished> {
         self.process.signal(signal)?;
         self.process.finish(STOP_LIMIT)

@@ -65,9 +65,6 @@ pub fn output(program: &str, arguments: &[&str], directory: &Path) -> Result<Str
 }
 
 /// Checks that all of `programs` are there, and that this process may make namespaces.
-///
-/// # Errors
-/// As [`find`], and where this is not root.
 pub fn require(programs: &[&str]) -> Result<()> {
     for program in programs {
         find(program)?;
@@ -81,9 +78,6 @@ pub fn require(programs: &[&str]) -> Result<()> {
 }
 
 /// So many random bytes.
-///
-/// # Errors
-/// The kernel has none.
 pub fn random_bytes(count: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; count];
     getrandom::fill(&mut bytes)?;

@@ -24,17 +24,11 @@ pub struct Witness {
 
 impl Witness {
     /// The process of a running QEMU domain.
-    ///
-    /// # Errors
-    /// There is none.
     pub fn of_qemu(hypervisor: &Hypervisor, domain: &str) -> Result<Self> {
         Self::of_pid_file(hypervisor, &pid_file("qemu", domain))
     }
 
     /// The first process of a running container: what dies when the container dies.
-    ///
-    /// # Errors
-    /// There is none.
     pub fn of_container(hypervisor: &Hypervisor, domain: &str) -> Result<Self> {
         let controller = Self::of_pid_file(hypervisor, &pid_file("lxc", domain))?;
         poll_until("the container's first process", Duration::from_secs(10), || {
@@ -46,9 +40,6 @@ impl Witness {
     }
 
     /// The processes of whatever runs under this name now, of either driver.
-    ///
-    /// # Errors
-    /// They cannot be looked at.
     pub fn of_all(hypervisor: &Hypervisor, domain: &str) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for (file, find) in [
@@ -90,9 +81,6 @@ impl Witness {
     }
 
     /// The other processes in this machine's control group, and what descends from them: its helpers.
-    ///
-    /// # Errors
-    /// The machine is dead, or the host's processes cannot be listed.
     pub fn beside(&self) -> Result<Vec<Self>> {
         let own = machine_group(self.pid).context("it has no control group")?;
         let pids = processes();
@@ -111,9 +99,6 @@ impl Witness {
     }
 
     /// All processes that have a machine's UUID in their command line, whatever libvirt knows of them.
-    ///
-    /// # Errors
-    /// They cannot be looked at.
     pub fn of_uuid(uuid: &str) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for pid in processes() {
@@ -153,17 +138,11 @@ impl Witness {
     }
 
     /// Sends it SIGKILL: for showing how long a death takes without any server.
-    ///
-    /// # Errors
-    /// It has ended already.
     pub fn kill(&self) -> Result<()> {
         rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL).context("SIGKILL")
     }
 
     /// Whether every thread of the process has ended, and for a container every process in it.
-    ///
-    /// # Errors
-    /// The system call failed.
     pub fn is_dead(&self) -> Result<bool> {
         Ok(self.dies_within(Duration::ZERO)? && self.inside.as_ref().is_none_or(|inside| !has_processes(inside)))
     }
@@ -178,9 +157,6 @@ impl Witness {
     }
 
     /// As [`Self::is_dead`], waiting for it at most `limit`.
-    ///
-    /// # Errors
-    /// The system call failed.
     pub fn dies_within(&self, limit: Duration) -> Result<bool> {
         wait_pidfd(&self.pidfd, limit)
     }

@@ -16,9 +16,6 @@ mod picture;
 pub mod report;
 
 /// Plays these scenarios so many rounds.
-///
-/// # Errors
-/// A cluster cannot be made, or a scenario goes wrong with our daemon.
 pub fn run(ours: &Which, scenarios: &[Scenario], rounds: usize) -> Result<Results> {
     let mut results = Results::default();
     for round in 1..=rounds {

@@ -215,9 +215,6 @@ const HOW: &str = "
 ";
 
 /// Writes the page and its picture.
-///
-/// # Errors
-/// They could not be written.
 pub fn write(folder: &Path, results: &Results, facts: &[Fact], rounds: usize) -> Result<()> {
     let pictures = folder.join("clusters");
     fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;

@@ -82,9 +82,6 @@ struct Row {
 pub struct Floods(Vec<Row>);
 
 /// Measures both servers, one after the other, each in a lab of its own.
-///
-/// # Errors
-/// The lab fails.
 pub fn run(ours: &Which) -> Result<Floods> {
     let ours = one(ours, "fence-daemon")?;
     let stock = one(&Which::Stock, "fence_virtd")?;

@@ -31,9 +31,6 @@ pub fn request(key: &Key, kind: HashKind) -> Request {
 }
 
 /// The frame that carries a request to the group.
-///
-/// # Errors
-/// It cannot be written.
 pub fn to_group(request: &Request) -> Result<Vec<u8>> {
     let mut frame = Vec::new();
     let builder = PacketBuilder::ethernet2(GUEST_MAC, GROUP_MAC).ipv4(GUEST, DEFAULT_GROUP_V4, 2);
@@ -42,9 +39,6 @@ pub fn to_group(request: &Request) -> Result<Vec<u8>> {
 }
 
 /// A full TCP segment from the guest to the host.
-///
-/// # Errors
-/// It cannot be written.
 pub fn tcp() -> Result<Vec<u8>> {
     let mut frame = Vec::new();
     let builder = PacketBuilder::ethernet2(GUEST_MAC, HOST_MAC).ipv4(GUEST, HOST, 64);
@@ -53,9 +47,6 @@ pub fn tcp() -> Result<Vec<u8>> {
 }
 
 /// A TCP segment over IPv6.
-///
-/// # Errors
-/// It cannot be written.
 pub fn tcp_v6() -> Result<Vec<u8>> {
     let mut frame = Vec::new();
     let address = |last| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
@@ -78,9 +69,6 @@ pub fn arp() -> Vec<u8> {
 }
 
 /// Multicast DNS: what other multicast there is.
-///
-/// # Errors
-/// It cannot be written.
 pub fn mdns() -> Result<Vec<u8>> {
     let mut frame = Vec::new();
     let builder = PacketBuilder::ethernet2(GUEST_MAC, [1, 0, 0x5e, 0, 0, 0xfb]).ipv4(GUEST, [224, 0, 0, 251], 255);

@@ -122,9 +122,6 @@ fn given(key: &Key) -> Result<Vec<Given>> {
 }
 
 /// Measures so many rounds.
-///
-/// # Errors
-/// A program cannot be loaded, or answers what it should not.
 pub fn run(rounds: usize) -> Result<Figures> {
     stay()?;
     let mut fence = Loaded::fence()?;

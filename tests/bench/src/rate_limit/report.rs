@@ -82,9 +82,6 @@ pub fn table(figures: &Figures) -> String {
 }
 
 /// Writes `rate-limit.md` into a folder.
-///
-/// # Errors
-/// It cannot be written.
 pub fn write(folder: &Path, figures: &Figures, floods: &Floods, facts: &[Fact], rounds: usize) -> Result<()> {
     let mut text = String::from("# What the program costs per frame\n\n");
     let _ = writeln!(

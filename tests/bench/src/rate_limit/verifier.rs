@@ -38,9 +38,6 @@ impl Effort {
 const SCRIPT: &str = r#"set -eu; mount -t bpf none /mnt; bpftool -d prog load "$1" /mnt/program 2>&1"#;
 
 /// Has `bpftool` load the object and tell what the verifier said.
-///
-/// # Errors
-/// There is no bpftool, or the verifier refuses the program.
 pub fn ask(object: &Path) -> Result<Effort> {
     let output = Command::new("unshare").args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(object).output();
     let output = output.context("unshare cannot be run. Remedy: apt-get install util-linux")?;

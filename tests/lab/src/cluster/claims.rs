@@ -48,9 +48,6 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 
 impl Claims {
     /// Begins to watch a disk of the lab's on which these domains write, each to the sector of its number here.
-    ///
-    /// # Errors
-    /// The disk cannot be read.
     pub fn watch(hypervisor: &Hypervisor, disk: &str, domains: [String; 2]) -> Result<Self> {
         let disk = File::open(hypervisor.outside(disk)).context("the shared disk")?;
         let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
@@ -71,9 +68,6 @@ impl Claims {
     }
 
     /// Waits until a node has begun to run the resource (after `since`), and says when.
-    ///
-    /// # Errors
-    /// It has not, or the resource has run twice.
     pub fn wait(&self, number: usize, since: Option<Instant>) -> Result<Instant> {
         poll_until(&format!("the resource to run on node {number}"), ONLINE_LIMIT, || {
             self.check()?;
@@ -83,9 +77,6 @@ impl Claims {
     }
 
     /// That it has never run twice so far.
-    ///
-    /// # Errors
-    /// It has, or nobody watches any more.
     pub fn check(&self) -> Result<()> {
         let seen = lock(&self.seen);
         ensure!(seen.violations.is_empty(), "{:?}", seen.violations);

@@ -47,9 +47,6 @@ pub struct Node {
 
 impl Node {
     /// Waits until it runs commands, after it was started (again).
-    ///
-    /// # Errors
-    /// It does not boot.
     pub fn wait_up(&self) -> Result<()> {
         let domain = &self.member.domain;
         let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,9 +60,6 @@ impl Node {
     }
 
     /// Its machine.
-    ///
-    /// # Errors
-    /// It does not run.
     pub fn machine(&self) -> Result<Witness> {
         Witness::of_qemu(&self.hypervisor, &self.member.domain)
     }
@@ -93,9 +87,6 @@ pub struct Guests {
 
 impl Guests {
     /// Boots two nodes, which begin to form a cluster. `key` is the fencing key.
-    ///
-    /// # Errors
-    /// Kernel or image cannot be had, or a node does not boot.
     pub fn boot(libvirtd: &Libvirtd, key: &[u8]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor().clone();
         let (kernel, disk) = (Kernel::get(Series::Linux6_1)?, disk(Image::get()?.root())?);
@@ -133,9 +124,6 @@ impl Guests {
     }
 
     /// Cuts the nodes off from each other, and from nobody else, until one of them is started anew.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn part(&self, libvirtd: &Libvirtd) -> Result<()> {
         for node in &self.nodes {
             let ports = libvirtd.virsh(URI, &["domiflist", &node.member.domain])?.stdout;
@@ -147,9 +135,6 @@ impl Guests {
     }
 
     /// Begins to watch who runs the resource.
-    ///
-    /// # Errors
-    /// The disk cannot be read.
     pub fn watch(&self) -> Result<Claims> {
         Claims::watch(&self.hypervisor, &self.shared, members().map(|member| member.domain))
     }

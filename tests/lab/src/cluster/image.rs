@@ -29,9 +29,6 @@ pub struct Image {
 
 impl Image {
     /// The image from the cache; makes it the first time, which takes a minute or two.
-    ///
-    /// # Errors
-    /// A program is missing, or the distribution's archive cannot be reached.
     pub fn get() -> Result<Self> {
         let suite = suite()?;
         let cache = tools::target_directory().join("lab-cache");

@@ -73,17 +73,11 @@ impl Cluster {
     }
 
     /// A node by its number.
-    ///
-    /// # Errors
-    /// There is none.
     pub fn node(&self, number: usize) -> Result<&Node> {
         self.nodes.get(number).with_context(|| format!("no node {number}"))
     }
 
     /// A node's number by the cluster's name for it.
-    ///
-    /// # Errors
-    /// There is none.
     pub fn number(&self, name: &str) -> Result<usize> {
         self.nodes.iter().position(|node| node.member().name == name).with_context(|| format!("no node {name}"))
     }
@@ -113,9 +107,6 @@ impl Cluster {
     }
 
     /// Ends the server and starts it again, with these keys in its backend.
-    ///
-    /// # Errors
-    /// It does not end, or does not start.
     pub fn reconfigure_server(&mut self, which: &Which, backend: &[(&'static str, &'static str)]) -> Result<()> {
         self.server.process().signal(Signal::SIGTERM)?;
         ensure!(self.server.process().ends_within(ENDS)?, "the server does not end: {}", self.server.log());
@@ -124,9 +115,6 @@ impl Cluster {
     }
 
     /// Starts the server again, when it is gone.
-    ///
-    /// # Errors
-    /// It does not start.
     pub fn start_server(&mut self, which: &Which) -> Result<()> {
         self.server = Server::start(&self.hypervisor, which, &self.config)?;
         Ok(())

@@ -45,17 +45,11 @@ pub struct Node {
 impl Node {
     /// Makes the node's root directory with these files in it, and defines the container `member.domain`, which is not started. Nodes
     /// of one lab have `member`s with different addresses, and one directory in common, at [`SHARED`].
-    ///
-    /// # Errors
-    /// The image cannot be made, or libvirt refuses the container.
     pub fn define(libvirtd: &Libvirtd, member: &Member, files: &[Item]) -> Result<Self> {
         Self::define_with(libvirtd, member, files, &[])
     }
 
     /// As [`Self::define`], with these directories of the lab to be seen in the node: there, and as what.
-    ///
-    /// # Errors
-    /// As [`Self::define`].
     pub fn define_with(libvirtd: &Libvirtd, member: &Member, files: &[Item], mounts: &[(&str, &str)]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor().clone();
         let root = overlay(&hypervisor, &Image::get()?, &member.domain)?;
@@ -103,17 +97,11 @@ impl Node {
     }
 
     /// Starts the container.
-    ///
-    /// # Errors
-    /// libvirt cannot.
     pub fn start(&self, libvirtd: &Libvirtd) -> Result<()> {
         libvirtd.start_domain(URI, &self.member.domain)
     }
 
     /// Writes a file of the node's, as its administrator would; directories are made.
-    ///
-    /// # Errors
-    /// It could not be written.
     pub fn write(&self, path: &str, content: &[u8], mode: u32) -> Result<()> {
         let inside = self.hypervisor.write_mode(&format!("{}{path}", self.root), content, mode)?;
         // The mode of a file that was there already is what it was.
@@ -128,42 +116,27 @@ impl Node {
     }
 
     /// The first process, whose death is the node's.
-    ///
-    /// # Errors
-    /// The node is off.
     pub fn witness(&self) -> Result<Witness> {
         Witness::of_container(&self.hypervisor, &self.member.domain)
     }
 
     /// Where the node's commands run, as long as it runs.
-    ///
-    /// # Errors
-    /// The node is off.
     pub fn space(&self) -> Result<Space> {
         Ok(self.hypervisor.space().inside(self.witness()?.as_fd().try_clone_to_owned()?))
     }
 
     /// Starts a command line in the node and does not wait.
-    ///
-    /// # Errors
-    /// The node is off.
     pub fn spawn(&self, script: &str) -> Result<Process> {
         Process::start(&self.space()?, &mut command(script))
     }
 
     /// Sends every process in the node that has this name a signal (`STOP`, `KILL`, ...).
-    ///
-    /// # Errors
-    /// There is none.
     pub fn signal(&self, signal: &str, name: &str) -> Result<()> {
         // In the node's own PID namespace: nobody else can be meant.
         self.must(&format!("pkill -{signal} -x {name}")).map(drop)
     }
 
     /// Waits until its init has started all that it is to start.
-    ///
-    /// # Errors
-    /// It does not.
     pub fn wait_up(&self) -> Result<()> {
         let mut last = String::new();
         let waited = poll_until(&format!("{} to be up", self.member.name), BOOT_LIMIT, || {

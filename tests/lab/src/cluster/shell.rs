@@ -18,15 +18,9 @@ pub trait Shell {
     fn member(&self) -> &Member;
 
     /// Runs a command line to its end; an exit code other than 0 is no error.
-    ///
-    /// # Errors
-    /// The node is off, or it takes longer than `limit`.
     fn run(&self, script: &str, limit: Duration) -> Result<Finished>;
 
     /// What a command line prints on standard output; an exit code other than 0 is an error.
-    ///
-    /// # Errors
-    /// As [`Self::run`], or it fails.
     fn must(&self, script: &str) -> Result<String> {
         let done = self.run(script, COMMAND_LIMIT)?;
         Ok(done.success().with_context(|| format!("on {}: {script}", self.member().name))?.stdout)
@@ -34,9 +28,6 @@ pub trait Shell {
 }
 
 /// What Pacemaker knows, as `crm_mon` prints it.
-///
-/// # Errors
-/// The node does not answer; no cluster runs on it.
 pub fn status(node: &dyn Shell) -> Result<String> {
     node.must("crm_mon -1")
 }
@@ -93,17 +84,11 @@ pub fn wait_started(node: &dyn Shell, resource: &str) -> Result<String> {
 }
 
 /// Waits until the cluster has nothing left to do.
-///
-/// # Errors
-/// It always has something.
 pub fn settle(node: &dyn Shell) -> Result<()> {
     node.must("crm_resource --wait --timeout=60s").map(drop)
 }
 
 /// Configures the cluster as the guides do: the stock client's agent as the fence device, and the resource that must never run twice.
-///
-/// # Errors
-/// crmsh refuses it.
 pub fn configure(node: &dyn Shell, members: &[Member], device: &str) -> Result<()> {
     let text = format!(
         "property stonith-enabled=true cluster-recheck-interval=60s\n\

@@ -98,9 +98,6 @@ pub struct Watch {
 
 impl Watch {
     /// Begins to look at these nodes.
-    ///
-    /// # Errors
-    /// A node cannot be looked at.
     pub fn start(nodes: &[Node]) -> Result<Self> {
         let book = Arc::new(Book::default());
         let mut eyes = Eyes::open(nodes, Arc::clone(&book))?;
@@ -156,9 +153,6 @@ impl Watch {
     }
 
     /// Ends it: all that it has seen.
-    ///
-    /// # Errors
-    /// There was a breach, or it could not look.
     pub fn finish(mut self) -> Result<Vec<Seen>> {
         self.book.ends.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {

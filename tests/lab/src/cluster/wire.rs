@@ -58,9 +58,6 @@ pub struct Tap(Socket);
 
 impl Tap {
     /// Opens it.
-    ///
-    /// # Errors
-    /// The kernel refuses.
     pub fn open(space: &Space) -> Result<Self> {
         let socket = space.in_network(|| {
             let protocol = Protocol::from(i32::from(EVERYTHING.to_be()));
@@ -72,9 +69,6 @@ impl Tap {
     }
 
     /// The next packet about a fence that has come. The same one comes once from each interface that it passes.
-    ///
-    /// # Errors
-    /// The socket fails.
     pub fn next(&self) -> Result<Option<Packet>> {
         let mut buffer = [0; 2048];
         loop {

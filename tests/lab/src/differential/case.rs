@@ -77,9 +77,6 @@ impl fmt::Display for Case {
 
 impl Case {
     /// Reads what [`Display`](fmt::Display) writes; lines that begin with `#` are for people.
-    ///
-    /// # Errors
-    /// What is missing or wrong.
     pub fn parse(text: &str) -> Result<Self> {
         let words = || text.lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace);
         let value = |name: &str| {

@@ -31,9 +31,6 @@ const KEYS: [usize; 6] = [1, 12, 115, 512, 4096, 5000];
 
 impl Keys {
     /// Reads them.
-    ///
-    /// # Errors
-    /// They are not there.
     pub fn read() -> Result<Self> {
         let key = |len: usize| -> Result<_> {
             let bytes = read(&fixtures().join(format!("keys/{len}.key")))?;
@@ -107,9 +104,6 @@ const TELLING_HEADER: [usize; 18] = [12, 13, 14, 14, 16, 17, 18, 19, 20, 20, 21,
 
 impl Maker {
     /// A maker whose cases follow from `seed`.
-    ///
-    /// # Errors
-    /// The fixtures cannot be read.
     pub fn new(seed: u64) -> Result<Self> {
         let folder = fixtures().join("datagrams");
         let entries = folder.read_dir().with_context(|| format!("{}", folder.display()))?;

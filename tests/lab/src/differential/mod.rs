@@ -68,9 +68,6 @@ pub struct Difference {
 
 impl Pair {
     /// Loads a copy of the program.
-    ///
-    /// # Errors
-    /// It cannot be loaded, or the fixtures cannot be read.
     pub fn load() -> Result<Self> {
         let (mut program, keys, setting) = (Loaded::fence()?, Keys::read()?, Setting::default());
         let ring = program.ring()?;

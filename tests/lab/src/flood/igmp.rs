@@ -25,9 +25,6 @@ const ROUTER_ALERT: [u8; 4] = [0x94, 4, 0, 0];
 const AT_ONCE: u8 = 1;
 
 /// All kinds of messages about the default group, from each of these addresses.
-///
-/// # Errors
-/// One of them is too long for a packet.
 pub fn noise(senders: &[Ipv4Addr]) -> Result<Vec<Vec<u8>>> {
     let mut packets = Vec::new();
     for sender in senders {

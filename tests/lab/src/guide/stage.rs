@@ -105,9 +105,6 @@ impl Stage {
     }
 
     /// Puts a program onto a machine.
-    ///
-    /// # Errors
-    /// It cannot be written.
     pub fn install(&self, name: &str, path: &str, content: &[u8]) -> Result<()> {
         self.write(name, path, content)?;
         let file = self.file(name, path)?;
@@ -116,17 +113,11 @@ impl Stage {
     }
 
     /// Does all that a page says, in its order.
-    ///
-    /// # Errors
-    /// A command fails, or prints something else than is shown.
     pub fn play(&self, guide: &Guide) -> Result<()> {
         guide.steps.iter().try_for_each(|step| self.step(step))
     }
 
     /// Does one thing that a page says.
-    ///
-    /// # Errors
-    /// As [`Self::play`].
     pub fn step(&self, step: &Step) -> Result<()> {
         let places = self.meant(&step.host);
         ensure!(!places.is_empty(), "line {}: there are no {}", step.line, step.host);
@@ -177,9 +168,6 @@ impl Stage {
     }
 
     /// Runs a line of shell on a machine.
-    ///
-    /// # Errors
-    /// The machine does not run, or the line does not end.
     pub fn shell(&self, place: &str, user: &str, line: &str) -> Result<Finished> {
         let Place { hypervisor, system } = self.place(place)?;
         let through = if user == "root" { &[][..] } else { &AS_USER };
@@ -195,9 +183,6 @@ impl Stage {
     }
 
     /// Writes a file of a machine; directories are made.
-    ///
-    /// # Errors
-    /// The machine does not run, or the file cannot be written.
     pub fn write(&self, place: &str, path: &str, content: &[u8]) -> Result<()> {
         let file = self.file(place, path)?;
         let written = || -> std::io::Result<()> {
