@@ -1,4 +1,4 @@
-//! The lab of the bench: one hypervisor with libvirt, the machines that are killed, and the guests that ask for it.
+//! The bench's lab: one hypervisor with libvirt, the machines that die, and the guests that ask.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub const KEY: [u8; 4096] = [0x5a; 4096];
 const TOUCHED_MIB: u32 = 4096;
 /// How many addresses storms and crowds come from.
 const ADDRESSES: u8 = 100;
-/// How long a machine and a server are left alone after a start, so that neither's own work is measured.
+/// The pause after the start of a machine or a server. Their own start-up work is not measured.
 const SETTLE: Duration = Duration::from_millis(300);
 /// How long libvirt may take to bring a machine up.
 const UP_LIMIT: Duration = Duration::from_secs(60);
@@ -88,7 +88,7 @@ pub struct Bed {
     pub asker: Guest,
     /// The guest whose many addresses storms and silent callers come from.
     pub crowd: Guest,
-    /// The guest whose many addresses nobody answers at.
+    /// A guest whose many addresses do not answer.
     pub dead: Guest,
     /// The key file, as the lab sees it.
     pub key: String,
@@ -108,7 +108,7 @@ impl Bed {
         let (asker, crowd, dead) = (hypervisor.guest(1)?, hypervisor.guest(2)?, hypervisor.guest(3)?);
         let key = hypervisor.write("fence.key", &KEY)?;
         let bed = Self { hypervisor, libvirtd, asker, crowd, dead, key, ours };
-        // Nobody answers for these addresses, and what comes from there is genuine all the same.
+        // These addresses answer no ARP request, yet a request from them is genuine.
         bed.dead.space().must("sh", &["-c", "echo 8 > /proc/sys/net/ipv4/conf/eth0/arp_ignore"])?;
         for (guest, addresses) in [(&bed.crowd, bed.crowd_addresses()), (&bed.dead, bed.dead_addresses())] {
             let lines = addresses.iter().map(|at| format!("ip addr add {at}/24 dev eth0")).collect::<Vec<_>>();
@@ -123,7 +123,7 @@ impl Bed {
         addresses(40)
     }
 
-    /// Addresses that nobody answers at.
+    /// Addresses that do not answer.
     #[must_use]
     pub fn dead_addresses(&self) -> Vec<Ipv4Addr> {
         addresses(145)
@@ -148,7 +148,8 @@ impl Bed {
         let begin = Instant::now();
         let server = Server::spawn(&self.hypervisor, &which, &config, &[])?;
         let (ready, answered) = std::thread::scope(|scope| {
-            // From the start on, as often as the machine bears: the first request that is heard at all is served.
+            // Asks from the start on, as often as the machine bears. The server answers the first
+            // request that it receives.
             let answer =
                 scope.spawn(|| caller::ask_every(&peer, Op::DevStatus, "", START_LIMIT, Duration::from_millis(5)));
             let ready = Self::ready(&server, begin);
@@ -196,8 +197,7 @@ impl Bed {
         self.wait_off(victim)
     }
 
-    /// Waits until libvirt has noticed that a machine is dead, which it may do a moment after everybody else: until then it would call the dead one
-    /// running.
+    /// Waits until libvirt notices that a machine is dead. Until then libvirt calls it running.
     pub fn wait_off(&self, victim: Victim) -> Result<()> {
         self.libvirtd.wait_state(victim.uri(), victim.name(), "shut off")
     }
@@ -269,7 +269,7 @@ impl Bed {
         names.iter().map(|name| Witness::of_qemu(&self.hypervisor, name)).collect()
     }
 
-    /// A status that is good for both servers: answered within a stock client's patience.
+    /// The round trip of a status; `None` if the server takes longer than a stock client waits.
     pub fn status(&self, peer: &Peer, domain: &str) -> Result<Option<Duration>> {
         Ok(caller::ask(peer, Op::Status, domain, PATIENCE)?.map(|answer| answer.took()))
     }
@@ -290,7 +290,7 @@ pub struct Rebirth<'a> {
 }
 
 impl Rebirth<'_> {
-    /// Waits until libvirt has written down that the machine runs as another process, and says when that was (to 2 ms).
+    /// Waits until libvirt records that another process runs the machine: the time, to 2 ms.
     pub fn wait(&self) -> Result<Instant> {
         let deadline = Instant::now() + UP_LIMIT;
         while Instant::now() < deadline {

@@ -1,5 +1,5 @@
-//! What the kernel program costs those who have nothing to do with it: TCP between a guest and the host, with the program on the interface that
-//! their bytes come by and without it.
+//! What the kernel program costs other traffic: TCP between a guest and the host, with and without
+//! the program on the interface.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -67,7 +67,7 @@ impl Way {
         }
     }
 
-    /// What is compared on a road, the yardstick first.
+    /// What is compared on a road. The first one is the yardstick.
     #[must_use]
     pub fn on(road: Road) -> &'static [Self] {
         match road {
@@ -82,12 +82,13 @@ impl Way {
 pub struct Frames {
     /// The MTU on the way.
     pub mtu: u32,
-    /// Whether the stack may hand over many segments at once, to be cut apart by a network card, as it does wherever it can.
+    /// Whether the stack may pass many segments at once and leave the cutting to the network card
+    /// (GSO).
     pub joined: bool,
 }
 
 impl Frames {
-    /// What is tried.
+    /// All that the bench tries.
     pub const ALL: [Self; 4] = [
         Self { mtu: 1500, joined: true },
         Self { mtu: 1500, joined: false },

@@ -1,7 +1,8 @@
-//! Requests that are timed from the first datagram to the reply byte, and callers that keep a server waiting.
+//! Timed requests, from the first datagram to the reply byte, and clients that keep a server
+//! waiting.
 //!
-//! The client is [`fence_lab::peer`], which needs no process of its own: what it takes is little beside what is measured, and the same for
-//! both servers.
+//! The client is [`fence_lab::peer`]. It needs no process of its own, so it costs little, and the
+//! same for both servers.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Barrier;
@@ -13,9 +14,9 @@ use fence_common::wire::Op;
 use fence_lab::lab::Guest;
 use fence_lab::peer::{Peer, set_address};
 
-/// After this long a stock client gives up. So does the bench.
+/// A stock client gives up after this time, and so does the bench.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// How often a stock client sends its request again.
+/// The interval at which a stock client repeats its request.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// An answered request.
@@ -37,7 +38,8 @@ impl Answer {
     }
 }
 
-/// Asks as a stock client does: the same again every 2 s until somebody calls back. `None`: nobody did within `limit`.
+/// Asks like a stock client, which repeats its request every 2 s until a server calls back. `None`
+/// means that no server did within `limit`.
 pub fn ask(peer: &Peer, op: Op, domain: &str, limit: Duration) -> Result<Option<Answer>> {
     ask_every(peer, op, domain, limit, AGAIN)
 }
@@ -61,8 +63,8 @@ pub fn peer_at(guest: &Guest, key: &[u8], address: Ipv4Addr) -> Result<Peer> {
     Peer::at(guest.space(), address.into(), key)
 }
 
-/// `off` of all of `domains` at once, each asked for by its own client at its own address. Answers in the domains' order; `None` where nobody
-/// answered within `limit`.
+/// `off` of all `domains` at once, each from its own client and address. Answers come in the order
+/// of the domains; `None` means no answer within `limit`.
 pub fn storm(
     guest: &Guest,
     key: &[u8],
@@ -91,7 +93,7 @@ pub fn storm(
     })
 }
 
-/// Callers that accept the call-back and say nothing. They stay as long as this lives.
+/// Clients that accept the callback and stay silent, for as long as this value lives.
 #[derive(Debug)]
 pub struct Silent {
     _peers: Vec<Peer>,
@@ -108,8 +110,8 @@ impl Silent {
     }
 }
 
-/// Sends a good request about `domain` from each address, all of which are to be such that nobody answers there: the call-back's connection
-/// then takes as long as the kernel tries.
+/// Sends a good request about `domain` from each address. None of the addresses may answer, so the
+/// callback's connection takes as long as the kernel tries.
 pub fn call_dead(guest: &Guest, key: &[u8], addresses: &[Ipv4Addr], domain: &str) -> Result<()> {
     for &address in addresses {
         let peer = peer_at(guest, key, address)?;

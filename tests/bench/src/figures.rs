@@ -1,4 +1,4 @@
-//! What is measured, in the order of the table, and what is wanted of it.
+//! The figures in the order of the table, and their targets.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -68,7 +68,7 @@ impl Contender {
     }
 }
 
-/// What a figure is to be.
+/// The target of a figure.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// `fence_virtd` takes at least so many times as long.
@@ -103,7 +103,7 @@ pub struct Figure {
     pub title: String,
     /// What it counts.
     pub unit: Unit,
-    /// What is wanted, and what it would take where it is missed.
+    /// The targets, each with what it would take to meet it.
     pub targets: Vec<(Target, &'static str)>,
 }
 
@@ -223,7 +223,8 @@ impl Results {
         self.get(figure, contender).and_then(Samples::median)
     }
 
-    /// How many times as long (or as much) stock's takes. With "at least" where stock's end was not waited for.
+    /// fence_virtd's median divided by ours. `at_least` means that the bench gave up on
+    /// fence_virtd.
     #[must_use]
     pub fn ratio(&self, figure: &str) -> Option<Sample> {
         let (ours, stock) = (self.median(figure, Contender::Ours)?, self.median(figure, Contender::Stock)?);

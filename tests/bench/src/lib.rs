@@ -1,15 +1,15 @@
-//! Measures the daemon and fence_virtd in the lab, and writes the pages in `docs/measured`. The program is `fence-bench`, which
-//! `cargo xtask bench` runs.
+//! Measures the daemon and fence_virtd in the lab, and writes the pages in `docs/measured`. The
+//! program is `fence-bench`, which `cargo xtask bench` runs.
 //!
-//! * `daemon`: both servers in turn, on one lab, asked by one client. [`figures`]: what is measured, and what it is to be; [`bed`]: the
-//!   lab with its victims and callers; [`caller`]: requests that are timed, storms, callers that say nothing; [`measure`]: one round of each
-//!   part; [`rounds`]: their order; [`report`] and [`plot`]: what comes out.
+//! * `daemon`: both servers in turn, on one lab, asked by one client. [`figures`] has the figures
+//!   and their targets, [`bed`] the lab, [`caller`] the clients. [`measure`] is one round of each
+//!   part, [`rounds`] their order. [`report`] and [`plot`] show the results.
 //! * [`rate_limit`]: what the kernel program costs per frame, and the daemon under floods.
 //! * [`bystanders`]: what the kernel program costs other traffic.
 //! * [`clusters`]: fences in real clusters.
-//! * [`stats`]: medians and the like; [`machine`]: what it was measured on.
+//! * [`stats`]: medians and the like; [`machine`]: the machine that runs the bench.
 //!
-//! Nothing here passes or fails by its time. What fails is a lie: a reply of success while the victim lives ends the bench.
+//! No time fails the bench. A false success does: a success while the victim lives.
 
 pub mod bed;
 pub mod bystanders;

@@ -14,7 +14,7 @@ pub struct Fact {
     pub is: String,
 }
 
-/// What is known of this machine.
+/// Facts about this machine.
 #[must_use]
 pub fn describe() -> Vec<Fact> {
     let fact = |what, is: Option<String>| Fact { what, is: is.unwrap_or_else(|| "unknown".to_owned()) };

@@ -16,7 +16,7 @@ use fence_lab::witness::Witness;
 
 /// How long any machine may take to die.
 const DEATH_LIMIT: Duration = Duration::from_secs(60);
-/// How long the last one of a storm may wait for its answer: a stock server takes 0.2 s for each.
+/// The time limit of a storm. fence_virtd takes 0.2 s for each domain.
 const STORM_LIMIT: Duration = Duration::from_secs(120);
 /// How long wake-ups are counted.
 const IDLE: Duration = Duration::from_secs(5);
@@ -54,10 +54,8 @@ fn kill(bed: &Bed, op: Op, victim: Victim, witness: &Witness) -> Result<Killed> 
     Ok(Killed { answer, dead, running })
 }
 
-/// `off` and `reboot` of a machine, `times` each. Without a server: SIGKILL.
-///
-/// # Errors
-/// The lab fails, or a server says what is not so.
+/// `off` and `reboot` of a machine, `times` each. Without a server: SIGKILL. A false success is an
+/// error.
 pub fn kills(
     bed: &Bed,
     contender: Contender,
@@ -96,10 +94,7 @@ pub fn kills(
     bed.remove(victim)
 }
 
-/// Many `off`s at once.
-///
-/// # Errors
-/// The lab fails, or a server says what is not so.
+/// Many `off`s at once. A false success is an error.
 pub fn storm(bed: &Bed, contender: Contender, count: usize, results: &mut Results) -> Result<()> {
     let witnesses = bed.bring_up_storm(count)?;
     let names = storm_names(count);
@@ -126,7 +121,8 @@ pub fn storm(bed: &Bed, contender: Contender, count: usize, results: &mut Result
     Ok(())
 }
 
-/// An honest request behind others, which are silent or dead. A server each, so that none has the last one's callers before it.
+/// An honest request behind silent or dead clients. Each round starts a new server, which has none
+/// of the last round's clients.
 pub fn callers(bed: &Bed, contender: Contender, times: usize, results: &mut Results) -> Result<()> {
     bed.bring_up(Victim::Idle)?;
     let domain = Victim::Idle.name();
@@ -180,7 +176,7 @@ pub fn status(bed: &Bed, contender: Contender, times: usize, results: &mut Resul
     bed.remove(Victim::Idle)
 }
 
-/// What a server that has just come up took for it, and what it holds and does while nobody asks for anything.
+/// What a server takes to start, and what it holds and does while it is idle.
 pub fn own(contender: Contender, serving: &mut Serving, results: &mut Results) -> Result<()> {
     results.add("own.ready", contender, serving.ready.as_secs_f64());
     results.add("own.answer", contender, serving.answered.as_secs_f64());

@@ -1,4 +1,5 @@
-//! Plots as SVG: horizontal bars on a logarithmic axis of time, the median as the bar and the 99th percentile as a whisker.
+//! Plots as SVG: horizontal bars on a logarithmic time axis. The bar is the median, the whisker the
+//! 99th percentile.
 
 use super::figures::Contender;
 use super::stats::{Sample, Unit};

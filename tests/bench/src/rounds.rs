@@ -1,4 +1,4 @@
-//! The order of things: contenders by turns, round after round, so that what else the machine does hits all of them.
+//! The order of the rounds. Contenders take turns, so other load on the machine hits all of them.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use fence_lab::program::progress;
 use fence_lab::qemu;
 use fence_lab::server::Which;
 
-/// What is to be run.
+/// A run of the bench.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The daemon.
@@ -24,7 +24,7 @@ pub struct Plan {
     pub quick: bool,
 }
 
-/// Parts in which a stock server takes minutes: one in so many rounds has them.
+/// fence_virtd takes minutes in some parts. Only one in this many rounds has them.
 const SLOW_EVERY: usize = 3;
 
 impl Plan {
@@ -45,10 +45,7 @@ const VICTIMS: [(Part, Victim, usize); 4] = [
     (Part::Container, Victim::Container, 2),
 ];
 
-/// Runs it all.
-///
-/// # Errors
-/// The lab fails, or a server says what is not so.
+/// Runs the plan. A false success is an error.
 pub fn run(plan: &Plan) -> Result<Results> {
     progress("making the lab ...");
     let bed = Bed::new(plan.ours.clone())?;

@@ -1,4 +1,4 @@
-//! Samples and what is told of them.
+//! Samples and their statistics.
 
 /// One measurement, in the figure's unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,7 +16,7 @@ pub struct Samples(Vec<Sample>);
 impl Samples {
     /// Adds one.
     pub fn push(&mut self, sample: Sample) {
-        // By value, and of equal ones the finished first: quantiles then tell "at least" as late as they can.
+        // Sorted by value, finished ones first: so quantiles say "at least" as late as possible.
         let after =
             |other: &Sample| sample.value.total_cmp(&other.value).then(sample.at_least.cmp(&other.at_least)).is_lt();
         let at = self.0.iter().position(after).unwrap_or(self.0.len());
@@ -48,7 +48,8 @@ impl Samples {
         self.percentile(50)
     }
 
-    /// The sample that 99 of 100 do not exceed: the largest, as long as there are fewer than a hundred.
+    /// The sample that 99 of 100 do not exceed. It is the largest if there are fewer than a
+    /// hundred.
     #[must_use]
     pub fn p99(&self) -> Option<Sample> {
         self.percentile(99)

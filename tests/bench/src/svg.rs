@@ -1,5 +1,5 @@
-//! The few elements of SVG that the bench's pictures are made of: so little is drawn that writing it
-//! out is less than what a plotting library brings along.
+//! The few elements of SVG that the bench's pictures need. A plotting library would bring more code
+//! than these take.
 
 /// A picture with its left edge at `left`, on white; lengths are in pixels.
 pub(crate) fn picture(left: f64, width: f64, height: f64, body: &str) -> String {

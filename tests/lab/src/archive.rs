@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::debian::Kernel;
 use crate::tools;
 
-/// The shared libraries of a program, its loader included, by the paths at which the loader looks for them.
+/// The shared libraries of a program and its loader, by the paths where the loader looks for them.
 pub fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     let listed = tools::output("ldd", &[&program.to_string_lossy()], Path::new("/"))?;
     let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
@@ -28,7 +28,8 @@ impl Archive {
         self.entries += 1;
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
-        // Magic, inode, mode, owner, group, links, time, size, four device numbers, the name's size, no checksum.
+        // Magic, inode, mode, owner, group, links, time, size, four device numbers, name size, no
+        // checksum.
         let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {

@@ -1,4 +1,5 @@
-//! A block device on a file of the lab: a loop device. What is written to it waits as long as the file's own server does.
+//! A block device on a file of the lab: a loop device. Its writes wait as long as the file's server
+//! does.
 
 use std::fs::File;
 use std::process::Command;
@@ -8,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::lab::{COMMAND_LIMIT, Hypervisor};
 use crate::process::{Finished, run};
 
-/// A loop device. The kernel detaches it when nobody has it open any more, however this process ends.
+/// A loop device. The kernel detaches it at the last close, however this process ends.
 #[derive(Debug)]
 pub struct Block {
     path: String,

@@ -1,4 +1,4 @@
-//! Cables between hypervisors: one for migrations, and one that makes a single segment of their bridges.
+//! Cables between hypervisors: one for migrations, and one that joins their bridges to one segment.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -25,8 +25,8 @@ impl Hypervisor {
         Ok(addresses)
     }
 
-    /// Two hypervisors whose bridges are one segment: the first has [`HYPERVISOR_V4`] and [`HYPERVISOR_V6`], the second the addresses that
-    /// follow. Their guests need different numbers.
+    /// Two hypervisors whose bridges are one segment. The first has [`HYPERVISOR_V4`] and
+    /// [`HYPERVISOR_V6`], the second the next addresses. Their guests need different numbers.
     pub fn pair() -> Result<[Self; 2]> {
         let after_v4 = Ipv4Addr::from_bits(HYPERVISOR_V4.to_bits() + 1);
         let after_v6 = Ipv6Addr::from_bits(HYPERVISOR_V6.to_bits() + 1);

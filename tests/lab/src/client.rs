@@ -1,4 +1,4 @@
-//! The stock client, `fence_xvm`, as a guest's administrator or Pacemaker runs it.
+//! The stock client `fence_xvm`, as a guest's administrator or Pacemaker runs it.
 
 use std::process::Command;
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Family {
     }
 }
 
-/// One invocation of `fence_xvm`. What is not set is the stock default.
+/// One call of `fence_xvm`. Options that are not set have the stock default.
 #[derive(Clone, Debug)]
 pub struct Client {
     arguments: Vec<String>,
@@ -68,7 +68,7 @@ impl Client {
         self.with("-c", kind.name())
     }
 
-    /// `-C`: the call-back's digest.
+    /// `-C`: the digest of the callback.
     #[must_use]
     pub fn auth(self, kind: HashKind) -> Self {
         self.with("-C", kind.name())
@@ -86,7 +86,7 @@ impl Client {
         self.with("-a", address)
     }
 
-    /// `-p`: UDP port of the server and TCP port of the call-back.
+    /// `-p`: the server's UDP port and the callback's TCP port.
     #[must_use]
     pub fn port(self, port: u16) -> Self {
         self.with("-p", &port.to_string())

@@ -18,7 +18,7 @@ pub fn start(libvirtd: &Libvirtd, name: &str) -> Result<()> {
     start_with(libvirtd, name, INIT, None)
 }
 
-/// As [`start`], with this script as its init, and perhaps with a directory of the lab's at `/data`.
+/// Like [`start`], with this script as init, and optionally a directory of the lab at `/data`.
 pub fn start_with(libvirtd: &Libvirtd, name: &str, init: &str, data: Option<&str>) -> Result<()> {
     let root = make_root(libvirtd.hypervisor(), name, init)?;
     let data =

@@ -1,7 +1,8 @@
-//! Debian's cloud kernels, small ones without drivers for real hardware: what QEMU guests boot.
+//! Debian's cloud kernels, which QEMU guests boot. They are small and have no drivers for real
+//! hardware.
 //!
-//! They come from Debian's archive through `apt-get download`, which checks Debian's signatures, and are kept in cargo's target
-//! directory.
+//! `apt-get download` fetches them from Debian's archive and checks the signatures. Cargo's target
+//! directory keeps them.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -127,7 +128,7 @@ fn download(series: Series, cache: &Path, into: &Path) -> Result<()> {
     })?;
     let package = only_entry(&work, series.prefix())?;
     tools::output("dpkg-deb", &["-x", &package.to_string_lossy(), "unpacked"], &work)?;
-    // Last, and in one step: what is there under this name is complete.
+    // The rename comes last and is one step, so whatever has this name is complete.
     std::fs::rename(work.join("unpacked"), into)?;
     std::fs::remove_dir_all(&work)?;
     Ok(())

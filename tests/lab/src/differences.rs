@@ -1,5 +1,5 @@
-//! The table of `docs/reference/compatibility.md`: where fence-daemon differs from the stock server on purpose. It tells people, and it
-//! tells the conformance suite what it may find.
+//! The table in `docs/reference/compatibility.md`: where fence-daemon differs from fence_virtd on
+//! purpose. People read it, and the conformance suite accepts only these differences.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -139,7 +139,7 @@ mod tests {
         assert!(parse("# Text\n").is_err());
     }
 
-    /// A row whose test has gone promises what nobody checks.
+    /// A row whose test is gone promises what no test checks.
     #[test]
     fn every_test_that_the_document_names_exists() {
         let root = crate::tools::workspace();

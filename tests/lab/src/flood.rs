@@ -48,7 +48,8 @@ impl Flood {
     pub fn of<P: AsRef<[u8]>>(guest: &Guest, packets: impl Iterator<Item = P> + Send + 'static) -> Result<Self> {
         let address = guest.v4;
         let socket = guest.space().in_network(|| {
-            // The header is in the packet, source included; the kernel fills in the header's checksum.
+            // The packet has its header, source included. The kernel fills in the header's
+            // checksum.
             let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
             socket.set_multicast_if_v4(&address)?;
             Ok(socket)

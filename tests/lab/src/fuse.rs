@@ -1,8 +1,9 @@
 //! A disk image on a FUSE file system whose server answers when the test says so.
 //!
-//! What reads or writes it while its requests are held is in uninterruptible sleep in the kernel: not even SIGKILL ends it. That is how
-//! storage that is gone looks to QEMU. The server lives in this process, the file system is mounted in the lab; when this process ends,
-//! however it ends, the kernel fails all requests and whoever waited for them can die.
+//! While a request is held, its reader or writer is in uninterruptible sleep in the kernel, and not
+//! even SIGKILL ends it. Lost storage looks like that to QEMU. The server runs in this process, and
+//! the lab mounts the file system. When this process ends, the kernel fails all requests, and the
+//! waiting processes can die.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -26,7 +27,7 @@ use crate::lab::Hypervisor;
 const IMAGE: &str = "disk";
 /// The image's number in it; the directory is 1.
 const INODE: INodeNo = INodeNo(2);
-/// How long the kernel may keep what it was told.
+/// How long the kernel may cache attributes.
 const TTL: Duration = Duration::from_secs(1);
 /// How often a request is looked for that no thread waits for.
 const ATTEMPTS: u32 = 50;
@@ -47,7 +48,7 @@ struct State {
     holds: bool,
     /// Whether only writes are held.
     reads_pass: bool,
-    /// Whether there is no room for what is written.
+    /// Whether writes fail for want of room.
     full: bool,
     held: Vec<Held>,
     /// Writes that were carried out.
@@ -213,7 +214,7 @@ impl Filesystem for Server {
     }
 }
 
-/// A served image. Dropping it fails what is held and unmounts it.
+/// A served image. Dropping it fails the held requests and unmounts it.
 pub struct Disk {
     hypervisor: Hypervisor,
     directory: String,
@@ -239,7 +240,7 @@ impl Disk {
         let session =
             Session::from_fd(Server(shared), OwnedFd::from(device), SessionACL::All, fuser::Config::default())?;
         disk.server = Some(std::thread::spawn(move || {
-            // Ends with the mount; there is nobody to tell of an error then.
+            // The session ends with the mount. An error has no reader then.
             let _ = session.run();
         }));
         Ok(disk)
@@ -251,13 +252,14 @@ impl Disk {
         format!("{}/{IMAGE}", self.directory)
     }
 
-    /// From now on nothing is answered. Returns when there is somebody who waits.
+    /// Holds all requests from now on. Returns when one is held.
     pub fn hold(&self) -> Result<()> {
         self.hold_all_but_reads(false)
     }
 
-    /// As [`Self::hold`], and no thread of this process waits for the answer: the request is the kernel's alone. QEMU with `io_uring`
-    /// leaves requests that are not aligned to threads all the same (a write to a file here is one), and cannot die then.
+    /// Like [`Self::hold`], with no thread of this process waiting for the answer: the request is
+    /// the kernel's alone. QEMU with `io_uring` leaves unaligned requests to threads (a write to a
+    /// file here is one), and cannot die then.
     pub fn hold_in_flight(&self, pid: u32) -> Result<()> {
         self.hold_without_thread(pid, false)
     }
@@ -306,8 +308,7 @@ impl Disk {
         }
     }
 
-    /// From now on there is no room for what is written, as on a full file system. QEMU stops a machine that it
-    /// cannot write for.
+    /// Writes fail from now on, as on a full file system. QEMU then stops the machine.
     pub fn fill(&self) {
         self.shared.lock().full = true;
     }

@@ -1,13 +1,14 @@
-//! The guides in docs, taken apart: what is typed where, which files are written, and what is to be seen. [`stage`] is where a guide is
-//! played.
+//! The guides in docs, parsed: commands and where they are typed, files, and the expected output.
+//! [`stage`] plays a guide.
 //!
-//! A page has three kinds of blocks, and nothing that is neither:
+//! A page has three kinds of blocks:
 //!
-//! * `console`: what is typed, after a prompt that says where (`root@node1:~# COMMAND`), and below it what is printed, to the line. `...`
-//!   stands for any text in a line, and for any lines on a line of its own. A command ends with 0; if nothing is shown it prints
-//!   nothing. A line that ends with `\` goes on in the next one, after `> `. With `console again` the block's last command is typed until
-//!   it prints what is shown.
-//! * `LANGUAGE USER@HOST:PATH`: a file's content. The line above the block tells readers the same.
+//! * `console`: commands after a prompt that names the place (`root@node1:~# COMMAND`), each with
+//!   its exact output below. `...` stands for any text in a line, and for any lines on a line of
+//!   its own. A command exits with 0; without output below, it prints nothing. A line that ends
+//!   with `\` continues in the next one, after `> `. In `console again`, the last command repeats
+//!   until it prints this output.
+//! * `LANGUAGE USER@HOST:PATH`: a file's content. The line above the block names the file too.
 //! * `diagram`: lines for the eye.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,22 +18,22 @@ pub mod stage;
 /// A page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guide {
-    /// What is done, in order.
+    /// The steps in their order.
     pub steps: Vec<Step>,
 }
 
-/// One thing that somebody who follows the page does.
+/// One step of a reader who follows the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Where it stands: the line's number.
     pub line: usize,
     /// The machine, as the page calls it.
     pub host: String,
-    /// What is done there.
+    /// The act on that machine.
     pub act: Act,
 }
 
-/// What is done.
+/// An act of the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
     /// A command.
@@ -50,7 +51,7 @@ pub struct Typed {
     pub directory: String,
     /// The command, continued lines joined.
     pub command: String,
-    /// What is shown below it.
+    /// The output that the page shows.
     pub shown: Vec<String>,
     /// Whether it is typed until it prints that.
     pub again: bool,
@@ -205,10 +206,8 @@ impl<'t> Prompt<'t> {
     }
 }
 
-/// Whether what was printed is what is shown. Blanks count as one, empty lines not at all.
-///
-/// # Errors
-/// It is not; the error has the first line that is missing or too much.
+/// Compares printed and shown output. Blanks count as one, empty lines do not count. An error has
+/// the first line that is missing or too much.
 pub fn compare(shown: &[String], printed: &str) -> Result<()> {
     fn squeezed(line: &str) -> Option<String> {
         let line = line.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,6 +1,7 @@
-//! The Linux system that QEMU guests boot: Debian's cloud kernel, and a busybox initramfs with the stock client inside.
+//! The Linux system of QEMU guests: Debian's cloud kernel, and a busybox initramfs with the stock
+//! client.
 //!
-//! The initramfs is made from the host's own busybox and `fence_xvm`, so it is what Debian ships.
+//! The initramfs has the host's own busybox and `fence_xvm`, so it is what Debian ships.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -12,7 +13,8 @@ use crate::archive::{self, Archive};
 use crate::debian::Kernel;
 use crate::tools;
 
-/// What a virtio network card needs, in the order of loading, relative to the modules' `kernel` directory.
+/// The modules of a virtio network card, in loading order, relative to the modules' `kernel`
+/// directory.
 pub(crate) const MODULES: [&str; 8] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
@@ -23,14 +25,14 @@ pub(crate) const MODULES: [&str; 8] = [
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
 ];
-/// What NSS (the client's cryptography) loads at run time, so that `ldd` does not show it. The `.chk` files are its
-/// signatures of itself.
+/// Libraries that NSS (the client's cryptography) loads at run time, which `ldd` does not list. The
+/// `.chk` files are its signatures of itself.
 const NSS: [&str; 6] =
     ["libsoftokn3.so", "libsoftokn3.chk", "libfreebl3.so", "libfreebl3.chk", "libfreeblpriv3.so", "libfreeblpriv3.chk"];
 /// Where the guest finds its key.
 pub const KEY: &str = "/etc/cluster/fence_xvm.key";
 
-/// What a guest is to be.
+/// The properties of a guest.
 #[derive(Clone, Debug)]
 pub struct System<'a> {
     /// IPv4 address of its `eth0`.
@@ -83,8 +85,7 @@ fn beside(library: &Path, name: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} is missing (Debian package libnss3): run `cargo xtask setup --for test`"))
 }
 
-/// The guest's first program: brings up the network, then runs the commands that come over the second serial port. Each is a
-/// line "NUMBER COMMAND"; the answer is a line "lab NUMBER CODE STDOUT STDERR", the last two in base64 (`-` where empty).
+/// The guest's first program (see the script).
 fn init(address: Ipv4Addr, modules: &[&str]) -> String {
     let modules: String = modules.iter().map(|name| format!("insmod /modules/{name}\n")).collect();
     include_str!("assets/guest-init.sh").replace("@MODULES@\n", &modules).replace("@ADDRESS@", &address.to_string())

@@ -1,5 +1,6 @@
-//! Ctrl-C and its like for programs that keep a lab up: at rest they are noted, so that all ends in order; before that the first one ends the process,
-//! and the lab's guardian clears up after it.
+//! Ctrl-C and its like for programs that keep a lab up. While the lab rests, a signal is only
+//! noted, so that the program ends in order. Before that, the first signal ends the process, and
+//! the lab's guardian cleans up.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Begins to wait for them. To be called before any other thread is there: they all inherit what is blocked.
+    /// Begins to wait for signals. Call it before any other thread exists, because threads inherit
+    /// the mask.
     pub fn watch() -> Result<Self> {
         let interrupt = Self::default();
         let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);

@@ -1,7 +1,7 @@
-//! What the kernel says about programs on an interface of the lab: which one is there, and what it has counted.
+//! The programs on an interface of the lab, and their counters, as the kernel reports them.
 //!
-//! Asked of `ip` and `bpftool`, as an administrator would: not of the daemon. Only what is attached by tcx is asked of the kernel itself, as
-//! Debian 12's `bpftool` is older than that.
+//! `ip` and `bpftool` answer, not the daemon. tcx programs come from the kernel itself, because
+//! Debian 12's `bpftool` is older than tcx.
 
 use std::collections::BTreeMap;
 use std::ops::Sub;
@@ -84,7 +84,7 @@ pub fn tcx_on(hypervisor: &Hypervisor, interface: &str) -> Result<Vec<Program>> 
     programs.into_iter().map(|id| named(hypervisor, id.into())).collect()
 }
 
-/// The daemon's program on an interface of the hypervisor, in whichever form; or somebody else's XDP program.
+/// The daemon's program on an interface of the hypervisor, in any form, or a foreign XDP program.
 pub fn program_on(hypervisor: &Hypervisor, interface: &str) -> Result<Option<Program>> {
     let ours = tcx_on(hypervisor, interface)?.into_iter().find(Program::is_ours);
     if ours.is_some() { Ok(ours) } else { xdp_on(hypervisor, interface) }
@@ -96,8 +96,8 @@ fn named(hypervisor: &Hypervisor, id: u64) -> Result<Program> {
     Ok(Program { id, name })
 }
 
-/// Puts somebody else's XDP program on an interface of the hypervisor: our own, loaded by `bpftool`. Nobody has configured it, so it passes
-/// everything. The program's number.
+/// Puts a foreign XDP program on an interface of the hypervisor: our own, loaded by `bpftool`.
+/// Without configuration it passes everything. Returns the program's number.
 pub fn occupy(hypervisor: &Hypervisor, interface: &str) -> Result<u64> {
     let object = std::env::var_os("FENCE_EBPF_OBJECT")
         .map_or_else(|| tools::workspace().join("target/bpf/fence-xdp.o"), PathBuf::from);

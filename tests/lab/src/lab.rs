@@ -1,9 +1,10 @@
 //! A hypervisor and its guests in namespaces of their own.
 //!
-//! All processes of a lab live in one PID namespace, whose first process waits for the end of a pipe that this process
-//! holds. However this process ends, the kernel then kills what is in the lab, and with the last process the lab's network,
-//! mounts and files (they are on its own tmpfs) are gone. A guardian outside of it removes the one thing that stays, the
-//! lab's cgroups. `/run` is the lab's own, so are libvirt's directories: the host's libvirt is neither seen nor touched.
+//! All processes of a lab live in one PID namespace. Its first process waits for the end of a pipe
+//! that this process holds. However this process ends, the kernel then kills the lab's processes.
+//! With the last one, the lab's network, mounts and files (on its own tmpfs) vanish. A guardian
+//! outside removes the one thing that stays, the lab's cgroups. `/run` and libvirt's directories
+//! are the lab's own: the host's libvirt is neither seen nor touched.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -88,7 +89,8 @@ impl Drop for Guardian {
     }
 }
 
-/// A place where a lab's programs run: its mounts, processes and cgroups, and the network of the hypervisor or of a guest.
+/// A place for a lab's programs: its mounts, processes and cgroups, and the network of the
+/// hypervisor or of a guest.
 #[derive(Clone, Debug)]
 pub struct Space {
     guardian: Arc<Guardian>,
@@ -117,12 +119,14 @@ impl Space {
         setns(network.as_fd(), CloneFlags::CLONE_NEWNET).context("entering the lab's network")
     }
 
-    /// Starts a program in this place. The caller has to wait for it: [`crate::process::Process`] does.
+    /// Starts a program in this place. The caller must wait for it, as [`crate::process::Process`]
+    /// does.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        // Namespaces are a thread's own, and a child takes those of the thread that makes it. A thread that ends right after
-        // leaves this process where it was.
+        // Namespaces belong to a thread, and a child inherits those of its thread. A short-lived
+        // thread leaves this process where it was.
         on_a_thread(|| {
-            // A thread's working directory and root are shared until it asks for its own, and a mount namespace wants that.
+            // Threads share working directory and root until one asks for its own, which `setns` of
+            // mounts needs.
             unshare(CloneFlags::CLONE_FS)?;
             let lab = CloneFlags::CLONE_NEWNS
                 | CloneFlags::CLONE_NEWPID
@@ -143,16 +147,17 @@ impl Space {
         })
     }
 
-    /// Runs a program in this place to its end; an exit code other than 0 is an error. For setting things up.
+    /// Runs a program in this place to its end, for preparations. An exit code other than 0 is an
+    /// error.
     pub fn must(&self, program: &str, arguments: &[&str]) -> Result<Finished> {
         run(self, Command::new(program).args(arguments), COMMAND_LIMIT)
             .and_then(Finished::success)
             .with_context(|| format!("{program} {}", arguments.join(" ")))
     }
 
-    /// No duplicate address detection on an interface, which would leave its IPv6 addresses unusable for a second or two.
+    /// Turns off duplicate address detection, which blocks IPv6 addresses for a second or two.
     fn use_addresses_at_once(&self, interface: &str) -> Result<()> {
-        // /proc/sys/net is that of whoever opens it.
+        // /proc/sys/net belongs to the network of the process that opens it.
         self.must("sh", &["-c", &format!("echo 0 > /proc/sys/net/ipv6/conf/{interface}/accept_dad")]).map(drop)
     }
 
@@ -165,7 +170,7 @@ impl Space {
         })
     }
 
-    /// Runs `code` in this place's network (and there only): sockets that it makes belong to it for good.
+    /// Runs `code` in this place's network only. Sockets that it makes stay in that network.
     pub fn in_network<T: Send>(&self, code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_a_thread(|| {
             self.enter_network()?;
@@ -178,7 +183,8 @@ fn on_a_thread<T: Send>(code: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| scope.spawn(code).join()).map_err(|_| anyhow!("a thread of the lab panicked"))?
 }
 
-/// The hypervisor: bridge [`BRIDGE`] with [`HYPERVISOR_V4`] and [`HYPERVISOR_V6`], and room for files.
+/// The hypervisor: bridge [`BRIDGE`] with [`HYPERVISOR_V4`] and [`HYPERVISOR_V6`], and room for
+/// files.
 #[derive(Clone, Debug)]
 pub struct Hypervisor {
     space: Space,
@@ -193,7 +199,8 @@ impl Hypervisor {
         Self::at(HYPERVISOR_V4, HYPERVISOR_V6)
     }
 
-    /// As [`Self::new`], with other addresses on the bridge: of those that share a segment no two have the same.
+    /// Like [`Self::new`], with other bridge addresses. Hypervisors on one segment need different
+    /// ones.
     pub fn at(v4: Ipv4Addr, v6: Ipv6Addr) -> Result<Self> {
         let space = Space { guardian: Arc::new(Guardian::start()?), network: None, container: None, first: None };
         let hypervisor = Self { space, v4, v6 };
@@ -201,15 +208,16 @@ impl Hypervisor {
         Ok(hypervisor)
     }
 
-    /// The bridge's Ethernet address, which no other lab's has. As with libvirt's own networks it is fixed: a bridge without one takes the lowest of its
-    /// ports', so a container that starts changes it, and what guests send to the old one is lost until they have asked for the new one.
+    /// The bridge's Ethernet address, unique among labs and fixed, as in libvirt's own networks.
+    /// Without one, a bridge takes the lowest address of its ports. A container's start would
+    /// change it, and guests would send to the old one for a while.
     fn bridge_address(&self) -> String {
         let [_, bytes @ ..] = self.holder().to_be_bytes();
         format!("52:54:00:{:02x}:{:02x}:{:02x}", bytes[0], bytes[1], bytes[2])
     }
 
-    /// Makes the bridge, as libvirt does when its network is started, after [`Self::delete_bridge`]; `number` is to be the kernel's
-    /// number for it. Guests are to be [plugged in](Self::plug) again.
+    /// Makes the bridge, as libvirt does at a network's start, after [`Self::delete_bridge`].
+    /// `number` is the kernel's number for it. [Plug](Self::plug) the guests in again afterwards.
     pub fn make_bridge(&self, number: Option<u32>) -> Result<()> {
         let number = number.map(|number| number.to_string());
         let mut arguments = vec!["link", "add", BRIDGE];
@@ -242,8 +250,9 @@ impl Hypervisor {
         self.wait_connected(guest, &port)
     }
 
-    /// Adds a guest that is a network namespace with `eth0` on the bridge: 192.168.122.(10+`number`) and
-    /// fd00:122::(10+`number`, as decimal digits). Its multicast goes out of `eth0`.
+    /// Adds a guest: a network namespace with `eth0` on the bridge. Its addresses are
+    /// 192.168.122.(10+`number`) and fd00:122::(10+`number`, as decimal digits). Its multicast
+    /// leaves by `eth0`.
     pub fn guest(&self, number: u8) -> Result<Guest> {
         let name = format!("guest{number}");
         let port = format!("vnet{number}");
@@ -271,7 +280,8 @@ impl Hypervisor {
         Ok(guest)
     }
 
-    /// Waits until frames pass: the kernel notices a little later that a cable is plugged in, and what is sent before is lost.
+    /// Waits until frames pass. The kernel notices a new cable late, and frames before that are
+    /// lost.
     fn wait_connected(&self, guest: &Guest, port: &str) -> Result<()> {
         self.wait_forwarding(port)?;
         poll_until("the guest's link", COMMAND_LIMIT, || {
@@ -343,7 +353,7 @@ impl Hypervisor {
         self.root().join(inside.trim_start_matches('/'))
     }
 
-    /// Writes a file of the lab's own (mode 0600, directories are made) and returns its path as the lab's programs see it.
+    /// Writes a file of the lab's own (mode 0600, directories are made): its path inside the lab.
     pub fn write(&self, file: &str, content: &[u8]) -> Result<String> {
         self.write_mode(file, content, 0o600)
     }
@@ -373,7 +383,7 @@ impl Hypervisor {
     }
 }
 
-/// A guest that is only a network: the stock client and misbehaving ones run in it.
+/// A guest that is only a network. Stock clients and misbehaving ones run in it.
 #[derive(Clone, Debug)]
 pub struct Guest {
     space: Space,

@@ -1,30 +1,38 @@
-//! The lab: a hypervisor, its guests and their network as a test (or a person, with `fence-lab`) needs them, on one machine.
+//! The lab: a hypervisor, its guests and their network on one machine, for tests and for people
+//! (`fence-lab`).
 //!
-//! * [`lab`]: a hypervisor in namespaces of its own (network, mounts, processes, cgroups) and network-only guests. Nothing
-//!   of it has a name on the host, so labs do not meet each other, and the kernel removes them when their owner ends.
-//! * [`cable`]: what connects hypervisors.
-//! * [`process`]: what runs in a lab, ended and waited for with the value that stands for it.
-//! * [`client`]: the stock `fence_xvm`; [`server`]: `fence-daemon`, or the stock `fence_virtd` that it is compared with.
-//! * [`packaged`]: the configuration file that Debian's package brings.
-//! * [`peer`]: a client written here, which signs like a stock one and then misbehaves as told.
+//! * [`lab`]: a hypervisor in namespaces of its own (network, mounts, processes, cgroups) and
+//!   network-only guests. A lab has no names on the host, so labs do not meet, and the kernel
+//!   removes them when their owner ends.
+//! * [`cable`]: connections between hypervisors.
+//! * [`process`]: processes of a lab, which end with the value that stands for them.
+//! * [`client`]: the stock `fence_xvm`; [`server`]: `fence-daemon`, or fence_virtd for comparison.
+//! * [`packaged`]: the configuration file of Debian's package.
+//! * [`peer`]: a client of our own, which signs like a stock one and can misbehave.
 //! * [`flood`]: a guest that sends as fast as it can, from any source.
-//! * [`loaded`]: that program by itself, run on frames that are given to it.
-//! * [`differential`]: that program against user space, on frames made from real ones.
-//! * [`timings`]: reads the daemon's line about a fence.
-//! * [`kernel`]: which XDP program is attached, and what it has counted.
-//! * [`libvirtd`]: a real libvirtd inside a lab; [`qemu`], [`machine`] and [`container`]: its machines; [`witness`]: whether a machine's
-//!   processes are dead, whatever libvirt says.
-//! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: what the stock server does otherwise.
-//! * [`fuse`]: a disk whose server answers when the test says so, which keeps a machine that uses it from dying; [`block`]: a block device on it.
+//! * [`loaded`]: the kernel program alone, run on given frames.
+//! * [`differential`]: the kernel program against user space, on frames made from real ones.
+//! * [`timings`]: a parser of the daemon's line about a fence.
+//! * [`kernel`]: the attached XDP program and its counters.
+//! * [`libvirtd`]: a real libvirtd in a lab; [`qemu`], [`machine`] and [`container`]: its machines;
+//!   [`witness`]: whether a machine's processes are dead, by the kernel's word.
+//! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: where fence_virtd
+//!   differs.
+//! * [`fuse`]: a disk that answers when the test says so, which keeps its machine from dying;
+//!   [`block`]: a block device on it.
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
-//! * [`initramfs`]: the small Linux system with the stock client that QEMU guests boot, an [`archive`], and [`debian`]'s kernels.
-//! * [`cluster`]: real clusters of nodes with corosync and Pacemaker.
+//! * [`initramfs`]: the small Linux system of QEMU guests, an [`archive`], and [`debian`]'s
+//!   kernels.
+//! * [`cluster`]: real clusters with corosync and Pacemaker.
 //! * [`interrupt`]: Ctrl-C for programs that keep a lab up.
 //! * [`pump`]: bytes through TCP from one place to another.
-//! * [`guide`]: the guides in docs, taken apart and typed.
-//! * [`program`]: what the programs below `bin` have in common.
-//! * [`systemd`]: a hypervisor that the real systemd has booted.
-//! * [`tools`]: the programs of the host that all of this needs, and how to get them.
+//! * [`guide`]: the guides in docs, parsed and typed.
+//! * [`systemd`]: a hypervisor with a real systemd, from the nodes' image.
+//! * [`program`]: what the programs below `bin` share.
+//! * [`tools`]: the programs of the host that the lab needs, and their packages.
+//!
+//! Errors are for people: each says what failed, and names the remedy if something is missing. Doc
+//! comments mention only errors that are not obvious.
 
 pub mod archive;
 pub mod block;

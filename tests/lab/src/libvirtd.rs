@@ -11,8 +11,8 @@ use crate::lab::{COMMAND_LIMIT, Hypervisor};
 use crate::process::{Finished, Process, poll_until, run};
 use crate::tools;
 
-/// QEMU and containers as root without any confinement: the lab is confinement enough, and its files belong to root.
-/// Logs go to files, which spares a virtlogd.
+/// QEMU and containers run as root without confinement: the lab confines them, and its files belong
+/// to root. Logs go to files, so virtlogd is not needed.
 const QEMU_CONF: &str = "user = \"root\"\ngroup = \"root\"\nremember_owner = 0\nsecurity_driver = \"none\"\n\
                          swtpm_user = \"root\"\nswtpm_group = \"root\"\nstdio_handler = \"file\"\n";
 const QEMU_CONF_FILE: &str = "/etc/libvirt/qemu.conf";
@@ -22,8 +22,8 @@ const SHARED_DEV: &str = "namespaces = []\n";
 const PRIVATE_DEV: &str = "namespaces = [\"mount\"]\n";
 const LIBVIRTD_CONF: &str = "auth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n";
 
-/// Enters the lab's own cgroups (what a process started from outside is not in), then becomes tini: without a parent that
-/// reaps them, dead QEMUs stay zombies and libvirt's destroy waits for up to two seconds more.
+/// Enters the lab's own cgroups, which a process from outside is not in, and becomes tini. Without
+/// a parent that reaps them, dead QEMUs stay zombies, and libvirt's destroy waits up to 2 s more.
 const START: &str = "for procs in /sys/fs/cgroup/init/cgroup.procs /sys/fs/cgroup/*/init/cgroup.procs; do
     if [ -e \"$procs\" ]; then echo $$ > \"$procs\"; fi
 done
@@ -35,7 +35,7 @@ const SOCKET: &str = "/run/libvirt/libvirt-sock";
 /// A running libvirtd. Dropping it kills it; its machines end with the lab.
 #[derive(Debug)]
 pub struct Libvirtd {
-    // Before the lab, which may be the last to stand for it: its end waits for those of its processes that nobody has reaped.
+    // Drops before the lab: the lab's end waits for its unreaped processes.
     process: Process,
     hypervisor: Hypervisor,
 }
@@ -93,10 +93,11 @@ impl Libvirtd {
         bail!("there is no libvirtd: {}", self.process.stderr().text())
     }
 
-    /// Lets it go on after SIGSTOP, or starts it again after [`Self::kill`], and waits until it answers.
+    /// Resumes libvirtd after SIGSTOP, or starts it after [`Self::kill`], and waits until it
+    /// answers.
     ///
-    /// libvirtd 9.0 has been seen to crash there, with all the clients that had come and gone meanwhile to clear up after. Whoever supervises it
-    /// starts it again, and so does this.
+    /// libvirtd 9.0 sometimes crashes there, when it cleans up after many clients. This starts it
+    /// again, as a supervisor would.
     pub fn go_on(&mut self, uri: &str) -> Result<()> {
         if self.process.is_running()? {
             self.signal(Signal::SIGCONT)?;
@@ -157,10 +158,8 @@ impl Libvirtd {
         Ok(self.virsh(uri, &["domstate", "--reason", name])?.stdout.trim().to_owned())
     }
 
-    /// Waits until libvirt says `state` of the domain: it learns of a death a moment after the kernel.
-    ///
-    /// # Errors
-    /// It does not within half a minute.
+    /// Waits until libvirt reports `state`, at most half a minute. libvirt notices a death later
+    /// than the kernel.
     pub fn wait_state(&self, uri: &str, name: &str, state: &str) -> Result<()> {
         poll_until(&format!("{name} to be {state}"), Duration::from_secs(30), || {
             Ok((self.state(uri, name)? == state).then_some(()))

@@ -1,4 +1,5 @@
-//! The kernel program by itself: loaded, its maps filled, run on frames through `BPF_PROG_TEST_RUN`; and an empty one beside it.
+//! The kernel program alone: loaded, with its maps filled, run on frames by `BPF_PROG_TEST_RUN`. An
+//! empty program serves for comparison.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -124,7 +125,8 @@ impl Loaded {
         Ok(Self { ebpf, program, load_time })
     }
 
-    /// Gives the program a frame so many times: its last answer, and how long one run took by the kernel's clock.
+    /// Runs the program on a frame `repeat` times: its last answer, and the time of one run by the
+    /// kernel's clock.
     pub fn run(&self, frame: &[u8], repeat: u32) -> Result<(u32, Duration)> {
         let xdp: &Xdp = self.ebpf.program(self.program).context("no such program")?.try_into()?;
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };

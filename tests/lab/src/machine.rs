@@ -1,4 +1,5 @@
-//! Small QEMU machines of a lab's libvirtd: firmware and, where a test wants it, a disk with a boot sector of our own.
+//! Small QEMU machines of a lab's libvirtd: firmware, and optionally a disk with a boot sector of
+//! our own.
 
 use std::fmt::Write as _;
 
@@ -44,7 +45,8 @@ impl Machine {
         self
     }
 
-    /// With a raw disk at this path in the lab, past the host's page cache; `io` is the driver's way (`threads`, `native`, `io_uring`).
+    /// Adds a raw disk at this path in the lab, past the host's page cache. `io` is `threads`,
+    /// `native` or `io_uring`.
     #[must_use]
     pub fn disk(mut self, path: &str, io: &str) -> Self {
         self.devices += &disk("file", "file", path, io);
@@ -72,7 +74,8 @@ impl Machine {
         self
     }
 
-    /// With a device by which it tells of its panic (see [`panicking_disk`]), after which it is kept as it is.
+    /// Adds a device that reports a panic (see [`panicking_disk`]). The machine then stays as it
+    /// is.
     #[must_use]
     pub fn kept_after_panic(mut self) -> Self {
         self.devices.push_str("<panic model='isa'/>");
@@ -80,14 +83,16 @@ impl Machine {
         self
     }
 
-    /// With more memory, most of it filled from this file of [`FILLING`] bytes: there is something to copy when it is migrated.
+    /// Adds memory, most of it filled from this file of [`FILLING`] bytes, so that a migration has
+    /// data to copy.
     #[must_use]
     pub fn filled(mut self, path: &str) -> Self {
         self.filling = Some(path.to_owned());
         self
     }
 
-    /// With so many MiB of memory, all of it taken from the host at the start, as if the machine had used every page.
+    /// Sets the memory in MiB. QEMU takes all of it at the start, as if the machine had used every
+    /// page.
     #[must_use]
     pub fn touched(mut self, mebibytes: u32) -> Self {
         self.touched = Some(mebibytes);
@@ -160,7 +165,8 @@ fn disk(kind: &str, source: &str, path: &str, io: &str) -> String {
 /// What a machine's serial port says once for each boot of [`writing_disk`].
 pub const BOOTED: u8 = b'B';
 
-/// A disk whose boot sector says [`BOOTED`] on the serial port and then writes the next sector about ten times a second, for ever.
+/// A disk whose boot sector prints [`BOOTED`] on the serial port, and then writes the next sector
+/// about ten times a second.
 #[must_use]
 pub fn writing_disk() -> Vec<u8> {
     #[rustfmt::skip]

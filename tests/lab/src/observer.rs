@@ -1,8 +1,8 @@
 //! Asks for fences, and judges each answer by the kernel's word alone.
 //!
-//! Before an `off` or a `reboot` is asked for, the processes of whatever runs under the domain's name are held by pidfds of our own. The
-//! moment that the client has its success all of them must be dead, for a container everything in it as well. Neither the
-//! server's log nor libvirt is asked.
+//! Before an `off` or a `reboot`, the observer opens pidfds of the domain's processes. At the
+//! client's success all of them must be dead, and for a container everything in it. The observer
+//! asks neither libvirt nor the server's log.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::peer::Peer;
 use crate::process::{Finished, Process};
 use crate::witness::Witness;
 
-/// How long a stock client may take, its own 30 s included.
+/// The time limit of a stock client. Its own limit is 30 s.
 pub const CLIENT_LIMIT: Duration = Duration::from_secs(60);
 
 /// A guest that asks.
@@ -60,7 +60,7 @@ impl Observer {
         Ok(Asked { what: format!("{op} of {domain}"), client, victims, kills: kills(op) })
     }
 
-    /// Asks as the stock client does, to the end.
+    /// Asks like the stock client, to the end.
     pub fn fence(&self, op: &str, domain: &str) -> Result<Finished> {
         self.start(op, domain)?.finish()
     }
@@ -75,15 +75,13 @@ impl Observer {
         Ok(answer)
     }
 
-    /// The domains and their states, as the stock client lists them.
+    /// The stock client's list of domains and states.
     pub fn list(&self) -> Result<Finished> {
         Client::new("list", &self.key).run(self.guest.space())
     }
 
-    /// Asks by a client of our own with sockets of its own, so that there can be many at once. The reply's byte.
-    ///
-    /// # Errors
-    /// Nobody answers, or a success is said of a machine that lives.
+    /// Asks with a client and sockets of our own, so that many can ask at once: the reply byte. A
+    /// false success is an error, and so is no answer.
     pub fn ask(&self, key: &[u8], op: Op, domain: &str) -> Result<u8> {
         let victims = if kills(op.name()) { Witness::of_all(&self.hypervisor, domain)? } else { Vec::new() };
         self.ask_about(key, op, domain, &victims)
@@ -99,10 +97,7 @@ impl Observer {
 }
 
 impl Asked {
-    /// Waits for the client's end.
-    ///
-    /// # Errors
-    /// It does not end, or was told of success while a victim lives.
+    /// Waits for the client's end. A success while a victim lives is an error.
     pub fn finish(self) -> Result<Finished> {
         let Self { what, client, victims, kills } = self;
         client.ends_within(CLIENT_LIMIT)?;

@@ -10,15 +10,12 @@ const FILE: &str = "/etc/fence_virt.conf";
 /// The key that it names; the package makes it when it is installed.
 pub const KEY: &str = "/etc/fence_virt.key";
 
-/// What the packaged file says, for machines where somebody has edited it.
+/// The packaged file's text, for machines where it was edited.
 const SAME_FACTS: &str = "fence_virtd {\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}\n\nlisteners {\n\tmulticast {\n\
     \t\tkey_file = \"/etc/fence_virt.key\";\n\t\taddress = \"225.0.0.12\";\n\t\t# a comment\n\t\tinterface = \"virbr0\";\n\t}\n}\n\n\
     backends {\n\tlibvirt { \n\t\turi = \"qemu:///system\";\n\t}\n}\n\n";
 
-/// The packaged file: this machine's own where it is still as dpkg knows it.
-///
-/// # Errors
-/// The package is not installed.
+/// The packaged file: this machine's own, if dpkg knows it as unchanged.
 pub fn configuration() -> Result<String> {
     ensure!(Path::new(KEY).is_file(), "no {KEY}: the package fence-virtd makes it (`cargo xtask setup --for test`)");
     let said = |program: &str, arguments: &[&str]| -> Option<String> {

@@ -1,4 +1,4 @@
-//! A client of our own: signs requests like a stock one, and then does what the test wants, right or wrong.
+//! A client of our own: it signs like a stock one, and then does what the test wants.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,7 +20,7 @@ use crate::process::readable;
 
 /// Requests of one test process differ in this, so that none is another's duplicate.
 static SEQNO: AtomicU32 = AtomicU32::new(1);
-/// How long a conversation's next bytes may take on a loaded machine: longer than stock clients wait.
+/// The limit for a conversation's next bytes on a loaded machine: longer than stock clients wait.
 const TALK_LIMIT: Duration = Duration::from_secs(40);
 
 /// A client with its sockets in a guest.
@@ -91,7 +91,7 @@ impl Peer {
         Ok(self.listener.local_addr()?.port())
     }
 
-    /// A request as a stock client would make it, not signed yet.
+    /// A request like a stock client's, not signed yet.
     pub fn request(&self, op: Op, domain: &str) -> Result<Request> {
         let mut request = Request::new_zeroed();
         request.op = op.to_wire();
@@ -111,7 +111,7 @@ impl Peer {
         &self.key
     }
 
-    /// Signs a request and sends it, with random bytes of its own as each datagram of a stock client has.
+    /// Signs a request and sends it. Its random bytes are new, like those of each stock datagram.
     pub fn send(&self, request: Request) -> Result<()> {
         self.send_bytes(self.sign(request)?.as_bytes())
     }
@@ -135,10 +135,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Waits for a call-back.
-    ///
-    /// # Errors
-    /// Accepting failed. No call-back within `limit` is `None`.
+    /// Waits for a callback. `None` means that none came within `limit`.
     pub fn called_back(&self, limit: Duration) -> Result<Option<CallBack>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -153,7 +150,7 @@ impl Peer {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error).context("accepting the call-back"),
             }
-            // Woken by the call-back itself: what is measured with this client must not be its own naps.
+            // The callback itself wakes this client, so that no sleep of ours is measured.
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || !readable(&self.listener, left)? {
                 return Ok(None);
@@ -161,7 +158,7 @@ impl Peer {
         }
     }
 
-    /// Sends a signed request, again every 2 s as stock clients do, and waits for its call-back.
+    /// Sends a signed request every 2 s, as stock clients do, and waits for its callback.
     pub fn ask(&self, op: Op, domain: &str) -> Result<CallBack> {
         let request = self.request(op, domain)?;
         let deadline = Instant::now() + TALK_LIMIT;
@@ -175,7 +172,7 @@ impl Peer {
     }
 }
 
-/// Puts a call-back address and its family into a request.
+/// Puts a callback address and its family into a request.
 pub fn set_address(request: &mut Request, address: IpAddr) {
     request.address = [0; 28];
     match address {
@@ -190,7 +187,7 @@ pub fn set_address(request: &mut Request, address: IpAddr) {
     }
 }
 
-/// An address of the guests' network that nobody has.
+/// An unused address of the guests' network.
 pub const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 250);
 
 /// Random bytes.
@@ -231,7 +228,7 @@ impl CallBack {
         Ok(())
     }
 
-    /// Responds to the server's challenge as it should be.
+    /// Responds correctly to the server's challenge.
     pub fn respond(&mut self) -> Result<()> {
         let challenge = self.read_block()?;
         let response = self.key.digest(self.auth, &[&challenge]);
@@ -248,7 +245,7 @@ impl CallBack {
             Ok(0) => Ok(None),
             Ok(_) => Ok(Some(byte[0])),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
-            // With a time limit the kernel does not go on by itself with what a signal has interrupted.
+            // With a time limit, the kernel does not resume an interrupted call by itself.
             Err(error) if error.kind() == ErrorKind::Interrupted => self.reply(),
             Err(error) => Err(error).context("waiting for the reply"),
         }
@@ -273,7 +270,7 @@ impl CallBack {
         }
     }
 
-    /// The whole conversation as a stock client leads it.
+    /// The whole conversation, as a stock client leads it.
     pub fn converse(&mut self) -> Result<u8> {
         self.challenge()?;
         self.respond()?;

@@ -1,7 +1,8 @@
-//! Processes of a lab: ended and waited for when the value that stands for them is dropped, by their own handle, never by name.
+//! Processes of a lab. Dropping the value that stands for a process ends it, by its own handle and
+//! never by name.
 //!
-//! They need no death signal: they live in the lab's PID namespace, and the kernel kills all of that with its first process,
-//! which ends when the lab's owner ends, even by SIGKILL ([`crate::lab`]).
+//! They need no death signal. They live in the lab's PID namespace, which the kernel kills with its
+//! first process. That one ends when the lab's owner ends, even by SIGKILL ([`crate::lab`]).
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -82,8 +83,8 @@ impl Printed {
         self.lock().iter().map(|line| format!("{line}\n")).collect()
     }
 
-    /// Waits for the first line from number `from` on (the first line is 0) that `wanted` makes something of.
-    /// `None` when the time is over.
+    /// Waits for the first line from number `from` on (counted from 0) for which `wanted` returns a
+    /// value. `None` means timeout.
     pub fn wait_for<T>(&self, from: usize, limit: Duration, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + limit;
         let mut lines = self.lock();
@@ -97,7 +98,7 @@ impl Printed {
     }
 }
 
-/// Copies a stream line by line until its end. Bytes that are no UTF-8 are replaced: this is for people and for tests.
+/// Copies a stream line by line until its end. Bytes that are not UTF-8 are replaced.
 fn collect(stream: impl Read + Send + 'static, into: Printed) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(stream);
@@ -132,7 +133,8 @@ pub fn readable(descriptor: impl AsFd, limit: Duration) -> Result<bool> {
 impl Process {
     /// Starts a program in a space of a lab, with nothing on its standard input.
     pub fn start(space: &Space, command: &mut Command) -> Result<Self> {
-        // A process group of its own: Ctrl-C at a terminal is for the lab's owner, who then ends all in order.
+        // The process gets its own process group. Ctrl-C reaches the lab's owner, which then ends
+        // all in order.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut child = space.spawn(command)?;
@@ -156,7 +158,8 @@ impl Process {
     pub fn processor_time(&self) -> Result<Duration> {
         let path = format!("/proc/{}/stat", self.id());
         let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-        // Behind the name, which may hold anything: state, ten others, user and system time in hundredths of a second.
+        // After the name, which may hold anything: state, ten other fields, user and system time in
+        // 1/100 s.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
         let (user, system) = ticks(11).zip(ticks(12)).with_context(|| stat.clone())?;
@@ -190,7 +193,7 @@ impl Process {
         if !self.is_running()? {
             bail!("the process has ended already");
         }
-        // Not reaped yet, or `is_running` would have said so: the number cannot be another process's.
+        // `is_running` has not reaped it, so the number is still its own.
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("sending a signal")
     }
 
@@ -216,7 +219,7 @@ impl Process {
         Ok(Finished { code: status.code(), stdout, stderr, elapsed })
     }
 
-    /// Waits for the streams' ends. A descendant of the program may hold them open for longer: not waited for then.
+    /// Waits for the streams' ends, but not for a descendant that holds them open longer.
     fn join_readers(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(2);
         for reader in self.readers.drain(..) {
@@ -229,7 +232,7 @@ impl Process {
     /// Kills it and waits for its end.
     fn end(&mut self) {
         if self.ended.is_none() {
-            // Failures mean that it has ended already, which is what is wanted here.
+            // A failure means that the process has ended already.
             let _ = self.child.kill();
             if let Ok(status) = self.child.wait() {
                 self.ended = Some((status, self.started.elapsed()));
@@ -244,11 +247,8 @@ impl Drop for Process {
     }
 }
 
-/// Runs a program to its end in a space of a lab.
-///
-/// # Errors
-/// It could not be started, or ran for longer than `limit`. An exit code other than 0 is no error here: see
-/// [`Finished::success`].
+/// Runs a program to its end in a space of a lab, at most for `limit`. An exit code other than 0 is
+/// no error here: see [`Finished::success`].
 pub fn run(space: &Space, command: &mut Command, limit: Duration) -> Result<Finished> {
     let process = Process::start(space, command)?;
     process.finish(limit).with_context(|| format!("running {:?}", command.get_program()))

@@ -31,7 +31,7 @@ const LEVEL: u32 = 2;
 /// The largest message of libvirt's.
 const MESSAGE_MAX: usize = 32 << 20;
 
-/// What is done to what passes.
+/// What the proxy does to messages.
 #[derive(Debug, Default)]
 struct Rules {
     /// Whether registrations for events are refused, as by a driver that has none.
@@ -86,7 +86,6 @@ impl Proxy {
     pub fn delay_answers(&self, delay: Duration) {
         self.rules.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
     }
-
 }
 
 impl Drop for Proxy {

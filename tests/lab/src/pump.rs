@@ -1,4 +1,4 @@
-//! Bytes pumped through TCP from one place of a lab to another: what bystanders of the daemon do with its network.
+//! Bytes through TCP from one place of a lab to another: the traffic of bystanders.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -38,7 +38,8 @@ impl Pipe {
     }
 }
 
-/// What has come; 0 bytes are the end. With a time limit the kernel does not go on by itself with what a signal has interrupted.
+/// The received bytes; 0 means the end. With a time limit, the kernel does not resume an
+/// interrupted call by itself.
 fn receive(receiver: &mut TcpStream, buffer: &mut [u8]) -> Result<usize> {
     loop {
         match receiver.read(buffer) {
@@ -81,8 +82,9 @@ pub fn transfer(from: &Space, to: &Space, address: IpAddr, file: &[u8]) -> Resul
 pub struct Flow {
     /// For each second that went by.
     pub per_second: f64,
-    /// For each second that this process had a processor for it: sender, receiver, and what the kernel did on their time, which is the whole way
-    /// between namespaces. What else runs on the machine counts for less here.
+    /// Per second of this process's processor time. That covers sender, receiver, and the kernel on
+    /// their time, which is the whole way between namespaces. Other load on the machine counts less
+    /// here.
     pub per_cpu_second: f64,
 }
 

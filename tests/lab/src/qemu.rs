@@ -1,4 +1,5 @@
-//! QEMU machines of a lab's libvirtd, without KVM: a Linux guest that runs commands for a test, and an idle machine.
+//! QEMU machines of a lab's libvirtd, without KVM: a Linux guest that runs commands for a test, and
+//! an idle machine.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
@@ -19,7 +20,7 @@ use crate::tools;
 
 /// libvirt's driver for these machines.
 pub const URI: &str = "qemu:///system";
-/// How long a guest may take to boot under TCG on a loaded machine. It takes 2 to 4 s on an idle one.
+/// The time limit of a guest's boot under TCG on a loaded machine. An idle one takes 2 to 4 s.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// The emulator's path.
@@ -71,7 +72,7 @@ impl Linux<'_> {
     }
 }
 
-/// A Linux guest with the stock client inside.
+/// A Linux guest with the stock client.
 #[derive(Debug)]
 pub struct LinuxGuest {
     hypervisor: Hypervisor,
@@ -83,10 +84,8 @@ pub struct LinuxGuest {
 }
 
 impl LinuxGuest {
-    /// Defines a guest 192.168.122.(20+`number`), starts it and waits until it runs commands.
-    ///
-    /// # Errors
-    /// The kernel cannot be had, libvirt cannot start the guest, or it does not boot; the error has its console.
+    /// Defines a guest 192.168.122.(20+`number`), starts it and waits until it runs commands. The
+    /// error of a failed boot has its console.
     pub fn boot(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor();
         let kernel = Kernel::get(Series::Linux6_1)?;
@@ -98,10 +97,8 @@ impl LinuxGuest {
         Self::connect(hypervisor, name)
     }
 
-    /// Connects to the console of a guest that was started (again) and waits until it runs commands.
-    ///
-    /// # Errors
-    /// It does not boot; the error has its console.
+    /// Connects to the console of a started guest and waits until it runs commands. The error of a
+    /// failed boot has its console.
     pub fn connect(hypervisor: &Hypervisor, name: &str) -> Result<Self> {
         Self::open(hypervisor, name)?.wait_up()
     }
@@ -121,7 +118,8 @@ impl LinuxGuest {
     /// It does not boot; the error has its console.
     pub fn wait_up(mut self) -> Result<Self> {
         let deadline = Instant::now() + BOOT_LIMIT;
-        // What is written before the guest listens may be lost: ask until it answers, whichever question that is, and more rarely with time.
+        // The guest may lose what it gets before it listens. So ask until it answers any question,
+        // at growing intervals.
         let mut pause = Duration::from_secs(1);
         while !self.answers(pause)? {
             pause = (pause * 3 / 2).min(Duration::from_secs(5));
@@ -168,9 +166,6 @@ impl LinuxGuest {
     }
 
     /// Runs the stock client in the guest, with the guest's own key file.
-    ///
-    /// # Errors
-    /// No answer long after the client's own limit.
     pub fn fence(&mut self, client: &Client) -> Result<Finished> {
         self.command(&format!("fence_xvm {}", client.arguments().join(" ")), Duration::from_secs(60))
     }
@@ -190,7 +185,7 @@ impl LinuxGuest {
             match self.console.read(&mut buffer) {
                 Ok(0) => bail!("{}'s console closed", self.name),
                 Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
-                // A read with a time limit is not begun again by itself when the process was stopped and goes on.
+                // A read with a time limit does not resume by itself after a stop of the process.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
                 }

@@ -1,4 +1,5 @@
-//! The server under test: `fence-daemon`, or the stock `fence_virtd` that shows whether a test (and the lab) is right.
+//! The server under test: `fence-daemon`, or fence_virtd, which shows whether a test (and the lab)
+//! is right.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,7 +60,8 @@ impl Which {
         if stock { Ok(Self::Stock) } else { daemon.map_or_else(Self::ours, Self::at) }
     }
 
-    /// [`Self::ours`], or the stock server where the environment says `FENCE_LAB_SERVER=stock` (to prove a test).
+    /// [`Self::ours`], or fence_virtd if the environment says `FENCE_LAB_SERVER=stock` (to prove a
+    /// test).
     pub fn from_env() -> Result<Self> {
         match std::env::var("FENCE_LAB_SERVER").as_deref() {
             Ok("stock") => {
@@ -87,11 +89,11 @@ pub struct Config {
     pub family: Family,
     /// The weakest digest of a request.
     pub hash: HashKind,
-    /// The digest of the call-back.
+    /// The digest of the callback.
     pub auth: HashKind,
-    /// `port`, where it is not the default.
+    /// `port`, if it is not the default.
     pub port: Option<u16>,
-    /// `attach`, ours only: stock servers ignore it.
+    /// `attach`, ours only: fence_virtd ignores it.
     pub attach: Option<&'static str>,
     /// `strict_source`, ours only.
     pub strict_source: Option<&'static str>,
@@ -175,7 +177,7 @@ impl Server {
         Self::spawn_with_file(hypervisor, which, &file, port, arguments)
     }
 
-    /// As [`Self::spawn`], with a configuration file that somebody else has written (a path inside the lab).
+    /// Like [`Self::spawn`], with an existing configuration file (a path inside the lab).
     pub fn spawn_with_file(
         hypervisor: &Hypervisor,
         which: &Which,
@@ -186,7 +188,7 @@ impl Server {
         Self::spawn_with(hypervisor, which, port, &[&["-F", "-f", file], arguments].concat())
     }
 
-    /// Starts a server with these arguments and nothing else, not even a configuration. `port` is where it will serve if it does.
+    /// Starts a server with exactly these arguments. `port` is where it would serve.
     pub fn spawn_with(hypervisor: &Hypervisor, which: &Which, port: u16, arguments: &[&str]) -> Result<Self> {
         let program = match which {
             Which::Ours(path) => path.clone(),
@@ -208,10 +210,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Waits until it serves; ours also until it is settled whether there is a kernel program on the interface.
-    ///
-    /// # Errors
-    /// It ended, or did not say that it is ready: the error has what it logged.
+    /// Waits until the server serves, and ours also until the kernel program is attached or absent.
+    /// The error has the log.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         let ready = poll_until("the server to be ready", limit, || {
             if !self.process.is_running()? {
@@ -222,20 +222,21 @@ impl Server {
         ready.with_context(|| format!("its log: {}", self.log()))
     }
 
-    /// Waits until ours has its kernel program on the interface, or has said that there will be none. A server that is not ready has not.
+    /// Waits until ours has attached its kernel program, or has logged that there will be none.
     pub fn wait_settled(&self, limit: Duration) -> Result<()> {
         poll_until("the kernel program", limit, || Ok(self.is_settled().then_some(())))
             .with_context(|| format!("the server's log: {}", self.log()))
     }
 
-    /// Whether ours does not go on loading the kernel program: it is ready before that, and says then what came of it.
+    /// Whether ours has finished loading the kernel program. It is ready before that, and logs the
+    /// outcome.
     fn is_settled(&self) -> bool {
         let lines = self.process.stderr().lines();
         let has = |words: &str| lines.iter().any(|line| line.contains(words));
         !has("program=loading") || has("the kernel program is attached") || has("without the kernel program")
     }
 
-    /// Whether it serves: ours says so; of a stock one the socket tells.
+    /// Whether it serves. Ours logs it; for fence_virtd the socket shows it.
     pub fn is_ready(&self) -> Result<bool> {
         match self.which {
             Which::Ours(_) => Ok(self.process.stderr().lines().iter().any(|line| says_ready(line))),
@@ -278,10 +279,8 @@ impl Server {
             .with_context(|| format!("no line about the fence in the log: {}", self.log()))
     }
 
-    /// What `fence-daemon status` says of ours, started with the configuration file that [`Self::spawn`] writes: the exit code, and the report.
-    ///
-    /// # Errors
-    /// It is the stock one, or there is no report.
+    /// `fence-daemon status` of our server, with the configuration file of [`Self::spawn`]: exit
+    /// code and report.
     pub fn status(&self) -> Result<(Option<i32>, Value)> {
         let Which::Ours(program) = &self.which else { bail!("the stock server has no status") };
         let mut command = Command::new(program);
@@ -290,7 +289,7 @@ impl Server {
         Ok((answer.code, serde_json::from_str(&answer.stdout).with_context(|| answer.stderr)?))
     }
 
-    /// Waits until ours tells of a domain in this state; what it tells.
+    /// Waits until ours reports this state of a domain: the domain's report.
     pub fn wait_domain(&self, domain: &str, state: &str) -> Result<Value> {
         poll_until(&format!("{domain} to be {state}"), START_LIMIT, || {
             let (_, report) = self.status()?;
@@ -328,7 +327,8 @@ impl Server {
         self.process.finish(limit)
     }
 
-    /// Kills the daemon as a crash would, and waits until its process has ended: the next daemon finds the PID file unlocked.
+    /// Kills the server like a crash, and waits until its process has ended. The next one finds the
+    /// PID file unlocked.
     pub fn crash(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGKILL)?;
         // Reaped as well: a server that looks for the number in a PID file finds zombies too.

@@ -1,7 +1,8 @@
-//! Domains of libvirt's in-process test driver: as many as a test wants, each in the state that it wants, without any daemon.
+//! Domains of libvirt's in-process test driver, in any number and state, without a daemon of
+//! libvirt.
 //!
-//! `test:///PATH` reads its domains from a file, and their states belong to the process that opened it: every server that is
-//! started begins with what the file says.
+//! `test:///PATH` reads its domains from a file. Their states belong to the process that opened it,
+//! so every server begins with the file's states.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,7 @@ pub enum State {
     Blocked = 2,
     /// Its CPUs are stopped, its memory and disks are still its.
     Paused = 3,
-    /// It was told to shut down and has not yet.
+    /// It was asked to shut down and has not done so yet.
     ShuttingDown = 4,
     /// It is off.
     ShutOff = 5,
@@ -53,7 +54,7 @@ impl State {
 /// A domain of the test driver.
 #[derive(Clone, Debug)]
 pub struct TestDomain {
-    /// Its name, as it is to be in XML: without `&` and `<`.
+    /// Its name as XML text, without `&` and `<`.
     pub name: String,
     /// Its UUID.
     pub uuid: String,

@@ -1,5 +1,5 @@
-//! The daemon's line about a fence, read back. This is the only place that knows its form: `key=value` words in a log line,
-//! among them `op=` and `reply=`; values with blanks are quoted.
+//! Reads the daemon's log line about a fence. Only this module knows its form: `key=value` words,
+//! among them `op=` and `reply=`. Values with blanks are quoted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use std::time::Duration;
 pub struct Fence(BTreeMap<String, String>);
 
 impl Fence {
-    /// The steps in their order: packet in the kernel, digest verified, call-back done, old machine dead, reply sent.
+    /// The steps in their order: packet in the kernel, digest verified, callback done, old machine
+    /// dead, reply sent.
     pub const STEPS: [&str; 5] = ["kernel", "verified", "called_back", "dead", "replied"];
 
     /// Reads a log line; `None` if it is about something else.
@@ -56,7 +57,8 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// `+2.1ms`, `+12us`, `0.000000s` as a time; `None` for anything else (`-` where a step did not happen).
+/// Parses `+2.1ms`, `+12us` or `0.000000s`; `None` for anything else (`-` means that the step did
+/// not happen).
 fn duration(text: &str) -> Option<Duration> {
     let text = text.trim_start_matches('+');
     let unit_at = text.find(|character: char| !character.is_ascii_digit() && character != '.')?;

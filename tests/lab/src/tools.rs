@@ -28,7 +28,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("virsh", "libvirt-clients"),
 ];
 
-/// Where programs are looked for beside `PATH`: a user's `PATH` often lacks the administrator's directories.
+/// Directories to search beside `PATH`. A user's `PATH` often lacks the administrator's
+/// directories.
 const SYSTEM_DIRECTORIES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// The full path of a program.

@@ -1,4 +1,4 @@
-//! Whether a machine is dead, asked of the kernel and not of libvirt: a pidfd of the process that runs it.
+//! Whether a machine is dead, by the kernel's word and not libvirt's: a pidfd of its process.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ impl Witness {
                 // It may have been started again while we looked at what was before.
                 attempts -= 1;
                 match Self::of_pid_file(hypervisor, &file) {
-                    // Between the one's end and the next one's beginning nobody is found.
+                    // Between two instances there is no process.
                     Ok(_) if attempts > 0 => std::thread::sleep(Duration::from_millis(10)),
                     Ok(_) => return Err(error),
                     Err(_) => break,
@@ -69,18 +69,16 @@ impl Witness {
         Ok(all)
     }
 
-    /// Waits until another process than this one runs the domain, after a reboot. libvirt's word is no good for this: it calls the
-    /// domain running until it has noticed the death.
-    ///
-    /// # Errors
-    /// There is none within half a minute.
+    /// Waits until another process than this one runs the domain, after a reboot, at most half a
+    /// minute. libvirt cannot tell: it calls the domain running until it notices the death.
     pub fn wait_next(&self, hypervisor: &Hypervisor, domain: &str) -> Result<Self> {
         poll_until(&format!("the next process of {domain}"), NEXT_LIMIT, || {
             Ok(Self::of_all(hypervisor, domain)?.into_iter().find(|now| now.pid != self.pid))
         })
     }
 
-    /// The other processes in this machine's control group, and what descends from them: its helpers.
+    /// The helpers of this machine: the other processes in its control group, and their
+    /// descendants.
     pub fn beside(&self) -> Result<Vec<Self>> {
         let own = machine_group(self.pid).context("it has no control group")?;
         let pids = processes();
@@ -98,7 +96,7 @@ impl Witness {
         Ok(found.into_iter().filter(|&pid| pid != self.pid).filter_map(|pid| Self::of_pid(pid).ok()).collect())
     }
 
-    /// All processes that have a machine's UUID in their command line, whatever libvirt knows of them.
+    /// All processes with a machine's UUID in their command line, whatever libvirt knows of them.
     pub fn of_uuid(uuid: &str) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for pid in processes() {
@@ -201,7 +199,7 @@ fn machine_group(pid: u32) -> Option<String> {
     groups.lines().find_map(of_machine)
 }
 
-/// Whether there is more of a process than what is left until its parent has asked for its exit status.
+/// Whether more of a process is left than its exit status.
 fn has_living_threads(pid: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());

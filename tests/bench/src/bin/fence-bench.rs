@@ -1,4 +1,5 @@
-//! Measures fence-daemon in the lab: what `cargo xtask bench` runs. Each subject has a page in `docs/measured`.
+//! Measures fence-daemon in the lab. `cargo xtask bench` runs it. Each subject has a page in
+//! `docs/measured`.
 //!
 //! Results go to standard output, progress to standard error.
 
@@ -30,7 +31,8 @@ enum Subject {
         #[arg(long, value_enum, value_name = "FIGURE", value_delimiter = ',', conflicts_with = "write")]
         only: Vec<Part>,
     },
-    /// The kernel program per frame, beside an empty one and beside portable code; both servers under floods
+    /// The kernel program per frame, beside an empty program and portable code; both servers under
+    /// floods
     RateLimit(How),
     /// TCP with the program on the interface, in every way to attach it, and without it
     Bystanders(How),

@@ -1,7 +1,8 @@
-//! Fences in real clusters, by fence-daemon and by fence_virtd in turn, each on clusters of its own.
+//! Fences in real clusters, by fence-daemon and by fence_virtd in turn, each on clusters of its
+//! own.
 //!
-//! What is false of ours (a success while the victim lives, the service twice) ends the bench with an error. What goes wrong with fence_virtd is
-//! written down.
+//! A false success of fence-daemon ends the bench with an error, and so does a service that runs
+//! twice. Failures of fence_virtd go into the report.
 
 use anyhow::Result;
 use fence_lab::cluster::lab::Cluster;
@@ -54,7 +55,7 @@ fn play_all(which: &Which, contender: Contender, scenarios: &[Scenario], results
     Ok(())
 }
 
-/// What nobody notices by itself, played again with a pause that lets the others miss the node.
+/// Plays the fences that corosync does not notice again, with a pause in which it does.
 fn play_with_pause(which: &Which, cluster: &mut Cluster, scenarios: &[Scenario], results: &mut Results) -> Result<()> {
     let scenarios: Vec<_> = scenarios.iter().filter(|scenario| Scenario::UNNOTICED.contains(scenario)).collect();
     if scenarios.is_empty() {

@@ -1,4 +1,5 @@
-//! A picture of fences' phases as SVG: one lane a server, from the break to the fenced node's return.
+//! A picture of the phases of fences as SVG. Each server has a lane, from the break to the fenced
+//! node's return.
 
 use crate::figures::Contender;
 use crate::svg;
@@ -7,7 +8,7 @@ use fence_lab::cluster::timeline::Phase;
 /// A line of the picture.
 #[derive(Clone, Debug)]
 pub(super) struct Lane {
-    /// What is broken.
+    /// The break.
     pub(super) title: &'static str,
     /// Who fences.
     pub(super) contender: Contender,

@@ -1,4 +1,4 @@
-//! The phases of fences in real clusters, fence-daemon's and stock fence_virtd's beside each other, as a page with a picture.
+//! The page about the phases of fences in real clusters, by fence-daemon and by fence_virtd.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,8 +19,8 @@ use fence_lab::cluster::timeline::{Phase, Timeline};
 /// The two that are compared, in the order of the table.
 pub const CONTENDERS: [Contender; 2] = [Contender::Ours, Contender::Stock];
 
-/// `reboot_pause`, in seconds, as it should be for the lab's `token` of 1000 ms: corosync misses a node after as long, and one that boots is there half a
-/// second later.
+/// `reboot_pause` for the lab's `token` of 1000 ms, in seconds. corosync misses a node after the
+/// token, and a node needs half a second more to boot.
 pub const PAUSE: &str = "3.5";
 
 /// How often each scenario went how.

@@ -1,4 +1,4 @@
-//! What a flood costs this daemon and stock's: an honest guest asks meanwhile, and is timed.
+//! What a flood costs fence-daemon and fence_virtd: an honest guest asks meanwhile, and is timed.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ const REQUESTS: usize = 100;
 const LASTS: Duration = Duration::from_secs(8);
 /// After this long an honest request counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(4);
-/// How long a flood goes on before somebody asks.
+/// How long a flood lasts before the honest guest asks.
 const BEFORE: Duration = Duration::from_millis(500);
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -36,11 +36,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 const STOPPED: Duration = Duration::from_millis(200);
 const RUNS: Duration = Duration::from_millis(300);
 
-/// What is sent.
+/// The packets of an attack.
 enum Packets {
     /// These, over and over.
     Same(Vec<Vec<u8>>),
-    /// A right request each time, that asks to be called back where nobody listens.
+    /// A right request each time, whose callback port has no listener.
     Fresh,
 }
 
@@ -48,7 +48,7 @@ enum Packets {
 struct Attack {
     name: &'static str,
     packets: Packets,
-    /// Whether the server is stopped time and again meanwhile, so that nobody takes what comes.
+    /// Whether the bench stops the server time and again, so that the ring buffer fills.
     stopped: bool,
 }
 

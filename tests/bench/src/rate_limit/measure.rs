@@ -21,12 +21,12 @@ use fence_lab::loaded::{self, Loaded, Size, XDP_DROP, XDP_PASS, object_path};
 /// How often a program runs for one sample.
 pub const REPEAT: u32 = 1_000_000;
 
-/// What a frame's cost is told beside.
+/// What a frame's cost is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Other traffic: beside the empty program.
     Ordinary,
-    /// What is for us and wrong, but for its digest.
+    /// A request to the daemon with a fault other than its digest.
     Refused,
     /// A wrong digest: beside portable code.
     Digest,
@@ -37,7 +37,7 @@ pub enum Kind {
 pub struct Cost {
     /// What it is.
     pub name: &'static str,
-    /// What it is told beside.
+    /// What it is compared with.
     pub kind: Kind,
     /// A sample for each round.
     pub samples: Vec<f64>,
@@ -58,7 +58,7 @@ impl Cost {
 pub struct Figures {
     /// The empty program.
     pub empty: Cost,
-    /// Three compressions of SHA-256 by the `sha2` crate, without the processor's instructions for it.
+    /// Three compressions of SHA-256 by the `sha2` crate, without the processor's SHA instructions.
     pub portable: Cost,
     /// Ours, by frame.
     pub frames: Vec<Cost>,
@@ -93,7 +93,8 @@ fn stay() -> Result<()> {
     sched_setaffinity(me, &one).context("staying on one processor")
 }
 
-/// A key of the length that Debian's package makes. Three blocks of SHA-256 are left to do for a request with it.
+/// A key as long as the one of Debian's package. With it, a request needs three more blocks of
+/// SHA-256.
 fn key() -> Result<Key> {
     let bytes: Vec<u8> = (0..=u8::MAX).cycle().map(|byte| byte.wrapping_mul(37)).take(4096).collect();
     Key::new(&bytes).context("a key")

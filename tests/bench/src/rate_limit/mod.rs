@@ -1,10 +1,12 @@
-//! What the kernel program costs per frame: beside an empty program, and beside the same compressions in portable Rust.
+//! What the kernel program costs per frame, beside an empty program and beside the same
+//! compressions in portable Rust.
 //!
-//! * [`floods`]: the whole daemon under floods, beside stock's.
-//! * [`frames`]: what it is given; [`measure`]: how long it takes; [`verifier`]: what loading it takes; [`report`]: what comes out.
+//! * [`floods`]: the whole daemon under floods, beside fence_virtd.
+//! * [`frames`]: the frames; [`measure`]: the time they take; [`verifier`]: the effort of loading;
+//!   [`report`]: the page.
 //!
-//! Everything is measured by turns in one process on one processor, a million runs at a time, so that whatever else the machine does
-//! hits all of it. What counts is the time that the process had the processor.
+//! The measurements take turns in one process on one processor, a million runs at a time, so other
+//! load hits all of them. Only processor time counts.
 
 pub mod floods;
 pub mod frames;

@@ -17,7 +17,7 @@ const DIGEST: f64 = 2.5;
 const DIGEST_WISHED: f64 = 1.8;
 
 impl Figures {
-    /// What a frame costs beside what it is told beside.
+    /// The ratio of a frame's cost to what it is compared with.
     #[must_use]
     pub fn ratio(&self, cost: &Cost) -> Option<f64> {
         match cost.kind {

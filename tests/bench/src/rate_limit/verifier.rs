@@ -37,7 +37,7 @@ impl Effort {
 /// Everything happens in a mount namespace with a bpffs of its own: the pin is gone with the shell.
 const SCRIPT: &str = r#"set -eu; mount -t bpf none /mnt; bpftool -d prog load "$1" /mnt/program 2>&1"#;
 
-/// Has `bpftool` load the object and tell what the verifier said.
+/// Lets `bpftool` load the object, and reads what the verifier prints.
 pub fn ask(object: &Path) -> Result<Effort> {
     let output = Command::new("unshare").args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(object).output();
     let output = output.context("unshare cannot be run. Remedy: apt-get install util-linux")?;

@@ -1,7 +1,8 @@
-//! Captures what the stock `fence_xvm` sends, as the fixtures in `fence-common/fixtures`.
+//! Captures the requests of the stock `fence_xvm` as fixtures in `fence-common/fixtures`.
 //!
-//! Makes a lab, runs the client in a guest with each combination of options and writes the first datagram of each run with
-//! the key that signed it. The requests differ at every capture in `random`, `seqno` and digest, as they should.
+//! The client runs in a guest of a lab, with each combination of options. The first datagram of
+//! each run becomes a fixture, with the key that signed it. Each capture has other random bytes,
+//! sequence numbers and digests.
 
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,7 +17,7 @@ use fence_lab::client::{Client, Family};
 use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor};
 use fence_lab::tools;
 
-/// Captures the stock client's datagrams into fixtures.
+/// Captures the stock client's datagrams as fixtures.
 #[derive(Parser)]
 struct Arguments {
     /// The directory to write to.
@@ -26,8 +27,8 @@ struct Arguments {
 
 /// A domain as its UUID is written.
 const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
-/// The lengths of keys: one byte; a line of text; a short read of /dev/random; what automation and Debian's package make;
-/// and more than the client reads.
+/// The key lengths: one byte, a line of text, a short read of /dev/random, what automation and
+/// Debian's package make, and more than the client reads.
 const KEY_LENGTHS: [usize; 6] = [1, 12, 115, 512, 4096, 5000];
 
 /// One run of the client.

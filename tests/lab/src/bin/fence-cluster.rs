@@ -1,6 +1,7 @@
-//! A cluster to play with: what `cargo xtask lab cluster` shows.
+//! A cluster to play with. `cargo xtask lab cluster` runs it.
 //!
-//! Two containers with corosync and Pacemaker, fenced by the daemon. It says how to get in and what to break, and then tells what happens, until Ctrl-C.
+//! Two containers with corosync and Pacemaker, fenced by the daemon. The program says how to enter
+//! and what to break, and reports events until Ctrl-C.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -94,7 +95,7 @@ What happens:
     ))
 }
 
-/// Tells what happens, with the time since the last quiet.
+/// Reports events, with the time since the last quiet moment.
 fn follow(cluster: &mut Cluster, watch: &Watch, interrupt: &Interrupt) -> Result<()> {
     const QUIET: Duration = Duration::from_secs(10);
     let (mut told, mut logged) = (0, cluster.server.log_position());

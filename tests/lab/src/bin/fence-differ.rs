@@ -1,4 +1,5 @@
-//! Runs the loaded kernel program and the judgement in user space on the same frames: what `cargo xtask fuzz program` runs.
+//! Runs the loaded kernel program and the judgement in user space on the same frames. `cargo xtask
+//! fuzz program` runs it.
 
 use std::fs;
 use std::io::Write as _;

@@ -1,4 +1,5 @@
-//! Gets what the tests' guests and nodes of clusters start from, before a test asks for it: what `cargo xtask setup --fetch` runs.
+//! Downloads and makes what guests and cluster nodes start from, before a test needs it. `cargo
+//! xtask setup --fetch` runs it.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,10 @@
-//! A hypervisor and a guest on a machine that has neither: what `cargo xtask run` shows where there is no libvirt.
+//! A hypervisor and a guest on a machine that has neither. `cargo xtask run` shows it where there
+//! is no libvirt.
 //!
-//! Makes a lab (network namespaces with a bridge virbr0), starts the daemon on it with libvirt's in-process test driver, lets
-//! the stock client in the guest ask for one thing after the other, and shows where the time of each request went. Without
-//! `--once` the lab then stays up for whoever wants to send requests of his own.
+//! The program makes a lab (network namespaces with a bridge virbr0) and starts the daemon on
+//! libvirt's in-process test driver. The stock client in the guest sends one request after the
+//! other, and a table shows where the time went. Without `--once` the lab then stays up for
+//! requests by hand.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -22,17 +24,18 @@ use fence_lab::timings::Fence;
 use fence_lab::tools;
 use nix::sys::signal::Signal;
 
-/// A fencing lab on this machine: a bridge, a guest, the daemon, and the stock client that asks it to fence.
+/// A fencing lab on this machine: a bridge, a guest, the daemon, and the stock client.
 #[derive(Parser)]
 #[command(about)]
 struct Arguments {
-    /// Send one round of requests, print what happened, and exit: 0 if each was answered as it should be, else 1
+    /// Send one round of requests, print the answers, and exit: 0 if each is the expected one, else
+    /// 1
     #[arg(long)]
     once: bool,
     /// The daemon to run [default: $FENCE_DAEMON_BIN, or the one built in this workspace]
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
-    /// Run Debian's fence_virtd instead, for comparison (it tells no times)
+    /// Run Debian's fence_virtd instead, for comparison (it logs no times)
     #[arg(long, conflicts_with = "daemon")]
     stock: bool,
 }
@@ -40,7 +43,7 @@ struct Arguments {
 /// The domain that libvirt's test driver has.
 const DOMAIN: &str = "test";
 
-/// What is asked for, the exit code that is expected, and what the list must say.
+/// Each operation with its expected exit code.
 const ROUND: [(&str, i32); 5] = [("list", 0), ("status", 0), ("off", 0), ("status", 2), ("on", 0)];
 
 fn main() -> ExitCode {
@@ -120,7 +123,7 @@ fn stop(server: Server) -> Result<bool> {
     Ok(good)
 }
 
-/// Keeps the lab until Ctrl-C, and shows the requests that somebody sends.
+/// Keeps the lab until Ctrl-C, and shows each request that arrives.
 fn stay(
     hypervisor: &Hypervisor,
     mut server: Server,
@@ -183,7 +186,7 @@ impl Row {
     fn new(op: &str, fence: Option<&Fence>, answer: Option<(&Finished, bool)>) -> Self {
         let field = |name: &str| fence.and_then(|fence| fence.get(name)).unwrap_or("-").to_owned();
         let step = |name: &str| fence.and_then(|fence| fence.step(name)).map_or("-".to_owned(), short);
-        // The packet's arrival is where the times count from; through the socket nobody knows when it was in the kernel.
+        // Times count from the packet's arrival in the kernel. The socket does not know that time.
         let arrived = if field("via") == "kernel" { "0".to_owned() } else { "-".to_owned() };
         let (exit, trip) = match answer {
             None => ("-".to_owned(), "-".to_owned()),

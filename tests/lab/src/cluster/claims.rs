@@ -1,4 +1,5 @@
-//! Who runs the resource that must never run twice, in a cluster of QEMU guests: by what they write on a disk that they share, read from outside.
+//! Watches which node runs the resource that must never run twice, in a cluster of QEMU guests. The
+//! nodes write it to a shared disk, and this process reads the disk.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -35,7 +36,7 @@ pub struct Claims {
 struct Seen {
     /// What each sector said last.
     sectors: [String; 2],
-    /// The machines that have the resource, by what they have written: a dead one cannot take its word back.
+    /// The machines that hold the resource by their own word. A dead one cannot take its word back.
     holders: [Option<Witness>; 2],
     /// Which node has begun to run it, and when.
     begun: Vec<(usize, Instant)>,
@@ -47,7 +48,7 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 }
 
 impl Claims {
-    /// Begins to watch a disk of the lab's on which these domains write, each to the sector of its number here.
+    /// Begins to watch a disk of the lab. Each domain writes to the sector of its number here.
     pub fn watch(hypervisor: &Hypervisor, disk: &str, domains: [String; 2]) -> Result<Self> {
         let disk = File::open(hypervisor.outside(disk)).context("the shared disk")?;
         let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));

@@ -1,4 +1,5 @@
-//! Configuration files of a cluster's nodes, whatever the nodes are: corosync's, Pacemaker's, names, the fencing key.
+//! Configuration files of cluster nodes of any kind: corosync, Pacemaker, names, and the fencing
+//! key.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -9,7 +10,7 @@ use crate::lab::HYPERVISOR_V4;
 pub const AGENT_PATH: &str = "/usr/lib/ocf/resource.d/lab/solo";
 /// Its text.
 pub const AGENT: &str = include_str!("../assets/solo.sh");
-/// Where the stock client looks for its key.
+/// The stock client's key file.
 pub const KEY_PATH: &str = "/etc/cluster/fence_xvm.key";
 /// Where nodes of one hypervisor have a directory in common.
 pub const SHARED: &str = "/shared";
@@ -45,16 +46,17 @@ pub struct Item {
     pub content: Vec<u8>,
 }
 
-/// Pacemaker's first configuration, which systemd-tmpfiles puts in its place with its owner: without it a new cluster waits 20 s for others before it
-/// chooses who leads.
+/// Pacemaker's first configuration. systemd-tmpfiles copies it with its owner. Without it a new
+/// cluster waits 20 s for other nodes before it elects a leader.
 const FIRST_CIB: &str = include_str!("../assets/first-cib.xml");
 const FIRST_CIB_PATH: &str = "/usr/local/share/lab/cib.xml";
 const TMPFILES: &str = "C /var/lib/pacemaker/cib/cib.xml 0600 hacluster haclient - /usr/local/share/lab/cib.xml\n";
 
-/// How long corosync waits for a token before it calls the other node lost, in milliseconds: short, as tests wait for it.
+/// corosync's token timeout in milliseconds: short, because tests wait for it.
 pub const TOKEN: u32 = 1000;
 
-/// corosync.conf of a cluster of `members`: unicast, without encryption; two of them may go on when one is lost, and start without the other.
+/// corosync.conf for `members`: unicast, without encryption. A cluster of two goes on when one node
+/// is lost, and starts without the other.
 #[must_use]
 pub fn corosync(members: &[Member], token: u32) -> String {
     let mut text = include_str!("../assets/corosync.conf")
@@ -78,7 +80,7 @@ pub fn hosts(members: &[Member]) -> String {
     "127.0.0.1 localhost\n".to_owned() + &lines.collect::<String>()
 }
 
-/// The files that make a node `me` of a cluster that starts with the node; `key` is the fencing key.
+/// The files of node `me` in a cluster that starts with the node. `key` is the fencing key.
 #[must_use]
 pub fn files(members: &[Member], me: &Member, key: &[u8]) -> Vec<Item> {
     let text = |path, content: String| Item { path, mode: 0o644, content: content.into_bytes() };
@@ -94,7 +96,7 @@ pub fn files(members: &[Member], me: &Member, key: &[u8]) -> Vec<Item> {
     items
 }
 
-/// The files of a node that knows nothing of a cluster yet but its name, the others' names and the fencing key.
+/// The files of a node without a cluster: its name, the other names, and the fencing key.
 #[must_use]
 pub fn plain(members: &[Member], me: &Member, key: &[u8]) -> Vec<Item> {
     let text = |path, content: String| Item { path, mode: 0o644, content: content.into_bytes() };

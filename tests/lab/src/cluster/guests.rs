@@ -1,6 +1,7 @@
-//! A cluster of two QEMU guests: corosync and Pacemaker of the nodes' image, its root a disk that both read, what they write in their memory.
+//! A cluster of two QEMU guests with corosync and Pacemaker from the nodes' image. Both read their
+//! root from one disk, and keep what they write in memory.
 //!
-//! Their init is a script: systemd takes minutes without KVM.
+//! Their init is a script, because systemd takes minutes without KVM.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,8 @@ use crate::witness::Witness;
 const MODULES: [&str; 2] = ["drivers/block/virtio_blk.ko", "fs/overlayfs/overlay.ko"];
 /// A token that a guest without KVM on a loaded machine does not miss, in milliseconds.
 const TOKEN: u32 = 4000;
-/// How long Pacemaker waits before it has the first node shot. The second is shot at once: where each wants to shoot the other one survives.
+/// Pacemaker's delay before it fences the first node. It fences the second at once, so in a fence
+/// race the first survives.
 const DELAY: Duration = Duration::from_secs(10);
 
 /// The two nodes: names of the cluster's that are not those of the hypervisor.
@@ -123,7 +125,7 @@ impl Guests {
         self.nodes.iter().map(log).collect()
     }
 
-    /// Cuts the nodes off from each other, and from nobody else, until one of them is started anew.
+    /// Cuts the nodes off from each other, and from nothing else, until one of them restarts.
     pub fn part(&self, libvirtd: &Libvirtd) -> Result<()> {
         for node in &self.nodes {
             let ports = libvirtd.virsh(URI, &["domiflist", &node.member.domain])?.stdout;
@@ -151,7 +153,7 @@ fn disk(root: &Path) -> Result<PathBuf> {
         let used = tools::output("du", &["-sm", "--apparent-size", &from], Path::new("/"))?;
         let used: u64 = used.split_whitespace().next().context("du says nothing")?.parse()?;
         let size = format!("{}M", used * 5 / 4 + 64);
-        // Nobody writes to it: no journal.
+        // A disk without writers needs no journal.
         let options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", &from, &to, &size];
         tools::output("mke2fs", &options, Path::new("/"))?;
         // Those of earlier images are of no use to anybody.
@@ -195,12 +197,13 @@ fn initrd(kernel: &Kernel, number: usize, key: &[u8]) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// What makes a node of the image's root. The cluster's configuration is there from the start: without KVM the tools that make one take long.
+/// The files that make a node from the image's root. The cluster's configuration is one of them,
+/// because the tools that make one are slow without KVM.
 fn files(number: usize, key: &[u8]) -> Vec<Item> {
     let members = members();
     let me = &members[number];
     let about = format!("NAME={}\nADDRESS={}\nSECTOR={number}\n", me.name, me.address);
-    // A node that boots waits for the other: it is not to shoot one that is only slower.
+    // A node waits for the other one at boot, so that it does not fence a node that is only slower.
     let corosync = corosync(&members, TOKEN).replace("wait_for_all: 0", "wait_for_all: 1");
     let configuration = include_str!("../assets/guests-cib.xml")
         .replace("@MAP@", &host_map(&members))

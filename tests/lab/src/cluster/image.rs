@@ -1,6 +1,8 @@
-//! The root directory that all nodes of clusters start from: a small Debian with corosync, Pacemaker, and what people type on nodes.
+//! The root directory of all cluster nodes: a small Debian with corosync, Pacemaker, and the
+//! commands that people type on nodes.
 //!
-//! Made once by `mmdebstrap`, from where this machine's apt gets its own packages, and kept in cargo's target directory. Nodes never write to it.
+//! `mmdebstrap` makes it once from the archives of this machine's apt, in cargo's target directory.
+//! Nodes never write to it.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -14,11 +16,12 @@ use sha2_portable::{Digest, Sha256};
 use crate::program::progress;
 use crate::tools;
 
-/// What a node has beside the distribution's essential packages and apt; what these depend on comes along, what they recommend does not.
+/// The packages of a node beside the essential ones and apt. Dependencies come along, recommended
+/// packages do not.
 const PACKAGES: &str = include_str!("../assets/node-packages.txt");
 
-/// Run on the finished tree. What a node would do all the time and nobody asked for: timers, and services that wait to be configured. A cluster's nodes
-/// are configured before they start, so corosync and Pacemaker stay enabled, as Debian's packages have them.
+/// Runs on the finished tree. It disables timers and services that are not configured. corosync and
+/// Pacemaker stay enabled, as in Debian's packages, because nodes are configured before they start.
 const AFTERWARDS: &str = concat!("\n", include_str!("../assets/node-image.sh"));
 
 /// A node's root directory before anybody has changed anything in it.
@@ -46,7 +49,7 @@ impl Image {
         Ok(Self { root })
     }
 
-    /// Where it is. Not to be written to.
+    /// The directory, which is read-only by agreement.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -95,8 +98,8 @@ fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
         fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
     }
     progress(&format!("making the root directory of clusters' nodes from {suite}'s packages: a minute or two, once"));
-    // It mounts the host's /dev and /sys into the tree. However this process ends, it ends and takes these along: nobody who clears away what it
-    // has left is to find them there.
+    // mmdebstrap mounts the host's /dev and /sys into the tree. It dies with this process and takes
+    // the mounts along, so removing what it left cannot reach the host.
     let mut command = Command::new(tools::find("setpriv")?);
     command.args(["--pdeathsig", "KILL"]).arg(tools::find("unshare")?);
     command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -104,7 +107,7 @@ fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
     command.args(["--mode=root", "--variant=apt", "--format=directory", "--skip=cleanup/tmp"]);
     command.args(["--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/locale/*"]);
     command.args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""]);
-    // man-db, the manuals' readers, is not there; crmsh wants the metadata of agents and not their manuals.
+    // The manuals' readers (man-db) are absent. crmsh needs the agents' metadata and no manuals.
     command.args(["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"]);
     command.arg(format!("--include={}", PACKAGES.lines().collect::<Vec<_>>().join(",")));
     command.arg(format!("--customize-hook={AFTERWARDS}"));
@@ -117,12 +120,12 @@ fn make(suite: &str, cache: &Path, into: &Path) -> Result<()> {
             fs::remove_dir_all(entry.path())?;
         }
     }
-    // Last, and in one step: what is there under this name is complete.
+    // The rename comes last and is one step, so whatever has this name is complete.
     fs::rename(&work, into)?;
     Ok(())
 }
 
-/// Runs it, and tells what it does of what takes long.
+/// Runs mmdebstrap, and prints its progress.
 fn run(mut command: Command) -> Result<()> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let mut said = Vec::new();

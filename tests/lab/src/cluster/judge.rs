@@ -25,7 +25,8 @@ fn is_fence(op: Op) -> bool {
 #[derive(Debug)]
 struct Runner {
     node: usize,
-    /// The instance of the node that it was started in; `None` if that was gone already when it was heard of.
+    /// The instance of the node that it started in; `None` if that was gone when the start was
+    /// read.
     instance: Option<Arc<Witness>>,
 }
 
@@ -38,13 +39,14 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// What was told before was of earlier days: who runs the service is known now, and nothing else counts.
+    /// Earlier records are history. Only the current holder of the service counts.
     pub(super) fn begin(&mut self) {
         self.deaths.clear();
     }
 
     pub(super) fn asked(&mut self, by: usize, op: Op, victim: Option<Arc<Witness>>) {
-        // A look beside a fence has an answer of its own; else what was asked last is what is waited for.
+        // A `devstatus` beside a fence has its own answer. Otherwise the answer is to the last
+        // request.
         self.open.retain(|open| open.by != by || (is_fence(open.op) && !is_fence(op)));
         self.open.push(Open { by, op, victim });
     }
@@ -87,7 +89,7 @@ impl Judge {
                 let is_same =
                     before.node == node && self.runner.as_ref().is_some_and(|runner| is_same(runner, &instance));
                 if is_same {
-                    // Its process ended on a node that lives on, and the storage's lock says that it did.
+                    // Its process ended on a node that lives, as the storage's lock says.
                     return None;
                 }
                 if !instance.dies_within(Duration::ZERO).unwrap_or(false) {
@@ -174,7 +176,7 @@ mod tests {
         let mut judge = Judge::default();
         judge.asked(1, Op::Off, victim());
         assert!(judge.replied(1, 0).unwrap().unwrap().starts_with("FALSE SUCCESS"));
-        // A failure is no success, and neither is an answer to another question, or to somebody else.
+        // A failure is no success. Neither is an answer to another question, or to another client.
         judge.asked(1, Op::Off, victim());
         assert_eq!(judge.replied(1, 1).unwrap(), None);
         judge.asked(1, Op::Status, victim());

@@ -1,5 +1,5 @@
-//! A whole cluster in a lab: libvirtd, a server that fences, and two containers with corosync and Pacemaker, which are online and run the
-//! service that must never run twice.
+//! A whole cluster in a lab: libvirtd, a fencing server, and two containers with corosync and
+//! Pacemaker. Both nodes are online and run the service that must never run twice.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub struct Cluster {
     pub libvirtd: Libvirtd,
     /// The nodes.
     pub nodes: Vec<Node>,
-    /// Where all of it is.
+    /// The hypervisor of all this.
     pub hypervisor: Hypervisor,
 }
 
@@ -45,10 +45,8 @@ pub fn members() -> Vec<Member> {
 }
 
 impl Cluster {
-    /// Makes all of it and waits until the service runs.
-    ///
-    /// # Errors
-    /// Something is missing, or does not come up; the error says what.
+    /// Makes the cluster and waits until the service runs. An error says what is missing or does
+    /// not start.
     pub fn start(which: &Which) -> Result<Self> {
         // Before the lab: it may take minutes.
         Image::get()?;
@@ -91,10 +89,8 @@ impl Cluster {
         self.nodes.iter().try_for_each(|node| shell::wait_online(node, &names))
     }
 
-    /// Waits until all are online and the service and the fence device run: the number of the service's node.
-    ///
-    /// # Errors
-    /// They do not in time.
+    /// Waits until all nodes are online and the service and the fence device run: the number of the
+    /// service's node.
     pub fn wait_ready(&self) -> Result<usize> {
         self.wait_online()?;
         let first = self.node(0)?;

@@ -1,11 +1,11 @@
-//! Clusters for tests: the image that nodes are made of, the nodes, corosync and Pacemaker in them.
+//! Clusters for tests: the nodes' image, the nodes, and corosync and Pacemaker in them.
 //!
-//! * [`image`]: the root directory that all nodes start from; [`corosync`]: the files that make a node of it.
-//! * [`node`]: a node that is a container; [`shell`]: what is asked of any node.
+//! * [`image`]: the root directory of all nodes; [`corosync`]: the files that make a node of it.
+//! * [`node`]: a node that is a container; [`shell`]: commands on any node.
 //! * [`lab`]: a whole cluster of two containers.
-//! * [`watch`]: an observer of what happens to it, by [`wire`] and files, and the judgement on that.
-//! * [`scenario`]: how it is broken, and what has to come of it; [`timeline`]: when what happened.
-//! * [`guests`]: a cluster of two QEMU guests, and [`claims`]: who runs its resource.
+//! * [`watch`]: an observer of the cluster, by [`wire`] and files, which judges what it sees.
+//! * [`scenario`]: how to break a cluster, and what must follow; [`timeline`]: when it follows.
+//! * [`guests`]: a cluster of two QEMU guests; [`claims`]: which node runs its resource.
 
 pub mod claims;
 pub mod corosync;

@@ -1,6 +1,7 @@
-//! A cluster's node: a libvirt-LXC container with an init system, on an overlay of the common image, with a fixed address on the lab's bridge.
+//! A cluster node: a libvirt-LXC container with an init system, on an overlay of the common image.
+//! Its address on the lab's bridge is fixed.
 //!
-//! What it writes stays over its restarts, as on a disk, and is gone with the lab.
+//! Its files survive its restarts, as on a disk, and vanish with the lab.
 
 use std::fs::Permissions;
 use std::os::fd::AsFd as _;
@@ -22,7 +23,7 @@ use super::corosync::{Item, Member, SHARED};
 use super::image::Image;
 use super::shell::Shell;
 
-/// How long a container may take to be up on a loaded machine. It takes about a second on an idle one.
+/// The time limit for a container's start on a loaded machine. An idle one takes about a second.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// Where programs are looked for in a node.
 pub const NODE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,13 +44,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes the node's root directory with these files in it, and defines the container `member.domain`, which is not started. Nodes
-    /// of one lab have `member`s with different addresses, and one directory in common, at [`SHARED`].
+    /// Makes the node's root directory with these files, and defines the container `member.domain`
+    /// without starting it. The nodes of one lab need different addresses, and share the directory
+    /// [`SHARED`].
     pub fn define(libvirtd: &Libvirtd, member: &Member, files: &[Item]) -> Result<Self> {
         Self::define_with(libvirtd, member, files, &[])
     }
 
-    /// As [`Self::define`], with these directories of the lab to be seen in the node: there, and as what.
+    /// Like [`Self::define`], with directories of the lab mounted in the node: source and target.
     pub fn define_with(libvirtd: &Libvirtd, member: &Member, files: &[Item], mounts: &[(&str, &str)]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor().clone();
         let root = overlay(&hypervisor, &Image::get()?, &member.domain)?;
@@ -74,7 +76,7 @@ impl Node {
                 format!("<filesystem type='mount'><source dir='{from}'/><target dir='{to}'/></filesystem>")
             })
             .collect();
-        // The kernel's name of the bridge's port is the domain's: what is done to the port can be said in words.
+        // The bridge port has the domain's name, so commands can name the port.
         Ok(format!(
             "<domain type='lxc'><name>{domain}</name><memory unit='MiB'>1024</memory><vcpu>1</vcpu>\
              <os><type>exe</type><init>{INIT_PATH}</init></os>\
@@ -132,7 +134,7 @@ impl Node {
 
     /// Sends every process in the node that has this name a signal (`STOP`, `KILL`, ...).
     pub fn signal(&self, signal: &str, name: &str) -> Result<()> {
-        // In the node's own PID namespace: nobody else can be meant.
+        // The node has its own PID namespace, so this cannot hit another process.
         self.must(&format!("pkill -{signal} -x {name}")).map(drop)
     }
 
@@ -143,7 +145,7 @@ impl Node {
             if let Ok(answer) = self.run("systemctl is-system-running", Duration::from_secs(20)) {
                 last = answer.stdout.trim().to_owned();
             }
-            // Degraded: a service has failed, of which others will tell.
+            // Degraded means that a service has failed. Other checks report that.
             Ok(matches!(last.as_str(), "running" | "degraded").then_some(()))
         });
         waited.with_context(|| format!("systemd says: {last}"))

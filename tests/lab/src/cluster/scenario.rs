@@ -1,5 +1,5 @@
-//! The ways in which a cluster of two is broken on purpose, and what has to come of each: one node dies, before its service starts elsewhere,
-//! and comes back.
+//! The ways to break a cluster of two, and what must follow. One node dies, its service starts
+//! elsewhere after that, and the node comes back.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const STEP: Duration = Duration::from_secs(120);
 /// For how long libvirtd does not answer, or is not there.
 const HANGS: Duration = Duration::from_secs(15);
 
-/// What is broken, or asked for.
+/// What is broken, or requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Scenario {
     /// The active node's corosync is stopped (SIGSTOP): it runs its service on and says nothing.
@@ -37,9 +37,11 @@ pub enum Scenario {
     Pcs,
     /// `stonith_admin --fence` (off) of the active node, and `--unfence` (on).
     OffAndOn,
-    /// The nodes lose each other, and both can ask the hypervisor to shoot the other one; `priority-fencing-delay` favours the active one.
+    /// Split-brain: both nodes can ask the hypervisor to fence the other. `priority-fencing-delay`
+    /// favours the active one.
     Race,
-    /// The same without a delay: either may die, and one of them lives. (With stock, too: it serves one after the other.)
+    /// The same without a delay: either node may die, and one survives. (With fence_virtd too,
+    /// which serves one request after the other.)
     Duel,
     /// As [`Self::Frozen`], while libvirtd does not answer.
     Hung,
@@ -55,7 +57,7 @@ const DELAY: &str = "crm_resource --resource solo --meta --set-parameter priorit
 const NO_DELAY: &str = "crm_attribute --name priority-fencing-delay --delete";
 
 impl Scenario {
-    /// Those in which a node that is well is fenced, so that corosync hears of the death only afterwards.
+    /// Scenarios that fence a healthy node, so that corosync hears of the death only afterwards.
     pub const UNNOTICED: [Self; 3] = [Self::Unhealthy, Self::Reboot, Self::Pcs];
 
     /// For people, in a few words.
@@ -77,18 +79,19 @@ impl Scenario {
         }
     }
 
-    /// Whether the service must go on on the other node. Where corosync hears of the death only afterwards a container may be back before that, and
-    /// Pacemaker may choose either. So it may where its fence device has to be started first: that waits for the server that stands still, for so long
-    /// that Pacemaker thinks all of it over when the node is back.
+    /// Whether the service must move to the other node. Where corosync hears of the death late, a
+    /// container may be back before that, and Pacemaker may choose either node. The same holds
+    /// where the fence device has to start first: it waits for the stopped server for so long that
+    /// the node is back.
     fn moves(self) -> bool {
         self != Self::Restarted && !Self::UNNOTICED.contains(&self)
     }
 }
 
-/// Breaks the cluster in this way, waits until all is well again, and checks what has happened.
+/// Breaks the cluster in this way, waits until it is whole again, and checks the events.
 ///
-/// # Errors
-/// Anything but the one node's death, its service's start elsewhere after that, and its return; the error has all that was seen.
+/// An error is anything but one death, the service's start elsewhere after it, and the node's
+/// return. It has all events.
 pub fn play(cluster: &mut Cluster, scenario: Scenario) -> Result<Timeline> {
     played(cluster, scenario).with_context(|| format!("{}: {}", scenario.title(), cluster.report()))
 }
@@ -162,8 +165,8 @@ fn injure(cluster: &mut Cluster, scenario: Scenario, active: usize, watch: &Watc
     }
 }
 
-/// The nodes no longer reach each other, and both reach the hypervisor: ports of the bridge that are isolated do that. It ends with a node's
-/// port.
+/// Isolates the nodes' bridge ports: the nodes cannot reach each other, and both reach the
+/// hypervisor. The isolation ends with a node's port.
 fn cut(cluster: &Cluster) -> Result<()> {
     for node in &cluster.nodes {
         cluster.hypervisor.space().must("bridge", &["link", "set", "dev", &node.port(), "isolated", "on"])?;
@@ -199,7 +202,7 @@ fn check(cluster: &Cluster, scenario: Scenario, seen: &[Seen], active: usize, vi
     let survivor = 1 - victim;
     let told = || format!("seen: {seen:#?}");
     let deaths: Vec<_> = seen.iter().filter(|one| matches!(one.event, Event::Died(_))).collect();
-    // Pacemaker can take the late news of a death, when the node is back, for another one, and have it fenced once more.
+    // Pacemaker can take the late news of a death for another one, and fence the node once more.
     let once_more =
         Scenario::UNNOTICED.contains(&scenario) && deaths.iter().all(|one| one.event == Event::Died(victim));
     ensure!(deaths.len() == 1 || once_more, "one death is to be, not {}; {}", deaths.len(), told());
@@ -230,7 +233,7 @@ fn check(cluster: &Cluster, scenario: Scenario, seen: &[Seen], active: usize, vi
 }
 
 impl Cluster {
-    /// What is known of it, for an error.
+    /// Logs and states, for an error.
     fn report(&self) -> String {
         let mut text = format!("the server's log: {}\n", self.server.log());
         for node in &self.nodes {

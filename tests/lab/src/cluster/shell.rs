@@ -1,4 +1,4 @@
-//! What is asked of a cluster through its nodes, whatever they are: containers, or QEMU guests.
+//! Commands on a cluster's nodes, be they containers or QEMU guests.
 
 use std::time::Duration;
 
@@ -88,7 +88,8 @@ pub fn settle(node: &dyn Shell) -> Result<()> {
     node.must("crm_resource --wait --timeout=60s").map(drop)
 }
 
-/// Configures the cluster as the guides do: the stock client's agent as the fence device, and the resource that must never run twice.
+/// Configures the cluster as the guides do: the fence device is the stock client's agent, and the
+/// resource must never run twice.
 pub fn configure(node: &dyn Shell, members: &[Member], device: &str) -> Result<()> {
     let text = format!(
         "property stonith-enabled=true cluster-recheck-interval=60s\n\

@@ -72,7 +72,7 @@ impl Timeline {
             seen.iter().find(is_it).map(|one| one.at.saturating_sub(begun))
         };
         let mut times = Phase::ALL.map(time);
-        // Who is told to fence has nothing to notice before.
+        // A node that fences on request has noticed nothing before.
         if times[Phase::Noticed as usize] > times[Phase::Asked as usize] {
             times[Phase::Noticed as usize] = None;
         }
@@ -80,7 +80,7 @@ impl Timeline {
         Self { victim, deaths, times }
     }
 
-    /// One that nobody has seen, for showing what is made of it.
+    /// A timeline with these times, for reports about it.
     #[must_use]
     pub fn new(times: [Option<Duration>; 6]) -> Self {
         Self { victim: 0, deaths: 1, times }

@@ -1,8 +1,9 @@
-//! An observer on the host that sees what happens to a cluster, and in which order: requests and replies on the wire, deaths by pidfds of its own,
-//! what Pacemaker writes to its log, and what the service that must never run twice writes on the storage that the nodes share.
+//! An observer on the host that records what happens to a cluster, and in which order. It sees
+//! requests and replies on the wire, deaths by its own pidfds, Pacemaker's log, and the log of the
+//! service that must never run twice.
 //!
-//! It asks neither the server nor libvirt, and it judges while it looks: a reply of success while the victim lives, or a service that starts
-//! while another one may run, is noted as a breach.
+//! It asks neither the server nor libvirt, and judges at once. A success while the victim lives is
+//! a breach, and so is a service that starts while another may run.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -30,7 +31,7 @@ const REBIRTH: Duration = Duration::from_millis(50);
 /// Where Pacemaker writes its log on a node.
 const PACEMAKER_LOG: &str = "/var/log/pacemaker/pacemaker.log";
 
-/// The time since the host's boot: one clock for all, which nobody sets.
+/// The time since the host's boot: one clock that nothing sets.
 #[must_use]
 pub fn now() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
@@ -102,7 +103,8 @@ impl Watch {
         let book = Arc::new(Book::default());
         let mut eyes = Eyes::open(nodes, Arc::clone(&book))?;
         let thread = std::thread::spawn(move || {
-            // Late is wrong for it: before what it looks at. Where that is not permitted it is as late as others.
+            // The observer must run before what it observes. Without the permission it has the
+            // usual priority.
             let _ = rustix::process::setpriority_process(None, -20);
             eyes.look()
         });
@@ -213,7 +215,8 @@ struct Eyes {
     logs: Vec<Tail>,
     service: Tail,
     judge: Judge,
-    /// Requests and replies that were seen already: they pass several interfaces, and clients repeat themselves.
+    /// Requests and replies that were seen already. They pass several interfaces, and clients
+    /// repeat them.
     known: Vec<Packet>,
     looked: Instant,
 }
@@ -307,7 +310,7 @@ impl Eyes {
         }
         self.looked = Instant::now();
         for number in 0..self.alive.len() {
-            // The one that died is found for a moment longer, until libvirt has cleared up after it.
+            // A dead node is still found for a moment, until libvirt has cleaned up.
             if self.alive[number].is_none()
                 && let Ok(witness) = self.nodes[number].witness()
                 && !witness.dies_within(Duration::ZERO)?
@@ -356,7 +359,8 @@ impl Eyes {
     }
 }
 
-/// Whether Pacemaker tells of a check of the service that failed: of the one that is done again and again, not of the look before the first start.
+/// Whether Pacemaker reports a failed recurring check of the service, not the probe before the
+/// first start.
 fn is_failed_monitor(line: &str) -> bool {
     line.contains("Result of monitor operation for solo") && !line.contains(": ok")
 }

@@ -1,4 +1,4 @@
-//! What passes on the lab's network that is about fences: requests and replies, seen by a packet socket and not told by anybody.
+//! Packets about fences on the lab's network: requests and replies, captured by a packet socket.
 
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,7 +15,8 @@ use crate::lab::{HYPERVISOR_V4, Space};
 /// Every protocol, on every interface, in both directions; the kernel wants it in network order.
 const EVERYTHING: u16 = 0x0003;
 
-/// In the kernel, so that nothing else can fill the socket: UDP and TCP to the port of fences. In the words of classic BPF; it begins at the IP header.
+/// A classic BPF filter for UDP and TCP to the fencing port. Other traffic cannot fill the socket.
+/// It begins at the IP header.
 const TO_OUR_PORT: [SockFilter; 8] = [
     SockFilter::new(0x30, 0, 0, 9),                   // the protocol
     SockFilter::new(0x15, 1, 0, 17),                  // UDP: to the port
@@ -32,7 +33,7 @@ const TO_OUR_PORT: [SockFilter; 8] = [
 pub enum Packet {
     /// A request; its client sends it again and again, with the same number.
     Request {
-        /// Who asks.
+        /// The requester.
         by: Ipv4Addr,
         /// For what.
         op: Op,
@@ -45,9 +46,9 @@ pub enum Packet {
     Reply {
         /// Who had asked.
         to: Ipv4Addr,
-        /// What it is told.
+        /// The reply byte.
         byte: u8,
-        /// Tells this conversation's packets from others'.
+        /// The server's port, which identifies the conversation.
         port: u16,
     },
 }
@@ -68,7 +69,7 @@ impl Tap {
         Ok(Self(socket))
     }
 
-    /// The next packet about a fence that has come. The same one comes once from each interface that it passes.
+    /// The next packet about a fence. One packet appears once for each interface that it passes.
     pub fn next(&self) -> Result<Option<Packet>> {
         let mut buffer = [0; 2048];
         loop {

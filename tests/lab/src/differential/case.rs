@@ -1,4 +1,4 @@
-//! A case: a frame, and what the program is set to; written down as text that a person can read and edit.
+//! A case: a frame and the program's settings, as text that a person can read and edit.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -19,13 +19,13 @@ pub struct Setting {
     pub key: usize,
     /// The weakest digest that is taken.
     pub min_hash: HashKind,
-    /// Whether an IPv4 call-back address must be the datagram's source.
+    /// Whether an IPv4 callback address must be the datagram's source.
     pub strict_source: bool,
     /// Whether a sender may do a few things only, and nothing twice.
     pub bounded: bool,
 }
 
-/// A few, and no more while a run lasts: what is left does not depend on the clock then.
+/// A small number that never refills during a run, so the rest does not depend on the clock.
 const FEW: Limits = {
     const HOUR: u64 = 3_600_000_000_000;
     const fn only(burst: u64) -> Limit {
@@ -41,7 +41,7 @@ impl Default for Setting {
 }
 
 impl Setting {
-    /// As the program is told.
+    /// In the program's own form.
     #[must_use]
     pub fn config(&self) -> Config {
         Config::new(&Listener {

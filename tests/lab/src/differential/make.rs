@@ -1,4 +1,5 @@
-//! Cases from what stock clients really sent: the golden datagrams of `fence-common/fixtures`, put into frames, and changed.
+//! Cases from real requests of stock clients: the golden datagrams of `fence-common/fixtures`, in
+//! frames, and changed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -96,10 +97,12 @@ pub struct Maker {
     before: Vec<u8>,
 }
 
-/// Where a byte of a request means something: operation, kind, domain's ends, address, port, family, and the digest's ends.
+/// Offsets where a byte of a request has a meaning: operation, kind, the domain's ends, address,
+/// port, family, and the digest's ends.
 const TELLING: [usize; 16] = [0, 1, 4, 67, 68, 69, 71, 83, 96, 97, 108, 109, 111, 112, 131, 175];
 
-/// Where a byte of an untagged frame's headers means something: type, version, lengths, fragments, protocol, addresses, port.
+/// Offsets where a byte of an untagged frame's headers has a meaning: type, version, lengths,
+/// fragments, protocol, addresses, port.
 const TELLING_HEADER: [usize; 18] = [12, 13, 14, 14, 16, 17, 18, 19, 20, 20, 21, 23, 26, 30, 36, 37, 38, 39];
 
 impl Maker {
@@ -133,11 +136,12 @@ impl Maker {
             return Case { setting: self.setting, frame: self.before.clone() };
         }
         let mut request = self.dice.pick(&self.seeds);
-        // Each datagram of a stock client has bytes of its own; one without is a copy.
+        // Each datagram of a stock client has other random bytes. The same bytes again make a
+        // duplicate.
         if !self.dice.one_in(8) {
             request.random.copy_from_slice(&self.dice.next().to_le_bytes()[..6]);
         }
-        // What is changed before the digest is made is found by another rule than the digest.
+        // A change before signing meets another rule than the digest.
         for _ in 0..self.dice.pick(&[0, 0, 1, 1, 2]) {
             self.change(&mut request);
         }
@@ -170,7 +174,8 @@ impl Maker {
         }
     }
 
-    /// A frame to the group, from the call-back address as a stock client sends it, or from another one.
+    /// A frame to the group, either from the callback address as a stock client sends it, or from
+    /// another address.
     fn frame(&mut self, request: &Request) -> Vec<u8> {
         let tag = match self.dice.below(8) {
             0 => Some(0),

@@ -1,12 +1,13 @@
-//! The loaded kernel program against the same judgement in user space, on frames made from real ones.
+//! The loaded kernel program against the same judgement in user space, on frames made from real
+//! ones.
 //!
-//! * [`case`]: one case, and how it is written down.
-//! * [`make`]: cases from the golden datagrams, mutated before and after they are signed.
-//! * this module: runs them on both, by `BPF_PROG_TEST_RUN` and by [`fence_common::frame::judge`], and compares the verdict (by the one counter
-//!   that moved), the answer, and what came out of the ring buffer.
+//! * [`case`]: one case, and its text form.
+//! * [`make`]: cases from the golden datagrams, mutated before and after signing.
+//! * this module: runs both, by `BPF_PROG_TEST_RUN` and by [`fence_common::frame::judge`]. It
+//!   compares the verdict (by the counter that moved), the answer, and the ring buffer.
 //!
-//! Without bounds and without a memory of what was accepted: those depend on what came before, and are compared over sequences of frames in
-//! the tests' `prog_run/parity.rs`.
+//! Rate limits and the replay cache depend on earlier frames. `prog_run/parity.rs` compares them
+//! over sequences.
 
 pub mod case;
 pub mod make;
@@ -24,11 +25,12 @@ use self::case::{Case, Setting};
 use self::make::{Keys, Maker};
 use crate::loaded::{self, Loaded, Ring, XDP_DROP, XDP_PASS};
 
-/// How many cases have one key and configuration: writing them into the maps costs as much as a few cases.
+/// Cases that share one key and configuration. Writing these into the maps costs as much as a few
+/// cases.
 const TOGETHER: u64 = 64;
 
-/// How many cases have one copy of the program: fewer than its memories hold, as what they forget when they are full is for the kernel to
-/// choose.
+/// Cases that share one copy of the program. They fit into its memories, because what a full memory
+/// forgets is the kernel's choice.
 const ONE_COPY: u64 = 8192;
 
 /// The judgement in user space, with all that it remembers.
@@ -60,7 +62,7 @@ pub struct Pair {
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {case}")]
 pub struct Difference {
-    /// What is not alike.
+    /// The difference.
     pub what: String,
     /// The case.
     pub case: Case,

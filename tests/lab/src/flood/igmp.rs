@@ -1,7 +1,8 @@
-//! IGMP noise: queries, reports and leaves of every version, in anybody's name, to confuse bridge and host about who listens to the group.
+//! IGMP noise: queries, reports and leaves of every version, in any name. It confuses bridge and
+//! host about the members of the group.
 //!
-//! What it is after: a host that hears somebody else's report holds back its own, and a bridge that hears no report of the host, but queries as
-//! if there were a router, stops handing it the group's frames.
+//! A host that hears another host's report holds back its own. A bridge that hears queries of a
+//! router, and no report of the host, stops sending it the group's frames.
 
 use std::net::Ipv4Addr;
 
@@ -18,7 +19,7 @@ const ALL_HOSTS: [u8; 4] = [224, 0, 0, 1];
 const ALL_ROUTERS: [u8; 4] = [224, 0, 0, 2];
 const REPORTS_V3: [u8; 4] = [224, 0, 0, 22];
 
-/// The IP option that tells routers to look at a packet, as all IGMP of version 2 and later has it.
+/// The IP option "router alert", as in all IGMP of version 2 and later.
 const ROUTER_ALERT: [u8; 4] = [0x94, 4, 0, 0];
 
 /// An answer is due within a tenth of a second: as soon as can be asked for.
@@ -62,7 +63,8 @@ fn messages() -> Vec<Message> {
         (REPORTS_V3, IgmpType::MembershipReportV3(head), record.to_bytes().to_vec())
     };
     vec![
-        // The first: so long the bridge waits before it believes in a router and hands out only what was asked for.
+        // This one comes first: the bridge waits that long before it believes in a router and
+        // forwards only to members.
         query(ALL_HOSTS, AT_ONCE, everything),
         query(ALL_HOSTS, 0, everything),
         query(group, AT_ONCE, group_address),
