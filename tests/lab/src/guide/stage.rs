@@ -1,8 +1,7 @@
 //! Where a guide is played: hypervisors and nodes, by the names that the page has for them.
 //!
-//! Each hypervisor runs the real systemd ([`crate::systemd`]). Where a page's command cannot be what
-//! it says in a lab, a script of the same name stands in for it ([`STAND_INS`]), and the page's
-//! last section says so.
+//! Each hypervisor runs the real systemd ([`crate::systemd`]). A command that a lab cannot run has
+//! a script of the same name as stand-in ([`STAND_INS`]), and the page's last section says so.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
