@@ -22,6 +22,7 @@
 //! * [`exchange`]: the call-back conversation as a state machine.
 //! * [`ledger`]: which requests were claimed, answered or superseded.
 //! * [`memory_store`]: the shield's memory outside of the kernel.
+//! * [`words`]: words for people that log lines, reports and errors share.
 #![no_std]
 // For what the language does not offer on the kernel's target: see `compress`.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -56,3 +57,5 @@ pub mod ledger;
 pub mod memory_store;
 #[cfg(test)]
 mod model;
+#[cfg(feature = "user")]
+pub mod words;

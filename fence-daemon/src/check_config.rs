@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use fence_common::words::counted;
+
 use crate::config::key::{Found, FoundPair};
 use crate::config::{self, Config, Doubt, Groups, Multicast, Warnings};
 use crate::configure::Document;
@@ -191,7 +193,11 @@ pub fn look_at_domains(config: &Config, warnings: &mut Warnings) {
 #[must_use]
 pub fn key_note(multicast: &Multicast, keys: &FoundPair) -> String {
     let note = |path: &Path, found: &Found| {
-        format!("# the key file {} has a key of {} bytes\n", path.display(), found.key.dangerous_bytes().len())
+        format!(
+            "# the key file {} has a key of {}\n",
+            path.display(),
+            counted(found.key.dangerous_bytes().len(), "byte")
+        )
     };
     let second = match (&multicast.key_file2, &keys.second) {
         (Some(path), Some(second)) => note(path, second),

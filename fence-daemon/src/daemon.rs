@@ -230,7 +230,7 @@ pub async fn run(
         () = stop.wait() => { warn!("asked again: not waiting any longer"); 0 }
     };
     if left > 0 {
-        error!("{left} requests are given up without an answer, {ANSWERS_WITHIN:?} after the stop");
+        error!("requests given up without an answer: {left}, {ANSWERS_WITHIN:?} after the stop");
     }
     tokio::select! {
         () = hypervisors.shutdown(REST_WITHIN) => {}

@@ -104,7 +104,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
             command.arg(format!("-dict={}", workspace.root().join("fuzz/config.dict").display()));
         }
         command.arg(&found).arg(&kept);
-        say(format!("fuzzing {name} for {} minutes", options.minutes));
+        say(format!("fuzzing {name} for {} min", options.minutes));
     }
     let status = command.status().context("cannot start the fuzzer")?;
     if !status.success() {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use annotate_snippets::Level;
+use fence_common::words::counted;
 
 use super::place::{Message, Place};
 use crate::intake::taker::Taker;
@@ -86,7 +87,7 @@ pub enum Doubt {
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
     /// The key has so few bytes that it can be guessed.
-    #[error("the key in {} has {len} bytes: it can be guessed by whoever overhears one request", path.display())]
+    #[error("the key in {} has {}: it can be guessed by whoever overhears one request", path.display(), counted(len, "byte"))]
     KeyShort {
         /// The file.
         path: PathBuf,

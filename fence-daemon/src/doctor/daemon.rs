@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use fence_common::verdict::Verdict;
+use fence_common::words::counted;
 
 use super::finding::Finding;
 use crate::config::Attach;
@@ -126,16 +127,16 @@ pub fn requests(report: &Report) -> Vec<Finding> {
     const CHECK: &str = "requests";
     let mut findings = Vec::new();
     for source in report.sources.iter().filter(|source| source.failures > 0) {
-        let (address, failures, delivered) = (&source.address, source.failures, source.delivered);
+        let (address, delivered) = (&source.address, source.delivered);
+        let (wrong, right) = (counted(source.failures, "datagram"), counted(delivered, "datagram"));
         let (seen, remedy) = if delivered == 0 && !source.trusted {
-            let seen = format!("{address} sent {failures} datagrams with a wrong digest, and none that was right");
+            let seen = format!("{address} sent {wrong} with a wrong digest, and none that was right");
             (
                 seen,
                 "it has another key (compare fingerprints: `fence-daemon doctor --from-guest` there), or somebody forges: copy the key there",
             )
         } else {
-            let seen =
-                format!("{address} sent {failures} datagrams with a wrong digest, and {delivered} that were right");
+            let seen = format!("{address} sent {wrong} with a wrong digest, and {right} with a right one");
             (seen, "a guest with the right key and something else that has another, or somebody who forges in its name")
         };
         findings.push(Finding::warning(CHECK, seen, remedy));
@@ -182,7 +183,7 @@ fn is_mended(report: &Report, refused: &Refused) -> bool {
 fn refusal(refused: &Refused) -> Option<Finding> {
     let verdict = Verdict::COUNTED.into_iter().find(|one| one.counter_name() == Some(refused.counter.as_str()))?;
     let cause = refusals::cause(verdict)?;
-    let requests = super::finding::counted(usize::try_from(refused.count).unwrap_or(usize::MAX), "request");
+    let requests = counted(refused.count, "request");
     let address = &refused.address;
     let remedy = if verdict == Verdict::Unsigned {
         format!("{cause}: copy the key there (`fence-daemon doctor --from-guest` there tells more)")
@@ -281,7 +282,7 @@ mod tests {
         let told = requests(&report);
         assert!(told[0].state == State::Warning && told[0].seen.contains("none that was right"), "{told:?}");
         report.sources[0].delivered = 1;
-        assert!(requests(&report)[0].seen.contains("1 that were right"));
+        assert!(requests(&report)[0].seen.contains("1 datagram with a right one"));
         report.sources[0].failures = 0;
         assert_eq!(states(&requests(&report)), [State::Ok]);
     }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fence_common::hash::HashKind;
+use fence_common::words::counted;
 
-use super::finding::{Finding, counted};
+use super::finding::Finding;
 use super::program::{self, Said, Silence};
 use super::sight;
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use fence_common::key::Key;
 use fence_common::wire::KEY_MAX;
+use fence_common::words::counted;
 
 use super::finding::Finding;
 use crate::config::key::{self, Found, KeyFileError};
@@ -103,7 +104,7 @@ fn make(path: &Path, option: &str) -> String {
 fn described(path: &Path, found: &Found) -> String {
     let len = found.key.dangerous_bytes().len();
     let cut = if found.is_cut { format!(" (the first {KEY_MAX} of the file)") } else { String::new() };
-    format!("{}: {len} bytes{cut}, fingerprint {}", path.display(), fingerprint(&found.key))
+    format!("{}: {}{cut}, fingerprint {}", path.display(), counted(len, "byte"), fingerprint(&found.key))
 }
 
 /// In groups that can be read out.

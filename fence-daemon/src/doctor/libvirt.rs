@@ -9,10 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fence_common::wire::DOMAIN_LEN;
+use fence_common::words::counted;
 
 use rustix::thread::CapabilitySet;
 
-use super::finding::{Finding, counted};
+use super::finding::Finding;
 use crate::control::view::{Report, Uri};
 use crate::hypervisor::{CallError, Listed, probe};
 use crate::policy::Target;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::verdict::Verdict;
+use fence_common::words::counted;
 
 use super::sources::RefusedView;
 use crate::clock::Moment;
@@ -50,11 +51,11 @@ impl Teller {
             let mac = one.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
             let mac = mac.map(|mac| format!(" ({mac})")).unwrap_or_default();
             let cause = cause(one.verdict).unwrap_or_default();
-            let _ = write!(line, " {} requests of {}{mac}: {cause};", one.count, one.address);
+            let _ = write!(line, " {} of {}{mac}: {cause};", counted(one.count, "request"), one.address);
         }
         match new.len().checked_sub(NAMED).filter(|more| *more > 0) {
             Some(more) => {
-                let _ = write!(line, " and {more} more senders");
+                let _ = write!(line, " and {}", counted(more, "more sender"));
             }
             None => {
                 line.pop();

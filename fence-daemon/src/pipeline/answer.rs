@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
+use fence_common::words::counted;
 use tokio::time::Instant;
 use zerocopy::IntoBytes;
 
@@ -172,7 +173,7 @@ impl Shared {
         }
         bytes.extend_from_slice(HostRecord::END.as_bytes());
         bytes.push(Reply::Success.to_wire());
-        let mut detail = format!("{count} domains");
+        let mut detail = counted(count, "domain");
         for (uri, error) in &listing.remembered {
             detail.push_str(&format!("; those of {uri} as they were last known: {error}"));
         }

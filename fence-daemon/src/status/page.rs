@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use fence_common::words::counted;
+
 use super::bars;
 use super::table::{Look, Screen, Table, flexible, number, text};
 use super::words::{counters, meaning, micros, span, time_of_day};
@@ -167,7 +169,7 @@ fn restarts(report: &Report) -> Table {
         }
         match &restart.reason {
             Some(reason) if restart.held && !restart.inherited => notes.push(format!("start it by hand: {reason}")),
-            Some(reason) => notes.push(format!("tried {} times: {reason}", restart.attempts)),
+            Some(reason) => notes.push(format!("tried {}: {reason}", counted(restart.attempts, "time"))),
             None => {}
         }
         table.row([plain(&restart.name), plain(&restart.uri), (look, span(restart.waiting_ms)), dim(notes.join(", "))]);

@@ -48,7 +48,7 @@ fn doubts_are_told_with_their_places_and_are_no_failure() {
     let checked = run(&["check-config"], &conf, "");
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
     for doubt in
-        ["conf:3:1", "zork", "no-such-if", "waits for it", "mode 0644", "overruled", "1 bytes", "can be guessed"]
+        ["conf:3:1", "zork", "no-such-if", "waits for it", "mode 0644", "overruled", "1 byte:", "can be guessed"]
     {
         assert!(checked.stderr.contains(doubt), "{doubt}: {}", checked.stderr);
     }

@@ -19,7 +19,6 @@ pub(crate) const NOT_DONE: &[&str] = &[
     "ARCHITECTURE.md",
     "docs/design",
     // Pages.
-    "docs/guide",
     "docs/measured",
     "docs/reference/compatibility.md",
     "docs/reference/configuration.md",

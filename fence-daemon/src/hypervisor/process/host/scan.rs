@@ -243,7 +243,7 @@ impl Work {
         );
         self.done(Some(self.untold(pid, "it cannot be read: its memory is locked")));
         if count > STUCK_MAX {
-            return Err(format!("{count} processes cannot be read"));
+            return Err(format!("processes that cannot be read: {count}"));
         }
         self.spawn().map_err(|error| format!("cannot start another thread: {error}"))
     }
