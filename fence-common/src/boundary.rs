@@ -216,7 +216,7 @@ impl Event {
         }
     }
 
-    /// Who sent the datagram, as the shield knows him.
+    /// Who sent the datagram, as the rate limit knows him.
     #[must_use]
     pub fn sender(&self) -> Sender {
         Sender::new(&self.source(), self.mac)

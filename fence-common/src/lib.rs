@@ -12,6 +12,8 @@
 //! * `bytes`: words from places that are not aligned to them.
 //! * [`compress`]: the block functions under the digests.
 //! * [`rate_limit`]: how much of whom is let through, and what came before; [`replay_cache`]: how a datagram is known again.
+//! * [`domain_state`]: libvirt's numbers for a domain's state.
+//! * [`exit`]: what the program exits with.
 //! * [`verdict`]: every way that a judgement can end, and its counter.
 //! * [`boundary`]: names, version and layouts of what kernel and daemon exchange.
 //!
@@ -21,7 +23,9 @@
 //! * [`keys`]: which keys are accepted, and how one takes another's place.
 //! * [`exchange`]: the call-back conversation as a state machine.
 //! * [`ledger`]: which requests were claimed, answered or superseded.
-//! * [`memory_store`]: the shield's memory outside of the kernel.
+//! * [`memory_store`]: the rate limits' memory outside of the kernel.
+//! * [`sync`]: locks of the standard library without their poison.
+//! * [`target`]: the domain that a request means.
 //! * [`words`]: words for people that log lines, reports and errors share.
 #![no_std]
 // For what the language does not offer on the kernel's target: see `compress`.
@@ -29,7 +33,7 @@
 
 #[cfg(any(test, feature = "user"))]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "user"))]
 extern crate std;
 
 pub mod admit;
@@ -37,6 +41,8 @@ pub mod boundary;
 mod bytes;
 pub mod compress;
 pub mod digest;
+pub mod domain_state;
+pub mod exit;
 pub mod frame;
 pub mod hash;
 pub mod rate_limit;
@@ -57,5 +63,9 @@ pub mod ledger;
 pub mod memory_store;
 #[cfg(test)]
 mod model;
+#[cfg(feature = "user")]
+pub mod sync;
+#[cfg(feature = "user")]
+pub mod target;
 #[cfg(feature = "user")]
 pub mod words;

@@ -1,4 +1,4 @@
-//! The shield's memory outside of the kernel: what the maps hold there.
+//! The rate limits' memory outside of the kernel: what the maps hold there.
 
 use alloc::collections::BTreeMap;
 

@@ -196,6 +196,46 @@ impl Verdict {
     pub fn counter_name(self) -> Option<&'static str> {
         Counters::NAMES.get(usize::from(self as u8)).copied()
     }
+
+    /// What is wrong with a guest whose requests are refused for this; `None` where no client sends such a thing.
+    #[must_use]
+    pub const fn cause(self) -> Option<&'static str> {
+        match self {
+            Self::Unsigned => Some(
+                "they have no digest, because the guest's key file /etc/cluster/fence_xvm.key is missing (fence_xvm does not say so), \
+                 or because it asks with `-c none`",
+            ),
+            Self::HashWeak => Some("their digest is weaker than `hash` demands, see `fence_xvm -c` there"),
+            Self::Source => Some(
+                "they ask to be called back elsewhere than they come from; behind NAT that takes `strict_source = \"no\";`",
+            ),
+            Self::Op
+            | Self::HashUnknown
+            | Self::Domain
+            | Self::Port
+            | Self::Family
+            | Self::Address
+            | Self::Delivered
+            | Self::RingFull
+            | Self::Stale
+            | Self::Busy
+            | Self::Options
+            | Self::Fragment
+            | Self::Extension
+            | Self::Malformed
+            | Self::Gso
+            | Self::Martian
+            | Self::ForeignVlan
+            | Self::Length
+            | Self::SourceLimit
+            | Self::GlobalLimit
+            | Self::Replay
+            | Self::Digest
+            | Self::DeliveryLimit
+            | Self::RingReserve
+            | Self::NotOurs => None,
+        }
+    }
 }
 
 impl From<Rejection> for Verdict {

@@ -3,13 +3,16 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use fence_common::exchange::{Challenge, Challenges, Exchange, ExchangeError, Progress};
 use fence_common::hash::HashKind;
+use fence_common::keys::KeyOwner;
 use fence_common::ledger::Endpoint;
+use fence_common::sync::lock;
 use fence_common::wire::HASH_LEN;
+use fence_net::link;
 use nix::errno::Errno;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,9 +20,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::fault::{self, Point};
-use crate::intake::Verified;
-use crate::keyring::KeyOwner;
-use crate::rtnetlink::link;
+use crate::intake::request::Verified;
 
 /// How long a connection may take to come about: less than the 2 s after which a client that still waits asks again, and the next copy gets its turn.
 /// An attempt that outlived its client could reach the guest's next one, which listens at the same port, and would take the answer for
@@ -59,16 +60,21 @@ pub enum CallbackError {
     Ours(String),
 }
 
-/// A conversation with a peer that has shown that it has the key (or need not, with `auth = "none"`).
+/// A request whose client has shown that it has the key (or need not, with `auth = "none"`), and the conversation with it.
 #[derive(Debug)]
 pub struct Authenticated {
-    caller: SocketAddr,
-    owner: KeyOwner,
+    request: Verified,
     stream: TcpStream,
     spoke: bool,
 }
 
 impl Authenticated {
+    /// What the peer asks.
+    #[must_use]
+    pub fn request(&self) -> &Verified {
+        &self.request
+    }
+
     /// Whether the peer has spoken. Clients send their datagrams before they do, so all that this one asks has arrived then. With
     /// `auth = "none"` it need not speak, and may not even have taken the connection yet.
     #[must_use]
@@ -79,25 +85,30 @@ impl Authenticated {
     /// The call-back address: what groups go by.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
-        self.caller.ip().to_canonical()
+        self.request.caller().ip().to_canonical()
     }
 
     /// Whose key the peer has shown that it has.
     #[must_use]
     pub fn owner(&self) -> KeyOwner {
-        self.owner
+        self.request.owner()
     }
 
-    /// Says the last word and ends the conversation.
-    ///
-    /// # Errors
-    /// When the peer is gone or does not read.
-    pub async fn reply(mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Ends the conversation without an answer, and gives back the request, for the log.
+    #[must_use]
+    pub fn dismiss(self) -> Verified {
+        self.request
+    }
+
+    /// Says the last word and ends the conversation. Gives back the request, for the log, and whether the answer could be
+    /// delivered: a peer may be gone, or may not read.
+    pub async fn reply(mut self, bytes: &[u8]) -> (Verified, io::Result<()>) {
         let write = async {
             self.stream.write_all(bytes).await?;
             self.stream.shutdown().await
         };
-        timeout(REPLY_LIMIT, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let written = timeout(REPLY_LIMIT, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        (self.request, written)
     }
 }
 
@@ -141,7 +152,7 @@ impl Callback {
         if spoke {
             self.exchange(request, &mut stream).await?;
         }
-        Ok(Authenticated { caller, owner: request.owner(), stream, spoke })
+        Ok(Authenticated { request: request.clone(), stream, spoke })
     }
 
     async fn exchange(&self, request: &Verified, stream: &mut TcpStream) -> Result<(), CallbackError> {
@@ -162,7 +173,7 @@ impl Callback {
             }
             heard = true;
             let progress = {
-                let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+                let open = lock(&self.open);
                 exchange.receive(key, &open, half)
             };
             match progress.map_err(|error| CallbackError::Exchange(caller, error))? {
@@ -205,7 +216,7 @@ impl<'a> Question<'a> {
     fn new(open: &'a Mutex<Challenges>) -> Result<Self, CallbackError> {
         let mut challenge = [0; HASH_LEN];
         getrandom::fill(&mut challenge).map_err(|error| CallbackError::Ours(format!("no random bytes: {error}")))?;
-        if open.lock().unwrap_or_else(PoisonError::into_inner).open(challenge) {
+        if lock(open).open(challenge) {
             Ok(Self { open, challenge })
         } else {
             Err(CallbackError::Ours("the random source repeats itself".to_owned()))
@@ -215,6 +226,6 @@ impl<'a> Question<'a> {
 
 impl Drop for Question<'_> {
     fn drop(&mut self) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).close(&self.challenge);
+        lock(self.open).close(&self.challenge);
     }
 }

@@ -1,6 +1,7 @@
 //! The daemon's life: what is opened in which order, what it runs on, and how it ends.
 
 mod load;
+mod reload;
 
 use std::io;
 use std::net::IpAddr;
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 use fence_common::admit::Rules;
 use fence_common::verdict::Counters;
+use fence_config::{Config, FoundKeys};
+use fence_net::interface::Wanted;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
@@ -17,23 +20,20 @@ use tracing::{error, info, warn};
 
 use self::load::{Kernel, kernel};
 use crate::callback::Callback;
-use crate::claims::Claims;
-use crate::config::{Config, FoundKeys};
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::{Backlog, Questions};
-use crate::intake::interface::Wanted;
+use crate::intake::keyring::Keyring;
 use crate::intake::links::Links;
 use crate::intake::listener::{Follower, Listener};
+use crate::intake::replay_cache::ReplayCache;
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
-use crate::keyring::Keyring;
 use crate::observe::refusals;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Readiness};
-use crate::reload;
-use crate::seen::Seen;
+use crate::systemd;
 
 /// How long the first round of connections may hold up the start. Whatever is not connected then is said to be so and goes
 /// on being tried; a request that needs it waits for it.
@@ -103,23 +103,26 @@ pub async fn run(
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
     let (keys, of_groups) = (Keyring::new(keys.everybodys), keys.groups);
     keys.set_groups(of_groups);
-    let Config { multicast, uris, groups, hypervisor, stress, shield, .. } = config;
+    let Config { multicast, uris, groups, hypervisor, stress, rate_limit, .. } = config;
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
-    let limits = shield.limits();
+    let limits = rate_limit.limits();
     let socket = RequestSocket::open(multicast.group, multicast.port, rules, keys.clone())?;
     // After the port, which tells a second daemon better that it is one.
     let state = hypervisor.state.as_deref();
-    let seen = state.map_or_else(|| Seen::none(shield.replay_window), |state| Seen::open(state, shield.replay_window));
-    let seen = Arc::new(seen);
-    let socket = Arc::new(socket.shielded(limits, Arc::clone(&seen)).grouped(groups.clone()));
+    let replays = state.map_or_else(
+        || ReplayCache::none(rate_limit.replay_window),
+        |state| ReplayCache::open(state, rate_limit.replay_window),
+    );
+    let replays = Arc::new(replays);
+    let socket = Arc::new(socket.rate_limited(limits, Arc::clone(&replays)).grouped(groups.clone()));
     if multicast.interface.is_none() && socket.needs_interface() {
         return Err(SocketError::NoInterface(multicast.group).into());
     }
     // Before the first look: nothing may happen in between.
     let links = links(multicast.group);
-    let (loading, kernel) = kernel(&multicast, rules, limits, &keys, stress.lock_memory, &seen).unzip();
+    let (loading, kernel) = kernel(&multicast, rules, limits, &keys, stress.lock_memory, &replays).unzip();
     let inspector = Arc::new(Inspector::new(&multicast, &socket, hypervisors.clone(), loading.is_some()));
     let _control = control(hypervisor.state.as_deref(), &inspector);
     let (program, ring) = kernel.map(|Kernel { program, ring }| (program, ring)).unzip();
@@ -152,7 +155,7 @@ pub async fn run(
                 };
                 tokio::pin!(connected);
                 if tokio::time::timeout_at(waited_for, &mut connected).await.is_err() {
-                    process::notify_status(UNCONNECTED);
+                    systemd::notify_status(UNCONNECTED);
                     announce_waiting(&mut readiness, UNCONNECTED);
                     connected.await;
                 }
@@ -176,7 +179,7 @@ pub async fn run(
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
     let (callback, key_groups) = (Callback::new(multicast.auth), groups.clone());
     let requests = inspector.requests();
-    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, seen, requests);
+    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, replays, requests);
 
     let health = hypervisors.health();
     let connected = health.iter().filter(|uri| uri.connected).count();
@@ -208,7 +211,10 @@ pub async fn run(
         });
     }
 
-    let telling = tokio::spawn(refusals::watch(Arc::clone(&inspector)));
+    let telling = tokio::spawn({
+        let inspector = Arc::clone(&inspector);
+        refusals::watch(move || inspector.refused())
+    });
 
     let outcome = tokio::select! {
         outcome = serve(&pipeline, &socket, ring, &mut questions, &mut stop) => outcome,
@@ -221,7 +227,7 @@ pub async fn run(
 
     // The program first: from here on the stack gets every packet back. Then the membership.
     let seen = follower.end().await;
-    process::notify_stopping();
+    systemd::notify_stopping();
     let heard = socket.counters();
     drop(socket);
     info!("stopping: {}", tell(seen, heard));

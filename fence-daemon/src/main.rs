@@ -1,18 +1,27 @@
 //! The `fence-daemon` binary: a command, or else the daemon: configuration and key first, then the background, then serving.
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use fence_daemon::cli::{self, Action, Cli, EXIT_START, EXIT_USAGE};
-use fence_daemon::commands;
-use fence_daemon::config::{self, Config, FoundKeys, Warnings};
+use fence_client::cli::{self, Action, Cli};
+use fence_client::probe::{Domain, Obstacle, Probe, Unanswered, Unsafe};
+use fence_client::{check_config, configure, doctor, keygen, screen, status, top};
+use fence_common::exit::{EXIT_START, EXIT_USAGE};
+use fence_config::{self as config, Config, FoundKeys, Warnings};
 use fence_daemon::daemon::{self, DaemonError, Patience};
-use fence_daemon::doctor;
-use fence_daemon::keygen;
+use fence_daemon::hypervisor::{self, CallError};
+use fence_daemon::intake::kernel::{KernelProgram, Occupant};
 use fence_daemon::observe::logging::{self, Destination};
-use fence_daemon::process::{self, PidFile, Readiness};
-use fence_daemon::{state, status, top};
+use fence_daemon::pipeline::SERVING_MAX;
+use fence_daemon::process::{self, Readiness};
+use fence_daemon::state::pid_file::PidFile;
+use fence_daemon::state::{self, StateError};
+use fence_net::interface::Interface;
+
+/// How many files may be open: as many connections as there are requests at once, and as much again for everything else.
+const OPEN_FILES: u64 = 2 * SERVING_MAX as u64;
 
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -24,24 +33,24 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     // Before any key is read or made: from here on it cannot end up in a core dump.
-    if let Err(error) = process::harden() {
+    if let Err(error) = process::harden(OPEN_FILES) {
         return ExitCode::from(say(EXIT_START)(error));
     }
     ExitCode::from(match &cli.command {
-        Some(Action::CheckConfig) => commands::check_config(&cli.config),
+        Some(Action::CheckConfig) => check_config::run(&cli.config, &Host),
         Some(Action::Keygen { path, force, parents }) => {
             let options = keygen::Options { force: *force, parents: *parents };
-            commands::keygen(path.as_deref(), &cli.config, options)
+            keygen::run(path.as_deref(), &cli.config, options)
         }
         Some(Action::Status { json }) => status::run(&cli.config, *json),
         // At once: a libvirt that hangs still has threads of it.
         Some(Action::Doctor { from_guest, key, json }) => {
             let options = doctor::Options { from_guest: *from_guest, key: key.clone(), json: *json };
-            process::leave(doctor::run(&cli.config, &options))
+            process::leave(doctor::run(&cli.config, &options, &Host))
         }
         Some(Action::Top) => top::run(&cli.config),
-        None if cli.list => commands::list(),
-        None if cli.configure => commands::configure(&cli.config, &cli.given),
+        None if cli.list => u8::from(!screen::print(&cli::list())) * EXIT_START,
+        None if cli.configure => configure::run(&cli.config, &cli.given),
         None => process::leave(start(&cli).map_or_else(|code| code, |()| 0)),
     })
 }
@@ -65,9 +74,11 @@ fn start(cli: &Cli) -> Result<(), u8> {
     };
     let _pid_file = PidFile::take(&cli.pid_file).map_err(say(EXIT_START))?;
     logging::init(config.debug, destination).map_err(say(EXIT_START))?;
-    warnings.log();
+    for line in warnings.lines() {
+        tracing::warn!("{line}");
+    }
     // Before there are other threads that serve, which will have it from this one.
-    for refused in config.stress.apply() {
+    for refused in process::withstand(config.stress) {
         tracing::warn!("{refused}");
     }
     ended(serve(config, keys, readiness), destination)
@@ -88,7 +99,7 @@ fn ended(outcome: Result<(), DaemonError>, destination: Destination) -> Result<(
 /// Reads configuration and keys. An administrator's mistake in either is told on standard error, with its place.
 fn read(cli: &Cli) -> Result<(Config, Warnings, FoundKeys), u8> {
     config::load_with_keys(&cli.config).map_err(|error| {
-        let _ = writeln!(std::io::stderr(), "{}", error.render(logging::stderr_colours()));
+        screen::complain(error.render(screen::stderr_colours()));
         EXIT_USAGE
     })
 }
@@ -106,8 +117,48 @@ fn serve(config: Config, keys: FoundKeys, readiness: Readiness) -> Result<(), Da
 /// Tells an error on standard error, which in the background leads to the terminal until the daemon is ready.
 fn say<E: Display>(code: u8) -> impl Fn(E) -> u8 {
     move |error| {
-        let _ = writeln!(std::io::stderr(), "fence-daemon: {error}");
+        screen::complain(format_args!("fence-daemon: {error}"));
         code
+    }
+}
+
+/// What the commands cannot find out by themselves.
+struct Host;
+
+impl Probe for Host {
+    fn domains(&self, uris: &[String], within: Duration) -> Vec<(String, Result<Vec<Domain>, Unanswered>)> {
+        let domain = |listed: hypervisor::Listed| Domain {
+            name: listed.name,
+            uuid: listed.uuid,
+            state: listed.state,
+            uri: listed.uri.to_string(),
+        };
+        let answered = |answer: Result<Vec<hypervisor::Listed>, CallError>| match answer {
+            Ok(listed) => Ok(listed.into_iter().map(domain).collect()),
+            Err(CallError::Overdue) => Err(Unanswered::Overdue),
+            Err(error) => Err(Unanswered::Failed(error.to_string())),
+        };
+        let probed = hypervisor::probe(uris, within);
+        probed.into_iter().map(|(uri, answer)| (uri, answered(answer))).collect()
+    }
+
+    fn obstacle(&self, interface: &str) -> Option<Obstacle> {
+        if let Some(occupant) = Occupant::on(interface) {
+            return Some(Obstacle::Occupant(occupant.to_string()));
+        }
+        let sharer = KernelProgram::sharer(&Interface::named(interface)?).ok().flatten()?;
+        Some(Obstacle::Sharer(sharer.to_string()))
+    }
+
+    fn state_directory(&self, path: &Path) -> Option<Unsafe> {
+        match state::look(path) {
+            Err(error @ StateError::Unsafe { .. }) => {
+                let remedy =
+                    if let StateError::Unsafe { remedy, .. } = &error { remedy.clone() } else { String::new() };
+                Some(Unsafe { error: error.to_string(), remedy })
+            }
+            Err(StateError::Kernel { .. }) | Ok(()) => None,
+        }
     }
 }
 

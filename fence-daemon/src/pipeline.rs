@@ -4,7 +4,7 @@
 //! Verified        intake: form and digest are right
 //!    | replay     is it this very datagram again? then somebody without the key may have sent it
 //!    | ledger     is it new? is it a copy? does it overtake another?
-//!    | turn       does the domain run here? if not, the host that has it goes first
+//!    | deferral   does the domain run here? if not, the host that has it goes first
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
 //!    | backlog    what has arrived meanwhile is taken in: something newer from the same endpoint may be among it
@@ -19,45 +19,47 @@
 //! ```
 //!
 //! Every request runs as a task of its own, so that a silent peer, a dead address or a slow domain costs nobody else
-//! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`, when in `turn`.
+//! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`, when in `deferral`.
 
 mod answer;
+mod claims;
+mod deferral;
 mod last_word;
 mod places;
 mod stop;
-mod turn;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fence_common::ledger::{Arrival, Endpoint, Ledger, NoClaim, Ticket};
+use fence_common::sync::lock;
 use fence_common::wire::Reply;
+use fence_config::Groups;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use self::answer::Answer;
+pub use self::claims::Claims;
+use self::deferral::Deferral;
 use self::last_word::Held;
 use self::places::{Seat, Unproven};
 pub use self::stop::STOP_GRACE;
 use self::stop::{Stopping, stopped};
-use self::turn::Turn;
 use crate::callback::{Callback, CallbackError};
-use crate::claims::Claims;
 use crate::clock::Moment;
-use crate::config::Groups;
 use crate::fault::{self, Point};
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::Backlog;
-use crate::intake::{Verified, Via};
+use crate::intake::replay_cache::ReplayCache;
+use crate::intake::request::Verified;
 use crate::observe::limit::SourceLimit;
-use crate::observe::requests::{Ended, Requests, Slot};
+use crate::observe::requests::{Ended, Requests, Slot, Via};
 use crate::observe::steps::Steps;
-use crate::seen::Seen;
 
 /// How many requests are served at once. A further one is not begun: its client sends it again two seconds later.
 pub const SERVING_MAX: usize = 1024;
@@ -93,7 +95,7 @@ struct Shared {
     groups: Groups,
     hypervisors: Hypervisors,
     backlog: Backlog,
-    seen: Arc<Seen>,
+    replays: Arc<ReplayCache>,
     ledger: Mutex<Ledger>,
     claims: Claims,
     /// By call-back address and port, how to tell the newest request of each that it is overtaken.
@@ -103,7 +105,7 @@ struct Shared {
     requests: Arc<Requests>,
     /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
     complaints: SourceLimit,
-    /// [`turn::DEFER`]; tests have their own.
+    /// [`deferral::DEFER`]; tests have their own.
     defer: Duration,
 }
 
@@ -117,7 +119,7 @@ impl Pipeline {
         hypervisors: Hypervisors,
         backlog: Backlog,
         claims: Claims,
-        seen: Arc<Seen>,
+        replays: Arc<ReplayCache>,
         requests: Arc<Requests>,
     ) -> Self {
         let complaints = SourceLimit::new(LINES_AT_ONCE, Duration::from_secs(1));
@@ -133,21 +135,21 @@ impl Pipeline {
             groups,
             hypervisors,
             backlog,
-            seen,
+            replays,
             ledger,
             claims,
             newest,
             unproven: Unproven::default(),
             requests,
             complaints,
-            defer: turn::DEFER,
+            defer: deferral::DEFER,
         };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(None).0 }
     }
 
     /// A request came in. Returns at once; must be called within a tokio runtime.
     pub fn accept(&self, request: Verified) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         if self.stopping.borrow().is_some() {
             return;
@@ -161,7 +163,7 @@ impl Pipeline {
         if waited > BEGIN_WITHIN {
             // Whoever sent it took the place of those who were there before, and may take the call-back that is meant for them.
             self.shared.ledger().reject(request.id(), request.endpoint(), request.arrived().nanos());
-            self.shared.requests.turn_away(&request, "it had waited too long before it was read");
+            self.shared.requests.turn_away(request.about(), "it had waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
                 warn!(%op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");
@@ -175,7 +177,7 @@ impl Pipeline {
         if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
             ledger.reject(request.id(), request.endpoint(), request.arrived().nanos());
             drop(ledger);
-            self.shared.requests.turn_away(&request, "too many are being served");
+            self.shared.requests.turn_away(request.about(), "too many are being served");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
                 let domain = domain(&request);
@@ -193,14 +195,14 @@ impl Pipeline {
             Arrival::Outdated => {
                 self.shared
                     .requests
-                    .turn_away(&request, "something later from the same address and port was read before it");
+                    .turn_away(request.about(), "something later from the same address and port was read before it");
                 debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "outdated");
             }
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
                 let stopping = self.stopping.subscribe();
                 let overtaken = shared.enter(request.endpoint());
-                let slot = shared.requests.begin(&request);
+                let slot = shared.requests.begin(request.about());
                 let seat = shared.unproven.enter();
                 tasks.spawn(async move {
                     let (endpoint, op) = (request.endpoint(), request.op());
@@ -218,7 +220,7 @@ impl Pipeline {
     /// Returns how many requests were still unanswered in the end.
     pub async fn shutdown(&self, bound: Duration) -> usize {
         self.stopping.send_replace(Some(Instant::now() + STOP_GRACE));
-        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         let all = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(bound, all).await;
         let left = tasks.len();
@@ -231,7 +233,7 @@ impl Pipeline {
 #[derive(Debug)]
 enum NoPeer {
     /// The call-back failed.
-    Unreached(CallbackError, Turn),
+    Unreached(CallbackError, Deferral),
     /// It had waited longest without a peer when all places were taken.
     Displaced,
     /// It was ended: something newer was asked from the same endpoint, or the daemon stops.
@@ -240,12 +242,12 @@ enum NoPeer {
 
 impl Shared {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ledger)
     }
 
     fn is_replay(&self, request: &Verified) -> bool {
         let in_kernel = request.via() == Via::Kernel;
-        request.datagram_id().is_some_and(|id| !self.seen.is_new(id, request.sender(), in_kernel))
+        request.datagram_id().is_some_and(|id| !self.replays.is_new(id, request.sender(), in_kernel))
     }
 
     /// Logs a line about a source, with how many about it were held back, unless there have been too many.
@@ -258,7 +260,7 @@ impl Shared {
     /// Makes a request the newest of its endpoint: whatever was is told so.
     fn enter(&self, endpoint: Endpoint) -> Arc<Notify> {
         let overtaken = Arc::new(Notify::new());
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = lock(&self.newest);
         let there = newest.entry(endpoint.address).or_default();
         for (_, older) in there.extract_if(.., |(other, _)| other.overlaps(&endpoint)) {
             older.notify_one();
@@ -269,7 +271,7 @@ impl Shared {
 
     /// A request is over; if it is still the newest of its endpoint there is none any more.
     fn leave(&self, endpoint: Endpoint, overtaken: &Arc<Notify>) {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = lock(&self.newest);
         if let Entry::Occupied(mut there) = newest.entry(endpoint.address) {
             there.get_mut().retain(|(_, newest)| !Arc::ptr_eq(newest, overtaken));
             if there.get().is_empty() {
@@ -294,10 +296,12 @@ impl Shared {
             () = overtaken.notified() => Err(NoPeer::Ended),
             () = stopped(&mut stopping) => Err(NoPeer::Ended),
         };
-        let (peer, turn) = match called {
+        let (peer, deferral) = match called {
             Ok(called) => called,
             Err(reason) => return self.give_up(&request, ticket, &reason),
         };
+        // From here on the peer carries its request.
+        drop(request);
         self.unproven.leave(seat);
         let called_back = Moment::now();
         self.requests.called_back(slot, called_back);
@@ -305,7 +309,7 @@ impl Shared {
         self.backlog.read().await;
         let asked = peer.has_spoken().then_some(called_back.nanos());
         // Before the claim: what is denied must not use up what another copy of the request may.
-        let taken = match self.permit(&request, &peer) {
+        let taken = match self.permit(&peer) {
             Ok(permitted) => {
                 self.ledger().claim(called_back.nanos(), ticket, asked).map(|claim| (Held::Claim(claim), Ok(permitted)))
             }
@@ -313,26 +317,26 @@ impl Shared {
         };
         let (answer, held) = match taken {
             Ok((held, Ok(permitted))) => {
-                if request.op().changes_power() {
+                if peer.request().op().changes_power() {
                     fault::point(Point::AfterClaim);
                     // Before anything is done: if we die now, the next daemon must not do it again.
-                    self.claims.note(called_back, request.id());
+                    self.claims.note(called_back, peer.request().id());
                     fault::point(Point::AfterNote);
                 }
-                (self.answer(&request, &peer, permitted, &mut stopping).await, held)
+                (self.answer(&peer, permitted, &mut stopping).await, held)
             }
             Ok((held, Err(refused))) => (refused, held),
             Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), Held::Nothing),
-            Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => return self.tell_moot(&request, reason),
+            Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => return self.tell_moot(peer.request(), reason),
         };
         let steps = Steps {
-            arrived: request.arrived(),
-            verified: request.verified(),
+            arrived: peer.request().arrived(),
+            verified: peer.request().verified(),
             called_back: Some(called_back),
             dead: answer.dead,
             replied: None,
         };
-        self.finish(&request, peer, held, answer, steps, turn).await
+        self.finish(peer, held, answer, steps, deferral).await
     }
 
     /// The call-back came to nothing.
@@ -353,13 +357,13 @@ impl Shared {
                 debug!(%op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
             }
             // As a rule another host was first.
-            (None, NoPeer::Unreached(error, turn)) if turn.is_no_worry(error) => {
+            (None, NoPeer::Unreached(error, deferral)) if deferral.is_no_worry(error) => {
                 self.complain(request.caller(), |held_back| {
-                    info!(%op, %domain, %source, seqno, %via, %after, held_back, "{turn}: {error}");
+                    info!(%op, %domain, %source, seqno, %via, %after, held_back, "{deferral}: {error}");
                 });
             }
-            (None, NoPeer::Unreached(error, turn)) => self.complain(request.caller(), |held_back| {
-                let doubt = turn.doubt();
+            (None, NoPeer::Unreached(error, deferral)) => self.complain(request.caller(), |held_back| {
+                let doubt = deferral.doubt();
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "call-back failed{doubt}: {error}");
             }),
             (None, NoPeer::Displaced) => self.complain(request.caller(), |held_back| {

@@ -1,11 +1,10 @@
 //! The daemon as a process: how it goes into the background, what it shuts off for the key's sake, how it tells that it is up.
 //!
 //! The order in `main`: command line and configuration (errors go to the terminal), [`harden`], [`daemonise`] unless in the
-//! foreground, the [`PidFile`], logging, then key, sockets and threads, at last [`Readiness::announce`].
+//! foreground, the [PID file](crate::state::pid_file), logging, then key, sockets and threads, at last [`Readiness::announce`].
 
 mod memory;
 mod pages;
-mod pid_file;
 mod stress;
 
 use std::fs::OpenOptions;
@@ -13,22 +12,18 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use fence_common::exit::EXIT_START;
+pub use memory::with_much_memory;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
-use sd_notify::NotifyState;
+pub use pages::settle;
+pub use stress::apply as withstand;
 
 use crate::observe::relay::flush;
-
-pub use memory::with_much_memory;
-pub use pages::settle;
-pub use pid_file::{PidFile, PidFileError};
-pub use stress::{Priority, Stress};
-
-/// How many files may be open: as many connections as there are requests at once, and as much again for everything else.
-const OPEN_FILES: u64 = 2 * crate::pipeline::SERVING_MAX as u64;
+use crate::systemd;
 
 /// How long the last log lines may take at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -48,17 +43,17 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ProcessEr
 }
 
 /// Keeps the key out of core dumps and other processes' reach, and starts from known defaults: no file is made for others
-/// (umask 077), enough of them can be open, no signal is blocked, a closed connection is an error and not a signal, children can be waited for.
+/// (umask 077), `open_files` of them can be open, no signal is blocked, a closed connection is an error and not a signal, children can be waited for.
 ///
 /// # Errors
 /// A system call that failed; none is expected to.
-pub fn harden() -> Result<(), ProcessError> {
+pub fn harden(open_files: u64) -> Result<(), ProcessError> {
     nix::sys::prctl::set_dumpable(false).map_err(failed("forbid core dumps"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed("forbid core files"))?;
     // Each request that is served is a connection; the 1024 that a process usually starts with are a limit for those who `select`.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed("ask for the limit of open files"))?;
-    if soft < OPEN_FILES {
-        setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard)
+    if soft < open_files {
+        setrlimit(Resource::RLIMIT_NOFILE, open_files.min(hard), hard)
             .map_err(failed("raise the limit of open files"))?;
     }
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
@@ -114,7 +109,7 @@ impl Readiness {
         if std::mem::replace(&mut self.announced, true) {
             return Ok(());
         }
-        notify(&[NotifyState::Ready]);
+        systemd::notify_ready();
         if let Some((mut pipe, null)) = self.parent.take() {
             rustix::stdio::dup2_stderr(null).map_err(failed("redirect standard error"))?;
             // A parent that was killed meanwhile doesn't matter.
@@ -183,41 +178,9 @@ fn code_of(child: Pid) -> i32 {
             Ok(WaitStatus::Exited(_, code)) => code,
             Ok(WaitStatus::Signaled(_, signal, _)) => {
                 let _ = writeln!(io::stderr(), "fence-daemon: ended by {signal} before it was up");
-                i32::from(crate::cli::EXIT_START)
+                i32::from(EXIT_START)
             }
-            _ => i32::from(crate::cli::EXIT_START),
+            _ => i32::from(EXIT_START),
         };
-    }
-}
-
-/// Tells systemd that the daemon is about to stop.
-pub fn notify_stopping() {
-    notify(&[NotifyState::Stopping]);
-}
-
-/// Tells systemd that the keys are being read again. [`notify_reloaded`] must follow.
-pub fn notify_reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        // systemd 253 and later would take the one without the other for a failure.
-        Err(error) => tracing::debug!("no time for systemd: {error}"),
-    }
-}
-
-/// Tells systemd that the reload is over, and requests are served as before.
-pub fn notify_reloaded() {
-    notify(&[NotifyState::Ready]);
-}
-
-/// The line that `systemctl status` shows.
-pub fn notify_status(status: &str) {
-    // The protocol is made of lines: a second one would be another message.
-    notify(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    // Without systemd this does nothing; with one that doesn't listen there is nothing to be done.
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!("cannot notify systemd: {error}");
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use clap::error::ErrorKind;
-use fence_daemon::cli::Cli;
+use fence_client::cli::Cli;
 
 /// The pages for people, and their names.
 fn pages() -> io::Result<Vec<(String, String)>> {

@@ -16,7 +16,9 @@ mod life {
     use std::time::{Duration, Instant};
 
     use fence_daemon::observe::logging::{self, Destination, Sink};
-    use fence_daemon::process::{self, PidFile, PidFileError, Readiness};
+    use fence_daemon::process::{self, Readiness};
+    use fence_daemon::state::pid_file::{PidFile, PidFileError};
+    use fence_daemon::systemd;
     use libtest_mimic::{Arguments, Failed, Trial};
     use nix::sys::prctl;
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -138,7 +140,7 @@ mod life {
                 setrlimit(Resource::RLIMIT_NOFILE, 256.min(files), files).unwrap();
                 umask(Mode::empty());
                 SigSet::all().thread_set_mask().unwrap();
-                process::harden().unwrap();
+                process::harden(2 * u64::try_from(fence_daemon::pipeline::SERVING_MAX).unwrap()).unwrap();
                 assert!(!prctl::get_dumpable().unwrap());
                 assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
                 let wanted = 2 * u64::try_from(fence_daemon::pipeline::SERVING_MAX).unwrap();
@@ -166,14 +168,14 @@ mod life {
                 ExitCode::SUCCESS
             }
             "notifies" => {
-                process::notify_status("serving\nREADY=1");
+                systemd::notify_status("serving\nREADY=1");
                 let mut readiness = Readiness::foreground();
                 readiness.announce().unwrap();
                 // Said once.
                 readiness.announce().unwrap();
-                process::notify_reloading();
-                process::notify_reloaded();
-                process::notify_stopping();
+                systemd::notify_reloading();
+                systemd::notify_ready();
+                systemd::notify_stopping();
                 ExitCode::SUCCESS
             }
             "logs" | "logs-more" => {

@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use fence_daemon::cli::{Cli, DEFAULT_PID_FILE, EXIT_USAGE};
-use fence_daemon::config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY};
+use fence_client::cli::{Cli, DEFAULT_PID_FILE};
+use fence_common::exit::EXIT_USAGE;
+use fence_config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY};
 use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN};
 
 const UNIT: &str = include_str!("../../dist/fence-daemon.service");

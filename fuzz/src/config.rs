@@ -3,9 +3,8 @@
 
 use std::path::Path;
 
-use fence_daemon::check_config;
-use fence_daemon::config::raw::{self, Item};
-use fence_daemon::config::{self, Config, ConfigError, Groups, Mistake, Source, Warnings};
+use fence_config::raw::{self, Item};
+use fence_config::{self as config, Config, ConfigError, Groups, Mistake, Source, Warnings, render};
 
 /// More than any report about a file takes, in bytes: twenty mistakes and a hundred warnings, with
 /// a line of the file each.
@@ -202,7 +201,7 @@ fn usable(config: &Config) {
 
 /// What `check-config` prints.
 fn what_is_written_down_reads_back(file: &[u8], config: &Config) {
-    let file = check_config::render(config, file);
+    let file = render::render(config, file);
     let said = Said::of(file.as_bytes());
     assert_eq!(said.config.as_ref(), Some(config), "{file}: {:?}", said.mistakes);
 }

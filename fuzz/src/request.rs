@@ -14,11 +14,11 @@ use fence_common::ledger::RequestId;
 use fence_common::memory_store::MemoryStore;
 use fence_common::rate_limit::Limits;
 use fence_common::replay_cache::DatagramId;
+use fence_common::target::Target;
 use fence_common::verdict::Verdict;
 use fence_common::wire::{
     DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, FAMILY_V4, FAMILY_V6, REQUEST_LEN, Request,
 };
-use fence_daemon::policy::Target;
 use zerocopy::FromBytes as _;
 
 /// The key of the golden datagrams that the corpus begins with.

@@ -67,6 +67,8 @@ impl Suite {
             // By name where a crate has tests for root as well.
             Self::Unit => &[
                 &["--package", "fence-common", "--package", "fence-fuzz", "--package", "xtask"],
+                &["--package", "fence-config", "--package", "fence-net", "--package", "fence-control"],
+                &["--package", "fence-client"],
                 &[
                     "--package",
                     "fence-daemon",
@@ -327,6 +329,10 @@ mod tests {
         for (package, folder) in [
             ("fence-common", "fence-common"),
             ("fence-daemon", "fence-daemon"),
+            ("fence-client", "fence-daemon/client"),
+            ("fence-config", "fence-daemon/config"),
+            ("fence-control", "fence-daemon/control"),
+            ("fence-net", "fence-daemon/net"),
             ("fence-fuzz", "fuzz"),
             ("fence-tests", "tests"),
             ("fence-lab", "tests/lab"),
@@ -360,7 +366,8 @@ mod tests {
         let manifest = read("fence-daemon/Cargo.toml");
         assert!(manifest.contains("required-features = [\"fault-points\"]"));
         assert!(!manifest.contains("default = "), "a default feature may bring fault points along");
-        for folder in ["fence-common", "fuzz", "tests", "tests/bench", "tests/lab", "xtask", "."] {
+        for folder in ["fence-common", "fence-daemon/client", "fuzz", "tests", "tests/bench", "tests/lab", "xtask", "."]
+        {
             assert!(!read(&format!("{folder}/Cargo.toml")).contains("fault-points"), "{folder} asks for fault points");
         }
         assert!(read("fence-daemon/src/fault.rs").contains("not(debug_assertions)))]\ncompile_error!"));

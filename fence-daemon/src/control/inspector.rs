@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fence_common::verdict::Counters;
-use tokio::sync::watch;
-
-use super::view::{
+use fence_config::Multicast;
+use fence_control::report::{
     Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, Refused, Report, Request,
     Requests as RequestsView, Restart, SCHEMA, Source, Steps, Uri,
 };
+use tokio::sync::watch;
+
 use crate::clock::Moment;
-use crate::config::Multicast;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
 use crate::intake::kernel::Reader;
 use crate::intake::listener::Heard;
@@ -401,11 +401,10 @@ fn in_text(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::tests::example;
 
     #[test]
     fn a_restart_is_slow_when_it_is_late_after_its_pause() {
-        let report = example();
+        let report = fence_control::client::parse(include_str!("../../../docs/reference/status.example.json")).unwrap();
         let listener = Listener { hears: true, ..report.listener };
         let told = |waiting_ms, pause_ms| {
             let restart = Restart { waiting_ms, pause_ms, ..report.restarts[0].clone() };

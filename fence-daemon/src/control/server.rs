@@ -1,13 +1,12 @@
 //! The daemon's end of the control socket.
 
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use fence_control::report::SCHEMA;
+use fence_control::{PATH_MAX, STATUS, is_too_long};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,9 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::inspector::Inspector;
-use super::view::SCHEMA;
-use super::{PATH_MAX, STATUS, is_too_long};
-use crate::state::{self, StateError};
+use crate::state::socket::{SocketError, SocketFile};
 
 /// How many clients there may be at a time: a person's or two, and what watches.
 pub const CLIENTS_MAX: usize = 8;
@@ -26,7 +23,7 @@ pub const CLIENTS_MAX: usize = 8;
 const QUESTION_MAX: usize = 64;
 /// How long a client may take over its question.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
-/// How long it may take to read the answer. Shorter than others ask again for a place ([`ANSWER_WITHIN`](super::client::ANSWER_WITHIN)).
+/// How long it may take to read the answer. Shorter than others ask again for a place ([`ANSWER_WITHIN`](fence_control::client::ANSWER_WITHIN)).
 const READ_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait after the socket itself failed.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -34,40 +31,22 @@ const AFTER_ERROR: Duration = Duration::from_millis(100);
 /// Why there is no control socket. None of these keeps the daemon from serving.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The administrator's: another daemon has the same state directory.
-    #[error("another daemon has its control socket in {}: give each daemon a `state_directory` of its own", .0.display())]
-    Living(PathBuf),
     /// The administrator's: the kernel has room for 107 bytes.
     #[error("the path {} is too long for a socket (more than {PATH_MAX} bytes): choose a shorter `state_directory`", .0.display())]
     TooLong(PathBuf),
-    /// Somebody's: what is in the place of the socket is none, and is not ours to remove.
-    #[error("{} is no socket: remove it, or choose another `state_directory`", .0.display())]
-    NotASocket(PathBuf),
-    /// Others could put a socket of theirs there, or the directory cannot be had.
+    /// The socket's file cannot be had.
     #[error(transparent)]
-    State(#[from] StateError),
-    /// The socket cannot be made.
-    #[error("cannot {what} {}: {error} (is the `state_directory` on a file system that can be written, and root's?)", path.display())]
-    Kernel {
-        /// What was tried.
-        what: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        error: io::Error,
-    },
+    File(#[from] SocketError),
+    /// The runtime cannot watch it.
+    #[error("cannot watch the control socket: {0}")]
+    Watch(#[source] io::Error),
 }
 
 /// The control socket, as long as it is kept. Its file goes with it.
 #[derive(Debug)]
 pub struct Control {
-    path: PathBuf,
-    /// Device and number of the socket's file: what another one has put there stays.
-    made: (u64, u64),
-    /// Locked as long as this daemon lives: whoever finds it free may remove what a dead one has left.
-    _directory: File,
     task: JoinHandle<()>,
+    _file: SocketFile,
 }
 
 impl Control {
@@ -76,49 +55,20 @@ impl Control {
     /// # Errors
     /// See [`ControlError`].
     pub fn open(directory: &Path, inspector: Arc<Inspector>) -> Result<Self, ControlError> {
-        let path = super::path(directory);
+        let path = fence_control::path(directory);
         if is_too_long(&path) {
             return Err(ControlError::TooLong(path));
         }
-        let kept = keep(directory)?;
-        match fs::symlink_metadata(&path) {
-            Ok(about) if !about.file_type().is_socket() => return Err(ControlError::NotASocket(path)),
-            // A dead daemon's: a living one would have the lock.
-            Ok(_) => fs::remove_file(&path).map_err(failed("remove", &path))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed("look at", &path)(error)),
-        }
-        let listener = UnixListener::bind(&path).map_err(failed("make the control socket", &path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed("keep others from", &path))?;
-        let about = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
-        let made = (about.dev(), about.ino());
-        Ok(Self { path, made, _directory: kept, task: tokio::spawn(serve(listener, inspector)) })
+        let (file, listener) = SocketFile::bind(directory, &path)?;
+        let listener = UnixListener::from_std(listener).map_err(ControlError::Watch)?;
+        Ok(Self { task: tokio::spawn(serve(listener, inspector)), _file: file })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
         self.task.abort();
-        if fs::symlink_metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.made) {
-            // A file that stays is taken for a dead daemon's, which is right.
-            let _ = fs::remove_file(&self.path);
-        }
     }
-}
-
-/// The state directory, made if need be and locked.
-fn keep(directory: &Path) -> Result<File, ControlError> {
-    let kept = state::directory(directory)?;
-    match flock(&kept, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(kept),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ControlError::Living(directory.to_owned())),
-        Err(error) => Err(failed("lock", directory)(error.into())),
-    }
-}
-
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ControlError {
-    let path = path.to_owned();
-    move |error| ControlError::Kernel { what, path, error }
 }
 
 async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {

@@ -2,36 +2,31 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_common::admit::Rules;
 use fence_common::hash::HashKind;
+use fence_config::{self as config, Multicast, Options, Source, Warnings};
+use fence_control::client::{self, ClientError};
+use fence_control::path;
+use fence_control::report::{Health, Report};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
+use tempfile::tempdir;
 
-use super::client::{self, ClientError};
 use super::inspector::{Inspector, Phase};
 use super::server::{CLIENTS_MAX, Control, ControlError};
-use super::view::{Health, Report};
-use super::*;
-use crate::config::{self, Multicast, Source, Warnings};
-use crate::hypervisor::{Hypervisors, Options};
+use crate::hypervisor::Hypervisors;
 use crate::intake::socket::RequestSocket;
 use crate::observe::sources::SourceView;
-use tempfile::tempdir;
+use crate::state::socket::SocketError;
 
 /// How long what certainly comes may take on a loaded machine.
 const SURELY: Duration = Duration::from_secs(60);
 
-/// The report that the documentation shows.
-pub(crate) const EXAMPLE: &str = include_str!("../../../docs/reference/status.example.json");
 const SCHEMA_TEXT: &str = include_str!("../../../docs/reference/status.schema.json");
-
-/// As the documentation has it.
-pub(crate) fn example() -> Report {
-    client::parse(EXAMPLE).unwrap()
-}
 
 fn check_form(report: &serde_json::Value) {
     let schema = jsonschema::validator_for(&serde_json::from_str(SCHEMA_TEXT).unwrap()).unwrap();
@@ -57,25 +52,6 @@ fn inspector(port: u16) -> (Arc<Inspector>, Arc<RequestSocket>) {
 async fn ask(path: &Path) -> Result<Report, ClientError> {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || client::ask(&path).and_then(|answer| client::parse(&answer))).await.unwrap()
-}
-
-#[test]
-fn the_example_is_as_documented_and_complete() {
-    let value: serde_json::Value = serde_json::from_str(EXAMPLE).unwrap();
-    check_form(&value);
-    // Read and written again it is the same: no field is forgotten here, and none is only here.
-    assert_eq!(serde_json::to_value(example()).unwrap(), value);
-    for (pointer, wrong) in [
-        ("/health", serde_json::json!("fine")),
-        ("/daemon/pid", serde_json::json!(-1)),
-        ("/requests/recent/0/steps", serde_json::json!({})),
-        ("/uris/0/domains/0/uuid", serde_json::json!(7)),
-    ] {
-        let mut value = value.clone();
-        *value.pointer_mut(pointer).unwrap() = wrong;
-        let schema = jsonschema::validator_for(&serde_json::from_str(SCHEMA_TEXT).unwrap()).unwrap();
-        assert!(!schema.is_valid(&value), "{pointer}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +88,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
 
     // A second daemon is refused, and takes nothing away.
     let refused = Control::open(&directory, Arc::clone(&inspector)).unwrap_err();
-    assert!(matches!(refused, ControlError::Living(_)), "{refused}");
+    assert!(matches!(refused, ControlError::File(SocketError::Living(_))), "{refused}");
     ask(&file).await.unwrap();
 
     drop(control);
@@ -130,7 +106,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
     drop(control);
     assert_eq!(std::fs::read(&file).unwrap(), b"somebody's");
     let refused = Control::open(&directory, inspector).unwrap_err();
-    assert!(matches!(refused, ControlError::NotASocket(_)), "{refused}");
+    assert!(matches!(refused, ControlError::File(SocketError::NotASocket(_))), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +122,10 @@ async fn a_place_that_cannot_be_is_told_with_a_remedy() {
     assert!(!long.exists());
     assert!(matches!(ask(&path(&long)).await.unwrap_err(), ClientError::TooLong(_)));
     let refused = Control::open(Path::new("/proc/nowhere"), inspector).unwrap_err();
-    assert!(matches!(refused, ControlError::State(_)) && refused.to_string().contains("state_directory"), "{refused}");
+    assert!(
+        matches!(refused, ControlError::File(SocketError::State(_))) && refused.to_string().contains("state_directory"),
+        "{refused}"
+    );
 }
 
 /// Asks until it is told, for much longer than a client may hang.
@@ -216,67 +195,4 @@ async fn clients_that_do_not_read_are_cut_off() {
         let told = rest(stream);
         assert!(told.len() > 1000 && !told.ends_with('\n'), "it was waited for: {} bytes", told.len());
     }
-}
-
-#[test]
-fn who_is_one_too_many_asks_again() {
-    let scratch = tempdir().unwrap();
-    let file = scratch.path().join("busy");
-    let listener = StdListener::bind(&file).unwrap();
-    let busy = std::thread::spawn(move || {
-        let busy = "{\"schema\":1,\"error\":\"too many\",\"again\":true}\n";
-        for said in [busy, busy, EXAMPLE] {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.write_all(said.as_bytes()).unwrap();
-        }
-    });
-    let answer = client::ask(&file).unwrap();
-    assert_eq!(client::parse(&answer).unwrap(), example());
-    busy.join().unwrap();
-}
-
-/// A daemon that is somebody else, at this path: what it says to whoever asks.
-fn pretender(path: &Path, says: &'static [u8], hangs: bool) -> std::thread::JoinHandle<()> {
-    let listener = StdListener::bind(path).unwrap();
-    std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let _ = stream.write_all(says);
-        if hangs {
-            let _ = stream.read_to_end(&mut Vec::new());
-        }
-    })
-}
-
-#[test]
-fn whatever_answers_the_client_says_what_it_is() {
-    let scratch = tempdir().unwrap();
-    type Expected = fn(&ClientError) -> bool;
-    let cases: [(&'static [u8], bool, Expected); 6] = [
-        (b"{\"schema\":2}\n", false, |error| matches!(error, ClientError::Schema(2))),
-        (
-            b"{\"schema\":1,\"error\":\"no\"}\n",
-            false,
-            |error| matches!(error, ClientError::Refused(why) if why == "no"),
-        ),
-        (b"{\"schema\":1}\n", false, |error| matches!(error, ClientError::Strange(_))),
-        (b"HTTP/1.1 400\n", false, |error| matches!(error, ClientError::Strange(_))),
-        (b"", false, |error| matches!(error, ClientError::Broken { .. })),
-        (b"", true, |error| matches!(error, ClientError::Silent(_))),
-    ];
-    for (number, (says, hangs, expected)) in cases.into_iter().enumerate() {
-        let file = scratch.path().join(number.to_string());
-        let pretender = pretender(&file, says, hangs);
-        let error = client::ask(&file).and_then(|answer| client::parse(&answer)).unwrap_err();
-        assert!(expected(&error), "{says:?}: {error:?}");
-        pretender.join().unwrap();
-    }
-}
-
-/// A newer daemon may say more.
-#[test]
-fn fields_of_tomorrow_do_no_harm() {
-    let mut value: serde_json::Value = serde_json::from_str(EXAMPLE).unwrap();
-    value["of_tomorrow"] = serde_json::json!({"x": 1});
-    value["daemon"]["mood"] = serde_json::json!("good");
-    assert_eq!(client::parse(&value.to_string()).unwrap(), example());
 }

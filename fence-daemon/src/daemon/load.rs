@@ -6,17 +6,17 @@ use std::sync::Arc;
 use fence_common::admit::Rules;
 use fence_common::boundary::Listener as Listening;
 use fence_common::rate_limit::Limits;
+use fence_config::{Attach, Multicast};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::config::{Attach, Multicast};
 use crate::control::inspector::Inspector;
 use crate::intake::kernel::{self, KernelProgram, Mode};
+use crate::intake::keyring::Keyring;
 use crate::intake::listener::{Coming, chain};
+use crate::intake::replay_cache::ReplayCache;
 use crate::intake::ring::Ring;
-use crate::keyring::Keyring;
 use crate::process;
-use crate::seen::Seen;
 
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
@@ -36,7 +36,7 @@ pub(super) struct Load {
     /// Whether the daemon's memory is to be locked.
     locked: bool,
     /// What it is to know before it sees a packet.
-    seen: Arc<Seen>,
+    replays: Arc<ReplayCache>,
     program: oneshot::Sender<(KernelProgram, Mode)>,
     ring: oneshot::Sender<Ring>,
 }
@@ -48,7 +48,7 @@ pub(super) fn kernel(
     limits: Limits,
     keys: &Keyring,
     locked: bool,
-    seen: &Arc<Seen>,
+    replays: &Arc<ReplayCache>,
 ) -> Option<(Load, Kernel)> {
     let mode = match multicast.attach {
         Attach::Auto if multicast.interface.is_none() => Mode::Gentle,
@@ -76,7 +76,7 @@ pub(super) fn kernel(
     };
     let (program, coming) = oneshot::channel();
     let (ring, ring_coming) = oneshot::channel();
-    let load = Load { listener, keys: keys.clone(), mode, locked, seen: Arc::clone(seen), program, ring };
+    let load = Load { listener, keys: keys.clone(), mode, locked, replays: Arc::clone(replays), program, ring };
     Some((load, Kernel { program: coming, ring: ring_coming }))
 }
 
@@ -92,7 +92,7 @@ impl Load {
                 self.keys.connect(Box::new(slots))?;
             }
             if let Some(memory) = program.take_memory()? {
-                self.seen.teach(memory);
+                self.replays.teach(memory);
             }
             Ok((program.take_ring()?, program))
         });

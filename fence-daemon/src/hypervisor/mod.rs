@@ -28,36 +28,35 @@ mod process;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::target::Target;
+use fence_config::{Kill, Options, RebootMethod, RebootReply};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
+pub use self::deadline::Deadline;
+pub use self::fence::fence_race::Asker;
 use self::fence::fence_race::Duels;
 use self::fence::locks::{Locks, Settling};
+pub use self::fence::outcome::{Detail, Identity, Outcome};
 use self::fence::record::Records;
 use self::fence::restart::{Plan, Restarts, Waiting};
 use self::fence::{act, inherit, status};
 use self::known::table::Instance;
+pub use self::known::view::{DomainState, DomainView, RestartView, UriView};
 use self::known::{last_words, listing, presumed};
 use self::libvirt::connection::{LinkState, Uri};
-use self::process::host::{self, Host};
-use crate::clock::Moment;
-use crate::policy::{Authorized, Target};
-
-pub use self::deadline::Deadline;
-pub use self::fence::fence_race::Asker;
-pub use self::fence::outcome::{Detail, Identity, Outcome};
-pub use self::fence::pause::{PAUSE_MAX, PAUSE_MAX_ANSWERED};
-pub use self::known::view::{DomainState, DomainView, RestartView, UriView};
 pub use self::libvirt::domain::{State, Unproven};
 pub use self::libvirt::error::{CallError, LibvirtError};
 pub use self::libvirt::probe::probe;
 pub use self::process::host::Left;
+use self::process::host::{self, Host};
+use crate::clock::Moment;
+use crate::policy::Authorized;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -91,51 +90,6 @@ const LIMITS: Limits = Limits {
 
 /// How often the end of things is looked for while shutting down.
 const SHUTDOWN_LOOK: Duration = Duration::from_millis(10);
-
-/// How domains are powered off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kill {
-    /// By killing the domain's own process where it is one of this host's, else as [`Kill::Libvirt`].
-    #[default]
-    Direct,
-    /// By libvirt's destroy alone, as stock servers do.
-    Libvirt,
-}
-
-/// How domains are rebooted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RebootMethod {
-    /// Powered off and started again.
-    #[default]
-    Cycle,
-    /// Reset, if the driver can and says that it was done; else as [`RebootMethod::Cycle`].
-    Reset,
-}
-
-/// When a reboot is answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RebootReply {
-    /// When the domain is proven off: it can do no more harm.
-    #[default]
-    Off,
-    /// When it has been started again.
-    On,
-}
-
-/// What an administrator can choose.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    /// How domains are powered off.
-    pub kill: Kill,
-    /// How they are rebooted.
-    pub reboot_method: RebootMethod,
-    /// When a reboot is answered.
-    pub reboot_reply: RebootReply,
-    /// For how long they stay off in between, at least. A reset has no pause.
-    pub reboot_pause: Duration,
-    /// Where restarts that are still to be done are written down; nowhere if `None`.
-    pub state: Option<PathBuf>,
-}
 
 /// The hypervisors of this host, each behind a libvirt URI. Clones are the same hypervisors.
 #[derive(Clone)]

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Instant as StdInstant;
 
+use fence_common::target::Target;
 use fence_common::wire::{Op, Reply};
 use tempfile::TempDir;
 use virt::connect::Connect;
@@ -15,7 +16,6 @@ use super::known::disproof;
 use super::libvirt::domain::Source;
 use super::libvirt::link::Lane;
 use super::*;
-use crate::policy::Target;
 
 mod choices;
 mod deadlines;

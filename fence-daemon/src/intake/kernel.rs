@@ -15,9 +15,9 @@ use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_AC
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
 use fence_common::rate_limit::{FAILED_MAX, REPLAY_CACHE_MAX, TRUSTED_MAX};
+use fence_net::interface::Interface;
 
 use self::memory::Heart;
-use super::interface::Interface;
 use crate::clock::Moment;
 
 mod counters;
@@ -235,10 +235,10 @@ impl KernelProgram {
         let (mut failure, mut occupied) = (None, None);
         for way in ways.iter().copied().take_while(|way| present.is_none_or(|(present, _)| present != *way)) {
             let linked = self.link(index, way).map_err(|error| match error {
-                Linking::Refused(source) if interface::is_occupied(&source) => {
+                Linking::Rejected(source) if interface::is_occupied(&source) => {
                     Error::Occupied { interface: interface.to_owned(), occupant: Occupant::of(index) }
                 }
-                Linking::Refused(source) => refusal(way, source),
+                Linking::Rejected(source) => refusal(way, source),
                 Linking::NotLoaded(error) => error,
             });
             match linked {
@@ -270,7 +270,7 @@ impl KernelProgram {
     /// Has the program looked at if need be, and makes the link.
     fn link(&mut self, interface: u32, mode: AttachedMode) -> Result<OwnedFd, Linking> {
         let program = self.prepare(mode).map_err(Linking::NotLoaded)?;
-        interface::link(program, interface, mode).map_err(Linking::Refused)
+        interface::link(program, interface, mode).map_err(Linking::Rejected)
     }
 
     /// Takes the program off the interface that had this number; what is in the ring buffer stays readable.
@@ -340,7 +340,7 @@ impl KernelProgram {
 /// Why there is no link.
 enum Linking {
     NotLoaded(Error),
-    Refused(io::Error),
+    Rejected(io::Error),
 }
 
 fn program_error(error: ProgramError) -> Error {

@@ -9,17 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::verdict::Counters;
+use fence_net::interface::{Interface, Wanted};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::interface::{Interface, Wanted};
 use super::kernel::{self, Attachment, KernelProgram, Mode, Sharer};
 use super::links::{Changes, Links};
 use super::listening::{Attached, Command, Ends, Line, Listening, Now, Place, Refusal};
 use super::socket::RequestSocket;
-use crate::process;
+use crate::systemd;
 
 /// How often it is looked again at what could not be done and may have become possible without a word from the kernel.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
@@ -114,7 +114,7 @@ impl Listener {
         for (interface, line) in self.listening.tell() {
             self.log(&interface, &line);
         }
-        process::notify_status(&self.listening.status());
+        systemd::notify_status(&self.listening.status());
         Some(match &self.wanted {
             Wanted::Named(name) => waiting_for(name),
             Wanted::Suitable(_) => self.listening.status(),
@@ -145,7 +145,7 @@ impl Listener {
         }
         let status = self.listening.status();
         if self.status != status {
-            process::notify_status(&status);
+            systemd::notify_status(&status);
             self.status = status;
         }
         self.heard()

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::interface::{Interface, Present};
+use fence_net::interface::{Interface, Present};
+
 use super::kernel::AttachedMode;
 use super::links::Changes;
 

@@ -9,9 +9,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::kernel;
-use super::{Verified, Via};
+use super::keyring::Keyring;
+use super::request::Verified;
 use crate::clock::Moment;
-use crate::keyring::Keyring;
+use crate::observe::requests::Via;
 
 /// The loopback interface's number in every network namespace.
 const LOOPBACK: u32 = 1;

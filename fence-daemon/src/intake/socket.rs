@@ -6,17 +6,21 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fence_common::admit::{Rules, admit};
 use fence_common::key::Key;
+use fence_common::keys::KeyOwner;
 use fence_common::memory_store::MemoryStore;
 use fence_common::rate_limit::{self, Admission, Check, Failed, Limits, Room, Sender, Store, Strangers, Trusted};
 use fence_common::rejected::{REJECTED_MAX, Rejected};
 use fence_common::replay_cache::DatagramId;
+use fence_common::sync::lock;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
+use fence_config::Groups;
+use fence_net::interface::Interface;
 use nix::libc;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, ReceiveTimestampns};
@@ -27,15 +31,13 @@ use tokio::sync::watch;
 use zerocopy::FromBytes;
 
 use super::datagram::{Datagram, receive};
-use super::interface::Interface;
-use super::{Verified, Via};
+use super::keyring::Keyring;
+use super::replay_cache::ReplayCache;
+use super::request::Verified;
 use crate::clock::Moment;
-use crate::config::Groups;
-use crate::keyring::{KeyOwner, Keyring};
 use crate::observe::limit::LogLimit;
+use crate::observe::requests::Via;
 use crate::observe::sources::RefusedView;
-use crate::policy;
-use crate::seen::Seen;
 
 /// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -111,7 +113,7 @@ pub struct RequestSocket {
     keys: Keyring,
     limits: Limits,
     senders: Mutex<MemoryStore>,
-    seen: Arc<Seen>,
+    replays: Arc<ReplayCache>,
     groups: Groups,
     counters: Mutex<Counters>,
     refused: Mutex<[Rejected; REJECTED_MAX]>,
@@ -127,23 +129,23 @@ impl RequestSocket {
         let socket = if is_of_the_link(group) { None } else { Some(Arc::new(bound(group, port, 0)?)) };
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
-        let (limits, seen) = (Limits::NONE, Arc::new(Seen::none(Duration::ZERO)));
+        let (limits, replays) = (Limits::NONE, Arc::new(ReplayCache::none(Duration::ZERO)));
         let (senders, counters, refused) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (keys, groups) = (keys.into(), Groups::Everyone);
-        Ok(Self { group, port, socket, rules, keys, limits, senders, seen, groups, counters, refused, complaints })
+        Ok(Self { group, port, socket, rules, keys, limits, senders, replays, groups, counters, refused, complaints })
     }
 
-    /// Bounds what is taken, as the kernel program does, by what `seen` knows. (Without it nothing is bounded.)
+    /// Bounds what is taken, as the kernel program does, by what `replays` knows. (Without it nothing is bounded.)
     #[must_use]
-    pub fn shielded(self, limits: Limits, seen: Arc<Seen>) -> Self {
+    pub fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
         {
-            let mut records = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
-            for (sender, at) in seen.senders() {
+            let mut records = lock(&self.senders);
+            for (sender, at) in replays.senders() {
                 let trusted = Trusted { last_right_ns: at, ..Trusted::default() };
                 records.trust(&Sender { mac: [0; 6], ..sender }, &trusted);
             }
         }
-        Self { limits, seen, ..self }
+        Self { limits, replays, ..self }
     }
 
     /// Takes the key of a group for the addresses of that group only.
@@ -256,7 +258,7 @@ impl RequestSocket {
             Ok(_) => Verdict::Delivered,
             Err(verdict) => *verdict,
         };
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner).count(verdict);
+        lock(&self.counters).count(verdict);
         if verdict.is_form_rejection() {
             self.refuse(&Sender::new(&datagram.source.into(), [0; 6]), verdict, datagram.arrived);
         }
@@ -273,7 +275,7 @@ impl RequestSocket {
 
     fn refuse(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {
         let place = usize::try_from(Rejected::index(sender, verdict)).unwrap_or_default();
-        let mut places = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.refused);
         if let Some(place) = places.get_mut(place) {
             place.note(sender, verdict, arrived.nanos());
         }
@@ -282,14 +284,14 @@ impl RequestSocket {
     /// Who was refused here last before any digest.
     #[must_use]
     pub fn refused(&self) -> Vec<RefusedView> {
-        let places = *self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = *lock(&self.refused);
         places.iter().filter_map(RefusedView::of).collect()
     }
 
     /// What arrived here so far, by what became of it.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.counters)
     }
 
     /// The same questions in the same order as in the kernel program: the request in a datagram, and the key that it is signed with, or is
@@ -301,13 +303,13 @@ impl RequestSocket {
         let Some(datagram_id) = DatagramId::of(&request) else {
             return Ok((request, self.keys.current().first().cloned(), KeyOwner::EVERYBODY));
         };
-        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut memory = Known { senders: &mut senders, seen: &self.seen };
+        let mut senders = lock(&self.senders);
+        let mut memory = Known { senders: &mut senders, replays: &self.replays };
         let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
         let mut check = Check { memory: &mut memory, sender: &sender, datagram_id, limits, now };
         check.before_digest()?;
         // A key that does not count for this address is a wrong key.
-        let may_ask = |owner, ip: IpAddr| policy::may_ask(&self.groups, owner, ip.to_canonical());
+        let may_ask = |owner, ip: IpAddr| self.groups.may_ask(owner, ip.to_canonical());
         let counts = |owner| request.callback_ip().is_some_and(|ip| may_ask(owner, ip));
         let Some((key, owner)) = self.keys.verify(&request).filter(|(_, owner)| counts(*owner)) else {
             check.after_failure();
@@ -321,7 +323,7 @@ impl RequestSocket {
 /// What is known at the socket: of senders by itself, of datagrams what came either way.
 struct Known<'k> {
     senders: &'k mut MemoryStore,
-    seen: &'k Seen,
+    replays: &'k ReplayCache,
 }
 
 impl Store for Known<'_> {
@@ -350,7 +352,7 @@ impl Store for Known<'_> {
     }
 
     fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64> {
-        self.seen.accepted_at(datagram_id)
+        self.replays.accepted_at(datagram_id)
     }
 
     /// The pipeline notes it, whichever way it came.
@@ -411,11 +413,11 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
-    use crate::config::Group;
-    use crate::keyring::GroupKey;
     use fence_common::hash::HashKind;
+    use fence_common::keys::GroupKey;
     use fence_common::rate_limit::Limit;
     use fence_common::wire::{FAMILY_V4, Op};
+    use fence_config::Group;
     use zerocopy::{FromZeros, IntoBytes};
 
     const GROUP: IpAddr = IpAddr::V4(Ipv4Addr::new(239, 255, 77, 12));
@@ -505,10 +507,10 @@ mod tests {
         let hour = 3_600_000_000_000;
         let only = |burst: u64| Limit { every_ns: hour, ahead_ns: hour * (burst - 1) };
         let limits = Limits { failures: only(2), strangers: only(2), deliveries: only(3), replay_window_ns: hour };
-        let seen = Arc::new(Seen::none(Duration::from_secs(3600)));
+        let replays = Arc::new(ReplayCache::none(Duration::from_secs(3600)));
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
         let open = |port| RequestSocket::open(GROUP, port, rules, Some(key())).unwrap();
-        let socket = open(11_236).shielded(limits, Arc::clone(&seen));
+        let socket = open(11_236).rate_limited(limits, Arc::clone(&replays));
         let signed = |n: u8| {
             let mut request = Request { random: [n; 6], ..request() };
             key().sign(HashKind::Sha256, &mut request);
@@ -518,7 +520,7 @@ mod tests {
         let judge = |request: &Request| socket.judge(request.as_bytes(), [127, 0, 0, 1].into()).map(|_| ());
         assert_eq!(judge(&signed(1)), Ok(()));
         // As the pipeline does it; and the other way in may have done so, too.
-        assert!(seen.is_new(*DatagramId::of(&signed(1)).unwrap(), None, false));
+        assert!(replays.is_new(*DatagramId::of(&signed(1)).unwrap(), None, false));
         assert_eq!(judge(&signed(1)), Err(Verdict::Replay));
         assert_eq!(judge(&signed(2)), Ok(()));
         assert_eq!(judge(&signed(3)), Ok(()));
@@ -528,7 +530,7 @@ mod tests {
             assert_eq!(judge(&forged(n)), Err(Verdict::Digest));
         }
         // One that was never right, of which there may be two wrong ones in all.
-        let strangers = open(11_237).shielded(limits, seen);
+        let strangers = open(11_237).rate_limited(limits, replays);
         let mut verdicts = (1..=3_u8).map(|n| {
             let mut request = forged(n);
             request.address[3] = n;
@@ -547,16 +549,16 @@ mod tests {
         let limits = Limits { failures: only(9), strangers: only(2), deliveries: only(9), replay_window_ns: hour };
         let scratch = tempfile::tempdir().unwrap();
         let daemon = |port| {
-            let seen = Arc::new(Seen::open(scratch.path(), Duration::from_secs(3600)));
-            (open(port).unwrap().shielded(limits, Arc::clone(&seen)), seen)
+            let replays = Arc::new(ReplayCache::open(scratch.path(), Duration::from_secs(3600)));
+            (open(port).unwrap().rate_limited(limits, Arc::clone(&replays)), replays)
         };
-        let (socket, seen) = daemon(11_238);
+        let (socket, replays) = daemon(11_238);
         send(request().as_bytes(), SocketAddr::new(GROUP, 11_238));
         let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
         // As the pipeline does it.
-        assert!(seen.is_new(verified.datagram_id().unwrap(), verified.sender(), false));
-        drop((socket, seen));
-        let (socket, _seen) = daemon(11_239);
+        assert!(replays.is_new(verified.datagram_id().unwrap(), verified.sender(), false));
+        drop((socket, replays));
+        let (socket, _replays) = daemon(11_239);
         for n in 2..9_u8 {
             let mut forged = Request { hash: [n; 64], ..request() };
             forged.address[3] = n;

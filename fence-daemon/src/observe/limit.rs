@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
+
+use fence_common::sync::lock;
 
 use crate::clock::Moment;
 
@@ -67,7 +69,7 @@ impl LogLimit {
 
     /// Whether a line may be logged at `now`; if so, how many were held back since the last one.
     pub fn allow(&self, now: Moment) -> Option<u64> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.pace, now)
+        lock(&self.bucket).take(self.pace, now)
     }
 }
 
@@ -97,7 +99,7 @@ impl SourceLimit {
     /// Whether a line about `source` may be logged at `now`; if so, how many about it were held back since the last one.
     pub fn allow(&self, source: IpAddr, now: Moment) -> Option<u64> {
         let pace = self.pace;
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = lock(&self.buckets);
         let Buckets { own, shared } = &mut *buckets;
         if own.len() >= SOURCES && !own.contains_key(&source) {
             // A bucket that is full again, and owes nobody a number, is as good as none.

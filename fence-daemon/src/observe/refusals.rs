@@ -4,15 +4,12 @@
 //! minutes names the last few of them, however many datagrams anybody sends.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
-use fence_common::verdict::Verdict;
 use fence_common::words::counted;
 
 use super::sources::RefusedView;
 use crate::clock::Moment;
-use crate::control::inspector::Inspector;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_secs(10);
@@ -21,12 +18,12 @@ const BETWEEN: Duration = Duration::from_secs(600);
 /// How many are named.
 const NAMED: usize = 4;
 
-/// Looks, and tells, for as long as it is polled.
-pub async fn watch(inspector: Arc<Inspector>) {
+/// Looks at who was `refused`, and tells, for as long as it is polled.
+pub async fn watch(refused: impl Fn() -> Vec<RefusedView>) {
     let mut told = Teller::default();
     loop {
         tokio::time::sleep(LOOK).await;
-        if let Some(line) = told.line(&inspector.refused(), Moment::now()) {
+        if let Some(line) = told.line(&refused(), Moment::now()) {
             tracing::warn!("{line}");
         }
     }
@@ -40,7 +37,7 @@ impl Teller {
     /// What is to be told, if anything is new and it is time.
     fn line(&mut self, refused: &[RefusedView], now: Moment) -> Option<String> {
         let is_new =
-            |one: &&RefusedView| self.0.is_none_or(|told| one.last_seen > told) && cause(one.verdict).is_some();
+            |one: &&RefusedView| self.0.is_none_or(|told| one.last_seen > told) && one.verdict.cause().is_some();
         let new: Vec<_> = refused.iter().filter(is_new).collect();
         if new.is_empty() || self.0.is_some_and(|told| now.since(told) < BETWEEN) {
             return None;
@@ -50,7 +47,7 @@ impl Teller {
         for one in new.iter().take(NAMED) {
             let mac = one.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
             let mac = mac.map(|mac| format!(" ({mac})")).unwrap_or_default();
-            let cause = cause(one.verdict).unwrap_or_default();
+            let cause = one.verdict.cause().unwrap_or_default();
             let _ = write!(line, " {} of {}{mac}: {cause};", counted(one.count, "request"), one.address);
         }
         match new.len().checked_sub(NAMED).filter(|more| *more > 0) {
@@ -66,48 +63,10 @@ impl Teller {
     }
 }
 
-/// What is wrong with a guest whose requests are refused for this; `None` where no client sends such a thing.
-#[must_use]
-pub fn cause(verdict: Verdict) -> Option<&'static str> {
-    match verdict {
-        Verdict::Unsigned => Some(
-            "they have no digest, because the guest's key file /etc/cluster/fence_xvm.key is missing (fence_xvm does not say so), \
-             or because it asks with `-c none`",
-        ),
-        Verdict::HashWeak => Some("their digest is weaker than `hash` demands, see `fence_xvm -c` there"),
-        Verdict::Source => Some(
-            "they ask to be called back elsewhere than they come from; behind NAT that takes `strict_source = \"no\";`",
-        ),
-        Verdict::Op
-        | Verdict::HashUnknown
-        | Verdict::Domain
-        | Verdict::Port
-        | Verdict::Family
-        | Verdict::Address
-        | Verdict::Delivered
-        | Verdict::RingFull
-        | Verdict::Stale
-        | Verdict::Busy
-        | Verdict::Options
-        | Verdict::Fragment
-        | Verdict::Extension
-        | Verdict::Malformed
-        | Verdict::Gso
-        | Verdict::Martian
-        | Verdict::ForeignVlan
-        | Verdict::Length
-        | Verdict::SourceLimit
-        | Verdict::GlobalLimit
-        | Verdict::Replay
-        | Verdict::Digest
-        | Verdict::DeliveryLimit
-        | Verdict::RingReserve
-        | Verdict::NotOurs => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use fence_common::verdict::Verdict;
+
     use super::*;
 
     fn at(seconds: u64) -> Moment {

@@ -6,14 +6,15 @@ use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use fence_common::sync::lock;
+use fence_common::target::Target;
 use fence_common::wire::Op;
 
 use super::histogram::Histogram;
 use super::steps::Steps;
 use crate::clock::Moment;
-use crate::intake::{Verified, Via};
 
 /// How many requests are remembered.
 pub const RECENT: usize = 64;
@@ -27,6 +28,43 @@ pub const STEPS: [&str; 4] = ["verified", "called_back", "dead", "replied"];
 /// A request that is being served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(u64);
+
+/// The way that a request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// Through the kernel program and its ring buffer, whether that is attached as XDP or as tc.
+    Kernel,
+    /// Through the UDP socket.
+    Socket,
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Socket => "socket",
+        })
+    }
+}
+
+/// What is noted of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'r> {
+    /// What is asked.
+    pub op: Op,
+    /// Of which domain.
+    pub target: Option<&'r Target>,
+    /// Where it is to be called back.
+    pub client: SocketAddr,
+    /// The client's number for it.
+    pub seqno: u32,
+    /// How it came.
+    pub via: Via,
+    /// When its datagram arrived.
+    pub arrived: Moment,
+    /// When its digest was known to be right.
+    pub verified: Moment,
+}
 
 /// What came of a request.
 #[derive(Clone, Debug)]
@@ -174,7 +212,7 @@ impl Default for Requests {
 }
 
 impl Kept {
-    fn enter(&mut self, request: &Verified, end: Option<(Moment, &'static str, String)>) -> Slot {
+    fn enter(&mut self, request: About<'_>, end: Option<(Moment, &'static str, String)>) -> Slot {
         let number = self.next;
         self.next += 1;
         if self.recent.len() >= RECENT {
@@ -182,14 +220,14 @@ impl Kept {
         }
         self.recent.push_back(Entry {
             number,
-            op: request.op(),
-            domain: request.target().map(Text::of),
-            client: request.caller(),
-            seqno: request.seqno(),
-            via: request.via(),
+            op: request.op,
+            domain: request.target.map(Text::of),
+            client: request.client,
+            seqno: request.seqno,
+            via: request.via,
             steps: Steps {
-                arrived: request.arrived(),
-                verified: request.verified(),
+                arrived: request.arrived,
+                verified: request.verified,
                 called_back: None,
                 dead: None,
                 replied: None,
@@ -220,12 +258,12 @@ impl Kept {
 
 impl Requests {
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// A request begins to be served.
     #[must_use]
-    pub fn begin(&self, request: &Verified) -> Slot {
+    pub fn begin(&self, request: About<'_>) -> Slot {
         let mut kept = self.kept();
         kept.tally.in_progress += 1;
         kept.enter(request, None)
@@ -261,7 +299,7 @@ impl Requests {
     }
 
     /// One was not begun.
-    pub fn turn_away(&self, request: &Verified, why: &'static str) {
+    pub fn turn_away(&self, request: About<'_>, why: &'static str) {
         let mut kept = self.kept();
         kept.tally.turned_away += 1;
         kept.enter(request, Some((Moment::now(), "not begun", why.to_owned())));
@@ -318,26 +356,18 @@ impl Requests {
 mod tests {
     use std::time::Duration;
 
-    use fence_common::wire::{FAMILY_V4, Request};
-    use zerocopy::FromZeros;
-
     use super::*;
 
-    fn request(op: Op, domain: &[u8]) -> Verified {
-        let mut wire = Request::new_zeroed();
-        wire.op = op.to_wire();
-        wire.family = FAMILY_V4.into();
-        wire.port = 1229.into();
-        wire.address[..4].copy_from_slice(&[192, 168, 122, 11]);
-        wire.domain[..domain.len()].copy_from_slice(domain);
-        Verified::dangerous_for_test(&wire, None)
+    fn request(op: Op, target: &Target) -> About<'_> {
+        let (client, now) = (SocketAddr::from(([192, 168, 122, 11], 1229)), Moment::now());
+        About { op, target: Some(target), client, seqno: 7, via: Via::Socket, arrived: now, verified: now }
     }
 
-    fn answered(request: &Verified, dead: u64, replied: u64) -> Ended {
-        let after = |micros| Some(request.arrived().plus(Duration::from_micros(micros)));
+    fn answered(request: About<'_>, dead: u64, replied: u64) -> Ended {
+        let after = |micros| Some(request.arrived.plus(Duration::from_micros(micros)));
         let steps = Steps {
-            arrived: request.arrived(),
-            verified: request.arrived().plus(Duration::from_micros(50)),
+            arrived: request.arrived,
+            verified: request.arrived.plus(Duration::from_micros(50)),
             called_back: after(300),
             dead: after(dead),
             replied: after(replied),
@@ -348,15 +378,16 @@ mod tests {
     #[test]
     fn a_request_is_seen_from_its_beginning_to_its_end() {
         let requests = Requests::default();
-        let off = request(Op::Off, b"node\n1");
-        let slot = requests.begin(&off);
+        let target = Target::Name("node\n1".to_owned());
+        let off = request(Op::Off, &target);
+        let slot = requests.begin(off);
         requests.called_back(slot, Moment::now());
         let seen = requests.recent().remove(0);
         assert_eq!((seen.op, seen.domain.as_deref(), seen.client.port()), (Op::Off, Some("node\\n1"), 1229));
         assert!(seen.end.is_none() && seen.steps.called_back.is_some() && seen.steps.replied.is_none());
         assert_eq!(requests.tally(), Tally { in_progress: 1, ..Tally::default() });
 
-        requests.over(slot, Op::Off, answered(&off, 2000, 2100));
+        requests.over(slot, Op::Off, answered(off, 2000, 2100));
         let seen = requests.recent().remove(0);
         assert!(matches!(seen.end, Some((_, "success", _))), "{seen:?}");
         assert_eq!(requests.tally(), Tally { answered: 1, ..Tally::default() });
@@ -375,13 +406,14 @@ mod tests {
     #[test]
     fn only_the_last_ones_are_remembered_and_all_are_counted() {
         let requests = Requests::default();
-        let status = request(Op::Status, b"x");
-        let slots: Vec<_> = (0..RECENT + 10).map(|_| requests.begin(&status)).collect();
+        let target = Target::Name("x".to_owned());
+        let status = request(Op::Status, &target);
+        let slots: Vec<_> = (0..RECENT + 10).map(|_| requests.begin(status)).collect();
         // The first ones are forgotten already: their end is counted, and nobody else's.
         for slot in &slots[..20] {
             requests.over(*slot, Op::Status, Ended::unanswered("call-back failed", "nobody there"));
         }
-        requests.turn_away(&status, "too late");
+        requests.turn_away(status, "too late");
         requests.copy();
         requests.replay();
         requests.replay();

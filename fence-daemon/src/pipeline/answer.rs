@@ -12,8 +12,8 @@ use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
 use crate::hypervisor::{Asker, Deadline, Detail, Outcome};
-use crate::intake::Verified;
-use crate::policy::{self, Authorized};
+use crate::intake::request::Verified;
+use crate::policy::{self, Authorized, Denied};
 
 /// For how long `monitor` waits for a connection to a libvirt that is being restarted. Its client waits for 30 s, and Pacemaker for 20 s.
 const RENEWAL: Duration = Duration::from_secs(8);
@@ -78,33 +78,28 @@ impl Shared {
     ///
     /// # Errors
     /// The answer to a peer that may have nothing.
-    pub(super) fn permit(&self, request: &Verified, peer: &Authenticated) -> Result<Permitted, Answer> {
-        match request.op() {
+    pub(super) fn permit(&self, peer: &Authenticated) -> Result<Permitted, Answer> {
+        match peer.request().op() {
             Op::Null | Op::DevStatus | Op::HostList => Ok(Permitted::Question),
-            op @ (Op::Off | Op::Reboot | Op::On | Op::Status) => {
-                let Some(target) = request.target() else {
-                    return Err(Answer::refused(Reply::Failure, "the request names no domain"));
-                };
-                policy::authorize(&self.groups, peer, op, target.clone())
-                    .map(Permitted::Order)
-                    .map_err(|denied| Answer::refused(Reply::PermissionDenied, denied.to_string()))
+            Op::Off | Op::Reboot | Op::On | Op::Status => {
+                policy::authorize(&self.groups, peer).map(Permitted::Order).map_err(|denied| {
+                    let reply = match denied {
+                        Denied::NoDomain => Reply::Failure,
+                        Denied::NotInAGroup { .. } | Denied::NotWithThisKey { .. } => Reply::PermissionDenied,
+                    };
+                    Answer::refused(reply, denied.to_string())
+                })
             }
         }
     }
 
     /// The answer, which is a failure when it is not there before the daemon stops.
-    pub(super) async fn answer(
-        &self,
-        request: &Verified,
-        peer: &Authenticated,
-        permitted: Permitted,
-        stopping: &mut Stopping,
-    ) -> Answer {
-        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(request.arrived()));
+    pub(super) async fn answer(&self, peer: &Authenticated, permitted: Permitted, stopping: &mut Stopping) -> Answer {
+        let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(peer.request().arrived()));
         let deadline = Deadline::at(Instant::now() + left);
         tokio::select! {
             biased;
-            answer = self.whole_answer(request, peer, permitted, &deadline) => answer,
+            answer = self.whole_answer(peer, permitted, &deadline) => answer,
             () = stopped(stopping) => {
                 // Its claim is on record, so the next daemon does not begin it anew; what has begun is in force.
                 deadline.call_off();
@@ -113,15 +108,9 @@ impl Shared {
         }
     }
 
-    async fn whole_answer(
-        &self,
-        request: &Verified,
-        peer: &Authenticated,
-        permitted: Permitted,
-        deadline: &Deadline,
-    ) -> Answer {
-        match (permitted, request.op()) {
-            (Permitted::Order(order), _) => self.carry_out(order, request, deadline).await,
+    async fn whole_answer(&self, peer: &Authenticated, permitted: Permitted, deadline: &Deadline) -> Answer {
+        match (permitted, peer.request().op()) {
+            (Permitted::Order(order), _) => self.carry_out(order, peer.request(), deadline).await,
             (Permitted::Question, Op::DevStatus) if self.hypervisors.any_connected_within(RENEWAL).await => {
                 Answer::reply(Reply::Success, "a hypervisor is connected", Tone::Asked)
             }
@@ -166,7 +155,7 @@ impl Shared {
         }
         let mut bytes = vec![HOST_LIST];
         let mut count = 0;
-        for domain in listing.domains.iter().filter(|d| policy::may_see(&self.groups, peer, &d.name, d.uuid)) {
+        for domain in listing.domains.iter().filter(|d| self.groups.may_see(peer.owner(), peer.ip(), &d.name, d.uuid)) {
             let record = HostRecord::new(&domain.name, &domain.uuid.to_string(), domain.state);
             bytes.extend_from_slice(record.as_bytes());
             count += 1;

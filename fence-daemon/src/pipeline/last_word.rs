@@ -6,12 +6,11 @@ use fence_common::ledger::{Claim, Denial};
 use tracing::{info, warn};
 
 use super::answer::{Answer, Tone};
-use super::turn::Turn;
+use super::deferral::Deferral;
 use super::{Shared, domain};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
 use crate::fault::{self, Point};
-use crate::intake::Verified;
 use crate::observe::requests::Ended;
 use crate::observe::steps::Steps;
 
@@ -28,12 +27,11 @@ impl Shared {
     /// Says the answer, unless the peer may be one that has asked something else, and tells the log.
     pub(super) async fn finish(
         &self,
-        request: &Verified,
         peer: Authenticated,
         held: Held,
         answer: Answer,
         mut steps: Steps,
-        turn: Turn,
+        deferral: Deferral,
     ) -> Ended {
         self.backlog.read().await;
         let superseded = match &held {
@@ -42,7 +40,12 @@ impl Shared {
             Held::Nothing => false,
         };
         fault::point(Point::BeforeReply);
-        let sent = if superseded { None } else { Some(peer.reply(&answer.bytes).await) };
+        let (request, sent) = if superseded {
+            (peer.dismiss(), None)
+        } else {
+            let (request, sent) = peer.reply(&answer.bytes).await;
+            (request, Some(sent))
+        };
         fault::point(Point::AfterReply);
         let now = Moment::now();
         match held {
@@ -52,12 +55,12 @@ impl Shared {
         }
         steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
         let (reply, note) = told(answer.result, sent.as_ref());
-        let waited = turn.waited();
+        let waited = deferral.waited();
         macro_rules! tell {
             ($level:ident, $held_back:expr) => {
                 $level!(
                     op = %request.op().name(),
-                    domain = %domain(request),
+                    domain = %domain(&request),
                     source = %request.caller().ip(),
                     seqno = request.seqno(),
                     via = %request.via(),

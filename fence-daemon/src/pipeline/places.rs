@@ -4,8 +4,9 @@
 //! at all of them, would need as many requests in that time as there are places.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use fence_common::sync::lock;
 use tokio::sync::Notify;
 
 /// The requests that nobody has authenticated yet, in the order that they came in.
@@ -48,6 +49,6 @@ impl Unproven {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
+use fence_common::target::Target;
 use fence_common::wire::{FAMILY_V4, HASH_LEN, HOST_LIST, HostRecord, Op, Request};
+use fence_config::Group;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,9 +21,7 @@ use zerocopy::{FromBytes, FromZeros};
 
 use super::last_word::told;
 use super::*;
-use crate::config::Group;
 use crate::hypervisor::Presence;
-use crate::policy::Target;
 
 const AUTH: HashKind = HashKind::Sha256;
 const SOON: Duration = Duration::from_secs(20);
@@ -46,8 +46,7 @@ async fn pipeline_behind(groups: Groups, backlog: Backlog) -> (Pipeline, Hypervi
     };
     let mut file = std::fs::File::create(&node).unwrap();
     write!(file, "<node>{}{}</node>", domain("one", '1'), domain("two", '2')).unwrap();
-    let hypervisors =
-        Hypervisors::start(&[format!("test://{}", node.display())], crate::hypervisor::Options::default());
+    let hypervisors = Hypervisors::start(&[format!("test://{}", node.display())], fence_config::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
     let callback = Callback::new(AUTH);
     let (claims, requests) = (Claims::none(), Arc::default());
@@ -56,8 +55,8 @@ async fn pipeline_behind(groups: Groups, backlog: Backlog) -> (Pipeline, Hypervi
 }
 
 /// A memory of datagrams that is not written down.
-fn unwritten() -> Arc<Seen> {
-    Arc::new(Seen::none(Duration::from_secs(60)))
+fn unwritten() -> Arc<ReplayCache> {
+    Arc::new(ReplayCache::none(Duration::from_secs(60)))
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {

@@ -15,35 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::setpriority_process;
 use rustix::thread::{CapabilitySet, capabilities};
 
-/// How the daemon's threads compete for processors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Priority {
-    /// As any process.
-    Normal,
-    /// Before any ordinary process (nice -20). A flood of requests can still not starve the host.
-    #[default]
-    High,
-    /// Before all ordinary processes, whatever they do (`SCHED_RR`, the lowest of the real-time priorities). For hosts where guests may use
-    /// up all processors, and with the kernel program in the way of floods.
-    Realtime,
-}
-
-/// What is to be asked of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stress {
-    /// Keep the daemon's pages in memory.
-    pub lock_memory: bool,
-    /// How its threads compete.
-    pub priority: Priority,
-    /// Have other processes killed first when memory runs out.
-    pub oom_protect: bool,
-}
-
-impl Default for Stress {
-    fn default() -> Self {
-        Self { lock_memory: true, priority: Priority::default(), oom_protect: true }
-    }
-}
+use fence_config::{Priority, Stress};
 
 /// Below sshd's and systemd's own -1000: should this daemon ever be what eats the memory, the kernel must be able to end it.
 const OOM_SCORE: &str = "-900";
@@ -60,55 +32,53 @@ const OOM_UNPROTECTED: &str = "0";
 /// Names this process in `/proc`, for reads and writes of its OOM score.
 const OOM_SCORE_FILE: &CStr = c"/proc/self/oom_score_adj";
 
-impl Stress {
-    /// Asks the kernel for what is configured, and for nothing else. Call it before other threads are started: they inherit it.
-    /// Children of the process do not. Returns what was refused and how that can be mended, to be logged.
-    #[must_use]
-    pub fn apply(self) -> Vec<String> {
-        let mut refused = Vec::new();
-        let mut ask = |what: &str, ask: &dyn Fn() -> io::Result<()>, remedy: &str| {
-            if let Err(error) = ask() {
-                refused.push(format!("cannot {what}: {error} ({remedy})"));
-            }
-        };
-        if self.lock_memory {
-            ask(
-                "lock memory",
-                &lock_memory,
-                "it takes CAP_IPC_LOCK or a higher `ulimit -l`; `lock_memory = \"no\";` in section fence_virtd asks for none",
-            );
+/// Asks the kernel for what is configured, and for nothing else. Call it before other threads are started: they inherit it.
+/// Children of the process do not. Returns what was refused and how that can be mended, to be logged.
+#[must_use]
+pub fn apply(stress: Stress) -> Vec<String> {
+    let mut refused = Vec::new();
+    let mut ask = |what: &str, ask: &dyn Fn() -> io::Result<()>, remedy: &str| {
+        if let Err(error) = ask() {
+            refused.push(format!("cannot {what}: {error} ({remedy})"));
         }
-        match self.priority {
-            Priority::Normal => {}
-            Priority::High => ask(
-                "raise the priority",
-                &|| Ok(setpriority_process(None, NICE)?),
-                "it takes CAP_SYS_NICE; `priority = \"normal\";` in section fence_virtd asks for none",
-            ),
-            Priority::Realtime => ask(
-                "get a real-time priority",
-                &realtime,
-                "it takes CAP_SYS_NICE, and a cgroup with real-time time; `priority = \"high\";` in section fence_virtd does with less",
-            ),
-        }
-        if self.oom_protect {
-            ask(
-                "be spared when memory runs out",
-                &protect_from_oom,
-                "it takes CAP_SYS_RESOURCE; `oom_protect = \"no\";` in section fence_virtd asks for none",
-            );
-        } else {
-            ask(
-                "give up the protection that the systemd unit gives when memory runs out",
-                &unprotect_from_oom,
-                "set `OOMScoreAdjust=0` in a drop-in of the unit",
-            );
-        }
-        if self != NOTHING {
-            ask("keep children from inheriting this", &spare_children, "the ssh of a remote URI has it too");
-        }
-        refused
+    };
+    if stress.lock_memory {
+        ask(
+            "lock memory",
+            &lock_memory,
+            "it takes CAP_IPC_LOCK or a higher `ulimit -l`; `lock_memory = \"no\";` in section fence_virtd asks for none",
+        );
     }
+    match stress.priority {
+        Priority::Normal => {}
+        Priority::High => ask(
+            "raise the priority",
+            &|| Ok(setpriority_process(None, NICE)?),
+            "it takes CAP_SYS_NICE; `priority = \"normal\";` in section fence_virtd asks for none",
+        ),
+        Priority::Realtime => ask(
+            "get a real-time priority",
+            &realtime,
+            "it takes CAP_SYS_NICE, and a cgroup with real-time time; `priority = \"high\";` in section fence_virtd does with less",
+        ),
+    }
+    if stress.oom_protect {
+        ask(
+            "be spared when memory runs out",
+            &protect_from_oom,
+            "it takes CAP_SYS_RESOURCE; `oom_protect = \"no\";` in section fence_virtd asks for none",
+        );
+    } else {
+        ask(
+            "give up the protection that the systemd unit gives when memory runs out",
+            &unprotect_from_oom,
+            "set `OOMScoreAdjust=0` in a drop-in of the unit",
+        );
+    }
+    if stress != NOTHING {
+        ask("keep children from inheriting this", &spare_children, "the ssh of a remote URI has it too");
+    }
+    refused
 }
 
 /// A daemon that competes as any process does.
@@ -187,6 +157,6 @@ mod tests {
     #[test]
     fn nothing_that_is_not_asked_for_is_done_or_refused() {
         let nothing = Stress { lock_memory: false, priority: Priority::Normal, oom_protect: false };
-        assert_eq!(nothing.apply(), Vec::<String>::new());
+        assert_eq!(apply(nothing), Vec::<String>::new());
     }
 }

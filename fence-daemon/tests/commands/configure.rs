@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fence_daemon::config::Groups;
+use fence_config::Groups;
 
 use crate::program::{Dir, Run, mode, parse, run};
 

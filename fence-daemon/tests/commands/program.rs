@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use fence_daemon::config::{self, Config, Source, Warnings};
+use fence_config::{self as config, Config, Source, Warnings};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_fence-daemon");
 

@@ -161,7 +161,7 @@ fn top_leaves_the_terminal_as_it_was_when_it_is_told_to_end_by_a_signal() {
 #[test]
 fn a_panic_leaves_the_terminal_as_it_was() {
     if std::env::var_os(PANIC).is_some() {
-        let _ = fence_daemon::top::with_terminal(|_| panic!("on purpose"));
+        let _ = fence_client::top::with_terminal(|_| panic!("on purpose"));
         return;
     }
     let this = std::env::current_exe().unwrap();

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::wire::DEFAULT_PORT;
-use fence_daemon::intake::interface::Wanted;
 use fence_daemon::intake::kernel::Mode;
 use fence_daemon::intake::links::{Changes, Links};
 use fence_daemon::intake::listener::{Follower, Listener};
 use fence_daemon::intake::socket::{RequestSocket, SocketError};
+use fence_net::interface::Wanted;
 
 use crate::attach::{route_multicast, tcx_on};
 use crate::bench::{RULES, in_namespace, ip, key, load};

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 use fence_daemon::clock::Moment;
-use fence_daemon::intake::interface::Interface;
 use fence_daemon::intake::kernel::{KernelProgram, Mode, Ring};
 use fence_daemon::intake::socket::RequestSocket;
+use fence_net::interface::Interface;
 
 use crate::bench::{RULES, in_namespace, ip, key, load};
 use crate::frames::{Cable, Frame, UdpChecksum};

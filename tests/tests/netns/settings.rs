@@ -136,11 +136,11 @@ fn each_value_of_attach_is_how_the_program_is_attached() -> Result<()> {
     Ok(())
 }
 
-/// A daemon with these keys in section `shield`, in the kernel or at the socket.
-fn shielded(bench: &Bench, attach: &'static str, keys: &str) -> Result<Server> {
+/// A daemon with these keys in section `rate_limit`, in the kernel or at the socket.
+fn rate_limited(bench: &Bench, attach: &'static str, keys: &str) -> Result<Server> {
     let text = bench.config(attach).render();
-    let text = text.replacen('{', &format!("{{\n\tshield {{ {keys} }}"), 1);
-    let file = bench.hypervisor.write("shield.conf", text.as_bytes())?;
+    let text = text.replacen('{', &format!("{{\n\trate_limit {{ {keys} }}"), 1);
+    let file = bench.hypervisor.write("rate_limit.conf", text.as_bytes())?;
     let mut server = Server::spawn_with_file(&bench.hypervisor, &Which::ours()?, &file, 1229, &[])?;
     server.wait_ready(START_LIMIT)?;
     Ok(server)
@@ -150,7 +150,7 @@ fn shielded(bench: &Bench, attach: &'static str, keys: &str) -> Result<Server> {
 fn counted(bench: &Bench, name: &str) -> Result<u64> {
     let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
     let mut command = Command::new(daemon);
-    command.args(["-f", &bench.hypervisor.path("shield.conf"), "status", "--json"]);
+    command.args(["-f", &bench.hypervisor.path("rate_limit.conf"), "status", "--json"]);
     let asked = run(bench.hypervisor.space(), &mut command, SURELY)?;
     let report: Value = serde_json::from_str(&asked.stdout).with_context(|| format!("{asked:?}"))?;
     let number = |pointer: &str| report.pointer(&format!("{pointer}/{name}")).and_then(Value::as_u64).unwrap_or(0);
@@ -161,7 +161,7 @@ fn counted(bench: &Bench, name: &str) -> Result<u64> {
 fn refused(bench: &Bench, attach: &'static str, keys: &str, right: bool, name: &str) -> Result<u64> {
     // A sender that an earlier daemon trusts is not bounded by what others send in its name.
     let _ = std::fs::remove_file(bench.hypervisor.outside("/run/fence-xdp/trusted"));
-    let _server = shielded(bench, attach, keys)?;
+    let _server = rate_limited(bench, attach, keys)?;
     let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
     for _ in 0..MANY {
         let request = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
@@ -181,7 +181,7 @@ fn refused(bench: &Bench, attach: &'static str, keys: &str, right: bool, name: &
 }
 
 #[test]
-fn each_bound_of_the_shield_is_the_configured_one() -> Result<()> {
+fn each_rate_limit_is_the_configured_one() -> Result<()> {
     let bench = Bench::new()?;
     let (wrong, right) = (false, true);
     for attach in ["generic", "off"] {
@@ -209,7 +209,7 @@ fn each_bound_of_the_shield_is_the_configured_one() -> Result<()> {
 fn a_copy_is_refused_within_the_replay_window_and_not_after_it() -> Result<()> {
     const SHORTEST: Duration = Duration::from_secs(60);
     let bench = Bench::new()?;
-    let _server = shielded(&bench, "generic", "replay_window = \"1m\";")?;
+    let _server = rate_limited(&bench, "generic", "replay_window = \"1m\";")?;
     let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
     let request = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
     let send = || peer.send_bytes(zerocopy::IntoBytes::as_bytes(&request));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use fence_common::target::Target;
 use fence_common::wire::{Op, Reply};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
@@ -24,7 +25,6 @@ use crate::hypervisor::libvirt::domain::{self, Power, Source, Started};
 use crate::hypervisor::libvirt::error::CallError;
 use crate::hypervisor::libvirt::link::Lane;
 use crate::hypervisor::{Inner, Kill, RebootReply};
-use crate::policy::Target;
 
 /// How long libvirt's own destroy may keep the domain's lock after the kill: longer than its connection lives without an answer.
 const RECORD_LIMIT: Duration = Duration::from_secs(25);

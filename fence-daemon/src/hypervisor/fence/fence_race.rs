@@ -12,13 +12,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fence_net::neighbour::{self, Mac};
 use roxmltree::{Document, Node};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::clock::Moment;
-use crate::rtnetlink::neighbour::{self, Mac};
 
 /// How long after its arrival a request may still be carried out: for so long after a fence its victim's requests are looked out for.
 const KEEP: Duration = Duration::from_secs(30);

@@ -15,6 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::target::Target;
 use tokio::time::{Instant, timeout_at};
 
 use super::outcome::Identity;
@@ -25,7 +26,6 @@ use crate::hypervisor::Inner;
 use crate::hypervisor::known::disproof;
 use crate::hypervisor::known::query_all::{Survey, survey};
 use crate::hypervisor::libvirt::domain::{Power, Seen, Source};
-use crate::policy::Target;
 
 /// How long after its death a domain is started by the next daemon.
 const RECENT: Duration = Duration::from_secs(60);

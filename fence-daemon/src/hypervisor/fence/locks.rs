@@ -15,7 +15,7 @@ use uuid::Uuid;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::policy::Target;
+use fence_common::target::Target;
 
 type Slot = tokio::sync::Mutex<()>;
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fence_common::target::Target;
 use fence_common::wire::Reply;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -27,7 +28,6 @@ use crate::hypervisor::libvirt::error::CallError;
 use crate::hypervisor::libvirt::link::Lane;
 use crate::hypervisor::process::victim::Driver;
 use crate::hypervisor::{Inner, RebootMethod};
-use crate::policy::Target;
 
 /// Waits until what was killed for a reboot runs again, and answers accordingly.
 pub(crate) async fn started(inner: &Inner, outcome: Outcome, starting: &[(usize, Uuid)], by: Instant) -> Outcome {

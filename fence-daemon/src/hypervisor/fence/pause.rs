@@ -7,12 +7,6 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// The longest pause that can be chosen: of corosync's timeouts twice the longest that are in use.
-pub const PAUSE_MAX: Duration = Duration::from_secs(60);
-
-/// The longest one where a reboot is answered when the domain runs again: what is left of the time for an order is for kill and start.
-pub const PAUSE_MAX_ANSWERED: Duration = Duration::from_secs(10);
-
 /// The earliest moment at which a domain may be started again that has died at `died`; if that is not known, counted from now, which is later.
 pub(crate) fn end(pause: Duration, died: Option<Moment>) -> Moment {
     let now = Moment::now();

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fence_common::target::Target;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -28,7 +29,6 @@ use crate::hypervisor::known::presumed;
 use crate::hypervisor::libvirt::domain::{self, Source, Started};
 use crate::hypervisor::libvirt::error::CallError;
 use crate::hypervisor::libvirt::link::Lane;
-use crate::policy::Target;
 
 /// The first pause between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(250);

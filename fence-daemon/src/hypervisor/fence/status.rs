@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fence_common::target::Target;
 use fence_common::wire::Reply;
 
 use super::outcome::{Detail, Identity, Outcome};
@@ -14,7 +15,6 @@ use crate::hypervisor::known::table::Instance;
 use crate::hypervisor::libvirt::domain::{Power, Seen};
 use crate::hypervisor::libvirt::error::CallError;
 use crate::hypervisor::{Inner, Presence};
-use crate::policy::Target;
 
 /// Asks only: no lock, so that it never waits behind a kill.
 pub(crate) async fn status(inner: &Inner, target: &Target) -> Outcome {

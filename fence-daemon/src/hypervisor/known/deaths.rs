@@ -11,11 +11,11 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use fence_common::target::Target;
 use uuid::Uuid;
 
 use super::table::{Entry, Instance, Table};
 use crate::hypervisor::process::victim::{Driver, Job};
-use crate::policy::Target;
 
 /// What was seen to die.
 #[derive(Debug, Default)]

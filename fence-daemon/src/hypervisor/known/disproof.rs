@@ -5,12 +5,13 @@
 //! host. Containers do not move. A machine that ended here while its libvirtd was silent still stands in libvirt's record, without a
 //! migration; one of which there is no record may have moved before, and the veto stands.
 
+use fence_common::target::Target;
+
 use super::query_all::{Found, Survey, survey};
 use crate::hypervisor::Inner;
 use crate::hypervisor::libvirt::domain::{Power, Seen};
 use crate::hypervisor::process::host::{Remains, Whom};
 use crate::hypervisor::process::victim::Job;
-use crate::policy::Target;
 
 /// Asks all URIs, as [`survey`], and leaves out the last words that this host disproves.
 pub(crate) async fn ask(inner: &Inner, target: &Target, enough: fn(&Seen) -> bool) -> Survey {

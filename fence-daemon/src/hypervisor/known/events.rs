@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::target::Target;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -20,7 +21,6 @@ use crate::hypervisor::libvirt::error::CallError;
 use crate::hypervisor::libvirt::ffi::News;
 use crate::hypervisor::libvirt::link::Lane;
 use crate::hypervisor::process::victim::VictimError;
-use crate::policy::Target;
 
 /// Domains that are looked at at a time.
 const LOOKS_AT_ONCE: usize = 2;

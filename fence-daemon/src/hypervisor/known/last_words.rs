@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fence_common::target::Target;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -35,7 +36,6 @@ use uuid::Uuid;
 
 use crate::hypervisor::libvirt::connection::Uri;
 use crate::hypervisor::libvirt::domain::{Power, State};
-use crate::policy::Target;
 use crate::state;
 
 /// The file in the state directory.

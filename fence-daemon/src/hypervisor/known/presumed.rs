@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fence_common::target::Target;
 use fence_common::wire::Reply;
 use uuid::Uuid;
 
@@ -15,7 +16,6 @@ use crate::hypervisor::libvirt::error::CallError;
 use crate::hypervisor::process::host::{Cleared, Left, Look, Remains, Whom};
 use crate::hypervisor::process::victim::{Driver, Job};
 use crate::hypervisor::{Inner, Listing};
-use crate::policy::Target;
 
 /// `VIR_DOMAIN_RUNNING`: what a domain is whose process lives, and of which libvirt knows no state.
 const RUNNING: u8 = 1;

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use fence_common::target::Target;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -22,7 +23,6 @@ use crate::hypervisor::libvirt::connection::Uri;
 use crate::hypervisor::libvirt::domain::{self, Power, Seen, State};
 use crate::hypervisor::libvirt::error::CallError;
 use crate::hypervisor::libvirt::link::Lane;
-use crate::policy::Target;
 
 /// `VIR_DOMAIN_RUNNING`, as a host list has it.
 pub(crate) const RUNNING: u8 = 1;

@@ -23,6 +23,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fence_common::target::Target;
+use fence_net::neighbour::Mac;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -35,8 +37,6 @@ use crate::hypervisor::libvirt::domain::State;
 use crate::hypervisor::libvirt::link::Told;
 use crate::hypervisor::process::host::{Belongings, Disks, Running};
 use crate::hypervisor::process::victim::{Driver, Job, Victim};
-use crate::policy::Target;
-use crate::rtnetlink::neighbour::Mac;
 
 /// A domain.
 #[derive(Clone, Debug)]

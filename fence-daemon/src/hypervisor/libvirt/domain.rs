@@ -8,6 +8,8 @@ mod start;
 use std::fmt;
 use std::sync::Arc;
 
+use fence_common::target::Target;
+use fence_net::neighbour::Mac;
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -24,8 +26,6 @@ use crate::hypervisor::fence::fence_race;
 use crate::hypervisor::known::table::{Entry, Instance, Table};
 use crate::hypervisor::process::host::{Disks, Left};
 use crate::hypervisor::process::victim::{Driver, Victim, VictimError};
-use crate::policy::Target;
-use crate::rtnetlink::neighbour::Mac;
 
 /// libvirt's `virDomainState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 
+use fence_net::neighbour::Mac;
+
 use super::super::fence::fence_race::{Aim, Aimed};
 use super::*;
 use crate::clock::Moment;
-use crate::rtnetlink::neighbour::Mac;
 
 const ADDRESS: Mac = [0x52, 0x54, 0, 0, 0, 2];
 

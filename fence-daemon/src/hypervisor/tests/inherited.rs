@@ -1,9 +1,10 @@
 //! Restarts that a daemon has left behind when it died.
 
+use tempfile::{TempDir, tempdir};
+
 use super::*;
 use crate::clock::Moment;
 use crate::hypervisor::fence::record::{Record, Records};
-use tempfile::{TempDir, tempdir};
 
 /// Name, UUID, number of the instance, XML.
 type Left<'l> = (&'l str, u128, Option<u32>, Option<&'l str>);

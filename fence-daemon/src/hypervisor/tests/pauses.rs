@@ -1,9 +1,11 @@
 //! The pause between a domain's death and its start again.
 
+use fence_config::PAUSE_MAX_ANSWERED;
+use tempfile::tempdir;
+
 use super::inherited::{left_behind_by, none_is_left};
 use super::*;
 use crate::clock::Moment;
-use tempfile::tempdir;
 
 /// Long enough to be seen.
 const SHORT: Duration = Duration::from_millis(800);

@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use aya::programs::loaded_programs;
+use fence_net::interface::Interface;
+use fence_net::link::{self, Link};
 use netlink_packet_route::link::InfoKind;
 use nix::libc;
 
 use super::AttachedMode;
-use crate::intake::interface::Interface;
-use crate::rtnetlink::link::{self, Link};
 
 /// Creates the link that attaches the program to the interface. Closing the descriptor detaches it.
 ///

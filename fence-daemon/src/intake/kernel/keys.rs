@@ -5,7 +5,7 @@ use fence_common::boundary::name;
 use fence_common::digest::KeySlot;
 
 use super::{Error, map_error};
-use crate::keyring::Slots;
+use crate::intake::keyring::Slots;
 
 /// The map with the keys.
 pub struct KeyMap(pub(super) Array<MapData, [u8; size_of::<KeySlot>()]>);

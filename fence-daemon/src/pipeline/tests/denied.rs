@@ -1,7 +1,8 @@
 //! What the groups refuse takes nothing from what they permit.
 
+use fence_common::keys::KeyOwner;
+
 use super::*;
-use crate::keyring::KeyOwner;
 
 /// `127.0.0.1` may fence `one`, `127.0.0.2` only `two`.
 fn two_groups() -> Groups {

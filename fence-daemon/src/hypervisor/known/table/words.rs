@@ -1,12 +1,12 @@
 //! What a table says of a domain while its URI does not answer, or libvirt does not speak of the domain.
 
+use fence_common::target::Target;
 use uuid::Uuid;
 
 use super::{Entry, Instance, Table};
 use crate::hypervisor::known::last_words::Word;
 use crate::hypervisor::libvirt::domain::Power;
 use crate::hypervisor::process::victim::Job;
-use crate::policy::Target;
 
 impl Table {
     /// A domain that libvirt does not speak of any more, and of which a process lives.

@@ -3,8 +3,9 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use super::*;
 use tempfile::tempdir;
+
+use super::*;
 
 /// A process with these arguments that does nothing, and is gone with the test.
 struct Idle(Child);

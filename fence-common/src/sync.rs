@@ -1,0 +1,36 @@
+//! Locks of the standard library without their poison.
+//!
+//! A thread that panics with a lock poisons it. The data under this project's locks is whole between any
+//! two statements, and a daemon that stops fencing after one panic would be worse: the poison is ignored.
+
+use std::sync::{LockResult, Mutex, MutexGuard, PoisonError};
+
+/// Locks a mutex.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    unpoisoned(mutex.lock())
+}
+
+/// What a lock, or a wait for one, gives.
+pub fn unpoisoned<T>(result: LockResult<T>) -> T {
+    result.unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_another_thread_keeps_nobody_from_locking() {
+        let number = Mutex::new(1);
+        let panicked = std::thread::scope(|scope| {
+            let dies = || {
+                let _held = lock(&number);
+                std::panic::resume_unwind(std::boxed::Box::new("on purpose"));
+            };
+            scope.spawn(dies).join().is_err()
+        });
+        assert!(panicked && number.is_poisoned());
+        *lock(&number) += 1;
+        assert_eq!(unpoisoned(number.into_inner()), 2);
+    }
+}

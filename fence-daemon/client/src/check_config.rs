@@ -1,0 +1,112 @@
+//! `fence-daemon check-config`: the configuration as the daemon understands it, and what is doubtful about it on this host.
+//!
+//! What is printed is what counts: reading it again gives the same configuration. What has no effect (unknown keys, sections of
+//! other listeners) is not in it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fence_common::exit::{EXIT_START, EXIT_USAGE};
+use fence_config as config;
+use fence_config::{Config, Doubt, Groups, Source, Unmatched, Warnings, render};
+use fence_net::interface::{Interface, Wanted};
+use fence_net::taker::Taker;
+
+use crate::probe::Probe;
+use crate::screen::{complain, print, stderr_colours};
+
+/// How long libvirt may take to list its domains.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Checks, tells, and returns the exit code.
+#[must_use]
+pub fn run(file: &Path, probe: &dyn Probe) -> u8 {
+    let colours = stderr_colours();
+    let checked = config::read(file).and_then(|(bytes, warnings)| {
+        let (config, warnings) = config::parse(&Source::new(file, &bytes), warnings)?;
+        Ok((bytes, config, warnings))
+    });
+    let (bytes, config, mut warnings) = match checked {
+        Ok(checked) => checked,
+        Err(error) => {
+            complain(error.render(colours));
+            return EXIT_USAGE;
+        }
+    };
+    look_at_interface(&config, &mut warnings);
+    look_at_domains(&config, probe, &mut warnings);
+    let mut text = render::render(&config, &bytes);
+    let keys = config::key::load_all(&config.multicast, &mut warnings).and_then(|found| {
+        config::key::load_groups(&config.multicast, &config.groups, found.as_ref(), &mut warnings)?;
+        Ok(found)
+    });
+    if let Ok(Some(keys)) = &keys {
+        text.push_str(&render::key_note(&config.multicast, keys));
+    }
+    let is_written = print(&text);
+    match keys {
+        Ok(_) => {
+            if !warnings.is_empty() {
+                complain(warnings.render(colours));
+            }
+            if is_written { 0 } else { EXIT_START }
+        }
+        Err(error) => {
+            complain(config::unusable_key(&Source::new(file, &bytes), error, warnings).render(colours));
+            complain(format_args!(
+                "fence-daemon: the daemon would not start without the key (exit status {EXIT_USAGE})"
+            ));
+            EXIT_USAGE
+        }
+    }
+}
+
+/// Looks for the interface, and adds a doubt if the daemon would miss it now, or hear nothing on it.
+fn look_at_interface(config: &Config, warnings: &mut Warnings) {
+    let group = config.multicast.group;
+    let wanted = config.multicast.interface.clone().map_or(Wanted::Suitable(group), Wanted::Named);
+    if wanted.there().is_empty() {
+        warnings.push(None, Doubt::InterfaceMissing(config.multicast.interface.clone()));
+    }
+    let named = config.multicast.interface.as_deref().and_then(Interface::meant_by);
+    if let Some(interface) = named
+        && let Some(taker) = Taker::of(&interface)
+    {
+        let (interface, what, instead) = (interface.name, taker.to_string(), taker.help());
+        warnings.push(None, Doubt::InterfaceTaken { interface, what, instead });
+    }
+}
+
+/// Asks libvirt for its domains, and adds a doubt for each entry of a group that none of them has. Where a URI does not answer
+/// nothing can be said: the domain may be there.
+fn look_at_domains(config: &Config, probe: &dyn Probe, warnings: &mut Warnings) {
+    if config.groups == Groups::Everyone {
+        return;
+    }
+    let answers = probe.domains(&config.uris, LISTED_WITHIN);
+    let Ok(listed) = answers.into_iter().map(|(_, answer)| answer).collect::<Result<Vec<_>, _>>() else { return };
+    let domains: Vec<_> = listed.iter().flatten().map(|domain| (domain.name.as_str(), domain.uuid)).collect();
+    for Unmatched { group, entry } in config.groups.unmatched(&domains) {
+        warnings.push(None, Doubt::NoSuchDomain { group, entry });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_interface_is_doubtful_and_no_more() {
+        let file = b"fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
+        let (mut config, mut warnings) =
+            config::parse(&Source::new(Path::new("f"), file), Warnings::default()).unwrap();
+        config.multicast.interface = Some("lo".to_owned());
+        look_at_interface(&config, &mut warnings);
+        assert!(warnings.is_empty());
+        config.multicast.interface = Some("no-such-if".to_owned());
+        look_at_interface(&config, &mut warnings);
+        let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        assert!(said[0].contains("no-such-if") && said[0].contains("waits"), "{said:?}");
+        assert_eq!(said.len(), 1);
+    }
+}

@@ -1,0 +1,154 @@
+//! `fence-daemon doctor`: looks at everything that a fence needs, and says what is wrong with the command that mends it.
+//!
+//! Each check looks and judges apart: looking reads `/proc`, `/sys`, the control socket, or runs a program with a limit to its time; judging
+//! is plain code over what was seen. Nothing is changed. What cannot be told is said to be unknown, never to be well.
+
+pub mod bridge;
+pub mod daemon;
+pub mod defaults;
+pub mod exchange;
+pub mod finding;
+pub mod firewall;
+pub mod guest;
+pub mod host;
+pub mod interface;
+pub mod key;
+pub mod libvirt;
+pub mod page;
+pub mod port;
+pub mod program;
+pub mod sight;
+
+use std::path::{Path, PathBuf};
+
+use fence_common::wire::DEFAULT_PORT;
+use fence_config::{self as config, Config, ConfigError, DEFAULT_STATE_DIRECTORY, Doubt};
+use fence_control::client;
+
+use self::finding::{Diagnosis, Finding, Side, State};
+use self::firewall::Traffic;
+use crate::probe::Probe;
+use crate::screen;
+
+/// The exit code where something is wrong.
+pub const EXIT_WRONG: u8 = 1;
+
+/// What is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Whether this is a guest.
+    pub from_guest: bool,
+    /// A guest's key, where it is not in its usual place.
+    pub key: Option<PathBuf>,
+    /// Whether it is for a program.
+    pub json: bool,
+}
+
+/// Looks, tells, and returns the exit code.
+#[must_use]
+pub fn run(config: &Path, options: &Options, probe: &dyn Probe) -> u8 {
+    let diagnosis = if options.from_guest {
+        Diagnosis::new(Side::Guest, guest::check(config, options.key.as_deref()))
+    } else {
+        Diagnosis::new(Side::Hypervisor, hypervisor(config, probe))
+    };
+    let text = match serde_json::to_string(&diagnosis) {
+        Ok(json) if options.json => format!("{json}\n"),
+        _ => page::render(&diagnosis, screen::screen()),
+    };
+    let is_right = screen::print(&text) && diagnosis.verdict != State::Wrong;
+    if is_right { 0 } else { EXIT_WRONG }
+}
+
+/// The checks of a hypervisor, in the order of a request's way.
+fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = host::privileges().into_iter().collect();
+    let (config, told) = configuration(path);
+    findings.extend(told);
+    findings.extend(defaults::check());
+    let state = config.as_ref().and_then(|config| config.hypervisor.state.clone());
+    let state = state.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIRECTORY));
+    let answer = client::ask(&fence_control::path(&state)).and_then(|answer| client::parse(&answer));
+    let pid = answer.as_ref().ok().map(|report| report.daemon.pid);
+    let has_systemd = Path::new("/run/systemd/system").exists();
+
+    if let Some(config) = &config {
+        findings.extend(key::check_all(&config.multicast, &config.groups));
+    }
+    findings.extend(daemon::check(&answer, has_systemd));
+    findings.push(host::state_directory(&state, probe));
+    findings.extend(port::udp(config.as_ref().map_or(DEFAULT_PORT, |config| config.multicast.port), pid));
+    let Some(config) = config else {
+        findings.push(host::clock());
+        findings.extend(host::kernel(pid));
+        findings.extend(host::autostart());
+        return findings;
+    };
+
+    let multicast = &config.multicast;
+    let (seen, told) = interface::check(multicast);
+    findings.extend(told);
+    findings.extend(interface::membership(multicast.group, &seen, pid.is_some()));
+    for seen in &seen {
+        findings.extend(bridge::check(&seen.name));
+        if multicast.group.is_ipv4() {
+            findings.push(interface::rp_filter(&seen.name));
+        }
+    }
+    if let Ok(report) = &answer {
+        findings.extend(daemon::program(multicast.attach, report, |interface| probe.obstacle(interface)));
+    }
+    for seen in &seen {
+        let there = answer
+            .as_ref()
+            .ok()
+            .and_then(|report| report.listener.interfaces.iter().find(|there| seen.is_named(&there.name)));
+        let attached = there.is_some_and(|there| there.program.is_some());
+        findings
+            .extend(firewall::hypervisor(&Traffic { seen, group: multicast.group, port: multicast.port }, attached));
+    }
+    let ask = || client::ask(&fence_control::path(&state)).and_then(|answer| client::parse(&answer)).ok();
+    findings.extend(libvirt::check(&config.uris, probe, ask));
+    if let Ok(report) = &answer {
+        findings.extend(daemon::requests(report));
+    }
+    findings.push(host::clock());
+    findings.extend(host::kernel(pid));
+    findings.extend(host::autostart());
+    findings
+}
+
+/// The configuration, if the daemon would take it, and what is to be said about it. The key is another matter.
+fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
+    const CHECK: &str = "configuration";
+    let (config, warnings) = match config::load(path) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let (remedy, command) = match &error {
+                ConfigError::Unreadable { .. } => ("make one, or name another file with -f", "fence-daemon -c"),
+                ConfigError::TooLarge { .. } | ConfigError::Key(_) | ConfigError::Mistakes(_) => (
+                    "the daemon does not start with it: this shows the places, and what to write instead",
+                    "fence-daemon check-config",
+                ),
+            };
+            let command = format!("{command} -f {}", path.display());
+            return (None, vec![Finding::wrong(CHECK, error.to_string(), remedy).command(command)]);
+        }
+    };
+    let multicast = &config.multicast;
+    let interface = multicast.interface.as_deref().unwrap_or("every interface");
+    let mut findings = vec![Finding::ok(
+        CHECK,
+        format!("{}: {interface}, {} port {}", path.display(), multicast.group, multicast.port),
+    )];
+    for warning in &warnings {
+        let place = warning.place().map(|place| format!("{place}: ")).unwrap_or_default();
+        let (seen, help) = (format!("{place}{}", warning.doubt()), warning.doubt().help());
+        findings.push(if matches!(warning.doubt(), Doubt::ConfigWritable { .. }) {
+            Finding::warning(CHECK, seen, "whoever can change it can have every guest fenced").command(help)
+        } else {
+            Finding::warning(CHECK, seen, help)
+        });
+    }
+    (Some(config), findings)
+}

@@ -1,0 +1,320 @@
+//! What `top` shows of a report: lines, as many as the terminal has.
+
+use fence_control::report::Report;
+use ratatui::Frame;
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::Paragraph;
+
+use super::rates::{Counter, HISTORY, Rates};
+use crate::screen::bars;
+use crate::screen::table::{Look, Screen, Table, flexible, number, text};
+use crate::screen::words::{counters, harmless, meaning, micros, span, time_of_day};
+use crate::status::page::{Step, connection, look_of, requests};
+
+/// Counters that are shown at most: those that grow come first.
+const COUNTERS: usize = 8;
+/// The steps of requests that are shown.
+const STEPS: [Step; 2] = [("DEAD", |steps| steps.dead_us), ("REPLIED", |steps| steps.replied_us)];
+
+/// How a look is drawn. Without colours there is still bold and dim.
+fn style(look: Look, colours: bool) -> Style {
+    let style = Style::new();
+    let colour = |colour: Color| if colours { style.fg(colour) } else { style };
+    match look {
+        Look::Plain => style,
+        Look::Good => colour(Color::Green),
+        Look::Warn => colour(Color::Yellow),
+        Look::Bad => colour(Color::Red).add_modifier(Modifier::BOLD),
+        Look::Dim => style.add_modifier(Modifier::DIM),
+        Look::Heading => style.add_modifier(Modifier::BOLD),
+    }
+}
+
+fn line(parts: Vec<(Look, String)>, screen: Screen) -> Line<'static> {
+    Line::from_iter(parts.into_iter().map(|(look, text)| Span::styled(text, style(look, screen.colours))))
+}
+
+fn one(look: Look, text: &str, screen: Screen) -> Line<'static> {
+    let text = harmless(text);
+    let text = screen.width.map_or(text.clone(), |width| screen.cut(&text, width));
+    line(vec![(look, text)], screen)
+}
+
+/// What is to be shown.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The last report.
+    pub report: Option<Report>,
+    /// Why there is no newer one.
+    pub error: Option<String>,
+    /// How fast counters grow.
+    pub rates: Rates,
+}
+
+impl State {
+    /// The daemon has answered.
+    pub fn answered(&mut self, report: Report) {
+        self.rates.update(&report);
+        self.report = Some(report);
+        self.error = None;
+    }
+
+    /// Fills a terminal.
+    pub fn draw(&self, frame: &mut Frame<'_>, colours: bool, unicode: bool) {
+        let area = frame.area();
+        let screen = Screen { colours, width: Some(area.width.into()), unicode };
+        frame.render_widget(Paragraph::new(self.lines(screen, area.height.into())), area);
+    }
+
+    /// All lines; the last ones are the requests, of which there are as many as fit.
+    #[must_use]
+    pub fn lines(&self, screen: Screen, height: usize) -> Vec<Line<'static>> {
+        let mut lines = Vec::new();
+        if let Some(error) = &self.error {
+            lines.push(one(Look::Bad, &format!("no answer: {error}"), screen));
+            lines.push(one(Look::Warn, "trying again each second; what is below is old", screen));
+        }
+        let Some(report) = &self.report else {
+            if lines.is_empty() {
+                lines.push(one(Look::Dim, "asking the daemon...", screen));
+            }
+            return lines;
+        };
+        lines.push(headline(report, screen));
+        lines.extend(report.problems.iter().map(|problem| one(Look::Bad, &format!("! {problem}"), screen)));
+        let mut section = |title: &str, table: &Table| {
+            if !table.is_empty() {
+                lines.push(Line::default());
+                lines.push(one(Look::Heading, title, screen));
+                lines.extend(table.lines(screen).into_iter().map(|parts| line(parts, screen)));
+            }
+        };
+        section("Datagrams, kernel and socket together", &self.counters(screen));
+        section("libvirt", &uris(report));
+        section("From arrival to reply", &latency(report, screen));
+        // A blank line, a title, a head.
+        let room = height.saturating_sub(lines.len() + 3);
+        let tally = &report.requests;
+        let title = format!(
+            "Requests: {} in progress, {} answered, {} unanswered, {} turned away, {} copies, {} replays",
+            tally.in_progress, tally.answered, tally.unanswered, tally.turned_away, tally.copies, tally.replays
+        );
+        lines.push(Line::default());
+        lines.push(one(Look::Heading, &title, screen));
+        lines.extend(requests(report, room, &STEPS, 0).lines(screen).into_iter().map(|parts| line(parts, screen)));
+        lines.truncate(height);
+        lines
+    }
+
+    fn counters(&self, screen: Screen) -> Table {
+        let mut table = Table::new([
+            text("COUNTER"),
+            number("PER SECOND"),
+            number("TOTAL"),
+            number("HALF A MINUTE"),
+            flexible("", 0),
+        ]);
+        let known: Vec<&str> = counters().collect();
+        let unknown = self.rates.names().filter(|name| !known.contains(name));
+        let some = known.iter().copied().chain(unknown).filter_map(|name| Some((name, self.rates.get(name)?)));
+        let mut some: Vec<(&str, &Counter)> = some.filter(|(_, counter)| counter.total > 0).collect();
+        // In their order, but none that stands still in the way of one that grows.
+        some.sort_by_key(|(_, counter)| counter.history.iter().all(|rate| *rate == 0));
+        for (name, counter) in some.into_iter().take(COUNTERS) {
+            let rate = counter.rate();
+            let look = match name {
+                _ if rate == 0 => Look::Dim,
+                "delivered" => Look::Good,
+                _ => Look::Warn,
+            };
+            table.row([
+                (Look::Plain, name.to_owned()),
+                (look, rate.to_string()),
+                (Look::Plain, counter.total.to_string()),
+                (Look::Plain, history(counter, screen.unicode)),
+                (Look::Dim, meaning(name).to_owned()),
+            ]);
+        }
+        table
+    }
+}
+
+/// The last half a minute. Of one width, so that nothing moves while it fills.
+fn history(counter: &Counter, unicode: bool) -> String {
+    let bars = bars::row(counter.history.iter().copied(), unicode);
+    let missing = HISTORY.saturating_sub(counter.history.len());
+    format!("{}{bars:<1$}", " ".repeat(missing), counter.history.len())
+}
+
+fn headline(report: &Report, screen: Screen) -> Line<'static> {
+    let daemon = &report.daemon;
+    let health = report.health.name();
+    let rest = format!(
+        "  (q quits)  fence-daemon {}, process {}, up {}; {}; at {}",
+        daemon.version,
+        daemon.pid,
+        span(daemon.uptime_ms),
+        report.listener.status,
+        time_of_day(daemon.now_unix_ms),
+    );
+    let rest = harmless(&rest);
+    let rest = screen.width.map_or(rest.clone(), |width| screen.cut(&rest, width.saturating_sub(health.len())));
+    line(vec![(look_of(report.health), health.to_owned()), (Look::Plain, rest)], screen)
+}
+
+fn uris(report: &Report) -> Table {
+    let mut table = Table::new([
+        flexible("URI", 16),
+        text("CONNECTION"),
+        text("FOR"),
+        number("DOMAINS"),
+        number("PROCESSES"),
+        flexible("", 0),
+    ]);
+    for uri in &report.uris {
+        let waiting = report.restarts.iter().filter(|restart| restart.uri == uri.uri).count();
+        let notes = if waiting > 0 { format!("{waiting} to be started again") } else { String::new() };
+        table.row([
+            (Look::Plain, uri.uri.clone()),
+            connection(uri),
+            (Look::Plain, uri.for_ms.map_or_else(|| "-".to_owned(), span)),
+            (Look::Plain, uri.domains.len().to_string()),
+            (Look::Plain, uri.domains.iter().filter(|domain| domain.pid.is_some()).count().to_string()),
+            (Look::Warn, notes),
+        ]);
+    }
+    table
+}
+
+fn latency(report: &Report, screen: Screen) -> Table {
+    let replies = || report.latency.iter().filter(|latency| latency.step == "replied");
+    let axis = bars::Axis::of(replies().flat_map(|latency| &latency.buckets));
+    let mut table =
+        Table::new([text("OP"), number("COUNT"), number("P50"), number("P99"), number("MAX"), text("DISTRIBUTION")]);
+    for latency in replies() {
+        table.row([
+            (Look::Plain, latency.op.clone()),
+            (Look::Plain, latency.count.to_string()),
+            (Look::Plain, micros(latency.p50_us)),
+            (Look::Plain, micros(latency.p99_us)),
+            (Look::Plain, micros(latency.max_us)),
+            (Look::Plain, axis.bars(&latency.buckets, screen.unicode)),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+    use crate::example::example;
+
+    const SCREEN: Screen = Screen { width: Some(100), ..Screen::PLAIN };
+
+    fn text(lines: &[Line<'_>]) -> Vec<String> {
+        lines.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn it_fits_whatever_the_terminal_is() {
+        let mut state = State::default();
+        state.answered(example());
+        for height in [0, 1, 5, 24, 60] {
+            for width in [0, 1, 20, 80, 200] {
+                let lines = state.lines(Screen { width: Some(width), ..SCREEN }, height);
+                assert!(lines.len() <= height);
+                // The one word that is never cut is the daemon's health.
+                assert!(lines.iter().skip(1).all(|line| line.width() <= width), "{width} {height}: {lines:?}");
+            }
+        }
+        let all = text(&state.lines(SCREEN, 60)).join("\n");
+        for words in
+            ["degraded", "! lxc:///system", "drop_digest", "1 to be started again", "31.2 ms", "in progress", "q quits"]
+        {
+            assert!(all.contains(words), "{words}: {all}");
+        }
+        assert_eq!(text(&state.lines(SCREEN, 60)).iter().filter(|line| line.contains("192.168.122.1")).count(), 2);
+    }
+
+    /// What a terminal of 120 columns shows half a minute after the example, in which somebody has begun to flood. Lines of the page.
+    fn on_a_terminal() -> Vec<String> {
+        let mut state = State::default();
+        let mut report = example();
+        state.answered(report.clone());
+        for second in 1..=30 {
+            report.daemon.uptime_ms += 1000;
+            report.daemon.now_unix_ms += 1000;
+            let counters = report.kernel.as_mut().and_then(|kernel| kernel.counters.as_mut()).unwrap();
+            *counters.get_mut("delivered").unwrap() += u64::from([12, 16, 27, 30].contains(&second));
+            *counters.get_mut("drop_digest").unwrap() += if second > 27 { 612_044 } else { 0 };
+            state.answered(report.clone());
+        }
+        let mut terminal = Terminal::new(TestBackend::new(120, 30)).unwrap();
+        terminal.draw(|frame| state.draw(frame, false, true)).unwrap();
+        let cells = terminal.backend().buffer();
+        let row = |y| (0..cells.area.width).map(|x| cells[(x, y)].symbol()).collect::<String>();
+        let rows = (0..cells.area.height).map(row).map(|row| format!("    {row}").trim_end().to_owned());
+        let mut rows: Vec<_> = rows.collect();
+        while rows.last().is_some_and(String::is_empty) {
+            rows.pop();
+        }
+        rows
+    }
+
+    /// `docs/reference/inspect.md` shows it. With `FENCE_WRITE_DOCS=1` it is written there.
+    #[test]
+    fn the_documentation_shows_what_it_looks_like() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/inspect.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = page.lines().map(str::to_owned).collect();
+        let heading = lines.iter().position(|line| line == "## `fence-daemon top`").unwrap();
+        let from = heading + lines[heading..].iter().position(|line| line.starts_with("    ")).unwrap();
+        let block = lines[from..].iter().take_while(|line| line.is_empty() || line.starts_with("    ")).count();
+        // An empty line goes before what follows.
+        let to = from + block - 1;
+        let shown = on_a_terminal();
+        if std::env::var_os("FENCE_WRITE_DOCS").is_some() {
+            let all = [&lines[..from], &shown, &lines[to..]].concat();
+            return std::fs::write(path, all.join("\n") + "\n").unwrap();
+        }
+        assert_eq!(
+            lines[from..to],
+            shown,
+            "FENCE_WRITE_DOCS=1 cargo test -p fence-daemon the_documentation_shows writes it anew"
+        );
+    }
+
+    #[test]
+    fn what_grows_comes_before_what_stands_still() {
+        let mut state = State::default();
+        let mut report = example();
+        state.answered(report.clone());
+        report.daemon.uptime_ms += 1000;
+        *report.socket.get_mut("drop_hash_weak").unwrap() += 9;
+        state.answered(report);
+        let lines = text(&state.lines(SCREEN, 60));
+        let rows: Vec<_> = lines.iter().skip_while(|line| !line.contains("PER SECOND")).skip(1).collect();
+        assert!(rows[0].starts_with("drop_hash_weak") && rows[0].contains(" 9 "), "{rows:?}");
+        assert!(rows[1].starts_with("delivered") && rows[1].contains(" 0 "), "{rows:?}");
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_told_and_what_was_known_stays() {
+        let mut state = State::default();
+        assert_eq!(text(&state.lines(SCREEN, 24)), ["asking the daemon..."]);
+        state.error = Some("no daemon".to_owned());
+        assert_eq!(text(&state.lines(SCREEN, 24))[0], "no answer: no daemon");
+        state.answered(example());
+        state.error = Some("no daemon".to_owned());
+        let lines = text(&state.lines(SCREEN, 24));
+        assert!(lines[1].contains("old") && lines[2].starts_with("degraded"), "{lines:?}");
+        state.answered(example());
+        assert!(text(&state.lines(SCREEN, 24))[0].starts_with("degraded"));
+    }
+}

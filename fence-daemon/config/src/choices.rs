@@ -1,0 +1,167 @@
+//! The keys that stock servers do not have: how domains are killed and rebooted, and how the daemon holds its own under stress.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::Mistake;
+use super::raw::clip;
+use super::resolved::{on_or_off, read};
+use super::settings::{Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
+use super::survey::{Findings, Surveyed};
+
+/// Where is kept what must outlive the process, but not the host's next boot.
+pub const STATE_DIRECTORY: &str = "/run/fence-xdp";
+
+impl Kill {
+    const ALL: [Self; 2] = [Self::Direct, Self::Libvirt];
+
+    /// As in the configuration file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Libvirt => "libvirt",
+        }
+    }
+}
+
+impl RebootMethod {
+    const ALL: [Self; 2] = [Self::Cycle, Self::Reset];
+
+    /// As in the configuration file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cycle => "cycle",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+impl RebootReply {
+    const ALL: [Self; 2] = [Self::Off, Self::On];
+
+    /// As in the configuration file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+        }
+    }
+}
+
+impl Priority {
+    const ALL: [Self; 3] = [Self::High, Self::Realtime, Self::Normal];
+
+    /// As in the configuration file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Realtime => "realtime",
+        }
+    }
+}
+
+/// How the daemon holds its own, from section `fence_virtd`.
+pub(super) fn stress(global: &Surveyed<'_>, findings: &mut Findings<'_>) -> Stress {
+    let default = Stress::default();
+    Stress {
+        lock_memory: switch(global, "lock_memory", default.lock_memory, findings),
+        priority: choice(global, "priority", &Priority::ALL, Priority::name, findings),
+        oom_protect: switch(global, "oom_protect", default.oom_protect, findings),
+    }
+}
+
+/// How domains are killed and rebooted, from section `libvirt`, and where that is written down, from `fence_virtd`.
+pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &mut Findings<'_>) -> Options {
+    let state = read(global.get("state_directory"), PathBuf::from(STATE_DIRECTORY), findings, |text| {
+        let path = Path::new(text);
+        if path.is_absolute() { Ok(path.to_owned()) } else { Err(Mistake::RelativePath(clip(text))) }
+    });
+    let reboot_reply = choice(libvirt, "reboot_reply", &RebootReply::ALL, RebootReply::name, findings);
+    Options {
+        kill: choice(libvirt, "kill", &Kill::ALL, Kill::name, findings),
+        reboot_method: choice(libvirt, "reboot_method", &RebootMethod::ALL, RebootMethod::name, findings),
+        reboot_reply,
+        reboot_pause: pause(libvirt, reboot_reply, findings),
+        state: Some(state),
+    }
+}
+
+/// For how long domains stay off in a reboot. Who wants to be told when they run again is told in time.
+fn pause(libvirt: &Surveyed<'_>, reply: RebootReply, findings: &mut Findings<'_>) -> Duration {
+    let most = match reply {
+        RebootReply::Off => PAUSE_MAX,
+        RebootReply::On => PAUSE_MAX_ANSWERED,
+    };
+    read(libvirt.get("reboot_pause"), Duration::ZERO, findings, |text| match seconds(text.trim()) {
+        Some(pause) if pause <= most => Ok(pause),
+        Some(pause) if pause <= PAUSE_MAX => Err(Mistake::PauseBeforeReply { value: clip(text), most }),
+        Some(_) | None => Err(Mistake::Pause { value: clip(text), most: PAUSE_MAX }),
+    })
+}
+
+/// Seconds, to the millisecond.
+fn seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) || fraction.len() > 3 {
+        return None;
+    }
+    // Not by way of a floating point number, which would be a nanosecond off.
+    let millis: u64 = format!("{fraction:0<3}").parse().ok()?;
+    Duration::from_secs(whole.parse().ok()?).checked_add(Duration::from_millis(millis))
+}
+
+/// Seconds, to the millisecond, as the file says them.
+#[must_use]
+pub fn in_seconds(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 => time.as_secs().to_string(),
+        millis => format!("{}.{millis:03}", time.as_secs()),
+    }
+}
+
+fn switch(section: &Surveyed<'_>, key: &'static str, default: bool, findings: &mut Findings<'_>) -> bool {
+    read(section.get(key), default, findings, |text| {
+        on_or_off(text).ok_or_else(|| Mistake::Switch { key, value: clip(text) })
+    })
+}
+
+/// One of several words, the first of which is not necessarily the default; the case does not matter.
+fn choice<T: Copy + Default>(
+    section: &Surveyed<'_>,
+    key: &'static str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+    findings: &mut Findings<'_>,
+) -> T {
+    read(section.get(key), T::default(), findings, |text| {
+        let found = all.iter().copied().find(|choice| name(*choice).eq_ignore_ascii_case(text));
+        found.ok_or_else(|| Mistake::Choice { key, value: clip(text), known: all.iter().copied().map(name).collect() })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_read_and_written() {
+        for (text, millis) in [("0", 0), ("2", 2000), ("2.5", 2500), ("0.25", 250), ("1.100", 1100), ("00.001", 1)] {
+            assert_eq!(seconds(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for millis in 0..=60_000 {
+            let time = Duration::from_millis(millis);
+            assert_eq!(seconds(&in_seconds(time)), Some(time));
+        }
+        let wrong =
+            ["", "-1", "+1", ".5", "5.", "1e1", "inf", "NaN", "2s", "1,5", "0.0001", "1.2.3", "18446744073709551616"];
+        for text in wrong {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Section `groups`: who may fence whom, and with which key.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use fence_common::hash::HashKind;
+use fence_common::keys::KeyOwner;
+
+use super::error::Mistake;
+use super::raw::{Item, Section, Span, clip};
+use super::resolved::{Attach, Multicast, NOTHING, absolute};
+use super::survey::{Findings, Scope, Surveyed, nearest};
+
+pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
+pub(super) const GROUP: Scope = Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "uuid"], ..NOTHING };
+
+/// Who may fence whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// Everyone everything: the file has no `groups` section at all.
+    Everyone,
+    /// Only within these groups. Never empty.
+    Only(Vec<Group>),
+}
+
+/// Guests that may fence each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// What log lines call it.
+    pub name: Option<String>,
+    /// The call-back addresses of those who may fence. Never empty.
+    pub ips: Vec<IpAddr>,
+    /// The names or UUIDs of those who may be fenced, as written. Never empty.
+    pub uuids: Vec<String>,
+    /// Where the group's own key is. Without one the group goes by everybody's.
+    pub keys: Option<GroupKeyFiles>,
+    /// Whose key a request must be signed with to count in this group.
+    pub owner: KeyOwner,
+}
+
+/// The files of a group's own key, absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupKeyFiles {
+    /// The key.
+    pub first: PathBuf,
+    /// A second key that is accepted too; the file need not be there.
+    pub second: Option<PathBuf>,
+}
+
+impl Groups {
+    /// The groups' own keys, each once, with their owners.
+    pub fn key_files(&self) -> impl Iterator<Item = (KeyOwner, &GroupKeyFiles)> {
+        let groups = match self {
+            Self::Everyone => &[],
+            Self::Only(groups) => groups.as_slice(),
+        };
+        let own = groups.iter().filter_map(|group| Some((group.owner, group.keys.as_ref()?)));
+        // Owners are numbered in the order in which they first appear.
+        let fresh = own.scan(KeyOwner::EVERYBODY, |last, (owner, files)| {
+            let is_new = owner > *last;
+            *last = owner.max(*last);
+            Some(is_new.then_some((owner, files)))
+        });
+        fresh.flatten()
+    }
+
+    /// Whether any group has a key of its own.
+    #[must_use]
+    pub fn have_keys(&self) -> bool {
+        self.key_files().next().is_some()
+    }
+}
+
+/// The section. Where a group has a key of its own, the kernel program is off: it does not know such keys.
+pub(super) fn groups(section: &Section<'_>, multicast: &mut Multicast, findings: &mut Findings<'_>) -> Groups {
+    let mut groups: Vec<Group> =
+        Surveyed::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
+    if groups.is_empty() {
+        findings.mistake(&section.name.span, Mistake::NoGroup);
+    }
+    let mut owners: Vec<GroupKeyFiles> = Vec::new();
+    for group in &mut groups {
+        let Some(keys) = &group.keys else { continue };
+        let known = owners.iter().position(|files| files == keys);
+        let position = known.unwrap_or_else(|| {
+            owners.push(keys.clone());
+            owners.len().saturating_sub(1)
+        });
+        group.owner = KeyOwner(position.saturating_add(1));
+    }
+    if !owners.is_empty() {
+        multicast.attach = Attach::Off;
+        if [multicast.hash, multicast.auth].contains(&HashKind::None) {
+            findings.mistake(&section.name.span, Mistake::GroupKeyUnused);
+        }
+    }
+    Groups::Only(groups)
+}
+
+fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
+    let found = Surveyed::new(&section.items, &GROUP, findings);
+    let (mut ips, mut uuids) = (Vec::new(), Vec::new());
+    for key in ["ip", "uuid"] {
+        if !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key)) {
+            findings.mistake(&section.name.span, Mistake::GroupLacks(key));
+        }
+    }
+    for item in found.listed() {
+        let text = item.value.value;
+        if item.key.value.eq_ignore_ascii_case("uuid") {
+            uuids.push(text.to_owned());
+        } else if item.key.value.eq_ignore_ascii_case("ip") {
+            match text.trim().parse() {
+                Ok(ip) => ips.push(ip),
+                Err(_) => findings.mistake(&item.value.span, Mistake::MemberAddress(clip(text))),
+            }
+        }
+    }
+    for item in &section.items {
+        if let Item::Value(item) = item
+            && reads_like_a_key_file(item.key.value)
+        {
+            findings.mistake(&item.key.span, Mistake::GroupKeyMisspelt(clip(item.key.value)));
+        }
+    }
+    let name = found.get("name").map(|item| &item.value).or(section.value.as_ref());
+    let file = |key| found.get(key).map(|item| absolute(item.value.value));
+    let keys = match (file("key_file"), file("key_file2")) {
+        (Some(first), second) => Some(GroupKeyFiles { first, second }),
+        (None, Some(_)) => {
+            findings.mistake(&section.name.span, Mistake::GroupLacks("key_file"));
+            None
+        }
+        (None, None) => None,
+    };
+    Group { name: name.map(|name| name.value.to_owned()), ips, uuids, keys, owner: KeyOwner::EVERYBODY }
+}
+
+/// Whether it is no key of a group but was meant to be `key_file`: without it the group would go by the listener's key.
+fn reads_like_a_key_file(key: &str) -> bool {
+    let is_known = GROUP.keys.iter().chain(GROUP.lists).any(|known| known.eq_ignore_ascii_case(key));
+    !is_known && nearest(key, ["key_file", "key_file2"].into_iter()).is_some()
+}
+
+/// Where a group names this file as its key's, and true; or nowhere, and false.
+pub(super) fn key_file_span(items: &[Item<'_>], path: &Path) -> (Span, bool) {
+    let found = items.iter().find_map(|item| match item {
+        Item::Section(section) => Some(key_file_span(&section.items, path)).filter(|(_, is_written)| *is_written),
+        Item::Value(item) => {
+            let is_key_file = ["key_file", "key_file2"].iter().any(|key| item.key.value.eq_ignore_ascii_case(key));
+            (is_key_file && absolute(item.value.value) == path).then(|| (item.value.span.clone(), true))
+        }
+    });
+    found.unwrap_or((0..0, false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, ConfigError, Source, Warnings, parse};
+    use super::*;
+
+    fn read(groups: &str, multicast: &str) -> Result<Config, ConfigError> {
+        let text = format!(
+            "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
+             listeners {{ multicast {{ {multicast} }} }}\ngroups {{ {groups} }}"
+        );
+        parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default()).map(|(config, _)| config)
+    }
+
+    const MEMBERS: &str = "ip = \"10.0.0.1\"; uuid = \"a\";";
+
+    #[test]
+    fn groups_of_the_same_key_files_have_one_owner_and_others_have_others() {
+        let own = |keys: &str| format!("group {{ {MEMBERS} {keys} }}\n");
+        let (a, b) = (own("key_file = \"/a\";"), own("KEY_FILE = \"/b\"; key_file2 = \"/b2\";"));
+        let config = read(&[&own(""), &a, &b, &a, &own(""), &b].map(String::as_str).concat(), "").unwrap();
+        let Groups::Only(groups) = &config.groups else { panic!("no groups") };
+        assert_eq!(groups.iter().map(|group| group.owner.0).collect::<Vec<_>>(), [0, 1, 2, 1, 0, 2]);
+        let files =
+            |first: &str, second: Option<&str>| GroupKeyFiles { first: first.into(), second: second.map(Into::into) };
+        let found: Vec<_> = config.groups.key_files().map(|(owner, files)| (owner.0, files.clone())).collect();
+        assert_eq!(found, [(1, files("/a", None)), (2, files("/b", Some("/b2")))]);
+    }
+
+    #[test]
+    fn the_kernel_program_is_off_where_a_group_has_a_key_and_nowhere_else() {
+        let config = read(&format!("group {{ {MEMBERS} key_file = \"/a\"; }}"), "attach = \"native\";").unwrap();
+        assert!(config.groups.have_keys() && config.multicast.attach == Attach::Off);
+        let config = read(&format!("group {{ {MEMBERS} }}"), "attach = \"native\";").unwrap();
+        assert!(!config.groups.have_keys() && config.multicast.attach == Attach::Native);
+    }
+
+    #[test]
+    fn a_key_that_would_restrict_nothing_is_a_mistake() {
+        for (keys, multicast) in [
+            ("key_file2 = \"/a\";", ""),
+            ("key_file = \"/a\";", "hash = \"none\";"),
+            ("key_file = \"/a\";", "auth = \"none\";"),
+            ("keyfile = \"/a\";", ""),
+            ("key_fiel2 = \"/a\";", ""),
+        ] {
+            let result = read(&format!("group {{ {MEMBERS} {keys} }}"), multicast);
+            assert!(result.is_err(), "{keys} {multicast}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What administrators get to read: `messages.txt` holds a file for each kind of mistake and the exact text about it.
+//!
+//! After a change that is meant, `UPDATE_MESSAGES=1 cargo test -p fence-daemon` writes the texts anew: read the difference.
+
+use std::path::Path;
+
+use super::{ConfigError, KeyFileError, Source, Unusable, Warnings, parse, unusable_key};
+
+const CASES: &str = include_str!("messages.txt");
+
+/// One case: its title, the configuration (`\xNN` stands for a byte) and the text about it.
+fn cases() -> Vec<(&'static str, &'static str, &'static str)> {
+    let split = |case: &'static str| {
+        let (title, rest) = case.split_once('\n').unwrap();
+        let (file, text) = rest.split_once("--- says\n").unwrap();
+        (title, file, text)
+    };
+    CASES.split("=== ").skip(1).map(split).collect()
+}
+
+fn bytes_of(file: &str) -> Vec<u8> {
+    let mut parts = file.split("\\x");
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    bytes
+}
+
+fn said_about(file: &str) -> String {
+    match parse(&Source::new(Path::new("/etc/fence_virt.conf"), &bytes_of(file)), Warnings::default()) {
+        Err(error) => error.render(false),
+        Ok((_, warnings)) => warnings.render(false),
+    }
+}
+
+#[test]
+fn every_mistake_is_shown_with_place_caret_and_remedy() {
+    let mut now = String::new();
+    for (title, file, _) in cases() {
+        now.push_str(&format!("=== {title}\n{file}--- says\n{}\n", said_about(file)));
+    }
+    if std::env::var_os("UPDATE_MESSAGES").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/messages.txt");
+        std::fs::write(path, &now).unwrap();
+        return;
+    }
+    for (title, file, text) in cases() {
+        assert_eq!(said_about(file), text.trim_end_matches('\n'), "{title}");
+    }
+}
+
+#[test]
+fn colours_only_when_asked_for() {
+    let error = parse(&Source::new(Path::new("f"), b"}"), Warnings::default()).unwrap_err();
+    assert!(!error.render(false).contains('\x1b'));
+    assert!(error.render(true).contains('\x1b'));
+}
+
+#[test]
+fn one_line_for_the_log_names_every_place() {
+    let file = b"fence_virtd { listener = \"x\"; }";
+    let Err(error @ ConfigError::Mistakes(_)) = parse(&Source::new(Path::new("f"), file), Warnings::default()) else {
+        panic!("accepted");
+    };
+    assert_eq!(error.to_string(), "f:1:1: the file names no backend; f:1:26: there is no listener \"x\"");
+}
+
+#[test]
+fn a_key_error_points_at_key_file_or_at_where_it_is_missing_with_the_misspelling_that_explains_it() {
+    let about = |setting: &'static str, multicast: &str| {
+        let file = format!("fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n{multicast}");
+        let source = Source::new(Path::new("f"), file.as_bytes());
+        let (config, warnings) = parse(&source, Warnings::default()).unwrap();
+        let path = if setting == "key_file" { config.multicast.key_file } else { config.multicast.key_file2.unwrap() };
+        let error = unusable_key(&source, Unusable { setting, error: KeyFileError::Empty(path) }, warnings);
+        (error.to_string(), error.render(false))
+    };
+    let said = |multicast| about("key_file", multicast);
+    let (line, shown) = said("listeners { multicast { key_file = \"/a\"; Key_File = \"/b\"; } }");
+    assert_eq!(line, "f:2:53: the key file /b is empty");
+    assert!(shown.contains("^^^^ empty") && shown.contains("overruled by the one on line 2"), "{shown}");
+    let (line, _) = about("key_file2", "listeners { multicast { key_file = \"/a\"; key_file2 = \"/b\"; } }");
+    assert_eq!(line, "f:2:54: the key file /b is empty");
+    let (line, shown) = said("listeners { multicast { keyfile = \"/a\"; } }");
+    assert_eq!(line, "f:2:13: the key file /etc/cluster/fence_xvm.key is empty");
+    assert!(shown.contains("the default is meant") && shown.contains("did you mean `key_file`?"), "{shown}");
+    assert!(said("listeners { }").0.starts_with("f:2:1: ") && said("").0.starts_with("f:1:1: "));
+}

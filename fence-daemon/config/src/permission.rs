@@ -1,0 +1,172 @@
+//! What the groups permit: which client may fence which domain, and may sign with which key.
+
+use std::net::IpAddr;
+
+use fence_common::keys::KeyOwner;
+use fence_common::target::Target;
+use uuid::Uuid;
+
+use super::groups::Groups;
+
+/// An entry of a group that permits nothing here: no domain has this name or UUID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmatched {
+    /// The group's name, if it has one.
+    pub group: Option<String>,
+    /// The `uuid` entry as written.
+    pub entry: String,
+}
+
+impl Groups {
+    /// Whether a client at this callback address may act on the target. A group that lists a UUID does not permit its domain's
+    /// name, nor the other way round. It is no permission: the client has not authenticated yet.
+    #[must_use]
+    pub fn permits(&self, owner: KeyOwner, ip: IpAddr, target: &Target) -> bool {
+        self.allows(owner, ip, |listed| spells(listed, target))
+    }
+
+    /// Whether a request that is signed with this owner's key may name this callback address at all.
+    ///
+    /// A group's own key counts for the group's addresses only. The listener's key does not count for an address that stands in
+    /// groups with a key of their own alone. Else the holder of one key could have another group's client called back, which would
+    /// fail for that client; and could use up what that address may send.
+    #[must_use]
+    pub fn may_ask(&self, owner: KeyOwner, ip: IpAddr) -> bool {
+        let Self::Only(all) = self else { return true };
+        let mut there = all.iter().filter(|group| group.ips.contains(&ip)).map(|group| group.owner).peekable();
+        (owner == KeyOwner::EVERYBODY && there.peek().is_none()) || there.any(|of_group| of_group == owner)
+    }
+
+    /// Whether a host list for this client shows the domain: whether it could fence it under one of its two spellings.
+    #[must_use]
+    pub fn may_see(&self, owner: KeyOwner, ip: IpAddr, name: &str, uuid: Uuid) -> bool {
+        let (by_uuid, by_name) = (Target::Uuid(uuid), Target::Name(name.to_owned()));
+        self.allows(owner, ip, |listed| spells(listed, &by_uuid) || spells(listed, &by_name))
+    }
+
+    fn allows(&self, owner: KeyOwner, ip: IpAddr, is_target: impl Fn(&str) -> bool) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Only(groups) => {
+                let mut of_owner = groups.iter().filter(|group| group.owner == owner);
+                of_owner.any(|group| group.ips.contains(&ip) && group.uuids.iter().any(|listed| is_target(listed)))
+            }
+        }
+    }
+
+    /// The entries that are no domain among `domains`, in the order of the file. `domains` are names and UUIDs.
+    #[must_use]
+    pub fn unmatched(&self, domains: &[(&str, Uuid)]) -> Vec<Unmatched> {
+        let Self::Only(groups) = self else { return Vec::new() };
+        let targets: Vec<_> =
+            domains.iter().flat_map(|(name, uuid)| [Target::Name((*name).to_owned()), Target::Uuid(*uuid)]).collect();
+        let entries = groups.iter().flat_map(|group| group.uuids.iter().map(|entry| (&group.name, entry)));
+        entries
+            .filter(|(_, entry)| !targets.iter().any(|target| spells(entry, target)))
+            .map(|(group, entry)| Unmatched { group: group.clone(), entry: entry.clone() })
+            .collect()
+    }
+}
+
+/// Whether a group's `uuid` entry is the target. UUIDs are compared as values. Names are compared without regard to the case
+/// of ASCII letters, as stock servers do; libvirt then looks for the name as the request spells it.
+fn spells(listed: &str, target: &Target) -> bool {
+    match (Target::parse(listed.as_bytes()), target) {
+        (Some(Target::Uuid(listed)), Target::Uuid(uuid)) => listed == *uuid,
+        (Some(Target::Name(listed)), Target::Name(name)) => listed.eq_ignore_ascii_case(name),
+        (Some(Target::Uuid(_)), Target::Name(_)) | (Some(Target::Name(_)), Target::Uuid(_)) | (None, _) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::groups::Group;
+    use super::*;
+
+    const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
+
+    fn group(ips: &[&str], uuids: &[&str]) -> Group {
+        Group {
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            uuids: uuids.iter().map(|uuid| (*uuid).to_owned()).collect(),
+            ..Group::default()
+        }
+    }
+
+    fn ask(groups: &Groups, ip: &str, target: &str) -> bool {
+        groups.permits(KeyOwner::EVERYBODY, ip.parse().unwrap(), &Target::parse(target.as_bytes()).unwrap())
+    }
+
+    /// Two groups with keys of their own, and one that goes by the listener's. `10.0.0.9` is in the first and in the last.
+    fn keyed() -> Groups {
+        let owned = |owner, group: Group| Group { owner: KeyOwner(owner), ..group };
+        Groups::Only(vec![
+            owned(1, group(&["10.0.0.1", "10.0.0.9"], &["a"])),
+            owned(2, group(&["10.0.0.2"], &["b"])),
+            group(&["10.0.0.3", "10.0.0.9"], &["c"]),
+        ])
+    }
+
+    #[test]
+    fn a_groups_own_key_counts_in_it_and_no_other_does() {
+        let groups = keyed();
+        let mut permitted = Vec::new();
+        for owner in 0..4 {
+            for ip in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"] {
+                for target in ["a", "b", "c", "d"] {
+                    let target = Target::Name(target.to_owned());
+                    if groups.permits(KeyOwner(owner), ip.parse().unwrap(), &target) {
+                        permitted.push(format!("{owner} {ip} {target}"));
+                    }
+                }
+            }
+        }
+        let expected = ["0 10.0.0.3 c", "0 10.0.0.9 c", "1 10.0.0.1 a", "1 10.0.0.9 a", "2 10.0.0.2 b"];
+        assert_eq!(permitted, expected, "who signs with the key of one group and names the address of another");
+    }
+
+    #[test]
+    fn nobody_has_an_address_called_back_that_is_in_no_group_of_the_key() {
+        let groups = keyed();
+        let asks = |owner, ip: &str| groups.may_ask(KeyOwner(owner), ip.parse().unwrap());
+        let may = |owner| ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"].map(|ip| asks(owner, ip));
+        // An address that is in no group at all is told so, if it has the listener's key.
+        assert_eq!(may(0), [false, false, true, true, true]);
+        assert_eq!(may(1), [true, false, false, true, false]);
+        assert_eq!(may(2), [false, true, false, false, false]);
+        assert!(Groups::Everyone.may_ask(KeyOwner::EVERYBODY, "10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn names_are_compared_without_regard_to_case() {
+        let groups = Groups::Only(vec![group(&["192.168.122.11"], &["CVM1", "Straße"])]);
+        for target in ["cvm1", "CVM1", "Cvm1", "STRAße"] {
+            assert!(ask(&groups, "192.168.122.11", target), "{target}");
+        }
+        for target in ["cvm", "cvm11", "cvm 1", "STRASSE"] {
+            assert!(!ask(&groups, "192.168.122.11", target), "{target}");
+        }
+    }
+
+    #[test]
+    fn entries_that_no_domain_has_are_found() {
+        let groups = Groups::Only(vec![group(&["192.168.122.11"], &["CVM1", "cvm11", UUID, &UUID.replace('6', "7")])]);
+        let found = groups.unmatched(&[("cvm1", Uuid::nil()), ("other", UUID.parse().unwrap())]);
+        let entries: Vec<_> = found.iter().map(|unmatched| unmatched.entry.as_str()).collect();
+        assert_eq!(entries, ["cvm11", &UUID.replace('6', "7")]);
+        assert_eq!(Groups::Everyone.unmatched(&[]), []);
+    }
+
+    #[test]
+    fn address_and_target_must_stand_in_the_same_group() {
+        let groups = Groups::Only(vec![group(&["192.168.122.11"], &["node1", UUID]), group(&["fd00::12"], &["node2"])]);
+        assert!(ask(&groups, "192.168.122.11", "node1"));
+        assert!(ask(&groups, "192.168.122.11", &UUID.to_uppercase()));
+        assert!(ask(&groups, "fd00::12", "node2"));
+        for (ip, target) in [("192.168.122.11", "node2"), ("fd00::12", "node1"), ("192.168.122.12", "node1")] {
+            assert!(!ask(&groups, ip, target), "{ip} {target}");
+        }
+        assert!(ask(&Groups::Everyone, "192.0.2.1", "anything"));
+        assert!(!ask(&Groups::Only(vec![]), "192.168.122.11", "node1"));
+    }
+}

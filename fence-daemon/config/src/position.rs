@@ -1,0 +1,260 @@
+//! Where in the file something is, and how it is shown: file, line, column, the line itself with a caret under it.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use annotate_snippets::renderer::DecorStyle;
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
+
+use super::raw::{BYTE_ORDER_MARK, Span};
+
+/// Lines longer than this many bytes are shown in part.
+const LONG_LINE: usize = 2000;
+/// How much of a long line is shown on either side of the mark, and of the mark itself, in bytes.
+const AROUND: usize = 40;
+
+/// A configuration file's name and bytes.
+#[derive(Debug)]
+pub struct Source<'s> {
+    path: &'s Path,
+    bytes: &'s [u8],
+}
+
+/// A place in a file, with the line that it is on: all that is needed to show it when the file is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    path: PathBuf,
+    line: usize,
+    column: usize,
+    excerpt: String,
+    mark: Range<usize>,
+    cut: bool,
+}
+
+impl<'s> Source<'s> {
+    /// The file of this name with these bytes.
+    #[must_use]
+    pub fn new(path: &'s Path, bytes: &'s [u8]) -> Self {
+        Self { path, bytes }
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &'s [u8] {
+        self.bytes
+    }
+
+    /// The place of a span; what lies beyond the line on which the span begins is not marked.
+    #[must_use]
+    pub fn place(&self, span: &Span) -> Position {
+        let mut cursor = Cursor::new(self.bytes);
+        cursor.go_on_to(span.start);
+        self.place_at(&cursor, span)
+    }
+
+    /// The places of many spans, in their order, in one pass over the file: it may be one line of megabytes.
+    pub(super) fn places(&self, spans: &[&Span]) -> Vec<Position> {
+        let mut order: Vec<usize> = (0..spans.len()).collect();
+        order.sort_by_key(|&index| spans.get(index).map(|span| span.start));
+        let mut cursor = Cursor::new(self.bytes);
+        let mut places: Vec<(usize, Position)> = Vec::with_capacity(spans.len());
+        for index in order {
+            let Some(span) = spans.get(index) else { continue };
+            cursor.go_on_to(span.start);
+            places.push((index, self.place_at(&cursor, span)));
+        }
+        places.sort_by_key(|(index, _)| *index);
+        places.into_iter().map(|(_, place)| place).collect()
+    }
+
+    fn place_at(&self, cursor: &Cursor<'_>, span: &Span) -> Position {
+        let (before, after) = self.bytes.split_at(cursor.at.min(self.bytes.len()));
+        // Of a line that is too long to be shown, its end is not looked for.
+        let (after, _) = after.split_at(after.len().min(LONG_LINE.saturating_add(1)));
+        let line_len = after.iter().position(|byte| *byte == b'\n').unwrap_or(after.len());
+        let head = before.get(cursor.line_start..).unwrap_or_default();
+        let tail = after[..line_len].trim_ascii_end();
+        let (marked, tail) = tail.split_at(span.len().min(tail.len()));
+
+        // A byte that is no text becomes U+FFFD and control characters become visible: what is in a file must not steer a
+        // terminal. The mark moves along.
+        let long = head.len().saturating_add(line_len) > LONG_LINE;
+        let around = |bytes: usize| if long { bytes.min(AROUND) } else { bytes };
+        let dots = |cut: bool| if cut { "..." } else { "" };
+        let head_from = head.len().saturating_sub(around(head.len()));
+        let mut excerpt = String::from(dots(head_from > 0));
+        excerpt.push_str(&visible(&head[head_from..]));
+        let mark_start = excerpt.len();
+        excerpt.push_str(&visible(&marked[..around(marked.len())]));
+        let mark_end = excerpt.len();
+        if around(marked.len()) == marked.len() {
+            excerpt.push_str(&visible(&tail[..around(tail.len())]));
+        }
+        excerpt.push_str(dots(around(marked.len()) < marked.len() || around(tail.len()) < tail.len()));
+
+        Position {
+            path: self.path.to_owned(),
+            line: cursor.line,
+            column: cursor.column,
+            excerpt,
+            mark: mark_start..mark_end,
+            cut: long,
+        }
+    }
+}
+
+/// A way through the file that counts lines and columns.
+struct Cursor<'s> {
+    bytes: &'s [u8],
+    at: usize,
+    line: usize,
+    line_start: usize,
+    column: usize,
+}
+
+impl<'s> Cursor<'s> {
+    fn new(bytes: &'s [u8]) -> Self {
+        // A byte order mark is no column: editors hide it, and so do we.
+        let at = if bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        Self { bytes, at, line: 1, line_start: at, column: 1 }
+    }
+
+    /// Goes forward to an offset, or to the end if that is before it.
+    fn go_on_to(&mut self, offset: usize) {
+        let end = offset.clamp(self.at, self.bytes.len().max(self.at));
+        for (offset, byte) in self.bytes.get(self.at..end).unwrap_or_default().iter().enumerate() {
+            match byte {
+                b'\n' => {
+                    self.line = self.line.saturating_add(1);
+                    self.line_start = self.at.saturating_add(offset).saturating_add(1);
+                    self.column = 1;
+                }
+                // The second and later bytes of a character in UTF-8.
+                0x80..=0xbf => {}
+                _ => self.column = self.column.saturating_add(1),
+            }
+        }
+        self.at = end;
+    }
+}
+
+/// Bytes as text that does nothing to a terminal; tabs stay.
+fn visible(bytes: &[u8]) -> String {
+    let harmless = |c: char| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
+    String::from_utf8_lossy(bytes).chars().map(harmless).collect()
+}
+
+impl Position {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The line, counted from 1.
+    #[must_use]
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
+    /// The column in characters, counted from 1.
+    #[must_use]
+    pub fn column(&self) -> usize {
+        self.column
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.path.display(), self.line, self.column)
+    }
+}
+
+/// One thing to tell the administrator.
+pub(super) struct Message<'m> {
+    pub(super) level: Level<'m>,
+    pub(super) title: String,
+    /// Where, and what to write beside the caret.
+    pub(super) place: Option<(&'m Position, String)>,
+    /// What to write or do instead.
+    pub(super) help: String,
+}
+
+impl Message<'_> {
+    /// The message as a few lines without an end of line at their end; escape sequences only if `colours`.
+    pub(super) fn render(self, colours: bool) -> String {
+        let renderer = if colours { Renderer::styled() } else { Renderer::plain() };
+        let mut group = self.level.primary_title(self.title).elements(std::iter::empty::<Origin<'_>>());
+        if let Some((place, label)) = self.place {
+            let mark = AnnotationKind::Primary.span(place.mark.clone()).label(label);
+            let snippet = Snippet::source(place.excerpt.as_str()).line_start(place.line).annotation(mark);
+            let path = place.path.to_string_lossy();
+            group = if place.cut {
+                // The snippet's own column would count from where the line was cut.
+                group.element(Origin::path(path).line(place.line).char_column(place.column)).element(snippet)
+            } else {
+                group.element(snippet.path(path))
+            };
+        }
+        group = group.element(Level::HELP.message(self.help));
+        renderer.decor_style(DecorStyle::Ascii).render(&[group])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(bytes: &[u8], span: Span) -> Position {
+        Source::new(Path::new("f"), bytes).place(&span)
+    }
+
+    #[test]
+    fn lines_and_columns_count_from_one_in_characters() {
+        let file = "a\r\n  é = 1\nb".as_bytes();
+        let found = place(file, 8..9);
+        assert_eq!((found.line(), found.column(), found.excerpt.as_str()), (2, 5, "  é = 1"));
+        assert_eq!(found.to_string(), "f:2:5");
+        assert_eq!(&found.excerpt[found.mark], "=");
+        let end = place(file, file.len()..file.len());
+        assert_eq!((end.line(), end.column()), (3, 2));
+        assert_eq!((place(b"", 0..0).line(), place(b"", 5..9).column()), (1, 1));
+    }
+
+    #[test]
+    fn a_byte_order_mark_takes_no_column() {
+        let found = place(b"\xef\xbb\xbfa = 1", 7..8);
+        assert_eq!((found.line(), found.column(), found.excerpt.as_str()), (1, 5, "a = 1"));
+        assert_eq!(place(b"\xef\xbb\xbf", 0..0).excerpt, "");
+        assert_eq!(place(b"\xef\xbb\xbf\nb", 4..5).to_string(), "f:2:1");
+    }
+
+    #[test]
+    fn many_places_are_found_in_one_pass_and_in_any_order() {
+        let file = "\u{feff}a\n bé c\n\nd".as_bytes();
+        let spans = [file.len()..file.len(), 3..4, 0..0, 10..11, 99..100];
+        let found = Source::new(Path::new("f"), file).places(&spans.each_ref());
+        assert_eq!(found, spans.map(|span| place(file, span)));
+        let places: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(places, ["f:4:2", "f:1:1", "f:1:1", "f:2:5", "f:4:2"]);
+    }
+
+    #[test]
+    fn what_is_no_text_is_made_visible_and_the_mark_follows() {
+        let found = place(b"\xff\x1b[31m x\tz", 7..8);
+        assert_eq!(found.excerpt, "\u{fffd}\u{fffd}[31m x\tz");
+        assert_eq!(&found.excerpt[found.mark], "x");
+    }
+
+    #[test]
+    fn long_lines_are_shown_in_part() {
+        let file = [vec![b'a'; 5000], b"MARK".to_vec(), vec![b'b'; 5000]].concat();
+        let found = place(&file, 5000..5004);
+        assert_eq!(found.column(), 5001);
+        assert_eq!(found.excerpt, format!("...{}MARK{}...", "a".repeat(40), "b".repeat(40)));
+        assert_eq!(&found.excerpt[found.mark], "MARK");
+        let whole = place(&file, 0..file.len());
+        assert_eq!(whole.excerpt, format!("{}...", "a".repeat(40)));
+    }
+}

@@ -1,0 +1,244 @@
+//! That docs/reference/configuration.md, the reference of every key, and the code know the same keys, and that what it says about their values and
+//! defaults is so.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::groups::{GROUP, GROUPS};
+use super::rate_limit::RATE_LIMIT;
+use super::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT, LISTENERS, MULTICAST};
+use super::survey::Scope;
+use super::{Config, Doubt, Source, Warnings, parse};
+
+const TEXT: &str = include_str!("../../../docs/reference/configuration.md");
+
+/// Each section with keys, by its heading, and how a key of it is put into a file.
+pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [
+    ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
+    (
+        "fence_virtd { rate_limit { } }",
+        &RATE_LIMIT,
+        "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; rate_limit { KEY } }",
+    ),
+    (
+        "listeners { multicast { } }",
+        &MULTICAST,
+        "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } listeners { multicast { KEY } }",
+    ),
+    (
+        "backends { libvirt { } }",
+        &LIBVIRT,
+        "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } backends { libvirt { KEY } }",
+    ),
+    (
+        "groups { group { } }",
+        &GROUP,
+        "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } \
+         groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; KEY } }",
+    ),
+];
+
+/// The part of the reference under a heading of the second level.
+fn part(heading: &str) -> &'static str {
+    let from = TEXT.find(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no heading {heading}"));
+    let part = &TEXT[from + 4..];
+    part.find("\n## ").map_or(part, |end| &part[..end])
+}
+
+/// The keys under a heading, each with its text.
+pub(super) fn documented(heading: &str) -> BTreeMap<&'static str, &'static str> {
+    let keys = part(&format!("`{heading}`")).split("\n#### ").skip(1);
+    keys.map(|key| {
+        let (name, text) = key.split_once('\n').unwrap();
+        (name.trim_matches('`'), text)
+    })
+    .collect()
+}
+
+pub(super) fn known(scope: &Scope) -> Vec<&'static str> {
+    let mut keys: Vec<_> = [scope.keys, scope.lists, scope.numbered].into_iter().flatten().copied().collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// What stands in back quotes between `word` and the end of its sentence.
+fn quoted<'t>(text: &'t str, word: &str) -> Vec<&'t str> {
+    let Some((_, rest)) = text.split_once(word) else { return Vec::new() };
+    let sentence = rest.split(". ").next().unwrap_or(rest).lines().next().unwrap_or(rest);
+    sentence.split('`').skip(1).step_by(2).collect()
+}
+
+/// The values that a key's text lists. "as for `foreground`" and "with `family = ...`" are none.
+pub(super) fn values_of(heading: &str, text: &'static str) -> Vec<&'static str> {
+    let values = quoted(text, "Values: ").into_iter();
+    values.filter(|value| !value.contains(' ') && !documented(heading).contains_key(*value)).collect()
+}
+
+fn read(file: &str) -> (Config, Warnings) {
+    parse(&Source::new(Path::new("f"), file.as_bytes()), Warnings::default())
+        .unwrap_or_else(|error| panic!("{file}: {}", error.render(false)))
+}
+
+#[test]
+fn every_key_is_documented_and_every_documented_key_is_known() {
+    for (heading, scope, _) in SECTIONS {
+        let documented: Vec<_> = documented(heading).into_keys().collect();
+        assert_eq!(documented, known(scope), "{heading}");
+    }
+    // No key anywhere else, and no section that is not told of.
+    assert_eq!(TEXT.matches("\n#### ").count(), SECTIONS.iter().map(|(_, scope, _)| known(scope).len()).sum::<usize>());
+    for scope in [&FILE, &LISTENERS, &BACKENDS, &GROUPS] {
+        assert!(known(scope).is_empty(), "a section of sections has keys: {:?}", known(scope));
+        for name in scope.sections.iter().chain(scope.repeated) {
+            assert!(SECTIONS.iter().any(|(heading, ..)| heading.contains(name)), "`{name}` is not told of");
+        }
+        for name in scope.unread {
+            assert!(part("Sections that are not read").contains(&format!("`{name}`")), "`{name}` is not told of");
+        }
+    }
+}
+
+#[test]
+fn each_key_says_its_values_and_its_default() {
+    for (heading, _, _) in SECTIONS {
+        for (key, text) in documented(heading) {
+            assert!(text.trim_start().starts_with("Values: "), "{heading} {key}: no values");
+            let default = ["Default: ", "No default", "At least one"].iter().any(|word| text.contains(word));
+            assert!(default, "{heading} {key}: no default");
+        }
+    }
+}
+
+#[test]
+fn values_are_accepted_and_defaults_are_what_is_so_anyway() {
+    let mut tried = 0;
+    for (heading, _, file) in SECTIONS {
+        let without = read(&file.replace("KEY", "")).0;
+        for (key, text) in documented(heading) {
+            let with = |value: &str| read(&file.replace("KEY", &format!("{key} = \"{value}\";"))).0;
+            // One that begins with a word ("that of ...") is no value.
+            if let Some(default) = quoted(text, "Default: ").first().filter(|_| text.contains("Default: `")) {
+                assert_eq!(with(default), without, "{key} = \"{default}\" is not the default");
+                tried += 1;
+            }
+            for value in values_of(heading, text) {
+                with(value);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 25, "only {tried} values and defaults were found in the text");
+}
+
+/// What is said to be new here is ignored by stock servers; what is not, they know.
+#[test]
+fn what_is_new_is_marked() {
+    let new: Vec<_> = SECTIONS
+        .iter()
+        .flat_map(|(heading, ..)| documented(heading))
+        .filter(|(_, text)| text.contains("**New here; stock ignores it.**"))
+        .map(|(key, _)| key)
+        .collect();
+    let ours = [
+        "lock_memory",
+        "oom_protect",
+        "priority",
+        "state_directory",
+        "failure_burst",
+        "failure_rate",
+        "replay_window",
+        "request_burst",
+        "request_rate",
+        "stranger_rate",
+        "attach",
+        "key_file2",
+        "strict_source",
+        "kill",
+        "reboot_method",
+        "reboot_pause",
+        "reboot_reply",
+        "key_file",
+        "key_file2",
+    ];
+    assert_eq!(new, ours);
+}
+
+/// Every word with one letter missing, doubled, wrong or exchanged with the next: what a hurried hand writes.
+fn misspellings(word: &str) -> Vec<String> {
+    let letters: Vec<char> = word.chars().collect();
+    let mut found = Vec::new();
+    for at in 0..letters.len() {
+        let mut missing = letters.clone();
+        missing.remove(at);
+        let mut doubled = letters.clone();
+        doubled.insert(at, letters[at]);
+        let mut wrong = letters.clone();
+        wrong[at] = 'q';
+        let mut exchanged = letters.clone();
+        if at + 1 < letters.len() {
+            exchanged.swap(at, at + 1);
+        }
+        found.extend([missing, doubled, wrong, exchanged].map(String::from_iter));
+    }
+    found.retain(|misspelled| misspelled != word && !misspelled.is_empty());
+    found
+}
+
+#[test]
+fn every_misspelled_key_is_told_with_the_one_that_was_meant() {
+    for (heading, scope, file) in SECTIONS {
+        for key in known(scope) {
+            let twice = |once: String| misspellings(&once).into_iter().take(3).chain([once]).collect::<Vec<_>>();
+            // Of a short word little is left with two letters wrong.
+            let all: Vec<String> =
+                if key.len() < 6 { misspellings(key) } else { misspellings(key).into_iter().flat_map(twice).collect() };
+            for misspelled in all {
+                // One that is another key is none.
+                let is_key = known(scope).iter().any(|key| key.eq_ignore_ascii_case(&misspelled));
+                if is_key || misspelled == key || ["ip", "uuid", "group", "groups"].contains(&misspelled.as_str()) {
+                    continue;
+                }
+                let with = file.replace("KEY", &format!("{misspelled} = \"1\";"));
+                if heading.starts_with("groups") && key.starts_with("key_file") {
+                    // Without its key a group is open to more than its author meant.
+                    let error = parse(&Source::new(Path::new("f"), with.as_bytes()), Warnings::default()).unwrap_err();
+                    assert!(error.to_string().contains(&misspelled), "{error}");
+                    continue;
+                }
+                let (config, warnings) = read(&with);
+                assert_eq!(config, read(&file.replace("KEY", "")).0, "{misspelled}");
+                let doubts: Vec<_> = warnings.iter().map(|warning| warning.doubt().clone()).collect();
+                let [Doubt::UnknownKey { meant: Some(meant), .. }] = doubts.as_slice() else {
+                    panic!("{heading}: {misspelled} for {key}: {doubts:?}");
+                };
+                // Of two keys that are as near, either may be named.
+                let (distance, expected) =
+                    [*meant, key].map(|word| strsim::damerau_levenshtein(&misspelled, word)).into();
+                assert!(distance <= expected, "{heading}: {misspelled} for {key}: did you mean {meant}?");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_misspelled_section_is_told_with_the_one_that_was_meant() {
+    let file = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
+    for (scope, around) in [(&FILE, "KEY"), (&LISTENERS, "listeners { KEY }"), (&BACKENDS, "backends { KEY }")] {
+        for section in scope.sections {
+            for misspelled in misspellings(section) {
+                let file = format!("{file} {}", around.replace("KEY", &format!("{misspelled} {{ }}")));
+                match parse(&Source::new(Path::new("f"), file.as_bytes()), Warnings::default()) {
+                    Ok((_, warnings)) => {
+                        let doubts: Vec<_> = warnings.iter().map(|warning| warning.doubt().clone()).collect();
+                        let [Doubt::UnknownSection { meant, .. }] = doubts.as_slice() else {
+                            panic!("{misspelled}: {doubts:?}");
+                        };
+                        assert_eq!(*meant, Some(*section), "{misspelled}");
+                    }
+                    // Only a restriction's misspelling keeps the daemon from starting.
+                    Err(error) => assert_eq!(*section, "groups", "{misspelled}: {error}"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The configuration as the daemon understands it, written as a configuration file: what `fence-daemon check-config` prints.
+//!
+//! What is printed is what counts: reading it again gives the same configuration. What has no effect (unknown keys, sections of
+//! other listeners) is not in it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use fence_common::words::counted;
+
+use crate::document::Document;
+use crate::key::{Found, FoundPair};
+use crate::{Config, Groups, Multicast};
+
+/// The configuration with everything filled in. `file` is what it was read from: it tells what is a default.
+#[must_use]
+pub fn render(config: &Config, file: &[u8]) -> String {
+    let written = Document::parse(file).unwrap_or_default();
+    let mut text = String::new();
+    global(&mut text, config, &written);
+    multicast(&mut text, config, &written);
+
+    let is_default = written.values(LIBVIRT).all(|(key, _)| !key.to_ascii_lowercase().starts_with("uri"));
+    text.push_str("\nbackends {\n\tlibvirt {\n");
+    for (index, uri) in config.uris.iter().enumerate() {
+        let key = if index == 0 { "uri".to_owned() } else { format!("uri{index}") };
+        line(&mut text, 2, &key, uri, is_default);
+    }
+    let chosen = &config.hypervisor;
+    let pause = crate::in_seconds(chosen.reboot_pause);
+    for (key, value) in [
+        ("kill", chosen.kill.name()),
+        ("reboot_method", chosen.reboot_method.name()),
+        ("reboot_pause", &pause),
+        ("reboot_reply", chosen.reboot_reply.name()),
+    ] {
+        line(&mut text, 2, key, value, written.get(LIBVIRT, key).is_none());
+    }
+    text.push_str("\t}\n}\n");
+    groups(&mut text, &config.groups);
+    text
+}
+
+const GLOBAL: &[&str] = &["fence_virtd"];
+const RATE_LIMIT: &[&str] = &["fence_virtd", "rate_limit"];
+const MULTICAST: &[&str] = &["listeners", "multicast"];
+const LIBVIRT: &[&str] = &["backends", "libvirt"];
+
+/// One key; how it came to its value is the comment.
+fn line(text: &mut String, depth: usize, key: &str, value: &str, is_default: bool) {
+    let comment = if is_default { "  # default" } else { "" };
+    let _ = writeln!(text, "{}{key} = \"{value}\";{comment}", "\t".repeat(depth));
+}
+
+fn global(text: &mut String, config: &Config, written: &Document) {
+    let is_default = |key| written.get(GLOBAL, key).is_none();
+    let switch = |on| if on { "1" } else { "0" };
+    text.push_str("fence_virtd {\n");
+    line(text, 1, "listener", crate::Plugin::Listener.supported(), false);
+    line(text, 1, "backend", crate::Plugin::Backend.supported(), false);
+    line(text, 1, "foreground", switch(config.foreground), is_default("foreground"));
+    let waits = is_default("wait_for_init") && is_default("wait_for_backend");
+    line(text, 1, "wait_for_init", switch(config.wait_for_init), waits);
+    line(text, 1, "debug", &config.debug.to_string(), is_default("debug"));
+    let yes_or_no = |on| if on { "yes" } else { "no" };
+    let state = config.hypervisor.state.as_deref().unwrap_or_else(|| Path::new(crate::DEFAULT_STATE_DIRECTORY));
+    for (key, value) in [
+        ("lock_memory", yes_or_no(config.stress.lock_memory)),
+        ("priority", config.stress.priority.name()),
+        ("oom_protect", yes_or_no(config.stress.oom_protect)),
+        ("state_directory", &state.to_string_lossy()),
+    ] {
+        line(text, 1, key, value, is_default(key));
+    }
+    for key in ["module_path", "name_mode"] {
+        if let Some(value) = written.get(GLOBAL, key) {
+            let _ = writeln!(text, "\t{key} = \"{value}\";  # for stock servers only");
+        }
+    }
+    text.push_str("\trate_limit {\n");
+    for (key, value) in config.rate_limit.pairs() {
+        line(text, 2, key, &value, written.get(RATE_LIMIT, key).is_none());
+    }
+    text.push_str("\t}\n");
+    text.push_str("}\n");
+}
+
+fn multicast(text: &mut String, config: &Config, written: &Document) {
+    let multicast = &config.multicast;
+    let family = if multicast.group.is_ipv4() { "ipv4" } else { "ipv6" };
+    // A path that no file can say (there are such working directories) is shown as it was written.
+    let shown = |path: &Path, key| {
+        let path = path.to_str().filter(|path| !path.contains(['"', '\n']));
+        path.or_else(|| written.get(MULTICAST, key)).unwrap_or_default().to_owned()
+    };
+    let key_file = shown(&multicast.key_file, "key_file");
+    let key_file2 = multicast.key_file2.as_deref().map(|path| shown(path, "key_file2"));
+    text.push_str("\nlisteners {\n\tmulticast {\n");
+    for (key, value) in [
+        ("interface", multicast.interface.as_deref().unwrap_or("none")),
+        ("family", family),
+        ("address", &multicast.group.to_string()),
+        ("port", &multicast.port.to_string()),
+        ("key_file", &key_file),
+        ("hash", multicast.hash.name()),
+        ("auth", multicast.auth.name()),
+        ("attach", multicast.attach.name()),
+        ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
+    ] {
+        if key == "attach" && config.groups.have_keys() {
+            text.push_str("\t\t# the kernel program does not know the groups' own keys: the socket serves\n");
+            line(text, 2, key, value, false);
+        } else {
+            line(text, 2, key, value, written.get(MULTICAST, key).is_none());
+        }
+        if let ("key_file", Some(path)) = (key, &key_file2) {
+            line(text, 2, "key_file2", path, false);
+        }
+    }
+    text.push_str("\t}\n}\n");
+}
+
+fn groups(text: &mut String, groups: &Groups) {
+    let Groups::Only(groups) = groups else {
+        text.push_str("\n# no groups: everyone who has the key may fence everyone\n");
+        return;
+    };
+    text.push_str(
+        "\n# groups guard against mistakes; against another holder of the key only a `key_file` of their own does\n",
+    );
+    text.push_str("groups {\n");
+    for group in groups {
+        text.push_str("\tgroup {\n");
+        if let Some(name) = &group.name {
+            line(text, 2, "name", name, false);
+        }
+        if let Some(keys) = &group.keys {
+            for (key, path) in [("key_file", Some(&keys.first)), ("key_file2", keys.second.as_ref())] {
+                if let Some(path) = path {
+                    line(text, 2, key, &path.to_string_lossy(), false);
+                }
+            }
+        }
+        for ip in &group.ips {
+            line(text, 2, "ip", &ip.to_string(), false);
+        }
+        for uuid in &group.uuids {
+            line(text, 2, "uuid", uuid, false);
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+}
+
+/// What to say about keys that the daemon can use.
+#[must_use]
+pub fn key_note(multicast: &Multicast, keys: &FoundPair) -> String {
+    let note = |path: &Path, found: &Found| {
+        format!(
+            "# the key file {} has a key of {}\n",
+            path.display(),
+            counted(found.key.dangerous_bytes().len(), "byte")
+        )
+    };
+    let second = match (&multicast.key_file2, &keys.second) {
+        (Some(path), Some(second)) => note(path, second),
+        (Some(path), None) => format!("# there is no second key now: {} does not exist\n", path.display()),
+        (None, _) => String::new(),
+    };
+    format!("\n{}{second}", note(&multicast.key_file, &keys.first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Doubt, Source, Warnings, parse};
+
+    fn parsed(text: &str) -> (Config, Warnings) {
+        parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default())
+            .unwrap_or_else(|error| panic!("{}\n{text}", error.render(false)))
+    }
+
+    const MINIMAL: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
+    const FULL: &str = "FENCE_VIRTD { listener = \"multicast\"; backend = \"libvirt\"; module_path = \"/m\"; debug = \"5\"; \
+        wait_for_backend = \"1\"; foreground = \"1\"; name_mode = \"uuid\"; \
+        lock_memory = \"no\"; priority = \"realtime\"; oom_protect = \"no\"; state_directory = \"/s\"; \
+        RATE_LIMIT { failure_rate = \"1\"; failure_burst = \"2\"; stranger_rate = \"0\"; request_rate = \"4\"; request_burst = \"5\"; \
+        replay_window = \"90m\"; } }\n\
+        listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
+        key_file = \"/k # y\"; key_file2 = \"/k2\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; zork = \"1\"; } }\n\
+        backends { libvirt { uri2 = \"c:\"; uri1 = \"b:\"; kill = \"libvirt\"; reboot_method = \"reset\"; \
+        reboot_pause = \"0.25\"; reboot_reply = \"on\"; } }\n\
+        groups { group = \"a\" { ip = \"192.168.122.11\"; ip = \"fd00::1\"; uuid = \"node1\"; } group { ip = \"1.2.3.4\"; uuid = \"x y\"; } }";
+
+    const KEYED: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }\n\
+        listeners { multicast { attach = \"native\"; } }\n\
+        groups { group { key_file = \"/k3\"; key_file2 = \"/k4\"; ip = \"1.2.3.4\"; uuid = \"x\"; } }";
+
+    #[test]
+    fn a_groups_own_keys_are_shown_and_what_they_cost() {
+        let text = render(&parsed(KEYED).0, KEYED.as_bytes());
+        for line in ["key_file = \"/k3\";", "key_file2 = \"/k4\";", "attach = \"off\";"] {
+            assert!(text.lines().any(|shown| shown.trim() == line), "no {line}: {text}");
+        }
+        assert!(text.contains("# the kernel program does not know the groups' own keys"), "{text}");
+    }
+
+    #[test]
+    fn the_output_is_a_file_that_means_the_same() {
+        for file in [MINIMAL, FULL, KEYED, include_str!("../../../docs/reference/fence_virt.conf.example")] {
+            let (config, _) = parsed(file);
+            let text = render(&config, file.as_bytes());
+            let (again, warnings) = parsed(&text);
+            assert_eq!(again, config, "{text}");
+            let about_the_output: Vec<_> = warnings.iter().map(|warning| warning.doubt().clone()).collect();
+            assert!(about_the_output.iter().all(|doubt| matches!(doubt, Doubt::NoDigest(_))), "{about_the_output:?}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_there_and_defaults_say_so() {
+        let keys = [
+            "interface",
+            "family",
+            "address",
+            "port",
+            "key_file",
+            "hash",
+            "auth",
+            "attach",
+            "strict_source",
+            "uri",
+            "debug",
+            "foreground",
+            "wait_for_init",
+            "lock_memory",
+            "priority",
+            "oom_protect",
+            "state_directory",
+            "failure_rate",
+            "failure_burst",
+            "stranger_rate",
+            "request_rate",
+            "request_burst",
+            "replay_window",
+            "kill",
+            "reboot_method",
+            "reboot_pause",
+            "reboot_reply",
+        ];
+        let (config, _) = parsed(MINIMAL);
+        let text = render(&config, MINIMAL.as_bytes());
+        for key in keys {
+            let line = text
+                .lines()
+                .find(|line| line.trim().starts_with(&format!("{key} = ")))
+                .unwrap_or_else(|| panic!("no {key}: {text}"));
+            assert!(line.ends_with("# default"), "{line}");
+        }
+        assert!(!text.lines().any(|line| line.contains("listener = ") && line.contains("default")));
+        let (config, _) = parsed(FULL);
+        let text = render(&config, FULL.as_bytes());
+        assert!(!text.contains("# default"), "{text}");
+        assert!(!text.contains("zork") && !text.contains("tcp"), "{text}");
+    }
+}

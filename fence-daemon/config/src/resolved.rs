@@ -1,0 +1,635 @@
+//! The configuration as the daemon works with it: every value parsed, every default filled in.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use fence_common::hash::HashKind;
+use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
+
+use super::choices;
+use super::error::{ConfigError, Mistake, Plugin};
+use super::groups::{self, Groups};
+use super::key;
+use super::position::Source;
+use super::rate_limit::{self, RATE_LIMIT, RateLimit};
+use super::raw::{Assignment, Item, Section, Span, clip};
+use super::settings::{Options, Stress};
+use super::survey::{Findings, Scope, Surveyed};
+use super::warning::{Doubt, Warnings};
+
+/// What the configuration file says, defaults included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where and how requests are received.
+    pub multicast: Multicast,
+    /// The libvirt connections, in the order in which a domain is looked for. Never empty, no two the same.
+    pub uris: Vec<String>,
+    /// Who may fence whom.
+    pub groups: Groups,
+    /// Wait for libvirt and the interface instead of giving up at the start.
+    pub wait_for_init: bool,
+    /// Stay in the foreground.
+    pub foreground: bool,
+    /// 0 for the usual messages, more for more.
+    pub debug: u32,
+    /// How domains are killed and rebooted.
+    pub hypervisor: Options,
+    /// How the daemon holds its own when the host is short of memory and time.
+    pub stress: Stress,
+    /// How much of whom is let through.
+    pub rate_limit: RateLimit,
+}
+
+/// Section `listeners { multicast { } }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Multicast {
+    /// The interface to listen on; `None` for every one that can multicast.
+    pub interface: Option<String>,
+    /// The group to join; its family is the family of everything else.
+    pub group: IpAddr,
+    /// The UDP port, never 0.
+    pub port: u16,
+    /// The weakest digest that a request may carry.
+    pub hash: HashKind,
+    /// The digest of the call-back's challenges and responses.
+    pub auth: HashKind,
+    /// The shared key's file, absolute.
+    pub key_file: PathBuf,
+    /// The file of a second key that is accepted too, absolute; there need not be one.
+    pub key_file2: Option<PathBuf>,
+    /// How the kernel program is attached.
+    pub attach: Attach,
+    /// Whether an IPv4 request's call-back address must be the datagram's source.
+    pub strict_source: bool,
+}
+
+impl Multicast {
+    /// Whether anything is signed or verified: without a key the daemon must not start then.
+    #[must_use]
+    pub fn needs_key(&self) -> bool {
+        self.hash != HashKind::None || self.auth != HashKind::None
+    }
+}
+
+/// How the kernel program is attached to the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// In the way that costs other traffic least, of those that the device and the kernel know.
+    Auto,
+    /// By the driver, else not at all.
+    Native,
+    /// Generically, else not at all.
+    Generic,
+    /// As a tc program by tcx, else not at all.
+    Tcx,
+    /// Not at all: requests are taken from the socket alone.
+    Off,
+}
+
+impl Attach {
+    /// The name in the configuration file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Tcx => "tcx",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Where servers and guests look for the key, unless they are told otherwise.
+pub const KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
+/// Where domains are looked for if the file does not say it.
+pub const URI: &str = "qemu:///system";
+/// `IFNAMSIZ` without the NUL.
+const INTERFACE_NAME_MAX: usize = 15;
+
+pub(super) const NOTHING: Scope =
+    Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &[], unread: &[] };
+pub(super) const FILE: Scope = Scope { sections: &["fence_virtd", "listeners", "backends", "groups"], ..NOTHING };
+pub(super) const GLOBAL: Scope = Scope {
+    keys: &[
+        "listener",
+        "backend",
+        "module_path",
+        "debug",
+        "foreground",
+        "wait_for_init",
+        "wait_for_backend",
+        "name_mode",
+        "lock_memory",
+        "priority",
+        "oom_protect",
+        "state_directory",
+    ],
+    sections: &["rate_limit"],
+    ..NOTHING
+};
+pub(super) const LISTENERS: Scope =
+    Scope { sections: &["multicast"], unread: &["serial", "vmchannel", "tcp", "vsock"], ..NOTHING };
+pub(super) const MULTICAST: Scope = Scope {
+    keys: &[
+        "key_file",
+        "key_file2",
+        "interface",
+        "port",
+        "family",
+        "address",
+        "hash",
+        "auth",
+        "attach",
+        "strict_source",
+    ],
+    ..NOTHING
+};
+pub(super) const BACKENDS: Scope = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
+pub(super) const LIBVIRT: Scope =
+    Scope { keys: &["kill", "reboot_method", "reboot_pause", "reboot_reply"], numbered: &["uri"], ..NOTHING };
+
+/// Resolves a parsed file.
+pub(super) fn resolve(
+    source: &Source<'_>,
+    items: &[Item<'_>],
+    warnings: Warnings,
+) -> Result<(Config, Warnings), ConfigError> {
+    let mut findings = Findings::new(source, warnings);
+    let f = &mut findings;
+    let file = Surveyed::new(items, &FILE, f);
+
+    let globals = file.last_section("fence_virtd");
+    let global = Surveyed::new(items_of(globals), &GLOBAL, f);
+    for plugin in [Plugin::Listener, Plugin::Backend] {
+        plugin_of(plugin, globals, &global, f);
+    }
+    let wait = global.get("wait_for_init").or_else(|| global.get("wait_for_backend"));
+    let (wait_for_init, foreground) =
+        (switch("wait_for_init", wait, f), switch("foreground", global.get("foreground"), f));
+    let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
+
+    let listeners = Surveyed::new(items_of(file.last_section("listeners")), &LISTENERS, f);
+    let mut multicast = multicast(&Surveyed::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
+    let backends = Surveyed::new(items_of(file.last_section("backends")), &BACKENDS, f);
+    let libvirt = Surveyed::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
+    let uris = uris(&libvirt, f);
+    let (hypervisor, stress) = (choices::options(&global, &libvirt, f), choices::stress(&global, f));
+    let rate_limit =
+        rate_limit::rate_limit(&Surveyed::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
+    let groups = match file.last_section("groups") {
+        Some(section) => groups::groups(section, &mut multicast, f),
+        None => Groups::Everyone,
+    };
+
+    let warnings = findings.conclude()?;
+    Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit }, warnings))
+}
+
+/// Where a file says which key file is meant: its last `key_file` (or what else is the setting's name), and true; or what that is
+/// missing from, and false.
+pub(super) fn key_file_span(items: &[Item<'_>], setting: &str, path: &Path) -> (Span, bool) {
+    if setting == key::OF_A_GROUP {
+        return groups::key_file_span(items, path);
+    }
+    let mut items = items;
+    let mut found = 0..0;
+    for name in ["listeners", "multicast"] {
+        let section = items.iter().rev().find_map(|item| match item {
+            Item::Section(section) if section.name.value.eq_ignore_ascii_case(name) => Some(section),
+            Item::Section(_) | Item::Value(_) => None,
+        });
+        let Some(section) = section else { return (found, false) };
+        (items, found) = (&section.items, section.name.span.clone());
+    }
+    let value = items.iter().rev().find_map(|item| match item {
+        Item::Value(item) if item.key.value.eq_ignore_ascii_case(setting) => Some(item.value.span.clone()),
+        Item::Section(_) | Item::Value(_) => None,
+    });
+    value.map_or((found, false), |span| (span, true))
+}
+
+fn items_of<'i>(section: Option<&'i Section<'i>>) -> &'i [Item<'i>] {
+    section.map_or(&[], |section| section.items.as_slice())
+}
+
+/// A key's value, or its default; a mistake is reported at the value.
+pub(super) fn read<T>(
+    item: Option<&Assignment<'_>>,
+    default: T,
+    findings: &mut Findings<'_>,
+    parse: impl FnOnce(&str) -> Result<T, Mistake>,
+) -> T {
+    match item.map(|item| (item, parse(item.value.value))) {
+        None => default,
+        Some((_, Ok(value))) => value,
+        Some((item, Err(mistake))) => {
+            findings.mistake(&item.value.span, mistake);
+            default
+        }
+    }
+}
+
+/// Checks `listener` or `backend`: stock servers have no default for them either.
+fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Surveyed<'_>, findings: &mut Findings<'_>) {
+    let Some(item) = global.get(plugin.key()) else {
+        let start = 0..0;
+        return findings.mistake(section.map_or(&start, |section| &section.name.span), Mistake::Missing(plugin));
+    };
+    let name = item.value.value.to_ascii_lowercase();
+    let stock: &[&str] = match plugin {
+        Plugin::Listener => &["serial", "vmchannel", "tcp", "vsock"],
+        Plugin::Backend => &["cpg", "null"],
+    };
+    if name != plugin.supported() {
+        let known = stock.contains(&name.as_str());
+        let name = clip(item.value.value);
+        let mistake = if known { Mistake::NotYet { plugin, name } } else { Mistake::NoSuch { plugin, name } };
+        findings.mistake(&item.value.span, mistake);
+    }
+}
+
+/// One of stock's switches: a number there, anything but 0 being on, and a word being 0.
+fn switch(key: &'static str, item: Option<&Assignment<'_>>, findings: &mut Findings<'_>) -> bool {
+    read(item, false, findings, |text| {
+        let text = text.trim();
+        if let Ok(number) = text.parse::<i64>() {
+            return Ok(number != 0);
+        }
+        let value = clip(text);
+        match on_or_off(text) {
+            Some(false) => Ok(false),
+            Some(true) => Err(Mistake::AmbiguousSwitch { key, value }),
+            None => Err(Mistake::Switch { key, value }),
+        }
+    })
+}
+
+pub(super) fn on_or_off(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "yes" | "true" | "on" => Some(true),
+        "0" | "no" | "false" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
+    let interface = read(section.get("interface"), None, findings, |text| {
+        if text.eq_ignore_ascii_case("none") {
+            return Ok(None);
+        }
+        // What the kernel allows as a name.
+        let possible = text.len() <= INTERFACE_NAME_MAX
+            && !matches!(text, "." | "..")
+            && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+        if possible { Ok(Some(text.to_owned())) } else { Err(Mistake::Interface(clip(text))) }
+    });
+    let port = read(section.get("port"), DEFAULT_PORT, findings, |text| match text.trim().parse() {
+        Ok(0) | Err(_) => Err(Mistake::Port(clip(text))),
+        Ok(port) => Ok(port),
+    });
+    let attach = read(section.get("attach"), Attach::Auto, findings, |text| {
+        let known = [Attach::Auto, Attach::Native, Attach::Generic, Attach::Tcx, Attach::Off];
+        let found = known.into_iter().find(|attach| attach.name().eq_ignore_ascii_case(text));
+        found.ok_or_else(|| Mistake::Attach(clip(text)))
+    });
+    let strict_source = read(section.get("strict_source"), true, findings, |text| {
+        on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: clip(text) })
+    });
+    let key_file = absolute(section.get("key_file").map_or(KEY_FILE, |item| item.value.value));
+    let key_file2 = section.get("key_file2").map(|item| absolute(item.value.value));
+    let group = group_address(section, findings);
+    let (hash, auth) = (digest("hash", section, findings), digest("auth", section, findings));
+    Multicast { interface, group, port, hash, auth, key_file, key_file2, attach, strict_source }
+}
+
+/// A path, relative to where the daemon was started: it moves to `/` later.
+pub(super) fn absolute(path: &str) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned())
+}
+
+/// The group that `family` and `address` mean together.
+fn group_address(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> IpAddr {
+    let family_is_v4 = read(section.get("family"), None, findings, |text| match text.to_ascii_lowercase().as_str() {
+        "ipv4" => Ok(Some(true)),
+        "ipv6" => Ok(Some(false)),
+        _ => Err(Mistake::Family(clip(text))),
+    });
+    let default = if family_is_v4 == Some(false) { DEFAULT_GROUP_V6.into() } else { DEFAULT_GROUP_V4.into() };
+    read(section.get("address"), default, findings, |text| {
+        let address: IpAddr = text.trim().parse().map_err(|_| Mistake::Address(clip(text)))?;
+        if !address.is_multicast() {
+            return Err(Mistake::NotMulticast(address));
+        }
+        if family_is_v4.is_some_and(|v4| v4 != address.is_ipv4()) {
+            return Err(Mistake::OtherFamily(address));
+        }
+        Ok(address)
+    })
+}
+
+fn digest(key: &'static str, section: &Surveyed<'_>, findings: &mut Findings<'_>) -> HashKind {
+    let item = section.get(key);
+    let kind = read(item, HashKind::Sha256, findings, |text| {
+        HashKind::from_name(text).ok_or_else(|| Mistake::Hash { key, value: clip(text) })
+    });
+    if let (Some(item), HashKind::None) = (item, kind) {
+        findings.doubt(&item.value.span, || Doubt::NoDigest(key));
+    }
+    kind
+}
+
+/// `uri`, `uri1`, `uri2`, ... by their numbers, whatever their order in the file; of each the last one.
+fn uris(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Vec<String> {
+    let number = |item: &Assignment<'_>| {
+        let digits = item.key.value.get("uri".len()..).filter(|digits| !digits.is_empty())?;
+        Some(digits.parse::<u64>().unwrap_or(u64::MAX))
+    };
+    let mut items: Vec<_> = section.listed().map(|item| (number(item), item)).collect();
+    items.sort_by_key(|(number, _)| *number);
+    let (mut uris, mut seen) = (Vec::new(), HashSet::new());
+    for (index, (number, item)) in items.iter().enumerate() {
+        match items.get(index.saturating_add(1)) {
+            Some((next, later)) if next == number => findings.overruled(&item.key, &later.key),
+            // Two connections to one hypervisor would find every domain twice.
+            _ if !seen.insert(item.value.value) => findings.doubt(&item.value.span, || Doubt::SameUri),
+            _ => uris.push(item.value.value.to_owned()),
+        }
+    }
+    if uris.is_empty() {
+        uris.push(URI.to_owned());
+    }
+    uris
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Source, Warnings, parse};
+    use super::*;
+
+    /// What Debian's package installs, in shape and content.
+    const DEBIAN: &str = "fence_virtd {\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}\n\nlisteners {\n\tmulticast {\n\t\t\
+        key_file = \"/etc/fence_virt.key\";\n\t\taddress = \"225.0.0.12\";\n\t\t# Needed on Fedora systems\n\t\t\
+        interface = \"virbr0\";\n\t}\n}\n\nbackends {\n\tlibvirt { \n\t\turi = \"qemu:///system\";\n\t}\n}\n\n";
+    /// What the interactive configuration of stock servers writes.
+    const INTERACTIVE: &str = "backends {\n\tlibvirt {\n\t\turi = \"qemu:///system\";\n\t}\n\n}\n\nlisteners {\n\tmulticast {\n\t\t\
+        port = \"1229\";\n\t\tfamily = \"ipv6\";\n\t\tinterface = \"none\";\n\t\taddress = \"ff05::3:1\";\n\t\t\
+        key_file = \"/etc/cluster/fence_xvm.key\";\n\t}\n\n}\n\nfence_virtd {\n\tmodule_path = \"/usr/lib64/fence-virt\";\n\t\
+        backend = \"libvirt\";\n\tlistener = \"multicast\";\n}\n\n";
+    const GLOBAL: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }\n";
+
+    fn read(file: &str) -> (Config, Warnings) {
+        parse(&Source::new(Path::new("fence_virt.conf"), file.as_bytes()), Warnings::default())
+            .unwrap_or_else(|error| panic!("{}", error.render(false)))
+    }
+
+    fn quiet(file: &str) -> Config {
+        let (config, warnings) = read(file);
+        assert!(warnings.is_empty(), "{}", warnings.render(false));
+        config
+    }
+
+    fn refused(file: &str) -> Vec<Mistake> {
+        match parse(&Source::new(Path::new("fence_virt.conf"), file.as_bytes()), Warnings::default()) {
+            Err(ConfigError::Mistakes(mistakes)) => mistakes.iter().map(|(_, mistake)| mistake.clone()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_stock_servers() {
+        let config = quiet(GLOBAL);
+        let multicast = Multicast {
+            interface: None,
+            group: "225.0.0.12".parse().unwrap(),
+            port: 1229,
+            hash: HashKind::Sha256,
+            auth: HashKind::Sha256,
+            key_file: "/etc/cluster/fence_xvm.key".into(),
+            key_file2: None,
+            attach: Attach::Auto,
+            strict_source: true,
+        };
+        assert!(multicast.needs_key());
+        let expected = Config {
+            multicast,
+            uris: vec!["qemu:///system".into()],
+            groups: Groups::Everyone,
+            wait_for_init: false,
+            foreground: false,
+            debug: 0,
+            hypervisor: Options { state: Some("/run/fence-xdp".into()), ..Options::default() },
+            stress: Stress::default(),
+            rate_limit: RateLimit::default(),
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn files_that_are_in_use_are_understood() {
+        let debian = quiet(DEBIAN);
+        assert_eq!(debian.multicast.interface.as_deref(), Some("virbr0"));
+        assert_eq!(debian.multicast.key_file, Path::new("/etc/fence_virt.key"));
+        assert_eq!(debian.multicast.group, IpAddr::from(DEFAULT_GROUP_V4));
+
+        let interactive = quiet(INTERACTIVE);
+        assert_eq!(interactive.multicast.interface, None, "\"none\" is how it writes no interface");
+        assert_eq!(interactive.multicast.group, IpAddr::from(DEFAULT_GROUP_V6));
+    }
+
+    #[test]
+    fn the_example_in_the_documentation_is_valid() {
+        let config = quiet(include_str!("../../../docs/reference/fence_virt.conf.example"));
+        assert!(matches!(config.groups, Groups::Everyone), "a copied example must work before guests are named in it");
+        let with_groups = include_str!("../../../docs/reference/fence_virt.conf.example").replace("\n#!", "\n");
+        assert!(matches!(quiet(&with_groups).groups, Groups::Only(groups) if groups.len() == 2));
+    }
+
+    #[test]
+    fn keys_are_found_in_any_case_and_the_last_one_counts() {
+        let (config, warnings) = read(&format!(
+            "{GLOBAL} LISTENERS {{ Multicast {{ PORT = \"1\"; Hash = \"SHA512\"; port = \"2\"; attach = \"Generic\"; }} }}"
+        ));
+        assert_eq!((config.multicast.port, config.multicast.hash), (2, HashKind::Sha512));
+        assert_eq!(config.multicast.attach, Attach::Generic);
+        assert_eq!(warnings.iter().count(), 1, "{}", warnings.render(false));
+    }
+
+    /// Stock servers take the last one, and lose what stands in the first without a word.
+    #[test]
+    fn a_section_that_is_there_twice_says_the_same_or_is_a_mistake() {
+        let twice = |name: &str, line| Mistake::SectionTwice { name: name.to_owned(), line };
+        for (file, name) in [
+            (
+                "listeners {\nmulticast { interface = \"virbr0\"; }\nmulticast { interface = \"virbr1\"; } }",
+                "multicast",
+            ),
+            ("listeners { Multicast { port = \"1\"; }\n}\nLISTENERS { multicast { port = \"2\"; } }", "LISTENERS"),
+            ("listeners { multicast { port = \"1\"; } }\nlisteners { }", "listeners"),
+            ("fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; debug = \"1\"; }", "fence_virtd"),
+            ("backends { libvirt { uri = \"a:\"; }\nlibvirt { uri = \"b:\"; } }", "libvirt"),
+            ("backends { libvirt { uri = \"a:\"; } }\nbackends { libvirt { } }", "backends"),
+            (
+                "groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; } }\ngroups { group { ip = \"10.0.0.1\"; uuid = \"b\"; } }",
+                "groups",
+            ),
+            (
+                "groups { group = \"x\" { ip = \"10.0.0.1\"; uuid = \"a\"; } }\ngroups { group { ip = \"10.0.0.1\"; uuid = \"a\"; } }",
+                "groups",
+            ),
+        ] {
+            let text = format!("{GLOBAL}\n{file}");
+            let head = format!("{name} {{").to_ascii_lowercase();
+            let line = text.lines().position(|line| line.to_ascii_lowercase().contains(&head)).unwrap() + 1;
+            assert_eq!(refused(&text), [twice(name, line)], "{text}");
+        }
+        // The same again is only superfluous, however it is spelled and laid out.
+        let (config, warnings) = read(&format!(
+            "{GLOBAL} listeners {{ multicast {{ port = \"1\"; }} multicast {{ # again\nPORT=\"1\"; }} }}"
+        ));
+        assert_eq!((config.multicast.port, warnings.iter().count()), (1, 1), "{}", warnings.render(false));
+        // Other listeners' are theirs.
+        quiet(&format!("{GLOBAL} listeners {{ tcp {{ port = \"1\"; }} tcp {{ port = \"2\"; }} }}"));
+    }
+
+    #[test]
+    fn family_and_address_infer_each_other() {
+        let group = |keys: &str| quiet(&format!("{GLOBAL} listeners {{ multicast {{ {keys} }} }}")).multicast.group;
+        assert_eq!(group("family = \"IPv6\";"), IpAddr::from(DEFAULT_GROUP_V6));
+        assert_eq!(group("address = \"ff02::5\";"), "ff02::5".parse::<IpAddr>().unwrap());
+        assert_eq!(group("family = \"ipv4\"; address = \"239.1.2.3\";"), "239.1.2.3".parse::<IpAddr>().unwrap());
+        let mistakes =
+            refused(&format!("{GLOBAL} listeners {{ multicast {{ family = \"ipv6\"; address = \"225.0.0.12\"; }} }}"));
+        assert_eq!(mistakes, [Mistake::OtherFamily(IpAddr::from(DEFAULT_GROUP_V4))]);
+    }
+
+    #[test]
+    fn uris_are_tried_by_number() {
+        let uris = |keys: &str| read(&format!("{GLOBAL} backends {{ libvirt {{ {keys} }} }}")).0.uris;
+        assert_eq!(uris("uri10 = \"d\"; uri2 = \"c\"; uri = \"a\"; uri1 = \"b\";"), ["a", "b", "c", "d"]);
+        assert_eq!(uris("uri1 = \"lxc:///\"; uri3 = \"qemu:///system\";"), ["lxc:///", "qemu:///system"]);
+        assert_eq!(uris("uri = \"a\"; uri = \"b\"; uri1 = \"b\";"), ["b"]);
+        assert_eq!(uris("uri99999999999999999999999 = \"z\"; uri5 = \"a\";"), ["a", "z"]);
+    }
+
+    #[test]
+    fn groups_restrict_or_the_daemon_does_not_start() {
+        let config = quiet(&format!(
+            "{GLOBAL} groups {{ group = \"a\" {{ ip = \"192.168.122.11\"; ip = \"fd00::11\"; uuid = \"node1\"; UUID = \"node2\"; }} \
+             group {{ name = \"b\"; ip = \"192.168.122.12\"; uuid = \"node1\"; }} \
+             group {{ ip = \"192.168.122.13\"; uuid = \"node1\"; }} }}"
+        ));
+        let Groups::Only(groups) = config.groups else { panic!("{config:?}") };
+        let names: Vec<_> = groups.iter().map(|group| group.name.as_deref()).collect();
+        assert_eq!(names, [Some("a"), Some("b"), None]);
+        assert_eq!(groups[0].ips, ["192.168.122.11", "fd00::11"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!(groups[0].uuids, ["node1", "node2"]);
+
+        for (file, expected) in [
+            ("groups { }", Mistake::NoGroup),
+            ("groups = \"x\" { }", Mistake::NoGroup),
+            ("groups { gruop { ip = \"1.2.3.4\"; uuid = \"x\"; } }", Mistake::NoGroup),
+            ("groups { group { ip = \"1.2.3.4\"; } }", Mistake::GroupLacks("uuid")),
+            ("groups { group { uuid = \"x\"; } }", Mistake::GroupLacks("ip")),
+            ("groups { group { ip1 = \"1.2.3.4\"; uuid = \"x\"; } }", Mistake::GroupLacks("ip")),
+            ("groups { group { ip = \"1.2.3\"; uuid = \"x\"; } }", Mistake::MemberAddress("1.2.3".into())),
+            (
+                "groups { group { ip = \"fe80::1%eth0\"; uuid = \"x\"; } }",
+                Mistake::MemberAddress("fe80::1%eth0".into()),
+            ),
+            ("groups = \"x\";", Mistake::SectionExpected("groups".into())),
+            ("group = \"x\";", Mistake::Misplaced("group".into())),
+            ("ip = \"1.2.3.4\";", Mistake::OutsideGroup("ip".into())),
+            ("Group { }", Mistake::Misplaced("Group".into())),
+            ("grups { }", Mistake::Misplaced("grups".into())),
+            ("acl { members { uuid = \"x\"; } }", Mistake::Misplaced("acl".into())),
+            ("listeners { groups { } }", Mistake::Misplaced("groups".into())),
+            ("fence_virtd2 { groups { } }", Mistake::Misplaced("fence_virtd2".into())),
+            // Sections that nobody reads: another listener's, and one that is said again.
+            ("listeners { tcp { groups { } } }", Mistake::Misplaced("tcp".into())),
+            ("backends { cpg { x { ip = \"1.2.3.4\"; } } }", Mistake::Misplaced("cpg".into())),
+            ("listeners { Groups { } } listeners { }", Mistake::Misplaced("listeners".into())),
+        ] {
+            assert!(refused(&format!("{GLOBAL} {file}")).contains(&expected), "{file}");
+        }
+    }
+
+    #[test]
+    fn switches_mean_what_stock_servers_take_them_for() {
+        let global = |keys: &str| format!("fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; {keys} }}");
+        for (value, expected) in [("1", true), ("2", true), ("0", false), ("no", false), ("off", false)] {
+            let config = quiet(&global(&format!("foreground = \"{value}\"; wait_for_init = \"{value}\";")));
+            assert_eq!((config.foreground, config.wait_for_init), (expected, expected), "{value}");
+        }
+        assert!(quiet(&global("wait_for_backend = \"1\";")).wait_for_init);
+        assert_eq!(quiet(&global("debug = \"99\"; name_mode = \"uuid\";")).debug, 99);
+        for value in ["yes", "on", "true", "maybe", "1x"] {
+            assert_eq!(refused(&global(&format!("foreground = \"{value}\";"))).len(), 1, "{value}");
+        }
+        let strict = |value: &str| {
+            quiet(&format!("{GLOBAL} listeners {{ multicast {{ strict_source = \"{value}\"; }} }}"))
+                .multicast
+                .strict_source
+        };
+        assert_eq!(["yes", "no", "1", "0", "On", "False"].map(strict), [true, false, true, false, true, false]);
+    }
+
+    /// Found by fuzzing: the order depended on a byte order mark, which moves the first word away from the file's beginning.
+    #[test]
+    fn what_is_about_the_whole_file_comes_before_its_first_word() {
+        let expected = [
+            Mistake::Missing(Plugin::Listener),
+            Mistake::Missing(Plugin::Backend),
+            Mistake::Misplaced("fence_virtdd".into()),
+        ];
+        for mark in ["", "\u{feff}"] {
+            assert_eq!(refused(&format!("{mark}fence_virtdd {{ group {{ }} }}")), expected);
+        }
+    }
+
+    #[test]
+    fn what_other_plugins_are_told_is_left_to_them_and_choosing_one_is_a_mistake() {
+        let sections = "listeners { tcp { port = \"1\"; auth = \"x\"; } vsock { cid = \"2\"; } serial { mode = \"vmchannel\"; path = \"/x\"; } \
+                        vmchannel { } } backends { cpg { uri = \"x\"; name_mode = \"uuid\"; } null { } }";
+        assert_eq!(quiet(&format!("{GLOBAL} {sections}")), quiet(GLOBAL));
+        for name in ["tcp", "vsock", "serial", "vmchannel", "TCP"] {
+            let mistakes = refused(&GLOBAL.replace("multicast", name));
+            assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Listener, name: name.into() }]);
+        }
+        for name in ["cpg", "null"] {
+            let mistakes = refused(&GLOBAL.replace("libvirt", name));
+            assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Backend, name: name.into() }]);
+        }
+    }
+
+    #[test]
+    fn a_key_is_needed_unless_both_digests_are_none() {
+        let needs_key =
+            |keys: &str| read(&format!("{GLOBAL} listeners {{ multicast {{ {keys} }} }}")).0.multicast.needs_key();
+        assert!(!needs_key("hash = \"none\"; auth = \"none\";"));
+        assert!(needs_key("hash = \"none\";"));
+        assert!(needs_key("auth = \"none\";"));
+    }
+
+    #[test]
+    fn a_relative_key_file_outlives_the_change_to_the_root_directory() {
+        let config = quiet(&format!("{GLOBAL} listeners {{ multicast {{ key_file = \"k/fence.key\"; }} }}"));
+        assert_eq!(config.multicast.key_file, std::env::current_dir().unwrap().join("k/fence.key"));
+    }
+
+    #[test]
+    fn thousands_of_mistakes_and_warnings_take_no_time_and_little_room() {
+        let many = |item: &str| item.repeat(20_000);
+        let mistakes = refused(&format!("{GLOBAL} groups {{ group {{ uuid = \"x\"; {} }} }}", many("ip = \"x\";\n")));
+        assert_eq!(mistakes.len(), 20);
+        let (config, warnings) =
+            read(&format!("{GLOBAL} {} backends {{ libvirt {{ {} }} }}", many("x = \"1\";\n"), many("uri1 = \"a\";")));
+        assert_eq!((config.uris.as_slice(), warnings.iter().count()), (&["a".to_owned()][..], 100));
+        assert_eq!(warnings.left_out(), 2 * 20_000 - 1 - 100);
+        let many_groups = many("group { ip = \"10.0.0.1\"; uuid = \"x\"; }\n");
+        assert!(
+            matches!(quiet(&format!("{GLOBAL} groups {{ {many_groups} }}")).groups, Groups::Only(groups) if groups.len() == 20_000)
+        );
+    }
+}

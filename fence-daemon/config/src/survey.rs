@@ -1,0 +1,327 @@
+//! A first look at a section: which keys it sets, which of its sections count, and what in it means nothing.
+
+use super::error::{ConfigError, Mistake, Mistakes};
+use super::position::{Position, Source};
+use super::raw::{Assignment, Item, Section, Span, Spanned, clip};
+use super::warning::{Doubt, Warnings};
+
+/// How many mistakes are reported at once; the rest shows when these are mended.
+const MAX_MISTAKES: usize = 20;
+
+/// What is found while a file is resolved. Places are looked up at the end, all at once.
+pub(super) struct Findings<'s> {
+    source: &'s Source<'s>,
+    mistakes: Vec<Wrong>,
+    doubts: Vec<Found>,
+    warnings: Warnings,
+}
+
+/// A mistake at a place.
+struct Wrong {
+    span: Span,
+    mistake: Mistake,
+    /// What it contradicts, further up.
+    earlier: Option<Span>,
+}
+
+/// A doubt about a place.
+struct Found {
+    span: Span,
+    doubt: Doubt,
+    /// What it is overruled by.
+    later: Option<Span>,
+}
+
+impl<'s> Findings<'s> {
+    pub(super) fn new(source: &'s Source<'s>, warnings: Warnings) -> Self {
+        Self { source, mistakes: Vec::new(), doubts: Vec::new(), warnings }
+    }
+
+    /// Something wrong.
+    pub(super) fn mistake(&mut self, span: &Span, mistake: Mistake) {
+        if self.mistakes.len() < MAX_MISTAKES {
+            self.mistakes.push(Wrong { span: span.clone(), mistake, earlier: None });
+        }
+    }
+
+    /// A section that is there again with other contents.
+    fn contradicts(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
+        if self.mistakes.len() < MAX_MISTAKES {
+            // The line is filled in at the end.
+            let mistake = Mistake::SectionTwice { name: clip(later.value), line: 0 };
+            self.mistakes.push(Wrong { span: later.span.clone(), mistake, earlier: Some(earlier.span.clone()) });
+        }
+    }
+
+    /// Something doubtful.
+    pub(super) fn doubt(&mut self, span: &Span, doubt: impl FnOnce() -> Doubt) {
+        self.found(span, None, doubt);
+    }
+
+    /// Something that is said again further down.
+    pub(super) fn overruled(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
+        // The line is filled in at the end.
+        self.found(&earlier.span, Some(&later.span), || Doubt::Overruled { name: clip(earlier.value), line: 0 });
+    }
+
+    fn found(&mut self, span: &Span, later: Option<&Span>, doubt: impl FnOnce() -> Doubt) {
+        // There may be a million; saying what was meant costs time, and nobody would see it.
+        if self.warnings.takes_more_than(self.doubts.len()) {
+            self.doubts.push(Found { span: span.clone(), doubt: doubt(), later: later.cloned() });
+        } else {
+            self.warnings.leave_out();
+        }
+    }
+
+    /// The warnings if nothing is wrong, the mistakes in the file's order otherwise.
+    pub(super) fn conclude(mut self) -> Result<Warnings, ConfigError> {
+        let spans: Vec<&Span> = self.doubts.iter().map(|found| &found.span).collect();
+        let laters: Vec<&Span> = self.doubts.iter().filter_map(|found| found.later.as_ref()).collect();
+        let (places, laters) = (self.source.places(&spans), self.source.places(&laters));
+        let mut laters = laters.into_iter();
+        for (Found { mut doubt, .. }, place) in self.doubts.into_iter().zip(places) {
+            if let Doubt::Overruled { line, .. } = &mut doubt {
+                *line = laters.next().map_or(0, |later| later.line());
+            }
+            self.warnings.push(Some(place), doubt);
+        }
+        self.warnings.sort();
+        if self.mistakes.is_empty() {
+            return Ok(self.warnings);
+        }
+        // What is about the whole file comes before what is about its first word.
+        self.mistakes.sort_by_key(|wrong| (wrong.span.start, wrong.span.end));
+        let spans: Vec<&Span> = self.mistakes.iter().map(|wrong| &wrong.span).collect();
+        let earlier: Vec<&Span> = self.mistakes.iter().filter_map(|wrong| wrong.earlier.as_ref()).collect();
+        let (places, earlier) = (self.source.places(&spans), self.source.places(&earlier));
+        let mut earlier = earlier.into_iter();
+        let mut list: Vec<(Position, Mistake)> = Vec::with_capacity(places.len());
+        for (place, Wrong { mut mistake, .. }) in places.into_iter().zip(self.mistakes) {
+            if let Mistake::SectionTwice { line, .. } = &mut mistake {
+                *line = earlier.next().map_or(0, |earlier| earlier.line());
+            }
+            list.push((place, mistake));
+        }
+        Err(ConfigError::Mistakes(Mistakes { list, warnings: self.warnings }))
+    }
+}
+
+/// What a section may contain.
+pub(super) struct Scope {
+    /// Keys of which the last one counts.
+    pub(super) keys: &'static [&'static str],
+    /// Keys that count each time.
+    pub(super) lists: &'static [&'static str],
+    /// Keys that may have a number behind them, and count each time.
+    pub(super) numbered: &'static [&'static str],
+    /// Sections of which the last one counts.
+    pub(super) sections: &'static [&'static str],
+    /// Sections that count each time.
+    pub(super) repeated: &'static [&'static str],
+    /// Sections that stock servers know, and that mean nothing here yet.
+    pub(super) unread: &'static [&'static str],
+}
+
+impl Scope {
+    fn knows_key(&self, name: &str) -> bool {
+        is_one_of(self.keys, name) || self.is_list(name)
+    }
+
+    fn is_list(&self, name: &str) -> bool {
+        is_one_of(self.lists, name) || is_one_of(self.numbered, name.trim_end_matches(|c: char| c.is_ascii_digit()))
+    }
+
+    fn knows_section(&self, name: &str) -> bool {
+        [self.sections, self.repeated, self.unread].iter().any(|known| is_one_of(known, name))
+    }
+
+    fn meant(&self, name: &str) -> Option<&'static str> {
+        let known = [self.keys, self.lists, self.numbered, self.sections, self.repeated, self.unread];
+        nearest(name, known.into_iter().flatten().copied())
+    }
+}
+
+fn is_one_of(known: &[&str], name: &str) -> bool {
+    known.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// How many letters of a known word may be wrong.
+fn tolerance(known: &str) -> usize {
+    (known.len() / 3).max(1)
+}
+
+/// Whether `name` is of such a length that it could be a misspelling of `known`.
+pub(super) fn is_like(name: &str, known: &str) -> bool {
+    known.len().abs_diff(name.len()) <= tolerance(known)
+}
+
+/// The known word that `name` is probably a misspelling of.
+pub(super) fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    // Nothing known is nearly as long, and the comparison's time grows with the length.
+    if name.len() > 40 {
+        return None;
+    }
+    let name = name.to_ascii_lowercase();
+    known
+        .filter(|known| is_like(&name, known))
+        .map(|known| (strsim::damerau_levenshtein(&name, known), known))
+        .filter(|(distance, known)| *distance <= tolerance(known))
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// A section's contents, sorted by what counts. Names are the ones of its scope, lower case.
+pub(super) struct Surveyed<'i> {
+    /// One for each key at most: they are looked through often.
+    values: Vec<&'i Assignment<'i>>,
+    /// What counts each time: as many as the file has.
+    listed: Vec<&'i Assignment<'i>>,
+    sections: Vec<&'i Section<'i>>,
+}
+
+impl<'i> Surveyed<'i> {
+    /// Sorts the contents of a section; what is unknown, overruled or of the wrong kind is reported.
+    pub(super) fn new(items: &'i [Item<'i>], scope: &Scope, findings: &mut Findings<'_>) -> Self {
+        let mut found = Self { values: Vec::new(), listed: Vec::new(), sections: Vec::new() };
+        for item in items {
+            match item {
+                Item::Value(value) => found.value(value, scope, findings),
+                Item::Section(section) => found.section(section, scope, findings),
+            }
+        }
+        found
+    }
+
+    fn value(&mut self, item: &'i Assignment<'i>, scope: &Scope, findings: &mut Findings<'_>) {
+        let name = item.key.value;
+        if scope.knows_section(name) {
+            findings.mistake(&item.key.span, Mistake::SectionExpected(clip(name)));
+        } else if !scope.knows_key(name) {
+            if is_one_of(&["ip", "uuid"], name) {
+                findings.mistake(&item.key.span, Mistake::OutsideGroup(clip(name)));
+            } else if is_one_of(&["group", "groups"], name) {
+                findings.mistake(&item.key.span, Mistake::Misplaced(clip(name)));
+            } else {
+                findings.doubt(&item.key.span, || Doubt::UnknownKey { name: clip(name), meant: scope.meant(name) });
+            }
+        } else if scope.is_list(name) {
+            self.listed.push(item);
+        } else if let Some(known) = self.values.iter_mut().find(|known| known.key.value.eq_ignore_ascii_case(name)) {
+            let earlier = std::mem::replace(known, item);
+            findings.overruled(&earlier.key, &item.key);
+        } else {
+            self.values.push(item);
+        }
+    }
+
+    fn section(&mut self, item: &'i Section<'i>, scope: &Scope, findings: &mut Findings<'_>) {
+        let name = item.name.value;
+        if scope.knows_key(name) {
+            findings.mistake(&item.name.span, Mistake::ValueExpected(clip(name)));
+        } else if !scope.knows_section(name) {
+            // A restriction that would restrict nothing is the one misspelling that must not pass.
+            // Once the file is refused for as many mistakes as are shown, one more need not be looked for.
+            let enough = findings.mistakes.len() >= MAX_MISTAKES;
+            let looks_like_one = || !enough && is_like(name, "groups") && scope.meant(name) == Some("groups");
+            if is_one_of(&["group", "groups"], name) || looks_like_one() || restricts(&item.items) {
+                findings.mistake(&item.name.span, Mistake::Misplaced(clip(name)));
+            } else {
+                findings
+                    .doubt(&item.name.span, || Doubt::UnknownSection { name: clip(name), meant: scope.meant(name) });
+            }
+        } else if is_one_of(scope.unread, name) {
+            misplaced_restriction(item, findings);
+        } else if is_one_of(scope.repeated, name) {
+            self.sections.push(item);
+        } else if let Some(known) = self.sections.iter_mut().find(|known| known.name.value.eq_ignore_ascii_case(name)) {
+            let earlier = std::mem::replace(known, item);
+            // Stock servers forget the earlier one whole. Who wrote two wanted both: two interfaces, two keys, more groups.
+            if same(&earlier.items, &item.items) {
+                findings.overruled(&earlier.name, &item.name);
+            } else {
+                findings.contradicts(&earlier.name, &item.name);
+            }
+            // Of two `groups` the later one restricts; in anything else nothing does.
+            if !is_one_of(&["groups"], name) {
+                misplaced_restriction(earlier, findings);
+            }
+        } else {
+            self.sections.push(item);
+        }
+    }
+
+    /// The value that counts for a key of which only one does.
+    pub(super) fn get(&self, key: &str) -> Option<&'i Assignment<'i>> {
+        self.values.iter().find(|value| value.key.value.eq_ignore_ascii_case(key)).copied()
+    }
+
+    /// The section of this name that counts.
+    pub(super) fn last_section(&self, name: &str) -> Option<&'i Section<'i>> {
+        self.sections.iter().find(|section| section.name.value.eq_ignore_ascii_case(name)).copied()
+    }
+
+    /// The values of keys that count each time, in the file's order.
+    pub(super) fn listed(&self) -> impl Iterator<Item = &'i Assignment<'i>> {
+        self.listed.iter().copied()
+    }
+
+    /// The sections that count, in the file's order.
+    pub(super) fn sections(&self) -> impl Iterator<Item = &'i Section<'i>> {
+        self.sections.iter().copied()
+    }
+}
+
+/// Whether two sections say the same.
+fn same(one: &[Item<'_>], other: &[Item<'_>]) -> bool {
+    let is_same = |(one, other): (&Item<'_>, &Item<'_>)| match (one, other) {
+        (Item::Value(one), Item::Value(other)) => {
+            one.key.value.eq_ignore_ascii_case(other.key.value) && one.value.value == other.value.value
+        }
+        (Item::Section(one), Item::Section(other)) => {
+            let value = |section: &Section<'_>| section.value.as_ref().map(|value| value.value.to_owned());
+            one.name.value.eq_ignore_ascii_case(other.name.value)
+                && value(one) == value(other)
+                && same(&one.items, &other.items)
+        }
+        (Item::Value(_), Item::Section(_)) | (Item::Section(_), Item::Value(_)) => false,
+    };
+    one.len() == other.len() && one.iter().zip(other).all(is_same)
+}
+
+/// A section that nobody reads must not hold what was meant to restrict.
+fn misplaced_restriction(item: &Section<'_>, findings: &mut Findings<'_>) {
+    if restricts(&item.items) {
+        findings.mistake(&item.name.span, Mistake::Misplaced(clip(item.name.value)));
+    }
+}
+
+/// Whether anything in here reads like a part of a group, at any depth.
+fn restricts(items: &[Item<'_>]) -> bool {
+    const RESTRICTING: &[&str] = &["group", "groups", "ip", "uuid"];
+    items.iter().any(|item| match item {
+        Item::Value(value) => is_one_of(RESTRICTING, value.key.value),
+        Item::Section(section) => is_one_of(RESTRICTING, section.name.value) || restricts(&section.items),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misspellings_are_recognised_and_other_words_are_not() {
+        let known = || ["key_file", "hash", "port", "uri"].into_iter();
+        for (written, meant) in [
+            ("keyfile", Some("key_file")),
+            ("Key-File", Some("key_file")),
+            ("hahs", Some("hash")),
+            ("prot", Some("port")),
+            ("url", Some("uri")),
+            ("colour", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(written, known()), meant, "{written}");
+        }
+        assert_eq!(nearest(&"key_file".repeat(1000), known()), None);
+    }
+}

@@ -1,0 +1,80 @@
+//! What the kernel says over rtnetlink: the [links](link) of this network namespace, its [neighbours](neighbour), and its
+//! [routing decisions](route).
+//!
+//! Of each message only the attributes that are asked about are decoded. netlink-packet-route can decode whole messages, but then any
+//! link of the host whose name is not UTF-8, or for which another kernel says something in another length, is an error for all.
+
+pub mod interface;
+pub mod link;
+pub mod neighbour;
+pub mod route;
+pub mod taker;
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use nix::libc;
+
+/// How often the kernel is asked for everything, if each time some of it changes meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// All that the kernel has of a kind, in its order.
+fn dump<T: NetlinkDeserializable>(request: &RouteNetlinkMessage) -> io::Result<Vec<T>> {
+    let mut answer = ask(NLM_F_REQUEST | NLM_F_DUMP, request.clone());
+    for _ in 1..ATTEMPTS {
+        if !answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+            break;
+        }
+        answer = ask(NLM_F_REQUEST | NLM_F_DUMP, request.clone());
+    }
+    answer
+}
+
+fn ask<T: NetlinkDeserializable>(flags: u16, request: RouteNetlinkMessage) -> io::Result<Vec<T>> {
+    let mut request = NetlinkMessage::from(request);
+    request.header.flags = flags;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    // A connected socket hears nobody but the kernel.
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    let mut found = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        if collect(&datagram, &mut found)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Collects what a datagram of the answer describes. Returns whether the answer ends there.
+fn collect<T: NetlinkDeserializable>(mut datagram: &[u8], found: &mut Vec<T>) -> io::Result<bool> {
+    while !datagram.is_empty() {
+        let message = NetlinkMessage::<T>::deserialize(datagram)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if message.header.flags & NLM_F_DUMP_INTR != 0 {
+            // Something changed between two datagrams, so some of it may be missing.
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match message.payload {
+            NetlinkPayload::InnerMessage(one) => found.push(one),
+            NetlinkPayload::Done(done) if done.code == 0 => return Ok(true),
+            NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(done.code.wrapping_neg())),
+            NetlinkPayload::Error(error) if error.code.is_none() => return Ok(true),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::Noop => {}
+            NetlinkPayload::Overrun(_) | _ => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+        }
+        let len = usize::try_from(message.header.length).map_err(io::Error::other)?;
+        datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}

@@ -1,0 +1,240 @@
+//! The links (network interfaces) of this network namespace.
+
+use std::ffi::CStr;
+use std::io;
+
+use netlink_packet_core::{
+    DecodeError, Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NlasIterator,
+    Parseable as _, parse_u32,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoKind, LinkFlags, LinkHeader, LinkMessage, LinkXdp};
+use nix::libc;
+
+/// A link of this network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether it is switched on.
+    pub up: bool,
+    /// What it is, where the kernel says so: it does not for hardware.
+    pub kind: Option<InfoKind>,
+    /// The number of the link that it is on top of (or a veth's other end), if that one is in this namespace too.
+    pub lower: Option<u32>,
+    /// The number of the bridge or bond that it is a port of.
+    pub master: Option<u32>,
+    /// The number of an XDP program that is on it.
+    pub xdp_program: Option<u32>,
+}
+
+/// The link with this number.
+pub fn one(index: u32) -> io::Result<Link> {
+    // The acknowledgement tells where the answer ends.
+    super::ask(NLM_F_REQUEST | NLM_F_ACK, request(index))?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// All links, in the kernel's order.
+pub fn all() -> io::Result<Vec<Link>> {
+    super::dump(&request(0))
+}
+
+fn request(index: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    RouteNetlinkMessage::GetLink(link)
+}
+
+impl NetlinkDeserializable for Link {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        if header.message_type != libc::RTM_NEWLINK {
+            return Err("not the description of a link".into());
+        }
+        let head = LinkHeader::parse(payload)?;
+        let mut link = Self { index: head.index, up: head.flags.contains(LinkFlags::Up), ..Self::default() };
+        let mut lower_is_elsewhere = false;
+        for attribute in NlasIterator::new(payload.get(head.buffer_len()..).unwrap_or_default()) {
+            let attribute = attribute?;
+            let value = attribute.value();
+            match attribute.kind() {
+                libc::IFLA_IFNAME => {
+                    let name = CStr::from_bytes_until_nul(value).map_err(|_| "a name without NUL")?;
+                    link.name = name.to_string_lossy().into_owned();
+                }
+                libc::IFLA_LINK => link.lower = Some(parse_u32(value)?),
+                libc::IFLA_LINK_NETNSID => lower_is_elsewhere = true,
+                libc::IFLA_MASTER => link.master = Some(parse_u32(value)?),
+                libc::IFLA_LINKINFO => {
+                    for info in NlasIterator::new(value) {
+                        let info = info?;
+                        if info.kind() == libc::IFLA_INFO_KIND {
+                            link.kind = Some(InfoKind::parse(&info)?);
+                        }
+                    }
+                }
+                libc::IFLA_XDP => {
+                    for xdp in NlasIterator::new(value) {
+                        // `ProgId` where one program is attached, the others where there are several.
+                        if let LinkXdp::ProgId(id)
+                        | LinkXdp::DrvProgId(id)
+                        | LinkXdp::SkbProgId(id)
+                        | LinkXdp::HwProgId(id) = LinkXdp::parse(&xdp?)?
+                        {
+                            link.xdp_program.get_or_insert(id);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        if lower_is_elsewhere {
+            // The number is one of another namespace, and means another link here.
+            link.lower = None;
+        }
+        Ok(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroI32;
+
+    use netlink_packet_core::{
+        DefaultNla, DoneMessage, ErrorMessage, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NetlinkMessage, NetlinkPayload,
+    };
+    use netlink_packet_route::link::{LinkAttribute, LinkInfo, XdpAttached};
+
+    use super::super::collect;
+    use super::*;
+
+    fn bytes(payload: NetlinkPayload<RouteNetlinkMessage>, flags: u16) -> Vec<u8> {
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        let mut message = NetlinkMessage::new(header, payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn message(index: u32, attributes: Vec<LinkAttribute>) -> Vec<u8> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = attributes;
+        bytes(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)), NLM_F_MULTIPART)
+    }
+
+    fn links(datagram: &[u8]) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        collect(datagram, &mut links)?;
+        Ok(links)
+    }
+
+    fn decoded(attributes: Vec<LinkAttribute>) -> Link {
+        links(&message(4, attributes)).unwrap().pop().unwrap()
+    }
+
+    #[test]
+    fn a_link_is_read_from_among_other_attributes() {
+        use LinkAttribute::{Controller, IfName, Link as Lower, LinkInfo as Info, Mtu, Xdp};
+        let attributes = vec![
+            IfName("top0".to_owned()),
+            Mtu(1500),
+            Lower(7),
+            Controller(8),
+            Info(vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Other(DefaultNla::new(99, vec![1]))]),
+            Xdp(vec![LinkXdp::Attached(XdpAttached::Driver), LinkXdp::ProgId(77)]),
+        ];
+        let link = Link {
+            index: 4,
+            name: "top0".to_owned(),
+            up: false,
+            kind: Some(InfoKind::Vlan),
+            lower: Some(7),
+            master: Some(8),
+            xdp_program: Some(77),
+        };
+        assert_eq!(decoded(attributes.clone()), link);
+        // Cut anywhere it is an error, never a panic, and never a link with less to it.
+        let full = message(4, attributes);
+        for len in 1..full.len() {
+            let mut cut = full[..len].to_vec();
+            assert!(links(&cut).is_err(), "{len}");
+            if let Some(field) = cut.get_mut(..4) {
+                field.copy_from_slice(&u32::try_from(len).unwrap().to_ne_bytes());
+                let _ = links(&cut);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lower_link_in_another_namespace_is_none_of_ours() {
+        let lower = |more: Vec<LinkAttribute>| decoded([vec![LinkAttribute::Link(7)], more].concat()).lower;
+        assert_eq!(lower(vec![]), Some(7));
+        assert_eq!(lower(vec![LinkAttribute::LinkNetNsId(0)]), None);
+    }
+
+    #[test]
+    fn one_of_several_programs_is_as_good_as_another() {
+        let program = |xdp| decoded(vec![LinkAttribute::Xdp(xdp)]).xdp_program;
+        let several = vec![LinkXdp::Attached(XdpAttached::Multiple), LinkXdp::SkbProgId(5), LinkXdp::HwProgId(6)];
+        assert_eq!(program(several), Some(5));
+        assert_eq!(program(vec![LinkXdp::Attached(XdpAttached::None)]), None);
+    }
+
+    #[test]
+    fn what_is_not_asked_about_cannot_fail() {
+        let odd = vec![
+            LinkAttribute::Other(DefaultNla::new(libc::IFLA_IFNAME, b"\xff0\0".to_vec())),
+            LinkAttribute::Other(DefaultNla::new(libc::IFLA_MTU, vec![1])),
+        ];
+        assert!(NetlinkMessage::<RouteNetlinkMessage>::deserialize(&message(4, odd.clone())).is_err());
+        assert_eq!(decoded(odd).name, "\u{fffd}0");
+    }
+
+    #[test]
+    fn a_datagram_holds_several_messages_and_perhaps_the_end() {
+        let name = |name: &str| vec![LinkAttribute::IfName(name.to_owned())];
+        let run = [message(1, name("lo")), message(2, name("eth0"))].concat();
+        let mut links: Vec<Link> = Vec::new();
+        assert!(!collect(&run, &mut links).unwrap(), "there is more to come");
+        let done = bytes(NetlinkPayload::Done(DoneMessage::default()), NLM_F_MULTIPART);
+        assert!(collect(&[message(3, vec![]), done, message(9, vec![])].concat(), &mut links).unwrap());
+        assert_eq!(links.iter().map(|link| link.index).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn an_error_of_the_kernel_is_an_error() {
+        let refusal = |code| {
+            let mut message = ErrorMessage::default();
+            message.code = NonZeroI32::new(code);
+            bytes(NetlinkPayload::Error(message), 0)
+        };
+        let late = [message(1, vec![]), refusal(-libc::EPERM)].concat();
+        assert_eq!(links(&late).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(links(&refusal(0)).unwrap(), [], "an acknowledgement");
+        let mut done = DoneMessage::default();
+        done.code = -libc::ENOMEM;
+        let done = bytes(NetlinkPayload::Done(done), NLM_F_MULTIPART);
+        assert_eq!(links(&done).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+        assert!(links(&bytes(NetlinkPayload::Overrun(vec![]), 0)).is_err());
+        // Incomplete, and something that nobody asked for.
+        let interrupted = bytes(NetlinkPayload::Done(DoneMessage::default()), NLM_F_MULTIPART | NLM_F_DUMP_INTR);
+        assert_eq!(links(&interrupted).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        let other = bytes(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(LinkMessage::default())), 0);
+        assert_eq!(links(&other).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn the_kernel_is_asked() {
+        let lo = one(1).unwrap();
+        assert_eq!((lo.index, lo.name.as_str(), lo.xdp_program), (1, "lo", None));
+        assert!(all().unwrap().contains(&lo));
+        let vanished = one(i32::MAX.unsigned_abs()).unwrap_err();
+        assert_eq!(vanished.raw_os_error(), Some(libc::ENODEV));
+    }
+}

@@ -1,0 +1,273 @@
+//! Which datagrams were accepted, here, in the kernel program and on disk: who has recorded one can send it again, and a restart of the
+//! daemon must not make it good.
+//!
+//! One file in the state directory under `/run`, of [`REPLAY_CACHE_MAX`] records at most: the oldest is overwritten. A record is the time on the
+//! monotonic clock (which counts from the host's boot, as `/run` does), the beginning of the digest, and who sent it. It is no secret, but
+//! root's alone to write: what is in there is refused, and whose digest was right is not held up by a flood of strangers. A record that is
+//! damaged refuses a datagram that nobody will ever send.
+
+use std::io;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fence_common::rate_limit::{REPLAY_CACHE_MAX, Sender};
+use fence_common::replay_cache::{self, DatagramId};
+use fence_common::sync::{lock, unpoisoned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::kernel::Memory;
+use super::senders::Senders;
+use crate::clock::Moment;
+use crate::state::file::Locked;
+
+/// The datagrams that were accepted.
+#[derive(Debug)]
+pub struct ReplayCache {
+    /// For how long, in nanoseconds.
+    window: u64,
+    replays: Mutex<replay_cache::ReplayCache>,
+    senders: Mutex<Senders>,
+    file: Option<Mutex<Records>>,
+    /// The kernel program's memory, once it is loaded.
+    kernel: Mutex<Option<Memory>>,
+}
+
+/// The file, and where the next record goes.
+#[derive(Debug)]
+struct Records {
+    file: Locked,
+    next: usize,
+    complained: bool,
+}
+
+/// One datagram in the file. All zero is none.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Record {
+    at: [u8; 8],
+    datagram_id: DatagramId,
+    sender: Sender,
+}
+
+/// The length of a record.
+const LEN: usize = size_of::<Record>();
+
+impl ReplayCache {
+    /// Keeps nothing beyond the process.
+    #[must_use]
+    pub fn none(window: Duration) -> Self {
+        let window = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
+        Self { window, replays: Mutex::default(), senders: Mutex::default(), file: None, kernel: Mutex::default() }
+    }
+
+    /// Opens the file in `directory`, which is made if need be, and reads what an earlier daemon has left there. Where that cannot be
+    /// done it is logged, and nothing is kept beyond the process.
+    #[must_use]
+    pub fn open(directory: &Path, window: Duration) -> Self {
+        let mut seen = Self::none(window);
+        match open(directory) {
+            Ok((file, found)) => {
+                let next = seen.recall(&found, Moment::now());
+                seen.file = Some(Mutex::new(Records { file, next, complained: false }));
+                // Under the lock of the other file.
+                match Senders::open(directory, Moment::now()) {
+                    Ok(senders) => seen.senders = Mutex::new(senders),
+                    Err(error) => tracing::warn!(%error, "the next daemon will not know who was right"),
+                }
+            }
+            Err(error) => {
+                let directory = directory.display();
+                tracing::warn!(%directory, %error, "the next daemon will not know a request again that this one has heard");
+            }
+        }
+        seen
+    }
+
+    /// Takes over what is of this boot and not too old. Returns where the next record goes.
+    fn recall(&mut self, found: &[Record], now: Moment) -> usize {
+        let is_good = |at: u64| at != 0 && at <= now.nanos() && now.nanos().saturating_sub(at) < self.window;
+        let at = |record: &Record| u64::from_le_bytes(record.at);
+        let mut good: Vec<(usize, &Record)> =
+            found.iter().enumerate().filter(|(_, record)| is_good(at(record))).collect();
+        good.sort_by_key(|(_, record)| at(record));
+        let replays = unpoisoned(self.replays.get_mut());
+        for (_, record) in &good {
+            replays.note(record.datagram_id, at(record));
+        }
+        good.last().map_or(0, |(index, _)| index.saturating_add(1) % REPLAY_CACHE_MAX)
+    }
+
+    /// Notes a datagram whose digest is right. `false` if it was accepted before. `sender` is who sent it, if that is known;
+    /// `in_kernel`, whether the kernel program has noted it already.
+    pub fn is_new(&self, datagram_id: DatagramId, sender: Option<Sender>, in_kernel: bool) -> bool {
+        let now = Moment::now().nanos();
+        if !lock(&self.replays).is_new(datagram_id, now, self.window) {
+            return false;
+        }
+        if let Some(file) = &self.file {
+            if let Some(sender) = sender {
+                lock(&self.senders).saw(sender, now);
+            }
+            let sender = sender.unwrap_or_else(Sender::new_zeroed);
+            lock(file).write(&Record { at: now.to_le_bytes(), datagram_id, sender });
+        }
+        if !in_kernel && let Some(kernel) = lock(&self.kernel).as_mut() {
+            kernel.note(datagram_id, now);
+        }
+        true
+    }
+
+    /// The senders that are trusted, and when their digest was right last.
+    #[must_use]
+    pub fn senders(&self) -> Vec<(Sender, u64)> {
+        lock(&self.senders).all()
+    }
+
+    /// When a datagram was accepted, on the monotonic clock.
+    #[must_use]
+    pub fn accepted_at(&self, datagram_id: &DatagramId) -> Option<u64> {
+        lock(&self.replays).accepted_at(datagram_id)
+    }
+
+    /// Gives the kernel program's memory what is known, and what is accepted from now on without it.
+    pub fn teach(&self, mut kernel: Memory) {
+        // Held until it is in its place: what is accepted meanwhile waits for it.
+        let mut place = lock(&self.kernel);
+        let known: Vec<(DatagramId, u64)> = lock(&self.replays).iter().collect();
+        for (datagram_id, at) in known {
+            kernel.note(datagram_id, at);
+        }
+        // The socket knows no Ethernet addresses: the program would never find what it has noted.
+        for (sender, at) in self.senders().iter().filter(|(sender, _)| sender.mac != [0; 6]) {
+            kernel.trust(sender, *at);
+        }
+        *place = Some(kernel);
+    }
+}
+
+impl Records {
+    /// Writes a record over the oldest. That it cannot be written keeps nobody from being fenced.
+    fn write(&mut self, record: &Record) {
+        let at = self.next * LEN;
+        self.next = (self.next + 1) % REPLAY_CACHE_MAX;
+        if let Err(error) = self.file.write_at(record.as_bytes(), at)
+            && !std::mem::replace(&mut self.complained, true)
+        {
+            tracing::warn!(%error, "what was heard is not written down: the next daemon will not know it again");
+        }
+    }
+}
+
+fn open(directory: &Path) -> io::Result<(Locked, Vec<Record>)> {
+    let (file, bytes) = Locked::open(directory, "seen", REPLAY_CACHE_MAX * LEN)?;
+    let (records, _) = bytes.as_chunks::<LEN>();
+    Ok((file, records.iter().map(|record| zerocopy::transmute!(*record)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fence_common::rate_limit::TRUSTED_MAX;
+
+    use std::fs;
+    use tempfile::tempdir;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn datagram_id(n: usize) -> DatagramId {
+        DatagramId { digest: u128::try_from(n + 1).unwrap().to_be_bytes() }
+    }
+
+    fn sender(last: u8) -> Sender {
+        let mut ip = [0; 16];
+        ip[..4].copy_from_slice(&[192, 168, 122, last]);
+        Sender { ip, mac: [2, 0, 0, 0, 0, last], family: 2 }
+    }
+
+    #[test]
+    fn the_next_daemon_knows_what_was_accepted() {
+        let scratch = tempdir().unwrap();
+        let first = ReplayCache::open(scratch.path(), DAY);
+        assert!(
+            first.is_new(datagram_id(1), Some(sender(7)), true) && !first.is_new(datagram_id(1), Some(sender(7)), true)
+        );
+        assert!(first.is_new(datagram_id(2), None, false));
+        let second = ReplayCache::open(scratch.path(), DAY);
+        assert!(second.is_new(datagram_id(1), None, false), "two daemons share one file");
+        drop((first, second));
+
+        let third = ReplayCache::open(scratch.path(), DAY);
+        assert!(!third.is_new(datagram_id(1), None, false) && !third.is_new(datagram_id(2), None, false));
+        assert_eq!(third.senders().into_iter().map(|(sender, _)| sender).collect::<Vec<_>>(), [sender(7)]);
+        assert!(third.is_new(datagram_id(3), None, false));
+        drop(third);
+        // What it wrote did not overwrite what was there.
+        let fourth = ReplayCache::open(scratch.path(), DAY);
+        assert!((1..=3).all(|n| !fourth.is_new(datagram_id(n), None, false)));
+        drop(fourth);
+        assert_eq!(fs::metadata(scratch.path().join("seen")).unwrap().len(), 3 * LEN as u64);
+    }
+
+    #[test]
+    fn what_is_too_old_or_of_another_boot_is_forgotten() {
+        let scratch = tempdir().unwrap();
+        let now = Moment::now();
+        let mut bytes = Vec::new();
+        let times = [0, now.before(Duration::from_secs(90)).nanos(), now.plus(DAY).nanos(), now.nanos()];
+        for (n, at) in times.into_iter().enumerate() {
+            let record = Record { at: at.to_le_bytes(), datagram_id: datagram_id(n), sender: sender(1) };
+            bytes.extend_from_slice(record.as_bytes());
+        }
+        // And one that was cut off.
+        bytes.extend_from_slice(&[7; LEN - 1]);
+        fs::write(scratch.path().join("seen"), bytes).unwrap();
+        let seen = ReplayCache::open(scratch.path(), Duration::from_secs(60));
+        assert_eq!((0..4).filter(|&n| seen.accepted_at(&datagram_id(n)).is_some()).collect::<Vec<_>>(), [3]);
+        assert!(seen.is_new(datagram_id(9), None, false));
+        drop(seen);
+        let seen = ReplayCache::open(scratch.path(), Duration::from_secs(60));
+        assert!(!seen.is_new(datagram_id(9), None, false) && !seen.is_new(datagram_id(3), None, false));
+    }
+
+    #[test]
+    fn any_bytes_are_no_obstacle_and_the_file_stays_small() {
+        let scratch = tempdir().unwrap();
+        fs::write(scratch.path().join("seen"), vec![0xa5; (REPLAY_CACHE_MAX + 10) * LEN + 5]).unwrap();
+        let seen = ReplayCache::open(scratch.path(), DAY);
+        assert!((0..REPLAY_CACHE_MAX + 100).all(|n| seen.is_new(datagram_id(n), None, false)));
+        drop(seen);
+        let seen = ReplayCache::open(scratch.path(), DAY);
+        assert!(
+            !seen.is_new(datagram_id(REPLAY_CACHE_MAX + 99), None, false)
+                && !seen.is_new(datagram_id(100), None, false)
+        );
+        assert!(seen.is_new(datagram_id(0), None, false), "the oldest was overwritten");
+        assert!(
+            fs::metadata(scratch.path().join("seen")).unwrap().len() <= (REPLAY_CACHE_MAX as u64 + 11) * LEN as u64
+        );
+    }
+
+    /// Who has the key sends right requests from as many addresses as it makes up.
+    #[test]
+    fn no_holder_of_the_key_has_the_next_daemon_forget_another_sender() {
+        let scratch = tempdir().unwrap();
+        let seen = ReplayCache::open(scratch.path(), DAY);
+        assert!(seen.is_new(datagram_id(0), Some(sender(7)), true));
+        for n in 1..=REPLAY_CACHE_MAX {
+            let mut made_up = sender(66);
+            made_up.ip[..4].copy_from_slice(&u32::try_from(n).unwrap().to_be_bytes());
+            assert!(seen.is_new(datagram_id(n), Some(made_up), true));
+        }
+        drop(seen);
+        let next = ReplayCache::open(scratch.path(), DAY);
+        assert!(next.senders().iter().any(|(known, _)| *known == sender(7)), "forgotten");
+        assert!(next.senders().len() <= TRUSTED_MAX);
+    }
+
+    #[test]
+    fn without_a_place_it_is_known_as_long_as_the_process() {
+        let seen = ReplayCache::open(Path::new("/proc/nowhere"), DAY);
+        assert!(seen.is_new(datagram_id(1), None, false) && !seen.is_new(datagram_id(1), None, false));
+    }
+}

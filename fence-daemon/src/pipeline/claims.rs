@@ -1,0 +1,164 @@
+//! Which requests were claimed, on disk: if this daemon dies in the middle of one, the next does not carry it out a second time.
+//!
+//! One file in the state directory under `/run`, appended to before anything is done: 80 bytes a claim, the time on the monotonic clock
+//! (which counts from the host's boot, as `/run` does) and the request's identity. Only requests that change a domain's power
+//! are kept, and only as long as their client could still be asking.
+//!
+//! The replay cache does not stand for this: it knows the bytes of a datagram. A client that has several addresses, or asks again,
+//! sends other bytes for the same request.
+
+use std::io;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fence_common::ledger::{ID_LEN, RequestId};
+use fence_common::sync::lock;
+
+use crate::clock::Moment;
+use crate::state::file::Locked;
+
+/// The length of one claim in the file.
+const LEN: usize = 80;
+/// How long ago a claim may have been made to matter: a client asks for 30 s, and is answered within 25.
+const RECENT: Duration = Duration::from_secs(60);
+/// When the file is this long it is begun anew, in bytes: more claims than are remembered at a time.
+const FILE_MAX: usize = LEN * 16_384;
+
+/// The file, if there is one.
+#[derive(Debug)]
+pub struct Claims {
+    file: Option<Mutex<Locked>>,
+    found: Vec<(Moment, RequestId)>,
+}
+
+impl Claims {
+    /// Keeps nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { file: None, found: Vec::new() }
+    }
+
+    /// Opens the file in `directory`, which is made if need be, and reads what an earlier daemon has left there. Where that cannot be
+    /// done it is logged, and nothing is kept.
+    #[must_use]
+    pub fn open(directory: &Path) -> Self {
+        match open(directory) {
+            Ok((file, found)) => Self { file: Some(Mutex::new(file)), found },
+            Err(error) => {
+                let directory = directory.display();
+                tracing::warn!(%directory, %error, "if this daemon dies, the next one will not know which requests were carried out");
+                Self::none()
+            }
+        }
+    }
+
+    /// What an earlier daemon has claimed a short time before `now`.
+    pub fn recent(&self, now: Moment) -> impl Iterator<Item = RequestId> + '_ {
+        // A time in the future is of another boot, or no time at all.
+        let is_recent = move |at: Moment| at <= now && now.since(at) <= RECENT;
+        self.found.iter().filter(move |(at, _)| is_recent(*at)).map(|(_, id)| *id)
+    }
+
+    /// Writes down a claim. That it cannot be written keeps nobody from being fenced.
+    pub fn note(&self, at: Moment, id: RequestId) {
+        let Some(file) = &self.file else { return };
+        let mut bytes = [0; LEN];
+        bytes[..8].copy_from_slice(&at.nanos().to_le_bytes());
+        bytes[8..8 + ID_LEN].copy_from_slice(&id.to_bytes());
+        let written = lock(file).append(&bytes, u64::try_from(FILE_MAX).unwrap_or(u64::MAX));
+        if let Err(error) = written {
+            tracing::warn!(%error, "a claim is not written down");
+        }
+    }
+}
+
+fn open(directory: &Path) -> io::Result<(Locked, Vec<(Moment, RequestId)>)> {
+    let (file, bytes) = Locked::open(directory, "claims", 2 * FILE_MAX)?;
+    let (claims, rest) = bytes.as_chunks::<LEN>();
+    if !rest.is_empty() {
+        // A daemon died in the middle of writing: what follows would be read out of step.
+        file.truncate(bytes.len().saturating_sub(rest.len()))?;
+    }
+    Ok((file, claims.iter().filter_map(read).collect()))
+}
+
+fn read(bytes: &[u8; LEN]) -> Option<(Moment, RequestId)> {
+    let (at, rest) = bytes.split_first_chunk::<8>()?;
+    let id = rest.first_chunk::<ID_LEN>()?;
+    Some((Moment::from_ktime(u64::from_le_bytes(*at)), RequestId::from_bytes(id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fence_common::replay_cache::DatagramId;
+    use fence_common::wire::{Op, Request};
+    use std::fs::{self, File, OpenOptions};
+    use std::io::Write as _;
+    use tempfile::tempdir;
+    use zerocopy::FromZeros;
+
+    fn id(seqno: u32) -> RequestId {
+        let mut request = Request::new_zeroed();
+        request.seqno = seqno.into();
+        RequestId::of(Op::Off, &request)
+    }
+
+    fn recent(claims: &Claims, now: Moment) -> Vec<RequestId> {
+        claims.recent(now).collect()
+    }
+
+    #[test]
+    fn the_next_daemon_knows_what_was_claimed_lately() {
+        let scratch = tempdir().unwrap();
+        let now = Moment::now();
+        let first = Claims::open(scratch.path());
+        assert!(recent(&first, now).is_empty());
+        first.note(now.before(Duration::from_secs(61)), id(1));
+        first.note(now.before(Duration::from_secs(10)), id(2));
+        first.note(now.plus(Duration::from_secs(10)), id(3));
+        assert!(recent(&Claims::open(scratch.path()), now).is_empty(), "two daemons share one file");
+        drop(first);
+        // One that was cut off in the middle.
+        let file = scratch.path().join("claims");
+        OpenOptions::new().append(true).open(&file).unwrap().write_all(&[7; 30]).unwrap();
+        let second = Claims::open(scratch.path());
+        assert_eq!(recent(&second, now), [id(2)]);
+        second.note(now, id(4));
+        drop(second);
+        assert_eq!(recent(&Claims::open(scratch.path()), now), [id(2), id(4)]);
+    }
+
+    /// Why the replay cache, which outlives the daemon as well, is not enough.
+    #[test]
+    fn another_datagram_of_a_claimed_request_is_known_to_the_claims_alone() {
+        let signed = |address: u8, digest: u8| {
+            let mut request = Request::new_zeroed();
+            request.hash_kind = 2;
+            request.address[0] = address;
+            request.hash = [digest; 64];
+            request
+        };
+        let (one, other) = (signed(1, 1), signed(2, 2));
+        assert_ne!(DatagramId::of(&one), DatagramId::of(&other));
+        assert_eq!(RequestId::of(Op::Off, &one), RequestId::of(Op::Off, &other));
+    }
+
+    #[test]
+    fn the_file_stays_small() {
+        let scratch = tempdir().unwrap();
+        let claims = Claims::open(scratch.path());
+        let file = scratch.path().join("claims");
+        File::options().write(true).open(&file).unwrap().set_len(FILE_MAX as u64).unwrap();
+        claims.note(Moment::now(), id(1));
+        assert_eq!(fs::metadata(&file).unwrap().len(), LEN as u64);
+    }
+
+    #[test]
+    fn without_a_place_nothing_is_kept() {
+        let claims = Claims::open(Path::new("/proc/nowhere"));
+        claims.note(Moment::now(), id(1));
+        assert!(recent(&claims, Moment::now()).is_empty());
+    }
+}

@@ -1,0 +1,111 @@
+//! When this host calls back. On a segment with several hypervisors each of them hears each request, and the client believes the first that
+//! connects: that has to be the one where the domain runs, else one that knows it, and only then one that does not.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use fence_common::wire::Op;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{NoPeer, Shared};
+use crate::callback::{Authenticated, CallbackError};
+use crate::hypervisor::Presence;
+use crate::intake::request::Verified;
+
+/// How long a request for a domain that does not run here waits for its call-back; half as long again if nothing here can say anything good of it. Shorter
+/// than the client takes to ask again (2 s).
+pub(super) const DEFER: Duration = Duration::from_secs(1);
+
+/// When this host's turn was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deferral {
+    /// At once: any host can answer.
+    Any,
+    /// By what the domain is to this host.
+    By(Presence),
+    /// The last one: the groups deny it here.
+    Denied,
+}
+
+impl Deferral {
+    /// Whether a call-back that failed like this means as a rule that another host was first.
+    pub(super) fn is_no_worry(self, error: &CallbackError) -> bool {
+        match (self, error) {
+            (Self::By(Presence::Runs), _) => false,
+            (_, CallbackError::Unwanted(..)) => true,
+            // Reset: it was taken, and hung up on before we knew.
+            (Self::Any, CallbackError::Connect(_, error)) => {
+                matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
+            }
+            (Self::By(Presence::Defined | Presence::Unknown) | Self::Denied, CallbackError::Connect(..)) => true,
+            (_, _) => false,
+        }
+    }
+
+    /// What a failed call-back may mean beyond its error.
+    pub(super) fn doubt(self) -> &'static str {
+        match self {
+            Self::By(Presence::Runs) => {
+                ", although it runs here (if another host has answered, two machines that run have this name)"
+            }
+            Self::By(Presence::Defined | Presence::Unknown) | Self::Any | Self::Denied => "",
+        }
+    }
+
+    /// For the line about an answer.
+    pub(super) fn waited(self) -> &'static str {
+        match self {
+            Self::By(Presence::Defined | Presence::Unknown) | Self::Denied => {
+                "; other hosts were given time to answer first"
+            }
+            Self::By(Presence::Runs) | Self::Any => "",
+        }
+    }
+}
+
+impl fmt::Display for Deferral {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Any => "nobody waits for our answer, another host may have been first",
+            Self::By(Presence::Runs) => "nobody waits for our answer, although it runs here",
+            Self::By(Presence::Defined) => "does not run here, and nobody waits for our answer",
+            Self::By(Presence::Unknown) => "no such domain here, and nobody waits for our answer",
+            Self::Denied => "the groups deny it here, and nobody waits for our answer",
+        })
+    }
+}
+
+impl Shared {
+    /// Calls back when it is this host's turn.
+    pub(super) async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferral), NoPeer> {
+        let mut deferral = Deferral::Any;
+        if let (Op::Off | Op::Reboot | Op::On | Op::Status, Some(target)) = (request.op(), request.target()) {
+            // From now and not from its arrival: what made us late in reading it, a flood perhaps, has come to the other hosts as well.
+            let now = Instant::now();
+            let (second, last) = (now + self.defer, now + self.defer * 3 / 2);
+            if !self.groups.permits(request.owner(), request.caller().ip().to_canonical(), target) {
+                // The client believes the first callback. Another address of it, or another host, may permit what this one denies.
+                sleep_until(last).await;
+                return self.called(request, Deferral::Denied).await;
+            }
+            // Whoever cannot say in time can say nothing good.
+            let asked = timeout_at(last, self.hypervisors.presence(target)).await;
+            let presence = asked.unwrap_or(Presence::Unknown);
+            match presence {
+                Presence::Runs => {}
+                Presence::Defined => sleep_until(second).await,
+                Presence::Unknown => sleep_until(last).await,
+            }
+            deferral = Deferral::By(presence);
+        }
+        self.called(request, deferral).await
+    }
+
+    async fn called(&self, request: &Verified, deferral: Deferral) -> Result<(Authenticated, Deferral), NoPeer> {
+        match self.callback.call(request).await {
+            Ok(peer) => Ok((peer, deferral)),
+            Err(error) => Err(NoPeer::Unreached(error, deferral)),
+        }
+    }
+}
