@@ -1,4 +1,4 @@
-//! What the guides in docs say, typed.
+//! Types the guides in docs, and compares what is printed.
 
 use std::path::{Path, PathBuf};
 
@@ -74,7 +74,10 @@ fn clone_repository(stage: &Stage, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// firewalld's zone of libvirt's packages, with the bridge in it, as libvirt tells firewalld whenever that starts.
+/// Installs firewalld's zone `libvirt`, and puts the bridge into it as libvirt does.
+///
+/// # Errors
+/// libvirt's packages are missing.
 fn bring_zone(stage: &Stage) -> Result<()> {
     const ZONE: &str = "/usr/lib/firewalld/zones/libvirt.xml";
     let zone = std::fs::read(ZONE).with_context(|| format!("{ZONE}, of libvirt's packages"))?;

@@ -1,5 +1,5 @@
-//! Fences by the real unit through URIs that do not lead to this host's system libvirtd: `qemu+ssh://`,
-//! and the socket of a user's own libvirtd.
+//! Fences by the real unit through URIs that do not lead to this host's system libvirtd:
+//! `qemu+ssh://`, and the socket of a user's own libvirtd.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,7 +1,8 @@
-//! The operating system of a machine: it begins with the machine and dies with it.
+//! The operating system of a machine: it starts with the machine and dies with it.
 //!
-//! Two Linux guests without KVM take minutes for what people type in one. So the machine is a real one of libvirt's QEMU driver, with firmware
-//! alone, and what would run in it is a container beside it, whose first process is killed the moment that the machine's process is dead.
+//! Without KVM two Linux guests take minutes for the commands of a page. So the machine is a QEMU
+//! domain with firmware alone. Its operating system is a container beside it, whose first process
+//! is killed as soon as the machine's process is dead.
 
 use std::process::Command;
 use std::sync::Arc;

@@ -105,7 +105,7 @@ impl Walls {
         self.load(GUEST, false)?;
         let position = self.log()?.len();
         self.expect(false, "without the guest's rule")?;
-        // Else the daemon calls back for some seconds yet, and the next client takes that answer for its own.
+        // Otherwise the daemon still calls back, and the next client takes that answer for its own.
         self.logged(position, "call-back failed")
     }
 

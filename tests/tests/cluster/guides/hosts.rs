@@ -22,7 +22,8 @@ use fence_lab::witness::Witness;
 use super::body::Body;
 
 const PAGE: &str = "several-hypervisors.md";
-/// The nodes' firewall as docs/guide/kvm-cluster.md leaves it. It starts with these rules, so corosync notices nothing.
+/// The nodes' firewall as docs/guide/kvm-cluster.md leaves it. The rules come before the start, so
+/// corosync notices nothing.
 const FIREWALL: &str = "firewall-offline-cmd --add-service=high-availability && \
     firewall-offline-cmd --add-rich-rule='rule family=\"ipv4\" source address=\"192.168.122.1\" port port=\"1229\" protocol=\"tcp\" accept' && \
     systemctl enable --now firewalld";
@@ -47,7 +48,8 @@ struct Scene {
 }
 
 impl Scene {
-    /// What the page's reader has before the first line: two hosts with the daemon, a cluster of a guest on each, and everybody has the key.
+    /// What the reader has before the first line: two hosts with the daemon and the key, and a
+    /// cluster of one guest on each.
     fn new() -> Result<Self> {
         let image = Image::get()?;
         let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };

@@ -1,4 +1,5 @@
-//! `docs/guide/installation.md`, typed: what is for the hypervisor under a real systemd, and what is for a node beside a daemon that fences.
+//! `docs/guide/installation.md`, typed: the hypervisor's part where systemd runs, the node's part
+//! beside a daemon that fences.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};

@@ -1,5 +1,5 @@
 #!/bin/sh
-# cargo xtask build ...: asks the real xtask whether there is such a command; what it would build is there.
+# cargo xtask build ...: asks the real xtask whether the command exists. What it would build exists.
 set -eu
 if [ "$1" != xtask ]; then
     echo "cargo: this stand-in knows cargo xtask" >&2

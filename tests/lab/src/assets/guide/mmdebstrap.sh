@@ -1,6 +1,6 @@
 #!/bin/sh
-# mmdebstrap --include=PACKAGES bookworm DIRECTORY: lays the nodes' image, which mmdebstrap has made, under a layer in memory for that directory.
-# What is to be included must be in it.
+# mmdebstrap --include=PACKAGES bookworm DIRECTORY: mounts the nodes' image, which mmdebstrap has
+# made, at that directory, with a layer in memory over it. The image must have the packages.
 set -eu
 if [ "$#" != 3 ] || [ "$2" != bookworm ] || [ "${1#--include=}" = "$1" ]; then
     echo "mmdebstrap: this stand-in knows --include=PACKAGES bookworm DIRECTORY" >&2

@@ -1,4 +1,5 @@
-# The root directory of a hypervisor with systemd: the nodes' image under a layer in memory, with the lab's /run and libvirt.
+# Makes the root directory of a hypervisor with systemd: the nodes' image with a layer in memory
+# over it, and the lab's /run and libvirt.
 # $0: its name, $1: the image, $2: the root directory. Runs with the lab's mounts.
 set -eu
 image=$1
