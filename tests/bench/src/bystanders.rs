@@ -1,6 +1,7 @@
 //! What the kernel program costs other traffic: TCP between a guest and the host, with and without
 //! the program on the interface.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -23,7 +24,7 @@ pub const CABLE_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 123, 1);
 const CABLE_GUEST_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 123, 12);
 
 /// What the bytes go by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Road {
     /// `virbr0`, as everywhere.
     Bridge,
@@ -43,7 +44,7 @@ impl Road {
 }
 
 /// How the program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// Not at all: there is no daemon.
     None,
@@ -78,7 +79,7 @@ impl Way {
 }
 
 /// What frames the bytes are in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Frames {
     /// The MTU on the way.
     pub mtu: u32,
@@ -102,12 +103,24 @@ impl Frames {
 }
 
 /// Where the bytes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// From the guest to the host: the program sees them all.
     ToHost,
     /// From the host to the guest: the program sees the acknowledgements.
     ToGuest,
+}
+
+impl Direction {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::ToHost, Self::ToGuest];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::ToHost => "guest, host",
+            Self::ToGuest => "host, guest",
+        }
+    }
 }
 
 /// A hypervisor with a guest on its bridge, and one on a cable of its own.
@@ -218,121 +231,92 @@ impl Ground {
     }
 }
 
-/// One line of the table.
-#[derive(Debug)]
-pub struct Row {
-    road: Road,
-    frames: Frames,
-    direction: Direction,
-    /// One for each [`Way::on`] the road.
-    cells: Vec<Cell>,
-}
-
-/// What was measured of one way.
-#[derive(Debug)]
+/// The samples of a way. Its ratios are to the same round's yardstick.
+#[derive(Debug, Default)]
 struct Cell {
-    way: Way,
     /// Bytes per second.
     speeds: Samples,
-    /// What part of the same round's yardstick that is.
+    /// Ratios of bytes per second.
     ratios: Samples,
-    /// The same of bytes per second of processor time.
+    /// Ratios of bytes per second of processor time.
     cpu_ratios: Samples,
 }
 
-/// Measures in rounds, in which each way has its turn, with another one first each time.
-pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Vec<Row>> {
+/// All samples, by road, frames, direction and way.
+#[derive(Debug, Default)]
+pub struct Results(BTreeMap<(Road, Frames, Direction, Way), Cell>);
+
+/// Measures in rounds. Each way has its turn in a round, and another one is first each time.
+pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Results> {
     let ground = Ground::new()?;
-    let mut rows: Vec<Row> = Vec::new();
+    let mut results = Results::default();
     for round in 0..rounds {
         fence_lab::program::progress(&format!("round {} of {rounds}", round + 1));
         for road in [Road::Bridge, Road::Cable] {
             let ways = Way::on(road);
-            let mut results = Vec::new();
-            for turn in 0..ways.len() {
-                let Some(way) = ways.get((turn + round) % ways.len()) else { continue };
+            let mut flows = BTreeMap::new();
+            for &way in ways.iter().cycle().skip(round % ways.len()).take(ways.len()) {
                 ground.set(road, Frames { mtu: 1500, joined: true })?;
-                let server = ground.serve(daemon, road, *way)?;
+                let server = ground.serve(daemon, road, way)?;
                 for frames in Frames::ALL {
                     ground.set(road, frames).with_context(|| format!("{}, {}", way.name(), frames.name()))?;
-                    for direction in [Direction::ToHost, Direction::ToGuest] {
+                    for direction in Direction::ALL {
                         let (from, to, address) = ground.ends(road, direction);
-                        results.push((*way, frames, direction, pump::throughput(from, to, address, long)?));
+                        flows.insert((frames, direction, way), pump::throughput(from, to, address, long)?);
                     }
                 }
                 drop(server);
             }
-            collect(&mut rows, road, &results);
+            results.add(road, &flows);
         }
     }
-    Ok(rows)
+    Ok(results)
 }
 
-/// Adds a round's results on a road to the rows.
-fn collect(rows: &mut Vec<Row>, road: Road, results: &[(Way, Frames, Direction, Flow)]) {
-    for frames in Frames::ALL {
-        for direction in [Direction::ToHost, Direction::ToGuest] {
-            let of = |way: Way| {
-                let found = results.iter().find(|(by, with, to, _)| (*by, *with, *to) == (way, frames, direction));
-                found.map(|(.., flow)| *flow)
-            };
-            let Some(yardstick) = of(Way::None) else { continue };
-            let same = |row: &&mut Row| (row.road, row.frames, row.direction) == (road, frames, direction);
-            if rows.iter_mut().find(same).is_none() {
-                let empty = |way: &Way| Cell {
-                    way: *way,
-                    speeds: Samples::default(),
-                    ratios: Samples::default(),
-                    cpu_ratios: Samples::default(),
+impl Results {
+    /// Adds a round's flows on a road.
+    fn add(&mut self, road: Road, flows: &BTreeMap<(Frames, Direction, Way), Flow>) {
+        for (&(frames, direction, way), flow) in flows {
+            let Some(yardstick) = flows.get(&(frames, direction, Way::None)) else { continue };
+            let cell = self.0.entry((road, frames, direction, way)).or_default();
+            let sample = |value| Sample { value, at_least: false };
+            cell.speeds.push(sample(flow.per_second));
+            cell.ratios.push(sample(flow.per_second / yardstick.per_second));
+            cell.cpu_ratios.push(sample(flow.per_cpu_second / yardstick.per_cpu_second));
+        }
+    }
+
+    /// The table of one road, in Markdown.
+    #[must_use]
+    pub fn table(&self, road: Road) -> String {
+        let mut text = String::from("| frames | from, to |");
+        for way in Way::on(road) {
+            let _ = write!(text, " {} |", if *way == Way::None { "no program" } else { way.name() });
+        }
+        let _ = writeln!(text, "\n|---|---|{}", "---:|".repeat(Way::on(road).len()));
+        for (frames, direction) in Frames::ALL.into_iter().flat_map(|frames| Direction::ALL.map(|to| (frames, to))) {
+            let _ = write!(text, "| {} | {} |", frames.name(), direction.name());
+            for &way in Way::on(road) {
+                let cell = self.0.get(&(road, frames, direction, way));
+                let median = |samples: fn(&Cell) -> &Samples| {
+                    cell.and_then(|cell| samples(cell).median()).map_or(f64::NAN, |sample| sample.value)
                 };
-                rows.push(Row { road, frames, direction, cells: Way::on(road).iter().map(empty).collect() });
-            }
-            for cell in rows.iter_mut().find(same).map(|row| &mut row.cells).into_iter().flatten() {
-                if let Some(flow) = of(cell.way) {
-                    let sample = |value| Sample { value, at_least: false };
-                    cell.speeds.push(sample(flow.per_second));
-                    cell.ratios.push(sample(flow.per_second / yardstick.per_second));
-                    cell.cpu_ratios.push(sample(flow.per_cpu_second / yardstick.per_cpu_second));
+                let _ = write!(text, " {} Gbit/s", three(median(|cell| &cell.speeds) * 8e-9));
+                if way != Way::None {
+                    let (ratio, cpu_ratio) = (median(|cell| &cell.ratios), median(|cell| &cell.cpu_ratios));
+                    let _ = write!(text, ", {ratio:.2}, **{cpu_ratio:.2}**");
                 }
+                text.push_str(" |");
             }
+            text.push('\n');
         }
+        text
     }
-}
-
-/// The table of one road, in Markdown.
-#[must_use]
-pub fn table(rows: &[Row], road: Road) -> String {
-    let mut text = String::from("| frames | from, to |");
-    for way in Way::on(road) {
-        let _ = write!(text, " {} |", if *way == Way::None { "no program" } else { way.name() });
-    }
-    text.push_str("\n|---|---|");
-    text.push_str(&"---:|".repeat(Way::on(road).len()));
-    text.push('\n');
-    for row in rows.iter().filter(|row| row.road == road) {
-        let direction = match row.direction {
-            Direction::ToHost => "guest, host",
-            Direction::ToGuest => "host, guest",
-        };
-        let _ = write!(text, "| {} | {direction} |", row.frames.name());
-        for Cell { way, speeds, ratios, cpu_ratios } in &row.cells {
-            let median = |samples: &Samples| samples.median().map_or(f64::NAN, |sample| sample.value);
-            let speed = three(median(speeds) * 8e-9);
-            let _ = match way {
-                Way::None => write!(text, " {speed} Gbit/s |"),
-                Way::Tcx | Way::Generic | Way::Native => {
-                    write!(text, " {speed} Gbit/s, {:.2}, **{:.2}** |", median(ratios), median(cpu_ratios))
-                }
-            };
-        }
-        text.push('\n');
-    }
-    text
 }
 
 /// The whole page.
 #[must_use]
-pub fn page(rows: &[Row], facts: &[Fact], rounds: usize, long: Duration) -> String {
+pub fn page(results: &Results, facts: &[Fact], rounds: usize, long: Duration) -> String {
     let mut text = format!(
         "# What the kernel program costs others\n\n\
          Made by `cargo xtask bench bystanders`. TCP between a guest (a network namespace) and the host, with the program on the host's interface,\n\
@@ -345,11 +329,11 @@ pub fn page(rows: &[Row], facts: &[Fact], rounds: usize, long: Duration) -> Stri
     for fact in facts {
         let _ = writeln!(text, "- {}: {}", fact.what, fact.is);
     }
-    let _ = write!(text, "\n## Through the bridge, `{BRIDGE}`\n\n{}", table(rows, Road::Bridge));
+    let _ = write!(text, "\n## Through the bridge, `{BRIDGE}`\n\n{}", results.table(Road::Bridge));
     let _ = write!(
         text,
         "\n## By a cable without a bridge (a veth pair), whose driver knows XDP\n\n{}\n{}",
-        table(rows, Road::Cable),
+        results.table(Road::Cable),
         include_str!("assets/bystanders.md")
     );
     text

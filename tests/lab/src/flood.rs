@@ -2,25 +2,24 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, PacketBuilder};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_PORT};
 use nix::libc;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::lab::Guest;
+use crate::worker::Worker;
 
 pub mod igmp;
 
 /// Packets on their way. Dropping it ends them.
 #[derive(Debug)]
 pub struct Flood {
-    stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<()>>>,
+    sender: Worker,
 }
 
 /// How often the packets are sent.
@@ -54,10 +53,10 @@ impl Flood {
             socket.set_multicast_if_v4(&address)?;
             Ok(socket)
         })?;
-        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let thread = std::thread::spawn({
-            let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
-            move || {
+        let sent = Arc::new(AtomicU64::new(0));
+        let sender = Worker::start({
+            let sent = Arc::clone(&sent);
+            move |stop| {
                 for packet in packets {
                     if stop.load(Ordering::Relaxed) {
                         break;
@@ -75,7 +74,7 @@ impl Flood {
                 Ok(())
             }
         });
-        Ok(Self { stop, sent, thread: Some(thread) })
+        Ok(Self { sent, sender })
     }
 
     /// How many packets were sent so far.
@@ -86,23 +85,14 @@ impl Flood {
 
     /// Ends it. How many packets were sent.
     pub fn stop(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.wait()
+        self.sender.stop()?;
+        Ok(self.sent())
     }
 
     /// Waits until all packets of one round are sent. How many that were.
     pub fn wait(&mut self) -> Result<u64> {
-        if let Some(thread) = self.thread.take() {
-            thread.join().map_err(|_| anyhow!("the flood panicked"))??;
-        }
+        self.sender.wait()?;
         Ok(self.sent())
-    }
-}
-
-impl Drop for Flood {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.wait();
     }
 }
 

@@ -9,9 +9,8 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use fuser::{
@@ -21,6 +20,7 @@ use fuser::{
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::board::Board;
 use crate::lab::Hypervisor;
 
 /// The image's name in the file system.
@@ -80,25 +80,19 @@ impl State {
 }
 
 /// What server and test share.
-#[derive(Clone, Default)]
-struct Shared(Arc<(Mutex<State>, Condvar)>);
+type Shared = Board<State>;
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Answers now, or when the requests are released.
     fn take(&self, request: Held) {
-        let mut state = self.lock();
-        let passes = state.reads_pass && matches!(request, Held::Read(..));
-        if state.holds && !passes {
-            state.held.push(request);
-        } else {
-            state.answer(request);
-        }
-        drop(state);
-        self.0.1.notify_all();
+        self.change(|state| {
+            let passes = state.reads_pass && matches!(request, Held::Read(..));
+            if state.holds && !passes {
+                state.held.push(request);
+            } else {
+                state.answer(request);
+            }
+        });
     }
 }
 
@@ -284,19 +278,9 @@ impl Disk {
     }
 
     fn hold_all_but_reads(&self, reads_pass: bool) -> Result<()> {
-        {
-            let mut state = self.shared.lock();
-            (state.holds, state.reads_pass) = (true, reads_pass);
-        }
-        let deadline = Instant::now() + USE_LIMIT;
-        let mut state = self.shared.lock();
-        while state.held.is_empty() {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                bail!("nobody uses {} within {USE_LIMIT:?}", self.path());
-            };
-            state = self.shared.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(())
+        self.shared.change(|state| (state.holds, state.reads_pass) = (true, reads_pass));
+        let is_held = self.shared.wait(USE_LIMIT, |state| (!state.held.is_empty()).then_some(()));
+        is_held.with_context(|| format!("nobody uses {} within {USE_LIMIT:?}", self.path()))
     }
 
     /// Carries out and answers what was held, and all that comes.
@@ -326,15 +310,9 @@ impl Disk {
 
     /// Waits until the machine has written once more.
     pub fn wait_written(&self) -> Result<()> {
-        let mut state = self.shared.lock();
-        let (before, deadline) = (state.written, Instant::now() + USE_LIMIT);
-        while state.written == before {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                bail!("nobody writes to {} within {USE_LIMIT:?}", self.path());
-            };
-            state = self.shared.0.1.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(())
+        let before = self.written();
+        let is_written = self.shared.wait(USE_LIMIT, |state| (state.written != before).then_some(()));
+        is_written.with_context(|| format!("nobody writes to {} within {USE_LIMIT:?}", self.path()))
     }
 }
 

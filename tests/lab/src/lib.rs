@@ -28,6 +28,7 @@
 //! * [`pump`]: bytes through TCP from one place to another.
 //! * [`guide`]: the guides in docs, parsed and typed.
 //! * [`systemd`]: a hypervisor with a real systemd, from the nodes' image.
+//! * [`worker`]: a thread that works beside a test.
 //! * [`program`]: what the programs below `bin` share.
 //! * [`tools`]: the programs of the host that the lab needs, and their packages.
 //!
@@ -36,6 +37,7 @@
 
 pub mod archive;
 pub mod block;
+mod board;
 pub mod cable;
 pub mod client;
 pub mod cluster;
@@ -67,3 +69,4 @@ pub mod testdriver;
 pub mod timings;
 pub mod tools;
 pub mod witness;
+pub mod worker;

@@ -8,7 +8,6 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::board::Board;
 use crate::lab::Space;
 
 /// What a program that has ended left behind.
@@ -59,42 +59,25 @@ pub struct Process {
 
 /// The lines of one stream, as they come.
 #[derive(Clone, Debug, Default)]
-pub struct Printed(Arc<(Mutex<Vec<String>>, Condvar)>);
+pub struct Printed(Board<Vec<String>>);
 
 impl Printed {
-    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push(&self, line: String) {
-        self.lock().push(line);
-        self.0.1.notify_all();
-    }
-
     /// All lines so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        self.lock().clone()
+        self.0.lock().clone()
     }
 
     /// All lines so far as one text.
     #[must_use]
     pub fn text(&self) -> String {
-        self.lock().iter().map(|line| format!("{line}\n")).collect()
+        self.0.lock().iter().map(|line| format!("{line}\n")).collect()
     }
 
     /// Waits for the first line from number `from` on (counted from 0) for which `wanted` returns a
     /// value. `None` means timeout.
     pub fn wait_for<T>(&self, from: usize, limit: Duration, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now() + limit;
-        let mut lines = self.lock();
-        loop {
-            if let Some(found) = lines.iter().skip(from).find_map(|line| wanted(line)) {
-                return Some(found);
-            }
-            let left = deadline.checked_duration_since(Instant::now())?;
-            lines = self.0.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.0.wait(limit, |lines| lines.iter().skip(from).find_map(|line| wanted(line)))
     }
 }
 
@@ -104,7 +87,7 @@ fn collect(stream: impl Read + Send + 'static, into: Printed) -> JoinHandle<()> 
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            into.push(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned());
+            into.0.change(|lines| lines.push(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned()));
             line.clear();
         }
     })

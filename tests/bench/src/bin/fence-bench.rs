@@ -92,10 +92,10 @@ fn run(subject: &Subject) -> Result<()> {
         Subject::Bystanders(how) => {
             tools::require(&["ip", "tini", "bpftool"])?;
             let long = Duration::from_millis(if how.quick { 50 } else { 500 });
-            let rows = bystanders::measure(&Which::at(&how.daemon)?, how.rounds, long)?;
-            print(&[Road::Bridge, Road::Cable].map(|road| bystanders::table(&rows, road)).join("\n"))?;
+            let results = bystanders::measure(&Which::at(&how.daemon)?, how.rounds, long)?;
+            print(&[Road::Bridge, Road::Cable].map(|road| results.table(road)).join("\n"))?;
             // Of the machine, not of what fencing takes.
-            let page = bystanders::page(&rows, facts.get(..6).unwrap_or_default(), how.rounds, long);
+            let page = bystanders::page(&results, facts.get(..6).unwrap_or_default(), how.rounds, long);
             how.write(|folder| Ok(std::fs::write(folder.join("bystanders.md"), page)?))
         }
         Subject::Clusters { how, only } => {

@@ -3,9 +3,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +13,7 @@ use super::shell::ONLINE_LIMIT;
 use crate::lab::Hypervisor;
 use crate::process::poll_until;
 use crate::witness::Witness;
+use crate::worker::Worker;
 
 /// Where the resource's agent is: Pacemaker's `ocf:fencelab:claim`.
 pub const AGENT_PATH: &str = "/usr/lib/ocf/resource.d/fencelab/claim";
@@ -28,8 +28,7 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Claims {
     seen: Arc<Mutex<Seen>>,
-    stop: Arc<AtomicBool>,
-    watcher: Option<JoinHandle<()>>,
+    _watcher: Worker,
 }
 
 #[derive(Debug, Default)]
@@ -51,21 +50,21 @@ impl Claims {
     /// Begins to watch a disk of the lab. Each domain writes to the sector of its number here.
     pub fn watch(hypervisor: &Hypervisor, disk: &str, domains: [String; 2]) -> Result<Self> {
         let disk = File::open(hypervisor.outside(disk)).context("the shared disk")?;
-        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
-        let hypervisor = hypervisor.clone();
-        let watcher = std::thread::spawn({
-            let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
-            move || {
+        let (seen, hypervisor) = (Arc::new(Mutex::new(Seen::default())), hypervisor.clone());
+        let watcher = Worker::start({
+            let seen = Arc::clone(&seen);
+            move |stop| {
                 while !stop.load(Ordering::Relaxed) {
                     if let Err(error) = look(&disk, &hypervisor, &domains, &seen) {
                         lock(&seen).violations.push(format!("nobody watches any more: {error:#}"));
-                        return;
+                        break;
                     }
                     std::thread::sleep(LOOK);
                 }
+                Ok(())
             }
         });
-        Ok(Self { seen, stop, watcher: Some(watcher) })
+        Ok(Self { seen, _watcher: watcher })
     }
 
     /// Waits until a node has begun to run the resource (after `since`), and says when.
@@ -82,15 +81,6 @@ impl Claims {
         let seen = lock(&self.seen);
         ensure!(seen.violations.is_empty(), "{:?}", seen.violations);
         Ok(())
-    }
-}
-
-impl Drop for Claims {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(watcher) = self.watcher.take() {
-            let _ = watcher.join();
-        }
     }
 }
 

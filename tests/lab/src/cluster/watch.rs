@@ -8,12 +8,11 @@
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fence_common::wire::Op;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
@@ -22,7 +21,9 @@ use super::judge::Judge;
 use super::node::Node;
 use super::shell::Shell as _;
 use super::wire::{Packet, Tap};
+use crate::board::Board;
 use crate::witness::Witness;
+use crate::worker::Worker;
 
 /// How often files are looked at.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 4_000_000 };
@@ -82,48 +83,40 @@ pub struct Seen {
     pub event: Event,
 }
 
-/// What was seen so far.
-#[derive(Debug, Default)]
-struct Book {
-    seen: Mutex<Vec<Seen>>,
-    more: Condvar,
-    ends: AtomicBool,
-}
-
 /// A running observer. Dropping it ends it.
 #[derive(Debug)]
 pub struct Watch {
-    book: Arc<Book>,
-    thread: Option<JoinHandle<Result<()>>>,
+    book: Board<Vec<Seen>>,
+    eyes: Worker,
 }
 
 impl Watch {
     /// Begins to look at these nodes.
     pub fn start(nodes: &[Node]) -> Result<Self> {
-        let book = Arc::new(Book::default());
-        let mut eyes = Eyes::open(nodes, Arc::clone(&book))?;
-        let thread = std::thread::spawn(move || {
+        let book = Board::default();
+        let mut eyes = Eyes::open(nodes, book.clone())?;
+        let eyes = Worker::start(move |stop| {
             // The observer must run before what it observes. Without the permission it has the
             // usual priority.
             let _ = rustix::process::setpriority_process(None, -20);
-            eyes.look()
+            eyes.look(stop)
         });
-        Ok(Self { book, thread: Some(thread) })
+        Ok(Self { book, eyes })
     }
 
     /// All that was seen so far, in order.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
-        self.book.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.book.lock().clone()
     }
 
     /// The number of the first event that is `wanted`; 0 where there is none.
     #[must_use]
     pub fn position(&self, wanted: impl Fn(&Event) -> bool) -> usize {
-        self.seen().iter().position(|one| wanted(&one.event)).unwrap_or(0)
+        self.book.lock().iter().position(|one| wanted(&one.event)).unwrap_or(0)
     }
 
-    /// Waits for the first event from number `from` on that `wanted` makes something of.
+    /// Waits for the first event from number `from` on for which `wanted` returns a value.
     ///
     /// # Errors
     /// It does not come in time, or a breach comes first: the error has all that was seen.
@@ -135,44 +128,31 @@ impl Watch {
         wanted: impl Fn(&Event) -> Option<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + limit;
-        let mut seen = self.book.seen.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(breach) =
-                seen.iter().find_map(|one| if let Event::Breach(breach) = &one.event { Some(breach) } else { None })
-            {
-                bail!("{breach}; seen: {seen:#?}");
+            // Second by second: an observer that has ended sees nothing any more.
+            let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+            let found = self.book.wait(left, |seen| {
+                let breach =
+                    |one: &Seen| if let Event::Breach(breach) = &one.event { Some(breach.clone()) } else { None };
+                let found = || seen.iter().skip(from).find_map(|one| wanted(&one.event)).map(Ok);
+                seen.iter().find_map(breach).map(Err).or_else(found)
+            });
+            match found {
+                Some(Ok(found)) => return Ok(found),
+                Some(Err(breach)) => bail!("{breach}; seen: {:#?}", self.seen()),
+                None => ensure!(!left.is_zero(), "waited {limit:?} in vain for {what}; seen: {:#?}", self.seen()),
             }
-            if let Some(found) = seen.iter().skip(from).find_map(|one| wanted(&one.event)) {
-                return Ok(found);
-            }
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                bail!("waited {limit:?} in vain for {what}; seen: {seen:#?}");
-            };
-            ensure!(!self.thread.as_ref().is_none_or(JoinHandle::is_finished), "the observer has ended");
-            let left = left.min(Duration::from_secs(1));
-            seen = self.book.more.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
+            ensure!(!self.eyes.has_ended(), "the observer has ended");
         }
     }
 
     /// Ends it: all that it has seen.
     pub fn finish(mut self) -> Result<Vec<Seen>> {
-        self.book.ends.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            thread.join().map_err(|_| anyhow!("the observer panicked"))??;
-        }
+        self.eyes.stop()?;
         let seen = self.seen();
         let breaches: Vec<_> = seen.iter().filter(|one| matches!(one.event, Event::Breach(_))).collect();
         ensure!(breaches.is_empty(), "{breaches:?}; seen: {seen:#?}");
         Ok(seen)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.book.ends.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
@@ -208,7 +188,7 @@ impl Tail {
 /// What the observer looks with.
 struct Eyes {
     nodes: Vec<Node>,
-    book: Arc<Book>,
+    book: Board<Vec<Seen>>,
     tap: Tap,
     /// Each node's first process, while it lives.
     alive: Vec<Option<Arc<Witness>>>,
@@ -222,7 +202,7 @@ struct Eyes {
 }
 
 impl Eyes {
-    fn open(nodes: &[Node], book: Arc<Book>) -> Result<Self> {
+    fn open(nodes: &[Node], book: Board<Vec<Seen>>) -> Result<Self> {
         let hypervisor = nodes.first().context("no nodes to look at")?.hypervisor();
         let alive: Vec<_> = nodes.iter().map(|node| node.witness().ok().map(Arc::new)).collect();
         let mut eyes = Self {
@@ -247,12 +227,11 @@ impl Eyes {
     }
 
     fn note(&self, event: Event) {
-        self.book.seen.lock().unwrap_or_else(PoisonError::into_inner).push(Seen { at: now(), event });
-        self.book.more.notify_all();
+        self.book.change(|seen| seen.push(Seen { at: now(), event }));
     }
 
-    fn look(&mut self) -> Result<()> {
-        while !self.book.ends.load(Ordering::SeqCst) {
+    fn look(&mut self, stop: &AtomicBool) -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
             let mut wanted = vec![PollFd::new(&self.tap, PollFlags::IN)];
             let pidfds: Vec<&Witness> = self.alive.iter().flatten().map(|witness| &**witness).collect();
             wanted.extend(pidfds.iter().map(|pidfd| PollFd::new(*pidfd, PollFlags::IN)));
