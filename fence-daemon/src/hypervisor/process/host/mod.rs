@@ -302,7 +302,9 @@ impl Host {
             self.kill_helpers(whom);
         }
         let Cleared { killed, .. } = self.clear_processes(whom, victim, deadline, by).await?;
-        // Only of a dead machine it can be told which writes are left: as long as it lives it carries its locks itself.
+        // The search for helpers reads dozens of files: it runs while the machine dies.
+        self.clear_helpers(whom, victim.is_some() || !killed.is_empty(), deadline, by).await?;
+        // A living machine carries its locks itself: only a dead one's writes can be told.
         if let Some(victim) = victim
             && !matches!(timeout_at(by, victim.death()).await, Ok(Ok(())))
         {
@@ -310,7 +312,7 @@ impl Host {
         }
         // What was looked at right before it was killed has no images but the known ones.
         let search = if victim.is_some() && killed.is_empty() { Search::Known } else { Search::All };
-        self.clear_outliving(whom, search, victim.is_some() || !killed.is_empty(), deadline, by).await?;
+        self.writes_over(whom, search, by).await?;
         Ok(Cleared { at: Moment::now(), killed })
     }
 

@@ -49,14 +49,14 @@ impl Host {
         self.belongings_of(whom).iter().flat_map(|belongings| belongings.living_helpers(whom.uuid)).collect()
     }
 
-    /// Kills what outlives a domain, and waits until it is over. `begun`: something of the domain has been killed for this order.
+    /// Kills a domain's helpers, and waits until they are dead. `begun`: this order has killed something
+    /// of the domain.
     ///
     /// # Errors
-    /// It is not over at `by`, or nothing was begun yet and nothing may be any more.
-    pub(super) async fn clear_outliving(
+    /// One lives at `by`, or nothing was begun yet and the deadline has passed.
+    pub(super) async fn clear_helpers(
         &self,
         whom: &Whom,
-        search: Search,
         begun: bool,
         deadline: &Deadline,
         by: Instant,
@@ -64,7 +64,7 @@ impl Host {
         for round in 0..ROUNDS {
             let helpers = self.helpers(whom);
             if helpers.is_empty() {
-                return self.writes_over(whom, search, by).await;
+                return Ok(());
             }
             if !begun && round == 0 {
                 deadline.check().map_err(|_| Left::Helpers(describe(&helpers)))?;
@@ -83,7 +83,10 @@ impl Host {
     }
 
     /// Waits until no write of a domain is under way.
-    async fn writes_over(&self, whom: &Whom, search: Search, by: Instant) -> Result<(), Left> {
+    ///
+    /// # Errors
+    /// One is at `by`, or it cannot be told.
+    pub(super) async fn writes_over(&self, whom: &Whom, search: Search, by: Instant) -> Result<(), Left> {
         for belongings in self.belongings_of(whom) {
             let late = by.min(Instant::now() + LATE);
             let Err(what) = belongings.settled(whom.uuid, search, late.into_std()).await else { continue };
