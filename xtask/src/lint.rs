@@ -74,7 +74,8 @@ pub(crate) fn tidy(workspace: &Workspace) -> anyhow::Result<ExitCode> {
 }
 
 fn check_tree(root: &Path) -> anyhow::Result<()> {
-    let findings = tidy::check(root)?;
+    let (findings, rooms) = tidy::check(root)?;
+    say(format!("lint: what each room of fence-daemon imports, from the ground up:\n{}", rooms.trim_end()));
     for finding in &findings {
         eprintln!("{finding}");
     }

@@ -4,6 +4,7 @@
 mod links;
 mod markdown;
 mod prose;
+mod rooms;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use anyhow::Context as _;
 
 use markdown::Page;
 use prose::NOT_DONE;
+use rooms::Rooms;
 
 /// How long a file may be before its tests: what one reads in one sitting.
 const LONGEST: usize = 450;
@@ -32,14 +34,16 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at every text file of the tree at `root`.
+/// Looks at every text file of the tree at `root`. Returns what breaks a rule, and which room of the
+/// daemon imports which.
 ///
 /// # Errors
 /// If one cannot be read.
-pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
+pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
     let mut findings = Vec::new();
     let mut wordy = Vec::new();
     let mut pages = HashMap::new();
+    let mut rooms = Rooms::default();
     for file in files(root)? {
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         // Captured packets and the like have no lines.
@@ -56,7 +60,10 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
                 wordy.extend(prose::page(&text, &page, is_glossary).into_iter().map(at));
                 pages.insert(name, page);
             }
-            "rs" => wordy.extend(prose::comments(&text, "//").into_iter().map(at)),
+            "rs" => {
+                wordy.extend(prose::comments(&text, "//").into_iter().map(at));
+                findings.extend(rooms.look(&name.to_string_lossy(), &text).into_iter().map(at));
+            }
             _ if matches!(extension, "toml" | "service" | "sh") || text.starts_with("#!") => {
                 wordy.extend(prose::comments(&text, "#").into_iter().map(at));
             }
@@ -73,8 +80,12 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<Finding>> {
         }
     }
     findings.extend(wordy.into_iter().filter(|finding| !NOT_DONE.iter().any(|entry| finding.file.starts_with(entry))));
+    if root.join(rooms::FOLDER).exists() {
+        let idle = rooms.unused().into_iter();
+        findings.extend(idle.map(|what| Finding { file: "xtask/src/tidy/rooms.rs".into(), line: 1, what }));
+    }
     findings.sort_unstable();
-    Ok(findings)
+    Ok((findings, rooms.graph()))
 }
 
 /// The files of the tree, sorted, without what cargo and git keep in it.
@@ -201,7 +212,7 @@ mod tests {
             fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
             fs::write(root.join(file), "fn x() {}\n").unwrap();
         }
-        let found: Vec<_> = check(root).unwrap().iter().map(ToString::to_string).collect();
+        let found: Vec<_> = check(root).unwrap().0.iter().map(ToString::to_string).collect();
         assert_eq!(found, ["src/a.rs:1: starts without `//!`: what lives here, and why?"]);
     }
 }
