@@ -1,20 +1,20 @@
-//! What a request must be like before its digest is looked at: the same rules in the kernel and at the socket.
+//! The rules for a request before its digest is checked: the same in the kernel and at the socket.
 
 use crate::bytes::word;
 use crate::hash::HashKind;
 use crate::wire::{DOMAIN_LEN, FAMILY_V4, FAMILY_V6, Request};
 
-/// The IP address that a datagram came from, in network order.
+/// The IP source address of a datagram, in network order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// It came by IPv4.
+    /// An IPv4 address.
     V4([u8; 4]),
-    /// It came by IPv6.
+    /// An IPv6 address.
     V6([u8; 16]),
 }
 
 impl From<core::net::IpAddr> for Source {
-    /// An IPv4-mapped IPv6 address, as a socket of both families shows IPv4 peers, counts as IPv4.
+    /// An IPv4-mapped IPv6 address counts as IPv4: sockets of both families show IPv4 peers so.
     fn from(ip: core::net::IpAddr) -> Self {
         match ip.to_canonical() {
             core::net::IpAddr::V4(ip) => Self::V4(ip.octets()),
@@ -32,30 +32,30 @@ impl From<Source> for core::net::IpAddr {
     }
 }
 
-/// What the administrator demands of requests.
+/// The administrator's rules for requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// The weakest digest that is taken.
+    /// The weakest digest that is accepted.
     pub min_hash: HashKind,
-    /// Whether an IPv4 call-back address must be the datagram's source. Never demanded of IPv6, where the stock client leaves
-    /// the choice of the source to routing.
+    /// Whether an IPv4 callback address must be the datagram's source. IPv6 is exempt: the stock
+    /// client leaves the choice of its source address to routing.
     pub strict_source: bool,
 }
 
-/// Why a request is refused. Every one of them is the peer's fault.
+/// Why a request is rejected. Each reason is the peer's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(thiserror::Error))]
 pub enum Rejection {
     /// Not 176 bytes of UDP payload.
     #[cfg_attr(feature = "user", error("not a request of 176 bytes"))]
     Length,
-    /// No operation of that number.
+    /// The operation is unknown.
     #[cfg_attr(feature = "user", error("unknown operation"))]
     Op,
-    /// No kind of digest of that number.
+    /// The kind of digest is unknown.
     #[cfg_attr(feature = "user", error("unknown kind of digest"))]
     HashUnknown,
-    /// No digest, where one is demanded.
+    /// No digest, where one is required.
     #[cfg_attr(feature = "user", error("no digest"))]
     Unsigned,
     /// A weaker digest than the configured minimum.
@@ -64,29 +64,30 @@ pub enum Rejection {
     /// The domain has no NUL.
     #[cfg_attr(feature = "user", error("domain name without end"))]
     Domain,
-    /// Call-back port 0.
-    #[cfg_attr(feature = "user", error("call-back port 0"))]
+    /// Callback port 0.
+    #[cfg_attr(feature = "user", error("callback port 0"))]
     Port,
     /// The family is unknown or not that of the datagram.
     #[cfg_attr(feature = "user", error("address family is not the datagram's"))]
     Family,
-    /// Nobody can be called back at that address.
-    #[cfg_attr(feature = "user", error("call-back address that no host has"))]
+    /// No host can have the callback address.
+    #[cfg_attr(feature = "user", error("callback address that no host has"))]
     Address,
-    /// The IPv4 call-back address is not the datagram's source (`strict_source`).
-    #[cfg_attr(feature = "user", error("call-back address is not the datagram's source"))]
+    /// The IPv4 callback address is not the datagram's source (`strict_source`).
+    #[cfg_attr(feature = "user", error("callback address is not the datagram's source"))]
     Source,
     /// The digest is wrong, or there is no key to check it with.
     #[cfg_attr(feature = "user", error("wrong digest"))]
     Digest,
 }
 
-/// Checks everything about a request but its digest, and says which digest remains to be checked.
+/// Checks everything about a request but its digest, and returns the kind of digest to check.
 ///
-/// [`HashKind::None`] is returned only where `rules` allow it; there is nothing to verify then.
+/// It returns [`HashKind::None`] only where `rules` allow it. Then there is no digest to check.
 ///
 /// # Errors
-/// The first [`Rejection`] in the order of the fields checked: operation, digest kind, domain, port, family, address, source.
+/// The first [`Rejection`] in this order: operation, digest kind, domain, port, family, address,
+/// source.
 #[inline(always)]
 pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKind, Rejection> {
     if request.op().is_none() {
@@ -127,19 +128,24 @@ pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKi
     Ok(kind)
 }
 
-// A prefix hash can be extended: who gets H(key || 64 bytes of his choice) from a host's half of the call-back exchange can
-// compute H(key || those 64 bytes || SHA padding || more) without the key, and that may be a request's digest. But in such a
-// request the padding (0x80, zeros, a bit count of 520 or more in its last two bytes) begins at offset 64 and is at least
-// 9 bytes long, so the address at offset 68 starts with a zero byte and is never ::1. Refusing 0.0.0.0/8 and ::/8 therefore
-// refuses every such forgery; these addresses must not be allowed even if somebody finds a use for them.
+// A prefix hash can be extended. A host's half of the callback exchange gives H(key || 64 bytes of
+// the peer's choice). From that the peer computes H(key || those 64 bytes || SHA padding || more)
+// without the key, which may be a request's digest.
+//
+// In such a request the padding begins at offset 64: 0x80, zeros, and a bit count of at least 520
+// in its last two bytes. It is at least 9 bytes long, so the address at offset 68 starts with a
+// zero byte and is never ::1. Rejecting 0.0.0.0/8 and ::/8 therefore rejects every such forgery.
+// These addresses must never be allowed, whatever use they may have.
 
-/// Whether a host may have an IPv4 address with this first byte: not 0.0.0.0/8, not multicast, not 240.0.0.0/4 (broadcast included).
+/// Whether a host may have an IPv4 address with this first byte. Not 0.0.0.0/8, multicast or
+/// 240.0.0.0/4, which includes broadcast.
 #[inline(always)]
 const fn usable_v4(first: u8) -> bool {
     first != 0 && first < 224
 }
 
-/// Whether a host may have the IPv6 address in these first 16 bytes: not multicast, not ::/8 except ::1.
+/// Whether a host may have this IPv6 address (the first 16 bytes). Not multicast, and not ::/8
+/// except ::1.
 #[inline(always)]
 fn usable_v6(address: &[u8; 28]) -> bool {
     match address[0] {
@@ -152,7 +158,8 @@ fn usable_v6(address: &[u8; 28]) -> bool {
     }
 }
 
-/// Whether there is a zero byte. Reads all of them: a loop that ends early costs the verifier a path for each step.
+/// Whether there is a zero byte. It reads all bytes: leaving a loop early costs the verifier a path
+/// per step.
 #[inline(always)]
 fn has_nul(domain: &[u8; DOMAIN_LEN]) -> bool {
     const ONES: u32 = 0x0101_0101;
@@ -160,7 +167,8 @@ fn has_nul(domain: &[u8; DOMAIN_LEN]) -> bool {
     let mut found = 0;
     for bytes in words {
         let word = word(bytes);
-        // The lowest zero byte borrows from its own top bit; what is borrowed further up has had a zero byte below it.
+        // The lowest zero byte borrows from its own top bit. A borrow further up needs a zero byte
+        // below it.
         found |= word.wrapping_sub(ONES) & !word & (ONES << 7);
     }
     found != 0
@@ -273,7 +281,7 @@ mod tests {
         assert_eq!(admit(&good_v4(), &FROM_V4, &open), Ok(HashKind::Sha256));
     }
 
-    /// The request that someone could forge from the answer to a challenge of his choice, for every key length.
+    /// The request that can be forged from the answer to a chosen challenge, for every key length.
     #[test]
     fn a_length_extended_challenge_is_never_admitted() {
         for (block, count_len) in [(64, 8), (128, 16)] {
@@ -281,7 +289,7 @@ mod tests {
                 let hashed = key_len + 64;
                 let padded = (hashed + 1 + count_len).next_multiple_of(block);
                 for (good, source) in [(good_v4(), FROM_V4), (good_v6(), FROM_V6)] {
-                    // What the forger can choose is chosen well: everything but the padding, ::1 included.
+                    // The forger chooses everything but the padding, ::1 included.
                     for mut bytes in [zerocopy::transmute!(good), {
                         let mut local: [u8; 176] = zerocopy::transmute!(good);
                         local[68..84].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);

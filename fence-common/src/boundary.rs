@@ -1,7 +1,7 @@
-//! The boundary between the kernel program and the daemon: names, the version, and what lies in the maps.
+//! The boundary between the kernel program and the daemon: names, version, and map layouts.
 //!
-//! Every type here is made of fixed-size integers and byte arrays, without padding and without values that are not allowed, so
-//! that either side may read what the other wrote. [`ABI_VERSION`] counts every change of a layout or of its meaning.
+//! Every type is made of fixed-size integers and byte arrays, without padding and without invalid
+//! values. So each side may read what the other wrote.
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -11,19 +11,20 @@ use crate::hash::HashKind;
 use crate::rate_limit::{Limits, Sender};
 use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 
-/// Version of everything in this module, of [`KeySlot`] and of [`crate::verdict::Counters`].
+/// The version of this module's layouts, of [`KeySlot`] and of [`crate::verdict::Counters`]. Every
+/// change of a name, a layout or its meaning increments it.
 ///
-/// The program passes every frame untouched while [`Config::abi`] is another one. It says its own in each [`Event`] and in the
-/// read-only map [`name::ABI`], which the daemon checks after load.
+/// The program passes every frame while [`Config::abi`] differs. Its own version is in each
+/// [`Event`], and in the read-only map [`name::ABI`], which the daemon checks after load.
 pub const ABI_VERSION: u32 = 5;
 
-/// Names of the programs, the maps and the version symbol: the kernel keeps 15 characters of a name.
+/// Names of programs, maps and the version's section. The kernel keeps 15 characters of a name.
 pub mod name {
     /// The XDP program.
     pub const XDP: &str = "fence_xdp";
-    /// The XDP program that takes frames in several pieces: for drivers.
+    /// The XDP program for drivers: it accepts frames in several pieces.
     pub const XDP_FRAGS: &str = "fence_xdp_frags";
-    /// The tc program: the same judgement, attached by tcx.
+    /// The tc program, attached by tcx. It judges as the XDP program does.
     pub const TC: &str = "fence_tc";
     /// Array of one [`Config`](super::Config).
     pub const CONFIG: &str = "fence_config";
@@ -33,35 +34,41 @@ pub mod name {
     pub const COUNTERS: &str = "fence_counters";
     /// Ring buffer of [`Event`](super::Event)s.
     pub const REQUESTS: &str = "fence_requests";
-    /// Per-CPU array of one [`Workspace`](super::Workspace): the program's working memory, of no use to others.
+    /// Per-CPU array of one [`Workspace`](super::Workspace): the program's working memory.
     pub const SCRATCH: &str = "fence_scratch";
-    /// Hash of at most [`TRUSTED_MAX`](crate::rate_limit::TRUSTED_MAX) [`Trusted`](crate::rate_limit::Trusted) by [`Sender`](super::Sender).
+    /// Hash of at most [`TRUSTED_MAX`](crate::rate_limit::TRUSTED_MAX)
+    /// [`Trusted`](crate::rate_limit::Trusted) by [`Sender`](super::Sender).
     pub const TRUSTED: &str = "fence_trusted";
-    /// Hash of at most [`FAILED_MAX`](crate::rate_limit::FAILED_MAX) [`Failed`](crate::rate_limit::Failed) by [`Sender`](super::Sender).
+    /// Hash of at most [`FAILED_MAX`](crate::rate_limit::FAILED_MAX)
+    /// [`Failed`](crate::rate_limit::Failed) by [`Sender`](super::Sender).
     pub const FAILED: &str = "fence_failed";
     /// Array of one [`Strangers`](crate::rate_limit::Strangers).
     pub const STRANGERS: &str = "fence_strangers";
-    /// Hash of at most [`REPLAY_CACHE_MAX`](crate::rate_limit::REPLAY_CACHE_MAX) times, `u64` on the program's clock, by [`DatagramId`](crate::replay_cache::DatagramId).
+    /// Hash of at most [`REPLAY_CACHE_MAX`](crate::rate_limit::REPLAY_CACHE_MAX) times (`u64`, on
+    /// the program's clock) by [`DatagramId`](crate::replay_cache::DatagramId).
     pub const REPLAY: &str = "fence_replay";
-    /// Array of one `u64`: when the daemon has shown its last sign of life, on the program's clock. 0: never.
+    /// Array of one `u64`: the time of the daemon's last heartbeat, on the program's clock. 0:
+    /// never.
     pub const HEARTBEAT: &str = "fence_heartbeat";
-    /// Per-CPU array of [`REJECTED_MAX`](crate::rejected::REJECTED_MAX) [`Rejected`](crate::rejected::Rejected), by their
-    /// [`place`](crate::rejected::Rejected::index).
+    /// Per-CPU array of [`REJECTED_MAX`](crate::rejected::REJECTED_MAX)
+    /// [`Rejected`](crate::rejected::Rejected), by their
+    /// [`index`](crate::rejected::Rejected::index).
     pub const REJECTED: &str = "fence_rejected";
-    /// Section of the object that becomes a read-only map: the program's own [`ABI_VERSION`](super::ABI_VERSION), a `u32`.
+    /// The object's section with the program's [`ABI_VERSION`](super::ABI_VERSION), a `u32`. It
+    /// becomes a read-only map.
     pub const ABI: &str = ".rodata.abi";
 }
 
-/// How many key slots the map has: during a rotation requests are good with either key. A slot is written twice, first with
-/// [`KeySlot::loaded`] 0 and then with 1, as the program may read it meanwhile.
+/// The number of key slots: during a rotation requests are good with either key. A slot is written
+/// twice, first with [`KeySlot::loaded`] 0 and then with 1, as the program may read it meanwhile.
 pub const KEY_SLOTS: usize = 2;
-/// The slot that is tried first, and the only one that is loaded but during a rotation.
+/// The slot that is tried first. Outside a rotation no other slot is loaded.
 pub const KEY_SLOT_ACTIVE: u32 = 0;
 /// [`Event::slot`] of a request without a digest, which no key has verified.
 pub const NO_KEY_SLOT: u32 = u32::MAX;
 
-/// Size of the ring buffer in bytes: a power of two and a multiple of the page size of every architecture. Room for 1129
-/// requests, each of 224 bytes and a record header of 8.
+/// The ring buffer's size in bytes: a power of two and a multiple of every page size. It holds 1129
+/// requests of 224 bytes, each with a record header of 8.
 pub const RING_BYTES: usize = 256 * 1024;
 
 /// Bit of [`Config::families`]: requests to [`Config::group_v4`] are ours.
@@ -69,34 +76,35 @@ pub const SERVE_V4: u8 = 1;
 /// Bit of [`Config::families`]: requests to [`Config::group_v6`] are ours.
 pub const SERVE_V6: u8 = 2;
 
-/// What the program is to recognise and to demand. All zero (as in a map that nobody filled) means: pass everything.
+/// The program's configuration. All zero, as in a fresh map, means: pass everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Config {
-    /// The writer's [`ABI_VERSION`].
+    /// The [`ABI_VERSION`] of whoever wrote it.
     pub abi: u32,
-    /// 1: judge; 0: pass everything. Nothing else.
+    /// 1: judge. Any other value: pass everything.
     pub enabled: u8,
     /// [`SERVE_V4`], [`SERVE_V6`] or both.
     pub families: u8,
-    /// The weakest [`HashKind`] that is taken.
+    /// The weakest [`HashKind`] that is accepted, as on the wire.
     pub min_hash: u8,
-    /// 1: an IPv4 call-back address must be the datagram's source; 0: it need not (guests behind NAT).
+    /// 1: an IPv4 callback address must be the datagram's source. 0: it need not be (guests behind
+    /// NAT).
     pub strict_source: u8,
     /// The IPv4 group, network order.
     pub group_v4: [u8; 4],
-    /// The UDP port, a number as this machine has them: people read it with bpftool.
+    /// The UDP port in host byte order, so that bpftool shows it readably.
     pub port: u16,
     /// Zero.
     pub reserved: [u8; 2],
     /// The IPv6 group, network order.
     pub group_v6: [u8; 16],
-    /// How much of whom is let through.
+    /// The rate limits.
     pub limits: Limits,
 }
 
 impl Config {
-    /// The configuration of a listener that is to be served.
+    /// The configuration for a listener.
     #[must_use]
     pub fn new(listener: &Listener) -> Self {
         Self {
@@ -114,8 +122,7 @@ impl Config {
         }
     }
 
-    /// The rules for requests, if this is a configuration that this version understands and that says "judge".
-    /// Anything else means: hands off, pass everything.
+    /// The rules for requests. `None` means "pass everything": another version, or not enabled.
     #[inline(always)]
     #[must_use]
     pub const fn rules(&self) -> Option<Rules> {
@@ -129,7 +136,7 @@ impl Config {
     }
 }
 
-/// What [`Config`] is made from: the multicast listener as configured.
+/// The multicast listener as configured: the source of [`Config`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// The IPv4 group, if IPv4 is served.
@@ -138,39 +145,41 @@ pub struct Listener {
     pub group_v6: Option<[u8; 16]>,
     /// The UDP port.
     pub port: u16,
-    /// What is demanded of a request.
+    /// The rules for requests.
     pub rules: Rules,
-    /// How much of whom is let through.
+    /// The rate limits.
     pub limits: Limits,
 }
 
-/// Where a run of the program works: one per CPU, and one run at a time.
+/// The working memory of a run: one per CPU, for one run at a time.
 ///
-/// "Per CPU" alone is not enough: on a kernel with `PREEMPT_RT` two runs may take turns on one CPU, and a run in task context may be
-/// interrupted by another one. A request judged with the other's state would be accepted though forged, or dropped though right.
+/// "Per CPU" alone is not enough. With `PREEMPT_RT` two runs may alternate on one CPU, and an
+/// interrupt may run another one amid a run in task context. A run that used another's state could
+/// accept a forged request or drop a right one.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Workspace {
-    /// 1 while a run is working here, else 0. Taken by an atomic exchange. A run that finds it taken gives no judgement:
+    /// 1 while a run uses it, else 0. Taken by an atomic exchange. A run that finds it taken gives
     /// [`Verdict::Busy`](crate::verdict::Verdict::Busy).
     pub in_use: u64,
-    /// What the run works with. Means nothing between runs.
+    /// The run's data. Meaningless between runs.
     pub scratch: Scratch,
 }
 
-/// One verified request on its way through the ring buffer.
+/// One verified request in the ring buffer.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Event {
-    /// When the program saw the datagram: `bpf_ktime_get_ns`, which is `CLOCK_MONOTONIC` in nanoseconds.
+    /// When the program saw the datagram: `bpf_ktime_get_ns`, which is `CLOCK_MONOTONIC` in
+    /// nanoseconds.
     pub arrived_ns: u64,
     /// The program's [`ABI_VERSION`].
     pub abi: u32,
-    /// Index of the interface that the datagram came by.
+    /// The index of the interface that received the datagram.
     pub ifindex: u32,
-    /// [`FAMILY_V4`] or [`FAMILY_V6`]: the IP version of the datagram, and with it the meaning of `source`.
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]: the datagram's IP version, and so the meaning of `source`.
     pub family: u32,
-    /// The slot of the key that the digest is right with; [`NO_KEY_SLOT`] where there is no digest.
+    /// The slot of the key that the digest is right with. [`NO_KEY_SLOT`] without a digest.
     pub slot: u32,
     /// The datagram's IP source address: IPv4 in the first 4 bytes, the rest zero; or IPv6.
     pub source: [u8; 16],
@@ -182,11 +191,12 @@ pub struct Event {
     pub request: Request,
 }
 
-/// Why bytes from the ring buffer are no event. Either is our own mistake: program and daemon do not belong together.
+/// Why a ring buffer record is no event. Each reason is our mistake: program and daemon do not
+/// match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(thiserror::Error))]
 pub enum EventError {
-    /// Not the length of an [`Event`].
+    /// Not as long as an [`Event`].
     #[cfg_attr(feature = "user", error("a record of {0} bytes in the ring buffer is no request"))]
     Length(usize),
     /// Written by a program of another version.
@@ -201,10 +211,10 @@ pub enum EventError {
 }
 
 impl Event {
-    /// The event that a ring buffer record holds.
+    /// Decodes a ring buffer record.
     ///
     /// # Errors
-    /// [`EventError`] where the bytes are none of this version.
+    /// [`EventError`] if the record is no event of this version.
     pub fn decode(record: &[u8]) -> Result<Self, EventError> {
         let event = Self::read_from_bytes(record).map_err(|_| EventError::Length(record.len()))?;
         if event.abi != ABI_VERSION {
@@ -216,13 +226,13 @@ impl Event {
         }
     }
 
-    /// Who sent the datagram, as the rate limit knows him.
+    /// The sender, as the rate limits know it.
     #[must_use]
     pub fn sender(&self) -> Sender {
         Sender::new(&self.source(), self.mac)
     }
 
-    /// Where the datagram came from.
+    /// The datagram's IP source address.
     #[must_use]
     pub fn source(&self) -> Source {
         match self.family {

@@ -1,20 +1,23 @@
-//! Words from places that are not aligned to them: a packet's.
+//! Words from unaligned bytes, as in a packet.
 
-/// The four bytes, as this machine reads a word.
+/// The four bytes as a word in host byte order.
 #[cfg(not(target_arch = "bpf"))]
 #[inline(always)]
 pub(crate) const fn word(bytes: &[u8; 4]) -> u32 {
     u32::from_ne_bytes(*bytes)
 }
 
-/// The four bytes, as this machine reads a word: in one load. The compiler goes by bytes; it can be told that it need not, but then it does not
-/// on the stack either, where the verifier insists on alignment. In a packet it does so only where the machine does, and there a word of
-/// an IP packet is aligned.
+/// The four bytes as a word in host byte order, read in one load.
+///
+/// The compiler would load them bytewise. It can be told not to, but then it does not on the stack
+/// either, where the verifier demands alignment. In a packet the verifier demands it only where the
+/// machine does, and there an IP packet's words are aligned.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 pub(crate) fn word(bytes: &[u8; 4]) -> u32 {
     let word: u64;
-    // SAFETY: there is no other way to this load. It reads the four bytes that the reference is to, and nothing else.
+    // SAFETY: needed, as the language has no such load. It reads the four bytes behind the
+    // reference, and nothing else.
     unsafe {
         core::arch::asm!(
             "{word} = *(u32 *)({bytes} + 0)",

@@ -1,25 +1,31 @@
-//! The block functions of SHA-1, SHA-256 and SHA-512, written for BPF: ten registers, 512 bytes of stack, no rotate instruction.
+//! The block functions of SHA-1, SHA-256 and SHA-512, written for BPF: ten registers, 512 bytes of
+//! stack, no rotate instruction.
 //!
-//! A block function has two halves. `expand` makes the schedule of a block: its words and those that follow from them, each with its
-//! round's constant added. `rounds` works a schedule into a state. They are apart because some blocks are known before the message is:
-//! their schedules are made once.
+//! A block function has two halves. `expand` makes a block's schedule: its words and those derived
+//! from them, each with its round's constant added. `rounds` works a schedule into a state. They
+//! are apart because some blocks are known before the message: their schedules are made once.
 //!
-//! What was tried for a wrong SHA-256 digest, key of 4096 bytes, in ns a frame less those of an empty program (kernel 6.18, Zen 5; three
-//! compressions of the `sha2` crate in portable Rust take 620 there, of a plain C program 680):
+//! The table shows what was tried for a wrong SHA-256 digest and a key of 4096 bytes. It counts ns
+//! per frame, less those of an empty program (kernel 6.18, Zen 5). There three compressions by the
+//! `sha2` crate in portable Rust take 620 ns, and by plain C 680 ns.
 //!
 //! | | ns |
 //! |---|--:|
-//! | `compress256` of `sha2` 0.11.1 (`sha2_backend="soft"`, compact; unrolled it cannot be linked, nor can its `compress512`) | 1180 |
-//! | sixteen words that roll, three blocks, left to the compiler | 960 |
-//! | the same with arithmetic of 32 bits, and loads of unaligned words | 850 |
-//! | the last block's schedule from the map, rounds apart from it, left to the compiler (which puts half of the state on the stack) | 900 |
+//! | `compress256` of `sha2` 0.11.1 (`sha2_backend="soft"`, compact) | 1180 |
+//! | sixteen rolling words, three blocks, compiled | 960 |
+//! | the same with 32-bit arithmetic and loads of unaligned words | 850 |
+//! | the last block's schedule from the map, rounds apart from it, compiled | 900 |
 //! | the rotations by hand | 780 |
 //! | whole rounds by hand, each register with its use | 670 |
-//! | the request laid into its blocks by words, not by bytes; the domain searched for its NUL by words | 620 |
-//! | the shortest way from round to round: see `compress/bpf.rs` | 545 |
+//! | the request laid into its blocks by words; its NUL searched for by words | 620 |
+//! | the shortest dependency from round to round: see `compress/bpf.rs` | 545 |
 //!
-//! The `sha1` crate shows no block function. In user space only the preparation of keys, and the tests that compare the kernel with user space,
-//! use what is here; everything else is on `sha1` and `sha2`, which this is tested against.
+//! `compress256` unrolled, and `compress512`, cannot be linked for BPF. In the fourth variant the
+//! compiler puts half of the state on the stack.
+//!
+//! The `sha1` crate exports no block function. User space uses this module to prepare keys, and in
+//! the tests that compare the kernel with user space. All else there uses `sha1` and `sha2`, which
+//! this module is tested against.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -42,13 +48,13 @@ pub use portable::rounds256;
 
 pub use constants::{INITIAL_SHA1, INITIAL_SHA256, INITIAL_SHA512};
 
-/// State of SHA-1 in five of the eight words (the others stay as they are), of SHA-256 in all.
+/// A state of SHA-256 (all eight words), or of SHA-1 (the first five; the others stay as they are).
 pub type State32 = [u32; 8];
-/// State of SHA-512.
+/// A state of SHA-512.
 pub type State64 = [u64; 8];
-/// A block of SHA-1 or SHA-256, as numbers.
+/// A block of SHA-1 or SHA-256 in host byte order.
 pub type Block32 = [u32; 16];
-/// A block of SHA-512, as numbers.
+/// A block of SHA-512 in host byte order.
 pub type Block64 = [u64; 16];
 /// The schedule of a block of SHA-1.
 pub type Schedule1 = [u32; 80];
@@ -57,14 +63,14 @@ pub type Schedule256 = [u32; 64];
 /// The schedule of a block of SHA-512.
 pub type Schedule512 = [u64; 80];
 
-/// Keeps the compiler from moving accesses to memory across: on a machine with ten registers it would fetch words long before they are
-/// needed and put them all on the stack. No instruction comes of it.
+/// Keeps the compiler from moving memory accesses across. With ten registers it would load words
+/// long before their use and spill them all to the stack. No instruction comes of it.
 #[inline(always)]
 pub(crate) fn compiler_barrier() {
     compiler_fence(Ordering::SeqCst);
 }
 
-/// One round of SHA-512. Only two words change; the renaming of the others is in the order of the arguments.
+/// One round of SHA-512. Only two words change; the order of the arguments renames the others.
 macro_rules! round512 {
     ($a:ident $b:ident $c:ident $d:ident $e:ident $f:ident $g:ident $h:ident, $word:expr) => {
         $h = $h
@@ -79,7 +85,7 @@ macro_rules! round512 {
     };
 }
 
-/// A schedule worked into a state, eight rounds at a time.
+/// Works a schedule into a state, eight rounds at a time.
 macro_rules! rounds {
     ($round:ident, $state:ident, $schedule:ident) => {
         let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = *$state;
@@ -100,7 +106,8 @@ macro_rules! rounds {
     };
 }
 
-/// A block's schedule: the sixteen words, then those that follow, in the place of the sixteen; each with its constant.
+/// Makes a schedule: the sixteen words, then their successors in their place, each plus its
+/// constant.
 macro_rules! expand {
     ($w:ident, $out:ident, $k:ident, $small0:expr, $small1:expr, $($i:literal)+) => {
         let ((out, _), (k, _)) = ($out.as_chunks_mut::<16>(), $k.as_chunks::<16>());
@@ -121,13 +128,13 @@ macro_rules! expand {
     };
 }
 
-/// Makes the schedule of a block of SHA-256. The block is used up.
+/// Makes the schedule of a block of SHA-256. Overwrites the block.
 #[inline(always)]
 pub fn expand256(w: &mut Block32, out: &mut Schedule256) {
     expand!(w, out, K32, rotated2::<7, 11, 3>, rotated2::<17, 2, 10>, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
 }
 
-/// Makes the schedule of a block of SHA-512. The block is used up.
+/// Makes the schedule of a block of SHA-512. Overwrites the block.
 #[inline(always)]
 pub fn expand512(w: &mut Block64, out: &mut Schedule512) {
     expand!(

@@ -1,11 +1,14 @@
-//! Checking `H(key || request with a zero hash field)` where the key is up to 4096 bytes and time is short.
+//! Checks `H(key || request with a zero hash field)`, quickly, for keys of up to 4096 bytes.
 //!
-//! User space prepares a key once ([`PreparedKey`]): it absorbs the key's whole blocks, and lays out what follows them: the key's tail, a gap
-//! of 112 bytes for the request's signed part, the 64 zero bytes of the hash field, the padding and the bit count. Only the blocks with the
-//! gap depend on the request; of those behind it the whole schedule is made beforehand. What is left to do for a datagram is to lay its 112
-//! bytes into the gap, and to absorb one to three blocks and one or two schedules.
+//! User space prepares a key once ([`PreparedKey`]). It absorbs the key's whole blocks and lays out
+//! the rest: the key's tail, a gap of 112 bytes for the request's signed part, the hash field's 64
+//! zero bytes, the padding and the bit count. Only the blocks with the gap depend on the request.
+//! The schedules of the blocks behind it are made in advance.
 //!
-//! What was prepared is worth as much as the key: it is a secret, wherever it lies.
+//! Per datagram, the kernel lays the 112 bytes into the gap, and absorbs one to three blocks and up
+//! to two schedules.
+//!
+//! A prepared key is worth as much as the key: it is a secret, wherever it lies.
 
 use core::hint::black_box;
 
@@ -19,15 +22,15 @@ use crate::compress::{
 use crate::hash::HashKind;
 use crate::wire::{HASH_OFFSET, REQUEST_LEN, Request};
 
-/// Most blocks of 64 bytes that the request's signed part can reach into: (63 + 112) / 64, rounded up.
+/// Most 64-byte blocks that the signed part reaches into: (63 + 112) / 64, rounded up.
 const OPEN32: usize = 3;
-/// Most blocks of 128 bytes that it can reach into: (127 + 112) / 128, rounded up.
+/// Most 128-byte blocks that the signed part reaches into: (127 + 112) / 128, rounded up.
 const OPEN64: usize = 2;
-/// Most blocks of 64 bytes that can follow those.
+/// Most 64-byte blocks behind those.
 const CLOSED32: usize = 2;
-/// The words of 32 bits in a request.
+/// The number of 32-bit words in a request.
 const WORDS: usize = REQUEST_LEN / 4;
-/// How many of them are under the digest as sent.
+/// The number of words in the signed part.
 const SIGNED: usize = HASH_OFFSET / 4;
 
 /// A key prepared for a digest with blocks of 64 bytes.
@@ -40,15 +43,15 @@ macro_rules! prepared32 {
         pub struct $name {
             /// The state after the key's whole blocks.
             pub midstate: State32,
-            /// What follows them: the key's tail, then zeros. In numbers.
+            /// The key's tail, then zeros, in host byte order.
             pub tail: Block32,
             /// The schedules of the blocks behind the request's signed part.
             pub closed: [$schedule; CLOSED32],
-            /// Length of the key's tail: 0 to 63.
+            /// Length of the key's tail in bytes: 0 to 63.
             pub tail_len: u32,
-            /// How many blocks the signed part reaches into, the tail's included: 2 or 3.
+            /// The number of blocks that the signed part reaches into, the tail's included: 2 or 3.
             pub open_blocks: u32,
-            /// How many blocks are behind them: 1 or 2.
+            /// The number of blocks behind them: 1 or 2.
             pub closed_blocks: u32,
             /// Zero.
             pub reserved: u32,
@@ -74,28 +77,29 @@ prepared32!(
 pub struct Prepared512 {
     /// The state after the key's whole blocks.
     pub midstate: State64,
-    /// What follows them, with a gap at `tail_len` for the request. In numbers.
+    /// The key's tail, a gap at `tail_len` for the request, and the padding, in host byte order.
     pub template: [Block64; OPEN64],
     /// The schedule of the block behind the request's signed part, if there is one.
     pub closed: Schedule512,
-    /// Length of the key's tail: 0 to 127.
+    /// Length of the key's tail in bytes: 0 to 127.
     pub tail_len: u32,
-    /// How many blocks the signed part reaches into, the tail's included: 1 or 2.
+    /// The number of blocks that the signed part reaches into, the tail's included: 1 or 2.
     pub open_blocks: u32,
-    /// How many blocks are behind them: 0 or 1.
+    /// The number of blocks behind them: 0 or 1.
     pub closed_blocks: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// One key as it lies in the map: ready for every kind of digest. All zero is a slot without a key, which verifies nothing.
+/// One key in the map, prepared for every kind of digest. All zero is a slot without a key, which
+/// verifies nothing.
 ///
-/// No `Debug`: its content is as secret as the key.
+/// No `Debug`: the content is as secret as the key.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[cfg_attr(feature = "user", derive(zeroize::Zeroize))]
 #[repr(C)]
 pub struct KeySlot {
-    /// 1 where a key is loaded.
+    /// 1 if a key is loaded.
     pub loaded: u32,
     /// Zero.
     pub reserved: u32,
@@ -107,11 +111,12 @@ pub struct KeySlot {
     pub sha512: Prepared512,
 }
 
-/// Working memory of one verification; in the kernel it lies in a per-CPU map, as the stack is too small.
+/// Working memory of one verification. In the kernel it is in a per-CPU map, as the stack is too
+/// small.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Scratch {
-    /// The request in numbers.
+    /// The request in host byte order.
     request: [u32; WORDS],
     state32: State32,
     blocks32: [Block32; OPEN32],
@@ -122,8 +127,8 @@ pub struct Scratch {
     schedule512: Schedule512,
 }
 
-/// Whether the request carries the right digest of this kind. All 64 bytes are compared, in constant time.
-/// Never so for [`HashKind::None`], which is no digest, and without a key.
+/// Whether the request's digest of this kind is right. Compares all 64 bytes in constant time.
+/// Never true for [`HashKind::None`] or without a key.
 #[inline(always)]
 #[must_use]
 pub fn verify(slot: &KeySlot, kind: HashKind, request: &Request, scratch: &mut Scratch) -> bool {
@@ -131,7 +136,7 @@ pub fn verify(slot: &KeySlot, kind: HashKind, request: &Request, scratch: &mut S
     matches(slot, kind, scratch)
 }
 
-/// Puts the request where [`matches()`] looks for it.
+/// Stores the request for [`matches()`].
 #[inline(always)]
 pub fn stage(request: &Request, scratch: &mut Scratch) {
     let bytes: &[[u8; 4]; WORDS] = zerocopy::transmute_ref!(request);
@@ -140,7 +145,7 @@ pub fn stage(request: &Request, scratch: &mut Scratch) {
     }
 }
 
-/// Whether the request that was [staged](stage) carries the right digest: as [`verify()`].
+/// Whether the [staged](stage) request's digest is right, as [`verify()`] says it.
 #[inline(always)]
 #[must_use]
 pub fn matches(slot: &KeySlot, kind: HashKind, scratch: &mut Scratch) -> bool {
@@ -155,8 +160,8 @@ pub fn matches(slot: &KeySlot, kind: HashKind, scratch: &mut Scratch) -> bool {
     }
 }
 
-/// The three checks. In the kernel each is a function of its own that the verifier looks at once, for any arguments (a "global" function):
-/// else it would walk through all of its rounds again for every way that leads there.
+/// The three checks. In the kernel each is a BPF global function, which the verifier checks once
+/// for any arguments. Otherwise it would check all rounds once per path that leads there.
 mod apart {
     use super::{KeySlot, Scratch};
 
@@ -178,14 +183,15 @@ mod apart {
             mod global {
                 use super::{KeySlot, Scratch};
                 $(
-                    // SAFETY: the verifier knows a global function by its symbol. No other object is linked, so it cannot clash.
+                    // SAFETY: the verifier finds a global function by its symbol. No other object
+                    // is linked, so the name cannot clash.
                     #[unsafe(no_mangle)]
                     #[inline(never)]
                     pub(super) extern "C" fn $name(slot: *const KeySlot, scratch: *mut Scratch) -> u32 {
-                        // SAFETY: the verifier lets such functions have raw pointers only, to be checked for null. Our callers
-                        // have references.
+                        // SAFETY: needed, as the verifier gives global functions raw pointers only.
+                        // The callers pass references.
                         let Some(slot) = (unsafe { slot.as_ref() }) else { return 0 };
-                        // SAFETY: as before; this one is the only reference to it.
+                        // SAFETY: as above; the caller's reference is the only one to it.
                         let Some(scratch) = (unsafe { scratch.as_mut() }) else { return 0 };
                         u32::from(super::super::$name(slot, scratch))
                     }
@@ -200,14 +206,14 @@ mod apart {
 #[inline(always)]
 fn lay32(tail: &Block32, tail_len: u32, request: &[u32; WORDS], blocks: &mut [Block32; OPEN32]) {
     let blocks = blocks.as_flattened_mut();
-    // What the gap may leave bare: before it the tail, behind it zeros.
+    // Around the gap: the tail before it, zeros behind it.
     blocks[..tail.len()].copy_from_slice(tail);
     for word in &mut blocks[SIGNED..] {
         *word = 0;
-        // Else it becomes a call of `memset`, which goes by bytes here.
+        // Otherwise the loop becomes a call of `memset`, which goes bytewise here.
         compiler_barrier();
     }
-    // The masks change nothing in what user space prepared; they are what shows the verifier that the gap lies inside.
+    // The masks do not change a prepared key. They show the verifier that the gap is inside.
     let (at, shift) = (((tail_len >> 2) & 15) as usize, (tail_len & 3) * 8);
     let Some(gap) = blocks.get_mut(at..).and_then(<[u32]>::first_chunk_mut::<{ SIGNED + 1 }>) else { return };
     gap[0] |= request[0] >> shift;
@@ -219,7 +225,7 @@ fn lay32(tail: &Block32, tail_len: u32, request: &[u32; WORDS], blocks: &mut [Bl
     gap[SIGNED] = low(window << 32 >> shift);
 }
 
-/// As [`lay32`]; the template has the padding too, as a block with the gap may be the last one.
+/// As [`lay32`]. The template has the padding too, since a block with the gap may be the last one.
 #[inline(always)]
 fn lay64(template: &[Block64; OPEN64], tail_len: u32, request: &[u32; WORDS], blocks: &mut [Block64; OPEN64]) {
     *blocks = *template;
@@ -229,14 +235,14 @@ fn lay64(template: &[Block64; OPEN64], tail_len: u32, request: &[u32; WORDS], bl
     let mut before = 0;
     for index in 0..SIGNED / 2 {
         let word = u64::from(request[2 * index]) << 32 | u64::from(request[2 * index + 1]);
-        // In two steps, as a shift by the whole width is none.
+        // In two steps, as a shift by the whole width does not exist.
         gap[index] |= word >> shift | before << 1 << (63 - shift);
         before = word;
     }
     gap[SIGNED / 2] |= before << 1 << (63 - shift);
 }
 
-/// The blocks with the request, then those behind it.
+/// Absorbs the blocks with the request, then those behind it.
 macro_rules! absorb {
     ($prepared:expr, $state:expr, $blocks:expr, $schedule:expr, $closed:expr, $expand:path, $rounds:path) => {
         $state.copy_from_slice(&$prepared.midstate);
@@ -282,13 +288,13 @@ fn fence_sha512(slot: &KeySlot, scratch: &mut Scratch) -> bool {
     none(digest.fold(0, |all, ([high, low], word)| all | ((u64::from(*high) << 32 | u64::from(*low)) ^ *word)))
 }
 
-/// Whether there is no difference. The barrier keeps the compiler from leaving at the first one, which it does without.
+/// Whether there is no difference. Without the barrier the compiler leaves at the first difference.
 #[inline(always)]
 fn none(differences: u64) -> bool {
     black_box(differences) == 0
 }
 
-/// The bits in which the hash field differs from a digest of `LEN` words, followed by zeros.
+/// The bits in which the hash field differs from a digest of `LEN` words, padded with zeros.
 #[inline(always)]
 fn differences<const LEN: usize>(state: &State32, request: &[u32; WORDS]) -> u32 {
     let (digest, padding) = request[SIGNED..].split_at(LEN);
@@ -337,7 +343,7 @@ mod tests {
         zerocopy::transmute!(bytes)
     }
 
-    /// Verifies with the scratch left dirty by whatever came before, as in the kernel.
+    /// Verifies with a dirty scratch, as in the kernel.
     fn check(slot: &KeySlot, request: &Request) -> bool {
         let mut scratch = Scratch::new_zeroed();
         scratch.as_mut_bytes().fill(0xa5);

@@ -1,17 +1,17 @@
-//! The call-back conversation up to authentication, as a state machine over bytes.
+//! The callback conversation up to authentication, as a state machine over bytes.
 //!
 //! After the host has connected (source: behaviour of Debian 12's `fence_xvm` 4.12.1):
 //!
 //! 1. client to host: 64 random bytes; host to client: `H(key || challenge)`, zero-padded to 64;
 //! 2. host to client: 64 random bytes; client to host: `H(key || challenge)`, zero-padded to 64.
 //!
-//! With `auth = none` both halves are skipped. Nothing in it says which role a response was made for, and the client asks
-//! first. So whoever can make this host call back twice could hand the challenge of one conversation back in the other,
-//! and have the host answer its own exam. [`Challenges`] is what prevents it: a received challenge that is one of our own
-//! open ones ends the conversation.
+//! `auth = none` skips both halves. A response does not say for which side it was made, and the
+//! client asks first. So an attacker that makes this host call back twice could send the challenge
+//! of one conversation in the other, and have the host answer its own challenge. [`Challenges`]
+//! prevents that: a received challenge that is an open one of our own ends the conversation.
 //!
-//! What it cannot prevent: two hosts with the same key being played against each other. Only fields that stock peers do not
-//! send could.
+//! It cannot prevent that two hosts with the same key are played against each other. That needs
+//! fields that stock peers do not send.
 
 use alloc::collections::BTreeSet;
 
@@ -26,25 +26,25 @@ pub type Challenge = [u8; HASH_LEN];
 
 /// The challenges that this host has sent and that are not answered yet.
 ///
-/// Only those matter: once its conversation is over, an answer to a challenge opens nothing. As nothing ages out while it
-/// is open, no flood of conversations can push one out of memory; how many are open is bounded by whoever calls back.
+/// After its conversation an answer to a challenge opens nothing, so only open ones matter. They
+/// never expire, so no flood of conversations can evict one. Their number is bounded by the caller.
 #[derive(Debug, Default)]
 pub struct Challenges(BTreeSet<Challenge>);
 
 impl Challenges {
-    /// Notes a challenge that is about to be sent. `false` if the very same one is open already: then the random source is
-    /// broken and the challenge must not be sent.
+    /// Adds a challenge that is about to be sent. `false` if the same one is open: then the random
+    /// source is broken, and the challenge must not be sent.
     #[must_use]
     pub fn open(&mut self, challenge: Challenge) -> bool {
         self.0.insert(challenge)
     }
 
-    /// Forgets a challenge whose conversation is over.
+    /// Removes a challenge whose conversation is over.
     pub fn close(&mut self, challenge: &Challenge) {
         self.0.remove(challenge);
     }
 
-    /// Whether this is a challenge of ours that somebody else could want answered.
+    /// Whether this is an open challenge of ours.
     #[must_use]
     pub fn is_ours(&self, challenge: &Challenge) -> bool {
         self.0.contains(challenge)
@@ -63,28 +63,28 @@ impl Challenges {
     }
 }
 
-/// What to do after bytes were taken in.
+/// The next step after a receive.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Progress {
-    /// Receive more; [`Exchange::missing`] says how many bytes.
+    /// Receive more: [`Exchange::missing`] bytes.
     Receive,
-    /// Send these 128 bytes (our response, then our challenge), then receive more.
+    /// Send these 128 bytes (our response, then our challenge). Then receive more.
     Send([u8; 2 * HASH_LEN]),
     /// The peer has the key.
     Authenticated,
 }
 
-/// Why a conversation ends without authentication. All of them are the peer's fault.
+/// Why a conversation ends without authentication. Each reason is the peer's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExchangeError {
-    /// The peer sent back a challenge that this host has sent out: an attempt to have us answer for it.
+    /// The peer sent one of our own challenges, so that we answer it.
     #[error("the peer sent our own challenge back to us (a reflection attack, or a mirrored network)")]
     Reflected,
-    /// The response does not fit key and challenge.
+    /// The response does not match key and challenge.
     #[error("the peer's response is wrong: another key, or another -C on its side than our `auth`")]
     WrongResponse,
-    /// More bytes than the protocol has a place for.
+    /// More bytes than the protocol allows.
     #[error("the peer sent more than it was asked for")]
     Excess,
 }
@@ -97,7 +97,7 @@ enum Phase {
     Failed,
 }
 
-/// One conversation. The caller moves the bytes and keeps the time (10 s for each half with stock peers).
+/// One conversation. The caller moves the bytes and keeps the time (stock peers: 10 s per half).
 #[derive(Debug)]
 pub struct Exchange {
     auth: HashKind,
@@ -108,7 +108,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// A conversation that will ask the peer `ours`: fresh random bytes, noted in [`Challenges`] by the caller.
+    /// A conversation with our challenge `ours`: fresh random bytes that the caller adds to
+    /// [`Challenges`].
     #[must_use]
     pub const fn new(auth: HashKind, ours: Challenge) -> Self {
         let state = match auth {
@@ -118,13 +119,13 @@ impl Exchange {
         Self { auth, ours, state, received: [0; HASH_LEN], len: 0 }
     }
 
-    /// Whether the peer has proven that it has the key (or need not).
+    /// Whether the peer has proved that it has the key, or need not.
     #[must_use]
     pub fn is_authenticated(&self) -> bool {
         self.state == Phase::Authenticated
     }
 
-    /// How many bytes the next step needs; 0 when there is none.
+    /// How many bytes the next step needs. 0 if there is none.
     #[must_use]
     pub fn missing(&self) -> usize {
         match self.state {
@@ -133,10 +134,10 @@ impl Exchange {
         }
     }
 
-    /// Takes in what the peer sent, at most [`Exchange::missing`] bytes of it at a time.
+    /// Takes bytes from the peer, at most [`Exchange::missing`] at a time.
     ///
     /// # Errors
-    /// When the peer is wrong; the conversation is over then and must be closed without another byte.
+    /// If the peer is wrong. The conversation is over then and must be closed without another byte.
     pub fn receive(&mut self, key: &Key, open: &Challenges, bytes: &[u8]) -> Result<Progress, ExchangeError> {
         if bytes.len() > self.missing() {
             return self.fail(ExchangeError::Excess);

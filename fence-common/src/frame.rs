@@ -1,7 +1,8 @@
-//! What a frame is, and its whole judgement: the same lines in the kernel program and in user space.
+//! Finds the request in a frame and judges it: the same code in the kernel program and in user
+//! space.
 //!
-//! Only what is surely a datagram to our group and port is judged; everything that leaves a doubt is passed to the stack, and
-//! the daemon's socket judges what comes out of it.
+//! Only a frame that is certainly a datagram to our group and port is judged. In doubt the frame is
+//! passed to the stack, and the daemon's socket judges what comes out of it.
 
 use zerocopy::FromZeros;
 
@@ -14,9 +15,9 @@ use crate::replay_cache::DatagramId;
 use crate::verdict::Verdict;
 use crate::wire::{REQUEST_LEN, Request};
 
-/// A frame from its first byte on, read with bounds checked. In the kernel it is the packet itself.
+/// A frame, read with bounds checks. In the kernel it is the packet itself.
 pub trait Packet {
-    /// The `N` bytes at `offset`, if the frame has them all.
+    /// The `N` bytes at `offset`, if the frame has all of them.
     fn bytes<const N: usize>(&self, offset: usize) -> Option<&[u8; N]>;
 
     /// Whether the frame is at least `len` bytes long.
@@ -36,19 +37,19 @@ impl Packet for &[u8] {
 /// A datagram of the right length to our group and port.
 #[derive(Clone, Copy)]
 pub struct Datagram<'p> {
-    /// Its payload.
+    /// The payload.
     pub request: &'p Request,
     /// The IP source address.
     pub source: Source,
     /// The Ethernet source address.
     pub mac: &'p [u8; 6],
-    /// Whether a VLAN tag puts it on another segment than the interface's own.
+    /// Whether its VLAN tag puts it on another segment than the interface's own.
     pub foreign: bool,
 }
 
-/// The keys that a digest may be made with.
+/// Checks a request's digest with the accepted keys.
 pub trait Verifier {
-    /// The slot of the key that the request's digest, of this kind, is right with.
+    /// The slot of the key that the request's digest of this kind is right with.
     fn matching_slot(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32>;
 }
 
@@ -66,7 +67,7 @@ const IPV6_LEN: usize = 40;
 const UDP_LEN: usize = 8;
 const DATAGRAM_LEN: usize = UDP_LEN + REQUEST_LEN;
 
-/// No request comes in a longer frame.
+/// The length in bytes of the longest frame that can hold a request.
 #[allow(clippy::cast_possible_truncation, reason = "242")]
 pub const FRAME_MAX: u32 = (ETHERNET_LEN + VLAN_TAG_LEN + IPV6_LEN + DATAGRAM_LEN) as u32;
 
@@ -78,14 +79,14 @@ const VLAN_SERVICE: u16 = 0x88a8;
 const PROTOCOL_UDP: u8 = 17;
 
 impl Datagram<'_> {
-    /// Who sent it.
+    /// The sender.
     #[inline(always)]
     #[must_use]
     pub fn sender(&self) -> Sender {
         Sender::new(&self.source, *self.mac)
     }
 
-    /// What tells it from all others, if it carries a digest.
+    /// The datagram's identity. Meaningless if it carries no digest.
     #[inline(always)]
     #[must_use]
     pub fn datagram_id(&self) -> &DatagramId {
@@ -96,7 +97,7 @@ impl Datagram<'_> {
 /// Finds the request in a frame.
 ///
 /// # Errors
-/// The [`Verdict`] on a frame in which there is none to be judged.
+/// The [`Verdict`] on a frame without a request to judge.
 #[inline(always)]
 pub fn classify<'p, P: Packet>(packet: &'p P, config: &Config) -> Result<Datagram<'p>, Verdict> {
     let Some(ether_type) = packet.bytes::<2>(ETHERNET_LEN - 2) else { return Err(Verdict::NotOurs) };
@@ -122,7 +123,7 @@ pub fn classify<'p, P: Packet>(packet: &'p P, config: &Config) -> Result<Datagra
 #[inline(always)]
 fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bool) -> Result<Datagram<'p>, Verdict> {
     let Some(header) = packet.bytes::<IPV4_LEN>(start) else { return Err(Verdict::NotOurs) };
-    // The destination first, as this is where other traffic leaves.
+    // The destination first: most other traffic leaves here.
     if header[16] != config.group_v4[0] || header[16..20] != config.group_v4 || config.families & SERVE_V4 == 0 {
         return Err(Verdict::NotOurs);
     }
@@ -134,7 +135,7 @@ fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
         0x46..=0x4f => return Err(Verdict::Options),
         _ => return Err(Verdict::Malformed),
     }
-    // More fragments, or an offset; the two bits above them say nothing about fragments.
+    // More fragments, or an offset. The two bits above do not concern fragments.
     if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
         return Err(Verdict::Fragment);
     }
@@ -156,7 +157,7 @@ fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
 #[inline(always)]
 fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bool) -> Result<Datagram<'p>, Verdict> {
     let Some(header) = packet.bytes::<IPV6_LEN>(start) else { return Err(Verdict::NotOurs) };
-    // Its first byte is enough for nearly all; sixteen take sixteen times as long.
+    // The first byte decides for nearly all frames; comparing sixteen takes sixteen times as long.
     if header[24] != config.group_v6[0] || header[24..40] != config.group_v6 || config.families & SERVE_V6 == 0 {
         return Err(Verdict::NotOurs);
     }
@@ -165,7 +166,8 @@ fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     }
     match header[6] {
         PROTOCOL_UDP => {}
-        // Hop-by-hop, routing, fragment, ESP, AH, destination options, mobility, HIP, shim6, experiments.
+        // Hop-by-hop, routing, fragment, ESP, AH, destination options, mobility, HIP, shim6,
+        // experiments.
         0 | 43 | 44 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254 => return Err(Verdict::Extension),
         _ => return Err(Verdict::NotOurs),
     }
@@ -176,7 +178,7 @@ fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     let mut source = [0; 16];
     source.copy_from_slice(&header[8..24]);
     let request = udp(packet, start + IPV6_LEN, payload, config).map_err(|verdict| verdict.on_segment(foreign))?;
-    // Multicast, and what begins as loopback does: nobody's address but that.
+    // Multicast, and all that begins with a zero byte, loopback included.
     if matches!(source[0], 0 | 0xff) {
         return Err(Verdict::Martian);
     }
@@ -184,7 +186,7 @@ fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
     Ok(Datagram { request, source: Source::V6(source), mac, foreign })
 }
 
-/// The UDP header at `start`, in an IP payload of `payload` bytes that the frame holds, and the request behind it.
+/// The request behind the UDP header at `start`. The frame holds `payload` bytes of IP payload.
 #[inline(always)]
 fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Config) -> Result<&'p Request, Verdict> {
     let Some(&[_, _, port_high, port_low, len_high, len_low, ..]) = packet.bytes::<UDP_LEN>(start) else {
@@ -195,15 +197,15 @@ fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Conf
     }
     let len = usize::from(u16::from_be_bytes([len_high, len_low]));
     if len == 0 {
-        // To an IPv6 stack that is a jumbogram, whose length is the payload's.
+        // An IPv6 stack takes it for a jumbogram, whose length is the payload's.
         return Err(Verdict::Malformed);
     }
     if len > payload {
         return Err(Verdict::Length);
     }
     if len != DATAGRAM_LEN {
-        // Datagrams of one length may come joined to one, and nothing in the frame tells it from a long one. (The last of them could be
-        // shorter; but then it is no request, and who sends such a thing is no client.)
+        // GSO may have joined datagrams of one length, and nothing in the frame says so. (The last
+        // one may be shorter, but then it is no request, and no client sends it.)
         let joined = len > DATAGRAM_LEN && (len - UDP_LEN).is_multiple_of(REQUEST_LEN);
         return Err(if joined { Verdict::Gso } else { Verdict::Length });
     }
@@ -211,8 +213,9 @@ fn udp<'p, P: Packet>(packet: &'p P, start: usize, payload: usize, config: &Conf
     Ok(zerocopy::transmute_ref!(bytes))
 }
 
-/// Judges a request that was found: the slot of the key that it is right with, [`NO_KEY_SLOT`] if it needs none. It is for the caller then
-/// to deliver it, if [`rate_limit::before_delivery`] and [`rate_limit::accept`] let him; a request without a digest needs neither.
+/// Judges a request: the slot of the key that its digest is right with, or [`NO_KEY_SLOT`] if it
+/// needs none. The caller then delivers it, if [`rate_limit::before_delivery`] and
+/// [`rate_limit::accept`] allow it. A request without a digest needs neither.
 ///
 /// # Errors
 /// The [`Verdict`] on a request that must not act.
@@ -226,7 +229,7 @@ pub fn decide<A: Admission, K: Verifier>(
 ) -> Result<u32, Verdict> {
     let Some(rules) = config.rules() else { return Err(Verdict::NotOurs) };
     let verdict = match admit(datagram.request, &datagram.source, &rules) {
-        // Admitted only where the configuration says `none`. Nothing tells such a request from another, and its sender is anybody.
+        // Only where the configuration says `none`: any sender can make it, and no two differ.
         Ok(HashKind::None) => return Ok(NO_KEY_SLOT),
         Ok(kind) => match admission.before_digest() {
             Ok(()) => match keys.matching_slot(kind, datagram.request, scratch) {
@@ -243,11 +246,11 @@ pub fn decide<A: Admission, K: Verifier>(
     Err(verdict.on_segment(datagram.foreign))
 }
 
-/// The whole judgement of a frame, as the kernel program gives it while its ring buffer has room, its working memory is free and the daemon
-/// is alive.
+/// The whole judgement of a frame. The kernel program agrees while its ring buffer has room, its
+/// working memory is free and the daemon's heartbeat is recent.
 ///
 /// # Errors
-/// The [`Verdict`] on a frame that is not delivered. Else the slot, as [`decide`] says it.
+/// The [`Verdict`] on a frame that is not delivered. Else the slot, as from [`decide`].
 pub fn judge<M: Store>(
     frame: &[u8],
     config: &Config,
@@ -272,8 +275,8 @@ pub fn judge<M: Store>(
     Ok(slot)
 }
 
-// Every shape and fault of a frame is tried in the tests' `prog_run`, against this code and the kernel program alike; what is here
-// needs no kernel.
+// The set `prog-run` tries every form and fault of a frame against this code and the kernel
+// program. These tests need no kernel.
 #[cfg(test)]
 mod tests {
     use std::vec::Vec;
@@ -302,7 +305,7 @@ mod tests {
         })
     }
 
-    /// With a memory of its own.
+    /// With a store of its own.
     fn judge(frame: &[u8], config: &Config, slots: &[&KeySlot]) -> Result<u32, Verdict> {
         super::judge(frame, config, slots, &mut MemoryStore::default(), 0)
     }
@@ -352,7 +355,7 @@ mod tests {
         ) {
             let key = Key::new(b"secret\n").unwrap();
             let mut frame = frame(&key);
-            // The headers' beginning is right, the rest is anything.
+            // The beginning of the headers is right, the rest is arbitrary.
             frame.truncate(keep);
             frame.extend(bytes);
             prop_assert!(judge(&frame, &config(), &[PreparedKey::new(&key).dangerous_slot()]).is_err());

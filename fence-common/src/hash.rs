@@ -1,13 +1,13 @@
-//! The digests that peers can ask for, in the order of strength that a configured minimum is compared by.
+//! The kinds of digest, in the order of strength that a configured minimum is compared by.
 
-/// The kind of digest that a request carries (`hashtype`), or that the call-back exchange uses (`auth`).
+/// The kind of digest in a request (`hashtype`) or in the callback exchange (`auth`).
 ///
-/// The order is the order of strength: a server whose `hash` is `sha256` takes [`HashKind::Sha256`] and
-/// [`HashKind::Sha512`] and refuses the rest. The numbers are those on the wire.
+/// The order is the order of strength. A server with `hash = "sha256"` accepts [`HashKind::Sha256`]
+/// and [`HashKind::Sha512`] and rejects the rest. The numbers are those on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum HashKind {
-    /// No digest at all. Only where the configuration says `none`.
+    /// No digest. Only where the configuration says `none`.
     None = 0,
     /// SHA-1, 20 bytes.
     Sha1 = 1,
@@ -21,7 +21,7 @@ impl HashKind {
     /// Every kind, weakest first.
     pub const ALL: [Self; 4] = [Self::None, Self::Sha1, Self::Sha256, Self::Sha512];
 
-    /// The kind that a byte on the wire names, if there is such a kind.
+    /// The kind that a byte on the wire names, if any.
     #[inline(always)]
     #[must_use]
     pub const fn from_wire(byte: u8) -> Option<Self> {
@@ -52,7 +52,7 @@ impl HashKind {
         }
     }
 
-    /// The kind that a configuration file names (any case), if there is such a kind.
+    /// The kind that a configuration file names, in any case of letters.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name))

@@ -1,7 +1,7 @@
-//! The shared secret, and the digests that peers make with it: `H(key || message)`.
+//! The shared secret and its digests: `H(key || message)`.
 //!
-//! This is user space's side, built on the `sha1` and `sha2` crates. The kernel program has its own (`digest`), which is
-//! tested against this one.
+//! User space uses the `sha1` and `sha2` crates. The kernel program's own code (`digest`) is tested
+//! against this.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,10 +15,10 @@ use zeroize::Zeroizing;
 use crate::hash::HashKind;
 use crate::wire::{HASH_LEN, KEY_MAX, Request};
 
-/// What a fingerprint's digest begins with, before the key.
+/// The label that a fingerprint's digest begins with, before the key.
 const FINGERPRINT_LABEL: &[u8] = b"fence-xdp key fingerprint\n";
 
-/// A key file's bytes: 1 to 4096 of them, wiped when dropped and never printed.
+/// A key file's bytes: 1 to 4096. Wiped on drop and never printed.
 #[derive(Clone)]
 pub struct Key(Zeroizing<Vec<u8>>);
 
@@ -31,10 +31,11 @@ pub enum KeyError {
 }
 
 impl Key {
-    /// A key from a key file's bytes, verbatim (a trailing newline counts). Only the first 4096 count, as with stock peers.
+    /// The key in a key file's bytes, verbatim: a trailing newline counts. Only the first 4096
+    /// bytes count, as with stock peers.
     ///
     /// # Errors
-    /// [`KeyError::Empty`] where there are none.
+    /// [`KeyError::Empty`] if there are none.
     pub fn new(bytes: &[u8]) -> Result<Self, KeyError> {
         if bytes.is_empty() {
             return Err(KeyError::Empty);
@@ -42,14 +43,15 @@ impl Key {
         Ok(Self(Zeroizing::new(bytes[..bytes.len().min(KEY_MAX)].to_vec())))
     }
 
-    /// The secret itself, for whoever computes with it. Never log it, never copy it into memory that is not wiped.
+    /// The secret itself. Never log it, and never copy it into memory that is not wiped.
     #[must_use]
     pub fn dangerous_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// A number to compare keys by, that people can read to each other: the beginning of SHA-256 of a label and the key. The label goes first, so
-    /// that it is never a digest of the protocol's; `docs/reference/doctor.md` has the same in shell.
+    /// A short number by which people compare keys: the beginning of SHA-256 of a label and the
+    /// key. The label goes first, so it is never a digest of the protocol.
+    /// `docs/reference/doctor.md` has the same in shell.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 8] {
         let digest = Sha256::new_with_prefix(FINGERPRINT_LABEL).chain_update(&self.0[..]).finalize();
@@ -85,14 +87,14 @@ impl Key {
         self.digest(kind, &[request.signed_part(), &[0; HASH_LEN]])
     }
 
-    /// Puts kind and digest into a request: what a client does before it sends.
+    /// Writes kind and digest into a request, as a client does.
     pub fn sign(&self, kind: HashKind, request: &mut Request) {
         request.hash_kind = kind.to_wire();
         request.hash = self.request_digest(kind, request);
     }
 
-    /// Whether the request's digest, of the kind that it names, is right. All 64 bytes are compared, in constant time.
-    /// A request that names no digest, or an unknown one, proves nothing and is never right.
+    /// Whether the request's digest is right. Compares all 64 bytes in constant time. Never true
+    /// for a request that names no digest or an unknown one.
     #[must_use]
     pub fn verify(&self, request: &Request) -> bool {
         match request.hash_kind() {
@@ -129,7 +131,8 @@ mod tests {
             key.sign(kind, &mut request);
             assert!(key.verify(&request));
             for byte in 0..size_of::<Request>() {
-                // Byte 1 is the kind itself: a flip there may name no digest at all, which verifies neither.
+                // Byte 1 is the kind: a flip there may name no digest at all, which verifies
+                // neither.
                 let mut bytes: [u8; 176] = zerocopy::transmute!(request);
                 bytes[byte] ^= 1;
                 assert!(!key.verify(&zerocopy::transmute!(bytes)), "{kind:?}: byte {byte}");

@@ -1,8 +1,8 @@
-//! The keys that are accepted: one, or two while guests change from one to the other.
+//! The accepted keys: one, or two during a rotation.
 //!
-//! Each has a slot, in the kernel program's map as here, and keeps it for as long as it is accepted, whatever comes and goes beside
-//! it. So a key that stays is never written anew, and there is no moment in which what is signed with it is refused; and a
-//! request that the kernel program has verified says by its slot which key that was.
+//! Each key has a slot, here and in the kernel program's map, and keeps it as long as it is
+//! accepted. So a key that stays is never rewritten, and there is no moment in which its requests
+//! are rejected. The slot in a verified request says which key that was.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -40,12 +40,12 @@ impl GroupKey {
     }
 }
 
-/// What the key files hold: a first key, and beside it perhaps a second one.
+/// The content of the key files: a first key, and perhaps a second one.
 #[derive(Clone, Debug)]
 pub struct KeyPair {
-    /// What is answered with where nothing in the request tells which key its sender has.
+    /// The key for answers where nothing in the request tells which key its sender has.
     pub first: Key,
-    /// The other one that is accepted.
+    /// The other accepted key.
     pub second: Option<Key>,
 }
 
@@ -56,20 +56,20 @@ impl From<Key> for KeyPair {
 }
 
 impl KeyPair {
-    /// The keys, each once: two files may hold the same one.
+    /// The keys without repetition: both files may hold the same one.
     fn distinct(self) -> Vec<Arc<Key>> {
         let second = self.second.filter(|second| !is_same(second, &self.first));
         [Some(self.first), second].into_iter().flatten().map(Arc::new).collect()
     }
 }
 
-/// The accepted keys in their slots. Without any nothing is verified.
+/// The accepted keys in their slots. Without a key nothing is verified.
 #[derive(Clone, Debug, Default)]
 pub struct Keys {
     slots: [Option<Arc<Key>>; KEY_SLOTS],
     /// The first key's slot.
     first: usize,
-    /// Keys that have no slot any more, and are accepted for as long as the kernel program may still have them.
+    /// Keys without a slot. They are accepted as long as the kernel program may still have them.
     leaving: Vec<Arc<Key>>,
 }
 
@@ -114,21 +114,21 @@ impl Keys {
         self.slots.iter().flatten().chain(&self.leaving)
     }
 
-    /// Whether this very key is accepted.
+    /// Whether this key is accepted.
     #[must_use]
     pub fn accepts(&self, key: &Key) -> bool {
         self.iter().any(|known| is_same(known, key))
     }
 
-    /// The key that a request is signed with, the first key being tried first. `None` where it is none of ours, or the request
-    /// names no digest.
+    /// The key that a request is signed with. The first key is tried first. `None` if it is none of
+    /// ours, or the request names no digest.
     #[must_use]
     pub fn verify(&self, request: &Request) -> Option<&Arc<Key>> {
         let others = self.iter().filter(|key| !self.first().is_some_and(|first| Arc::ptr_eq(first, key)));
         self.first().into_iter().chain(others).find(|key| key.verify(request))
     }
 
-    /// What it takes to accept `pair` from now on and nothing else.
+    /// The steps after which `pair` is accepted and nothing else.
     #[must_use]
     pub fn change(&self, pair: KeyPair) -> Change {
         let wanted = pair.distinct();
@@ -140,7 +140,7 @@ impl Keys {
         let mut writes = Vec::new();
         for key in wanted.iter().filter(|key| !self.accepts(key)) {
             let empty = |slots: &[Option<Arc<Key>>; KEY_SLOTS], at: usize| slots.get(at).is_some_and(Option::is_none);
-            // One that was free before, as long as there is one: then the new key is there before an old one goes.
+            // A free slot if there is one: then the new key is there before an old one goes.
             let free = (0..KEY_SLOTS).find(|&at| empty(&after.slots, at) && empty(&self.slots, at));
             let Some(at) = free.or_else(|| (0..KEY_SLOTS).find(|&at| empty(&after.slots, at))) else { continue };
             if let Some(slot) = after.slots.get_mut(at) {
@@ -162,7 +162,7 @@ impl Keys {
                 Some(new) if is_same(old, new) => continue,
                 Some(_) => during.leaving.push(Arc::clone(old)),
                 None => {
-                    // What was verified with it and is not read yet finds it here.
+                    // A request that this key has verified and that is not read yet finds it here.
                     if let Some(slot) = during.slots.get_mut(at) {
                         *slot = Some(Arc::clone(old));
                     }
@@ -176,26 +176,27 @@ impl Keys {
     }
 }
 
-/// A change of keys, to be carried out in this order: user space accepts [`during`](Self::during); the [`writes`](Self::writes)
-/// are made in the kernel program's map, one after the other; user space accepts [`after`](Self::after).
+/// A rotation, in three steps: user space accepts [`during`](Self::during); the
+/// [`writes`](Self::writes) to the kernel program's map are made in order; user space accepts
+/// [`after`](Self::after).
 ///
-/// What the kernel program lets through is then always something that user space accepts, and a key that is accepted before and
-/// after it is accepted by both of them all the time.
+/// So user space always accepts what the kernel program delivers. A key that is accepted before and
+/// after is accepted by both all the time.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The old keys and the new ones.
     pub during: Keys,
-    /// Slots to be written, those that are to be emptied last.
+    /// The slots to write; those to be emptied come last.
     pub writes: Vec<(u32, Option<Arc<Key>>)>,
     /// The new keys alone.
     pub after: Keys,
-    /// How many keys are accepted that were not.
+    /// How many keys are accepted that were not before.
     pub added: usize,
-    /// How many keys are not accepted any more.
+    /// How many keys are accepted no longer.
     pub dropped: usize,
 }
 
-/// Whether two keys are the same. Takes as long however much of them is.
+/// Whether two keys are the same, in constant time.
 fn is_same(one: &Key, other: &Key) -> bool {
     one.dangerous_bytes().ct_eq(other.dangerous_bytes()).into()
 }
@@ -259,7 +260,8 @@ mod tests {
     }
 
     proptest! {
-        /// Every change between any two sets of keys, with the kernel program's map beside it, looked at between any two steps.
+        /// Every change between any two sets of keys. Between any two steps the kernel program's
+        /// map is compared.
         #[test]
         fn there_is_no_moment_in_which_a_key_that_stays_is_refused(
             rounds in prop::collection::vec((1..5_u8, prop::option::of(1..5_u8)), 1..6),

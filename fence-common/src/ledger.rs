@@ -1,38 +1,58 @@
-//! Which requests are being served, were claimed, were answered, or were overtaken: the promise "once" as a state machine.
+//! The ledger of requests that are served, claimed, answered or superseded: the promise "once" as a
+//! state machine.
 //!
-//! The life of a request: it *arrives* (every copy, address and retransmission of it), it is called back, and when the peer
-//! has authenticated it is *claimed*. Only one of its copies ever gets the claim, and only the holder of a claim may act.
-//! A claimed request is remembered until 10 s after its answer (as stock servers do), so late copies change nothing. A
-//! request whose call-back failed is forgotten at once, so that the client's next address or retransmission gets its turn.
+//! The life of a request: it *arrives*, as often as it is copied, retransmitted or sent by another
+//! address. It is called back. When the peer has authenticated, the request is *claimed*. Only one
+//! of its copies gets the claim, and only the holder of a claim may act.
+//!
+//! The ledger remembers a claim until 10 s after its answer, as stock servers do, so late copies
+//! change nothing. A request whose callback failed is forgotten at once. So the client's next
+//! address or retransmission is served.
 //!
 //! # Two clients at one endpoint
 //!
-//! All clients of a guest are called back at the same address and port by the same interface, its *endpoint*, and none says who it is: a connection there reaches
-//! whoever listens at that moment. It must not bring him somebody else's answer, and who waits for his own should not lose it to who asks
-//! beside him. Of stock clients this is known (seen on Debian's 4.12.1; a test runs several at once):
+//! All clients of a guest are called back at the same address and port, by the same interface:
+//! their *endpoint*. None says who it is, so a connection reaches whichever client listens at that
+//! moment. A client must not get another one's answer. A client that waits for its answer should
+//! not lose it to another one beside it.
 //!
-//! * One listens, and only then sends its datagrams; then it takes one connection, stops listening, and only then speaks. It sends nothing
-//!   after that.
-//! * Another one can listen from then on. Until it can it tries again every 2 s and sends nothing.
+//! Known of stock clients (seen on Debian's 4.12.1; a test runs several at once):
 //!
-//! So while it is not known whom a connection has reached, a newer request from its endpoint *supersedes* it: whoever listens there now is
-//! asking something else. When the peer has authenticated it has spoken, so its own request, if it is another one than that which it was
-//! called back for, has arrived by that time and is waiting in ring or socket at worst. That is read, and then the request is claimed.
-//! *A claim closes the book*: what arrives after the authentication is another client's, who has another connection coming, and takes
-//! nothing away from the peer that we have.
+//! * A client listens first and then sends its datagrams. It takes one connection, stops listening,
+//!   and only then speaks. After that it sends nothing.
+//! * Another client can listen from then on. Until it can, it retries every 2 s and sends nothing.
 //!
-//! What had arrived by then supersedes even after the claim, whenever it is read: a datagram has its time before it can be read (the kernel
-//! program's record is not complete yet, the stack has not brought it to the socket), and the reply waits for another look. What is read before the
-//! claim supersedes whatever its time says, which a clock that is set may make wrong at the socket. So of two clients the first is abandoned
-//! where the second one's request comes in the millisecond between its connection and its claim. The peer's first word would be the end of
-//! that by the argument above; the round trip from there to the end of the authentication is for a datagram that another queue of the guest's network
-//! card has held back. Where the peer need not speak (`auth = "none"`) nothing is known of when it has sent, and the book stays open until the reply.
+//! So as long as it is unknown whom a connection has reached, a newer request of its endpoint
+//! *supersedes* it: the client that listens there now asks for something else. A peer that has
+//! authenticated has spoken. So if its own request is another one than the one called back for,
+//! that request has arrived. At worst it waits in ring or socket. The daemon reads those, and then
+//! claims the request. *A claim closes the entry*: what arrives after the authentication is another
+//! client's, which gets another connection. It takes nothing from the peer that is connected.
 //!
-//! A request that is read after one of its endpoint that arrived later (the ring and the socket have no common order) is *outdated*: its client is
-//! gone, so it is not served. It supersedes all the same, as the times may be wrong; who still listens asks again. Copies by other addresses are of other endpoints
-//! and have their own books; only one of them gets the claim. What is turned away for want of room, or because it had waited too long, supersedes like
-//! any other. A repeated datagram gets no further than the memory of datagrams, and so supersedes nothing. When the daemon dies so do its
-//! connections, and with them all that this is about.
+//! # What is read late
+//!
+//! A datagram gets its time before it can be read: the kernel program's record may be incomplete,
+//! or the stack has not delivered it to the socket yet. So what had arrived before the
+//! authentication supersedes even after the claim, whenever it is read. The reply therefore waits
+//! for another look.
+//!
+//! What is read before the claim supersedes whatever its time says, since setting the clock can
+//! make times at the socket wrong. So of two clients the first one is abandoned if the second one's
+//! request comes in the millisecond between connection and claim.
+//!
+//! By the argument above the peer's first word would be the end of that time. The round trip up to
+//! the end of the authentication covers a datagram that another queue of the guest's network card
+//! has held back. With `auth = "none"` the peer need not speak, so its time of sending is unknown.
+//! Then the entry stays open until the reply.
+//!
+//! A request is *outdated* if a request of its endpoint that arrived later was read before it.
+//! (Ring and socket have no common order.) Its client is gone, so it is not served. It supersedes
+//! all the same, as the times may be wrong; a client that still listens asks again.
+//!
+//! Copies by other addresses have other endpoints and so other entries; only one of them gets the
+//! claim. A request that is rejected, for want of room or because it waited too long, supersedes
+//! like any other. A repeated datagram stops at the replay cache and so supersedes nothing. A
+//! daemon that dies takes its connections along, and so this question.
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::net::{IpAddr, SocketAddr};
@@ -40,16 +60,18 @@ use core::time::Duration;
 
 use crate::wire::{DOMAIN_LEN, Op, Request};
 
-/// How long an answered request is remembered, as with stock servers.
+/// How long an answered request is remembered, as by stock servers.
 pub const REMEMBER: Duration = Duration::from_secs(10);
 
-/// How many claims are kept at once. When they are used up new ones are refused rather than old ones forgotten.
+/// Most claims that are kept at once. When all are used, new ones are rejected and no old one is
+/// forgotten.
 pub const CLAIMS_MAX: usize = 16_384;
 
-/// The length of a [`RequestId`] as bytes.
+/// The length of a [`RequestId`] in bytes.
 pub const ID_LEN: usize = 1 + 4 + DOMAIN_LEN;
 
-/// What makes two datagrams copies of one request, as stock servers see it: operation, seqno and domain (any case).
+/// The identity of a request: operation, seqno and domain in any case, as stock servers compare
+/// them. Two datagrams with the same identity are copies of one request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(test, derive(Hash))]
 pub struct RequestId {
@@ -59,7 +81,7 @@ pub struct RequestId {
 }
 
 impl RequestId {
-    /// The identity of a request. Bytes after the domain's NUL do not count.
+    /// The identity of a request. Bytes behind the domain's NUL do not count.
     #[must_use]
     pub fn of(op: Op, request: &Request) -> Self {
         let mut domain = [0; DOMAIN_LEN];
@@ -69,7 +91,7 @@ impl RequestId {
         Self { op: op.to_wire(), seqno: request.seqno.get(), domain }
     }
 
-    /// The identity as bytes, to be kept beyond the process's life.
+    /// The identity as bytes, to be kept beyond the process.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; ID_LEN] {
         let mut bytes = [0; ID_LEN];
@@ -79,7 +101,7 @@ impl RequestId {
         bytes
     }
 
-    /// The identity that [`RequestId::to_bytes`] made these bytes of.
+    /// The identity from the bytes of [`RequestId::to_bytes`].
     #[must_use]
     pub fn from_bytes(bytes: &[u8; ID_LEN]) -> Self {
         let [op, a, b, c, d, domain @ ..] = *bytes;
@@ -87,37 +109,38 @@ impl RequestId {
     }
 }
 
-/// A request on its way to authentication. Give it back by [`Ledger::claim`] or [`Ledger::forget`].
+/// A request before its authentication. Return it by [`Ledger::claim`], [`Ledger::deny`] or
+/// [`Ledger::forget`].
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(test, derive(Clone, Hash))]
 #[must_use]
 pub struct Ticket(u64);
 
-/// The right to act on a request, once. Give it back by [`Ledger::answered`].
+/// The right to act on a request, once. Return it by [`Ledger::answered`].
 #[derive(Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Clone, Hash))]
 #[must_use]
 pub struct Claim(u64);
 
-/// The right to tell a peer, once, that its request is refused. It takes nothing from other copies of the request. Give it
-/// back by [`Ledger::close_denial`].
+/// The right to tell a peer, once, that its request is denied. It takes nothing from other copies
+/// of the request. Return it by [`Ledger::close_denial`].
 #[derive(Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Clone, Hash))]
 #[must_use]
 pub struct Denial(u64);
 
-/// Where a client is called back: an address and port, and the interface that the callback leaves by.
+/// Where a client is called back: address, port, and the interface by which the callback leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The address and port.
     pub address: SocketAddr,
-    /// The interface's number. 0: whichever the routing table says at that moment.
+    /// The interface's index. 0: the routing table decides when connecting.
     pub interface: u32,
 }
 
 impl Endpoint {
-    /// Whether a connection to the one may reach who listens at the other. Networks on different interfaces may use the same
-    /// addresses; where the routing table decides it may be any of them.
+    /// Whether connections to both may reach the same listener. Networks on different interfaces
+    /// may use the same addresses; index 0 may be any of them.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.address == other.address
@@ -131,28 +154,29 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
-/// What becomes of a datagram that arrived.
+/// What follows from a datagram that arrived.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Arrival {
-    /// New: call back.
+    /// A new request: call back.
     Serve(Ticket),
-    /// A copy of a request that is claimed or was answered a moment ago, or the same copy is being called back already.
+    /// A copy of a request that is claimed or was answered recently, or one that is being called
+    /// back already.
     Duplicate,
-    /// Something that arrived later from the same endpoint was read before it: nobody waits for this one any more.
+    /// A later request of the same endpoint was read before it: its client is gone.
     Outdated,
 }
 
-/// Why a request may not be acted upon. It is closed without an answer, except where [`NoClaim::Full`] says otherwise.
+/// Why a request must not act. It is closed without an answer, except with [`NoClaim::Full`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoClaim {
-    /// Another copy of it was faster.
+    /// Another copy of it has the claim.
     #[error("another copy of the request was served")]
     Taken,
-    /// The same address and port has asked something newer.
-    #[error("a newer request came from the same call-back address and port")]
+    /// The same endpoint has sent a newer request.
+    #[error("a newer request came from the same callback address and port")]
     Superseded,
-    /// Too many claims are remembered. The peer must be close_denial that its request failed.
+    /// Too many claims are remembered. The peer must be told of the failure.
     #[error("too many requests in a short time: {CLAIMS_MAX} are remembered already")]
     Full,
 }
@@ -162,15 +186,15 @@ pub enum NoClaim {
 struct Serving {
     id: RequestId,
     endpoint: Endpoint,
-    /// When the newest copy of it arrived here.
+    /// When its newest copy arrived.
     arrived: u64,
     superseded: bool,
-    /// Once it is claimed: what arrives later does not concern it.
+    /// Once claimed: what arrives after this time does not supersede it.
     closed: Option<u64>,
 }
 
 impl Serving {
-    /// Whether this is what another request of its endpoint was.
+    /// Whether this is another request of the same endpoint.
     fn is_another(&self, id: &RequestId, endpoint: &Endpoint) -> bool {
         self.endpoint.overlaps(endpoint) && self.id != *id
     }
@@ -182,20 +206,21 @@ impl core::fmt::Debug for RequestId {
     }
 }
 
-/// The book of requests. `now` is nanoseconds on any clock that never runs backwards.
+/// The ledger. `now` is nanoseconds on any clock that never runs backwards.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub struct Ledger {
     next: u64,
     serving: BTreeMap<u64, Serving>,
-    /// What is claimed or was answered a moment ago.
+    /// The requests that are claimed or were answered recently.
     claims: BTreeSet<RequestId>,
-    /// Answered claims and when to forget them, soonest first (the clock never runs backwards).
+    /// Answered claims and when to forget them, soonest first.
     expiring: VecDeque<(u64, RequestId)>,
 }
 
 impl Ledger {
-    /// A verified datagram that came in at `arrived` was read, and asks to be called back at `endpoint`.
+    /// Enters a verified datagram that arrived at `arrived` and asks to be called back at
+    /// `endpoint`.
     pub fn arrive(&mut self, now: u64, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) -> Arrival {
         let endpoint = endpoint.into();
         self.expire(now);
@@ -217,8 +242,8 @@ impl Ledger {
         Arrival::Serve(Ticket(number))
     }
 
-    /// A verified datagram was read for which there is no room. What was asked before from its endpoint is superseded by it all the same:
-    /// whoever asked that is not there any more.
+    /// Rejects a verified datagram for which there is no room. It supersedes older requests of its
+    /// endpoint all the same: their client is gone.
     pub fn reject(&mut self, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) {
         let endpoint = endpoint.into();
         let there = |other: &Serving| other.endpoint.overlaps(&endpoint) && other.id == id && !other.superseded;
@@ -227,7 +252,7 @@ impl Ledger {
         }
     }
 
-    /// Why a request can get no claim any more, if so: its call-back is of no use then.
+    /// Why the request can get no claim any more, if so. Then its callback is of no use.
     #[must_use]
     pub fn is_moot(&self, ticket: &Ticket) -> Option<NoClaim> {
         match self.serving.get(&ticket.0) {
@@ -237,30 +262,34 @@ impl Ledger {
         }
     }
 
-    /// Whether the peer may be one that has asked something else: that had arrived before it authenticated, and was read after the claim.
+    /// Whether the claim's peer may have sent another request: one that had arrived before the
+    /// authentication and was read after the claim.
     #[must_use]
     pub fn is_claim_superseded(&self, claim: &Claim) -> bool {
         self.serving.get(&claim.0).is_none_or(|serving| serving.superseded)
     }
 
-    /// As [`is_claim_superseded`](Self::is_claim_superseded), of a peer that is refused.
+    /// As [`is_claim_superseded`](Self::is_claim_superseded), of a denied peer.
     #[must_use]
     pub fn is_denial_superseded(&self, refusal: &Denial) -> bool {
         self.serving.get(&refusal.0).is_none_or(|serving| serving.superseded)
     }
 
-    /// Whether another copy of the request is being served: then what becomes of this one decides nothing.
+    /// Whether another copy of the request is being served. Then the fate of this one decides
+    /// nothing.
     #[must_use]
     pub fn has_duplicates(&self, ticket: &Ticket) -> bool {
         let copied = |id| self.serving.iter().any(|(number, other)| *number != ticket.0 && other.id == id);
         self.serving.get(&ticket.0).is_some_and(|serving| copied(serving.id))
     }
 
-    /// The peer has authenticated, and what had arrived by then was read: take the right to act, *before* acting. `asked` is when the peer had
-    /// certainly sent all that it asks, `None` if that is not known.
+    /// Takes the right to act, *before* acting: the peer has authenticated, and what had arrived by
+    /// then was read. `asked` is the time by which the peer had sent all that it asks, `None` if
+    /// unknown.
     ///
     /// # Errors
-    /// When somebody else has it or the request was overtaken. The ticket is used up either way.
+    /// If another copy has the claim, the request was superseded, or there is no room. The ticket
+    /// is used up either way.
     pub fn claim(&mut self, now: u64, ticket: Ticket, asked: Option<u64>) -> Result<Claim, NoClaim> {
         self.expire(now);
         let number = ticket.0;
@@ -285,12 +314,12 @@ impl Ledger {
         }
     }
 
-    /// The peer has authenticated, and may not have what it asks. Nothing is claimed: another copy of the request, of a peer
-    /// that may, gets its turn. `asked` is as with [`claim`](Self::claim).
+    /// Denies the request of an authenticated peer. It takes no claim, so another peer's copy of
+    /// the request is still served. `asked` is as in [`claim`](Self::claim).
     ///
     /// # Errors
-    /// When the request was overtaken, or another copy of it was claimed: then the peer is close_denial nothing. The ticket is used up
-    /// either way.
+    /// If the request was superseded or another copy of it claimed. Then the peer gets no answer.
+    /// The ticket is used up either way.
     pub fn deny(&mut self, ticket: Ticket, asked: Option<u64>) -> Result<Denial, NoClaim> {
         let number = ticket.0;
         match (self.is_moot(&ticket), self.serving.get_mut(&number)) {
@@ -305,17 +334,18 @@ impl Ledger {
         }
     }
 
-    /// The peer was close_denial that it is refused, or could not be. Nothing of the request is remembered.
+    /// The denied peer was answered, or could not be. Forgets the request.
     pub fn close_denial(&mut self, refusal: Denial) {
         self.serving.remove(&refusal.0);
     }
 
-    /// The call-back failed: nothing happened, and the next copy gets its turn.
+    /// The callback failed and nothing happened. The next copy is served.
     pub fn forget(&mut self, ticket: Ticket) {
         self.serving.remove(&ticket.0);
     }
 
-    /// The claimed request is over, answered or abandoned. It is remembered for [`REMEMBER`] from `now`.
+    /// The claimed request is over, answered or abandoned. Remembers it for [`REMEMBER`] from
+    /// `now`.
     pub fn answered(&mut self, now: u64, claim: Claim) {
         if let Some(serving) = self.serving.remove(&claim.0) {
             let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
@@ -323,7 +353,7 @@ impl Ledger {
         }
     }
 
-    /// A request was claimed by another daemon, which is gone: it is as good as answered at `now`.
+    /// Enters a claim of an earlier daemon, as if answered at `now`.
     pub fn remember(&mut self, now: u64, id: RequestId) {
         if self.claims.len() < CLAIMS_MAX && self.claims.insert(id) {
             let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
@@ -343,7 +373,8 @@ impl Ledger {
         self.serving.values().filter(|serving| serving.endpoint.address.ip() == ip).count()
     }
 
-    /// Whoever is at `endpoint` has asked `id` at `arrived`: what else is served there is not what he has asked, unless its peer is known.
+    /// Supersedes other requests of `endpoint`, since its client has sent `id` at `arrived`. A
+    /// request whose peer is known by then stays.
     fn supersede(&mut self, id: &RequestId, endpoint: &Endpoint, arrived: u64) {
         for other in self.serving.values_mut().filter(|other| other.is_another(id, endpoint)) {
             other.superseded |= other.closed.is_none_or(|closed| arrived <= closed);
@@ -394,7 +425,7 @@ mod tests {
         let Arrival::Serve(first) = ledger.arrive(0, id(1), endpoint(5), 0) else { panic!("new") };
         let Arrival::Serve(second) = ledger.arrive(1, id(2), endpoint(6), 1) else { panic!("another endpoint") };
         assert_eq!(ledger.is_moot(&first), None, "nobody else's request supersedes it");
-        // Where the routing table decides, the callback may reach either.
+        // The routing table decides, so the callback may reach either.
         let Arrival::Serve(routed) = ledger.arrive(2, id(3), endpoint(0), 2) else { panic!("new") };
         assert_eq!(ledger.is_moot(&first), Some(NoClaim::Superseded));
         assert_eq!(ledger.is_moot(&second), Some(NoClaim::Superseded));
@@ -535,7 +566,7 @@ mod tests {
         assert_eq!(ledger.arrive(2 * SECOND, id(1), caller(11), SECOND), Arrival::Outdated);
         assert_eq!(ledger.is_moot(&newer), Some(NoClaim::Superseded), "times may be wrong");
         ledger.forget(newer);
-        // A copy keeps it young.
+        // A copy renews the time.
         let asking = serve(&mut ledger, 2 * SECOND, id(3), caller(11));
         assert_eq!(ledger.arrive(4 * SECOND, id(3), caller(11), 4 * SECOND), Arrival::Duplicate);
         assert_eq!(ledger.arrive(4 * SECOND, id(4), caller(11), 3 * SECOND), Arrival::Outdated);
@@ -559,9 +590,9 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Event {
-        /// Which, where, and how long it had waited before it was read.
+        /// The request, its endpoint, and how long it waited before it was read.
         Arrive(u32, u8, u64),
-        /// Which ticket, and how long ago its peer had authenticated; `None` if it need not.
+        /// The ticket, and how long ago its peer has authenticated; `None` if it need not.
         Claim(usize, Option<u64>),
         Forget(usize),
         Answer(usize),
@@ -579,7 +610,7 @@ mod tests {
         ]
     }
 
-    /// What was read and is no copy.
+    /// A request that was read and is no copy.
     #[derive(Clone, Copy)]
     struct Heard {
         seqno: u32,
@@ -588,14 +619,15 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in whatever order: a request is claimed at most once in any 10 s after its answer, never while an
-        /// older claim of it is open, and a superseded one never. An open claim is superseded by exactly what its peer may have asked.
+        /// In any order of events: a request is claimed at most once in any 10 s after its answer,
+        /// never while an older claim of it is open, and never when superseded. An open claim is
+        /// superseded by exactly what its peer may have asked.
         #[test]
         fn at_most_one_claim(events in proptest::collection::vec(event(), 0..80)) {
             let mut ledger = Ledger::default();
             let mut now = 10 * SECOND;
             let mut heard: std::vec::Vec<Heard> = std::vec::Vec::new();
-            // With how much had been heard when they were served, or claimed.
+            // With the number of arrivals when each was served or claimed.
             let mut tickets: std::vec::Vec<(Ticket, usize)> = std::vec::Vec::new();
             let mut claims: std::vec::Vec<(Claim, usize, usize, Option<u64>)> = std::vec::Vec::new();
             let mut answered_at: [Option<u64>; 4] = [None; 4];

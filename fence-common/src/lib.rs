@@ -1,34 +1,35 @@
 //! What the kernel program and the daemon of fence-xdp agree on.
 //!
-//! Everything here is plain code over bytes and, where time matters, a clock value that the caller passes in: no sockets, no
-//! clock, no allocation in the part that the kernel shares. That is what lets the same lines be property-tested, fuzzed and
-//! compiled for BPF.
+//! All of it is code over bytes and, where time matters, a clock value from the caller. It has no
+//! sockets and no clock, and the kernel's part does not allocate. So the same code is
+//! property-tested, fuzzed and compiled for BPF.
 //!
-//! * [`wire`]: the 176-byte request and what is sent back, as stock peers speak it.
-//! * [`hash`]: which digests there are and how strong they are held to be.
-//! * [`frame`]: what a frame is, and its whole judgement.
-//! * [`admit`]: what a request must be like before its digest is looked at.
-//! * [`digest`]: checking a digest from a midstate of the key.
-//! * `bytes`: words from places that are not aligned to them.
-//! * [`compress`]: the block functions under the digests.
-//! * [`rate_limit`]: how much of whom is let through, and what came before; [`replay_cache`]: how a datagram is known again.
+//! * [`wire`]: the 176-byte request and the answers, as stock peers send them.
+//! * [`hash`]: the kinds of digest, in order of strength.
+//! * [`frame`]: finds the request in a frame and judges it.
+//! * [`admit`]: the rules for a request before its digest is checked.
+//! * [`digest`]: checks a digest from a midstate of the key.
+//! * `bytes`: reads words from unaligned bytes.
+//! * [`compress`]: the block functions of SHA-1, SHA-256 and SHA-512.
+//! * [`rate_limit`]: the limits per sender and for all. [`replay_cache`]: duplicates.
+//! * [`rejected`]: the last senders that were rejected before the digest.
+//! * [`verdict`]: every verdict and its counter.
 //! * [`domain_state`]: libvirt's numbers for a domain's state.
-//! * [`exit`]: what the program exits with.
-//! * [`verdict`]: every way that a judgement can end, and its counter.
+//! * [`exit`]: the program's exit codes.
 //! * [`boundary`]: names, version and layouts of what kernel and daemon exchange.
 //!
 //! With feature `user` (the default; off in the BPF program):
 //!
-//! * [`key`]: the shared secret, wiped on drop, and the digests made with it.
-//! * [`keys`]: which keys are accepted, and how one takes another's place.
-//! * [`exchange`]: the call-back conversation as a state machine.
-//! * [`ledger`]: which requests were claimed, answered or superseded.
-//! * [`memory_store`]: the rate limits' memory outside of the kernel.
-//! * [`sync`]: locks of the standard library without their poison.
-//! * [`target`]: the domain that a request means.
-//! * [`words`]: words for people that log lines, reports and errors share.
+//! * [`key`]: the shared secret, wiped on drop, and its digests.
+//! * [`keys`]: the accepted keys and their rotation.
+//! * [`exchange`]: the callback conversation as a state machine.
+//! * [`ledger`]: the requests that are claimed, answered or superseded.
+//! * [`memory_store`]: the rate limits' store in user space.
+//! * [`sync`]: locks without poisoning.
+//! * [`target`]: the domain that a request names.
+//! * [`words`]: words that log lines, reports and errors share.
 #![no_std]
-// For what the language does not offer on the kernel's target: see `compress`.
+// For inline assembly, which the kernel's target has behind this feature: see `compress`.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(any(test, feature = "user"))]

@@ -1,11 +1,11 @@
-//! The rate limits' memory outside of the kernel: what the maps hold there.
+//! The rate limits' store in user space: the same content as the kernel's maps.
 
 use alloc::collections::BTreeMap;
 
 use crate::rate_limit::{FAILED_MAX, Failed, Sender, Store, Strangers, TRUSTED_MAX, Trusted};
 use crate::replay_cache::{DatagramId, ReplayCache};
 
-/// A map that is bounded and forgets what was not used for longest.
+/// A bounded map that evicts the least recently used entry.
 #[derive(Debug)]
 struct Recent<V> {
     max: usize,
@@ -42,13 +42,13 @@ impl<V> Recent<V> {
     }
 }
 
-/// What is known of senders, and which datagrams were accepted.
+/// The senders' records and the replay cache.
 #[derive(Debug)]
 pub struct MemoryStore {
     trusted: Recent<Trusted>,
     failed: Recent<Failed>,
     strangers: Strangers,
-    /// The datagrams.
+    /// The accepted datagrams.
     pub replay_cache: ReplayCache,
 }
 
@@ -64,17 +64,17 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// The senders whose digest was right.
+    /// The trusted senders.
     pub fn trusted(&self) -> impl Iterator<Item = (&Sender, &Trusted)> {
         self.trusted.values.iter().map(|(sender, (_, trusted))| (sender, trusted))
     }
 
-    /// The other senders.
+    /// The untrusted senders with wrong digests.
     pub fn failed(&self) -> impl Iterator<Item = (&Sender, &Failed)> {
         self.failed.values.iter().map(|(sender, (_, failed))| (sender, failed))
     }
 
-    /// All of those together.
+    /// The common record of untrusted senders.
     #[must_use]
     pub fn strangers(&self) -> &Strangers {
         &self.strangers

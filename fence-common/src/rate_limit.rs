@@ -1,14 +1,16 @@
-//! What is admitted beyond a request's form and digest: how often a sender may be wrong, what was accepted before, and how much of
-//! the daemon one sender may take.
+//! Rate limits: what a request must pass besides its form and its digest.
+//! The limits bound the wrong digests of a sender, the requests of a sender, and the senders' share
+//! of the ring buffer. A digest costs a microsecond and a request costs a conversation. So each is
+//! bounded per sender, and no sender can use up what another one needs.
 //!
-//! A digest costs a microsecond and a request a conversation, so each is bounded per sender, and no sender can use up what another
-//! one needs. The order of the questions is that of their cost: [`before_digest`], the digest, then [`after_failure`] or
-//! [`before_delivery`]. The kernel program asks them of its maps, the socket and the tests of a [`Store`] of their own; the lines are
-//! the same.
+//! The checks come in the order of their cost: [`before_digest`], then the digest, then
+//! [`after_failure`] or [`before_delivery`]. The kernel program applies them to its maps; the
+//! socket and the tests apply the same code to a [`Store`] of their own.
 //!
-//! Every bucket is one number: the time at which it is full again (GCRA's "theoretical arrival time"). MemoryStore are copied out, changed and
-//! copied back. Where two CPUs do so at the same time, one of the changes is lost, or lands in the record of a sender that has just taken
-//! the place of another: a token more or less, which is why no lock is worth it.
+//! A bucket is one number: the time at which it is full again (GCRA's "theoretical arrival time").
+//! Records are copied out, changed and copied back, without a lock. Where two CPUs do so at once,
+//! one change is lost, or lands in the record that replaced the sender's. That costs or saves one
+//! token, so no lock is worth it.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -17,32 +19,33 @@ use crate::replay_cache::DatagramId;
 use crate::verdict::Verdict;
 use crate::wire::{FAMILY_V4, FAMILY_V6};
 
-/// How many senders are remembered whose digest was right: those with a reserve. Only a right digest adds one.
+/// How many trusted senders the store holds. Only a right digest adds one.
 pub const TRUSTED_MAX: usize = 4096;
-/// How many other senders are remembered whose digest was wrong.
+/// How many untrusted senders with wrong digests the store holds.
 pub const FAILED_MAX: usize = 16_384;
-/// How many datagrams are remembered. Only holders of the key can add one; with a `monitor` each minute by each of 16 guests with two
-/// addresses it is a day and a half.
+/// How many datagrams the replay cache holds. Only holders of the key can add one. It lasts a day
+/// and a half if 16 guests with two addresses run `monitor` once a minute.
 pub const REPLAY_CACHE_MAX: usize = 1 << 16;
 
-/// The families of requests, in the width of [`Sender::family`].
+/// [`FAMILY_V4`] and [`FAMILY_V6`] in the width of [`Sender::family`].
 const V4: u16 = 2;
 const V6: u16 = 10;
 const _: () = assert!(FAMILY_V4 == 2 && FAMILY_V6 == 10);
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Who sent a datagram, as far as the frame tells. By both addresses: a neighbour who forges the IP address alone is somebody else.
+/// The sender of a datagram: its IP and its Ethernet address. A neighbour that forges the IP
+/// address alone is another sender.
 ///
-/// Aligned as the kernel program's stack wants it: where it writes words into it the verifier asks for that.
+/// The alignment is for the verifier: it demands aligned writes to the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(8))]
 pub struct Sender {
     /// The IP source address: IPv4 in the first 4 bytes, the rest zero; or IPv6.
     pub ip: [u8; 16],
-    /// The Ethernet source address; zero where nobody knows it, as at the socket.
+    /// The Ethernet source address. Zero where it is unknown, as at the socket.
     pub mac: [u8; 6],
-    /// The IP version, and with it the meaning of `ip`: 2 for IPv4, 10 for IPv6, as in requests.
+    /// The IP version, and so the meaning of `ip`: 2 for IPv4, 10 for IPv6, as in requests.
     pub family: u16,
 }
 
@@ -52,7 +55,7 @@ impl Sender {
     #[must_use]
     pub fn new(source: &Source, mac: [u8; 6]) -> Self {
         match *source {
-            // In words, as elsewhere: twelve zero bytes become a call of `memset`.
+            // As a word: the compiler turns twelve zero bytes into a call of `memset`.
             Source::V4(ip) => Self { ip: zerocopy::transmute!([u32::from_ne_bytes(ip), 0, 0, 0]), mac, family: V4 },
             Source::V6(ip) => Self { ip, mac, family: V6 },
         }
@@ -66,13 +69,13 @@ impl Sender {
     }
 }
 
-/// So much at once, and so often again.
+/// A rate and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Limit {
-    /// Nanoseconds until one more is allowed; 0: always.
+    /// Nanoseconds between two. 0 means no limit.
     pub every_ns: u64,
-    /// How far ahead of now the bucket's time may be: the burst without its last one, times `every_ns`.
+    /// How far ahead of now the bucket's time may be, in nanoseconds: `burst - 1` times `every_ns`.
     pub ahead_ns: u64,
 }
 
@@ -80,7 +83,7 @@ impl Limit {
     /// No limit.
     pub const NONE: Self = Self { every_ns: 0, ahead_ns: u64::MAX };
 
-    /// `rate` a second, `burst` at once. A rate of 0 is no limit; a burst of 0 is as one of 1.
+    /// `rate` per second, `burst` at once. A rate of 0 is no limit; a burst of 0 counts as 1.
     #[must_use]
     pub const fn per_second(rate: u32, burst: u32) -> Self {
         if rate == 0 {
@@ -90,14 +93,14 @@ impl Limit {
         Self { every_ns, ahead_ns: every_ns.saturating_mul(burst.saturating_sub(1) as u64) }
     }
 
-    /// Whether one more is allowed now, of a bucket that is full at `full_at`.
+    /// Whether a bucket that is full at `full_at` allows one more now.
     #[inline(always)]
     #[must_use]
     pub const fn allows(&self, full_at: u64, now: u64) -> bool {
         full_at <= now.saturating_add(self.ahead_ns)
     }
 
-    /// When the bucket is full again after one more.
+    /// The time at which the bucket is full again after one more.
     #[inline(always)]
     #[must_use]
     pub const fn draw(&self, full_at: u64, now: u64) -> u64 {
@@ -106,29 +109,31 @@ impl Limit {
     }
 }
 
-/// Every bound that an administrator sets.
+/// Every limit that an administrator sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Limits {
-    /// Wrong digests of one sender that was never right. Beyond them its datagrams are dropped unread.
+    /// Wrong digests of one untrusted sender. Beyond it the sender's datagrams are dropped unread.
     pub failures: Limit,
-    /// Wrong digests of all senders together that were not right before. Beyond them only those are read that were.
+    /// Wrong digests of all untrusted senders together. Beyond it only trusted senders are read.
     pub strangers: Limit,
-    /// Right requests of one sender.
+    /// Requests with a right digest of one sender.
     pub deliveries: Limit,
-    /// How long a datagram is remembered, in nanoseconds: it is accepted once in that time.
+    /// How long the replay cache keeps a datagram, in nanoseconds. A datagram is accepted once in
+    /// that time.
     pub replay_window_ns: u64,
 }
 
 impl Limits {
-    /// No bound on anything, and nothing is remembered.
+    /// No limit, and no replay cache.
     pub const NONE: Self =
         Self { failures: Limit::NONE, strangers: Limit::NONE, deliveries: Limit::NONE, replay_window_ns: 0 };
 }
 
 impl Default for Limits {
-    /// A stranger that is wrong 1000 times a second costs a thousandth of a CPU, all strangers together a hundredth. An honest guest with the
-    /// wrong key is wrong once in two seconds for each of its addresses, and one with the right key asks as often.
+    /// At these limits one untrusted sender costs a thousandth of a CPU, and all together a
+    /// hundredth. An honest guest sends once in two seconds for each of its addresses, with a wrong
+    /// key as with a right one.
     fn default() -> Self {
         Self {
             failures: Limit::per_second(1000, 2000),
@@ -139,107 +144,110 @@ impl Default for Limits {
     }
 }
 
-/// What a sender may still put into the second half of the ring buffer: five requests, then one a second. A sender that has filled the first
-/// half has nothing left for it.
+/// A sender's share of the second half of the ring buffer: five requests, then one a second. A
+/// sender that has filled the first half has no share left.
 pub const RESERVE: Limit = Limit { every_ns: SECOND, ahead_ns: 4 * SECOND };
 
-/// How often a sender becomes trusted: 512 at once, then one a second. Who has the key and makes up addresses needs an hour
-/// to push a sender out of the [`TRUSTED_MAX`] that is quiet for so long. Newcomers beyond it are served, and share the bucket of
-/// one sender.
+/// How many senders become trusted: 512 at once, then one a second. A holder of the key that makes
+/// up addresses needs an hour to evict a trusted sender that is silent all that time. Newcomers
+/// beyond this limit are served, but share one sender's bucket.
 pub const NEWCOMERS: Limit = Limit { every_ns: SECOND, ahead_ns: 511 * SECOND };
 
-/// How old the daemon's last sign of life may be.
+/// How old the daemon's heartbeat may be, in nanoseconds.
 pub const STALE_AFTER_NS: u64 = 5 * SECOND;
 
-/// What is known of a sender whose digest was right.
+/// The record of a trusted sender: one whose digest was right before. Times are on the program's
+/// clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Trusted {
-    /// When its bucket of requests is full again, on the clock of the program.
+    /// When its bucket of requests is full again.
     pub deliveries_full_at_ns: u64,
-    /// How often its digest was wrong since then.
+    /// How many wrong digests came since then.
     pub failures: u64,
-    /// How many requests of its were right and within the bounds.
+    /// How many requests were right and within the limits.
     pub deliveries: u64,
     /// How many requests were dropped because its bucket was empty.
     pub over_limit: u64,
-    /// When its digest was right last.
+    /// When its last right digest came.
     pub last_right_ns: u64,
 }
 
-/// What is known of any other sender.
+/// The record of an untrusted sender with wrong digests. Times are on the program's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Failed {
-    /// When its bucket of wrong digests is full again, on the clock of the program.
+    /// When its bucket of wrong digests is full again.
     pub failures_full_at_ns: u64,
-    /// How often its digest was wrong.
+    /// How many wrong digests came.
     pub failures: u64,
     /// How many datagrams were dropped because its bucket was empty.
     pub over_limit: u64,
-    /// When its digest was wrong last.
+    /// When its last wrong digest came.
     pub last_failure_ns: u64,
 }
 
-/// What is known of all of those together.
+/// The record of all untrusted senders together. Times are on the program's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Strangers {
-    /// When their bucket of wrong digests is full again, on the clock of the program.
+    /// When their common bucket of wrong digests is full again.
     pub failures_full_at_ns: u64,
-    /// How often a digest was wrong.
+    /// How many wrong digests came.
     pub failures: u64,
     /// How many datagrams were dropped because the bucket was empty.
     pub over_limit: u64,
     /// When the bucket of [`NEWCOMERS`] is full again.
     pub newcomers_full_at_ns: u64,
-    /// When the bucket of requests is full again that newcomers beyond it share.
+    /// When the bucket of requests is full again that newcomers beyond [`NEWCOMERS`] share.
     pub deliveries_full_at_ns: u64,
 }
 
-/// Where it is kept. What is full forgets the one that was of no use for longest.
+/// Where the records and the replay cache are kept. A full store evicts the least recently used
+/// one.
 pub trait Store {
-    /// Whether there is a sender whose digest was right.
+    /// Whether the sender is trusted.
     fn is_trusted(&mut self, sender: &Sender) -> bool;
-    /// What is known of a sender whose digest was right, as `change` leaves it; `None` if there was no such.
+    /// Changes a trusted sender's record. `None` if the sender is not trusted.
     fn with_trusted<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Trusted) -> R) -> Option<R>;
-    /// What is known of another sender.
+    /// Changes an untrusted sender's record. `None` if there is none.
     fn with_failed<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Failed) -> R) -> Option<R>;
-    /// What is known of all of them. `None` only where there is no such memory, which cannot be.
+    /// Changes the common record. It always exists; `None` is only for the verifier.
     fn with_strangers<R>(&mut self, change: impl FnOnce(&mut Strangers) -> R) -> Option<R>;
-    /// Notes a sender whose digest was right for the first time.
+    /// Adds a trusted sender.
     fn trust(&mut self, sender: &Sender, trusted: &Trusted);
-    /// Notes another sender.
+    /// Adds the record of an untrusted sender.
     fn fail(&mut self, sender: &Sender, failed: &Failed);
-    /// When a datagram was accepted, if it is remembered.
+    /// When a datagram was accepted, if the replay cache has it.
     fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64>;
-    /// Notes when a datagram is accepted. `false` where it is noted already, which only `anew` overwrites.
+    /// Adds a datagram to the replay cache. `false` if it is there already; only `anew` overwrites
+    /// it.
     fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool;
 }
 
-/// What is asked about one datagram around its digest.
+/// The rate limits of one datagram, around its digest.
 pub trait Admission {
-    /// [`before_digest`].
+    /// Calls [`before_digest`].
     ///
     /// # Errors
-    /// Its.
+    /// As [`before_digest`].
     fn before_digest(&mut self) -> Result<(), Verdict>;
-    /// [`after_failure`].
+    /// Calls [`after_failure`].
     fn after_failure(&mut self);
 }
 
-/// [`Admission`] by a memory at hand.
+/// [`Admission`] of one datagram by a store.
 #[derive(Debug)]
 pub struct Check<'v, M> {
-    /// What is known.
+    /// The store.
     pub memory: &'v mut M,
-    /// Who has sent it.
+    /// The datagram's sender.
     pub sender: &'v Sender,
-    /// What tells it from others.
+    /// The datagram's identity.
     pub datagram_id: &'v DatagramId,
-    /// The bounds.
+    /// The limits.
     pub limits: &'v Limits,
-    /// When it came.
+    /// When the datagram came, in nanoseconds.
     pub now: u64,
 }
 
@@ -253,10 +261,10 @@ impl<M: Store> Admission for Check<'_, M> {
     }
 }
 
-/// Whether a request that is right in form may have its digest looked at.
+/// Whether a well-formed request may have its digest checked.
 ///
-/// A datagram that was accepted before is refused here already: whatever carries the beginning of its digest is a copy of it, or wrong.
-/// That way copies cost no digest, and no token.
+/// A duplicate is rejected here. A datagram that carries the beginning of an accepted digest is
+/// either a copy or wrong. So duplicates cost no digest and no token.
 ///
 /// # Errors
 /// [`Verdict::SourceLimit`], [`Verdict::GlobalLimit`], [`Verdict::Replay`].
@@ -268,12 +276,12 @@ pub fn before_digest<M: Store>(
     limits: &Limits,
     now: u64,
 ) -> Result<(), Verdict> {
-    // Addresses can be forged: what others send in the name of a trusted sender must not use up what it needs.
+    // Addresses can be forged. What others send as a trusted sender must not use up its bucket.
     if !memory.is_trusted(sender) {
         stranger(memory, sender, limits, now)?;
     }
     match memory.accepted(datagram_id) {
-        // A time in the future is that of another CPU, a moment ago.
+        // A time in the future comes from another CPU, a moment ago.
         Some(at) if now.saturating_sub(at) < limits.replay_window_ns => Err(Verdict::Replay),
         Some(_) | None => Ok(()),
     }
@@ -297,7 +305,8 @@ fn stranger<M: Store>(memory: &mut M, sender: &Sender, limits: &Limits, now: u64
     if together == Some(false) { Err(Verdict::GlobalLimit) } else { Ok(()) }
 }
 
-/// The digest was wrong. A sender that was never right pays for it, and so do all such. Of a trusted one it is counted only.
+/// Records a wrong digest. It costs an untrusted sender a token, and all of them one together. A
+/// trusted sender's is only counted.
 #[inline(always)]
 pub fn after_failure<M: Store>(memory: &mut M, sender: &Sender, limits: &Limits, now: u64) {
     let trusted = memory.with_trusted(sender, |trusted| {
@@ -326,16 +335,17 @@ pub fn after_failure<M: Store>(memory: &mut M, sender: &Sender, limits: &Limits,
     }
 }
 
-/// Where a right request is to go.
+/// The ring buffer's state when a request is to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// There is room.
+    /// At most half full.
     Ample,
-    /// Into the second half of the ring buffer, which is for those that ask seldom.
+    /// More than half full: each sender has its [`RESERVE`] only.
     Scarce,
 }
 
-/// The digest was right, of a datagram that was not accepted before: whether it may be delivered. The sender is trusted from now on.
+/// Whether a request with a right digest that is no duplicate may be delivered. From now on its
+/// sender is trusted.
 ///
 /// # Errors
 /// [`Verdict::DeliveryLimit`], [`Verdict::RingReserve`].
@@ -378,14 +388,14 @@ pub fn before_delivery<M: Store>(
     }
 }
 
-/// What becomes of the request of a sender that is not trusted yet.
+/// How a request of an untrusted sender is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Newcomer {
-    /// It is served, and trusted from now on.
+    /// Delivered; the sender becomes trusted.
     Joins,
-    /// It is served from the bucket that newcomers beyond [`NEWCOMERS`] share.
+    /// Delivered from the bucket that newcomers beyond [`NEWCOMERS`] share.
     Shares,
-    /// That bucket is empty.
+    /// Rejected: that bucket is empty.
     TooMany,
 }
 
@@ -405,8 +415,8 @@ fn newcomer<M: Store>(memory: &mut M, limit: Limit, now: u64) -> Newcomer {
     found.unwrap_or(Newcomer::Joins)
 }
 
-/// Accepts a datagram, right before it is handed over: `false` where another CPU, or another way in, has accepted the same one since
-/// [`before_digest`].
+/// Accepts a datagram right before its delivery. `false` if another CPU, or the other way in, has
+/// accepted the same datagram since [`before_digest`].
 #[inline(always)]
 pub fn accept<M: Store>(memory: &mut M, datagram_id: &DatagramId, limits: &Limits, now: u64) -> bool {
     if limits.replay_window_ns == 0 || memory.remember(datagram_id, now, false) {
@@ -414,7 +424,7 @@ pub fn accept<M: Store>(memory: &mut M, datagram_id: &DatagramId, limits: &Limit
     }
     match memory.accepted(datagram_id) {
         Some(at) if now.saturating_sub(at) < limits.replay_window_ns => false,
-        // It is noted, but too long ago to count.
+        // The entry is older than the window.
         Some(_) | None => {
             let _ = memory.remember(datagram_id, now, true);
             true

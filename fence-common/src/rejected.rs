@@ -1,18 +1,19 @@
-//! Who was refused last before any digest, and for what: that names a guest which is set up wrongly.
+//! The last senders that were rejected before the digest, and why: they name a misconfigured guest.
 //!
-//! A guest whose key file is missing sends requests without a digest, and nobody tells it. A counter alone does not say which
-//! guest it is. So the last of them are remembered, in a few places that anybody may overwrite: nothing is decided by them.
+//! A guest without its key file sends requests without a digest, and gets no answer. A counter does
+//! not say which guest that is. So a few records keep the last senders. Anybody can overwrite them,
+//! and nothing is decided by them.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::rate_limit::Sender;
 use crate::verdict::{COUNTERS, Verdict};
 
-/// How many are remembered, for each CPU: a power of two.
+/// How many records each CPU has: a power of two.
 pub const REJECTED_MAX: usize = 16;
 const _: () = assert!(REJECTED_MAX == 1 << (u8::BITS - 4));
 
-/// One of them. All zero: nobody.
+/// One record. All zero: unused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Rejected {
@@ -22,30 +23,30 @@ pub struct Rejected {
     pub mac: [u8; 6],
     /// The IP version, as in [`Sender`].
     pub family: u16,
-    /// When it was refused last, on the program's clock.
+    /// When it was rejected last, on the program's clock.
     pub last_ns: u64,
-    /// How often it was refused for this, as long as it has this place.
+    /// How often it was rejected for this reason, as long as the record is its own.
     pub count: u64,
-    /// For what: the number of a [`Verdict`].
+    /// The reason: the number of a [`Verdict`].
     pub verdict: u32,
     /// Zero.
     pub reserved: u32,
 }
 
 impl Rejected {
-    /// The place of a sender and a reason: less than [`REJECTED_MAX`].
+    /// The index of the record for a sender and a reason: less than [`REJECTED_MAX`].
     #[inline(always)]
     #[must_use]
     pub const fn index(sender: &Sender, verdict: Verdict) -> u32 {
         let [a, b, c] = words(sender);
-        // The bytes that tell neighbours apart are anywhere in these words.
+        // Any of these bytes may be the one that tells neighbours apart.
         let mixed = (a ^ b.rotate_left(17) ^ c.rotate_left(31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let [.., high] = (mixed ^ ((verdict as u64) << 60)).to_le_bytes();
-        // Four bits, one of sixteen places.
+        // The upper four bits: one of sixteen records.
         high as u32 >> 4
     }
 
-    /// Notes a refusal in the sender's place.
+    /// Records a rejection.
     #[inline(always)]
     pub fn note(&mut self, sender: &Sender, verdict: Verdict, now: u64) {
         let number = u32::from(verdict as u8);
@@ -62,14 +63,14 @@ impl Rejected {
         };
     }
 
-    /// Who it was.
+    /// The sender.
     #[inline(always)]
     #[must_use]
     pub const fn sender(&self) -> Sender {
         Sender { ip: self.ip, mac: self.mac, family: self.family }
     }
 
-    /// For what it was refused; `None` where nobody has this place.
+    /// The reason. `None` for an unused record, and for a number that is none.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         let number = usize::try_from(self.verdict).ok().filter(|number| self.count > 0 && *number < COUNTERS)?;
@@ -77,7 +78,7 @@ impl Rejected {
     }
 }
 
-/// A sender in words: a comparison of bytes becomes a call of `bcmp`, which the kernel program has not.
+/// A sender as words: comparing bytes would call `bcmp`, which a BPF program does not have.
 #[inline(always)]
 const fn words(sender: &Sender) -> [u64; 3] {
     zerocopy::transmute!(*sender)
@@ -104,7 +105,7 @@ mod tests {
         assert_eq!((place.sender(), place.count), (guest(12), 1));
         place.note(&guest(12), Verdict::HashWeak, 9);
         assert_eq!((place.verdict(), place.count), (Some(Verdict::HashWeak), 1));
-        // What no program has written is nobody's.
+        // A number that no program writes is no reason.
         for verdict in [Verdict::Delivered as u32, u32::MAX] {
             assert_eq!(Rejected { verdict, ..place }.verdict(), None);
         }

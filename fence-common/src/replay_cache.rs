@@ -1,15 +1,18 @@
-//! Datagrams that came once and come again, sent by somebody who has heard them on the segment and has no key.
+//! The replay cache: datagrams that were accepted before.
 //!
-//! Every datagram of a stock client is new, retransmissions included: each carries random bytes of its own, and so a digest of its
-//! own. So a digest that was seen before, right as it is, proves nothing about who sends it now. Without this memory a replayed
-//! `off` would be called back whenever any client listens at its old place, and would supersede what that client really asks.
+//! Anybody on the segment can hear a datagram and send it again, without the key. A stock client
+//! puts random bytes into each datagram, so no two have the same digest, retransmissions included.
+//! A digest that was seen before therefore proves nothing about its sender.
+//!
+//! Without this cache a replayed `off` would be called back whenever a client listens at the old
+//! address. It would also supersede that client's own request.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::hash::HashKind;
 use crate::wire::{HASH_LEN, Request};
 
-/// What tells a signed datagram from all others: the beginning of its digest.
+/// The identity of a signed datagram: the beginning of its digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct DatagramId {
@@ -18,7 +21,8 @@ pub struct DatagramId {
 }
 
 impl DatagramId {
-    /// The datagram_id of a datagram; `None` if it carries no digest, so that anybody could have made it anew.
+    /// The identity of a datagram. `None` if it carries no digest, since anybody could have made
+    /// it.
     #[inline(always)]
     #[must_use]
     pub fn of(request: &Request) -> Option<&Self> {
@@ -28,7 +32,7 @@ impl DatagramId {
         }
     }
 
-    /// The datagram_id of a datagram that is known to carry a digest.
+    /// The identity of a datagram that is known to carry a digest.
     #[inline(always)]
     #[must_use]
     pub(crate) fn at(request: &Request) -> &Self {
@@ -48,17 +52,19 @@ mod memory {
     use super::DatagramId;
     use crate::rate_limit::REPLAY_CACHE_MAX;
 
-    /// The datagrams that were seen, and when.
+    /// The accepted datagrams, each with its time.
     #[derive(Debug, Default)]
     #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
     pub struct ReplayCache {
         seen: BTreeMap<DatagramId, u64>,
-        /// Oldest first. What was seen again after its time stands here twice, and only the later one counts.
+        /// Oldest first. A datagram that was accepted again after its window is here twice; the
+        /// later one counts.
         order: VecDeque<(DatagramId, u64)>,
     }
 
     impl ReplayCache {
-        /// Notes a datagram whose digest is right. `false` if it has been seen less than `window` nanoseconds before.
+        /// Adds a datagram with a right digest. `false` if it was accepted less than `window`
+        /// nanoseconds ago.
         #[must_use]
         pub fn is_new(&mut self, datagram_id: DatagramId, now: u64, window: u64) -> bool {
             if self.accepted_at(&datagram_id).is_some_and(|at| now.saturating_sub(at) < window) {
@@ -68,7 +74,7 @@ mod memory {
             true
         }
 
-        /// Notes a datagram, whether or not it is known.
+        /// Adds a datagram, known or not, with its time in nanoseconds.
         pub fn note(&mut self, datagram_id: DatagramId, at: u64) {
             self.seen.insert(datagram_id, at);
             self.order.push_back((datagram_id, at));
@@ -80,13 +86,13 @@ mod memory {
             }
         }
 
-        /// When a datagram was seen last, if it is remembered.
+        /// When a datagram was accepted last, if it is in the cache.
         #[must_use]
         pub fn accepted_at(&self, datagram_id: &DatagramId) -> Option<u64> {
             self.seen.get(datagram_id).copied()
         }
 
-        /// All that are remembered, oldest first.
+        /// All datagrams in the cache, oldest first.
         pub fn iter(&self) -> impl Iterator<Item = (DatagramId, u64)> + '_ {
             self.order.iter().copied().filter(|(datagram_id, at)| self.seen.get(datagram_id) == Some(at))
         }
@@ -145,7 +151,7 @@ mod tests {
         assert!((0..=REPLAY_CACHE_MAX).all(|n| replay_cache.is_new(datagram_id(n), 1, DAY)));
         assert_eq!(replay_cache.iter().count(), REPLAY_CACHE_MAX);
         assert!(!replay_cache.is_new(datagram_id(1), 1, DAY) && replay_cache.is_new(datagram_id(0), 1, DAY));
-        // One that is seen again does not go with its first time.
+        // A datagram that is accepted again is not evicted with its first time.
         let (mut replay_cache, later) = (ReplayCache::default(), 2 * DAY);
         assert!(replay_cache.is_new(datagram_id(0), 1, DAY) && replay_cache.is_new(datagram_id(0), later, DAY));
         assert!((1..REPLAY_CACHE_MAX).all(|n| replay_cache.is_new(datagram_id(n), later, DAY)));

@@ -1,20 +1,20 @@
-//! Every way that a frame's judgement can end, what follows from it, and the counter of it.
+//! Every verdict on a frame, the action that follows from it, and its counter.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::admit::Rejection;
 
-/// Makes the verdicts, the counters (one field for each) and the counters' names from one list, so that none can be forgotten.
+/// Makes verdicts, counters (one field each) and counter names from one list, so none is forgotten.
 macro_rules! verdicts {
     ($($(#[doc = $doc:literal])+ $verdict:ident = $counter:ident,)+) => {
-        /// How the judgement of a frame ended.
+        /// The verdict on a frame.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         #[must_use = "a verdict that nothing follows from is a hole"]
         pub enum Verdict {
             $($(#[doc = $doc])+ $verdict,)+
-            /// Not for us: other traffic, or nothing that we can see to be for us. Passed and not counted, as it must cost
-            /// next to nothing; what the interface counts tells how much it is.
+            /// Other traffic. It is passed and not counted, as it must cost next to nothing. The
+            /// interface's own counters tell how much it is.
             NotOurs,
         }
 
@@ -23,7 +23,7 @@ macro_rules! verdicts {
             pub const COUNTED: [Self; COUNTERS] = [$(Self::$verdict,)+];
         }
 
-        /// How often each verdict was given, since the program was loaded. One per CPU in the map.
+        /// How often each verdict was given since the program was loaded. The map has one per CPU.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]
         pub struct Counters {
@@ -41,76 +41,76 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    /// Right in every respect and handed to the daemon through the ring buffer.
+    /// Right in every respect. Delivered to the daemon by the ring buffer.
     Delivered = delivered,
-    /// Right, but the ring buffer is full: the socket gets it.
+    /// Right, but the ring buffer is full. The socket gets it.
     RingFull = pass_ring_full,
-    /// Right, but the daemon has shown no sign of life for seconds: the socket keeps it for when it is back.
+    /// Right, but the daemon's heartbeat is too old. The socket keeps it until the daemon is back.
     Stale = pass_stale,
-    /// The CPU's working memory is in use by a run of the program that this one interrupted: the socket judges.
+    /// The run that this one interrupted uses the CPU's working memory. The socket judges.
     Busy = pass_busy,
-    /// To our group, with IPv4 options: the stack reads them, the socket judges the rest.
+    /// IPv4 options, to our group. The stack reads them and the socket judges.
     Options = pass_ip_options,
-    /// UDP to our group in fragments: the stack puts it together, the socket judges it.
+    /// A UDP fragment to our group. The stack reassembles it and the socket judges.
     Fragment = pass_fragment,
-    /// To our group, with IPv6 extension headers: the stack reads them, the socket judges the rest.
+    /// IPv6 extension headers, to our group. The stack reads them and the socket judges.
     Extension = pass_ipv6_extension,
-    /// To our group, but the lengths contradict each other or the frame: the stack judges.
+    /// To our group, but its lengths contradict each other or the frame. The stack judges.
     Malformed = pass_malformed,
-    /// Several datagrams in one frame, as a guest's driver or a network card hands them over for the stack to cut apart (UDP segmentation
-    /// offload): the stack cuts, the socket judges each.
+    /// Several datagrams in one frame (UDP segmentation offload, GSO). The stack cuts it and the
+    /// socket judges each.
     Gso = pass_gso,
-    /// From an address that nobody sends from on a network (loopback, multicast, ...): the stack knows whether it wants such a thing.
+    /// A source address that no network has (loopback, multicast, ...). The stack decides.
     Martian = pass_martian,
-    /// Would be dropped, but carries a VLAN tag: another daemon with another key may listen there.
+    /// To be dropped, but with a VLAN tag. A daemon with another key may listen there.
     ForeignVlan = pass_foreign_vlan,
-    /// The payload is not 176 bytes long, nor a multiple of it.
+    /// The payload is neither 176 bytes nor a multiple of it.
     Length = drop_length,
     /// Unknown operation.
     Op = drop_operation,
     /// Unknown kind of digest.
     HashUnknown = drop_hash_unknown,
-    /// No digest at all, where one is demanded.
+    /// No digest, where one is required.
     Unsigned = drop_unsigned,
-    /// A weaker digest than configured.
+    /// A weaker digest than the configured minimum.
     HashWeak = drop_hash_weak,
     /// The domain has no NUL.
     Domain = drop_domain,
-    /// Call-back port 0.
+    /// Callback port 0.
     Port = drop_port,
     /// Address family unknown or not the datagram's.
     Family = drop_family,
-    /// Call-back address that no host has.
+    /// A callback address that no host has.
     Address = drop_address,
-    /// IPv4 call-back address that is not the datagram's source.
+    /// The IPv4 callback address is not the datagram's source.
     Source = drop_source,
-    /// Too many wrong digests of this sender: not looked at.
+    /// Too many wrong digests of this sender. The digest is not checked.
     SourceLimit = drop_source_limit,
-    /// Too many wrong digests of all senders together that were never right: not looked at.
+    /// Too many wrong digests of all untrusted senders. The digest is not checked.
     GlobalLimit = drop_global_limit,
-    /// This very datagram was accepted before.
+    /// A duplicate: this datagram was accepted before.
     Replay = drop_replay,
     /// Wrong digest.
     Digest = drop_digest,
-    /// Right, but too many of this sender.
+    /// Right, but the sender's request rate is exceeded.
     DeliveryLimit = drop_delivery_limit,
-    /// Right, but the ring buffer is half full, and most of it with this sender's.
+    /// Right, but the ring buffer is half full and the sender's share of the rest is used up.
     RingReserve = drop_ring_reserve,
 }
 
-/// What becomes of the frame.
+/// What the program does with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The daemon owns it; the stack must not see it again.
+    /// The daemon gets it. The stack must not see it again.
     Deliver,
-    /// Gone.
+    /// Dropped.
     Drop,
-    /// The stack gets it as if there were no program.
+    /// Passed: the stack gets it as without a program.
     Pass,
 }
 
 impl Verdict {
-    /// What follows from the verdict.
+    /// The action that follows from the verdict.
     #[inline(always)]
     #[must_use]
     pub const fn action(self) -> Action {
@@ -146,7 +146,7 @@ impl Verdict {
         }
     }
 
-    /// Whether a request was refused for what stands in it, before anybody looked at its digest.
+    /// Whether the verdict rejects a request for its fields, before its digest is checked.
     #[inline(always)]
     #[must_use]
     pub const fn is_form_rejection(self) -> bool {
@@ -182,7 +182,8 @@ impl Verdict {
         }
     }
 
-    /// The verdict where the frame came from: nothing is dropped on a segment that may be somebody else's.
+    /// The verdict on this segment. Nothing is dropped on a segment that may belong to another
+    /// daemon.
     #[inline(always)]
     pub const fn on_segment(self, foreign: bool) -> Self {
         match self.action() {
@@ -261,14 +262,14 @@ impl Counters {
     /// Counts one verdict.
     #[inline(always)]
     pub fn count(&mut self, verdict: Verdict) {
-        // By index, as BPF has no jump tables; the macro gives field and verdict the same number.
+        // By index: BPF has no jump tables. The macro gives field and verdict the same number.
         let all: &mut [u64; COUNTERS] = zerocopy::transmute_mut!(self);
         if let Some(counter) = all.get_mut(usize::from(verdict as u8)) {
             *counter = counter.wrapping_add(1);
         }
     }
 
-    /// Names and values, in the order of the fields.
+    /// Names and values in the order of the fields.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         let all: [u64; COUNTERS] = zerocopy::transmute!(*self);
         Self::NAMES.into_iter().zip(all)

@@ -1,35 +1,37 @@
-//! The fence_xvm protocol's bytes, as Debian 12's `fence-virt` 4.12.1 sends and reads them.
+//! The bytes of the fence_xvm protocol, as Debian 12's `fence-virt` 4.12.1 sends and reads them.
 //!
-//! Source of the facts: captures of the stock client and server (the golden datagrams in `fence-common/fixtures`).
-//! Integers are little-endian, addresses are in network order.
+//! Source: captures of the stock client and server (the golden datagrams in
+//! `fence-common/fixtures`). Integers are little-endian; addresses are in network order.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian};
 
 use crate::hash::HashKind;
 
-/// Length of a request in bytes: a multicast datagram's whole payload.
+/// Length of a request in bytes: the whole payload of a datagram.
 pub const REQUEST_LEN: usize = 176;
-/// Where the `hash` field starts; what is before it is under the digest as sent, what is in it counts as zero.
+/// Offset of the `hash` field. The digest covers the bytes before it as sent, and the field as
+/// zeros.
 pub const HASH_OFFSET: usize = 112;
-/// Length of the `hash` field, of a challenge and of a response, in bytes. Shorter digests are zero-padded to it.
+/// Length of the `hash` field, of a challenge and of a response in bytes. Shorter digests are
+/// zero-padded.
 pub const HASH_LEN: usize = 64;
-/// Length of a domain name field in bytes, its NUL included: at most 63 bytes of text.
+/// Length of a domain name field in bytes: at most 63 bytes of text and a NUL.
 pub const DOMAIN_LEN: usize = 64;
-/// The keys' longest useful length in bytes; stock peers read no more of a key file.
+/// Length in bytes of the longest key; stock peers read no more of a key file.
 pub const KEY_MAX: usize = 4096;
-/// UDP port of the requests and TCP port of the call-backs unless configured otherwise.
+/// The default UDP port of requests and TCP port of callbacks.
 pub const DEFAULT_PORT: u16 = 1229;
-/// The IPv4 group that requests go to unless configured otherwise.
+/// The default IPv4 group.
 pub const DEFAULT_GROUP_V4: [u8; 4] = [225, 0, 0, 12];
-/// The IPv6 group (`ff05::3:1`) that requests go to unless configured otherwise.
+/// The default IPv6 group (`ff05::3:1`).
 pub const DEFAULT_GROUP_V6: [u8; 16] = [0xff, 0x05, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 1];
 
-/// The `family` of a request with an IPv4 call-back address.
+/// The `family` of a request with an IPv4 callback address.
 pub const FAMILY_V4: u32 = 2;
-/// The `family` of a request with an IPv6 call-back address.
+/// The `family` of a request with an IPv6 callback address.
 pub const FAMILY_V6: u32 = 10;
 
-/// What a request asks for.
+/// The operation that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Op {
@@ -50,11 +52,11 @@ pub enum Op {
 }
 
 impl Op {
-    /// Every operation that may stand in a datagram. `metadata` (7) and `validate-all` (8) never leave the client.
+    /// Every operation in datagrams. `metadata` (7) and `validate-all` (8) never leave the client.
     pub const ALL: [Self; 7] =
         [Self::Null, Self::Off, Self::Reboot, Self::On, Self::Status, Self::DevStatus, Self::HostList];
 
-    /// The operation that a byte on the wire names, if there is such an operation.
+    /// The operation of a byte on the wire, if any.
     #[inline(always)]
     #[must_use]
     pub const fn from_wire(byte: u8) -> Option<Self> {
@@ -109,7 +111,8 @@ impl Op {
     }
 }
 
-/// The request as it lies in the datagram. Any 176 bytes are one; whether it means anything is for the caller to check.
+/// A request as in the datagram. Any 176 bytes are one; the caller checks whether they mean
+/// anything.
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Request {
@@ -117,19 +120,20 @@ pub struct Request {
     pub op: u8,
     /// A [`HashKind`].
     pub hash_kind: u8,
-    /// 4 or 16; stock servers ignore it, so do we.
+    /// 4 or 16. Stock servers ignore it, and so does fence-xdp.
     pub addr_len: u8,
-    /// Bit 0: "the domain is a UUID"; stock servers look at the text's form instead, so do we.
+    /// Bit 0: "the domain is a UUID". Stock servers look at the text instead, and so does
+    /// fence-xdp.
     pub flags: u8,
     /// Domain name or canonical UUID, NUL-terminated.
     pub domain: [u8; DOMAIN_LEN],
-    /// Where to call back: IPv4 in the first 4 bytes or IPv6 in the first 16.
+    /// The callback address: IPv4 in the first 4 bytes or IPv6 in the first 16.
     pub address: [u8; 28],
-    /// The TCP port to call back.
+    /// The TCP port of the callback.
     pub port: little_endian::U16,
-    /// Fresh per datagram.
+    /// Random bytes, new in each datagram.
     pub random: [u8; 6],
-    /// One value for all copies of one invocation of the client.
+    /// The same in all copies of one invocation of the client.
     pub seqno: little_endian::U32,
     /// [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: little_endian::U32,
@@ -152,13 +156,13 @@ impl Request {
         HashKind::from_wire(self.hash_kind)
     }
 
-    /// The text of the domain field without its NUL; `None` where there is no NUL.
+    /// The text of the domain field without its NUL. `None` if it has no NUL.
     #[must_use]
     pub fn domain_text(&self) -> Option<&[u8]> {
         self.domain.iter().position(|&byte| byte == 0).map(|end| &self.domain[..end])
     }
 
-    /// The call-back address, if the family is a known one.
+    /// The callback address, if the family is known.
     #[must_use]
     pub fn callback_ip(&self) -> Option<core::net::IpAddr> {
         match self.family.get() {
@@ -168,14 +172,14 @@ impl Request {
         }
     }
 
-    /// The bytes that the digest covers as they were sent; the 64 that follow count as zero.
+    /// The bytes that the digest covers as sent. The 64 bytes behind them count as zero.
     #[must_use]
     pub fn signed_part(&self) -> &[u8] {
         &self.as_bytes()[..HASH_OFFSET]
     }
 }
 
-/// The byte that ends a conversation about anything but a host list. It becomes the client's exit code.
+/// The last byte of a conversation, except about a host list. It becomes the client's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Reply {
@@ -185,7 +189,7 @@ pub enum Reply {
     Failure = 1,
     /// For `status`: the domain is off.
     Off = 2,
-    /// The asking address may not fence this domain.
+    /// The requester may not fence this domain.
     PermissionDenied = 3,
 }
 
@@ -196,7 +200,7 @@ impl Reply {
         self as u8
     }
 
-    /// A word for people.
+    /// The name in logs and reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -208,7 +212,7 @@ impl Reply {
     }
 }
 
-/// The byte that begins a host list; [`HostRecord`]s follow, then an all-zero one, then a [`Reply`].
+/// The first byte of a host list. [`HostRecord`]s follow, then an all-zero one, then a [`Reply`].
 pub const HOST_LIST: u8 = 253;
 
 /// One domain in a host list: 130 bytes.
@@ -219,7 +223,7 @@ pub struct HostRecord {
     pub name: [u8; DOMAIN_LEN],
     /// The domain's UUID as canonical text, NUL-terminated.
     pub uuid: [u8; DOMAIN_LEN],
-    /// libvirt's `virDomainState`; the client prints "on" for 1 only.
+    /// libvirt's `virDomainState`. The client prints "on" for 1 only.
     pub state: u8,
     /// Padding.
     pub pad: u8,
@@ -229,7 +233,7 @@ impl HostRecord {
     /// The record that ends a list.
     pub const END: Self = Self { name: [0; DOMAIN_LEN], uuid: [0; DOMAIN_LEN], state: 0, pad: 0 };
 
-    /// A record. Text of more than 63 bytes is cut there, as the field is no longer.
+    /// A record. Text is cut after 63 bytes.
     #[must_use]
     pub fn new(name: &str, uuid: &str, state: u8) -> Self {
         Self { name: text_field(name), uuid: text_field(uuid), state, pad: 0 }

@@ -16,7 +16,7 @@ impl Verifier for Slots {
     fn matching_slot(&self, kind: HashKind, request: &Request, scratch: &mut Scratch) -> Option<u32> {
         const { assert!(KEY_SLOTS == 2) };
         stage(request, scratch);
-        // In words: of a loop the verifier would have to be shown that it ends.
+        // Written out: the verifier would have to be shown that a loop ends.
         if is_good(0, kind, scratch) {
             Some(0)
         } else if is_good(1, kind, scratch) {
@@ -27,7 +27,7 @@ impl Verifier for Slots {
     }
 }
 
-/// Whether the staged request is good with the key of this slot.
+/// Whether the staged request's digest is right with the key in this slot.
 #[inline(always)]
 fn is_good(index: u32, kind: HashKind, scratch: &mut Scratch) -> bool {
     maps::KEYS.get(index).is_some_and(|slot| matches(slot, kind, scratch))

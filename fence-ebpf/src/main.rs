@@ -1,11 +1,13 @@
-//! The kernel programs: they recognise fence requests, check their digests, drop what is wrong and hand what is right to the daemon.
+//! The kernel programs: they recognise fence requests, check their digests, drop wrong ones and
+//! hand right ones to the daemon.
 //!
-//! What decides is [`fence_common::frame`], the same code that user space is tested with. Here is only what the kernel adds: the
-//! packet ([`packet`]), the [`maps`], the [`keys`], the [`store`], the [`workspace`], the clock, the ring buffer, and for each of the two programs (XDP
-//! and tc) the one place where a verdict becomes its answer.
+//! [`fence_common::frame`] decides; user space is tested with the same code. This crate adds what
+//! only the kernel has: the packet ([`packet`]), the [`maps`], the [`keys`], the [`store`] of the
+//! rate limits, the [`workspace`], the clock and the ring buffer. Each program (XDP and tc) has one
+//! place that turns a verdict into its answer.
 #![no_std]
 #![no_main]
-// For the one instruction that the language does not offer on this target: see `workspace`.
+// For one instruction that the language does not offer on this target: see `workspace`.
 #![feature(asm_experimental_arch)]
 
 mod keys;
@@ -29,15 +31,17 @@ use zerocopy::IntoBytes;
 
 use crate::packet::{Frame, SkbFrame, XdpFrame};
 
-/// The XDP program, for generic XDP and for old kernels. Its name is that of [`fence_common::boundary::name::XDP`].
+/// The XDP program for generic XDP and for old kernels ([`fence_common::boundary::name::XDP`]).
 #[xdp]
 fn fence_xdp(context: XdpContext) -> u32 {
     on_xdp(&context)
 }
 
-/// The same for drivers: it says that it takes frames in several pieces, as else a driver has to keep the MTU small. Not for generic XDP: the copy that
-/// the kernel makes for it there has no length of the Ethernet header, and tc programs behind it would see frames without one. Its name is
-/// that of [`fence_common::boundary::name::XDP_FRAGS`].
+/// The XDP program for drivers ([`fence_common::boundary::name::XDP_FRAGS`]).
+///
+/// It declares that it accepts frames in several pieces; otherwise a driver must keep the MTU
+/// small. It is not for generic XDP. The kernel's copy for it there loses the Ethernet header's
+/// length, so tc programs behind it would see frames without one.
 #[xdp(frags)]
 fn fence_xdp_frags(context: XdpContext) -> u32 {
     on_xdp(&context)
@@ -47,18 +51,19 @@ fn fence_xdp_frags(context: XdpContext) -> u32 {
 fn on_xdp(context: &XdpContext) -> u32 {
     let Some(config) = config() else { return XDP_PASS };
     match act(&XdpFrame::new(context), config) {
-        // Consumed: the daemon answers it from the ring buffer, the socket must not see it as well.
+        // The daemon answers a delivered request from the ring buffer; the socket must not see it
+        // again.
         Action::Deliver | Action::Drop => XDP_DROP,
         Action::Pass => XDP_PASS,
     }
 }
 
-/// The tc program, for tcx. Its name is that of [`fence_common::boundary::name::TC`].
+/// The tc program for tcx ([`fence_common::boundary::name::TC`]).
 #[classifier]
 fn fence_tc(context: TcContext) -> i32 {
-    /// From <linux/bpf.h>: as if this program were not there; whatever else is attached has its turn.
+    /// From <linux/bpf.h>: the next program decides.
     const TCX_NEXT: i32 = -1;
-    /// `TC_ACT_STOLEN` would say better what becomes of a delivered one; but tcx takes it for "next".
+    /// Also for a delivered request: tcx takes `TC_ACT_STOLEN` for "next".
     const TCX_DROP: i32 = 2;
     let Some(config) = config() else { return TCX_NEXT };
     let Some(frame) = SkbFrame::new(&context, config) else { return TCX_NEXT };
@@ -68,7 +73,7 @@ fn fence_tc(context: TcContext) -> i32 {
     }
 }
 
-/// What to recognise and to demand, if somebody has said so.
+/// The configuration, if the daemon has written one of this version.
 #[inline(always)]
 fn config() -> Option<&'static Config> {
     let config = maps::CONFIG.get(0)?;
@@ -76,7 +81,7 @@ fn config() -> Option<&'static Config> {
     Some(config)
 }
 
-/// Judges a frame, counts the verdict, and says what follows from it.
+/// Judges a frame, counts the verdict, and returns the action.
 #[inline(always)]
 fn act<F: Frame>(frame: &F, config: &Config) -> Action {
     let verdict = judge(frame, config);
@@ -94,12 +99,14 @@ fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
         Err(verdict) => return verdict,
     };
     datagram.foreign |= frame.is_foreign();
-    // SAFETY: a helper without arguments that is allowed in every program; it is `unsafe` only because all helpers are.
+    // SAFETY: needed, as all helpers are `unsafe`. This one takes no arguments and every program
+    // may call it.
     let now = unsafe { bpf_ktime_get_ns() };
-    // This element always exists; without it there is no judging, and what is not judged is not ours.
+    // The element always exists. Without it nothing is judged, so the frame is passed.
     let Some(element) = maps::SCRATCH.get_ptr_mut(0) else { return Verdict::NotOurs };
-    // SAFETY: the helper gives nothing but a raw pointer. It is not null and points to this CPU's element, which lives as long as the
-    // program, is aligned to 8 bytes, and is used in no other way.
+    // SAFETY: needed, as the helper gives a raw pointer. It is not null and points to this CPU's
+    // element, which lives as long as the program, is aligned to 8 bytes, and is used in no other
+    // way.
     let Some(mut guard) = (unsafe { workspace::Guard::take(element) }) else { return Verdict::Busy };
     let sender = datagram.sender();
     let mut check = store::Check { sender: &sender, datagram_id: datagram.datagram_id(), config, now };
@@ -119,22 +126,23 @@ fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
     }
 }
 
-/// What an event tells beside the datagram.
+/// What an event says beside the datagram.
 struct Arrival {
     now: u64,
     ifindex: u32,
     slot: u32,
 }
 
-/// Hands a request to the daemon, unless it is one too many, or the daemon would not read it.
+/// Delivers a request to the daemon, unless a limit forbids it or the daemon's heartbeat is too
+/// old.
 #[inline(always)]
 fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &Arrival) -> Verdict {
     let &Arrival { now, ifindex, slot } = arrival;
     let stale = maps::HEARTBEAT.get(0).is_none_or(|beat| now.saturating_sub(*beat) > STALE_AFTER_NS);
-    // What is passed takes no room.
+    // A request that is passed takes no room.
     let scarce = !stale && waiting() > RING_BYTES as u64 / 2;
     if slot == NO_KEY_SLOT {
-        // Anybody could have sent it, so it has no part in the reserve.
+        // Anybody can have sent it, so it has no share of the reserve.
         if scarce {
             return Verdict::RingFull;
         }
@@ -145,13 +153,15 @@ fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &
         return Verdict::Stale;
     }
     let Some(mut record) = maps::REQUESTS.reserve_bytes(size_of::<Event>(), 0) else { return Verdict::RingFull };
-    // After there is room for it, since what is passed for want of room must not be taken for a copy when it is sent again.
+    // Only once there is room: a request that is passed for want of room must not be a duplicate
+    // when it is sent again.
     if slot != NO_KEY_SLOT && !store::accept(datagram.datagram_id(), config, now) {
         record.discard(0);
         return Verdict::Replay;
     }
-    // SAFETY: zerocopy's checked cast looks at the address, which the verifier forbids. The record has the event's length, the ring
-    // buffer aligns records to 8 bytes, `Event` has no invalid values, and the borrow ends before the record is submitted.
+    // SAFETY: needed, as zerocopy's checked cast looks at the address, which the verifier forbids.
+    // The record has the event's length, the ring buffer aligns records to 8 bytes, `Event` has no
+    // invalid values, and the borrow ends before the record is submitted.
     let event = unsafe { &mut *record.as_mut_ptr().cast::<Event>() };
     event.arrived_ns = now;
     event.abi = ABI_VERSION;
@@ -162,7 +172,8 @@ fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &
     match datagram.source {
         Source::V4(source) => {
             event.family = FAMILY_V4;
-            // In words: twelve zero bytes become a call of `memset`, as with `memcpy` below.
+            // As words: the compiler turns twelve zero bytes into a call of `memset`, as with
+            // `memcpy` below.
             event.source = zerocopy::transmute!([u32::from_ne_bytes(source), 0, 0, 0]);
         }
         Source::V6(source) => {
@@ -170,7 +181,8 @@ fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &
             event.source = source;
         }
     }
-    // In two halves: a copy of more than 128 bytewise stores becomes a call of `memcpy`, which libbpf cannot link.
+    // In two halves: more than 128 bytewise stores become a call of `memcpy`, which libbpf cannot
+    // link.
     let (to, from) = (event.request.as_mut_bytes(), datagram.request.as_bytes());
     let ((to_head, to_tail), (from_head, from_tail)) =
         (to.split_at_mut(REQUEST_LEN / 2), from.split_at(REQUEST_LEN / 2));
@@ -180,39 +192,43 @@ fn deliver(datagram: &Datagram<'_>, sender: &Sender, config: &Config, arrival: &
     Verdict::Delivered
 }
 
-/// How many bytes of the ring buffer wait to be read.
+/// How many bytes of the ring buffer are unread.
 #[inline(always)]
 fn waiting() -> u64 {
     let ring = (&raw const maps::REQUESTS).cast_mut().cast();
-    // SAFETY: helpers can be called in no other way. This one reads the positions of the ring buffer that the pointer stands for: the loader
-    // puts the map in its place.
+    // SAFETY: needed, as helpers can be called in no other way. This one reads the positions of the
+    // ring buffer behind the pointer, where the loader puts the map.
     unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) }
 }
 
 #[inline(always)]
 fn count(verdict: Verdict) {
-    // What is not counted touches no map: other traffic leaves early.
+    // Other traffic leaves here, without touching a map.
     if verdict == Verdict::NotOurs {
         return;
     }
     if let Some(counters) = maps::COUNTERS.get_ptr_mut(0) {
-        // SAFETY: not null, and this CPU's own. User space reads it at any time, each counter in one aligned word, which is written
-        // in one. A run that interrupts this one (see `workspace`) may add to the same counter between our reading and writing it; then
-        // one of the two is not counted. Nothing is decided by these numbers, which is why they are not worth an atomic addition.
+        // SAFETY: needed, as the helper gives a raw pointer. It is not null, and the element is
+        // this CPU's own. User space reads it at any time; each counter is one aligned word that is
+        // written at once. A run that interrupts this one may add to the same counter, and then one
+        // of the two is lost. Nothing is decided by these numbers, so an atomic addition is not
+        // worth its cost.
         unsafe { &mut *counters }.count(verdict);
     }
 }
 
-/// Nothing here panics; the compiler wants it said what would happen. The verifier refuses a program that could get here.
+/// Required by the compiler. The verifier refuses a program that can get here.
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The kernel lets only programs with a GPL-compatible licence use the clock helper.
-// SAFETY: the loader finds the licence by this section's name; it is plain data, NUL-terminated.
+/// The kernel allows the clock helper only to programs with a GPL-compatible licence.
+// SAFETY: needed, as the loader finds the licence by this section's name. It is plain data with a
+// NUL at its end.
 #[unsafe(link_section = "license")]
-// SAFETY: the symbol must survive though nothing refers to it; no other object is linked, so the name cannot clash.
+// SAFETY: needed, as nothing refers to the symbol and it must survive. No other object is linked,
+// so the name cannot clash.
 #[unsafe(no_mangle)]
 pub(crate) static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

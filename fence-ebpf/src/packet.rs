@@ -1,4 +1,4 @@
-//! The packet of a run, as XDP has it and as tc has it: the only place with packet pointers.
+//! The packet of a run, for XDP and for tc. Packet pointers occur only here.
 
 use core::arch::asm;
 use core::hint::black_box;
@@ -10,31 +10,33 @@ use fence_common::boundary::Config;
 use fence_common::frame::{FRAME_MAX, Packet, classify};
 use fence_common::verdict::Verdict;
 
-/// No length that a header can tell is larger, other headers in front of it included.
+/// A mask above every length that a header can state, with other headers in front of it.
 const LEN_MAX: usize = 0x1_ffff;
 
-/// What a run of a program is about: a packet, and what the kernel says of it beside its bytes.
+/// A run's packet, and what the kernel says about it beside its bytes.
 pub(crate) trait Frame: Packet {
-    /// The number of the interface that it came by.
+    /// The index of the interface that received it.
     fn interface(&self) -> u32;
 
-    /// Whether it carried the tag of a VLAN that is not among its bytes any more.
+    /// Whether it had a VLAN tag that is not among its bytes any more.
     fn is_foreign(&self) -> bool;
 
-    /// Whether the kernel says that these are several packets that were joined to one.
+    /// Whether the kernel says that several packets were joined into this one (GSO).
     fn is_gso(&self) -> bool;
 }
 
-/// One of a packet's two ends, as the context has it: a field of 32 bits that stands for a whole pointer.
+/// One of a packet's ends: the context's field of 32 bits that stands for a whole pointer.
 ///
-/// In one load: left to the compiler it becomes one and a copy of its lower half, and the verifier does not take that for a pointer.
+/// It takes one load. The compiler would make a load and a copy of its lower half, which the
+/// verifier does not accept as a pointer.
 ///
 /// # Safety
 /// `context` must be the context that the kernel gave this run.
 #[inline(always)]
 unsafe fn end<C, const OFFSET: usize>(context: *const C) -> usize {
     let end: usize;
-    // SAFETY: there is no other way to have this one instruction. The verifier knows contexts, and lets it read what it may read and nothing else.
+    // SAFETY: needed, as the compiler chooses other instructions. The verifier knows contexts and
+    // allows only reads that are valid.
     unsafe {
         asm!("{end} = *(u32 *)({context} + {offset})",
             end = out(reg) end, context = in(reg) context, offset = const OFFSET, options(pure, readonly, nostack));
@@ -42,7 +44,7 @@ unsafe fn end<C, const OFFSET: usize>(context: *const C) -> usize {
     end
 }
 
-/// Implements [`Packet`] for what has `start`, `end` and a length.
+/// Implements [`Packet`] for a type with `start`, `end` and a length.
 macro_rules! packet {
     ($frame:ident, $len:expr) => {
         impl Packet for $frame<'_> {
@@ -52,9 +54,11 @@ macro_rules! packet {
                 if start + N > self.end() {
                     return None;
                 }
-                // SAFETY: there is no other way to a packet's bytes. `data..data_end` is readable for as long as the program runs and does
-                // not move the packet's ends, which nothing does while there is a reference that borrows from the frame. `N` bytes
-                // were just checked to lie inside (the verifier proves that again), and bytes have no alignment and no bad values.
+                // SAFETY: needed, as a packet's bytes are behind raw pointers only.
+                // `data..data_end` is readable as long as the program runs and does not move the
+                // packet's ends. Nothing does while a reference borrows from the frame. The check
+                // above proves that the `N` bytes lie inside, the verifier proves it again, and
+                // bytes have neither alignment nor invalid values.
                 Some(unsafe { &*(start as *const [u8; N]) })
             }
 
@@ -67,8 +71,9 @@ macro_rules! packet {
     };
 }
 
-/// The bytes between `data` and `data_end`. Of a frame in several pieces (MTUs above 3 KiB) that is the first one, which holds more than a request
-/// is long; a frame that should be longer than it counts as malformed, and is passed.
+/// The bytes between `data` and `data_end`. Of a frame in several pieces (MTUs above 3 KiB) that is
+/// the first one, which is longer than a request. A frame that should be longer than it is
+/// malformed, and is passed.
 pub(crate) struct XdpFrame<'c>(&'c XdpContext);
 
 impl<'c> XdpFrame<'c> {
@@ -80,7 +85,7 @@ impl<'c> XdpFrame<'c> {
 
     #[inline(always)]
     fn start(&self) -> usize {
-        // SAFETY: it is the context that aya got from the kernel.
+        // SAFETY: the context is the one that aya got from the kernel.
         unsafe { end::<_, { offset_of!(xdp_md, data) }>(self.0.ctx) }
     }
 
@@ -91,9 +96,10 @@ impl<'c> XdpFrame<'c> {
     }
 }
 
-// A length from a header: if the compiler saw through this comparison it would conclude that fixed parts lie inside too and leave out their
-// checks, which the verifier (it does not conclude from variable lengths) insists on. That of Linux 6.1 does not know any more, behind the
-// barrier, that there is an upper bound: the mask says it again.
+// A length from a header. If the compiler saw through this comparison, it would infer that fixed
+// parts lie inside too and omit their checks. The verifier does not infer from variable lengths and
+// requires them. Linux 6.1's verifier forgets the upper bound behind the barrier, so the mask
+// states it again.
 packet!(XdpFrame, |frame, len| frame.start() + (black_box(len) & LEN_MAX) <= frame.end());
 
 impl Frame for XdpFrame<'_> {
@@ -104,28 +110,30 @@ impl Frame for XdpFrame<'_> {
 
     #[inline(always)]
     fn is_foreign(&self) -> bool {
-        // Nobody tells: that is why there is no XDP program on an interface with a VLAN on top.
+        // XDP cannot tell, so there is no XDP program on an interface with a VLAN on top.
         false
     }
 
     #[inline(always)]
     fn is_gso(&self) -> bool {
-        // Seen by the length: see [`Verdict::Gso`].
+        // The length tells: see [`Verdict::Gso`].
         false
     }
 }
 
-/// What of a socket buffer lies in one piece, from the Ethernet header on. The rest counts for its length only.
+/// The first piece of a socket buffer, from the Ethernet header on. The rest counts for its length
+/// only.
 pub(crate) struct SkbFrame<'c>(&'c TcContext);
 
-/// So many bytes hold the Ethernet header, a VLAN tag, and an IPv6 header: what says whether a frame may be ours.
+/// The bytes of an Ethernet header, a VLAN tag and an IPv6 header: they say whether a frame may be
+/// ours.
 const HEAD: u32 = 14 + 4 + 40;
 
 impl<'c> SkbFrame<'c> {
-    /// The packet of this run of the program, if it is one from the network: with an Ethernet header. What this host has sent and hears
-    /// itself has none.
+    /// The packet of this run, if it came from the network, with an Ethernet header. A packet that
+    /// this host sends to itself has none.
     ///
-    /// Where the bytes of a request lie in several pieces they are brought together, and nobody else's are touched.
+    /// If a request lies in several pieces they are joined. Other traffic is not touched.
     #[inline(always)]
     pub(crate) fn new(context: &'c TcContext, config: &Config) -> Option<Self> {
         /// From <linux/if_packet.h>.
@@ -134,22 +142,24 @@ impl<'c> SkbFrame<'c> {
         if frame.skb().pkt_type == PACKET_LOOPBACK {
             return None;
         }
-        // Network cards leave headers in one piece at least; the stack would bring them together next.
+        // Network cards keep at least the headers in one piece; the stack would join them next.
         frame.bring_together(HEAD);
         if frame.is_in_pieces(FRAME_MAX) && matches!(classify(&frame, config), Err(Verdict::Malformed)) {
-            // To our group and port, and not all there. If the kernel has no memory for it, the stack gets it as it is.
+            // To our group and port, and not in one piece. If the kernel lacks memory, the stack
+            // gets it as it is.
             frame.bring_together(FRAME_MAX);
         }
         Some(frame)
     }
 
-    /// Whether of the first `len` bytes some lie elsewhere.
+    /// Whether some of the first `len` bytes lie in another piece.
     #[inline(always)]
     fn is_in_pieces(&self, len: u32) -> bool {
         self.start() + (len.min(self.0.len()) as usize) > self.end()
     }
 
-    /// Brings the first `len` bytes, or as many as there are, into one piece. No reference to the packet may be kept across.
+    /// Joins the first `len` bytes, or as many as there are. No reference to the packet may be kept
+    /// across.
     #[inline(always)]
     fn bring_together(&self, len: u32) {
         if self.is_in_pieces(len) {
@@ -159,7 +169,7 @@ impl<'c> SkbFrame<'c> {
 
     #[inline(always)]
     fn start(&self) -> usize {
-        // SAFETY: it is the context that aya got from the kernel.
+        // SAFETY: the context is the one that aya got from the kernel.
         unsafe { end::<_, { offset_of!(__sk_buff, data) }>(self.0.skb.skb) }
     }
 
@@ -171,8 +181,9 @@ impl<'c> SkbFrame<'c> {
 
     #[inline(always)]
     fn skb(&self) -> &__sk_buff {
-        // SAFETY: the context is a pointer in aya too. It is the one that the kernel gave this run; each access of a field becomes a read that
-        // the verifier checks, and nothing here writes any.
+        // SAFETY: needed, as the context is a raw pointer in aya too. The kernel gave it to this
+        // run. Each access to a field becomes a read that the verifier checks, and nothing here
+        // writes one.
         unsafe { &*self.0.skb.skb }
     }
 }

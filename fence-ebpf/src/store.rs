@@ -1,7 +1,8 @@
-//! What is known of senders and datagrams, in maps that all CPUs share.
+//! The rate limits' store: senders and datagrams in maps that all CPUs share.
 //!
-//! MemoryStore are copied out, changed, and copied back; see [`fence_common::rate_limit`] on what that may lose. The functions that the program
-//! calls are not inlined: their records lie on stacks of their own, as the entry's has to leave room for the digest's.
+//! Records are copied out, changed, and copied back; [`fence_common::rate_limit`] says what that
+//! may lose. The functions that the program calls are not inlined. So their records have stack
+//! frames of their own, and the entry's frame has room for the digest's.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use fence_common::boundary::Config;
@@ -15,7 +16,7 @@ use crate::maps;
 /// `-EEXIST`.
 const EXISTS: i32 = -17;
 
-/// The maps.
+/// The store in the maps.
 struct Maps;
 
 /// Changes the record behind a map's pointer.
@@ -24,8 +25,8 @@ struct Maps;
 /// `record` must be valid and aligned.
 #[inline(always)]
 unsafe fn change<V: Copy, R>(record: *mut V, change: impl FnOnce(&mut V) -> R) -> R {
-    // SAFETY: the caller vouches for the pointer. Volatile, as other CPUs write there at any time; each word is read in one, and the records
-    // are made of words any of which is valid beside any other.
+    // SAFETY: the caller vouches for the pointer. The access is volatile, as other CPUs write there
+    // at any time. Each word is read at once, and all words are valid in any combination.
     let mut value = unsafe { record.read_volatile() };
     let result = change(&mut value);
     // SAFETY: as above.
@@ -42,7 +43,8 @@ impl Store for Maps {
     #[inline(always)]
     fn with_trusted<R>(&mut self, sender: &Sender, by: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
         let record = maps::TRUSTED.get_ptr_mut(sender)?;
-        // SAFETY: a map's element stays where it is, as some sender's record, while the program runs; it is aligned to 8 bytes.
+        // SAFETY: a map's element is aligned to 8 bytes and stays in place while the program runs,
+        // though it may become another sender's.
         Some(unsafe { change(record, by) })
     }
 
@@ -56,11 +58,12 @@ impl Store for Maps {
     #[inline(always)]
     fn with_strangers<R>(&mut self, by: impl FnOnce(&mut Strangers) -> R) -> Option<R> {
         let record = maps::STRANGERS.get_ptr_mut(0)?;
-        // SAFETY: the only element of an array, which is always there and aligned to 8 bytes.
+        // SAFETY: an array's only element always exists and is aligned to 8 bytes.
         Some(unsafe { change(record, by) })
     }
 
-    // What cannot be noted (the kernel finds no free element, or another CPU holds the lock) is a token that was not paid.
+    // A failed insertion (no free element, or another CPU holds the lock) only means that a token
+    // is not paid.
 
     #[inline(always)]
     fn trust(&mut self, sender: &Sender, trusted: &Trusted) {
@@ -75,19 +78,21 @@ impl Store for Maps {
     #[inline(always)]
     fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64> {
         let at = maps::REPLAY.get_ptr(datagram_id)?;
-        // SAFETY: a map's element stays where it is while the program runs; one aligned word.
+        // SAFETY: a map's element stays in place while the program runs, and this is one aligned
+        // word.
         Some(unsafe { at.read_volatile() })
     }
 
     #[inline(always)]
     fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool {
         let flags = u64::from(if anew { BPF_ANY } else { BPF_NOEXIST });
-        // A datagram that cannot be noted for another reason is accepted: user space has a memory of its own.
+        // After any other failure the datagram is accepted: user space has a replay cache of its
+        // own.
         maps::REPLAY.insert(datagram_id, at, flags) != Err(EXISTS)
     }
 }
 
-/// What is asked about the datagram at hand.
+/// The rate limits of the datagram at hand.
 pub(crate) struct Check<'v> {
     pub(crate) sender: &'v Sender,
     pub(crate) datagram_id: &'v DatagramId,
@@ -117,24 +122,27 @@ fn after_failure(sender: &Sender, config: &Config, now: u64) {
     rate_limit::after_failure(&mut Maps, sender, &config.limits, now);
 }
 
-/// Notes who was refused for what, for people who look for the reason.
+/// Records a rejected sender and the reason, for people who look for it.
 #[inline(never)]
 pub(crate) fn refuse(sender: &Sender, verdict: Verdict, now: u64) {
     let Some(record) = maps::REJECTED.get_ptr_mut(Rejected::index(sender, verdict)) else { return };
-    // SAFETY: an element of a per-CPU array is always there and aligned to 8 bytes. It is this CPU's own; user space, and a run
-    // that interrupts this one, may see or leave half of it, which names a wrong sender to people at worst.
-    // In place: Linux 6.1 allows a chain of calls 512 bytes of stack, which a copy of the record would go beyond.
+    // SAFETY: needed, as the helper gives a raw pointer. An element of a per-CPU array always
+    // exists and is aligned to 8 bytes. It is this CPU's own. User space, and a run that interrupts
+    // this one, may see or leave half of it, which at worst shows people a wrong sender.
+    //
+    // In place: Linux 6.1 allows a call chain 512 bytes of stack, and a copy of the record would
+    // exceed them.
     unsafe { &mut *record }.note(sender, verdict, now);
 }
 
-/// [`rate_limit::before_delivery`].
+/// Calls [`rate_limit::before_delivery`].
 #[inline(never)]
 pub(crate) fn before_delivery(sender: &Sender, config: &Config, scarce: bool, now: u64) -> Result<(), Verdict> {
     let room = if scarce { Room::Scarce } else { Room::Ample };
     rate_limit::before_delivery(&mut Maps, sender, room, &config.limits, now)
 }
 
-/// [`rate_limit::accept`].
+/// Calls [`rate_limit::accept`].
 #[inline(never)]
 pub(crate) fn accept(datagram_id: &DatagramId, config: &Config, now: u64) -> bool {
     rate_limit::accept(&mut Maps, datagram_id, &config.limits, now)

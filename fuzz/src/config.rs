@@ -1,19 +1,18 @@
-//! The configuration file: reading it is total, its messages harm nobody, and what cannot matter
-//! does not.
+//! The configuration file: reading it always ends, its messages are harmless, and irrelevant
+//! changes do not matter.
 
 use std::path::Path;
 
 use fence_config::raw::{self, Item};
 use fence_config::{self as config, Config, ConfigError, Groups, Mistake, Source, Warnings, render};
 
-/// More than any report about a file takes, in bytes: twenty mistakes and a hundred warnings, with
-/// a line of the file each.
+/// Longer than any report about a file, in bytes: 20 mistakes and 100 warnings, each with a line.
 const REPORT_MAX: usize = 512 << 10;
 
 /// Checks everything that must hold for a file of these bytes.
 ///
 /// # Panics
-/// If something does not.
+/// If something does not hold.
 pub fn check(file: &[u8]) {
     let said = read(file);
     reports_are_harmless(file, &said);
@@ -40,7 +39,7 @@ fn read(file: &[u8]) -> Result<(Config, Warnings), ConfigError> {
     config::parse(&Source::new(Path::new("fence_virt.conf"), file), Warnings::default())
 }
 
-/// The outcome, as far as two files can be compared by it.
+/// The outcome, in a form that can be compared between files.
 #[derive(Debug, PartialEq)]
 struct Said {
     config: Option<Config>,
@@ -72,7 +71,7 @@ impl Said {
         Self::from(read(file))
     }
 
-    /// The mistakes, wherever they are.
+    /// The mistakes, without their places.
     fn kinds(&self) -> Vec<Mistake> {
         let kind = |mistake: &Mistake| {
             let mut kind = mistake.clone();
@@ -85,7 +84,7 @@ impl Said {
     }
 }
 
-/// Messages have places inside the file, in its order; they are bounded, and nothing in them steers
+/// Messages have places inside the file, in its order. They are bounded, and nothing in them steers
 /// a terminal or forges a log line.
 fn reports_are_harmless(file: &[u8], said: &Result<(Config, Warnings), ConfigError>) {
     let (plain, coloured, lines, places): (_, _, Vec<String>, Vec<_>) = match said {
@@ -126,7 +125,7 @@ fn line_ends_and_byte_order_mark_do_not_matter(file: &[u8], said: &Said) {
     }
 }
 
-/// Every span cuts out what it is said to be.
+/// Every span covers the text that it names.
 fn spans_hold(file: &[u8], items: &[Item<'_>]) {
     for item in items {
         let (name, value) = match item {
@@ -143,7 +142,7 @@ fn spans_hold(file: &[u8], items: &[Item<'_>]) {
     }
 }
 
-/// The spans of all names, those in sections too.
+/// The spans of all names, also inside sections.
 fn names<'i>(items: &'i [Item<'_>]) -> Box<dyn Iterator<Item = raw::Span> + 'i> {
     Box::new(items.iter().flat_map(|item| -> Box<dyn Iterator<Item = raw::Span> + 'i> {
         match item {
@@ -157,8 +156,8 @@ fn is_restriction(name: &[u8]) -> bool {
     [&b"group"[..], b"groups", b"ip", b"uuid"].iter().any(|word| word.eq_ignore_ascii_case(name))
 }
 
-/// Unknown keys, unknown sections and comments before each key and section: a stock server or a
-/// later version of ours knows more.
+/// Unknown keys, unknown sections and comments before each key and section. A stock server or a
+/// later version may know them.
 fn what_means_nothing_changes_nothing(file: &[u8], tree: &[Item<'_>], said: &Said) {
     for nothing in ["zzzzzz = \"1\"; ", "zzzzzz { yyyyyy = \"1\"; } ", "# zz = \"}\n"] {
         let mut with = Vec::with_capacity(file.len());
@@ -199,7 +198,7 @@ fn usable(config: &Config) {
     }
 }
 
-/// What `check-config` prints.
+/// The output of `check-config`.
 fn what_is_written_down_reads_back(file: &[u8], config: &Config) {
     let file = render::render(config, file);
     let said = Said::of(file.as_bytes());

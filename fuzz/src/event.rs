@@ -1,19 +1,18 @@
-//! A record of the ring buffer: it comes from our own program, but a program of another version may
-//! have written it.
+//! A record of the ring buffer. Our own program writes it, but perhaps in another version.
 
 use fence_common::admit::Source;
 use fence_common::boundary::{ABI_VERSION, Event};
 use fence_common::wire::{FAMILY_V4, FAMILY_V6};
 use zerocopy::IntoBytes as _;
 
-/// Checks everything that must hold for a record of these bytes, and for one of this version's that
-/// carries them.
+/// Checks everything that must hold for a record of these bytes, and for one of this version with
+/// these bytes.
 ///
 /// # Panics
-/// If something does not.
+/// If something does not hold.
 pub fn check(bytes: &[u8]) {
     record(bytes);
-    // Almost no bytes are of the right length and version: give them that.
+    // Few inputs have the right length and version, so these get them.
     let mut event = [0; size_of::<Event>()];
     let len = bytes.len().min(event.len());
     event[..len].copy_from_slice(&bytes[..len]);

@@ -1,9 +1,9 @@
-//! What holds for any bytes that come from outside, as functions that panic where it does not.
+//! Checks for any bytes from outside, as functions that panic if something does not hold.
 //!
 //! Each has a folder of inputs in `corpus/`. Plain `cargo test` replays them and tries mutations of
-//! them (`tests/corpus.rs`); `cargo xtask fuzz` hands the same functions to libFuzzer, which looks
-//! for new paths for as long as one likes. An input that breaks something becomes a file in
-//! `corpus/` and a described case beside the code that was wrong.
+//! them (`tests/corpus.rs`). `cargo xtask fuzz` gives the same functions to libFuzzer, which looks
+//! for new paths. An input that breaks something becomes a file in `corpus/`, with a described case
+//! beside the mended code.
 
 pub mod config;
 pub mod event;

@@ -1,5 +1,4 @@
-//! The request: as a frame, as the kernel program sees it, and as a datagram, as the socket gives
-//! it out.
+//! The request: as a frame for the kernel program, and as a datagram from the socket.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -21,18 +20,18 @@ use fence_common::wire::{
 };
 use zerocopy::FromBytes as _;
 
-/// The key of the golden datagrams that the corpus begins with.
+/// The key of the golden datagrams, with which the corpus begins.
 static KEY: LazyLock<Option<(Key, PreparedKey)>> = LazyLock::new(|| {
     let key = Key::new(include_bytes!("../../fence-common/fixtures/keys/4096.key")).ok()?;
     let prepared = PreparedKey::new(&key);
     Some((key, prepared))
 });
 
-/// Checks everything that must hold for these bytes as a frame, as a datagram from each family, and
+/// Checks everything that must hold for these bytes: as a frame, as a datagram of each family, and
 /// as a datagram in a frame.
 ///
 /// # Panics
-/// If something does not.
+/// If something does not hold.
 pub fn check(bytes: &[u8]) {
     frame(bytes);
     let payload = bytes.get(..bytes.len().min(1400)).unwrap_or_default();
@@ -47,7 +46,7 @@ pub fn check(bytes: &[u8]) {
     }
 }
 
-/// What must hold for a request, whatever is in it.
+/// Checks everything that must hold for any request.
 pub(crate) fn judged(request: &Request, source: Source) {
     for min_hash in [HashKind::None, HashKind::Sha1, HashKind::Sha256, HashKind::Sha512] {
         let lax = admit(request, &source, &Rules { min_hash, strict_source: false });
@@ -91,7 +90,7 @@ fn frame(bytes: &[u8]) {
         let without_key = judge(bytes, &config, &[&empty_slot()], &mut MemoryStore::default(), 0);
         let Some((key, prepared)) = &*KEY else { unreachable!("the key of the fixtures is none") };
         let verdict = judge(bytes, &config, &[prepared.dangerous_slot()], &mut MemoryStore::default(), 0);
-        // What user space would say about the datagram, if there is one.
+        // User space's verdict on the datagram, if there is one.
         let expected =
             classify(&bytes, &config).map(|datagram| match admit(datagram.request, &datagram.source, &rules) {
                 Ok(HashKind::None) => Ok(true),
@@ -120,8 +119,8 @@ fn request_v6(request: &Request) -> [u8; 16] {
     octets
 }
 
-/// The payload as a guest's datagram to the group; the source is what the payload names as its
-/// address.
+/// The payload as a guest's datagram to the group. The source is the callback address in the
+/// payload.
 fn in_ipv4(payload: &[u8]) -> Vec<u8> {
     let len = u16::try_from(payload.len()).unwrap_or_default();
     let source = payload.get(68..72).unwrap_or(&[192, 168, 122, 11]);
@@ -156,5 +155,5 @@ fn udp(frame: &mut Vec<u8>, payload: &[u8], len: u16) {
     frame.extend(payload);
 }
 
-// The frames are built for payloads of this length in the first place.
+// The frames assume payloads of this length.
 const _: () = assert!(REQUEST_LEN == 176);

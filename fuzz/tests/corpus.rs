@@ -1,5 +1,5 @@
-//! Replays the corpora, with a small stack, and tries mutations of them for a moment: what
-//! `cargo xtask fuzz` does for hours.
+//! Replays the corpora with a small stack, and tries mutations for a moment. `cargo xtask fuzz`
+//! does that for hours.
 
 #[cfg(test)]
 mod replayed {
@@ -9,8 +9,8 @@ mod replayed {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
-    /// What a target may use, in bytes: the daemon's own threads have eight times as much. (Without
-    /// optimisation frames are large.)
+    /// The stack of a target in bytes. The daemon's threads have eight times as much, since frames
+    /// are large without optimisation.
     const STACK: usize = 256 << 10;
 
     fn folder(name: &str) -> PathBuf {
@@ -86,7 +86,7 @@ mod replayed {
         Set(Index, u8),
         Insert(Index, Index),
         Repeat(Index, u8, u8),
-        /// Goes on as another input does.
+        /// Continues with the end of another input.
         Splice(Index, Index, Index),
     }
 

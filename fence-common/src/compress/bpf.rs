@@ -1,22 +1,24 @@
-//! SHA-256's inner parts in BPF's own instructions.
+//! SHA-256's inner loop in BPF instructions.
 //!
-//! The state fills eight of the ten registers. The compiler, left alone, makes a multiplication of a word that is put beside itself, works at
-//! several sums at once and has half of the state on the stack for it. Here every register has its use, and nothing is on the stack but the
-//! pointer to the schedule.
+//! The state fills eight of the ten registers. The compiler alone multiplies to double a word,
+//! interleaves several sums, and spills half of the state for them. Here each register has one use,
+//! and only the pointer to the schedule is on the stack.
 //!
-//! A round waits for the round before it by one word, the new `e`: two steps to double it, three for its rotations, one to add them. All else is
-//! added where it does not lengthen that way, for which one addition is done twice.
+//! A round depends on the previous one by one word, the new `e`: two steps double it, three rotate
+//! it, one adds the result. All else is added off that path, at the price of one addition done
+//! twice.
 
 use core::arch::asm;
 
 use super::{Schedule256, State32};
 
-/// `x` rotated right by `A` and by `A + B` and shifted by `C`, and the results xored. There is no rotation, but in a register with
-/// `x` in both its halves a shift is one.
+/// `x` rotated right by `A`, by `A + B`, and shifted right by `C`, all xored. BPF has no rotation,
+/// but a shift is one if both halves of the register hold `x`.
 #[inline(always)]
 pub(super) fn rotated2<const A: u32, const B: u32, const C: u32>(x: u32) -> u32 {
     let mut sum = u64::from(x);
-    // SAFETY: there is no other way to have these instructions and no others. They are arithmetic on two registers, without memory.
+    // SAFETY: needed, as the compiler chooses other instructions. These are arithmetic on two
+    // registers, without memory.
     unsafe {
         asm!(
             "{t} = {x}", "{t} <<= 32", "{t} |= {x}", "{x} >>= {c}",
@@ -30,13 +32,14 @@ pub(super) fn rotated2<const A: u32, const B: u32, const C: u32>(x: u32) -> u32 
     sum
 }
 
-/// One round. Each word comes with its register's names, whole and low half. Only two words change; the renaming of the others is in the order
-/// of the arguments.
+/// One round. Each word comes with its register's names, whole and low half. Only two words change;
+/// the order of the arguments renames the others.
 macro_rules! round {
     ($word:expr; ($a:ident $ra:tt $wa:tt) ($b:ident $rb:tt $wb:tt) ($c:ident $rc:tt $wc:tt)
      ($d:ident $rd:tt $wd:tt) ($e:ident $re:tt $we:tt) ($f:ident $rf:tt $wf:tt)
      ($g:ident $rg:tt $wg:tt) ($h:ident $rh:tt $wh:tt)) => {
-        // SAFETY: there is no other way to have these instructions and no others. They are arithmetic on registers, without memory.
+        // SAFETY: needed, as the compiler chooses other instructions. These are arithmetic on
+        // registers, without memory.
         unsafe {
             asm!(
                 concat!($wh, " += w8"),
@@ -44,11 +47,11 @@ macro_rules! round {
                 concat!("w8 = ", $wf), concat!("w8 ^= ", $wg), concat!("w8 &= ", $we), concat!("w8 ^= ", $wg),
                 concat!($wh, " += w8"),
                 concat!($wd, " += ", $wh),
-                // Three rotations, the second going on from the first.
+                // Three rotations; the second continues the first.
                 concat!("r8 = ", $re), "r8 <<= 32", concat!("r8 |= ", $re),
                 "r9 = r8", "r9 >>= 25", "r8 >>= 6", "w9 ^= w8", "r8 >>= 5", "w9 ^= w8",
                 concat!($wd, " += w9"), concat!($wh, " += w9"),
-                // The majority: in no bit both sums are 1.
+                // The majority, as two sums that never share a bit.
                 concat!("w8 = ", $wa), concat!("w8 ^= ", $wb), concat!("w8 &= ", $wc), concat!($wh, " += w8"),
                 concat!("w8 = ", $wa), concat!("w8 &= ", $wb), concat!($wh, " += w8"),
                 concat!("r8 = ", $ra), "r8 <<= 32", concat!("r8 |= ", $ra),
@@ -63,7 +66,7 @@ macro_rules! round {
     };
 }
 
-/// A round for each of the numbers, each with the words in their new places.
+/// One round for each number, with the words renamed after each.
 macro_rules! rounds {
     ($words:ident; $a:tt $b:tt $c:tt $d:tt $e:tt $f:tt $g:tt $h:tt;) => {};
     ($words:ident; $a:tt $b:tt $c:tt $d:tt $e:tt $f:tt $g:tt $h:tt; $i:literal $($rest:literal)*) => {

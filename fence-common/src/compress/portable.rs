@@ -1,8 +1,8 @@
-//! What [`super::bpf`] has by hand, where the compiler does it well.
+//! The same functions as `compress/bpf.rs`, for targets where the compiler does them well.
 
 use super::{Schedule256, State32};
 
-/// `x` rotated right by `A` and by `A + B` and shifted by `C`, and the results xored.
+/// `x` rotated right by `A`, by `A + B`, and shifted right by `C`, all xored.
 #[inline(always)]
 pub(super) const fn rotated2<const A: u32, const B: u32, const C: u32>(x: u32) -> u32 {
     x.rotate_right(A) ^ x.rotate_right(A + B) ^ x >> C

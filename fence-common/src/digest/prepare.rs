@@ -1,4 +1,4 @@
-//! Preparing a key: what user space does once, so that the kernel need not do it for each datagram.
+//! Prepares a key once in user space, so that the kernel need not do it per datagram.
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -13,14 +13,14 @@ use crate::compress::{
 use crate::key::Key;
 use crate::wire::{HASH_OFFSET, REQUEST_LEN};
 
-/// A key as the kernel program wants it. Lives on the heap, in one place, and is wiped when dropped.
+/// A prepared key for the kernel program. It stays in one place on the heap and is wiped on drop.
 pub struct PreparedKey(Box<KeySlot>);
 
 impl PreparedKey {
-    /// Absorbs the key's whole blocks and lays out what follows them.
+    /// Prepares a key.
     #[must_use]
     pub fn new(key: &Key) -> Self {
-        // On the heap from the start: a move of the box leaves no copy behind.
+        // On the heap from the start: moving the box leaves no copy behind.
         let mut slot = Self(Box::new(KeySlot::new_zeroed()));
         let bytes = key.dangerous_bytes();
         slot.0.loaded = 1;
@@ -30,7 +30,8 @@ impl PreparedKey {
         slot
     }
 
-    /// The same content, only that it does not count as a key: what a slot holds while another key is written over it or beneath it.
+    /// The prepared key with `loaded` 0: what a slot holds while another key is being written to
+    /// it.
     #[must_use]
     pub fn unloaded(key: &Key) -> Self {
         let mut slot = Self::new(key);
@@ -57,15 +58,16 @@ impl fmt::Debug for PreparedKey {
     }
 }
 
-/// What follows a key's whole blocks, with zeros for the request's signed part: at most 127 + 176 + 17 bytes, in whole blocks.
+/// What follows the key's whole blocks: at most 127 + 176 + 17 bytes, in whole blocks. The
+/// request's signed part is zero.
 type Rest = Zeroizing<[u8; 384]>;
 
-/// Lays it out; says how many of its blocks the signed part reaches into, and how many there are.
+/// Makes it. Returns it, the number of blocks that the signed part reaches into, and of all blocks.
 fn lay_out(key_len: usize, tail: &[u8], block_len: usize, count_len: usize) -> (Rest, usize, usize) {
     let message_end = tail.len() + REQUEST_LEN;
     let open = (tail.len() + HASH_OFFSET).div_ceil(block_len);
     let blocks = (message_end + 1 + count_len).div_ceil(block_len);
-    // A request's bits and those of 4096 bytes of key fit eight bytes whatever the width of the count.
+    // The bits of 4096 bytes of key and of a request fit eight bytes, however wide the count is.
     let bits = ((key_len + REQUEST_LEN) as u64 * 8).to_be_bytes();
     let mut rest = Zeroizing::new([0; 384]);
     rest[..tail.len()].copy_from_slice(tail);
@@ -74,12 +76,12 @@ fn lay_out(key_len: usize, tail: &[u8], block_len: usize, count_len: usize) -> (
     (rest, open, blocks)
 }
 
-/// A count of bytes or blocks, which is less than 128.
+/// A number of bytes or blocks, less than 128.
 fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(0)
 }
 
-/// Copies bytes as the numbers that the block functions work with.
+/// Copies big-endian bytes as numbers.
 macro_rules! numbers {
     ($number:ty, $to:expr, $bytes:expr) => {
         let (words, _) = $bytes.as_chunks::<{ size_of::<$number>() }>();
@@ -89,7 +91,8 @@ macro_rules! numbers {
     };
 }
 
-/// Prepares for one kind: `$open` gets the words before the request's and around them, `$closed` are the places for what is behind them.
+/// Prepares a key for one kind. `$open` receives the words around the request, `$closed` the
+/// schedules behind it.
 macro_rules! prepare {
     ($key:expr, $prepared:expr, $number:ty, $initial:expr, $count_len:literal, $expand:path, $rounds:path,
      $open:expr, $closed:expr) => {

@@ -10,7 +10,7 @@ use crate::replay_cache::DatagramId;
 use crate::wire::{Op, Request};
 use zerocopy::FromZeros;
 
-/// How old a datagram may be when it is read, in ticks.
+/// The age up to which a datagram is served, in ticks.
 const BEGIN_WITHIN: u8 = 0;
 
 /// A datagram on the segment.
@@ -28,7 +28,7 @@ fn address(endpoint: Endpoint) -> SocketAddr {
     SocketAddr::from(([192, 168, 122, endpoint], 1229))
 }
 
-/// Only where the model is broken: as if nobody else were there.
+/// Only with a flaw: an address that no other client shares.
 fn nobody_elses(who: Who, endpoint: Endpoint) -> SocketAddr {
     SocketAddr::new(address(endpoint).ip(), u16::try_from(who).unwrap())
 }
@@ -40,7 +40,7 @@ impl Datagram {
         request.domain[..2].copy_from_slice(b"vm");
         request.seqno = u32::try_from(self.who).unwrap().into();
         request.hash_kind = HashKind::Sha256.to_wire();
-        // As good as a digest: it tells this datagram from all others.
+        // Stands for a digest: it tells this datagram from all others.
         request.hash[..3].copy_from_slice(&[u8::try_from(self.who).unwrap(), self.endpoint, self.copy]);
         request
     }
@@ -67,7 +67,7 @@ impl World {
         }
     }
 
-    /// A datagram is taken in: the beginning of `pipeline.rs`.
+    /// Reads a datagram: the beginning of `pipeline.rs`.
     pub(super) fn take_in(&mut self, scenario: &Scenario) {
         let (now, nanos) = (self.now, self.nanos());
         let (Some((datagram, arrived)), Some(daemon)) = (self.queue.pop_front(), &mut self.daemon) else { return };
@@ -97,7 +97,7 @@ impl World {
         }
     }
 
-    /// All that waits is taken in: `intake/backlog.rs`.
+    /// Reads all that waits: `intake/backlog.rs`.
     pub(super) fn take_in_all(&mut self, scenario: &Scenario) {
         while self.daemon.is_some() && !self.queue.is_empty() {
             self.take_in(scenario);

@@ -1,14 +1,23 @@
-//! The life of a request, model-checked: every order in which copies, clients, crashes, libvirt's failures and a kill can meet.
+//! The life of a request, model-checked: every order in which copies, clients, crashes, libvirt's
+//! failures and a kill can meet.
 //!
-//! What is sans-IO is the real thing here, [`Ledger`](crate::ledger::Ledger) and [`ReplayCache`](crate::replay_cache::ReplayCache). What does system calls
-//! in the daemon is modelled, step by step as it is written there: `request` is its `pipeline.rs`, `order` its `act.rs`, `off.rs`,
-//! `kill.rs` and `restart.rs`, `intake` what comes before the ledger, `world` is everything else. A step is what nothing can come between, and between any two of them anything
-//! may happen that the scenario has left: a crash, a failure of libvirt, six seconds.
+//! The sans-IO parts are the real ones: [`Ledger`](crate::ledger::Ledger) and
+//! [`ReplayCache`](crate::replay_cache::ReplayCache). Code with system calls is modelled, step by
+//! step as the daemon has it:
 //!
-//! What the model leaves out: requests of more than one domain, several URIs, migrations, time in more than three steps, `auth = "none"`, and datagrams
-//! that overtake each other on the segment (they arrive in the order they were sent in, though one may be read late).
+//! * `intake`: what comes before the ledger.
+//! * `request`: the daemon's `pipeline.rs`.
+//! * `order`: its `act.rs`, `off.rs`, `kill.rs` and `restart.rs`.
+//! * `world`: everything else.
 //!
-//! A [`Flaw`] breaks one rule on purpose. Each has a test that wants the property it should break to be broken.
+//! A step is atomic. Between any two steps whatever the scenario has left may happen: a crash, a
+//! failure of libvirt, six seconds.
+//!
+//! The model leaves out: requests about several domains, several URIs, migrations, more than three
+//! steps of time, and `auth = "none"`. Datagrams do not overtake each other on the segment: they
+//! arrive in the order of sending, though one may be read late.
+//!
+//! A [`Flaw`] breaks one rule on purpose. For each one a test checks that its property breaks.
 
 mod intake;
 mod order;
@@ -27,11 +36,11 @@ use self::world::{Act, Asks, Client, Left, Life, World};
 enum Way {
     /// The process, by its pidfd.
     Direct,
-    /// By libvirt's destroy, and its word afterwards.
+    /// By libvirt's destroy, and libvirt's answer afterwards.
     Libvirt,
 }
 
-/// A rule that is not kept.
+/// A rule that is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
     ClaimAfterActing,
@@ -53,26 +62,27 @@ enum Flaw {
     DyingCountsAsAlive,
 }
 
-/// Who asks for what, and what goes wrong.
+/// The clients, their requests, and what goes wrong.
 #[derive(Clone, Debug)]
 struct Scenario {
-    /// Whether a datagram may be repeated that the daemon never heard, as it died before it read it or was not there.
+    /// Whether a datagram may be repeated that the daemon never read: it died before, or was not
+    /// there.
     repeats_lost: bool,
     clients: &'static [Asks],
     way: Way,
-    /// How often each client sends again while nobody calls it back.
+    /// How often each client retransmits while it is not called back.
     sends_again: u8,
     troubles: Left,
     flaw: Option<Flaw>,
 }
 
 impl Scenario {
-    /// Whether the rule is kept that `flaw` would break.
+    /// Whether the rule holds that `flaw` would break.
     fn works(&self, flaw: Flaw) -> bool {
         self.flaw != Some(flaw)
     }
 
-    /// Whether clients listen at one endpoint, one after the other.
+    /// Whether several clients listen at one endpoint.
     fn has_shared_endpoints(&self) -> bool {
         self.clients.iter().any(|asks| asks.follows.or(asks.beside).is_some())
     }
@@ -163,7 +173,8 @@ impl Model for Scenario {
         promise(promise::NOT_DROPPED, |_, state| !state.observed.dropped);
         promise(promise::STAYS_OFF, |_, state| !state.observed.risen);
         promise(promise::COMES_BACK, |_, state| !(state.is_quiet() && state.observed.owed));
-        // Every step uses something up, so there are no circles: a state without a next one is an end.
+        // Every step uses something up, so there are no cycles. A state without a successor is an
+        // end.
         promise(promise::COMES_TO_AN_END, |scenario, state| {
             let mut acts = Vec::new();
             scenario.actions(state, &mut acts);

@@ -1,4 +1,4 @@
-//! What the daemon does to the domain: the steps of `act.rs`, `off.rs`, `kill.rs` and `restart.rs`, one after the other.
+//! What the daemon does to the domain: the steps of `act.rs`, `off.rs`, `kill.rs` and `restart.rs`.
 
 use super::world::{Act, Daemon, How, Life, Number, Outcome, Step, Who, World};
 use super::{Flaw, Scenario, Way};
@@ -19,13 +19,13 @@ pub(super) struct Order {
     step: At,
 }
 
-/// How far it is.
+/// An order's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum At {
     Waiting,
     /// It holds the domain's lock.
     Locked,
-    /// The record of the restart is written, or libvirt's own destroy was sent off beside.
+    /// The record of the restart is written, or libvirt's destroy was sent beside the kill.
     Ready,
     /// SIGKILL was sent.
     Killed,
@@ -33,18 +33,18 @@ enum At {
     Asked,
 }
 
-/// A restart to be done.
+/// A pending restart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
     pub(super) instance: u8,
     pub(super) inherited: bool,
     pub(super) attempts: u8,
-    /// It was started; the record is still to be removed.
+    /// The domain was started; the record is still to be removed.
     pub(super) started: bool,
 }
 
 impl World {
-    /// Which steps orders and the restart can take.
+    /// The possible steps of orders and of the restart.
     pub(super) fn orders(&self, scenario: &Scenario, acts: &mut Vec<Act>) {
         let Some(daemon) = &self.daemon else { return };
         let faulty = self.left.faults > 0;
@@ -87,7 +87,7 @@ impl World {
         }
         if let Some(plan) = &daemon.pending {
             let free = daemon.lock.is_none() || daemon.lock == Some(RESTART);
-            // What is dying is waited for.
+            // A dying process is waited for.
             let waits = self.life == Life::Dying && scenario.works(Flaw::DyingCountsAsAlive);
             if free && (plan.started || !waits) {
                 acts.push(Act::Restart(How::Well));
@@ -103,7 +103,7 @@ impl World {
         self.instance != instance || self.life == Life::Dead
     }
 
-    /// Begins to carry out a request.
+    /// Begins to execute a request.
     pub(super) fn begin_order(&mut self, number: Number, who: Who) {
         *self.observed.acted.entry(who).or_default() += 1;
         if let Some(daemon) = &mut self.daemon {
@@ -148,7 +148,7 @@ impl World {
         let daemon = self.daemon.as_mut()?;
         daemon.lock = Some(number);
         if op == Op::Off {
-            // An off ends a restart that is pending, whoever wanted it.
+            // An off ends a pending restart, whoever asked for it.
             if scenario.works(Flaw::OffLeavesRestart) {
                 daemon.pending = None;
                 self.record = None;
@@ -172,7 +172,7 @@ impl World {
                 None
             }
             (Op::On, Life::Alive | Life::Dying) => {
-                // What another daemon may have killed is not known to run on.
+                // An instance that another daemon may have killed is not known to run on.
                 let pending = self.daemon.as_ref().and_then(|daemon| daemon.pending.as_ref());
                 let runs = pending.is_none_or(|plan| plan.instance != self.instance);
                 if runs {
@@ -181,7 +181,7 @@ impl World {
                 self.end(scenario, order, op, runs);
                 None
             }
-            // Off by libvirt's word, asked for afresh.
+            // Off by libvirt's answer to a new query.
             (_, Life::Dead) => {
                 self.end(scenario, order, op, well);
                 None
@@ -203,7 +203,7 @@ impl World {
 
     fn strike(&mut self, scenario: &Scenario, order: &Order, op: Op, how: How) -> At {
         if how != How::Fails && self.life == Life::Alive {
-            // A pidfd means one instance; libvirt's destroy means whatever it finds.
+            // A pidfd means one instance; libvirt's destroy means whatever runs.
             let meant = scenario.way == Way::Libvirt || self.instance == order.instance;
             if meant {
                 self.observed.killed.entry(order.who).or_default().insert(self.instance);
@@ -220,7 +220,7 @@ impl World {
         At::Killed
     }
 
-    /// The order is over, with what it came to.
+    /// The order is over, with this result.
     fn end(&mut self, scenario: &Scenario, order: &Order, op: Op, success: bool) {
         let killed = matches!(order.step, At::Killed | At::Asked);
         if op == Op::Reboot && killed {
@@ -241,18 +241,18 @@ impl World {
             match task.step.clone() {
                 Step::Acting(claim, peer) => task.step = Step::Ended(claim, peer, outcome),
                 Step::Unclaimed(ticket, peer, at) => self.claim_late(order.number, ticket, (peer, at), outcome),
-                // It has been answered already: its time was over.
+                // It was answered already, when its time was over.
                 Step::Calling(_) | Step::Connected(..) | Step::Talking(..) | Step::Read(..) | Step::Claimed(..) => {}
                 Step::Refused(..) | Step::Ended(..) | Step::ReadAgain(..) => {}
             }
         }
-        // Not before libvirt's destroy, where one is under way, is over: it must not hit what a later request starts.
+        // Not before libvirt's destroy is over: it must not hit what a later request starts.
         if self.destroy.is_none_or(|(_, number)| number != order.number) || !scenario.works(Flaw::LockReleasedEarly) {
             self.unlock(order.number);
         }
     }
 
-    /// Lets the lock go if its holder has done with it.
+    /// Releases the lock if its holder is done.
     pub(super) fn unlock(&mut self, number: Number) {
         if let Some(daemon) = &mut self.daemon {
             let acts = daemon.orders.iter().any(|order| order.number == number);
@@ -298,12 +298,12 @@ impl World {
         let runs_on = plan.inherited && self.instance == plan.instance;
         match (self.life, how) {
             _ if plan.started => self.drop_restart(),
-            // It was never killed.
+            // The domain was never killed.
             (Life::Alive | Life::Dying, _) if runs_on => {
                 self.observed.owed &= self.life == Life::Dying;
                 self.drop_restart();
             }
-            // Somebody else was faster.
+            // It was started meanwhile.
             (Life::Alive | Life::Dying, _) => self.drop_restart(),
             (Life::Dead, How::Well) => {
                 plan.started = true;
@@ -314,7 +314,7 @@ impl World {
                 self.left.faults -= 1;
                 plan.attempts += 1;
                 if plan.attempts >= ATTEMPTS {
-                    // Loud in the log.
+                    // The daemon logs an error.
                     (self.observed.owed, self.observed.gave_up) = (false, true);
                     self.drop_restart();
                 }

@@ -8,7 +8,7 @@ use crate::ledger::{NoClaim, Ticket};
 use crate::wire::Op;
 
 impl World {
-    /// Which steps requests can take.
+    /// The possible steps of requests.
     pub(super) fn requests(&self, acts: &mut Vec<Act>) {
         let Some(daemon) = &self.daemon else { return };
         if !self.queue.is_empty() {
@@ -117,7 +117,7 @@ impl World {
         }
     }
 
-    /// Whoever listens there takes the connection, and has the key; or nobody does.
+    /// A client that listens there accepts the connection, and has the key; or no client does.
     fn connect(&mut self, scenario: &Scenario, number: Number, endpoint: Endpoint, ticket: Ticket) {
         let listens = |who: Who| {
             let Asks { endpoints, insists, .. } = scenario.clients[who];
@@ -141,7 +141,8 @@ impl World {
         }
     }
 
-    /// What arrives from now on is later. Where nobody shares an endpoint that makes no difference, and would only make more states.
+    /// What arrives from now on is later. If no clients share an endpoint, that makes no difference
+    /// and would only add states.
     fn authenticate(&mut self, scenario: &Scenario, number: Number, ticket: Ticket, peer: Who) {
         self.go_on(number, Step::Talking(ticket, peer, self.nanos()));
         if scenario.has_shared_endpoints() {
@@ -167,7 +168,7 @@ impl World {
         }
     }
 
-    /// The groups deny it.
+    /// The groups deny the request.
     fn deny(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, (peer, at): (Who, u64)) {
         let (nanos, instance) = (self.nanos(), self.instance);
         let Some(daemon) = &mut self.daemon else { return };
@@ -186,7 +187,7 @@ impl World {
         }
     }
 
-    /// Only where the model is broken: the claim comes after the act.
+    /// Only with a flaw: the claim comes after the act.
     pub(super) fn claim_late(&mut self, number: Number, ticket: Ticket, (peer, at): (Who, u64), outcome: Outcome) {
         let nanos = self.nanos();
         let Some(daemon) = &mut self.daemon else { return };

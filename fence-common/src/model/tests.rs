@@ -1,4 +1,4 @@
-//! The scenarios, and the flaws that each promise must notice.
+//! The scenarios, and the flaws that each promise must detect.
 
 use std::collections::BTreeSet;
 use std::format;
@@ -18,33 +18,33 @@ const fn asks(op: Op, endpoints: &'static [u8]) -> Asks {
     Asks { op, endpoints, follows: None, beside: None, insists: false, copies: None, denied: false }
 }
 
-/// One that takes the first one's endpoint.
+/// A client that takes over the first one's endpoint.
 const fn then(op: Op) -> Asks {
     Asks { follows: Some(0), ..asks(op, &[1]) }
 }
 
-/// One that asks while the first one waits for its answer.
+/// A client that asks while the first one waits for its answer.
 const fn beside(op: Op, endpoints: &'static [u8]) -> Asks {
     Asks { beside: Some(0), ..asks(op, endpoints) }
 }
 
 /// One client with two addresses.
 const TWO_ADDRESSES: &[Asks] = &[asks(Op::Reboot, &[1, 2])];
-/// The same, if it were no stock client.
+/// The same with a client that is not stock's.
 const INSISTENT: &[Asks] = &[Asks { insists: true, ..asks(Op::Reboot, &[1, 2]) }];
-/// Two clients at one endpoint, one after the other, and both mean the same domain.
+/// Two clients at one endpoint, one after the other, about the same domain.
 const ONE_ENDPOINT: &[Asks] = &[asks(Op::Reboot, &[1]), then(Op::Off)];
 const ONE_ENDPOINT_ON: &[Asks] = &[asks(Op::Off, &[1]), then(Op::On)];
-/// Two clients of one guest that run at the same time.
+/// Two clients of one guest at the same time.
 const AT_ONCE: &[Asks] = &[asks(Op::Reboot, &[1]), beside(Op::Off, &[1])];
 const AT_ONCE_ON: &[Asks] = &[asks(Op::Off, &[1]), beside(Op::On, &[1])];
-/// The same, and the guest has two addresses.
+/// The same, in a guest with two addresses.
 const AT_ONCE_TWICE: &[Asks] = &[asks(Op::Off, &[1, 2]), beside(Op::On, &[1, 2])];
 /// Two clients, each at its own endpoint.
 const TWO_ENDPOINTS: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
 const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[1]), asks(Op::On, &[2])];
 
-/// A client, and somebody with the key who sends the same request for an address that may not.
+/// A client, and a key holder that copies its request for an address that the groups deny.
 const DENIED_COPY: &[Asks] =
     &[asks(Op::Reboot, &[1]), Asks { copies: Some(0), denied: true, ..asks(Op::Reboot, &[2]) }];
 
@@ -54,12 +54,12 @@ fn scenario(clients: &'static [Asks], way: Way, troubles: Left) -> Scenario {
     Scenario { repeats_lost: true, clients, way, sends_again: 1, troubles, flaw: None }
 }
 
-/// Looks at every state of a scenario, and prints how many there are.
+/// Checks every state of a scenario, and prints how many there are.
 fn check(name: &str, scenario: Scenario) {
     let begun = Instant::now();
     let checker = scenario.checker().threads(2).spawn_bfs().join();
     let (states, unique, took) = (checker.state_count(), checker.unique_state_count(), begun.elapsed());
-    // Past the test harness, which keeps what is printed to itself while all is well.
+    // Straight to stdout: the test harness hides what a passing test prints.
     let _ = writeln!(std::io::stdout(), "model: {name}: {unique} states, {states} steps, {took:.1?}");
     let found = checker.discoveries();
     for property in checker.model().properties() {
@@ -74,7 +74,7 @@ fn check(name: &str, scenario: Scenario) {
     }
 }
 
-/// That a scenario keeps this promise, whatever becomes of others.
+/// Checks that a scenario keeps this promise; other promises do not count.
 fn keeps(name: &str, promise: &'static str, scenario: Scenario) {
     let checker = scenario.checker().threads(2).spawn_bfs().join();
     let _ = writeln!(std::io::stdout(), "model: {name}: {} states", checker.unique_state_count());
@@ -82,7 +82,7 @@ fn keeps(name: &str, promise: &'static str, scenario: Scenario) {
     assert!(steps.is_none(), "{name}: broken: {promise}: {steps:#?}");
 }
 
-/// That a scenario with a flaw breaks this promise; the steps that do it.
+/// Checks that a scenario with a flaw breaks this promise. Returns the steps that do it.
 fn breaks(flaw: Option<Flaw>, promise: &'static str, scenario: Scenario) -> Vec<String> {
     let scenario = Scenario { flaw, ..scenario };
     let until = HasDiscoveries::AnyOf(BTreeSet::from([promise]));
@@ -122,8 +122,8 @@ fn two_clients_of_one_guest_at_once() {
     check("at once, two addresses", once);
 }
 
-/// A datagram has its time before it can be read. What then comes of a request whose peer had asked something else cannot be helped, but that
-/// peer must not take it for the answer to what it has asked.
+/// A datagram has its time before it can be read. A request whose peer had asked something else may
+/// fail then. But that peer must not take its answer for its own.
 #[test]
 fn what_is_read_late_lets_nobody_have_anothers_answer() {
     let late = scenario(ONE_ENDPOINT, Way::Direct, Left { late: 1, ..CALM });
@@ -192,8 +192,8 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
     }
 }
 
-/// What was lost unread when the daemon died is new to the next one, as if it had been sent later: see docs/design/replay-cache.md.
-/// Nothing else is.
+/// A datagram that was lost unread at a crash is new to the next daemon, as if sent later
+/// (docs/design/replay-cache.md). No other datagram is.
 #[test]
 fn a_datagram_repeated_after_a_crash_does_nothing_unless_it_was_lost() {
     let troubles = Left { crashes: 1, replays: 1, ..CALM };

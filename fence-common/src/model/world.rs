@@ -1,4 +1,5 @@
-//! What the model is made of: clients, the wire, the daemon, its disk, libvirt and one domain; and what happens outside the daemon.
+//! The model's world: clients, the wire, the daemon, its disk, libvirt and one domain. Also all
+//! that happens outside the daemon.
 
 use super::Scenario;
 use super::intake::Datagram;
@@ -9,47 +10,48 @@ use crate::wire::Op;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
-/// A client, and the one request that it makes.
+/// A client with its one request.
 pub(super) type Who = usize;
-/// A call-back address and port.
+/// A callback address and port.
 pub(super) type Endpoint = u8;
 /// A request that the daemon serves.
 pub(super) type Number = u8;
 
-/// What the clock goes on by at a time: longer than a datagram may wait, and two of them longer than a claim is remembered.
+/// One step of the clock, in nanoseconds. It is longer than a datagram may wait. Two are longer
+/// than a claim is remembered.
 const TICK: u64 = 6_000_000_000;
 
-/// What a client does with its life.
+/// What a client does.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asks {
     pub(super) op: Op,
-    /// Where it listens; a datagram names each of them.
+    /// The endpoints where it listens, one datagram for each.
     pub(super) endpoints: &'static [Endpoint],
-    /// Whose endpoint it takes: it begins when that one is over.
+    /// The client whose endpoint it takes over: it begins after that one is over.
     pub(super) follows: Option<Who>,
-    /// Whose endpoint it shares: it begins when that one has taken its call-back, or is over.
+    /// The client whose endpoint it shares: it begins after that one was called back, or is over.
     pub(super) beside: Option<Who>,
-    /// It takes every call-back, and asks on when a connection is lost: no stock client does.
+    /// It accepts every callback, and retries after a lost connection. No stock client does.
     pub(super) insists: bool,
-    /// Whose request it sends as its own: it has the key, and has heard that request.
+    /// The client whose request it copies: it has the key and has heard that request.
     pub(super) copies: Option<Who>,
-    /// The groups deny what it asks.
+    /// The groups deny its request.
     pub(super) denied: bool,
 }
 
-/// Where a client is in it.
+/// A client's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Client {
     Unborn,
-    /// Listens and sends.
+    /// It listens and sends.
     Asking {
         sent_again: u8,
     },
-    /// Has taken a call-back: it takes no other.
+    /// It was called back, and accepts no other callback.
     Talking(Number),
-    /// Has its answer, or has lost the connection.
+    /// It has its answer, or has lost the connection.
     Done,
-    /// Was killed or has given up.
+    /// It was killed or has given up.
     Gone,
 }
 
@@ -59,32 +61,32 @@ impl Client {
     }
 }
 
-/// What an order came to.
+/// The result of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Outcome {
     pub(super) success: bool,
-    /// The instance that the order was about.
+    /// The instance of the domain that the order was about.
     pub(super) instance: u8,
 }
 
-/// How far a request is: the steps of the daemon's `pipeline.rs`.
+/// A request's state: the steps of the daemon's `pipeline.rs`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Step {
-    /// It is being called back.
+    /// The callback is under way.
     Calling(Ticket),
-    /// Somebody has taken the connection.
+    /// A client has accepted the connection.
     Connected(Ticket, Who),
-    /// The peer has authenticated, at this time.
+    /// The peer has authenticated at this time.
     Talking(Ticket, Who, u64),
-    /// What had arrived by then was taken in.
+    /// All that had arrived by then was read.
     Read(Ticket, Who, u64),
     Claimed(Claim, Who),
     Refused(Denial, Who),
     Acting(Claim, Who),
-    /// Only where the model is broken: it acts and has no claim.
+    /// Only with a flaw: it acts without a claim.
     Unclaimed(Ticket, Who, u64),
     Ended(Claim, Who, Outcome),
-    /// What had arrived by then was taken in.
+    /// All that had arrived by then was read.
     ReadAgain(Claim, Who, Outcome),
 }
 
@@ -96,7 +98,7 @@ pub(super) struct Task {
     pub(super) step: Step,
 }
 
-/// The daemon's memory: a crash empties it.
+/// The daemon's memory. A crash empties it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Daemon {
     pub(super) ledger: Ledger,
@@ -104,7 +106,7 @@ pub(super) struct Daemon {
     pub(super) tasks: BTreeMap<Number, Task>,
     pub(super) next: Number,
     pub(super) orders: Vec<Order>,
-    /// Who holds the domain's lock.
+    /// The holder of the domain's lock.
     pub(super) lock: Option<Number>,
     pub(super) pending: Option<Plan>,
 }
@@ -113,19 +115,19 @@ pub(super) struct Daemon {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Life {
     Alive,
-    /// Killed, and the kernel has not done with it.
+    /// Killed, but still in the kernel.
     Dying,
     Dead,
 }
 
-/// What there is of each trouble still to come.
+/// How much of each trouble is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Left {
     pub(super) crashes: u8,
     pub(super) faults: u8,
     pub(super) ticks: u8,
     pub(super) replays: u8,
-    /// Datagrams that have their time and cannot be read yet.
+    /// Datagrams that have their time but cannot be read yet.
     pub(super) late: u8,
 }
 
@@ -137,22 +139,22 @@ impl Left {
 /// What the properties are about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Observed {
-    /// How often each request was begun to be carried out.
+    /// How often the execution of each request began.
     pub(super) acted: BTreeMap<Who, u8>,
-    /// Which instances each request has killed.
+    /// The instances that each request has killed.
     pub(super) killed: BTreeMap<Who, BTreeSet<u8>>,
     pub(super) replies: BTreeMap<Who, u8>,
     pub(super) successes: BTreeSet<Who>,
     pub(super) false_success: bool,
     pub(super) anothers_answer: bool,
     pub(super) anothers_word: bool,
-    /// Somebody who waits was left without an answer, and the daemon lived.
+    /// A client that waits got no answer although the daemon lived.
     pub(super) dropped: bool,
-    /// The domain was started by us after an off that is newer than all that would want it.
+    /// The daemon started the domain after an off that is newer than every request to start it.
     pub(super) risen: bool,
-    /// An off has gone through, and nothing newer has begun.
+    /// An off has succeeded, and nothing newer has begun.
     pub(super) kept_off: bool,
-    /// A reboot has killed, and the domain was not started yet, nor its failure told.
+    /// A reboot has killed the domain. It is not started yet, nor its failure reported.
     pub(super) owed: bool,
     pub(super) started: bool,
     pub(super) inherited: bool,
@@ -160,62 +162,63 @@ pub(super) struct Observed {
     pub(super) gave_up: bool,
 }
 
-/// Everything.
+/// The whole state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct World {
     pub(super) now: u8,
-    /// What tells times of one tick apart: it goes on with each authentication, and with each datagram where they may be read in another order.
+    /// Tells times of one tick apart. It grows with each authentication, and with each datagram if
+    /// datagrams may be read in another order.
     pub(super) moment: u8,
     pub(super) clients: Vec<Client>,
-    /// Arrived, when, and not read.
+    /// Arrived (with its time) but not read.
     pub(super) queue: VecDeque<(Datagram, u64)>,
-    /// Arrived, when, and cannot be read yet. It can be before the next reply.
+    /// Arrived (with its time) but not readable yet. It may become readable before the next reply.
     pub(super) late: Option<(Datagram, u64)>,
-    /// All that was ever sent: everybody on the segment has heard it.
+    /// All datagrams ever sent: everybody on the segment has heard them.
     pub(super) heard: BTreeSet<Datagram>,
-    /// Those of them that the daemon has heard, too, where that makes a difference.
+    /// Those that the daemon has read too, if that makes a difference.
     pub(super) taken: BTreeSet<Datagram>,
     pub(super) daemon: Option<Daemon>,
     /// The file of claims.
     pub(super) claims: Vec<RequestId>,
-    /// The file of datagrams, while there is no daemon.
+    /// The replay cache's file, while there is no daemon.
     pub(super) written: ReplayCache,
-    /// The record of a restart: the instance that was to be killed.
+    /// The record of a restart: the instance to be killed.
     pub(super) record: Option<u8>,
     pub(super) instance: u8,
     pub(super) life: Life,
-    /// libvirt's destroy beside a kill, for whose request.
+    /// libvirt's destroy beside a kill, and the request that it belongs to.
     pub(super) destroy: Option<(Who, Number)>,
     pub(super) left: Left,
     pub(super) observed: Observed,
 }
 
-/// One thing that happens.
+/// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     /// A client begins to listen and sends its datagrams.
     Begin(Who),
     SendAgain(Who, Endpoint),
     Die(Who),
-    /// Somebody without the key sends what was heard.
+    /// An attacker without the key repeats a datagram.
     Replay(Datagram),
     Tick,
-    /// The datagram that came last cannot be read yet.
+    /// The last datagram cannot be read yet.
     Delay,
-    /// It can.
+    /// It becomes readable.
     Surface,
-    /// The daemon takes a datagram from its socket.
+    /// The daemon reads a datagram from its socket.
     Take,
     Connect(Number),
     Authenticate(Number),
-    /// The call-back ends because something newer came from its endpoint.
+    /// A newer request of the same endpoint ends the callback.
     Overtaken(Number),
     Read(Number),
     Claim(Number),
     Note(Number),
-    /// The order's next step.
+    /// An order's next step.
     Order(Number, How),
-    /// The client is told of a failure, as its time is over; the order goes on.
+    /// The client's time is over: it is answered with failure, and the order goes on.
     Late(Number),
     ReadAgain(Number),
     Reply(Number),
@@ -227,13 +230,13 @@ pub(super) enum Act {
     Start,
 }
 
-/// What libvirt makes of a call.
+/// The result of a libvirt call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum How {
     Well,
-    /// An error, and nothing was done.
+    /// An error, without an effect.
     Fails,
-    /// An error, and it was done.
+    /// An error, but with its effect.
     FailsLate,
 }
 
@@ -263,7 +266,7 @@ impl World {
         1 + u64::from(self.now) * TICK + u64::from(self.moment)
     }
 
-    /// What can happen outside the daemon.
+    /// The events that can happen outside the daemon.
     pub(super) fn outside(&self, scenario: &Scenario, acts: &mut Vec<Act>) {
         for (who, asks) in scenario.clients.iter().enumerate() {
             match self.clients[who] {
@@ -280,7 +283,7 @@ impl World {
                 Client::Asking { .. } | Client::Talking(_) | Client::Done | Client::Gone => {}
             }
             let waits = matches!(self.clients[who], Client::Asking { .. } | Client::Talking(_));
-            // Where nobody comes after it, its death changes nothing that a lost connection does not.
+            // Without a successor its death changes nothing that a lost connection does not.
             if waits && scenario.clients.iter().any(|other| [other.follows, other.beside].contains(&Some(who))) {
                 acts.push(Act::Die(who));
             }
@@ -310,7 +313,7 @@ impl World {
         }
     }
 
-    /// Lets it happen.
+    /// Carries out such an event.
     pub(super) fn happen_outside(&mut self, scenario: &Scenario, act: Act) {
         match act {
             Act::Begin(who) => {
@@ -351,17 +354,18 @@ impl World {
             }
             Act::Crash => self.crash(scenario),
             Act::Start => self.start(scenario),
-            // The daemon's own.
+            // The daemon's own steps.
             Act::Take | Act::Connect(_) | Act::Authenticate(_) | Act::Overtaken(_) | Act::Read(_) | Act::Claim(_) => {}
             Act::Note(_) | Act::Order(..) | Act::Late(_) | Act::ReadAgain(_) | Act::Reply(_) | Act::Restart(_) => {}
         }
     }
 
-    /// SIGKILL: memory, connections and what was not read are gone; the files stay. libvirt's destroy has taken effect before, or never
-    /// does: libvirtd forgets the calls of whoever hangs up.
+    /// SIGKILL: memory, connections and unread datagrams are lost; the files stay. libvirt's
+    /// destroy has taken effect before, or never does: libvirtd drops the calls of a closed
+    /// connection.
     fn crash(&mut self, scenario: &Scenario) {
         self.left.crashes -= 1;
-        // Each datagram is written down before anything is done about it.
+        // Each datagram is written to the file before anything is done about it.
         self.written = self.daemon.take().map(|daemon| daemon.replay_cache).unwrap_or_default();
         self.queue.clear();
         self.late = None;
@@ -373,7 +377,7 @@ impl World {
         }
     }
 
-    /// The next daemon: it reads the files before it hears anything.
+    /// The next daemon. It reads the files before it hears anything.
     fn start(&mut self, scenario: &Scenario) {
         let mut daemon = Daemon::default();
         let written = core::mem::take(&mut self.written);
@@ -390,8 +394,8 @@ impl World {
         self.daemon = Some(daemon);
     }
 
-    /// The connection of a request is closed without an answer. Whoever has it was perhaps not the one who had asked, where it was not
-    /// claimed and somebody else asks there.
+    /// Closes a request's connection without an answer. Before the claim the peer may be another
+    /// client than the requester, if another one asks there.
     pub(super) fn hang_up(&mut self, scenario: &Scenario, number: Number, task: &Task, peer: Who, claimed: bool) {
         if self.clients[peer] == Client::Talking(number) {
             self.clients[peer] = Client::Done;

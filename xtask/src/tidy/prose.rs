@@ -25,9 +25,7 @@ pub(crate) const NOT_DONE: &[&str] = &[
     "docs/reference/doctor.md",
     "docs/reference/inspect.md",
     // Comments.
-    "fence-common/src",
     "fence-daemon",
-    "fence-ebpf/src",
     "tests",
     "xtask/src",
 ];
