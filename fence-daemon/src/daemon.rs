@@ -181,8 +181,8 @@ pub async fn run(
     let requests = inspector.requests();
     let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, replays, requests);
 
-    let health = hypervisors.health();
-    let connected = health.iter().filter(|uri| uri.connected).count();
+    let uris = hypervisors.view();
+    let connected = uris.iter().filter(|uri| uri.connected).count();
     let heard = follower.now();
     info!(
         group = %multicast.group,
@@ -191,7 +191,7 @@ pub async fn run(
         hash = %multicast.hash.name(),
         auth = %multicast.auth.name(),
         program = %if heard.loading { "loading".to_owned() } else { heard.ways() },
-        libvirt = %format_args!("{connected}/{}", health.len()),
+        libvirt = %format_args!("{connected}/{}", uris.len()),
         "ready"
     );
     inspector.enter(Phase::Serving);

@@ -141,13 +141,13 @@ impl Inspector {
         let restarts: Vec<_> = restarts
             .into_iter()
             .map(|restart| Restart {
-                uri: restart.uri.to_string(),
-                name: restart.name,
-                uuid: restart.uuid.to_string(),
+                uri: restart.plan.domain.uri.to_string(),
+                name: restart.plan.domain.name.clone(),
+                uuid: restart.plan.domain.uuid.to_string(),
                 waiting_ms: now.ago(restart.since),
                 pause_ms: millis(restart.not_before.since(restart.since)),
-                inherited: restart.inherited,
-                held: restart.held,
+                inherited: restart.plan.inherited,
+                held: restart.plan.held,
                 attempts: restart.attempts,
                 reason: restart.reason.map(clip),
             })
@@ -381,7 +381,7 @@ fn domain(view: DomainView) -> Domain {
         pid: view.pid,
         persistent: view.persistent,
         fresh: view.fresh,
-        strays: view.strays,
+        strays: view.orphans,
         unseen: view.unseen,
     }
 }

@@ -1,4 +1,5 @@
-//! The rules, row by row, on libvirt's in-process test driver: `test:///FILE` is a node of its own with the domains of the file.
+//! The rules, row by row, on libvirt's in-process test driver: `test:///FILE` is a node of its own
+//! with the domains of the file.
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -6,15 +7,16 @@ use std::time::Instant as StdInstant;
 
 use fence_common::target::Target;
 use fence_common::wire::{Op, Reply};
+use fence_config::{RebootMethod, RebootReply};
 use tempfile::TempDir;
+use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;
 use zeroize::Zeroizing;
 
-use super::fence::restart::{self, Plan};
-use super::known::disproof;
-use super::libvirt::domain::Source;
-use super::libvirt::link::Lane;
+use super::fence::Source;
+use super::fence::{FRESH, Plan};
+use super::libvirt::Lane;
 use super::*;
 
 mod choices;
@@ -39,8 +41,8 @@ const QUICK: Limits = Limits {
     unrecorded: Duration::from_secs(4),
 };
 
-/// Locks that nobody carries count for every machine of this host of which nothing is known: held by each test that makes some, and by
-/// each that wants none.
+/// Locks that nobody carries count for every machine of this host of which nothing is known: held
+/// by each test that makes some, and by each that wants none.
 pub(super) static ORPHANS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// A file or socket of this test's own, in a directory that is removed with it.
@@ -131,7 +133,7 @@ async fn arrange(hypervisors: &Hypervisors, what: impl FnOnce(&Connect) + Send +
         what(connect);
         Ok(())
     };
-    hypervisors.inner.uris[0].call(Lane::Query, Instant::now() + Duration::from_secs(5), call).await.unwrap();
+    hypervisors.known.uris[0].call(Lane::Query, Instant::now() + Duration::from_secs(5), call).await.unwrap();
 }
 
 /// Waits until the domain has the state that `status` replies with `wanted`.
@@ -146,7 +148,7 @@ async fn until(hypervisors: &Hypervisors, domain: &str, wanted: Reply) {
 /// Every thread for actions of the URI is busy for `time`, as with a hypervisor that hangs.
 async fn occupy_actions(hypervisors: &Hypervisors, uri: usize, time: Duration) {
     for _ in 0..16 {
-        let uri = Arc::clone(&hypervisors.inner.uris[uri]);
+        let uri = Arc::clone(&hypervisors.known.uris[uri]);
         tokio::spawn(async move {
             let call = move |_: &Connect| {
                 std::thread::sleep(time);
@@ -166,11 +168,11 @@ async fn pend(h: &Hypervisors, domain: &str, number: u128, source: Source) {
 /// The same of a reboot that was asked for at this moment.
 async fn pend_since(h: &Hypervisors, domain: &str, number: u128, source: Source, asked: Instant) {
     let uuid = Uuid::from_u128(number);
-    let identity = Identity { uri: Arc::clone(&h.inner.uris[0].text), uuid, name: domain.to_owned() };
-    let held = h.inner.locks.uuid(uuid).await;
+    let identity = Identity { uri: Arc::clone(&h.known.uris[0].text), uuid, name: domain.to_owned() };
+    let held = h.orders.locks.uuid(uuid).await;
     let plan =
-        Plan { place: 0, domain: identity, source, dead: None, died: None, kept: None, inherited: false, held: false };
-    restart::schedule(&h.inner, plan, asked);
+        Plan { index: 0, domain: identity, source, dead: None, died: None, kept: None, inherited: false, held: false };
+    h.orders.restarter.schedule(plan, asked);
     drop(held);
     // The first attempt fails at once, the next is a while off.
     sleep(Duration::from_millis(100)).await;
@@ -337,7 +339,7 @@ async fn every_running_instance_is_meant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_for_one_domain_wait_for_each_other_and_others_do_not() {
     let (h, _file) = node(Node::default().running("a", 1).running("b", 2)).await;
-    let held = h.inner.locks.uuid(Uuid::from_u128(1)).await;
+    let held = h.orders.locks.uuid(Uuid::from_u128(1)).await;
     let by_name = tokio::spawn({
         let h = h.clone();
         async move { reply(&h, Op::Off, "a").await }
@@ -363,10 +365,10 @@ async fn the_lock_is_held_while_libvirt_works() {
         async move { reply(&h, Op::Off, "a").await }
     });
     sleep(Duration::from_millis(200)).await;
-    let second = tokio::time::timeout(Duration::from_millis(300), h.inner.locks.uuid(Uuid::from_u128(1))).await;
+    let second = tokio::time::timeout(Duration::from_millis(300), h.orders.locks.uuid(Uuid::from_u128(1))).await;
     assert!(second.is_err(), "two requests at one domain");
     assert_eq!(off.await.unwrap(), Reply::Success);
-    h.inner.locks.uuid(Uuid::from_u128(1)).await;
+    h.orders.locks.uuid(Uuid::from_u128(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -384,8 +386,8 @@ async fn shutdown_waits_for_restarts_and_is_bounded() {
     let begun = StdInstant::now();
     h.shutdown(Duration::from_secs(5)).await;
     assert!(begun.elapsed() < Duration::from_secs(2));
-    assert!(h.inner.restarts.waiting().is_empty());
-    assert!(!h.inner.uris[0].has_links(), "a connection is still open");
+    assert!(h.orders.restarts.all().is_empty());
+    assert!(!h.known.uris[0].is_open(), "a connection is still open");
     let begun = StdInstant::now();
     assert_eq!(reply(&h, Op::Status, "a").await, Reply::Failure);
     assert!(begun.elapsed() < Duration::from_millis(500));

@@ -11,7 +11,7 @@ use super::stop::{Stopping, stopped};
 use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
-use crate::hypervisor::{Asker, Deadline, Detail, Outcome};
+use crate::hypervisor::{Deadline, Detail, Outcome, Requester};
 use crate::intake::request::Verified;
 use crate::policy::{self, Authorized, Denied};
 
@@ -123,8 +123,8 @@ impl Shared {
     }
 
     async fn carry_out(&self, order: Authorized, request: &Verified, deadline: &Deadline) -> Answer {
-        let asker =
-            Asker { caller: request.caller(), interface: request.endpoint().interface, arrived: request.arrived() };
+        let requester =
+            Requester { caller: request.caller(), interface: request.endpoint().interface, arrived: request.arrived() };
         if deadline.by() <= Instant::now() {
             return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
         }
@@ -132,7 +132,7 @@ impl Shared {
         // A task of its own: when the time for the answer is over the client is told, and what has begun stays in force.
         let action = tokio::spawn({
             let deadline = deadline.clone();
-            async move { hypervisors.carry_out(&order, Some(asker), &deadline).await }
+            async move { hypervisors.carry_out(&order, Some(requester), &deadline).await }
         });
         match tokio::time::timeout_at(deadline.by(), action).await {
             Ok(Ok(outcome)) => Answer::outcome(op, &outcome),

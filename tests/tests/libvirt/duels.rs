@@ -56,7 +56,7 @@ fn who_is_being_fenced_is_known_by_an_interface_that_was_plugged_in_and_waits() 
     disk.release();
     ensure!(fence.finish()?.code == Some(0), "{}", site.server.log());
     ensure!(asked.finish()?.code == Some(1), "{}", site.server.log());
-    site.logs(position, "who asks is doomed, which is being fenced itself")?;
+    site.logs(position, "the client is doomed, which is being fenced itself")?;
     ensure!(!other.is_dead()?, "the dead have killed: {}", site.server.log());
     site.off_directly("other")
 }

@@ -310,7 +310,7 @@ fn who_stops_the_daemon_is_told_that_the_next_one_starts_what_is_off() -> Result
     site.logs(position, "not started again yet")?;
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     let stopped = server.stop(Signal::SIGTERM)?;
-    let said = "fenced, but not started again before we end: the next daemon will start it";
+    let said = "fenced, but not started again before this daemon ends: the next daemon starts it";
     ensure!(stopped.stderr.contains(said) && !stopped.stderr.contains("start it by hand"), "{}", stopped.stderr);
 
     let server = Server::start(&hypervisor, &Which::ours()?, &config)?;

@@ -60,7 +60,7 @@ impl Pair {
             let copies = Witness::of_all(&self.here.hypervisor, name)?;
             ensure!(copies.is_empty(), "{op} has started a second copy: {}", self.here.server.log());
         }
-        ensure!(self.here.server.log().contains("when that was last heard of"), "{}", self.here.server.log());
+        ensure!(self.here.server.log().contains("by the last word from there"), "{}", self.here.server.log());
         Ok(())
     }
 

@@ -1,66 +1,66 @@
-//! The short way: SIGKILL to a domain's own process, and that process's death as the proof.
+//! The short way off: SIGKILL to a domain's own process, and that process's death as the proof.
 //!
-//! The order of things, for an `off`:
+//! The steps of an `off`:
 //!
-//! 1. libvirt's own destroy is sent off first and not waited for. It takes it 0.2 s, in which it expects the process to end, so that its
-//!    record says "shut off (destroyed)" and not "crashed". If libvirt is slower than the kill, "crashed" it is; nothing depends on it.
-//! 2. SIGKILL through the pidfd. A guest that is stopped or paused dies as well.
-//! 3. The pidfd says that every thread is gone. Helpers are dead, too, and writes under way (io_uring) are over: see `host`.
-//! 4. The client is told. The domain is not started again until libvirt's destroy has ended, so that it cannot hit a later instance.
+//! 1. libvirt's own destroy is sent and not waited for. For 0.2 s it expects the process to end, so
+//!    that its record says "shut off (destroyed)" and not "crashed". If libvirt is slower than the
+//!    kill, the record says "crashed". Nothing depends on it.
+//! 2. SIGKILL is sent through the pidfd. A guest that is stopped or paused dies as well.
+//! 3. The pidfd says that every thread is gone. Helpers are dead, too, and writes under way
+//!    (io_uring) are over: see [`host`](crate::hypervisor::process::host).
+//! 4. The client is answered. The domain is not started again until libvirt's destroy has ended, so
+//!    that it cannot hit a later instance.
 //!
-//! For a `reboot` there is no 1: destroy would hold the domain for its 0.2 s before it can be started again; libvirt notices the death by
-//! itself within milliseconds, calls it a crash, and the start that follows replaces that record.
+//! A `reboot` has no step 1: destroy would hold the domain for 0.2 s before it can be started
+//! again. libvirt notices the death by itself within milliseconds and calls it a crash. The start
+//! that follows replaces that record.
 //!
-//! A domain with a migration under way does not go this way: the death of its process here says nothing about the other host.
+//! A domain with a migration under way is not killed in this way: the death of its process here
+//! says nothing about the other host.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, interval_at, timeout_at};
-use zeroize::Zeroizing;
+use tokio::time::{Instant, interval_at};
 
-use super::outcome::Identity;
-use super::record::{Kept, Record};
+use super::{Kept, Off, Record, Records, Source, Unproven, by_libvirt::destroy};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
-use crate::hypervisor::Inner;
 use crate::hypervisor::deadline::Deadline;
-use crate::hypervisor::known::table::Entry;
-use crate::hypervisor::libvirt::connection::Uri;
-use crate::hypervisor::libvirt::domain::{self, Off, Source, State, Unproven};
-use crate::hypervisor::libvirt::error::CallError;
-use crate::hypervisor::libvirt::link::Lane;
-use crate::hypervisor::process::host::Whom;
-use crate::hypervisor::process::victim::{Job, Victim};
+use crate::hypervisor::known::{Entry, Identity, Uri};
+use crate::hypervisor::libvirt::{CallError, Domain, Lane, State};
+use crate::hypervisor::process::{Host, Job, Victim};
 
 /// How long a process may take to die before the log says what keeps it, and how often it says so.
 const OBSTACLE: Duration = Duration::from_secs(3);
 
-/// How long what a domain has beside its own process may take to be over: other processes, writes under way.
+/// How long the other processes of a domain, and its writes, may take to be over.
 const CLEAR_LIMIT: Duration = Duration::from_secs(60);
 
 /// How late libvirt's destroy may begin: it is of use only while libvirt has not noticed the death.
 const RECORD_BEGIN: Duration = Duration::from_millis(500);
 
-/// How long a transient domain's XML may take to be had before it is killed without.
+/// How long libvirt may take to tell a transient domain's XML. Then it is killed without.
 const XML_LIMIT: Duration = Duration::from_secs(2);
 
-/// The same, if it is known how it was when libvirt last spoke of it.
+/// The same, if an earlier XML is known.
 const XML_SOON: Duration = Duration::from_millis(250);
 
 /// What came of the short way.
-pub(crate) struct Killed {
-    pub(crate) off: Off,
-    /// libvirt's book-keeping, still under way.
-    pub(crate) record: Option<JoinHandle<()>>,
+pub(super) struct Killed {
+    pub(super) off: Off,
+    /// libvirt's own destroy, still under way.
+    pub(super) destroy: Option<JoinHandle<()>>,
     /// What the next daemon finds of a reboot, if this one dies.
-    pub(crate) kept: Option<Kept>,
+    pub(super) kept: Option<Kept>,
 }
 
-/// Kills the domain's process and waits until it is dead, however long that takes. `None`: this way cannot be gone, nothing was done.
-pub(crate) async fn kill(
-    inner: &Inner,
+/// Kills the domain's process and waits until it is dead, however long that takes. `None`: this way
+/// is not open, and nothing was done.
+pub(super) async fn kill(
+    host: &Host,
+    records: &Records,
     uri: &Arc<Uri>,
     domain: &Identity,
     entry: &Entry,
@@ -69,58 +69,29 @@ pub(crate) async fn kill(
 ) -> Option<Killed> {
     let instance = entry.instance.as_ref()?;
     let victim = instance.living()?;
-    let source = match (reboot, entry.persistent) {
-        (true, false) => xml(uri, domain).await,
-        _ => Source::Definition,
-    };
-    let plan = Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), source.xml());
-    let kept = if reboot {
-        let kept = inner.records.write(&plan);
+    let source = if reboot && !entry.persistent { xml(uri, domain).await } else { Source::Definition };
+    let record = Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance.id), source.xml());
+    let kept = reboot.then(|| records.write(&record)).flatten();
+    if reboot {
         fault::point(Point::AfterRecord);
-        kept
-    } else {
-        None
-    };
-    let not_this_way = || {
-        if let Some(kept) = &kept {
-            kept.remove();
-        }
-    };
-    if let Err(error) = uri.table.note_kill(domain.uuid, victim) {
-        tracing::warn!(%domain, pid = victim.pid(), %error, "cannot see whether it uses io_uring: left to libvirt");
-        not_this_way();
-        return None;
     }
-    // As late as possible: from here to the kill there must be no time for a migration to begin and to end.
-    match victim.job() {
-        Job::None if !uri.table.is_leaving(domain.uuid) => {}
-        job @ (Job::None | Job::Leaving | Job::Arriving | Job::Unknown) => {
-            tracing::info!(%domain, ?job, "not killed directly, left to libvirt");
-            not_this_way();
+    let destroy = match send_kill(uri, domain, instance.id, victim, reboot, deadline).await {
+        Ok(destroy) => destroy,
+        Err(why) => {
+            tracing::warn!(%domain, pid = victim.pid(), why, "not killed directly, left to libvirt");
+            if let Some(kept) = kept {
+                kept.remove();
+            }
             return None;
         }
-    }
-    if deadline.check().is_err() {
-        // libvirt's way is too late as well, and says so.
-        not_this_way();
-        return None;
-    }
-    let record = (!reboot).then(|| tokio::spawn(record(Arc::clone(uri), domain.clone(), instance.id)));
-    if record.is_some() {
-        fault::point_elsewhere(Point::AfterDestroy).await;
-    }
-    if let Err(error) = victim.kill() {
-        tracing::warn!(%domain, pid = victim.pid(), %error, "cannot kill its process: left to libvirt");
-        not_this_way();
-        return None;
-    }
+    };
     let killed = Instant::now();
     fault::point(Point::AfterKill);
     // Beside the death: it takes no longer.
-    let whom = Whom::at(&uri.table, domain.uuid, &domain.name);
+    let whom = uri.table.whom(domain.uuid, &domain.name);
     let (off, left) = tokio::join!(prove(domain, victim, instance.state, source), async {
         match &whom {
-            Some(whom) => inner.host.clear(whom, Some(victim), deadline, killed + CLEAR_LIMIT).await.map(drop),
+            Some(whom) => host.clear(whom, Some(victim), deadline, killed + CLEAR_LIMIT).await.map(drop),
             None => Ok(()),
         }
     });
@@ -134,10 +105,39 @@ pub(crate) async fn kill(
     }
     fault::point(Point::AfterProof);
     let kept = match (kept, &off) {
-        (Some(kept), Off::Proven { at, .. }) => Some(inner.records.confirm(plan, kept, *at)),
+        (Some(kept), Off::Proven { at, .. }) => Some(records.confirm(record, kept, *at)),
         (kept, _) => kept,
     };
-    Some(Killed { off, record, kept })
+    Some(Killed { off, destroy, kept })
+}
+
+/// Sends SIGKILL, and before an off has libvirt destroy the domain as well.
+///
+/// # Errors
+/// Nothing was sent: why.
+async fn send_kill(
+    uri: &Arc<Uri>,
+    domain: &Identity,
+    instance: u32,
+    victim: &Victim,
+    reboot: bool,
+    deadline: &Deadline,
+) -> Result<Option<JoinHandle<()>>, String> {
+    let noted = uri.table.note_kill(domain.uuid, victim);
+    noted.map_err(|error| format!("cannot see whether it uses io_uring: {error}"))?;
+    // As late as possible: no migration must begin and end between here and the kill.
+    match victim.job() {
+        Job::None if !uri.table.is_leaving(domain.uuid) => {}
+        job @ (Job::None | Job::Leaving | Job::Arriving | Job::Unknown) => return Err(format!("its job is {job:?}")),
+    }
+    // libvirt's way is too late as well, and says so.
+    deadline.check().map_err(|_| "its time is over".to_owned())?;
+    let destroy = (!reboot).then(|| tokio::spawn(destroy_for_record(Arc::clone(uri), domain.clone(), instance)));
+    if destroy.is_some() {
+        fault::point_elsewhere(Point::AfterDestroy).await;
+    }
+    victim.kill().map_err(|error| format!("cannot kill its process: {error}"))?;
+    Ok(destroy)
 }
 
 /// Waits for the proof.
@@ -168,54 +168,29 @@ async fn prove(domain: &Identity, victim: &Victim, was: State, source: Source) -
     Off::Proven { was, at, source }
 }
 
-/// What a transient domain is made of: as libvirt says now, or, if it does not answer soon, as it said last.
+/// A transient domain's XML: as libvirt says now, or as it said last if it does not answer soon.
 async fn xml(uri: &Arc<Uri>, domain: &Identity) -> Source {
     let uuid = domain.uuid;
     let limit = match uri.table.xml(uuid) {
-        Some(xml) if !uri.is_lively() => return Source::Xml(Zeroizing::clone(&xml)),
+        Some(xml) if !uri.is_lively() => return Source::Xml(xml),
         Some(_) => XML_SOON,
         None => XML_LIMIT,
     };
-    let asked = uri.call(Lane::Query, Instant::now() + limit, move |connect| domain::xml_of(connect, uuid));
+    let asked = uri.call(Lane::Query, Instant::now() + limit, move |connect| Domain::get(connect, uuid)?.xml());
     let why = match tokio::time::timeout(limit, asked).await {
         Ok(Ok(xml)) => return Source::Xml(xml),
         Ok(Err(error)) => error,
         Err(_) => CallError::Overdue,
     };
-    match uri.table.xml(uuid) {
-        Some(xml) => Source::Xml(Zeroizing::clone(&xml)),
-        None => Source::Nothing(why),
-    }
-}
-
-/// Kills processes of a domain that libvirt has lost and no longer speaks of, and waits for their death. `false`: not all of them are dead.
-pub(crate) async fn strays(domain: &Identity, strays: &[Arc<Victim>], deadline: &Deadline) -> bool {
-    if deadline.check().is_err() {
-        return false;
-    }
-    for stray in strays {
-        let pid = stray.pid();
-        tracing::warn!(%domain, pid, "libvirt does not know that it runs, but its process lives: killed");
-        if let Err(error) = stray.kill() {
-            tracing::error!(%domain, pid, %error, "cannot kill it");
-            return false;
-        }
-    }
-    for stray in strays {
-        if !matches!(timeout_at(deadline.by(), stray.death()).await, Ok(Ok(()))) {
-            tracing::error!(%domain, pid = stray.pid(), "killed, and not dead: {}", stray.obstacle());
-            return false;
-        }
-    }
-    true
+    uri.table.xml(uuid).map_or(Source::Nothing(why), Source::Xml)
 }
 
 /// Has libvirt destroy the domain too, so that its own record is what a destroy leaves behind.
-async fn record(uri: Arc<Uri>, domain: Identity, instance: u32) {
+async fn destroy_for_record(uri: Arc<Uri>, domain: Identity, instance: u32) {
     let uuid = domain.uuid;
     let deadline = Deadline::at(Instant::now() + RECORD_BEGIN);
     let begin_by = deadline.by();
-    match uri.call(Lane::Record, begin_by, move |connect| domain::destroy(connect, uuid, instance, &deadline)).await {
+    match uri.call(Lane::Record, begin_by, move |connect| destroy(connect, uuid, instance, &deadline)).await {
         Ok(()) => tracing::debug!(%domain, "libvirt has destroyed it, too"),
         // As a rule it was faster in noticing the death than in destroying.
         Err(error) => tracing::info!(%domain, %error, "killed; libvirt's own destroy did not go through"),

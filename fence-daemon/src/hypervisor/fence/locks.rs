@@ -1,28 +1,28 @@
-//! One lock per domain, so that what is done to a domain is done in order and different domains do not wait for each other.
+//! One lock per domain: orders for a domain are carried out in turn, and different domains do not
+//! wait for each other.
 //!
-//! The lock that counts is the UUID's. A request by name first takes the name's lock, which keeps requests of one spelling in the order
-//! of their arrival while the UUID is looked up, and then the UUIDs' in ascending order. Names before UUIDs, UUIDs ascending:
-//! no two requests can wait for each other.
+//! The UUID's lock counts. A request by name first takes the name's lock, which keeps requests of
+//! one spelling in the order of their arrival while the UUID is looked up. Then it takes the UUIDs'
+//! locks. Names before UUIDs, UUIDs ascending: no two requests can wait for each other.
 //!
-//! [`Settling`] is for starts alone: a call that is still under way in libvirt must not hit what is started next. Whoever wants the domain
-//! off need not wait for that.
+//! [`Settling`] is for starts alone: a call that is still under way in libvirt must not hit what is
+//! started next. An off need not wait for that.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
-use uuid::Uuid;
-
+use fence_common::sync::lock;
+use fence_common::target::Target;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
-
-use fence_common::target::Target;
+use uuid::Uuid;
 
 type Slot = tokio::sync::Mutex<()>;
 
 /// A domain's lock while it is held.
 pub(crate) type Held = tokio::sync::OwnedMutexGuard<()>;
 
-/// The locks. Nobody holds a domain that nobody is busy with, so only those in use exist.
+/// The locks. Only those in use exist.
 #[derive(Default)]
 pub(crate) struct Locks {
     slots: Mutex<HashMap<Target, Weak<Slot>>>,
@@ -40,11 +40,11 @@ impl Locks {
     }
 
     fn slot(&self, target: &Target) -> Arc<Slot> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = lock(&self.slots);
         if let Some(slot) = slots.get(target).and_then(Weak::upgrade) {
             return slot;
         }
-        // New spellings come from outside (from key holders, but still): what is no longer used must not pile up.
+        // New spellings come from outside, if only from key holders. Unused slots must not pile up.
         slots.retain(|_, slot| slot.strong_count() > 0);
         let slot = Arc::new(Slot::default());
         slots.insert(target.clone(), Arc::downgrade(&slot));
@@ -52,7 +52,7 @@ impl Locks {
     }
 }
 
-/// Domains with which libvirt has not done yet.
+/// Domains about which a call to libvirt is still under way.
 #[derive(Debug, Default)]
 pub(crate) struct Settling {
     busy: Mutex<HashMap<Uuid, usize>>,
@@ -69,27 +69,23 @@ pub(crate) struct Unsettled {
 impl Settling {
     /// From now on the domain must not be started.
     pub(crate) fn enter(self: &Arc<Self>, uuid: Uuid) -> Unsettled {
-        *self.busy.lock().unwrap_or_else(PoisonError::into_inner).entry(uuid).or_default() += 1;
+        *lock(&self.busy).entry(uuid).or_default() += 1;
         Unsettled { all: Arc::clone(self), uuid }
     }
 
     /// Waits until the domain may be started. `false`: it may not by `by`.
     pub(crate) async fn over(&self, uuid: Uuid, by: Instant) -> bool {
         let mut news = self.news.subscribe();
-        let is_busy = || self.busy.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&uuid);
+        let is_busy = || lock(&self.busy).contains_key(&uuid);
         // An error means that the sender is gone, and it is ours.
-        while is_busy() {
-            if !matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {
-                return !is_busy();
-            }
-        }
-        true
+        while is_busy() && matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {}
+        !is_busy()
     }
 }
 
 impl Drop for Unsettled {
     fn drop(&mut self) {
-        let mut busy = self.all.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = lock(&self.all.busy);
         let left = busy.get(&self.uuid).copied().unwrap_or(0);
         if left > 1 {
             busy.insert(self.uuid, left - 1);

@@ -4,40 +4,23 @@ use std::fmt;
 use std::sync::Arc;
 
 use fence_common::wire::Reply;
-use uuid::Uuid;
 
+use super::Unproven;
 use crate::clock::Moment;
-use crate::hypervisor::libvirt::domain::{State, Unproven};
-use crate::hypervisor::libvirt::error::CallError;
+use crate::hypervisor::known::Identity;
+use crate::hypervisor::libvirt::{CallError, State};
 
 /// What came of an order.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The client's reply.
     pub reply: Reply,
-    /// Since when the domain is known to be off. Only with a success of off or reboot.
+    /// Since when the domain is known to be off. Only with a successful off or reboot.
     pub proven_off: Option<Moment>,
     /// Why, for people.
     pub detail: Detail,
-    /// The domain that was meant, where one was found.
+    /// The domain that was meant, if one was found.
     pub domain: Option<Identity>,
-}
-
-/// Which domain, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The libvirt URI.
-    pub uri: Arc<str>,
-    /// Its UUID.
-    pub uuid: Uuid,
-    /// Its name.
-    pub name: String,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, {})", self.name.escape_debug(), self.uuid, self.uri)
-    }
 }
 
 /// Why an order came out as it did.
@@ -47,14 +30,14 @@ pub enum Detail {
     NotAboutADomain,
     /// Every URI positively says that there is no such domain.
     Unknown,
-    /// No URI knows the domain, but this one could not say.
+    /// No URI knows the domain, but this URI could not say.
     Doubt {
         /// The URI.
         uri: Arc<str>,
         /// Why it could not say.
         error: CallError,
     },
-    /// This URI does not answer, and has said last that the domain is active there.
+    /// This URI does not answer, and its last word is that the domain is active there.
     LastActive {
         /// The URI.
         uri: Arc<str>,
@@ -93,7 +76,7 @@ pub enum Detail {
     Rebooted,
     /// `reboot`: it was proven off, and has not been started again in time.
     NotStartedAgain,
-    /// It is off here, but because it moved to another host: no word about it from here.
+    /// It is off here because it moved to another host. Its state there is not known.
     MovedAway,
     /// `status`: it is on its way to or from another host.
     Migrating,
@@ -113,11 +96,12 @@ pub enum Detail {
         /// Why.
         error: CallError,
     },
-    /// `off`, `reboot`: who asks for it is this domain, which is being fenced itself, or was after it had asked.
+    /// `off`, `reboot`: the client is this domain, which is being fenced itself, or was after it
+    /// had asked.
     Condemned(String),
     /// An earlier request for the same domain is not done yet.
     Occupied,
-    /// The time for an answer is over; what was sent to libvirt stays in force.
+    /// The time for an answer is over. A call that was sent to libvirt stays in force.
     Late,
     /// A bug: the work ended without a result.
     Broken,
@@ -130,7 +114,7 @@ impl fmt::Display for Detail {
             Self::Unknown => f.write_str("no such domain"),
             Self::Doubt { uri, error } => write!(f, "not found, but {uri} could not say: {error}"),
             Self::LastActive { uri, error } => {
-                write!(f, "it ran at {uri} when that was last heard of, and now there is no answer from there: {error}")
+                write!(f, "it ran at {uri} by the last word from there, and now there is no answer: {error}")
             }
             Self::Active(state) => write!(f, "{state}"),
             Self::ShutOff => f.write_str("shut off"),
@@ -144,38 +128,19 @@ impl fmt::Display for Detail {
             Self::Rebooting { was } => write!(f, "was {was}, destroyed, starting again"),
             Self::Reset => f.write_str("reset"),
             Self::Rebooted => f.write_str("destroyed and started again"),
-            Self::NotStartedAgain => f.write_str("destroyed, but not started again in time; that is tried on"),
+            Self::NotStartedAgain => f.write_str("destroyed, but not started again in time; the daemon goes on trying"),
             Self::MovedAway => f.write_str("it has moved to another host, its state there is not known"),
             Self::Migrating => f.write_str("it is being migrated, the other host has to say"),
             Self::Vanished => f.write_str("the domain vanished before anything was done"),
             Self::NotProvenOff { was, why } => write!(f, "was {was}, not proven off: {why}"),
             Self::Failed { uri, error } => write!(f, "{uri}: {error}"),
-            Self::Condemned(asker) => {
-                let asker = asker.escape_debug();
-                write!(
-                    f,
-                    "nothing was done: who asks is {asker}, which is being fenced itself, and of two that fence each other the first lives"
-                )
+            Self::Condemned(client) => {
+                let client = client.escape_debug();
+                write!(f, "nothing was done: the client is {client}, which is being fenced itself (a fence race)")
             }
             Self::Occupied => f.write_str("an earlier request for this domain is not done yet"),
-            Self::Late => f.write_str("no result in time; what was sent to libvirt stays in force"),
+            Self::Late => f.write_str("no result in time; a call that was sent to libvirt stays in force"),
             Self::Broken => f.write_str("the work ended without a result; this is a bug"),
-        }
-    }
-}
-
-impl fmt::Display for Unproven {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Active(state, None) => write!(f, "destroyed, but it is {state}"),
-            Self::Active(state, Some(error)) => write!(f, "still {state}: {error}"),
-            Self::Vanished(None) => f.write_str("it vanished, perhaps to another host"),
-            Self::Vanished(Some(error)) => write!(f, "it vanished, perhaps to another host: {error}"),
-            Self::MovedAway => f.write_str("it moved to another host meanwhile"),
-            Self::Unknown(error) => write!(f, "its state cannot be asked: {error}"),
-            Self::Migrating => f.write_str("it is being migrated, and the migration cannot be ended: nothing was done"),
-            Self::Stray => f.write_str("libvirt does not know that it runs, and its process does not die"),
-            Self::Left(left) => write!(f, "{left}"),
         }
     }
 }
@@ -186,18 +151,18 @@ impl Outcome {
         Self { reply: Reply::Failure, proven_off: None, detail, domain: None }
     }
 
-    /// A reply about a domain's state as it was found.
-    pub(crate) fn found(reply: Reply, detail: Detail) -> Self {
+    /// A reply about the domain's state as it was found.
+    pub(super) fn found(reply: Reply, detail: Detail) -> Self {
         Self { reply, proven_off: None, detail, domain: None }
     }
 
     /// Off is proven since `at`.
-    pub(crate) fn off(at: Moment, detail: Detail) -> Self {
+    pub(super) fn off(at: Moment, detail: Detail) -> Self {
         Self { reply: Reply::Success, proven_off: Some(at), detail, domain: None }
     }
 
     /// The same about a certain domain.
-    pub(crate) fn about(self, domain: Identity) -> Self {
+    pub(super) fn about(self, domain: Identity) -> Self {
         Self { domain: Some(domain), ..self }
     }
 }

@@ -1,13 +1,15 @@
-//! For how long a domain stays off in a reboot, at least, counted from its proven death.
+//! How long a domain stays off in a reboot, at least, counted from its proven death.
 //!
-//! A cluster learns of the end of a node that was well by its silence. Where that node is back before the others have missed it, they take it in
-//! first, and only then do without it what it did. How long they take to miss it is the cluster's to say, so the pause is the administrator's choice.
+//! A cluster learns by silence that a healthy node has ended. If the node is back before the others
+//! have missed it, they take it in first, and only then take over its services. How long they take
+//! to miss it is the cluster's to say. So the pause is the administrator's choice.
 
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// The earliest moment at which a domain may be started again that has died at `died`; if that is not known, counted from now, which is later.
+/// The earliest moment at which a domain may be started again that died at `died`. If that is not
+/// known, the pause is counted from now, which is later.
 pub(crate) fn end(pause: Duration, died: Option<Moment>) -> Moment {
     let now = Moment::now();
     died.map_or(now, |died| died.min(now)).plus(pause)

@@ -1,26 +1,29 @@
-//! Restarts that are still to be done, on disk: if this daemon dies the next one starts what this one has killed.
+//! Restarts that are still to be done, on disk. If this daemon dies, the next one starts what this
+//! one has killed.
 //!
-//! One file per restart under a directory of `/run`, which a reboot of the host empties. It is written *before* the kill and removed when
-//! the restart is done, given up or superseded; while its daemon lives it is locked, so that two daemons of one host leave each
-//! other's alone. A transient domain's XML is in it, passwords included, as it is in libvirt's own files there: root's alone.
+//! Each restart has one file in a directory of `/run`, which a reboot of the host empties. The file
+//! is written *before* the kill, and removed when the restart is done, given up or superseded. It
+//! is locked while its daemon lives, so that two daemons of one host leave each other's alone. It
+//! holds a transient domain's XML, passwords included, as libvirt's own files there do: only root
+//! can read it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::clock::Moment;
-use crate::state;
+use crate::state::file::{self, Locked};
 
+/// How the files' names end.
+const ENDING: &str = "restart";
 /// The form of what is written; another one is not read.
 const VERSION: u32 = 1;
 /// The largest file that is read, in bytes.
-const SIZE_LIMIT: u64 = 8 << 20;
+const SIZE_LIMIT: usize = 8 << 20;
 
 /// What a restart needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,13 +34,14 @@ pub(crate) struct Record {
     pub(crate) name: String,
     /// libvirt's number of the instance that was to be killed.
     pub(crate) instance: Option<u32>,
-    /// Whether it was proven dead: until then it may have ended in another way, and must not be brought back by what is known here alone.
+    /// Whether it was proven dead. Until then it may have ended in another way, and what is known
+    /// here alone must not bring it back.
     #[serde(default)]
     pub(crate) killed: bool,
     /// When that was, in nanoseconds since the host's boot.
     #[serde(default)]
     pub(crate) died: Option<u64>,
-    /// A transient domain's XML; a persistent one starts from its definition.
+    /// A transient domain's XML. A persistent one starts from its definition.
     pub(crate) xml: Option<Zeroizing<String>>,
 }
 
@@ -58,16 +62,17 @@ impl Record {
 /// A record on disk, and the lock that says that its daemon lives.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    path: PathBuf,
-    _lock: File,
+    directory: PathBuf,
+    name: String,
+    _lock: Locked,
 }
 
 impl Kept {
     /// The restart is no longer to be done.
     pub(crate) fn remove(&self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            let path = self.path.display();
-            tracing::warn!(%path, %error, "cannot remove the record of a restart: remove it by hand, or the next daemon may do it again");
+        if let Err(error) = file::remove(&self.directory, &self.name) {
+            let path = file::path(&self.directory, &self.name);
+            tracing::warn!(path = %path.display(), %error, "cannot remove the record of a restart: remove it by hand, or the next daemon may do it again");
         }
     }
 }
@@ -88,12 +93,12 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Keeps them in `directory`, which is made when there is something to keep; `None` keeps none.
+    /// Keeps them in `directory`, which is made when it is needed. `None` keeps none.
     pub(crate) fn new(directory: Option<PathBuf>) -> Self {
         Self { directory }
     }
 
-    /// Writes a record. Without one the restart is done all the same, as long as this daemon lives.
+    /// Writes a record. If that fails, the restart is done all the same while this daemon lives.
     pub(crate) fn write(&self, record: &Record) -> Option<Kept> {
         let directory = self.directory.as_deref()?;
         let kept = write(directory, record);
@@ -106,23 +111,23 @@ impl Records {
 
     /// The domain of `record`, which was written before the kill, has died at `at`.
     pub(crate) fn confirm(&self, record: Record, kept: Kept, at: Moment) -> Kept {
-        // In the first one's place, or that stays.
+        // It takes the first one's place, or the first one stays.
         self.write(&record.of_dead(Some(at))).unwrap_or(kept)
     }
 
     /// The records that dead daemons have left, which are ours now.
     pub(crate) fn take_over(&self) -> Vec<Inherited> {
-        let entries = self.directory.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten().flatten();
-        let is_record = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "restart");
+        let Some(directory) = &self.directory else { return Vec::new() };
         let mut found = Vec::new();
-        for path in entries.map(|entry| entry.path()).filter(is_record) {
-            match take(&path) {
+        for name in file::names(directory, ENDING) {
+            match take(directory, &name) {
                 Ok(Some(record)) => found.push(record),
                 // Its daemon lives.
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "a restart that another daemon has left is not done");
-                    let _ = fs::remove_file(&path);
+                    let path = file::path(directory, &name);
+                    tracing::error!(path = %path.display(), %error, "cannot read the record of a restart that another daemon has left: it is not done");
+                    let _ = file::remove(directory, &name);
                 }
             }
         }
@@ -131,52 +136,33 @@ impl Records {
 }
 
 fn write(directory: &Path, record: &Record) -> io::Result<Kept> {
-    // Named by what it is about: a second record of the same domain takes the first one's place.
+    // Named by the domain: a second record of it takes the first one's place.
     let harmless = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-    let name: String = record.uri.chars().map(harmless).take(100).collect();
-    let name = format!("{}-{name}", record.uuid);
-    let draft_name = format!("{name}.draft");
-    let (path, draft) = (directory.join(format!("{name}.restart")), directory.join(&draft_name));
-    let _ = fs::remove_file(&draft);
-    let file = state::open(directory, &draft_name, OpenOptions::new().write(true).create_new(true))?;
-    let fill = || -> io::Result<()> {
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        let text = Zeroizing::new(serde_json::to_vec(record)?);
-        (&file).write_all(&text)?;
-        fs::rename(&draft, &path)
-    };
-    // Half of one may hold a password, and takes up what may be the last of the room.
-    fill().inspect_err(|_| drop(fs::remove_file(&draft)))?;
-    Ok(Kept { path, _lock: file })
+    let uri: String = record.uri.chars().map(harmless).take(100).collect();
+    let name = format!("{}-{uri}.{ENDING}", record.uuid);
+    let text = Zeroizing::new(serde_json::to_vec(record)?);
+    let _lock = file::replace(directory, &name, &text)?;
+    Ok(Kept { directory: directory.to_owned(), name, _lock })
 }
 
-fn take(path: &Path) -> io::Result<Option<Inherited>> {
-    // What another user could have put there would be started as root.
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Err(io::Error::other("it has a strange name"));
-    };
-    let file = state::open(directory, name, OpenOptions::new().read(true))?;
-    let about = file.metadata()?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    }
-    let age = SystemTime::now().duration_since(about.modified()?).unwrap_or_default();
-    let mut text = Zeroizing::new(Vec::new());
-    (&file).take(SIZE_LIMIT).read_to_end(&mut text)?;
+fn take(directory: &Path, name: &str) -> io::Result<Option<Inherited>> {
+    let Some(left) = file::take_over(directory, name, SIZE_LIMIT)? else { return Ok(None) };
+    let text = Zeroizing::new(left.bytes);
+    let age = SystemTime::now().duration_since(left.written).unwrap_or_default();
     // The error's text may quote the record, which may hold passwords.
     let record: Record =
         serde_json::from_slice(&text).map_err(|_| io::Error::other("it is not a record of this daemon"))?;
     if record.version != VERSION {
         return Err(io::Error::other(format!("it is of version {}, this daemon knows {VERSION}", record.version)));
     }
-    Ok(Some(Inherited { record, kept: Kept { path: path.to_owned(), _lock: file }, age }))
+    let kept = Kept { directory: directory.to_owned(), name: name.to_owned(), _lock: left.lock };
+    Ok(Some(Inherited { record, kept, age }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::MetadataExt;
     use tempfile::{TempDir, tempdir};
 
@@ -209,8 +195,8 @@ mod tests {
     fn records_are_for_root_alone() {
         let scratch = tempdir().unwrap();
         let kept = records(&scratch).write(&record()).unwrap();
-        assert_eq!(fs::metadata(&kept.path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(fs::metadata(kept.path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(kept.directory.join(&kept.name)).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&kept.directory).unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]
@@ -218,7 +204,8 @@ mod tests {
         let scratch = tempdir().unwrap();
         let records = records(&scratch);
         let kept = records.write(&record()).unwrap();
-        kept._lock.set_modified(SystemTime::now() - Duration::from_secs(3000)).unwrap();
+        let file = fs::File::options().write(true).open(kept.directory.join(&kept.name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3000)).unwrap();
         drop(kept);
         let age = records.take_over().remove(0).age;
         assert!(age >= Duration::from_secs(3000) && age < Duration::from_secs(3600), "{age:?}");

@@ -1,145 +1,196 @@
-//! Status and presence: what is only asked, without a lock.
+//! Status and presence. They only ask, and take no lock, so they never wait behind a kill.
 
 use std::sync::Arc;
 
 use fence_common::target::Target;
 use fence_common::wire::Reply;
 
-use super::outcome::{Detail, Identity, Outcome};
+use super::{Detail, Outcome, Restarts, Unproven};
 use crate::clock::Moment;
-use crate::hypervisor::known::disproof;
-use crate::hypervisor::known::events::refresh;
-use crate::hypervisor::known::presumed;
-use crate::hypervisor::known::query_all::{Found, Survey};
-use crate::hypervisor::known::table::Instance;
-use crate::hypervisor::libvirt::domain::{Power, Seen};
-use crate::hypervisor::libvirt::error::CallError;
-use crate::hypervisor::{Inner, Presence};
+use crate::hypervisor::known::{Answers, Found, Identity, Instance, Known};
+use crate::hypervisor::libvirt::{CallError, Power, Seen, State};
+use crate::hypervisor::process::{Left, Remains, Whom};
 
-/// Asks only: no lock, so that it never waits behind a kill.
-pub(crate) async fn status(inner: &Inner, target: &Target) -> Outcome {
-    refresh(&inner.uris, target, inner.limits.grace).await;
-    if let Some(outcome) = lives(inner, target) {
+/// What a domain is to this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It runs here, or did a moment ago and is about to again.
+    Runs,
+    /// It is known here and shut off, or has been waiting for its restart for a while. It may run
+    /// on another host, or nowhere.
+    Defined,
+    /// This host knows nothing good of it: no URI knows it, or it has moved to another host, or is
+    /// on its way here from one, or libvirt is silent.
+    Unknown,
+}
+
+/// The reply to a status request.
+pub(crate) async fn status(known: &Known, target: &Target) -> Outcome {
+    known.refresh(target).await;
+    if let Some(outcome) = lives(known, target) {
         return outcome;
     }
-    let survey = disproof::ask(inner, target, |seen| matches!(seen.power, Power::Active(_))).await;
-    // In this order: what runs anywhere is on; where something may run elsewhere nothing is said; and only then it is off.
-    let is_on = |found: &&Found| matches!(found.seen.power, Power::Active(_));
-    let is_here = |found: &&Found| !inner.uris[found.place].table.is_elsewhere(found.seen.uuid);
-    let on = survey.found.iter().filter(is_on).find(is_here).map(|found| (found, None));
-    let moving = survey.found.iter().find(is_on).map(|found| (found, Some(Detail::Migrating)));
-    let moved = survey.found.iter().find(|found| found.seen.power == Power::MovedAway);
+    let answers = known.query(target, |seen| seen.power.is_active()).await;
+    // In this order: a domain that runs anywhere is on; of one that may run elsewhere nothing is
+    // said; only then it is off.
+    let is_on = |found: &&Found| found.is_active();
+    let is_here = |found: &&Found| !known.uris[found.index].table.is_elsewhere(found.seen.uuid);
+    let on = answers.found.iter().filter(is_on).find(is_here).map(|found| (found, None));
+    let moving = answers.found.iter().find(is_on).map(|found| (found, Some(Detail::Migrating)));
+    let moved = answers.found.iter().find(|found| found.seen.power == Power::MovedAway);
     let moved = moved.map(|found| (found, Some(Detail::MovedAway)));
-    let remembered = survey.remembered.first();
-    let remembered = remembered.map(|(found, error)| (found, Some(last_word(inner, found, error.clone()))));
-    let off = survey.found.first().map(|found| (found, None));
+    let remembered = answers.remembered.first();
+    let remembered = remembered.map(|(found, error)| (found, Some(last_word(known, found, error.clone()))));
+    let off = answers.found.first().map(|found| (found, None));
     if on.is_none()
         && remembered.is_some()
-        && let Some(outcome) = presumed::unknown_status(inner, target).await
+        && let Some(outcome) = unknown_status(known, target).await
     {
         return outcome;
     }
     let Some((found, doubt)) = on.or(moving).or(moved).or(remembered).or(off) else {
-        let why = nowhere(survey);
-        if let Some(outcome) = presumed::unknown_status(inner, target).await {
+        let why = nowhere(answers);
+        if let Some(outcome) = unknown_status(known, target).await {
             return outcome;
         }
-        // As stock answers for a domain that positively nobody here knows.
+        // As fence_virtd answers about a domain that no URI knows.
         return if why == Detail::Unknown { Outcome::found(Reply::Off, why) } else { Outcome::failure(why) };
     };
     let outcome = match (doubt, found.seen.power) {
         (Some(doubt), _) => Outcome::failure(doubt),
         (None, Power::Active(state)) => Outcome::found(Reply::Success, Detail::Active(state)),
-        // Each of them: the first may be at a URI that speaks of another host, and the next one be lost here.
-        (None, Power::Off) => return presumed::status(inner, &survey.found).await,
+        // Each of them: the first may be at a URI that speaks of another host, and the next one be
+        // an orphan here.
+        (None, Power::Off) => return status_of_off(known, &answers.found).await,
         (None, Power::MovedAway) => Outcome::failure(Detail::MovedAway),
     };
-    match found.identity(&inner.uris) {
-        Some(domain) => outcome.about(domain),
-        None => outcome,
-    }
+    Outcome { domain: known.identity(found), ..outcome }
 }
 
-/// What a living process says by itself. libvirt need not be asked, and is not: it says nothing about a domain that it is destroying.
-fn lives(inner: &Inner, target: &Target) -> Option<Outcome> {
-    inner.uris.iter().find_map(|uri| {
+/// What a living process says by itself. libvirt need not be asked, and is not: it says nothing
+/// about a domain that it is destroying.
+fn lives(known: &Known, target: &Target) -> Option<Outcome> {
+    known.uris.iter().find_map(|uri| {
         let (uuid, entry) = uri.table.find(target)?;
         let instance = entry.instance.filter(|instance| instance.living().is_some())?;
         if uri.table.is_elsewhere(uuid) {
             return None;
         }
-        let domain = Identity { uri: Arc::clone(&uri.text), uuid, name: entry.name };
-        Some(Outcome::found(Reply::Success, Detail::Active(instance.state)).about(domain))
+        let outcome = Outcome::found(Reply::Success, Detail::Active(instance.state));
+        Some(outcome.about(uri.identity(uuid, &entry.name)))
     })
 }
 
-/// What a domain is to this host. One that is only defined here may run on another one, which then is the one to answer.
-pub(crate) async fn presence(inner: &Inner, target: &Target, now: Moment) -> Presence {
-    fn runs(seen: &Seen) -> bool {
-        matches!(seen.power, Power::Active(_))
+/// The status of a domain that is off by libvirt's word at these URIs: on, or a failure, if this
+/// host says so of any of them.
+async fn status_of_off(known: &Known, found: &[Found]) -> Outcome {
+    let mut asked: Vec<Whom> = Vec::new();
+    for Found { index, seen } in found {
+        for (index, whom) in known.whoms(*index, seen.uuid, &seen.name) {
+            if asked.contains(&whom) {
+                continue;
+            }
+            if let Some(outcome) = status_of(known, &whom).await {
+                let domain = known.uris.get(index).map(|uri| uri.identity(whom.uuid, &whom.name));
+                return Outcome { domain, ..outcome };
+            }
+            asked.push(whom);
+        }
     }
-    refresh(&inner.uris, target, inner.limits.grace).await;
-    let instances = inner.uris.iter().filter_map(|uri| {
+    let domain = found.first().and_then(|found| known.identity(found));
+    Outcome { domain, ..Outcome::found(Reply::Off, Detail::ShutOff) }
+}
+
+/// On if something of the domain lives here, a failure if that is not known. `None`: nothing does.
+async fn status_of(known: &Known, whom: &Whom) -> Option<Outcome> {
+    match known.host.remains(whom).await {
+        Remains::Nothing => None,
+        Remains::Living(_) => Some(Outcome::found(Reply::Success, Detail::Active(State::RUNNING))),
+        Remains::Doubt(why) => Some(Outcome::failure(doubt(why))),
+    }
+}
+
+/// The status of a target that no URI speaks of: on if this host has a process of it.
+async fn unknown_status(known: &Known, target: &Target) -> Option<Outcome> {
+    let look = known.host.look(Vec::new()).await;
+    for unknown in known.unknown(&look, target, &[]) {
+        let Identity { uuid, name, .. } = &unknown.domain;
+        let whom = known.uris.get(unknown.index)?.table.whom(*uuid, name)?;
+        if let Some(outcome) = status_of(known, &whom).await {
+            return Some(outcome.about(unknown.domain));
+        }
+    }
+    None
+}
+
+/// What a domain is to this host. A domain that is only defined here may run on another host, which
+/// then has to answer.
+pub(crate) async fn presence(known: &Known, restarts: &Restarts, target: &Target, now: Moment) -> Presence {
+    known.refresh(target).await;
+    let instances = known.uris.iter().filter_map(|uri| {
         let (uuid, entry) = uri.table.find(target)?;
         let instance = entry.instance?;
-        // What is dead runs no longer, before libvirt has noticed as well. A silent URI's word is no word of this moment.
+        // A dead instance does not run, also before libvirt has noticed. A silent URI's word is no
+        // word of this moment.
         let counts = if instance.victim.is_some() { instance.living().is_some() } else { uri.is_lively() };
         counts.then(|| (uri.table.is_leaving(uuid), instance))
     });
-    let known: Vec<_> = instances.collect();
-    // Where it comes from it can be fenced, and here it cannot; or the other way round.
-    let is_elsewhere = |(leaving, known): &(bool, Instance)| *leaving || known.is_arriving();
-    let restart = inner.restarts.are_fresh(target, now);
-    if known.iter().any(|known| !is_elsewhere(known)) || restart == Some(true) {
+    let instances: Vec<_> = instances.collect();
+    // While it arrives it can be fenced where it comes from, and not here; or the other way round.
+    let is_elsewhere = |(leaving, instance): &(bool, Instance)| *leaving || instance.is_arriving();
+    let restart = restarts.are_fresh(target, now);
+    if instances.iter().any(|instance| !is_elsewhere(instance)) || restart == Some(true) {
         return Presence::Runs;
     }
-    if !known.is_empty() {
+    if !instances.is_empty() {
         return Presence::Unknown;
     }
     if restart == Some(false) {
         return Presence::Defined;
     }
     // The table may be a moment behind.
-    let Survey { found, remembered, .. } = disproof::ask(inner, target, runs).await;
-    let is_off = |found: &&Found| found.seen.power == Power::Off;
-    let mut lives_on = false;
-    for found in found.iter().filter(is_off) {
-        lives_on |= presumed::lives(inner, found).await;
+    let Answers { found, remembered, .. } = known.query(target, |seen: &Seen| seen.power.is_active()).await;
+    let (mut is_off, mut runs) = (false, found.iter().any(Found::is_active));
+    for found in found.iter().filter(|found| found.seen.power == Power::Off) {
+        is_off = true;
+        runs = runs || known.lives(found).await;
     }
-    if lives_on || found.iter().any(|found| runs(&found.seen)) {
-        Presence::Runs
-    } else if remembered.is_empty() && found.iter().any(|found| found.seen.power == Power::Off) {
-        Presence::Defined
-    } else {
-        Presence::Unknown
+    match (runs, is_off) {
+        (true, _) => Presence::Runs,
+        (false, true) if remembered.is_empty() => Presence::Defined,
+        (false, _) => Presence::Unknown,
     }
 }
 
 /// Why a target was found nowhere: unknown if every URI says so, else a doubt.
-pub(crate) fn nowhere(survey: Survey) -> Detail {
-    match survey.doubts.into_iter().next() {
+pub(super) fn nowhere(answers: Answers) -> Detail {
+    match answers.doubts.into_iter().next() {
         None => Detail::Unknown,
         Some((uri, error)) => Detail::Doubt { uri, error },
     }
 }
 
 /// Why nothing is said of a domain at a silent URI.
-pub(crate) fn last_word(inner: &Inner, found: &Found, error: CallError) -> Detail {
-    match (found.seen.power, inner.uris.get(found.place)) {
+pub(super) fn last_word(known: &Known, found: &Found, error: CallError) -> Detail {
+    match (found.seen.power, known.uris.get(found.index)) {
         (Power::Active(_), Some(uri)) => Detail::LastActive { uri: Arc::clone(&uri.text), error },
         _ => Detail::MovedAway,
     }
 }
 
+/// Why nobody says that a domain is off.
+pub(super) fn doubt(why: String) -> Detail {
+    Detail::NotProvenOff { was: State::RUNNING, why: Unproven::Left(Left::Doubt(why)) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::libvirt::error::CallError;
 
     #[test]
     fn silence_is_a_doubt() {
-        assert_eq!(nowhere(Survey::default()), Detail::Unknown);
+        assert_eq!(nowhere(Answers::default()), Detail::Unknown);
         let doubts = vec![("x:///".into(), CallError::Overdue)];
-        assert!(matches!(nowhere(Survey { doubts, ..Survey::default() }), Detail::Doubt { .. }));
+        assert!(matches!(nowhere(Answers { doubts, ..Answers::default() }), Detail::Doubt { .. }));
     }
 }

@@ -1,21 +1,24 @@
-//! Domains that this daemon itself saw die: they are off, also while libvirt cannot say so.
+//! Domains that this daemon itself saw die. They are off, also while libvirt cannot say so.
 //!
-//! A death counts as long as nothing has been heard of the domain since, over the same connection to libvirt: a libvirtd that was
-//! started anew is asked. It is never the whole proof: this host must have no living process of the domain when it is said.
+//! A death counts as long as nothing has been heard of the domain since, over the same connection
+//! to libvirt: a new libvirtd is asked. It is never the whole proof. This host must have no living
+//! process of the domain at that moment.
 //!
-//! - What was killed here and proven dead, with no migration under way.
-//! - A QEMU that has died by itself, where libvirt has not noticed: its status file is there still and knows of no migration. libvirt
-//!   writes a job there before its first step, and removes the file when it notices the death. (Not a container: one that has ended may
-//!   have asked for its own reboot, which libvirt carries out.)
+//! - A domain that was killed here and proven dead, with no migration under way.
+//! - A QEMU that has died by itself, and libvirt has not noticed. Its status file is still there
+//!   and knows of no migration. libvirt writes a job there before its first step, and removes the
+//!   file when it notices the death. (Not a container: one that has ended may have asked for its
+//!   own reboot, which libvirt carries out.)
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use fence_common::sync::lock;
 use fence_common::target::Target;
 use uuid::Uuid;
 
-use super::table::{Entry, Instance, Table};
-use crate::hypervisor::process::victim::{Driver, Job};
+use super::{Entry, Instance, Table};
+use crate::hypervisor::process::Job;
 
 /// What was seen to die.
 #[derive(Debug, Default)]
@@ -35,23 +38,23 @@ struct Death {
 pub(crate) struct SeenDead {
     pub(crate) uuid: Uuid,
     pub(crate) name: String,
-    /// The dead instance, where libvirt has not noticed and no fence was answered with it.
+    /// The dead instance, if libvirt has not noticed and no fence was answered with it.
     pub(crate) unnoticed: Option<Instance>,
 }
 
 impl Deaths {
     fn all(&self) -> MutexGuard<'_, HashMap<Uuid, Death>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
-    /// What libvirt says of a domain now: another instance of it is news, and where it has moved to it lives.
+    /// What libvirt says of a domain now. Another instance of it is news, and so is a move.
     pub(crate) fn observe(&self, uuid: Uuid, entry: Option<&Entry>) {
         let Some(entry) = entry else { return };
         let runs = entry.instance.as_ref().map(|instance| instance.id);
         self.all().retain(|known, death| *known != uuid || !entry.moved_away && (runs.is_none() || runs == death.id));
     }
 
-    /// It is started, or somebody else goes on with it.
+    /// The domain is started, or another host goes on with it.
     pub(crate) fn forget(&self, uuid: Uuid) {
         self.all().remove(&uuid);
     }
@@ -64,9 +67,10 @@ impl Table {
         self.deaths.all().insert(uuid, death);
     }
 
-    /// Whether a domain was seen to die, and nothing has been heard of it since. Reads libvirt's status file of one that has died by itself.
+    /// Whether a domain was seen to die, and nothing has been heard of it since. Reads libvirt's
+    /// status file of a domain that has died by itself.
     pub(crate) fn seen_dead(&self, target: &Target) -> Option<SeenDead> {
-        // What happens to a domain must be told.
+        // Without events nothing is heard of the domain.
         self.driver.filter(|_| !self.is_blind())?;
         let seen = self.seen_to_die(target).or_else(|| self.has_died(target))?;
         (!self.is_leaving(seen.uuid)).then_some(seen)
@@ -87,12 +91,12 @@ impl Table {
 
     fn has_died(&self, target: &Target) -> Option<SeenDead> {
         let (uuid, entry) = self.find(target)?;
-        if self.driver != Some(Driver::Qemu) || entry.generation != self.generation() {
+        if !self.runs_machines() || entry.generation != self.generation() {
             return None;
         }
         let instance = entry.instance?;
         let victim = instance.victim.as_ref().filter(|victim| victim.is_dead())?;
-        // Of another instance the table has not heard yet.
+        // Else there is another instance, of which the table has not heard yet.
         let is_settled = victim.job() == Job::None && victim.is_on_record();
         is_settled.then_some(SeenDead { uuid, name: entry.name, unnoticed: Some(instance) })
     }
@@ -101,8 +105,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::libvirt::domain::State;
-    use crate::hypervisor::libvirt::link::Told;
+    use crate::hypervisor::libvirt::{State, Told};
 
     fn entry(id: Option<u32>, moved_away: bool) -> Entry {
         let instance = id.map(|id| Instance { id, state: State(1), victim: None });

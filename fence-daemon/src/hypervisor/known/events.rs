@@ -1,7 +1,8 @@
-//! Keeps a URI's table as its domains are: all of them once, and then each that libvirt tells something about.
+//! Keeps a URI's table as its domains are: all of them once, and then each that an event names.
 //!
-//! Each domain is looked at by a call of its own, and few at a time: one that libvirt does not answer about, because it is being destroyed and
-//! cannot die, costs the others nothing, and neither costs it the questions of requests. What could not be looked at is tried again.
+//! Each look at a domain is a call of its own, and few are made at a time. libvirt does not answer
+//! about a domain that it destroys and that cannot die. Such a look costs the other domains
+//! nothing, nor the questions of requests. A look that failed is tried again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -13,40 +14,37 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use uuid::Uuid;
-use virt::connect::Connect;
 
-use crate::hypervisor::libvirt::connection::Uri;
-use crate::hypervisor::libvirt::domain::{self, Observed};
-use crate::hypervisor::libvirt::error::CallError;
-use crate::hypervisor::libvirt::ffi::News;
-use crate::hypervisor::libvirt::link::Lane;
-use crate::hypervisor::process::victim::VictimError;
+use super::{Known, Uri, observe::observe};
+use crate::hypervisor::libvirt::{CallError, Lane, News, domain};
+use crate::hypervisor::process::VictimError;
 
 /// Domains that are looked at at a time.
 const LOOKS_AT_ONCE: usize = 2;
-/// How long a look keeps its turn. libvirt may be busy with a domain for as long as that does not die.
+/// How long a look keeps its turn. libvirt is busy with a domain that it destroys until that dies.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Looks that may be under way in all, those included that have lost their turn: one thread is left for the list.
+/// Looks that may be under way in all, also those that have lost their turn. One thread is left for
+/// the list.
 const LOOKS_IN_ALL: usize = 5;
 /// How long a look may wait for its turn.
 const TURN: Duration = Duration::from_secs(10);
-/// How long after a failure it is tried again at first, and how often.
+/// How long after a failure a look is tried again at first, and how often.
 const SOON: Duration = Duration::from_millis(50);
 const TRIES: u32 = 8;
 /// How long after further failures.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How many events are taken in at once.
 const EVENTS_AT_ONCE: usize = 256;
-/// How often all domains are looked at where libvirt tells nothing of what happens to them.
+/// How often all domains are looked at if libvirt tells no events.
 const REFRESH: Duration = Duration::from_secs(3);
-/// No pause is longer; there is nothing to be done at its end.
+/// The longest pause. Nothing is to be done at its end.
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// What a call came to.
 enum Done {
     /// The list of all domains.
     Listed(Result<Vec<Uuid>, CallError>),
-    /// A look at one, and why its process is not at hand although it runs.
+    /// A look at one domain, and why its process is not at hand although it runs.
     Looked(Uuid, Result<Option<VictimError>, CallError>),
 }
 
@@ -56,9 +54,9 @@ struct Looks {
     due: BTreeSet<Uuid>,
     /// Those that are being looked at.
     busy: HashMap<Uuid, Look>,
-    /// Those that could not be looked at, or not in whole, and when to try again.
+    /// Failed or partial looks, and when to try again.
     later: HashMap<Uuid, Instant>,
-    /// How often in a row that was so.
+    /// How often in a row a look failed.
     tries: HashMap<Uuid, u32>,
 }
 
@@ -78,7 +76,7 @@ impl Looks {
         }
     }
 
-    /// The next to be looked at, if there is a turn.
+    /// The next domain to be looked at, if there is a turn.
     fn next(&mut self, now: Instant) -> Option<Uuid> {
         let ripe: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(uuid, _)| *uuid).collect();
         ripe.into_iter().for_each(|uuid| self.want(uuid));
@@ -117,13 +115,13 @@ impl Looks {
 }
 
 /// Keeps the table as the domains are, as long as it is polled and the connection lasts.
-pub(crate) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<News>) -> Infallible {
+pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<News>) -> Infallible {
     let (report, mut reports) = mpsc::unbounded_channel();
     let mut looks = Looks::default();
-    // What was there and is not any more is in no list.
+    // A domain that has gone since is in no list.
     uri.table.uuids().into_iter().for_each(|uuid| looks.want(uuid));
     let mut list_at = Some(Instant::now());
-    // Those of the list that were not seen yet, once there is a list.
+    // Those of the list that were not seen yet. `None`: there is no list yet.
     let mut unseen: Option<BTreeSet<Uuid>> = None;
     let mut news = Vec::new();
     let mut silent = false;
@@ -134,7 +132,8 @@ pub(crate) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
             list(uri, report.clone());
         }
         while let Some(uuid) = looks.next(now) {
-            // libvirt, which destroys it as well, would not answer before it is dead. That is told then.
+            // libvirt destroys it as well, and would not answer before it is dead. An event tells
+            // that.
             if uri.table.get(uuid).is_some_and(|entry| entry.victim().is_some_and(|victim| victim.is_dying())) {
                 looks.done(uuid, false, now);
                 continue;
@@ -148,17 +147,19 @@ pub(crate) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
         let wake_at = looks.wake_at(now).into_iter().chain(list_at).min().unwrap_or(now + IDLE);
         tokio::select! {
             count = events.recv_many(&mut news, EVENTS_AT_ONCE), if !silent => {
-                // The listener is gone, and its connection with it.
+                // Zero: the listener is gone, and its connection with it.
                 silent = count == 0;
                 for news in news.drain(..) {
                     match news {
                         News::Changed(uuid) => looks.want(uuid),
                         News::Reset(uuid) => {
                             uri.table.note_reset(uuid);
-                            // A container that reboots itself is another process afterwards, and this is all that libvirt tells.
+                            // A container that reboots itself is another process afterwards. This
+                            // event is all that libvirt tells.
                             looks.want(uuid);
                         }
                         News::Leaving(uuid) => uri.table.note_leaving(uuid, true),
+                        News::Closed => {}
                     }
                 }
             }
@@ -166,7 +167,7 @@ pub(crate) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                 Done::Listed(Ok(uuids)) => {
                     uuids.iter().for_each(|uuid| looks.want(*uuid));
                     if uri.table.is_blind() {
-                        // Also those that are gone.
+                        // Also the domains that are gone.
                         uri.table.uuids().into_iter().for_each(|uuid| looks.want(uuid));
                         list_at = Some(Instant::now() + REFRESH);
                     }
@@ -179,7 +180,7 @@ pub(crate) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                 Done::Looked(uuid, result) => {
                     let whole = match &result {
                         Ok(None) => true,
-                        // A domain that is being started is a process before it is QEMU.
+                        // A starting domain is a process before it is QEMU.
                         Ok(Some(lacking)) => {
                             let last = looks.tries(uuid) + 1 == TRIES;
                             if last {
@@ -203,30 +204,33 @@ pub(crate) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
     }
 }
 
-/// Looks at a request's domain where the tables would otherwise be behind: at URIs whose libvirt tells no events. Costs nothing elsewhere.
-pub(crate) async fn refresh(uris: &[Arc<Uri>], target: &Target, limit: Duration) {
-    let by = Instant::now() + limit;
-    let mut looks = JoinSet::new();
-    for uri in uris.iter().filter(|uri| uri.table.is_blind() && uri.is_lively()) {
-        let (uri, target) = (Arc::clone(uri), target.clone());
-        looks.spawn(async move {
-            let known = uri.table.find(&target).map(|(uuid, _)| uuid);
-            let found = uri.call(Lane::Look, by, move |connect| domain::look_up(connect, &target)).await;
-            let found = found.ok().flatten().map(|seen| seen.uuid);
-            // Both, where a name has gone from one domain to another.
-            let mut uuids: Vec<_> = known.into_iter().chain(found).collect();
-            uuids.dedup();
-            for uuid in uuids {
-                if let Err(error) = observe(&uri, uuid, by).await {
-                    tracing::debug!(uri = %uri.text, %uuid, %error, "a domain could not be looked at");
+impl Known {
+    /// Looks at a request's domain at the URIs whose libvirt tells no events, where the tables
+    /// would be behind. Costs nothing elsewhere.
+    pub(crate) async fn refresh(&self, target: &Target) {
+        let by = Instant::now() + self.grace;
+        let mut looks = JoinSet::new();
+        for uri in self.uris.iter().filter(|uri| uri.table.is_blind() && uri.is_lively()) {
+            let (uri, target) = (Arc::clone(uri), target.clone());
+            looks.spawn(async move {
+                let known = uri.table.find(&target).map(|(uuid, _)| uuid);
+                let found = uri.call(Lane::Look, by, move |connect| domain::look_up(connect, &target)).await;
+                let found = found.ok().flatten().map(|seen| seen.uuid);
+                // Both, in case a name has gone from one domain to another.
+                let mut uuids: Vec<_> = known.into_iter().chain(found).collect();
+                uuids.dedup();
+                for uuid in uuids {
+                    if let Err(error) = observe(&uri, uuid, by).await {
+                        tracing::debug!(uri = %uri.text, %uuid, %error, "a domain could not be looked at");
+                    }
                 }
-            }
-        });
-    }
-    let all = async { while looks.join_next().await.is_some() {} };
-    // What is begun goes on, and enters what it finds.
-    if timeout_at(by, all).await.is_err() {
-        looks.detach_all();
+            });
+        }
+        let all = async { while looks.join_next().await.is_some() {} };
+        // A look that has begun goes on, and enters what it finds.
+        if timeout_at(by, all).await.is_err() {
+            looks.detach_all();
+        }
     }
 }
 
@@ -245,29 +249,6 @@ fn look(uri: &Arc<Uri>, uuid: Uuid, report: mpsc::UnboundedSender<Done>) {
         let looked = observe(&uri, uuid, Instant::now() + TURN).await;
         let _ = report.send(Done::Looked(uuid, looked));
     });
-}
-
-/// Looks at one domain and enters how it is. Why its process is not at hand although it runs.
-async fn observe(uri: &Arc<Uri>, uuid: Uuid, begin_by: Instant) -> Result<Option<VictimError>, CallError> {
-    let table = Arc::clone(&uri.table);
-    let generation = table.generation();
-    let look = move |connect: &Connect| {
-        let (old, departures) = (table.get(uuid), table.departures(uuid));
-        let Observed { entry, lacking, leaving, xml, disks } =
-            domain::observe(connect, uuid, table.driver, old.as_ref(), generation)?;
-        // Over a connection that is no longer the present one nothing is entered.
-        if table.generation() == generation {
-            if let Some(leaving) = leaving {
-                table.note_seen(uuid, leaving, departures);
-            }
-            // First: who finds the domain in the table must find all of it.
-            table.observe_belongings(uuid, entry.as_ref(), disks);
-            table.put(uuid, entry);
-            table.note_xml(uuid, xml);
-        }
-        Ok(lacking)
-    };
-    uri.call(Lane::Look, begin_by, look).await
 }
 
 #[cfg(test)]

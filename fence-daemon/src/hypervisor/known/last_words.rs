@@ -1,7 +1,8 @@
 //! The last word of a URI that does not answer.
 //!
-//! A domain can be known at several URIs, and run at one of them only. When that one falls silent, the others say truthfully "shut
-//! off", and the domain runs. So the last word of a silent URI counts, as long as it is silent:
+//! A domain can be known at several URIs, and run at one of them only. When that one falls silent,
+//! the others say truthfully "shut off", and the domain runs. So the last word of a silent URI
+//! counts, as long as it is silent:
 //!
 //! | last word of the silent URI | another URI says "shut off" | another URI runs it |
 //! |---|---|---|
@@ -14,53 +15,57 @@
 //! | active, and none of these | failure of `status`, `off`, `on` | `off`: killed there, and failure |
 //! | moved to another host, or stopped for a migration | failure of `status`, `off` | killed there, success |
 //!
-//! - The veto ends when the URI answers, whatever it says then. An administrator who knows that the silent host is dead removes
-//!   its URI from the configuration.
-//! - A URI that never knew the domain has no veto: an unused `lxc:///` must not keep every QEMU guest from being fenced.
-//! - "Moved away" at the silent URI is no veto once the domain runs at another URI: that is where it went.
-//! - The words outlive this daemon. They stand in one file of the state directory ([`FILE`]), which is written anew, whole, soon
-//!   after the table changes, and never on the way of a fence.
+//! - The veto ends when the URI answers, whatever it says then. An administrator who knows that the
+//!   silent host is dead removes its URI from the configuration.
+//! - A URI that never knew the domain has no veto: an unused `lxc:///` must not keep every QEMU
+//!   guest from being fenced.
+//! - "Moved away" at the silent URI is no veto once the domain runs at another URI: it went there.
+//! - The words outlive this daemon. They stand in one file of the state directory ([`FILE`]). The
+//!   whole file is written anew soon after the table changes, and never during a fence.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use fence_common::sync::lock;
 use fence_common::target::Target;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::hypervisor::libvirt::connection::Uri;
-use crate::hypervisor::libvirt::domain::{Power, State};
-use crate::state;
+use super::Uri;
+use crate::hypervisor::libvirt::{Power, State};
+use crate::state::file;
 
 /// The file in the state directory.
 const FILE: &str = "last-known";
 /// The form of what is written; another one is not read.
 const VERSION: u32 = 1;
 /// The largest file that is read, in bytes.
-const SIZE_LIMIT: u64 = 8 << 20;
-/// For how long changes are gathered before they are written: a hundred guests that start are one change.
+const SIZE_LIMIT: usize = 8 << 20;
+/// For how long changes are gathered before they are written: a hundred starting guests are one
+/// change.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// What a URI said last of a domain, where that counts while it is silent: active, or moved away.
+/// The last word of a URI about a domain, if it counts while the URI is silent: active, or moved
+/// away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Word {
     pub(crate) name: String,
     pub(crate) power: Power,
 }
 
-/// What an earlier daemon knew of a URI's domains. Each word goes when this daemon has seen the domain itself.
+/// What an earlier daemon knew of a URI's domains. A word goes when this daemon has seen the
+/// domain.
 #[derive(Debug, Default)]
 pub(crate) struct Recalled(Mutex<HashMap<Uuid, Word>>);
 
 impl Recalled {
     fn words(&self) -> MutexGuard<'_, HashMap<Uuid, Word>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     pub(crate) fn find(&self, target: &Target) -> Option<(Uuid, Word)> {
@@ -94,7 +99,7 @@ struct Line {
     uri: String,
     uuid: Uuid,
     name: String,
-    /// libvirt's `virDomainState` of an active domain; `null` of one that has moved away.
+    /// libvirt's `virDomainState` of an active domain. `null`: it has moved away.
     state: Option<u8>,
 }
 
@@ -105,7 +110,7 @@ pub(crate) fn recall(uris: &[Arc<Uri>], directory: &Path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => {
             let directory = directory.display();
-            tracing::error!(%directory, %error, "what an earlier daemon knew of domains cannot be read: a silent URI has no last word");
+            tracing::error!(%directory, %error, "cannot read what an earlier daemon knew of domains: a silent URI has no last word");
             return;
         }
     };
@@ -139,7 +144,7 @@ pub(crate) async fn keep(uris: Vec<Arc<Uri>>, directory: Option<PathBuf>, mut st
     let mut ends = false;
     while !ends {
         tokio::select! {
-            // An error means that the sender is gone. What is not written yet is written then.
+            // An error means that the sender is gone. The rest is written then.
             _ = stopped.wait_for(|&stop| stop) => ends = true,
             () = changed.notified() => {}
         }
@@ -153,9 +158,9 @@ pub(crate) async fn keep(uris: Vec<Arc<Uri>>, directory: Option<PathBuf>, mut st
             continue;
         }
         let (place, kept) = (directory.clone(), Kept { version: VERSION, domains: now.clone() });
-        // On a thread of its own: the file system may be in trouble.
-        match tokio::task::spawn_blocking(move || write(&place, &kept)).await.unwrap_or_else(|error| Err(error.into()))
-        {
+        // On a thread of its own: the file system may hang.
+        let write = tokio::task::spawn_blocking(move || write(&place, &kept));
+        match write.await.unwrap_or_else(|error| Err(error.into())) {
             Ok(()) => written = now,
             Err(error) => {
                 let directory = directory.display();
@@ -165,7 +170,7 @@ pub(crate) async fn keep(uris: Vec<Arc<Uri>>, directory: Option<PathBuf>, mut st
     }
 }
 
-/// A domain that runs at a URI has arrived there: that it moved away from a silent one is no news any more.
+/// A domain that runs at a URI has arrived there. That it moved away from a silent URI is obsolete.
 fn settle(uris: &[Arc<Uri>]) {
     let running: Vec<_> = uris.iter().filter(|uri| uri.is_lively()).flat_map(|uri| uri.table.running()).collect();
     for uri in uris.iter().filter(|uri| !uri.state().borrow().connected) {
@@ -189,23 +194,12 @@ fn lines(uris: &[Arc<Uri>]) -> Vec<Line> {
 }
 
 fn read(directory: &Path) -> io::Result<Vec<Line>> {
-    let file = state::open(directory, FILE, File::options().read(true))?;
-    let mut bytes = Vec::new();
-    file.take(SIZE_LIMIT).read_to_end(&mut bytes)?;
-    let kept: Kept = serde_json::from_slice(&bytes)?;
+    let kept: Kept = serde_json::from_slice(&file::read(directory, FILE, SIZE_LIMIT)?)?;
     if kept.version == VERSION { Ok(kept.domains) } else { Err(io::Error::other("it has an unknown form")) }
 }
 
 fn write(directory: &Path, kept: &Kept) -> io::Result<()> {
-    let name = format!("{FILE}.draft");
-    let (file, draft) = (directory.join(FILE), directory.join(&name));
-    let _ = fs::remove_file(&draft);
-    let fill = || -> io::Result<()> {
-        let mut into = state::open(directory, &name, File::options().write(true).create_new(true))?;
-        into.write_all(&serde_json::to_vec(kept)?)?;
-        fs::rename(&draft, &file)
-    };
-    fill().inspect_err(|_| drop(fs::remove_file(&draft)))
+    file::replace(directory, FILE, &serde_json::to_vec(kept)?).map(drop)
 }
 
 #[cfg(test)]
@@ -242,7 +236,7 @@ mod tests {
         let scratch = tempdir().unwrap();
         let uris = [Uri::new(URI, 0)];
         for bytes in [&b"{"[..], br#"{"version":2,"domains":[]}"#, b""] {
-            fs::write(scratch.path().join(FILE), bytes).unwrap();
+            std::fs::write(scratch.path().join(FILE), bytes).unwrap();
             recall(&uris, scratch.path());
             assert!(lines(&uris).is_empty());
         }

@@ -1,8 +1,8 @@
 //! The host list: all domains of all URIs.
 //!
-//! A cluster takes its targets from this list. One that fails lets the cluster keep those that it
-//! has; one that is shorter than the truth takes them away. So a list is never shorter as a
-//! success:
+//! A cluster takes its targets from this list. If it fails, the cluster keeps the targets that it
+//! has. If it is shorter than the truth, the cluster loses targets. So a successful list is never
+//! too short:
 //!
 //! | the URI | its domains |
 //! |---|---|
@@ -12,82 +12,119 @@
 //! | answers that the hypervisor's driver is not there | none |
 //! | does not answer, is this host's own, libvirt keeps no file of any domain there, and another URI answers | none |
 //!
-//! The last line is for an unused `lxc:///` whose daemon is not installed: it must not make every list fail.
+//! The last line is for an unused `lxc:///` whose daemon is not installed: it must not make every
+//! list fail.
 //!
-//! On the wire a domain is on or off, and clients print "off" of everything that does not run. So a
-//! domain that has moved away, or is leaving, is listed as running: "off" would be more than
-//! anybody here knows.
+//! On the wire a domain is on or off, and clients print "off" for everything that does not run. So
+//! a domain that has moved away, or is leaving, is listed as running: nobody here knows that it is
+//! off.
 
 use std::sync::Arc;
 
+use fence_common::domain_state::{RUNNING, SHUT_OFF};
 use tokio::time::{Instant, timeout_at};
-use virt::connect::Connect;
+use uuid::Uuid;
 
-use super::query_all::{RUNNING, SHUT_OFF};
-use crate::hypervisor::libvirt::connection::Uri;
-use crate::hypervisor::libvirt::domain::{self, Row, State};
-use crate::hypervisor::libvirt::error::CallError;
-use crate::hypervisor::libvirt::link::Lane;
-use crate::hypervisor::process::victim::Driver;
-use crate::hypervisor::{Limits, Listed, Listing};
+use super::{Entry, Instance, Known, Uri};
+use crate::hypervisor::libvirt::{CallError, Connect, Lane, Row, State, domain};
+use crate::hypervisor::process::{Driver, Remains};
 
-/// Lists of one URI that may be under way. One domain that libvirt is busy with holds each of them up, and
-/// the threads for questions are needed for others.
-pub(crate) const LISTS_AT_ONCE: usize = 2;
-
-/// Asks every URI for all its domains.
-pub(crate) async fn list(uris: &[Arc<Uri>], limits: &Limits) -> Listing {
-    let bound = Instant::now() + limits.look_up;
-    let mut asked: Vec<_> = Vec::new();
-    for uri in uris {
-        let uri = Arc::clone(uri);
-        let task = tokio::spawn({
-            let uri = Arc::clone(&uri);
-            async move { rows(&uri, bound).await }
-        });
-        asked.push((uri, task));
-    }
-    let mut listing = Listing::default();
-    let (mut answered, mut unused) = (false, Vec::new());
-    for (uri, mut task) in asked {
-        let answer = match timeout_at(bound, &mut task).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(CallError::NotBegun),
-            Err(_) => {
-                task.abort();
-                Err(CallError::Overdue)
-            }
-        };
-        match answer {
-            Ok(domains) => {
-                answered = true;
-                listing.domains.extend(domains.into_iter().map(|row| listed(&uri, row)));
-            }
-            // There is no hypervisor of this kind, so there are no domains.
-            Err(_) if uri.state().borrow().absent => {}
-            Err(error) if !uri.table.is_filled() && uri.table.driver.is_some_and(Driver::keeps_no_domain) => {
-                unused.push((Arc::clone(&uri.text), error));
-            }
-            Err(error) if uri.table.is_filled() => {
-                listing.domains.extend(last_known(&uri));
-                answered = true;
-                listing.remembered.push((Arc::clone(&uri.text), error));
-            }
-            Err(error) => listing.failed.push((Arc::clone(&uri.text), error)),
-        }
-    }
-    if !answered {
-        listing.failed.extend(unused);
-    }
-    listing
+/// One domain of a [`Listing`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// libvirt's `virDomainState`.
+    pub state: u8,
+    /// The URI that has it.
+    pub uri: Arc<str>,
 }
 
-/// All domains of a URI. libvirt's QEMU driver holds a domain for as long as it destroys it, and a
-/// list waits for each: so while there are some that are killed and cannot die, they are left out
-/// of what it is asked, and told by their own processes.
+/// All known domains.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The domains, in the order of the configured URIs.
+    pub domains: Vec<Listed>,
+    /// The URIs that did not answer, and why. Their domains are listed as they were last known.
+    pub remembered: Vec<(Arc<str>, CallError)>,
+    /// The URIs that did not answer, and why. Nothing is known of their domains.
+    pub failed: Vec<(Arc<str>, CallError)>,
+}
+
+/// Lists of one URI that may be under way. A domain that libvirt is busy with holds each of them
+/// up, and other questions need threads as well.
+pub(crate) const LISTS_AT_ONCE: usize = 2;
+
+impl Known {
+    /// Asks every URI for all its domains.
+    pub(crate) async fn list(&self) -> Listing {
+        let bound = Instant::now() + self.look_up;
+        let mut asked: Vec<_> = Vec::new();
+        for uri in &self.uris {
+            let asks = Arc::clone(uri);
+            asked.push((uri, tokio::spawn(async move { rows(&asks, bound).await })));
+        }
+        let mut listing = Listing::default();
+        let (mut answered, mut unused) = (false, Vec::new());
+        for (uri, mut task) in asked {
+            let answer = match timeout_at(bound, &mut task).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) => Err(CallError::NotBegun),
+                Err(_) => {
+                    task.abort();
+                    Err(CallError::Overdue)
+                }
+            };
+            let name = || Arc::clone(&uri.text);
+            match answer {
+                Ok(domains) => {
+                    answered = true;
+                    listing.domains.extend(domains.into_iter().map(|row| listed(uri, row)));
+                }
+                // There is no hypervisor of this kind, so there are no domains.
+                Err(_) if uri.state().borrow().absent => {}
+                Err(error) if uri.table.is_filled() => {
+                    listing.domains.extend(last_known(uri));
+                    answered = true;
+                    listing.remembered.push((name(), error));
+                }
+                Err(error) if uri.table.driver.is_some_and(Driver::keeps_no_domain) => unused.push((name(), error)),
+                Err(error) => listing.failed.push((name(), error)),
+            }
+        }
+        if !answered {
+            listing.failed.extend(unused);
+        }
+        self.correct(&mut listing).await;
+        listing
+    }
+
+    /// Lists as running what is off by libvirt's word and lives on this host.
+    async fn correct(&self, listing: &mut Listing) {
+        let whom = |listed: &Listed| {
+            let uri = self.uris.iter().find(|known| known.text == listed.uri)?;
+            uri.table.whom(listed.uuid, &listed.name).filter(|_| listed.state == SHUT_OFF)
+        };
+        if !listing.domains.iter().any(|listed| whom(listed).is_some()) {
+            return;
+        }
+        let look = self.host.look(Vec::new()).await;
+        for listed in &mut listing.domains {
+            if whom(listed).is_some_and(|whom| !matches!(look.remains(&whom), Remains::Nothing)) {
+                listed.state = RUNNING;
+            }
+        }
+    }
+}
+
+/// All domains of a URI. libvirt's QEMU driver holds a domain while it destroys it, and a list
+/// waits for each domain. So libvirt is not asked about killed domains that cannot die: their own
+/// processes tell.
 async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
     let Some(known) = uri.table.dying() else {
-        // It ends when libvirt has answered, and not when nobody waits for that any more.
+        // The turn ends when libvirt has answered, not when the caller has given up.
         let turn = Arc::clone(&uri.lists).acquire_owned().await.map_err(|_| CallError::NotBegun)?;
         let list = move |connect: &Connect| {
             let _turn = turn;
@@ -111,10 +148,10 @@ async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
     Ok(rows)
 }
 
-/// A row of a host list. What is dead is shown so, even where libvirt has not noticed yet.
+/// A row of a host list. A dead domain is listed as off, also before libvirt has noticed.
 fn listed(uri: &Uri, row: Row) -> Listed {
     let Row { name, uuid, id, state: State(state) } = row;
-    let state = match (uri.table.is_dead(uuid, id), uri.table.strays(uuid).is_empty()) {
+    let state = match (uri.table.is_dead(uuid, id), uri.table.orphans(uuid).is_empty()) {
         (_, false) => RUNNING,
         (true, true) => SHUT_OFF,
         (false, true) => state,
@@ -123,13 +160,11 @@ fn listed(uri: &Uri, row: Row) -> Listed {
     Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
 }
 
-/// What was last known of a URI's domains. One that ran and whose process is not known counts as
-/// running.
+/// What was last known of a URI's domains.
 fn last_known(uri: &Uri) -> Vec<Listed> {
-    let listed = |(uuid, entry): (_, super::table::Entry)| {
-        let alive = entry.instance.filter(|known| known.victim.is_none() || known.living().is_some());
-        let state = match alive {
-            _ if !uri.table.strays(uuid).is_empty() => RUNNING,
+    let listed = |(uuid, entry): (_, Entry)| {
+        let state = match entry.instance.filter(Instance::may_live) {
+            _ if !uri.table.orphans(uuid).is_empty() => RUNNING,
             Some(instance) => instance.state.0,
             None if uri.table.may_run_elsewhere(uuid) => RUNNING,
             None => SHUT_OFF,

@@ -1,11 +1,20 @@
 //! Asking all URIs at once.
 //!
-//! Everybody is waited for, up to the look-up bound, as long as nobody knows the domain: a silent URI may be the one that has it. Once
-//! one URI knows it, the others get only a short grace, and none at all if they were not connected or have been silent before.
+//! As long as no URI knows the domain, all are waited for up to the look-up bound: a silent URI may
+//! be the one that has it. Once one URI knows it, the others get only a short grace. A URI that was
+//! not connected, or was silent before, gets none.
 //!
-//! What a silent URI counts for is the rule of [`memory`](super::last_words): its last word about the domain, if it had one.
-//! A URI whose last word is that the domain runs there is waited for up to the look-up bound: a libvirtd that is
+//! A silent URI counts by its last word about the domain (see [`last_words`](super::last_words)).
+//! If that is "it runs here", the URI is waited for up to the look-up bound: a libvirtd that is
 //! restarted is back within it.
+//!
+//! # Last words that this host disproves
+//!
+//! A local libvirtd hangs, and its last word is that the domain runs. This host knows better: it
+//! sees all its processes. So the word does not count if no process of the domain lives here and
+//! the domain has not gone to another host. Containers do not move. A machine that ended here while
+//! its libvirtd was silent still stands in libvirt's record, without a migration. Without a record
+//! the machine may have moved before, and the word counts.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,126 +24,149 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::deaths::SeenDead;
-use super::last_words::Word;
-use crate::hypervisor::Limits;
-use crate::hypervisor::fence::outcome::Identity;
-use crate::hypervisor::libvirt::connection::Uri;
-use crate::hypervisor::libvirt::domain::{self, Power, Seen, State};
-use crate::hypervisor::libvirt::error::CallError;
-use crate::hypervisor::libvirt::link::Lane;
-
-/// `VIR_DOMAIN_RUNNING`, as a host list has it.
-pub(crate) const RUNNING: u8 = 1;
-/// `VIR_DOMAIN_SHUTOFF`, as a host list has it.
-pub(crate) const SHUT_OFF: u8 = 5;
+use super::{Identity, Known, SeenDead, Uri, last_words::Word};
+use crate::hypervisor::libvirt::{CallError, Lane, Power, Seen, State, domain};
+use crate::hypervisor::process::{Job, Remains, Whom};
 
 /// A domain at the URI with this index.
 #[derive(Debug)]
 pub(crate) struct Found {
-    pub(crate) place: usize,
+    pub(crate) index: usize,
     pub(crate) seen: Seen,
 }
 
 impl Found {
-    /// Which domain, and where.
-    pub(crate) fn identity(&self, uris: &[Arc<Uri>]) -> Option<Identity> {
-        let uri = Arc::clone(&uris.get(self.place)?.text);
-        Some(Identity { uri, uuid: self.seen.uuid, name: self.seen.name.clone() })
+    pub(crate) fn is_active(&self) -> bool {
+        self.seen.power.is_active()
     }
 }
 
 /// What the URIs say about a target. A URI that is in no list positively does not know it.
 #[derive(Debug, Default)]
-pub(crate) struct Survey {
+pub(crate) struct Answers {
     pub(crate) found: Vec<Found>,
-    /// What URIs that do not answer said last, and why they do not.
+    /// The last words of the URIs that do not answer, and why they do not.
     pub(crate) remembered: Vec<(Found, CallError)>,
     pub(crate) doubts: Vec<(Arc<str>, CallError)>,
 }
 
-/// Asks every URI for `target`. The first to say something that is `enough` ends the survey.
-pub(crate) async fn survey(uris: &[Arc<Uri>], target: &Target, limits: &Limits, enough: fn(&Seen) -> bool) -> Survey {
-    let begun = Instant::now();
-    let bound = begun + limits.look_up;
-    let mut asked = JoinSet::new();
-    for (place, uri) in uris.iter().enumerate() {
-        let (uri, target) = (Arc::clone(uri), target.clone());
-        asked.spawn(async move { (place, look_up(&uri, target, bound).await) });
+impl Known {
+    /// Which domain was found, and where.
+    pub(crate) fn identity(&self, found: &Found) -> Option<Identity> {
+        Some(self.uris.get(found.index)?.identity(found.seen.uuid, &found.seen.name))
     }
-    let mut open = vec![true; uris.len()];
-    let mut survey = Survey::default();
-    // Those that answer at all do so within a round trip: only they are worth waiting for once the domain is known.
-    let lively: Vec<bool> = uris.iter().map(|uri| uri.is_lively()).collect();
-    while !asked.is_empty() {
-        let waited_for = |place: usize| open[place] && lively[place] && uris[place].is_lively();
-        // A last word of a URI that is silent now may be a veto: its word of this moment is worth the whole bound.
-        let may_veto = |place: usize| open[place] && uris[place].table.last_word(target).is_some();
-        let by = match survey.found.is_empty() {
-            true => bound,
-            false if (0..uris.len()).any(may_veto) => bound,
-            false if (0..uris.len()).any(waited_for) => begun + limits.grace,
-            false => begun,
-        };
-        let answer = match asked.try_join_next() {
-            Some(answer) => answer,
-            None => match timeout_at(by, asked.join_next()).await {
-                Ok(Some(answer)) => answer,
-                Ok(None) | Err(_) => break,
-            },
-        };
-        // A lost task leaves its URI open, which makes it a doubt.
-        let Ok((place, answer)) = answer else { continue };
-        open[place] = false;
-        match answer {
-            Ok(seen) => {
-                let seen = match seen {
-                    Some(seen) => Some(corrected(&uris[place], seen)),
-                    None => lost(&uris[place], target),
-                };
-                let Some(seen) = seen else { continue };
-                let enough = enough(&seen);
-                survey.found.push(Found { place, seen });
-                if enough {
-                    return survey;
-                }
+
+    /// Asks every URI for `target`, and leaves out the last words that this host disproves. The
+    /// first answer that is `enough` ends the query.
+    pub(crate) async fn query(&self, target: &Target, enough: fn(&Seen) -> bool) -> Answers {
+        let mut answers = self.query_uris(target, enough).await;
+        for (found, error) in std::mem::take(&mut answers.remembered) {
+            if self.is_disproved(&found).await {
+                let name = found.seen.name.escape_debug();
+                tracing::info!(domain = %name, uuid = %found.seen.uuid, "it ran here when libvirt last spoke of it, and nothing of it lives: no hindrance");
+            } else {
+                answers.remembered.push((found, error));
             }
-            Err(error) => survey.doubt(uris, place, target, error),
         }
+        answers
     }
-    for (place, _) in open.into_iter().enumerate().filter(|(_, open)| *open) {
-        let uri = &uris[place];
-        let state = uri.state().borrow().clone();
-        let error = if state.connected {
-            uri.silent.store(true, Ordering::Relaxed);
-            CallError::Overdue
-        } else {
-            CallError::NotConnected(state.error.unwrap_or_else(|| "no connection yet".to_owned()))
-        };
-        survey.doubt(uris, place, target, error);
-    }
-    // The configuration's order, whoever was first to answer.
-    survey.found.sort_by_key(|found| found.place);
-    survey
-}
 
-impl Survey {
+    /// Whether nothing of a domain lives on this host, and it has not left the host.
+    pub(crate) async fn is_disproved(&self, found: &Found) -> bool {
+        let Seen { uuid, name, .. } = &found.seen;
+        let whom = self.uris.get(found.index).and_then(|uri| uri.table.whom(*uuid, name));
+        let Some(whom) = whom.filter(|_| found.is_active()) else { return false };
+        let stays = |whom: &Whom| Job::on_record(whom.driver, name) == Job::None;
+        // Before and after: libvirt may come back and go on with a migration in between.
+        stays(&whom) && matches!(self.host.remains(&whom).await, Remains::Nothing) && stays(&whom)
+    }
+
+    /// As [`Self::query`], without this host's word.
+    pub(crate) async fn query_uris(&self, target: &Target, enough: fn(&Seen) -> bool) -> Answers {
+        let uris = &self.uris;
+        let begun = Instant::now();
+        let bound = begun + self.look_up;
+        let mut asked = JoinSet::new();
+        for (index, uri) in uris.iter().enumerate() {
+            let (uri, target) = (Arc::clone(uri), target.clone());
+            asked.spawn(async move { (index, look_up(&uri, target, bound).await) });
+        }
+        let mut open = vec![true; uris.len()];
+        let mut answers = Answers::default();
+        // A URI that answers at all does so within a round trip. Once the domain is known, only
+        // such a URI is worth waiting for.
+        let lively: Vec<bool> = uris.iter().map(|uri| uri.is_lively()).collect();
+        while !asked.is_empty() {
+            let waited_for = |index: usize| open[index] && lively[index] && uris[index].is_lively();
+            // The last word of a URI that is silent now may be a veto. Its present word is worth
+            // the whole bound.
+            let may_veto = |index: usize| open[index] && uris[index].table.last_word(target).is_some();
+            let by = match answers.found.is_empty() {
+                true => bound,
+                false if (0..uris.len()).any(may_veto) => bound,
+                false if (0..uris.len()).any(waited_for) => begun + self.grace,
+                false => begun,
+            };
+            let answer = match asked.try_join_next() {
+                Some(answer) => answer,
+                None => match timeout_at(by, asked.join_next()).await {
+                    Ok(Some(answer)) => answer,
+                    Ok(None) | Err(_) => break,
+                },
+            };
+            // A lost task leaves its URI open, which makes it a doubt.
+            let Ok((index, answer)) = answer else { continue };
+            open[index] = false;
+            match answer {
+                Ok(seen) => {
+                    let seen = match seen {
+                        Some(seen) => corrected(&uris[index], seen),
+                        None => match orphaned(&uris[index], target) {
+                            Some(seen) => seen,
+                            None => continue,
+                        },
+                    };
+                    let enough = enough(&seen);
+                    answers.found.push(Found { index, seen });
+                    if enough {
+                        return answers;
+                    }
+                }
+                Err(error) => self.doubt(&mut answers, index, target, error),
+            }
+        }
+        for (index, _) in open.into_iter().enumerate().filter(|(_, open)| *open) {
+            let uri = &uris[index];
+            let state = uri.state().borrow().clone();
+            let error = if state.connected {
+                uri.silent.store(true, Ordering::Relaxed);
+                CallError::Overdue
+            } else {
+                CallError::NotConnected(state.error.unwrap_or_else(|| "no connection yet".to_owned()))
+            };
+            self.doubt(&mut answers, index, target, error);
+        }
+        // The configuration's order, whoever was first to answer.
+        answers.found.sort_by_key(|found| found.index);
+        answers
+    }
+
     /// A URI does not answer.
-    fn doubt(&mut self, uris: &[Arc<Uri>], place: usize, target: &Target, error: CallError) {
-        let uri = &uris[place];
-        if let Some((uuid, word)) = uri.table.last_word(target) {
-            let Word { name, power } = word;
-            self.remembered.push((Found { place, seen: Seen { name, uuid, id: None, power } }, error.clone()));
+    fn doubt(&self, answers: &mut Answers, index: usize, target: &Target, error: CallError) {
+        let uri = &self.uris[index];
+        if let Some((uuid, Word { name, power })) = uri.table.last_word(target) {
+            let seen = Seen { name, uuid, id: None, power };
+            answers.remembered.push((Found { index, seen }, error.clone()));
         }
-        self.doubts.push((Arc::clone(&uri.text), error));
+        answers.doubts.push((Arc::clone(&uri.text), error));
     }
 }
 
-/// What libvirt has said, put right where the domain's own process or libvirt's earlier word says more.
+/// libvirt's word, put right by the domain's own process or libvirt's earlier word.
 fn corrected(uri: &Uri, seen: Seen) -> Seen {
     let dead = uri.table.is_dead(seen.uuid, seen.id);
-    let power = if !uri.table.strays(seen.uuid).is_empty() {
-        Power::Active(State(RUNNING))
+    let power = if !uri.table.orphans(seen.uuid).is_empty() {
+        Power::Active(State::RUNNING)
     } else if seen.power != Power::Off && !dead {
         seen.power
     } else if uri.table.is_leaving(seen.uuid) || dead && uri.table.died_on_its_way(seen.uuid) {
@@ -147,15 +179,15 @@ fn corrected(uri: &Uri, seen: Seen) -> Seen {
 }
 
 /// A domain that libvirt does not know any more while a process of it lives.
-fn lost(uri: &Uri, target: &Target) -> Option<Seen> {
-    let (uuid, name) = uri.table.lost_as(target)?;
-    Some(Seen { name, uuid, id: None, power: Power::Active(State(RUNNING)) })
+fn orphaned(uri: &Uri, target: &Target) -> Option<Seen> {
+    let (uuid, name) = uri.table.orphaned_as(target)?;
+    Some(Seen { name, uuid, id: None, power: Power::Active(State::RUNNING) })
 }
 
-/// Asks one URI. A question that loses its connection is asked once more on the next one: a libvirtd that is being restarted, which takes
-/// it a second or two, should cost no fence.
-async fn look_up(uri: &Arc<Uri>, target: Target, bound: Instant) -> Result<Option<Seen>, CallError> {
-    // What was seen to die here needs no word of libvirt's, which may hang.
+/// Asks one URI. A question that loses its connection is asked once more on the next one: a
+/// libvirtd that is being restarted, which takes a second or two, should cost no fence.
+async fn look_up(uri: &Uri, target: Target, bound: Instant) -> Result<Option<Seen>, CallError> {
+    // A death that was seen here needs no word of libvirt's, which may hang.
     if let Some(SeenDead { uuid, name, unnoticed, .. }) = uri.table.seen_dead(&target) {
         let id = unnoticed.map(|instance| instance.id);
         return Ok(Some(Seen { name, uuid, id, power: Power::Off }));

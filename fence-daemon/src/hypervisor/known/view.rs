@@ -1,16 +1,13 @@
-//! What is known of URIs, domains and restarts, to be looked at from outside: from the table, the keepers' word and the pidfds alone. libvirt is
-//! not asked, so this never waits.
+//! What is known of URIs and their domains, for reports. It comes from the table, the connection's
+//! state and the pidfds. libvirt is not asked, so this never waits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::table::Entry;
+use super::{Entry, Uri};
 use crate::clock::Moment;
-use crate::hypervisor::Hypervisors;
-use crate::hypervisor::fence::restart::Waiting;
-use crate::hypervisor::libvirt::connection::Uri;
 
 /// A URI and its domains.
 #[derive(Clone, Debug)]
@@ -21,7 +18,7 @@ pub struct UriView {
     pub connected: bool,
     /// Connected, but the last question was not answered in time.
     pub silent: bool,
-    /// Since when it is, or is not, connected; `None` while the first connection is still to come.
+    /// Since when it is, or is not, connected. `None`: there was no connection yet.
     pub since: Option<Moment>,
     /// What went wrong last, and when, even if all is well now.
     pub last_error: Option<(Moment, String)>,
@@ -47,8 +44,9 @@ pub struct DomainView {
     /// Whether this was observed over the present connection.
     pub fresh: bool,
     /// Processes of it that live although libvirt no longer speaks of them.
-    pub strays: Vec<i32>,
-    /// Its disks whose writes cannot be seen from this host: a server carries out what it was sent, after the domain's death as well.
+    pub orphans: Vec<i32>,
+    /// Its disks whose writes this host cannot see: a server carries out what it was sent, also
+    /// after the domain's death.
     pub unseen: Vec<String>,
 }
 
@@ -69,60 +67,8 @@ pub enum DomainState {
     Lost,
 }
 
-/// A domain that waits for its restart.
-#[derive(Clone, Debug)]
-pub struct RestartView {
-    /// Where.
-    pub uri: Arc<str>,
-    /// Its name.
-    pub name: String,
-    /// Its UUID.
-    pub uuid: Uuid,
-    /// Since when.
-    pub since: Moment,
-    /// Until when it stays off in any case.
-    pub not_before: Moment,
-    /// Whether an earlier daemon has left it.
-    pub inherited: bool,
-    /// Whether it is too old to be carried out unasked: an `on` or `off` ends it.
-    pub held: bool,
-    /// How often it was tried in vain.
-    pub attempts: u32,
-    /// Why the last attempt failed.
-    pub reason: Option<String>,
-}
-
-impl Hypervisors {
-    /// The URIs in the configuration's order, each with its domains.
-    #[must_use]
-    pub fn view(&self) -> Vec<UriView> {
-        self.inner.uris.iter().map(|uri| view(uri)).collect()
-    }
-
-    /// The domains that wait for their restart.
-    #[must_use]
-    pub fn restarts(&self) -> Vec<RestartView> {
-        let waits = self.inner.restarts.waits();
-        let mut restarts: Vec<_> = waits
-            .into_iter()
-            .map(|Waiting { domain, since, not_before, attempts, reason, plan }| RestartView {
-                uri: domain.uri,
-                name: domain.name,
-                uuid: domain.uuid,
-                since,
-                not_before,
-                inherited: plan.inherited,
-                held: plan.held,
-                attempts,
-                reason,
-            })
-            .collect();
-        restarts.sort_by_key(|restart| restart.since);
-        restarts
-    }
-}
-
-fn view(uri: &Uri) -> UriView {
+/// A URI and its domains.
+pub(crate) fn view(uri: &Uri) -> UriView {
     let state = uri.state().borrow().clone();
     let generation = uri.table.generation();
     let mut domains: Vec<_> = uri
@@ -130,18 +76,18 @@ fn view(uri: &Uri) -> UriView {
         .all()
         .into_iter()
         .map(|(uuid, entry)| {
-            let strays = uri.table.strays(uuid).iter().map(|victim| victim.pid()).collect();
-            DomainView { unseen: uri.table.belongings.unseen(uuid), ..domain(uuid, entry, generation, strays) }
+            let orphans = uri.table.orphans(uuid).iter().map(|victim| victim.pid()).collect();
+            DomainView { unseen: uri.table.belongings.unseen(uuid), ..domain(uuid, entry, generation, orphans) }
         })
         .collect();
-    domains.extend(uri.table.lost().into_iter().map(|(uuid, strays)| DomainView {
-        name: strays.first().map_or_else(String::new, |victim| victim.name().to_owned()),
+    domains.extend(uri.table.all_orphans().into_iter().map(|(uuid, orphans)| DomainView {
+        name: orphans.first().map_or_else(String::new, |victim| victim.name().to_owned()),
         uuid,
         state: DomainState::Lost,
         pid: None,
         persistent: false,
         fresh: true,
-        strays: strays.iter().map(|victim| victim.pid()).collect(),
+        orphans: orphans.iter().map(|victim| victim.pid()).collect(),
         unseen: uri.table.belongings.unseen(uuid),
     }));
     domains.sort_by(|one, other| (&one.name, one.uuid).cmp(&(&other.name, other.uuid)));
@@ -156,7 +102,7 @@ fn view(uri: &Uri) -> UriView {
     }
 }
 
-fn domain(uuid: Uuid, entry: Entry, generation: u64, strays: Vec<i32>) -> DomainView {
+fn domain(uuid: Uuid, entry: Entry, generation: u64, orphans: Vec<i32>) -> DomainView {
     let victim = entry.victim().filter(|victim| !victim.is_dead());
     let state = match (&entry.instance, victim) {
         (None, _) if entry.moved_away => DomainState::MovedAway,
@@ -171,7 +117,7 @@ fn domain(uuid: Uuid, entry: Entry, generation: u64, strays: Vec<i32>) -> Domain
         pid: victim.map(|victim| victim.pid()),
         persistent: entry.persistent,
         fresh: entry.generation == generation,
-        strays,
+        orphans,
         unseen: Vec::new(),
         name: entry.name,
     }
@@ -180,8 +126,9 @@ fn domain(uuid: Uuid, entry: Entry, generation: u64, strays: Vec<i32>) -> Domain
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::known::table::Instance;
-    use crate::hypervisor::libvirt::domain::State;
+    use crate::hypervisor::Hypervisors;
+    use crate::hypervisor::known::Instance;
+    use crate::hypervisor::libvirt::State;
 
     fn entry(instance: Option<Instance>, moved_away: bool) -> Entry {
         Entry { name: "node1".to_owned(), persistent: true, moved_away, instance, macs: [].into(), generation: 3 }
@@ -196,7 +143,7 @@ mod tests {
             (entry(Some(running), false), 4, DomainState::Active("running".to_owned()), false),
         ] {
             let view = domain(Uuid::from_u128(7), entry, generation, vec![12]);
-            assert_eq!((view.state, view.fresh, view.pid, view.strays), (state, fresh, None, vec![12]));
+            assert_eq!((view.state, view.fresh, view.pid, view.orphans), (state, fresh, None, vec![12]));
         }
     }
 

@@ -4,19 +4,22 @@ use std::fmt;
 
 use virt::error::{Error, ErrorNumber};
 
-/// Why a call to one URI did not do its work. Whatever it is, it says nothing about a domain: every one of these is a doubt.
+use crate::hypervisor::deadline::TooLate;
+
+/// Why a call to one URI did not do its work. None of these says anything about a domain: each is
+/// a doubt.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// There is no connection.
     #[error("not connected: {0}")]
     NotConnected(String),
-    /// The connection was lost during the call, so that it is not known what came of it.
+    /// The connection was lost during the call. Its result is not known.
     #[error("connection lost: {0}")]
     Lost(String),
     /// libvirt's own error.
     #[error("{0}")]
     Libvirt(LibvirtError),
-    /// No answer in the time that we give it; the call may still be under way.
+    /// No answer within our limit. The call may still be under way.
     #[error("no answer in time")]
     Overdue,
     /// The call had no turn in time and was not made.
@@ -25,7 +28,8 @@ pub enum CallError {
     /// The deadline passed before the dangerous step, which was not begun.
     #[error("its time was over before anything was done to it")]
     TooLate,
-    /// It was not made: libvirt calls the domain off, and on this host something of it lives or may live.
+    /// The start was not made: libvirt calls the domain off, and this host may have something of
+    /// it.
     #[error("libvirt calls it off, and this host does not: {0}; `off` ends that")]
     Lives(String),
     /// The call could not be queued.
@@ -43,15 +47,15 @@ pub struct LibvirtError {
 }
 
 impl LibvirtError {
-    /// The error with a text of our own, where libvirt's might quote from a domain's XML, which may hold passwords.
-    pub(crate) fn without_text(error: &Error) -> Self {
+    /// The error with a text of our own. libvirt's text might quote from a domain's XML, which may
+    /// hold passwords.
+    pub(super) fn without_text(error: &Error) -> Self {
         Self { code: error.code(), message: "libvirt's text is withheld, it may quote the domain's XML".to_owned() }
     }
 
-    /// libvirt's code.
-    #[must_use]
-    pub fn code(&self) -> ErrorNumber {
-        self.code
+    /// Whether libvirt has no driver for such a hypervisor.
+    pub(super) fn is_no_driver(&self) -> bool {
+        self.code == ErrorNumber::NoConnect
     }
 }
 
@@ -74,7 +78,17 @@ impl From<Error> for CallError {
     }
 }
 
-/// Whether libvirt positively says that there is no such domain. By the code, never by the text.
-pub(crate) fn is_no_domain(error: &Error) -> bool {
-    error.code() == ErrorNumber::NoDomain
+impl From<TooLate> for CallError {
+    fn from(_: TooLate) -> Self {
+        Self::TooLate
+    }
+}
+
+/// `None` for libvirt's "no such domain", by its code alone. Every other error stays one.
+pub(super) fn known<T>(result: Result<T, Error>) -> Result<Option<T>, CallError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.code() == ErrorNumber::NoDomain => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }

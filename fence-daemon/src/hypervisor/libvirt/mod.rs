@@ -1,11 +1,22 @@
-//! Calls to libvirt, and the connections that they go over.
+//! Calls to libvirt, and the connections that they go over. Only this room names `virt`.
+//!
+//! It knows nothing of processes and remembers nothing of domains.
 
-pub(crate) mod connection;
+mod connection;
 pub(crate) mod domain;
-pub(crate) mod error;
-pub(crate) mod ffi;
-pub(crate) mod link;
-pub(crate) mod migration;
+mod endpoint;
+mod error;
+mod ffi;
+mod migration;
 mod pool;
-pub(crate) mod probe;
-mod shelf;
+pub(crate) mod xml;
+
+pub(crate) use self::connection::Connect;
+pub(crate) use self::domain::{Domain, Power, Row, Seen};
+pub(crate) use self::endpoint::{Endpoint, LinkState};
+pub(crate) use self::ffi::{News, Told};
+pub(crate) use self::migration::Direction;
+pub(crate) use self::pool::Lane;
+
+pub use self::domain::State;
+pub use self::error::{CallError, LibvirtError};

@@ -1,11 +1,13 @@
 //! What is late is not begun: its client has been told "failure" already.
 
+use super::super::fence::Off;
+use super::super::fence::by_libvirt::{destroy, power_off, settle};
 use super::super::fence::reset;
-use super::super::known::table::Table;
-use super::super::libvirt::domain::{self, Off, power_off, start};
-use super::super::libvirt::migration;
+use super::super::fence::start::start;
+use super::super::known::Table;
+use super::super::libvirt::domain;
 use super::*;
-use crate::hypervisor::libvirt::error::CallError;
+use crate::hypervisor::libvirt::CallError;
 
 fn late() -> Deadline {
     Deadline::at(Instant::now())
@@ -23,7 +25,7 @@ async fn no_step_begins_when_its_time_is_over() {
             assert!(matches!(off, Err(CallError::TooLate)), "killed although its client was told of a failure");
         }
         let id = Domain::lookup_by_uuid(connect, one).unwrap().get_id().unwrap();
-        assert_eq!(domain::destroy(connect, one, id, &late()), Err(CallError::TooLate));
+        assert_eq!(destroy(connect, one, id, &late()), Err(CallError::TooLate));
         assert_eq!(reset::ask(connect, one, &late()), Err(CallError::TooLate));
         assert_eq!(state("a"), 1);
         assert!(matches!(start(connect, two, None, None, &table, || Ok(()), &late()), Err(CallError::TooLate)));
@@ -33,8 +35,8 @@ async fn no_step_begins_when_its_time_is_over() {
         assert_eq!((state("b"), Domain::lookup_by_name(connect, "c").is_err()), (5, true));
         // What changes nothing is told all the same.
         assert!(matches!(power_off(connect, two, false, &table, &late()), Ok(Off::Already(_))));
-        let domain = Domain::lookup_by_uuid(connect, one).unwrap();
-        assert_eq!(migration::settle(&domain, &late()), Ok(true), "there is none");
+        let domain = domain::Domain::get(connect, one).unwrap();
+        assert_eq!(settle(&domain, &late()), Ok(true), "there is none");
     })
     .await;
 }

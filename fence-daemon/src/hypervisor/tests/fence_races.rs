@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use fence_net::neighbour::Mac;
 
-use super::super::fence::fence_race::{Aim, Aimed};
+use super::super::fence::{Fenced, Fencing};
 use super::*;
 use crate::clock::Moment;
 
@@ -15,10 +15,10 @@ async fn pair() -> (Hypervisors, Scratch) {
     let interface = "<devices><interface type='network'><mac address='52:54:00:00:00:02'/><source network='default'/>\
                      </interface></devices><test:runstate>1</test:runstate>";
     let file = Node::default().running("a", 1).domain("b", 2, interface).file();
-    let duels = Duels::with_neighbours(|_, _| Ok(vec![ADDRESS]));
-    let h = Hypervisors::with_duels(&[file.uri()], QUICK, Options::default(), duels);
+    let races = FenceRaces::with_neighbours(|_, _| Ok(vec![ADDRESS]));
+    let h = Hypervisors::with_races(&[file.uri()], QUICK, Options::default(), races);
     h.wait_connected().await;
-    let known = || h.inner.uris[0].table.running_with(ADDRESS).len();
+    let known = || h.known.uris[0].table.running_with(ADDRESS).len();
     while known() == 0 {
         sleep(Duration::from_millis(5)).await;
     }
@@ -26,15 +26,15 @@ async fn pair() -> (Hypervisors, Scratch) {
 }
 
 /// A fence of `b` that is under way as long as this is held.
-fn fence_of_b(h: &Hypervisors) -> Aim {
-    let b = Aimed { uuid: Uuid::from_u128(2), name: "b".to_owned(), macs: [ADDRESS].into() };
-    h.inner.duels.aim(None, vec![b], |_| Vec::new()).ok().unwrap()
+fn fence_of_b(h: &Hypervisors) -> Fencing {
+    let b = Fenced { uuid: Uuid::from_u128(2), name: "b".to_owned(), macs: [ADDRESS].into() };
+    h.orders.races.enter(None, vec![b], |_| Vec::new()).ok().unwrap()
 }
 
 /// What `b` asks.
 fn b_asks(h: &Hypervisors, op: Op, domain: &str) -> tokio::task::JoinHandle<Outcome> {
     let caller = SocketAddr::from(([192, 0, 2, 2], 1229));
-    let (h, target, asker) = (h.clone(), name(domain), Asker { caller, interface: 0, arrived: Moment::now() });
+    let (h, target, asker) = (h.clone(), name(domain), Requester { caller, interface: 0, arrived: Moment::now() });
     tokio::spawn(async move {
         let deadline = Deadline::at(Instant::now() + Duration::from_secs(60));
         h.carry_out(&Authorized::dangerous_for_test(op, target), Some(asker), &deadline).await

@@ -4,7 +4,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::*;
 use crate::clock::Moment;
-use crate::hypervisor::fence::record::{Record, Records};
+use crate::hypervisor::fence::{Record, Records};
 
 /// Name, UUID, number of the instance, XML.
 type Left<'l> = (&'l str, u128, Option<u32>, Option<&'l str>);
@@ -30,8 +30,8 @@ fn files(directory: &TempDir) -> usize {
 
 pub(super) async fn none_is_left(h: &Hypervisors, directory: &TempDir) {
     let begun = StdInstant::now();
-    while !h.inner.restarts.waiting().is_empty() || files(directory) > 0 {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", h.inner.restarts.waiting());
+    while !h.orders.restarts.all().is_empty() || files(directory) > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{}", h.orders.restarts.all().len());
         sleep(Duration::from_millis(5)).await;
     }
 }
@@ -83,7 +83,7 @@ async fn an_off_ends_what_another_daemon_has_begun() {
     // libvirt is not there yet: nothing can be started.
     let h = Hypervisors::with_limits(&[file.uri()], QUICK, options);
     h.first_round().await;
-    assert_eq!(h.inner.restarts.waiting().len(), 1);
+    assert_eq!(h.orders.restarts.all().len(), 1);
     let off = order(&h, Op::Off, name("a")).await;
     assert_eq!(off.reply, Reply::Failure, "nobody can say that it is off: {}", off.detail);
     none_is_left(&h, &directory).await;
@@ -124,15 +124,15 @@ async fn an_off_that_never_had_its_turn_keeps_a_stuck_reboot_from_starting_the_d
     let (h, _file) = node(Node::default().running("other", 9)).await;
     for unwanted in [name("t"), uuid(5)] {
         let asked = Instant::now();
-        let since = h.inner.restarts.forbid(&unwanted);
+        let since = h.orders.restarts.forbid(&unwanted);
         pend_since(&h, "t", 5, Source::Definition, asked).await;
-        assert!(h.inner.restarts.waiting().is_empty(), "{unwanted}");
-        h.inner.restarts.permit(&unwanted, since);
+        assert!(h.orders.restarts.all().is_empty(), "{unwanted}");
+        h.orders.restarts.permit(&unwanted, since);
     }
     // An off that is done forbids nothing any more.
     assert_eq!(order(&h, Op::Off, name("t")).await.reply, Reply::Failure);
     pend(&h, "t", 5, Source::Definition).await;
-    assert_eq!(h.inner.restarts.waiting().len(), 1);
+    assert_eq!(h.orders.restarts.all().len(), 1);
 }
 
 /// Killed so long ago that whoever wants it may have started it somewhere by hand.
@@ -157,7 +157,7 @@ async fn what_was_killed_long_ago_is_told_and_not_started() {
         assert_eq!(reply(&h, Op::Status, domain).await, Reply::Off, "{domain} was started blindly");
     }
     let told = h.restarts();
-    assert!(told.len() == 2 && told.iter().all(|told| told.held && told.inherited), "{told:?}");
+    assert!(told.len() == 2 && told.iter().all(|told| told.plan.held && told.plan.inherited), "{}", told.len());
     assert!(Moment::now().since(told[0].since) >= Duration::from_secs(180), "it waits since its death");
     assert_eq!(files(&directory), 2, "what is told must outlive this daemon as well");
     // Somebody says what is to be done.
@@ -193,7 +193,7 @@ async fn what_somebody_has_started_at_another_uri_is_not_started_again() {
 fn who_stops_the_daemon_is_told_who_starts_the_domain() {
     let now = Moment::now();
     let died = Some(now.before(Duration::from_secs(20)));
-    let told = |kept, died| inherit::farewell(kept, died, Duration::ZERO, now);
+    let told = |kept, died| farewell(kept, died, Duration::ZERO, now);
     let next = told(true, died);
     assert!(next.contains("the next daemon") && next.contains("40 s") && next.contains("not by hand"), "{next}");
     for late in [told(true, Some(long_ago())), told(false, died)] {

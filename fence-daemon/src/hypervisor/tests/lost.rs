@@ -36,7 +36,8 @@ impl Drop for Machine {
     }
 }
 
-/// A URI that calls the machine off, before this host's own, which knows nothing of it or is not there.
+/// A URI that calls the machine off, before this host's own, which knows nothing of it or is not
+/// there.
 async fn called_off(machine: &Machine, name: &str) -> (Hypervisors, Scratch) {
     let file = Node::default().shut_off(name, machine.uuid.as_u128()).file();
     let uris = [file.uri(), "qemu:///system".to_owned()];

@@ -32,7 +32,7 @@ async fn a_domain_is_not_started_before_its_pause_is_over() {
         assert_eq!((reboot.reply, &reboot.detail), (Reply::Success, &Detail::Rebooting { was: State(1) }));
         let died = reboot.proven_off.unwrap();
         let waiting = h.restarts().remove(0);
-        assert_eq!((waiting.name.as_str(), waiting.not_before), (domain, died.plus(SHORT)));
+        assert_eq!((waiting.plan.domain.name.as_str(), waiting.not_before), (domain, died.plus(SHORT)));
         // A transient one is known nowhere else meanwhile.
         assert_eq!(h.presence(&name(domain)).await, Presence::Runs, "{domain}");
         assert_eq!(reply(&h, Op::Status, domain).await, Reply::Off, "{domain}");

@@ -9,9 +9,13 @@ async fn what_waits_for_its_restart_for_long_may_run_elsewhere() {
     pend(&h, "t", 5, Source::Xml(Zeroizing::new("<no domain>".to_owned()))).await;
     let now = Moment::now();
     for target in [name("t"), uuid(5)] {
-        assert_eq!(status::presence(&h.inner, &target, now).await, Presence::Runs, "it was killed a moment ago");
-        assert_eq!(status::presence(&h.inner, &target, now.plus(restart::FRESH)).await, Presence::Defined);
+        assert_eq!(
+            status::presence(&h.known, &h.orders.restarts, &target, now).await,
+            Presence::Runs,
+            "it was killed a moment ago"
+        );
+        assert_eq!(status::presence(&h.known, &h.orders.restarts, &target, now.plus(FRESH)).await, Presence::Defined);
     }
-    assert_eq!(status::presence(&h.inner, &name("nobody"), now).await, Presence::Unknown);
-    assert_eq!(status::presence(&h.inner, &name("other"), now.plus(restart::FRESH)).await, Presence::Runs);
+    assert_eq!(status::presence(&h.known, &h.orders.restarts, &name("nobody"), now).await, Presence::Unknown);
+    assert_eq!(status::presence(&h.known, &h.orders.restarts, &name("other"), now.plus(FRESH)).await, Presence::Runs);
 }

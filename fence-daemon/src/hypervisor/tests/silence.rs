@@ -1,9 +1,9 @@
-//! A URI that does not answer: what it said last still counts. And `status` never says "off" where `off` would not.
+//! A URI that does not answer: what it said last still counts. And `status` never says "off" where
+//! `off` would not.
 
 use super::*;
-use crate::hypervisor::known::query_all::Found;
-use crate::hypervisor::known::table::{Entry, Instance};
-use crate::hypervisor::libvirt::domain::{Power, Seen};
+use crate::hypervisor::known::{Entry, Found, Instance};
+use crate::hypervisor::libvirt::{Power, Seen};
 
 /// Nobody is there: it never connects.
 const SILENT: &str = "qemu+unix:///system?socket=/nonexistent/socket";
@@ -22,7 +22,7 @@ enum Said {
 impl Said {
     /// Enters it as if it had been observed.
     fn enter(self, h: &Hypervisors, uri: usize, number: u128) {
-        let (table, uuid) = (&h.inner.uris[uri].table, Uuid::from_u128(number));
+        let (table, uuid) = (&h.known.uris[uri].table, Uuid::from_u128(number));
         let instance = match self {
             Self::Nothing => return,
             Self::Active => Some(Instance { id: 7, state: State(1), victim: None }),
@@ -37,8 +37,8 @@ impl Said {
     }
 }
 
-/// The rule's table: what one URI said before it fell silent, whether the domain runs at the one that answers, and what
-/// `status`, `off` and `on` reply then.
+/// The rule's table: what one URI said before it fell silent, whether the domain runs at the one
+/// that answers, and what `status`, `off` and `on` reply then.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_word_of_a_silent_uri_counts() {
     use Reply::{Failure, Off, Success};
@@ -93,7 +93,7 @@ async fn nothing_good_is_said_of_what_runs_at_a_silent_uri() {
 async fn status_is_a_failure_where_off_and_on_refuse() {
     let (h, _file) = node(Node::default().shut_off("a", 1)).await;
     until(&h, "a", Reply::Off).await;
-    h.inner.uris[0].table.note_leaving(Uuid::from_u128(1), true);
+    h.known.uris[0].table.note_leaving(Uuid::from_u128(1), true);
     for op in [Op::Status, Op::Off, Op::On] {
         let outcome = order(&h, op, name("a")).await;
         assert_eq!((outcome.reply, outcome.detail), (Reply::Failure, Detail::MovedAway), "{op:?}");
@@ -102,7 +102,8 @@ async fn status_is_a_failure_where_off_and_on_refuse() {
     assert_eq!(h.list().await.domains[0].state, 1, "a list says off of it");
 }
 
-/// This host knows better than a silent libvirtd of its own: no such container is here. A machine may have moved.
+/// This host knows better than a silent libvirtd of its own: no such container is here. A machine
+/// may have moved.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_this_host_disproves_is_no_veto() {
     for (local, wanted) in [("lxc:///", Reply::Success), (SILENT, Reply::Failure)] {
@@ -114,7 +115,7 @@ async fn what_this_host_disproves_is_no_veto() {
         let (name, macs) = ("no-such-domain".to_owned(), [].into());
         let instance = Some(Instance { id: 7, state: State(1), victim: None });
         let entry = Entry { name: name.clone(), persistent: true, moved_away: false, instance, macs, generation: 0 };
-        h.inner.uris[1].table.put(Uuid::from_u128(1), Some(entry));
+        h.known.uris[1].table.put(Uuid::from_u128(1), Some(entry));
         let off = order(&h, Op::Off, Target::Name(name.clone())).await;
         assert_eq!(off.reply, wanted, "{local}: {}", off.detail);
         let status = order(&h, Op::Status, Target::Name(name)).await;
@@ -122,18 +123,19 @@ async fn what_this_host_disproves_is_no_veto() {
     }
 }
 
-/// Of a machine that is not here, and of which libvirt has no record, nobody knows whether it has moved.
+/// Of a machine that is not here, and of which libvirt has no record, nobody knows whether it has
+/// moved.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_without_a_record_may_have_moved() {
     let local = ["lxc:///", "qemu:///system"].map(str::to_owned);
     let h = Hypervisors::with_limits(&local, QUICK, Options::default());
-    for (place, disproved) in [(0, true), (1, false)] {
+    for (index, disproved) in [(0, true), (1, false)] {
         let seen = Seen {
             name: "no-such-domain".to_owned(),
             uuid: Uuid::from_u128(1),
             id: Some(7),
             power: Power::Active(State(1)),
         };
-        assert_eq!(disproof::is_disproved(&h.inner, &Found { place, seen }).await, disproved, "{}", local[place]);
+        assert_eq!(h.known.is_disproved(&Found { index, seen }).await, disproved, "{}", local[index]);
     }
 }

@@ -1,36 +1,39 @@
-//! What a domain has beside its emulator, and what can outlive that: helpers, and writes to its images that are under way.
+//! What a domain has beside its emulator and can outlive that: helpers, and writes to its images.
 //!
-//! It is collected while the emulator lives, each time that the table looks at the domain, and kept when it is dead: from the
-//! emulator's descriptors, its control group, libvirt's PID files and the definition. The next daemon finds it in the state directory.
-//! Whether something is left is never remembered: it is asked of the kernel each time.
+//! It is collected from the emulator's descriptors, its control group, libvirt's PID files and the
+//! definition, each time that the table looks at the domain. It is kept after the emulator's death,
+//! and the next daemon finds it in the state directory. Whether something is left is never
+//! remembered: the kernel is asked each time.
 //!
 //! # Whose write is it?
 //!
-//! A lock on bytes that QEMU locks, and that no living process carries, is a write under way (see [`locks`](super::locks)):
+//! A lock on bytes that QEMU locks, and that no living process carries, is a write under way (see
+//! [`locks`](super::locks)):
 //!
-//! | its inode is | what it means for the domain |
+//! | its inode belongs to | what it means for the domain |
 //! |---|---|
-//! | of an image that an emulator of this domain had open, or of a file of its definition | failure until it is over |
-//! | of another domain's, by the same rule | nothing |
-//! | of nobody's that is known; this daemon saw the domain's last emulator, and its disks are the definition's | nothing |
-//! | of nobody's that is known; the domain has block devices, or files that cannot be looked at | failure: it may be its |
-//! | of nobody's that is known; all its disks are files that are there | nothing |
+//! | an image that an emulator of this domain had open, or a file of its definition | failure until it is over |
+//! | another domain, by the same rule | nothing |
+//! | no known domain; this daemon saw the domain's last emulator, and its disks are the definition's | nothing |
+//! | no known domain; the domain has block devices, or files that cannot be looked at | failure: it may be its |
+//! | no known domain; all disks of the domain are files that are there | nothing |
 //!
-//! A host without such locks is the rule. Then one reading of the kernel's table is all that is done.
+//! Most hosts have no such locks. Then one reading of the kernel's table is all that is done.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fence_common::sync::lock;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::disks::{Disks, Resolved};
-use super::helpers::{Helper, Places};
-use super::left_behind::{Keeper, Kept, Place};
+use super::helpers::{Helper, Whereabouts};
+use super::left_behind::{Keeper, Kept, KeptFile};
 use super::locks::{self, Inode, Lock};
 
 /// How often the kernel's table of locks is read while there is a write under way.
@@ -48,24 +51,22 @@ struct Record {
     emulator: Option<i32>,
     /// What that had open and locked.
     images: BTreeSet<Inode>,
-    /// What earlier ones had, as far as it was not free when the next one came.
+    /// What earlier emulators had, if it was not free when the next one came.
     older: BTreeSet<Inode>,
     helpers: Vec<Helper>,
-    places: Option<Places>,
+    whereabouts: Option<Whereabouts>,
     /// By the definition; `None` if that was never seen.
     disks: Option<Disks>,
-    /// Over which connection the emulator was seen, if no other one can have come after it, and its disks are still the definition's.
-    /// Then nothing but `images` can be its.
+    /// The connection over which the emulator was seen. `None` if another one can have come after
+    /// it, or its disks are not the definition's any more. With it, only `images` can be its.
     whole: Option<u64>,
 }
 
 impl Record {
     /// The processes that may have its images open.
     fn family(&self, emulator: i32) -> Vec<i32> {
-        let mut family = vec![emulator];
-        family
-            .extend(self.helpers.iter().filter(|helper| !helper.process.is_dead()).map(|helper| helper.process.pid()));
-        family
+        let helpers = self.helpers.iter().filter(|helper| !helper.process.is_dead());
+        std::iter::once(emulator).chain(helpers.map(|helper| helper.process.pid())).collect()
     }
 
     fn images(&self) -> impl Iterator<Item = &Inode> {
@@ -121,14 +122,14 @@ enum Writes {
 
 impl Belongings {
     fn records(&self) -> MutexGuard<'_, HashMap<Uuid, Record>> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.records)
     }
 
-    /// Knows from now on what an earlier daemon knew, and tells the next one: in a file of the state directory, which has this number
-    /// among the URIs that lead to QEMU.
-    pub(super) fn keep_in(&self, directory: &Path, number: usize) {
-        let place = Place::new(directory, number);
-        for kept in place.read() {
+    /// Takes over what an earlier daemon knew, and from now on writes down what the next one needs.
+    /// The file in the state directory is named by the URI's number among those that lead to QEMU.
+    pub(crate) fn keep_in(&self, directory: &Path, number: usize) {
+        let file = KeptFile::new(directory, number);
+        for kept in file.read() {
             let record = Record {
                 name: kept.name,
                 images: kept.images.into_iter().collect(),
@@ -138,11 +139,12 @@ impl Belongings {
             };
             self.records().insert(kept.uuid, record);
         }
-        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Keeper::start(place);
+        *lock(&self.keeper) = Keeper::start(file);
     }
 
-    /// Notes what there is of a domain now. `running` is none if it is off, or its process is not known; `disks` if nothing was asked;
-    /// `generation` is the number of the connection.
+    /// Notes what there is of a domain now. `running` is `None` if the domain is off or its process
+    /// is not known, `disks` if there was no definition. `generation`: the number of the
+    /// connection.
     pub(crate) fn observe(
         &self,
         uuid: Uuid,
@@ -163,10 +165,10 @@ impl Belongings {
                 record.older.append(&mut record.images);
                 record.emulator = Some(pid);
             }
-            let places = Places::of(pid, id, name);
-            record.helpers = places.helpers(pid, &record.helpers);
-            record.places = Some(places);
-            // One that has just died leaves what was seen of it before.
+            let whereabouts = Whereabouts::of(pid, id, name);
+            record.helpers = whereabouts.helpers(pid, &record.helpers);
+            record.whereabouts = Some(whereabouts);
+            // If it has just died, what was seen of it before stays.
             if let Ok(images) = images(&record.family(pid)) {
                 record.images = images;
                 record.whole = Some(generation);
@@ -181,7 +183,7 @@ impl Belongings {
         self.keep();
     }
 
-    /// libvirt knows no such domain any more. What is left of it is not forgotten before it is over.
+    /// libvirt knows no such domain any more. What is left of it is forgotten when it is over.
     pub(crate) fn forget(&self, uuid: Uuid) {
         let is_left = self.known_helpers(uuid).iter().any(|helper| !helper.process.is_dead());
         if !is_left && matches!(self.writes(uuid, Search::Known), Ok((Writes::Over, _))) {
@@ -192,13 +194,13 @@ impl Belongings {
 
     /// Has the next daemon know what is known now.
     fn keep(&self) {
-        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let keeper = lock(&self.keeper);
         if let Some(keeper) = keeper.as_ref() {
             keeper.keep(self.records().iter().map(|(uuid, record)| record.kept(*uuid)).collect());
         }
     }
 
-    /// Right before an emulator is killed: notes what its writes may go to after its death.
+    /// Right before an emulator is killed: notes where its writes may go after its death.
     ///
     /// # Errors
     /// We may not look into the process.
@@ -225,17 +227,14 @@ impl Belongings {
         Ok(())
     }
 
-    /// What of a domain's disks cannot be seen from this host.
+    /// The disks of a domain whose writes this host cannot see.
     pub(crate) fn unseen(&self, uuid: Uuid) -> Vec<String> {
         let records = self.records();
-        records
-            .get(&uuid)
-            .and_then(|record| record.disks.as_ref())
-            .map(|disks| disks.unseen.clone())
-            .unwrap_or_default()
+        let disks = records.get(&uuid).and_then(|record| record.disks.as_ref());
+        disks.map(|disks| disks.unseen.clone()).unwrap_or_default()
     }
 
-    /// The helpers that live, with the children that they have now: to be asked for right before they are killed.
+    /// The living helpers with their present children. Asked right before they are killed.
     pub(super) fn helpers_to_kill(&self, uuid: Uuid) -> Vec<Helper> {
         let known = self.known_helpers(uuid);
         if known.is_empty() {
@@ -251,30 +250,30 @@ impl Belongings {
         all
     }
 
-    /// The helpers that are known, dead ones too.
-    pub(super) fn known_helpers(&self, uuid: Uuid) -> Vec<Helper> {
+    /// The known helpers, dead ones too.
+    fn known_helpers(&self, uuid: Uuid) -> Vec<Helper> {
         self.records().get(&uuid).map(|record| record.helpers.clone()).unwrap_or_default()
     }
 
     /// The helpers of a domain that live, also those that have come since it was last observed.
-    pub(crate) fn living_helpers(&self, uuid: Uuid) -> Vec<Helper> {
+    pub(super) fn living_helpers(&self, uuid: Uuid) -> Vec<Helper> {
         let Some(record) = self.records().get(&uuid).cloned() else { return Vec::new() };
-        let (Some(places), Some(emulator)) = (&record.places, record.emulator) else {
+        let (Some(whereabouts), Some(emulator)) = (&record.whereabouts, record.emulator) else {
             return record.helpers.into_iter().filter(|helper| !helper.process.is_dead()).collect();
         };
-        places.living(emulator, record.helpers)
+        whereabouts.living(emulator, record.helpers)
     }
 
     /// Waits until no write of a domain is under way, at most until `by`.
     ///
     /// # Errors
-    /// One is, or may be: to what, for people.
+    /// One is under way, or may be: to what, for people.
     pub(super) async fn settled(self: &Arc<Self>, uuid: Uuid, search: Search, by: Instant) -> Result<(), String> {
         if search == Search::Known && self.records().get(&uuid).is_none_or(|record| record.images().next().is_none()) {
             return Ok(());
         }
-        // Mostly there is nothing to wait for, and nothing that could take time.
-        if let Ok((Writes::Over, true)) = self.writes_known(uuid, search) {
+        // The rule: nothing to wait for, and nothing here that could take time.
+        if matches!(self.is_over_at_a_glance(uuid, search), Ok(true)) {
             return Ok(());
         }
         let (answer, answered) = oneshot::channel();
@@ -291,7 +290,7 @@ impl Belongings {
     }
 
     /// As [`Self::settled`], for threads that may block.
-    pub(crate) fn settled_blocking(&self, uuid: Uuid, search: Search, by: Instant) -> Result<(), String> {
+    fn settled_blocking(&self, uuid: Uuid, search: Search, by: Instant) -> Result<(), String> {
         let mut agreed = 0;
         loop {
             let why = match self.writes(uuid, search) {
@@ -320,15 +319,14 @@ impl Belongings {
         }
     }
 
-    /// One look at the kernel's table alone: [`Writes::Over`], or nothing is known yet.
-    fn writes_known(&self, uuid: Uuid, search: Search) -> io::Result<(Writes, bool)> {
+    /// Whether one look at the kernel's table is proof enough that no write is under way.
+    fn is_over_at_a_glance(&self, uuid: Uuid, search: Search) -> io::Result<bool> {
         let (held, whole) = locks::held()?;
-        let suspects = held.into_keys().filter(|lock| self.is_suspect(uuid, search, lock)).map(|lock| lock.inode);
-        let suspects: Vec<_> = suspects.collect();
-        Ok((if suspects.is_empty() { Writes::Over } else { Writes::Untold(suspects) }, whole))
+        let is_over = !held.into_keys().any(|lock| self.is_suspect(uuid, search, &lock));
+        Ok(is_over && whole)
     }
 
-    /// Whether a lock, if nobody carries it, may be a write of the domain.
+    /// Whether a lock may be a write of the domain, if no process carries it.
     fn is_suspect(&self, uuid: Uuid, search: Search, lock: &Lock) -> bool {
         let records = self.records();
         let has = |record: &Record| record.images().any(|inode| *inode == lock.inode);
@@ -338,7 +336,7 @@ impl Belongings {
         search == Search::All && lock.is_qemus() && !records.values().any(has)
     }
 
-    /// The writes of a domain, and whether that is sure.
+    /// The writes of a domain, and whether the answer is sure.
     fn writes(&self, uuid: Uuid, search: Search) -> io::Result<(Writes, bool)> {
         let (held, sure) = locks::held()?;
         let suspects = held.into_iter().filter(|(lock, _)| self.is_suspect(uuid, search, lock)).collect();
@@ -348,11 +346,8 @@ impl Belongings {
         }
         let (own, others) = {
             let records = self.records();
-            let others: Vec<_> = records
-                .iter()
-                .filter(|(other, _)| **other != uuid)
-                .filter_map(|(_, record)| record.disks.clone())
-                .collect();
+            let others = records.iter().filter(|(other, _)| **other != uuid);
+            let others: Vec<_> = others.filter_map(|(_, record)| record.disks.clone()).collect();
             (records.get(&uuid).cloned(), others)
         };
         let known = own.as_ref().map(|record| record.images().cloned().collect::<BTreeSet<_>>()).unwrap_or_default();
@@ -398,7 +393,7 @@ fn images(family: &[i32]) -> io::Result<BTreeSet<Inode>> {
     Ok(images)
 }
 
-/// The locks that nobody who lives carries, of those that `wanted` means.
+/// Of the locks that `wanted` selects, those that no living process carries.
 fn orphans(wanted: impl Fn(&Lock) -> bool) -> io::Result<Vec<Lock>> {
     locks::orphans(locks::held()?.0.into_iter().filter(|(lock, _)| wanted(lock)).collect())
 }
@@ -470,7 +465,8 @@ mod tests {
         let soon = || Instant::now() + Duration::from_millis(20);
         assert!(belongings.settled_blocking(uuid(1), Search::Known, soon()).is_err());
         drop((under_way, by_path_under_way, strange_under_way));
-        // Of the first nothing is known but the image: what else is under way on this host may be its.
+        // Of the first nothing is known but the image: what else is under way on this host may be
+        // its.
         assert!(matches!(belongings.writes(uuid(1), Search::Known), Ok((Writes::Over, _))));
         assert_eq!((of(2), of(3)), (Writes::Over, Writes::Over));
         assert_eq!(belongings.settled_blocking(uuid(1), Search::Known, soon()), Ok(()));

@@ -1,4 +1,5 @@
-//! A domain's disks, by libvirt's definition: where their writes go, and whether their end can be seen from this host.
+//! A domain's disks by libvirt's definition: where their writes go, and whether this host can see
+//! the end of a write.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -19,7 +20,8 @@ pub(crate) struct Disks {
     paths: BTreeSet<PathBuf>,
     /// Whether there is a disk of which neither is known.
     untold: bool,
-    /// What cannot be seen from here: servers go on with what they were sent, after the death of who has sent it.
+    /// The disks whose writes this host cannot see. A server goes on with what it was sent, after
+    /// the death of the sender.
     pub(crate) unseen: Vec<String>,
 }
 
@@ -73,7 +75,7 @@ impl Disks {
             }
             // A PCI device: the kernel resets it when its process ends.
             Some("nvme") => {}
-            // A directory as a disk can only be read; what else there may be is not known.
+            // A directory as a disk can only be read. What else there may be is not known.
             Some("dir") => {}
             _ => self.untold = true,
         }
@@ -86,7 +88,8 @@ impl Disks {
         }
     }
 
-    /// The inodes of the files among them, as the kernel's table of locks has them. May wait for storage that does not answer.
+    /// The inodes of the files, as the kernel's table of locks has them. May wait for storage that
+    /// does not answer.
     pub(super) fn resolve(&self) -> Resolved {
         let mut resolved = Resolved { inodes: BTreeSet::new(), untold: self.untold };
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -107,17 +110,19 @@ impl Disks {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Resolved {
     pub(super) inodes: BTreeSet<Inode>,
-    /// Whether there are disks whose inode cannot be told: block devices, of which each machine has nodes of its own, and files that
-    /// are not there (any more).
+    /// Whether there are disks with an unknown inode: block devices, of which each machine has
+    /// nodes of its own, and files that are not there (any more).
     pub(super) untold: bool,
 }
 
-/// A file's inode as the kernel's table of locks has it, and whether there can be no other; `None` where that cannot be told.
+/// A file's inode as the kernel's table of locks has it, and whether there can be no other. `None`:
+/// it is not known.
 fn inode(path: &Path, mounts: &str) -> Option<(Inode, bool)> {
     let about = fs::metadata(path).ok()?;
     // This is the host's node. The machine may have another one.
     let is_told = !about.file_type().is_block_device();
-    // The table has the file system's own device. Where `stat` has another one (btrfs), or other inodes (overlayfs), it cannot be told.
+    // The table has the file system's own device. `stat` may have another one (btrfs), or other
+    // inodes (overlayfs). The inode is not known then.
     let device = device_of_mount(path, mounts)?;
     let own = (nix::libc::major(about.dev()), nix::libc::minor(about.dev()));
     (device == own).then(|| (format!("{:02x}:{:02x}:{}", own.0, own.1, about.ino()), is_told))

@@ -1,15 +1,18 @@
-//! The processes that libvirt starts beside a domain's QEMU: virtiofsd, nbdkit, swtpm, qemu-pr-helper, passt and the like.
+//! The processes that libvirt starts beside a domain's QEMU: virtiofsd, nbdkit, swtpm,
+//! qemu-pr-helper, passt and the like.
 //!
-//! Some of them write for the guest, and none has a purpose without it, so all of them are part of what is fenced. They are found
-//! by what they are, never by their name:
+//! Some of them write for the guest, and none has a purpose without it. So a fence kills them all.
+//! They are found by what they are, never by their name:
 //!
 //! - they are in the machine's control group, where libvirt puts them; or
-//! - one of libvirt's PID files for this instance names them (`ID-NAME-...pid` below `/run/libvirt/qemu`, any PID file in the
-//!   instance's own directory). Such a file may be left over, and its number be somebody else's by now: the process must have been
-//!   started before the file was written, and must not be in another machine's control group; or
+//! - one of libvirt's PID files for this instance names them: `ID-NAME-...pid` below
+//!   `/run/libvirt/qemu`, or any PID file in the instance's own directory. Such a file may be stale
+//!   and its number be another process's. So the process must have been started before the file was
+//!   written, and must not be in another machine's control group; or
 //! - they descend from QEMU or from another helper: virtiofsd works in a child.
 //!
-//! A server that somebody else has started (`vhostuser`, `<source socket=...>`) is none: others may use it (see [`disks`](super::disks)).
+//! A server that somebody else has started (`vhostuser`, `<source socket=...>`) is no helper:
+//! others may use it (see [`disks`](super::disks)).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,19 +22,21 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::process::{self, Process, Stat};
-use crate::hypervisor::process::victim;
+use super::super::pidfd::Process;
+use super::super::proc::{START_SLACK, Stat};
 
 /// Where libvirt's QEMU driver keeps its PID files.
 const RUN: &str = "/run/libvirt/qemu";
 /// Where it keeps a directory for each instance.
 const LIB: &str = "/var/lib/libvirt/qemu";
-/// How much of a domain's name, in characters, libvirt puts into such names (`VIR_DOMAIN_SHORT_NAME_MAX`).
+/// How many characters of a domain's name libvirt puts into such names
+/// (`VIR_DOMAIN_SHORT_NAME_MAX`).
 const SHORT: usize = 20;
 /// How many generations of children are looked at.
 const GENERATIONS: usize = 8;
 
-/// Which process it is, for this daemon and the next: a number can come to mean another process, a number and a start cannot.
+/// Which process it is, for this daemon and the next. A number can come to mean another process, a
+/// number with a start cannot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Who {
     pid: i32,
@@ -49,12 +54,12 @@ pub(crate) struct Helper {
 }
 
 impl Helper {
-    /// Opens a process that is a helper as long as `is_it` says so, which is asked when the process is held.
+    /// Opens a process that is a helper if `is_it` says so. It is asked after the process is held.
     fn open(pid: i32, is_it: impl FnOnce(&Stat) -> bool) -> Option<Self> {
         let process = Process::open(pid).ok()?;
-        let stat = stat(pid).ok()??;
+        let stat = Stat::read(&directory(pid)).ok()??;
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-        // Alive after all that: it was this very process that was looked at.
+        // It is alive after all that, so it was this very process that was looked at.
         (is_it(&stat) && !process.is_dead()).then(|| Self {
             who: Who { pid, started: stat.started },
             name,
@@ -67,29 +72,30 @@ impl Helper {
         Self::open(who.pid, |stat| stat.started == who.started)
     }
 
-    /// It, for people.
+    /// Its number and program, for people.
     pub(crate) fn describe(&self) -> String {
         format!("{} ({})", self.process.pid(), self.name.escape_debug())
     }
 }
 
-/// Where the helpers of an instance are to be found.
+/// Where an instance's helpers are to be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Places {
-    /// The directories of its control group, one in each hierarchy, and first the one that has all of its processes.
+pub(super) struct Whereabouts {
+    /// The directories of its control group, one in each hierarchy. The first one has all of its
+    /// processes.
     groups: Vec<PathBuf>,
     /// How libvirt begins the names of its files: `ID-NAME`.
     short: String,
 }
 
-impl Places {
+impl Whereabouts {
     /// Those of the instance `id` of a domain whose emulator is this process.
     pub(super) fn of(pid: i32, id: u32, name: &str) -> Self {
         let groups = groups(pid).unwrap_or_default();
         Self { groups, short: format!("{id}-{}", name.chars().take(SHORT).collect::<String>()) }
     }
 
-    /// All helpers that live, but for the processes in `known`. `emulator` is QEMU itself.
+    /// All helpers that live. Those in `known` are not opened again. `emulator` is QEMU itself.
     pub(super) fn helpers(&self, emulator: i32, known: &[Helper]) -> Vec<Helper> {
         let mut found: BTreeMap<i32, Helper> =
             known.iter().map(|helper| (helper.process.pid(), helper.clone())).collect();
@@ -112,12 +118,13 @@ impl Places {
         found
     }
 
-    /// Of `known`, those that live, and whatever else lives in the control group. `emulator` is QEMU itself.
+    /// Those of `known` that live, and whatever else lives in the control group. `emulator` is QEMU
+    /// itself.
     pub(super) fn living(&self, emulator: i32, known: Vec<Helper>) -> Vec<Helper> {
         let mut living = known;
         for pid in self.members() {
-            if pid != emulator && !living.iter().any(|helper| helper.process.pid() == pid && !helper.process.is_dead())
-            {
+            let is_known = |helper: &Helper| helper.process.pid() == pid && !helper.process.is_dead();
+            if pid != emulator && !living.iter().any(is_known) {
                 living.extend(Helper::open(pid, |_| self.has_member(pid)));
             }
         }
@@ -128,7 +135,8 @@ impl Places {
     /// The processes in the control group. A few small files are read.
     fn members(&self) -> Vec<i32> {
         let mut members = Vec::new();
-        // libvirt puts a process into all hierarchies, and this is asked in every fence.
+        // One hierarchy is enough, and quick: libvirt puts a process into all, and every fence
+        // asks.
         self.groups.first().into_iter().for_each(|group| add_members(group, &mut members));
         members.sort_unstable();
         members.dedup();
@@ -146,7 +154,8 @@ impl Places {
         let subdirectories = entries(run).into_iter().filter(|path| path.is_dir());
         for directory in subdirectories.chain([run.to_owned()]) {
             let own = entries(&directory).into_iter().filter(|path| is_pid_file(path, Some(&self.short)));
-            // A domain can have a name that looks like one of these. Its own file has libvirt's record of it beside it.
+            // A domain can have a name that looks like one of these. Its own PID file has libvirt's
+            // record of the domain beside it.
             files.extend(own.filter(|path| !path.with_extension("xml").exists()));
         }
         let own = entries(&Path::new(LIB).join(format!("domain-{}", self.short)));
@@ -157,7 +166,7 @@ impl Places {
     /// Whether a process is the one that libvirt meant when it wrote its number.
     fn is_named_rightly(&self, file: &Path, pid: i32, stat: &Stat) -> bool {
         let written = fs::metadata(file).and_then(|about| about.modified());
-        let in_time = written.is_ok_and(|written| victim::wall_clock(stat.started) <= written + victim::START_SLACK);
+        let in_time = written.is_ok_and(|written| stat.wall_clock() <= written + START_SLACK);
         let groups = groups(pid).unwrap_or_default();
         in_time && (groups.is_empty() || groups.iter().any(|group| self.groups.contains(group)))
     }
@@ -204,19 +213,19 @@ fn number_in(file: &Path) -> Option<i32> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-fn stat(pid: i32) -> io::Result<Option<Stat>> {
-    let text = process::read_text(Path::new(&format!("/proc/{pid}/stat")))?;
-    Ok(text.and_then(|text| Stat::of(&text)))
+fn directory(pid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
 }
 
 /// The children of all threads of a process.
 fn children(pid: i32) -> Vec<i32> {
-    let threads = entries(Path::new(&format!("/proc/{pid}/task")));
+    let threads = entries(&directory(pid).join("task"));
     let lists = threads.into_iter().filter_map(|thread| fs::read_to_string(thread.join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
 }
 
-/// The directories of the machine's control group that a process is in, one in each hierarchy that has one.
+/// The directories of the machine's control group that a process is in, one in each hierarchy that
+/// has one.
 fn groups(pid: i32) -> io::Result<Vec<PathBuf>> {
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
@@ -226,7 +235,8 @@ fn groups(pid: i32) -> io::Result<Vec<PathBuf>> {
     Ok(groups.into_iter().map(|(_, group)| group).collect())
 }
 
-/// How well a hierarchy knows a machine's processes. libvirt puts helpers into those with controllers, and never into systemd's own.
+/// How well a hierarchy knows a machine's processes. libvirt puts helpers into the hierarchies with
+/// controllers, and never into systemd's own.
 fn rank(line: &str) -> u8 {
     match line.split(':').nth(1) {
         Some("") => 1,
@@ -235,7 +245,8 @@ fn rank(line: &str) -> u8 {
     }
 }
 
-/// The directory of the machine's group in a line of `/proc/PID/cgroup` (`NUMBER:CONTROLLERS:PATH`), where its hierarchy is mounted.
+/// The directory of the machine's group, where its hierarchy is mounted. `line` is one of
+/// `/proc/PID/cgroup`: `NUMBER:CONTROLLERS:PATH`.
 fn group_directory(line: &str, mounts: &str) -> Option<PathBuf> {
     let mut fields = line.splitn(3, ':').skip(1);
     let (controllers, path) = (fields.next()?, fields.next()?);
@@ -266,7 +277,7 @@ fn add_members(group: &Path, members: &mut Vec<i32>) {
     for below in fs::read_dir(group).into_iter().flatten().flatten() {
         let name = below.file_name();
         let name = name.to_string_lossy();
-        // They have QEMU's own threads and nothing else, and there may be hundreds.
+        // These have QEMU's own threads and nothing else, and there may be hundreds.
         let is_threads = ["vcpu", "iothread"].iter().any(|kind| name.starts_with(kind));
         if !is_threads && below.file_type().is_ok_and(|kind| kind.is_dir()) {
             add_members(&below.path(), members);
@@ -315,7 +326,7 @@ mod tests {
             fs::create_dir_all(group.join(below)).unwrap();
             fs::write(group.join(below).join("cgroup.procs"), processes).unwrap();
         }
-        let places = Places { groups: vec![group], short: "1-a".to_owned() };
+        let places = Whereabouts { groups: vec![group], short: "1-a".to_owned() };
         assert_eq!(places.members(), [7, 8, 9]);
         assert!(rank("4:cpu,cpuacct:/x") < rank("0::/x") && rank("0::/x") < rank("1:name=systemd:/x"));
     }
@@ -334,7 +345,7 @@ mod tests {
     fn a_helper_is_known_again_by_its_start_and_its_children_are_found() {
         let mut parent = std::process::Command::new("sh").args(["-c", "sleep 600 & wait"]).spawn().unwrap();
         let pid = i32::try_from(parent.id()).unwrap();
-        let places = Places { groups: Vec::new(), short: "7-no-such-domain".to_owned() };
+        let places = Whereabouts { groups: Vec::new(), short: "7-no-such-domain".to_owned() };
         let begun = std::time::Instant::now();
         let helpers = loop {
             let helpers = places.helpers(pid, &[]);
@@ -358,8 +369,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         fs::write(&file, pid.to_string()).unwrap();
-        let places = Places { groups: Vec::new(), short: "7-x".to_owned() };
-        let stat = stat(pid).unwrap().unwrap();
+        let places = Whereabouts { groups: Vec::new(), short: "7-x".to_owned() };
+        let stat = Stat::read(&directory(pid)).unwrap().unwrap();
         assert!(places.is_named_rightly(&file, pid, &stat));
         let old = fs::File::options().write(true).open(&file).unwrap();
         old.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).unwrap();

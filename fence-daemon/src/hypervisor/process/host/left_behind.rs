@@ -1,8 +1,10 @@
-//! What the next daemon has to know of domains' images and helpers: one file of the state directory, written anew, whole, by a thread
-//! of its own, soon after something has changed.
+//! What the next daemon has to know of domains' images and helpers.
+//!
+//! It stands in one file of the state directory. A thread of its own writes the whole file anew,
+//! soon after a change.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
@@ -13,14 +15,14 @@ use uuid::Uuid;
 use super::disks::Disks;
 use super::helpers::Who;
 use super::locks::Inode;
-use crate::state;
+use crate::state::file;
 
 /// The file's name.
 const FILE: &str = "left-behind";
 /// The form of what is written; another one is not read.
 const VERSION: u32 = 1;
 /// The largest file that is read, in bytes.
-const SIZE_LIMIT: u64 = 32 << 20;
+const SIZE_LIMIT: usize = 32 << 20;
 /// What tells one run of the host's kernel from another.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -49,16 +51,17 @@ struct Content {
 pub(super) struct Keeper(Sender<Vec<Kept>>);
 
 impl Keeper {
-    /// None where no thread can be started, which is logged.
-    pub(super) fn start(place: Place) -> Option<Self> {
+    /// Starts the thread. `None`: there can be none, which is logged.
+    pub(super) fn start(file: KeptFile) -> Option<Self> {
         let (sender, receiver) = mpsc::channel();
-        let started = thread::Builder::new().name("left-behind".to_owned()).spawn(move || keep(&place, &receiver));
-        started
-            .inspect_err(
-                |error| tracing::error!(%error, "no thread that tells the next daemon what is left of domains"),
-            )
-            .ok()?;
-        Some(Self(sender))
+        let started = thread::Builder::new().name("left-behind".to_owned()).spawn(move || keep(&file, &receiver));
+        match started {
+            Ok(_) => Some(Self(sender)),
+            Err(error) => {
+                tracing::error!(%error, "no thread to write down what may outlive domains: the next daemon will not know");
+                None
+            }
+        }
     }
 
     /// Has this written soon, unless something newer comes first.
@@ -68,7 +71,7 @@ impl Keeper {
     }
 }
 
-fn keep(place: &Place, news: &Receiver<Vec<Kept>>) {
+fn keep(kept: &KeptFile, news: &Receiver<Vec<Kept>>) {
     let mut written = Vec::new();
     while let Ok(mut domains) = news.recv() {
         while let Ok(newer) = news.try_recv() {
@@ -78,10 +81,10 @@ fn keep(place: &Place, news: &Receiver<Vec<Kept>>) {
         if domains == written {
             continue;
         }
-        match place.write(domains.clone()) {
+        match kept.write(domains.clone()) {
             Ok(()) => written = domains,
             Err(error) => {
-                let file = place.directory.join(&place.name);
+                let file = file::path(&kept.directory, &kept.name);
                 let file = file.display();
                 tracing::warn!(%file, %error, "if this daemon ends, the next one will not know what dead domains may still write to");
             }
@@ -95,25 +98,26 @@ fn boot() -> io::Result<String> {
 
 /// A file of the state directory.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct KeptFile {
     directory: PathBuf,
     name: String,
 }
 
-impl Place {
+impl KeptFile {
     pub(super) fn new(directory: &Path, number: usize) -> Self {
         let name = if number == 0 { FILE.to_owned() } else { format!("{FILE}-{number}") };
         Self { directory: directory.to_owned(), name }
     }
 
-    /// What an earlier daemon has written, since the host's boot. What cannot be read is logged.
+    /// What an earlier daemon has written since the host's boot. A file that cannot be read is
+    /// logged.
     pub(super) fn read(&self) -> Vec<Kept> {
         match self.content() {
             Ok(content) if boot().is_ok_and(|boot| boot == content.boot) => content.domains,
             Ok(_) => Vec::new(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                let file = self.directory.join(&self.name);
+                let file = file::path(&self.directory, &self.name);
                 let file = file.display();
                 tracing::error!(%file, %error, "what an earlier daemon knew of domains' images and helpers cannot be read");
                 Vec::new()
@@ -122,23 +126,13 @@ impl Place {
     }
 
     fn content(&self) -> io::Result<Content> {
-        let file = state::open(&self.directory, &self.name, File::options().read(true))?;
-        let mut bytes = Vec::new();
-        file.take(SIZE_LIMIT).read_to_end(&mut bytes)?;
-        let content: Content = serde_json::from_slice(&bytes)?;
+        let content: Content = serde_json::from_slice(&file::read(&self.directory, &self.name, SIZE_LIMIT)?)?;
         if content.version == VERSION { Ok(content) } else { Err(io::Error::other("it has an unknown form")) }
     }
 
     fn write(&self, domains: Vec<Kept>) -> io::Result<()> {
-        let name = format!("{}.draft", self.name);
-        let (file, draft) = (self.directory.join(&self.name), self.directory.join(&name));
-        let _ = fs::remove_file(&draft);
-        let fill = || -> io::Result<()> {
-            let mut into = state::open(&self.directory, &name, File::options().write(true).create_new(true))?;
-            into.write_all(&serde_json::to_vec(&Content { version: VERSION, boot: boot()?, domains })?)?;
-            fs::rename(&draft, &file)
-        };
-        fill().inspect_err(|_| drop(fs::remove_file(&draft)))
+        let content = serde_json::to_vec(&Content { version: VERSION, boot: boot()?, domains })?;
+        file::replace(&self.directory, &self.name, &content).map(drop)
     }
 }
 
@@ -156,30 +150,30 @@ mod tests {
     #[test]
     fn the_next_daemon_knows_what_is_left_and_after_a_boot_nothing_is() {
         let scratch = tempdir().unwrap();
-        let place = Place::new(scratch.path(), 0);
-        assert!(place.read().is_empty());
-        place.write(vec![kept(1), kept(2)]).unwrap();
-        assert_eq!(place.read(), [kept(1), kept(2)]);
-        let file = scratch.path().join(FILE);
-        let earlier = fs::read_to_string(&file).unwrap().replace(&boot().unwrap(), "another boot");
-        fs::write(&file, earlier).unwrap();
-        assert!(place.read().is_empty());
-        fs::write(&file, "{").unwrap();
-        assert!(place.read().is_empty());
-        assert!(Place::new(scratch.path(), 1).write(vec![kept(3)]).is_ok() && place.read().is_empty());
-        assert!(Place::new(Path::new("/proc/nowhere"), 0).write(Vec::new()).is_err());
+        let file = KeptFile::new(scratch.path(), 0);
+        assert!(file.read().is_empty());
+        file.write(vec![kept(1), kept(2)]).unwrap();
+        assert_eq!(file.read(), [kept(1), kept(2)]);
+        let path = scratch.path().join(FILE);
+        let earlier = fs::read_to_string(&path).unwrap().replace(&boot().unwrap(), "another boot");
+        fs::write(&path, earlier).unwrap();
+        assert!(file.read().is_empty());
+        fs::write(&path, "{").unwrap();
+        assert!(file.read().is_empty());
+        assert!(KeptFile::new(scratch.path(), 1).write(vec![kept(3)]).is_ok() && file.read().is_empty());
+        assert!(KeptFile::new(Path::new("/proc/nowhere"), 0).write(Vec::new()).is_err());
     }
 
     #[test]
     fn the_newest_is_written() {
         let scratch = tempdir().unwrap();
-        let place = Place::new(scratch.path(), 0);
-        let keeper = Keeper::start(place.clone()).unwrap();
+        let file = KeptFile::new(scratch.path(), 0);
+        let keeper = Keeper::start(file.clone()).unwrap();
         (1..=50).for_each(|number| keeper.keep(vec![kept(number)]));
         let begun = std::time::Instant::now();
-        while place.read() != [kept(50)] && begun.elapsed().as_secs() < 20 {
+        while file.read() != [kept(50)] && begun.elapsed().as_secs() < 20 {
             thread::yield_now();
         }
-        assert_eq!(place.read(), [kept(50)]);
+        assert_eq!(file.read(), [kept(50)]);
     }
 }

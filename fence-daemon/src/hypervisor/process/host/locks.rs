@@ -1,28 +1,34 @@
 //! The kernel's locks on disk images, and whether a living process carries them.
 //!
-//! QEMU locks each image by open file description (OFD) locks. Such a lock goes with the last reference to the open file, and a
-//! write that is under way in the kernel is such a reference, whatever has become of the process. So a lock that no living process
-//! carries is a write that is not over: an *orphan*. (With `io_uring` the pidfd of a process tells its death before its last writes
-//! are over. libaio and plain threads wait for them.)
+//! QEMU locks each image by open file description (OFD) locks. Such a lock ends with the last
+//! reference to the open file. A write under way in the kernel is such a reference, also after the
+//! death of the process. So a lock that no living process carries is an *orphan*: a write under
+//! way. (With `io_uring` the pidfd tells a death before the last writes are over. libaio and plain
+//! threads wait for them.)
 //!
-//! The kernel's table names a lock's file by the inode of what was opened. For a block device that is the inode of the device *node*:
-//! libvirt gives each machine a `/dev` of its own, whose nodes nobody else has.
+//! The kernel's table names a lock's file by the inode of what was opened. For a block device that
+//! is the inode of the device *node*. libvirt gives each machine a `/dev` of its own, with nodes
+//! that nobody else has.
 //!
-//! The table is read in pieces, between which it may change, so that one reading can miss locks that are held all the time.
+//! The table is read in pieces and may change in between. So one reading can miss a lock that is
+//! held all the time.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 
+use super::super::proc::gone_is_none;
+
 /// `MAJOR:MINOR:INODE`, as the kernel writes it. The device is the file system's.
 pub(crate) type Inode = String;
 
-/// The first bytes of the two ranges that QEMU locks (`RAW_LOCK_PERM_BASE`, `RAW_LOCK_SHARED_BASE`).
+/// The first bytes of the ranges that QEMU locks (`RAW_LOCK_PERM_BASE`, `RAW_LOCK_SHARED_BASE`).
 const QEMUS: [u64; 2] = [100, 200];
 /// How many bytes of each QEMU may lock: one for each permission, and there are fewer.
 const PERMISSIONS: u64 = 10;
 
-/// How much of the kernel's table is asked for at a time. It gives about a page, as it was at one moment.
+/// How much of the kernel's table is asked for at a time, in bytes. The kernel gives about a page,
+/// as it was at one moment.
 const PIECE: usize = 64 * 1024;
 
 /// An OFD lock.
@@ -78,7 +84,8 @@ pub(super) fn held() -> io::Result<(Locks, bool)> {
     Ok((held, pieces <= 1))
 }
 
-/// The locks that a process carries. One that several of its descriptors show is one: they may be one open file.
+/// The locks that a process carries. Several descriptors that show one lock count once: they may
+/// be one open file.
 ///
 /// # Errors
 /// We may not look into the process, or it has ended.
@@ -116,7 +123,7 @@ pub(super) fn orphans(mut suspects: Locks) -> io::Result<Vec<Lock>> {
     Ok(suspects.into_keys().collect())
 }
 
-/// Whether a process uses io_uring. One that does not has no write under way once it is dead.
+/// Whether a process uses io_uring. Without it no write is under way once the process is dead.
 ///
 /// # Errors
 /// We may not look into the process, or it has ended.
@@ -133,16 +140,6 @@ pub(super) fn has_ring(pid: i32) -> io::Result<bool> {
 fn descriptors(pid: i32) -> io::Result<Vec<String>> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
     Ok(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
-}
-
-/// A descriptor that was closed, or a process that ended, while it was looked at; any other error stays one.
-fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -170,7 +167,8 @@ pub(super) mod tests {
         std::process::Command::new("sleep").arg("600").stdin(file.try_clone().unwrap()).spawn().unwrap()
     }
 
-    /// What is on its way through a socket is open without any process that has it, as a file is that the kernel writes to.
+    /// A file on its way through a socket is open without any process that has it. So is a file
+    /// that the kernel writes to.
     pub(crate) fn in_flight(file: &fs::File) -> (UnixStream, UnixStream) {
         use std::os::fd::AsRawFd;
         let (to, from) = UnixStream::pair().unwrap();
@@ -252,13 +250,6 @@ pub(super) mod tests {
         assert!(left().is_empty());
         sharer.kill().unwrap();
         sharer.wait().unwrap();
-    }
-
-    #[test]
-    fn what_may_not_be_looked_at_is_an_error_and_what_is_gone_is_not() {
-        let with = |kind: io::ErrorKind| gone_is_none::<()>(Err(kind.into()));
-        assert!(matches!(with(io::ErrorKind::NotFound), Ok(None)));
-        assert!(with(io::ErrorKind::PermissionDenied).is_err());
-        assert!(carried(i32::MAX).is_err() && has_ring(i32::MAX).is_err());
+        assert!(super::carried(i32::MAX).is_err() && has_ring(i32::MAX).is_err());
     }
 }

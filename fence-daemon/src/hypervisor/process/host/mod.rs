@@ -1,24 +1,30 @@
 //! What this host itself says of a domain: which of its processes live. libvirt is not asked.
 //!
-//! libvirt can be wrong about a domain: it loses one that runs on, it takes a launcher for the emulator, it is not there. So before any
-//! "off" and before any start the host is asked, and only a host without a living process of the domain lets that word pass.
+//! libvirt can be wrong about a domain. It loses one that runs on, it takes a launcher for the
+//! emulator, it is not there. So the host is asked before any "off" and before any start. The word
+//! "off" passes only if the host has no living process of the domain.
 //!
 //! # What belongs to a domain
 //!
-//! - **QEMU**: each process with `-uuid UUID` in its command line, whatever its program is called: an emulator under another name, a
-//!   script or a launcher around it, `strace`. It is *sure* to be the machine, and is killed, if its command line also has
-//!   `-name guest=`, which libvirt writes and nobody types, or its control group is one of libvirt's. Else (`grep -- -uuid ...`) it is a
-//!   doubt: it is not killed, and the domain does not count as off while it lives.
-//! - **LXC**: the first process of a PID namespace right below ours in a control group of libvirt's for a container of that name. The
-//!   death of such a process is the death of everything in its namespace. The controller (`libvirt_lxc`) is no part of the container.
-//!   libvirt shortens names there, so it is *sure* only if the group has a number that was this domain's, or the environment that
-//!   libvirt has started it with has the UUID (a guest can write that: it can make itself a doubt, and nobody else anything).
-//! - A process that cannot be read (see `scan`) is a doubt for the domains that it may belong to: by its control group, by what it was
-//!   in an earlier scan, or by the domain's PID file. One of which nothing hints at a domain of libvirt's keeps nobody from being fenced.
+//! - **QEMU**: each process with `-uuid UUID` in its command line, whatever its program is called:
+//!   an emulator under another name, a script or a launcher around it, `strace`. It is *sure* to be
+//!   the machine, and is killed, if its command line also has `-name guest=`, which libvirt writes
+//!   and nobody types, or if its control group is one of libvirt's. Else (`grep -- -uuid ...`) it
+//!   is a doubt: it is not killed, and the domain does not count as off while it lives.
+//! - **LXC**: the first process of a PID namespace right below ours, in a control group of
+//!   libvirt's for a container of that name. When it dies, everything in its namespace dies. The
+//!   controller (`libvirt_lxc`) is no part of the container. libvirt shortens names there. So the
+//!   process is *sure* only if the group has an instance number that was this domain's, or if the
+//!   environment that libvirt started it with has the UUID. (A guest can write that. It can make
+//!   itself a doubt, and nobody else anything.)
+//! - A process that cannot be read (see `scan`) is a doubt for the domains that it may belong to:
+//!   by its control group, by what it was in an earlier scan, or by the domain's PID file. An
+//!   unreadable process without such a hint keeps nobody from being fenced.
 //!
 //! # One scan for many
 //!
-//! Who asks gets a scan that has begun after that. All who ask during a scan share the next one, so a hundred fences at once take few.
+//! Each question gets a scan that has begun after it. All questions that come during a scan share
+//! the next one, so a hundred fences at once take few scans.
 
 mod belongings;
 mod disks;
@@ -26,7 +32,6 @@ mod helpers;
 mod left_behind;
 mod locks;
 mod outliving;
-mod process;
 mod scan;
 mod scope;
 #[cfg(test)]
@@ -34,30 +39,29 @@ mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use fence_common::sync::lock;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 pub(crate) use self::belongings::{Belongings, Running};
 pub(crate) use self::disks::Disks;
-pub(crate) use self::outliving::recall;
 
 use self::belongings::Search;
-use self::process::Process;
 pub(crate) use self::scan::Look;
 use self::scan::{Found, Kind, Memory};
-use super::victim::{self, Driver, Victim};
+use super::driver::Driver;
+use super::pidfd::{self, Process};
+use super::victim::Victim;
 use crate::clock::Moment;
 use crate::hypervisor::deadline::Deadline;
-use crate::hypervisor::known::table::Table;
-use crate::hypervisor::libvirt::connection::Uri;
-use crate::hypervisor::libvirt::error::CallError;
 
-/// How long a doubt may last before it counts: somebody's short command may have the domain's UUID in its arguments.
+/// How long a doubt may last before it counts: somebody's short command may have the domain's UUID
+/// in its arguments.
 const DOUBT_LIMIT: Duration = Duration::from_secs(1);
 /// How long after a doubt the host is looked at again.
 const DOUBT_PAUSE: Duration = Duration::from_millis(50);
@@ -72,23 +76,17 @@ pub(crate) struct Whom {
     pub(crate) uuid: Uuid,
     /// Its name, where that is known. Containers are found by it.
     pub(crate) name: String,
-    /// libvirt's numbers of instances that were this domain's, as far as they are known.
+    /// The known libvirt numbers of instances that were this domain's.
     pub(crate) ids: Vec<u32>,
 }
 
 impl Whom {
-    /// A domain at a URI, if its domains are processes of this host.
-    pub(crate) fn at(table: &Table, uuid: Uuid, name: &str) -> Option<Self> {
-        let ids = table.get(uuid).and_then(|entry| entry.instance).map(|instance| instance.id);
-        Some(Self { driver: table.driver?, uuid, name: name.to_owned(), ids: ids.into_iter().collect() })
-    }
-
     /// Whether a process that may be one of this domain's certainly is.
     fn is_sure(&self, kind: &Kind) -> bool {
         match kind {
             Kind::Machine { line, in_scope } => *in_scope || line.name.is_some(),
             Kind::Container { scope, uuid, .. } => *uuid == Some(self.uuid) || self.ids.contains(&scope.id),
-            Kind::Untold { .. } => false,
+            Kind::Unreadable { .. } => false,
         }
     }
 
@@ -97,8 +95,8 @@ impl Whom {
         match kind {
             Kind::Machine { line, .. } => self.driver == Driver::Qemu && line.uuid == self.uuid,
             Kind::Container { scope, .. } => scope.is_of(self.driver, &self.name),
-            Kind::Untold { scope: Some(scope), .. } => scope.is_of(self.driver, &self.name),
-            Kind::Untold { scope: None, was, .. } => *was == Some(self.uuid),
+            Kind::Unreadable { scope: Some(scope), .. } => scope.is_of(self.driver, &self.name),
+            Kind::Unreadable { scope: None, was, .. } => *was == Some(self.uuid),
         }
     }
 }
@@ -106,24 +104,24 @@ impl Whom {
 /// What is left of a domain on this host.
 #[derive(Debug)]
 pub(crate) enum Remains {
-    /// Nothing: no process of it lives, as a scan says that began after it was asked.
+    /// No process of it lives, as a scan says that began after the question.
     Nothing,
     /// These processes live.
     Living(Vec<Arc<Process>>),
-    /// It cannot be told: why, for people.
+    /// It is not known: why, for people.
     Doubt(String),
 }
 
 /// Why a domain is not cleared away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// These processes live: they do not die in time, or the time was over before they were found.
+    /// These processes live. They do not die in time, or were found after the deadline.
     Undead(Vec<i32>),
     /// These helpers of it live, for people.
     Helpers(String),
     /// What it has written may not be done yet: what is known of that, for people.
     Writes(String),
-    /// It cannot be told whether something of it lives: why, for people.
+    /// It is not known whether something of it lives: why, for people.
     Doubt(String),
 }
 
@@ -165,7 +163,7 @@ struct Shared {
     belongings: Vec<Arc<Belongings>>,
 }
 
-/// Who waits for the next scan.
+/// The questions that wait for the next scan.
 #[derive(Debug, Default)]
 struct Queue {
     scanning: bool,
@@ -174,16 +172,8 @@ struct Queue {
 
 impl Host {
     /// This host, with the drivers whose domains are its processes.
-    #[cfg(test)]
-    pub(crate) fn new(drivers: impl Iterator<Item = Driver>) -> Self {
-        Self::below(Path::new("/proc"), drivers, Vec::new())
-    }
-
-    /// This host, with the domains of these URIs.
-    pub(crate) fn of(uris: &[Arc<Uri>]) -> Self {
-        let belongings = uris.iter().filter(|uri| uri.table.driver == Some(Driver::Qemu));
-        let belongings = belongings.map(|uri| Arc::clone(&uri.table.belongings)).collect();
-        Self::below(Path::new("/proc"), uris.iter().filter_map(|uri| uri.table.driver), belongings)
+    pub(crate) fn new(drivers: impl Iterator<Item = Driver>, belongings: Vec<Arc<Belongings>>) -> Self {
+        Self::below(Path::new("/proc"), drivers, belongings)
     }
 
     fn below(root: &Path, drivers: impl Iterator<Item = Driver>, belongings: Vec<Arc<Belongings>>) -> Self {
@@ -193,37 +183,23 @@ impl Host {
                 all.push(driver);
             }
         }
-        let shared =
-            Shared { root: root.to_owned(), drivers: all, memory: Arc::default(), queue: Mutex::default(), belongings };
+        let root = root.to_owned();
+        let shared = Shared { root, drivers: all, memory: Arc::default(), queue: Mutex::default(), belongings };
         Self { shared: Arc::new(shared) }
     }
 
-    /// A scan that begins after this call; the processes of these domains are held. Without any it is a scan of all domains.
+    /// A scan that begins after this call. It holds the processes of these domains. Without any it
+    /// is a scan of all domains.
     pub(crate) async fn look(&self, wanted: Vec<Whom>) -> Arc<Look> {
         let (answer, answered) = oneshot::channel();
-        if !self.ask(wanted, answer) {
-            return Arc::new(Look::failed("cannot start a thread that looks at the processes".to_owned()));
-        }
-        answered.await.unwrap_or_else(|_| Arc::new(Look::failed("the scan has ended without a result".to_owned())))
+        self.shared.ask(wanted, answer);
+        // The question is dropped where no thread could be started, and by a scan that panics.
+        let failed =
+            || Look::failed("cannot look at the processes: no thread, or none that came to its end".to_owned());
+        answered.await.unwrap_or_else(|_| Arc::new(failed()))
     }
 
-    /// Queues a question, and has a thread answer if there is none. `false`: there can be none.
-    fn ask(&self, wanted: Vec<Whom>, answer: oneshot::Sender<Arc<Look>>) -> bool {
-        let mut queue = self.shared.queue();
-        queue.waiting.push((wanted, answer));
-        if queue.scanning {
-            return true;
-        }
-        let shared = Arc::clone(&self.shared);
-        let spawned = thread::Builder::new().name("host-look".to_owned()).spawn(move || shared.answer_all());
-        queue.scanning = spawned.is_ok();
-        if spawned.is_err() {
-            queue.waiting.clear();
-        }
-        spawned.is_ok()
-    }
-
-    /// What is left of a domain. A doubt that is over within a second is none.
+    /// What is left of a domain. A doubt counts only if it lasts for a second.
     pub(crate) async fn remains(&self, whom: &Whom) -> Remains {
         match self.processes_of(whom).await {
             Remains::Nothing => match self.outlives(whom, DOUBT_LIMIT).await {
@@ -250,46 +226,26 @@ impl Host {
         self.look(vec![whom.clone()]).await.remains(whom)
     }
 
-    /// Before a start: a second copy of what runs must not come up, whatever libvirt knows of the first. For threads that may block.
+    /// Before a start: a second copy of what runs must not come up, whatever libvirt knows.
     ///
     /// # Errors
-    /// Something of it lives here, or may live.
-    pub(crate) fn is_clear_of(&self, whom: &Whom) -> Result<(), CallError> {
-        match self.remains_blocking(whom) {
-            Remains::Nothing => {
-                self.outlives_blocking(whom, DOUBT_LIMIT).map_err(|left| CallError::Lives(left.to_string()))
-            }
+    /// Something of it lives here, or may live: what, for people.
+    pub(crate) async fn is_clear_of(&self, whom: &Whom) -> Result<(), String> {
+        match self.remains(whom).await {
+            Remains::Nothing => Ok(()),
             Remains::Living(found) => {
                 let found: Vec<_> = found.iter().map(|process| process.describe()).collect();
-                Err(CallError::Lives(format!("process {}", found.join(", "))))
+                Err(format!("process {}", found.join(", ")))
             }
-            Remains::Doubt(why) => Err(CallError::Lives(why)),
+            Remains::Doubt(why) => Err(why),
         }
     }
 
-    /// As [`Self::processes_of`], for threads that may block.
-    fn remains_blocking(&self, whom: &Whom) -> Remains {
-        let until = Instant::now() + DOUBT_LIMIT;
-        loop {
-            let (answer, answered) = oneshot::channel();
-            let asked = self.ask(vec![whom.clone()], answer);
-            let remains = match answered.blocking_recv() {
-                Ok(look) if asked => look.remains(whom),
-                Ok(_) | Err(_) => Remains::Doubt("the processes cannot be looked at".to_owned()),
-            };
-            match remains {
-                Remains::Doubt(_) if Instant::now() < until => thread::sleep(DOUBT_PAUSE),
-                remains @ (Remains::Nothing | Remains::Living(_) | Remains::Doubt(_)) => return remains,
-            }
-        }
-    }
-
-    /// Kills what is left of a domain, and waits until it is over with all of it: its processes, its helpers, its writes.
-    ///
-    /// `victim` has been killed before.
+    /// Kills what is left of a domain, and waits until all of it is over: its processes, its
+    /// helpers, its writes. `victim` has been killed before.
     ///
     /// # Errors
-    /// It is not over at `by`, or it cannot be told, or nothing has been killed yet and nothing may be any more.
+    /// It is not over at `by`; or it is not known; or nothing was killed before the deadline.
     pub(crate) async fn clear(
         &self,
         whom: &Whom,
@@ -301,56 +257,51 @@ impl Host {
             // At once: they die beside it.
             self.kill_helpers(whom);
         }
-        let Cleared { killed, .. } = self.clear_processes(whom, victim, deadline, by).await?;
+        let killed = self.clear_processes(whom, victim, deadline, by).await?;
         // The search for helpers reads dozens of files: it runs while the machine dies.
         self.clear_helpers(whom, victim.is_some() || !killed.is_empty(), deadline, by).await?;
-        // A living machine carries its locks itself: only a dead one's writes can be told.
-        if let Some(victim) = victim
-            && !matches!(timeout_at(by, victim.death()).await, Ok(Ok(())))
-        {
-            return Err(Left::Undead(vec![victim.pid()]));
-        }
-        // What was looked at right before it was killed has no images but the known ones.
+        // A living machine carries its locks itself. Only a dead one shows which writes are left.
+        is_over(victim, by).await?;
+        // A victim that was looked at right before its kill has no images but the known ones.
         let search = if victim.is_some() && killed.is_empty() { Search::Known } else { Search::All };
         self.writes_over(whom, search, by).await?;
         Ok(Cleared { at: Moment::now(), killed })
     }
 
-    /// Kills the processes of a domain until a scan that began after the last kill finds nothing else.
+    /// Kills the processes of a domain until a scan that began after the last kill finds no others.
     ///
-    /// `victim` has been killed before, and the caller waits for its death: what a scan finds of it is no news. (Whoever has been sent
-    /// SIGKILL starts no more processes. So a scan that begins after that sees all of them, and need not wait for the death.)
+    /// `victim` has been killed before, and the caller waits for its death: a scan that finds it is
+    /// no news. (A process that was sent SIGKILL starts no more processes. So a scan that begins
+    /// after that sees all of them, and need not wait for the death.)
     ///
     /// # Errors
-    /// Something of it lives at `by`, or it cannot be told, or nothing has been killed yet and nothing may be any more.
+    /// As [`Self::clear`].
     async fn clear_processes(
         &self,
         whom: &Whom,
         victim: Option<&Victim>,
         deadline: &Deadline,
         by: Instant,
-    ) -> Result<Cleared, Left> {
+    ) -> Result<Vec<i32>, Left> {
         let mut killed: Vec<Arc<Process>> = Vec::new();
         let is_known = |killed: &[Arc<Process>], pid| {
             victim.is_some_and(|victim| victim.pid() == pid && !victim.is_dead())
                 || killed.iter().any(|process| process.pid() == pid && !process.is_dead())
         };
         for _ in 0..ROUNDS {
-            // Before the look: who dies during it is looked at once more.
+            // Before the look: after a death during it there is one more look.
             let is_dying = victim.is_some_and(|victim| !victim.is_dead()) || killed.iter().any(|it| !it.is_dead());
             let look = self.look(vec![whom.clone()]).await;
             let remains = match look.remains_beside(whom, |pid| is_known(&killed, pid)) {
-                // Who is dying says nothing of itself any more, and the release of its memory and its last I/O may take long.
-                Remains::Doubt(_) if is_dying => {
-                    if let Some(victim) = victim
-                        && !matches!(timeout_at(by, victim.death()).await, Ok(Ok(())))
-                    {
-                        return Err(Left::Undead(vec![victim.pid()]));
+                // A dying process says nothing of itself any more. The release of its memory and
+                // its last I/O may take long.
+                Remains::Doubt(_) => {
+                    if is_dying {
+                        is_over(victim, by).await?;
+                        dead(&killed, by).await?;
                     }
-                    self.dead(killed.clone(), by).await?;
                     self.processes_of(whom).await
                 }
-                Remains::Doubt(_) => self.processes_of(whom).await,
                 remains @ (Remains::Nothing | Remains::Living(_)) => remains,
             };
             let found = match remains {
@@ -358,10 +309,11 @@ impl Host {
                 Remains::Doubt(why) => return Err(Left::Doubt(why)),
                 Remains::Living(found) => found,
             };
-            // Whoever has died since lives no longer; a number that has gone to somebody else is not known.
+            // The dead are left out. A number that has gone to another process is not known.
             let news: Vec<_> = found.into_iter().filter(|it| !it.is_dead() && !is_known(&killed, it.pid())).collect();
             if news.is_empty() {
-                return self.dead(killed, by).await;
+                dead(&killed, by).await?;
+                return Ok(killed.iter().map(|process| process.pid()).collect());
             }
             if victim.is_none() && killed.is_empty() && deadline.check().is_err() {
                 return Err(Left::Undead(news.iter().map(|process| process.pid()).collect()));
@@ -377,24 +329,50 @@ impl Host {
         }
         Err(Left::Doubt("new processes of it appear again and again".to_owned()))
     }
+}
 
-    /// Waits for the death of all that was killed.
-    async fn dead(&self, killed: Vec<Arc<Process>>, by: Instant) -> Result<Cleared, Left> {
-        for process in &killed {
-            if !matches!(timeout_at(by, process.death()).await, Ok(Ok(()))) {
-                return Err(Left::Undead(killed.iter().filter(|it| !it.is_dead()).map(|it| it.pid()).collect()));
-            }
+/// Waits for the death of a victim, if there is one.
+async fn is_over(victim: Option<&Victim>, by: Instant) -> Result<(), Left> {
+    match victim {
+        Some(victim) if !matches!(timeout_at(by, victim.death()).await, Ok(Ok(()))) => {
+            Err(Left::Undead(vec![victim.pid()]))
         }
-        Ok(Cleared { at: Moment::now(), killed: killed.iter().map(|process| process.pid()).collect() })
+        Some(_) | None => Ok(()),
     }
+}
+
+/// Waits for the death of all that was killed.
+async fn dead(killed: &[Arc<Process>], by: Instant) -> Result<(), Left> {
+    for process in killed {
+        if !matches!(timeout_at(by, process.death()).await, Ok(Ok(()))) {
+            return Err(Left::Undead(killed.iter().filter(|it| !it.is_dead()).map(|it| it.pid()).collect()));
+        }
+    }
+    Ok(())
 }
 
 impl Shared {
     fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
-    /// Scans for all who wait, until nobody does.
+    /// Queues a question, and starts a thread that answers if there is none. All questions are
+    /// dropped if there can be none.
+    fn ask(self: &Arc<Self>, wanted: Vec<Whom>, answer: oneshot::Sender<Arc<Look>>) {
+        let mut queue = self.queue();
+        queue.waiting.push((wanted, answer));
+        if queue.scanning {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let spawned = thread::Builder::new().name("host-look".to_owned()).spawn(move || shared.answer_all());
+        queue.scanning = spawned.is_ok();
+        if spawned.is_err() {
+            queue.waiting.clear();
+        }
+    }
+
+    /// Scans as long as there are questions.
     fn answer_all(&self) {
         loop {
             let mut queue = self.queue();
@@ -405,14 +383,14 @@ impl Shared {
             }
             drop(queue);
             let (wanted, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-            // Who names nobody wants to know of all. Else what belongs to no driver that is asked about is not read.
+            // A question without domains is about all. Else only the drivers that matter are read.
             let of_all = wanted.iter().any(Vec::is_empty);
             let wanted: Vec<Whom> = wanted.into_iter().flatten().collect();
             let is_asked = |driver: &Driver| of_all || wanted.iter().any(|whom| whom.driver == *driver);
             let drivers: Vec<_> = self.drivers.iter().copied().filter(is_asked).collect();
             let look = Arc::new(scan::scan(&self.root, &drivers, wanted, &self.memory));
             for answer in answers {
-                // Who has given up needs no answer.
+                // Fails only if the question was given up.
                 let _ = answer.send(Arc::clone(&look));
             }
         }
@@ -425,8 +403,8 @@ impl Look {
         self.remains_beside(whom, |_| false)
     }
 
-    /// The same beside processes that are known to have been killed: the kernel takes a process's command line away long before its
-    /// death, so that it cannot be told any more what it is.
+    /// The same beside processes that are known to have been killed. The kernel takes a process's
+    /// command line away long before its death, so that nothing tells any more what it is.
     fn remains_beside(&self, whom: &Whom, is_known: impl Fn(i32) -> bool) -> Remains {
         if let Some(why) = &self.failed {
             return Remains::Doubt(why.clone());
@@ -437,19 +415,15 @@ impl Look {
             if !is_it || held.as_ref().is_some_and(|held| held.is_dead()) {
                 continue;
             }
-            let shown = || process::describe(*pid);
+            let doubt = |what: &str| Remains::Doubt(format!("process {} {what}", pidfd::describe(*pid)));
             match (kind, held) {
-                (Kind::Untold { .. }, _) if is_known(*pid) => {}
-                (Kind::Untold { why, .. }, _) => {
-                    return Remains::Doubt(format!("process {} may be its: {why}", shown()));
-                }
+                (Kind::Unreadable { .. }, _) if is_known(*pid) => {}
+                (Kind::Unreadable { why, .. }, _) => return doubt(&format!("may be its: {why}")),
                 (Kind::Machine { .. } | Kind::Container { .. }, _) if !whom.is_sure(kind) => {
-                    return Remains::Doubt(format!("process {} may be its or not: it is left alone", shown()));
+                    return doubt("may be its or not: it is left alone");
                 }
                 (Kind::Machine { .. } | Kind::Container { .. }, Some(held)) => living.push(Arc::clone(held)),
-                (Kind::Machine { .. } | Kind::Container { .. }, None) => {
-                    return Remains::Doubt(format!("process {} was not held", shown()));
-                }
+                (Kind::Machine { .. } | Kind::Container { .. }, None) => return doubt("was not held"),
             }
         }
         if living.is_empty() { Remains::Nothing } else { Remains::Living(living) }
@@ -460,12 +434,12 @@ impl Look {
         self.found.iter().filter_map(|found| match &found.kind {
             Kind::Machine { line, .. } => Some((Driver::Qemu, line.uuid, line.name.as_deref())),
             Kind::Container { uuid, name, .. } => Some((Driver::Lxc, (*uuid)?, name.as_deref())),
-            Kind::Untold { .. } => None,
+            Kind::Unreadable { .. } => None,
         })
     }
 }
 
 /// Whether the domain's own PID file names a process that says nothing of itself.
 fn is_named_by_pid_file(whom: &Whom, pid: i32, kind: &Kind) -> bool {
-    matches!(kind, Kind::Untold { scope: None, .. }) && victim::pid_in_file(whom.driver, &whom.name) == Some(pid)
+    matches!(kind, Kind::Unreadable { scope: None, .. }) && whom.driver.pid_in_file(&whom.name) == Some(pid)
 }

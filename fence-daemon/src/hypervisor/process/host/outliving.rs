@@ -1,46 +1,37 @@
-//! What can outlive a domain's own processes: its helpers, and writes to its disks that are under way.
+//! What can outlive a domain's own processes: its helpers, and writes to its disks under way.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::super::driver::Driver;
 use super::belongings::{Belongings, Search};
 use super::helpers::{Helper, with_children};
 use super::{Host, Left, Whom};
 use crate::hypervisor::deadline::Deadline;
-use crate::hypervisor::libvirt::connection::Uri;
-use crate::hypervisor::process::victim::Driver;
 
-/// How long it may be waited for before the log says so. Where nothing was killed by this order it is a failure then.
+/// How long the daemon waits before the log says so. If this order has killed nothing, it is a
+/// failure then.
 const LATE: Duration = Duration::from_secs(3);
 /// How often helpers are looked for that nobody has killed.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often in a row new helpers may appear.
 const ROUNDS: u32 = 20;
 
-/// Gives each URI what an earlier daemon knew, before anything is asked.
-pub(crate) fn recall(uris: &[Arc<Uri>], directory: &Path) {
-    // The system's QEMU driver is one, however many URIs lead to it.
-    let mut machines = uris.iter().filter(|uri| uri.table.driver == Some(Driver::Qemu)).enumerate();
-    machines.by_ref().for_each(|(number, uri)| uri.table.belongings.keep_in(directory, number));
-}
-
 impl Host {
     fn belongings_of(&self, whom: &Whom) -> &[Arc<Belongings>] {
         match whom.driver {
             Driver::Qemu => &self.shared.belongings,
-            // Everything in a container dies with its first process, and no lock tells of writes under way.
+            // Everything in a container dies with its first process, and no lock tells of writes.
             Driver::Lxc => &[],
         }
     }
 
-    /// Kills the helpers that are known of a domain, and does not wait.
+    /// Kills the known helpers of a domain, and does not wait.
     pub(super) fn kill_helpers(&self, whom: &Whom) {
         for helper in self.belongings_of(whom).iter().flat_map(|belongings| belongings.helpers_to_kill(whom.uuid)) {
-            // Whoever waits for its death sees it if that has failed.
+            // If that fails, the wait for its death shows it.
             let _ = helper.process.kill();
         }
     }
@@ -49,8 +40,8 @@ impl Host {
         self.belongings_of(whom).iter().flat_map(|belongings| belongings.living_helpers(whom.uuid)).collect()
     }
 
-    /// Kills a domain's helpers, and waits until they are dead. `begun`: this order has killed something
-    /// of the domain.
+    /// Kills a domain's helpers, and waits until they are dead. `begun`: this order has killed
+    /// something of the domain.
     ///
     /// # Errors
     /// One lives at `by`, or nothing was begun yet and the deadline has passed.
@@ -69,7 +60,7 @@ impl Host {
             if !begun && round == 0 {
                 deadline.check().map_err(|_| Left::Helpers(describe(&helpers)))?;
                 let (domain, helpers) = (whom.name.escape_debug(), describe(&helpers));
-                tracing::warn!(%domain, uuid = %whom.uuid, helpers, "helpers of it live although it is dead: killed");
+                tracing::warn!(%domain, uuid = %whom.uuid, helpers, "the domain is dead, and helpers of it live: killed");
             }
             let helpers = with_children(helpers);
             for helper in &helpers {
@@ -85,13 +76,13 @@ impl Host {
     /// Waits until no write of a domain is under way.
     ///
     /// # Errors
-    /// One is at `by`, or it cannot be told.
+    /// A write is under way at `by`, or that is not known.
     pub(super) async fn writes_over(&self, whom: &Whom, search: Search, by: Instant) -> Result<(), Left> {
         for belongings in self.belongings_of(whom) {
             let late = by.min(Instant::now() + LATE);
             let Err(what) = belongings.settled(whom.uuid, search, late.into_std()).await else { continue };
             tracing::error!(domain = %whom.name.escape_debug(), uuid = %whom.uuid, "dead, but {what}");
-            // Who asks again finds it as it is then.
+            // The next request finds it as it is then.
             if search == Search::All {
                 return Err(Left::Writes(what));
             }
@@ -100,16 +91,20 @@ impl Host {
         Ok(())
     }
 
-    /// Whether nothing outlives a domain whose own processes are dead. What is over within `limit` is.
+    /// Whether nothing outlives a domain whose own processes are dead. Waits for up to `limit`.
     ///
     /// # Errors
-    /// Something does, or may.
+    /// Something outlives it, or may.
     pub(super) async fn outlives(&self, whom: &Whom, limit: Duration) -> Result<(), Left> {
         let by = Instant::now() + limit;
-        // Those of a domain that has just ended in peace end a moment later.
-        while let Err(left) = self.no_helpers(whom) {
+        // The helpers of a domain that has just ended in peace end a moment later.
+        loop {
+            let helpers = self.helpers(whom);
+            if helpers.is_empty() {
+                break;
+            }
             if Instant::now() >= by {
-                return Err(left);
+                return Err(Left::Helpers(describe(&helpers)));
             }
             sleep(LOOK).await;
         }
@@ -117,29 +112,6 @@ impl Host {
             belongings.settled(whom.uuid, Search::All, by.into_std()).await.map_err(Left::Writes)?;
         }
         Ok(())
-    }
-
-    /// As [`Self::outlives`], for threads that may block.
-    ///
-    /// # Errors
-    /// As [`Self::outlives`].
-    pub(super) fn outlives_blocking(&self, whom: &Whom, limit: Duration) -> Result<(), Left> {
-        let by = std::time::Instant::now() + limit;
-        while let Err(left) = self.no_helpers(whom) {
-            if std::time::Instant::now() >= by {
-                return Err(left);
-            }
-            thread::sleep(LOOK);
-        }
-        for belongings in self.belongings_of(whom) {
-            belongings.settled_blocking(whom.uuid, Search::All, by).map_err(Left::Writes)?;
-        }
-        Ok(())
-    }
-
-    fn no_helpers(&self, whom: &Whom) -> Result<(), Left> {
-        let helpers = self.helpers(whom);
-        if helpers.is_empty() { Ok(()) } else { Err(Left::Helpers(describe(&helpers))) }
     }
 }
 
@@ -159,7 +131,7 @@ async fn all_dead(whom: &Whom, helpers: &[Helper], by: Instant) -> Result<(), Le
                 }
                 Err(_) if late.take().is_some() => {
                     let (domain, helper) = (whom.name.escape_debug(), helper.describe());
-                    tracing::error!(%domain, uuid = %whom.uuid, helper, "dead, but this helper of it was killed and is not dead yet");
+                    tracing::error!(%domain, uuid = %whom.uuid, helper, "the domain is dead, but this helper was killed and is not dead yet");
                 }
                 Err(_) => {
                     let living: Vec<_> = helpers.iter().filter(|it| !it.process.is_dead()).cloned().collect();

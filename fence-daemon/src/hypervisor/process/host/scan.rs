@@ -1,27 +1,33 @@
 //! One reading of `/proc`: which process belongs to which domain.
 //!
-//! `/proc/PID/cmdline` waits for the process's memory lock, which a thread that is stuck in the kernel can hold for ever. So processes
-//! are read by threads of their own. A process that cannot be read within [`STUCK`] is given up as *untold*, another thread goes on with
-//! the next one, and later scans leave that process alone as long as the thread that reads it is stuck. `stat`, `status`, `cgroup`
-//! and `comm` do not take that lock.
+//! `/proc/PID/cmdline` waits for the process's memory lock, which a thread that is stuck in the
+//! kernel can hold for ever. `stat`, `status`, `cgroup` and `comm` do not take that lock. So:
+//!
+//! - Threads of their own read the processes.
+//! - A process that cannot be read within [`STUCK`] is given up as *unreadable*, and another thread
+//!   goes on with the next one.
+//! - Later scans leave that process alone while its reader is stuck.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fence_common::sync::{lock, unpoisoned};
 use uuid::Uuid;
 
+use super::super::driver::Driver;
+use super::super::pidfd::{self, Process};
+use super::super::proc::{self, Line, Stat};
 use super::Whom;
-use super::process::{self, Line, Process, Stat};
 use super::scope::Scope;
-use crate::hypervisor::process::victim::Driver;
 
-/// How long one process may take to be read. It takes microseconds; a loaded host may give a thread no time for some milliseconds.
+/// How long one process may take to be read. Microseconds are the rule, but a loaded host may give
+/// a thread no time for some milliseconds.
 const STUCK: Duration = Duration::from_millis(300);
 /// How long a whole scan may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -50,12 +56,14 @@ pub(crate) struct Found {
 /// What a process is to a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// It has a machine's command line. `scope`: its control group is one of libvirt's for QEMU.
+    /// It has a machine's command line. `in_scope`: its control group is one of libvirt's for QEMU.
     Machine { line: Line, in_scope: bool },
-    /// It is the first process of a container of libvirt's, in this group; with the UUID and the name in its environment.
+    /// It is the first process of a container of libvirt's, in this group. Its environment has the
+    /// UUID and the name.
     Container { scope: Scope, uuid: Option<Uuid>, name: Option<String> },
-    /// It could not be read, or says nothing of itself; its control group, if that is libvirt's, and the machine that it was in an earlier scan.
-    Untold { scope: Option<Scope>, was: Option<Uuid>, why: &'static str },
+    /// It could not be read, or says nothing of itself. `scope`: its control group, if that is
+    /// libvirt's. `was`: the machine that it was in an earlier scan.
+    Unreadable { scope: Option<Scope>, was: Option<Uuid>, why: &'static str },
 }
 
 /// What a scan saw.
@@ -70,30 +78,27 @@ pub(crate) struct Look {
 /// What is remembered from scan to scan.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// Processes that could not be read, by number, with their start: a thread is stuck with each.
+    /// Processes that could not be read, by number, with their start. A thread is stuck with each.
     stuck: Mutex<HashMap<i32, Option<u64>>>,
-    /// The machines that processes were, by number, with their start. What a process was it may be still, if it cannot be read.
+    /// The machines that processes were, by number, with their start. An unreadable process may be
+    /// what it was.
     machines: Mutex<HashMap<i32, (u64, Uuid)>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Memory {
     /// The machine that a process was.
     fn was(&self, pid: i32, started: Option<u64>) -> Option<Uuid> {
-        let known = locked(&self.machines).get(&pid).copied();
+        let known = lock(&self.machines).get(&pid).copied();
         known.filter(|(start, _)| Some(*start) == started).map(|(_, uuid)| uuid)
     }
 
-    /// Notes what a process is; its start is read only where that is news.
+    /// Notes what a process is. Reads its start only if that is news.
     fn note(&self, directory: &Path, pid: i32, uuid: Uuid) {
-        if locked(&self.machines).get(&pid).is_some_and(|(_, known)| *known == uuid) {
+        if lock(&self.machines).get(&pid).is_some_and(|(_, known)| *known == uuid) {
             return;
         }
-        if let Ok(Some(stat)) = stat(directory) {
-            locked(&self.machines).insert(pid, (stat.started, uuid));
+        if let Ok(Some(stat)) = Stat::read(directory) {
+            lock(&self.machines).insert(pid, (stat.started, uuid));
         }
     }
 }
@@ -106,12 +111,12 @@ struct Work {
     wanted: Vec<Whom>,
     drivers: Vec<Driver>,
     memory: Arc<Memory>,
-    state: Mutex<State>,
+    progress: Mutex<Progress>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Progress {
     /// Processes that were read or given up.
     done: usize,
     found: Vec<Found>,
@@ -126,7 +131,7 @@ pub(super) fn scan(root: &Path, drivers: &[Driver], wanted: Vec<Whom>, memory: &
         Ok(pids) => pids,
         Err(error) => return Look::failed(format!("cannot list {}: {error}", root.display())),
     };
-    locked(&memory.machines).retain(|pid, _| pids.binary_search(pid).is_ok());
+    lock(&memory.machines).retain(|pid, _| pids.binary_search(pid).is_ok());
     let total = pids.len();
     let work = Arc::new(Work {
         root: root.to_owned(),
@@ -135,7 +140,7 @@ pub(super) fn scan(root: &Path, drivers: &[Driver], wanted: Vec<Whom>, memory: &
         wanted,
         drivers: drivers.to_vec(),
         memory: Arc::clone(memory),
-        state: Mutex::default(),
+        progress: Mutex::default(),
         changed: Condvar::new(),
     });
     let threads = if total < SHARED_FROM { 1 } else { thread::available_parallelism().map_or(1, usize::from) };
@@ -165,9 +170,9 @@ fn numbers(root: &Path) -> io::Result<Vec<i32>> {
 impl Work {
     fn spawn(self: &Arc<Self>) -> io::Result<()> {
         let number = {
-            let mut state = locked(&self.state);
-            state.threads += 1;
-            state.threads
+            let mut progress = lock(&self.progress);
+            progress.threads += 1;
+            progress.threads
         };
         let work = Arc::clone(self);
         thread::Builder::new().name("host-scan".to_owned()).stack_size(STACK).spawn(move || work.read(number)).map(drop)
@@ -178,14 +183,14 @@ impl Work {
         let mut buffer = Vec::new();
         while let Some(&pid) = self.pids.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             if self.is_stuck(pid) {
-                self.done(Some(self.untold(pid, "it could not be read before, and that reading has not ended")));
+                self.done(Some(self.unreadable(pid, "it could not be read before, and that reading has not ended")));
                 continue;
             }
-            locked(&self.state).reading.insert(number, (pid, Instant::now()));
+            lock(&self.progress).reading.insert(number, (pid, Instant::now()));
             let found = self.examine(pid, &mut buffer);
-            if locked(&self.state).reading.remove(&number).is_none() {
-                // Given up meanwhile, and replaced. The process can be read again.
-                locked(&self.memory.stuck).remove(&pid);
+            if lock(&self.progress).reading.remove(&number).is_none() {
+                // This thread was given up and replaced meanwhile. The process can be read again.
+                lock(&self.memory.stuck).remove(&pid);
                 return;
             }
             self.done(found);
@@ -193,55 +198,54 @@ impl Work {
     }
 
     fn done(&self, found: Option<Found>) {
-        let mut state = locked(&self.state);
-        state.done += 1;
-        state.found.extend(found);
-        drop(state);
+        let mut progress = lock(&self.progress);
+        progress.done += 1;
+        progress.found.extend(found);
+        drop(progress);
         self.changed.notify_all();
     }
 
     /// Waits until all processes are read or given up.
     fn wait(self: &Arc<Self>, total: usize) -> Look {
         let begun = Instant::now();
-        let mut state = locked(&self.state);
-        while state.done < total {
+        let mut progress = lock(&self.progress);
+        while progress.done < total {
             let now = Instant::now();
             if now.duration_since(begun) >= LIMIT {
-                return Look::failed(format!("{} of {total} processes were read within {LIMIT:?}", state.done));
+                return Look::failed(format!("{} of {total} processes were read within {LIMIT:?}", progress.done));
             }
             let late = |(_, since): &(i32, Instant)| now.duration_since(*since) >= STUCK;
-            let stuck: Vec<_> = state
+            let stuck: Vec<_> = progress
                 .reading
                 .iter()
                 .filter(|(_, reading)| late(reading))
                 .map(|(number, (pid, _))| (*number, *pid))
                 .collect();
             for (number, pid) in stuck {
-                state.reading.remove(&number);
-                drop(state);
-                let replaced = self.give_up(pid);
-                if let Err(why) = replaced {
+                progress.reading.remove(&number);
+                drop(progress);
+                if let Err(why) = self.give_up(pid) {
                     return Look::failed(why);
                 }
-                state = locked(&self.state);
+                progress = lock(&self.progress);
             }
-            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            progress = unpoisoned(self.changed.wait_timeout(progress, LOOK)).0;
         }
-        Look { found: std::mem::take(&mut state.found), failed: None }
+        Look { found: std::mem::take(&mut progress.found), failed: None }
     }
 
-    /// A process is not read in time: it is untold, and another thread reads the others.
+    /// A process is not read in time. It is unreadable, and another thread reads the others.
     fn give_up(self: &Arc<Self>, pid: i32) -> Result<(), String> {
-        let started = stat(&self.directory(pid)).ok().flatten().map(|stat| stat.started);
-        let mut stuck = locked(&self.memory.stuck);
+        let started = self.started(pid);
+        let mut stuck = lock(&self.memory.stuck);
         stuck.insert(pid, started);
         let count = stuck.len();
         drop(stuck);
         tracing::warn!(
-            process = process::describe(pid),
-            "does not let itself be read: it counts as each domain that it may belong to"
+            process = pidfd::describe(pid),
+            "this process cannot be read: it counts for each domain that it may belong to"
         );
-        self.done(Some(self.untold(pid, "it cannot be read: its memory is locked")));
+        self.done(Some(self.unreadable(pid, "it cannot be read: its memory is locked")));
         if count > STUCK_MAX {
             return Err(format!("processes that cannot be read: {count}"));
         }
@@ -250,22 +254,23 @@ impl Work {
 
     /// Whether a thread of an earlier scan is stuck with this very process.
     fn is_stuck(&self, pid: i32) -> bool {
-        let Some(known) = locked(&self.memory.stuck).get(&pid).copied() else { return false };
+        let Some(known) = lock(&self.memory.stuck).get(&pid).copied() else { return false };
         // Another process of that number can be read.
-        known.is_none() || stat(&self.directory(pid)).ok().flatten().map(|stat| stat.started) == known
+        known.is_none() || self.started(pid) == known
+    }
+
+    fn started(&self, pid: i32) -> Option<u64> {
+        Stat::read(&self.directory(pid)).ok().flatten().map(|stat| stat.started)
     }
 
     fn directory(&self, pid: i32) -> PathBuf {
         self.root.join(pid.to_string())
     }
 
-    /// What can be said of a process without its memory.
-    fn untold(&self, pid: i32, why: &'static str) -> Found {
-        let directory = self.directory(pid);
-        let started = stat(&directory).ok().flatten().map(|stat| stat.started);
-        let kind =
-            Kind::Untold { scope: process::scope(&directory).ok().flatten(), was: self.memory.was(pid, started), why };
-        Found { pid, kind, held: None }
+    /// A process of which only that is known which needs no look into its memory.
+    fn unreadable(&self, pid: i32, why: &'static str) -> Found {
+        let (scope, was) = (Scope::read(&self.directory(pid)).ok().flatten(), self.memory.was(pid, self.started(pid)));
+        Found { pid, kind: Kind::Unreadable { scope, was, why }, held: None }
     }
 
     /// Reads one process. `None`: it belongs to no domain, or has ended.
@@ -273,10 +278,10 @@ impl Work {
         let directory = self.directory(pid);
         let kind = match self.kind(&directory, buffer) {
             Ok(kind) => kind?,
-            Err(_) => return Some(self.untold(pid, "it may not be read")),
+            Err(_) => return Some(self.unreadable(pid, "it may not be read")),
         };
-        if let Kind::Untold { why, .. } = kind {
-            return Some(self.untold(pid, why));
+        if let Kind::Unreadable { why, .. } = kind {
+            return Some(self.unreadable(pid, why));
         }
         if let Kind::Machine { line, .. } = &kind {
             self.memory.note(&directory, pid, line.uuid);
@@ -286,33 +291,33 @@ impl Work {
         }
         let held = match Process::open(pid) {
             Ok(held) => held,
-            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return None,
-            Err(_) => return Some(self.untold(pid, "it cannot be held")),
+            Err(error) if proc::is_gone(&error) => return None,
+            Err(_) => return Some(self.unreadable(pid, "it cannot be held")),
         };
         // It may have become another process before it was held.
         match self.kind(&directory, buffer) {
             _ if held.is_dead() => None,
             Ok(Some(now)) if now == kind => Some(Found { pid, kind, held: Some(Arc::new(held)) }),
             Ok(None) => None,
-            Ok(Some(_)) | Err(_) => Some(self.untold(pid, "it changes while it is looked at")),
+            Ok(Some(_)) | Err(_) => Some(self.unreadable(pid, "it changes while it is looked at")),
         }
     }
 
     fn kind(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Option<Kind>> {
         let machines = self.drivers.contains(&Driver::Qemu);
         if machines {
-            if process::read(&directory.join("cmdline"), buffer)?.is_none() {
+            if proc::read(&directory.join("cmdline"), buffer)?.is_none() {
                 return Ok(None);
             }
             let line = if buffer.is_empty() { self.line_of_threads(directory, buffer)? } else { Said::of(buffer) };
             match line {
                 Said::Machine(line) => {
-                    let scope = process::scope(directory)?;
+                    let scope = Scope::read(directory)?;
                     let in_scope = scope.is_some_and(|scope| scope.driver == Driver::Qemu);
                     return Ok(Some(Kind::Machine { line, in_scope }));
                 }
                 Said::Nothing => {
-                    return Ok(Some(Kind::Untold { scope: None, was: None, why: "it says nothing of itself" }));
+                    return Ok(Some(Kind::Unreadable { scope: None, was: None, why: "it says nothing of itself" }));
                 }
                 Said::Ended | Said::Kernel => return Ok(None),
                 Said::Other => {}
@@ -321,37 +326,36 @@ impl Work {
         if !self.drivers.contains(&Driver::Lxc) {
             return Ok(None);
         }
-        let Some(scope) = process::scope(directory)?.filter(|scope| scope.driver == Driver::Lxc) else {
+        let Some(scope) = Scope::read(directory)?.filter(|scope| scope.driver == Driver::Lxc) else {
             return Ok(None);
         };
-        let status = process::read_text(&directory.join("status"))?.unwrap_or_default();
-        if !process::is_first_of_container(&status) {
+        let status = proc::read_text(&directory.join("status"))?.unwrap_or_default();
+        if !proc::is_first_of_container(&status) {
             return Ok(None);
         }
-        process::read(&directory.join("environ"), buffer)?;
+        proc::read(&directory.join("environ"), buffer)?;
         let variable = |name: &[u8]| buffer.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(name));
         let uuid = variable(b"LIBVIRT_LXC_UUID=").and_then(|uuid| Uuid::try_parse_ascii(uuid).ok());
         let name = variable(b"LIBVIRT_LXC_NAME=").map(|name| String::from_utf8_lossy(name).into_owned());
         Ok(Some(Kind::Container { scope, uuid, name }))
     }
 
-    /// The command line of a process whose first thread has none: that thread has ended, and others may be stuck; or it is the kernel's own.
+    /// The command line of a process whose first thread has none. Either that thread has ended, and
+    /// others may be stuck, or it is the kernel's own.
     fn line_of_threads(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Said> {
-        let Some(stat) = stat(directory)? else { return Ok(Said::Ended) };
-        if stat.is_kernels {
+        let Some(stat) = Stat::read(directory)? else { return Ok(Said::Ended) };
+        if stat.is_kernels() {
             return Ok(Said::Kernel);
         }
         let mut others = false;
         let Ok(threads) = fs::read_dir(directory.join("task")) else { return Ok(Said::Ended) };
         for thread in threads.flatten() {
             let thread = thread.path();
-            let state =
-                process::read_text(&thread.join("stat"))?.and_then(|text| Stat::of(&text)).map(|stat| stat.state);
-            if matches!(state, None | Some('Z' | 'X')) {
+            if matches!(Stat::read(&thread)?.map(|stat| stat.state), None | Some('Z' | 'X')) {
                 continue;
             }
             others = true;
-            if process::read(&thread.join("cmdline"), buffer)?.is_some() && !buffer.is_empty() {
+            if proc::read(&thread.join("cmdline"), buffer)?.is_some() && !buffer.is_empty() {
                 return Ok(Said::of(buffer));
             }
         }
@@ -375,8 +379,4 @@ impl Said {
     fn of(arguments: &[u8]) -> Self {
         Line::of(arguments).map_or(Self::Other, Self::Machine)
     }
-}
-
-fn stat(directory: &Path) -> io::Result<Option<Stat>> {
-    Ok(process::read_text(&directory.join("stat"))?.and_then(|text| Stat::of(&text)))
 }

@@ -1,10 +1,15 @@
 //! The control group that libvirt puts a domain's processes into, as `/proc/PID/cgroup` names it.
 //!
-//! With systemd it is a scope, `machine-qemu\x2d3\x2dnode1.scope`; without, a directory, `/machine/qemu-3-node1.libvirt-qemu`. Both
-//! hold the driver, libvirt's number of the instance and a shortened form of the domain's name. A process leaves its group only by
-//! root's hand, and the file can be read whatever state the process is in.
+//! With systemd it is a scope, `machine-qemu\x2d3\x2dnode1.scope`. Without, it is a directory,
+//! `/machine/qemu-3-node1.libvirt-qemu`. Both hold the driver, libvirt's number of the instance and
+//! a shortened form of the domain's name. Only root can move a process to another group, and the
+//! file can be read in every state of the process.
 
-use crate::hypervisor::process::victim::Driver;
+use std::io;
+use std::path::Path;
+
+use super::super::driver::Driver;
+use super::super::proc;
 
 /// The longest name of a machine, as libvirt builds it: driver, number and name together.
 const MACHINE_NAME_MAX: usize = 64;
@@ -21,6 +26,14 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
+    /// The group of a process, if libvirt made it. `directory`: the process's, in `/proc`.
+    ///
+    /// # Errors
+    /// The process lives, and its group cannot be read.
+    pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
+        Ok(proc::read_text(&directory.join("cgroup"))?.and_then(|groups| Self::of(&groups)))
+    }
+
     /// Reads `/proc/PID/cgroup`. The outermost group counts: a guest names the ones below.
     pub(super) fn of(groups: &str) -> Option<Self> {
         let paths = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
@@ -42,24 +55,20 @@ impl Scope {
             "lxc" => Driver::Lxc,
             _ => return None,
         };
-        // Of a name of which it can keep nothing libvirt leaves the number alone.
+        // libvirt writes the number alone where it can keep nothing of the name.
         let (id, name) = rest.split_once('-').unwrap_or((rest, ""));
         Some(Self { driver, id: id.parse().ok()?, name: name.to_owned() })
     }
 
-    /// Whether it may be a domain of this name. libvirt leaves out what a host's name cannot hold and cuts the rest, so that several
-    /// names can have one form.
+    /// Whether it may be a domain of this name. Several names can have one form: libvirt leaves out
+    /// what a host's name cannot hold, and cuts the rest.
     pub(crate) fn is_of(&self, driver: Driver, name: &str) -> bool {
-        let prefix = match driver {
-            Driver::Qemu => "qemu-",
-            Driver::Lxc => "lxc-",
-        };
-        let taken = prefix.len() + self.id.to_string().len() + 1;
+        let taken = format!("{}-{}-", driver.name(), self.id).len();
         self.driver == driver && self.name == shortened(name, MACHINE_NAME_MAX.saturating_sub(taken))
     }
 }
 
-/// The machine's own part of a control group's path: what libvirt makes for QEMU's domains lies below it.
+/// The machine's own part of a control group's path. libvirt's groups for the domain lie below it.
 pub(super) fn group_of_machine(path: &str) -> Option<&str> {
     let mut end = 0;
     for group in path.split_inclusive('/') {
@@ -72,7 +81,8 @@ pub(super) fn group_of_machine(path: &str) -> Option<&str> {
     None
 }
 
-/// What libvirt makes of a domain's name (`virDomainMachineNameAppendValid`), at most `room` bytes of it.
+/// At most `room` bytes of what libvirt makes of a domain's name
+/// (`virDomainMachineNameAppendValid`).
 fn shortened(name: &str, room: usize) -> String {
     let mut kept = String::new();
     let mut skip = true;

@@ -1,4 +1,5 @@
-//! Real processes with a machine's arguments, and a `/proc` of FIFOs in which reading one never ends.
+//! Real processes with a machine's arguments, and a `/proc` of FIFOs in which reading one never
+//! ends.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -37,7 +38,7 @@ const WAIT: &str = "while :; do sleep 3600; done";
 const LAUNCH: &str = "sh -c 'while :; do sleep 3600; done' sh \"$@\"; exit";
 
 fn host() -> Host {
-    Host::new([Driver::Qemu, Driver::Lxc].into_iter())
+    Host::new([Driver::Qemu, Driver::Lxc].into_iter(), Vec::new())
 }
 
 fn whom(name: &str) -> Whom {
@@ -159,7 +160,8 @@ async fn a_hundred_looks_at_once_are_a_few_scans() {
     assert!(scans.len() <= 50, "{}", scans.len());
 }
 
-/// `cargo test -p fence-daemon --lib --release host::tests::what_a_look_takes -- --ignored --nocapture`
+/// `cargo test -p fence-daemon --lib --release host::tests::what_a_look_takes -- --ignored
+/// --nocapture`
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it measures, and starts a thousand processes"]
 #[allow(clippy::print_stdout, reason = "what it measured is all that it is for")]
@@ -188,12 +190,12 @@ async fn what_a_look_takes() {
     }
 }
 
-/// The kernel takes the memory of a process that has been killed away first, and its command line with it. What follows can take
-/// seconds: the release of that memory, the last I/O.
+/// The kernel takes away the memory of a killed process first, and its command line with it. What
+/// follows can take seconds: the release of that memory, the last I/O.
 #[test]
 fn what_has_been_killed_and_says_nothing_any_more_is_no_doubt() {
     let scope = scope::Scope::of("0::/machine/qemu-3-vm.libvirt-qemu\n");
-    let kind = Kind::Untold { scope, was: None, why: "it says nothing of itself" };
+    let kind = Kind::Unreadable { scope, was: None, why: "it says nothing of itself" };
     let found = vec![Found { pid: 100_001, kind, held: None }];
     let look = Look { found, failed: None };
     let vm = whom("vm");

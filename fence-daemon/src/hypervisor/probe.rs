@@ -1,21 +1,22 @@
-//! One look at each URI from outside of the daemon: whether it connects, and which domains it has. Nothing is followed, held or changed.
+//! One look at each URI from outside of the daemon: whether it connects, and which domains it has.
+//! Nothing is followed, held or changed.
 
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use virt::connect::Connect;
+use super::Listed;
+use super::libvirt::domain::list_once;
+use super::libvirt::{CallError, Row, State};
 
-use super::domain::{self, Row, State};
-use super::error::CallError;
-use super::ffi;
-use crate::hypervisor::Listed;
+type Answer = Result<Vec<Listed>, CallError>;
 
-/// Asks each URI for its domains, at the same time; those that do not answer within `bound` are [`CallError::Overdue`]. Their calls stay where
-/// they are: whoever asks so must end the process without waiting ([`crate::process::leave`]).
+/// Asks all URIs at the same time for their domains. Those that do not answer within `bound` are
+/// [`CallError::Overdue`]. Their calls stay where they are: the caller must end the process without
+/// waiting ([`crate::process::leave`]).
 #[must_use]
-pub fn probe(uris: &[String], bound: Duration) -> Vec<(String, Result<Vec<Listed>, CallError>)> {
+pub fn probe(uris: &[String], bound: Duration) -> Vec<(String, Answer)> {
     let until = Instant::now() + bound;
     let asked: Vec<_> = uris.iter().map(|uri| (uri, ask(uri))).collect();
     let answered = |(uri, answer): (&String, Result<mpsc::Receiver<_>, CallError>)| {
@@ -26,27 +27,18 @@ pub fn probe(uris: &[String], bound: Duration) -> Vec<(String, Result<Vec<Listed
     asked.into_iter().map(answered).collect()
 }
 
-type Answer = Result<Vec<Listed>, CallError>;
-
 fn ask(uri: &str) -> Result<mpsc::Receiver<Answer>, CallError> {
     let (sender, answer) = mpsc::channel();
     let uri: Arc<str> = uri.into();
-    // Fails only if nobody waits any more.
+    // Fails only if the caller has given up.
     let look = move || drop(sender.send(list(&uri)));
-    match thread::Builder::new().name("virt-probe".to_owned()).spawn(look) {
-        Ok(_) => Ok(answer),
-        Err(_) => Err(CallError::Busy("no thread could be started to connect on")),
-    }
+    let spawned = thread::Builder::new().name("virt-probe".to_owned()).spawn(look);
+    spawned.map(|_| answer).map_err(|_| CallError::Busy("no thread could be started to connect on"))
 }
 
 fn list(uri: &Arc<str>) -> Answer {
-    ffi::prepare()?;
-    let mut connect = Connect::open(Some(uri))?;
-    let rows = domain::list(&connect);
-    // What it has said counts, however it is closed.
-    let _ = connect.close();
     let listed = |Row { name, uuid, state: State(state), .. }: Row| Listed { name, uuid, state, uri: Arc::clone(uri) };
-    Ok(rows?.into_iter().map(listed).collect())
+    Ok(list_once(uri)?.into_iter().map(listed).collect())
 }
 
 #[cfg(test)]
