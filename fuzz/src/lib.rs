@@ -15,3 +15,17 @@ pub type Target = fn(&[u8]);
 /// Every target with the name of its folder in `corpus/`.
 pub const TARGETS: [(&str, Target); 3] =
     [("config", config::check), ("request", request::check), ("event", event::check)];
+
+/// Writes the table of bad configurations into the folder that `FENCE_FUZZ_SEEDS` names, a file for
+/// each row: libFuzzer's inputs beside `corpus/config`.
+///
+/// # Panics
+/// If the folder cannot be written to.
+pub fn write_seeds() {
+    let Some(folder) = std::env::var_os("FENCE_FUZZ_SEEDS").map(std::path::PathBuf::from) else { return };
+    for case in fence_config::cases::cases() {
+        let file = folder.join(case.title.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+        let written = std::fs::write(&file, case.bytes());
+        assert!(written.is_ok(), "{}: {written:?}", file.display());
+    }
+}

@@ -85,16 +85,20 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     let found = folder.join("found").join(name);
     std::fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
 
+    let seeds = folder.join("seeds").join(name);
+    std::fs::create_dir_all(&seeds).with_context(|| format!("cannot make {}", seeds.display()))?;
+
     // A stack as small as the tests': whatever recurses once per level of its input shows.
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -s 256; exec \"$0\" \"$@\""]).arg(program).current_dir(&folder);
+    command.env("FENCE_FUZZ_SEEDS", &seeds);
     if options.merge {
         let merged = folder.join("merged").join(name);
         if merged.exists() {
             std::fs::remove_dir_all(&merged).with_context(|| format!("cannot remove {}", merged.display()))?;
         }
         std::fs::create_dir_all(&merged).with_context(|| format!("cannot make {}", merged.display()))?;
-        command.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&merged).arg(&found).arg(&kept);
+        command.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&merged).arg(&found).arg(&kept).arg(&seeds);
         say(format!("the fewest inputs for all of {name}: {}", merged.display()));
     } else {
         command.arg(format!("-max_total_time={}", u64::from(options.minutes) * 60));
@@ -103,7 +107,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
         if options.target == Target::Config {
             command.arg(format!("-dict={}", workspace.root().join("fuzz/config.dict").display()));
         }
-        command.arg(&found).arg(&kept);
+        command.arg(&found).arg(&kept).arg(&seeds);
         say(format!("fuzzing {name} for {} min", options.minutes));
     }
     let status = command.status().context("cannot start the fuzzer")?;

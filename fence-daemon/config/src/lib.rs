@@ -8,6 +8,8 @@
 //! What could leave the daemon wider open than the file's author meant is an error, never a warning: an unknown digest, groups
 //! that permit nothing or stand where they restrict nothing, an address that is none.
 
+#[cfg(any(test, feature = "cases"))]
+pub mod cases;
 mod choices;
 pub mod document;
 pub mod durable;

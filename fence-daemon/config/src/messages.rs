@@ -1,35 +1,14 @@
 //! What administrators get to read: `messages.txt` holds a file for each kind of mistake and the exact text about it.
 //!
-//! After a change that is meant, `UPDATE_MESSAGES=1 cargo test -p fence-daemon` writes the texts anew: read the difference.
+//! After a change that is meant, `UPDATE_MESSAGES=1 cargo test -p fence-config` writes the texts anew: read the difference.
 
 use std::path::Path;
 
+use super::cases::{Case, PATH, cases};
 use super::{ConfigError, KeyFileError, Source, Unusable, Warnings, parse, unusable_key};
 
-const CASES: &str = include_str!("messages.txt");
-
-/// One case: its title, the configuration (`\xNN` stands for a byte) and the text about it.
-fn cases() -> Vec<(&'static str, &'static str, &'static str)> {
-    let split = |case: &'static str| {
-        let (title, rest) = case.split_once('\n').unwrap();
-        let (file, text) = rest.split_once("--- says\n").unwrap();
-        (title, file, text)
-    };
-    CASES.split("=== ").skip(1).map(split).collect()
-}
-
-fn bytes_of(file: &str) -> Vec<u8> {
-    let mut parts = file.split("\\x");
-    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
-    for part in parts {
-        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
-        bytes.extend_from_slice(&part.as_bytes()[2..]);
-    }
-    bytes
-}
-
-fn said_about(file: &str) -> String {
-    match parse(&Source::new(Path::new("/etc/fence_virt.conf"), &bytes_of(file)), Warnings::default()) {
+fn said_about(case: &Case) -> String {
+    match parse(&Source::new(Path::new(PATH), &case.bytes()), Warnings::default()) {
         Err(error) => error.render(false),
         Ok((_, warnings)) => warnings.render(false),
     }
@@ -37,17 +16,14 @@ fn said_about(file: &str) -> String {
 
 #[test]
 fn every_mistake_is_shown_with_place_caret_and_remedy() {
-    let mut now = String::new();
-    for (title, file, _) in cases() {
-        now.push_str(&format!("=== {title}\n{file}--- says\n{}\n", said_about(file)));
-    }
     if std::env::var_os("UPDATE_MESSAGES").is_some() {
+        let row = |case: Case| format!("=== {}\n{}--- says\n{}\n", case.title, case.text, said_about(&case));
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/messages.txt");
-        std::fs::write(path, &now).unwrap();
+        std::fs::write(path, cases().map(row).collect::<String>()).unwrap();
         return;
     }
-    for (title, file, text) in cases() {
-        assert_eq!(said_about(file), text.trim_end_matches('\n'), "{title}");
+    for case in cases() {
+        assert_eq!(said_about(&case), case.says, "{}", case.title);
     }
 }
 

@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use fence_config::cases::{PATH, cases};
+
 use crate::program::{Dir, PROGRAM, Run, feed, parse, run};
 
 fn conf(dir: &Dir, key: &str, more: &str) -> std::path::PathBuf {
@@ -110,12 +112,14 @@ fn entries_of_groups_that_no_domain_has_are_named() {
 #[test]
 fn mistakes_are_told_with_their_places() {
     let dir = Dir::new();
-    let conf = conf(&dir, "key", "");
-    let text = std::fs::read_to_string(&conf).unwrap();
-    let conf = dir.write("conf", &text.replace("interface = \"lo\"", "port = \"x\"; hash = \"md5\""));
-    let checked = run(&["check-config"], &conf, "");
-    assert_eq!((checked.code, checked.stdout.as_str()), (Some(255), ""));
-    assert!(checked.stderr.contains("conf:2:") && checked.stderr.contains("md5"), "{}", checked.stderr);
+    let conf = dir.path("conf");
+    for case in cases().filter(|case| case.says.starts_with("error: ")) {
+        std::fs::write(&conf, case.bytes()).unwrap();
+        let checked = run(&["check-config"], &conf, "");
+        assert_eq!((checked.code, checked.stdout.as_str()), (Some(255), ""), "{}", case.title);
+        let expected = case.says.replace(PATH, conf.to_str().unwrap());
+        assert_eq!(checked.stderr.trim_end(), expected, "{}", case.title);
+    }
     let missing = run(&["check-config"], &dir.path("none"), "");
     assert_eq!((missing.code, missing.stdout.as_str()), (Some(255), ""));
 }
