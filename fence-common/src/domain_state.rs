@@ -1,4 +1,4 @@
-//! libvirt's numbers for a domain's state (`virDomainState`), as a host list carries them in one byte.
+//! libvirt's numbers for a domain's state (`virDomainState`); a host list has them in one byte.
 
 /// `VIR_DOMAIN_RUNNING`.
 pub const RUNNING: u8 = 1;

@@ -14,26 +14,26 @@ use crate::boundary::KEY_SLOTS;
 use crate::key::Key;
 use crate::wire::Request;
 
-/// Whose a key is: everybody's, or that of the groups that name it.
+/// Where a key counts: everywhere, or in the groups that name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyOwner(pub usize);
 
 impl KeyOwner {
-    /// The listener's key, which counts in all groups that have none of their own.
+    /// The listener's key. It counts in all groups without a key of their own.
     pub const EVERYBODY: Self = Self(0);
 }
 
 /// A key that counts in some groups only.
 #[derive(Clone, Debug)]
 pub struct GroupKey {
-    /// Which groups.
+    /// The groups.
     pub owner: KeyOwner,
     /// The key.
     pub key: Arc<Key>,
 }
 
 impl GroupKey {
-    /// Whether it is the same key of the same groups.
+    /// Whether both are the same key of the same groups.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.owner == other.owner && is_same(&self.key, &other.key)

@@ -1,7 +1,8 @@
-//! Locks of the standard library without their poison.
+//! Locks of the standard library without poisoning.
 //!
-//! A thread that panics with a lock poisons it. The data under this project's locks is whole between any
-//! two statements, and a daemon that stops fencing after one panic would be worse: the poison is ignored.
+//! A thread that panics with a lock poisons it. This project ignores that: the data under its locks
+//! is consistent between any two statements. A daemon that stops fencing after one panic would be
+//! worse.
 
 use std::sync::{LockResult, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +11,7 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     unpoisoned(mutex.lock())
 }
 
-/// What a lock, or a wait for one, gives.
+/// The value of a lock, or of a wait for one.
 pub fn unpoisoned<T>(result: LockResult<T>) -> T {
     result.unwrap_or_else(PoisonError::into_inner)
 }

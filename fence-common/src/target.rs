@@ -1,4 +1,4 @@
-//! The domain that a request means.
+//! The domain that a request names.
 
 use alloc::borrow::ToOwned as _;
 use alloc::string::String;
@@ -6,10 +6,10 @@ use core::fmt;
 
 use uuid::Uuid;
 
-/// The domain that a request means.
+/// The domain that a request names.
 ///
-/// As with fence_virtd, a canonical UUID (8-4-4-4-12 hexadecimal digits, any case) is looked up as a
-/// UUID, anything else as a name. The request's flag for it is ignored.
+/// As with `fence_virtd`, a canonical UUID (8-4-4-4-12 hexadecimal digits, any case) is looked up
+/// as a UUID. Anything else is a name. The request's flag for it is ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Look up by UUID.
@@ -19,11 +19,12 @@ pub enum Target {
 }
 
 impl Target {
-    /// The target that the text of a request's domain field means; `None` for text that names no domain.
+    /// The target in the text of a request's domain field. `None` if the text names no domain.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = core::str::from_utf8(text).ok().filter(|text| !text.is_empty())?;
-        // `try_parse` also takes braces, URNs and digits alone; only the canonical form is 36 bytes long.
+        // `try_parse` also accepts braces, URNs and bare digits; only the canonical form has 36
+        // bytes.
         Some(match Uuid::try_parse(text) {
             Ok(uuid) if text.len() == 36 => Self::Uuid(uuid),
             _ => Self::Name(text.to_owned()),

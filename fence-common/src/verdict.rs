@@ -198,7 +198,8 @@ impl Verdict {
         Counters::NAMES.get(usize::from(self as u8)).copied()
     }
 
-    /// What is wrong with a guest whose requests are refused for this; `None` where no client sends such a thing.
+    /// The likely cause in a guest whose requests are rejected for this. `None` if no client sends
+    /// such requests.
     #[must_use]
     pub const fn cause(self) -> Option<&'static str> {
         match self {
