@@ -348,17 +348,20 @@ impl Ledger {
     /// `now`.
     pub fn answered(&mut self, now: u64, claim: Claim) {
         if let Some(serving) = self.serving.remove(&claim.0) {
-            let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
-            self.expiring.push_back((now.saturating_add(remember), serving.id));
+            self.expire_later(now, serving.id);
         }
     }
 
     /// Enters a claim of an earlier daemon, as if answered at `now`.
     pub fn remember(&mut self, now: u64, id: RequestId) {
         if self.claims.len() < CLAIMS_MAX && self.claims.insert(id) {
-            let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
-            self.expiring.push_back((now.saturating_add(remember), id));
+            self.expire_later(now, id);
         }
+    }
+
+    fn expire_later(&mut self, now: u64, id: RequestId) {
+        let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
+        self.expiring.push_back((now.saturating_add(remember), id));
     }
 
     /// How many requests are being served, claimed or not.

@@ -150,36 +150,18 @@ impl Verdict {
     #[inline(always)]
     #[must_use]
     pub const fn is_form_rejection(self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::Op
-            | Self::HashUnknown
-            | Self::Unsigned
-            | Self::HashWeak
-            | Self::Domain
-            | Self::Port
-            | Self::Family
-            | Self::Address
-            | Self::Source => true,
-            Self::Delivered
-            | Self::RingFull
-            | Self::Stale
-            | Self::Busy
-            | Self::Options
-            | Self::Fragment
-            | Self::Extension
-            | Self::Malformed
-            | Self::Gso
-            | Self::Martian
-            | Self::ForeignVlan
-            | Self::Length
-            | Self::SourceLimit
-            | Self::GlobalLimit
-            | Self::Replay
-            | Self::Digest
-            | Self::DeliveryLimit
-            | Self::RingReserve
-            | Self::NotOurs => false,
-        }
+                | Self::HashUnknown
+                | Self::Unsigned
+                | Self::HashWeak
+                | Self::Domain
+                | Self::Port
+                | Self::Family
+                | Self::Address
+                | Self::Source
+        )
     }
 
     /// The verdict on this segment. Nothing is dropped on a segment that may belong to another
@@ -201,42 +183,20 @@ impl Verdict {
     /// The likely cause in a guest whose requests are rejected for this. `None` if no client sends
     /// such requests.
     #[must_use]
-    pub const fn cause(self) -> Option<&'static str> {
-        match self {
-            Self::Unsigned => Some(
+    pub fn cause(self) -> Option<&'static str> {
+        let causes = [
+            (
+                Self::Unsigned,
                 "they have no digest, because the guest's key file /etc/cluster/fence_xvm.key is missing (fence_xvm does not say so), \
                  or because it asks with `-c none`",
             ),
-            Self::HashWeak => Some("their digest is weaker than `hash` demands, see `fence_xvm -c` there"),
-            Self::Source => Some(
+            (Self::HashWeak, "their digest is weaker than `hash` demands, see `fence_xvm -c` there"),
+            (
+                Self::Source,
                 "they ask to be called back elsewhere than they come from; behind NAT that takes `strict_source = \"no\";`",
             ),
-            Self::Op
-            | Self::HashUnknown
-            | Self::Domain
-            | Self::Port
-            | Self::Family
-            | Self::Address
-            | Self::Delivered
-            | Self::RingFull
-            | Self::Stale
-            | Self::Busy
-            | Self::Options
-            | Self::Fragment
-            | Self::Extension
-            | Self::Malformed
-            | Self::Gso
-            | Self::Martian
-            | Self::ForeignVlan
-            | Self::Length
-            | Self::SourceLimit
-            | Self::GlobalLimit
-            | Self::Replay
-            | Self::Digest
-            | Self::DeliveryLimit
-            | Self::RingReserve
-            | Self::NotOurs => None,
-        }
+        ];
+        causes.into_iter().find(|(verdict, _)| *verdict == self).map(|(_, cause)| cause)
     }
 }
 
