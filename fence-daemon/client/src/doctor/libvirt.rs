@@ -12,6 +12,7 @@ use fence_common::domain_state;
 use fence_common::target::Target;
 use fence_common::wire::DOMAIN_LEN;
 use fence_common::words::counted;
+use fence_config::{Doubt, Groups, Unmatched};
 use fence_control::report::{Report, Uri};
 use rustix::thread::CapabilitySet;
 
@@ -27,9 +28,15 @@ const CATCHES_UP_WITHIN: Duration = Duration::from_secs(6);
 /// How often it is looked whether it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Asks each URI, and the daemon about it; `ask` asks the daemon, if it runs.
+/// Asks each URI, and the daemon about it; `ask` asks the daemon, if it runs. Compares `groups` with
+/// the domains that the URIs have.
 #[must_use]
-pub fn check(uris: &[String], probe: &dyn Probe, ask: impl Fn() -> Option<Report>) -> Vec<Finding> {
+pub fn check(
+    uris: &[String],
+    groups: &Groups,
+    probe: &dyn Probe,
+    ask: impl Fn() -> Option<Report>,
+) -> Vec<Finding> {
     let probed = probe.domains(uris, BOUND);
     let answering: Vec<&str> =
         probed.iter().filter(|(_, answer)| answer.is_ok()).map(|(uri, _)| uri.as_str()).collect();
@@ -51,7 +58,19 @@ pub fn check(uris: &[String], probe: &dyn Probe, ask: impl Fn() -> Option<Report
         ));
     }
     findings.extend(doubts);
+    // Where a URI does not answer, the domain may be there.
+    if probed.iter().all(|(_, answer)| answer.is_ok()) {
+        findings.extend(unmatched(groups, &domains));
+    }
     findings
+}
+
+/// The entries of groups that no domain has.
+fn unmatched(groups: &Groups, domains: &[&Domain]) -> Vec<Finding> {
+    let domains: Vec<_> = domains.iter().map(|domain| (domain.name.as_str(), domain.uuid)).collect();
+    let unmatched = groups.unmatched(&domains).into_iter();
+    let doubts = unmatched.map(|Unmatched { group, entry }| Doubt::NoSuchDomain { group, entry });
+    doubts.map(|doubt| Finding::warning("domains", doubt.to_string(), doubt.help())).collect()
 }
 
 /// The daemon's report, once it is connected to all of these or has had the time for it.

@@ -108,7 +108,7 @@ fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
             .extend(firewall::hypervisor(&Traffic { seen, group: multicast.group, port: multicast.port }, attached));
     }
     let ask = || client::ask(&fence_control::path(&state)).and_then(|answer| client::parse(&answer)).ok();
-    findings.extend(libvirt::check(&config.uris, probe, ask));
+    findings.extend(libvirt::check(&config.uris, &config.groups, probe, ask));
     if let Ok(report) = &answer {
         findings.extend(daemon::requests(report));
     }

@@ -204,6 +204,25 @@ fn names_that_a_cluster_cannot_use_are_told() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn entries_of_groups_that_no_domain_has_are_told() -> Result<()> {
+    // libvirt's test driver has one domain, `test`.
+    let groups = "groups { group = \"web\" { ip = \"192.168.122.11\"; uuid = \"TEST\"; uuid = \"tset\"; } }\n";
+    let with = |uris: &[&str]| {
+        configured(|bench| {
+            let uris = uris.iter().map(|&uri| uri.to_owned()).collect();
+            Config { uris, more: groups.to_owned(), ..bench.config("auto") }.render()
+        })
+    };
+    let told = on_hypervisor(&with(&["test:///default"])?)?;
+    says(told.find("domains", "warning")?, &["no domain is called `tset`, which the group `web`", "virsh list"])?;
+    ensure!(told.checks("warning").iter().filter(|check| **check == "domains").count() == 1, "{:#}", told.report);
+    // Where a URI does not answer, it may be there.
+    let told = on_hypervisor(&with(&["test:///default", "qemu+unix:///system?socket=/run/lab/dead"])?)?;
+    ensure!(!told.checks("warning").contains(&"domains"), "{:#}", told.report);
+    Ok(())
+}
+
 /// A library that is loaded before all others tells the doctor another time, and what the kernel would say of its clock.
 #[test]
 fn a_clock_that_is_off_is_told() -> Result<()> {
