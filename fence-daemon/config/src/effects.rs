@@ -1,91 +1,122 @@
-//! For each key of docs/reference/configuration.md, and each value that it lists, the test that looks at what it *does* in a daemon that
-//! runs. A key that is read and has no effect is worse than none, so a new key brings such a test.
+//! For each key of docs/reference/configuration.md and each value in its entry: the test that looks
+//! at what the value *does* in a running daemon. A key that is read and has no effect is worse than
+//! no key, so a new key or value needs such a test.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::reference::{SECTIONS, documented, known, values_of};
+use fence_common::hash::HashKind;
 
-/// A key, values of it (none: the key has no list of values), where the test is, and what it is called.
-type Effect = (&'static str, &'static [&'static str], &'static str, &'static str);
+use super::reference::{SECTIONS, default_of, documented, known, values_of};
+
+/// How a value gets into its test's configuration.
+#[derive(Clone, Copy)]
+enum Given {
+    /// The test's text has the value in quotes.
+    Written,
+    /// The test leaves the key out, and the value is the documented default.
+    Default,
+    /// The test's text has this expression, which stands for the value or for the key.
+    As(&'static str),
+}
+use Given::{As, Default, Written};
+
+/// A key, values of it (none: its entry lists none), how they are given, the test's file, its name.
+type Effect = (&'static str, &'static [&'static str], Given, &'static str, &'static str);
 
 const SWITCH: &[&str] = &["yes", "no"];
 const DIGESTS: &[&str] = &["sha256", "sha512", "sha1", "none"];
+/// Every configuration of the lab names its listener and its backend.
+const LAB: Given = As("Config::new(");
+
+const OPERATIONS: &str = "netns/operations.rs";
+const SETTINGS: &str = "netns/settings.rs";
+const EFFECTS_OF_PROCESS: &str = "netns/effects.rs";
+const BAD_REQUESTS: &str = "netns/bad_requests.rs";
+const RECORDS: &str = "libvirt/records.rs";
+const REBOOT: &str = "libvirt/reboot.rs";
+
+const ANSWERS: &str = "every_operation_is_answered_as_stock_answers_it";
+const WAITS: &str = "wait_for_init_and_its_old_name_wait_for_a_hypervisor";
+const STOCKS: &str = "what_only_stock_reads_changes_nothing_and_is_no_doubt";
+const PRIORITY: &str = "each_value_of_priority_is_what_the_threads_have";
+const BOUNDS: &str = "each_rate_limit_is_the_configured_one";
+const WINDOW: &str = "a_copy_is_refused_within_the_replay_window_and_not_after_it";
+const SERVED: &str = "every_hash_and_family_is_served";
+const ATTACH: &str = "each_value_of_attach_is_how_the_program_is_attached";
+const REBOOTED: &str = "what_is_rebooted_is_dead_first_and_comes_back";
+const GROUP_KEYS: &str = "a_groups_own_key_counts_in_it_and_no_other_does";
+const REFUSALS: &str = "each_refusal_is_logged_with_its_reason";
 
 const EFFECTS: &[Effect] = &[
     // fence_virtd
-    ("listener", &["multicast"], "netns/operations.rs", "every_operation_is_answered_as_stock_answers_it"),
-    ("backend", &["libvirt"], "netns/operations.rs", "every_operation_is_answered_as_stock_answers_it"),
-    ("foreground", &[], "netns/settings.rs", "foreground_keeps_it_in_the_foreground"),
-    ("wait_for_init", &[], "netns/settings.rs", "wait_for_init_and_its_old_name_wait_for_a_hypervisor"),
-    ("wait_for_backend", &[], "netns/settings.rs", "wait_for_init_and_its_old_name_wait_for_a_hypervisor"),
-    ("debug", &[], "netns/settings.rs", "debug_logs_more"),
-    ("module_path", &[], "netns/settings.rs", "what_only_stock_reads_changes_nothing_and_is_no_doubt"),
-    ("name_mode", &[], "netns/settings.rs", "what_only_stock_reads_changes_nothing_and_is_no_doubt"),
-    ("lock_memory", SWITCH, "netns/effects.rs", "lock_memory_locks_memory_or_does_not"),
-    (
-        "priority",
-        &["high", "realtime", "normal"],
-        "netns/effects.rs",
-        "each_value_of_priority_is_what_the_threads_have",
-    ),
-    ("oom_protect", SWITCH, "netns/effects.rs", "oom_protect_protects_or_does_not"),
-    ("state_directory", &[], "cluster/guides/installation.rs", "installation_on_the_hypervisor"),
+    ("listener", &["multicast"], LAB, OPERATIONS, ANSWERS),
+    ("backend", &["libvirt"], LAB, OPERATIONS, ANSWERS),
+    ("foreground", &[], Written, SETTINGS, "foreground_keeps_it_in_the_foreground"),
+    ("wait_for_init", &[], Written, SETTINGS, WAITS),
+    ("wait_for_backend", &[], Written, SETTINGS, WAITS),
+    ("debug", &[], Written, SETTINGS, "debug_logs_more"),
+    ("module_path", &[], Written, SETTINGS, STOCKS),
+    ("name_mode", &[], Written, SETTINGS, STOCKS),
+    ("lock_memory", SWITCH, Written, EFFECTS_OF_PROCESS, "lock_memory_locks_memory_or_does_not"),
+    ("priority", &["high", "realtime", "normal"], Written, EFFECTS_OF_PROCESS, PRIORITY),
+    ("oom_protect", SWITCH, Written, EFFECTS_OF_PROCESS, "oom_protect_protects_or_does_not"),
+    ("state_directory", &[], Written, "cluster/guides/installation.rs", "installation_on_the_hypervisor"),
     // rate_limit
-    ("failure_rate", &["0"], "netns/settings.rs", "each_rate_limit_is_the_configured_one"),
-    ("failure_burst", &["1"], "netns/settings.rs", "each_rate_limit_is_the_configured_one"),
-    ("stranger_rate", &["0"], "netns/settings.rs", "each_rate_limit_is_the_configured_one"),
-    ("request_rate", &["0"], "netns/settings.rs", "each_rate_limit_is_the_configured_one"),
-    ("request_burst", &["1"], "netns/settings.rs", "each_rate_limit_is_the_configured_one"),
-    (
-        "replay_window",
-        &["90m", "24h", "7d"],
-        "netns/settings.rs",
-        "a_copy_is_refused_within_the_replay_window_and_not_after_it",
-    ),
+    ("failure_rate", &["0"], Written, SETTINGS, BOUNDS),
+    ("failure_burst", &["1"], Written, SETTINGS, BOUNDS),
+    ("stranger_rate", &["0"], Written, SETTINGS, BOUNDS),
+    ("request_rate", &["0"], Written, SETTINGS, BOUNDS),
+    ("request_burst", &["1"], Written, SETTINGS, BOUNDS),
+    ("replay_window", &["1m"], Written, SETTINGS, WINDOW),
+    ("replay_window", &["24h"], Default, "netns/shield.rs", "a_recorded_off_does_nothing_after_a_crash_either"),
     // multicast
-    ("key_file", &[], "netns/startup.rs", "without_a_usable_key_it_does_not_start"),
-    ("key_file2", &[], "netns/rotation.rs", "nobody_is_lost_while_keys_rotate_in_the_kernel"),
+    ("key_file", &[], As("&Config::new(&missing)"), "netns/startup.rs", "without_a_usable_key_it_does_not_start"),
+    ("key_file2", &[], As("rotate(\"auto\")"), "netns/rotation.rs", "nobody_is_lost_while_keys_rotate_in_the_kernel"),
     (
         "interface",
         &["none"],
+        Written,
         "netns/interfaces/beginning.rs",
         "without_a_configured_interface_all_that_come_are_listened_on",
     ),
-    ("family", &["ipv4", "ipv6"], "netns/operations.rs", "every_hash_and_family_is_served"),
-    ("address", &[], "netns/interfaces.rs", "a_group_of_the_link_is_followed_by_a_socket_of_its_own"),
-    ("port", &[], "netns/interfaces/company.rs", "where_another_program_leaves_ours_takes_over"),
-    ("hash", DIGESTS, "netns/operations.rs", "every_hash_and_family_is_served"),
-    ("auth", DIGESTS, "netns/operations.rs", "every_hash_and_family_is_served"),
-    (
-        "attach",
-        &["auto", "native", "generic", "tcx", "off"],
-        "netns/settings.rs",
-        "each_value_of_attach_is_how_the_program_is_attached",
-    ),
-    ("strict_source", &["no"], "netns/bad_requests.rs", "a_guest_behind_nat_is_served_where_the_source_need_not_match"),
-    ("strict_source", &["yes"], "netns/bad_requests.rs", "each_is_counted_once_and_comes_to_nothing"),
+    ("family", &["ipv4"], As("Family::V4"), OPERATIONS, SERVED),
+    ("family", &["ipv6"], As("Family::V6"), OPERATIONS, SERVED),
+    ("address", &[], Written, "netns/interfaces.rs", "a_group_of_the_link_is_followed_by_a_socket_of_its_own"),
+    ("port", &[], As("port: Some("), SETTINGS, "requests_are_heard_at_the_configured_port"),
+    ("hash", DIGESTS, As("hash: kind"), OPERATIONS, SERVED),
+    ("auth", DIGESTS, As("auth: kind"), OPERATIONS, SERVED),
+    ("attach", &["auto", "native", "generic", "tcx", "off"], Written, SETTINGS, ATTACH),
+    ("strict_source", &["no"], Written, BAD_REQUESTS, "a_guest_behind_nat_is_served_where_the_source_need_not_match"),
+    ("strict_source", &["yes"], Default, BAD_REQUESTS, "each_is_counted_once_and_comes_to_nothing"),
     // libvirt
     (
         "uri",
         &["qemu:///system", "lxc:///", "qemu+ssh://root@host/system"],
+        Written,
         "cluster/service.rs",
         "each_form_of_uri_connects_under_the_unit",
     ),
-    ("kill", &["direct"], "libvirt/records.rs", "the_short_way_leaves_the_records_that_are_documented"),
-    ("kill", &["libvirt"], "libvirt/records.rs", "libvirts_way_leaves_its_own_records"),
-    ("reboot_method", &["cycle"], "libvirt/reboot.rs", "what_is_rebooted_is_dead_first_and_comes_back"),
-    ("reboot_method", &["reset"], "libvirt/reboot.rs", "a_reset_is_told_when_it_was_done_and_spares_the_process"),
-    ("reboot_pause", &["0"], "libvirt/reboot.rs", "what_is_rebooted_is_dead_first_and_comes_back"),
-    ("reboot_pause", &["2.5"], "libvirt/reboot.rs", "a_pause_is_kept_also_by_the_next_daemon"),
-    ("reboot_reply", &["off"], "libvirt/reboot.rs", "what_is_rebooted_is_dead_first_and_comes_back"),
-    ("reboot_reply", &["on"], "libvirt/reboot.rs", "who_waits_for_the_start_is_told_when_it_runs"),
-    // group, whose `key_file` and `key_file2` are others than the listener's
-    ("key_file", &[], "netns/group_keys.rs", "a_groups_own_key_counts_in_it_and_no_other_does"),
-    ("key_file2", &[], "netns/group_keys.rs", "a_groups_own_key_counts_in_it_and_no_other_does"),
-    ("name", &[], "../../fence-daemon/tests/commands/check.rs", "entries_of_groups_that_no_domain_has_are_named"),
-    ("ip", &[], "netns/refusals.rs", "each_refusal_is_logged_with_its_reason"),
-    ("uuid", &[], "netns/refusals.rs", "each_refusal_is_logged_with_its_reason"),
+    ("kill", &["direct"], Default, RECORDS, "the_short_way_leaves_the_records_that_are_documented"),
+    ("kill", &["libvirt"], Written, RECORDS, "libvirts_way_leaves_its_own_records"),
+    ("reboot_method", &["cycle"], Default, REBOOT, REBOOTED),
+    ("reboot_method", &["reset"], Written, REBOOT, "a_reset_is_told_when_it_was_done_and_spares_the_process"),
+    ("reboot_pause", &["0"], Default, REBOOT, REBOOTED),
+    ("reboot_pause", &["6.5"], Written, REBOOT, "a_pause_is_kept_also_by_the_next_daemon"),
+    ("reboot_reply", &["off"], Default, REBOOT, REBOOTED),
+    ("reboot_reply", &["on"], Written, REBOOT, "who_waits_for_the_start_is_told_when_it_runs"),
+    // group, whose `key_file` and `key_file2` are not the listener's
+    ("key_file", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
+    ("key_file2", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
+    (
+        "name",
+        &[],
+        As("group = \\\"web\\\""),
+        "../../fence-daemon/tests/commands/check.rs",
+        "entries_of_groups_that_no_domain_has_are_named",
+    ),
+    ("ip", &[], As("grouped(&bench)"), "netns/refusals.rs", REFUSALS),
+    ("uuid", &[], As("grouped(&bench)"), "netns/refusals.rs", REFUSALS),
 ];
 
 #[test]
@@ -103,18 +134,61 @@ fn each_key_and_each_value_has_a_test_that_looks_at_its_effect() {
                 values_of(heading, text).into_iter().filter(|value| !(is_switch && same(value))).collect();
             let missing: Vec<_> = listed.difference(&tested).collect();
             assert!(missing.is_empty(), "{heading} {key}: no test looks at the effect of {missing:?}");
+            for (_, values, given, ..) in of_key() {
+                let default = default_of(text);
+                let is_right = !matches!(given, Default) || *values == default.as_slice();
+                assert!(is_right, "{heading} {key}: {values:?} is not the default {default:?}");
+            }
         }
     }
 }
 
+/// The text of a test from its name to its end; none where it is no test, or one that is not run.
+fn text_of<'t>(file: &'t str, test: &str) -> Option<&'t str> {
+    let rest = file.split_once(&format!("#[test]\nfn {test}("))?.1;
+    Some(rest.split_once("\n}\n").map_or(rest, |(text, _)| text))
+}
+
+/// Whether a test's text gives `key` this value; without a value: whether it gives the key at all.
+fn gives(text: &str, key: &str, value: Option<&str>) -> bool {
+    // Inside a string of Rust's the quotes are escaped.
+    let in_a_file = format!("{key} = \\\"");
+    match value {
+        None => text.contains(&in_a_file) || text.contains(&format!("\"{key}\"")),
+        Some(value) if text.contains(&in_a_file) => text.contains(&format!("{in_a_file}{value}\\\"")),
+        Some(value) => text.contains(&format!("\"{value}\"")),
+    }
+}
+
 #[test]
-fn each_of_these_tests_is_there_and_each_key_too() {
+fn each_of_these_tests_gives_its_key_the_value() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/tests");
     let keys: BTreeSet<&str> = SECTIONS.iter().flat_map(|(_, scope, _)| known(scope)).collect();
-    for (key, _, file, test) in EFFECTS {
+    for (key, values, given, file, test) in EFFECTS {
         assert!(keys.contains(key), "{key} is no key");
         let text = std::fs::read_to_string(tests.join(file)).unwrap_or_else(|error| panic!("{key}: {file}: {error}"));
-        assert!(text.contains(&format!("#[test]\nfn {test}(")), "{key}: there is no test {test} in {file}");
-        assert!(!text.contains(&format!("#[ignore]\nfn {test}(")), "{key}: {test} is not run");
+        let text = text_of(&text, test).unwrap_or_else(|| panic!("{key}: no test {test} that is run in {file}"));
+        match given {
+            Written if values.is_empty() => assert!(gives(text, key, None), "{key} is not given in {test}"),
+            Written => {
+                for value in *values {
+                    assert!(gives(text, key, Some(value)), "{key} is not \"{value}\" anywhere in {test}");
+                }
+            }
+            Default => assert!(!gives(text, key, None), "{key} is given in {test}, and not its default"),
+            As(expression) => assert!(text.contains(expression), "{key}: no {expression} in {test}"),
+        }
     }
+    // `kind` goes through all digests there.
+    assert!(DIGESTS.len() == HashKind::ALL.len() && HashKind::ALL.iter().all(|kind| DIGESTS.contains(&kind.name())));
+}
+
+#[test]
+fn a_value_that_no_test_gives_is_seen() {
+    let text = "(\"kill\", \"libvirt\") rate_limit {{ failure_rate = \\\"1\\\"; }}";
+    assert!(gives(text, "kill", Some("libvirt")) && gives(text, "kill", None));
+    assert!(!gives(text, "kill", Some("direct")) && !gives(text, "attach", None));
+    assert!(gives(text, "failure_rate", Some("1")) && !gives(text, "failure_rate", Some("0")));
+    assert_eq!(text_of("#[test]\nfn a() {\n    b\n}\nfn c() {}\n", "a"), Some(") {\n    b"));
+    assert_eq!(text_of("#[test]\n#[ignore]\nfn a() {\n}\n", "a"), None);
 }

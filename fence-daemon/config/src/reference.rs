@@ -1,5 +1,5 @@
-//! That docs/reference/configuration.md, the reference of every key, and the code know the same keys, and that what it says about their values and
-//! defaults is so.
+//! Tests that docs/reference/configuration.md has an entry for every key, each in one form, and that
+//! the code agrees with the values and defaults in it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,17 +61,23 @@ pub(super) fn known(scope: &Scope) -> Vec<&'static str> {
     keys
 }
 
-/// What stands in back quotes between `word` and the end of its sentence.
+/// What stands in back quotes between `word` and the end of its sentence or line.
 fn quoted<'t>(text: &'t str, word: &str) -> Vec<&'t str> {
     let Some((_, rest)) = text.split_once(word) else { return Vec::new() };
     let sentence = rest.split(". ").next().unwrap_or(rest).lines().next().unwrap_or(rest);
     sentence.split('`').skip(1).step_by(2).collect()
 }
 
-/// The values that a key's text lists. "as for `foreground`" and "with `family = ...`" are none.
+/// The values that a key's entry lists. "as for `foreground`" and "with `family = ...`" are none.
 pub(super) fn values_of(heading: &str, text: &'static str) -> Vec<&'static str> {
     let values = quoted(text, "Values: ").into_iter();
     values.filter(|value| !value.contains(' ') && !documented(heading).contains_key(*value)).collect()
+}
+
+/// The default in a key's entry, or none. One that begins with a word ("that of ...") is no value.
+pub(super) fn default_of(text: &str) -> Vec<&str> {
+    let is_value = text.contains("Default: `");
+    quoted(text, "Default: ").into_iter().take(usize::from(is_value)).collect()
 }
 
 fn read(file: &str) -> (Config, Warnings) {
@@ -98,13 +104,22 @@ fn every_key_is_documented_and_every_documented_key_is_known() {
     }
 }
 
+/// Each entry has one form: the meaning, and then a list of values, default and stock's behaviour.
 #[test]
-fn each_key_says_its_values_and_its_default() {
+fn each_key_says_its_meaning_its_values_its_default_and_what_stock_does() {
     for (heading, _, _) in SECTIONS {
         for (key, text) in documented(heading) {
-            assert!(text.trim_start().starts_with("Values: "), "{heading} {key}: no values");
-            let default = ["Default: ", "No default", "At least one"].iter().any(|word| text.contains(word));
-            assert!(default, "{heading} {key}: no default");
+            let (meaning, rest) = text.trim_start().split_once("\n\n").unwrap_or_default();
+            assert!(!meaning.starts_with("- ") && meaning.ends_with('.'), "{heading} {key}: no meaning");
+            let list = rest.split("\n\n").next().unwrap_or_default();
+            let mut items = list.lines().filter(|line| !line.starts_with("  "));
+            for (number, starts) in
+                [&["- Values: "] as &[_], &["- Default: ", "- No default"], &["- Stock: "]].into_iter().enumerate()
+            {
+                let item = items.next().unwrap_or_default();
+                assert!(starts.iter().any(|start| item.starts_with(start)), "{heading} {key}, item {number}: {item}");
+            }
+            assert_eq!(items.next(), None, "{heading} {key}");
         }
     }
 }
@@ -116,8 +131,7 @@ fn values_are_accepted_and_defaults_are_what_is_so_anyway() {
         let without = read(&file.replace("KEY", "")).0;
         for (key, text) in documented(heading) {
             let with = |value: &str| read(&file.replace("KEY", &format!("{key} = \"{value}\";"))).0;
-            // One that begins with a word ("that of ...") is no value.
-            if let Some(default) = quoted(text, "Default: ").first().filter(|_| text.contains("Default: `")) {
+            if let Some(default) = default_of(text).first() {
                 assert_eq!(with(default), without, "{key} = \"{default}\" is not the default");
                 tried += 1;
             }
@@ -136,7 +150,7 @@ fn what_is_new_is_marked() {
     let new: Vec<_> = SECTIONS
         .iter()
         .flat_map(|(heading, ..)| documented(heading))
-        .filter(|(_, text)| text.contains("**New here; stock ignores it.**"))
+        .filter(|(_, text)| text.contains("\n- Stock: ignores it (new here)."))
         .map(|(key, _)| key)
         .collect();
     let ours = [
