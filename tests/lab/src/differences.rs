@@ -1,12 +1,13 @@
-//! The table in `docs/reference/compatibility.md`: where fence-daemon differs from fence_virtd on
-//! purpose. People read it, and the conformance suite accepts only these differences.
+//! The tables of `docs/reference/compatibility.md`: where fence-daemon differs from fence_virtd on
+//! purpose. People read them, and the conformance suite accepts only these
+//! differences.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Where the table is, below the workspace's root.
+/// Where the tables are, below the workspace's root.
 pub const DOCUMENT: &str = "docs/reference/compatibility.md";
 /// What a row says that the conformance suite itself has to see.
 const SUITE: &str = "conformance";
@@ -46,28 +47,33 @@ impl NamedTest {
     }
 }
 
-/// Reads the workspace's own table.
+/// Reads the workspace's own tables.
 pub fn read(root: &Path) -> Result<Vec<Difference>> {
     let path = root.join(DOCUMENT);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     parse(&text).with_context(|| DOCUMENT.to_owned())
 }
 
-/// Reads a document's table: the one that begins with the columns `id` to `test`.
+/// Reads a document's tables: those that begin with the columns `id` to `test`.
 pub fn parse(text: &str) -> Result<Vec<Difference>> {
-    let mut lines = text.lines().enumerate().skip_while(|(_, line)| cells(line).as_deref() != Some(&COLUMNS));
-    lines.next().with_context(|| format!("no table with the columns {}", COLUMNS.join(", ")))?;
     let mut rows = BTreeMap::new();
     let mut differences = Vec::new();
-    for (index, line) in lines.skip(1) {
-        let Some(cells) = cells(line) else { break };
-        let difference = row(&cells).with_context(|| format!("line {}", index + 1))?;
-        if let Some(before) = rows.insert(difference.id.clone(), index + 1) {
-            bail!("line {}: `{}` stands in line {before} already", index + 1, difference.id);
+    let mut tables = 0;
+    let mut lines = text.lines().enumerate();
+    while lines.any(|(_, line)| cells(line).as_deref() == Some(&COLUMNS)) {
+        tables += 1;
+        // The line of dashes comes first.
+        for (index, line) in lines.by_ref().skip(1) {
+            let Some(cells) = cells(line) else { break };
+            let difference = row(&cells).with_context(|| format!("line {}", index + 1))?;
+            if let Some(before) = rows.insert(difference.id.clone(), index + 1) {
+                bail!("line {}: `{}` stands in line {before} already", index + 1, difference.id);
+            }
+            differences.push(difference);
         }
-        differences.push(difference);
     }
-    ensure!(!differences.is_empty(), "the table has no rows");
+    ensure!(tables > 0, "no table with the columns {}", COLUMNS.join(", "));
+    ensure!(!differences.is_empty(), "the tables have no rows");
     Ok(differences)
 }
 
@@ -127,6 +133,12 @@ mod tests {
     fn what_is_no_table_is_an_error() {
         for (rows, says) in [
             ("", "no rows"),
+            (
+                "| `x` | s | o | u | w | `conformance` |\n\n## Text\n\n\
+                 | id | situation | stock fence_virtd 4.12.1 | fence-daemon | why | test |\n|---|\n\
+                 | `x` | s | o | u | w | `conformance` |",
+                "line 15: `x` stands in line 9 already",
+            ),
             ("| `x` | s | o | u | `conformance` |", "5 cells"),
             ("| x | s | o | u | w | `conformance` |", "backticks"),
             ("| `x` | s | o | u | | `conformance` |", "under `why`"),

@@ -14,10 +14,10 @@ use super::KEY;
 use super::site::{SOON, Site};
 
 /// A TPM, whose state swtpm keeps.
-const TPM: &str = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
+pub(crate) const TPM: &str = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
 
 /// A directory of the host in the guest; `binary` in place of libvirt's own choice.
-fn shared_directory(site: &Site, target: &str, binary: Option<&str>) -> Result<String> {
+pub(crate) fn shared_directory(site: &Site, target: &str, binary: Option<&str>) -> Result<String> {
     let source = site.hypervisor.path(&format!("{target}.shared"));
     std::fs::create_dir_all(site.hypervisor.outside(&source))?;
     let binary = binary.map(|path| format!("<binary path='{path}'/>")).unwrap_or_default();
@@ -36,7 +36,7 @@ fn virtiofsd() -> Result<&'static str> {
 }
 
 /// Signals these processes, which live.
-fn signal(helpers: &[Witness], signal: Signal) -> Result<()> {
+pub(crate) fn signal(helpers: &[Witness], signal: Signal) -> Result<()> {
     for helper in helpers {
         kill(Pid::from_raw(i32::try_from(helper.pid)?), signal)?;
     }
@@ -45,7 +45,7 @@ fn signal(helpers: &[Witness], signal: Signal) -> Result<()> {
 
 impl Site {
     /// A machine with helpers, and its helpers.
-    fn with_helpers(&self, name: &str, devices: &[&str], at_least: usize) -> Result<Vec<Witness>> {
+    pub(crate) fn with_helpers(&self, name: &str, devices: &[&str], at_least: usize) -> Result<Vec<Witness>> {
         let machine = Machine::new(name).shared_memory();
         devices.iter().fold(machine, |machine, device| machine.device(device)).start(&self.libvirtd)?;
         self.wait_status(name, 0)?;
@@ -64,7 +64,7 @@ impl Site {
     }
 
     /// An `off` that must succeed, with the helpers as dead as the machine.
-    fn off_with_helpers(&self, name: &str, helpers: Vec<Witness>) -> Result<()> {
+    pub(crate) fn off_with_helpers(&self, name: &str, helpers: Vec<Witness>) -> Result<()> {
         let mut victims = Witness::of_all(&self.hypervisor, name)?;
         ensure!(!victims.is_empty() && !helpers.is_empty(), "{name} does not run");
         victims.extend(helpers);

@@ -76,7 +76,7 @@ fn threads(pid: u32) -> String {
 }
 
 /// A machine with io_uring whose write is under way, and stays so.
-fn stalled(site: &Site, name: &str) -> Result<Disk> {
+pub(crate) fn stalled(site: &Site, name: &str) -> Result<Disk> {
     let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
     Machine::new(name).disk(&disk.path(), "io_uring").start(&site.libvirtd)?;
     disk.wait_written()?;

@@ -16,7 +16,7 @@ use super::site::{SOON, Site};
 
 /// Has libvirt destroy a machine that cannot die: until it is dead libvirt holds it, and lists
 /// nothing.
-fn destroyed_for_long(site: &Site, disk: &Disk, name: &str) -> Result<Process> {
+pub(crate) fn destroyed_for_long(site: &Site, disk: &Disk, name: &str) -> Result<Process> {
     disk.hold()?;
     let mut destroy = Command::new("virsh");
     destroy.args(["-q", "-c", qemu::URI, "destroy", name]);

@@ -20,6 +20,8 @@ mod doctor;
 #[cfg(test)]
 mod duels;
 #[cfg(test)]
+mod fence_virtd;
+#[cfg(test)]
 mod helpers;
 #[cfg(test)]
 mod images;

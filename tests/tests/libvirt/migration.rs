@@ -10,6 +10,7 @@ use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::{FILLING, Machine};
 use fence_lab::process::{Finished, Process, poll_until};
 use fence_lab::qemu;
+use fence_lab::server::Which;
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
@@ -17,13 +18,18 @@ use super::KEY;
 use super::site::{SOON, Site};
 
 /// A hypervisor and where the other one reaches it.
-struct Host {
-    site: Site,
+pub(crate) struct Host {
+    pub(crate) site: Site,
     address: String,
 }
 
 /// Two hypervisors that migrate to each other.
 fn hosts() -> Result<[Host; 2]> {
+    hosts_with(&Which::ours()?)
+}
+
+/// The same with either server.
+pub(crate) fn hosts_with(which: &Which) -> Result<[Host; 2]> {
     let hypervisors = [Hypervisor::new()?, Hypervisor::new()?];
     let addresses = hypervisors[0].connect(&hypervisors[1])?;
     let host = |number: usize| -> Result<Host> {
@@ -33,7 +39,7 @@ fn hosts() -> Result<[Host; 2]> {
         );
         let hypervisor = hypervisors[number].clone();
         let libvirtd = Libvirtd::start_with(&hypervisor, &config, &["--listen"])?;
-        let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[])?;
+        let site = Site::with(which, hypervisor, libvirtd, &[qemu::URI], &[])?;
         Ok(Host { site, address: addresses[number].to_string() })
     };
     Ok([host(0)?, host(1)?])
@@ -41,7 +47,7 @@ fn hosts() -> Result<[Host; 2]> {
 
 impl Host {
     /// Begins to migrate a machine to another host.
-    fn migrate(&self, to: &Self, name: &str, options: &[&str]) -> Result<Process> {
+    pub(crate) fn migrate(&self, to: &Self, name: &str, options: &[&str]) -> Result<Process> {
         let mut command = Command::new("virsh");
         command.args(["-q", "-c", qemu::URI, "migrate", "--live"]).args(options);
         command.args([name, &format!("qemu+tcp://{}/system", to.address), &format!("tcp://{}", to.address)]);
@@ -49,7 +55,7 @@ impl Host {
     }
 
     /// Starts a machine whose migration takes a minute at the least bandwidth that libvirt knows.
-    fn start_heavy(&self, to: &Self, name: &str) -> Result<()> {
+    pub(crate) fn start_heavy(&self, to: &Self, name: &str) -> Result<()> {
         // No two pages alike, and none that is empty.
         let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
         let filling: Vec<u8> = pages.flatten().collect();
@@ -65,7 +71,7 @@ impl Host {
     }
 
     /// Begins a migration that takes for ever, and waits until it is under way on both sides. The machine's process there.
-    fn migrate_for_ever(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
+    pub(crate) fn migrate_for_ever(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
         self.migrate_for_ever_with(to, name, &[])
     }
 
@@ -106,7 +112,7 @@ impl Host {
     }
 }
 
-fn ended(migration: Process) -> Result<Finished> {
+pub(crate) fn ended(migration: Process) -> Result<Finished> {
     migration.finish(SOON).context("the migration")
 }
 

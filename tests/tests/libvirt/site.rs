@@ -1,4 +1,5 @@
-//! What most of these tests begin with: a hypervisor with libvirtd and the daemon, and a guest that asks.
+//! What most of these tests begin with: a hypervisor with libvirtd and a server, and a guest that
+//! sends requests.
 
 use std::time::Duration;
 
@@ -41,11 +42,22 @@ impl Site {
         uris: &[&str],
         backend: &[(&'static str, &'static str)],
     ) -> Result<Self> {
+        Self::with(&Which::ours()?, hypervisor, libvirtd, uris, backend)
+    }
+
+    /// The same with either server.
+    pub(crate) fn with(
+        which: &Which,
+        hypervisor: Hypervisor,
+        libvirtd: Libvirtd,
+        uris: &[&str],
+        backend: &[(&'static str, &'static str)],
+    ) -> Result<Self> {
         let key = hypervisor.write("fence.key", &KEY)?;
         let mut config = Config::new(&key);
         config.uris = uris.iter().map(|&uri| uri.to_owned()).collect();
         config.backend = backend.to_vec();
-        let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
+        let server = Server::start(&hypervisor, which, &config)?;
         let observer = Observer::new(&hypervisor, hypervisor.guest(GUEST)?, &key);
         Ok(Self { server, libvirtd, observer, config, hypervisor })
     }

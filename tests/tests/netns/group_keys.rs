@@ -7,7 +7,7 @@ use fence_common::wire::Op;
 use fence_lab::client::{Client, Family};
 use fence_lab::lab::Guest;
 use fence_lab::peer::Peer;
-use fence_lab::server::{Config, Server};
+use fence_lab::server::{Config, Server, Which};
 use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN, key};
@@ -96,5 +96,20 @@ fn a_groups_own_key_counts_in_it_and_no_other_does() -> Result<()> {
     reload(&mut server, "the old keys stay in force")?;
     ensure!(ask(of_a, &new)? == Some(0), "{}", server.log());
     ensure!(ask(of_a, &bench.key)? != Some(0), "the listener's key counts in the group");
+    Ok(())
+}
+
+/// Row `group-keys` of `docs/reference/compatibility.md`: what fence_virtd does with the same file.
+#[test]
+fn fence_virtd_ignores_the_keys_of_groups() -> Result<()> {
+    let bench = Bench::new()?;
+    let hypervisor = &bench.hypervisor;
+    let key = hypervisor.write("a.key", OF_A)?;
+    let ip = bench.guest.v4;
+    let groups = format!("groups {{\ngroup {{ key_file = \"{key}\"; ip = \"{ip}\"; uuid = \"{DOMAIN}\"; }}\n}}\n");
+    let config = Config { more: groups, ..bench.config("auto") };
+    let _server = Server::start(hypervisor, &Which::Stock, &config)?;
+    ensure!(ask(&bench.guest, &bench.key)? == Some(0), "the listener's key does not count in the group");
+    ensure!(ask(&bench.guest, &key)? != Some(0), "the group's key counts");
     Ok(())
 }
