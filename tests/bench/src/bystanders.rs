@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::machine::Fact;
+use crate::pages;
 use crate::stats::{Sample, Samples, three};
 use fence_lab::kernel::{tcx_on, xdp_on};
 use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4, Hypervisor, Space};
@@ -314,27 +315,16 @@ impl Results {
     }
 }
 
+/// The page, in which the figures are to be filled.
+pub(crate) const PAGE: &str = include_str!("pages/bystanders.md");
+
 /// The whole page.
 #[must_use]
 pub fn page(results: &Results, facts: &[Fact], rounds: usize, long: Duration) -> String {
-    let mut text = format!(
-        "# What the kernel program costs others\n\n\
-         Made by `cargo xtask bench bystanders`. TCP between a guest (a network namespace) and the host, with the program on the host's interface,\n\
-         against the same without any program. Medians of {rounds} rounds, in each of which every way has its turn of {} s.\n\
-         Behind the speed stand two ratios, each the median of the rounds' own: of the bytes per second to those without a program, and,\n\
-         in bold, of the bytes per second of processor time, which depends less on what else the machine does. 1 is \"costs nothing\".\n\
-         Sender, receiver and kernel share the processors, so these are ratios of what everything together costs.\n\n",
-        long.as_secs_f64()
-    );
-    for fact in facts {
-        let _ = writeln!(text, "- {}: {}", fact.what, fact.is);
-    }
-    let _ = write!(text, "\n## Through the bridge, `{BRIDGE}`\n\n{}", results.table(Road::Bridge));
-    let _ = write!(
-        text,
-        "\n## By a cable without a bridge (a veth pair), whose driver knows XDP\n\n{}\n{}",
-        results.table(Road::Cable),
-        include_str!("assets/bystanders.md")
-    );
-    text
+    let (rounds, seconds) = (rounds.to_string(), long.as_secs_f64().to_string());
+    let (bridge, cable) = (results.table(Road::Bridge), results.table(Road::Cable));
+    let machine = pages::machine(facts, &[]);
+    let values =
+        [("rounds", &rounds), ("seconds", &seconds), ("machine", &machine), ("bridge", &bridge), ("cable", &cable)];
+    pages::fill(PAGE, &values.map(|(name, value)| (name, value.as_str())))
 }

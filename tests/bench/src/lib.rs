@@ -7,7 +7,8 @@
 //! * [`rate_limit`]: what the kernel program costs per frame, and the daemon under floods.
 //! * [`bystanders`]: what the kernel program costs other traffic.
 //! * [`clusters`]: fences in real clusters.
-//! * [`stats`]: medians and the like; [`machine`]: the machine that runs the bench.
+//! * [`stats`]: medians and the like; [`machine`]: the machine that runs the bench; [`pages`]: the
+//!   templates of the pages.
 //!
 //! No time fails the bench. A false success does: a success while the victim lives.
 
@@ -18,6 +19,7 @@ pub mod clusters;
 pub mod figures;
 pub mod machine;
 pub mod measure;
+pub mod pages;
 pub mod plot;
 pub mod rate_limit;
 pub mod report;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::figures::{self, Contender, Figure, Part, Results};
 use super::machine::Fact;
+use super::pages;
 use super::plot::{Bar, Plot, Row};
 use super::stats::{Samples, Unit, three};
 
@@ -93,79 +94,32 @@ fn met(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }
 
+/// The page, in which the figures are to be filled.
+pub(crate) const PAGE: &str = include_str!("pages/benchmarks.md");
+
 /// The page.
 #[must_use]
 pub fn markdown(results: &Results, facts: &[Fact], rounds: usize) -> String {
-    let mut text = format!(
-        "# Benchmarks
-
-fence-daemon beside stock's `fence_virtd`, measured by `cargo xtask bench` (which wrote this page) in one run of {rounds} rounds. In every round
-both servers have their turn on the same lab: network namespaces with a bridge, a real libvirtd, and QEMU guests and a container as victims.
-The rounds alternate, so that whatever else the machine did hit both. Tests never look at times; this does.
-
-![off](benchmarks/off.svg)
-![reboot](benchmarks/reboot.svg)
-![many at once](benchmarks/crowd.svg)
-
-## The machine
-
-| | |
-|---|---|
-"
-    );
-    for Fact { what, is } in facts {
-        let _ = writeln!(text, "| {what} | {is} |");
-    }
-    text.push_str(
-        "
-## Figures
-
-Medians, and the value that 99 of 100 samples do not exceed (of fewer than a hundred: the largest). Ratio: fence_virtd's median by fence-daemon's. Samples:
-fence-daemon's and fence_virtd's. `>`: not over when the bench gave up.
-
-| | fence-daemon | p99 | fence_virtd | p99 | bare SIGKILL | ratio | samples |
-|---|--:|--:|--:|--:|--:|--:|--:|
-",
+    let mut figures = String::from(
+        "| | fence-daemon | p99 | fence_virtd | p99 | bare SIGKILL | ratio | samples |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for Line { title, ours, stock, bare, ratio, count } in
         figures::all().iter().filter_map(|figure| line(results, figure))
     {
         let _ = writeln!(
-            text,
+            figures,
             "| {title} | {} | {} | {} | {} | {bare} | {ratio} | {count} |",
             ours[0], ours[1], stock[0], stock[1]
         );
     }
-    text.push_str("\n## Targets\n\n| | wanted | got | |\n|---|---|--:|---|\n");
+    let mut targets = String::from("| | wanted | got | |\n|---|---|--:|---|\n");
     for Judged { title, verdict, needed } in judged(results) {
         let end = if verdict.met { "met".to_owned() } else { format!("**missed**: it would take {needed}") };
-        let _ = writeln!(text, "| {title} | {} | {} | {end} |", verdict.wanted, verdict.got);
+        let _ = writeln!(targets, "| {title} | {} | {} | {end} |", verdict.wanted, verdict.got);
     }
-    text.push_str(HOW);
-    text
+    let (rounds, machine) = (rounds.to_string(), pages::machine(facts, &[]));
+    pages::fill(PAGE, &[("rounds", &rounds), ("machine", &machine), ("figures", &figures), ("targets", &targets)])
 }
-
-const HOW: &str = "
-## How it is measured
-
-- **To reply**: from right before the request's datagram is sent to right after the reply byte, by a client of the bench's own in a guest's
-  network namespace (`tests/lab/src/peer.rs`). It signs, listens and authenticates as `fence_xvm` does, but is no new process for every request. Only the
-  line that says so is about whole runs of `fence_xvm`.
-- **To dead**: until the bench's own pidfd of the victim's process (of a container: its first process) is readable, that is, until every thread is gone.
-  A reply of success while that is not so ends the bench with an error.
-- **To running again**: until libvirt's own record says that the domain runs, as another process. It is looked at every 2 ms. When the system inside is up again
-  is another matter.
-- **Bare SIGKILL**: from the signal, sent by the bench itself, to the same pidfd: what no server can beat.
-- The guests: firmware only with 16 MiB; Linux (Debian's cloud kernel and busybox); firmware with 4 GiB of memory that QEMU has touched page by page; a libvirt-LXC
-  container whose init ignores SIGTERM.
-- **Silent callers** send a good request each, accept the call-back and say nothing. **Dead callers** send a good request from an address at which nobody
-  answers ARP. Each has an address of its own. 0.3 s later an honest request is sent, and given up after 30 s, as a stock client would.
-- **Start to ready**: until fence-daemon says that it is ready; until fence_virtd's port is bound. **To the first answer**: of a `monitor` that is sent every
-  5 ms from the start on.
-- **Resident memory** (`VmRSS`) and **wake-ups** (voluntary context switches of all threads) over 5 s of idleness after the first answer.
-- Both servers use the same configuration file, with one libvirt connection. fence-daemon has all its defaults: the kernel program, memory locked, raised priority.
-- The clients of a storm, 17 or 100 threads, share the machine with server and guests.
-";
 
 /// Writes the page and its plots.
 pub fn write(folder: &Path, results: &Results, facts: &[Fact], rounds: usize) -> Result<()> {
@@ -239,6 +193,7 @@ mod tests {
         assert!(table.contains("MISSED resident memory: at most 1 × fence_virtd's: 1.50 × (it would take "), "{table}");
         let page = markdown(&results(), &[Fact { what: "cores", is: "2".into() }], 3);
         assert!(page.contains("| cores | 2 |") && page.contains("**missed**: it would take "), "{page}");
+        assert!(!page.contains('{'), "{page}");
     }
 
     #[test]

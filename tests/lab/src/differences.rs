@@ -1,6 +1,5 @@
 //! The tables of `docs/reference/compatibility.md`: where fence-daemon differs from fence_virtd on
-//! purpose. People read them, and the conformance suite accepts only these
-//! differences.
+//! purpose. People read them, and the conformance suite accepts only these differences.
 
 use std::collections::BTreeMap;
 use std::path::Path;

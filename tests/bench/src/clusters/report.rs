@@ -12,6 +12,7 @@ use clap::ValueEnum as _;
 use super::picture::{Lane, picture};
 use crate::figures::Contender;
 use crate::machine::Fact;
+use crate::pages;
 use crate::stats::{Sample, Samples, Unit, three};
 use fence_lab::cluster::scenario::Scenario;
 use fence_lab::cluster::timeline::{Phase, Timeline};
@@ -89,28 +90,35 @@ fn show(seconds: Option<f64>) -> String {
     seconds.map_or_else(|| "–".to_owned(), |seconds| Unit::Time.show(seconds))
 }
 
+/// The page, in which the figures are to be filled.
+pub(crate) const PAGE: &str = include_str!("../pages/clusters.md");
+/// What the page has about fence races, where one was measured.
+pub(crate) const RACES: &str = include_str!("../pages/races.md");
+
 /// The page.
 #[must_use]
 pub fn markdown(results: &Results, facts: &[Fact], rounds: usize) -> String {
-    let mut text = format!(
-        "# Fences in real clusters
+    let raced = results.scenarios().any(|scenario| scenario == Scenario::Duel);
+    let (rounds, machine) = (rounds.to_string(), pages::machine(facts, &[]));
+    let (phases, parts, failures) = (phases(results), parts(results), failures(results));
+    let pauses = pauses(results);
+    pages::fill(
+        PAGE,
+        &[
+            ("rounds", &rounds),
+            ("machine", &machine),
+            ("phases", &phases),
+            ("parts", &parts),
+            ("races", if raced { RACES } else { "" }),
+            ("failures", &failures),
+            ("pauses", &pauses),
+        ],
+    )
+}
 
-What a fence takes where it counts: a cluster of two, corosync and Pacemaker and all, in libvirt's containers, whose fence device is `stonith:fence_xvm`. Written by
-`cargo xtask bench clusters` in one run of {rounds} rounds, in each of which fence-daemon and stock's `fence_virtd` have their turn on a new cluster. The same
-scenarios are tests (`cargo xtask test cluster`), which look at the order of things and never at times.
-
-![phases](clusters/phases.svg)
-
-## The machine
-
-| | |
-|---|---|
-"
-    );
-    for Fact { what, is } in facts {
-        let _ = writeln!(text, "| {what} | {is} |");
-    }
-    text.push_str("\n## Phases\n\nMedians, counted from the break. –: there is none, or it never came.\n\n| what is broken | server |");
+/// When what happened, as a table.
+fn phases(results: &Results) -> String {
+    let mut text = String::from("| what is broken | server |");
     for phase in Phase::ALL {
         let _ = write!(text, " {} |", phase.title());
     }
@@ -125,10 +133,14 @@ scenarios are tests (`cargo xtask test cluster`), which look at the order of thi
             text.push('\n');
         }
     }
-    text.push_str(
-        "\n## The server's part\n\nFrom the request on the wire to the victim's death, and to the reply. The rest is corosync's and Pacemaker's, and the node's boot. Ratio:\n\
-         fence_virtd's by fence-daemon's.\n\n\
-         | what is broken | to dead: fence-daemon | fence_virtd | ratio | to replied: fence-daemon | fence_virtd | ratio |\n|---|--:|--:|--:|--:|--:|--:|\n",
+    text
+}
+
+/// How long the servers' parts took, as a table.
+fn parts(results: &Results) -> String {
+    let mut text = String::from(
+        "| what is broken | to dead: fence-daemon | fence_virtd | ratio | to replied: fence-daemon | fence_virtd | ratio |\n\
+         |---|--:|--:|--:|--:|--:|--:|\n",
     );
     for scenario in results.scenarios() {
         let _ = write!(text, "| {} |", scenario.title());
@@ -140,33 +152,28 @@ scenarios are tests (`cargo xtask test cluster`), which look at the order of thi
         }
         text.push('\n');
     }
-    if results.scenarios().any(|scenario| scenario == Scenario::Duel) {
-        text.push_str(
-            "\n## Both shoot\n\nNodes that lose each other ask for each other's death within some milliseconds. One of them dies, with both servers: `fence_virtd` carries out one request after\n\
-             the other, so a node that is shot first no longer answers the call-back of its own; fence-daemon serves both at once, and does nothing for a guest that is being fenced itself.\n\
-             Which one lives is chance, and on two hypervisors neither server knows of the other's victim. So give the device a delay all the same, as Pacemaker asks for in clusters of two:\n\
-             `priority-fencing-delay`, `pcmk_delay_base` or `pcmk_delay_max`.\n",
-        );
-    }
-    if !results.failures.is_empty() {
-        text.push_str("\n## What went wrong\n\n");
-        for (scenario, contender, why) in &results.failures {
-            let _ = writeln!(text, "- {}, {}: {why}", scenario.title(), contender.name());
-        }
-    }
-    text.push_str(BACK_TOO_SOON);
-    pauses(&mut text, results);
-    text.push_str(HOW);
     text
 }
 
-/// What a pause changes.
-fn pauses(text: &mut String, results: &Results) {
+/// What went wrong, if anything did.
+fn failures(results: &Results) -> String {
+    if results.failures.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("\n## What went wrong\n\n");
+    for (scenario, contender, why) in &results.failures {
+        let _ = writeln!(text, "- {}, {}: {why}", scenario.title(), contender.name());
+    }
+    text
+}
+
+/// What a pause changes, as a table.
+fn pauses(results: &Results) -> String {
     if results.with_pause.is_empty() {
-        return;
+        return String::new();
     }
     let phases = [Phase::Replied, Phase::Started, Phase::Back];
-    text.push_str("\n| what is asked for | server |");
+    let mut text = String::from("| what is asked for | server |");
     for phase in phases {
         let _ = write!(text, " {} |", phase.title());
     }
@@ -185,34 +192,9 @@ fn pauses(text: &mut String, results: &Results) {
             text.push('\n');
         }
     }
+    text.push('\n');
+    text
 }
-
-const BACK_TOO_SOON: &str = "
-## Back too soon
-
-Where somebody asks for a fence of a node that is well, or where its service alone has failed, corosync does not know of the death when the reply is there. It misses a node after `token` and
-`consensus` (2.2 s here, 6.6 s where corosync.conf has no `token`), and until then, or until the node is back, it delivers nothing, not even that the node was fenced. A container that was
-killed is back within a second. Pacemaker then takes it in first, which takes it some seconds, and starts the service after that, here or there. `fence_virtd` is spared this by being slow: it has
-libvirt ask all processes of a container to end (SIGTERM), upon which corosync takes its leave, and kill it 1.6 s later. (A QEMU guest takes no leave, with either server.)
-
-That costs time, and where corosync tells of the death when the node is back, Pacemaker may take it for another one and have the node fenced once more (seen in one of some ten).
-[`reboot_pause`](configuration.md#reboot_pause) keeps the node away until it is missed: the service is up as soon as that is so, and the node is back later. It is no default because what is right for one
-`token` is wrong for another: a node that is back just when it is missed is the worst of all (with a pause of 2.2 s here the service was up after 3 to 8 s), and where that takes longer than 3 s a node that is
-back soon is the best.
-";
-
-const HOW: &str = "
-## How it is measured
-
-- Two containers with systemd, corosync (udpu, `token: 1000`) and Pacemaker of Debian, on `virbr0` of a hypervisor in namespaces of its own. The fence device is the stock client's, with
-  `pcmk_host_map` and nothing else. A small service holds a lock on storage that both nodes share; it must never run twice. The node that runs it is the one that is broken.
-- One observer on the host tells the times, of both servers by the same means, and asks neither (`tests/lab/src/cluster/watch.rs`): requests and replies by a packet socket, the death by a pidfd of
-  the container's first process, which is readable when everything in it is dead; Pacemaker's log; the service's own log.
-- **noticed**: the survivor's Pacemaker says that the node is lost, or will be fenced. **fence sent**: the first datagram of `fence_xvm`. **replied**: the byte of success. **service up**: its
-  process runs again, on either node. **node back**: the survivor's Pacemaker sees the fenced node again, as a member.
-- libvirtd **hangs** (SIGSTOP) until the service is up again, or for 15 s if that does not come before. The server is **restarted in the middle**: it is stopped before the break, killed when the request
-  is on the wire, and started again; the client's next datagram comes two seconds after its first.
-";
 
 /// Writes the page and its picture.
 pub fn write(folder: &Path, results: &Results, facts: &[Fact], rounds: usize) -> Result<()> {
@@ -265,7 +247,8 @@ mod tests {
         ] {
             assert!(page.contains(part), "no {part} in {page}");
         }
-        assert!(!page.contains("Both shoot") && !page.contains("reboot_pause ="));
+        assert!(!page.contains('{'), "{page}");
+        assert!(!page.contains("## Fence races") && !page.contains("reboot_pause ="));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::floods::Floods;
 use super::measure::{Cost, Figures, Kind, REPEAT};
 use crate::machine::Fact;
+use crate::pages;
 
 /// Other traffic is to cost at most so many times what an empty program does.
 const ORDINARY: f64 = 1.5;
@@ -81,44 +82,19 @@ pub fn table(figures: &Figures) -> String {
     text
 }
 
+/// The page, in which the figures are to be filled.
+pub(crate) const PAGE: &str = include_str!("../pages/rate-limit.md");
+
 /// Writes `rate-limit.md` into a folder.
 pub fn write(folder: &Path, figures: &Figures, floods: &Floods, facts: &[Fact], rounds: usize) -> Result<()> {
-    let mut text = String::from("# What the program costs per frame\n\n");
-    let _ = writeln!(
-        text,
-        "Measured by `cargo xtask bench rate-limit` (which wrote this page): the loaded program alone, by `BPF_PROG_TEST_RUN`, {REPEAT} runs for a \
-         sample; medians of {rounds} samples each.\nIn every round the empty program, each frame and the portable code have their turn, in one process \
-         on one processor.\nWhat counts is the time that the process had the processor, so that whatever else the machine does counts little.\n"
-    );
-    let _ = writeln!(text, "| the machine | |\n|---|---|");
-    for fact in facts.iter().filter(|fact| !["libvirt", "QEMU", "fence_virtd"].contains(&fact.what)) {
-        let _ = writeln!(text, "| {} | {} |", fact.what, fact.is);
-    }
-    let _ = write!(text, "\n## Figures\n\n{}", table(figures));
-    let _ = write!(text, "\n## Floods\n\n{FLOODS}\n{}", floods.table());
-    text.push_str(NOTES);
+    let (rounds, repeat) = (rounds.to_string(), REPEAT.to_string());
+    let machine = pages::machine(facts, &["libvirt", "QEMU", "fence_virtd"]);
+    let (figures, floods) = (table(figures), floods.table());
+    let values =
+        [("rounds", &rounds), ("repeat", &repeat), ("machine", &machine), ("figures", &figures), ("floods", &floods)];
+    let text = pages::fill(PAGE, &values.map(|(name, value)| (name, value.as_str())));
     std::fs::write(folder.join("rate-limit.md"), text).with_context(|| format!("rate-limit.md in {}", folder.display()))
 }
-
-const FLOODS: &str = "One guest sends as fast as it can, without a pause, and another one asks for a status 50 times a second, with its own client of the bench. Both
-servers have their turn, each in a lab of its own with libvirt's test driver; flooder, bridge, server and honest guest share the machine's processors, so
-that the flood slows everything down by itself. A request is lost if there is no answer within 4 s, in which it is sent twice. In the last flood the server is stopped
-(SIGSTOP) for 0.2 s for each request, which is sent in that time and has to find room: its time says nothing about the server, and is not compared.
-";
-
-const NOTES: &str = "
-## What is compared
-
-- **An empty program** returns `XDP_PASS` and does nothing else. Most of its time is the kernel's own, around every run of a program.
-- **Portable Rust** is `compress256` of the `sha2` crate with `force-soft`: what a server in user space pays for the same three blocks without the processor's
-  instructions for SHA, and without having received the datagram. With the key of 4096 bytes that Debian's package makes, three blocks are left to do for
-  a request. The last of them is known beforehand, so that the program has its message schedule in the key map. The figure of a wrong digest has everything
-  in it: the frame's headers, the request's fields, and the comparison.
-- **Instructions verified**: the three digests are functions of their own to the verifier (\"global\" ones), looked at once, and not for every way through the
-  headers that leads to them. Before, it was 418,937 instructions and 0.25 s.
-
-What was tried to make the digest faster, with figures, is in the head of `fence-common/src/compress.rs`.
-";
 
 #[cfg(test)]
 mod tests {
