@@ -31,12 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Asks each URI, and the daemon about it; `ask` asks the daemon, if it runs. Compares `groups` with
 /// the domains that the URIs have.
 #[must_use]
-pub fn check(
-    uris: &[String],
-    groups: &Groups,
-    probe: &dyn Probe,
-    ask: impl Fn() -> Option<Report>,
-) -> Vec<Finding> {
+pub fn check(uris: &[String], groups: &Groups, probe: &dyn Probe, ask: impl Fn() -> Option<Report>) -> Vec<Finding> {
     let probed = probe.domains(uris, BOUND);
     let answering: Vec<&str> =
         probed.iter().filter(|(_, answer)| answer.is_ok()).map(|(uri, _)| uri.as_str()).collect();
