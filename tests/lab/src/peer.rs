@@ -33,7 +33,7 @@ pub struct Peer {
     address: IpAddr,
     /// The digest of its datagrams.
     hash: HashKind,
-    /// The digest of its call-backs.
+    /// The digest of its callbacks.
     auth: HashKind,
 }
 
@@ -74,7 +74,7 @@ impl Peer {
         })
     }
 
-    /// With other digests than SHA-256: `hash` for datagrams, `auth` for call-backs.
+    /// With other digests than SHA-256: `hash` for datagrams, `auth` for callbacks.
     #[must_use]
     pub fn with_digests(self, hash: HashKind, auth: HashKind) -> Self {
         Self { hash, auth, ..self }

@@ -1,6 +1,7 @@
 #!/bin/sh
-# A resource that must never run twice: who runs it says so in a sector of its own on a disk that both nodes share. Whoever reads the disk from
-# outside sees who has it; a node that was killed leaves its claim behind.
+# A resource that must never run twice. Its node writes to a sector of its own on a disk that both
+# nodes share, so a reader from outside sees which node has it. A killed node leaves its claim
+# behind.
 . /lab/node
 state=/run/claim
 boot=$(cat /proc/sys/kernel/random/boot_id)

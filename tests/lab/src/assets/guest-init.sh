@@ -1,7 +1,7 @@
 #!/bin/busybox sh
-# A guest's first program: brings up the network, then runs the commands that come over the second
-# serial port. Each is a line "NUMBER COMMAND"; the answer is a line "lab NUMBER CODE STDOUT STDERR",
-# the last two in base64 (- where empty).
+# A guest's first program: brings up the network, then runs commands from the second serial port.
+# Each is a line "NUMBER COMMAND". The answer is a line "lab NUMBER CODE STDOUT STDERR", the last
+# two in base64 (- where empty).
 /bin/busybox --install -s /bin
 export PATH=/bin:/usr/sbin
 mount -t proc proc /proc

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
-# A node's first program, in the initramfs: puts the node's root together, read-only disk below and memory above, and goes on in there. What the
-# node itself brings (its addresses, its keys, what it starts) lies under /node.
+# A node's first program, in the initramfs. It puts the node's root together, a read-only disk below
+# and memory above, and continues there. The node's own files (addresses, keys, its init) lie under
+# /node.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc

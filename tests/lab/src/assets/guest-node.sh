@@ -1,6 +1,7 @@
 #!/bin/sh
-# A node's init: network, corosync, Pacemaker. Small, because systemd takes minutes without KVM. Then it runs what comes over the second serial
-# port: lines "NUMBER COMMAND", answered by "lab NUMBER CODE STDOUT STDERR", the last two in base64 (- where empty).
+# A node's init: network, corosync, Pacemaker. It is small, because systemd takes minutes without
+# KVM. Then it runs commands from the second serial port: lines "NUMBER COMMAND", answered by "lab
+# NUMBER CODE STDOUT STDERR", the last two in base64 (- where empty).
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 . /lab/node
 mkdir -p /dev/shm /dev/pts

@@ -1,4 +1,5 @@
-# Runs as the first process of a lab's new namespaces: gives the lab file systems of its own, then waits for its end.
+# The first process of a lab's new namespaces. It gives the lab file systems of its own, then waits
+# for its end.
 # $1: the lab's name, $2: where cgroup hierarchies are mounted.
 set -eu
 trap '' INT HUP TERM
@@ -13,8 +14,8 @@ done
 mount -t proc proc /proc
 echo "$lab" > /proc/sys/kernel/hostname
 
-# libvirt sees the lab's part of each hierarchy as the whole of it. A second, unified hierarchy beside the old ones confuses
-# its LXC driver: only where it is the only one is it kept.
+# libvirt takes the lab's part of each hierarchy for the whole. A second, unified hierarchy beside
+# the old ones confuses its LXC driver, so it stays only where it is the only one.
 for mounted in $hierarchies; do
     if [ "$mounted" = /sys/fs/cgroup/unified ]; then
         umount "$mounted"
@@ -33,7 +34,7 @@ umount -l /run/cgroup
 mount -t bpf bpf /sys/fs/bpf 2> /dev/null || true
 mount -t tracefs tracefs /sys/kernel/tracing 2> /dev/null || true
 
-# No service of the host is to be found under /run, and nothing of the host's libvirt is to be seen or touched.
+# /run has no service of the host, and the host's libvirt is neither visible nor touched.
 mkdir -p /run/lab /run/lock /run/netns
 for directory in /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /etc/libvirt; do
     if [ -d "$directory" ]; then

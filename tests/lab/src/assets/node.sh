@@ -1,7 +1,8 @@
 #!/bin/sh
-# The first process of a node that is a container, until it becomes systemd. Where the kernel's cgroups are of the old kind libvirt gives a container
-# its own in some hierarchies only, and two systemds in the rest would take each other's processes for their own. So each start of a node makes
-# itself one in those, and systemd sees nothing above it.
+# The first process of a container node, until it becomes systemd. With cgroups of the old kind,
+# libvirt gives a container its own in some hierarchies only. In the others, two systemds would
+# confuse each other's processes. So each start makes its own groups there, and systemd sees nothing
+# above.
 set -u
 mount -t tmpfs tmpfs /run
 mkdir /run/hierarchy
@@ -16,7 +17,7 @@ while IFS=: read -r number controllers path; do
     umount /run/hierarchy
 done < /proc/self/cgroup
 umount /run
-# What is written there would reboot the host, and Pacemaker writes there when it despairs of a node.
+# A write there would reboot the host, and Pacemaker writes there when it despairs of a node.
 if [ -e /proc/sysrq-trigger ]; then mount --bind /dev/null /proc/sysrq-trigger; fi
 if grep -q name=systemd /proc/self/cgroup; then
     umount -R -l /sys/fs/cgroup

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The resource agent ocf:lab:solo: a service that must never run twice. Its process holds a lock on storage that all nodes share, as long as
-# it lives: the kernel says who is first. Every start and stop becomes a line of a log there, with the time since the host's boot in nanoseconds.
+# The resource agent ocf:lab:solo: a service that must never run twice. Its process holds a lock on
+# shared storage as long as it lives, so the kernel says which node is first. Each start and stop
+# adds a line to a log there, with the time since the host's boot in nanoseconds.
 : "${OCF_RESKEY_directory:=/shared}"
 process=/run/solo.pid
 
