@@ -1,7 +1,9 @@
 //! A value that one thread changes while others wait for what becomes of it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use fence_common::sync::{lock, unpoisoned};
 
 /// The value. Clones share it.
 #[derive(Debug, Default)]
@@ -16,7 +18,7 @@ impl<T> Clone for Board<T> {
 impl<T> Board<T> {
     /// The value, for a look or for a change that nobody waits for.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.0)
     }
 
     /// Changes the value and wakes the waiting threads.
@@ -34,7 +36,7 @@ impl<T> Board<T> {
                 return Some(found);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            value = self.0.1.wait_timeout(value, left).unwrap_or_else(PoisonError::into_inner).0;
+            value = unpoisoned(self.0.1.wait_timeout(value, left)).0;
         }
     }
 }

@@ -9,11 +9,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use fence_common::sync::lock;
 
 use crate::lab::Hypervisor;
 
@@ -91,7 +92,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = fs::rename(&self.behind, &self.socket);
-        for stream in self.rules.open.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for stream in lock(&self.rules.open).iter() {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
@@ -100,7 +101,7 @@ impl Drop for Proxy {
 /// Passes what client and server say, each way on a thread of its own, until one of them ends.
 fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf) -> Result<()> {
     let server = UnixStream::connect(behind)?;
-    let mut open = rules.open.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = lock(&rules.open);
     open.extend([client.try_clone()?, server.try_clone()?]);
     drop(open);
     let (mut from_client, mut to_client) = (client.try_clone()?, client);
@@ -111,7 +112,7 @@ fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf)
         while let Ok(message) = read(&mut from_client) {
             let refused = asks.refuses_events.load(Ordering::Acquire).then(|| refusal(&message)).flatten();
             let passed = match refused {
-                Some(refusal) => refusals.lock().unwrap_or_else(PoisonError::into_inner).write_all(&refusal),
+                Some(refusal) => lock(&refusals).write_all(&refusal),
                 None => to_server.write_all(&message),
             };
             if passed.is_err() {

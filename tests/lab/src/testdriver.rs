@@ -6,23 +6,26 @@
 
 use std::fmt::Write as _;
 
+use fence_common::domain_state;
+
 /// A domain's state, with libvirt's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum State {
     /// It runs.
-    Running = 1,
+    Running = domain_state::RUNNING,
     /// It waits for a resource, which is a way of running.
-    Blocked = 2,
+    Blocked = domain_state::BLOCKED,
     /// Its CPUs are stopped, its memory and disks are still its.
-    Paused = 3,
+    Paused = domain_state::PAUSED,
     /// It was asked to shut down and has not done so yet.
-    ShuttingDown = 4,
+    ShuttingDown = domain_state::SHUTDOWN,
     /// It is off.
-    ShutOff = 5,
+    ShutOff = domain_state::SHUT_OFF,
     /// Its kernel has crashed, and its process is still there.
-    Crashed = 6,
+    Crashed = domain_state::CRASHED,
     /// Its guest has suspended it to memory.
-    Suspended = 7,
+    Suspended = domain_state::SUSPENDED,
 }
 
 impl State {

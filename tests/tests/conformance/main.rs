@@ -18,9 +18,10 @@ mod uris;
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
+use fence_common::sync::lock;
 use fence_lab::{differences, tools};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -62,13 +63,13 @@ fn main() -> ExitCode {
         let (summary, listed) = (Arc::clone(&summary), Arc::clone(&listed));
         Trial::test(name, move || {
             let compared = play().map_err(|error| Failed::from(format!("{error:#}")))?;
-            summary.lock().unwrap_or_else(PoisonError::into_inner).add(&compared);
+            lock(&summary).add(&compared);
             report::failures(&compared, &listed).map_or(Ok(()), |failures| Err(failures.into()))
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     let complete = conclusion.num_filtered_out == 0 && !arguments.list;
-    let summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
+    let summary = lock(&summary);
     if !arguments.list {
         // Nobody who could not read this would read an error about it either.
         let _ = std::io::stdout().write_all(summary.told().as_bytes());

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use fence_common::sync::{lock, unpoisoned};
 use fence_common::wire::Op;
 use fence_lab::lab::{Guest, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
@@ -119,7 +120,7 @@ impl Stage {
     /// The right to run a stock client in guest `number`.
     pub(crate) fn client_of(&self, number: usize) -> Result<MutexGuard<'_, ()>> {
         let mutex = self.clients.get(number.wrapping_sub(1)).with_context(|| format!("no guest {number}"))?;
-        Ok(mutex.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(lock(mutex))
     }
 
     /// The states of all domains: by virsh where a libvirtd knows them, else by the server's own host list.
@@ -259,7 +260,7 @@ impl Scene {
                 let played = catch_unwind(AssertUnwindSafe(|| (case.script)(stage, &mut watched)))
                     .unwrap_or_else(|_| Err(anyhow!("the case panicked")));
                 let text = played.unwrap_or_else(|error| format!("{error:#}"));
-                done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, (text, watched));
+                lock(&done).insert(index, (text, watched));
             }
         };
         let at_once = if stage.is_stock() { 1 } else { self.at_once.min(self.cases.len()) };
@@ -268,7 +269,7 @@ impl Scene {
                 scope.spawn(work);
             }
         });
-        done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+        unpoisoned(done.into_inner()).into_values().collect()
     }
 }
 

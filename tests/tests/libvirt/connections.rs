@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
+use fence_common::sync::{lock, unpoisoned};
 use fence_common::wire::Op;
 use fence_lab::observer::Observer;
 use fence_lab::process::poll_until;
@@ -84,7 +85,7 @@ fn no_monitor_fails_while_libvirtd_is_restarted() -> Result<()> {
                     }
                     scope.spawn(move || {
                         let answer = observer.ask(&KEY, Op::DevStatus, "");
-                        answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(answer);
+                        lock(answers).push(answer);
                     });
                     std::thread::sleep(Duration::from_millis(25));
                 }
@@ -97,7 +98,7 @@ fn no_monitor_fails_while_libvirtd_is_restarted() -> Result<()> {
         site.libvirtd.go_on(qemu::URI)?;
         asks.join().map_err(|_| anyhow!("panicked"))
     })?;
-    let answers = answers.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let answers = unpoisoned(answers.into_inner());
     let failed = answers.iter().filter(|answer| !matches!(answer, Ok(0))).count();
     ensure!(answers.len() > 50, "only {} monitors", answers.len());
     ensure!(failed == 0, "{failed} of {} monitors failed: {}", answers.len(), site.server.log());

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use fence_common::wire::DEFAULT_PORT;
 use fence_lab::client::Client;
 use fence_lab::interrupt::Interrupt;
 use fence_lab::kernel;
@@ -145,7 +146,7 @@ The lab stays up until Ctrl-C. As root, from another terminal:
     {enter} bpftool net show dev {BRIDGE}
     bpftool prog show name fence_tc
     bpftool map dump name {}
-    {enter} tcpdump -ni {BRIDGE} port 1229
+    {enter} tcpdump -ni {BRIDGE} port {DEFAULT_PORT}
   a shell on the hypervisor
     {enter} bash
 ",

@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use fence_common::sync::lock;
 
 use super::shell::ONLINE_LIMIT;
 use crate::lab::Hypervisor;
@@ -40,10 +41,6 @@ struct Seen {
     /// Which node has begun to run it, and when.
     begun: Vec<(usize, Instant)>,
     violations: Vec<String>,
-}
-
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Claims {

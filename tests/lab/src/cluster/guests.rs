@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use fence_common::sync::lock;
 
 use super::claims::{AGENT, AGENT_PATH, Claims};
 use super::corosync::{Item, KEY_PATH, Member, corosync, host_map, plain};
@@ -51,7 +52,7 @@ impl Node {
     /// Waits until it runs commands, after it was started (again).
     pub fn wait_up(&self) -> Result<()> {
         let domain = &self.member.domain;
-        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut console = lock(&self.console);
         // The one of an earlier boot is closed.
         *console = None;
         let opened = poll_until(&format!("{domain}'s console"), BOOT_LIMIT, || {
@@ -73,7 +74,7 @@ impl Shell for Node {
     }
 
     fn run(&self, script: &str, limit: Duration) -> Result<Finished> {
-        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut console = lock(&self.console);
         console.as_mut().with_context(|| format!("{} is not up", self.member.name))?.command(script, limit)
     }
 }
