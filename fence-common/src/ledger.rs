@@ -54,7 +54,8 @@
 //! like any other. A repeated datagram stops at the replay cache and so supersedes nothing. A
 //! daemon that dies takes its connections along, and so this question.
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::btree_map::Entry;
+use alloc::collections::{BTreeMap, VecDeque};
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
@@ -66,6 +67,10 @@ pub const REMEMBER: Duration = Duration::from_secs(10);
 /// Most claims that are kept at once. When all are used, new ones are rejected and no old one is
 /// forgotten.
 pub const CLAIMS_MAX: usize = 16_384;
+
+/// How many claims one address can have when half of them are used up. The other half is for those
+/// with fewer: a holder of the key with a few addresses cannot have the others rejected.
+pub const CLAIMS_SHARE: usize = 64;
 
 /// The length of a [`RequestId`] in bytes.
 pub const ID_LEN: usize = 1 + 4 + DOMAIN_LEN;
@@ -177,7 +182,7 @@ pub enum NoClaim {
     #[error("a newer request came from the same callback address and port")]
     Superseded,
     /// Too many claims are remembered. The peer must be told of the failure.
-    #[error("too many requests in a short time: {CLAIMS_MAX} are remembered already")]
+    #[error("too many requests in a short time are remembered already")]
     Full,
 }
 
@@ -212,8 +217,11 @@ impl core::fmt::Debug for RequestId {
 pub struct Ledger {
     next: u64,
     serving: BTreeMap<u64, Serving>,
-    /// The requests that are claimed or were answered recently.
-    claims: BTreeSet<RequestId>,
+    /// The requests that are claimed or were answered recently, and their callback addresses. Of what
+    /// an earlier daemon claimed the address is unknown.
+    claims: BTreeMap<RequestId, Option<IpAddr>>,
+    /// How many of them each callback address has.
+    shares: BTreeMap<IpAddr, usize>,
     /// Answered claims and when to forget them, soonest first.
     expiring: VecDeque<(u64, RequestId)>,
 }
@@ -224,7 +232,7 @@ impl Ledger {
     pub fn arrive(&mut self, now: u64, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) -> Arrival {
         let endpoint = endpoint.into();
         self.expire(now);
-        if self.claims.contains(&id) {
+        if self.claims.contains_key(&id) {
             return Arrival::Duplicate;
         }
         let mut there = self.serving.values_mut().filter(|other| other.endpoint.overlaps(&endpoint));
@@ -247,7 +255,7 @@ impl Ledger {
     pub fn reject(&mut self, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) {
         let endpoint = endpoint.into();
         let there = |other: &Serving| other.endpoint.overlaps(&endpoint) && other.id == id && !other.superseded;
-        if !self.claims.contains(&id) && !self.serving.values().any(there) {
+        if !self.claims.contains_key(&id) && !self.serving.values().any(there) {
             self.supersede(&id, &endpoint, arrived);
         }
     }
@@ -257,7 +265,7 @@ impl Ledger {
     pub fn is_moot(&self, ticket: &Ticket) -> Option<NoClaim> {
         match self.serving.get(&ticket.0) {
             Some(serving) if serving.superseded => Some(NoClaim::Superseded),
-            Some(serving) => self.claims.contains(&serving.id).then_some(NoClaim::Taken),
+            Some(serving) => self.claims.contains_key(&serving.id).then_some(NoClaim::Taken),
             None => Some(NoClaim::Superseded),
         }
     }
@@ -296,15 +304,21 @@ impl Ledger {
         let outcome = match (self.is_moot(&ticket), self.serving.get_mut(&number)) {
             (Some(reason), _) => Err(reason),
             (None, None) => Err(NoClaim::Superseded),
-            (None, Some(_)) if self.claims.len() >= CLAIMS_MAX => Err(NoClaim::Full),
             (None, Some(serving)) => {
-                serving.closed = asked;
-                Ok(serving.id)
+                let caller = serving.endpoint.address.ip();
+                let own = self.shares.get(&caller).copied().unwrap_or(0);
+                if self.claims.len() >= CLAIMS_MAX || self.claims.len() >= CLAIMS_MAX / 2 && own >= CLAIMS_SHARE {
+                    Err(NoClaim::Full)
+                } else {
+                    serving.closed = asked;
+                    Ok((serving.id, caller))
+                }
             }
         };
         match outcome {
-            Ok(id) => {
-                self.claims.insert(id);
+            Ok((id, caller)) => {
+                self.claims.insert(id, Some(caller));
+                *self.shares.entry(caller).or_default() += 1;
                 Ok(Claim(number))
             }
             Err(reason) => {
@@ -354,7 +368,8 @@ impl Ledger {
 
     /// Enters a claim of an earlier daemon, as if answered at `now`.
     pub fn remember(&mut self, now: u64, id: RequestId) {
-        if self.claims.len() < CLAIMS_MAX && self.claims.insert(id) {
+        if self.claims.len() < CLAIMS_MAX && !self.claims.contains_key(&id) {
+            self.claims.insert(id, None);
             self.expire_later(now, id);
         }
     }
@@ -386,7 +401,14 @@ impl Ledger {
 
     fn expire(&mut self, now: u64) {
         while let Some((_, id)) = self.expiring.pop_front_if(|(until, _)| *until <= now) {
-            self.claims.remove(&id);
+            if let Some(caller) = self.claims.remove(&id).flatten()
+                && let Entry::Occupied(mut share) = self.shares.entry(caller)
+            {
+                *share.get_mut() -= 1;
+                if *share.get() == 0 {
+                    share.remove();
+                }
+            }
         }
     }
 }
@@ -591,6 +613,35 @@ mod tests {
         assert!(ledger.claim(11 * SECOND, ticket, Some(11 * SECOND)).is_ok());
     }
 
+    #[test]
+    fn who_has_many_claims_leaves_the_other_half_to_others() {
+        let mut ledger = Ledger::default();
+        let mut next = 0;
+        let mut take = |ledger: &mut Ledger, now: u64, of: u8| {
+            next += 1;
+            let ticket = serve(ledger, now, id(next), caller(of));
+            ledger.claim(now, ticket, Some(now)).map(|claim| ledger.answered(now, claim))
+        };
+        // As long as there is room it is everybody's.
+        for n in 0..CLAIMS_MAX / 2 {
+            assert_eq!(take(&mut ledger, 0, u8::try_from(n % 17).unwrap()), Ok(()));
+        }
+        for greedy in 0..17 {
+            assert_eq!(take(&mut ledger, 0, greedy), Err(NoClaim::Full));
+        }
+        for other in 17..50 {
+            for _ in 0..CLAIMS_SHARE {
+                assert_eq!(take(&mut ledger, 0, other), Ok(()));
+            }
+            assert_eq!(take(&mut ledger, 0, other), Err(NoClaim::Full));
+        }
+        let later = 11 * SECOND;
+        for of in 0..50 {
+            assert_eq!(take(&mut ledger, later, of), Ok(()));
+        }
+        assert_eq!((ledger.shares.len(), ledger.shares.values().sum()), (50, ledger.claims.len()));
+    }
+
     #[derive(Clone, Debug)]
     enum Event {
         /// The request, its endpoint, and how long it waited before it was read.
@@ -678,6 +729,7 @@ mod tests {
                     Event::Claim(..) | Event::Forget(_) | Event::Answer(_) => {}
                 }
                 prop_assert_eq!(ledger.serving(), tickets.len() + claims.len());
+                prop_assert_eq!(ledger.shares.values().sum::<usize>(), ledger.claims.len());
             }
         }
     }
