@@ -217,7 +217,7 @@ pub async fn run(
     });
 
     let outcome = tokio::select! {
-        outcome = serve(&pipeline, &socket, ring, &mut questions, &mut stop) => outcome,
+        outcome = serve(&pipeline, &socket, ring, &mut questions, stopped(&mut stop, &hypervisors)) => outcome,
         error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
@@ -246,13 +246,23 @@ pub async fn run(
     outcome
 }
 
+/// The daemon is to stop, and nothing is left to be done that the next one knows nothing of.
+async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
+    stop.wait().await;
+    tokio::select! {
+        () = hypervisors.start_unrecorded() => {}
+        () = stop.wait() => warn!("asked again: not waiting for restarts any longer"),
+    }
+}
+
 async fn serve(
     pipeline: &Pipeline,
     socket: &RequestSocket,
     mut coming: Option<oneshot::Receiver<Ring>>,
     questions: &mut Questions,
-    stop: &mut Stop,
+    stopped: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
+    tokio::pin!(stopped);
     let mut ring: Option<Ring> = None;
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -280,7 +290,7 @@ async fn serve(
                     ring.beat();
                 }
             }
-            () = stop.wait() => return Ok(()),
+            () = &mut stopped => return Ok(()),
             request = from_ring => match request {
                 Ok(request) => pipeline.accept(request),
                 Err(error) => return Err(DaemonError::Runtime("read the ring buffer", error)),

@@ -84,7 +84,7 @@ struct Limits {
     reset: Duration,
     /// The longest pause between two attempts to start a domain again after a reboot.
     restart_pause: Duration,
-    /// How long the end of the daemon waits for a restart that is on no record.
+    /// How long a stop is put off for a restart that is on no record. Requests are served meanwhile.
     unrecorded: Duration,
 }
 
@@ -101,6 +101,10 @@ const LIMITS: Limits = Limits {
 
 /// How often a shutdown looks whether all has ended.
 const SHUTDOWN_LOOK: Duration = Duration::from_millis(10);
+
+/// How long the end waits, when nothing is served any more, for a restart that is on no record. A
+/// reboot that was answered in the last moment gets an attempt.
+const LAST_ATTEMPT: Duration = Duration::from_millis(700);
 
 /// The hypervisors of this host, each behind a libvirt URI. Clones are the same hypervisors.
 #[derive(Clone)]
@@ -257,12 +261,28 @@ impl Hypervisors {
         self.known.list().await
     }
 
+    /// Waits until no restart without a record is left, for a few seconds at most. Nobody else would
+    /// ever do it, so its pause is cut short. To be called before a stop, while requests are still
+    /// served: the next daemon hears nothing before this one has ended.
+    pub async fn start_unrecorded(&self) {
+        let begun = Instant::now();
+        let restarts = &self.orders.restarts;
+        restarts.end_pauses(begun);
+        let is_only_ours = |pending: &Pending| !pending.plan.held && pending.plan.kept.is_none();
+        let started = async {
+            while restarts.all().iter().any(is_only_ours) {
+                sleep(SHUTDOWN_LOOK).await;
+            }
+        };
+        let _ = timeout_at(begun + self.limits.unrecorded, started).await;
+    }
+
     /// Waits for pending restarts, then closes the connections; at most for `bound`. To be called
     /// when no order is in flight.
     ///
     /// The next daemon can do restarts on record as well, so one that pauses is left to it. A
-    /// restart without a record is waited for longer, and its pause is cut short: nobody else would
-    /// ever do it.
+    /// restart without a record is waited for a little longer (see [`Self::start_unrecorded`]), and
+    /// its pause is cut short.
     pub async fn shutdown(&self, bound: Duration) {
         let begun = Instant::now();
         let by = begun + bound;
@@ -279,7 +299,7 @@ impl Hypervisors {
                 sleep(SHUTDOWN_LOOK).await;
             }
         };
-        let _ = timeout_at(begun + bound.max(self.limits.unrecorded), restarted).await;
+        let _ = timeout_at(begun + bound.max(LAST_ATTEMPT), restarted).await;
         let now = Moment::now();
         for Pending { plan, .. } in to_be_started() {
             let next = farewell(plan.kept.is_some(), plan.died, self.orders.restarter.pause, now);

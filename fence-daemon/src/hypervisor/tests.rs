@@ -376,14 +376,20 @@ async fn shutdown_waits_for_restarts_and_is_bounded() {
     let (h, _file) = node(Node::default().running("a", 1)).await;
     pend(&h, "t", 5, Source::Xml(Zeroizing::new("<no domain>".to_owned()))).await;
     let begun = StdInstant::now();
-    h.shutdown(Duration::from_millis(700)).await;
+    h.start_unrecorded().await;
     let took = begun.elapsed();
-    // On no record, so it is waited for in spite of that.
+    // On no record: it is waited for while requests are served.
     assert!(took >= QUICK.unrecorded && took < 2 * QUICK.unrecorded, "{took:?}");
+    assert_eq!(reply(&h, Op::Status, "a").await, Reply::Success);
+    let begun = StdInstant::now();
+    h.shutdown(Duration::from_millis(300)).await;
+    let took = begun.elapsed();
+    assert!(took >= LAST_ATTEMPT && took < Duration::from_secs(2), "{took:?}");
 
     let (h, _file) = node(Node::default().running("a", 1)).await;
     assert_eq!(reply(&h, Op::Reboot, "a").await, Reply::Success);
     let begun = StdInstant::now();
+    h.start_unrecorded().await;
     h.shutdown(Duration::from_secs(5)).await;
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert!(h.orders.restarts.all().is_empty());

@@ -1,14 +1,18 @@
 //! The daemon is restarted while libvirtd hangs: nobody waits for that, and nothing is lost.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::wire::Op;
 use fence_lab::client::Family;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
 use fence_lab::peer::Peer;
 use fence_lab::qemu;
 use fence_lab::server::{Server, Which};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
 use super::KEY;
@@ -85,5 +89,52 @@ fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
         site.libvirtd.go_on(qemu::URI)?;
         let back = |line: &str| line.contains("started again after its reboot").then_some(());
         next.wait_log(0, SOON, back).with_context(|| format!("not started again: {}", next.log()))
+    })
+}
+
+/// What is on no record nobody else would ever start: it is waited for, and requests are served meanwhile.
+#[test]
+fn a_stop_that_waits_for_an_unrecorded_restart_serves_until_its_end() -> Result<()> {
+    const STATE: &str = "/run/fence-xdp";
+    let hypervisor = Hypervisor::new()?;
+    let libvirtd = Libvirtd::start(&hypervisor)?;
+    // No room for a record.
+    hypervisor.space().in_mounts(|| {
+        std::fs::create_dir_all(STATE)?;
+        mount(Some("tmpfs"), STATE, Some("tmpfs"), MsFlags::empty(), Some("size=4096,mode=0700"))?;
+        Ok(std::fs::write(Path::new(STATE).join("filling"), [1; 4096])?)
+    })?;
+    let mut site = Site::on(hypervisor, libvirtd, &[qemu::URI, INSIDE.0], &[])?;
+    qemu::start_idle(&site.libvirtd, "vm")?;
+    site.server.wait_domain("vm", "running")?;
+    let before = site.machine("vm")?;
+    let guest = site.hypervisor.guest(GUEST + 1)?;
+    let over = AtomicBool::new(false);
+    std::thread::sleep(Duration::from_secs(1));
+    site.libvirtd.signal(Signal::SIGSTOP)?;
+    site.expect("reboot", "vm", 0)?;
+    ensure!(before.is_dead()?);
+    site.logs(0, "this reboot will be forgotten if this daemon dies")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let answered = scope.spawn(|| answers(&guest, &over));
+        std::thread::sleep(Duration::from_secs(1));
+        let Site { mut server, .. } = site;
+        let stopped = Instant::now();
+        server.process().signal(Signal::SIGTERM)?;
+        // Within the 5 s that the stop waits for it.
+        std::thread::sleep(Duration::from_secs(3));
+        site.libvirtd.signal(Signal::SIGCONT)?;
+        let ended = server.finish(Duration::from_secs(40))?;
+        let ends = stopped.elapsed();
+        let _next = Server::start(&site.hypervisor, &Which::ours()?, &site.config)?;
+        std::thread::sleep(Duration::from_secs(1));
+        over.store(true, Ordering::Relaxed);
+        let answers = answered.join().map_err(|_| anyhow!("panicked"))??;
+        let deaf = answers.windows(2).map(|pair| pair[1] - pair[0]).max().context("no answers")?;
+        eprintln!("ended {ends:?} after SIGTERM, no answer for {deaf:?}");
+        ensure!(ended.stderr.contains("started again after its reboot"), "{}", ended.stderr);
+        ensure!(answers.last().is_some_and(|last| *last > stopped + ends), "the next daemon answers nothing");
+        ensure!(deaf < ends, "no answer for {deaf:?}: {}", ended.stderr);
+        Ok(())
     })
 }
