@@ -142,6 +142,10 @@ impl Search<'_> {
         if self.known.uris.iter().any(|uri| uri.table.recalled.find(self.target).is_some()) {
             return None;
         }
+        // Nor may an instance be left out that runs at a URI and is not in its table yet.
+        if self.known.is_known_unseen(self.target).await {
+            return None;
+        }
         let mut all = Vec::new();
         for (index, uuid, entry) in now {
             let uri = &self.known.uris[index];
@@ -160,7 +164,12 @@ impl Search<'_> {
         // A namesake that waits for its restart is meant, too.
         let mut pending = Vec::new();
         self.add_pending(&mut pending, |uuid| !all.iter().any(|meant| meant.domain.uuid == uuid));
-        pending.is_empty().then_some(all)
+        if !pending.is_empty() {
+            return None;
+        }
+        // A machine that another URI speaks of may run here, lost by the libvirtd that it belongs to.
+        self.add_unknown(&mut all).await;
+        Some(all)
     }
 
     /// Adds the domains that wait for a restart: a transient one is known nowhere else.

@@ -151,6 +151,31 @@ impl Known {
         answers
     }
 
+    /// Whether a lively URI knows `target`, and its table does not hold all its domains yet. So it is
+    /// for some seconds after the daemon's start. All such URIs are asked at once, for the grace at
+    /// most. A URI that does not answer by then is left out, as by a query.
+    pub(crate) async fn is_known_unseen(&self, target: &Target) -> bool {
+        let by = Instant::now() + self.grace;
+        let mut asked = JoinSet::new();
+        let is_untold = |uri: &&Arc<Uri>| uri.is_lively() && !uri.table.is_filled() && uri.table.find(target).is_none();
+        for uri in self.uris.iter().filter(is_untold) {
+            let (uri, target) = (Arc::clone(uri), target.clone());
+            asked.spawn(async move {
+                let answer = timeout_at(by, look_up(&uri, target, by)).await;
+                if answer.is_err() {
+                    uri.silent.store(true, Ordering::Relaxed);
+                }
+                matches!(answer, Ok(Ok(Some(_))))
+            });
+        }
+        while let Some(knows) = asked.join_next().await {
+            if matches!(knows, Ok(true)) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// A URI does not answer.
     fn doubt(&self, answers: &mut Answers, index: usize, target: &Target, error: CallError) {
         let uri = &self.uris[index];

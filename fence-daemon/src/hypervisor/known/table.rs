@@ -246,6 +246,13 @@ impl Table {
         self.filled.load(Ordering::Acquire)
     }
 
+    /// Becomes as before anything was seen.
+    #[cfg(test)]
+    pub(crate) fn forget_for_test(&self) {
+        self.domains().clear();
+        self.filled.store(false, Ordering::Release);
+    }
+
     /// Tells when something has changed.
     pub(crate) fn news(&self) -> watch::Receiver<()> {
         self.news.subscribe()

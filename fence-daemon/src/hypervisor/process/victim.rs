@@ -118,6 +118,13 @@ impl Victim {
         Ok(Self { driver, name: name.to_owned(), process, killed: AtomicBool::new(false) })
     }
 
+    /// A child of this test's, as if it were a domain's process.
+    #[cfg(test)]
+    pub(crate) fn dangerous_for_test(driver: Driver, name: &str, child: &std::process::Child) -> Self {
+        let process = Process::open(i32::try_from(child.id()).unwrap()).unwrap();
+        Self { driver, name: name.to_owned(), process, killed: AtomicBool::new(false) }
+    }
+
     /// Whether somebody has killed it, as the kernel knows. Threads that wait for storage take
     /// SIGKILL only when that comes back.
     pub(crate) fn is_kill_pending(&self) -> bool {

@@ -4,6 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::hypervisor::fence::Unproven;
+use crate::hypervisor::known::{Entry, Instance};
+use crate::hypervisor::process::{Driver, Victim};
 
 /// A real process with a machine's arguments. It ends with the test.
 struct Machine {
@@ -103,4 +106,86 @@ async fn an_off_is_no_success_while_it_lives_here() {
     h.first_round().await;
     assert_eq!(order(&h, Op::Off, name("lost-off")).await.detail, Detail::AlreadyOff);
     drop(machine);
+}
+
+/// Enters a machine in the table of a URI, as a domain of its own whose process the machine is; or as one that has none.
+fn enter(h: &Hypervisors, uri: usize, domain: (&str, u128), driver: Driver, process: Option<&Machine>) {
+    let table = &h.known.uris[uri].table;
+    let victim = process.map(|machine| Arc::new(Victim::dangerous_for_test(driver, domain.0, &machine.child)));
+    let instance = victim.map(|victim| Instance { id: 77, state: State(1), victim: Some(victim) });
+    let generation = table.generation();
+    let (name, macs) = (domain.0.to_owned(), Arc::default());
+    let entry = Entry { name, persistent: true, moved_away: false, instance, macs, generation };
+    table.put(Uuid::from_u128(domain.1), Some(entry));
+}
+
+/// Waits until a URI's table holds what its libvirt has: nothing is entered over it later.
+async fn filled(h: &Hypervisors, uri: usize) {
+    for _ in 0..1000 {
+        if h.known.uris[uri].table.is_filled() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it is never filled");
+}
+
+/// libvirt has lost its process while it was on its way to another host: where it was going it may run.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_that_was_on_its_way_is_left_alone_and_is_not_off() {
+    let (h, _file) = node(Node::default().running("leaving", 1).running("lost", 2)).await;
+    filled(&h, 0).await;
+    let (mut leaving, mut lost) = (Machine::start("leaving"), Machine::start("lost"));
+    for (name, number, process) in [("leaving", 1, &leaving), ("lost", 2, &lost)] {
+        enter(&h, 0, (name, number), Driver::Qemu, Some(process));
+        enter(&h, 0, (name, number), Driver::Qemu, None);
+        assert_eq!(h.known.uris[0].table.orphans(Uuid::from_u128(number)).len(), 1);
+    }
+    h.known.uris[0].table.note_leaving(Uuid::from_u128(1), true);
+    for op in [Op::Off, Op::Reboot] {
+        let off = order(&h, op, name("leaving")).await;
+        let migrating = Detail::NotProvenOff { was: State(0), why: Unproven::Migrating };
+        assert_eq!((off.reply, off.detail), (Reply::Failure, migrating));
+        assert!(leaving.lives(), "it may be what the machine runs from there");
+    }
+    assert_eq!(order(&h, Op::Off, name("lost")).await.reply, Reply::Success);
+    assert!(!lost.lives());
+}
+
+/// A container is killed by its own process, and another URI calls a machine of that name off, which lives here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_kill_of_a_namesake_is_no_success_while_it_lives_here() {
+    let _none = ORPHANS.lock().await;
+    let (mut machine, mut contained) = (Machine::start("same"), Machine::start("other"));
+    let here = Node::default().running("same", 1).file();
+    let there = Node::default().shut_off("same", machine.uuid.as_u128()).file();
+    let uris = [here.uri(), there.uri(), "qemu:///system".to_owned()];
+    let h = Hypervisors::with_limits(&uris, QUICK, Options::default());
+    h.first_round().await;
+    filled(&h, 0).await;
+    filled(&h, 1).await;
+    enter(&h, 0, ("same", 1), Driver::Lxc, Some(&contained));
+    let off = order(&h, Op::Off, name("same")).await;
+    assert!(!contained.lives(), "{}", off.detail);
+    assert!(off.reply == Reply::Failure || !machine.lives(), "FALSE SUCCESS: {}", off.detail);
+}
+
+/// The one URI has told of its domains, the other one has not yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_uri_has_not_told_of_yet_is_asked_for_before_a_kill() {
+    let (one, two) = (Node::default().running("twin", 1).file(), Node::default().running("twin", 2).file());
+    let h = connect(&[one.uri(), two.uri()]).await;
+    let unseen = async |target: &Target| h.known.is_known_unseen(target).await;
+    filled(&h, 0).await;
+    filled(&h, 1).await;
+    assert!(!unseen(&name("twin")).await, "all is told");
+    for uri in &h.known.uris {
+        uri.table.forget_for_test();
+    }
+    assert!(unseen(&name("twin")).await);
+    assert!(unseen(&uuid(2)).await);
+    assert!(!unseen(&name("nobody")).await);
+    enter(&h, 0, ("twin", 1), Driver::Lxc, None);
+    assert!(!unseen(&uuid(1)).await, "what is in the table is no news");
+    assert!(unseen(&name("twin")).await);
 }
