@@ -40,6 +40,7 @@ const USE_LIMIT: Duration = Duration::from_secs(60);
 enum Held {
     Read(u64, usize, ReplyData),
     Write(u64, Vec<u8>, ReplyWrite),
+    Close(ReplyEmpty),
 }
 
 #[derive(Default)]
@@ -48,6 +49,8 @@ struct State {
     holds: bool,
     /// Whether only writes are held.
     reads_pass: bool,
+    /// Whether closes of the image are held.
+    holds_closes: bool,
     /// Whether writes fail for want of room.
     full: bool,
     held: Vec<Held>,
@@ -63,6 +66,7 @@ impl State {
                 let to = from.saturating_add(size).min(self.image.len());
                 reply.data(&self.image[from..to]);
             }
+            Held::Close(reply) => reply.ok(),
             Held::Write(_, _, reply) if self.full => reply.error(Errno::ENOSPC),
             Held::Write(offset, data, reply) => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -86,8 +90,12 @@ impl Shared {
     /// Answers now, or when the requests are released.
     fn take(&self, request: Held) {
         self.change(|state| {
-            let passes = state.reads_pass && matches!(request, Held::Read(..));
-            if state.holds && !passes {
+            let is_held = match &request {
+                Held::Read(..) => state.holds && !state.reads_pass,
+                Held::Write(..) => state.holds,
+                Held::Close(_) => state.holds_closes,
+            };
+            if is_held {
                 state.held.push(request);
             } else {
                 state.answer(request);
@@ -199,8 +207,9 @@ impl Filesystem for Server {
         self.0.take(Held::Write(offset, data.to_vec(), reply));
     }
 
+    // What the kernel asks at each close, and at the end of a process that has the image open.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        self.0.take(Held::Close(reply));
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -277,6 +286,12 @@ impl Disk {
         bail!("each of {ATTEMPTS} requests to {} is a thread's", self.path())
     }
 
+    /// From now on whoever closes the image waits. A process that is killed has no memory any more by then,
+    /// and is not dead before it is answered.
+    pub fn hold_closes(&self) {
+        self.shared.lock().holds_closes = true;
+    }
+
     fn hold_all_but_reads(&self, reads_pass: bool) -> Result<()> {
         self.shared.change(|state| (state.holds, state.reads_pass) = (true, reads_pass));
         let is_held = self.shared.wait(USE_LIMIT, |state| (!state.held.is_empty()).then_some(()));
@@ -286,7 +301,7 @@ impl Disk {
     /// Carries out and answers what was held, and all that comes.
     pub fn release(&self) {
         let mut state = self.shared.lock();
-        state.holds = false;
+        (state.holds, state.holds_closes) = (false, false);
         for held in std::mem::take(&mut state.held) {
             state.answer(held);
         }

@@ -19,7 +19,7 @@
 //! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: where fence_virtd
 //!   differs.
 //! * [`fuse`]: a disk that answers when the test says so, which keeps its machine from dying;
-//!   [`block`]: a block device on it.
+//!   [`block`]: a block device on it; [`memory_lock`]: a process with locked memory.
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system of QEMU guests, an [`archive`], and [`debian`]'s
 //!   kernels.
@@ -55,6 +55,7 @@ pub mod lab;
 pub mod libvirtd;
 pub mod loaded;
 pub mod machine;
+pub mod memory_lock;
 pub mod observer;
 pub mod packaged;
 pub mod peer;

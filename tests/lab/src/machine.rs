@@ -26,10 +26,15 @@ pub struct Machine {
     shared: bool,
     /// How much memory it uses from the start, in MiB.
     touched: Option<u32>,
+    /// A file that is mapped into its process.
+    mapped: Option<String>,
 }
 
 /// How much of a machine's memory a file can fill.
 pub const FILLING: usize = 48 << 20;
+
+/// The size of a file that a machine can have a mapping of.
+pub const MAPPED: usize = DISK_SIZE;
 
 impl Machine {
     /// A machine with firmware alone.
@@ -106,20 +111,34 @@ impl Machine {
         self
     }
 
+    /// With a mapping of this file of [`MAPPED`] bytes in its process, which the machine itself does not use.
+    #[must_use]
+    pub fn mapping(mut self, path: &str) -> Self {
+        self.mapped = Some(path.to_owned());
+        self
+    }
+
     /// The definition.
     pub fn xml(&self) -> Result<String> {
-        let Self { name, uuid, devices, filling, on_crash, shared, touched } = self;
+        let Self { name, uuid, devices, filling, on_crash, shared, touched, mapped } = self;
         let on_crash = on_crash.unwrap_or("destroy");
         let emulator = emulator()?;
         let uuid = uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
         let memory = touched.unwrap_or(if filling.is_some() { 64 } else { 16 });
         let filling = filling.as_ref().map(|file| {
+            format!("<qemu:arg value='-device'/><qemu:arg value='loader,file={file},addr=0x800000,force-raw=on'/>")
+        });
+        let mapped = mapped.as_ref().map(|file| {
             format!(
-                "<qemu:commandline><qemu:arg value='-device'/>\
-                 <qemu:arg value='loader,file={file},addr=0x800000,force-raw=on'/></qemu:commandline>"
+                "<qemu:arg value='-object'/>\
+                 <qemu:arg value='memory-backend-file,id=mapped,size={MAPPED},mem-path={file},share=off'/>"
             )
         });
-        let filling = filling.unwrap_or_default();
+        let arguments: String = filling.into_iter().chain(mapped).collect();
+        let arguments = match arguments.as_str() {
+            "" => String::new(),
+            some => format!("<qemu:commandline>{some}</qemu:commandline>"),
+        };
         let backing = match (shared, touched) {
             (true, _) => {
                 "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><features><acpi/></features>"
@@ -132,7 +151,7 @@ impl Machine {
              <memory unit='MiB'>{memory}</memory>{backing}<vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>{on_crash}</on_crash>\
              <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/>\
-             <memballoon model='none'/>{devices}</devices>{filling}</domain>"
+             <memballoon model='none'/>{devices}</devices>{arguments}</domain>"
         ))
     }
 

@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -50,7 +50,8 @@ struct Rules {
 pub struct Proxy {
     rules: Arc<Rules>,
     socket: PathBuf,
-    behind: PathBuf,
+    /// Where libvirtd's own socket was moved to, if this took its place.
+    moved_to: Option<PathBuf>,
 }
 
 impl Proxy {
@@ -58,9 +59,23 @@ impl Proxy {
     pub fn start(hypervisor: &Hypervisor) -> Result<Self> {
         let (socket, behind) = (hypervisor.outside(SOCKET), hypervisor.outside(BEHIND));
         fs::rename(&socket, &behind).context("libvirtd's socket")?;
-        let listener = UnixListener::bind(&socket).context("a socket in its place")?;
+        let mut proxy = Self::serve(&socket, behind.clone())?;
+        proxy.moved_to = Some(behind);
+        Ok(proxy)
+    }
+
+    /// Serves at this path in a lab, in front of another lab's libvirtd.
+    ///
+    /// # Errors
+    /// There is something at that path.
+    pub fn between(hypervisor: &Hypervisor, path: &str, other: &Hypervisor) -> Result<Self> {
+        Self::serve(&hypervisor.outside(path), other.outside(SOCKET))
+    }
+
+    fn serve(socket: &Path, behind: PathBuf) -> Result<Self> {
+        let listener = UnixListener::bind(socket).context("a socket in its place")?;
         let rules = Arc::new(Rules { most: AtomicUsize::new(usize::MAX), ..Rules::default() });
-        let proxy = Self { rules: Arc::clone(&rules), socket, behind: behind.clone() };
+        let proxy = Self { rules: Arc::clone(&rules), socket: socket.to_owned(), moved_to: None };
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let number = rules.taken.fetch_add(1, Ordering::AcqRel);
@@ -91,7 +106,9 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let _ = fs::rename(&self.behind, &self.socket);
+        if let Some(moved_to) = &self.moved_to {
+            let _ = fs::rename(moved_to, &self.socket);
+        }
         for stream in lock(&self.rules.open).iter() {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }

@@ -30,6 +30,8 @@ mod inspect;
 #[cfg(test)]
 mod late;
 #[cfg(test)]
+mod late_notice;
+#[cfg(test)]
 mod lists;
 #[cfg(test)]
 mod migration;
@@ -50,6 +52,8 @@ mod silence;
 #[cfg(test)]
 mod site;
 #[cfg(test)]
+mod slow_deaths;
+#[cfg(test)]
 mod snapshots;
 #[cfg(test)]
 mod stops;
@@ -59,6 +63,8 @@ mod strays;
 mod table;
 #[cfg(test)]
 mod unkillable;
+#[cfg(test)]
+mod unseen;
 #[cfg(test)]
 mod xtask_run;
 

@@ -31,7 +31,7 @@ fn uuid(site: &Site, name: &str) -> Result<String> {
 }
 
 /// All processes of a machine, of which there are so many.
-fn processes(site: &Site, name: &str, count: usize) -> Result<Vec<Witness>> {
+pub(crate) fn processes(site: &Site, name: &str, count: usize) -> Result<Vec<Witness>> {
     let uuid = uuid(site, name)?;
     poll_until(&format!("{count} processes of {name}"), SOON, || {
         let found = Witness::of_uuid(&uuid)?;
@@ -39,7 +39,7 @@ fn processes(site: &Site, name: &str, count: usize) -> Result<Vec<Witness>> {
     })
 }
 
-fn all_dead(processes: &[Witness], site: &Site) -> Result<()> {
+pub(crate) fn all_dead(processes: &[Witness], site: &Site) -> Result<()> {
     for process in processes {
         ensure!(process.is_dead()?, "FALSE SUCCESS: {}: {}", process.describe(), site.server.log());
     }
@@ -116,7 +116,7 @@ fn an_emulator_of_another_name_is_fenced_while_libvirtd_hangs() -> Result<()> {
 }
 
 /// Starts libvirtd and the daemon anew, both without a memory of their own of this domain.
-fn forget(mut site: Site, domain: &str, files: impl Fn(&Hypervisor) -> Result<()>) -> Result<Site> {
+pub(crate) fn forget(mut site: Site, domain: &str, files: impl Fn(&Hypervisor) -> Result<()>) -> Result<Site> {
     site.server.crash()?;
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
@@ -131,7 +131,7 @@ fn forget(mut site: Site, domain: &str, files: impl Fn(&Hypervisor) -> Result<()
 }
 
 /// libvirt's run files of a domain are gone.
-fn remove_run_files(hypervisor: &Hypervisor, domain: &str) -> Result<()> {
+pub(crate) fn remove_run_files(hypervisor: &Hypervisor, domain: &str) -> Result<()> {
     for kind in ["xml", "pid"] {
         let file = hypervisor.outside(&format!("/run/libvirt/qemu/{domain}.{kind}"));
         std::fs::remove_file(&file).with_context(|| file.display().to_string())?;

@@ -2,11 +2,13 @@
 //! afterwards.
 
 use anyhow::{Context, Result, ensure};
+use fence_lab::client::Client;
 use fence_lab::fuse::Disk;
 use fence_lab::machine::{Machine, panicking_disk, writing_disk};
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
 
+use super::remains::{all_dead, forget, processes, remove_run_files};
 use super::site::{SOON, Site};
 
 impl Site {
@@ -56,4 +58,25 @@ fn what_stands_still_is_started_again_instead_of_reset() -> Result<()> {
 #[test]
 fn what_stands_still_runs_when_that_is_what_the_answer_says() -> Result<()> {
     what_stands_still_is_started_again("on")
+}
+
+/// A reset ends nothing but what one instance was doing, and libvirt knows only one of the two.
+#[test]
+fn what_runs_twice_is_not_reset() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[("reboot_method", "reset")])?;
+    qemu::start_idle(&site.libvirtd, "twice")?;
+    site = forget(site, "twice", |hypervisor| remove_run_files(hypervisor, "twice"))?;
+    site.libvirtd.start_domain(qemu::URI, "twice")?;
+    let both = processes(&site, "twice", 2)?;
+    site.server.wait_domain("twice", "running")?;
+    let position = site.server.log_position();
+    site.expect("reboot", "twice", 0)?;
+    all_dead(&both, &site)?;
+    site.logs(position, "started again after its reboot")?;
+    // One alone is reset, and its process goes on.
+    let one = processes(&site, "twice", 1)?;
+    site.wait_status("twice", 0)?;
+    let reboot = Client::new("reboot", &site.key()).domain("twice").run(site.observer.guest().space())?;
+    ensure!(reboot.code == Some(0) && !one[0].is_dead()?, "it was not reset: {}", site.server.log());
+    Ok(())
 }

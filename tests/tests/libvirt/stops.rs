@@ -104,7 +104,7 @@ fn a_stop_that_waits_for_an_unrecorded_restart_serves_until_its_end() -> Result<
         mount(Some("tmpfs"), STATE, Some("tmpfs"), MsFlags::empty(), Some("size=4096,mode=0700"))?;
         Ok(std::fs::write(Path::new(STATE).join("filling"), [1; 4096])?)
     })?;
-    let mut site = Site::on(hypervisor, libvirtd, &[qemu::URI, INSIDE.0], &[])?;
+    let site = Site::on(hypervisor, libvirtd, &[qemu::URI, INSIDE.0], &[])?;
     qemu::start_idle(&site.libvirtd, "vm")?;
     site.server.wait_domain("vm", "running")?;
     let before = site.machine("vm")?;

@@ -219,7 +219,7 @@ fn parent(pid: u32) -> Result<i32> {
 }
 
 /// The sockets of a process, ours as well from now on.
-fn sockets(pid: i32) -> Result<Vec<OwnedFd>> {
+pub(crate) fn sockets(pid: i32) -> Result<Vec<OwnedFd>> {
     let process = rustix::process::Pid::from_raw(pid).context("no process number")?;
     let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
     let mut sockets = Vec::new();

@@ -1,0 +1,121 @@
+//! Machines whose death takes seconds, and machines that `/proc` cannot say the arguments of.
+//!
+//! The kernel takes the memory of a killed process away first, and its command line with it. What
+//! follows may take long: memory that is locked, files whose close waits for storage.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fence_common::wire::Op;
+use fence_lab::fuse::Disk;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::memory_lock::{MemoryLock, is_readable};
+use fence_lab::process::poll_until;
+use fence_lab::qemu;
+use nix::sys::signal::Signal;
+
+use super::KEY;
+use super::site::{SOON, Site};
+
+/// Longer than a doubt about a process may last.
+const SECONDS: Duration = Duration::from_secs(3);
+
+/// What a fence of a machine that dies at once may take on a loaded host, and less than it takes to
+/// give up on one that does not.
+const IN_TIME: Duration = Duration::from_secs(10);
+
+/// A machine whose process maps a file of ours.
+fn mapping(site: &Site, name: &str) -> Result<Disk> {
+    let memory = Disk::serve(&site.hypervisor, &format!("{name}-memory"), writing_disk())?;
+    Machine::new(name).mapping(&memory.path()).start(&site.libvirtd)?;
+    site.server.wait_domain(name, "running")?;
+    Ok(memory)
+}
+
+/// It has no command line any more, and is not dead before its last file is closed.
+#[test]
+fn a_death_that_takes_seconds_is_waited_for() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[])?;
+    let disk = Disk::serve(&site.hypervisor, "slow", writing_disk())?;
+    Machine::new("slow").disk(&disk.path(), "threads").start(&site.libvirtd)?;
+    disk.wait_written()?;
+    site.server.wait_domain("slow", "running")?;
+    let machine = site.machine("slow")?;
+    // libvirt's own destroy asks it to end in peace: then it would wait with its memory.
+    site.libvirtd.signal(Signal::SIGSTOP)?;
+    disk.hold_closes();
+    let mut off = site.observer.start("off", "slow")?;
+    let line = format!("/proc/{}/cmdline", machine.pid);
+    poll_until("its command line to be gone", SOON, || Ok(std::fs::read(&line)?.is_empty().then_some(())))
+        .with_context(|| format!("{}: {}", machine.describe(), site.server.log()))?;
+    std::thread::sleep(SECONDS);
+    ensure!(!machine.is_dead()?, "what holds it does not hold");
+    ensure!(off.waits()?, "answered before it is dead: {}", site.server.log());
+    disk.release();
+    let answer = off.finish()?;
+    ensure!(answer.code == Some(0), "{answer:?}: {}", site.server.log());
+    site.libvirtd.go_on(qemu::URI)?;
+    site.wait_status("slow", 2)
+}
+
+/// As long as it lives it carries the locks on its images itself: only then they tell of writes.
+#[test]
+fn writes_are_judged_when_the_machine_is_dead() -> Result<()> {
+    let site = Site::new(&[qemu::URI], &[])?;
+    let disk = Disk::serve(&site.hypervisor, "ring", writing_disk())?;
+    let memory = Disk::serve(&site.hypervisor, "memory", writing_disk())?;
+    Machine::new("ring").disk(&disk.path(), "io_uring").mapping(&memory.path()).start(&site.libvirtd)?;
+    disk.wait_written()?;
+    site.server.wait_domain("ring", "running")?;
+    let machine = site.machine("ring")?;
+    disk.hold_in_flight(machine.pid)?;
+    let lock = MemoryLock::hold(machine.pid, &memory)?;
+    let position = site.server.log_position();
+    let mut off = site.observer.start("off", "ring")?;
+    site.logs(position, "not dead yet: ")?;
+    ensure!(!machine.is_dead()?, "what holds it does not hold");
+    drop(lock);
+    ensure!(machine.dies_within(SOON)?, "its death waits for its write: this kernel has no such case");
+    site.logs(position, "the kernel has not done with its disk writes yet")?;
+    ensure!(off.waits()?, "FALSE SUCCESS: answered while a write is under way: {}", site.server.log());
+    disk.release();
+    let answer = off.finish()?;
+    ensure!(answer.code == Some(0), "{answer:?}: {}", site.server.log());
+    Ok(())
+}
+
+#[test]
+fn a_machine_whose_memory_is_locked_costs_nobody_else_anything() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[])?;
+    for name in ["first", "second"] {
+        qemu::start_idle(&site.libvirtd, name)?;
+        site.server.wait_domain(name, "running")?;
+    }
+    let memory = mapping(&site, "stuck")?;
+    let machine = site.machine("stuck")?;
+    let lock = MemoryLock::hold(machine.pid, &memory)?;
+    let begun = Instant::now();
+    site.off_directly("first")?;
+    site.expect("on", "first", 0)?;
+    ensure!(begun.elapsed() < 2 * IN_TIME, "{:?}: {}", begun.elapsed(), site.server.log());
+    ensure!(site.observer.fence("status", "stuck")?.code == Some(0), "it lives");
+
+    // The next daemon has never read it.
+    site.replace_daemon()?;
+    site.server.wait_domain("second", "running")?;
+    for name in ["second", "first"] {
+        let begun = Instant::now();
+        site.expect("off", name, 0)?;
+        ensure!(begun.elapsed() < IN_TIME, "{name}: {:?}: {}", begun.elapsed(), site.server.log());
+    }
+    ensure!(!is_readable(machine.pid)?, "the test is wrong: its command line can be read");
+
+    // It cannot die as long as it is so, and that is what its client is told.
+    let reply = site.observer.ask(&KEY, Op::Off, "stuck")?;
+    ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
+    ensure!(!machine.is_dead()?, "what holds it does not hold");
+    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off: {}", site.server.log());
+    drop(lock);
+    ensure!(machine.dies_within(SOON)?, "the kill is not in force: {}", site.server.log());
+    site.expect("off", "stuck", 0)
+}

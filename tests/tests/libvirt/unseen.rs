@@ -1,0 +1,77 @@
+//! Instances that the daemon has not seen yet, or that nobody speaks of: a direct kill of what it
+//! knows is not all of an `off`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fence_lab::container;
+use fence_lab::lab::Hypervisor;
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::machine::Machine;
+use fence_lab::process::poll_until;
+use fence_lab::proxy::Proxy;
+use fence_lab::qemu;
+use fence_lab::witness::Witness;
+
+use super::remains::remove_run_files;
+use super::site::{SOON, Site};
+
+/// What each of the other libvirtd's answers takes. A look-up is two of them.
+const SLOW: Duration = Duration::from_millis(60);
+/// So many domains take that libvirtd some 20 s to tell of.
+const MANY: u32 = 30;
+
+/// The daemon has just begun: the one URI has told of all its domains, the other one is slow.
+#[test]
+fn what_a_slow_uri_has_not_told_of_yet_is_killed_as_well() -> Result<()> {
+    let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
+    let (here, there) = (Libvirtd::start(&first)?, Libvirtd::start(&second)?);
+    for number in 0..MANY {
+        qemu::define_idle(&there, &format!("other{number}"))?;
+    }
+    qemu::start_idle(&here, "twin")?;
+    // The last to be looked at.
+    Machine::new("twin").uuid("ffffffff-3c5b-4c83-8c0f-0d9f6c3f1a03").start(&there)?;
+    let both = [Witness::of_qemu(&first, "twin")?, Witness::of_qemu(&second, "twin")?];
+    let socket = first.path("second.sock");
+    let proxy = Proxy::between(&first, &socket, &second)?;
+    proxy.delay_answers(SLOW);
+    let uri = format!("qemu+unix:///system?socket={socket}");
+    let site = Site::on(first, here, &[qemu::URI, &uri], &[])?;
+    let connected = || Ok((site.server.log().matches("connected to libvirt").count() == 2).then_some(()));
+    poll_until("both URIs", SOON, connected).with_context(|| site.server.log())?;
+    site.server.wait_domain("twin", "running")?;
+    site.expect("off", "twin", 0)?;
+    for twin in &both {
+        ensure!(twin.is_dead()?, "FALSE SUCCESS: {}: {}", twin.describe(), site.server.log());
+    }
+    Ok(())
+}
+
+/// A container is killed by its own process. Another URI calls a machine of that name off, which
+/// runs here: the libvirtd that it belongs to has lost it.
+#[test]
+fn a_lost_machine_with_a_containers_name_is_killed_with_that() -> Result<()> {
+    let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
+    let (here, there) = (Libvirtd::start(&first)?, Libvirtd::start(&second)?);
+    let machine = Machine::new("same").uuid("5b0e7a52-3c5b-4c83-8c0f-0d9f6c3f1a04");
+    machine.create_transient(&here)?;
+    there.define(qemu::URI, "same", &machine.xml()?)?;
+    let lost = Witness::of_qemu(&first, "same")?;
+    here.crash()?;
+    remove_run_files(&first, "same")?;
+    let here = Libvirtd::start(&first)?;
+    container::start(&here, "same")?;
+    let socket = first.path("second.sock");
+    let _proxy = Proxy::between(&first, &socket, &second)?;
+    let uri = format!("qemu+unix:///system?socket={socket}");
+    let site = Site::on(first, here, &[&uri, qemu::URI, container::URI], &[])?;
+    site.server.wait_domain("same", "running")?;
+    site.server.wait_domain("same", "shut off")?;
+    let contained = Witness::of_container(&site.hypervisor, "same")?;
+    ensure!(!lost.is_dead()? && !contained.is_dead()?, "the test is wrong: they do not live");
+    site.expect("off", "same", 0)?;
+    ensure!(contained.is_dead()?);
+    ensure!(lost.is_dead()?, "FALSE SUCCESS: {}: {}", lost.describe(), site.server.log());
+    site.wait_status("same", 2)
+}
