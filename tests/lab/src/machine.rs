@@ -111,7 +111,7 @@ impl Machine {
         self
     }
 
-    /// With a mapping of this file of [`MAPPED`] bytes in its process, which the machine itself does not use.
+    /// With a mapping of this file of [`MAPPED`] bytes in its process. The machine does not use it.
     #[must_use]
     pub fn mapping(mut self, path: &str) -> Self {
         self.mapped = Some(path.to_owned());

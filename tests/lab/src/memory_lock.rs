@@ -3,8 +3,8 @@
 //! The process maps a file whose storage does not answer ([`fuse`](crate::fuse)). A thread of ours
 //! reads that mapping through `/proc/PID/mem`: the kernel fetches the page with the lock held for
 //! reading. A second thread wants the lock for writing, so all later readers queue behind it. Then
-//! `/proc/PID/cmdline` hangs, and so does the end of the process: each of its threads needs the lock
-//! to let go of the memory. A driver that is stuck in a page fault looks like that.
+//! `/proc/PID/cmdline` hangs, and so does the end of the process: each of its threads needs the
+//! lock to let go of the memory. A driver that is stuck in a page fault looks like that.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

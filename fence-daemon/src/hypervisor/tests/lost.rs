@@ -108,7 +108,7 @@ async fn an_off_is_no_success_while_it_lives_here() {
     drop(machine);
 }
 
-/// Enters a machine in the table of a URI, as a domain of its own whose process the machine is; or as one that has none.
+/// Enters a domain in the table of a URI. Its process is this machine; without one it is off.
 fn enter(h: &Hypervisors, uri: usize, domain: (&str, u128), driver: Driver, process: Option<&Machine>) {
     let table = &h.known.uris[uri].table;
     let victim = process.map(|machine| Arc::new(Victim::dangerous_for_test(driver, domain.0, &machine.child)));
@@ -130,7 +130,7 @@ async fn filled(h: &Hypervisors, uri: usize) {
     panic!("it is never filled");
 }
 
-/// libvirt has lost its process while it was on its way to another host: where it was going it may run.
+/// libvirt has lost its process on the way to another host. The domain may run there.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_orphan_that_was_on_its_way_is_left_alone_and_is_not_off() {
     let (h, _file) = node(Node::default().running("leaving", 1).running("lost", 2)).await;
@@ -152,7 +152,8 @@ async fn an_orphan_that_was_on_its_way_is_left_alone_and_is_not_off() {
     assert!(!lost.lives());
 }
 
-/// A container is killed by its own process, and another URI calls a machine of that name off, which lives here.
+/// A container is killed by its own process. Another URI calls a machine of that name off, and that
+/// machine lives here.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_direct_kill_of_a_namesake_is_no_success_while_it_lives_here() {
     let _none = ORPHANS.lock().await;
