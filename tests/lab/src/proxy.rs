@@ -39,8 +39,10 @@ struct Rules {
     refuses_events: AtomicBool,
     /// How many connections are taken; later ones are closed at once.
     most: AtomicUsize,
-    /// For how many milliseconds each answer is kept back, on all connections but the first.
+    /// For how many milliseconds each answer is kept back.
     delay: AtomicU64,
+    /// Whether those on the first connection are as well, which queries go over.
+    delays_queries: AtomicBool,
     taken: AtomicUsize,
     open: Mutex<Vec<UnixStream>>,
 }
@@ -102,6 +104,12 @@ impl Proxy {
     pub fn delay_answers(&self, delay: Duration) {
         self.rules.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
     }
+
+    /// The same on all connections.
+    pub fn delay_all_answers(&self, delay: Duration) {
+        self.rules.delays_queries.store(true, Ordering::Release);
+        self.delay_answers(delay);
+    }
 }
 
 impl Drop for Proxy {
@@ -142,7 +150,8 @@ fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf)
     thread::spawn(move || {
         while let Ok(message) = read(&mut from_server) {
             let delay = answers.delay.load(Ordering::Acquire);
-            if number > 0 && delay > 0 && is_answer(&message) {
+            let is_delayed = number > 0 || answers.delays_queries.load(Ordering::Acquire);
+            if is_delayed && delay > 0 && is_answer(&message) {
                 thread::sleep(Duration::from_millis(delay));
             }
             if to_client.write_all(&message).is_err() {

@@ -17,9 +17,9 @@ use super::remains::remove_run_files;
 use super::site::{SOON, Site};
 
 /// What each of the other libvirtd's answers takes. A look-up is two of them.
-const SLOW: Duration = Duration::from_millis(60);
+const SLOW: Duration = Duration::from_millis(40);
 /// So many domains take that libvirtd some 20 s to tell of.
-const MANY: u32 = 30;
+const MANY: u32 = 60;
 
 /// The daemon has just begun: the one URI has told of all its domains, the other one is slow.
 #[test]
@@ -35,7 +35,7 @@ fn what_a_slow_uri_has_not_told_of_yet_is_killed_as_well() -> Result<()> {
     let both = [Witness::of_qemu(&first, "twin")?, Witness::of_qemu(&second, "twin")?];
     let socket = first.path("second.sock");
     let proxy = Proxy::between(&first, &socket, &second)?;
-    proxy.delay_answers(SLOW);
+    proxy.delay_all_answers(SLOW);
     let uri = format!("qemu+unix:///system?socket={socket}");
     let site = Site::on(first, here, &[qemu::URI, &uri], &[])?;
     let connected = || Ok((site.server.log().matches("connected to libvirt").count() == 2).then_some(()));
