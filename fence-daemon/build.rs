@@ -1,6 +1,7 @@
 //! Finds the BPF object that the daemon carries inside, and tells the compiler where it is.
 //!
-//! It does not build the object: that takes another toolchain, which `cargo xtask` installs and drives.
+//! It does not build the object: that takes another toolchain, which `cargo xtask` installs and
+//! drives.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ fn main() -> ExitCode {
     println!("cargo::rerun-if-env-changed={VARIABLE}");
     let object = match env::var_os(VARIABLE).filter(|object| !object.is_empty()) {
         Some(object) => PathBuf::from(object),
-        // `cargo xtask build` leaves it under the workspace's root, wherever CARGO_TARGET_DIR points.
+        // `cargo xtask build` leaves it under the workspace's root, wherever CARGO_TARGET_DIR
+        // points.
         None => Path::new(&env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../target/bpf/fence-xdp.o"),
     };
     println!("cargo::rerun-if-changed={}", object.display());

@@ -1,5 +1,5 @@
-//! Every kind of bad configuration, given to the daemon itself: a located error soon, exit code 255, never a crash, never megabytes of
-//! output, and all of it with a small stack too.
+//! Every kind of bad configuration, given to the daemon itself: a located error soon, exit code
+//! 255, never a crash, never megabytes of output, and all of it with a small stack too.
 
 #[cfg(test)]
 mod refused {
@@ -14,7 +14,8 @@ mod refused {
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::stat::Mode;
 
-    /// Far more than it takes (see the table that `--nocapture` prints): a machine that does ten other things must not fail the test.
+    /// Far more than it takes (see the table that `--nocapture` prints): a machine that does ten
+    /// other things must not fail the test.
     const LIMIT: Duration = Duration::from_secs(20);
 
     /// The size from which on a file is no configuration.
@@ -23,7 +24,8 @@ mod refused {
     /// More than any report takes, in bytes.
     const REPORT_MAX: usize = 200 << 10;
 
-    /// How large the largest files are that are looked through to their end, in bytes: as large as is read, where that takes no time.
+    /// How large the largest files are that are looked through to their end, in bytes: as large as
+    /// is read, where that takes no time.
     const LARGE: usize = if cfg!(debug_assertions) { 1 << 20 } else { (4 << 20) - 200 };
 
     /// A stack that is too small for anything that recurses once per level of the file, in bytes.
@@ -58,15 +60,17 @@ mod refused {
         }
     }
 
-    /// Starts the daemon on a configuration. Whatever is wrong with it, the daemon must end by itself before it opens or forks anything.
+    /// Starts the daemon on a configuration. Whatever is wrong with it, the daemon must end by
+    /// itself before it opens or forks anything.
     fn daemon(config: &Path, folder: &Folder, stack: Option<u64>, stdin: Option<&[u8]>) -> Ended {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fence-daemon"));
         command.arg("-F").arg("-f").arg(config).arg("-p").arg(folder.path("pid"));
         command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(Stdio::piped());
         command.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         if let Some(stack) = stack {
-            // SAFETY: needed because only the child may get the small stack, before it becomes the daemon. Sound because between fork and
-            // exec it makes one system call and touches nothing that another thread may hold.
+            // SAFETY: needed because only the child may get the small stack, before it becomes the
+            // daemon. Sound because between fork and exec it makes one system call and touches
+            // nothing that another thread may hold.
             unsafe { command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_STACK, stack, stack)?)) };
         }
         let started = Instant::now();
@@ -129,7 +133,8 @@ mod refused {
         eprint!("{text}");
     }
 
-    /// Files that the table cannot hold: each with its title, the place of the first error, and words about it.
+    /// Files that the table cannot hold: each with its title, the place of the first error, and
+    /// words about it.
     fn made() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
         let program = std::fs::read(env!("CARGO_BIN_EXE_fence-daemon")).unwrap();
         let port = format!("{GLOBAL}listeners {{ multicast {{\nport = \"{}\";\n}} }}\n", "9".repeat(5000));
@@ -211,7 +216,8 @@ mod refused {
         assert!(broken.is_empty(), "{}", broken.concat());
     }
 
-    /// The largest files that are right, and ones that only deserve warnings: the key ends the start, with the warnings beside it.
+    /// The largest files that are right, and ones that only deserve warnings: the key ends the
+    /// start, with the warnings beside it.
     #[test]
     fn large_files_that_are_right_are_read_to_their_end() {
         let folder = Folder::new();

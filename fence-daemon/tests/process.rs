@@ -1,7 +1,8 @@
 //! The process life and the logging of the daemon, in processes of their own.
 //!
-//! This program runs itself again in a role that an environment variable names; without one it is the test. It has not the usual
-//! harness: a process that goes into the background must have a single thread.
+//! This program runs itself again in a role that an environment variable names; without one it is
+//! the test. It has not the usual harness: a process that goes into the background must have a
+//! single thread.
 
 fn main() -> std::process::ExitCode {
     life::main()
@@ -156,7 +157,8 @@ mod life {
             "much-memory" => {
                 let (before, most, _kept) = process::with_much_memory(false, || {
                     let before = resident();
-                    // Small pieces, and a large one first, which would raise the allocator's own threshold.
+                    // Small pieces, and a large one first, which would raise the allocator's own
+                    // threshold.
                     drop(vec![1_u8; 30_000_000]);
                     let pieces: Vec<Vec<u8>> = (0..400_000).map(|_| vec![1; 80]).collect();
                     let most = resident();
@@ -286,7 +288,8 @@ mod life {
         assert!(output.status.success(), "{}", stderr(&output));
     }
 
-    /// How much memory this process has, in bytes. Without the allocator, whose work this must not disturb.
+    /// How much memory this process has, in bytes. Without the allocator, whose work this must not
+    /// disturb.
     fn resident() -> usize {
         let mut text = [0; 128];
         let length = std::fs::File::open("/proc/self/statm").unwrap().read(&mut text).unwrap();
@@ -345,7 +348,8 @@ mod life {
         assert!(output.status.success(), "{}", stderr(&output));
     }
 
-    /// In a mount namespace of its own: /run and /dev empty but for the one socket, which this process reads itself.
+    /// In a mount namespace of its own: /run and /dev empty but for the one socket, which this
+    /// process reads itself.
     fn log_to_own_system(role: &str) -> ExitCode {
         use nix::mount::{MsFlags, mount};
         use nix::sched::{CloneFlags, unshare};

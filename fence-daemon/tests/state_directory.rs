@@ -22,7 +22,8 @@ mod refused {
             Self(folder)
         }
 
-        /// Starts the daemon with this state directory: its exit code, and what it says. There is no such interface: if it starts, it waits.
+        /// Starts the daemon with this state directory: its exit code, and what it says. There is
+        /// no such interface: if it starts, it waits.
         fn start(&self, state: &Path) -> (Option<i32>, String) {
             let config = self.0.path().join("conf");
             let text = format!(

@@ -1,5 +1,6 @@
-//! The systemd unit in dist says of the daemon what the daemon itself says. That systemd takes it, and that the rights in it are enough, is
-//! tested where there is a lab (`tests/tests/cluster/service.rs`).
+//! The systemd unit in dist says of the daemon what the daemon itself says. That systemd takes it,
+//! and that the rights in it are enough, is tested where there is a lab
+//! (`tests/tests/cluster/service.rs`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: builds the daemon as it is meant to run, and has it measured beside stock's fence_virtd, or what its kernel program costs.
+//! `cargo xtask bench`: builds the daemon as it is meant to run, and has it measured beside stock's
+//! fence_virtd, or what its kernel program costs.
 
 use std::process::ExitCode;
 
@@ -20,7 +21,8 @@ enum Subject {
     RateLimit,
     /// What the kernel program costs other traffic: docs/measured/bystanders.md
     Bystanders,
-    /// What fences take in real clusters, with the daemon and with stock's fence_virtd: docs/measured/clusters.md
+    /// What fences take in real clusters, with the daemon and with stock's fence_virtd:
+    /// docs/measured/clusters.md
     Clusters,
 }
 
@@ -51,7 +53,8 @@ pub(crate) struct Options {
     /// What is measured
     #[arg(value_enum, default_value_t = Subject::Daemon, value_name = "SUBJECT")]
     subject: Subject,
-    /// How many rounds; all that is compared has its turn in each [default: 5; bystanders: 11; clusters: 3]
+    /// How many rounds; all that is compared has its turn in each [default: 5; bystanders: 11;
+    /// clusters: 3]
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
     /// One short round that shows that the bench works; writes nothing

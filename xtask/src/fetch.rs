@@ -1,4 +1,5 @@
-//! `cargo xtask setup --fetch`: what tests download when they first need it, downloaded now, by the tests' own code.
+//! `cargo xtask setup --fetch`: what tests download when they first need it, downloaded now, by the
+//! tests' own code.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -73,7 +74,8 @@ impl Fetching {
         Ok(Self { child, said })
     }
 
-    /// Waits for its end. That it failed is told here and is no error: the tests that need what it did not get will say so.
+    /// Waits for its end. That it failed is told here and is no error: the tests that need what it
+    /// did not get will say so.
     ///
     /// # Errors
     /// If it cannot be waited for.

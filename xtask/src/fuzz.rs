@@ -1,8 +1,9 @@
-//! `cargo xtask fuzz`: libFuzzer looks for inputs that break what `fence-fuzz` says must hold; and `fence-differ` for frames on which the kernel
-//! program and user space differ.
+//! `cargo xtask fuzz`: libFuzzer looks for inputs that break what `fence-fuzz` says must hold; and
+//! `fence-differ` for frames on which the kernel program and user space differ.
 //!
-//! Works with the stable toolchain: the compiler's own pass counts coverage, and a C++ compiler builds libFuzzer. What is
-//! found stays below `target/fuzz`; what is worth keeping is for a person to decide (fuzz/README.md).
+//! Works with the stable toolchain: the compiler's own pass counts coverage, and a C++ compiler
+//! builds libFuzzer. What is found stays below `target/fuzz`; what is worth keeping is for a person
+//! to decide (fuzz/README.md).
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -60,7 +61,8 @@ pub(crate) struct Options {
     /// What the cases follow from (of `program` only) [default: the time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Write the fewest inputs that reach all that was reached to target/fuzz/merged, instead of fuzzing
+    /// Write the fewest inputs that reach all that was reached to target/fuzz/merged, instead of
+    /// fuzzing
     #[arg(long)]
     merge: bool,
 }

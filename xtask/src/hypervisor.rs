@@ -21,9 +21,11 @@ pub(crate) struct Hypervisor {
 }
 
 impl Hypervisor {
-    /// Looks under the root folder `root` for libvirt's sockets and the interface virbr0; the error says what is not there.
+    /// Looks under the root folder `root` for libvirt's sockets and the interface virbr0; the error
+    /// says what is not there.
     pub(crate) fn detect(root: &Path) -> Result<Self, String> {
-        // The sockets of the daemons that run domains; virtlogd and virtlockd have theirs in the same folder and run none.
+        // The sockets of the daemons that run domains; virtlogd and virtlockd have theirs in the
+        // same folder and run none.
         let serving = ["libvirt-sock", "virtqemud-sock", "virtlxcd-sock", "virtxend-sock"];
         let mut sockets = ["run/libvirt", "var/run/libvirt"]
             .into_iter()
@@ -39,7 +41,8 @@ impl Hypervisor {
     }
 }
 
-/// Stock's configuration under `root`, as far as xtask must know it; the daemon has the real parser.
+/// Stock's configuration under `root`, as far as xtask must know it; the daemon has the real
+/// parser.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct StockConfig {
     /// The file.
@@ -56,7 +59,8 @@ impl StockConfig {
     /// Reads it; `None` if there is no such file.
     ///
     /// # Errors
-    /// It is there and cannot be read: to pass it over would be to serve with another key than the guests have.
+    /// It is there and cannot be read: to pass it over would be to serve with another key than the
+    /// guests have.
     pub(crate) fn read(root: &Path) -> io::Result<Option<Self>> {
         match fs::read(root.join(STOCK_CONFIG)) {
             Ok(text) => Ok(Some(Self::of(root, &text))),
@@ -79,7 +83,8 @@ impl StockConfig {
     }
 }
 
-/// The last `key = "value"` of a configuration, in whatever section: enough to look whether a file exists.
+/// The last `key = "value"` of a configuration, in whatever section: enough to look whether a file
+/// exists.
 fn last_value(text: &str, key: &str) -> Option<String> {
     let bare = |line: &str| line.split('#').next().unwrap_or_default().to_owned();
     let text: Vec<String> = text.lines().map(bare).collect();

@@ -1,4 +1,5 @@
-//! A configuration and a key of our own, for a hypervisor that has neither: in a folder of the user's, never in /etc.
+//! A configuration and a key of our own, for a hypervisor that has neither: in a folder of the
+//! user's, never in /etc.
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -33,7 +34,8 @@ pub(crate) fn folder() -> anyhow::Result<PathBuf> {
 }
 
 impl OwnConfig {
-    /// Makes in `folder` what is not there yet. What is there stays: guests have copies of the key, an administrator may have edited the file.
+    /// Makes in `folder` what is not there yet. What is there stays: guests have copies of the key,
+    /// an administrator may have edited the file.
     ///
     /// # Errors
     /// If something cannot be written, or the key there is empty.

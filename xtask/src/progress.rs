@@ -1,6 +1,8 @@
-//! What a task shows while it works: a spinner on a terminal, plain lines with times elsewhere, a failing command's whole output.
+//! What a task shows while it works: a spinner on a terminal, plain lines with times elsewhere, a
+//! failing command's whole output.
 //!
-//! All of it goes to standard error, in one order with what cargo says; standard output is for results.
+//! All of it goes to standard error, in one order with what cargo says; standard output is for
+//! results.
 
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
 use std::process::{Command, ExitStatus, Stdio};
@@ -69,7 +71,8 @@ pub(crate) fn follow(mut command: Command, errors: Errors, mut each: impl FnMut(
             }
         }
     });
-    // What the command leaves running may keep the pipe open, and write to it, for ever: the command's exit counts, not the pipe's end.
+    // What the command leaves running may keep the pipe open, and write to it, for ever: the
+    // command's exit counts, not the pipe's end.
     loop {
         let status = child.try_wait().with_context(|| format!("lost sight of {typed}"))?;
         let pause = Instant::now() + Duration::from_secs(1);
@@ -115,7 +118,8 @@ fn conclude(title: &str, command: &str, status: ExitStatus, started: Instant) ->
     Ok(())
 }
 
-/// A spinner with the last line of a command's output on a terminal, one plain line elsewhere. It vanishes when dropped.
+/// A spinner with the last line of a command's output on a terminal, one plain line elsewhere. It
+/// vanishes when dropped.
 struct Spinner(Option<ProgressBar>);
 
 impl Spinner {

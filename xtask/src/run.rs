@@ -22,7 +22,8 @@ pub(crate) struct Options {
     /// Run the lab, also on a hypervisor
     #[arg(long)]
     lab: bool,
-    /// Lab: answer its requests, print the table, clean up, exit 0 if every one was answered as it should be
+    /// Lab: answer its requests, print the table, clean up, exit 0 if every one was answered as it
+    /// should be
     #[arg(long)]
     once: bool,
     /// Build without optimisation
@@ -100,7 +101,8 @@ fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Resu
     become_root_program(&workspace.binary("fence-daemon", !options.debug), arguments)
 }
 
-/// Stock's configuration, read with root's rights where ours do not suffice: Debian's package makes it for root only.
+/// Stock's configuration, read with root's rights where ours do not suffice: Debian's package makes
+/// it for root only.
 fn stock_config(root: &Path) -> anyhow::Result<Option<StockConfig>> {
     let error = match StockConfig::read(root) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => error,

@@ -109,7 +109,8 @@ impl Suite {
         }
     }
 
-    /// How many of its tests run at once on so many processors, if not as many: those that wait more than they compute.
+    /// How many of its tests run at once on so many processors, if not as many: those that wait
+    /// more than they compute.
     fn threads(self, processors: usize) -> Option<usize> {
         match self {
             Self::Netns | Self::Cluster => Some(2 * processors),
@@ -145,7 +146,8 @@ struct Tally {
 }
 
 impl Tally {
-    /// Adds a line if it is a test program's last: `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
+    /// Adds a line if it is a test program's last:
+    /// `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
     fn read(&mut self, line: &str) {
         let Some((_, counts)) = line.trim().strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
             return;
@@ -172,7 +174,8 @@ struct Outcome {
     took: Duration,
 }
 
-/// Runs `wanted` (all if none is named) one after the other, goes on after a failing one, and fails if any did.
+/// Runs `wanted` (all if none is named) one after the other, goes on after a failing one, and fails
+/// if any did.
 ///
 /// # Errors
 /// If setup or the build of what the tests need fails.
@@ -254,7 +257,8 @@ fn run_one(
             cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
         }
         if suite.needs_root() && privilege == Privilege::Sudo {
-            // Cargo stays with the user, whose target folder it is; only the test programs get root.
+            // Cargo stays with the user, whose target folder it is; only the test programs get
+            // root.
             let (name, runner) = sudo_runner()?;
             cargo.env(name, runner);
         }
@@ -268,7 +272,8 @@ fn run_one(
         })?;
         success &= status.success();
     }
-    // A set in which nothing ran has shown nothing; a filter may well match nothing in one of the sets.
+    // A set in which nothing ran has shown nothing; a filter may well match nothing in one of the
+    // sets.
     let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
     if !ran && success {
         say(format!("{}: no test ran", suite.name()));

@@ -37,7 +37,8 @@ impl Workspace {
             env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
         let root = manifest.parent().context("xtask lies in no workspace")?;
         let root = root.canonicalize().with_context(|| format!("the workspace {} is gone", root.display()))?;
-        // Cargo resolves a relative CARGO_TARGET_DIR against its working directory, which is the root for every cargo that we start.
+        // Cargo resolves a relative CARGO_TARGET_DIR against its working directory, which is the
+        // root for every cargo that we start.
         let target = env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty());
         let target = root.join(target.unwrap_or_else(|| "target".into()));
         Ok(Self { root, target })
@@ -53,9 +54,11 @@ impl Workspace {
         self.target.join(if release { "release" } else { "debug" }).join(name)
     }
 
-    /// Cargo in the root of the workspace, with the BPF object at `object` for the daemon's build script and the tests.
+    /// Cargo in the root of the workspace, with the BPF object at `object` for the daemon's build
+    /// script and the tests.
     ///
-    /// Every cargo of ours gets the same environment: one that differs makes it build the daemon anew.
+    /// Every cargo of ours gets the same environment: one that differs makes it build the daemon
+    /// anew.
     pub(crate) fn cargo(&self, object: &Path) -> Command {
         let mut cargo = self.program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.env(OBJECT_VARIABLE, object);

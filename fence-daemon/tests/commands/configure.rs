@@ -218,7 +218,8 @@ fn options_answer_without_questions() {
     let (config, _) = parse(&file(&conf));
     assert_eq!((config.multicast.group.to_string().as_str(), config.multicast.port), ("225.0.0.12", 1230));
     assert_eq!((config.uris.as_slice(), config.multicast.hash.name()), (&["test:///default".to_owned()][..], "sha512"));
-    // Without --yes what is given is not asked, but the file is shown, and nothing happens without a yes.
+    // Without --yes what is given is not asked, but the file is shown, and nothing happens without
+    // a yes.
     let asked = run(&["-c", "--interface", "none", "--address", "239.0.0.1"], &conf, "\n\n\n\n\n\nn\n");
     assert_eq!(asked.code, Some(1), "{}", asked.stdout);
     assert!(

@@ -1,4 +1,5 @@
-//! What goes wrong while `-c` and `keygen` work: the old file is there afterwards, and nothing else.
+//! What goes wrong while `-c` and `keygen` work: the old file is there afterwards, and nothing
+//! else.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
@@ -154,7 +155,8 @@ fn a_full_disk_leaves_the_old_file() {
     let dir = Dir::new();
     dir.write("answers", &all_answers());
     dir.write("old", OLD);
-    // One page for the directory's one file, none for a second one; `d` is a file that takes the room.
+    // One page for the directory's one file, none for a second one; `d` is a file that takes the
+    // room.
     let script = "cd \"$1\"; mkdir full; mount -t tmpfs -o size=8k none full; cp old full/conf; echo x > full/d
         set +e; \"$0\" -c -f full/conf < answers; echo \"code $?\" >&2; \"$0\" keygen full/key; echo \"code $?\" >&2
         set -e; cmp old full/conf; test \"$(ls -A full)\" = \"conf\nd\"";

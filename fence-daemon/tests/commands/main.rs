@@ -1,5 +1,5 @@
-//! What the program does besides being the daemon, each in a process of its own: `-c`, `-l`, `check-config`,
-//! `keygen`, `status` and `top`.
+//! What the program does besides being the daemon, each in a process of its own: `-c`, `-l`,
+//! `check-config`, `keygen`, `status` and `top`.
 
 #[cfg(test)]
 mod check;

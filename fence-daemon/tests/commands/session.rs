@@ -28,12 +28,14 @@ impl Session {
     pub(crate) fn start(program: &[&str], environment: &[(&str, &str)]) -> Self {
         let pty = openpty(Some(&SIZE), None).unwrap();
         let (master, slave) = (File::from(pty.master), File::from(pty.slave));
-        // Or Ctrl-C throws away what is on its way to the screen, and sometimes what is said about it.
+        // Or Ctrl-C throws away what is on its way to the screen, and sometimes what is said about
+        // it.
         let mut settings = tcgetattr(&slave).unwrap();
         settings.local_flags |= LocalFlags::NOFLSH;
         tcsetattr(&slave, SetArg::TCSANOW, &settings).unwrap();
-        // setsid makes the terminal the controlling one: without that Ctrl-C would be a letter. The shell keeps the session after
-        // the program's end: with the session's first process goes what nobody has read from the screen yet.
+        // setsid makes the terminal the controlling one: without that Ctrl-C would be a letter. The
+        // shell keeps the session after the program's end: with the session's first process goes
+        // what nobody has read from the screen yet.
         let script = "trap : INT QUIT; \"$@\"; echo \"exit code $?.\"; read -r end";
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait", "sh", "-c", script, "sh"]).args(program);

@@ -1,4 +1,5 @@
-//! `status` and `top` at a real terminal. The daemon is one that says what the documentation's example says.
+//! `status` and `top` at a real terminal. The daemon is one that says what the documentation's
+//! example says.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

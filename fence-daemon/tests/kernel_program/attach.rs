@@ -32,7 +32,8 @@ pub(crate) fn tcx_on(interface: &str) -> Vec<u32> {
     programs.iter().map(aya::programs::ProgramInfo::id).collect()
 }
 
-/// What is closed here is open a moment longer in what another test is just starting, until that is a program of its own.
+/// What is closed here is open a moment longer in what another test is just starting, until that is
+/// a program of its own.
 fn soon(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..3000 {
         if holds() {
@@ -46,7 +47,8 @@ fn soon(what: &str, mut holds: impl FnMut() -> bool) {
 #[test]
 fn auto_spares_others_where_a_driver_is_only_software() {
     in_namespace(|| {
-        // Where there is no tcx (`cargo xtask test kernels` has such a kernel) XDP is as good as it gets.
+        // Where there is no tcx (`cargo xtask test kernels` has such a kernel) XDP is as good as it
+        // gets.
         let best = if has_tcx() { AttachedMode::Tcx } else { AttachedMode::Generic };
         for interface in ["virbr0", "port0"] {
             for mode in [Mode::Auto, Mode::Gentle] {
@@ -96,7 +98,8 @@ fn a_mode_that_is_asked_for_is_the_mode_or_an_error() {
     });
 }
 
-/// One program on several interfaces, in several ways, with one ring buffer and one set of counters.
+/// One program on several interfaces, in several ways, with one ring buffer and one set of
+/// counters.
 #[test]
 fn several_interfaces_have_a_link_each() {
     in_namespace(|| {
@@ -130,7 +133,8 @@ fn a_form_that_is_loaded_late_finds_its_maps() {
     });
 }
 
-/// The maps stay, and with them what was counted; the interface that comes may have the number of the one that went.
+/// The maps stay, and with them what was counted; the interface that comes may have the number of
+/// the one that went.
 #[test]
 fn where_its_interface_was_deleted_it_can_be_attached_to_the_next() {
     in_namespace(|| {
@@ -274,7 +278,8 @@ pub(crate) fn route_multicast(interface: &str) -> OwnedFd {
         remote: u32,
     }
     let check = |result: i32| if result < 0 { panic!("{}", std::io::Error::last_os_error()) } else { result };
-    // SAFETY: there is no safe way to a raw IGMP socket here. No pointer is passed; the result is checked.
+    // SAFETY: there is no safe way to a raw IGMP socket here. No pointer is passed; the result is
+    // checked.
     let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_IGMP) });
     // SAFETY: the descriptor is new and nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };

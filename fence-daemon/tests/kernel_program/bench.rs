@@ -54,7 +54,8 @@ pub(crate) fn require_root() {
     );
 }
 
-/// Runs a test in a namespace with a bridge `virbr0` and a veth pair `port0`, `guest0`, all of them up.
+/// Runs a test in a namespace with a bridge `virbr0` and a veth pair `port0`, `guest0`, all of them
+/// up.
 pub(crate) fn in_namespace(test: fn()) {
     require_root();
     let thread = std::thread::spawn(move || {

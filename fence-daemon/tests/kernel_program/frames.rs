@@ -39,8 +39,8 @@ pub(crate) struct Frame {
     pub(crate) trailer: usize,
     /// Spoils the digest.
     pub(crate) forged: bool,
-    /// How many requests of 176 bytes follow each other in the payload, to be cut apart by whoever gets the frame (as a guest's
-    /// driver does it).
+    /// How many requests of 176 bytes follow each other in the payload, to be cut apart by whoever
+    /// gets the frame (as a guest's driver does it).
     pub(crate) segments: usize,
     /// Bytes in the payload behind the requests.
     pub(crate) more: usize,
@@ -185,7 +185,8 @@ pub(crate) struct Cable(OwnedFd);
 impl Cable {
     pub(crate) fn to(interface: &str) -> Self {
         let check = |result: i32| if result < 0 { panic!("{}", io::Error::last_os_error()) } else { result };
-        // SAFETY: there is no safe way to a packet socket here. No pointer is passed; the result is checked.
+        // SAFETY: there is no safe way to a packet socket here. No pointer is passed; the result is
+        // checked.
         let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) });
         // SAFETY: the descriptor is new and nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -207,7 +208,8 @@ impl Cable {
         let (bytes, _, udp) = frame.bytes(seqno);
         let mut all = vec![0_u8; 10];
         if frame.segments > 1 || frame.more > 0 {
-            // struct virtio_net_hdr: the checksum is still to be made, the parts are of UDP and of 176 bytes.
+            // struct virtio_net_hdr: the checksum is still to be made, the parts are of UDP and of
+            // 176 bytes.
             all[0] = 1;
             all[1] = 5;
             for (at, value) in [(2, udp + 8), (4, 176), (6, udp), (8, 6)] {

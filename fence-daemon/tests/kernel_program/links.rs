@@ -1,4 +1,5 @@
-//! What the kernel tells about links, and that nothing of it is lost for good when there is more than the socket's buffer holds.
+//! What the kernel tells about links, and that nothing of it is lost for good when there is more
+//! than the socket's buffer holds.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -40,7 +41,8 @@ fn with_links(test: impl AsyncFnOnce(Links)) {
 fn what_comes_and_goes_is_told_by_number() {
     in_namespace(|| {
         with_links(async |mut links| {
-            // What the kernel is still telling of the namespace's beginning (addresses that it makes itself) is nothing that goes.
+            // What the kernel is still telling of the namespace's beginning (addresses that it
+            // makes itself) is nothing that goes.
             let changes = told(&mut links).await;
             assert!(changes.gone.is_empty() && !changes.everything, "{changes:?}");
             ip("link set virbr0 down");
@@ -94,7 +96,8 @@ fn an_overflow_makes_everything_doubtful_and_the_listening_goes_on() {
     });
 }
 
-/// The socket. What another test starts meanwhile may hold the one before for a moment longer, until it is a program of its own.
+/// The socket. What another test starts meanwhile may hold the one before for a moment longer,
+/// until it is a program of its own.
 fn open_socket() -> RequestSocket {
     let mut tries = 0..1000;
     loop {
@@ -105,7 +108,8 @@ fn open_socket() -> RequestSocket {
     }
 }
 
-/// The listener on its interface, as the daemon has it; without the kernel's messages it takes a little longer.
+/// The listener on its interface, as the daemon has it; without the kernel's messages it takes a
+/// little longer.
 #[test]
 fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messages() {
     in_namespace(|| {

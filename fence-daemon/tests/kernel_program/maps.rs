@@ -12,7 +12,8 @@ fn sender(number: usize) -> Sender {
     Sender { ip, mac: [2; 6], family: 2 }
 }
 
-/// The kernel hands out free elements to each CPU in batches, and a CPU that has none left forgets old ones.
+/// The kernel hands out free elements to each CPU in batches, and a CPU that has none left forgets
+/// old ones.
 #[test]
 fn as_many_senders_are_trusted_as_is_promised_whichever_cpu_has_seen_them() {
     let mut program = load();

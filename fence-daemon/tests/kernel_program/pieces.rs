@@ -1,4 +1,5 @@
-//! Frames whose bytes lie in several pieces, as network cards leave them: a tap device makes them so on demand.
+//! Frames whose bytes lie in several pieces, as network cards leave them: a tap device makes them
+//! so on demand.
 
 use std::fs::File;
 use std::io::{IoSlice, Write as _};
@@ -30,7 +31,8 @@ impl Tap {
         }
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | IFF_NAPI | IFF_NAPI_FRAGS;
         request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap();
-        // SAFETY: there is no safe way to this call here. The kernel reads and writes a live `ifreq`, which is what it expects.
+        // SAFETY: there is no safe way to this call here. The kernel reads and writes a live
+        // `ifreq`, which is what it expects.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         assert!(result >= 0, "{}", std::io::Error::last_os_error());
         ip("link set tap9 up");
@@ -57,7 +59,8 @@ fn events(ring: &mut Ring, seqno: u32) -> usize {
     count
 }
 
-/// What the interface has handed to the stack as IP datagrams (and the stack has not thrown away for their form).
+/// What the interface has handed to the stack as IP datagrams (and the stack has not thrown away
+/// for their form).
 fn frames_seen() -> u64 {
     std::fs::read_to_string("/proc/thread-self/net/dev")
         .unwrap()

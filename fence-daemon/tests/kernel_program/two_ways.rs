@@ -1,6 +1,7 @@
 //! The same frames without and with the program, through the real bridge, stack and socket.
 //!
-//! What the socket gives out without the program must come with it too, by one way or the other, and once.
+//! What the socket gives out without the program must come with it too, by one way or the other,
+//! and once.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,11 +25,12 @@ enum Way {
     Ring,
     /// By the socket, with the program or without it.
     Socket,
-    /// Only with the program, through the ring buffer: the stack sees something wrong in what carries the request, which the program
-    /// does not look at. The digest is right all the same, so whoever sent it has the key.
+    /// Only with the program, through the ring buffer: the stack sees something wrong in what
+    /// carries the request, which the program does not look at. The digest is right all the same,
+    /// so whoever sent it has the key.
     RingOnly,
-    /// Only without the program: the one known difference of this kind, see the end of `fence_common::frame`'s `udp`. A tc program is told
-    /// that such a frame is to be cut apart.
+    /// Only without the program: the one known difference of this kind, see the end of
+    /// `fence_common::frame`'s `udp`. A tc program is told that such a frame is to be cut apart.
     Lost,
 }
 

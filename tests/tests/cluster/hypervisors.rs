@@ -1,4 +1,4 @@
-//! Two hypervisors on one segment, each with a libvirtd and a daemon of its own: every request is heard by both, and one answers.
+//! Two hypervisors on one segment, each with a libvirtd and a daemon: both hear every request.
 //!
 //! docs/guide/several-hypervisors.md says for people what is shown here.
 
@@ -24,11 +24,12 @@ use nix::sys::signal::Signal;
 
 /// Both hypervisors' key.
 const KEY: [u8; 512] = [0x6b; 512];
-/// Guests that ask are numbered from here on the first host, and from [`OTHERS`] later on the second: libvirt counts its own machines' ports from 0.
+/// Guests that ask are numbered from here on the first host, and from [`OTHERS`] later on the
+/// second: libvirt counts its own machines' ports from 0.
 const GUEST: u8 = 90;
 const OTHERS: u8 = 50;
-/// How long a guest asks nothing more: the host that was not needed calls back so late that it might meet the guest's next client, which then fails. (It is
-/// told what it asked by nobody, so that is no false success.)
+/// How long a guest sends nothing more. The late callback of the host that was not needed might
+/// meet the guest's next client, which then fails (and is no false success).
 const REST: Duration = Duration::from_secs(5);
 /// What a second host may listen on.
 const OTHER_PORT: u16 = 1230;
@@ -131,7 +132,8 @@ impl Host {
         Ok(machines.iter().any(|machine| machine.is_dead().is_ok_and(|dead| !dead)))
     }
 
-    /// Waits until the daemon has told of an answer to this guest from `position` on: `None` if it says that none was needed.
+    /// Waits until the daemon has told of an answer to this guest from `position` on: `None` if it
+    /// says that none was needed.
     fn answered(&self, position: usize, op: &str, domain: &str, guest: Ipv4Addr) -> Result<Option<Fence>> {
         let told = |line: &str| {
             let about = line.contains(&format!("op={op} domain={domain} source={guest} "));
@@ -162,7 +164,8 @@ impl Segment {
         format!("here: {}there: {}", self.hosts[HERE].log(), self.hosts[THERE].log())
     }
 
-    /// Asks from a guest on one host; no machine of this name may live on any when the answer is that it is off.
+    /// Asks from a guest on one host; no machine of this name may live on any when the answer is
+    /// that it is off.
     fn fence(&self, from: usize, op: &str, domain: &str) -> Result<(Finished, Ipv4Addr)> {
         let mut victims = Vec::new();
         for host in &self.hosts {
@@ -245,7 +248,8 @@ fn the_host_that_has_the_domain_answers_and_the_other_is_silent() -> Result<()> 
         segment.expect_of(owner, owner, "reboot", &name, 0)?;
         segment.expect_of(owner, from, "reboot", &name, 0)?;
         segment.expect_only_of(owner, from, "off", &name, 0)?;
-        // Known there and shut off: the host that has never heard of it must not be the one that is believed.
+        // Known there and shut off: the host that has never heard of it must not be the one that is
+        // believed.
         segment.expect_only_of(owner, from, "off", &name, 0)?;
         segment.expect_of(owner, from, "on", &name, 0)?;
         ensure!(segment.only_place(&name)? == owner);
@@ -314,7 +318,8 @@ fn of_two_of_one_name_the_one_that_runs_is_meant() -> Result<()> {
     Ok(())
 }
 
-/// Each host speaks for itself, and the client believes the first: one name for two machines that run is a mistake that only people can see.
+/// Each host speaks for itself, and the client believes the first: one name for two machines that
+/// run is a mistake that only people can see.
 #[test]
 fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
     let segment = Segment::new()?;
@@ -322,7 +327,8 @@ fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
         qemu::start_idle(&host.libvirtd, "twin")?;
     }
     for host in &segment.hosts {
-        // Who has not heard of it yet would have to ask libvirt, which may take longer than the client waits for the first.
+        // Who has not heard of it yet would have to ask libvirt, which may take longer than the
+        // client waits for the first.
         host.server()?.wait_domain("twin", "running")?;
     }
     let twins = [segment.hosts[HERE].machine("twin")?, segment.hosts[THERE].machine("twin")?];
@@ -390,8 +396,9 @@ fn a_machine_that_is_on_its_way_is_the_old_hosts() -> Result<()> {
     Ok(())
 }
 
-/// Where a machine is defined on both, a host can stand in for the other: "already off", while it runs there and the daemon there is down. Devices of their own, by
-/// their ports, keep them apart: each speaks for one host.
+/// Where a machine is defined on both, a host can stand in for the other: "already off", while it
+/// runs there and the daemon there is down. Devices of their own, by their ports, keep them apart:
+/// each speaks for one host.
 #[test]
 fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
     let mut segment = Segment::new()?;
@@ -417,8 +424,9 @@ fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
     Ok(())
 }
 
-/// While one host has stock's server still, what runs there is fenced by it, and ours does not get in its way. Stock's calls back at once about what it does
-/// not know: for what runs at ours either may be the first.
+/// While one host has stock's server still, what runs there is fenced by it, and ours does not get
+/// in its way. Stock's calls back at once about what it does not know: for what runs at ours either
+/// may be the first.
 #[test]
 fn beside_a_stock_server() -> Result<()> {
     let segment = Segment::of([Which::Stock, Which::ours()?])?;

@@ -1,4 +1,5 @@
-//! A cluster of two QEMU guests, whose nodes fence each other through the daemon by the stock client.
+//! A cluster of two QEMU guests, whose nodes fence each other through the daemon by the stock
+//! client.
 
 use std::time::Instant;
 
@@ -41,7 +42,8 @@ impl Cluster {
         Ok(Self { guests, claims, server, libvirtd })
     }
 
-    /// Waits until alpha has had beta shot and runs the resource. `since` is when they were given the reason, `position` the server's log then.
+    /// Waits until alpha has had beta shot and runs the resource. `since` is when they were given
+    /// the reason, `position` the server's log then.
     fn sees_beta_fenced(&self, since: Instant, position: usize, machines: &[Witness; 2]) -> Result<()> {
         poll_until("beta to be shot", ONLINE_LIMIT, || {
             self.claims.check()?;

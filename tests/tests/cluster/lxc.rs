@@ -34,7 +34,8 @@ fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
     let node = Node::define(&libvirtd, &members[0], &plain(&members, &members[0], &KEY))?;
     node.start(&libvirtd)?;
     node.wait_up()?;
-    // systemd sees itself at the root of every hierarchy, and has nobody else's processes in its slices.
+    // systemd sees itself at the root of every hierarchy, and has nobody else's processes in its
+    // slices.
     let groups = node.must("cat /proc/1/cgroup")?;
     ensure!(groups.lines().all(|line| line.ends_with(":/") || line.ends_with(":/init.scope")), "{groups}");
     // A Pacemaker that despairs of its node must not reboot the host.
@@ -103,7 +104,8 @@ fn of_two_nodes_that_shoot_each_other_at_the_same_moment_one_lives() -> Result<(
         for number in [0, 1] {
             let (node, domain) = (&nodes[number], &members[1 - number].domain);
             let wait = format!("while [ $(date +%s%N) -lt {moment} ]; do :; done");
-            // As the container's own child: it could not die as long as somebody else has not taken note of the end of his.
+            // As the container's own child: it could not die as long as somebody else has not taken
+            // note of the end of his.
             let shoot = format!("{wait}; fence_xvm -k {KEY_PATH} -H {domain} -o reboot; echo $? > {SHOT}");
             node.must(&format!("rm -f {SHOT}; ({shoot}) > /dev/null 2>&1 &"))?;
         }

@@ -1,5 +1,6 @@
-//! `external/fence-xdp` of dist under cluster-glue's own `stonith`, in a node that has nothing but the stock client and the key; containers
-//! are its victims, and the kernel says whether they are dead.
+//! `external/fence-xdp` of dist under cluster-glue's own `stonith`, in a node that has nothing but
+//! the stock client and the key; containers are its victims, and the kernel says whether they are
+//! dead.
 
 mod bad_input;
 mod beside;
@@ -88,7 +89,8 @@ impl Scene {
         Witness::of_container(&self.hypervisor, victim)
     }
 
-    /// What runs under the victim's name is dead when `script` has succeeded. For what may fail, and for what must not: the exit code comes back.
+    /// What runs under the victim's name is dead when `script` has succeeded. For what may fail,
+    /// and for what must not: the exit code comes back.
     fn fence(&self, victim: &str, script: &str) -> Result<Finished> {
         let victims = Witness::of_all(&self.hypervisor, victim)?;
         let done = self.run(script)?;

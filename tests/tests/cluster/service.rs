@@ -1,4 +1,5 @@
-//! The systemd unit of dist: systemd takes it and runs the daemon by it, and the rights in it are enough for all that fencing needs.
+//! The systemd unit of dist: systemd takes it and runs the daemon by it, and the rights in it are
+//! enough for all that fencing needs.
 
 use std::process::Command;
 use std::time::Duration;
@@ -43,8 +44,8 @@ fn capabilities() -> Result<Vec<String>> {
     Ok(names.into_iter().map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect())
 }
 
-/// A log without the line about a right that systemd uses before it starts the daemon, and the daemon need not have, and without
-/// the one about the lab's key, which anybody can guess.
+/// A log without the line about a right that systemd uses before it starts the daemon, and the
+/// daemon need not have, and without the one about the lab's key, which anybody can guess.
 fn but_for_oom(log: &str) -> String {
     let is_expected = |line: &&str| line.contains("CAP_SYS_RESOURCE") || line.contains("is not random");
     log.lines().filter(|line| !is_expected(line)).map(|line| format!("{line}\n")).collect()
@@ -69,7 +70,8 @@ impl Host {
         Ok(host)
     }
 
-    /// Starts a node that listens on this interface and has these URIs. The daemon is enabled where `interface` is none that it has.
+    /// Starts a node that listens on this interface and has these URIs. The daemon is enabled where
+    /// `interface` is none that it has.
     fn with(libvirtd: Libvirtd, interface: &str, uris: &[&str]) -> Result<Self> {
         Image::get()?;
         let me = Member { name: "host".into(), address: [192, 168, 122, 41].into(), domain: "host".into() };
@@ -300,7 +302,8 @@ fn each_form_of_uri_connects_under_the_unit() -> Result<()> {
     // The doctor sees them as the daemon does, also where it has more rights itself.
     let wrong = host.doctor_about_libvirt()?;
     ensure!(wrong.is_empty(), "{wrong:#?}");
-    // In a container with cgroups of the old kind systemd does not always learn that an ssh has ended, and waits for it.
+    // In a container with cgroups of the old kind systemd does not always learn that an ssh has
+    // ended, and waits for it.
     let less = b"[Service]\nCapabilityBoundingSet=~CAP_SETPCAP\nTimeoutStopSec=5\n";
     host.node.write(&format!("{UNIT_PATH}.d/less.conf"), less, 0o644)?;
     host.must("systemctl daemon-reload && systemctl restart fence-daemon")?;
@@ -315,7 +318,8 @@ fn each_form_of_uri_connects_under_the_unit() -> Result<()> {
         // With the daemon's rights it fails as it does for the daemon.
         let command = finding["commands"][0].as_str().with_context(|| text.clone())?;
         let tried = host.run(command)?;
-        // Why it fails is a matter of luck: libvirt's client sees the ssh die, or the pipe to it break.
+        // Why it fails is a matter of luck: libvirt's client sees the ssh die, or the pipe to it
+        // break.
         ensure!(tried.code != Some(0) && command.contains("nsenter"), "{command}: {tried:?}");
     }
     Ok(())
@@ -349,7 +353,8 @@ fn the_rights_of_the_unit_are_enough_to_kill_a_machine_of_another_user() -> Resu
     let status = std::fs::read_to_string(format!("/proc/{}/status", machine.pid))?;
     ensure!(status.lines().any(|line| line.starts_with(&format!("Uid:\t{USER}\t"))), "it is root's: {status}");
 
-    // By its process and not by libvirt, which would do without the rights, and takes a hundred times as long.
+    // By its process and not by libvirt, which would do without the rights, and takes a hundred
+    // times as long.
     let mut asked = Command::new(&program);
     asked.args(["-f", &hypervisor.path("fence_virt.conf"), "status", "--json"]);
     poll_until("the daemon to hold the machine's process", LIMIT, || {

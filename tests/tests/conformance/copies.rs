@@ -127,7 +127,8 @@ fn burst() -> Case {
     .and_state_of(name)
 }
 
-/// The very same datagram again: the stock client never does that, each of its datagrams has random bytes of its own.
+/// The very same datagram again: the stock client never does that, each of its datagrams has random
+/// bytes of its own.
 fn replayed() -> Case {
     let name = "the very same datagram after a failed call-back";
     let expected = Expected::differ("replays", "reply 0, then off", format!("{SILENCE}, then running"));
@@ -187,7 +188,8 @@ fn multi_homed() -> Vec<Case> {
     vec![first_dead.and_state_of(dead), both_live.and_state_of(both)]
 }
 
-/// Somebody asks, is called back and says nothing; then the next one asks from the same address and port.
+/// Somebody asks, is called back and says nothing; then the next one asks from the same address and
+/// port.
 fn overtaken() -> Case {
     let name = "a newer request from the same place";
     let expected = Expected::differ("superseded", "reply 0 / reply 1", "no reply / reply 1");
@@ -227,7 +229,8 @@ fn stock_client() -> Vec<Case> {
     cases.into_iter().map(case).collect()
 }
 
-/// On a segment with several hypervisors all of them hear a request, and the client takes the first call-back that it gets.
+/// On a segment with several hypervisors all of them hear a request, and the client takes the first
+/// call-back that it gets.
 fn deferred() -> Case {
     let expected = Expected::differ("unknown-defers", "the unknown domain first", "the unknown domain last");
     Case::new("an unknown domain, and then something else", expected, |stage, watched| {

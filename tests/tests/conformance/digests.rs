@@ -1,4 +1,5 @@
-//! Every pair of digests that a server can be configured with, by both families, against clients with every pair of theirs.
+//! Every pair of digests that a server can be configured with, by both families, against clients
+//! with every pair of theirs.
 
 use fence_common::hash::HashKind;
 use fence_common::wire::Op;
@@ -20,7 +21,8 @@ pub(crate) fn scenes() -> Vec<Scene> {
     scenes
 }
 
-/// Whether a server takes requests with this digest. One that demands neither digest nor authentication reads no key, and can verify none.
+/// Whether a server takes requests with this digest. One that demands neither digest nor
+/// authentication reads no key, and can verify none.
 fn taken(hash: HashKind, auth: HashKind, of_client: HashKind) -> bool {
     let has_key = (hash, auth) != (HashKind::None, HashKind::None);
     of_client.to_wire() >= hash.to_wire() && (has_key || of_client == HashKind::None)
@@ -35,7 +37,8 @@ fn scene(family: Family, hash: HashKind, auth: HashKind) -> Scene {
             let expected = match (taken(hash, auth, client_hash), client_auth == auth) {
                 (false, _) => format!("{}, then running", talk::SILENCE),
                 (true, true) => "reply 0, then off".to_owned(),
-                // A server without authentication acts at once, and its reply is no answer to the client's challenge.
+                // A server without authentication acts at once, and its reply is no answer to the
+                // client's challenge.
                 (true, false) if auth == HashKind::None => format!("{}, then off", talk::NO_REPLY),
                 (true, false) => format!("{}, then running", talk::NO_REPLY),
             };

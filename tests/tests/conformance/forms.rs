@@ -1,4 +1,5 @@
-//! Requests that are not as a stock client makes them, and names that are not as an administrator picks them.
+//! Requests that are not as a stock client makes them, and names that are not as an administrator
+//! picks them.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -137,7 +138,8 @@ fn ways() -> Vec<Case> {
     vec![to_host.and_state_of(unicast), not_source.and_state_of(nat)]
 }
 
-/// The stock client with settings that are not the server's. It gives up after two seconds here, not thirty.
+/// The stock client with settings that are not the server's. It gives up after two seconds here,
+/// not thirty.
 fn clients() -> Vec<Case> {
     type Set = fn(Client, &Stage) -> Client;
     let cases: [(&str, Set); 5] = [

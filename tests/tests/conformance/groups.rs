@@ -1,4 +1,5 @@
-//! Groups: names that are spelled in another case than the domain's or the request's, and copies of a request that are denied.
+//! Groups: names that are spelled in another case than the domain's or the request's, and copies of
+//! a request that are denied.
 
 use fence_common::wire::{Op, Request};
 use fence_lab::lab::Guest;
@@ -7,7 +8,8 @@ use fence_lab::testdriver::{State, TestDomain, uuid};
 use crate::scene::{Case, Expected, Scene};
 use crate::talk::{self, SILENCE};
 
-/// How the group spells the domain, and how the request does. The domain's own name is the first word in lower case.
+/// How the group spells the domain, and how the request does. The domain's own name is the first
+/// word in lower case.
 const SPELLINGS: [(&str, &str); 4] = [("CVM1", "cvm1"), ("cvm2", "CVM2"), ("Cvm3", "cvm3"), ("cvm4", "cvm4")];
 
 /// The cases that ask for one of the domains by name, with `op`.
@@ -20,7 +22,8 @@ fn asked(op: Op, expected: Expected, spellings: &'static [(&'static str, &'stati
     spellings.iter().map(case).collect()
 }
 
-/// A copy of a request that asks for a callback at an address that no group permits, and then the request itself.
+/// A copy of a request that asks for a callback at an address that no group permits, and then the
+/// request itself.
 fn denied_copy() -> Scene {
     const SEQNO: u32 = 4711;
     let expected =

@@ -1,4 +1,5 @@
-//! Real machines under a real libvirtd: less of them than of the test driver's, and what only they can show.
+//! Real machines under a real libvirtd: less of them than of the test driver's, and what only they
+//! can show.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
-//! The conformance suite: the same scripted requests to Debian's fence_virtd and to fence-daemon, one after the other. Whatever
-//! a client can see has to be the same, except where `docs/reference/compatibility.md` lists a difference: then exactly that difference.
+//! The conformance suite: the same scripted requests to Debian's fence_virtd and to fence-daemon,
+//! one after the other. Whatever a client can see has to be the same, except where
+//! `docs/reference/compatibility.md` lists a difference: then exactly that difference.
 //!
-//! Each scene is a test of its own (`cargo test --test conformance -- matrix`); the summary after all of them also fails where
-//! a listed difference did not occur.
+//! Each scene is a test of its own (`cargo test --test conformance -- matrix`); the summary after
+//! all of them also fails where a listed difference did not occur.
 
 mod copies;
 mod digests;

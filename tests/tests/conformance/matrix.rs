@@ -1,4 +1,5 @@
-//! Every operation on a domain in every state, by every spelling, from guests with and without permission.
+//! Every operation on a domain in every state, by every spelling, from guests with and without
+//! permission.
 
 use std::net::IpAddr;
 
@@ -133,7 +134,8 @@ struct Combination {
     domain: TestDomain,
 }
 
-/// Cases and domains of one kind of groups, the domains' numbers from `first` on. Guest `guest` asks.
+/// Cases and domains of one kind of groups, the domains' numbers from `first` on. Guest `guest`
+/// asks.
 fn product(groups: Groups, guest: usize, first: usize) -> (Vec<Case>, Vec<TestDomain>) {
     let mut combinations = Vec::new();
     for op in Op::ALL {
@@ -179,8 +181,8 @@ fn case(combination: &Combination, groups: Groups, guest: usize, visible: &[Test
     case.and_state_of(domain.name.clone())
 }
 
-/// What of a list does not depend on the other cases that are played at the same time: no states but this domain's own, and not those
-/// that are gone when they are off.
+/// What of a list does not depend on the other cases that are played at the same time: no states
+/// but this domain's own, and not those that are gone when they are off.
 fn steady(list: HostList, own: &str) -> String {
     let mut records = list.records;
     records.retain(|record| !record.name.starts_with("off-transient"));
@@ -202,7 +204,8 @@ pub(crate) fn scenes() -> Vec<Scene> {
     let mut sections = Vec::new();
     let all: Vec<TestDomain> = parts.iter().flat_map(|(_, domains)| domains.clone()).collect();
     for ((groups, guest), (cases, _)) in Groups::LISTED.iter().zip(&parts) {
-        // Where a domain is unknown its name is listed all the same: it could be another hypervisor's.
+        // Where a domain is unknown its name is listed all the same: it could be another
+        // hypervisor's.
         let names = cases.iter().map(|case| case.name.clone());
         let uuids = (0..cases.len()).map(|number| uuid(guest * 1000 + number));
         match groups {

@@ -33,7 +33,8 @@ pub(crate) fn compare(scene: &str, cases: &[Case], stock: &Played, ours: &Played
     compared.collect()
 }
 
-/// Compares what came out of one case. The logs' lines about `domain` are shown where it is not as it should be.
+/// Compares what came out of one case. The logs' lines about `domain` are shown where it is not as
+/// it should be.
 pub(crate) fn compare_one(
     name: &str,
     expected: &Expected,
@@ -93,7 +94,8 @@ fn last_lines(name: &str, log: &str, domain: Option<&str>) -> String {
     text
 }
 
-/// The failures of a scene as one text, if there are any; a difference that is not in the table is one.
+/// The failures of a scene as one text, if there are any; a difference that is not in the table is
+/// one.
 pub(crate) fn failures(compared: &[Compared], listed: &[Difference]) -> Option<String> {
     let failures: Vec<_> = compared.iter().filter_map(|case| case.failure.as_deref()).collect();
     let is_listed = |id: &&str| listed.iter().any(|row| row.id == *id && row.seen_by_suite);

@@ -1,8 +1,10 @@
-//! A scene: one configuration, some domains, and cases that are played to the stock server and then to ours.
+//! A scene: one configuration, some domains, and cases that are played to the stock server and then
+//! to ours.
 //!
-//! What a case brings out is text, and compared verbatim. It has everything that a client can see (each reply to the byte, an
-//! exit code, printed lines, that nobody called back), call-backs that nobody asked for, and the state that the server's own
-//! host list gives for the case's domain when all is over.
+//! What a case brings out is text, and compared verbatim. It has everything that a client can see
+//! (each reply to the byte, an exit code, printed lines, that nobody called back), call-backs that
+//! nobody asked for, and the state that the server's own host list gives for the case's domain when
+//! all is over.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +27,8 @@ use crate::talk;
 
 /// How long nothing may come after the last answer before it is called silence.
 const QUIET: Duration = Duration::from_millis(400);
-/// How long a domain may take to get into its state after the reply: ours answers a reboot when off is proven.
+/// How long a domain may take to get into its state after the reply: ours answers a reboot when off
+/// is proven.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 
 /// What is to come out of a case.
@@ -54,7 +57,8 @@ impl Expected {
     }
 }
 
-/// What a case does. Clients that it leaves in the list are watched until the scene ends: who calls them back then is told.
+/// What a case does. Clients that it leaves in the list are watched until the scene ends: who calls
+/// them back then is told.
 type Script = Box<dyn Fn(&Stage, &mut Vec<Peer>) -> Result<String> + Send + Sync>;
 
 /// One scripted request, or a few that belong together.
@@ -84,7 +88,8 @@ impl Case {
 /// Where cases are played.
 pub(crate) struct Stage {
     pub(crate) hypervisor: Hypervisor,
-    /// Guest number 1 is the first. The last one belongs to the scene: it asks for the list at the end.
+    /// Guest number 1 is the first. The last one belongs to the scene: it asks for the list at the
+    /// end.
     pub(crate) guests: Vec<Guest>,
     pub(crate) config: Config,
     pub(crate) server: Server,
@@ -101,7 +106,8 @@ impl Stage {
         self.hypervisor.space().must("sh", &["-c", kill]).map(drop)
     }
 
-    /// A client with this lab's key and the configuration's digests and family, in guest `number` (1 is the first).
+    /// A client with this lab's key and the configuration's digests and family, in guest `number`
+    /// (1 is the first).
     pub(crate) fn peer(&self, number: usize) -> Result<Peer> {
         let guest = self.guest(number)?;
         let peer = Peer::new(guest, &talk::key(), self.config.family)?;
@@ -123,7 +129,8 @@ impl Stage {
         Ok(lock(mutex))
     }
 
-    /// The states of all domains: by virsh where a libvirtd knows them, else by the server's own host list.
+    /// The states of all domains: by virsh where a libvirtd knows them, else by the server's own
+    /// host list.
     fn states(&self) -> Result<BTreeMap<String, String>> {
         if let Some(libvirtd) = &self.libvirtd {
             let listed = libvirtd.virsh(qemu::URI, &["list", "--all"])?.stdout;
@@ -155,8 +162,9 @@ pub(crate) struct Scene {
     pub(crate) domains: Vec<TestDomain>,
     /// How many guests there are, the scene's own included.
     pub(crate) guests: u8,
-    /// How many cases are played at the same time. To the stock server one: it does one thing at a time, and what waits there for
-    /// ten seconds is not known as a copy any more and is done again.
+    /// How many cases are played at the same time. To the stock server one: it does one thing at a
+    /// time, and what waits there for ten seconds is not known as a copy any more and is done
+    /// again.
     pub(crate) at_once: usize,
     /// Changes the usual configuration, whose `uri` is the file with the domains.
     pub(crate) configure: Configure,
@@ -187,7 +195,8 @@ impl Scene {
     /// Plays all cases to both servers and compares.
     ///
     /// # Errors
-    /// The lab or a server could not be had. What differs is no error here: it is in what comes back.
+    /// The lab or a server could not be had. What differs is no error here: it is in what comes
+    /// back.
     pub(crate) fn play(&self) -> Result<Vec<Compared>> {
         let names: BTreeMap<_, _> = self.cases.iter().map(|case| (&case.name, ())).collect();
         ensure!(names.len() == self.cases.len(), "two cases of {} have one name", self.name);
@@ -197,7 +206,8 @@ impl Scene {
         Ok(report::compare(&self.name, &self.cases, &stock, &ours))
     }
 
-    /// Plays all cases to one server. `wanted` is what is waited for in the end, some seconds at most.
+    /// Plays all cases to one server. `wanted` is what is waited for in the end, some seconds at
+    /// most.
     fn play_to(&self, which: &Which, wanted: Option<&[String]>) -> Result<Played> {
         let hypervisor = Hypervisor::new()?;
         let guests: Vec<_> = (1..=self.guests).map(|number| hypervisor.guest(number)).collect::<Result<_>>()?;
@@ -215,7 +225,8 @@ impl Scene {
         let server = Server::start(&hypervisor, which, &config)?;
         let clients = guests.iter().map(|_| Mutex::new(())).collect();
         let mut stage = Stage { hypervisor, guests, config, server, clients, libvirtd };
-        // A stock server is seen to listen a moment before it is a member of the group: what cases send once must not be lost.
+        // A stock server is seen to listen a moment before it is a member of the group: what cases
+        // send once must not be lost.
         talk::conversation(&mut stage.peer(stage.guests.len())?.ask(Op::Null, "")?, stage.config.auth)?;
         let results = self.results(&stage, wanted)?;
         let log = stage.server.log();
@@ -303,7 +314,8 @@ fn machines(hypervisor: &Hypervisor, machines: &[(String, State)]) -> Result<Lib
     Ok(libvirtd)
 }
 
-/// How many call-backs wait at a client that did not ask for any more. Each is talked to, or a stock server would wait.
+/// How many call-backs wait at a client that did not ask for any more. Each is talked to, or a
+/// stock server would wait.
 fn unasked(peer: &Peer, stage: &Stage) -> usize {
     let mut count = 0;
     while let Ok(Some(mut call)) = peer.called_back(Duration::ZERO) {

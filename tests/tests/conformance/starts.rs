@@ -1,4 +1,5 @@
-//! Starts: what a server makes of a file and of its flags. Whether it serves, and whom; or with which status it exits.
+//! Starts: what a server makes of a file and of its flags. Whether it serves, and whom; or with
+//! which status it exits.
 
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};

@@ -63,7 +63,8 @@ pub(crate) fn perhaps(stage: &Stage, peer: &Peer) -> Result<String> {
         let call = peer.called_back(PERHAPS)?;
         return call.map_or_else(|| Ok(SILENCE.to_owned()), |mut call| Ok(described(&conversation(&mut call, auth)?)));
     }
-    // A stock server takes one request after the other: when the next one is answered, this one has been judged.
+    // A stock server takes one request after the other: when the next one is answered, this one has
+    // been judged.
     let next = stage.peer(1)?;
     next.send(next.request(Op::Null, "")?)?;
     let deadline = Instant::now() + 4 * AGAIN;
@@ -79,7 +80,8 @@ pub(crate) fn perhaps(stage: &Stage, peer: &Peer) -> Result<String> {
     bail!("the next request was not answered either")
 }
 
-/// Leads the whole conversation of a call-back as a client with this `auth` does, and returns what came after it.
+/// Leads the whole conversation of a call-back as a client with this `auth` does, and returns what
+/// came after it.
 pub(crate) fn conversation(call: &mut CallBack, auth: HashKind) -> Result<Vec<u8>> {
     // A server that hangs up in the middle is a result, not an error of the test.
     if auth == HashKind::None {
@@ -117,8 +119,9 @@ pub(crate) struct Record {
 }
 
 impl HostList {
-    /// Reads one. The order of its records is libvirt's, different in each process. Where it is `strict`, the bytes that mean nothing
-    /// have to be zero: in a stock server's list some of them are what its memory had there.
+    /// Reads one. The order of its records is libvirt's, different in each process. Where it is
+    /// `strict`, the bytes that mean nothing have to be zero: in a stock server's list some of them
+    /// are what its memory had there.
     pub(crate) fn parse(said: &[u8], strict: bool) -> Option<Self> {
         let (&last, records) = said.strip_prefix(&[HOST_LIST])?.split_last()?;
         if last != Reply::Success.to_wire() {
@@ -153,8 +156,8 @@ impl Record {
     }
 }
 
-/// Runs the stock client in a guest and tells its exit code and, line by line, what it printed. The order of a list is libvirt's, different in
-/// each process.
+/// Runs the stock client in a guest and tells its exit code and, line by line, what it printed. The
+/// order of a list is libvirt's, different in each process.
 pub(crate) fn ran(stage: &Stage, guest: usize, client: &Client) -> Result<String> {
     let _turn = stage.client_of(guest)?;
     let finished = client.run(stage.guest(guest)?.space())?;
@@ -164,7 +167,8 @@ pub(crate) fn ran(stage: &Stage, guest: usize, client: &Client) -> Result<String
     Ok(if lines.is_empty() { format!("exit {code}") } else { format!("exit {code}: {}", lines.join(" / ")) })
 }
 
-/// A line without what is another in each conversation: the client prints challenges and responses where they do not fit.
+/// A line without what is another in each conversation: the client prints challenges and responses
+/// where they do not fit.
 fn without_digests(line: &str) -> String {
     let is_digest = |word: &str| word.len() == 2 * HASH_LEN && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let words = line.split(' ').map(|word| if is_digest(word) { "(64 bytes)" } else { word });

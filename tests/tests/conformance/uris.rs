@@ -41,8 +41,8 @@ fn domains(first: bool) -> Vec<TestDomain> {
 const SEVERAL: &str = "several-uris";
 const OPS: [Op; 4] = [Op::Status, Op::Off, Op::Reboot, Op::On];
 
-/// What a server says of the domains of this case, each by its UUID: the one at the first URI, then the one at the second. By name it
-/// would speak of one of the two only.
+/// What a server says of the domains of this case, each by its UUID: the one at the first URI, then
+/// the one at the second. By name it would speak of one of the two only.
 fn states(stage: &Stage, watched: &mut Vec<Peer>, uuids: &[String]) -> Result<String> {
     let said = uuids.iter().map(|uuid| talk::asked(stage, 1, watched, Op::Status, uuid));
     let said: Vec<_> = said.collect::<Result<_>>()?;
@@ -71,7 +71,8 @@ fn case(op: Op, domain: &str) -> Case {
     })
 }
 
-/// Lists over two URIs. With more than one that has domains, the stock server's has some twice, others not, and some that are none.
+/// Lists over two URIs. With more than one that has domains, the stock server's has some twice,
+/// others not, and some that are none.
 fn lists(there: Vec<TestDomain>, expected: &Expected) -> Vec<Case> {
     let mut uuids: Vec<_> = there.into_iter().map(|domain| domain.uuid).collect();
     uuids.sort_unstable();

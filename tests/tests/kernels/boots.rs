@@ -25,7 +25,8 @@ fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(programs)
 }
 
-/// A step that is a test program with these filters, one test after the other: emulated processors are slow enough.
+/// A step that is a test program with these filters, one test after the other: emulated processors
+/// are slow enough.
 fn tests(name: &'static str, program: &str, filters: &str) -> Step {
     Step { name, command: format!("{program} --test-threads 1 --nocapture {filters}") }
 }

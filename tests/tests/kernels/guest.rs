@@ -24,12 +24,15 @@ const MODULES: [&str; 8] = [
     "net/8021q/8021q.ko",
     "drivers/net/macvlan.ko",
 ];
-/// The host's programs that the lab uses, beside what busybox has. A shell too: busybox's takes its own programs for all others.
+/// The host's programs that the lab uses, beside what busybox has. A shell too: busybox's takes its
+/// own programs for all others.
 const PROGRAMS: [&str; 6] = ["sh", "fence_xvm", "ip", "bpftool", "unshare", "tini"];
-/// How long all of a guest's steps may take on a loaded machine. They take about a minute on an idle one.
+/// How long all of a guest's steps may take on a loaded machine. They take about a minute on an
+/// idle one.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// One thing that is done in the guest: a command line, and how many tests it runs if it is a test program.
+/// One thing that is done in the guest: a command line, and how many tests it runs if it is a test
+/// program.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) name: &'static str,
@@ -44,7 +47,8 @@ pub(crate) struct Done {
     pub(crate) took: Duration,
 }
 
-/// The initial file system: the host's programs with their libraries, each where it is on the host, without its symbols.
+/// The initial file system: the host's programs with their libraries, each where it is on the host,
+/// without its symbols.
 pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], scratch: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.file("init", 0o755, init(steps).as_bytes());
@@ -129,7 +133,8 @@ impl Drop for Machine {
 /// Boots the guest and sees it through its steps.
 pub(crate) fn run(kernel: &Kernel, initrd: &Path, steps: &[Step]) -> Result<Vec<Done>> {
     let mut qemu = Command::new(tools::find("qemu-system-x86_64")?);
-    // One processor: with several, each emulated by a thread of its own, a kernel now and then gets stuck in its first second.
+    // One processor: with several, each emulated by a thread of its own, a kernel now and then gets
+    // stuck in its first second.
     qemu.args(["-accel", "tcg", "-m", "1536", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]);
     qemu.args(["-append", "console=ttyS0 panic=-1 mitigations=off tsc=unstable cryptomgr.notests quiet"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);

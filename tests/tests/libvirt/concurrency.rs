@@ -59,13 +59,15 @@ fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     qemu::start_idle(&site.libvirtd, "vm")?;
     site.wait_status("vm", 0)?;
-    // One after the other, each before anything of the last one has settled: the last answered one is what counts.
+    // One after the other, each before anything of the last one has settled: the last answered one
+    // is what counts.
     let orders = [Op::Off, Op::On, Op::Reboot, Op::Off, Op::Reboot, Op::On, Op::Reboot, Op::Reboot, Op::Off, Op::On];
     for round in 0..5 {
         for op in &orders {
             let reply = site.observer.ask(&KEY, *op, "vm")?;
             ensure!(reply == 0, "{} in round {round}: {}", op.name(), site.server.log());
-            // What is on its way up after a reboot may be seen as either, what was switched off or on may not.
+            // What is on its way up after a reboot may be seen as either, what was switched off or
+            // on may not.
             let living = Witness::of_all(&site.hypervisor, "vm")?.iter().any(|one| !one.is_dead().unwrap_or(false));
             let wanted = [(Op::Off, false), (Op::On, true)].into_iter().find(|(of, _)| of == op);
             ensure!(
@@ -107,8 +109,9 @@ fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
     Ok(())
 }
 
-/// All stock clients of a guest are called back at one address and port. The second can listen there as soon as the first has taken its
-/// call-back: whatever it asks, the first one waits on, and each has its own answer.
+/// All stock clients of a guest are called back at one address and port. The second can listen
+/// there as soon as the first has taken its call-back: whatever it asks, the first one waits on,
+/// and each has its own answer.
 #[test]
 fn clients_of_one_guest_that_run_at_once_have_each_its_own_answer() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;

@@ -1,4 +1,5 @@
-//! Files that stock installations have, with the libvirt connection that they name: both servers serve them as they are.
+//! Files that stock installations have, with the libvirt connection that they name: both servers
+//! serve them as they are.
 
 use std::process::Command;
 
@@ -40,7 +41,8 @@ fn files_of_stock_installations_serve_under_both() -> Result<()> {
     let file = hypervisor.write("packaged.conf", packaged::configuration()?.as_bytes())?;
     serves_under_both(&hypervisor, &file, packaged::KEY, 1)?;
 
-    // What stock's -c writes, answered as guides do it: all defaults but for the interface and the key.
+    // What stock's -c writes, answered as guides do it: all defaults but for the interface and the
+    // key.
     let key = hypervisor.write("fence.key", &super::KEY)?;
     let file = hypervisor.path("stock.conf");
     let answers = hypervisor.write("answers", format!("y\n\n\n\n\nvirbr0\n{key}\n\n\ny\n").as_bytes())?;

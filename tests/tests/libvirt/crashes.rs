@@ -1,8 +1,9 @@
-//! The daemon is killed at every step of a request, and another one is started: one kill at most, no success without death, what a reboot
-//! killed comes back, and the next request is served.
+//! The daemon is killed at every step of a request, and another one is started: one kill at most,
+//! no success without death, what a reboot killed comes back, and the next request is served.
 //!
-//! Whoever asks is a stock client, or one that sends its request again when the connection is lost, as no stock client does: it shows
-//! that the next daemon knows what was claimed. Who counts the kills is libvirt's own record of events, not the daemon.
+//! Whoever asks is a stock client, or one that sends its request again when the connection is lost,
+//! as no stock client does: it shows that the next daemon knows what was claimed. Who counts the
+//! kills is libvirt's own record of events, not the daemon.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,7 +50,8 @@ fn faults() -> Result<PathBuf> {
 }
 
 struct Lab {
-    /// libvirt's events, as virsh prints them. First, as it ends first: the lab waits for all of its processes.
+    /// libvirt's events, as virsh prints them. First, as it ends first: the lab waits for all of
+    /// its processes.
     events: Process,
     hypervisor: Hypervisor,
     libvirtd: Libvirtd,
@@ -98,7 +100,8 @@ impl Lab {
         }
     }
 
-    /// How often libvirt has said this of a domain. The end of a container that is destroyed while it dies is told twice: it counts once.
+    /// How often libvirt has said this of a domain. The end of a container that is destroyed while
+    /// it dies is told twice: it counts once.
     fn count(&self, name: &str, what: &str) -> usize {
         let of_it = format!("domain '{name}': ");
         let lines = self.events.stdout().lines();
@@ -154,8 +157,8 @@ impl Lab {
         let started = self.count(name, "Started");
         ensure!(started == expected, "{stopped} kills, and started {started} times");
 
-        // The next request is served, and means what runs now.
-        // libvirt may still carry out a destroy that the dead daemon called: do not look for a process that ends right now.
+        // The next request is served, and means what runs now. libvirt may still carry out a
+        // destroy that the dead daemon called: do not look for a process that ends right now.
         let later = if stopped > 0 && started > stopped { Some(self.witness(name)?) } else { None };
         let off = Client::new("off", &self.key).domain(name).run(self.guest.space())?;
         ensure!(off.code == Some(0), "the next request: {off:?}");
@@ -200,7 +203,8 @@ impl Asker {
         Ok(())
     }
 
-    /// Whether it was told of success in the end, with the next daemon there. It looks at the victim right then.
+    /// Whether it was told of success in the end, with the next daemon there. It looks at the
+    /// victim right then.
     fn end(self, before: &Witness, noted: bool) -> Result<bool> {
         let told = match self {
             Self::Stock(client) => client.finish(SOON)?.code == Some(0),

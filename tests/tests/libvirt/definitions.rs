@@ -1,4 +1,5 @@
-//! What a guest comes back as. The rows `hot-plugged` and `managed-save` of `docs/reference/compatibility.md`, with either server.
+//! What a guest comes back as. The rows `hot-plugged` and `managed-save` of
+//! `docs/reference/compatibility.md`, with either server.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::lab::Hypervisor;

@@ -1,4 +1,5 @@
-//! The doctor beside a real libvirtd: what it says while that runs, hangs and is gone; and inside of a real container, which finds itself in the list.
+//! The doctor beside a real libvirtd: what it says while that runs, hangs and is gone; and inside
+//! of a real container, which finds itself in the list.
 
 use std::path::Path;
 use std::process::Command;
@@ -72,7 +73,8 @@ fn a_libvirtd_that_hangs_or_is_gone_is_told() -> Result<()> {
     expect(&gone, "libvirt", "wrong", "virsh -c 'qemu:///system' list --all")
 }
 
-/// A container with this machine's programs, our own and the key, all of it on an overlay that is gone with the lab.
+/// A container with this machine's programs, our own and the key, all of it on an overlay that is
+/// gone with the lab.
 fn start_container(site: &Site, name: &str) -> Result<()> {
     let space = site.hypervisor.space();
     let root = site.hypervisor.path("root");

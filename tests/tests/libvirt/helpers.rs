@@ -1,4 +1,5 @@
-//! What libvirt runs beside a machine (virtiofsd, swtpm): nobody is told "off" while something of it lives.
+//! What libvirt runs beside a machine (virtiofsd, swtpm): nobody is told "off" while something of
+//! it lives.
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;

@@ -1,4 +1,5 @@
-//! Writes that outlive their machine: nobody may be told "off" while one is under way, whoever killed the machine.
+//! Writes that outlive their machine: nobody may be told "off" while one is under way, whoever
+//! killed the machine.
 
 use std::process::Command;
 
@@ -46,8 +47,9 @@ impl Site {
         self.wait_status(domain, 2)
     }
 
-    /// The domain's own write is over: it is off. Of writes of other labs' machines, whose processes a daemon in this one cannot see, a
-    /// daemon that has not seen this machine alive cannot know that they are not its; so it may say that, and that alone.
+    /// The domain's own write is over: it is off. Of writes of other labs' machines, whose
+    /// processes a daemon in this one cannot see, a daemon that has not seen this machine alive
+    /// cannot know that they are not its; so it may say that, and that alone.
     fn is_off_but_for_others(&self, domain: &str, image: &str) -> Result<()> {
         poll_until("the write's end", SOON, || {
             let position = self.server.log_position();
@@ -195,7 +197,8 @@ fn a_write_to_a_block_device_that_no_record_names_is_a_doubt() -> Result<()> {
     site.is_off_but_for_others("lvm", &image)
 }
 
-/// A machine whose disk is a server's: the server carries out what the machine has sent, dead or alive.
+/// A machine whose disk is a server's: the server carries out what the machine has sent, dead or
+/// alive.
 #[test]
 fn disks_whose_writes_cannot_be_seen_are_named() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;

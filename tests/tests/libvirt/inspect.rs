@@ -1,4 +1,5 @@
-//! What `status` tells of real machines, also while libvirtd hangs or is gone: it asks nobody who could be waited for.
+//! What `status` tells of real machines, also while libvirtd hangs or is gone: it asks nobody who
+//! could be waited for.
 
 use std::time::{Duration, Instant};
 

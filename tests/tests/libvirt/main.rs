@@ -1,7 +1,8 @@
-//! The main job on real machines: a stock client in one guest, and another guest that is dead afterwards.
+//! The main job on real machines: a stock client in one guest, and another guest that is dead
+//! afterwards.
 //!
-//! `FENCE_LAB_SERVER=stock` runs this against Debian's fence_virtd (the tests of both drivers at once are ours alone: a stock
-//! server prints nothing for a list over two connections).
+//! `FENCE_LAB_SERVER=stock` runs this against Debian's fence_virtd (the tests of both drivers at
+//! once are ours alone: a stock server prints nothing for a list over two connections).
 
 #[cfg(test)]
 mod blind;

@@ -70,7 +70,8 @@ impl Host {
         self.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", name, slow]).map(drop)
     }
 
-    /// Begins a migration that takes for ever, and waits until it is under way on both sides. The machine's process there.
+    /// Begins a migration that takes for ever, and waits until it is under way on both sides. The
+    /// machine's process there.
     pub(crate) fn migrate_for_ever(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
         self.migrate_for_ever_with(to, name, &[])
     }
@@ -87,7 +88,8 @@ impl Host {
         Ok((migration, there))
     }
 
-    /// Migrates a machine by post-copy, until it runs there and a part of its memory is still here. Its process there.
+    /// Migrates a machine by post-copy, until it runs there and a part of its memory is still here.
+    /// Its process there.
     fn hand_over(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
         let postcopy = r#"{"execute":"migrate-set-parameters","arguments":{"max-postcopy-bandwidth":4096}}"#;
         let (migration, twin) = self.migrate_for_ever_with(to, name, &["--postcopy"])?;
@@ -158,7 +160,8 @@ fn a_machine_that_has_moved_is_the_other_hosts() -> Result<()> {
     Ok(())
 }
 
-/// Whatever the phase that a migration is in when it is asked for: a success means that it runs nowhere.
+/// Whatever the phase that a migration is in when it is asked for: a success means that it runs
+/// nowhere.
 #[test]
 fn a_success_during_a_migration_means_that_it_runs_nowhere() -> Result<()> {
     let [here, there] = hosts()?;
@@ -170,7 +173,8 @@ fn a_success_during_a_migration_means_that_it_runs_nowhere() -> Result<()> {
         std::thread::sleep(Duration::from_millis(round * 70));
         let reply = here.site.observer.ask_about(&KEY, Op::Off, &name, std::slice::from_ref(&process))?;
         let ran_there = there.runs(&name)?;
-        // Where its domain went from under it virsh may wait for long: it is ended then, and its migration with it.
+        // Where its domain went from under it virsh may wait for long: it is ended then, and its
+        // migration with it.
         let arrived = migration.ends_within(SOON)? && ended(migration)?.code == Some(0);
         if reply == 0 {
             ensure!(!ran_there && !arrived && !there.runs(&name)?, "FALSE SUCCESS: {name} runs on the other host");
@@ -217,7 +221,8 @@ fn a_machine_that_runs_there_already_is_not_ours_to_kill() -> Result<()> {
     Ok(())
 }
 
-/// The other host has taken over, and then the process here dies. libvirt calls the machine "shut off (crashed)" here, and it runs there.
+/// The other host has taken over, and then the process here dies. libvirt calls the machine "shut
+/// off (crashed)" here, and it runs there.
 #[test]
 fn a_machine_that_runs_there_already_is_not_off_when_its_process_here_dies() -> Result<()> {
     let [here, there] = hosts()?;
@@ -253,8 +258,9 @@ fn restart_libvirtd(host: Host) -> Result<Host> {
     Ok(Host { site, address })
 }
 
-/// libvirtd dies here between the machine's last moment here and its first one there. The next one knows of no migration any more: it calls the
-/// machine paused, and leaves it to others to find out where it is.
+/// libvirtd dies here between the machine's last moment here and its first one there. The next one
+/// knows of no migration any more: it calls the machine paused, and leaves it to others to find out
+/// where it is.
 #[test]
 fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()> {
     let [here, there] = hosts()?;
@@ -269,7 +275,8 @@ fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()
     poll_until("the machine to have left", SOON, || {
         Ok(std::fs::read_to_string(&record)?.contains("phase='perform3_done'").then_some(()))
     })?;
-    // libvirt writes that down before it tells those who wait for it: they have heard it when it answers the next question.
+    // libvirt writes that down before it tells those who wait for it: they have heard it when it
+    // answers the next question.
     here.site.libvirtd.state_and_reason(qemu::URI, "gone")?;
     let mut here = restart_libvirtd(here)?;
     there.site.libvirtd.signal(Signal::SIGCONT)?;

@@ -1,4 +1,5 @@
-//! libvirt that is stopped, killed, restarted, not there yet or hung: what runs here is fenced all the same, and the rest is said in time.
+//! libvirt that is stopped, killed, restarted, not there yet or hung: what runs here is fenced all
+//! the same, and the rest is said in time.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -71,7 +72,8 @@ fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
     site.expect("reboot", "two", 0)?;
     ensure!(rebooted.is_dead()?);
     ensure!(site.observer.fence("status", "three")?.code == Some(0), "its process lives");
-    // Nothing that only libvirt knows is said without it: not that this one is off, and not that it is on.
+    // Nothing that only libvirt knows is said without it: not that this one is off, and not that it
+    // is on.
     std::thread::scope(|scope| -> Result<()> {
         let listed = scope.spawn(|| site.list_is_whole(&lister));
         site.fails_in_time("status", "never-on")?;
@@ -81,7 +83,8 @@ fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
         listed.join().map_err(|_| anyhow!("panicked"))?
     })?;
 
-    // All is well again by itself, and what was begun is done. What was answered with failure is not.
+    // All is well again by itself, and what was begun is done. What was answered with failure is
+    // not.
     site.libvirtd.go_on(qemu::URI)?;
     ensure!(site.server.is_running()?, "{}", site.server.log());
     site.wait_status("two", 0)?;

@@ -252,7 +252,8 @@ fn a_saved_guest_does_not_come_back_by_a_reboot() -> Result<()> {
         Ok(std::fs::read(hypervisor.outside(&serial))?.into_iter().filter(|&byte| byte == BOOTED).count())
     };
     poll_until("a boot", SOON, || Ok((boots()? == 1).then_some(())))?;
-    // An image of a guest that runs all the same: libvirt finds it when it starts, and would resume it.
+    // An image of a guest that runs all the same: libvirt finds it when it starts, and would resume
+    // it.
     libvirtd.virsh(qemu::URI, &["managedsave", "vm"])?;
     let image = hypervisor.outside("/var/lib/libvirt/qemu/save/vm.save");
     let saved = std::fs::read(&image)?;

@@ -1,4 +1,5 @@
-//! What libvirt's own record says after a fence (`virsh domstate --reason`), as docs/reference/configuration.md tells it.
+//! What libvirt's own record says after a fence (`virsh domstate --reason`), as
+//! docs/reference/configuration.md tells it.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::container;

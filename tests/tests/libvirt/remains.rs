@@ -1,4 +1,5 @@
-//! What lives of a domain that libvirt calls off, or takes for something else: the host's own processes are the proof.
+//! What lives of a domain that libvirt calls off, or takes for something else: the host's own
+//! processes are the proof.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -72,7 +73,8 @@ fn a_script_around_the_emulator_is_fenced_with_it() -> Result<()> {
     is_fenced_whole(&site, "wrapped")
 }
 
-/// Its name is an emulator's: a shell of that name, so that the launcher itself is what the kernel calls the program.
+/// Its name is an emulator's: a shell of that name, so that the launcher itself is what the kernel
+/// calls the program.
 #[test]
 fn a_launcher_that_is_called_like_an_emulator_is_fenced_with_it() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
@@ -95,7 +97,8 @@ fn what_libvirts_own_destroy_leaves_is_killed() -> Result<()> {
     is_fenced_whole(&site, "wrapped")
 }
 
-/// As some distributions ship it. libvirt hangs, so that only the process itself is left to be killed.
+/// As some distributions ship it. libvirt hangs, so that only the process itself is left to be
+/// killed.
 #[test]
 fn an_emulator_of_another_name_is_fenced_while_libvirtd_hangs() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
@@ -266,7 +269,8 @@ fn a_command_that_mentions_a_machine_is_not_killed_for_it() -> Result<()> {
     site.expect("off", "mentioned", 0)
 }
 
-/// With libvirtd down the controller's end is nobody's business: the container's first process lives on.
+/// With libvirtd down the controller's end is nobody's business: the container's first process
+/// lives on.
 #[test]
 fn a_container_without_its_controller_is_on_until_it_is_dead() -> Result<()> {
     let mut site = Site::new(&[container::URI], &[])?;
@@ -302,7 +306,8 @@ fn a_container_without_its_controller_is_on_until_it_is_dead() -> Result<()> {
     site.logs(position, "started again after its reboot")
 }
 
-/// A container can ask for its own reboot: libvirt starts it anew, and says only that it was rebooted.
+/// A container can ask for its own reboot: libvirt starts it anew, and says only that it was
+/// rebooted.
 #[test]
 fn a_container_that_reboots_itself_is_followed() -> Result<()> {
     let site = Site::new(&[container::URI], &[])?;

@@ -1,4 +1,5 @@
-//! A domain that is known at two URIs and runs at the one that falls silent: nobody says that it is off, and nobody starts it again.
+//! A domain that is known at two URIs and runs at the one that falls silent: nobody says that it is
+//! off, and nobody starts it again.
 
 use std::fs;
 use std::path::Path;

@@ -16,7 +16,8 @@ use super::site::{SOON, Site};
 /// A disk image that can hold snapshots, of 1 MiB and without anything in it.
 fn snapshot_disk() -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
-    // Cluster 0 is the header, 1 the table of reference counts, 2 the counts of these four, 3 the table of the tables of what is there.
+    // Cluster 0 is the header, 1 the table of reference counts, 2 the counts of these four, 3 the
+    // table of the tables of what is there.
     let mut image = vec![0; 4 * CLUSTER];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"QFI\xfb\0\0\0\x02");

@@ -92,8 +92,8 @@ fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
     })
 }
 
-/// Nobody else would ever start what is on no record. The stop waits for it, and requests are served
-/// meanwhile.
+/// Nobody else would ever start what is on no record. The stop waits for it, and requests are
+/// served meanwhile.
 #[test]
 fn a_stop_that_waits_for_an_unrecorded_restart_serves_until_its_end() -> Result<()> {
     const STATE: &str = "/run/fence-xdp";

@@ -6,7 +6,8 @@ use fence_lab::qemu;
 
 use super::site::Site;
 
-/// Makes libvirtd forget a machine that runs on: its own record of it cannot be read when it starts again.
+/// Makes libvirtd forget a machine that runs on: its own record of it cannot be read when it starts
+/// again.
 fn lose(site: Site, domain: &str) -> Result<Site> {
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;

@@ -66,7 +66,8 @@ fn a_machine_that_cannot_die_is_no_success() -> Result<()> {
     site.expect("off", "stuck", 0)?;
     site.libvirtd.wait_state(qemu::URI, "stuck", "shut off")?;
 
-    // The same for the reboot, which was a failure: it is begun, and goes on. Not before the machine is dead is it started.
+    // The same for the reboot, which was a failure: it is begun, and goes on. Not before the
+    // machine is dead is it started.
     ensure!(!machines[1].is_dead()? && site.machine("rebooted")?.pid == machines[1].pid);
     rebooted.release();
     ensure!(machines[1].dies_within(SOON)?);
@@ -106,7 +107,8 @@ fn what_is_not_written_yet_is_remembered() -> Result<()> {
     let disk = writer(&site, "ring", "io_uring")?;
     let machine = site.machine("ring")?;
     disk.hold_in_flight(machine.pid)?;
-    // The process dies, libvirt says "shut off", and nobody may be told so: neither who asked first nor who asks again.
+    // The process dies, libvirt says "shut off", and nobody may be told so: neither who asked first
+    // nor who asks again.
     for _ in 0..2 {
         let reply = site.observer.ask(&KEY, Op::Off, "ring")?;
         ensure!(machine.dies_within(SOON)?, "its death waits for its write: this kernel has no such case");
@@ -188,8 +190,9 @@ fn a_container_that_cannot_die_is_no_success() -> Result<()> {
     site.expect("off", "stuck", 0)
 }
 
-/// libvirt learns of a container's end from its controller's connection. Under load it has been seen to miss that, and to call the container running for ever; here
-/// it cannot learn of it, as somebody else holds the connection too.
+/// libvirt learns of a container's end from its controller's connection. Under load it has been
+/// seen to miss that, and to call the container running for ever; here it cannot learn of it, as
+/// somebody else holds the connection too.
 #[test]
 fn a_container_whose_end_libvirt_misses_is_started_again() -> Result<()> {
     let site = Site::new(&[container::URI], &[])?;

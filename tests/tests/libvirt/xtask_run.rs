@@ -1,4 +1,5 @@
-//! `cargo xtask run` on a hypervisor: what it takes, what it makes, what it says, and that the daemon then serves.
+//! `cargo xtask run` on a hypervisor: what it takes, what it makes, what it says, and that the
+//! daemon then serves.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -23,7 +24,8 @@ const STATE: &str = "/run/lab/state";
 /// The daemon's PID file: stock's place, which is the lab's own /run.
 const PID_FILE: &str = "/run/fence_virtd.pid";
 
-/// Runs a command with an /etc in which `$1`, if not empty, is the fence_virt.conf and otherwise there is none; the host's keeps what it has.
+/// Runs a command with an /etc in which `$1`, if not empty, is the fence_virt.conf and otherwise
+/// there is none; the host's keeps what it has.
 const WITH_ETC: &str = r#"
 set -eu
 layers=$(mktemp -d -p /run/lab)
@@ -98,7 +100,8 @@ fn xtask_run_on_a_hypervisor_serves_with_what_is_there_or_makes_it() -> Result<(
         qemu::start_idle(&libvirtd, name)?;
     }
 
-    // Nothing there: it makes a secret key and a configuration, and says how the guests get the key.
+    // Nothing there: it makes a secret key and a configuration, and says how the guests get the
+    // key.
     let run = serve(&hypervisor, None)?;
     let key = format!("{STATE}/fence-xdp/fence_xvm.key");
     says(&run, "this machine is a hypervisor")?;

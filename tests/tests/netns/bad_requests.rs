@@ -1,4 +1,5 @@
-//! Requests that must come to nothing: each is dropped in the kernel and counted once, calls nobody back and changes nothing.
+//! Requests that must come to nothing: each is dropped in the kernel and counted once, calls nobody
+//! back and changes nothing.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -121,7 +122,8 @@ fn a_guest_behind_nat_is_served_where_the_source_need_not_match() -> Result<()> 
     let behind = bench.hypervisor.guest(2)?;
     for attach in ["auto", "off"] {
         let server = bench.serve(&Config { strict_source: Some("no"), ..bench.config(attach) })?;
-        // The request names guest 2's listener, and guest 1's address is its source: as a NAT makes it.
+        // The request names guest 2's listener, and guest 1's address is its source: as a NAT makes
+        // it.
         let (front, listener) = (Peer::new(&bench.guest, &key(), Family::V4)?, Peer::new(&behind, &key(), Family::V4)?);
         front.send(listener.request(Op::Status, DOMAIN)?)?;
         let call = listener.called_back(Duration::from_secs(20))?;

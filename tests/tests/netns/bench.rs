@@ -69,7 +69,8 @@ impl Bench {
         Ok(answer)
     }
 
-    /// Runs a client in the guest, checks its exit code, and by which way the daemon says that the request came.
+    /// Runs a client in the guest, checks its exit code, and by which way the daemon says that the
+    /// request came.
     pub(crate) fn expect_via(&self, server: &Server, client: &Client, code: i32, via: &str) -> Result<Finished> {
         let position = server.log_position();
         let answer = self.expect(server, self.guest.space(), client, code)?;

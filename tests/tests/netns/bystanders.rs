@@ -1,5 +1,5 @@
-//! Those who have nothing to do with fencing: a file goes through TCP unharmed, in large frames and small ones, with the program on the
-//! interface in every way, and guests are served meanwhile.
+//! Those who have nothing to do with fencing: a file goes through TCP unharmed, in large frames and
+//! small ones, with the program on the interface in every way, and guests are served meanwhile.
 
 use anyhow::{Context, Result, ensure};
 use fence_bench::bystanders::{Direction, Frames, Ground, Road, Way};
@@ -27,7 +27,8 @@ fn passes(road: Road, way: Way) -> Result<()> {
             let after = ground.received(road)?;
             ensure!(ground.wrong_checksums()? == 0, "{what}: wrong checksums");
             if direction == Direction::ToHost && way != Way::Native {
-                // That it was tried what is meant to be tried: how large the frames were, as the program saw them.
+                // That it was tried what is meant to be tried: how large the frames were, as the
+                // program saw them.
                 let mean = (after[1] - before[1]) / (after[0] - before[0]).max(1);
                 let whole = u64::from(frames.mtu) + 14;
                 ensure!((mean > whole) == frames.joined, "{what}: {mean} bytes a frame");

@@ -1,4 +1,5 @@
-//! Configuration files go both ways: what one server's `-c` writes serves a stock client from either server.
+//! Configuration files go both ways: what one server's `-c` writes serves a stock client from
+//! either server.
 
 use std::process::Command;
 
@@ -23,7 +24,8 @@ fn pipe_into(bench: &Bench, which: &Which, arguments: &[&str], answers: &str) ->
     run(bench.hypervisor.space(), Command::new("sh").args(["-c", &script, &program]).args(arguments), COMMAND_LIMIT)
 }
 
-/// That both servers, one after the other, serve the stock client with this file, and leave the file alone.
+/// That both servers, one after the other, serve the stock client with this file, and leave the
+/// file alone.
 fn serves_under_both(bench: &Bench, file: &str, family: Family) -> Result<()> {
     let before = std::fs::read(bench.hypervisor.outside(file))?;
     for which in [Which::ours()?, Which::Stock] {
@@ -97,7 +99,8 @@ fn what_stocks_questions_make_serves_under_both() -> Result<()> {
     serves_under_both(&bench, &file, Family::V4)
 }
 
-/// The answers that people pipe into stock servers mean the same here, about a file that is there too.
+/// The answers that people pipe into stock servers mean the same here, about a file that is there
+/// too.
 #[test]
 fn one_script_of_answers_means_the_same_to_both() -> Result<()> {
     let bench = Bench::new()?;
@@ -113,7 +116,8 @@ fn one_script_of_answers_means_the_same_to_both() -> Result<()> {
         let asked = pipe_into(&bench, &which, &["-c", "-f", &file], "\n\n\n\nvirbr0\n\n\ntest:///default\ny\n")?;
         ensure!(asked.code == Some(0), "{}: {}{}", which.name(), asked.stdout, asked.stderr);
         let checked = pipe_into(&bench, &Which::ours()?, &["check-config", "-f", &file], "")?.success()?;
-        // Each has its own idea of a module path, and stock servers turn the order of a group's members round.
+        // Each has its own idea of a module path, and stock servers turn the order of a group's
+        // members round.
         let mut lines: Vec<_> =
             checked.stdout.lines().filter(|line| !line.contains("module_path")).map(str::to_owned).collect();
         lines.sort();

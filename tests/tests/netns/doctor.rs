@@ -1,4 +1,5 @@
-//! `fence-daemon doctor`: quiet when all is well, and each thing that is broken for real is named with what mends it, which is then typed.
+//! `fence-daemon doctor`: quiet when all is well, and each thing that is broken for real is named
+//! with what mends it, which is then typed.
 
 use std::process::Command;
 use std::time::Duration;
@@ -67,7 +68,8 @@ impl Told {
     }
 }
 
-/// Asks the doctor in a place of the lab, and compares what it says with `docs/reference/doctor.schema.json`.
+/// Asks the doctor in a place of the lab, and compares what it says with
+/// `docs/reference/doctor.schema.json`.
 fn ask(space: &Space, arguments: &[&str]) -> Result<Told> {
     let mut command = Command::new(program()?);
     command.args(arguments).arg("--json");

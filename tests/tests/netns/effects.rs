@@ -1,4 +1,5 @@
-//! What keys of section `fence_virtd` do to the daemon's process, as the kernel tells it, and that its children get none of it.
+//! What keys of section `fence_virtd` do to the daemon's process, as the kernel tells it, and that
+//! its children get none of it.
 
 use std::fs;
 use std::time::Duration;
@@ -66,7 +67,8 @@ fn threads(pid: u32) -> Result<Vec<(String, Competes)>> {
     Ok(found)
 }
 
-/// Whether root may protect a process here: containers and test machines often take that right away from it.
+/// Whether root may protect a process here: containers and test machines often take that right away
+/// from it.
 fn may_protect() -> Result<bool> {
     const SYS_RESOURCE: u32 = 24;
     let status = fs::read_to_string("/proc/self/status")?;
@@ -74,7 +76,8 @@ fn may_protect() -> Result<bool> {
     Ok(u64::from_str_radix(rights.trim(), 16)? >> SYS_RESOURCE & 1 == 1)
 }
 
-/// What a child of the daemon's sees of itself, which libvirt's client library starts in the place of ssh.
+/// What a child of the daemon's sees of itself, which libvirt's client library starts in the place
+/// of ssh.
 const CHILD: &str = "#!/bin/sh\ncat /proc/self/stat > /run/lab/child.new\ncat /proc/self/oom_score_adj >> /run/lab/child.new\n\
                      grep VmLck /proc/self/status >> /run/lab/child.new\nmv /run/lab/child.new /run/lab/child\nexec sleep 600\n";
 

@@ -72,7 +72,8 @@ fn a_groups_own_key_counts_in_it_and_no_other_does() -> Result<()> {
         "the log does not say why there is no program: {log}"
     );
 
-    // Who has a key of one group names the client of another as its own: that one is not even called back.
+    // Who has a key of one group names the client of another as its own: that one is not even
+    // called back.
     let victim = Peer::new(&of_b, OF_A, Family::V4)?;
     victim.send(victim.request(Op::Off, DOMAIN)?)?;
     ensure!(victim.called_back(Duration::from_secs(3))?.is_none(), "a forged address was called back");

@@ -1,4 +1,5 @@
-//! Interfaces that come and go: waited for at the start, left when they go, listened on again when they are back, by both ways in.
+//! Interfaces that come and go: waited for at the start, left when they go, listened on again when
+//! they are back, by both ways in.
 
 mod beginning;
 mod company;
@@ -181,7 +182,8 @@ fn overflow(bench: &Bench) -> Result<()> {
     bench.hypervisor.ip(&["-batch", &file]).map(drop)
 }
 
-/// Memberships of interfaces that are gone stay in the kernel's books until they are left, and there may be only so many.
+/// Memberships of interfaces that are gone stay in the kernel's books until they are left, and
+/// there may be only so many.
 #[test]
 fn thirty_bridges_one_after_the_other_leave_nothing_behind() -> Result<()> {
     for way in Way::ALL {
@@ -279,7 +281,8 @@ fn a_bridge_that_is_switched_off_and_on_again_is_told_and_served() -> Result<()>
     Ok(())
 }
 
-/// A group of the link's scope is bound to its interface, so it takes another socket when that is another.
+/// A group of the link's scope is bound to its interface, so it takes another socket when that is
+/// another.
 #[test]
 fn a_group_of_the_link_is_followed_by_a_socket_of_its_own() -> Result<()> {
     const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 3, 1);
@@ -319,7 +322,8 @@ fn a_group_of_the_link_is_followed_by_a_socket_of_its_own() -> Result<()> {
     Ok(())
 }
 
-/// The network is made anew again and again while guests ask; whoever asks when it is there for good is answered.
+/// The network is made anew again and again while guests ask; whoever asks when it is there for
+/// good is answered.
 #[test]
 fn a_flapping_bridge_costs_nothing_but_what_is_asked_meanwhile() -> Result<()> {
     for way in Way::ALL {

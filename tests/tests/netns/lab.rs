@@ -1,4 +1,5 @@
-//! The lab itself: that labs do not meet, and that nothing stays behind, however the process that made one ends.
+//! The lab itself: that labs do not meet, and that nothing stays behind, however the process that
+//! made one ends.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Requests that waited, and clients that are not there any more: what is late is not done, and nobody gets another's answer.
+//! Requests that waited, and clients that are not there any more: what is late is not done, and
+//! nobody gets another's answer.
 
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,8 @@ fn what_waited_too_long_in_the_socket_is_not_done() -> Result<()> {
     waited_too_long("off")
 }
 
-/// A client is gone, the next one listens on the same address and port and asks for something else: the call-back that was made
-/// for the first one ends at once, and the second one has its own.
+/// A client is gone, the next one listens on the same address and port and asks for something else:
+/// the call-back that was made for the first one ends at once, and the second one has its own.
 #[test]
 fn a_call_back_for_a_client_that_is_gone_ends_when_the_next_one_asks() -> Result<()> {
     let bench = Bench::new()?;
@@ -60,8 +61,9 @@ fn a_call_back_for_a_client_that_is_gone_ends_when_the_next_one_asks() -> Result
     Ok(())
 }
 
-/// Nothing has come of a call-back for as long as a client takes to ask again. The client is gone by now, and whoever listens at its place next has a
-/// request of its own on the way, perhaps lost: no connection may bring it somebody else's answer.
+/// Nothing has come of a call-back for as long as a client takes to ask again. The client is gone
+/// by now, and whoever listens at its place next has a request of its own on the way, perhaps lost:
+/// no connection may bring it somebody else's answer.
 #[test]
 fn a_call_back_that_takes_long_is_not_the_next_clients() -> Result<()> {
     let bench = Bench::new()?;
@@ -81,8 +83,9 @@ fn a_call_back_that_takes_long_is_not_the_next_clients() -> Result<()> {
     Ok(())
 }
 
-/// The stock client takes one connection, whichever comes first. Where requests of two clients at one place waited together, none
-/// of the connections that are made may bring the first one's answer.
+/// The stock client takes one connection, whichever comes first. Where requests of two clients at
+/// one place waited together, none of the connections that are made may bring the first one's
+/// answer.
 fn waited_together(attach: &'static str) -> Result<()> {
     let bench = Bench::new()?;
     let mut server = bench.serve(&bench.config(attach))?;
@@ -117,7 +120,8 @@ fn of_two_that_waited_together_in_the_socket_only_the_newer_is_answered() -> Res
     waited_together("off")
 }
 
-/// A client that has taken its call-back does not ask again: a stop must not cut it off in the middle of the conversation.
+/// A client that has taken its call-back does not ask again: a stop must not cut it off in the
+/// middle of the conversation.
 #[test]
 fn a_stop_leaves_a_conversation_time_to_end() -> Result<()> {
     let bench = Bench::new()?;
@@ -134,8 +138,8 @@ fn a_stop_leaves_a_conversation_time_to_end() -> Result<()> {
     Ok(())
 }
 
-/// The stock client sends one request for each of its addresses and takes the first call-back; the others come to nothing, which is
-/// nothing to be told about.
+/// The stock client sends one request for each of its addresses and takes the first call-back; the
+/// others come to nothing, which is nothing to be told about.
 #[test]
 fn a_guest_with_two_addresses_is_no_cause_for_complaint() -> Result<()> {
     let bench = Bench::new()?;

@@ -139,7 +139,8 @@ fn the_program_has_a_name_and_readable_counters() -> Result<()> {
     Ok(())
 }
 
-/// A daemon that hears nothing any more, because its network was destroyed or made anew, must not be silent about it.
+/// A daemon that hears nothing any more, because its network was destroyed or made anew, must not
+/// be silent about it.
 #[test]
 fn an_interface_that_goes_is_told() -> Result<()> {
     let bench = Bench::new()?;

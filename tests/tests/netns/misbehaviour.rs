@@ -13,15 +13,16 @@ use zerocopy::IntoBytes;
 
 use crate::bench::{Bench, DOMAIN, key};
 
-/// An honest client's time beside a misbehaving one, which itself would be waited for 10 s (1.9 s for a dead address). It takes
-/// some milliseconds on an idle machine.
+/// An honest client's time beside a misbehaving one, which itself would be waited for 10 s (1.9 s
+/// for a dead address). It takes some milliseconds on an idle machine.
 const AT_ONCE: Duration = Duration::from_secs(4);
 
 fn peer(bench: &Bench) -> Result<Peer> {
     Peer::new(&bench.guest, &key(), Family::V4)
 }
 
-/// A call-back in which the daemon has answered our challenge, and the challenge that it waits for our answer to.
+/// A call-back in which the daemon has answered our challenge, and the challenge that it waits for
+/// our answer to.
 fn examined(peer: &Peer) -> Result<(CallBack, [u8; HASH_LEN])> {
     let mut call = peer.ask(Op::Off, DOMAIN)?;
     call.challenge()?;
@@ -133,7 +134,8 @@ fn a_request_whose_call_back_failed_is_served_when_it_comes_again() -> Result<()
     let request = peer.request(Op::Off, DOMAIN)?;
     peer.send(request)?;
     drop(peer.called_back(Duration::from_secs(20))?.context("no call-back")?);
-    // The same request again, as the stock client repeats it every two seconds, until its call-back is taken.
+    // The same request again, as the stock client repeats it every two seconds, until its call-back
+    // is taken.
     let again = || -> Result<Option<u8>> {
         peer.send(request)?;
         peer.called_back(Duration::from_secs(2))?.map(|mut call| call.converse()).transpose()
@@ -146,7 +148,8 @@ fn a_request_whose_call_back_failed_is_served_when_it_comes_again() -> Result<()
     Ok(())
 }
 
-/// Somebody without the key heard an `off` on the segment. Long after it was answered, a client listens at its old place again.
+/// Somebody without the key heard an `off` on the segment. Long after it was answered, a client
+/// listens at its old place again.
 #[test]
 fn a_datagram_that_was_heard_and_is_sent_again_does_nothing() -> Result<()> {
     for attach in ["generic", "off"] {
@@ -169,8 +172,8 @@ fn a_datagram_that_was_heard_and_is_sent_again_does_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A guest that names the hypervisor's own loopback as its call-back address would be authenticated by whatever client runs on the
-/// hypervisor, in that one's name.
+/// A guest that names the hypervisor's own loopback as its call-back address would be authenticated
+/// by whatever client runs on the hypervisor, in that one's name.
 #[test]
 fn a_guest_is_not_called_back_on_the_hypervisor_itself() -> Result<()> {
     for attach in ["generic", "off"] {

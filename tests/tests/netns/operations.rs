@@ -54,7 +54,8 @@ fn every_operation_is_answered_as_stock_answers_it() -> Result<()> {
     Ok(())
 }
 
-/// A host has one driver's daemon as a rule. The other URI in its configuration must not take Pacemaker's targets away.
+/// A host has one driver's daemon as a rule. The other URI in its configuration must not take
+/// Pacemaker's targets away.
 #[test]
 fn a_uri_without_a_daemon_fails_the_list_only_where_it_may_have_domains() -> Result<()> {
     let bench = Bench::new()?;
@@ -174,7 +175,8 @@ fn the_log_tells_each_step_in_its_order() -> Result<()> {
 
 #[test]
 fn a_client_of_our_own_is_served_like_the_stock_one() -> Result<()> {
-    // What the tests about misbehaviour begin with: without the misbehaviour it must work, with stock servers too.
+    // What the tests about misbehaviour begin with: without the misbehaviour it must work, with
+    // stock servers too.
     let bench = Bench::new()?;
     let which = Which::from_env()?;
     for family in [Family::V4, Family::V6] {

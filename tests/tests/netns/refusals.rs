@@ -1,4 +1,5 @@
-//! Requests that are signed and still refused: who asks at 3 a.m. why a guest was not fenced finds the reason in the log.
+//! Requests that are signed and still refused: who asks at 3 a.m. why a guest was not fenced finds
+//! the reason in the log.
 
 use std::time::{Duration, Instant};
 
@@ -102,7 +103,8 @@ fn a_host_that_does_not_know_the_domain_lets_others_go_first() -> Result<()> {
     ensure!(call.converse()? == Reply::Failure.to_wire());
     line_with(&server, position, &["no such domain", GIVEN])?;
 
-    // Another host answers meanwhile, and the guest listens no more: that is nothing to worry anybody about.
+    // Another host answers meanwhile, and the guest listens no more: that is nothing to worry
+    // anybody about.
     let position = server.log_position();
     let request = hasty.request(Op::Off, "nobody")?;
     hasty.send(request)?;

@@ -1,4 +1,5 @@
-//! Keys that are changed while requests go on: docs/guide/key-rotation.md step by step, with the stock client asking all the time.
+//! Keys that are changed while requests go on: docs/guide/key-rotation.md step by step, with the
+//! stock client asking all the time.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -52,7 +53,8 @@ fn reloaded(server: &Server, position: usize, said: &str) -> Result<String> {
 
 /// The key's place in docs/guide/key-rotation.md.
 const PLACE: &str = "/etc/cluster/fence_xvm.key";
-/// The hypervisors and guests of the page are one machine here: what it copies it copies to another name.
+/// The hypervisors and guests of the page are one machine here: what it copies it copies to another
+/// name.
 const REMOTE: &str = "scp() { cp \"$1\" \"$2\" \"${3#*:}\"; }; ssh() { shift; sh -c \"$*\"; };";
 /// What the page has typed in a guest to see that its new key is right.
 const LOOK: &str = "ssh root@GUEST fence_xvm -o status -H GUEST";
@@ -84,9 +86,10 @@ fn on_hypervisor(bench: &Bench, server: &Server, step: u8, said: &str) -> Result
     Ok(())
 }
 
-/// A guest that asks whether it is heard, again and again, with the stock client and the key file of its own. Each time for another domain,
-/// which does not matter: the client's number for a request is a time of day without its seconds, and one that comes twice in ten seconds
-/// for the same domain is a copy, which is bound to happen to so many requests.
+/// A guest that asks whether it is heard, again and again, with the stock client and the key file
+/// of its own. Each time for another domain, which does not matter: the client's number for a
+/// request is a time of day without its seconds, and one that comes twice in ten seconds for the
+/// same domain is a copy, which is bound to happen to so many requests.
 struct Asking {
     key: String,
     stop: Arc<AtomicBool>,

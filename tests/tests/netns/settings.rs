@@ -1,5 +1,5 @@
-//! What keys of the configuration do, each in a daemon that serves, where no other test of this set is about it.
-//! `fence-daemon/src/config/effects.rs` has the list of all keys and their tests.
+//! What keys of the configuration do, each in a daemon that serves, where no other test of this set
+//! is about it. `fence-daemon/src/config/effects.rs` has the list of all keys and their tests.
 
 use std::process::Command;
 use std::time::Duration;
@@ -29,7 +29,8 @@ fn serve(bench: &Bench, keys: &[(&'static str, &'static str)]) -> Result<Server>
     bench.serve(&config)
 }
 
-/// Starts the daemon with these keys and without any option but its files, as an administrator's script would.
+/// Starts the daemon with these keys and without any option but its files, as an administrator's
+/// script would.
 fn start_plainly(bench: &Bench, keys: &[(&'static str, &'static str)]) -> Result<(Process, String)> {
     let mut config = bench.config("off");
     config.daemon = keys.to_vec();
@@ -170,7 +171,8 @@ fn counted(bench: &Bench, name: &str) -> Result<u64> {
     Ok(number("/socket") + number("/kernel/counters"))
 }
 
-/// Sends datagrams and waits until the daemon has looked at all of them; how many of them were counted by this name.
+/// Sends datagrams and waits until the daemon has looked at all of them; how many of them were
+/// counted by this name.
 fn refused(bench: &Bench, attach: &'static str, keys: &str, right: bool, name: &str) -> Result<u64> {
     // A sender that an earlier daemon trusts is not bounded by what others send in its name.
     let _ = std::fs::remove_file(bench.hypervisor.outside("/run/fence-xdp/trusted"));

@@ -46,8 +46,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// The attack is over: it has cost the daemon next to nothing, and the log has a line for each thing that was fenced and about a
-    /// hundred for each guest that misbehaves, not more.
+    /// The attack is over: it has cost the daemon next to nothing, and the log has a line for each
+    /// thing that was fenced and about a hundred for each guest that misbehaves, not more.
     fn conclude(mut self) -> Result<()> {
         let (took, used) = (self.begun.elapsed(), self.server.process().processor_time()?.saturating_sub(self.used));
         let lines = self.server.log_position() - self.position;
@@ -75,7 +75,8 @@ impl Scene {
             .with_context(|| format!("{:?}", self.bench.counters().map(|now| format!("{:?}", now.nonzero()))))
     }
 
-    /// The honest guest's requests during an attack: each is answered, and none of its datagrams is refused.
+    /// The honest guest's requests during an attack: each is answered, and none of its datagrams is
+    /// refused.
     fn serve_honest(&self, rounds: usize) -> Result<()> {
         for _ in 0..rounds {
             for (op, code) in [("status", 0), ("off", 0), ("status", 2), ("on", 0)] {
@@ -94,8 +95,8 @@ impl Scene {
         said(&["dev", BRIDGE]).map_or_else(|error| format!("{error:#}"), |said| said.stdout)
     }
 
-    /// What the program knows of a sender that it trusts: its failures, and what was over one of its limits. By bpftool, as a
-    /// person would ask.
+    /// What the program knows of a sender that it trusts: its failures, and what was over one of
+    /// its limits. By bpftool, as a person would ask.
     fn known_of(&self, ip: Ipv4Addr) -> Result<[u64; 2]> {
         let dump = kernel::dump(&self.bench.hypervisor, "fence_trusted")?;
         let entries = dump.as_array().context("no entries")?;
@@ -132,7 +133,8 @@ fn a_flood_of_bad_digests_from_one_source() -> Result<()> {
     scene.until("drop_source_limit", 10_000)?;
     scene.serve_honest(3)?;
     let sent = flood.stop()?;
-    // Looked at was next to nothing of it; and the attacker's own good requests wait for his bucket to fill.
+    // Looked at was next to nothing of it; and the attacker's own good requests wait for his bucket
+    // to fill.
     let (looked, unseen) = (scene.counted("drop_digest")?, scene.counted("drop_source_limit")?);
     ensure!(unseen > looked, "of {sent}, {looked} were looked at and {unseen} were not");
     ensure!(scene.counted("drop_global_limit")? == 0);
@@ -174,7 +176,8 @@ fn a_flood_of_a_recorded_request() -> Result<()> {
     scene.conclude()
 }
 
-/// So many requests of a guest, each new and right, that ask to be called back where nobody listens.
+/// So many requests of a guest, each new and right, that ask to be called back where nobody
+/// listens.
 fn fresh(peer: &Peer, guest: &Guest, many: usize) -> Result<Vec<Vec<u8>>> {
     let one = |_| -> Result<Vec<u8>> {
         let request = Request { port: 9.into(), ..peer.request(Op::Status, DOMAIN)? };
@@ -222,7 +225,8 @@ fn is_member(scene: &Scene) -> Result<bool> {
     Ok(of_bridge.take_while(|line| line.starts_with('\t')).any(|line| line.trim_start().starts_with(&group)))
 }
 
-/// Queries, reports and leaves in everybody's name, as fast as they can be sent: who listens to the group is not for guests to say.
+/// Queries, reports and leaves in everybody's name, as fast as they can be sent: who listens to the
+/// group is not for guests to say.
 #[test]
 fn a_flood_of_igmp() -> Result<()> {
     let scene = Scene::new()?;
@@ -245,7 +249,8 @@ fn a_flood_of_igmp() -> Result<()> {
     scene.conclude()
 }
 
-/// The daemon stands still. Nobody fills the ring buffer alone, so the others' requests are there when it goes on.
+/// The daemon stands still. Nobody fills the ring buffer alone, so the others' requests are there
+/// when it goes on.
 #[test]
 fn a_ring_that_nobody_reads() -> Result<()> {
     let mut scene = Scene::new()?;
@@ -263,7 +268,8 @@ fn a_ring_that_nobody_reads() -> Result<()> {
     scene.conclude()
 }
 
-/// The daemon stands still, and so many have the key and send that there is no room left: what comes then goes to the socket, which keeps it.
+/// The daemon stands still, and so many have the key and send that there is no room left: what
+/// comes then goes to the socket, which keeps it.
 #[test]
 fn a_ring_held_full() -> Result<()> {
     let mut scene = Scene::new()?;
@@ -296,7 +302,8 @@ fn a_ring_held_full() -> Result<()> {
     scene.serve_honest(1)
 }
 
-/// A daemon that shows no sign of life for seconds: the stack gets the requests, and the socket keeps them until it is back.
+/// A daemon that shows no sign of life for seconds: the stack gets the requests, and the socket
+/// keeps them until it is back.
 #[test]
 fn without_a_sign_of_life_requests_pass_and_are_served_later() -> Result<()> {
     let mut scene = Scene::new()?;
@@ -313,7 +320,8 @@ fn without_a_sign_of_life_requests_pass_and_are_served_later() -> Result<()> {
     Ok(())
 }
 
-/// A recorded `off`, sent again to the next daemon, which the first one's death has kept from saying goodbye.
+/// A recorded `off`, sent again to the next daemon, which the first one's death has kept from
+/// saying goodbye.
 fn replayed_after_a_crash(attach: &'static str) -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config(attach))?;
@@ -325,7 +333,8 @@ fn replayed_after_a_crash(attach: &'static str) -> Result<()> {
     server.stop(Signal::SIGKILL)?;
 
     let server = bench.serve(&bench.config(attach))?;
-    // The client still listens at its old place: what would keep the `off` from being carried out is the memory alone.
+    // The client still listens at its old place: what would keep the `off` from being carried out
+    // is the memory alone.
     peer.send_bytes(recorded.as_bytes())?;
     ensure!(peer.called_back(Duration::from_secs(2))?.is_none(), "called back for a copy: {}", server.log());
     ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "a copy was obeyed: {}", server.log());

@@ -1,4 +1,5 @@
-//! Starts that cannot be, and starts into a degraded mode: one clear word about it, never a panic, never silence.
+//! Starts that cannot be, and starts into a degraded mode: one clear word about it, never a panic,
+//! never silence.
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ fn expect_refusal(bench: &Bench, config: &Config, culprit: &str) -> Result<()> {
     expect_refusal_with(bench, config, &[], culprit)
 }
 
-/// A log without what depends on where the tests run: not everywhere may memory be locked, priority raised, or one be spared.
+/// A log without what depends on where the tests run: not everywhere may memory be locked, priority
+/// raised, or one be spared.
 fn but_for_stress(log: &str) -> String {
     let about =
         |line: &&str| ["CAP_IPC_LOCK", "CAP_SYS_NICE", "CAP_SYS_RESOURCE"].iter().any(|name| line.contains(name));
@@ -112,7 +114,8 @@ fn beside_another_xdp_program_it_serves_through_the_socket_and_says_so() -> Resu
     Ok(())
 }
 
-/// Starts the daemon as root without some of root's capabilities, as in a container or under a strict unit file.
+/// Starts the daemon as root without some of root's capabilities, as in a container or under a
+/// strict unit file.
 fn serve_without(bench: &Bench, capabilities: &str) -> Result<Server> {
     tools::require(&["setpriv"])?;
     let Which::Ours(daemon) = Which::ours()? else { bail!("not ours") };

@@ -8,7 +8,8 @@ use fence_lab::loaded::object_path;
 
 use crate::program::require_root;
 
-/// Everything happens in a mount namespace with a bpffs of its own: pins and mount are gone with the shell.
+/// Everything happens in a mount namespace with a bpffs of its own: pins and mount are gone with
+/// the shell.
 const SCRIPT: &str = r#"
 set -eu
 mount -t bpf none /mnt

@@ -1,4 +1,5 @@
-//! A run that interrupts another one on the same CPU: it has no working memory, so it judges nothing that takes some.
+//! A run that interrupts another one on the same CPU: it has no working memory, so it judges
+//! nothing that takes some.
 
 use fence_common::hash::HashKind;
 use fence_common::verdict::{Counters, Verdict};

@@ -132,7 +132,8 @@ pub(crate) fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A good IPv4 frame of a guest with this address and this last byte of its MAC address, the `n`th that it sends.
+/// A good IPv4 frame of a guest with this address and this last byte of its MAC address, the `n`th
+/// that it sends.
 pub(crate) fn good_from(ip: [u8; 4], mac: u8, n: u32) -> Vec<u8> {
     let mut request = Request { seqno: little_endian::U32::new(n), ..request_v4() };
     request.address[..4].copy_from_slice(&ip);

@@ -81,7 +81,8 @@ fn agree(form: Form) {
         (any::<bool>(), select(tags), select(HashKind::ALL.to_vec()), 0..=6_u8),
         prop::collection::vec(mutation(), 0..4),
         (select(HashKind::ALL.to_vec()), any::<bool>()),
-        // What is mutated in the request is mutated before signing (then something else than the digest is wrong), or after.
+        // What is mutated in the request is mutated before signing (then something else than the
+        // digest is wrong), or after.
         any::<bool>(),
     );
     let seen = RefCell::new(std::collections::HashMap::<Verdict, u32>::new());
@@ -165,7 +166,8 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
     (0..4_usize, step)
 }
 
-/// With memories that are empty at first and buckets that hold a few, which no test lives long enough to see filled again.
+/// With memories that are empty at first and buckets that hold a few, which no test lives long
+/// enough to see filled again.
 #[test]
 fn kernel_and_user_space_agree_on_what_senders_may_still_do() {
     const ADDRESSES: [[u8; 4]; 2] = [[192, 168, 122, 31], [192, 168, 122, 32]];

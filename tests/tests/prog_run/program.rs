@@ -36,8 +36,8 @@ pub(crate) enum Form {
 impl Form {
     pub(crate) const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
 
-    /// The shortest frame that the kernel's test run takes: with an Ethernet header, and before tc programs with the whole IP header that this
-    /// announces.
+    /// The shortest frame that the kernel's test run takes: with an Ethernet header, and before tc
+    /// programs with the whole IP header that this announces.
     pub(crate) fn shortest(self) -> usize {
         match self {
             Self::Xdp => SHORTEST,
@@ -273,8 +273,8 @@ impl Program {
 
     /// Gives the program a frame: what it answers, and the one verdict that it counted.
     ///
-    /// The answer must be the verdict's action, at most one counter may have moved, by one, and who took the working memory must have
-    /// given it back.
+    /// The answer must be the verdict's action, at most one counter may have moved, by one, and who
+    /// took the working memory must have given it back.
     pub(crate) fn run(&self, frame: &[u8]) -> Verdict {
         let before = self.counters();
         let in_use = self.in_use();
@@ -309,7 +309,8 @@ impl Program {
         verdict
     }
 
-    /// Asserts the verdict of program and user space, and that there is an event for a delivered frame and none otherwise.
+    /// Asserts the verdict of program and user space, and that there is an event for a delivered
+    /// frame and none otherwise.
     #[track_caller]
     pub(crate) fn expect(&mut self, frame: &[u8], verdict: Verdict) {
         assert_eq!(self.user_space(frame), verdict, "in user space");

@@ -43,7 +43,8 @@ fn cut_frames_pass_at_every_length() {
     let tagged_v6 = ipv6(tagged(0), signed(&key(), request_v6()).as_bytes());
     for (frame, ip, ip_header) in [(good_v4(), 14, 20), (good_v6(), 14, 40), (tagged_v4, 18, 20), (tagged_v6, 18, 40)] {
         for len in 0..frame.len() {
-            // Before the IP header is whole nobody can say whose it is; after that its lengths are not the frame's.
+            // Before the IP header is whole nobody can say whose it is; after that its lengths are
+            // not the frame's.
             let expected = if len < ip + ip_header { Verdict::NotOurs } else { Verdict::Malformed };
             if len < SHORTEST {
                 assert_eq!(program.user_space(&frame[..len]), expected);

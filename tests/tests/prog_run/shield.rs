@@ -1,4 +1,5 @@
-//! How much of whom is let through. The buckets of these tests fill once in ten hours, so nothing here depends on time.
+//! How much of whom is let through. The buckets of these tests fill once in ten hours, so nothing
+//! here depends on time.
 
 use fence_common::boundary::{Event, RING_BYTES};
 use fence_common::hash::HashKind;
@@ -202,7 +203,8 @@ fn on_a_foreign_segment_bounds_drop_nothing() {
     assert_eq!(program.known().trusted.len(), 1);
 }
 
-/// Who has the key and makes up addresses is one sender, and no more than 512 of them become trusted at once.
+/// Who has the key and makes up addresses is one sender, and no more than 512 of them become
+/// trusted at once.
 #[test]
 fn a_holder_of_the_key_with_many_addresses_is_one_sender() {
     let mut program = program(Limits { strangers: only(10), deliveries: only(4), ..Limits::NONE });

@@ -1,7 +1,9 @@
-//! `cargo xtask setup`: looks at what a purpose needs, and installs what is missing where it knows how to (Debian, Ubuntu).
+//! `cargo xtask setup`: looks at what a purpose needs, and installs what is missing where it knows
+//! how to (Debian, Ubuntu).
 //!
-//! It looks first and touches nothing if all is there, which takes a fraction of a second: every other task calls it. What it cannot get it
-//! says before it installs anything. It starts no service, on no system: a hypervisor must not get a second fencing daemon from a build.
+//! It looks first and touches nothing if all is there, which takes a fraction of a second: every
+//! other task calls it. What it cannot get it says before it installs anything. It starts no
+//! service, on no system: a hypervisor must not get a second fencing daemon from a build.
 
 pub(crate) mod os;
 pub(crate) mod packages;
@@ -23,7 +25,8 @@ use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::workspace::Workspace;
 
-/// What a machine is to be able to do. Among those that tests ask for, a later one includes the earlier ones.
+/// What a machine is to be able to do. Among those that tests ask for, a later one includes the
+/// earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Profile {
     /// Compile everything, the BPF program included
@@ -54,10 +57,13 @@ const CLIPPY_WEB: &str = "rust-web-clippy";
 /// Packages that cannot be installed beside [`RUST_WEB`].
 const RUST_WEB_CONFLICTS: [&str; 3] = ["rustc", "cargo", "rustup"];
 
-/// Runs as root with the packages as its arguments. No service is started: a policy-rc.d (the system's own hook for that) refuses while packages
-/// are installed, unless the system has one already. A second fencing daemon would also come up at the next boot: that is taken back.
-/// Removing other packages to make room is refused. Only qemu-utils of a newer release, which backports have without the emulator, is brought
-/// to the version of the QEMU that is installed: apt would remove it. A repository that cannot be reached is only fatal if a package is missing for it.
+/// Runs as root with the packages as its arguments. No service is started: a policy-rc.d (the
+/// system's own hook for that) refuses while packages are installed, unless the system has one
+/// already. A second fencing daemon would also come up at the next boot: that is taken back.
+/// Removing other packages to make room is refused. Only qemu-utils of a newer release, which
+/// backports have without the emulator, is brought to the version of the QEMU that is installed:
+/// apt would remove it. A repository that cannot be reached is only fatal if a package is missing
+/// for it.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -91,7 +97,8 @@ done
 exit 1
 ";
 
-/// What a bare `cargo xtask setup` is for: everything, except on a hypervisor, which should not get test servers unasked.
+/// What a bare `cargo xtask setup` is for: everything, except on a hypervisor, which should not get
+/// test servers unasked.
 pub(crate) fn default_profile() -> Profile {
     match Hypervisor::detect(Path::new("/")) {
         Ok(_) => {
@@ -171,7 +178,8 @@ impl Missing {
         self.system.is_empty() && !self.rust && !self.linker && !self.clippy
     }
 
-    /// Installs all of it with apt and cargo, or says what it cannot get, before it installs anything.
+    /// Installs all of it with apt and cargo, or says what it cannot get, before it installs
+    /// anything.
     fn install(&self, workspace: &Workspace, os: &Os) -> anyhow::Result<()> {
         let privilege = Privilege::of_this_process();
         let linker_needs: Vec<String> = LINKER_LLVM.iter().map(|llvm| format!("llvm-{llvm}-dev")).collect();
@@ -305,7 +313,8 @@ impl Missing {
     }
 }
 
-/// Whether Debian's second toolchain can be had (by the versions apt would install) and would displace nothing.
+/// Whether Debian's second toolchain can be had (by the versions apt would install) and would
+/// displace nothing.
 fn rust_web_fits(candidates: &[Option<String>]) -> bool {
     let new_enough = |version: &Option<String>| {
         version.as_deref().and_then(Version::parse).is_some_and(|version| version >= Version::minimum_rust())

@@ -34,7 +34,8 @@ const BUILD: &[Requirement] = &[
 /// To look at what is written by hand and not compiled.
 const LINT: &[Requirement] = &[tool("shellcheck", &["shellcheck"], "ShellCheck")];
 
-/// To run the lab: namespaces, a look inside, and the stock client. No libvirtd: the lab uses libvirt's in-process driver.
+/// To run the lab: namespaces, a look inside, and the stock client. No libvirtd: the lab uses
+/// libvirt's in-process driver.
 const LAB: &[Requirement] = &[
     tool("ip", &["iproute2"], "iproute"),
     tool("bpftool", &["bpftool", "linux-tools-common"], "bpftool"),

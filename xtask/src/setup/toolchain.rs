@@ -1,7 +1,8 @@
 //! The BPF toolchain: a Rust compiler that has the library's source, and bpf-linker.
 //!
-//! The library for the BPF target has to be compiled from source. rustup brings the source as the component `rust-src`; Debian brings a whole
-//! second toolchain with it (`rustc-web`), which lives in /usr/bin beside rustup's.
+//! The library for the BPF target has to be compiled from source. rustup brings the source as the
+//! component `rust-src`; Debian brings a whole second toolchain with it (`rustc-web`), which lives
+//! in /usr/bin beside rustup's.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ pub(crate) const LINKER_LLVM: &[u32] = &[22, 23];
 pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
 
 impl Version {
-    /// The version at the start of `text`; what follows its numbers (`-nightly`, `+dfsg1-1`) does not count.
+    /// The version at the start of `text`; what follows its numbers (`-nightly`, `+dfsg1-1`) does
+    /// not count.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
         let mut numbers = numbers.split('.').map(str::parse);
@@ -39,7 +41,8 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// What the cargo that started us put into the environment, and what would spoil a build for another target by another compiler.
+/// What the cargo that started us put into the environment, and what would spoil a build for
+/// another target by another compiler.
 const NOT_INHERITED: [&str; 14] = [
     "CARGO",
     "CARGO_BUILD_RUSTFLAGS",
@@ -69,7 +72,8 @@ pub(crate) struct Toolchain {
 }
 
 impl Toolchain {
-    /// The first toolchain that will do: the distribution's, the one that the shell finds, then rustup's others.
+    /// The first toolchain that will do: the distribution's, the one that the shell finds, then
+    /// rustup's others.
     pub(crate) fn find() -> Option<Self> {
         Self::of(Path::new("/usr/bin/rustc")).or_else(|| Self::of(Path::new("rustc"))).or_else(|| {
             let names = ask(Path::new("rustup"), &["toolchain", "list"])?;
@@ -80,7 +84,8 @@ impl Toolchain {
         })
     }
 
-    /// The toolchain that `rustc` (which may be rustup's proxy) is the compiler of, if it is new enough and complete.
+    /// The toolchain that `rustc` (which may be rustup's proxy) is the compiler of, if it is new
+    /// enough and complete.
     fn of(rustc: &Path) -> Option<Self> {
         let (version, llvm) = parse_verbose_version(&ask(rustc, &["-vV"])?)?;
         let sysroot = PathBuf::from(ask(rustc, &["--print", "sysroot"])?.trim());
@@ -95,7 +100,8 @@ impl Toolchain {
         self.rustc.starts_with("/usr")
     }
 
-    /// Its cargo in the folder `root`, free of what other toolchains put into the environment, and allowed to compile the library itself.
+    /// Its cargo in the folder `root`, free of what other toolchains put into the environment, and
+    /// allowed to compile the library itself.
     pub(crate) fn cargo(&self, root: &Path) -> Command {
         let mut cargo = Command::new(&self.cargo);
         NOT_INHERITED.iter().for_each(|name| {

@@ -1,8 +1,8 @@
 //! The rooms of fence-daemon, and what each may import.
 //!
-//! A room is a module of `fence-daemon/src`. The table lists them from the ground up: a room imports
-//! only rooms above it in the table, so there is no way round. Between crates Cargo enforces the same.
-//! Test code may import anything.
+//! A room is a module of `fence-daemon/src`. The table lists them from the ground up: a room
+//! imports only rooms above it in the table, so there is no way round. Between crates Cargo
+//! enforces the same. Test code may import anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -141,8 +141,8 @@ fn absolute(module: &[String], path: &[String]) -> Option<Vec<String>> {
     Some(module[..above].iter().chain(&path[rest..]).cloned().collect())
 }
 
-/// The paths in a file before its tests, each with its line: those that begin with `crate`, `self` or
-/// `super`, and those of [`CRATES`]. A `use` with braces is several.
+/// The paths in a file before its tests, each with its line: those that begin with `crate`, `self`
+/// or `super`, and those of [`CRATES`]. A `use` with braces is several.
 fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
     let mut code = String::new();
     let mut lines = text.lines().peekable();

@@ -73,7 +73,8 @@ impl Life {
             return Ok(());
         };
         let lived = self.beside(&machine);
-        // However that ended: a container that is left would never be started for the machine's next life.
+        // However that ended: a container that is left would never be started for the machine's
+        // next life.
         while self.is_wanted.load(Ordering::Relaxed) && self.virsh("domstate")?.stdout.trim() == "running" {
             // It may have ended since the question.
             let _ = self.virsh("destroy");

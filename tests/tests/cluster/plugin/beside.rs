@@ -1,4 +1,5 @@
-//! Who keeps `external/libvirt`, and with it libvirtd's TCP port, can have fence-daemon beside it for the same containers.
+//! Who keeps `external/libvirt`, and with it libvirtd's TCP port, can have fence-daemon beside it
+//! for the same containers.
 
 use std::time::Duration;
 

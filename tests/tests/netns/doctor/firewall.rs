@@ -1,4 +1,5 @@
-//! Firewalls that are in the way, for real: what the doctor says is what happens, and what it says to type opens the way.
+//! Firewalls that are in the way, for real: what the doctor says is what happens, and what it says
+//! to type opens the way.
 
 use std::path::Path;
 
@@ -40,8 +41,8 @@ fn hide(bench: &Bench, program: &str) -> Result<()> {
     Ok(())
 }
 
-/// Rules that are in the way of one thing after the other: each is told, and is out of the way after what is to be typed. `blocked` shows that it is
-/// in the way indeed.
+/// Rules that are in the way of one thing after the other: each is told, and is out of the way
+/// after what is to be typed. `blocked` shows that it is in the way indeed.
 fn each(
     bench: &Bench,
     space: &Space,
@@ -143,8 +144,9 @@ fn what_rules_cannot_be_followed_is_said() -> Result<()> {
     says(on_hypervisor(&bench)?.find("firewall", "unknown")?, &["bridge b"])
 }
 
-/// What firewalld 1.3.3 (Debian 12) had loaded, as `nft -j list ruleset` printed it: zone `public`, as it comes, and after
-/// `firewall-cmd --zone=public --change-interface=virbr0` and `--zone=public --add-port=1229/udp`.
+/// What firewalld 1.3.3 (Debian 12) had loaded, as `nft -j list ruleset` printed it: zone `public`,
+/// as it comes, and after `firewall-cmd --zone=public --change-interface=virbr0` and
+/// `--zone=public --add-port=1229/udp`.
 #[test]
 fn the_rules_of_a_real_firewalld_are_followed() -> Result<()> {
     const CLOSED: &str = include_str!("firewalld/closed.json");

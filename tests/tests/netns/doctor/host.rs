@@ -223,7 +223,8 @@ fn entries_of_groups_that_no_domain_has_are_told() -> Result<()> {
     Ok(())
 }
 
-/// A library that is loaded before all others tells the doctor another time, and what the kernel would say of its clock.
+/// A library that is loaded before all others tells the doctor another time, and what the kernel
+/// would say of its clock.
 #[test]
 fn a_clock_that_is_off_is_told() -> Result<()> {
     const SOURCE: &str = "#include <sys/timex.h>\n#include <time.h>\n#include <stdlib.h>\n#include <string.h>\n\
@@ -342,7 +343,8 @@ fn a_guest_with_another_key_and_one_that_cannot_be_called_back_are_named() -> Re
     Ok(())
 }
 
-/// `fence_xvm` without its default key signs nothing, says nothing about it, and waits for an answer.
+/// `fence_xvm` without its default key signs nothing, says nothing about it, and waits for an
+/// answer.
 #[test]
 fn a_guest_whose_key_file_is_missing_is_named_by_all_that_can_be_asked() -> Result<()> {
     for attach in ["auto", "off"] {

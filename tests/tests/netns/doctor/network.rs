@@ -50,7 +50,8 @@ fn where_none_is_named_one_must_do() -> Result<()> {
     Ok(())
 }
 
-/// `ip addr add ... label virbr0:1`, as `ifconfig virbr0:1` and some tools make them: a label names an address, not an interface.
+/// `ip addr add ... label virbr0:1`, as `ifconfig virbr0:1` and some tools make them: a label names
+/// an address, not an interface.
 #[test]
 fn an_address_with_a_label_belongs_to_its_interface() -> Result<()> {
     let bench = Bench::new()?;
@@ -145,8 +146,8 @@ fn a_bridge_that_snoops_leads_on_and_asks_nobody_is_doubtful() -> Result<()> {
     Ok(())
 }
 
-/// What the doctor relies on when it says that a bridge that leads nowhere needs no querier: when Linux has forgotten the membership, for
-/// want of questions, it gives multicast to all.
+/// What the doctor relies on when it says that a bridge that leads nowhere needs no querier: when
+/// Linux has forgotten the membership, for want of questions, it gives multicast to all.
 #[test]
 fn without_a_querier_linux_forgets_the_membership_and_requests_come_all_the_same() -> Result<()> {
     let bench = Bench::new()?;

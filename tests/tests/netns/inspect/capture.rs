@@ -1,4 +1,5 @@
-//! What `tcpdump` shows of requests while the kernel program takes them out: what the page and the doctor say about it.
+//! What `tcpdump` shows of requests while the kernel program takes them out: what the page and the
+//! doctor say about it.
 
 use std::process::Command;
 
@@ -32,7 +33,8 @@ fn shown<const N: usize>(bench: &Bench, config: &Config, interfaces: [&str; N]) 
     bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
     let mut shown = [false; N];
     for (mut capture, shown) in captures.into_iter().zip(&mut shown) {
-        // The call-back comes after the request, and no program takes it out: with it the capture has seen both.
+        // The call-back comes after the request, and no program takes it out: with it the capture
+        // has seen both.
         let called_back = capture.stdout().wait_for(0, LIMIT, |line| line.contains("Flags [").then_some(()));
         called_back.with_context(|| format!("no call-back in the capture: {}", capture.stdout().text()))?;
         capture.signal(Signal::SIGINT)?;

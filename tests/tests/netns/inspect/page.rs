@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::{LIMIT, program};
 use crate::bench::Bench;
 
-/// The commands of a page, each after a `# ` in an indented block, and what the numbers in it stand for: `N: ... name NAME ...` is what
-/// bpftool shows of program or map N.
+/// The commands of a page, each after a `# ` in an indented block, and what the numbers in it stand
+/// for: `N: ... name NAME ...` is what bpftool shows of program or map N.
 struct Page {
     commands: Vec<String>,
     names: BTreeMap<u64, String>,
@@ -68,7 +68,8 @@ fn the_commands_of_the_documentation_work() -> Result<()> {
     // Where the page says `fence-daemon` it means this one, with this lab's configuration.
     let ours = format!("{} -f {}", program()?.display(), bench.hypervisor.path("fence_virt.conf"));
     let mut printed = BTreeMap::new();
-    // tcpdump goes on for ever: `capture` runs it, and ends it. The journal is asked where systemd keeps one: `cluster/service.rs`.
+    // tcpdump goes on for ever: `capture` runs it, and ends it. The journal is asked where systemd
+    // keeps one: `cluster/service.rs`.
     let elsewhere = |command: &&String| ["tcpdump ", "journalctl "].iter().any(|program| command.starts_with(program));
     for command in page.commands.iter().filter(|command| !elsewhere(command)) {
         let words: Result<Vec<_>> = command.split_whitespace().map(here).collect();

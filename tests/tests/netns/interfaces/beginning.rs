@@ -83,7 +83,8 @@ fn on_the_way_to_the_background_the_command_waits_as_well() -> Result<()> {
     start_network(&bench)?;
     let started = process.finish(START_LIMIT)?;
     ensure!(started.code == Some(0), "{:?}: {}", started.code, started.stderr);
-    // It serves from the moment on when the command is back, unless the machine was too slow for that.
+    // It serves from the moment on when the command is back, unless the machine was too slow for
+    // that.
     if !started.stderr.contains("nothing is served yet") {
         bench.about_domain("status").run(bench.guest.space())?.success()?;
     }
@@ -121,7 +122,8 @@ fn a_stop_ends_the_waiting() -> Result<()> {
     Ok(())
 }
 
-/// At boot the guests are started after the daemon: an interface that never comes must not keep them off.
+/// At boot the guests are started after the daemon: an interface that never comes must not keep
+/// them off.
 #[test]
 fn the_command_is_back_when_the_interface_does_not_come() -> Result<()> {
     let bench = without_bridge()?;

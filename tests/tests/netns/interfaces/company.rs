@@ -1,4 +1,5 @@
-//! Others on the interface: they are left alone while they are there, and the program takes over when they go.
+//! Others on the interface: they are left alone while they are there, and the program takes over
+//! when they go.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::kernel::{Program, occupy, program_on, tcx_on, xdp_on};

@@ -1,4 +1,5 @@
-//! Without `interface` in the configuration: several interfaces at once, each with the program, whatever becomes of the others.
+//! Without `interface` in the configuration: several interfaces at once, each with the program,
+//! whatever becomes of the others.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::kernel::{program_on, tcx_on, xdp_on};
@@ -10,7 +11,8 @@ use nix::sys::signal::Signal;
 use super::{NOTICE, number_of, wait_line};
 use crate::bench::Bench;
 
-/// A hypervisor with a guest on its bridge and one on a cable of its own, and a daemon that was told of neither.
+/// A hypervisor with a guest on its bridge and one on a cable of its own, and a daemon that was
+/// told of neither.
 struct Networks {
     bench: Bench,
     second: Guest,
@@ -103,8 +105,8 @@ fn each_interface_gets_what_it_can() -> Result<()> {
     Ok(())
 }
 
-/// The one is deleted, made anew, renamed, switched off and moved to another namespace and back; the other one's guest notices nothing, and
-/// the daemon is the same all the time.
+/// The one is deleted, made anew, renamed, switched off and moved to another namespace and back;
+/// the other one's guest notices nothing, and the daemon is the same all the time.
 #[test]
 fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()> {
     for (attach, shown) in [("auto", "program=tcx"), ("generic", "program=generic")] {
@@ -202,7 +204,8 @@ fn a_request_that_comes_by_two_interfaces_is_served_once() -> Result<()> {
     Ok(())
 }
 
-/// How many datagrams were counted, by whichever way and whatever became of them, by the daemon's last words.
+/// How many datagrams were counted, by whichever way and whatever became of them, by the daemon's
+/// last words.
 fn counted(line: &str) -> Result<u64> {
     let (_, told) = line.split_once("stopping:").context("not the last words")?;
     let numbers = told.split(|c: char| !c.is_ascii_alphanumeric()).filter_map(|word| word.parse::<u64>().ok());

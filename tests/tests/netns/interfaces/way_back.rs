@@ -1,4 +1,5 @@
-//! The callback leaves by the interface that the request came by, wherever the routing table would send it.
+//! The callback leaves by the interface that the request came by, wherever the routing table would
+//! send it.
 
 use std::time::Duration;
 
@@ -62,7 +63,8 @@ fn two_bridges_with_one_subnet_are_both_called_back() -> Result<()> {
     Ok(())
 }
 
-/// Two guests with one address: each is called back on its own bridge, also while the other one asks.
+/// Two guests with one address: each is called back on its own bridge, also while the other one
+/// asks.
 #[test]
 fn two_guests_with_one_address_are_told_apart() -> Result<()> {
     for way in Way::ALL {
