@@ -1,4 +1,4 @@
-//! The state directory, and the one way to open what is in it: files ([`file`]), the control socket ([`socket`]) and, elsewhere,
+//! The state directory, and the one way to open what is in it: files ([`mod@file`]), the control socket ([`socket`]) and, elsewhere,
 //! the PID file ([`pid_file`]).
 //!
 //! What stands there decides what this daemon does as root: which domains it starts, which requests it refuses, what it believes of

@@ -25,7 +25,34 @@ const ROOMS: &[Room] = &[
     Room { name: "intake", imports: &["clock", "observe", "state", "systemd"] },
     Room { name: "callback", imports: &["fault", "intake"] },
     Room { name: "policy", imports: &["callback"] },
-    Room { name: "hypervisor", imports: &["clock", "fault", "policy", "state"] },
+    Room { name: "hypervisor/deadline", imports: &[] },
+    Room { name: "hypervisor/libvirt", imports: &["clock", "hypervisor/deadline"] },
+    Room { name: "hypervisor/process", imports: &["clock", "hypervisor/deadline", "state"] },
+    Room { name: "hypervisor/known", imports: &["clock", "hypervisor/libvirt", "hypervisor/process", "state"] },
+    Room {
+        name: "hypervisor/fence",
+        imports: &[
+            "clock",
+            "fault",
+            "hypervisor/deadline",
+            "hypervisor/known",
+            "hypervisor/libvirt",
+            "hypervisor/process",
+            "state",
+        ],
+    },
+    Room {
+        name: "hypervisor",
+        imports: &[
+            "clock",
+            "hypervisor/deadline",
+            "hypervisor/fence",
+            "hypervisor/known",
+            "hypervisor/libvirt",
+            "hypervisor/process",
+            "policy",
+        ],
+    },
     Room { name: "control", imports: &["clock", "hypervisor", "intake", "observe", "state"] },
     Room {
         name: "pipeline",
@@ -43,8 +70,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("fence_client", &[]),
     ("fence_control", &["control"]),
     ("sd_notify", &["systemd"]),
-    ("virt", &["hypervisor"]),
-    ("virt_sys", &["hypervisor"]),
+    ("virt", &["hypervisor/libvirt"]),
+    ("virt_sys", &["hypervisor/libvirt"]),
 ];
 
 /// The folder of the rooms, below the tree's root.
@@ -91,7 +118,7 @@ impl Rooms {
             let arrows = self.arrows.get(room.name).into_iter().flatten().copied().collect::<Vec<_>>();
             let _ = writeln!(
                 text,
-                "{:<10} -> {}",
+                "{:<19} -> {}",
                 room.name,
                 if arrows.is_empty() { "-".to_owned() } else { arrows.join(", ") }
             );
@@ -256,7 +283,7 @@ mod tests {
         let text = "use super::limit::X;\nuse crate::clock::Moment;\n/// See [`crate::pipeline`].\n#[cfg(test)]\nuse crate::daemon;\n";
         let mut rooms = Rooms::default();
         assert_eq!(rooms.look("fence-daemon/src/observe/requests.rs", text), []);
-        assert!(rooms.graph().contains("observe    -> clock\n"), "{}", rooms.graph());
+        assert!(rooms.graph().contains("observe             -> clock\n"), "{}", rooms.graph());
         assert!(!rooms.unused().iter().any(|arrow| arrow.starts_with("observe")));
         assert!(rooms.unused().iter().any(|arrow| arrow.starts_with("callback does not import fault")));
         for file in ["fence-daemon/src/main.rs", "fence-daemon/src/pipeline/tests/denied.rs", "fence-common/src/key.rs"]
@@ -271,14 +298,16 @@ mod tests {
             broken("fence-daemon/src/policy.rs", "use virt::connect::Connect;\n"),
             ["1: policy may not name the crate virt"]
         );
-        assert_eq!(broken("fence-daemon/src/hypervisor/x.rs", "use virt::connect::Connect;\n"), Vec::<String>::new());
+        let virt = |file: &str| broken(&format!("fence-daemon/src/hypervisor/{file}"), "use virt::connect::Connect;\n");
+        assert_eq!((virt("libvirt/x.rs").len(), virt("known/x.rs").len(), virt("x.rs").len()), (0, 1, 1));
         assert_eq!(broken("fence-daemon/src/daemon/x.rs", "fence_client::top::run();\n").len(), 1);
         assert_eq!(broken("fence-daemon/src/attic.rs", "").len(), 1);
     }
 
     #[test]
     fn the_longest_name_is_the_room() {
-        assert_eq!(room_of(&["hypervisor", "known", "table"]).map(|room| room.name), Some("hypervisor"));
+        assert_eq!(room_of(&["hypervisor", "known", "table"]).map(|room| room.name), Some("hypervisor/known"));
+        assert_eq!(room_of(&["hypervisor", "probe"]).map(|room| room.name), Some("hypervisor"));
         assert!(room_of(&["attic"]).is_none());
     }
 }
