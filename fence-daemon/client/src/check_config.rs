@@ -1,7 +1,8 @@
-//! `fence-daemon check-config`: the configuration as the daemon understands it, and what is doubtful about it on this host.
+//! `fence-daemon check-config`: the configuration as the daemon understands it, and what is
+//! doubtful about it on this host.
 //!
-//! What is printed is what counts: reading it again gives the same configuration. What has no effect (unknown keys, sections of
-//! other listeners) is not in it.
+//! What is printed is what counts: reading it again gives the same configuration. What has no
+//! effect (unknown keys, sections of other listeners) is not in it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -61,7 +62,8 @@ pub fn run(file: &Path, probe: &dyn Probe) -> u8 {
     }
 }
 
-/// Looks for the interface, and adds a doubt if the daemon would miss it now, or hear nothing on it.
+/// Looks for the interface, and adds a doubt if the daemon would miss it now, or hear nothing on
+/// it.
 fn look_at_interface(config: &Config, warnings: &mut Warnings) {
     let group = config.multicast.group;
     let wanted = config.multicast.interface.clone().map_or(Wanted::Suitable(group), Wanted::Named);
@@ -77,8 +79,8 @@ fn look_at_interface(config: &Config, warnings: &mut Warnings) {
     }
 }
 
-/// Asks libvirt for its domains, and adds a doubt for each entry of a group that none of them has. Where a URI does not answer
-/// nothing can be said: the domain may be there.
+/// Asks libvirt for its domains, and adds a doubt for each entry of a group that none of them has.
+/// Where a URI does not answer nothing can be said: the domain may be there.
 fn look_at_domains(config: &Config, probe: &dyn Probe, warnings: &mut Warnings) {
     if config.groups == Groups::Everyone {
         return;

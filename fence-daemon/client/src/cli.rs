@@ -1,7 +1,8 @@
-//! The command line: stock's short options with stock's meaning, a long one for each, and commands that stock servers lack.
+//! The command line: stock's short options with stock's meaning, a long one for each, and commands
+//! that stock servers lack.
 //!
-//! One thing is unlike stock servers on purpose: wrong usage exits with 255, where they print their help and exit with 0, as if
-//! the daemon had started.
+//! One thing is unlike stock servers on purpose: wrong usage exits with 255, where they print their
+//! help and exit with 0, as if the daemon had started.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -90,7 +91,8 @@ pub struct Given {
     #[arg(long, value_name = "PORT", requires = "configure")]
     pub port: Option<String>,
 
-    /// The multicast group that guests send to [default: 225.0.0.12, or ff05::3:1 with --family ipv6]
+    /// The multicast group that guests send to [default: 225.0.0.12, or ff05::3:1 with --family
+    /// ipv6]
     #[arg(long, value_name = "ADDRESS", requires = "configure")]
     pub address: Option<String>,
 
@@ -128,18 +130,22 @@ pub struct Given {
 pub enum Action {
     /// Check the configuration and print it with every default filled in
     ///
-    /// The output is a configuration file itself: every key that has an effect, with a comment where its value is a default.
-    /// Warnings and mistakes go to standard error, with their places. The key and the interface are looked at as well; nothing
-    /// is changed, opened to the network or sent.
+    /// The output is a configuration file itself: every key that has an effect, with a comment
+    /// where its value is a default. Warnings and mistakes go to standard error, with their places.
+    /// The key and the interface are looked at as well; nothing is changed, opened to the network
+    /// or sent.
     ///
-    /// Exit status: 0 if the daemon takes it, 255 for a mistake in the file or no usable key: what the daemon would exit with.
+    /// Exit status: 0 if the daemon takes it, 255 for a mistake in the file or no usable key: what
+    /// the daemon would exit with.
     CheckConfig,
 
     /// Show how the daemon that runs is: what it hears, what it has done, what is wrong
     ///
-    /// Asked over its control socket, control.sock in the configuration's state_directory. For root alone.
+    /// Asked over its control socket, control.sock in the configuration's state_directory. For root
+    /// alone.
     ///
-    /// Exit status: 0 serving, 1 serving with something missing (or starting, or stopping), 3 no daemon answers, 4 it cannot be told.
+    /// Exit status: 0 serving, 1 serving with something missing (or starting, or stopping), 3 no
+    /// daemon answers, 4 it cannot be told.
     Status {
         /// Print what the daemon says, as JSON on one line (see docs/reference/inspect.md)
         #[arg(long)]
@@ -148,8 +154,9 @@ pub enum Action {
 
     /// Look for what keeps a fence from working, and say what to type against it
     ///
-    /// On the hypervisor: configuration, key, daemon, interface, memberships, firewall, kernel program, libvirt, domains, the host. In a guest
-    /// (--from-guest): key, fence_xvm, route, firewall, and a real request for a list. Nothing is changed.
+    /// On the hypervisor: configuration, key, daemon, interface, memberships, firewall, kernel
+    /// program, libvirt, domains, the host. In a guest (--from-guest): key, fence_xvm, route,
+    /// firewall, and a real request for a list. Nothing is changed.
     ///
     /// Exit status: 0 nothing is wrong (there may be warnings), 1 something is.
     Doctor {
@@ -171,7 +178,8 @@ pub enum Action {
 
     /// Make the key that hypervisors and guests share
     ///
-    /// 4096 random bytes, readable by root only. A key that is there already is not touched without --force.
+    /// 4096 random bytes, readable by root only. A key that is there already is not touched without
+    /// --force.
     Keygen {
         /// Where to put it [default: the configuration's key_file]
         #[arg(value_name = "PATH", value_parser = absolute)]
@@ -196,8 +204,8 @@ impl Cli {
     /// Reads a command line, the program's name first.
     ///
     /// # Errors
-    /// Wrong usage, or a request for help or the version: `error.print()` says it on the right stream, [`exit_code`] is what to
-    /// exit with.
+    /// Wrong usage, or a request for help or the version: `error.print()` says it on the right
+    /// stream, [`exit_code`] is what to exit with.
     pub fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
         let cli = Self::try_parse_from(args)?;
         let for_the_daemon = cli.foreground || cli.wait || cli.debug.is_some() || cli.configure || cli.list;
@@ -218,8 +226,9 @@ impl Cli {
     }
 }
 
-/// What `-l` prints: the backends and listeners that this daemon has, in the layout in which stock servers show theirs. Nothing is
-/// loaded at run time here; what stock servers have besides (tcp, vsock, serial, cpg) is not listed before it works.
+/// What `-l` prints: the backends and listeners that this daemon has, in the layout in which stock
+/// servers show theirs. Nothing is loaded at run time here; what stock servers have besides (tcp,
+/// vsock, serial, cpg) is not listed before it works.
 #[must_use]
 pub fn list() -> String {
     let version = env!("CARGO_PKG_VERSION");

@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 
 use crate::screen::{complain, print, stderr_colours};
 
-/// Makes a key at `path`, or where the configuration has it, says what to do with it, and returns the exit code.
+/// Makes a key at `path`, or where the configuration has it, says what to do with it, and returns
+/// the exit code.
 #[must_use]
 pub fn run(path: Option<&Path>, config: &Path, options: Options) -> u8 {
     let path = match path.map_or_else(|| configured_key_file(config), |path| Ok(path.to_owned())) {

@@ -1,7 +1,8 @@
-//! What `fence-daemon` does besides being the daemon: it asks and shows, makes the configuration and the key, and finds what is wrong.
+//! What `fence-daemon` does besides being the daemon: it asks and shows, makes the configuration
+//! and the key, and finds what is wrong.
 //!
-//! Nothing here kills, and nothing here loads a BPF program. What only the daemon's library can find out (libvirt's answer, what
-//! is on an interface) comes through [`probe::Probe`].
+//! Nothing here kills, and nothing here loads a BPF program. What only the daemon's library can
+//! find out (libvirt's answer, what is on an interface) comes through [`probe::Probe`].
 
 pub mod check_config;
 pub mod cli;

@@ -1,4 +1,5 @@
-//! What only the daemon's library can find out. The program hands it in, so that no command here needs libvirt or BPF.
+//! What only the daemon's library can find out. The program hands it in, so that no command here
+//! needs libvirt or BPF.
 
 use std::path::Path;
 use std::time::Duration;

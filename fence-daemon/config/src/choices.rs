@@ -1,4 +1,5 @@
-//! The keys that stock servers do not have: how domains are killed and rebooted, and how the daemon holds its own under stress.
+//! The keys that stock servers do not have: how domains are killed and rebooted, and how the daemon
+//! holds its own under stress.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,7 +76,8 @@ pub(super) fn stress(global: &Surveyed<'_>, findings: &mut Findings<'_>) -> Stre
     }
 }
 
-/// How domains are killed and rebooted, from section `libvirt`, and where that is written down, from `fence_virtd`.
+/// How domains are killed and rebooted, from section `libvirt`, and where that is written down,
+/// from `fence_virtd`.
 pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &mut Findings<'_>) -> Options {
     let state = read(global.get("state_directory"), PathBuf::from(STATE_DIRECTORY), findings, |text| {
         let path = Path::new(text);
@@ -91,7 +93,8 @@ pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &
     }
 }
 
-/// For how long domains stay off in a reboot. Who wants to be told when they run again is told in time.
+/// For how long domains stay off in a reboot. Who wants to be told when they run again is told in
+/// time.
 fn pause(libvirt: &Surveyed<'_>, reply: RebootReply, findings: &mut Findings<'_>) -> Duration {
     let most = match reply {
         RebootReply::Off => PAUSE_MAX,
@@ -131,7 +134,8 @@ fn switch(section: &Surveyed<'_>, key: &'static str, default: bool, findings: &m
     })
 }
 
-/// One of several words, the first of which is not necessarily the default; the case does not matter.
+/// One of several words, the first of which is not necessarily the default; the case does not
+/// matter.
 fn choice<T: Copy + Default>(
     section: &Surveyed<'_>,
     key: &'static str,

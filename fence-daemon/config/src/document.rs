@@ -1,6 +1,8 @@
-//! A configuration file as something to be changed: what `-c` does not ask about stays as it is, but for comments.
+//! A configuration file as something to be changed: what `-c` does not ask about stays as it is,
+//! but for comments.
 //!
-//! The changes go where the daemon (and stock servers) look: into the last section of a name, names in any case.
+//! The changes go where the daemon (and stock servers) look: into the last section of a name, names
+//! in any case.
 
 use std::fmt;
 
@@ -91,7 +93,8 @@ impl Document {
         })
     }
 
-    /// Sets a key. Where it stands more than once, only the last one stays: the others have no effect.
+    /// Sets a key. Where it stands more than once, only the last one stays: the others have no
+    /// effect.
     pub fn set(&mut self, path: &[&str], key: &str, value: &str) {
         let nodes = &mut self.section_mut(path).nodes;
         let new = |key: &str| Node::Value { key: key.to_owned(), value: value.to_owned() };

@@ -1,7 +1,9 @@
-//! Files that are there whole or not at all: the configuration and the key, as `-c` and `keygen` write them.
+//! Files that are there whole or not at all: the configuration and the key, as `-c` and `keygen`
+//! write them.
 //!
-//! The new content goes into a file of its own in the same directory, under a name that nobody can guess and with mode 0600, then
-//! to the disk, and only then takes the old one's place in one step. Whatever goes wrong before leaves the old file as it was.
+//! The new content goes into a file of its own in the same directory, under a name that nobody can
+//! guess and with mode 0600, then to the disk, and only then takes the old one's place in one step.
+//! Whatever goes wrong before leaves the old file as it was.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
@@ -74,7 +76,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// A file that grows beyond a limit is an error to be told from now on, and no reason to die halfway and leave a half behind.
+/// A file that grows beyond a limit is an error to be told from now on, and no reason to die
+/// halfway and leave a half behind.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -107,7 +110,8 @@ impl Place {
             Err(error) => return Err(unreadable(error)),
         };
         let file = if about.is_symlink() {
-            // In a directory where others may make links, following them is a way to have root overwrite anything.
+            // In a directory where others may make links, following them is a way to have root
+            // overwrite anything.
             if about.uid() != 0 && about.uid() != nix::unistd::geteuid().as_raw() {
                 return Err(FileError::ForeignLink { path: path.to_owned(), uid: about.uid() });
             }
@@ -162,7 +166,8 @@ impl Place {
     }
 }
 
-/// Makes a file with these bytes, mode 0600. Never in the place of another one, nor of a symbolic link.
+/// Makes a file with these bytes, mode 0600. Never in the place of another one, nor of a symbolic
+/// link.
 ///
 /// # Errors
 /// There is something of that name, or it cannot be written: nothing has changed then.

@@ -1,4 +1,5 @@
-//! What can be wrong with a configuration, in words for the administrator: what, where, and what to write instead.
+//! What can be wrong with a configuration, in words for the administrator: what, where, and what to
+//! write instead.
 
 use std::fmt;
 use std::io;
@@ -14,7 +15,8 @@ use super::raw::SyntaxKind;
 use super::syntax::{syntax_help, syntax_label};
 use super::warning::Warnings;
 
-/// A configuration that the daemon refuses to start with. All of these are the administrator's to mend.
+/// A configuration that the daemon refuses to start with. All of these are the administrator's to
+/// mend.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -53,7 +55,8 @@ pub struct UnusableKey {
     pub(super) warnings: Warnings,
 }
 
-/// Every mistake of a file in the order of the file, at least one, and what is doubtful besides (which may explain them).
+/// Every mistake of a file in the order of the file, at least one, and what is doubtful besides
+/// (which may explain them).
 #[derive(Debug)]
 pub struct Mistakes {
     pub(super) list: Vec<(Position, Mistake)>,
@@ -61,8 +64,9 @@ pub struct Mistakes {
 }
 
 impl ConfigError {
-    /// The error as it belongs on a terminal or in a log: the place with its line and a caret, and what to write instead.
-    /// Several lines, the last one without its end; escape sequences only if `colours`.
+    /// The error as it belongs on a terminal or in a log: the place with its line and a caret, and
+    /// what to write instead. Several lines, the last one without its end; escape sequences only if
+    /// `colours`.
     #[must_use]
     pub fn render(&self, colours: bool) -> String {
         let plain = |help: &str| {

@@ -71,7 +71,8 @@ impl Groups {
     }
 }
 
-/// The section. Where a group has a key of its own, the kernel program is off: it does not know such keys.
+/// The section. Where a group has a key of its own, the kernel program is off: it does not know
+/// such keys.
 pub(super) fn groups(section: &Section<'_>, multicast: &mut Multicast, findings: &mut Findings<'_>) -> Groups {
     let mut groups: Vec<Group> =
         Surveyed::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
@@ -136,7 +137,8 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
     Group { name: name.map(|name| name.value.to_owned()), ips, uuids, keys, owner: KeyOwner::EVERYBODY }
 }
 
-/// Whether it is no key of a group but was meant to be `key_file`: without it the group would go by the listener's key.
+/// Whether it is no key of a group but was meant to be `key_file`: without it the group would go by
+/// the listener's key.
 fn reads_like_a_key_file(key: &str) -> bool {
     let is_known = GROUP.keys.iter().chain(GROUP.lists).any(|known| known.eq_ignore_ascii_case(key));
     !is_known && nearest(key, ["key_file", "key_file2"].into_iter()).is_some()

@@ -55,8 +55,8 @@ pub struct Unusable {
     pub error: KeyFileError,
 }
 
-/// Reads the files that the configuration names; `None` if it needs none. That `key_file2` does not exist means that there is
-/// no second key: so it is between two changes of keys.
+/// Reads the files that the configuration names; `None` if it needs none. That `key_file2` does not
+/// exist means that there is no second key: so it is between two changes of keys.
 ///
 /// # Errors
 /// There is no first key, or a second one that cannot be used.
@@ -125,11 +125,12 @@ pub fn load_groups(
 /// What [`Unusable`] calls the setting that names a group's key file.
 pub const OF_A_GROUP: &str = "a group's key_file";
 
-/// Reads a key: the file's bytes verbatim, the first 4096 at most. They are nowhere but in the key, and wiped with it. Waits up to
-/// two seconds for somebody who is writing the file.
+/// Reads a key: the file's bytes verbatim, the first 4096 at most. They are nowhere but in the key,
+/// and wiped with it. Waits up to two seconds for somebody who is writing the file.
 ///
 /// # Errors
-/// A key file that is missing, empty, unreadable, being written, or no regular file. Nothing is fetched from elsewhere instead.
+/// A key file that is missing, empty, unreadable, being written, or no regular file. Nothing is
+/// fetched from elsewhere instead.
 pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Found, KeyFileError> {
     let unreadable = |error: io::Error| {
         let path = path.to_owned();
@@ -163,7 +164,8 @@ pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Found, KeyFileError>
     Ok(Found { key, is_cut })
 }
 
-/// Why there is no key. The daemon doesn't start without one, unless `hash` and `auth` both say "none".
+/// Why there is no key. The daemon doesn't start without one, unless `hash` and `auth` both say
+/// "none".
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// There is no such file.
@@ -230,7 +232,8 @@ impl KeyFileError {
         let make = |option: &str| format!("make one and copy it to every guest: fence-daemon keygen {option}{path}");
         match self {
             Self::Missing(path) => {
-                // The folder may be missing with it: /etc/cluster, where upstream keeps the key, comes with no package.
+                // The folder may be missing with it: /etc/cluster, where upstream keeps the key,
+                // comes with no package.
                 let folder_is_there = path.parent().is_none_or(Path::exists);
                 format!("copy the guests' key there, or {}", make(if folder_is_there { "" } else { "--parents " }))
             }

@@ -1,12 +1,15 @@
-//! The configuration file of fence_virtd, read the way stock servers read it but with nothing left to luck.
+//! The configuration file of fence_virtd, read the way stock servers read it but with nothing left
+//! to luck.
 //!
-//! Three layers, each a type: [`raw`] is the file as written, with the place of every word; [`Config`] is what the daemon works
-//! with, every value parsed; in between, what is wrong becomes a [`ConfigError`] (the daemon doesn't start) and what is merely
-//! doubtful a [`Warnings`], both shown with file, line, caret and what to write instead. Every mistake of a file is reported at
+//! Three layers, each a type: [`raw`] is the file as written, with the place of every word;
+//! [`Config`] is what the daemon works with, every value parsed; in between, what is wrong becomes
+//! a [`ConfigError`] (the daemon doesn't start) and what is merely doubtful a [`Warnings`], both
+//! shown with file, line, caret and what to write instead. Every mistake of a file is reported at
 //! once, not one per attempt.
 //!
-//! What could leave the daemon wider open than the file's author meant is an error, never a warning: an unknown digest, groups
-//! that permit nothing or stand where they restrict nothing, an address that is none.
+//! What could leave the daemon wider open than the file's author meant is an error, never a
+//! warning: an unknown digest, groups that permit nothing or stand where they restrict nothing, an
+//! address that is none.
 
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
@@ -61,7 +64,8 @@ pub const MAX_SIZE: usize = 4 << 20;
 /// Reads and resolves a configuration file.
 ///
 /// # Errors
-/// Whatever keeps the daemon from starting; [`ConfigError::render`] is how an administrator wants to see it.
+/// Whatever keeps the daemon from starting; [`ConfigError::render`] is how an administrator wants
+/// to see it.
 pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
     let (bytes, warnings) = read(path)?;
     parse(&Source::new(path, &bytes), warnings)
@@ -79,7 +83,8 @@ pub struct FoundKeys {
 /// Reads and resolves a configuration file, and the keys that it names unless it needs none.
 ///
 /// # Errors
-/// As [`load`], and where there is no usable key: the error points at the `key_file` that says where it is looked for.
+/// As [`load`], and where there is no usable key: the error points at the `key_file` that says
+/// where it is looked for.
 pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, FoundKeys), ConfigError> {
     let (bytes, warnings) = read(path)?;
     let source = Source::new(path, &bytes);
@@ -98,8 +103,8 @@ pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, FoundKeys), Conf
     }
 }
 
-/// An error of [`key::load_all`] as one of the configuration: it points at the `key_file` that says where the key is looked for.
-/// `warnings` may explain it.
+/// An error of [`key::load_all`] as one of the configuration: it points at the `key_file` that says
+/// where the key is looked for. `warnings` may explain it.
 #[must_use]
 pub fn unusable_key(source: &Source<'_>, error: Unusable, warnings: Warnings) -> ConfigError {
     let Unusable { setting, error } = error;

@@ -1,6 +1,8 @@
-//! What administrators get to read: `messages.txt` holds a file for each kind of mistake and the exact text about it.
+//! What administrators get to read: `messages.txt` holds a file for each kind of mistake and the
+//! exact text about it.
 //!
-//! After a change that is meant, `UPDATE_MESSAGES=1 cargo test -p fence-config` writes the texts anew: read the difference.
+//! After a change that is meant, `UPDATE_MESSAGES=1 cargo test -p fence-config` writes the texts
+//! anew: read the difference.
 
 use std::path::Path;
 

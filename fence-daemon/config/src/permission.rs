@@ -18,18 +18,21 @@ pub struct Unmatched {
 }
 
 impl Groups {
-    /// Whether a client at this callback address may act on the target. A group that lists a UUID does not permit its domain's
-    /// name, nor the other way round. It is no permission: the client has not authenticated yet.
+    /// Whether a client at this callback address may act on the target. A group that lists a UUID
+    /// does not permit its domain's name, nor the other way round. It is no permission: the client
+    /// has not authenticated yet.
     #[must_use]
     pub fn permits(&self, owner: KeyOwner, ip: IpAddr, target: &Target) -> bool {
         self.allows(owner, ip, |listed| spells(listed, target))
     }
 
-    /// Whether a request that is signed with this owner's key may name this callback address at all.
+    /// Whether a request that is signed with this owner's key may name this callback address at
+    /// all.
     ///
-    /// A group's own key counts for the group's addresses only. The listener's key does not count for an address that stands in
-    /// groups with a key of their own alone. Else the holder of one key could have another group's client called back, which would
-    /// fail for that client; and could use up what that address may send.
+    /// A group's own key counts for the group's addresses only. The listener's key does not count
+    /// for an address that stands in groups with a key of their own alone. Else the holder of one
+    /// key could have another group's client called back, which would fail for that client; and
+    /// could use up what that address may send.
     #[must_use]
     pub fn may_ask(&self, owner: KeyOwner, ip: IpAddr) -> bool {
         let Self::Only(all) = self else { return true };
@@ -37,7 +40,8 @@ impl Groups {
         (owner == KeyOwner::EVERYBODY && there.peek().is_none()) || there.any(|of_group| of_group == owner)
     }
 
-    /// Whether a host list for this client shows the domain: whether it could fence it under one of its two spellings.
+    /// Whether a host list for this client shows the domain: whether it could fence it under one of
+    /// its two spellings.
     #[must_use]
     pub fn may_see(&self, owner: KeyOwner, ip: IpAddr, name: &str, uuid: Uuid) -> bool {
         let (by_uuid, by_name) = (Target::Uuid(uuid), Target::Name(name.to_owned()));
@@ -54,7 +58,8 @@ impl Groups {
         }
     }
 
-    /// The entries that are no domain among `domains`, in the order of the file. `domains` are names and UUIDs.
+    /// The entries that are no domain among `domains`, in the order of the file. `domains` are
+    /// names and UUIDs.
     #[must_use]
     pub fn unmatched(&self, domains: &[(&str, Uuid)]) -> Vec<Unmatched> {
         let Self::Only(groups) = self else { return Vec::new() };
@@ -68,8 +73,9 @@ impl Groups {
     }
 }
 
-/// Whether a group's `uuid` entry is the target. UUIDs are compared as values. Names are compared without regard to the case
-/// of ASCII letters, as stock servers do; libvirt then looks for the name as the request spells it.
+/// Whether a group's `uuid` entry is the target. UUIDs are compared as values. Names are compared
+/// without regard to the case of ASCII letters, as stock servers do; libvirt then looks for the
+/// name as the request spells it.
 fn spells(listed: &str, target: &Target) -> bool {
     match (Target::parse(listed.as_bytes()), target) {
         (Some(Target::Uuid(listed)), Target::Uuid(uuid)) => listed == *uuid,
@@ -97,7 +103,8 @@ mod tests {
         groups.permits(KeyOwner::EVERYBODY, ip.parse().unwrap(), &Target::parse(target.as_bytes()).unwrap())
     }
 
-    /// Two groups with keys of their own, and one that goes by the listener's. `10.0.0.9` is in the first and in the last.
+    /// Two groups with keys of their own, and one that goes by the listener's. `10.0.0.9` is in the
+    /// first and in the last.
     fn keyed() -> Groups {
         let owned = |owner, group: Group| Group { owner: KeyOwner(owner), ..group };
         Groups::Only(vec![

@@ -1,4 +1,5 @@
-//! Where in the file something is, and how it is shown: file, line, column, the line itself with a caret under it.
+//! Where in the file something is, and how it is shown: file, line, column, the line itself with a
+//! caret under it.
 
 use std::fmt;
 use std::ops::Range;
@@ -21,7 +22,8 @@ pub struct Source<'s> {
     bytes: &'s [u8],
 }
 
-/// A place in a file, with the line that it is on: all that is needed to show it when the file is gone.
+/// A place in a file, with the line that it is on: all that is needed to show it when the file is
+/// gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     path: PathBuf,
@@ -53,7 +55,8 @@ impl<'s> Source<'s> {
         self.place_at(&cursor, span)
     }
 
-    /// The places of many spans, in their order, in one pass over the file: it may be one line of megabytes.
+    /// The places of many spans, in their order, in one pass over the file: it may be one line of
+    /// megabytes.
     pub(super) fn places(&self, spans: &[&Span]) -> Vec<Position> {
         let mut order: Vec<usize> = (0..spans.len()).collect();
         order.sort_by_key(|&index| spans.get(index).map(|span| span.start));
@@ -77,8 +80,8 @@ impl<'s> Source<'s> {
         let tail = after[..line_len].trim_ascii_end();
         let (marked, tail) = tail.split_at(span.len().min(tail.len()));
 
-        // A byte that is no text becomes U+FFFD and control characters become visible: what is in a file must not steer a
-        // terminal. The mark moves along.
+        // A byte that is no text becomes U+FFFD and control characters become visible: what is in a
+        // file must not steer a terminal. The mark moves along.
         let long = head.len().saturating_add(line_len) > LONG_LINE;
         let around = |bytes: usize| if long { bytes.min(AROUND) } else { bytes };
         let dots = |cut: bool| if cut { "..." } else { "" };
@@ -182,7 +185,8 @@ pub(super) struct Message<'m> {
 }
 
 impl Message<'_> {
-    /// The message as a few lines without an end of line at their end; escape sequences only if `colours`.
+    /// The message as a few lines without an end of line at their end; escape sequences only if
+    /// `colours`.
     pub(super) fn render(self, colours: bool) -> String {
         let renderer = if colours { Renderer::styled() } else { Renderer::plain() };
         let mut group = self.level.primary_title(self.title).elements(std::iter::empty::<Origin<'_>>());

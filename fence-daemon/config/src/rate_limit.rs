@@ -96,7 +96,8 @@ pub(super) fn rate_limit(section: &Surveyed<'_>, findings: &mut Findings<'_>) ->
 
 /// More than any network card brings in a second.
 const MOST: u32 = 1_000_000_000;
-/// A stock client repeats itself for half a minute, and a daemon that was stopped reads what has waited.
+/// A stock client repeats itself for half a minute, and a daemon that was stopped reads what has
+/// waited.
 const SHORTEST: u64 = 60;
 /// A year: more than the memory holds anywhere.
 const LONGEST: u64 = 366 * 24 * 3600;

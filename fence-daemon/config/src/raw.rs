@@ -1,11 +1,14 @@
 //! The grammar of fence_virt.conf, and the file as a tree of what was written where.
 //!
-//! Nothing here knows any key: meaning is `resolved`'s. What is accepted is what stock servers accept (names of any
-//! characters but space and punctuation, `#` comments between any two tokens, no escapes inside quotes), and besides carriage
-//! returns and a byte order mark, over which they stumble. What is refused although they take it: a value that runs over the end
-//! of its line (always a forgotten quote), control characters, and more than [`MAX_DEPTH`] sections inside each other.
+//! Nothing here knows any key: meaning is `resolved`'s. What is accepted is what stock servers
+//! accept (names of any characters but space and punctuation, `#` comments between any two tokens,
+//! no escapes inside quotes), and besides carriage returns and a byte order mark, over which they
+//! stumble. What is refused although they take it: a value that runs over the end of its line
+//! (always a forgotten quote), control characters, and more than [`MAX_DEPTH`] sections inside each
+//! other.
 //!
-//! Comments may hold any bytes, as old files in other character sets do; names and values must be UTF-8.
+//! Comments may hold any bytes, as old files in other character sets do; names and values must be
+//! UTF-8.
 
 use std::ops::Range;
 
@@ -15,7 +18,8 @@ use winnow::stream::{LocatingSlice, Location};
 use winnow::token::{any, take_till, take_while};
 use winnow::{Parser, Result};
 
-/// How many sections may be nested: stock files need three. A bound, because each level costs a stack frame.
+/// How many sections may be nested: stock files need three. A bound, because each level costs a
+/// stack frame.
 pub const MAX_DEPTH: usize = 16;
 
 /// What some editors of Windows begin a file with.
@@ -152,7 +156,8 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
-/// What a name consists of. A `#` inside belongs to it, as with stock servers; one before it would have begun a comment.
+/// What a name consists of. A `#` inside belongs to it, as with stock servers; one before it would
+/// have begun a comment.
 fn is_name(byte: u8) -> bool {
     !is_space(byte) && !byte.is_ascii_control() && !matches!(byte, b'{' | b'}' | b'=' | b';' | b'"')
 }
@@ -160,7 +165,8 @@ fn is_name(byte: u8) -> bool {
 /// The whole file as a tree.
 ///
 /// # Errors
-/// The first place that is not of the grammar. Time is linear in the file's length, stack is bounded.
+/// The first place that is not of the grammar. Time is linear in the file's length, stack is
+/// bounded.
 pub fn parse(file: &[u8]) -> Result<Vec<Item<'_>>, SyntaxError> {
     let mut input = LocatingSlice::new(file);
     opt(BYTE_ORDER_MARK).void().parse_next(&mut input)?;
@@ -184,7 +190,8 @@ fn next_token(input: &mut Input<'_>) -> Result<Option<u8>, SyntaxError> {
     peek(opt(any)).parse_next(input)
 }
 
-/// Items until the brace that closes `section`, which is consumed, or until the end of the file where there is none.
+/// Items until the brace that closes `section`, which is consumed, or until the end of the file
+/// where there is none.
 fn items<'s>(
     input: &mut Input<'s>,
     section: Option<&Spanned<&str>>,
@@ -412,7 +419,8 @@ mod tests {
             (b"{", 10 * MEGABYTE),
             (b"x=\"", 10 * MEGABYTE),
             (b"a{", 10 * MEGABYTE),
-            // Well-formed but for what comes last: all of it is parsed, slowly in a build without optimisation.
+            // Well-formed but for what comes last: all of it is parsed, slowly in a build without
+            // optimisation.
             (b"#", 10 * MEGABYTE),
             (b" ", MEGABYTE),
             (b"# #\n", MEGABYTE),

@@ -1,4 +1,5 @@
-//! Getting the configuration's bytes: a file, or what a pipe brings (`-f <(generate)`), but never without end, in size or in time.
+//! Getting the configuration's bytes: a file, or what a pipe brings (`-f <(generate)`), but never
+//! without end, in size or in time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -37,7 +38,8 @@ pub fn read(path: &Path) -> Result<(Vec<u8>, Warnings), ConfigError> {
 
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 64 << 10];
-    // One byte more than is allowed tells a file that is too large, or endless, from one that just fits.
+    // One byte more than is allowed tells a file that is too large, or endless, from one that just
+    // fits.
     while bytes.len() <= MAX_SIZE {
         if let Some(deadline) = deadline {
             wait_for_bytes(&file, deadline).map_err(unreadable)?;

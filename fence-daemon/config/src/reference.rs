@@ -1,5 +1,5 @@
-//! Tests that docs/reference/configuration.md has an entry for every key, each in one form, and that
-//! the code agrees with the values and defaults in it.
+//! Tests that docs/reference/configuration.md has an entry for every key, each in one form, and
+//! that the code agrees with the values and defaults in it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -177,7 +177,8 @@ fn what_is_new_is_marked() {
     assert_eq!(new, ours);
 }
 
-/// Every word with one letter missing, doubled, wrong or exchanged with the next: what a hurried hand writes.
+/// Every word with one letter missing, doubled, wrong or exchanged with the next: what a hurried
+/// hand writes.
 fn misspellings(word: &str) -> Vec<String> {
     let letters: Vec<char> = word.chars().collect();
     let mut found = Vec::new();

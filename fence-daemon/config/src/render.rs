@@ -1,7 +1,8 @@
-//! The configuration as the daemon understands it, written as a configuration file: what `fence-daemon check-config` prints.
+//! The configuration as the daemon understands it, written as a configuration file: what
+//! `fence-daemon check-config` prints.
 //!
-//! What is printed is what counts: reading it again gives the same configuration. What has no effect (unknown keys, sections of
-//! other listeners) is not in it.
+//! What is printed is what counts: reading it again gives the same configuration. What has no
+//! effect (unknown keys, sections of other listeners) is not in it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,7 +13,8 @@ use crate::document::Document;
 use crate::key::{Found, FoundPair};
 use crate::{Config, Groups, Multicast};
 
-/// The configuration with everything filled in. `file` is what it was read from: it tells what is a default.
+/// The configuration with everything filled in. `file` is what it was read from: it tells what is a
+/// default.
 #[must_use]
 pub fn render(config: &Config, file: &[u8]) -> String {
     let written = Document::parse(file).unwrap_or_default();

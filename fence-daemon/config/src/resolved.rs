@@ -23,7 +23,8 @@ use super::warning::{Doubt, Warnings};
 pub struct Config {
     /// Where and how requests are received.
     pub multicast: Multicast,
-    /// The libvirt connections, in the order in which a domain is looked for. Never empty, no two the same.
+    /// The libvirt connections, in the order in which a domain is looked for. Never empty, no two
+    /// the same.
     pub uris: Vec<String>,
     /// Who may fence whom.
     pub groups: Groups,
@@ -187,8 +188,8 @@ pub(super) fn resolve(
     Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit }, warnings))
 }
 
-/// Where a file says which key file is meant: its last `key_file` (or what else is the setting's name), and true; or what that is
-/// missing from, and false.
+/// Where a file says which key file is meant: its last `key_file` (or what else is the setting's
+/// name), and true; or what that is missing from, and false.
 pub(super) fn key_file_span(items: &[Item<'_>], setting: &str, path: &Path) -> (Span, bool) {
     if setting == key::OF_A_GROUP {
         return groups::key_file_span(items, path);
@@ -340,7 +341,8 @@ fn digest(key: &'static str, section: &Surveyed<'_>, findings: &mut Findings<'_>
     kind
 }
 
-/// `uri`, `uri1`, `uri2`, ... by their numbers, whatever their order in the file; of each the last one.
+/// `uri`, `uri1`, `uri2`, ... by their numbers, whatever their order in the file; of each the last
+/// one.
 fn uris(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Vec<String> {
     let number = |item: &Assignment<'_>| {
         let digits = item.key.value.get("uri".len()..).filter(|digits| !digits.is_empty())?;
@@ -575,7 +577,8 @@ mod tests {
         assert_eq!(["yes", "no", "1", "0", "On", "False"].map(strict), [true, false, true, false, true, false]);
     }
 
-    /// Found by fuzzing: the order depended on a byte order mark, which moves the first word away from the file's beginning.
+    /// Found by fuzzing: the order depended on a byte order mark, which moves the first word away
+    /// from the file's beginning.
     #[test]
     fn what_is_about_the_whole_file_comes_before_its_first_word() {
         let expected = [

@@ -1,5 +1,5 @@
-//! What an administrator can choose that stock servers do not have: how domains are killed and rebooted, and how the daemon
-//! holds its own under stress.
+//! What an administrator can choose that stock servers do not have: how domains are killed and
+//! rebooted, and how the daemon holds its own under stress.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use std::time::Duration;
 /// How domains are powered off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kill {
-    /// By killing the domain's own process where it is one of this host's, else as [`Kill::Libvirt`].
+    /// By killing the domain's own process where it is one of this host's, else as
+    /// [`Kill::Libvirt`].
     #[default]
     Direct,
     /// By libvirt's destroy alone, as stock servers do.
@@ -52,7 +53,8 @@ pub struct Options {
 /// The longest pause that can be chosen: of corosync's timeouts twice the longest that are in use.
 pub const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// The longest one where a reboot is answered when the domain runs again: what is left of the time for an order is for kill and start.
+/// The longest one where a reboot is answered when the domain runs again: what is left of the time
+/// for an order is for kill and start.
 pub const PAUSE_MAX_ANSWERED: Duration = Duration::from_secs(10);
 
 /// How the daemon's threads compete for processors.
@@ -63,8 +65,9 @@ pub enum Priority {
     /// Before any ordinary process (nice -20). A flood of requests can still not starve the host.
     #[default]
     High,
-    /// Before all ordinary processes, whatever they do (`SCHED_RR`, the lowest of the real-time priorities). For hosts where guests may use
-    /// up all processors, and with the kernel program in the way of floods.
+    /// Before all ordinary processes, whatever they do (`SCHED_RR`, the lowest of the real-time
+    /// priorities). For hosts where guests may use up all processors, and with the kernel program
+    /// in the way of floods.
     Realtime,
 }
 

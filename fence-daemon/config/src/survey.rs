@@ -1,4 +1,5 @@
-//! A first look at a section: which keys it sets, which of its sections count, and what in it means nothing.
+//! A first look at a section: which keys it sets, which of its sections count, and what in it means
+//! nothing.
 
 use super::error::{ConfigError, Mistake, Mistakes};
 use super::position::{Position, Source};
@@ -180,7 +181,8 @@ pub(super) struct Surveyed<'i> {
 }
 
 impl<'i> Surveyed<'i> {
-    /// Sorts the contents of a section; what is unknown, overruled or of the wrong kind is reported.
+    /// Sorts the contents of a section; what is unknown, overruled or of the wrong kind is
+    /// reported.
     pub(super) fn new(items: &'i [Item<'i>], scope: &Scope, findings: &mut Findings<'_>) -> Self {
         let mut found = Self { values: Vec::new(), listed: Vec::new(), sections: Vec::new() };
         for item in items {
@@ -220,7 +222,8 @@ impl<'i> Surveyed<'i> {
             findings.mistake(&item.name.span, Mistake::ValueExpected(clip(name)));
         } else if !scope.knows_section(name) {
             // A restriction that would restrict nothing is the one misspelling that must not pass.
-            // Once the file is refused for as many mistakes as are shown, one more need not be looked for.
+            // Once the file is refused for as many mistakes as are shown, one more need not be
+            // looked for.
             let enough = findings.mistakes.len() >= MAX_MISTAKES;
             let looks_like_one = || !enough && is_like(name, "groups") && scope.meant(name) == Some("groups");
             if is_one_of(&["group", "groups"], name) || looks_like_one() || restricts(&item.items) {
@@ -235,7 +238,8 @@ impl<'i> Surveyed<'i> {
             self.sections.push(item);
         } else if let Some(known) = self.sections.iter_mut().find(|known| known.name.value.eq_ignore_ascii_case(name)) {
             let earlier = std::mem::replace(known, item);
-            // Stock servers forget the earlier one whole. Who wrote two wanted both: two interfaces, two keys, more groups.
+            // Stock servers forget the earlier one whole. Who wrote two wanted both: two
+            // interfaces, two keys, more groups.
             if same(&earlier.items, &item.items) {
                 findings.overruled(&earlier.name, &item.name);
             } else {

@@ -1,4 +1,5 @@
-//! What is doubtful in a configuration without being wrong: said once, with its place, and never a reason not to start.
+//! What is doubtful in a configuration without being wrong: said once, with its place, and never a
+//! reason not to start.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -266,7 +267,8 @@ impl Warnings {
         self.list.iter().map(ToString::to_string).chain(more)
     }
 
-    /// All of them as they belong on a terminal, with caret and remedy; escape sequences only if `colours`.
+    /// All of them as they belong on a terminal, with caret and remedy; escape sequences only if
+    /// `colours`.
     #[must_use]
     pub fn render(&self, colours: bool) -> String {
         let render = |warning: &Warning| {

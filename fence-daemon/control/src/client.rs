@@ -86,8 +86,8 @@ struct Head {
     again: bool,
 }
 
-/// Asks for the report, and returns it as the daemon said it. Where too many others look, it is asked again for a while: who hangs there is
-/// soon cut off.
+/// Asks for the report, and returns it as the daemon said it. Where too many others look, it is
+/// asked again for a while: who hangs there is soon cut off.
 ///
 /// # Errors
 /// See [`ClientError`].

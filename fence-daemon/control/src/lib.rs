@@ -1,7 +1,7 @@
 //! The control protocol: what `fence-daemon status` and `top` ask the daemon, and what it answers.
 //!
-//! A UNIX socket in the state directory. A client sends one line, the question (`status`), and gets one line, a JSON object
-//! ([`report`]), and the end.
+//! A UNIX socket in the state directory. A client sends one line, the question (`status`), and gets
+//! one line, a JSON object ([`report`]), and the end.
 
 pub mod client;
 pub mod report;

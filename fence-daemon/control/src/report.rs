@@ -1,12 +1,15 @@
-//! What the control socket says: one JSON object, of a form that has a version. `docs/reference/status.schema.json` describes it, and a test compares.
+//! What the control socket says: one JSON object, of a form that has a version.
+//! `docs/reference/status.schema.json` describes it, and a test compares.
 //!
-//! Times are in microseconds (`_us`) or milliseconds (`_ms`); those that end in `_unix_ms` count from 1970. What may be missing is `null`.
+//! Times are in microseconds (`_us`) or milliseconds (`_ms`); those that end in `_unix_ms` count
+//! from 1970. What may be missing is `null`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The form's version. New fields do not change it; a field that is gone, or means something else, does.
+/// The form's version. New fields do not change it; a field that is gone, or means something else,
+/// does.
 pub const SCHEMA: u32 = 1;
 
 /// How the daemon is.
@@ -57,7 +60,8 @@ pub struct Report {
     pub requests: Requests,
     /// Where datagrams come from.
     pub sources: Vec<Source>,
-    /// Whose requests were refused for what stands in them, before anybody looked at a digest. The last one first.
+    /// Whose requests were refused for what stands in them, before anybody looked at a digest. The
+    /// last one first.
     #[serde(default)]
     pub refused: Vec<Refused>,
     /// libvirt connections and their domains.
@@ -164,7 +168,8 @@ pub struct Request {
     pub steps: Steps,
 }
 
-/// When a request's steps were taken, after the arrival of its datagram; `null` where they were not (yet).
+/// When a request's steps were taken, after the arrival of its datagram; `null` where they were not
+/// (yet).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steps {
     /// Known to be right.
@@ -251,7 +256,8 @@ pub struct Domain {
     pub fresh: bool,
     /// Processes of it that libvirt does not speak of any more.
     pub strays: Vec<i32>,
-    /// Its disks whose writes cannot be seen from this host. Their servers carry out what the domain has sent, after its death as well.
+    /// Its disks whose writes cannot be seen from this host. Their servers carry out what the
+    /// domain has sent, after its death as well.
     #[serde(default)]
     pub unseen: Vec<String>,
 }
@@ -271,7 +277,8 @@ pub struct Restart {
     pub pause_ms: u64,
     /// Whether an earlier daemon has left it.
     pub inherited: bool,
-    /// Whether it is not carried out unasked, because it is too old or its XML could not be had: `off` ends it, and so does its start.
+    /// Whether it is not carried out unasked, because it is too old or its XML could not be had:
+    /// `off` ends it, and so does its start.
     pub held: bool,
     /// How often it was tried in vain.
     pub attempts: u32,

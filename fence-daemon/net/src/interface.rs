@@ -24,8 +24,9 @@ impl Interface {
         if_nametoindex(name).ok().map(|index| Self { name: name.to_owned(), index })
     }
 
-    /// The interface that is meant by one of its other names: an alternative name, or the label of an address
-    /// (`virbr0:1`), which is where `getifaddrs` tells the interface. It comes with its own name.
+    /// The interface that is meant by one of its other names: an alternative name, or the label of
+    /// an address (`virbr0:1`), which is where `getifaddrs` tells the interface. It comes with its
+    /// own name.
     #[must_use]
     pub fn meant_by(name: &str) -> Option<Self> {
         let Self { name, index } = Self::named(name)?;
@@ -48,7 +49,8 @@ pub struct Present {
 pub enum Wanted {
     /// The configured one.
     Named(String),
-    /// None is configured: every one that is up, can multicast and has an address of the group's family.
+    /// None is configured: every one that is up, can multicast and has an address of the group's
+    /// family.
     Suitable(IpAddr),
 }
 
@@ -64,7 +66,8 @@ impl Wanted {
 }
 
 fn present(interface: Interface) -> Present {
-    // Where the kernel does not tell it is taken for up; if it went this moment, whatever comes next tells that.
+    // Where the kernel does not tell it is taken for up; if it went this moment, whatever comes
+    // next tells that.
     let up = link::one(interface.index).map_or(true, |link| link.up);
     Present { interface, up }
 }

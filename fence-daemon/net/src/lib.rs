@@ -1,8 +1,9 @@
-//! What the kernel says over rtnetlink: the [links](link) of this network namespace, its [neighbours](neighbour), and its
-//! [routing decisions](route).
+//! What the kernel says over rtnetlink: the [links](link) of this network namespace, its
+//! [neighbours](neighbour), and its [routing decisions](route).
 //!
-//! Of each message only the attributes that are asked about are decoded. netlink-packet-route can decode whole messages, but then any
-//! link of the host whose name is not UTF-8, or for which another kernel says something in another length, is an error for all.
+//! Of each message only the attributes that are asked about are decoded. netlink-packet-route can
+//! decode whole messages, but then any link of the host whose name is not UTF-8, or for which
+//! another kernel says something in another length, is an error for all.
 
 pub mod interface;
 pub mod link;

@@ -22,7 +22,8 @@ pub struct Link {
     pub up: bool,
     /// What it is, where the kernel says so: it does not for hardware.
     pub kind: Option<InfoKind>,
-    /// The number of the link that it is on top of (or a veth's other end), if that one is in this namespace too.
+    /// The number of the link that it is on top of (or a veth's other end), if that one is in this
+    /// namespace too.
     pub lower: Option<u32>,
     /// The number of the bridge or bond that it is a port of.
     pub master: Option<u32>,
@@ -78,7 +79,8 @@ impl NetlinkDeserializable for Link {
                 }
                 libc::IFLA_XDP => {
                     for xdp in NlasIterator::new(value) {
-                        // `ProgId` where one program is attached, the others where there are several.
+                        // `ProgId` where one program is attached, the others where there are
+                        // several.
                         if let LinkXdp::ProgId(id)
                         | LinkXdp::DrvProgId(id)
                         | LinkXdp::SkbProgId(id)

@@ -21,8 +21,8 @@ struct Neighbour {
     mac: Option<Mac>,
 }
 
-/// The Ethernet addresses that an IP address has on the link with this number, on any if it is 0: as a rule one, none if it is not on a
-/// segment of ours, several if it is on several.
+/// The Ethernet addresses that an IP address has on the link with this number, on any if it is 0:
+/// as a rule one, none if it is not on a segment of ours, several if it is on several.
 ///
 /// # Errors
 /// The kernel does not say.

@@ -1,4 +1,5 @@
-//! Where packets to an IP address go: the kernel's routing decision, asked for without sending anything.
+//! Where packets to an IP address go: the kernel's routing decision, asked for without sending
+//! anything.
 
 use std::io;
 use std::net::IpAddr;
@@ -31,7 +32,8 @@ pub fn is_local(ip: IpAddr) -> io::Result<bool> {
     }
 }
 
-/// Whether a route leads to an IP address of another host over the link with this number. A link that is gone leads nowhere.
+/// Whether a route leads to an IP address of another host over the link with this number. A link
+/// that is gone leads nowhere.
 ///
 /// # Errors
 /// The kernel does not say.

@@ -13,7 +13,8 @@ const DEPTH_MAX: usize = 8;
 /// Who takes an interface's frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taker {
-    /// The device that the interface is a port of, then the one that this one is a port of, and so on.
+    /// The device that the interface is a port of, then the one that this one is a port of, and so
+    /// on.
     Masters(Vec<Master>),
     /// The guest that has opened the interface, which is a macvtap.
     Guest {
@@ -32,7 +33,8 @@ pub struct Master {
 }
 
 impl Taker {
-    /// Who takes the frames of this interface; `None` if nobody does, or if the kernel does not say.
+    /// Who takes the frames of this interface; `None` if nobody does, or if the kernel does not
+    /// say.
     #[must_use]
     pub fn of(interface: &Interface) -> Option<Self> {
         among(&link::all().ok()?, interface.index)

@@ -1,4 +1,5 @@
-//! Questions and answers, line by line: with a person at a terminal, or with a script that pipes its answers in.
+//! Questions and answers, line by line: with a person at a terminal, or with a script that pipes
+//! its answers in.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -42,8 +43,9 @@ pub trait Answers {
     fn are_seen(&self) -> bool;
 }
 
-/// Standard input, and the signals that end the questions. While this lives (and after it: the process is about to end) they do
-/// not end the process by themselves, so that no file is left half done.
+/// Standard input, and the signals that end the questions. While this lives (and after it: the
+/// process is about to end) they do not end the process by themselves, so that no file is left half
+/// done.
 #[derive(Debug)]
 pub struct StandardInput {
     signals: SignalFd,
@@ -79,7 +81,8 @@ impl StandardInput {
         match self.signals.read_signal().map_err(io::Error::from)? {
             None => Ok(()),
             Some(signal) => {
-                // The terminal throws away what is on its way to the screen, a moment after it has sent the signal.
+                // The terminal throws away what is on its way to the screen, a moment after it has
+                // sent the signal.
                 std::thread::sleep(Duration::from_millis(50));
                 let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
                 Err(Interruption::Signal(Signal::try_from(number).unwrap_or(Signal::SIGTERM)))

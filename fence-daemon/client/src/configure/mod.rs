@@ -1,9 +1,10 @@
 //! `fence-daemon -c`: asks for the configuration, shows it, and writes it when told to.
 //!
-//! The questions come in the order in which stock servers ask theirs, one answer a line, so that answers that were piped into
-//! those can be piped into this; what stock servers do not ask (digests, family) is not asked but has an option. What the old
-//! file says besides stays, only comments go: they are in the backup. A question that stock servers do not have (shall the key be made?) comes
-//! last, when the file is written already.
+//! The questions come in the order in which stock servers ask theirs, one answer a line, so that
+//! answers that were piped into those can be piped into this; what stock servers do not ask
+//! (digests, family) is not asked but has an option. What the old file says besides stays, only
+//! comments go: they are in the backup. A question that stock servers do not have (shall the key be
+//! made?) comes last, when the file is written already.
 
 mod dialogue;
 mod questions;
@@ -159,7 +160,8 @@ pub fn ask(file: &Path, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<()
     provide_key(&config, given, dialogue)
 }
 
-/// The old file, or an empty one: stock servers ask about the latter too, so their scripts have an answer ready.
+/// The old file, or an empty one: stock servers ask about the latter too, so their scripts have an
+/// answer ready.
 fn begin_with(
     file: &Path,
     old: Option<&[u8]>,
@@ -217,7 +219,8 @@ fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<
     Ok(dialogue.say(&said)?)
 }
 
-/// Keeps the old file as FILE.bak, or FILE.bak.1 and so on: an older backup may be the only one that still has the comments.
+/// Keeps the old file as FILE.bak, or FILE.bak.1 and so on: an older backup may be the only one
+/// that still has the comments.
 fn back_up(file: &Path, old: &[u8]) -> Result<PathBuf, ConfigureError> {
     for number in 0..MAX_BACKUPS {
         let mut name = file.as_os_str().to_owned();

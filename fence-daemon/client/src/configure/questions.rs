@@ -128,7 +128,8 @@ impl<'q, 'd> Questions<'q, 'd> {
         }
         let old = self.document.get(question.section, question.key);
         if self.given.yes {
-            // What is wrong in the old file is refused in the end, with its place: nobody could be told here.
+            // What is wrong in the old file is refused in the end, with its place: nobody could be
+            // told here.
             return Ok(old.unwrap_or(question.fallback).to_owned());
         }
         self.dialogue.say(&format!("\n{}", question.about))?;
@@ -202,7 +203,8 @@ impl<'q, 'd> Questions<'q, 'd> {
         if !self.given.yes {
             self.dialogue.say(&format!("That is {family}."))?;
         }
-        // A contradiction in the old file is its administrator's to mend, where nobody was asked which of the two is meant.
+        // A contradiction in the old file is its administrator's to mend, where nobody was asked
+        // which of the two is meant.
         let decided = !self.given.yes || self.given.family.is_some() || self.given.address.is_some();
         if decided || old_family.is_none() {
             self.document.set(MULTICAST, "family", family);

@@ -1,4 +1,5 @@
-//! Whether a value would do: judged by the code that reads the configuration file, so that the two never differ.
+//! Whether a value would do: judged by the code that reads the configuration file, so that the two
+//! never differ.
 
 use std::path::Path;
 
@@ -37,7 +38,8 @@ pub(super) fn check_key_file(path: &str) -> Result<(), String> {
     if Path::new(path).is_absolute() { Ok(()) } else { Err(format!("{path} is not a whole path: begin it with /")) }
 }
 
-/// A URI has a scheme. The file's reader takes anything, but here a `y` is an answer that came too early.
+/// A URI has a scheme. The file's reader takes anything, but here a `y` is an answer that came too
+/// early.
 pub(super) fn check_uri(uri: &str) -> Result<(), String> {
     check(LIBVIRT, &[("uri", uri)])?;
     let has_scheme = uri.split_once(':').is_some_and(|(scheme, _)| !scheme.is_empty());

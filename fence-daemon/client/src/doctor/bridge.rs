@@ -1,4 +1,5 @@
-//! Multicast snooping: bridges and switches that give multicast only to who has joined, and forget who has unless somebody keeps asking.
+//! Multicast snooping: bridges and switches that give multicast only to who has joined, and forget
+//! who has unless somebody keeps asking.
 
 use std::fs;
 use std::path::PathBuf;
@@ -48,7 +49,8 @@ fn look(interface: &str) -> Option<Bridge> {
     })
 }
 
-/// Whether a port is hardware, or something on top of it or through a network: of what guests are plugged in by, the kernel says neither.
+/// Whether a port is hardware, or something on top of it or through a network: of what guests are
+/// plugged in by, the kernel says neither.
 fn leads_out(port: &str) -> bool {
     let about = sight::text(of(port, "uevent")).unwrap_or_default();
     of(port, "device").exists() || about.lines().any(|line| line.starts_with("DEVTYPE="))

@@ -1,4 +1,5 @@
-//! What the daemon that runs says of itself: that it is there, its kernel program, and what became of the last requests.
+//! What the daemon that runs says of itself: that it is there, its kernel program, and what became
+//! of the last requests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -58,7 +59,8 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
     findings
 }
 
-/// Whether the kernel program is where the configuration wants it. `obstacle` finds what is in its way on an interface.
+/// Whether the kernel program is where the configuration wants it. `obstacle` finds what is in its
+/// way on an interface.
 #[must_use]
 pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Option<Obstacle>) -> Vec<Finding> {
     const CHECK: &str = "program";

@@ -1,7 +1,8 @@
-//! What stock's service was started with, and this one's is not: `FENCE_VIRTD_ARGS` of `/etc/default/fence_virtd`.
+//! What stock's service was started with, and this one's is not: `FENCE_VIRTD_ARGS` of
+//! `/etc/default/fence_virtd`.
 //!
-//! Debian's unit of `fence_virtd` reads that file. Ours does not: an old `-f FILE` there would choose another configuration
-//! without a word. So the words in it that matter are told.
+//! Debian's unit of `fence_virtd` reads that file. Ours does not: an old `-f FILE` there would
+//! choose another configuration without a word. So the words in it that matter are told.
 
 use super::finding::Finding;
 use super::sight;

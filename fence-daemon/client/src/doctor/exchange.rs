@@ -1,4 +1,5 @@
-//! A real request from a guest, by the guest's own `fence_xvm`: whether it is answered, and how far it comes if not.
+//! A real request from a guest, by the guest's own `fence_xvm`: whether it is answered, and how far
+//! it comes if not.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,7 +15,8 @@ use super::sight;
 /// The check's name.
 pub const CHECK: &str = "exchange";
 
-/// How long an answer is waited for, in seconds: it comes within milliseconds, or from a busy host in one or two.
+/// How long an answer is waited for, in seconds: it comes within milliseconds, or from a busy host
+/// in one or two.
 const WAIT: u64 = 5;
 /// How much longer `fence_xvm` gets to end.
 const MORE: Duration = Duration::from_secs(20);

@@ -1,4 +1,5 @@
-//! What a check has found, in the form that `--json` prints. `docs/reference/doctor.schema.json` describes it, and a test compares.
+//! What a check has found, in the form that `--json` prints. `docs/reference/doctor.schema.json`
+//! describes it, and a test compares.
 
 use serde::Serialize;
 

@@ -90,7 +90,8 @@ fn fence_xvm() -> Finding {
     }
 }
 
-/// By which interfaces requests go. For IPv4 `fence_xvm` sends from each address of the guest, whatever the routes say; for IPv6 the route decides.
+/// By which interfaces requests go. For IPv4 `fence_xvm` sends from each address of the guest,
+/// whatever the routes say; for IPv6 the route decides.
 fn ways(group: IpAddr) -> (Vec<Seen>, Finding) {
     let names: BTreeSet<String> = match group {
         IpAddr::V4(_) => Wanted::Suitable(group).there().into_iter().map(|present| present.interface.name).collect(),

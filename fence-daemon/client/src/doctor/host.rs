@@ -1,4 +1,5 @@
-//! The host itself: who asks, the clock, the kernel, the daemon's directory, and what starts at boot.
+//! The host itself: who asks, the clock, the kernel, the daemon's directory, and what starts at
+//! boot.
 
 use std::fs;
 use std::io;
@@ -48,10 +49,11 @@ pub fn clock() -> Finding {
 }
 
 fn synchronised() -> Sync {
-    // SAFETY: needed because `adjtimex` wants a struct to fill in. Sound because it is plain numbers, for which zero bytes are a value.
+    // SAFETY: needed because `adjtimex` wants a struct to fill in. Sound because it is plain
+    // numbers, for which zero bytes are a value.
     let mut timex: libc::timex = unsafe { std::mem::zeroed() };
-    // SAFETY: needed because no safe wrapper has it. Sound because the pointer is to a live struct of the kernel's layout, and `modes` of 0
-    // asks without changing anything.
+    // SAFETY: needed because no safe wrapper has it. Sound because the pointer is to a live struct
+    // of the kernel's layout, and `modes` of 0 asks without changing anything.
     match unsafe { libc::adjtimex(&raw mut timex) } {
         libc::TIME_ERROR => Sync::Unkept,
         -1 => Sync::Untold,
@@ -81,7 +83,8 @@ fn judge_clock(now: Duration, sync: Sync) -> Finding {
     }
 }
 
-/// What the kernel program needs of a kernel, the lowest first: version, and what is missing below it.
+/// What the kernel program needs of a kernel, the lowest first: version, and what is missing below
+/// it.
 const VERSIONS: [((u32, u32), &str); 2] = [
     (
         (5, 12),
@@ -147,7 +150,8 @@ fn judge_capabilities(status: &str) -> Option<Finding> {
     Some(finding.command("systemctl show -p CapabilityBoundingSet fence-daemon"))
 }
 
-/// The daemon's directory: what was claimed and seen is written there before anything is done about it.
+/// The daemon's directory: what was claimed and seen is written there before anything is done about
+/// it.
 #[must_use]
 pub fn state_directory(directory: &Path, probe: &dyn Probe) -> Finding {
     const CHECK: &str = "state";

@@ -1,4 +1,5 @@
-//! The interface that guests are on: there, up, with an address, able to multicast, joined; and what of the host's settings eats its packets.
+//! The interface that guests are on: there, up, with an address, able to multicast, joined; and
+//! what of the host's settings eats its packets.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -72,7 +73,8 @@ fn prefix_of(mask: IpAddr) -> u8 {
     u8::try_from(ones).unwrap_or(u8::MAX)
 }
 
-/// The interfaces that the configuration means, as far as they are there, and what is to be said about them.
+/// The interfaces that the configuration means, as far as they are there, and what is to be said
+/// about them.
 #[must_use]
 pub fn check(multicast: &Multicast) -> (Vec<Seen>, Vec<Finding>) {
     let v4 = multicast.group.is_ipv4();
@@ -145,7 +147,8 @@ fn judge_any(seen: &[Seen], v4: bool) -> Finding {
     Finding::ok(CHECK, format!("none is named: {}", names.join(", ")))
 }
 
-/// Whether the group is joined on an interface: by the kernel's tables `/proc/net/igmp` and `igmp6`.
+/// Whether the group is joined on an interface: by the kernel's tables `/proc/net/igmp` and
+/// `igmp6`.
 #[must_use]
 pub fn membership(group: IpAddr, seen: &[Seen], daemon_runs: bool) -> Vec<Finding> {
     let table = sight::text(if group.is_ipv4() { "/proc/net/igmp" } else { "/proc/net/igmp6" });
@@ -181,7 +184,8 @@ fn judge_membership(group: IpAddr, name: &str, table: Option<&str>, daemon_runs:
     }
 }
 
-/// The table: a line for each interface, with its name before a colon, and below it one for each group.
+/// The table: a line for each interface, with its name before a colon, and below it one for each
+/// group.
 fn is_member_v4(table: &str, name: &str, group: Ipv4Addr) -> bool {
     // The kernel prints the address as the number that its bytes are on this machine.
     let digits = format!("{:08X}", u32::from_ne_bytes(group.octets()));
@@ -196,7 +200,8 @@ fn is_member_v4(table: &str, name: &str, group: Ipv4Addr) -> bool {
     })
 }
 
-/// Reverse path filtering: it eats packets of senders that the routing table would not answer by the same interface.
+/// Reverse path filtering: it eats packets of senders that the routing table would not answer by
+/// the same interface.
 #[must_use]
 pub fn rp_filter(name: &str) -> Finding {
     let set = |which: &str| sight::number(format!("/proc/sys/net/ipv4/conf/{which}/rp_filter")).unwrap_or(0);

@@ -139,7 +139,8 @@ mod tests {
         let dir = tempdir().unwrap();
         let findings = check("key", &write(&dir, b"a line of text that is a key\n", 0o600));
         assert_eq!(states(&findings), [State::Ok]);
-        // By sha256sum: printf 'fence-xdp key fingerprint\na line of text that is a key\n' | sha256sum
+        // By sha256sum: printf 'fence-xdp key fingerprint\na line of text that is a key\n' |
+        // sha256sum
         assert!(findings[0].seen.ends_with("29 bytes, fingerprint 188a cbb0 aadb 000a"), "{findings:?}");
         assert!(!findings[0].seen.contains("a line of text"), "{findings:?}");
         let other = check("key", &write(&dir, b"a line of text that is a key", 0o600));

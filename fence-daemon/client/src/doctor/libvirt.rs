@@ -1,7 +1,8 @@
-//! libvirt: whether each URI answers, here and to the daemon, and whether its domains have names that a cluster can use.
+//! libvirt: whether each URI answers, here and to the daemon, and whether its domains have names
+//! that a cluster can use.
 //!
-//! The daemon's systemd unit leaves it fewer rights than a shell has. So what the daemon says of its own connections counts more
-//! than what can be reached from here.
+//! The daemon's systemd unit leaves it fewer rights than a shell has. So what the daemon says of
+//! its own connections counts more than what can be reached from here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,8 +29,8 @@ const CATCHES_UP_WITHIN: Duration = Duration::from_secs(6);
 /// How often it is looked whether it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Asks each URI, and the daemon about it; `ask` asks the daemon, if it runs. Compares `groups` with
-/// the domains that the URIs have.
+/// Asks each URI, and the daemon about it; `ask` asks the daemon, if it runs. Compares `groups`
+/// with the domains that the URIs have.
 #[must_use]
 pub fn check(uris: &[String], groups: &Groups, probe: &dyn Probe, ask: impl Fn() -> Option<Report>) -> Vec<Finding> {
     let probed = probe.domains(uris, BOUND);
@@ -81,12 +82,14 @@ fn caught_up(uris: &[&str], ask: impl Fn() -> Option<Report>) -> Option<Report> 
     }
 }
 
-/// What the daemon says of a URI that it is not connected to. One that it does not know is in a configuration that it has not read.
+/// What the daemon says of a URI that it is not connected to. One that it does not know is in a
+/// configuration that it has not read.
 fn unconnected<'r>(report: &'r Report, uri: &str) -> Option<&'r Uri> {
     report.uris.iter().find(|there| there.uri == uri && !there.connected)
 }
 
-/// A URI that answers to whoever runs this, and not to the daemon. `rights` makes a command one that has the daemon's rights.
+/// A URI that answers to whoever runs this, and not to the daemon. `rights` makes a command one
+/// that has the daemon's rights.
 fn refused_to_daemon(there: &Uri, rights: &str) -> Finding {
     let uri = &there.uri;
     let error = there.last_error.as_deref().unwrap_or("it does not say why");

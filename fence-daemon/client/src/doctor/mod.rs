@@ -1,7 +1,9 @@
-//! `fence-daemon doctor`: looks at everything that a fence needs, and says what is wrong with the command that mends it.
+//! `fence-daemon doctor`: looks at everything that a fence needs, and says what is wrong with the
+//! command that mends it.
 //!
-//! Each check looks and judges apart: looking reads `/proc`, `/sys`, the control socket, or runs a program with a limit to its time; judging
-//! is plain code over what was seen. Nothing is changed. What cannot be told is said to be unknown, never to be well.
+//! Each check looks and judges apart: looking reads `/proc`, `/sys`, the control socket, or runs a
+//! program with a limit to its time; judging is plain code over what was seen. Nothing is changed.
+//! What cannot be told is said to be unknown, never to be well.
 
 pub mod bridge;
 pub mod daemon;
@@ -118,7 +120,8 @@ fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
     findings
 }
 
-/// The configuration, if the daemon would take it, and what is to be said about it. The key is another matter.
+/// The configuration, if the daemon would take it, and what is to be said about it. The key is
+/// another matter.
 fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
     const CHECK: &str = "configuration";
     let (config, warnings) = match config::load(path) {

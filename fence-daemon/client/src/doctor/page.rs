@@ -1,4 +1,5 @@
-//! The findings as a page to read: a line each, what to do indented below, how it is altogether last.
+//! The findings as a page to read: a line each, what to do indented below, how it is altogether
+//! last.
 
 use super::finding::{Diagnosis, Finding, Side, State};
 use crate::screen::table::{Look, Screen};

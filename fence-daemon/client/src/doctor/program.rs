@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Where programs are looked for beside `PATH`: a user's `PATH` often lacks the administrator's directories.
+/// Where programs are looked for beside `PATH`: a user's `PATH` often lacks the administrator's
+/// directories.
 const SYSTEM: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin"];
 /// How often it is looked whether a program has ended.
 const LOOK: Duration = Duration::from_millis(10);

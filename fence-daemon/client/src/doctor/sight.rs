@@ -45,7 +45,8 @@ pub fn program_of(pid: u32) -> String {
     name.or_else(|| text(format!("/proc/{pid}/comm"))).unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The sockets in a table of `/proc/net` (`udp`, `tcp6`, ...) with this local port, listening ones only where `listening`: their inodes.
+/// The sockets in a table of `/proc/net` (`udp`, `tcp6`, ...) with this local port, listening ones
+/// only where `listening`: their inodes.
 #[must_use]
 pub fn sockets(table: &str, port: u16, listening: bool) -> Vec<u64> {
     /// `TCP_LISTEN`.

@@ -36,7 +36,8 @@ impl Axis {
         format!("{} to {}", micros(1_u64.checked_shl(self.first).unwrap_or(0)), micros(end))
     }
 
-    /// The bars of one histogram: the highest for what came most often, the lowest for what came at all.
+    /// The bars of one histogram: the highest for what came most often, the lowest for what came at
+    /// all.
     #[must_use]
     pub fn bars(self, buckets: &[Bucket], unicode: bool) -> String {
         let counts: Vec<u64> = (self.first..=self.last)

@@ -1,4 +1,5 @@
-//! What the commands show: tables, bars and words, as wide and as colourful as standard output can have them.
+//! What the commands show: tables, bars and words, as wide and as colourful as standard output can
+//! have them.
 
 pub mod bars;
 pub mod table;
@@ -17,8 +18,8 @@ pub fn complain(what: impl Display) {
     let _ = writeln!(io::stderr(), "{what}");
 }
 
-/// Writes to standard output. Whoever reads a part of it and goes (`head`) has what they wanted. Another failure is told, and is
-/// `false`.
+/// Writes to standard output. Whoever reads a part of it and goes (`head`) has what they wanted.
+/// Another failure is told, and is `false`.
 pub fn print(text: &str) -> bool {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {

@@ -11,8 +11,8 @@ use fence_control::report::Health;
 
 use crate::screen;
 
-/// Where the daemon with this configuration has its control socket. One that cannot be read (by somebody who is not root, say) is
-/// no reason not to look in the usual place.
+/// Where the daemon with this configuration has its control socket. One that cannot be read (by
+/// somebody who is not root, say) is no reason not to look in the usual place.
 #[must_use]
 pub fn socket(config: &Path) -> PathBuf {
     let configured = config::load(config).ok().and_then(|(config, _)| config.hypervisor.state);

@@ -237,7 +237,8 @@ const STEPS: [Step; 4] = [
     ("REPLIED", |steps| steps.replied_us),
 ];
 
-/// The newest requests, `most` of them, with these steps; why they ended so may be cut to `why` columns.
+/// The newest requests, `most` of them, with these steps; why they ended so may be cut to `why`
+/// columns.
 #[must_use]
 pub fn requests(report: &Report, most: usize, shown: &[Step], why: usize) -> Table {
     let mut columns =

@@ -242,7 +242,8 @@ mod tests {
         assert_eq!(text(&state.lines(SCREEN, 60)).iter().filter(|line| line.contains("192.168.122.1")).count(), 2);
     }
 
-    /// What a terminal of 120 columns shows half a minute after the example, in which somebody has begun to flood. Lines of the page.
+    /// What a terminal of 120 columns shows half a minute after the example, in which somebody has
+    /// begun to flood. Lines of the page.
     fn on_a_terminal() -> Vec<String> {
         let mut state = State::default();
         let mut report = example();

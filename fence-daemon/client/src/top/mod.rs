@@ -1,7 +1,8 @@
 //! `fence-daemon top`: the daemon that runs, each second anew.
 //!
-//! It asks over the control socket from a thread of its own, so that a daemon that hangs does not keep `q` from quitting. However it ends,
-//! but for SIGKILL, the terminal is as it was: a panic restores it too (ratatui's hook), and what would end the process by a signal is taken as `q`.
+//! It asks over the control socket from a thread of its own, so that a daemon that hangs does not
+//! keep `q` from quitting. However it ends, but for SIGKILL, the terminal is as it was: a panic
+//! restores it too (ratatui's hook), and what would end the process by a signal is taken as `q`.
 
 pub mod draw;
 pub mod rates;
@@ -50,7 +51,8 @@ pub fn run(config: &Path) -> u8 {
     }
 }
 
-/// Gives `work` the whole terminal, which is as it was afterwards: also where only half of it could be set up, and after a panic.
+/// Gives `work` the whole terminal, which is as it was afterwards: also where only half of it could
+/// be set up, and after a panic.
 ///
 /// # Errors
 /// The terminal's, or what `work` returns.
@@ -60,7 +62,8 @@ pub fn with_terminal(work: impl FnOnce(&mut DefaultTerminal) -> io::Result<()>) 
     worked.and(restored)
 }
 
-/// Set when a signal asks for the end. To be called before there are other threads: they have what is blocked from this one.
+/// Set when a signal asks for the end. To be called before there are other threads: they have what
+/// is blocked from this one.
 fn quit_signals() -> io::Result<Arc<AtomicBool>> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
     signals.thread_block()?;

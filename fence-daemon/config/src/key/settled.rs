@@ -1,8 +1,9 @@
 //! Reading a file that somebody may be writing at this moment: all of it or nothing.
 //!
-//! A half-written key is a key as any other to who reads it, only that nobody has it. So a file is taken when nobody has it open
-//! for writing, which the kernel tells by granting a lease; and where it grants none (network file systems, another user's file) when
-//! the file has stayed the same for a moment.
+//! A half-written key is a key as any other to who reads it, only that nobody has it. So a file is
+//! taken when nobody has it open for writing, which the kernel tells by granting a lease; and where
+//! it grants none (network file systems, another user's file) when the file has stayed the same for
+//! a moment.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -121,13 +122,14 @@ enum Writers {
 const F_SETSIG: libc::c_int = 10;
 
 impl Writers {
-    /// Where the answer is [`Writers::None`], nobody begins to write as long as the file is open here: the kernel has them wait.
+    /// Where the answer is [`Writers::None`], nobody begins to write as long as the file is open
+    /// here: the kernel has them wait.
     fn of(file: &impl AsFd) -> Self {
         let fd = file.as_fd().as_raw_fd();
-        // Who wants to write meanwhile has us be told by a signal. By default it is SIGIO, which would end the process; this one is
-        // ignored unless somebody handles it.
-        // SAFETY: needed because no safe wrapper knows these commands. Sound because the descriptor is open for as long as `file` is borrowed,
-        // and the command takes a number and touches no memory.
+        // Who wants to write meanwhile has us be told by a signal. By default it is SIGIO, which
+        // would end the process; this one is ignored unless somebody handles it. SAFETY: needed
+        // because no safe wrapper knows these commands. Sound because the descriptor is open for as
+        // long as `file` is borrowed, and the command takes a number and touches no memory.
         if unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) } < 0 {
             return Self::Unknown;
         }

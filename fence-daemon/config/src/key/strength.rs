@@ -1,13 +1,15 @@
 //! Whether a key can be guessed: the one judgement of the daemon, `check-config` and the doctor.
 //!
-//! Whoever hears one request can try keys on it, as many and as fast as his machines can: no rate limit is in the way.
+//! Whoever hears one request can try keys on it, as many and as fast as his machines can: no rate
+//! limit is in the way.
 
 use fence_common::key::Key;
 
 /// A key of fewer bytes can be guessed.
 pub const LEN_MIN: usize = 16;
 
-/// The least information, in bits, that its bytes must hold. Sixteen random bytes are estimated at more than 50.
+/// The least information, in bits, that its bytes must hold. Sixteen random bytes are estimated at
+/// more than 50.
 const BITS_MIN: f64 = 40.0;
 
 /// Why a key can be guessed.
@@ -19,7 +21,8 @@ pub enum Weakness {
     Monotonous,
 }
 
-/// What is weak about a key. A strong one is never called weak; a weak one may pass, since a password looks like any text.
+/// What is weak about a key. A strong one is never called weak; a weak one may pass, since a
+/// password looks like any text.
 #[must_use]
 pub fn weakness(key: &Key) -> Option<Weakness> {
     let bytes = key.dangerous_bytes();
@@ -28,8 +31,8 @@ pub fn weakness(key: &Key) -> Option<Weakness> {
     }
     let piece = period(bytes.len(), |one, other| bytes.get(one) == bytes.get(other));
     let bytes = bytes.get(..piece).unwrap_or(bytes);
-    // Counted once as they are, once as steps from one to the next ("0123..."), once without repetitions (a short word
-    // that zeros fill up).
+    // Counted once as they are, once as steps from one to the next ("0123..."), once without
+    // repetitions (a short word that zeros fill up).
     let pairs = || bytes.iter().zip(bytes.iter().skip(1));
     let looks = [
         Histogram::of(bytes.iter().copied()),
@@ -53,7 +56,8 @@ impl Histogram {
         Self(counts)
     }
 
-    /// Shannon's estimate of the information in all of the bytes, as if each were chosen for itself.
+    /// Shannon's estimate of the information in all of the bytes, as if each were chosen for
+    /// itself.
     fn bits(&self) -> f64 {
         let all: u32 = self.0.iter().sum();
         let of = |count: &u32| f64::from(*count) * (f64::from(all) / f64::from(*count)).log2();
@@ -61,7 +65,8 @@ impl Histogram {
     }
 }
 
-/// The length of the piece that `len` bytes are made of by repeating it; `len` if they are not. `same` compares two of them.
+/// The length of the piece that `len` bytes are made of by repeating it; `len` if they are not.
+/// `same` compares two of them.
 fn period(len: usize, same: impl Fn(usize, usize) -> bool) -> usize {
     // The prefix function of Knuth, Morris and Pratt: time grows with the length only.
     let mut borders = zeroize::Zeroizing::new(vec![0_usize; len]);
@@ -127,7 +132,8 @@ mod tests {
         for text in ["a line of text that is a key\n", "correct horse battery staple", "Tr0ub4dor&3-and-more"] {
             assert_eq!(judged(text.as_bytes()), None, "{text}");
         }
-        // By an xorshift generator, from many beginnings: no key of sixteen random bytes may be called weak.
+        // By an xorshift generator, from many beginnings: no key of sixteen random bytes may be
+        // called weak.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut random = || {
             state ^= state << 13;

@@ -1,4 +1,5 @@
-//! iptables' rules, from what `iptables-save` and `ip6tables-save` print. What is not understood is [`Test::Other`] or [`Action::Other`].
+//! iptables' rules, from what `iptables-save` and `ip6tables-save` print. What is not understood is
+//! [`Test::Other`] or [`Action::Other`].
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;

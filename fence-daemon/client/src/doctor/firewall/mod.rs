@@ -1,4 +1,5 @@
-//! The firewall: what it does with requests, call-backs and their answers, as far as its rules can be followed.
+//! The firewall: what it does with requests, call-backs and their answers, as far as its rules can
+//! be followed.
 
 mod iptables;
 mod nft;
@@ -47,7 +48,8 @@ pub struct Traffic<'t> {
     pub port: u16,
 }
 
-/// On the hypervisor. `attached`: the kernel program is on the interface, so that requests do not come to the firewall.
+/// On the hypervisor. `attached`: the kernel program is on the interface, so that requests do not
+/// come to the firewall.
 #[must_use]
 pub fn hypervisor(traffic: &Traffic<'_>, attached: bool) -> Vec<Finding> {
     check(traffic, &[Way::RequestIn, Way::CallOut, Way::AnswerIn], attached)
@@ -111,7 +113,8 @@ fn read(v4: bool) -> Result<Rules, String> {
         }
         Err(error) => return Err(error.to_string()),
     };
-    // Rules that were made by iptables have parts that nft only knows to be there: iptables tells them in its own words.
+    // Rules that were made by iptables have parts that nft only knows to be there: iptables tells
+    // them in its own words.
     if by_iptables && let Ok(own) = saved(plain) {
         rules
             .chains
@@ -162,7 +165,8 @@ fn judge(way: Way, traffic: &Traffic<'_>, rules: &Rules, attached: bool) -> Opti
     let (what, name) = (way.told(traffic.port), &traffic.seen.name);
     let at =
         |blame: &Blame| format!("{} of chain {} in table {} {}", blame.rule, blame.chain, blame.family, blame.table);
-    // The program is before the firewall; requests of this host itself come by the loopback way, which firewalls let pass.
+    // The program is before the firewall; requests of this host itself come by the loopback way,
+    // which firewalls let pass.
     let bypassed = attached && way == Way::RequestIn;
     match rules.fate(&packet) {
         Fate::Passes => None,

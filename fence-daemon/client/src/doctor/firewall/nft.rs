@@ -1,4 +1,5 @@
-//! nftables' rules, from `nft -j list ruleset`. What is not understood is [`Test::Other`] or [`Action::Other`], never left out.
+//! nftables' rules, from `nft -j list ruleset`. What is not understood is [`Test::Other`] or
+//! [`Action::Other`], never left out.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +12,8 @@ use super::rules::{Action, Chain, Hook, Match, Network, Rule, Rules, Test};
 /// What a set holds, by its family, table and name.
 type Sets = BTreeMap<[String; 3], Vec<Value>>;
 
-/// Reads the output of `nft -j list ruleset`: the rules, and whether some of a family were made by iptables with what nft does not understand.
+/// Reads the output of `nft -j list ruleset`: the rules, and whether some of a family were made by
+/// iptables with what nft does not understand.
 ///
 /// # Errors
 /// It is no JSON.
@@ -104,7 +106,8 @@ fn read_rule(rule: &Value, sets: &Sets) -> Vec<Rule> {
             "accept" | "drop" | "return" | "jump" | "goto" | "continue" | "reject" => {
                 found.push(end(action_of(statement), &matches));
             }
-            // Translation, queues and the like end it in their own way, limits and the rest let some through.
+            // Translation, queues and the like end it in their own way, limits and the rest let
+            // some through.
             "queue" | "tproxy" | "synproxy" => found.push(end(Action::Other, &matches)),
             "masquerade" | "snat" | "dnat" | "redirect" => {}
             // Of iptables: only it knows what.
@@ -128,7 +131,8 @@ fn action_of(verdict: &Value) -> Action {
     }
 }
 
-/// The pairs of a verdict map; where it is a named one that is not known, a pair that nobody understands.
+/// The pairs of a verdict map; where it is a named one that is not known, a pair that nobody
+/// understands.
 fn map_pairs(data: &Value, set_of: &impl Fn(&Value) -> Option<Vec<Value>>) -> Vec<[Value; 2]> {
     let unknown = || vec![[Value::Null, Value::Null]];
     let Some(list) = set_of(data) else { return unknown() };

@@ -1,7 +1,8 @@
-//! A firewall's rules and a packet's way through them, in three values: a rule applies, does not, or it cannot be told.
+//! A firewall's rules and a packet's way through them, in three values: a rule applies, does not,
+//! or it cannot be told.
 //!
-//! Where it cannot be told both ways are gone on, so that the end is honest: passes whatever is the case, is dropped whatever is the case, or
-//! it depends.
+//! Where it cannot be told both ways are gone on, so that the end is honest: passes whatever is the
+//! case, is dropped whatever is the case, or it depends.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
