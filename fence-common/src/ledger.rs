@@ -217,8 +217,8 @@ impl core::fmt::Debug for RequestId {
 pub struct Ledger {
     next: u64,
     serving: BTreeMap<u64, Serving>,
-    /// The requests that are claimed or were answered recently, and their callback addresses. Of what
-    /// an earlier daemon claimed the address is unknown.
+    /// The requests that are claimed or were answered recently, and their callback addresses. Of
+    /// what an earlier daemon claimed the address is unknown.
     claims: BTreeMap<RequestId, Option<IpAddr>>,
     /// How many of them each callback address has.
     shares: BTreeMap<IpAddr, usize>,
