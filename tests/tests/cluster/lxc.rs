@@ -76,7 +76,7 @@ fn a_failed_service_and_an_administrator_have_a_node_fenced() -> Result<()> {
 
 #[test]
 fn troubles_of_the_hypervisor_and_of_both_nodes_at_once_are_survived() -> Result<()> {
-    play_all(&[Scenario::Hung, Scenario::Absent, Scenario::Restarted, Scenario::Race, Scenario::Duel])
+    play_all(&[Scenario::Hung, Scenario::Absent, Scenario::Restarted, Scenario::DelayedRace, Scenario::FenceRace])
 }
 
 /// Closer together than two Pacemakers ever come: both clients wait for the same moment.

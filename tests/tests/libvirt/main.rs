@@ -19,7 +19,7 @@ mod definitions;
 #[cfg(test)]
 mod doctor;
 #[cfg(test)]
-mod duels;
+mod fence_races;
 #[cfg(test)]
 mod fence_virtd;
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Requests that must come to nothing: each is dropped in the kernel and counted once, calls nobody
-//! back and changes nothing.
+//! Bad requests: the kernel program drops each and counts it once. None is called back or changes
+//! anything.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::bench::{Bench, DOMAIN, key};
 /// A bad request: what is wrong, the counter that rises, the payload.
 type Bad = (&'static str, &'static str, Vec<u8>);
 
-/// Every bad request, made from a good one that would switch the domain off.
+/// Every bad request. Each is made from a good one that would switch the domain off.
 fn bad_requests(peer: &Peer, other_guest: Ipv4Addr) -> Result<Vec<Bad>> {
     let good = || peer.request(Op::Off, DOMAIN);
     let key = peer.key();
@@ -54,21 +54,21 @@ fn bad_requests(peer: &Peer, other_guest: Ipv4Addr) -> Result<Vec<Bad>> {
         ("a byte too short", "drop_length", short),
         ("a byte too long", "drop_length", long),
         ("empty", "drop_length", Vec::new()),
-        ("metadata, which never leaves a client", "drop_operation", changed(&|request| request.op = 7)?),
-        ("an operation that is none", "drop_operation", changed(&|request| request.op = 255)?),
-        ("a hash that is none", "drop_hash_unknown", unknown_hash),
-        ("SHA-1 where SHA-256 is the least", "drop_hash_weak", hashed(HashKind::Sha1)?),
+        ("the metadata operation, which clients never send", "drop_operation", changed(&|request| request.op = 7)?),
+        ("an unknown operation", "drop_operation", changed(&|request| request.op = 255)?),
+        ("an unknown hash", "drop_hash_unknown", unknown_hash),
+        ("SHA-1, weaker than the configured SHA-256", "drop_hash_weak", hashed(HashKind::Sha1)?),
         ("no digest", "drop_unsigned", hashed(HashKind::None)?),
         ("a name without NUL", "drop_domain", changed(&|request| request.domain = [b'x'; 64])?),
         ("call-back port 0", "drop_port", changed(&|request| request.port = 0.into())?),
         ("IPv6 call-back in an IPv4 datagram", "drop_family", changed(&|request| request.family = FAMILY_V6.into())?),
-        ("a family that is none", "drop_family", changed(&|request| request.family = 77.into())?),
+        ("an unknown address family", "drop_family", changed(&|request| request.family = 77.into())?),
         ("call-back to nowhere", "drop_address", set(Ipv4Addr::UNSPECIFIED.into())?),
         ("call-back to a group", "drop_address", set(Ipv4Addr::new(225, 0, 0, 12).into())?),
         ("call-back to somebody else", "drop_source", set(other_guest.into())?),
         ("a bit of the domain flipped", "drop_digest", flipped(4)?),
         ("a bit of the digest flipped", "drop_digest", flipped(112)?),
-        ("a bit behind the digest flipped", "drop_digest", flipped(175)?),
+        ("a bit after the digest flipped", "drop_digest", flipped(175)?),
         ("signed with another key", "drop_digest", foreign.as_bytes().to_vec()),
     ])
 }
@@ -90,8 +90,8 @@ fn each_is_counted_once_and_comes_to_nothing() -> Result<()> {
     }
     let log = server.log();
     ensure!(peer.called_back(Duration::from_secs(1))?.is_none(), "a bad request was called back: {log}");
-    // The good one that they were made from works: what was refused was refused for its fault.
-    ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "a bad request was obeyed: {}", server.log());
+    // The good request that they were made from works: each was dropped for its own fault.
+    ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "a good request failed: {}", server.log());
     ensure!(peer.ask(Op::Off, DOMAIN)?.converse()? == 0);
     ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 2);
     Ok(())
@@ -109,8 +109,8 @@ fn the_socket_refuses_the_same() -> Result<()> {
     }
     ensure!(peer.called_back(Duration::from_secs(1))?.is_none(), "a bad request was called back: {}", server.log());
     let lines = server.log_position() - position;
-    ensure!(lines <= 2, "nothing is logged per bad packet, but here are {lines} lines: {}", server.log());
-    ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "a bad request was obeyed: {}", server.log());
+    ensure!(lines <= 2, "bad packets must not be logged one by one: {lines} lines: {}", server.log());
+    ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "a good request failed: {}", server.log());
     ensure!(peer.ask(Op::Off, DOMAIN)?.converse()? == 0);
     ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 2);
     Ok(())
@@ -122,8 +122,7 @@ fn a_guest_behind_nat_is_served_where_the_source_need_not_match() -> Result<()> 
     let behind = bench.hypervisor.guest(2)?;
     for attach in ["auto", "off"] {
         let server = bench.serve(&Config { strict_source: Some("no"), ..bench.config(attach) })?;
-        // The request names guest 2's listener, and guest 1's address is its source: as a NAT makes
-        // it.
+        // As behind a NAT, the request names guest 2's listener and comes from guest 1's address.
         let (front, listener) = (Peer::new(&bench.guest, &key(), Family::V4)?, Peer::new(&behind, &key(), Family::V4)?);
         front.send(listener.request(Op::Status, DOMAIN)?)?;
         let call = listener.called_back(Duration::from_secs(20))?;

@@ -1,4 +1,4 @@
-//! What each of these tests begins with: a hypervisor, guests, a key, a server.
+//! The setup of every test in this set: a hypervisor, guests, a key and a server.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::client::Client;
@@ -7,7 +7,7 @@ use fence_lab::lab::{Guest, Hypervisor, Space};
 use fence_lab::process::Finished;
 use fence_lab::server::{Config, Server, Which};
 
-/// A key with every byte value in it, NUL included, of the length that Debian's package makes.
+/// A key of the length that Debian's package makes, with every byte value in it, NUL included.
 pub(crate) fn key() -> Vec<u8> {
     (0..4096_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
@@ -30,7 +30,7 @@ impl Bench {
         Ok(Self { hypervisor, guest, key })
     }
 
-    /// The usual configuration, with `attach` as given.
+    /// The usual configuration with this value of `attach`.
     pub(crate) fn config(&self, attach: &'static str) -> Config {
         Config { attach: Some(attach), ..Config::new(&self.key) }
     }
@@ -69,8 +69,8 @@ impl Bench {
         Ok(answer)
     }
 
-    /// Runs a client in the guest, checks its exit code, and by which way the daemon says that the
-    /// request came.
+    /// Runs a client in the guest, and checks its exit code and how the request reached the daemon
+    /// according to its log.
     pub(crate) fn expect_via(&self, server: &Server, client: &Client, code: i32, via: &str) -> Result<Finished> {
         let position = server.log_position();
         let answer = self.expect(server, self.guest.space(), client, code)?;
@@ -80,7 +80,7 @@ impl Bench {
     }
 }
 
-/// The state that a host list shows for the test driver's domain.
+/// The state of the test driver's domain in a host list.
 pub(crate) fn listed(list: &Finished) -> Result<&str> {
     let line = list.stdout.lines().find(|line| line.split_whitespace().next() == Some(DOMAIN));
     let line = line.with_context(|| format!("no `{DOMAIN}` in the list: {}{}", list.stdout, list.stderr))?;

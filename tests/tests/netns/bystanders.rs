@@ -1,5 +1,5 @@
-//! Those who have nothing to do with fencing: a file goes through TCP unharmed, in large frames and
-//! small ones, with the program on the interface in every way, and guests are served meanwhile.
+//! Traffic that has nothing to do with fencing. TCP carries a file unharmed, in large frames and in
+//! small ones, with the program attached in every way, while guests are served.
 
 use anyhow::{Context, Result, ensure};
 use fence_bench::bystanders::{Direction, Frames, Ground, Road, Way};
@@ -10,7 +10,7 @@ use fence_lab::tools;
 
 use crate::bench::DOMAIN;
 
-/// Long enough for every size of window and every way of cutting it up.
+/// Long enough for every TCP window size and every segmentation.
 const FILE: usize = 64 * 1024 * 1024;
 
 fn passes(road: Road, way: Way) -> Result<()> {
@@ -27,15 +27,14 @@ fn passes(road: Road, way: Way) -> Result<()> {
             let after = ground.received(road)?;
             ensure!(ground.wrong_checksums()? == 0, "{what}: wrong checksums");
             if direction == Direction::ToHost && way != Way::Native {
-                // That it was tried what is meant to be tried: how large the frames were, as the
-                // program saw them.
+                // The frames had the sizes that this case is about, as the program saw them.
                 let mean = (after[1] - before[1]) / (after[0] - before[0]).max(1);
                 let whole = u64::from(frames.mtu) + 14;
                 ensure!((mean > whole) == frames.joined, "{what}: {mean} bytes a frame");
                 ensure!(frames.joined || mean > whole / 2, "{what}: {mean} bytes a frame");
             }
         }
-        // And the program is not there for nothing.
+        // The program works meanwhile.
         let position = server.log_position();
         let client = Client::new("status", ground.key()).domain(DOMAIN).retransmit(2);
         let answer = client.run(ground.guest(road).space())?;

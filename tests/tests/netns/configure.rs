@@ -1,5 +1,5 @@
-//! Configuration files go both ways: what one server's `-c` writes serves a stock client from
-//! either server.
+//! Configuration files are interchangeable: a file that one server's `-c` writes works with either
+//! server.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ use fence_lab::tools;
 
 use crate::bench::{Bench, listed};
 
-/// Runs a server's program with this on its standard input.
+/// Runs a server's program with `answers` on its standard input.
 fn pipe_into(bench: &Bench, which: &Which, arguments: &[&str], answers: &str) -> Result<Finished> {
     let program = match which {
         Which::Ours(path) => path.display().to_string(),
@@ -24,8 +24,8 @@ fn pipe_into(bench: &Bench, which: &Which, arguments: &[&str], answers: &str) ->
     run(bench.hypervisor.space(), Command::new("sh").args(["-c", &script, &program]).args(arguments), COMMAND_LIMIT)
 }
 
-/// That both servers, one after the other, serve the stock client with this file, and leave the
-/// file alone.
+/// Checks that both servers, one after the other, serve the stock client with this file and do not
+/// change it.
 fn serves_under_both(bench: &Bench, file: &str, family: Family) -> Result<()> {
     let before = std::fs::read(bench.hypervisor.outside(file))?;
     for which in [Which::ours()?, Which::Stock] {
@@ -40,7 +40,7 @@ fn serves_under_both(bench: &Bench, file: &str, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Answers in the order of both servers' questions, from scratch.
+/// Answers to both servers' questions, in their order, for a new file.
 fn answers(address: &str, interface: &str, key: &str) -> String {
     format!("y\n\nmulticast\n{address}\n1229\n{interface}\n{key}\nlibvirt\ntest:///default\ny\n")
 }
@@ -56,7 +56,7 @@ fn what_our_questions_make_serves_under_both() -> Result<()> {
         ensure!(asked.code == Some(0), "{}{}", asked.stdout, asked.stderr);
         serves_under_both(&bench, &file, family)?;
 
-        // What check-config prints is a file for both as well.
+        // Both servers accept what check-config prints.
         let printed = pipe_into(&bench, &Which::ours()?, &["check-config", "-f", &file], "")?.success()?;
         let printed = bench.hypervisor.write(&format!("{name}-checked.conf"), printed.stdout.as_bytes())?;
         serves_under_both(&bench, &printed, family)?;
@@ -99,8 +99,7 @@ fn what_stocks_questions_make_serves_under_both() -> Result<()> {
     serves_under_both(&bench, &file, Family::V4)
 }
 
-/// The answers that people pipe into stock servers mean the same here, about a file that is there
-/// too.
+/// Answers that people pipe into fence_virtd mean the same here, also with an existing file.
 #[test]
 fn one_script_of_answers_means_the_same_to_both() -> Result<()> {
     let bench = Bench::new()?;
@@ -116,8 +115,8 @@ fn one_script_of_answers_means_the_same_to_both() -> Result<()> {
         let asked = pipe_into(&bench, &which, &["-c", "-f", &file], "\n\n\n\nvirbr0\n\n\ntest:///default\ny\n")?;
         ensure!(asked.code == Some(0), "{}: {}{}", which.name(), asked.stdout, asked.stderr);
         let checked = pipe_into(&bench, &Which::ours()?, &["check-config", "-f", &file], "")?.success()?;
-        // Each has its own idea of a module path, and stock servers turn the order of a group's
-        // members round.
+        // Each server has its own module path, and fence_virtd reverses the order of a group's
+        // members.
         let mut lines: Vec<_> =
             checked.stdout.lines().filter(|line| !line.contains("module_path")).map(str::to_owned).collect();
         lines.sort();
@@ -144,7 +143,7 @@ fn exit_codes_are_those_of_stock() -> Result<()> {
         (&["-F", "-f", &good], 1, 1),
         (&["-c", "-f", &missing], 1, 1),
         (&["-c", "-f", &good], 1, 1),
-        // The one difference, on purpose: what was not understood has not succeeded.
+        // The one deliberate difference: a configuration that was not understood is no success.
         (&["-Z"], 255, 0),
     ] {
         for (which, expected) in [(Which::ours()?, ours), (Which::Stock, stock)] {

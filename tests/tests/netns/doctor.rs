@@ -1,5 +1,5 @@
-//! `fence-daemon doctor`: quiet when all is well, and each thing that is broken for real is named
-//! with what mends it, which is then typed.
+//! `fence-daemon doctor` is quiet on a healthy host. Each test breaks one thing for real, reads the
+//! finding and runs the commands that it proposes.
 
 use std::process::Command;
 use std::time::Duration;
@@ -21,7 +21,7 @@ mod network;
 /// Longer than anything here takes on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// How the doctor ends where something is wrong.
+/// The doctor's exit status where something is wrong.
 const WRONG: i32 = 1;
 
 fn program() -> Result<String> {
@@ -31,7 +31,7 @@ fn program() -> Result<String> {
     }
 }
 
-/// What the doctor has said.
+/// The doctor's report.
 struct Told {
     code: Option<i32>,
     report: Value,
@@ -42,7 +42,7 @@ impl Told {
         self.report["findings"].as_array().into_iter().flatten()
     }
 
-    /// What it says of a check in this state; the first of several.
+    /// The finding of a check in this state; the first of several.
     fn find(&self, check: &str, state: &str) -> Result<&Value> {
         let found = self.findings().find(|finding| finding["check"] == check && finding["state"] == state);
         found.with_context(|| format!("no {check} that is {state} in {:#}", self.report))
@@ -56,7 +56,7 @@ impl Told {
             .collect()
     }
 
-    /// Nothing but what is well; but for the clock, which is the host's.
+    /// Checks that the report has only `ok`, the clock excepted: it is the host's.
     fn is_quiet(&self) -> Result<()> {
         for state in ["wrong", "warning", "unknown"] {
             let mut loud = self.checks(state);
@@ -68,7 +68,7 @@ impl Told {
     }
 }
 
-/// Asks the doctor in a place of the lab, and compares what it says with
+/// Runs the doctor in a network namespace and validates its report against
 /// `docs/reference/doctor.schema.json`.
 fn ask(space: &Space, arguments: &[&str]) -> Result<Told> {
     let mut command = Command::new(program()?);
@@ -85,12 +85,12 @@ fn ask(space: &Space, arguments: &[&str]) -> Result<Told> {
     Ok(Told { code: said.code, report })
 }
 
-/// Asks on the hypervisor.
+/// Runs the doctor on the hypervisor.
 fn on_hypervisor(bench: &Bench) -> Result<Told> {
     ask(bench.hypervisor.space(), &["-f", &bench.hypervisor.path("fence_virt.conf"), "doctor"])
 }
 
-/// Types what a finding says is to be typed.
+/// Runs the commands that a finding proposes.
 fn mend(space: &Space, finding: &Value) -> Result<()> {
     let commands = finding["commands"].as_array().context("no list")?;
     ensure!(!commands.is_empty() && finding["remedy"].is_string(), "no remedy: {finding:#}");
@@ -101,7 +101,7 @@ fn mend(space: &Space, finding: &Value) -> Result<()> {
     Ok(())
 }
 
-/// What a finding says.
+/// Checks that a finding's text has all `words`.
 fn says(finding: &Value, words: &[&str]) -> Result<()> {
     let text = format!("{} {} {}", finding["seen"], finding["remedy"], finding["commands"]);
     for words in words {
@@ -136,7 +136,7 @@ fn when_all_is_well_it_says_so_and_no_more() -> Result<()> {
     ] {
         told.find(check, "ok")?;
     }
-    // The page has a line for each, and the sum at its end.
+    // The page has a line for each check, and a summary at its end.
     let mut command = Command::new(program()?);
     command.args(["-f", &bench.hypervisor.path("fence_virt.conf"), "doctor"]);
     let page = run(bench.hypervisor.space(), &mut command, LIMIT)?;
@@ -146,7 +146,7 @@ fn when_all_is_well_it_says_so_and_no_more() -> Result<()> {
     Ok(())
 }
 
-/// What the page says is what is checked, and what its commands are.
+/// The documentation page lists every check, and its commands work.
 #[test]
 fn the_page_knows_every_check() -> Result<()> {
     let docs = tools::workspace().join("docs/reference");
@@ -156,12 +156,12 @@ fn the_page_knows_every_check() -> Result<()> {
     for check in checks.iter().filter_map(Value::as_str).filter(|check| *check != "privileges") {
         ensure!(
             page.contains(&format!("`{check}`")) || page.contains(&format!("ok      {check} ")),
-            "{check} is not in the page"
+            "{check} is missing from the page"
         );
     }
     let commands: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("    # ")).collect();
     let known = ["fence-daemon doctor", "fence-daemon doctor --from-guest", "fence-daemon doctor --json"];
-    // The fourth is run by the test of fingerprints, the fifth by the one below.
+    // The test of fingerprints runs the fourth command, the test below the fifth.
     let mut others = commands.iter().filter(|command| !command.contains("sha256sum") && !command.contains("jq"));
     ensure!(others.by_ref().eq(&known), "{commands:?}");
     Ok(())
@@ -175,8 +175,8 @@ fn scripts_get_what_is_wrong_and_what_to_type() -> Result<()> {
     let page = std::fs::read_to_string(tools::workspace().join("docs/reference/doctor.md"))?;
     let line = page.lines().find_map(|line| line.strip_prefix("    # ").filter(|line| line.contains("| jq ")));
     let ours = format!("{} -f {}", program()?, bench.hypervisor.path("fence_virt.conf"));
-    let line = line.context("no line for scripts in the page")?.replacen("fence-daemon", &ours, 1);
-    // Nobody serves.
+    let line = line.context("the page has no command for scripts")?.replacen("fence-daemon", &ours, 1);
+    // No daemon runs.
     let done = run(bench.hypervisor.space(), Command::new("sh").args(["-c", &line]), LIMIT)?;
     ensure!(done.code == Some(0) && done.stderr.is_empty(), "{line}: {done:?}");
     ensure!(done.stdout.contains("fence-daemon") && done.stdout.lines().count() >= 2, "{done:?}");

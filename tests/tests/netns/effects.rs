@@ -1,5 +1,5 @@
-//! What keys of section `fence_virtd` do to the daemon's process, as the kernel tells it, and that
-//! its children get none of it.
+//! Effects of section `fence_virtd` on the daemon's process, read from the kernel. The daemon's
+//! children inherit none of them.
 
 use std::fs;
 use std::time::Duration;
@@ -10,14 +10,15 @@ use fence_lab::server::{Config, Server, Which};
 
 use crate::bench::Bench;
 
-/// How long libvirt may take to start what connects it to a remote host, on a loaded machine.
+/// How long libvirt's client may take to start its transport to a remote host, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What `sched_setscheduler(2)` calls the usual policy, and round robin among real-time threads.
+/// Scheduling policies as `sched_setscheduler(2)` numbers them: the default, and real-time round
+/// robin.
 const OTHER: i64 = 0;
 const ROUND_ROBIN: i64 = 2;
 
-/// How a thread competes for processors.
+/// A thread's scheduling policy and priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Competes {
     policy: i64,
@@ -30,11 +31,11 @@ const HIGH: Competes = Competes { policy: OTHER, realtime: 0, nice: -20 };
 const REALTIME: Competes = Competes { policy: ROUND_ROBIN, realtime: 1, nice: 0 };
 
 impl Competes {
-    /// As a `stat` file in `/proc` tells it.
+    /// Reads a `stat` file in `/proc`.
     fn read(path: &str) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
         let stat = text.lines().next().unwrap_or_default();
-        // The name, which is in parentheses, is the second field.
+        // The second field is the name, in parentheses.
         let (_, rest) = stat.rsplit_once(") ").with_context(|| text.clone())?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let field = |number: usize| -> Result<i64> { Ok(fields.get(number - 3).context("a short stat")?.parse()?) };
@@ -53,12 +54,12 @@ fn oom_score(pid: u32) -> Result<i64> {
     Ok(fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse()?)
 }
 
-/// How each of the daemon's threads competes, but the one that only writes the log.
+/// The scheduling of each of the daemon's threads, the log writer's excepted.
 fn threads(pid: u32) -> Result<Vec<(String, Competes)>> {
     let mut found = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let thread = thread?.path().display().to_string();
-        // One that ends meanwhile is none.
+        // A thread may end meanwhile.
         let Ok(name) = fs::read_to_string(format!("{thread}/comm")) else { continue };
         if let (true, Ok(competes)) = (name.trim() != "fence-log", Competes::read(&format!("{thread}/stat"))) {
             found.push((name.trim().to_owned(), competes));
@@ -67,8 +68,7 @@ fn threads(pid: u32) -> Result<Vec<(String, Competes)>> {
     Ok(found)
 }
 
-/// Whether root may protect a process here: containers and test machines often take that right away
-/// from it.
+/// Whether root may protect a process here. Containers and test machines often forbid it.
 fn may_protect() -> Result<bool> {
     const SYS_RESOURCE: u32 = 24;
     let status = fs::read_to_string("/proc/self/status")?;
@@ -76,12 +76,12 @@ fn may_protect() -> Result<bool> {
     Ok(u64::from_str_radix(rights.trim(), 16)? >> SYS_RESOURCE & 1 == 1)
 }
 
-/// What a child of the daemon's sees of itself, which libvirt's client library starts in the place
-/// of ssh.
+/// A program that libvirt's client library starts in place of ssh. It writes down what it sees of
+/// itself.
 const CHILD: &str = "#!/bin/sh\ncat /proc/self/stat > /run/lab/child.new\ncat /proc/self/oom_score_adj >> /run/lab/child.new\n\
                      grep VmLck /proc/self/status >> /run/lab/child.new\nmv /run/lab/child.new /run/lab/child\nexec sleep 600\n";
 
-/// Serves with these keys in section `fence_virtd` and looks at the daemon.
+/// Serves with these keys in section `fence_virtd` and inspects the daemon.
 fn with(bench: &Bench, keys: &[(&'static str, &'static str)], look: impl Fn(&Server, u32) -> Result<()>) -> Result<()> {
     let mut config = bench.config("auto");
     config.daemon = keys.to_vec();
@@ -118,7 +118,7 @@ fn lock_memory_locks_memory_or_does_not() -> Result<()> {
     let bench = Bench::new()?;
     for (value, locked) in [("yes", true), ("no", false), ("1", true), ("0", false)] {
         with(&bench, &[("lock_memory", value), ("priority", "normal"), ("oom_protect", "no")], |server, pid| {
-            // While the kernel program is loaded, memory is not locked.
+            // Memory is locked only after the kernel program is loaded.
             server.wait_settled(LIMIT)?;
             if locked {
                 poll_until("locked memory", LIMIT, || Ok((kilobytes(pid, "VmLck")? > 0).then_some(())))?;
@@ -155,7 +155,7 @@ fn what_the_daemon_starts_is_an_ordinary_process() -> Result<()> {
     let bench = Bench::new()?;
     bench.hypervisor.write_mode("ssh", CHILD.as_bytes(), 0o755)?;
     let child = bench.hypervisor.outside("/run/lab/child");
-    // With another score than a child's also where root may not protect a process.
+    // The score differs from a child's also where root may not protect a process.
     let Which::Ours(program) = Which::ours()? else { bail!("ours is not ours") };
     let script = format!("#!/bin/sh\necho 500 > /proc/self/oom_score_adj\nexec '{}' \"$@\"\n", program.display());
     let which = Which::Ours(bench.hypervisor.write_mode("daemon", script.as_bytes(), 0o755)?.into());

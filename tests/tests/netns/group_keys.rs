@@ -1,4 +1,4 @@
-//! Groups with keys of their own: the stock client with each key, in each group.
+//! Keys of groups: the stock client with each key, in each group.
 
 use std::time::Duration;
 
@@ -17,17 +17,17 @@ const OF_A: &[u8] = b"the key of group a, of some length";
 const OF_B: &[u8] = b"the key of group b, of some length";
 const NEW_OF_A: &[u8] = b"another key of group a, of some length";
 
-/// What `fence_xvm -o status` says: 0 where it is answered, something else where it is not.
+/// The exit code of `fence_xvm -o status`: 0 only if it was answered.
 fn ask(guest: &Guest, key: &str) -> Result<Option<i32>> {
     Ok(Client::new("status", key).domain(DOMAIN).retransmit(5).timeout(4).run(guest.space())?.code)
 }
 
-/// SIGHUP, and what the log says of it.
+/// Sends SIGHUP and checks what the log says about it.
 fn reload(server: &mut Server, said: &str) -> Result<()> {
     let position = server.log_position();
     server.process().signal(Signal::SIGHUP)?;
     let line = server.wait_log(position, SOON, |line| line.contains("SIGHUP: ").then(|| line.to_owned()));
-    let line = line.with_context(|| format!("nothing is said about the SIGHUP: {}", server.log()))?;
+    let line = line.with_context(|| format!("the log does not mention the SIGHUP: {}", server.log()))?;
     ensure!(line.contains(said), "not \"{said}\": {line}");
     Ok(())
 }
@@ -72,13 +72,13 @@ fn a_groups_own_key_counts_in_it_and_no_other_does() -> Result<()> {
         "the log does not say why there is no program: {log}"
     );
 
-    // Who has a key of one group names the client of another as its own: that one is not even
-    // called back.
+    // A holder of one group's key names another group's client as its own address. That client is
+    // not even called back.
     let victim = Peer::new(&of_b, OF_A, Family::V4)?;
     victim.send(victim.request(Op::Off, DOMAIN)?)?;
     ensure!(victim.called_back(Duration::from_secs(3))?.is_none(), "a forged address was called back");
 
-    // The second key, and then that one alone.
+    // First the second key beside the first one, then the second key alone.
     let new = hypervisor.write("new.key", NEW_OF_A)?;
     hypervisor.write("a.key2", NEW_OF_A)?;
     ensure!(ask(of_a, &new)? != Some(0), "a key counts before SIGHUP");
@@ -92,7 +92,7 @@ fn a_groups_own_key_counts_in_it_and_no_other_does() -> Result<()> {
     ensure!(ask(of_a, &new)? == Some(0), "{}", server.log());
     ensure!(ask(of_a, &old)? != Some(0), "the old key still counts");
 
-    // One that is everybody's is no group's: all stay.
+    // A group's key that equals the listener's key is rejected, and all keys stay.
     hypervisor.write("a.key", &key())?;
     reload(&mut server, "the old keys stay in force")?;
     ensure!(ask(of_a, &new)? == Some(0), "{}", server.log());
@@ -100,7 +100,8 @@ fn a_groups_own_key_counts_in_it_and_no_other_does() -> Result<()> {
     Ok(())
 }
 
-/// Row `group-keys` of `docs/reference/compatibility.md`: what fence_virtd does with the same file.
+/// Row `group-keys` of `docs/reference/compatibility.md`: fence_virtd's behaviour with the same
+/// file.
 #[test]
 fn fence_virtd_ignores_the_keys_of_groups() -> Result<()> {
     let bench = Bench::new()?;

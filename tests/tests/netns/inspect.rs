@@ -1,4 +1,4 @@
-//! Looking into the daemon while it runs: `status`, its JSON, and who may not.
+//! `status` of a running daemon: the page, its JSON, and who may read it.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -23,16 +23,16 @@ mod page;
 /// Longer than anything here takes on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Where the lab's daemon has its socket.
+/// The control socket of the lab's daemon.
 const SOCKET: &str = "/run/fence-xdp/control.sock";
 
-/// How `status` ends.
+/// Exit statuses of `status`.
 const SERVING: i32 = 0;
 const DEGRADED: i32 = 1;
 const NOBODY: i32 = 3;
 const UNKNOWN: i32 = 4;
 
-/// The program that is asked about and asks.
+/// The daemon's program, which is also the client of its control socket.
 fn program() -> Result<std::path::PathBuf> {
     match Which::ours()? {
         Which::Ours(program) => Ok(program),
@@ -47,7 +47,7 @@ fn status(bench: &Bench, arguments: &[&str]) -> Result<Finished> {
     run(bench.hypervisor.space(), &mut command, LIMIT)
 }
 
-/// The report, which has the documented form.
+/// The report as JSON, validated by its schema.
 fn report(bench: &Bench, code: i32) -> Result<Value> {
     let answer = status(bench, &["--json"])?;
     ensure!(answer.code == Some(code), "exit code {:?}: {}{}", answer.code, answer.stdout, answer.stderr);
@@ -56,7 +56,7 @@ fn report(bench: &Bench, code: i32) -> Result<Value> {
     Ok(report)
 }
 
-/// Compares a report with `docs/reference/status.schema.json`.
+/// Validates a report against `docs/reference/status.schema.json`.
 fn check_form(report: &Value) -> Result<()> {
     let path = tools::workspace().join("docs/reference/status.schema.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -71,7 +71,7 @@ fn at<'r>(report: &'r Value, pointer: &str) -> Result<&'r Value> {
     report.pointer(pointer).with_context(|| format!("no {pointer} in {report:#}"))
 }
 
-/// Waits until a report is as wanted.
+/// Waits for a report that fulfils `wanted`.
 fn wait_for(bench: &Bench, code: i32, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
     poll_until(what, LIMIT, || {
         let answer = status(bench, &["--json"])?;
@@ -80,17 +80,17 @@ fn wait_for(bench: &Bench, code: i32, what: &str, wanted: impl Fn(&Value) -> boo
     })
 }
 
-/// A connection to the control socket, as a program other than ours would have it.
+/// A connection to the control socket, as another program than ours makes it.
 fn connect(bench: &Bench) -> Result<UnixStream> {
     let stream = UnixStream::connect(bench.hypervisor.outside(SOCKET)).context("connecting to the control socket")?;
     stream.set_read_timeout(Some(LIMIT))?;
     Ok(stream)
 }
 
-/// What is answered to these bytes, and the end.
+/// The daemon's whole answer to these bytes, up to the end of the connection.
 fn raw(bench: &Bench, question: &[u8]) -> Result<String> {
     let mut stream = connect(bench)?;
-    // It may hang up before it has read all of it.
+    // The daemon may hang up before it has read everything.
     let _ = stream.write_all(question);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = String::new();
@@ -116,7 +116,7 @@ fn what_was_served_is_told() -> Result<()> {
         report["listener"]["interfaces"] == json!([{"name": BRIDGE, "program": "tcx", "program_id": program.id}]),
         "{report:#}"
     );
-    // The kernel's own word, by bpftool.
+    // The kernel's own view, through bpftool.
     let counted = bench.counters()?;
     ensure!(at(&report, "/kernel/counters/delivered")? == &json!(counted.get("delivered")?), "{report:#}");
     ensure!(report["socket"]["delivered"].as_u64() >= Some(1), "{report:#}");
@@ -145,7 +145,7 @@ fn what_was_served_is_told() -> Result<()> {
     ensure!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{steps:?}");
     ensure!(report["requests"]["answered"] == 4 && report["requests"]["in_progress"] == 0, "{report:#}");
 
-    // A histogram for each step of each operation, with as many in it as there were.
+    // Each step of each operation has a histogram with as many entries as there were requests.
     let latency = at(&report, "/latency")?.as_array().context("no list")?;
     let of = |op: &str, step: &str| latency.iter().find(|latency| latency["op"] == op && latency["step"] == step);
     let dead = of("off", "dead").context("no time of death")?;
@@ -170,7 +170,7 @@ fn the_page_is_for_people_and_for_a_pipe_without_colours() -> Result<()> {
     {
         ensure!(page.stdout.contains(words), "no {words} in {}", page.stdout);
     }
-    // What did not happen is not told.
+    // A step that did not happen has no line.
     ensure!(!page.stdout.contains("drop_digest") && !page.stdout.contains('\x1b'), "{}", page.stdout);
     Ok(())
 }
@@ -198,7 +198,7 @@ fn without_libvirt_it_is_degraded_and_says_so() -> Result<()> {
 #[test]
 fn a_program_that_is_wanted_and_missing_is_a_problem() -> Result<()> {
     let bench = Bench::new()?;
-    // What else listens there would miss what the program takes out.
+    // A device on top misses the requests that the program takes out.
     bench.hypervisor.ip(&["link", "add", "top0", "link", BRIDGE, "type", "macvlan"])?;
     let server = bench.serve(&bench.config("auto"))?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
@@ -253,7 +253,7 @@ fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() -> Result<()> {
     let second = report(&bench, SERVING)?;
     ensure!(second["daemon"]["pid"] != json!(first), "{second:#}");
 
-    // Another one, with another port and PID file, and the same state directory.
+    // A second daemon with another port and PID file, and the same state directory.
     let other = Config { port: Some(1230), attach: Some("off"), ..Config::new(&bench.key) };
     let text = other.render();
     let conf = bench.hypervisor.write("other.conf", text.as_bytes())?;
@@ -262,9 +262,12 @@ fn a_dead_daemons_socket_is_replaced_and_a_living_ones_is_not() -> Result<()> {
     other.wait_ready(LIMIT)?;
     ensure!(other.log().contains("another daemon has its control socket"), "{}", other.log());
     ensure!(report(&bench, SERVING)?["daemon"]["pid"] == second["daemon"]["pid"]);
-    ensure!(other.stop(Signal::SIGTERM)?.code == Some(0) && file.exists(), "the other one's end took it away");
+    ensure!(
+        other.stop(Signal::SIGTERM)?.code == Some(0) && file.exists(),
+        "the second daemon removed the first one's socket at its end"
+    );
 
-    ensure!(server.stop(Signal::SIGTERM)?.code == Some(0) && !file.exists(), "it stays behind");
+    ensure!(server.stop(Signal::SIGTERM)?.code == Some(0) && !file.exists(), "the socket stays behind");
     Ok(())
 }
 
@@ -280,7 +283,7 @@ fn only_root_may_look() -> Result<()> {
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]).args(arguments);
         run(bench.hypervisor.space(), &mut command, LIMIT)
     };
-    // Where nobody may read it.
+    // In a directory that only root may enter.
     let copy = bench.hypervisor.path("fence-daemon");
     bench.hypervisor.space().must("install", &["-m", "755", &program()?.to_string_lossy(), &copy])?;
     let refused = nobody(&copy, &["status"])?;
@@ -291,7 +294,7 @@ fn only_root_may_look() -> Result<()> {
         refused.stderr
     );
 
-    // Even where somebody has opened the way.
+    // Even with the directory open to all.
     bench.hypervisor.space().must("chmod", &["755", "/run/fence-xdp"])?;
     bench.hypervisor.space().must("chmod", &["666", SOCKET])?;
     let refused = nobody(&copy, &["status", "--json"])?;
@@ -311,7 +314,7 @@ fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
     let bench = Bench::new()?;
     let mut server = bench.serve(&bench.config("auto"))?;
     let used = server.process().processor_time()?;
-    // Some say nothing, some ask and do not read.
+    // Some clients send nothing, others send a question and never read.
     let mut hung = Vec::new();
     for _ in 0..100 {
         hung.push(connect(&bench)?);
@@ -324,7 +327,7 @@ fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
     }
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", server.process().id()))?.count();
     ensure!(descriptors < 60, "it holds {descriptors} descriptors");
-    // Their time is over soon, and then others have their turn.
+    // Their time limit expires soon, and then other clients are served.
     poll_until("a place for an honest client", LIMIT, || {
         let answer = status(&bench, &["--json"])?;
         let told = answer.code == Some(SERVING);
@@ -346,14 +349,14 @@ fn what_is_no_question_is_refused() -> Result<()> {
         let shown = question.escape_ascii().to_string();
         ensure!(answer.contains("\"error\":") && !answer.contains("health"), "{shown:.40}: {answer}");
     }
-    // A line end of either kind, and what comes behind it does not matter.
+    // A line may end in LF or CRLF, and what follows it is ignored.
     for question in [&b"status\n"[..], b"status\r\nreboot\n"] {
         check_form(&serde_json::from_str(&raw(&bench, question)?)?)?;
     }
     Ok(())
 }
 
-/// Where there can be no socket the daemon serves without, and says why.
+/// The daemon serves without a control socket where it cannot make one, and says why.
 #[test]
 fn without_a_place_for_its_socket_it_serves_all_the_same() -> Result<()> {
     for (directory, why) in [

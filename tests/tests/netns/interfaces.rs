@@ -1,5 +1,5 @@
-//! Interfaces that come and go: waited for at the start, left when they go, listened on again when
-//! they are back, by both ways in.
+//! Interfaces that come and go, for XDP and for the socket. The daemon waits for them at the start,
+//! leaves them when they go, and listens again when they return.
 
 mod beginning;
 mod company;
@@ -24,10 +24,10 @@ use zerocopy::IntoBytes;
 
 use crate::bench::{Bench, DOMAIN, key};
 
-/// How long the daemon may take to notice something, on a loaded machine.
+/// The longest time for the daemon to notice a change, on a loaded machine.
 const NOTICE: Duration = Duration::from_secs(30);
 
-/// Which way in is tried.
+/// How requests reach the daemon, and over which address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Way {
     family: Family,
@@ -51,7 +51,7 @@ impl Way {
         if self.attach == "off" { "socket" } else { "kernel" }
     }
 
-    /// What the log says of how the program is attached to a bridge.
+    /// The log's words for how the program is attached to a bridge.
     fn shown(self) -> String {
         format!("program={}", if self.attach == "auto" { "tcx" } else { self.attach })
     }
@@ -60,12 +60,13 @@ impl Way {
         bench.about_domain("status").family(self.family).hash(HashKind::Sha256)
     }
 
-    /// That a guest is answered, and by which way it came.
+    /// Checks that a guest is answered, and how its request reached the daemon.
     fn is_served(self, bench: &Bench, server: &Server) -> Result<()> {
         bench.expect_via(server, &self.status(bench), 0, self.via()).map(drop).with_context(|| format!("{self:?}"))
     }
 
-    /// The program on the bridge, which must be ours where one is wanted, and none where not.
+    /// The program on the bridge. Fails if ours is missing where it belongs, or is there where it
+    /// does not.
     fn program(self, bench: &Bench) -> Result<Option<Program>> {
         let program = program_on(&bench.hypervisor, BRIDGE)?;
         match (&program, self.via()) {
@@ -77,7 +78,7 @@ impl Way {
     }
 }
 
-/// Waits for a line with all of these words.
+/// Waits for a log line with all of `words`.
 fn wait_line(server: &Server, position: usize, words: &[&str]) -> Result<()> {
     let wanted = |line: &str| words.iter().all(|word| line.contains(word)).then_some(());
     server
@@ -90,7 +91,7 @@ fn number_of(hypervisor: &Hypervisor, interface: &str) -> Result<u32> {
     Ok(text.split(':').next().context("nothing shown")?.trim().parse()?)
 }
 
-/// The memberships of the group's address on all interfaces: one line each.
+/// The memberships of the group's address on all interfaces, one per line.
 fn memberships(bench: &Bench, family: Family) -> Result<Vec<String>> {
     let (table, group) = match family {
         Family::V4 => ("igmp", "0C0000E1"),
@@ -121,9 +122,9 @@ fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
         bench.hypervisor.make_bridge(None)?;
         bench.hypervisor.plug(&bench.guest)?;
         wait_line(&server, position, &["INFO", BRIDGE, "is there", &way.shown()])?;
-        ensure!(number_of(&bench.hypervisor, BRIDGE)? != old, "not another one");
+        ensure!(number_of(&bench.hypervisor, BRIDGE)? != old, "the new bridge has the old number");
         way.is_served(&bench, &server)?;
-        // The same program with the same maps: what it has counted goes on.
+        // The same program with the same maps stays in use, so its counters go on.
         ensure!(way.program(&bench)? == before, "another program than before: {}", server.log());
         ensure!(memberships(&bench, way.family)?.len() == 1, "{:?}", memberships(&bench, way.family)?);
         if way.via() == "kernel" {
@@ -136,7 +137,8 @@ fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
     Ok(())
 }
 
-/// The number alone does not tell that it is another one; and when the daemon looks, it is there.
+/// An interface with the same number may be another one, and it may exist again when the daemon
+/// looks.
 #[test]
 fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()> {
     for way in Way::ALL {
@@ -150,7 +152,8 @@ fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()
                 server.process().signal(Signal::SIGSTOP)?;
             }
             if round == 2 {
-                // More than is kept for who does not listen: the daemon cannot know what happened.
+                // More messages than the kernel keeps for a stopped reader, so the daemon cannot
+                // know what happened.
                 overflow(&bench)?;
             }
             recreate(&bench, Some(number))?;
@@ -175,15 +178,15 @@ fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()
     Ok(())
 }
 
-/// Has the kernel tell more about the bridge than a socket's buffer holds.
+/// Makes the kernel send more messages about the bridge than a socket's buffer holds.
 fn overflow(bench: &Bench) -> Result<()> {
     let changes: String = (0..400).map(|n| format!("link set {BRIDGE} txqueuelen {}\n", 900 + n % 7)).collect();
     let file = bench.hypervisor.write("changes", changes.as_bytes())?;
     bench.hypervisor.ip(&["-batch", &file]).map(drop)
 }
 
-/// Memberships of interfaces that are gone stay in the kernel's books until they are left, and
-/// there may be only so many.
+/// The kernel keeps memberships of deleted interfaces until the socket leaves them, and limits
+/// their number.
 #[test]
 fn thirty_bridges_one_after_the_other_leave_nothing_behind() -> Result<()> {
     for way in Way::ALL {
@@ -192,7 +195,7 @@ fn thirty_bridges_one_after_the_other_leave_nothing_behind() -> Result<()> {
         let server = bench.serve(&way.config(&bench))?;
         let number = number_of(&bench.hypervisor, BRIDGE)?;
         for round in 0..30_u32 {
-            // Every other time the daemon is not given the time to see each of them.
+            // Every other time the daemon gets no time to see each bridge.
             let same = (round % 3 == 0).then_some(number + 100);
             bench.hypervisor.delete_bridge()?;
             bench.hypervisor.make_bridge(same)?;
@@ -235,7 +238,7 @@ fn a_name_that_is_given_away_and_comes_back_is_followed() -> Result<()> {
                 program_on(&bench.hypervisor, "virbr8")?.is_none() && memberships(&bench, way.family)?.is_empty();
             Ok(gone.then_some(()))
         })?;
-        // Another one gets the name, and then the old one again.
+        // Another bridge gets the name, and then the first one gets it back.
         ip("link add virbr0 type bridge")?;
         ip("link set virbr0 up")?;
         wait_line(&server, position, &["INFO", BRIDGE, "is there"])?;
@@ -269,7 +272,7 @@ fn a_bridge_that_is_switched_off_and_on_again_is_told_and_served() -> Result<()>
         way.is_served(&bench, &server)?;
         ensure!(way.program(&bench)? == before);
         if way.family == Family::V6 {
-            // An MTU below what IPv6 needs takes the membership away, though the interface stays.
+            // An MTU below IPv6's minimum removes the membership while the interface stays.
             let members = || -> Result<usize> { Ok(memberships(&bench, way.family)?.len()) };
             bench.hypervisor.ip(&["link", "set", BRIDGE, "mtu", "1279"])?;
             poll_until("the membership to go", NOTICE, || Ok((members()? == 0).then_some(())))?;
@@ -281,8 +284,8 @@ fn a_bridge_that_is_switched_off_and_on_again_is_told_and_served() -> Result<()>
     Ok(())
 }
 
-/// A group of the link's scope is bound to its interface, so it takes another socket when that is
-/// another.
+/// A socket for a link-local group is bound to its interface, so a new interface needs a new
+/// socket.
 #[test]
 fn a_group_of_the_link_is_followed_by_a_socket_of_its_own() -> Result<()> {
     const GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 3, 1);
@@ -322,8 +325,8 @@ fn a_group_of_the_link_is_followed_by_a_socket_of_its_own() -> Result<()> {
     Ok(())
 }
 
-/// The network is made anew again and again while guests ask; whoever asks when it is there for
-/// good is answered.
+/// The network is destroyed and made again and again while guests send requests. Once it stays,
+/// each guest is answered.
 #[test]
 fn a_flapping_bridge_costs_nothing_but_what_is_asked_meanwhile() -> Result<()> {
     for way in Way::ALL {
@@ -341,7 +344,7 @@ fn a_flapping_bridge_costs_nothing_but_what_is_asked_meanwhile() -> Result<()> {
                 }
             }
         }
-        // Answered in between or now; its port is free then.
+        // The request was answered in between or is answered now, and its port is free then.
         let _ = asking.finish(Duration::from_secs(60))?;
         ensure!(server.is_running()?, "{}", server.log());
         poll_until("the membership", NOTICE, || Ok((memberships(&bench, way.family)?.len() == 1).then_some(())))?;

@@ -1,5 +1,5 @@
-//! The lab itself: that labs do not meet, and that nothing stays behind, however the process that
-//! made one ends.
+//! The lab itself: labs are isolated from each other, and leave nothing behind, however the owner
+//! ends.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use anyhow::{Context, Result, ensure};
 use fence_lab::lab::Hypervisor;
 use fence_lab::process::poll_until;
 
-/// Set for a copy of this program that is to make a lab, and to be killed.
+/// Set for a copy of this test program that makes a lab and is killed.
 const VICTIM: &str = "FENCE_LAB_VICTIM";
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The cgroups of a lab, in every hierarchy.
+/// A lab's cgroups in every hierarchy.
 fn cgroups(name: &str) -> Result<Vec<PathBuf>> {
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
     let mounted = mounts.lines().filter_map(|line| {
@@ -39,7 +39,7 @@ fn nothing_stays_of_a_dropped_lab() -> Result<()> {
     let (name, holder) = (lab.name().to_owned(), lab.holder());
     ensure!(!cgroups(&name)?.is_empty(), "a lab has cgroups");
     guest.space().must("ping", &["-c", "1", "-W", "5", "192.168.122.1"]).or_else(|error| {
-        // Not every machine has ping: a file of the lab shows as well that it works.
+        // Not every machine has ping, so a file shows that the lab works.
         if error.to_string().contains("ping") { lab.space().must("ls", &["/run/lab"]) } else { Err(error) }
     })?;
     drop(guest);
@@ -78,7 +78,7 @@ fn nothing_stays_when_the_owner_is_killed() -> Result<()> {
     let (name, holder) = said.split_once(' ').context("no number")?;
     let (name, holder) = (format!("fence-{name}"), holder.trim().parse()?);
     ensure!(!cgroups(&name)?.is_empty());
-    // SIGKILL: no code of the owner's runs any more.
+    // After SIGKILL none of the owner's code runs.
     owner.kill()?;
     owner.wait()?;
     wait_gone(&name, holder)
@@ -96,7 +96,7 @@ fn two_labs_do_not_meet() -> Result<()> {
     ensure!(first.outside("/run/only-here").exists());
     ensure!(!second.outside("/run/only-here").exists());
     ensure!(!Path::new("/run/only-here").exists());
-    // The same names and addresses in both, and neither on the host.
+    // Both labs have the same names and addresses, and the host has neither.
     ensure!(first.guest(1)?.v4 == second.guest(1)?.v4);
     ensure!(nix::net::if_::if_nametoindex("vnet1").is_err());
     Ok(())

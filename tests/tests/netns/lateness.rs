@@ -1,5 +1,5 @@
-//! Requests that waited, and clients that are not there any more: what is late is not done, and
-//! nobody gets another's answer.
+//! Stale requests and clients that are gone: a stale request is rejected, and no client gets
+//! another's answer.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ fn peer(bench: &Bench) -> Result<Peer> {
     Peer::new(&bench.guest, &key(), Family::V4)
 }
 
-/// What becomes of an `off` that waited while the daemon stood still.
+/// The outcome of an `off` that waited while the daemon was stopped (SIGSTOP).
 fn waited_too_long(attach: &'static str) -> Result<()> {
     let bench = Bench::new()?;
     let mut server = bench.serve(&bench.config(attach))?;
@@ -30,7 +30,7 @@ fn waited_too_long(attach: &'static str) -> Result<()> {
     server.process().signal(Signal::SIGCONT)?;
     let called = peer.called_back(Duration::from_secs(2))?;
     ensure!(called.is_none(), "called back {TOO_LONG:?} late: {}", server.log());
-    // One that does not wait is served at once.
+    // A fresh request is served at once.
     bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
     Ok(())
 }
@@ -78,7 +78,7 @@ fn a_call_back_that_takes_long_is_not_the_next_clients() -> Result<()> {
     space.must("nft", &["delete table inet shut"])?;
     ensure!(peer.called_back(Duration::from_secs(3))?.is_none(), "called back: {}", server.log());
     said(&server, 0, "no connection to")?;
-    // Who asks is answered.
+    // A request that comes now is answered.
     ensure!(peer.ask(Op::DevStatus, "")?.converse()? == 0, "{}", server.log());
     Ok(())
 }

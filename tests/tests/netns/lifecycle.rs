@@ -1,4 +1,4 @@
-//! That the daemon leaves nothing behind, however it ends.
+//! The daemon leaves nothing behind, however it ends.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -77,7 +77,7 @@ fn sigkill_leaves_no_program_attached() -> Result<()> {
             Ok(program_on(&bench.hypervisor, BRIDGE)?.is_none().then_some(()))
         })?;
     }
-    // And a new one serves at once.
+    // A new daemon serves at once.
     let server = bench.serve(&bench.config("auto"))?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
     Ok(())
@@ -93,7 +93,7 @@ fn without_f_it_goes_into_the_background_when_it_serves() -> Result<()> {
     command.args(["-f", &file, "-p", &pid_file]);
     let started = process::run(bench.hypervisor.space(), &mut command, START_LIMIT)?.success()?;
     ensure!(started.stdout.is_empty(), "{}", started.stdout);
-    // Nobody waits here: it serves from the moment on when the command is back.
+    // No wait here: the daemon serves as soon as the command returns.
     bench.about_domain("status").run(bench.guest.space())?.success()?;
 
     let pid = std::fs::read_to_string(bench.hypervisor.outside(&pid_file))?;
@@ -139,8 +139,7 @@ fn the_program_has_a_name_and_readable_counters() -> Result<()> {
     Ok(())
 }
 
-/// A daemon that hears nothing any more, because its network was destroyed or made anew, must not
-/// be silent about it.
+/// A daemon whose network was destroyed or made anew hears nothing, and must say so.
 #[test]
 fn an_interface_that_goes_is_told() -> Result<()> {
     let bench = Bench::new()?;
@@ -163,7 +162,7 @@ fn a_log_that_nobody_takes_keeps_nobody_waiting() -> Result<()> {
     mkfifo(&outside, Mode::S_IRUSR | Mode::S_IWUSR)?;
     let flags = OFlag::O_NONBLOCK.bits();
     let mut reader = File::options().read(true).write(true).custom_flags(flags).open(&outside)?;
-    // Full to the last byte: not a single line goes in.
+    // The pipe is full to the last byte: no further line fits.
     while reader.write(&[b'-'; 4096]).is_ok() {}
     while reader.write(b"-").is_ok() {}
 

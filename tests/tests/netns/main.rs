@@ -1,8 +1,8 @@
 //! The daemon and the stock client in network namespaces, with libvirt's in-process
 //! `test:///default` and its one domain `test`.
 //!
-//! With `FENCE_LAB_SERVER=stock` the tests in [`operations`] run against Debian's fence_virtd,
-//! which shows that they ask for what stock servers do; the rest is about what only ours does.
+//! With `FENCE_LAB_SERVER=stock` the tests in [`operations`] run against Debian's fence_virtd. So
+//! they demand only what fence_virtd does. All other tests concern our daemon alone.
 
 mod bad_requests;
 mod bench;
@@ -18,8 +18,8 @@ mod lateness;
 mod lifecycle;
 mod misbehaviour;
 mod operations;
+mod rate_limit;
 mod refusals;
 mod rotation;
 mod settings;
-mod shield;
 mod startup;

@@ -1,4 +1,4 @@
-//! Clients that misbehave after a valid request: each costs its own request and nothing else.
+//! Clients that misbehave after a valid request: each fails its own request and disturbs no other.
 
 use std::net::{Ipv6Addr, TcpListener};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use zerocopy::IntoBytes;
 
 use crate::bench::{Bench, DOMAIN, key};
 
-/// An honest client's time beside a misbehaving one, which itself would be waited for 10 s (1.9 s
-/// for a dead address). It takes some milliseconds on an idle machine.
+/// The longest time of an honest request beside a misbehaving client. The daemon waits 10 s for the
+/// latter (1.9 s for a dead address). An idle machine takes milliseconds.
 const AT_ONCE: Duration = Duration::from_secs(4);
 
 fn peer(bench: &Bench) -> Result<Peer> {
@@ -30,7 +30,7 @@ fn examined(peer: &Peer) -> Result<(CallBack, [u8; HASH_LEN])> {
     Ok((call, challenge))
 }
 
-/// That another guest is answered at once, and that the domain still runs.
+/// Checks that another guest is answered at once, and that the domain still runs.
 fn others_are_served_at_once(bench: &Bench, server: &Server, number: u8) -> Result<()> {
     let guest = bench.hypervisor.guest(number)?;
     let answer = bench.expect(server, guest.space(), &bench.about_domain("status"), 0)?;
@@ -42,7 +42,7 @@ fn others_are_served_at_once(bench: &Bench, server: &Server, number: u8) -> Resu
 fn silence_delays_nobody_else() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
-    // Several at once: a server with a few threads would still be stuck.
+    // Several at once: a server with only a few threads would be stuck.
     let peers: Vec<_> = (0..10).map(|_| peer(&bench)).collect::<Result<_>>()?;
     let calls: Vec<_> = peers.iter().map(|peer| peer.ask(Op::Off, DOMAIN)).collect::<Result<_>>()?;
     others_are_served_at_once(&bench, &server, 2)?;
@@ -74,7 +74,7 @@ fn a_wrong_response_is_no_authentication() -> Result<()> {
     response[31] ^= 1;
     call.write(&response)?;
     ensure!(call.reply()? != Some(0), "a wrong response was taken for a right one: {}", server.log());
-    // The padding counts as well: a response of another kind of digest would differ only there.
+    // The padding counts too: a response of another kind of digest differs only there.
     let (mut call, challenge) = examined(&peer)?;
     let mut response = peer.key().digest(HashKind::Sha256, &[&challenge]);
     response[63] = 1;
@@ -88,14 +88,14 @@ fn our_own_challenge_is_not_answered_for_a_keyless_guest() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
     let (victim, mirror) = (peer(&bench)?, peer(&bench)?);
-    // On one connection the daemon examines us; on the other we put the same question to it.
+    // The daemon examines us on one connection; on the other one we send it the same challenge.
     let (_exam, challenge) = examined(&victim)?;
     let mut reflected = mirror.ask(Op::Status, DOMAIN)?;
     reflected.write(&challenge)?;
     if let Ok(answer) = reflected.read_block() {
         ensure!(
             answer != mirror.key().digest(HashKind::Sha256, &[&challenge]),
-            "the daemon did our exam for us: {}",
+            "the daemon answered its own challenge: {}",
             server.log()
         );
     }
@@ -142,14 +142,14 @@ fn a_request_whose_call_back_failed_is_served_when_it_comes_again() -> Result<()
     };
     let reply = fence_lab::process::poll_until("an answer", Duration::from_secs(20), again)?;
     ensure!(reply == 0, "{}", server.log());
-    // Once answered it is not served a third time.
+    // An answered request is not served a third time.
     peer.send(request)?;
     ensure!(peer.called_back(Duration::from_secs(1))?.is_none(), "served twice: {}", server.log());
     Ok(())
 }
 
-/// Somebody without the key heard an `off` on the segment. Long after it was answered, a client
-/// listens at its old place again.
+/// A guest without the key recorded an `off` on the segment. Long after the answer, a client
+/// listens on the old port again.
 #[test]
 fn a_datagram_that_was_heard_and_is_sent_again_does_nothing() -> Result<()> {
     for attach in ["generic", "off"] {
@@ -185,7 +185,7 @@ fn a_guest_is_not_called_back_on_the_hypervisor_itself() -> Result<()> {
         set_address(&mut request, Ipv6Addr::LOCALHOST.into());
         request.port = listener.local_addr()?.port().into();
         peer.send(request)?;
-        // When this one is answered that one was judged.
+        // Once this request is answered, the daemon has judged the previous one.
         ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "{}", server.log());
         std::thread::sleep(Duration::from_millis(500));
         listener.set_nonblocking(true)?;

@@ -1,4 +1,5 @@
-//! Every operation, digest and family of the stock client, through XDP and through the socket.
+//! Every operation, digest and address family of the stock client, through XDP and through the
+//! socket.
 
 use anyhow::{Result, ensure};
 use fence_common::hash::HashKind;
@@ -9,7 +10,7 @@ use fence_lab::server::{Config, Server, Which};
 
 use crate::bench::{Bench, DOMAIN, key, listed};
 
-/// What a server answers to each operation in turn; the domain runs at first and at the end.
+/// A server's answer to each operation in turn. The domain runs at the start and at the end.
 const STEPS: [(Op, i32); 14] = [
     (Op::Status, 0),
     (Op::Null, 1),
@@ -27,7 +28,7 @@ const STEPS: [(Op, i32); 14] = [
     (Op::HostList, 0),
 ];
 
-/// What the test driver's domain is called when it is asked for by UUID.
+/// The UUID of the test driver's domain.
 const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
 
 #[test]
@@ -42,20 +43,20 @@ fn every_operation_is_answered_as_stock_answers_it() -> Result<()> {
             ensure!(answer.stdout.contains(UUID), "{}", answer.stdout);
         }
     }
-    // By UUID, flagged and not.
+    // By UUID, with and without the flag.
     bench.expect(&server, bench.guest.space(), &bench.client("status").domain(UUID).uuid(), 0)?;
     bench.expect(&server, bench.guest.space(), &bench.client("off").domain(UUID), 0)?;
     bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 2)?;
     ensure!(listed(&bench.client("list").run(bench.guest.space())?)? == "off");
-    // Domains that nobody has.
+    // Unknown domains.
     for (op, code) in [("off", 1), ("on", 1), ("reboot", 1), ("status", 2)] {
         bench.expect(&server, bench.guest.space(), &bench.client(op).domain("nobody"), code)?;
     }
     Ok(())
 }
 
-/// A host has one driver's daemon as a rule. The other URI in its configuration must not take
-/// Pacemaker's targets away.
+/// Most hosts run the daemon of one driver only. Another configured URI must not remove Pacemaker's
+/// targets.
 #[test]
 fn a_uri_without_a_daemon_fails_the_list_only_where_it_may_have_domains() -> Result<()> {
     let bench = Bench::new()?;
@@ -175,8 +176,8 @@ fn the_log_tells_each_step_in_its_order() -> Result<()> {
 
 #[test]
 fn a_client_of_our_own_is_served_like_the_stock_one() -> Result<()> {
-    // What the tests about misbehaviour begin with: without the misbehaviour it must work, with
-    // stock servers too.
+    // The tests of misbehaviour build on this client. Without the misbehaviour it must work, also
+    // with fence_virtd.
     let bench = Bench::new()?;
     let which = Which::from_env()?;
     for family in [Family::V4, Family::V6] {

@@ -1,5 +1,5 @@
-//! Requests that are signed and still refused: who asks at 3 a.m. why a guest was not fenced finds
-//! the reason in the log.
+//! Requests that are signed and still rejected. The log has the reason, for an administrator who
+//! looks for it at 3 a.m.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::bench::{Bench, DOMAIN, key};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Guest 1 may fence the domain, nobody else may anything.
+/// Guest 1 may fence the domain; no other guest may fence anything.
 fn grouped(bench: &Bench) -> Config {
     let (ip, domain) = (bench.guest.v4, DOMAIN);
     Config {
@@ -52,7 +52,10 @@ fn each_refusal_is_logged_with_its_reason() -> Result<()> {
     ensure!(call.reply()?.is_none());
     line_with(&server, position, &["WARN", "call-back failed", "op=off", &source])?;
 
-    ensure!(member.ask(Op::Status, DOMAIN)?.converse()? == Reply::Success.to_wire(), "refused, and off all the same");
+    ensure!(
+        member.ask(Op::Status, DOMAIN)?.converse()? == Reply::Success.to_wire(),
+        "the daemon rejected the request and still switched the domain off"
+    );
     Ok(())
 }
 
@@ -103,8 +106,8 @@ fn a_host_that_does_not_know_the_domain_lets_others_go_first() -> Result<()> {
     ensure!(call.converse()? == Reply::Failure.to_wire());
     line_with(&server, position, &["no such domain", GIVEN])?;
 
-    // Another host answers meanwhile, and the guest listens no more: that is nothing to worry
-    // anybody about.
+    // Another host has answered meanwhile and the guest does not listen any more: no reason for a
+    // warning.
     let position = server.log_position();
     let request = hasty.request(Op::Off, "nobody")?;
     hasty.send(request)?;

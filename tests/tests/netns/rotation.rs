@@ -1,5 +1,5 @@
-//! Keys that are changed while requests go on: docs/guide/key-rotation.md step by step, with the
-//! stock client asking all the time.
+//! Key rotation under load: docs/guide/key-rotation.md step by step, while the stock client sends
+//! requests.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 
 use crate::bench::{Bench, DOMAIN, key};
 
-/// How long something may take on a loaded machine that takes moments.
+/// The longest time of a short operation on a loaded machine.
 const SOON: Duration = Duration::from_secs(60);
 /// A second key.
 const NEW: &[u8] = b"another key";
@@ -36,30 +36,30 @@ fn shell(hypervisor: &Hypervisor, command: &str) -> Result<()> {
     hypervisor.space().must("sh", &["-c", command]).map(drop)
 }
 
-/// SIGHUP, and the line that says what came of it.
+/// Sends SIGHUP and returns the log line with its result.
 fn reload(server: &mut Server, said: &str) -> Result<String> {
     let position = server.log_position();
     server.process().signal(Signal::SIGHUP)?;
     reloaded(server, position, said)
 }
 
-/// What the log says of a SIGHUP since `position`.
+/// The log line about a SIGHUP since `position`.
 fn reloaded(server: &Server, position: usize, said: &str) -> Result<String> {
     let line = server.wait_log(position, SOON, |line| line.contains("SIGHUP: ").then(|| line.to_owned()));
-    let line = line.with_context(|| format!("nothing is said about the SIGHUP: {}", server.log()))?;
+    let line = line.with_context(|| format!("the log does not mention the SIGHUP: {}", server.log()))?;
     ensure!(line.contains(said), "not \"{said}\": {line}");
     Ok(line)
 }
 
-/// The key's place in docs/guide/key-rotation.md.
+/// The key's path in docs/guide/key-rotation.md.
 const PLACE: &str = "/etc/cluster/fence_xvm.key";
-/// The hypervisors and guests of the page are one machine here: what it copies it copies to another
+/// Hypervisors and guests of the page are one machine here, so the page's copies get another file
 /// name.
 const REMOTE: &str = "scp() { cp \"$1\" \"$2\" \"${3#*:}\"; }; ssh() { shift; sh -c \"$*\"; };";
-/// What the page has typed in a guest to see that its new key is right.
+/// The page's command for checking a guest's new key.
 const LOOK: &str = "ssh root@GUEST fence_xvm -o status -H GUEST";
 
-/// What the page has typed in a step, in order.
+/// The commands of a step of the page, in order.
 fn typed(step: u8) -> Result<Vec<String>> {
     let page = std::fs::read_to_string(fence_lab::tools::workspace().join("docs/guide/key-rotation.md"))?;
     let begin = format!("**{step}. ");
@@ -71,7 +71,7 @@ fn typed(step: u8) -> Result<Vec<String>> {
     Ok(typed)
 }
 
-/// What is typed on a hypervisor in a step; SIGHUP comes to this.
+/// Runs the commands of a step on the hypervisor, and sends SIGHUP where the page reloads.
 fn on_hypervisor(bench: &Bench, server: &Server, step: u8, said: &str) -> Result<()> {
     let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
     let here = bench.hypervisor.path("fence.key");
@@ -86,10 +86,9 @@ fn on_hypervisor(bench: &Bench, server: &Server, step: u8, said: &str) -> Result
     Ok(())
 }
 
-/// A guest that asks whether it is heard, again and again, with the stock client and the key file
-/// of its own. Each time for another domain, which does not matter: the client's number for a
-/// request is a time of day without its seconds, and one that comes twice in ten seconds for the
-/// same domain is a copy, which is bound to happen to so many requests.
+/// A guest that sends `status` again and again, with the stock client and its own key file. Each
+/// request is for another, irrelevant domain: the client's sequence number is a time of day without
+/// seconds. The same number for the same domain within ten seconds counts as a duplicate.
 struct Asking {
     key: String,
     stop: Arc<AtomicBool>,
@@ -134,7 +133,7 @@ impl Asking {
     }
 }
 
-/// What docs/guide/key-rotation.md says, in its order. Nobody may have to ask twice.
+/// Performs docs/guide/key-rotation.md in its order. No guest may need a second request.
 fn rotate(attach: &'static str) -> Result<()> {
     let (bench, config) = bench()?;
     let hypervisor = &bench.hypervisor;
@@ -144,7 +143,7 @@ fn rotate(attach: &'static str) -> Result<()> {
     let go_on = || guests.iter().try_for_each(Asking::go_on);
     go_on()?;
 
-    // 1. The new key, and every hypervisor accepts both.
+    // 1. The new key: every hypervisor accepts both.
     let second = hypervisor.path("fence.key2");
     on_hypervisor(&bench, &server, 1, "changed accepted=2 added=1 dropped=0")?;
     go_on()?;
@@ -157,12 +156,12 @@ fn rotate(attach: &'static str) -> Result<()> {
             shell(hypervisor, &format!("{REMOTE} {line}"))?;
         }
         go_on()?;
-        // From a guest whose port is free: these ask all the time.
+        // From a guest whose port is free: the other guests send all the time.
         ensure!(typed(2)?.iter().any(|line| line == LOOK), "the page does not look: {LOOK}");
         let look = LOOK.trim_start_matches("ssh root@GUEST ").replace("GUEST", DOMAIN);
         idle.space().must("sh", &["-c", &format!("{look} -k {}", guest.key)])?;
     }
-    // Whoever is nervous about it sends the signal again.
+    // A second signal changes nothing.
     for _ in 0..5 {
         reload(&mut server, "are the same accepted=2")?;
     }
@@ -179,7 +178,7 @@ fn rotate(attach: &'static str) -> Result<()> {
     let log = server.log();
     ensure!(!log.contains("call-back failed") && !log.contains("ERROR"), "{log}");
     if attach == "auto" {
-        // Each datagram was right the first time, and came by the ring buffer.
+        // The daemon accepted each datagram the first time, through the ring buffer.
         let counters = bench.counters()?;
         ensure!(counters.get("drop_digest")? == 0, "{:?}", counters.nonzero());
         ensure!(
@@ -220,7 +219,7 @@ fn a_request_goes_on_with_the_key_that_it_began_with() -> Result<()> {
     let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
     let mut call = peer.ask(Op::Status, DOMAIN)?;
     call.challenge()?;
-    // Replaced at once, without a time in which both are accepted.
+    // Replaced at once, without a time in which both keys are accepted.
     let (first, new) = (bench.hypervisor.path("fence.key"), bench.hypervisor.write("new.key", NEW)?);
     shell(&bench.hypervisor, &format!("mv {new} {first}"))?;
     reload(&mut server, "changed accepted=1 added=1 dropped=1")?;
@@ -244,7 +243,7 @@ fn a_half_written_key_keeps_the_old_ones() -> Result<()> {
     let line = reload(&mut server, "the old keys stay in force")?;
     ensure!(line.contains("ERROR") && line.contains("fence.key2 is being written"), "{line}");
     bench.expect(&server, bench.guest.space(), &client(&old), 0)?;
-    // What there is of it is no key.
+    // The part of the key that exists does not work as a key.
     let half = bench.hypervisor.write("half.key", &NEW[..3])?;
     ensure!(client(&half).timeout(3).run(bench.guest.space())?.code != Some(0), "half a key is a key");
 

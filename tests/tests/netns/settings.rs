@@ -1,5 +1,5 @@
-//! What keys of the configuration do, each in a daemon that serves, where no other test of this set
-//! is about it. `fence-daemon/src/config/effects.rs` has the list of all keys and their tests.
+//! Effects of configuration keys in a serving daemon, where no other test of this set covers them.
+//! `fence-daemon/config/src/effects.rs` lists all keys and their tests.
 
 use std::process::Command;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use crate::bench::{Bench, DOMAIN, key};
 
-/// How long something that certainly comes may take on a loaded machine.
+/// How long an event that must come may take on a loaded machine.
 const SURELY: Duration = Duration::from_secs(60);
 
-/// How many datagrams are sent at once where a bound is tried.
+/// The number of datagrams that a test of a limit sends at once.
 const MANY: u64 = 20;
 
 /// A daemon with these keys in section `fence_virtd`.
@@ -29,8 +29,8 @@ fn serve(bench: &Bench, keys: &[(&'static str, &'static str)]) -> Result<Server>
     bench.serve(&config)
 }
 
-/// Starts the daemon with these keys and without any option but its files, as an administrator's
-/// script would.
+/// Starts the daemon with these keys and only the options for its files, as an administrator's
+/// script does.
 fn start_plainly(bench: &Bench, keys: &[(&'static str, &'static str)]) -> Result<(Process, String)> {
     let mut config = bench.config("off");
     config.daemon = keys.to_vec();
@@ -87,7 +87,7 @@ fn debug_logs_more() -> Result<()> {
     let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
     for (level, ours, others) in [("0", false, false), ("1", true, false), ("5", true, true)] {
         let server = serve(&bench, &[("debug", level)])?;
-        // A datagram that comes again is ignored, which is what the first level tells.
+        // The first debug level reports a duplicate datagram, which the daemon ignores.
         let request = peer.request(Op::Status, DOMAIN)?;
         for _ in 0..2 {
             peer.send(request)?;
@@ -160,7 +160,7 @@ fn rate_limited(bench: &Bench, attach: &'static str, keys: &str) -> Result<Serve
     Ok(server)
 }
 
-/// How often the daemon has counted this, in the kernel and at the socket.
+/// The daemon's counter of this name, kernel program and socket together.
 fn counted(bench: &Bench, name: &str) -> Result<u64> {
     let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
     let mut command = Command::new(daemon);
@@ -171,10 +171,11 @@ fn counted(bench: &Bench, name: &str) -> Result<u64> {
     Ok(number("/socket") + number("/kernel/counters"))
 }
 
-/// Sends datagrams and waits until the daemon has looked at all of them; how many of them were
-/// counted by this name.
+/// Sends datagrams, waits until the daemon has judged all of them, and returns the increase of the
+/// counter `name`.
 fn refused(bench: &Bench, attach: &'static str, keys: &str, right: bool, name: &str) -> Result<u64> {
-    // A sender that an earlier daemon trusts is not bounded by what others send in its name.
+    // A sender that an earlier daemon trusts has its own bucket, which forged datagrams do not
+    // drain.
     let _ = std::fs::remove_file(bench.hypervisor.outside("/run/fence-xdp/trusted"));
     let _server = rate_limited(bench, attach, keys)?;
     let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
@@ -200,9 +201,9 @@ fn each_rate_limit_is_the_configured_one() -> Result<()> {
     let bench = Bench::new()?;
     let (wrong, right) = (false, true);
     for attach in ["generic", "off"] {
-        // How many of them are let through at least; none: all of them.
+        // The least number of accepted datagrams; 0 stands for all.
         for (keys, sent, name, passes) in [
-            // Either of the two lets them pass.
+            // Either of the two limits accepts them.
             ("failure_rate = \"1\"; failure_burst = \"5\";", wrong, "drop_source_limit", Some(5)),
             ("failure_rate = \"1\"; failure_burst = \"1\";", wrong, "drop_source_limit", Some(1)),
             ("failure_rate = \"0\"; failure_burst = \"5\";", wrong, "drop_source_limit", None),
@@ -215,7 +216,7 @@ fn each_rate_limit_is_the_configured_one() -> Result<()> {
             ("request_rate = \"1\"; request_burst = \"500\";", right, "drop_delivery_limit", None),
         ] {
             let over = refused(&bench, attach, keys, sent, name)?;
-            // A second or two may pass meanwhile, which each let one or five more pass.
+            // One or two seconds may pass meanwhile, and each lets one or five more pass.
             let is_right = passes.map_or(over == 0, |passes| over > 0 && over <= MANY - passes);
             ensure!(is_right, "{attach} {keys}: {name} {over}");
         }
@@ -223,7 +224,7 @@ fn each_rate_limit_is_the_configured_one() -> Result<()> {
     Ok(())
 }
 
-/// A datagram is refused for as long as is configured, and accepted after that.
+/// The daemon rejects a duplicate for as long as configured, and accepts it after that.
 #[test]
 fn a_copy_is_refused_within_the_replay_window_and_not_after_it() -> Result<()> {
     const SHORTEST: Duration = Duration::from_secs(60);

@@ -1,5 +1,5 @@
-//! Starts that cannot be, and starts into a degraded mode: one clear word about it, never a panic,
-//! never silence.
+//! Failed starts and starts into a degraded mode: each has one clear message, never a panic, never
+//! silence.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use fence_lab::tools;
 
 use crate::bench::{Bench, DOMAIN, listed};
 
-/// That the daemon refuses to start, and says why in few lines that name `culprit`.
+/// Checks that the daemon does not start, and says why in few lines that name `culprit`.
 fn expect_refusal(bench: &Bench, config: &Config, culprit: &str) -> Result<()> {
     expect_refusal_with(bench, config, &[], culprit)
 }
 
-/// A log without what depends on where the tests run: not everywhere may memory be locked, priority
-/// raised, or one be spared.
+/// A log without lines that depend on the test machine: it may forbid locked memory, a higher
+/// priority, or protection from the OOM killer.
 fn but_for_stress(log: &str) -> String {
     let about =
         |line: &&str| ["CAP_IPC_LOCK", "CAP_SYS_NICE", "CAP_SYS_RESOURCE"].iter().any(|name| line.contains(name));
@@ -50,7 +50,7 @@ fn without_a_usable_key_it_does_not_start() -> Result<()> {
     expect_refusal(&bench, &Config::new(&directory), &directory)
 }
 
-/// Debian starts the server with `-w`, and many a file names an `lxc:///` that nobody serves.
+/// Debian starts the server with `-w`, and many files name an `lxc:///` without a server.
 #[test]
 fn with_w_one_hypervisor_is_enough() -> Result<()> {
     let bench = Bench::new()?;
@@ -83,7 +83,8 @@ fn with_its_port_in_use_it_does_not_start() -> Result<()> {
     let bench = Bench::new()?;
     let config = bench.config("auto");
     let _stock = Server::start(&bench.hypervisor, &Which::Stock, &config)?;
-    // Stock's PID file tells first; where it is elsewhere the port does.
+    // The PID file of fence_virtd is checked first; where that is elsewhere, the port shows the
+    // conflict.
     expect_refusal(&bench, &config, "already running")?;
     let pid_file = bench.hypervisor.path("other.pid");
     expect_refusal_with(&bench, &config, &["-p", &pid_file], "UDP port 1229 is taken")
@@ -114,8 +115,8 @@ fn beside_another_xdp_program_it_serves_through_the_socket_and_says_so() -> Resu
     Ok(())
 }
 
-/// Starts the daemon as root without some of root's capabilities, as in a container or under a
-/// strict unit file.
+/// Starts the daemon as root without some capabilities, as in a container or under a strict unit
+/// file.
 fn serve_without(bench: &Bench, capabilities: &str) -> Result<Server> {
     tools::require(&["setpriv"])?;
     let Which::Ours(daemon) = Which::ours()? else { bail!("not ours") };
@@ -127,14 +128,14 @@ fn serve_without(bench: &Bench, capabilities: &str) -> Result<Server> {
 #[test]
 fn where_the_kernel_refuses_bpf_it_gives_the_same_answers_through_the_socket() -> Result<()> {
     let bench = Bench::new()?;
-    // No BPF at all; no maps of this kind; no XDP program; not this one.
+    // No BPF at all; no maps of this kind; no XDP program; not this program.
     for missing in
         ["-bpf,-perfmon,-net_admin,-sys_admin", "-bpf,-sys_admin", "-net_admin,-sys_admin", "-perfmon,-sys_admin"]
     {
         let server = serve_without(&bench, missing)?;
         let log = but_for_stress(&server.log());
         ensure!(log.matches("WARN").count() == 1 && !log.contains("ERROR"), "{missing}: one warning: {log}");
-        // The program is loaded beside the start: what comes first is chance.
+        // The program loads while the daemon starts, so the order of the lines varies.
         let line = |words: &str| log.lines().find(|line| line.contains(words)).context(log.clone());
         let (warning, ready) = (line("WARN")?, line("ready")?);
         ensure!(log.lines().filter(|line| *line != warning).all(|line| line.contains("INFO")), "of one line: {log}");
@@ -170,7 +171,7 @@ fn without_libvirt_it_serves_and_answers_with_failure() -> Result<()> {
         let answer = bench.expect(&server, bench.guest.space(), &bench.client(op).domain(DOMAIN), 1)?;
         ensure!(answer.elapsed < Duration::from_secs(25), "{op}: {:?}", answer.elapsed);
     }
-    // A list or a status from nowhere must not look like a fact about the domain.
+    // A list or a status without libvirt must not look like a fact about the domain.
     let status = bench.about_domain("status").run(bench.guest.space())?;
     ensure!(status.code == Some(1), "status: {:?}: {}", status.code, server.log());
     let monitor = bench.client("monitor").run(bench.guest.space())?;

@@ -23,8 +23,8 @@ mod parity;
 #[cfg(test)]
 mod program;
 #[cfg(test)]
+mod rate_limit;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod shapes;
-#[cfg(test)]
-mod shield;

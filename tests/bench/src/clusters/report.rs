@@ -98,7 +98,7 @@ pub(crate) const RACES: &str = include_str!("../pages/races.md");
 /// The page.
 #[must_use]
 pub fn markdown(results: &Results, facts: &[Fact], rounds: usize) -> String {
-    let raced = results.scenarios().any(|scenario| scenario == Scenario::Duel);
+    let raced = results.scenarios().any(|scenario| scenario == Scenario::FenceRace);
     let (rounds, machine) = (rounds.to_string(), pages::machine(facts, &[]));
     let (phases, parts, failures) = (phases(results), parts(results), failures(results));
     let pauses = pauses(results);

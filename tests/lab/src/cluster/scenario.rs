@@ -39,10 +39,12 @@ pub enum Scenario {
     OffAndOn,
     /// Split-brain: both nodes can ask the hypervisor to fence the other. `priority-fencing-delay`
     /// favours the active one.
-    Race,
+    #[value(alias = "race")]
+    DelayedRace,
     /// The same without a delay: either node may die, and one survives. (With fence_virtd too,
     /// which serves one request after the other.)
-    Duel,
+    #[value(alias = "duel")]
+    FenceRace,
     /// As [`Self::Frozen`], while libvirtd does not answer.
     Hung,
     /// As [`Self::Frozen`], while libvirtd is not there.
@@ -71,8 +73,8 @@ impl Scenario {
             Self::Reboot => "`stonith_admin --reboot`",
             Self::Pcs => "`pcs stonith fence`",
             Self::OffAndOn => "`stonith_admin --fence` (off), then `--unfence` (on)",
-            Self::Race => "nodes cut off from each other, `priority-fencing-delay=2s`",
-            Self::Duel => "nodes cut off from each other, no delay",
+            Self::DelayedRace => "nodes cut off from each other, `priority-fencing-delay=2s`",
+            Self::FenceRace => "nodes cut off from each other, no delay",
             Self::Hung => "corosync frozen while libvirtd hangs",
             Self::Absent => "corosync frozen while libvirtd is down",
             Self::Restarted => "corosync frozen, server restarted in the middle",
@@ -124,7 +126,7 @@ fn played(cluster: &mut Cluster, scenario: Scenario) -> Result<Timeline> {
 
 /// What must be so before.
 fn prepare(cluster: &Cluster, scenario: Scenario, active: usize) -> Result<()> {
-    if scenario == Scenario::Race {
+    if scenario == Scenario::DelayedRace {
         let node = cluster.node(active)?;
         node.must(DELAY)?;
         shell::settle(node)?;
@@ -143,7 +145,7 @@ fn injure(cluster: &mut Cluster, scenario: Scenario, active: usize, watch: &Watc
         Scenario::Reboot => other.must(&format!("stonith_admin --reboot {name} --timeout 60")).map(drop),
         Scenario::Pcs => other.must(&format!("pcs stonith fence {name}")).map(drop),
         Scenario::OffAndOn => other.must(&format!("stonith_admin --fence {name} --timeout 60")).map(drop),
-        Scenario::Race | Scenario::Duel => cut(cluster),
+        Scenario::DelayedRace | Scenario::FenceRace => cut(cluster),
         Scenario::Hung => {
             cluster.libvirtd.signal(Signal::SIGSTOP)?;
             victim.signal("STOP", "corosync")
@@ -191,9 +193,9 @@ fn repair(cluster: &mut Cluster, scenario: Scenario, victim: usize) -> Result<()
         | Scenario::Unhealthy
         | Scenario::Reboot
         | Scenario::Pcs
-        | Scenario::Duel
+        | Scenario::FenceRace
         | Scenario::Restarted => Ok(()),
-        Scenario::Race => other.must(NO_DELAY).map(drop),
+        Scenario::DelayedRace => other.must(NO_DELAY).map(drop),
     }
 }
 
@@ -206,7 +208,7 @@ fn check(cluster: &Cluster, scenario: Scenario, seen: &[Seen], active: usize, vi
     let once_more =
         Scenario::UNNOTICED.contains(&scenario) && deaths.iter().all(|one| one.event == Event::Died(victim));
     ensure!(deaths.len() == 1 || once_more, "one death is to be, not {}; {}", deaths.len(), told());
-    let is_expected = scenario == Scenario::Duel || (victim == active) == (scenario != Scenario::Race);
+    let is_expected = scenario == Scenario::FenceRace || (victim == active) == (scenario != Scenario::DelayedRace);
     ensure!(is_expected, "the wrong node was fenced; {}", told());
     // The survivor's request about the victim, and a reply of success to it after the death.
     let (by, domain) = (cluster.node(survivor)?, &cluster.node(victim)?.member().domain);

@@ -1,5 +1,5 @@
-//! Firewalls that are in the way, for real: what the doctor says is what happens, and what it says
-//! to type opens the way.
+//! Firewalls that block fencing for real: the doctor's finding is true, and its commands open the
+//! way.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use fence_lab::tools;
 use super::{Told, ask, mend, on_hypervisor, says};
 use crate::bench::Bench;
 
-/// Loads rules of nftables.
+/// Loads nftables rules.
 fn nft(space: &Space, rules: &str) -> Result<()> {
     tools::find("nft")?;
     for rule in rules.split('\n').map(str::trim).filter(|rule| !rule.is_empty()) {
@@ -23,26 +23,26 @@ const TABLE: &str = "add table inet f
     add chain inet f in { type filter hook input priority 0; policy accept; }
     add chain inet f out { type filter hook output priority 0; policy accept; }";
 
-/// Whether a guest's request is answered within so many seconds.
+/// Whether a guest's request is answered within `within` seconds.
 fn is_answered(bench: &Bench, within: u32) -> Result<bool> {
     let client = bench.client("status").domain(crate::bench::DOMAIN).timeout(within);
     Ok(client.run(bench.guest.space())?.code == Some(0))
 }
 
-/// Long enough for what is not to come.
+/// Long enough to see that no answer comes.
 const BRIEFLY: u32 = 2;
-/// Long enough for what must.
+/// Long enough for an answer on a loaded machine.
 const PATIENTLY: u32 = 30;
 
-/// Puts something in front of a program of the system, in the lab only.
+/// Hides a program of the system, in the lab only.
 fn hide(bench: &Bench, program: &str) -> Result<()> {
     let file = tools::find(program)?;
     bench.hypervisor.space().must("mount", &["--bind", "/dev/null", &file.to_string_lossy()])?;
     Ok(())
 }
 
-/// Rules that are in the way of one thing after the other: each is told, and is out of the way
-/// after what is to be typed. `blocked` shows that it is in the way indeed.
+/// Loads each set of rules in turn: the doctor names it, and its commands open the way. `blocked`
+/// checks that the rules block fencing indeed.
 fn each(
     bench: &Bench,
     space: &Space,
@@ -55,7 +55,7 @@ fn each(
         nft(space, TABLE)?;
         nft(space, rules)?;
         let told = ask()?;
-        ensure!(blocked(&told)?, "{rules} is in nobody's way");
+        ensure!(blocked(&told)?, "{rules} does not block anything");
         let finding = told.find("firewall", "wrong")?;
         says(finding, words)?;
         mend(space, finding)?;
@@ -68,7 +68,7 @@ fn each(
 #[test]
 fn on_the_hypervisor_each_way_that_is_closed_is_told_and_opened() -> Result<()> {
     let bench = Bench::new()?;
-    // Without the program requests come through the firewall.
+    // Without the kernel program, requests pass through the firewall.
     let _server = bench.serve(&bench.config("off"))?;
     let cases: [(&str, &[&str]); 4] = [
         ("add rule inet f in udp dport 1229 counter drop", &["requests (UDP 1229, in)", "chain in in table inet f"]),
@@ -112,7 +112,7 @@ fn the_kernel_program_is_before_the_firewall() -> Result<()> {
     let space = bench.hypervisor.space();
     nft(space, TABLE)?;
     nft(space, "add rule inet f in udp dport 1229 drop")?;
-    ensure!(is_answered(&bench, PATIENTLY)?, "the program is not before it");
+    ensure!(is_answered(&bench, PATIENTLY)?, "the firewall blocks requests before the kernel program");
     let told = on_hypervisor(&bench)?;
     told.is_quiet()?;
     says(told.find("firewall", "ok")?, &["no matter as long as the kernel program is attached"])?;
@@ -133,7 +133,7 @@ fn what_rules_cannot_be_followed_is_said() -> Result<()> {
     says(finding, &["may be dropped", "it depends on rule"])?;
     ensure!(told.code == Some(0) && told.find("firewall", "wrong").is_err());
     mend(space, finding)?;
-    // Other families have a say, too, and are not looked into.
+    // Rules of other families count too, and the doctor does not analyse them.
     nft(space, "flush ruleset")?;
     nft(
         space,
@@ -144,9 +144,9 @@ fn what_rules_cannot_be_followed_is_said() -> Result<()> {
     says(on_hypervisor(&bench)?.find("firewall", "unknown")?, &["bridge b"])
 }
 
-/// What firewalld 1.3.3 (Debian 12) had loaded, as `nft -j list ruleset` printed it: zone `public`,
-/// as it comes, and after `firewall-cmd --zone=public --change-interface=virbr0` and
-/// `--zone=public --add-port=1229/udp`.
+/// The rules of firewalld 1.3.3 (Debian 12) as `nft -j list ruleset` prints them: zone `public` by
+/// default, and after `firewall-cmd --zone=public --change-interface=virbr0` and `--zone=public
+/// --add-port=1229/udp`.
 #[test]
 fn the_rules_of_a_real_firewalld_are_followed() -> Result<()> {
     const CLOSED: &str = include_str!("firewalld/closed.json");
@@ -199,7 +199,7 @@ fn rules_of_iptables_are_read_with_nft_and_without() -> Result<()> {
         on_hypervisor(&bench)?.find("firewall", "ok")?;
         space.must("iptables", &["-F"])?;
     }
-    // With neither there is nothing to read them with.
+    // Without nft and iptables-save the doctor cannot read any rules.
     for program in ["iptables-save", "iptables-legacy-save"] {
         if let Ok(file) = tools::find(program) {
             ensure!(Path::new(&file).exists());

@@ -1,4 +1,4 @@
-//! `--from-guest`: what is wrong with a guest, and how far a real request comes.
+//! `doctor --from-guest`: what is wrong in a guest, and how far a real request gets.
 
 use anyhow::{Result, ensure};
 use fence_common::hash::HashKind;
@@ -21,7 +21,7 @@ fn when_all_is_well_a_request_is_answered_and_the_guest_is_in_the_list() -> Resu
     let _server = bench.serve(&bench.config("auto"))?;
     let told = in_guest(&bench)?;
     says(told.find("own name", "warning")?, &["no domain is called", "pcmk_host_map"])?;
-    // Named as its domain is.
+    // The guest's own name, as its domain is called.
     bench.guest.space().must("hostname", &["test"])?;
     let told = in_guest(&bench)?;
     told.is_quiet()?;
@@ -33,7 +33,7 @@ fn when_all_is_well_a_request_is_answered_and_the_guest_is_in_the_list() -> Resu
     says(told.find("fence_xvm", "ok")?, &["fence release"])
 }
 
-/// No multicast route is needed: `fence_xvm` says itself by which interface.
+/// Multicast needs no route: `fence_xvm` names the interface itself.
 #[test]
 fn a_guest_without_a_way_out_is_told() -> Result<()> {
     let bench = Bench::new()?;
@@ -68,7 +68,7 @@ fn a_key_that_is_missing_or_another_one_is_told() -> Result<()> {
     let told = ask_with(&none)?;
     says(told.find("key", "wrong")?, &["does not exist"])?;
     mend(bench.guest.space(), told.find("key", "wrong")?)?;
-    // There is one now, and it is not the hypervisor's.
+    // Now a key exists, but not the hypervisor's.
     let told = ask_with(&none)?;
     told.find("key", "ok")?;
     says(told.find("exchange", "wrong")?, &["no call-back", "compare fingerprints"])?;
@@ -107,7 +107,7 @@ fn how_far_a_request_comes_is_told() -> Result<()> {
     let config = Config { auth: HashKind::Sha512, ..bench.config("auto") };
     let server = bench.serve(&config)?;
     says(in_guest(&bench)?.find("exchange", "wrong")?, &["called back, and the exchange failed", "-C"])?;
-    // As the hypervisor's configuration has it.
+    // The same authentication as in the hypervisor's configuration.
     let file = bench.hypervisor.path("fence_virt.conf");
     ask(bench.guest.space(), &["-f", &file, "doctor", "--from-guest"])?.find("exchange", "ok")?;
     server.stop(Signal::SIGTERM)?;

@@ -1,4 +1,4 @@
-//! What is wrong with files, processes, libvirt and the host itself.
+//! Faults of files, processes, libvirt and the host itself.
 
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::{LIMIT, ask, mend, on_hypervisor, program, says};
 use crate::bench::Bench;
 
-/// A configuration and no daemon.
+/// A configuration without a running daemon.
 fn configured(text: impl Fn(&Bench) -> String) -> Result<Bench> {
     let bench = Bench::new()?;
     bench.hypervisor.write("fence_virt.conf", text(&bench).as_bytes())?;
@@ -52,7 +52,7 @@ fn a_key_is_told_by_a_fingerprint_that_is_the_same_everywhere() -> Result<()> {
     let here = told.find("key", "ok")?["seen"].clone();
     let there = ask(bench.guest.space(), &["doctor", "--from-guest", "--key", &bench.key])?;
     ensure!(there.find("key", "ok")?["seen"] == here);
-    // As the documentation has it, for guests without this program.
+    // The documentation's command for guests without this program.
     let page = std::fs::read_to_string(fence_lab::tools::workspace().join("docs/reference/doctor.md"))?;
     let line = page.lines().find_map(|line| line.trim().strip_prefix("# ").filter(|line| line.contains("sha256sum")));
     let line =
@@ -62,7 +62,7 @@ fn a_key_is_told_by_a_fingerprint_that_is_the_same_everywhere() -> Result<()> {
         here.as_str().unwrap_or_default().rsplit("fingerprint ").next().unwrap_or_default().replace(' ', "");
     ensure!(digits.len() == 16 && by_shell.trim() == digits, "{by_shell} is not {here}");
 
-    // The same key twice adds nothing; another one is another number.
+    // The same key twice adds nothing; another key has another fingerprint.
     bench.hypervisor.write("second", &crate::bench::key())?;
     says(on_hypervisor(&bench)?.find("key2", "warning")?, &["the same key"])?;
     bench.hypervisor.write("second", &[7; 512])?;
@@ -122,7 +122,7 @@ fn whoever_else_has_the_port_is_named() -> Result<()> {
     ensure!(finding["commands"][0] == "systemctl disable --now fence_virtd", "{finding:#}");
     drop(stock);
 
-    // Ours, and not the one that is asked.
+    // Our own daemon, but with another configuration than the doctor's.
     let other =
         bench.config("auto").render().replacen("fence_virtd {", "fence_virtd { state_directory = \"/run/other\";", 1);
     let other = bench.hypervisor.write("other.conf", other.as_bytes())?;
@@ -163,7 +163,7 @@ fn a_uri_that_is_dead_or_hangs_is_told_and_delays_by_its_limit_only() -> Result<
         let uris = ["dead", "hung"].map(|name| format!("qemu+unix:///system?socket=/run/lab/{name}"));
         Config { uris: [uris.as_slice(), &["test:///default".to_owned()]].concat(), ..bench.config("auto") }.render()
     })?;
-    // It takes connections, and says nothing.
+    // The socket accepts connections and never answers.
     let _hung = UnixListener::bind(bench.hypervisor.outside("/run/lab/hung"))?;
     let told = on_hypervisor(&bench)?;
     let wrong: Vec<_> =
@@ -217,14 +217,13 @@ fn entries_of_groups_that_no_domain_has_are_told() -> Result<()> {
     let told = on_hypervisor(&with(&["test:///default"])?)?;
     says(told.find("domains", "warning")?, &["no domain is called `tset`, which the group `web`", "virsh list"])?;
     ensure!(told.checks("warning").iter().filter(|check| **check == "domains").count() == 1, "{:#}", told.report);
-    // Where a URI does not answer, it may be there.
+    // A domain may be at a URI that does not answer.
     let told = on_hypervisor(&with(&["test:///default", "qemu+unix:///system?socket=/run/lab/dead"])?)?;
     ensure!(!told.checks("warning").contains(&"domains"), "{:#}", told.report);
     Ok(())
 }
 
-/// A library that is loaded before all others tells the doctor another time, and what the kernel
-/// would say of its clock.
+/// A preloaded library shows the doctor another time and another state of the kernel's clock.
 #[test]
 fn a_clock_that_is_off_is_told() -> Result<()> {
     const SOURCE: &str = "#include <sys/timex.h>\n#include <time.h>\n#include <stdlib.h>\n#include <string.h>\n\
@@ -264,7 +263,7 @@ fn what_starts_at_boot_is_told_where_systemd_starts_things() -> Result<()> {
         let text = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n";
         bench.hypervisor.write_mode(&format!("/run/systemd/system/{name}.service"), text.as_bytes(), 0o644)
     };
-    // Whatever starts when this machine boots.
+    // Depends on what this machine starts at boot.
     bench.hypervisor.space().must("mount", &["-t", "tmpfs", "none", "/etc/systemd/system"])?;
     for name in ["fence-daemon", "fence_virtd"] {
         unit(name)?;
@@ -319,7 +318,7 @@ fn a_guest_with_another_key_and_one_that_cannot_be_called_back_are_named() -> Re
     fence_lab::client::Client::new("status", &wrong).domain("test").timeout(3).run(space)?;
     let told = on_hypervisor(&bench)?;
     says(told.find("requests", "warning")?, &["192.168.122.11", "none that was right", "another key"])?;
-    // With the right key, and deaf.
+    // The right key, but a port that nobody listens on.
     let other = bench.hypervisor.guest(2)?;
     other.space().must("iptables", &["-A", "INPUT", "-p", "tcp", "--dport", "1229", "-j", "REJECT"])?;
     bench.client("status").domain("test").timeout(3).run(other.space())?;
@@ -331,7 +330,7 @@ fn a_guest_with_another_key_and_one_that_cannot_be_called_back_are_named() -> Re
         };
         Ok(told.findings().find(named).map(|_| ()))
     })?;
-    // What works again is not spoken of.
+    // A client that works again is not reported.
     other.space().must("iptables", &["-F"])?;
     ensure!(bench.client("status").domain("test").run(other.space())?.code == Some(0));
     let told = on_hypervisor(&bench)?;
@@ -343,15 +342,18 @@ fn a_guest_with_another_key_and_one_that_cannot_be_called_back_are_named() -> Re
     Ok(())
 }
 
-/// `fence_xvm` without its default key signs nothing, says nothing about it, and waits for an
-/// answer.
+/// Without its default key file, `fence_xvm` sends unsigned requests, prints no warning and waits
+/// for an answer.
 #[test]
 fn a_guest_whose_key_file_is_missing_is_named_by_all_that_can_be_asked() -> Result<()> {
     for attach in ["auto", "off"] {
         let bench = Bench::new()?;
         let server = bench.serve(&bench.config(attach))?;
         let space = bench.guest.space();
-        ensure!(space.must("sh", &["-c", "! test -e /etc/cluster/fence_xvm.key"]).is_ok(), "there is such a key here");
+        ensure!(
+            space.must("sh", &["-c", "! test -e /etc/cluster/fence_xvm.key"]).is_ok(),
+            "this machine has a default key, which the test must not find"
+        );
         let mut command = Command::new("fence_xvm");
         let asked = run(space, command.args(["-o", "status", "-H", "test", "-t", "4"]), LIMIT)?;
         ensure!(asked.code != Some(0), "{asked:?}");
@@ -369,7 +371,7 @@ fn a_guest_whose_key_file_is_missing_is_named_by_all_that_can_be_asked() -> Resu
         })?;
         ensure!(line.contains("of 192.168.122.11"), "{line}");
 
-        // One that asks as it should is not spoken of any more.
+        // A client that signs its requests again is not reported any more.
         ensure!(bench.client("status").domain("test").run(space)?.code == Some(0));
         on_hypervisor(&bench)?.is_quiet()?;
         ensure!(server.log().matches("they have no digest").count() == 1, "{}", server.log());
@@ -377,12 +379,12 @@ fn a_guest_whose_key_file_is_missing_is_named_by_all_that_can_be_asked() -> Resu
     Ok(())
 }
 
-/// Debian's unit of `fence_virtd` takes its flags from there, and ours does not.
+/// Debian's unit of `fence_virtd` takes its flags from this file; ours does not.
 #[test]
 fn flags_of_the_stock_service_that_would_be_lost_are_told() -> Result<()> {
     let bench = configured(|bench| bench.config("auto").render())?;
     let space = bench.hypervisor.space();
-    // In the lab only.
+    // Only in the lab.
     space.must("mount", &["-t", "tmpfs", "none", "/etc/default"])?;
     let set = |flags: &str| {
         space.must("sh", &["-c", &format!("echo 'FENCE_VIRTD_ARGS=\"{flags}\"' > /etc/default/fence_virtd")])

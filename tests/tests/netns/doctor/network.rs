@@ -1,4 +1,4 @@
-//! What is wrong with the interface and the bridge.
+//! Faults of the interface and the bridge.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use fence_lab::server::{Config, Server, Which};
 use super::{LIMIT, ask, mend, on_hypervisor, says};
 use crate::bench::Bench;
 
-/// A configuration and no daemon.
+/// A configuration without a running daemon.
 fn configured(config: impl Fn(&Bench) -> Config) -> Result<Bench> {
     let bench = Bench::new()?;
     bench.hypervisor.write("fence_virt.conf", config(&bench).render().as_bytes())?;
@@ -50,8 +50,8 @@ fn where_none_is_named_one_must_do() -> Result<()> {
     Ok(())
 }
 
-/// `ip addr add ... label virbr0:1`, as `ifconfig virbr0:1` and some tools make them: a label names
-/// an address, not an interface.
+/// A label (`ip addr add ... label virbr0:1`, also by `ifconfig virbr0:1`) names an address, not an
+/// interface.
 #[test]
 fn an_address_with_a_label_belongs_to_its_interface() -> Result<()> {
     let bench = Bench::new()?;
@@ -71,7 +71,7 @@ fn an_address_with_a_label_belongs_to_its_interface() -> Result<()> {
     Ok(())
 }
 
-/// What comes by a port is the bridge's, whatever address the port has.
+/// A frame that arrives at a port belongs to the bridge, whatever address the port has.
 #[test]
 fn of_a_port_the_bridge_is_named() -> Result<()> {
     let bench = configured(|bench| Config { interface: "vnet1".to_owned(), ..bench.config("auto") })?;
@@ -87,7 +87,7 @@ fn of_a_port_the_bridge_is_named() -> Result<()> {
     Ok(())
 }
 
-/// A macvtap's frames go to whoever has its `/dev/tap*` open, which is a guest.
+/// Frames of a macvtap go to the guest that has its `/dev/tap*` open.
 #[test]
 fn a_macvtap_is_no_interface_to_listen_on() -> Result<()> {
     let bench = configured(|bench| Config { interface: "tap0".to_owned(), ..bench.config("auto") })?;
@@ -97,7 +97,7 @@ fn a_macvtap_is_no_interface_to_listen_on() -> Result<()> {
     Ok(())
 }
 
-/// The kernel gives no more memberships than this.
+/// The kernel's limit of memberships.
 #[test]
 fn a_membership_that_the_daemon_does_not_get_is_missed() -> Result<()> {
     let bench = Bench::new()?;
@@ -138,7 +138,7 @@ fn a_bridge_that_snoops_leads_on_and_asks_nobody_is_doubtful() -> Result<()> {
     hypervisor.ip(&["link", "set", BRIDGE, "type", "bridge", "mcast_querier", "0", "mcast_snooping", "0"])?;
     says(on_hypervisor(&bench)?.find("snooping", "ok")?, &["does not snoop"])?;
 
-    // Listening on a port of that bridge it is the same bridge.
+    // An interface that is a port of that bridge leads to the same finding.
     hypervisor.ip(&["link", "set", BRIDGE, "type", "bridge", "mcast_snooping", "1"])?;
     let port = Config { interface: "vnet1".to_owned(), ..bench.config("auto") };
     let file = hypervisor.write("port.conf", port.render().as_bytes())?;
@@ -146,13 +146,13 @@ fn a_bridge_that_snoops_leads_on_and_asks_nobody_is_doubtful() -> Result<()> {
     Ok(())
 }
 
-/// What the doctor relies on when it says that a bridge that leads nowhere needs no querier: when
-/// Linux has forgotten the membership, for want of questions, it gives multicast to all.
+/// Linux floods multicast once it has forgotten the membership for want of queries. So a bridge
+/// that leads nowhere needs no querier, as the doctor says.
 #[test]
 fn without_a_querier_linux_forgets_the_membership_and_requests_come_all_the_same() -> Result<()> {
     let bench = Bench::new()?;
     let set = |name: &str, value: &str| bench.hypervisor.ip(&["link", "set", BRIDGE, "type", "bridge", name, value]);
-    // In hundredths of a second; by default it is 260 s.
+    // In hundredths of a second; the default is 260 s.
     set("mcast_membership_interval", "100")?;
     let server = bench.serve(&bench.config("off"))?;
     poll_until("the membership to be forgotten", Duration::from_secs(60), || {
@@ -167,11 +167,11 @@ fn without_a_querier_linux_forgets_the_membership_and_requests_come_all_the_same
 #[test]
 fn a_strict_reverse_path_filter_is_doubtful_once_it_has_eaten_something() -> Result<()> {
     let bench = Bench::new()?;
-    // What nobody has joined does not come so far.
+    // Without a membership the packet does not get as far as the filter.
     let _server = bench.serve(&bench.config("off"))?;
     bench.hypervisor.space().must("sysctl", &["-qw", &format!("net.ipv4.conf.{BRIDGE}.rp_filter=1")])?;
     says(on_hypervisor(&bench)?.find("rp_filter", "ok")?, &["strict", "dropped nothing"])?;
-    // From an address that the hypervisor would answer elsewhere, if at all.
+    // From an address that the hypervisor has no route to over this interface.
     bench.guest.space().must("ip", &["addr", "add", "10.77.0.9/24", "dev", "eth0"])?;
     let group = SocketAddr::new(IpAddr::from([225, 0, 0, 12]), 1229);
     bench.guest.space().in_network(|| {
@@ -179,7 +179,7 @@ fn a_strict_reverse_path_filter_is_doubtful_once_it_has_eaten_something() -> Res
         socket.send_to(b"x", group)?;
         Ok(())
     })?;
-    let eaten = poll_until("a packet to be eaten", LIMIT, || {
+    let eaten = poll_until("the filter to drop a packet", LIMIT, || {
         Ok(on_hypervisor(&bench)?.find("rp_filter", "warning").ok().cloned())
     })?;
     says(&eaten, &[BRIDGE, "strict", "packets were dropped"])?;
@@ -198,7 +198,7 @@ fn who_is_in_the_kernel_programs_place_is_named() -> Result<()> {
     says(finding, &["another XDP program", &format!("id {another}"), "flood"])?;
     mend(bench.hypervisor.space(), finding)?;
 
-    // And who would miss what it takes out.
+    // A device on top of the interface misses the requests that the program takes out.
     let bench = Bench::new()?;
     bench.hypervisor.ip(&["link", "add", "top0", "link", BRIDGE, "type", "macvlan"])?;
     let _server = bench.serve(&bench.config("auto"))?;

@@ -1,5 +1,5 @@
-//! What `tcpdump` shows of requests while the kernel program takes them out: what the page and the
-//! doctor say about it.
+//! What `tcpdump` shows of requests while the kernel program takes them out, as the page and the
+//! doctor say.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ fn shown<const N: usize>(bench: &Bench, config: &Config, interfaces: [&str; N]) 
     let server = bench.serve(config)?;
     let mut captures = Vec::new();
     for interface in interfaces {
-        // As the page has it, and each packet at once.
+        // The page's command, but each packet is printed at once.
         let mut command = Command::new("tcpdump");
         let capture =
             Process::start(space, command.args(["-l", "--immediate-mode", "-ni", interface, "port", "1229"]))?;
@@ -52,7 +52,7 @@ fn a_capture_shows_requests_where_the_page_says() -> Result<()> {
         let seen = shown(&bench, &bench.config(attach), [BRIDGE, PORT])?;
         ensure!(seen == [on_bridge, true], "attach={attach}: {BRIDGE} and {PORT}: {seen:?}");
     }
-    // Without a bridge, and with a driver that runs the program itself.
+    // Without a bridge, on a driver with native XDP.
     let bench = Bench::new()?;
     bench.hypervisor.delete_bridge()?;
     bench.hypervisor.ip(&["addr", "add", "192.168.122.1/24", "dev", PORT])?;

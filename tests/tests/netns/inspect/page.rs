@@ -1,4 +1,4 @@
-//! The commands of `docs/reference/inspect.md`, run.
+//! Runs the commands of `docs/reference/inspect.md`.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::{LIMIT, program};
 use crate::bench::Bench;
 
-/// The commands of a page, each after a `# ` in an indented block, and what the numbers in it stand
-/// for: `N: ... name NAME ...` is what bpftool shows of program or map N.
+/// The commands of a page, each after a `# ` in an indented block, and the meaning of the numbers
+/// in them. `N: ... name NAME ...` is bpftool's line about program or map N.
 struct Page {
     commands: Vec<String>,
     names: BTreeMap<u64, String>,
@@ -37,7 +37,7 @@ impl Page {
     }
 }
 
-/// What bpftool says of something, as JSON.
+/// bpftool's JSON output.
 fn bpftool(bench: &Bench, arguments: &[&str]) -> Result<Value> {
     let output = bench.hypervisor.space().must("bpftool", &[&["-j"], arguments].concat())?;
     serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())
@@ -65,17 +65,17 @@ fn the_commands_of_the_documentation_work() -> Result<()> {
         let name = page.names.get(&number).with_context(|| format!("the page does not say what {number} is"))?;
         numbers.get(name).map(u64::to_string).with_context(|| format!("there is no {name} here: {numbers:?}"))
     };
-    // Where the page says `fence-daemon` it means this one, with this lab's configuration.
+    // `fence-daemon` on the page stands for this build with this lab's configuration.
     let ours = format!("{} -f {}", program()?.display(), bench.hypervisor.path("fence_virt.conf"));
     let mut printed = BTreeMap::new();
-    // tcpdump goes on for ever: `capture` runs it, and ends it. The journal is asked where systemd
-    // keeps one: `cluster/service.rs`.
+    // tcpdump runs for ever, so `capture` runs and ends it. Only a host with systemd has a journal:
+    // `cluster/service.rs` reads it.
     let elsewhere = |command: &&String| ["tcpdump ", "journalctl "].iter().any(|program| command.starts_with(program));
     for command in page.commands.iter().filter(|command| !elsewhere(command)) {
         let words: Result<Vec<_>> = command.split_whitespace().map(here).collect();
         let line = words.with_context(|| command.clone())?.join(" ").replacen("fence-daemon", &ours, 1);
         let done = run(bench.hypervisor.space(), Command::new("sh").args(["-c", &line]), LIMIT)?;
-        // No running domain's process is unknown here.
+        // The daemon knows the process of each running domain.
         let may_be_empty = line.contains("select(");
         let is_right = done.code == Some(0) && done.stderr.is_empty() && (may_be_empty || !done.stdout.is_empty());
         ensure!(is_right, "{line}: {:?} {}", done.code, done.stderr);

@@ -1,4 +1,4 @@
-//! The start: it waits for its interface, says so, and is ready when it serves and not before.
+//! The start: the daemon waits for its interface, says so, and reports ready once it serves.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use super::{NOTICE, Way, memberships, wait_line};
 use crate::bench::Bench;
 
-/// Time enough to do the wrong thing.
+/// Long enough for a wrong action to happen.
 const A_WHILE: Duration = Duration::from_millis(1500);
 
 /// A lab whose network is not started yet.
@@ -39,10 +39,14 @@ fn it_waits_for_its_interface_and_is_ready_when_it_serves() -> Result<()> {
         ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
         start_network(&bench)?;
         server.wait_ready(START_LIMIT)?;
-        ensure!(memberships(&bench, way.family)?.len() == 1, "ready before it has joined");
+        ensure!(memberships(&bench, way.family)?.len() == 1, "the daemon reported ready before it joined the group");
         way.program(&bench)?;
         way.is_served(&bench, &server)?;
-        ensure!(server.log().matches("waiting for the interface").count() == 1, "told once: {}", server.log());
+        ensure!(
+            server.log().matches("waiting for the interface").count() == 1,
+            "the log must say it once: {}",
+            server.log()
+        );
     }
     Ok(())
 }
@@ -72,7 +76,7 @@ fn in_background(bench: &Bench) -> Result<(Process, String)> {
         process.stderr().wait_for(0, NOTICE, |line| line.contains("waiting for the interface virbr0").then_some(()));
     ensure!(said.is_some(), "it does not say what it waits for: {}", process.stderr().text());
     std::thread::sleep(A_WHILE);
-    ensure!(process.is_running()?, "the command is back before the daemon serves: {}", process.stderr().text());
+    ensure!(process.is_running()?, "the command returned before the daemon serves: {}", process.stderr().text());
     Ok((process, pid_file))
 }
 
@@ -83,8 +87,7 @@ fn on_the_way_to_the_background_the_command_waits_as_well() -> Result<()> {
     start_network(&bench)?;
     let started = process.finish(START_LIMIT)?;
     ensure!(started.code == Some(0), "{:?}: {}", started.code, started.stderr);
-    // It serves from the moment on when the command is back, unless the machine was too slow for
-    // that.
+    // The daemon serves as soon as the command returns, unless the machine was too slow.
     if !started.stderr.contains("nothing is served yet") {
         bench.about_domain("status").run(bench.guest.space())?.success()?;
     }
@@ -108,7 +111,7 @@ fn a_stop_ends_the_waiting() -> Result<()> {
     wait_line(&server, 0, &["waiting"])?;
     let ended = server.stop(Signal::SIGTERM)?;
     ensure!(ended.code == Some(0), "{:?}: {}", ended.code, ended.stderr);
-    // Also later, when nothing but the interface is waited for.
+    // A stop also works later, when the daemon waits for the interface alone.
     let server = Server::spawn(&bench.hypervisor, &Which::ours()?, &bench.config("auto"), &[])?;
     wait_line(&server, 0, &["waiting"])?;
     std::thread::sleep(Duration::from_secs(4));
@@ -122,8 +125,7 @@ fn a_stop_ends_the_waiting() -> Result<()> {
     Ok(())
 }
 
-/// At boot the guests are started after the daemon: an interface that never comes must not keep
-/// them off.
+/// Guests start after the daemon at boot, so an interface that never comes must not delay the boot.
 #[test]
 fn the_command_is_back_when_the_interface_does_not_come() -> Result<()> {
     let bench = without_bridge()?;
@@ -178,7 +180,7 @@ fn systemd_is_told_what_is_waited_for_and_after_a_short_time_to_go_on() -> Resul
     gone.with_context(|| server.log())
 }
 
-/// Too many memberships: an administrator's limit that may be raised while it runs.
+/// Too many memberships: an administrator can raise the limit while the daemon runs.
 #[test]
 fn a_membership_that_cannot_be_had_is_told_with_its_remedy_and_tried_again() -> Result<()> {
     let bench = Bench::new()?;
@@ -189,7 +191,7 @@ fn a_membership_that_cannot_be_had_is_told_with_its_remedy_and_tried_again() -> 
     limit(0)?;
     let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &bench.config("off"), &[])?;
     wait_line(&server, 0, &["ERROR", "cannot join 225.0.0.12 on virbr0", "igmp_max_memberships"])?;
-    // Longer than until the next try: told once all the same.
+    // Longer than until the next try: the log says it once all the same.
     std::thread::sleep(Duration::from_secs(6));
     ensure!(server.is_running()? && !server.is_ready()?, "{}", server.log());
     ensure!(server.log().lines().filter(|line| line.contains("ERROR")).count() == 1, "{}", server.log());

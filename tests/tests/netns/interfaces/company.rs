@@ -1,5 +1,5 @@
-//! Others on the interface: they are left alone while they are there, and the program takes over
-//! when they go.
+//! Other programs and devices on the interface: the daemon leaves them alone, and its program takes
+//! over when they go.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::kernel::{Program, occupy, program_on, tcx_on, xdp_on};
@@ -19,7 +19,7 @@ fn where_another_program_leaves_ours_takes_over() -> Result<()> {
     ensure!(server.log().contains("already has an XDP program: fence_xdp (id "), "{}", server.log());
     ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
     bench.expect_via(&server, &bench.about_domain("status"), 0, "socket")?;
-    // Whatever else happens to the interface: told once.
+    // Later events on the interface do not repeat the message.
     for txqueuelen in ["900", "901", "902"] {
         bench.hypervisor.ip(&["link", "set", BRIDGE, "txqueuelen", txqueuelen])?;
     }
@@ -32,7 +32,7 @@ fn where_another_program_leaves_ours_takes_over() -> Result<()> {
     Ok(())
 }
 
-/// A tc program has its place beside any other.
+/// A tc program works beside any other program.
 #[test]
 fn tcx_serves_beside_another_xdp_program() -> Result<()> {
     let bench = Bench::new()?;
@@ -47,7 +47,7 @@ fn tcx_serves_beside_another_xdp_program() -> Result<()> {
     Ok(())
 }
 
-/// A program that is attached by bpf_link goes without a word of the kernel's.
+/// The kernel sends no message when a program goes that bpf_link attached.
 #[test]
 fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<()> {
     let bench = Bench::new()?;
@@ -64,7 +64,8 @@ fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<(
     Ok(())
 }
 
-/// What the program takes out is missed by a device on top of the interface, whenever that came.
+/// A device on top of the interface misses the requests that the program takes out, also if it is
+/// added later.
 #[test]
 fn where_others_come_to_listen_the_program_goes_until_they_are_gone() -> Result<()> {
     let bench = Bench::new()?;
@@ -90,7 +91,7 @@ fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
     let detach = "bpftool link detach id $(bpftool link show | sed -n 's/^\\([0-9]*\\): xdp  prog PROGRAM.*/\\1/p')";
     let detach = detach.replace("PROGRAM", &before.id.to_string());
     bench.hypervisor.space().must("sh", &["-c", &detach])?;
-    // The kernel says nothing about that; it is seen when there is another reason to look.
+    // The kernel sends no message about this; the daemon notices it at the next check.
     bench.hypervisor.ip(&["link", "set", BRIDGE, "txqueuelen", "900"])?;
     wait_line(&server, position, &["WARN", "without the kernel program", "taken off the interface by somebody else"])?;
     bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
@@ -99,7 +100,7 @@ fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
     Ok(())
 }
 
-/// An interface that is handed to a container takes the program along, if nobody takes it off.
+/// A container takes the interface with the program on it, unless somebody detaches the program.
 #[test]
 fn an_interface_that_moves_to_another_namespace_is_let_go() -> Result<()> {
     let bench = Bench::new()?;

@@ -1,5 +1,5 @@
-//! Without `interface` in the configuration: several interfaces at once, each with the program,
-//! whatever becomes of the others.
+//! Without `interface` in the configuration the daemon listens on several interfaces, each with the
+//! program. A change of one does not affect the others.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::kernel::{program_on, tcx_on, xdp_on};
@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 use super::{NOTICE, number_of, wait_line};
 use crate::bench::Bench;
 
-/// A hypervisor with a guest on its bridge and one on a cable of its own, and a daemon that was
-/// told of neither.
+/// A hypervisor with one guest on its bridge and one on a cable of its own. The daemon's
+/// configuration names neither interface.
 struct Networks {
     bench: Bench,
     second: Guest,
@@ -52,7 +52,7 @@ impl Networks {
         self.address(CABLE)
     }
 
-    /// What an interface needs to be listened on.
+    /// Gives an interface the address that it needs for listening.
     fn address(&self, interface: &str) -> Result<()> {
         self.ip(&format!("addr replace 192.168.123.1/24 dev {interface}"))?;
         self.ip(&format!("link set {interface} up"))
@@ -64,7 +64,7 @@ impl Networks {
 
     fn second_is_served(&self, server: &Server, via: &str) -> Result<()> {
         let position = server.log_position();
-        // A cable that was just plugged in loses what comes first.
+        // A newly plugged cable loses its first packets.
         let client = self.bench.about_domain("status").retransmit(2);
         self.bench.expect(server, self.second.space(), &client, 0)?;
         let fence = server.next_fence(position)?;
@@ -92,7 +92,7 @@ fn two_networks_are_served_by_one_program_with_one_sum() -> Result<()> {
     Ok(())
 }
 
-/// A bridge has no driver: the socket hears there, and the program on the other one.
+/// A bridge has no native XDP: the socket serves it, and the program serves the other interface.
 #[test]
 fn each_interface_gets_what_it_can() -> Result<()> {
     let networks = Networks::new()?;
@@ -105,8 +105,8 @@ fn each_interface_gets_what_it_can() -> Result<()> {
     Ok(())
 }
 
-/// The one is deleted, made anew, renamed, switched off and moved to another namespace and back;
-/// the other one's guest notices nothing, and the daemon is the same all the time.
+/// One interface is deleted, made anew, renamed, switched off, and moved to another namespace and
+/// back. The other one's guest notices nothing, and the daemon never restarts.
 #[test]
 fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()> {
     for (attach, shown) in [("auto", "program=tcx"), ("generic", "program=generic")] {
@@ -167,7 +167,7 @@ fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()>
     Ok(())
 }
 
-/// Two bridges with a cable between them are one network: what is sent there comes by both.
+/// A cable between two bridges makes one network: each request arrives over both.
 #[test]
 fn a_request_that_comes_by_two_interfaces_is_served_once() -> Result<()> {
     for attach in ["auto", "generic", "off"] {
@@ -185,7 +185,7 @@ fn a_request_that_comes_by_two_interfaces_is_served_once() -> Result<()> {
             wait_line(&server, 0, &["INFO", "virbr1", "attached now"])?;
         }
         let bench = &networks.bench;
-        // Until the cable is there for good.
+        // Until the cable works for good.
         for op in ["status", "reboot", "status"] {
             let position = server.log_position();
             bench.expect(&server, bench.guest.space(), &bench.about_domain(op), 0)?;
@@ -197,17 +197,16 @@ fn a_request_that_comes_by_two_interfaces_is_served_once() -> Result<()> {
         let fences = server.log().lines().filter(|line| line.contains("op=off") && line.contains("reply=")).count();
         ensure!(fences == 1, "{attach}: {fences} answers: {}", server.log());
         let ended = server.stop(Signal::SIGTERM)?;
-        // It did come by both: more was heard than was asked.
-        let heard = ended.stderr.lines().find(|line| line.contains("stopping:")).context("no last words")?;
+        // The request did arrive over both: the daemon counted more datagrams than were sent.
+        let heard = ended.stderr.lines().find(|line| line.contains("stopping:")).context("no line about the stop")?;
         ensure!(counted(heard)? >= 8, "{attach}: heard by one alone: {heard}");
     }
     Ok(())
 }
 
-/// How many datagrams were counted, by whichever way and whatever became of them, by the daemon's
-/// last words.
+/// The total of datagrams in the daemon's last log line, whatever their way and result.
 fn counted(line: &str) -> Result<u64> {
-    let (_, told) = line.split_once("stopping:").context("not the last words")?;
+    let (_, told) = line.split_once("stopping:").context("not the line about the stop")?;
     let numbers = told.split(|c: char| !c.is_ascii_alphanumeric()).filter_map(|word| word.parse::<u64>().ok());
     Ok(numbers.sum())
 }

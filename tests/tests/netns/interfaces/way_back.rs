@@ -1,5 +1,4 @@
-//! The callback leaves by the interface that the request came by, wherever the routing table would
-//! send it.
+//! The callback leaves by the interface that the request came by, whatever the routing table says.
 
 use std::time::Duration;
 
@@ -43,7 +42,7 @@ impl Twins {
         self.bench.serve(&Config { interface: "none".to_owned(), ..way.config(&self.bench) })
     }
 
-    /// Each guest asks in its turn and is answered.
+    /// Each guest in turn sends a request and is answered.
     fn both_are_served(&self, server: &Server, way: Way) -> Result<()> {
         for guest in [&self.bench.guest, &self.second] {
             let client = way.status(&self.bench).retransmit(2).timeout(6);
@@ -63,8 +62,8 @@ fn two_bridges_with_one_subnet_are_both_called_back() -> Result<()> {
     Ok(())
 }
 
-/// Two guests with one address: each is called back on its own bridge, also while the other one
-/// asks.
+/// Two guests with the same address: each is called back on its own bridge, also while the other
+/// one's request is in work.
 #[test]
 fn two_guests_with_one_address_are_told_apart() -> Result<()> {
     for way in Way::ALL {
@@ -96,7 +95,7 @@ fn two_guests_with_one_address_are_told_apart() -> Result<()> {
     Ok(())
 }
 
-/// A guest that is reached over another interface than its requests come by, as behind a router.
+/// A guest behind a router: the route to it uses another interface than its requests come by.
 #[test]
 fn where_no_route_leads_back_the_routing_table_decides() -> Result<()> {
     let bench = Bench::new()?;
@@ -119,7 +118,8 @@ fn where_no_route_leads_back_the_routing_table_decides() -> Result<()> {
     Ok(())
 }
 
-/// Once the interface is gone, whoever has the address on another one is somebody else.
+/// Once the interface is gone, the holder of that address on another interface is a different
+/// guest.
 #[test]
 fn nobody_else_is_called_back_when_the_interface_is_gone() -> Result<()> {
     let twins = Twins::new()?;
@@ -130,7 +130,7 @@ fn nobody_else_is_called_back_when_the_interface_is_gone() -> Result<()> {
     let server = twins.serve(Way::ALL[0])?;
     let listener = Peer::at(twins.bench.guest.space(), "192.168.122.11".parse()?, &key())?;
     let gone = Peer::at(twins.second.space(), "192.168.122.11".parse()?, &key())?;
-    // For a domain that is not known the callback is made a second and a half later.
+    // The callback for an unknown domain is made after 1.5 s.
     let mut request = gone.request(Op::Off, "nobody")?;
     request.port = listener.port()?.into();
     let position = server.log_position();

@@ -1,4 +1,4 @@
-//! Attacks by one guest while another one, with a stock client, goes on as ever.
+//! Attacks by one guest, while another one with a stock client is served as usual.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use zerocopy::IntoBytes;
 
 use crate::bench::{Bench, DOMAIN, key};
 
-/// How long something that certainly comes may take on a loaded machine.
+/// How long an event that must come may take on a loaded machine.
 const SURELY: Duration = Duration::from_secs(60);
 
-/// A daemon, a guest that attacks and one that is honest, and has been served before.
+/// A daemon, a guest that attacks, and an honest guest that has been served before.
 struct Scene {
     bench: Bench,
     honest: Guest,
@@ -46,8 +46,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// The attack is over: it has cost the daemon next to nothing, and the log has a line for each
-    /// thing that was fenced and about a hundred for each guest that misbehaves, not more.
+    /// Ends the attack and checks its cost: little processor time, one log line for each fenced
+    /// domain, and about a hundred for each misbehaving guest.
     fn conclude(mut self) -> Result<()> {
         let (took, used) = (self.begun.elapsed(), self.server.process().processor_time()?.saturating_sub(self.used));
         let lines = self.server.log_position() - self.position;
@@ -64,19 +64,19 @@ impl Scene {
         Peer::new(&self.bench.guest, &key(), Family::V4)
     }
 
-    /// What was counted since the beginning.
+    /// The increase of a counter since the beginning.
     fn counted(&self, name: &str) -> Result<u64> {
         (&self.bench.counters()? - &self.before).get(name)
     }
 
-    /// Waits until something was counted more than so often.
+    /// Waits until a counter has risen by more than `more_than`.
     fn until(&self, name: &str, more_than: u64) -> Result<()> {
         poll_until(name, SURELY, || Ok((self.counted(name)? > more_than).then_some(())))
             .with_context(|| format!("{:?}", self.bench.counters().map(|now| format!("{:?}", now.nonzero()))))
     }
 
-    /// The honest guest's requests during an attack: each is answered, and none of its datagrams is
-    /// refused.
+    /// Sends the honest guest's requests during an attack. Each is answered, and none of its
+    /// datagrams is dropped.
     fn serve_honest(&self, rounds: usize) -> Result<()> {
         for _ in 0..rounds {
             for (op, code) in [("status", 0), ("off", 0), ("status", 2), ("on", 0)] {
@@ -88,15 +88,15 @@ impl Scene {
         Ok(())
     }
 
-    /// What the bridge knows of the group's members and routers, for people.
+    /// The bridge's group members and routers, for failure messages.
     fn bridge(&self) -> String {
         let said =
             |what: &[&str]| self.bench.hypervisor.space().must("bridge", &[&["-d", "mdb", "show"], what].concat());
         said(&["dev", BRIDGE]).map_or_else(|error| format!("{error:#}"), |said| said.stdout)
     }
 
-    /// What the program knows of a sender that it trusts: its failures, and what was over one of
-    /// its limits. By bpftool, as a person would ask.
+    /// The program's record of a trusted sender: its failures, and its datagrams over a limit. Read
+    /// through bpftool, as an administrator reads it.
     fn known_of(&self, ip: Ipv4Addr) -> Result<[u64; 2]> {
         let dump = kernel::dump(&self.bench.hypervisor, "fence_trusted")?;
         let entries = dump.as_array().context("no entries")?;
@@ -115,7 +115,7 @@ impl Scene {
     }
 }
 
-/// A request of another address, with a digest that is wrong.
+/// A request from another address, with a wrong digest.
 fn forged(peer: &Peer, address: IpAddr) -> Result<Vec<u8>> {
     let mut request = peer.request(Op::Off, DOMAIN)?;
     set_address(&mut request, address);
@@ -133,8 +133,8 @@ fn a_flood_of_bad_digests_from_one_source() -> Result<()> {
     scene.until("drop_source_limit", 10_000)?;
     scene.serve_honest(3)?;
     let sent = flood.stop()?;
-    // Looked at was next to nothing of it; and the attacker's own good requests wait for his bucket
-    // to fill.
+    // The program examined almost none of the flood; the attacker's own good requests wait until
+    // its bucket fills.
     let (looked, unseen) = (scene.counted("drop_digest")?, scene.counted("drop_source_limit")?);
     ensure!(unseen > looked, "of {sent}, {looked} were looked at and {unseen} were not");
     ensure!(scene.counted("drop_global_limit")? == 0);
@@ -150,7 +150,7 @@ fn a_flood_of_bad_digests_from_ten_thousand_sources() -> Result<()> {
     scene.until("drop_global_limit", 10_000)?;
     scene.serve_honest(3)?;
     flood.stop()?;
-    // The honest guest is known; whoever is not waits for the end of it.
+    // The honest guest is trusted; unknown senders wait until the flood ends.
     let late = scene.bench.hypervisor.guest(3)?;
     scene.bench.expect(&scene.server, late.space(), &scene.bench.about_domain("status"), 0)?;
     scene.conclude()
@@ -165,7 +165,7 @@ fn a_flood_of_a_recorded_request() -> Result<()> {
     let mut call = victim.called_back(SURELY)?.context("no call-back")?;
     ensure!(call.converse()? == 0);
     scene.bench.expect(&scene.server, scene.honest.space(), &scene.bench.about_domain("on"), 0)?;
-    // By somebody else, in the victim's name.
+    // By another guest, with the victim's source address.
     let packets = vec![datagram(scene.honest.v4, recorded.as_bytes())?];
     let flood = Flood::start(&scene.bench.guest, packets, Rounds::Endless)?;
     scene.until("drop_replay", 10_000)?;
@@ -195,7 +195,7 @@ fn a_flood_of_right_requests_by_a_noisy_guest() -> Result<()> {
     ensure!(flood.wait()? == 4000);
     scene.until("drop_delivery_limit", 500)?;
     scene.serve_honest(2)?;
-    // It may be right again when its bucket has filled a little.
+    // The guest's requests are accepted again once its bucket has filled a little.
     ensure!(scene.attacker()?.ask(Op::Status, DOMAIN)?.converse()? == 0, "{}", scene.server.log());
     scene.conclude()
 }
@@ -217,7 +217,7 @@ fn a_flood_of_what_is_too_long_and_of_fragments() -> Result<()> {
     scene.conclude()
 }
 
-/// Whether the host is a member of the group on the bridge, as the host sees it.
+/// Whether the host is a member of the group on the bridge, from the host's own view.
 fn is_member(scene: &Scene) -> Result<bool> {
     let group = format!("{:08X}", u32::from_ne_bytes(DEFAULT_GROUP_V4));
     let table = scene.bench.hypervisor.proc_net("igmp")?;
@@ -225,8 +225,8 @@ fn is_member(scene: &Scene) -> Result<bool> {
     Ok(of_bridge.take_while(|line| line.starts_with('\t')).any(|line| line.trim_start().starts_with(&group)))
 }
 
-/// Queries, reports and leaves in everybody's name, as fast as they can be sent: who listens to the
-/// group is not for guests to say.
+/// Queries, reports and leaves from all addresses, as fast as possible: guests must not decide who
+/// listens to the group.
 #[test]
 fn a_flood_of_igmp() -> Result<()> {
     let scene = Scene::new()?;
@@ -243,14 +243,14 @@ fn a_flood_of_igmp() -> Result<()> {
     scene.serve_honest(3)?;
     ensure!(is_member(&scene)?, "{}", scene.bench.hypervisor.proc_net("igmp")?);
     ensure!(flood.stop()? > 20_000);
-    // To the program all that is other traffic.
+    // The program counts all of it as other traffic.
     let counted = &scene.bench.counters()? - &scene.before;
     ensure!(counted.nonzero().iter().all(|(name, _)| *name == "delivered"), "{:?}", counted.nonzero());
     scene.conclude()
 }
 
-/// The daemon stands still. Nobody fills the ring buffer alone, so the others' requests are there
-/// when it goes on.
+/// The daemon is stopped. No single sender fills the ring buffer, so the others' requests are there
+/// when the daemon continues.
 #[test]
 fn a_ring_that_nobody_reads() -> Result<()> {
     let mut scene = Scene::new()?;
@@ -268,21 +268,21 @@ fn a_ring_that_nobody_reads() -> Result<()> {
     scene.conclude()
 }
 
-/// The daemon stands still, and so many have the key and send that there is no room left: what
-/// comes then goes to the socket, which keeps it.
+/// The daemon is stopped, and so many senders have the key that the ring buffer is full. Further
+/// requests go to the socket, which keeps them.
 #[test]
 fn a_ring_held_full() -> Result<()> {
     let mut scene = Scene::new()?;
     let peer = scene.attacker()?;
     let right = |n: u16| {
-        // So many senders are trusted at once, and have a bucket each.
+        // The number of senders trusted at once, each with its own bucket.
         let (source, request) = (elsewhere(n % 500), peer.request(Op::Status, DOMAIN)?);
         let mut request = Request { port: 9.into(), ..request };
         set_address(&mut request, source);
         let IpAddr::V4(source) = source else { anyhow::bail!("not IPv4") };
         datagram(source, peer.sign(request)?.as_bytes())
     };
-    // Little more than there is room for: the socket's room is not to be full, too.
+    // Little more than the ring buffer holds, so that the socket's buffer does not fill too.
     let packets = (0..1200).map(right).collect::<Result<Vec<_>>>()?;
     scene.server.process().signal(Signal::SIGSTOP)?;
     ensure!(Flood::start(&scene.bench.guest, packets, Rounds::One)?.wait()? == 1200);
@@ -293,7 +293,7 @@ fn a_ring_held_full() -> Result<()> {
     scene.server.process().signal(Signal::SIGCONT)?;
     let answer = client.finish(SURELY)?;
     ensure!(answer.code == Some(0), "{answer:?}: {}", scene.server.log());
-    // By the datagram that found no room, and not by one that was sent later.
+    // The answer comes from the datagram that found no room, not from a later one.
     let honest = scene.honest.v4.to_string();
     let kept = |line: &str| {
         Fence::parse(line).filter(|fence| (fence.get("source"), fence.get("via")) == (Some(&honest), Some("socket")))
@@ -302,14 +302,14 @@ fn a_ring_held_full() -> Result<()> {
     scene.serve_honest(1)
 }
 
-/// A daemon that shows no sign of life for seconds: the stack gets the requests, and the socket
-/// keeps them until it is back.
+/// The daemon is stopped for seconds: the program passes requests to the stack, and the socket
+/// keeps them until the daemon continues.
 #[test]
 fn without_a_sign_of_life_requests_pass_and_are_served_later() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.server.process().signal(Signal::SIGSTOP)?;
     let client = scene.bench.about_domain("status").start(scene.honest.space())?;
-    // The client repeats itself every 2 s; from some time on its datagrams pass.
+    // The client repeats its request every 2 s; after some time its datagrams pass.
     scene.until("pass_stale", 0)?;
     scene.server.process().signal(Signal::SIGCONT)?;
     let answer = client.finish(SURELY)?;
@@ -320,8 +320,7 @@ fn without_a_sign_of_life_requests_pass_and_are_served_later() -> Result<()> {
     Ok(())
 }
 
-/// A recorded `off`, sent again to the next daemon, which the first one's death has kept from
-/// saying goodbye.
+/// A recorded `off` is sent again to the next daemon, after the first one was killed.
 fn replayed_after_a_crash(attach: &'static str) -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config(attach))?;
@@ -333,11 +332,11 @@ fn replayed_after_a_crash(attach: &'static str) -> Result<()> {
     server.stop(Signal::SIGKILL)?;
 
     let server = bench.serve(&bench.config(attach))?;
-    // The client still listens at its old place: what would keep the `off` from being carried out
-    // is the memory alone.
+    // The client still listens on its old port, so the replay cache alone prevents the second
+    // `off`.
     peer.send_bytes(recorded.as_bytes())?;
     ensure!(peer.called_back(Duration::from_secs(2))?.is_none(), "called back for a copy: {}", server.log());
-    ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "a copy was obeyed: {}", server.log());
+    ensure!(peer.ask(Op::Status, DOMAIN)?.converse()? == 0, "the daemon carried out a replay: {}", server.log());
     if attach == "off" {
         let ended = server.stop(Signal::SIGTERM)?;
         ensure!(ended.stderr.contains("drop_replay 1"), "{}", ended.stderr);
