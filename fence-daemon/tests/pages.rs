@@ -55,3 +55,17 @@ fn every_command_in_the_pages_is_one_that_there_is() {
     }
     assert!(found > 30, "only {found} commands: the pages are read wrongly");
 }
+
+/// The reference explains each counter that the program and the socket have.
+#[test]
+fn every_counter_is_explained() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/inspect.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (_, after) = page.split_once("### Counters\n").unwrap();
+    let (table, _) = after.split_once("\n## ").unwrap();
+    let explained: Vec<_> = table.lines().filter_map(|line| line.split('|').nth(1)).collect();
+    for name in fence_common::verdict::Counters::NAMES {
+        let cell = format!("`{name}`");
+        assert_eq!(explained.iter().filter(|cells| cells.contains(&cell)).count(), 1, "{name}");
+    }
+}

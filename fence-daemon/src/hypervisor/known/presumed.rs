@@ -1,5 +1,5 @@
-//! Domains that are presumed off. Each word "off", libvirt's or a dead process's, is put before
-//! this host's own processes ([`host`](crate::hypervisor::process::host)).
+//! Which domains, and which of this host's processes, a word about a domain may mean. Whether they
+//! live is [`host`](crate::hypervisor::process::host)'s to say.
 
 use fence_common::target::Target;
 use uuid::Uuid;
