@@ -45,10 +45,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long an interface that is there may take to be joined before whoever waits for the start is told why he waits.
 const SOON: Duration = Duration::from_secs(2);
 
-/// When the work of the start is over as a rule: all connections are open and the kernel program is loaded. Nothing depends on it but how much of
-/// what only the start needed stays in memory.
-const STARTED: Duration = Duration::from_secs(2);
-
 /// How long whoever starts the daemon waits for it at most. At boot the guests wait for the daemon, and with them all that is in
 /// them: an interface that is missing or misspelt must cost them fencing and nothing else.
 const WAITED_FOR: Duration = Duration::from_secs(5);
@@ -122,7 +118,7 @@ pub async fn run(
     }
     // Before the first look: nothing may happen in between.
     let links = links(multicast.group);
-    let (loading, kernel) = kernel(&multicast, rules, limits, &keys, stress.lock_memory, &replays).unzip();
+    let (loading, kernel) = kernel(&multicast, rules, limits, &keys, &replays).unzip();
     let inspector = Arc::new(Inspector::new(&multicast, &socket, hypervisors.clone(), loading.is_some()));
     let _control = control(hypervisor.state.as_deref(), &inspector);
     let (program, ring) = kernel.map(|Kernel { program, ring }| (program, ring)).unzip();
@@ -199,17 +195,20 @@ pub async fn run(
         warn!("{error}");
     }
     let reloading = tokio::spawn(reload::at_each(hangup, multicast, key_groups, keys));
-    // Not before: it would only keep the start from the processors. Until it is attached the socket serves.
-    if let Some(load) = loading {
-        let inspector = Arc::clone(&inspector);
-        tokio::task::spawn_blocking(move || load.run(&inspector));
-    }
-    if stress.lock_memory {
-        tokio::spawn(async {
-            tokio::time::sleep(STARTED).await;
-            let _ = tokio::task::spawn_blocking(process::settle).await;
-        });
-    }
+    // Not before: loading would keep the start from the processors. Until the program is attached the socket serves. Memory is
+    // locked when aya has given back what it takes to load: dozens of megabytes that are never used again.
+    let loader = Arc::clone(&inspector);
+    tokio::task::spawn_blocking(move || {
+        if let Some(load) = loading {
+            load.run(&loader);
+        }
+        if stress.lock_memory {
+            process::settle();
+            if let Err(refused) = process::lock_memory() {
+                warn!("{refused}");
+            }
+        }
+    });
 
     let telling = tokio::spawn({
         let inspector = Arc::clone(&inspector);

@@ -3,7 +3,6 @@
 //! The order in `main`: command line and configuration (errors go to the terminal), [`harden`], [`daemonise`] unless in the
 //! foreground, the [PID file](crate::state::pid_file), logging, then key, sockets and threads, at last [`Readiness::announce`].
 
-mod memory;
 mod pages;
 mod stress;
 
@@ -13,14 +12,13 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use fence_common::exit::EXIT_START;
-pub use memory::with_much_memory;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 pub use pages::settle;
-pub use stress::apply as withstand;
+pub use stress::{apply as withstand, lock_memory};
 
 use crate::observe::relay::flush;
 use crate::systemd;

@@ -47,7 +47,6 @@ mod life {
             ("a_stock_server_counts_as_running", a_stock_server_counts_as_running),
             ("no_fork_beside_other_threads", no_fork_beside_other_threads),
             ("hardening_holds", hardening_holds),
-            ("what_was_used_for_a_short_time_is_given_back", what_was_used_for_a_short_time_is_given_back),
             ("systemd_is_told", systemd_is_told),
             ("log_lines_in_the_foreground", log_lines_in_the_foreground),
             ("a_closed_standard_error_harms_nobody", a_closed_standard_error_harms_nobody),
@@ -152,21 +151,6 @@ mod life {
                 let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
                 let bit = |signal: Signal| u64::from_str_radix(ignored, 16).unwrap() >> (signal as u32 - 1) & 1;
                 assert_eq!((bit(Signal::SIGPIPE), bit(Signal::SIGCHLD)), (1, 0));
-                ExitCode::SUCCESS
-            }
-            "much-memory" => {
-                let (before, most, _kept) = process::with_much_memory(false, || {
-                    let before = resident();
-                    // Small pieces, and a large one first, which would raise the allocator's own
-                    // threshold.
-                    drop(vec![1_u8; 30_000_000]);
-                    let pieces: Vec<Vec<u8>> = (0..400_000).map(|_| vec![1; 80]).collect();
-                    let most = resident();
-                    drop(pieces);
-                    (before, most, vec![1_u8; 80])
-                });
-                let after = resident();
-                assert!(most > before + 30_000_000 && after < before + 4_000_000, "{before} {most} {after}");
                 ExitCode::SUCCESS
             }
             "notifies" => {
@@ -280,21 +264,6 @@ mod life {
     fn hardening_holds(dir: &Path) {
         let output = run("hard", dir);
         assert!(output.status.success(), "{}", stderr(&output));
-    }
-
-    /// In a process of its own: what other threads allocate meanwhile would count.
-    fn what_was_used_for_a_short_time_is_given_back(dir: &Path) {
-        let output = run("much-memory", dir);
-        assert!(output.status.success(), "{}", stderr(&output));
-    }
-
-    /// How much memory this process has, in bytes. Without the allocator, whose work this must not
-    /// disturb.
-    fn resident() -> usize {
-        let mut text = [0; 128];
-        let length = std::fs::File::open("/proc/self/statm").unwrap().read(&mut text).unwrap();
-        let pages = text[..length].split(|byte| *byte == b' ').nth(1).unwrap();
-        std::str::from_utf8(pages).unwrap().parse::<usize>().unwrap() * rustix::param::page_size()
     }
 
     fn systemd_is_told(dir: &Path) {

@@ -16,7 +16,6 @@ use crate::intake::keyring::Keyring;
 use crate::intake::listener::{Coming, chain};
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::ring::Ring;
-use crate::process;
 
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
@@ -33,8 +32,6 @@ pub(super) struct Load {
     listener: Listening,
     keys: Keyring,
     mode: Mode,
-    /// Whether the daemon's memory is to be locked.
-    locked: bool,
     /// What it is to know before it sees a packet.
     replays: Arc<ReplayCache>,
     program: oneshot::Sender<(KernelProgram, Mode)>,
@@ -47,7 +44,6 @@ pub(super) fn kernel(
     rules: Rules,
     limits: Limits,
     keys: &Keyring,
-    locked: bool,
     replays: &Arc<ReplayCache>,
 ) -> Option<(Load, Kernel)> {
     let mode = match multicast.attach {
@@ -76,27 +72,27 @@ pub(super) fn kernel(
     };
     let (program, coming) = oneshot::channel();
     let (ring, ring_coming) = oneshot::channel();
-    let load = Load { listener, keys: keys.clone(), mode, locked, replays: Arc::clone(replays), program, ring };
+    let load = Load { listener, keys: keys.clone(), mode, replays: Arc::clone(replays), program, ring };
     Some((load, Kernel { program: coming, ring: ring_coming }))
 }
 
 impl Load {
+    fn load(&self) -> Result<(Option<kernel::Ring>, KernelProgram), kernel::Error> {
+        let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
+        // Those of this moment, which need not be those of the start.
+        if let Some(slots) = program.take_keys()? {
+            self.keys.connect(Box::new(slots))?;
+        }
+        if let Some(memory) = program.take_memory()? {
+            self.replays.teach(memory);
+        }
+        Ok((program.take_ring()?, program))
+    }
+
     /// Loads the program, for which the kernel's verifier takes its time. Where that cannot be, the socket serves everything, and the log says
     /// why: a fencing daemon that is slower under a flood is worth more than none.
     pub(super) fn run(self, inspector: &Inspector) {
-        // aya reads all types of the kernel's, which takes dozens of megabytes that are never used again.
-        let loaded = process::with_much_memory(self.locked, || {
-            let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
-            // Those of this moment, which need not be those of the start.
-            if let Some(slots) = program.take_keys()? {
-                self.keys.connect(Box::new(slots))?;
-            }
-            if let Some(memory) = program.take_memory()? {
-                self.replays.teach(memory);
-            }
-            Ok((program.take_ring()?, program))
-        });
-        match loaded {
+        match self.load() {
             Ok((Some(ring), program)) => match Ring::new(ring, self.keys) {
                 Ok(mut ring) => {
                     ring.beat();
@@ -120,7 +116,7 @@ impl Load {
                 Err(error) => without(&format!("the ring buffer cannot be watched: {error}")),
             },
             Ok((None, _)) => without("the kernel program has no ring buffer"),
-            Err::<_, kernel::Error>(error) => match error.remark() {
+            Err(error) => match error.remark() {
                 Some(remark) => without(&format!("{remark} ({})", chain(&error))),
                 None => without(&chain(&error)),
             },

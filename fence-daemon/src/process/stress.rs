@@ -42,13 +42,6 @@ pub fn apply(stress: Stress) -> Vec<String> {
             refused.push(format!("cannot {what}: {error} ({remedy})"));
         }
     };
-    if stress.lock_memory {
-        ask(
-            "lock memory",
-            &lock_memory,
-            "it takes CAP_IPC_LOCK or a higher `ulimit -l`; `lock_memory = \"no\";` in section fence_virtd asks for none",
-        );
-    }
     match stress.priority {
         Priority::Normal => {}
         Priority::High => ask(
@@ -125,8 +118,21 @@ extern "C" fn in_child() {
     }
 }
 
-/// Pages stay once they were used. (All at once would be the stacks of all threads too, of which hardly anything is ever used.)
-pub(super) fn lock_memory() -> io::Result<()> {
+/// Keeps in memory what is used from now on, and what is there now. Pages that nobody touches are not brought in: the stacks of
+/// all threads, and the code of the commands beside the daemon.
+///
+/// # Errors
+/// It is not permitted: a text for the log, with what mends it.
+pub fn lock_memory() -> Result<(), String> {
+    lock_pages().map_err(|error| {
+        format!(
+            "cannot lock memory: {error} (it takes CAP_IPC_LOCK or a higher `ulimit -l`; `lock_memory = \"no\";` in section \
+             fence_virtd asks for none)"
+        )
+    })
+}
+
+fn lock_pages() -> io::Result<()> {
     // Under a limit it could succeed now, and some later allocation fail for it. CAP_IPC_LOCK lifts the limit.
     let limit_counts = !capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK);
     if limit_counts && getrlimit(Resource::RLIMIT_MEMLOCK)?.0 != RLIM_INFINITY {

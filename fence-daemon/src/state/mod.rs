@@ -107,7 +107,7 @@ pub fn directory(path: &Path) -> Result<File, StateError> {
 ///
 /// # Errors
 /// It, or the directory, is unsafe, or cannot be had.
-pub(crate) fn open(directory: &Path, name: &str, options: &mut OpenOptions) -> Result<File, StateError> {
+fn open(directory: &Path, name: &str, options: &mut OpenOptions) -> Result<File, StateError> {
     self::directory(directory)?;
     let path = directory.join(name);
     let kernel = |what| StateError::kernel(what, &path);
