@@ -1,5 +1,4 @@
-//! A libvirt that tells no events: what is known of its domains is looked at again and again, and
-//! afresh where it counts.
+//! A libvirt without events: the daemon polls its domains, and looks again before it acts.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::lab::Hypervisor;
@@ -21,20 +20,20 @@ fn a_libvirt_without_events_is_looked_at_all_the_same() -> Result<()> {
     site.logs(0, "libvirt tells no events there")?;
     site.server.wait_domain("vm", "shut off")?;
 
-    // Nobody tells, and the next request is about what is so now: it is killed by its process, not
-    // left to libvirt.
+    // No event comes. The next request finds the present state and kills the process directly, not
+    // through libvirt.
     for _ in 0..3 {
         site.libvirtd.start_domain(qemu::URI, "vm")?;
         site.off_directly("vm").context("started by another hand a moment ago")?;
         site.libvirtd.wait_state(qemu::URI, "vm", "shut off")?;
     }
-    // A name can go to another domain.
+    // A name can pass to another domain.
     site.libvirtd.virsh(qemu::URI, &["destroy", "gone"])?;
     site.libvirtd.virsh(qemu::URI, &["undefine", "gone"])?;
     qemu::start_idle(&site.libvirtd, "gone")?;
     site.off_directly("gone")?;
 
-    // What nobody asks about is seen a little later.
+    // The poll finds other changes a little later.
     site.libvirtd.start_domain(qemu::URI, "vm")?;
     site.server.wait_domain("vm", "running")?;
     site.libvirtd.virsh(qemu::URI, &["undefine", "gone"])?;
@@ -43,7 +42,7 @@ fn a_libvirt_without_events_is_looked_at_all_the_same() -> Result<()> {
         Ok((!uris(&site.server.status()?.1).contains("\"gone\"")).then_some(()))
     })?;
 
-    // That it was reset would never be told, so it is not waited for.
+    // No event would report the reset, so the daemon does not wait for one.
     let before = site.machine("vm")?;
     let position = site.server.log_position();
     site.expect("reboot", "vm", 0)?;

@@ -59,15 +59,14 @@ fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     qemu::start_idle(&site.libvirtd, "vm")?;
     site.wait_status("vm", 0)?;
-    // One after the other, each before anything of the last one has settled: the last answered one
-    // is what counts.
+    // One request after the other, without a pause. The last answered one decides.
     let orders = [Op::Off, Op::On, Op::Reboot, Op::Off, Op::Reboot, Op::On, Op::Reboot, Op::Reboot, Op::Off, Op::On];
     for round in 0..5 {
         for op in &orders {
             let reply = site.observer.ask(&KEY, *op, "vm")?;
             ensure!(reply == 0, "{} in round {round}: {}", op.name(), site.server.log());
-            // What is on its way up after a reboot may be seen as either, what was switched off or
-            // on may not.
+            // A domain that starts after a reboot may be seen as on or off; after `off` or `on` it
+            // may not.
             let living = Witness::of_all(&site.hypervisor, "vm")?.iter().any(|one| !one.is_dead().unwrap_or(false));
             let wanted = [(Op::Off, false), (Op::On, true)].into_iter().find(|(of, _)| of == op);
             ensure!(
@@ -79,7 +78,7 @@ fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
     }
     site.wait_status("vm", 0)?;
 
-    // At once, from two sides, and the end is what was asked for last.
+    // At once, from two clients: the last request decides the final state.
     for last in [Op::Off, Op::On] {
         std::thread::scope(|scope| -> Result<()> {
             let asked: Vec<_> = orders
@@ -99,7 +98,7 @@ fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
         let (state, code) = if last == Op::Off { ("shut off", 2) } else { ("running", 0) };
         site.libvirtd.wait_state(qemu::URI, "vm", state)?;
         let before = Witness::of_all(&site.hypervisor, "vm")?;
-        // Longer than the first retries of a restart: none may be left that changes it.
+        // Longer than the first retries of a restart: no later retry may change the state.
         std::thread::sleep(Duration::from_secs(1));
         ensure!(site.libvirtd.state(qemu::URI, "vm")? == state);
         site.expect("status", "vm", code)?;
@@ -109,9 +108,9 @@ fn orders_for_one_domain_are_carried_out_in_order() -> Result<()> {
     Ok(())
 }
 
-/// All stock clients of a guest are called back at one address and port. The second can listen
-/// there as soon as the first has taken its call-back: whatever it asks, the first one waits on,
-/// and each has its own answer.
+/// All stock clients of a guest listen on one callback address and port. A second client can listen
+/// there once the first has its connection. The first one keeps waiting, and each gets its own
+/// answer.
 #[test]
 fn clients_of_one_guest_that_run_at_once_have_each_its_own_answer() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
@@ -131,20 +130,20 @@ fn clients_of_one_guest_that_run_at_once_have_each_its_own_answer() -> Result<()
     let mut waiting = Vec::new();
     for name in names {
         waiting.push(site.observer.start("off", name)?);
-        // It has taken its call-back, and its answer is not known yet.
+        // The first client has its callback connection, and waits for its answer.
         site.server
             .wait_log(position, SOON, |line| (line.contains("not dead yet") && line.contains(name)).then_some(()))
             .with_context(|| format!("{name}: {}", site.server.log()))?;
         site.expect("status", name, 0)?;
     }
-    // A look must not be taken for the success of an `off`, nor an `off` for a look.
+    // The success of a `status` must not pass for that of an `off`, nor the reverse.
     site.expect("off", "quick", 0)?;
     site.expect("status", "quick", 2)?;
     ensure!(site.observer.list()?.code == Some(0));
     for client in &mut waiting {
-        ensure!(client.waits()?, "answered, or sent away: {}", site.server.log());
+        ensure!(client.waits()?, "a client got an answer too early, or lost its connection: {}", site.server.log());
     }
-    // The one that asked last is the first to have its answer.
+    // The newest request is answered first.
     for (disk, client) in disks.iter().zip(waiting).rev() {
         disk.release();
         let answer = client.finish()?;
@@ -180,14 +179,14 @@ fn who_only_asks_never_waits_behind_kills() -> Result<()> {
             })
             .collect();
         site.logs(position, "not dead yet")?;
-        // All of them are begun and none is done.
+        // All kills have begun and none has finished.
         let answered = |line: &str| Fence::parse(line).filter(|fence| fence.get("op") == Some("off"));
         for _ in 0..3 {
             ensure!(site.observer.fence("status", "free")?.code == Some(0));
             ensure!(site.observer.list()?.stdout.contains("free"));
             ensure!(site.observer.ask(&KEY, Op::DevStatus, "")? == 0, "monitor");
         }
-        ensure!(site.server.wait_log(position, Duration::ZERO, answered).is_none(), "it was waited for a kill");
+        ensure!(site.server.wait_log(position, Duration::ZERO, answered).is_none(), "the answer waited for a kill");
         site.off_directly("free")?;
         disks.iter().for_each(Disk::release);
         for asked in asked {

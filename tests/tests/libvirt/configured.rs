@@ -1,5 +1,5 @@
-//! Files that stock installations have, with the libvirt connection that they name: both servers
-//! serve them as they are.
+//! Configuration files of stock installations, with their libvirt URI: both servers work with them
+//! unchanged.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::expect_listed;
 
-/// That both servers serve a stock client with this file, and leave it alone.
+/// Checks that both servers serve a stock client with this file and do not change it.
 fn serves_under_both(hypervisor: &Hypervisor, file: &str, key: &str, guest: u8) -> Result<()> {
     let before = std::fs::read(hypervisor.outside(file))?;
     let guest = hypervisor.guest(guest)?;
@@ -37,12 +37,12 @@ fn files_of_stock_installations_serve_under_both() -> Result<()> {
     let libvirtd = Libvirtd::start(&hypervisor)?;
     qemu::start_idle(&libvirtd, "vm1")?;
 
-    // What Debian's package installs, with the key that it makes.
+    // The file that Debian's package installs, with the key that it makes.
     let file = hypervisor.write("packaged.conf", packaged::configuration()?.as_bytes())?;
     serves_under_both(&hypervisor, &file, packaged::KEY, 1)?;
 
-    // What stock's -c writes, answered as guides do it: all defaults but for the interface and the
-    // key.
+    // The file that stock's `-c` writes, with the answers of usual guides: defaults, but for
+    // interface and key.
     let key = hypervisor.write("fence.key", &super::KEY)?;
     let file = hypervisor.path("stock.conf");
     let answers = hypervisor.write("answers", format!("y\n\n\n\n\nvirbr0\n{key}\n\n\ny\n").as_bytes())?;
@@ -52,7 +52,7 @@ fn files_of_stock_installations_serve_under_both() -> Result<()> {
     run(hypervisor.space(), asked.args(["-c", &script]).arg(stock), COMMAND_LIMIT)?.success()?;
     serves_under_both(&hypervisor, &file, &key, 2)?;
 
-    // And ours, with the same answers.
+    // The file that our `-c` writes from the same answers.
     let Which::Ours(ours) = Which::ours()? else { unreachable!("asked for ours") };
     let file = hypervisor.path("ours.conf");
     let script = format!("\"$0\" -c -f {file} < {answers}");

@@ -1,4 +1,4 @@
-//! How many connections to libvirt there are, and what their renewal costs those who ask.
+//! The number of connections to libvirt, and the cost of renewing them for clients.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::KEY;
 use super::site::{GUEST, SOON, Site};
 
 impl Site {
-    /// The connections that libvirtd has: nobody but the daemon is connected.
+    /// The number of connections to libvirtd. The daemon is its only client.
     fn connections(&self) -> Result<usize> {
         let table = self.hypervisor.proc_net("unix")?;
         let is_one = |line: &&str| {
@@ -25,7 +25,7 @@ impl Site {
         Ok(table.lines().filter(is_one).count())
     }
 
-    /// Waits until there are so many, and stay.
+    /// Waits until this number is reached, and stays.
     fn has_connections(&self, wanted: usize) -> Result<()> {
         let mut last = 0;
         let found = poll_until("the connections", SOON, || {
@@ -46,8 +46,7 @@ fn two_connections_are_enough_and_a_stall_renews_no_more_than_it_must() -> Resul
     std::thread::sleep(Duration::from_secs(3));
     site.has_connections(2)?;
 
-    // Longer than a call may take whose connection is used again, and shorter than a keepalive
-    // permits.
+    // Longer than a call on a reused connection may take, and shorter than the keepalive timeout.
     let position = site.server.log_position();
     site.libvirtd.signal(Signal::SIGSTOP)?;
     std::thread::scope(|scope| -> Result<()> {
@@ -60,7 +59,7 @@ fn two_connections_are_enough_and_a_stall_renews_no_more_than_it_must() -> Resul
     site.wait_status("never-on", 2)?;
     site.has_connections(2)?;
     site.not_logged(position, "libvirt connection lost")?;
-    // What tells of events does so still.
+    // Events still arrive.
     site.expect("on", "never-on", 0)?;
     site.server.wait_domain("never-on", "running")?;
     site.off_directly("never-on")
@@ -68,7 +67,7 @@ fn two_connections_are_enough_and_a_stall_renews_no_more_than_it_must() -> Resul
 
 #[test]
 fn no_monitor_fails_while_libvirtd_is_restarted() -> Result<()> {
-    /// From one guest no more than so many requests are served at once.
+    /// The number of requests that are served at once for one guest.
     const GUESTS: u8 = 4;
     let mut site = Site::new(&[qemu::URI], &[])?;
     let observers: Vec<_> = (1..=GUESTS)

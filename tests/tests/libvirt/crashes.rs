@@ -1,9 +1,9 @@
-//! The daemon is killed at every step of a request, and another one is started: one kill at most,
-//! no success without death, what a reboot killed comes back, and the next request is served.
+//! The daemon is killed at every step of a request, and another one starts. There is at most one
+//! kill, no success without a death, and a reboot is completed. The next request is served.
 //!
-//! Whoever asks is a stock client, or one that sends its request again when the connection is lost,
-//! as no stock client does: it shows that the next daemon knows what was claimed. Who counts the
-//! kills is libvirt's own record of events, not the daemon.
+//! The client is fence_xvm, or one that repeats its request after a lost connection. fence_xvm
+//! never does so; the repetition shows that the next daemon knows the claim. libvirt's own events
+//! count the kills, not the daemon.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -22,15 +22,15 @@ use fence_lab::{container, qemu, tools};
 
 use super::KEY;
 
-/// How long what is certain to happen may take on a loaded machine.
+/// How long an event that must come may take on a loaded machine.
 const SOON: Duration = Duration::from_secs(60);
-/// How long a call-back that must not come is waited for.
+/// How long the test waits for a callback that must not come.
 const SILENCE: Duration = Duration::from_millis(700);
 
-/// Says where the daemon dies.
+/// The variable that names the fault point at which the daemon dies.
 const FAULT: &str = "FENCE_FAULT";
 
-/// The steps at which it does, in the order of a request.
+/// The fault points, in the order of a request.
 const BEFORE_THE_NOTE: [&str; 4] = ["after-verify", "after-connect", "after-authentication", "after-claim"];
 const AFTER_THE_KILL: [&str; 4] = ["after-kill", "after-proof", "before-reply", "after-reply"];
 const IN_THE_RESTART: [&str; 2] = ["before-restart", "after-restart"];
@@ -41,7 +41,7 @@ enum Who {
     Insistent,
 }
 
-/// `fence-daemon` with points at which it dies.
+/// The build of `fence-daemon` with fault points.
 fn faults() -> Result<PathBuf> {
     let path = std::env::var_os("FENCE_DAEMON_FAULTS_BIN")
         .map_or_else(|| tools::target_directory().join("debug/fence-daemon-faults"), PathBuf::from);
@@ -50,8 +50,8 @@ fn faults() -> Result<PathBuf> {
 }
 
 struct Lab {
-    /// libvirt's events, as virsh prints them. First, as it ends first: the lab waits for all of
-    /// its processes.
+    /// libvirt's events as virsh prints them. The first field, so that it is dropped first: the lab
+    /// waits for all of its processes.
     events: Process,
     hypervisor: Hypervisor,
     libvirtd: Libvirtd,
@@ -70,12 +70,12 @@ impl Lab {
         let mut config = Config::new(&key);
         config.uris = vec![uri.to_owned()];
         config.backend = backend.to_vec();
-        // Line by line: into a pipe virsh would save it up.
+        // Line by line: virsh would buffer its output to a pipe.
         let mut watch = Command::new("stdbuf");
         watch.args(["-oL", "virsh", "-c", uri, "event", "--event", "lifecycle", "--loop"]);
         let events = Process::start(hypervisor.space(), &mut watch)?;
         let lab = Self { hypervisor, libvirtd, guest, key, config, uri, events };
-        // What begins before virsh listens is not seen: begin something until it is.
+        // virsh misses events before it listens, so the test makes events until virsh shows one.
         poll_until("libvirt's events", SOON, || {
             lab.start_domain("first")?;
             lab.libvirtd.virsh(uri, &["destroy", "first"])?;
@@ -100,8 +100,8 @@ impl Lab {
         }
     }
 
-    /// How often libvirt has said this of a domain. The end of a container that is destroyed while
-    /// it dies is told twice: it counts once.
+    /// The number of these events of a domain. libvirt reports the end twice if a container is
+    /// destroyed while it dies; this counts once.
     fn count(&self, name: &str, what: &str) -> usize {
         let of_it = format!("domain '{name}': ");
         let lines = self.events.stdout().lines();
@@ -110,14 +110,14 @@ impl Lab {
         told.iter().filter(|one| **one == what).count()
     }
 
-    /// A daemon that dies at `point`. Through a script, which becomes the daemon.
+    /// Starts a daemon that dies at `point`, by a script that executes the daemon.
     fn mortal(&self, point: &str) -> Result<Server> {
         let script = format!("#!/bin/sh\n{FAULT}={point} exec '{}' \"$@\"\n", faults()?.display());
         self.hypervisor.write_mode("mortal", script.as_bytes(), 0o755)?;
         Server::start(&self.hypervisor, &Which::Ours(self.hypervisor.path("mortal").into()), &self.config)
     }
 
-    /// Has a daemon die at `point` of a request, and looks at what is left.
+    /// Kills a daemon at `point` of a request, and checks the state that is left.
     fn die(&self, point: &str, op: Op, who: Who) -> Result<()> {
         let name = format!("{}-{point}", op.name());
         self.start_domain(&name)?;
@@ -130,7 +130,7 @@ impl Lab {
         })
         .with_context(|| mortal.log())?;
         let ended = mortal.finish(SOON)?;
-        ensure!(ended.code.is_none(), "it has ended by itself: {ended:?}");
+        ensure!(ended.code.is_none(), "the daemon ended by itself: {ended:?}");
         let next = Server::start(&self.hypervisor, &Which::ours()?, &self.config)?;
         let told = asker.end(&before, !BEFORE_THE_NOTE.contains(&point))?;
         self.judge(point, op, &name, &before, told).with_context(|| format!("the next daemon: {}", next.log()))
@@ -138,33 +138,37 @@ impl Lab {
 
     fn judge(&self, point: &str, op: Op, name: &str, before: &Witness, told: bool) -> Result<()> {
         let killed = AFTER_THE_KILL.contains(&point) || IN_THE_RESTART.contains(&point);
-        ensure!(!(killed || told) || before.dies_within(SOON)?, "it was killed, and lives");
+        ensure!(!(killed || told) || before.dies_within(SOON)?, "the domain was killed, and lives");
         if op == Op::Reboot {
-            // Never killed, or started again.
+            // The domain was never killed, or runs again.
             let runs =
                 || Ok((self.libvirtd.state(self.uri, name)? == "running").then(|| self.witness(name).ok()).flatten());
             poll_until("what a reboot has killed to come back", SOON, runs)?;
         }
         if before.is_dead()? {
-            poll_until("libvirt's word of the death", SOON, || Ok((self.count(name, "Stopped") > 0).then_some(())))?;
+            poll_until(
+                "libvirt's event about the death",
+                SOON,
+                || Ok((self.count(name, "Stopped") > 0).then_some(())),
+            )?;
         }
         let stopped = self.count(name, "Stopped");
         ensure!(stopped <= 1, "one request, and {stopped} kills");
         let expected = if op == Op::Reboot { 1 + stopped } else { 1 };
-        // The state is there a moment before the event about it.
+        // The state changes a moment before its event arrives.
         let told = || Ok((self.count(name, "Started") >= expected).then_some(()));
         poll_until(&format!("{expected} starts, after {stopped} kills"), SOON, told)?;
         let started = self.count(name, "Started");
         ensure!(started == expected, "{stopped} kills, and started {started} times");
 
-        // The next request is served, and means what runs now. libvirt may still carry out a
-        // destroy that the dead daemon called: do not look for a process that ends right now.
+        // The next request is served, and concerns the present instance. libvirt may still perform
+        // a destroy of the dead daemon, so no process that is ending may be chosen.
         let later = if stopped > 0 && started > stopped { Some(self.witness(name)?) } else { None };
         let off = Client::new("off", &self.key).domain(name).run(self.guest.space())?;
         ensure!(off.code == Some(0), "the next request: {off:?}");
-        ensure!(before.is_dead()?, "told of success, and the first instance lives");
+        ensure!(before.is_dead()?, "success was answered, and the first instance lives");
         if let Some(later) = later {
-            ensure!(later.is_dead()?, "told of success, and it lives");
+            ensure!(later.is_dead()?, "success was answered, and the domain lives");
         }
         self.libvirtd.wait_state(self.uri, name, "shut off")
     }
@@ -192,19 +196,19 @@ impl Asker {
         }
     }
 
-    /// Takes a call-back, if there is one.
+    /// Takes a callback, if one comes.
     fn talk(&mut self) -> Result<()> {
         if let Self::Insistent { peer, told, .. } = self
             && let Some(mut call) = peer.called_back(Duration::ZERO)?
         {
-            // The daemon may die in the middle of it.
+            // The daemon may die in the middle of the conversation.
             *told |= call.converse().is_ok_and(|reply| reply == 0);
         }
         Ok(())
     }
 
-    /// Whether it was told of success in the end, with the next daemon there. It looks at the
-    /// victim right then.
+    /// Whether the client got a success in the end, with the next daemon running. Checks the victim
+    /// at that moment.
     fn end(self, before: &Witness, noted: bool) -> Result<bool> {
         let told = match self {
             Self::Stock(client) => client.finish(SOON)?.code == Some(0),
@@ -213,16 +217,16 @@ impl Asker {
                 peer.send(request)?;
                 let limit = if noted { SILENCE } else { SOON };
                 match peer.called_back(limit)? {
-                    Some(_) if noted => bail!("it was claimed, and is called back once more"),
+                    Some(_) if noted => bail!("the request was claimed, and the client is called back again"),
                     Some(mut call) => call.converse()? == 0,
                     None => {
-                        ensure!(noted, "nothing was done, and nobody calls back");
+                        ensure!(noted, "nothing was done, and no callback comes");
                         false
                     }
                 }
             }
         };
-        ensure!(!told || before.is_dead()?, "told of success, and it lives");
+        ensure!(!told || before.is_dead()?, "success was answered, and the domain lives");
         Ok(told)
     }
 }
@@ -284,7 +288,7 @@ fn the_daemon_dies_in_the_middle_of_what_libvirt_does() -> Result<()> {
     )
 }
 
-/// What users get has no such points.
+/// The released daemon has no fault points.
 #[test]
 fn the_daemon_itself_has_no_point_at_which_it_dies() -> Result<()> {
     let has = |program: PathBuf| -> Result<bool> {
@@ -293,6 +297,6 @@ fn the_daemon_itself_has_no_point_at_which_it_dies() -> Result<()> {
     };
     let Which::Ours(ours) = Which::ours()? else { bail!("asked for ours") };
     ensure!(!has(ours)?, "the daemon was built with the feature `fault-points`");
-    ensure!(has(faults()?)?, "a variable of another name");
+    ensure!(has(faults()?)?, "the build with fault points does not have the variable");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What a guest comes back as. The rows `hot-plugged` and `managed-save` of
+//! The definition that a guest restarts with: rows `hot-plugged` and `managed-save` of
 //! `docs/reference/compatibility.md`, with either server.
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +22,7 @@ fn site(which: &Which) -> Result<Site> {
 fn a_reboot_starts_the_definition_and_stock_what_ran() -> Result<()> {
     for (which, keeps) in [(Which::Stock, true), (Which::ours()?, false)] {
         let site = site(&which)?;
-        // Without ACPI nothing can be plugged into its bus.
+        // A disk can be plugged in only with ACPI.
         let xml = Machine::new("vm").xml()?.replacen("</os>", "</os><features><acpi/></features>", 1);
         site.libvirtd.define(qemu::URI, "vm", &xml)?;
         site.libvirtd.start_domain(qemu::URI, "vm")?;
@@ -49,7 +49,7 @@ fn a_saved_guest_is_booted_and_stock_resumes_it() -> Result<()> {
         let disk = site.hypervisor.write("vm.img", &writing_disk())?;
         let serial = site.hypervisor.path("vm.serial");
         Machine::new("vm").disk(&disk, "threads").serial(&serial).start(&site.libvirtd)?;
-        // Each process begins the file anew.
+        // Each new process truncates the file.
         let boots = || -> Result<usize> {
             let said = std::fs::read(site.hypervisor.outside(&serial)).context("what the machine says")?;
             Ok(said.into_iter().filter(|&byte| byte == BOOTED).count())

@@ -1,5 +1,5 @@
-//! The doctor beside a real libvirtd: what it says while that runs, hangs and is gone; and inside
-//! of a real container, which finds itself in the list.
+//! The doctor beside a real libvirtd that runs, hangs or is gone, and inside a real container,
+//! which finds itself in the list.
 
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +32,7 @@ fn on_hypervisor(site: &Site) -> Result<Value> {
     told(site, &mut command)
 }
 
-/// What is said of a check: state and words.
+/// The findings of a check: state and text.
 fn said(report: &Value, check: &str) -> Vec<(String, String)> {
     let findings = report["findings"].as_array().into_iter().flatten().filter(|finding| finding["check"] == check);
     findings.map(|finding| (finding["state"].as_str().unwrap_or_default().to_owned(), finding.to_string())).collect()
@@ -73,8 +73,8 @@ fn a_libvirtd_that_hangs_or_is_gone_is_told() -> Result<()> {
     expect(&gone, "libvirt", "wrong", "virsh -c 'qemu:///system' list --all")
 }
 
-/// A container with this machine's programs, our own and the key, all of it on an overlay that is
-/// gone with the lab.
+/// A container with this machine's programs, our own and the key, on an overlay that goes with the
+/// lab.
 fn start_container(site: &Site, name: &str) -> Result<()> {
     let space = site.hypervisor.space();
     let root = site.hypervisor.path("root");
@@ -99,7 +99,7 @@ fn start_container(site: &Site, name: &str) -> Result<()> {
     site.libvirtd.start_domain(container::URI, name)
 }
 
-/// Asks the doctor in a container after these commands.
+/// Runs the doctor in a container after the commands in `before`.
 fn in_container(site: &Site, name: &str, before: &str) -> Result<Value> {
     let script = format!("{before}; exec /usr/local/sbin/fence-daemon doctor --from-guest --json");
     let mut command = Command::new("virsh");
@@ -125,12 +125,12 @@ fn a_container_finds_itself_in_the_list_by_its_uuid() -> Result<()> {
     let report = in_container(&site, "ct1", "ip link set eth0 up; ip addr add 192.168.122.77/24 dev eth0")?;
     expect(&report, "key", "ok", "/etc/cluster/fence_xvm.key: 4096 bytes")?;
     expect(&report, "exchange", "ok", "a list of 1 domain")?;
-    // libvirt gives a container the domain's name.
+    // libvirt sets the container's host name to the domain's name.
     expect(&report, "own name", "ok", "this guest is the domain ct1, as its host name says")?;
     let report = in_container(&site, "ct1", "hostname node1")?;
     expect(&report, "own name", "warning", "this guest (node1) is the domain ct1")?;
     expect(&report, "own name", "warning", "pcmk_host_map=\\\"node1:ct1\\\"")?;
-    // Whoever fences node1 by its host name would kill the other one.
+    // Fencing node1 by its host name would kill the other domain.
     container::start(&site.libvirtd, "node1")?;
     expect(&in_container(&site, "ct1", ":")?, "own name", "wrong", "this guest is ct1")
 }

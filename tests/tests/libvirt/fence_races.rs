@@ -1,4 +1,4 @@
-//! Machines that are being fenced and want others to be.
+//! Fence races: a domain that is being fenced sends a request to fence another one.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::fuse::Disk;
@@ -10,14 +10,14 @@ use fence_lab::qemu;
 
 use super::site::{GUEST, SOON, Site};
 
-/// The Ethernet address of an interface that a machine gets while it runs.
+/// The Ethernet address of an interface that is plugged into a running machine.
 const ADDRESS: &str = "52:54:00:00:77:01";
 
 #[test]
 fn who_is_being_fenced_is_known_by_an_interface_that_was_plugged_in_and_waits() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     let disk = Disk::serve(&site.hypervisor, "doomed", writing_disk())?;
-    // Without ACPI nothing can be plugged in.
+    // An interface can be plugged in only with ACPI.
     let machine = Machine::new("doomed").disk(&disk.path(), "threads").xml()?;
     let machine = machine.replace("</os>", "</os><features><acpi/></features>");
     site.libvirtd.define(qemu::URI, "doomed", &machine)?;
@@ -29,15 +29,15 @@ fn who_is_being_fenced_is_known_by_an_interface_that_was_plugged_in_and_waits() 
     );
     let interface = site.hypervisor.write("interface.xml", interface.as_bytes())?;
     site.libvirtd.virsh(qemu::URI, &["attach-device", "doomed", &interface, "--live"])?;
-    // What happens to machines is looked at in its order.
+    // libvirt's events are handled in order, so the daemon knows the interface after this.
     qemu::start_idle(&site.libvirtd, "other")?;
     site.server.wait_domain("other", "running")?;
-    // Machines without a system ask nothing: a guest of the lab asks in its place.
+    // The machine has no operating system, so a guest of the lab sends the request in its place.
     let guest = site.hypervisor.guest(GUEST + 1)?;
     guest.space().must("ip", &["link", "set", "eth0", "address", ADDRESS])?;
     let asker = Observer::new(&site.hypervisor, guest, &site.key());
 
-    // It dies, and cannot be dead yet.
+    // The machine is killed, and its disk keeps it from dying.
     disk.hold()?;
     let (machine, other) = (site.machine("doomed")?, site.machine("other")?);
     let position = site.server.log_position();
@@ -49,7 +49,7 @@ fn who_is_being_fenced_is_known_by_an_interface_that_was_plugged_in_and_waits() 
         let recent = report["requests"]["recent"].as_array().cloned().unwrap_or_default();
         let order = recent.into_iter().find(|order| order["op"] == "off" && order["domain"] == "other");
         let order = order.filter(|order| !order["steps"]["called_back_us"].is_null());
-        order.map(|order| order["result"].is_null().then_some(()).context("it did not wait")).transpose()
+        order.map(|order| order["result"].is_null().then_some(()).context("the request did not wait")).transpose()
     })
     .with_context(|| site.server.log())?;
     ensure!(asked.waits()? && fence.waits()? && !machine.is_dead()? && !other.is_dead()?, "{}", site.server.log());
@@ -57,6 +57,6 @@ fn who_is_being_fenced_is_known_by_an_interface_that_was_plugged_in_and_waits() 
     ensure!(fence.finish()?.code == Some(0), "{}", site.server.log());
     ensure!(asked.finish()?.code == Some(1), "{}", site.server.log());
     site.logs(position, "the client is doomed, which is being fenced itself")?;
-    ensure!(!other.is_dead()?, "the dead have killed: {}", site.server.log());
+    ensure!(!other.is_dead()?, "a domain that was being fenced has killed another one: {}", site.server.log());
     site.off_directly("other")
 }

@@ -1,4 +1,4 @@
-//! What fence_virtd does, where no test plays the same to both servers: rows of
+//! Behaviour of fence_virtd, where no test runs against both servers: rows of
 //! `docs/reference/compatibility.md`.
 
 use anyhow::{Result, ensure};
@@ -73,7 +73,7 @@ fn a_domain_that_runs_at_a_dead_uri_is_off_and_started_again() -> Result<()> {
     let process = Witness::of_qemu(there.hypervisor(), "vm1")?;
     there.kill()?;
     site.expect("off", "vm1", 0)?;
-    ensure!(!process.is_dead()?, "it was fenced");
+    ensure!(!process.is_dead()?, "fence_virtd killed the domain: the row is out of date");
     site.expect("on", "vm1", 0)?;
     ensure!(!process.is_dead()? && !Witness::of_all(&site.hypervisor, "vm1")?.is_empty(), "there is no second copy");
     Ok(())
@@ -93,7 +93,7 @@ fn a_domain_that_has_moved_away_is_off_by_status() -> Result<()> {
     ensure!(ended(here.migrate(&there, "nomad", &[])?)?.code == Some(0));
     here.site.expect("status", "nomad", 2)?;
     here.site.expect("off", "nomad", 0)?;
-    ensure!(!there.site.machine("nomad")?.is_dead()?, "it was fenced");
+    ensure!(!there.site.machine("nomad")?.is_dead()?, "fence_virtd killed the domain: the row is out of date");
     for status in on_its_way {
         let status = status?;
         ensure!(status.code == Some(0), "on its way: {status:?}");
@@ -113,9 +113,12 @@ fn a_start_that_fails_in_a_reboot_is_tried_once() -> Result<()> {
     let reboot = site.observer.ask(&KEY, Op::Reboot, "vm")?;
     ensure!(machine.is_dead()?);
     std::fs::write(&disk, writing_disk())?;
-    // Ours tries again a second later at the latest.
+    // Our daemon would try again after one second at most.
     std::thread::sleep(SOON / 2);
-    ensure!(Witness::of_all(&site.hypervisor, "vm")?.is_empty(), "it is back");
+    ensure!(
+        Witness::of_all(&site.hypervisor, "vm")?.is_empty(),
+        "fence_virtd started the domain: the row is out of date"
+    );
     ensure!(reboot == 0, "the reboot answered {reboot}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What libvirt runs beside a machine (virtiofsd, swtpm): nobody is told "off" while something of
-//! it lives.
+//! Helper processes of a machine (virtiofsd, swtpm): the daemon answers "off" only when all of them
+//! are dead.
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
@@ -14,10 +14,10 @@ use nix::unistd::Pid;
 use super::KEY;
 use super::site::{SOON, Site};
 
-/// A TPM, whose state swtpm keeps.
+/// A TPM device, whose state swtpm keeps.
 pub(crate) const TPM: &str = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
 
-/// A directory of the host in the guest; `binary` in place of libvirt's own choice.
+/// A directory of the host in the guest. `binary` replaces libvirt's choice of virtiofsd.
 pub(crate) fn shared_directory(site: &Site, target: &str, binary: Option<&str>) -> Result<String> {
     let source = site.hypervisor.path(&format!("{target}.shared"));
     std::fs::create_dir_all(site.hypervisor.outside(&source))?;
@@ -27,7 +27,7 @@ pub(crate) fn shared_directory(site: &Site, target: &str, binary: Option<&str>) 
     ))
 }
 
-/// The real one.
+/// The path of the real virtiofsd.
 fn virtiofsd() -> Result<&'static str> {
     let places = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
     places
@@ -36,7 +36,7 @@ fn virtiofsd() -> Result<&'static str> {
         .context("no virtiofsd: cargo xtask setup --for test")
 }
 
-/// Signals these processes, which live.
+/// Sends a signal to these processes, which must be alive.
 pub(crate) fn signal(helpers: &[Witness], signal: Signal) -> Result<()> {
     for helper in helpers {
         kill(Pid::from_raw(i32::try_from(helper.pid)?), signal)?;
@@ -45,7 +45,7 @@ pub(crate) fn signal(helpers: &[Witness], signal: Signal) -> Result<()> {
 }
 
 impl Site {
-    /// A machine with helpers, and its helpers.
+    /// Starts a machine with helpers, and returns the helpers.
     pub(crate) fn with_helpers(&self, name: &str, devices: &[&str], at_least: usize) -> Result<Vec<Witness>> {
         let machine = Machine::new(name).shared_memory();
         devices.iter().fold(machine, |machine, device| machine.device(device)).start(&self.libvirtd)?;
@@ -53,7 +53,7 @@ impl Site {
         self.helpers(name, at_least)
     }
 
-    /// What lives in the machine's control group, but for the machine itself.
+    /// The processes in the machine's control group, the machine itself excepted.
     fn helpers(&self, name: &str, at_least: usize) -> Result<Vec<Witness>> {
         let machine = self.machine(name)?;
         let helpers = poll_until("the helpers", SOON, || {
@@ -64,7 +64,7 @@ impl Site {
         Ok(helpers)
     }
 
-    /// An `off` that must succeed, with the helpers as dead as the machine.
+    /// An `off` that must succeed, with the machine and all helpers dead.
     pub(crate) fn off_with_helpers(&self, name: &str, helpers: Vec<Witness>) -> Result<()> {
         let mut victims = Witness::of_all(&self.hypervisor, name)?;
         ensure!(!victims.is_empty() && !helpers.is_empty(), "{name} does not run");
@@ -111,7 +111,7 @@ fn a_helper_that_came_later_is_dead_with_its_machine() -> Result<()> {
 fn a_helper_that_cannot_die_is_no_success() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
     let disk = Disk::serve(&site.hypervisor, "stuck", vec![0; 4096])?;
-    // virtiofsd itself, and a child of it that writes to storage that does not answer.
+    // virtiofsd itself, with a child that writes to hung storage.
     let script = format!(
         "#!/bin/sh\nwhile :; do /bin/busybox dd if=/dev/zero of={} bs=512 count=1 conv=notrunc 2>/dev/null; sleep 0.1; done &\n\
          exec {} \"$@\"\n",
@@ -131,12 +131,16 @@ fn a_helper_that_cannot_die_is_no_success() -> Result<()> {
     for helper in &helpers {
         alive |= !helper.is_dead()?;
     }
-    ensure!(alive, "what holds it does not hold");
+    ensure!(alive, "the test does not keep the helper alive");
     site.logs(position, "(busybox)")?;
-    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off");
+    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "a helper lives, and status calls the domain off");
 
     site.replace_daemon()?;
-    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off: {}", site.server.log());
+    ensure!(
+        site.observer.fence("status", "stuck")?.code != Some(2),
+        "a helper lives, and status calls the domain off: {}",
+        site.server.log()
+    );
     let reply = site.observer.ask(&KEY, Op::Off, "stuck")?;
     ensure!(reply == 1, "off answered {reply} while a helper lives: {}", site.server.log());
     disk.release();

@@ -1,4 +1,4 @@
-//! Writes that outlive their machine: nobody may be told "off" while one is under way, whoever
+//! Writes that outlive their machine: the daemon answers "off" only after the last write, whoever
 //! killed the machine.
 
 use std::process::Command;
@@ -19,20 +19,20 @@ use nix::unistd::Pid;
 use super::KEY;
 use super::site::{SOON, Site};
 
-/// The reply to an order that failed.
+/// The reply to a request that failed.
 const FAILURE: u8 = 1;
 
 impl Site {
-    /// As if somebody else had done it.
+    /// Kills the machine without the daemon.
     fn kill_by_hand(&self, domain: &str) -> Result<Witness> {
         let machine = self.machine(domain)?;
-        // Its number is its own: the witness was opened by the PID file of a machine that runs.
+        // The process number cannot be a stranger's: the witness opened it while the machine ran.
         kill(Pid::from_raw(i32::try_from(machine.pid)?), Signal::SIGKILL)?;
         ensure!(machine.dies_within(SOON)?, "its death waits for its write: {}", threads(machine.pid));
         Ok(machine)
     }
 
-    /// Nobody is told that the domain is off.
+    /// Checks that the daemon does not call the domain off.
     fn is_not_off(&self, domain: &str) -> Result<()> {
         let reply = self.observer.ask(&KEY, Op::Off, domain)?;
         ensure!(reply == FAILURE, "off answered {reply} while a write is under way: {}", self.server.log());
@@ -41,15 +41,15 @@ impl Site {
         Ok(())
     }
 
-    /// Everybody is told that it is off.
+    /// Checks that the daemon calls the domain off.
     fn is_off(&self, domain: &str) -> Result<()> {
         self.expect("off", domain, 0)?;
         self.wait_status(domain, 2)
     }
 
-    /// The domain's own write is over: it is off. Of writes of other labs' machines, whose
-    /// processes a daemon in this one cannot see, a daemon that has not seen this machine alive
-    /// cannot know that they are not its; so it may say that, and that alone.
+    /// Checks that the domain is off once its own write is over. A new daemon cannot assign the
+    /// writes of other labs' machines, whose processes it does not see. It may report those as
+    /// doubtful, and nothing else.
     fn is_off_but_for_others(&self, domain: &str, image: &str) -> Result<()> {
         poll_until("the write's end", SOON, || {
             let position = self.server.log_position();
@@ -62,7 +62,7 @@ impl Site {
         .with_context(|| format!("the server: {}", self.server.log()))
     }
 
-    /// Another daemon, after this one's sudden death.
+    /// Kills the daemon and starts another one.
     pub(crate) fn replace_daemon(&mut self) -> Result<()> {
         self.kill_daemon()?;
         self.next_daemon()?;
@@ -70,14 +70,14 @@ impl Site {
     }
 }
 
-/// What the threads of a process do, for people.
+/// The state of a process's threads, for failure messages.
 fn threads(pid: u32) -> String {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default().replace('\n', " ");
     threads.map(|it| it.path()).map(|it| format!("{} at {}; ", read(it.join("comm")), read(it.join("stack")))).collect()
 }
 
-/// A machine with io_uring whose write is under way, and stays so.
+/// Starts a machine with io_uring and keeps one write of it unfinished.
 pub(crate) fn stalled(site: &Site, name: &str) -> Result<Disk> {
     let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
     Machine::new(name).disk(&disk.path(), "io_uring").start(&site.libvirtd)?;
@@ -116,7 +116,7 @@ fn the_next_daemon_waits_for_a_write_as_well() -> Result<()> {
     site.is_off("ring")
 }
 
-/// A machine on a block device; libvirt gives it a /dev of its own.
+/// A machine on a block device, with libvirt's private /dev.
 fn on_block_device(name: &str) -> Result<(Site, Disk, Block, String)> {
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start_with_private_dev(&hypervisor)?;
@@ -182,7 +182,7 @@ fn a_write_to_a_block_device_that_no_record_names_is_a_doubt() -> Result<()> {
     let (mut site, disk, _block, image) = on_block_device("lvm")?;
     qemu::define_idle(&site.libvirtd, "diskless")?;
     disk.hold_writes_in_flight(site.machine("lvm")?.pid)?;
-    // Nobody of us has seen it die, and nobody remembers what it had open.
+    // No daemon has seen the machine die, and no record says which files were open.
     site.kill_daemon()?;
     std::fs::remove_dir_all(site.hypervisor.outside("/run/fence-xdp"))?;
     site.kill_by_hand("lvm")?;
@@ -191,14 +191,14 @@ fn a_write_to_a_block_device_that_no_record_names_is_a_doubt() -> Result<()> {
     site.logs(0, "connected to libvirt")?;
     site.is_not_off("lvm")?;
     site.logs(0, &image)?;
-    // Who has no block device has no part in it.
+    // A machine without a block device cannot be the writer.
     site.is_off("diskless")?;
     disk.release();
     site.is_off_but_for_others("lvm", &image)
 }
 
-/// A machine whose disk is a server's: the server carries out what the machine has sent, dead or
-/// alive.
+/// A machine whose disk is on a server. The server may carry out the machine's writes after its
+/// death.
 #[test]
 fn disks_whose_writes_cannot_be_seen_are_named() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;

@@ -1,5 +1,4 @@
-//! What `status` tells of real machines, also while libvirtd hangs or is gone: it asks nobody who
-//! could be waited for.
+//! `status` of real machines, also while libvirtd hangs or is gone: it never waits for libvirt.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +29,7 @@ fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() 
     let (code, report) = site.server.status()?;
     ensure!(code == Some(0), "{report:#}");
 
-    // Hung: a fence by the process, and the status, wait for nobody.
+    // libvirtd hangs: neither the kill by process nor the status waits for it.
     site.libvirtd.signal(Signal::SIGSTOP)?;
     site.off_directly("one")?;
     let begun = Instant::now();
@@ -42,9 +41,9 @@ fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() 
     site.libvirtd.go_on(qemu::URI)?;
     site.server.wait_domain("one", "shut off")?;
 
-    // Gone: said so, with what is still known.
+    // libvirtd is gone: the status says so, with what the daemon still knows.
     site.libvirtd.signal(Signal::SIGKILL)?;
-    let report = poll_until("the loss to be told", Duration::from_secs(60), || {
+    let report = poll_until("the status to report the lost connection", Duration::from_secs(60), || {
         let (code, report) = site.server.status()?;
         Ok((code == Some(1) && report["uris"][0]["connected"] == false).then_some(report))
     })?;

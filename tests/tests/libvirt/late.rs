@@ -1,5 +1,4 @@
-//! A libvirt whose answers take long: what is not done when the client is told "failure" is not
-//! begun afterwards.
+//! A slow libvirt: after the client got "failure", the daemon does not begin the kill any more.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +12,11 @@ use fence_lab::qemu;
 use super::KEY;
 use super::site::Site;
 
-/// Each answer about an action: five of them take longer than a client waits, and none as long as
-/// libvirt's connection may be silent.
+/// The delay of each answer about an action. Five of them exceed a client's limit; none exceeds the
+/// keepalive timeout.
 const DELAY: Duration = Duration::from_millis(4600);
 
-/// How long all of an action's calls take, and more.
+/// Longer than all calls of an action together.
 const ALL: Duration = Duration::from_secs(40);
 
 #[test]
@@ -26,7 +25,7 @@ fn a_kill_does_not_begin_after_its_client_was_told_of_a_failure() -> Result<()> 
     let libvirtd = Libvirtd::start(&hypervisor)?;
     qemu::start_idle(&libvirtd, "vm")?;
     let proxy = Proxy::start(&hypervisor)?;
-    // One for queries, which are answered at once, and one for actions.
+    // One connection for queries, which are answered at once, and one for actions.
     proxy.take_at_most(2);
     let site = Site::on(hypervisor, libvirtd, &[qemu::URI], &[("kill", "libvirt")])?;
     site.wait_status("vm", 0)?;
@@ -37,9 +36,9 @@ fn a_kill_does_not_begin_after_its_client_was_told_of_a_failure() -> Result<()> 
     let reply = site.observer.ask(&KEY, Op::Off, "vm")?;
     let told = begun.elapsed();
     ensure!(reply == 1, "{reply} after {told:?}: {}", site.server.log());
-    ensure!(!machine.is_dead()?, "it was killed in time: {told:?}");
+    ensure!(!machine.is_dead()?, "the kill was in time, so this case proves nothing: {told:?}");
     let left = ALL.saturating_sub(told);
     let died = machine.dies_within(left).context("waiting for a death")?;
-    ensure!(!died, "killed after its client was told of a failure, {told:?} after it had asked: {}", site.server.log());
+    ensure!(!died, "killed after its client got a failure, {told:?} after its request: {}", site.server.log());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A libvirt that takes a dead machine for a running one: a reboot goes on until it runs again.
+//! A libvirt that calls a dead machine running: the reboot goes on until the machine runs again.
 
 use anyhow::{Result, ensure};
 use fence_lab::qemu;
@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 use super::site::{SOON, Site};
 use super::unkillable::sockets;
 
-/// libvirt learns of the end of a machine from its monitor. Here it cannot, as somebody else holds
-/// the monitor too. The daemon has not seen the machine alive, so it knows no instance that died.
+/// libvirt learns of a machine's end from the monitor connection, which the test holds open here.
+/// The daemon has not seen the machine alive, so it knows no dead instance.
 #[test]
 fn a_reboot_of_which_libvirt_has_not_noticed_the_kill_is_not_dropped() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
@@ -17,7 +17,7 @@ fn a_reboot_of_which_libvirt_has_not_noticed_the_kill_is_not_dropped() -> Result
     let before = site.machine("missed")?;
     site.kill_daemon()?;
     let monitor = sockets(i32::try_from(before.pid)?)?;
-    ensure!(!monitor.is_empty(), "it has no monitor");
+    ensure!(!monitor.is_empty(), "the machine has no monitor connection");
     site.libvirtd.signal(Signal::SIGSTOP)?;
     site.next_daemon()?;
 
@@ -25,7 +25,10 @@ fn a_reboot_of_which_libvirt_has_not_noticed_the_kill_is_not_dropped() -> Result
     site.expect("reboot", "missed", 0)?;
     ensure!(before.dies_within(SOON)?);
     site.libvirtd.go_on(qemu::URI)?;
-    ensure!(site.libvirtd.state(qemu::URI, "missed")? == "running", "libvirt has noticed");
+    ensure!(
+        site.libvirtd.state(qemu::URI, "missed")? == "running",
+        "libvirt has noticed the death, so this case proves nothing"
+    );
     site.logs(position, "libvirt has not noticed yet that it is dead")?;
     drop(monitor);
     site.logs(position, "started again after its reboot")?;

@@ -1,5 +1,5 @@
-//! Host lists of a libvirt that does not list: never a shorter one as a success, as a cluster would
-//! forget its targets.
+//! Host lists while libvirt does not list. The daemon never answers a shorter list as a success: a
+//! cluster would forget its targets.
 
 use std::process::Command;
 
@@ -14,8 +14,8 @@ use fence_lab::qemu;
 use super::expect_listed;
 use super::site::{SOON, Site};
 
-/// Has libvirt destroy a machine that cannot die: until it is dead libvirt holds it, and lists
-/// nothing.
+/// Makes libvirt destroy a machine that cannot die. Until it is dead, libvirt holds the domain and
+/// lists nothing.
 pub(crate) fn destroyed_for_long(site: &Site, disk: &Disk, name: &str) -> Result<Process> {
     disk.hold()?;
     let mut destroy = Command::new("virsh");
@@ -53,7 +53,7 @@ fn a_list_is_whole_while_libvirt_is_held_up_by_one_domain() -> Result<()> {
         expect_listed(&list, domain, state)?;
     }
 
-    // A daemon that has never seen them has no list.
+    // A new daemon has never seen the domains, so it has no list.
     site.server.crash()?;
     site.next_daemon()?;
     let list = site.observer.list()?;

@@ -1,8 +1,8 @@
-//! The main job on real machines: a stock client in one guest, and another guest that is dead
+//! The main task on real machines: a stock client in one guest fences another guest, which is dead
 //! afterwards.
 //!
-//! `FENCE_LAB_SERVER=stock` runs this against Debian's fence_virtd (the tests of both drivers at
-//! once are ours alone: a stock server prints nothing for a list over two connections).
+//! With `FENCE_LAB_SERVER=stock` these tests run against Debian's fence_virtd. Those with both
+//! drivers at once are ours alone: fence_virtd prints no list over two connections.
 
 #[cfg(test)]
 mod blind;
@@ -83,7 +83,7 @@ use fence_lab::qemu::{self, LinuxGuest};
 use fence_lab::server::{Config, Server, Which};
 use fence_lab::witness::Witness;
 
-/// Any key will do; this one is as long as Debian's.
+/// The content does not matter; the length is that of Debian's key.
 const KEY: [u8; 4096] = [0x5a; 4096];
 
 struct Lab {
@@ -93,7 +93,7 @@ struct Lab {
     key: String,
 }
 
-/// A hypervisor with libvirtd and the server, which uses libvirt over `uris`.
+/// A hypervisor with libvirtd and a server that uses `uris`.
 fn lab(which: &Which, uris: &[&str]) -> Result<Lab> {
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
@@ -104,7 +104,7 @@ fn lab(which: &Which, uris: &[&str]) -> Result<Lab> {
     Ok(Lab { hypervisor, libvirtd, server, key })
 }
 
-/// Checks an exit code of the client; where it is another one, shows what client and server said.
+/// Checks the client's exit code; on a mismatch, shows the output of client and server.
 fn expect(answer: &Finished, code: i32, what: &str, server: &Server) -> Result<()> {
     ensure!(
         answer.code == Some(code),
@@ -117,7 +117,7 @@ fn expect(answer: &Finished, code: i32, what: &str, server: &Server) -> Result<(
     Ok(())
 }
 
-/// Checks that a list has a domain in this state.
+/// Checks that a list shows a domain in this state.
 fn expect_listed(list: &Finished, domain: &str, state: &str) -> Result<()> {
     let line = list.stdout.lines().find(|line| line.split_whitespace().next() == Some(domain));
     let listed = line.with_context(|| format!("{domain} is not in the list: {}", list.stdout))?;
@@ -152,7 +152,7 @@ fn a_qemu_guest_fences_another() -> Result<()> {
             server.log()
         );
     }
-    ensure!(before.is_dead()?, "the client was told of success and QEMU still lives");
+    ensure!(before.is_dead()?, "the client got a success and QEMU still lives");
     libvirtd.wait_state(qemu::URI, "victim", "shut off")?;
     expect(&asker.fence(&client("status").domain("victim"))?, 2, "status of a guest that is off", &server)?;
     expect_listed(&asker.fence(&client("list"))?, "victim", "off")?;
@@ -166,7 +166,7 @@ fn a_qemu_guest_fences_another() -> Result<()> {
     ensure!(!before.is_dead()?, "on of a running guest must leave it alone");
 
     expect(&asker.fence(&client("reboot").domain("victim"))?, 0, "reboot", &server)?;
-    ensure!(before.is_dead()?, "the client was told of success and the old QEMU still lives");
+    ensure!(before.is_dead()?, "the client got a success and the old QEMU still lives");
     let after = before.wait_next(&hypervisor, "victim")?;
     libvirtd.wait_state(qemu::URI, "victim", "running")?;
     ensure!(!after.is_dead()?);
@@ -177,7 +177,7 @@ fn a_qemu_guest_fences_another() -> Result<()> {
     ensure!(after.is_dead()?);
 
     expect(&asker.fence(&client("off").domain("nobody"))?, 1, "off of an unknown guest", &server)?;
-    ensure!(!bystander.is_dead()?, "the asking guest has nothing to do with all this");
+    ensure!(!bystander.is_dead()?, "the client's own guest was killed");
     Ok(())
 }
 
@@ -199,7 +199,7 @@ fn a_container_is_fenced() -> Result<()> {
     let before = Witness::of_container(&hypervisor, "ct1")?;
     ensure!(!before.is_dead()?);
     expect(&fence("off", "ct1")?, 0, "off", &server)?;
-    ensure!(before.is_dead()?, "the client was told of success and the container still lives");
+    ensure!(before.is_dead()?, "the client got a success and the container still lives");
     libvirtd.wait_state(container::URI, "ct1", "shut off")?;
     expect(&fence("status", "ct1")?, 2, "status of a container that is off", &server)?;
 
@@ -208,7 +208,7 @@ fn a_container_is_fenced() -> Result<()> {
     let before = Witness::of_container(&hypervisor, "ct1")?;
 
     expect(&fence("reboot", "ct1")?, 0, "reboot", &server)?;
-    ensure!(before.is_dead()?, "the client was told of success and the old container still lives");
+    ensure!(before.is_dead()?, "the client got a success and the old container still lives");
     let after = before.wait_next(&hypervisor, "ct1")?;
     libvirtd.wait_state(container::URI, "ct1", "running")?;
     ensure!(!after.is_dead()?);
@@ -247,7 +247,7 @@ fn a_libvirtd_that_comes_later_is_used() -> Result<()> {
     let off = Client::new("off", &key).domain("vm1").run(guest.space())?;
     expect(&off, 1, "off without libvirt", &server)?;
     let list = Client::new("list", &key).run(guest.space())?;
-    expect(&list, 1, "a list of what nobody has ever seen", &server)?;
+    expect(&list, 1, "a list before the first connection", &server)?;
     ensure!(list.stdout == "Operation failed\n", "{list:?}");
 
     let libvirtd = Libvirtd::start(&hypervisor)?;

@@ -17,23 +17,24 @@ use nix::sys::signal::Signal;
 use super::KEY;
 use super::site::{SOON, Site};
 
-/// A hypervisor and where the other one reaches it.
+/// A hypervisor, and its address for the other one.
 pub(crate) struct Host {
     pub(crate) site: Site,
     address: String,
 }
 
-/// Two hypervisors that migrate to each other.
+/// Two hypervisors that can migrate to each other.
 fn hosts() -> Result<[Host; 2]> {
     hosts_with(&Which::ours()?)
 }
 
-/// The same with either server.
+/// Two hypervisors with the given server.
 pub(crate) fn hosts_with(which: &Which) -> Result<[Host; 2]> {
     let hypervisors = [Hypervisor::new()?, Hypervisor::new()?];
     let addresses = hypervisors[0].connect(&hypervisors[1])?;
     let host = |number: usize| -> Result<Host> {
-        // Two labs are two hosts for libvirt if they say so: the machine's own UUID is the same.
+        // libvirt tells hosts apart by UUID, and both labs have this machine's, so each gets its
+        // own.
         let config = format!(
             "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n"
         );
@@ -46,7 +47,7 @@ pub(crate) fn hosts_with(which: &Which) -> Result<[Host; 2]> {
 }
 
 impl Host {
-    /// Begins to migrate a machine to another host.
+    /// Begins the migration of a machine to another host.
     pub(crate) fn migrate(&self, to: &Self, name: &str, options: &[&str]) -> Result<Process> {
         let mut command = Command::new("virsh");
         command.args(["-q", "-c", qemu::URI, "migrate", "--live"]).args(options);
@@ -54,9 +55,9 @@ impl Host {
         Process::start(self.site.hypervisor.space(), &mut command)
     }
 
-    /// Starts a machine whose migration takes a minute at the least bandwidth that libvirt knows.
+    /// Starts a machine whose migration takes a minute at libvirt's least bandwidth.
     pub(crate) fn start_heavy(&self, to: &Self, name: &str) -> Result<()> {
-        // No two pages alike, and none that is empty.
+        // All pages differ, and none is empty.
         let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
         let filling: Vec<u8> = pages.flatten().collect();
         let file = self.site.hypervisor.write("filling", &filling)?;
@@ -64,14 +65,14 @@ impl Host {
         Machine::new(name).filled(&file).start(&self.site.libvirtd)
     }
 
-    /// Has QEMU migrate a machine as slowly as it can, so that it does not come to an end.
+    /// Limits QEMU's migration bandwidth, so that the migration does not end.
     fn slow_down(&self, name: &str) -> Result<()> {
         let slow = r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":4096}}"#;
         self.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", name, slow]).map(drop)
     }
 
-    /// Begins a migration that takes for ever, and waits until it is under way on both sides. The
-    /// machine's process there.
+    /// Begins a migration that never ends, and waits until both sides take part. Returns the
+    /// machine's process on the other host.
     pub(crate) fn migrate_for_ever(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
         self.migrate_for_ever_with(to, name, &[])
     }
@@ -88,8 +89,8 @@ impl Host {
         Ok((migration, there))
     }
 
-    /// Migrates a machine by post-copy, until it runs there and a part of its memory is still here.
-    /// Its process there.
+    /// Migrates a machine by post-copy, until it runs there with a part of its memory still here.
+    /// Returns its process there.
     fn hand_over(&self, to: &Self, name: &str) -> Result<(Process, Witness)> {
         let postcopy = r#"{"execute":"migrate-set-parameters","arguments":{"max-postcopy-bandwidth":4096}}"#;
         let (migration, twin) = self.migrate_for_ever_with(to, name, &["--postcopy"])?;
@@ -99,7 +100,7 @@ impl Host {
         Ok((migration, twin))
     }
 
-    /// Its state by libvirt here; `None` if it is not known.
+    /// The state according to libvirt here; `None` if the domain is unknown.
     fn state(&self, name: &str) -> Result<Option<String>> {
         let names = self.site.libvirtd.virsh(qemu::URI, &["list", "--all", "--name"])?.stdout;
         if !names.lines().any(|line| line == name) {
@@ -109,7 +110,7 @@ impl Host {
     }
 
     fn runs(&self, name: &str) -> Result<bool> {
-        // Known and gone again between two questions is not running.
+        // The domain may disappear between two queries; then it does not run.
         Ok(self.state(name).unwrap_or(None).is_some_and(|state| state.starts_with("running")))
     }
 }
@@ -125,17 +126,17 @@ fn a_machine_that_is_on_its_way_is_held_back_or_left_alone() -> Result<()> {
     let process = here.site.machine("traveller")?;
     let (migration, twin) = here.migrate_for_ever(&there, "traveller")?;
 
-    // The host that it is on its way to cannot say anything.
+    // The destination host must stay silent.
     let position = there.site.server.log_position();
     there.site.expect("off", "traveller", 1)?;
     there.site.logs(position, "it is being migrated")?;
-    ensure!(!process.is_dead()? && !twin.is_dead()?, "nothing is done by half");
+    ensure!(!process.is_dead()? && !twin.is_dead()?, "a request that fails must not kill anything");
 
-    // The host that it is on ends the migration first.
+    // The source host aborts the migration first.
     here.site.expect("off", "traveller", 0)?;
     ensure!(process.is_dead()?);
-    ensure!(ended(migration)?.code != Some(0), "the migration has come through");
-    ensure!(twin.dies_within(SOON)?, "it lives on there");
+    ensure!(ended(migration)?.code != Some(0), "the migration has succeeded");
+    ensure!(twin.dies_within(SOON)?, "the machine still lives on the destination");
     ensure!(!there.runs("traveller")?);
     Ok(())
 }
@@ -151,7 +152,7 @@ fn a_machine_that_has_moved_is_the_other_hosts() -> Result<()> {
     here.site.expect("on", "nomad", 1)?;
     ensure!(!process.is_dead()?);
 
-    // And back: found without being looked for, and killed by its new process.
+    // Back again: the daemon knows the new process without a search, and kills it.
     ensure!(ended(there.migrate(&here, "nomad", &[])?)?.code == Some(0));
     ensure!(process.dies_within(SOON)?);
     there.site.expect("off", "nomad", 1)?;
@@ -160,8 +161,7 @@ fn a_machine_that_has_moved_is_the_other_hosts() -> Result<()> {
     Ok(())
 }
 
-/// Whatever the phase that a migration is in when it is asked for: a success means that it runs
-/// nowhere.
+/// In every phase of a migration, a success means that the domain runs on neither host.
 #[test]
 fn a_success_during_a_migration_means_that_it_runs_nowhere() -> Result<()> {
     let [here, there] = hosts()?;
@@ -173,13 +173,13 @@ fn a_success_during_a_migration_means_that_it_runs_nowhere() -> Result<()> {
         std::thread::sleep(Duration::from_millis(round * 70));
         let reply = here.site.observer.ask_about(&KEY, Op::Off, &name, std::slice::from_ref(&process))?;
         let ran_there = there.runs(&name)?;
-        // Where its domain went from under it virsh may wait for long: it is ended then, and its
-        // migration with it.
+        // virsh may wait for long after the domain is gone, so the test ends it, and the migration
+        // with it.
         let arrived = migration.ends_within(SOON)? && ended(migration)?.code == Some(0);
         if reply == 0 {
             ensure!(!ran_there && !arrived && !there.runs(&name)?, "FALSE SUCCESS: {name} runs on the other host");
         } else {
-            // Nothing was done by half: it runs on one of them.
+            // After a failure the domain runs on one of the hosts.
             ensure!(here.runs(&name)? != there.runs(&name)?, "round {round}: {}", here.site.server.log());
         }
         for host in [&here, &there] {
@@ -199,7 +199,7 @@ fn a_machine_on_its_way_is_no_success_while_libvirt_is_silent() -> Result<()> {
     let process = here.site.machine("traveller")?;
     here.site.libvirtd.signal(Signal::SIGSTOP)?;
     here.site.expect("off", "traveller", 1)?;
-    ensure!(!process.is_dead()? && !twin.is_dead()?, "nothing is done that proves nothing");
+    ensure!(!process.is_dead()? && !twin.is_dead()?, "a kill that proves nothing must not happen");
     here.site.libvirtd.signal(Signal::SIGCONT)
 }
 
@@ -214,15 +214,15 @@ fn a_machine_that_runs_there_already_is_not_ours_to_kill() -> Result<()> {
     ensure!(!process.is_dead()? && !twin.is_dead()?);
     here.site.logs(position, "it is being migrated")?;
     here.site.logs(position, "other hosts were given time to answer first")?;
-    // There it can be fenced, and that is all of it: the process here waits for ever.
+    // The other host can fence it. The process here waits for ever.
     there.site.off_directly("early")?;
     ensure!(twin.is_dead()? && !here.runs("early")?);
-    ensure!(ended(migration)?.code != Some(0) && !here.runs("early")?, "it has come back");
+    ensure!(ended(migration)?.code != Some(0) && !here.runs("early")?, "the domain runs here again");
     Ok(())
 }
 
-/// The other host has taken over, and then the process here dies. libvirt calls the machine "shut
-/// off (crashed)" here, and it runs there.
+/// The other host has taken over, and then the process here dies. libvirt here calls the domain
+/// "shut off (crashed)", while it runs there.
 #[test]
 fn a_machine_that_runs_there_already_is_not_off_when_its_process_here_dies() -> Result<()> {
     let [here, there] = hosts()?;
@@ -237,9 +237,9 @@ fn a_machine_that_runs_there_already_is_not_off_when_its_process_here_dies() -> 
         here.site.expect(op, "early", 1)?;
         here.site.logs(position, "it has moved to another host")?;
     }
-    ensure!(!twin.is_dead()? && there.runs("early")?, "who else has ended it?");
+    ensure!(!twin.is_dead()? && there.runs("early")?, "the domain does not run there any more");
     ensure!(ended(migration)?.code != Some(0));
-    // Whoever knows better starts it here; then it is here.
+    // An administrator who knows better starts it here; then it runs here.
     twin.kill()?;
     here.site.libvirtd.virsh(qemu::URI, &["start", "early"])?;
     here.site.wait_status("early", 0)?;
@@ -247,7 +247,7 @@ fn a_machine_that_runs_there_already_is_not_off_when_its_process_here_dies() -> 
     here.site.expect("off", "early", 0)
 }
 
-/// Crashes a hypervisor's libvirtd, and starts it again.
+/// Kills a hypervisor's libvirtd and starts it again.
 fn restart_libvirtd(host: Host) -> Result<Host> {
     let Host { site: Site { server, libvirtd, observer, config, hypervisor }, address } = host;
     let position = server.log_position();
@@ -258,16 +258,15 @@ fn restart_libvirtd(host: Host) -> Result<Host> {
     Ok(Host { site, address })
 }
 
-/// libvirtd dies here between the machine's last moment here and its first one there. The next one
-/// knows of no migration any more: it calls the machine paused, and leaves it to others to find out
-/// where it is.
+/// libvirtd here dies between the machine's last moment here and its first one there. The next
+/// libvirtd knows no migration: it calls the machine paused.
 #[test]
 fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()> {
     let [here, there] = hosts()?;
     here.start_heavy(&there, "gone")?;
     let process = here.site.machine("gone")?;
     let (migration, twin) = here.migrate_for_ever(&there, "gone")?;
-    // Who is to say that it has arrived says nothing for now.
+    // The libvirtd that would report the arrival is stopped for now.
     there.site.libvirtd.signal(Signal::SIGSTOP)?;
     let fast = r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":10000000000}}"#;
     here.site.libvirtd.virsh(qemu::URI, &["qemu-monitor-command", "gone", fast])?;
@@ -275,15 +274,15 @@ fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()
     poll_until("the machine to have left", SOON, || {
         Ok(std::fs::read_to_string(&record)?.contains("phase='perform3_done'").then_some(()))
     })?;
-    // libvirt writes that down before it tells those who wait for it: they have heard it when it
-    // answers the next question.
+    // libvirt records this before it sends the event. So the daemon knows it when it gets the next
+    // answer.
     here.site.libvirtd.state_and_reason(qemu::URI, "gone")?;
     let mut here = restart_libvirtd(here)?;
     there.site.libvirtd.signal(Signal::SIGCONT)?;
     poll_until("the machine to run there", SOON, || Ok(there.runs("gone")?.then_some(())))?;
-    ensure!(!process.is_dead()?, "it is not there any more, and nobody can be wrong about it");
+    ensure!(!process.is_dead()?, "the process here has ended, so this case proves nothing");
 
-    // Neither the daemon that was there, nor one that comes now.
+    // This holds for the old daemon, and for a new one.
     for _ in 0..2 {
         let position = here.site.server.log_position();
         here.site.expect("off", "gone", 1)?;
@@ -292,7 +291,7 @@ fn a_machine_that_libvirt_has_lost_sight_of_on_its_way_is_not_off() -> Result<()
         here.site.server.crash()?;
         here.site.next_daemon()?;
     }
-    // Nor when it has been cleared away here.
+    // It also holds after the remains here are removed.
     here.site.wait_status("gone", 1)?;
     here.site.libvirtd.virsh(qemu::URI, &["destroy", "gone"])?;
     here.site.expect("off", "gone", 1)?;

@@ -1,5 +1,5 @@
-//! libvirt that is stopped, killed, restarted, not there yet or hung: what runs here is fenced all
-//! the same, and the rest is said in time.
+//! libvirt is stopped, killed, restarted, not started yet, or hangs. Domains that run here are
+//! fenced all the same, and every other answer comes in time.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -19,11 +19,11 @@ use nix::sys::signal::Signal;
 use super::site::{GUEST, SOON, Site};
 use super::{KEY, expect_listed};
 
-/// Stock clients give up at 30 s: an answer that comes before them is in time.
+/// Stock clients give up after 30 s; an earlier answer is in time.
 const IN_TIME: Duration = Duration::from_secs(28);
 
 impl Site {
-    /// A request that cannot be a success now must be a failure, in time.
+    /// A request that cannot succeed now must fail in time.
     fn fails_in_time(&self, op: &str, domain: &str) -> Result<()> {
         let begun = Instant::now();
         self.expect(op, domain, 1)?;
@@ -31,7 +31,7 @@ impl Site {
         Ok(())
     }
 
-    /// A list that has all domains, as they were last known, in time.
+    /// The list must have all domains, as last known, in time.
     fn list_is_whole(&self, lister: &Observer) -> Result<()> {
         let (begun, position) = (Instant::now(), self.server.log_position());
         let list = lister.list()?;
@@ -43,7 +43,7 @@ impl Site {
     }
 }
 
-/// Machines, and whatever else these tests fence.
+/// Starts the machines that these tests fence.
 fn populate(libvirtd: &Libvirtd) -> Result<()> {
     for name in ["one", "two", "three"] {
         qemu::start_idle(libvirtd, name)?;
@@ -62,7 +62,7 @@ fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
     let mut site = Site::on(hypervisor, libvirtd, &[qemu::URI, container::URI], &[])?;
     let lister = Observer::new(&site.hypervisor, site.hypervisor.guest(GUEST + 1)?, &site.key());
     let rebooted = site.machine("two")?;
-    // The daemon opens the last of its connections half a second after the first.
+    // The daemon opens its last connection half a second after the first.
     std::thread::sleep(Duration::from_secs(1));
     site.libvirtd.signal(Signal::SIGSTOP)?;
 
@@ -72,8 +72,8 @@ fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
     site.expect("reboot", "two", 0)?;
     ensure!(rebooted.is_dead()?);
     ensure!(site.observer.fence("status", "three")?.code == Some(0), "its process lives");
-    // Nothing that only libvirt knows is said without it: not that this one is off, and not that it
-    // is on.
+    // Without libvirt the daemon does not answer what only libvirt knows: neither that this domain
+    // is off nor that it is on.
     std::thread::scope(|scope| -> Result<()> {
         let listed = scope.spawn(|| site.list_is_whole(&lister));
         site.fails_in_time("status", "never-on")?;
@@ -83,8 +83,8 @@ fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
         listed.join().map_err(|_| anyhow!("panicked"))?
     })?;
 
-    // All is well again by itself, and what was begun is done. What was answered with failure is
-    // not.
+    // The daemon recovers by itself and finishes what it has begun. It does not carry out requests
+    // that it has failed.
     site.libvirtd.go_on(qemu::URI)?;
     ensure!(site.server.is_running()?, "{}", site.server.log());
     site.wait_status("two", 0)?;
@@ -109,7 +109,7 @@ fn a_namesake_at_a_uri_that_hangs_delays_nobody() -> Result<()> {
     site.libvirtd.signal(Signal::SIGSTOP)?;
     let (begun, position) = (Instant::now(), site.server.log_position());
     site.off_directly("twin")?;
-    // Not for as long as it takes to find out that libvirtd hangs, which is 15 s.
+    // Not for the 15 s that it takes to notice a hung libvirtd.
     ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}: {}", begun.elapsed(), site.server.log());
     site.logs(position, "libvirt does not answer about it: taken to be off still")?;
     site.libvirtd.go_on(qemu::URI)?;
@@ -126,19 +126,19 @@ fn what_runs_is_fenced_while_libvirtd_is_down_and_after_it_is_back() -> Result<(
     let rebooted = site.machine("two")?;
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
-    // In its place, the same site with nobody at the socket.
+    // In its place, the same site with no process at the socket.
     let away = Away { server, observer, config, hypervisor };
     away.expect("off", "one", 0)?;
     away.expect("off", "ct1", 0)?;
     away.expect("reboot", "two", 0)?;
     ensure!(rebooted.is_dead()?);
-    // The daemon itself saw this one die.
+    // The daemon itself saw this domain die.
     for (op, code) in [("on", 1), ("status", 2)] {
         let begun = Instant::now();
         away.expect(op, "one", code)?;
         ensure!(begun.elapsed() < IN_TIME);
     }
-    // A shorter list would have a cluster forget its targets.
+    // A shorter list would make a cluster forget its targets.
     let list = away.observer.list()?;
     ensure!(list.code == Some(0), "{list:?}: {}", away.server.log());
     for (domain, state) in [("one", "off"), ("ct1", "off"), ("two", "off"), ("three", "on"), ("ct2", "on")] {
@@ -179,7 +179,7 @@ impl Away {
 #[test]
 fn a_connection_that_hangs_costs_the_others_nothing() -> Result<()> {
     let hypervisor = Hypervisor::new()?;
-    // It takes connections and never says a word.
+    // The socket accepts connections and never answers.
     let socket = hypervisor.path("silent");
     let _silent = UnixListener::bind(hypervisor.outside(&socket))?;
     let silent = format!("qemu+unix:///system?socket={socket}");
@@ -198,7 +198,7 @@ fn a_connection_that_hangs_costs_the_others_nothing() -> Result<()> {
     for (op, code) in [("status", 2), ("on", 0), ("status", 0), ("off", 0), ("off", 0), ("status", 2)] {
         site.expect(op, "vm", code)?;
     }
-    // What costs nothing is not waited for: a look-up of the silent ones takes 5 s.
+    // The daemon does not wait for the silent URIs, whose look-up takes 5 s.
     let slow = |line: &str| {
         let fence = fence_lab::timings::Fence::parse(line)?;
         let took = fence.step("replied")?.saturating_sub(fence.step("called_back")?);
@@ -206,7 +206,7 @@ fn a_connection_that_hangs_costs_the_others_nothing() -> Result<()> {
     };
     let slow = site.server.wait_log(position, Duration::ZERO, slow);
     ensure!(slow.is_none(), "{slow:?}");
-    // Nobody who can be asked knows it, and somebody cannot: no word about it.
+    // No reachable URI knows the domain, and one URI is silent, so the daemon cannot answer.
     site.expect("off", "nobody", 1)?;
     site.logs(0, "could not say")?;
     Ok(())
@@ -214,7 +214,7 @@ fn a_connection_that_hangs_costs_the_others_nothing() -> Result<()> {
 
 #[test]
 fn a_fence_that_libvirtd_outlives_is_not_repeated() -> Result<()> {
-    // libvirt's own destroy goes on beside the kill: it must not hit what was started afterwards.
+    // libvirt's own destroy continues beside the kill: it must not hit the new instance.
     let site = Site::new(&[qemu::URI], &[])?;
     qemu::start_idle(&site.libvirtd, "phoenix")?;
     site.wait_status("phoenix", 0)?;
@@ -248,7 +248,7 @@ fn a_full_state_directory_keeps_nobody_from_being_fenced() -> Result<()> {
     site.logs(position, "this reboot will be forgotten if this daemon dies")?;
     site.logs(position, "started again after its reboot")?;
     site.off_directly("vm")?;
-    // Nothing half is left that the next daemon could stumble over.
+    // No half-written record remains that the next daemon could trip over.
     let left = std::fs::read_dir(site.hypervisor.outside(STATE))?.flatten().map(|entry| (entry.file_name(), entry));
     for (name, entry) in left {
         ensure!(name == "filling" || entry.metadata()?.len() == 0, "{} was left", name.display());

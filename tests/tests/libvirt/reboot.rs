@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use super::site::{SOON, Site};
 
 impl Site {
-    /// A machine with a disk, which can be taken away. Where it is seen from here.
+    /// A machine with a removable disk image, and the image's path for the test.
     fn with_disk(&self, name: &str) -> Result<(Machine, PathBuf)> {
         let path = self.hypervisor.write(&format!("{name}.img"), &writing_disk())?;
         Ok((Machine::new(name).disk(&path, "threads"), self.hypervisor.outside(&path)))
@@ -64,7 +64,7 @@ fn who_waits_for_the_start_is_told_when_it_runs() -> Result<()> {
         let after = Witness::of_all(&site.hypervisor, name)?;
         ensure!(after.len() == 1 && after[0].pid != before[0].pid && !after[0].is_dead()?, "{name} does not run");
     }
-    // One that cannot be started is a failure, although it is off.
+    // A machine that cannot start is a failure, although it is off.
     let (machine, disk) = site.with_disk("broken")?;
     machine.start(&site.libvirtd)?;
     let before = site.machine("broken")?;
@@ -86,7 +86,7 @@ fn a_reset_is_told_when_it_was_done_and_spares_the_process() -> Result<()> {
     };
     poll_until("a boot", SOON, || Ok((boots()? == 1).then_some(())))?;
     let process = site.machine("vm")?;
-    // Nobody is to die: there is no victim to judge by.
+    // The victim survives a reset, so its death cannot be the criterion.
     let reset = |domain: &str| {
         let client = Client::new("reboot", &site.key()).domain(domain);
         site.observer.start_with(client, "reboot", domain, Vec::new())?.finish()
@@ -95,11 +95,11 @@ fn a_reset_is_told_when_it_was_done_and_spares_the_process() -> Result<()> {
     ensure!(reset("vm")?.code == Some(0), "{}", site.server.log());
     site.logs(position, "reset: vm")?;
     poll_until("another boot", SOON, || Ok((boots()? == 2).then_some(())))?;
-    ensure!(!process.is_dead()? && site.machine("vm")?.pid == process.pid, "the process goes on");
+    ensure!(!process.is_dead()? && site.machine("vm")?.pid == process.pid, "the reset has ended the process");
 
     site.not_logged(position, "after the pause")?;
 
-    // The driver of containers has no reset.
+    // The LXC driver has no reset.
     container::start(&site.libvirtd, "ct")?;
     site.wait_status("ct", 0)?;
     let before = Witness::of_container(&site.hypervisor, "ct")?;
@@ -113,7 +113,7 @@ fn a_reset_is_told_when_it_was_done_and_spares_the_process() -> Result<()> {
 
 #[test]
 fn a_pause_is_kept_also_by_the_next_daemon() -> Result<()> {
-    /// Long enough for the next daemon to be there in it, on a loaded machine.
+    /// Long enough for the next daemon to start within it, on a loaded machine.
     const PAUSE: (&str, Duration) = ("6.5", Duration::from_millis(6500));
     let mut site = Site::new(&[qemu::URI, container::URI], &[("reboot_pause", PAUSE.0)])?;
     qemu::start_idle(&site.libvirtd, "vm")?;
@@ -126,7 +126,8 @@ fn a_pause_is_kept_also_by_the_next_daemon() -> Result<()> {
         before.extend(Witness::of_all(&site.hypervisor, name)?);
     }
     ensure!(before.len() == names.len());
-    // The death comes later, so what is measured is never longer than the pause because of this.
+    // The death comes later than the request, so the measured time never exceeds the pause for this
+    // reason.
     let asked = Instant::now();
     for name in names {
         site.expect("reboot", name, 0)?;
@@ -189,7 +190,7 @@ fn a_start_that_fails_is_tried_on_and_loudly() -> Result<()> {
     site.logs(position, "started again after its reboot")?;
     site.off_directly("vm")?;
 
-    // And no longer once it is to be off.
+    // The retries end once the domain is to be off.
     site.expect("on", "vm", 0)?;
     std::fs::remove_file(&disk)?;
     site.expect("reboot", "vm", 0)?;
@@ -209,7 +210,7 @@ fn the_next_daemon_finishes_a_reboot() -> Result<()> {
     persistent.start(&site.libvirtd)?;
     transient.create_transient(&site.libvirtd)?;
     let before = [site.machine("persistent")?, site.machine("transient")?];
-    // Without their disks they cannot be started before this daemon is dead.
+    // Without their disks the machines cannot start before this daemon is dead.
     for disk in [&disk, &other] {
         std::fs::remove_file(disk)?;
     }
@@ -228,7 +229,7 @@ fn the_next_daemon_finishes_a_reboot() -> Result<()> {
         site.libvirtd.wait_state(qemu::URI, name, "running")?;
     }
 
-    // At whatever moment it dies.
+    // At whatever moment the daemon dies.
     for _ in 0..5 {
         let before = site.machine("persistent")?;
         site.wait_status("persistent", 0)?;
@@ -252,8 +253,7 @@ fn a_saved_guest_does_not_come_back_by_a_reboot() -> Result<()> {
         Ok(std::fs::read(hypervisor.outside(&serial))?.into_iter().filter(|&byte| byte == BOOTED).count())
     };
     poll_until("a boot", SOON, || Ok((boots()? == 1).then_some(())))?;
-    // An image of a guest that runs all the same: libvirt finds it when it starts, and would resume
-    // it.
+    // A saved image of a running guest: libvirt would find it at the start, and resume it.
     libvirtd.virsh(qemu::URI, &["managedsave", "vm"])?;
     let image = hypervisor.outside("/var/lib/libvirt/qemu/save/vm.save");
     let saved = std::fs::read(&image)?;
@@ -261,7 +261,7 @@ fn a_saved_guest_does_not_come_back_by_a_reboot() -> Result<()> {
     libvirtd.crash()?;
     std::fs::write(&image, saved)?;
     let site = Site::on(hypervisor.clone(), Libvirtd::start(&hypervisor)?, &[qemu::URI], &[])?;
-    ensure!(boots()? == 0, "each process begins the file anew, and this one resumed");
+    ensure!(boots()? == 0, "the guest booted instead of resuming");
     let before = site.machine("vm")?;
     site.wait_status("vm", 0)?;
     let domain = site.libvirtd.virsh(qemu::URI, &["dominfo", "vm"])?;
@@ -269,7 +269,7 @@ fn a_saved_guest_does_not_come_back_by_a_reboot() -> Result<()> {
 
     site.expect("reboot", "vm", 0)?;
     site.wait_back("vm", &before)?;
-    poll_until("a boot, not what was saved", SOON, || Ok((boots()? == 1).then_some(())))?;
+    poll_until("a fresh boot instead of a resume", SOON, || Ok((boots()? == 1).then_some(())))?;
     site.off_directly("vm")
 }
 
@@ -292,7 +292,7 @@ fn a_transient_machine_comes_back_although_libvirtd_hangs() -> Result<()> {
     site.wait_status("fleeting", 0)?;
     ensure!(site.machine("fleeting")?.pid != before.pid);
     let xml = site.libvirtd.virsh(qemu::URI, &["dumpxml", "fleeting"])?.stdout;
-    ensure!(xml.contains("console"), "it is not what it was: {xml}");
+    ensure!(xml.contains("console"), "the machine came back with another definition: {xml}");
     let known = site.libvirtd.virsh(qemu::URI, &["dominfo", "fleeting"])?.stdout;
     ensure!(known.contains("Persistent:") && !known.contains("yes"), "{known}");
     Ok(())

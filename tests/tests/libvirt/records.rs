@@ -1,5 +1,5 @@
-//! What libvirt's own record says after a fence (`virsh domstate --reason`), as
-//! docs/reference/configuration.md tells it.
+//! libvirt's own record of a domain after a fence (`virsh domstate --reason`), as
+//! docs/reference/configuration.md describes it.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::container;
@@ -10,7 +10,7 @@ use fence_lab::qemu;
 use super::site::{SOON, Site};
 
 impl Site {
-    /// Waits until libvirt's record of a domain is one of these.
+    /// Waits until libvirt's record of a domain is one of `wanted`.
     fn recorded(&self, uri: &str, domain: &str, wanted: &[&str]) -> Result<()> {
         let mut last = String::new();
         poll_until("libvirt's record", SOON, || {
@@ -28,7 +28,7 @@ fn the_short_way_leaves_the_records_that_are_documented() -> Result<()> {
     container::start(&site.libvirtd, "ct")?;
 
     site.off_directly("vm")?;
-    // libvirt's destroy was under way before the kill, unless libvirt was slower than that.
+    // libvirt's destroy began before the kill, unless libvirt was too slow.
     site.recorded(qemu::URI, "vm", &["shut off (destroyed)", "shut off (crashed)"])?;
     site.expect("on", "vm", 0)?;
     site.recorded(qemu::URI, "vm", &["running (booted)"])?;

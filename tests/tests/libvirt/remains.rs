@@ -1,5 +1,5 @@
-//! What lives of a domain that libvirt calls off, or takes for something else: the host's own
-//! processes are the proof.
+//! Orphaned processes of a domain that libvirt calls off or mistakes for something else. The host's
+//! own processes are the proof.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 
 use super::site::{SOON, Site};
 
-/// The emulators are started by other programs here: how many processes a machine then has.
+/// The number of processes that a machine has when another program starts its emulator.
 const WITH_LAUNCHER: usize = 2;
 
 /// Defines and starts a machine with this emulator.
@@ -31,7 +31,7 @@ fn uuid(site: &Site, name: &str) -> Result<String> {
     Ok(site.libvirtd.virsh(qemu::URI, &["domuuid", name])?.stdout.trim().to_owned())
 }
 
-/// All processes of a machine, of which there are so many.
+/// All processes of a machine, which must be `count`.
 pub(crate) fn processes(site: &Site, name: &str, count: usize) -> Result<Vec<Witness>> {
     let uuid = uuid(site, name)?;
     poll_until(&format!("{count} processes of {name}"), SOON, || {
@@ -47,7 +47,7 @@ pub(crate) fn all_dead(processes: &[Witness], site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Off by its launcher's death is not off; and nothing is started beside what lives.
+/// A domain with a dead launcher is not off, and no copy is started beside its living emulator.
 fn is_fenced_whole(site: &Site, name: &str) -> Result<()> {
     let before = processes(site, name, WITH_LAUNCHER)?;
     site.wait_status(name, 0)?;
@@ -73,8 +73,8 @@ fn a_script_around_the_emulator_is_fenced_with_it() -> Result<()> {
     is_fenced_whole(&site, "wrapped")
 }
 
-/// Its name is an emulator's: a shell of that name, so that the launcher itself is what the kernel
-/// calls the program.
+/// The launcher is a shell with an emulator's name, so the kernel reports that name for the
+/// launcher too.
 #[test]
 fn a_launcher_that_is_called_like_an_emulator_is_fenced_with_it() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
@@ -86,23 +86,22 @@ fn a_launcher_that_is_called_like_an_emulator_is_fenced_with_it() -> Result<()> 
     is_fenced_whole(&site, "launched")
 }
 
-/// With libvirt's way, too: it ends the launcher, and calls the machine off.
+/// Also through libvirt: it ends the launcher, and calls the machine off.
 #[test]
 fn what_libvirts_own_destroy_leaves_is_killed() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[("kill", "libvirt")])?;
-    // Not even SIGTERM reaches the emulator.
+    // The emulator does not even get SIGTERM.
     let script = format!("#!/bin/sh\nsetsid {} \"$@\" &\nwait\nexit\n", qemu::emulator()?);
     let script = site.hypervisor.write_mode("wrapper", script.as_bytes(), 0o755)?;
     start(&site, "wrapped", &script)?;
     is_fenced_whole(&site, "wrapped")
 }
 
-/// As some distributions ship it. libvirt hangs, so that only the process itself is left to be
-/// killed.
+/// Some distributions ship such an emulator. libvirt hangs, so only the kill by process remains.
 #[test]
 fn an_emulator_of_another_name_is_fenced_while_libvirtd_hangs() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
-    // The emulator finds its firmware and its modules by where it lies itself.
+    // The emulator finds its firmware and its modules relative to its own path.
     for directory in ["share", "lib"] {
         symlink(format!("/usr/{directory}"), site.hypervisor.outside(&site.hypervisor.path(directory)))?;
     }
@@ -118,13 +117,13 @@ fn an_emulator_of_another_name_is_fenced_while_libvirtd_hangs() -> Result<()> {
     site.libvirtd.go_on(qemu::URI)
 }
 
-/// Starts libvirtd and the daemon anew, both without a memory of their own of this domain.
+/// Restarts libvirtd and the daemon without their records of this domain.
 pub(crate) fn forget(mut site: Site, domain: &str, files: impl Fn(&Hypervisor) -> Result<()>) -> Result<Site> {
     site.server.crash()?;
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
     files(&hypervisor)?;
-    // What an earlier daemon knew would help.
+    // The records of an earlier daemon would help.
     let _ = std::fs::remove_dir_all(hypervisor.outside("/run/fence-xdp"));
     let libvirtd = Libvirtd::start(&hypervisor)?;
     libvirtd.wait_state(qemu::URI, domain, "shut off")?;
@@ -133,7 +132,7 @@ pub(crate) fn forget(mut site: Site, domain: &str, files: impl Fn(&Hypervisor) -
     Ok(site)
 }
 
-/// libvirt's run files of a domain are gone.
+/// Removes libvirt's run files of a domain.
 pub(crate) fn remove_run_files(hypervisor: &Hypervisor, domain: &str) -> Result<()> {
     for kind in ["xml", "pid"] {
         let file = hypervisor.outside(&format!("/run/libvirt/qemu/{domain}.{kind}"));
@@ -182,7 +181,7 @@ fn of_two_instances_both_are_killed() -> Result<()> {
     all_dead(&both, &site)
 }
 
-/// No definition outlives it, so libvirt knows no such domain any more.
+/// A transient domain has no definition left, so libvirt does not know it.
 #[test]
 fn a_lost_transient_machine_is_ended_by_off() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
@@ -193,7 +192,7 @@ fn a_lost_transient_machine_is_ended_by_off() -> Result<()> {
     qemu::define_idle(&site.libvirtd, "other")?;
     let (known, unknown) = (processes(&site, "known", 1)?, processes(&site, "unknown", 1)?);
     let uuid = uuid(&site, "unknown")?;
-    // One of them this daemon has seen, the other one not: it is the next daemon.
+    // The old daemon has seen one of them; the new one has seen none.
     let position = site.server.log_position();
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
@@ -214,7 +213,8 @@ fn a_lost_transient_machine_is_ended_by_off() -> Result<()> {
     all_dead(&unknown, &site)
 }
 
-/// The own libvirtd has lost it. Another one has it defined, speaks first, and calls it off.
+/// The libvirtd that ran the domain has lost it. Another URI has it defined, answers first, and
+/// calls it off.
 #[test]
 fn a_lost_machine_is_not_off_by_the_word_of_another_uri() -> Result<()> {
     let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
@@ -239,7 +239,7 @@ fn a_lost_machine_is_not_off_by_the_word_of_another_uri() -> Result<()> {
     site.expect("status", "moved", 0)?;
     site.expect("on", "moved", 1)?;
     ensure!(Witness::of_all(&second, "moved")?.is_empty(), "`on` has started a second copy: {}", site.server.log());
-    ensure!(!lost[0].is_dead()?, "the test is wrong: it does not live");
+    ensure!(!lost[0].is_dead()?, "the test is wrong: the machine is dead");
     site.expect("off", "moved", 0)?;
     all_dead(&lost, &site)?;
     site.wait_status("moved", 2)?;
@@ -247,7 +247,7 @@ fn a_lost_machine_is_not_off_by_the_word_of_another_uri() -> Result<()> {
     there.wait_state(qemu::URI, "moved", "running")
 }
 
-/// What everybody may type while it is fenced.
+/// Commands that an administrator may type during a fence.
 #[test]
 fn a_command_that_mentions_a_machine_is_not_killed_for_it() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
@@ -259,7 +259,7 @@ fn a_command_that_mentions_a_machine_is_not_killed_for_it() -> Result<()> {
     command.args(["-c", "sleep 600; exit", "sh", "-uuid", &uuid]);
     let mut mention = fence_lab::process::Process::start(site.hypervisor.space(), &mut command)?;
     let position = site.server.log_position();
-    // It may be the machine: in doubt nobody is told that it is off.
+    // The process may be the machine, so the daemon does not answer "off".
     site.expect("off", "mentioned", 1)?;
     ensure!(machine.is_dead()? && mention.is_running()?);
     site.logs(position, "may be its or not")?;
@@ -269,8 +269,7 @@ fn a_command_that_mentions_a_machine_is_not_killed_for_it() -> Result<()> {
     site.expect("off", "mentioned", 0)
 }
 
-/// With libvirtd down the controller's end is nobody's business: the container's first process
-/// lives on.
+/// With libvirtd down nothing handles the controller's end, and the container's init lives on.
 #[test]
 fn a_container_without_its_controller_is_on_until_it_is_dead() -> Result<()> {
     let mut site = Site::new(&[container::URI], &[])?;
@@ -292,7 +291,10 @@ fn a_container_without_its_controller_is_on_until_it_is_dead() -> Result<()> {
     }
     let libvirtd = Libvirtd::start(&hypervisor)?;
     libvirtd.wait_state(container::URI, "orphan", "shut off")?;
-    ensure!(!orphan.is_dead()? && !started.is_dead()?, "it has ended with its controller: there is no such case here");
+    ensure!(
+        !orphan.is_dead()? && !started.is_dead()?,
+        "the container ended with its controller, so this case cannot occur here"
+    );
     site = Site { server, libvirtd, observer, config, hypervisor };
     site.next_daemon()?;
     site.expect("status", "orphan", 0)?;
@@ -306,8 +308,7 @@ fn a_container_without_its_controller_is_on_until_it_is_dead() -> Result<()> {
     site.logs(position, "started again after its reboot")
 }
 
-/// A container can ask for its own reboot: libvirt starts it anew, and says only that it was
-/// rebooted.
+/// A container can reboot itself: libvirt starts it again, and reports only a reboot.
 #[test]
 fn a_container_that_reboots_itself_is_followed() -> Result<()> {
     let site = Site::new(&[container::URI], &[])?;

@@ -1,5 +1,5 @@
-//! `reboot_method="reset"` of what does not run: libvirt would reset it, and it would stand still
-//! afterwards.
+//! `reboot_method="reset"` of a domain that does not run: after libvirt's reset it would still not
+//! run.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::client::Client;
@@ -12,20 +12,20 @@ use super::remains::{all_dead, forget, processes, remove_run_files};
 use super::site::{SOON, Site};
 
 impl Site {
-    /// Has a domain rebooted that stands still: its process must die, and another one must run.
+    /// Reboots a stopped domain: its process must die, and another one must run.
     fn reboots_what_stands_still(&self, name: &str, state: &str) -> Result<()> {
         self.libvirtd.wait_state(qemu::URI, name, state)?;
         let before = self.machine(name)?;
         let position = self.server.log_position();
         self.expect("reboot", name, 0)?;
-        ensure!(before.is_dead()?, "told of success, and it stands still as before: {}", self.server.log());
+        ensure!(before.is_dead()?, "success was answered, and the domain is still stopped: {}", self.server.log());
         self.logs(position, "a reset would not make it run")?;
         let back = || Ok(self.machine(name).is_ok_and(|now| now.pid != before.pid).then_some(()));
         poll_until("another process", SOON, back)
     }
 }
 
-/// All ways in which a machine of QEMU stands still.
+/// Every state in which a QEMU machine is stopped.
 fn what_stands_still_is_started_again(reply: &'static str) -> Result<()> {
     let site = Site::new(&[qemu::URI], &[("reboot_method", "reset"), ("reboot_reply", reply)])?;
     qemu::start_idle(&site.libvirtd, "paused")?;
@@ -60,7 +60,7 @@ fn what_stands_still_runs_when_that_is_what_the_answer_says() -> Result<()> {
     what_stands_still_is_started_again("on")
 }
 
-/// A reset ends nothing but what one instance was doing, and libvirt knows only one of the two.
+/// A reset reaches only one instance, and libvirt knows only one of the two.
 #[test]
 fn what_runs_twice_is_not_reset() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[("reboot_method", "reset")])?;
@@ -73,10 +73,10 @@ fn what_runs_twice_is_not_reset() -> Result<()> {
     site.expect("reboot", "twice", 0)?;
     all_dead(&both, &site)?;
     site.logs(position, "started again after its reboot")?;
-    // One alone is reset, and its process goes on.
+    // A single instance is reset, and its process goes on.
     let one = processes(&site, "twice", 1)?;
     site.wait_status("twice", 0)?;
     let reboot = Client::new("reboot", &site.key()).domain("twice").run(site.observer.guest().space())?;
-    ensure!(reboot.code == Some(0) && !one[0].is_dead()?, "it was not reset: {}", site.server.log());
+    ensure!(reboot.code == Some(0) && !one[0].is_dead()?, "the domain was not reset: {}", site.server.log());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What this daemon itself saw die is off, also where libvirt cannot say so.
+//! A domain that this daemon saw die is off, also while libvirt cannot say so.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use nix::sys::signal::Signal;
 
 use super::site::{SOON, Site};
 
-/// Far below the 15 s that it takes to find out that libvirt hangs.
+/// Far below the 15 s that it takes to notice a hung libvirt.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 impl Site {
-    /// A success that waits for nobody.
+    /// A success that waits for nothing.
     fn at_once(&self, op: &str, domain: &str) -> Result<()> {
         let begun = Instant::now();
         self.expect(op, domain, 0)?;
@@ -44,10 +44,10 @@ fn a_second_off_is_as_good_as_the_first_while_libvirtd_hangs() -> Result<()> {
     for name in ["one", "transient"] {
         site.off_directly(name)?;
         site.at_once("off", name)?;
-        // A reboot of what is off, as ever.
+        // A reboot of a domain that is off works as usual.
         site.at_once("off", name)?;
     }
-    // It has died by itself, and its pidfd tells.
+    // The machine dies by itself, and the daemon learns it from its pidfd.
     let two = site.machine("two")?;
     two.kill()?;
     ensure!(two.dies_within(SOON)?);
@@ -71,7 +71,7 @@ fn a_second_off_is_as_good_as_the_first_while_libvirtd_is_gone() -> Result<()> {
     let mut site = site()?;
     let two = site.machine("two")?;
     site.libvirtd.kill()?;
-    poll_until("the loss to be noticed", SOON, || {
+    poll_until("the daemon to notice the lost connection", SOON, || {
         Ok((site.server.status()?.1["uris"][0]["connected"] == false).then_some(()))
     })?;
     site.off_directly("one")?;
@@ -82,7 +82,7 @@ fn a_second_off_is_as_good_as_the_first_while_libvirtd_is_gone() -> Result<()> {
     site.expect("status", "one", 2)
 }
 
-/// No libvirt knows a transient machine that is off.
+/// libvirt does not know a transient machine that is off.
 #[test]
 fn a_transient_machine_that_was_killed_stays_off() -> Result<()> {
     let site = site()?;
@@ -91,7 +91,7 @@ fn a_transient_machine_that_was_killed_stays_off() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     site.at_once("off", "transient")?;
     site.expect("status", "transient", 2)?;
-    // Until somebody starts it again.
+    // Until it is started again.
     Machine::new("transient").create_transient(&site.libvirtd)?;
     site.wait_status("transient", 0)?;
     let again = site.machine("transient")?;

@@ -1,5 +1,5 @@
-//! A domain that is known at two URIs and runs at the one that falls silent: nobody says that it is
-//! off, and nobody starts it again.
+//! A domain is known at two URIs and runs at the one that does not answer any more. The daemon
+//! neither calls it off nor starts it again.
 
 use std::fs;
 use std::path::Path;
@@ -17,16 +17,16 @@ use super::site::{SOON, Site};
 
 const UUID: &str = "5b0e7a52-3c5b-4c83-8c0f-0d9f6c3f1a01";
 
-/// Two hypervisors. The daemon of the first knows both.
+/// Two hypervisors. The daemon of the first uses both.
 struct Pair {
     here: Site,
     there: Libvirtd,
-    /// The other one's URI, as the daemon has it.
+    /// The URI of the second hypervisor, as the daemon writes it.
     uri: String,
 }
 
 impl Pair {
-    /// `vm1` is defined on both. It runs there.
+    /// Defines `vm1` on both hypervisors and starts it on the second.
     fn new(name: &str) -> Result<Self> {
         let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
         let [_, address] = first.connect(&second)?;
@@ -44,20 +44,20 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Waits until the daemon has written down that the machine runs there.
+    /// Waits until the daemon has recorded that the machine runs there.
     fn is_kept(&self, name: &str) -> Result<()> {
         let file = self.here.hypervisor.outside("/run/fence-xdp/last-known");
-        poll_until("the last word to be kept", SOON, || {
+        poll_until("the record of the domain's last state", SOON, || {
             Ok(fs::read_to_string(&file).is_ok_and(|kept| kept.contains(name)).then_some(()))
         })
         .with_context(|| self.here.server.log())
     }
 
-    /// Nobody says that it is off, and no second copy is started.
+    /// Checks that no request calls the domain off or starts a second copy.
     fn nothing_is_said(&self, name: &str, there: &Witness) -> Result<()> {
         for op in ["status", "off", "on", "reboot", "status"] {
             self.here.expect(op, name, 1)?;
-            ensure!(!there.is_dead()?, "{op}: the test is wrong: it does not live");
+            ensure!(!there.is_dead()?, "{op}: the test is wrong: the machine is dead");
             let copies = Witness::of_all(&self.here.hypervisor, name)?;
             ensure!(copies.is_empty(), "{op} has started a second copy: {}", self.here.server.log());
         }
@@ -78,21 +78,21 @@ fn what_runs_where_libvirtd_is_killed_is_not_off_elsewhere() -> Result<()> {
     pair.there.kill()?;
     pair.nothing_is_said("vm1", &machine)?;
 
-    // The next daemon has never heard of that libvirtd.
+    // The next daemon never reaches that libvirtd.
     pair.restart_daemon()?;
     pair.nothing_is_said("vm1", &machine)?;
     ensure!(Path::new(&pair.here.hypervisor.outside("/run/fence-xdp/last-known")).exists());
 
-    // What it says when it is back counts.
+    // Once that libvirtd is back, its answers count.
     let hypervisor = pair.there.hypervisor().clone();
     let config = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
     pair.there = Libvirtd::start_with(&hypervisor, config, &["--listen"])?;
     pair.here.wait_status("vm1", 0)?;
     pair.here.expect("off", "vm1", 0)?;
-    ensure!(machine.is_dead()?, "told to be off, and alive: {}", pair.here.server.log());
+    ensure!(machine.is_dead()?, "the answer was off, and the machine lives: {}", pair.here.server.log());
     pair.here.wait_status("vm1", 2)?;
     pair.there.kill()?;
-    // It was off there by its last word.
+    // According to its last state the domain was off there.
     pair.here.expect("off", "vm1", 0)?;
     pair.here.expect("on", "vm1", 0)?;
     pair.here.libvirtd.wait_state(qemu::URI, "vm1", "running")
@@ -111,11 +111,11 @@ fn what_runs_where_libvirtd_hangs_is_not_off_elsewhere() -> Result<()> {
     pair.there.signal(Signal::SIGCONT)?;
     pair.here.wait_status("vm1", 0)?;
     pair.here.expect("off", "vm1", 0)?;
-    ensure!(machine.is_dead()?, "told to be off, and alive: {}", pair.here.server.log());
+    ensure!(machine.is_dead()?, "the answer was off, and the machine lives: {}", pair.here.server.log());
     Ok(())
 }
 
-/// The other way round: it runs here, and the libvirtd of here hangs.
+/// The reverse: the domain runs here, and libvirtd hangs here.
 #[test]
 fn what_runs_here_is_not_off_by_another_uris_word() -> Result<()> {
     let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
@@ -135,7 +135,7 @@ fn what_runs_here_is_not_off_by_another_uris_word() -> Result<()> {
     pair.here.libvirtd.signal(Signal::SIGSTOP)?;
     pair.restart_daemon()?;
 
-    // It is on, and killed by its process; and no copy is started there.
+    // The domain is on, and killed by its process; no copy is started there.
     for (op, code) in [("status", 0), ("on", 1), ("off", 0)] {
         pair.here.expect(op, "vm2", code)?;
         ensure!(process.is_dead()? == (op == "off"), "{op}: {}", pair.here.server.log());
@@ -143,6 +143,6 @@ fn what_runs_here_is_not_off_by_another_uris_word() -> Result<()> {
     }
     pair.here.libvirtd.go_on(qemu::URI)?;
     pair.here.expect("off", "vm2", 0)?;
-    ensure!(process.is_dead()?, "told to be off, and alive: {}", pair.here.server.log());
+    ensure!(process.is_dead()?, "the answer was off, and the machine lives: {}", pair.here.server.log());
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What most of these tests begin with: a hypervisor with libvirtd and a server, and a guest that
-//! sends requests.
+//! The usual setup of these tests: a hypervisor with libvirtd and a server, and a guest that sends
+//! requests.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use fence_lab::witness::Witness;
 
 use super::KEY;
 
-/// The guest that asks: libvirt counts the ports of its own machines from 0.
+/// The client's guest. libvirt numbers the ports of its own machines from 0.
 pub(crate) const GUEST: u8 = 90;
-/// How long what takes milliseconds may take on a loaded machine.
+/// How long an operation of milliseconds may take on a loaded machine.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) struct Site {
@@ -28,14 +28,14 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// With our daemon, which uses libvirt over `uris` and has these keys in its backend.
+    /// A site with our daemon, which uses `uris` and has these keys in its backend.
     pub(crate) fn new(uris: &[&str], backend: &[(&'static str, &'static str)]) -> Result<Self> {
         let hypervisor = Hypervisor::new()?;
         let libvirtd = Libvirtd::start(&hypervisor)?;
         Self::on(hypervisor, libvirtd, uris, backend)
     }
 
-    /// The same with a libvirtd that is there already, and perhaps its domains.
+    /// A site with an existing libvirtd and its domains.
     pub(crate) fn on(
         hypervisor: Hypervisor,
         libvirtd: Libvirtd,
@@ -45,7 +45,7 @@ impl Site {
         Self::with(&Which::ours()?, hypervisor, libvirtd, uris, backend)
     }
 
-    /// The same with either server.
+    /// A site with the given server.
     pub(crate) fn with(
         which: &Which,
         hypervisor: Hypervisor,
@@ -62,7 +62,7 @@ impl Site {
         Ok(Self { server, libvirtd, observer, config, hypervisor })
     }
 
-    /// A fence that must end with this exit code; if not, the log is shown.
+    /// Sends a request that must end with this exit code; shows the log if it does not.
     pub(crate) fn expect(&self, op: &str, domain: &str, code: i32) -> Result<()> {
         self.observer.expect(op, domain, code).map(drop).with_context(|| format!("the server: {}", self.server.log()))
     }
@@ -72,7 +72,7 @@ impl Site {
         Witness::of_qemu(&self.hypervisor, domain)
     }
 
-    /// A fence that must be a success by the short way, not by libvirt's.
+    /// Sends an `off` that must succeed by a direct kill, not through libvirt.
     pub(crate) fn off_directly(&self, domain: &str) -> Result<()> {
         ensure!(!Witness::of_all(&self.hypervisor, domain)?.is_empty(), "{domain} does not run");
         let position = self.server.log_position();
@@ -104,12 +104,12 @@ impl Site {
         .with_context(|| format!("the server: {}", self.server.log()))
     }
 
-    /// The key file that clients use.
+    /// The key file of the clients.
     pub(crate) fn key(&self) -> String {
         self.config.key_file.clone()
     }
 
-    /// Starts the next daemon, when this one is dead.
+    /// Starts the next daemon after the death of this one.
     pub(crate) fn next_daemon(&mut self) -> Result<()> {
         self.server = Server::start(&self.hypervisor, &Which::ours()?, &self.config)?;
         Ok(())

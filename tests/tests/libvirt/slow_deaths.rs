@@ -1,7 +1,7 @@
-//! Machines whose death takes seconds, and machines that `/proc` cannot say the arguments of.
+//! Machines whose death takes seconds, and machines whose arguments `/proc` cannot show.
 //!
-//! The kernel takes the memory of a killed process away first, and its command line with it. What
-//! follows may take long: memory that is locked, files whose close waits for storage.
+//! The kernel first frees the memory of a killed process, and its command line with it. The rest
+//! may take long: locked memory, or files whose close waits for storage.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use nix::sys::signal::Signal;
 use super::KEY;
 use super::site::{SOON, Site};
 
-/// Longer than a doubt about a process may last.
+/// Longer than the daemon may stay in doubt about a process.
 const SECONDS: Duration = Duration::from_secs(3);
 
-/// What a fence of a machine that dies at once may take on a loaded host, and less than it takes to
-/// give up on one that does not.
+/// Longer than the fence of a machine that dies at once, on a loaded host. Shorter than the daemon
+/// waits for a machine that does not die.
 const IN_TIME: Duration = Duration::from_secs(10);
 
 /// A machine whose process maps a file of ours.
@@ -32,7 +32,7 @@ fn mapping(site: &Site, name: &str) -> Result<Disk> {
     Ok(memory)
 }
 
-/// It has no command line any more, and is not dead before its last file is closed.
+/// The machine has lost its command line, and dies only when its last file is closed.
 #[test]
 fn a_death_that_takes_seconds_is_waited_for() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
@@ -41,7 +41,7 @@ fn a_death_that_takes_seconds_is_waited_for() -> Result<()> {
     disk.wait_written()?;
     site.server.wait_domain("slow", "running")?;
     let machine = site.machine("slow")?;
-    // libvirt's own destroy asks it to end in peace: then it would wait with its memory.
+    // libvirt's destroy sends SIGTERM first, and QEMU would then keep its memory while it waits.
     site.libvirtd.signal(Signal::SIGSTOP)?;
     disk.hold_closes();
     let mut off = site.observer.start("off", "slow")?;
@@ -49,8 +49,8 @@ fn a_death_that_takes_seconds_is_waited_for() -> Result<()> {
     poll_until("its command line to be gone", SOON, || Ok(std::fs::read(&line)?.is_empty().then_some(())))
         .with_context(|| format!("{}: {}", machine.describe(), site.server.log()))?;
     std::thread::sleep(SECONDS);
-    ensure!(!machine.is_dead()?, "what holds it does not hold");
-    ensure!(off.waits()?, "answered before it is dead: {}", site.server.log());
+    ensure!(!machine.is_dead()?, "the test does not keep the machine alive");
+    ensure!(off.waits()?, "answered before the machine is dead: {}", site.server.log());
     disk.release();
     let answer = off.finish()?;
     ensure!(answer.code == Some(0), "{answer:?}: {}", site.server.log());
@@ -58,7 +58,7 @@ fn a_death_that_takes_seconds_is_waited_for() -> Result<()> {
     site.wait_status("slow", 2)
 }
 
-/// As long as it lives it carries the locks on its images itself: only then they tell of writes.
+/// A living machine holds its image locks itself. Only after its death do they tell of writes.
 #[test]
 fn writes_are_judged_when_the_machine_is_dead() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
@@ -73,7 +73,7 @@ fn writes_are_judged_when_the_machine_is_dead() -> Result<()> {
     let position = site.server.log_position();
     let mut off = site.observer.start("off", "ring")?;
     site.logs(position, "not dead yet: ")?;
-    ensure!(!machine.is_dead()?, "what holds it does not hold");
+    ensure!(!machine.is_dead()?, "the test does not keep the machine alive");
     drop(lock);
     ensure!(machine.dies_within(SOON)?, "its death waits for its write: this kernel has no such case");
     site.logs(position, "the kernel has not done with its disk writes yet")?;
@@ -100,7 +100,7 @@ fn a_machine_whose_memory_is_locked_costs_nobody_else_anything() -> Result<()> {
     ensure!(begun.elapsed() < 2 * IN_TIME, "{:?}: {}", begun.elapsed(), site.server.log());
     ensure!(site.observer.fence("status", "stuck")?.code == Some(0), "it lives");
 
-    // The next daemon has never read it.
+    // The next daemon has never read the command line.
     site.replace_daemon()?;
     site.server.wait_domain("second", "running")?;
     for name in ["second", "first"] {
@@ -110,12 +110,16 @@ fn a_machine_whose_memory_is_locked_costs_nobody_else_anything() -> Result<()> {
     }
     ensure!(!is_readable(machine.pid)?, "the test is wrong: its command line can be read");
 
-    // It cannot die as long as it is so, and that is what its client is told.
+    // The machine cannot die meanwhile, and the client gets a failure.
     let reply = site.observer.ask(&KEY, Op::Off, "stuck")?;
     ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
-    ensure!(!machine.is_dead()?, "what holds it does not hold");
-    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off: {}", site.server.log());
+    ensure!(!machine.is_dead()?, "the test does not keep the machine alive");
+    ensure!(
+        site.observer.fence("status", "stuck")?.code != Some(2),
+        "the machine lives, and status calls it off: {}",
+        site.server.log()
+    );
     drop(lock);
-    ensure!(machine.dies_within(SOON)?, "the kill is not in force: {}", site.server.log());
+    ensure!(machine.dies_within(SOON)?, "the kill had no effect: {}", site.server.log());
     site.expect("off", "stuck", 0)
 }

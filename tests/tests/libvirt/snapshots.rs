@@ -1,4 +1,4 @@
-//! Machines that go back to what they were.
+//! Machines that revert to a snapshot.
 
 use std::process::Command;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use nix::unistd::Pid;
 
 use super::site::{SOON, Site};
 
-/// A disk image that can hold snapshots, of 1 MiB and without anything in it.
+/// A disk image of 1 MiB that can hold snapshots, and is empty.
 fn snapshot_disk() -> Vec<u8> {
     const CLUSTER: usize = 1 << 16;
-    // Cluster 0 is the header, 1 the table of reference counts, 2 the counts of these four, 3 the
-    // table of the tables of what is there.
+    // Cluster 0 is the header, 1 the refcount table, 2 the refcounts of these four clusters, 3 the
+    // L1 table.
     let mut image = vec![0; 4 * CLUSTER];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"QFI\xfb\0\0\0\x02");
@@ -32,7 +32,7 @@ fn snapshot_disk() -> Vec<u8> {
     image
 }
 
-/// libvirt ends its process and starts another, which goes on where the snapshot was made.
+/// libvirt ends the process and starts another one, which continues from the snapshot.
 #[test]
 fn a_machine_that_goes_back_to_a_snapshot_is_not_off_by_the_death_of_its_process() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
@@ -43,25 +43,25 @@ fn a_machine_that_goes_back_to_a_snapshot_is_not_off_by_the_death_of_its_process
     site.libvirtd.virsh(qemu::URI, &["snapshot-create-as", "back", "before"])?;
     site.server.wait_domain("back", "running")?;
     let old = site.machine("back")?;
-    // It does not end when it is asked to.
+    // The machine ignores a request to shut down.
     let pid = Pid::from_raw(i32::try_from(old.pid)?);
     kill(pid, Signal::SIGSTOP)?;
     let mut revert = Command::new("virsh");
     revert.args(["-q", "-c", qemu::URI, "snapshot-revert", "back", "before", "--force"]);
     let revert = Process::start(site.hypervisor.space(), &mut revert)?;
     let record = site.hypervisor.outside("/run/libvirt/qemu/back.xml");
-    poll_until("the way back", SOON, || {
+    poll_until("the reversion to begin", SOON, || {
         ensure!(!revert.ends_within(Duration::ZERO)?, "{}", revert.stderr().text());
         Ok(std::fs::read_to_string(&record)?.contains("async='start'").then_some(()))
     })?;
     let position = site.server.log_position();
     let off = site.observer.start("off", "back")?;
-    poll_until("what is done about it", SOON, || {
+    poll_until("the daemon's reaction", SOON, || {
         let left =
             site.server.wait_log(position, Duration::ZERO, |line| line.contains("left to libvirt").then_some(()));
         Ok((left.is_some() || old.is_dead()?).then_some(()))
     })?;
-    // Gone already if it was killed.
+    // After a kill it is already gone.
     let _ = kill(pid, Signal::SIGCONT);
     let answer = off.finish()?;
     let way_back = revert.finish(SOON)?;

@@ -18,15 +18,15 @@ use nix::sys::signal::Signal;
 use super::KEY;
 use super::site::{GUEST, SOON, Site};
 
-/// The domain of libvirt's driver inside the daemon's own process: it answers whatever libvirtd
+/// The domain of libvirt's driver inside the daemon's process, which answers whatever libvirtd
 /// does.
 const INSIDE: (&str, &str) = ("test:///default", "test");
 
-/// How long the daemon may be deaf from one's last answer to the next one's first: 2 s, and more on
-/// a machine that has much to do.
+/// The longest gap between the old daemon's last answer and the new one's first: 2 s, and more on a
+/// loaded machine.
 const DEAF: Duration = Duration::from_secs(4);
 
-/// When answers came, one after the other, until it is over.
+/// The times of successive answers, until `over` is set.
 fn answers(guest: &fence_lab::lab::Guest, over: &AtomicBool) -> Result<Vec<Instant>> {
     let mut answers = Vec::new();
     while !over.load(Ordering::Relaxed) {
@@ -53,7 +53,7 @@ fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
     let over = AtomicBool::new(false);
     std::thread::sleep(Duration::from_secs(1));
     site.libvirtd.signal(Signal::SIGSTOP)?;
-    // Its restart stays pending.
+    // The domain's restart stays pending.
     site.expect("reboot", "vm", 0)?;
     ensure!(before.is_dead()?);
     std::thread::scope(|scope| -> Result<()> {
@@ -85,21 +85,21 @@ fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
         ensure!(deaf < DEAF, "no answer for {deaf:?}, ended {ends:?} after SIGTERM: {}", ended.stderr);
         ensure!(ended.code == Some(0), "{ended:?}");
 
-        // What was pending is done by the next daemon.
+        // The next daemon completes the pending restart.
         site.libvirtd.go_on(qemu::URI)?;
         let back = |line: &str| line.contains("started again after its reboot").then_some(());
         next.wait_log(0, SOON, back).with_context(|| format!("not started again: {}", next.log()))
     })
 }
 
-/// Nobody else would ever start what is on no record. The stop waits for it, and requests are
-/// served meanwhile.
+/// The next daemon does not know a restart without a record. The stop waits for this restart, and
+/// the daemon serves meanwhile.
 #[test]
 fn a_stop_that_waits_for_an_unrecorded_restart_serves_until_its_end() -> Result<()> {
     const STATE: &str = "/run/fence-xdp";
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
-    // No room for a record.
+    // The disk has no room for a record.
     hypervisor.space().in_mounts(|| {
         std::fs::create_dir_all(STATE)?;
         mount(Some("tmpfs"), STATE, Some("tmpfs"), MsFlags::empty(), Some("size=4096,mode=0700"))?;
@@ -122,7 +122,7 @@ fn a_stop_that_waits_for_an_unrecorded_restart_serves_until_its_end() -> Result<
         let Site { mut server, .. } = site;
         let stopped = Instant::now();
         server.process().signal(Signal::SIGTERM)?;
-        // Within the 5 s that the stop waits for it.
+        // Within the 5 s that the stop waits.
         std::thread::sleep(Duration::from_secs(3));
         site.libvirtd.signal(Signal::SIGCONT)?;
         let ended = server.finish(Duration::from_secs(40))?;

@@ -1,4 +1,5 @@
-//! Domains that libvirt has lost while they run on: its word is not enough.
+//! Stale libvirt state: domains that libvirt has lost while they run on. Its answer alone proves
+//! nothing.
 
 use anyhow::{Result, ensure};
 use fence_lab::libvirtd::Libvirtd;
@@ -6,8 +7,7 @@ use fence_lab::qemu;
 
 use super::site::Site;
 
-/// Makes libvirtd forget a machine that runs on: its own record of it cannot be read when it starts
-/// again.
+/// Makes libvirtd forget a running machine: at its next start it cannot read its own record of it.
 fn lose(site: Site, domain: &str) -> Result<Site> {
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
@@ -35,10 +35,10 @@ fn what_libvirt_has_lost_is_on_until_it_is_dead() -> Result<()> {
 
     site.expect("status", "known", 0)?;
     site.expect("off", "known", 0)?;
-    ensure!(known.is_dead()?, "told to be off, and alive: {}", site.server.log());
+    ensure!(known.is_dead()?, "the answer was off, and the machine lives: {}", site.server.log());
     site.wait_status("known", 2)?;
 
-    // A second copy of what runs must not be started.
+    // The daemon must not start a second copy of a running domain.
     site.expect("on", "switched-on", 1)?;
     ensure!(!other.is_dead()?);
     site.expect("reboot", "switched-on", 0)?;
@@ -57,6 +57,6 @@ fn what_was_lost_before_the_daemon_came_is_found_by_its_process() -> Result<()> 
     site.next_daemon()?;
     let position = site.server.log_position();
     site.expect("off", "lost", 0)?;
-    ensure!(lost.is_dead()?, "told to be off, and alive: {}", site.server.log());
+    ensure!(lost.is_dead()?, "the answer was off, and the machine lives: {}", site.server.log());
     site.logs(position, "a process of the domain lives: killed")
 }

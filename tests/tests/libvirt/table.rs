@@ -1,4 +1,4 @@
-//! Domains of every origin are known, and killed directly by their own process.
+//! The daemon knows domains of every origin, and kills each directly by its process.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::container;
@@ -10,7 +10,7 @@ use fence_lab::witness::Witness;
 
 use super::site::Site;
 
-/// A name that needs quoting wherever it goes.
+/// A name that needs quoting in every format.
 const ODD_NAME: &str = "Gäste-VM <1> & \"zwei\" 日本";
 
 fn xml_escaped(name: &str) -> String {
@@ -34,18 +34,18 @@ fn domains_of_every_origin_are_killed_directly() -> Result<()> {
     container::start(&site.libvirtd, "frozen")?;
     let virsh = |site: &Site, arguments: &[&str]| site.libvirtd.virsh(qemu::URI, arguments);
 
-    // Before and after the daemon, with a definition and without one.
+    // Started before and after the daemon, persistent and transient.
     site.off_directly("before")?;
     site.off_directly("transient-before")?;
     ensure!(site.observer.fence("status", "transient-before")?.code == Some(2));
     site.off_directly("transient-after")?;
 
-    // It runs on without its definition.
+    // The machine runs on without its definition.
     virsh(&site, &["undefine", "undefined"])?;
     site.off_directly("undefined")?;
     site.wait_status("undefined", 2)?;
 
-    // Under its new name, and under the old one no longer.
+    // The daemon knows the new name, and not the old one any more.
     virsh(&site, &["destroy", "to-be-renamed"])?;
     virsh(&site, &["domrename", "to-be-renamed", "renamed"])?;
     virsh(&site, &["start", "renamed"])?;
@@ -54,7 +54,7 @@ fn domains_of_every_origin_are_killed_directly() -> Result<()> {
     ensure!(!renamed.is_dead()?);
     site.off_directly("renamed")?;
 
-    // Stopped guests die as well.
+    // Paused guests die as well.
     virsh(&site, &["suspend", "paused"])?;
     site.off_directly("paused")?;
     site.libvirtd.virsh(container::URI, &["suspend", "frozen"])?;
@@ -64,7 +64,7 @@ fn domains_of_every_origin_are_killed_directly() -> Result<()> {
     site.off_directly(ODD_NAME)?;
     site.not_logged(0, "it will be fenced by libvirt alone")?;
 
-    // Outlived by one libvirtd and known to the next.
+    // The machine outlives one libvirtd, and the next one knows it.
     let Site { server, libvirtd, observer, config, hypervisor } = site;
     libvirtd.crash()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
@@ -91,10 +91,10 @@ fn a_domain_at_two_uris_is_killed_once() -> Result<()> {
     site.logs(position, "started again after its reboot")?;
     site.wait_status("twice", 0)?;
     ensure!(before.is_dead()?);
-    // Both places plan the restart; one starts it, the other finds it running.
+    // Both URIs plan the restart; one starts the domain, the other finds it running.
     let after = site.machine("twice")?;
     site.logs(position, "somebody else started it again after its reboot")?;
-    ensure!(!after.is_dead()?, "started and then killed by the other place");
+    ensure!(!after.is_dead()?, "started, and then killed for the other URI");
     Ok(())
 }
 
@@ -105,7 +105,7 @@ fn one_name_at_two_drivers_is_every_machine_of_that_name() -> Result<()> {
     container::start(&site.libvirtd, "namesake")?;
     let both = Witness::of_all(&site.hypervisor, "namesake")?;
     ensure!(both.len() == 2, "{both:?}");
-    // The observer judges both.
+    // The observer judges both machines.
     site.off_directly("namesake")?;
 
     // Only one of them runs.

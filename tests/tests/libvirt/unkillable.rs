@@ -1,4 +1,4 @@
-//! Machines whose storage does not answer: they cannot die, and nobody may be told that they did.
+//! Machines that cannot die because their storage does not answer: no client may get a success.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -16,10 +16,10 @@ use fence_lab::witness::Witness;
 use super::KEY;
 use super::site::{SOON, Site};
 
-/// A stock client's own limit, after which it says so itself; an answer has to be there before.
+/// A stock client's own time limit. The daemon must answer earlier.
 const CLIENT_GIVES_UP: Duration = Duration::from_secs(30);
 
-/// A machine that writes to a disk of ours.
+/// A machine that writes to the test's disk.
 fn writer(site: &Site, name: &str, io: &str) -> Result<Disk> {
     let disk = Disk::serve(&site.hypervisor, name, writing_disk())?;
     Machine::new(name).disk(&disk.path(), io).start(&site.libvirtd)?;
@@ -41,16 +41,16 @@ fn a_machine_that_cannot_die_is_no_success() -> Result<()> {
     std::thread::scope(|scope| -> Result<()> {
         let off = scope.spawn(|| site.observer.ask(&KEY, Op::Off, "stuck"));
         let reboot = scope.spawn(|| site.observer.ask(&KEY, Op::Reboot, "rebooted"));
-        // It says what blocks while it is asked.
+        // The daemon logs during the request what blocks the death.
         site.logs(position, "not dead yet: ")?;
         let why = |line: &str| line.contains("killed, and not dead yet").then(|| line.to_owned());
-        let line = site.server.wait_log(position, SOON, why).context("it was there")?;
+        let line = site.server.wait_log(position, SOON, why).context("the line has disappeared from the log")?;
         ensure!(line.contains("in state D at "), "what blocks: {line}");
-        // Others are served.
+        // Other requests are served.
         qemu::start_idle(&site.libvirtd, "other")?;
         site.off_directly("other")?;
         ensure!(site.observer.list()?.code == Some(0));
-        ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off");
+        ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "the machine lives, and status calls it off");
         for asked in [off, reboot] {
             let reply = asked.join().map_err(|_| anyhow::anyhow!("panicked"))??;
             ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
@@ -58,16 +58,16 @@ fn a_machine_that_cannot_die_is_no_success() -> Result<()> {
         ensure!(begun.elapsed() < CLIENT_GIVES_UP, "too late for a stock client: {:?}", begun.elapsed());
         Ok(())
     })?;
-    ensure!(!machines[0].is_dead()? && !machines[1].is_dead()?, "what holds them does not hold");
+    ensure!(!machines[0].is_dead()? && !machines[1].is_dead()?, "the test does not keep the machines alive");
 
-    // The kill is in force: they die as soon as they can, and without being asked again.
+    // The kill is pending: the machines die as soon as they can, without another request.
     disk.release();
     ensure!(machines[0].dies_within(SOON)?);
     site.expect("off", "stuck", 0)?;
     site.libvirtd.wait_state(qemu::URI, "stuck", "shut off")?;
 
-    // The same for the reboot, which was a failure: it is begun, and goes on. Not before the
-    // machine is dead is it started.
+    // The same holds for the reboot that was answered with failure: it goes on, and starts the
+    // machine only after its death.
     ensure!(!machines[1].is_dead()? && site.machine("rebooted")?.pid == machines[1].pid);
     rebooted.release();
     ensure!(machines[1].dies_within(SOON)?);
@@ -90,7 +90,7 @@ fn a_success_waits_for_the_kernels_last_write() -> Result<()> {
     let written = disk.written();
     let position = site.server.log_position();
     let mut off = site.observer.start("off", "ring")?;
-    // The process is gone and its write is not: that is what makes this case different.
+    // Unlike in the other cases, the process is gone while its write goes on.
     ensure!(machine.dies_within(SOON)?, "its death waits for its write: this kernel has no such case");
     site.logs(position, "the kernel has not done with its disk writes yet")?;
     ensure!(off.waits()?, "answered while a write is under way");
@@ -107,8 +107,8 @@ fn what_is_not_written_yet_is_remembered() -> Result<()> {
     let disk = writer(&site, "ring", "io_uring")?;
     let machine = site.machine("ring")?;
     disk.hold_in_flight(machine.pid)?;
-    // The process dies, libvirt says "shut off", and nobody may be told so: neither who asked first
-    // nor who asks again.
+    // The process dies, and libvirt says "shut off". Neither the first client nor the next one may
+    // get that answer.
     for _ in 0..2 {
         let reply = site.observer.ask(&KEY, Op::Off, "ring")?;
         ensure!(machine.dies_within(SOON)?, "its death waits for its write: this kernel has no such case");
@@ -119,7 +119,7 @@ fn what_is_not_written_yet_is_remembered() -> Result<()> {
     site.expect("off", "ring", 0)
 }
 
-/// As many as there are calls for actions at a time, and more.
+/// More than the number of concurrent calls for actions.
 const MANY: usize = 14;
 
 #[test]
@@ -140,7 +140,7 @@ fn what_cannot_die_keeps_nobody_else_from_being_started() -> Result<()> {
         let position = site.server.log_position();
         let asked: Vec<_> = names.iter().map(|name| scope.spawn(|| site.observer.ask(&KEY, Op::Off, name))).collect();
         let told = |line: &str| line.contains("killed, and not dead yet").then_some(());
-        site.server.wait_log(position, SOON, told).context("nobody is being killed")?;
+        site.server.wait_log(position, SOON, told).context("no kill has begun")?;
         std::thread::sleep(Duration::from_secs(1));
 
         let begun = Instant::now();
@@ -153,7 +153,7 @@ fn what_cannot_die_keeps_nobody_else_from_being_started() -> Result<()> {
             Ok(())
         };
         let others = others();
-        // Whatever came of it, they can die now.
+        // Whatever the result was, the machines can die now.
         disks.iter().for_each(Disk::release);
         for asked in asked {
             asked.join().map_err(|_| anyhow::anyhow!("panicked"))??;
@@ -164,7 +164,8 @@ fn what_cannot_die_keeps_nobody_else_from_being_started() -> Result<()> {
     site.off_directly("other")
 }
 
-/// Writes to what the test holds, from a child: a container is not dead before everything in it is.
+/// A child process writes to the test's disk: a container is dead only when everything in it is
+/// dead.
 const WRITER: &str = "#!/bin/sh\ntrap '' TERM INT\n\
     while :; do /bin/busybox dd if=/dev/zero of=/data/disk bs=512 count=1 conv=notrunc 2>/dev/null; /bin/busybox sleep 0.1; done\n";
 
@@ -173,7 +174,7 @@ fn a_container_that_cannot_die_is_no_success() -> Result<()> {
     let site = Site::new(&[container::URI], &[])?;
     let disk = Disk::serve(&site.hypervisor, "data", vec![0; 4096])?;
     let path = disk.path();
-    let directory = path.rsplit_once('/').context("it has a directory")?.0;
+    let directory = path.rsplit_once('/').context("the path has no directory")?.0;
     container::start_with(&site.libvirtd, "stuck", WRITER, Some(directory))?;
     disk.wait_written()?;
     site.wait_status("stuck", 0)?;
@@ -182,17 +183,17 @@ fn a_container_that_cannot_die_is_no_success() -> Result<()> {
     let position = site.server.log_position();
     let reply = site.observer.ask(&KEY, Op::Off, "stuck")?;
     ensure!(reply == 1, "a definite failure, not {reply}: {}", site.server.log());
-    ensure!(!container.is_dead()?, "what holds it does not hold");
+    ensure!(!container.is_dead()?, "the test does not keep the container alive");
     site.logs(position, "killed, and not dead yet")?;
-    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "it is not off");
+    ensure!(site.observer.fence("status", "stuck")?.code != Some(2), "the container lives, and status calls it off");
     disk.release();
-    ensure!(container.dies_within(SOON)?, "the kill is not in force");
+    ensure!(container.dies_within(SOON)?, "the kill had no effect");
     site.expect("off", "stuck", 0)
 }
 
-/// libvirt learns of a container's end from its controller's connection. Under load it has been
-/// seen to miss that, and to call the container running for ever; here it cannot learn of it, as
-/// somebody else holds the connection too.
+/// libvirt learns of a container's end from its controller's connection. Under load libvirt can
+/// miss it, and calls the container running for ever. The test holds the connection open too, so
+/// libvirt misses it here.
 #[test]
 fn a_container_whose_end_libvirt_misses_is_started_again() -> Result<()> {
     let site = Site::new(&[container::URI], &[])?;
@@ -201,7 +202,7 @@ fn a_container_whose_end_libvirt_misses_is_started_again() -> Result<()> {
     let before = Witness::of_container(&site.hypervisor, "missed")?;
     let controller = parent(before.pid)?;
     let connections = sockets(controller)?;
-    ensure!(!connections.is_empty(), "it is connected to nobody");
+    ensure!(!connections.is_empty(), "the controller has no connection");
 
     let position = site.server.log_position();
     site.expect("reboot", "missed", 0)?;
@@ -221,7 +222,7 @@ fn parent(pid: u32) -> Result<i32> {
     Ok(status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no parent")?.trim().parse()?)
 }
 
-/// The sockets of a process, ours as well from now on.
+/// Duplicates of a process's sockets in this process.
 pub(crate) fn sockets(pid: i32) -> Result<Vec<OwnedFd>> {
     let process = rustix::process::Pid::from_raw(pid).context("no process number")?;
     let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;

@@ -1,5 +1,5 @@
-//! Instances that the daemon has not seen yet, or that nobody speaks of: a direct kill of what it
-//! knows is not all of an `off`.
+//! Instances that the daemon has not seen yet, or that no URI reports: an `off` needs more than a
+//! direct kill of the known instance.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use fence_lab::witness::Witness;
 use super::remains::remove_run_files;
 use super::site::{SOON, Site};
 
-/// What each of the other libvirtd's answers takes. A look-up is two of them.
+/// The delay of each answer of the other libvirtd. A look-up needs two.
 const SLOW: Duration = Duration::from_millis(40);
-/// So many domains take that libvirtd some 20 s to tell of.
+/// The number of domains that this libvirtd needs about 20 s to report.
 const MANY: u32 = 60;
 
-/// The daemon has just begun: the one URI has told of all its domains, the other one is slow.
+/// The daemon has just started: one URI has reported all its domains, the other one is slow.
 #[test]
 fn what_a_slow_uri_has_not_told_of_yet_is_killed_as_well() -> Result<()> {
     let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
@@ -30,7 +30,7 @@ fn what_a_slow_uri_has_not_told_of_yet_is_killed_as_well() -> Result<()> {
         qemu::define_idle(&there, &format!("other{number}"))?;
     }
     qemu::start_idle(&here, "twin")?;
-    // The last to be looked at.
+    // The last domain to be looked up.
     Machine::new("twin").uuid("ffffffff-3c5b-4c83-8c0f-0d9f6c3f1a03").start(&there)?;
     let both = [Witness::of_qemu(&first, "twin")?, Witness::of_qemu(&second, "twin")?];
     let socket = first.path("second.sock");
@@ -48,8 +48,8 @@ fn what_a_slow_uri_has_not_told_of_yet_is_killed_as_well() -> Result<()> {
     Ok(())
 }
 
-/// A container is killed by its own process. Another URI calls a machine of that name off, which
-/// runs here: the libvirtd that it belongs to has lost it.
+/// A container is killed by its own process. Another URI calls a machine of that name off. That
+/// machine runs here, and its libvirtd has lost it.
 #[test]
 fn a_lost_machine_with_a_containers_name_is_killed_with_that() -> Result<()> {
     let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
@@ -69,7 +69,7 @@ fn a_lost_machine_with_a_containers_name_is_killed_with_that() -> Result<()> {
     site.server.wait_domain("same", "running")?;
     site.server.wait_domain("same", "shut off")?;
     let contained = Witness::of_container(&site.hypervisor, "same")?;
-    ensure!(!lost.is_dead()? && !contained.is_dead()?, "the test is wrong: they do not live");
+    ensure!(!lost.is_dead()? && !contained.is_dead()?, "the test is wrong: the machines are dead");
     site.expect("off", "same", 0)?;
     ensure!(contained.is_dead()?);
     ensure!(lost.is_dead()?, "FALSE SUCCESS: {}: {}", lost.describe(), site.server.log());

@@ -1,5 +1,5 @@
-//! `cargo xtask run` on a hypervisor: what it takes, what it makes, what it says, and that the
-//! daemon then serves.
+//! `cargo xtask run` on a hypervisor: which files it uses, makes and reports, and that the daemon
+//! then serves.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -19,13 +19,13 @@ use nix::sys::signal::Signal;
 
 use super::KEY;
 
-/// Where it keeps its own configuration and key, by `XDG_STATE_HOME`.
+/// The directory for xtask's own configuration and key, by `XDG_STATE_HOME`.
 const STATE: &str = "/run/lab/state";
-/// The daemon's PID file: stock's place, which is the lab's own /run.
+/// The daemon's PID file, at stock's path in the lab's own /run.
 const PID_FILE: &str = "/run/fence_virtd.pid";
 
-/// Runs a command with an /etc in which `$1`, if not empty, is the fence_virt.conf and otherwise
-/// there is none; the host's keeps what it has.
+/// Runs a command with its own /etc: `$1`, if not empty, is its fence_virt.conf, otherwise it has
+/// none. The host's /etc stays unchanged.
 const WITH_ETC: &str = r#"
 set -eu
 layers=$(mktemp -d -p /run/lab)
@@ -37,7 +37,7 @@ shift
 exec "$@"
 "#;
 
-/// The xtask that runs these tests.
+/// The path of the xtask that runs these tests.
 fn xtask() -> Result<String> {
     let path = tools::target_directory().join("debug/xtask");
     if !path.is_file() {
@@ -46,7 +46,7 @@ fn xtask() -> Result<String> {
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Starts `cargo xtask run` on the lab's hypervisor, with what is built already.
+/// Starts `cargo xtask run` on the lab's hypervisor with the existing build.
 fn start(hypervisor: &Hypervisor, config: Option<&str>) -> Result<Process> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", WITH_ETC, "sh", config.unwrap_or_default(), &xtask()?]);
@@ -54,7 +54,7 @@ fn start(hypervisor: &Hypervisor, config: Option<&str>) -> Result<Process> {
     Process::start(hypervisor.space(), &mut command)
 }
 
-/// As [`start`], and waits until the daemon says that it serves.
+/// Like [`start`], and waits until the daemon serves.
 fn serve(hypervisor: &Hypervisor, config: Option<&str>) -> Result<Process> {
     let process = start(hypervisor, config)?;
     let ready = |line: &str| line.split_whitespace().any(|word| word == "ready").then_some(());
@@ -63,7 +63,7 @@ fn serve(hypervisor: &Hypervisor, config: Option<&str>) -> Result<Process> {
     Ok(process)
 }
 
-/// Ctrl-C: exit status 0, no program on the bridge, no PID file.
+/// Ctrl-C: checks exit status 0, no program on the bridge, no PID file.
 fn interrupt(hypervisor: &Hypervisor, mut process: Process) -> Result<Finished> {
     process.signal(Signal::SIGINT)?;
     let ended = process.finish(STOP_LIMIT)?;
@@ -100,7 +100,7 @@ fn xtask_run_on_a_hypervisor_serves_with_what_is_there_or_makes_it() -> Result<(
         qemu::start_idle(&libvirtd, name)?;
     }
 
-    // Nothing there: it makes a secret key and a configuration, and says how the guests get the
+    // Without any files: it makes a secret key and a configuration, and says how the guests get the
     // key.
     let run = serve(&hypervisor, None)?;
     let key = format!("{STATE}/fence-xdp/fence_xvm.key");
@@ -116,18 +116,18 @@ fn xtask_run_on_a_hypervisor_serves_with_what_is_there_or_makes_it() -> Result<(
     ensure!(["node1", "node2"].iter().all(|name| list.stdout.contains(name)), "{}", list.stdout);
     let machine = Witness::of_qemu(&hypervisor, "node2")?;
     expect(&guest, &Client::new("off", &key).domain("node2"), 0, &run)?;
-    ensure!(machine.is_dead()?, "the client was told of success and QEMU still lives");
+    ensure!(machine.is_dead()?, "the client got a success and QEMU still lives");
     expect(&guest, &Client::new("on", &key).domain("node2"), 0, &run)?;
     libvirtd.wait_state(qemu::URI, "node2", "running")?;
     interrupt(&hypervisor, run)?;
 
-    // The second time the guests have copies of that key.
+    // The second run uses the same key, which the guests have copied.
     let run = serve(&hypervisor, None)?;
     says(&run, &format!("using our own {STATE}/fence-xdp/fence_virt.conf and {key}"))?;
     ensure!(std::fs::read(hypervisor.outside(&key))? == made, "another key");
     interrupt(&hypervisor, run)?;
 
-    // With stock's configuration and key, those.
+    // With stock's configuration and key, it uses those.
     let stocks_key = hypervisor.write("stock.key", &KEY)?;
     let mut config = Config::new(&stocks_key);
     config.uris = vec![qemu::URI.to_owned()];
@@ -137,7 +137,7 @@ fn xtask_run_on_a_hypervisor_serves_with_what_is_there_or_makes_it() -> Result<(
     expect(&guest, &Client::new("status", &stocks_key).domain("node2"), 0, &run)?;
     interrupt(&hypervisor, run)?;
 
-    // While stock's server runs, neither.
+    // While stock's server runs, it refuses to start.
     let _stock = Server::start(&hypervisor, &Which::Stock, &config)?;
     let ended = start(&hypervisor, Some(&file))?.finish(START_LIMIT)?;
     ensure!(ended.code == Some(1) && ended.stderr.contains("systemctl disable --now fence_virtd"), "{ended:?}");
