@@ -1,4 +1,4 @@
-//! Types the guides in docs, and compares what is printed.
+//! Runs the commands of the guides in docs and compares their output.
 
 use std::path::{Path, PathBuf};
 
@@ -22,13 +22,13 @@ mod installation;
 
 use body::Body;
 
-/// Where a page has this repository.
+/// The path of this repository on a page.
 const CLONE: &str = "/usr/src/fence-xdp";
-/// In the place of stock's unit, which is not in the image.
+/// A stand-in for stock's unit, which is not in the image.
 const STOCK: &str = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n";
 const STOCK_UNIT: &str = "/etc/systemd/system/fence_virtd.service";
 
-/// The stage of a guide, with the hypervisor on it, as its reader has it before the first line.
+/// The stage of a guide, with its hypervisor in the state before the first command.
 struct Scene {
     libvirtd: Libvirtd,
     stage: Stage,
@@ -56,7 +56,7 @@ impl Scene {
     }
 }
 
-/// What a page installs from a clone of this repository, built.
+/// The clone of this repository that a page installs from, already built.
 fn clone_repository(stage: &Stage, name: &str) -> Result<()> {
     let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
     let xtask = tools::target_directory().join("debug/xtask");
@@ -132,25 +132,26 @@ fn lxc_cluster() -> Result<()> {
     scene.play("lxc-cluster.md")
 }
 
-/// Whatever stands in for something is told on the page that it stands in on.
+/// Each page names the stand-ins that its test uses.
 #[test]
 fn pages_tell_what_stands_in() -> Result<()> {
     let hosts = [HYPERVISOR, "host1", "host2", HOSTS, "node1", "node2", NODES];
     for page in ["kvm-cluster.md", "lxc-cluster.md", "firewall.md", "several-hypervisors.md", "installation.md"] {
         let guide = Guide::read(page, &hosts)?;
         let text = std::fs::read_to_string(tools::workspace().join("docs/guide").join(page))?;
-        let (_, told) =
-            text.split_once("## How this page is tested").with_context(|| format!("{page} tells nothing"))?;
+        let (_, told) = text
+            .split_once("## How this page is tested")
+            .with_context(|| format!("{page} does not say how it is tested"))?;
         for (path, ..) in STAND_INS {
             let name = path.rsplit('/').next().unwrap_or(path);
             let is_used = guide.steps.iter().any(|step| match &step.act {
-                // The nodes of the clusters have the real ones.
+                // The nodes of the clusters have the real programs.
                 Act::Type(typed) => {
                     !step.host.starts_with("node") && typed.command.split_whitespace().any(|word| word == name)
                 }
                 Act::Write(..) => false,
             });
-            ensure!(!is_used || told.contains(&format!("`{name}`")), "{page} does not tell that {name} is a stand-in");
+            ensure!(!is_used || told.contains(&format!("`{name}`")), "{page} does not say that {name} is a stand-in");
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! Two hypervisors on one segment, each with a libvirtd and a daemon: both hear every request.
+//! Two hypervisors on one segment, each with a libvirtd and a daemon: both receive every request.
 //!
-//! docs/guide/several-hypervisors.md says for people what is shown here.
+//! docs/guide/several-hypervisors.md describes the behaviour that these tests show.
 
 use std::cell::RefCell;
 use std::net::Ipv4Addr;
@@ -24,26 +24,26 @@ use nix::sys::signal::Signal;
 
 /// Both hypervisors' key.
 const KEY: [u8; 512] = [0x6b; 512];
-/// Guests that ask are numbered from here on the first host, and from [`OTHERS`] later on the
-/// second: libvirt counts its own machines' ports from 0.
+/// Numbers of the guests that send requests: from here on the first host, from [`OTHERS`] on the
+/// second. libvirt numbers its own machines' ports from 0.
 const GUEST: u8 = 90;
 const OTHERS: u8 = 50;
-/// How long a guest sends nothing more. The late callback of the host that was not needed might
-/// meet the guest's next client, which then fails (and is no false success).
+/// The rest of a guest between two requests. A late callback of the other host could reach the
+/// guest's next client, which would then fail (and is no false success).
 const REST: Duration = Duration::from_secs(5);
-/// What a second host may listen on.
+/// The port of a second host's own listener.
 const OTHER_PORT: u16 = 1230;
-/// How long what takes milliseconds may take on a loaded machine.
+/// How long an operation of milliseconds may take on a loaded machine.
 const SOON: Duration = Duration::from_secs(30);
-/// What a host says that has heard a request, and was not needed.
+/// The log line of a host that has received a request, and was not needed.
 const SILENT: &str = "nobody waits for our answer";
 
-/// The one of the two that a guest is on, or a machine.
+/// The host, of the two, that a guest or a machine is on.
 const HERE: usize = 0;
 const THERE: usize = 1;
 const BOTH: [usize; 2] = [HERE, THERE];
 
-/// A guest that asks. Its rest begins when this is dropped.
+/// A guest that sends requests. Its rest begins when this is dropped.
 struct Asking<'a> {
     host: &'a Host,
     number: usize,
@@ -70,7 +70,7 @@ struct Host {
     server: Option<Server>,
     libvirtd: Libvirtd,
     number: usize,
-    /// Guests on this host, and since when each asks nothing; `None` if it asks now.
+    /// The guests on this host, and the time of each one's last request; `None` while it sends one.
     guests: RefCell<Vec<(Observer, Option<Instant>)>>,
     config: Config,
     hypervisor: Hypervisor,
@@ -78,7 +78,8 @@ struct Host {
 
 impl Host {
     fn new(number: usize, hypervisor: Hypervisor, which: &Which) -> Result<Self> {
-        // Two labs are two hosts for libvirt if they say so: the machine's own UUID is the same.
+        // libvirt tells hosts apart by UUID, and both labs have this machine's, so each gets its
+        // own.
         let config = format!(
             "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n"
         );
@@ -126,14 +127,14 @@ impl Host {
         Witness::of_qemu(&self.hypervisor, name)
     }
 
-    /// What runs under this name here, by the kernel's word.
+    /// The processes of this name here, according to the kernel.
     fn runs(&self, name: &str) -> Result<bool> {
         let machines = Witness::of_all(&self.hypervisor, name)?;
         Ok(machines.iter().any(|machine| machine.is_dead().is_ok_and(|dead| !dead)))
     }
 
-    /// Waits until the daemon has told of an answer to this guest from `position` on: `None` if it
-    /// says that none was needed.
+    /// Waits until the daemon has logged an answer to this guest, from `position` on. `None` if the
+    /// log says that none was needed.
     fn answered(&self, position: usize, op: &str, domain: &str, guest: Ipv4Addr) -> Result<Option<Fence>> {
         let told = |line: &str| {
             let about = line.contains(&format!("op={op} domain={domain} source={guest} "));
@@ -149,7 +150,7 @@ struct Segment {
 }
 
 impl Segment {
-    /// With these servers.
+    /// Two hosts with these servers.
     fn of(servers: [Which; 2]) -> Result<Self> {
         let [one, other] = Hypervisor::pair()?;
         let hosts = [Host::new(HERE, one, &servers[HERE])?, Host::new(THERE, other, &servers[THERE])?];
@@ -164,8 +165,8 @@ impl Segment {
         format!("here: {}there: {}", self.hosts[HERE].log(), self.hosts[THERE].log())
     }
 
-    /// Asks from a guest on one host; no machine of this name may live on any when the answer is
-    /// that it is off.
+    /// Sends a request from a guest on one host. After the answer "off", no machine of this name
+    /// may live on either host.
     fn fence(&self, from: usize, op: &str, domain: &str) -> Result<(Finished, Ipv4Addr)> {
         let mut victims = Vec::new();
         for host in &self.hosts {
@@ -174,7 +175,7 @@ impl Segment {
         self.fence_knowing(from, op, domain, victims)
     }
 
-    /// The same with these victims.
+    /// Like [`Self::fence`], with these victims.
     fn fence_knowing(
         &self,
         from: usize,
@@ -189,14 +190,14 @@ impl Segment {
         Ok((answer, observer.guest().v4))
     }
 
-    /// As [`Self::fence`]; it must end with this exit code.
+    /// Like [`Self::fence`]; the request must end with this exit code.
     fn expect(&self, from: usize, op: &str, domain: &str, code: i32) -> Result<Ipv4Addr> {
         let (answer, guest) = self.fence(from, op, domain)?;
         ensure!(answer.code == Some(code), "{op} of {domain}: {code} expected, not {answer:?}\n{}", self.logs());
         Ok(guest)
     }
 
-    /// As [`Self::expect`], and it is `owner` that answers.
+    /// Like [`Self::expect`]; `owner` must answer.
     fn expect_of(&self, owner: usize, from: usize, op: &str, domain: &str, code: i32) -> Result<Ipv4Addr> {
         let host = &self.hosts[owner];
         let position = host.server()?.log_position();
@@ -206,7 +207,7 @@ impl Segment {
         Ok(guest)
     }
 
-    /// As [`Self::expect_of`], and the other one says in the end that it was not needed.
+    /// Like [`Self::expect_of`]; the other host must log that it was not needed.
     fn expect_only_of(&self, owner: usize, from: usize, op: &str, domain: &str, code: i32) -> Result<()> {
         let other = &self.hosts[1 - owner];
         let position = other.server()?.log_position();
@@ -225,7 +226,7 @@ impl Segment {
         }
     }
 
-    /// Begins to migrate a machine.
+    /// Begins the migration of a machine.
     fn migrate(&self, from: usize, to: usize, name: &str, options: &[&str]) -> Result<Process> {
         let address = self.hosts[to].hypervisor.v4();
         let mut command = Command::new("virsh");
@@ -248,13 +249,13 @@ fn the_host_that_has_the_domain_answers_and_the_other_is_silent() -> Result<()> 
         segment.expect_of(owner, owner, "reboot", &name, 0)?;
         segment.expect_of(owner, from, "reboot", &name, 0)?;
         segment.expect_only_of(owner, from, "off", &name, 0)?;
-        // Known there and shut off: the host that has never heard of it must not be the one that is
-        // believed.
+        // The domain is known on one host and shut off. The client must not believe the host that
+        // does not know it.
         segment.expect_only_of(owner, from, "off", &name, 0)?;
         segment.expect_of(owner, from, "on", &name, 0)?;
         ensure!(segment.only_place(&name)? == owner);
     }
-    // Known to nobody.
+    // Neither host knows the domain.
     segment.expect(HERE, "off", "nobody", 1).map(drop)
 }
 
@@ -271,7 +272,7 @@ fn a_list_is_that_of_the_host_that_answers() -> Result<()> {
         let key = &segment.hosts[from].config.key_file;
         Client::new("monitor", key).run(segment.hosts[from].asker()?.guest().space())?.success()?;
     }
-    // The one that was too late has nothing to warn of.
+    // The host that was too late logs no warning.
     ensure!(!segment.logs().contains("call-back failed"), "{}", segment.logs());
     Ok(())
 }
@@ -304,13 +305,13 @@ fn of_two_of_one_name_the_one_that_runs_is_meant() -> Result<()> {
         segment.expect_of(owner, from, "status", "twin", 0)?;
         segment.expect_of(owner, from, "on", "twin", 0)?;
         segment.expect_of(owner, from, "reboot", "twin", 0)?;
-        // It is asked about while it is down, and is still this host's.
+        // The request comes while the domain is down, and it still belongs to this host.
         segment.expect_of(owner, from, "on", "twin", 0)?;
         ensure!(segment.only_place("twin")? == owner);
         segment.expect_of(owner, from, "off", "twin", 0)?;
         host.libvirtd.wait_state(URI, "twin", "shut off")?;
     }
-    // None runs: one of the two is started, never both.
+    // No machine runs: one of the two is started, never both.
     segment.expect(HERE, "on", "twin", 0)?;
     let place = segment.only_place("twin")?;
     segment.expect_of(place, HERE, "on", "twin", 0)?;
@@ -318,8 +319,8 @@ fn of_two_of_one_name_the_one_that_runs_is_meant() -> Result<()> {
     Ok(())
 }
 
-/// Each host speaks for itself, and the client believes the first: one name for two machines that
-/// run is a mistake that only people can see.
+/// Each host answers for itself, and the client believes the first. Two running machines of one
+/// name are a mistake that only an administrator can see.
 #[test]
 fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
     let segment = Segment::new()?;
@@ -327,8 +328,8 @@ fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
         qemu::start_idle(&host.libvirtd, "twin")?;
     }
     for host in &segment.hosts {
-        // Who has not heard of it yet would have to ask libvirt, which may take longer than the
-        // client waits for the first.
+        // A host that does not know the domain yet asks libvirt, which may take longer than the
+        // client waits.
         host.server()?.wait_domain("twin", "running")?;
     }
     let twins = [segment.hosts[HERE].machine("twin")?, segment.hosts[THERE].machine("twin")?];
@@ -338,10 +339,10 @@ fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
     ensure!(answer.code == Some(0), "{answer:?}");
     let survivor = segment.only_place("twin")?;
     ensure!(twins[1 - survivor].is_dead()?);
-    // The host where it lives on says so, to people.
+    // The host where the other machine lives logs it.
     let says = |line: &str| line.contains("although it runs here").then_some(());
     let told = segment.hosts[survivor].server()?.wait_log(position[survivor], SOON, says);
-    told.with_context(|| format!("nobody is told that the other one lives\n{}", segment.logs()))?;
+    told.with_context(|| format!("no log says that the other machine lives\n{}", segment.logs()))?;
     segment.expect_of(survivor, HERE, "off", "twin", 0)?;
     ensure!(twins[survivor].is_dead()?);
     Ok(())
@@ -357,11 +358,11 @@ fn a_machine_that_has_moved_is_the_new_hosts() -> Result<()> {
         segment.expect_of(THERE, from, "status", "nomad", 0)?;
         segment.expect_of(THERE, from, "reboot", "nomad", 0)?;
         segment.expect_of(THERE, from, "off", "nomad", 0)?;
-        // Where it came from it has a definition as well, and is not started.
+        // The old host has a definition as well, and does not start it.
         segment.expect_of(THERE, from, "on", "nomad", 0)?;
         ensure!(segment.only_place("nomad")? == THERE);
     }
-    // The host that it has left knows it as shut off, and as gone away.
+    // The old host knows the domain as shut off and as migrated away.
     segment.hosts[THERE].stop_daemon()?;
     segment.expect_of(HERE, HERE, "off", "nomad", 1)?;
     segment.expect_of(HERE, HERE, "on", "nomad", 1)?;
@@ -372,7 +373,7 @@ fn a_machine_that_has_moved_is_the_new_hosts() -> Result<()> {
 #[test]
 fn a_machine_that_is_on_its_way_is_the_old_hosts() -> Result<()> {
     let segment = Segment::new()?;
-    // No two pages alike, and none that is empty: there is something to copy.
+    // All pages differ, and none is empty, so there is data to copy.
     let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     let filling: Vec<u8> = pages.flatten().collect();
     let file = segment.hosts[HERE].hypervisor.write("filling", &filling)?;
@@ -382,23 +383,23 @@ fn a_machine_that_is_on_its_way_is_the_old_hosts() -> Result<()> {
     let process = segment.hosts[HERE].machine("traveller")?;
     let migration = segment.migrate(HERE, THERE, "traveller", &["--bandwidth", "1"])?;
     poll_until("a migration", SOON, || {
-        ensure!(!migration.ends_within(Duration::ZERO)?, "it has ended: {}", migration.stderr().text());
+        ensure!(!migration.ends_within(Duration::ZERO)?, "the migration has ended: {}", migration.stderr().text());
         let job = libvirtd.virsh(URI, &["domjobinfo", "traveller"])?.stdout;
         Ok((job.contains("Unbounded") && job.contains("Memory total")).then_some(()))
     })?;
     let twin = segment.hosts[THERE].machine("traveller")?;
-    // Who only awaits it would have to refuse.
+    // The destination host would have to reject the request.
     segment.expect_of(HERE, THERE, "status", "traveller", 0)?;
     let (answer, _) = segment.fence_knowing(THERE, "off", "traveller", vec![process])?;
     ensure!(answer.code == Some(0), "{answer:?}\n{}", segment.logs());
-    ensure!(migration.finish(SOON)?.code != Some(0), "the migration has come through");
-    ensure!(twin.dies_within(SOON)?, "it lives on there");
+    ensure!(migration.finish(SOON)?.code != Some(0), "the migration has succeeded");
+    ensure!(twin.dies_within(SOON)?, "the machine still lives on the destination");
     Ok(())
 }
 
-/// Where a machine is defined on both, a host can stand in for the other: "already off", while it
-/// runs there and the daemon there is down. Devices of their own, by their ports, keep them apart:
-/// each speaks for one host.
+/// A machine is defined on both hosts, and the daemon of its own host is down. The other host would
+/// answer "already off". Separate fence devices with separate ports prevent this: each speaks for
+/// one host.
 #[test]
 fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
     let mut segment = Segment::new()?;
@@ -416,17 +417,23 @@ fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
         client.run(host.asker()?.guest().space())
     };
     segment.hosts[THERE].stop_daemon()?;
-    ensure!(off(&segment, DEFAULT_PORT, 30)?.code == Some(0) && !machine.is_dead()?, "it is off here");
-    // Nobody is there to wait for.
-    ensure!(off(&segment, OTHER_PORT, 3)?.code != Some(0) && !machine.is_dead()?, "who has said that?");
+    ensure!(
+        off(&segment, DEFAULT_PORT, 30)?.code == Some(0) && !machine.is_dead()?,
+        "the host with only a definition does not call it off"
+    );
+    // No daemon listens on this port.
+    ensure!(
+        off(&segment, OTHER_PORT, 3)?.code != Some(0) && !machine.is_dead()?,
+        "a daemon answered on the other port"
+    );
     segment.hosts[THERE].start_daemon()?;
     ensure!(off(&segment, OTHER_PORT, 30)?.code == Some(0) && machine.is_dead()?);
     Ok(())
 }
 
-/// While one host has stock's server still, what runs there is fenced by it, and ours does not get
-/// in its way. Stock's calls back at once about what it does not know: for what runs at ours either
-/// may be the first.
+/// One host still has fence_virtd: it fences its own machines, and our daemon does not interfere.
+/// fence_virtd calls back at once about unknown domains, so for machines of our host either may be
+/// first.
 #[test]
 fn beside_a_stock_server() -> Result<()> {
     let segment = Segment::of([Which::Stock, Which::ours()?])?;

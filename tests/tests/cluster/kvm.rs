@@ -1,5 +1,5 @@
-//! A cluster of two QEMU guests, whose nodes fence each other through the daemon by the stock
-//! client.
+//! A cluster of two QEMU guests. Its nodes fence each other with the stock client, through the
+//! daemon.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use fence_lab::timings::Fence;
 use fence_lab::witness::Witness;
 
 const KEY: [u8; 4096] = [0x3c; 4096];
-/// The node that lives, and the one that is shot: see `guests`.
+/// The surviving node, and the fenced one: see `guests`.
 const ALPHA: usize = 0;
 const BETA: usize = 1;
 
@@ -42,17 +42,17 @@ impl Cluster {
         Ok(Self { guests, claims, server, libvirtd })
     }
 
-    /// Waits until alpha has had beta shot and runs the resource. `since` is when they were given
-    /// the reason, `position` the server's log then.
+    /// Waits until alpha has fenced beta and runs the resource. The failure began at `since`, with
+    /// the server's log at `position`.
     fn sees_beta_fenced(&self, since: Instant, position: usize, machines: &[Witness; 2]) -> Result<()> {
-        poll_until("beta to be shot", ONLINE_LIMIT, || {
+        poll_until("beta to be fenced", ONLINE_LIMIT, || {
             self.claims.check()?;
             Ok(machines[BETA].is_dead()?.then_some(()))
         })?;
         let dead = since.elapsed();
-        // That beta was dead before is the watcher's to judge.
+        // The watcher checks that beta was dead before.
         let taken_over = self.claims.wait(ALPHA, Some(since))?.duration_since(since);
-        ensure!(!machines[ALPHA].is_dead()?, "alpha has been shot as well");
+        ensure!(!machines[ALPHA].is_dead()?, "alpha was fenced as well");
         let orders = self.orders(position);
         let [alpha, beta] = [ALPHA, BETA].map(|number| self.guests.nodes[number].member());
         let source = alpha.address.to_string();
@@ -64,12 +64,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// What happened, for an error.
+    /// The events, for an error message.
     fn story(&self, what: &str) -> String {
         format!("{what}\nthe server: {}\n{}", self.server.log(), self.guests.logs())
     }
 
-    /// Successful orders to kill since `position`.
+    /// Successful requests to kill since `position`.
     fn orders(&self, position: usize) -> Vec<Fence> {
         let log = self.server.log();
         let fences = log.lines().skip(position).filter_map(Fence::parse);
@@ -88,17 +88,17 @@ fn guests_fence_each_other() -> Result<()> {
     let cluster = Cluster::new()?;
     let beta = &cluster.guests.nodes[BETA];
 
-    // Corosync stands still: the node is silent, and runs its resource on.
+    // Corosync is stopped: the node is silent, and still runs its resource.
     let (machines, position, since) = (cluster.machines()?, cluster.server.log_position(), Instant::now());
     beta.must("kill -STOP $(pidof corosync)")?;
     cluster.sees_beta_fenced(since, position, &machines).with_context(|| cluster.story("frozen"))?;
-    // It is started again, joins, and gets its resource back.
+    // The node starts again, joins, and gets its resource back.
     beta.wait_up()?;
     cluster.guests.wait_online()?;
     cluster.claims.wait(BETA, Some(since)).with_context(|| cluster.story("back"))?;
     eprintln!("beta is back after {:.1?}", since.elapsed());
 
-    // They do not see each other, and each wants to shoot the other: one survives.
+    // A split-brain: each node tries to fence the other, and one survives.
     let (machines, position, since) = (cluster.machines()?, cluster.server.log_position(), Instant::now());
     cluster.guests.part(&cluster.libvirtd)?;
     cluster.sees_beta_fenced(since, position, &machines).with_context(|| cluster.story("a race"))?;

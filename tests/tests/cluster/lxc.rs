@@ -1,4 +1,4 @@
-//! A cluster of libvirt's containers.
+//! A cluster of libvirt containers.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -20,9 +20,9 @@ use fence_lab::tools;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How often two nodes shoot each other in one test.
+/// The number of fence races in one test.
 const DUELS: usize = 8;
-/// Where a node notes what came of it.
+/// The file where a node writes its result.
 const SHOT: &str = "/var/tmp/shot";
 
 #[test]
@@ -34,27 +34,27 @@ fn a_node_is_a_small_debian_of_its_own() -> Result<()> {
     let node = Node::define(&libvirtd, &members[0], &plain(&members, &members[0], &KEY))?;
     node.start(&libvirtd)?;
     node.wait_up()?;
-    // systemd sees itself at the root of every hierarchy, and has nobody else's processes in its
+    // systemd sees itself at the root of every hierarchy, and no other container's processes in its
     // slices.
     let groups = node.must("cat /proc/1/cgroup")?;
     ensure!(groups.lines().all(|line| line.ends_with(":/") || line.ends_with(":/init.scope")), "{groups}");
-    // A Pacemaker that despairs of its node must not reboot the host.
+    // Pacemaker must not be able to reboot the host when its node fails.
     node.must("test ! -e /proc/sysrq-trigger || test $(stat -c %t:%T /proc/sysrq-trigger) = 1:3")
         .context("the node reaches the host's sysrq")?;
     ensure!(node.must("hostname")?.trim() == "alpha");
     ensure!(node.must("ip -o -4 addr show dev eth0")?.contains("192.168.122.31/24"));
     let before = node.witness()?;
     node.must("echo kept > /etc/kept; systemctl start --no-block poweroff.target; true")?;
-    ensure!(before.dies_within(BOOT_LIMIT)?, "poweroff does not end it");
+    ensure!(before.dies_within(BOOT_LIMIT)?, "poweroff does not end the container");
     libvirtd.wait_state(URI, &members[0].domain, "shut off")?;
-    // What it has written is there when it starts again, and what belongs to a boot is not.
+    // The node's files outlast a restart, except for those that belong to one boot.
     node.start(&libvirtd)?;
     node.wait_up()?;
     ensure!(node.must("cat /etc/kept")? == "kept\n");
     Ok(())
 }
 
-/// Each on the cluster that the one before has left, which is to be as good as new.
+/// Each scenario uses the cluster that the previous one has left, which must be in order again.
 fn play_all(scenarios: &[Scenario]) -> Result<()> {
     let mut cluster = Cluster::start(&Which::from_env()?)?;
     for &scenario in scenarios {
@@ -79,7 +79,7 @@ fn troubles_of_the_hypervisor_and_of_both_nodes_at_once_are_survived() -> Result
     play_all(&[Scenario::Hung, Scenario::Absent, Scenario::Restarted, Scenario::DelayedRace, Scenario::FenceRace])
 }
 
-/// Closer together than two Pacemakers ever come: both clients wait for the same moment.
+/// Closer together than two Pacemakers ever get: both clients wait for the same moment.
 #[test]
 fn of_two_nodes_that_shoot_each_other_at_the_same_moment_one_lives() -> Result<()> {
     Image::get()?;
@@ -104,8 +104,8 @@ fn of_two_nodes_that_shoot_each_other_at_the_same_moment_one_lives() -> Result<(
         for number in [0, 1] {
             let (node, domain) = (&nodes[number], &members[1 - number].domain);
             let wait = format!("while [ $(date +%s%N) -lt {moment} ]; do :; done");
-            // As the container's own child: it could not die as long as somebody else has not taken
-            // note of the end of his.
+            // A child of the container itself: otherwise the container could not die before its
+            // parent has reaped it.
             let shoot = format!("{wait}; fence_xvm -k {KEY_PATH} -H {domain} -o reboot; echo $? > {SHOT}");
             node.must(&format!("rm -f {SHOT}; ({shoot}) > /dev/null 2>&1 &"))?;
         }
@@ -118,14 +118,14 @@ fn of_two_nodes_that_shoot_each_other_at_the_same_moment_one_lives() -> Result<(
         let both = lives[1 - victim].dies_within(Duration::from_millis(200))?;
         let log: Vec<_> = server.log().lines().skip(position).map(str::to_owned).collect();
         ensure!(!both, "round {round}: both are dead: {log:#?}");
-        let told = poll_until("the reply to the one that lives", BOOT_LIMIT, || {
+        let told = poll_until("the reply to the survivor", BOOT_LIMIT, || {
             let told = std::fs::read_to_string(nodes[1 - victim].outside(SHOT)).unwrap_or_default();
             Ok(told.strip_suffix('\n').map(str::to_owned))
         })?;
-        ensure!(told == "0", "round {round}: the one that lives: {told}: {log:#?}");
+        ensure!(told == "0", "round {round}: the survivor: {told}: {log:#?}");
         refused += usize::from(log.iter().any(|line| line.contains("is being fenced itself")));
     }
-    ensure!(refused > 0, "they have never met");
+    ensure!(refused > 0, "no fence race occurred");
     Ok(())
 }
 
@@ -134,13 +134,13 @@ struct Started(Child);
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // Failures mean that it has ended already.
+        // An error means that the process has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What `cargo xtask lab cluster` runs: what it prints is typed.
+/// Runs the commands that `cargo xtask lab cluster` prints.
 #[test]
 fn a_cluster_to_play_with_is_entered_as_it_says_and_removed_by_an_interrupt() -> Result<()> {
     let Which::Ours(daemon) = Which::ours()? else { bail!("not ours") };
@@ -157,7 +157,7 @@ fn a_cluster_to_play_with_is_entered_as_it_says_and_removed_by_an_interrupt() ->
                 return Ok(line);
             }
         }
-        bail!("it has ended without `{part}`")
+        bail!("the lab ended without printing `{part}`")
     };
     until("a shell on beta")?;
     let enter = until("nsenter")?;
@@ -175,6 +175,6 @@ fn a_cluster_to_play_with_is_entered_as_it_says_and_removed_by_an_interrupt() ->
     until("beta boots")?;
     kill(Pid::from_raw(i32::try_from(lab.0.id())?), Signal::SIGINT)?;
     until("is being removed")?;
-    ensure!(lab.0.wait()?.success(), "it does not end well");
+    ensure!(lab.0.wait()?.success(), "the lab ends with an error");
     Ok(())
 }

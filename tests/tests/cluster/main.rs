@@ -1,8 +1,8 @@
-//! Real clusters: corosync and Pacemaker in libvirt's containers and in QEMU guests, fenced by the
-//! daemon through the stock client, and what the guides in docs tell people to type.
+//! Real clusters: corosync and Pacemaker in libvirt containers and QEMU guests, fenced by the
+//! daemon through the stock client. The guides in docs are run as well.
 //!
-//! The nodes' root is an image of their own that the lab makes from Debian's archive: nothing of a
-//! cluster is installed on this machine.
+//! The nodes' root is an image that the lab makes from Debian's archive: this machine gets no
+//! cluster packages.
 
 #[cfg(test)]
 mod guides;

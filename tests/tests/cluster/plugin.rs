@@ -1,6 +1,5 @@
-//! `external/fence-xdp` of dist under cluster-glue's own `stonith`, in a node that has nothing but
-//! the stock client and the key; containers are its victims, and the kernel says whether they are
-//! dead.
+//! `external/fence-xdp` of dist under cluster-glue's own `stonith`. The node has only the stock
+//! client and the key. The victims are containers, and the kernel says whether they are dead.
 
 mod bad_input;
 mod beside;
@@ -22,11 +21,11 @@ use fence_lab::server::{Config, Server, Which};
 use fence_lab::tools;
 use fence_lab::witness::Witness;
 
-/// Where `stonith` looks for it, on Debian.
+/// The directory where Debian's `stonith` looks for plugins.
 pub(crate) const PLUGIN: &str = "/usr/lib/stonith/plugins/external/fence-xdp";
-/// How long a command may take that takes a second, on a loaded machine.
+/// How long a command of one second may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(120);
-/// The victims, and the names that the node has for them.
+/// The victims, and the node's names for them.
 const VICTIMS: [&str; 2] = ["web-one", "Web_Two"];
 const HOSTLIST: &str = "hostlist='one:web-one, Two:Web_Two'";
 
@@ -45,12 +44,12 @@ struct Scene {
 }
 
 impl Scene {
-    /// A node with the plugin, two victims that run, and a daemon that fences them.
+    /// A node with the plugin, two running victims, and a daemon that fences them.
     fn new() -> Result<Self> {
         Self::with_libvirtd("", &[])
     }
 
-    /// As [`Self::new`], with more in libvirtd.conf and more arguments for libvirtd.
+    /// Like [`Self::new`], with additions to libvirtd.conf and libvirtd's arguments.
     fn with_libvirtd(conf: &str, arguments: &[&str]) -> Result<Self> {
         Image::get()?;
         let hypervisor = Hypervisor::new()?;
@@ -74,7 +73,7 @@ impl Scene {
         self.node.run(script, LIMIT)
     }
 
-    /// `stonith` with our plugin, these parameters and these arguments.
+    /// Runs `stonith` with our plugin, these parameters and these arguments.
     fn stonith(&self, parameters: &str, arguments: &str) -> Result<Finished> {
         self.run(&format!("stonith -t external/fence-xdp {parameters} {arguments}"))
     }
@@ -89,8 +88,8 @@ impl Scene {
         Witness::of_container(&self.hypervisor, victim)
     }
 
-    /// What runs under the victim's name is dead when `script` has succeeded. For what may fail,
-    /// and for what must not: the exit code comes back.
+    /// Runs `script` and returns its result. After a success, every process under the victim's name
+    /// must be dead.
     fn fence(&self, victim: &str, script: &str) -> Result<Finished> {
         let victims = Witness::of_all(&self.hypervisor, victim)?;
         let done = self.run(script)?;
@@ -124,7 +123,7 @@ fn the_plugin_fences_as_stonith_asks_it_to() -> Result<()> {
     ensure!(listed.stdout == "one\nTwo\n", "{listed:?}");
     let status = scene.succeeds("-S")?;
     ensure!(!status.stderr.contains("does not list"), "{status:?}");
-    // A name that is spelled wrongly is told before it is needed.
+    // A misspelt name is reported before it is needed.
     let doubtful = scene.stonith("hostlist='one:web-one three:wbe' hypervisor_uri=lxc+tcp://192.168.122.1/", "-S")?;
     ensure!(doubtful.code == Some(0), "{doubtful:?}");
     for words in ["does not list: wbe (", "hypervisor_uri is not needed"] {
@@ -144,13 +143,13 @@ fn the_plugin_fences_as_stonith_asks_it_to() -> Result<()> {
     ensure!(running.is_dead()?);
     running.wait_next(scene.libvirtd.hypervisor(), one)?;
     scene.libvirtd.wait_state(URI, one, "running")?;
-    ensure!(!bystander.is_dead()? && !asker.is_dead()?, "nobody else is touched");
+    ensure!(!bystander.is_dead()? && !asker.is_dead()?, "an uninvolved machine was killed");
     scene.must_fence(one, "-T off one")?;
-    // As external/libvirt does: who resets a host wants it back.
+    // As external/libvirt does: a reset starts a host that was off.
     scene.succeeds("-T reset one")?;
     ensure!(scene.state(one)? == "running", "a reset starts what was off");
 
-    // `stonith` makes the name lower case; the domain is libvirt's.
+    // `stonith` lowers the name's case; the domain keeps libvirt's spelling.
     scene.must_fence(two, "-T reset TWO")?;
     ensure!(bystander.is_dead()?);
     bystander.wait_next(scene.libvirtd.hypervisor(), two)?;
@@ -175,13 +174,13 @@ fn the_plugin_describes_itself() -> Result<()> {
     }
     let page = std::fs::read_to_string(tools::workspace().join("docs/guide/installation.md"))?;
     for name in required.iter().filter_map(|line| line.split_whitespace().next()) {
-        ensure!(page.contains(&format!("`{name}`")), "the page says nothing about {name}");
+        ensure!(page.contains(&format!("`{name}`")), "the page does not mention {name}");
     }
     for info in ["devid", "devname", "devdescr", "devurl", "xml"] {
         let told = scene.run(&format!("{PLUGIN} getinfo-{info}"))?;
         ensure!(told.code == Some(0) && !told.stdout.is_empty() && told.stderr.is_empty(), "{info}: {told:?}");
     }
-    // A whole line on standard output would cost each fence a second of `stonith`'s sleep.
+    // A whole line on standard output would cost each fence one second of sleep in `stonith`.
     for action in ["off one", "status", "off nobody"] {
         let done = scene.run(&format!("{HOSTLIST} {PLUGIN} {action}"))?;
         ensure!(!done.stdout.trim().is_empty(), "{action}: {done:?}");
@@ -195,7 +194,7 @@ fn the_plugin_describes_itself() -> Result<()> {
 fn two_nodes_are_asked_about_at_once() -> Result<()> {
     let scene = Scene::new()?;
     let before = VICTIMS.map(|victim| scene.witness(victim));
-    // The stock client listens on a port of its own: the second one finds it taken.
+    // The stock client needs the port for itself, so the second client finds it taken.
     let script = format!(
         "stonith -t external/fence-xdp {HOSTLIST} -T off one & first=$!
          stonith -t external/fence-xdp {HOSTLIST} -S & second=$!
@@ -207,14 +206,14 @@ fn two_nodes_are_asked_about_at_once() -> Result<()> {
     for victim in before {
         ensure!(victim?.is_dead()?);
     }
-    // One whose answer takes long is not waited for.
+    // A client does not wait for one whose answer takes long.
     let slow = format!(
         "(exec 9>> /run/fence-xdp.1229.turn; flock 9; exec sleep 60) & slow=$!; sleep 0.3; \
          stonith -t external/fence-xdp {HOSTLIST} timeout=3 -T off one; code=$?; kill $slow; exit $code"
     );
     let beside = scene.run(&slow)?;
     ensure!(beside.code == Some(0), "{beside:?}");
-    // And one who has it for longer than anybody waits.
+    // Another program keeps the port for longer than the client waits.
     let taken = format!(
         "nc -l 1229 & sleep 0.3; stonith -t external/fence-xdp {HOSTLIST} timeout=3 -T on one; code=$?; kill $!; exit $code"
     );

@@ -1,5 +1,5 @@
-//! Fences by the real unit through URIs that do not lead to this host's system libvirtd:
-//! `qemu+ssh://`, and the socket of a user's own libvirtd.
+//! Fences under the real unit through URIs other than this host's system libvirtd: `qemu+ssh://`,
+//! and the socket of a user's own libvirtd.
 
 use std::process::Command;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use fence_lab::systemd::Booted;
 use fence_lab::tools;
 use fence_lab::witness::Witness;
 
-/// How long what takes a second may take on a loaded machine.
+/// How long an operation of one second may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(90);
 const NAME: &str = "hypervisor";
 const BY_SSH: &str = "qemu+ssh://root@hypervisor/system";
-/// `nobody`: libvirt looks for the user's name.
+/// `nobody`: libvirt looks up the user's name.
 const USER: u32 = 65_534;
 const UUID: &str = "5e55109e-0000-4000-8000-000000000001";
 
-/// What is in use, in the order of its end.
+/// The processes in use, in the order of their end.
 struct Scene {
     libvirtd: Libvirtd,
     _users: Process,
@@ -84,7 +84,7 @@ impl Scene {
         self.booted.must("journalctl --no-pager -u fence-daemon -o cat").unwrap_or_default()
     }
 
-    /// A success that leaves the machine alive is the one thing that must not be.
+    /// A success that leaves the machine alive must never occur.
     fn off(&self, domain: &str, machine: &Witness) -> Result<()> {
         let asked = self.booted.shell(&[], &format!("fence_xvm -o off -H {domain}"), LIMIT)?;
         ensure!(machine.is_dead()?, "{domain} lives: {asked:?}; {}", self.log());
@@ -95,7 +95,7 @@ impl Scene {
     }
 }
 
-/// A user's own libvirtd, and the URI that leads to it.
+/// A user's own libvirtd, and its URI.
 fn session(hypervisor: &Hypervisor) -> Result<(Process, String)> {
     let directory = format!("/run/user/{USER}");
     let make = format!(
@@ -109,7 +109,7 @@ fn session(hypervisor: &Hypervisor) -> Result<(Process, String)> {
     let mut process = Process::start(hypervisor.space(), &mut command)?;
     let socket = format!("{directory}/libvirt/libvirt-sock");
     poll_until("a user's libvirtd", LIMIT, || {
-        ensure!(process.is_running()?, "it has ended");
+        ensure!(process.is_running()?, "the user's libvirtd has ended");
         Ok(hypervisor.outside(&socket).exists().then_some(()))
     })
     .with_context(|| process.stderr().text())?;
@@ -126,7 +126,10 @@ fn off_by_ssh_and_by_a_users_socket_under_the_unit() -> Result<()> {
     let [mine] = <[Witness; 1]>::try_from(Witness::of_uuid(UUID)?)
         .map_err(|all| anyhow::anyhow!("{} processes of one machine", all.len()))?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", mine.pid))?;
-    ensure!(status.lines().any(|line| line.starts_with(&format!("Uid:\t{USER}\t"))), "it is root's: {status}");
+    ensure!(
+        status.lines().any(|line| line.starts_with(&format!("Uid:\t{USER}\t"))),
+        "the machine runs as root: {status}"
+    );
 
     scene.off("far", &far)?;
     scene.off("mine", &mine)

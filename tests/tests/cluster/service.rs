@@ -1,5 +1,5 @@
-//! The systemd unit of dist: systemd takes it and runs the daemon by it, and the rights in it are
-//! enough for all that fencing needs.
+//! The systemd unit of dist: systemd accepts it and runs the daemon, and its rights suffice for all
+//! that fencing needs.
 
 use std::process::Command;
 use std::time::Duration;
@@ -22,12 +22,12 @@ use fence_lab::tools;
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
-/// How long what takes a second may take on a loaded machine.
+/// How long an operation of one second may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(90);
 const UNIT: &str = include_str!("../../../dist/fence-daemon.service");
 const UNIT_PATH: &str = "/etc/systemd/system/fence-daemon.service";
 
-/// Whom a machine runs as: nobody whom this system knows.
+/// The user of a machine, unknown to this system.
 const USER: u32 = 12_345;
 
 /// The daemon as it is installed.
@@ -44,8 +44,8 @@ fn capabilities() -> Result<Vec<String>> {
     Ok(names.into_iter().map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect())
 }
 
-/// A log without the line about a right that systemd uses before it starts the daemon, and the
-/// daemon need not have, and without the one about the lab's key, which anybody can guess.
+/// A log without two expected lines. One is about a right that systemd alone needs, the other about
+/// the lab's key, which is easy to guess.
 fn but_for_oom(log: &str) -> String {
     let is_expected = |line: &&str| line.contains("CAP_SYS_RESOURCE") || line.contains("is not random");
     log.lines().filter(|line| !is_expected(line)).map(|line| format!("{line}\n")).collect()
@@ -54,11 +54,11 @@ fn but_for_oom(log: &str) -> String {
 /// A node whose own systemd runs the daemon.
 struct Host {
     node: Node,
-    /// Runs the node, and ends after it.
+    /// Runs the node, and is dropped after it.
     _libvirtd: Libvirtd,
 }
 
-/// Where the lab's libvirt sockets are seen in a node.
+/// The path of the lab's libvirt sockets in a node.
 const SOCKETS: &str = "/mnt/libvirt";
 
 impl Host {
@@ -70,8 +70,8 @@ impl Host {
         Ok(host)
     }
 
-    /// Starts a node that listens on this interface and has these URIs. The daemon is enabled where
-    /// `interface` is none that it has.
+    /// Starts a node that listens on this interface and uses these URIs. The daemon is enabled
+    /// where the node does not have `interface`.
     fn with(libvirtd: Libvirtd, interface: &str, uris: &[&str]) -> Result<Self> {
         Image::get()?;
         let me = Member { name: "host".into(), address: [192, 168, 122, 41].into(), domain: "host".into() };
@@ -83,9 +83,9 @@ impl Host {
         node.write("/usr/sbin/fence-daemon", &daemon()?, 0o755)?;
         node.write("/etc/fence_virt.conf", config.render().as_bytes(), 0o600)?;
         node.write(UNIT_PATH, UNIT.as_bytes(), 0o644)?;
-        // In the place of stock's, which is not in the image.
+        // In place of stock's unit, which is not in the image.
         node.write("/etc/systemd/system/fence_virtd.service", b"[Service]\nExecStart=/bin/sleep infinity\n", 0o644)?;
-        // Where libvirt's client looks for its daemon's socket.
+        // The path where libvirt's client looks for the socket.
         node.write("/etc/tmpfiles.d/libvirt.conf", format!("L /run/libvirt - - - - {SOCKETS}\n").as_bytes(), 0o644)?;
         for unit in if interface == "eth0" { [].as_slice() } else { &["fence-daemon", "libvirt-guests"] } {
             let link = node.outside(&format!("/etc/systemd/system/multi-user.target.wants/{unit}.service"));
@@ -118,7 +118,7 @@ impl Host {
             .with_context(|| self.log())
     }
 
-    /// The daemon's process, if it is another than this one and serves.
+    /// The serving daemon's process, if it differs from `but`.
     fn wait_serving(&self, but: &str) -> Result<String> {
         let waited = poll_until("the daemon", LIMIT, || {
             let now = self.property("MainPID")?;
@@ -128,7 +128,7 @@ impl Host {
         waited.with_context(|| self.log())
     }
 
-    /// What the doctor calls wrong about libvirt.
+    /// The doctor's findings about libvirt that are `wrong`.
     fn doctor_about_libvirt(&self) -> Result<Vec<serde_json::Value>> {
         let doctor = self.run("fence-daemon doctor --json")?;
         let report: serde_json::Value = serde_json::from_str(&doctor.stdout).with_context(|| format!("{doctor:?}"))?;
@@ -137,7 +137,7 @@ impl Host {
         Ok(findings.filter(is_it).cloned().collect())
     }
 
-    /// A file's number, which another file of that name would not have.
+    /// A file's inode, which a new file of that name does not share.
     fn identity(&self, file: &str) -> Result<String> {
         self.must(&format!("stat --format=%i:%a {file}"))
     }
@@ -147,19 +147,19 @@ impl Host {
 fn systemd_runs_the_daemon_by_the_unit() -> Result<()> {
     let host = Host::new()?;
     let verified = host.run(&format!("systemd-analyze verify {UNIT_PATH}"))?;
-    // It also reads what the unit names, and tells of others' units.
+    // systemd also reads the files that the unit names, and reports errors in others' units.
     let about_us = verified.stderr.lines().any(|line| line.contains("fence-daemon"));
     ensure!(verified.code == Some(0) && !about_us, "{verified:?}");
 
     host.must("systemctl enable --now fence-daemon")?;
     let first = host.wait_serving("0")?;
     host.wait_log("the kernel program is attached", 1)?;
-    ensure!(!but_for_oom(&host.log()).contains("cannot"), "something was refused: {}", host.log());
+    ensure!(!but_for_oom(&host.log()).contains("cannot"), "the daemon lacks a right: {}", host.log());
     let process = host.must(&format!("cat /proc/{first}/status /proc/{first}/oom_score_adj /proc/{first}/limits"))?;
     let wanted = host
         .must(&format!("setpriv --bounding-set=-all,+{} grep CapBnd /proc/self/status", capabilities()?.join(",+")))?;
     ensure!(process.contains(wanted.trim()) && process.contains("NoNewPrivs:\t1"), "{wanted} {process}");
-    // systemd can only do that where it has the right to.
+    // systemd needs the right for this.
     let may =
         host.must("setpriv --dump")?.lines().any(|line| line.contains("bounding set") && line.contains("sys_resource"));
     ensure!(!may || process.lines().any(|line| line == "-900"), "{process}");
@@ -175,20 +175,20 @@ fn systemd_runs_the_daemon_by_the_unit() -> Result<()> {
     ensure!(host.identity("/run/fence-xdp")?.ends_with(":700\n"));
     host.must(&format!("kill -KILL {first}"))?;
     let second = host.wait_serving(&first)?;
-    ensure!(host.identity("/run/fence-xdp/seen")? == memory, "what was accepted is forgotten after a crash");
+    ensure!(host.identity("/run/fence-xdp/seen")? == memory, "the replay cache is lost after a crash");
     host.must("systemctl stop fence-daemon")?;
     ensure!(host.property("Result")? == "success", "{}", host.log());
-    ensure!(host.identity("/run/fence-xdp/seen")? == memory, "what was accepted is forgotten after a stop");
+    ensure!(host.identity("/run/fence-xdp/seen")? == memory, "the replay cache is lost after a stop");
     host.must("systemctl start fence-daemon")?;
     host.wait_serving(&second)?;
 
-    // The one or the other.
+    // Only one of the two may run.
     host.must("systemctl start fence_virtd")?;
     poll_until("its end", LIMIT, || Ok((host.property("ActiveState")? == "inactive").then_some(())))?;
     host.must("systemctl start fence-daemon")?;
     ensure!(host.run("systemctl is-active fence_virtd")?.stdout.trim() == "inactive");
 
-    // What the next start would find as well.
+    // The next start would fail the same way.
     host.must("systemctl stop fence-daemon && rm /etc/cluster/fence_xvm.key")?;
     let started = host.run("systemctl start fence-daemon")?;
     ensure!(started.code != Some(0) && host.property("ActiveState")? == "failed", "{started:?}");
@@ -196,7 +196,7 @@ fn systemd_runs_the_daemon_by_the_unit() -> Result<()> {
     Ok(())
 }
 
-/// What a person sees in the journal, and what a program finds there.
+/// The journal's lines for people, and its fields for programs.
 fn journalctl_shows_all_of_it(host: &Host) -> Result<()> {
     let log = host.must("journalctl --no-pager --unit=fence-daemon --output=cat")?;
     for words in [
@@ -207,7 +207,7 @@ fn journalctl_shows_all_of_it(host: &Host) -> Result<()> {
         let shown = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
         ensure!(shown, "no line with {words:?}: {log}");
     }
-    // With the time, as people look at it.
+    // With the time, as an administrator reads it.
     let dated = host.must("journalctl --no-pager --unit=fence-daemon --output=short-iso")?;
     let line = dated.lines().find(|line| line.contains("op=off")).context("no line about off")?;
     ensure!(line.contains("T") && line.contains(" host fence-daemon["), "{line}");
@@ -219,7 +219,7 @@ fn journalctl_shows_all_of_it(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// An interface that never comes keeps neither the boot nor the guests.
+/// An interface that never comes delays neither the boot nor the guests.
 #[test]
 fn a_boot_with_a_misspelt_interface_goes_on_and_is_told() -> Result<()> {
     let hypervisor = Hypervisor::new()?;
@@ -234,13 +234,13 @@ fn a_boot_with_a_misspelt_interface_goes_on_and_is_told() -> Result<()> {
     ensure!(log.contains("nothing is served yet (interface virbrO is not there: waiting for it)"), "{log}");
     let asked = host.run("fence-daemon status")?;
     ensure!(asked.code == Some(1) && asked.stdout.contains("virbrO"), "{asked:?}");
-    // It comes after all.
+    // The interface comes after all.
     host.must("ip link add virbrO type bridge && ip addr add 192.168.123.1/24 dev virbrO && ip link set virbrO up")?;
     host.wait_serving("0")?;
     Ok(())
 }
 
-/// A libvirtd of a user's own, and where its socket is, seen from a node.
+/// A user's own libvirtd, and its socket's path in a node.
 fn session(hypervisor: &Hypervisor) -> Result<(Process, String)> {
     let directory = hypervisor.path("shared/user");
     hypervisor.space().must("sh", &["-c", &format!("install -d -m 700 -o {USER} -g {USER} {directory}")])?;
@@ -250,7 +250,7 @@ fn session(hypervisor: &Hypervisor) -> Result<(Process, String)> {
     let mut process = Process::start(hypervisor.space(), &mut command)?;
     let socket = hypervisor.outside(&format!("{directory}/libvirt/libvirt-sock"));
     poll_until("a user's libvirtd", LIMIT, || {
-        ensure!(process.is_running()?, "it has ended");
+        ensure!(process.is_running()?, "the user's libvirtd has ended");
         Ok(socket.exists().then_some(()))
     })
     .with_context(|| process.stderr().text())?;
@@ -275,7 +275,7 @@ fn each_form_of_uri_connects_under_the_unit() -> Result<()> {
     ];
     let host = Host::with(libvirtd, "eth0", &uris)?;
     host.node.wait_up()?;
-    // As systemd mounts it for a user who is logged in; and root may reach the host by ssh.
+    // As systemd mounts it for a logged-in user; and root may reach the host by ssh.
     host.must(&format!(
         "mkdir -p /run/user/{USER} && mount --bind /shared/user /run/user/{USER} && \
          ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519 && cp ~/.ssh/id_ed25519 /etc/ssh/fence && \
@@ -293,21 +293,21 @@ fn each_form_of_uri_connects_under_the_unit() -> Result<()> {
         Ok((all.len() == uris.len() && all.iter().all(|uri| uri["connected"] == true)).then_some(()))
     });
     connected.with_context(|| host.log())?;
-    // What libvirt's client has started for it is an ordinary process.
+    // A program that libvirt's client has started is an ordinary process.
     let children = host.must("for pid in $(pgrep -x ssh); do cat /proc/$pid/oom_score_adj /proc/$pid/stat; done")?;
     let scores: Vec<&str> = children.lines().step_by(2).collect();
     ensure!(!scores.is_empty() && scores.iter().all(|score| *score == "0"), "{children}");
     let nice = |stat: &str| stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(16).map(|nice| nice == "0"));
     ensure!(children.lines().skip(1).step_by(2).all(|stat| nice(stat) == Some(true)), "{children}");
-    // The doctor sees them as the daemon does, also where it has more rights itself.
+    // The doctor sees the URIs as the daemon does, also where the doctor has more rights.
     let wrong = host.doctor_about_libvirt()?;
     ensure!(wrong.is_empty(), "{wrong:#?}");
-    // In a container with cgroups of the old kind systemd does not always learn that an ssh has
-    // ended, and waits for it.
+    // In a container with cgroup v1, systemd does not always notice that an ssh has ended, and
+    // waits for it.
     let less = b"[Service]\nCapabilityBoundingSet=~CAP_SETPCAP\nTimeoutStopSec=5\n";
     host.node.write(&format!("{UNIT_PATH}.d/less.conf"), less, 0o644)?;
     host.must("systemctl daemon-reload && systemctl restart fence-daemon")?;
-    let wrong = poll_until("the doctor to see what is refused", LIMIT, || {
+    let wrong = poll_until("the doctor to report the failing URI", LIMIT, || {
         let wrong = host.doctor_about_libvirt()?;
         Ok((wrong.len() == 2).then_some(wrong))
     })
@@ -315,11 +315,10 @@ fn each_form_of_uri_connects_under_the_unit() -> Result<()> {
     for finding in wrong {
         let text = finding.to_string();
         ensure!(text.contains("qemu+ssh://") && text.contains("answers here, but not to the daemon"), "{text}");
-        // With the daemon's rights it fails as it does for the daemon.
+        // With the daemon's rights the doctor fails like the daemon.
         let command = finding["commands"][0].as_str().with_context(|| text.clone())?;
         let tried = host.run(command)?;
-        // Why it fails is a matter of luck: libvirt's client sees the ssh die, or the pipe to it
-        // break.
+        // The error message varies: libvirt's client sees either the ssh die or its pipe break.
         ensure!(tried.code != Some(0) && command.contains("nsenter"), "{command}: {tried:?}");
     }
     Ok(())
@@ -341,7 +340,7 @@ fn the_rights_of_the_unit_are_enough_to_kill_a_machine_of_another_user() -> Resu
     config.uris = vec![qemu::URI.to_owned()];
     let server = Server::start(&hypervisor, &Which::Ours(script.into()), &config)?;
 
-    // With a disk that it uses by io_uring: what it has open is looked at, too.
+    // The machine's disk uses io_uring, so the daemon inspects its open files too.
     let disk = hypervisor.write("disk.img", &writing_disk())?;
     std::os::unix::fs::chown(hypervisor.outside(&disk), Some(USER), Some(USER))?;
     let xml = Machine::new("vm").disk(&disk, "io_uring").xml()?;
@@ -351,9 +350,12 @@ fn the_rights_of_the_unit_are_enough_to_kill_a_machine_of_another_user() -> Resu
     libvirtd.start_domain(qemu::URI, "vm")?;
     let machine = Witness::of_qemu(&hypervisor, "vm")?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", machine.pid))?;
-    ensure!(status.lines().any(|line| line.starts_with(&format!("Uid:\t{USER}\t"))), "it is root's: {status}");
+    ensure!(
+        status.lines().any(|line| line.starts_with(&format!("Uid:\t{USER}\t"))),
+        "the machine runs as root: {status}"
+    );
 
-    // By its process and not by libvirt, which would do without the rights, and takes a hundred
+    // Killed by its process, not by libvirt, which needs none of these rights and takes a hundred
     // times as long.
     let mut asked = Command::new(&program);
     asked.args(["-f", &hypervisor.path("fence_virt.conf"), "status", "--json"]);

@@ -1,4 +1,4 @@
-//! Copies of a request: the same again, almost the same, several at once, by several addresses.
+//! Duplicates of a request: identical or changed, several at once, from several addresses.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const AUTH: HashKind = HashKind::Sha256;
 /// The second address of guest 1.
 const SECOND: Ipv4Addr = Ipv4Addr::new(192, 168, 122, 111);
 
-/// A copy as a stock client sends it: the same, but with random bytes of its own.
+/// Sends a duplicate as a stock client does: the same request with new random bytes.
 fn again(stage: &Stage, peer: &Peer, request: Request, change: impl Fn(&mut Request)) -> Result<String> {
     let mut request = request;
     change(&mut request);
@@ -28,7 +28,7 @@ fn again(stage: &Stage, peer: &Peer, request: Request, change: impl Fn(&mut Requ
 
 type Change = fn(&mut Request);
 
-/// A first request, and a second one that is the same but for a change.
+/// A first request, and a second one that differs only by `change`.
 fn second(name: &str, first: &'static str, changed: &'static str, change: Change) -> Case {
     let domain = name.to_owned();
     Case::new(name, Expected::both(format!("{first} / {changed}, then off")), move |stage, watched| {
@@ -72,7 +72,7 @@ fn spoilt(name: &str, spoil: fn(&Peer, Request) -> Result<()>) -> Case {
         let peer = stage.peer(1)?;
         let request = peer.request(Op::Off, &domain)?;
         spoil(&peer, request)?;
-        // A stock client asks again after two seconds: long after the server has noticed.
+        // A stock client repeats its request after two seconds, long after the server has noticed.
         std::thread::sleep(Duration::from_millis(500));
         let mut answers = Vec::new();
         for _ in 0..2 {
@@ -111,7 +111,7 @@ fn spoilt_call_backs() -> Vec<Case> {
     ]
 }
 
-/// Copies that are under way together.
+/// Duplicates that are in work at the same time.
 fn burst() -> Case {
     let name = "five copies at once";
     Case::new(name, Expected::both("reply 0, then off"), move |stage, watched| {
@@ -127,8 +127,8 @@ fn burst() -> Case {
     .and_state_of(name)
 }
 
-/// The very same datagram again: the stock client never does that, each of its datagrams has random
-/// bytes of its own.
+/// The identical datagram again. The stock client never sends one, as each of its datagrams has new
+/// random bytes.
 fn replayed() -> Case {
     let name = "the very same datagram after a failed call-back";
     let expected = Expected::differ("replays", "reply 0, then off", format!("{SILENCE}, then running"));
@@ -150,7 +150,7 @@ fn second_address(stage: &Stage) -> Result<Peer> {
     Peer::at(stage.guest(1)?.space(), SECOND.into(), &talk::key())
 }
 
-/// The same request with another place to call back at.
+/// The same request with another callback address and port.
 fn at(request: Request, address: IpAddr, port: u16) -> Request {
     let mut request = request;
     set_address(&mut request, address);
@@ -164,7 +164,7 @@ fn multi_homed() -> Vec<Case> {
         let (first, second) = (stage.peer(1)?, second_address(stage)?);
         let request = first.request(Op::Off, dead)?;
         let copy = at(request, second.address(), second.port()?);
-        // Nobody listens there any more.
+        // No client listens there any more.
         let closed = stage.peer(1)?.port()?;
         first.send(at(request, first.address(), closed))?;
         second.send(copy)?;
@@ -188,7 +188,7 @@ fn multi_homed() -> Vec<Case> {
     vec![first_dead.and_state_of(dead), both_live.and_state_of(both)]
 }
 
-/// Somebody asks, is called back and says nothing; then the next one asks from the same address and
+/// A client is called back and stays silent; then a newer request comes from the same address and
 /// port.
 fn overtaken() -> Case {
     let name = "a newer request from the same place";
@@ -199,7 +199,7 @@ fn overtaken() -> Case {
         peer.send(peer.request(Op::Null, "")?)?;
         let newer = |watched: &Peer| perhaps(stage, watched);
         let text = if stage.is_stock() {
-            // It does one thing after the other.
+            // fence_virtd serves one request after the other.
             let older = talk::described(&talk::conversation(&mut older, AUTH)?);
             format!("{older} / {}", newer(&peer)?)
         } else {
@@ -211,7 +211,7 @@ fn overtaken() -> Case {
     })
 }
 
-/// The stock client asks from each of its two addresses.
+/// The stock client sends a request from each of its two addresses.
 fn stock_client() -> Vec<Case> {
     let cases = [
         ("status", "exit 0: Status: ON, then running"),

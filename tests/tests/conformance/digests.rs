@@ -1,5 +1,5 @@
-//! Every pair of digests that a server can be configured with, by both families, against clients
-//! with every pair of theirs.
+//! Every pair of digests that a server can have, over both address families, against clients with
+//! every pair.
 
 use fence_common::hash::HashKind;
 use fence_common::wire::Op;
@@ -21,7 +21,7 @@ pub(crate) fn scenes() -> Vec<Scene> {
     scenes
 }
 
-/// Whether a server takes requests with this digest. One that demands neither digest nor
+/// Whether a server accepts requests with this digest. A server that demands neither digest nor
 /// authentication reads no key, and can verify none.
 fn taken(hash: HashKind, auth: HashKind, of_client: HashKind) -> bool {
     let has_key = (hash, auth) != (HashKind::None, HashKind::None);
@@ -37,7 +37,7 @@ fn scene(family: Family, hash: HashKind, auth: HashKind) -> Scene {
             let expected = match (taken(hash, auth, client_hash), client_auth == auth) {
                 (false, _) => format!("{}, then running", talk::SILENCE),
                 (true, true) => "reply 0, then off".to_owned(),
-                // A server without authentication acts at once, and its reply is no answer to the
+                // A server without authentication acts at once, and its reply does not answer the
                 // client's challenge.
                 (true, false) if auth == HashKind::None => format!("{}, then off", talk::NO_REPLY),
                 (true, false) => format!("{}, then running", talk::NO_REPLY),
@@ -47,7 +47,7 @@ fn scene(family: Family, hash: HashKind, auth: HashKind) -> Scene {
                 let peer = stage.peer(1)?.with_digests(client_hash, client_auth);
                 let request = peer.request(Op::Off, &domain)?;
                 let text = if !taken(hash, auth, client_hash) {
-                    // Silence is what is left when the scene is over.
+                    // Silence is only certain at the end of the scene.
                     peer.send(request)?;
                     talk::SILENCE.to_owned()
                 } else {
@@ -67,7 +67,7 @@ fn scene(family: Family, hash: HashKind, auth: HashKind) -> Scene {
             let client = Client::new(op.name(), &stage.config.key_file).family(family).hash(hash).auth(auth);
             let client = if op.names_a_domain() { client.domain(&domain) } else { client };
             let text = talk::ran(stage, 1, &client)?;
-            // The others' states change while this goes on.
+            // The states of the other domains change meanwhile.
             Ok(if op == Op::HostList { text.replace(" off", " on") } else { text })
         });
         cases.push(case.and_state_of(name));

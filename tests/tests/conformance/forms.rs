@@ -1,5 +1,4 @@
-//! Requests that are not as a stock client makes them, and names that are not as an administrator
-//! picks them.
+//! Unusual requests that no stock client sends, and unusual names that no administrator chooses.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -27,7 +26,7 @@ fn changed(name: &'static str, expected: Expected, change: fn(&mut Request)) -> 
     })
 }
 
-/// A request that would switch its domain off, as the bytes that `make` makes of it.
+/// A request that would switch its domain off, as the bytes from `make`.
 fn payload(
     name: &'static str,
     expected: Expected,
@@ -44,22 +43,22 @@ fn payload(
     case.and_state_of(name)
 }
 
-/// What comes of a request that both refuse.
+/// The result of a request that both servers reject.
 fn nothing() -> Expected {
     Expected::both(format!("{SILENCE}, then running"))
 }
 
-/// What comes of one that both serve.
+/// The result of a request that both servers serve.
 fn served() -> Expected {
     Expected::both("reply 0, then off")
 }
 
-/// What comes of one that only the stock server serves.
+/// The result of a request that only fence_virtd serves.
 fn only_stock(id: &'static str) -> Expected {
     Expected::differ(id, "reply 0, then off", format!("{SILENCE}, then running"))
 }
 
-/// What comes of one that the stock server answers with failure, and that ours does not answer.
+/// The result of a request that fence_virtd answers with failure and ours does not answer.
 fn refused(id: &'static str) -> Expected {
     Expected::differ(id, "reply 1, then running", format!("{SILENCE}, then running"))
 }
@@ -116,7 +115,7 @@ fn flipped(byte: usize) -> impl Fn(&Peer, Request) -> Result<Vec<u8>> + Send + S
     }
 }
 
-/// Ways that requests come by.
+/// The paths that requests can arrive by.
 fn ways() -> Vec<Case> {
     let unicast = "sent to the host instead of the group";
     let to_host = Case::new(unicast, only_stock("unicast"), move |stage, watched| {
@@ -138,8 +137,8 @@ fn ways() -> Vec<Case> {
     vec![to_host.and_state_of(unicast), not_source.and_state_of(nat)]
 }
 
-/// The stock client with settings that are not the server's. It gives up after two seconds here,
-/// not thirty.
+/// The stock client with settings that differ from the server's. It gives up after two seconds
+/// here, not thirty.
 fn clients() -> Vec<Case> {
     type Set = fn(Client, &Stage) -> Client;
     let cases: [(&str, Set); 5] = [
@@ -161,7 +160,7 @@ fn clients() -> Vec<Case> {
     cases.into_iter().enumerate().map(case).collect()
 }
 
-/// Refusals that an administrator will want to understand.
+/// Rejections whose reason an administrator needs.
 fn refusals() -> Vec<Case> {
     /// Whether the log has a line with all of `words` within some seconds.
     fn told(stage: &Stage, words: &[&str]) -> &'static str {
@@ -188,7 +187,7 @@ fn refusals() -> Vec<Case> {
     ]
 }
 
-/// A name of the longest length that fits.
+/// A name of the greatest length.
 const LONGEST: &str = "a-name-of-sixty-three-bytes-the-longest-that-requests-can-carry";
 
 /// Domains with names of all kinds.
@@ -204,7 +203,7 @@ const NAMES: [&str; 9] = [
     "'quote\"",
 ];
 
-/// What is asked for that is no domain of that spelling.
+/// Names in requests that no domain has in that spelling.
 const NOBODY: [&str; 7] = [
     "upper",
     "UPPER ",

@@ -1,5 +1,5 @@
-//! Groups: names that are spelled in another case than the domain's or the request's, and copies of
-//! a request that are denied.
+//! Groups: names in another case than the domain's or the request's, and rejected duplicates of a
+//! request.
 
 use fence_common::wire::{Op, Request};
 use fence_lab::lab::Guest;
@@ -8,11 +8,10 @@ use fence_lab::testdriver::{State, TestDomain, uuid};
 use crate::scene::{Case, Expected, Scene};
 use crate::talk::{self, SILENCE};
 
-/// How the group spells the domain, and how the request does. The domain's own name is the first
-/// word in lower case.
+/// The group's and the request's spelling. The domain's own name is the first word in lower case.
 const SPELLINGS: [(&str, &str); 4] = [("CVM1", "cvm1"), ("cvm2", "CVM2"), ("Cvm3", "cvm3"), ("cvm4", "cvm4")];
 
-/// The cases that ask for one of the domains by name, with `op`.
+/// Cases that request `op` for one of the domains by name.
 fn asked(op: Op, expected: Expected, spellings: &'static [(&'static str, &'static str)]) -> Vec<Case> {
     let case = |(entry, spelled): &'static (&'static str, &'static str)| {
         Case::new(format!("{} {spelled}, listed as {entry}", op.name()), expected.clone(), move |stage, watched| {
@@ -22,8 +21,8 @@ fn asked(op: Op, expected: Expected, spellings: &'static [(&'static str, &'stati
     spellings.iter().map(case).collect()
 }
 
-/// A copy of a request that asks for a callback at an address that no group permits, and then the
-/// request itself.
+/// A duplicate that asks for a callback at an address that no group permits, and then the request
+/// itself.
 fn denied_copy() -> Scene {
     const SEQNO: u32 = 4711;
     let expected =
@@ -57,7 +56,7 @@ pub(crate) fn scenes() -> Vec<Scene> {
     for spelling in same_as_domain {
         cases.extend(asked(Op::Status, Expected::both("reply 0"), std::slice::from_ref(spelling)));
     }
-    // Permitted, and then looked for by libvirt, which knows no domain of exactly that name.
+    // The group permits it, but libvirt knows no domain of exactly that name.
     cases.extend(asked(Op::Status, Expected::both("reply 2"), other));
     cases.extend(asked(Op::Off, Expected::both("reply 1"), other));
     let last = Case::new("off of what is listed in capitals", Expected::both("reply 0, then off"), |stage, watched| {

@@ -1,5 +1,5 @@
-//! Real machines under a real libvirtd: less of them than of the test driver's, and what only they
-//! can show.
+//! Real machines under a real libvirtd: fewer than the test driver's domains, for cases that need
+//! them.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::talk;
 
 const STATES: [Option<State>; 4] = [Some(State::Running), Some(State::Paused), Some(State::ShutOff), None];
 
-/// What is to come of it: reply and state.
+/// The expected reply and state.
 fn promised(op: Op, state: Option<State>) -> (u8, &'static str) {
     let is = state.map_or("unknown", State::name);
     match (op, state) {
@@ -44,7 +44,7 @@ fn operations() -> Scene {
     Scene { machines, ..Scene::new("machines", Vec::new(), cases) }
 }
 
-/// libvirtd dies, the machine does not.
+/// libvirtd dies, and the machine lives.
 fn libvirtd_gone() -> Scene {
     const NAME: &str = "victim";
     let ask = |stage: &_, watched: &mut _, op| talk::asked(stage, 1, watched, op, NAME);
@@ -54,7 +54,7 @@ fn libvirtd_gone() -> Scene {
         let before = ask(stage, watched, Op::Status)?;
         stage.kill_libvirtd()?;
         let mut after = ask(stage, watched, Op::DevStatus)?;
-        // The connection's end is noticed a moment later.
+        // The server notices the end of the connection a moment later.
         for _ in 0..10 {
             if after != talk::reply(0) {
                 break;

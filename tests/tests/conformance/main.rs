@@ -1,9 +1,9 @@
-//! The conformance suite: the same scripted requests to Debian's fence_virtd and to fence-daemon,
-//! one after the other. Whatever a client can see has to be the same, except where
-//! `docs/reference/compatibility.md` lists a difference: then exactly that difference.
+//! The conformance suite sends the same scripted requests to Debian's fence_virtd and to
+//! fence-daemon, one after the other. All that a client can see must be the same, except for the
+//! differences that `docs/reference/compatibility.md` lists. Those must occur exactly as listed.
 //!
-//! Each scene is a test of its own (`cargo test --test conformance -- matrix`); the summary after
-//! all of them also fails where a listed difference did not occur.
+//! Each scene is a test of its own (`cargo test --test conformance -- matrix`). The summary at the
+//! end also fails if a listed difference did not occur.
 
 mod copies;
 mod digests;
@@ -29,10 +29,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::report::{Compared, Summary};
 use crate::scene::Scene;
 
-/// A part of the suite, and what came out of it.
+/// A part of the suite, and its results.
 type Part = (String, Box<dyn Fn() -> Result<Vec<Compared>> + Send>);
 
-/// How many scenes are played at once: most of them wait most of the time.
+/// The number of scenes that run at once; most of them mostly wait.
 const AT_ONCE: usize = 4;
 
 fn parts() -> Vec<Part> {
@@ -72,12 +72,12 @@ fn main() -> ExitCode {
     let complete = conclusion.num_filtered_out == 0 && !arguments.list;
     let summary = lock(&summary);
     if !arguments.list {
-        // Nobody who could not read this would read an error about it either.
+        // If standard error is broken, no error about it can be shown either.
         let _ = std::io::stdout().write_all(summary.told().as_bytes());
     }
     let unseen = summary.unseen(&listed);
     if complete && !conclusion.has_failed() && !unseen.is_empty() {
-        return fail(&format!("{} lists what did not occur: {}", differences::DOCUMENT, unseen.join(", ")));
+        return fail(&format!("{} lists differences that did not occur: {}", differences::DOCUMENT, unseen.join(", ")));
     }
     conclusion.exit_code()
 }

@@ -1,4 +1,4 @@
-//! Every operation on a domain in every state, by every spelling, from guests with and without
+//! Every operation on a domain in every state, in every spelling, from guests with and without
 //! permission.
 
 use std::net::IpAddr;
@@ -12,11 +12,11 @@ use crate::talk::{self, HostList, Record};
 /// A domain's state before the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
-    /// It has a definition and is in this state.
+    /// Persistent, and in this state.
     Defined(State),
-    /// It runs and has no definition.
+    /// Transient and running.
     Transient,
-    /// There is none.
+    /// Not existing.
     Unknown,
 }
 
@@ -34,7 +34,7 @@ impl Before {
     }
 }
 
-/// How requests spell the domain.
+/// A request's spelling of the domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Spelling {
     Name,
@@ -62,23 +62,23 @@ impl Spelling {
     }
 }
 
-/// What the groups say about the guest that asks.
+/// What the groups say about the client's guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Groups {
-    /// There is no such section.
+    /// The configuration has no groups.
     None,
-    /// It is in a group with the domain's name.
+    /// The guest is in a group with the domain's name.
     ByName,
-    /// It is in a group with the domain's UUID.
+    /// The guest is in a group with the domain's UUID.
     ByUuid,
-    /// It is in a group, and the domain in another one.
+    /// The guest is in one group, the domain in another.
     OtherGroup,
-    /// It is in no group.
+    /// The guest is in no group.
     Nowhere,
 }
 
 impl Groups {
-    /// Those of a configuration with groups, with the guest that each is about.
+    /// The variants of a configuration with groups, each with its guest.
     const LISTED: [(Self, usize); 4] =
         [(Self::ByName, 1), (Self::ByUuid, 2), (Self::OtherGroup, 3), (Self::Nowhere, 4)];
 
@@ -92,7 +92,7 @@ impl Groups {
         }
     }
 
-    /// Whether the guest sees the domains in a list.
+    /// Whether a list shows the domains to the guest.
     fn show(self) -> bool {
         matches!(self, Self::None | Self::ByName | Self::ByUuid)
     }
@@ -107,7 +107,7 @@ impl Groups {
     }
 }
 
-/// What docs of the protocol promise: the reply, and the state afterwards.
+/// The reply and the final state that the documents of the protocol promise.
 fn promised(op: Op, before: Before, allowed: bool) -> (u8, &'static str) {
     let is = before.name();
     let is = if before == Before::Transient { "running" } else { is };
@@ -126,7 +126,7 @@ fn promised(op: Op, before: Before, allowed: bool) -> (u8, &'static str) {
     }
 }
 
-/// One case of the product.
+/// One combination of the product.
 struct Combination {
     op: Op,
     before: Before,
@@ -134,8 +134,8 @@ struct Combination {
     domain: TestDomain,
 }
 
-/// Cases and domains of one kind of groups, the domains' numbers from `first` on. Guest `guest`
-/// asks.
+/// The cases and domains of one variant of groups. The domains' numbers begin with `first`, and
+/// guest `guest` is the client.
 fn product(groups: Groups, guest: usize, first: usize) -> (Vec<Case>, Vec<TestDomain>) {
     let mut combinations = Vec::new();
     for op in Op::ALL {
@@ -181,8 +181,8 @@ fn case(combination: &Combination, groups: Groups, guest: usize, visible: &[Test
     case.and_state_of(domain.name.clone())
 }
 
-/// What of a list does not depend on the other cases that are played at the same time: no states
-/// but this domain's own, and not those that are gone when they are off.
+/// The part of a list that does not depend on concurrent cases: this domain's own state, and no
+/// domain that is gone when it is off.
 fn steady(list: HostList, own: &str) -> String {
     let mut records = list.records;
     records.retain(|record| !record.name.starts_with("off-transient"));
@@ -204,8 +204,7 @@ pub(crate) fn scenes() -> Vec<Scene> {
     let mut sections = Vec::new();
     let all: Vec<TestDomain> = parts.iter().flat_map(|(_, domains)| domains.clone()).collect();
     for ((groups, guest), (cases, _)) in Groups::LISTED.iter().zip(&parts) {
-        // Where a domain is unknown its name is listed all the same: it could be another
-        // hypervisor's.
+        // A list names unknown domains too: they could belong to another hypervisor.
         let names = cases.iter().map(|case| case.name.clone());
         let uuids = (0..cases.len()).map(|number| uuid(guest * 1000 + number));
         match groups {

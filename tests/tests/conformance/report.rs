@@ -1,4 +1,4 @@
-//! What came out of both servers, held against what was to come out.
+//! Compares both servers' results with the expected ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -7,23 +7,23 @@ use fence_lab::differences::{DOCUMENT, Difference};
 
 use crate::scene::{Case, Expected, Played};
 
-/// How many failures of a scene are told in full.
+/// The number of failures of a scene that are shown in full.
 const TOLD: usize = 12;
-/// How much of a long result is shown.
+/// The number of characters of a long result that are shown.
 const SHOWN: usize = 400;
-/// How many lines of each log are shown.
+/// The number of lines of each log that are shown.
 const LOG_LINES: usize = 4;
 
-/// A case that both servers have played.
+/// A case with both servers' results.
 #[derive(Clone, Debug)]
 pub(crate) struct Compared {
-    /// The listed difference that it showed.
+    /// The listed difference that the case showed.
     pub(crate) difference: Option<&'static str>,
-    /// What is wrong with it, for a person.
+    /// The failure, for a person.
     pub(crate) failure: Option<String>,
 }
 
-/// Compares what came out of a scene's cases.
+/// Compares the results of a scene's cases.
 pub(crate) fn compare(scene: &str, cases: &[Case], stock: &Played, ours: &Played) -> Vec<Compared> {
     let results = stock.results.iter().zip(&ours.results);
     let compared = cases.iter().zip(results).map(|(case, results)| {
@@ -33,8 +33,7 @@ pub(crate) fn compare(scene: &str, cases: &[Case], stock: &Played, ours: &Played
     compared.collect()
 }
 
-/// Compares what came out of one case. The logs' lines about `domain` are shown where it is not as
-/// it should be.
+/// Compares the results of one case. For a failure, the logs' lines about `domain` are shown.
 pub(crate) fn compare_one(
     name: &str,
     expected: &Expected,
@@ -51,17 +50,21 @@ pub(crate) fn compare_one(
     Compared { difference, failure }
 }
 
-/// What is wrong, and the listed difference that was seen.
+/// The failure, and the listed difference that was seen.
 fn judge(expected: &Expected, stock: &str, ours: &str) -> (Option<String>, Option<&'static str>) {
     match expected {
         Expected::Same if stock == ours => (None, None),
         Expected::Same => (Some("an unlisted difference".to_owned()), None),
         Expected::Both(text) if stock == text && ours == text => (None, None),
-        Expected::Both(text) if stock == ours => (Some(format!("both alike, but to be `{}`", short(text))), None),
-        Expected::Both(text) => (Some(format!("an unlisted difference: both are to be `{}`", short(text))), None),
+        Expected::Both(text) if stock == ours => {
+            (Some(format!("both servers agree, but `{}` was expected", short(text))), None)
+        }
+        Expected::Both(text) => {
+            (Some(format!("an unlisted difference: `{}` was expected from both", short(text))), None)
+        }
         Expected::Differ { id, stock: a, ours: b } if stock == a && ours == b => (None, Some(id)),
         Expected::Differ { id, stock: a, ours: b } => {
-            (Some(format!("`{id}` is to be `{}` and `{}`", short(a), short(b))), None)
+            (Some(format!("`{id}` must be `{}` and `{}`", short(a), short(b))), None)
         }
     }
 }
@@ -70,7 +73,7 @@ fn short(text: &str) -> String {
     around(text, text)
 }
 
-/// `text` where it begins to be another than `other`.
+/// The part of `text` where it begins to differ from `other`.
 fn around(text: &str, other: &str) -> String {
     if text.chars().count() <= SHOWN {
         return text.to_owned();
@@ -81,7 +84,7 @@ fn around(text: &str, other: &str) -> String {
     format!("[from character {from}] {part} [{} characters]", text.chars().count())
 }
 
-/// The last lines of a log; those about `domain` where there are some.
+/// The last lines of a log; only those about `domain` if there are any.
 fn last_lines(name: &str, log: &str, domain: Option<&str>) -> String {
     let mut all: Vec<_> = log.lines().collect();
     all.dedup();
@@ -94,8 +97,8 @@ fn last_lines(name: &str, log: &str, domain: Option<&str>) -> String {
     text
 }
 
-/// The failures of a scene as one text, if there are any; a difference that is not in the table is
-/// one.
+/// The failures of a scene as one text, if there are any. A difference that the table does not list
+/// is a failure.
 pub(crate) fn failures(compared: &[Compared], listed: &[Difference]) -> Option<String> {
     let failures: Vec<_> = compared.iter().filter_map(|case| case.failure.as_deref()).collect();
     let is_listed = |id: &&str| listed.iter().any(|row| row.id == *id && row.seen_by_suite);
@@ -108,7 +111,7 @@ pub(crate) fn failures(compared: &[Compared], listed: &[Difference]) -> Option<S
     if failures.is_empty() {
         return (!text.is_empty()).then_some(text);
     }
-    let _ = writeln!(text, "{} of {} cases are not as they should be\n", failures.len(), compared.len());
+    let _ = writeln!(text, "{} of {} cases failed\n", failures.len(), compared.len());
     text.push_str(&failures.iter().take(TOLD).copied().collect::<Vec<_>>().join("\n"));
     if failures.len() > TOLD {
         let _ = write!(text, "\n... and {} more", failures.len() - TOLD);
@@ -116,7 +119,7 @@ pub(crate) fn failures(compared: &[Compared], listed: &[Difference]) -> Option<S
     Some(text)
 }
 
-/// What the suite has seen.
+/// The suite's results so far.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     cases: usize,
@@ -133,7 +136,7 @@ impl Summary {
         }
     }
 
-    /// Rows of the document that the suite was to see and has not.
+    /// The differences of the document that the suite should have seen and has not.
     pub(crate) fn unseen<'a>(&self, listed: &'a [Difference]) -> Vec<&'a str> {
         let listed = listed.iter().filter(|row| row.seen_by_suite).map(|row| row.id.as_str());
         listed.filter(|id| !self.seen.contains_key(id)).collect()

@@ -1,5 +1,5 @@
-//! A scene: one configuration, some domains, and cases that are played to the stock server and then
-//! to ours.
+//! A scene: one configuration, some domains, and cases that run against fence_virtd and then
+//! against our daemon.
 //!
 //! What a case brings out is text, and compared verbatim. It has everything that a client can see
 //! (each reply to the byte, an exit code, printed lines, that nobody called back), call-backs that
@@ -25,20 +25,20 @@ use fence_lab::testdriver::{self, State, TestDomain};
 use crate::report::{self, Compared};
 use crate::talk;
 
-/// How long nothing may come after the last answer before it is called silence.
+/// The time without an answer that counts as silence.
 const QUIET: Duration = Duration::from_millis(400);
-/// How long a domain may take to get into its state after the reply: ours answers a reboot when off
-/// is proven.
+/// How long a domain may take to reach its state after the reply: our daemon answers a reboot once
+/// the domain is off.
 const SETTLED_WITHIN: Duration = Duration::from_secs(15);
 
-/// What is to come out of a case.
+/// The expected result of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The same from both servers, as the stock one has it.
+    /// The same from both servers, whatever fence_virtd answers.
     Same,
-    /// This from both.
+    /// This text from both servers.
     Both(String),
-    /// A difference on purpose, with what exactly comes out of each.
+    /// A deliberate difference, with each server's exact result.
     Differ {
         /// The row in docs/reference/compatibility.md.
         id: &'static str,
@@ -57,15 +57,15 @@ impl Expected {
     }
 }
 
-/// What a case does. Clients that it leaves in the list are watched until the scene ends: who calls
-/// them back then is told.
+/// The script of a case. Clients that it puts into the list are watched until the scene ends: a
+/// late callback to them becomes part of the result.
 type Script = Box<dyn Fn(&Stage, &mut Vec<Peer>) -> Result<String> + Send + Sync>;
 
-/// One scripted request, or a few that belong together.
+/// One scripted request, or a few related ones.
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) expected: Expected,
-    /// The domain whose state afterwards counts.
+    /// The domain whose final state is part of the result.
     pub(crate) domain: Option<String>,
     script: Script,
 }
@@ -79,23 +79,22 @@ impl Case {
         Self { name: name.into(), expected, domain: None, script: Box::new(script) }
     }
 
-    /// Looks at this domain's state when all is over.
+    /// Adds the final state of this domain to the result.
     pub(crate) fn and_state_of(self, domain: impl Into<String>) -> Self {
         Self { domain: Some(domain.into()), ..self }
     }
 }
 
-/// Where cases are played.
+/// The lab in which cases run.
 pub(crate) struct Stage {
     pub(crate) hypervisor: Hypervisor,
-    /// Guest number 1 is the first. The last one belongs to the scene: it asks for the list at the
-    /// end.
+    /// Guest number 1 is the first. The last one belongs to the scene and requests the final list.
     pub(crate) guests: Vec<Guest>,
     pub(crate) config: Config,
     pub(crate) server: Server,
-    /// The stock client listens on one port: one at a time in a guest.
+    /// One stock client at a time in a guest, as it listens on one port.
     clients: Vec<Mutex<()>>,
-    /// Where there are real machines.
+    /// The libvirtd of a scene with real machines.
     libvirtd: Option<Libvirtd>,
 }
 
@@ -114,7 +113,7 @@ impl Stage {
         Ok(peer.with_digests(self.config.hash, self.config.auth))
     }
 
-    /// Whether this is the stock server's turn.
+    /// Whether fence_virtd is under test.
     pub(crate) fn is_stock(&self) -> bool {
         *self.server.which() == Which::Stock
     }
@@ -123,14 +122,14 @@ impl Stage {
         self.guests.get(number.wrapping_sub(1)).with_context(|| format!("no guest {number}"))
     }
 
-    /// The right to run a stock client in guest `number`.
+    /// Exclusive use of the stock client in guest `number`.
     pub(crate) fn client_of(&self, number: usize) -> Result<MutexGuard<'_, ()>> {
         let mutex = self.clients.get(number.wrapping_sub(1)).with_context(|| format!("no guest {number}"))?;
         Ok(lock(mutex))
     }
 
-    /// The states of all domains: by virsh where a libvirtd knows them, else by the server's own
-    /// host list.
+    /// The states of all domains, from virsh where there is a libvirtd, else from the server's host
+    /// list.
     fn states(&self) -> Result<BTreeMap<String, String>> {
         if let Some(libvirtd) = &self.libvirtd {
             let listed = libvirtd.virsh(qemu::URI, &["list", "--all"])?.stdout;
@@ -160,17 +159,17 @@ pub(crate) struct Scene {
     pub(crate) name: String,
     pub(crate) cases: Vec<Case>,
     pub(crate) domains: Vec<TestDomain>,
-    /// How many guests there are, the scene's own included.
+    /// The number of guests, the scene's own included.
     pub(crate) guests: u8,
-    /// How many cases are played at the same time. To the stock server one: it does one thing at a
-    /// time, and what waits there for ten seconds is not known as a copy any more and is done
-    /// again.
+    /// The number of cases that run at the same time. For fence_virtd it is one: it serves one
+    /// request at a time. A request that waits there for ten seconds leaves its replay cache, and
+    /// is carried out again.
     pub(crate) at_once: usize,
     /// Changes the usual configuration, whose `uri` is the file with the domains.
     pub(crate) configure: Configure,
-    /// Real machines, under a real libvirtd, instead of domains of the test driver.
+    /// Real machines under a real libvirtd, instead of domains of the test driver.
     pub(crate) machines: Vec<(String, State)>,
-    /// Prepares the lab, before the server is started.
+    /// Prepares the lab before the server starts.
     pub(crate) prepare: Prepare,
 }
 
@@ -192,11 +191,11 @@ impl Scene {
         Self { prepare: Box::new(prepare), ..self }
     }
 
-    /// Plays all cases to both servers and compares.
+    /// Runs all cases against both servers and compares the results.
     ///
     /// # Errors
-    /// The lab or a server could not be had. What differs is no error here: it is in what comes
-    /// back.
+    /// The lab or a server could not be started. Differences are no error here: they are in the
+    /// result.
     pub(crate) fn play(&self) -> Result<Vec<Compared>> {
         let names: BTreeMap<_, _> = self.cases.iter().map(|case| (&case.name, ())).collect();
         ensure!(names.len() == self.cases.len(), "two cases of {} have one name", self.name);
@@ -206,8 +205,7 @@ impl Scene {
         Ok(report::compare(&self.name, &self.cases, &stock, &ours))
     }
 
-    /// Plays all cases to one server. `wanted` is what is waited for in the end, some seconds at
-    /// most.
+    /// Runs all cases against one server. At the end it waits some seconds at most for `wanted`.
     fn play_to(&self, which: &Which, wanted: Option<&[String]>) -> Result<Played> {
         let hypervisor = Hypervisor::new()?;
         let guests: Vec<_> = (1..=self.guests).map(|number| hypervisor.guest(number)).collect::<Result<_>>()?;
@@ -225,8 +223,8 @@ impl Scene {
         let server = Server::start(&hypervisor, which, &config)?;
         let clients = guests.iter().map(|_| Mutex::new(())).collect();
         let mut stage = Stage { hypervisor, guests, config, server, clients, libvirtd };
-        // A stock server is seen to listen a moment before it is a member of the group: what cases
-        // send once must not be lost.
+        // fence_virtd listens a moment before it joins the group. Cases that send only once must
+        // not lose their request.
         talk::conversation(&mut stage.peer(stage.guests.len())?.ask(Op::Null, "")?, stage.config.auth)?;
         let results = self.results(&stage, wanted)?;
         let log = stage.server.log();
@@ -261,7 +259,7 @@ impl Scene {
         }
     }
 
-    /// Runs the scripts, some at once.
+    /// Runs the scripts, some of them at once.
     fn run(&self, stage: &Stage) -> Vec<(String, Vec<Peer>)> {
         let next = AtomicUsize::new(0);
         let done: Mutex<BTreeMap<usize, (String, Vec<Peer>)>> = Mutex::default();
@@ -284,13 +282,13 @@ impl Scene {
     }
 }
 
-/// What came out of all cases of a scene with one server.
+/// One server's results of all cases of a scene.
 pub(crate) struct Played {
     pub(crate) results: Vec<String>,
     pub(crate) log: String,
 }
 
-/// What ours is to bring out.
+/// The expected result of our daemon.
 fn wanted(case: &Case, stock: &str) -> String {
     match &case.expected {
         Expected::Same => stock.to_owned(),
@@ -319,7 +317,7 @@ fn machines(hypervisor: &Hypervisor, machines: &[(String, State)]) -> Result<Lib
 fn unasked(peer: &Peer, stage: &Stage) -> usize {
     let mut count = 0;
     while let Ok(Some(mut call)) = peer.called_back(Duration::ZERO) {
-        // What is said there is not asked for either.
+        // An unexpected callback's contents do not count either.
         let _ = talk::conversation(&mut call, stage.config.auth);
         count += 1;
     }

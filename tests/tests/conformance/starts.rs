@@ -1,5 +1,5 @@
-//! Starts: what a server makes of a file and of its flags. Whether it serves, and whom; or with
-//! which status it exits.
+//! Starts: a server's reaction to a file and to flags. It serves, and which clients, or exits with
+//! a status.
 
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::report::{self, Compared};
 use crate::scene::Expected;
 use crate::talk;
 
-/// How the file is made from a good one.
+/// Makes the file from a good one.
 type Edit = fn(String) -> String;
 
 /// A start.
@@ -26,9 +26,9 @@ struct Start {
     name: &'static str,
     expected: Expected,
     edit: Edit,
-    /// The digests of the client that asks once it serves.
+    /// The digests of the client that sends a request once the server serves.
     asks: (HashKind, HashKind),
-    /// The arguments, `FILE` for the file's path.
+    /// The arguments; `FILE` stands for the file's path.
     arguments: &'static [&'static str],
 }
 
@@ -47,11 +47,11 @@ impl Start {
     }
 }
 
-/// How long a server has until it either serves or has ended.
+/// The time within which a server must serve or end.
 const LIMIT: Duration = Duration::from_secs(8);
-/// What is said where it does neither.
+/// The result of a server that does neither.
 const WAITS: &str = "neither serves nor ends";
-/// Where a PID file is written that is asked for.
+/// The path of a PID file that the arguments name.
 const PID_FILE: &str = "/run/lab/other.pid";
 const SERVES: &str = "serves, status is reply 0";
 
@@ -63,17 +63,17 @@ fn exits(code: i32) -> Expected {
     Expected::both(format!("exit {code}"))
 }
 
-/// Only the stock server serves.
+/// Only fence_virtd serves.
 fn only_stock(id: &'static str, code: i32) -> Expected {
     Expected::differ(id, SERVES, format!("exit {code}"))
 }
 
-/// Puts text right before the end of the multicast section: a repeated key's last value wins.
+/// Inserts text at the end of the multicast section: a repeated key's last value wins.
 fn listener(file: String, key: &str) -> String {
     file.replacen("\t}\n}\nbackends", &format!("\t\t{key}\n\t}}\n}}\nbackends"), 1)
 }
 
-/// Puts text into the first section.
+/// Inserts text into the first section.
 fn global(file: String, key: &str) -> String {
     file.replacen("fence_virtd {", &format!("fence_virtd {{\n\t{key}"), 1)
 }
@@ -82,12 +82,12 @@ fn more(file: String, section: &str) -> String {
     format!("{file}{section}\n")
 }
 
-/// A mistake that both refuse, with another exit status.
+/// A mistake that both servers reject, with different exit statuses.
 fn refused() -> Expected {
     Expected::differ("exit-status", "exit 1", "exit 255")
 }
 
-/// Files that are as they should be.
+/// Correct files.
 fn good_files() -> Vec<Start> {
     vec![
         Start::new("a good file", serves(), |file| file),
@@ -145,7 +145,7 @@ fn good_files() -> Vec<Start> {
     ]
 }
 
-/// Mistakes in files.
+/// Files with mistakes.
 fn bad_files() -> Vec<Start> {
     vec![
         Start::new("an empty file", exits(255), |_| String::new()),
@@ -169,7 +169,7 @@ fn bad_files() -> Vec<Start> {
     ]
 }
 
-/// Files whose protection is not what their author thinks.
+/// Files whose protection is weaker than their author may think.
 fn unprotected() -> Vec<Start> {
     let groups = |name, stock: &str, edit| Start::new(name, Expected::differ("vain-groups", stock, "exit 255"), edit);
     let denies = "serves, status is reply 3";
@@ -225,12 +225,12 @@ fn flags() -> Vec<Start> {
     ]
 }
 
-/// The lab that starts are tried in, one after the other.
+/// The lab in which all starts run, one after the other.
 struct Place {
     hypervisor: Hypervisor,
     guest: Guest,
     good: String,
-    /// A libvirtd that takes connections and says nothing.
+    /// A libvirtd that accepts connections and never answers.
     _silent: UnixListener,
 }
 
@@ -248,7 +248,7 @@ impl Place {
         Ok(Self { hypervisor, guest, good, _silent: silent })
     }
 
-    /// What comes of a start, and the server's log.
+    /// The result of a start, and the server's log.
     fn outcome(&self, which: &Which, start: &Start) -> Result<(String, String)> {
         let file = self.hypervisor.write("start.conf", (start.edit)(self.good.clone()).as_bytes())?;
         let arguments: Vec<_> =
@@ -272,7 +272,7 @@ impl Place {
         Ok((format!("{said}{written}"), server.log()))
     }
 
-    /// What is in the PID file, but for the number itself.
+    /// The contents of the PID file, without the number itself.
     fn pid_file(&self) -> String {
         let path = self.hypervisor.outside(PID_FILE);
         let Ok(text) = std::fs::read_to_string(&path) else { return ", no PID file".to_owned() };
@@ -283,7 +283,7 @@ impl Place {
     fn ask(&self, hash: HashKind, auth: HashKind) -> Result<String> {
         let peer = Peer::new(&self.guest, &talk::key(), Family::V4)?.with_digests(hash, auth);
         let request = peer.request(Op::Status, "test")?;
-        // A stock server is seen to listen a moment before it is a member of the group.
+        // fence_virtd listens a moment before it joins the group.
         for _ in 0..2 {
             peer.send(request)?;
             if let Some(mut call) = peer.called_back(talk::PERHAPS)? {
@@ -302,7 +302,7 @@ impl Place {
     }
 }
 
-/// A server is started where one runs already.
+/// Starts a server while another one runs.
 fn second_server() -> Result<Compared> {
     let place = Place::new()?;
     let start = Start::new("a second server", exits(1), |file| file);
@@ -319,10 +319,10 @@ fn second_server() -> Result<Compared> {
     Ok(report::compare_one("starts: a second server", &start.expected, (&stock.0, &ours.0), logs, None))
 }
 
-/// Plays all starts to both servers and compares.
+/// Runs all starts with both servers and compares the results.
 ///
 /// # Errors
-/// The lab or a server could not be had.
+/// The lab or a server could not be started.
 pub(crate) fn play() -> Result<Vec<Compared>> {
     let place = Place::new()?;
     let starts = [good_files(), bad_files(), unprotected(), flags()].concat();

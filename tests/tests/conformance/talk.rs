@@ -25,18 +25,18 @@ pub(crate) fn key() -> Vec<u8> {
     (0..4096_u32).map(|index| (index % 251) as u8).collect()
 }
 
-/// A reply in words.
+/// A reply as text.
 pub(crate) fn reply(byte: u8) -> String {
     format!("reply {byte}")
 }
 
-/// Asks as a stock client does, until it is called back, and tells what came of it.
+/// Sends a request as a stock client does, until it is called back, and describes the result.
 pub(crate) fn asked(stage: &Stage, guest: usize, watched: &mut Vec<Peer>, op: Op, domain: &str) -> Result<String> {
     let said = answer(stage, guest, watched, op, domain)?;
     Ok(described(&said))
 }
 
-/// As [`asked`], with all bytes that came.
+/// Like [`asked`], but returns all received bytes.
 pub(crate) fn answer(stage: &Stage, guest: usize, watched: &mut Vec<Peer>, op: Op, domain: &str) -> Result<Vec<u8>> {
     let peer = stage.peer(guest)?;
     let mut call = peer.ask(op, domain)?;
@@ -45,7 +45,7 @@ pub(crate) fn answer(stage: &Stage, guest: usize, watched: &mut Vec<Peer>, op: O
     said
 }
 
-/// Sends a request until it is called back (four times at most), and tells what came of it.
+/// Sends a request until it is called back, four times at most, and describes the result.
 pub(crate) fn sent(peer: &Peer, request: Request, auth: HashKind) -> Result<String> {
     for _ in 0..4 {
         peer.send(request)?;
@@ -63,8 +63,8 @@ pub(crate) fn perhaps(stage: &Stage, peer: &Peer) -> Result<String> {
         let call = peer.called_back(PERHAPS)?;
         return call.map_or_else(|| Ok(SILENCE.to_owned()), |mut call| Ok(described(&conversation(&mut call, auth)?)));
     }
-    // A stock server takes one request after the other: when the next one is answered, this one has
-    // been judged.
+    // fence_virtd serves one request after the other: once it has answered the next one, it has
+    // judged this one.
     let next = stage.peer(1)?;
     next.send(next.request(Op::Null, "")?)?;
     let deadline = Instant::now() + 4 * AGAIN;
@@ -80,8 +80,8 @@ pub(crate) fn perhaps(stage: &Stage, peer: &Peer) -> Result<String> {
     bail!("the next request was not answered either")
 }
 
-/// Leads the whole conversation of a call-back as a client with this `auth` does, and returns what
-/// came after it.
+/// Performs the whole exchange of a callback as a client with this `auth`, and returns what the
+/// server sends after it.
 pub(crate) fn conversation(call: &mut CallBack, auth: HashKind) -> Result<Vec<u8>> {
     // A server that hangs up in the middle is a result, not an error of the test.
     if auth == HashKind::None {
@@ -92,7 +92,7 @@ pub(crate) fn conversation(call: &mut CallBack, auth: HashKind) -> Result<Vec<u8
     call.rest()
 }
 
-/// What a server said after the exchange, in words.
+/// Describes a server's bytes after the exchange.
 pub(crate) fn described(said: &[u8]) -> String {
     match said {
         [] => NO_REPLY.to_owned(),
@@ -104,13 +104,13 @@ pub(crate) fn described(said: &[u8]) -> String {
     }
 }
 
-/// A host list as it comes over the wire.
+/// A host list in its wire form.
 #[derive(Clone, Debug)]
 pub(crate) struct HostList {
     pub(crate) records: Vec<Record>,
 }
 
-/// A record of it.
+/// A record of the list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Record {
     pub(crate) name: String,
@@ -119,9 +119,8 @@ pub(crate) struct Record {
 }
 
 impl HostList {
-    /// Reads one. The order of its records is libvirt's, different in each process. Where it is
-    /// `strict`, the bytes that mean nothing have to be zero: in a stock server's list some of them
-    /// are what its memory had there.
+    /// Parses a list. The order of its records is libvirt's, and varies between processes. With
+    /// `strict`, unused bytes must be zero: fence_virtd leaves old memory in some of them.
     pub(crate) fn parse(said: &[u8], strict: bool) -> Option<Self> {
         let (&last, records) = said.strip_prefix(&[HOST_LIST])?.split_last()?;
         if last != Reply::Success.to_wire() {
@@ -156,8 +155,8 @@ impl Record {
     }
 }
 
-/// Runs the stock client in a guest and tells its exit code and, line by line, what it printed. The
-/// order of a list is libvirt's, different in each process.
+/// Runs the stock client in a guest and returns its exit code and its output line by line. The
+/// order of a list is libvirt's, and varies between processes.
 pub(crate) fn ran(stage: &Stage, guest: usize, client: &Client) -> Result<String> {
     let _turn = stage.client_of(guest)?;
     let finished = client.run(stage.guest(guest)?.space())?;
@@ -167,8 +166,8 @@ pub(crate) fn ran(stage: &Stage, guest: usize, client: &Client) -> Result<String
     Ok(if lines.is_empty() { format!("exit {code}") } else { format!("exit {code}: {}", lines.join(" / ")) })
 }
 
-/// A line without what is another in each conversation: the client prints challenges and responses
-/// where they do not fit.
+/// A line without the parts that vary: the client prints challenges and responses that do not
+/// match.
 fn without_digests(line: &str) -> String {
     let is_digest = |word: &str| word.len() == 2 * HASH_LEN && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let words = line.split(' ').map(|word| if is_digest(word) { "(64 bytes)" } else { word });

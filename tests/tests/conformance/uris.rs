@@ -1,4 +1,4 @@
-//! Several libvirt connections in one configuration.
+//! Several libvirt URIs in one configuration.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use fence_lab::testdriver::{State, TestDomain, node, uuid};
 use crate::scene::{Case, Expected, Scene, Stage};
 use crate::talk::{self, HostList};
 
-/// A domain's state at the first and at the second URI; none where it is not known there.
+/// A domain's state at the first and at the second URI; `None` where it is unknown.
 const DOMAINS: [(&str, Option<State>, Option<State>); 9] = [
     ("only-first-running", Some(State::Running), None),
     ("only-first-off", Some(State::ShutOff), None),
@@ -24,7 +24,7 @@ const DOMAINS: [(&str, Option<State>, Option<State>); 9] = [
     ("nobody", None, None),
 ];
 
-/// Domains of the first URI, or of the second one, for one operation.
+/// Domains of the first URI, or of the second, for one operation.
 fn domains(first: bool) -> Vec<TestDomain> {
     let mut domains = Vec::new();
     for (index, (name, at_first, at_second)) in DOMAINS.iter().enumerate() {
@@ -37,12 +37,12 @@ fn domains(first: bool) -> Vec<TestDomain> {
     domains
 }
 
-/// Where one name is known at several URIs.
+/// The paths where one name is known at several URIs.
 const SEVERAL: &str = "several-uris";
 const OPS: [Op; 4] = [Op::Status, Op::Off, Op::Reboot, Op::On];
 
-/// What a server says of the domains of this case, each by its UUID: the one at the first URI, then
-/// the one at the second. By name it would speak of one of the two only.
+/// The server's state of this case's domains by UUID: first the one at the first URI, then the one
+/// at the second. By name a server would report only one of the two.
 fn states(stage: &Stage, watched: &mut Vec<Peer>, uuids: &[String]) -> Result<String> {
     let said = uuids.iter().map(|uuid| talk::asked(stage, 1, watched, Op::Status, uuid));
     let said: Vec<_> = said.collect::<Result<_>>()?;
@@ -64,15 +64,15 @@ fn case(op: Op, domain: &str) -> Case {
     Case::new(name.clone(), expected, move |stage, watched| {
         let said = talk::asked(stage, 1, watched, op, &name)?;
         if op == Op::Reboot {
-            // Its second half comes after the reply.
+            // The second part of a case comes after the reply.
             std::thread::sleep(Duration::from_millis(500));
         }
         Ok(format!("{said}, then {}", states(stage, watched, &uuids)?))
     })
 }
 
-/// Lists over two URIs. With more than one that has domains, the stock server's has some twice,
-/// others not, and some that are none.
+/// Lists over two URIs. If more than one has domains, fence_virtd's list repeats some, omits
+/// others, and has invalid ones.
 fn lists(there: Vec<TestDomain>, expected: &Expected) -> Vec<Case> {
     let mut uuids: Vec<_> = there.into_iter().map(|domain| domain.uuid).collect();
     uuids.sort_unstable();

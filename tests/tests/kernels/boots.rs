@@ -1,4 +1,4 @@
-//! Each kernel, and what is done in it.
+//! Boots each kernel and runs the steps in it.
 
 use std::path::{Path, PathBuf};
 
@@ -25,8 +25,8 @@ fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(programs)
 }
 
-/// A step that is a test program with these filters, one test after the other: emulated processors
-/// are slow enough.
+/// A step that runs a test program with these filters, one test after the other: emulated
+/// processors are slow.
 fn tests(name: &'static str, program: &str, filters: &str) -> Step {
     Step { name, command: format!("{program} --test-threads 1 --nocapture {filters}") }
 }
@@ -34,7 +34,7 @@ fn tests(name: &'static str, program: &str, filters: &str) -> Step {
 fn boot(series: Series) -> Result<()> {
     let kernel = Kernel::get(series)?;
     let attach = match series {
-        // Without tcx; what needs it is not asked for.
+        // A kernel without tcx skips the tests that need it.
         Series::Linux6_1 => "attach::auto attach::a_mode attach::an_occupied attach::large attach::counters",
         Series::Linux6_12 => "attach::",
     };
@@ -52,7 +52,7 @@ fn boot(series: Series) -> Result<()> {
         let said = done.output.join("\n");
         eprintln!("{} on {}: {:.1} s", step.name, kernel.release(), done.took.as_secs_f64());
         ensure!(done.code == 0, "{} fails on Linux {}: {said}", step.name, kernel.release());
-        // A filter that matches nothing is a success to the test program, and none here.
+        // A filter without a match is a success to the test program, and a failure here.
         let passed = done.output.iter().filter_map(|line| passed(line)).sum::<u32>();
         ensure!(passed > 0, "{}: no test ran: {said}", step.name);
         rows.extend(done.output.iter().filter_map(|line| Row::parse(&kernel.release(), line)));
@@ -70,7 +70,7 @@ fn run(kernel: &Kernel, scratch: &Path, steps: &[Step]) -> Result<Vec<Done>> {
     guest::run(kernel, &initrd, steps)
 }
 
-/// How many tests passed, if this is a test program's last line.
+/// The number of passed tests, if this is a test program's last line.
 fn passed(line: &str) -> Option<u32> {
     line.trim().strip_prefix("test result: ok. ")?.split_once(" passed;")?.0.parse().ok()
 }

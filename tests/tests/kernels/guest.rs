@@ -1,4 +1,4 @@
-//! A guest with everything in its memory: boots, does what its script says, and is gone.
+//! A guest that lives in memory: it boots, runs its script, and ends.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use fence_lab::archive::{self, Archive};
 use fence_lab::debian::Kernel;
 use fence_lab::{initramfs, tools};
 
-/// What the lab's network is made of, in the order of loading.
+/// The kernel modules of the lab's network, in the order of loading.
 const MODULES: [&str; 8] = [
     "net/llc/llc.ko",
     "net/802/stp.ko",
@@ -24,22 +24,20 @@ const MODULES: [&str; 8] = [
     "net/8021q/8021q.ko",
     "drivers/net/macvlan.ko",
 ];
-/// The host's programs that the lab uses, beside what busybox has. A shell too: busybox's takes its
-/// own programs for all others.
+/// The host's programs that the lab uses beside busybox. A shell is among them: busybox's shell
+/// prefers its own applets.
 const PROGRAMS: [&str; 6] = ["sh", "fence_xvm", "ip", "bpftool", "unshare", "tini"];
-/// How long all of a guest's steps may take on a loaded machine. They take about a minute on an
-/// idle one.
+/// The time limit of all steps of a guest on a loaded machine. An idle one takes about a minute.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// One thing that is done in the guest: a command line, and how many tests it runs if it is a test
-/// program.
+/// A step in the guest: a command line, and the number of its tests if it is a test program.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) command: String,
 }
 
-/// What a step said, and its exit code.
+/// A step's output and exit code.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) output: Vec<String>,
@@ -47,8 +45,8 @@ pub(crate) struct Done {
     pub(crate) took: Duration,
 }
 
-/// The initial file system: the host's programs with their libraries, each where it is on the host,
-/// without its symbols.
+/// The initial file system: the host's programs with their libraries, at the host's paths, without
+/// symbols.
 pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], scratch: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.file("init", 0o755, init(steps).as_bytes());
@@ -57,7 +55,7 @@ pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], s
     let mut libraries = BTreeSet::new();
     for program in PROGRAMS {
         let path = tools::find(program)?;
-        // Scripts have no libraries, and their interpreters are not in here.
+        // A script's interpreter would be missing.
         ensure!(std::fs::read(&path)?.starts_with(b"\x7fELF"), "{} is no program", path.display());
         archive.copy(&path, &format!("/usr/bin/{program}"), 0o755)?;
         let needed = archive::libraries(&path)?;
@@ -84,7 +82,7 @@ pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], s
     Ok(archive.finish())
 }
 
-/// The kernel program inside of the guest.
+/// The kernel program's path in the guest.
 const OBJECT: &str = "/fence-xdp.o";
 
 fn object() -> Result<PathBuf> {
@@ -120,7 +118,7 @@ poweroff -f
     )
 }
 
-/// QEMU, killed when it is dropped.
+/// QEMU, killed when this is dropped.
 struct Machine(Child);
 
 impl Drop for Machine {
@@ -130,11 +128,11 @@ impl Drop for Machine {
     }
 }
 
-/// Boots the guest and sees it through its steps.
+/// Boots the guest and follows its steps.
 pub(crate) fn run(kernel: &Kernel, initrd: &Path, steps: &[Step]) -> Result<Vec<Done>> {
     let mut qemu = Command::new(tools::find("qemu-system-x86_64")?);
-    // One processor: with several, each emulated by a thread of its own, a kernel now and then gets
-    // stuck in its first second.
+    // One processor: with several, each emulated by its own thread, a kernel sometimes hangs in its
+    // first second.
     qemu.args(["-accel", "tcg", "-m", "1536", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]);
     qemu.args(["-append", "console=ttyS0 panic=-1 mitigations=off tsc=unstable cryptomgr.notests quiet"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);

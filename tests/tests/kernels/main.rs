@@ -1,8 +1,8 @@
-//! The kernels that people run: each is booted in QEMU with the daemon, the stock client and the
-//! tests of the kernel program inside, and does there what it does here.
+//! The supported kernels: each boots in QEMU with the daemon, the stock client and the tests of the
+//! kernel program.
 //!
-//! No KVM is needed, and no libvirtd. Needs root for what runs on this kernel, and
-//! `cargo xtask test kernels`, which says where the other test programs are.
+//! Needs neither KVM nor libvirtd. Needs root for the tests on this kernel.
+//! `cargo xtask test kernels` names the other test programs.
 
 #[cfg(test)]
 mod boots;

@@ -1,4 +1,4 @@
-//! The table in docs/measured/kernels.md: what each kernel's verifier had to do.
+//! The table in docs/measured/kernels.md: the work of each kernel's verifier.
 
 use std::fmt;
 use std::fs::File;
@@ -18,12 +18,12 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/measured/ke
 pub(crate) struct Row {
     kernel: String,
     program: String,
-    /// Instructions that the verifier looked at, bytes translated, bytes of machine code.
+    /// Instructions that the verifier processed, bytes translated, bytes of machine code.
     numbers: [u32; 3],
 }
 
 impl Row {
-    /// Reads what the test in [`crate::verifier`] printed.
+    /// Parses a line of the test in [`crate::verifier`].
     pub(crate) fn parse(kernel: &str, line: &str) -> Option<Self> {
         let mut words = line.split_once(LINE)?.1.split_whitespace();
         let program = words.next()?.to_owned();
@@ -39,12 +39,12 @@ impl fmt::Display for Row {
     }
 }
 
-/// Puts a series' rows into the document, in place of those that it had.
+/// Replaces a series' rows in the document.
 pub(crate) fn write(series: Series, rows: &[Row]) -> Result<()> {
     if std::env::var_os(WRITE).is_none() {
         return Ok(());
     }
-    // Kernels are booted side by side.
+    // Kernels boot side by side.
     let lock = File::open(env!("CARGO_MANIFEST_DIR"))?;
     lock.lock().context("locking the tests' folder")?;
     let text = std::fs::read_to_string(DOCUMENT).with_context(|| DOCUMENT.to_owned())?;

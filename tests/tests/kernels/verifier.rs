@@ -1,16 +1,15 @@
-//! How much work the program is for a kernel's verifier: run on this kernel, and inside of each
-//! guest.
+//! The verifier's work for the kernel program, on this kernel and in each guest.
 
 use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::programs::{Program, ProgramError, ProgramInfo};
 
-/// How many instructions the verifier may look at until it has seen every way through a program, of
-/// the million after which it gives up. Newer verifiers, and compilers, may need more.
+/// The most instructions that the verifier may process. It gives up after a million. Newer
+/// verifiers and compilers may need more.
 pub(crate) const BUDGET: u32 = 800_000;
 
-/// How a line about a program begins: name, instructions verified, bytes translated, bytes of
+/// The prefix of a line about a program: name, instructions verified, bytes translated, bytes of
 /// machine code.
 pub(crate) const LINE: &str = "@verifier";
 

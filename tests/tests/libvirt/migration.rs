@@ -1,4 +1,4 @@
-//! Machines on the move between two hypervisors, each with a libvirtd and a daemon of its own.
+//! Migration between two hypervisors, each with its own libvirtd and daemon.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Reboots: nothing is said before the death, and it comes back, whatever happens in between.
+//! Reboots: no answer comes before the death, and the domain returns, whatever happens in between.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

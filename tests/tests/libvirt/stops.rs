@@ -1,4 +1,4 @@
-//! The daemon is restarted while libvirtd hangs: nobody waits for that, and nothing is lost.
+//! The daemon restarts while libvirtd hangs: the restart does not wait, and no request is lost.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

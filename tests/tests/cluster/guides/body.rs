@@ -18,10 +18,10 @@ use fence_lab::lab::COMMAND_LIMIT;
 use fence_lab::process::{Finished, run};
 use fence_lab::witness::Witness;
 
-/// How long a look at something takes until the next one.
+/// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What runs in a machine. Dropping it lets the machine alone.
+/// The operating system of a machine. Dropping it leaves the machine alone.
 pub(super) struct Body {
     node: Node,
     is_wanted: Arc<AtomicBool>,
@@ -29,14 +29,14 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// The container of `node`, as the body of the domain `machine`.
+    /// The container of `node`, as the operating system of the domain `machine`.
     pub(super) fn of(machine: &str, node: Node) -> Self {
         let is_wanted = Arc::new(AtomicBool::new(true));
         let life = Life { machine: machine.to_owned(), node: node.clone(), is_wanted: Arc::clone(&is_wanted) };
         Self { node, is_wanted, thread: Some(std::thread::spawn(move || life.live())) }
     }
 
-    /// Waits until its init has started everything.
+    /// Waits until the container's init has started everything.
     pub(super) fn wait_up(&self) -> Result<()> {
         self.node.wait_up()
     }
@@ -65,7 +65,7 @@ impl Life {
         }
     }
 
-    /// From one start of the machine to its end.
+    /// Follows one life of the machine, from its start to its end.
     fn once(&self) -> Result<()> {
         let hypervisor = self.node.hypervisor();
         let Ok(machine) = Witness::of_qemu(hypervisor, &self.machine) else {
@@ -73,10 +73,9 @@ impl Life {
             return Ok(());
         };
         let lived = self.beside(&machine);
-        // However that ended: a container that is left would never be started for the machine's
-        // next life.
+        // A container that is left over would never be started for the machine's next life.
         while self.is_wanted.load(Ordering::Relaxed) && self.virsh("domstate")?.stdout.trim() == "running" {
-            // It may have ended since the question.
+            // The container may have ended since the query.
             let _ = self.virsh("destroy");
             std::thread::sleep(PAUSE);
         }
@@ -85,16 +84,16 @@ impl Life {
 
     /// Runs the container until the machine is dead, or the container has ended by itself.
     fn beside(&self, machine: &Witness) -> Result<()> {
-        self.virsh("start")?.success().context("it does not start")?;
+        self.virsh("start")?.success().context("the container does not start")?;
         let first = self.node.witness()?;
         while !machine.dies_within(PAUSE)? {
             if !self.is_wanted.load(Ordering::Relaxed) || first.is_dead()? {
                 return Ok(());
             }
         }
-        // Dead already is as good.
+        // The container may be dead already.
         let _ = first.kill();
-        ensure!(first.dies_within(COMMAND_LIMIT)?, "its first process does not die");
+        ensure!(first.dies_within(COMMAND_LIMIT)?, "the container's init does not die");
         Ok(())
     }
 

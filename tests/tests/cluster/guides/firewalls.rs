@@ -1,4 +1,4 @@
-//! `docs/guide/firewall.md`, typed, and what happens without each of its rules.
+//! Runs the commands of `docs/guide/firewall.md`, and shows the effect of each missing rule.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -21,22 +21,23 @@ use super::bring_zone;
 
 const PAGE: &str = "firewall.md";
 const GUEST: &str = "node1";
-/// How long what takes seconds may take on a loaded machine.
+/// How long an operation of seconds may take on a loaded machine.
 const SOON: Duration = Duration::from_secs(60);
-/// What the rules for fencing have in common, and no other rule has.
+/// A part that all rules for fencing have, and no other rule.
 const PORT: &str = "1229";
 
 struct Walls {
-    /// Runs the guest.
+    /// The node that runs the guest.
     _libvirtd: Libvirtd,
     stage: Stage,
     guide: Guide,
-    /// Whether the kernel program is before the hypervisor's firewall.
+    /// Whether the kernel program is attached, which gets requests before the hypervisor's
+    /// firewall.
     is_attached: bool,
 }
 
 impl Walls {
-    /// The daemon runs by its unit, and the guest is a container.
+    /// The daemon runs as a systemd unit, and the guest is a container.
     fn new(attach: &'static str) -> Result<Self> {
         let image = Image::get()?;
         let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
@@ -67,9 +68,9 @@ impl Walls {
         Ok(walls)
     }
 
-    /// Whether the guest gets its list.
+    /// Checks whether the guest gets its list.
     fn expect(&self, is_heard: bool, when: &str) -> Result<()> {
-        // Nobody waits for long for what is not to come.
+        // A short time limit where no answer is expected.
         let line = if is_heard { "fence_xvm -o list" } else { "fence_xvm -o list -t 3" };
         let answer = self.stage.shell(GUEST, "root", line)?;
         let got = answer.code == Some(0) && answer.stdout.contains("test");
@@ -81,7 +82,7 @@ impl Walls {
         self.stage.shell(place, "root", line)?.success().with_context(|| format!("{place}# {line}")).map(drop)
     }
 
-    /// Loads the page's rules of a machine, with or without those for fencing.
+    /// Loads the page's rules of a machine, with or without the rules for fencing.
     fn load(&self, place: &str, for_fencing: bool) -> Result<()> {
         const FILE: &str = "/etc/nftables.conf";
         let rules = self.guide.file(place, FILE).with_context(|| format!("no rules of {place} in {PAGE}"))?;
@@ -100,12 +101,13 @@ impl Walls {
         let position = self.log()?.len();
         self.expect(self.is_attached, "without the hypervisor's rule")?;
         let is_silent = self.log()?.len() == position;
-        ensure!(self.is_attached || is_silent, "the page says that the daemon knows nothing: {:#?}", self.log());
+        ensure!(self.is_attached || is_silent, "the page says that the daemon logs nothing: {:#?}", self.log());
         self.load(HYPERVISOR, true)?;
         self.load(GUEST, false)?;
         let position = self.log()?.len();
         self.expect(false, "without the guest's rule")?;
-        // Otherwise the daemon still calls back, and the next client takes that answer for its own.
+        // Otherwise the daemon still calls back, and the next client would take that answer for its
+        // own.
         self.logged(position, "call-back failed")
     }
 
@@ -126,7 +128,7 @@ impl Walls {
         let port = |verb: &str| format!("firewall-cmd --zone=libvirt --{verb}-port={PORT}/udp");
         self.must(HYPERVISOR, &port("remove"))?;
         self.expect(self.is_attached, "without the hypervisor's port")?;
-        // As older guides have it.
+        // The rule of older guides.
         let direct = |verb: &str| {
             format!("firewall-cmd --direct --{verb}-rule ipv4 filter INPUT 0 -m pkttype --pkt-type multicast -j ACCEPT")
         };
@@ -135,7 +137,7 @@ impl Walls {
         self.must(HYPERVISOR, &direct("remove"))?;
         self.must(HYPERVISOR, &port("add"))?;
         self.expect(true, "with both")?;
-        // What is not permanent, the reload takes back.
+        // The reload drops rules that are not permanent.
         let rule = r#"rule family="ipv4" source address="192.168.122.1" port port="1229" protocol="tcp" accept"#;
         self.must(GUEST, &format!("firewall-cmd --remove-rich-rule='{rule}'"))?;
         self.expect(false, "without the guest's rule")?;
@@ -148,7 +150,7 @@ fn play(attach: &'static str) -> Result<()> {
     let walls = Walls::new(attach)?;
     walls.nftables()?;
     for step in &walls.guide.steps {
-        // firewalld runs then, and nothing is permitted yet.
+        // firewalld runs, and permits nothing yet.
         if matches!(&step.act, Act::Type(typed) if typed.command.contains("add-service") && step.host == GUEST) {
             walls.expect(false, "behind firewalld as it comes")?;
         }

@@ -1,4 +1,5 @@
-//! `docs/guide/several-hypervisors.md`, typed: a cluster whose nodes are guests of two hypervisors.
+//! Runs the commands of `docs/guide/several-hypervisors.md`: a cluster whose nodes are guests of
+//! two hypervisors.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -22,15 +23,15 @@ use fence_lab::witness::Witness;
 use super::body::Body;
 
 const PAGE: &str = "several-hypervisors.md";
-/// The nodes' firewall as docs/guide/kvm-cluster.md leaves it. The rules come before the start, so
-/// corosync notices nothing.
+/// The nodes' firewall as docs/guide/kvm-cluster.md leaves it. The rules are loaded before the
+/// start, so corosync notices nothing.
 const FIREWALL: &str = "firewall-offline-cmd --add-service=high-availability && \
     firewall-offline-cmd --add-rich-rule='rule family=\"ipv4\" source address=\"192.168.122.1\" port port=\"1229\" protocol=\"tcp\" accept' && \
     systemctl enable --now firewalld";
-/// How long what takes seconds may take on a loaded machine.
+/// How long an operation of seconds may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(200);
 
-/// The nodes as the cluster knows them; each is the body of a machine of its own.
+/// The cluster's nodes. Each is the operating system of its own machine.
 fn members() -> Vec<Member> {
     let member = |number: u8| {
         let name = format!("node{number}");
@@ -48,8 +49,8 @@ struct Scene {
 }
 
 impl Scene {
-    /// What the reader has before the first line: two hosts with the daemon and the key, and a
-    /// cluster of one guest on each.
+    /// The state before the first command: two hosts with the daemon and the key, and a cluster
+    /// with one guest on each.
     fn new() -> Result<Self> {
         let image = Image::get()?;
         let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
@@ -97,23 +98,23 @@ impl Scene {
 fn hosts_of_one_segment() -> Result<()> {
     let scene = Scene::new()?;
     for step in &Guide::read(PAGE, &scene.stage.hosts())?.steps {
-        // The second host gets a port of its own where machines are defined on both.
+        // Where machines are defined on both hosts, the second host gets its own port.
         if step.host == "host2" && matches!(step.act, Act::Write(..)) {
             scene.define_on_both()?;
         }
         scene.stage.step(step)?;
     }
 
-    // The host that only has a definition says "off"; the one where it runs says nothing.
+    // The host with only a definition answers "off"; the daemon where the machine runs is stopped.
     scene.bodies[1].wait_up()?;
     let machine = Witness::of_qemu(&scene.hypervisors[1], "vm2")?;
     scene.stage.shell("host2", "root", "systemctl stop fence-daemon")?.success()?;
     let node = &scene.nodes[0];
-    // Nobody waits for long for what is not to come.
+    // A short time limit where no answer is expected.
     node.must("pcs stonith update fence-host2 timeout=3 && crm_resource --wait --timeout=60s")?;
     let fence = node.run("pcs stonith fence node2", LIMIT)?;
-    ensure!(fence.code != Some(0) && !machine.is_dead()?, "who has said that it is off? {fence:?}");
+    ensure!(fence.code != Some(0) && !machine.is_dead()?, "a running machine was called off: {fence:?}");
     let asked = scene.stage.shell("host1", "root", "journalctl -u fence-daemon -n 100 -o cat")?.stdout;
-    ensure!(asked.contains("op=off domain=vm2"), "the first host was not asked: {asked}");
+    ensure!(asked.contains("op=off domain=vm2"), "the first host got no request: {asked}");
     Ok(())
 }

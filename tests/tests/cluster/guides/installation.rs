@@ -1,5 +1,5 @@
-//! `docs/guide/installation.md`, typed: the hypervisor's part where systemd runs, the node's part
-//! beside a daemon that fences.
+//! Runs the commands of `docs/guide/installation.md`: the hypervisor's part under systemd, the
+//! node's part beside a fencing daemon.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
@@ -20,9 +20,9 @@ use super::{STOCK, STOCK_UNIT, clone_repository};
 const PAGE: &str = "installation.md";
 const NODE: &str = "node1";
 const CONFIG: &str = "/etc/fence_virt.conf";
-/// What the page's drop-in is for.
+/// The drop-in that the page writes.
 const STATE: &str = "/srv/fence-state";
-/// Where a part of the page is typed, with a clone of this repository.
+/// The machine for a part of the page, with a clone of this repository.
 struct Scene {
     libvirtd: Libvirtd,
     stage: Stage,
@@ -38,7 +38,7 @@ impl Scene {
         Self::of(Stage::new(booted), HYPERVISOR, hypervisor, libvirtd)
     }
 
-    /// In a container that is to fence another one.
+    /// A container that fences another one.
     fn on_a_node(name: &str, domain: &str) -> Result<Self> {
         Image::get()?;
         let hypervisor = Hypervisor::new()?;
@@ -57,7 +57,7 @@ impl Scene {
         Ok(Self { libvirtd, stage, guide: Guide::read(PAGE, &[HYPERVISOR, NODE])?, hypervisor })
     }
 
-    /// What is typed on the hypervisor.
+    /// Runs a command on the hypervisor.
     fn must(&self, line: &str) -> Result<String> {
         Ok(self.stage.shell(HYPERVISOR, "root", line)?.success().with_context(|| line.to_owned())?.stdout)
     }
@@ -82,12 +82,12 @@ fn installation_on_the_hypervisor() -> Result<()> {
         }
         scene.stage.step(step)?;
         if typed == "systemctl restart fence-daemon" {
-            scene.must(&format!("test -e {STATE}/seen")).context("its state is not where the page has it")?;
+            scene.must(&format!("test -e {STATE}/seen")).context("the state is not at the page's path")?;
         }
     }
     ensure!(scene.must("systemctl is-active fence_virtd")?.trim() == "active");
     let left = scene.stage.shell(HYPERVISOR, "root", "systemctl cat fence-daemon")?;
-    ensure!(left.code != Some(0), "the unit is there still: {}", left.stdout);
+    ensure!(left.code != Some(0), "the unit is still there: {}", left.stdout);
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Whatever is wrong is a failure with one line that says what, and nobody is fenced.
+//! Each kind of bad input is a failure with one line that says what is wrong, and no domain is
+//! fenced.
 
 use anyhow::{Result, ensure};
 use fence_lab::cluster::shell::Shell as _;
@@ -6,7 +7,7 @@ use fence_lab::process::Finished;
 
 use super::{HOSTLIST, PLUGIN, Scene, VICTIMS};
 
-/// Parameters, arguments, and a part of what is said.
+/// Parameters, arguments, and a part of the message.
 type Case = (&'static str, &'static str, &'static str);
 
 const CASES: &[Case] = &[
@@ -16,7 +17,7 @@ const CASES: &[Case] = &[
     ("hostlist=' ,, '", "-T reset one", "hostlist is empty"),
     ("hostlist=' ,, '", "-l", "hostlist is empty"),
     ("hostlist=' ,, '", "-S", "hostlist is empty"),
-    // Even if it is about another host.
+    // Even if the request is for another host.
     ("hostlist='one:web-one two:'", "-T off one", "neither HOST nor HOST:DOMAIN"),
     ("hostlist='one:web-one :Web_Two'", "-T off one", "neither HOST nor HOST:DOMAIN"),
     ("hostlist='one:web-one:x'", "-T off one", "neither HOST nor HOST:DOMAIN"),
@@ -47,17 +48,17 @@ const CASES: &[Case] = &[
     ("hostlist=one:nobody", "-T off one", "fence_xvm ended with 1"),
     ("hostlist=one:nobody", "-T on one", "fence_xvm ended with 1"),
     ("hostlist=one:nobody", "-T reset one", "fence_xvm ended with 1"),
-    // A domain may have any name; it is a name and nothing else.
+    // A domain may have any name, which is never evaluated.
     ("hostlist='one:$(touch${IFS}/evil)'", "-T off one", "fence_xvm ended with 1"),
     ("hostlist='one:`touch</evil`;touch</evil'", "-T off one", "fence_xvm ended with 1"),
     ("hostlist='one:-o'", "-T off one", "fence_xvm ended with 1"),
     ("hostlist=one:web-one key_file='$(touch /evil)'", "-T off one", "there is no key file"),
     ("hostlist=one:web-one multicast_address='225.0.0.99;touch /evil' timeout=3", "-T off one", "fence_xvm"),
-    // Another key than the hypervisor's: nobody answers.
+    // Another key than the hypervisor's gets no answer.
     ("hostlist=one:web-one key_file=/etc/other timeout=3", "-T off one", "Timed out waiting for response"),
 ];
 
-/// It failed, with one line of ours that has these words.
+/// Checks that the plugin failed, with one line of ours that has these words.
 fn refused(done: &Finished, words: &str) -> Result<()> {
     ensure!(done.code.is_some_and(|code| code != 0), "{done:?}");
     let lines: Vec<_> = done.stderr.lines().filter(|line| line.starts_with("external/fence-xdp[")).collect();
@@ -74,7 +75,7 @@ fn what_is_wrong_is_a_failure_and_says_what() -> Result<()> {
         let done = scene.stonith(parameters, arguments)?;
         refused(&done, words).map_err(|error| error.context(format!("{parameters} {arguments}")))?;
     }
-    // What `stonith` cannot be made to pass, or would have evaluated itself.
+    // Input that `stonith` cannot pass on, or would evaluate itself.
     for (arguments, words) in [
         ("off", "not 0 names"),
         ("off ''", "name of one host"),
@@ -89,7 +90,7 @@ fn what_is_wrong_is_a_failure_and_says_what() -> Result<()> {
         refused(&scene.run(&format!("{HOSTLIST} {PLUGIN} {arguments}"))?, words)
             .map_err(|error| error.context(arguments))?;
     }
-    // Whatever the client ends with but 0, and if there is none.
+    // Every exit code of the client but 0, and a missing client.
     scene.node.write(
         "/fake/fence_xvm",
         b"#!/bin/sh\necho said\n[ $FAKE -lt 300 ] || kill -9 $$\nexit $FAKE\n",
@@ -120,7 +121,7 @@ fn what_is_wrong_is_a_failure_and_says_what() -> Result<()> {
     ensure!(done.stdout.matches("Timed out waiting for response").count() == 4, "{done:?}");
     ensure!(!done.stdout.lines().any(|line| line == "0"), "{done:?}");
     for victim in victims {
-        ensure!(!victim?.is_dead()?, "somebody was fenced");
+        ensure!(!victim?.is_dead()?, "a victim was fenced");
     }
     Ok(())
 }

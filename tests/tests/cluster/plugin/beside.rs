@@ -1,5 +1,5 @@
-//! Who keeps `external/libvirt`, and with it libvirtd's TCP port, can have fence-daemon beside it
-//! for the same containers.
+//! A site that keeps `external/libvirt`, and libvirtd's TCP port for it, can use fence-daemon for
+//! the same containers.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use fence_lab::process::poll_until;
 
 use super::{LIMIT, Scene, VICTIMS};
 
-/// As the old guide has it.
+/// The configuration of the old guide.
 const TCP: &str = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
 /// One of the two victims, by its own name.
 const VICTIM: &str = VICTIMS[0];
@@ -25,14 +25,14 @@ impl Scene {
         format!("fence_xvm -H {VICTIM} -o {operation}")
     }
 
-    /// Waits until the daemon says so.
+    /// Waits until the daemon answers with this code.
     fn daemon_says(&self, code: i32) -> Result<()> {
         poll_until(&format!("status {code}"), LIMIT, || {
             Ok((self.run(&self.by_daemon("status"))?.code == Some(code)).then_some(()))
         })
     }
 
-    /// How many controllers of the victim there are in the lab.
+    /// The number of the victim's controllers in the lab.
     fn instances(&self) -> Result<usize> {
         let listed = self.hypervisor.space().must("ps", &["-eo", "args"])?.stdout;
         Ok(listed
@@ -53,9 +53,9 @@ fn external_libvirt_and_the_daemon_serve_the_same_containers() -> Result<()> {
     let scene = Scene::with_libvirtd(TCP, &["--listen"])?;
     let (off, reset) = (scene.by_libvirt("off"), scene.by_libvirt("reset"));
 
-    // In turn: each finds what the other has done.
+    // In turn: each sees the other's work.
     scene.succeeds_in(&off)?;
-    ensure!(scene.run(&scene.by_daemon("status"))?.code == Some(2), "off is asked afresh");
+    ensure!(scene.run(&scene.by_daemon("status"))?.code == Some(2), "the daemon does not see the other's `off`");
     scene.succeeds_in(&scene.by_daemon("off"))?;
     ensure!(scene.run(&scene.by_daemon("on"))?.code == Some(0));
     scene.libvirtd.wait_state(URI, VICTIM, "running")?;
@@ -64,14 +64,15 @@ fn external_libvirt_and_the_daemon_serve_the_same_containers() -> Result<()> {
     scene.succeeds_in(&scene.by_daemon("reboot"))?;
     scene.libvirtd.wait_state(URI, VICTIM, "running")?;
     scene.succeeds_in(&reset)?;
-    // The new instance, by its own process.
+    // The new instance, killed by its own process.
     scene.daemon_says(0)?;
     scene.succeeds_in(&scene.by_daemon("off"))?;
     scene.succeeds_in(&off)?;
     ensure!(scene.run(&scene.by_libvirt("on"))?.code == Some(0));
     scene.daemon_says(0)?;
 
-    // At once: whoever is told of success, what ran when he asked is dead; and there are never two.
+    // At the same time: after a success the instance at the time of the request is dead. There are
+    // never two instances.
     for (theirs, ours) in [("reset", "reboot"), ("off", "off")] {
         let script = format!(
             "{} & theirs=$!; {}; ours=$?; wait $theirs && [ $ours -eq 0 ]",

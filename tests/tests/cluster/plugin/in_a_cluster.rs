@@ -1,4 +1,4 @@
-//! The plugin as crmsh configures it and Pacemaker runs it.
+//! The plugin, configured by crmsh and run by Pacemaker.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::lab::{Cluster, SERVICE};
@@ -22,7 +22,8 @@ fn pacemaker_fences_by_the_plugin_as_crmsh_configures_it() -> Result<()> {
 
     let about = survivor.must("crm ra info stonith:external/fence-xdp")?;
     ensure!(about.contains("hostlist* (string)") && about.contains("key_file (string"), "{about}");
-    // One device for each node, kept away from it, and what external/libvirt wanted left as it was.
+    // One device for each node, banned from that node. Parameters of external/libvirt stay
+    // unchanged.
     survivor
         .must("crm -F configure delete --force fence || { crm resource stop fence; crm -F configure delete fence; }")?;
     for (name, domain) in &names {
@@ -43,13 +44,13 @@ fn pacemaker_fences_by_the_plugin_as_crmsh_configures_it() -> Result<()> {
     let line = cluster.server.wait_log(position, LIMIT, |line| {
         (line.contains(&format!("domain={domain}")) && line.contains("op=reboot")).then(|| line.to_owned())
     });
-    let line = line.with_context(|| format!("nobody is fenced: {}", cluster.server.log()))?;
+    let line = line.with_context(|| format!("no node was fenced: {}", cluster.server.log()))?;
     ensure!(line.contains("reply=success") && witness.is_dead()?, "{line}");
     poll_until("Pacemaker to know of it", LIMIT, || {
         let history = survivor.must(&format!("stonith_admin --history={name}"))?;
         Ok(history.contains(&format!("reboot of {name} successful")).then_some(()))
     })?;
-    // It was the plugin, which has told the node's log.
+    // The plugin has written to the node's log.
     let told = format!("notice: {name} (domain {domain}) was powered off and is started again");
     poll_until("the plugin's line in the log", LIMIT, || {
         let log = survivor.must(
@@ -61,6 +62,6 @@ fn pacemaker_fences_by_the_plugin_as_crmsh_configures_it() -> Result<()> {
         let status = shell::status(survivor)?;
         Ok((shell::runs_on(&status, SERVICE) == Some(names[1].0.as_str())).then_some(()))
     })?;
-    // The hypervisor has started it again.
+    // The hypervisor has started the node again.
     cluster.wait_online()
 }
