@@ -1,4 +1,4 @@
-//! The other end of the control socket: asks, and says what it means when there is no answer.
+//! The client of the control socket: asks for the report, and explains why there is none.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,83 +11,83 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::report::{Report, SCHEMA};
 use super::{STATUS, is_too_long};
 
-/// How long the daemon may take. It answers within milliseconds, or hangs.
+/// How long the daemon may take to answer. It answers within milliseconds, or hangs.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// How long to wait before asking again where too many others look.
+/// The pause before the next attempt where the daemon serves too many clients.
 const AGAIN: Duration = Duration::from_millis(100);
-/// More than ten thousand domains make, in bytes.
+/// The longest answer, in bytes. Ten thousand domains need less.
 const ANSWER_MAX: u64 = 64 << 20;
 
-/// Why there is no answer.
+/// Why the daemon's report is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No daemon, or none with a control socket there.
+    /// No daemon listens on this control socket.
     #[error(
         "no daemon answers at {} ({error}): is it running? `systemctl status fence-daemon` or `pgrep -a fence-daemon`; one with another \
          configuration is asked with -f FILE, and where it could not make the socket its log says so (\"control socket\")",
         path.display()
     )]
     NotThere {
-        /// Where it was looked for.
+        /// The socket's path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         error: io::Error,
     },
-    /// Not root.
+    /// The user is not root.
     #[error("only root may look inside ({}: permission denied): try with sudo", .0.display())]
     NotPermitted(PathBuf),
-    /// The path cannot be one of a socket.
+    /// No UNIX socket can have this path: it is too long.
     #[error("the path {} is too long for a socket: the daemon has none there (choose a shorter `state_directory`)", .0.display())]
     TooLong(PathBuf),
-    /// It is there and says nothing.
+    /// The daemon accepts the connection and does not answer.
     #[error(
         "the daemon at {} does not answer within {} s: it hangs, or the host does (`journalctl -u fence-daemon`, `uptime`)",
         .0.display(), ANSWER_WITHIN.as_secs()
     )]
     Silent(PathBuf),
-    /// Something went wrong in between.
+    /// The connection failed in between.
     #[error("cannot ask the daemon at {}: {error}", path.display())]
     Broken {
-        /// Where.
+        /// The socket's path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         error: io::Error,
     },
-    /// It says no.
+    /// The daemon rejects the request, for this reason.
     #[error("the daemon says: {0}")]
     Refused(String),
-    /// It speaks another version.
+    /// The daemon's report has another version.
     #[error(
         "the daemon speaks version {0} of the status, this program version {SCHEMA}: one of them was updated; restart the daemon, or read --json"
     )]
     Schema(u32),
-    /// What it says is not understood.
+    /// The answer is no report.
     #[error("the daemon's answer is not understood: {0}")]
     Strange(#[source] serde_json::Error),
 }
 
 impl ClientError {
-    /// Whether it says that no daemon runs, and not that this is unknown.
+    /// Whether this error proves that no daemon runs. Other errors leave it open.
     #[must_use]
     pub fn is_nobody(&self) -> bool {
         matches!(self, Self::NotThere { .. })
     }
 }
 
-/// What every answer has, of whatever version.
+/// The fields that an answer of every version has.
 #[derive(Deserialize)]
 struct Head {
     schema: u32,
     error: Option<String>,
-    /// Whether to ask again in a moment.
+    /// Whether the client should ask again in a moment.
     #[serde(default)]
     again: bool,
 }
 
-/// Asks for the report, and returns it as the daemon said it. Where too many others look, it is
-/// asked again for a while: who hangs there is soon cut off.
+/// Asks for the report and returns it as sent. While the daemon serves too many clients, this
+/// function tries again: the daemon soon disconnects a client that hangs.
 ///
 /// # Errors
 /// See [`ClientError`].
@@ -120,30 +120,31 @@ pub fn ask(path: &Path) -> Result<String, ClientError> {
         sleep(AGAIN);
     }
     if answer.is_empty() {
-        let error = io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up without a word");
+        let error = io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection without an answer");
         return Err(ClientError::Broken { path: path.to_owned(), error });
     }
     Ok(answer)
 }
 
 fn exchange(path: &Path, answer: &mut String) -> io::Result<()> {
-    // Not the standard library's, whose `connect` would wait for ever for a daemon that hangs.
+    // `UnixStream::connect` would block forever if the daemon hangs.
     let mut socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_write_timeout(Some(ANSWER_WITHIN))?;
     socket.set_read_timeout(Some(ANSWER_WITHIN))?;
     socket.connect(&SockAddr::unix(path)?)?;
-    // It may have said no already, and hung up: what it said is read all the same.
+    // The daemon may have rejected the client and closed already: its answer is still there to be
+    // read.
     let sent = socket.write_all(format!("{STATUS}\n").as_bytes());
     match socket.take(ANSWER_MAX).read_to_string(answer) {
         Ok(_) => {}
-        // A reset behind an answer that came whole.
+        // The connection was reset after a complete answer.
         Err(_) if answer.ends_with('\n') => {}
         Err(error) => return Err(error),
     }
     if answer.is_empty() { sent } else { Ok(()) }
 }
 
-/// Reads an answer.
+/// Parses an answer.
 ///
 /// # Errors
 /// [`ClientError::Refused`], [`ClientError::Schema`], [`ClientError::Strange`].

@@ -1,33 +1,32 @@
-//! What the control socket says: one JSON object, of a form that has a version.
-//! `docs/reference/status.schema.json` describes it, and a test compares.
+//! The report that the control socket sends: one JSON object with a version. A test compares it
+//! with `docs/reference/status.schema.json`.
 //!
-//! Times are in microseconds (`_us`) or milliseconds (`_ms`); those that end in `_unix_ms` count
-//! from 1970. What may be missing is `null`.
+//! Durations are in microseconds (`_us`) or milliseconds (`_ms`). Fields that end in `_unix_ms` are
+//! milliseconds since 1970. A missing value is `null`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The form's version. New fields do not change it; a field that is gone, or means something else,
-/// does.
+/// The report's version. New fields keep it. Removing a field or changing its meaning raises it.
 pub const SCHEMA: u32 = 1;
 
-/// How the daemon is.
+/// The daemon's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// Not ready yet.
+    /// The daemon is not ready yet.
     Starting,
-    /// All is as configured.
+    /// Everything works as configured.
     Serving,
-    /// Something is missing: `problems` says what. What still works is served.
+    /// Something is missing, which `problems` names. The daemon serves what still works.
     Degraded,
-    /// About to end.
+    /// The daemon is about to end.
     Stopping,
 }
 
 impl Health {
-    /// In a word.
+    /// The name, as in the report.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -44,102 +43,102 @@ impl Health {
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// How it is, in a word.
+    /// The daemon's health.
     pub health: Health,
-    /// What is wrong, each with what to do.
+    /// What is wrong, each with its remedy.
     pub problems: Vec<String>,
-    /// The process.
+    /// The daemon's process.
     pub daemon: Daemon,
-    /// What is listened to.
+    /// What the daemon listens on.
     pub listener: Listener,
     /// The kernel program; `null` where there is none.
     pub kernel: Option<Kernel>,
-    /// Datagrams that the socket has judged, by what became of them.
+    /// Datagrams that the socket has judged, by verdict.
     pub socket: BTreeMap<String, u64>,
-    /// Requests.
+    /// Requests: their numbers, and recent ones.
     pub requests: Requests,
-    /// Where datagrams come from.
+    /// Sources of datagrams.
     pub sources: Vec<Source>,
-    /// Whose requests were refused for what stands in them, before anybody looked at a digest. The
-    /// last one first.
+    /// Sources whose requests were rejected before their digest was checked. The latest comes
+    /// first.
     #[serde(default)]
     pub refused: Vec<Refused>,
     /// libvirt connections and their domains.
     pub uris: Vec<Uri>,
-    /// Domains that were rebooted and are still to be started again.
+    /// Rebooted domains that still have to be started.
     pub restarts: Vec<Restart>,
     /// How long the steps of requests took since the daemon's start.
     pub latency: Vec<Latency>,
 }
 
-/// The process.
+/// The daemon's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Daemon {
     /// Its version.
     pub version: String,
-    /// Its process number.
+    /// Its process ID.
     pub pid: u32,
-    /// How long it runs.
+    /// How long it has run.
     pub uptime_ms: u64,
-    /// When this was said.
+    /// When this report was made.
     pub now_unix_ms: u64,
 }
 
-/// What is listened to.
+/// What the daemon listens on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
     /// The multicast group.
     pub group: String,
     /// The UDP port.
     pub port: u16,
-    /// The weakest digest that is taken.
+    /// The weakest digest that is accepted.
     pub hash: String,
-    /// The call-back's digest.
+    /// The callback's digest.
     pub auth: String,
-    /// `attach` as configured.
+    /// The `attach` setting.
     pub attach: String,
-    /// Whether requests are heard.
+    /// Whether requests reach the daemon.
     pub hears: bool,
-    /// How it is, in a line.
+    /// The listener's state, in a line.
     pub status: String,
     /// The interfaces.
     pub interfaces: Vec<Interface>,
 }
 
-/// An interface that is listened on.
+/// A network interface that the daemon listens on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// How the kernel program is attached to it (`native`, `generic`, ...); `null` where it is not.
+    /// How the kernel program is attached (`native`, `generic`, ...). `null` if it is not attached.
     pub program: Option<String>,
-    /// That program's number in the kernel.
+    /// The program's ID in the kernel.
     pub program_id: Option<u32>,
 }
 
 /// The kernel program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
-    /// Its counters by name, all CPUs together; `null` where they could not be read.
+    /// Its counters by name, summed over all CPUs. `null` if they could not be read.
     pub counters: Option<BTreeMap<String, u64>>,
 }
 
-/// Requests: how many, and those of late.
+/// Requests: their numbers, and recent ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
-    /// Being served.
+    /// Requests in progress.
     pub in_progress: u64,
-    /// Answered, whatever the answer.
+    /// Answered requests, whatever the answer.
     pub answered: u64,
-    /// Begun, and not answered.
+    /// Requests that began and were not answered.
     pub unanswered: u64,
-    /// Not begun: too late, or too many at once.
+    /// Rejected requests: too late, or too many at once.
     pub turned_away: u64,
-    /// Copies of others: of other addresses of the client, or sent again.
+    /// Duplicates: from other addresses of the client, or sent again.
     pub copies: u64,
-    /// Datagrams that had come before, bit for bit.
+    /// Datagrams that arrived before, bit for bit.
     pub replays: u64,
-    /// Those of late, the newest first.
+    /// Recent requests, the newest first.
     pub recent: Vec<Request>,
 }
 
@@ -152,35 +151,35 @@ pub struct Request {
     pub arrived_unix_ms: u64,
     /// `off`, `reboot`, `on`, `status`, `list`, `monitor`, `null`.
     pub op: String,
-    /// The domain as the request spells it; `null` where it names none.
+    /// The domain as the request spells it. `null` if it names none.
     pub domain: Option<String>,
-    /// Where it was to be called back.
+    /// The callback's address and port.
     pub client: String,
-    /// The client's number for it.
+    /// The client's sequence number.
     pub seqno: u32,
-    /// `kernel` (the program there) or `socket`.
+    /// `kernel` (from the kernel program) or `socket`.
     pub via: String,
-    /// What came of it; `null` while it is served.
+    /// The outcome. `null` while the request is in progress.
     pub result: Option<String>,
-    /// That in more words, as in the log.
+    /// The outcome in more words, as in the log.
     pub detail: Option<String>,
     /// Its steps.
     pub steps: Steps,
 }
 
-/// When a request's steps were taken, after the arrival of its datagram; `null` where they were not
-/// (yet).
+/// When a request reached each step, in microseconds after its datagram arrived. `null` if it has
+/// not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steps {
-    /// Known to be right.
+    /// The request was verified.
     pub verified_us: u64,
-    /// Called back, and its client has shown that it has the key.
+    /// The callback is done: the client has shown that it has the key.
     pub called_back_us: Option<u64>,
-    /// The domain proven dead.
+    /// The domain is proven dead.
     pub dead_us: Option<u64>,
-    /// The answer handed to the kernel.
+    /// The answer was handed to the kernel.
     pub replied_us: Option<u64>,
-    /// Over, answered or not.
+    /// The request ended, answered or not.
     pub ended_us: Option<u64>,
 }
 
@@ -189,32 +188,32 @@ pub struct Steps {
 pub struct Source {
     /// Its address.
     pub address: String,
-    /// Its hardware address, where that is known.
+    /// Its hardware address, if known.
     pub mac: Option<String>,
-    /// Whether requests of its were right of late.
+    /// Whether recent requests from it were correct.
     pub trusted: bool,
-    /// Wrong digests.
+    /// The number of wrong digests.
     pub failures: u64,
-    /// Requests that went to the daemon.
+    /// The number of requests that reached the daemon.
     pub delivered: u64,
-    /// Datagrams that were dropped because there were too many.
+    /// The number of datagrams dropped by a rate limit.
     pub limited: u64,
-    /// How long ago something came from it last.
+    /// The time since the last datagram.
     pub last_seen_ms: Option<u64>,
 }
 
-/// A source whose requests were refused before anybody looked at a digest.
+/// A source whose requests were rejected before their digest was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// Its address.
     pub address: String,
-    /// Its hardware address, where that is known.
+    /// Its hardware address, if known.
     pub mac: Option<String>,
-    /// The counter of the reason, such as `drop_unsigned`.
+    /// The counter of the reason, for example `drop_unsigned`.
     pub counter: String,
-    /// How often, as far as that is remembered.
+    /// How often, as far as the daemon remembers.
     pub count: u64,
-    /// How long ago the last one came.
+    /// The time since the last one.
     pub last_seen_ms: u64,
 }
 
@@ -223,19 +222,19 @@ pub struct Refused {
 pub struct Uri {
     /// The URI.
     pub uri: String,
-    /// Whether it is connected.
+    /// Whether libvirt is connected.
     pub connected: bool,
-    /// Connected, but the last question was not answered in time.
+    /// Whether libvirt is connected and did not answer the last question in time.
     pub silent: bool,
-    /// For how long it is, or is not, connected; `null` before the first connection.
+    /// How long it has been connected, or not connected. `null` before the first connection.
     pub for_ms: Option<u64>,
-    /// What went wrong last, even if all is well now.
+    /// The last error, even if all is well now.
     pub last_error: Option<String>,
-    /// How long ago that was.
+    /// The time since that error.
     pub last_error_ms: Option<u64>,
-    /// Whether its domains are processes of this host, which are killed directly.
+    /// Whether its domains are processes of this host, which the daemon kills directly.
     pub local: bool,
-    /// Its domains, as far as they are known.
+    /// The domains that the daemon knows.
     pub domains: Vec<Domain>,
 }
 
@@ -248,21 +247,21 @@ pub struct Domain {
     pub uuid: String,
     /// libvirt's state, `shut off`, `moved away`, `dying`, `dead` or `lost`.
     pub state: String,
-    /// Its process, where that is at hand: what a fence kills.
+    /// Its process, if known: a fence kills it.
     pub pid: Option<i32>,
-    /// Whether it has a definition that outlives it.
+    /// Whether libvirt keeps its definition when it is off.
     pub persistent: bool,
-    /// Whether this was observed over the present connection.
+    /// Whether the present connection has confirmed the state.
     pub fresh: bool,
-    /// Processes of it that libvirt does not speak of any more.
+    /// Orphaned processes of the domain: libvirt has lost track of them.
     pub strays: Vec<i32>,
-    /// Its disks whose writes cannot be seen from this host. Their servers carry out what the
-    /// domain has sent, after its death as well.
+    /// Disks whose writes this host cannot see. Their servers may carry out writes even after the
+    /// domain's death.
     #[serde(default)]
     pub unseen: Vec<String>,
 }
 
-/// A domain that is still to be started again.
+/// A rebooted domain that still has to be started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restart {
     /// Its URI.
@@ -271,45 +270,45 @@ pub struct Restart {
     pub name: String,
     /// Its UUID.
     pub uuid: String,
-    /// For how long it waits.
+    /// How long it has waited.
     pub waiting_ms: u64,
-    /// How much of that is its pause, in which it stays off in any case.
+    /// The length of the pause in which the domain stays off.
     pub pause_ms: u64,
-    /// Whether an earlier daemon has left it.
+    /// Whether an earlier daemon left this restart.
     pub inherited: bool,
-    /// Whether it is not carried out unasked, because it is too old or its XML could not be had:
-    /// `off` ends it, and so does its start.
+    /// Whether the daemon does not start the domain by itself. The restart is too old, or the
+    /// domain's XML was not available. An `off` or a start of the domain ends it.
     pub held: bool,
-    /// How often it was tried in vain.
+    /// The number of failed attempts.
     pub attempts: u32,
-    /// Why the last attempt failed; `null` before that.
+    /// Why the last attempt failed. `null` before the first failure.
     pub reason: Option<String>,
 }
 
-/// How long one step of one operation took, since the arrival of the datagram.
+/// How long one step of one operation takes, from the datagram's arrival.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
     /// The operation.
     pub op: String,
     /// `verified`, `called_back`, `dead` or `replied`.
     pub step: String,
-    /// How many there were.
+    /// The number of requests.
     pub count: u64,
-    /// Half of them were not longer.
+    /// The median.
     pub p50_us: u64,
-    /// 99 of 100 were not longer.
+    /// The 99th percentile.
     pub p99_us: u64,
-    /// The longest.
+    /// The longest time.
     pub max_us: u64,
-    /// The histogram: how many took at most so long, and longer than the one before.
+    /// The histogram. Each bucket counts what took longer than the bucket before allows.
     pub buckets: Vec<Bucket>,
 }
 
-/// A part of a histogram.
+/// A bucket of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
-    /// At most so long.
+    /// Its upper bound, inclusive.
     pub le_us: u64,
-    /// How many.
+    /// The number of requests in it.
     pub count: u64,
 }

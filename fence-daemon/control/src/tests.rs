@@ -1,4 +1,4 @@
-//! The documented form, and what the client makes of whatever answers.
+//! Tests that the documentation shows the report's form, and how the client reads any answer.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener as StdListener;
@@ -12,7 +12,7 @@ use super::report::Report;
 const EXAMPLE: &str = include_str!("../../../docs/reference/status.example.json");
 const SCHEMA_TEXT: &str = include_str!("../../../docs/reference/status.schema.json");
 
-/// As the documentation has it.
+/// The documented example.
 fn example() -> Report {
     client::parse(EXAMPLE).unwrap()
 }
@@ -27,7 +27,7 @@ fn check_form(report: &serde_json::Value) {
 fn the_example_is_as_documented_and_complete() {
     let value: serde_json::Value = serde_json::from_str(EXAMPLE).unwrap();
     check_form(&value);
-    // Read and written again it is the same: no field is forgotten here, and none is only here.
+    // A round trip changes nothing: the type has each documented field, and no other.
     assert_eq!(serde_json::to_value(example()).unwrap(), value);
     for (pointer, wrong) in [
         ("/health", serde_json::json!("fine")),
@@ -43,7 +43,7 @@ fn the_example_is_as_documented_and_complete() {
 }
 
 #[test]
-fn who_is_one_too_many_asks_again() {
+fn a_client_too_many_asks_again() {
     let scratch = tempdir().unwrap();
     let file = scratch.path().join("busy");
     let listener = StdListener::bind(&file).unwrap();
@@ -59,7 +59,7 @@ fn who_is_one_too_many_asks_again() {
     busy.join().unwrap();
 }
 
-/// A daemon that is somebody else, at this path: what it says to whoever asks.
+/// A server at this path that is not the daemon. It sends `says`, and with `hangs` never closes.
 fn pretender(path: &Path, says: &'static [u8], hangs: bool) -> std::thread::JoinHandle<()> {
     let listener = StdListener::bind(path).unwrap();
     std::thread::spawn(move || {
@@ -72,7 +72,7 @@ fn pretender(path: &Path, says: &'static [u8], hangs: bool) -> std::thread::Join
 }
 
 #[test]
-fn whatever_answers_the_client_says_what_it_is() {
+fn each_unusable_answer_has_its_own_error() {
     let scratch = tempdir().unwrap();
     type Expected = fn(&ClientError) -> bool;
     let cases: [(&'static [u8], bool, Expected); 6] = [
@@ -96,9 +96,9 @@ fn whatever_answers_the_client_says_what_it_is() {
     }
 }
 
-/// A newer daemon may say more.
+/// A newer daemon may send more fields.
 #[test]
-fn fields_of_tomorrow_do_no_harm() {
+fn unknown_fields_do_no_harm() {
     let mut value: serde_json::Value = serde_json::from_str(EXAMPLE).unwrap();
     value["of_tomorrow"] = serde_json::json!({"x": 1});
     value["daemon"]["mood"] = serde_json::json!("good");

@@ -1,4 +1,4 @@
-//! The network interfaces that requests are expected on.
+//! The network interfaces that receive requests.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::link;
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// The kernel's number for it.
+    /// The kernel's index of it.
     pub index: u32,
 }
 
@@ -24,9 +24,8 @@ impl Interface {
         if_nametoindex(name).ok().map(|index| Self { name: name.to_owned(), index })
     }
 
-    /// The interface that is meant by one of its other names: an alternative name, or the label of
-    /// an address (`virbr0:1`), which is where `getifaddrs` tells the interface. It comes with its
-    /// own name.
+    /// The interface with this name, alternative name or address label (`virbr0:1`), under its own
+    /// name. `getifaddrs` reports labels in place of names.
     #[must_use]
     pub fn meant_by(name: &str) -> Option<Self> {
         let Self { name, index } = Self::named(name)?;
@@ -35,27 +34,27 @@ impl Interface {
     }
 }
 
-/// An interface that is there.
+/// An interface that exists now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Present {
-    /// Which one.
+    /// The interface.
     pub interface: Interface,
-    /// Whether it is switched on.
+    /// Whether it is up.
     pub up: bool,
 }
 
-/// Which interfaces requests are expected on.
+/// The interfaces that requests are expected on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// The configured one.
+    /// The configured interface.
     Named(String),
-    /// None is configured: every one that is up, can multicast and has an address of the group's
-    /// family.
+    /// No interface is configured. Every one counts that is up, can multicast and has an address of
+    /// the group's family.
     Suitable(IpAddr),
 }
 
 impl Wanted {
-    /// Those of them that are there now.
+    /// The wanted interfaces that exist now.
     #[must_use]
     pub fn there(&self) -> Vec<Present> {
         match self {
@@ -66,8 +65,8 @@ impl Wanted {
 }
 
 fn present(interface: Interface) -> Present {
-    // Where the kernel does not tell it is taken for up; if it went this moment, whatever comes
-    // next tells that.
+    // If the kernel does not answer, the interface counts as up. If it has just gone, the next step
+    // finds out.
     let up = link::one(interface.index).map_or(true, |link| link.up);
     Present { interface, up }
 }
@@ -76,7 +75,7 @@ fn present(interface: Interface) -> Present {
 fn suitable(group: IpAddr) -> Vec<Present> {
     let usable = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_MULTICAST;
     let mut found = BTreeMap::new();
-    // A kernel that does not tell has none for us; it is asked again.
+    // On an error the list is empty: the caller asks again later.
     for address in getifaddrs().into_iter().flatten() {
         let fits = address.address.is_some_and(|own| match group {
             IpAddr::V4(_) => own.as_sockaddr_in().is_some(),
@@ -114,7 +113,7 @@ mod tests {
 
     #[test]
     fn no_loopback_among_those_that_can_multicast() {
-        // `lo` does not have IFF_MULTICAST; whether anything else is there depends on the machine.
+        // `lo` does not have IFF_MULTICAST. The other interfaces depend on the machine.
         let found = Wanted::Suitable(IpAddr::from([225, 0, 0, 12])).there();
         assert!(found.iter().all(|found| found.interface.name != "lo" && found.up));
     }

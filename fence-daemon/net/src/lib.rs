@@ -1,9 +1,9 @@
-//! What the kernel says over rtnetlink: the [links](link) of this network namespace, its
+//! Asks the kernel over rtnetlink: the [links](link) of this network namespace, its
 //! [neighbours](neighbour), and its [routing decisions](route).
 //!
-//! Of each message only the attributes that are asked about are decoded. netlink-packet-route can
-//! decode whole messages, but then any link of the host whose name is not UTF-8, or for which
-//! another kernel says something in another length, is an error for all.
+//! Only the needed attributes of each message are decoded. netlink-packet-route can decode whole
+//! messages. But then one odd link of the host fails the whole answer: a name that is not UTF-8, or
+//! an attribute that another kernel sends in another length.
 
 pub mod interface;
 pub mod link;
@@ -21,10 +21,10 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
 
-/// How often the kernel is asked for everything, if each time some of it changes meanwhile.
+/// How often a dump is tried, if the kernel's tables change each time meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// All that the kernel has of a kind, in its order.
+/// Everything that the kernel has of a kind, in its order.
 fn dump<T: NetlinkDeserializable>(request: &RouteNetlinkMessage) -> io::Result<Vec<T>> {
     let mut answer = ask(NLM_F_REQUEST | NLM_F_DUMP, request.clone());
     for _ in 1..ATTEMPTS {
@@ -44,7 +44,7 @@ fn ask<T: NetlinkDeserializable>(flags: u16, request: RouteNetlinkMessage) -> io
     request.serialize(&mut bytes);
 
     let socket = Socket::new(NETLINK_ROUTE)?;
-    // A connected socket hears nobody but the kernel.
+    // A connected socket receives from the kernel only.
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&bytes, 0)?;
     let mut found = Vec::new();
@@ -56,13 +56,13 @@ fn ask<T: NetlinkDeserializable>(flags: u16, request: RouteNetlinkMessage) -> io
     }
 }
 
-/// Collects what a datagram of the answer describes. Returns whether the answer ends there.
+/// Collects the messages of a datagram. Returns whether the answer ends there.
 fn collect<T: NetlinkDeserializable>(mut datagram: &[u8], found: &mut Vec<T>) -> io::Result<bool> {
     while !datagram.is_empty() {
         let message = NetlinkMessage::<T>::deserialize(datagram)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         if message.header.flags & NLM_F_DUMP_INTR != 0 {
-            // Something changed between two datagrams, so some of it may be missing.
+            // Something changed between two datagrams: the dump may be incomplete.
             return Err(io::ErrorKind::Interrupted.into());
         }
         match message.payload {

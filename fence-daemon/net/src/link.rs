@@ -14,30 +14,35 @@ use nix::libc;
 /// A link of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// The kernel's number for it.
+    /// The kernel's index of it.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Whether it is switched on.
+    /// Whether it is up.
     pub up: bool,
-    /// What it is, where the kernel says so: it does not for hardware.
+    /// Its kind. The kernel names none for hardware.
     pub kind: Option<InfoKind>,
-    /// The number of the link that it is on top of (or a veth's other end), if that one is in this
-    /// namespace too.
+    /// The index of the link below it, or of a veth's other end, if that link is in this namespace.
     pub lower: Option<u32>,
-    /// The number of the bridge or bond that it is a port of.
+    /// The index of the bridge or bond that it is a port of.
     pub master: Option<u32>,
-    /// The number of an XDP program that is on it.
+    /// The ID of an XDP program on it.
     pub xdp_program: Option<u32>,
 }
 
-/// The link with this number.
+/// The link with this index.
+///
+/// # Errors
+/// There is none, or the kernel does not answer.
 pub fn one(index: u32) -> io::Result<Link> {
-    // The acknowledgement tells where the answer ends.
+    // The acknowledgement marks the end of the answer.
     super::ask(NLM_F_REQUEST | NLM_F_ACK, request(index))?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// All links, in the kernel's order.
+///
+/// # Errors
+/// The kernel does not answer.
 pub fn all() -> io::Result<Vec<Link>> {
     super::dump(&request(0))
 }
@@ -79,7 +84,7 @@ impl NetlinkDeserializable for Link {
                 }
                 libc::IFLA_XDP => {
                     for xdp in NlasIterator::new(value) {
-                        // `ProgId` where one program is attached, the others where there are
+                        // `ProgId` stands for a single program, the others stand for one of
                         // several.
                         if let LinkXdp::ProgId(id)
                         | LinkXdp::DrvProgId(id)
@@ -94,7 +99,7 @@ impl NetlinkDeserializable for Link {
             }
         }
         if lower_is_elsewhere {
-            // The number is one of another namespace, and means another link here.
+            // The index belongs to another namespace and means another link here.
             link.lower = None;
         }
         Ok(link)
@@ -161,7 +166,8 @@ mod tests {
             xdp_program: Some(77),
         };
         assert_eq!(decoded(attributes.clone()), link);
-        // Cut anywhere it is an error, never a panic, and never a link with less to it.
+        // A message that is cut anywhere is an error, never a panic, and never a link with fewer
+        // attributes.
         let full = message(4, attributes);
         for len in 1..full.len() {
             let mut cut = full[..len].to_vec();
@@ -189,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_asked_about_cannot_fail() {
+    fn unused_attributes_cannot_fail() {
         let odd = vec![
             LinkAttribute::Other(DefaultNla::new(libc::IFLA_IFNAME, b"\xff0\0".to_vec())),
             LinkAttribute::Other(DefaultNla::new(libc::IFLA_MTU, vec![1])),

@@ -1,4 +1,5 @@
-//! Who is behind an IP address of this host's segments: the neighbour tables of ARP and of IPv6.
+//! The neighbour tables (ARP and IPv6): which hardware address an IP address of a local segment
+//! has.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,18 +15,18 @@ pub type Mac = [u8; 6];
 /// An entry of a neighbour table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Neighbour {
-    /// The number of the link that it is at.
+    /// The index of its link.
     link: u32,
     ip: Option<IpAddr>,
-    /// Not there while the kernel is looking for it, or has not found it.
+    /// Its hardware address. `None` while the kernel looks for it, or if it found none.
     mac: Option<Mac>,
 }
 
-/// The Ethernet addresses that an IP address has on the link with this number, on any if it is 0:
-/// as a rule one, none if it is not on a segment of ours, several if it is on several.
+/// The Ethernet addresses of an IP address on the link with this index, or on any link if it is 0.
+/// Usually there is one; none if the address is on no local segment; several if it is on several.
 ///
 /// # Errors
-/// The kernel does not say.
+/// The kernel does not answer.
 pub fn macs_of(address: SocketAddr, link: u32) -> io::Result<Vec<Mac>> {
     let ip = address.ip().to_canonical();
     let mut request = NeighbourMessage::default();
@@ -56,7 +57,7 @@ impl NetlinkDeserializable for Neighbour {
                     let v4 = || <[u8; 4]>::try_from(value).map(IpAddr::from);
                     found.ip = v4().or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
                 }
-                // Longer ones are of other kinds of networks.
+                // Other kinds of networks have longer addresses.
                 libc::NDA_LLADDR => found.mac = value.try_into().ok(),
                 _ => {}
             }
@@ -111,7 +112,7 @@ mod tests {
         assert_eq!(looked_for.mac, None);
         let infiniband = decoded(vec![LinkLayerAddress(vec![1; 20])]);
         assert_eq!(infiniband.mac, None);
-        // Cut anywhere it is an error, and never a panic.
+        // A message that is cut anywhere is an error, and never a panic.
         let full = bytes(vec![LinkLayerAddress(mac.to_vec())]);
         for len in 1..full.len() {
             assert!(super::super::collect::<Neighbour>(&full[..len], &mut Vec::new()).is_err(), "{len}");

@@ -1,5 +1,4 @@
-//! Where packets to an IP address go: the kernel's routing decision, asked for without sending
-//! anything.
+//! The kernel's routing decision for an IP address. Nothing is sent.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,16 +13,16 @@ use nix::libc;
 /// A routing decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Route {
-    /// What becomes of the packets: unicast, local and so on.
+    /// The kind of route: unicast, local and so on.
     kind: RouteType,
-    /// The number of the link that they leave by, where there is one.
+    /// The index of the link that packets leave by, if any.
     link: Option<u32>,
 }
 
-/// Whether an IP address is this host's own.
+/// Whether an IP address belongs to this host.
 ///
 /// # Errors
-/// The kernel does not say.
+/// The kernel does not answer.
 pub fn is_local(ip: IpAddr) -> io::Result<bool> {
     match decision(ip, None) {
         Ok(route) => Ok(route.kind == RouteType::Local),
@@ -32,11 +31,11 @@ pub fn is_local(ip: IpAddr) -> io::Result<bool> {
     }
 }
 
-/// Whether a route leads to an IP address of another host over the link with this number. A link
+/// Whether a route leads to an IP address of another host over the link with this index. A link
 /// that is gone leads nowhere.
 ///
 /// # Errors
-/// The kernel does not say.
+/// The kernel does not answer.
 pub fn leads_over(ip: IpAddr, link: u32) -> io::Result<bool> {
     match decision(ip, Some(link)) {
         Ok(route) => Ok(route.kind == RouteType::Unicast && route.link.is_none_or(|found| found == link)),
@@ -61,7 +60,7 @@ fn decision(ip: IpAddr, link: Option<u32>) -> io::Result<Route> {
     if let Some(link) = link {
         request.attributes.push(RouteAttribute::Oif(link));
         if ip.is_ipv4() {
-            // Else IPv4 takes every address for a neighbour on a link that has no route to it.
+            // Otherwise IPv4 takes every address for a neighbour on a link without a route to it.
             request.header.flags |= RouteFlags::FibMatch;
         }
     }
@@ -109,7 +108,7 @@ mod tests {
                 assert!(!leads_over(ip.parse().unwrap(), link).unwrap(), "{ip} over {link}");
             }
         }
-        // The host's own addresses are no other host's.
+        // The host's own addresses belong to no other host.
         assert!(!leads_over("127.0.0.1".parse().unwrap(), 1).unwrap());
     }
 }

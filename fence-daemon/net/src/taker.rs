@@ -1,4 +1,5 @@
-//! Who takes an interface's frames before this host's IP does: such an interface hears no request.
+//! Finds who takes an interface's frames before this host's IP stack. Such an interface receives no
+//! request.
 
 use std::fmt;
 
@@ -7,16 +8,15 @@ use netlink_packet_route::link::InfoKind;
 use crate::interface::Interface;
 use crate::link::{self, Link};
 
-/// More devices than anybody puts on top of each other.
+/// How many devices on top of each other are followed. Nobody builds more.
 const DEPTH_MAX: usize = 8;
 
 /// Who takes an interface's frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taker {
-    /// The device that the interface is a port of, then the one that this one is a port of, and so
-    /// on.
+    /// The device that the interface is a port of, then the one above it, and so on.
     Masters(Vec<Master>),
-    /// The guest that has opened the interface, which is a macvtap.
+    /// The guest that has opened the interface, a macvtap.
     Guest {
         /// The interface below the macvtap, if it is in this network namespace.
         lower: Option<String>,
@@ -26,15 +26,14 @@ pub enum Taker {
 /// A device with ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Master {
-    /// What it is, as `ip -d link` says: `bridge`, `bond`, `team`, `openvswitch`.
+    /// Its kind, as in `ip -d link`: `bridge`, `bond`, `team`, `openvswitch`.
     pub kind: String,
     /// Its name.
     pub name: String,
 }
 
 impl Taker {
-    /// Who takes the frames of this interface; `None` if nobody does, or if the kernel does not
-    /// say.
+    /// Who takes the frames of this interface. `None` if nobody does, or the kernel does not say.
     #[must_use]
     pub fn of(interface: &Interface) -> Option<Self> {
         among(&link::all().ok()?, interface.index)
@@ -60,7 +59,7 @@ impl Taker {
         }
     }
 
-    /// The rest of a sentence that begins with the interface's name.
+    /// The end of a sentence that begins with the interface's name.
     fn role(&self) -> String {
         match self {
             Self::Masters(masters) => {
@@ -73,7 +72,7 @@ impl Taker {
     }
 }
 
-/// To be said after "the interface is".
+/// Reads as the end of "the interface is ...".
 impl fmt::Display for Taker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.role())
@@ -91,7 +90,7 @@ fn among(links: &[Link], index: u32) -> Option<Taker> {
     let mut masters = Vec::new();
     let mut next = this.master.and_then(find);
     while let Some(master) = next.filter(|_| masters.len() < DEPTH_MAX) {
-        // A VRF only chooses the routes: its ports keep their own IP.
+        // A VRF only chooses routes: its ports keep their own IP.
         if matches!(master.kind, Some(InfoKind::Vrf)) {
             break;
         }
@@ -133,7 +132,8 @@ mod tests {
         assert_eq!(said(10).unwrap().0, "a port of the team team0");
         let (open, help) = said(7).unwrap();
         assert!(open.contains("openvswitch ovs-system") && help.contains("ovs-vsctl"), "{open}: {help}");
-        // Nobody's, a bridge itself, a VRF's port, and the port of something that is elsewhere.
+        // An interface of its own, a bridge, a VRF's port, a port of a missing device, a missing
+        // interface.
         for index in [1, 4, 5, 9, 77] {
             assert_eq!(said(index), None, "{index}");
         }
