@@ -1,16 +1,16 @@
-//! The table of bad configurations. Every test that needs one takes it from here: this crate's own,
-//! the daemon's, `check-config`'s, and the fuzzer.
+//! The table of bad configurations. It feeds the tests of this crate, the daemon and
+//! `check-config`, and the fuzzer.
 //!
-//! `messages.txt` has a row for each kind of mistake: the file, and the exact text about it.
+//! Each row of `messages.txt` has a kind of mistake, a file, and the exact text about it.
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// The kind of mistake.
     pub title: &'static str,
-    /// The configuration file, in which `\xNN` stands for a byte.
+    /// The configuration file. `\xNN` stands for a byte.
     pub text: &'static str,
-    /// The text about it, for a file at [`PATH`]. It begins with `error:` or with `warning:`.
+    /// The text about a file at [`PATH`]. It begins with `error:` or `warning:`.
     pub says: &'static str,
 }
 

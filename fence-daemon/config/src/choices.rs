@@ -1,5 +1,5 @@
-//! The keys that stock servers do not have: how domains are killed and rebooted, and how the daemon
-//! holds its own under stress.
+//! Reads the keys that fence_virtd does not have: how domains are killed and rebooted, and how the
+//! daemon competes for memory and processors.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,13 +10,13 @@ use super::resolved::{on_or_off, read};
 use super::settings::{Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
 use super::survey::{Findings, Surveyed};
 
-/// Where is kept what must outlive the process, but not the host's next boot.
+/// The directory of what outlives the process, but not the host's next boot.
 pub const STATE_DIRECTORY: &str = "/run/fence-xdp";
 
 impl Kill {
     const ALL: [Self; 2] = [Self::Direct, Self::Libvirt];
 
-    /// As in the configuration file.
+    /// The value in the configuration file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -29,7 +29,7 @@ impl Kill {
 impl RebootMethod {
     const ALL: [Self; 2] = [Self::Cycle, Self::Reset];
 
-    /// As in the configuration file.
+    /// The value in the configuration file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -42,7 +42,7 @@ impl RebootMethod {
 impl RebootReply {
     const ALL: [Self; 2] = [Self::Off, Self::On];
 
-    /// As in the configuration file.
+    /// The value in the configuration file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl RebootReply {
 impl Priority {
     const ALL: [Self; 3] = [Self::High, Self::Realtime, Self::Normal];
 
-    /// As in the configuration file.
+    /// The value in the configuration file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -66,7 +66,7 @@ impl Priority {
     }
 }
 
-/// How the daemon holds its own, from section `fence_virtd`.
+/// Reads from section `fence_virtd` how the daemon competes for memory and processors.
 pub(super) fn stress(global: &Surveyed<'_>, findings: &mut Findings<'_>) -> Stress {
     let default = Stress::default();
     Stress {
@@ -76,8 +76,8 @@ pub(super) fn stress(global: &Surveyed<'_>, findings: &mut Findings<'_>) -> Stre
     }
 }
 
-/// How domains are killed and rebooted, from section `libvirt`, and where that is written down,
-/// from `fence_virtd`.
+/// Reads from section `libvirt` how domains are killed and rebooted, and from `fence_virtd` where
+/// state is kept.
 pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &mut Findings<'_>) -> Options {
     let state = read(global.get("state_directory"), PathBuf::from(STATE_DIRECTORY), findings, |text| {
         let path = Path::new(text);
@@ -93,8 +93,8 @@ pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &
     }
 }
 
-/// For how long domains stay off in a reboot. Who wants to be told when they run again is told in
-/// time.
+/// Reads how long domains stay off in a reboot. A client that waits for the start must get its
+/// answer in time.
 fn pause(libvirt: &Surveyed<'_>, reply: RebootReply, findings: &mut Findings<'_>) -> Duration {
     let most = match reply {
         RebootReply::Off => PAUSE_MAX,
@@ -107,19 +107,19 @@ fn pause(libvirt: &Surveyed<'_>, reply: RebootReply, findings: &mut Findings<'_>
     })
 }
 
-/// Seconds, to the millisecond.
+/// Parses seconds, to the millisecond.
 fn seconds(text: &str) -> Option<Duration> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number(whole) || !is_number(fraction) || fraction.len() > 3 {
         return None;
     }
-    // Not by way of a floating point number, which would be a nanosecond off.
+    // A floating point number would be a nanosecond off.
     let millis: u64 = format!("{fraction:0<3}").parse().ok()?;
     Duration::from_secs(whole.parse().ok()?).checked_add(Duration::from_millis(millis))
 }
 
-/// Seconds, to the millisecond, as the file says them.
+/// Prints seconds, to the millisecond, as in the file.
 #[must_use]
 pub fn in_seconds(time: Duration) -> String {
     match time.subsec_millis() {
@@ -134,8 +134,7 @@ fn switch(section: &Surveyed<'_>, key: &'static str, default: bool, findings: &m
     })
 }
 
-/// One of several words, the first of which is not necessarily the default; the case does not
-/// matter.
+/// Parses one of several words in any case. The first word need not be the default.
 fn choice<T: Copy + Default>(
     section: &Surveyed<'_>,
     key: &'static str,

@@ -1,8 +1,8 @@
-//! A configuration file as something to be changed: what `-c` does not ask about stays as it is,
-//! but for comments.
+//! A configuration file that can be changed. `-c` keeps what it does not ask about, but for
+//! comments.
 //!
-//! The changes go where the daemon (and stock servers) look: into the last section of a name, names
-//! in any case.
+//! Changes go where fence_virtd and the daemon look: into the last section of a name, in any case
+//! of its letters.
 
 use std::fmt;
 
@@ -44,15 +44,15 @@ impl From<&Item<'_>> for Node {
 }
 
 impl Document {
-    /// The file with these bytes.
+    /// Parses a file.
     ///
     /// # Errors
-    /// It is not of the grammar.
+    /// The file does not follow the grammar.
     pub fn parse(bytes: &[u8]) -> Result<Self, SyntaxError> {
         Ok(Self { nodes: raw::parse(bytes)?.iter().map(Node::from).collect() })
     }
 
-    /// What the last section of each of these names inside the other has; `None` if one is missing.
+    /// The last section at this path of names; `None` if one is missing.
     fn section(&self, path: &[&str]) -> Option<&Self> {
         let Some((first, rest)) = path.split_first() else { return Some(self) };
         match self.nodes.iter().rfind(|node| node.is_section(first))? {
@@ -61,7 +61,7 @@ impl Document {
         }
     }
 
-    /// The same to be changed; sections that are missing are made.
+    /// As [`Self::section`], to be changed. Missing sections are added.
     fn section_mut(&mut self, path: &[&str]) -> &mut Self {
         let Some((first, rest)) = path.split_first() else { return self };
         let at = self.nodes.iter().rposition(|node| node.is_section(first)).unwrap_or_else(|| {
@@ -71,12 +71,11 @@ impl Document {
         });
         match self.nodes.get_mut(at) {
             Some(Node::Section { inner, .. }) => inner.section_mut(rest),
-            // Found or made above.
             Some(Node::Value { .. }) | None => unreachable!("a section was just found here"),
         }
     }
 
-    /// The value that counts for a key.
+    /// The effective value of a key.
     pub fn get(&self, path: &[&str], key: &str) -> Option<&str> {
         match self.section(path)?.nodes.iter().rfind(|node| node.is_value(key))? {
             Node::Value { value, .. } => Some(value),
@@ -84,7 +83,7 @@ impl Document {
         }
     }
 
-    /// The keys of a section and their values, in the file's order.
+    /// The keys of a section with their values, in the file's order.
     pub fn values(&self, path: &[&str]) -> impl Iterator<Item = (&str, &str)> {
         let nodes = self.section(path).map_or(&[][..], |section| &section.nodes);
         nodes.iter().filter_map(|node| match node {
@@ -93,8 +92,7 @@ impl Document {
         })
     }
 
-    /// Sets a key. Where it stands more than once, only the last one stays: the others have no
-    /// effect.
+    /// Sets a key. Of several occurrences only the last one stays: the others have no effect.
     pub fn set(&mut self, path: &[&str], key: &str, value: &str) {
         let nodes = &mut self.section_mut(path).nodes;
         let new = |key: &str| Node::Value { key: key.to_owned(), value: value.to_owned() };
@@ -114,7 +112,7 @@ impl Document {
         }
     }
 
-    /// Removes every key of a section that `unwanted` says so of.
+    /// Removes the keys of a section that `unwanted` selects.
     pub fn remove(&mut self, path: &[&str], unwanted: impl Fn(&str) -> bool) {
         if self.section(path).is_some() {
             let nodes = &mut self.section_mut(path).nodes;

@@ -1,9 +1,9 @@
-//! Files that are there whole or not at all: the configuration and the key, as `-c` and `keygen`
-//! write them.
+//! Atomic writes of the configuration and the key, for `-c` and `keygen`: a file is complete or
+//! unchanged.
 //!
-//! The new content goes into a file of its own in the same directory, under a name that nobody can
-//! guess and with mode 0600, then to the disk, and only then takes the old one's place in one step.
-//! Whatever goes wrong before leaves the old file as it was.
+//! The new content goes into a temporary file in the same directory, with an unguessable name and
+//! mode 0600. It is synced to the disk, and then renamed over the old file. A failure before that
+//! leaves the old file unchanged.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
@@ -13,22 +13,22 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{SigSet, Signal};
 use tempfile::{Builder, NamedTempFile};
 
-/// Why a file is not written.
+/// Why a file was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It may not be overwritten.
+    /// The file exists and may not be overwritten.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
-    /// It would have no place.
+    /// The directory is missing.
     #[error("there is no directory {dir}: make it first (mkdir -p {dir})", dir = .0.display())]
     NoDirectory(PathBuf),
-    /// A directory, a device or the like is in its place.
+    /// The path leads to a directory, a device or the like.
     #[error("{} is not a regular file: name another one", .0.display())]
     NotAFile(PathBuf),
-    /// A symbolic link in its place leads nowhere.
+    /// A dangling symbolic link is in the way.
     #[error("{} is a symbolic link that leads nowhere: remove it", .0.display())]
     LeadsNowhere(PathBuf),
-    /// A symbolic link in its place may be a trap.
+    /// Another user's symbolic link is in the way: it may be a trap.
     #[error("{} is a symbolic link of the user with ID {uid}, who chooses what is overwritten: remove it", path.display())]
     ForeignLink {
         /// The link.
@@ -36,30 +36,30 @@ pub enum FileError {
         /// Its owner.
         uid: u32,
     },
-    /// The system refuses to read it.
+    /// The file cannot be read.
     #[error("cannot read {}: {error}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
-    /// The system refuses to write it.
+    /// The file cannot be written.
     #[error("cannot write {}: {error}; all is as it was{remedy}", path.display(), remedy = remedy(error))]
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
-    /// It is written, but the directory's disk failed.
+    /// The file is written, but its directory could not be synced.
     #[error("{} is written, but may be lost if the power fails now: {error}", path.display())]
     Unsynced {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
@@ -76,8 +76,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// A file that grows beyond a limit is an error to be told from now on, and no reason to die
-/// halfway and leave a half behind.
+/// Makes a write beyond the file size limit fail with an error. By default the signal SIGXFSZ ends
+/// the process halfway.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -85,14 +85,14 @@ pub fn fail_instead_of_dying() -> io::Result<()> {
     [Signal::SIGXFSZ].into_iter().collect::<SigSet>().thread_block().map_err(io::Error::from)
 }
 
-/// A file to be written, found through symbolic links: a link stays, what it leads to is replaced.
+/// Where to write a file: symbolic links stay, and the file that they lead to is replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The name that was given.
+    /// The path as given.
     pub named: PathBuf,
-    /// The file itself.
+    /// The file that the path leads to.
     pub file: PathBuf,
-    /// Whether it is there.
+    /// Whether the file exists.
     pub exists: bool,
 }
 
@@ -100,7 +100,8 @@ impl Place {
     /// Follows `path`.
     ///
     /// # Errors
-    /// What is there is no file, or a symbolic link that should not be followed.
+    /// The path leads to something other than a file, or over a symbolic link that must not be
+    /// followed.
     pub fn find(path: &Path) -> Result<Self, FileError> {
         let unreadable = |error| FileError::Unreadable { path: path.to_owned(), error };
         let absent = Self { named: path.to_owned(), file: path.to_owned(), exists: false };
@@ -110,8 +111,7 @@ impl Place {
             Err(error) => return Err(unreadable(error)),
         };
         let file = if about.is_symlink() {
-            // In a directory where others may make links, following them is a way to have root
-            // overwrite anything.
+            // Another user's link could make root overwrite any file.
             if about.uid() != 0 && about.uid() != nix::unistd::geteuid().as_raw() {
                 return Err(FileError::ForeignLink { path: path.to_owned(), uid: about.uid() });
             }
@@ -131,16 +131,16 @@ impl Place {
         Ok(Self { file, exists: true, ..absent })
     }
 
-    /// Whether a symbolic link leads there.
+    /// Whether the path is a symbolic link.
     #[must_use]
     pub fn is_linked(&self) -> bool {
         self.named != self.file
     }
 
-    /// The file's bytes, `limit` and one more of them at most; `None` where there is no file.
+    /// The file's bytes, at most `limit` and one more; `None` if there is no file.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The file cannot be read.
     pub fn read(&self, limit: usize) -> Result<Option<Vec<u8>>, FileError> {
         let unreadable = |error| FileError::Unreadable { path: self.file.clone(), error };
         let file = match File::open(&self.file) {
@@ -154,10 +154,10 @@ impl Place {
         Ok(Some(bytes))
     }
 
-    /// Puts a file with these bytes there, mode 0600, in the place of one that is there already.
+    /// Writes a file with these bytes and mode 0600 in place of an existing one.
     ///
     /// # Errors
-    /// It cannot be written: nothing has changed then.
+    /// The file cannot be written, and nothing has changed.
     pub fn replace(&self, bytes: &[u8]) -> Result<(), FileError> {
         let new = written(&self.file, bytes)?;
         let unwritable = |error| FileError::Unwritable { path: self.file.clone(), error };
@@ -166,13 +166,12 @@ impl Place {
     }
 }
 
-/// Makes a file with these bytes, mode 0600. Never in the place of another one, nor of a symbolic
-/// link.
+/// Creates a file with these bytes and mode 0600. Replaces neither a file nor a symbolic link.
 ///
 /// # Errors
-/// There is something of that name, or it cannot be written: nothing has changed then.
+/// The name is taken, or the file cannot be written; nothing has changed.
 pub fn create(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    // Told before anything is written; what appears in the meantime is told below.
+    // Checked before anything is written. The rename below catches a file that appears meanwhile.
     if path.symlink_metadata().is_ok() {
         return Err(FileError::Exists(path.to_owned()));
     }
@@ -198,7 +197,7 @@ pub fn directory(path: &Path) -> &Path {
     }
 }
 
-/// The content on the disk, under a name of its own beside `path`. Dropping it removes it.
+/// Writes the content to a temporary file beside `path` and syncs it. Dropping it removes the file.
 fn written(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, FileError> {
     let unwritable = |error| FileError::Unwritable { path: path.to_owned(), error };
     let dir = directory(path);
@@ -209,13 +208,13 @@ fn written(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, FileError> {
     builder.prefix(".fence-daemon-").rand_bytes(12);
     let mut new = builder.tempfile_in(dir).map_err(unwritable)?;
     new.write_all(bytes).map_err(unwritable)?;
-    // Whatever the umask took away or left.
+    // Independent of the umask.
     new.as_file().set_permissions(Permissions::from_mode(0o600)).map_err(unwritable)?;
     new.as_file().sync_all().map_err(unwritable)?;
     Ok(new)
 }
 
-/// A new name is only safe from a power cut once its directory is on the disk.
+/// A new name survives a power cut only once its directory is synced.
 fn sync_directory(path: &Path) -> Result<(), FileError> {
     let synced = File::open(directory(path)).and_then(|dir| dir.sync_all());
     synced.map_err(|error| FileError::Unsynced { path: path.to_owned(), error })
@@ -258,14 +257,14 @@ mod tests {
         create(&path, b"one").unwrap();
         assert!(matches!(create(&path, b"two"), Err(FileError::Exists(_))));
         assert_eq!((std::fs::read(&path).unwrap(), mode(&path)), (b"one".to_vec(), 0o600));
-        // Nor of one that came in the meantime.
+        // Nor that of a file that appears meanwhile.
         let late = dir.path().join("late");
         let new = written(&late, b"ours").unwrap();
         std::fs::write(&late, "theirs").unwrap();
         assert!(matches!(take_free_place(new, &late), Err(FileError::Exists(_))));
         assert_eq!(std::fs::read(&late).unwrap(), b"theirs");
         std::fs::remove_file(&late).unwrap();
-        // Not even of a link that leads nowhere, which O_CREAT alone would follow.
+        // Nor that of a dangling link, which O_CREAT alone would follow.
         symlink(dir.path().join("elsewhere"), dir.path().join("link")).unwrap();
         assert!(matches!(create(&dir.path().join("link"), b"x"), Err(FileError::Exists(_))));
         assert_eq!(names(&dir), ["f", "link"]);
@@ -294,7 +293,7 @@ mod tests {
         for path in [dir.path(), Path::new("/dev/null")] {
             assert!(matches!(Place::find(path), Err(FileError::NotAFile(_))), "{}", path.display());
         }
-        // Unless this is root's there is no way to make another user's link.
+        // Only root can make another user's link.
         if nix::unistd::geteuid().is_root() {
             let theirs = dir.path().join("theirs");
             std::fs::write(dir.path().join("victim"), "x").unwrap();

@@ -1,6 +1,6 @@
-//! For each key of docs/reference/configuration.md and each value in its entry: the test that looks
-//! at what the value *does* in a running daemon. A key that is read and has no effect is worse than
-//! no key, so a new key or value needs such a test.
+//! Tests that each key and value of docs/reference/configuration.md has a test of its effect in a
+//! running daemon. A key without effect is worse than no key, so a new key or value needs such a
+//! test.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,14 +14,15 @@ use super::reference::{SECTIONS, default_of, documented, known, values_of};
 enum Given {
     /// The test's text has the value in quotes.
     Written,
-    /// The test leaves the key out, and the value is the documented default.
+    /// The test leaves the key out, so that the documented default applies.
     Default,
-    /// The test's text has this expression, which stands for the value or for the key.
+    /// The test's text has this expression, which stands for the value or the key.
     As(&'static str),
 }
 use Given::{As, Default, Written};
 
-/// A key, values of it (none: its entry lists none), how they are given, the test's file, its name.
+/// A key, its values (none if its entry lists none), how the test sets them, the test's file and
+/// name.
 type Effect = (&'static str, &'static [&'static str], Given, &'static str, &'static str);
 
 const SWITCH: &[&str] = &["yes", "no"];
@@ -105,7 +106,7 @@ const EFFECTS: &[Effect] = &[
     ("reboot_pause", &["6.5"], Written, REBOOT, "a_pause_is_kept_also_by_the_next_daemon"),
     ("reboot_reply", &["off"], Default, REBOOT, REBOOTED),
     ("reboot_reply", &["on"], Written, REBOOT, "who_waits_for_the_start_is_told_when_it_runs"),
-    // group, whose `key_file` and `key_file2` are not the listener's
+    // group; its `key_file` and `key_file2` are not the listener's
     ("key_file", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
     ("key_file2", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
     (
@@ -126,7 +127,7 @@ fn each_key_and_each_value_has_a_test_that_looks_at_its_effect() {
             let of_key = || EFFECTS.iter().filter(|(name, ..)| *name == key);
             assert!(of_key().next().is_some(), "{heading} {key}: no test looks at its effect");
             let tested: BTreeSet<&str> = of_key().flat_map(|(_, values, ..)| values.iter().copied()).collect();
-            // Other spellings of yes and no are the same to all that comes after reading.
+            // Other spellings of yes and no are parsed to the same value.
             let same = |value: &&str| ["1", "0", "on", "off", "true", "false"].contains(value);
             let is_switch = tested.contains("yes") && tested.contains("no");
             let text = documented(heading)[key];
@@ -143,15 +144,15 @@ fn each_key_and_each_value_has_a_test_that_looks_at_its_effect() {
     }
 }
 
-/// The text of a test from its name to its end; none where it is no test, or one that is not run.
+/// The text of a test from its name to its end. `None` if it is no test, or is ignored.
 fn text_of<'t>(file: &'t str, test: &str) -> Option<&'t str> {
     let rest = file.split_once(&format!("#[test]\nfn {test}("))?.1;
     Some(rest.split_once("\n}\n").map_or(rest, |(text, _)| text))
 }
 
-/// Whether a test's text gives `key` this value; without a value: whether it gives the key at all.
+/// Whether a test's text sets `key` to this value, or without a value, sets it at all.
 fn gives(text: &str, key: &str, value: Option<&str>) -> bool {
-    // Inside a string of Rust's the quotes are escaped.
+    // Quotes inside a Rust string are escaped.
     let in_a_file = format!("{key} = \\\"");
     match value {
         None => text.contains(&in_a_file) || text.contains(&format!("\"{key}\"")),
@@ -179,7 +180,7 @@ fn each_of_these_tests_gives_its_key_the_value() {
             As(expression) => assert!(text.contains(expression), "{key}: no {expression} in {test}"),
         }
     }
-    // `kind` goes through all digests there.
+    // The test loops over all digests.
     assert!(DIGESTS.len() == HashKind::ALL.len() && HashKind::ALL.iter().all(|kind| DIGESTS.contains(&kind.name())));
 }
 

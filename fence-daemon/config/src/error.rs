@@ -1,5 +1,4 @@
-//! What can be wrong with a configuration, in words for the administrator: what, where, and what to
-//! write instead.
+//! What can be wrong with a configuration: the mistake, its position, and the remedy.
 
 use std::fmt;
 use std::io;
@@ -15,8 +14,7 @@ use super::raw::SyntaxKind;
 use super::syntax::{syntax_help, syntax_label};
 use super::warning::Warnings;
 
-/// A configuration that the daemon refuses to start with. All of these are the administrator's to
-/// mend.
+/// A configuration with which the daemon does not start. The administrator must correct it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -24,20 +22,20 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
-    /// The file is larger than any configuration.
+    /// The file is too large for a configuration.
     #[error("{} is larger than {} bytes: this is no configuration file", place.path().display(), super::MAX_SIZE)]
     TooLarge {
         /// Where reading ended.
         place: Position,
     },
-    /// The key that the file means cannot be used.
+    /// A key that the file names cannot be used.
     #[error("{}: {}", .0.place, .0.error)]
     Key(Box<UnusableKey>),
-    /// The file says something wrong, in at least one place.
+    /// The file has at least one mistake.
     #[error("{0}")]
     Mistakes(Mistakes),
 }
@@ -45,18 +43,18 @@ pub enum ConfigError {
 /// A key that cannot be used, and what the file says about it.
 #[derive(Debug)]
 pub struct UnusableKey {
-    /// The value of `key_file`, or where that is missing.
+    /// The value of `key_file`, or the section that lacks it.
     pub(super) place: Position,
-    /// Whether the file says `key_file` at all: otherwise the default is meant.
+    /// Whether the file has the setting. Otherwise the default applies.
     pub(super) is_written: bool,
-    /// Why not.
+    /// Why the key cannot be used.
     pub(super) error: KeyFileError,
-    /// What is doubtful besides, such as a misspelled `key_file`.
+    /// The warnings, such as a misspelled `key_file`.
     pub(super) warnings: Warnings,
 }
 
-/// Every mistake of a file in the order of the file, at least one, and what is doubtful besides
-/// (which may explain them).
+/// Every mistake of a file in the file's order, at least one, and the warnings, which may explain
+/// them.
 #[derive(Debug)]
 pub struct Mistakes {
     pub(super) list: Vec<(Position, Mistake)>,
@@ -64,9 +62,8 @@ pub struct Mistakes {
 }
 
 impl ConfigError {
-    /// The error as it belongs on a terminal or in a log: the place with its line and a caret, and
-    /// what to write instead. Several lines, the last one without its end; escape sequences only if
-    /// `colours`.
+    /// The error for a terminal or a log: position, line, caret and remedy. It has several lines,
+    /// the last one without a line end. Escape sequences only if `colours`.
     #[must_use]
     pub fn render(&self, colours: bool) -> String {
         let plain = |help: &str| {
@@ -79,13 +76,13 @@ impl ConfigError {
             }
             Self::Unreadable { .. } => plain("make one with `fence-daemon -c`, or name another file with -f"),
             Self::TooLarge { place } => {
-                let (title, place) = (self.to_string(), Some((place, "and it goes on".to_owned())));
+                let (title, place) = (self.to_string(), Some((place, "the file goes on here".to_owned())));
                 let help = "name the configuration file with -f".to_owned();
                 Message { level: Level::ERROR, title, place, help }.render(colours)
             }
             Self::Key(unusable) => {
                 let UnusableKey { place, is_written, error, warnings } = unusable.as_ref();
-                let label = if *is_written { error.label() } else { "no `key_file` in here: the default is meant" };
+                let label = if *is_written { error.label() } else { "no `key_file` in here: the default applies" };
                 let place = Some((place, label.to_owned()));
                 let message = Message { level: Level::ERROR, title: error.to_string(), place, help: error.help() };
                 with_warnings(vec![message.render(colours)], warnings, colours)
@@ -96,7 +93,7 @@ impl ConfigError {
 }
 
 impl Mistakes {
-    /// The mistakes and their places, first of the file first.
+    /// The mistakes with their positions, in the file's order.
     pub fn iter(&self) -> impl Iterator<Item = (&Position, &Mistake)> {
         self.list.iter().map(|(place, mistake)| (place, mistake))
     }
@@ -112,7 +109,7 @@ impl Mistakes {
     }
 }
 
-/// Errors, and what may explain them.
+/// The errors, followed by the warnings that may explain them.
 fn with_warnings(mut parts: Vec<String>, warnings: &Warnings, colours: bool) -> String {
     if !warnings.is_empty() {
         parts.push(warnings.render(colours));
@@ -130,10 +127,10 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// One thing that is wrong at one place of the file.
+/// A mistake at one position of the file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mistake {
-    /// The file is not of the grammar.
+    /// The file does not follow the grammar.
     #[error("{0}")]
     Syntax(SyntaxKind),
     /// `listeners = "...";`
@@ -142,164 +139,164 @@ pub enum Mistake {
     /// `port { ... }`
     #[error("`{0}` is a value, not a section")]
     ValueExpected(String),
-    /// The file doesn't say which listener or backend.
+    /// The file names no listener or no backend.
     #[error("the file names no {0}")]
     Missing(Plugin),
-    /// A listener or backend that stock servers have and this daemon has not.
+    /// fence_virtd has this listener or backend, this daemon does not.
     #[error("the {plugin} \"{name}\" is not supported yet")]
     NotYet {
-        /// Which of the two.
+        /// Listener or backend.
         plugin: Plugin,
         /// Its name.
         name: String,
     },
-    /// A listener or backend that nobody has.
+    /// No such listener or backend exists.
     #[error("there is no {plugin} \"{name}\"")]
     NoSuch {
-        /// Which of the two.
+        /// Listener or backend.
         plugin: Plugin,
         /// Its name.
         name: String,
     },
-    /// `hash` or `auth` of an unknown name.
-    #[error("`{key}` is no digest that clients know: \"{value}\"")]
+    /// `hash` or `auth` has an unknown value.
+    #[error("`{key}` has an unknown value: \"{value}\"")]
     Hash {
         /// `hash` or `auth`.
         key: &'static str,
-        /// What it says.
+        /// The value.
         value: String,
     },
-    /// `port` is none.
+    /// `port` is not a port number.
     #[error("\"{0}\" is no port number")]
     Port(String),
-    /// `family` is neither.
-    #[error("\"{0}\" is no address family")]
+    /// `family` is unknown.
+    #[error("\"{0}\" is not an address family")]
     Family(String),
-    /// `address` is none.
+    /// `address` is not an IP address.
     #[error("\"{0}\" is no IP address")]
     Address(String),
-    /// `address` is not a group's.
+    /// `address` is not a multicast address.
     #[error("{0} is not a multicast address")]
     NotMulticast(IpAddr),
-    /// `address` and `family` disagree.
+    /// `address` and `family` contradict each other.
     #[error("{0} is not an address of the configured family")]
     OtherFamily(IpAddr),
     /// No interface can have this name.
-    #[error("\"{0}\" is no name of a network interface")]
+    #[error("\"{0}\" cannot be the name of a network interface")]
     Interface(String),
-    /// `attach` is unknown.
-    #[error("\"{0}\" is no way to attach")]
+    /// `attach` has an unknown value.
+    #[error("\"{0}\" is an unknown way to attach")]
     Attach(String),
-    /// Not one of the words that a key can have.
-    #[error("`{key}` is none of its words: \"{value}\"")]
+    /// A key has none of its possible values.
+    #[error("`{key}` has an unknown value: \"{value}\"")]
     Choice {
         /// The key.
         key: &'static str,
-        /// What stands there.
+        /// The value.
         value: String,
-        /// What could.
+        /// The possible values.
         known: Vec<&'static str>,
     },
-    /// A path that depends on where the daemon was started.
-    #[error("\"{0}\" is no absolute path")]
+    /// A path that depends on where the daemon is started.
+    #[error("\"{0}\" is not an absolute path")]
     RelativePath(String),
-    /// A switch that is neither on nor off.
-    #[error("`{key}` is neither on nor off: \"{value}\"")]
+    /// A switch is neither on nor off.
+    #[error("`{key}` has an unknown value: \"{value}\"")]
     Switch {
-        /// Which.
+        /// The key.
         key: &'static str,
-        /// What it says.
+        /// The value.
         value: String,
     },
-    /// A switch that reads like on and that stock servers read as off.
-    #[error("`{key} = \"{value}\"` reads like on, but stock servers take it for off")]
+    /// A switch looks on, and fence_virtd reads it as off.
+    #[error("`{key} = \"{value}\"` looks on, but fence_virtd reads it as off")]
     AmbiguousSwitch {
-        /// Which.
+        /// The key.
         key: &'static str,
-        /// What it says.
+        /// The value.
         value: String,
     },
-    /// A number that is none, or out of its bounds.
+    /// A number is invalid or out of its range.
     #[error("`{key}` is no number from {least} to {most}: \"{value}\"")]
     Number {
         /// The key.
         key: &'static str,
-        /// What stands there.
+        /// The value.
         value: String,
-        /// The least that it can be.
+        /// The smallest number.
         least: u32,
-        /// The most that it can be.
+        /// The largest number.
         most: u32,
     },
-    /// A length of time that is none, or out of its bounds.
+    /// A length of time is invalid or out of its range.
     #[error("`{key}` is no time from a minute to a year: \"{value}\"")]
     Span {
         /// The key.
         key: &'static str,
-        /// What stands there.
+        /// The value.
         value: String,
     },
-    /// `reboot_pause` is no time, or too long a one.
+    /// `reboot_pause` is no time, or too long.
     #[error("`reboot_pause` is no time from 0 to {} seconds: \"{value}\"", most.as_secs())]
     Pause {
-        /// What stands there.
+        /// The value.
         value: String,
-        /// The longest that it can be.
+        /// The longest pause.
         most: Duration,
     },
-    /// `reboot_pause` is longer than a client can wait that is told when the domain runs again.
+    /// `reboot_pause` is too long for a client that waits until the domain runs again.
     #[error("with `reboot_reply = \"on\"` no client can wait for `reboot_pause = \"{value}\"`")]
     PauseBeforeReply {
-        /// What stands there.
+        /// The value.
         value: String,
-        /// The longest that it can be then.
+        /// The longest pause with `reboot_reply = "on"`.
         most: Duration,
     },
     /// `debug` is no number.
-    #[error("\"{0}\" is no debug level")]
+    #[error("\"{0}\" is not a debug level")]
     Level(String),
-    /// A `groups` section without any group.
-    #[error("the `groups` section says nothing")]
+    /// A `groups` section has no group.
+    #[error("the `groups` section has no group")]
     NoGroup,
-    /// A group that permits nothing.
+    /// A group lacks a key without which it permits nothing.
     #[error("this group has no `{0}`")]
     GroupLacks(&'static str),
-    /// A group has a key, and requests or callbacks are not signed.
-    #[error("a group has a `key_file`, which `none` for `hash` or `auth` makes worthless")]
+    /// A group has its own key, and requests or callbacks are not signed.
+    #[error("a group has a `key_file`, which `none` for `hash` or `auth` makes useless")]
     GroupKeyUnused,
-    /// A group's `key_file`, not spelt like that.
+    /// A group's `key_file` is misspelled.
     #[error("`{0}` gives this group no key of its own")]
     GroupKeyMisspelt(String),
-    /// A group's `ip` that is no address.
+    /// A group's `ip` is not an IP address.
     #[error("\"{0}\" is no IP address")]
     MemberAddress(String),
-    /// `ip` or `uuid` where it restricts nothing.
+    /// `ip` or `uuid` stands where it restricts nothing.
     #[error("`{0}` means nothing outside of a group")]
     OutsideGroup(String),
-    /// A section of which only the last one would count, twice, and not with the same contents.
-    #[error("`{name}` stands here again, and says something else than on line {line}")]
+    /// A section that counts once is there twice, with different contents.
+    #[error("`{name}` is here again, with other contents than on line {line}")]
     SectionTwice {
         /// The section.
         name: String,
-        /// Where the other one is.
+        /// The line of the other one.
         line: usize,
     },
-    /// Something that was meant as a restriction and would be none.
+    /// A restriction stands where it restricts nothing.
     #[error("`{0}` does not restrict anything here")]
     Misplaced(String),
 }
 
-/// What `listener` and `backend` choose from.
+/// What `listener` and `backend` name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plugin {
     /// Where requests come from.
     Listener,
-    /// What carries them out.
+    /// What carries requests out.
     Backend,
 }
 
 impl Plugin {
-    /// The key that chooses.
+    /// The configuration key.
     #[must_use]
     pub const fn key(self) -> &'static str {
         match self {
@@ -308,7 +305,7 @@ impl Plugin {
         }
     }
 
-    /// The one choice that works.
+    /// The only supported value.
     #[must_use]
     pub const fn supported(self) -> &'static str {
         match self {
@@ -325,14 +322,14 @@ impl fmt::Display for Plugin {
 }
 
 impl Mistake {
-    /// What stands beside the caret.
+    /// The text beside the caret.
     #[must_use]
     pub fn label(&self) -> String {
         match self {
             Self::Syntax(kind) => syntax_label(kind).to_owned(),
             Self::SectionExpected(_) => "expected braces".to_owned(),
             Self::ValueExpected(_) => "expected a value".to_owned(),
-            Self::Missing(plugin) => format!("`{plugin}` belongs into the `fence_virtd` section"),
+            Self::Missing(plugin) => format!("`{plugin}` belongs in the `fence_virtd` section"),
             Self::NotYet { plugin, .. } => format!("only \"{}\" so far", plugin.supported()),
             Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
             Self::Hash { .. } => "unknown digest".to_owned(),
@@ -350,18 +347,18 @@ impl Mistake {
             Self::Pause { .. } => "not a number of seconds, or too many".to_owned(),
             Self::PauseBeforeReply { most, .. } => format!("more than {} seconds", most.as_secs()),
             Self::Level(_) => "not a number".to_owned(),
-            Self::NoGroup => "nobody would be permitted anything".to_owned(),
+            Self::NoGroup => "no client could fence any domain".to_owned(),
             Self::GroupLacks("key_file") => "there is only a second key".to_owned(),
-            Self::GroupKeyMisspelt(_) => "the group would go by the listener's key".to_owned(),
-            Self::GroupKeyUnused => "anybody could act in any group".to_owned(),
+            Self::GroupKeyMisspelt(_) => "the group would use the listener's key".to_owned(),
+            Self::GroupKeyUnused => "any client could act in any group".to_owned(),
             Self::GroupLacks(_) => "this group permits nothing".to_owned(),
             Self::OutsideGroup(_) => "not inside a `group`".to_owned(),
-            Self::SectionTwice { line, .. } => format!("which of the two is meant, this one or that on line {line}?"),
+            Self::SectionTwice { line, .. } => format!("is this one meant, or the one on line {line}?"),
             Self::Misplaced(_) => "everyone could fence everything".to_owned(),
         }
     }
 
-    /// What to write instead.
+    /// The remedy.
     #[must_use]
     pub fn help(&self) -> String {
         match self {
@@ -375,18 +372,17 @@ impl Mistake {
                 format!("write `{plugin} = \"{}\";`", plugin.supported())
             }
             Self::Hash { .. } => "write one of \"sha256\", \"sha512\", \"sha1\", \"none\"".to_owned(),
-            Self::Port(_) => "write a port such as \"1229\", which clients use unless told otherwise".to_owned(),
+            Self::Port(_) => "write a port such as \"1229\", which clients use by default".to_owned(),
             Self::Family(_) => "write \"ipv4\" or \"ipv6\"".to_owned(),
             Self::Address(_) | Self::NotMulticast(_) => {
-                "write the address that clients send to: \"225.0.0.12\" or \"ff05::3:1\" unless they are told otherwise"
-                    .to_owned()
+                "write the address that clients send to: \"225.0.0.12\" or \"ff05::3:1\" by default".to_owned()
             }
             Self::OtherFamily(address) => {
                 let family = if address.is_ipv4() { "ipv4" } else { "ipv6" };
                 format!("write `family = \"{family}\";`, or another address")
             }
             Self::Interface(name) => match name.split_once(':') {
-                // `ip address` shows it beside an address.
+                // `ip address` shows the label beside an address.
                 Some((interface, _)) if !interface.is_empty() => {
                     format!("this is the label of an address: write the interface's own name, \"{interface}\"")
                 }
@@ -399,7 +395,7 @@ impl Mistake {
             Self::Attach(_) => "write one of \"auto\", \"native\", \"generic\", \"tcx\", \"off\"".to_owned(),
             Self::Switch { key, .. } => format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for off"),
             Self::AmbiguousSwitch { key, .. } => {
-                format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for what stock servers did so far")
+                format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for what fence_virtd did so far")
             }
             Self::Pause { .. } => "write seconds, with up to three digits after the point, such as \"2.5\"".to_owned(),
             Self::PauseBeforeReply { most, .. } => {
@@ -423,7 +419,7 @@ impl Mistake {
                 "write the address that the guest is called back at, such as \"192.168.122.11\"".to_owned()
             }
             Self::SectionTwice { name, line } => {
-                format!("put both into one `{name}`, or remove one (stock servers forget the whole one on line {line})")
+                format!("put both into one `{name}`, or remove one (fence_virtd ignores the one on line {line})")
             }
             Self::OutsideGroup(_) | Self::Misplaced(_) => {
                 "write `groups { group { ip = \"...\"; uuid = \"...\"; } }` at the top level of the file".to_owned()

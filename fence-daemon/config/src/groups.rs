@@ -1,4 +1,4 @@
-//! Section `groups`: who may fence whom, and with which key.
+//! Section `groups`: which clients may fence which domains, and with which key.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,36 +14,36 @@ use super::survey::{Findings, Scope, Surveyed, nearest};
 pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
 pub(super) const GROUP: Scope = Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "uuid"], ..NOTHING };
 
-/// Who may fence whom.
+/// Which clients may fence which domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Groups {
-    /// Everyone everything: the file has no `groups` section at all.
+    /// Every client may fence every domain: the file has no `groups` section.
     Everyone,
-    /// Only within these groups. Never empty.
+    /// Clients may fence within these groups only. Never empty.
     Only(Vec<Group>),
 }
 
-/// Guests that may fence each other.
+/// A group: its clients may fence its domains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
-    /// What log lines call it.
+    /// Its name, for log lines.
     pub name: Option<String>,
-    /// The call-back addresses of those who may fence. Never empty.
+    /// The callback addresses of its clients. Never empty.
     pub ips: Vec<IpAddr>,
-    /// The names or UUIDs of those who may be fenced, as written. Never empty.
+    /// The names or UUIDs of its domains, as written. Never empty.
     pub uuids: Vec<String>,
-    /// Where the group's own key is. Without one the group goes by everybody's.
+    /// The files of its own key. Without them the group uses the listener's key.
     pub keys: Option<GroupKeyFiles>,
-    /// Whose key a request must be signed with to count in this group.
+    /// The owner of the key that signs this group's requests.
     pub owner: KeyOwner,
 }
 
-/// The files of a group's own key, absolute.
+/// The files of a group's own key, as absolute paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupKeyFiles {
     /// The key.
     pub first: PathBuf,
-    /// A second key that is accepted too; the file need not be there.
+    /// A second key that is accepted too. The file may be missing.
     pub second: Option<PathBuf>,
 }
 
@@ -64,14 +64,14 @@ impl Groups {
         fresh.flatten()
     }
 
-    /// Whether any group has a key of its own.
+    /// Whether any group has its own key.
     #[must_use]
     pub fn have_keys(&self) -> bool {
         self.key_files().next().is_some()
     }
 }
 
-/// The section. Where a group has a key of its own, the kernel program is off: it does not know
+/// Reads the section. If a group has its own key, the kernel program is off, since it does not know
 /// such keys.
 pub(super) fn groups(section: &Section<'_>, multicast: &mut Multicast, findings: &mut Findings<'_>) -> Groups {
     let mut groups: Vec<Group> =
@@ -137,14 +137,14 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
     Group { name: name.map(|name| name.value.to_owned()), ips, uuids, keys, owner: KeyOwner::EVERYBODY }
 }
 
-/// Whether it is no key of a group but was meant to be `key_file`: without it the group would go by
-/// the listener's key.
+/// Whether a key looks like a misspelled `key_file`. Ignoring it would leave the group with the
+/// listener's key.
 fn reads_like_a_key_file(key: &str) -> bool {
     let is_known = GROUP.keys.iter().chain(GROUP.lists).any(|known| known.eq_ignore_ascii_case(key));
     !is_known && nearest(key, ["key_file", "key_file2"].into_iter()).is_some()
 }
 
-/// Where a group names this file as its key's, and true; or nowhere, and false.
+/// The span where a group names this key file, and true. Otherwise an empty span, and false.
 pub(super) fn key_file_span(items: &[Item<'_>], path: &Path) -> (Span, bool) {
     let found = items.iter().find_map(|item| match item {
         Item::Section(section) => Some(key_file_span(&section.items, path)).filter(|(_, is_written)| *is_written),

@@ -1,4 +1,4 @@
-//! The shared key's files: the one that there always is, and the second one while keys are changed.
+//! Reads the shared key's files: the first key, and the second one during a key rotation.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -20,21 +20,21 @@ use super::warning::{Doubt, Warnings};
 mod settled;
 pub mod strength;
 
-/// A key as it was found in a file.
+/// A key from a file.
 #[derive(Debug)]
 pub struct Found {
     /// The key.
     pub key: Key,
-    /// Whether the file goes on behind it.
+    /// Whether the file is longer than the key.
     pub is_cut: bool,
 }
 
-/// What the configured files hold.
+/// The keys from the configured files.
 #[derive(Debug)]
 pub struct FoundPair {
     /// From `key_file`.
     pub first: Found,
-    /// From `key_file2`, if there is such a file.
+    /// From `key_file2`, if that file exists.
     pub second: Option<Found>,
 }
 
@@ -44,22 +44,22 @@ impl From<FoundPair> for KeyPair {
     }
 }
 
-/// Which key of the configuration names a file that cannot be used, and why it cannot.
+/// A key file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Unusable {
-    /// `key_file` or `key_file2` of the listener, or [`OF_A_GROUP`].
+    /// The setting that names it: `key_file` or `key_file2` of the listener, or [`OF_A_GROUP`].
     pub setting: &'static str,
-    /// Why not.
+    /// Why the file cannot be used.
     #[source]
     pub error: KeyFileError,
 }
 
-/// Reads the files that the configuration names; `None` if it needs none. That `key_file2` does not
-/// exist means that there is no second key: so it is between two changes of keys.
+/// Reads the key files that the configuration names; `None` if it needs none. If `key_file2` does
+/// not exist, there is no second key: this is the normal state between two rotations.
 ///
 /// # Errors
-/// There is no first key, or a second one that cannot be used.
+/// The first key is missing, or one of the two cannot be used.
 pub fn load_all(multicast: &Multicast, warnings: &mut Warnings) -> Result<Option<FoundPair>, Unusable> {
     if !multicast.needs_key() {
         return Ok(None);
@@ -78,21 +78,21 @@ pub fn load_all(multicast: &Multicast, warnings: &mut Warnings) -> Result<Option
     Ok(Some(FoundPair { first, second }))
 }
 
-/// A group's own key as it was found in a file.
+/// A group's own key from a file.
 #[derive(Debug)]
 pub struct FoundGroupKey {
-    /// The key, and whose it is.
+    /// The key and its owner.
     pub key: GroupKey,
-    /// Where it was found.
+    /// The file.
     pub path: PathBuf,
-    /// Whether the file goes on behind it.
+    /// Whether the file is longer than the key.
     pub is_cut: bool,
 }
 
-/// Reads the groups' own keys. `everybodys` are the listener's, none of which may be a group's.
+/// Reads the groups' own keys. `everybodys` are the listener's keys: no group may use one of them.
 ///
 /// # Errors
-/// A key cannot be used, or it is accepted elsewhere, too.
+/// A key cannot be used, or is accepted elsewhere too.
 pub fn load_groups(
     multicast: &Multicast,
     groups: &Groups,
@@ -122,15 +122,15 @@ pub fn load_groups(
     Ok(found)
 }
 
-/// What [`Unusable`] calls the setting that names a group's key file.
+/// The name of the setting in [`Unusable`] for a group's key file.
 pub const OF_A_GROUP: &str = "a group's key_file";
 
-/// Reads a key: the file's bytes verbatim, the first 4096 at most. They are nowhere but in the key,
-/// and wiped with it. Waits up to two seconds for somebody who is writing the file.
+/// Reads a key: the file's bytes verbatim, at most the first 4096. No copy stays outside the key,
+/// which is wiped when dropped. Waits up to two seconds for a process that writes the file.
 ///
 /// # Errors
-/// A key file that is missing, empty, unreadable, being written, or no regular file. Nothing is
-/// fetched from elsewhere instead.
+/// The file is missing, empty, unreadable, being written, or no regular file. No other source
+/// replaces it.
 pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Found, KeyFileError> {
     let unreadable = |error: io::Error| {
         let path = path.to_owned();
@@ -164,20 +164,20 @@ pub fn load(path: &Path, warnings: &mut Warnings) -> Result<Found, KeyFileError>
     Ok(Found { key, is_cut })
 }
 
-/// Why there is no key. The daemon doesn't start without one, unless `hash` and `auth` both say
-/// "none".
+/// Why a key file cannot be used. The daemon starts without a key only if `hash` and `auth` are
+/// both "none".
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// There is no such file.
+    /// The file does not exist.
     #[error("the key file {} does not exist", .0.display())]
     Missing(PathBuf),
-    /// There is nothing in it.
+    /// The file is empty.
     #[error("the key file {} is empty", .0.display())]
     Empty(PathBuf),
-    /// It is a directory, a device or the like.
+    /// The path leads to a directory, a device or the like.
     #[error("the key file {} is not a regular file", .0.display())]
     NotAFile(PathBuf),
-    /// It is a group's, and its key is accepted elsewhere, too.
+    /// A group's key is accepted elsewhere too.
     #[error("the key file {} of a group holds the same key as {}", path.display(), other.display())]
     NotItsOwn {
         /// The group's file.
@@ -185,15 +185,15 @@ pub enum KeyFileError {
         /// The file of the same key.
         other: PathBuf,
     },
-    /// Somebody has it open for writing, or it changes all the time.
+    /// A process has the file open for writing, or the file keeps changing.
     #[error("the key file {} is being written", .0.display())]
     BeingWritten(PathBuf),
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read the key file {}: {error}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
@@ -213,7 +213,7 @@ impl KeyFileError {
         }
     }
 
-    /// What stands beside the caret under the path.
+    /// The text beside the caret under the path.
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Missing(_) => "there is no such file",
@@ -225,14 +225,14 @@ impl KeyFileError {
         }
     }
 
-    /// What to do about it.
+    /// The remedy.
     #[must_use]
     pub fn help(&self) -> String {
         let path = self.path().display();
         let make = |option: &str| format!("make one and copy it to every guest: fence-daemon keygen {option}{path}");
         match self {
             Self::Missing(path) => {
-                // The folder may be missing with it: /etc/cluster, where upstream keeps the key,
+                // The folder may be missing too: /etc/cluster, where fence_virtd keeps the key,
                 // comes with no package.
                 let folder_is_there = path.parent().is_none_or(Path::exists);
                 format!("copy the guests' key there, or {}", make(if folder_is_there { "" } else { "--parents " }))
@@ -251,7 +251,7 @@ impl KeyFileError {
         }
     }
 
-    /// The error with its remedy, in a few lines; escape sequences only if `colours`.
+    /// The error with its remedy, on several lines; escape sequences only if `colours`.
     #[must_use]
     pub fn render(&self, colours: bool) -> String {
         Message { level: Level::ERROR, title: self.to_string(), place: None, help: self.help() }.render(colours)
@@ -271,7 +271,7 @@ mod tests {
         path
     }
 
-    /// A configuration of two groups with keys, in files of this directory.
+    /// A configuration with two groups that have keys, in files of this directory.
     fn of_groups(dir: &TempDir) -> crate::Config {
         let path = |name: &str| dir.path().join(name).display().to_string();
         let text = format!(
@@ -371,7 +371,7 @@ mod tests {
         assert!(matches!(load(&fifo, warnings), Err(KeyFileError::NotAFile(_))));
         let empty = load(&file(&dir, b"", 0o600), warnings).unwrap_err();
         assert!(matches!(empty, KeyFileError::Empty(_)) && empty.help().contains("keygen --force "), "{empty}");
-        // Root may read everything: a path through a file is unreadable to it too.
+        // Root may read any file. A path through a file is unreadable to root too.
         let through = load(&dir.path().join("fence.key/key"), warnings).unwrap_err();
         assert!(matches!(through, KeyFileError::Unreadable { .. }), "{through}");
         assert!(through.help().contains("chmod 0600"), "{}", through.help());

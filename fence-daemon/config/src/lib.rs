@@ -1,15 +1,16 @@
-//! The configuration file of fence_virtd, read the way stock servers read it but with nothing left
-//! to luck.
+//! The configuration file `fence_virt.conf`, read as fence_virtd reads it, but strictly.
 //!
-//! Three layers, each a type: [`raw`] is the file as written, with the place of every word;
-//! [`Config`] is what the daemon works with, every value parsed; in between, what is wrong becomes
-//! a [`ConfigError`] (the daemon doesn't start) and what is merely doubtful a [`Warnings`], both
-//! shown with file, line, caret and what to write instead. Every mistake of a file is reported at
-//! once, not one per attempt.
+//! Three layers, each a type:
+//! - [`raw`] is the file as written, with the position of every word.
+//! - [`Config`] is what the daemon works with, every value parsed.
+//! - Between them, mistakes become a [`ConfigError`], with which the daemon does not start, and
+//!   doubts become [`Warnings`].
 //!
-//! What could leave the daemon wider open than the file's author meant is an error, never a
-//! warning: an unknown digest, groups that permit nothing or stand where they restrict nothing, an
-//! address that is none.
+//! Mistakes and doubts show file, line, caret and remedy. One run reports every mistake of a file.
+//!
+//! Whatever could leave the daemon more open than the file's author meant is an error, never a
+//! warning. Examples are an unknown digest, groups that permit nothing or stand where they restrict
+//! nothing, and an invalid address.
 
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
@@ -55,17 +56,16 @@ pub use resolved::{KEY_FILE as DEFAULT_KEY_FILE, URI as DEFAULT_URI};
 pub use settings::{Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
 pub use warning::{Doubt, Warning, Warnings};
 
-/// Where stock servers look for their configuration.
+/// The default path of the configuration file, as in fence_virtd.
 pub const DEFAULT_PATH: &str = "/etc/fence_virt.conf";
 
-/// The largest file that is read, in bytes: forty thousand guests in groups need half of it.
+/// The largest file that is read, in bytes. Forty thousand guests in groups need half of it.
 pub const MAX_SIZE: usize = 4 << 20;
 
 /// Reads and resolves a configuration file.
 ///
 /// # Errors
-/// Whatever keeps the daemon from starting; [`ConfigError::render`] is how an administrator wants
-/// to see it.
+/// Whatever keeps the daemon from starting. [`ConfigError::render`] shows it to the administrator.
 pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
     let (bytes, warnings) = read(path)?;
     parse(&Source::new(path, &bytes), warnings)
@@ -74,17 +74,16 @@ pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
 /// The keys that a configuration names.
 #[derive(Debug, Default)]
 pub struct FoundKeys {
-    /// The key of the listener, and its second one; none where nothing is signed.
+    /// The listener's key and its second key; `None` if requests are not signed.
     pub everybodys: Option<KeyPair>,
     /// The groups' own keys.
     pub groups: Vec<GroupKey>,
 }
 
-/// Reads and resolves a configuration file, and the keys that it names unless it needs none.
+/// Reads and resolves a configuration file, and reads its keys unless it needs none.
 ///
 /// # Errors
-/// As [`load`], and where there is no usable key: the error points at the `key_file` that says
-/// where it is looked for.
+/// As [`load`], and if a key cannot be used: the error then points at the `key_file` setting.
 pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, FoundKeys), ConfigError> {
     let (bytes, warnings) = read(path)?;
     let source = Source::new(path, &bytes);
@@ -103,8 +102,8 @@ pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, FoundKeys), Conf
     }
 }
 
-/// An error of [`key::load_all`] as one of the configuration: it points at the `key_file` that says
-/// where the key is looked for. `warnings` may explain it.
+/// Turns an error of [`key::load_all`] into one that points at the `key_file` setting. `warnings`
+/// may explain it.
 #[must_use]
 pub fn unusable_key(source: &Source<'_>, error: Unusable, warnings: Warnings) -> ConfigError {
     let Unusable { setting, error } = error;
@@ -113,10 +112,10 @@ pub fn unusable_key(source: &Source<'_>, error: Unusable, warnings: Warnings) ->
     ConfigError::Key(Box::new(UnusableKey { place: source.place(&span), is_written, error, warnings }))
 }
 
-/// Resolves a configuration that is in memory already, adding to `warnings`.
+/// Resolves a configuration from memory, and adds to `warnings`.
 ///
 /// # Errors
-/// As [`load`], but for those of reading.
+/// As [`load`], except those of reading.
 pub fn parse(source: &Source<'_>, warnings: Warnings) -> Result<(Config, Warnings), ConfigError> {
     match raw::parse(source.bytes()) {
         Ok(items) => resolved::resolve(source, &items, warnings),

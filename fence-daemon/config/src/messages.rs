@@ -1,8 +1,8 @@
-//! What administrators get to read: `messages.txt` holds a file for each kind of mistake and the
-//! exact text about it.
+//! Tests the texts for administrators: `messages.txt` holds a file for each kind of mistake, and
+//! the exact text about it.
 //!
-//! After a change that is meant, `UPDATE_MESSAGES=1 cargo test -p fence-config` writes the texts
-//! anew: read the difference.
+//! To accept an intended change, run `UPDATE_MESSAGES=1 cargo test -p fence-config`, which rewrites
+//! the texts, and read the difference.
 
 use std::path::Path;
 
@@ -63,6 +63,6 @@ fn a_key_error_points_at_key_file_or_at_where_it_is_missing_with_the_misspelling
     assert_eq!(line, "f:2:54: the key file /b is empty");
     let (line, shown) = said("listeners { multicast { keyfile = \"/a\"; } }");
     assert_eq!(line, "f:2:13: the key file /etc/cluster/fence_xvm.key is empty");
-    assert!(shown.contains("the default is meant") && shown.contains("did you mean `key_file`?"), "{shown}");
+    assert!(shown.contains("the default applies") && shown.contains("did you mean `key_file`?"), "{shown}");
     assert!(said("listeners { }").0.starts_with("f:2:1: ") && said("").0.starts_with("f:1:1: "));
 }

@@ -1,4 +1,4 @@
-//! What the groups permit: which client may fence which domain, and may sign with which key.
+//! What the groups permit: which client may fence which domain, and sign with which key.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::groups::Groups;
 
-/// An entry of a group that permits nothing here: no domain has this name or UUID.
+/// A group's entry that permits nothing: no domain has this name or UUID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unmatched {
     /// The group's name, if it has one.
@@ -18,21 +18,20 @@ pub struct Unmatched {
 }
 
 impl Groups {
-    /// Whether a client at this callback address may act on the target. A group that lists a UUID
-    /// does not permit its domain's name, nor the other way round. It is no permission: the client
-    /// has not authenticated yet.
+    /// Whether a client at this callback address may act on the target. A UUID in a group does not
+    /// permit the domain's name, nor a name its UUID. This check comes before authentication, so it
+    /// is no permission yet.
     #[must_use]
     pub fn permits(&self, owner: KeyOwner, ip: IpAddr, target: &Target) -> bool {
         self.allows(owner, ip, |listed| spells(listed, target))
     }
 
-    /// Whether a request that is signed with this owner's key may name this callback address at
-    /// all.
+    /// Whether a request signed with this owner's key may name this callback address at all.
     ///
     /// A group's own key counts for the group's addresses only. The listener's key does not count
-    /// for an address that stands in groups with a key of their own alone. Else the holder of one
-    /// key could have another group's client called back, which would fail for that client; and
-    /// could use up what that address may send.
+    /// for an address whose groups all have their own keys. Otherwise the holder of one key could
+    /// have another group's client called back. That callback would fail, and it would use up the
+    /// client's rate limit.
     #[must_use]
     pub fn may_ask(&self, owner: KeyOwner, ip: IpAddr) -> bool {
         let Self::Only(all) = self else { return true };
@@ -40,8 +39,8 @@ impl Groups {
         (owner == KeyOwner::EVERYBODY && there.peek().is_none()) || there.any(|of_group| of_group == owner)
     }
 
-    /// Whether a host list for this client shows the domain: whether it could fence it under one of
-    /// its two spellings.
+    /// Whether a host list for this client shows the domain: whether the client could fence it by
+    /// its name or its UUID.
     #[must_use]
     pub fn may_see(&self, owner: KeyOwner, ip: IpAddr, name: &str, uuid: Uuid) -> bool {
         let (by_uuid, by_name) = (Target::Uuid(uuid), Target::Name(name.to_owned()));
@@ -58,8 +57,7 @@ impl Groups {
         }
     }
 
-    /// The entries that are no domain among `domains`, in the order of the file. `domains` are
-    /// names and UUIDs.
+    /// The entries that match none of `domains` (names and UUIDs), in the file's order.
     #[must_use]
     pub fn unmatched(&self, domains: &[(&str, Uuid)]) -> Vec<Unmatched> {
         let Self::Only(groups) = self else { return Vec::new() };
@@ -73,8 +71,8 @@ impl Groups {
     }
 }
 
-/// Whether a group's `uuid` entry is the target. UUIDs are compared as values. Names are compared
-/// without regard to the case of ASCII letters, as stock servers do; libvirt then looks for the
+/// Whether a group's `uuid` entry matches the target. UUIDs are compared as values. Names are
+/// compared regardless of the case of ASCII letters, as in fence_virtd. libvirt then looks up the
 /// name as the request spells it.
 fn spells(listed: &str, target: &Target) -> bool {
     match (Target::parse(listed.as_bytes()), target) {
@@ -103,8 +101,8 @@ mod tests {
         groups.permits(KeyOwner::EVERYBODY, ip.parse().unwrap(), &Target::parse(target.as_bytes()).unwrap())
     }
 
-    /// Two groups with keys of their own, and one that goes by the listener's. `10.0.0.9` is in the
-    /// first and in the last.
+    /// Two groups with keys of their own, and one without. `10.0.0.9` is in the first and in the
+    /// last.
     fn keyed() -> Groups {
         let owned = |owner, group: Group| Group { owner: KeyOwner(owner), ..group };
         Groups::Only(vec![
@@ -137,7 +135,7 @@ mod tests {
         let groups = keyed();
         let asks = |owner, ip: &str| groups.may_ask(KeyOwner(owner), ip.parse().unwrap());
         let may = |owner| ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"].map(|ip| asks(owner, ip));
-        // An address that is in no group at all is told so, if it has the listener's key.
+        // A client that is in no group is answered so, if it has the listener's key.
         assert_eq!(may(0), [false, false, true, true, true]);
         assert_eq!(may(1), [true, false, false, true, false]);
         assert_eq!(may(2), [false, true, false, false, false]);

@@ -1,5 +1,4 @@
-//! Where in the file something is, and how it is shown: file, line, column, the line itself with a
-//! caret under it.
+//! A position in a file, and how a message shows it: file, line, column, and the line with a caret.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,7 +11,7 @@ use super::raw::{BYTE_ORDER_MARK, Span};
 
 /// Lines longer than this many bytes are shown in part.
 const LONG_LINE: usize = 2000;
-/// How much of a long line is shown on either side of the mark, and of the mark itself, in bytes.
+/// How many bytes of a long line are shown on either side of the mark, and of the mark itself.
 const AROUND: usize = 40;
 
 /// A configuration file's name and bytes.
@@ -22,8 +21,7 @@ pub struct Source<'s> {
     bytes: &'s [u8],
 }
 
-/// A place in a file, with the line that it is on: all that is needed to show it when the file is
-/// gone.
+/// A position in a file, with its line: a message needs nothing else from the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     path: PathBuf,
@@ -35,19 +33,19 @@ pub struct Position {
 }
 
 impl<'s> Source<'s> {
-    /// The file of this name with these bytes.
+    /// A file with this name and these bytes.
     #[must_use]
     pub fn new(path: &'s Path, bytes: &'s [u8]) -> Self {
         Self { path, bytes }
     }
 
-    /// Its bytes.
+    /// The file's bytes.
     #[must_use]
     pub fn bytes(&self) -> &'s [u8] {
         self.bytes
     }
 
-    /// The place of a span; what lies beyond the line on which the span begins is not marked.
+    /// The position of a span. The mark ends with the line on which the span begins.
     #[must_use]
     pub fn place(&self, span: &Span) -> Position {
         let mut cursor = Cursor::new(self.bytes);
@@ -55,8 +53,8 @@ impl<'s> Source<'s> {
         self.place_at(&cursor, span)
     }
 
-    /// The places of many spans, in their order, in one pass over the file: it may be one line of
-    /// megabytes.
+    /// The positions of many spans, in their order. One pass finds them all: the file may be a
+    /// single line of megabytes.
     pub(super) fn places(&self, spans: &[&Span]) -> Vec<Position> {
         let mut order: Vec<usize> = (0..spans.len()).collect();
         order.sort_by_key(|&index| spans.get(index).map(|span| span.start));
@@ -73,15 +71,15 @@ impl<'s> Source<'s> {
 
     fn place_at(&self, cursor: &Cursor<'_>, span: &Span) -> Position {
         let (before, after) = self.bytes.split_at(cursor.at.min(self.bytes.len()));
-        // Of a line that is too long to be shown, its end is not looked for.
+        // The end of a line that is too long to be shown is not looked for.
         let (after, _) = after.split_at(after.len().min(LONG_LINE.saturating_add(1)));
         let line_len = after.iter().position(|byte| *byte == b'\n').unwrap_or(after.len());
         let head = before.get(cursor.line_start..).unwrap_or_default();
         let tail = after[..line_len].trim_ascii_end();
         let (marked, tail) = tail.split_at(span.len().min(tail.len()));
 
-        // A byte that is no text becomes U+FFFD and control characters become visible: what is in a
-        // file must not steer a terminal. The mark moves along.
+        // Invalid bytes become U+FFFD and control characters become visible: a file must not
+        // control the terminal. The mark moves along.
         let long = head.len().saturating_add(line_len) > LONG_LINE;
         let around = |bytes: usize| if long { bytes.min(AROUND) } else { bytes };
         let dots = |cut: bool| if cut { "..." } else { "" };
@@ -107,7 +105,7 @@ impl<'s> Source<'s> {
     }
 }
 
-/// A way through the file that counts lines and columns.
+/// A cursor that counts lines and columns.
 struct Cursor<'s> {
     bytes: &'s [u8],
     at: usize,
@@ -118,12 +116,12 @@ struct Cursor<'s> {
 
 impl<'s> Cursor<'s> {
     fn new(bytes: &'s [u8]) -> Self {
-        // A byte order mark is no column: editors hide it, and so do we.
+        // A byte order mark is no column: editors hide it too.
         let at = if bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
         Self { bytes, at, line: 1, line_start: at, column: 1 }
     }
 
-    /// Goes forward to an offset, or to the end if that is before it.
+    /// Moves forward to an offset, or to the end of the file.
     fn go_on_to(&mut self, offset: usize) {
         let end = offset.clamp(self.at, self.bytes.len().max(self.at));
         for (offset, byte) in self.bytes.get(self.at..end).unwrap_or_default().iter().enumerate() {
@@ -133,7 +131,7 @@ impl<'s> Cursor<'s> {
                     self.line_start = self.at.saturating_add(offset).saturating_add(1);
                     self.column = 1;
                 }
-                // The second and later bytes of a character in UTF-8.
+                // A continuation byte of UTF-8.
                 0x80..=0xbf => {}
                 _ => self.column = self.column.saturating_add(1),
             }
@@ -142,7 +140,7 @@ impl<'s> Cursor<'s> {
     }
 }
 
-/// Bytes as text that does nothing to a terminal; tabs stay.
+/// Bytes as text that cannot control a terminal. Tabs stay.
 fn visible(bytes: &[u8]) -> String {
     let harmless = |c: char| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
     String::from_utf8_lossy(bytes).chars().map(harmless).collect()
@@ -174,18 +172,18 @@ impl fmt::Display for Position {
     }
 }
 
-/// One thing to tell the administrator.
+/// A message to the administrator.
 pub(super) struct Message<'m> {
     pub(super) level: Level<'m>,
     pub(super) title: String,
-    /// Where, and what to write beside the caret.
+    /// The position, and the text beside the caret.
     pub(super) place: Option<(&'m Position, String)>,
-    /// What to write or do instead.
+    /// The remedy.
     pub(super) help: String,
 }
 
 impl Message<'_> {
-    /// The message as a few lines without an end of line at their end; escape sequences only if
+    /// The message on several lines, the last one without a line end. Escape sequences only if
     /// `colours`.
     pub(super) fn render(self, colours: bool) -> String {
         let renderer = if colours { Renderer::styled() } else { Renderer::plain() };

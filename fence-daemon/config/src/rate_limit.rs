@@ -1,4 +1,4 @@
-//! The keys that say how much of whom is let through: section `fence_virtd { rate_limit { } }`.
+//! Section `fence_virtd { rate_limit { } }`.
 
 use std::time::Duration;
 
@@ -18,20 +18,20 @@ pub(super) const RATE_LIMIT: Scope = Scope {
     unread: &[],
 };
 
-/// How much of whom is let through.
+/// The rate limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Wrong digests of one sender, a second; 0: any number.
+    /// Wrong digests per second from one sender; 0 for no limit.
     pub failure_rate: u32,
-    /// How many of them at once.
+    /// Their burst.
     pub failure_burst: u32,
-    /// Wrong digests of all senders together whose digest was never right, a second; 0: any number.
+    /// Wrong digests per second from all untrusted senders together; 0 for no limit.
     pub stranger_rate: u32,
-    /// Requests of one sender, a second; 0: any number.
+    /// Requests per second from one sender; 0 for no limit.
     pub request_rate: u32,
-    /// How many of them at once.
+    /// Their burst.
     pub request_burst: u32,
-    /// How long a datagram is remembered.
+    /// How long the replay cache remembers a datagram.
     pub replay_window: Duration,
 }
 
@@ -49,7 +49,7 @@ impl Default for RateLimit {
 }
 
 impl RateLimit {
-    /// The same as the kernel program and the socket take it.
+    /// The limits as the kernel program and the socket take them.
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
@@ -74,7 +74,7 @@ impl RateLimit {
     }
 }
 
-/// The section as the file has it.
+/// Reads the section.
 pub(super) fn rate_limit(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> RateLimit {
     let default = RateLimit::default();
     let mut number = |key, least, default| {
@@ -94,12 +94,12 @@ pub(super) fn rate_limit(section: &Surveyed<'_>, findings: &mut Findings<'_>) ->
     RateLimit { failure_rate, failure_burst, stranger_rate, request_rate, request_burst, replay_window }
 }
 
-/// More than any network card brings in a second.
+/// More datagrams than any network card receives in a second.
 const MOST: u32 = 1_000_000_000;
-/// A stock client repeats itself for half a minute, and a daemon that was stopped reads what has
-/// waited.
+/// In seconds. fence_xvm resends for half a minute, and a restarted daemon reads what has queued
+/// up.
 const SHORTEST: u64 = 60;
-/// A year: more than the memory holds anywhere.
+/// A year, in seconds: longer than the replay cache lasts anywhere.
 const LONGEST: u64 = 366 * 24 * 3600;
 
 const UNITS: [(&str, u64); 4] = [("d", 24 * 3600), ("h", 3600), ("m", 60), ("s", 1)];
@@ -111,7 +111,7 @@ fn parse_span(text: &str) -> Option<Duration> {
     (SHORTEST..=LONGEST).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
-/// In the largest unit but days that leaves no rest.
+/// A duration in the largest unit without a remainder, except days.
 fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let unit = UNITS.iter().skip(1).find(|(_, unit)| seconds.is_multiple_of(*unit));

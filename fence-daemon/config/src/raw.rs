@@ -1,13 +1,16 @@
-//! The grammar of fence_virt.conf, and the file as a tree of what was written where.
+//! The grammar of fence_virt.conf, and the file as a tree with positions.
 //!
-//! Nothing here knows any key: meaning is `resolved`'s. What is accepted is what stock servers
-//! accept (names of any characters but space and punctuation, `#` comments between any two tokens,
-//! no escapes inside quotes), and besides carriage returns and a byte order mark, over which they
-//! stumble. What is refused although they take it: a value that runs over the end of its line
-//! (always a forgotten quote), control characters, and more than [`MAX_DEPTH`] sections inside each
-//! other.
+//! This module knows no key: `resolved` gives the meaning. It accepts what fence_virtd accepts:
+//! names of any characters but space and punctuation, `#` comments between any two tokens, no
+//! escapes inside quotes. It also accepts carriage returns and a byte order mark, which fence_virtd
+//! rejects.
 //!
-//! Comments may hold any bytes, as old files in other character sets do; names and values must be
+//! It rejects three things that fence_virtd accepts:
+//! - a value that runs over the end of its line, which is always a forgotten quote
+//! - control characters
+//! - more than [`MAX_DEPTH`] nested sections
+//!
+//! Comments may hold any bytes, as old files in other character sets do. Names and values must be
 //! UTF-8.
 
 use std::ops::Range;
@@ -18,22 +21,22 @@ use winnow::stream::{LocatingSlice, Location};
 use winnow::token::{any, take_till, take_while};
 use winnow::{Parser, Result};
 
-/// How many sections may be nested: stock files need three. A bound, because each level costs a
-/// stack frame.
+/// How many sections may be nested. fence_virtd's files need three. Each level costs a stack frame,
+/// so there is a bound.
 pub const MAX_DEPTH: usize = 16;
 
-/// What some editors of Windows begin a file with.
+/// Some Windows editors begin a file with this.
 pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Byte offsets into the file.
 pub type Span = Range<usize>;
 
-/// Something, and where the file says it.
+/// A value and its span in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spanned<T> {
-    /// What it says.
+    /// The value.
     pub value: T,
-    /// Where; for a value in quotes the quotes are part of it.
+    /// The span. It includes the quotes of a quoted value.
     pub span: Span,
 }
 
@@ -51,7 +54,7 @@ pub enum Item<'s> {
 pub struct Assignment<'s> {
     /// The key as spelled.
     pub key: Spanned<&'s str>,
-    /// What stands between the quotes.
+    /// The text between the quotes.
     pub value: Spanned<&'s str>,
 }
 
@@ -60,29 +63,29 @@ pub struct Assignment<'s> {
 pub struct Section<'s> {
     /// The name as spelled.
     pub name: Spanned<&'s str>,
-    /// The value between name and brace, if there is one.
+    /// The value between name and brace, if any.
     pub value: Option<Spanned<&'s str>>,
-    /// What stands between the braces.
+    /// The contents between the braces.
     pub items: Vec<Item<'s>>,
 }
 
-/// Where and why a file is not of the grammar.
+/// Where and why a file does not follow the grammar.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{kind}")]
 pub struct SyntaxError {
-    /// Where.
+    /// The position.
     pub span: Span,
-    /// Why.
+    /// The reason.
     pub kind: SyntaxKind,
 }
 
-/// Why a file is not of the grammar.
+/// Why a file does not follow the grammar.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyntaxKind {
-    /// Nothing but space and comments.
+    /// The file has nothing but space and comments.
     #[error("the file configures nothing")]
     Empty,
-    /// Something that can begin neither a key nor a section.
+    /// A byte that begins neither a key nor a section.
     #[error("expected a key or a section, found {0}")]
     Unexpected(Found),
     /// `key "value"`, `key;`, or the file ends after a name.
@@ -100,13 +103,13 @@ pub enum SyntaxKind {
     /// `key = "value` and the line ends.
     #[error("the value of `{0}` has no closing quote on its line")]
     Unterminated(String),
-    /// `key = "value"` and then something else.
+    /// Something other than `;` follows `key = "value"`.
     #[error("there is no `;` after the value of `{0}`")]
     MissingSemicolon(String),
-    /// A `;` after nothing, usually after a closing brace.
+    /// A superfluous `;`, usually after a closing brace.
     #[error("this `;` ends nothing")]
     StraySemicolon,
-    /// A `}` too many.
+    /// A superfluous `}`.
     #[error("this `}}` closes nothing")]
     StrayBrace,
     /// The file ends inside a section.
@@ -123,7 +126,7 @@ pub enum SyntaxKind {
     ControlCharacter,
 }
 
-/// A byte that stands where it should not.
+/// A byte in the wrong place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found(pub u8);
 
@@ -156,17 +159,16 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
-/// What a name consists of. A `#` inside belongs to it, as with stock servers; one before it would
-/// have begun a comment.
+/// Whether a byte may be part of a name. A `#` inside belongs to the name, as in fence_virtd. One
+/// before it begins a comment.
 fn is_name(byte: u8) -> bool {
     !is_space(byte) && !byte.is_ascii_control() && !matches!(byte, b'{' | b'}' | b'=' | b';' | b'"')
 }
 
-/// The whole file as a tree.
+/// Parses a file into a tree. Time is linear in the file's length, and the stack is bounded.
 ///
 /// # Errors
-/// The first place that is not of the grammar. Time is linear in the file's length, stack is
-/// bounded.
+/// The first place that does not follow the grammar.
 pub fn parse(file: &[u8]) -> Result<Vec<Item<'_>>, SyntaxError> {
     let mut input = LocatingSlice::new(file);
     opt(BYTE_ORDER_MARK).void().parse_next(&mut input)?;
@@ -177,7 +179,7 @@ pub fn parse(file: &[u8]) -> Result<Vec<Item<'_>>, SyntaxError> {
     Ok(items)
 }
 
-/// Space and comments.
+/// Skips space and comments.
 fn blank(input: &mut Input<'_>) -> Result<(), SyntaxError> {
     let space = take_while(1.., is_space).void();
     let comment = (b'#', take_till(0.., b'\n')).void();
@@ -190,8 +192,7 @@ fn next_token(input: &mut Input<'_>) -> Result<Option<u8>, SyntaxError> {
     peek(opt(any)).parse_next(input)
 }
 
-/// Items until the brace that closes `section`, which is consumed, or until the end of the file
-/// where there is none.
+/// Parses items up to and including the brace that closes `section`, or up to the end of the file.
 fn items<'s>(
     input: &mut Input<'s>,
     section: Option<&Spanned<&str>>,
@@ -220,7 +221,7 @@ fn items<'s>(
     }
 }
 
-/// One assignment or section.
+/// Parses one assignment or section.
 fn item<'s>(input: &mut Input<'s>, depth: usize) -> Result<Item<'s>, SyntaxError> {
     let (bytes, span) = take_while(1.., is_name).with_span().parse_next(input)?;
     let name = Spanned { value: text(bytes, span.start)?, span };
@@ -246,7 +247,7 @@ fn item<'s>(input: &mut Input<'s>, depth: usize) -> Result<Item<'s>, SyntaxError
     }
 }
 
-/// What follows a section's name and value: braces and what is between them.
+/// Parses what follows a section's name and value: the braces and their contents.
 fn section<'s>(
     input: &mut Input<'s>,
     name: Spanned<&'s str>,
@@ -261,7 +262,7 @@ fn section<'s>(
     Ok(Item::Section(Section { name, value, items }))
 }
 
-/// A quoted value, blanks before it included.
+/// Parses a quoted value and the blanks before it.
 fn value<'s>(input: &mut Input<'s>, key: &Spanned<&str>) -> Result<Spanned<&'s str>, SyntaxError> {
     let owned = || clip(key.value);
     match next_token(input)? {
@@ -286,7 +287,7 @@ fn value<'s>(input: &mut Input<'s>, key: &Spanned<&str>) -> Result<Spanned<&'s s
     Ok(Spanned { value: text(bytes, start)?, span })
 }
 
-/// A name or value as it is shown in a message: the beginning of it, if it is very long.
+/// A name or value for a message, cut if it is very long.
 pub(super) fn clip(text: &str) -> String {
     const SHOWN: usize = 80;
     match text.char_indices().nth(SHOWN) {
@@ -295,7 +296,7 @@ pub(super) fn clip(text: &str) -> String {
     }
 }
 
-/// Bytes that begin at `start` as text that can be printed: names and values come up in log lines.
+/// Bytes that begin at `start` as printable text, since names and values occur in log lines.
 fn text(bytes: &[u8], start: usize) -> Result<&str, SyntaxError> {
     let wrong = |offset, kind| {
         let at = start.saturating_add(offset);
@@ -419,8 +420,7 @@ mod tests {
             (b"{", 10 * MEGABYTE),
             (b"x=\"", 10 * MEGABYTE),
             (b"a{", 10 * MEGABYTE),
-            // Well-formed but for what comes last: all of it is parsed, slowly in a build without
-            // optimisation.
+            // Valid except for the last byte: all of it is parsed, slowly in a debug build.
             (b"#", 10 * MEGABYTE),
             (b" ", MEGABYTE),
             (b"# #\n", MEGABYTE),
@@ -433,7 +433,7 @@ mod tests {
         }
     }
 
-    /// A tree to be written down and read again.
+    /// A tree to be written and parsed again.
     #[derive(Clone, Debug)]
     enum Node {
         Value(String, String),
@@ -489,7 +489,7 @@ mod tests {
             })
     }
 
-    /// Every span lies inside the file and cuts out what it is said to be.
+    /// Whether every span lies inside the file and cuts out the word that it stands for.
     fn spans_hold(file: &[u8], items: &[Item<'_>]) -> bool {
         items.iter().all(|item| match item {
             Item::Value(read) => {

@@ -1,5 +1,5 @@
-//! Getting the configuration's bytes: a file, or what a pipe brings (`-f <(generate)`), but never
-//! without end, in size or in time.
+//! Reads the configuration's bytes from a file or a pipe (`-f <(generate)`). Size and time are
+//! bounded.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -17,13 +17,13 @@ use super::error::ConfigError;
 use super::position::Source;
 use super::warning::{Doubt, Warnings};
 
-/// How long a pipe may take: a FIFO that nobody writes to must not hold up the start for good.
+/// How long a pipe may take: a FIFO without a writer must not block the start forever.
 const PIPE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Reads a configuration file and does not look at what it says; the warnings are about the file.
+/// Reads a configuration file without parsing it. The warnings are about the file itself.
 ///
 /// # Errors
-/// It cannot be read, or is no configuration file by its size.
+/// The file cannot be read, or is too large for a configuration.
 pub fn read(path: &Path) -> Result<(Vec<u8>, Warnings), ConfigError> {
     let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
     // Without O_NONBLOCK opening a FIFO waits for a writer.
@@ -38,8 +38,8 @@ pub fn read(path: &Path) -> Result<(Vec<u8>, Warnings), ConfigError> {
 
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 64 << 10];
-    // One byte more than is allowed tells a file that is too large, or endless, from one that just
-    // fits.
+    // Reads one byte more than allowed: that tells a file that just fits from one that is too
+    // large.
     while bytes.len() <= MAX_SIZE {
         if let Some(deadline) = deadline {
             wait_for_bytes(&file, deadline).map_err(unreadable)?;
@@ -61,7 +61,7 @@ pub fn read(path: &Path) -> Result<(Vec<u8>, Warnings), ConfigError> {
     Ok((bytes, warnings))
 }
 
-/// Returns once there is something to read, or the end of it.
+/// Returns once there is something to read, or the end of the file.
 fn wait_for_bytes(file: &File, deadline: Instant) -> io::Result<()> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -70,7 +70,7 @@ fn wait_for_bytes(file: &File, deadline: Instant) -> io::Result<()> {
             Ok(0) => {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    format!("it is a pipe, and not all of it came within {} s", PIPE_WITHIN.as_secs()),
+                    format!("it is a pipe, and did not end within {} s", PIPE_WITHIN.as_secs()),
                 ));
             }
             Ok(_) => return Ok(()),

@@ -1,5 +1,5 @@
-//! Tests that docs/reference/configuration.md has an entry for every key, each in one form, and
-//! that the code agrees with the values and defaults in it.
+//! Tests docs/reference/configuration.md: it has one entry for every key, in one form, and the code
+//! agrees with its values and defaults.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::{Config, Doubt, Source, Warnings, parse};
 
 const TEXT: &str = include_str!("../../../docs/reference/configuration.md");
 
-/// Each section with keys, by its heading, and how a key of it is put into a file.
+/// Each section with keys: its heading, its scope, and a file that has room for one of its keys.
 pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
     (
@@ -38,7 +38,7 @@ pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [
     ),
 ];
 
-/// The part of the reference under a heading of the second level.
+/// The part of the reference under a second-level heading.
 fn part(heading: &str) -> &'static str {
     let from = TEXT.find(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no heading {heading}"));
     let part = &TEXT[from + 4..];
@@ -61,20 +61,21 @@ pub(super) fn known(scope: &Scope) -> Vec<&'static str> {
     keys
 }
 
-/// What stands in back quotes between `word` and the end of its sentence or line.
+/// The words in back quotes between `word` and the end of its sentence or line.
 fn quoted<'t>(text: &'t str, word: &str) -> Vec<&'t str> {
     let Some((_, rest)) = text.split_once(word) else { return Vec::new() };
     let sentence = rest.split(". ").next().unwrap_or(rest).lines().next().unwrap_or(rest);
     sentence.split('`').skip(1).step_by(2).collect()
 }
 
-/// The values that a key's entry lists. "as for `foreground`" and "with `family = ...`" are none.
+/// The values that a key's entry lists. References to other keys ("as for `foreground`", "with
+/// `family = ...`") do not count.
 pub(super) fn values_of(heading: &str, text: &'static str) -> Vec<&'static str> {
     let values = quoted(text, "Values: ").into_iter();
     values.filter(|value| !value.contains(' ') && !documented(heading).contains_key(*value)).collect()
 }
 
-/// The default in a key's entry, or none. One that begins with a word ("that of ...") is no value.
+/// The defaults in a key's entry. A description ("that of ...") is no value.
 pub(super) fn default_of(text: &str) -> Vec<&str> {
     let is_value = text.contains("Default: `");
     quoted(text, "Default: ").into_iter().take(usize::from(is_value)).collect()
@@ -91,20 +92,21 @@ fn every_key_is_documented_and_every_documented_key_is_known() {
         let documented: Vec<_> = documented(heading).into_keys().collect();
         assert_eq!(documented, known(scope), "{heading}");
     }
-    // No key anywhere else, and no section that is not told of.
+    // No other part documents keys, and each section has an entry.
     assert_eq!(TEXT.matches("\n#### ").count(), SECTIONS.iter().map(|(_, scope, _)| known(scope).len()).sum::<usize>());
     for scope in [&FILE, &LISTENERS, &BACKENDS, &GROUPS] {
         assert!(known(scope).is_empty(), "a section of sections has keys: {:?}", known(scope));
         for name in scope.sections.iter().chain(scope.repeated) {
-            assert!(SECTIONS.iter().any(|(heading, ..)| heading.contains(name)), "`{name}` is not told of");
+            assert!(SECTIONS.iter().any(|(heading, ..)| heading.contains(name)), "`{name}` is not documented");
         }
         for name in scope.unread {
-            assert!(part("Sections that are not read").contains(&format!("`{name}`")), "`{name}` is not told of");
+            assert!(part("Sections that are not read").contains(&format!("`{name}`")), "`{name}` is not documented");
         }
     }
 }
 
-/// Each entry has one form: the meaning, and then a list of values, default and stock's behaviour.
+/// Each entry has one form: the meaning, then a list of values, default and fence_virtd's
+/// behaviour.
 #[test]
 fn each_key_says_its_meaning_its_values_its_default_and_what_stock_does() {
     for (heading, _, _) in SECTIONS {
@@ -144,7 +146,7 @@ fn values_are_accepted_and_defaults_are_what_is_so_anyway() {
     assert!(tried > 25, "only {tried} values and defaults were found in the text");
 }
 
-/// What is said to be new here is ignored by stock servers; what is not, they know.
+/// fence_virtd ignores the keys marked as new, and knows the others.
 #[test]
 fn what_is_new_is_marked() {
     let new: Vec<_> = SECTIONS
@@ -177,8 +179,8 @@ fn what_is_new_is_marked() {
     assert_eq!(new, ours);
 }
 
-/// Every word with one letter missing, doubled, wrong or exchanged with the next: what a hurried
-/// hand writes.
+/// Every word with one letter missing, doubled, wrong or swapped with the next: likely typing
+/// errors.
 fn misspellings(word: &str) -> Vec<String> {
     let letters: Vec<char> = word.chars().collect();
     let mut found = Vec::new();
@@ -204,18 +206,18 @@ fn every_misspelled_key_is_told_with_the_one_that_was_meant() {
     for (heading, scope, file) in SECTIONS {
         for key in known(scope) {
             let twice = |once: String| misspellings(&once).into_iter().take(3).chain([once]).collect::<Vec<_>>();
-            // Of a short word little is left with two letters wrong.
+            // A short word with two wrong letters is hardly recognisable.
             let all: Vec<String> =
                 if key.len() < 6 { misspellings(key) } else { misspellings(key).into_iter().flat_map(twice).collect() };
             for misspelled in all {
-                // One that is another key is none.
+                // Another key's name is no misspelling.
                 let is_key = known(scope).iter().any(|key| key.eq_ignore_ascii_case(&misspelled));
                 if is_key || misspelled == key || ["ip", "uuid", "group", "groups"].contains(&misspelled.as_str()) {
                     continue;
                 }
                 let with = file.replace("KEY", &format!("{misspelled} = \"1\";"));
                 if heading.starts_with("groups") && key.starts_with("key_file") {
-                    // Without its key a group is open to more than its author meant.
+                    // Without its key a group is open to more clients than its author meant.
                     let error = parse(&Source::new(Path::new("f"), with.as_bytes()), Warnings::default()).unwrap_err();
                     assert!(error.to_string().contains(&misspelled), "{error}");
                     continue;
@@ -226,7 +228,7 @@ fn every_misspelled_key_is_told_with_the_one_that_was_meant() {
                 let [Doubt::UnknownKey { meant: Some(meant), .. }] = doubts.as_slice() else {
                     panic!("{heading}: {misspelled} for {key}: {doubts:?}");
                 };
-                // Of two keys that are as near, either may be named.
+                // Of two equally near keys either may be suggested.
                 let (distance, expected) =
                     [*meant, key].map(|word| strsim::damerau_levenshtein(&misspelled, word)).into();
                 assert!(distance <= expected, "{heading}: {misspelled} for {key}: did you mean {meant}?");
@@ -250,7 +252,7 @@ fn every_misspelled_section_is_told_with_the_one_that_was_meant() {
                         };
                         assert_eq!(*meant, Some(*section), "{misspelled}");
                     }
-                    // Only a restriction's misspelling keeps the daemon from starting.
+                    // Only a restriction's misspelling stops the daemon from starting.
                     Err(error) => assert_eq!(*section, "groups", "{misspelled}: {error}"),
                 }
             }

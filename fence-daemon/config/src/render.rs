@@ -1,8 +1,7 @@
-//! The configuration as the daemon understands it, written as a configuration file: what
-//! `fence-daemon check-config` prints.
+//! Prints the resolved configuration as a configuration file, for `fence-daemon check-config`.
 //!
-//! What is printed is what counts: reading it again gives the same configuration. What has no
-//! effect (unknown keys, sections of other listeners) is not in it.
+//! Reading the output gives the same configuration. It leaves out what has no effect: unknown keys,
+//! and sections of other listeners.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,8 +12,8 @@ use crate::document::Document;
 use crate::key::{Found, FoundPair};
 use crate::{Config, Groups, Multicast};
 
-/// The configuration with everything filled in. `file` is what it was read from: it tells what is a
-/// default.
+/// The complete configuration as a file. `file` is the original: it shows which values are
+/// defaults.
 #[must_use]
 pub fn render(config: &Config, file: &[u8]) -> String {
     let written = Document::parse(file).unwrap_or_default();
@@ -48,7 +47,7 @@ const RATE_LIMIT: &[&str] = &["fence_virtd", "rate_limit"];
 const MULTICAST: &[&str] = &["listeners", "multicast"];
 const LIBVIRT: &[&str] = &["backends", "libvirt"];
 
-/// One key; how it came to its value is the comment.
+/// Prints one key, with a comment about where its value comes from.
 fn line(text: &mut String, depth: usize, key: &str, value: &str, is_default: bool) {
     let comment = if is_default { "  # default" } else { "" };
     let _ = writeln!(text, "{}{key} = \"{value}\";{comment}", "\t".repeat(depth));
@@ -76,7 +75,7 @@ fn global(text: &mut String, config: &Config, written: &Document) {
     }
     for key in ["module_path", "name_mode"] {
         if let Some(value) = written.get(GLOBAL, key) {
-            let _ = writeln!(text, "\t{key} = \"{value}\";  # for stock servers only");
+            let _ = writeln!(text, "\t{key} = \"{value}\";  # for fence_virtd only");
         }
     }
     text.push_str("\trate_limit {\n");
@@ -90,7 +89,7 @@ fn global(text: &mut String, config: &Config, written: &Document) {
 fn multicast(text: &mut String, config: &Config, written: &Document) {
     let multicast = &config.multicast;
     let family = if multicast.group.is_ipv4() { "ipv4" } else { "ipv6" };
-    // A path that no file can say (there are such working directories) is shown as it was written.
+    // No file can express some paths (such working directories exist): those are shown as written.
     let shown = |path: &Path, key| {
         let path = path.to_str().filter(|path| !path.contains(['"', '\n']));
         path.or_else(|| written.get(MULTICAST, key)).unwrap_or_default().to_owned()
@@ -110,7 +109,9 @@ fn multicast(text: &mut String, config: &Config, written: &Document) {
         ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
     ] {
         if key == "attach" && config.groups.have_keys() {
-            text.push_str("\t\t# the kernel program does not know the groups' own keys: the socket serves\n");
+            text.push_str(
+                "\t\t# the kernel program does not know the groups' own keys: requests come through the socket\n",
+            );
             line(text, 2, key, value, false);
         } else {
             line(text, 2, key, value, written.get(MULTICAST, key).is_none());
@@ -124,7 +125,7 @@ fn multicast(text: &mut String, config: &Config, written: &Document) {
 
 fn groups(text: &mut String, groups: &Groups) {
     let Groups::Only(groups) = groups else {
-        text.push_str("\n# no groups: everyone who has the key may fence everyone\n");
+        text.push_str("\n# no groups: each client that has the key may fence every domain\n");
         return;
     };
     text.push_str(
@@ -154,7 +155,7 @@ fn groups(text: &mut String, groups: &Groups) {
     text.push_str("}\n");
 }
 
-/// What to say about keys that the daemon can use.
+/// The comments about usable keys.
 #[must_use]
 pub fn key_note(multicast: &Multicast, keys: &FoundPair) -> String {
     let note = |path: &Path, found: &Found| {

@@ -18,27 +18,27 @@ use super::settings::{Options, Stress};
 use super::survey::{Findings, Scope, Surveyed};
 use super::warning::{Doubt, Warnings};
 
-/// What the configuration file says, defaults included.
+/// A resolved configuration, defaults included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where and how requests are received.
     pub multicast: Multicast,
-    /// The libvirt connections, in the order in which a domain is looked for. Never empty, no two
-    /// the same.
+    /// The libvirt URIs, in the order in which a domain is looked for. Never empty, no two the
+    /// same.
     pub uris: Vec<String>,
-    /// Who may fence whom.
+    /// Which clients may fence which domains.
     pub groups: Groups,
-    /// Wait for libvirt and the interface instead of giving up at the start.
+    /// Whether the start waits for libvirt and the interface.
     pub wait_for_init: bool,
-    /// Stay in the foreground.
+    /// Whether the daemon stays in the foreground.
     pub foreground: bool,
-    /// 0 for the usual messages, more for more.
+    /// The debug level: 0 for the usual messages, more for more.
     pub debug: u32,
     /// How domains are killed and rebooted.
     pub hypervisor: Options,
-    /// How the daemon holds its own when the host is short of memory and time.
+    /// How the daemon competes for memory and processors.
     pub stress: Stress,
-    /// How much of whom is let through.
+    /// The rate limits.
     pub rate_limit: RateLimit,
 }
 
@@ -47,26 +47,26 @@ pub struct Config {
 pub struct Multicast {
     /// The interface to listen on; `None` for every one that can multicast.
     pub interface: Option<String>,
-    /// The group to join; its family is the family of everything else.
+    /// The group to join. Its family decides the family of everything else.
     pub group: IpAddr,
     /// The UDP port, never 0.
     pub port: u16,
     /// The weakest digest that a request may carry.
     pub hash: HashKind,
-    /// The digest of the call-back's challenges and responses.
+    /// The digest of the callback's challenges and responses.
     pub auth: HashKind,
-    /// The shared key's file, absolute.
+    /// The shared key's file, as an absolute path.
     pub key_file: PathBuf,
-    /// The file of a second key that is accepted too, absolute; there need not be one.
+    /// The file of a second key that is accepted too, as an absolute path. The file may be missing.
     pub key_file2: Option<PathBuf>,
     /// How the kernel program is attached.
     pub attach: Attach,
-    /// Whether an IPv4 request's call-back address must be the datagram's source.
+    /// Whether an IPv4 request's callback address must be the datagram's source.
     pub strict_source: bool,
 }
 
 impl Multicast {
-    /// Whether anything is signed or verified: without a key the daemon must not start then.
+    /// Whether anything is signed or verified. If so, the daemon does not start without a key.
     #[must_use]
     pub fn needs_key(&self) -> bool {
         self.hash != HashKind::None || self.auth != HashKind::None
@@ -76,15 +76,15 @@ impl Multicast {
 /// How the kernel program is attached to the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
-    /// In the way that costs other traffic least, of those that the device and the kernel know.
+    /// The way that costs other traffic least, of those that the device and the kernel support.
     Auto,
-    /// By the driver, else not at all.
+    /// XDP in the driver, or not at all.
     Native,
-    /// Generically, else not at all.
+    /// Generic XDP, or not at all.
     Generic,
-    /// As a tc program by tcx, else not at all.
+    /// A tc program by tcx, or not at all.
     Tcx,
-    /// Not at all: requests are taken from the socket alone.
+    /// Not at all: requests come through the socket alone.
     Off,
 }
 
@@ -102,9 +102,9 @@ impl Attach {
     }
 }
 
-/// Where servers and guests look for the key, unless they are told otherwise.
+/// The default key file of fence_virtd and fence_xvm.
 pub const KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
-/// Where domains are looked for if the file does not say it.
+/// The default libvirt URI.
 pub const URI: &str = "qemu:///system";
 /// `IFNAMSIZ` without the NUL.
 const INTERFACE_NAME_MAX: usize = 15;
@@ -188,8 +188,8 @@ pub(super) fn resolve(
     Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit }, warnings))
 }
 
-/// Where a file says which key file is meant: its last `key_file` (or what else is the setting's
-/// name), and true; or what that is missing from, and false.
+/// The last span at which a file names this key file (in `key_file` or the given setting), and
+/// true. Otherwise the section that lacks the setting, and false.
 pub(super) fn key_file_span(items: &[Item<'_>], setting: &str, path: &Path) -> (Span, bool) {
     if setting == key::OF_A_GROUP {
         return groups::key_file_span(items, path);
@@ -215,7 +215,7 @@ fn items_of<'i>(section: Option<&'i Section<'i>>) -> &'i [Item<'i>] {
     section.map_or(&[], |section| section.items.as_slice())
 }
 
-/// A key's value, or its default; a mistake is reported at the value.
+/// A key's value, or its default. Reports a mistake at the value.
 pub(super) fn read<T>(
     item: Option<&Assignment<'_>>,
     default: T,
@@ -232,7 +232,7 @@ pub(super) fn read<T>(
     }
 }
 
-/// Checks `listener` or `backend`: stock servers have no default for them either.
+/// Checks `listener` or `backend`. fence_virtd has no default for them either.
 fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Surveyed<'_>, findings: &mut Findings<'_>) {
     let Some(item) = global.get(plugin.key()) else {
         let start = 0..0;
@@ -251,7 +251,7 @@ fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Surveyed<'_
     }
 }
 
-/// One of stock's switches: a number there, anything but 0 being on, and a word being 0.
+/// Reads one of fence_virtd's switches: a number is on unless it is 0, and a word is 0.
 fn switch(key: &'static str, item: Option<&Assignment<'_>>, findings: &mut Findings<'_>) -> bool {
     read(item, false, findings, |text| {
         let text = text.trim();
@@ -305,7 +305,7 @@ fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
     Multicast { interface, group, port, hash, auth, key_file, key_file2, attach, strict_source }
 }
 
-/// A path, relative to where the daemon was started: it moves to `/` later.
+/// Makes a path absolute from the working directory, since the daemon moves to `/` later.
 pub(super) fn absolute(path: &str) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned())
 }
@@ -341,8 +341,7 @@ fn digest(key: &'static str, section: &Surveyed<'_>, findings: &mut Findings<'_>
     kind
 }
 
-/// `uri`, `uri1`, `uri2`, ... by their numbers, whatever their order in the file; of each the last
-/// one.
+/// `uri`, `uri1`, `uri2`, ... in the order of their numbers; of each the last one.
 fn uris(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Vec<String> {
     let number = |item: &Assignment<'_>| {
         let digits = item.key.value.get("uri".len()..).filter(|digits| !digits.is_empty())?;
@@ -370,11 +369,11 @@ mod tests {
     use super::super::{Source, Warnings, parse};
     use super::*;
 
-    /// What Debian's package installs, in shape and content.
+    /// Debian's packaged configuration, in shape and content.
     const DEBIAN: &str = "fence_virtd {\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n}\n\nlisteners {\n\tmulticast {\n\t\t\
         key_file = \"/etc/fence_virt.key\";\n\t\taddress = \"225.0.0.12\";\n\t\t# Needed on Fedora systems\n\t\t\
         interface = \"virbr0\";\n\t}\n}\n\nbackends {\n\tlibvirt { \n\t\turi = \"qemu:///system\";\n\t}\n}\n\n";
-    /// What the interactive configuration of stock servers writes.
+    /// The configuration that fence_virtd's interactive mode writes.
     const INTERACTIVE: &str = "backends {\n\tlibvirt {\n\t\turi = \"qemu:///system\";\n\t}\n\n}\n\nlisteners {\n\tmulticast {\n\t\t\
         port = \"1229\";\n\t\tfamily = \"ipv6\";\n\t\tinterface = \"none\";\n\t\taddress = \"ff05::3:1\";\n\t\t\
         key_file = \"/etc/cluster/fence_xvm.key\";\n\t}\n\n}\n\nfence_virtd {\n\tmodule_path = \"/usr/lib64/fence-virt\";\n\t\
@@ -458,7 +457,7 @@ mod tests {
         assert_eq!(warnings.iter().count(), 1, "{}", warnings.render(false));
     }
 
-    /// Stock servers take the last one, and lose what stands in the first without a word.
+    /// fence_virtd takes the last section and silently drops the first.
     #[test]
     fn a_section_that_is_there_twice_says_the_same_or_is_a_mistake() {
         let twice = |name: &str, line| Mistake::SectionTwice { name: name.to_owned(), line };
@@ -486,12 +485,12 @@ mod tests {
             let line = text.lines().position(|line| line.to_ascii_lowercase().contains(&head)).unwrap() + 1;
             assert_eq!(refused(&text), [twice(name, line)], "{text}");
         }
-        // The same again is only superfluous, however it is spelled and laid out.
+        // The same contents again are only superfluous, whatever their spelling and layout.
         let (config, warnings) = read(&format!(
             "{GLOBAL} listeners {{ multicast {{ port = \"1\"; }} multicast {{ # again\nPORT=\"1\"; }} }}"
         ));
         assert_eq!((config.multicast.port, warnings.iter().count()), (1, 1), "{}", warnings.render(false));
-        // Other listeners' are theirs.
+        // Sections of other listeners are not judged.
         quiet(&format!("{GLOBAL} listeners {{ tcp {{ port = \"1\"; }} tcp {{ port = \"2\"; }} }}"));
     }
 
@@ -548,7 +547,7 @@ mod tests {
             ("acl { members { uuid = \"x\"; } }", Mistake::Misplaced("acl".into())),
             ("listeners { groups { } }", Mistake::Misplaced("groups".into())),
             ("fence_virtd2 { groups { } }", Mistake::Misplaced("fence_virtd2".into())),
-            // Sections that nobody reads: another listener's, and one that is said again.
+            // Sections that are not read: another listener's, and an overruled one.
             ("listeners { tcp { groups { } } }", Mistake::Misplaced("tcp".into())),
             ("backends { cpg { x { ip = \"1.2.3.4\"; } } }", Mistake::Misplaced("cpg".into())),
             ("listeners { Groups { } } listeners { }", Mistake::Misplaced("listeners".into())),

@@ -1,5 +1,5 @@
-//! What an administrator can choose that stock servers do not have: how domains are killed and
-//! rebooted, and how the daemon holds its own under stress.
+//! The settings that fence_virtd does not have: how domains are killed and rebooted, and how the
+//! daemon competes for memory and processors.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,21 +7,20 @@ use std::time::Duration;
 /// How domains are powered off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kill {
-    /// By killing the domain's own process where it is one of this host's, else as
-    /// [`Kill::Libvirt`].
+    /// Kills the domain's process if it runs on this host; otherwise as [`Kill::Libvirt`].
     #[default]
     Direct,
-    /// By libvirt's destroy alone, as stock servers do.
+    /// Uses libvirt's destroy only, as fence_virtd does.
     Libvirt,
 }
 
 /// How domains are rebooted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RebootMethod {
-    /// Powered off and started again.
+    /// Powers the domain off and starts it again.
     #[default]
     Cycle,
-    /// Reset, if the driver can and says that it was done; else as [`RebootMethod::Cycle`].
+    /// Resets the domain, if the driver can and confirms it; otherwise as [`RebootMethod::Cycle`].
     Reset,
 }
 
@@ -31,30 +30,30 @@ pub enum RebootReply {
     /// When the domain is proven off: it can do no more harm.
     #[default]
     Off,
-    /// When it has been started again.
+    /// When the domain runs again.
     On,
 }
 
-/// What an administrator can choose.
+/// How domains are fenced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// How domains are powered off.
     pub kill: Kill,
-    /// How they are rebooted.
+    /// How domains are rebooted.
     pub reboot_method: RebootMethod,
     /// When a reboot is answered.
     pub reboot_reply: RebootReply,
-    /// For how long they stay off in between, at least. A reset has no pause.
+    /// How long a rebooted domain stays off, at least. A reset has no pause.
     pub reboot_pause: Duration,
-    /// Where restarts that are still to be done are written down; nowhere if `None`.
+    /// The directory of pending restarts; `None` if they are not recorded.
     pub state: Option<PathBuf>,
 }
 
-/// The longest pause that can be chosen: of corosync's timeouts twice the longest that are in use.
+/// The longest pause: twice the longest of corosync's usual timeouts.
 pub const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// The longest one where a reboot is answered when the domain runs again: what is left of the time
-/// for an order is for kill and start.
+/// The longest pause if a reboot is answered when the domain runs again. The rest of an order's
+/// time is for the kill and the start.
 pub const PAUSE_MAX_ANSWERED: Duration = Duration::from_secs(10);
 
 /// How the daemon's threads compete for processors.
@@ -62,23 +61,22 @@ pub const PAUSE_MAX_ANSWERED: Duration = Duration::from_secs(10);
 pub enum Priority {
     /// As any process.
     Normal,
-    /// Before any ordinary process (nice -20). A flood of requests can still not starve the host.
+    /// Before ordinary processes (nice -20). A flood of requests cannot starve the host.
     #[default]
     High,
-    /// Before all ordinary processes, whatever they do (`SCHED_RR`, the lowest of the real-time
-    /// priorities). For hosts where guests may use up all processors, and with the kernel program
-    /// in the way of floods.
+    /// Before all ordinary processes (`SCHED_RR`, the lowest real-time priority). For hosts where
+    /// guests may use up all processors. The kernel program must then stop floods.
     Realtime,
 }
 
-/// What is to be asked of the kernel.
+/// What the daemon asks of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stress {
-    /// Keep the daemon's pages in memory.
+    /// Whether the daemon's pages are locked in memory.
     pub lock_memory: bool,
-    /// How its threads compete.
+    /// How the daemon's threads compete for processors.
     pub priority: Priority,
-    /// Have other processes killed first when memory runs out.
+    /// Whether the kernel kills other processes first when memory runs out.
     pub oom_protect: bool,
 }
 

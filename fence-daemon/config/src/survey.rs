@@ -1,15 +1,14 @@
-//! A first look at a section: which keys it sets, which of its sections count, and what in it means
-//! nothing.
+//! Sorts a section's contents: which keys and sections count, and what has no effect.
 
 use super::error::{ConfigError, Mistake, Mistakes};
 use super::position::{Position, Source};
 use super::raw::{Assignment, Item, Section, Span, Spanned, clip};
 use super::warning::{Doubt, Warnings};
 
-/// How many mistakes are reported at once; the rest shows when these are mended.
+/// The most mistakes that one run reports. The rest shows when these are corrected.
 const MAX_MISTAKES: usize = 20;
 
-/// What is found while a file is resolved. Places are looked up at the end, all at once.
+/// What resolving a file finds. Positions are looked up at the end, all at once.
 pub(super) struct Findings<'s> {
     source: &'s Source<'s>,
     mistakes: Vec<Wrong>,
@@ -17,19 +16,19 @@ pub(super) struct Findings<'s> {
     warnings: Warnings,
 }
 
-/// A mistake at a place.
+/// A mistake and its span.
 struct Wrong {
     span: Span,
     mistake: Mistake,
-    /// What it contradicts, further up.
+    /// The earlier span that it contradicts.
     earlier: Option<Span>,
 }
 
-/// A doubt about a place.
+/// A doubt and its span.
 struct Found {
     span: Span,
     doubt: Doubt,
-    /// What it is overruled by.
+    /// The later span that overrules it.
     later: Option<Span>,
 }
 
@@ -38,35 +37,36 @@ impl<'s> Findings<'s> {
         Self { source, mistakes: Vec::new(), doubts: Vec::new(), warnings }
     }
 
-    /// Something wrong.
+    /// Adds a mistake.
     pub(super) fn mistake(&mut self, span: &Span, mistake: Mistake) {
         if self.mistakes.len() < MAX_MISTAKES {
             self.mistakes.push(Wrong { span: span.clone(), mistake, earlier: None });
         }
     }
 
-    /// A section that is there again with other contents.
+    /// Adds a mistake: a section repeats an earlier one with other contents.
     fn contradicts(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
         if self.mistakes.len() < MAX_MISTAKES {
-            // The line is filled in at the end.
+            // [`Self::conclude`] fills in the line.
             let mistake = Mistake::SectionTwice { name: clip(later.value), line: 0 };
             self.mistakes.push(Wrong { span: later.span.clone(), mistake, earlier: Some(earlier.span.clone()) });
         }
     }
 
-    /// Something doubtful.
+    /// Adds a doubt.
     pub(super) fn doubt(&mut self, span: &Span, doubt: impl FnOnce() -> Doubt) {
         self.found(span, None, doubt);
     }
 
-    /// Something that is said again further down.
+    /// Adds a doubt: `later` overrules `earlier`.
     pub(super) fn overruled(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
-        // The line is filled in at the end.
+        // [`Self::conclude`] fills in the line.
         self.found(&earlier.span, Some(&later.span), || Doubt::Overruled { name: clip(earlier.value), line: 0 });
     }
 
     fn found(&mut self, span: &Span, later: Option<&Span>, doubt: impl FnOnce() -> Doubt) {
-        // There may be a million; saying what was meant costs time, and nobody would see it.
+        // A file may hold a million doubts. Suggestions take time, so doubts beyond the limit get
+        // none.
         if self.warnings.takes_more_than(self.doubts.len()) {
             self.doubts.push(Found { span: span.clone(), doubt: doubt(), later: later.cloned() });
         } else {
@@ -74,7 +74,7 @@ impl<'s> Findings<'s> {
         }
     }
 
-    /// The warnings if nothing is wrong, the mistakes in the file's order otherwise.
+    /// Returns the warnings, or, if there are mistakes, all mistakes in the file's order.
     pub(super) fn conclude(mut self) -> Result<Warnings, ConfigError> {
         let spans: Vec<&Span> = self.doubts.iter().map(|found| &found.span).collect();
         let laters: Vec<&Span> = self.doubts.iter().filter_map(|found| found.later.as_ref()).collect();
@@ -90,7 +90,7 @@ impl<'s> Findings<'s> {
         if self.mistakes.is_empty() {
             return Ok(self.warnings);
         }
-        // What is about the whole file comes before what is about its first word.
+        // What concerns the whole file comes before what concerns its first word.
         self.mistakes.sort_by_key(|wrong| (wrong.span.start, wrong.span.end));
         let spans: Vec<&Span> = self.mistakes.iter().map(|wrong| &wrong.span).collect();
         let earlier: Vec<&Span> = self.mistakes.iter().filter_map(|wrong| wrong.earlier.as_ref()).collect();
@@ -113,13 +113,13 @@ pub(super) struct Scope {
     pub(super) keys: &'static [&'static str],
     /// Keys that count each time.
     pub(super) lists: &'static [&'static str],
-    /// Keys that may have a number behind them, and count each time.
+    /// Keys that may end with a number, and count each time.
     pub(super) numbered: &'static [&'static str],
     /// Sections of which the last one counts.
     pub(super) sections: &'static [&'static str],
     /// Sections that count each time.
     pub(super) repeated: &'static [&'static str],
-    /// Sections that stock servers know, and that mean nothing here yet.
+    /// Sections that fence_virtd knows and this daemon ignores.
     pub(super) unread: &'static [&'static str],
 }
 
@@ -151,14 +151,14 @@ fn tolerance(known: &str) -> usize {
     (known.len() / 3).max(1)
 }
 
-/// Whether `name` is of such a length that it could be a misspelling of `known`.
+/// Whether the length of `name` allows it to be a misspelling of `known`.
 pub(super) fn is_like(name: &str, known: &str) -> bool {
     known.len().abs_diff(name.len()) <= tolerance(known)
 }
 
-/// The known word that `name` is probably a misspelling of.
+/// The known word that `name` probably misspells.
 pub(super) fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    // Nothing known is nearly as long, and the comparison's time grows with the length.
+    // No known word is nearly as long, and the time of a comparison grows with the length.
     if name.len() > 40 {
         return None;
     }
@@ -171,18 +171,17 @@ pub(super) fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> 
         .map(|(_, known)| known)
 }
 
-/// A section's contents, sorted by what counts. Names are the ones of its scope, lower case.
+/// A section's contents, sorted by what counts. Names are those of its scope, in lower case.
 pub(super) struct Surveyed<'i> {
-    /// One for each key at most: they are looked through often.
+    /// At most one for each key: lookups are frequent.
     values: Vec<&'i Assignment<'i>>,
-    /// What counts each time: as many as the file has.
+    /// The keys that count each time, as many as the file has.
     listed: Vec<&'i Assignment<'i>>,
     sections: Vec<&'i Section<'i>>,
 }
 
 impl<'i> Surveyed<'i> {
-    /// Sorts the contents of a section; what is unknown, overruled or of the wrong kind is
-    /// reported.
+    /// Sorts a section's contents. Reports what is unknown, overruled or of the wrong kind.
     pub(super) fn new(items: &'i [Item<'i>], scope: &Scope, findings: &mut Findings<'_>) -> Self {
         let mut found = Self { values: Vec::new(), listed: Vec::new(), sections: Vec::new() };
         for item in items {
@@ -221,9 +220,8 @@ impl<'i> Surveyed<'i> {
         if scope.knows_key(name) {
             findings.mistake(&item.name.span, Mistake::ValueExpected(clip(name)));
         } else if !scope.knows_section(name) {
-            // A restriction that would restrict nothing is the one misspelling that must not pass.
-            // Once the file is refused for as many mistakes as are shown, one more need not be
-            // looked for.
+            // A misspelled restriction would restrict nothing, so it is a mistake. Once enough
+            // mistakes are found to fill the report, further ones need not be looked for.
             let enough = findings.mistakes.len() >= MAX_MISTAKES;
             let looks_like_one = || !enough && is_like(name, "groups") && scope.meant(name) == Some("groups");
             if is_one_of(&["group", "groups"], name) || looks_like_one() || restricts(&item.items) {
@@ -238,14 +236,14 @@ impl<'i> Surveyed<'i> {
             self.sections.push(item);
         } else if let Some(known) = self.sections.iter_mut().find(|known| known.name.value.eq_ignore_ascii_case(name)) {
             let earlier = std::mem::replace(known, item);
-            // Stock servers forget the earlier one whole. Who wrote two wanted both: two
+            // fence_virtd silently drops the earlier section. An author of two wants both: two
             // interfaces, two keys, more groups.
             if same(&earlier.items, &item.items) {
                 findings.overruled(&earlier.name, &item.name);
             } else {
                 findings.contradicts(&earlier.name, &item.name);
             }
-            // Of two `groups` the later one restricts; in anything else nothing does.
+            // A later `groups` section still restricts; nothing else does.
             if !is_one_of(&["groups"], name) {
                 misplaced_restriction(earlier, findings);
             }
@@ -254,12 +252,12 @@ impl<'i> Surveyed<'i> {
         }
     }
 
-    /// The value that counts for a key of which only one does.
+    /// The effective value of a key that counts once.
     pub(super) fn get(&self, key: &str) -> Option<&'i Assignment<'i>> {
         self.values.iter().find(|value| value.key.value.eq_ignore_ascii_case(key)).copied()
     }
 
-    /// The section of this name that counts.
+    /// The effective section of this name.
     pub(super) fn last_section(&self, name: &str) -> Option<&'i Section<'i>> {
         self.sections.iter().find(|section| section.name.value.eq_ignore_ascii_case(name)).copied()
     }
@@ -275,7 +273,7 @@ impl<'i> Surveyed<'i> {
     }
 }
 
-/// Whether two sections say the same.
+/// Whether two sections have the same contents.
 fn same(one: &[Item<'_>], other: &[Item<'_>]) -> bool {
     let is_same = |(one, other): (&Item<'_>, &Item<'_>)| match (one, other) {
         (Item::Value(one), Item::Value(other)) => {
@@ -292,14 +290,14 @@ fn same(one: &[Item<'_>], other: &[Item<'_>]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(is_same)
 }
 
-/// A section that nobody reads must not hold what was meant to restrict.
+/// Reports a restriction inside a section that nothing reads.
 fn misplaced_restriction(item: &Section<'_>, findings: &mut Findings<'_>) {
     if restricts(&item.items) {
         findings.mistake(&item.name.span, Mistake::Misplaced(clip(item.name.value)));
     }
 }
 
-/// Whether anything in here reads like a part of a group, at any depth.
+/// Whether any part, at any depth, looks like a part of a group.
 fn restricts(items: &[Item<'_>]) -> bool {
     const RESTRICTING: &[&str] = &["group", "groups", "ip", "uuid"];
     items.iter().any(|item| match item {

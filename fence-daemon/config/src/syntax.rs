@@ -1,8 +1,8 @@
-//! What is wrong with a file's grammar, in words for the administrator.
+//! The texts about a file's grammar: labels and remedies.
 
 use super::raw::{MAX_DEPTH, SyntaxKind};
 
-/// What stands beside the caret.
+/// The text beside the caret.
 pub(super) fn syntax_label(kind: &SyntaxKind) -> &'static str {
     match kind {
         SyntaxKind::Empty => "nothing here",
@@ -13,15 +13,15 @@ pub(super) fn syntax_label(kind: &SyntaxKind) -> &'static str {
         SyntaxKind::EmptyValue(_) => "empty",
         SyntaxKind::Unterminated(_) => "opened here",
         SyntaxKind::MissingSemicolon(_) => "expected `;`",
-        SyntaxKind::StraySemicolon | SyntaxKind::StrayBrace => "one too many",
+        SyntaxKind::StraySemicolon | SyntaxKind::StrayBrace => "superfluous",
         SyntaxKind::Unclosed(_) => "opened here, and the file ends without its `}`",
-        SyntaxKind::TooDeep => "one too deep",
+        SyntaxKind::TooDeep => "nested too deep",
         SyntaxKind::NotUtf8 => "not UTF-8",
         SyntaxKind::ControlCharacter => "not printable",
     }
 }
 
-/// What to write instead.
+/// The remedy.
 pub(super) fn syntax_help(kind: &SyntaxKind) -> String {
     match kind {
         SyntaxKind::Empty => {
@@ -34,12 +34,10 @@ pub(super) fn syntax_help(kind: &SyntaxKind) -> String {
         SyntaxKind::MissingValue(name) | SyntaxKind::Unquoted(name) => format!("write `{name} = \"value\";`"),
         SyntaxKind::EmptyValue(name) => format!("write `{name} = \"value\";`, or remove it"),
         SyntaxKind::Unterminated(name) => format!("write `{name} = \"value\";` on one line"),
-        SyntaxKind::MissingSemicolon(_) => {
-            "end each value with `;` (there is no way to write a quote inside one)".to_owned()
-        }
+        SyntaxKind::MissingSemicolon(_) => "end each value with `;` (a value cannot contain a quote)".to_owned(),
         SyntaxKind::StraySemicolon => "remove it: only values end with `;`, sections don't".to_owned(),
-        SyntaxKind::StrayBrace => "remove it, or look for a `{` that is missing above".to_owned(),
-        SyntaxKind::Unclosed(_) => "close it with `}`; the missing brace may also be one further inside".to_owned(),
+        SyntaxKind::StrayBrace => "remove it, or add the missing `{` above".to_owned(),
+        SyntaxKind::Unclosed(_) => "close it with `}`; the missing brace may also be further inside".to_owned(),
         SyntaxKind::TooDeep => format!("a configuration needs three levels; {MAX_DEPTH} are allowed"),
         SyntaxKind::ControlCharacter => "remove it".to_owned(),
         SyntaxKind::NotUtf8 => "save the file as UTF-8".to_owned(),

@@ -1,5 +1,5 @@
-//! What is doubtful in a configuration without being wrong: said once, with its place, and never a
-//! reason not to start.
+//! Warnings: what is doubtful in a configuration without being wrong. A warning appears once, with
+//! its position, and never stops the start.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,17 +9,17 @@ use fence_common::words::counted;
 
 use super::position::{Message, Position};
 
-/// How many are kept: a file can hold a mistake a million times.
+/// The most warnings kept: a file can repeat a mistake a million times.
 const MAX_WARNINGS: usize = 100;
 
-/// Every doubt about a configuration.
+/// The warnings about a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Warnings {
     list: Vec<Warning>,
     left_out: usize,
 }
 
-/// One doubt.
+/// One warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     place: Option<Position>,
@@ -29,53 +29,53 @@ pub struct Warning {
 /// What is doubtful.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Doubt {
-    /// A key that means nothing here, to stock servers neither.
+    /// A key that neither this daemon nor fence_virtd knows.
     #[error("unknown key `{name}`")]
     UnknownKey {
         /// As spelled.
         name: String,
-        /// What was probably meant.
+        /// The key that was probably meant.
         meant: Option<&'static str>,
     },
-    /// A section that means nothing here.
+    /// A section that has no effect.
     #[error("unknown section `{name}`")]
     UnknownSection {
         /// As spelled.
         name: String,
-        /// What was probably meant.
+        /// The section that was probably meant.
         meant: Option<&'static str>,
     },
-    /// Something that is said again further down.
+    /// A key or section that a later one overrules.
     #[error("this `{name}` is overruled by the one on line {line}")]
     Overruled {
         /// The key or section.
         name: String,
-        /// Where it is said again.
+        /// The line of the later one.
         line: usize,
     },
-    /// The same libvirt URI twice.
-    #[error("this URI is configured already")]
+    /// A libvirt URI that is there twice.
+    #[error("this URI is already configured")]
     SameUri,
-    /// `hash` or `auth` says "none".
+    /// `hash` or `auth` is "none".
     #[error("`{0}` is \"none\": {what}", what = without_digest(.0))]
     NoDigest(&'static str),
-    /// Others than root may change the configuration.
+    /// Other users than root may change the configuration.
     #[error("{} can be changed by others than its owner (mode {mode:04o})", path.display())]
     ConfigWritable {
         /// The file.
         path: PathBuf,
-        /// Its permissions.
+        /// Its mode.
         mode: u32,
     },
-    /// Others than root may read or change the key.
+    /// Other users than root may read or change the key.
     #[error("the key file {} is open to others than its owner (mode {mode:04o})", path.display())]
     KeyOpen {
         /// The file.
         path: PathBuf,
-        /// Its permissions.
+        /// Its mode.
         mode: u32,
     },
-    /// The key is another user's.
+    /// The key belongs to another user.
     #[error("the key file {} belongs to the user with ID {uid}, who can read and change it", path.display())]
     KeyForeign {
         /// The file.
@@ -83,24 +83,24 @@ pub enum Doubt {
         /// Its owner.
         uid: u32,
     },
-    /// The key is longer than any peer reads.
+    /// The key is longer than what any peer reads.
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
-    /// The key has so few bytes that it can be guessed.
-    #[error("the key in {} has {}: it can be guessed by whoever overhears one request", path.display(), counted(len, "byte"))]
+    /// The key is so short that it can be guessed.
+    #[error("the key in {} has {}: whoever records one request can guess it", path.display(), counted(len, "byte"))]
     KeyShort {
         /// The file.
         path: PathBuf,
-        /// How many.
+        /// Its length in bytes.
         len: usize,
     },
     /// The key's bytes are all the same, or repeat, or count.
-    #[error("the key in {} is not random (zeros, a repeated word, or the like): it can be guessed by whoever overhears one request", .0.display())]
+    #[error("the key in {} is not random (zeros, a repeated word, or the like): whoever records one request can guess it", .0.display())]
     KeyMonotonous(PathBuf),
-    /// The second key is the first one.
+    /// The second key equals the first.
     #[error("the key file {} holds the same key as `key_file`", .0.display())]
     KeyTwice(PathBuf),
-    /// An entry of a group means no domain that the configured URIs know.
+    /// A group's entry matches no domain of the configured URIs.
     #[error("no domain is called `{entry}`, which {} permits to fence", the_group(group.as_deref()))]
     NoSuchDomain {
         /// The group's name.
@@ -108,17 +108,17 @@ pub enum Doubt {
         /// The `uuid` entry as written.
         entry: String,
     },
-    /// The interface is not there now, or where none is configured, none that would do.
+    /// The interface does not exist now. Without a configured one, no interface is suitable.
     #[error("{}", no_interface(.0.as_deref()))]
     InterfaceMissing(Option<String>),
-    /// What comes by the interface goes to somebody else.
+    /// Something else takes the interface's frames.
     #[error("the interface {interface} is {what}")]
     InterfaceTaken {
         /// The interface's name.
         interface: String,
-        /// What it is, so that its frames go elsewhere.
+        /// What takes its frames.
         what: String,
-        /// What to configure instead.
+        /// The remedy.
         instead: String,
     },
 }
@@ -138,13 +138,13 @@ fn the_group(name: Option<&str>) -> String {
 
 fn without_digest(key: &str) -> &'static str {
     match key {
-        "hash" => "requests are not signed, anyone who can send one passes for a guest",
-        _ => "call-backs are not authenticated, a recorded request can be sent again",
+        "hash" => "requests are not signed: whoever can send one passes for a guest",
+        _ => "callbacks are not authenticated: a recorded request can be sent again",
     }
 }
 
 impl Doubt {
-    /// What to do about it.
+    /// The remedy.
     #[must_use]
     pub fn help(&self) -> String {
         match self {
@@ -153,7 +153,7 @@ impl Doubt {
                 None => "it is ignored".to_owned(),
             },
             Self::Overruled { .. } => "only the last one counts: remove this one, or put both into one".to_owned(),
-            Self::SameUri => "it is asked only once: remove this one".to_owned(),
+            Self::SameUri => "it has no further effect: remove this one".to_owned(),
             Self::NoDigest(key) => format!("write `{key} = \"sha256\";` here and give the guests the key"),
             Self::ConfigWritable { path, .. } => format!("chmod go-w {}", path.display()),
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
@@ -162,9 +162,10 @@ impl Doubt {
                 format!("make a random one, and copy it to every guest: fence-daemon keygen --force {}", path.display())
             }
             Self::KeyTwice(path) => format!("it adds nothing: rm {}, or put the new key there", path.display()),
-            Self::KeyLong(_) => "peers read no more either: nothing needs to be done".to_owned(),
+            Self::KeyLong(_) => "guests read no more either: nothing needs to be done".to_owned(),
             Self::NoSuchDomain { .. } => {
-                "mend its spelling (`virsh list --all`), unless it is to be defined later or on another host".to_owned()
+                "correct its spelling (`virsh list --all`), unless the domain is defined later or on another host"
+                    .to_owned()
             }
             Self::InterfaceMissing(Some(_)) => {
                 "the daemon waits for it: if it is libvirt's, `virsh net-start default` makes it".to_owned()
@@ -179,7 +180,7 @@ impl Doubt {
             Self::UnknownKey { .. } | Self::UnknownSection { .. } => "ignored",
             Self::Overruled { .. } | Self::SameUri => "has no effect",
             Self::NoDigest(_) => "no authentication",
-            // These are about files, not about places in them.
+            // These concern files, not positions in them.
             Self::ConfigWritable { .. }
             | Self::KeyOpen { .. }
             | Self::KeyForeign { .. }
@@ -195,20 +196,20 @@ impl Doubt {
 }
 
 impl Warning {
-    /// What is doubtful.
+    /// The doubt.
     #[must_use]
     pub fn doubt(&self) -> &Doubt {
         &self.doubt
     }
 
-    /// Where, if it is about a place in the configuration file.
+    /// The position, if the warning concerns one in the configuration file.
     #[must_use]
     pub fn place(&self) -> Option<&Position> {
         self.place.as_ref()
     }
 }
 
-/// One line: place, doubt and remedy.
+/// One line: position, doubt and remedy.
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(place) = &self.place {
@@ -219,7 +220,7 @@ impl fmt::Display for Warning {
 }
 
 impl Warnings {
-    /// Adds a doubt about a place, or about a file as a whole.
+    /// Adds a doubt about a position, or about a file as a whole.
     pub fn push(&mut self, place: Option<Position>, doubt: Doubt) {
         if self.list.len() < MAX_WARNINGS {
             self.list.push(Warning { place, doubt });
@@ -228,17 +229,17 @@ impl Warnings {
         }
     }
 
-    /// Whether another one would be kept after `more`.
+    /// Whether one more than `more` further warnings would be kept.
     pub(super) fn takes_more_than(&self, more: usize) -> bool {
         self.list.len().saturating_add(more) < MAX_WARNINGS
     }
 
-    /// Counts one that is not kept.
+    /// Counts a warning that is not kept.
     pub(super) fn leave_out(&mut self) {
         self.left_out = self.left_out.saturating_add(1);
     }
 
-    /// Puts them into the file's order, those about whole files first.
+    /// Sorts the warnings by position, those about whole files first.
     pub(super) fn sort(&mut self) {
         self.list.sort_by_key(|warning| warning.place.as_ref().map(|place| (place.line(), place.column())));
     }
@@ -248,27 +249,26 @@ impl Warnings {
         self.list.iter()
     }
 
-    /// How many were too many to be kept.
+    /// The number of warnings that were not kept.
     #[must_use]
     pub fn left_out(&self) -> usize {
         self.left_out
     }
 
-    /// Whether nothing is doubtful.
+    /// Whether there are no warnings.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// One log line for each.
+    /// The warnings as log lines.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         let more = (self.left_out > 0)
             .then(|| format!("{} further warnings about the configuration are left out", self.left_out));
         self.list.iter().map(ToString::to_string).chain(more)
     }
 
-    /// All of them as they belong on a terminal, with caret and remedy; escape sequences only if
-    /// `colours`.
+    /// The warnings for a terminal, with carets and remedies; escape sequences only if `colours`.
     #[must_use]
     pub fn render(&self, colours: bool) -> String {
         let render = |warning: &Warning| {

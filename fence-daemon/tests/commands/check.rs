@@ -84,7 +84,7 @@ fn two_sections_of_a_name_are_told_with_both_places() {
     for command in [&["check-config"][..], &["-F"]] {
         let told = run(command, &conf, "");
         assert_eq!(told.code, Some(255), "{command:?}: {}", told.stderr);
-        for words in ["conf:3:1", "`listeners` stands here again", "on line 2", "put both into one"] {
+        for words in ["conf:3:1", "`listeners` is here again", "on line 2", "put both into one"] {
             assert!(told.stderr.contains(words), "{words}: {}", told.stderr);
         }
     }

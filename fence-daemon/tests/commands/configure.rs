@@ -149,7 +149,7 @@ fn a_bad_answer_is_asked_again_with_the_reason() {
         "\"abc\" is no IP address",
         "\"0\" is no port number",
         "\"70000\" is no port number",
-        "\"a/b\" is no name of a network interface",
+        "\"a/b\" cannot be the name of a network interface",
         "key is not a whole path",
         "the file has no way to write a double quote",
         "the backend \"cpg\" is not supported yet",

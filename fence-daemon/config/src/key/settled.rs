@@ -1,9 +1,9 @@
-//! Reading a file that somebody may be writing at this moment: all of it or nothing.
+//! Reads a file that another process may be writing: all of it, or nothing.
 //!
-//! A half-written key is a key as any other to who reads it, only that nobody has it. So a file is
-//! taken when nobody has it open for writing, which the kernel tells by granting a lease; and where
-//! it grants none (network file systems, another user's file) when the file has stayed the same for
-//! a moment.
+//! A half-written key looks like any other key, but no other host has it. So a file counts only
+//! when no process has it open for writing. The kernel proves this by granting a lease. Where it
+//! grants none (network file systems, another user's file), the file must stay the same for a
+//! moment.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -17,17 +17,17 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use zeroize::Zeroizing;
 
-/// How often a file that is not settled is looked at again.
+/// The pause before an unsettled file is read again.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How often at most: a file that is still being written then is not waited for.
+/// The most attempts. After them the daemon no longer waits for the writer.
 const LOOKS: u32 = 20;
 
-/// The first bytes of a file, at most as many as a key has.
+/// The beginning of a file, at most as many bytes as a key has.
 pub(super) struct Contents {
-    /// On the heap: what is moved leaves copies on the stack.
+    /// On the heap: a moved value leaves copies on the stack.
     bytes: Zeroizing<Vec<u8>>,
     len: usize,
-    /// About the file.
+    /// The file's metadata.
     pub(super) about: Metadata,
 }
 
@@ -37,27 +37,28 @@ impl Contents {
     }
 }
 
-/// What became of an attempt to read.
+/// The result of an attempt to read.
 pub(super) enum Reading {
-    /// It is no regular file.
+    /// The path leads to no regular file.
     NotAFile,
-    /// Somebody is writing it, and did not come to an end.
+    /// A process writes the file and did not finish.
     Unsettled,
-    /// All of it, as one writer left it.
+    /// The whole file, as one writer left it.
     Settled(Box<Contents>),
 }
 
-/// Reads a file when nobody writes it, and waits a little for whoever does.
+/// Reads a file while no process writes it. Waits a little for a writer.
 ///
 /// # Errors
-/// It cannot be opened or read.
+/// The file cannot be opened or read.
 pub(super) fn read(path: &Path) -> io::Result<Reading> {
     let mut before: Option<Contents> = None;
     for look in 0..LOOKS {
         if look > 0 {
             std::thread::sleep(AGAIN);
         }
-        // Afresh each time: whoever replaces the file makes another one of its name.
+        // Opened anew each time: a writer that replaces the file makes another one of the same
+        // name.
         let file = open(path)?;
         if !file.metadata()?.is_file() {
             return Ok(Reading::NotAFile);
@@ -79,15 +80,15 @@ pub(super) fn read(path: &Path) -> io::Result<Reading> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // Without O_NONBLOCK a FIFO in the key's place would hang the start.
+    // Without O_NONBLOCK a FIFO in the key's place would block the start.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
-/// Reads the beginning of a file. `None` if it changed meanwhile.
+/// Reads the beginning of a file. `None` if the file changed meanwhile.
 fn read_once(mut file: &File) -> io::Result<Option<Contents>> {
     let about = file.metadata()?;
-    // A buffer of its final size: one that grows would leave copies behind.
+    // Allocated at its final size: a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(vec![0; KEY_MAX]);
     let mut len = 0_usize;
     while let Some(rest) = bytes.get_mut(len..).filter(|rest| !rest.is_empty()) {
@@ -103,18 +104,18 @@ fn read_once(mut file: &File) -> io::Result<Option<Contents>> {
     Ok((whole && same).then_some(Contents { bytes, len, about }))
 }
 
-/// What differs when a file is another one, or was written to.
+/// What changes when a file is replaced or written to.
 fn stamp(about: &Metadata) -> (u64, u64, u64, i64, i64, i64, i64) {
     let written = (about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec());
     (about.dev(), about.ino(), about.len(), written.0, written.1, written.2, written.3)
 }
 
-/// Whether anybody has a file open for writing.
+/// Whether any process has a file open for writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writers {
     None,
     Some,
-    /// The kernel does not tell.
+    /// The kernel does not say.
     Unknown,
 }
 
@@ -122,14 +123,14 @@ enum Writers {
 const F_SETSIG: libc::c_int = 10;
 
 impl Writers {
-    /// Where the answer is [`Writers::None`], nobody begins to write as long as the file is open
-    /// here: the kernel has them wait.
+    /// After [`Writers::None`] the kernel makes writers wait as long as the file is open here.
     fn of(file: &impl AsFd) -> Self {
         let fd = file.as_fd().as_raw_fd();
-        // Who wants to write meanwhile has us be told by a signal. By default it is SIGIO, which
-        // would end the process; this one is ignored unless somebody handles it. SAFETY: needed
-        // because no safe wrapper knows these commands. Sound because the descriptor is open for as
-        // long as `file` is borrowed, and the command takes a number and touches no memory.
+        // The kernel announces a waiting writer by a signal. The default, SIGIO, would end the
+        // process; SIGURG is ignored unless a handler is set.
+        // SAFETY: needed because no safe wrapper knows these commands. Sound because the descriptor
+        // is open for as long as `file` is borrowed, and the command takes a number and touches no
+        // memory.
         if unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) } < 0 {
             return Self::Unknown;
         }
@@ -139,7 +140,7 @@ impl Writers {
         }
         match io::Error::last_os_error().raw_os_error() {
             Some(libc::EAGAIN) => Self::Some,
-            // Not on this file system, or not with these rights.
+            // The file system or the process's rights allow no lease.
             _ => Self::Unknown,
         }
     }

@@ -1,28 +1,27 @@
-//! Whether a key can be guessed: the one judgement of the daemon, `check-config` and the doctor.
+//! Judges whether a key can be guessed, for the daemon, `check-config` and the doctor.
 //!
-//! Whoever hears one request can try keys on it, as many and as fast as his machines can: no rate
-//! limit is in the way.
+//! An attacker who records one request can try keys on it offline. No rate limit slows this down.
 
 use fence_common::key::Key;
 
-/// A key of fewer bytes can be guessed.
+/// The shortest key, in bytes. A shorter one can be guessed.
 pub const LEN_MIN: usize = 16;
 
-/// The least information, in bits, that its bytes must hold. Sixteen random bytes are estimated at
-/// more than 50.
+/// The least information, in bits, that a key must hold. Sixteen random bytes are estimated at more
+/// than 50.
 const BITS_MIN: f64 = 40.0;
 
 /// Why a key can be guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weakness {
-    /// It has only so many bytes.
+    /// The key has only this many bytes.
     Short(usize),
-    /// Its bytes are all the same, or repeat, or count, or nearly so.
+    /// The bytes are nearly all the same, or repeat, or count.
     Monotonous,
 }
 
-/// What is weak about a key. A strong one is never called weak; a weak one may pass, since a
-/// password looks like any text.
+/// The key's weakness. A strong key is never called weak. A weak one may pass, since a password
+/// looks like any text.
 #[must_use]
 pub fn weakness(key: &Key) -> Option<Weakness> {
     let bytes = key.dangerous_bytes();
@@ -31,7 +30,7 @@ pub fn weakness(key: &Key) -> Option<Weakness> {
     }
     let piece = period(bytes.len(), |one, other| bytes.get(one) == bytes.get(other));
     let bytes = bytes.get(..piece).unwrap_or(bytes);
-    // Counted once as they are, once as steps from one to the next ("0123..."), once without
+    // Counts the bytes as they are, then the steps between them ("0123..."), then without
     // repetitions (a short word that zeros fill up).
     let pairs = || bytes.iter().zip(bytes.iter().skip(1));
     let looks = [
@@ -42,7 +41,7 @@ pub fn weakness(key: &Key) -> Option<Weakness> {
     looks.iter().any(|look| look.bits() < BITS_MIN).then_some(Weakness::Monotonous)
 }
 
-/// How often each byte occurs. It is as secret as the key, and is wiped with it.
+/// How often each byte occurs. It is as secret as the key, and wiped with it.
 struct Histogram(zeroize::Zeroizing<[u32; 256]>);
 
 impl Histogram {
@@ -56,8 +55,7 @@ impl Histogram {
         Self(counts)
     }
 
-    /// Shannon's estimate of the information in all of the bytes, as if each were chosen for
-    /// itself.
+    /// Shannon's estimate of the information in all bytes, as if each were chosen independently.
     fn bits(&self) -> f64 {
         let all: u32 = self.0.iter().sum();
         let of = |count: &u32| f64::from(*count) * (f64::from(all) / f64::from(*count)).log2();
@@ -65,10 +63,10 @@ impl Histogram {
     }
 }
 
-/// The length of the piece that `len` bytes are made of by repeating it; `len` if they are not.
-/// `same` compares two of them.
+/// The length of the piece that repeats through all `len` bytes; `len` if none does. `same`
+/// compares two of the bytes.
 fn period(len: usize, same: impl Fn(usize, usize) -> bool) -> usize {
-    // The prefix function of Knuth, Morris and Pratt: time grows with the length only.
+    // The prefix function of Knuth, Morris and Pratt needs linear time only.
     let mut borders = zeroize::Zeroizing::new(vec![0_usize; len]);
     let mut border = 0_usize;
     for at in 1..len {
@@ -132,7 +130,7 @@ mod tests {
         for text in ["a line of text that is a key\n", "correct horse battery staple", "Tr0ub4dor&3-and-more"] {
             assert_eq!(judged(text.as_bytes()), None, "{text}");
         }
-        // By an xorshift generator, from many beginnings: no key of sixteen random bytes may be
+        // The xorshift generator starts from many seeds: no key of sixteen random bytes may be
         // called weak.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut random = || {
@@ -147,7 +145,7 @@ mod tests {
                 assert_eq!(judged(&bytes), None, "{bytes:?}");
             }
         }
-        // As hexadecimal digits, and as Base64.
+        // The same bytes in hexadecimal, and in Base64.
         let digits: String = (0..16).map(|_| format!("{:02x}", random())).collect();
         assert_eq!(judged(digits.as_bytes()), None, "{digits}");
     }
