@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: builds the daemon as it is meant to run, and has it measured beside stock's
-//! fence_virtd, or what its kernel program costs.
+//! `cargo xtask bench`: builds the daemon optimised and measures it beside fence_virtd, or the cost
+//! of its kernel program.
 
 use std::process::ExitCode;
 
@@ -16,10 +16,10 @@ use crate::workspace::Workspace;
 enum Subject {
     /// The daemon beside stock's fence_virtd: docs/measured/benchmarks.md
     Daemon,
-    /// What the kernel program takes for a frame: docs/measured/rate-limit.md
+    /// The kernel program's time per frame: docs/measured/rate-limit.md
     #[value(alias = "shield")]
     RateLimit,
-    /// What the kernel program costs other traffic: docs/measured/bystanders.md
+    /// The kernel program's cost for other traffic: docs/measured/bystanders.md
     Bystanders,
     /// What fences take in real clusters, with the daemon and with stock's fence_virtd:
     /// docs/measured/clusters.md

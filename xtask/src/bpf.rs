@@ -1,8 +1,8 @@
-//! Building the kernel program: `target/bpf/fence-xdp.o`.
+//! Builds the kernel program: `target/bpf/fence-xdp.o`.
 //!
-//! The BPF target has no precompiled `core`, so a compiler is needed whose library source is
-//! installed, and `bpf-linker`, whose LLVM must read what the compiler's LLVM wrote.
-//! [`crate::setup::toolchain`] finds both.
+//! The BPF target has no precompiled `core`, so the compiler needs the library's source. The LLVM
+//! of `bpf-linker` must read what the compiler's LLVM wrote. [`crate::setup::toolchain`] finds
+//! both.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,27 +13,27 @@ use anyhow::{Context as _, Result, bail};
 use crate::progress::line;
 use crate::setup::toolchain::{self, Toolchain};
 
-/// Where the object lies, from the workspace's root. Tests and daemon look there.
+/// The object's path from the workspace's root, where tests and daemon look for it.
 const OBJECT: &str = "target/bpf/fence-xdp.o";
 
-/// What the program is compiled with.
+/// The program's compiler flags.
 const FLAGS: [&str; 3] = [
     // Full debug information of every crate: the linker makes the maps' BTF types from it.
     "-Cdebuginfo=2",
     "-Clink-arg=--btf",
-    // Arithmetic of 32 bits, which every kernel that can run the program knows (5.1 and later). A
-    // digest is made of it.
+    // 32-bit arithmetic, which every kernel that can run the program has (5.1 and later). Digests
+    // need it.
     "-Ctarget-cpu=v3",
 ];
 
 /// The BPF target of this machine's byte order.
 pub(crate) const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
-/// Builds the kernel program of the workspace at `root` and says where the object is. Does nothing
-/// worth mentioning, and leaves the object untouched, where nothing has changed.
+/// Builds the kernel program of the workspace at `root` and returns the object's path. If nothing
+/// has changed, the object stays untouched.
 ///
 /// # Errors
-/// What is missing, with the remedy; or that the build failed.
+/// A requirement is missing (the error has the remedy), or the build fails.
 pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     let missing = |what| format!("{what}: `cargo xtask setup --for build` gets it, or says how");
     let linker = toolchain::bpf_linker().with_context(|| missing("no bpf-linker"))?;
@@ -45,15 +45,15 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
         .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
         .env(format!("CARGO_TARGET_{}_LINKER", TARGET.replace('-', "_").to_uppercase()), &linker.path)
         .args(["build", "--release", "--package", "fence-ebpf", "-Z", "build-std=core"])
-        // The release profile is the daemon's, and small; the verifier counts instructions, and
-        // packets wait for them.
+        // Not the release profile, which is the daemon's and optimises for size: the verifier
+        // counts instructions, and packets wait for them.
         .args(["--config", "profile.release.opt-level=3", "--config", "profile.release.lto=\"thin\""])
         .args(["--config", "profile.release.codegen-units=16"])
         .args(["--target", TARGET])
         .arg("--target-dir")
         .arg(&target_dir)
-        // The first build takes a minute and shows it; that nothing has changed is not worth a
-        // line.
+        // The first build takes a minute and shows its progress; an unchanged object is not
+        // reported.
         .args(object.exists().then_some("--quiet"));
     let status = cargo.status().with_context(|| format!("cannot run {}", line(&cargo)))?;
     if !status.success() {
@@ -61,8 +61,8 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     }
     let built = target_dir.join(TARGET).join("release/fence-xdp");
     let built = without_dwarf(&toolchain, &built).context("the build left no object")?;
-    // Whatever includes the object is rebuilt when its time changes: only touch it when its content
-    // does.
+    // A new modification time makes all crates rebuild that include the object. So it is written
+    // only when its content has changed.
     if fs::read(&object).ok().is_none_or(|old| old != built) {
         let new = object.with_extension("new");
         fs::create_dir_all(root.join("target/bpf")).context("cannot make target/bpf")?;
@@ -72,9 +72,9 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// The object's content without DWARF, which is two thirds of it and which no loader reads: the
-/// maps' types and the lines of source that bpftool shows are in BTF. Whole where there is no
-/// `llvm-strip`; it is good for nothing else here, and so not worth a requirement.
+/// The object's content without DWARF, which is two thirds of it. No loader reads DWARF: the maps'
+/// types and the source lines that bpftool shows are in BTF. Without `llvm-strip`, which is not
+/// worth a requirement, the object stays whole.
 fn without_dwarf(toolchain: &Toolchain, built: &Path) -> io::Result<Vec<u8>> {
     let stripped = built.with_extension("stripped");
     let own = PathBuf::from(format!("/usr/lib/llvm-{}/bin/llvm-strip", toolchain.llvm));

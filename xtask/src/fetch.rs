@@ -1,5 +1,5 @@
-//! `cargo xtask setup --fetch`: what tests download when they first need it, downloaded now, by the
-//! tests' own code.
+//! `cargo xtask setup --fetch`: downloads now, with the tests' own code, what the tests would
+//! download when they first need it.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -14,13 +14,13 @@ use crate::progress::{self, say};
 use crate::setup::{self, Profile};
 use crate::workspace::Workspace;
 
-/// Whose only job that is.
+/// The program that downloads.
 const PROGRAM: &str = "fence-fetch";
 
-/// Downloads all of it that is not there.
+/// Downloads every file that is not there yet.
 ///
 /// # Errors
-/// If Debian's archive cannot be reached, or is not what this machine's apt knows.
+/// Debian's archive cannot be reached, or does not match this machine's apt.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     setup::ensure(workspace, Profile::Test)?;
     let object = bpf::build(workspace.root())?;
@@ -29,7 +29,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     say(format!("running {}", progress::line(&program)));
     let status = program.status().with_context(|| format!("cannot start {PROGRAM}"))?;
     if !status.success() {
-        bail!("not all of it could be had");
+        bail!("some downloads failed: see above, and run `cargo xtask setup --fetch` again");
     }
     Ok(())
 }
@@ -37,15 +37,15 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
 fn build(workspace: &Workspace, object: &Path) -> anyhow::Result<()> {
     let mut cargo = workspace.cargo(object);
     cargo.args(["build", "--package", "fence-lab", "--bin", PROGRAM]);
-    progress::shown("building what fetches", cargo)
+    progress::shown("building the downloader", cargo)
 }
 
 fn program(workspace: &Workspace) -> anyhow::Result<std::process::Command> {
     let program = Privilege::of_this_process().command(workspace.binary(PROGRAM, false));
-    program.context("the nodes' root directory is made as root: run this as root")
+    program.context("the nodes' root directory can only be made as root: run this as root")
 }
 
-/// The same beside the tests that need nothing of it. Dropping it ends it.
+/// The same download beside tests that do not need it. Dropping it ends the download.
 #[derive(Debug)]
 pub(crate) struct Fetching {
     child: Child,
@@ -53,20 +53,20 @@ pub(crate) struct Fetching {
 }
 
 impl Fetching {
-    /// Begins.
+    /// Starts the download.
     ///
     /// # Errors
-    /// If what fetches cannot be built or started.
+    /// The downloader cannot be built or started.
     pub(crate) fn start(workspace: &Workspace, object: &Path) -> anyhow::Result<Self> {
         build(workspace, object)?;
         let mut program = program(workspace)?;
         program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = program.spawn().with_context(|| format!("cannot start {PROGRAM}"))?;
-        say("fetching what guests and nodes of clusters are made of, beside the first tests");
+        say("downloading the files of guests and cluster nodes, beside the first tests");
         let said = child.stderr.take().map(|mut pipe| {
             thread::spawn(move || {
                 let mut said = Vec::new();
-                // What was said so far is told all the same.
+                // Output from before this point is shown all the same.
                 let _ = pipe.read_to_end(&mut said);
                 String::from_utf8_lossy(&said).into_owned()
             })
@@ -74,14 +74,14 @@ impl Fetching {
         Ok(Self { child, said })
     }
 
-    /// Waits for its end. That it failed is told here and is no error: the tests that need what it
-    /// did not get will say so.
+    /// Waits for the end of the download. A failure is reported here and is no error: the tests
+    /// that need the missing files will fail and say so.
     ///
     /// # Errors
-    /// If it cannot be waited for.
+    /// The downloader's exit status cannot be read.
     pub(crate) fn finish(mut self) -> anyhow::Result<()> {
         if self.child.try_wait()?.is_none() {
-            say("waiting for what is still being fetched");
+            say("waiting for the download to finish");
         }
         let status = self.child.wait()?;
         let said = self.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
@@ -94,7 +94,7 @@ impl Fetching {
 
 impl Drop for Fetching {
     fn drop(&mut self) {
-        // It has ended, or nobody wants any more what it gets; half of something is not kept.
+        // The download has ended, or is not needed any more. Partial files are not kept.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

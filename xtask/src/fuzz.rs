@@ -1,9 +1,9 @@
-//! `cargo xtask fuzz`: libFuzzer looks for inputs that break what `fence-fuzz` says must hold; and
-//! `fence-differ` for frames on which the kernel program and user space differ.
+//! `cargo xtask fuzz`: libFuzzer searches inputs that violate the properties in `fence-fuzz`.
+//! `fence-differ` searches frames on which the kernel program and user space differ.
 //!
-//! Works with the stable toolchain: the compiler's own pass counts coverage, and a C++ compiler
-//! builds libFuzzer. What is found stays below `target/fuzz`; what is worth keeping is for a person
-//! to decide (fuzz/README.md).
+//! The stable toolchain suffices: the compiler's own pass counts coverage, and a C++ compiler
+//! builds libFuzzer. Findings stay below `target/fuzz`; a person decides which to keep
+//! (fuzz/README.md).
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -17,12 +17,12 @@ use crate::progress::{self, say};
 use crate::setup::{self, Profile};
 use crate::workspace::{self, Workspace};
 
-/// What coverage is counted with; overflows and failed debug assertions are findings too.
+/// Compiler flags for coverage. Overflows and failed debug assertions are findings too.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions=on -Coverflow-checks=on -Ccodegen-units=1";
 
-/// What is fuzzed.
+/// A fuzz target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
     /// The configuration file
@@ -46,31 +46,31 @@ impl Target {
     }
 }
 
-/// How to fuzz.
+/// Options of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What to fuzz
+    /// The fuzz target
     #[arg(value_enum, default_value = "config")]
     target: Target,
-    /// For how long
+    /// The duration
     #[arg(long, default_value_t = 20, value_name = "N")]
     minutes: u32,
-    /// How many cases (of `program` only, which goes by cases and not by time)
+    /// The number of cases (only for `program`, which has no duration)
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     cases: u64,
-    /// What the cases follow from (of `program` only) [default: the time]
+    /// The seed of the cases (only for `program`) [default: the time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Write the fewest inputs that reach all that was reached to target/fuzz/merged, instead of
-    /// fuzzing
+    /// Instead of fuzzing, write the smallest set of inputs with the same coverage to
+    /// target/fuzz/merged
     #[arg(long)]
     merge: bool,
 }
 
-/// Builds the target and runs it until its time is over or something breaks.
+/// Builds the target and runs it until its time is over or it finds something.
 ///
 /// # Errors
-/// If it cannot be built, or found something: the input's place has been said then.
+/// The target cannot be built, or it has found something. The input's path has been printed then.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
     if options.target == Target::Program {
         return program(workspace, options);
@@ -78,7 +78,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     setup::ensure(workspace, Profile::Build)?;
     let compiler = Command::new("c++").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !compiler.is_ok_and(|status| status.success()) {
-        bail!("libFuzzer is C++ and there is no c++: install a C++ compiler (on Debian: apt-get install g++)");
+        bail!("no `c++` to compile libFuzzer with: install a C++ compiler (on Debian: apt-get install g++)");
     }
     let name = options.target.name();
     let folder = workspace.root().join("target/fuzz");
@@ -90,7 +90,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     let seeds = folder.join("seeds").join(name);
     std::fs::create_dir_all(&seeds).with_context(|| format!("cannot make {}", seeds.display()))?;
 
-    // A stack as small as the tests': whatever recurses once per level of its input shows.
+    // A small stack, as in the tests, exposes recursion per level of the input.
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -s 256; exec \"$0\" \"$@\""]).arg(program).current_dir(&folder);
     command.env("FENCE_FUZZ_SEEDS", &seeds);
@@ -101,7 +101,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
         }
         std::fs::create_dir_all(&merged).with_context(|| format!("cannot make {}", merged.display()))?;
         command.args(["-set_cover_merge=1", "-use_counters=0"]).arg(&merged).arg(&found).arg(&kept).arg(&seeds);
-        say(format!("the fewest inputs for all of {name}: {}", merged.display()));
+        say(format!("the smallest set of inputs for {name}: {}", merged.display()));
     } else {
         command.arg(format!("-max_total_time={}", u64::from(options.minutes) * 60));
         command.args(["-timeout=5", "-max_len=6000", "-print_final_stats=1"]);
@@ -114,7 +114,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     }
     let status = command.status().context("cannot start the fuzzer")?;
     if !status.success() {
-        bail!("{name} is broken: see above for the input, which is in {} (fuzz/README.md)", folder.display());
+        bail!("{name} has found a fault: the input is shown above and stored in {} (fuzz/README.md)", folder.display());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -128,29 +128,27 @@ fn program(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode>
     progress::shown("building the comparison", cargo)?;
     let mut differ = Privilege::of_this_process()
         .command(workspace.binary("fence-differ", true))
-        .context("BPF programs are run by root: run this as root")?;
+        .context("only root can run BPF programs: run this as root")?;
     differ.args(["--cases", &options.cases.to_string()]);
     differ.args(options.seed.map(|seed| format!("--seed={seed}")));
     differ.arg("--found").arg(workspace.root().join("target/fuzz/program"));
     say(format!("running {}", progress::line(&differ)));
     let status = differ.status().context("cannot start the comparison")?;
     if !status.success() {
-        bail!(
-            "see above for what is broken; a case in which the two differ belongs into fuzz/corpus/program (fuzz/README.md)"
-        );
+        bail!("kernel program and user space differ, see above: add the case to fuzz/corpus/program (fuzz/README.md)");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds all targets and says where they are.
+/// Builds all targets and returns their directory.
 fn build(workspace: &Workspace, folder: &Path) -> anyhow::Result<PathBuf> {
     let object = bpf::build(workspace.root())?;
     let host = workspace::host()?;
     let mut cargo = workspace.cargo(&object);
     cargo.args(["build", "--release", "--package", "fence-fuzz", "--features", "libfuzzer", "--bins"]);
-    // Optimising across crates takes minutes and finds nothing.
+    // Optimising across crates takes minutes and finds nothing more.
     cargo.args(["--config", "profile.release.lto=false"]);
-    // With a target named, build scripts and procedural macros are compiled without the flags.
+    // With an explicit target, build scripts and procedural macros are compiled without the flags.
     cargo.args(["--target", &host]).arg("--target-dir").arg(folder).env("RUSTFLAGS", FLAGS);
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
     progress::shown("building the fuzz targets", cargo)?;

@@ -1,19 +1,19 @@
-//! Whether this machine is a hypervisor, and what of stock's is on it.
+//! Detects a hypervisor, and the files and processes of fence_virtd on it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Stock's configuration file: ours reads the same.
+/// The configuration file of fence_virtd, which our daemon reads as well.
 pub(crate) const STOCK_CONFIG: &str = "etc/fence_virt.conf";
 
-/// Where stock looks for the key if its configuration names none.
+/// The key file of fence_virtd if its configuration names none.
 const STOCK_KEY: &str = "/etc/cluster/fence_xvm.key";
 
-/// The port of requests, unless a configuration says otherwise.
+/// The UDP port of requests, unless the configuration names another.
 pub(crate) const PORT: u16 = 1229;
 
-/// A machine with a libvirt that serves, and its default network.
+/// A machine with a running libvirt and its default network.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Hypervisor {
     /// One of libvirt's sockets.
@@ -21,11 +21,11 @@ pub(crate) struct Hypervisor {
 }
 
 impl Hypervisor {
-    /// Looks under the root folder `root` for libvirt's sockets and the interface virbr0; the error
-    /// says what is not there.
+    /// Looks below `root` for libvirt's sockets and the interface virbr0. The error says which one
+    /// is missing.
     pub(crate) fn detect(root: &Path) -> Result<Self, String> {
-        // The sockets of the daemons that run domains; virtlogd and virtlockd have theirs in the
-        // same folder and run none.
+        // The sockets of the daemons that run domains. virtlogd and virtlockd run none, and have
+        // theirs in the same directory.
         let serving = ["libvirt-sock", "virtqemud-sock", "virtlxcd-sock", "virtxend-sock"];
         let mut sockets = ["run/libvirt", "var/run/libvirt"]
             .into_iter()
@@ -41,26 +41,26 @@ impl Hypervisor {
     }
 }
 
-/// Stock's configuration under `root`, as far as xtask must know it; the daemon has the real
+/// The configuration of fence_virtd under `root`, as far as xtask needs it. The daemon has the real
 /// parser.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct StockConfig {
     /// The file.
     pub(crate) file: PathBuf,
-    /// The key file that it names, or stock's default one.
+    /// The key file from the configuration, or the default one.
     pub(crate) key: PathBuf,
-    /// Whether there is something in that place; what it is worth the daemon says.
+    /// Whether the key file exists; the daemon checks its content.
     pub(crate) key_exists: bool,
-    /// The UDP port.
+    /// The UDP port of requests.
     pub(crate) port: u16,
 }
 
 impl StockConfig {
-    /// Reads it; `None` if there is no such file.
+    /// Reads the configuration; `None` if there is no such file.
     ///
     /// # Errors
-    /// It is there and cannot be read: to pass it over would be to serve with another key than the
-    /// guests have.
+    /// The file exists and cannot be read. Ignoring it would start the daemon with another key than
+    /// the guests have.
     pub(crate) fn read(root: &Path) -> io::Result<Option<Self>> {
         match fs::read(root.join(STOCK_CONFIG)) {
             Ok(text) => Ok(Some(Self::of(root, &text))),
@@ -69,11 +69,11 @@ impl StockConfig {
         }
     }
 
-    /// What the file's `text` says.
+    /// Parses the configuration's `text`.
     pub(crate) fn of(root: &Path, text: &[u8]) -> Self {
         let text = String::from_utf8_lossy(text);
         let key = last_value(&text, "key_file").unwrap_or_else(|| STOCK_KEY.to_owned());
-        // A key in a folder that only root may look into is no missing key.
+        // A key in a directory that only root may enter counts as existing.
         let key_exists = match fs::metadata(root.join(key.trim_start_matches('/'))) {
             Ok(_) => true,
             Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
@@ -83,8 +83,8 @@ impl StockConfig {
     }
 }
 
-/// The last `key = "value"` of a configuration, in whatever section: enough to look whether a file
-/// exists.
+/// The last `key = "value"` of a configuration, in any section. This suffices to check whether a
+/// file exists.
 fn last_value(text: &str, key: &str) -> Option<String> {
     let bare = |line: &str| line.split('#').next().unwrap_or_default().to_owned();
     let text: Vec<String> = text.lines().map(bare).collect();
@@ -94,7 +94,7 @@ fn last_value(text: &str, key: &str) -> Option<String> {
     values.map(|(_, value)| value.trim().trim_matches('"').to_owned()).rfind(|value| !value.is_empty())
 }
 
-/// Whether somebody has the UDP port `port` open, by the kernel's tables under `root`.
+/// Whether a process has the UDP port `port` open, by the kernel's tables under `root`.
 pub(crate) fn udp_port_taken(root: &Path, port: u16) -> bool {
     ["proc/net/udp", "proc/net/udp6"].iter().any(|table| {
         let text = fs::read_to_string(root.join(table)).unwrap_or_default();
@@ -107,7 +107,7 @@ fn local_port(line: &str) -> Option<u16> {
     u16::from_str_radix(line.split_whitespace().nth(1)?.rsplit_once(':')?.1, 16).ok()
 }
 
-/// Whether a process under `root` calls itself stock's daemon.
+/// Whether a process under `root` has the name of stock's daemon.
 pub(crate) fn stock_daemon_runs(root: &Path) -> bool {
     let Ok(processes) = fs::read_dir(root.join("proc")) else { return false };
     processes.flatten().any(|process| {
@@ -119,7 +119,7 @@ pub(crate) fn stock_daemon_runs(root: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// A root folder made of files.
+    /// A root directory made of files.
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (file, text) in files {
@@ -139,7 +139,7 @@ mod tests {
         assert!(Hypervisor::detect(old.path()).is_ok());
         let no_bridge = tree(&[("run/libvirt/libvirt-sock", ""), ("sys/class/net/eth0/ifindex", "2\n")]);
         assert!(Hypervisor::detect(no_bridge.path()).unwrap_err().contains("no interface virbr0"));
-        // A left-over log daemon runs no domains.
+        // A log daemon alone runs no domains.
         let no_libvirt = tree(&[("run/libvirt/virtlogd-sock", ""), bridge]);
         assert!(Hypervisor::detect(no_libvirt.path()).unwrap_err().contains("no libvirt socket"));
         assert!(Hypervisor::detect(tree(&[]).path()).is_err());
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some("/etc/fence_virt.key"), true, 1230));
         let gone = tree(&[(STOCK_CONFIG, text)]);
         assert!(!StockConfig::read(gone.path()).unwrap().unwrap().key_exists);
-        // Something is wrong with it, and the daemon will say what: no reason for another key.
+        // The file has a mistake, which the daemon will report: no reason for another key.
         let folder = tree(&[(STOCK_CONFIG, text), ("etc/fence_virt.key/x", "")]);
         assert!(StockConfig::read(folder.path()).unwrap().unwrap().key_exists);
         let plain =
@@ -161,7 +161,7 @@ mod tests {
         let config = StockConfig::read(plain.path()).unwrap().unwrap();
         assert_eq!((config.key.to_str(), config.key_exists, config.port), (Some(STOCK_KEY), true, PORT));
         assert_eq!(StockConfig::read(tree(&[]).path()).unwrap(), None);
-        // What is there and cannot be read (a folder, here) is not passed over.
+        // A path that exists and cannot be read (a directory, here) is an error.
         assert!(StockConfig::read(tree(&[("etc/fence_virt.conf/x", "")]).path()).is_err());
     }
 

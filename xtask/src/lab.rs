@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: something to play with, kept up until Ctrl-C.
+//! `cargo xtask lab`: keeps a lab for experiments running until Ctrl-C.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -7,34 +7,34 @@ use crate::run;
 use crate::setup::Profile;
 use crate::workspace::Workspace;
 
-/// What is kept up.
+/// A kind of lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
     /// Two containers with corosync and Pacemaker, fenced by the daemon
     Cluster,
 }
 
-/// What to keep up, and how.
+/// Options of `cargo xtask lab`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// What is kept up
+    /// The kind of lab
     #[arg(value_enum, default_value_t = Kind::Cluster, value_name = "KIND")]
     kind: Kind,
-    /// Fenced by stock's fence_virtd instead, for comparison
+    /// Fence by stock's fence_virtd instead, for comparison
     #[arg(long)]
     stock: bool,
-    /// Show that it comes up, and exit
+    /// Start the lab, show that it works, and exit
     #[arg(long)]
     once: bool,
-    /// Run what was built before: needs neither network nor compiler
+    /// Run the existing build: needs neither network nor compiler
     #[arg(long)]
     no_build: bool,
 }
 
-/// Builds, and becomes the lab: its exit status is ours.
+/// Builds the lab and executes it, so its exit status is ours.
 ///
 /// # Errors
-/// If something is missing.
+/// A requirement is missing, or the build fails.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
     let program = match options.kind {
         Kind::Cluster => "fence-cluster",

@@ -1,6 +1,6 @@
-//! `cargo xtask lint`: formatting, clippy on every crate (the BPF program for its own target), the
-//! documentation's links, shellcheck on the scripts that are installed, and the rules of
-//! [`crate::tidy`].
+//! `cargo xtask lint` checks formatting, clippy on every crate (the BPF program for its own
+//! target), and the documentation's links. It also runs shellcheck on installed scripts, and the
+//! rules of [`crate::tidy`].
 
 use std::env;
 use std::fs;
@@ -16,10 +16,10 @@ use crate::setup::{self, Profile};
 use crate::tidy;
 use crate::workspace::Workspace;
 
-/// Runs every check, goes on after one that complains, and fails if any did.
+/// Runs every check, also after one has failed. Fails if any check failed.
 ///
 /// # Errors
-/// If setup or the build of the BPF object, which the daemon's crate includes, fails.
+/// Setup fails, or the build of the BPF object, which the daemon's crate includes.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<ExitCode> {
     setup::ensure(workspace, Profile::Lint)?;
     let object = bpf::build(workspace.root())?;
@@ -59,17 +59,17 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<ExitCode> {
     if complaints > 0 {
         return Ok(ExitCode::FAILURE);
     }
-    say("lint: nothing to complain about");
+    say("lint: every check passed");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs only the tree's own rules, which takes a second.
+/// Runs only the rules of [`crate::tidy`], which takes a second.
 ///
 /// # Errors
-/// If a rule is broken.
+/// A rule is broken.
 pub(crate) fn tidy(workspace: &Workspace) -> anyhow::Result<ExitCode> {
     check_tree(workspace.root())?;
-    say("lint: the tree keeps its own rules");
+    say("lint: the tree's own rules are kept");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -81,23 +81,23 @@ fn check_tree(root: &Path) -> anyhow::Result<()> {
     }
     match findings.len() {
         0 => Ok(()),
-        1 => bail!("a place breaks the tree's rules"),
-        many => bail!("{many} places break the tree's rules"),
+        1 => bail!("1 place breaks the tree's rules: see above"),
+        many => bail!("{many} places break the tree's rules: see above"),
     }
 }
 
-/// shellcheck for what goes to other people's machines: the scripts in dist.
+/// Runs shellcheck on the scripts in dist, which are installed on other machines.
 fn check_scripts(root: &Path) -> anyhow::Result<()> {
     let is_script = |path: &Path| fs::read(path).is_ok_and(|text| text.starts_with(b"#!/bin/sh\n"));
     let scripts: Vec<_> = tidy::files(&root.join("dist"))?.into_iter().filter(|path| is_script(path)).collect();
-    ensure!(!scripts.is_empty(), "there is no script in dist");
+    ensure!(!scripts.is_empty(), "no script found in dist");
     let mut shellcheck = Command::new("shellcheck");
     shellcheck.arg("--shell=sh").args(&scripts);
     progress::shown("shellcheck", shellcheck)
 }
 
-/// Clippy for the BPF target, with the toolchain that compiles for it; the compiler's own warnings
-/// where that toolchain has no clippy.
+/// Clippy for the BPF target, with the toolchain that compiles for it. Without a clippy there, the
+/// compiler's own warnings have to do.
 fn check_program(workspace: &Workspace) -> anyhow::Result<()> {
     let toolchain = Toolchain::find().context("no toolchain for the BPF target")?;
     let has_clippy = Command::new(toolchain.cargo.with_file_name("cargo-clippy")).arg("--version").output();
@@ -127,7 +127,7 @@ fn check_program(workspace: &Workspace) -> anyhow::Result<()> {
     ]);
     cargo.arg("--target-dir").arg(workspace.root().join("target/bpf-lint"));
     cargo.args(["--", "-D", "warnings"]);
-    // Of two clippys cargo takes the one that PATH finds first: it must be this toolchain's.
+    // Of two clippys cargo takes the first on PATH: it must be this toolchain's.
     let path = env::var_os("PATH").unwrap_or_default();
     let path = toolchain.cargo.parent().map(Path::to_owned).into_iter().chain(env::split_paths(&path));
     cargo.env("PATH", env::join_paths(path).context("PATH has an odd entry")?);

@@ -1,8 +1,8 @@
-//! What a person types: `cargo xtask setup | build | run | lab | test | bench | fuzz | lint`.
+//! The command line: `cargo xtask setup | build | run | lab | test | bench | fuzz | lint`.
 //!
-//! Depends on neither libvirt nor aya nor the BPF toolchain, because it is what installs them: it
-//! must build on a machine that has nothing but cargo and a C compiler. Every command calls the
-//! setup that it needs itself, so a fresh clone needs one command, not two.
+//! xtask depends on neither libvirt nor aya nor the BPF toolchain, because it installs them. It
+//! must build on a machine with only cargo and a C compiler. Every command runs the setup that it
+//! needs, so a fresh clone needs one command.
 
 mod bench;
 mod bpf;
@@ -41,41 +41,41 @@ struct Cli {
 enum Task {
     /// Install what is missing on Debian or Ubuntu; elsewhere, say what it would take
     Setup {
-        /// What the machine is to be able to do [default: test; build on a hypervisor]
+        /// The purpose of the machine [default: test; build on a hypervisor]
         #[arg(long = "for", value_enum, value_name = "PURPOSE")]
         profile: Option<Profile>,
-        /// Also download what the tests would when they first need it (the kernels of QEMU's
-        /// guests, from Debian's archive)
+        /// Also download the files that the tests would download when they first need them (the
+        /// kernels of QEMU's guests, from Debian's archive)
         #[arg(long)]
         fetch: bool,
     },
     /// Build the BPF program and everything that runs in user space
     Build {
-        /// Optimised, as it is meant to run
+        /// Optimise, as for installation
         #[arg(long)]
         release: bool,
     },
-    /// Run the daemon on a hypervisor, or the lab on a machine that is none
+    /// Run the daemon on a hypervisor, or the lab on any other machine
     Run(run::Options),
-    /// Keep something up to play with: a cluster
+    /// Keep a lab for experiments running: a cluster
     Lab(lab::Options),
-    /// Run the tests: all of them, or the sets named
+    /// Run all tests, or the named sets
     Test {
-        /// Which sets [default: all]
+        /// The sets [default: all]
         #[arg(value_enum)]
         suites: Vec<Suite>,
         /// Arguments for the test programs, such as a part of a test's name or --nocapture
         #[arg(last = true)]
         filter: Vec<String>,
     },
-    /// Measure the daemon beside stock's fence_virtd, or what the kernel program costs, and write a
+    /// Measure the daemon beside stock's fence_virtd, or the kernel program's cost, and write a
     /// page of docs
     Bench(bench::Options),
-    /// Look for inputs that break a parser, or on which kernel and user space differ
+    /// Search inputs that break a parser, or on which kernel program and user space differ
     Fuzz(fuzz::Options),
-    /// Formatting, clippy, and the rules of this tree
+    /// Check formatting, clippy, and the rules of this tree
     Lint {
-        /// Only the rules of this tree, which takes a second
+        /// Check only the rules of this tree, which takes a second
         #[arg(long)]
         tidy: bool,
     },
@@ -101,7 +101,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
                 fetch::run(&workspace)?;
             } else if profile == Profile::Test {
                 progress::say(
-                    "what QEMU's guests boot is downloaded when a test first needs it; `cargo xtask setup --fetch` does it now",
+                    "tests download the kernels of QEMU's guests when they first need them; `cargo xtask setup --fetch` does so now",
                 );
             }
         }
@@ -129,8 +129,7 @@ mod tests {
 
     use super::*;
 
-    /// The commands in a page: what follows the name, up to the end of the code, or to what
-    /// explains it.
+    /// The commands on a page: the text after the name, up to the end of the code or to a comment.
     fn commands(text: &str) -> Vec<&str> {
         let after = text.split("cargo xtask ").skip(1);
         let ends = |text: &str| text.find(['`', '\n', '#', ';', ')', ',']).unwrap_or(text.len());
@@ -155,6 +154,6 @@ mod tests {
                 }
             }
         }
-        assert!(found > 30, "only {found} commands: the pages are read wrongly");
+        assert!(found > 30, "only {found} commands: the test misreads the pages");
     }
 }

@@ -1,5 +1,5 @@
-//! A configuration and a key of our own, for a hypervisor that has neither: in a folder of the
-//! user's, never in /etc.
+//! A configuration and a key for a hypervisor that has neither. They are stored in the user's
+//! directory, never in /etc.
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -9,36 +9,36 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-/// How many bytes a key has: all that the protocol uses, and what Debian's package makes.
+/// The key's length in bytes: all that the protocol uses, as in Debian's package.
 const KEY_BYTES: usize = 4096;
 
-/// The two files, and whether they are new.
+/// The paths of the two files, and whether the key is new.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OwnConfig {
     /// The configuration.
     pub(crate) file: PathBuf,
-    /// The key that it names.
+    /// The key that the configuration names.
     pub(crate) key: PathBuf,
-    /// Whether the key was made just now, so that no guest can have it yet.
+    /// Whether the key was made just now, so no guest can have it yet.
     pub(crate) is_new: bool,
 }
 
-/// The folder for what a program keeps, by the XDG rules.
+/// The directory for a program's state, by the XDG rules.
 ///
 /// # Errors
-/// If the environment has neither `XDG_STATE_HOME` nor `HOME`.
+/// The environment has neither `XDG_STATE_HOME` nor `HOME`.
 pub(crate) fn folder() -> anyhow::Result<PathBuf> {
     let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    Ok(state.context("neither XDG_STATE_HOME nor HOME is set: nowhere to keep a key")?.join("fence-xdp"))
+    Ok(state.context("no directory for the key: set XDG_STATE_HOME or HOME")?.join("fence-xdp"))
 }
 
 impl OwnConfig {
-    /// Makes in `folder` what is not there yet. What is there stays: guests have copies of the key,
-    /// an administrator may have edited the file.
+    /// Makes the missing files in `folder`. Existing files stay: guests have copies of the key, and
+    /// an administrator may have edited the configuration.
     ///
     /// # Errors
-    /// If something cannot be written, or the key there is empty.
+    /// A file cannot be written, or the existing key is empty.
     pub(crate) fn ensure(folder: &Path) -> anyhow::Result<Self> {
         DirBuilder::new()
             .recursive(true)
@@ -51,7 +51,7 @@ impl OwnConfig {
             let mut bytes = vec![0; KEY_BYTES];
             File::open("/dev/urandom")
                 .and_then(|mut random| random.read_exact(&mut bytes))
-                .context("no randomness for a key")?;
+                .context("cannot get random bytes for a key")?;
             write_whole(&key, &bytes)?;
         } else if fs::metadata(&key).with_context(|| format!("cannot look at {}", key.display()))?.len() == 0 {
             bail!("the key {} is empty: remove it to get a new one", key.display());
@@ -61,14 +61,14 @@ impl OwnConfig {
             let key = key
                 .to_str()
                 .filter(|key| !key.contains(['"', '\\', '\n']))
-                .context("the folder's name cannot stand in a configuration")?;
+                .context("the directory's name has characters that a configuration cannot hold")?;
             write_whole(&file, configuration(key).as_bytes())?;
         }
         Ok(Self { file, key, is_new })
     }
 }
 
-/// Writes a file that only its owner can read, all of it or nothing.
+/// Writes a file that only its owner can read, completely or not at all.
 fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let partial = path.with_extension("partial");
     let _ = fs::remove_file(&partial);
@@ -79,7 +79,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     written.and_then(|()| fs::rename(&partial, path)).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// What a host with libvirt's default network needs.
+/// The configuration for a host with libvirt's default network.
 fn configuration(key: &str) -> String {
     format!(
         r#"# Made by `cargo xtask run`; yours to edit. Stock's fence_virtd reads the same file.

@@ -1,4 +1,4 @@
-//! Root: whether we are, and the way there (sudo) if not.
+//! Root's rights: whether this process has them, and how to get them (sudo).
 
 use std::ffi::OsStr;
 use std::fs;
@@ -6,19 +6,19 @@ use std::io::{self, IsTerminal as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Command, Stdio};
 
-/// How a command gets root's rights on this machine.
+/// The way to root's rights on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Privilege {
-    /// We are root.
+    /// This process is root.
     Root,
-    /// Through sudo, which asks for nothing, or has a terminal to ask on.
+    /// sudo, without a password or with a terminal to ask on.
     Sudo,
-    /// There is no way: say what root would have to run.
+    /// No way: the task prints the command for root.
     None,
 }
 
 impl Privilege {
-    /// What this process has.
+    /// The way that this process has.
     pub(crate) fn of_this_process() -> Self {
         if is_root() {
             Self::Root
@@ -29,9 +29,9 @@ impl Privilege {
         }
     }
 
-    /// `program` with root's rights; `None` where there is no way to them.
+    /// `program` with root's rights; `None` without a way to them.
     ///
-    /// sudo forgets the environment: what the program needs of it must be in its arguments.
+    /// sudo drops the environment, so variables for the program must be in its arguments.
     pub(crate) fn command(self, program: impl AsRef<OsStr>) -> Option<Command> {
         match self {
             Self::Root => Some(Command::new(program)),

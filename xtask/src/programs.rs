@@ -1,4 +1,4 @@
-//! The test programs that run inside of other kernels: built here, and where cargo has put them.
+//! The test programs that run in guests with other kernels: builds them and finds their paths.
 
 use std::path::Path;
 
@@ -8,19 +8,19 @@ use serde_json::Value;
 use crate::progress::{self, Errors, say};
 use crate::workspace::Workspace;
 
-/// Tells the tests that boot guests where they are: `NAME=PATH`, separated by `:`.
+/// Names the programs for the tests that boot guests: `NAME=PATH`, separated by `:`.
 pub(crate) const VARIABLE: &str = "FENCE_TEST_PROGRAMS";
 
 /// Each program with its package.
 const PROGRAMS: [(&str, &str); 3] =
     [("fence-tests", "prog_run"), ("fence-tests", "netns"), ("fence-daemon", "kernel_program")];
 
-/// Builds the programs; what [`VARIABLE`] is to be.
+/// Builds the programs and returns the value of [`VARIABLE`].
 ///
 /// # Errors
-/// If they do not compile.
+/// The programs do not compile, or a path has a colon.
 pub(crate) fn of_guests(workspace: &Workspace, object: &Path) -> anyhow::Result<String> {
-    say("building the test programs that run inside of guests");
+    say("building the test programs that run in guests");
     let mut listed = Vec::new();
     for (package, program) in PROGRAMS {
         let mut cargo = workspace.cargo(object);
@@ -30,18 +30,18 @@ pub(crate) fn of_guests(workspace: &Workspace, object: &Path) -> anyhow::Result<
         let status =
             progress::follow(cargo, Errors::Inherited, |line| found = executable(line, program).or(found.take()))?;
         if !status.success() {
-            bail!("the test program {program} cannot be built");
+            bail!("building the test program {program} failed: see above");
         }
-        let path = found.with_context(|| format!("cargo does not say where the test program {program} is"))?;
+        let path = found.with_context(|| format!("cargo printed no path of the test program {program}"))?;
         if path.contains(':') {
-            bail!("{path}: a path with a colon cannot be handed on: move the workspace, or set CARGO_TARGET_DIR");
+            bail!("{path}: the path has a colon, which separates paths: move the workspace, or set CARGO_TARGET_DIR");
         }
         listed.push(format!("{program}={path}"));
     }
     Ok(listed.join(":"))
 }
 
-/// The path of a test program, if this message of cargo's is about it.
+/// The path of a test program, if this message of cargo is about it.
 fn executable(message: &[u8], program: &str) -> Option<String> {
     let message: Value = serde_json::from_slice(message).ok()?;
     let is_it =

@@ -1,8 +1,7 @@
-//! What a task shows while it works: a spinner on a terminal, plain lines with times elsewhere, a
+//! The output of a working task: a spinner on a terminal, plain lines with times elsewhere, and a
 //! failing command's whole output.
 //!
-//! All of it goes to standard error, in one order with what cargo says; standard output is for
-//! results.
+//! All of it goes to standard error, in order with cargo's output. Standard output is for results.
 
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
 use std::process::{Command, ExitStatus, Stdio};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Says one line about what the task does or found.
+/// Prints one line about the task's progress or findings.
 pub(crate) fn say(line: impl AsRef<str>) {
     eprintln!("==> {}", line.as_ref());
 }
@@ -21,7 +20,7 @@ pub(crate) fn say(line: impl AsRef<str>) {
 /// Runs a command whose output matters only if it fails.
 ///
 /// # Errors
-/// If it cannot be started or fails; its output has been shown by then.
+/// The command cannot be started or fails; its output has been shown by then.
 pub(crate) fn quietly(title: &str, command: Command) -> anyhow::Result<()> {
     let started = Instant::now();
     let spinner = Spinner::start(title);
@@ -39,19 +38,19 @@ pub(crate) fn quietly(title: &str, command: Command) -> anyhow::Result<()> {
     conclude(title, &typed, status, started)
 }
 
-/// What becomes of a followed command's standard error.
+/// The destination of a command's standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Errors {
-    /// Followed too, in one order with its standard output.
+    /// Followed line by line, in order with standard output.
     Merged,
-    /// Goes where ours goes.
+    /// The same as ours.
     Inherited,
 }
 
-/// Runs a command to its end and gives `each` every line of its output, without the newline.
+/// Runs a command to its end and passes every line of its output to `each`, without the newline.
 ///
 /// # Errors
-/// If it cannot be started.
+/// The command cannot be started.
 pub(crate) fn follow(mut command: Command, errors: Errors, mut each: impl FnMut(&[u8])) -> anyhow::Result<ExitStatus> {
     let typed = line(&command);
     let (reader, writer) = io::pipe().context("no pipe for a command's output")?;
@@ -60,7 +59,7 @@ pub(crate) fn follow(mut command: Command, errors: Errors, mut each: impl FnMut(
     }
     let mut child =
         command.stdin(Stdio::null()).stdout(writer).spawn().with_context(|| format!("cannot start {typed}"))?;
-    // It holds a writing end of the pipe, which must have no other holder than the child.
+    // The command holds a writing end of the pipe; only the child may hold one.
     drop(command);
 
     let (sender, lines) = mpsc::channel();
@@ -71,17 +70,17 @@ pub(crate) fn follow(mut command: Command, errors: Errors, mut each: impl FnMut(
             }
         }
     });
-    // What the command leaves running may keep the pipe open, and write to it, for ever: the
-    // command's exit counts, not the pipe's end.
+    // A process that the command leaves behind may keep the pipe open for ever. So the command's
+    // exit counts, not the end of the pipe.
     loop {
-        let status = child.try_wait().with_context(|| format!("lost sight of {typed}"))?;
+        let status = child.try_wait().with_context(|| format!("cannot wait for {typed}"))?;
         let pause = Instant::now() + Duration::from_secs(1);
         while Instant::now() < pause {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => each(&line),
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => {
-                    return child.wait().with_context(|| format!("lost sight of {typed}"));
+                    return child.wait().with_context(|| format!("cannot wait for {typed}"));
                 }
             }
         }
@@ -91,10 +90,10 @@ pub(crate) fn follow(mut command: Command, errors: Errors, mut each: impl FnMut(
     }
 }
 
-/// Runs a command whose output people want to see (cargo shows its own progress).
+/// Runs a command whose output is shown (cargo shows its own progress).
 ///
 /// # Errors
-/// If it cannot be started or fails.
+/// The command cannot be started or fails.
 pub(crate) fn shown(title: &str, mut command: Command) -> anyhow::Result<()> {
     let started = Instant::now();
     say(title);
@@ -102,7 +101,7 @@ pub(crate) fn shown(title: &str, mut command: Command) -> anyhow::Result<()> {
     conclude(title, &line(&command), status, started)
 }
 
-/// The command as one would type it, without its environment.
+/// The command as an administrator would type it, without its environment.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -119,7 +118,7 @@ fn conclude(title: &str, command: &str, status: ExitStatus, started: Instant) ->
 }
 
 /// A spinner with the last line of a command's output on a terminal, one plain line elsewhere. It
-/// vanishes when dropped.
+/// disappears when dropped.
 struct Spinner(Option<ProgressBar>);
 
 impl Spinner {

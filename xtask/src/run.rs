@@ -1,4 +1,4 @@
-//! `cargo xtask run`: the daemon on a hypervisor, the lab on a machine that is none.
+//! `cargo xtask run`: the daemon on a hypervisor, the lab on any other machine.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -16,20 +16,19 @@ use crate::progress::{self, say};
 use crate::setup::{self, Profile};
 use crate::workspace::Workspace;
 
-/// How to run.
+/// Options of `cargo xtask run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Run the lab, also on a hypervisor
     #[arg(long)]
     lab: bool,
-    /// Lab: answer its requests, print the table, clean up, exit 0 if every one was answered as it
-    /// should be
+    /// Lab: answer its requests, print the table, clean up, and exit 0 if every answer was right
     #[arg(long)]
     once: bool,
     /// Build without optimisation
     #[arg(long)]
     debug: bool,
-    /// Run what was built before: needs neither network nor compiler
+    /// Run the existing build: needs neither network nor compiler
     #[arg(long)]
     no_build: bool,
     /// Arguments for the daemon, or for the lab
@@ -37,20 +36,18 @@ pub(crate) struct Options {
     arguments: Vec<OsString>,
 }
 
-/// Builds, and becomes the daemon or the lab: its exit status is ours.
+/// Builds the daemon or the lab and executes it, so its exit status is ours.
 ///
 /// # Errors
-/// If something is missing or in the way.
+/// A requirement is missing, or another daemon is in the way.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
     let root = Path::new("/");
     match Hypervisor::detect(root) {
         Ok(_) if options.lab => {
-            say(
-                "running the lab: it has its own bridge in a network namespace of its own, this hypervisor's is not touched",
-            );
+            say("running the lab: its bridge is in its own network namespace, this hypervisor's stays unchanged");
             lab(workspace, options)
         }
-        Ok(_) if options.once => bail!("this machine is a hypervisor, and --once is the lab's: add --lab"),
+        Ok(_) if options.once => bail!("--once is an option of the lab, and this machine is a hypervisor: add --lab"),
         Ok(found) => {
             say(format!("this machine is a hypervisor ({} and virbr0)", found.socket.display()));
             daemon(workspace, options, root)
@@ -66,15 +63,15 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
 
 fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Result<ExitCode> {
     let stock = stock_config(root)?;
-    // Before the build, which takes minutes the first time.
+    // Checked before the build, which takes minutes the first time.
     let port = stock.as_ref().map_or(hypervisor::PORT, |stock| stock.port);
     if hypervisor::udp_port_taken(root, port) {
         if hypervisor::stock_daemon_runs(root) {
-            bail!(
-                "stock's fence_virtd runs here: stop it first (systemctl disable --now fence_virtd), then run this again"
-            );
+            bail!("fence_virtd runs on this machine: stop it (systemctl disable --now fence_virtd) and run this again");
         }
-        bail!("UDP port {port} is taken: `ss -ulnp 'sport = :{port}'` says by whom. One daemon at a time can serve it");
+        bail!(
+            "UDP port {port} is in use: `ss -ulnp 'sport = :{port}'` shows the process. Only one daemon can serve it"
+        );
     }
     if !options.no_build {
         build(workspace, !options.debug, Profile::Build, &["--package", "fence-daemon", "--bin", "fence-daemon"])?;
@@ -88,7 +85,7 @@ fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Resu
         found => {
             if let Some(stock) = found {
                 say(format!(
-                    "{} names the key {}, which is not there: not using it",
+                    "{} names the key {}, which does not exist: not using it",
                     stock.file.display(),
                     stock.key.display()
                 ));
@@ -101,8 +98,8 @@ fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Resu
     become_root_program(&workspace.binary("fence-daemon", !options.debug), arguments)
 }
 
-/// Stock's configuration, read with root's rights where ours do not suffice: Debian's package makes
-/// it for root only.
+/// The configuration of fence_virtd, read with root's rights if needed: Debian's package makes it
+/// readable for root only.
 fn stock_config(root: &Path) -> anyhow::Result<Option<StockConfig>> {
     let error = match StockConfig::read(root) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => error,
@@ -110,7 +107,10 @@ fn stock_config(root: &Path) -> anyhow::Result<Option<StockConfig>> {
     };
     let Some(mut cat) = Privilege::of_this_process().command("cat") else {
         return Err(error).with_context(|| {
-            format!("cannot read /{}, and there is no sudo that works here: run this as root", hypervisor::STOCK_CONFIG)
+            format!(
+                "cannot read /{} without root's rights, and sudo does not work here: run this as root",
+                hypervisor::STOCK_CONFIG
+            )
         });
     };
     let read = cat.arg(root.join(hypervisor::STOCK_CONFIG)).stderr(Stdio::inherit()).output();
@@ -121,7 +121,7 @@ fn stock_config(root: &Path) -> anyhow::Result<Option<StockConfig>> {
     Ok(Some(StockConfig::of(root, &read.stdout)))
 }
 
-/// Our own configuration, and how the guests get its key.
+/// Our own configuration, and the way its key gets to the guests.
 fn own_config() -> anyhow::Result<PathBuf> {
     let own = OwnConfig::ensure(&own_config::folder()?)?;
     let (file, key) = (own.file.display(), own.key.display());
@@ -130,7 +130,7 @@ fn own_config() -> anyhow::Result<PathBuf> {
     } else {
         say(format!("no configuration with a key in /etc: using our own {file} and {key}"));
     }
-    say("each guest that may fence needs a copy of that key:");
+    say("copy that key to each guest that may fence:");
     eprintln!(
         "      scp {key} root@GUEST:/etc/cluster/fence_xvm.key   (mkdir -p /etc/cluster there before, chmod 600 after)"
     );
@@ -150,10 +150,10 @@ fn lab(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
     become_root_program(&workspace.binary("fence-lab", !options.debug), arguments)
 }
 
-/// Installs what `profile` needs and builds `what`.
+/// Installs the requirements of `profile` and builds `what`.
 ///
 /// # Errors
-/// If either fails.
+/// Setup or the build fails.
 pub(crate) fn build(workspace: &Workspace, release: bool, profile: Profile, what: &[&str]) -> anyhow::Result<()> {
     setup::ensure(workspace, profile)?;
     let object = bpf::build(workspace.root())?;
@@ -165,16 +165,16 @@ pub(crate) fn build(workspace: &Workspace, release: bool, profile: Profile, what
 /// Replaces this process, so that signals and the exit status are the program's own.
 ///
 /// # Errors
-/// If it was not built, or there is no way to root's rights.
+/// The program was not built, or there is no way to root's rights.
 pub(crate) fn become_root_program(program: &Path, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
     if !program.is_file() {
-        bail!("{} was not built yet: run this without --no-build", program.display());
+        bail!("{} is not built yet: run this without --no-build", program.display());
     }
     let command = Privilege::of_this_process().command(program);
     let mut command = command.with_context(|| {
         let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_string_lossy()).collect();
         format!(
-            "it needs root, and there is no sudo that works here. As root: {} {}",
+            "the program needs root, and sudo does not work here. As root: {} {}",
             program.display(),
             arguments.join(" ")
         )

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the sets of tests, what each needs, and one table at the end.
+//! `cargo xtask test`: the sets of tests, their requirements, and one table of results.
 
 use std::env;
 use std::fmt::Write as _;
@@ -20,26 +20,26 @@ use crate::progress::{self, Errors, say};
 use crate::setup::{self, Profile};
 use crate::workspace::{self, Workspace};
 
-/// The daemon with points at which it dies, and the feature that only it is built with.
+/// The daemon with fault points, and the feature that enables them.
 const FAULTS: &str = "fence-daemon-faults";
 
-/// What tells test programs how many tests to run at once.
+/// The variable that sets the number of concurrent tests.
 const THREADS: &str = "RUST_TEST_THREADS";
 
 /// A set of tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Suite {
-    /// What needs nothing but a compiler: fence-common, the daemon's library, xtask
+    /// Tests that need only a compiler: fence-common, the daemon's library, xtask
     Unit,
-    /// The BPF program alone, through BPF_PROG_TEST_RUN, and on interfaces of its own
+    /// The BPF program alone, through BPF_PROG_TEST_RUN, and on its own interfaces
     ProgRun,
     /// The daemon and the stock client in network namespaces
     Netns,
-    /// The same requests to the stock server and to the daemon
+    /// The same requests to fence_virtd and to the daemon
     Conformance,
     /// Real guests under a real libvirtd: QEMU and LXC
     Libvirt,
-    /// Debian's kernels in QEMU, with the daemon and the tests of the kernel program inside
+    /// Debian's kernels in QEMU, with the daemon and the tests of the kernel program
     Kernels,
     /// Real Pacemaker clusters, in containers and in QEMU guests, and the commands of the guides
     Cluster,
@@ -61,10 +61,10 @@ impl Suite {
         }
     }
 
-    /// What to tell `cargo test`, a run each.
+    /// The arguments of `cargo test`, one list per run.
     fn selections(self) -> &'static [&'static [&'static str]] {
         match self {
-            // By name where a crate has tests for root as well.
+            // Named where a crate also has tests for root.
             Self::Unit => &[
                 &["--package", "fence-common", "--package", "fence-fuzz", "--package", "xtask"],
                 &["--package", "fence-config", "--package", "fence-net", "--package", "fence-control"],
@@ -109,8 +109,8 @@ impl Suite {
         }
     }
 
-    /// How many of its tests run at once on so many processors, if not as many: those that wait
-    /// more than they compute.
+    /// The number of concurrent tests per number of processors, if it differs: some sets mostly
+    /// wait.
     fn threads(self, processors: usize) -> Option<usize> {
         match self {
             Self::Netns | Self::Cluster => Some(2 * processors),
@@ -119,7 +119,7 @@ impl Suite {
         }
     }
 
-    /// Whether it needs what is downloaded beside the first tests.
+    /// Whether the set needs the files that are downloaded beside the first tests.
     fn needs_fetched(self) -> bool {
         match self {
             Self::Unit | Self::ProgRun | Self::Netns | Self::Conformance => false,
@@ -127,7 +127,7 @@ impl Suite {
         }
     }
 
-    /// What the machine must have for it.
+    /// The machine's profile for this set.
     fn profile(self) -> Profile {
         match self {
             Self::Unit => Profile::Build,
@@ -137,7 +137,7 @@ impl Suite {
     }
 }
 
-/// What the test programs of a set said, added up.
+/// The summed results of a set's test programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tally {
     passed: u64,
@@ -146,7 +146,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Adds a line if it is a test program's last:
+    /// Adds a line if it is the last one of a test program:
     /// `test result: ok. 12 passed; 0 failed; 1 ignored; ...`.
     fn read(&mut self, line: &str) {
         let Some((_, counts)) = line.trim().strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
@@ -165,7 +165,7 @@ impl Tally {
     }
 }
 
-/// How a set went.
+/// The result of a set.
 #[derive(Debug)]
 struct Outcome {
     suite: Suite,
@@ -174,11 +174,11 @@ struct Outcome {
     took: Duration,
 }
 
-/// Runs `wanted` (all if none is named) one after the other, goes on after a failing one, and fails
-/// if any did.
+/// Runs the sets in `wanted` (all if it is empty) in order, also after a failure. Fails if any set
+/// failed.
 ///
 /// # Errors
-/// If setup or the build of what the tests need fails.
+/// Setup or the build of the tests' requirements fails.
 pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) -> anyhow::Result<ExitCode> {
     let mut suites = if wanted.is_empty() { Suite::ALL.to_vec() } else { wanted.to_vec() };
     suites.sort_unstable();
@@ -187,7 +187,7 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     let for_root: Vec<_> = suites.iter().filter(|suite| suite.needs_root()).map(|suite| suite.name()).collect();
     if privilege == Privilege::None && !for_root.is_empty() {
         bail!(
-            "root is needed for {}, and there is no sudo that works here: run as root, or `cargo xtask test unit`",
+            "{} needs root, and sudo does not work here: run this as root, or run `cargo xtask test unit`",
             for_root.join(", ")
         );
     }
@@ -201,16 +201,16 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     if suites.contains(&Suite::Libvirt) {
         let mut cargo = workspace.cargo(&object);
         cargo.args(["build", "--package", "fence-daemon", "--features", "fault-points", "--bin", FAULTS]);
-        progress::shown("building the daemon that dies where a test wants it to", cargo)?;
+        progress::shown("building the daemon with fault points", cargo)?;
     }
 
     if suites.contains(&Suite::Cluster) {
         let mut cargo = workspace.cargo(&object);
         cargo.args(["build", "--package", "fence-lab", "--bin", "fence-cluster"]);
-        progress::shown("building the cluster to play with", cargo)?;
+        progress::shown("building the lab's cluster", cargo)?;
     }
 
-    // Before the tests, and beside those that have no use for it.
+    // Before the tests, and beside those that do not need it.
     let mut fetching = if suites.iter().any(|suite| suite.needs_fetched()) && suites.len() > 1 {
         Some(Fetching::start(workspace, &object)?)
     } else {
@@ -257,23 +257,24 @@ fn run_one(
             cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
         }
         if suite.needs_root() && privilege == Privilege::Sudo {
-            // Cargo stays with the user, whose target folder it is; only the test programs get
+            // cargo runs as the user, who owns the target directory; only the test programs get
             // root.
             let (name, runner) = sudo_runner()?;
             cargo.env(name, runner);
         }
-        // In a log the two belong in one order; on a terminal cargo draws its progress.
+        // A log keeps both outputs in order; on a terminal cargo draws its progress.
         let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
         let status = progress::follow(cargo, errors, |line| {
             tally.read(&String::from_utf8_lossy(line));
             let mut stdout = io::stdout().lock();
-            // Whoever read our output is gone: the tests go on, their exit status still counts.
+            // The reader of our output is gone: the tests go on, and their exit status still
+            // counts.
             let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
         })?;
         success &= status.success();
     }
-    // A set in which nothing ran has shown nothing; a filter may well match nothing in one of the
-    // sets.
+    // A set without a test that ran proves nothing. But a filter may match nothing in one of
+    // several sets.
     let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
     if !ran && success {
         say(format!("{}: no test ran", suite.name()));
@@ -290,7 +291,7 @@ fn sudo_runner() -> anyhow::Result<(String, String)> {
     Ok((name, format!("sudo --preserve-env={kept} --")))
 }
 
-/// The results, one set a line.
+/// The results, one line per set.
 fn table(outcomes: &[Outcome]) -> String {
     let mut text =
         format!("\n{:<11} {:<7} {:>7} {:>7} {:>8} {:>9}\n", "set", "result", "passed", "failed", "ignored", "seconds");
@@ -327,7 +328,7 @@ mod tests {
         assert_eq!(tally, Tally { passed: 15, failed: 2, ignored: 1 });
     }
 
-    /// A test program that no set names would be run by nobody, and nobody would notice.
+    /// A test program that no set names would never run, and nothing would show it.
     #[test]
     fn every_test_program_is_in_a_set() {
         let selected: Vec<_> = Suite::ALL.iter().flat_map(|suite| suite.selections()).collect();
@@ -353,7 +354,7 @@ mod tests {
             let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join("tests");
             for entry in programs.read_dir().into_iter().flatten().map(Result::unwrap) {
                 let path = entry.path();
-                // A folder without a main.rs has the modules of a program beside it.
+                // A directory without a main.rs has the modules of a program beside it.
                 if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists() {
                     let name = path.file_stem().unwrap().to_str().unwrap();
                     let mut pairs = of_package().flat_map(|selection| selection.windows(2));
@@ -363,17 +364,17 @@ mod tests {
         }
     }
 
-    /// A daemon that dies where the environment says is for tests alone.
+    /// Only tests may use a daemon with fault points.
     #[test]
     fn nobody_gets_a_daemon_with_fault_points_without_asking_for_one() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
         let manifest = read("fence-daemon/Cargo.toml");
         assert!(manifest.contains("required-features = [\"fault-points\"]"));
-        assert!(!manifest.contains("default = "), "a default feature may bring fault points along");
+        assert!(!manifest.contains("default = "), "a default feature could enable fault points");
         for folder in ["fence-common", "fence-daemon/client", "fuzz", "tests", "tests/bench", "tests/lab", "xtask", "."]
         {
-            assert!(!read(&format!("{folder}/Cargo.toml")).contains("fault-points"), "{folder} asks for fault points");
+            assert!(!read(&format!("{folder}/Cargo.toml")).contains("fault-points"), "{folder} enables fault points");
         }
         assert!(read("fence-daemon/src/fault.rs").contains("not(debug_assertions)))]\ncompile_error!"));
     }

@@ -1,5 +1,6 @@
-//! The rules of this tree that no compiler knows: short files that say what they are, nothing left
-//! open, nothing of one person's machine, plain words, links that lead somewhere.
+//! Rules of this tree that no compiler checks. Files are short and begin with their purpose,
+//! nothing is left open, no path of one person's machine occurs. Words are plain, and links
+//! resolve.
 
 mod links;
 mod markdown;
@@ -17,10 +18,10 @@ use markdown::Page;
 use prose::NOT_DONE;
 use rooms::Rooms;
 
-/// How long a file may be before its tests: what one reads in one sitting.
+/// The longest file in lines, without its tests: what one can read in one sitting.
 const LONGEST: usize = 450;
 
-/// One place that breaks a rule.
+/// One violation of a rule.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Finding {
     file: PathBuf,
@@ -34,11 +35,11 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at every text file of the tree at `root`. Returns what breaks a rule, and which room of
-/// the daemon imports which.
+/// Checks every text file of the tree at `root`. Returns the violations, and the imports between
+/// rooms of the daemon.
 ///
 /// # Errors
-/// If one cannot be read.
+/// A file cannot be read.
 pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
     let mut findings = Vec::new();
     let mut wordy = Vec::new();
@@ -58,7 +59,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
                 let page = Page::parse(&text);
                 let is_glossary = name == Path::new("GLOSSARY.md");
                 wordy.extend(prose::page(&text, &page, is_glossary).into_iter().map(at));
-                // A template becomes a page elsewhere: its links are judged there.
+                // A template becomes a page elsewhere, where its links are checked.
                 if !name.starts_with("tests/bench/src/pages") {
                     pages.insert(name, page);
                 }
@@ -91,10 +92,10 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
     Ok((findings, rooms.graph()))
 }
 
-/// The files of the tree, sorted, without what cargo and git keep in it.
+/// The files of the tree, sorted, without the directories of cargo and git.
 ///
 /// # Errors
-/// If a folder cannot be listed.
+/// A directory cannot be listed.
 pub(crate) fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut folders = vec![root.to_owned()];
     let mut files = Vec::new();
@@ -113,7 +114,7 @@ pub(crate) fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The rules that `text` breaks, each with its line number.
+/// The rules that `text` violates, each with its line number.
 fn rules(text: &str, is_rust: bool) -> Vec<(usize, &'static str)> {
     let mut broken = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -129,7 +130,7 @@ fn rules(text: &str, is_rust: bool) -> Vec<(usize, &'static str)> {
         }
     }
     if is_rust {
-        // Attributes of the whole crate may stand before its description.
+        // Attributes of the whole crate may precede its description.
         let mut lines = text.lines().enumerate().skip_while(|(_, line)| line.is_empty() || line.starts_with("#!["));
         match lines.next() {
             Some((_, line)) if line.starts_with("//!") => {}
@@ -143,12 +144,12 @@ fn rules(text: &str, is_rust: bool) -> Vec<(usize, &'static str)> {
     broken
 }
 
-/// Whether `line` has a path below somebody's home folder.
+/// Whether `line` has a path below a home directory.
 fn names_a_home(line: &str) -> bool {
     let below = |home: &str| {
         let mut places = line.match_indices(home);
         places.any(|(at, _)| {
-            // In the middle of a path (below `target`, say) it is no home folder of this machine.
+            // In the middle of a path (below `target`, say) it is no home directory.
             let absolute =
                 !line[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '}' | ')'));
             absolute && line[at + home.len()..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.')

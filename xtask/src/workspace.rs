@@ -1,4 +1,4 @@
-//! Where things are: the workspace, its target directory, and cargo as every task starts it.
+//! Paths of the workspace and its target directory, and the cargo command of every task.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-/// Tells the daemon's build script and the tests where the BPF object is.
+/// Names the BPF object for the daemon's build script and the tests.
 pub(crate) const OBJECT_VARIABLE: &str = "FENCE_EBPF_OBJECT";
 
-/// The target that the compiler of this shell compiles for unless told otherwise.
+/// The default target of the shell's compiler.
 ///
 /// # Errors
-/// If it cannot be asked.
+/// rustc cannot be run.
 pub(crate) fn host() -> anyhow::Result<String> {
-    let output = Command::new("rustc").arg("-vV").output().context("cannot ask rustc for its host")?;
+    let output = Command::new("rustc").arg("-vV").output().context("cannot run `rustc -vV`")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("`rustc -vV` prints no host")?;
     Ok(host.to_owned())
 }
 
@@ -28,28 +28,29 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// Finds the tree, from where cargo says xtask is (or was when it was compiled).
+    /// Finds the tree by xtask's manifest directory, which cargo sets at run time or at compile
+    /// time.
     ///
     /// # Errors
-    /// If that folder has no parent or is gone.
+    /// That directory has no parent, or is gone.
     pub(crate) fn find() -> anyhow::Result<Self> {
         let manifest =
             env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
-        let root = manifest.parent().context("xtask lies in no workspace")?;
+        let root = manifest.parent().context("xtask's directory has no parent")?;
         let root = root.canonicalize().with_context(|| format!("the workspace {} is gone", root.display()))?;
         // Cargo resolves a relative CARGO_TARGET_DIR against its working directory, which is the
-        // root for every cargo that we start.
+        // root for every cargo that xtask starts.
         let target = env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty());
         let target = root.join(target.unwrap_or_else(|| "target".into()));
         Ok(Self { root, target })
     }
 
-    /// The folder of the workspace's Cargo.toml, absolute.
+    /// The absolute path of the workspace's root.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Where cargo leaves the binary `name`: absolute.
+    /// The absolute path of cargo's binary `name`.
     pub(crate) fn binary(&self, name: &str, release: bool) -> PathBuf {
         self.target.join(if release { "release" } else { "debug" }).join(name)
     }
@@ -57,15 +58,14 @@ impl Workspace {
     /// Cargo in the root of the workspace, with the BPF object at `object` for the daemon's build
     /// script and the tests.
     ///
-    /// Every cargo of ours gets the same environment: one that differs makes it build the daemon
-    /// anew.
+    /// Every cargo gets the same environment: a different one would make it build the daemon again.
     pub(crate) fn cargo(&self, object: &Path) -> Command {
         let mut cargo = self.program(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.env(OBJECT_VARIABLE, object);
         cargo
     }
 
-    /// A program in the root of the workspace, without what cargo told this xtask about itself.
+    /// A program in the root of the workspace, without the variables that cargo set for this xtask.
     pub(crate) fn program(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.root);

@@ -1,9 +1,9 @@
-//! `cargo xtask setup`: looks at what a purpose needs, and installs what is missing where it knows
-//! how to (Debian, Ubuntu).
+//! `cargo xtask setup`: checks the requirements of a purpose, and installs missing ones on Debian
+//! and Ubuntu.
 //!
-//! It looks first and touches nothing if all is there, which takes a fraction of a second: every
-//! other task calls it. What it cannot get it says before it installs anything. It starts no
-//! service, on no system: a hypervisor must not get a second fencing daemon from a build.
+//! Setup checks first and changes nothing if nothing is missing. This takes a fraction of a second,
+//! as every other task calls it. It reports what it cannot get before it installs anything. It
+//! starts no service on any system: a build must not give a hypervisor a second fencing daemon.
 
 pub(crate) mod os;
 pub(crate) mod packages;
@@ -25,8 +25,8 @@ use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::workspace::Workspace;
 
-/// What a machine is to be able to do. Among those that tests ask for, a later one includes the
-/// earlier ones.
+/// The purpose of a machine. Of the purposes that tests name, a later one includes the earlier
+/// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Profile {
     /// Compile everything, the BPF program included
@@ -52,18 +52,17 @@ impl Profile {
 
 /// Debian's second Rust toolchain, with the library's source.
 const RUST_WEB: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
-/// What clippy of that toolchain comes in.
+/// The package of that toolchain's clippy.
 const CLIPPY_WEB: &str = "rust-web-clippy";
-/// Packages that cannot be installed beside [`RUST_WEB`].
+/// Packages that conflict with [`RUST_WEB`].
 const RUST_WEB_CONFLICTS: [&str; 3] = ["rustc", "cargo", "rustup"];
 
-/// Runs as root with the packages as its arguments. No service is started: a policy-rc.d (the
-/// system's own hook for that) refuses while packages are installed, unless the system has one
-/// already. A second fencing daemon would also come up at the next boot: that is taken back.
-/// Removing other packages to make room is refused. Only qemu-utils of a newer release, which
-/// backports have without the emulator, is brought to the version of the QEMU that is installed:
-/// apt would remove it. A repository that cannot be reached is only fatal if a package is missing
-/// for it.
+/// A script that runs as root with the packages as arguments. No service starts: a policy-rc.d (the
+/// system's own hook) refuses while packages are installed, unless the system has one. A second
+/// fencing daemon would also start at the next boot, so the script disables it again. apt may not
+/// remove other packages to make room. One exception is qemu-utils from backports, which lack the
+/// emulator: it is brought to the installed QEMU's version, as apt would remove it. An unreachable
+/// repository is fatal only if a package is missing for it.
 const INSTALL: &str = r#"
 set -eu
 export DEBIAN_FRONTEND=noninteractive
@@ -88,7 +87,7 @@ case " $* " in *' fence-virtd '*)
 esac
 "#;
 
-/// Another apt may hold the lists' lock, which apt does not wait for by itself.
+/// Another apt may hold the lock of the lists, which apt itself does not wait for.
 const UPDATE: &str = r"
 for attempt in 1 2 3; do
     if apt-get -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 update; then exit 0; fi
@@ -97,13 +96,13 @@ done
 exit 1
 ";
 
-/// What a bare `cargo xtask setup` is for: everything, except on a hypervisor, which should not get
-/// test servers unasked.
+/// The profile of `cargo xtask setup` without arguments: everything, except on a hypervisor, which
+/// must not get test servers unasked.
 pub(crate) fn default_profile() -> Profile {
     match Hypervisor::detect(Path::new("/")) {
         Ok(_) => {
             say(
-                "this machine is a hypervisor: setting it up to build (`--for test` adds QEMU, LXC and stock's daemon for the tests)",
+                "this machine is a hypervisor: setting it up for builds only (`--for test` adds QEMU, LXC and fence_virtd for the tests)",
             );
             Profile::Build
         }
@@ -111,14 +110,14 @@ pub(crate) fn default_profile() -> Profile {
     }
 }
 
-/// Makes the machine able to do what `profile` says.
+/// Installs the requirements of `profile`.
 ///
 /// # Errors
-/// With the remedy, if something is missing that setup cannot install.
+/// A requirement is missing that setup cannot install. The error has the remedy.
 pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<()> {
     let missing = Missing::look(profile);
     if missing.is_empty() {
-        say(format!("setup for {}: everything is there", profile.name()));
+        say(format!("setup for {}: nothing is missing", profile.name()));
         return Ok(());
     }
     let os = Os::of(Path::new("/"));
@@ -128,16 +127,18 @@ pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<
     }
     let mut still = Missing::look(profile);
     if std::mem::take(&mut still.clippy) {
-        say(format!("{os} has no {CLIPPY_WEB}: lint will compile the BPF program with warnings denied instead"));
+        say(format!(
+            "{os} has no package {CLIPPY_WEB}: lint will compile the BPF program with warnings denied instead"
+        ));
     }
     if !still.is_empty() {
-        bail!("setup went through, and still: {}", still.remedy(&os));
+        bail!("setup succeeded, but requirements are still missing: {}", still.remedy(&os));
     }
-    say(format!("setup for {}: everything is there now", profile.name()));
+    say(format!("setup for {}: nothing is missing now", profile.name()));
     Ok(())
 }
 
-/// Where the shell finds a program; also in the folders that only root's PATH has.
+/// The path of a program on PATH, or in the directories that only root's PATH has.
 pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -145,13 +146,13 @@ pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     places.find(|place| place.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0))
 }
 
-/// What a purpose lacks on this machine.
+/// The missing requirements of a purpose on this machine.
 #[derive(Debug)]
 struct Missing {
     system: Vec<Requirement>,
-    /// No compiler that has the library's source.
+    /// No compiler with the library's source.
     rust: bool,
-    /// No linker for the BPF target, or one that is too old.
+    /// No linker for the BPF target, or a version that is too old.
     linker: bool,
     /// No clippy for the distribution's toolchain.
     clippy: bool,
@@ -178,8 +179,8 @@ impl Missing {
         self.system.is_empty() && !self.rust && !self.linker && !self.clippy
     }
 
-    /// Installs all of it with apt and cargo, or says what it cannot get, before it installs
-    /// anything.
+    /// Installs all of it with apt and cargo. If it cannot get a part, it says so before it
+    /// installs anything.
     fn install(&self, workspace: &Workspace, os: &Os) -> anyhow::Result<()> {
         let privilege = Privilege::of_this_process();
         let linker_needs: Vec<String> = LINKER_LLVM.iter().map(|llvm| format!("llvm-{llvm}-dev")).collect();
@@ -194,7 +195,7 @@ impl Missing {
             let mut update = privilege.command("sh").with_context(|| self.remedy(os))?;
             update.args(["-c", UPDATE]);
             if let Err(error) = progress::quietly("apt-get update", update) {
-                say(format!("{error:#}; going on with the lists that are there"));
+                say(format!("{error:#}; continuing with the old package lists"));
             }
         }
         let known = |name: &&str| packages::candidates(&[name]).pop().flatten();
@@ -217,7 +218,7 @@ impl Missing {
             ));
         }
         if self.clippy && !rustup {
-            // Without it lint compiles the program with warnings denied, and says so.
+            // Without clippy, lint compiles the program with warnings denied, and says so.
             names.extend(known(&CLIPPY_WEB).map(|_| CLIPPY_WEB.to_owned()));
         }
         let mut llvm = llvm_there;
@@ -237,7 +238,7 @@ impl Missing {
             names.push("g++".to_owned());
         }
         if !unknown.is_empty() {
-            bail!("{os} lacks what is needed, so nothing was installed:\n  {}", unknown.join("\n  "));
+            bail!("{os} lacks requirements, so nothing was installed:\n  {}", unknown.join("\n  "));
         }
 
         if !names.is_empty() {
@@ -261,14 +262,14 @@ impl Missing {
         Ok(())
     }
 
-    /// The oldest LLVM for bpf-linker that is `available`, and not older than the compiler's.
+    /// The oldest `available` LLVM for bpf-linker that is not older than the compiler's.
     fn linker_llvm(&self, available: impl Fn(u32) -> bool) -> Option<u32> {
-        // The distribution's toolchain that is about to be installed is of the first.
+        // The distribution's toolchain, about to be installed, uses the first.
         let least = self.llvm.or_else(toolchain::default_llvm).unwrap_or(0);
         LINKER_LLVM.iter().copied().find(|llvm| *llvm >= least && available(*llvm))
     }
 
-    /// What is missing, and how an administrator of `os` gets it.
+    /// The missing requirements, and how an administrator of `os` gets them.
     fn remedy(&self, os: &Os) -> String {
         let mut lines = Vec::new();
         let packages = |names: Vec<&str>| names.join(" ");
@@ -307,14 +308,14 @@ impl Missing {
             ));
         }
         format!(
-            "this machine ({os}) lacks what is needed, and setup cannot install it by itself here. As an administrator:\n  {}",
+            "this machine ({os}) lacks requirements that setup cannot install here. As an administrator:\n  {}",
             lines.join("\n  ")
         )
     }
 }
 
-/// Whether Debian's second toolchain can be had (by the versions apt would install) and would
-/// displace nothing.
+/// Whether Debian's second toolchain is available (by the versions that apt would install) and
+/// conflicts with no installed package.
 fn rust_web_fits(candidates: &[Option<String>]) -> bool {
     let new_enough = |version: &Option<String>| {
         version.as_deref().and_then(Version::parse).is_some_and(|version| version >= Version::minimum_rust())

@@ -1,17 +1,17 @@
-//! Which system this is, as /etc/os-release says it.
+//! The operating system, as /etc/os-release describes it.
 
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The kinds of system that setup tells apart.
+/// The kinds of operating system that setup distinguishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// Debian, Ubuntu and what is made from them: setup installs with apt.
+    /// Debian, Ubuntu and their derivatives: setup installs with apt.
     Debian,
-    /// Fedora, RHEL and what is made from them: setup names dnf's packages.
+    /// Fedora, RHEL and their derivatives: setup names dnf's packages.
     Fedora,
-    /// Any other: setup names what it needs.
+    /// Any other system: setup names its requirements.
     Other,
 }
 
@@ -23,13 +23,13 @@ pub(crate) struct Os {
 }
 
 impl Os {
-    /// The system whose root folder is `root`.
+    /// The system with root directory `root`.
     pub(crate) fn of(root: &Path) -> Self {
         let files = ["etc/os-release", "usr/lib/os-release"];
         Self::parse(&files.iter().find_map(|file| fs::read_to_string(root.join(file)).ok()).unwrap_or_default())
     }
 
-    /// Reads the text of an os-release file (the format of os-release(5): shell assignments).
+    /// Parses an os-release file (os-release(5): shell assignments).
     pub(crate) fn parse(text: &str) -> Self {
         let value = |key: &str| {
             let assigned = text.lines().filter_map(|line| line.trim().split_once('=')).rfind(|(name, _)| *name == key);

@@ -1,18 +1,18 @@
-//! What each purpose needs of the system, and what of it is missing, by dpkg.
+//! The packages that each purpose needs, and which of them dpkg does not have.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use super::Profile;
 
-/// One thing that the system must have.
+/// One requirement of the system.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Requirement {
-    /// A program that is proof enough, whatever package it came from.
+    /// A program whose presence suffices, whatever package it came from.
     tool: Option<&'static str>,
-    /// Debian's and Ubuntu's packages that bring it, the first that exists is taken.
+    /// The packages of Debian and Ubuntu that bring it; the first that exists is taken.
     pub(crate) apt: &'static [&'static str],
-    /// Fedora's and RHEL's package.
+    /// The package of Fedora and RHEL.
     pub(crate) dnf: &'static str,
 }
 
@@ -24,18 +24,18 @@ const fn package(apt: &'static [&'static str], dnf: &'static str) -> Requirement
     Requirement { tool: None, apt, dnf }
 }
 
-/// To compile (what the BPF toolchain needs is [`super::toolchain`]'s).
+/// For compiling. The BPF toolchain is [`super::toolchain`]'s.
 const BUILD: &[Requirement] = &[
     package(&["libvirt-dev"], "libvirt-devel"),
     tool("pkg-config", &["pkg-config"], "pkgconf-pkg-config"),
     tool("cc", &["gcc"], "gcc"),
 ];
 
-/// To look at what is written by hand and not compiled.
+/// For checking scripts.
 const LINT: &[Requirement] = &[tool("shellcheck", &["shellcheck"], "ShellCheck")];
 
-/// To run the lab: namespaces, a look inside, and the stock client. No libvirtd: the lab uses
-/// libvirt's in-process driver.
+/// For running the lab: namespaces, tools to look inside, and the stock client. The lab uses
+/// libvirt's in-process driver, so it needs no libvirtd.
 const LAB: &[Requirement] = &[
     tool("ip", &["iproute2"], "iproute"),
     tool("bpftool", &["bpftool", "linux-tools-common"], "bpftool"),
@@ -44,7 +44,7 @@ const LAB: &[Requirement] = &[
     tool("unshare", &["util-linux"], "util-linux-core"),
 ];
 
-/// To test against a real libvirtd, QEMU, LXC and stock's daemon.
+/// For tests with a real libvirtd, QEMU, LXC and fence_virtd.
 const TEST: &[Requirement] = &[
     tool("fence_virtd", &["fence-virtd"], "fence-virtd fence-virtd-libvirt fence-virtd-multicast"),
     package(&["libvirt-daemon"], "libvirt-daemon"),
@@ -53,25 +53,25 @@ const TEST: &[Requirement] = &[
     package(&["libvirt-daemon-driver-lxc"], "libvirt-daemon-driver-lxc"),
     tool("virsh", &["libvirt-clients"], "libvirt-client"),
     tool("qemu-system-x86_64", &["qemu-system-x86"], "qemu-system-x86"),
-    // What libvirt runs beside a machine.
+    // Programs that libvirt runs beside a machine.
     tool("swtpm", &["swtpm"], "swtpm"),
     tool("swtpm_setup", &["swtpm-tools"], "swtpm-tools"),
     // Debian 12 has it in qemu-system-common.
     package(&["virtiofsd", "qemu-system-common"], "virtiofsd"),
-    // The guests' whole user space: a dynamically linked busybox is none.
+    // The guests' whole user space, so busybox must be statically linked.
     package(&["busybox-static"], "busybox"),
     tool("tcpdump", &["tcpdump"], "tcpdump"),
-    // Firewalls that are in the way, for the doctor to find.
+    // Firewalls that block fencing, for the doctor to find.
     tool("nft", &["nftables"], "nftables"),
     tool("iptables", &["iptables"], "iptables-nft"),
-    // What the pages pipe JSON into.
+    // The pages pipe JSON into it.
     tool("jq", &["jq"], "jq"),
-    // The root directory of clusters' nodes, and a disk made of it.
+    // For the root directory of cluster nodes, and a disk made of it.
     tool("mmdebstrap", &["mmdebstrap"], "mmdebstrap"),
     tool("mke2fs", &["e2fsprogs"], "e2fsprogs"),
 ];
 
-/// What `profile` needs.
+/// The requirements of `profile`.
 pub(crate) fn requirements(profile: Profile) -> Vec<Requirement> {
     let parts: &[&[Requirement]] = match profile {
         Profile::Build => &[BUILD],
@@ -82,7 +82,7 @@ pub(crate) fn requirements(profile: Profile) -> Vec<Requirement> {
     parts.concat()
 }
 
-/// Of `required`, what is neither there as a tool (by `is_tool`) nor as one of its packages.
+/// The part of `required` that is neither there as a tool (by `is_tool`) nor as a package.
 pub(crate) fn missing(
     required: &[Requirement],
     installed: &BTreeSet<String>,
@@ -93,16 +93,16 @@ pub(crate) fn missing(
     required.iter().filter(|one| !there(one)).copied().collect()
 }
 
-/// Which of `names` dpkg has installed; none where there is no dpkg.
+/// The packages of `names` that dpkg has installed; none without dpkg.
 pub(crate) fn installed<'a>(names: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat", "${db:Status-Abbrev} ${Package}\n", "--"]).args(names);
-    // It fails if it does not know one of the names, and prints the others all the same.
+    // dpkg-query fails for an unknown name, and prints the others all the same.
     let output = query.stdin(Stdio::null()).stderr(Stdio::null()).output();
     output.map(|output| parse_installed(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
 }
 
-/// Reads lines of a status abbreviation (`ii `: wanted, and installed) and a name.
+/// Parses lines of a status abbreviation (`ii `: wanted, and installed) and a name.
 fn parse_installed(text: &str) -> BTreeSet<String> {
     let line = |line: &str| {
         let (status, name) = line.split_once(' ')?;
@@ -111,14 +111,14 @@ fn parse_installed(text: &str) -> BTreeSet<String> {
     text.lines().filter_map(line).collect()
 }
 
-/// For each of `names`: the version that apt would install, if it knows one.
+/// For each of `names`, the version that apt would install, if there is one.
 pub(crate) fn candidates(names: &[&str]) -> Vec<Option<String>> {
     let output = Command::new("apt-cache").arg("policy").args(names).env("LC_ALL", "C").stdin(Stdio::null()).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     names.iter().map(|name| parse_candidate(&text, name)).collect()
 }
 
-/// Finds the candidate of `name` in the output of `apt-cache policy`.
+/// The candidate version of `name` in the output of `apt-cache policy`.
 fn parse_candidate(text: &str, name: &str) -> Option<String> {
     let block = text.lines().skip_while(|line| line.strip_suffix(':') != Some(name)).skip(1);
     let mut own = block.take_while(|line| line.starts_with(' '));
@@ -157,7 +157,7 @@ mod tests {
         }
     }
 
-    /// The programs in `text` between `start` and `end`, in quotes.
+    /// The quoted programs in `text` between `start` and `end`.
     fn quoted<'a>(text: &'a str, start: &str, end: &str) -> Vec<&'a str> {
         let list = text.split_once(start).and_then(|(_, rest)| rest.split_once(end)).unwrap().0;
         list.split('"').skip(1).step_by(2).collect()
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn what_the_lab_looks_for_is_what_setup_installs() {
-        // On every Debian and Ubuntu, however small.
+        // Part of every Debian and Ubuntu.
         const ESSENTIAL: [&str; 4] = ["apt-cache", "apt-get", "dpkg-deb", "ldd"];
         let brings = |profile, name: &str| {
             ESSENTIAL.contains(&name)

@@ -1,26 +1,25 @@
-//! The BPF toolchain: a Rust compiler that has the library's source, and bpf-linker.
+//! The BPF toolchain: a Rust compiler with the library's source, and bpf-linker.
 //!
-//! The library for the BPF target has to be compiled from source. rustup brings the source as the
-//! component `rust-src`; Debian brings a whole second toolchain with it (`rustc-web`), which lives
-//! in /usr/bin beside rustup's.
+//! The library for the BPF target must be compiled from source. rustup has the source as component
+//! `rust-src`. Debian has it in a second toolchain (`rustc-web`), which is in /usr/bin beside
+//! rustup's.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The bpf-linker that setup installs; any later one is taken as it is.
+/// The version of bpf-linker that setup installs; a later one is accepted.
 pub(crate) const BPF_LINKER: Version = Version(0, 13, 0);
 
-/// LLVM's major versions that [`BPF_LINKER`] can be built with.
+/// The major versions of LLVM that can build [`BPF_LINKER`].
 pub(crate) const LINKER_LLVM: &[u32] = &[22, 23];
 
-/// A version as programs print it.
+/// A version number as programs print it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
 
 impl Version {
-    /// The version at the start of `text`; what follows its numbers (`-nightly`, `+dfsg1-1`) does
-    /// not count.
+    /// The version at the start of `text`, without its suffix (`-nightly`, `+dfsg1-1`).
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
         let mut numbers = numbers.split('.').map(str::parse);
@@ -41,8 +40,8 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// What the cargo that started us put into the environment, and what would spoil a build for
-/// another target by another compiler.
+/// Variables that the calling cargo has set, and that would break a build for another target with
+/// another compiler.
 const NOT_INHERITED: [&str; 14] = [
     "CARGO",
     "CARGO_BUILD_RUSTFLAGS",
@@ -63,17 +62,16 @@ const NOT_INHERITED: [&str; 14] = [
 /// A Rust toolchain that can compile for the BPF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Toolchain {
-    /// Its compiler: absolute.
+    /// The compiler's absolute path.
     pub(crate) rustc: PathBuf,
-    /// The cargo that goes with it.
+    /// The toolchain's cargo.
     pub(crate) cargo: PathBuf,
-    /// The major version of its LLVM: bpf-linker's must not be older.
+    /// The major version of its LLVM, which bpf-linker's must equal or exceed.
     pub(crate) llvm: u32,
 }
 
 impl Toolchain {
-    /// The first toolchain that will do: the distribution's, the one that the shell finds, then
-    /// rustup's others.
+    /// The first usable toolchain: the distribution's, the shell's, then rustup's others.
     pub(crate) fn find() -> Option<Self> {
         Self::of(Path::new("/usr/bin/rustc")).or_else(|| Self::of(Path::new("rustc"))).or_else(|| {
             let names = ask(Path::new("rustup"), &["toolchain", "list"])?;
@@ -84,8 +82,7 @@ impl Toolchain {
         })
     }
 
-    /// The toolchain that `rustc` (which may be rustup's proxy) is the compiler of, if it is new
-    /// enough and complete.
+    /// The toolchain of `rustc` (which may be rustup's proxy), if it is new enough and complete.
     fn of(rustc: &Path) -> Option<Self> {
         let (version, llvm) = parse_verbose_version(&ask(rustc, &["-vV"])?)?;
         let sysroot = PathBuf::from(ask(rustc, &["--print", "sysroot"])?.trim());
@@ -95,25 +92,25 @@ impl Toolchain {
         (version >= Version::minimum_rust() && complete).then_some(Self { rustc, cargo, llvm })
     }
 
-    /// Whether it is the distribution's own.
+    /// Whether this is the distribution's toolchain.
     pub(crate) fn is_system(&self) -> bool {
         self.rustc.starts_with("/usr")
     }
 
-    /// Its cargo in the folder `root`, free of what other toolchains put into the environment, and
-    /// allowed to compile the library itself.
+    /// The toolchain's cargo in directory `root`, without the environment of other toolchains, and
+    /// allowed to compile the library.
     pub(crate) fn cargo(&self, root: &Path) -> Command {
         let mut cargo = Command::new(&self.cargo);
         NOT_INHERITED.iter().for_each(|name| {
             cargo.env_remove(name);
         });
-        // A stable compiler refuses `-Z build-std` without it.
+        // A stable compiler rejects `-Z build-std` without this variable.
         cargo.current_dir(root).env("RUSTC", &self.rustc).env("RUSTC_BOOTSTRAP", "1");
         cargo
     }
 }
 
-/// The LLVM of the compiler that the shell finds, if there is one.
+/// The LLVM version of the shell's compiler, if there is one.
 pub(crate) fn default_llvm() -> Option<u32> {
     Some(parse_verbose_version(&ask(Path::new("rustc"), &["-vV"])?)?.1)
 }
@@ -127,7 +124,7 @@ pub(crate) struct BpfLinker {
     pub(crate) version: Version,
 }
 
-/// The bpf-linker at hand: on PATH, or where cargo installs.
+/// The available bpf-linker: on PATH, or in cargo's directory.
 pub(crate) fn bpf_linker() -> Option<BpfLinker> {
     let at_hand = [PathBuf::from("bpf-linker"), cargo_bin().join("bpf-linker")];
     at_hand.into_iter().find_map(|path| {
@@ -136,19 +133,19 @@ pub(crate) fn bpf_linker() -> Option<BpfLinker> {
     })
 }
 
-/// Where `cargo install` puts programs.
+/// The directory where `cargo install` puts programs.
 fn cargo_bin() -> PathBuf {
     let home = env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     home.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo")).join("bin")
 }
 
-/// Reads the output of `rustc -vV`: version and LLVM's major version.
+/// Parses the output of `rustc -vV`: version and LLVM's major version.
 fn parse_verbose_version(text: &str) -> Option<(Version, u32)> {
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
     Some((Version::parse(value("release: ")?)?, Version::parse(value("LLVM version: ")?)?.0))
 }
 
-/// The standard output of a program that succeeds.
+/// The standard output of a program, if it succeeds.
 fn ask(program: &Path, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new(program);
     NOT_INHERITED.iter().for_each(|name| {

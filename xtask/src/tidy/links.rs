@@ -1,11 +1,11 @@
-//! Links between pages resolve, and the files that a page names exist.
+//! Checks that links between pages resolve, and that files named on a page exist.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::markdown::Page;
 
-/// Where a path in a page's code may start, from the root of the tree.
+/// The directories, from the root of the tree, that a path in a page's code may be relative to.
 const STARTS: [&str; 2] = ["", "fence-daemon/src"];
 
 /// Pages whose code spans with a slash are paths of the tree.
@@ -13,7 +13,7 @@ fn names_paths(page: &Path) -> bool {
     page == Path::new("ARCHITECTURE.md") || page.starts_with("docs/design")
 }
 
-/// The broken links and paths of `pages`: page, line, what is wrong. `exists` says whether the tree
+/// The broken links and paths of `pages`, each with page and line. `exists` says whether the tree
 /// has a path.
 pub(crate) fn check(pages: &HashMap<PathBuf, Page>, exists: impl Fn(&Path) -> bool) -> Vec<(PathBuf, usize, String)> {
     let mut broken = Vec::new();
@@ -60,7 +60,7 @@ fn broken_link(
     (!found).then(|| format!("a link to a heading that is not there: {link}"))
 }
 
-/// `path` without `..`.
+/// `path` with `..` resolved.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -75,7 +75,7 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-/// Whether a code span is a path of this tree, not one of a host, a URI or a command.
+/// Whether a code span is a path of this tree, not a host's path, a URI or a command.
 fn is_path(span: &str) -> bool {
     let plain = span.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_'));
     let relative = span.starts_with(|c: char| c.is_ascii_alphabetic()) || span.starts_with(".ci/");

@@ -1,43 +1,42 @@
-//! A page of Markdown as the tidy rules need it: its prose, its links, its anchors and its code.
+//! A Markdown page, parsed for the tidy rules: its prose, links, anchors and code.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
-/// One piece of text that a reader takes in one go: a paragraph, a list item, a table cell.
+/// A unit of prose: a paragraph, a list item, or a table cell.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     /// The line where it starts, from 1.
     pub(crate) line: usize,
-    /// Its words. A code span is one word.
+    /// Its text. A code span counts as one word.
     pub(crate) text: String,
 }
 
 /// A parsed page.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
-    /// All prose but the headings.
+    /// All prose except the headings.
     pub(crate) blocks: Vec<Block>,
-    /// Where each link leads, with the line where it stands.
+    /// The link targets, with their lines.
     pub(crate) links: Vec<(usize, String)>,
     /// The code spans, with their lines.
     pub(crate) spans: Vec<(usize, String)>,
     /// The anchors of its headings.
     pub(crate) anchors: HashSet<String>,
-    /// Lines of code blocks, from 1.
+    /// The lines of code blocks, from 1.
     code: Vec<Range<usize>>,
 }
 
 impl Page {
-    /// Reads `text`.
+    /// Parses `text`.
     pub(crate) fn parse(text: &str) -> Self {
         let mut page = Self::default();
         let mut headings = HashMap::new();
         let mut open = String::new();
         let mut heading = None;
-        // A quotation of a line number is asked for often: the starts of all lines are looked up,
-        // not counted.
+        // Line numbers are needed often, so the starts of all lines are looked up, not counted.
         let starts: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
         let line = |at: usize| starts.partition_point(|start| *start <= at);
         let mut begun = 1;
@@ -46,8 +45,8 @@ impl Page {
                 Event::Text(words) => words,
                 Event::Code(code) => {
                     page.spans.push((line(range.start), code.to_string()));
-                    // The words of a heading's code are part of its anchor; in a sentence they are
-                    // one name.
+                    // In an anchor the words of a code span count one by one; in a sentence the
+                    // span is one word.
                     if heading.is_some() { code } else { "`code`" }
                 }
                 Event::SoftBreak | Event::HardBreak => " ",

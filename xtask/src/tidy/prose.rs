@@ -1,25 +1,25 @@
-//! Plain English that a program can check: short lines, short sentences, the field's words.
+//! The checkable part of plain English: short lines, short sentences, the glossary's words.
 
 use super::markdown::Page;
 
-/// How wide a comment or a line of Markdown may be, in characters.
+/// The greatest width of a comment or a Markdown line, in characters.
 const WIDEST: usize = 100;
-/// How many words a sentence of a page may have on average.
+/// The greatest mean length of a page's sentences, in words.
 const MEAN: usize = 18;
-/// A sentence of more words than this is long.
+/// The length, in words, beyond which a sentence is long.
 const LONG: usize = 30;
-/// How many of a hundred sentences of a page may be long.
+/// The greatest share of long sentences on a page, in percent.
 const LONG_SHARE: usize = 5;
-/// Fewer words without a full stop are a label, not a sentence.
+/// Fewer words than this without a full stop are a label, not a sentence.
 const LABEL: usize = 8;
 
-/// Files and folders that do not keep these rules yet. The list only shrinks.
+/// Files and directories that do not follow these rules yet. The list only shrinks.
 pub(crate) const NOT_DONE: &[&str] = &[
     // Comments.
     "fence-daemon/src",
 ];
 
-/// Words that GLOSSARY.md replaces, and what to say.
+/// Words that GLOSSARY.md replaces, with their replacements.
 const WORDS: &[(&str, &str)] = &[
     ("asker", "client, requester"),
     ("askers", "clients, requesters"),
@@ -39,7 +39,7 @@ const WORDS: &[(&str, &str)] = &[
     ("who asks", "client, requester"),
 ];
 
-/// The rules that a page breaks, each with its line.
+/// The rules that a page violates, each with its line.
 pub(crate) fn page(text: &str, page: &Page, is_glossary: bool) -> Vec<(usize, String)> {
     let mut broken = Vec::new();
     for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line)) {
@@ -91,12 +91,12 @@ pub(crate) fn comments(text: &str, mark: &str) -> Vec<(usize, String)> {
     broken
 }
 
-/// How many words each sentence of `text` has.
+/// The length of each sentence of `text`, in words.
 fn sentences(text: &str) -> Vec<usize> {
     let mut lengths = Vec::new();
     let mut length = 0;
     for word in text.split_whitespace() {
-        // A dash between two words is none, and neither is an ellipsis.
+        // A dash between two words is no word, and neither is an ellipsis.
         if !word.contains(char::is_alphanumeric) {
             continue;
         }
@@ -113,20 +113,20 @@ fn sentences(text: &str) -> Vec<usize> {
     lengths
 }
 
-/// `text` in small letters, with one space before, between and after its words.
+/// `text` in lower case, with one space before, between and after its words.
 fn spaced(text: &str) -> String {
     let kept = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '\'' | '_') { c } else { ' ' };
     let words: Vec<String> = text.split_whitespace().map(|word| word.chars().map(kept).collect()).collect();
     format!(" {} ", words.join(" ").split_whitespace().collect::<Vec<_>>().join(" ")).to_lowercase()
 }
 
-/// The width without what cannot be broken: addresses.
+/// The width without parts that cannot be wrapped: addresses.
 fn width(line: &str) -> usize {
     let addresses = line.split_whitespace().filter(|word| word.contains("://"));
     line.chars().count() - addresses.map(|word| word.chars().count()).sum::<usize>()
 }
 
-/// As [`width`], and without where links lead.
+/// Like [`width`], and without link targets.
 fn width_in_markdown(line: &str) -> usize {
     let mut kept = String::new();
     let mut rest = line;
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(sentences("One two. Three four five! \"Six.\" Seven?"), [2, 3, 1, 1]);
         assert_eq!(sentences("It takes 0.3 s, e.g. here – or there."), [8]);
         assert_eq!(sentences("Set `code`. `code` is set."), [2, 3]);
-        // A label is no sentence, and what leads to a list is one.
+        // A label is no sentence; an introduction to a list is one.
         assert_eq!(sentences("the name"), [0; 0]);
         assert_eq!(sentences("What follows is shown by the next few lines:"), [9]);
     }
@@ -188,7 +188,7 @@ mod tests {
         let words = |many: usize| format!("{}.\n\n", vec!["W"; many].join(" "));
         assert_eq!(broken(&words(MEAN + 1)), [(1, "sentences of 19 words on average: at most 18".to_owned())]);
         assert!(broken(&words(MEAN)).is_empty());
-        // One long one of twenty is let pass, one of nineteen is not.
+        // One long sentence in twenty is allowed, one in nineteen is not.
         assert!(broken(&(words(5).repeat(19) + &words(LONG + 1))).is_empty());
         assert_eq!(broken(&(words(5).repeat(18) + &words(LONG + 1))), [(37, "a sentence of 31 words".to_owned())]);
     }

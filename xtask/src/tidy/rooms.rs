@@ -1,7 +1,7 @@
-//! The rooms of fence-daemon, and what each may import.
+//! The rooms of fence-daemon, and the imports that each may have.
 //!
 //! A room is a module of `fence-daemon/src`. The table lists them from the ground up: a room
-//! imports only rooms above it in the table, so there is no way round. Between crates Cargo
+//! imports only rooms above it in the table, so cycles are impossible. Between crates Cargo
 //! enforces the same. Test code may import anything.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,17 +74,17 @@ const CRATES: &[(&str, &[&str])] = &[
     ("virt_sys", &["hypervisor/libvirt"]),
 ];
 
-/// The folder of the rooms, below the tree's root.
+/// The directory of the rooms, below the tree's root.
 pub(super) const FOLDER: &str = "fence-daemon/src/";
 
-/// What the rooms import, gathered file by file.
+/// The imports of the rooms, collected file by file.
 #[derive(Default)]
 pub(super) struct Rooms {
     arrows: BTreeMap<&'static str, BTreeSet<&'static str>>,
 }
 
 impl Rooms {
-    /// Looks at one file of the tree. Returns the places that break the table.
+    /// Checks one file of the tree. Returns the violations of the table.
     pub(super) fn look(&mut self, file: &str, text: &str) -> Vec<(usize, String)> {
         let Some(module) = module_of(file) else { return Vec::new() };
         let Some(room) = room_of(&module) else {
@@ -111,7 +111,7 @@ impl Rooms {
         broken
     }
 
-    /// The arrows that are there, one line for each room, from the ground up.
+    /// The actual imports, one line for each room, from the ground up.
     pub(super) fn graph(&self) -> String {
         let mut text = String::new();
         for room in ROOMS {
@@ -126,7 +126,7 @@ impl Rooms {
         text
     }
 
-    /// Arrows of the table that nothing uses: the table says what is, not what might be.
+    /// Imports in the table that no code uses: the table shows the actual state.
     pub(super) fn unused(&self) -> Vec<String> {
         let unused = |room: &Room| {
             let there = self.arrows.get(room.name);
@@ -137,7 +137,7 @@ impl Rooms {
     }
 }
 
-/// The module path of a file; `None` where the table says nothing about it.
+/// The module path of a file; `None` for files outside the table.
 fn module_of(file: &str) -> Option<Vec<String>> {
     let path = file.strip_prefix(FOLDER)?.strip_suffix(".rs")?;
     let path = path.strip_suffix("/mod").unwrap_or(path);
@@ -147,7 +147,7 @@ fn module_of(file: &str) -> Option<Vec<String>> {
     (!is_program && !is_test).then_some(module)
 }
 
-/// The room that a module path is in: the one with the longest name that fits.
+/// The room of a module path: the one with the longest matching name.
 fn room_of(module: &[impl AsRef<str>]) -> Option<&'static Room> {
     let is_in = |room: &&Room| {
         let mut parts = module.iter();
@@ -156,7 +156,7 @@ fn room_of(module: &[impl AsRef<str>]) -> Option<&'static Room> {
     ROOMS.iter().filter(is_in).max_by_key(|room| room.name.len())
 }
 
-/// A path of `module`'s text, from the crate's root; `None` where it leads to another crate.
+/// A path in `module`'s text, from the crate's root; `None` if it leads to another crate.
 fn absolute(module: &[String], path: &[String]) -> Option<Vec<String>> {
     let rest = match path.first()?.as_str() {
         "crate" => return Some(path[1..].to_vec()),
@@ -169,7 +169,7 @@ fn absolute(module: &[String], path: &[String]) -> Option<Vec<String>> {
 }
 
 /// The paths in a file before its tests, each with its line: those that begin with `crate`, `self`
-/// or `super`, and those of [`CRATES`]. A `use` with braces is several.
+/// or `super`, and those of [`CRATES`]. A `use` with braces counts as several.
 fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
     let mut code = String::new();
     let mut lines = text.lines().peekable();
@@ -179,11 +179,11 @@ fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
             break;
         }
         if is_for_tests {
-            // Of a line on its own: a module in another file, an import.
+            // On a line of its own: a module in another file, an import.
             lines.next();
             code.push('\n');
         } else if !line.trim_start().starts_with("//") {
-            // Links of comments are no imports.
+            // Links in comments are no imports.
             code.push_str(line);
         }
         code.push('\n');
