@@ -1,5 +1,5 @@
-//! Every kind of bad configuration, given to the daemon itself: a located error soon, exit code
-//! 255, never a crash, never megabytes of output, and all of it with a small stack too.
+//! Every kind of bad configuration, read by the daemon itself. It reports a located error soon,
+//! exits with 255, never crashes, and prints a short report, also with a small stack.
 
 #[cfg(test)]
 mod refused {
@@ -14,26 +14,25 @@ mod refused {
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::stat::Mode;
 
-    /// Far more than it takes (see the table that `--nocapture` prints): a machine that does ten
-    /// other things must not fail the test.
+    /// Far more than a start needs (`--nocapture` prints a table): a loaded machine must not fail
+    /// the test.
     const LIMIT: Duration = Duration::from_secs(20);
 
-    /// The size from which on a file is no configuration.
+    /// The size from which on the daemon rejects a file unread.
     const TOO_LARGE: usize = 10 << 20;
 
-    /// More than any report takes, in bytes.
+    /// Larger than every report, in bytes.
     const REPORT_MAX: usize = 200 << 10;
 
-    /// How large the largest files are that are looked through to their end, in bytes: as large as
-    /// is read, where that takes no time.
+    /// The size of the largest files that the daemon reads to their end, in bytes.
     const LARGE: usize = if cfg!(debug_assertions) { 1 << 20 } else { (4 << 20) - 200 };
 
-    /// A stack that is too small for anything that recurses once per level of the file, in bytes.
+    /// A stack too small for any recursion per level of the file, in bytes.
     const SMALL_STACK: u64 = 256 << 10;
 
     const GLOBAL: &str = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }\n";
 
-    /// What a run of the daemon said.
+    /// The result of a run of the daemon.
     struct Ended {
         code: Option<i32>,
         signal: Option<i32>,
@@ -41,7 +40,7 @@ mod refused {
         took: Duration,
     }
 
-    /// A folder that goes with the test.
+    /// A directory that is removed with the test.
     struct Folder(tempfile::TempDir);
 
     impl Folder {
@@ -60,8 +59,8 @@ mod refused {
         }
     }
 
-    /// Starts the daemon on a configuration. Whatever is wrong with it, the daemon must end by
-    /// itself before it opens or forks anything.
+    /// Starts the daemon with a configuration. With any mistake in it, the daemon must end by
+    /// itself before it opens a socket or forks.
     fn daemon(config: &Path, folder: &Folder, stack: Option<u64>, stdin: Option<&[u8]>) -> Ended {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fence-daemon"));
         command.arg("-F").arg("-f").arg(config).arg("-p").arg(folder.path("pid"));
@@ -101,7 +100,7 @@ mod refused {
         Ended { code: status.code(), signal: status.signal(), stderr, took }
     }
 
-    /// What must hold for every refusal.
+    /// Checks that hold for every rejected file.
     fn faults(ended: &Ended, place: Option<&str>, says: &str) -> Vec<String> {
         let Ended { code, signal, stderr, .. } = ended;
         let first = stderr.lines().find(|line| line.trim_start().starts_with("--> ")).unwrap_or_default();
@@ -133,8 +132,8 @@ mod refused {
         eprint!("{text}");
     }
 
-    /// Files that the table cannot hold: each with its title, the place of the first error, and
-    /// words about it.
+    /// Files that the table cannot hold: each with its title, the position of the first error, and
+    /// words of the message.
     fn made() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
         let program = std::fs::read(env!("CARGO_BIN_EXE_fence-daemon")).unwrap();
         let port = format!("{GLOBAL}listeners {{ multicast {{\nport = \"{}\";\n}} }}\n", "9".repeat(5000));
@@ -146,7 +145,7 @@ mod refused {
         ]
     }
 
-    /// The same for files of megabytes: first those that are refused for their size alone.
+    /// The same for files of megabytes: first those that are rejected for their size alone.
     fn sizes() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
         let large = ":1:4194305";
         let garbage = |pattern: &[u8]| pattern.repeat(TOO_LARGE / pattern.len());

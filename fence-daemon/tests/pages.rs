@@ -1,4 +1,4 @@
-//! Each command of ours that a page for people names is one that the program takes.
+//! The program accepts each of our commands that a page of docs names.
 
 use std::io;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::error::ErrorKind;
 use fence_client::cli::Cli;
 
-/// The pages for people, and their names.
+/// The pages, and their names.
 fn pages() -> io::Result<Vec<(String, String)>> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut docs = Vec::new();
@@ -20,8 +20,8 @@ fn pages() -> io::Result<Vec<(String, String)>> {
     pages.chain(["README.md", "SECURITY.md", "CHANGELOG.md"].map(|page| top.join(page))).map(text).collect()
 }
 
-/// What is code in a line of Markdown: all of an indented or prompted one, what stands between
-/// backticks in any other.
+/// The code in a line of Markdown: the whole of an indented or prompted line, else the text between
+/// backticks.
 fn code(line: &str) -> Vec<&str> {
     let typed = line
         .strip_prefix("    ")
@@ -29,8 +29,7 @@ fn code(line: &str) -> Vec<&str> {
     typed.map_or_else(|| line.split('`').skip(1).step_by(2).collect(), |typed| vec![typed])
 }
 
-/// The command's arguments, if it is one of ours: without what stands before it, what explains it
-/// and what it is piped into.
+/// The command's arguments, if it is ours, without prefixes, comments and pipes.
 fn arguments(code: &str) -> Option<Vec<&str>> {
     let code = code.strip_prefix("# ").unwrap_or(code);
     let code = code.strip_prefix("sudo ").unwrap_or(code);
@@ -53,7 +52,7 @@ fn every_command_in_the_pages_is_one_that_there_is() {
             }
         }
     }
-    assert!(found > 30, "only {found} commands: the pages are read wrongly");
+    assert!(found > 30, "only {found} commands: the test misreads the pages");
 }
 
 /// The reference explains each counter that the program and the socket have.

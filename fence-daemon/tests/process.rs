@@ -1,8 +1,8 @@
-//! The process life and the logging of the daemon, in processes of their own.
+//! Process life and logging of the daemon, each in its own process.
 //!
 //! This program runs itself again in a role that an environment variable names; without one it is
-//! the test. It has not the usual harness: a process that goes into the background must have a
-//! single thread.
+//! the test. It does not use the usual harness: a process that goes into the background must be
+//! single-threaded.
 
 fn main() -> std::process::ExitCode {
     life::main()
@@ -28,7 +28,7 @@ mod life {
 
     const ROLE: &str = "FENCE_DAEMON_TEST_ROLE";
     const DIR: &str = "FENCE_DAEMON_TEST_DIR";
-    /// A test, with a directory of its own.
+    /// A test, with its own directory.
     type Test = fn(&Path);
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -157,7 +157,7 @@ mod life {
                 systemd::notify_status("serving\nREADY=1");
                 let mut readiness = Readiness::foreground();
                 readiness.announce().unwrap();
-                // Said once.
+                // Logged once.
                 readiness.announce().unwrap();
                 systemd::notify_reloading();
                 systemd::notify_ready();
@@ -212,8 +212,8 @@ mod life {
         drop(writer);
         let (ended, end) = std::sync::mpsc::channel();
         std::thread::spawn(move || ended.send(reader.read(&mut [0]).unwrap()));
-        assert_eq!(end.recv_timeout(LIMIT), Ok(0), "the daemon holds a pipe that was not meant for it");
-        assert!(dir.join("x.pid").exists(), "it still runs");
+        assert_eq!(end.recv_timeout(LIMIT), Ok(0), "the daemon holds a pipe of its parent");
+        assert!(dir.join("x.pid").exists(), "the PID file is gone while the daemon runs");
         std::fs::write(dir.join("stop"), "").unwrap();
         wait_until("end", || !dir.join("x.pid").exists());
     }
@@ -274,7 +274,7 @@ mod life {
         for expected in ["STATUS=serving READY=1\n", "READY=1\n"] {
             assert_eq!(received(&socket), expected);
         }
-        // systemd wants to know when the reload began, to tell it from an earlier one.
+        // systemd needs the start time of the reload, to tell it from an earlier one.
         let reloading = received(&socket);
         let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|rest| rest.trim().parse().ok());
         assert!(since.is_some_and(|since: u64| since > 0), "{reloading:?}");
@@ -317,8 +317,8 @@ mod life {
         assert!(output.status.success(), "{}", stderr(&output));
     }
 
-    /// In a mount namespace of its own: /run and /dev empty but for the one socket, which this
-    /// process reads itself.
+    /// In its own mount namespace: /run and /dev are empty except for one socket, which this
+    /// process reads.
     fn log_to_own_system(role: &str) -> ExitCode {
         use nix::mount::{MsFlags, mount};
         use nix::sched::{CloneFlags, unshare};
@@ -355,7 +355,8 @@ mod life {
                 message.contains("PRIORITY\n\x01\0\0\0\0\0\0\x004\n") && message.contains("\0fence-daemon\n"),
                 "{message:?}"
             );
-            // journalctl shows this field alone: all that a person needs is in it.
+            // journalctl shows this field alone, so it must have everything that an administrator
+            // needs.
             assert!(message.contains("fenced\0 again domain=\"node1\"\n"), "{message:?}");
             assert!(message.contains("FENCE_DOMAIN\n\x05\0\0\0\0\0\0\0node1\n"), "{message:?}");
         } else {
@@ -366,7 +367,7 @@ mod life {
             let expected = format!(" fence-daemon[{}]: fenced", std::process::id());
             assert!(message.contains(&expected) && message.contains("domain=\"node1\""), "{message:?}");
         }
-        // Nobody listens any more: the daemon goes on.
+        // The journal is gone: the daemon goes on.
         drop(socket);
         std::fs::remove_file(path).unwrap();
         tracing::warn!("to nobody");

@@ -1,4 +1,5 @@
-//! A state directory that others can write to: the daemon does not start, and says what mends it.
+//! A state directory that other users can write to: the daemon does not start, and shows the
+//! remedy.
 
 #[cfg(test)]
 mod refused {
@@ -8,7 +9,7 @@ mod refused {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    /// Far more than it takes.
+    /// Far longer than a start takes.
     const LIMIT: Duration = Duration::from_secs(20);
 
     struct Folder(tempfile::TempDir);
@@ -22,8 +23,8 @@ mod refused {
             Self(folder)
         }
 
-        /// Starts the daemon with this state directory: its exit code, and what it says. There is
-        /// no such interface: if it starts, it waits.
+        /// Starts the daemon with this state directory and returns its exit code and output. A
+        /// daemon that starts would wait, as the interface does not exist.
         fn start(&self, state: &Path) -> (Option<i32>, String) {
             let config = self.0.path().join("conf");
             let text = format!(
@@ -41,7 +42,7 @@ mod refused {
             while daemon.try_wait().unwrap().is_none() && begun.elapsed() < LIMIT {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            // It has ended, or the test has failed.
+            // The daemon has ended, or the test has failed.
             let _ = daemon.kill();
             let output = daemon.wait_with_output().unwrap();
             (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -49,7 +50,7 @@ mod refused {
 
         fn is_refused(&self, state: &Path, wanted: &[&str]) {
             let (code, said) = self.start(state);
-            assert_eq!(code, Some(255), "it has started: {said}");
+            assert_eq!(code, Some(255), "the daemon must not start: {said}");
             for wanted in wanted.iter().chain(&[state.to_str().unwrap(), "mend it with"]) {
                 assert!(said.contains(wanted), "{wanted}: {said}");
             }

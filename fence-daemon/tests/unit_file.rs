@@ -1,6 +1,5 @@
-//! The systemd unit in dist says of the daemon what the daemon itself says. That systemd takes it,
-//! and that the rights in it are enough, is tested where there is a lab
-//! (`tests/tests/cluster/service.rs`).
+//! The systemd unit in dist agrees with the daemon. `tests/tests/cluster/service.rs` tests that
+//! systemd accepts it and that its rights suffice.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -21,11 +20,11 @@ fn values<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 
 fn value(name: &str) -> &'static str {
     let values = values(UNIT, name);
-    assert_eq!(values.len(), 1, "{name} stands there once");
+    assert_eq!(values.len(), 1, "{name} must occur once");
     values[0]
 }
 
-/// As the kernel sees it where `/var/run` leads to `/run`.
+/// The path as the kernel sees it where `/var/run` links to `/run`.
 fn real(path: &str) -> PathBuf {
     path.strip_prefix("/var/run/").map_or_else(|| PathBuf::from(path), |rest| Path::new("/run").join(rest))
 }
@@ -41,16 +40,19 @@ fn the_command_is_one_that_the_daemon_takes() {
     let mut words = value("ExecStart").split_whitespace();
     let program = words.next().unwrap();
     let cli = Cli::read(std::iter::once(program).chain(words)).unwrap();
-    assert!(cli.foreground, "systemd waits for the process that it has started");
+    assert!(cli.foreground, "systemd needs the daemon in the foreground");
     assert_eq!(cli.config, Path::new(DEFAULT_PATH));
     assert_eq!(cli.pid_file, Path::new(DEFAULT_PID_FILE));
-    assert!(PAGE.contains(&format!("target/release/fence-daemon {program}\n")), "the page installs it elsewhere");
+    assert!(
+        PAGE.contains(&format!("target/release/fence-daemon {program}\n")),
+        "the page installs the program elsewhere"
+    );
 }
 
 #[test]
 fn what_it_writes_is_writable_and_every_path_is_one_that_it_has() {
     assert_eq!(Path::new("/run").join(value("RuntimeDirectory")), Path::new(DEFAULT_STATE_DIRECTORY));
-    assert_eq!(value("RuntimeDirectoryPreserve"), "yes", "the next daemon goes on from what is in there");
+    assert_eq!(value("RuntimeDirectoryPreserve"), "yes", "the next daemon needs the directory");
     assert_eq!(value("ProtectSystem"), "strict");
     let writable: Vec<_> = value("ReadWritePaths").split_whitespace().map(Path::new).collect();
     for written in [DEFAULT_PID_FILE, DEFAULT_STATE_DIRECTORY] {
@@ -59,16 +61,16 @@ fn what_it_writes_is_writable_and_every_path_is_one_that_it_has() {
     let known = [value("ExecStart").split_whitespace().next().unwrap(), "/bin/kill", "/run"];
     let place = "/etc/systemd/system/fence-daemon.service";
     for path in paths(UNIT) {
-        assert!(known.contains(&path) || path == place, "{path} is nothing that the daemon uses");
+        assert!(known.contains(&path) || path == place, "the daemon does not use {path}");
     }
-    assert!(PAGE.contains(&format!("dist/fence-daemon.service {place}\n")), "the page installs it elsewhere");
+    assert!(PAGE.contains(&format!("dist/fence-daemon.service {place}\n")), "the page installs the unit elsewhere");
 }
 
 #[test]
 fn it_is_started_again_when_that_helps_and_given_time_to_stop() {
     assert_eq!(value("Restart"), "on-failure");
     assert_eq!(value("RestartPreventExitStatus"), EXIT_USAGE.to_string());
-    // Requests, and then restarts and connections.
+    // First requests, then restarts and connections.
     assert!(value("TimeoutStopSec").parse::<u64>().unwrap() > 2 * (ANSWERS_WITHIN + REST_WITHIN).as_secs());
     assert_eq!(value("Type"), "notify");
     assert_eq!(value("KillMode"), "mixed");

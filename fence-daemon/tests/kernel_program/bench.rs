@@ -1,4 +1,4 @@
-//! What each of these tests begins with: the object, a namespace, a loaded program.
+//! The setup of these tests: the object, a namespace, a loaded program.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,7 +11,7 @@ use fence_common::rate_limit::Limits;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 use fence_daemon::intake::kernel::KernelProgram;
 
-/// What is demanded of requests.
+/// The requirements on requests.
 pub(crate) const RULES: Rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
 
 /// Both families, the default groups and port.
@@ -39,7 +39,7 @@ pub(crate) fn load() -> KernelProgram {
     KernelProgram::load(&object(), &LISTENER, Some(&key())).unwrap()
 }
 
-/// What `ip` prints; children of this thread live in its namespace.
+/// The output of `ip`. Children of this thread live in its namespace.
 pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output();
     let output = output.unwrap_or_else(|error| panic!("ip: {error}. Remedy: apt-get install iproute2"));

@@ -1,4 +1,4 @@
-//! Frames, byte by byte, and a way to send them from the guest's end of the cable.
+//! Frames, byte by byte, and a raw socket that sends them from the guest's end of the cable.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,10 +11,10 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use crate::bench::key;
 
-/// What a frame is made from. The default is what the stock client sends.
+/// The parts of a frame. The default is the stock client's frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
-    /// Destination MAC address; that of the group where there is none.
+    /// Destination MAC address; `None` for the group's.
     pub(crate) mac: Option<[u8; 6]>,
     /// VLAN tags, the outer one first: Ethernet type and tag.
     pub(crate) tags: Vec<[u16; 2]>,
@@ -28,21 +28,21 @@ pub(crate) struct Frame {
     pub(crate) options: Vec<u8>,
     pub(crate) extension: u8,
     pub(crate) source_port: u16,
-    /// What is added to the IPv4 header's checksum.
+    /// A number that is added to the IPv4 header's checksum.
     pub(crate) ip_checksum: u16,
     pub(crate) udp_checksum: UdpChecksum,
-    /// What is added to the UDP length.
+    /// A number that is added to the UDP length.
     pub(crate) udp_len: i16,
-    /// What is added to the IP length.
+    /// A number that is added to the IP length.
     pub(crate) ip_len: i16,
-    /// Behind the IP packet.
+    /// Bytes after the IP packet.
     pub(crate) trailer: usize,
-    /// Spoils the digest.
+    /// Whether the digest is wrong.
     pub(crate) forged: bool,
-    /// How many requests of 176 bytes follow each other in the payload, to be cut apart by whoever
-    /// gets the frame (as a guest's driver does it).
+    /// The number of requests of 176 bytes in the payload. The receiver splits them, as with a
+    /// guest's driver.
     pub(crate) segments: usize,
-    /// Bytes in the payload behind the requests.
+    /// The number of payload bytes after the requests.
     pub(crate) more: usize,
 }
 
@@ -104,7 +104,7 @@ impl Frame {
         request
     }
 
-    /// The frame, and where its IP and UDP headers begin.
+    /// The frame, and the offsets of its IP and UDP headers.
     pub(crate) fn bytes(&self, seqno: u32) -> (Vec<u8>, usize, usize) {
         let mut udp = [self.source_port.to_be_bytes(), DEFAULT_PORT.to_be_bytes()].concat();
         let payload = [self.request(seqno).as_bytes().repeat(self.segments), vec![0x5a; self.more]].concat();
@@ -118,7 +118,7 @@ impl Frame {
         };
         let pseudo = [addresses.as_slice(), &17_u32.to_be_bytes(), &u32::from(len).to_be_bytes()].concat();
         let checksum = if self.segments > 1 || self.more > 0 {
-            // For the sum to be completed in each part.
+            // Each segment completes the checksum.
             !sum(&pseudo, 0)
         } else {
             match sum(&udp, u64::from(!sum(&pseudo, 0))) {
@@ -169,7 +169,7 @@ impl Frame {
     }
 }
 
-/// The Internet checksum of some bytes, begun with `start`.
+/// The Internet checksum of `bytes`, begun with `start`.
 fn sum(bytes: &[u8], start: u64) -> u16 {
     let words = bytes.chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0)));
     let mut sum = start + words.sum::<u64>();
@@ -208,8 +208,8 @@ impl Cable {
         let (bytes, _, udp) = frame.bytes(seqno);
         let mut all = vec![0_u8; 10];
         if frame.segments > 1 || frame.more > 0 {
-            // struct virtio_net_hdr: the checksum is still to be made, the parts are of UDP and of
-            // 176 bytes.
+            // struct virtio_net_hdr: the checksum is incomplete, and the segments are UDP payloads
+            // of 176 bytes.
             all[0] = 1;
             all[1] = 5;
             for (at, value) in [(2, udp + 8), (4, 176), (6, udp), (8, 6)] {

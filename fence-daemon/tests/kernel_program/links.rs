@@ -1,5 +1,5 @@
-//! What the kernel tells about links, and that nothing of it is lost for good when there is more
-//! than the socket's buffer holds.
+//! The kernel's messages about links. No change is lost for good when there are more messages than
+//! the socket's buffer holds.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::bench::{RULES, in_namespace, ip, key, load};
 
 const GROUP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(225, 0, 0, 12));
 
-/// All that is told by now.
+/// All changes that the kernel has reported by now.
 async fn told(links: &mut Links) -> Changes {
     let mut all = Changes::default();
     while let Ok(changes) = tokio::time::timeout(Duration::from_millis(200), links.next()).await {
@@ -41,15 +41,15 @@ fn with_links(test: impl AsyncFnOnce(Links)) {
 fn what_comes_and_goes_is_told_by_number() {
     in_namespace(|| {
         with_links(async |mut links| {
-            // What the kernel is still telling of the namespace's beginning (addresses that it
-            // makes itself) is nothing that goes.
+            // The kernel may still report addresses that it has made in the new namespace. None of
+            // these is a loss.
             let changes = told(&mut links).await;
             assert!(changes.gone.is_empty() && !changes.everything, "{changes:?}");
             ip("link set virbr0 down");
             let (bridge, port) = (number_of("virbr0"), number_of("port0"));
             let changes = told(&mut links).await;
             assert!(changes.touched.contains(&bridge) && changes.gone.is_empty(), "{changes:?}");
-            // A port that joins and leaves a bridge stays what it is.
+            // A port that joins and leaves a bridge is still the same interface.
             ip("link set port0 master virbr0");
             ip("link set port0 nomaster");
             let changes = told(&mut links).await;
@@ -83,7 +83,7 @@ fn an_address_is_told() {
 fn an_overflow_makes_everything_doubtful_and_the_listening_goes_on() {
     in_namespace(|| {
         with_links(async |mut links| {
-            // Without being read: more than any buffer holds that nobody has made larger.
+            // Unread messages beyond the largest default buffer.
             let batch: String = (0..400).map(|n| format!("link set virbr0 txqueuelen {}\n", 900 + n % 7)).collect();
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(&file, batch).unwrap();
@@ -96,8 +96,8 @@ fn an_overflow_makes_everything_doubtful_and_the_listening_goes_on() {
     });
 }
 
-/// The socket. What another test starts meanwhile may hold the one before for a moment longer,
-/// until it is a program of its own.
+/// The socket. A process that another test forks may hold the previous socket until it executes its
+/// program.
 fn open_socket() -> RequestSocket {
     let mut tries = 0..1000;
     loop {
@@ -108,8 +108,8 @@ fn open_socket() -> RequestSocket {
     }
 }
 
-/// The listener on its interface, as the daemon has it; without the kernel's messages it takes a
-/// little longer.
+/// The listener on its interface, as in the daemon. Without the kernel's messages it notices
+/// changes a little later.
 #[test]
 fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messages() {
     in_namespace(|| {

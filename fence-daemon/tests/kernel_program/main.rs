@@ -1,9 +1,8 @@
-//! The kernel program on real interfaces, by the daemon's own loader: how it is attached and found,
-//! and whether what it lets through and what it drops is what the network stack and the socket
-//! would.
+//! The kernel program on real interfaces, through the daemon's own loader: how it is attached and
+//! found. It must accept and drop the same frames as the network stack and the socket.
 //!
-//! Each test runs in a network namespace of its own, that of its thread, which vanishes with it.
-//! Needs root, `ip` and the object that `cargo xtask build` makes.
+//! Each test's thread has its own network namespace, which vanishes with it. Needs root, `ip` and
+//! the object of `cargo xtask build`.
 
 #[cfg(test)]
 mod abi;

@@ -1,4 +1,4 @@
-//! The program's maps hold what they promise, on any number of CPUs.
+//! The program's maps keep the promised number of entries on any number of CPUs.
 
 use fence_common::rate_limit::{Sender, TRUSTED_MAX};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -12,8 +12,8 @@ fn sender(number: usize) -> Sender {
     Sender { ip, mac: [2; 6], family: 2 }
 }
 
-/// The kernel hands out free elements to each CPU in batches, and a CPU that has none left forgets
-/// old ones.
+/// The kernel gives free elements to each CPU in batches. A CPU without free elements evicts old
+/// ones.
 #[test]
 fn as_many_senders_are_trusted_as_is_promised_whichever_cpu_has_seen_them() {
     let mut program = load();
@@ -25,7 +25,7 @@ fn as_many_senders_are_trusted_as_is_promised_whichever_cpu_has_seen_them() {
         one.set(cpu).unwrap();
         sched_setaffinity(Pid::from_raw(0), &one).unwrap();
     };
-    // Each CPU has seen one, and the first of them all the others.
+    // Each CPU has seen one sender, and the first CPU all the others.
     for (number, &cpu) in cpus.iter().enumerate().rev() {
         on(cpu);
         memory.trust(&sender(number), 1);

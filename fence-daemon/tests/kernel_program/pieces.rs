@@ -1,5 +1,5 @@
-//! Frames whose bytes lie in several pieces, as network cards leave them: a tap device makes them
-//! so on demand.
+//! Frames whose bytes are in several pieces, as network cards deliver them. A tap device makes such
+//! frames on demand.
 
 use std::fs::File;
 use std::io::{IoSlice, Write as _};
@@ -14,7 +14,7 @@ use nix::libc;
 use crate::bench::{in_namespace, ip, load};
 use crate::frames::Frame;
 
-/// A tap device `tap9`, up, whose frames are put together of the pieces that they are written in.
+/// A tap device `tap9`, up, whose frames consist of the pieces in which they are written.
 struct Tap(File);
 
 impl Tap {
@@ -47,7 +47,7 @@ impl Tap {
     }
 }
 
-/// How often the ring buffer had something, and that it is what was sent.
+/// The number of ring buffer entries, each checked against the sent request.
 fn events(ring: &mut Ring, seqno: u32) -> usize {
     let mut count = 0;
     while let Some(event) = ring.next() {
@@ -59,8 +59,7 @@ fn events(ring: &mut Ring, seqno: u32) -> usize {
     count
 }
 
-/// What the interface has handed to the stack as IP datagrams (and the stack has not thrown away
-/// for their form).
+/// The number of IP datagrams from the interface that the stack did not drop for their form.
 fn frames_seen() -> u64 {
     std::fs::read_to_string("/proc/thread-self/net/dev")
         .unwrap()
@@ -69,13 +68,13 @@ fn frames_seen() -> u64 {
         .unwrap()
 }
 
-/// Wherever a request is cut in two it is delivered, and wherever a forged one is, it is dropped.
+/// Every split of a good request is delivered, and every split of a forged one is dropped.
 #[test]
 fn a_request_in_pieces_is_put_together() {
     in_namespace(|| {
         let mut program = load();
         let mut ring = program.take_ring().unwrap().unwrap();
-        // Nobody reads it in time to show signs of life.
+        // The test has no daemon that shows signs of life.
         ring.beat(Moment::now().plus(Duration::from_secs(3600)));
         let mut tap = Tap::new();
         program.attach("tap9", Mode::Tcx).unwrap();
@@ -85,7 +84,7 @@ fn a_request_in_pieces_is_put_together() {
             for tags in [vec![], vec![[0x8100, 0xa000]]] {
                 let good = Frame { tags, ..Frame::new(v6) };
                 let len = good.bytes(0).0.len();
-                // The kernel wants the Ethernet header in one piece.
+                // The kernel needs the Ethernet header in one piece.
                 for first in (14..len).step_by(3).chain([len - 1]) {
                     seqno += 1;
                     let before = frames_seen();

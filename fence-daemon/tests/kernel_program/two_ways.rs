@@ -1,6 +1,6 @@
-//! The same frames without and with the program, through the real bridge, stack and socket.
+//! The same frames without and with the program, through a real bridge, stack and socket.
 //!
-//! What the socket gives out without the program must come with it too, by one way or the other,
+//! A request that the socket delivers without the program must also arrive with it, by either way,
 //! and once.
 
 use std::collections::BTreeMap;
@@ -16,21 +16,20 @@ use fence_net::interface::Interface;
 use crate::bench::{RULES, in_namespace, ip, key, load};
 use crate::frames::{Cable, Frame, UdpChecksum};
 
-/// How a request is expected to come in.
+/// The way in which a request is expected to arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Not at all.
+    /// It does not arrive.
     Refused,
-    /// Without the program by the socket, with it through the ring buffer.
+    /// Without the program through the socket, with it through the ring buffer.
     Ring,
-    /// By the socket, with the program or without it.
+    /// Through the socket, with the program or without it.
     Socket,
-    /// Only with the program, through the ring buffer: the stack sees something wrong in what
-    /// carries the request, which the program does not look at. The digest is right all the same,
-    /// so whoever sent it has the key.
+    /// Only with the program, through the ring buffer: the stack rejects a header field that the
+    /// program does not check. The digest is right, so the sender has the key.
     RingOnly,
     /// Only without the program: the one known difference of this kind, see the end of
-    /// `fence_common::frame`'s `udp`. A tc program is told that such a frame is to be cut apart.
+    /// `fence_common::frame`'s `udp`. A tc program gets such a frame marked as to be segmented.
     Lost,
 }
 
@@ -52,7 +51,7 @@ fn cases(v6: bool, mode: Mode) -> Vec<(&'static str, Frame, Way)> {
         ("a wrong UDP checksum", Frame { udp_checksum: UdpChecksum::Wrong, ..good() }, Way::RingOnly),
         ("more IP than UDP", Frame { ip_len: 4, trailer: 4, ..good() }, Way::Ring),
         ("more UDP than IP", Frame { udp_len: 4, ..good() }, Way::Refused),
-        // To an IPv6 stack that is a jumbogram.
+        // To an IPv6 stack this is a jumbogram.
         ("a UDP length of 0", Frame { udp_len: -184, ..good() }, if v6 { Way::Socket } else { Way::Refused }),
         ("cut IP", Frame { ip_len: -4, ..good() }, Way::Refused),
         ("claimed IP", Frame { ip_len: 4, ..good() }, Way::Refused),
@@ -120,14 +119,14 @@ fn cases(v6: bool, mode: Mode) -> Vec<(&'static str, Frame, Way)> {
 
 const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// How often each request came out.
+/// The number of arrivals of each request.
 #[derive(Debug, Default)]
 struct Heard {
     socket: BTreeMap<u32, u32>,
     ring: BTreeMap<u32, u32>,
 }
 
-/// Sends the frames, numbered, and hears what comes out until nothing does.
+/// Sends the frames, numbered, and collects arrivals until no more come.
 fn exchange(v6: bool, frames: &[Frame], mut ring: Option<&mut Ring>) -> Heard {
     let group = if v6 { IpAddr::from(DEFAULT_GROUP_V6) } else { IpAddr::from(DEFAULT_GROUP_V4) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -156,9 +155,9 @@ fn bridged() {
     ip("link set virbr0 address 02:00:00:00:00:01");
     ip("addr add 192.168.122.1/24 dev virbr0");
     ip("addr add fd00:122::1/64 dev virbr0 nodad");
-    // The guest's end has no business with addresses here: it would answer for itself.
+    // The guest's end needs no addresses: it would answer by itself.
     ip("addr flush dev guest0");
-    // A port forwards a moment after it has a cable.
+    // A port forwards a moment after its link is up.
     while !ip("-d link show port0").contains("state forwarding") {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -167,7 +166,7 @@ fn bridged() {
 fn attached(mode: Mode) -> (KernelProgram, Ring) {
     let mut program = load();
     let mut ring = program.take_ring().unwrap().unwrap();
-    // Nobody reads it in time to show signs of life.
+    // The test has no daemon that shows signs of life.
     ring.beat(Moment::now().plus(Duration::from_secs(3600)));
     program.attach("virbr0", mode).unwrap();
     (program, ring)

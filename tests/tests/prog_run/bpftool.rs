@@ -8,8 +8,7 @@ use fence_lab::loaded::object_path;
 
 use crate::program::require_root;
 
-/// Everything happens in a mount namespace with a bpffs of its own: pins and mount are gone with
-/// the shell.
+/// Runs in a mount namespace with its own bpffs: pins and mount vanish with the shell.
 const SCRIPT: &str = r#"
 set -eu
 mount -t bpf none /mnt
@@ -34,12 +33,15 @@ fn bpftool_loads_the_object_and_shows_counters_by_name() {
         .output()
         .expect("unshare runs. Remedy: apt-get install util-linux");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "bpftool refuses (is it there? `apt-get install bpftool`): {stderr}");
+    assert!(
+        output.status.success(),
+        "bpftool cannot load the object (if it is missing: `apt-get install bpftool`): {stderr}"
+    );
     for program in ["xdp  name fence_xdp", "sched_cls  name fence_tc"] {
         assert!(stdout.contains(program), "{stdout}");
     }
     assert!(stdout.contains("ringbuf  name fence_requests"), "{stdout}");
-    // The instructions' lines of source, in the program itself and in what it calls.
+    // The source lines of the instructions, in the program itself and in its functions.
     for file in ["fence-ebpf/src/main.rs", "fence-common/src/compress.rs"] {
         assert!(stdout.contains(file), "no lines of {file}");
     }

@@ -1,5 +1,5 @@
-//! A run that interrupts another one on the same CPU: it has no working memory, so it judges
-//! nothing that takes some.
+//! A run that interrupts another one on the same CPU: without working memory, it passes every frame
+//! that needs some.
 
 use fence_common::hash::HashKind;
 use fence_common::verdict::{Counters, Verdict};
@@ -29,11 +29,11 @@ fn while_the_working_memory_is_in_use_requests_pass_right_or_wrong() {
         .collect();
     program.set_in_use(true);
     for (frame, _) in &frames {
-        // `run` also sees that nobody but the owner gives it back.
+        // `run` also checks that only the owner releases the working memory.
         assert_eq!(program.run(frame), Verdict::Busy);
         assert!(program.event().is_none());
     }
-    // What takes no working memory is judged as ever.
+    // Frames that need no working memory are judged as usual.
     program.expect(&ipv4(UNTAGGED, &[0; 175]), Verdict::Length);
     program.expect(&ipv4_to(UNTAGGED, [224, 0, 0, 12], 1229, &[0; 176]), Verdict::NotOurs);
     let expected = Counters { pass_busy: frames.len() as u64, drop_length: 1, ..Counters::default() };

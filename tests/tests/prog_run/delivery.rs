@@ -1,4 +1,4 @@
-//! What comes out of the ring buffer, and what happens when it is full.
+//! Events of the ring buffer, and the program's behaviour when it is full.
 
 use fence_common::admit::Source;
 use fence_common::boundary::{ABI_VERSION, Event, KEY_SLOT_ACTIVE, RING_BYTES};
@@ -15,7 +15,7 @@ fn program() -> Program {
     Program::load(&listener(HashKind::Sha256, true), Some(&key()))
 }
 
-/// Nothing is bounded but that a datagram is accepted once.
+/// No rate limit; only the replay cache is active.
 fn once() -> Limits {
     Limits { replay_window_ns: u64::MAX, ..Limits::NONE }
 }
@@ -36,14 +36,14 @@ fn an_event_holds_the_datagram_its_source_interface_and_time() {
             assert_eq!(event.request.as_bytes(), request.as_bytes());
             assert_eq!(event.source(), source);
             assert_eq!(event.slot, KEY_SLOT_ACTIVE);
-            // A test run comes by the loopback interface, the first of every network namespace.
+            // A test run uses the loopback interface, the first one of every network namespace.
             assert_eq!(event.ifindex, 1);
             assert!(event.arrived_ns >= last, "time runs forward");
             last = event.arrived_ns;
             assert!(last <= now(), "and is that of CLOCK_MONOTONIC");
         }
     }
-    // The rest of an IPv4 source is zero, not what an earlier record left there.
+    // The bytes after an IPv4 source are zero, not left from an earlier record.
     assert_eq!(program.run(&good_v4()), Verdict::Delivered);
     assert_eq!(program.event().expect("an event").source[4..], [0; 12]);
 }
@@ -53,7 +53,8 @@ fn a_full_ring_passes_and_loses_nothing_that_is_in_it() {
     let mut program = program();
     program.limit(once());
     let room = RING_BYTES / (size_of::<Event>() + 8);
-    // By many senders, as one cannot fill the ring; and by no more than may become trusted at once.
+    // From many senders, as one cannot fill the ring. And no more of them than may become trusted
+    // at once.
     let frame = |seqno: usize| {
         let seqno = u32::try_from(seqno).expect("few");
         let [.., high, low] = (seqno % 400).to_be_bytes();
@@ -66,7 +67,7 @@ fn a_full_ring_passes_and_loses_nothing_that_is_in_it() {
         assert_eq!(program.run(&frame(seqno)), Verdict::RingFull);
         assert_eq!(program.run(&frame(seqno)), Verdict::RingFull, "what was passed is not taken for a copy");
     }
-    // What is wrong is dropped all the same.
+    // A bad request is dropped all the same.
     assert_eq!(program.run(&forged(frame(room + 10))), Verdict::Digest);
 
     let expected = Counters { delivered: room as u64, pass_ring_full: 20, drop_digest: 1, ..Counters::default() };

@@ -1,5 +1,5 @@
 //! The kernel program and user space on mutated real frames: some thousand new ones in every run,
-//! and every case that is kept.
+//! and every kept case.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use fence_lab::differential::{Pair, run};
 
 use crate::program::require_root;
 
-/// What no made frame comes to: nothing else runs on these programs, their rings are read, and
-/// their daemon never falls silent.
+/// Verdicts that no generated frame can get: no other program runs here, the rings are read, and
+/// the daemon shows signs of life.
 const NEVER: [Verdict; 4] = [Verdict::RingFull, Verdict::RingReserve, Verdict::Busy, Verdict::Stale];
 
 #[test]
@@ -31,8 +31,7 @@ fn every_kept_case_has_its_verdict_from_both() {
     assert!(seen >= 19, "only {seen} cases in {}", folder.display());
 }
 
-/// From one seed, so that what it comes to is the same each time: every verdict that a frame can
-/// have.
+/// One fixed seed, so each run gives the same verdicts: every verdict that a frame can get.
 #[test]
 fn known_frames_come_to_every_verdict_and_the_same_from_both() {
     require_root();

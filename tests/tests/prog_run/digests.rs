@@ -1,4 +1,4 @@
-//! Digests: every kind with keys of every interesting length, and every bit that can be wrong.
+//! Digests: every kind, with keys of every interesting length and every possible wrong bit.
 
 use fence_common::hash::HashKind;
 use fence_common::verdict::Verdict;
@@ -87,8 +87,8 @@ fn either_of_two_keys_is_good_and_the_event_says_which() {
         let request = signed(key, Request { hash_kind: kind.to_wire(), ..request });
         if request.addr_len == 4 { ipv4(UNTAGGED, request.as_bytes()) } else { ipv6(UNTAGGED, request.as_bytes()) }
     };
-    // As a rotation goes: the old key alone, both, the new one alone; and back again with the
-    // slots' parts exchanged.
+    // As in a rotation: the old key alone, both, the new one alone; and again with the slots
+    // exchanged.
     let steps = [
         ([Some(&old), None], [Some(0), None]),
         ([Some(&old), Some(&new)], [Some(0), Some(1)]),

@@ -30,7 +30,7 @@ pub(crate) fn key_of(len: usize) -> Key {
     Key::new(&bytes).expect("a length of 1 to 4096")
 }
 
-/// A request as the stock client in the guest would make it, unsigned.
+/// An unsigned request as the guest's stock client makes it.
 pub(crate) fn request_v4() -> Request {
     let mut request = Request::new_zeroed();
     request.op = Op::Off.to_wire();
@@ -54,7 +54,7 @@ pub(crate) fn request_v6() -> Request {
     request
 }
 
-/// The request with its digest, of the kind that it names.
+/// The request with a digest of the kind that it names.
 pub(crate) fn signed(key: &Key, mut request: Request) -> Request {
     request.hash = key.request_digest(request.hash_kind().unwrap_or(HashKind::Sha256), &request);
     request
@@ -63,7 +63,7 @@ pub(crate) fn signed(key: &Key, mut request: Request) -> Request {
 /// No tag.
 pub(crate) const UNTAGGED: Option<VlanHeader> = None;
 
-/// One tag with that VLAN's number.
+/// One tag with this VLAN number.
 pub(crate) fn tagged(vlan: u16) -> Option<VlanHeader> {
     Some(VlanHeader::Single(single(vlan)))
 }
@@ -82,12 +82,12 @@ fn single(vlan: u16) -> SingleVlanHeader {
     }
 }
 
-/// An IPv4 frame from the guest to the group and port.
+/// An IPv4 frame from the guest to the group's address and port.
 pub(crate) fn ipv4(vlan: Option<VlanHeader>, payload: &[u8]) -> Vec<u8> {
     ipv4_to(vlan, DEFAULT_GROUP_V4, DEFAULT_PORT, payload)
 }
 
-/// An IPv4 frame from the guest to anywhere.
+/// An IPv4 frame from the guest to any address.
 pub(crate) fn ipv4_to(vlan: Option<VlanHeader>, to: [u8; 4], port: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     let ethernet = PacketBuilder::ethernet2(GUEST_MAC, GROUP_MAC);
@@ -99,12 +99,12 @@ pub(crate) fn ipv4_to(vlan: Option<VlanHeader>, to: [u8; 4], port: u16, payload:
     frame
 }
 
-/// An IPv6 frame from the guest to the group and port.
+/// An IPv6 frame from the guest to the group's address and port.
 pub(crate) fn ipv6(vlan: Option<VlanHeader>, payload: &[u8]) -> Vec<u8> {
     ipv6_to(vlan, DEFAULT_GROUP_V6, DEFAULT_PORT, payload)
 }
 
-/// An IPv6 frame from the guest to anywhere.
+/// An IPv6 frame from the guest to any address.
 pub(crate) fn ipv6_to(vlan: Option<VlanHeader>, to: [u8; 16], port: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     let ethernet = PacketBuilder::ethernet2(GUEST_MAC, GROUP_MAC);
@@ -132,8 +132,7 @@ pub(crate) fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A good IPv4 frame of a guest with this address and this last byte of its MAC address, the `n`th
-/// that it sends.
+/// A good IPv4 frame, the `n`th of a guest with this address and this last byte of its MAC address.
 pub(crate) fn good_from(ip: [u8; 4], mac: u8, n: u32) -> Vec<u8> {
     let mut request = Request { seqno: little_endian::U32::new(n), ..request_v4() };
     request.address[..4].copy_from_slice(&ip);
@@ -145,7 +144,7 @@ pub(crate) fn sent_by(frame: Vec<u8>, ip: [u8; 4], mac: u8) -> Vec<u8> {
     with(with(frame, ETHERNET + 12, &ip), 11, &[mac])
 }
 
-/// The frame with a wrong last byte, which of a request is the end of its hash field.
+/// The frame with a wrong last byte; in a request this is the end of the hash field.
 pub(crate) fn forged(mut frame: Vec<u8>) -> Vec<u8> {
     *frame.last_mut().expect("a frame") ^= 1;
     frame

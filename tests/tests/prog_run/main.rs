@@ -1,8 +1,8 @@
 //! The kernel program alone, driven through `BPF_PROG_TEST_RUN`: no interface, no daemon.
 //!
-//! Every test loads a copy of its own, so they run side by side. Wherever a frame is given to the
-//! program, the same frame is given to `fence_common::frame::judge`, and the verdicts must agree.
-//! Needs root and the object that `cargo xtask build` makes.
+//! Every test loads its own copy, so tests run side by side. `fence_common::frame::judge` judges
+//! every frame as well, and both verdicts must agree. Needs root and the object of `cargo xtask
+//! build`.
 //!
 //! (`cfg(test)` is always on here; saying it tells clippy that the modules may panic.)
 

@@ -1,4 +1,4 @@
-//! The same verdict in the kernel and in user space, on frames that nobody thought of.
+//! Kernel and user space give the same verdict on random frames.
 
 use std::cell::RefCell;
 
@@ -38,7 +38,7 @@ fn mutation() -> impl Strategy<Value = Mutation> {
         2 => (any::<prop::sample::Index>(), 0..8_u8).prop_map(|(at, bit)| Mutation::Flip(at, bit)),
         4 => (12..80_usize, byte()).prop_map(|(at, byte)| Mutation::Header(at, byte)),
         2 => (1..=176_usize, byte()).prop_map(|(at, byte)| Mutation::Request(at, byte)),
-        // Where a byte means something: operation, kind, address, port, family.
+        // Bytes with a meaning: operation, kind, address, port, family.
         4 => (select(vec![0, 1, 68, 69, 71, 96, 97, 108, 109]), byte())
             .prop_map(|(at, byte)| Mutation::Request(176 - at, byte)),
         // A call-back address that nobody has: seldom come upon by chance.
@@ -63,7 +63,7 @@ fn mutate(frame: &mut Vec<u8>, mutation: &Mutation) {
             frame.drain(start..(start + count).min(len));
         }
     }
-    // The kernel's test run takes nothing shorter, and every mutation wants a byte to change.
+    // The kernel's test run rejects shorter frames, and every mutation needs a byte to change.
     frame.resize(frame.len().max(SHORTEST), 0);
 }
 
@@ -81,8 +81,7 @@ fn agree(form: Form) {
         (any::<bool>(), select(tags), select(HashKind::ALL.to_vec()), 0..=6_u8),
         prop::collection::vec(mutation(), 0..4),
         (select(HashKind::ALL.to_vec()), any::<bool>()),
-        // What is mutated in the request is mutated before signing (then something else than the
-        // digest is wrong), or after.
+        // A request is mutated before signing (then its digest is right) or after.
         any::<bool>(),
     );
     let seen = RefCell::new(std::collections::HashMap::<Verdict, u32>::new());
@@ -117,7 +116,7 @@ fn agree(form: Form) {
     if let Err(error) = result {
         panic!("{form:?}: {error}");
     }
-    // The cases must not all be of one kind, or the agreement says nothing.
+    // Cases of one kind only would prove little.
     let seen = seen.into_inner();
     for verdict in [
         Verdict::Delivered,
@@ -136,20 +135,20 @@ fn agree(form: Form) {
     }
 }
 
-/// What one of four senders (two IP addresses, two MAC addresses) sends next.
+/// The next datagram of one of four senders (two IP addresses, two MAC addresses).
 #[derive(Clone, Debug)]
 enum Step {
     /// A new request.
     Right,
-    /// One that was sent before, by whomever.
+    /// A request that any sender has sent before.
     Again(prop::sample::Index),
     /// A new one with a wrong digest.
     Wrong,
-    /// One that was sent before, with a wrong digest that begins like its own.
+    /// A request that was sent before, with a wrong digest that begins like the right one.
     AlmostAgain(prop::sample::Index),
-    /// One that is too short.
+    /// A request that is too short.
     Short,
-    /// One that names somebody else's address.
+    /// A request with another sender's address.
     Elsewhere,
 }
 
@@ -166,8 +165,8 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
     (0..4_usize, step)
 }
 
-/// With memories that are empty at first and buckets that hold a few, which no test lives long
-/// enough to see filled again.
+/// The memories are empty at first, and the buckets hold a few tokens. No test runs long enough to
+/// refill them.
 #[test]
 fn kernel_and_user_space_agree_on_what_senders_may_still_do() {
     const ADDRESSES: [[u8; 4]; 2] = [[192, 168, 122, 31], [192, 168, 122, 32]];
@@ -201,7 +200,7 @@ fn kernel_and_user_space_agree_on_what_senders_may_still_do() {
             prop_assert_eq!(program.event().is_some(), expected == Verdict::Delivered);
             sent.push(frame);
         }
-        // The same is known, too.
+        // Both know the same senders.
         let _ = program.known();
         Ok(())
     });

@@ -1,4 +1,5 @@
-//! The program under test: loaded, configured, run on a frame, its counters and events read.
+//! The program under test: loads it, configures it, runs it on frames, and reads its counters and
+//! events.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ pub(crate) use fence_lab::loaded::{SHORTEST, now};
 const TCX_DROP: u32 = 2;
 const TCX_NEXT: u32 = u32::MAX;
 
-/// Which of the two programs.
+/// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Xdp,
@@ -36,8 +37,8 @@ pub(crate) enum Form {
 impl Form {
     pub(crate) const ALL: [Self; 2] = [Self::Xdp, Self::Tc];
 
-    /// The shortest frame that the kernel's test run takes: with an Ethernet header, and before tc
-    /// programs with the whole IP header that this announces.
+    /// The shortest frame for the kernel's test run. It needs an Ethernet header, and for tc
+    /// programs the whole announced IP header.
     pub(crate) fn shortest(self) -> usize {
         match self {
             Self::Xdp => SHORTEST,
@@ -45,7 +46,7 @@ impl Form {
         }
     }
 
-    /// What it answers to a verdict.
+    /// The program's return value for a verdict.
     fn answer(self, action: Action) -> u32 {
         match (self, action) {
             (Self::Xdp, Action::Deliver | Action::Drop) => XDP_DROP,
@@ -67,7 +68,7 @@ pub(crate) fn listener(min_hash: HashKind, strict_source: bool) -> Listener {
     }
 }
 
-/// Fails with the remedy where the tests cannot run.
+/// Fails, with the remedy, where the tests cannot run.
 pub(crate) fn require_root() {
     assert!(
         nix::unistd::geteuid().is_root(),
@@ -75,7 +76,8 @@ pub(crate) fn require_root() {
     );
 }
 
-/// What is counted of senders: failures and datagrams over a limit; of trusted ones requests, too.
+/// The counters of senders: failures, and datagrams over a limit; for trusted senders also
+/// requests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) trusted: BTreeMap<Sender, [u64; 3]>,
@@ -93,14 +95,14 @@ impl Known {
     }
 }
 
-/// One loaded copy of the program.
+/// A loaded copy of the program.
 pub(crate) struct Program {
     form: Form,
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
     config: Config,
     keys: [Option<PreparedKey>; KEY_SLOTS],
-    /// What user space knows of senders and datagrams.
+    /// User space's knowledge of senders and datagrams.
     records: RefCell<MemoryStore>,
 }
 
@@ -141,12 +143,12 @@ impl Program {
         program
     }
 
-    /// Replaces the bounds.
+    /// Replaces the rate limits.
     pub(crate) fn limit(&mut self, limits: Limits) {
         self.configure(Config { limits, ..self.config });
     }
 
-    /// What the program knows of senders.
+    /// The program's knowledge of senders.
     fn senders(&self) -> Known {
         let mut kernel = Known::default();
         let map =
@@ -167,7 +169,7 @@ impl Program {
         kernel
     }
 
-    /// What program and user space know of senders, which must be the same but for the times.
+    /// The program's and user space's knowledge of senders, which must agree except for times.
     pub(crate) fn known(&self) -> Known {
         let kernel = self.senders();
         let records = self.records.borrow();
@@ -179,7 +181,7 @@ impl Program {
         kernel
     }
 
-    /// Forgets what is known of all senders.
+    /// Clears all knowledge of senders.
     pub(crate) fn forget(&mut self) {
         *self.records.borrow_mut() = MemoryStore::default();
         let known = self.senders();
@@ -197,7 +199,7 @@ impl Program {
         Array::<_, [u64; 5]>::try_from(map).expect("its layout").set(0, [0; 5], 0).expect("a write");
     }
 
-    /// When a datagram was accepted, for the program and user space.
+    /// Sets the time at which a datagram was accepted, for program and user space.
     pub(crate) fn set_accepted(&mut self, request: &Request, at: u64) {
         let datagram_id = DatagramId::of(request).expect("a digest");
         let map = self.ebpf.map_mut(name::REPLAY).expect("the map");
@@ -210,7 +212,7 @@ impl Program {
         self.ebpf.map(name).expect("the map")
     }
 
-    /// When the daemon has shown its last sign of life. In the future is now.
+    /// Sets the time of the daemon's last sign of life. A future time counts as now.
     pub(crate) fn set_heartbeat(&mut self, at: u64) {
         loaded::beat(&mut self.ebpf, at).expect("a write");
     }
@@ -221,19 +223,19 @@ impl Program {
         self.config = config;
     }
 
-    /// Replaces the key, or takes it away.
+    /// Replaces or removes the key.
     pub(crate) fn set_key(&mut self, key: Option<&Key>) {
         self.set_slot(KEY_SLOT_ACTIVE, key);
     }
 
-    /// Replaces the key in one of the slots, or takes it away.
+    /// Replaces or removes the key in one of the slots.
     pub(crate) fn set_slot(&mut self, index: u32, key: Option<&Key>) {
         let prepared = key.map(PreparedKey::new);
         loaded::set_slot(&mut self.ebpf, index, prepared.as_ref()).expect("a write");
         self.keys[index as usize] = prepared;
     }
 
-    /// What user space thinks of a frame.
+    /// User space's verdict on a frame.
     pub(crate) fn user_space(&self, frame: &[u8]) -> Verdict {
         let empty = empty_slot();
         let slots = self.keys.each_ref().map(|key| key.as_ref().map_or(&empty, PreparedKey::dangerous_slot));
@@ -241,7 +243,7 @@ impl Program {
             .map_or_else(|verdict| verdict, |_| Verdict::Delivered)
     }
 
-    /// The counters of all CPUs together.
+    /// The counters, summed over all CPUs.
     pub(crate) fn counters(&self) -> Counters {
         loaded::counters(&self.ebpf).expect("a read")
     }
@@ -257,7 +259,7 @@ impl Program {
         map.set(0, values, 0).expect("a write");
     }
 
-    /// Which CPU's working memory is in use.
+    /// The CPUs whose working memory is in use.
     fn in_use(&self) -> Vec<u64> {
         let map = self.ebpf.map(name::SCRATCH).expect("the map");
         let map = PerCpuArray::<_, [u8; size_of::<Workspace>()]>::try_from(map).expect("its layout");
@@ -271,10 +273,10 @@ impl Program {
             .collect()
     }
 
-    /// Gives the program a frame: what it answers, and the one verdict that it counted.
+    /// Runs the program on a frame. Returns its answer, and the one verdict that it counted.
     ///
-    /// The answer must be the verdict's action, at most one counter may have moved, by one, and who
-    /// took the working memory must have given it back.
+    /// The answer must be the verdict's action. At most one counter may rise, by one. A run that
+    /// took the working memory must have released it.
     pub(crate) fn run(&self, frame: &[u8]) -> Verdict {
         let before = self.counters();
         let in_use = self.in_use();
@@ -309,8 +311,7 @@ impl Program {
         verdict
     }
 
-    /// Asserts the verdict of program and user space, and that there is an event for a delivered
-    /// frame and none otherwise.
+    /// Asserts the verdict of program and user space. Only a delivered frame may have an event.
     #[track_caller]
     pub(crate) fn expect(&mut self, frame: &[u8], verdict: Verdict) {
         assert_eq!(self.user_space(frame), verdict, "in user space");

@@ -1,5 +1,5 @@
-//! How much of whom is let through. The buckets of these tests fill once in ten hours, so nothing
-//! here depends on time.
+//! Rate limits per sender. The buckets of these tests refill within ten hours, so no test depends
+//! on time.
 
 use fence_common::boundary::{Event, RING_BYTES};
 use fence_common::hash::HashKind;
@@ -16,7 +16,7 @@ const ANN: [u8; 4] = [192, 168, 122, 21];
 const BOB: [u8; 4] = [192, 168, 122, 22];
 const EVE: [u8; 4] = [192, 168, 122, 66];
 
-/// So many, and no more.
+/// Exactly this number is accepted.
 fn only(burst: u64) -> Limit {
     Limit { every_ns: 10 * HOUR, ahead_ns: 10 * HOUR * (burst - 1) }
 }
@@ -41,10 +41,10 @@ fn a_sender_that_is_wrong_too_often_is_not_looked_at_and_nobody_else_suffers() {
     }
     program.expect(&forged(good_from(EVE, 66, 3)), Verdict::SourceLimit);
     program.expect(&good_from(EVE, 66, 4), Verdict::SourceLimit);
-    // What is not right in form costs nothing and is told as ever.
+    // Malformed requests take no token, and keep their own reason.
     program.expect(&sent_by(ipv4(UNTAGGED, &[0; 175]), EVE, 66), Verdict::Length);
     program.expect(&good_from(ANN, 21, 5), Verdict::Delivered);
-    // By both addresses: who has forged one of them was somebody else.
+    // A sender is both addresses: with one of them forged it is another sender.
     program.expect(&good_from(EVE, 67, 6), Verdict::Delivered);
     let known = program.known();
     assert_eq!(known.failed, [(sender(EVE, 66), [3, 2])].into());
@@ -64,7 +64,7 @@ fn who_was_right_has_a_reserve_that_no_flood_of_strangers_touches() {
     program.expect(&forged(good_from([10, 0, 0, 10], 10, 1)), Verdict::GlobalLimit);
     program.expect(&good_from(BOB, 22, 2), Verdict::GlobalLimit);
     program.expect(&good_from(ANN, 21, 3), Verdict::Delivered);
-    // Whoever forges both its addresses is counted as it, and takes nothing from it.
+    // A sender that forges both addresses counts as the victim, but takes none of its tokens.
     for n in 0..14 {
         program.expect(&forged(good_from(ANN, 21, 10 + n)), Verdict::Digest);
     }
@@ -82,7 +82,7 @@ fn a_datagram_is_accepted_once_whoever_sends_it_again() {
     program.expect(&first, Verdict::Replay);
     let by_eve = with(first.clone(), 11, &[66]);
     for _ in 0..5 {
-        // Copies cost no digest, so they cost no token either; and they make nobody trusted.
+        // A duplicate costs no digest and so no token, and does not make its sender trusted.
         program.expect(&by_eve, Verdict::Replay);
         program.expect(&forged(by_eve.clone()), Verdict::Replay);
     }
@@ -92,7 +92,7 @@ fn a_datagram_is_accepted_once_whoever_sends_it_again() {
     program.expect(&good_v6(), Verdict::Delivered);
     program.expect(&good_v6(), Verdict::Replay);
 
-    // What was accepted so long ago that it does not count is accepted again, once.
+    // A request that was accepted before the replay window is accepted again, once.
     let request = signed(&key(), Request { random: [9; 6], ..request_v4() });
     let frame = ipv4(UNTAGGED, request.as_bytes());
     program.set_accepted(&request, now() - HOUR / 2);
@@ -117,14 +117,14 @@ fn a_noisy_sender_is_served_up_to_its_bound() {
     let one_more = good_from(EVE, 66, 256);
     program.expect(&one_more, Verdict::DeliveryLimit);
     program.expect(&good_from(ANN, 21, 0), Verdict::Delivered);
-    // What was not delivered was not accepted.
+    // A request that was not delivered does not count as accepted.
     program.limit(Limits { deliveries: only(300), ..limits });
     program.expect(&one_more, Verdict::Delivered);
     program.expect(&one_more, Verdict::Replay);
     assert_eq!(program.known().trusted[&sender(EVE, 66)], [0, 1, 257]);
 }
 
-/// What a cluster that loses its quorum may come up with.
+/// The requests of a cluster that loses its quorum.
 #[test]
 fn the_defaults_let_a_storm_of_one_guest_pass_though_nobody_reads() {
     let program = program(Limits::default());
@@ -142,7 +142,7 @@ fn nobody_fills_the_second_half_of_the_ring_alone() {
     for n in 0..half {
         assert_eq!(program.run(&good_from(EVE, 66, n)), Verdict::Delivered, "{n} of {half}");
     }
-    // It was quiet before as far as the reserve is concerned, so it has a few of it.
+    // For the reserve the sender was quiet before, so it has some tokens of it.
     let more = (0..20).filter(|n| program.run(&good_from(EVE, 66, half + n)) == Verdict::Delivered).count();
     assert!((1..=10).contains(&more), "{more}");
     assert_eq!(program.run(&good_from(EVE, 66, half + 30)), Verdict::RingReserve);
@@ -151,7 +151,7 @@ fn nobody_fills_the_second_half_of_the_ring_alone() {
         assert_eq!(program.run(&good_from(BOB, 22, n)), Verdict::Delivered);
     }
     while program.event().is_some() {}
-    // The reserve was drawn upon for seconds ahead; one that has not done so is as free as ever.
+    // The reserve is used up for seconds ahead; a sender that has not used it is unaffected.
     assert_eq!(program.run(&good_from([10, 0, 0, 9], 9, 0)), Verdict::Delivered);
 }
 
@@ -184,7 +184,7 @@ fn without_a_sign_of_life_what_is_right_passes_and_what_is_wrong_is_dropped() {
         assert_eq!(program.run(&before), Verdict::Replay);
     }
     program.set_heartbeat(now());
-    // It was not accepted, so it is now.
+    // The request was not accepted before, so it is now.
     assert_eq!(program.run(&good_from(ANN, 21, 1)), Verdict::Delivered);
     assert_eq!(program.run(&good_from(ANN, 21, 1)), Verdict::Replay);
 }
@@ -203,8 +203,7 @@ fn on_a_foreign_segment_bounds_drop_nothing() {
     assert_eq!(program.known().trusted.len(), 1);
 }
 
-/// Who has the key and makes up addresses is one sender, and no more than 512 of them become
-/// trusted at once.
+/// A sender with the key that invents addresses: at most 512 of them become trusted at once.
 #[test]
 fn a_holder_of_the_key_with_many_addresses_is_one_sender() {
     let mut program = program(Limits { strangers: only(10), deliveries: only(4), ..Limits::NONE });
@@ -213,7 +212,7 @@ fn a_holder_of_the_key_with_many_addresses_is_one_sender() {
         let [.., high, low] = n.to_be_bytes();
         [10, 1, high, low]
     };
-    // A second or two may pass meanwhile, in each of which one more becomes trusted.
+    // One or two seconds may pass meanwhile, and one more sender becomes trusted in each.
     let delivered = (0..700).filter(|&n| program.run(&good_from(made_up(n), 66, n)) == Verdict::Delivered).count();
     assert!((515..=560).contains(&delivered), "{delivered}");
     for n in 0..10_u8 {

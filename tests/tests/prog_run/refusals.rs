@@ -1,4 +1,4 @@
-//! Every drop reason, and what is not dropped on somebody else's segment.
+//! Every drop reason, and requests that are not dropped as they belong to another segment.
 
 use fence_common::hash::HashKind;
 use fence_common::verdict::Verdict;
@@ -12,7 +12,7 @@ fn strict() -> Program {
     Program::load(&listener(HashKind::Sha256, true), Some(&key()))
 }
 
-/// Every fault of a request with its verdict; the digests are right, so nothing else is wrong.
+/// Every fault of a request, with its verdict. The digests are right, so this is the only fault.
 fn faulty() -> Vec<(Request, Verdict)> {
     let good = request_v4();
     let address = |first_four: [u8; 4]| {
@@ -123,7 +123,7 @@ fn what_comes_from_nobodys_address_passes() {
         0 | 127 | 224.. => (first, Verdict::Martian),
         _ => (first, Verdict::Delivered),
     }) {
-        // The header's checksum is for the stack to look at.
+        // The stack checks the header's checksum.
         program.expect(&with(good_v4(), ETHERNET + 12, &[first]), verdict);
     }
     for (source, verdict) in [
@@ -149,7 +149,7 @@ fn several_requests_in_one_frame_pass() {
         program.expect(&ipv4(tagged(7), &v4.as_bytes().repeat(count)), Verdict::Gso);
         program.expect(&ipv4(UNTAGGED, &v4.as_bytes().repeat(count)[1..]), Verdict::Length);
     }
-    // Joined or not, it has to fit.
+    // The UDP length must fit into the IP length, also with several requests in a frame.
     let two = ipv4(UNTAGGED, &v4.as_bytes().repeat(2));
     program.expect(&with(two, ETHERNET + 2, &u16::to_be_bytes(20 + 8 + 351)), Verdict::Length);
 }
@@ -158,10 +158,10 @@ fn several_requests_in_one_frame_pass() {
 fn a_udp_length_that_does_not_fit_is_dropped_and_one_that_leaves_a_rest_is_not() {
     let mut program = strict();
     let request = signed(&key(), request_v4());
-    // UDP says 176 bytes, IP has room for 175 only (and the frame for all of it).
+    // UDP says 176 bytes, IP has room for only 175, and the frame for all of them.
     let total = u16::to_be_bytes(20 + 8 + 175);
     program.expect(&with(good_v4(), ETHERNET + 2, &total), Verdict::Length);
-    // IP has four bytes more than UDP claims: the stack cuts them off, so do we.
+    // IP has four bytes more than UDP claims: the program cuts them off like the stack.
     let mut longer = request.as_bytes().to_vec();
     longer.extend([0xee; 4]);
     let frame = ipv4(UNTAGGED, &longer);

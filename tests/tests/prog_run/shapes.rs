@@ -1,4 +1,4 @@
-//! Frames that are not ours, and frames that leave a doubt: all of them pass, each for its reason.
+//! Frames that are not requests, and doubtful frames: all of them pass, each with its reason.
 
 use etherparse::{
     IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6FlowLabel,
@@ -22,13 +22,13 @@ fn good_requests_are_delivered() {
     let mut program = program();
     program.expect(&good_v4(), Verdict::Delivered);
     program.expect(&good_v6(), Verdict::Delivered);
-    // A priority tag puts nothing on another segment.
+    // A priority tag does not change the segment.
     program.expect(&ipv4(tagged(0), signed(&key(), request_v4()).as_bytes()), Verdict::Delivered);
     program.expect(&ipv6(tagged(0), signed(&key(), request_v6()).as_bytes()), Verdict::Delivered);
     // A service tag is a VLAN tag.
     let service = with(ipv4(tagged(0), signed(&key(), request_v4()).as_bytes()), 12, &[0x88, 0xa8]);
     program.expect(&service, Verdict::Delivered);
-    // Padding and a trailer belong to the link.
+    // Padding and a trailer belong to the link layer.
     for rest in [1, 4, 60] {
         let mut padded = good_v4();
         padded.extend(vec![0xaa; rest]);
@@ -43,8 +43,8 @@ fn cut_frames_pass_at_every_length() {
     let tagged_v6 = ipv6(tagged(0), signed(&key(), request_v6()).as_bytes());
     for (frame, ip, ip_header) in [(good_v4(), 14, 20), (good_v6(), 14, 40), (tagged_v4, 18, 20), (tagged_v6, 18, 40)] {
         for len in 0..frame.len() {
-            // Before the IP header is whole nobody can say whose it is; after that its lengths are
-            // not the frame's.
+            // Before the IP header is complete, the frame cannot be assigned. After that its
+            // lengths do not match the frame.
             let expected = if len < ip + ip_header { Verdict::NotOurs } else { Verdict::Malformed };
             if len < SHORTEST {
                 assert_eq!(program.user_space(&frame[..len]), expected);
@@ -75,12 +75,12 @@ fn other_traffic_passes_uncounted() {
         with(good_v4(), 12, &[0x08, 0x06]),
         with(good_v4(), 12, &[0x00, 0xcc]),
         with(good_v4(), 12, &[0x88, 0xcc]),
-        // The other family's type before this one's header.
+        // This family's header under the other family's Ethernet type.
         with(good_v4(), 12, &[0x86, 0xdd]),
-        // Two tags: not looked into.
+        // The program does not look into two tags.
         ipv4(double_tagged(0, 0), payload),
         ipv4(double_tagged(3, 0), payload),
-        // Local multicast of the host itself has no Ethernet header.
+        // The host's own local multicast has no Ethernet header.
         good_v4().split_off(ETHERNET),
         good_v6().split_off(ETHERNET),
         vec![0; SHORTEST],
@@ -171,10 +171,10 @@ fn contradicting_lengths_pass() {
     for payload in [0, 7, 185, 1500, 0xffff_u16] {
         program.expect(&with(good_v6(), ETHERNET + 4, &payload.to_be_bytes()), Verdict::Malformed);
     }
-    // UDP length 0: a jumbogram to an IPv6 stack, nonsense to an IPv4 one. They know best.
+    // UDP length 0: a jumbogram to an IPv6 stack, invalid to an IPv4 stack. The stack decides.
     program.expect(&with(good_v4(), ETHERNET + 20 + 4, &[0, 0]), Verdict::Malformed);
     program.expect(&with(good_v6(), ETHERNET + 40 + 4, &[0, 0]), Verdict::Malformed);
-    // A version that is not the Ethernet type's, a header shorter than one.
+    // An IP version other than the Ethernet type's, or a header that is too short.
     for first in [0x00, 0x40, 0x44, 0x55, 0x65, 0xff] {
         program.expect(&with(good_v4(), ETHERNET, &[first]), Verdict::Malformed);
     }
