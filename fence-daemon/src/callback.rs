@@ -1,4 +1,4 @@
-//! The call-back: connect to the address that a request names, and find out whether the key is there.
+//! The callback: connect to the address that a request names, and find out whether the key is there.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -31,7 +31,7 @@ pub const EXCHANGE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the answer may take to be written: a peer that does not read must not hold us.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why a call-back came to nothing. The request is forgotten, its next copy gets its turn.
+/// Why a callback came to nothing. The request is forgotten, its next copy gets its turn.
 #[derive(Debug, thiserror::Error)]
 pub enum CallbackError {
     /// Nobody could be reached there.
@@ -44,7 +44,7 @@ pub enum CallbackError {
     #[error("cannot connect to {0}: the interface that the request came by is gone or down")]
     Gone(SocketAddr),
     /// They were connected and hung up without a word: a client talks to the first that calls back.
-    #[error("{0} did not want our call-back: {1}")]
+    #[error("{0} did not want our callback: {1}")]
     Unwanted(SocketAddr, io::Error),
     /// The conversation broke off.
     #[error("the connection to {0} broke: {1}")]
@@ -82,7 +82,7 @@ impl Authenticated {
         self.spoke
     }
 
-    /// The call-back address: what groups go by.
+    /// The callback address: what groups go by.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.request.caller().ip().to_canonical()
@@ -112,7 +112,7 @@ impl Authenticated {
     }
 }
 
-/// What call-backs are made with.
+/// What callbacks are made with.
 #[derive(Debug)]
 pub struct Callback {
     auth: HashKind,
@@ -121,7 +121,7 @@ pub struct Callback {
 
 impl Callback {
     /// With `auth`, both sides prove that they have the request's key. A request may be without one only where `auth` is
-    /// [`HashKind::None`]; else its call-back fails.
+    /// [`HashKind::None`]; else its callback fails.
     #[must_use]
     pub fn new(auth: HashKind) -> Self {
         Self { auth, open: Mutex::default() }

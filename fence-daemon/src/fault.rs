@@ -11,7 +11,7 @@ compile_error!("the feature `fault-points` is for tests: it must not be in a rel
 pub(crate) enum Point {
     /// The request is right and new.
     AfterVerify,
-    /// The peer has taken the call-back.
+    /// The peer has taken the callback.
     AfterConnect,
     /// The peer has proven that it has the key.
     AfterAuthentication,

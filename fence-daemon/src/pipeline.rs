@@ -87,7 +87,7 @@ pub struct Pipeline {
     stopping: watch::Sender<Option<Instant>>,
 }
 
-/// By call-back address and port, the newest request of each endpoint there, and how it learns that it is overtaken.
+/// By callback address and port, the newest request of each endpoint there, and how it learns that it is overtaken.
 type Newest = HashMap<SocketAddr, Vec<(Endpoint, Arc<Notify>)>>;
 
 struct Shared {
@@ -98,7 +98,7 @@ struct Shared {
     replays: Arc<ReplayCache>,
     ledger: Mutex<Ledger>,
     claims: Claims,
-    /// By call-back address and port, how to tell the newest request of each that it is overtaken.
+    /// By callback address and port, how to tell the newest request of each that it is overtaken.
     newest: Mutex<Newest>,
     unproven: Unproven,
     /// To be looked at from outside.
@@ -161,7 +161,7 @@ impl Pipeline {
         let now = Moment::now();
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
-            // Whoever sent it took the place of those who were there before, and may take the call-back that is meant for them.
+            // Whoever sent it took the place of those who were there before, and may take the callback that is meant for them.
             self.shared.ledger().reject(request.id(), request.endpoint(), request.arrived().nanos());
             self.shared.requests.turn_away(request.about(), "it had waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
@@ -232,7 +232,7 @@ impl Pipeline {
 /// Why there is nobody to answer to.
 #[derive(Debug)]
 enum NoPeer {
-    /// The call-back failed.
+    /// The callback failed.
     Unreached(CallbackError, Deferral),
     /// It had waited longest without a peer when all places were taken.
     Displaced,
@@ -339,7 +339,7 @@ impl Shared {
         self.finish(peer, held, answer, steps, deferral).await
     }
 
-    /// The call-back came to nothing.
+    /// The callback came to nothing.
     fn give_up(&self, request: &Verified, ticket: Ticket, reason: &NoPeer) -> Ended {
         let (moot, copied) = {
             let mut ledger = self.ledger();
@@ -352,9 +352,9 @@ impl Shared {
         let (seqno, via) = (request.seqno(), request.via());
         match (moot, reason) {
             (Some(reason), _) => return self.tell_moot(request, reason),
-            // The stock client takes one call-back, and refuses or hangs up on the ones to its other addresses.
+            // The stock client takes one callback, and refuses or hangs up on the ones to its other addresses.
             (None, NoPeer::Unreached(error, _)) if copied => {
-                debug!(%op, %domain, %source, seqno, %via, %after, "call-back failed: {error}");
+                debug!(%op, %domain, %source, seqno, %via, %after, "callback failed: {error}");
             }
             // As a rule another host was first.
             (None, NoPeer::Unreached(error, deferral)) if deferral.is_no_worry(error) => {
@@ -364,7 +364,7 @@ impl Shared {
             }
             (None, NoPeer::Unreached(error, deferral)) => self.complain(request.caller(), |held_back| {
                 let doubt = deferral.doubt();
-                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "call-back failed{doubt}: {error}");
+                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "callback failed{doubt}: {error}");
             }),
             (None, NoPeer::Displaced) => self.complain(request.caller(), |held_back| {
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "not answered: {SERVING_MAX} others are being served");
@@ -374,7 +374,7 @@ impl Shared {
             }
         }
         match reason {
-            NoPeer::Unreached(error, _) => Ended::unanswered("no call-back", format!("call-back failed: {error}")),
+            NoPeer::Unreached(error, _) => Ended::unanswered("no callback", format!("callback failed: {error}")),
             NoPeer::Displaced => Ended::unanswered("displaced", "too many are being served"),
             NoPeer::Ended => Ended::unanswered("stopped", "the daemon is stopping"),
         }

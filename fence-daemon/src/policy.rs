@@ -47,7 +47,7 @@ pub enum Denied {
         "no group has both {ip} and {target}: add `ip = \"{ip}\"` and `uuid = \"{target}\"` to one group if it should"
     )]
     NotInAGroup {
-        /// The call-back address.
+        /// The callback address.
         ip: IpAddr,
         /// The target as the request spelled it.
         target: Target,

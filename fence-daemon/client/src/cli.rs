@@ -112,7 +112,7 @@ pub struct Given {
     #[arg(long, value_name = "DIGEST", requires = "configure")]
     pub hash: Option<String>,
 
-    /// The digest of the call-back: sha256, sha512, sha1, none
+    /// The digest of the callback: sha256, sha512, sha1, none
     #[arg(long, value_name = "DIGEST", requires = "configure")]
     pub auth: Option<String>,
 

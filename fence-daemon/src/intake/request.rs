@@ -84,7 +84,7 @@ impl Verified {
         Self { owner, ..self }
     }
 
-    /// Whether the request may name this call-back address: a loopback one means whatever client runs on this host, in whose name a
+    /// Whether the request may name this callback address: a loopback one means whatever client runs on this host, in whose name a
     /// guest would act that may ask for it. `from_here`: the datagram came from this host.
     pub(super) fn may_be_called(&self, from_here: bool) -> bool {
         from_here || !self.caller.ip().is_loopback()
@@ -132,7 +132,7 @@ impl Verified {
         self.sender
     }
 
-    /// The key that its sender has, which the call-back is to be made with, whatever the keys have become meanwhile.
+    /// The key that its sender has, which the callback is to be made with, whatever the keys have become meanwhile.
     #[must_use]
     pub fn key(&self) -> Option<&Key> {
         self.key.as_deref()

@@ -411,7 +411,7 @@ mod tests {
         let slots: Vec<_> = (0..RECENT + 10).map(|_| requests.begin(status)).collect();
         // The first ones are forgotten already: their end is counted, and nobody else's.
         for slot in &slots[..20] {
-            requests.over(*slot, Op::Status, Ended::unanswered("call-back failed", "nobody there"));
+            requests.over(*slot, Op::Status, Ended::unanswered("callback failed", "nobody there"));
         }
         requests.turn_away(status, "too late");
         requests.copy();

@@ -11,7 +11,7 @@ pub struct Steps {
     pub arrived: Moment,
     /// User space knew it as verified.
     pub verified: Moment,
-    /// The call-back was connected and authenticated.
+    /// The callback was connected and authenticated.
     pub called_back: Option<Moment>,
     /// The victim was proven dead.
     pub dead: Option<Moment>,

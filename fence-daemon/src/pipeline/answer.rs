@@ -126,7 +126,7 @@ impl Shared {
         let requester =
             Requester { caller: request.caller(), interface: request.endpoint().interface, arrived: request.arrived() };
         if deadline.by() <= Instant::now() {
-            return Answer::refused(Reply::Failure, "the call-back took too long: nothing was begun");
+            return Answer::refused(Reply::Failure, "the callback took too long: nothing was begun");
         }
         let (op, hypervisors) = (order.op(), self.hypervisors.clone());
         // A task of its own: when the time for the answer is over the client is told, and what has begun stays in force.

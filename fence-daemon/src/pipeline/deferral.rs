@@ -13,7 +13,7 @@ use crate::callback::{Authenticated, CallbackError};
 use crate::hypervisor::Presence;
 use crate::intake::request::Verified;
 
-/// How long a request for a domain that does not run here waits for its call-back; half as long again if nothing here can say anything good of it. Shorter
+/// How long a request for a domain that does not run here waits for its callback; half as long again if nothing here can say anything good of it. Shorter
 /// than the client takes to ask again (2 s).
 pub(super) const DEFER: Duration = Duration::from_secs(1);
 
@@ -29,7 +29,7 @@ pub(super) enum Deferral {
 }
 
 impl Deferral {
-    /// Whether a call-back that failed like this means as a rule that another host was first.
+    /// Whether a callback that failed like this means as a rule that another host was first.
     pub(super) fn is_no_worry(self, error: &CallbackError) -> bool {
         match (self, error) {
             (Self::By(Presence::Runs), _) => false,
@@ -43,7 +43,7 @@ impl Deferral {
         }
     }
 
-    /// What a failed call-back may mean beyond its error.
+    /// What a failed callback may mean beyond its error.
     pub(super) fn doubt(self) -> &'static str {
         match self {
             Self::By(Presence::Runs) => {

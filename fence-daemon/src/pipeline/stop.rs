@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// How long a stop waits for call-backs and for answers. An honest exchange takes milliseconds, and
+/// How long a stop waits for callbacks and for answers. An honest exchange takes milliseconds, and
 /// a client that has been connected to does not ask again: cut off in the middle it reports a
 /// failed fence.
 pub const STOP_GRACE: Duration = Duration::from_secs(1);

@@ -96,7 +96,7 @@ async fn authenticate_with(key: &Key, stream: &mut TcpStream) {
     stream.write_all(&key.digest(AUTH, &[&theirs])).await.unwrap();
 }
 
-/// An honest client: takes one call-back, authenticates and returns all that is said then.
+/// An honest client: takes one callback, authenticates and returns all that is said then.
 fn client(listener: TcpListener) -> JoinHandle<Vec<u8>> {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();

@@ -19,7 +19,7 @@ pub(crate) struct Frame {
     /// VLAN tags, the outer one first: Ethernet type and tag.
     pub(crate) tags: Vec<[u16; 2]>,
     pub(crate) source: IpAddr,
-    /// The call-back address, where it is not the source.
+    /// The callback address, where it is not the source.
     pub(crate) callback: Option<IpAddr>,
     pub(crate) ttl: u8,
     /// IPv4: flags and fragment offset.

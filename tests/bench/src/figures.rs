@@ -133,7 +133,7 @@ pub fn all() -> Vec<Figure> {
             Part::Idle => [
                 &[
                     (Target::Faster(30.0), "less between datagram and kill"),
-                    (Target::OfBare(3.0), "less around the kill: datagram, call-back, exchange and reply"),
+                    (Target::OfBare(3.0), "less around the kill: datagram, callback, exchange and reply"),
                 ],
                 &[(Target::Faster(100.0), "as for off: the reply comes at the same moment")],
                 &[(Target::Faster(3.0), "a faster start of QEMU by libvirt, which is nearly all of it")],
@@ -168,7 +168,7 @@ pub fn all() -> Vec<Figure> {
     add(Part::Callers, &behind("silent", 0), "status, nobody in the way", Unit::Time, &[]);
     for kind in ["silent", "dead"] {
         for count in CROWDS {
-            let target = (Target::OfOwn(1.2, behind("silent", 0)), "fewer call-backs at once, or more cores");
+            let target = (Target::OfOwn(1.2, behind("silent", 0)), "fewer callbacks at once, or more cores");
             let targets = if (kind, count) == ("silent", 100) { vec![target] } else { Vec::new() };
             let title = format!("status behind {count} {kind} caller{}", if count == 1 { "" } else { "s" });
             add(Part::Callers, &behind(kind, count), &title, Unit::Time, &targets);

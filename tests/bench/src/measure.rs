@@ -43,7 +43,7 @@ fn kill(bed: &Bed, op: Op, victim: Victim, witness: &Witness) -> Result<Killed> 
         let answer = caller::ask(&peer, op, victim.name(), PATIENCE);
         // Asked before the watchers are waited for: this is what the reply is held to.
         let was_dead = witness.is_dead();
-        let answer = answer?.context("no call-back")?;
+        let answer = answer?.context("no callback")?;
         ensure!(answer.code == 0, "{op:?} of {}: the reply is {}", victim.name(), answer.code);
         ensure!(was_dead?, "FALSE SUCCESS: {op:?} of {} was answered while it lived", victim.name());
         let panicked = |_| anyhow!("a watcher panicked");
@@ -164,7 +164,7 @@ pub fn status(bed: &Bed, contender: Contender, times: usize, results: &mut Resul
     let domain = Victim::Idle.name();
     let peer = bed.peer()?;
     for _ in 0..5 * times {
-        let answer = caller::ask(&peer, Op::Status, domain, PATIENCE)?.context("no call-back")?;
+        let answer = caller::ask(&peer, Op::Status, domain, PATIENCE)?.context("no callback")?;
         ensure!(answer.code == 0, "status of a running machine: {}", answer.code);
         results.add("status.raw", contender, answer.took().as_secs_f64());
     }

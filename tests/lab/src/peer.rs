@@ -148,7 +148,7 @@ impl Peer {
                     return Ok(Some(CallBack { stream, key: self.key.clone(), auth: self.auth }));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error).context("accepting the call-back"),
+                Err(error) => return Err(error).context("accepting the callback"),
             }
             // The callback itself wakes this client, so that no sleep of ours is measured.
             let left = deadline.saturating_duration_since(Instant::now());
@@ -168,7 +168,7 @@ impl Peer {
                 return Ok(call);
             }
         }
-        bail!("no call-back to {:?} of {domain} within {TALK_LIMIT:?}", op)
+        bail!("no callback to {:?} of {domain} within {TALK_LIMIT:?}", op)
     }
 }
 
@@ -208,13 +208,13 @@ pub struct CallBack {
 impl CallBack {
     /// Writes bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).context("writing to the call-back")
+        self.stream.write_all(bytes).context("writing to the callback")
     }
 
     /// Reads exactly 64 bytes: a response or a challenge.
     pub fn read_block(&mut self) -> Result<[u8; HASH_LEN]> {
         let mut block = [0; HASH_LEN];
-        self.stream.read_exact(&mut block).context("reading from the call-back")?;
+        self.stream.read_exact(&mut block).context("reading from the callback")?;
         Ok(block)
     }
 
@@ -253,7 +253,7 @@ impl CallBack {
 
     /// Says that we say nothing more; reading goes on.
     pub fn stop_writing(&self) -> Result<()> {
-        self.stream.shutdown(Shutdown::Write).context("closing our half of the call-back")
+        self.stream.shutdown(Shutdown::Write).context("closing our half of the callback")
     }
 
     /// All that the server still says until it closes the connection.
@@ -264,7 +264,7 @@ impl CallBack {
         let mut bytes = Vec::new();
         match self.stream.read_to_end(&mut bytes) {
             Err(error) if error.kind() != ErrorKind::ConnectionReset => {
-                Err(error).context("waiting for the end of the call-back")
+                Err(error).context("waiting for the end of the callback")
             }
             Ok(_) | Err(_) => Ok(bytes),
         }

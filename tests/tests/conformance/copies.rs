@@ -65,10 +65,10 @@ fn repeated() -> Vec<Case> {
         .collect()
 }
 
-/// A case with a first call-back that comes to nothing, by `spoil`.
+/// A case with a first callback that comes to nothing, by `spoil`.
 fn spoilt(name: &str, spoil: fn(&Peer, Request) -> Result<()>) -> Case {
     let domain = name.to_owned();
-    let case = Case::new(name, Expected::both("reply 0 / no call-back, then off"), move |stage, watched| {
+    let case = Case::new(name, Expected::both("reply 0 / no callback, then off"), move |stage, watched| {
         let peer = stage.peer(1)?;
         let request = peer.request(Op::Off, &domain)?;
         spoil(&peer, request)?;
@@ -86,16 +86,16 @@ fn spoilt(name: &str, spoil: fn(&Peer, Request) -> Result<()>) -> Case {
 
 fn first_call(peer: &Peer, request: Request) -> Result<fence_lab::peer::CallBack> {
     peer.send(request)?;
-    peer.called_back(Duration::from_secs(10))?.context("no first call-back")
+    peer.called_back(Duration::from_secs(10))?.context("no first callback")
 }
 
 fn spoilt_call_backs() -> Vec<Case> {
     vec![
-        spoilt("after a call-back that was hung up on", |peer, request| {
+        spoilt("after a callback that was hung up on", |peer, request| {
             drop(first_call(peer, request)?);
             Ok(())
         }),
-        spoilt("after a call-back hung up on in the middle", |peer, request| first_call(peer, request)?.challenge()),
+        spoilt("after a callback hung up on in the middle", |peer, request| first_call(peer, request)?.challenge()),
         spoilt("after a wrong response", |peer, request| {
             let mut call = first_call(peer, request)?;
             call.challenge()?;
@@ -130,13 +130,13 @@ fn burst() -> Case {
 /// The identical datagram again. The stock client never sends one, as each of its datagrams has new
 /// random bytes.
 fn replayed() -> Case {
-    let name = "the very same datagram after a failed call-back";
+    let name = "the very same datagram after a failed callback";
     let expected = Expected::differ("replays", "reply 0, then off", format!("{SILENCE}, then running"));
     Case::new(name, expected, move |stage, watched| {
         let peer = stage.peer(1)?;
         let datagram = peer.sign(peer.request(Op::Off, name)?)?;
         peer.send_bytes(datagram.as_bytes())?;
-        drop(peer.called_back(Duration::from_secs(10))?.context("no first call-back")?);
+        drop(peer.called_back(Duration::from_secs(10))?.context("no first callback")?);
         std::thread::sleep(Duration::from_millis(200));
         peer.send_bytes(datagram.as_bytes())?;
         let text = perhaps(stage, &peer)?;
@@ -230,7 +230,7 @@ fn stock_client() -> Vec<Case> {
 }
 
 /// On a segment with several hypervisors all of them hear a request, and the client takes the first
-/// call-back that it gets.
+/// callback that it gets.
 fn deferred() -> Case {
     let expected = Expected::differ("unknown-defers", "the unknown domain first", "the unknown domain last");
     Case::new("an unknown domain, and then something else", expected, |stage, watched| {

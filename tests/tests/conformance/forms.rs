@@ -78,10 +78,10 @@ fn datagrams() -> Vec<Case> {
             let end = request.domain.iter().position(|byte| *byte == 0).unwrap_or(0);
             request.domain[end..].fill(b'x');
         }),
-        changed("call-back port 0", nothing(), |request| request.port = 0.into()),
+        changed("callback port 0", nothing(), |request| request.port = 0.into()),
         changed("an IPv6 family", nothing(), |request| request.family = FAMILY_V6.into()),
         changed("a family that is none", nothing(), |request| request.family = 77.into()),
-        changed("call-back to 0.0.0.0", nothing(), |request| set_address(request, Ipv4Addr::UNSPECIFIED.into())),
+        changed("callback to 0.0.0.0", nothing(), |request| set_address(request, Ipv4Addr::UNSPECIFIED.into())),
         payload("a byte too short", only_stock("other-lengths"), |peer, request| {
             Ok(peer.sign(request)?.as_bytes()[..175].to_vec())
         }),
@@ -126,7 +126,7 @@ fn ways() -> Vec<Case> {
         watched.push(peer);
         Ok(text)
     });
-    let nat = "a call-back address that is not the source";
+    let nat = "a callback address that is not the source";
     let not_source = Case::new(nat, only_stock("strict-source"), move |stage, watched| {
         let (front, peer) = (stage.peer(2)?, stage.peer(1)?);
         front.send(peer.request(Op::Off, nat)?)?;
@@ -182,7 +182,7 @@ fn refusals() -> Vec<Case> {
             let peer = stage.peer(1)?.with_digests(HashKind::Sha256, HashKind::Sha512);
             let said = talk::sent(&peer, peer.request(Op::Off, "node-auth")?, HashKind::Sha512)?;
             watched.push(peer);
-            Ok(format!("{said}, {}", told(stage, &["node-auth", &stage.guest(1)?.v4.to_string(), "call-back failed"])))
+            Ok(format!("{said}, {}", told(stage, &["node-auth", &stage.guest(1)?.v4.to_string(), "callback failed"])))
         }),
     ]
 }

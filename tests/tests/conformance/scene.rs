@@ -2,7 +2,7 @@
 //! against our daemon.
 //!
 //! What a case brings out is text, and compared verbatim. It has everything that a client can see
-//! (each reply to the byte, an exit code, printed lines, that nobody called back), call-backs that
+//! (each reply to the byte, an exit code, printed lines, that nobody called back), callbacks that
 //! nobody asked for, and the state that the server's own host list gives for the case's domain when
 //! all is over.
 
@@ -238,7 +238,7 @@ impl Scene {
         for (text, watched) in &mut seen {
             let more: usize = watched.iter().map(|peer| unasked(peer, stage)).sum();
             if more > 0 {
-                text.push_str(&format!("; {more} more call-backs"));
+                text.push_str(&format!("; {more} more callbacks"));
             }
         }
         let deadline = Instant::now() + SETTLED_WITHIN;
@@ -312,7 +312,7 @@ fn machines(hypervisor: &Hypervisor, machines: &[(String, State)]) -> Result<Lib
     Ok(libvirtd)
 }
 
-/// How many call-backs wait at a client that did not ask for any more. Each is talked to, or a
+/// How many callbacks wait at a client that did not ask for any more. Each is talked to, or a
 /// stock server would wait.
 fn unasked(peer: &Peer, stage: &Stage) -> usize {
     let mut count = 0;

@@ -177,7 +177,7 @@ fn unprotected() -> Vec<Start> {
         Start::new("a missing key file", exits(255), |file| listener(file, "key_file = \"/run/lab/none\";")).unsigned(),
         Start::new(
             "an empty key file",
-            Expected::differ("vain-keys", "serves, status is no call-back", "exit 255"),
+            Expected::differ("vain-keys", "serves, status is no callback", "exit 255"),
             |file| listener(file, "key_file = \"/run/lab/empty.key\";"),
         )
         .unsigned(),

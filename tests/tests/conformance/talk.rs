@@ -1,4 +1,4 @@
-//! What clients do in cases: ask, take the call-back, and put what came of it into words.
+//! What clients do in cases: ask, take the callback, and put what came of it into words.
 
 use std::time::{Duration, Instant};
 
@@ -12,12 +12,12 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::scene::Stage;
 
 /// What is said where nobody called back.
-pub(crate) const SILENCE: &str = "no call-back";
-/// What is said where the call-back ended before the reply.
+pub(crate) const SILENCE: &str = "no callback";
+/// What is said where the callback ended before the reply.
 pub(crate) const NO_REPLY: &str = "no reply";
-/// How long is waited for a call-back before the request is sent again, as stock clients do.
+/// How long is waited for a callback before the request is sent again, as stock clients do.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How long is waited for a call-back that one server makes and the other does not.
+/// How long is waited for a callback that one server makes and the other does not.
 pub(crate) const PERHAPS: Duration = Duration::from_millis(2500);
 
 /// A key with every byte value in it, NUL included, of the length that Debian's package makes.
@@ -56,7 +56,7 @@ pub(crate) fn sent(peer: &Peer, request: Request, auth: HashKind) -> Result<Stri
     bail!("{SILENCE} in {} s", 4 * AGAIN.as_secs())
 }
 
-/// Waits for a call-back that may not come, and tells what came of it.
+/// Waits for a callback that may not come, and tells what came of it.
 pub(crate) fn perhaps(stage: &Stage, peer: &Peer) -> Result<String> {
     let auth = stage.config.auth;
     if !stage.is_stock() {

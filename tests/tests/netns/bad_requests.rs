@@ -60,12 +60,12 @@ fn bad_requests(peer: &Peer, other_guest: Ipv4Addr) -> Result<Vec<Bad>> {
         ("SHA-1, weaker than the configured SHA-256", "drop_hash_weak", hashed(HashKind::Sha1)?),
         ("no digest", "drop_unsigned", hashed(HashKind::None)?),
         ("a name without NUL", "drop_domain", changed(&|request| request.domain = [b'x'; 64])?),
-        ("call-back port 0", "drop_port", changed(&|request| request.port = 0.into())?),
-        ("IPv6 call-back in an IPv4 datagram", "drop_family", changed(&|request| request.family = FAMILY_V6.into())?),
+        ("callback port 0", "drop_port", changed(&|request| request.port = 0.into())?),
+        ("IPv6 callback in an IPv4 datagram", "drop_family", changed(&|request| request.family = FAMILY_V6.into())?),
         ("an unknown address family", "drop_family", changed(&|request| request.family = 77.into())?),
-        ("call-back to nowhere", "drop_address", set(Ipv4Addr::UNSPECIFIED.into())?),
-        ("call-back to a group", "drop_address", set(Ipv4Addr::new(225, 0, 0, 12).into())?),
-        ("call-back to somebody else", "drop_source", set(other_guest.into())?),
+        ("callback to nowhere", "drop_address", set(Ipv4Addr::UNSPECIFIED.into())?),
+        ("callback to a group", "drop_address", set(Ipv4Addr::new(225, 0, 0, 12).into())?),
+        ("callback to somebody else", "drop_source", set(other_guest.into())?),
         ("a bit of the domain flipped", "drop_digest", flipped(4)?),
         ("a bit of the digest flipped", "drop_digest", flipped(112)?),
         ("a bit after the digest flipped", "drop_digest", flipped(175)?),
@@ -126,7 +126,7 @@ fn a_guest_behind_nat_is_served_where_the_source_need_not_match() -> Result<()> 
         let (front, listener) = (Peer::new(&bench.guest, &key(), Family::V4)?, Peer::new(&behind, &key(), Family::V4)?);
         front.send(listener.request(Op::Status, DOMAIN)?)?;
         let call = listener.called_back(Duration::from_secs(20))?;
-        let mut call = call.with_context(|| format!("attach={attach}: no call-back: {}", server.log()))?;
+        let mut call = call.with_context(|| format!("attach={attach}: no callback: {}", server.log()))?;
         ensure!(call.converse()? == 0);
     }
     Ok(())

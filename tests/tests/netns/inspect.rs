@@ -134,8 +134,8 @@ fn what_was_served_is_told() -> Result<()> {
         (Some("off"), Some("no\\u{7}body"), Some("failure")),
     ];
     // The list may have come from each of the hypervisor's addresses; the stock client takes one
-    // call-back.
-    let answered: Vec<_> = told.iter().copied().filter(|(_, _, result)| *result != Some("no call-back")).collect();
+    // callback.
+    let answered: Vec<_> = told.iter().copied().filter(|(_, _, result)| *result != Some("no callback")).collect();
     ensure!(answered == expected, "{told:?}");
     let steps = &recent.last().context("nothing")?["steps"];
     let steps: Vec<_> = ["verified_us", "called_back_us", "dead_us", "replied_us", "ended_us"]

@@ -316,7 +316,7 @@ fn a_group_of_the_link_is_followed_by_a_socket_of_its_own() -> Result<()> {
             let request = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
             sender.send_to(request.as_bytes(), &SocketAddr::from((GROUP, 1229)).into())?;
             let call = peer.called_back(NOTICE)?;
-            let reply = call.with_context(|| format!("no call-back: {}", server.log()))?.converse()?;
+            let reply = call.with_context(|| format!("no callback: {}", server.log()))?.converse()?;
             ensure!(reply == 0, "{reply}: {}", server.log());
             let via = server.next_fence(position)?.get("via").map(str::to_owned);
             ensure!(via.as_deref() == Some(if attach == "off" { "socket" } else { "kernel" }), "{via:?}");

@@ -46,7 +46,7 @@ fn what_waited_too_long_in_the_socket_is_not_done() -> Result<()> {
 }
 
 /// A client is gone, the next one listens on the same address and port and asks for something else:
-/// the call-back that was made for the first one ends at once, and the second one has its own.
+/// the callback that was made for the first one ends at once, and the second one has its own.
 #[test]
 fn a_call_back_for_a_client_that_is_gone_ends_when_the_next_one_asks() -> Result<()> {
     let bench = Bench::new()?;
@@ -61,7 +61,7 @@ fn a_call_back_for_a_client_that_is_gone_ends_when_the_next_one_asks() -> Result
     Ok(())
 }
 
-/// Nothing has come of a call-back for as long as a client takes to ask again. The client is gone
+/// Nothing has come of a callback for as long as a client takes to ask again. The client is gone
 /// by now, and whoever listens at its place next has a request of its own on the way, perhaps lost:
 /// no connection may bring it somebody else's answer.
 #[test]
@@ -120,7 +120,7 @@ fn of_two_that_waited_together_in_the_socket_only_the_newer_is_answered() -> Res
     waited_together("off")
 }
 
-/// A client that has taken its call-back does not ask again: a stop must not cut it off in the
+/// A client that has taken its callback does not ask again: a stop must not cut it off in the
 /// middle of the conversation.
 #[test]
 fn a_stop_leaves_a_conversation_time_to_end() -> Result<()> {
@@ -138,7 +138,7 @@ fn a_stop_leaves_a_conversation_time_to_end() -> Result<()> {
     Ok(())
 }
 
-/// The stock client sends one request for each of its addresses and takes the first call-back; the
+/// The stock client sends one request for each of its addresses and takes the first callback; the
 /// others come to nothing, which is nothing to be told about.
 #[test]
 fn a_guest_with_two_addresses_is_no_cause_for_complaint() -> Result<()> {
@@ -149,7 +149,7 @@ fn a_guest_with_two_addresses_is_no_cause_for_complaint() -> Result<()> {
         bench.expect(&server, bench.guest.space(), &bench.about_domain(op), 0)?;
     }
     std::thread::sleep(Duration::from_secs(1));
-    ensure!(!server.log().contains("call-back failed"), "{}", server.log());
+    ensure!(!server.log().contains("callback failed"), "{}", server.log());
     Ok(())
 }
 

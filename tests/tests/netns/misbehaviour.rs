@@ -21,7 +21,7 @@ fn peer(bench: &Bench) -> Result<Peer> {
     Peer::new(&bench.guest, &key(), Family::V4)
 }
 
-/// A call-back in which the daemon has answered our challenge, and the challenge that it waits for
+/// A callback in which the daemon has answered our challenge, and the challenge that it waits for
 /// our answer to.
 fn examined(peer: &Peer) -> Result<(CallBack, [u8; HASH_LEN])> {
     let mut call = peer.ask(Op::Off, DOMAIN)?;
@@ -133,8 +133,8 @@ fn a_request_whose_call_back_failed_is_served_when_it_comes_again() -> Result<()
     let peer = peer(&bench)?;
     let request = peer.request(Op::Off, DOMAIN)?;
     peer.send(request)?;
-    drop(peer.called_back(Duration::from_secs(20))?.context("no call-back")?);
-    // The same request again, as the stock client repeats it every two seconds, until its call-back
+    drop(peer.called_back(Duration::from_secs(20))?.context("no callback")?);
+    // The same request again, as the stock client repeats it every two seconds, until its callback
     // is taken.
     let again = || -> Result<Option<u8>> {
         peer.send(request)?;
@@ -158,7 +158,7 @@ fn a_datagram_that_was_heard_and_is_sent_again_does_nothing() -> Result<()> {
         let peer = peer(&bench)?;
         let heard = peer.sign(peer.request(Op::Off, DOMAIN)?)?;
         peer.send_bytes(heard.as_bytes())?;
-        let mut call = peer.called_back(Duration::from_secs(5))?.context("no call-back")?;
+        let mut call = peer.called_back(Duration::from_secs(5))?.context("no callback")?;
         ensure!(call.converse()? == 0, "{}", server.log());
         bench.expect(&server, bench.guest.space(), &bench.about_domain("on"), 0)?;
         std::thread::sleep(fence_common::ledger::REMEMBER + Duration::from_secs(1));
@@ -172,7 +172,7 @@ fn a_datagram_that_was_heard_and_is_sent_again_does_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A guest that names the hypervisor's own loopback as its call-back address would be authenticated
+/// A guest that names the hypervisor's own loopback as its callback address would be authenticated
 /// by whatever client runs on the hypervisor, in that one's name.
 #[test]
 fn a_guest_is_not_called_back_on_the_hypervisor_itself() -> Result<()> {

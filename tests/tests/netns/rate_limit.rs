@@ -162,7 +162,7 @@ fn a_flood_of_a_recorded_request() -> Result<()> {
     let victim = Peer::new(&scene.honest, &key(), Family::V4)?;
     let recorded = victim.sign(victim.request(Op::Off, DOMAIN)?)?;
     victim.send_bytes(recorded.as_bytes())?;
-    let mut call = victim.called_back(SURELY)?.context("no call-back")?;
+    let mut call = victim.called_back(SURELY)?.context("no callback")?;
     ensure!(call.converse()? == 0);
     scene.bench.expect(&scene.server, scene.honest.space(), &scene.bench.about_domain("on"), 0)?;
     // By another guest, with the victim's source address.
@@ -262,7 +262,7 @@ fn a_ring_that_nobody_reads() -> Result<()> {
     honest.send(honest.request(Op::Status, DOMAIN)?)?;
     scene.server.process().signal(Signal::SIGCONT)?;
     let call = honest.called_back(SURELY)?;
-    ensure!(call.context("no call-back")?.converse()? == 0, "{}", scene.server.log());
+    ensure!(call.context("no callback")?.converse()? == 0, "{}", scene.server.log());
     ensure!(scene.counted("pass_ring_full")? == 0, "the ring was full");
     scene.serve_honest(1)?;
     scene.conclude()
@@ -327,7 +327,7 @@ fn replayed_after_a_crash(attach: &'static str) -> Result<()> {
     let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
     let recorded = peer.sign(peer.request(Op::Off, DOMAIN)?)?;
     peer.send_bytes(recorded.as_bytes())?;
-    let mut call = peer.called_back(SURELY)?.context("no call-back")?;
+    let mut call = peer.called_back(SURELY)?.context("no callback")?;
     ensure!(call.converse()? == 0);
     server.stop(Signal::SIGKILL)?;
 

@@ -50,7 +50,7 @@ fn each_refusal_is_logged_with_its_reason() -> Result<()> {
     let _ = call.read_block()?;
     call.write(&[7; 64])?;
     ensure!(call.reply()?.is_none());
-    line_with(&server, position, &["WARN", "call-back failed", "op=off", &source])?;
+    line_with(&server, position, &["WARN", "callback failed", "op=off", &source])?;
 
     ensure!(
         member.ask(Op::Status, DOMAIN)?.converse()? == Reply::Success.to_wire(),
@@ -71,7 +71,7 @@ fn a_loud_source_is_held_back_and_the_others_are_not() -> Result<()> {
     for _ in 0..6 {
         many.iter().try_for_each(|peer| peer.send(peer.request(Op::Off, DOMAIN)?))?;
         for peer in &many {
-            let mut call = peer.called_back(SOON)?.context("no call-back")?;
+            let mut call = peer.called_back(SOON)?.context("no callback")?;
             ensure!(call.converse()? == Reply::PermissionDenied.to_wire());
         }
     }

@@ -176,7 +176,7 @@ fn rotate(attach: &'static str) -> Result<()> {
     let asked = asked.with_context(|| format!("the server's log: {}", server.log()))?;
     ensure!(asked >= 40, "only {asked} requests");
     let log = server.log();
-    ensure!(!log.contains("call-back failed") && !log.contains("ERROR"), "{log}");
+    ensure!(!log.contains("callback failed") && !log.contains("ERROR"), "{log}");
     if attach == "auto" {
         // The daemon accepted each datagram the first time, through the ring buffer.
         let counters = bench.counters()?;

@@ -92,7 +92,7 @@ fn debug_logs_more() -> Result<()> {
         for _ in 0..2 {
             peer.send(request)?;
         }
-        ensure!(peer.called_back(SURELY)?.context("no call-back")?.converse()? == 0);
+        ensure!(peer.called_back(SURELY)?.context("no callback")?.converse()? == 0);
         poll_until("the answer's line", SURELY, || Ok(server.log().contains("op=status").then_some(())))?;
         let log = server.log();
         let has = |target: &dyn Fn(&str) -> bool| {
@@ -234,7 +234,7 @@ fn a_copy_is_refused_within_the_replay_window_and_not_after_it() -> Result<()> {
     let request = peer.sign(peer.request(Op::Status, DOMAIN)?)?;
     let send = || peer.send_bytes(zerocopy::IntoBytes::as_bytes(&request));
     send()?;
-    ensure!(peer.called_back(SURELY)?.context("no call-back")?.converse()? == 0);
+    ensure!(peer.called_back(SURELY)?.context("no callback")?.converse()? == 0);
     send()?;
     poll_until("the copy to be refused", SURELY, || Ok((counted(&bench, "drop_replay")? > 0).then_some(())))?;
     std::thread::sleep(SHORTEST + Duration::from_secs(2));

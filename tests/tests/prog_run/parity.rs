@@ -41,7 +41,7 @@ fn mutation() -> impl Strategy<Value = Mutation> {
         // Bytes with a meaning: operation, kind, address, port, family.
         4 => (select(vec![0, 1, 68, 69, 71, 96, 97, 108, 109]), byte())
             .prop_map(|(at, byte)| Mutation::Request(176 - at, byte)),
-        // A call-back address that nobody has: seldom come upon by chance.
+        // A callback address that nobody has: seldom come upon by chance.
         1 => select(vec![0, 127, 224, 255]).prop_map(|byte| Mutation::Request(176 - 68, byte)),
         1 => any::<prop::sample::Index>().prop_map(Mutation::Cut),
         1 => prop::collection::vec(any::<u8>(), 1..64).prop_map(Mutation::Pad),

@@ -116,7 +116,7 @@ fn another_length_is_dropped() {
 
 #[test]
 fn what_comes_from_nobodys_address_passes() {
-    // With any call-back address allowed, and with a digest that is right: the source is all that
+    // With any callback address allowed, and with a digest that is right: the source is all that
     // is odd.
     let mut program = Program::load(&listener(HashKind::Sha256, false), Some(&key()));
     for (first, verdict) in (0..=u8::MAX).map(|first| match first {

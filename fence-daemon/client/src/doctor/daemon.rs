@@ -145,7 +145,7 @@ pub fn requests(report: &Report) -> Vec<Finding> {
         newest.entry(client).or_insert(request);
     }
     for (client, request) in newest {
-        if request.result.as_deref() == Some("no call-back") {
+        if request.result.as_deref() == Some("no callback") {
             let why = request.detail.as_deref().unwrap_or("unknown");
             let seen = format!("{client} asked ({}) and could not be called back: {why}", request.op);
             let remedy = "its firewall must let TCP from this host to the port in; where it was a failed exchange, its `-C` differs from `auth` here: \
@@ -254,7 +254,7 @@ mod tests {
         report.refused.clear();
         let mut failed = report.requests.recent[0].clone();
         failed.client = "192.168.122.99:1229".to_owned();
-        failed.result = Some("no call-back".to_owned());
+        failed.result = Some("no callback".to_owned());
         let mut served = failed.clone();
         served.result = Some("success".to_owned());
         report.requests.recent = vec![failed.clone(), served.clone()];

@@ -30,7 +30,7 @@ pub struct Settings {
     pub port: u16,
     /// The datagram's digest.
     pub hash: HashKind,
-    /// The call-back's digest.
+    /// The callback's digest.
     pub auth: HashKind,
     /// The key's file.
     pub key_file: PathBuf,
@@ -114,7 +114,7 @@ fn judge(said: &Said, took: Duration, identity: &Identity, settings: &Settings) 
         return vec![Finding::ok(CHECK, seen), own(&rows, identity)];
     }
     if words.contains("hallenge") {
-        let remedy = "the call-back came and the two did not agree: fence_xvm's `-C` (`auth` in Pacemaker) differs from `auth` in the host's \
+        let remedy = "the callback came and the two did not agree: fence_xvm's `-C` (`auth` in Pacemaker) differs from `auth` in the host's \
                       fence_virt.conf, or the host has answered with another key: compare fingerprints with `fence-daemon doctor` there";
         return vec![
             Finding::wrong(CHECK, "called back, and the exchange failed", remedy).command(settings.command() + " -ddd"),
@@ -123,10 +123,10 @@ fn judge(said: &Said, took: Duration, identity: &Identity, settings: &Settings) 
     let remedy = format!(
         "nobody called back within {WAIT} s. If nothing above is wrong it is one of these, and `fence-daemon doctor` on the hypervisor says which: \
          the daemon does not run; it listens on another interface; its key is another one (compare fingerprints); it demands a stronger digest than \
-         {}; its firewall drops requests or call-backs; `strict_source` and a NAT between the two",
+         {}; its firewall drops requests or callbacks; `strict_source` and a NAT between the two",
         settings.hash.name()
     );
-    vec![Finding::wrong(CHECK, "no call-back", remedy).command("fence-daemon doctor")]
+    vec![Finding::wrong(CHECK, "no callback", remedy).command("fence-daemon doctor")]
 }
 
 /// A line for each domain: its name, its UUID, and its state.

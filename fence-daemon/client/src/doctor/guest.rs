@@ -36,7 +36,7 @@ pub fn check(config: &Path, key_file: Option<&Path>) -> Vec<Finding> {
     let exchange = exchange::check(&settings);
     if exchange.iter().any(|finding| finding.check == exchange::CHECK && finding.state == State::Ok) {
         // What has come through needs no reading of rules.
-        findings.push(Finding::ok(firewall::CHECK, "lets requests and call-backs through: one was answered"));
+        findings.push(Finding::ok(firewall::CHECK, "lets requests and callbacks through: one was answered"));
     } else {
         for seen in &seen {
             findings.extend(firewall::guest(&Traffic { seen, group: settings.group, port: settings.port }));

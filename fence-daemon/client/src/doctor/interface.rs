@@ -227,7 +227,7 @@ fn judge_rp_filter(name: &str, mode: u64, eaten: Option<u64>) -> Finding {
             CHECK,
             format!("strict on {name}, and {eaten} packets were dropped for it (on all interfaces, since the boot)"),
             "requests from addresses that this host would answer by another interface are lost where they come by the socket (the kernel program is \
-             before it), and so are answers to call-backs: give the host a route to them by that interface, or filter loosely",
+             before it), and so are answers to callbacks: give the host a route to them by that interface, or filter loosely",
         )
         .command(format!("sysctl -w net.ipv4.conf.{name}.rp_filter=2")),
         (STRICT, _) => Finding::ok(CHECK, format!("strict on {name}, and has dropped nothing")),

@@ -1,4 +1,4 @@
-//! Who has the port: on the hypervisor UDP for requests, in a guest TCP for the call-back.
+//! Who has the port: on the hypervisor UDP for requests, in a guest TCP for the callback.
 
 use super::finding::Finding;
 use super::sight::{self, Owner};
@@ -62,7 +62,7 @@ fn judge_udp(port: u16, daemon: Option<u32>, sockets: &[(u64, Vec<Owner>)]) -> V
     findings
 }
 
-/// TCP in a guest, where `fence_xvm` waits for the call-back.
+/// TCP in a guest, where `fence_xvm` waits for the callback.
 #[must_use]
 pub fn tcp(port: u16) -> Finding {
     judge_tcp(port, &owners("tcp", port, true))
@@ -70,14 +70,14 @@ pub fn tcp(port: u16) -> Finding {
 
 fn judge_tcp(port: u16, sockets: &[(u64, Vec<Owner>)]) -> Finding {
     let Some((inode, owners)) = sockets.first() else {
-        return Finding::ok(CHECK, format!("TCP {port} is free for the call-back"));
+        return Finding::ok(CHECK, format!("TCP {port} is free for the callback"));
     };
     match owners.first() {
         Some(Owner { pid, name }) if name == "fence_xvm" => {
             let remedy = "one request at a time: another one fails while it runs, and Pacemaker tries again";
             Finding::warning(
                 CHECK,
-                format!("a fence_xvm (process {pid}) waits for a call-back at TCP {port} at this moment"),
+                format!("a fence_xvm (process {pid}) waits for a callback at TCP {port} at this moment"),
                 remedy,
             )
         }

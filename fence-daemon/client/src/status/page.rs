@@ -53,7 +53,7 @@ pub fn render(report: &Report, screen: Screen) -> String {
     };
     let listener = &report.listener;
     let title = format!(
-        "Listening to {} port {} (digest: {} or stronger, call-back: {})",
+        "Listening to {} port {} (digest: {} or stronger, callback: {})",
         listener.group, listener.port, listener.hash, listener.auth
     );
     section(title, interfaces(report));
@@ -299,7 +299,7 @@ fn tally(report: &Report) -> Table {
     for (name, count, what) in [
         ("in progress", requests.in_progress, "being called back, or carried out"),
         ("answered", requests.answered, "whatever the answer"),
-        ("unanswered", requests.unanswered, "the call-back failed, or something newer was asked"),
+        ("unanswered", requests.unanswered, "the callback failed, or something newer was asked"),
         ("turned away", requests.turned_away, "too many at once, or read too late: their clients ask again"),
         ("copies", requests.copies, "of other addresses of the client, or sent again"),
         (
@@ -460,7 +460,7 @@ mod tests {
             "2.49 ms",
         ];
         assert_eq!(requests[1][..10], off);
-        assert_eq!(requests[2][1..6], ["list", "-", "fd00:122::11", "socket", "no call-back"]);
+        assert_eq!(requests[2][1..6], ["list", "-", "fd00:122::11", "socket", "no callback"]);
         let tally = rows("Requests since");
         assert_eq!(
             tally.iter().map(|row| row[0]).collect::<Vec<_>>(),

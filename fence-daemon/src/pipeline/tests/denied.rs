@@ -58,7 +58,7 @@ async fn a_denied_copy_on_its_way_does_not_stand_in_the_way() {
     assert!(told.is_empty() || told == [Reply::PermissionDenied.to_wire()], "{told:?}");
 }
 
-/// A guest asks with each of its addresses, and its client believes the first call-back.
+/// A guest asks with each of its addresses, and its client believes the first callback.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_address_that_is_permitted_is_called_back_first() {
     let (pipeline, _, _dir) = pipeline(two_groups()).await;

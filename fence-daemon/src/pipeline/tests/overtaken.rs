@@ -1,4 +1,4 @@
-//! Two clients at one call-back address and port: nobody is told what another one has asked, and who asks beside takes nothing away.
+//! Two clients at one callback address and port: nobody is told what another one has asked, and who asks beside takes nothing away.
 
 use super::*;
 
@@ -110,7 +110,7 @@ async fn what_waited_too_long_supersedes_all_the_same() {
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::Off, "one", 1, caller));
     let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
-    // Somebody else listens here now, and has sent this before taking that call-back.
+    // Somebody else listens here now, and has sent this before taking that callback.
     let newer = request(Op::Status, "one", 2, caller);
     pipeline.accept(newer.dangerous_older_for_test(BEGIN_WITHIN + Duration::from_millis(1)));
     authenticate(&mut stream).await;

@@ -108,7 +108,7 @@ impl Walls {
         self.expect(false, "without the guest's rule")?;
         // Otherwise the daemon still calls back, and the next client would take that answer for its
         // own.
-        self.logged(position, "call-back failed")
+        self.logged(position, "callback failed")
     }
 
     /// The daemon's lines in the journal.

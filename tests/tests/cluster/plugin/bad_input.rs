@@ -110,7 +110,7 @@ fn what_is_wrong_is_a_failure_and_says_what() -> Result<()> {
     let nothing = scene.node.must("ls /evil 2> /dev/null; true")?;
     ensure!(nothing.is_empty(), "something was evaluated");
     scene.server.crash()?;
-    // At once, each with a port of its own for the call-back.
+    // At once, each with a port of its own for the callback.
     let mut script = String::new();
     for (port, arguments) in (1301..).zip(["-T off one", "-T on one", "-T reset one", "-S"]) {
         script += &format!(

@@ -72,7 +72,7 @@ fn on_the_hypervisor_each_way_that_is_closed_is_told_and_opened() -> Result<()> 
     let _server = bench.serve(&bench.config("off"))?;
     let cases: [(&str, &[&str]); 4] = [
         ("add rule inet f in udp dport 1229 counter drop", &["requests (UDP 1229, in)", "chain in in table inet f"]),
-        ("add rule inet f out ct state new tcp dport { 80, 1229 } reject", &["the call-back", "chain out"]),
+        ("add rule inet f out ct state new tcp dport { 80, 1229 } reject", &["the callback", "chain out"]),
         (
             "add chain inet f in { policy drop; }
              add rule inet f in udp dport 1229 accept",
@@ -98,7 +98,7 @@ fn in_a_guest_each_way_that_is_closed_is_told_and_opened() -> Result<()> {
         (
             "add chain inet f in { policy drop; }
              add rule inet f in ct state vmap { established : accept, related : accept, invalid : drop }",
-            &["the call-back (TCP 1229, in)", "the chain's policy"],
+            &["the callback (TCP 1229, in)", "the chain's policy"],
         ),
         ("add rule inet f out oifname eth0 udp dport 1000-2000 drop", &["requests (UDP 1229, out)"]),
     ];
@@ -116,9 +116,9 @@ fn the_kernel_program_is_before_the_firewall() -> Result<()> {
     let told = on_hypervisor(&bench)?;
     told.is_quiet()?;
     says(told.find("firewall", "ok")?, &["no matter as long as the kernel program is attached"])?;
-    // The call-back goes through it all the same.
+    // The callback goes through it all the same.
     nft(space, "add rule inet f out tcp dport 1229 drop")?;
-    says(on_hypervisor(&bench)?.find("firewall", "wrong")?, &["the call-back"])
+    says(on_hypervisor(&bench)?.find("firewall", "wrong")?, &["the callback"])
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn a_key_that_is_missing_or_another_one_is_told() -> Result<()> {
     // Now a key exists, but not the hypervisor's.
     let told = ask_with(&none)?;
     told.find("key", "ok")?;
-    says(told.find("exchange", "wrong")?, &["no call-back", "compare fingerprints"])?;
+    says(told.find("exchange", "wrong")?, &["no callback", "compare fingerprints"])?;
     bench.guest.space().must("cp", &["-p", &bench.key, &none])?;
     ask_with(&none)?.find("exchange", "ok")?;
     bench.guest.space().must("chmod", &["640", &none])?;
@@ -111,7 +111,7 @@ fn how_far_a_request_comes_is_told() -> Result<()> {
     let file = bench.hypervisor.path("fence_virt.conf");
     ask(bench.guest.space(), &["-f", &file, "doctor", "--from-guest"])?.find("exchange", "ok")?;
     server.stop(Signal::SIGTERM)?;
-    says(in_guest(&bench)?.find("exchange", "wrong")?, &["no call-back", "the daemon does not run"])
+    says(in_guest(&bench)?.find("exchange", "wrong")?, &["no callback", "the daemon does not run"])
 }
 
 #[test]

@@ -322,7 +322,7 @@ fn a_guest_with_another_key_and_one_that_cannot_be_called_back_are_named() -> Re
     let other = bench.hypervisor.guest(2)?;
     other.space().must("iptables", &["-A", "INPUT", "-p", "tcp", "--dport", "1229", "-j", "REJECT"])?;
     bench.client("status").domain("test").timeout(3).run(other.space())?;
-    poll_until("the call-back to fail", LIMIT, || {
+    poll_until("the callback to fail", LIMIT, || {
         let told = on_hypervisor(&bench)?;
         let named = |finding: &&serde_json::Value| {
             finding["check"] == "requests"

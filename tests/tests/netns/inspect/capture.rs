@@ -33,10 +33,10 @@ fn shown<const N: usize>(bench: &Bench, config: &Config, interfaces: [&str; N]) 
     bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
     let mut shown = [false; N];
     for (mut capture, shown) in captures.into_iter().zip(&mut shown) {
-        // The call-back comes after the request, and no program takes it out: with it the capture
+        // The callback comes after the request, and no program takes it out: with it the capture
         // has seen both.
         let called_back = capture.stdout().wait_for(0, LIMIT, |line| line.contains("Flags [").then_some(()));
-        called_back.with_context(|| format!("no call-back in the capture: {}", capture.stdout().text()))?;
+        called_back.with_context(|| format!("no callback in the capture: {}", capture.stdout().text()))?;
         capture.signal(Signal::SIGINT)?;
         let printed = capture.finish(LIMIT)?;
         *shown = printed.stdout.contains("225.0.0.12.1229: UDP, length 176");

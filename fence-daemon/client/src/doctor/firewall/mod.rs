@@ -1,4 +1,4 @@
-//! The firewall: what it does with requests, call-backs and their answers, as far as its rules can
+//! The firewall: what it does with requests, callbacks and their answers, as far as its rules can
 //! be followed.
 
 mod iptables;
@@ -25,15 +25,15 @@ const BOUND: Duration = Duration::from_secs(10);
 enum Way {
     /// Requests to the hypervisor.
     RequestIn,
-    /// The call-back, from the hypervisor.
+    /// The callback, from the hypervisor.
     CallOut,
-    /// What the guest says during the call-back, to the hypervisor.
+    /// What the guest says during the callback, to the hypervisor.
     AnswerIn,
     /// Requests from the guest.
     RequestOut,
-    /// The call-back, to the guest.
+    /// The callback, to the guest.
     CallIn,
-    /// What the guest says during the call-back, from the guest.
+    /// What the guest says during the callback, from the guest.
     AnswerOut,
 }
 
@@ -72,10 +72,10 @@ fn check(traffic: &Traffic<'_>, ways: &[Way], attached: bool) -> Vec<Finding> {
     let mut findings: Vec<_> = ways.iter().filter_map(|way| judge(*way, traffic, &rules, attached)).collect();
     if findings.is_empty() {
         findings.push(if rules.others.is_empty() {
-            Finding::ok(CHECK, format!("lets requests and call-backs through on {}", traffic.seen.name))
+            Finding::ok(CHECK, format!("lets requests and callbacks through on {}", traffic.seen.name))
         } else {
             let seen = format!(
-                "lets requests and call-backs through on {}, but for what is not looked into: {}",
+                "lets requests and callbacks through on {}, but for what is not looked into: {}",
                 traffic.seen.name,
                 rules.others.join(", ")
             );
@@ -152,10 +152,10 @@ impl Way {
         match self {
             Self::RequestIn => format!("requests (UDP {port}, in)"),
             Self::RequestOut => format!("requests (UDP {port}, out)"),
-            Self::CallOut => format!("the call-back (TCP to the guests' port {port}, out)"),
-            Self::CallIn => format!("the call-back (TCP {port}, in)"),
-            Self::AnswerIn => format!("what guests say during the call-back (TCP from their port {port}, in)"),
-            Self::AnswerOut => format!("what this guest says during the call-back (TCP from port {port}, out)"),
+            Self::CallOut => format!("the callback (TCP to the guests' port {port}, out)"),
+            Self::CallIn => format!("the callback (TCP {port}, in)"),
+            Self::AnswerIn => format!("what guests say during the callback (TCP from their port {port}, in)"),
+            Self::AnswerOut => format!("what this guest says during the callback (TCP from port {port}, out)"),
         }
     }
 }
