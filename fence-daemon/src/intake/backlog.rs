@@ -1,8 +1,8 @@
-//! What has arrived and is not read yet: before anything is done for a request it must be known whether a newer one from the same
-//! place waits behind it.
+//! Lets a task wait until every datagram that has arrived is read.
 //!
-//! Requests are read by one task and served by others, so the reader may be behind. Whoever wants to be sure asks it, through a
-//! [`Backlog`], to take in all that is there.
+//! The pipeline needs this before it acts: a newer request from the same endpoint may be unread.
+//! One task reads requests and others serve them, so the reader may lag. A [`Backlog`] asks the
+//! reader to catch up.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,32 +14,34 @@ pub struct Backlog(mpsc::UnboundedSender<Question>);
 #[derive(Debug)]
 pub struct Questions(mpsc::UnboundedReceiver<Question>);
 
-/// Someone waits for the reader to catch up; dropping this tells him that it has.
+/// A task waits for the reader to catch up. Dropping this value tells that task that it has.
 #[derive(Debug)]
 pub struct Question {
     _answer: oneshot::Sender<()>,
 }
 
 impl Backlog {
-    /// The two ends. At most one question of each request that is served is open, so no bound is needed.
+    /// The two ends. Each request has at most one open question here, so the queue needs no bound.
     #[must_use]
     pub fn new() -> (Self, Questions) {
         let (ask, questions) = mpsc::unbounded_channel();
         (Self(ask), Questions(questions))
     }
 
-    /// Returns when all that had arrived before the call is taken in; at once if nobody reads any more.
+    /// Waits until the reader has taken in all that arrived before this call. Returns at once if
+    /// there is no reader any more.
     pub async fn read(&self) {
         let (answer, answered) = oneshot::channel();
         if self.0.send(Question { _answer: answer }).is_ok() {
-            // An error is the answer: nothing is ever sent, and a reader that is gone reads nothing more.
+            // The error is the answer: nothing is ever sent, and a reader that is gone reads
+            // nothing more.
             let _ = answered.await;
         }
     }
 }
 
 impl Questions {
-    /// The next question; waits for ever where nobody is left to ask.
+    /// The next question. Waits for ever once no [`Backlog`] is left.
     pub async fn next(&mut self) -> Question {
         match self.0.recv().await {
             Some(question) => question,

@@ -19,7 +19,7 @@ pub(super) struct Datagram {
     pub(super) bytes: [u8; REQUEST_LEN + 1],
     pub(super) len: usize,
     pub(super) source: IpAddr,
-    /// The number of the interface that it came by; 0 if the kernel does not say.
+    /// The index of the interface that it arrived on; 0 if the kernel does not say.
     pub(super) interface: u32,
     pub(super) arrived: Moment,
 }
@@ -50,7 +50,8 @@ pub(super) fn receive(socket: &impl AsFd) -> io::Result<Datagram> {
     Ok(Datagram { bytes, len, source, interface, arrived: Moment::now().before(age(stamp)) })
 }
 
-/// How long ago the kernel stamped a datagram. Its stamps are of the wall clock, which may have been set since: then it is new.
+/// How long ago the kernel stamped a datagram. The kernel stamps wall-clock time. If that clock was
+/// set back since, the datagram counts as new.
 fn age(stamp: Option<TimeSpec>) -> Duration {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).ok();
     let age = now.zip(stamp).map(|(now, stamp)| now - stamp);

@@ -1,7 +1,7 @@
-//! The kernel program: loaded, its maps filled, attached, read, and gone when its owner is.
+//! The kernel program: loads it, fills its maps, attaches and reads it.
 //!
-//! Nothing is pinned and the attachment is a bpf_link held by this process alone, so the interface is free again when the
-//! process ends, however it ends.
+//! Nothing is pinned. This process alone holds the attachment, a bpf_link, so the interface is free
+//! again when the process ends, however it ends.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,10 +40,11 @@ use error::{not_permitted, refused};
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// In the way that costs other traffic least, of those that the device and the kernel know.
+    /// The way that costs other traffic least, of those that the device and the kernel know.
     #[default]
     Auto,
-    /// As [`Mode::Auto`], but not in the driver: many network cards begin anew for that, and nobody has named this one.
+    /// As [`Mode::Auto`], but not in the driver. Many network cards reset when a program is
+    /// attached there, and the configuration does not name this interface.
     Gentle,
     /// In the driver or not at all.
     Native,
@@ -54,9 +55,11 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The ways to try on a device, the best one first. `has_driver` says that it is hardware, as far as this system sees.
+    /// The ways to try on a device, the best one first. `has_driver` says that the device is
+    /// hardware, as far as this system can tell.
     ///
-    /// Bridges have no native XDP. veth and tap devices have, and lose their offloads by it: see docs/measured/bystanders.md.
+    /// Bridges have no native XDP. veth and tap devices do, but lose their offloads with it: see
+    /// docs/measured/bystanders.md.
     fn ways(self, has_driver: bool) -> &'static [AttachedMode] {
         match self {
             Self::Auto if has_driver => &[AttachedMode::Native, AttachedMode::Tcx, AttachedMode::Generic],
@@ -73,15 +76,15 @@ impl Mode {
 pub enum AttachedMode {
     /// In the driver.
     Native,
-    /// In the network stack as XDP, which wants each packet copied into one piece first.
+    /// In the network stack as XDP. The stack must first copy each packet into one piece.
     Generic,
     /// In the network stack as tc, by tcx.
     Tcx,
 }
 
 impl AttachedMode {
-    /// The programs that can be attached in this way, the better one first. Kernels before Linux 5.18 do not know the first one for drivers, and with
-    /// the second one these keep the MTU small.
+    /// The programs that can be attached in this way, the better one first. Drivers on kernels
+    /// before Linux 5.18 reject the first one. With the second one, drivers limit the MTU.
     fn programs(self) -> &'static [&'static str] {
         match self {
             Self::Native => &[name::XDP_FRAGS, name::XDP],
@@ -96,7 +99,7 @@ impl AttachedMode {
 pub struct Attachment {
     /// The way.
     pub mode: AttachedMode,
-    /// What keeps it from a better one, where that may change: another program is there.
+    /// Why a better way failed, if that may change: another program is attached.
     pub second_best: Option<Error>,
 }
 
@@ -110,10 +113,10 @@ impl fmt::Display for AttachedMode {
     }
 }
 
-/// The program in its two forms, XDP and tc, over the same maps. Dropping it detaches both and frees the maps, once a [`Ring`] taken from it
-/// is gone too.
+/// The program in its two forms, XDP and tc, over the same maps. Dropping it detaches both. The
+/// maps are freed once a [`Ring`] taken from it is dropped too.
 ///
-/// The kernel's verifier takes its time for each form, so each is given to it when it is to be attached for the first time.
+/// The kernel's verifier is slow, so each form is loaded when it is first attached.
 #[derive(Debug)]
 pub struct KernelProgram {
     object: Ebpf,
@@ -125,38 +128,43 @@ pub struct KernelProgram {
     links: BTreeMap<u32, Link>,
 }
 
-/// An attachment, which goes with its descriptor.
+/// An attachment, which ends when its descriptor is closed.
 #[derive(Debug)]
 struct Link {
     fd: OwnedFd,
     mode: AttachedMode,
-    /// Whether another way was to be tried before this one.
+    /// Whether another way should be tried before this one.
     second_best: bool,
 }
 
 /// What is being loaded.
 struct Loading(Ebpf);
 
-/// How many elements each CPU may keep from the others in a map that forgets by itself: twice the kernel's batch of 128.
+/// How many elements each CPU may keep for itself in an LRU map: twice the kernel's batch of 128.
 const KEPT_PER_CPU: usize = 256;
-/// How many CPUs there are where the kernel does not say.
+/// How many CPUs to assume if the kernel does not say.
 const CPUS_MAX: usize = 1024;
 
-/// How many elements a map needs so that it holds `most`, whatever each CPU keeps for itself: the kernel hands out free elements in
-/// batches, and a CPU that finds none forgets old ones although others have free ones left.
+/// How many elements an LRU map needs to hold `most`, whatever each CPU keeps for itself.
+///
+/// The kernel hands out free elements in batches. A CPU without free ones evicts old ones, although
+/// other CPUs still have free ones.
 fn entries(most: usize, cpus: usize) -> u32 {
     u32::try_from(most.saturating_add(cpus.saturating_mul(KEPT_PER_CPU))).unwrap_or(u32::MAX)
 }
 
 impl KernelProgram {
-    /// Makes the maps and fills them. The program sees no packet before [`attach`](Self::attach).
+    /// Creates the maps and fills them. The program sees no packet before [`attach`](Self::attach).
     ///
-    /// Without a key every request that carries a digest is refused; that is right only where the configuration says `none`.
+    /// Without a key the program drops every request that carries a digest. That is right only if
+    /// the configuration says `none`.
     ///
     /// # Errors
-    /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`] or [`Error::Map`]: nothing is loaded then.
+    /// [`Error::NotPermitted`], [`Error::Object`], [`Error::Missing`], [`Error::Abi`] or
+    /// [`Error::Map`]: nothing is loaded then.
     pub fn load(object: &[u8], listener: &Listener, key: Option<&Key>) -> Result<Self, Error> {
-        // The ELF reader wants aligned bytes: the allocator's are, an included file's need not be.
+        // The ELF reader needs aligned bytes. The allocator aligns them; an included file may not
+        // be.
         let object = object.to_vec();
         let mut loader = EbpfLoader::new();
         loader.btf(None);
@@ -173,13 +181,14 @@ impl KernelProgram {
         if let Some(key) = key {
             loading.write_key(&PreparedKey::new(key))?;
         }
-        // The configuration last: until it is there the program lets everything pass.
+        // The configuration comes last: the program passes everything until it is there.
         let config: [u8; size_of::<Config>()] = zerocopy::transmute!(Config::new(listener));
         loading.write(name::CONFIG, 0, &config)?;
         loading.finish()
     }
 
-    /// Has the kernel's verifier look at the form of the program that is attached in this way, unless it has before. Its descriptor.
+    /// Loads the form of the program for this way, unless it is loaded already. Returns its
+    /// descriptor.
     fn prepare(&mut self, mode: AttachedMode) -> Result<BorrowedFd<'_>, Error> {
         let mut failure = Error::Missing(name::XDP);
         let mut loaded = None;
@@ -205,18 +214,18 @@ impl KernelProgram {
         }
     }
 
-    /// Attaches the program to one more interface, by bpf_link and in no other way. Where it is attached already, but in a second best way, a
-    /// better one is tried; the old attachment stays until there is the new one.
+    /// Attaches the program to one more interface, by bpf_link only. If it is attached there in a
+    /// second-best way, a better one is tried. The old attachment stays until the new one exists.
     ///
     /// # Errors
-    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`], or what the verifier says;
-    /// [`Error::Attached`] where it is attached already, as well as can be.
+    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`], or what
+    /// the verifier says; [`Error::Attached`] if it is attached already in the best possible way.
     pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<Attachment, Error> {
         let has_driver = Interface::named(interface).and_then(|there| interface::has_driver(there.index).ok());
         self.attach_by(interface, mode.ways(has_driver.unwrap_or(false)))
     }
 
-    /// As [`attach`](Self::attach), in the first of these ways that there is.
+    /// As [`attach`](Self::attach), in the first of these ways that works.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -267,20 +276,23 @@ impl KernelProgram {
         }
     }
 
-    /// Has the program looked at if need be, and makes the link.
+    /// Loads the program if need be, and makes the link.
     fn link(&mut self, interface: u32, mode: AttachedMode) -> Result<OwnedFd, Linking> {
         let program = self.prepare(mode).map_err(Linking::NotLoaded)?;
         interface::link(program, interface, mode).map_err(Linking::Rejected)
     }
 
-    /// Takes the program off the interface that had this number; what is in the ring buffer stays readable.
+    /// Detaches the program from the interface with this index. The ring buffer's content stays
+    /// readable.
     pub fn detach(&mut self, interface: u32) {
         // The link goes with its last descriptor.
         self.links.remove(&interface);
     }
 
-    /// Whether the program is on the interface with this number. Not so where it was, and that interface was deleted or somebody has
-    /// detached the program: [`detach`](Self::detach) it then before it is attached again.
+    /// Whether the program is attached to the interface with this index.
+    ///
+    /// It no longer is if the interface was deleted or somebody detached the program. Call
+    /// [`detach`](Self::detach) then before attaching again.
     #[must_use]
     pub fn is_attached_to(&self, interface: u32) -> bool {
         let Some(link) = self.links.get(&interface) else { return false };
@@ -293,7 +305,7 @@ impl KernelProgram {
         }
     }
 
-    /// Who else gets what comes by an interface, and would miss what the program takes out there.
+    /// Who else needs the frames of an interface and would miss those that the program takes.
     ///
     /// # Errors
     /// The kernel does not tell.
@@ -304,14 +316,15 @@ impl KernelProgram {
     /// The reading end of the ring buffer. `None` the second time: there is one reader.
     ///
     /// # Errors
-    /// [`Error::Map`] where it cannot be mapped.
+    /// [`Error::Map`] if it cannot be mapped.
     pub fn take_ring(&mut self) -> Result<Option<Ring>, Error> {
         let Some((ring, heart)) = self.ring.take() else { return Ok(None) };
         let ring = RingBuf::try_from(ring).map_err(map_error(name::REQUESTS))?;
         Ok(Some(Ring { ring, heart: Heart::new(heart)? }))
     }
 
-    /// What the program knows of datagrams and their senders, to be filled before it is attached. `None` the second time.
+    /// The program's maps of datagrams and senders, to be filled before the program is attached.
+    /// `None` the second time.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -322,13 +335,14 @@ impl KernelProgram {
     /// The slots for keys, which may be written at any time. `None` the second time.
     ///
     /// # Errors
-    /// [`Error::Map`] where the map is not what it should be.
+    /// [`Error::Map`] if the map is not as expected.
     pub fn take_keys(&mut self) -> Result<Option<KeyMap>, Error> {
         let Some(map) = self.keys.take() else { return Ok(None) };
         Array::try_from(map).map(|map| Some(KeyMap(map))).map_err(map_error(name::KEYS))
     }
 
-    /// The program's number in the kernel, as `bpftool prog show id` wants it, in the form that is attached in this way; once the kernel has it.
+    /// The ID of the loaded form that this mode attaches, for `bpftool prog show id`. `None` before
+    /// it is loaded.
     #[must_use]
     pub fn id(&self, mode: AttachedMode) -> Option<u32> {
         let program =
@@ -347,7 +361,8 @@ fn program_error(error: ProgramError) -> Error {
     Error::Program(Box::new(error))
 }
 
-/// One more handle of a map. The first one stays with the object: by its number the form of the program that is not loaded yet refers to it.
+/// A second handle of a map. The object keeps the first one: the form that is not loaded yet refers
+/// to the map by that handle's number.
 fn handle(object: &Ebpf, name: &'static str) -> Result<Map, Error> {
     #[allow(clippy::wildcard_enum_match_arm, reason = "no other kinds are in the object")]
     let map = match object.map(name) {
@@ -379,13 +394,14 @@ impl Loading {
         }
     }
 
-    /// Writes the key into the map; the only copy that stays is the kernel's.
+    /// Writes the key into the map. Only the kernel keeps a copy.
     fn write_key(&mut self, key: &PreparedKey) -> Result<(), Error> {
         let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(key.dangerous_slot());
         self.write(name::KEYS, KEY_SLOT_ACTIVE, bytes)
     }
 
-    /// Writes one element of an array. The bytes are handed to the kernel where they lie: no copy of a key is left behind.
+    /// Writes one element of an array. The kernel reads the bytes in place, so no copy of a key
+    /// remains.
     fn write<const LEN: usize>(&mut self, name: &'static str, index: u32, bytes: &[u8; LEN]) -> Result<(), Error> {
         let map: &mut Map = self.0.map_mut(name).ok_or(Error::Missing(name))?;
         let mut map = Array::<_, [u8; LEN]>::try_from(map).map_err(map_error(name))?;
@@ -397,22 +413,25 @@ fn map_error(name: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::Map { name, source: Box::new(source) }
 }
 
-/// Verified requests as the kernel program hands them over. Readable (`poll`, `AsyncFd`) when there is one.
+/// Verified requests from the kernel program. Readable (`poll`, `AsyncFd`) when there is one.
 pub struct Ring {
     ring: RingBuf<MapData>,
     heart: Heart,
 }
 
 impl Ring {
-    /// Tells the program that this ring buffer is read, at this time on the monotonic clock. When it has not been told for
-    /// [`STALE_AFTER_NS`](fence_common::rate_limit::STALE_AFTER_NS) it passes what it would have put in.
+    /// Tells the program that this ring buffer is being read, at this time on the monotonic clock.
+    ///
+    /// After [`STALE_AFTER_NS`](fence_common::rate_limit::STALE_AFTER_NS) without this sign of
+    /// life, the program passes requests to the socket.
     pub fn beat(&mut self, now: Moment) {
         self.heart.beat(now.nanos());
     }
 
-    /// The next request, if there is one now. After readiness, call it until it says `None`.
+    /// The next request, if there is one now. After readiness, call it until it returns `None`.
     ///
-    /// An error is a record of somebody who is not our program; it is consumed, the next call goes on behind it.
+    /// An error is a record that our program did not write. It is consumed; the next call goes on
+    /// behind it.
     #[allow(clippy::should_implement_trait, reason = "an empty ring is not the end of it")]
     pub fn next(&mut self) -> Option<Result<Event, EventError>> {
         self.ring.next().map(|record| Event::decode(&record))

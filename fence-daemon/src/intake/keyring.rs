@@ -1,7 +1,7 @@
-//! The keys in force, in user space and in the kernel program: how both come to new ones without a moment in which a key that stays
-//! is refused.
+//! The keys in force, in user space and in the kernel program. Both change to new keys without a
+//! moment in which a kept key is refused.
 //!
-//! [`fence_common::keys`] decides the steps; here they are carried out.
+//! [`fence_common::keys`] decides the steps; this module carries them out.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -17,20 +17,22 @@ use super::kernel;
 
 /// The kernel program's slots for keys.
 pub trait Slots: Send {
-    /// Makes this the content of a slot. A run of the program may see half of it and half of what was there before.
+    /// Writes the content of a slot. A run of the program may see half of it and half of the old
+    /// content.
     ///
     /// # Errors
-    /// The kernel refuses; the slot is as it was.
+    /// The kernel refuses; the slot is unchanged.
     fn put(&mut self, slot: u32, content: &KeySlot) -> Result<(), kernel::Error>;
 }
 
-/// Why the keys are not the new ones, or not only those.
+/// Why the new keys are not in force, or an old one is not wiped.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
     /// The old keys are in force.
     #[error("the kernel program does not take the new keys")]
     Refused(#[source] kernel::Error),
-    /// The new keys are in force. What the kernel program lets through because of the old one, user space refuses.
+    /// The new keys are in force. The kernel program still lets an old one pass, but user space
+    /// refuses it.
     #[error("an old key cannot be wiped from the kernel program; what is signed with it is refused all the same")]
     NotWiped(#[source] kernel::Error),
 }
@@ -40,7 +42,8 @@ pub enum RotationError {
 pub struct Rotated {
     /// How many keys are accepted that were not.
     pub added: usize,
-    /// How many are not accepted any more. Wiped from the kernel; from here when the last request that came with one is over.
+    /// How many keys are dropped. They are wiped from the kernel at once, and from here when the
+    /// last request that was signed with one is over.
     pub dropped: usize,
     /// How many are accepted now.
     pub accepted: usize,
@@ -64,9 +67,11 @@ pub struct Keyring(Arc<Inner>);
 
 struct Inner {
     keys: RwLock<Arc<Keys>>,
-    /// The kernel program does not know these: it is not loaded where there are any.
+    /// The groups' own keys. The kernel program does not know them: it is not loaded if there are
+    /// any.
     groups: RwLock<Arc<Vec<GroupKey>>>,
-    /// Held while keys change: one change at a time, and none while the kernel program gets its first ones.
+    /// Held while keys change: one change at a time, and none while the kernel program gets its
+    /// first ones.
     slots: Mutex<Option<Box<dyn Slots>>>,
 }
 
@@ -85,14 +90,14 @@ impl Keyring {
         Arc::clone(&keys)
     }
 
-    /// The groups' own keys that are accepted at this moment.
+    /// The groups' own keys that are accepted now.
     #[must_use]
     pub fn groups(&self) -> Arc<Vec<GroupKey>> {
         let groups = unpoisoned(self.0.groups.read());
         Arc::clone(&groups)
     }
 
-    /// Accepts these keys of groups from now on and no others.
+    /// Accepts these group keys from now on and no others.
     pub fn set_groups(&self, groups: Vec<GroupKey>) -> Rotated {
         let groups = Arc::new(groups);
         let before = {
@@ -106,7 +111,8 @@ impl Keyring {
         Rotated { added, dropped, accepted: groups.len() }
     }
 
-    /// The key that a request is signed with, and whose it is. `None` where it is none of ours, or the request names no digest.
+    /// The key that a request is signed with, and its owner. `None` if no key fits, or if the
+    /// request names no digest.
     #[must_use]
     pub fn verify(&self, request: &Request) -> Option<(Arc<Key>, KeyOwner)> {
         if let Some(key) = self.current().verify(request) {
@@ -116,7 +122,8 @@ impl Keyring {
         groups.iter().find(|group| group.key.verify(request)).map(|group| (Arc::clone(&group.key), group.owner))
     }
 
-    /// Gives the kernel program the keys, now and whenever they change. Before it sees its first packet.
+    /// Gives the kernel program the keys, now and at each change. Call it before the program sees
+    /// its first packet.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -183,8 +190,10 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// Puts a key in another one's place. What a run of the program can see in between never counts as a key: one of which only
-/// the beginning is there, and zeros behind it, anybody could sign with.
+/// Replaces one key in a slot.
+///
+/// A run of the program may see a half-written slot, and that must never count as a key. Anybody
+/// could sign with a key whose beginning is there and whose rest is zeros.
 fn exchange(slots: &mut dyn Slots, slot: u32, old: Option<&Key>, new: Option<&Key>) -> Result<(), kernel::Error> {
     if let Some(old) = old {
         slots.put(slot, PreparedKey::unloaded(old).dangerous_slot())?;
@@ -217,7 +226,7 @@ mod tests {
         request
     }
 
-    /// A map as the kernel has it. Before and after each write it is asked what it would let through.
+    /// A map as the kernel has it. Around each write the test asks it what it would let through.
     struct Map {
         slots: Arc<Mutex<[KeySlot; KEY_SLOTS]>>,
         ring: Keyring,
@@ -256,7 +265,8 @@ mod tests {
             drop(room);
             let mut slots = self.slots.lock().unwrap();
             let place = &mut slots[usize::try_from(slot).unwrap()];
-            // While it counts as a key, nothing but that may change; and when it becomes one, it is all there.
+            // A slot that counts as a key changes nothing else in that write, and one that becomes
+            // a key is complete.
             let differs = place.as_bytes()[4..] != content.as_bytes()[4..];
             assert!(!differs || (place.loaded == 0 && content.loaded == 0), "half a key counts");
             *place = *content;
@@ -329,7 +339,7 @@ mod tests {
         assert_eq!((bench.kernel(), bench.user()), (vec![1, 2], vec![1, 2]));
         *bench.room.lock().unwrap() = usize::MAX;
         assert!(bench.ring.rotate(pair(1, Some(2))).is_ok());
-        // It does not let go of an old one: user space does.
+        // The kernel does not drop an old key; user space does.
         *bench.room.lock().unwrap() = 0;
         assert!(matches!(bench.ring.rotate(pair(1, None)), Err(RotationError::NotWiped(_))));
         assert_eq!((bench.kernel(), bench.user()), (vec![1, 2], vec![1]));

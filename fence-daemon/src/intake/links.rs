@@ -1,8 +1,10 @@
-//! What the kernel tells about links (network interfaces) that come, go and change, as it happens.
+//! Watches links (network interfaces) that come, go and change, through the kernel's messages.
 //!
-//! A message only says *that* something changed; how it is now is asked afresh. Messages are about the past: when one is read, the
-//! interface that it is about may be gone again. The one thing that cannot be asked afterwards is whether an interface was deleted
-//! meanwhile, when another one has its number by now: a deletion counts whatever is there afterwards.
+//! A message only says *that* something changed; the current state is asked afresh. A message is
+//! about the past: its interface may be gone again when it is read.
+//!
+//! One thing cannot be asked afterwards: whether an interface was deleted, if another one has its
+//! index by now. So a deletion always counts, whatever exists afterwards.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,16 +24,17 @@ use nix::libc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// How often it is looked where the kernel does not tell.
+/// How often the interfaces are listed if the kernel sends no messages.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Longer than any message about a link; of a longer one the rest is lost, which is noticed.
+/// Longer than any message about a link. The rest of a longer one is lost, and the loss is noticed.
 const MESSAGE_MAX: usize = 64 * 1024;
 
-/// So many messages at most make up one set of changes: whoever makes interfaces without end must not keep us from looking.
+/// At most this many messages make up one set of changes: endless new interfaces must not delay the
+/// look.
 const MESSAGES_MAX: usize = 4096;
 
-/// Below these the kernel takes IPv4 and IPv6 off an interface, and the memberships with them.
+/// Below these MTUs the kernel takes IPv4 and IPv6 off an interface, and the memberships with them.
 const MTU_MIN_V4: u32 = 68;
 const MTU_MIN_V6: u32 = 1280;
 
@@ -40,10 +43,10 @@ const MTU_MIN_V6: u32 = 1280;
 pub struct Changes {
     /// Messages were lost: anything may have happened.
     pub everything: bool,
-    /// The numbers of interfaces that were deleted, left this network namespace or lost their memberships otherwise, whether or not
-    /// there is one with that number now.
+    /// The indices of interfaces that were deleted, left this network namespace or otherwise lost
+    /// their memberships. Another interface may have such an index now.
     pub gone: BTreeSet<u32>,
-    /// The numbers of interfaces that something is said about: of themselves or of a link on top of them.
+    /// The indices of interfaces that changed, or that a changed link lies on top of.
     pub touched: BTreeSet<u32>,
 }
 
@@ -54,7 +57,7 @@ impl Changes {
         Self { everything: true, ..Self::default() }
     }
 
-    /// Whether the interface that had this number is no more.
+    /// Whether the interface that had this index is gone.
     #[must_use]
     pub fn ended(&self, index: u32) -> bool {
         self.everything || self.gone.contains(&index)
@@ -78,22 +81,23 @@ enum Source {
         mtu_min: u32,
         buffer: Vec<u8>,
     },
-    /// Nobody tells: looked at every now and then. An interface that is made anew with the same number in between goes unseen.
+    /// Without messages the interfaces are listed regularly. An interface that is replaced by one
+    /// with the same index in between goes unnoticed.
     Clock,
 }
 
 impl Links {
-    /// Listens from now on: what changes after this call is told by [`Links::next`]. `group` chooses the family whose addresses
-    /// count. Must be called within a tokio runtime.
+    /// Listens from now on: [`Links::next`] returns what changes after this call. `group` chooses
+    /// the family whose addresses count. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The kernel gives no such socket; [`Links::by_looking`] does without.
+    /// The kernel gives no such socket; [`Links::by_looking`] works without.
     pub fn open(group: IpAddr) -> io::Result<Self> {
         let (addresses, mtu_min) = match group {
             IpAddr::V4(_) => (libc::RTNLGRP_IPV4_IFADDR, MTU_MIN_V4),
             IpAddr::V6(_) => (libc::RTNLGRP_IPV6_IFADDR, MTU_MIN_V6),
         };
-        // Whoever routes multicast shares what comes by an interface, of either family.
+        // A multicast router shares the frames of an interface, in either family.
         let told = [libc::RTNLGRP_LINK, addresses, libc::RTNLGRP_IPV4_NETCONF, libc::RTNLGRP_IPV6_NETCONF];
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.set_non_blocking(true)?;
@@ -101,19 +105,21 @@ impl Links {
         for group in told {
             socket.add_membership(group)?;
         }
-        // SAFETY: needed because tokio has no safe way to watch a descriptor of somebody else's type. Sound because the socket owns its
-        // descriptor, which stays open and the same until the socket is dropped, and the socket is owned by the `AsyncFd`.
+        // SAFETY: needed because tokio has no safe way to watch a descriptor of a foreign type.
+        // Sound because the socket owns its descriptor, which stays open and the same until the
+        // socket is dropped, and the `AsyncFd` owns the socket.
         let socket = unsafe { AsyncFd::register_with_interest(Netlink(socket), Interest::READABLE) }?;
         Ok(Self(Source::Kernel { socket, mtu_min, buffer: Vec::with_capacity(MESSAGE_MAX) }))
     }
 
-    /// Where the kernel does not tell: says every now and then that it is time to look.
+    /// Without the kernel's messages: returns at regular intervals.
     #[must_use]
     pub fn by_looking() -> Self {
         Self(Source::Clock)
     }
 
-    /// Waits until something has changed, and returns all that has. Dropping the future loses nothing.
+    /// Waits until something has changed, and returns all changes. Dropping the future loses
+    /// nothing.
     pub async fn next(&mut self) -> Changes {
         let Source::Kernel { socket, mtu_min, buffer } = &mut self.0 else {
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -131,7 +137,7 @@ impl Links {
                 match guard.get_inner().0.recv_from(buffer, libc::MSG_TRUNC) {
                     Ok((len, sender)) => {
                         heard = true;
-                        // Whoever else has the right to send here is not believed.
+                        // Only messages from the kernel itself count.
                         if sender.port_number() == 0 {
                             let whole = len <= buffer.len() && note(buffer, *mtu_min, &mut changes).is_ok();
                             changes.everything |= !whole;
@@ -172,7 +178,7 @@ fn note(mut datagram: &[u8], mtu_min: u32, changes: &mut Changes) -> Result<(), 
                 changes.touched.insert(index);
             }
             NetlinkPayload::InnerMessage(Notice::Other) | NetlinkPayload::Noop => {}
-            // Nothing else is sent without being asked for.
+            // The kernel sends nothing else unasked.
             NetlinkPayload::Done(_) | NetlinkPayload::Error(_) | NetlinkPayload::Overrun(_) | _ => {
                 changes.everything = true;
             }
@@ -220,7 +226,7 @@ impl NetlinkDeserializable for Notice {
             _ => return Ok(Self::Other),
         }
         let head = LinkHeader::parse(payload)?;
-        // A bridge says by the same message that a port has left it: the interface is still there.
+        // A bridge sends the same message when a port leaves it: the interface still exists.
         let gone = header.message_type == libc::RTM_DELLINK && head.interface_family == AddressFamily::Unspec;
         let (mut lower, mut mtu) = (None, None);
         for attribute in NlasIterator::new(payload.get(head.buffer_len()..).unwrap_or_default()) {
@@ -235,7 +241,7 @@ impl NetlinkDeserializable for Notice {
     }
 }
 
-/// The socket, as something that shows in debug output.
+/// The socket, with a debug output.
 struct Netlink(Socket);
 
 impl AsRawFd for Netlink {
@@ -353,7 +359,7 @@ mod tests {
     #[tokio::test]
     async fn the_kernel_can_be_listened_to() {
         let mut links = Links::open(IpAddr::from([225, 0, 0, 12])).unwrap();
-        // Whatever happens on this machine meanwhile, it does not block and it is no error.
+        // Whatever changes on this machine meanwhile, the call does not block and does not fail.
         let _ = tokio::time::timeout(Duration::from_millis(50), links.next()).await;
     }
 }

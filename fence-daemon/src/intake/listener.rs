@@ -1,7 +1,8 @@
-//! The listener's two ways in, kept on the interfaces that there are: carries out what [`Listening`] decides.
+//! Keeps the socket and the kernel program on the interfaces that exist: carries out what
+//! [`Listening`] decides.
 //!
-//! Memberships and programs are made under a lock of the kernel's that it may hold for long, so this has a task and threads of its own:
-//! nothing that is served waits for it.
+//! The kernel may hold its lock for memberships and programs for long. So the listener has a task
+//! and threads of its own, and no request waits for it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,26 +22,28 @@ use super::listening::{Attached, Command, Ends, Line, Listening, Now, Place, Ref
 use super::socket::RequestSocket;
 use crate::systemd;
 
-/// How often it is looked again at what could not be done and may have become possible without a word from the kernel.
+/// How often failed commands are tried again: they may become possible without a message from the
+/// kernel.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long a stop waits for a system call that the kernel keeps.
+/// How long a stop waits for a system call that the kernel delays.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
-/// The socket, the program, and where they listen.
+/// The socket, the program, and the interfaces of both.
 #[derive(Debug)]
 pub struct Listener {
     wanted: Wanted,
     socket: Arc<RequestSocket>,
     program: Option<(KernelProgram, Mode)>,
-    /// The program, as long as it is still being loaded.
+    /// The program, while it is still being loaded.
     coming: Option<Coming>,
     listening: Listening,
     /// What systemd was told last.
     status: String,
 }
 
-/// A program that is being loaded, and how it is to be attached. Whoever loads it says nothing, or nothing more, where that fails.
+/// A program that is being loaded, and how it is to be attached. The loading task drops its end if
+/// that fails.
 pub type Coming = oneshot::Receiver<(KernelProgram, Mode)>;
 
 /// What is listened on at the moment.
@@ -50,7 +53,7 @@ pub struct Heard {
     pub hears: bool,
     /// The interfaces that they are heard through.
     pub places: Vec<Place>,
-    /// The kernel's number of the program that is attached there, by the interface's.
+    /// The kernel's ID of the program that is attached there, by the interface's index.
     pub programs: BTreeMap<u32, u32>,
     /// Whether the program is still being loaded.
     pub loading: bool,
@@ -65,7 +68,7 @@ impl Heard {
         self.places.iter().map(|place| place.interface.name.as_str()).collect::<Vec<_>>().join(",")
     }
 
-    /// How the program is attached, in a word; where that is not the same everywhere, a word for each interface.
+    /// How the program is attached, in a word; if the interfaces differ, a word for each.
     #[must_use]
     pub fn ways(&self) -> String {
         let way = |place: &Place| place.mode.map_or_else(|| "off".to_owned(), |mode| mode.to_string());
@@ -89,13 +92,14 @@ impl Listener {
         Self { wanted, socket, program, coming: None, listening, status: String::new() }
     }
 
-    /// Attaches a program when it is there. Until then the socket serves.
+    /// Attaches a program once it is loaded. Until then the socket serves.
     #[must_use]
     pub fn expecting(self, coming: Option<Coming>) -> Self {
         Self { coming, ..self }
     }
 
-    /// Waits for the program that is being loaded, if there is one. Nothing is lost where this is given up and called again.
+    /// Waits for the program that is being loaded, if there is one. Dropping the future loses
+    /// nothing; call it again.
     async fn program_came(&mut self) {
         let Some(coming) = &mut self.coming else { return std::future::pending().await };
         let program = coming.await.ok();
@@ -106,7 +110,7 @@ impl Listener {
         }
     }
 
-    /// Says so if there is nothing to listen on, and returns what it says to whoever waits for the start.
+    /// If there is nothing to listen on, logs it and returns the text for the waiting start.
     pub fn complain(&mut self) -> Option<String> {
         if !self.wanted.there().is_empty() {
             return None;
@@ -121,7 +125,8 @@ impl Listener {
         })
     }
 
-    /// Looks at what there is and does what is to be done. Takes as long as the kernel takes; must be called within a tokio runtime.
+    /// Looks at the interfaces and carries out what has to be done. May be as slow as the kernel.
+    /// Must be called within a tokio runtime.
     fn look(&mut self, changes: &Changes, again: bool) -> Heard {
         let there = self.wanted.there();
         let there_is = |index: u32| there.iter().any(|present| present.interface.index == index);
@@ -183,7 +188,8 @@ impl Listener {
                 Err(_) => self.listening.vanished(interface.index),
             },
             Command::Attach(interface) => {
-                // Of one that has vanished meanwhile there is nothing to say: the kernel will tell.
+                // If it has vanished meanwhile, there is nothing to say: the kernel will send a
+                // message.
                 let Some((program, mode)) = self.program.as_mut().filter(|_| is_there(&interface)) else { return };
                 match program.attach(&interface.name, *mode) {
                     Ok(attachment) => self.listening.attached(interface.index, Ok(attached(attachment))),
@@ -225,14 +231,14 @@ impl Listener {
         }
     }
 
-    /// Takes the program off. What it has counted, if there is one.
+    /// Detaches the program. Returns its counters, if there is a program.
     fn end(self) -> Option<Counters> {
         // Its links go with it.
         self.program?.0.counters().ok()
     }
 }
 
-/// What is told about an interface that is not there at the start.
+/// The text about an interface that is missing at the start.
 fn waiting_for(interface: &str) -> String {
     format!(
         "waiting for the interface {interface}: start its network (`virsh net-start default` makes virbr0), or name another \
@@ -245,13 +251,13 @@ fn is_there(interface: &Interface) -> bool {
     Interface::named(&interface.name).as_ref() == Some(interface)
 }
 
-/// What is wrong with the program's attachment to an interface that is there.
+/// What is wrong with the program's attachment to an existing interface.
 fn spoilt(program: &KernelProgram, interface: &Interface, look_for_sharers: bool) -> Option<Refusal> {
     if !program.is_attached_to(interface.index) {
         let reason = "the kernel program was taken off the interface by somebody else".to_owned();
         return Some(Refusal { reason, ends: Ends::Silently });
     }
-    // That the kernel does not tell is no reason to let go of what there is.
+    // If the kernel does not tell, the attachment stays.
     let sharer: Option<Sharer> = if look_for_sharers { KernelProgram::sharer(interface).ok().flatten() } else { None };
     let interface = interface.name.clone();
     sharer.map(|sharer| refusal(&kernel::Error::Shared { interface, sharer }))
@@ -266,7 +272,7 @@ fn refusal(error: &kernel::Error) -> Refusal {
     let ends = match error {
         kernel::Error::Occupied { .. } | kernel::Error::Shared { .. } => Ends::Silently,
         kernel::Error::NoInterface { .. } | kernel::Error::Attach { .. } | kernel::Error::Attached => Ends::WithAChange,
-        // The kernel's verifier has thought about it, and would say the same again.
+        // The kernel's verifier has decided, and would decide the same again.
         kernel::Error::Object(_)
         | kernel::Error::NotPermitted(_)
         | kernel::Error::Missing(_)
@@ -278,7 +284,8 @@ fn refusal(error: &kernel::Error) -> Refusal {
     Refusal { reason: chain(error), ends }
 }
 
-/// An error with everything that caused it, in one line: the kernel's own logs, which some errors carry, have thousands.
+/// An error with its causes, in one line. The kernel's own logs, which some errors carry, have
+/// thousands.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let first_line = |error: &dyn std::error::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
@@ -291,12 +298,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 pub struct Follower {
     heard: watch::Receiver<Heard>,
     stop: oneshot::Sender<()>,
-    /// Its result is `None` where it broke off in the middle; itself is `None` once that was told.
+    /// The task's result is `None` if the task broke off; the field is `None` once the result was
+    /// reported.
     task: Option<JoinHandle<Option<Listener>>>,
 }
 
 impl Follower {
-    /// Begins to listen on what there is, and follows what `links` tells from then on.
+    /// Begins to listen on the existing interfaces, and follows the changes in `links` from then
+    /// on.
     #[must_use]
     pub fn start(listener: Listener, links: Links) -> Self {
         let (tell, heard) = watch::channel(Heard::default());
@@ -305,7 +314,7 @@ impl Follower {
         Self { heard, stop, task: Some(task) }
     }
 
-    /// Waits until requests are heard, and returns through what.
+    /// Waits until requests are heard, and returns the interfaces.
     ///
     /// # Errors
     /// As [`Follower::broken`].
@@ -322,7 +331,7 @@ impl Follower {
         self.heard.borrow().status.clone()
     }
 
-    /// The same as it changes, for whoever looks at it.
+    /// The same as it changes, for the report.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Heard> {
         self.heard.clone()
@@ -345,7 +354,8 @@ impl Follower {
         }
     }
 
-    /// Ends it and takes the program off its interface. What that has counted, if there is one.
+    /// Ends the task and detaches the program. Returns the program's counters, if there is a
+    /// program.
     pub async fn end(self) -> Option<Counters> {
         let _ = self.stop.send(());
         match tokio::time::timeout(STOP_WITHIN, self.task?).await {

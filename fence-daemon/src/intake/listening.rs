@@ -1,7 +1,8 @@
-//! Decides what is joined, left, attached and detached as interfaces come and go, and what is worth a word.
+//! Decides what to join, leave, attach and detach as interfaces come and go, and what to log.
 //!
-//! No system call is made here: [`Listening::look`] is told what there is and what has changed, and says what to do; what came of it
-//! is told back; [`Listening::tell`] then compares with what it has told before.
+//! This module makes no system call. [`Listening::look`] takes the current interfaces and the
+//! changes, and returns commands. The caller reports each command's result. [`Listening::tell`]
+//! then compares with what it has logged before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,10 +15,10 @@ use super::links::Changes;
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Take the program off the interface with this number, which may be gone already. Before the membership, so that the socket gets
-    /// what comes meanwhile.
+    /// Detach the program from the interface with this index, which may be gone already. This comes
+    /// before the membership's end, so that the socket gets the requests that come meanwhile.
     Detach(u32),
-    /// Leave the group on the interface with this number, which may be gone already.
+    /// Leave the group on the interface with this index, which may be gone already.
     Leave(u32),
     /// Join the group.
     Join(Interface),
@@ -28,17 +29,17 @@ pub enum Command {
 /// What there is at the moment.
 #[derive(Clone, Debug)]
 pub struct Now<'a> {
-    /// The interfaces that requests are expected on.
+    /// The interfaces on which requests are expected.
     pub there: &'a [Present],
     /// What has changed since the last look.
     pub changes: &'a Changes,
-    /// What is wrong with attachments, by the number of the interface, where it is not that this is gone.
+    /// What is wrong with attachments, by interface index. A deleted interface is not among them.
     pub spoilt: &'a BTreeMap<u32, Refusal>,
-    /// Nothing has changed: it is looked because of what could not be done before.
+    /// Nothing has changed: this look retries failed commands.
     pub again: bool,
 }
 
-/// Why the program is not attached, or not in the way that would be best.
+/// Why the program is not attached, or not in the best way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// In words.
@@ -47,12 +48,12 @@ pub struct Refusal {
     pub ends: Ends,
 }
 
-/// When what keeps the program from an interface may have ended.
+/// When the obstacle may be gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
     /// As long as this interface is there: never.
     Never,
-    /// When the kernel says that something about it has changed.
+    /// When the kernel reports a change of the interface.
     WithAChange,
     /// At any time, without a word from the kernel.
     Silently,
@@ -61,7 +62,7 @@ pub enum Ends {
 /// What is told about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// The configured interface is not there at the start.
+    /// The configured interface is missing at the start.
     Missing,
     /// It was there, and is no more.
     Gone,
@@ -71,11 +72,11 @@ pub enum Line {
     Deaf(String),
     /// Requests are heard through it again, or through one more.
     Heard(Again),
-    /// It was there all the time, but the program is not attached, or not any more.
+    /// The interface was there all the time, but the program is not attached, or not any more.
     NoProgram(String),
-    /// The program, which could not be attached before or was not there yet, is; or it is in a better way.
+    /// The program is attached for the first time, or in a better way.
     Program(AttachedMode),
-    /// The program is attached, but not in the way that would be best, and why.
+    /// The program is attached, but not in the best way, and why.
     SecondBest(AttachedMode, String),
 }
 
@@ -88,12 +89,12 @@ pub struct Attached {
     pub second_best: Option<Refusal>,
 }
 
-/// An interface that requests are heard through.
+/// An interface through which requests are heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Which one.
     pub interface: Interface,
-    /// How the program is attached to it; `None` where the socket alone hears.
+    /// How the program is attached to it; `None` if only the socket hears.
     pub mode: Option<AttachedMode>,
     /// Why it is not, or not in the best way.
     pub reason: Option<String>,
@@ -120,7 +121,7 @@ enum Program {
     Refused(Refusal),
 }
 
-/// An interface that is listened on, or should be.
+/// An interface that the daemon listens on, or should.
 #[derive(Clone, Debug)]
 struct Ear {
     name: String,
@@ -150,7 +151,7 @@ enum Hearing {
 /// The state of all that is listened on.
 #[derive(Debug)]
 pub struct Listening {
-    /// The configured interface; without one all that come are listened on.
+    /// The configured interface; without one, the daemon listens on all that come.
     name: Option<String>,
     /// Whether there is a program to attach.
     program: bool,
@@ -158,28 +159,30 @@ pub struct Listening {
     program_is_new: bool,
     ears: BTreeMap<u32, Ear>,
     told: BTreeMap<String, Told>,
-    /// Whether it was told that there is no interface at all.
+    /// Whether the lack of any interface was logged.
     told_of_none: bool,
     /// Whether requests were heard before.
     begun: bool,
-    /// Whether this look is one more at what was there before.
+    /// Whether this look repeats the one before.
     again: bool,
 }
 
 impl Listening {
-    /// Listens on nothing yet. `name` is the configured interface; `program` says whether there is one to attach.
+    /// Listens on nothing yet. `name` is the configured interface; `program` says whether there is
+    /// one to attach.
     #[must_use]
     pub fn new(name: Option<String>, program: bool) -> Self {
         let (ears, told) = (BTreeMap::new(), BTreeMap::new());
         Self { name, program, program_is_new: false, ears, told, told_of_none: false, begun: false, again: false }
     }
 
-    /// There is a program now; the next look has it attached.
+    /// The program is loaded now; the next look attaches it.
     pub fn bring_program(&mut self) {
         (self.program, self.program_is_new) = (true, true);
     }
 
-    /// What has to be done about what there is now. Each command's result is to be told back.
+    /// The commands for the interfaces that exist now. The caller must report each command's
+    /// result.
     pub fn look(&mut self, now: &Now<'_>) -> Vec<Command> {
         self.again = now.again;
         let program_is_new = std::mem::take(&mut self.program_is_new);
@@ -231,7 +234,7 @@ impl Listening {
                 Program::Unwanted => is_new || program_is_new,
                 Program::Attached(Attached { second_best: None, .. }) => false,
                 Program::Attached(Attached { second_best: Some(refusal), .. }) => may_have_ended(refusal),
-                // What was taken off just now was so for a reason: not against it at once.
+                // The program was detached just now for a reason, so do not attach it at once.
                 Program::Refused(_) if now.spoilt.contains_key(&interface.index) => false,
                 Program::Refused(refusal) => may_have_ended(refusal),
             };
@@ -250,19 +253,21 @@ impl Listening {
         }
     }
 
-    /// The interface went before [`Command::Join`] could be carried out; that it is gone is still to be told by the kernel.
+    /// The interface vanished before [`Command::Join`] was carried out; the kernel's message about
+    /// it is still to come.
     pub fn vanished(&mut self, index: u32) {
         self.ears.remove(&index);
     }
 
-    /// What came of [`Command::Attach`]. Where its interface vanished before there is nothing to say.
+    /// The result of [`Command::Attach`]. If the interface vanished before, there is nothing to
+    /// report.
     pub fn attached(&mut self, index: u32, result: Result<Attached, Refusal>) {
         if let Some(ear) = self.ears.get_mut(&index) {
             ear.program = result.map_or_else(Program::Refused, Program::Attached);
         }
     }
 
-    /// What is to be told by now, each line with the name of the interface that it is about.
+    /// The lines to log now, each with the name of its interface.
     pub fn tell(&mut self) -> Vec<(String, Line)> {
         let mut names: BTreeSet<String> = self.told.keys().cloned().collect();
         names.extend(self.name.clone());
@@ -284,7 +289,7 @@ impl Listening {
                 && before.is_some_and(|told| told.hearing == Hearing::Missing)
                 && !self.again
             {
-                // As above: not worth a line of its own unless it stays so.
+                // As above: not worth a line unless it stays so.
                 continue;
             }
             let program = match (before.map(|told| &told.program), &now.program) {
@@ -323,7 +328,7 @@ impl Listening {
             (_, Hearing::Missing) => Line::Gone,
             (_, Hearing::Down) => Line::Down,
             (_, Hearing::Deaf(why)) => Line::Deaf(why.clone()),
-            // The beginning is told by whoever waits for it.
+            // The start waits for the listener and logs its beginning.
             (_, Hearing::Heard) if !self.begun => return None,
             (Some(Hearing::Heard), Hearing::Heard) => Line::Heard(Again::MadeAnew),
             (None | Some(Hearing::Missing), Hearing::Heard) => Line::Heard(Again::Came),
@@ -332,7 +337,7 @@ impl Listening {
         })
     }
 
-    /// How it is about the interface of this name, and whether that was made anew.
+    /// The state of the interface of this name, and whether it was replaced.
     fn state(&self, name: &str) -> (Told, bool) {
         let Some(ear) = self.ears.values().find(|ear| ear.name == name) else {
             return (Told { hearing: Hearing::Missing, program: Program::Unwanted }, false);
@@ -351,7 +356,7 @@ impl Listening {
         self.ears.values().any(|ear| ear.joined && ear.up)
     }
 
-    /// Whether to look again in a while, though nothing changes.
+    /// Whether to look again in a while, even if nothing changes.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
         let waits = |ear: &Ear| match &ear.program {
@@ -371,7 +376,7 @@ impl Listening {
         attached.map(|(index, ear)| Interface { name: ear.name.clone(), index: *index }).collect()
     }
 
-    /// The interfaces that requests are heard through.
+    /// The interfaces through which requests are heard.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
         let heard = self.ears.iter().filter(|(_, ear)| ear.joined && ear.up);
@@ -398,7 +403,7 @@ impl Listening {
         if let Program::Attached(attached) = &ear.program { Some(attached.mode) } else { None }
     }
 
-    /// How it is now, in a line for `systemctl status`.
+    /// The current state, in a line for `systemctl status`.
     #[must_use]
     pub fn status(&self) -> String {
         let places = self.places();

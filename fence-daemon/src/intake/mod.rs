@@ -1,6 +1,7 @@
-//! Where requests come in: the ring buffer that the kernel program fills, and the socket that is always open beside it.
+//! Where requests come in: the ring buffer that the kernel program fills, and the socket that is
+//! always open beside it.
 //!
-//! Both make a [`Verified`](request::Verified) out of what they get, and nothing else does.
+//! Only this folder makes a [`Verified`](request::Verified).
 
 pub mod backlog;
 mod datagram;

@@ -1,10 +1,13 @@
-//! Which datagrams were accepted, here, in the kernel program and on disk: who has recorded one can send it again, and a restart of the
-//! daemon must not make it good.
+//! The replay cache: datagrams that were accepted, here, in the kernel program and on disk. An
+//! attacker may record a datagram and send it again; a restart of the daemon must not help it.
 //!
-//! One file in the state directory under `/run`, of [`REPLAY_CACHE_MAX`] records at most: the oldest is overwritten. A record is the time on the
-//! monotonic clock (which counts from the host's boot, as `/run` does), the beginning of the digest, and who sent it. It is no secret, but
-//! root's alone to write: what is in there is refused, and whose digest was right is not held up by a flood of strangers. A record that is
-//! damaged refuses a datagram that nobody will ever send.
+//! The cache is one file in the state directory under `/run`, of at most [`REPLAY_CACHE_MAX`]
+//! records; the oldest is overwritten. A record holds the time, the beginning of the digest, and
+//! the sender. The time is on the monotonic clock, which counts from the host's boot, and `/run` is
+//! empty then too.
+//!
+//! The file is no secret, but only root may write it: the daemon refuses each datagram in it and
+//! trusts each sender in it. A damaged record only refuses a datagram that nobody will ever send.
 
 use std::io;
 use std::path::Path;
@@ -29,7 +32,7 @@ pub struct ReplayCache {
     replays: Mutex<replay_cache::ReplayCache>,
     senders: Mutex<Senders>,
     file: Option<Mutex<Records>>,
-    /// The kernel program's memory, once it is loaded.
+    /// The kernel program's maps, once it is loaded.
     kernel: Mutex<Option<Memory>>,
 }
 
@@ -61,8 +64,8 @@ impl ReplayCache {
         Self { window, replays: Mutex::default(), senders: Mutex::default(), file: None, kernel: Mutex::default() }
     }
 
-    /// Opens the file in `directory`, which is made if need be, and reads what an earlier daemon has left there. Where that cannot be
-    /// done it is logged, and nothing is kept beyond the process.
+    /// Opens the file in `directory`, creates both if need be, and reads an earlier daemon's
+    /// records. If that fails, the cache logs it and lasts only as long as the process.
     #[must_use]
     pub fn open(directory: &Path, window: Duration) -> Self {
         let mut seen = Self::none(window);
@@ -84,7 +87,7 @@ impl ReplayCache {
         seen
     }
 
-    /// Takes over what is of this boot and not too old. Returns where the next record goes.
+    /// Takes over records of this boot that are not too old. Returns where the next record goes.
     fn recall(&mut self, found: &[Record], now: Moment) -> usize {
         let is_good = |at: u64| at != 0 && at <= now.nanos() && now.nanos().saturating_sub(at) < self.window;
         let at = |record: &Record| u64::from_le_bytes(record.at);
@@ -98,8 +101,9 @@ impl ReplayCache {
         good.last().map_or(0, |(index, _)| index.saturating_add(1) % REPLAY_CACHE_MAX)
     }
 
-    /// Notes a datagram whose digest is right. `false` if it was accepted before. `sender` is who sent it, if that is known;
-    /// `in_kernel`, whether the kernel program has noted it already.
+    /// Records a datagram whose digest is right. Returns `false` if it was accepted before.
+    /// `sender` is its sender, if known. `in_kernel` says that the kernel program has recorded it
+    /// already.
     pub fn is_new(&self, datagram_id: DatagramId, sender: Option<Sender>, in_kernel: bool) -> bool {
         let now = Moment::now().nanos();
         if !lock(&self.replays).is_new(datagram_id, now, self.window) {
@@ -118,7 +122,7 @@ impl ReplayCache {
         true
     }
 
-    /// The senders that are trusted, and when their digest was right last.
+    /// The trusted senders, and when each one's digest was last right.
     #[must_use]
     pub fn senders(&self) -> Vec<(Sender, u64)> {
         lock(&self.senders).all()
@@ -130,15 +134,17 @@ impl ReplayCache {
         lock(&self.replays).accepted_at(datagram_id)
     }
 
-    /// Gives the kernel program's memory what is known, and what is accepted from now on without it.
+    /// Fills the kernel program's maps from this cache, and adds what the socket accepts from now
+    /// on.
     pub fn teach(&self, mut kernel: Memory) {
-        // Held until it is in its place: what is accepted meanwhile waits for it.
+        // Held until the maps are in place: datagrams accepted meanwhile wait for it.
         let mut place = lock(&self.kernel);
         let known: Vec<(DatagramId, u64)> = lock(&self.replays).iter().collect();
         for (datagram_id, at) in known {
             kernel.note(datagram_id, at);
         }
-        // The socket knows no Ethernet addresses: the program would never find what it has noted.
+        // The socket knows no Ethernet addresses, so the program would never find a record without
+        // one.
         for (sender, at) in self.senders().iter().filter(|(sender, _)| sender.mac != [0; 6]) {
             kernel.trust(sender, *at);
         }
@@ -147,7 +153,7 @@ impl ReplayCache {
 }
 
 impl Records {
-    /// Writes a record over the oldest. That it cannot be written keeps nobody from being fenced.
+    /// Writes a record over the oldest. A failure only loses the record: fencing goes on.
     fn write(&mut self, record: &Record) {
         let at = self.next * LEN;
         self.next = (self.next + 1) % REPLAY_CACHE_MAX;
@@ -202,7 +208,7 @@ mod tests {
         assert_eq!(third.senders().into_iter().map(|(sender, _)| sender).collect::<Vec<_>>(), [sender(7)]);
         assert!(third.is_new(datagram_id(3), None, false));
         drop(third);
-        // What it wrote did not overwrite what was there.
+        // Its records did not overwrite those of the first one.
         let fourth = ReplayCache::open(scratch.path(), DAY);
         assert!((1..=3).all(|n| !fourth.is_new(datagram_id(n), None, false)));
         drop(fourth);
@@ -248,7 +254,7 @@ mod tests {
         );
     }
 
-    /// Who has the key sends right requests from as many addresses as it makes up.
+    /// A holder of the key can send valid requests from any address that it makes up.
     #[test]
     fn no_holder_of_the_key_has_the_next_daemon_forget_another_sender() {
         let scratch = tempdir().unwrap();

@@ -1,7 +1,8 @@
-//! A request that holds: what is known of it, where it is called back, and how it came in.
+//! A verified request: its content, its callback address, and how it came in.
 //!
-//! [`Verified`] is the first of the four types that a request passes. Only this folder makes one. `callback` makes an
-//! `Authenticated` of it, `policy` an `Authorized`, and `hypervisor` an `Outcome`.
+//! [`Verified`] is the first of the four types that a request passes. Only this folder makes one.
+//! `callback` turns it into an `Authenticated`, `policy` into an `Authorized`, and `hypervisor`
+//! into an `Outcome`.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
@@ -18,8 +19,10 @@ use fence_net::{link, route};
 use crate::clock::Moment;
 use crate::observe::requests::{About, Via};
 
-/// A request of the right form with the right digest (or where the configuration says `hash = "none"`, of the right form).
-/// That its sender has the key *now* is not shown yet: it may be a copy of an old one.
+/// A request of the right form with the right digest. (With `hash = "none"` only the form is
+/// checked.)
+///
+/// It does not prove that its sender has the key *now*: it may be a copy of an old request.
 #[derive(Clone, Debug)]
 pub struct Verified {
     op: Op,
@@ -31,7 +34,7 @@ pub struct Verified {
     seqno: u32,
     target: Option<Target>,
     caller: SocketAddr,
-    /// The number of the interface that the callback leaves by; 0 where the routing table decides.
+    /// The index of the interface that the callback leaves by; 0 if the routing table decides.
     interface: u32,
     via: Via,
     arrived: Moment,
@@ -39,8 +42,8 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// `None` where the request has no known operation or family: whoever verified it has refused that before.
-    /// `key` is what its digest was made with; the first one where it has none.
+    /// `None` if the request has no known operation or family, which verification has refused
+    /// before. `key` made its digest; it is the first key if there is no digest.
     pub(super) fn new(
         request: &Request,
         key: Option<Arc<Key>>,
@@ -52,7 +55,7 @@ impl Verified {
         let caller = match request.callback_ip()? {
             IpAddr::V4(ip) => SocketAddr::from((ip, request.port.get())),
             IpAddr::V6(ip) => {
-                // A link-local address means something on its link only: the one that the request came by.
+                // A link-local address is valid on one link only: the one that the request came by.
                 let scope = if ip.is_unicast_link_local() { ifindex } else { 0 };
                 SocketAddrV6::new(ip, request.port.get(), 0, scope).into()
             }
@@ -79,18 +82,21 @@ impl Verified {
         Self { sender: Some(sender), ..self }
     }
 
-    /// The same, and whose key it is signed with is known.
+    /// The same, with a known owner of the signing key.
     pub(super) fn signed_for(self, owner: KeyOwner) -> Self {
         Self { owner, ..self }
     }
 
-    /// Whether the request may name this callback address: a loopback one means whatever client runs on this host, in whose name a
-    /// guest would act that may ask for it. `from_here`: the datagram came from this host.
+    /// Whether the request may name this callback address. `from_here` says that the datagram came
+    /// from this host.
+    ///
+    /// A loopback address stands for any client on this host. A guest must not act in such a
+    /// client's name.
     pub(super) fn may_be_called(&self, from_here: bool) -> bool {
         from_here || !self.caller.ip().is_loopback()
     }
 
-    /// A verified request out of nowhere, for tests of what follows.
+    /// A verified request from nothing, for tests of later steps.
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(request: &Request, key: Option<Arc<Key>>) -> Self {
         Self::new(request, key, 0, Via::Socket, Moment::now()).unwrap()
@@ -120,19 +126,20 @@ impl Verified {
         self.id
     }
 
-    /// What tells the datagram from its other copies; `None` if nothing does.
+    /// The ID of the datagram, which its replays share. `None` if it has no digest.
     #[must_use]
     pub fn datagram_id(&self) -> Option<DatagramId> {
         self.datagram_id
     }
 
-    /// Who sent it, as the kernel program's rate limits know it.
+    /// Its sender, as the kernel program's rate limits know it.
     #[must_use]
     pub fn sender(&self) -> Option<Sender> {
         self.sender
     }
 
-    /// The key that its sender has, which the callback is to be made with, whatever the keys have become meanwhile.
+    /// The key that signed the request. The callback uses this one even if the keys have changed
+    /// since.
     #[must_use]
     pub fn key(&self) -> Option<&Key> {
         self.key.as_deref()
@@ -150,7 +157,7 @@ impl Verified {
         self.seqno
     }
 
-    /// The domain it names; `None` if it names none that could exist.
+    /// The domain that the request names. `None` if it names none that could exist.
     #[must_use]
     pub fn target(&self) -> Option<&Target> {
         self.target.as_ref()
@@ -162,8 +169,8 @@ impl Verified {
         self.caller
     }
 
-    /// Where the callback goes to, with the interface that it leaves by: the one that the request came by, if a route leads
-    /// back over it.
+    /// The callback's address, with its interface: the one that the request came by, if a route
+    /// leads back over it.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         Endpoint { address: self.caller, interface: self.interface }
@@ -175,7 +182,7 @@ impl Verified {
         self.via
     }
 
-    /// When the kernel program saw it, or the socket gave it out.
+    /// When the kernel program saw it, or the socket returned it.
     #[must_use]
     pub fn arrived(&self) -> Moment {
         self.arrived
@@ -195,19 +202,20 @@ impl Verified {
     }
 }
 
-/// The number of the interface that a callback to `ip` leaves by, for a request that came by the one with the number `ifindex`; 0 where
-/// the routing table decides.
+/// The index of the interface that a callback to `ip` leaves by, for a request that came by
+/// interface `ifindex`. 0 if the routing table decides.
 ///
-/// Networks on two interfaces may use the same addresses, so the routing table may lead to another guest than the one that asks. It
-/// decides for this host itself (whose multicast comes back by the bridge, and whose own addresses are on any interface), and where no
-/// route leads back, as for guests behind a router.
+/// Two interfaces' networks may use the same addresses, so the routing table may lead to another
+/// guest than the client. The routing table still decides in two cases: for this host's own
+/// addresses, and if no route leads back, as for guests behind a router.
 fn way_back(ip: IpAddr, ifindex: u32, via: Via) -> u32 {
     // The kernel program passes what this host itself sends.
     if ifindex == 0 || (via == Via::Socket && route::is_local(ip).unwrap_or(false)) {
         return 0;
     }
     match route::leads_over(ip, ifindex) {
-        // Over an interface that is gone or down nobody can be called back, and over another one it may be somebody else.
+        // An interface that is gone or down reaches nobody, and another one may reach somebody
+        // else.
         Ok(false) if link::one(ifindex).is_ok_and(|link| link.up) => 0,
         Ok(_) | Err(_) => ifindex,
     }

@@ -1,4 +1,4 @@
-//! The ring buffer that the kernel program hands requests over by.
+//! The ring buffer through which the kernel program hands over requests.
 
 use std::io;
 use std::sync::Arc;
@@ -28,18 +28,19 @@ impl Ring {
     /// Watches a ring buffer. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When the runtime cannot watch the file descriptor.
+    /// The runtime cannot watch the file descriptor.
     pub fn new(ring: kernel::Ring, keys: Keyring) -> io::Result<Self> {
-        // SAFETY: needed because tokio has no safe way to watch a descriptor of somebody else's type. Sound because the ring owns its
-        // descriptor, which stays open and the same until the ring is dropped, and the ring is owned by the `AsyncFd`.
+        // SAFETY: needed because tokio has no safe way to watch a descriptor of a foreign type.
+        // Sound because the ring owns its descriptor, which stays open and the same until the ring
+        // is dropped, and the `AsyncFd` owns the ring.
         let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         Ok(Self { records: watched?, keys })
     }
 
-    /// The next request that the kernel program found to hold. Dropping the future loses none.
+    /// The next request that the kernel program verified. Dropping the future loses none.
     ///
     /// # Errors
-    /// When the runtime is going down.
+    /// The runtime is shutting down.
     pub async fn next(&mut self) -> io::Result<Verified> {
         loop {
             let mut guard = self.records.readable_mut().await?;
@@ -51,14 +52,16 @@ impl Ring {
         }
     }
 
-    /// Tells the kernel program that somebody reads.
+    /// Sends the heartbeat to the kernel program.
     pub fn beat(&mut self) {
         self.records.get_mut().beat(Moment::now());
     }
 
-    /// Hands each request that is there already to `each`, whether or not the runtime has noticed it yet.
+    /// Hands each request that is in the ring to `each`, even if the runtime has not noticed it
+    /// yet.
     pub fn take_waiting(&mut self, mut each: impl FnMut(Verified)) {
-        // A full ring's worth is all that was there at the beginning, however fast somebody adds to it meanwhile.
+        // One full ring holds all that was there at the beginning. The bound keeps a fast sender
+        // from holding the loop.
         for _ in 0..RECORDS_MAX {
             let Some(request) = take(self.records.get_mut(), &self.keys) else { return };
             each(request);
@@ -80,7 +83,8 @@ fn take(ring: &mut kernel::Ring, keys: &Keyring) -> Option<Verified> {
                     continue;
                 }
                 match verified(&event, key.cloned()) {
-                    // What the program sees on any other interface came from outside, whatever its source says.
+                    // On any other interface the program sees only frames from outside, whatever
+                    // their source says.
                     Some(request) if request.may_be_called(event.ifindex == LOOPBACK) => return Some(request),
                     Some(_) => {}
                     None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),

@@ -1,7 +1,8 @@
-//! The senders that are trusted since their digest was right, for the next daemon: they are served while a flood of strangers is not.
+//! The trusted senders, kept for the next daemon: it serves them even in a flood of unknown ones.
 //!
-//! One file in the state directory, `trusted`, of [`TRUSTED_MAX`] records. Each sender keeps its record. Newcomers are bounded as in
-//! [`fence_common::rate_limit`], so whoever has the key and makes up addresses needs an hour to push out a sender that is quiet for so long.
+//! They are one file in the state directory, `trusted`, of [`TRUSTED_MAX`] records. Each sender
+//! keeps its record. Newcomers are limited as in [`fence_common::rate_limit`]. So a holder of the
+//! key that makes up addresses needs an hour to push out a quiet sender.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +18,7 @@ use crate::state::file::Locked;
 /// The name of the file.
 pub(crate) const FILE: &str = "trusted";
 
-/// How old the time in a record may be before it is written anew: nobody is pushed out for a minute.
+/// How old a record's time may get before it is rewritten. No sender is pushed out within a minute.
 const REWRITE: Duration = Duration::from_secs(60);
 
 /// A sender in the file. All zero is none.
@@ -33,7 +34,7 @@ const LEN: usize = size_of::<Record>();
 /// The trusted senders.
 #[derive(Debug, Default)]
 pub(crate) struct Senders {
-    /// Each one's record, and the time that is written there.
+    /// Each sender's record, and the time in it.
     known: BTreeMap<Sender, (usize, u64)>,
     newcomers_full_at: u64,
     file: Option<Locked>,
@@ -41,10 +42,10 @@ pub(crate) struct Senders {
 }
 
 impl Senders {
-    /// Opens the file and takes over what is of this boot.
+    /// Opens the file and takes over the records of this boot.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// The file cannot be opened or read.
     pub(crate) fn open(directory: &Path, now: Moment) -> io::Result<Self> {
         let (file, bytes) = Locked::open_beside(directory, FILE, TRUSTED_MAX * LEN)?;
         let (records, _) = bytes.as_chunks::<LEN>();
@@ -59,7 +60,7 @@ impl Senders {
         Ok(Self { known, file: Some(file), ..Self::default() })
     }
 
-    /// Its digest was right, at a time on the monotonic clock.
+    /// Records that a sender's digest was right, at a time on the monotonic clock.
     pub(crate) fn saw(&mut self, sender: Sender, now: u64) {
         let place = match self.known.get(&sender) {
             Some((_, at)) if Duration::from_nanos(now.saturating_sub(*at)) < REWRITE => return,
@@ -93,7 +94,7 @@ impl Senders {
         taken.iter().enumerate().find(|(number, place)| number != *place).map_or(taken.len(), |(number, _)| number)
     }
 
-    /// All of them, with the times, the latest one last.
+    /// All senders with their times, the latest one last.
     pub(crate) fn all(&self) -> Vec<(Sender, u64)> {
         let mut all: Vec<_> = self.known.iter().map(|(sender, (_, at))| (*sender, *at)).collect();
         all.sort_by_key(|(_, at)| *at);

@@ -1,8 +1,9 @@
-//! The UDP socket that is always open: for requests from this host itself, for what the kernel program passes because it is
-//! not sure, and for everything where no program can be attached.
+//! The UDP socket that is always open. It receives requests from this host itself, those that the
+//! kernel program passes, and all requests if no program is attached.
 //!
-//! It is bound to the group's address, so unicast to the port never reaches it, and it hears the group only on the interfaces
-//! that it has joined it on. That membership is also what makes a snooping bridge deliver the group here at all.
+//! It is bound to the group's address, so it never gets unicast to the port. It hears the group
+//! only on interfaces where it has joined it. That membership also makes a snooping bridge deliver
+//! the group here.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -39,14 +40,18 @@ use crate::observe::limit::LogLimit;
 use crate::observe::requests::Via;
 use crate::observe::sources::RefusedView;
 
-/// How long to wait after the socket itself failed (an interface that went down, say) before it is asked again.
+/// How long to wait before the next read after the socket itself failed (an interface went down,
+/// say).
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// More datagrams than the socket's buffer holds: the kernel counts at least 512 bytes for each, of 208 KiB unless an administrator
-/// made it larger. Who reads that many has read all that was there when he began, however many come meanwhile.
+/// More datagrams than the socket's buffer holds.
+///
+/// The kernel counts at least 512 bytes for each, of 208 KiB unless an administrator made it
+/// larger. A reader of that many has read all that was there at its start, however many arrive
+/// meanwhile.
 const QUEUE_MAX: usize = 4096;
 
-/// How long it takes at most until the reader has let go of a socket that is to be replaced.
+/// How long at most the reader takes to let go of a socket that is being replaced.
 const LET_GO: Duration = Duration::from_millis(500);
 
 /// Why the socket cannot be had.
@@ -57,7 +62,7 @@ pub enum SocketError {
         "UDP port {0} is taken for {1}: is fence_virtd, or another fence-daemon, running? (`systemctl disable --now fence_virtd`)"
     )]
     PortTaken(u16, IpAddr),
-    /// The administrator's: a group of the link's scope is another group on each link.
+    /// The administrator's: a link-local group is another group on each link.
     #[error(
         "{0} is another group on each network: name the one that is meant with `interface` in the multicast section"
     )]
@@ -84,7 +89,7 @@ pub enum SocketError {
     },
 }
 
-/// What to do about a membership that the kernel refuses.
+/// The remedy for a membership that the kernel refuses.
 fn remedy(group: IpAddr, error: &io::Error) -> &'static str {
     match (group, error.raw_os_error()) {
         (IpAddr::V4(_), Some(libc::ENOBUFS)) => {
@@ -101,13 +106,13 @@ fn remedy(group: IpAddr, error: &io::Error) -> &'static str {
     }
 }
 
-/// The socket, and what it takes a datagram to be accepted.
+/// The socket, and the rules by which it accepts a datagram.
 #[derive(Debug)]
 pub struct RequestSocket {
     group: IpAddr,
     port: u16,
-    /// A group of the link's scope can only be bound together with an interface. So there is none before that is there, and another
-    /// one when it was made anew.
+    /// A link-local group can only be bound together with an interface. So the socket opens once
+    /// the interface is there, and again when the interface is replaced.
     socket: watch::Sender<Option<Arc<UdpSocket>>>,
     rules: Rules,
     keys: Keyring,
@@ -121,7 +126,8 @@ pub struct RequestSocket {
 }
 
 impl RequestSocket {
-    /// Opens the socket. It hears nothing before [`RequestSocket::join`]. Must be called within a tokio runtime.
+    /// Opens the socket. It hears nothing before [`RequestSocket::join`]. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -135,7 +141,8 @@ impl RequestSocket {
         Ok(Self { group, port, socket, rules, keys, limits, senders, replays, groups, counters, refused, complaints })
     }
 
-    /// Bounds what is taken, as the kernel program does, by what `replays` knows. (Without it nothing is bounded.)
+    /// Limits rates as the kernel program does, with the senders that `replays` knows. Without this
+    /// call there is no limit.
     #[must_use]
     pub fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
         {
@@ -148,20 +155,23 @@ impl RequestSocket {
         Self { limits, replays, ..self }
     }
 
-    /// Takes the key of a group for the addresses of that group only.
+    /// Accepts a group's key only from that group's addresses.
     #[must_use]
     pub fn grouped(self, groups: Groups) -> Self {
         Self { groups, ..self }
     }
 
-    /// Whether the group is another one on each network, so that one interface has to be named.
+    /// Whether the group differs from network to network, so that the configuration must name one
+    /// interface.
     #[must_use]
     pub fn needs_interface(&self) -> bool {
         is_of_the_link(self.group)
     }
 
-    /// Joins the group on an interface: what is sent to it there is heard from now on. The kernel may take its time over it, so this is
-    /// not for a task that others wait for. Must be called within a tokio runtime.
+    /// Joins the group on an interface, and hears it from now on. Must be called within a tokio
+    /// runtime.
+    ///
+    /// The kernel may be slow, so do not call this in a task that others wait for.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -173,7 +183,7 @@ impl RequestSocket {
                 .map_or(Ok(()), |socket| join(&SockRef::from(&*socket), self.group, interface.index))
                 .map_err(refused);
         }
-        // The reader holds the one before for a moment longer, and the port with it.
+        // The reader still holds the old socket for a moment, and the port with it.
         let _ = self.socket.send_replace(None);
         let mut waited = Duration::ZERO;
         let socket = loop {
@@ -190,8 +200,10 @@ impl RequestSocket {
         Ok(())
     }
 
-    /// Leaves the group on an interface, which may be gone already: the kernel keeps what was joined there in its books until then, where
-    /// it counts as one of the few memberships that a socket may have, and as that of a new interface with the same number.
+    /// Leaves the group on an interface, which may be gone already.
+    ///
+    /// The kernel keeps a membership of a deleted interface until then. It counts against the
+    /// socket's small limit, and as a membership of a new interface with the same index.
     pub fn leave(&self, index: u32) {
         if is_of_the_link(self.group) {
             let _ = self.socket.send_replace(None);
@@ -208,8 +220,8 @@ impl RequestSocket {
         }
     }
 
-    /// The next request that holds. Whatever else arrives is counted and forgotten, without a word.
-    /// Dropping the future loses no datagram.
+    /// The next verified request. All other datagrams are only counted. Dropping the future loses
+    /// no datagram.
     pub async fn next(&self) -> Verified {
         let mut replaced = self.socket.subscribe();
         loop {
@@ -240,7 +252,7 @@ impl RequestSocket {
         }
     }
 
-    /// Hands each request that is there already to `each`, whether or not the runtime has noticed it yet.
+    /// Hands each request that has arrived to `each`, even if the runtime has not noticed it yet.
     pub fn take_waiting(&self, mut each: impl FnMut(Verified)) {
         let Some(socket) = self.socket.borrow().clone() else { return };
         for _ in 0..QUEUE_MAX {
@@ -251,7 +263,7 @@ impl RequestSocket {
         }
     }
 
-    /// Counts a datagram, and makes a request of it if it is one.
+    /// Counts a datagram, and returns its request if it is valid.
     fn take(&self, datagram: &Datagram) -> Option<Verified> {
         let judged = self.judge(datagram.bytes.get(..datagram.len).unwrap_or_default(), datagram.source);
         let verdict = match &judged {
@@ -269,7 +281,7 @@ impl RequestSocket {
                     .map(|verified| verified.signed_for(owner))
             })
             .map(|request| request.sent_by(Sender::new(&datagram.source.into(), [0; 6])))
-            // The network stack drops what claims from outside to come from a loopback address.
+            // The network stack drops frames from outside whose source is a loopback address.
             .filter(|request| request.may_be_called(datagram.source.is_loopback()))
     }
 
@@ -288,18 +300,19 @@ impl RequestSocket {
         places.iter().filter_map(RefusedView::of).collect()
     }
 
-    /// What arrived here so far, by what became of it.
+    /// What arrived here so far, by verdict.
     #[must_use]
     pub fn counters(&self) -> Counters {
         *lock(&self.counters)
     }
 
-    /// The same questions in the same order as in the kernel program: the request in a datagram, and the key that it is signed with, or is
-    /// to be answered with.
+    /// Judges a datagram by the same checks in the same order as the kernel program. Returns its
+    /// request and its key: the one that signed it, or the one for the answer.
     fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<(Request, Option<Arc<Key>>, KeyOwner), Verdict> {
         let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
         admit(&request, &source.into(), &self.rules)?;
-        // Without a digest, which is admitted where the configuration says `none`, nothing is known of its sender.
+        // A request without a digest, which the configuration can allow, says nothing of its
+        // sender.
         let Some(datagram_id) = DatagramId::of(&request) else {
             return Ok((request, self.keys.current().first().cloned(), KeyOwner::EVERYBODY));
         };
@@ -308,7 +321,7 @@ impl RequestSocket {
         let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
         let mut check = Check { memory: &mut memory, sender: &sender, datagram_id, limits, now };
         check.before_digest()?;
-        // A key that does not count for this address is a wrong key.
+        // A key that is not valid for this address counts as a wrong key.
         let may_ask = |owner, ip: IpAddr| self.groups.may_ask(owner, ip.to_canonical());
         let counts = |owner| request.callback_ip().is_some_and(|ip| may_ask(owner, ip));
         let Some((key, owner)) = self.keys.verify(&request).filter(|(_, owner)| counts(*owner)) else {
@@ -320,7 +333,7 @@ impl RequestSocket {
     }
 }
 
-/// What is known at the socket: of senders by itself, of datagrams what came either way.
+/// The socket's own senders, and the replay cache of both ways in.
 struct Known<'k> {
     senders: &'k mut MemoryStore,
     replays: &'k ReplayCache,
@@ -355,18 +368,19 @@ impl Store for Known<'_> {
         self.replays.accepted_at(datagram_id)
     }
 
-    /// The pipeline notes it, whichever way it came.
+    /// The pipeline records it, whichever way it came.
     fn remember(&mut self, _: &DatagramId, _: u64, _: bool) -> bool {
         true
     }
 }
 
-/// Whether a group is of the interface's or the link's scope.
+/// Whether a group has interface-local or link-local scope.
 fn is_of_the_link(group: IpAddr) -> bool {
     matches!(group, IpAddr::V6(group) if matches!(group.segments()[0] & 0xf, 1 | 2))
 }
 
-/// A socket that is bound to the group, on the interface with this number if the group is of the link's scope.
+/// A socket that is bound to the group, on the interface with this index if the group is
+/// link-local.
 fn bound(group: IpAddr, port: u16, index: u32) -> Result<UdpSocket, SocketError> {
     let address = match group {
         IpAddr::V6(group) => SocketAddrV6::new(group, port, 0, index).into(),
@@ -376,7 +390,7 @@ fn bound(group: IpAddr, port: u16, index: u32) -> Result<UdpSocket, SocketError>
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(kernel("open"))?;
     socket.set_nonblocking(true).map_err(kernel("prepare"))?;
-    // A datagram that waited here is as old as it is, not as new as our reading of it.
+    // A datagram's age counts from its arrival, not from our read.
     setsockopt(&socket, ReceiveTimestampns, &true).map_err(io::Error::from).map_err(kernel("prepare"))?;
     match group {
         IpAddr::V4(_) => socket.set_multicast_all_v4(false),
@@ -473,7 +487,7 @@ mod tests {
         assert_eq!(socket.counters(), expected);
     }
 
-    /// Who has the key of one group names the address of another one's client as its own.
+    /// A holder of one group's key names the address of another group's client as its own.
     #[tokio::test]
     async fn a_groups_key_counts_for_its_addresses_only() {
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: false };
@@ -501,7 +515,7 @@ mod tests {
         }
     }
 
-    /// What the kernel program drops the socket refuses, for the same reasons.
+    /// The socket refuses what the kernel program drops, for the same reasons.
     #[tokio::test]
     async fn takes_no_more_of_a_sender_than_the_kernel_program_does() {
         let hour = 3_600_000_000_000;
@@ -519,17 +533,17 @@ mod tests {
         let forged = |n| Request { hash: [n; 64], ..signed(n) };
         let judge = |request: &Request| socket.judge(request.as_bytes(), [127, 0, 0, 1].into()).map(|_| ());
         assert_eq!(judge(&signed(1)), Ok(()));
-        // As the pipeline does it; and the other way in may have done so, too.
+        // As the pipeline does it; the other way in may have done so, too.
         assert!(replays.is_new(*DatagramId::of(&signed(1)).unwrap(), None, false));
         assert_eq!(judge(&signed(1)), Err(Verdict::Replay));
         assert_eq!(judge(&signed(2)), Ok(()));
         assert_eq!(judge(&signed(3)), Ok(()));
         assert_eq!(judge(&signed(4)), Err(Verdict::DeliveryLimit));
-        // Whoever forges its address takes nothing from it.
+        // A forger of its address costs it nothing.
         for n in 5..9 {
             assert_eq!(judge(&forged(n)), Err(Verdict::Digest));
         }
-        // One that was never right, of which there may be two wrong ones in all.
+        // An unknown sender, for which two wrong digests in all are allowed.
         let strangers = open(11_237).rate_limited(limits, replays);
         let mut verdicts = (1..=3_u8).map(|n| {
             let mut request = forged(n);
@@ -541,7 +555,7 @@ mod tests {
         assert_eq!(verdicts.next(), Some(Err(Verdict::GlobalLimit)));
     }
 
-    /// Without the kernel program the socket's own memory is all that knows them.
+    /// Without the kernel program only the socket's own cache knows the senders.
     #[tokio::test]
     async fn who_was_right_is_known_to_the_next_daemon() {
         let hour = 3_600_000_000_000;
@@ -584,7 +598,8 @@ mod tests {
             for round in 0..4 {
                 tokio::task::yield_now().await;
                 let joining = Arc::clone(&socket);
-                // On a thread of its own, as the daemon does: here the reader would have no turn to let go.
+                // On a thread of its own, as in the daemon: here the reader would get no turn to
+                // let go.
                 let joined = tokio::task::spawn_blocking(move || {
                     joining.join(&lo()).unwrap();
                     if round < 3 {
@@ -626,7 +641,8 @@ mod tests {
         let socket = open(11_231).unwrap();
         let waited = Duration::from_millis(100);
         let mut ages = Vec::new();
-        // The kernel begins to stamp a moment after the first socket on the machine has asked for it.
+        // The kernel starts to stamp datagrams a moment after the machine's first socket asks for
+        // it.
         while ages.last().is_none_or(|age| *age < waited) && ages.len() < 50 {
             send(request().as_bytes(), SocketAddr::new(GROUP, 11_231));
             std::thread::sleep(waited);

@@ -1,12 +1,14 @@
-//! How long something took, how often: a histogram of fixed size.
+//! A histogram of durations, of fixed size.
 //!
-//! Log-linear, as HDR histograms are: eight buckets for each power of two, so that what is read from it is at most an eighth too much, from a
-//! microsecond to a minute, in 800 bytes. Our own, because it takes no allocation, no floating point and no dependency to be that.
+//! It is log-linear, as HDR histograms are, with eight buckets for each power of two. So a reading
+//! is at most an eighth too high, from a microsecond to a minute, in 800 bytes. It is our own code
+//! because it needs no allocation, no floating point and no dependency.
 
-/// Bits that tell buckets of one power of two apart.
+/// The bits that select a bucket within one power of two.
 const LINEAR_BITS: u32 = 3;
 const LINEAR: usize = 1 << LINEAR_BITS;
-/// The largest power of two that has buckets of its own: what takes 2^26 µs (67 s) or longer is counted in the last one.
+/// The largest power of two with buckets of its own. What takes 2^26 µs (67 s) or longer is counted
+/// in the last one.
 const EXPONENT_MAX: u32 = 25;
 const BUCKETS: usize = (EXPONENT_MAX - LINEAR_BITS + 2) as usize * LINEAR;
 
@@ -36,7 +38,7 @@ fn bucket(micros: u64) -> usize {
     (exponent - LINEAR_BITS + 1) as usize * LINEAR + linear
 }
 
-/// The longest time that is counted in a bucket, but for the last one.
+/// The longest time that a bucket counts, except for the last bucket.
 fn upper(bucket: usize) -> u64 {
     let (power, linear) = ((bucket / LINEAR) as u64, (bucket % LINEAR) as u64);
     if power == 0 { linear } else { ((LINEAR as u64 + linear + 1) << (power - 1)) - 1 }
@@ -64,7 +66,8 @@ impl Histogram {
         self.max
     }
 
-    /// What so many of a thousand did not exceed, at most an eighth too much. Zero where nothing was counted.
+    /// The time that this many of a thousand did not exceed, at most an eighth too high. Zero if
+    /// nothing was counted.
     #[must_use]
     pub fn quantile(&self, permille: u64) -> u64 {
         let rank = self.count.saturating_mul(permille).div_ceil(1000).max(1);
@@ -76,7 +79,8 @@ impl Histogram {
         found.map_or(self.max, |bucket| upper(bucket).min(self.max))
     }
 
-    /// The buckets that are not empty, each by the longest time that is counted in it (the last one by the longest of all), and its count.
+    /// The buckets that are not empty: each one's longest time (for the last one the longest of
+    /// all), and its count.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let some = self.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
         some.map(|(bucket, count)| {

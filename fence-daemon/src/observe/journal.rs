@@ -1,7 +1,9 @@
-//! Log messages for systemd's journal, by its native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+//! Log messages for systemd's journal, by its native protocol
+//! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 //!
-//! `journalctl` shows the field `MESSAGE` and no other. So `MESSAGE` is the whole line, as standard error has it: what was done,
-//! and then each field as `name=value`. For machines each field is there a second time, as `FENCE_NAME`.
+//! `journalctl` shows only the field `MESSAGE`. So `MESSAGE` is the whole line, as on standard
+//! error: the text, and then each field as `name=value`. For machines each field also stands by
+//! itself, as `FENCE_NAME`.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -20,10 +22,11 @@ pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 /// Syslog's number for messages of system daemons.
 const FACILITY_DAEMON: &str = "3";
 
-/// What names of the daemon's own fields begin with in the journal.
+/// The prefix of the daemon's own fields in the journal.
 const PREFIX: &str = "FENCE_";
 
-/// The longest value of a field, in bytes. Longer ones are cut: a whole message has to fit into one datagram.
+/// The longest value of a field, in bytes. Longer ones are cut, so that a message fits into one
+/// datagram.
 const LONGEST: usize = 16 * 1024;
 
 /// Sends each event to the journal, and never waits for it.
@@ -31,7 +34,7 @@ const LONGEST: usize = 16 * 1024;
 pub(super) struct Journal {
     socket: UnixDatagram,
     identity: &'static str,
-    /// How many messages the journal did not take since the last one that it took.
+    /// How many messages the journal has rejected since the last one that it took.
     lost: AtomicU64,
 }
 
@@ -43,7 +46,7 @@ impl Journal {
     pub(super) fn open(identity: &'static str) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        // The journal ignores an empty message; without a journal it cannot be sent.
+        // The journal ignores an empty message. Without a journal the send fails.
         socket.send_to(&[], SOCKET)?;
         Ok(Self { socket, identity, lost: AtomicU64::new(0) })
     }
@@ -61,7 +64,7 @@ impl Journal {
         datagram
     }
 
-    /// Says how many messages are missing here, once the journal takes messages again.
+    /// Logs how many messages are missing here, once the journal takes messages again.
     fn tell_lost(&self) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost == 0 {
@@ -78,7 +81,7 @@ impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         self.tell_lost();
         let mut message = String::with_capacity(512);
-        // Fails only where a value cannot be written; what was written so far is told.
+        // Fails only if a value cannot be formatted; the text so far is logged.
         let _ = DefaultFields::new().format_fields(Writer::new(&mut message), event);
         let about = event.metadata();
         let mut datagram = self.begin(*about.level(), &message);
@@ -104,7 +107,8 @@ fn priority(level: Level) -> &'static str {
     }
 }
 
-/// Writes a field in the form that may hold any byte: name, end of line, length, value, end of line.
+/// Writes a field in the form that may hold any byte: name, end of line, length, value, end of
+/// line.
 fn put(datagram: &mut Vec<u8>, name: &str, value: &str) {
     let value = value.get(..value.floor_char_boundary(LONGEST)).unwrap_or_default();
     datagram.extend_from_slice(name.as_bytes());

@@ -9,7 +9,7 @@ use fence_common::sync::lock;
 
 use crate::clock::Moment;
 
-/// How many sources have a bound of their own. Beyond them the newcomers share one.
+/// How many sources have a bound of their own. All further sources share one.
 const SOURCES: usize = 1024;
 
 /// `burst` lines at once, then one per `every`.
@@ -60,7 +60,8 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// `burst` lines at once, then one per `every`; what is held back is counted and told with the next line.
+    /// Allows `burst` lines at once, then one per `every`. The next line tells how many were held
+    /// back.
     #[must_use]
     pub fn new(burst: u32, every: Duration) -> Self {
         let pace = Pace { burst, every };
@@ -73,7 +74,7 @@ impl LogLimit {
     }
 }
 
-/// A bound for each source, so that the lines about one do not use up what is to be said about another.
+/// A bound for each source, so that one source's lines do not use up those of others.
 #[derive(Debug)]
 pub struct SourceLimit {
     pace: Pace,
@@ -88,7 +89,7 @@ struct Buckets {
 }
 
 impl SourceLimit {
-    /// `burst` lines of each source at once, then one per `every`.
+    /// Allows `burst` lines of each source at once, then one per `every`.
     #[must_use]
     pub fn new(burst: u32, every: Duration) -> Self {
         let pace = Pace { burst, every };
@@ -96,13 +97,14 @@ impl SourceLimit {
         Self { pace, buckets: Mutex::new(buckets) }
     }
 
-    /// Whether a line about `source` may be logged at `now`; if so, how many about it were held back since the last one.
+    /// Whether a line about `source` may be logged at `now`; if so, how many about it were held
+    /// back since the last one.
     pub fn allow(&self, source: IpAddr, now: Moment) -> Option<u64> {
         let pace = self.pace;
         let mut buckets = lock(&self.buckets);
         let Buckets { own, shared } = &mut *buckets;
         if own.len() >= SOURCES && !own.contains_key(&source) {
-            // A bucket that is full again, and owes nobody a number, is as good as none.
+            // A full bucket with nothing held back is worth as much as a new one.
             own.retain(|_, bucket| {
                 bucket.refill(pace, now);
                 bucket.tokens < pace.burst || bucket.held_back > 0

@@ -1,8 +1,12 @@
-//! Where log messages go and which of them: standard error in the foreground, the journal or syslog in the background.
+//! Chooses the log's destination and level: standard error in the foreground, the journal or syslog
+//! in the background.
 //!
-//! Syslog is spoken through the C library: it connects again when the syslog daemon was restarted, and needs no crate for time or host
-//! names, one of which (`syslog`) panics where the local time cannot be found out. No failure to write a message stops the daemon or
-//! causes another message, and nobody waits for whoever takes them: see [`relay`](super::relay).
+//! Syslog is written through the C library. It reconnects after the syslog daemon's restart, and
+//! needs no crate for time or host names. (The crate `syslog` panics if it cannot find out the
+//! local time.)
+//!
+//! A failure to write a message never stops the daemon or causes another message. No thread waits
+//! for the destination: see [`relay`](super::relay).
 
 use std::env;
 use std::ffi::{CStr, CString};
@@ -23,13 +27,14 @@ use super::relay::Relay;
 /// What log messages are marked with.
 const IDENTITY: &str = "fence-daemon";
 const IDENTITY_C: &CStr = c"fence-daemon";
-/// Says which messages, instead of the configuration: `info`, or `warn,fence_daemon=trace`.
+/// The environment variable that overrides the configured level: `info`, or
+/// `warn,fence_daemon=trace`.
 const VARIABLE: &str = "RUST_LOG";
 
 /// Where to log to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// Standard error; the journal itself if that is where standard error leads, so that fields stay fields.
+    /// Standard error. If it leads to the journal, the journal itself, so that fields stay fields.
     Foreground,
     /// The journal, or syslog where there is none.
     Background,
@@ -57,10 +62,11 @@ pub enum LoggingError {
     Twice,
 }
 
-/// Sets up logging for the rest of the process's life. In the background: after [`crate::process::daemonise`].
+/// Sets up logging for the rest of the process's life. In the background, call it after
+/// [`crate::process::daemonise`].
 ///
-/// `debug` 0 logs what an administrator wants to know, 1 and up what was ignored and why, 5 and up everything; the environment
-/// variable `RUST_LOG` overrides it.
+/// `debug` 0 logs what an administrator wants to know, 1 and up what was ignored and why, 5 and up
+/// everything. The environment variable `RUST_LOG` overrides it.
 ///
 /// # Errors
 /// [`LoggingError::Twice`] if called again.
@@ -108,7 +114,8 @@ fn relay(sink: super::relay::Sink) -> io::Result<Relay> {
 }
 
 fn open_syslog() -> super::relay::Sink {
-    // SAFETY: needed because the standard library has no syslog. Sound because the name is static, as the C library keeps the pointer.
+    // SAFETY: needed because the standard library has no syslog. Sound because the name is static,
+    // as the C library keeps the pointer.
     unsafe { libc::openlog(IDENTITY_C.as_ptr(), libc::LOG_PID, libc::LOG_DAEMON) };
     Box::new(|level, line| {
         let priority = match level {
@@ -117,22 +124,24 @@ fn open_syslog() -> super::relay::Sink {
             Level::INFO => libc::LOG_INFO,
             Level::DEBUG | Level::TRACE => libc::LOG_DEBUG,
         };
-        // A NUL would end it early; where it stands, names from outside were escaped before.
+        // A NUL would end the line early. Names from outside are escaped already.
         let line: Vec<u8> = line.iter().copied().filter(|byte| *byte != 0 && *byte != b'\n').collect();
         let Ok(line) = CString::new(line) else { return };
-        // SAFETY: as above. The format takes one string, which is given, ends with a NUL, and lives until the call returns.
+        // SAFETY: as above. The format takes one string, which is given, ends with a NUL, and lives
+        // until the call returns.
         unsafe { libc::syslog(priority, c"%s".as_ptr(), line.as_ptr()) };
     })
 }
 
 fn plain<S: tracing::Subscriber + for<'s> LookupSpan<'s>>(debug: u32) -> fmt::Layer<S> {
-    // A message that cannot be written must not be answered by one about that: `eprintln!` panics on a closed pipe.
+    // A failed write must not cause a message about it: `eprintln!` panics on a closed pipe.
     fmt::layer().with_ansi(false).with_target(debug > 0).log_internal_errors(false)
 }
 
-/// The filter, and what is wrong with `RUST_LOG` if that could not be used.
+/// The filter, and what is wrong with `RUST_LOG` if it could not be used.
 fn filter(debug: u32, rust_log: Option<&str>) -> (Targets, Option<String>) {
-    // What other crates have to say is for those who ask for everything, and never their finest level: keys pass through them.
+    // Other crates log only at the highest `debug`, and never at their finest level: keys pass
+    // through them.
     let info = Targets::new().with_default(Level::INFO);
     let standard = match debug {
         0 => info,
@@ -146,7 +155,8 @@ fn filter(debug: u32, rust_log: Option<&str>) -> (Targets, Option<String>) {
     }
 }
 
-/// Whether systemd connected standard error to the journal: `JOURNAL_STREAM` names device and inode of that connection.
+/// Whether systemd connected standard error to the journal: `JOURNAL_STREAM` names the device and
+/// inode of that connection.
 fn stderr_is_journal() -> bool {
     let Ok(about) = rustix::fs::fstat(io::stderr()) else { return false };
     env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", about.st_dev, about.st_ino))

@@ -1,4 +1,4 @@
-//! What the daemon tells about itself: to the log, and to those who look inside ([`crate::control`]).
+//! What the daemon reports: log lines, counters, recent requests. [`crate::control`] serves them.
 
 pub mod histogram;
 mod journal;

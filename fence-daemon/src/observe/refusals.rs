@@ -1,7 +1,9 @@
-//! The one line about guests that are set up wrongly: they send requests without a digest, or what else the rules refuse.
+//! The log line about misconfigured guests, which send requests without a digest or against another
+//! rule.
 //!
-//! Nothing is logged for a datagram. Every ten seconds it is looked who was refused before any digest, and at most one line in ten
-//! minutes names the last few of them, however many datagrams anybody sends.
+//! A datagram causes no line. Every ten seconds the daemon looks at who was rejected before any
+//! digest. At most one line in ten minutes names the latest of them, whatever the number of
+//! datagrams.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -18,7 +20,7 @@ const BETWEEN: Duration = Duration::from_secs(600);
 /// How many are named.
 const NAMED: usize = 4;
 
-/// Looks at who was `refused`, and tells, for as long as it is polled.
+/// Watches `refused` and logs, for as long as it is polled.
 pub async fn watch(refused: impl Fn() -> Vec<RefusedView>) {
     let mut told = Teller::default();
     loop {
@@ -34,7 +36,7 @@ pub async fn watch(refused: impl Fn() -> Vec<RefusedView>) {
 struct Teller(Option<Moment>);
 
 impl Teller {
-    /// What is to be told, if anything is new and it is time.
+    /// The line to log, if there is news and it is time.
     fn line(&mut self, refused: &[RefusedView], now: Moment) -> Option<String> {
         let is_new =
             |one: &&RefusedView| self.0.is_none_or(|told| one.last_seen > told) && one.verdict.cause().is_some();

@@ -1,7 +1,9 @@
-//! Log lines on their way out, on a thread of their own: whoever takes them may hang, and nobody that is served may wait for that.
+//! Sends log lines from a thread of their own: the destination may hang, and no request may wait
+//! for it.
 //!
-//! A full pipe, a terminal that was stopped, a syslog daemon on a dead disk: when hosts are in trouble logs are among the first to stand still, and
-//! that is when guests are fenced. What cannot be taken in time is dropped and counted, and the count is the next line.
+//! A full pipe, a stopped terminal, a syslog daemon on a dead disk: logs are among the first to
+//! stand still on a host in trouble. That is also when guests are fenced. Lines that find no room
+//! are dropped and counted, and the next line tells the count.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,10 +15,10 @@ use std::time::Duration;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait: some hundred kilobytes of them.
+/// How many lines may wait: some hundred kilobytes.
 const WAITING: usize = 2048;
 
-/// The relay of this process, to be emptied at its end.
+/// The relay of this process, which is flushed at its end.
 static RELAY: OnceLock<Relay> = OnceLock::new();
 
 /// What takes whole lines, each with its level.
@@ -35,7 +37,7 @@ pub(super) struct Relay {
     lost: Arc<AtomicU64>,
 }
 
-/// A line that is being made. Dropping it sends it off.
+/// A line in the making. Dropping it sends it.
 pub(super) struct Line<'r> {
     relay: &'r Relay,
     level: Level,
@@ -46,7 +48,7 @@ impl Relay {
     /// Starts the thread that writes to `sink`.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub(super) fn start(sink: Sink) -> io::Result<Self> {
         let (messages, waiting) = sync_channel(WAITING);
         let lost = Arc::new(AtomicU64::new(0));
@@ -55,9 +57,9 @@ impl Relay {
         Ok(Self { messages, lost })
     }
 
-    /// Makes this one the process's own, which [`flush`] empties.
+    /// Makes this relay the one that [`flush`] empties.
     pub(super) fn keep(&self) {
-        // A second one is not set up: see `logging::init`.
+        // There is no second one: see `logging::init`.
         let _ = RELAY.set(self.clone());
     }
 
@@ -73,13 +75,13 @@ impl Relay {
     fn flush(&self, limit: Duration) {
         let (written, all_written) = sync_channel(1);
         if self.messages.try_send(Message::Flush(written)).is_ok() {
-            // Whoever takes them may hang: then the rest is lost with the process.
+            // The destination may hang: then the remaining lines are lost with the process.
             let _ = all_written.recv_timeout(limit);
         }
     }
 }
 
-/// Waits until what was logged is written, but not longer than this.
+/// Waits until all lines are written, but no longer than this.
 pub fn flush(limit: Duration) {
     if let Some(relay) = RELAY.get() {
         relay.flush(limit);
@@ -139,7 +141,7 @@ mod tests {
 
     type Shared<T> = Arc<Mutex<T>>;
 
-    /// A relay to a list that is taken to only while nobody holds the gate.
+    /// A relay to a list, which takes lines only while nobody holds the gate.
     fn relay() -> (Relay, Shared<()>, Shared<Vec<String>>) {
         let (gate, lines) = (Shared::default(), Shared::default());
         let (passing, taken): (_, Shared<Vec<String>>) = (Arc::clone(&gate), Arc::clone(&lines));
@@ -183,7 +185,7 @@ mod tests {
         }
         let position = told(&taken).unwrap();
         let line = lines(&taken)[position].clone();
-        // One or none was on its way out when it began to hang.
+        // The hanging destination holds at most one line.
         assert!(line.starts_with("WARN 99 messages") || line.starts_with("WARN 100 messages"), "{line}");
     }
 }

@@ -1,6 +1,6 @@
-//! The requests of late, how long each of their steps took since the start, and how many there were: to be looked at from outside.
+//! Recent requests, their counts, and the duration of each step since the start, for the report.
 //!
-//! What a request pays for it is two or three times a lock that nobody keeps for long: all room is there from the beginning.
+//! The cost for a request is two or three short locks: all room is allocated at the start.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
@@ -22,7 +22,7 @@ pub const RECENT: usize = 64;
 /// The operations, in the order in which they are shown.
 pub const OPS: [Op; 7] = [Op::Off, Op::Reboot, Op::On, Op::Status, Op::HostList, Op::DevStatus, Op::Null];
 
-/// The steps that are timed, from the arrival of the datagram.
+/// The timed steps, from the arrival of the datagram.
 pub const STEPS: [&str; 4] = ["verified", "called_back", "dead", "replied"];
 
 /// A request that is being served.
@@ -32,7 +32,7 @@ pub struct Slot(u64);
 /// The way that a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
-    /// Through the kernel program and its ring buffer, whether that is attached as XDP or as tc.
+    /// Through the kernel program and its ring buffer, whether attached as XDP or as tc.
     Kernel,
     /// Through the UDP socket.
     Socket,
@@ -73,7 +73,7 @@ pub struct Ended {
     pub result: &'static str,
     /// The whole of it, as in the log.
     pub detail: String,
-    /// The steps that it took, if it came to an answer.
+    /// The steps that it took, if it was answered.
     pub steps: Option<Steps>,
 }
 
@@ -93,7 +93,7 @@ struct Text {
 }
 
 impl Text {
-    /// A domain's text has 63 bytes at most; what is escaped may be longer, and is cut.
+    /// A domain's text has at most 63 bytes. Escapes may make it longer; it is cut then.
     const LEN: usize = 96;
 
     fn of(what: impl fmt::Display) -> Self {
@@ -154,7 +154,7 @@ pub struct Recent {
     pub via: Via,
     /// Its steps so far.
     pub steps: Steps,
-    /// What came of it and when; `None` while it is being served.
+    /// Its result and its end; `None` while it is being served.
     pub end: Option<(Moment, &'static str, String)>,
 }
 
@@ -169,7 +169,8 @@ pub struct Tally {
     pub unanswered: u64,
     /// Not begun: too late, or too many at once.
     pub turned_away: u64,
-    /// Copies of one that is being served or was answered: of other addresses, or sent again.
+    /// Duplicates of a request that is being served or was answered: from other addresses, or sent
+    /// again.
     pub copies: u64,
     /// Datagrams that had come before, bit for bit.
     pub replays: u64,
@@ -237,7 +238,7 @@ impl Kept {
         Slot(number)
     }
 
-    /// The entry of a request, if that is still remembered.
+    /// The entry of a request, if it still exists.
     fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
         let first = self.recent.front()?.number;
         self.recent.get_mut(usize::try_from(slot.0.checked_sub(first)?).ok()?)
@@ -269,7 +270,7 @@ impl Requests {
         kept.enter(request, None)
     }
 
-    /// Its client has the key, and what it asks is about to be done.
+    /// The client has authenticated, and the action is about to begin.
     pub fn called_back(&self, slot: Slot, at: Moment) {
         if let Some(entry) = self.kept().entry(slot) {
             entry.steps.called_back = Some(at);
@@ -339,7 +340,7 @@ impl Requests {
         entries.into_iter().map(recent).collect()
     }
 
-    /// The times of every operation's every step that was taken at least once.
+    /// The times of each operation's steps that were taken at least once.
     #[must_use]
     pub fn times(&self) -> Vec<Timed> {
         let kept = self.kept();
@@ -409,7 +410,7 @@ mod tests {
         let target = Target::Name("x".to_owned());
         let status = request(Op::Status, &target);
         let slots: Vec<_> = (0..RECENT + 10).map(|_| requests.begin(status)).collect();
-        // The first ones are forgotten already: their end is counted, and nobody else's.
+        // The first entries are gone already: their end is counted, and changes no other entry.
         for slot in &slots[..20] {
             requests.over(*slot, Op::Status, Ended::unanswered("callback failed", "nobody there"));
         }

@@ -1,4 +1,4 @@
-//! Where requests come from, as the kernel program keeps account of it.
+//! The sources of requests, as the kernel program counts them.
 
 use std::net::IpAddr;
 
@@ -7,29 +7,29 @@ use fence_common::verdict::Verdict;
 
 use crate::clock::Moment;
 
-/// A source, and what is left of what it may do.
+/// A source, and what is left of its rate limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceView {
     /// Its address.
     pub address: IpAddr,
     /// Its hardware address, where that is known.
     pub mac: Option<[u8; 6]>,
-    /// Whether a request of its has been found right of late, so that floods from other addresses cost it nothing.
+    /// Whether the source is trusted, so that floods from other addresses do not affect it.
     pub trusted: bool,
     /// Digests of its that were wrong.
     pub failures: u64,
     /// Requests of its that went to the daemon.
     pub delivered: u64,
-    /// Datagrams of its that were dropped because there were too many.
+    /// How many of its datagrams the rate limit dropped.
     pub limited: u64,
     /// When something came from it last.
     pub last_seen: Option<Moment>,
 }
 
-/// Reads the kernel program's account of sources.
+/// Reads the kernel program's sources.
 pub type Provider = Box<dyn Fn() -> Vec<SourceView> + Send + Sync>;
 
-/// A source whose requests were refused for what stands in them, before anybody looked at their digest.
+/// A source whose requests were rejected for their content, before any check of the digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedView {
     /// Its address.
@@ -61,7 +61,8 @@ impl RefusedView {
         })
     }
 
-    /// Puts together what several CPUs, or the kernel program and the socket, have counted. The last that came is the first.
+    /// Adds up what several CPUs, or kernel program and socket, have counted. The latest source is
+    /// the first.
     #[must_use]
     pub fn together(all: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut sums: Vec<Self> = Vec::new();

@@ -4,10 +4,10 @@ use std::fmt;
 
 use crate::clock::Moment;
 
-/// When a request passed each of its steps. What it did not reach is `None`.
+/// When a request passed each step. A step that it did not reach is `None`.
 #[derive(Clone, Copy, Debug)]
 pub struct Steps {
-    /// The kernel program saw the datagram, or the socket gave it out.
+    /// The kernel program saw the datagram, or the socket returned it.
     pub arrived: Moment,
     /// User space knew it as verified.
     pub verified: Moment,

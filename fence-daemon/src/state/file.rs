@@ -1,7 +1,8 @@
-//! The files of the state directory: opened, locked, read and written here, and nowhere else.
+//! The files of the state directory: opened, locked, read and written only here.
 //!
-//! There are two kinds. A [`Locked`] file is written in place by the one daemon that has it. A whole file is written beside the old
-//! one and takes its place in one step ([`replace`]), so that whoever reads it finds all of it or the old one.
+//! There are two kinds. A [`Locked`] file is written in place by the one daemon that holds its
+//! lock. A whole file is written beside the old one and then replaces it in one step ([`replace`]).
+//! So a reader finds the complete new file or the old one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -13,15 +14,16 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::open;
 
-/// A file that this daemon has to itself, as long as this lives.
+/// A file that only this daemon uses, as long as this value lives.
 #[derive(Debug)]
 pub struct Locked(File);
 
 impl Locked {
-    /// Opens the file `name` of `directory`, made if need be, and reads at most `limit` bytes of what is there.
+    /// Opens the file `name` of `directory`, creates it if need be, and reads at most `limit`
+    /// bytes.
     ///
     /// # Errors
-    /// It is unsafe, cannot be had, or another daemon has it.
+    /// It is unsafe, cannot be opened, or another daemon has it.
     pub fn open(directory: &Path, name: &str, limit: usize) -> io::Result<(Self, Vec<u8>)> {
         let file = opened(directory, name)?;
         lock(&file)?.ok_or_else(|| io::Error::other("another daemon uses it"))?;
@@ -29,25 +31,25 @@ impl Locked {
         Ok((Self(file), bytes))
     }
 
-    /// As [`Locked::open`], for a file that another file's lock stands for.
+    /// As [`Locked::open`], for a file that another file's lock protects.
     ///
     /// # Errors
-    /// It is unsafe, or cannot be had.
+    /// It is unsafe, or cannot be opened.
     pub fn open_beside(directory: &Path, name: &str, limit: usize) -> io::Result<(Self, Vec<u8>)> {
         let file = opened(directory, name)?;
         let bytes = content(&file, limit)?;
         Ok((Self(file), bytes))
     }
 
-    /// Writes at a place of the file, in bytes from its beginning.
+    /// Writes at an offset, in bytes from the file's beginning.
     ///
     /// # Errors
-    /// The kernel refuses. Some of it may be written.
+    /// The kernel refuses. Part of it may be written.
     pub fn write_at(&self, bytes: &[u8], at: usize) -> io::Result<()> {
         self.0.write_all_at(bytes, u64::try_from(at).map_err(io::Error::other)?)
     }
 
-    /// Writes at the end: all of it or nothing. A file of `most` bytes is begun anew.
+    /// Appends all of it or nothing. A file of `most` bytes starts again from empty.
     ///
     /// # Errors
     /// The kernel refuses; the file is as it was.
@@ -57,7 +59,7 @@ impl Locked {
             self.0.set_len(0)?;
             len = 0;
         }
-        // Half a record would put all that follow out of step.
+        // Half a record would shift all that follow.
         self.0.write_all_at(bytes, len).inspect_err(|_| drop(self.0.set_len(len)))
     }
 
@@ -93,7 +95,7 @@ fn lock(file: &File) -> io::Result<Option<()>> {
 /// Opens and locks the directory itself; `None` if another daemon has it.
 ///
 /// # Errors
-/// It is unsafe, or cannot be had.
+/// It is unsafe, or cannot be opened.
 pub fn lock_directory(directory: &Path) -> Result<Option<Locked>, super::StateError> {
     let file = super::directory(directory)?;
     let locked = lock(&file).map_err(super::StateError::kernel("lock", directory))?;
@@ -108,7 +110,7 @@ pub fn read(directory: &Path, name: &str, limit: usize) -> io::Result<Vec<u8>> {
     content(&open(directory, name, File::options().read(true))?, limit)
 }
 
-/// Puts a whole file in the old one's place. The lock on the new one is held as long as what is returned lives.
+/// Replaces a file. The lock on the new one lasts as long as the returned value.
 ///
 /// # Errors
 /// It cannot be written; the old one is still there.
@@ -122,7 +124,7 @@ pub fn replace(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<Locked>
         (&file).write_all(bytes)?;
         fs::rename(&draft, &path)
     };
-    // Half of one may hold a password, and takes up what may be the last of the room.
+    // A partial file may hold a password, and may take the last room on the disk.
     fill().inspect_err(|_| drop(fs::remove_file(&draft)))?;
     Ok(Locked(file))
 }
@@ -138,7 +140,7 @@ pub struct Left {
     pub written: SystemTime,
 }
 
-/// Takes over a whole file that a dead daemon has left; `None` if its daemon lives.
+/// Takes over a file that a dead daemon has left; `None` if its daemon lives.
 ///
 /// # Errors
 /// It is unsafe, or cannot be read.
@@ -149,7 +151,7 @@ pub fn take_over(directory: &Path, name: &str, limit: usize) -> io::Result<Optio
     Ok(Some(Left { lock: Locked(file), bytes, written }))
 }
 
-/// The names of the files in the directory that end like this; none where there is no directory.
+/// The names of the directory's files with this ending; none if there is no directory.
 #[must_use]
 pub fn names(directory: &Path, ending: &str) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();

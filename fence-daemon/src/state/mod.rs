@@ -1,16 +1,20 @@
-//! The state directory, and the one way to open what is in it: files ([`mod@file`]), the control socket ([`socket`]) and, elsewhere,
-//! the PID file ([`pid_file`]).
+//! The state directory, and the only way to open what is in it: files ([`mod@file`]), the control
+//! socket ([`socket`]) and, elsewhere, the PID file ([`pid_file`]).
 //!
-//! What stands there decides what this daemon does as root: which domains it starts, which requests it refuses, what it believes of
-//! a URI that is silent. So nobody else may be able to write there. At each open these are looked at:
+//! Its files decide what this daemon does as root: which domains it starts, which requests it
+//! rejects, what it believes of a silent URI. So nobody else may be able to write there. Each open
+//! checks:
 //!
-//! - **The directory** and each directory above it: no symbolic link of another user's on the way, the directory itself no link at all,
-//!   owned by root or by the user that the daemon runs as, not writable for others. (Above it, a sticky directory such as `/tmp` may
-//!   be writable, since nobody can rename there what belongs to another.)
-//! - **Each file**: a regular file of one name, with the same owner, not writable for others. It is opened without following links.
+//! - **The directory** and each directory above it: no symbolic link of another user on the way,
+//!   and the directory itself is no link. Root or the daemon's user owns it, and others cannot
+//!   write to it. (A sticky directory above it, such as `/tmp`, may be writable: nobody can rename
+//!   there what belongs to another user.)
+//! - **Each file**: a regular file of one name, with the same owner, not writable for others. It is
+//!   opened without following links.
 //!
-//! Where that does not hold the daemon does not start (exit code 255), and says what mends it. A directory that cannot be made or
-//! written at all is another matter: it keeps nobody from being fenced, so the daemon serves, and the log says what is lost.
+//! If a check fails the daemon does not start (exit code 255), and names the remedy. A directory
+//! that cannot be created or written at all prevents no fencing. So the daemon then serves, and
+//! logs what is lost.
 
 pub mod file;
 pub mod pid_file;
@@ -34,7 +38,7 @@ pub enum StateError {
     /// Somebody else could write there, or has.
     #[error("{path} {what} (owner {uid}, mode {mode:04o}): whoever can write there decides what this daemon does as root; mend it with `{remedy}`", path = path.display(), mode = mode & 0o7777)]
     Unsafe {
-        /// The directory, the file, or what is on the way there.
+        /// The directory, the file, or a directory or link on the way there.
         path: PathBuf,
         /// What is wrong with it.
         what: &'static str,
@@ -59,7 +63,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    /// Whether it is a danger and not only a want: the daemon does not start with it.
+    /// Whether this is a danger, so that the daemon must not start.
     #[must_use]
     pub fn is_unsafe(&self) -> bool {
         matches!(self, Self::Unsafe { .. })
@@ -80,12 +84,12 @@ impl From<StateError> for io::Error {
     }
 }
 
-/// Opens the directory, which is made if need be, for its owner alone.
+/// Opens the directory, and creates it if need be, for its owner alone.
 ///
 /// # Errors
-/// It is unsafe, or cannot be had.
+/// It is unsafe, or cannot be opened or created.
 pub fn directory(path: &Path) -> Result<File, StateError> {
-    // Before it is made: nothing is made in a place where somebody else decides what it is.
+    // Before it is created: nothing is created below another user's directory.
     way(path)?;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     let about = fs::symlink_metadata(path);
@@ -103,10 +107,11 @@ pub fn directory(path: &Path) -> Result<File, StateError> {
     Ok(directory)
 }
 
-/// Opens a file of the state directory with these options, and nothing but a file that nobody else can write.
+/// Opens a file of the state directory with these options, and only a file that nobody else can
+/// write.
 ///
 /// # Errors
-/// It, or the directory, is unsafe, or cannot be had.
+/// It or the directory is unsafe, or cannot be opened.
 fn open(directory: &Path, name: &str, options: &mut OpenOptions) -> Result<File, StateError> {
     self::directory(directory)?;
     let path = directory.join(name);
@@ -116,7 +121,8 @@ fn open(directory: &Path, name: &str, options: &mut OpenOptions) -> Result<File,
     let file = match options.open(&path) {
         Ok(file) => file,
         Err(error) => {
-            // What is there may say more than the kernel's "too many levels of symbolic links".
+            // The file's kind may explain more than the kernel's "too many levels of symbolic
+            // links".
             if let Ok(about) = fs::symlink_metadata(&path) {
                 plain(&path, &about)?;
             }
@@ -127,10 +133,11 @@ fn open(directory: &Path, name: &str, options: &mut OpenOptions) -> Result<File,
     Ok(file)
 }
 
-/// Looks at the directory, if it is there, and at all that this daemon or an earlier one may have put there. Nothing is made.
+/// Checks the directory, if it exists, and all files that this daemon or an earlier one may have
+/// put there. Creates nothing.
 ///
 /// # Errors
-/// The first thing that is unsafe; or it cannot be looked at.
+/// The first thing that is unsafe; or a check cannot be made.
 pub fn look(path: &Path) -> Result<(), StateError> {
     way(path)?;
     match fs::symlink_metadata(path) {
@@ -162,7 +169,7 @@ pub fn look(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Each directory above this one: who owns it decides what is below.
+/// Checks each directory above this one: its owner decides what is below.
 fn way(path: &Path) -> Result<(), StateError> {
     for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
         let Ok(link) = fs::symlink_metadata(above) else { continue };
@@ -183,7 +190,7 @@ fn way(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// A regular file, of one name, that nobody else can write.
+/// Checks for a regular file, of one name, that nobody else can write.
 fn plain(path: &Path, about: &Metadata) -> Result<(), StateError> {
     let remove = || format!("rm -r {}", path.display());
     if about.is_symlink() {
@@ -195,7 +202,7 @@ fn plain(path: &Path, about: &Metadata) -> Result<(), StateError> {
     if about.nlink() > 1 {
         return Err(refused(path, about, "has another name as well", remove()));
     }
-    // What another user has written there is not mended by another owner.
+    // A new owner does not make another user's content safe, so the remedy is to remove it.
     if !is_trusted(about.uid()) {
         return Err(refused(path, about, "belongs to another user", remove()));
     }
@@ -272,7 +279,7 @@ mod tests {
         assert!(said.contains("is a symbolic link") && said.contains("`rm /"), "{said}");
         symlink("/nowhere", scratch.path().join("dangling")).unwrap();
         unsafe_for(directory(&scratch.path().join("dangling")));
-        // Above it, too; but not in a sticky directory such as /tmp.
+        // The check covers the directories above too, but not a sticky one such as /tmp.
         mode(scratch.path(), 0o777);
         let said = unsafe_for(directory(&path));
         assert!(said.contains("chmod go-w"), "{said}");
@@ -331,7 +338,7 @@ mod tests {
         chown(&path, Some(12345), None).unwrap();
         assert!(unsafe_for(look(&path)).contains("owner 12345"));
         chown(&path, Some(0), None).unwrap();
-        // A link on the way that another user can turn elsewhere.
+        // A link on the way that another user can redirect.
         let link = scratch.path().join("link");
         symlink(scratch.path(), &link).unwrap();
         directory(&link.join("state")).unwrap();

@@ -1,4 +1,4 @@
-//! The PID file: proof that no other daemon runs with it, and where others look for the daemon's process ID.
+//! The PID file: it keeps a second daemon from running, and tells others the daemon's process ID.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
-/// How often a file that is exchanged under our hands is opened anew.
+/// How often the open is repeated if the file is exchanged meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// Why this daemon must not run, or cannot say that it does.
+/// Why this daemon must not run, or cannot write its process ID.
 #[derive(Debug, thiserror::Error)]
 pub enum PidFileError {
     /// Another daemon holds the file.
@@ -28,7 +28,7 @@ pub enum PidFileError {
     /// A directory, a device, or a file with another name elsewhere.
     #[error("the PID file {} is not a plain file of that one name: remove it, or name another one with -p", .0.display())]
     NotAFile(PathBuf),
-    /// Somebody else's, who could write anything into it and hold its lock.
+    /// Another user's file: that user could write anything into it and hold its lock.
     #[error("the PID file {} belongs to the user with ID {uid}: remove it, or name another one with -p", path.display())]
     Foreign {
         /// The PID file.
@@ -47,7 +47,8 @@ pub enum PidFileError {
     },
 }
 
-/// A PID file that is ours: locked as long as this lives, removed when it is dropped.
+/// A PID file that this process holds: locked as long as this value lives, removed when it is
+/// dropped.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
@@ -56,8 +57,8 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Takes a PID file and writes this process's ID into it. In the background: after going there. The file of a daemon that
-    /// has crashed is taken over.
+    /// Takes a PID file and writes this process's ID into it. In the background, call it after
+    /// [`crate::process::daemonise`]. A crashed daemon's file is taken over.
     ///
     /// # Errors
     /// Another daemon runs, stock ones included; or the file cannot or should not be written.
@@ -70,7 +71,8 @@ impl PidFile {
         Err(PidFileError::Unwritable { path: path.to_owned(), error: io::Error::other("it keeps being exchanged") })
     }
 
-    /// `None` if the file was removed or exchanged between opening and locking: a lock on what nobody finds protects nothing.
+    /// `None` if the file was removed or exchanged between opening and locking: a lock on a file
+    /// without a name protects nothing.
     fn attempt(path: &Path) -> Result<Option<Self>, PidFileError> {
         let unwritable = |error| PidFileError::Unwritable { path: path.to_owned(), error };
         let file = open(path)?;
@@ -110,7 +112,8 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Neither a child's copy of this nor a file that somebody else put there in the meantime.
+        // Only the creator removes the file: no child's copy of this value does, and a file that
+        // somebody else put there stays.
         if self.pid == std::process::id() && is_at(&self.lock, &self.path) {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -118,7 +121,7 @@ impl Drop for PidFile {
 }
 
 fn open(path: &Path) -> Result<File, PidFileError> {
-    // Nothing is truncated before the lock is ours; O_NONBLOCK because a FIFO must not hang the start.
+    // The file is truncated only under our lock. O_NONBLOCK keeps a FIFO from hanging the start.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(flags.bits());
@@ -129,7 +132,7 @@ fn open(path: &Path) -> Result<File, PidFileError> {
     })
 }
 
-/// Whether this open file is what the path names.
+/// Whether the path still names this open file.
 fn is_at(file: &File, path: &Path) -> bool {
     let id = |about: std::fs::Metadata| (about.dev(), about.ino());
     match (file.metadata(), std::fs::symlink_metadata(path)) {

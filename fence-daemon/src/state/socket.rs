@@ -1,4 +1,5 @@
-//! The control socket's file in the state directory. Its lock, the directory's, says whether a socket that is found is a dead daemon's.
+//! The control socket's file in the state directory. The directory's lock shows whether an existing
+//! socket belongs to a dead daemon.
 
 use std::fs;
 use std::io;
@@ -15,26 +16,27 @@ pub enum SocketError {
     /// The administrator's: another daemon has the same state directory.
     #[error("another daemon has its control socket in {}: give each daemon a `state_directory` of its own", .0.display())]
     Living(PathBuf),
-    /// Somebody's: what is in the place of the socket is none, and is not ours to remove.
+    /// The path names something other than a socket, which is not ours to remove.
     #[error("{} is no socket: remove it, or choose another `state_directory`", .0.display())]
     NotASocket(PathBuf),
-    /// Others could put a socket of theirs there, or the directory or the socket cannot be had.
+    /// Others could put their own socket there, or the directory or the socket cannot be created.
     #[error(transparent)]
     State(#[from] StateError),
 }
 
-/// A socket's file, as long as it is kept. The file goes with it.
+/// A socket's file. Dropping this value removes it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and number of the socket's file: what another one has put there stays.
+    /// Device and inode of the socket's file: another process's file stays.
     made: (u64, u64),
-    /// Whoever finds it free may remove what a dead daemon has left.
+    /// The directory's lock: its holder may remove a dead daemon's socket.
     _directory: Locked,
 }
 
 impl SocketFile {
-    /// Makes a socket at `path`, in `directory`, for its owner alone. The directory is made if need be.
+    /// Creates a socket at `path`, in `directory`, for its owner alone. Creates the directory if
+    /// need be.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -43,7 +45,7 @@ impl SocketFile {
         let failed = |what| StateError::kernel(what, path);
         match fs::symlink_metadata(path) {
             Ok(about) if !about.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-            // A dead daemon's: a living one would have the lock.
+            // A dead daemon's: a living one would hold the lock.
             Ok(_) => fs::remove_file(path).map_err(failed("remove"))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("look at")(error).into()),
@@ -60,7 +62,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.made) {
-            // A file that stays is taken for a dead daemon's, which is right.
+            // A leftover file counts as a dead daemon's, which is right.
             let _ = fs::remove_file(&self.path);
         }
     }

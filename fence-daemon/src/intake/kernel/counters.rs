@@ -1,4 +1,4 @@
-//! The counters, for whoever looks at them while somebody else has the program.
+//! The kernel program's counters, for readers other than the program's owner.
 
 use std::os::fd::AsFd as _;
 
@@ -8,12 +8,12 @@ use fence_common::verdict::{COUNTERS, Counters};
 
 use super::{Error, KernelProgram, map_error};
 
-/// A way to the counters that needs no program at hand. They stay as they were when it is gone.
+/// Reads the counters without the program at hand. They keep their last values when it is gone.
 #[derive(Debug)]
 pub struct Reader(Map);
 
 impl Reader {
-    /// The counters of all CPUs together.
+    /// A counter's sum over all CPUs.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -23,7 +23,7 @@ impl Reader {
 }
 
 impl KernelProgram {
-    /// A second way to the counters.
+    /// A second reader of the counters.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -34,7 +34,7 @@ impl KernelProgram {
         Ok(Reader(Map::PerCpuArray(map)))
     }
 
-    /// The counters of all CPUs together.
+    /// The sum of each counter over all CPUs.
     ///
     /// # Errors
     /// [`Error::Map`].

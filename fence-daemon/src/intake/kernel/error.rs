@@ -11,13 +11,13 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::AttachedMode;
 use super::interface::{Occupant, Sharer};
 
-/// Why there is no program in the way of the datagrams. None of these is fatal: the socket serves without it.
+/// Why no kernel program filters the datagrams. No error is fatal: the socket serves without it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Ours, or a kernel that lacks something: the object or its maps could not be created.
     #[error("the kernel program's object cannot be loaded")]
     Object(#[source] Box<EbpfError>),
-    /// The administrator's: whoever started the daemon kept the right to use BPF from it.
+    /// The administrator's: whoever started the daemon did not give it the right to use BPF.
     #[error(
         "BPF is not permitted here: it takes CAP_BPF and CAP_NET_ADMIN, and no container or security module that refuses it"
     )]
@@ -39,10 +39,10 @@ pub enum Error {
         #[source]
         source: Box<MapError>,
     },
-    /// Ours, or the kernel's: its verifier finds something to say against the program.
+    /// Ours, or the kernel's: the verifier rejects the program.
     #[error("the kernel refuses the program: {reason}")]
     Refused {
-        /// The verifier's last words. The whole log goes to the debug messages.
+        /// The last line of the verifier's log. The whole log goes to the debug messages.
         reason: String,
         /// What the kernel said.
         #[source]
@@ -57,7 +57,7 @@ pub enum Error {
         /// Its name as configured.
         interface: String,
     },
-    /// The administrator's: somebody else's XDP program is on the interface.
+    /// The administrator's: another XDP program is on the interface.
     #[error("interface {interface} already has an XDP program: {occupant}")]
     Occupied {
         /// The interface's name.
@@ -65,7 +65,7 @@ pub enum Error {
         /// Who is there.
         occupant: Occupant,
     },
-    /// The administrator's choice of an interface: what the program takes out there, others would miss.
+    /// The administrator's choice of an interface: others need the frames that the program takes.
     #[error("what comes by interface {interface} is also for {sharer}")]
     Shared {
         /// The interface's name.
@@ -89,7 +89,7 @@ pub enum Error {
     Attached,
 }
 
-/// The error that says what is missing, if somewhere below this one is the kernel's `EPERM`.
+/// The error that names the missing right, if the kernel's `EPERM` is among this one's causes.
 pub(super) fn not_permitted(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
     let mut causes = std::iter::successors(Some(error), |cause| cause.source());
     let denied = causes.any(|cause| {
@@ -98,7 +98,7 @@ pub(super) fn not_permitted(error: &(dyn std::error::Error + 'static)) -> Option
     denied.then(|| Error::NotPermitted(io::Error::from_raw_os_error(nix::libc::EPERM)))
 }
 
-/// What the kernel has against loading the program.
+/// Why the kernel refuses to load the program.
 pub(super) fn refused(error: ProgramError) -> Error {
     if let ProgramError::LoadError { io_error, verifier_log } = error {
         return refused_by(io_error, &verifier_log.to_string(), may_reckon_with_pointers());
@@ -106,10 +106,12 @@ pub(super) fn refused(error: ProgramError) -> Error {
     not_permitted(&error).unwrap_or_else(|| Error::Program(Box::new(error)))
 }
 
-/// Why the program was not loaded. The verifier's log may have thousands of lines; the last ones say what it did not like.
+/// Why the program was not loaded. The verifier's log may have thousands of lines; the last ones
+/// say what it rejects.
 fn refused_by(io_error: io::Error, log: &str, privileged: bool) -> Error {
     let reason = last_words(log);
-    // Without CAP_PERFMON it refuses arithmetic with pointers and more, by EACCES, as it does for anything else.
+    // Without CAP_PERFMON the kernel forbids pointer arithmetic and more. It answers EACCES, as it
+    // does for any other rejection.
     if io_error.raw_os_error() == Some(nix::libc::EPERM) || !privileged {
         return Error::NotPermitted(io_error);
     }
@@ -117,7 +119,8 @@ fn refused_by(io_error: io::Error, log: &str, privileged: bool) -> Error {
     Error::Refused { reason, source: io_error }
 }
 
-/// Whether the verifier takes this process's programs for those of somebody who may see the kernel's memory. Where the kernel does not tell: yes.
+/// Whether the verifier trusts this process with kernel pointers (CAP_PERFMON). `true` if the
+/// kernel does not tell.
 fn may_reckon_with_pointers() -> bool {
     let enough = CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN;
     capabilities(None).map_or(true, |ours| ours.effective.intersects(enough))

@@ -1,4 +1,4 @@
-//! An interface and the program on it: attaching by bpf_link, and asking who is there and who else listens.
+//! An interface and the program on it: attaches by bpf_link, and finds out who else is there.
 
 use std::fmt;
 use std::io;
@@ -14,8 +14,8 @@ use super::AttachedMode;
 
 /// Creates the link that attaches the program to the interface. Closing the descriptor detaches it.
 ///
-/// Not by aya: where the kernel says `EINVAL`, aya's `attach` goes on by netlink without a word, which replaces another program
-/// and stays after a crash.
+/// This does not use aya's `attach`. On `EINVAL` that one silently falls back to netlink, which
+/// replaces another program and stays attached after a crash.
 pub(super) fn link(program: BorrowedFd<'_>, interface: u32, mode: AttachedMode) -> io::Result<OwnedFd> {
     // From <linux/bpf.h> and <linux/if_link.h>.
     const BPF_LINK_CREATE: libc::c_long = 28;
@@ -25,7 +25,7 @@ pub(super) fn link(program: BorrowedFd<'_>, interface: u32, mode: AttachedMode) 
     const BPF_TCX_INGRESS: u32 = 46;
     const BPF_F_BEFORE: u32 = 1 << 3;
 
-    /// The head of `union bpf_attr`'s `link_create`; what follows is zero to the kernel.
+    /// The head of `union bpf_attr`'s `link_create`. The kernel takes what follows as zero.
     #[repr(C)]
     struct LinkCreate {
         program: u32,
@@ -36,13 +36,15 @@ pub(super) fn link(program: BorrowedFd<'_>, interface: u32, mode: AttachedMode) 
     let (attach_type, flags) = match mode {
         AttachedMode::Native => (BPF_XDP, XDP_FLAGS_DRV_MODE),
         AttachedMode::Generic => (BPF_XDP, XDP_FLAGS_SKB_MODE),
-        // Before all others that are there, as XDP is: what one of them drops or takes would not be seen. They get all that is not ours.
+        // First in the chain, as XDP is: otherwise another program could drop or take our requests
+        // unseen. The others still get everything that is not ours.
         AttachedMode::Tcx => (BPF_TCX_INGRESS, BPF_F_BEFORE),
     };
     let program = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
     let attributes = LinkCreate { program, interface, attach_type, flags };
-    // SAFETY: neither libc nor nix has bpf(2). The kernel reads `size` bytes from the pointer during the call and writes none;
-    // they are those of a live struct without padding, and the length is its own.
+    // SAFETY: needed because neither libc nor nix has bpf(2). The kernel reads `size` bytes from
+    // the pointer during the call and writes none. They are those of a live struct without padding,
+    // and the length is its own.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attributes, size_of::<LinkCreate>()) };
     let fd = RawFd::try_from(result).map_err(io::Error::other)?;
@@ -53,7 +55,8 @@ pub(super) fn link(program: BorrowedFd<'_>, interface: u32, mode: AttachedMode) 
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The number of the interface that a link still attaches its program to. `None` once that was deleted, or somebody has detached it.
+/// The index of the interface that a link still attaches its program to. `None` if the interface
+/// was deleted or somebody detached the program.
 pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     // From <linux/bpf.h>.
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -65,7 +68,8 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
         info_len: u32,
         info: u64,
     }
-    /// The head of `struct bpf_link_info`, up to the first field of an XDP link's or a tcx link's part. That begins at a multiple of 8.
+    /// The head of `struct bpf_link_info`, up to the first field of an XDP link's or a tcx link's
+    /// part. That part begins at a multiple of 8.
     #[repr(C)]
     #[derive(Default)]
     struct LinkInfo {
@@ -83,9 +87,10 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
         info: (&raw mut info).expose_provenance() as u64,
     };
     let size = size_of::<GetInfo>();
-    // SAFETY: neither libc nor nix has bpf(2). During the call the kernel reads `size` bytes from the pointer, which are those of a
-    // live struct without padding, and writes at most `info_len` bytes to `info`, which is a live struct of that length in which any
-    // bytes are values.
+    // SAFETY: needed because neither libc nor nix has bpf(2). During the call the kernel reads
+    // `size` bytes from the pointer, which are those of a live struct without padding. It writes at
+    // most `info_len` bytes to `info`, which is a live struct of that length in which any bytes are
+    // values.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attributes, size) };
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -93,17 +98,18 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     Ok(Some(info.interface).filter(|interface| *interface != 0))
 }
 
-/// Whether an interface has a driver of its own: the kernel says of all others what they are.
+/// Whether an interface is hardware with its own driver. The kernel names the kind of all others.
 pub(super) fn has_driver(interface: u32) -> io::Result<bool> {
     link::one(interface).map(|link| link.kind.is_none())
 }
 
-/// Whether the kernel refused because another program is on the interface, in this mode (`EBUSY`) or in another (`EEXIST`).
+/// Whether the kernel refused because another program is on the interface, in this mode (`EBUSY`)
+/// or in another (`EEXIST`).
 pub(super) fn is_occupied(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 
-/// The XDP program that is on an interface, as far as it can be found out.
+/// The XDP program on an interface, as far as it can be found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupant {
     /// The program's number in the kernel.
@@ -127,7 +133,8 @@ impl Occupant {
 }
 
 impl Occupant {
-    /// Who is on the interface of this name; `None` if nobody is, or there is no such interface.
+    /// The program on the interface of this name. `None` if there is no program or no such
+    /// interface.
     #[must_use]
     pub fn on(interface: &str) -> Option<Self> {
         let index = Interface::named(interface)?.index;
@@ -145,22 +152,25 @@ impl fmt::Display for Occupant {
     }
 }
 
-/// Who else gets what comes by an interface, and would miss what the program takes out there.
+/// Who else needs the frames of an interface and would miss those that the program takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sharer {
-    /// A device on top of the interface: a VLAN, a macvlan or the like. A VLAN's frames cannot even be told from the interface's own: on
-    /// a bridge, and with many network cards, the tag is no longer in the frame when the program sees it.
+    /// A device on top of the interface: a VLAN, a macvlan or the like.
+    ///
+    /// The program cannot even tell a VLAN's frames from the interface's own. On a bridge, and with
+    /// many network cards, the tag is already out of the frame.
     Device(String),
     /// The bridge or bond that the interface is a port of.
     Master(String),
-    /// The networks that the host routes multicast to.
+    /// The networks to which the host routes multicast.
     Routing,
 }
 
 impl Sharer {
-    /// Looks for one. Who comes later is not noticed.
+    /// Looks for a sharer. One that comes later goes unnoticed.
     pub(super) fn of(interface: &str, index: u32) -> io::Result<Option<Self>> {
-        // The kernel's settings are below the interface's own name, whatever else it is called.
+        // The kernel lists its settings below the interface's own name, even if it has alternative
+        // names.
         let own = Interface::meant_by(interface).map(|meant| meant.name);
         let interface = own.as_deref().unwrap_or(interface);
         let routed = ["ipv4", "ipv6"].iter().any(|version| {
@@ -184,7 +194,7 @@ impl fmt::Display for Sharer {
     }
 }
 
-/// Who among all links shares the one with number `index`.
+/// The link that shares the interface with number `index`.
 fn sharer_among(links: &[Link], index: u32) -> Option<Sharer> {
     links.iter().find_map(|link| {
         if link.index == index {
@@ -214,7 +224,8 @@ mod tests {
             let device = Some(Sharer::Device("upper0".to_owned()));
             assert_eq!(sharer(upper(Some(4), Some(kind.clone()))), device, "{kind:?}");
         }
-        // Another interface's, none's here, a veth's other end, a tunnel, and one of no kind.
+        // A device of another interface, one without a lower device, a veth's peer, a tunnel, and
+        // one without a kind.
         assert_eq!(sharer(upper(Some(5), Some(InfoKind::Vlan))), None);
         assert_eq!(sharer(upper(None, Some(InfoKind::Vlan))), None);
         assert_eq!(sharer(upper(Some(4), Some(InfoKind::Veth))), None);

@@ -1,4 +1,4 @@
-//! The kernel program's slots for keys, to be written while it runs.
+//! The kernel program's slots for keys, written while it runs.
 
 use aya::maps::{Array, MapData};
 use fence_common::boundary::name;
@@ -12,7 +12,7 @@ pub struct KeyMap(pub(super) Array<MapData, [u8; size_of::<KeySlot>()]>);
 
 impl Slots for KeyMap {
     fn put(&mut self, slot: u32, content: &KeySlot) -> Result<(), Error> {
-        // The bytes are handed to the kernel where they lie: no copy of a key is left behind.
+        // The kernel reads the bytes in place, so no copy of a key remains.
         let bytes: &[u8; size_of::<KeySlot>()] = zerocopy::transmute_ref!(content);
         self.0.set(slot, bytes, 0).map_err(map_error(name::KEYS))
     }

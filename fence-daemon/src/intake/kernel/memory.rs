@@ -1,4 +1,5 @@
-//! The kernel program's maps that the daemon writes while it runs: what it is to know from before, and the sign of life.
+//! The maps that the daemon writes while the program runs: replay cache, trusted senders and
+//! heartbeat.
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use fence_common::boundary::name;
@@ -9,7 +10,7 @@ use super::{Error, map_error};
 
 type Words = [u64; size_of::<Trusted>() / 8];
 
-/// What the program knows of datagrams and of their senders.
+/// The program's replay cache and its trusted senders.
 pub struct Memory {
     seen: HashMap<MapData, [u8; size_of::<DatagramId>()], u64>,
     trusted: HashMap<MapData, [u8; size_of::<Sender>()], Words>,
@@ -23,12 +24,14 @@ impl Memory {
         })
     }
 
-    /// A datagram was accepted, at a time on the monotonic clock: the program is to drop its copies.
+    /// Records a datagram as accepted, at a time on the monotonic clock. The program drops its
+    /// copies.
     pub fn note(&mut self, datagram_id: DatagramId, at: u64) {
         told(self.seen.insert(datagram_id.digest, at, 0));
     }
 
-    /// A sender's digest was right at that time: the program is to look at it though strangers flood.
+    /// Records that a sender's digest was right at that time. The program serves this sender even
+    /// in a flood of unknown ones.
     pub fn trust(&mut self, sender: &Sender, at: u64) {
         let trusted = Trusted { last_right_ns: at, ..Trusted::default() };
         let (key, words): ([u8; size_of::<Sender>()], Words) =
@@ -36,7 +39,7 @@ impl Memory {
         told(self.trusted.insert(key, words, 0));
     }
 
-    /// Whether the program knows the sender as one whose digest was right.
+    /// Whether the program trusts the sender.
     #[must_use]
     pub fn trusts(&self, sender: &Sender) -> bool {
         let key: [u8; size_of::<Sender>()] = zerocopy::transmute!(*sender);
@@ -50,7 +53,8 @@ impl std::fmt::Debug for Memory {
     }
 }
 
-/// These maps make room by themselves, so an error is the kernel's want of memory. User space knows what the program was to know.
+/// These maps evict old elements, so an error means that the kernel lacks memory. User space keeps
+/// its own record.
 fn told(result: Result<(), MapError>) {
     if let Err(error) = result {
         tracing::debug!("a map of the kernel program cannot be written: {error}");
@@ -65,7 +69,7 @@ impl Heart {
         Ok(Self(Array::try_from(map).map_err(map_error(name::HEARTBEAT))?))
     }
 
-    /// The ring buffer is being read, at this time on the monotonic clock.
+    /// Sends the heartbeat: the ring buffer is read, at this time on the monotonic clock.
     pub(super) fn beat(&mut self, now: u64) {
         told(self.0.set(0, now, 0));
     }

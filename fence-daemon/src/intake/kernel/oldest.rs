@@ -2,13 +2,15 @@
 
 use super::Error;
 
-/// The oldest kernel that has all that the program uses: the exchange instruction and global functions with pointers are of 5.12.
+/// The oldest kernel that has all that the program uses. The exchange instruction and global
+/// functions with pointers came with 5.12.
 ///
-/// It is tried on any: distributions bring newer BPF to older numbers. The number only explains a failure.
+/// The daemon still tries any kernel, since distributions backport BPF to older ones. The number
+/// only explains a failure.
 pub const OLDEST: (u32, u32) = (5, 12);
 
 impl Error {
-    /// What the running kernel's age has to do with this error, for the line that tells of it.
+    /// For the log line of an error: whether the running kernel is too old.
     #[must_use]
     pub fn remark(&self) -> Option<String> {
         let release = rustix::system::uname();

@@ -1,4 +1,4 @@
-//! What the kernel program knows of senders, for whoever looks.
+//! Reads what the kernel program knows of senders, for the report.
 
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use fence_common::boundary::name;
@@ -14,11 +14,12 @@ type TrustedWords = [u64; size_of::<Trusted>() / 8];
 type FailedWords = [u64; size_of::<Failed>() / 8];
 type RefusedWords = [u64; size_of::<Rejected>() / 8];
 
-/// How many of each kind are told: those that were there last. A flood from ten thousand addresses is not worth ten thousand lines.
+/// How many senders of each kind are reported, the latest ones. A flood from ten thousand addresses
+/// does not deserve ten thousand lines.
 const TOLD_MAX: usize = 64;
 
 impl KernelProgram {
-    /// A way to what the program knows of senders, as long as anybody has it.
+    /// Reads the program's senders. It works as long as anybody holds the maps.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -39,7 +40,7 @@ impl KernelProgram {
 }
 
 impl KernelProgram {
-    /// A way to whom the program has refused before any digest, as long as anybody has it.
+    /// Reads whom the program refused before any digest. It works as long as anybody holds the map.
     ///
     /// # Errors
     /// [`Error::Map`].

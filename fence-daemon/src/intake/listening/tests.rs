@@ -1,4 +1,4 @@
-//! The decisions by themselves, step by step; and against a model of the kernel.
+//! Tests the decisions by themselves, step by step, and against a model of the kernel.
 
 mod model;
 
@@ -30,11 +30,11 @@ fn occupied() -> Refusal {
     Refusal { reason: "occupied".to_owned(), ends: Ends::Silently }
 }
 
-/// The configured interface, with all that is done about it going well unless told otherwise.
+/// The configured interface. Every command for it succeeds unless told otherwise.
 struct Bench {
     listening: Listening,
     refuse: Option<Refusal>,
-    /// Why the program is attached in a second best way, if it is.
+    /// Why the program is attached in a second-best way, if it is.
     second_best: Option<Refusal>,
     deaf: Option<&'static str>,
 }
@@ -129,7 +129,7 @@ fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
     assert_eq!(bench.step(&[up(5)], &Changes::default()), attached);
     assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
 
-    // Before the interface: as if it had been there from the start.
+    // The program comes before the interface: as if it had been there from the start.
     let mut bench = late();
     bench.step(&[], &Changes::default());
     bench.listening.bring_program();
@@ -163,7 +163,7 @@ fn a_deletion_counts_though_the_number_is_there_again() {
     let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
     assert_eq!((commands, lines), (all.to_vec(), vec![Line::Heard(Again::MadeAnew)]));
     assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
-    // Seen between its making and its being switched on: gone until then.
+    // Seen between its creation and its being switched on: gone until then.
     assert_eq!(bench.step(&[down(6)], &gone(5)).1, [Line::Gone]);
     assert_eq!(bench.step(&[up(6)], &touched(6)), (vec![], vec![Line::Heard(Again::Came)]));
 }
@@ -184,7 +184,8 @@ fn what_vanishes_before_it_is_joined_is_gone_without_a_complaint() {
 #[test]
 fn another_with_the_name_is_another() {
     let mut bench = Bench::begun();
-    // Renamed away, nothing deleted; and another one renamed onto it in the same moment.
+    // The interface is renamed away, not deleted, and another one takes its name at the same
+    // moment.
     let (commands, _) = bench.step(&[up(9)], &touched(9));
     let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(9)), Command::Attach(interface(9))];
     assert_eq!(commands, all);
@@ -289,7 +290,7 @@ fn without_a_name_all_are_joined_and_each_gets_the_program() {
     assert_eq!(bench.listening.status(), "serving virbr0,virbr1 (xdp generic)");
     let end = |index| vec![Command::Detach(index), Command::Leave(index)];
     assert_eq!(bench.step(&there[1..], &gone(5)), (end(5), vec![Line::Gone]));
-    // Where it cannot be attached the socket hears, and what is said is said of each.
+    // If the program cannot be attached the socket hears, and each interface has its own line.
     bench.refuse = Some(occupied());
     let said = [Line::Heard(Again::Came), Line::NoProgram("occupied".to_owned())];
     assert_eq!(bench.step(&there, &touched(5)).1, said);
@@ -300,7 +301,7 @@ fn without_a_name_all_are_joined_and_each_gets_the_program() {
     );
     let reasons: Vec<_> = bench.listening.places().into_iter().map(|place| place.reason).collect();
     assert_eq!(reasons, [Some("occupied".to_owned()), None]);
-    // What is spoilt on one says nothing about the other.
+    // A failure on one interface says nothing about the other.
     let spoilt = [(6, occupied())].into();
     let now = Now { there: &there, changes: &Changes::default(), spoilt: &spoilt, again: false };
     assert_eq!(bench.step_with(&now), (vec![Command::Detach(6)], vec![Line::NoProgram("occupied".to_owned())]));

@@ -1,4 +1,4 @@
-//! The decisions against a model of the kernel, in which anything may happen at any time.
+//! Tests the decisions against a model of the kernel, in which anything may happen at any time.
 
 use proptest::prelude::*;
 
@@ -12,7 +12,7 @@ struct Device {
     name: u32,
     /// The kernel's number for it.
     number: u32,
-    /// Which one it is: each that is made is a new one, whatever its name and number.
+    /// The interface's identity: a new one differs from all before, whatever its name and index.
     which: u32,
     up: bool,
     /// In another namespace.
@@ -22,15 +22,16 @@ struct Device {
 /// The kernel as far as it matters.
 #[derive(Debug, Default)]
 struct Kernel {
-    /// Whether the interface is named; else all that are up are listened on.
+    /// Whether the interface is named; otherwise the listener uses all that are up.
     named: bool,
     devices: Vec<Device>,
     made: u32,
-    /// What the socket has joined: number, and which one that was.
+    /// What the socket has joined: index and identity.
     members: Vec<(u32, u32)>,
-    /// The program's links: by which number it was made, which one it is on (it may be deleted), and whether in the best way.
+    /// The program's links: the index at creation, the interface it is on (which may be deleted),
+    /// and whether in the best way.
     links: Vec<(u32, u32, bool)>,
-    /// Another program: 1 lets only a second best way, 2 none.
+    /// Another program: 1 leaves only a second-best way, 2 none.
     occupied: u8,
     full: bool,
     pending: Changes,
@@ -96,18 +97,19 @@ impl Kernel {
             }
             Event::Delete(name) => {
                 if let Some(at) = self.here(*name) {
-                    // What the socket has joined stays in its books, and the links stay in ours.
+                    // The socket's memberships stay with the kernel, and the links stay with the
+                    // daemon.
                     self.pending.gone.insert(self.devices.remove(at).number);
                 }
             }
-            // It stays what it is, with its number, its membership and its program.
+            // It keeps its identity, index, membership and program.
             Event::Rename { from, to } => {
                 if let (Some(at), None) = (self.here(*from), self.here(*to)) {
                     self.devices[at].name = *to;
                     self.pending.touched.insert(self.devices[at].number);
                 }
             }
-            // As deleted for who stays behind; but the program stays on it.
+            // Deleted, as this namespace sees it; but the program stays on it.
             Event::Move(name) => {
                 if let Some(at) = self.here(*name) {
                     (self.devices[at].away, self.devices[at].up) = (true, false);
@@ -159,7 +161,7 @@ impl Kernel {
     fn look(&mut self, listening: &mut Listening, again: bool) {
         let there = self.there();
         let changes = std::mem::take(&mut self.pending);
-        // As the listener asks it: what it has a link to, and what that is on.
+        // The listener's question: which links it has, and which interface each is on.
         let spoilt = listening
             .attached_to()
             .into_iter()
@@ -199,7 +201,7 @@ impl Kernel {
                     }
                     let second_best = (self.occupied == 1).then(occupied);
                     let result = match there {
-                        // What there is stays where there is nothing better.
+                        // An attachment stays while there is no better one.
                         Some(_) if self.occupied > 0 => {
                             Ok(Attached { mode: AttachedMode::Tcx, second_best: Some(occupied()) })
                         }
@@ -219,8 +221,9 @@ impl Kernel {
 }
 
 proptest! {
-    /// Whatever happens in between, however seldom it is looked, and whenever the program comes: in the end the interfaces that are wanted are joined, and
-    /// they alone; the program is on each of them, in the best way, and nowhere else; and what is said of it is true.
+    /// Whatever happens, however rarely the listener looks, and whenever the program comes, in the
+    /// end: the wanted interfaces are joined, and only they; the program is on each of them, in the
+    /// best way, and nowhere else; and each log line is true.
     #[test]
     fn in_the_end_it_listens_on_what_there_is(
         named in any::<bool>(),
