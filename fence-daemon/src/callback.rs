@@ -1,4 +1,4 @@
-//! The callback: connect to the address that a request names, and find out whether the key is there.
+//! The callback: connects to the address in a request, and authenticates the peer by the key.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,16 +22,18 @@ use tokio::time::timeout;
 use crate::fault::{self, Point};
 use crate::intake::request::Verified;
 
-/// How long a connection may take to come about: less than the 2 s after which a client that still waits asks again, and the next copy gets its turn.
-/// An attempt that outlived its client could reach the guest's next one, which listens at the same port, and would take the answer for
-/// its own, if its own request was lost. (Stock servers try for 5 s.)
+/// How long a connection attempt may take: less than the 2 s after which a waiting client asks
+/// again, so that its next copy gets a turn. (Stock servers try for 5 s.)
+///
+/// A longer attempt could outlive its client and reach the guest's next one, which listens at the
+/// same port. If that one's own request was lost, it would take this answer for its own.
 pub const CONNECT_LIMIT: Duration = Duration::from_millis(1900);
 /// How long each half of the exchange may take, as with stock servers.
 pub const EXCHANGE_LIMIT: Duration = Duration::from_secs(10);
-/// How long the answer may take to be written: a peer that does not read must not hold us.
+/// How long writing the reply may take: a peer that does not read must not hold us.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why a callback came to nothing. The request is forgotten, its next copy gets its turn.
+/// Why a callback failed. The request is forgotten, and its next copy is served.
 #[derive(Debug, thiserror::Error)]
 pub enum CallbackError {
     /// Nobody could be reached there.
@@ -40,10 +42,11 @@ pub enum CallbackError {
     /// Nobody answered there.
     #[error("no connection to {0} within 1.9 s (is TCP port {port} open on the guest?)", port = .0.port())]
     ConnectTimeout(SocketAddr),
-    /// Nobody can be reached by the interface that the request came by, and by another one it might be somebody else.
+    /// The interface that the request came by is gone, and another one might lead to somebody else.
     #[error("cannot connect to {0}: the interface that the request came by is gone or down")]
     Gone(SocketAddr),
-    /// They were connected and hung up without a word: a client talks to the first that calls back.
+    /// The peer accepted the connection and hung up without a word: a client talks only to the
+    /// first that calls back.
     #[error("{0} did not want our callback: {1}")]
     Unwanted(SocketAddr, io::Error),
     /// The conversation broke off.
@@ -52,15 +55,16 @@ pub enum CallbackError {
     /// The peer is connected and says nothing, or not enough.
     #[error("{0} is connected and silent for 10 s (does it expect another authentication? our `auth` is {auth})", auth = .1.name())]
     Silent(SocketAddr, HashKind),
-    /// The peer does not have the key, or is up to something.
+    /// The peer does not have the key, or attacks.
     #[error("{0}: {1}")]
     Exchange(SocketAddr, #[source] ExchangeError),
-    /// No randomness, no key where one is needed, no files or memory left: ours.
+    /// Ours: no randomness, no key where one is needed, no files or memory left.
     #[error("this host cannot call anybody back: {0}")]
     Ours(String),
 }
 
-/// A request whose client has shown that it has the key (or need not, with `auth = "none"`), and the conversation with it.
+/// A request whose client has proven that it has the key (or need not, with `auth = "none"`), and
+/// the connection to it.
 #[derive(Debug)]
 pub struct Authenticated {
     request: Verified,
@@ -75,8 +79,9 @@ impl Authenticated {
         &self.request
     }
 
-    /// Whether the peer has spoken. Clients send their datagrams before they do, so all that this one asks has arrived then. With
-    /// `auth = "none"` it need not speak, and may not even have taken the connection yet.
+    /// Whether the peer has sent anything. A client sends its datagrams before it talks, so all its
+    /// requests have arrived by then. With `auth = "none"` it need not talk, and may not even have
+    /// accepted the connection yet.
     #[must_use]
     pub fn has_spoken(&self) -> bool {
         self.spoke
@@ -94,14 +99,14 @@ impl Authenticated {
         self.request.owner()
     }
 
-    /// Ends the conversation without an answer, and gives back the request, for the log.
+    /// Ends the connection without an answer. Returns the request, for the log.
     #[must_use]
     pub fn dismiss(self) -> Verified {
         self.request
     }
 
-    /// Says the last word and ends the conversation. Gives back the request, for the log, and whether the answer could be
-    /// delivered: a peer may be gone, or may not read.
+    /// Sends the reply and ends the connection. Returns the request, for the log, and whether the
+    /// reply was delivered: a peer may be gone, or may not read.
     pub async fn reply(mut self, bytes: &[u8]) -> (Verified, io::Result<()>) {
         let write = async {
             self.stream.write_all(bytes).await?;
@@ -120,14 +125,14 @@ pub struct Callback {
 }
 
 impl Callback {
-    /// With `auth`, both sides prove that they have the request's key. A request may be without one only where `auth` is
-    /// [`HashKind::None`]; else its callback fails.
+    /// With `auth`, both sides prove that they have the request's key. A request without a key
+    /// fails its callback, unless `auth` is [`HashKind::None`].
     #[must_use]
     pub fn new(auth: HashKind) -> Self {
         Self { auth, open: Mutex::default() }
     }
 
-    /// Connects to where the request says and lets both sides prove that they have the key.
+    /// Connects to the request's address, and lets both sides prove that they have the key.
     ///
     /// Takes at most 22 s. Cancel it by dropping the future.
     ///
@@ -146,7 +151,7 @@ impl Callback {
             Err(_) => return Err(CallbackError::ConnectTimeout(caller)),
         };
         fault::point(Point::AfterConnect);
-        // Small messages that are waited for; if the option cannot be set they are only slower.
+        // Each side waits for small messages. Without the option they are only slower.
         let _ = stream.set_nodelay(true);
         let spoke = self.auth != HashKind::None;
         if spoke {
@@ -189,7 +194,8 @@ impl Callback {
     }
 }
 
-/// Connects by the interface that the endpoint names. (From Linux 5.7 on a socket that is bound to none may be bound by anybody.)
+/// Connects through the interface that the endpoint names. (From Linux 5.7 on any process may bind
+/// an unbound socket to an interface.)
 async fn connect(endpoint: Endpoint) -> io::Result<TcpStream> {
     let socket = if endpoint.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     let (options, interface) = (SockRef::from(&socket), NonZeroU32::new(endpoint.interface));
@@ -200,13 +206,14 @@ async fn connect(endpoint: Endpoint) -> io::Result<TcpStream> {
     socket.connect(endpoint.address).await
 }
 
-/// Whether a connection failed for want of something here, so that nobody looks for the reason at the guest.
+/// Whether a connection failed for lack of something on this host, so that nobody searches at the
+/// guest.
 fn is_ours(error: &io::Error) -> bool {
     let lacking = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL, Errno::EPERM];
     error.raw_os_error().is_some_and(|code| lacking.contains(&Errno::from_raw(code)))
 }
 
-/// A challenge of ours, in the book of open ones for as long as it is asked, however the conversation ends.
+/// Our challenge, listed as open while the conversation lasts, however that ends.
 struct Question<'a> {
     open: &'a Mutex<Challenges>,
     challenge: Challenge,

@@ -1,4 +1,5 @@
-//! The one clock of a request's steps: `CLOCK_MONOTONIC`, which is also what `bpf_ktime_get_ns` reads in the kernel program.
+//! The one clock of a request's steps: `CLOCK_MONOTONIC`, which is also what `bpf_ktime_get_ns`
+//! reads in the kernel program.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +14,7 @@ impl Moment {
     pub fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let (seconds, nanos) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
-        // The monotonic clock starts at zero and never runs backwards: neither half can be negative.
+        // The monotonic clock starts at zero and never runs backwards, so neither half is negative.
         Self(seconds.unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanos.unwrap_or(0)))
     }
 

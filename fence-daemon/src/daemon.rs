@@ -1,4 +1,4 @@
-//! The daemon's life: what is opened in which order, what it runs on, and how it ends.
+//! The daemon's life: the order of its start, its tasks, and its end.
 
 mod load;
 mod reload;
@@ -35,31 +35,33 @@ use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Readiness};
 use crate::systemd;
 
-/// How long the first round of connections may hold up the start. Whatever is not connected then is said to be so and goes
-/// on being tried; a request that needs it waits for it.
+/// How long the first round of connections may delay the start. The log then names the unconnected
+/// hypervisors, and the daemon goes on trying. A request that needs one waits for it.
 const FIRST_ROUND: Duration = Duration::from_millis(500);
 
-/// How often it is looked whether a first hypervisor is connected.
+/// How often the start checks whether a first hypervisor is connected.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How long an interface that is there may take to be joined before whoever waits for the start is told why he waits.
+/// How long joining an existing interface may take before the log says what the start waits for.
 const SOON: Duration = Duration::from_secs(2);
 
-/// How long whoever starts the daemon waits for it at most. At boot the guests wait for the daemon, and with them all that is in
-/// them: an interface that is missing or misspelt must cost them fencing and nothing else.
+/// How long the start of the unit may take at most. At boot the guests wait for the daemon. A
+/// missing or misspelt interface must cost them fencing, and nothing else.
 const WAITED_FOR: Duration = Duration::from_secs(5);
 
 /// What the start waits for with `-w`.
 const UNCONNECTED: &str = "no hypervisor is connected: waiting for one";
 
-/// How often the kernel program is told that its ring buffer is read; it waits for five times as long.
+/// How often the daemon sends the heartbeat to the kernel program, which waits for five times as
+/// long.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How long a stop waits for answers: for as long as they may take then, and for their way to the clients. The next daemon hears
-/// nothing before this one is gone.
+/// How long a stop waits for answers: the longest time that one may take, and its way to the
+/// client. The next daemon hears nothing before this one is gone.
 pub const ANSWERS_WITHIN: Duration = Duration::from_millis(1300);
 
-/// How long a stop waits after that for restarts, which are on record for the next daemon, and for libvirt to close.
+/// How long a stop then waits for restarts, which are on record for the next daemon, and for
+/// libvirt to close.
 pub const REST_WITHIN: Duration = Duration::from_millis(300);
 
 /// Why the daemon does not start, or stops by itself.
@@ -73,20 +75,24 @@ pub enum DaemonError {
     Runtime(&'static str, #[source] io::Error),
 }
 
-/// Whether the start waits for a hypervisor that is not there yet (`-w`). It always waits for the interface.
+/// Whether the start waits for a hypervisor that is not there yet (`-w`). It always waits for the
+/// interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
     /// Hypervisors are connected to later.
     Start,
-    /// Wait for the first hypervisor: another one that never comes must not keep its domains from being fenced.
+    /// Wait for the first hypervisor only: a second one that never comes must not keep the first
+    /// one's domains from being fenced.
     Wait,
 }
 
-/// Runs until SIGTERM or SIGINT. `readiness` is announced once requests are served, or 5 s after the start: then the log and
-/// `fence-daemon status` say what is still waited for.
+/// Runs until SIGTERM or SIGINT.
+///
+/// `readiness` is announced once requests are served, or 5 s after the start. In the latter case
+/// the log and `fence-daemon status` say what the daemon still waits for.
 ///
 /// # Errors
-/// When something without which nothing can be served is missing, at the start or later.
+/// Something without which nothing can be served is missing, at the start or later.
 pub async fn run(
     config: Config,
     keys: FoundKeys,
@@ -95,7 +101,7 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let signals = |error| DaemonError::Runtime("watch for signals", error);
     let mut stop = Stop::new().map_err(signals)?;
-    // From here on it is remembered, until somebody can do something about it.
+    // From here on a signal is stored until the daemon can act on it.
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
     let (keys, of_groups) = (Keyring::new(keys.everybodys), keys.groups);
     keys.set_groups(of_groups);
@@ -105,7 +111,7 @@ pub async fn run(
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
     let limits = rate_limit.limits();
     let socket = RequestSocket::open(multicast.group, multicast.port, rules, keys.clone())?;
-    // After the port, which tells a second daemon better that it is one.
+    // After the port, whose error explains a second daemon better.
     let state = hypervisor.state.as_deref();
     let replays = state.map_or_else(
         || ReplayCache::none(rate_limit.replay_window),
@@ -116,7 +122,7 @@ pub async fn run(
     if multicast.interface.is_none() && socket.needs_interface() {
         return Err(SocketError::NoInterface(multicast.group).into());
     }
-    // Before the first look: nothing may happen in between.
+    // Before the first look, so that no change in between is lost.
     let links = links(multicast.group);
     let (loading, kernel) = kernel(&multicast, rules, limits, &keys, &replays).unzip();
     let inspector = Arc::new(Inspector::new(&multicast, &socket, hypervisors.clone(), loading.is_some()));
@@ -131,13 +137,14 @@ pub async fn run(
         if let Some(missing) = &missing {
             readiness.tell(missing);
         }
-        // What this round could not reach is in the log by then.
+        // The log names by now what this round could not reach.
         let first_round = tokio::time::timeout(FIRST_ROUND, hypervisors.first_round());
         let mut follower = match patience {
-            // Side by side: what is asked meanwhile waits in the socket, and not for long.
+            // At the same time: requests that arrive meanwhile wait in the socket, and not for
+            // long.
             Patience::Start => {
                 let follower = Follower::start(listener, links);
-                // Whoever looks inside meanwhile is told what is heard.
+                // The report already tells what is heard.
                 inspector.set_heard(follower.watch());
                 let _ = first_round.await;
                 follower
@@ -195,8 +202,9 @@ pub async fn run(
         warn!("{error}");
     }
     let reloading = tokio::spawn(reload::at_each(hangup, multicast, key_groups, keys));
-    // Not before: loading would keep the start from the processors. Until the program is attached the socket serves. Memory is
-    // locked when aya has given back what it takes to load: dozens of megabytes that are never used again.
+    // Not earlier: loading would only take processors from the start. The socket serves until the
+    // program is attached. Memory is locked after aya has freed the dozens of megabytes that only
+    // loading needs.
     let loader = Arc::clone(&inspector);
     tokio::task::spawn_blocking(move || {
         if let Some(load) = loading {
@@ -224,7 +232,7 @@ pub async fn run(
     telling.abort();
     inspector.enter(Phase::Stopping);
 
-    // The program first: from here on the stack gets every packet back. Then the membership.
+    // The program first: from here on the stack gets every packet again. Then the membership.
     let seen = follower.end().await;
     systemd::notify_stopping();
     let heard = socket.counters();
@@ -245,7 +253,7 @@ pub async fn run(
     outcome
 }
 
-/// The daemon is to stop, and nothing is left to be done that the next one knows nothing of.
+/// Stops the daemon when no work is left that the next daemon does not know of.
 async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
     stop.wait().await;
     tokio::select! {
@@ -283,7 +291,7 @@ async fn serve(
                 ring = loaded;
                 coming = None;
             }
-            // From here and nowhere else: while this loop does not turn, the program is to know it.
+            // Only this loop sends the heartbeat: if it hangs, the program must notice.
             _ = beat.tick() => {
                 if let Some(ring) = ring.as_mut() {
                     ring.beat();
@@ -306,7 +314,7 @@ async fn serve(
     }
 }
 
-/// Tells whoever waits for the start that he need not wait any longer, though nothing is served yet.
+/// Ends the wait of whoever started the daemon, although nothing is served yet.
 fn announce_waiting(readiness: &mut Readiness, what: &str) {
     warn!(
         "nothing is served yet ({what}), and whoever has started the daemon waits no longer; it serves as soon as it can"
@@ -317,7 +325,7 @@ fn announce_waiting(readiness: &mut Readiness, what: &str) {
     }
 }
 
-/// The control socket, where it can be had. Nothing that is served needs it.
+/// The control socket, if it can be created. No request needs it.
 fn control(state_directory: Option<&Path>, inspector: &Arc<Inspector>) -> Option<Control> {
     let control = Control::open(state_directory?, Arc::clone(inspector));
     control.inspect_err(|error| warn!("no control socket, `status` and `top` cannot be asked for: {error}")).ok()

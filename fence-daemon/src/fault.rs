@@ -1,12 +1,14 @@
-//! Steps of a request at which a test may have the daemon die, as by the OOM killer or an administrator's SIGKILL.
+//! Fault points: steps of a request at which a test lets the daemon die, as by the OOM killer or an
+//! administrator's SIGKILL.
 //!
-//! Only with the feature `fault-points`, which only `fence-daemon-faults` is built with, never for a release. Without it nothing of this is
-//! left: a step is a call of an empty function.
+//! They exist only with the feature `fault-points`, which only `fence-daemon-faults` enables, never
+//! a release. Without it a step is a call of an empty function.
 
 #[cfg(all(feature = "fault-points", not(debug_assertions)))]
 compile_error!("the feature `fault-points` is for tests: it must not be in a release");
 
-/// A step. Its name, in small letters with `-`, in the environment variable `FENCE_FAULT` is where the daemon dies.
+/// A step. The daemon dies at the step that the environment variable `FENCE_FAULT` names, in small
+/// letters with `-`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Point {
     /// The request is right and new.
@@ -19,7 +21,7 @@ pub(crate) enum Point {
     AfterClaim,
     /// The claim is on disk.
     AfterNote,
-    /// What the next daemon needs to start the domain again is on disk.
+    /// The record for the restart by the next daemon is on disk.
     AfterRecord,
     /// libvirt was asked to destroy the domain.
     AfterDestroy,
@@ -68,7 +70,7 @@ impl Point {
 pub(crate) fn point(point: Point) {
     if point.is_the_end() {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        // Not a single step further, however long the signal takes.
+        // The thread goes no step further, however long the signal takes.
         loop {
             std::thread::park();
         }
@@ -80,7 +82,8 @@ pub(crate) fn point(point: Point) {
 #[inline(always)]
 pub(crate) fn point(_: Point) {}
 
-/// Something was handed to another thread: if the daemon is to die after it was done, it gets the time for that.
+/// Another thread has taken over the work. If the daemon is to die after that work, this waits for
+/// it.
 #[cfg(feature = "fault-points")]
 pub(crate) async fn point_elsewhere(at: Point) {
     if at.is_the_end() {

@@ -1,4 +1,4 @@
-//! The fencing daemon as a library: the binary is a thin shell around it, tests use the parts.
+//! The fencing daemon as a library. The binary is a thin shell around it, and tests use the parts.
 //!
 //! Read [`pipeline`] first: it is the way of a request.
 

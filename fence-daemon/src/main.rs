@@ -1,4 +1,5 @@
-//! The `fence-daemon` binary: a command, or else the daemon: configuration and key first, then the background, then serving.
+//! The `fence-daemon` binary: runs a command, or the daemon. The daemon reads configuration and key
+//! first, then goes into the background, then serves.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -20,19 +21,20 @@ use fence_daemon::state::pid_file::PidFile;
 use fence_daemon::state::{self, StateError};
 use fence_net::interface::Interface;
 
-/// How many files may be open: as many connections as there are requests at once, and as much again for everything else.
+/// How many files may be open: one connection for each request at once, and as many for everything
+/// else.
 const OPEN_FILES: u64 = 2 * SERVING_MAX as u64;
 
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(message) => {
-            // Nothing is left to be done if even that cannot be written.
+            // If even that cannot be written, nothing else can be done.
             let _ = message.print();
             return ExitCode::from(cli::exit_code(&message));
         }
     };
-    // Before any key is read or made: from here on it cannot end up in a core dump.
+    // Before any key is read or created, so that none ends up in a core dump.
     if let Err(error) = process::harden(OPEN_FILES) {
         return ExitCode::from(say(EXIT_START)(error));
     }
@@ -43,7 +45,7 @@ pub(crate) fn main() -> ExitCode {
             keygen::run(path.as_deref(), &cli.config, options)
         }
         Some(Action::Status { json }) => status::run(&cli.config, *json),
-        // At once: a libvirt that hangs still has threads of it.
+        // Leave at once: a libvirt that hangs still has threads.
         Some(Action::Doctor { from_guest, key, json }) => {
             let options = doctor::Options { from_guest: *from_guest, key: key.clone(), json: *json };
             process::leave(doctor::run(&cli.config, &options, &Host))
@@ -55,13 +57,15 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-/// Everything up to the end of the daemon. What went wrong has been said when it returns; the error is the exit code.
+/// Starts the daemon and returns at its end. Every error is already logged or printed; the returned
+/// error is the exit code.
 fn start(cli: &Cli) -> Result<(), u8> {
     let (mut config, warnings, keys) = read(cli)?;
     cli.apply_to(&mut config);
 
     if let Some(directory) = &config.hypervisor.state {
-        // One that cannot be had keeps nobody from being fenced; one that others rule does.
+        // A directory that cannot be opened prevents no fencing. One that others can write to stops
+        // the daemon.
         match state::look(directory) {
             Err(error) if error.is_unsafe() => return Err(say(EXIT_USAGE)(error)),
             Ok(()) | Err(_) => {}
@@ -77,14 +81,15 @@ fn start(cli: &Cli) -> Result<(), u8> {
     for line in warnings.lines() {
         tracing::warn!("{line}");
     }
-    // Before there are other threads that serve, which will have it from this one.
+    // Before any thread serves: threads inherit it from this one.
     for refused in process::withstand(config.stress) {
         tracing::warn!("{refused}");
     }
     ended(serve(config, keys, readiness), destination)
 }
 
-/// Tells why the daemon has ended, if it was not told to. Whenever that is, it is no success: who supervises it must start it again.
+/// Logs why the daemon has ended, if nobody stopped it. Such an end is never a success: systemd
+/// must restart the daemon.
 fn ended(outcome: Result<(), DaemonError>, destination: Destination) -> Result<(), u8> {
     outcome.map_err(|error| {
         tracing::error!("{error}");
@@ -96,7 +101,8 @@ fn ended(outcome: Result<(), DaemonError>, destination: Destination) -> Result<(
     })
 }
 
-/// Reads configuration and keys. An administrator's mistake in either is told on standard error, with its place.
+/// Reads configuration and keys. An administrator's mistake is printed on standard error, with its
+/// place.
 fn read(cli: &Cli) -> Result<(Config, Warnings, FoundKeys), u8> {
     config::load_with_keys(&cli.config).map_err(|error| {
         screen::complain(error.render(screen::stderr_colours()));
@@ -114,7 +120,8 @@ fn serve(config: Config, keys: FoundKeys, readiness: Readiness) -> Result<(), Da
     ended
 }
 
-/// Tells an error on standard error, which in the background leads to the terminal until the daemon is ready.
+/// Prints an error on standard error, which in the background leads to the terminal until the
+/// daemon is ready.
 fn say<E: Display>(code: u8) -> impl Fn(E) -> u8 {
     move |error| {
         screen::complain(format_args!("fence-daemon: {error}"));
@@ -122,7 +129,7 @@ fn say<E: Display>(code: u8) -> impl Fn(E) -> u8 {
     }
 }
 
-/// What the commands cannot find out by themselves.
+/// The daemon's part of what the commands need to know about this host.
 struct Host;
 
 impl Probe for Host {

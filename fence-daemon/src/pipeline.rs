@@ -2,24 +2,25 @@
 //!
 //! ```text
 //! Verified        intake: form and digest are right
-//!    | replay     is it this very datagram again? then somebody without the key may have sent it
-//!    | ledger     is it new? is it a copy? does it overtake another?
-//!    | deferral   does the domain run here? if not, the host that has it goes first
+//!    | replay     rejects a datagram that was accepted before: its sender may lack the key
+//!    | ledger     is it new, a duplicate, or does it supersede another request?
+//!    | deferral   if the domain does not run here, the host that has it goes first
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
-//!    | backlog    what has arrived meanwhile is taken in: something newer from the same endpoint may be among it
-//!    | policy     groups. What they deny is told to the peer and takes nothing from other copies of the request
+//!    | backlog    reads what has arrived meanwhile: a newer request may be among it
+//!    | policy     groups. A denial is answered, and costs other copies of the request nothing
 //! Authorized
-//!    | ledger     claim: at most one copy of a request gets further, and only from here on may anything happen; what arrives from here on
-//!    |            is another client's, and does not concern this peer
+//!    | ledger     claim: at most one copy of a request passes. Nothing happens before it.
+//!    |            Later arrivals are other clients', and do not concern this peer
 //!    | hypervisor kill, prove, restart
 //! Outcome
-//!    | ledger     has something turned up that had arrived before the authentication (the backlog again)? then silence
+//!    | ledger     no reply if the backlog has brought a request older than the authentication
 //!    v callback   the reply byte
 //! ```
 //!
-//! Every request runs as a task of its own, so that a silent peer, a dead address or a slow domain costs nobody else
-//! anything. How many run at once is bounded ([`SERVING_MAX`]). What is answered is in `answer`, when in `deferral`.
+//! Each request runs as a task of its own. So a silent peer, a dead address or a slow domain delays
+//! no other request. [`SERVING_MAX`] bounds their number. `answer` decides the reply, and
+//! `deferral` the time.
 
 mod answer;
 mod claims;
@@ -61,33 +62,38 @@ use crate::observe::limit::SourceLimit;
 use crate::observe::requests::{Ended, Requests, Slot, Via};
 use crate::observe::steps::Steps;
 
-/// How many requests are served at once. A further one is not begun: its client sends it again two seconds later.
+/// How many requests are served at once. A further one is rejected; its client sends it again two
+/// seconds later.
 pub const SERVING_MAX: usize = 1024;
 
-/// How many of them may ask to be called back at one address. The stock client of a guest does one thing at a time; a guest that asks
-/// and then stays silent must not use up what the others need.
+/// How many of them may ask for a callback to one address. A guest's stock client does one thing at
+/// a time. A guest that asks and stays silent must not use up the others' room.
 pub const SERVING_MAX_PER_CALLER: usize = 64;
 
-/// How long after its arrival a request is answered at the latest. Clients give up 30 s after they began to ask, and the
-/// datagram that was seen may be the second of theirs, two seconds into it.
+/// How long after its arrival a request is answered at the latest. Clients give up 30 s after their
+/// first datagram, and the one that arrived may be their second, two seconds later.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(25);
 
-/// How long a request may have waited in the kernel before it is begun. Longer than its client takes to ask again (2 s), so nobody
-/// who still waits loses anything; whoever does not wait any more must not find a domain dead later on, nor the next client at the
-/// same endpoint an answer.
+/// How long a request may wait in the kernel before it is served.
+///
+/// This is longer than the 2 s after which a client asks again, so no waiting client loses
+/// anything. A stale request must not kill a domain after its client gave up, nor answer the next
+/// client at the same endpoint.
 pub const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
-/// How many lines about one source the log takes at once; then one a second. What was fenced is always told.
+/// How many lines about one source the log takes at once; then one a second. A fencing is always
+/// logged.
 const LINES_AT_ONCE: u32 = 100;
 
-/// Takes in verified requests and sees each of them through.
+/// Takes in verified requests and serves each of them.
 pub struct Pipeline {
     shared: Arc<Shared>,
     tasks: Mutex<JoinSet<()>>,
     stopping: watch::Sender<Option<Instant>>,
 }
 
-/// By callback address and port, the newest request of each endpoint there, and how it learns that it is overtaken.
+/// By callback address and port: the newest request of each endpoint, and how to notify it that a
+/// newer one has come.
 type Newest = HashMap<SocketAddr, Vec<(Endpoint, Arc<Notify>)>>;
 
 struct Shared {
@@ -98,20 +104,22 @@ struct Shared {
     replays: Arc<ReplayCache>,
     ledger: Mutex<Ledger>,
     claims: Claims,
-    /// By callback address and port, how to tell the newest request of each that it is overtaken.
+    /// See [`Newest`].
     newest: Mutex<Newest>,
     unproven: Unproven,
     /// To be looked at from outside.
     requests: Arc<Requests>,
-    /// For lines about what is refused, goes unanswered or only asks: a peer could make them come often.
+    /// Limits the log lines that a peer could cause often: rejected, unanswered and read-only
+    /// requests.
     complaints: SourceLimit,
     /// [`deferral::DEFER`]; tests have their own.
     defer: Duration,
 }
 
 impl Pipeline {
-    /// A pipeline that answers through `callback` and acts through `hypervisors`. `backlog` is what whoever calls
-    /// [`Pipeline::accept`] listens to. What becomes of requests is noted in `requests`.
+    /// A pipeline that answers through `callback` and acts through `hypervisors`. `backlog` belongs
+    /// to the reader that calls [`Pipeline::accept`]. `requests` records what becomes of each
+    /// request.
     #[must_use]
     pub fn new(
         callback: Callback,
@@ -147,7 +155,7 @@ impl Pipeline {
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(None).0 }
     }
 
-    /// A request came in. Returns at once; must be called within a tokio runtime.
+    /// Takes in a request. Returns at once; must be called within a tokio runtime.
     pub fn accept(&self, request: Verified) {
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
@@ -161,7 +169,8 @@ impl Pipeline {
         let now = Moment::now();
         let waited = now.since(request.arrived());
         if waited > BEGIN_WITHIN {
-            // Whoever sent it took the place of those who were there before, and may take the callback that is meant for them.
+            // Its client took over the endpoint from earlier clients, and may accept the callback
+            // that is meant for them.
             self.shared.ledger().reject(request.id(), request.endpoint(), request.arrived().nanos());
             self.shared.requests.turn_away(request.about(), "it had waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
@@ -215,9 +224,11 @@ impl Pipeline {
         }
     }
 
-    /// Waits until all is answered, at most for `bound`. After [`STOP_GRACE`] it lets go of what is not claimed, as a client that nobody
-    /// has connected to asks again, and answers with failure what is.
-    /// Returns how many requests were still unanswered in the end.
+    /// Waits until all requests are answered, at most for `bound`. Returns how many are still
+    /// unanswered then.
+    ///
+    /// After [`STOP_GRACE`] it drops unclaimed requests, since a client without a connection asks
+    /// again. It answers the claimed ones with failure.
     pub async fn shutdown(&self, bound: Duration) -> usize {
         self.stopping.send_replace(Some(Instant::now() + STOP_GRACE));
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -234,9 +245,9 @@ impl Pipeline {
 enum NoPeer {
     /// The callback failed.
     Unreached(CallbackError, Deferral),
-    /// It had waited longest without a peer when all places were taken.
+    /// All places were taken, and this request had waited longest without a peer.
     Displaced,
-    /// It was ended: something newer was asked from the same endpoint, or the daemon stops.
+    /// A newer request came from the same endpoint, or the daemon stops.
     Ended,
 }
 
@@ -250,14 +261,15 @@ impl Shared {
         request.datagram_id().is_some_and(|id| !self.replays.is_new(id, request.sender(), in_kernel))
     }
 
-    /// Logs a line about a source, with how many about it were held back, unless there have been too many.
+    /// Logs a line about a source, unless there have been too many. The line tells how many were
+    /// held back.
     fn complain(&self, source: SocketAddr, line: impl FnOnce(u64)) {
         if let Some(held_back) = self.complaints.allow(source.ip().to_canonical(), Moment::now()) {
             line(held_back);
         }
     }
 
-    /// Makes a request the newest of its endpoint: whatever was is told so.
+    /// Makes a request the newest of its endpoint, and notifies the one before.
     fn enter(&self, endpoint: Endpoint) -> Arc<Notify> {
         let overtaken = Arc::new(Notify::new());
         let mut newest = lock(&self.newest);
@@ -269,7 +281,7 @@ impl Shared {
         overtaken
     }
 
-    /// A request is over; if it is still the newest of its endpoint there is none any more.
+    /// Removes a finished request, if it is still the newest of its endpoint.
     fn leave(&self, endpoint: Endpoint, overtaken: &Arc<Notify>) {
         let mut newest = lock(&self.newest);
         if let Entry::Occupied(mut there) = newest.entry(endpoint.address) {
@@ -308,7 +320,7 @@ impl Shared {
         fault::point(Point::AfterAuthentication);
         self.backlog.read().await;
         let asked = peer.has_spoken().then_some(called_back.nanos());
-        // Before the claim: what is denied must not use up what another copy of the request may.
+        // Before the claim: a denied request must not use up the claim of another copy.
         let taken = match self.permit(&peer) {
             Ok(permitted) => {
                 self.ledger().claim(called_back.nanos(), ticket, asked).map(|claim| (Held::Claim(claim), Ok(permitted)))
@@ -319,7 +331,7 @@ impl Shared {
             Ok((held, Ok(permitted))) => {
                 if peer.request().op().changes_power() {
                     fault::point(Point::AfterClaim);
-                    // Before anything is done: if we die now, the next daemon must not do it again.
+                    // Before the action: if the daemon dies now, the next one must not act again.
                     self.claims.note(called_back, peer.request().id());
                     fault::point(Point::AfterNote);
                 }
@@ -352,7 +364,8 @@ impl Shared {
         let (seqno, via) = (request.seqno(), request.via());
         match (moot, reason) {
             (Some(reason), _) => return self.tell_moot(request, reason),
-            // The stock client takes one callback, and refuses or hangs up on the ones to its other addresses.
+            // The stock client accepts one callback, and refuses or hangs up on those to its other
+            // addresses.
             (None, NoPeer::Unreached(error, _)) if copied => {
                 debug!(%op, %domain, %source, seqno, %via, %after, "callback failed: {error}");
             }
@@ -380,7 +393,7 @@ impl Shared {
         }
     }
 
-    /// A request that is closed without an answer, because another one was or will be answered.
+    /// Logs a request that ends without an answer, because another one was or will be answered.
     fn tell_moot(&self, request: &Verified, reason: NoClaim) -> Ended {
         let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
         let (seqno, via) = (request.seqno(), request.via());

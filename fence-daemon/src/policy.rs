@@ -1,4 +1,4 @@
-//! Who may fence what: the permission that everything that acts demands.
+//! Authorisation: who may fence what. Every action demands this permission.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,8 @@ use fence_config::Groups;
 
 use crate::callback::Authenticated;
 
-/// Permission to act on one domain. The hypervisor takes nothing less, and only [`authorize`] gives it.
+/// Permission to act on one domain. The hypervisor takes nothing less, and only [`authorize`]
+/// grants it.
 #[derive(Debug)]
 pub struct Authorized {
     op: Op,
@@ -29,7 +30,7 @@ impl Authorized {
         &self.target
     }
 
-    /// A permission out of nowhere, for tests of what acts on one.
+    /// A permission from nothing, for tests of the actions.
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(op: Op, target: Target) -> Self {
         Self { op, target }
@@ -39,10 +40,10 @@ impl Authorized {
 /// Why an authenticated request is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// The request names no domain that could exist, or asks for what is done to none.
+    /// The request names no domain that could exist, or its operation concerns none.
     #[error("the request names no domain")]
     NoDomain,
-    /// The configuration has groups, and none of them has both the asking address and the target.
+    /// The configuration has groups, but none has both the client's address and the target.
     #[error(
         "no group has both {ip} and {target}: add `ip = \"{ip}\"` and `uuid = \"{target}\"` to one group if it should"
     )]
@@ -52,7 +53,8 @@ pub enum Denied {
         /// The target as the request spelled it.
         target: Target,
     },
-    /// The request is signed with a group's own key. No group of that key has both the asking address and the target.
+    /// The request is signed with a group's own key. No group of that key has both the client's
+    /// address and the target.
     #[error("no group whose key signed this has both {ip} and {target}")]
     NotWithThisKey {
         /// The callback address.
@@ -62,9 +64,10 @@ pub enum Denied {
     },
 }
 
-/// Whether an authenticated peer may have what its request asks: the operation, on the domain that the request names.
+/// Decides whether an authenticated peer may have what its request asks: the operation, on the
+/// named domain.
 ///
-/// As with stock servers the callback address counts.
+/// The callback address counts, as with stock servers.
 ///
 /// # Errors
 /// [`Denied`] with the reason, for the log.

@@ -1,7 +1,9 @@
-//! The daemon as a process: how it goes into the background, what it shuts off for the key's sake, how it tells that it is up.
+//! The daemon as a process: goes into the background, protects the key, and announces that it is
+//! up.
 //!
-//! The order in `main`: command line and configuration (errors go to the terminal), [`harden`], [`daemonise`] unless in the
-//! foreground, the [PID file](crate::state::pid_file), logging, then key, sockets and threads, at last [`Readiness::announce`].
+//! The order in `main`: command line and configuration (errors go to the terminal), [`harden`],
+//! [`daemonise`] unless in the foreground, the [PID file](crate::state::pid_file), logging, then
+//! key, sockets and threads, and last [`Readiness::announce`].
 
 mod pages;
 mod stress;
@@ -35,20 +37,23 @@ pub struct ProcessError {
     error: io::Error,
 }
 
-/// For `map_err`: a system call's error with what was attempted.
+/// For `map_err`: adds the attempted step to a system call's error.
 fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ProcessError {
     move |error| ProcessError { step, error: error.into() }
 }
 
-/// Keeps the key out of core dumps and other processes' reach, and starts from known defaults: no file is made for others
-/// (umask 077), `open_files` of them can be open, no signal is blocked, a closed connection is an error and not a signal, children can be waited for.
+/// Keeps the key out of core dumps and away from other processes, and sets known defaults.
+///
+/// New files are for the owner only (umask 077), and `open_files` files can be open. No signal is
+/// blocked, a closed connection is an error and not a signal, and children can be waited for.
 ///
 /// # Errors
-/// A system call that failed; none is expected to.
+/// A system call failed; none is expected to.
 pub fn harden(open_files: u64) -> Result<(), ProcessError> {
     nix::sys::prctl::set_dumpable(false).map_err(failed("forbid core dumps"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed("forbid core files"))?;
-    // Each request that is served is a connection; the 1024 that a process usually starts with are a limit for those who `select`.
+    // Each request that is served is a connection. The usual limit of 1024 exists for the sake of
+    // `select`.
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed("ask for the limit of open files"))?;
     if soft < open_files {
         setrlimit(Resource::RLIMIT_NOFILE, open_files.min(hard), hard)
@@ -57,29 +62,33 @@ pub fn harden(open_files: u64) -> Result<(), ProcessError> {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     SigSet::empty().thread_set_mask().map_err(failed("unblock signals"))?;
     for (which, handler) in [(Signal::SIGPIPE, SigHandler::SigIgn), (Signal::SIGCHLD, SigHandler::SigDfl)] {
-        // SAFETY: needed because dispositions are inherited and no safe wrapper sets them. Sound because no handler function is
-        // installed, only the kernel's own behaviours; nothing runs in signal context because of this call.
+        // SAFETY: needed because dispositions are inherited and no safe wrapper sets them. Sound
+        // because it installs no handler function, only the kernel's own behaviours; nothing runs
+        // in signal context because of this call.
         unsafe { signal(which, handler) }.map_err(failed("reset signals"))?;
     }
     Ok(())
 }
 
-/// Ends the process at once. Libraries would clear up after themselves at an ordinary end, and libvirt's client crashes if a thread of ours is still
-/// inside of it then, as one may be that connects, or waits for a hypervisor that does not answer.
+/// Ends the process at once, without the exit handlers of libraries.
+///
+/// libvirt's client crashes in its exit handlers if one of our threads is still inside libvirt.
+/// Such a thread may be connecting, or waiting for a hypervisor that does not answer.
 pub fn leave(code: u8) -> ! {
     flush(LAST_WORDS);
-    // SAFETY: needed because the standard library's `exit` runs what libraries have registered for it. Sound because it takes a number and
-    // does not return; nothing is buffered here that would be lost.
+    // SAFETY: needed because the standard library's `exit` runs the exit handlers of libraries.
+    // Sound because it takes a number and does not return; no buffered output of ours is lost.
     unsafe { nix::libc::_exit(i32::from(code)) }
 }
 
-/// The promise to tell whoever started the daemon that it is up.
+/// The duty to tell whoever started the daemon that it is up.
 ///
-/// Dropping it without a word is fine: a waiting parent then waits for the daemon's end and takes over its exit code.
+/// It may be dropped without an announcement: a waiting parent then waits for the daemon's end and
+/// takes over its exit code.
 #[derive(Debug)]
 #[must_use = "whoever started the daemon waits for the announcement"]
 pub struct Readiness {
-    /// The pipe to the waiting parent, and what takes standard error's place then.
+    /// The pipe to the waiting parent, and the replacement for standard error.
     parent: Option<(io::PipeWriter, OwnedFd)>,
     announced: bool,
 }
@@ -90,7 +99,7 @@ impl Readiness {
         Self { parent: None, announced: false }
     }
 
-    /// Tells whoever waits in the terminal what the start is waiting for. In the foreground the log has told it.
+    /// Prints on the terminal what the start waits for. In the foreground the log has told it.
     pub fn tell(&self, what: &str) {
         if self.parent.is_some() {
             // Nobody may be there to read it.
@@ -98,11 +107,12 @@ impl Readiness {
         }
     }
 
-    /// Tells systemd and a waiting parent, if any, that they need not wait any longer. In the background standard error is
-    /// closed to the terminal: what is still to be said belongs into the log. A second time does nothing.
+    /// Tells systemd and a waiting parent, if any, that the daemon is up. In the background this
+    /// also takes standard error off the terminal, so later messages belong into the log. A second
+    /// call does nothing.
     ///
     /// # Errors
-    /// Standard error could not be redirected. That nobody listens is none.
+    /// Standard error could not be redirected. A missing listener is no error.
     pub fn announce(&mut self) -> Result<(), ProcessError> {
         if std::mem::replace(&mut self.announced, true) {
             return Ok(());
@@ -117,9 +127,12 @@ impl Readiness {
     }
 }
 
-/// Goes into the background as stock servers do: a session of its own, `/` as working directory, nothing on standard input and
-/// output. Returns in the daemon only. The process that was started waits until [`Readiness::announce`] and exits with 0, or, if
-/// the daemon ends before, exits with its code; until then standard error still leads where it led, for the reason.
+/// Goes into the background as stock servers do: a new session, `/` as working directory, nothing
+/// on standard input and output. Returns in the daemon only.
+///
+/// The original process waits until [`Readiness::announce`] and exits with 0. If the daemon ends
+/// before, it exits with the daemon's code. Until then standard error still leads to the terminal,
+/// for the reason.
 ///
 /// # Errors
 /// Other threads run already (they would be missing in the daemon), or a system call failed.
@@ -134,9 +147,9 @@ pub fn daemonise() -> Result<Readiness, ProcessError> {
     // What is buffered would be written twice.
     let _ = io::stdout().flush();
 
-    // SAFETY: needed because there is no other way into the background. Sound because this is the only thread (counted above, and
-    // nobody else could start one meanwhile): the child has everything that the parent had, no lock is held by a thread that
-    // does not exist there.
+    // SAFETY: needed because there is no other way into the background. Sound because this is the
+    // only thread (counted above, and no other thread could start one meanwhile). So the child has
+    // everything that the parent had, and no missing thread holds a lock.
     let child = match unsafe { nix::unistd::fork() }.map_err(failed("fork"))? {
         ForkResult::Child => None,
         ForkResult::Parent { child } => Some(child),
@@ -154,15 +167,16 @@ pub fn daemonise() -> Result<Readiness, ProcessError> {
     Ok(Readiness { parent: Some((writer, null.into())), announced: false })
 }
 
-/// Closes what whoever started us left open: a pipe that a daemon keeps makes its reader wait for ever.
+/// Closes inherited files: a pipe that a daemon keeps makes its reader wait for ever.
 fn close_inherited() -> io::Result<()> {
     let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|fd| *fd > 2)
         .collect();
     for fd in open {
-        // Nothing of ours is among them: configuration and key are read and closed, and no other thread could open anything. The
-        // list's own descriptor is closed already, which is the one error that comes here.
+        // No file of ours is among them: configuration and key are read and closed, and no other
+        // thread could open anything. The list's own descriptor is closed already, which is the
+        // only error here.
         let _ = nix::unistd::close(fd);
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What systemd is told of the daemon's life, by its notification socket. Without systemd nothing is done.
+//! Notifies systemd of the daemon's states. Without systemd it does nothing.
 
 use sd_notify::NotifyState;
 
@@ -12,7 +12,7 @@ pub fn notify_stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// Tells systemd that the keys are being read again. [`notify_ready`] must follow.
+/// Tells systemd that the daemon reads its keys again. [`notify_ready`] must follow.
 pub fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -23,12 +23,12 @@ pub fn notify_reloading() {
 
 /// The line that `systemctl status` shows.
 pub fn notify_status(status: &str) {
-    // The protocol is made of lines: a second one would be another message.
+    // The protocol consists of lines: a second one would be another message.
     notify(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
 }
 
 fn notify(state: &[NotifyState<'_>]) {
-    // Without systemd this does nothing; with one that doesn't listen there is nothing to be done.
+    // Without systemd this does nothing. If systemd does not listen, nothing can be done.
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!("cannot notify systemd: {error}");
     }

@@ -1,4 +1,5 @@
-//! The daemon, for tests that want it to die in the middle of a request (the library's `fault` has the steps).
+//! The daemon with fault points: tests let it die in the middle of a request. The library's `fault`
+//! lists the steps.
 
 #[path = "../main.rs"]
 mod daemon;

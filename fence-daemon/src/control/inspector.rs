@@ -1,4 +1,5 @@
-//! Gathers what the control socket says. Nothing here waits: it reads what others have left to be read.
+//! Builds the report for the control socket. It never waits: it reads the state that other parts
+//! keep.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,7 +23,8 @@ use crate::intake::socket::RequestSocket;
 use crate::observe::requests::{Recent, Requests, Timed};
 use crate::observe::sources::{self, RefusedView, SourceView};
 
-/// A restart that takes longer, its pause not counted, is told as a problem: as a rule libvirt does it within a second.
+/// A restart that takes longer, without its pause, is reported as a problem: libvirt usually needs
+/// less than a second.
 const RESTART_SLOW: Duration = Duration::from_secs(10);
 
 /// Words that a log line may have more of.
@@ -111,17 +113,17 @@ impl Inspector {
         let _ = self.kernel.set(kernel);
     }
 
-    /// What the kernel program knows of sources, once it is loaded.
+    /// The kernel program's sources, once it is loaded.
     pub fn set_sources(&self, sources: sources::Provider) {
         let _ = self.sources.set(sources);
     }
 
-    /// Whom the kernel program has refused, once it is loaded.
+    /// The senders that the kernel program rejected, once it is loaded.
     pub fn set_refused(&self, refused: sources::RefusedProvider) {
         let _ = self.refused.set(refused);
     }
 
-    /// Whose requests were refused before any digest, the last one first.
+    /// The sources whose requests were rejected before any digest, the latest one first.
     #[must_use]
     pub fn refused(&self) -> Vec<RefusedView> {
         let in_kernel = self.refused.get().map(|refused| refused()).unwrap_or_default();

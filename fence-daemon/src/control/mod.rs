@@ -1,7 +1,9 @@
-//! The daemon's end of the control socket: to look into the daemon while it runs, for root alone. Nothing can be changed through it.
+//! The daemon's end of the control socket. Only root may read the report, and nothing can be
+//! changed through it.
 //!
-//! Nothing that is served waits for it: what is told is read from what others have left ([`inspector`]), clients are few at a time and have
-//! little of it, and if the socket cannot be had the daemon serves without. The protocol is [`fence_control`]'s.
+//! No request waits for it: the report reads state that is there already ([`inspector`]), and
+//! clients are few and have little time. If the socket cannot be created the daemon serves without
+//! it. [`fence_control`] defines the protocol.
 
 pub mod inspector;
 pub mod server;

@@ -17,18 +17,19 @@ use tokio::time::{sleep, timeout};
 use super::inspector::Inspector;
 use crate::state::socket::{SocketError, SocketFile};
 
-/// How many clients there may be at a time: a person's or two, and what watches.
+/// How many clients there may be at a time: an administrator or two, and the monitoring.
 pub const CLIENTS_MAX: usize = 8;
 /// The longest question, in bytes.
 const QUESTION_MAX: usize = 64;
 /// How long a client may take over its question.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
-/// How long it may take to read the answer. Shorter than others ask again for a place ([`ANSWER_WITHIN`](fence_control::client::ANSWER_WITHIN)).
+/// How long it may take to read the answer. Shorter than the time for which other clients ask again
+/// ([`ANSWER_WITHIN`](fence_control::client::ANSWER_WITHIN)).
 const READ_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait after the socket itself failed.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Why there is no control socket. None of these keeps the daemon from serving.
+/// Why there is no control socket. No error keeps the daemon from serving.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The administrator's: the kernel has room for 107 bytes.
@@ -42,7 +43,7 @@ pub enum ControlError {
     Watch(#[source] io::Error),
 }
 
-/// The control socket, as long as it is kept. Its file goes with it.
+/// The control socket. Dropping it removes its file.
 #[derive(Debug)]
 pub struct Control {
     task: JoinHandle<()>,
@@ -50,7 +51,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Makes the socket in `directory` (and that, if need be) and answers from then on. Must be called within a tokio runtime.
+    /// Creates the socket in `directory` (and that, if need be) and answers from then on. Must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// See [`ControlError`].
@@ -73,7 +75,7 @@ impl Drop for Control {
 
 async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {
     let places = Arc::new(Semaphore::new(CLIENTS_MAX));
-    // One report at a time: it costs a processor for a moment, whoever asks.
+    // One report at a time, since each costs a processor a moment.
     let turn = Arc::new(Semaphore::new(1));
     loop {
         let stream = match listener.accept().await {
@@ -93,7 +95,7 @@ async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {
         };
         let (inspector, turn) = (Arc::clone(&inspector), Arc::clone(&turn));
         tokio::spawn(async move {
-            // A client that has gone meanwhile is nobody's loss.
+            // A client that has gone meanwhile loses nothing.
             let _ = converse(stream, inspector, &turn).await;
             drop(place);
         });
@@ -109,7 +111,8 @@ async fn converse(mut stream: UnixStream, inspector: Arc<Inspector>, turn: &Sema
     let answer = match question?.as_deref() {
         Some(STATUS) => {
             let _turn = turn.acquire().await.map_err(io::Error::other)?;
-            // Beside what is served: it asks the kernel for its counters, and there may be many domains to be told of.
+            // On a blocking thread: it asks the kernel for its counters, and there may be many
+            // domains.
             let told = tokio::task::spawn_blocking(move || line(&inspector.report()));
             told.await.map_err(io::Error::other)?
         }
@@ -127,7 +130,7 @@ fn is_permitted(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
-/// The line that a client sends; `None` where it is none, or too long.
+/// The line that a client sends; `None` if there is none, or it is too long.
 async fn question(stream: &mut UnixStream) -> io::Result<Option<String>> {
     let mut bytes = [0; QUESTION_MAX];
     let mut len = 0;
@@ -150,7 +153,7 @@ async fn question(stream: &mut UnixStream) -> io::Result<Option<String>> {
 struct Refused {
     schema: u32,
     error: &'static str,
-    /// Whether it is worth asking again in a moment.
+    /// Whether asking again in a moment can help.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     again: bool,
 }
@@ -168,7 +171,7 @@ fn refuse(stream: &UnixStream, why: &Refused) {
 
 /// As one line.
 fn line(what: &impl Serialize) -> Vec<u8> {
-    // Cannot fail: there are no maps with other keys than texts in it, and no writer that fails.
+    // Cannot fail: all keys of its maps are text, and the writer is a `Vec`.
     let mut bytes = serde_json::to_vec(what).unwrap_or_default();
     bytes.push(b'\n');
     bytes

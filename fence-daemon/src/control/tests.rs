@@ -23,7 +23,7 @@ use crate::intake::socket::RequestSocket;
 use crate::observe::sources::SourceView;
 use crate::state::socket::SocketError;
 
-/// How long what certainly comes may take on a loaded machine.
+/// How long a certain event may take on a loaded machine.
 const SURELY: Duration = Duration::from_secs(60);
 
 const SCHEMA_TEXT: &str = include_str!("../../../docs/reference/status.schema.json");
@@ -86,7 +86,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
     assert_eq!(std::fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(ask(&file).await.unwrap().daemon.pid, std::process::id());
 
-    // A second daemon is refused, and takes nothing away.
+    // A second daemon is rejected, and takes nothing from the first.
     let refused = Control::open(&directory, Arc::clone(&inspector)).unwrap_err();
     assert!(matches!(refused, ControlError::File(SocketError::Living(_))), "{refused}");
     ask(&file).await.unwrap();
@@ -100,7 +100,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
     assert!(ask(&file).await.unwrap_err().is_nobody());
     let control = Control::open(&directory, Arc::clone(&inspector)).unwrap();
     ask(&file).await.unwrap();
-    // What somebody else has put in its place stays.
+    // A file that somebody else has put in its place stays.
     std::fs::remove_file(&file).unwrap();
     std::fs::write(&file, "somebody's").unwrap();
     drop(control);
@@ -128,7 +128,7 @@ async fn a_place_that_cannot_be_is_told_with_a_remedy() {
     );
 }
 
-/// Asks until it is told, for much longer than a client may hang.
+/// Asks until there is an answer, for much longer than a client may hang.
 async fn told_at_last(file: &Path) {
     let begun = Instant::now();
     while let Err(error) = ask(file).await {
@@ -166,7 +166,7 @@ async fn clients_that_say_nothing_are_few_and_soon_gone() {
 async fn clients_that_do_not_read_are_cut_off() {
     let scratch = tempdir().unwrap();
     let (inspector, _socket) = inspector(11_244);
-    // More than the kernel keeps for somebody who does not read.
+    // More than the kernel buffers for a client that does not read.
     let source = SourceView {
         address: "192.168.122.11".parse().unwrap(),
         mac: None,
@@ -187,7 +187,7 @@ async fn clients_that_do_not_read_are_cut_off() {
     let deaf: Vec<_> = (0..CLIENTS_MAX).map(deaf).collect();
     told_at_last(&file).await;
     for stream in deaf {
-        // Only now may it be read: who reads is waited for.
+        // The client starts to read only now: the daemon waits for a client that reads.
         let limit = Timespec { tv_sec: SURELY.as_secs().try_into().unwrap(), tv_nsec: 0 };
         let mut watched = [PollFd::new(&stream, PollFlags::empty())];
         poll(&mut watched, Some(&limit)).unwrap();

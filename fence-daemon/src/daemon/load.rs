@@ -1,4 +1,5 @@
-//! Loading the kernel program, beside serving: the socket serves until it is there, and where it cannot be.
+//! Loads the kernel program beside serving. The socket serves until the program is there, and if it
+//! cannot be loaded.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,14 +21,15 @@ use crate::intake::ring::Ring;
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
 
-/// The kernel program's two ends, as far as there will be any: what attaches it, and what reads its ring buffer.
+/// The kernel program's two consumers: the one that attaches it, and the one that reads its ring
+/// buffer.
 #[derive(Debug)]
 pub(super) struct Kernel {
     pub(super) program: Coming,
     pub(super) ring: oneshot::Receiver<Ring>,
 }
 
-/// What is needed to load the program, and who gets it.
+/// What loading the program needs, and who receives it.
 pub(super) struct Load {
     listener: Listening,
     keys: Keyring,
@@ -38,7 +40,7 @@ pub(super) struct Load {
     ring: oneshot::Sender<Ring>,
 }
 
-/// What is to be loaded, if anything is. Where not, the log says why: the socket serves everything then.
+/// What to load, if anything. Otherwise the log says why, and the socket serves everything.
 pub(super) fn kernel(
     multicast: &Multicast,
     rules: Rules,
@@ -79,7 +81,7 @@ pub(super) fn kernel(
 impl Load {
     fn load(&self) -> Result<(Option<kernel::Ring>, KernelProgram), kernel::Error> {
         let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
-        // Those of this moment, which need not be those of the start.
+        // The keys of this moment, which may differ from those of the start.
         if let Some(slots) = program.take_keys()? {
             self.keys.connect(Box::new(slots))?;
         }
@@ -89,8 +91,9 @@ impl Load {
         Ok((program.take_ring()?, program))
     }
 
-    /// Loads the program, for which the kernel's verifier takes its time. Where that cannot be, the socket serves everything, and the log says
-    /// why: a fencing daemon that is slower under a flood is worth more than none.
+    /// Loads the program, which takes the kernel's verifier some time. If that fails, the socket
+    /// serves everything and the log says why. A fencing daemon that is slower in a flood is better
+    /// than none.
     pub(super) fn run(self, inspector: &Inspector) {
         match self.load() {
             Ok((Some(ring), program)) => match Ring::new(ring, self.keys) {
@@ -108,7 +111,8 @@ impl Load {
                         Ok(refused) => inspector.set_refused(refused),
                         Err(error) => warn!("`status` will not tell who was refused: {}", chain(&error)),
                     }
-                    // The reader before the program sees its first packet. If nobody takes them, the daemon is about to end.
+                    // The reader comes before the program sees its first packet. If nobody takes
+                    // the two, the daemon is about to end.
                     if self.ring.send(ring).is_ok() {
                         let _ = self.program.send((program, self.mode));
                     }

@@ -1,7 +1,7 @@
-//! SIGHUP: the key files are read again, and what they hold is accepted from then on.
+//! SIGHUP: reads the key files again and accepts their keys from then on.
 //!
-//! Whatever is wrong with one of them, the old keys stay, all of them, and one line says why and what to do. What
-//! the configuration file says is not read again.
+//! If anything is wrong with one of them, all old keys stay, and one line says why and what to do.
+//! The configuration file itself is not read again.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ pub(super) enum ReloadError {
     /// A file cannot be used at all.
     #[error("{error} ({help})", error = .0.error, help = .0.error.help())]
     File(#[from] Unusable),
-    /// Longer than any peer reads, and so not what a new key looks like.
+    /// Longer than any peer reads, so it does not look like a key.
     #[error("the key file {} is longer than a key (cut it: head -c 4096; or is it another file?)", .0.display())]
     TooLong(PathBuf),
     /// The beginning of a key that is in force.
@@ -31,7 +31,7 @@ pub(super) enum ReloadError {
         .0.display()
     )]
     CutOff(PathBuf),
-    /// As an interrupted copy leaves it behind on many file systems.
+    /// An interrupted copy leaves such a file on many file systems.
     #[error("the key file {} holds nothing but zero bytes: its content was never written (copy it again)", .0.display())]
     Zeros(PathBuf),
     /// The kernel does not take them.
@@ -42,7 +42,8 @@ pub(super) enum ReloadError {
     Broken,
 }
 
-/// Reads the keys again at each SIGHUP, until it is dropped. Whoever supervises the daemon is told when it begins and when it is over.
+/// Reads the keys again at each SIGHUP, until it is dropped. Tells systemd when that begins and
+/// ends.
 pub(super) async fn at_each(mut hangup: Signal, multicast: Multicast, groups: Groups, keys: Keyring) {
     while hangup.recv().await.is_some() {
         systemd::notify_reloading();
@@ -66,10 +67,11 @@ pub(super) async fn at_each(mut hangup: Signal, multicast: Multicast, groups: Gr
     }
 }
 
-/// Reads the key files of a running configuration and accepts what they hold. `None` where no key is needed.
+/// Reads the key files of a running configuration and accepts their keys. `None` if no key is
+/// needed.
 ///
 /// # Errors
-/// See [`ReloadError`]: the keys are what they were before, except where it is [`RotationError::NotWiped`].
+/// See [`ReloadError`]: the keys are unchanged, except with [`RotationError::NotWiped`].
 pub(super) fn reload(multicast: &Multicast, groups: &Groups, keys: &Keyring) -> Result<Option<Rotated>, ReloadError> {
     let mut warnings = Warnings::default();
     let Some(found) = key::load_all(multicast, &mut warnings)? else { return Ok(None) };
@@ -78,15 +80,16 @@ pub(super) fn reload(multicast: &Multicast, groups: &Groups, keys: &Keyring) -> 
     for warning in &warnings {
         warn!("{warning}");
     }
-    // The kernel program, which alone can refuse keys, is not there where groups have theirs. The listener's first: a key that
-    // was everybody's and becomes a group's is nobody's for a moment, and a request that comes then comes again.
+    // Only the kernel program can refuse keys, and it is not loaded if groups have their own. The
+    // listener's keys come first. If everybody's key becomes a group's, nobody has it for a moment.
+    // A request at that moment is sent again.
     let rotated = keys.rotate(KeyPair::from(found))?;
     let of_groups = keys.set_groups(of_groups.into_iter().map(|found| found.key).collect());
     Ok(Some(rotated.and(of_groups)))
 }
 
-/// Looks for what a key that is new can hardly be meant to be. (At the start none of it keeps the daemon from starting: stock servers
-/// would take it, and there is nothing better to go on with.)
+/// Looks for mistakes that a new key can hardly be meant to have. (At the start they do not stop
+/// the daemon: stock servers would accept the key, and there is no better one to go on with.)
 fn check(
     found: &FoundPair,
     of_groups: &[FoundGroupKey],
@@ -239,7 +242,7 @@ mod tests {
             ("two", &long, "head -c 4096"),
             ("two", &[0; 9], "zero bytes"),
         ] {
-            // That the other file is right and new does not help.
+            // The other file is right and new, but that does not help.
             let other = if name == "one" { "two" } else { "one" };
             bench.write(other, NEW);
             bench.write(name, content);

@@ -1,4 +1,5 @@
-//! What is answered to an authenticated request: permission, the action, and the words for client and log.
+//! Decides the answer to an authenticated request: permission, the action, and the words for client
+//! and log.
 
 use std::time::Duration;
 
@@ -15,17 +16,18 @@ use crate::hypervisor::{Deadline, Detail, Outcome, Requester};
 use crate::intake::request::Verified;
 use crate::policy::{self, Authorized, Denied};
 
-/// For how long `monitor` waits for a connection to a libvirt that is being restarted. Its client waits for 30 s, and Pacemaker for 20 s.
+/// How long `monitor` waits for a connection to a libvirt that restarts. Its client waits for 30 s,
+/// and Pacemaker for 20 s.
 const RENEWAL: Duration = Duration::from_secs(8);
 
-/// What kind of line an answer makes in the log.
+/// The kind of log line that an answer makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tone {
-    /// A domain was fenced or started, or was found as it should be. Always told.
+    /// A domain was fenced or started, or was already as it should be. Always logged.
     Done,
-    /// Something was asked. Told as long as it does not come too often.
+    /// A question. Logged unless it comes too often.
     Asked,
-    /// No group, no such domain, no success. Told loudly, with the reason, as long as it does not come too often.
+    /// No group, no such domain, no success. A warning with the reason, unless it comes too often.
     Refused,
 }
 
@@ -67,14 +69,15 @@ impl Answer {
 /// What a peer may have of what it asks.
 #[derive(Debug)]
 pub(super) enum Permitted {
-    /// An answer that changes nothing and that everybody may have.
+    /// An answer that changes nothing and that any client may have.
     Question,
     /// An operation on a domain.
     Order(Authorized),
 }
 
 impl Shared {
-    /// What the peer may have: decided before anything is claimed, so that a refusal takes nothing from other copies.
+    /// What the peer may have. It is decided before the claim, so that a denial costs other copies
+    /// nothing.
     ///
     /// # Errors
     /// The answer to a peer that may have nothing.
@@ -93,7 +96,7 @@ impl Shared {
         }
     }
 
-    /// The answer, which is a failure when it is not there before the daemon stops.
+    /// The answer. It is a failure if the daemon stops before the answer is there.
     pub(super) async fn answer(&self, peer: &Authenticated, permitted: Permitted, stopping: &mut Stopping) -> Answer {
         let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(peer.request().arrived()));
         let deadline = Deadline::at(Instant::now() + left);
@@ -101,7 +104,8 @@ impl Shared {
             biased;
             answer = self.whole_answer(peer, permitted, &deadline) => answer,
             () = stopped(stopping) => {
-                // Its claim is on record, so the next daemon does not begin it anew; what has begun is in force.
+                // The claim is on record, so the next daemon does not act again; what has begun
+                // takes effect.
                 deadline.call_off();
                 Answer::refused(Reply::Failure, "the daemon stops, and this was not done yet; what was begun goes on")
             }
@@ -129,7 +133,8 @@ impl Shared {
             return Answer::refused(Reply::Failure, "the callback took too long: nothing was begun");
         }
         let (op, hypervisors) = (order.op(), self.hypervisors.clone());
-        // A task of its own: when the time for the answer is over the client is told, and what has begun stays in force.
+        // A task of its own: when the answer is overdue the client is told, and what has begun
+        // takes effect.
         let action = tokio::spawn({
             let deadline = deadline.clone();
             async move { hypervisors.carry_out(&order, Some(requester), &deadline).await }
@@ -150,7 +155,8 @@ impl Shared {
     async fn host_list(&self, peer: &Authenticated) -> Answer {
         let listing = self.hypervisors.list().await;
         if let Some((uri, error)) = listing.failed.first() {
-            // Not a shorter list: a cluster would take the domains that are missing there off its targets.
+            // A shorter list would be worse: a cluster would drop the missing domains from its
+            // targets.
             return Answer::refused(Reply::Failure, format!("no list, as {uri} was never seen: {error}"));
         }
         let mut bytes = vec![HOST_LIST];

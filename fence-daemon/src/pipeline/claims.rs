@@ -1,11 +1,13 @@
-//! Which requests were claimed, on disk: if this daemon dies in the middle of one, the next does not carry it out a second time.
+//! Stores which requests were claimed: if this daemon dies in the middle of one, the next daemon
+//! does not carry it out again.
 //!
-//! One file in the state directory under `/run`, appended to before anything is done: 80 bytes a claim, the time on the monotonic clock
-//! (which counts from the host's boot, as `/run` does) and the request's identity. Only requests that change a domain's power
-//! are kept, and only as long as their client could still be asking.
+//! The claims are one file in the state directory under `/run`, appended to before any action. A
+//! claim has 80 bytes: the time and the request's identity. The time is on the monotonic clock,
+//! which counts from the host's boot, and `/run` is empty then too. Only requests that change a
+//! domain's power are kept, and only while their client could still be asking.
 //!
-//! The replay cache does not stand for this: it knows the bytes of a datagram. A client that has several addresses, or asks again,
-//! sends other bytes for the same request.
+//! The replay cache cannot replace this file: it knows the bytes of a datagram. A client with
+//! several addresses, or one that asks again, sends other bytes for the same request.
 
 use std::io;
 use std::path::Path;
@@ -20,9 +22,9 @@ use crate::state::file::Locked;
 
 /// The length of one claim in the file.
 const LEN: usize = 80;
-/// How long ago a claim may have been made to matter: a client asks for 30 s, and is answered within 25.
+/// How long a claim matters: a client asks for 30 s, and is answered within 25.
 const RECENT: Duration = Duration::from_secs(60);
-/// When the file is this long it is begun anew, in bytes: more claims than are remembered at a time.
+/// The length in bytes at which the file starts again: more claims than are remembered at a time.
 const FILE_MAX: usize = LEN * 16_384;
 
 /// The file, if there is one.
@@ -39,8 +41,8 @@ impl Claims {
         Self { file: None, found: Vec::new() }
     }
 
-    /// Opens the file in `directory`, which is made if need be, and reads what an earlier daemon has left there. Where that cannot be
-    /// done it is logged, and nothing is kept.
+    /// Opens the file in `directory`, creates both if need be, and reads an earlier daemon's
+    /// claims. If that fails, it is logged and no claim is stored.
     #[must_use]
     pub fn open(directory: &Path) -> Self {
         match open(directory) {
@@ -53,14 +55,14 @@ impl Claims {
         }
     }
 
-    /// What an earlier daemon has claimed a short time before `now`.
+    /// The claims that an earlier daemon made a short time before `now`.
     pub fn recent(&self, now: Moment) -> impl Iterator<Item = RequestId> + '_ {
-        // A time in the future is of another boot, or no time at all.
+        // A time in the future comes from another boot or a damaged record.
         let is_recent = move |at: Moment| at <= now && now.since(at) <= RECENT;
         self.found.iter().filter(move |(at, _)| is_recent(*at)).map(|(_, id)| *id)
     }
 
-    /// Writes down a claim. That it cannot be written keeps nobody from being fenced.
+    /// Stores a claim. A failure only loses the record: fencing goes on.
     pub fn note(&self, at: Moment, id: RequestId) {
         let Some(file) = &self.file else { return };
         let mut bytes = [0; LEN];
@@ -77,7 +79,7 @@ fn open(directory: &Path) -> io::Result<(Locked, Vec<(Moment, RequestId)>)> {
     let (file, bytes) = Locked::open(directory, "claims", 2 * FILE_MAX)?;
     let (claims, rest) = bytes.as_chunks::<LEN>();
     if !rest.is_empty() {
-        // A daemon died in the middle of writing: what follows would be read out of step.
+        // A daemon died in the middle of writing: what follows would be read shifted.
         file.truncate(bytes.len().saturating_sub(rest.len()))?;
     }
     Ok((file, claims.iter().filter_map(read).collect()))
@@ -130,7 +132,7 @@ mod tests {
         assert_eq!(recent(&Claims::open(scratch.path()), now), [id(2), id(4)]);
     }
 
-    /// Why the replay cache, which outlives the daemon as well, is not enough.
+    /// Shows why the replay cache, which also outlives the daemon, is not enough.
     #[test]
     fn another_datagram_of_a_claimed_request_is_known_to_the_claims_alone() {
         let signed = |address: u8, digest: u8| {

@@ -1,5 +1,6 @@
-//! When this host calls back. On a segment with several hypervisors each of them hears each request, and the client believes the first that
-//! connects: that has to be the one where the domain runs, else one that knows it, and only then one that does not.
+//! The deferral: when this host calls back. Each hypervisor of a segment hears each request, and
+//! the client believes the first that connects. That must be the host where the domain runs, else
+//! one that knows it, and only then one that does not.
 
 use std::fmt;
 use std::io;
@@ -13,8 +14,8 @@ use crate::callback::{Authenticated, CallbackError};
 use crate::hypervisor::Presence;
 use crate::intake::request::Verified;
 
-/// How long a request for a domain that does not run here waits for its callback; half as long again if nothing here can say anything good of it. Shorter
-/// than the client takes to ask again (2 s).
+/// How long the callback for a domain that does not run here waits; half as long again if no answer
+/// of this host can be good news. Shorter than the 2 s after which the client asks again.
 pub(super) const DEFER: Duration = Duration::from_secs(1);
 
 /// When this host's turn was.
@@ -29,12 +30,12 @@ pub(super) enum Deferral {
 }
 
 impl Deferral {
-    /// Whether a callback that failed like this means as a rule that another host was first.
+    /// Whether such a failed callback usually means that another host was first.
     pub(super) fn is_no_worry(self, error: &CallbackError) -> bool {
         match (self, error) {
             (Self::By(Presence::Runs), _) => false,
             (_, CallbackError::Unwanted(..)) => true,
-            // Reset: it was taken, and hung up on before we knew.
+            // Reset: the client accepted, and hung up before we knew.
             (Self::Any, CallbackError::Connect(_, error)) => {
                 matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
             }
@@ -81,15 +82,17 @@ impl Shared {
     pub(super) async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferral), NoPeer> {
         let mut deferral = Deferral::Any;
         if let (Op::Off | Op::Reboot | Op::On | Op::Status, Some(target)) = (request.op(), request.target()) {
-            // From now and not from its arrival: what made us late in reading it, a flood perhaps, has come to the other hosts as well.
+            // From now, not from its arrival: what delayed our read, such as a flood, has reached
+            // the other hosts as well.
             let now = Instant::now();
             let (second, last) = (now + self.defer, now + self.defer * 3 / 2);
             if !self.groups.permits(request.owner(), request.caller().ip().to_canonical(), target) {
-                // The client believes the first callback. Another address of it, or another host, may permit what this one denies.
+                // The client believes the first callback. Another address of it, or another host,
+                // may permit what this one denies.
                 sleep_until(last).await;
                 return self.called(request, Deferral::Denied).await;
             }
-            // Whoever cannot say in time can say nothing good.
+            // A URI that cannot answer in time has no good news.
             let asked = timeout_at(last, self.hypervisors.presence(target)).await;
             let presence = asked.unwrap_or(Presence::Unknown);
             match presence {

@@ -1,4 +1,5 @@
-//! The end of a request: the reply to the peer, unless it may be another one, and the line in the log.
+//! The end of a request: the reply to the peer, unless another client may be there, and the log
+//! line.
 
 use std::io;
 
@@ -14,7 +15,7 @@ use crate::fault::{self, Point};
 use crate::observe::requests::Ended;
 use crate::observe::steps::Steps;
 
-/// What the ledger has given out for a request that is answered.
+/// What the ledger has granted for a request that is answered.
 #[derive(Debug)]
 pub(super) enum Held {
     Claim(Claim),
@@ -24,7 +25,7 @@ pub(super) enum Held {
 }
 
 impl Shared {
-    /// Says the answer, unless the peer may be one that has asked something else, and tells the log.
+    /// Replies, unless the peer may be one that has asked something else, and logs.
     pub(super) async fn finish(
         &self,
         peer: Authenticated,
@@ -84,12 +85,13 @@ impl Shared {
     }
 }
 
-/// A number for the log, where there is one to tell.
+/// A number for the log, if there is one.
 fn some(held_back: u64) -> Option<u64> {
     (held_back > 0).then_some(held_back)
 }
 
-/// What the log says that the peer was told, and why if that is nothing: nobody may read a success there that was never said.
+/// The reply for the log; without one, the reason. The log must not show a success that no client
+/// was told.
 pub(super) fn told(result: &'static str, sent: Option<&io::Result<()>>) -> (&'static str, String) {
     match sent {
         Some(Ok(())) => (result, String::new()),

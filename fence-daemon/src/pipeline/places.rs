@@ -1,7 +1,9 @@
-//! Places are taken by requests that nobody has authenticated yet, and given up by the oldest of them when all are taken.
+//! Limits the requests without an authenticated peer: when all places are taken, the oldest of them
+//! gives its place up.
 //!
-//! An honest client authenticates within milliseconds of its turn. So whoever has the key and asks from many addresses, to stay silent
-//! at all of them, would need as many requests in that time as there are places.
+//! An honest client authenticates within milliseconds of its turn. A holder of the key could ask
+//! from many addresses and stay silent at all of them. It would need as many requests in that time
+//! as there are places.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use fence_common::sync::lock;
 use tokio::sync::Notify;
 
-/// The requests that nobody has authenticated yet, in the order that they came in.
+/// The requests without an authenticated peer, in the order of their arrival.
 #[derive(Debug, Default)]
 pub(super) struct Unproven(Mutex<Inner>);
 
@@ -42,7 +44,7 @@ impl Unproven {
         self.inner().list.remove(&seat.number);
     }
 
-    /// Has the oldest request give its place up. `false` if there is none.
+    /// Tells the oldest request to give its place up. `false` if there is none.
     pub(super) fn displace(&self) -> bool {
         let oldest = self.inner().list.pop_first();
         oldest.inspect(|(_, displaced)| displaced.notify_one()).is_some()

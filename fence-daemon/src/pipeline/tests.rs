@@ -1,4 +1,5 @@
-//! The way of a request with everything real but the datagram: TCP peers on the loopback, libvirt's in-process test driver.
+//! Tests the way of a request with everything real but the datagram: TCP peers on the loopback,
+//! libvirt's in-process test driver.
 
 mod denied;
 mod overtaken;
@@ -30,7 +31,8 @@ fn key() -> Key {
     Key::new(b"the key of these tests").unwrap()
 }
 
-/// A pipeline over a libvirt test driver of its own, with the domains `one` and `two` running. Nothing is ever waiting to be read.
+/// A pipeline over its own libvirt test driver, with the domains `one` and `two` running. The
+/// backlog is always empty.
 async fn pipeline(groups: Groups) -> (Pipeline, Hypervisors, TempDir) {
     pipeline_behind(groups, Backlog::new().0).await
 }
@@ -54,7 +56,7 @@ async fn pipeline_behind(groups: Groups, backlog: Backlog) -> (Pipeline, Hypervi
     (pipeline, hypervisors, dir)
 }
 
-/// A memory of datagrams that is not written down.
+/// A replay cache without a file.
 fn unwritten() -> Arc<ReplayCache> {
     Arc::new(ReplayCache::none(Duration::from_secs(60)))
 }
@@ -96,7 +98,7 @@ async fn authenticate_with(key: &Key, stream: &mut TcpStream) {
     stream.write_all(&key.digest(AUTH, &[&theirs])).await.unwrap();
 }
 
-/// An honest client: takes one callback, authenticates and returns all that is said then.
+/// An honest client: accepts one callback, authenticates and returns all that it is told then.
 fn client(listener: TcpListener) -> JoinHandle<Vec<u8>> {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -126,7 +128,7 @@ async fn each_is_called_back_with_the_key_that_it_was_signed_with() {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, [0], "{name}");
-        // Whoever has another accepted key than the one that it was signed with does not pass.
+        // A client with another accepted key than the signing one does not pass.
         let (listener, caller) = listen().await;
         pipeline.accept(request_with(key.clone(), Op::Status, "one", seqno + 10, caller));
         let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
@@ -182,11 +184,13 @@ async fn copies_by_other_addresses_are_answered_once() {
     let (second, second_at) = listen().await;
     pipeline.accept(request(Op::Off, "one", 7, first_at));
     pipeline.accept(request(Op::Off, "ONE", 7, second_at));
-    // The stock client takes one connection only; here both are taken, so that the daemon has to choose.
+    // The stock client accepts one connection only; this one accepts both, so the daemon has to
+    // choose.
     let (a, b) = (client(first), client(second));
     let answers = [timeout(SOON, a).await.unwrap().unwrap(), timeout(SOON, b).await.unwrap().unwrap()];
     let answered: Vec<_> = answers.iter().filter(|answer| !answer.is_empty()).collect();
-    // The names differ in case, and this driver's domains are called in lower case: the winner may be the unknown one.
+    // The names differ in case, and this driver's domains have lower-case names: the winner may be
+    // the unknown one.
     assert_eq!(answered.len(), 1, "{answers:?}");
 }
 
@@ -199,7 +203,7 @@ async fn what_waited_too_long_is_not_begun() {
     assert_eq!(pipeline.shared.ledger().serving(), 0);
 }
 
-/// A pipeline that would wait for ever where the domain is not known.
+/// A pipeline whose deferral never ends if the domain is not known.
 async fn deferring_for_ever() -> (Pipeline, TempDir) {
     let (mut pipeline, _, dir) = pipeline(Groups::Everyone).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().defer = Duration::from_secs(3600);
@@ -222,14 +226,14 @@ async fn only_what_is_not_known_here_waits_for_others() {
         assert_eq!(ask(&pipeline, op, domain, seqno).await, [reply], "{} {domain}", op.name());
     }
     assert_eq!(ask(&pipeline, Op::HostList, "nobody", 50).await[0], HOST_LIST);
-    // One that is only defined here may run on another host.
+    // A domain that is only defined here may run on another host.
     let (off, off_at) = listen().await;
     pipeline.accept(request(Op::Status, "one", 60, off_at));
     assert!(
         timeout(Duration::from_millis(100), async { tokio::join!(listener.accept(), off.accept()) }).await.is_err()
     );
     assert!(timeout(Duration::from_millis(100), off.accept()).await.is_err());
-    // What waits can be overtaken, and ends with the daemon.
+    // A newer request supersedes a deferred one, and a stop ends it.
     pipeline.accept(request(Op::Status, "two", 101, caller));
     assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Success.to_wire()]);
     let (_listener, caller) = listen().await;
@@ -238,7 +242,7 @@ async fn only_what_is_not_known_here_waits_for_others() {
     assert_eq!(pipeline.shared.ledger().serving(), 0);
 }
 
-/// Whatever kept this host from reading it may have kept the one where it runs.
+/// What delayed this host's read may have delayed the host where the domain runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_read_late_waits_for_others_as_long() {
     const DEFER: Duration = Duration::from_millis(500);
@@ -257,7 +261,8 @@ async fn what_was_read_late_waits_for_others_as_long() {
     assert!(begun.elapsed() >= DEFER, "called back after {:?}", begun.elapsed());
 }
 
-/// Of two hosts where it does not run, the one that knows it is to be first: the other has nothing to say about it.
+/// Of two hosts where the domain does not run, the one that knows it must be first. The other can
+/// say nothing about it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_only_defined_here_has_its_turn_before_what_nobody_knows() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
@@ -282,10 +287,10 @@ async fn silent_and_dead_callers_cost_nobody_else_anything() {
         pipeline.accept(request(Op::Off, "one", seqno, caller));
         silent.push(listener);
     }
-    // An honest one is answered while all of them are waited for: they would take 10 s each.
+    // An honest client is answered while all of them are waited for: they would take 10 s each.
     let honest = timeout(crate::callback::EXCHANGE_LIMIT / 2, ask(&pipeline, Op::Status, "one", 1)).await;
     assert_eq!(honest.unwrap(), [Reply::Success.to_wire()]);
-    // The answer is out a moment before the book is closed on it.
+    // The answer is sent a moment before the request is over.
     let only_the_silent = async {
         while pipeline.shared.ledger().serving() > silent.len() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -308,7 +313,7 @@ async fn one_caller_cannot_use_up_what_the_others_need() {
     assert_eq!(ask(&pipeline, Op::Status, "one", 1).await, [Reply::Success.to_wire()]);
 }
 
-/// Who has the key and many addresses can have as many requests under way.
+/// A holder of the key with many addresses can have that many requests under way.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_at_many_addresses_cannot_use_up_what_the_others_need() {
     let (pipeline, _dir) = deferring_for_ever().await;
@@ -350,7 +355,8 @@ async fn a_reflected_challenge_is_not_answered() {
     pipeline.accept(request(Op::Off, "one", 2, second_at));
     let (mut victim, _) = timeout(SOON, first.accept()).await.unwrap().unwrap();
     let (mut oracle, _) = timeout(SOON, second.accept()).await.unwrap().unwrap();
-    // A peer without the key asks the second conversation what the first one wants to know.
+    // A peer without the key asks the second conversation for the answer to the first one's
+    // challenge.
     victim.write_all(&[1; HASH_LEN]).await.unwrap();
     let mut both = [0; 2 * HASH_LEN];
     victim.read_exact(&mut both).await.unwrap();

@@ -1,6 +1,8 @@
-//! Being served when the host is short of memory and time, which is when guests are fenced.
+//! Keeps the daemon responsive when the host is short of memory and time, which is when guests are
+//! fenced.
 //!
-//! Nothing here is a condition for serving: what is not permitted is said once, and the daemon goes on without.
+//! None of this is a condition for serving. A setting that the kernel refuses is logged once, and
+//! the daemon goes on without it.
 
 use std::ffi::{CStr, OsStr};
 use std::fs;
@@ -17,23 +19,26 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use fence_config::{Priority, Stress};
 
-/// Below sshd's and systemd's own -1000: should this daemon ever be what eats the memory, the kernel must be able to end it.
+/// Milder than the -1000 of sshd and systemd: if this daemon itself eats the memory, the kernel
+/// must be able to end it.
 const OOM_SCORE: &str = "-900";
 
 /// The strongest of the ordinary priorities.
 const NICE: i32 = -20;
 
-/// The weakest of the real-time priorities: corosync and the kernel's own threads come first.
+/// The weakest real-time priority: corosync and the kernel's own threads come first.
 const REALTIME: i32 = 1;
 
 /// What an unprotected process has.
 const OOM_UNPROTECTED: &str = "0";
 
-/// Names this process in `/proc`, for reads and writes of its OOM score.
+/// This process in `/proc`, for reads and writes of its OOM score.
 const OOM_SCORE_FILE: &CStr = c"/proc/self/oom_score_adj";
 
-/// Asks the kernel for what is configured, and for nothing else. Call it before other threads are started: they inherit it.
-/// Children of the process do not. Returns what was refused and how that can be mended, to be logged.
+/// Asks the kernel for the configured settings only. Returns the refused ones with their remedies,
+/// for the log.
+///
+/// Call it before other threads start: they inherit the settings. Children of the process do not.
 #[must_use]
 pub fn apply(stress: Stress) -> Vec<String> {
     let mut refused = Vec::new();
@@ -77,12 +82,14 @@ pub fn apply(stress: Stress) -> Vec<String> {
 /// A daemon that competes as any process does.
 const NOTHING: Stress = Stress { lock_memory: false, priority: Priority::Normal, oom_protect: false };
 
-/// The unit's `OOMScoreAdjust` has done it already, and systemd has not left the right to do it again.
+/// The unit's `OOMScoreAdjust` has set it already, and systemd has removed the right to set it
+/// again.
 fn protect_from_oom() -> io::Result<()> {
     if oom_score()? == OOM_SCORE { Ok(()) } else { fs::write(oom_score_path(), OOM_SCORE) }
 }
 
-/// Takes back what the unit's `OOMScoreAdjust` gives every daemon. Another score is somebody's choice and stays.
+/// Undoes the unit's `OOMScoreAdjust`, which every daemon gets. Another score is somebody's choice
+/// and stays.
 fn unprotect_from_oom() -> io::Result<()> {
     if oom_score()? == OOM_SCORE { fs::write(oom_score_path(), OOM_UNPROTECTED) } else { Ok(()) }
 }
@@ -95,21 +102,23 @@ fn oom_score_path() -> &'static Path {
     Path::new(OsStr::from_bytes(OOM_SCORE_FILE.to_bytes()))
 }
 
-/// Has every child of this process start as an ordinary one. libvirt's client library forks `ssh`, one for each connection to a
-/// remote host: those must neither outlive the host's other processes nor come before them. (The kernel's
-/// `SCHED_RESET_ON_FORK` would take the priority from the daemon's own threads too. Memory locks are never inherited.)
+/// Makes every child of this process start as an ordinary one.
+///
+/// libvirt's client library forks an `ssh` for each connection to a remote host. Those must neither
+/// outlive the host's other processes nor come before them. (The kernel's `SCHED_RESET_ON_FORK`
+/// would take the priority from the daemon's own threads too. Memory locks are never inherited.)
 fn spare_children() -> io::Result<()> {
-    // SAFETY: needed because only the C library can run code in a child that a library forks. Sound because `in_child` is a
-    // function without state that lives as long as the program, and does system calls only, as a child of a process with
-    // several threads must.
+    // SAFETY: needed because only the C library can run code in a child that a library forks. Sound
+    // because `in_child` is a function without state that lives as long as the program. It makes
+    // system calls only, as a child of a process with several threads must.
     let status = unsafe { nix::libc::pthread_atfork(None, None, Some(in_child)) };
     if status == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(status)) }
 }
 
-/// Runs in each child before the call to `fork` returns there. Nobody can be told of a failure.
+/// Runs in each child before the call to `fork` returns there. It cannot report a failure.
 ///
-/// All calls are thin wrappers of system calls: they take no lock and allocate nothing, as a child of a process with several
-/// threads requires.
+/// All calls are thin wrappers of system calls: they take no lock and allocate nothing, as a child
+/// of a process with several threads requires.
 extern "C" fn in_child() {
     let _ = set_scheduler(nix::libc::SCHED_OTHER, 0);
     let _ = setpriority_process(None, 0);
@@ -118,11 +127,11 @@ extern "C" fn in_child() {
     }
 }
 
-/// Keeps in memory what is used from now on, and what is there now. Pages that nobody touches are not brought in: the stacks of
-/// all threads, and the code of the commands beside the daemon.
+/// Locks the pages that are in memory now, and further ones once they are used. Untouched pages are
+/// not loaded: the stacks of all threads, and the code of the commands beside the daemon.
 ///
 /// # Errors
-/// It is not permitted: a text for the log, with what mends it.
+/// The kernel does not permit it: a text for the log, with the remedy.
 pub fn lock_memory() -> Result<(), String> {
     lock_pages().map_err(|error| {
         format!(
@@ -133,7 +142,8 @@ pub fn lock_memory() -> Result<(), String> {
 }
 
 fn lock_pages() -> io::Result<()> {
-    // Under a limit it could succeed now, and some later allocation fail for it. CAP_IPC_LOCK lifts the limit.
+    // Under a limit the lock could succeed now, and a later allocation could fail because of it.
+    // CAP_IPC_LOCK lifts the limit.
     let limit_counts = !capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK);
     if limit_counts && getrlimit(Resource::RLIMIT_MEMLOCK)?.0 != RLIM_INFINITY {
         return Err(Errno::EPERM.into());
@@ -142,16 +152,17 @@ fn lock_pages() -> io::Result<()> {
     Ok(mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault)?)
 }
 
-/// Round robin among real-time threads. Threads that are started later have it from this one.
+/// Round robin among real-time threads. Threads that start later inherit it from this one.
 fn realtime() -> io::Result<()> {
     set_scheduler(nix::libc::SCHED_RR, REALTIME)
 }
 
-/// Sets the calling thread's scheduling policy, and its priority among real-time threads (0 for other policies).
+/// Sets the calling thread's scheduling policy, and its priority among real-time threads (0 for
+/// other policies).
 fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
     let parameters = nix::libc::sched_param { sched_priority: priority };
-    // SAFETY: needed because no wrapper here has the call. Sound because it reads one structure that lives until it returns, and is about
-    // this thread alone.
+    // SAFETY: needed because no wrapper here has the call. Sound because it reads one structure
+    // that lives until it returns, and concerns this thread alone.
     let status = unsafe { nix::libc::sched_setscheduler(0, policy, &raw const parameters) };
     Ok(Errno::result(status).map(drop)?)
 }

@@ -1,4 +1,4 @@
-//! What the groups refuse takes nothing from what they permit.
+//! A denied request takes nothing from a permitted one.
 
 use fence_common::keys::KeyOwner;
 
@@ -20,7 +20,8 @@ async fn listen_at(ip: &str) -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Every holder of the key hears each request on the segment, and can send one that counts as its copy.
+/// Each holder of the key hears each request on the segment, and can send one that counts as its
+/// copy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denied_copy_does_not_use_up_the_request() {
     let (pipeline, _, _dir) = pipeline(two_groups()).await;
@@ -52,7 +53,7 @@ async fn a_denied_copy_on_its_way_does_not_stand_in_the_way() {
         }
     });
     assert_eq!(timeout(SOON, permitted).await.unwrap().unwrap(), [Reply::Success.to_wire()]);
-    // Its request was answered elsewhere by then, or it is told what it may not.
+    // By then its request was answered elsewhere, or it is told that it is denied.
     let told = timeout(SOON, denied).await.unwrap().unwrap();
     reader.abort();
     assert!(told.is_empty() || told == [Reply::PermissionDenied.to_wire()], "{told:?}");

@@ -1,16 +1,18 @@
-//! Two clients at one callback address and port: nobody is told what another one has asked, and who asks beside takes nothing away.
+//! Two clients at one callback address and port: neither is told the other's answer, and neither
+//! takes anything from the other.
 
 use super::*;
 
-/// When something newer from the same place arrives.
+/// When a newer request from the same endpoint arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Newer {
     BeforeAuthentication,
     AfterAuthentication,
 }
 
-/// A client authenticates, and when the daemon looks for the `nth` time for what waits to be read, it finds a newer request from the
-/// same place. Returns what the client whom it has connected to is told; the newer one always has its own answer.
+/// A client authenticates. When the daemon reads its backlog for the `nth` time, it finds a newer
+/// request from the same endpoint. Returns what the first client is told; the newer one always gets
+/// its own answer.
 async fn overtaken_at_the(nth: usize, newer: Newer) -> Vec<u8> {
     let (backlog, mut questions) = Backlog::new();
     let (pipeline, _, _dir) = pipeline_behind(Groups::Everyone, backlog).await;
@@ -42,7 +44,8 @@ async fn a_request_that_was_overtaken_is_never_claimed() {
     }
 }
 
-/// The first client is gone, the next one listens there and asks for something else; it is not known then whose connection it is that we hold.
+/// The first client is gone, and the next one listens there with another request. The daemon cannot
+/// know then whose connection it holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_had_arrived_before_the_authentication_overtakes_a_claimed_request_too() {
     assert_eq!(overtaken_at_the(2, Newer::BeforeAuthentication).await, b"");
@@ -53,7 +56,7 @@ async fn who_asks_at_the_place_of_an_authenticated_client_takes_nothing_away_fro
     assert_eq!(overtaken_at_the(2, Newer::AfterAuthentication).await, [Reply::Success.to_wire()]);
 }
 
-/// A client that need not speak may have sent its request after our connection to it came about.
+/// A client that need not talk may have sent its request after our connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_authentication_a_newer_request_overtakes_until_the_answer() {
     let (backlog, mut questions) = Backlog::new();
@@ -79,7 +82,8 @@ async fn what_is_read_behind_something_newer_is_not_called_back() {
     let older = request(Op::DevStatus, "", 1, caller);
     pipeline.accept(request(Op::Off, "nobody", 2, caller));
     pipeline.accept(older);
-    // Neither brings an answer to the other's client: the newer one waits for its turn, and would ask again.
+    // Neither brings an answer to the other's client: the newer one waits for its turn, and would
+    // ask again.
     assert_eq!(pipeline.shared.ledger().serving(), 1);
     pipeline.accept(request(Op::Off, "nobody", 2, caller));
     assert_eq!(timeout(SOON, client(listener)).await.unwrap().unwrap(), [Reply::Failure.to_wire()]);
@@ -110,7 +114,7 @@ async fn what_waited_too_long_supersedes_all_the_same() {
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::Off, "one", 1, caller));
     let (mut stream, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
-    // Somebody else listens here now, and has sent this before taking that callback.
+    // Another client listens here now, and has sent this before it accepted that callback.
     let newer = request(Op::Status, "one", 2, caller);
     pipeline.accept(newer.dangerous_older_for_test(BEGIN_WITHIN + Duration::from_millis(1)));
     authenticate(&mut stream).await;
