@@ -47,7 +47,7 @@ pub enum CallbackError {
     Gone(SocketAddr),
     /// The peer accepted the connection and hung up without a word: a client talks only to the
     /// first that calls back.
-    #[error("{0} did not want our callback: {1}")]
+    #[error("{0} closed the callback without a word: {1}")]
     Unwanted(SocketAddr, io::Error),
     /// The conversation broke off.
     #[error("the connection to {0} broke: {1}")]

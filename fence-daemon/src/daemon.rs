@@ -240,14 +240,14 @@ pub async fn run(
     info!("stopping: {}", tell(seen, heard));
     let left = tokio::select! {
         left = pipeline.shutdown(ANSWERS_WITHIN) => left,
-        () = stop.wait() => { warn!("asked again: not waiting any longer"); 0 }
+        () = stop.wait() => { warn!("second signal: not waiting for answers any longer"); 0 }
     };
     if left > 0 {
-        error!("requests given up without an answer: {left}, {ANSWERS_WITHIN:?} after the stop");
+        error!("{left} requests are still unanswered {ANSWERS_WITHIN:?} after the stop began: giving them up");
     }
     tokio::select! {
         () = hypervisors.shutdown(REST_WITHIN) => {}
-        () = stop.wait() => warn!("asked again: not waiting for restarts and connections any longer"),
+        () = stop.wait() => warn!("second signal: not waiting for restarts and connections any longer"),
     }
     info!("stopped");
     outcome
@@ -258,7 +258,7 @@ async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
     stop.wait().await;
     tokio::select! {
         () = hypervisors.start_unrecorded() => {}
-        () = stop.wait() => warn!("asked again: not waiting for restarts any longer"),
+        () = stop.wait() => warn!("second signal: not waiting for restarts any longer"),
     }
 }
 
@@ -316,9 +316,7 @@ async fn serve(
 
 /// Ends the wait of whoever started the daemon, although nothing is served yet.
 fn announce_waiting(readiness: &mut Readiness, what: &str) {
-    warn!(
-        "nothing is served yet ({what}), and whoever has started the daemon waits no longer; it serves as soon as it can"
-    );
+    warn!("nothing is served yet ({what}); the start no longer waits, and serving begins as soon as possible");
     readiness.tell(&format!("nothing is served yet ({what}); it goes on waiting in the background"));
     if let Err(error) = readiness.announce() {
         warn!("{error}");
@@ -328,7 +326,7 @@ fn announce_waiting(readiness: &mut Readiness, what: &str) {
 /// The control socket, if it can be created. No request needs it.
 fn control(state_directory: Option<&Path>, inspector: &Arc<Inspector>) -> Option<Control> {
     let control = Control::open(state_directory?, Arc::clone(inspector));
-    control.inspect_err(|error| warn!("no control socket, `status` and `top` cannot be asked for: {error}")).ok()
+    control.inspect_err(|error| warn!("no control socket, so `status` and `top` do not work: {error}")).ok()
 }
 
 /// What tells that interfaces come and go.

@@ -172,10 +172,10 @@ impl Pipeline {
             // Its client took over the endpoint from earlier clients, and may accept the callback
             // that is meant for them.
             self.shared.ledger().reject(request.id(), request.endpoint(), request.arrived().nanos());
-            self.shared.requests.turn_away(request.about(), "it had waited too long before it was read");
+            self.shared.requests.reject(request.about(), "it waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
-                warn!(%op, domain = %domain(&request), %source, held_back, "not begun, as it waited for {waited:?} before it was read");
+                warn!(%op, domain = %domain(&request), %source, held_back, "rejected: it waited for {waited:?} before it was read");
             });
             return;
         }
@@ -186,11 +186,11 @@ impl Pipeline {
         if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
             ledger.reject(request.id(), request.endpoint(), request.arrived().nanos());
             drop(ledger);
-            self.shared.requests.turn_away(request.about(), "too many are being served");
+            self.shared.requests.reject(request.about(), "too many are being served");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
                 let domain = domain(&request);
-                warn!(%op, %domain, %source, held_back, "not begun: {all} are being served, {from_there} of this source");
+                warn!(%op, %domain, %source, held_back, "rejected: {all} requests are being served, {from_there} of this source");
             });
             return;
         }
@@ -199,12 +199,12 @@ impl Pipeline {
         match arrival {
             Arrival::Duplicate => {
                 self.shared.requests.copy();
-                debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a copy");
+                debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a duplicate");
             }
             Arrival::Outdated => {
                 self.shared
                     .requests
-                    .turn_away(request.about(), "something later from the same address and port was read before it");
+                    .reject(request.about(), "a newer request from the same address and port was read before it");
                 debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "outdated");
             }
             Arrival::Serve(ticket) => {

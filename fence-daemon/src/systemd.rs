@@ -17,7 +17,7 @@ pub fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         // systemd 253 and later would take the one without the other for a failure.
-        Err(error) => tracing::debug!("no time for systemd: {error}"),
+        Err(error) => tracing::debug!("cannot read the clock for systemd: {error}"),
     }
 }
 

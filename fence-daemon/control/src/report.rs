@@ -133,7 +133,7 @@ pub struct Requests {
     /// Requests that began and were not answered.
     pub unanswered: u64,
     /// Rejected requests: too late, or too many at once.
-    pub turned_away: u64,
+    pub rejected: u64,
     /// Duplicates: from other addresses of the client, or sent again.
     pub copies: u64,
     /// Datagrams that arrived before, bit for bit.

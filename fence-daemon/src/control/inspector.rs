@@ -205,7 +205,7 @@ impl Inspector {
             in_progress: tally.in_progress,
             answered: tally.answered,
             unanswered: tally.unanswered,
-            turned_away: tally.turned_away,
+            rejected: tally.rejected,
             copies: tally.copies,
             replays: tally.replays,
             recent: self.requests.recent().into_iter().rev().map(|recent| now.request(recent)).collect(),

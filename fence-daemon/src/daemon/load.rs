@@ -101,15 +101,15 @@ impl Load {
                     ring.beat();
                     match program.reader() {
                         Ok(reader) => inspector.set_kernel(reader),
-                        Err(error) => warn!("`status` will not tell the kernel program's counters: {}", chain(&error)),
+                        Err(error) => warn!("`status` cannot show the kernel program's counters: {}", chain(&error)),
                     }
                     match program.senders() {
                         Ok(senders) => inspector.set_sources(senders),
-                        Err(error) => warn!("`status` will not tell who has sent what: {}", chain(&error)),
+                        Err(error) => warn!("`status` cannot show the sources of requests: {}", chain(&error)),
                     }
                     match program.refused() {
                         Ok(refused) => inspector.set_refused(refused),
-                        Err(error) => warn!("`status` will not tell who was refused: {}", chain(&error)),
+                        Err(error) => warn!("`status` cannot show rejected sources: {}", chain(&error)),
                     }
                     // The reader comes before the program sees its first packet. If nobody takes
                     // the two, the daemon is about to end.

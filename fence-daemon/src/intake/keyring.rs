@@ -29,7 +29,7 @@ pub trait Slots: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
     /// The old keys are in force.
-    #[error("the kernel program does not take the new keys")]
+    #[error("the kernel program rejects the new keys")]
     Refused(#[source] kernel::Error),
     /// The new keys are in force. The kernel program still lets an old one pass, but user space
     /// refuses it.

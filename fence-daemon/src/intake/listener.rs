@@ -383,7 +383,7 @@ async fn follow(
         (listener, heard) = match looked.await {
             Ok(looked) => looked,
             Err(error) => {
-                error!("following the interfaces broke off: {error}");
+                error!("the task that follows the interfaces broke off: {error}");
                 return None;
             }
         };

@@ -76,12 +76,14 @@ impl ReplayCache {
                 // Under the lock of the other file.
                 match Senders::open(directory, Moment::now()) {
                     Ok(senders) => seen.senders = Mutex::new(senders),
-                    Err(error) => tracing::warn!(%error, "the next daemon will not know who was right"),
+                    Err(error) => {
+                        tracing::warn!(%error, "trusted senders are not stored: the next daemon will not know them")
+                    }
                 }
             }
             Err(error) => {
                 let directory = directory.display();
-                tracing::warn!(%directory, %error, "the next daemon will not know a request again that this one has heard");
+                tracing::warn!(%directory, %error, "the replay cache is not stored: the next daemon will accept replays of what this one accepted");
             }
         }
         seen
@@ -160,7 +162,7 @@ impl Records {
         if let Err(error) = self.file.write_at(record.as_bytes(), at)
             && !std::mem::replace(&mut self.complained, true)
         {
-            tracing::warn!(%error, "what was heard is not written down: the next daemon will not know it again");
+            tracing::warn!(%error, "a datagram is not stored in the replay cache: the next daemon will accept a replay of it");
         }
     }
 }

@@ -87,7 +87,9 @@ fn take(ring: &mut kernel::Ring, keys: &Keyring) -> Option<Verified> {
                     // their source says.
                     Some(request) if request.may_be_called(event.ifindex == LOOPBACK) => return Some(request),
                     Some(_) => {}
-                    None => tracing::error!("the kernel program let through what is no request: a bug of fence-xdp"),
+                    None => {
+                        tracing::error!("the kernel program passed a record that is no request: a bug of fence-xdp")
+                    }
                 }
             }
             Err(error) => tracing::error!("{error}: a bug of fence-xdp"),

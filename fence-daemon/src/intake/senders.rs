@@ -77,7 +77,7 @@ impl Senders {
         if let Err(error) = file.write_at(record.as_bytes(), place * LEN)
             && !std::mem::replace(&mut self.complained, true)
         {
-            tracing::warn!(%error, "who was right is not written down: the next daemon will not know it under a flood");
+            tracing::warn!(%error, "a trusted sender is not stored: the next daemon will not trust it in a flood");
         }
     }
 

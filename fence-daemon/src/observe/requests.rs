@@ -167,8 +167,8 @@ pub struct Tally {
     pub answered: u64,
     /// Begun, and not answered.
     pub unanswered: u64,
-    /// Not begun: too late, or too many at once.
-    pub turned_away: u64,
+    /// Rejected: too late, or too many at once.
+    pub rejected: u64,
     /// Duplicates of a request that is being served or was answered: from other addresses, or sent
     /// again.
     pub copies: u64,
@@ -299,11 +299,11 @@ impl Requests {
         drop(old);
     }
 
-    /// One was not begun.
-    pub fn turn_away(&self, request: About<'_>, why: &'static str) {
+    /// Records a request that was rejected.
+    pub fn reject(&self, request: About<'_>, why: &'static str) {
         let mut kept = self.kept();
-        kept.tally.turned_away += 1;
-        kept.enter(request, Some((Moment::now(), "not begun", why.to_owned())));
+        kept.tally.rejected += 1;
+        kept.enter(request, Some((Moment::now(), "rejected", why.to_owned())));
     }
 
     /// A copy came.
@@ -414,7 +414,7 @@ mod tests {
         for slot in &slots[..20] {
             requests.over(*slot, Op::Status, Ended::unanswered("callback failed", "nobody there"));
         }
-        requests.turn_away(status, "too late");
+        requests.reject(status, "too late");
         requests.copy();
         requests.replay();
         requests.replay();
@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(recent.iter().map(over).collect::<Vec<_>>().iter().filter(|over| **over).count(), 9 + 1);
         assert!(recent[..9].iter().all(over) && over(&recent[RECENT - 1]));
         let tally = requests.tally();
-        assert_eq!((tally.in_progress, tally.unanswered, tally.turned_away), (54, 20, 1));
+        assert_eq!((tally.in_progress, tally.unanswered, tally.rejected), (54, 20, 1));
         assert_eq!((tally.copies, tally.replays, tally.answered), (1, 2, 0));
         assert!(requests.times().is_empty(), "what was not answered has no times");
     }

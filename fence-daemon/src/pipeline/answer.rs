@@ -107,7 +107,7 @@ impl Shared {
                 // The claim is on record, so the next daemon does not act again; what has begun
                 // takes effect.
                 deadline.call_off();
-                Answer::refused(Reply::Failure, "the daemon stops, and this was not done yet; what was begun goes on")
+                Answer::refused(Reply::Failure, "the daemon stops before this was done; what has begun goes on")
             }
         }
     }
@@ -130,7 +130,7 @@ impl Shared {
         let requester =
             Requester { caller: request.caller(), interface: request.endpoint().interface, arrived: request.arrived() };
         if deadline.by() <= Instant::now() {
-            return Answer::refused(Reply::Failure, "the callback took too long: nothing was begun");
+            return Answer::refused(Reply::Failure, "the callback took too long: nothing was done");
         }
         let (op, hypervisors) = (order.op(), self.hypervisors.clone());
         // A task of its own: when the answer is overdue the client is told, and what has begun
@@ -141,7 +141,7 @@ impl Shared {
         });
         match tokio::time::timeout_at(deadline.by(), action).await {
             Ok(Ok(outcome)) => Answer::outcome(op, &outcome),
-            Ok(Err(_)) => Answer::refused(Reply::Failure, "the action broke off: a bug of ours"),
+            Ok(Err(_)) => Answer::refused(Reply::Failure, "the action broke off: a bug of fence-xdp"),
             Err(_) => {
                 deadline.call_off();
                 Answer::refused(

@@ -49,7 +49,7 @@ impl Claims {
             Ok((file, found)) => Self { file: Some(Mutex::new(file)), found },
             Err(error) => {
                 let directory = directory.display();
-                tracing::warn!(%directory, %error, "if this daemon dies, the next one will not know which requests were carried out");
+                tracing::warn!(%directory, %error, "claims are not stored: a daemon that starts after a crash may carry out a request again");
                 Self::none()
             }
         }
@@ -70,7 +70,7 @@ impl Claims {
         bytes[8..8 + ID_LEN].copy_from_slice(&id.to_bytes());
         let written = lock(file).append(&bytes, u64::try_from(FILE_MAX).unwrap_or(u64::MAX));
         if let Err(error) = written {
-            tracing::warn!(%error, "a claim is not written down");
+            tracing::warn!(%error, "a claim is not stored: a daemon that starts after a crash may carry out this request again");
         }
     }
 }

@@ -244,7 +244,7 @@ fn a_full_state_directory_keeps_nobody_from_being_fenced() -> Result<()> {
     let before = site.machine("vm")?;
     site.expect("reboot", "vm", 0)?;
     ensure!(before.is_dead()?);
-    site.logs(position, "a claim is not written down")?;
+    site.logs(position, "a claim is not stored")?;
     site.logs(position, "this reboot will be forgotten if this daemon dies")?;
     site.logs(position, "started again after its reboot")?;
     site.off_directly("vm")?;

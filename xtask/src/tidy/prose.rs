@@ -16,7 +16,9 @@ const LABEL: usize = 8;
 /// Files and directories that do not follow these rules yet. The list only shrinks.
 pub(crate) const NOT_DONE: &[&str] = &[
     // Comments.
-    "fence-daemon/src",
+    "fence-daemon/src/hypervisor",
+    "fence-daemon/src/process/memory.rs",
+    "fence-daemon/src/process/pages.rs",
 ];
 
 /// Words that GLOSSARY.md replaces, with their replacements.

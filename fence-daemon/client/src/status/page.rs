@@ -300,7 +300,7 @@ fn tally(report: &Report) -> Table {
         ("in progress", requests.in_progress, "being called back, or carried out"),
         ("answered", requests.answered, "whatever the answer"),
         ("unanswered", requests.unanswered, "the callback failed, or something newer was asked"),
-        ("turned away", requests.turned_away, "too many at once, or read too late: their clients ask again"),
+        ("rejected", requests.rejected, "too many at once, or read too late: their clients ask again"),
         ("copies", requests.copies, "of other addresses of the client, or sent again"),
         (
             "replays",
