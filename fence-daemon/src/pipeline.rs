@@ -26,8 +26,8 @@ mod answer;
 mod claims;
 mod deferral;
 mod last_word;
-mod places;
 mod stop;
+mod unauthenticated;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -48,9 +48,9 @@ use self::answer::Answer;
 pub use self::claims::Claims;
 use self::deferral::Deferral;
 use self::last_word::Held;
-use self::places::{Seat, Unproven};
 pub use self::stop::STOP_GRACE;
 use self::stop::{Stopping, stopped};
+use self::unauthenticated::{Seat, Unauthenticated};
 use crate::callback::{Callback, CallbackError};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -106,7 +106,7 @@ struct Shared {
     claims: Claims,
     /// See [`Newest`].
     newest: Mutex<Newest>,
-    unproven: Unproven,
+    unauthenticated: Unauthenticated,
     /// To be looked at from outside.
     requests: Arc<Requests>,
     /// Limits the log lines that a peer could cause often: rejected, unanswered and read-only
@@ -147,7 +147,7 @@ impl Pipeline {
             ledger,
             claims,
             newest,
-            unproven: Unproven::default(),
+            unauthenticated: Unauthenticated::default(),
             requests,
             complaints,
             defer: deferral::DEFER,
@@ -182,7 +182,7 @@ impl Pipeline {
         let mut ledger = self.shared.ledger();
         let from_there = ledger.serving_at(request.caller().ip());
         let is_greedy = from_there >= SERVING_MAX_PER_CALLER;
-        let finds_room = || tasks.len() < 2 * SERVING_MAX && self.shared.unproven.displace();
+        let finds_room = || tasks.len() < 2 * SERVING_MAX && self.shared.unauthenticated.displace();
         if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
             ledger.reject(request.id(), request.endpoint(), request.arrived().nanos());
             drop(ledger);
@@ -210,15 +210,15 @@ impl Pipeline {
             Arrival::Serve(ticket) => {
                 let shared = Arc::clone(&self.shared);
                 let stopping = self.stopping.subscribe();
-                let overtaken = shared.enter(request.endpoint());
+                let superseded = shared.enter(request.endpoint());
                 let slot = shared.requests.begin(request.about());
-                let seat = shared.unproven.enter();
+                let seat = shared.unauthenticated.enter();
                 tasks.spawn(async move {
                     let (endpoint, op) = (request.endpoint(), request.op());
-                    let ended = shared.serve(request, ticket, slot, &seat, &overtaken, stopping).await;
-                    shared.unproven.leave(&seat);
+                    let ended = shared.serve(request, ticket, slot, &seat, &superseded, stopping).await;
+                    shared.unauthenticated.leave(&seat);
                     shared.requests.over(slot, op, ended);
-                    shared.leave(endpoint, &overtaken);
+                    shared.leave(endpoint, &superseded);
                 });
             }
         }
@@ -271,21 +271,21 @@ impl Shared {
 
     /// Makes a request the newest of its endpoint, and notifies the one before.
     fn enter(&self, endpoint: Endpoint) -> Arc<Notify> {
-        let overtaken = Arc::new(Notify::new());
+        let superseded = Arc::new(Notify::new());
         let mut newest = lock(&self.newest);
         let there = newest.entry(endpoint.address).or_default();
         for (_, older) in there.extract_if(.., |(other, _)| other.overlaps(&endpoint)) {
             older.notify_one();
         }
-        there.push((endpoint, Arc::clone(&overtaken)));
-        overtaken
+        there.push((endpoint, Arc::clone(&superseded)));
+        superseded
     }
 
     /// Removes a finished request, if it is still the newest of its endpoint.
-    fn leave(&self, endpoint: Endpoint, overtaken: &Arc<Notify>) {
+    fn leave(&self, endpoint: Endpoint, superseded: &Arc<Notify>) {
         let mut newest = lock(&self.newest);
         if let Entry::Occupied(mut there) = newest.entry(endpoint.address) {
-            there.get_mut().retain(|(_, newest)| !Arc::ptr_eq(newest, overtaken));
+            there.get_mut().retain(|(_, newest)| !Arc::ptr_eq(newest, superseded));
             if there.get().is_empty() {
                 there.remove();
             }
@@ -298,14 +298,14 @@ impl Shared {
         ticket: Ticket,
         slot: Slot,
         seat: &Seat,
-        overtaken: &Notify,
+        superseded: &Notify,
         mut stopping: Stopping,
     ) -> Ended {
         fault::point(Point::AfterVerify);
         let called = tokio::select! {
             called = self.call_back(&request) => called,
             () = seat.displaced.notified() => Err(NoPeer::Displaced),
-            () = overtaken.notified() => Err(NoPeer::Ended),
+            () = superseded.notified() => Err(NoPeer::Ended),
             () = stopped(&mut stopping) => Err(NoPeer::Ended),
         };
         let (peer, deferral) = match called {
@@ -314,7 +314,7 @@ impl Shared {
         };
         // From here on the peer carries its request.
         drop(request);
-        self.unproven.leave(seat);
+        self.unauthenticated.leave(seat);
         let called_back = Moment::now();
         self.requests.called_back(slot, called_back);
         fault::point(Point::AfterAuthentication);

@@ -55,7 +55,7 @@ async fn ask(path: &Path) -> Result<Report, ClientError> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_told_has_the_documented_form() {
+async fn the_report_has_the_documented_form() {
     let (inspector, _socket) = inspector(11_240);
     inspector.set_sources(Box::new(|| {
         let seen = Some(crate::clock::Moment::now());
@@ -110,7 +110,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_that_cannot_be_is_told_with_a_remedy() {
+async fn an_impossible_path_is_an_error_with_a_remedy() {
     let scratch = tempdir().unwrap();
     let (inspector, _socket) = inspector(11_242);
     let long = scratch.path().join("x".repeat(100));
@@ -146,7 +146,7 @@ fn rest(mut stream: StdStream) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_say_nothing_are_few_and_soon_gone() {
+async fn silent_clients_are_limited_and_cut_off() {
     let scratch = tempdir().unwrap();
     let (inspector, _socket) = inspector(11_243);
     let _control = Control::open(scratch.path(), inspector).unwrap();

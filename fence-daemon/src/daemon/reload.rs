@@ -182,7 +182,7 @@ mod tests {
     const OF_A: &[u8] = b"a group's own key, of some length";
 
     #[test]
-    fn a_groups_keys_change_with_the_others_or_all_stay() {
+    fn a_reload_changes_all_keys_or_none() {
         let groups =
             "groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; key_file = \"DIR/of-a\"; key_file2 = \"DIR/of-a2\"; } }";
         let bench = Bench::with(groups);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_file_comes_and_goes() {
+    fn the_second_key_file_may_appear_and_vanish() {
         let bench = Bench::new();
         bench.write("two", NEW);
         assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 2 }));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_wrong_keeps_all_the_old_keys_and_says_what_to_do() {
+    fn a_wrong_key_file_keeps_all_old_keys_and_names_the_remedy() {
         let bench = Bench::new();
         let long = [&[7; 4096][..], b"8"].concat();
         for (name, content, said) in [
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_being_written_keeps_the_old_keys() {
+    fn a_half_written_key_file_keeps_the_old_keys() {
         use std::io::Write as _;
         let bench = Bench::new();
         let mut writer = std::fs::File::create(bench.dir.path().join("two")).unwrap();
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_file_that_was_taken_at_the_start_does_not_stand_in_the_way() {
+    fn a_long_file_accepted_at_the_start_does_not_block_a_reload() {
         let bench = Bench::new();
         let long = [9; 5000];
         bench.keys.rotate(KeyPair::from(Key::new(&long).unwrap())).unwrap();

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_as_it_is_done_refuses_nobody_and_wipes_the_old_key() {
+    fn a_rotation_refuses_nobody_and_wipes_the_old_key() {
         let bench = bench(1, None);
         *bench.stay.lock().unwrap() = vec![1];
         let rotated = bench.ring.rotate(pair(1, Some(2))).unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_for_a_request_outlives_the_rotation_and_nothing_else_does() {
+    fn only_a_key_in_use_outlives_the_rotation() {
         let bench = bench(1, None);
         let used = Arc::clone(bench.ring.current().in_slot(0).unwrap());
         let weak = Arc::downgrade(&used);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_refuses_leaves_the_old_keys() {
+    fn a_refusal_of_the_kernel_keeps_the_old_keys() {
         let bench = bench(1, Some(2));
         *bench.stay.lock().unwrap() = vec![1];
         *bench.room.lock().unwrap() = 0;

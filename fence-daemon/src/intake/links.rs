@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_an_error_and_never_a_panic() {
+    fn a_truncated_message_is_an_error_and_never_a_panic() {
         let full = [new(5, vec![LinkAttribute::Mtu(1500)]), deleted(link(6, vec![]))].concat();
         for len in 1..full.len() {
             let _ = note(&full[..len], MTU_MIN_V4, &mut Changes::default());
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_the_kernel_does_not_tell_it_is_looked_every_now_and_then() {
+    async fn without_messages_the_interfaces_are_listed_regularly() {
         let mut links = Links::by_looking();
         let before = tokio::time::Instant::now();
         assert_eq!((links.next().await, links.next().await), (Changes::default(), Changes::default()));

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_old_or_of_another_boot_is_forgotten() {
+    fn records_that_are_old_or_of_another_boot_are_dropped() {
         let scratch = tempdir().unwrap();
         let now = Moment::now();
         let mut bytes = Vec::new();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_are_no_obstacle_and_the_file_stays_small() {
+    fn a_damaged_file_is_read_and_stays_small() {
         let scratch = tempdir().unwrap();
         fs::write(scratch.path().join("seen"), vec![0xa5; (REPLAY_CACHE_MAX + 10) * LEN + 5]).unwrap();
         let seen = ReplayCache::open(scratch.path(), DAY);
@@ -258,7 +258,7 @@ mod tests {
 
     /// A holder of the key can send valid requests from any address that it makes up.
     #[test]
-    fn no_holder_of_the_key_has_the_next_daemon_forget_another_sender() {
+    fn no_holder_of_the_key_pushes_out_another_sender() {
         let scratch = tempdir().unwrap();
         let seen = ReplayCache::open(scratch.path(), DAY);
         assert!(seen.is_new(datagram_id(0), Some(sender(7)), true));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_place_it_is_known_as_long_as_the_process() {
+    fn without_a_directory_the_cache_lasts_as_long_as_the_process() {
         let seen = ReplayCache::open(Path::new("/proc/nowhere"), DAY);
         assert!(seen.is_new(datagram_id(1), None, false) && !seen.is_new(datagram_id(1), None, false));
     }

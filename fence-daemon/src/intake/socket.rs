@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn takes_what_holds_counts_the_rest_and_hears_no_unicast() {
+    async fn accepts_valid_requests_counts_the_rest_and_hears_no_unicast() {
         let socket = open(11_229).unwrap();
         let to = SocketAddr::new(GROUP, 11_229);
         let good = request();
@@ -517,7 +517,7 @@ mod tests {
 
     /// The socket refuses what the kernel program drops, for the same reasons.
     #[tokio::test]
-    async fn takes_no_more_of_a_sender_than_the_kernel_program_does() {
+    async fn limits_a_sender_as_the_kernel_program_does() {
         let hour = 3_600_000_000_000;
         let only = |burst: u64| Limit { every_ns: hour, ahead_ns: hour * (burst - 1) };
         let limits = Limits { failures: only(2), strangers: only(2), deliveries: only(3), replay_window_ns: hour };
@@ -557,7 +557,7 @@ mod tests {
 
     /// Without the kernel program only the socket's own cache knows the senders.
     #[tokio::test]
-    async fn who_was_right_is_known_to_the_next_daemon() {
+    async fn trusted_senders_are_known_to_the_next_daemon() {
         let hour = 3_600_000_000_000;
         let only = |burst: u64| Limit { every_ns: hour, ahead_ns: hour * (burst - 1) };
         let limits = Limits { failures: only(9), strangers: only(2), deliveries: only(9), replay_window_ns: hour };
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_group_of_the_link_is_joined_again_while_it_is_read() {
+    async fn a_link_local_group_is_joined_again_while_it_is_read() {
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
         for (port, group) in [(11_232, "ff02::fe1:ce"), (11_233, "ff05::fe1:ce")] {
             let group: Ipv6Addr = group.parse().unwrap();
@@ -614,7 +614,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_left_is_heard_no_more_and_can_be_joined_again() {
+    async fn a_left_group_is_not_heard_and_can_be_joined_again() {
         let socket = open(11_234).unwrap();
         let to = SocketAddr::new(GROUP, 11_234);
         assert!(matches!(socket.join(&lo()), Err(SocketError::Join { .. })), "joined twice");
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_membership_too_many_says_what_to_do() {
+    async fn a_membership_over_the_limit_names_the_remedy() {
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
         let socket = RequestSocket::open(GROUP, 11_235, rules, Some(key())).unwrap();
         let nowhere = socket.join(&Interface { name: "gone0".to_owned(), index: i32::MAX.unsigned_abs() }).unwrap_err();
@@ -637,7 +637,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waited_is_as_old_as_it_is() {
+    async fn the_age_of_a_request_counts_from_its_arrival() {
         let socket = open(11_231).unwrap();
         let waited = Duration::from_millis(100);
         let mut ages = Vec::new();

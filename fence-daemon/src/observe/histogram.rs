@@ -106,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_counted_is_nothing_told() {
+    fn an_empty_histogram_reports_zero() {
         let empty = Histogram::default();
         assert_eq!((empty.count(), empty.max(), empty.quantile(500), empty.buckets().count()), (0, 0, 0, 0));
     }
 
     #[test]
-    fn one_that_is_far_out_does_not_move_the_middle() {
+    fn an_outlier_does_not_move_the_median() {
         let mut histogram = Histogram::default();
         (0..99).for_each(|_| histogram.record(100));
         histogram.record(u64::MAX);
@@ -124,7 +124,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_quantile_is_what_sorting_says_and_at_most_an_eighth_more(
+        fn a_quantile_is_at_most_an_eighth_above_the_exact_one(
             mut times in prop::collection::vec(0_u64..1 << 26, 1..200),
             permille in 1_u64..=1000,
         ) {

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_the_journals() {
+    fn field_names_have_the_journals_form() {
         assert_eq!(name("called_back"), "FENCE_CALLED_BACK");
         assert_eq!(name("log.target"), "FENCE_LOG_TARGET");
     }

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_whoever_takes_them_and_what_is_lost_is_told() {
+    fn a_hanging_destination_delays_nobody_and_lost_lines_are_counted() {
         let (relay, gate, taken) = relay();
         let held = gate.lock().unwrap();
         for _ in 0..WAITING + 100 {

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_several_have_counted_is_one_line() {
+    fn counts_of_several_cpus_make_one_line() {
         let one = RefusedView {
             address: "192.168.122.11".parse().unwrap(),
             mac: Some([2; 6]),

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_daemon_knows_what_was_claimed_lately() {
+    fn the_next_daemon_knows_recent_claims() {
         let scratch = tempdir().unwrap();
         let now = Moment::now();
         let first = Claims::open(scratch.path());
@@ -134,7 +134,7 @@ mod tests {
 
     /// Shows why the replay cache, which also outlives the daemon, is not enough.
     #[test]
-    fn another_datagram_of_a_claimed_request_is_known_to_the_claims_alone() {
+    fn only_the_claims_know_another_datagram_of_a_claimed_request() {
         let signed = |address: u8, digest: u8| {
             let mut request = Request::new_zeroed();
             request.hash_kind = 2;
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_place_nothing_is_kept() {
+    fn without_a_directory_no_claim_is_stored() {
         let claims = Claims::open(Path::new("/proc/nowhere"));
         claims.note(Moment::now(), id(1));
         assert!(recent(&claims, Moment::now()).is_empty());

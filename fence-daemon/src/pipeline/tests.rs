@@ -2,7 +2,7 @@
 //! libvirt's in-process test driver.
 
 mod denied;
-mod overtaken;
+mod superseded;
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -162,7 +162,7 @@ async fn every_operation_has_its_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_list_shows_what_the_asker_may_fence() {
+async fn a_host_list_shows_what_the_client_may_fence() {
     let group = |ip: &str| Group { ips: vec![ip.parse().unwrap()], uuids: vec!["two".to_owned()], ..Group::default() };
     let (pipeline, _, _dir) = pipeline(Groups::Only(vec![group("127.0.0.1")])).await;
     let list = ask(&pipeline, Op::HostList, "", 1).await;
@@ -195,7 +195,7 @@ async fn copies_by_other_addresses_are_answered_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waited_too_long_is_not_begun() {
+async fn a_stale_request_is_rejected() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (_listener, caller) = listen().await;
     let late = request(Op::Off, "one", 1, caller).dangerous_older_for_test(BEGIN_WITHIN + Duration::from_millis(1));
@@ -211,7 +211,7 @@ async fn deferring_for_ever() -> (Pipeline, TempDir) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_is_not_known_here_waits_for_others() {
+async fn only_requests_for_unknown_domains_are_deferred() {
     let (pipeline, _dir) = deferring_for_ever().await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::Status, "nobody", 100, caller));
@@ -244,7 +244,7 @@ async fn only_what_is_not_known_here_waits_for_others() {
 
 /// What delayed this host's read may have delayed the host where the domain runs.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_read_late_waits_for_others_as_long() {
+async fn a_request_that_is_read_late_is_deferred_as_long() {
     const DEFER: Duration = Duration::from_millis(500);
     let (mut pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().defer = DEFER;
@@ -264,7 +264,7 @@ async fn what_was_read_late_waits_for_others_as_long() {
 /// Of two hosts where the domain does not run, the one that knows it must be first. The other can
 /// say nothing about it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_only_defined_here_has_its_turn_before_what_nobody_knows() {
+async fn a_defined_domain_is_deferred_less_than_an_unknown_one() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
     let [(unknown, unknown_at), (defined, defined_at)] = [listen().await, listen().await];
@@ -279,7 +279,7 @@ async fn what_is_only_defined_here_has_its_turn_before_what_nobody_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_and_dead_callers_cost_nobody_else_anything() {
+async fn silent_and_dead_clients_delay_no_other_request() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let mut silent = Vec::new();
     for seqno in 100..150 {
@@ -301,7 +301,7 @@ async fn silent_and_dead_callers_cost_nobody_else_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_caller_cannot_use_up_what_the_others_need() {
+async fn one_client_cannot_take_all_places() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let mut silent = Vec::new();
     for seqno in 0..2 * u32::try_from(SERVING_MAX_PER_CALLER).unwrap() {
@@ -315,7 +315,7 @@ async fn one_caller_cannot_use_up_what_the_others_need() {
 
 /// A holder of the key with many addresses can have that many requests under way.
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_at_many_addresses_cannot_use_up_what_the_others_need() {
+async fn clients_at_many_addresses_cannot_take_all_places() {
     let (pipeline, _dir) = deferring_for_ever().await;
     for number in 0..u32::try_from(SERVING_MAX).unwrap() {
         let [_, _, high, low] = number.to_be_bytes();
@@ -335,7 +335,7 @@ async fn callers_at_many_addresses_cannot_use_up_what_the_others_need() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_lets_go_of_the_silent_and_takes_nothing_new() {
+async fn a_stop_drops_silent_clients_and_takes_no_new_requests() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (silent, caller) = listen().await;
     pipeline.accept(request(Op::Off, "one", 1, caller));
@@ -367,7 +367,7 @@ async fn a_reflected_challenge_is_not_answered() {
 }
 
 #[test]
-fn the_log_tells_a_success_only_where_it_was_said() {
+fn the_log_shows_a_success_only_if_the_client_was_told() {
     let success = Reply::Success.name();
     assert_eq!(told(success, Some(&Ok(()))), (success, String::new()));
     let (reply, note) = told(success, Some(&Err(io::ErrorKind::BrokenPipe.into())));

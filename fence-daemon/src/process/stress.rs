@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_is_not_asked_for_is_done_or_refused() {
+    fn settings_that_are_off_ask_the_kernel_for_nothing() {
         let nothing = Stress { lock_memory: false, priority: Priority::Normal, oom_protect: false };
         assert_eq!(apply(nothing), Vec::<String>::new());
     }

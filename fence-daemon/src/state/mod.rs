@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_rule_is_refused() {
+    fn a_directory_that_others_control_is_refused() {
         let scratch = tempdir().unwrap();
         let path = scratch.path().join("state");
         directory(&path).unwrap();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_another_user_is_refused() {
+    fn another_users_files_are_refused() {
         if !nix::unistd::geteuid().is_root() {
             // Nobody else can give a file away.
             return;
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_had_is_no_danger() {
+    fn a_missing_directory_is_not_unsafe() {
         for nowhere in ["/proc/nowhere", "/proc/version/below"] {
             assert!(!directory(Path::new(nowhere)).unwrap_err().is_unsafe());
         }

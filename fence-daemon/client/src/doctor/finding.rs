@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_has_the_documented_form() {
+    fn the_report_has_the_documented_form() {
         let schema = serde_json::from_str(include_str!("../../../../docs/reference/doctor.schema.json")).unwrap();
         let schema = jsonschema::validator_for(&schema).unwrap();
         let findings = vec![

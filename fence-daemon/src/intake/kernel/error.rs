@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_right_is_told_from_another_refusal() {
+    fn a_missing_right_differs_from_other_refusals() {
         let refused = |errno, log, privileged| refused_by(io::Error::from_raw_os_error(errno), log, privileged);
         let (eperm, eacces) = (nix::libc::EPERM, nix::libc::EACCES);
         assert!(matches!(refused(eperm, "", true), Error::NotPermitted(_)));

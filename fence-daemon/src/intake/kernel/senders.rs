@@ -93,7 +93,7 @@ mod tests {
     use fence_common::admit::Source;
 
     #[test]
-    fn records_are_told_as_they_are() {
+    fn records_are_reported_unchanged() {
         let sender = Sender::new(&Source::V4([192, 168, 122, 11]), [2, 0, 0, 0, 0, 11]);
         let trusted = Trusted { failures: 1, deliveries: 2, over_limit: 3, last_right_ns: 4, ..Trusted::default() };
         let seen = known(&sender, zerocopy::transmute!(trusted));
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_the_latest_are_told() {
+    fn only_the_latest_senders_are_reported() {
         let at = |ns| {
             let sender = Sender::new(&Source::V4([10, 0, 0, 1]), [0; 6]);
             stranger(&sender, [0, 0, 0, ns])

@@ -93,7 +93,7 @@ fn nothing() -> (Vec<Command>, Vec<Line>) {
 }
 
 #[test]
-fn what_is_missing_at_the_start_is_told_once_and_its_coming_by_others() {
+fn a_missing_interface_is_logged_once_at_the_start() {
     let mut bench = Bench::new();
     assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![Line::Missing]));
     assert_eq!(bench.step(&[], &touched(3)), nothing());
@@ -108,7 +108,7 @@ fn what_is_missing_at_the_start_is_told_once_and_its_coming_by_others() {
 }
 
 #[test]
-fn what_is_down_at_the_start_or_stays_down_is_told() {
+fn an_interface_that_is_or_stays_down_is_logged() {
     let mut bench = Bench::new();
     assert_eq!(bench.step(&[down(5)], &Changes::default()).1, [Line::Down]);
     let mut bench = Bench::new();
@@ -147,7 +147,7 @@ fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
 }
 
 #[test]
-fn what_goes_is_left_and_what_comes_is_joined() {
+fn a_gone_interface_is_left_and_a_new_one_joined() {
     let mut bench = Bench::begun();
     assert_eq!(bench.step(&[], &gone(5)), (vec![Command::Detach(5), Command::Leave(5)], vec![Line::Gone]));
     assert!(!bench.listening.hears() && bench.listening.attached_to().is_empty());
@@ -169,7 +169,7 @@ fn a_deletion_counts_though_the_number_is_there_again() {
 }
 
 #[test]
-fn what_vanishes_before_it_is_joined_is_gone_without_a_complaint() {
+fn an_interface_that_vanishes_before_the_join_causes_no_error() {
     let mut bench = Bench::begun();
     let now = Now { there: &[up(6)], changes: &gone(5), spoilt: &BTreeMap::new(), again: false };
     let commands = bench.listening.look(&now);
@@ -182,7 +182,7 @@ fn what_vanishes_before_it_is_joined_is_gone_without_a_complaint() {
 }
 
 #[test]
-fn another_with_the_name_is_another() {
+fn a_new_interface_with_an_old_name_is_new() {
     let mut bench = Bench::begun();
     // The interface is renamed away, not deleted, and another one takes its name at the same
     // moment.
@@ -192,7 +192,7 @@ fn another_with_the_name_is_another() {
 }
 
 #[test]
-fn after_lost_messages_everything_is_done_anew_and_nothing_told() {
+fn lost_messages_redo_everything_and_log_nothing() {
     let mut bench = Bench::begun();
     let (commands, lines) = bench.step(&[up(5)], &Changes::everything());
     let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
@@ -251,7 +251,7 @@ fn a_program_that_is_refused_for_good_is_tried_on_the_next_interface() {
 }
 
 #[test]
-fn a_program_that_is_spoilt_goes_and_is_not_put_back_at_once() {
+fn a_failing_program_is_detached_and_not_attached_again_at_once() {
     let mut bench = Bench::begun();
     let spoilt = [(5, occupied())].into();
     let now = Now { there: &[up(5)], changes: &touched(5), spoilt: &spoilt, again: false };
@@ -262,7 +262,7 @@ fn a_program_that_is_spoilt_goes_and_is_not_put_back_at_once() {
 }
 
 #[test]
-fn what_is_second_best_is_told_and_bettered_when_that_can_be() {
+fn a_second_best_attachment_is_logged_and_improved_later() {
     let mut bench = Bench { second_best: Some(occupied()), ..Bench::new() };
     let told = Line::SecondBest(AttachedMode::Generic, "occupied".to_owned());
     assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [told]);

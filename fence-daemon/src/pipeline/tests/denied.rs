@@ -34,7 +34,7 @@ async fn a_denied_copy_does_not_use_up_the_request() {
 
 /// The same while the denied peer is being answered.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_denied_copy_on_its_way_does_not_stand_in_the_way() {
+async fn a_denied_copy_under_way_does_not_block_the_request() {
     let (backlog, mut questions) = Backlog::new();
     let (pipeline, _, _dir) = pipeline_behind(two_groups(), backlog).await;
     let (denied, denied_at) = listen_at("127.0.0.2").await;

@@ -225,7 +225,7 @@ proptest! {
     /// end: the wanted interfaces are joined, and only they; the program is on each of them, in the
     /// best way, and nowhere else; and each log line is true.
     #[test]
-    fn in_the_end_it_listens_on_what_there_is(
+    fn in_the_end_it_listens_on_all_wanted_interfaces(
         named in any::<bool>(),
         events in prop::collection::vec(event(), 0..80),
         program in prop::option::of(0..80_usize),

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 /// The requests without an authenticated peer, in the order of their arrival.
 #[derive(Debug, Default)]
-pub(super) struct Unproven(Mutex<Inner>);
+pub(super) struct Unauthenticated(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -29,7 +29,7 @@ pub(super) struct Seat {
     pub(super) displaced: Arc<Notify>,
 }
 
-impl Unproven {
+impl Unauthenticated {
     /// Enters a request.
     pub(super) fn enter(&self) -> Seat {
         let mut inner = self.inner();

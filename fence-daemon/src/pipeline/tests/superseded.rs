@@ -13,7 +13,7 @@ enum Newer {
 /// A client authenticates. When the daemon reads its backlog for the `nth` time, it finds a newer
 /// request from the same endpoint. Returns what the first client is told; the newer one always gets
 /// its own answer.
-async fn overtaken_at_the(nth: usize, newer: Newer) -> Vec<u8> {
+async fn superseded_at_the(nth: usize, newer: Newer) -> Vec<u8> {
     let (backlog, mut questions) = Backlog::new();
     let (pipeline, _, _dir) = pipeline_behind(Groups::Everyone, backlog).await;
     let (listener, caller) = listen().await;
@@ -37,9 +37,9 @@ async fn overtaken_at_the(nth: usize, newer: Newer) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_was_overtaken_is_never_claimed() {
+async fn a_superseded_request_is_never_claimed() {
     for newer in [Newer::BeforeAuthentication, Newer::AfterAuthentication] {
-        let answer = overtaken_at_the(1, newer).await;
+        let answer = superseded_at_the(1, newer).await;
         assert_eq!(answer, b"", "{newer:?}: the answer to `monitor` would be taken for that to `off`");
     }
 }
@@ -47,18 +47,18 @@ async fn a_request_that_was_overtaken_is_never_claimed() {
 /// The first client is gone, and the next one listens there with another request. The daemon cannot
 /// know then whose connection it holds.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_had_arrived_before_the_authentication_overtakes_a_claimed_request_too() {
-    assert_eq!(overtaken_at_the(2, Newer::BeforeAuthentication).await, b"");
+async fn a_request_from_before_the_authentication_supersedes_a_claimed_one() {
+    assert_eq!(superseded_at_the(2, Newer::BeforeAuthentication).await, b"");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_at_the_place_of_an_authenticated_client_takes_nothing_away_from_it() {
-    assert_eq!(overtaken_at_the(2, Newer::AfterAuthentication).await, [Reply::Success.to_wire()]);
+async fn a_later_request_takes_nothing_from_an_authenticated_client() {
+    assert_eq!(superseded_at_the(2, Newer::AfterAuthentication).await, [Reply::Success.to_wire()]);
 }
 
 /// A client that need not talk may have sent its request after our connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_authentication_a_newer_request_overtakes_until_the_answer() {
+async fn without_authentication_a_newer_request_supersedes_until_the_answer() {
     let (backlog, mut questions) = Backlog::new();
     let (mut pipeline, _, _dir) = pipeline_behind(Groups::Everyone, backlog).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().callback = Callback::new(HashKind::None);
@@ -76,7 +76,7 @@ async fn without_authentication_a_newer_request_overtakes_until_the_answer() {
 
 /// The ring and the socket have no common order.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_read_behind_something_newer_is_not_called_back() {
+async fn a_request_that_is_read_after_a_newer_one_gets_no_callback() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (listener, caller) = listen().await;
     let older = request(Op::DevStatus, "", 1, caller);
@@ -90,7 +90,7 @@ async fn what_is_read_behind_something_newer_is_not_called_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_back_ends_when_its_request_is_overtaken() {
+async fn a_callback_ends_when_its_request_is_superseded() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::DevStatus, "", 1, caller));
@@ -109,7 +109,7 @@ async fn a_call_back_ends_when_its_request_is_overtaken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waited_too_long_supersedes_all_the_same() {
+async fn a_stale_request_still_supersedes() {
     let (pipeline, hypervisors, _dir) = pipeline(Groups::Everyone).await;
     let (listener, caller) = listen().await;
     pipeline.accept(request(Op::Off, "one", 1, caller));
