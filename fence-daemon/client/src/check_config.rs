@@ -19,7 +19,7 @@ use crate::screen::{complain, print, stderr_colours};
 /// How long libvirt may take to list its domains.
 const LISTED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Checks, tells, and returns the exit code.
+/// Checks the configuration, prints it, and returns the exit code.
 #[must_use]
 pub fn run(file: &Path, probe: &dyn Probe) -> u8 {
     let colours = stderr_colours();
@@ -62,8 +62,7 @@ pub fn run(file: &Path, probe: &dyn Probe) -> u8 {
     }
 }
 
-/// Looks for the interface, and adds a doubt if the daemon would miss it now, or hear nothing on
-/// it.
+/// Warns if the interface does not exist now, or if something else takes its frames.
 fn look_at_interface(config: &Config, warnings: &mut Warnings) {
     let group = config.multicast.group;
     let wanted = config.multicast.interface.clone().map_or(Wanted::Suitable(group), Wanted::Named);
@@ -79,8 +78,8 @@ fn look_at_interface(config: &Config, warnings: &mut Warnings) {
     }
 }
 
-/// Asks libvirt for its domains, and adds a doubt for each entry of a group that none of them has.
-/// Where a URI does not answer nothing can be said: the domain may be there.
+/// Warns about each group entry that no domain has. If a URI does not answer there is no warning,
+/// since the domain may be there.
 fn look_at_domains(config: &Config, probe: &dyn Probe, warnings: &mut Warnings) {
     if config.groups == Groups::Everyone {
         return;

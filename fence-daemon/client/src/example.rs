@@ -1,4 +1,4 @@
-//! A report for tests: the one that the documentation shows.
+//! The documented report, for tests.
 
 use fence_control::client;
 use fence_control::report::Report;

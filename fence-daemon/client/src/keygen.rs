@@ -1,4 +1,4 @@
-//! `fence-daemon keygen`: the key that hypervisors and guests share.
+//! `fence-daemon keygen`: makes the key that hypervisors and guests share.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::screen::{complain, print, stderr_colours};
 
-/// Makes a key at `path`, or where the configuration has it, says what to do with it, and returns
+/// Makes a key at `path`, or else at the configured place. Prints what to do with it, and returns
 /// the exit code.
 #[must_use]
 pub fn run(path: Option<&Path>, config: &Path, options: Options) -> u8 {
@@ -37,7 +37,8 @@ pub fn run(path: Option<&Path>, config: &Path, options: Options) -> u8 {
     }
 }
 
-/// The key file that the configuration names; upstream's where there is no configuration yet.
+/// The key file that the configuration names; fence_virtd's default if there is no configuration
+/// yet.
 fn configured_key_file(config: &Path) -> Result<PathBuf, ConfigError> {
     match config::load(config) {
         Ok((config, _)) => Ok(config.multicast.key_file),
@@ -50,19 +51,19 @@ fn configured_key_file(config: &Path) -> Result<PathBuf, ConfigError> {
     }
 }
 
-/// How a key is made.
+/// Options of `keygen`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Replace a key that is there.
+    /// Whether an existing key is replaced.
     pub force: bool,
-    /// Make missing directories.
+    /// Whether missing directories are made.
     pub parents: bool,
 }
 
 /// Why there is no new key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeygenError {
-    /// A key that is in use must not go by mistake.
+    /// The key exists, and may be in use.
     #[error(
         "{path} exists already, and guests may use it: use that one, or make the new one beside it (`key_file2`), or give --force and every guest the new one",
         path = .0.display()
@@ -76,11 +77,11 @@ pub enum KeygenError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
-    /// The system has no random bytes to give.
+    /// The system gives no random bytes.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
     /// The file cannot be written.
@@ -88,10 +89,10 @@ pub enum KeygenError {
     File(FileError),
 }
 
-/// Writes 4096 random bytes to `path`, mode 0600: as many as any peer reads.
+/// Writes 4096 random bytes to `path`, mode 0600. No peer reads more.
 ///
 /// # Errors
-/// There is no new key; what was there before is there still.
+/// There is no new key, and an existing one is unchanged.
 pub fn generate(path: &Path, options: Options) -> Result<(), KeygenError> {
     let dir = durable::directory(path);
     if !dir.exists() {
@@ -101,7 +102,7 @@ pub fn generate(path: &Path, options: Options) -> Result<(), KeygenError> {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
         made.map_err(|error| KeygenError::Directory { path: dir.to_owned(), error })?;
     }
-    // On the heap and wiped when dropped: the only copy outside of the file.
+    // On the heap and wiped when dropped: the only copy outside the file.
     let mut key = Zeroizing::new(vec![0; KEY_MAX]);
     getrandom::fill(&mut key).map_err(KeygenError::Random)?;
     let written = if options.force {
@@ -114,7 +115,7 @@ pub fn generate(path: &Path, options: Options) -> Result<(), KeygenError> {
     })
 }
 
-/// What has happened, and what is to be done with the key now.
+/// What has happened, and what to do with the key.
 #[must_use]
 pub fn told(path: &Path) -> String {
     let (path, guests) = (path.display(), config::DEFAULT_KEY_FILE);

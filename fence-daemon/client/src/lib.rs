@@ -1,8 +1,8 @@
-//! What `fence-daemon` does besides being the daemon: it asks and shows, makes the configuration
-//! and the key, and finds what is wrong.
+//! The commands of `fence-daemon` besides the daemon: they ask and show, write the configuration
+//! and the key, and find problems.
 //!
-//! Nothing here kills, and nothing here loads a BPF program. What only the daemon's library can
-//! find out (libvirt's answer, what is on an interface) comes through [`probe::Probe`].
+//! Nothing here kills or loads a BPF program. What only the daemon's library can find out
+//! (libvirt's answer, the programs on an interface) comes through [`probe::Probe`].
 
 pub mod check_config;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! What only the daemon's library can find out. The program hands it in, so that no command here
+//! What only the daemon's library can find out. The program passes it in, so that no command here
 //! needs libvirt or BPF.
 
 use std::path::Path;
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// Looks that take libvirt, the kernel's BPF calls, or the daemon's own rules.
+/// Questions to libvirt, to the kernel about BPF, and to the daemon's own rules.
 pub trait Probe {
-    /// Asks each URI for its domains, at the same time. Each has `within` for its answer.
+    /// Asks all URIs for their domains at the same time. Each has `within` for its answer.
     fn domains(&self, uris: &[String], within: Duration) -> Vec<(String, Result<Vec<Domain>, Unanswered>)>;
 
     /// What keeps a kernel program from an interface; `None` if nothing does, or nothing is known.
     fn obstacle(&self, interface: &str) -> Option<Obstacle>;
 
-    /// Whether the daemon would refuse this state directory, since others could write there.
+    /// Whether the daemon would refuse this state directory because others could write to it.
     fn state_directory(&self, path: &Path) -> Option<Unsafe>;
 }
 
@@ -31,29 +31,29 @@ pub struct Domain {
     pub uri: String,
 }
 
-/// Why a URI has not said its domains.
+/// Why a URI has not listed its domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unanswered {
     /// The time was over.
     Overdue,
-    /// This error.
+    /// libvirt's error.
     Failed(String),
 }
 
 /// What keeps a kernel program from an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// Another XDP program.
+    /// Another XDP program is attached.
     Occupant(String),
-    /// Who would miss what the program takes out.
+    /// Something else would miss the packets that the program consumes.
     Sharer(String),
 }
 
 /// A state directory that others can write to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsafe {
-    /// What is wrong with what.
+    /// What is wrong.
     pub error: String,
-    /// The command that mends it.
+    /// The command that corrects it.
     pub remedy: String,
 }

@@ -238,7 +238,7 @@ fn bad_options_are_usage_errors() {
         ("--port", "70000", "no port number"),
         ("--address", "10.0.0.1", "not a multicast address"),
         ("--family", "ipx", "no address family"),
-        ("--interface", "a b", "no name of a network interface"),
+        ("--interface", "a b", "cannot be the name of a network interface"),
         ("--hash", "md5", "no digest"),
         ("--auth", "md5", "no digest"),
         ("--uri", "y", "no URI"),

@@ -1,5 +1,5 @@
-//! Questions and answers, line by line: with a person at a terminal, or with a script that pipes
-//! its answers in.
+//! Questions and answers, line by line: with a person at a terminal, or a script that pipes its
+//! answers in.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -9,29 +9,29 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// An answer that is longer than this many bytes is none.
+/// The longest answer, in bytes.
 const LONGEST: usize = 64 << 10;
-/// How often a question is asked again: a script that answers nonsense must not be asked for ever.
+/// How often a question is repeated: a script with unusable answers must not loop forever.
 const PATIENCE: usize = 10;
 
-/// Why the questions end before the last one.
+/// Why the questions end early.
 #[derive(Debug, thiserror::Error)]
 pub enum Interruption {
     /// Ctrl-D, or fewer lines than questions.
     #[error("the input ended before the last question")]
     EndOfInput,
-    /// Ctrl-C and the like.
+    /// Ctrl-C or another signal.
     #[error("interrupted ({0})")]
     Signal(Signal),
-    /// Nonsense again and again.
+    /// Too many unusable answers.
     #[error("no usable answer in {PATIENCE} attempts")]
     Nonsense,
-    /// The system refuses.
+    /// A system call failed.
     #[error("cannot talk to whoever answers: {0}")]
     Io(#[from] io::Error),
 }
 
-/// Where answers come from.
+/// A source of answers.
 pub trait Answers {
     /// The next line without its end.
     ///
@@ -39,17 +39,16 @@ pub trait Answers {
     /// There is none.
     fn next(&mut self) -> Result<Vec<u8>, Interruption>;
 
-    /// Whether whoever reads the questions sees the answers too, as on a terminal.
+    /// Whether the answers are visible beside the questions, as on a terminal.
     fn are_seen(&self) -> bool;
 }
 
-/// Standard input, and the signals that end the questions. While this lives (and after it: the
-/// process is about to end) they do not end the process by themselves, so that no file is left half
-/// done.
+/// Standard input, and the signals that end the questions. They no longer end the process by
+/// themselves, even after this value is dropped, so that no file is left half done.
 #[derive(Debug)]
 pub struct StandardInput {
     signals: SignalFd,
-    /// What was read beyond the last line.
+    /// Bytes beyond the last line.
     ahead: Vec<u8>,
     ended: bool,
 }
@@ -81,8 +80,7 @@ impl StandardInput {
         match self.signals.read_signal().map_err(io::Error::from)? {
             None => Ok(()),
             Some(signal) => {
-                // The terminal throws away what is on its way to the screen, a moment after it has
-                // sent the signal.
+                // The terminal discards its output a moment after it has sent the signal.
                 std::thread::sleep(Duration::from_millis(50));
                 let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
                 Err(Interruption::Signal(Signal::try_from(number).unwrap_or(Signal::SIGTERM)))
@@ -101,7 +99,7 @@ impl Answers for StandardInput {
                 return Ok(line);
             }
             if self.ended || self.ahead.len() > LONGEST {
-                // A last line without its end is one too.
+                // A last line without its end counts too.
                 let line = std::mem::take(&mut self.ahead);
                 return if line.is_empty() { Err(Interruption::EndOfInput) } else { Ok(line) };
             }
@@ -111,7 +109,7 @@ impl Answers for StandardInput {
                 Ok(0) => self.ended = true,
                 Ok(count) => self.ahead.extend_from_slice(some.get(..count).unwrap_or_default()),
                 Err(nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN) => {}
-                // The terminal has gone, or there never was any input.
+                // The terminal has gone, or there was no input.
                 Err(nix::errno::Errno::EIO | nix::errno::Errno::EBADF) => self.ended = true,
                 Err(error) => return Err(io::Error::from(error).into()),
             }
@@ -127,25 +125,25 @@ impl Answers for StandardInput {
 pub struct Dialogue<'d> {
     answers: &'d mut dyn Answers,
     out: &'d mut dyn Write,
-    /// Whether it matters that what is said is heard.
+    /// Whether a failed output ends the dialogue.
     must_be_heard: bool,
 }
 
 impl<'d> Dialogue<'d> {
-    /// A dialogue that reads here and writes there.
+    /// A dialogue with this input and output.
     pub fn new(answers: &'d mut dyn Answers, out: &'d mut dyn Write) -> Self {
         Self { answers, out, must_be_heard: true }
     }
 
-    /// From now on what is said is for information: that nobody reads it is no reason to stop.
+    /// From now on output is optional: its failure no longer ends the dialogue.
     pub fn need_not_be_heard(&mut self) {
         self.must_be_heard = false;
     }
 
-    /// Says something, with an end of line.
+    /// Prints a line.
     ///
     /// # Errors
-    /// Nobody reads it, and somebody should.
+    /// The output failed, and it is not optional.
     pub fn say(&mut self, text: &str) -> Result<(), Interruption> {
         match writeln!(self.out, "{text}") {
             Err(error) if self.must_be_heard => Err(error.into()),
@@ -153,10 +151,10 @@ impl<'d> Dialogue<'d> {
         }
     }
 
-    /// Asks for a value until `accept` makes something of the answer; an empty answer is `default`.
+    /// Asks for a value until `accept` takes the answer. An empty answer means `default`.
     ///
     /// # Errors
-    /// There are no (usable) answers any more.
+    /// There are no usable answers any more.
     pub fn ask<T>(
         &mut self,
         label: &str,
@@ -174,7 +172,7 @@ impl<'d> Dialogue<'d> {
         Err(Interruption::Nonsense)
     }
 
-    /// Asks for consent: anything but a `y` or `yes` is none.
+    /// Asks for consent: only `y` or `yes` gives it.
     ///
     /// # Errors
     /// There are no answers any more.
@@ -188,11 +186,11 @@ impl<'d> Dialogue<'d> {
         self.out.flush()?;
         let answer = self.answers.next();
         if !self.answers.are_seen() || answer.is_err() {
-            // What a terminal would show itself: the end of the line at least.
+            // A terminal shows the answer itself. Without one, at least the line must end.
             let seen = answer.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
             writeln!(self.out, "{}", seen.trim().replace(char::is_control, "?"))?;
         }
-        // What is no text becomes a character that no value is taken with.
+        // Invalid bytes become a character that no value accepts.
         Ok(String::from_utf8_lossy(&answer?).trim().to_owned())
     }
 }

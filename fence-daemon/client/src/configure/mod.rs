@@ -1,10 +1,9 @@
-//! `fence-daemon -c`: asks for the configuration, shows it, and writes it when told to.
+//! `fence-daemon -c`: asks for the configuration, shows it, and writes it after consent.
 //!
-//! The questions come in the order in which stock servers ask theirs, one answer a line, so that
-//! answers that were piped into those can be piped into this; what stock servers do not ask
-//! (digests, family) is not asked but has an option. What the old file says besides stays, only
-//! comments go: they are in the backup. A question that stock servers do not have (shall the key be
-//! made?) comes last, when the file is written already.
+//! The questions have fence_virtd's order, one answer a line, so that a script for fence_virtd
+//! works here. Options set what fence_virtd does not ask about (digests, family). The old file's
+//! other settings stay. Its comments go, but the backup keeps them. A question that fence_virtd
+//! lacks (whether to make the key) comes last, when the file is written.
 
 mod dialogue;
 mod questions;
@@ -24,33 +23,33 @@ use crate::cli::Given;
 use crate::keygen::{self, KeygenError};
 use crate::screen::{complain, stderr_colours};
 
-/// How many backups of one file are kept at most.
+/// The most backups of one file.
 const MAX_BACKUPS: u32 = 1000;
 
 /// Why there is no new configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigureError {
-    /// No (usable) answer.
+    /// There is no usable answer.
     #[error("{0}: nothing was written")]
     Interrupted(#[from] Interruption),
-    /// The answer was no.
+    /// The user declined.
     #[error("nothing was written")]
     Declined,
-    /// An option's value would not do.
+    /// An option has an invalid value.
     #[error("--{option}: {why}")]
     Option {
         /// The option's name.
         option: &'static str,
-        /// What is wrong and what to write instead.
+        /// What is wrong, and what to write instead.
         why: String,
     },
-    /// The old file cannot be understood and nobody can be asked whether it should go.
+    /// The old file is invalid, and nobody can be asked whether to replace it.
     #[error("the file that is there is not understood, so nothing was written: mend it, or move it away\n{0}")]
     Broken(ConfigError),
-    /// The daemon would not start with the new file, because of something that was not asked.
+    /// The new file would be invalid, because of an old setting that no question covers.
     #[error("the daemon would not start with this, so nothing was written: mend the old file first\n{0}")]
     Unusable(ConfigError),
-    /// Somebody else has written the file in the meantime.
+    /// Another process has changed the file meanwhile.
     #[error("{} was changed by somebody else meanwhile: nothing was written, begin again", .0.display())]
     Changed(PathBuf),
     /// The file cannot be read or written.
@@ -71,7 +70,7 @@ impl From<io::Error> for ConfigureError {
 }
 
 impl ConfigureError {
-    /// The error as it belongs on a terminal; escape sequences only if `colours`.
+    /// The error for a terminal; escape sequences only if `colours`.
     #[must_use]
     pub fn render(&self, colours: bool) -> String {
         let with = |what: &str, error: &ConfigError| format!("fence-daemon: {what}\n\n{}", error.render(colours));
@@ -94,7 +93,7 @@ impl ConfigureError {
         }
     }
 
-    /// What to exit with.
+    /// The exit code.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -124,7 +123,7 @@ pub fn run(file: &Path, given: &Given) -> u8 {
     }
 }
 
-/// Asks what `given` leaves open and writes `file`.
+/// Asks what `given` leaves open, and writes `file`.
 ///
 /// # Errors
 /// Nothing was written, unless the error says so.
@@ -160,7 +159,7 @@ pub fn ask(file: &Path, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<()
     provide_key(&config, given, dialogue)
 }
 
-/// The old file, or an empty one: stock servers ask about the latter too, so their scripts have an
+/// The old file, or an empty one. fence_virtd asks about an empty file too, so its scripts have an
 /// answer ready.
 fn begin_with(
     file: &Path,
@@ -175,7 +174,7 @@ fn begin_with(
         }
         Some(old) => match Document::parse(old) {
             Ok(document) => return Ok(document),
-            // Once more, for the error with its place.
+            // Parsed again for the error with its position.
             Err(_) => config::parse(&Source::new(file, old), Warnings::default()).map(drop),
         },
         None => Ok(()),
@@ -195,7 +194,7 @@ fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<
     if place.read(config::MAX_SIZE)?.as_deref() != old {
         return Err(ConfigureError::Changed(place.named.clone()));
     }
-    // What cannot be told after the file is written must not look as if it were not.
+    // A failed output after the write must not look like a failed write.
     dialogue.need_not_be_heard();
     let Some(old) = old else {
         durable::create(&place.file, text.as_bytes())?;
@@ -207,7 +206,7 @@ fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<
     let backup = back_up(&place.file, old)?;
     if let Err(error) = place.replace(text.as_bytes()) {
         if !matches!(error, FileError::Unsynced { .. }) {
-            // A copy of what is still there would only puzzle.
+            // A backup of an unchanged file would only confuse.
             let _ = std::fs::remove_file(&backup);
         }
         return Err(error.into());
@@ -219,8 +218,8 @@ fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<
     Ok(dialogue.say(&said)?)
 }
 
-/// Keeps the old file as FILE.bak, or FILE.bak.1 and so on: an older backup may be the only one
-/// that still has the comments.
+/// Keeps the old file as FILE.bak, FILE.bak.1 and so on. Only an older backup may still have the
+/// comments.
 fn back_up(file: &Path, old: &[u8]) -> Result<PathBuf, ConfigureError> {
     for number in 0..MAX_BACKUPS {
         let mut name = file.as_os_str().to_owned();
@@ -238,7 +237,8 @@ fn back_up(file: &Path, old: &[u8]) -> Result<PathBuf, ConfigureError> {
     Err(ConfigureError::Backups(file.to_owned()))
 }
 
-/// Makes the key if it is missing and wanted. The configuration is written by now: no answer is no.
+/// Makes the key if it is missing and wanted. The configuration is already written: no answer means
+/// no.
 fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
     let path = &config.multicast.key_file;
     let is_missing = path.metadata().is_err();

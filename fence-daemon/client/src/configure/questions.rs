@@ -1,4 +1,4 @@
-//! The questions themselves, what is told about each, and where its answer goes.
+//! The questions, their explanations, and where each answer goes.
 
 use std::net::IpAddr;
 
@@ -33,7 +33,7 @@ The backend carries requests out.";
 const URI: &str = "\
 Where libvirt is asked for the guests: qemu:///system for virtual machines of this host, lxc:/// for containers.";
 
-/// The default where neither the file nor an option says anything, as with stock servers.
+/// fence_virtd's default if neither the file nor an option has a value.
 const NOTHING: &str = "none";
 
 /// The questions about one file.
@@ -49,9 +49,9 @@ struct Question<'a> {
     about: &'static str,
     section: &'static [&'static str],
     key: &'a str,
-    /// What counts if neither file nor answer says anything.
+    /// The value if neither the file nor an answer has one.
     fallback: &'a str,
-    /// The command line's value, and the option's name.
+    /// The option's name, and its value.
     given: Option<(&'static str, &'a str)>,
 }
 
@@ -60,10 +60,10 @@ impl<'q, 'd> Questions<'q, 'd> {
         Self { document, given, dialogue }
     }
 
-    /// Asks what is not given, and returns the file as it should be.
+    /// Asks what is not given, and returns the new file.
     pub(super) fn ask(mut self) -> Result<Document, ConfigureError> {
         let given = self.given;
-        // What is wrong on the command line is told before anything is asked.
+        // Invalid options are reported before any question.
         self.check_options()?;
 
         self.modules()?;
@@ -114,7 +114,7 @@ impl<'q, 'd> Questions<'q, 'd> {
         given.uris.iter().try_for_each(|uri| check_uri(uri).map_err(wrong("uri")))
     }
 
-    /// The answer to one question: the command line's, else a person's. Nothing is set yet.
+    /// Settles one question by the command line or by asking. Nothing is set yet.
     fn settle(
         &mut self,
         question: &Question<'_>,
@@ -128,8 +128,8 @@ impl<'q, 'd> Questions<'q, 'd> {
         }
         let old = self.document.get(question.section, question.key);
         if self.given.yes {
-            // What is wrong in the old file is refused in the end, with its place: nobody could be
-            // told here.
+            // The final check refuses an invalid old value, with its position: nobody can be asked
+            // here.
             return Ok(old.unwrap_or(question.fallback).to_owned());
         }
         self.dialogue.say(&format!("\n{}", question.about))?;
@@ -143,7 +143,7 @@ impl<'q, 'd> Questions<'q, 'd> {
         Ok(self.dialogue.ask(question.label, default, |answer| accept(answer).map(|()| answer.to_owned()))?)
     }
 
-    /// A question whose answer goes into the file as it is.
+    /// Asks a question whose answer goes into the file unchanged.
     fn multicast(
         &mut self,
         label: &'static str,
@@ -178,7 +178,7 @@ impl<'q, 'd> Questions<'q, 'd> {
         Ok(())
     }
 
-    /// The group, and the family that it is of: stock servers need both for IPv6.
+    /// Asks for the group, which decides the family: fence_virtd needs both for IPv6.
     fn address(&mut self) -> Result<(), ConfigureError> {
         let given = self.given;
         let old_family = self.document.get(MULTICAST, "family").map(str::to_owned);
@@ -191,7 +191,7 @@ impl<'q, 'd> Questions<'q, 'd> {
             Some(family) => check(MULTICAST, &[("family", family), ("address", answer)]),
             None => check(MULTICAST, &[("address", answer)]),
         };
-        // Another family than the file's needs another group than the file's.
+        // Another family needs another group than the file's.
         if wanted.is_some() && self.document.get(MULTICAST, "address").is_some_and(|old| accept(old).is_err()) {
             self.document.remove(MULTICAST, |name| name.eq_ignore_ascii_case("address"));
         }
@@ -203,8 +203,7 @@ impl<'q, 'd> Questions<'q, 'd> {
         if !self.given.yes {
             self.dialogue.say(&format!("That is {family}."))?;
         }
-        // A contradiction in the old file is its administrator's to mend, where nobody was asked
-        // which of the two is meant.
+        // If nobody was asked, the administrator must resolve a contradiction in the old file.
         let decided = !self.given.yes || self.given.family.is_some() || self.given.address.is_some();
         if decided || old_family.is_none() {
             self.document.set(MULTICAST, "family", family);
@@ -218,7 +217,7 @@ impl<'q, 'd> Questions<'q, 'd> {
         self.multicast("Interface", INTERFACE, "interface", NOTHING, given)?;
         let name = self.document.get(MULTICAST, "interface").unwrap_or(NOTHING);
         if name.eq_ignore_ascii_case(NOTHING) {
-            // Stock servers would look for an interface of that name.
+            // fence_virtd would look for an interface of that name.
             self.document.remove(MULTICAST, |key| key.eq_ignore_ascii_case("interface"));
         } else {
             match Interface::meant_by(name) {
@@ -242,7 +241,7 @@ impl<'q, 'd> Questions<'q, 'd> {
         Ok(())
     }
 
-    /// The first URI is asked for, further ones stay; given ones take the place of all.
+    /// Asks for the first URI; further ones stay. URIs from the command line replace all.
     fn uris(&mut self) -> Result<(), ConfigureError> {
         let number = |key: &str| {
             let digits = key.get(3..).filter(|_| key.get(..3).is_some_and(|uri| uri.eq_ignore_ascii_case("uri")))?;

@@ -1,5 +1,4 @@
-//! Whether a value would do: judged by the code that reads the configuration file, so that the two
-//! never differ.
+//! Checks values with the code that reads the configuration file, so that the two never differ.
 
 use std::path::Path;
 
@@ -11,7 +10,7 @@ pub(super) const GLOBAL: &[&str] = &["fence_virtd"];
 pub(super) const MULTICAST: &[&str] = &["listeners", "multicast"];
 pub(super) const LIBVIRT: &[&str] = &["backends", "libvirt"];
 
-/// Checks keys of a section together. The error is what is wrong and what to answer instead.
+/// Checks keys of a section together. The error says what is wrong and what to answer instead.
 pub(super) fn check(section: &[&str], pairs: &[(&str, &str)]) -> Result<(), String> {
     let mut probe = Document::default();
     for plugin in [Plugin::Listener, Plugin::Backend] {
@@ -32,21 +31,20 @@ pub(super) fn check(section: &[&str], pairs: &[(&str, &str)]) -> Result<(), Stri
     }
 }
 
-/// The key's file: the whole path, because nobody knows where the daemon will be started.
+/// Checks the key's file. The path must be absolute, because the daemon may start anywhere.
 pub(super) fn check_key_file(path: &str) -> Result<(), String> {
     check(MULTICAST, &[("key_file", path)])?;
     if Path::new(path).is_absolute() { Ok(()) } else { Err(format!("{path} is not a whole path: begin it with /")) }
 }
 
-/// A URI has a scheme. The file's reader takes anything, but here a `y` is an answer that came too
-/// early.
+/// Checks a URI. The file may hold any text, but here a `y` is an answer to a later question.
 pub(super) fn check_uri(uri: &str) -> Result<(), String> {
     check(LIBVIRT, &[("uri", uri)])?;
     let has_scheme = uri.split_once(':').is_some_and(|(scheme, _)| !scheme.is_empty());
     if has_scheme { Ok(()) } else { Err(format!("\"{uri}\" is no URI (such as qemu:///system or lxc:///)")) }
 }
 
-/// What the file's grammar can hold between quotes.
+/// Checks what the file's grammar can hold between quotes.
 pub(super) fn writable(value: &str) -> Result<(), String> {
     let wrong = |c: &char| *c == '"' || *c == char::REPLACEMENT_CHARACTER || (c.is_control() && *c != '\t');
     match value.chars().find(wrong) {

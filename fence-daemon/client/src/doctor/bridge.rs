@@ -1,5 +1,5 @@
-//! Multicast snooping: bridges and switches that give multicast only to who has joined, and forget
-//! who has unless somebody keeps asking.
+//! Checks multicast snooping. Such bridges and switches forward multicast to members only, and
+//! forget members unless a querier keeps asking.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use super::sight;
 
 const CHECK: &str = "snooping";
 
-/// What is to be known of a bridge.
+/// A bridge's snooping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bridge {
     name: String,
     snooping: bool,
-    /// Whether the bridge itself asks who has joined.
+    /// Whether the bridge itself is a querier.
     querier: bool,
-    /// Ports behind which there is more than guests of this host.
+    /// Ports that lead beyond the guests of this host.
     ways_out: Vec<String>,
 }
 
-/// The bridge that an interface is, or is a port of.
+/// Checks the bridge that an interface is, or is a port of.
 #[must_use]
 pub fn check(interface: &str) -> Option<Finding> {
     look(interface).map(|bridge| judge(&bridge))
@@ -49,8 +49,8 @@ fn look(interface: &str) -> Option<Bridge> {
     })
 }
 
-/// Whether a port is hardware, or something on top of it or through a network: of what guests are
-/// plugged in by, the kernel says neither.
+/// Whether a port leads out: hardware, or a device on top of it or through a network. The kernel
+/// reports neither for a guest's port.
 fn leads_out(port: &str) -> bool {
     let about = sight::text(of(port, "uevent")).unwrap_or_default();
     of(port, "device").exists() || about.lines().any(|line| line.starts_with("DEVTYPE="))

@@ -1,5 +1,4 @@
-//! What the daemon that runs says of itself: that it is there, its kernel program, and what became
-//! of the last requests.
+//! Checks what the running daemon reports: its health, its kernel program, and recent requests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,7 +14,7 @@ use crate::probe::Obstacle;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Whether it runs, and is well.
+/// Checks whether the daemon runs and is healthy.
 #[must_use]
 pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Finding> {
     const CHECK: &str = "daemon";
@@ -59,8 +58,8 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
     findings
 }
 
-/// Whether the kernel program is where the configuration wants it. `obstacle` finds what is in its
-/// way on an interface.
+/// Checks whether the kernel program is where the configuration wants it. `obstacle` finds what is
+/// in its way on an interface.
 #[must_use]
 pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Option<Obstacle>) -> Vec<Finding> {
     const CHECK: &str = "program";
@@ -114,7 +113,7 @@ pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Optio
     report.listener.interfaces.iter().map(judge).collect()
 }
 
-/// What the last requests and senders tell.
+/// Checks recent requests and senders.
 #[must_use]
 pub fn requests(report: &Report) -> Vec<Finding> {
     const CHECK: &str = "requests";
@@ -135,7 +134,7 @@ pub fn requests(report: &Report) -> Vec<Finding> {
         findings.push(Finding::warning(CHECK, seen, remedy));
     }
     findings.extend(report.refused.iter().filter(|refused| !is_mended(report, refused)).filter_map(refusal));
-    // Of each client only the newest: what is mended is not told any more.
+    // Only the newest request of each client counts: the client may have been repaired since.
     let mut newest = BTreeMap::new();
     for request in &report.requests.recent {
         let client = request
@@ -163,7 +162,7 @@ pub fn requests(report: &Report) -> Vec<Finding> {
     findings
 }
 
-/// Whether a request of this sender was right since.
+/// Whether a later request of this sender was correct.
 fn is_mended(report: &Report, refused: &Refused) -> bool {
     let last = report.daemon.now_unix_ms.saturating_sub(refused.last_seen_ms);
     report.requests.recent.iter().any(|request| {
@@ -172,7 +171,7 @@ fn is_mended(report: &Report, refused: &Refused) -> bool {
     })
 }
 
-/// A guest that is set up wrongly; nothing of what no client sends.
+/// A finding about a guest with a wrong setup. Datagrams that no client sends give none.
 fn refusal(refused: &Refused) -> Option<Finding> {
     let verdict = Verdict::COUNTED.into_iter().find(|one| one.counter_name() == Some(refused.counter.as_str()))?;
     let cause = verdict.cause()?;

@@ -1,16 +1,16 @@
-//! What stock's service was started with, and this one's is not: `FENCE_VIRTD_ARGS` of
-//! `/etc/default/fence_virtd`.
+//! Checks the flags of fence_virtd's service that fence-daemon's unit ignores: `FENCE_VIRTD_ARGS`
+//! of `/etc/default/fence_virtd`.
 //!
-//! Debian's unit of `fence_virtd` reads that file. Ours does not: an old `-f FILE` there would
-//! choose another configuration without a word. So the words in it that matter are told.
+//! Debian's unit of `fence_virtd` reads that file. Ours does not, since an old `-f FILE` there
+//! would silently choose another configuration. So this check reports the flags that matter.
 
 use super::finding::Finding;
 use super::sight;
 
-/// Where Debian's package reads it from, and where others' do.
+/// The file in Debian's package, and in others'.
 const FILES: [&str; 2] = ["/etc/default/fence_virtd", "/etc/sysconfig/fence_virtd"];
 
-/// What is in these files and would be lost.
+/// Reports the flags in these files.
 #[must_use]
 pub fn check() -> Vec<Finding> {
     FILES.iter().filter_map(|file| judge(file, &sight::text(file)?)).collect()
@@ -26,7 +26,7 @@ fn judge(file: &str, text: &str) -> Option<Finding> {
     Some(Finding::warning("configuration", seen, remedy))
 }
 
-/// The flags of the last assignment, but for those that the unit has or does not need.
+/// The flags of the last assignment, except those that the unit has or does not need.
 fn lost(text: &str) -> Option<String> {
     let assigned = |line: &str| {
         let line = line.trim();

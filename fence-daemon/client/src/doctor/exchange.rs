@@ -1,5 +1,4 @@
-//! A real request from a guest, by the guest's own `fence_xvm`: whether it is answered, and how far
-//! it comes if not.
+//! Sends a real request from a guest by its own `fence_xvm`, and finds out how far it comes.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,13 +14,13 @@ use super::sight;
 /// The check's name.
 pub const CHECK: &str = "exchange";
 
-/// How long an answer is waited for, in seconds: it comes within milliseconds, or from a busy host
-/// in one or two.
+/// How long to wait for an answer, in seconds. It takes milliseconds, or on a busy host a second or
+/// two.
 const WAIT: u64 = 5;
-/// How much longer `fence_xvm` gets to end.
+/// How much longer `fence_xvm` may take to end.
 const MORE: Duration = Duration::from_secs(20);
 
-/// How a guest asks.
+/// How a guest sends requests.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The multicast group.
@@ -37,7 +36,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The same as a command to type.
+    /// The same settings as a command.
     #[must_use]
     pub fn command(&self) -> String {
         let mut words = vec!["fence_xvm".to_owned()];
@@ -62,31 +61,32 @@ impl Settings {
     }
 }
 
-/// A domain of the list.
+/// A domain of the host list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
     name: String,
     uuid: String,
 }
 
-/// Who this guest is.
+/// The identity of this guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Identity {
     host: String,
-    /// UUIDs that may be the domain's: the machine's own, or what libvirt has given to a container.
+    /// UUIDs that may be the domain's: the machine's own, or the one that libvirt gives a
+    /// container.
     uuids: Vec<String>,
 }
 
-/// Asks for a list.
+/// Asks for a host list.
 #[must_use]
 pub fn check(settings: &Settings) -> Vec<Finding> {
     let mut arguments = settings.arguments();
-    // Its own words say how far it came.
+    // The messages of fence_xvm tell how far it came.
     arguments.push("-ddd".to_owned());
     let begun = Instant::now();
     match program::run("fence_xvm", &arguments, Duration::from_secs(WAIT) + MORE) {
         Ok(said) => judge(&said, begun.elapsed(), &identity(), settings),
-        // Its absence has been told already.
+        // An earlier check reports that it is missing.
         Err(Silence::Missing(_)) => Vec::new(),
         Err(error) => vec![
             Finding::wrong(CHECK, error.to_string(), "it waits for more than it was told to: ask again by hand")
@@ -129,14 +129,14 @@ fn judge(said: &Said, took: Duration, identity: &Identity, settings: &Settings) 
     vec![Finding::wrong(CHECK, "no callback", remedy).command("fence-daemon doctor")]
 }
 
-/// A line for each domain: its name, its UUID, and its state.
+/// Parses the list: each line has a domain's name, UUID and state.
 fn rows(list: &str) -> Vec<Row> {
     let row = |line: &str| {
         let mut words = line.split_whitespace().rev();
         let (state, uuid) = (words.next()?, words.next()?);
         let uuid = uuid::Uuid::try_parse(uuid).ok()?.to_string();
         let is_row = matches!(state, "on" | "off");
-        // The name may have blanks in it.
+        // A name may contain blanks.
         let name = line.split(&uuid).next()?.trim().to_owned();
         is_row.then_some(Row { name, uuid })
     };

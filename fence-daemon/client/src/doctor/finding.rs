@@ -1,24 +1,24 @@
-//! What a check has found, in the form that `--json` prints. `docs/reference/doctor.schema.json`
-//! describes it, and a test compares.
+//! The findings, in the form that `--json` prints. A test compares it with
+//! `docs/reference/doctor.schema.json`.
 
 use serde::Serialize;
 
-/// How something is.
+/// The state of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// As it should be.
     Ok,
-    /// It cannot be told from here.
+    /// The doctor cannot find out.
     Unknown,
-    /// It works, or may work, and could bite.
+    /// It works now, but may fail.
     Warning,
-    /// It does not work, or not as it must.
+    /// It does not work.
     Wrong,
 }
 
 impl State {
-    /// In a word.
+    /// The name, as in the output.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -30,16 +30,16 @@ impl State {
     }
 }
 
-/// One line of the doctor's: what was looked at, how it is, and what to do.
+/// One finding: what was checked, its state, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The check's name. Several findings may have the same.
     pub check: &'static str,
-    /// How it is.
+    /// The state.
     pub state: State,
-    /// What was seen.
+    /// What the check found.
     pub seen: String,
-    /// What that means, and what to do; `null` where nothing is to be done.
+    /// What it means, and what to do; `null` if nothing is to be done.
     pub remedy: Option<String>,
     /// What to type, as root, in this order.
     pub commands: Vec<String>,
@@ -50,31 +50,31 @@ impl Finding {
         Self { check, state, seen: seen.into(), remedy, commands: Vec::new() }
     }
 
-    /// All is well.
+    /// A finding that all is well.
     #[must_use]
     pub fn ok(check: &'static str, seen: impl Into<String>) -> Self {
         Self::new(check, State::Ok, seen, None)
     }
 
-    /// It cannot be told; `remedy` says what would help, or who knows.
+    /// A finding that is unknown; `remedy` says how to find out.
     #[must_use]
     pub fn unknown(check: &'static str, seen: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(check, State::Unknown, seen, Some(remedy.into()))
     }
 
-    /// It could bite.
+    /// A finding that may fail.
     #[must_use]
     pub fn warning(check: &'static str, seen: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(check, State::Warning, seen, Some(remedy.into()))
     }
 
-    /// It is wrong.
+    /// A finding that something is wrong.
     #[must_use]
     pub fn wrong(check: &'static str, seen: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::new(check, State::Wrong, seen, Some(remedy.into()))
     }
 
-    /// With one more command to type.
+    /// Adds a command to type.
     #[must_use]
     pub fn command(mut self, command: impl Into<String>) -> Self {
         self.commands.push(command.into());
@@ -82,7 +82,7 @@ impl Finding {
     }
 }
 
-/// Where the doctor was asked.
+/// Where the doctor runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
@@ -92,26 +92,26 @@ pub enum Side {
     Guest,
 }
 
-/// The version of the form of [`Diagnosis`].
+/// The version of [`Diagnosis`].
 pub const SCHEMA: u32 = 1;
 
-/// All that was found.
+/// All findings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
     /// [`SCHEMA`].
     pub schema: u32,
     /// This program's version.
     pub version: &'static str,
-    /// Where it was asked.
+    /// Where the doctor runs.
     pub side: Side,
-    /// The worst of the findings: `unknown` and `warning` are no failures.
+    /// The worst state: `unknown` and `warning` are no failures.
     pub verdict: State,
     /// The findings, in the order of a request's way.
     pub findings: Vec<Finding>,
 }
 
 impl Diagnosis {
-    /// Findings, judged together.
+    /// Computes the verdict of findings.
     #[must_use]
     pub fn new(side: Side, findings: Vec<Finding>) -> Self {
         let verdict = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok);

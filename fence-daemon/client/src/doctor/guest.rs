@@ -1,4 +1,4 @@
-//! The checks of a guest: what `fence_xvm` needs there.
+//! Checks what `fence_xvm` needs in a guest.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -20,7 +20,7 @@ use super::{host, key, port, program};
 /// How long `fence_xvm -V` may take.
 const VERSION: Duration = Duration::from_secs(10);
 
-/// All of them. `config` counts where it was named; else all is as `fence_xvm` has it by default.
+/// Runs all checks. Without an explicit `config` the defaults of `fence_xvm` apply.
 #[must_use]
 pub fn check(config: &Path, key_file: Option<&Path>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = host::privileges().into_iter().collect();
@@ -35,7 +35,7 @@ pub fn check(config: &Path, key_file: Option<&Path>) -> Vec<Finding> {
     findings.push(port::tcp(settings.port));
     let exchange = exchange::check(&settings);
     if exchange.iter().any(|finding| finding.check == exchange::CHECK && finding.state == State::Ok) {
-        // What has come through needs no reading of rules.
+        // An answered request proves that the firewall is open: its rules need no reading.
         findings.push(Finding::ok(firewall::CHECK, "lets requests and callbacks through: one was answered"));
     } else {
         for seen in &seen {
@@ -55,7 +55,8 @@ fn settings(config: &Path, key_file: Option<&Path>) -> (Settings, Option<Finding
         auth: HashKind::Sha256,
         key_file: DEFAULT_KEY_FILE.into(),
     };
-    // A guest has none; one in the usual place came with a package, and fence_xvm does not read it.
+    // A guest has no configuration. One in the usual place came with a package, and fence_xvm does
+    // not read it.
     let named = (config != Path::new(config::DEFAULT_PATH)).then(|| config::load(config));
     let (mut settings, told) = match named {
         None => (defaults, None),
@@ -90,8 +91,8 @@ fn fence_xvm() -> Finding {
     }
 }
 
-/// By which interfaces requests go. For IPv4 `fence_xvm` sends from each address of the guest,
-/// whatever the routes say; for IPv6 the route decides.
+/// The interfaces that requests leave by. For IPv4 `fence_xvm` sends from each address of the
+/// guest, regardless of routes. For IPv6 the route decides.
 fn ways(group: IpAddr) -> (Vec<Seen>, Finding) {
     let names: BTreeSet<String> = match group {
         IpAddr::V4(_) => Wanted::Suitable(group).there().into_iter().map(|present| present.interface.name).collect(),
@@ -128,7 +129,7 @@ fn judge_ways(group: IpAddr, seen: &[Seen]) -> Finding {
     Finding::ok(ROUTE, format!("requests to {group} leave by {}", ways.join(", ")))
 }
 
-/// The address that packets to the group are sent from, by the kernel's routes. Nothing is sent.
+/// The source address of packets to the group, by the kernel's routes. Nothing is sent.
 fn routed(group: IpAddr) -> std::io::Result<IpAddr> {
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
     socket.connect(SocketAddr::new(group, DEFAULT_PORT))?;

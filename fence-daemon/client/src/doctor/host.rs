@@ -1,5 +1,4 @@
-//! The host itself: who asks, the clock, the kernel, the daemon's directory, and what starts at
-//! boot.
+//! Checks the host itself: privileges, clock, kernel, state directory, and what starts at boot.
 
 use std::fs;
 use std::io;
@@ -15,14 +14,14 @@ use super::program;
 use super::sight;
 use crate::probe::{Probe, Unsafe};
 
-/// How long `systemctl` may take: it reads files.
+/// How long `systemctl` may take: it only reads files.
 const SYSTEMCTL: Duration = Duration::from_secs(10);
-/// Years that a clock may show: not before this program was written, nor when it is forgotten.
+/// The years that a correct clock may show.
 const YEARS: std::ops::RangeInclusive<u64> = 2025..=2100;
 /// The mean length of a year, in seconds.
 const YEAR: u64 = 31_556_952;
 
-/// Whether this is root: others see little, and what they do not see is not wrong.
+/// Checks for root. Other users see little, and what they cannot see need not be wrong.
 #[must_use]
 pub fn privileges() -> Option<Finding> {
     let root = nix::unistd::geteuid().is_root();
@@ -30,18 +29,18 @@ pub fn privileges() -> Option<Finding> {
     (!root).then(|| Finding::wrong("privileges", "this is not root", remedy))
 }
 
-/// What the kernel says of its clock.
+/// The kernel's view of its clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sync {
-    /// Somebody keeps it right.
+    /// The clock is synchronised.
     Kept,
-    /// Nobody does.
+    /// Nothing synchronises the clock.
     Unkept,
-    /// The kernel does not tell.
+    /// The kernel does not say.
     Untold,
 }
 
-/// The clock.
+/// Checks the clock.
 #[must_use]
 pub fn clock() -> Finding {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -83,8 +82,8 @@ fn judge_clock(now: Duration, sync: Sync) -> Finding {
     }
 }
 
-/// What the kernel program needs of a kernel, the lowest first: version, and what is missing below
-/// it.
+/// The kernel versions that the kernel program needs, the lowest first, and what is missing below
+/// each.
 const VERSIONS: [((u32, u32), &str); 2] = [
     (
         (5, 12),
@@ -95,17 +94,17 @@ const VERSIONS: [((u32, u32), &str); 2] = [
         "there is no tcx: the program is attached as XDP, which costs other traffic of a bridge more (docs/measured/bystanders.md)",
     ),
 ];
-/// What the daemon needs to load and attach the program, by number and name.
+/// The capabilities that loading and attaching the program needs, by number and name.
 const CAPABILITIES: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-/// What stands for BPF's two, as before Linux 5.8.
+/// CAP_SYS_ADMIN includes BPF's two capabilities, as before Linux 5.8.
 const SYS_ADMIN: u32 = 21;
 
-/// The kernel, for the program; and what the daemon with this process number may do.
+/// Checks the kernel, and the capabilities of the daemon with this process ID.
 #[must_use]
 pub fn kernel(daemon: Option<u32>) -> Vec<Finding> {
     let release = sight::text("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut findings = vec![judge_release(&release)];
-    // 0: every run of a BPF program is interpreted.
+    // With 0 the kernel interprets every BPF program.
     if sight::number("/proc/sys/net/core/bpf_jit_enable") == Some(0) {
         let remedy = "the kernel program is interpreted, many times slower";
         findings.push(
@@ -150,12 +149,11 @@ fn judge_capabilities(status: &str) -> Option<Finding> {
     Some(finding.command("systemctl show -p CapabilityBoundingSet fence-daemon"))
 }
 
-/// The daemon's directory: what was claimed and seen is written there before anything is done about
-/// it.
+/// Checks the state directory. The daemon records each claim there before it acts on a request.
 #[must_use]
 pub fn state_directory(directory: &Path, probe: &dyn Probe) -> Finding {
     const CHECK: &str = "state";
-    // What exists of the way there is what can be asked: the daemon makes the rest.
+    // The daemon creates missing directories, so the nearest existing one is checked.
     let place = directory.ancestors().find(|place| place.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
     let shown = directory.display();
     if !place.is_dir() {
@@ -189,21 +187,21 @@ pub fn state_directory(directory: &Path, probe: &dyn Probe) -> Finding {
     Finding::ok(CHECK, format!("{shown} {there}"))
 }
 
-/// What starts at boot, where systemd is what starts things.
+/// Checks what starts at boot, where systemd starts services.
 #[must_use]
 pub fn autostart() -> Vec<Finding> {
     if fs::metadata("/run/systemd/system").is_err() {
         return Vec::new();
     }
     let enabled = |unit: &str| {
-        // By its files: systemd itself may be busy, and need not be asked.
+        // `systemctl` reads the unit files: systemd itself may be busy.
         let said = program::run_with("systemctl", &["is-enabled", unit], &[("SYSTEMD_OFFLINE", "1")], SYSTEMCTL);
         said.ok().map(|said| said.stdout.trim().to_owned())
     };
     judge_autostart(enabled("fence-daemon.service").as_deref(), enabled("fence_virtd.service").as_deref())
 }
 
-/// By what `systemctl is-enabled` says of ours and of stock's.
+/// Judges what `systemctl is-enabled` says of fence-daemon and of fence_virtd.
 fn judge_autostart(ours: Option<&str>, stock: Option<&str>) -> Vec<Finding> {
     const CHECK: &str = "boot";
     let starts = |said: Option<&str>| {

@@ -1,5 +1,5 @@
-//! The interface that guests are on: there, up, with an address, able to multicast, joined; and
-//! what of the host's settings eats its packets.
+//! Checks the guests' interface: existence, state, address, multicast, membership, and the settings
+//! that drop its packets.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,20 +15,20 @@ use super::sight;
 /// An address and the length of its network's prefix.
 pub type Network = (IpAddr, u8);
 
-/// What is to be known of an interface.
+/// The facts about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Its name.
     pub name: String,
-    /// Whether it is switched on.
+    /// Whether it is up.
     pub up: bool,
-    /// Whether anything is plugged in; a bridge has that of its ports.
+    /// Whether it has a carrier. A bridge has that of its ports.
     pub running: bool,
-    /// Whether it is one for multicast.
+    /// Whether it supports multicast.
     pub multicast: bool,
     /// Its addresses of the group's family.
     pub networks: Vec<Network>,
-    /// Who takes its frames, if that is not this host's IP.
+    /// What takes its frames before this host's IP stack, if anything.
     pub taker: Option<Taker>,
 }
 
@@ -40,7 +40,7 @@ impl Seen {
     }
 }
 
-/// Looks at an interface; `None` if there is none of that name.
+/// Looks at an interface; `None` if it does not exist.
 #[must_use]
 pub fn look(name: &str, v4: bool) -> Option<Seen> {
     let interface = Interface::meant_by(name)?;
@@ -73,8 +73,7 @@ fn prefix_of(mask: IpAddr) -> u8 {
     u8::try_from(ones).unwrap_or(u8::MAX)
 }
 
-/// The interfaces that the configuration means, as far as they are there, and what is to be said
-/// about them.
+/// The configured interfaces that exist, and the findings about them.
 #[must_use]
 pub fn check(multicast: &Multicast) -> (Vec<Seen>, Vec<Finding>) {
     let v4 = multicast.group.is_ipv4();
@@ -147,8 +146,7 @@ fn judge_any(seen: &[Seen], v4: bool) -> Finding {
     Finding::ok(CHECK, format!("none is named: {}", names.join(", ")))
 }
 
-/// Whether the group is joined on an interface: by the kernel's tables `/proc/net/igmp` and
-/// `igmp6`.
+/// Checks whether the interfaces have joined the group, by `/proc/net/igmp` and `igmp6`.
 #[must_use]
 pub fn membership(group: IpAddr, seen: &[Seen], daemon_runs: bool) -> Vec<Finding> {
     let table = sight::text(if group.is_ipv4() { "/proc/net/igmp" } else { "/proc/net/igmp6" });
@@ -184,10 +182,10 @@ fn judge_membership(group: IpAddr, name: &str, table: Option<&str>, daemon_runs:
     }
 }
 
-/// The table: a line for each interface, with its name before a colon, and below it one for each
-/// group.
+/// The table has a line for each interface, with its name before a colon, and below it a line for
+/// each group.
 fn is_member_v4(table: &str, name: &str, group: Ipv4Addr) -> bool {
-    // The kernel prints the address as the number that its bytes are on this machine.
+    // The kernel prints the address as a number in this machine's byte order.
     let digits = format!("{:08X}", u32::from_ne_bytes(group.octets()));
     let mut here = false;
     table.lines().skip(1).any(|line| {
@@ -200,8 +198,8 @@ fn is_member_v4(table: &str, name: &str, group: Ipv4Addr) -> bool {
     })
 }
 
-/// Reverse path filtering: it eats packets of senders that the routing table would not answer by
-/// the same interface.
+/// Checks reverse path filtering. It drops packets from senders whose answers would leave by
+/// another interface.
 #[must_use]
 pub fn rp_filter(name: &str) -> Finding {
     let set = |which: &str| sight::number(format!("/proc/sys/net/ipv4/conf/{which}/rp_filter")).unwrap_or(0);
@@ -209,7 +207,7 @@ pub fn rp_filter(name: &str) -> Finding {
     judge_rp_filter(name, set("all").max(set(name)), counter(&netstat, "IPReversePathFilter"))
 }
 
-/// A counter of `/proc/net/netstat`, where each line of names has one of numbers below it.
+/// A counter of `/proc/net/netstat`. Each line of names has a line of numbers below it.
 fn counter(table: &str, name: &str) -> Option<u64> {
     let lines: Vec<_> = table.lines().collect();
     lines.chunks(2).find_map(|pair| {

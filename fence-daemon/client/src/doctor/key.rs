@@ -1,4 +1,4 @@
-//! The key: whether there is one, whose it is, and a number to compare it with the guests' by.
+//! Checks the key files: existence, owner, strength, and a fingerprint to compare with the guests'.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub fn check_all(multicast: &Multicast, groups: &Groups) -> Vec<Finding> {
     findings
 }
 
-/// What the check of a group's key is called.
+/// The name of the check of a group's key.
 const OF_A_GROUP: &str = "group-key";
 
 fn check_listeners(multicast: &Multicast) -> Vec<Finding> {
@@ -45,7 +45,7 @@ fn check_listeners(multicast: &Multicast) -> Vec<Finding> {
     if second.exists() {
         findings.extend(check("key2", second));
         let mut warnings = Warnings::default();
-        // Only whether they are the same is news here.
+        // Each file is checked above. This only finds out whether two are the same.
         let _ = key::load_all(multicast, &mut warnings);
         for warning in warnings.iter().filter(|warning| matches!(warning.doubt(), Doubt::KeyTwice(_))) {
             findings.push(Finding::warning("key2", warning.doubt().to_string(), warning.doubt().help()));
@@ -56,7 +56,7 @@ fn check_listeners(multicast: &Multicast) -> Vec<Finding> {
     findings
 }
 
-/// One key file.
+/// Checks one key file.
 #[must_use]
 pub fn check(name: &'static str, path: &Path) -> Vec<Finding> {
     let mut warnings = Warnings::default();
@@ -100,14 +100,14 @@ fn make(path: &Path, option: &str) -> String {
     format!("fence-daemon keygen {option}{}", path.display())
 }
 
-/// What can be said of a key without telling it.
+/// Describes a key without revealing it.
 fn described(path: &Path, found: &Found) -> String {
     let len = found.key.dangerous_bytes().len();
     let cut = if found.is_cut { format!(" (the first {KEY_MAX} of the file)") } else { String::new() };
     format!("{}: {}{cut}, fingerprint {}", path.display(), counted(len, "byte"), fingerprint(&found.key))
 }
 
-/// In groups that can be read out.
+/// A key's fingerprint, in groups that can be read out.
 #[must_use]
 pub fn fingerprint(key: &Key) -> String {
     let digits: String = key.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,8 +1,8 @@
-//! libvirt: whether each URI answers, here and to the daemon, and whether its domains have names
-//! that a cluster can use.
+//! Checks libvirt: whether each URI answers, here and to the daemon, and whether a cluster can use
+//! the domains' names.
 //!
-//! The daemon's systemd unit leaves it fewer rights than a shell has. So what the daemon says of
-//! its own connections counts more than what can be reached from here.
+//! The daemon's systemd unit leaves it fewer rights than a shell has. So the daemon's own
+//! connections count more than what can be reached from here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,17 +20,18 @@ use rustix::thread::CapabilitySet;
 use super::finding::Finding;
 use crate::probe::{Domain, Probe, Unanswered};
 
-/// How long libvirt may take: what the daemon gives it for a request.
+/// How long libvirt may take: as long as the daemon allows it for a request.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// How long the daemon may take to connect to what answers here: it tries again every few seconds.
+/// How long the daemon may take to connect to a URI that answers here. It tries again every few
+/// seconds.
 const CATCHES_UP_WITHIN: Duration = Duration::from_secs(6);
 
-/// How often it is looked whether it has.
+/// The interval between two looks at the daemon's connections.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Asks each URI, and the daemon about it; `ask` asks the daemon, if it runs. Compares `groups`
-/// with the domains that the URIs have.
+/// Checks each URI, and the daemon's connection to it. `ask` gets the daemon's report, if it runs.
+/// Compares `groups` with the domains.
 #[must_use]
 pub fn check(uris: &[String], groups: &Groups, probe: &dyn Probe, ask: impl Fn() -> Option<Report>) -> Vec<Finding> {
     let probed = probe.domains(uris, BOUND);
@@ -54,7 +55,7 @@ pub fn check(uris: &[String], groups: &Groups, probe: &dyn Probe, ask: impl Fn()
         ));
     }
     findings.extend(doubts);
-    // Where a URI does not answer, the domain may be there.
+    // If a URI does not answer, the domain may be there.
     if probed.iter().all(|(_, answer)| answer.is_ok()) {
         findings.extend(unmatched(groups, &domains));
     }
@@ -69,7 +70,7 @@ fn unmatched(groups: &Groups, domains: &[&Domain]) -> Vec<Finding> {
     doubts.map(|doubt| Finding::warning("domains", doubt.to_string(), doubt.help())).collect()
 }
 
-/// The daemon's report, once it is connected to all of these or has had the time for it.
+/// The daemon's report, once it is connected to all these URIs or the time is over.
 fn caught_up(uris: &[&str], ask: impl Fn() -> Option<Report>) -> Option<Report> {
     let until = Instant::now() + CATCHES_UP_WITHIN;
     loop {
@@ -82,14 +83,14 @@ fn caught_up(uris: &[&str], ask: impl Fn() -> Option<Report>) -> Option<Report> 
     }
 }
 
-/// What the daemon says of a URI that it is not connected to. One that it does not know is in a
-/// configuration that it has not read.
+/// The daemon's view of a URI to which it is not connected. If it does not know the URI, it has not
+/// read this configuration.
 fn unconnected<'r>(report: &'r Report, uri: &str) -> Option<&'r Uri> {
     report.uris.iter().find(|there| there.uri == uri && !there.connected)
 }
 
-/// A URI that answers to whoever runs this, and not to the daemon. `rights` makes a command one
-/// that has the daemon's rights.
+/// A URI answers here, but not to the daemon. `rights` is a prefix that runs a command with the
+/// daemon's rights.
 fn refused_to_daemon(there: &Uri, rights: &str) -> Finding {
     let uri = &there.uri;
     let error = there.last_error.as_deref().unwrap_or("it does not say why");
@@ -100,7 +101,7 @@ fn refused_to_daemon(there: &Uri, rights: &str) -> Finding {
         .command(format!("{rights}{}", try_it(uri)))
 }
 
-/// What makes a command run with the rights and the file system of a process.
+/// A prefix that runs a command with the rights and the file system of a process.
 fn rights(pid: u32) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     confine(pid, &status).unwrap_or_default()
@@ -142,7 +143,7 @@ fn judge(uri: &str, answer: &Result<Vec<Domain>, Unanswered>) -> Finding {
     }
 }
 
-/// Names that a cluster cannot use, or not without care.
+/// Names that a cluster cannot use, or only with care.
 fn names(domains: &[&Domain]) -> Vec<Finding> {
     const CHECK: &str = "domains";
     let mut findings = Vec::new();
@@ -165,7 +166,7 @@ fn names(domains: &[&Domain]) -> Vec<Finding> {
     findings
 }
 
-/// What is doubtful about a name, and what to do: renaming is the best of it.
+/// What is doubtful about a name, and the remedy. Renaming is the best one.
 fn doubt(name: &str) -> Option<(&'static str, &'static str)> {
     const BY_UUID: &str = "Pacemaker leaves it out of what the device can fence: rename the domain while it is off, or map the node to its \
                            UUID (`pcmk_host_map=\"NODE:UUID\"`)";

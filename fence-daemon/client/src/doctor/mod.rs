@@ -1,9 +1,9 @@
-//! `fence-daemon doctor`: looks at everything that a fence needs, and says what is wrong with the
-//! command that mends it.
+//! `fence-daemon doctor`: checks everything that a fence needs, and prints the command against each
+//! problem.
 //!
-//! Each check looks and judges apart: looking reads `/proc`, `/sys`, the control socket, or runs a
-//! program with a limit to its time; judging is plain code over what was seen. Nothing is changed.
-//! What cannot be told is said to be unknown, never to be well.
+//! Each check separates looking from judging. Looking reads `/proc`, `/sys` and the control socket,
+//! or runs a program with a time limit. Judging is plain code over the result. The doctor changes
+//! nothing. What it cannot find out is unknown, never ok.
 
 pub mod bridge;
 pub mod daemon;
@@ -32,21 +32,21 @@ use self::firewall::Traffic;
 use crate::probe::Probe;
 use crate::screen;
 
-/// The exit code where something is wrong.
+/// The exit code if something is wrong.
 pub const EXIT_WRONG: u8 = 1;
 
-/// What is asked.
+/// The doctor's options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Whether this is a guest.
+    /// Whether it runs in a guest.
     pub from_guest: bool,
-    /// A guest's key, where it is not in its usual place.
+    /// A guest's key, if not in its usual place.
     pub key: Option<PathBuf>,
-    /// Whether it is for a program.
+    /// Whether the output is JSON.
     pub json: bool,
 }
 
-/// Looks, tells, and returns the exit code.
+/// Runs all checks, prints the findings, and returns the exit code.
 #[must_use]
 pub fn run(config: &Path, options: &Options, probe: &dyn Probe) -> u8 {
     let diagnosis = if options.from_guest {
@@ -120,8 +120,7 @@ fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
     findings
 }
 
-/// The configuration, if the daemon would take it, and what is to be said about it. The key is
-/// another matter.
+/// The configuration, if it is valid, and the findings about it. The key has its own check.
 fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
     const CHECK: &str = "configuration";
     let (config, warnings) = match config::load(path) {

@@ -1,5 +1,4 @@
-//! The findings as a page to read: a line each, what to do indented below, how it is altogether
-//! last.
+//! Prints the findings as a page: one line each, remedies indented below, the summary last.
 
 use super::finding::{Diagnosis, Finding, Side, State};
 use crate::screen::table::{Look, Screen};
@@ -8,7 +7,7 @@ use crate::screen::words::harmless;
 /// Columns of the state and of the check's name.
 const STATE: usize = 8;
 const CHECK: usize = 14;
-/// How wide a remedy is where there is no terminal to tell.
+/// The width of a remedy without a terminal, in columns.
 const WIDTH: usize = 110;
 
 /// The whole page.
@@ -44,14 +43,14 @@ fn told(finding: &Finding, screen: Screen) -> String {
         text.push('\n');
     }
     for command in &finding.commands {
-        // Never wrapped: it is to be copied.
+        // Commands are never wrapped, so that they can be copied.
         let command = screen.paint(Look::Heading, &harmless(command));
         text.push_str(&format!("{}# {command}\n", " ".repeat(indent + 4)));
     }
     text
 }
 
-/// A text on as many lines as it takes, each indented.
+/// Wraps a text and indents each line.
 fn wrapped(text: &str, indent: usize, screen: Screen) -> String {
     let room = screen.width.unwrap_or(WIDTH).saturating_sub(indent).max(30);
     let mut lines = vec![String::new()];

@@ -1,17 +1,18 @@
-//! Who has the port: on the hypervisor UDP for requests, in a guest TCP for the callback.
+//! Checks the port's owner: UDP for requests on the hypervisor, TCP for the callback in a guest.
 
 use super::finding::Finding;
 use super::sight::{self, Owner};
 
 const CHECK: &str = "port";
 
-/// UDP on the hypervisor. `daemon` is the process of the daemon that answers on the control socket.
+/// Checks UDP on the hypervisor. `daemon` is the process ID of the daemon that answers on the
+/// control socket.
 #[must_use]
 pub fn udp(port: u16, daemon: Option<u32>) -> Vec<Finding> {
     judge_udp(port, daemon, &owners("udp", port, false))
 }
 
-/// Each socket of a port: its inode, and the processes that have it.
+/// The sockets of a port: inode and processes of each.
 fn owners(protocol: &str, port: u16, listening: bool) -> Vec<(u64, Vec<Owner>)> {
     let tables = [format!("/proc/net/{protocol}"), format!("/proc/net/{protocol}6")];
     let inodes = tables.iter().filter_map(sight::text).flat_map(|table| sight::sockets(&table, port, listening));
@@ -62,7 +63,7 @@ fn judge_udp(port: u16, daemon: Option<u32>, sockets: &[(u64, Vec<Owner>)]) -> V
     findings
 }
 
-/// TCP in a guest, where `fence_xvm` waits for the callback.
+/// Checks TCP in a guest, where `fence_xvm` waits for the callback.
 #[must_use]
 pub fn tcp(port: u16) -> Finding {
     judge_tcp(port, &owners("tcp", port, true))

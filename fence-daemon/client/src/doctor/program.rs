@@ -1,4 +1,4 @@
-//! Programs of the system that are asked: each gets a while, and is killed if that is not enough.
+//! Runs the system's programs with a time limit, and kills those that exceed it.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -7,18 +7,18 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Where programs are looked for beside `PATH`: a user's `PATH` often lacks the administrator's
+/// Where programs are looked for besides `PATH`: a user's `PATH` often lacks the administrator's
 /// directories.
 const SYSTEM: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin"];
-/// How often it is looked whether a program has ended.
+/// The interval between two looks for the program's end.
 const LOOK: Duration = Duration::from_millis(10);
-/// More than any of them has to say, in bytes.
+/// The most output that is read, in bytes.
 const OUTPUT_MAX: u64 = 64 << 20;
 
-/// What a program has said.
+/// A program's output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said {
-    /// Its exit status; `None` if a signal has ended it.
+    /// Its exit status; `None` if a signal ended it.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -27,7 +27,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// Its first line of complaint, or of anything.
+    /// The first line of standard error, or else of standard output.
     #[must_use]
     pub fn first_line(&self) -> &str {
         let lines = self.stderr.lines().chain(self.stdout.lines());
@@ -35,26 +35,26 @@ impl Said {
     }
 }
 
-/// Why a program has said nothing.
+/// Why a program gave no output.
 #[derive(Debug, thiserror::Error)]
 pub enum Silence {
-    /// There is none.
+    /// The program is not installed.
     #[error("there is no program `{0}`")]
     Missing(String),
-    /// It has not ended.
+    /// The program exceeded its time limit.
     #[error("`{program}` has not ended within {} s", limit.as_secs())]
     Overdue {
         /// Its name.
         program: String,
-        /// What it had.
+        /// Its time limit.
         limit: Duration,
     },
-    /// It cannot be run.
+    /// The program cannot be run.
     #[error("cannot run `{program}`: {error}")]
     Broken {
         /// Its name.
         program: String,
-        /// Why not.
+        /// The system's error.
         #[source]
         error: io::Error,
     },
@@ -71,12 +71,12 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// Runs a program to its end.
 ///
 /// # Errors
-/// See [`Silence`]. An exit status other than 0 is none.
+/// See [`Silence`]. An exit status other than 0 is no error.
 pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A], limit: Duration) -> Result<Said, Silence> {
     run_with(program, arguments, &[], limit)
 }
 
-/// As [`run`], with more in its environment.
+/// As [`run`], with additional environment variables.
 ///
 /// # Errors
 /// As [`run`].
@@ -92,7 +92,7 @@ pub fn run_with<A: AsRef<OsStr>>(
     command.args(arguments).env("LC_ALL", "C").envs(environment.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(broken)?;
-    // On threads of their own: a pipe that nobody reads would keep it from ending.
+    // Threads read the output: a full pipe would keep the program from ending.
     let stdout = child.stdout.take().map(|stream| thread::spawn(move || all_of(stream)));
     let stderr = child.stderr.take().map(|stream| thread::spawn(move || all_of(stream)));
     let ended = wait(&mut child, limit).map_err(broken)?;
@@ -104,7 +104,7 @@ pub fn run_with<A: AsRef<OsStr>>(
     Ok(Said { code, stdout: text(stdout), stderr: text(stderr) })
 }
 
-/// Waits for the end; `None` if it had to be killed.
+/// Waits for the end; `None` if the program had to be killed.
 fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<Option<i32>>> {
     let until = Instant::now() + limit;
     loop {
@@ -112,7 +112,7 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<Option<i32>>> {
             return Ok(Some(status.code()));
         }
         if Instant::now() > until {
-            // Fails only if it has ended this moment.
+            // This fails only if the program has just ended.
             let _ = child.kill();
             child.wait()?;
             return Ok(None);
@@ -123,7 +123,7 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<Option<i32>>> {
 
 fn all_of(stream: impl Read) -> String {
     let mut bytes = Vec::new();
-    // What came before an error is something, too.
+    // What was read before an error still counts.
     let _ = stream.take(OUTPUT_MAX).read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -1,15 +1,15 @@
-//! Small looks at what the kernel shows in `/proc` and `/sys`, without judging.
+//! Reads `/proc` and `/sys`, without judging.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file's text, without blanks around it; `None` if it cannot be read.
+/// A file's text, trimmed; `None` if it cannot be read.
 #[must_use]
 pub fn text(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-/// A file's number.
+/// The number in a file.
 #[must_use]
 pub fn number(path: impl AsRef<Path>) -> Option<u64> {
     text(path)?.parse().ok()
@@ -18,13 +18,13 @@ pub fn number(path: impl AsRef<Path>) -> Option<u64> {
 /// A process that has something open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Its number.
+    /// Its process ID.
     pub pid: u32,
     /// Its program's name.
     pub name: String,
 }
 
-/// The processes that have a socket open, as far as they can be seen from here.
+/// The processes that have a socket open, as far as this process can see.
 #[must_use]
 pub fn owners(inode: u64) -> Vec<Owner> {
     let link = PathBuf::from(format!("socket:[{inode}]"));
@@ -45,8 +45,8 @@ pub fn program_of(pid: u32) -> String {
     name.or_else(|| text(format!("/proc/{pid}/comm"))).unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The sockets in a table of `/proc/net` (`udp`, `tcp6`, ...) with this local port, listening ones
-/// only where `listening`: their inodes.
+/// The inodes of the sockets with this local port in a table of `/proc/net` (`udp`, `tcp6`, ...).
+/// With `listening`, listening sockets only.
 #[must_use]
 pub fn sockets(table: &str, port: u16, listening: bool) -> Vec<u64> {
     /// `TCP_LISTEN`.

@@ -7,20 +7,20 @@ use super::words::micros;
 const UNICODE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const ASCII: [char; 8] = ['.', ':', '-', '=', '+', '*', '#', '@'];
 
-/// The powers of two that several histograms have in common.
+/// The powers of two that several histograms share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Axis {
     first: u32,
     last: u32,
 }
 
-/// The power of two that a bucket is in.
+/// The power of two that a bucket belongs to.
 fn power(bucket: &Bucket) -> u32 {
     bucket.le_us.checked_ilog2().unwrap_or(0)
 }
 
 impl Axis {
-    /// From the shortest to the longest.
+    /// The axis from the shortest to the longest time.
     #[must_use]
     pub fn of<'b>(buckets: impl Iterator<Item = &'b Bucket>) -> Self {
         let nothing = Self { first: u32::MAX, last: 0 };
@@ -29,15 +29,15 @@ impl Axis {
             .fold(nothing, |axis, power| Self { first: axis.first.min(power), last: axis.last.max(power) })
     }
 
-    /// Where it begins and ends.
+    /// Its range.
     #[must_use]
     pub fn name(self) -> String {
         let end = 1_u64.checked_shl(self.last + 1).unwrap_or(u64::MAX);
         format!("{} to {}", micros(1_u64.checked_shl(self.first).unwrap_or(0)), micros(end))
     }
 
-    /// The bars of one histogram: the highest for what came most often, the lowest for what came at
-    /// all.
+    /// The bars of one histogram. The most frequent time has the highest bar, and any that occurred
+    /// has the lowest.
     #[must_use]
     pub fn bars(self, buckets: &[Bucket], unicode: bool) -> String {
         let counts: Vec<u64> = (self.first..=self.last)
@@ -47,7 +47,7 @@ impl Axis {
     }
 }
 
-/// Bars for counts: the highest for the largest, the lowest for any that is not zero.
+/// Bars for counts: the highest for the largest count, the lowest for any other than zero.
 #[must_use]
 pub fn row(counts: impl Iterator<Item = u64> + Clone, unicode: bool) -> String {
     let most = counts.clone().max().unwrap_or(0).max(1);

@@ -1,5 +1,5 @@
-//! What the commands show: tables, bars and words, as wide and as colourful as standard output can
-//! have them.
+//! What the commands print: tables, bars and words, as wide and colourful as standard output
+//! allows.
 
 pub mod bars;
 pub mod table;
@@ -12,14 +12,14 @@ use std::os::fd::AsFd;
 
 use self::table::Screen;
 
-/// Tells on standard error what went wrong.
+/// Prints an error on standard error.
 pub fn complain(what: impl Display) {
-    // Nothing is left to be done if even that cannot be written.
+    // If even this fails, nothing is left to do.
     let _ = writeln!(io::stderr(), "{what}");
 }
 
-/// Writes to standard output. Whoever reads a part of it and goes (`head`) has what they wanted.
-/// Another failure is told, and is `false`.
+/// Prints on standard output. A reader that closes early (`head`) is no failure. Any other failure
+/// is reported, and returns `false`.
 pub fn print(text: &str) -> bool {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
@@ -42,20 +42,20 @@ pub fn screen() -> Screen {
     Screen { colours: wants_colours(), width: width.filter(|width| *width > 0), unicode: speaks_unicode() }
 }
 
-/// Whether whoever looks at a terminal wants colours on it.
+/// Whether the user wants colours on a terminal.
 #[must_use]
 pub fn wants_colours() -> bool {
     let unset = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     unset && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Whether standard error shows escape sequences as colours, and the user wants them.
+/// Whether standard error shows colours, and the user wants them.
 #[must_use]
 pub fn stderr_colours() -> bool {
     wants_colours() && io::stderr().is_terminal()
 }
 
-/// Whether the locale is one of UTF-8: the first of these variables that is set decides.
+/// Whether the locale is UTF-8. The first of these variables that is set decides.
 #[must_use]
 pub fn speaks_unicode() -> bool {
     let named =

@@ -1,4 +1,4 @@
-//! Tables that are as wide as what is in them, or as the terminal.
+//! Tables as wide as their contents, or as the terminal.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -7,16 +7,16 @@ use super::words::harmless;
 /// How a text looks on a terminal that has colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Look {
-    /// As ever.
+    /// Normal.
     #[default]
     Plain,
     /// All is well.
     Good,
-    /// Not as it could be.
+    /// Could be better.
     Warn,
     /// Something is wrong.
     Bad,
-    /// Not so important.
+    /// Less important.
     Dim,
     /// A heading.
     Heading,
@@ -38,11 +38,11 @@ impl Look {
 /// What the output can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
-    /// Whether colours are wanted.
+    /// Whether to use colours.
     pub colours: bool,
-    /// How many columns there are; as many as it takes if `None`.
+    /// The number of columns; `None` for no limit.
     pub width: Option<usize>,
-    /// Whether it shows more than ASCII.
+    /// Whether the output can show more than ASCII.
     pub unicode: bool,
 }
 
@@ -59,7 +59,7 @@ impl Screen {
         }
     }
 
-    /// A text on a line of its own, cut where the terminal ends.
+    /// A text on one line, cut at the terminal's width.
     #[must_use]
     pub fn line(self, look: Look, text: &str) -> String {
         let text = harmless(text);
@@ -67,7 +67,7 @@ impl Screen {
         format!("{}\n", self.paint(look, &text))
     }
 
-    /// The beginning of a text that fits, marked where something is missing.
+    /// The beginning of a text that fits, with a mark if it is cut.
     #[must_use]
     pub fn cut(self, text: &str, width: usize) -> String {
         if text.width() <= width {
@@ -95,23 +95,23 @@ impl Screen {
 pub struct Column {
     name: &'static str,
     right: bool,
-    /// How narrow it may become where the terminal is too narrow for all.
+    /// Its least width if the terminal is too narrow.
     least: Option<usize>,
 }
 
-/// Text, from the left.
+/// A column of text, aligned left.
 #[must_use]
 pub const fn text(name: &'static str) -> Column {
     Column { name, right: false, least: None }
 }
 
-/// Text that may be cut to so many columns.
+/// A column of text that may be cut to this width.
 #[must_use]
 pub const fn flexible(name: &'static str, least: usize) -> Column {
     Column { name, right: false, least: Some(least) }
 }
 
-/// Numbers, to the right.
+/// A column of numbers, aligned right.
 #[must_use]
 pub const fn number(name: &'static str) -> Column {
     Column { name, right: true, least: None }
@@ -124,11 +124,11 @@ pub struct Table {
     rows: Vec<Vec<(Look, String)>>,
 }
 
-/// Columns between columns.
+/// Blanks between columns.
 const GAP: usize = 2;
 
 impl Table {
-    /// One without rows.
+    /// A table without rows.
     #[must_use]
     pub fn new(columns: impl Into<Vec<Column>>) -> Self {
         Self { columns: columns.into(), rows: Vec::new() }
@@ -140,12 +140,12 @@ impl Table {
         self.rows.is_empty()
     }
 
-    /// Adds a row, a cell for each column.
+    /// Adds a row with a cell for each column.
     pub fn row(&mut self, cells: impl IntoIterator<Item = (Look, String)>) {
         self.rows.push(cells.into_iter().map(|(look, text)| (look, harmless(&text))).collect());
     }
 
-    /// The widths of the columns: natural, or as little less as makes them fit.
+    /// The widths of the columns: natural, or reduced to fit.
     fn widths(&self, room: Option<usize>) -> Vec<usize> {
         let widest =
             |index: usize| self.rows.iter().filter_map(|row| row.get(index)).map(|(_, text)| text.width()).max();
@@ -155,7 +155,7 @@ impl Table {
         let Some(room) = room else { return widths };
         let gaps = GAP * self.columns.len().saturating_sub(1);
         let mut over = (widths.iter().sum::<usize>() + gaps).saturating_sub(room);
-        // The widest that may give way does, one after the other.
+        // The widest flexible column gives way, one after the other.
         while over > 0 {
             let mut candidates: Vec<_> = (0..widths.len())
                 .filter_map(|index| {
@@ -172,7 +172,7 @@ impl Table {
         widths
     }
 
-    /// As lines of texts, each in its look. Nothing trails.
+    /// The lines of texts, each with its look. No line ends with blanks.
     #[must_use]
     pub fn lines(&self, screen: Screen) -> Vec<Vec<(Look, String)>> {
         let widths = self.widths(screen.width);
@@ -191,7 +191,7 @@ impl Table {
             let (before, after) = if column.right { (pad, 0) } else { (0, pad) };
             blanks += before;
             if !cell.is_empty() {
-                // What does not fit although all have given way.
+                // The rest of the line does not fit, although all columns have given way.
                 let Some(left) = room.checked_sub(blanks).filter(|left| *left > 0) else { break };
                 let cell = screen.cut(&cell, left);
                 line.push((Look::Plain, " ".repeat(blanks)));

@@ -1,4 +1,4 @@
-//! Numbers, times and counters in the words of the status.
+//! Numbers, times and counters in words.
 
 use fence_common::verdict::{Counters, Verdict};
 
@@ -12,7 +12,7 @@ pub fn micros(micros: u64) -> String {
     }
 }
 
-/// `value` in a unit of so many, with as many decimals as make three digits.
+/// `value` in a unit, with as many decimals as make three digits.
 fn in_three_digits(value: u64, unit: u64, name: &str) -> String {
     let (whole, rest) = (value / unit, value % unit);
     match whole {
@@ -22,7 +22,7 @@ fn in_three_digits(value: u64, unit: u64, name: &str) -> String {
     }
 }
 
-/// How long something lasts already: `3 s`, `4 min`, `3 h 12 min`, `5 d 4 h`.
+/// How long something has lasted: `3 s`, `4 min`, `3 h 12 min`, `5 d 4 h`.
 #[must_use]
 pub fn span(millis: u64) -> String {
     let seconds = millis / 1000;
@@ -36,14 +36,14 @@ pub fn span(millis: u64) -> String {
     }
 }
 
-/// The time of day of a moment since 1970, in UTC as in the log: `02:59:07Z`.
+/// The time of day of a time since 1970, in UTC as in the log: `02:59:07Z`.
 #[must_use]
 pub fn time_of_day(unix_millis: u64) -> String {
     let seconds = unix_millis / 1000 % 86_400;
     format!("{:02}:{:02}:{:02}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// A text on one line: whatever is in it, nothing of it shapes the terminal.
+/// A text on one line, in which nothing can control the terminal.
 #[must_use]
 pub fn harmless(text: &str) -> String {
     let is_harmless = |character: char| !character.is_control() && !is_direction(character);
@@ -59,17 +59,17 @@ pub fn harmless(text: &str) -> String {
         .collect()
 }
 
-/// Characters that turn the direction of the text around them, or that are not seen.
+/// Whether a character changes the direction of the text, or is invisible.
 fn is_direction(character: char) -> bool {
     matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// The names of the counters, in the order in which a datagram may come to them.
+/// The names of the counters, in the order of the checks on a datagram.
 pub fn counters() -> impl Iterator<Item = &'static str> {
     Counters::NAMES.into_iter()
 }
 
-/// What a counter counts, in a line; empty for one that this program does not know.
+/// What a counter counts, in a line; empty for an unknown counter.
 #[must_use]
 pub fn meaning(counter: &str) -> &'static str {
     let verdict = Verdict::COUNTED.into_iter().find(|verdict| verdict.counter_name() == Some(counter));

@@ -1,4 +1,4 @@
-//! `fence-daemon status`: asks the daemon that runs how it is, and shows it.
+//! `fence-daemon status`: asks the running daemon for its report, and shows it.
 
 pub mod page;
 
@@ -11,8 +11,8 @@ use fence_control::report::Health;
 
 use crate::screen;
 
-/// Where the daemon with this configuration has its control socket. One that cannot be read (by
-/// somebody who is not root, say) is no reason not to look in the usual place.
+/// The control socket of the daemon with this configuration. If the configuration is unreadable (to
+/// another user than root, say), the default place.
 #[must_use]
 pub fn socket(config: &Path) -> PathBuf {
     let configured = config::load(config).ok().and_then(|(config, _)| config.hypervisor.state);
@@ -26,7 +26,7 @@ pub fn run(config: &Path, json: bool) -> u8 {
     let shown = answer.and_then(|answer| {
         let report = client::parse(&answer);
         if json && !matches!(report, Err(ClientError::Refused(_) | ClientError::Strange(_))) {
-            // As the daemon said it, whatever its version.
+            // Printed as sent, whatever its version.
             return Ok((answer, report.map_or(EXIT_UNKNOWN, |report| exit_code(report.health))));
         }
         let report = report?;
@@ -47,7 +47,7 @@ pub fn run(config: &Path, json: bool) -> u8 {
     }
 }
 
-/// What a daemon's health is for scripts.
+/// The exit code of a daemon's health.
 fn exit_code(health: Health) -> u8 {
     match health {
         Health::Serving => 0,

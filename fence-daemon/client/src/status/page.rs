@@ -1,4 +1,4 @@
-//! The report as a page to read: what is wrong first, then what there is, then the figures.
+//! The report as a page: problems first, then the present state, then the counts.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use crate::screen::bars;
 use crate::screen::table::{Look, Screen, Table, flexible, number, text};
 use crate::screen::words::{counters, meaning, micros, span, time_of_day};
 
-/// How many requests are shown; all that are remembered are in the JSON.
+/// The most requests shown. The JSON has all that are remembered.
 const REQUESTS: usize = 20;
 
 fn plain(text: impl Into<String>) -> (Look, String) {
@@ -22,7 +22,7 @@ fn dim(text: impl Into<String>) -> (Look, String) {
     (Look::Dim, text.into())
 }
 
-/// A step, or that it was not taken.
+/// The time of a step, or a mark that it was not reached.
 fn step(time: Option<u64>) -> (Look, String) {
     time.map_or_else(|| dim("-"), |time| plain(micros(time)))
 }
@@ -88,7 +88,7 @@ fn headline(report: &Report, screen: Screen) -> String {
     format!("{}{rest}\n", screen.paint(look_of(report.health), health))
 }
 
-/// A problem in whole, however many lines that takes: what to do stands at its end.
+/// A problem in full, on as many lines as needed: the remedy stands at its end.
 fn wrapped(problem: &str, screen: Screen) -> String {
     let room = screen.width.unwrap_or(usize::MAX).max(20);
     let mut lines = vec!["!".to_owned()];
@@ -237,7 +237,7 @@ const STEPS: [Step; 4] = [
     ("REPLIED", |steps| steps.replied_us),
 ];
 
-/// The newest requests, `most` of them, with these steps; why they ended so may be cut to `why`
+/// The newest `most` requests, with these steps. The reason of the outcome may be cut to `why`
 /// columns.
 #[must_use]
 pub fn requests(report: &Report, most: usize, shown: &[Step], why: usize) -> Table {
@@ -262,7 +262,7 @@ pub fn requests(report: &Report, most: usize, shown: &[Step], why: usize) -> Tab
     table
 }
 
-/// How a connection is.
+/// The state of a connection.
 #[must_use]
 pub fn connection(uri: &Uri) -> (Look, String) {
     let (look, word) = match (uri.connected, uri.silent) {
@@ -278,7 +278,7 @@ fn client(request: &Request) -> String {
     request.client.parse::<SocketAddr>().map_or_else(|_| request.client.clone(), |client| client.ip().to_string())
 }
 
-/// What came of a request, or how far it is.
+/// The outcome of a request, or how far it is.
 fn result(request: &Request) -> (Look, String) {
     let Some(result) = &request.result else {
         let doing = if request.steps.called_back_us.is_some() { "in progress" } else { "calling back" };

@@ -1,4 +1,4 @@
-//! What `top` shows of a report: lines, as many as the terminal has.
+//! The lines that `top` shows of a report, as many as the terminal has.
 
 use fence_control::report::Report;
 use ratatui::Frame;
@@ -12,12 +12,12 @@ use crate::screen::table::{Look, Screen, Table, flexible, number, text};
 use crate::screen::words::{counters, harmless, meaning, micros, span, time_of_day};
 use crate::status::page::{Step, connection, look_of, requests};
 
-/// Counters that are shown at most: those that grow come first.
+/// The most counters shown. Those that grow come first.
 const COUNTERS: usize = 8;
 /// The steps of requests that are shown.
 const STEPS: [Step; 2] = [("DEAD", |steps| steps.dead_us), ("REPLIED", |steps| steps.replied_us)];
 
-/// How a look is drawn. Without colours there is still bold and dim.
+/// The style of a look. Without colours, bold and dim remain.
 fn style(look: Look, colours: bool) -> Style {
     let style = Style::new();
     let colour = |colour: Color| if colours { style.fg(colour) } else { style };
@@ -41,33 +41,33 @@ fn one(look: Look, text: &str, screen: Screen) -> Line<'static> {
     line(vec![(look, text)], screen)
 }
 
-/// What is to be shown.
+/// The state of the display.
 #[derive(Debug, Default)]
 pub struct State {
     /// The last report.
     pub report: Option<Report>,
-    /// Why there is no newer one.
+    /// Why there is no newer report.
     pub error: Option<String>,
     /// How fast counters grow.
     pub rates: Rates,
 }
 
 impl State {
-    /// The daemon has answered.
+    /// Takes in a report.
     pub fn answered(&mut self, report: Report) {
         self.rates.update(&report);
         self.report = Some(report);
         self.error = None;
     }
 
-    /// Fills a terminal.
+    /// Draws on the terminal.
     pub fn draw(&self, frame: &mut Frame<'_>, colours: bool, unicode: bool) {
         let area = frame.area();
         let screen = Screen { colours, width: Some(area.width.into()), unicode };
         frame.render_widget(Paragraph::new(self.lines(screen, area.height.into())), area);
     }
 
-    /// All lines; the last ones are the requests, of which there are as many as fit.
+    /// All lines. The last ones are requests, as many as fit.
     #[must_use]
     pub fn lines(&self, screen: Screen, height: usize) -> Vec<Line<'static>> {
         let mut lines = Vec::new();
@@ -119,7 +119,7 @@ impl State {
         let unknown = self.rates.names().filter(|name| !known.contains(name));
         let some = known.iter().copied().chain(unknown).filter_map(|name| Some((name, self.rates.get(name)?)));
         let mut some: Vec<(&str, &Counter)> = some.filter(|(_, counter)| counter.total > 0).collect();
-        // In their order, but none that stands still in the way of one that grows.
+        // Keeps the order, but counters that grow come before those that do not.
         some.sort_by_key(|(_, counter)| counter.history.iter().all(|rate| *rate == 0));
         for (name, counter) in some.into_iter().take(COUNTERS) {
             let rate = counter.rate();
@@ -140,7 +140,7 @@ impl State {
     }
 }
 
-/// The last half a minute. Of one width, so that nothing moves while it fills.
+/// The last half minute, at a fixed width so that nothing moves while it fills.
 fn history(counter: &Counter, unicode: bool) -> String {
     let bars = bars::row(counter.history.iter().copied(), unicode);
     let missing = HISTORY.saturating_sub(counter.history.len());

@@ -1,8 +1,8 @@
-//! `fence-daemon top`: the daemon that runs, each second anew.
+//! `fence-daemon top`: watches the running daemon, refreshed each second.
 //!
-//! It asks over the control socket from a thread of its own, so that a daemon that hangs does not
-//! keep `q` from quitting. However it ends, but for SIGKILL, the terminal is as it was: a panic
-//! restores it too (ratatui's hook), and what would end the process by a signal is taken as `q`.
+//! A thread asks over the control socket, so that a daemon that hangs does not block `q`. The
+//! terminal is restored after any end but SIGKILL: ratatui's hook handles a panic, and signals that
+//! end the process count as `q`.
 
 pub mod draw;
 pub mod rates;
@@ -26,12 +26,12 @@ use self::draw::State;
 use crate::screen::{self, complain};
 use crate::status;
 
-/// How often the daemon is asked.
+/// The interval between two questions to the daemon.
 const EACH: Duration = Duration::from_secs(1);
-/// How often it is looked whether there is an answer, or a signal.
+/// How often the display looks for an answer or a signal.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Watches the daemon with this configuration until it is told to quit. The exit code.
+/// Watches the daemon with this configuration until the user quits. Returns the exit code.
 #[must_use]
 pub fn run(config: &Path) -> u8 {
     if !io::stdout().is_terminal() {
@@ -51,8 +51,8 @@ pub fn run(config: &Path) -> u8 {
     }
 }
 
-/// Gives `work` the whole terminal, which is as it was afterwards: also where only half of it could
-/// be set up, and after a panic.
+/// Gives `work` the whole terminal, and restores it afterwards, also after a failed setup or a
+/// panic.
 ///
 /// # Errors
 /// The terminal's, or what `work` returns.
@@ -62,8 +62,8 @@ pub fn with_terminal(work: impl FnOnce(&mut DefaultTerminal) -> io::Result<()>) 
     worked.and(restored)
 }
 
-/// Set when a signal asks for the end. To be called before there are other threads: they have what
-/// is blocked from this one.
+/// A flag that a signal sets to end the program. Call it before any thread starts: threads inherit
+/// the blocked signals.
 fn quit_signals() -> io::Result<Arc<AtomicBool>> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
     signals.thread_block()?;
@@ -76,7 +76,7 @@ fn quit_signals() -> io::Result<Arc<AtomicBool>> {
     Ok(quit)
 }
 
-/// Asks each second, and tells what came of it.
+/// Asks the daemon each second and sends the result.
 fn ask(socket: PathBuf) -> io::Result<Receiver<Result<Report, ClientError>>> {
     let (tell, answers) = sync_channel(1);
     thread::Builder::new().name("ask".to_owned()).spawn(move || {

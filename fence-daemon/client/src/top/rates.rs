@@ -1,4 +1,4 @@
-//! How fast counters grow: the difference of two reports, and those of the last minute.
+//! How fast counters grow, from the difference of two reports.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,10 +7,10 @@ use fence_control::report::Report;
 /// How many rates are remembered, one a second.
 pub const HISTORY: usize = 30;
 
-/// What counters there are, and how fast they grow.
+/// The counters and how fast they grow.
 #[derive(Debug, Default)]
 pub struct Rates {
-    /// Which daemon they are of, and for how long it ran at the last report.
+    /// The daemon's process, and its uptime at the last report.
     of: Option<(u32, u64)>,
     counters: BTreeMap<String, Counter>,
 }
@@ -18,14 +18,14 @@ pub struct Rates {
 /// One counter.
 #[derive(Clone, Debug, Default)]
 pub struct Counter {
-    /// How far it has come.
+    /// Its latest value.
     pub total: u64,
-    /// How much it grew in each second of late, the newest last.
+    /// Its growth in each recent second, the newest last.
     pub history: VecDeque<u64>,
 }
 
 impl Counter {
-    /// How much it grows in a second.
+    /// Its growth per second.
     #[must_use]
     pub fn rate(&self) -> u64 {
         self.history.back().copied().unwrap_or(0)
@@ -33,7 +33,7 @@ impl Counter {
 }
 
 impl Rates {
-    /// Takes in a report. Another daemon's begins anew.
+    /// Takes in a report. A report of another daemon starts anew.
     pub fn update(&mut self, report: &Report) {
         let daemon = (report.daemon.pid, report.daemon.uptime_ms);
         let passed = match self.of {
@@ -66,13 +66,13 @@ impl Rates {
         }
     }
 
-    /// A counter, if it was heard of.
+    /// A counter, if any report had it.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Counter> {
         self.counters.get(name)
     }
 
-    /// The names of all.
+    /// The names of all counters.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.counters.keys().map(String::as_str)
     }

@@ -1,4 +1,4 @@
-//! iptables' rules, from what `iptables-save` and `ip6tables-save` print. What is not understood is
+//! Parses the output of `iptables-save` and `ip6tables-save`. An unknown part becomes
 //! [`Test::Other`] or [`Action::Other`].
 
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::rules::{Action, Chain, Hook, Match, Network, Rule, Rules, Test};
 
-/// Reads what was printed; `family` is `ip` or `ip6`.
+/// Parses the rules; `family` is `ip` or `ip6`.
 #[must_use]
 pub(super) fn parse(text: &str, family: &str) -> Rules {
     let mut rules = Rules::default();
@@ -33,7 +33,7 @@ pub(super) fn parse(text: &str, family: &str) -> Rules {
                 known.rules.push(read_rule(line, words.get(2..).unwrap_or_default()));
             }
         } else if line.contains("is incompatible, use 'nft' tool") {
-            // Tables that only nft can show.
+            // Only nft can show these tables.
             rules.others.push(line.trim_start_matches("# ").to_owned());
         }
     }
@@ -59,7 +59,7 @@ fn hook_of(table: &str, chain: &str) -> Option<(Hook, i64)> {
     Some((hook, priority))
 }
 
-/// Words, some of them in double quotes.
+/// Splits a line into words, some of them in double quotes.
 fn split(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let (mut quoted, mut escaped) = (false, false);
@@ -103,7 +103,7 @@ fn read_rule(line: &str, words: &[String]) -> Rule {
                 value();
                 None
             }
-            // What it brings follows as options of their own.
+            // The options of the module follow as separate words.
             "-m" => {
                 value();
                 None
@@ -116,12 +116,12 @@ fn read_rule(line: &str, words: &[String]) -> Rule {
                 action = Action::Goto(value().to_owned());
                 None
             }
-            // The values of what is not understood are no options, and make it no clearer.
+            // The values of an unknown option are no options, and add no information.
             word if word.starts_with('-') => Some(Test::Other),
             _ => None,
         };
         if let Some(test) = test {
-            // A doubt stays one whichever way it is asked.
+            // An unknown test stays unknown when negated.
             matches.push(Match { negated: negated && test != Test::Other, test });
             negated = false;
         }

@@ -1,5 +1,5 @@
-//! The firewall: what it does with requests, callbacks and their answers, as far as its rules can
-//! be followed.
+//! Checks what the firewall does with requests, callbacks and their answers, as far as its rules
+//! can be followed.
 
 mod iptables;
 mod nft;
@@ -20,24 +20,24 @@ pub const CHECK: &str = "firewall";
 /// How long `nft` and the like may take.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// The ways that must be open.
+/// The traffic that must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Requests to the hypervisor.
     RequestIn,
     /// The callback, from the hypervisor.
     CallOut,
-    /// What the guest says during the callback, to the hypervisor.
+    /// The guest's answers during the callback, to the hypervisor.
     AnswerIn,
     /// Requests from the guest.
     RequestOut,
     /// The callback, to the guest.
     CallIn,
-    /// What the guest says during the callback, from the guest.
+    /// The guest's answers during the callback, from the guest.
     AnswerOut,
 }
 
-/// Where packets go, and by which interface.
+/// The traffic of fencing, and its interface.
 #[derive(Clone, Debug)]
 pub struct Traffic<'t> {
     /// The interface.
@@ -48,14 +48,14 @@ pub struct Traffic<'t> {
     pub port: u16,
 }
 
-/// On the hypervisor. `attached`: the kernel program is on the interface, so that requests do not
-/// come to the firewall.
+/// Checks the hypervisor's firewall. With `attached`, the kernel program is on the interface, so
+/// requests do not reach the firewall.
 #[must_use]
 pub fn hypervisor(traffic: &Traffic<'_>, attached: bool) -> Vec<Finding> {
     check(traffic, &[Way::RequestIn, Way::CallOut, Way::AnswerIn], attached)
 }
 
-/// In a guest.
+/// Checks a guest's firewall.
 #[must_use]
 pub fn guest(traffic: &Traffic<'_>) -> Vec<Finding> {
     check(traffic, &[Way::RequestOut, Way::CallIn, Way::AnswerOut], false)
@@ -113,8 +113,7 @@ fn read(v4: bool) -> Result<Rules, String> {
         }
         Err(error) => return Err(error.to_string()),
     };
-    // Rules that were made by iptables have parts that nft only knows to be there: iptables tells
-    // them in its own words.
+    // nft cannot read some parts of rules that iptables made: iptables prints them.
     if by_iptables && let Ok(own) = saved(plain) {
         rules
             .chains
@@ -122,7 +121,7 @@ fn read(v4: bool) -> Result<Rules, String> {
         rules.chains.extend(own.chains);
     }
     if has_legacy {
-        // Beside nftables, and with a say of its own.
+        // Legacy iptables works beside nftables and decides too.
         rules.chains.extend(saved(legacy)?.chains);
     }
     Ok(rules)
@@ -147,7 +146,7 @@ impl Way {
         Packet { inbound, device, protocol, source, destination, source_port, destination_port, state, v4 }
     }
 
-    /// What does not work without.
+    /// The name of the traffic, for messages.
     fn told(self, port: u16) -> String {
         match self {
             Self::RequestIn => format!("requests (UDP {port}, in)"),
@@ -165,8 +164,8 @@ fn judge(way: Way, traffic: &Traffic<'_>, rules: &Rules, attached: bool) -> Opti
     let (what, name) = (way.told(traffic.port), &traffic.seen.name);
     let at =
         |blame: &Blame| format!("{} of chain {} in table {} {}", blame.rule, blame.chain, blame.family, blame.table);
-    // The program is before the firewall; requests of this host itself come by the loopback way,
-    // which firewalls let pass.
+    // The program runs before the firewall. Requests of this host itself come over the loopback,
+    // which firewalls accept.
     let bypassed = attached && way == Way::RequestIn;
     match rules.fate(&packet) {
         Fate::Passes => None,
@@ -200,7 +199,7 @@ fn find_nft() -> bool {
     program::find("nft").is_some()
 }
 
-/// What opens a way, for what is in charge of the rules.
+/// The commands that open the way, for the tool that manages the rules.
 fn remedies(packet: &Packet, blame: &Blame) -> Vec<String> {
     let (device, protocol) = (&packet.device, packet.protocol.name());
     let (which, port) = match (packet.destination_port, packet.source_port) {

@@ -1,5 +1,5 @@
-//! nftables' rules, from `nft -j list ruleset`. What is not understood is [`Test::Other`] or
-//! [`Action::Other`], never left out.
+//! Parses the output of `nft -j list ruleset`. An unknown part becomes [`Test::Other`] or
+//! [`Action::Other`], never nothing.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,14 +9,14 @@ use serde_json::Value;
 
 use super::rules::{Action, Chain, Hook, Match, Network, Rule, Rules, Test};
 
-/// What a set holds, by its family, table and name.
+/// The elements of sets, by family, table and name.
 type Sets = BTreeMap<[String; 3], Vec<Value>>;
 
-/// Reads the output of `nft -j list ruleset`: the rules, and whether some of a family were made by
-/// iptables with what nft does not understand.
+/// Parses the output of `nft -j list ruleset`. Returns the rules, and whether iptables made some
+/// that nft cannot read.
 ///
 /// # Errors
-/// It is no JSON.
+/// The output is no JSON.
 pub(super) fn parse(text: &str, family: &str) -> Result<(Rules, bool), serde_json::Error> {
     let listed: Value = serde_json::from_str(text)?;
     let objects = listed["nftables"].as_array().cloned().unwrap_or_default();
@@ -61,7 +61,7 @@ fn understood(object: &Value) -> bool {
 
 fn read_chain(chain: &Value) -> Chain {
     let hook = match chain["hook"].as_str() {
-        // What these do is another matter: nothing is dropped by translating addresses.
+        // Translating addresses drops nothing.
         _ if chain["type"] == "nat" => None,
         Some("prerouting") => Some(Hook::Prerouting),
         Some("input") => Some(Hook::Input),
@@ -75,7 +75,7 @@ fn read_chain(chain: &Value) -> Chain {
     Chain { family, table, name, hook: hook.map(|hook| (hook, priority)), drops, rules: Vec::new() }
 }
 
-/// One rule, or several where it looks something up in a map.
+/// Parses a rule. One that looks something up in a map becomes several.
 fn read_rule(rule: &Value, sets: &Sets) -> Vec<Rule> {
     let [family, table, _] = place(rule, "chain");
     let name = match rule["comment"].as_str() {
@@ -106,11 +106,11 @@ fn read_rule(rule: &Value, sets: &Sets) -> Vec<Rule> {
             "accept" | "drop" | "return" | "jump" | "goto" | "continue" | "reject" => {
                 found.push(end(action_of(statement), &matches));
             }
-            // Translation, queues and the like end it in their own way, limits and the rest let
-            // some through.
+            // Translation and queues end the packet's way; limits and the rest let some packets
+            // through.
             "queue" | "tproxy" | "synproxy" => found.push(end(Action::Other, &matches)),
             "masquerade" | "snat" | "dnat" | "redirect" => {}
-            // Of iptables: only it knows what.
+            // Only iptables can read its own targets.
             "xt" if body["type"] == "target" => found.push(end(Action::Other, &matches)),
             _ => matches.push(Match::is(Test::Other)),
         }
@@ -131,8 +131,7 @@ fn action_of(verdict: &Value) -> Action {
     }
 }
 
-/// The pairs of a verdict map; where it is a named one that is not known, a pair that nobody
-/// understands.
+/// The pairs of a verdict map. An unknown named map gives one pair with an unknown test.
 fn map_pairs(data: &Value, set_of: &impl Fn(&Value) -> Option<Vec<Value>>) -> Vec<[Value; 2]> {
     let unknown = || vec![[Value::Null, Value::Null]];
     let Some(list) = set_of(data) else { return unknown() };
@@ -144,18 +143,18 @@ fn map_pairs(data: &Value, set_of: &impl Fn(&Value) -> Option<Vec<Value>>) -> Ve
     pairs.unwrap_or_else(unknown)
 }
 
-/// The elements of a set, or the one that is none.
+/// The elements of a set, or a single value.
 fn elements(right: &Value) -> Vec<Value> {
     let list = match (right.as_array(), right["set"].as_array()) {
         (Some(list), _) | (None, Some(list)) => list.clone(),
         (None, None) if right.is_null() => Vec::new(),
         (None, None) => vec![right.clone()],
     };
-    // With a counter, a time or a comment of its own.
+    // An element may have a counter, a timeout or a comment.
     list.into_iter().map(|element| element["elem"].get("val").cloned().unwrap_or(element)).collect()
 }
 
-/// What a match looks at. Two tests where the one implies the other: a UDP port is of UDP only.
+/// What a match tests. It may be two tests: a UDP port implies UDP.
 fn read_match(left: &Value, op: &Value, right: Option<Vec<Value>>) -> Vec<Match> {
     let negated = op == "!=";
     let other = || vec![Match::is(Test::Other)];
@@ -179,7 +178,7 @@ fn read_test(left: &Value, right: &[Value]) -> Option<(Vec<Test>, Test)> {
     } else if left["ct"]["key"] == "state" {
         Test::State(words(right)?)
     } else if left["ct"]["key"] == "status" && words(right)?.iter().all(|word| word == "dnat" || word == "snat") {
-        // Nobody translates these packets' addresses.
+        // These packets' addresses are never translated.
         Test::State(Vec::new())
     } else {
         let payload = &left["payload"];
@@ -195,7 +194,7 @@ fn read_test(left: &Value, right: &[Value]) -> Option<(Vec<Test>, Test)> {
             ("ip", "protocol") | ("ip6", "nexthdr") => {
                 Some((vec![Test::Family(protocol == "ip")], Test::Protocol(words(right)?)))
             }
-            // Whatever it looks at there: it is about that protocol only.
+            // An unknown field of a protocol still implies that protocol.
             ("ip" | "ip6", _) => Some((vec![Test::Family(protocol == "ip")], Test::Other)),
             ("th" | "ether" | "vlan" | "arp", _) => None,
             (_, _) => Some((vec![Test::Protocol(vec![protocol.to_owned()])], Test::Other)),

@@ -1,39 +1,39 @@
-//! A firewall's rules and a packet's way through them, in three values: a rule applies, does not,
-//! or it cannot be told.
+//! A firewall's rules, and a packet's way through them, in three values: a rule applies, does not,
+//! or is unclear.
 //!
-//! Where it cannot be told both ways are gone on, so that the end is honest: passes whatever is the
-//! case, is dropped whatever is the case, or it depends.
+//! An unclear rule is followed both ways. So the verdict is exact: the packet passes in any case,
+//! is dropped in any case, or it depends.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-/// Jumps within jumps that are followed: the kernel allows 16.
+/// How many nested jumps are followed: the kernel allows 16.
 const DEPTH: usize = 16;
 
-/// A packet as far as it is known beforehand.
+/// A packet, as far as it is known beforehand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packet {
-    /// Whether it comes in, and by which interface; else it goes out by it.
+    /// Whether it comes in by the interface; otherwise it goes out by it.
     pub(super) inbound: bool,
     /// The interface.
     pub(super) device: String,
     /// `udp` or `tcp`.
     pub(super) protocol: Protocol,
-    /// From somewhere in this network.
+    /// A network that contains its source.
     pub(super) source: Option<Network>,
-    /// To somewhere in this network.
+    /// A network that contains its destination.
     pub(super) destination: Option<Network>,
-    /// From which port, if that is known.
+    /// Its source port, if known.
     pub(super) source_port: Option<u16>,
-    /// To which port, if that is known.
+    /// Its destination port, if known.
     pub(super) destination_port: Option<u16>,
-    /// What connection tracking makes of it.
+    /// Its state in connection tracking.
     pub(super) state: &'static str,
     /// Whether IPv4.
     pub v4: bool,
 }
 
-/// The two that matter here.
+/// The protocols of fencing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     /// UDP.
@@ -62,23 +62,23 @@ impl Protocol {
     }
 }
 
-/// Addresses that begin with the same bits.
+/// A network: addresses that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Network {
-    /// One of them.
+    /// One of its addresses.
     pub(super) address: IpAddr,
-    /// How many bits.
+    /// The length of its prefix, in bits.
     pub(super) prefix: u8,
 }
 
 impl Network {
-    /// One address.
+    /// The network of one address.
     #[must_use]
     pub(super) fn host(address: IpAddr) -> Self {
         Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
     }
 
-    /// Whether all addresses of this one are in `other`, none is, or some are.
+    /// Whether all addresses of this network are in `other`, none is, or some are.
     fn within(self, other: Self) -> Maybe {
         let (own, its, bits) = match (self.address, other.address) {
             (IpAddr::V4(own), IpAddr::V4(its)) => (u128::from(own.to_bits()), u128::from(its.to_bits()), 32_u32),
@@ -95,14 +95,14 @@ impl Network {
     }
 }
 
-/// Yes, no, or it cannot be told.
+/// Yes, no, or unclear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Maybe {
-    /// It is so.
+    /// Yes.
     Yes,
-    /// It is not so.
+    /// No.
     No,
-    /// It cannot be told.
+    /// Unclear.
     Unclear,
 }
 
@@ -132,36 +132,36 @@ impl Maybe {
     }
 }
 
-/// What a rule looks at.
+/// What a rule tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Test {
-    /// The interface that it came in by (`true`) or goes out by; a name may end in `*`.
+    /// The interface that a packet comes in by (`true`) or goes out by. A name may end in `*`.
     Device(bool, Vec<String>),
     /// The transport protocol, in names or numbers.
     Protocol(Vec<String>),
     /// Whether IPv4 (`true`) or IPv6.
     Family(bool),
-    /// The port that it comes from (`true`) or goes to.
+    /// The source port (`true`) or the destination port.
     Port(bool, Vec<RangeInclusive<u16>>),
-    /// The address that it comes from (`true`) or goes to.
+    /// The source address (`true`) or the destination address.
     Address(bool, Vec<Network>),
-    /// What connection tracking makes of it.
+    /// The state in connection tracking.
     State(Vec<String>),
-    /// Something else: it may be so or not.
+    /// An unknown test.
     Other,
 }
 
-/// A test, or its contrary.
+/// A test, perhaps negated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Match {
-    /// What is looked at.
+    /// The test.
     pub(super) test: Test,
-    /// Whether it must not be so.
+    /// Whether it is negated.
     pub(super) negated: bool,
 }
 
 impl Match {
-    /// What must be so.
+    /// A test that is not negated.
     #[must_use]
     pub(super) fn is(test: Test) -> Self {
         Self { test, negated: false }
@@ -181,7 +181,7 @@ impl Test {
     fn judge(&self, packet: &Packet) -> Maybe {
         match self {
             Self::Device(inbound, names) => {
-                // An inbound packet goes out by none, and the other way about.
+                // An inbound packet goes out by no interface, and the other way about.
                 Maybe::of(*inbound == packet.inbound && names.iter().any(|name| is_named(name, &packet.device)))
             }
             Self::Protocol(names) => {
@@ -210,30 +210,30 @@ fn is_named(pattern: &str, name: &str) -> bool {
 /// What a rule does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Lets it through.
+    /// Accepts the packet.
     Accept,
-    /// Drops or rejects it.
+    /// Drops or rejects the packet.
     Drop,
-    /// Back to where the chain was called from.
+    /// Returns to the calling chain.
     Return,
-    /// On in another chain, and back.
+    /// Calls another chain, and returns.
     Jump(String),
-    /// On in another chain, and not back.
+    /// Goes to another chain, and does not return.
     Goto(String),
-    /// Counts it, writes about it and the like: the next rule follows.
+    /// Counts or logs the packet. The next rule follows.
     Nothing,
-    /// Something that may end it or not.
+    /// An unknown action, which may end the packet's way.
     Other,
 }
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
-    /// What must be so for it to apply.
+    /// All of these must match.
     pub(super) matches: Vec<Match>,
-    /// What it does then.
+    /// What it does to a packet that matches.
     pub(super) action: Action,
-    /// How to call it.
+    /// Its name in messages.
     pub(super) name: String,
 }
 
@@ -246,57 +246,57 @@ pub(super) struct Chain {
     pub(super) table: String,
     /// Its name.
     pub(super) name: String,
-    /// Where the kernel calls it, and its place among others there; `None` where only rules do.
+    /// Its hook and priority; `None` if only other rules call it.
     pub(super) hook: Option<(Hook, i64)>,
-    /// Whether what reaches its end is dropped.
+    /// Whether the policy is to drop.
     pub(super) drops: bool,
     /// Its rules.
     pub(super) rules: Vec<Rule>,
 }
 
-/// Where the kernel calls a chain.
+/// A hook of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hook {
-    /// Whatever comes in.
+    /// All packets that arrive.
     Prerouting,
-    /// What is for this host.
+    /// Packets to this host.
     Input,
-    /// What comes from this host.
+    /// Packets from this host.
     Output,
-    /// Whatever goes out.
+    /// All packets that leave.
     Postrouting,
 }
 
-/// Who decides about a packet.
+/// The rule or policy that decides about a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Blame {
     /// `ip`, `ip6`, `inet`, ...
     pub(super) family: String,
     /// The table.
     pub(super) table: String,
-    /// The chain that the kernel calls.
+    /// The chain with the hook.
     pub(super) chain: String,
     /// The rule, or the chain's policy.
     pub(super) rule: String,
 }
 
-/// What becomes of a packet.
+/// The fate of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It passes, whatever is the case.
+    /// It passes in any case.
     Passes,
-    /// It is dropped, whatever is the case.
+    /// It is dropped in any case.
     Dropped(Blame),
-    /// It depends on what is not known here.
+    /// It depends on what is unknown here.
     Unclear(Blame),
 }
 
-/// What may come out of a chain.
+/// The possible results of a chain.
 #[derive(Default)]
 struct Flow {
     accepts: bool,
     drops: Option<String>,
-    /// Its end is reached, or it returns.
+    /// Whether the packet may reach the end, or return.
     goes_on: bool,
 }
 
@@ -312,14 +312,14 @@ impl Flow {
 /// The rules of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rules {
-    /// All chains of the families that are understood.
+    /// All chains of the known families.
     pub(super) chains: Vec<Chain>,
-    /// Tables with rules of other families (`bridge`, `netdev`), which are not looked into.
+    /// Tables of other families (`bridge`, `netdev`), which are not evaluated.
     pub(super) others: Vec<String>,
 }
 
 impl Rules {
-    /// What becomes of a packet.
+    /// The fate of a packet.
     #[must_use]
     pub(super) fn fate(&self, packet: &Packet) -> Fate {
         let on_the_way = |hook| match hook {
@@ -365,7 +365,7 @@ impl Rules {
                     flow.goes_on = true;
                     true
                 }
-                // What goes there and comes to its end comes to this chain's end as well.
+                // The end of that chain is the end of this chain too.
                 Action::Goto(_) => {
                     flow.goes_on |= does.goes_on;
                     true
