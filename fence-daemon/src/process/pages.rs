@@ -1,16 +1,17 @@
 //! Which code stays in memory: what a request needs, and not what only the start needed.
 //!
 //! A fence must not wait for the disk that the daemon's own code is on, so all of it is brought in.
-//! libvirt's library brings two dozen others along (TLS, Kerberos, SSH, XML, ...). Their initialisation
-//! alone touches 10 MB of code, which memory locks would keep for good. Without this the daemon has
-//! 1.2 times the memory of `fence_virtd`, with it 0.8 times.
+//! libvirt's library brings two dozen others along (TLS, Kerberos, SSH, XML, ...). Their
+//! initialisation alone touches 10 MB of code, which memory locks would keep for good. Without this
+//! the daemon has 1.2 times the memory of `fence_virtd`, with it 0.8 times.
 
 use std::path::Path;
 use std::ptr;
 
 use nix::libc::{MADV_DONTNEED, MADV_POPULATE_READ, madvise};
 
-/// Of these libraries a request is likely to use what was used once: libvirt's calls, memory, threads.
+/// Of these libraries a request is likely to use what was used once: libvirt's calls, memory,
+/// threads.
 const KEPT: [&str; 3] = ["libvirt", "libc.", "ld-"];
 
 /// A mapping of code.
@@ -27,9 +28,10 @@ pub fn settle() {
     let own = std::env::current_exe().unwrap_or_default();
     for code in maps.lines().filter_map(code).filter(|code| !is_kept(code.path)) {
         let advice = if code.path == own { MADV_POPULATE_READ } else { MADV_DONTNEED };
-        // SAFETY: needed because advice on memory is given by address. Sound because the mapping is a
-        // file's code that nobody may write: its pages are the file's own, and come back from there.
-        // Advice that comes too late, for a library that is gone, is an error without effect.
+        // SAFETY: needed because advice on memory is given by address. Sound because the mapping is
+        // a file's code that nobody may write: its pages are the file's own, and come back from
+        // there. Advice that comes too late, for a library that is gone, is an error without
+        // effect.
         unsafe { madvise(ptr::without_provenance_mut(code.start), code.len, advice) };
     }
 }
