@@ -254,7 +254,7 @@ pub struct Domain {
     /// Whether the present connection has confirmed the state.
     pub fresh: bool,
     /// Orphaned processes of the domain: libvirt has lost track of them.
-    pub strays: Vec<i32>,
+    pub orphans: Vec<i32>,
     /// Disks whose writes this host cannot see. Their servers may carry out writes even after the
     /// domain's death.
     #[serde(default)]

@@ -239,8 +239,8 @@ fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: 
         } else if uri.silent {
             problems.push(format!("{name} is connected and does not answer: see whether `virsh -c {name} list` does"));
         }
-        for domain in uri.domains.iter().filter(|domain| !domain.strays.is_empty()) {
-            let pids: Vec<_> = domain.strays.iter().map(ToString::to_string).collect();
+        for domain in uri.domains.iter().filter(|domain| !domain.orphans.is_empty()) {
+            let pids: Vec<_> = domain.orphans.iter().map(ToString::to_string).collect();
             problems.push(format!(
                 "{} runs on although libvirt has lost it (process {}): `off` ends it",
                 domain.name.escape_debug(),
@@ -383,7 +383,7 @@ fn domain(view: DomainView) -> Domain {
         pid: view.pid,
         persistent: view.persistent,
         fresh: view.fresh,
-        strays: view.orphans,
+        orphans: view.orphans,
         unseen: view.unseen,
     }
 }

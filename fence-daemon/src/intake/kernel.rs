@@ -329,7 +329,7 @@ impl KernelProgram {
     /// # Errors
     /// [`Error::Map`].
     pub fn take_memory(&mut self) -> Result<Option<Memory>, Error> {
-        self.memory.take().map(|(seen, trusted)| Memory::new(seen, trusted)).transpose()
+        self.memory.take().map(|(replay_cache, trusted)| Memory::new(replay_cache, trusted)).transpose()
     }
 
     /// The slots for keys, which may be written at any time. `None` the second time.

@@ -68,14 +68,14 @@ impl ReplayCache {
     /// records. If that fails, the cache logs it and lasts only as long as the process.
     #[must_use]
     pub fn open(directory: &Path, window: Duration) -> Self {
-        let mut seen = Self::none(window);
+        let mut cache = Self::none(window);
         match open(directory) {
             Ok((file, found)) => {
-                let next = seen.recall(&found, Moment::now());
-                seen.file = Some(Mutex::new(Records { file, next, complained: false }));
+                let next = cache.recall(&found, Moment::now());
+                cache.file = Some(Mutex::new(Records { file, next, complained: false }));
                 // Under the lock of the other file.
                 match Senders::open(directory, Moment::now()) {
-                    Ok(senders) => seen.senders = Mutex::new(senders),
+                    Ok(senders) => cache.senders = Mutex::new(senders),
                     Err(error) => {
                         tracing::warn!(%error, "trusted senders are not stored: the next daemon will not know them")
                     }
@@ -86,7 +86,7 @@ impl ReplayCache {
                 tracing::warn!(%directory, %error, "the replay cache is not stored: the next daemon will accept replays of what this one accepted");
             }
         }
-        seen
+        cache
     }
 
     /// Takes over records of this boot that are not too old. Returns where the next record goes.
@@ -230,27 +230,27 @@ mod tests {
         // And one that was cut off.
         bytes.extend_from_slice(&[7; LEN - 1]);
         fs::write(scratch.path().join("seen"), bytes).unwrap();
-        let seen = ReplayCache::open(scratch.path(), Duration::from_secs(60));
-        assert_eq!((0..4).filter(|&n| seen.accepted_at(&datagram_id(n)).is_some()).collect::<Vec<_>>(), [3]);
-        assert!(seen.is_new(datagram_id(9), None, false));
-        drop(seen);
-        let seen = ReplayCache::open(scratch.path(), Duration::from_secs(60));
-        assert!(!seen.is_new(datagram_id(9), None, false) && !seen.is_new(datagram_id(3), None, false));
+        let cache = ReplayCache::open(scratch.path(), Duration::from_secs(60));
+        assert_eq!((0..4).filter(|&n| cache.accepted_at(&datagram_id(n)).is_some()).collect::<Vec<_>>(), [3]);
+        assert!(cache.is_new(datagram_id(9), None, false));
+        drop(cache);
+        let cache = ReplayCache::open(scratch.path(), Duration::from_secs(60));
+        assert!(!cache.is_new(datagram_id(9), None, false) && !cache.is_new(datagram_id(3), None, false));
     }
 
     #[test]
     fn a_damaged_file_is_read_and_stays_small() {
         let scratch = tempdir().unwrap();
         fs::write(scratch.path().join("seen"), vec![0xa5; (REPLAY_CACHE_MAX + 10) * LEN + 5]).unwrap();
-        let seen = ReplayCache::open(scratch.path(), DAY);
-        assert!((0..REPLAY_CACHE_MAX + 100).all(|n| seen.is_new(datagram_id(n), None, false)));
-        drop(seen);
-        let seen = ReplayCache::open(scratch.path(), DAY);
+        let cache = ReplayCache::open(scratch.path(), DAY);
+        assert!((0..REPLAY_CACHE_MAX + 100).all(|n| cache.is_new(datagram_id(n), None, false)));
+        drop(cache);
+        let cache = ReplayCache::open(scratch.path(), DAY);
         assert!(
-            !seen.is_new(datagram_id(REPLAY_CACHE_MAX + 99), None, false)
-                && !seen.is_new(datagram_id(100), None, false)
+            !cache.is_new(datagram_id(REPLAY_CACHE_MAX + 99), None, false)
+                && !cache.is_new(datagram_id(100), None, false)
         );
-        assert!(seen.is_new(datagram_id(0), None, false), "the oldest was overwritten");
+        assert!(cache.is_new(datagram_id(0), None, false), "the oldest was overwritten");
         assert!(
             fs::metadata(scratch.path().join("seen")).unwrap().len() <= (REPLAY_CACHE_MAX as u64 + 11) * LEN as u64
         );
@@ -260,14 +260,14 @@ mod tests {
     #[test]
     fn no_holder_of_the_key_pushes_out_another_sender() {
         let scratch = tempdir().unwrap();
-        let seen = ReplayCache::open(scratch.path(), DAY);
-        assert!(seen.is_new(datagram_id(0), Some(sender(7)), true));
+        let cache = ReplayCache::open(scratch.path(), DAY);
+        assert!(cache.is_new(datagram_id(0), Some(sender(7)), true));
         for n in 1..=REPLAY_CACHE_MAX {
             let mut made_up = sender(66);
             made_up.ip[..4].copy_from_slice(&u32::try_from(n).unwrap().to_be_bytes());
-            assert!(seen.is_new(datagram_id(n), Some(made_up), true));
+            assert!(cache.is_new(datagram_id(n), Some(made_up), true));
         }
-        drop(seen);
+        drop(cache);
         let next = ReplayCache::open(scratch.path(), DAY);
         assert!(next.senders().iter().any(|(known, _)| *known == sender(7)), "forgotten");
         assert!(next.senders().len() <= TRUSTED_MAX);
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn without_a_directory_the_cache_lasts_as_long_as_the_process() {
-        let seen = ReplayCache::open(Path::new("/proc/nowhere"), DAY);
-        assert!(seen.is_new(datagram_id(1), None, false) && !seen.is_new(datagram_id(1), None, false));
+        let cache = ReplayCache::open(Path::new("/proc/nowhere"), DAY);
+        assert!(cache.is_new(datagram_id(1), None, false) && !cache.is_new(datagram_id(1), None, false));
     }
 }

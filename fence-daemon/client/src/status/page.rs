@@ -201,8 +201,8 @@ fn domains(report: &Report) -> Table {
             _ => Look::Dim,
         };
         let mut notes = Vec::new();
-        if !domain.strays.is_empty() {
-            notes.push(format!("libvirt has lost {:?}", domain.strays));
+        if !domain.orphans.is_empty() {
+            notes.push(format!("libvirt has lost {:?}", domain.orphans));
         }
         if !domain.unseen.is_empty() {
             notes.push(format!("writes cannot be seen: {}", domain.unseen.join("; ")));

@@ -12,14 +12,14 @@ type Words = [u64; size_of::<Trusted>() / 8];
 
 /// The program's replay cache and its trusted senders.
 pub struct Memory {
-    seen: HashMap<MapData, [u8; size_of::<DatagramId>()], u64>,
+    replay_cache: HashMap<MapData, [u8; size_of::<DatagramId>()], u64>,
     trusted: HashMap<MapData, [u8; size_of::<Sender>()], Words>,
 }
 
 impl Memory {
-    pub(super) fn new(seen: Map, trusted: Map) -> Result<Self, Error> {
+    pub(super) fn new(replay_cache: Map, trusted: Map) -> Result<Self, Error> {
         Ok(Self {
-            seen: HashMap::try_from(seen).map_err(map_error(name::REPLAY))?,
+            replay_cache: HashMap::try_from(replay_cache).map_err(map_error(name::REPLAY))?,
             trusted: HashMap::try_from(trusted).map_err(map_error(name::TRUSTED))?,
         })
     }
@@ -27,7 +27,7 @@ impl Memory {
     /// Records a datagram as accepted, at a time on the monotonic clock. The program drops its
     /// copies.
     pub fn note(&mut self, datagram_id: DatagramId, at: u64) {
-        told(self.seen.insert(datagram_id.digest, at, 0));
+        told(self.replay_cache.insert(datagram_id.digest, at, 0));
     }
 
     /// Records that a sender's digest was right at that time. The program serves this sender even
