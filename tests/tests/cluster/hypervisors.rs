@@ -29,7 +29,7 @@ const KEY: [u8; 512] = [0x6b; 512];
 const GUEST: u8 = 90;
 const OTHERS: u8 = 50;
 /// The rest of a guest between two requests. A late callback of the other host could reach the
-/// guest's next client, which would then fail (and is no false success).
+/// guest's next client and make it fail.
 const REST: Duration = Duration::from_secs(5);
 /// The port of a second host's own listener.
 const OTHER_PORT: u16 = 1230;
@@ -397,9 +397,8 @@ fn a_machine_that_is_on_its_way_is_the_old_hosts() -> Result<()> {
     Ok(())
 }
 
-/// A machine is defined on both hosts, and the daemon of its own host is down. The other host would
-/// answer "already off". Separate fence devices with separate ports prevent this: each speaks for
-/// one host.
+/// Both hosts define a machine, and its own host's daemon is down: the other host would answer
+/// "already off". Fence devices with separate ports prevent this: each speaks for one host.
 #[test]
 fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
     let mut segment = Segment::new()?;

@@ -1,9 +1,9 @@
 //! A scene: one configuration, some domains, and cases that run against fence_virtd and then
 //! against our daemon.
 //!
-//! The result of a case is text, and compared verbatim. It has everything that a client can see:
-//! each reply to the byte, exit codes, printed lines, missing and unexpected callbacks. It ends with
-//! the final state of the case's domain, from the server's own host list.
+//! The result of a case is text, and compared verbatim. It has everything that a client sees:
+//! each reply to the byte, exit codes, printed lines, missing and unexpected callbacks. It ends
+//! with the final state of the case's domain, from the server's own host list.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
