@@ -416,23 +416,16 @@ fn with_a_port_of_its_own_each_host_speaks_for_itself() -> Result<()> {
         client.run(host.asker()?.guest().space())
     };
     segment.hosts[THERE].stop_daemon()?;
-    ensure!(
-        off(&segment, DEFAULT_PORT, 30)?.code == Some(0) && !machine.is_dead()?,
-        "the host with only a definition does not call it off"
-    );
+    ensure!(off(&segment, DEFAULT_PORT, 30)?.code == Some(0) && !machine.is_dead()?, "not off by definition");
     // No daemon listens on this port.
-    ensure!(
-        off(&segment, OTHER_PORT, 3)?.code != Some(0) && !machine.is_dead()?,
-        "a daemon answered on the other port"
-    );
+    ensure!(off(&segment, OTHER_PORT, 3)?.code != Some(0) && !machine.is_dead()?, "answered on the other port");
     segment.hosts[THERE].start_daemon()?;
     ensure!(off(&segment, OTHER_PORT, 30)?.code == Some(0) && machine.is_dead()?);
     Ok(())
 }
 
-/// One host still has fence_virtd: it fences its own machines, and our daemon does not interfere.
-/// fence_virtd calls back at once about unknown domains, so for machines of our host either may be
-/// first.
+/// One host still has fence_virtd: it fences its own machines, and ours does not interfere. It
+/// calls back at once about unknown domains, so for machines of our host either may be first.
 #[test]
 fn beside_a_stock_server() -> Result<()> {
     let segment = Segment::of([Which::Stock, Which::ours()?])?;
