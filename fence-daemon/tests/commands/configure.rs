@@ -237,10 +237,10 @@ fn bad_options_are_usage_errors() {
     for (option, value, why) in [
         ("--port", "70000", "no port number"),
         ("--address", "10.0.0.1", "not a multicast address"),
-        ("--family", "ipx", "no address family"),
+        ("--family", "ipx", "not an address family"),
         ("--interface", "a b", "cannot be the name of a network interface"),
-        ("--hash", "md5", "no digest"),
-        ("--auth", "md5", "no digest"),
+        ("--hash", "md5", "unknown value"),
+        ("--auth", "md5", "unknown value"),
         ("--uri", "y", "no URI"),
         ("--key-file", "/a\"b", "double quote"),
     ] {
@@ -265,7 +265,7 @@ fn a_file_that_the_daemon_would_refuse_is_not_written() {
     // Groups are not asked for; who lost them over a typing error would permit everything.
     for (old, place) in [
         (format!("{DEBIAN}groups {{ group {{ ip = \"1.2.3\"; uuid = \"x\"; }} }}\n"), "\"1.2.3\""),
-        (format!("{DEBIAN}groups {{ }}\n"), "says nothing"),
+        (format!("{DEBIAN}groups {{ }}\n"), "has no group"),
         (DEBIAN.replace("address", "hash = \"md5\"; address"), "md5"),
     ] {
         let conf = dir.write("conf", &old);
