@@ -87,7 +87,7 @@ pub enum Doubt {
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
     /// The key is so short that it can be guessed.
-    #[error("the key in {} has {}: whoever records one request can guess it", path.display(), counted(len, "byte"))]
+    #[error("the key in {} has {}: it can be guessed by whoever records one request", path.display(), counted(len, "byte"))]
     KeyShort {
         /// The file.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum Doubt {
         len: usize,
     },
     /// The key's bytes are all the same, or repeat, or count.
-    #[error("the key in {} is not random (zeros, a repeated word, or the like): whoever records one request can guess it", .0.display())]
+    #[error("the key in {} is not random (zeros, a repeated word, or the like): it can be guessed by whoever records one request", .0.display())]
     KeyMonotonous(PathBuf),
     /// The second key equals the first.
     #[error("the key file {} holds the same key as `key_file`", .0.display())]
