@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -37,13 +37,10 @@ const MESSAGE_MAX: usize = 32 << 20;
 struct Rules {
     /// Whether registrations for events are refused, as by a driver that has none.
     refuses_events: AtomicBool,
-    /// How many connections are taken; later ones are closed at once.
-    most: AtomicUsize,
     /// For how many milliseconds each answer is kept back.
     delay: AtomicU64,
-    /// Whether those on the first connection are as well, which queries go over.
+    /// Whether those on the connection that events come over are as well. Most queries use it.
     delays_queries: AtomicBool,
-    taken: AtomicUsize,
     open: Mutex<Vec<UnixStream>>,
 }
 
@@ -76,15 +73,12 @@ impl Proxy {
 
     fn serve(socket: &Path, behind: PathBuf) -> Result<Self> {
         let listener = UnixListener::bind(socket).context("a socket in its place")?;
-        let rules = Arc::new(Rules { most: AtomicUsize::new(usize::MAX), ..Rules::default() });
+        let rules = Arc::new(Rules::default());
         let proxy = Self { rules: Arc::clone(&rules), socket: socket.to_owned(), moved_to: None };
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let number = rules.taken.fetch_add(1, Ordering::AcqRel);
-                if number < rules.most.load(Ordering::Acquire) {
-                    // A connection that cannot be made is one that ends.
-                    let _ = pass(&rules, number, client, &behind);
-                }
+                // A connection that cannot be made is one that ends.
+                let _ = pass(&rules, client, &behind);
             }
         });
         Ok(proxy)
@@ -95,12 +89,7 @@ impl Proxy {
         self.rules.refuses_events.store(true, Ordering::Release);
     }
 
-    /// Takes so many connections in all, and no more.
-    pub fn take_at_most(&self, count: usize) {
-        self.rules.most.store(count, Ordering::Release);
-    }
-
-    /// Keeps each answer back for so long, on all connections but the first.
+    /// Keeps each answer back for so long, on all connections but the one that events come over.
     pub fn delay_answers(&self, delay: Duration) {
         self.rules.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
     }
@@ -124,7 +113,7 @@ impl Drop for Proxy {
 }
 
 /// Passes what client and server say, each way on a thread of its own, until one of them ends.
-fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf) -> Result<()> {
+fn pass(rules: &Arc<Rules>, client: UnixStream, behind: &PathBuf) -> Result<()> {
     let server = UnixStream::connect(behind)?;
     let mut open = lock(&rules.open);
     open.extend([client.try_clone()?, server.try_clone()?]);
@@ -133,8 +122,14 @@ fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf)
     let (mut from_server, mut to_server) = (server.try_clone()?, server);
     let refusals = Mutex::new(to_client.try_clone()?);
     let asks = Arc::clone(rules);
+    // Which connection is opened first is not certain, so what it is for tells it.
+    let listens = Arc::new(AtomicBool::new(false));
+    let has_events = Arc::clone(&listens);
     thread::spawn(move || {
         while let Ok(message) = read(&mut from_client) {
+            if is_registration(&message) {
+                listens.store(true, Ordering::Release);
+            }
             let refused = asks.refuses_events.load(Ordering::Acquire).then(|| refusal(&message)).flatten();
             let passed = match refused {
                 Some(refusal) => lock(&refusals).write_all(&refusal),
@@ -150,7 +145,7 @@ fn pass(rules: &Arc<Rules>, number: usize, client: UnixStream, behind: &PathBuf)
     thread::spawn(move || {
         while let Ok(message) = read(&mut from_server) {
             let delay = answers.delay.load(Ordering::Acquire);
-            let is_delayed = number > 0 || answers.delays_queries.load(Ordering::Acquire);
+            let is_delayed = !has_events.load(Ordering::Acquire) || answers.delays_queries.load(Ordering::Acquire);
             if is_delayed && delay > 0 && is_answer(&message) {
                 thread::sleep(Duration::from_millis(delay));
             }
@@ -180,18 +175,27 @@ fn read(from: &mut UnixStream) -> Result<Vec<u8>> {
     Ok(message)
 }
 
+/// A word of a message's head: length, program, version, procedure, type (0: a call), serial,
+/// status.
+fn word(message: &[u8], number: usize) -> Option<u32> {
+    let bytes = message.get(number * 4..number * 4 + 4)?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// Whether a message is a call that registers for events of domains.
+fn is_registration(message: &[u8]) -> bool {
+    let words = [1, 3, 4].map(|number| word(message, number));
+    words == [Some(REMOTE_PROGRAM), Some(REGISTER_ANY), Some(0)]
+}
+
 /// The answer to a registration for events that a driver without events gives; none to anything
 /// else.
 fn refusal(message: &[u8]) -> Option<Vec<u8>> {
-    let word = |number: usize| {
-        let bytes = message.get(number * 4..number * 4 + 4)?;
-        Some(u32::from_be_bytes(bytes.try_into().ok()?))
-    };
-    // Length, program, version, procedure, type (0: a call), serial, status.
-    let (program, version, procedure, kind, serial) = (word(1)?, word(2)?, word(3)?, word(4)?, word(5)?);
-    if (program, procedure, kind) != (REMOTE_PROGRAM, REGISTER_ANY, 0) {
+    if !is_registration(message) {
         return None;
     }
+    let (program, version, procedure, serial) =
+        (word(message, 1)?, word(message, 2)?, word(message, 3)?, word(message, 5)?);
     let text = b"this function is not supported by the connection driver!";
     let [code, domain] = NO_SUPPORT;
     let mut words = vec![program, version, procedure, 1, serial, 1, code, domain, 1];
