@@ -9,10 +9,12 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use fence_common::sync::lock;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
@@ -22,6 +24,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::board::Board;
 use crate::lab::Hypervisor;
+use crate::orphans::Turn;
 
 /// The image's name in the file system.
 const IMAGE: &str = "disk";
@@ -223,6 +226,8 @@ pub struct Disk {
     directory: String,
     shared: Shared,
     server: Option<JoinHandle<()>>,
+    /// From the first write that no thread waits for.
+    turn: Mutex<Option<Turn>>,
 }
 
 impl Disk {
@@ -239,7 +244,13 @@ impl Disk {
         })?;
         let shared = Shared::default();
         shared.lock().image = image;
-        let mut disk = Self { hypervisor: hypervisor.clone(), directory, shared: shared.clone(), server: None };
+        let mut disk = Self {
+            hypervisor: hypervisor.clone(),
+            directory,
+            shared: shared.clone(),
+            server: None,
+            turn: Mutex::default(),
+        };
         let session =
             Session::from_fd(Server(shared), OwnedFd::from(device), SessionACL::All, fuser::Config::default())?;
         disk.server = Some(std::thread::spawn(move || {
@@ -273,6 +284,7 @@ impl Disk {
     }
 
     fn hold_without_thread(&self, pid: u32, reads_pass: bool) -> Result<()> {
+        lock(&self.turn).get_or_insert_with(Turn::to_leave_writes);
         for _ in 0..ATTEMPTS {
             self.hold_all_but_reads(reads_pass)?;
             // A thread has sent its request a moment before it sleeps.

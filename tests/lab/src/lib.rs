@@ -57,6 +57,7 @@ pub mod loaded;
 pub mod machine;
 pub mod memory_lock;
 pub mod observer;
+pub mod orphans;
 pub mod packaged;
 pub mod peer;
 pub mod process;

@@ -9,6 +9,7 @@ use fence_lab::container;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::Machine;
+use fence_lab::orphans::Turn;
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
 use fence_lab::witness::Witness;
@@ -89,6 +90,7 @@ fn a_launcher_that_is_called_like_an_emulator_is_fenced_with_it() -> Result<()> 
 /// Also through libvirt: it ends the launcher, and calls the machine off.
 #[test]
 fn what_libvirts_own_destroy_leaves_is_killed() -> Result<()> {
+    let _turn = Turn::without_writes();
     let site = Site::new(&[qemu::URI], &[("kill", "libvirt")])?;
     // The emulator does not even get SIGTERM.
     let script = format!("#!/bin/sh\nsetsid {} \"$@\" &\nwait\nexit\n", qemu::emulator()?);
@@ -143,6 +145,7 @@ pub(crate) fn remove_run_files(hypervisor: &Hypervisor, domain: &str) -> Result<
 
 #[test]
 fn what_everybody_has_forgotten_is_on_until_it_is_dead() -> Result<()> {
+    let _turn = Turn::without_writes();
     let mut site = Site::new(&[qemu::URI], &[])?;
     for domain in ["forgotten", "on"] {
         qemu::start_idle(&site.libvirtd, domain)?;
@@ -170,6 +173,7 @@ fn what_everybody_has_forgotten_is_on_until_it_is_dead() -> Result<()> {
 
 #[test]
 fn of_two_instances_both_are_killed() -> Result<()> {
+    let _turn = Turn::without_writes();
     let mut site = Site::new(&[qemu::URI], &[])?;
     qemu::start_idle(&site.libvirtd, "twice")?;
     site = forget(site, "twice", |hypervisor| remove_run_files(hypervisor, "twice"))?;
@@ -184,6 +188,7 @@ fn of_two_instances_both_are_killed() -> Result<()> {
 /// A transient domain has no definition left, so libvirt does not know it.
 #[test]
 fn a_lost_transient_machine_is_ended_by_off() -> Result<()> {
+    let _turn = Turn::without_writes();
     let mut site = Site::new(&[qemu::URI], &[])?;
     for name in ["known", "unknown"] {
         Machine::new(name).create_transient(&site.libvirtd)?;
@@ -217,6 +222,7 @@ fn a_lost_transient_machine_is_ended_by_off() -> Result<()> {
 /// calls it off.
 #[test]
 fn a_lost_machine_is_not_off_by_the_word_of_another_uri() -> Result<()> {
+    let _turn = Turn::without_writes();
     let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
     let [_, address] = first.connect(&second)?;
     let config = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
