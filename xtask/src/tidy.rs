@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use markdown::Page;
-use prose::NOT_DONE;
 use rooms::Rooms;
 
 /// The longest file in lines, without its tests: what one can read in one sitting.
@@ -42,7 +41,6 @@ impl fmt::Display for Finding {
 /// A file cannot be read.
 pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
     let mut findings = Vec::new();
-    let mut wordy = Vec::new();
     let mut pages = HashMap::new();
     let mut rooms = Rooms::default();
     for file in files(root)? {
@@ -58,32 +56,24 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
             "md" => {
                 let page = Page::parse(&text);
                 let is_glossary = name == Path::new("GLOSSARY.md");
-                wordy.extend(prose::page(&text, &page, is_glossary).into_iter().map(at));
+                findings.extend(prose::page(&text, &page, is_glossary).into_iter().map(at));
                 // A template becomes a page elsewhere, where its links are checked.
                 if !name.starts_with("tests/bench/src/pages") {
                     pages.insert(name, page);
                 }
             }
             "rs" => {
-                wordy.extend(prose::comments(&text, "//").into_iter().map(at));
+                findings.extend(prose::comments(&text, "//").into_iter().map(at));
                 findings.extend(rooms.look(&name.to_string_lossy(), &text).into_iter().map(at));
             }
             _ if matches!(extension, "toml" | "service" | "sh") || text.starts_with("#!") => {
-                wordy.extend(prose::comments(&text, "#").into_iter().map(at));
+                findings.extend(prose::comments(&text, "#").into_iter().map(at));
             }
             _ => {}
         }
     }
     let links = links::check(&pages, |path| root.join(path).exists());
-    wordy.extend(links.into_iter().map(|(file, line, what)| Finding { file, line, what }));
-
-    for entry in NOT_DONE.iter().filter(|entry| root.join(entry).exists()) {
-        if !wordy.iter().any(|finding| finding.file.starts_with(entry)) {
-            let what = "keeps all rules by now: take it off NOT_DONE in xtask/src/tidy/prose.rs".to_owned();
-            findings.push(Finding { file: PathBuf::from(entry), line: 1, what });
-        }
-    }
-    findings.extend(wordy.into_iter().filter(|finding| !NOT_DONE.iter().any(|entry| finding.file.starts_with(entry))));
+    findings.extend(links.into_iter().map(|(file, line, what)| Finding { file, line, what }));
     if root.join(rooms::FOLDER).exists() {
         let idle = rooms.unused().into_iter();
         findings.extend(idle.map(|what| Finding { file: "xtask/src/tidy/rooms.rs".into(), line: 1, what }));

@@ -84,7 +84,8 @@ struct Limits {
     reset: Duration,
     /// The longest pause between two attempts to start a domain again after a reboot.
     restart_pause: Duration,
-    /// How long a stop is put off for a restart that is on no record. Requests are served meanwhile.
+    /// How long a stop is put off for a restart that is on no record. Requests are served
+    /// meanwhile.
     unrecorded: Duration,
 }
 
@@ -261,8 +262,8 @@ impl Hypervisors {
         self.known.list().await
     }
 
-    /// Waits until no restart without a record is left, for a few seconds at most. Nobody else would
-    /// ever do it, so its pause is cut short. To be called before a stop, while requests are still
+    /// Waits until no restart without a record is left, for a few seconds at most. No other daemon
+    /// knows of it, so its pause is cut short. To be called before a stop, while requests are still
     /// served: the next daemon hears nothing before this one has ended.
     pub async fn start_unrecorded(&self) {
         let begun = Instant::now();

@@ -6,19 +6,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::maps::{Array, Map, MapData, MapError, RingBuf};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use fence_common::boundary::{ABI_VERSION, Config, Event, EventError, KEY_SLOT_ACTIVE, Listener, name};
+use fence_common::boundary::{ABI_VERSION, Config, KEY_SLOT_ACTIVE, Listener, name};
 use fence_common::digest::{KeySlot, PreparedKey};
 use fence_common::key::Key;
 use fence_common::rate_limit::{FAILED_MAX, REPLAY_CACHE_MAX, TRUSTED_MAX};
 use fence_net::interface::Interface;
 
 use self::memory::Heart;
-use crate::clock::Moment;
 
 mod counters;
 mod error;
@@ -26,6 +25,7 @@ mod interface;
 mod keys;
 mod memory;
 mod oldest;
+mod ring;
 mod senders;
 
 pub use counters::Reader;
@@ -34,6 +34,7 @@ pub use interface::{Occupant, Sharer};
 pub use keys::KeyMap;
 pub use memory::Memory;
 pub use oldest::OLDEST;
+pub use ring::Ring;
 
 use error::{not_permitted, refused};
 
@@ -411,47 +412,4 @@ impl Loading {
 
 fn map_error(name: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::Map { name, source: Box::new(source) }
-}
-
-/// Verified requests from the kernel program. Readable (`poll`, `AsyncFd`) when there is one.
-pub struct Ring {
-    ring: RingBuf<MapData>,
-    heart: Heart,
-}
-
-impl Ring {
-    /// Tells the program that this ring buffer is being read, at this time on the monotonic clock.
-    ///
-    /// After [`STALE_AFTER_NS`](fence_common::rate_limit::STALE_AFTER_NS) without this sign of
-    /// life, the program passes requests to the socket.
-    pub fn beat(&mut self, now: Moment) {
-        self.heart.beat(now.nanos());
-    }
-
-    /// The next request, if there is one now. After readiness, call it until it returns `None`.
-    ///
-    /// An error is a record that our program did not write. It is consumed; the next call goes on
-    /// behind it.
-    #[allow(clippy::should_implement_trait, reason = "an empty ring is not the end of it")]
-    pub fn next(&mut self) -> Option<Result<Event, EventError>> {
-        self.ring.next().map(|record| Event::decode(&record))
-    }
-}
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
-    }
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ring.as_fd()
-    }
-}
-
-impl fmt::Debug for Ring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Ring").field(&self.as_raw_fd()).finish()
-    }
 }

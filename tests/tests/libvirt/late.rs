@@ -12,8 +12,8 @@ use fence_lab::qemu;
 use super::KEY;
 use super::site::Site;
 
-/// The delay of each answer about an action; queries are answered at once. Five of them exceed a client's limit; none exceeds the
-/// keepalive timeout.
+/// The delay of each answer about an action; queries are answered at once. Five of them exceed a
+/// client's limit; none exceeds the keepalive timeout.
 const DELAY: Duration = Duration::from_millis(4600);
 
 /// Longer than all calls of an action together.

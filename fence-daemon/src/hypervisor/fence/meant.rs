@@ -167,7 +167,7 @@ impl Search<'_> {
         if !pending.is_empty() {
             return None;
         }
-        // A machine that another URI speaks of may run here, lost by the libvirtd that it belongs to.
+        // A machine that another URI speaks of may run here, lost by its own libvirtd.
         self.add_unknown(&mut all).await;
         Some(all)
     }

@@ -151,9 +151,9 @@ impl Known {
         answers
     }
 
-    /// Whether a lively URI knows `target`, and its table does not hold all its domains yet. So it is
-    /// for some seconds after the daemon's start. All such URIs are asked at once, for the grace at
-    /// most. A URI that does not answer by then is left out, as by a query.
+    /// Whether a lively URI knows `target`, and its table does not hold all its domains yet. Tables
+    /// are so for some seconds after the daemon's start. All such URIs are asked at once, for the
+    /// grace at most. A URI that does not answer by then is left out, as by a query.
     pub(crate) async fn is_known_unseen(&self, target: &Target) -> bool {
         let by = Instant::now() + self.grace;
         let mut asked = JoinSet::new();
