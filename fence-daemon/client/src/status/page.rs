@@ -63,13 +63,13 @@ pub fn render(report: &Report, screen: Screen) -> String {
     let known = report.requests.recent.len();
     let shown = if known > REQUESTS { format!(", {REQUESTS} of {known}") } else { String::new() };
     section(
-        format!("Requests of late (times count from the datagram's arrival{shown})"),
+        format!("Recent requests (times count from the datagram's arrival{shown})"),
         requests(report, REQUESTS, &STEPS, 8),
     );
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
     section("Sources of datagrams".to_owned(), sources(report));
-    section("Refused before the digest, the last ones".to_owned(), refused(report));
+    section("Rejected before the digest, the last ones".to_owned(), refused(report));
     section("How long it took, from the datagram's arrival".to_owned(), latency(report, screen));
     page
 }
@@ -442,7 +442,7 @@ mod tests {
         assert_eq!(domains[1][..4], ["node2", "shut off", "-", "-"]);
         assert_eq!(domains[2][..4], ["scratch", "running", "-", "libvirt"]);
         assert!(domains[2][6].contains("[31007]") && domains[2][6].contains("transient"), "{domains:?}");
-        let requests = rows("Requests of late");
+        let requests = rows("Recent requests");
         assert_eq!(
             requests[0][1..10],
             ["reboot", "node3", "192.168.122.12", "kernel", "in progress", "71 us", "402 us", "-", "-"]
@@ -480,7 +480,7 @@ mod tests {
         let sources = rows("Sources");
         assert_eq!(sources[0], ["192.168.122.11", "52:54:00:12:34:56", "yes", "40", "0", "0", "5 s ago"]);
         assert_eq!(sources[1], ["192.168.122.66", "-", "no", "0", "90214", "88190", "-"]);
-        let refused = rows("Refused before the digest");
+        let refused = rows("Rejected before the digest");
         assert_eq!(refused[0][..4], ["192.168.122.13", "52:54:00:12:34:13", "17", "2 s ago"]);
         assert!(refused[0][4].contains("key file is missing"), "{refused:?}");
         let latency = rows("How long");

@@ -84,7 +84,7 @@ fn the_commands_of_the_documentation_work() -> Result<()> {
     ensure!(printed.len() >= 11, "the page's commands are not found: {:?}", page.commands);
     // The page promises types, names and lines of source.
     for (start, words) in [
-        ("fence-daemon status", "Requests of late"),
+        ("fence-daemon status", "Recent requests"),
         ("fence-daemon status --json | jq '.kernel", "0"),
         ("bpftool map dump", "\"drop_digest\": 0"),
         ("bpftool map dump", "\"last_right_ns\""),
