@@ -77,7 +77,7 @@ impl ReplayCache {
                 match Senders::open(directory, Moment::now()) {
                     Ok(senders) => cache.senders = Mutex::new(senders),
                     Err(error) => {
-                        tracing::warn!(%error, "trusted senders are not stored: the next daemon will not know them")
+                        tracing::warn!(%error, "trusted senders are not stored: the next daemon will not know them");
                     }
                 }
             }

@@ -88,7 +88,7 @@ fn take(ring: &mut kernel::Ring, keys: &Keyring) -> Option<Verified> {
                     Some(request) if request.may_be_called(event.ifindex == LOOPBACK) => return Some(request),
                     Some(_) => {}
                     None => {
-                        tracing::error!("the kernel program passed a record that is no request: a bug of fence-xdp")
+                        tracing::error!("the kernel program passed a record that is no request: a bug of fence-xdp");
                     }
                 }
             }
