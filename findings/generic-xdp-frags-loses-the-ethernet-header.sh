@@ -27,9 +27,9 @@ apt-get download -q "${packages[@]}" >download.log 2>&1 || {
     cat download.log >&2
     exit 1
 }
-for archive in *.deb; do dpkg-deb -x "$archive" root; done
-export LD_LIBRARY_PATH=$work/root/usr/lib/x86_64-linux-gnu:$work/root/lib/x86_64-linux-gnu
-export PATH=$work/root/sbin:$work/root/bin:$work/root/usr/bin:$work/root/usr/sbin:$PATH
+for archive in *.deb; do dpkg-deb -x "$archive" tree; done
+export LD_LIBRARY_PATH=$work/tree/usr/lib/x86_64-linux-gnu:$work/tree/lib/x86_64-linux-gnu
+export PATH=$work/tree/sbin:$work/tree/bin:$work/tree/usr/bin:$work/tree/usr/sbin:$PATH
 
 # Compiles a BPF program: its file, its section, what it does.
 compile() {
