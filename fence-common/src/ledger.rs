@@ -78,7 +78,7 @@ pub const ID_LEN: usize = 1 + 4 + DOMAIN_LEN;
 /// The identity of a request: operation, seqno and domain in any case, as stock servers compare
 /// them. Two datagrams with the same identity are copies of one request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(test, derive(Hash))]
+#[cfg_attr(feature = "model", derive(Hash))]
 pub struct RequestId {
     op: u8,
     seqno: u32,
@@ -117,20 +117,20 @@ impl RequestId {
 /// A request before its authentication. Return it by [`Ledger::claim`], [`Ledger::deny`] or
 /// [`Ledger::forget`].
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(test, derive(Clone, Hash))]
+#[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[must_use]
 pub struct Ticket(u64);
 
 /// The right to act on a request, once. Return it by [`Ledger::answered`].
 #[derive(Debug, PartialEq, Eq)]
-#[cfg_attr(test, derive(Clone, Hash))]
+#[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[must_use]
 pub struct Claim(u64);
 
 /// The right to tell a peer, once, that its request is denied. It takes nothing from other copies
 /// of the request. Return it by [`Ledger::close_denial`].
 #[derive(Debug, PartialEq, Eq)]
-#[cfg_attr(test, derive(Clone, Hash))]
+#[cfg_attr(feature = "model", derive(Clone, Hash))]
 #[must_use]
 pub struct Denial(u64);
 
@@ -187,7 +187,7 @@ pub enum NoClaim {
 }
 
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
+#[cfg_attr(feature = "model", derive(Clone, PartialEq, Eq, Hash))]
 struct Serving {
     id: RequestId,
     endpoint: Endpoint,
@@ -213,7 +213,7 @@ impl core::fmt::Debug for RequestId {
 
 /// The ledger. `now` is nanoseconds on any clock that never runs backwards.
 #[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
+#[cfg_attr(feature = "model", derive(Clone, PartialEq, Eq, Hash))]
 pub struct Ledger {
     next: u64,
     serving: BTreeMap<u64, Serving>,

@@ -62,8 +62,6 @@ pub mod keys;
 pub mod ledger;
 #[cfg(feature = "user")]
 pub mod memory_store;
-#[cfg(test)]
-mod model;
 #[cfg(feature = "user")]
 pub mod sync;
 #[cfg(feature = "user")]

@@ -54,7 +54,7 @@ mod memory {
 
     /// The accepted datagrams, each with its time.
     #[derive(Debug, Default)]
-    #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
+    #[cfg_attr(feature = "model", derive(Clone, PartialEq, Eq, Hash))]
     pub struct ReplayCache {
         seen: BTreeMap<DatagramId, u64>,
         /// Oldest first. A datagram that was accepted again after its window is here twice; the

@@ -33,11 +33,7 @@ mod syntax;
 mod warning;
 
 #[cfg(test)]
-mod effects;
-#[cfg(test)]
-mod messages;
-#[cfg(test)]
-mod reference;
+mod tests;
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 //! Effects of configuration keys in a serving daemon, where no other test of this set covers them.
-//! `fence-daemon/config/src/effects.rs` lists all keys and their tests.
+//! `fence-daemon/config/src/tests/effects.rs` lists all keys and their tests.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,11 +1,9 @@
 //! A request's way through the daemon: the steps of `pipeline.rs`, with the real ledger.
 
-use alloc::vec::Vec;
-
 use super::world::{Act, Asks, Client, Endpoint, Life, Number, Outcome, Step, Task, Who, World};
 use super::{Flaw, Scenario};
-use crate::ledger::{NoClaim, Ticket};
-use crate::wire::Op;
+use fence_common::ledger::{NoClaim, Ticket};
+use fence_common::wire::Op;
 
 impl World {
     /// The possible steps of requests.

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::groups::{GROUP, GROUPS};
-use super::rate_limit::RATE_LIMIT;
-use super::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT, LISTENERS, MULTICAST};
-use super::survey::Scope;
-use super::{Config, Doubt, Source, Warnings, parse};
+use crate::groups::{GROUP, GROUPS};
+use crate::rate_limit::RATE_LIMIT;
+use crate::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT, LISTENERS, MULTICAST};
+use crate::survey::Scope;
+use crate::{Config, Doubt, Source, Warnings, parse};
 
-const TEXT: &str = include_str!("../../../docs/reference/configuration.md");
+const TEXT: &str = include_str!("../../../../docs/reference/configuration.md");
 
 /// Each section with keys: its heading, its scope, and a file that has room for one of its keys.
 pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [

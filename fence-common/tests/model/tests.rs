@@ -1,17 +1,14 @@
 //! The scenarios, and the flaws that each promise must detect.
 
 use std::collections::BTreeSet;
-use std::format;
 use std::io::Write as _;
-use std::string::String;
 use std::time::Instant;
-use std::vec::Vec;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
 use super::world::{Asks, Left};
 use super::{Flaw, Scenario, Way, promise};
-use crate::wire::Op;
+use fence_common::wire::Op;
 
 /// A stock client.
 const fn asks(op: Op, endpoints: &'static [u8]) -> Asks {

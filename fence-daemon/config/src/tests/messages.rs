@@ -6,8 +6,8 @@
 
 use std::path::Path;
 
-use super::cases::{Case, PATH, cases};
-use super::{ConfigError, KeyFileError, Source, Unusable, Warnings, parse, unusable_key};
+use crate::cases::{Case, PATH, cases};
+use crate::{ConfigError, KeyFileError, Source, Unusable, Warnings, parse, unusable_key};
 
 fn said_about(case: &Case) -> String {
     match parse(&Source::new(Path::new(PATH), &case.bytes()), Warnings::default()) {

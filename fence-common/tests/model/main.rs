@@ -1,9 +1,9 @@
 //! The life of a request, model-checked: every order in which copies, clients, crashes, libvirt's
 //! failures and a kill can meet.
 //!
-//! The sans-IO parts are the real ones: [`Ledger`](crate::ledger::Ledger) and
-//! [`ReplayCache`](crate::replay_cache::ReplayCache). Code with system calls is modelled, step by
-//! step as the daemon has it:
+//! The sans-IO parts are the real ones: [`fence_common::ledger::Ledger`] and
+//! [`fence_common::replay_cache::ReplayCache`]. Code with system calls is modelled, step by step as
+//! the daemon has it:
 //!
 //! * `intake`: what comes before the ledger.
 //! * `request`: the daemon's `pipeline.rs`.
@@ -24,8 +24,6 @@ mod order;
 mod request;
 mod tests;
 mod world;
-
-use alloc::vec::Vec;
 
 use stateright::{Model, Property};
 
@@ -214,6 +212,6 @@ impl Model for Scenario {
 
 impl Scenario {
     fn reboots(&self) -> bool {
-        self.clients.iter().any(|asks| asks.op == crate::wire::Op::Reboot)
+        self.clients.iter().any(|asks| asks.op == fence_common::wire::Op::Reboot)
     }
 }

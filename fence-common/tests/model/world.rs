@@ -4,11 +4,10 @@
 use super::Scenario;
 use super::intake::Datagram;
 use super::order::{Order, Plan};
-use crate::ledger::{Claim, Denial, Ledger, RequestId, Ticket};
-use crate::replay_cache::ReplayCache;
-use crate::wire::Op;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::vec::Vec;
+use fence_common::ledger::{Claim, Denial, Ledger, RequestId, Ticket};
+use fence_common::replay_cache::ReplayCache;
+use fence_common::wire::Op;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A client with its one request.
 pub(super) type Who = usize;

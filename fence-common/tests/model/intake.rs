@@ -4,10 +4,10 @@ use core::net::SocketAddr;
 
 use super::world::{Endpoint, Step, Task, Who, World};
 use super::{Flaw, Scenario};
-use crate::hash::HashKind;
-use crate::ledger::{Arrival, RequestId};
-use crate::replay_cache::DatagramId;
-use crate::wire::{Op, Request};
+use fence_common::hash::HashKind;
+use fence_common::ledger::{Arrival, RequestId};
+use fence_common::replay_cache::DatagramId;
+use fence_common::wire::{Op, Request};
 use zerocopy::FromZeros;
 
 /// The age up to which a datagram is served, in ticks.

@@ -2,8 +2,7 @@
 
 use super::world::{Act, Daemon, How, Life, Number, Outcome, Step, Who, World};
 use super::{Flaw, Scenario, Way};
-use crate::wire::Op;
-use alloc::vec::Vec;
+use fence_common::wire::Op;
 
 /// The lock's holder while a restart is attempted.
 const RESTART: Number = Number::MAX;
