@@ -77,3 +77,26 @@ fn a_lost_machine_with_a_containers_name_is_killed_with_that() -> Result<()> {
     ensure!(lost.is_dead()?, "FALSE SUCCESS: {}: {}", lost.describe(), site.server.log());
     site.wait_status("same", 2)
 }
+
+/// The user of another URI chooses the UUIDs there, and groups judge the name alone.
+#[test]
+fn a_machine_with_the_same_uuid_is_not_killed_under_another_name() -> Result<()> {
+    let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
+    let (here, there) = (Libvirtd::start(&first)?, Libvirtd::start(&second)?);
+    let uuid = "5b0e7a52-3c5b-4c83-8c0f-0d9f6c3f1a05";
+    Machine::new("database").uuid(uuid).start(&here)?;
+    there.define(qemu::URI, "lent", &Machine::new("lent").uuid(uuid).xml()?)?;
+    let database = Witness::of_qemu(&first, "database")?;
+    let socket = first.path("second.sock");
+    let _proxy = Proxy::between(&first, &socket, &second)?;
+    let uri = format!("qemu+unix:///system?socket={socket}");
+    let site = Site::on(first, here, &[&uri, qemu::URI], &[])?;
+    site.server.wait_domain("lent", "shut off")?;
+    site.server.wait_domain("database", "running")?;
+    for op in ["off", "reboot"] {
+        site.expect(op, "lent", 1)?;
+        ensure!(!database.is_dead()?, "{op}: another machine was killed: {}", site.server.log());
+    }
+    site.expect("off", "database", 0)?;
+    site.expect("off", "lent", 0)
+}

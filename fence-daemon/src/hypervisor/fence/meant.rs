@@ -238,6 +238,19 @@ impl Search<'_> {
                 }
                 continue;
             }
+            // Groups have judged the name that was asked for. A URI whose user chooses UUIDs must
+            // not lead to the kill of another machine.
+            let is_asked_for = match self.target {
+                Target::Uuid(asked) => *asked == uuid,
+                Target::Name(asked) => *asked == meant.domain.name,
+            };
+            if !is_asked_for {
+                let why =
+                    format!("a machine with its UUID and the name {} lives here", meant.domain.name.escape_debug());
+                tracing::warn!(domain = %meant.domain, "not killed for {}, which has its UUID", self.target);
+                all.push(Meant { veto: Some(doubt(why)), ..meant });
+                continue;
+            }
             all.retain(|known| !is_it(known));
             all.push(meant);
         }
