@@ -73,6 +73,9 @@ pub enum Rejection {
     /// No host can have the callback address.
     #[cfg_attr(feature = "user", error("callback address that no host has"))]
     Address,
+    /// The callback address is a loopback address, and the datagram's source is not.
+    #[cfg_attr(feature = "user", error("loopback address as callback address"))]
+    Loopback,
     /// The IPv4 callback address is not the datagram's source (`strict_source`).
     #[cfg_attr(feature = "user", error("callback address is not the datagram's source"))]
     Source,
@@ -87,7 +90,7 @@ pub enum Rejection {
 ///
 /// # Errors
 /// The first [`Rejection`] in this order: operation, digest kind, domain, port, family, address,
-/// source.
+/// loopback, source.
 #[inline(always)]
 pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKind, Rejection> {
     if request.op().is_none() {
@@ -112,16 +115,25 @@ pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKi
             if !usable_v4(a0) {
                 return Err(Rejection::Address);
             }
+            // A loopback address stands for any client on this host. A guest must not act in such a
+            // client's name. The network stack drops frames from outside whose source is one.
+            if a0 == 127 && from[0] != 127 {
+                return Err(Rejection::Loopback);
+            }
             if rules.strict_source && [a0, a1, a2, a3] != from {
                 return Err(Rejection::Source);
             }
         }
-        Source::V6(_) => {
+        Source::V6(from) => {
             if request.family.get() != FAMILY_V6 {
                 return Err(Rejection::Family);
             }
             if !usable_v6(&request.address) {
                 return Err(Rejection::Address);
+            }
+            // The only usable address with this first byte is ::1.
+            if a0 == 0 && !is_localhost_v6(&from) {
+                return Err(Rejection::Loopback);
             }
         }
     }
@@ -150,12 +162,17 @@ const fn usable_v4(first: u8) -> bool {
 fn usable_v6(address: &[u8; 28]) -> bool {
     match address[0] {
         0xff => false,
-        0 => {
-            let middle = address[1..15].iter().fold(0, |all, &byte| all | byte);
-            middle == 0 && address[15] == 1
-        }
+        0 => is_localhost_v6(address),
         _ => true,
     }
+}
+
+/// Whether the first 16 bytes are ::1.
+#[inline(always)]
+fn is_localhost_v6(address: &[u8]) -> bool {
+    address
+        .get(..16)
+        .is_some_and(|address| address[..15].iter().fold(0, |all, &byte| all | byte) == 0 && address[15] == 1)
 }
 
 /// Whether there is a zero byte. It reads all bytes: leaving a loop early costs the verifier a path
@@ -256,7 +273,11 @@ mod tests {
             let mut request = good_v4();
             request.address[0] = first;
             let loose = Rules { strict_source: false, ..STRICT };
-            let expected = if (1..224).contains(&first) { Ok(HashKind::Sha256) } else { Err(Rejection::Address) };
+            let expected = match first {
+                0 | 224.. => Err(Rejection::Address),
+                127 => Err(Rejection::Loopback),
+                _ => Ok(HashKind::Sha256),
+            };
             assert_eq!(admit(&request, &FROM_V4, &loose), expected, "{first}.x");
         }
         let v6 = |text: &str| {
@@ -265,11 +286,39 @@ mod tests {
             request.address[..16].copy_from_slice(&ip.octets());
             admit(&request, &FROM_V6, &STRICT)
         };
-        for good in ["::1", "fd00::1", "2001:db8::1", "fe80::1"] {
+        assert_eq!(v6("::1"), Err(Rejection::Loopback));
+        for good in ["fd00::1", "2001:db8::1", "fe80::1"] {
             assert_eq!(v6(good), Ok(HashKind::Sha256), "{good}");
         }
         for bad in ["::", "::2", "::ffff:192.168.122.11", "0:0:0:1::1", "ff02::1", "64::1"] {
             assert_eq!(v6(bad), Err(Rejection::Address), "{bad}");
+        }
+    }
+
+    /// The client on this host itself asks from the loopback interface.
+    #[test]
+    fn a_loopback_address_is_called_back_for_a_loopback_source_only() {
+        let ask = |callback: &str, source: &str| {
+            let (callback, source): (core::net::IpAddr, core::net::IpAddr) =
+                (callback.parse().unwrap(), source.parse().unwrap());
+            let mut request = if callback.is_ipv4() { good_v4() } else { good_v6() };
+            match callback {
+                core::net::IpAddr::V4(ip) => request.address[..4].copy_from_slice(&ip.octets()),
+                core::net::IpAddr::V6(ip) => request.address[..16].copy_from_slice(&ip.octets()),
+            }
+            [true, false].map(|strict_source| admit(&request, &source.into(), &Rules { strict_source, ..STRICT }))
+        };
+        for (callback, source) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
+            assert_eq!(ask(callback, source), [Ok(HashKind::Sha256); 2], "{callback} from {source}");
+        }
+        for (callback, source) in [
+            ("127.0.0.1", "192.168.122.11"),
+            ("127.9.9.9", "10.0.0.1"),
+            ("::1", "fd00::9"),
+            ("::1", "::"),
+            ("::1", "100::1"),
+        ] {
+            assert_eq!(ask(callback, source), [Err(Rejection::Loopback); 2], "{callback} from {source}");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::wire::{FAMILY_V4, FAMILY_V6, Request};
 ///
 /// The program passes every frame while [`Config::abi`] differs. Its own version is in each
 /// [`Event`], and in the read-only map [`name::ABI`], which the daemon checks after load.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of programs, maps and the version's section. The kernel keeps 15 characters of a name.
 pub mod name {

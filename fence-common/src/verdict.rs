@@ -82,6 +82,8 @@ verdicts! {
     Family = drop_family,
     /// A callback address that no host has.
     Address = drop_address,
+    /// A loopback address as callback address, from elsewhere.
+    Loopback = drop_loopback,
     /// The IPv4 callback address is not the datagram's source.
     Source = drop_source,
     /// Too many wrong digests of this sender. The digest is not checked.
@@ -136,6 +138,7 @@ impl Verdict {
             | Self::Port
             | Self::Family
             | Self::Address
+            | Self::Loopback
             | Self::Source
             | Self::SourceLimit
             | Self::GlobalLimit
@@ -160,6 +163,7 @@ impl Verdict {
                 | Self::Port
                 | Self::Family
                 | Self::Address
+                | Self::Loopback
                 | Self::Source
         )
     }
@@ -180,8 +184,8 @@ impl Verdict {
         Counters::NAMES.get(usize::from(self as u8)).copied()
     }
 
-    /// The likely cause in a guest whose requests are rejected for this. `None` if no client sends
-    /// such requests.
+    /// The likely cause in a guest whose requests are rejected for this. `None` if nobody needs to
+    /// know: no client sends such requests.
     #[must_use]
     pub fn cause(self) -> Option<&'static str> {
         let causes = [
@@ -191,6 +195,10 @@ impl Verdict {
                  or because it asks with `-c none`",
             ),
             (Self::HashWeak, "their digest is weaker than `hash` demands, see `fence_xvm -c` there"),
+            (
+                Self::Loopback,
+                "they ask to be called back at this host's own loopback address, where another client may wait: no guest may do so",
+            ),
             (
                 Self::Source,
                 "they ask to be called back elsewhere than they come from; behind NAT that takes `strict_source = \"no\";`",
@@ -213,6 +221,7 @@ impl From<Rejection> for Verdict {
             Rejection::Port => Self::Port,
             Rejection::Family => Self::Family,
             Rejection::Address => Self::Address,
+            Rejection::Loopback => Self::Loopback,
             Rejection::Source => Self::Source,
             Rejection::Digest => Self::Digest,
         }
@@ -270,9 +279,9 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_layout_are_pinned() {
-        assert_eq!(COUNTERS, 27);
+        assert_eq!(COUNTERS, 28);
         assert_eq!(offset_of!(Counters, delivered), 0);
-        assert_eq!(offset_of!(Counters, drop_ring_reserve), 26 * 8);
+        assert_eq!(offset_of!(Counters, drop_ring_reserve), 27 * 8);
         assert_eq!(Counters::NAMES.into_iter().collect::<BTreeSet<_>>().len(), COUNTERS);
     }
 

@@ -160,7 +160,7 @@ impl Pipeline {
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         if self.stopping.borrow().is_some() {
-            return;
+            return self.shared.requests.reject(request.about(), "the daemon is stopping");
         }
         if self.shared.is_replay(&request) {
             self.shared.requests.replay();

@@ -72,11 +72,9 @@ pub enum Denied {
 /// # Errors
 /// [`Denied`] with the reason, for the log.
 pub fn authorize(groups: &Groups, peer: &Authenticated) -> Result<Authorized, Denied> {
-    let (op, target) = match (peer.request().op(), peer.request().target()) {
-        (op @ (Op::Off | Op::Reboot | Op::On | Op::Status), Some(target)) => (op, target.clone()),
-        (Op::Off | Op::Reboot | Op::On | Op::Status, None) | (Op::Null | Op::DevStatus | Op::HostList, _) => {
-            return Err(Denied::NoDomain);
-        }
+    let op = peer.request().op();
+    let Some(target) = peer.request().target().filter(|_| op.names_a_domain()).cloned() else {
+        return Err(Denied::NoDomain);
     };
     let (ip, owner) = (peer.ip(), peer.owner());
     if groups.permits(owner, ip, &target) {

@@ -138,6 +138,9 @@ pub struct Requests {
     pub copies: u64,
     /// Datagrams that arrived before, bit for bit.
     pub replays: u64,
+    /// Requests that were signed with a key that is no longer accepted.
+    #[serde(default)]
+    pub retired_key: u64,
     /// Recent requests, the newest first.
     pub recent: Vec<Request>,
 }

@@ -208,6 +208,7 @@ impl Inspector {
             rejected: tally.rejected,
             copies: tally.copies,
             replays: tally.replays,
+            retired_key: tally.retired_key,
             recent: self.requests.recent().into_iter().rev().map(|recent| now.request(recent)).collect(),
         }
     }

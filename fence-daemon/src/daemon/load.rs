@@ -96,7 +96,7 @@ impl Load {
     /// than none.
     pub(super) fn run(self, inspector: &Inspector) {
         match self.load() {
-            Ok((Some(ring), program)) => match Ring::new(ring, self.keys) {
+            Ok((Some(ring), program)) => match Ring::new(ring, self.keys, inspector.requests()) {
                 Ok(mut ring) => {
                     ring.beat();
                     match program.reader() {

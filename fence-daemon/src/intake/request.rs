@@ -87,15 +87,6 @@ impl Verified {
         Self { owner, ..self }
     }
 
-    /// Whether the request may name this callback address. `from_here` says that the datagram came
-    /// from this host.
-    ///
-    /// A loopback address stands for any client on this host. A guest must not act in such a
-    /// client's name.
-    pub(super) fn may_be_called(&self, from_here: bool) -> bool {
-        from_here || !self.caller.ip().is_loopback()
-    }
-
     /// A verified request from nothing, for tests of later steps.
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(request: &Request, key: Option<Arc<Key>>) -> Self {

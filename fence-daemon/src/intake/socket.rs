@@ -281,8 +281,6 @@ impl RequestSocket {
                     .map(|verified| verified.signed_for(owner))
             })
             .map(|request| request.sent_by(Sender::new(&datagram.source.into(), [0; 6])))
-            // The network stack drops frames from outside whose source is a loopback address.
-            .filter(|request| request.may_be_called(datagram.source.is_loopback()))
     }
 
     fn refuse(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {

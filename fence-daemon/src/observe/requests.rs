@@ -25,6 +25,9 @@ pub const OPS: [Op; 7] = [Op::Off, Op::Reboot, Op::On, Op::Status, Op::HostList,
 /// The timed steps, from the arrival of the datagram.
 pub const STEPS: [&str; 4] = ["verified", "called_back", "dead", "replied"];
 
+/// Why a request with a retired key is not served.
+pub const RETIRED_KEY: &str = "signed with a key that is no longer accepted";
+
 /// A request that is being served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(u64);
@@ -174,6 +177,8 @@ pub struct Tally {
     pub copies: u64,
     /// Datagrams that had come before, bit for bit.
     pub replays: u64,
+    /// Signed with a key that is no longer accepted.
+    pub retired_key: u64,
 }
 
 /// The times of one operation's step.
@@ -304,6 +309,13 @@ impl Requests {
         let mut kept = self.kept();
         kept.tally.rejected += 1;
         kept.enter(request, Some((Moment::now(), "rejected", why.to_owned())));
+    }
+
+    /// Records a request whose key was dropped after the kernel program had verified it.
+    pub fn retired_key(&self, request: About<'_>) {
+        let mut kept = self.kept();
+        kept.tally.retired_key += 1;
+        kept.enter(request, Some((Moment::now(), "retired key", RETIRED_KEY.to_owned())));
     }
 
     /// A copy came.

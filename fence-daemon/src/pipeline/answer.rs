@@ -82,18 +82,16 @@ impl Shared {
     /// # Errors
     /// The answer to a peer that may have nothing.
     pub(super) fn permit(&self, peer: &Authenticated) -> Result<Permitted, Answer> {
-        match peer.request().op() {
-            Op::Null | Op::DevStatus | Op::HostList => Ok(Permitted::Question),
-            Op::Off | Op::Reboot | Op::On | Op::Status => {
-                policy::authorize(&self.groups, peer).map(Permitted::Order).map_err(|denied| {
-                    let reply = match denied {
-                        Denied::NoDomain => Reply::Failure,
-                        Denied::NotInAGroup { .. } | Denied::NotWithThisKey { .. } => Reply::PermissionDenied,
-                    };
-                    Answer::refused(reply, denied.to_string())
-                })
-            }
+        if !peer.request().op().names_a_domain() {
+            return Ok(Permitted::Question);
         }
+        policy::authorize(&self.groups, peer).map(Permitted::Order).map_err(|denied| {
+            let reply = match denied {
+                Denied::NoDomain => Reply::Failure,
+                Denied::NotInAGroup { .. } | Denied::NotWithThisKey { .. } => Reply::PermissionDenied,
+            };
+            Answer::refused(reply, denied.to_string())
+        })
     }
 
     /// The answer. It is a failure if the daemon stops before the answer is there.

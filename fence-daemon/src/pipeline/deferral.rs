@@ -6,7 +6,6 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use fence_common::wire::Op;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{NoPeer, Shared};
@@ -81,7 +80,7 @@ impl Shared {
     /// Calls back when it is this host's turn.
     pub(super) async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferral), NoPeer> {
         let mut deferral = Deferral::Any;
-        if let (Op::Off | Op::Reboot | Op::On | Op::Status, Some(target)) = (request.op(), request.target()) {
+        if let Some(target) = request.target().filter(|_| request.op().names_a_domain()) {
             // From now, not from its arrival: what delayed our read, such as a flood, has reached
             // the other hosts as well.
             let now = Instant::now();

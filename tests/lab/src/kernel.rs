@@ -118,6 +118,19 @@ pub fn counters(hypervisor: &Hypervisor) -> Result<Counters> {
 
 /// The content of a map of the program on the bridge, as bpftool prints it.
 pub fn dump(hypervisor: &Hypervisor, name: &str) -> Result<Value> {
+    json(hypervisor, "bpftool", &["-j", "map", "dump", "id", &map(hypervisor, name)?])
+}
+
+/// Writes an element of such a map, byte by byte (`0x07`).
+pub fn put(hypervisor: &Hypervisor, name: &str, key: &[&str], value: &[&str]) -> Result<()> {
+    let id = map(hypervisor, name)?;
+    let start = ["map", "update", "id", &id, "key"];
+    let arguments = [&start[..], key, &["value"], value].concat();
+    hypervisor.space().must("bpftool", &arguments).map(drop)
+}
+
+/// The number of a map of the program on the bridge.
+fn map(hypervisor: &Hypervisor, name: &str) -> Result<String> {
     let program = program_on(hypervisor, BRIDGE)?.context("no program on the bridge")?;
     let shown = json(hypervisor, "bpftool", &["-j", "prog", "show", "id", &program.id.to_string()])?;
     let maps = shown.get("map_ids").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -125,7 +138,7 @@ pub fn dump(hypervisor: &Hypervisor, name: &str) -> Result<Value> {
         let id = id.to_string();
         let map = json(hypervisor, "bpftool", &["-j", "map", "show", "id", &id])?;
         if map.get("name").and_then(Value::as_str) == Some(name) {
-            return json(hypervisor, "bpftool", &["-j", "map", "dump", "id", &id]);
+            return Ok(id);
         }
     }
     bail!("program {} has no map {name}", program.id)

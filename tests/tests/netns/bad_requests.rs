@@ -65,6 +65,7 @@ fn bad_requests(peer: &Peer, other_guest: Ipv4Addr) -> Result<Vec<Bad>> {
         ("an unknown address family", "drop_family", changed(&|request| request.family = 77.into())?),
         ("callback to nowhere", "drop_address", set(Ipv4Addr::UNSPECIFIED.into())?),
         ("callback to a group", "drop_address", set(Ipv4Addr::new(225, 0, 0, 12).into())?),
+        ("callback to the hypervisor's loopback", "drop_loopback", set(Ipv4Addr::LOCALHOST.into())?),
         ("callback to somebody else", "drop_source", set(other_guest.into())?),
         ("a bit of the domain flipped", "drop_digest", flipped(4)?),
         ("a bit of the digest flipped", "drop_digest", flipped(112)?),

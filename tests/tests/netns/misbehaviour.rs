@@ -181,6 +181,7 @@ fn a_guest_is_not_called_back_on_the_hypervisor_itself() -> Result<()> {
         let server = bench.serve(&Config { family: Family::V6, ..bench.config(attach) })?;
         let listener = bench.hypervisor.space().in_network(|| Ok(TcpListener::bind(("::1", 0))?))?;
         let peer = Peer::new(&bench.guest, &key(), Family::V6)?;
+        let position = server.log_position();
         let mut request = peer.request(Op::Status, DOMAIN)?;
         set_address(&mut request, Ipv6Addr::LOCALHOST.into());
         request.port = listener.local_addr()?.port().into();
@@ -190,6 +191,12 @@ fn a_guest_is_not_called_back_on_the_hypervisor_itself() -> Result<()> {
         std::thread::sleep(Duration::from_millis(500));
         listener.set_nonblocking(true)?;
         ensure!(listener.accept().is_err(), "{attach}: called back: {}", server.log());
+        let counter = if attach == "off" { "/socket/drop_loopback" } else { "/kernel/counters/drop_loopback" };
+        let (_, report) = server.status()?;
+        ensure!(report.pointer(counter) == Some(&1.into()), "{attach}: not counted: {report}");
+        let said = |line: &str| line.contains("this host's own loopback address").then_some(());
+        let line = server.wait_log(position, Duration::from_secs(60), said);
+        line.with_context(|| format!("{attach}: no line about it: {}", server.log()))?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use fence_lab::peer::Peer;
 use fence_lab::process::{Finished, poll_until};
 use fence_lab::server::{Config, START_LIMIT, Server, Which};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::bench::{Bench, DOMAIN, key};
 
@@ -193,8 +194,8 @@ fn rotate(attach: &'static str) -> Result<()> {
         ensure!(bench.counters()?.get("drop_digest")? > 0, "the kernel lets the old key through");
         let slots = kernel::dump(hypervisor, "fence_keys")?;
         let slots = slots.as_array().context("no slots")?;
-        let is_empty = |slot: &&serde_json::Value| {
-            let bytes = slot.pointer("/value").and_then(serde_json::Value::as_array);
+        let is_empty = |slot: &&Value| {
+            let bytes = slot.pointer("/value").and_then(Value::as_array);
             bytes.is_some_and(|bytes| bytes.len() > 1000 && bytes.iter().all(|byte| byte == "0x00"))
         };
         ensure!(slots.len() == 2 && slots.iter().filter(is_empty).count() == 1, "something is left of the old key");
@@ -227,6 +228,62 @@ fn a_request_goes_on_with_the_key_that_it_began_with() -> Result<()> {
     ensure!(call.reply()? == Some(0), "{}", server.log());
     let new = Peer::new(&bench.guest, NEW, Family::V4)?;
     ensure!(new.ask(Op::Status, DOMAIN)?.converse()? == 0, "{}", server.log());
+    Ok(())
+}
+
+/// Where the kernel program verifies a request with a key that the daemon has dropped, the daemon
+/// rejects it. The socket knows the keys of the moment, so the digest is wrong there.
+#[test]
+fn a_request_with_a_dropped_key_is_counted_and_goes_unanswered() -> Result<()> {
+    const KEYS: &str = "fence_keys";
+    let slots = |bench: &Bench| -> Result<Vec<Value>> {
+        Ok(kernel::dump(&bench.hypervisor, KEYS)?.as_array().cloned().unwrap_or_default())
+    };
+    for attach in ["auto", "off"] {
+        let (bench, config) = bench()?;
+        let mut server = bench.serve(&Config { attach: Some(attach), ..config })?;
+        let in_kernel = attach == "auto";
+        let before = if in_kernel { slots(&bench)? } else { Vec::new() };
+        let (file, new) = (bench.hypervisor.path("fence.key"), bench.hypervisor.write("new.key", NEW)?);
+        shell(&bench.hypervisor, &format!("mv {new} {file}"))?;
+        reload(&mut server, "changed accepted=1 added=1 dropped=1")?;
+        if in_kernel {
+            // The old key is back in its slot, as if the kernel had refused to wipe it.
+            let after = slots(&bench)?;
+            let loaded =
+                |slot: &Value| slot["value"].as_array().is_some_and(|bytes| bytes.iter().any(|byte| byte != "0x00"));
+            let old = before.iter().zip(&after).find(|(old, new)| loaded(old) && !loaded(new)).context("no old key")?.0;
+            let bytes = |part: &str| -> Vec<&str> {
+                old[part].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+            };
+            kernel::put(&bench.hypervisor, KEYS, &bytes("key"), &bytes("value"))?;
+        }
+        let position = server.log_position();
+        let [old, new] = [&key()[..], NEW].map(|key| Peer::new(&bench.guest, key, Family::V4));
+        let (old, new) = (old?, new?);
+        old.send(old.request(Op::Off, DOMAIN)?)?;
+        // Once this request is answered, the daemon has judged the previous one.
+        ensure!(new.ask(Op::Status, DOMAIN)?.converse()? == 0, "{attach}: it is off: {}", server.log());
+        ensure!(old.called_back(Duration::from_millis(500))?.is_none(), "{attach}: called back: {}", server.log());
+        let (_, report) = server.status()?;
+        let counted = [
+            ("/requests/retired_key", u64::from(in_kernel)),
+            ("/requests/answered", 1),
+            ("/socket/drop_digest", u64::from(!in_kernel)),
+        ];
+        for (pointer, expected) in counted {
+            ensure!(
+                report.pointer(pointer) == Some(&expected.into()),
+                "{attach}: {pointer} is not {expected}: {report}"
+            );
+        }
+        if in_kernel {
+            let said =
+                |line: &str| line.contains("WARN rejected: signed with a key that is no longer accepted").then_some(());
+            server.wait_log(position, SOON, said).with_context(|| format!("no line about it: {}", server.log()))?;
+            ensure!(report["requests"]["recent"][1]["result"] == "retired key", "{report}");
+        }
+    }
     Ok(())
 }
 

@@ -28,7 +28,7 @@ fn faulty() -> Vec<(Request, Verdict)> {
         (Request { family: little_endian::U32::new(FAMILY_V6), ..good }, Verdict::Family),
         (Request { family: little_endian::U32::new(0), ..good }, Verdict::Family),
         (address([192, 168, 122, 12]), Verdict::Source),
-        (address([127, 0, 0, 1]), Verdict::Source),
+        (address([127, 0, 0, 1]), Verdict::Loopback),
     ];
     for op in [7, 8, 9, 0xff] {
         all.push((Request { op, ..good }, Verdict::Op));
@@ -90,7 +90,7 @@ fn ipv6_requests_are_refused_for_the_same_reasons_but_the_source() {
     for (request, verdict) in [
         (good, Verdict::Delivered),
         (ip("fd00::99"), Verdict::Delivered),
-        (ip("::1"), Verdict::Delivered),
+        (ip("::1"), Verdict::Loopback),
         (ip("::"), Verdict::Address),
         (ip("::2"), Verdict::Address),
         (ip("::ffff:192.168.122.11"), Verdict::Address),

@@ -107,6 +107,7 @@ fn told(verdict: Verdict) -> &'static str {
         Verdict::Port => "callback port 0",
         Verdict::Family => "a callback address of another family than the datagram's",
         Verdict::Address => "a callback address that no host has",
+        Verdict::Loopback => "wants to be called back at this host's loopback address, from elsewhere",
         Verdict::Source => "wants to be called back elsewhere than it came from: NAT? then `strict_source = \"no\";`",
         Verdict::Digest => "wrong digest: another key in the guest, or forged",
         Verdict::NotOurs => "",

@@ -307,6 +307,7 @@ fn tally(report: &Report) -> Table {
             requests.replays,
             "datagrams that had come before, bit for bit: recorded and sent by somebody else?",
         ),
+        ("retired key", requests.retired_key, "signed with a key that is no longer accepted"),
     ] {
         if count > 0 {
             table.row([plain(name), plain(count.to_string()), dim(what)]);
