@@ -5,12 +5,13 @@
 //! that PID namespace too, so a daemon that systemd starts sees them as on a real host.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cluster::corosync::Item;
+use crate::cluster::image::Image;
 use crate::lab::{Hypervisor, Space};
 use crate::process::{Finished, Process, poll_until, run};
 
@@ -60,13 +61,16 @@ pub struct Booted {
 }
 
 impl Booted {
-    /// Boots systemd on a hypervisor where nothing runs yet.
+    /// Boots systemd on a hypervisor where nothing runs yet. It finds these files.
     ///
     /// # Errors
     /// The kernel refuses the mounts, or systemd does not come up.
-    pub fn start(hypervisor: &Hypervisor, name: &str, image: &Path) -> Result<Self> {
-        let (root, image) = (hypervisor.path(&format!("roots/{name}")), image.to_string_lossy());
-        hypervisor.space().must("sh", &["-c", ROOT, name, &image, &root])?;
+    pub fn start(hypervisor: &Hypervisor, name: &str, files: &[Item]) -> Result<Self> {
+        let (root, image) = (hypervisor.path(&format!("roots/{name}")), Image::get()?);
+        hypervisor.space().must("sh", &["-c", ROOT, name, &image.root().to_string_lossy(), &root])?;
+        for Item { path, mode, content } in files {
+            hypervisor.write_mode(&format!("{root}{path}"), content, *mode)?;
+        }
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child", "sh", "-c", BEGIN, name, BOOT, &root]);
         let mut process = Process::start(hypervisor.space(), &mut command)?;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use fence_lab::cluster::corosync::{Item, Member};
-use fence_lab::cluster::image::Image;
 use fence_lab::cluster::node::Node;
 use fence_lab::guide::stage::{HOSTS, HYPERVISOR, NODES, STAND_INS, Stage};
 use fence_lab::guide::{Act, Guide};
@@ -37,8 +36,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Result<Self> {
-        let image = Image::get()?;
-        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, image.root())?;
+        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, &[])?;
         let hypervisor = booted.hypervisor().clone();
         let libvirtd = Libvirtd::start(&hypervisor)?;
         let stage = Stage::new(booted);

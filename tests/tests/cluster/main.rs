@@ -7,11 +7,15 @@
 #[cfg(test)]
 mod guides;
 #[cfg(test)]
+mod host;
+#[cfg(test)]
 mod hypervisors;
 #[cfg(test)]
 mod kvm;
 #[cfg(test)]
 mod lxc;
+#[cfg(test)]
+mod pages;
 #[cfg(test)]
 mod plugin;
 #[cfg(test)]

@@ -2,101 +2,47 @@
 //! and the socket of a user's own libvirtd.
 
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::KEY_PATH;
-use fence_lab::cluster::image::Image;
-use fence_lab::cluster::lab::KEY;
 use fence_lab::lab::Hypervisor;
-use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::Machine;
 use fence_lab::process::{Process, poll_until};
 use fence_lab::qemu;
-use fence_lab::server::{Config, Which};
-use fence_lab::systemd::Booted;
-use fence_lab::tools;
+use fence_lab::server::Config;
 use fence_lab::witness::Witness;
+use serde_json::Value;
 
-/// How long an operation of one second may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(90);
-const NAME: &str = "hypervisor";
+use crate::host::{Host, LIMIT, UNIT_PATH};
+
 const BY_SSH: &str = "qemu+ssh://root@hypervisor/system";
 /// `nobody`: libvirt looks up the user's name.
 const USER: u32 = 65_534;
+const SESSION: &str = "qemu:///session?socket=/run/user/65534/libvirt/libvirt-sock";
 const UUID: &str = "5e55109e-0000-4000-8000-000000000001";
 
-/// The processes in use, in the order of their end.
-struct Scene {
-    libvirtd: Libvirtd,
-    _users: Process,
-    booted: Booted,
-    session: String,
+/// A success that leaves the machine alive must never occur.
+fn off(host: &Host, domain: &str, machine: &Witness) -> Result<()> {
+    let asked = host.run(&format!("fence_xvm -o off -H {domain}"))?;
+    ensure!(machine.is_dead()?, "{domain} lives: {asked:?}; {}", host.log());
+    ensure!(asked.code == Some(0), "{asked:?}; {}", host.log());
+    let status = host.run(&format!("fence_xvm -o status -H {domain}"))?;
+    ensure!(status.code == Some(2), "{status:?}; {}", host.log());
+    Ok(())
 }
 
-impl Scene {
-    fn new() -> Result<Self> {
-        let image = Image::get()?;
-        let booted = Booted::start(&Hypervisor::new()?, NAME, image.root())?;
-        let libvirtd = Libvirtd::start(booted.hypervisor())?;
-        let (users, session) = session(booted.hypervisor())?;
-        let scene = Self { libvirtd, _users: users, booted, session };
-        scene.allow_ssh()?;
-        scene.start_daemon()?;
-        Ok(scene)
-    }
-
-    fn allow_ssh(&self) -> Result<()> {
-        self.booted
-            .must(&format!(
-                "mkdir -p -m 700 ~/.ssh && ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519 && \
-                 cp ~/.ssh/id_ed25519.pub ~/.ssh/authorized_keys && systemctl start ssh && \
-                 ssh-keyscan -t ed25519 {NAME} > ~/.ssh/known_hosts 2> /dev/null && \
-                 ssh -o BatchMode=yes root@{NAME} true"
-            ))
-            .map(drop)
-    }
-
-    fn start_daemon(&self) -> Result<()> {
-        let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
-        let mut config = Config::new(KEY_PATH);
-        config.uris = vec![BY_SSH.to_owned(), self.session.clone()];
-        let unit = std::fs::read(tools::workspace().join("dist/fence-daemon.service"))?;
-        for (path, content, mode) in [
-            ("/usr/sbin/fence-daemon", std::fs::read(daemon)?, 0o755),
-            ("/etc/systemd/system/fence-daemon.service", unit, 0o644),
-            (KEY_PATH, KEY.to_vec(), 0o600),
-            ("/etc/fence_virt.conf", config.render().into_bytes(), 0o600),
-        ] {
-            self.booted.hypervisor().write_mode(&format!("{}{path}", self.booted.root()), &content, mode)?;
-        }
-        self.booted.must("systemctl enable --now fence-daemon")?;
-        let connected = poll_until("each URI to be connected", LIMIT, || {
-            let report = self.booted.shell(&[], "fence-daemon status --json", LIMIT)?.stdout;
-            let report: serde_json::Value = serde_json::from_str(&report).context(report)?;
-            let all = report["uris"].as_array().context("no URIs")?;
-            Ok((all.len() == 2 && all.iter().all(|uri| uri["connected"] == true)).then_some(()))
-        });
-        connected.with_context(|| self.log())
-    }
-
-    fn log(&self) -> String {
-        self.booted.must("journalctl --no-pager -u fence-daemon -o cat").unwrap_or_default()
-    }
-
-    /// A success that leaves the machine alive must never occur.
-    fn off(&self, domain: &str, machine: &Witness) -> Result<()> {
-        let asked = self.booted.shell(&[], &format!("fence_xvm -o off -H {domain}"), LIMIT)?;
-        ensure!(machine.is_dead()?, "{domain} lives: {asked:?}; {}", self.log());
-        ensure!(asked.code == Some(0), "{asked:?}; {}", self.log());
-        let status = self.booted.shell(&[], &format!("fence_xvm -o status -H {domain}"), LIMIT)?;
-        ensure!(status.code == Some(2), "{status:?}; {}", self.log());
-        Ok(())
-    }
+/// The daemon with these URIs, and a user's libvirtd.
+fn scene(uris: &[&str]) -> Result<(Process, Host)> {
+    let host = Host::new(&Config { uris: uris.iter().map(|&uri| uri.to_owned()).collect(), ..Config::new(KEY_PATH) })?;
+    host.allow_ssh()?;
+    let user = session(host.hypervisor())?;
+    host.must("cp ~/.ssh/id_ed25519 /etc/ssh/fence && systemctl enable --now fence-daemon")?;
+    host.wait_connected(uris.len())?;
+    Ok((user, host))
 }
 
-/// A user's own libvirtd, and its URI.
-fn session(hypervisor: &Hypervisor) -> Result<(Process, String)> {
+/// The libvirtd of a user.
+fn session(hypervisor: &Hypervisor) -> Result<Process> {
     let directory = format!("/run/user/{USER}");
     let make = format!(
         "mkdir -p /run/user && install -d -m 700 -o {USER} -g {USER} {directory} {directory}/.config {directory}/.config/libvirt"
@@ -113,16 +59,16 @@ fn session(hypervisor: &Hypervisor) -> Result<(Process, String)> {
         Ok(hypervisor.outside(&socket).exists().then_some(()))
     })
     .with_context(|| process.stderr().text())?;
-    Ok((process, format!("qemu:///session?socket={socket}")))
+    Ok(process)
 }
 
 #[test]
 fn off_by_ssh_and_by_a_users_socket_under_the_unit() -> Result<()> {
-    let scene = Scene::new()?;
-    qemu::start_idle(&scene.libvirtd, "far")?;
-    let far = Witness::of_qemu(scene.booted.hypervisor(), "far")?;
-    scene.libvirtd.define(&scene.session, "mine", &Machine::new("mine").uuid(UUID).xml()?)?;
-    scene.libvirtd.start_domain(&scene.session, "mine")?;
+    let (_user, host) = scene(&[BY_SSH, SESSION])?;
+    qemu::start_idle(&host.libvirtd, "far")?;
+    let far = Witness::of_qemu(host.hypervisor(), "far")?;
+    host.libvirtd.define(SESSION, "mine", &Machine::new("mine").uuid(UUID).xml()?)?;
+    host.libvirtd.start_domain(SESSION, "mine")?;
     let [mine] = <[Witness; 1]>::try_from(Witness::of_uuid(UUID)?)
         .map_err(|all| anyhow::anyhow!("{} processes of one machine", all.len()))?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", mine.pid))?;
@@ -131,6 +77,58 @@ fn off_by_ssh_and_by_a_users_socket_under_the_unit() -> Result<()> {
         "the machine runs as root: {status}"
     );
 
-    scene.off("far", &far)?;
-    scene.off("mine", &mine)
+    off(&host, "far", &far)?;
+    off(&host, "mine", &mine)
+}
+
+/// The doctor's findings about libvirt that are `wrong`.
+fn doctor_about_libvirt(host: &Host) -> Result<Vec<Value>> {
+    let doctor = host.run("fence-daemon doctor --json")?;
+    let report: Value = serde_json::from_str(&doctor.stdout).with_context(|| format!("{doctor:?}"))?;
+    let findings = report["findings"].as_array().context("no findings")?.iter();
+    let is_it = |finding: &&Value| finding["check"] == "libvirt" && finding["state"] == "wrong";
+    Ok(findings.filter(is_it).cloned().collect())
+}
+
+#[test]
+fn each_form_of_uri_connects_under_the_unit() -> Result<()> {
+    let (_user, host) = scene(&[
+        "qemu:///system",
+        "lxc:///",
+        "qemu+unix:///system",
+        BY_SSH,
+        "qemu+ssh://root@hypervisor/system?keyfile=/etc/ssh/fence",
+        SESSION,
+        "test:///default",
+    ])?;
+    // A program that libvirt's client has started is an ordinary process.
+    let children = host.must("for pid in $(pgrep -x ssh); do cat /proc/$pid/oom_score_adj /proc/$pid/stat; done")?;
+    let scores: Vec<&str> = children.lines().step_by(2).collect();
+    ensure!(!scores.is_empty() && scores.iter().all(|score| *score == "0"), "{children}");
+    let nice = |stat: &str| stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(16).map(|nice| nice == "0"));
+    ensure!(children.lines().skip(1).step_by(2).all(|stat| nice(stat) == Some(true)), "{children}");
+    // The doctor sees the URIs as the daemon does, also where the doctor has more rights.
+    let wrong = doctor_about_libvirt(&host)?;
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    // In a container with cgroup v1, systemd does not always notice that an ssh has ended, and
+    // waits for it.
+    let less = b"[Service]\nCapabilityBoundingSet=~CAP_SETPCAP\nTimeoutStopSec=5\n";
+    let path = format!("{}{UNIT_PATH}.d/less.conf", host.booted.root());
+    host.hypervisor().write_mode(&path, less, 0o644)?;
+    host.must("systemctl daemon-reload && systemctl restart fence-daemon")?;
+    let wrong = poll_until("the doctor to report the failing URI", LIMIT, || {
+        let wrong = doctor_about_libvirt(&host)?;
+        Ok((wrong.len() == 2).then_some(wrong))
+    })
+    .with_context(|| host.log())?;
+    for finding in wrong {
+        let text = finding.to_string();
+        ensure!(text.contains("qemu+ssh://") && text.contains("answers here, but not to the daemon"), "{text}");
+        // With the daemon's rights the doctor fails like the daemon.
+        let command = finding["commands"][0].as_str().with_context(|| text.clone())?;
+        let tried = host.run(command)?;
+        // The error message varies: libvirt's client sees either the ssh die or its pipe break.
+        ensure!(tried.code != Some(0) && command.contains("nsenter"), "{command}: {tried:?}");
+    }
+    Ok(())
 }

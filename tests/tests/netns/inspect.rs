@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 use crate::bench::{Bench, DOMAIN};
 
 mod capture;
-mod page;
 
 /// Longer than anything here takes on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);

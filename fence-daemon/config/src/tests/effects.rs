@@ -73,7 +73,13 @@ const EFFECTS: &[Effect] = &[
     ("replay_window", &["24h"], Default, "netns/rate_limit.rs", "a_recorded_off_does_nothing_after_a_crash_either"),
     // multicast
     ("key_file", &[], As("&Config::new(&missing)"), "netns/startup.rs", "without_a_usable_key_it_does_not_start"),
-    ("key_file2", &[], As("rotate(\"auto\")"), "netns/rotation.rs", "nobody_is_lost_while_keys_rotate_in_the_kernel"),
+    (
+        "key_file2",
+        &[],
+        As("rotate(\"auto\")"),
+        "cluster/pages/rotation.rs",
+        "nobody_is_lost_while_keys_rotate_in_the_kernel",
+    ),
     (
         "interface",
         &["none"],

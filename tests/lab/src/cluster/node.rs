@@ -39,8 +39,6 @@ pub struct Node {
     member: Member,
     /// Its root directory, as the lab's programs see it.
     root: String,
-    /// Directories of the lab that it sees, and where.
-    mounts: Vec<(String, String)>,
 }
 
 impl Node {
@@ -48,15 +46,9 @@ impl Node {
     /// without starting it. The nodes of one lab need different addresses, and share the directory
     /// [`SHARED`].
     pub fn define(libvirtd: &Libvirtd, member: &Member, files: &[Item]) -> Result<Self> {
-        Self::define_with(libvirtd, member, files, &[])
-    }
-
-    /// Like [`Self::define`], with directories of the lab mounted in the node: source and target.
-    pub fn define_with(libvirtd: &Libvirtd, member: &Member, files: &[Item], mounts: &[(&str, &str)]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor().clone();
         let root = overlay(&hypervisor, &Image::get()?, &member.domain)?;
-        let mounts = mounts.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect();
-        let node = Self { hypervisor, member: member.clone(), root, mounts };
+        let node = Self { hypervisor, member: member.clone(), root };
         node.write(INIT_PATH, INIT.as_bytes(), 0o755)?;
         for Item { path, mode, content } in files {
             node.write(path, content, *mode)?;
@@ -66,23 +58,17 @@ impl Node {
     }
 
     fn xml(&self) -> Result<String> {
-        let Self { member: Member { domain, address, .. }, root, hypervisor, mounts } = self;
+        let Self { member: Member { domain, address, .. }, root, hypervisor } = self;
         let shared = hypervisor.path("shared");
         std::fs::create_dir_all(hypervisor.outside(&shared))?;
         let emulator = container::emulator()?;
-        let mounts: String = mounts
-            .iter()
-            .map(|(from, to)| {
-                format!("<filesystem type='mount'><source dir='{from}'/><target dir='{to}'/></filesystem>")
-            })
-            .collect();
         // The bridge port has the domain's name, so commands can name the port.
         Ok(format!(
             "<domain type='lxc'><name>{domain}</name><memory unit='MiB'>1024</memory><vcpu>1</vcpu>\
              <os><type>exe</type><init>{INIT_PATH}</init></os>\
              <devices><emulator>{emulator}</emulator>\
              <filesystem type='mount' accessmode='passthrough'><source dir='{root}'/><target dir='/'/></filesystem>\
-             <filesystem type='mount'><source dir='{shared}'/><target dir='{SHARED}'/></filesystem>{mounts}\
+             <filesystem type='mount'><source dir='{shared}'/><target dir='{SHARED}'/></filesystem>\
              <interface type='bridge'><source bridge='{BRIDGE}'/><target dev='{port}'/><guest dev='eth0'/>\
              <ip address='{address}' prefix='24'/>\
              <route family='ipv4' address='0.0.0.0' prefix='0' gateway='{HYPERVISOR_V4}'/></interface>\

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
-use fence_lab::cluster::image::Image;
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
 use fence_lab::guide::stage::{HYPERVISOR, Stage};
@@ -39,9 +38,8 @@ struct Walls {
 impl Walls {
     /// The daemon runs as a systemd unit, and the guest is a container.
     fn new(attach: &'static str) -> Result<Self> {
-        let image = Image::get()?;
         let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
-        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, image.root())?;
+        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, &[])?;
         let hypervisor = booted.hypervisor().clone();
         let libvirtd = Libvirtd::start(&hypervisor)?;
         let mut stage = Stage::new(booted);

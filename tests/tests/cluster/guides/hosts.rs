@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, files};
-use fence_lab::cluster::image::Image;
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
 use fence_lab::cluster::shell::{self, Shell as _};
@@ -52,13 +51,12 @@ impl Scene {
     /// The state before the first command: two hosts with the daemon and the key, and a cluster
     /// with one guest on each.
     fn new() -> Result<Self> {
-        let image = Image::get()?;
         let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
         let unit = std::fs::read(tools::workspace().join("dist/fence-daemon.service"))?;
         let (daemon, members) = (std::fs::read(daemon)?, members());
         let [one, other] = Hypervisor::pair()?;
         let (mut stage, mut nodes, mut bodies, mut libvirtds) = (Stage::default(), Vec::new(), Vec::new(), Vec::new());
-        let hypervisors = [Booted::start(&one, "host1", image.root())?, Booted::start(&other, "host2", image.root())?];
+        let hypervisors = [Booted::start(&one, "host1", &[])?, Booted::start(&other, "host2", &[])?];
         let spaces = hypervisors.each_ref().map(|host| host.hypervisor().clone());
         for (number, (booted, me)) in (1..).zip(hypervisors.into_iter().zip(&members)) {
             let host = format!("host{number}");

@@ -32,7 +32,7 @@ struct Scene {
 
 impl Scene {
     fn on_the_hypervisor() -> Result<Self> {
-        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, Image::get()?.root())?;
+        let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, &[])?;
         let hypervisor = booted.hypervisor().clone();
         let libvirtd = Libvirtd::start(&hypervisor)?;
         Self::of(Stage::new(booted), HYPERVISOR, hypervisor, libvirtd)

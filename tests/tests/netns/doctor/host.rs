@@ -46,21 +46,12 @@ fn a_configuration_that_the_daemon_refuses_is_shown_and_what_is_doubtful_told() 
 fn a_key_is_told_by_a_fingerprint_that_is_the_same_everywhere() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&Config { key_file2: Some("/run/lab/second".to_owned()), ..bench.config("auto") })?;
-    let space = bench.hypervisor.space();
     let told = on_hypervisor(&bench)?;
     says(told.find("key2", "ok")?, &["/run/lab/second does not exist"])?;
     let here = told.find("key", "ok")?["seen"].clone();
     let there = ask(bench.guest.space(), &["doctor", "--from-guest", "--key", &bench.key])?;
     ensure!(there.find("key", "ok")?["seen"] == here);
-    // The documentation's command for guests without this program.
-    let page = std::fs::read_to_string(fence_lab::tools::workspace().join("docs/reference/doctor.md"))?;
-    let line = page.lines().find_map(|line| line.trim().strip_prefix("# ").filter(|line| line.contains("sha256sum")));
-    let line =
-        line.context("no line of shell in docs/reference/doctor.md")?.replace("/etc/cluster/fence_xvm.key", &bench.key);
-    let by_shell = space.must("sh", &["-c", &line])?.stdout;
-    let digits: String =
-        here.as_str().unwrap_or_default().rsplit("fingerprint ").next().unwrap_or_default().replace(' ', "");
-    ensure!(digits.len() == 16 && by_shell.trim() == digits, "{by_shell} is not {here}");
+    let digits = here.as_str().unwrap_or_default().rsplit("fingerprint ").next().unwrap_or_default();
 
     // The same key twice adds nothing; another key has another fingerprint.
     bench.hypervisor.write("second", &crate::bench::key())?;
