@@ -1,15 +1,18 @@
 //! Asks the kernel over rtnetlink: the [links](link) of this network namespace, its
-//! [neighbours](neighbour), and its [routing decisions](route).
+//! [neighbours](neighbour), and its [routing decisions](route); and the links and
+//! [addresses](address) at the other end of a veth.
 //!
 //! Only the needed attributes of each message are decoded. netlink-packet-route can decode whole
 //! messages. But then one odd link of the host fails the whole answer: a name that is not UTF-8, or
 //! an attribute that another kernel sends in another length.
 
+pub mod address;
 pub mod interface;
 pub mod link;
 pub mod neighbour;
 pub mod route;
 pub mod taker;
+pub mod way_out;
 
 use std::io;
 
@@ -37,6 +40,8 @@ fn dump<T: NetlinkDeserializable>(request: &RouteNetlinkMessage) -> io::Result<V
 }
 
 fn ask<T: NetlinkDeserializable>(flags: u16, request: RouteNetlinkMessage) -> io::Result<Vec<T>> {
+    // Else the kernel ignores which namespace's addresses are asked for.
+    let strict = matches!(request, RouteNetlinkMessage::GetAddress(_));
     let mut request = NetlinkMessage::from(request);
     request.header.flags = flags;
     request.finalize();
@@ -44,6 +49,9 @@ fn ask<T: NetlinkDeserializable>(flags: u16, request: RouteNetlinkMessage) -> io
     request.serialize(&mut bytes);
 
     let socket = Socket::new(NETLINK_ROUTE)?;
+    if strict {
+        socket.set_netlink_get_strict_chk(true)?;
+    }
     // A connected socket receives from the kernel only.
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&bytes, 0)?;

@@ -4,12 +4,19 @@ use std::ffi::CStr;
 use std::io;
 
 use netlink_packet_core::{
-    DecodeError, Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NlasIterator,
-    Parseable as _, parse_u32,
+    DecodeError, DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NlasIterator, Parseable as _, parse_i32, parse_u8, parse_u32,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkFlags, LinkHeader, LinkMessage, LinkXdp};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkHeader, LinkMessage, LinkXdp};
 use nix::libc;
+
+/// From <linux/if_link.h>: the attribute of a request for another namespace's links, also in the
+/// answer.
+const IFLA_TARGET_NETNSID: u16 = 46;
+/// From the same file: the attributes of a link of kind "tun".
+const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_VNET_HDR: u16 = 5;
 
 /// A link of this network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,10 +31,34 @@ pub struct Link {
     pub kind: Option<InfoKind>,
     /// The index of the link below it, or of a veth's other end, if that link is in this namespace.
     pub lower: Option<u32>,
+    /// The same link, if it is in another namespace.
+    pub elsewhere: Option<Elsewhere>,
     /// The index of the bridge or bond that it is a port of.
     pub master: Option<u32>,
     /// The ID of an XDP program on it.
     pub xdp_program: Option<u32>,
+    /// What only a tap has.
+    pub tap: Option<Tap>,
+    /// The ID of its network namespace, if the request named one.
+    pub namespace: Option<i32>,
+}
+
+/// A link in another network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The kernel's ID of the namespace; negative if it has none.
+    pub namespace: i32,
+    /// The kernel's index of the link there.
+    pub index: u32,
+}
+
+/// A tap: its frames come from the process that holds it open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// Whether a process holds it open.
+    pub held: bool,
+    /// Whether its frames have a header for offloads, which hypervisors ask for and VPNs do not.
+    pub offloads: bool,
 }
 
 /// The link with this index.
@@ -36,7 +67,7 @@ pub struct Link {
 /// There is none, or the kernel does not answer.
 pub fn one(index: u32) -> io::Result<Link> {
     // The acknowledgement marks the end of the answer.
-    super::ask(NLM_F_REQUEST | NLM_F_ACK, request(index))?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
+    super::ask(NLM_F_REQUEST | NLM_F_ACK, request(index, None))?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// All links, in the kernel's order.
@@ -44,12 +75,27 @@ pub fn one(index: u32) -> io::Result<Link> {
 /// # Errors
 /// The kernel does not answer.
 pub fn all() -> io::Result<Vec<Link>> {
-    super::dump(&request(0))
+    super::dump(&request(0, None))
 }
 
-fn request(index: u32) -> RouteNetlinkMessage {
+/// All links of another network namespace, by the kernel's ID of it. Needs `CAP_NET_ADMIN` there.
+///
+/// # Errors
+/// The kernel does not answer, forbids it, or is too old to know of such requests.
+pub fn all_in(namespace: i32) -> io::Result<Vec<Link>> {
+    let links: Vec<Link> = super::dump(&request(0, Some(namespace)))?;
+    // An old kernel answers with this namespace's links.
+    if links.iter().any(|link| link.namespace != Some(namespace)) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(links)
+}
+
+fn request(index: u32, namespace: Option<i32>) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
     link.header.index = index;
+    let target = |id: i32| LinkAttribute::Other(DefaultNla::new(IFLA_TARGET_NETNSID, id.to_ne_bytes().to_vec()));
+    link.attributes.extend(namespace.map(target));
     RouteNetlinkMessage::GetLink(link)
 }
 
@@ -62,7 +108,7 @@ impl NetlinkDeserializable for Link {
         }
         let head = LinkHeader::parse(payload)?;
         let mut link = Self { index: head.index, up: head.flags.contains(LinkFlags::Up), ..Self::default() };
-        let mut lower_is_elsewhere = false;
+        let (mut lower_is_in, mut carrier) = (None, false);
         for attribute in NlasIterator::new(payload.get(head.buffer_len()..).unwrap_or_default()) {
             let attribute = attribute?;
             let value = attribute.value();
@@ -72,13 +118,18 @@ impl NetlinkDeserializable for Link {
                     link.name = name.to_string_lossy().into_owned();
                 }
                 libc::IFLA_LINK => link.lower = Some(parse_u32(value)?),
-                libc::IFLA_LINK_NETNSID => lower_is_elsewhere = true,
+                libc::IFLA_LINK_NETNSID => lower_is_in = Some(parse_i32(value)?),
+                libc::IFLA_CARRIER => carrier = parse_u8(value)? != 0,
+                IFLA_TARGET_NETNSID => link.namespace = Some(parse_i32(value)?),
                 libc::IFLA_MASTER => link.master = Some(parse_u32(value)?),
                 libc::IFLA_LINKINFO => {
                     for info in NlasIterator::new(value) {
                         let info = info?;
-                        if info.kind() == libc::IFLA_INFO_KIND {
-                            link.kind = Some(InfoKind::parse(&info)?);
+                        match info.kind() {
+                            libc::IFLA_INFO_KIND => link.kind = Some(InfoKind::parse(&info)?),
+                            // The kernel sends the kind first.
+                            libc::IFLA_INFO_DATA if link.kind == Some(InfoKind::Tun) => link.tap = tap(info.value())?,
+                            _ => {}
                         }
                     }
                 }
@@ -98,12 +149,31 @@ impl NetlinkDeserializable for Link {
                 _ => {}
             }
         }
-        if lower_is_elsewhere {
+        if let Some(namespace) = lower_is_in {
             // The index belongs to another namespace and means another link here.
-            link.lower = None;
+            link.elsewhere = link.lower.take().map(|index| Elsewhere { namespace, index });
+        }
+        if let Some(tap) = &mut link.tap {
+            // Its carrier comes and goes with the process.
+            tap.held = carrier;
         }
         Ok(link)
     }
+}
+
+/// Reads what a link of kind "tun" has. `None` for one without Ethernet.
+fn tap(attributes: &[u8]) -> Result<Option<Tap>, DecodeError> {
+    let (mut is_tap, mut tap) = (false, Tap { held: true, offloads: false });
+    for attribute in NlasIterator::new(attributes) {
+        let attribute = attribute?;
+        let value = attribute.value();
+        match attribute.kind() {
+            IFLA_TUN_TYPE => is_tap = i32::from(parse_u8(value)?) == libc::IFF_TAP,
+            IFLA_TUN_VNET_HDR => tap.offloads = parse_u8(value)? != 0,
+            _ => {}
+        }
+    }
+    Ok(is_tap.then_some(tap))
 }
 
 #[cfg(test)]
@@ -113,7 +183,7 @@ mod tests {
     use netlink_packet_core::{
         DefaultNla, DoneMessage, ErrorMessage, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NetlinkMessage, NetlinkPayload,
     };
-    use netlink_packet_route::link::{LinkAttribute, LinkInfo, XdpAttached};
+    use netlink_packet_route::link::{InfoData, InfoTun, LinkInfo, XdpAttached};
 
     use super::super::collect;
     use super::*;
@@ -164,6 +234,7 @@ mod tests {
             lower: Some(7),
             master: Some(8),
             xdp_program: Some(77),
+            ..Link::default()
         };
         assert_eq!(decoded(attributes.clone()), link);
         // A message that is cut anywhere is an error, never a panic, and never a link with fewer
@@ -181,9 +252,23 @@ mod tests {
 
     #[test]
     fn a_lower_link_in_another_namespace_is_none_of_ours() {
-        let lower = |more: Vec<LinkAttribute>| decoded([vec![LinkAttribute::Link(7)], more].concat()).lower;
-        assert_eq!(lower(vec![]), Some(7));
-        assert_eq!(lower(vec![LinkAttribute::LinkNetNsId(0)]), None);
+        let link = |more: Vec<LinkAttribute>| decoded([vec![LinkAttribute::Link(7)], more].concat());
+        let (here, there) = (link(vec![]), link(vec![LinkAttribute::LinkNetNsId(3)]));
+        assert_eq!((here.lower, here.elsewhere), (Some(7), None));
+        assert_eq!((there.lower, there.elsewhere), (None, Some(Elsewhere { namespace: 3, index: 7 })));
+    }
+
+    #[test]
+    fn a_tap_says_whether_it_is_held_and_has_offloads() {
+        let of = |carrier, kind: i32, offloads| {
+            let byte = |attribute, value| InfoTun::Other(DefaultNla::new(attribute, vec![value]));
+            let about = vec![byte(IFLA_TUN_TYPE, u8::try_from(kind).unwrap()), byte(IFLA_TUN_VNET_HDR, offloads)];
+            let info = vec![LinkInfo::Kind(InfoKind::Tun), LinkInfo::Data(InfoData::Tun(about))];
+            decoded(vec![LinkAttribute::LinkInfo(info), LinkAttribute::Carrier(carrier)]).tap
+        };
+        assert_eq!(of(1, libc::IFF_TAP, 1), Some(Tap { held: true, offloads: true }));
+        assert_eq!(of(0, libc::IFF_TAP, 0), Some(Tap { held: false, offloads: false }));
+        assert_eq!(of(1, libc::IFF_TUN, 1), None);
     }
 
     #[test]

@@ -4,6 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use fence_net::interface::Interface;
+use fence_net::way_out;
+
 use super::finding::Finding;
 use super::sight;
 
@@ -16,7 +19,7 @@ struct Bridge {
     snooping: bool,
     /// Whether the bridge itself is a querier.
     querier: bool,
-    /// Ports that lead beyond the guests of this host.
+    /// What leads beyond the guests of this host.
     ways_out: Vec<String>,
 }
 
@@ -38,22 +41,13 @@ fn look(interface: &str) -> Option<Bridge> {
         master.file_name()?.to_str()?.to_owned()
     };
     let set = |part: &str| sight::number(of(&name, part)).is_some_and(|number| number != 0);
-    let ports = fs::read_dir(of(&name, "brif")).into_iter().flatten().flatten();
-    let ports = ports.filter_map(|port| port.file_name().into_string().ok());
-    let ways_out = ports.filter(|port| leads_out(port)).collect();
+    let ways_out = way_out::of(Interface::named(&name)?.index).ok()?;
     Some(Bridge {
         snooping: set("bridge/multicast_snooping"),
         querier: set("bridge/multicast_querier"),
-        ways_out,
+        ways_out: ways_out.iter().map(ToString::to_string).collect(),
         name,
     })
-}
-
-/// Whether a port leads out: hardware, or a device on top of it or through a network. The kernel
-/// reports neither for a guest's port.
-fn leads_out(port: &str) -> bool {
-    let about = sight::text(of(port, "uevent")).unwrap_or_default();
-    of(port, "device").exists() || about.lines().any(|line| line.starts_with("DEVTYPE="))
 }
 
 fn judge(bridge: &Bridge) -> Finding {

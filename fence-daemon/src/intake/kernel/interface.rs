@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use aya::programs::loaded_programs;
 use fence_net::interface::Interface;
 use fence_net::link::{self, Link};
+use fence_net::way_out;
 use netlink_packet_route::link::InfoKind;
 use nix::libc;
 
@@ -173,11 +174,7 @@ impl Sharer {
         // names.
         let own = Interface::meant_by(interface).map(|meant| meant.name);
         let interface = own.as_deref().unwrap_or(interface);
-        let routed = ["ipv4", "ipv6"].iter().any(|version| {
-            let file = format!("/proc/sys/net/{version}/conf/{interface}/mc_forwarding");
-            std::fs::read_to_string(file).is_ok_and(|text| text.trim() != "0")
-        });
-        if routed {
+        if way_out::routes_multicast(interface) {
             return Ok(Some(Self::Routing));
         }
         Ok(sharer_among(&link::all()?, index))
