@@ -31,7 +31,7 @@ use crate::intake::replay_cache::ReplayCache;
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::observe::refusals;
-use crate::pipeline::{Claims, Pipeline};
+use crate::pipeline::{Claims, Pipeline, Settings};
 use crate::process::{self, Readiness};
 use crate::systemd;
 
@@ -182,7 +182,8 @@ pub async fn run(
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
     let (callback, key_groups) = (Callback::new(multicast.auth), groups.clone());
     let requests = inspector.requests();
-    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, replays, requests);
+    let settings = Settings { groups, alone: multicast.alone };
+    let pipeline = Pipeline::new(callback, settings, hypervisors.clone(), backlog, claims, replays, requests);
 
     let uris = hypervisors.view();
     let connected = uris.iter().filter(|uri| uri.connected).count();

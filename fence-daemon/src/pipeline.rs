@@ -4,7 +4,7 @@
 //! Verified        intake: form and digest are right
 //!    | replay     rejects a datagram that was accepted before: its sender may lack the key
 //!    | ledger     is it new, a duplicate, or does it supersede another request?
-//!    | deferral   if the domain does not run here, the host that has it goes first
+//!    | deferral   if the domain does not run here, a host that has it goes first
 //!    | callback   connect back, challenge and response
 //! Authenticated   the peer has the key, now
 //!    | backlog    reads what has arrived meanwhile: a newer request may be among it
@@ -38,7 +38,7 @@ use std::time::Duration;
 use fence_common::ledger::{Arrival, Endpoint, Ledger, NoClaim, Ticket};
 use fence_common::sync::lock;
 use fence_common::wire::Reply;
-use fence_config::Groups;
+use fence_config::{Alone, Groups};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -46,7 +46,7 @@ use tracing::{debug, info, warn};
 
 use self::answer::Answer;
 pub use self::claims::Claims;
-use self::deferral::Deferral;
+use self::deferral::{Deferral, Segment};
 use self::last_word::Held;
 pub use self::stop::STOP_GRACE;
 use self::stop::{Stopping, stopped};
@@ -114,6 +114,16 @@ struct Shared {
     complaints: SourceLimit,
     /// [`deferral::DEFER`]; tests have their own.
     defer: Duration,
+    segment: Segment,
+}
+
+/// What the configuration says of the answers.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which clients may fence which domains.
+    pub groups: Groups,
+    /// Whether no other hypervisor hears the requests.
+    pub alone: Alone,
 }
 
 impl Pipeline {
@@ -123,7 +133,7 @@ impl Pipeline {
     #[must_use]
     pub fn new(
         callback: Callback,
-        groups: Groups,
+        settings: Settings,
         hypervisors: Hypervisors,
         backlog: Backlog,
         claims: Claims,
@@ -140,7 +150,7 @@ impl Pipeline {
         let ledger = Mutex::new(ledger);
         let shared = Shared {
             callback,
-            groups,
+            groups: settings.groups,
             hypervisors,
             backlog,
             replays,
@@ -151,6 +161,7 @@ impl Pipeline {
             requests,
             complaints,
             defer: deferral::DEFER,
+            segment: Segment::new(settings.alone),
         };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(None).0 }
     }

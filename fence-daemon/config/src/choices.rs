@@ -7,11 +7,27 @@ use std::time::Duration;
 use super::error::Mistake;
 use super::raw::clip;
 use super::resolved::{on_or_off, read};
-use super::settings::{Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
+use super::settings::{
+    Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress,
+};
 use super::survey::{Findings, Surveyed};
 
 /// The directory of what outlives the process, but not the host's next boot.
 pub const STATE_DIRECTORY: &str = "/run/fence-xdp";
+
+impl Alone {
+    const ALL: [Self; 3] = [Self::Auto, Self::Yes, Self::No];
+
+    /// The value in the configuration file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Yes => "yes",
+            Self::No => "no",
+        }
+    }
+}
 
 impl Kill {
     const ALL: [Self; 2] = [Self::Direct, Self::Libvirt];
@@ -64,6 +80,11 @@ impl Priority {
             Self::Realtime => "realtime",
         }
     }
+}
+
+/// Reads from section `multicast` whether other hypervisors may hear the requests.
+pub(super) fn alone(multicast: &Surveyed<'_>, findings: &mut Findings<'_>) -> Alone {
+    choice(multicast, "alone", &Alone::ALL, Alone::name, findings)
 }
 
 /// Reads from section `fence_virtd` how the daemon competes for memory and processors.

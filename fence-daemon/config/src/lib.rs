@@ -49,7 +49,7 @@ pub use rate_limit::RateLimit;
 pub use reading::read;
 pub use resolved::{Attach, Config, Multicast};
 pub use resolved::{KEY_FILE as DEFAULT_KEY_FILE, URI as DEFAULT_URI};
-pub use settings::{Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
+pub use settings::{Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
 pub use warning::{Doubt, Warning, Warnings};
 
 /// The default path of the configuration file, as in fence_virtd.

@@ -107,6 +107,7 @@ fn multicast(text: &mut String, config: &Config, written: &Document) {
         ("auth", multicast.auth.name()),
         ("attach", multicast.attach.name()),
         ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
+        ("alone", multicast.alone.name()),
     ] {
         if key == "attach" && config.groups.have_keys() {
             text.push_str(
@@ -190,7 +191,7 @@ mod tests {
         RATE_LIMIT { failure_rate = \"1\"; failure_burst = \"2\"; stranger_rate = \"0\"; request_rate = \"4\"; request_burst = \"5\"; \
         replay_window = \"90m\"; } }\n\
         listeners { tcp { port = \"9\"; } multicast { Interface = \"virbr1\"; port = \"7\"; family = \"ipv6\"; address = \"ff02::5\"; \
-        key_file = \"/k # y\"; key_file2 = \"/k2\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; zork = \"1\"; } }\n\
+        key_file = \"/k # y\"; key_file2 = \"/k2\"; hash = \"sha1\"; auth = \"none\"; attach = \"off\"; strict_source = \"no\"; alone = \"yes\"; zork = \"1\"; } }\n\
         backends { libvirt { uri2 = \"c:\"; uri1 = \"b:\"; kill = \"libvirt\"; reboot_method = \"reset\"; \
         reboot_pause = \"0.25\"; reboot_reply = \"on\"; } }\n\
         groups { group = \"a\" { ip = \"192.168.122.11\"; ip = \"fd00::1\"; uuid = \"node1\"; } group { ip = \"1.2.3.4\"; uuid = \"x y\"; } }";
@@ -232,6 +233,7 @@ mod tests {
             "auth",
             "attach",
             "strict_source",
+            "alone",
             "uri",
             "debug",
             "foreground",

@@ -14,7 +14,7 @@ use super::key;
 use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
 use super::raw::{Assignment, Item, Section, Span, clip};
-use super::settings::{Options, Stress};
+use super::settings::{Alone, Options, Stress};
 use super::survey::{Findings, Scope, Surveyed};
 use super::warning::{Doubt, Warnings};
 
@@ -63,6 +63,8 @@ pub struct Multicast {
     pub attach: Attach,
     /// Whether an IPv4 request's callback address must be the datagram's source.
     pub strict_source: bool,
+    /// Whether no other hypervisor hears the requests.
+    pub alone: Alone,
 }
 
 impl Multicast {
@@ -144,6 +146,7 @@ pub(super) const MULTICAST: Scope = Scope {
         "auth",
         "attach",
         "strict_source",
+        "alone",
     ],
     ..NOTHING
 };
@@ -302,7 +305,8 @@ fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
     let key_file2 = section.get("key_file2").map(|item| absolute(item.value.value));
     let group = group_address(section, findings);
     let (hash, auth) = (digest("hash", section, findings), digest("auth", section, findings));
-    Multicast { interface, group, port, hash, auth, key_file, key_file2, attach, strict_source }
+    let alone = choices::alone(section, findings);
+    Multicast { interface, group, port, hash, auth, key_file, key_file2, attach, strict_source, alone }
 }
 
 /// Makes a path absolute from the working directory, since the daemon moves to `/` later.
@@ -411,6 +415,7 @@ mod tests {
             key_file2: None,
             attach: Attach::Auto,
             strict_source: true,
+            alone: Alone::Auto,
         };
         assert!(multicast.needs_key());
         let expected = Config {

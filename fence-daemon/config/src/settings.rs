@@ -1,8 +1,21 @@
-//! The settings that fence_virtd does not have: how domains are killed and rebooted, and how the
-//! daemon competes for memory and processors.
+//! The settings that fence_virtd does not have: who else answers, how domains are killed and
+//! rebooted, and how the daemon competes for memory and processors.
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Whether no other hypervisor hears the requests. A domain that is off is then answered for at
+/// once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Alone {
+    /// As far as the kernel knows: the interface leads to guests of this host only.
+    #[default]
+    Auto,
+    /// None does, wherever the interface leads.
+    Yes,
+    /// Others may.
+    No,
+}
 
 /// How domains are powered off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -36,6 +36,8 @@ pub struct Verified {
     caller: SocketAddr,
     /// The index of the interface that the callback leaves by; 0 if the routing table decides.
     interface: u32,
+    /// The index of the interface that it came by; 0 if that is not known.
+    came_by: u32,
     via: Via,
     arrived: Moment,
     verified: Moment,
@@ -71,6 +73,7 @@ impl Verified {
             target: request.domain_text().and_then(Target::parse),
             caller,
             interface: way_back(caller.ip(), ifindex, via),
+            came_by: ifindex,
             via,
             arrived,
             verified: Moment::now(),
@@ -165,6 +168,12 @@ impl Verified {
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         Endpoint { address: self.caller, interface: self.interface }
+    }
+
+    /// The index of the interface that it came by; 0 if that is not known.
+    #[must_use]
+    pub fn came_by(&self) -> u32 {
+        self.came_by
     }
 
     /// How it came in.

@@ -1,11 +1,18 @@
 //! The deferral: when this host calls back. Each hypervisor of a segment hears each request, and
 //! the client believes the first that connects. That must be the host where the domain runs, else
 //! one that knows it, and only then one that does not.
+//!
+//! Nobody waits for other hosts where there are none.
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use fence_config::Alone;
+use fence_net::way_out;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{NoPeer, Shared};
@@ -17,11 +24,55 @@ use crate::intake::request::Verified;
 /// of this host can be good news. Shorter than the 2 s after which the client asks again.
 pub(super) const DEFER: Duration = Duration::from_secs(1);
 
+/// How many threads may look at once where an interface leads: the kernel may hold its lock for
+/// links for long.
+const LOOKS_MAX: usize = 2;
+
+/// Decides whether no other hypervisor hears a request.
+#[derive(Debug)]
+pub(super) struct Segment {
+    alone: Alone,
+    looks: Arc<Semaphore>,
+}
+
+impl Segment {
+    pub(super) fn new(alone: Alone) -> Self {
+        Self { alone, looks: Arc::new(Semaphore::new(LOOKS_MAX)) }
+    }
+
+    /// Whether only this host hears requests on the interface with this index. Every doubt, and no
+    /// answer of the kernel's before `by`, means no.
+    ///
+    /// The kernel is asked each time: a card that was plugged in a moment ago counts, also if the
+    /// message about it is still to be read. A card that comes after the answer has not carried
+    /// this request.
+    async fn is_ours(&self, interface: u32, by: Instant) -> bool {
+        match self.alone {
+            Alone::Yes => true,
+            Alone::No => false,
+            Alone::Auto => {
+                let look = async {
+                    let turn = Arc::clone(&self.looks).acquire_owned().await.ok()?;
+                    let ways = spawn_blocking(move || {
+                        let ways = way_out::of(interface);
+                        drop(turn);
+                        ways
+                    });
+                    ways.await.ok()?.ok()
+                };
+                matches!(timeout_at(by, look).await, Ok(Some(ways)) if ways.is_empty())
+            }
+        }
+    }
+}
+
 /// When this host's turn was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deferral {
     /// At once: any host can answer.
     Any,
+    /// At once: the domain is off here, and no other host hears the request.
+    Alone,
     /// By what the domain is to this host.
     By(Presence),
     /// The last one: the groups deny it here.
@@ -35,10 +86,13 @@ impl Deferral {
             (Self::By(Presence::Runs), _) => false,
             (_, CallbackError::Unwanted(..)) => true,
             // Reset: the client accepted, and hung up before we knew.
-            (Self::Any, CallbackError::Connect(_, error)) => {
+            (Self::Any | Self::Alone, CallbackError::Connect(_, error)) => {
                 matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
             }
-            (Self::By(Presence::Defined | Presence::Unknown) | Self::Denied, CallbackError::Connect(..)) => true,
+            (
+                Self::By(Presence::Ended | Presence::Defined | Presence::Unknown) | Self::Denied,
+                CallbackError::Connect(..),
+            ) => true,
             (_, _) => false,
         }
     }
@@ -49,7 +103,10 @@ impl Deferral {
             Self::By(Presence::Runs) => {
                 ", although it runs here (if another host has answered, two machines that run have this name)"
             }
-            Self::By(Presence::Defined | Presence::Unknown) | Self::Any | Self::Denied => "",
+            Self::By(Presence::Ended | Presence::Defined | Presence::Unknown)
+            | Self::Any
+            | Self::Alone
+            | Self::Denied => "",
         }
     }
 
@@ -59,7 +116,7 @@ impl Deferral {
             Self::By(Presence::Defined | Presence::Unknown) | Self::Denied => {
                 "; other hosts were given time to answer first"
             }
-            Self::By(Presence::Runs) | Self::Any => "",
+            Self::By(Presence::Runs | Presence::Ended) | Self::Any | Self::Alone => "",
         }
     }
 }
@@ -68,7 +125,9 @@ impl fmt::Display for Deferral {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Any => "nobody waits for our answer, another host may have been first",
+            Self::Alone => "does not run here, no other host hears of it, and nobody waits for our answer",
             Self::By(Presence::Runs) => "nobody waits for our answer, although it runs here",
+            Self::By(Presence::Ended) => "was killed here a moment ago, and nobody waits for our answer",
             Self::By(Presence::Defined) => "does not run here, and nobody waits for our answer",
             Self::By(Presence::Unknown) => "no such domain here, and nobody waits for our answer",
             Self::Denied => "the groups deny it here, and nobody waits for our answer",
@@ -94,12 +153,15 @@ impl Shared {
             // A URI that cannot answer in time has no good news.
             let asked = timeout_at(last, self.hypervisors.presence(target)).await;
             let presence = asked.unwrap_or(Presence::Unknown);
+            deferral = Deferral::By(presence);
             match presence {
-                Presence::Runs => {}
+                Presence::Runs | Presence::Ended => {}
+                Presence::Defined if self.segment.is_ours(request.came_by(), second).await => {
+                    deferral = Deferral::Alone;
+                }
                 Presence::Defined => sleep_until(second).await,
                 Presence::Unknown => sleep_until(last).await,
             }
-            deferral = Deferral::By(presence);
         }
         self.called(request, deferral).await
     }

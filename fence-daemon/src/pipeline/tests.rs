@@ -51,8 +51,9 @@ async fn pipeline_behind(groups: Groups, backlog: Backlog) -> (Pipeline, Hypervi
     let hypervisors = Hypervisors::start(&[format!("test://{}", node.display())], fence_config::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
     let callback = Callback::new(AUTH);
+    let settings = Settings { groups, alone: Alone::default() };
     let (claims, requests) = (Claims::none(), Arc::default());
-    let pipeline = Pipeline::new(callback, groups, hypervisors.clone(), backlog, claims, unwritten(), requests);
+    let pipeline = Pipeline::new(callback, settings, hypervisors.clone(), backlog, claims, unwritten(), requests);
     (pipeline, hypervisors, dir)
 }
 
@@ -242,6 +243,35 @@ async fn only_requests_for_unknown_domains_are_deferred() {
     assert_eq!(pipeline.shared.ledger().serving(), 0);
 }
 
+/// Waits until the table knows that a domain does not run any more. It is a moment behind.
+async fn wait_off(pipeline: &Pipeline, domain: &str) {
+    let target = Target::Name(domain.to_owned());
+    while pipeline.shared.hypervisors.presence(&target).await == Presence::Runs {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_that_is_off_is_deferred_unless_no_other_host_hears() {
+    for alone in [Alone::Yes, Alone::No, Alone::Auto] {
+        let (mut pipeline, _dir) = deferring_for_ever().await;
+        Arc::get_mut(&mut pipeline.shared).unwrap().segment = Segment::new(alone);
+        assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
+        wait_off(&pipeline, "one").await;
+        let [(off, off_at), (unknown, unknown_at)] = [listen().await, listen().await];
+        pipeline.accept(request(Op::Status, "nobody", 2, unknown_at));
+        pipeline.accept(request(Op::Status, "one", 3, off_at));
+        if alone == Alone::Yes {
+            assert_eq!(timeout(SOON, client(off)).await.unwrap().unwrap(), [Reply::Off.to_wire()]);
+        } else {
+            // These requests came by no known interface.
+            assert!(timeout(Duration::from_millis(200), off.accept()).await.is_err(), "{alone:?}");
+        }
+        // A hypervisor in a guest may have it.
+        assert!(timeout(Duration::from_millis(50), unknown.accept()).await.is_err(), "{alone:?}");
+    }
+}
+
 /// What delayed this host's read may have delayed the host where the domain runs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_read_late_is_deferred_as_long() {
@@ -249,11 +279,7 @@ async fn a_request_that_is_read_late_is_deferred_as_long() {
     let (mut pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     Arc::get_mut(&mut pipeline.shared).unwrap().defer = DEFER;
     assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
-    // The table is a moment behind: until then the domain "runs" here.
-    let one = Target::Name("one".to_owned());
-    while pipeline.shared.hypervisors.presence(&one).await == Presence::Runs {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    wait_off(&pipeline, "one").await;
     let (listener, caller) = listen().await;
     let begun = std::time::Instant::now();
     pipeline.accept(request(Op::Off, "one", 2, caller).dangerous_older_for_test(2 * DEFER));

@@ -291,7 +291,7 @@ impl Hypervisor {
     }
 
     /// Waits until a port of the bridge lets frames pass.
-    pub(crate) fn wait_forwarding(&self, port: &str) -> Result<()> {
+    pub fn wait_forwarding(&self, port: &str) -> Result<()> {
         const FORWARDING: &str = "3";
         let state = self.outside(&format!("/sys/class/net/{port}/brport/state"));
         poll_until("the bridge's port", COMMAND_LIMIT, || {

@@ -97,6 +97,8 @@ pub struct Config {
     pub attach: Option<&'static str>,
     /// `strict_source`, ours only.
     pub strict_source: Option<&'static str>,
+    /// `alone`, ours only.
+    pub alone: Option<&'static str>,
     /// More of section `fence_virtd`'s keys, ours only.
     pub daemon: Vec<(&'static str, &'static str)>,
     /// More of the libvirt backend's keys, ours only.
@@ -120,6 +122,7 @@ impl Config {
             port: None,
             attach: None,
             strict_source: None,
+            alone: None,
             daemon: Vec::new(),
             backend: Vec::new(),
             more: String::new(),
@@ -140,6 +143,7 @@ impl Config {
         listener.extend(self.port.map(|port| ("port", port.to_string())));
         listener.extend(self.attach.map(|attach| ("attach", attach.to_owned())));
         listener.extend(self.strict_source.map(|strict| ("strict_source", strict.to_owned())));
+        listener.extend(self.alone.map(|alone| ("alone", alone.to_owned())));
         let lines = |pairs: Vec<(String, String)>| -> String {
             pairs.iter().map(|(key, value)| format!("\t\t{key} = \"{value}\";\n")).collect()
         };

@@ -33,6 +33,7 @@ const LAB: Given = As("Config::new(");
 const OPERATIONS: &str = "netns/operations.rs";
 const SETTINGS: &str = "netns/settings.rs";
 const EFFECTS_OF_PROCESS: &str = "netns/effects.rs";
+const ALONE: &str = "netns/alone.rs";
 const BAD_REQUESTS: &str = "netns/bad_requests.rs";
 const RECORDS: &str = "libvirt/records.rs";
 const REBOOT: &str = "libvirt/reboot.rs";
@@ -96,6 +97,8 @@ const EFFECTS: &[Effect] = &[
     ("attach", &["auto", "native", "generic", "tcx", "off"], Written, SETTINGS, ATTACH),
     ("strict_source", &["no"], Written, BAD_REQUESTS, "a_guest_behind_nat_is_served_where_the_source_need_not_match"),
     ("strict_source", &["yes"], Default, BAD_REQUESTS, "each_is_counted_once_and_comes_to_nothing"),
+    ("alone", &["auto"], Default, ALONE, "a_domain_that_is_off_is_deferred_while_the_bridge_leads_out"),
+    ("alone", &["yes", "no"], Written, ALONE, "the_configuration_overrules_where_the_bridge_leads"),
     // libvirt
     (
         "uri",

@@ -166,6 +166,7 @@ fn what_is_new_is_marked() {
         "request_burst",
         "request_rate",
         "stranger_rate",
+        "alone",
         "attach",
         "key_file2",
         "strict_source",

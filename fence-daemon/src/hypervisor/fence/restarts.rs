@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use fence_common::sync::lock;
 use fence_common::target::Target;
@@ -12,10 +11,7 @@ use uuid::Uuid;
 
 use super::{Kept, Record, Source};
 use crate::clock::Moment;
-use crate::hypervisor::known::Identity;
-
-/// How long after its kill a domain is nobody else's to start. Another host has to notice first.
-pub(crate) const FRESH: Duration = Duration::from_secs(5);
+use crate::hypervisor::known::{FRESH, Identity};
 
 /// A domain to be started again.
 pub(crate) struct Plan {

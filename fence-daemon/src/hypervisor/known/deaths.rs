@@ -12,13 +12,18 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use fence_common::sync::lock;
 use fence_common::target::Target;
 use uuid::Uuid;
 
 use super::{Entry, Instance, Table};
+use crate::clock::Moment;
 use crate::hypervisor::process::Job;
+
+/// How long after its kill a domain is nobody else's to start. Another host has to notice first.
+pub(crate) const FRESH: Duration = Duration::from_secs(5);
 
 /// What was seen to die.
 #[derive(Debug, Default)]
@@ -31,6 +36,8 @@ struct Death {
     id: Option<u32>,
     /// The connection over which the domain was known.
     generation: u64,
+    /// When it was proven dead.
+    at: Moment,
 }
 
 /// A domain that was seen to die.
@@ -62,8 +69,8 @@ impl Deaths {
 
 impl Table {
     /// A domain was proven dead here, with no migration under way.
-    pub(crate) fn note_death(&self, uuid: Uuid, name: &str, id: Option<u32>) {
-        let death = Death { name: name.to_owned(), id, generation: self.generation() };
+    pub(crate) fn note_death(&self, uuid: Uuid, name: &str, id: Option<u32>, at: Moment) {
+        let death = Death { name: name.to_owned(), id, generation: self.generation(), at };
         self.deaths.all().insert(uuid, death);
     }
 
@@ -72,11 +79,19 @@ impl Table {
     pub(crate) fn seen_dead(&self, target: &Target) -> Option<SeenDead> {
         // Without events nothing is heard of the domain.
         self.driver.filter(|_| !self.is_blind())?;
-        let seen = self.seen_to_die(target).or_else(|| self.has_died(target))?;
+        let proven = |(uuid, death): (Uuid, Death)| SeenDead { uuid, name: death.name, unnoticed: None };
+        let seen = self.seen_to_die(target).map(proven).or_else(|| self.has_died(target))?;
         (!self.is_leaving(seen.uuid)).then_some(seen)
     }
 
-    fn seen_to_die(&self, target: &Target) -> Option<SeenDead> {
+    /// Whether a domain was killed here and proven dead a moment before `now`. Nothing has been
+    /// heard of it since.
+    pub(crate) fn has_just_died(&self, target: &Target, now: Moment) -> bool {
+        let died = self.driver.filter(|_| !self.is_blind()).and_then(|_| self.seen_to_die(target));
+        died.is_some_and(|(uuid, death)| now.since(death.at) < FRESH && !self.is_leaving(uuid))
+    }
+
+    fn seen_to_die(&self, target: &Target) -> Option<(Uuid, Death)> {
         let found = {
             let deaths = self.deaths.all();
             let mut matching = deaths.iter().filter(|(uuid, death)| match target {
@@ -85,8 +100,7 @@ impl Table {
             });
             matching.next().map(|(uuid, death)| (*uuid, death.clone()))
         };
-        let (uuid, death) = found.filter(|(_, death)| death.generation == self.generation())?;
-        Some(SeenDead { uuid, name: death.name, unnoticed: None })
+        found.filter(|(_, death)| death.generation == self.generation())
     }
 
     fn has_died(&self, target: &Target) -> Option<SeenDead> {
@@ -116,13 +130,17 @@ mod tests {
     fn a_death_counts_until_something_is_heard_of_the_domain() {
         let uuid = Uuid::from_u128(1);
         let by_name = Target::Name("vm".to_owned());
+        let died = Moment::now();
         let after = |what: &dyn Fn(&Table)| {
             let table = Table::new("qemu:///system");
             assert!(table.seen_dead(&by_name).is_none());
-            table.note_death(uuid, "vm", Some(7));
+            table.note_death(uuid, "vm", Some(7), died);
             what(&table);
             assert_eq!(table.seen_dead(&by_name).is_some(), table.seen_dead(&Target::Uuid(uuid)).is_some());
-            table.seen_dead(&by_name).is_some()
+            let counts = table.seen_dead(&by_name).is_some();
+            assert_eq!(table.has_just_died(&by_name, died), counts);
+            assert!(!table.has_just_died(&by_name, died.plus(FRESH)));
+            counts
         };
         assert!(after(&|_| ()));
         assert!(after(&|table| table.put(uuid, Some(entry(Some(7), false)))), "libvirt has not noticed");
@@ -144,7 +162,7 @@ mod tests {
     #[test]
     fn only_of_processes_of_this_host_is_a_death_seen() {
         let table = Table::new("qemu+ssh://host/system");
-        table.note_death(Uuid::from_u128(1), "vm", None);
+        table.note_death(Uuid::from_u128(1), "vm", None, Moment::now());
         assert!(table.seen_dead(&Target::Uuid(Uuid::from_u128(1))).is_none());
     }
 }
