@@ -197,6 +197,24 @@ fn a_write_to_a_block_device_that_no_record_names_is_a_doubt() -> Result<()> {
     site.is_off_but_for_others("lvm", &image)
 }
 
+/// libvirt has forgotten the machine, and a write is under way that no known machine can have made.
+#[test]
+fn what_the_daemon_has_seen_die_is_off_beside_somebody_elses_write() -> Result<()> {
+    let other = Site::new(&[qemu::URI], &[])?;
+    let disk = stalled(&other, "ring")?;
+    let site = Site::new(&[qemu::URI], &[])?;
+    Machine::new("transient").create_transient(&site.libvirtd)?;
+    site.wait_status("transient", 0)?;
+    other.kill_by_hand("ring")?;
+    site.expect("off", "transient", 0)?;
+    for op in [("status", 2), ("off", 0), ("status", 2)] {
+        site.expect(op.0, "transient", op.1)?;
+    }
+    other.is_not_off("ring")?;
+    disk.release();
+    other.is_off("ring")
+}
+
 /// A machine whose disk is on a server. The server may carry out the machine's writes after its
 /// death.
 #[test]

@@ -37,7 +37,7 @@ fn domains_of_every_origin_are_killed_directly() -> Result<()> {
     // Started before and after the daemon, persistent and transient.
     site.off_directly("before")?;
     site.off_directly("transient-before")?;
-    ensure!(site.observer.fence("status", "transient-before")?.code == Some(2));
+    site.expect("status", "transient-before", 2)?;
     site.off_directly("transient-after")?;
 
     // The machine runs on without its definition.

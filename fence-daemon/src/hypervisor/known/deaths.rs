@@ -74,6 +74,11 @@ impl Table {
         self.deaths.all().insert(uuid, death);
     }
 
+    /// Whether a domain was proven dead here, and nothing has been heard of it since.
+    pub(crate) fn is_proven_dead(&self, uuid: Uuid) -> bool {
+        !self.is_blind() && self.seen_to_die(&Target::Uuid(uuid)).is_some()
+    }
+
     /// Whether a domain was seen to die, and nothing has been heard of it since. Reads libvirt's
     /// status file of a domain that has died by itself.
     pub(crate) fn seen_dead(&self, target: &Target) -> Option<SeenDead> {

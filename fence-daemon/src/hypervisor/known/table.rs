@@ -174,7 +174,8 @@ impl Table {
     /// A domain whose processes are to be looked for, if they are processes of this host.
     pub(crate) fn whom(&self, uuid: Uuid, name: &str) -> Option<Whom> {
         let ids = self.instance(uuid).map(|instance| instance.id);
-        Some(Whom { driver: self.driver?, uuid, name: name.to_owned(), ids: ids.into_iter().collect() })
+        let proven_dead = self.is_proven_dead(uuid);
+        Some(Whom { driver: self.driver?, uuid, name: name.to_owned(), ids: ids.into_iter().collect(), proven_dead })
     }
 
     pub(super) fn domains(&self) -> MutexGuard<'_, HashMap<Uuid, Entry>> {

@@ -78,6 +78,9 @@ pub(crate) struct Whom {
     pub(crate) name: String,
     /// The known libvirt numbers of instances that were this domain's.
     pub(crate) ids: Vec<u32>,
+    /// Whether its last instance was proven dead here, with its writes, and nothing was heard of
+    /// the domain since. A write of an unknown dead emulator is not its.
+    pub(crate) proven_dead: bool,
 }
 
 impl Whom {
@@ -263,7 +266,8 @@ impl Host {
         // A living machine carries its locks itself. Only a dead one shows which writes are left.
         is_over(victim, by).await?;
         // A victim that was looked at right before its kill has no images but the known ones.
-        let search = if victim.is_some() && killed.is_empty() { Search::Known } else { Search::All };
+        let is_known = whom.proven_dead || victim.is_some();
+        let search = if is_known && killed.is_empty() { Search::Known } else { Search::All };
         self.writes_over(whom, search, by).await?;
         Ok(Cleared { at: Moment::now(), killed })
     }

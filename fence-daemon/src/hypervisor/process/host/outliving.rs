@@ -108,8 +108,9 @@ impl Host {
             }
             sleep(LOOK).await;
         }
+        let search = if whom.proven_dead { Search::Known } else { Search::All };
         for belongings in self.belongings_of(whom) {
-            belongings.settled(whom.uuid, Search::All, by.into_std()).await.map_err(Left::Writes)?;
+            belongings.settled(whom.uuid, search, by.into_std()).await.map_err(Left::Writes)?;
         }
         Ok(())
     }

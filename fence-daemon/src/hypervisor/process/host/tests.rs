@@ -44,7 +44,7 @@ fn host() -> Host {
 fn whom(name: &str) -> Whom {
     // Nobody else's, also not of another run of these tests on this host.
     let uuid = Uuid::from_u64_pair(Moment::now().nanos(), u64::from(std::process::id()));
-    Whom { driver: Driver::Qemu, uuid, name: name.to_owned(), ids: Vec::new() }
+    Whom { driver: Driver::Qemu, uuid, name: name.to_owned(), ids: Vec::new(), proven_dead: false }
 }
 
 fn soon() -> Instant {
