@@ -57,6 +57,9 @@ pub mod name {
     /// The object's section with the program's [`ABI_VERSION`](super::ABI_VERSION), a `u32`. It
     /// becomes a read-only map.
     pub const ABI: &str = ".rodata.abi";
+    /// The maps that the program and the daemon share while it runs.
+    pub const MAPS: [&str; 11] =
+        [CONFIG, KEYS, COUNTERS, REQUESTS, SCRATCH, TRUSTED, FAILED, STRANGERS, REPLAY, HEARTBEAT, REJECTED];
 }
 
 /// The number of key slots: during a rotation requests are good with either key. A slot is written
@@ -288,22 +291,7 @@ mod tests {
 
     #[test]
     fn the_kernel_keeps_the_names_whole() {
-        for name in [
-            name::XDP,
-            name::XDP_FRAGS,
-            name::TC,
-            name::CONFIG,
-            name::KEYS,
-            name::COUNTERS,
-            name::REQUESTS,
-            name::SCRATCH,
-            name::TRUSTED,
-            name::FAILED,
-            name::STRANGERS,
-            name::REPLAY,
-            name::HEARTBEAT,
-            name::ABI,
-        ] {
+        for name in [name::XDP, name::XDP_FRAGS, name::TC, name::ABI].into_iter().chain(name::MAPS) {
             assert!(name.len() <= 15, "{name}");
         }
         assert!(RING_BYTES.is_power_of_two());

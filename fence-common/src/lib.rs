@@ -53,6 +53,8 @@ pub mod verdict;
 pub mod wire;
 
 #[cfg(feature = "user")]
+pub mod ending;
+#[cfg(feature = "user")]
 pub mod exchange;
 #[cfg(feature = "user")]
 pub mod key;

@@ -90,7 +90,7 @@ verdicts! {
     SourceLimit = drop_source_limit,
     /// Too many wrong digests of all untrusted senders. The digest is not checked.
     GlobalLimit = drop_global_limit,
-    /// A duplicate: this datagram was accepted before.
+    /// A replay: this datagram was accepted before.
     Replay = drop_replay,
     /// Wrong digest.
     Digest = drop_digest,

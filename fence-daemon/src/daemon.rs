@@ -30,7 +30,7 @@ use crate::intake::listener::{Follower, Listener};
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::ring::Ring;
 use crate::intake::socket::{RequestSocket, SocketError};
-use crate::observe::refusals;
+use crate::observe::rejections;
 use crate::pipeline::{Claims, Pipeline, Settings};
 use crate::process::{self, Readiness};
 use crate::systemd;
@@ -221,7 +221,7 @@ pub async fn run(
 
     let telling = tokio::spawn({
         let inspector = Arc::clone(&inspector);
-        refusals::watch(move || inspector.refused())
+        rejections::watch(move || inspector.rejected())
     });
 
     let outcome = tokio::select! {

@@ -35,6 +35,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use fence_common::ending::Ending;
 use fence_common::ledger::{Arrival, Endpoint, Ledger, NoClaim, Ticket};
 use fence_common::sync::lock;
 use fence_common::wire::Reply;
@@ -209,7 +210,7 @@ impl Pipeline {
         drop(ledger);
         match arrival {
             Arrival::Duplicate => {
-                self.shared.requests.copy();
+                self.shared.requests.duplicate();
                 debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a duplicate");
             }
             Arrival::Outdated => {
@@ -398,9 +399,9 @@ impl Shared {
             }
         }
         match reason {
-            NoPeer::Unreached(error, _) => Ended::unanswered("no callback", format!("callback failed: {error}")),
-            NoPeer::Displaced => Ended::unanswered("displaced", "too many are being served"),
-            NoPeer::Ended => Ended::unanswered("stopped", "the daemon is stopping"),
+            NoPeer::Unreached(error, _) => Ended::unanswered(Ending::NoCallback, format!("callback failed: {error}")),
+            NoPeer::Displaced => Ended::unanswered(Ending::Displaced, "too many are being served"),
+            NoPeer::Ended => Ended::unanswered(Ending::Stopped, "the daemon is stopping"),
         }
     }
 
@@ -414,7 +415,7 @@ impl Shared {
                 info!(%op, %domain, %source, seqno, %via, held_back, "not answered: {reason}");
             }),
         }
-        let result = if reason == NoClaim::Superseded { "superseded" } else { "copy" };
+        let result = if reason == NoClaim::Superseded { Ending::Superseded } else { Ending::Duplicate };
         Ended::unanswered(result, reason.to_string())
     }
 }

@@ -1,10 +1,19 @@
-//! The program accepts each of our commands that a page of docs names.
+//! The docs and the program agree on commands and names.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
 use clap::error::ErrorKind;
 use fence_client::cli::Cli;
+use fence_common::boundary::name;
+use fence_common::ending::Ending;
+use fence_common::verdict::Counters;
+use fence_common::wire::Op;
+use fence_daemon::observe::requests::{OPS, STEPS};
+
+/// The endings that are answers: the text before the table of results has them.
+const ANSWERS: [&str; 4] = ["success", "failure", "off", "permission denied"];
 
 /// The pages, and their names.
 fn pages() -> io::Result<Vec<(String, String)>> {
@@ -55,16 +64,42 @@ fn every_command_in_the_pages_is_one_that_there_is() {
     assert!(found > 30, "only {found} commands: the test misreads the pages");
 }
 
-/// The reference explains each counter that the program and the socket have.
+/// The names in the first column of the first table of a section of inspect.md.
+fn table(page: &str, section: &str) -> BTreeSet<String> {
+    let (_, after) = page.split_once(&format!("\n{section}\n")).expect(section);
+    let rows = after.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let cells = rows.skip(2).filter_map(|row| row.split('|').nth(1));
+    cells.flat_map(code).map(str::to_owned).collect()
+}
+
+fn set<'n>(names: impl IntoIterator<Item = &'n str>) -> BTreeSet<String> {
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// The reference and the schema have each name that the report has, and no other.
 #[test]
-fn every_counter_is_explained() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/inspect.md");
-    let page = std::fs::read_to_string(path).unwrap();
-    let (_, after) = page.split_once("### Counters\n").unwrap();
-    let (table, _) = after.split_once("\n## ").unwrap();
-    let explained: Vec<_> = table.lines().filter_map(|line| line.split('|').nth(1)).collect();
-    for name in fence_common::verdict::Counters::NAMES {
-        let cell = format!("`{name}`");
-        assert_eq!(explained.iter().filter(|cells| cells.contains(&cell)).count(), 1, "{name}");
-    }
+fn the_reference_names_what_the_report_has() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference");
+    let page = std::fs::read_to_string(docs.join("inspect.md")).unwrap();
+    let schema: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(docs.join("status.schema.json")).unwrap()).unwrap();
+    let listed = |pointer: &str| -> BTreeSet<String> {
+        let names = schema.pointer(&format!("/$defs/{pointer}/enum")).and_then(|names| names.as_array());
+        names.expect(pointer).iter().filter_map(|name| name.as_str()).map(str::to_owned).collect()
+    };
+    let counters = set(Counters::NAMES);
+    assert_eq!(table(&page, "### Counters"), counters);
+    assert_eq!(listed("counters/propertyNames"), counters);
+
+    let endings = set(Ending::ALL.iter().map(|ending| ending.name()));
+    let while_served = set(["calling back", "in progress"]);
+    assert_eq!(table(&page, "### Results of requests"), &(&endings - &set(ANSWERS)) | &while_served);
+    assert_eq!(listed("request/properties/result"), endings);
+
+    let ops = set(OPS.map(Op::name));
+    assert_eq!(listed("request/properties/op"), ops);
+    assert_eq!(listed("latency/properties/op"), ops);
+    assert_eq!(listed("latency/properties/step"), set(STEPS));
+
+    assert_eq!(table(&page, "## By bpftool alone"), set(name::MAPS));
 }

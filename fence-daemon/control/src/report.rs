@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// The report's version. New fields keep it. Removing a field or changing its meaning raises it.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The daemon's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,8 +61,7 @@ pub struct Report {
     pub sources: Vec<Source>,
     /// Sources whose requests were rejected before their digest was checked. The latest comes
     /// first.
-    #[serde(default)]
-    pub refused: Vec<Refused>,
+    pub rejected_sources: Vec<RejectedSource>,
     /// libvirt connections and their domains.
     pub uris: Vec<Uri>,
     /// Rebooted domains that still have to be started.
@@ -135,11 +134,10 @@ pub struct Requests {
     /// Rejected requests: too late, or too many at once.
     pub rejected: u64,
     /// Duplicates: from other addresses of the client, or sent again.
-    pub copies: u64,
+    pub duplicates: u64,
     /// Datagrams that arrived before, bit for bit.
     pub replays: u64,
     /// Requests that were signed with a key that is no longer accepted.
-    #[serde(default)]
     pub retired_key: u64,
     /// Recent requests, the newest first.
     pub recent: Vec<Request>,
@@ -162,7 +160,7 @@ pub struct Request {
     pub seqno: u32,
     /// `kernel` (from the kernel program) or `socket`.
     pub via: String,
-    /// The outcome. `null` while the request is in progress.
+    /// How it ended. `null` while the request is in progress.
     pub result: Option<String>,
     /// The outcome in more words, as in the log.
     pub detail: Option<String>,
@@ -207,7 +205,7 @@ pub struct Source {
 
 /// A source whose requests were rejected before their digest was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
+pub struct RejectedSource {
     /// Its address.
     pub address: String,
     /// Its hardware address, if known.
@@ -260,7 +258,6 @@ pub struct Domain {
     pub orphans: Vec<i32>,
     /// Disks whose writes this host cannot see. Their servers may carry out writes even after the
     /// domain's death.
-    #[serde(default)]
     pub unseen: Vec<String>,
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fence_common::verdict::Counters;
 use fence_config::Multicast;
 use fence_control::report::{
-    Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, Refused, Report, Request,
+    Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, RejectedSource, Report, Request,
     Requests as RequestsView, Restart, SCHEMA, Source, Steps, Uri,
 };
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use crate::intake::listener::Heard;
 use crate::intake::listening::Place;
 use crate::intake::socket::RequestSocket;
 use crate::observe::requests::{Recent, Requests, Timed};
-use crate::observe::sources::{self, RefusedView, SourceView};
+use crate::observe::sources::{self, RejectedView, SourceView};
 
 /// A restart that takes longer, without its pause, is reported as a problem: libvirt usually needs
 /// less than a second.
@@ -55,7 +55,7 @@ pub struct Inspector {
     heard: OnceLock<watch::Receiver<Heard>>,
     kernel: OnceLock<Reader>,
     sources: OnceLock<sources::Provider>,
-    refused: OnceLock<sources::RefusedProvider>,
+    rejected: OnceLock<sources::RejectedProvider>,
 }
 
 impl Inspector {
@@ -88,7 +88,7 @@ impl Inspector {
             heard: OnceLock::new(),
             kernel: OnceLock::new(),
             sources: OnceLock::new(),
-            refused: OnceLock::new(),
+            rejected: OnceLock::new(),
         }
     }
 
@@ -119,16 +119,16 @@ impl Inspector {
     }
 
     /// The senders that the kernel program rejected, once it is loaded.
-    pub fn set_refused(&self, refused: sources::RefusedProvider) {
-        let _ = self.refused.set(refused);
+    pub fn set_rejected(&self, rejected: sources::RejectedProvider) {
+        let _ = self.rejected.set(rejected);
     }
 
     /// The sources whose requests were rejected before any digest, the latest one first.
     #[must_use]
-    pub fn refused(&self) -> Vec<RefusedView> {
-        let in_kernel = self.refused.get().map(|refused| refused()).unwrap_or_default();
-        let at_socket = self.socket.upgrade().map(|socket| socket.refused()).unwrap_or_default();
-        RefusedView::together(in_kernel.into_iter().chain(at_socket))
+    pub fn rejected(&self) -> Vec<RejectedView> {
+        let in_kernel = self.rejected.get().map(|rejected| rejected()).unwrap_or_default();
+        let at_socket = self.socket.upgrade().map(|socket| socket.rejected()).unwrap_or_default();
+        RejectedView::together(in_kernel.into_iter().chain(at_socket))
     }
 
     /// How it is now.
@@ -181,7 +181,7 @@ impl Inspector {
                 .sources
                 .get()
                 .map_or_else(Vec::new, |sources| sources().into_iter().map(|source| now.source(source)).collect()),
-            refused: self.refused().into_iter().map(|refused| now.refused(refused)).collect(),
+            rejected_sources: self.rejected().into_iter().map(|view| now.rejected_source(view)).collect(),
             uris,
             restarts,
             latency: self.requests.times().into_iter().map(latency).collect(),
@@ -206,7 +206,7 @@ impl Inspector {
             answered: tally.answered,
             unanswered: tally.unanswered,
             rejected: tally.rejected,
-            copies: tally.copies,
+            duplicates: tally.duplicates,
             replays: tally.replays,
             retired_key: tally.retired_key,
             recent: self.requests.recent().into_iter().rev().map(|recent| now.request(recent)).collect(),
@@ -329,7 +329,7 @@ impl Now {
             replied_us: recent.steps.replied.map(after),
             ended_us: recent.end.as_ref().map(|(at, _, _)| after(*at)),
         };
-        let (result, detail) = recent.end.map(|(_, result, detail)| (result.to_owned(), clip(detail))).unzip();
+        let (result, detail) = recent.end.map(|(_, result, detail)| (result.name().to_owned(), clip(detail))).unzip();
         let age = self.moment.since(recent.steps.arrived);
         Request {
             number: recent.number,
@@ -345,8 +345,8 @@ impl Now {
         }
     }
 
-    fn refused(&self, view: RefusedView) -> Refused {
-        Refused {
+    fn rejected_source(&self, view: RejectedView) -> RejectedSource {
+        RejectedSource {
             address: view.address.to_string(),
             mac: view.mac.map(in_text),
             counter: view.verdict.counter_name().unwrap_or_default().to_owned(),
@@ -368,19 +368,23 @@ impl Now {
     }
 }
 
-fn domain(view: DomainView) -> Domain {
-    let state = match view.state {
-        DomainState::Active(state) => state,
-        DomainState::Off => "shut off".to_owned(),
-        DomainState::MovedAway => "moved away".to_owned(),
-        DomainState::Dying => "dying".to_owned(),
-        DomainState::Dead => "dead".to_owned(),
-        DomainState::Lost => "lost".to_owned(),
+fn state_in_words(state: DomainState) -> String {
+    let word = match state {
+        DomainState::Active(state) => return state,
+        DomainState::Off => "shut off",
+        DomainState::MovedAway => "moved away",
+        DomainState::Dying => "dying",
+        DomainState::Dead => "dead",
+        DomainState::Lost => "lost",
     };
+    word.to_owned()
+}
+
+fn domain(view: DomainView) -> Domain {
     Domain {
         name: view.name,
         uuid: view.uuid.to_string(),
-        state,
+        state: state_in_words(view.state),
         pid: view.pid,
         persistent: view.persistent,
         fresh: view.fresh,
@@ -404,6 +408,24 @@ fn in_text(mac: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// libvirt's own states have libvirt's names.
+    #[test]
+    fn the_reference_explains_each_state_of_a_domain_that_is_ours() {
+        let (page, schema) = (
+            include_str!("../../../docs/reference/inspect.md"),
+            include_str!("../../../docs/reference/status.schema.json"),
+        );
+        let (_, page) = page.split_once("### Domains").unwrap();
+        let (_, schema) = schema.split_once("\"state\": {").unwrap();
+        let (page, schema) = (page.split_once("\n### ").unwrap().0, schema.split_once('}').unwrap().0);
+        for state in
+            [DomainState::Off, DomainState::MovedAway, DomainState::Dying, DomainState::Dead, DomainState::Lost]
+        {
+            let word = format!("`{}`", state_in_words(state));
+            assert!(page.contains(&word) && schema.contains(&word), "{word}");
+        }
+    }
 
     #[test]
     fn a_restart_is_slow_when_it_is_late_after_its_pause() {

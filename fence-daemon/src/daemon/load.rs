@@ -107,8 +107,8 @@ impl Load {
                         Ok(senders) => inspector.set_sources(senders),
                         Err(error) => warn!("`status` cannot show the sources of requests: {}", chain(&error)),
                     }
-                    match program.refused() {
-                        Ok(refused) => inspector.set_refused(refused),
+                    match program.rejected() {
+                        Ok(rejected) => inspector.set_rejected(rejected),
                         Err(error) => warn!("`status` cannot show rejected sources: {}", chain(&error)),
                     }
                     // The reader comes before the program sees its first packet. If nobody takes

@@ -128,6 +128,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use fence_common::boundary::KEY_SLOT_ACTIVE;
+    use fence_common::ending::Ending;
     use fence_common::hash::HashKind;
     use fence_common::key::Key;
     use fence_common::keys::KeyPair;
@@ -164,7 +165,7 @@ mod tests {
         assert!(reader.request(&event).is_none());
         assert_eq!(requests.tally(), Tally { retired_key: 1, ..Tally::default() });
         let end = requests.recent().remove(0).end;
-        assert!(matches!(&end, Some((_, "retired key", detail)) if detail == RETIRED_KEY), "{end:?}");
+        assert!(matches!(&end, Some((_, Ending::RetiredKey, detail)) if detail == RETIRED_KEY), "{end:?}");
 
         // Without a digest there is no key to retire.
         event.slot = NO_KEY_SLOT;

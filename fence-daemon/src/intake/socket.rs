@@ -38,7 +38,7 @@ use super::request::Verified;
 use crate::clock::Moment;
 use crate::observe::limit::LogLimit;
 use crate::observe::requests::Via;
-use crate::observe::sources::RefusedView;
+use crate::observe::sources::RejectedView;
 
 /// How long to wait before the next read after the socket itself failed (an interface went down,
 /// say).
@@ -121,7 +121,7 @@ pub struct RequestSocket {
     replays: Arc<ReplayCache>,
     groups: Groups,
     counters: Mutex<Counters>,
-    refused: Mutex<[Rejected; REJECTED_MAX]>,
+    rejected: Mutex<[Rejected; REJECTED_MAX]>,
     complaints: LogLimit,
 }
 
@@ -136,9 +136,9 @@ impl RequestSocket {
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
         let (limits, replays) = (Limits::NONE, Arc::new(ReplayCache::none(Duration::ZERO)));
-        let (senders, counters, refused) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (senders, counters, rejected) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (keys, groups) = (keys.into(), Groups::Everyone);
-        Ok(Self { group, port, socket, rules, keys, limits, senders, replays, groups, counters, refused, complaints })
+        Ok(Self { group, port, socket, rules, keys, limits, senders, replays, groups, counters, rejected, complaints })
     }
 
     /// Limits rates as the kernel program does, with the senders that `replays` knows. Without this
@@ -272,7 +272,7 @@ impl RequestSocket {
         };
         lock(&self.counters).count(verdict);
         if verdict.is_form_rejection() {
-            self.refuse(&Sender::new(&datagram.source.into(), [0; 6]), verdict, datagram.arrived);
+            self.note_rejection(&Sender::new(&datagram.source.into(), [0; 6]), verdict, datagram.arrived);
         }
         judged
             .ok()
@@ -283,19 +283,19 @@ impl RequestSocket {
             .map(|request| request.sent_by(Sender::new(&datagram.source.into(), [0; 6])))
     }
 
-    fn refuse(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {
+    fn note_rejection(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {
         let place = usize::try_from(Rejected::index(sender, verdict)).unwrap_or_default();
-        let mut places = lock(&self.refused);
+        let mut places = lock(&self.rejected);
         if let Some(place) = places.get_mut(place) {
             place.note(sender, verdict, arrived.nanos());
         }
     }
 
-    /// Who was refused here last before any digest.
+    /// The senders that were last rejected here before their digest was checked.
     #[must_use]
-    pub fn refused(&self) -> Vec<RefusedView> {
-        let places = *lock(&self.refused);
-        places.iter().filter_map(RefusedView::of).collect()
+    pub fn rejected(&self) -> Vec<RejectedView> {
+        let places = *lock(&self.rejected);
+        places.iter().filter_map(RejectedView::of).collect()
     }
 
     /// What arrived here so far, by verdict.

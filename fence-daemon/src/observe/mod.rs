@@ -4,7 +4,7 @@ pub mod histogram;
 mod journal;
 pub mod limit;
 pub mod logging;
-pub mod refusals;
+pub mod rejections;
 pub mod relay;
 pub mod requests;
 pub mod sources;

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use fence_common::ending::Ending;
 use fence_common::sync::lock;
 use fence_common::target::Target;
 use fence_common::wire::Op;
@@ -72,8 +73,8 @@ pub struct About<'r> {
 /// What came of a request.
 #[derive(Clone, Debug)]
 pub struct Ended {
-    /// A word or two: what the client was told, or why it was told nothing.
-    pub result: &'static str,
+    /// What the client received, or why it received nothing.
+    pub result: Ending,
     /// The whole of it, as in the log.
     pub detail: String,
     /// The steps that it took, if it was answered.
@@ -83,7 +84,7 @@ pub struct Ended {
 impl Ended {
     /// Without an answer.
     #[must_use]
-    pub fn unanswered(result: &'static str, detail: impl Into<String>) -> Self {
+    pub fn unanswered(result: Ending, detail: impl Into<String>) -> Self {
         Self { result, detail: detail.into(), steps: None }
     }
 }
@@ -137,7 +138,7 @@ struct Entry {
     seqno: u32,
     via: Via,
     steps: Steps,
-    end: Option<(Moment, &'static str, String)>,
+    end: Option<(Moment, Ending, String)>,
 }
 
 /// One request, to be looked at.
@@ -158,7 +159,7 @@ pub struct Recent {
     /// Its steps so far.
     pub steps: Steps,
     /// Its result and its end; `None` while it is being served.
-    pub end: Option<(Moment, &'static str, String)>,
+    pub end: Option<(Moment, Ending, String)>,
 }
 
 /// How many requests there were.
@@ -174,7 +175,7 @@ pub struct Tally {
     pub rejected: u64,
     /// Duplicates of a request that is being served or was answered: from other addresses, or sent
     /// again.
-    pub copies: u64,
+    pub duplicates: u64,
     /// Datagrams that had come before, bit for bit.
     pub replays: u64,
     /// Signed with a key that is no longer accepted.
@@ -196,7 +197,7 @@ pub struct Timed {
 #[derive(Debug)]
 pub struct Requests {
     kept: Mutex<Kept>,
-    copies: AtomicU64,
+    duplicates: AtomicU64,
     replays: AtomicU64,
 }
 
@@ -213,12 +214,12 @@ impl Default for Requests {
         let times = OPS.iter().map(|_| std::array::from_fn(|_| Histogram::default())).collect();
         let recent = VecDeque::with_capacity(RECENT);
         let kept = Kept { recent, next: 0, tally: Tally::default(), times };
-        Self { kept: Mutex::new(kept), copies: AtomicU64::new(0), replays: AtomicU64::new(0) }
+        Self { kept: Mutex::new(kept), duplicates: AtomicU64::new(0), replays: AtomicU64::new(0) }
     }
 }
 
 impl Kept {
-    fn enter(&mut self, request: About<'_>, end: Option<(Moment, &'static str, String)>) -> Slot {
+    fn enter(&mut self, request: About<'_>, end: Option<(Moment, Ending, String)>) -> Slot {
         let number = self.next;
         self.next += 1;
         if self.recent.len() >= RECENT {
@@ -308,19 +309,19 @@ impl Requests {
     pub fn reject(&self, request: About<'_>, why: &'static str) {
         let mut kept = self.kept();
         kept.tally.rejected += 1;
-        kept.enter(request, Some((Moment::now(), "rejected", why.to_owned())));
+        kept.enter(request, Some((Moment::now(), Ending::Rejected, why.to_owned())));
     }
 
     /// Records a request whose key was dropped after the kernel program had verified it.
     pub fn retired_key(&self, request: About<'_>) {
         let mut kept = self.kept();
         kept.tally.retired_key += 1;
-        kept.enter(request, Some((Moment::now(), "retired key", RETIRED_KEY.to_owned())));
+        kept.enter(request, Some((Moment::now(), Ending::RetiredKey, RETIRED_KEY.to_owned())));
     }
 
-    /// A copy came.
-    pub fn copy(&self) {
-        self.copies.fetch_add(1, Ordering::Relaxed);
+    /// A duplicate came.
+    pub fn duplicate(&self) {
+        self.duplicates.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A replay came.
@@ -331,8 +332,8 @@ impl Requests {
     /// How many there were.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        let (copies, replays) = (self.copies.load(Ordering::Relaxed), self.replays.load(Ordering::Relaxed));
-        Tally { copies, replays, ..self.kept().tally }
+        let (duplicates, replays) = (self.duplicates.load(Ordering::Relaxed), self.replays.load(Ordering::Relaxed));
+        Tally { duplicates, replays, ..self.kept().tally }
     }
 
     /// Those of late, the oldest first.
@@ -385,7 +386,7 @@ mod tests {
             dead: after(dead),
             replied: after(replied),
         };
-        Ended { result: "success", detail: "was running, destroyed".to_owned(), steps: Some(steps) }
+        Ended { result: Ending::Success, detail: "was running, destroyed".to_owned(), steps: Some(steps) }
     }
 
     #[test]
@@ -402,7 +403,7 @@ mod tests {
 
         requests.over(slot, Op::Off, answered(off, 2000, 2100));
         let seen = requests.recent().remove(0);
-        assert!(matches!(seen.end, Some((_, "success", _))), "{seen:?}");
+        assert!(matches!(seen.end, Some((_, Ending::Success, _))), "{seen:?}");
         assert_eq!(requests.tally(), Tally { answered: 1, ..Tally::default() });
         let times: Vec<_> = requests.times().iter().map(|timed| (timed.op, timed.step, timed.times.max())).collect();
         assert_eq!(
@@ -424,10 +425,10 @@ mod tests {
         let slots: Vec<_> = (0..RECENT + 10).map(|_| requests.begin(status)).collect();
         // The first entries are gone already: their end is counted, and changes no other entry.
         for slot in &slots[..20] {
-            requests.over(*slot, Op::Status, Ended::unanswered("callback failed", "nobody there"));
+            requests.over(*slot, Op::Status, Ended::unanswered(Ending::NoCallback, "nobody there"));
         }
         requests.reject(status, "too late");
-        requests.copy();
+        requests.duplicate();
         requests.replay();
         requests.replay();
         let recent = requests.recent();
@@ -438,7 +439,7 @@ mod tests {
         assert!(recent[..9].iter().all(over) && over(&recent[RECENT - 1]));
         let tally = requests.tally();
         assert_eq!((tally.in_progress, tally.unanswered, tally.rejected), (54, 20, 1));
-        assert_eq!((tally.copies, tally.replays, tally.answered), (1, 2, 0));
+        assert_eq!((tally.duplicates, tally.replays, tally.answered), (1, 2, 0));
         assert!(requests.times().is_empty(), "what was not answered has no times");
     }
 

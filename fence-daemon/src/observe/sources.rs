@@ -31,7 +31,7 @@ pub type Provider = Box<dyn Fn() -> Vec<SourceView> + Send + Sync>;
 
 /// A source whose requests were rejected for their content, before any check of the digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefusedView {
+pub struct RejectedView {
     /// Its address.
     pub address: IpAddr,
     /// Its hardware address, where that is known.
@@ -45,9 +45,9 @@ pub struct RefusedView {
 }
 
 /// Reads an account of such sources.
-pub type RefusedProvider = Box<dyn Fn() -> Vec<RefusedView> + Send + Sync>;
+pub type RejectedProvider = Box<dyn Fn() -> Vec<RejectedView> + Send + Sync>;
 
-impl RefusedView {
+impl RejectedView {
     /// Reads a place; `None` if nobody has it.
     #[must_use]
     pub fn of(place: &Rejected) -> Option<Self> {
@@ -87,17 +87,17 @@ mod tests {
 
     #[test]
     fn counts_of_several_cpus_make_one_line() {
-        let one = RefusedView {
+        let one = RejectedView {
             address: "192.168.122.11".parse().unwrap(),
             mac: Some([2; 6]),
             verdict: Verdict::Unsigned,
             count: 2,
             last_seen: Moment::from_ktime(5),
         };
-        let other = RefusedView { count: 3, last_seen: Moment::from_ktime(9), ..one.clone() };
-        let weak = RefusedView { verdict: Verdict::HashWeak, last_seen: Moment::from_ktime(7), ..one.clone() };
-        let sum = RefusedView { count: 5, ..other.clone() };
-        assert_eq!(RefusedView::together([one, weak.clone(), other]), [sum, weak]);
-        assert_eq!(RefusedView::of(&Rejected::default()), None);
+        let other = RejectedView { count: 3, last_seen: Moment::from_ktime(9), ..one.clone() };
+        let weak = RejectedView { verdict: Verdict::HashWeak, last_seen: Moment::from_ktime(7), ..one.clone() };
+        let sum = RejectedView { count: 5, ..other.clone() };
+        assert_eq!(RejectedView::together([one, weak.clone(), other]), [sum, weak]);
+        assert_eq!(RejectedView::of(&Rejected::default()), None);
     }
 }

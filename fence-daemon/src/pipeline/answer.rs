@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use fence_common::ending::Ending;
 use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
 use fence_common::words::counted;
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ pub(super) enum Tone {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) bytes: Vec<u8>,
-    pub(super) result: &'static str,
+    pub(super) result: Ending,
     pub(super) detail: String,
     pub(super) dead: Option<Moment>,
     pub(super) tone: Tone,
@@ -48,7 +49,7 @@ impl Answer {
     }
 
     fn reply(reply: Reply, detail: impl Into<String>, tone: Tone) -> Self {
-        Self { bytes: vec![reply.to_wire()], result: reply.name(), detail: detail.into(), dead: None, tone }
+        Self { bytes: vec![reply.to_wire()], result: reply.into(), detail: detail.into(), dead: None, tone }
     }
 
     fn outcome(op: Op, outcome: &Outcome) -> Self {
@@ -170,6 +171,6 @@ impl Shared {
         for (uri, error) in &listing.remembered {
             detail.push_str(&format!("; those of {uri} as they were last known: {error}"));
         }
-        Answer { bytes, result: Reply::Success.name(), detail, dead: None, tone: Tone::Asked }
+        Answer { bytes, result: Ending::Success, detail, dead: None, tone: Tone::Asked }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use fence_common::ending::Ending;
 use fence_common::ledger::{Claim, Denial};
 use tracing::{info, warn};
 
@@ -65,7 +66,7 @@ impl Shared {
                     source = %request.caller().ip(),
                     seqno = request.seqno(),
                     via = %request.via(),
-                    reply = %reply.replace(' ', "-"),
+                    reply = %reply.name().replace(' ', "-"),
                     verified = %steps.since_arrival(Some(steps.verified)),
                     called_back = %steps.since_arrival(steps.called_back),
                     dead = %steps.since_arrival(steps.dead),
@@ -92,12 +93,12 @@ fn some(held_back: u64) -> Option<u64> {
 
 /// The reply for the log; without one, the reason. The log must not show a success that no client
 /// was told.
-pub(super) fn told(result: &'static str, sent: Option<&io::Result<()>>) -> (&'static str, String) {
+pub(super) fn told(result: Ending, sent: Option<&io::Result<()>>) -> (Ending, String) {
     match sent {
         Some(Ok(())) => (result, String::new()),
-        Some(Err(error)) => ("undelivered", format!("; the answer could not be delivered: {error}")),
+        Some(Err(error)) => (Ending::Undelivered, format!("; the answer could not be delivered: {error}")),
         None => (
-            "none",
+            Ending::Unsent,
             "; not answered: the peer may have asked something newer from the same address and port".to_owned(),
         ),
     }

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use fence_common::ending::Ending;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::target::Target;
@@ -394,10 +395,10 @@ async fn a_reflected_challenge_is_not_answered() {
 
 #[test]
 fn the_log_shows_a_success_only_if_the_client_was_told() {
-    let success = Reply::Success.name();
+    let success = Ending::Success;
     assert_eq!(told(success, Some(&Ok(()))), (success, String::new()));
     let (reply, note) = told(success, Some(&Err(io::ErrorKind::BrokenPipe.into())));
-    assert!(reply == "undelivered" && note.contains("could not be delivered"), "{reply}{note}");
+    assert!(reply == Ending::Undelivered && note.contains("could not be delivered"), "{reply:?}{note}");
     let (reply, note) = told(success, None);
-    assert!(reply == "none" && note.contains("newer"), "{reply}{note}");
+    assert!(reply == Ending::Unsent && note.contains("newer"), "{reply:?}{note}");
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use fence_common::ending::Ending;
 use fence_common::verdict::Verdict;
 use fence_common::words::counted;
 use fence_config::Attach;
 use fence_control::client::ClientError;
-use fence_control::report::{Health, Refused, Report};
+use fence_control::report::{Health, RejectedSource, Report};
 
 use super::finding::Finding;
 use crate::probe::Obstacle;
@@ -133,7 +134,7 @@ pub fn requests(report: &Report) -> Vec<Finding> {
         };
         findings.push(Finding::warning(CHECK, seen, remedy));
     }
-    findings.extend(report.refused.iter().filter(|refused| !is_mended(report, refused)).filter_map(refusal));
+    findings.extend(report.rejected_sources.iter().filter(|source| !is_mended(report, source)).filter_map(rejection));
     // Only the newest request of each client counts: the client may have been repaired since.
     let mut newest = BTreeMap::new();
     for request in &report.requests.recent {
@@ -144,7 +145,7 @@ pub fn requests(report: &Report) -> Vec<Finding> {
         newest.entry(client).or_insert(request);
     }
     for (client, request) in newest {
-        if request.result.as_deref() == Some("no callback") {
+        if request.result.as_deref() == Some(Ending::NoCallback.name()) {
             let why = request.detail.as_deref().unwrap_or("unknown");
             let seen = format!("{client} asked ({}) and could not be called back: {why}", request.op);
             let remedy = "its firewall must let TCP from this host to the port in; where it was a failed exchange, its `-C` differs from `auth` here: \
@@ -163,26 +164,26 @@ pub fn requests(report: &Report) -> Vec<Finding> {
 }
 
 /// Whether a later request of this sender was correct.
-fn is_mended(report: &Report, refused: &Refused) -> bool {
-    let last = report.daemon.now_unix_ms.saturating_sub(refused.last_seen_ms);
+fn is_mended(report: &Report, rejected: &RejectedSource) -> bool {
+    let last = report.daemon.now_unix_ms.saturating_sub(rejected.last_seen_ms);
     report.requests.recent.iter().any(|request| {
         let client = request.client.parse::<SocketAddr>();
-        request.arrived_unix_ms > last && client.is_ok_and(|client| client.ip().to_string() == refused.address)
+        request.arrived_unix_ms > last && client.is_ok_and(|client| client.ip().to_string() == rejected.address)
     })
 }
 
 /// A finding about a guest with a wrong setup. Datagrams that no client sends give none.
-fn refusal(refused: &Refused) -> Option<Finding> {
-    let verdict = Verdict::COUNTED.into_iter().find(|one| one.counter_name() == Some(refused.counter.as_str()))?;
+fn rejection(rejected: &RejectedSource) -> Option<Finding> {
+    let verdict = Verdict::COUNTED.into_iter().find(|one| one.counter_name() == Some(rejected.counter.as_str()))?;
     let cause = verdict.cause()?;
-    let requests = counted(refused.count, "request");
-    let address = &refused.address;
+    let requests = counted(rejected.count, "request");
+    let address = &rejected.address;
     let remedy = if verdict == Verdict::Unsigned {
         format!("{cause}: copy the key there (`fence-daemon doctor --from-guest` there tells more)")
     } else {
         cause.to_owned()
     };
-    Some(Finding::warning("requests", format!("{requests} of {address} refused (`{}`)", refused.counter), remedy))
+    Some(Finding::warning("requests", format!("{requests} of {address} rejected (`{}`)", rejected.counter), remedy))
 }
 
 #[cfg(test)]
@@ -250,10 +251,10 @@ mod tests {
     fn only_the_newest_word_of_a_client_counts() {
         let mut report = healthy();
         report.sources.clear();
-        report.refused.clear();
+        report.rejected_sources.clear();
         let mut failed = report.requests.recent[0].clone();
         failed.client = "192.168.122.99:1229".to_owned();
-        failed.result = Some("no callback".to_owned());
+        failed.result = Some(Ending::NoCallback.name().to_owned());
         let mut served = failed.clone();
         served.result = Some("success".to_owned());
         report.requests.recent = vec![failed.clone(), served.clone()];
@@ -266,7 +267,7 @@ mod tests {
     fn a_sender_with_another_key_is_named() {
         let mut report = healthy();
         report.requests.recent.clear();
-        report.refused.clear();
+        report.rejected_sources.clear();
         report.sources.truncate(1);
         report.sources[0].failures = 3;
         report.sources[0].delivered = 0;
@@ -286,12 +287,12 @@ mod tests {
         report.requests.recent.truncate(1);
         let told = requests(&report);
         assert_eq!(states(&told), [State::Warning]);
-        assert!(told[0].seen.contains("17 requests of 192.168.122.13 refused (`drop_unsigned`)"), "{told:?}");
+        assert!(told[0].seen.contains("17 requests of 192.168.122.13 rejected (`drop_unsigned`)"), "{told:?}");
         assert!(told[0].remedy.as_ref().unwrap().contains("fence_xvm.key is missing"), "{told:?}");
         // What no client sends names nobody.
-        report.refused[0].counter = "drop_operation".to_owned();
+        report.rejected_sources[0].counter = "drop_operation".to_owned();
         assert_eq!(states(&requests(&report)), [State::Ok]);
-        report.refused[0].counter = "drop_unsigned".to_owned();
+        report.rejected_sources[0].counter = "drop_unsigned".to_owned();
         report.requests.recent[0].client = "192.168.122.13:1229".to_owned();
         report.requests.recent[0].arrived_unix_ms = report.daemon.now_unix_ms;
         assert_eq!(states(&requests(&report)), [State::Ok]);

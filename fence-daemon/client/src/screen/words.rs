@@ -87,7 +87,7 @@ fn told(verdict: Verdict) -> &'static str {
         Verdict::GlobalLimit => {
             "not looked at: too many wrong digests from senders that were never right (`stranger_rate`)"
         }
-        Verdict::Replay => "a copy of a datagram that was accepted before: somebody plays back what he has heard",
+        Verdict::Replay => "a replay: this datagram was accepted before, and somebody has sent it again",
         Verdict::DeliveryLimit => "right, but one request too many from that sender (`request_rate`)",
         Verdict::RingReserve => "right, but the rest of the ring buffer is for other senders",
         Verdict::Busy => "the program was interrupted by itself: went to the socket",

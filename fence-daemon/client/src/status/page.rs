@@ -69,7 +69,7 @@ pub fn render(report: &Report, screen: Screen) -> String {
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
     section("Sources of datagrams".to_owned(), sources(report));
-    section("Rejected before the digest, the last ones".to_owned(), refused(report));
+    section("Rejected before the digest, the last ones".to_owned(), rejected(report));
     section("How long it took, from the datagram's arrival".to_owned(), latency(report, screen));
     page
 }
@@ -287,7 +287,7 @@ fn result(request: &Request) -> (Look, String) {
     let look = match result.as_str() {
         "success" => Look::Good,
         "off" => Look::Plain,
-        "copy" | "superseded" => Look::Dim,
+        "duplicate" | "superseded" => Look::Dim,
         _ => Look::Bad,
     };
     (look, result.clone())
@@ -301,7 +301,7 @@ fn tally(report: &Report) -> Table {
         ("answered", requests.answered, "whatever the answer"),
         ("unanswered", requests.unanswered, "the callback failed, or something newer was asked"),
         ("rejected", requests.rejected, "too many at once, or read too late: their clients ask again"),
-        ("copies", requests.copies, "of other addresses of the client, or sent again"),
+        ("duplicates", requests.duplicates, "of other addresses of the client, or sent again"),
         (
             "replays",
             requests.replays,
@@ -356,16 +356,16 @@ fn sources(report: &Report) -> Table {
     table
 }
 
-fn refused(report: &Report) -> Table {
+fn rejected(report: &Report) -> Table {
     let mut table =
         Table::new([text("ADDRESS"), text("HARDWARE"), number("COUNT"), text("LAST SEEN"), flexible("WHY", 20)]);
-    for refused in &report.refused {
+    for rejected in &report.rejected_sources {
         table.row([
-            plain(&refused.address),
-            refused.mac.as_ref().map_or_else(|| dim("-"), plain),
-            (Look::Warn, refused.count.to_string()),
-            plain(format!("{} ago", span(refused.last_seen_ms))),
-            plain(meaning(&refused.counter)),
+            plain(&rejected.address),
+            rejected.mac.as_ref().map_or_else(|| dim("-"), plain),
+            (Look::Warn, rejected.count.to_string()),
+            plain(format!("{} ago", span(rejected.last_seen_ms))),
+            plain(meaning(&rejected.counter)),
         ]);
     }
     table
@@ -465,7 +465,7 @@ mod tests {
         let tally = rows("Requests since");
         assert_eq!(
             tally.iter().map(|row| row[0]).collect::<Vec<_>>(),
-            ["in progress", "answered", "unanswered", "copies"]
+            ["in progress", "answered", "unanswered", "duplicates"]
         );
         let datagrams = rows("Datagrams");
         // None that is zero, in the order of the judgement.
@@ -546,10 +546,10 @@ mod tests {
         }
         report.kernel = None;
         (report.uris, report.restarts, report.latency, report.sources) = Default::default();
-        report.refused.clear();
+        report.rejected_sources.clear();
         let requests = &mut report.requests;
         requests.recent.clear();
-        (requests.in_progress, requests.answered, requests.unanswered, requests.copies) = Default::default();
+        (requests.in_progress, requests.answered, requests.unanswered, requests.duplicates) = Default::default();
         assert_eq!(render(&report, Screen::PLAIN).lines().count(), 1);
     }
 }

@@ -97,8 +97,8 @@ impl State {
         let room = height.saturating_sub(lines.len() + 3);
         let tally = &report.requests;
         let title = format!(
-            "Requests: {} in progress, {} answered, {} unanswered, {} rejected, {} copies, {} replays",
-            tally.in_progress, tally.answered, tally.unanswered, tally.rejected, tally.copies, tally.replays
+            "Requests: {} in progress, {} answered, {} unanswered, {} rejected, {} duplicates, {} replays",
+            tally.in_progress, tally.answered, tally.unanswered, tally.rejected, tally.duplicates, tally.replays
         );
         lines.push(Line::default());
         lines.push(one(Look::Heading, &title, screen));

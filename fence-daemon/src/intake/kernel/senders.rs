@@ -7,7 +7,7 @@ use fence_common::rejected::Rejected;
 
 use super::{Error, KernelProgram, handle, map_error};
 use crate::clock::Moment;
-use crate::observe::sources::{Provider, RefusedProvider, RefusedView, SourceView};
+use crate::observe::sources::{Provider, RejectedProvider, RejectedView, SourceView};
 
 type Key = [u8; size_of::<Sender>()];
 type TrustedWords = [u64; size_of::<Trusted>() / 8];
@@ -44,13 +44,13 @@ impl KernelProgram {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn refused(&self) -> Result<RefusedProvider, Error> {
+    pub fn rejected(&self) -> Result<RejectedProvider, Error> {
         let map = handle(&self.object, name::REJECTED)?;
         let map = PerCpuArray::<MapData, RefusedWords>::try_from(map).map_err(map_error(name::REJECTED))?;
         Ok(Box::new(move || {
             let places = (0..map.len()).filter_map(|place| map.get(&place, 0).ok());
             let views = places.flat_map(|cpus| cpus.iter().copied().collect::<Vec<_>>());
-            views.filter_map(|words| RefusedView::of(&zerocopy::transmute!(words))).collect()
+            views.filter_map(|words| RejectedView::of(&zerocopy::transmute!(words))).collect()
         }))
     }
 }
