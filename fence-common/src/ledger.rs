@@ -643,7 +643,7 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Event {
+    enum LedgerStep {
         /// The request, its endpoint, and how long it waited before it was read.
         Arrive(u32, u8, u64),
         /// The ticket, and how long ago its peer has authenticated; `None` if it need not.
@@ -653,14 +653,14 @@ mod tests {
         Sleep(u64),
     }
 
-    fn event() -> impl Strategy<Value = Event> {
+    fn event() -> impl Strategy<Value = LedgerStep> {
         let waited = || (0..3u64).prop_map(|seconds| seconds * SECOND);
         prop_oneof![
-            4 => (0..4u32, 0..3u8, waited()).prop_map(|(seqno, at, waited)| Event::Arrive(seqno, at, waited)),
-            3 => (any::<usize>(), proptest::option::weighted(0.8, waited())).prop_map(|(n, ago)| Event::Claim(n, ago)),
-            1 => any::<usize>().prop_map(Event::Forget),
-            2 => any::<usize>().prop_map(Event::Answer),
-            1 => (0..6u64).prop_map(|seconds| Event::Sleep(seconds * SECOND)),
+            4 => (0..4u32, 0..3u8, waited()).prop_map(|(seqno, at, waited)| LedgerStep::Arrive(seqno, at, waited)),
+            3 => (any::<usize>(), proptest::option::weighted(0.8, waited())).prop_map(|(n, ago)| LedgerStep::Claim(n, ago)),
+            1 => any::<usize>().prop_map(LedgerStep::Forget),
+            2 => any::<usize>().prop_map(LedgerStep::Answer),
+            1 => (0..6u64).prop_map(|seconds| LedgerStep::Sleep(seconds * SECOND)),
         ]
     }
 
@@ -687,7 +687,7 @@ mod tests {
             let mut answered_at: [Option<u64>; 4] = [None; 4];
             for event in events {
                 match event {
-                    Event::Arrive(seqno, at, waited) => {
+                    LedgerStep::Arrive(seqno, at, waited) => {
                         let arrived = now - waited;
                         let arrival = ledger.arrive(now, id(seqno), caller(at), arrived);
                         if arrival != Arrival::Duplicate {
@@ -700,7 +700,7 @@ mod tests {
                             tickets.push((ticket, heard.len() - 1));
                         }
                     }
-                    Event::Claim(n, ago) if !tickets.is_empty() => {
+                    LedgerStep::Claim(n, ago) if !tickets.is_empty() => {
                         let (ticket, which) = tickets.swap_remove(n % tickets.len());
                         let (Heard { seqno, at, .. }, asked) = (heard[which], ago.map(|ago| now - ago));
                         let superseded = heard[which..].iter().any(|other| other.at == at && other.seqno != seqno);
@@ -714,8 +714,8 @@ mod tests {
                             Err(reason) => prop_assert_eq!(reason == NoClaim::Superseded, superseded),
                         }
                     }
-                    Event::Forget(n) if !tickets.is_empty() => ledger.forget(tickets.swap_remove(n % tickets.len()).0),
-                    Event::Answer(n) if !claims.is_empty() => {
+                    LedgerStep::Forget(n) if !tickets.is_empty() => ledger.forget(tickets.swap_remove(n % tickets.len()).0),
+                    LedgerStep::Answer(n) if !claims.is_empty() => {
                         let (claim, which, from, asked) = claims.swap_remove(n % claims.len());
                         let Heard { seqno, at, .. } = heard[which];
                         let concerns = |other: &Heard| {
@@ -725,8 +725,8 @@ mod tests {
                         ledger.answered(now, claim);
                         answered_at[seqno as usize] = Some(now);
                     }
-                    Event::Sleep(time) => now += time,
-                    Event::Claim(..) | Event::Forget(_) | Event::Answer(_) => {}
+                    LedgerStep::Sleep(time) => now += time,
+                    LedgerStep::Claim(..) | LedgerStep::Forget(_) | LedgerStep::Answer(_) => {}
                 }
                 prop_assert_eq!(ledger.serving(), tickets.len() + claims.len());
                 prop_assert_eq!(ledger.shares.values().sum::<usize>(), ledger.claims.len());

@@ -163,7 +163,7 @@ impl Callback {
     async fn exchange(&self, request: &Verified, stream: &mut TcpStream) -> Result<(), CallbackError> {
         let caller = request.caller();
         let key = request.key().ok_or_else(|| CallbackError::Ours("no key is loaded".to_owned()))?;
-        let question = Question::new(&self.open)?;
+        let question = OpenChallenge::new(&self.open)?;
         let mut exchange = Exchange::new(self.auth, question.challenge);
         let mut heard = false;
         while !exchange.is_authenticated() {
@@ -214,12 +214,12 @@ fn is_ours(error: &io::Error) -> bool {
 }
 
 /// Our challenge, listed as open while the conversation lasts, however that ends.
-struct Question<'a> {
+struct OpenChallenge<'a> {
     open: &'a Mutex<Challenges>,
     challenge: Challenge,
 }
 
-impl<'a> Question<'a> {
+impl<'a> OpenChallenge<'a> {
     fn new(open: &'a Mutex<Challenges>) -> Result<Self, CallbackError> {
         let mut challenge = [0; HASH_LEN];
         getrandom::fill(&mut challenge).map_err(|error| CallbackError::Ours(format!("no random bytes: {error}")))?;
@@ -231,7 +231,7 @@ impl<'a> Question<'a> {
     }
 }
 
-impl Drop for Question<'_> {
+impl Drop for OpenChallenge<'_> {
     fn drop(&mut self) {
         lock(self.open).close(&self.challenge);
     }

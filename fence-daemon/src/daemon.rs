@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
-use self::load::{Kernel, kernel};
+use self::load::{KernelConsumers, kernel};
 use crate::callback::Callback;
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
@@ -28,7 +28,7 @@ use crate::intake::keyring::Keyring;
 use crate::intake::links::Links;
 use crate::intake::listener::{Follower, Listener};
 use crate::intake::replay_cache::ReplayCache;
-use crate::intake::ring::Ring;
+use crate::intake::ring::RequestRing;
 use crate::intake::socket::{RequestSocket, SocketError};
 use crate::observe::rejections;
 use crate::pipeline::{Claims, Pipeline, Settings};
@@ -127,7 +127,7 @@ pub async fn run(
     let (loading, kernel) = kernel(&multicast, rules, limits, &keys, &replays).unzip();
     let inspector = Arc::new(Inspector::new(&multicast, &socket, hypervisors.clone(), loading.is_some()));
     let _control = control(hypervisor.state.as_deref(), &inspector);
-    let (program, ring) = kernel.map(|Kernel { program, ring }| (program, ring)).unzip();
+    let (program, ring) = kernel.map(|KernelConsumers { program, ring }| (program, ring)).unzip();
     let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
     let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program);
 
@@ -266,12 +266,12 @@ async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
 async fn serve(
     pipeline: &Pipeline,
     socket: &RequestSocket,
-    mut coming: Option<oneshot::Receiver<Ring>>,
+    mut coming: Option<oneshot::Receiver<RequestRing>>,
     questions: &mut Questions,
     stopped: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     tokio::pin!(stopped);
-    let mut ring: Option<Ring> = None;
+    let mut ring: Option<RequestRing> = None;
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -39,16 +39,16 @@ pub(crate) fn main() -> ExitCode {
         return ExitCode::from(say(EXIT_START)(error));
     }
     ExitCode::from(match &cli.command {
-        Some(Action::CheckConfig) => check_config::run(&cli.config, &Host),
+        Some(Action::CheckConfig) => check_config::run(&cli.config, &ThisHost),
         Some(Action::Keygen { path, force, parents }) => {
-            let options = keygen::Options { force: *force, parents: *parents };
+            let options = keygen::KeygenOptions { force: *force, parents: *parents };
             keygen::run(path.as_deref(), &cli.config, options)
         }
         Some(Action::Status { json }) => status::run(&cli.config, *json),
         // Leave at once: a libvirt that hangs still has threads.
         Some(Action::Doctor { from_guest, key, json }) => {
             let options = doctor::Options { from_guest: *from_guest, key: key.clone(), json: *json };
-            process::leave(doctor::run(&cli.config, &options, &Host))
+            process::leave(doctor::run(&cli.config, &options, &ThisHost))
         }
         Some(Action::Top) => top::run(&cli.config),
         None if cli.list => u8::from(!screen::print(&cli::list())) * EXIT_START,
@@ -130,9 +130,9 @@ fn say<E: Display>(code: u8) -> impl Fn(E) -> u8 {
 }
 
 /// The daemon's part of what the commands need to know about this host.
-struct Host;
+struct ThisHost;
 
-impl Probe for Host {
+impl Probe for ThisHost {
     fn domains(&self, uris: &[String], within: Duration) -> Vec<(String, Result<Vec<Domain>, Unanswered>)> {
         let domain = |listed: hypervisor::Listed| Domain {
             name: listed.name,

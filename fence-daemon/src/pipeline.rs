@@ -48,7 +48,7 @@ use tracing::{debug, info, warn};
 use self::answer::Answer;
 pub use self::claims::Claims;
 use self::deferral::{Deferral, Segment};
-use self::last_word::Held;
+use self::last_word::Granted;
 pub use self::stop::STOP_GRACE;
 use self::stop::{Stopping, stopped};
 use self::unauthenticated::{Seat, Unauthenticated};
@@ -334,10 +334,11 @@ impl Shared {
         let asked = peer.has_spoken().then_some(called_back.nanos());
         // Before the claim: a denied request must not use up the claim of another copy.
         let taken = match self.permit(&peer) {
-            Ok(permitted) => {
-                self.ledger().claim(called_back.nanos(), ticket, asked).map(|claim| (Held::Claim(claim), Ok(permitted)))
-            }
-            Err(refused) => self.ledger().deny(ticket, asked).map(|denial| (Held::Denial(denial), Err(refused))),
+            Ok(permitted) => self
+                .ledger()
+                .claim(called_back.nanos(), ticket, asked)
+                .map(|claim| (Granted::Claim(claim), Ok(permitted))),
+            Err(refused) => self.ledger().deny(ticket, asked).map(|denial| (Granted::Denial(denial), Err(refused))),
         };
         let (answer, held) = match taken {
             Ok((held, Ok(permitted))) => {
@@ -350,7 +351,7 @@ impl Shared {
                 (self.answer(&peer, permitted, &mut stopping).await, held)
             }
             Ok((held, Err(refused))) => (refused, held),
-            Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), Held::Nothing),
+            Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), Granted::Nothing),
             Err(reason @ (NoClaim::Taken | NoClaim::Superseded)) => return self.tell_moot(peer.request(), reason),
         };
         let steps = Steps {

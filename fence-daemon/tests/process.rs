@@ -16,7 +16,7 @@ mod life {
     use std::process::{Command, ExitCode, Output, Stdio};
     use std::time::{Duration, Instant};
 
-    use fence_daemon::observe::logging::{self, Destination, Sink};
+    use fence_daemon::observe::logging::{self, Destination, LogTarget};
     use fence_daemon::process::{self, Readiness};
     use fence_daemon::state::pid_file::{PidFile, PidFileError};
     use fence_daemon::systemd;
@@ -166,7 +166,7 @@ mod life {
             }
             "logs" | "logs-more" => {
                 let debug = if role == "logs" { 0 } else { 1 };
-                assert_eq!(logging::init(debug, Destination::Foreground).unwrap(), Sink::Stderr);
+                assert_eq!(logging::init(debug, Destination::Foreground).unwrap(), LogTarget::Stderr);
                 assert!(logging::init(debug, Destination::Foreground).is_err());
                 tracing::info!(target: "fence_daemon::pipeline", domain = "node1", "fenced");
                 tracing::debug!(target: "fence_daemon::pipeline", "a step");
@@ -348,7 +348,7 @@ mod life {
         let sink = logging::init(0, Destination::Background).unwrap();
         tracing::warn!(domain = "node1", "fenced\0 again");
         if role == "journal" {
-            assert_eq!(sink, Sink::Journal);
+            assert_eq!(sink, LogTarget::Journal);
             assert_eq!(received(&socket), "", "a first empty message tests the connection");
             let message = received(&socket);
             assert!(
@@ -360,7 +360,7 @@ mod life {
             assert!(message.contains("fenced\0 again domain=\"node1\"\n"), "{message:?}");
             assert!(message.contains("FENCE_DOMAIN\n\x05\0\0\0\0\0\0\0node1\n"), "{message:?}");
         } else {
-            assert_eq!(sink, Sink::Syslog);
+            assert_eq!(sink, LogTarget::Syslog);
             let message = received(&socket);
             // Facility daemon (3), severity warning (4).
             assert!(message.starts_with("<28>"), "{message:?}");

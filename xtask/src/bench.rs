@@ -49,7 +49,7 @@ impl Subject {
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct BenchOptions {
     /// What is measured
     #[arg(value_enum, default_value_t = Subject::Daemon, value_name = "SUBJECT")]
     subject: Subject,
@@ -72,7 +72,7 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// If something is missing, or a server said what is not so.
-pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> anyhow::Result<ExitCode> {
     if !options.no_build {
         setup::ensure(workspace, Profile::Test)?;
         let object = bpf::build(workspace.root())?;

@@ -48,7 +48,7 @@ impl Target {
 
 /// Options of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct FuzzOptions {
     /// The fuzz target
     #[arg(value_enum, default_value = "config")]
     target: Target,
@@ -71,7 +71,7 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// The target cannot be built, or it has found something. The input's path has been printed then.
-pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(workspace: &Workspace, options: &FuzzOptions) -> anyhow::Result<ExitCode> {
     if options.target == Target::Program {
         return program(workspace, options);
     }
@@ -120,7 +120,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
 }
 
 /// Runs the kernel program and user space on the same frames.
-fn program(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+fn program(workspace: &Workspace, options: &FuzzOptions) -> anyhow::Result<ExitCode> {
     setup::ensure(workspace, Profile::Lab)?;
     let object = bpf::build(workspace.root())?;
     let mut cargo = workspace.cargo(&object);

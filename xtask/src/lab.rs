@@ -16,7 +16,7 @@ enum Kind {
 
 /// Options of `cargo xtask lab`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct LabOptions {
     /// The kind of lab
     #[arg(value_enum, default_value_t = Kind::Cluster, value_name = "KIND")]
     kind: Kind,
@@ -35,7 +35,7 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// A requirement is missing, or the build fails.
-pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(workspace: &Workspace, options: &LabOptions) -> anyhow::Result<ExitCode> {
     let program = match options.kind {
         Kind::Cluster => "fence-cluster",
     };

@@ -56,9 +56,9 @@ enum Task {
         release: bool,
     },
     /// Run the daemon on a hypervisor, or the lab on any other machine
-    Run(run::Options),
+    Run(run::RunOptions),
     /// Keep a lab for experiments running: a cluster
-    Lab(lab::Options),
+    Lab(lab::LabOptions),
     /// Run all tests, or the named sets
     Test {
         /// The sets [default: all]
@@ -70,9 +70,9 @@ enum Task {
     },
     /// Measure the daemon beside stock's fence_virtd, or the kernel program's cost, and write a
     /// page of docs
-    Bench(bench::Options),
+    Bench(bench::BenchOptions),
     /// Search inputs that break a parser, or on which kernel program and user space differ
-    Fuzz(fuzz::Options),
+    Fuzz(fuzz::FuzzOptions),
     /// Check formatting, clippy, and the rules of this tree
     Lint {
         /// Check only the rules of this tree, which takes a second

@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 
 /// Options of `cargo xtask run`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct RunOptions {
     /// Run the lab, also on a hypervisor
     #[arg(long)]
     lab: bool,
@@ -40,7 +40,7 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// A requirement is missing, or another daemon is in the way.
-pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(workspace: &Workspace, options: &RunOptions) -> anyhow::Result<ExitCode> {
     let root = Path::new("/");
     match Hypervisor::detect(root) {
         Ok(_) if options.lab => {
@@ -61,7 +61,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<Ex
     }
 }
 
-fn daemon(workspace: &Workspace, options: &Options, root: &Path) -> anyhow::Result<ExitCode> {
+fn daemon(workspace: &Workspace, options: &RunOptions, root: &Path) -> anyhow::Result<ExitCode> {
     let stock = stock_config(root)?;
     // Checked before the build, which takes minutes the first time.
     let port = stock.as_ref().map_or(hypervisor::PORT, |stock| stock.port);
@@ -138,7 +138,7 @@ fn own_config() -> anyhow::Result<PathBuf> {
     Ok(own.file)
 }
 
-fn lab(workspace: &Workspace, options: &Options) -> anyhow::Result<ExitCode> {
+fn lab(workspace: &Workspace, options: &RunOptions) -> anyhow::Result<ExitCode> {
     let binaries =
         ["--package", "fence-daemon", "--package", "fence-lab", "--bin", "fence-daemon", "--bin", "fence-lab"];
     if !options.no_build {

@@ -1,7 +1,8 @@
 //! Rules of this tree that no compiler checks. Files are short and begin with their purpose,
-//! nothing is left open, no path of one person's machine occurs. Words are plain, and links
-//! resolve.
+//! nothing is left open, no path of one person's machine occurs. Words are plain, a type's name has
+//! one meaning in its crate, and links resolve.
 
+mod homonyms;
 mod links;
 mod markdown;
 mod prose;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use homonyms::Homonyms;
 use markdown::Page;
 use rooms::Rooms;
 
@@ -42,7 +44,7 @@ impl fmt::Display for Finding {
 pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
     let mut findings = Vec::new();
     let mut pages = HashMap::new();
-    let mut rooms = Rooms::default();
+    let (mut rooms, mut homonyms) = (Rooms::default(), Homonyms::default());
     for file in files(root)? {
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         // Captured packets and the like have no lines.
@@ -64,6 +66,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<(Vec<Finding>, String)> {
             }
             "rs" => {
                 findings.extend(prose::comments(&text, "//").into_iter().map(at));
+                findings.extend(homonyms.look(&name, &text).into_iter().map(at));
                 findings.extend(rooms.look(&name.to_string_lossy(), &text).into_iter().map(at));
             }
             _ if matches!(extension, "toml" | "service" | "sh") || text.starts_with("#!") => {

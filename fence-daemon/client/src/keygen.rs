@@ -9,7 +9,7 @@ use fence_common::exit::{EXIT_START, EXIT_USAGE};
 use fence_common::wire::KEY_MAX;
 use fence_config as config;
 use fence_config::ConfigError;
-use fence_config::durable::{self, FileError, Place};
+use fence_config::durable::{self, Destination, FileError};
 use zeroize::Zeroizing;
 
 use crate::screen::{complain, print, stderr_colours};
@@ -17,7 +17,7 @@ use crate::screen::{complain, print, stderr_colours};
 /// Makes a key at `path`, or else at the configured place. Prints what to do with it, and returns
 /// the exit code.
 #[must_use]
-pub fn run(path: Option<&Path>, config: &Path, options: Options) -> u8 {
+pub fn run(path: Option<&Path>, config: &Path, options: KeygenOptions) -> u8 {
     let path = match path.map_or_else(|| configured_key_file(config), |path| Ok(path.to_owned())) {
         Ok(path) => path,
         Err(error) => {
@@ -53,7 +53,7 @@ fn configured_key_file(config: &Path) -> Result<PathBuf, ConfigError> {
 
 /// Options of `keygen`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct KeygenOptions {
     /// Whether an existing key is replaced.
     pub force: bool,
     /// Whether missing directories are made.
@@ -93,7 +93,7 @@ pub enum KeygenError {
 ///
 /// # Errors
 /// There is no new key, and an existing one is unchanged.
-pub fn generate(path: &Path, options: Options) -> Result<(), KeygenError> {
+pub fn generate(path: &Path, options: KeygenOptions) -> Result<(), KeygenError> {
     let dir = durable::directory(path);
     if !dir.exists() {
         if !options.parents {
@@ -106,7 +106,7 @@ pub fn generate(path: &Path, options: Options) -> Result<(), KeygenError> {
     let mut key = Zeroizing::new(vec![0; KEY_MAX]);
     getrandom::fill(&mut key).map_err(KeygenError::Random)?;
     let written = if options.force {
-        Place::find(path).and_then(|place| place.replace(&key))
+        Destination::find(path).and_then(|place| place.replace(&key))
     } else {
         durable::create(path, &key)
     };
@@ -142,8 +142,8 @@ mod tests {
     fn keys_are_long_secret_and_different() {
         let dir = tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
-        generate(&one, Options::default()).unwrap();
-        generate(&two, Options::default()).unwrap();
+        generate(&one, KeygenOptions::default()).unwrap();
+        generate(&two, KeygenOptions::default()).unwrap();
         assert_eq!(one.metadata().unwrap().mode() & 0o7777, 0o600);
         assert_eq!((bytes(&one).len(), bytes(&two).len()), (4096, 4096));
         assert_ne!(bytes(&one), bytes(&two));
@@ -158,10 +158,10 @@ mod tests {
         let dir = tempdir().unwrap();
         let path = dir.path().join("key");
         std::fs::write(&path, "in use").unwrap();
-        let error = generate(&path, Options::default()).unwrap_err();
+        let error = generate(&path, KeygenOptions::default()).unwrap_err();
         assert!(matches!(error, KeygenError::Exists(_)) && error.to_string().contains("--force"), "{error}");
         assert_eq!(bytes(&path), b"in use");
-        generate(&path, Options { force: true, ..Options::default() }).unwrap();
+        generate(&path, KeygenOptions { force: true, ..KeygenOptions::default() }).unwrap();
         assert_eq!((bytes(&path).len(), path.metadata().unwrap().mode() & 0o7777), (4096, 0o600));
     }
 
@@ -169,12 +169,12 @@ mod tests {
     fn directories_are_made_only_when_asked_for() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("etc/cluster/key");
-        let error = generate(&path, Options::default()).unwrap_err();
+        let error = generate(&path, KeygenOptions::default()).unwrap_err();
         assert!(error.to_string().contains("--parents"), "{error}");
         assert!(!dir.path().join("etc").exists());
-        generate(&path, Options { parents: true, ..Options::default() }).unwrap();
+        generate(&path, KeygenOptions { parents: true, ..KeygenOptions::default() }).unwrap();
         assert_eq!(bytes(&path).len(), 4096);
-        let through_a_file = generate(&path.join("x/key"), Options { parents: true, force: true });
+        let through_a_file = generate(&path.join("x/key"), KeygenOptions { parents: true, force: true });
         assert!(matches!(through_a_file, Err(KeygenError::Directory { .. })), "{through_a_file:?}");
     }
 
@@ -182,7 +182,7 @@ mod tests {
     fn what_is_told_has_no_key_in_it() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("key");
-        generate(&path, Options::default()).unwrap();
+        generate(&path, KeygenOptions::default()).unwrap();
         let text = told(&path);
         assert!(text.contains("4096") && text.contains("scp -p ") && text.contains("fence_xvm -o list"), "{text}");
         assert!(!text.as_bytes().windows(8).any(|part| bytes(&path).windows(8).any(|key| key == part)));

@@ -4,13 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::contents::{Contents, Findings};
 use super::error::Mistake;
 use super::raw::clip;
 use super::resolved::{on_or_off, read};
 use super::settings::{
     Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress,
 };
-use super::survey::{Findings, Surveyed};
 
 /// The directory of what outlives the process, but not the host's next boot.
 pub const STATE_DIRECTORY: &str = "/run/fence-xdp";
@@ -83,12 +83,12 @@ impl Priority {
 }
 
 /// Reads from section `multicast` whether other hypervisors may hear the requests.
-pub(super) fn alone(multicast: &Surveyed<'_>, findings: &mut Findings<'_>) -> Alone {
+pub(super) fn alone(multicast: &Contents<'_>, findings: &mut Findings<'_>) -> Alone {
     choice(multicast, "alone", &Alone::ALL, Alone::name, findings)
 }
 
 /// Reads from section `fence_virtd` how the daemon competes for memory and processors.
-pub(super) fn stress(global: &Surveyed<'_>, findings: &mut Findings<'_>) -> Stress {
+pub(super) fn stress(global: &Contents<'_>, findings: &mut Findings<'_>) -> Stress {
     let default = Stress::default();
     Stress {
         lock_memory: switch(global, "lock_memory", default.lock_memory, findings),
@@ -99,7 +99,7 @@ pub(super) fn stress(global: &Surveyed<'_>, findings: &mut Findings<'_>) -> Stre
 
 /// Reads from section `libvirt` how domains are killed and rebooted, and from `fence_virtd` where
 /// state is kept.
-pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &mut Findings<'_>) -> Options {
+pub(super) fn options(global: &Contents<'_>, libvirt: &Contents<'_>, findings: &mut Findings<'_>) -> Options {
     let state = read(global.get("state_directory"), PathBuf::from(STATE_DIRECTORY), findings, |text| {
         let path = Path::new(text);
         if path.is_absolute() { Ok(path.to_owned()) } else { Err(Mistake::RelativePath(clip(text))) }
@@ -116,7 +116,7 @@ pub(super) fn options(global: &Surveyed<'_>, libvirt: &Surveyed<'_>, findings: &
 
 /// Reads how long domains stay off in a reboot. A client that waits for the start must get its
 /// answer in time.
-fn pause(libvirt: &Surveyed<'_>, reply: RebootReply, findings: &mut Findings<'_>) -> Duration {
+fn pause(libvirt: &Contents<'_>, reply: RebootReply, findings: &mut Findings<'_>) -> Duration {
     let most = match reply {
         RebootReply::Off => PAUSE_MAX,
         RebootReply::On => PAUSE_MAX_ANSWERED,
@@ -149,7 +149,7 @@ pub fn in_seconds(time: Duration) -> String {
     }
 }
 
-fn switch(section: &Surveyed<'_>, key: &'static str, default: bool, findings: &mut Findings<'_>) -> bool {
+fn switch(section: &Contents<'_>, key: &'static str, default: bool, findings: &mut Findings<'_>) -> bool {
     read(section.get(key), default, findings, |text| {
         on_or_off(text).ok_or_else(|| Mistake::Switch { key, value: clip(text) })
     })
@@ -157,7 +157,7 @@ fn switch(section: &Surveyed<'_>, key: &'static str, default: bool, findings: &m
 
 /// Parses one of several words in any case. The first word need not be the default.
 fn choice<T: Copy + Default>(
-    section: &Surveyed<'_>,
+    section: &Contents<'_>,
     key: &'static str,
     all: &[T],
     name: fn(T) -> &'static str,

@@ -87,7 +87,7 @@ pub fn fail_instead_of_dying() -> io::Result<()> {
 
 /// Where to write a file: symbolic links stay, and the file that they lead to is replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Destination {
     /// The path as given.
     pub named: PathBuf,
     /// The file that the path leads to.
@@ -96,7 +96,7 @@ pub struct Place {
     pub exists: bool,
 }
 
-impl Place {
+impl Destination {
     /// Follows `path`.
     ///
     /// # Errors
@@ -244,7 +244,7 @@ mod tests {
         std::fs::write(&path, "old and long").unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         let before = path.metadata().unwrap().ino();
-        Place::find(&path).unwrap().replace(b"new").unwrap();
+        Destination::find(&path).unwrap().replace(b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!((mode(&path), names(&dir)), (0o600, vec!["f".to_owned()]));
         assert_ne!(path.metadata().unwrap().ino(), before, "written in place: a reader could see half of it");
@@ -278,7 +278,7 @@ mod tests {
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         std::fs::write(&file, "old").unwrap();
         symlink("file", &link).unwrap();
-        let place = Place::find(&link).unwrap();
+        let place = Destination::find(&link).unwrap();
         assert!(place.is_linked() && place.exists);
         place.replace(b"new").unwrap();
         assert!(link.symlink_metadata().unwrap().is_symlink());
@@ -289,9 +289,9 @@ mod tests {
     fn what_is_no_file_is_left_alone() {
         let dir = tempdir().unwrap();
         symlink("nowhere", dir.path().join("link")).unwrap();
-        assert!(matches!(Place::find(&dir.path().join("link")), Err(FileError::LeadsNowhere(_))));
+        assert!(matches!(Destination::find(&dir.path().join("link")), Err(FileError::LeadsNowhere(_))));
         for path in [dir.path(), Path::new("/dev/null")] {
-            assert!(matches!(Place::find(path), Err(FileError::NotAFile(_))), "{}", path.display());
+            assert!(matches!(Destination::find(path), Err(FileError::NotAFile(_))), "{}", path.display());
         }
         // Only root can make another user's link.
         if nix::unistd::geteuid().is_root() {
@@ -299,9 +299,9 @@ mod tests {
             std::fs::write(dir.path().join("victim"), "x").unwrap();
             symlink("victim", &theirs).unwrap();
             std::os::unix::fs::lchown(&theirs, Some(12345), None).unwrap();
-            assert!(matches!(Place::find(&theirs), Err(FileError::ForeignLink { uid: 12345, .. })));
+            assert!(matches!(Destination::find(&theirs), Err(FileError::ForeignLink { uid: 12345, .. })));
         }
-        let absent = Place::find(&dir.path().join("absent")).unwrap();
+        let absent = Destination::find(&dir.path().join("absent")).unwrap();
         assert_eq!((absent.exists, absent.read(10).unwrap()), (false, None));
     }
 

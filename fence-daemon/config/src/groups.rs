@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use fence_common::hash::HashKind;
 use fence_common::keys::KeyOwner;
 
+use super::contents::{Contents, Findings, Scope, nearest};
 use super::error::Mistake;
 use super::raw::{Item, Section, Span, clip};
 use super::resolved::{Attach, Multicast, NOTHING, absolute};
-use super::survey::{Findings, Scope, Surveyed, nearest};
 
 pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
 pub(super) const GROUP: Scope = Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "uuid"], ..NOTHING };
@@ -75,7 +75,7 @@ impl Groups {
 /// such keys.
 pub(super) fn groups(section: &Section<'_>, multicast: &mut Multicast, findings: &mut Findings<'_>) -> Groups {
     let mut groups: Vec<Group> =
-        Surveyed::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
+        Contents::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
     if groups.is_empty() {
         findings.mistake(&section.name.span, Mistake::NoGroup);
     }
@@ -99,7 +99,7 @@ pub(super) fn groups(section: &Section<'_>, multicast: &mut Multicast, findings:
 }
 
 fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
-    let found = Surveyed::new(&section.items, &GROUP, findings);
+    let found = Contents::new(&section.items, &GROUP, findings);
     let (mut ips, mut uuids) = (Vec::new(), Vec::new());
     for key in ["ip", "uuid"] {
         if !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key)) {

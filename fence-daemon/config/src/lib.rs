@@ -15,6 +15,7 @@
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
 mod choices;
+mod contents;
 pub mod document;
 pub mod durable;
 mod error;
@@ -28,7 +29,6 @@ mod reading;
 pub mod render;
 mod resolved;
 mod settings;
-mod survey;
 mod syntax;
 mod warning;
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use fence_common::rate_limit::{Limit, Limits};
 
+use super::contents::{Contents, Findings, Scope};
 use super::error::Mistake;
 use super::raw::clip;
 use super::resolved::read;
-use super::survey::{Findings, Scope, Surveyed};
 
 pub(super) const RATE_LIMIT: Scope = Scope {
     keys: &["failure_rate", "failure_burst", "stranger_rate", "request_rate", "request_burst", "replay_window"],
@@ -75,7 +75,7 @@ impl RateLimit {
 }
 
 /// Reads the section.
-pub(super) fn rate_limit(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> RateLimit {
+pub(super) fn rate_limit(section: &Contents<'_>, findings: &mut Findings<'_>) -> RateLimit {
     let default = RateLimit::default();
     let mut number = |key, least, default| {
         read(section.get(key), default, findings, |text| {

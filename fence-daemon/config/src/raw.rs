@@ -87,7 +87,7 @@ pub enum SyntaxKind {
     Empty,
     /// A byte that begins neither a key nor a section.
     #[error("expected a key or a section, found {0}")]
-    Unexpected(Found),
+    Unexpected(FoundByte),
     /// `key "value"`, `key;`, or the file ends after a name.
     #[error("`{0}` is followed by neither `=` nor `{{`")]
     LoneName(String),
@@ -108,10 +108,10 @@ pub enum SyntaxKind {
     MissingSemicolon(String),
     /// A superfluous `;`, usually after a closing brace.
     #[error("this `;` ends nothing")]
-    StraySemicolon,
+    SuperfluousSemicolon,
     /// A superfluous `}`.
     #[error("this `}}` closes nothing")]
-    StrayBrace,
+    SuperfluousBrace,
     /// The file ends inside a section.
     #[error("the section `{0}` is never closed")]
     Unclosed(String),
@@ -128,9 +128,9 @@ pub enum SyntaxKind {
 
 /// A byte in the wrong place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found(pub u8);
+pub struct FoundByte(pub u8);
 
-impl std::fmt::Display for Found {
+impl std::fmt::Display for FoundByte {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             byte @ b'!'..=b'~' => write!(f, "`{}`", char::from(byte)),
@@ -147,7 +147,7 @@ impl<'s> ParserError<Input<'s>> for SyntaxError {
     fn from_input(input: &Input<'s>) -> Self {
         let at = input.current_token_start();
         let found = input.first().copied().unwrap_or_default();
-        Self { span: at..at.saturating_add(1), kind: SyntaxKind::Unexpected(Found(found)) }
+        Self { span: at..at.saturating_add(1), kind: SyntaxKind::Unexpected(FoundByte(found)) }
     }
 
     fn into_inner(self) -> std::result::Result<Self::Inner, Self> {
@@ -202,7 +202,7 @@ fn items<'s>(
     loop {
         let token = next_token(input)?;
         let at = input.current_token_start();
-        let stray = |kind| Err(SyntaxError { span: at..at.saturating_add(1), kind });
+        let superfluous = |kind| Err(SyntaxError { span: at..at.saturating_add(1), kind });
         match (token, section) {
             (None, None) => return Ok(items),
             (None, Some(name)) => {
@@ -213,9 +213,9 @@ fn items<'s>(
                 any.void().parse_next(input)?;
                 return Ok(items);
             }
-            (Some(b'}'), None) => return stray(SyntaxKind::StrayBrace),
-            (Some(b';'), _) => return stray(SyntaxKind::StraySemicolon),
-            (Some(byte), _) if !is_name(byte) => return stray(SyntaxKind::Unexpected(Found(byte))),
+            (Some(b'}'), None) => return superfluous(SyntaxKind::SuperfluousBrace),
+            (Some(b';'), _) => return superfluous(SyntaxKind::SuperfluousSemicolon),
+            (Some(byte), _) if !is_name(byte) => return superfluous(SyntaxKind::Unexpected(FoundByte(byte))),
             (Some(_), _) => items.push(item(input, depth)?),
         }
     }
@@ -360,11 +360,11 @@ mod tests {
             (&b""[..], SyntaxKind::Empty),
             (b" # nothing\n", SyntaxKind::Empty),
             (b"\xef\xbb\xbf", SyntaxKind::Empty),
-            (b"{ }", SyntaxKind::Unexpected(Found(b'{'))),
-            (b"= \"x\";", SyntaxKind::Unexpected(Found(b'='))),
-            (b"\"x\";", SyntaxKind::Unexpected(Found(b'"'))),
-            (b"a { \0 }", SyntaxKind::Unexpected(Found(0))),
-            (b"a {\x0c x = \"1\"; }", SyntaxKind::Unexpected(Found(0x0c))),
+            (b"{ }", SyntaxKind::Unexpected(FoundByte(b'{'))),
+            (b"= \"x\";", SyntaxKind::Unexpected(FoundByte(b'='))),
+            (b"\"x\";", SyntaxKind::Unexpected(FoundByte(b'"'))),
+            (b"a { \0 }", SyntaxKind::Unexpected(FoundByte(0))),
+            (b"a {\x0c x = \"1\"; }", SyntaxKind::Unexpected(FoundByte(0x0c))),
             (b"x", SyntaxKind::LoneName("x".into())),
             (b"x \"1\";", SyntaxKind::LoneName("x".into())),
             (b"x y = \"1\";", SyntaxKind::LoneName("x".into())),
@@ -379,9 +379,9 @@ mod tests {
             (b"x = \"1\"", SyntaxKind::MissingSemicolon("x".into())),
             (b"x = \"1\" y = \"2\";", SyntaxKind::MissingSemicolon("x".into())),
             (b"x = \"a\\\"b\";", SyntaxKind::MissingSemicolon("x".into())),
-            (b"a { };", SyntaxKind::StraySemicolon),
-            (b"x = \"1\";;", SyntaxKind::StraySemicolon),
-            (b"a { } }", SyntaxKind::StrayBrace),
+            (b"a { };", SyntaxKind::SuperfluousSemicolon),
+            (b"x = \"1\";;", SyntaxKind::SuperfluousSemicolon),
+            (b"a { } }", SyntaxKind::SuperfluousBrace),
             (b"a { b { }", SyntaxKind::Unclosed("a".into())),
             (b"x = \"\xff\";", SyntaxKind::NotUtf8),
             (b"x\xff = \"1\";", SyntaxKind::NotUtf8),
@@ -435,21 +435,21 @@ mod tests {
 
     /// A tree to be written and parsed again.
     #[derive(Clone, Debug)]
-    enum Node {
+    enum Tree {
         Value(String, String),
-        Section(String, Option<String>, Vec<Node>),
+        Section(String, Option<String>, Vec<Tree>),
     }
 
-    fn node() -> impl Strategy<Value = Node> {
+    fn node() -> impl Strategy<Value = Tree> {
         let (name, text) = ("[a-zA-Z0-9_./:-][a-zA-Z0-9_.#-]{0,8}", "[^\"\\p{Cc}]{1,12}");
-        let leaf = (name, text).prop_map(|(key, value)| Node::Value(key, value));
+        let leaf = (name, text).prop_map(|(key, value)| Tree::Value(key, value));
         leaf.prop_recursive(6, 48, 6, move |inner| {
             (name, proptest::option::of(text), proptest::collection::vec(inner, 0..6))
-                .prop_map(|(name, value, items)| Node::Section(name, value, items))
+                .prop_map(|(name, value, items)| Tree::Section(name, value, items))
         })
     }
 
-    fn write(nodes: &[Node], blanks: &mut dyn Iterator<Item = &'static str>, out: &mut String) {
+    fn write(nodes: &[Tree], blanks: &mut dyn Iterator<Item = &'static str>, out: &mut String) {
         let mut tokens = Vec::new();
         flatten(nodes, &mut tokens);
         for token in tokens {
@@ -458,14 +458,14 @@ mod tests {
         }
     }
 
-    fn flatten(nodes: &[Node], tokens: &mut Vec<String>) {
+    fn flatten(nodes: &[Tree], tokens: &mut Vec<String>) {
         for node in nodes {
             match node {
                 // The space ends the name: a `#` right after it would belong to it.
-                Node::Value(key, value) => {
+                Tree::Value(key, value) => {
                     tokens.extend([format!("{key} "), "=".into(), format!("\"{value}\""), ";".into()]);
                 }
-                Node::Section(name, value, items) => {
+                Tree::Section(name, value, items) => {
                     tokens.push(format!("{name} "));
                     tokens.extend(value.iter().flat_map(|value| ["=".into(), format!("\"{value}\"")]));
                     tokens.push("{".into());
@@ -476,11 +476,11 @@ mod tests {
         }
     }
 
-    fn same(nodes: &[Node], items: &[Item<'_>]) -> bool {
+    fn same(nodes: &[Tree], items: &[Item<'_>]) -> bool {
         nodes.len() == items.len()
             && nodes.iter().zip(items).all(|pair| match pair {
-                (Node::Value(key, value), Item::Value(read)) => key == read.key.value && value == read.value.value,
-                (Node::Section(name, value, inner), Item::Section(read)) => {
+                (Tree::Value(key, value), Item::Value(read)) => key == read.key.value && value == read.value.value,
+                (Tree::Section(name, value, inner), Item::Section(read)) => {
                     name == read.name.value
                         && value.as_deref() == read.value.as_ref().map(|value| value.value)
                         && same(inner, &read.items)

@@ -8,6 +8,7 @@ use fence_common::hash::HashKind;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 
 use super::choices;
+use super::contents::{Contents, Findings, Scope};
 use super::error::{ConfigError, Mistake, Plugin};
 use super::groups::{self, Groups};
 use super::key;
@@ -15,7 +16,6 @@ use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
 use super::raw::{Assignment, Item, Section, Span, clip};
 use super::settings::{Alone, Options, Stress};
-use super::survey::{Findings, Scope, Surveyed};
 use super::warning::{Doubt, Warnings};
 
 /// A resolved configuration, defaults included.
@@ -162,10 +162,10 @@ pub(super) fn resolve(
 ) -> Result<(Config, Warnings), ConfigError> {
     let mut findings = Findings::new(source, warnings);
     let f = &mut findings;
-    let file = Surveyed::new(items, &FILE, f);
+    let file = Contents::new(items, &FILE, f);
 
     let globals = file.last_section("fence_virtd");
-    let global = Surveyed::new(items_of(globals), &GLOBAL, f);
+    let global = Contents::new(items_of(globals), &GLOBAL, f);
     for plugin in [Plugin::Listener, Plugin::Backend] {
         plugin_of(plugin, globals, &global, f);
     }
@@ -174,14 +174,14 @@ pub(super) fn resolve(
         (switch("wait_for_init", wait, f), switch("foreground", global.get("foreground"), f));
     let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
 
-    let listeners = Surveyed::new(items_of(file.last_section("listeners")), &LISTENERS, f);
-    let mut multicast = multicast(&Surveyed::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
-    let backends = Surveyed::new(items_of(file.last_section("backends")), &BACKENDS, f);
-    let libvirt = Surveyed::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
+    let listeners = Contents::new(items_of(file.last_section("listeners")), &LISTENERS, f);
+    let mut multicast = multicast(&Contents::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
+    let backends = Contents::new(items_of(file.last_section("backends")), &BACKENDS, f);
+    let libvirt = Contents::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
     let uris = uris(&libvirt, f);
     let (hypervisor, stress) = (choices::options(&global, &libvirt, f), choices::stress(&global, f));
     let rate_limit =
-        rate_limit::rate_limit(&Surveyed::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
+        rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
     let groups = match file.last_section("groups") {
         Some(section) => groups::groups(section, &mut multicast, f),
         None => Groups::Everyone,
@@ -236,7 +236,7 @@ pub(super) fn read<T>(
 }
 
 /// Checks `listener` or `backend`. fence_virtd has no default for them either.
-fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Surveyed<'_>, findings: &mut Findings<'_>) {
+fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Contents<'_>, findings: &mut Findings<'_>) {
     let Some(item) = global.get(plugin.key()) else {
         let start = 0..0;
         return findings.mistake(section.map_or(&start, |section| &section.name.span), Mistake::Missing(plugin));
@@ -278,7 +278,7 @@ pub(super) fn on_or_off(text: &str) -> Option<bool> {
     }
 }
 
-fn multicast(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Multicast {
+fn multicast(section: &Contents<'_>, findings: &mut Findings<'_>) -> Multicast {
     let interface = read(section.get("interface"), None, findings, |text| {
         if text.eq_ignore_ascii_case("none") {
             return Ok(None);
@@ -315,7 +315,7 @@ pub(super) fn absolute(path: &str) -> PathBuf {
 }
 
 /// The group that `family` and `address` mean together.
-fn group_address(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> IpAddr {
+fn group_address(section: &Contents<'_>, findings: &mut Findings<'_>) -> IpAddr {
     let family_is_v4 = read(section.get("family"), None, findings, |text| match text.to_ascii_lowercase().as_str() {
         "ipv4" => Ok(Some(true)),
         "ipv6" => Ok(Some(false)),
@@ -334,7 +334,7 @@ fn group_address(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> IpAddr 
     })
 }
 
-fn digest(key: &'static str, section: &Surveyed<'_>, findings: &mut Findings<'_>) -> HashKind {
+fn digest(key: &'static str, section: &Contents<'_>, findings: &mut Findings<'_>) -> HashKind {
     let item = section.get(key);
     let kind = read(item, HashKind::Sha256, findings, |text| {
         HashKind::from_name(text).ok_or_else(|| Mistake::Hash { key, value: clip(text) })
@@ -346,7 +346,7 @@ fn digest(key: &'static str, section: &Surveyed<'_>, findings: &mut Findings<'_>
 }
 
 /// `uri`, `uri1`, `uri2`, ... in the order of their numbers; of each the last one.
-fn uris(section: &Surveyed<'_>, findings: &mut Findings<'_>) -> Vec<String> {
+fn uris(section: &Contents<'_>, findings: &mut Findings<'_>) -> Vec<String> {
     let number = |item: &Assignment<'_>| {
         let digits = item.key.value.get("uri".len()..).filter(|digits| !digits.is_empty())?;
         Some(digits.parse::<u64>().unwrap_or(u64::MAX))

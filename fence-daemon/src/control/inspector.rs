@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::clock::Moment;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
-use crate::intake::kernel::Reader;
+use crate::intake::kernel::CounterReader;
 use crate::intake::listener::Heard;
 use crate::intake::listening::Place;
 use crate::intake::socket::RequestSocket;
@@ -53,7 +53,7 @@ pub struct Inspector {
     requests: Arc<Requests>,
     phase: AtomicU8,
     heard: OnceLock<watch::Receiver<Heard>>,
-    kernel: OnceLock<Reader>,
+    kernel: OnceLock<CounterReader>,
     sources: OnceLock<sources::Provider>,
     rejected: OnceLock<sources::RejectedProvider>,
 }
@@ -109,7 +109,7 @@ impl Inspector {
     }
 
     /// The kernel program's counters, once it is loaded.
-    pub fn set_kernel(&self, kernel: Reader) {
+    pub fn set_kernel(&self, kernel: CounterReader) {
         let _ = self.kernel.set(kernel);
     }
 
@@ -134,7 +134,10 @@ impl Inspector {
     /// How it is now.
     #[must_use]
     pub fn report(&self) -> Report {
-        let now = Now { moment: Moment::now(), wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() };
+        let now = ReportTime {
+            moment: Moment::now(),
+            wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        };
         let heard = self.heard.get().map(|heard| heard.borrow().clone()).unwrap_or_default();
         let phase = self.phase.load(Ordering::Relaxed);
         let listener = self.listener(&heard);
@@ -199,7 +202,7 @@ impl Inspector {
         Listener { hears: heard.hears, status, interfaces, ..self.listener.clone() }
     }
 
-    fn requests_view(&self, now: &Now) -> RequestsView {
+    fn requests_view(&self, now: &ReportTime) -> RequestsView {
         let tally = self.requests.tally();
         RequestsView {
             in_progress: tally.in_progress,
@@ -295,12 +298,12 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// The moment of the report, by both clocks.
-struct Now {
+struct ReportTime {
     moment: Moment,
     wall: Duration,
 }
 
-impl Now {
+impl ReportTime {
     /// How long ago, in milliseconds.
     fn ago(&self, when: Moment) -> u64 {
         millis(self.moment.since(when))

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::inspector::Inspector;
-use crate::state::socket::{SocketError, SocketFile};
+use crate::state::socket::{ControlSocketError, SocketFile};
 
 /// How many clients there may be at a time: an administrator or two, and the monitoring.
 pub const CLIENTS_MAX: usize = 8;
@@ -37,7 +37,7 @@ pub enum ControlError {
     TooLong(PathBuf),
     /// The socket's file cannot be had.
     #[error(transparent)]
-    File(#[from] SocketError),
+    File(#[from] ControlSocketError),
     /// The runtime cannot watch it.
     #[error("cannot watch the control socket: {0}")]
     Watch(#[source] io::Error),
@@ -89,7 +89,7 @@ async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             refuse(
                 &stream,
-                &Refused { again: true, ..Refused::new("too many clients look at once: try again in some seconds") },
+                &NoReport { again: true, ..NoReport::new("too many clients look at once: try again in some seconds") },
             );
             continue;
         };
@@ -104,7 +104,7 @@ async fn serve(listener: UnixListener, inspector: Arc<Inspector>) {
 
 async fn converse(mut stream: UnixStream, inspector: Arc<Inspector>, turn: &Semaphore) -> io::Result<()> {
     if !is_permitted(stream.peer_cred()?.uid()) {
-        refuse(&stream, &Refused::new("only root may look inside"));
+        refuse(&stream, &NoReport::new("only root may look inside"));
         return Ok(());
     }
     let Ok(question) = timeout(ASK_WITHIN, question(&mut stream)).await else { return Ok(()) };
@@ -116,7 +116,7 @@ async fn converse(mut stream: UnixStream, inspector: Arc<Inspector>, turn: &Sema
             let told = tokio::task::spawn_blocking(move || line(&inspector.report()));
             told.await.map_err(io::Error::other)?
         }
-        Some(_) | None => line(&Refused::new("the one question is `status`, and a line end")),
+        Some(_) | None => line(&NoReport::new("the one question is `status`, and a line end")),
     };
     let said = async {
         stream.write_all(&answer).await?;
@@ -150,7 +150,7 @@ async fn question(stream: &mut UnixStream) -> io::Result<Option<String>> {
 
 /// What is said to whoever gets no report.
 #[derive(Serialize)]
-struct Refused {
+struct NoReport {
     schema: u32,
     error: &'static str,
     /// Whether asking again in a moment can help.
@@ -158,14 +158,14 @@ struct Refused {
     again: bool,
 }
 
-impl Refused {
+impl NoReport {
     fn new(error: &'static str) -> Self {
         Self { schema: SCHEMA, error, again: false }
     }
 }
 
 /// Says no without waiting for anybody.
-fn refuse(stream: &UnixStream, why: &Refused) {
+fn refuse(stream: &UnixStream, why: &NoReport) {
     let _ = stream.try_write(&line(why));
 }
 

@@ -21,7 +21,7 @@ use super::server::{CLIENTS_MAX, Control, ControlError};
 use crate::hypervisor::Hypervisors;
 use crate::intake::socket::RequestSocket;
 use crate::observe::sources::SourceView;
-use crate::state::socket::SocketError;
+use crate::state::socket::ControlSocketError;
 
 /// How long a certain event may take on a loaded machine.
 const SURELY: Duration = Duration::from_secs(60);
@@ -88,7 +88,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
 
     // A second daemon is rejected, and takes nothing from the first.
     let refused = Control::open(&directory, Arc::clone(&inspector)).unwrap_err();
-    assert!(matches!(refused, ControlError::File(SocketError::Living(_))), "{refused}");
+    assert!(matches!(refused, ControlError::File(ControlSocketError::Living(_))), "{refused}");
     ask(&file).await.unwrap();
 
     drop(control);
@@ -106,7 +106,7 @@ async fn the_file_is_roots_alone_and_goes_with_the_daemon() {
     drop(control);
     assert_eq!(std::fs::read(&file).unwrap(), b"somebody's");
     let refused = Control::open(&directory, inspector).unwrap_err();
-    assert!(matches!(refused, ControlError::File(SocketError::NotASocket(_))), "{refused}");
+    assert!(matches!(refused, ControlError::File(ControlSocketError::NotASocket(_))), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,7 +123,8 @@ async fn an_impossible_path_is_an_error_with_a_remedy() {
     assert!(matches!(ask(&path(&long)).await.unwrap_err(), ClientError::TooLong(_)));
     let refused = Control::open(Path::new("/proc/nowhere"), inspector).unwrap_err();
     assert!(
-        matches!(refused, ControlError::File(SocketError::State(_))) && refused.to_string().contains("state_directory"),
+        matches!(refused, ControlError::File(ControlSocketError::State(_)))
+            && refused.to_string().contains("state_directory"),
         "{refused}"
     );
 }

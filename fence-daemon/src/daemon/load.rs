@@ -16,7 +16,7 @@ use crate::intake::kernel::{self, KernelProgram, Mode};
 use crate::intake::keyring::Keyring;
 use crate::intake::listener::{Coming, chain};
 use crate::intake::replay_cache::ReplayCache;
-use crate::intake::ring::Ring;
+use crate::intake::ring::RequestRing;
 
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
@@ -24,9 +24,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
 /// The kernel program's two consumers: the one that attaches it, and the one that reads its ring
 /// buffer.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(super) struct KernelConsumers {
     pub(super) program: Coming,
-    pub(super) ring: oneshot::Receiver<Ring>,
+    pub(super) ring: oneshot::Receiver<RequestRing>,
 }
 
 /// What loading the program needs, and who receives it.
@@ -37,7 +37,7 @@ pub(super) struct Load {
     /// What it is to know before it sees a packet.
     replays: Arc<ReplayCache>,
     program: oneshot::Sender<(KernelProgram, Mode)>,
-    ring: oneshot::Sender<Ring>,
+    ring: oneshot::Sender<RequestRing>,
 }
 
 /// What to load, if anything. Otherwise the log says why, and the socket serves everything.
@@ -47,7 +47,7 @@ pub(super) fn kernel(
     limits: Limits,
     keys: &Keyring,
     replays: &Arc<ReplayCache>,
-) -> Option<(Load, Kernel)> {
+) -> Option<(Load, KernelConsumers)> {
     let mode = match multicast.attach {
         Attach::Auto if multicast.interface.is_none() => Mode::Gentle,
         Attach::Auto => Mode::Auto,
@@ -75,7 +75,7 @@ pub(super) fn kernel(
     let (program, coming) = oneshot::channel();
     let (ring, ring_coming) = oneshot::channel();
     let load = Load { listener, keys: keys.clone(), mode, replays: Arc::clone(replays), program, ring };
-    Some((load, Kernel { program: coming, ring: ring_coming }))
+    Some((load, KernelConsumers { program: coming, ring: ring_coming }))
 }
 
 impl Load {
@@ -96,7 +96,7 @@ impl Load {
     /// than none.
     pub(super) fn run(self, inspector: &Inspector) {
         match self.load() {
-            Ok((Some(ring), program)) => match Ring::new(ring, self.keys, inspector.requests()) {
+            Ok((Some(ring), program)) => match RequestRing::new(ring, self.keys, inspector.requests()) {
                 Ok(mut ring) => {
                     ring.beat();
                     match program.reader() {

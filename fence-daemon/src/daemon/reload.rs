@@ -129,14 +129,14 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use tempfile::{TempDir, tempdir};
 
-    struct Bench {
+    struct Reloading {
         dir: TempDir,
         multicast: Multicast,
         groups: Groups,
         keys: Keyring,
     }
 
-    impl Bench {
+    impl Reloading {
         fn new() -> Self {
             Self::with("")
         }
@@ -185,7 +185,7 @@ mod tests {
     fn a_reload_changes_all_keys_or_none() {
         let groups =
             "groups { group { ip = \"10.0.0.1\"; uuid = \"a\"; key_file = \"DIR/of-a\"; key_file2 = \"DIR/of-a2\"; } }";
-        let bench = Bench::with(groups);
+        let bench = Reloading::with(groups);
         let of_groups = || -> Vec<Vec<u8>> {
             bench.keys.groups().iter().map(|group| group.key.dangerous_bytes().to_vec()).collect()
         };
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_second_key_file_may_appear_and_vanish() {
-        let bench = Bench::new();
+        let bench = Reloading::new();
         bench.write("two", NEW);
         assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 0, accepted: 2 }));
         assert_eq!(bench.accepted(), [OLD, NEW]);
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_wrong_key_file_keeps_all_old_keys_and_names_the_remedy() {
-        let bench = Bench::new();
+        let bench = Reloading::new();
         let long = [&[7; 4096][..], b"8"].concat();
         for (name, content, said) in [
             ("one", &b""[..], "is empty (copy the guests' key there"),
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn a_half_written_key_file_keeps_the_old_keys() {
         use std::io::Write as _;
-        let bench = Bench::new();
+        let bench = Reloading::new();
         let mut writer = std::fs::File::create(bench.dir.path().join("two")).unwrap();
         writer.write_all(&NEW[..4]).unwrap();
         let refused = bench.reload().unwrap_err().to_string();
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_long_file_accepted_at_the_start_does_not_block_a_reload() {
-        let bench = Bench::new();
+        let bench = Reloading::new();
         let long = [9; 5000];
         bench.keys.rotate(KeyPair::from(Key::new(&long).unwrap())).unwrap();
         bench.write("one", &long);

@@ -10,13 +10,13 @@ use super::Listed;
 use super::libvirt::domain::list_once;
 use super::libvirt::{CallError, Row, State};
 
-type Answer = Result<Vec<Listed>, CallError>;
+type ListAnswer = Result<Vec<Listed>, CallError>;
 
 /// Asks all URIs at the same time for their domains. Those that do not answer within `bound` are
 /// [`CallError::Overdue`]. Their calls stay where they are: the caller must end the process without
 /// waiting ([`crate::process::leave`]).
 #[must_use]
-pub fn probe(uris: &[String], bound: Duration) -> Vec<(String, Answer)> {
+pub fn probe(uris: &[String], bound: Duration) -> Vec<(String, ListAnswer)> {
     let until = Instant::now() + bound;
     let asked: Vec<_> = uris.iter().map(|uri| (uri, ask(uri))).collect();
     let answered = |(uri, answer): (&String, Result<mpsc::Receiver<_>, CallError>)| {
@@ -27,7 +27,7 @@ pub fn probe(uris: &[String], bound: Duration) -> Vec<(String, Answer)> {
     asked.into_iter().map(answered).collect()
 }
 
-fn ask(uri: &str) -> Result<mpsc::Receiver<Answer>, CallError> {
+fn ask(uri: &str) -> Result<mpsc::Receiver<ListAnswer>, CallError> {
     let (sender, answer) = mpsc::channel();
     let uri: Arc<str> = uri.into();
     // Fails only if the caller has given up.
@@ -36,7 +36,7 @@ fn ask(uri: &str) -> Result<mpsc::Receiver<Answer>, CallError> {
     spawned.map(|_| answer).map_err(|_| CallError::Busy("no thread could be started to connect on"))
 }
 
-fn list(uri: &Arc<str>) -> Answer {
+fn list(uri: &Arc<str>) -> ListAnswer {
     let listed = |Row { name, uuid, state: State(state), .. }: Row| Listed { name, uuid, state, uri: Arc::clone(uri) };
     Ok(list_once(uri)?.into_iter().map(listed).collect())
 }

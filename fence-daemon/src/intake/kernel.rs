@@ -28,7 +28,7 @@ mod oldest;
 mod ring;
 mod senders;
 
-pub use counters::Reader;
+pub use counters::CounterReader;
 pub use error::Error;
 pub use interface::{Occupant, Sharer};
 pub use keys::KeyMap;
@@ -126,12 +126,12 @@ pub struct KernelProgram {
     memory: Option<(Map, Map)>,
     keys: Option<Map>,
     /// By the number of the interface.
-    links: BTreeMap<u32, Link>,
+    links: BTreeMap<u32, ProgramLink>,
 }
 
 /// An attachment, which ends when its descriptor is closed.
 #[derive(Debug)]
-struct Link {
+struct ProgramLink {
     fd: OwnedFd,
     mode: AttachedMode,
     /// Whether another way should be tried before this one.
@@ -254,7 +254,7 @@ impl KernelProgram {
             match linked {
                 Ok(fd) => {
                     let second_best = occupied.is_some();
-                    self.links.insert(index, Link { fd, mode: way, second_best });
+                    self.links.insert(index, ProgramLink { fd, mode: way, second_best });
                     return Ok(Attachment { mode: way, second_best: occupied });
                 }
                 // Who is there must be named.

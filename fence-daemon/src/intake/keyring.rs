@@ -63,9 +63,9 @@ impl Rotated {
 
 /// The keys in force. Clones are the same ones.
 #[derive(Clone)]
-pub struct Keyring(Arc<Inner>);
+pub struct Keyring(Arc<SharedKeys>);
 
-struct Inner {
+struct SharedKeys {
     keys: RwLock<Arc<Keys>>,
     /// The groups' own keys. The kernel program does not know them: it is not loaded if there are
     /// any.
@@ -80,7 +80,11 @@ impl Keyring {
     #[must_use]
     pub fn new(keys: Option<KeyPair>) -> Self {
         let keys = keys.map_or_else(Keys::default, Keys::from);
-        Self(Arc::new(Inner { keys: RwLock::new(Arc::new(keys)), groups: RwLock::default(), slots: Mutex::default() }))
+        Self(Arc::new(SharedKeys {
+            keys: RwLock::new(Arc::new(keys)),
+            groups: RwLock::default(),
+            slots: Mutex::default(),
+        }))
     }
 
     /// The keys that are accepted at this moment.
@@ -276,24 +280,24 @@ mod tests {
         }
     }
 
-    struct Bench {
+    struct Rotation {
         ring: Keyring,
         slots: Arc<Mutex<[KeySlot; KEY_SLOTS]>>,
         stay: Arc<Mutex<Vec<u8>>>,
         room: Arc<Mutex<usize>>,
     }
 
-    fn bench(first: u8, second: Option<u8>) -> Bench {
+    fn bench(first: u8, second: Option<u8>) -> Rotation {
         let ring = Keyring::new(Some(pair(first, second)));
         let slots = Arc::new(Mutex::new([empty_slot(); KEY_SLOTS]));
         let (stay, room) = (Arc::new(Mutex::default()), Arc::new(Mutex::new(usize::MAX)));
         let map =
             Map { slots: Arc::clone(&slots), ring: ring.clone(), stay: Arc::clone(&stay), room: Arc::clone(&room) };
         ring.connect(Box::new(map)).unwrap();
-        Bench { ring, slots, stay, room }
+        Rotation { ring, slots, stay, room }
     }
 
-    impl Bench {
+    impl Rotation {
         fn kernel(&self) -> Vec<u8> {
             let slots = self.slots.lock().unwrap();
             (1..9).filter(|name| lets_through(&slots, *name).is_some()).collect()

@@ -72,10 +72,10 @@ impl Changes {
 
 /// The kernel's messages about links.
 #[derive(Debug)]
-pub struct Links(Source);
+pub struct Links(LinkSource);
 
 #[derive(Debug)]
-enum Source {
+enum LinkSource {
     Kernel {
         socket: AsyncFd<Netlink>,
         mtu_min: u32,
@@ -109,19 +109,19 @@ impl Links {
         // Sound because the socket owns its descriptor, which stays open and the same until the
         // socket is dropped, and the `AsyncFd` owns the socket.
         let socket = unsafe { AsyncFd::register_with_interest(Netlink(socket), Interest::READABLE) }?;
-        Ok(Self(Source::Kernel { socket, mtu_min, buffer: Vec::with_capacity(MESSAGE_MAX) }))
+        Ok(Self(LinkSource::Kernel { socket, mtu_min, buffer: Vec::with_capacity(MESSAGE_MAX) }))
     }
 
     /// Without the kernel's messages: returns at regular intervals.
     #[must_use]
     pub fn by_looking() -> Self {
-        Self(Source::Clock)
+        Self(LinkSource::Clock)
     }
 
     /// Waits until something has changed, and returns all changes. Dropping the future loses
     /// nothing.
     pub async fn next(&mut self) -> Changes {
-        let Source::Kernel { socket, mtu_min, buffer } = &mut self.0 else {
+        let LinkSource::Kernel { socket, mtu_min, buffer } = &mut self.0 else {
             tokio::time::sleep(LOOK_AGAIN).await;
             return Changes::default();
         };

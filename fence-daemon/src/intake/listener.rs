@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use super::kernel::{self, Attachment, KernelProgram, Mode, Sharer};
 use super::links::{Changes, Links};
-use super::listening::{Attached, Command, Ends, Line, Listening, Now, Place, Refusal};
+use super::listening::{Attached, Command, Ends, InterfaceNews, Listening, Now, Place, Refusal};
 use super::socket::RequestSocket;
 use crate::systemd;
 
@@ -202,30 +202,34 @@ impl Listener {
         }
     }
 
-    fn log(&self, interface: &str, line: &Line) {
+    fn log(&self, interface: &str, line: &InterfaceNews) {
         let program = self.listening.mode_on(interface).map_or_else(|| "off".to_owned(), |mode| mode.to_string());
         let is_configured = matches!(self.wanted, Wanted::Named(_));
         match line {
-            Line::Missing if is_configured => warn!("{}", waiting_for(interface)),
-            Line::Missing => {
+            InterfaceNews::Missing if is_configured => warn!("{}", waiting_for(interface)),
+            InterfaceNews::Missing => {
                 warn!("waiting for an interface that is up, can multicast and has an address of the group's family");
             }
-            Line::Gone if is_configured => {
+            InterfaceNews::Gone if is_configured => {
                 error!(%interface, "the interface is gone, and no request is heard through it until it is back");
             }
-            Line::Gone if self.listening.hears() => info!(%interface, "the interface is gone: one less to listen on"),
-            Line::Gone => error!(%interface, "the last interface is gone, and no request is heard until there is one"),
-            Line::Down => warn!(
+            InterfaceNews::Gone if self.listening.hears() => {
+                info!(%interface, "the interface is gone: one less to listen on")
+            }
+            InterfaceNews::Gone => {
+                error!(%interface, "the last interface is gone, and no request is heard until there is one")
+            }
+            InterfaceNews::Down => warn!(
                 %interface,
                 "the interface is down, and no request is heard through it until it is up (`ip link set {interface} up`)"
             ),
-            Line::Deaf(why) => error!(%interface, "no request is heard through it: {why}; trying again"),
-            Line::Heard(again) => info!(%interface, %program, "{again}: requests are heard through it"),
-            Line::NoProgram(why) => {
+            InterfaceNews::Deaf(why) => error!(%interface, "no request is heard through it: {why}; trying again"),
+            InterfaceNews::Heard(again) => info!(%interface, %program, "{again}: requests are heard through it"),
+            InterfaceNews::NoProgram(why) => {
                 warn!(%interface, "serving without the kernel program, through the socket alone: {why}");
             }
-            Line::Program(_) => info!(%interface, %program, "the kernel program is attached now"),
-            Line::SecondBest(_, why) => {
+            InterfaceNews::Program(_) => info!(%interface, %program, "the kernel program is attached now"),
+            InterfaceNews::SecondBest(_, why) => {
                 info!(%interface, %program, "the kernel program is attached in another way: {why}");
             }
         }

@@ -61,7 +61,7 @@ pub enum Ends {
 
 /// What is told about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum InterfaceNews {
     /// The configured interface is missing at the start.
     Missing,
     /// It was there, and is no more.
@@ -135,7 +135,7 @@ struct Ear {
 
 /// What was told last about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
+struct LastNews {
     hearing: Hearing,
     program: Program,
 }
@@ -158,7 +158,7 @@ pub struct Listening {
     /// Whether it has come since the last look.
     program_is_new: bool,
     ears: BTreeMap<u32, Ear>,
-    told: BTreeMap<String, Told>,
+    told: BTreeMap<String, LastNews>,
     /// Whether the lack of any interface was logged.
     told_of_none: bool,
     /// Whether requests were heard before.
@@ -268,19 +268,19 @@ impl Listening {
     }
 
     /// The lines to log now, each with the name of its interface.
-    pub fn tell(&mut self) -> Vec<(String, Line)> {
+    pub fn tell(&mut self) -> Vec<(String, InterfaceNews)> {
         let mut names: BTreeSet<String> = self.told.keys().cloned().collect();
         names.extend(self.name.clone());
         names.extend(self.ears.values().map(|ear| ear.name.clone()));
         let mut lines = Vec::new();
         if names.is_empty() && !self.begun && !std::mem::replace(&mut self.told_of_none, true) {
-            lines.push((String::new(), Line::Missing));
+            lines.push((String::new(), InterfaceNews::Missing));
         }
         for name in names {
             let (mut now, made_anew) = self.state(&name);
             if made_anew && now.hearing == Hearing::Down {
                 // It is just being made: gone until it is up.
-                now = Told { hearing: Hearing::Missing, program: Program::Unwanted };
+                now = LastNews { hearing: Hearing::Missing, program: Program::Unwanted };
             }
             let before = self.told.get(&name);
             let hearing = self.line(before.map(|told| &told.hearing), &now.hearing, made_anew);
@@ -294,14 +294,14 @@ impl Listening {
             }
             let program = match (before.map(|told| &told.program), &now.program) {
                 (before, now) if before == Some(now) && !made_anew => None,
-                (_, Program::Refused(refusal)) => Some(Line::NoProgram(refusal.reason.clone())),
+                (_, Program::Refused(refusal)) => Some(InterfaceNews::NoProgram(refusal.reason.clone())),
                 (_, Program::Attached(Attached { mode, second_best: Some(refusal) })) => {
-                    Some(Line::SecondBest(*mode, refusal.reason.clone()))
+                    Some(InterfaceNews::SecondBest(*mode, refusal.reason.clone()))
                 }
                 (Some(_), Program::Attached(Attached { mode, second_best: None }))
                     if heard_before && hearing.is_none() && !made_anew =>
                 {
-                    Some(Line::Program(*mode))
+                    Some(InterfaceNews::Program(*mode))
                 }
                 _ => None,
             };
@@ -319,35 +319,35 @@ impl Listening {
         lines
     }
 
-    fn line(&self, before: Option<&Hearing>, now: &Hearing, made_anew: bool) -> Option<Line> {
+    fn line(&self, before: Option<&Hearing>, now: &Hearing, made_anew: bool) -> Option<InterfaceNews> {
         if before == Some(now) && !(made_anew && *now == Hearing::Heard) {
             return None;
         }
         Some(match (before, now) {
-            (_, Hearing::Missing) if !self.begun => Line::Missing,
-            (_, Hearing::Missing) => Line::Gone,
-            (_, Hearing::Down) => Line::Down,
-            (_, Hearing::Deaf(why)) => Line::Deaf(why.clone()),
+            (_, Hearing::Missing) if !self.begun => InterfaceNews::Missing,
+            (_, Hearing::Missing) => InterfaceNews::Gone,
+            (_, Hearing::Down) => InterfaceNews::Down,
+            (_, Hearing::Deaf(why)) => InterfaceNews::Deaf(why.clone()),
             // The start waits for the listener and logs its beginning.
             (_, Hearing::Heard) if !self.begun => return None,
-            (Some(Hearing::Heard), Hearing::Heard) => Line::Heard(Again::MadeAnew),
-            (None | Some(Hearing::Missing), Hearing::Heard) => Line::Heard(Again::Came),
-            (Some(Hearing::Down), Hearing::Heard) => Line::Heard(Again::Up),
-            (Some(Hearing::Deaf(_)), Hearing::Heard) => Line::Heard(Again::Joined),
+            (Some(Hearing::Heard), Hearing::Heard) => InterfaceNews::Heard(Again::MadeAnew),
+            (None | Some(Hearing::Missing), Hearing::Heard) => InterfaceNews::Heard(Again::Came),
+            (Some(Hearing::Down), Hearing::Heard) => InterfaceNews::Heard(Again::Up),
+            (Some(Hearing::Deaf(_)), Hearing::Heard) => InterfaceNews::Heard(Again::Joined),
         })
     }
 
     /// The state of the interface of this name, and whether it was replaced.
-    fn state(&self, name: &str) -> (Told, bool) {
+    fn state(&self, name: &str) -> (LastNews, bool) {
         let Some(ear) = self.ears.values().find(|ear| ear.name == name) else {
-            return (Told { hearing: Hearing::Missing, program: Program::Unwanted }, false);
+            return (LastNews { hearing: Hearing::Missing, program: Program::Unwanted }, false);
         };
         let hearing = match (&ear.deaf, ear.up) {
             (Some(why), _) => Hearing::Deaf(why.clone()),
             (None, false) => Hearing::Down,
             (None, true) => Hearing::Heard,
         };
-        (Told { hearing, program: ear.program.clone() }, ear.made_anew)
+        (LastNews { hearing, program: ear.program.clone() }, ear.made_anew)
     }
 
     /// Whether requests are heard through any interface.

@@ -31,14 +31,14 @@ pub struct ReplayCache {
     window: u64,
     replays: Mutex<replay_cache::ReplayCache>,
     senders: Mutex<Senders>,
-    file: Option<Mutex<Records>>,
+    file: Option<Mutex<ReplayFile>>,
     /// The kernel program's maps, once it is loaded.
     kernel: Mutex<Option<Memory>>,
 }
 
 /// The file, and where the next record goes.
 #[derive(Debug)]
-struct Records {
+struct ReplayFile {
     file: Locked,
     next: usize,
     complained: bool,
@@ -47,14 +47,14 @@ struct Records {
 /// One datagram in the file. All zero is none.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct Record {
+struct ReplayRecord {
     at: [u8; 8],
     datagram_id: DatagramId,
     sender: Sender,
 }
 
 /// The length of a record.
-const LEN: usize = size_of::<Record>();
+const LEN: usize = size_of::<ReplayRecord>();
 
 impl ReplayCache {
     /// Keeps nothing beyond the process.
@@ -72,7 +72,7 @@ impl ReplayCache {
         match open(directory) {
             Ok((file, found)) => {
                 let next = cache.recall(&found, Moment::now());
-                cache.file = Some(Mutex::new(Records { file, next, complained: false }));
+                cache.file = Some(Mutex::new(ReplayFile { file, next, complained: false }));
                 // Under the lock of the other file.
                 match Senders::open(directory, Moment::now()) {
                     Ok(senders) => cache.senders = Mutex::new(senders),
@@ -90,10 +90,10 @@ impl ReplayCache {
     }
 
     /// Takes over records of this boot that are not too old. Returns where the next record goes.
-    fn recall(&mut self, found: &[Record], now: Moment) -> usize {
+    fn recall(&mut self, found: &[ReplayRecord], now: Moment) -> usize {
         let is_good = |at: u64| at != 0 && at <= now.nanos() && now.nanos().saturating_sub(at) < self.window;
-        let at = |record: &Record| u64::from_le_bytes(record.at);
-        let mut good: Vec<(usize, &Record)> =
+        let at = |record: &ReplayRecord| u64::from_le_bytes(record.at);
+        let mut good: Vec<(usize, &ReplayRecord)> =
             found.iter().enumerate().filter(|(_, record)| is_good(at(record))).collect();
         good.sort_by_key(|(_, record)| at(record));
         let replays = unpoisoned(self.replays.get_mut());
@@ -116,7 +116,7 @@ impl ReplayCache {
                 lock(&self.senders).saw(sender, now);
             }
             let sender = sender.unwrap_or_else(Sender::new_zeroed);
-            lock(file).write(&Record { at: now.to_le_bytes(), datagram_id, sender });
+            lock(file).write(&ReplayRecord { at: now.to_le_bytes(), datagram_id, sender });
         }
         if !in_kernel && let Some(kernel) = lock(&self.kernel).as_mut() {
             kernel.note(datagram_id, now);
@@ -154,9 +154,9 @@ impl ReplayCache {
     }
 }
 
-impl Records {
+impl ReplayFile {
     /// Writes a record over the oldest. A failure only loses the record: fencing goes on.
-    fn write(&mut self, record: &Record) {
+    fn write(&mut self, record: &ReplayRecord) {
         let at = self.next * LEN;
         self.next = (self.next + 1) % REPLAY_CACHE_MAX;
         if let Err(error) = self.file.write_at(record.as_bytes(), at)
@@ -167,7 +167,7 @@ impl Records {
     }
 }
 
-fn open(directory: &Path) -> io::Result<(Locked, Vec<Record>)> {
+fn open(directory: &Path) -> io::Result<(Locked, Vec<ReplayRecord>)> {
     let (file, bytes) = Locked::open(directory, "seen", REPLAY_CACHE_MAX * LEN)?;
     let (records, _) = bytes.as_chunks::<LEN>();
     Ok((file, records.iter().map(|record| zerocopy::transmute!(*record)).collect()))
@@ -224,7 +224,7 @@ mod tests {
         let mut bytes = Vec::new();
         let times = [0, now.before(Duration::from_secs(90)).nanos(), now.plus(DAY).nanos(), now.nanos()];
         for (n, at) in times.into_iter().enumerate() {
-            let record = Record { at: at.to_le_bytes(), datagram_id: datagram_id(n), sender: sender(1) };
+            let record = ReplayRecord { at: at.to_le_bytes(), datagram_id: datagram_id(n), sender: sender(1) };
             bytes.extend_from_slice(record.as_bytes());
         }
         // And one that was cut off.

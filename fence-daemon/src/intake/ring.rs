@@ -17,12 +17,12 @@ use crate::observe::requests::{RETIRED_KEY, Requests, Via};
 
 /// The ring buffer as something to wait for.
 #[derive(Debug)]
-pub struct Ring {
+pub struct RequestRing {
     records: AsyncFd<kernel::Ring>,
-    reader: Reader,
+    reader: RecordReader,
 }
 
-impl Ring {
+impl RequestRing {
     /// Watches a ring buffer. `requests` records what is rejected here. Must be called within a
     /// tokio runtime.
     ///
@@ -33,7 +33,7 @@ impl Ring {
         // Sound because the ring owns its descriptor, which stays open and the same until the ring
         // is dropped, and the `AsyncFd` owns the ring.
         let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
-        Ok(Self { records: watched?, reader: Reader::new(keys, requests) })
+        Ok(Self { records: watched?, reader: RecordReader::new(keys, requests) })
     }
 
     /// The next request that the kernel program verified. Dropping the future loses none.
@@ -71,7 +71,7 @@ impl Ring {
 /// More records than the ring buffer holds.
 const RECORDS_MAX: usize = RING_BYTES / size_of::<Event>();
 
-fn take(ring: &mut kernel::Ring, reader: &Reader) -> Option<Verified> {
+fn take(ring: &mut kernel::Ring, reader: &RecordReader) -> Option<Verified> {
     loop {
         match ring.next()? {
             Ok(event) => {
@@ -86,13 +86,13 @@ fn take(ring: &mut kernel::Ring, reader: &Reader) -> Option<Verified> {
 
 /// Makes requests of records.
 #[derive(Debug)]
-struct Reader {
+struct RecordReader {
     keys: Keyring,
     requests: Arc<Requests>,
     complaints: SourceLimit,
 }
 
-impl Reader {
+impl RecordReader {
     fn new(keys: Keyring, requests: Arc<Requests>) -> Self {
         Self { keys, requests, complaints: SourceLimit::new(1, Duration::from_secs(1)) }
     }
@@ -153,7 +153,7 @@ mod tests {
         Key::new(b"old").unwrap().sign(HashKind::Sha256, &mut event.request);
         let requests = Arc::new(Requests::default());
         let keys = Keyring::new(Some(pair("old")));
-        let reader = Reader::new(keys.clone(), Arc::clone(&requests));
+        let reader = RecordReader::new(keys.clone(), Arc::clone(&requests));
         let request = reader.request(&event).unwrap();
         assert!(request.key().is_some_and(|key| key.verify(&event.request)));
         assert_eq!(requests.tally(), Tally::default());

@@ -24,12 +24,12 @@ const REWRITE: Duration = Duration::from_secs(60);
 /// A sender in the file. All zero is none.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct Record {
+struct SenderRecord {
     at: [u8; 8],
     sender: Sender,
 }
 
-const LEN: usize = size_of::<Record>();
+const LEN: usize = size_of::<SenderRecord>();
 
 /// The trusted senders.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ impl Senders {
         let (records, _) = bytes.as_chunks::<LEN>();
         let mut known = BTreeMap::new();
         for (place, bytes) in records.iter().enumerate() {
-            let record: Record = zerocopy::transmute!(*bytes);
+            let record: SenderRecord = zerocopy::transmute!(*bytes);
             let at = u64::from_le_bytes(record.at);
             if at != 0 && at <= now.nanos() && record.sender.family != 0 {
                 known.insert(record.sender, (place, at));
@@ -72,7 +72,7 @@ impl Senders {
             }
         };
         self.known.insert(sender, (place, now));
-        let record = Record { at: now.to_le_bytes(), sender };
+        let record = SenderRecord { at: now.to_le_bytes(), sender };
         let Some(file) = &self.file else { return };
         if let Err(error) = file.write_at(record.as_bytes(), place * LEN)
             && !std::mem::replace(&mut self.complained, true)

@@ -315,7 +315,7 @@ impl RequestSocket {
             return Ok((request, self.keys.current().first().cloned(), KeyOwner::EVERYBODY));
         };
         let mut senders = lock(&self.senders);
-        let mut memory = Known { senders: &mut senders, replays: &self.replays };
+        let mut memory = SenderStore { senders: &mut senders, replays: &self.replays };
         let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
         let mut check = Check { memory: &mut memory, sender: &sender, datagram_id, limits, now };
         check.before_digest()?;
@@ -332,12 +332,12 @@ impl RequestSocket {
 }
 
 /// The socket's own senders, and the replay cache of both ways in.
-struct Known<'k> {
+struct SenderStore<'k> {
     senders: &'k mut MemoryStore,
     replays: &'k ReplayCache,
 }
 
-impl Store for Known<'_> {
+impl Store for SenderStore<'_> {
     fn is_trusted(&mut self, sender: &Sender) -> bool {
         self.senders.is_trusted(sender)
     }

@@ -42,7 +42,7 @@ pub enum Destination {
 
 /// Where messages go in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sink {
+pub enum LogTarget {
     /// Standard error, with or without colours.
     Stderr,
     /// systemd's journal.
@@ -70,7 +70,7 @@ pub enum LoggingError {
 ///
 /// # Errors
 /// [`LoggingError::Twice`] if called again.
-pub fn init(debug: u32, destination: Destination) -> Result<Sink, LoggingError> {
+pub fn init(debug: u32, destination: Destination) -> Result<LogTarget, LoggingError> {
     let (filter, wrong) = filter(debug, env::var(VARIABLE).ok().as_deref());
     let (layer, sink) = layer(debug, destination)?;
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(|_| LoggingError::Twice)?;
@@ -89,22 +89,22 @@ pub fn stderr_colours() -> bool {
 
 type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-fn layer(debug: u32, destination: Destination) -> Result<(AnyLayer, Sink), LoggingError> {
+fn layer(debug: u32, destination: Destination) -> Result<(AnyLayer, LogTarget), LoggingError> {
     let journal = match destination {
         Destination::Foreground => stderr_is_journal(),
         Destination::Background => Path::new(journal::SOCKET).exists(),
     };
     if journal && let Ok(layer) = Journal::open(IDENTITY) {
-        return Ok((Box::new(layer), Sink::Journal));
+        return Ok((Box::new(layer), LogTarget::Journal));
     }
     if destination == Destination::Background {
         let relay = relay(open_syslog())?;
         // Time and level are syslog's to add.
         let layer = plain(debug).without_time().with_level(false).with_writer(relay);
-        return Ok((Box::new(layer), Sink::Syslog));
+        return Ok((Box::new(layer), LogTarget::Syslog));
     }
     let relay = relay(Box::new(|_, line| drop(io::stderr().write_all(line))))?;
-    Ok((Box::new(plain(debug).with_ansi(stderr_colours()).with_writer(relay)), Sink::Stderr))
+    Ok((Box::new(plain(debug).with_ansi(stderr_colours()).with_writer(relay)), LogTarget::Stderr))
 }
 
 fn relay(sink: super::relay::Sink) -> io::Result<Relay> {

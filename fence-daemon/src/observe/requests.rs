@@ -130,7 +130,7 @@ impl fmt::Debug for Text {
 
 /// One request as it is remembered.
 #[derive(Clone, Debug)]
-struct Entry {
+struct RecentEntry {
     number: u64,
     op: Op,
     domain: Option<Text>,
@@ -196,14 +196,14 @@ pub struct Timed {
 /// All of it.
 #[derive(Debug)]
 pub struct Requests {
-    kept: Mutex<Kept>,
+    kept: Mutex<History>,
     duplicates: AtomicU64,
     replays: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Kept {
-    recent: VecDeque<Entry>,
+struct History {
+    recent: VecDeque<RecentEntry>,
     next: u64,
     tally: Tally,
     times: Vec<[Histogram; STEPS.len()]>,
@@ -213,19 +213,19 @@ impl Default for Requests {
     fn default() -> Self {
         let times = OPS.iter().map(|_| std::array::from_fn(|_| Histogram::default())).collect();
         let recent = VecDeque::with_capacity(RECENT);
-        let kept = Kept { recent, next: 0, tally: Tally::default(), times };
+        let kept = History { recent, next: 0, tally: Tally::default(), times };
         Self { kept: Mutex::new(kept), duplicates: AtomicU64::new(0), replays: AtomicU64::new(0) }
     }
 }
 
-impl Kept {
+impl History {
     fn enter(&mut self, request: About<'_>, end: Option<(Moment, Ending, String)>) -> Slot {
         let number = self.next;
         self.next += 1;
         if self.recent.len() >= RECENT {
             self.recent.pop_front();
         }
-        self.recent.push_back(Entry {
+        self.recent.push_back(RecentEntry {
             number,
             op: request.op,
             domain: request.target.map(Text::of),
@@ -245,7 +245,7 @@ impl Kept {
     }
 
     /// The entry of a request, if it still exists.
-    fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
+    fn entry(&mut self, slot: Slot) -> Option<&mut RecentEntry> {
         let first = self.recent.front()?.number;
         self.recent.get_mut(usize::try_from(slot.0.checked_sub(first)?).ok()?)
     }
@@ -264,7 +264,7 @@ impl Kept {
 }
 
 impl Requests {
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, History> {
         lock(&self.kept)
     }
 
@@ -339,8 +339,8 @@ impl Requests {
     /// Those of late, the oldest first.
     #[must_use]
     pub fn recent(&self) -> Vec<Recent> {
-        let entries: Vec<Entry> = self.kept().recent.iter().cloned().collect();
-        let recent = |entry: Entry| Recent {
+        let entries: Vec<RecentEntry> = self.kept().recent.iter().cloned().collect();
+        let recent = |entry: RecentEntry| Recent {
             number: entry.number,
             op: entry.op,
             domain: entry.domain.map(|domain| domain.as_str().to_owned()),

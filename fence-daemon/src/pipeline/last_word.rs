@@ -18,7 +18,7 @@ use crate::observe::steps::Steps;
 
 /// What the ledger has granted for a request that is answered.
 #[derive(Debug)]
-pub(super) enum Held {
+pub(super) enum Granted {
     Claim(Claim),
     Denial(Denial),
     /// There is no room for another claim.
@@ -30,16 +30,16 @@ impl Shared {
     pub(super) async fn finish(
         &self,
         peer: Authenticated,
-        held: Held,
+        held: Granted,
         answer: Answer,
         mut steps: Steps,
         deferral: Deferral,
     ) -> Ended {
         self.backlog.read().await;
         let superseded = match &held {
-            Held::Claim(claim) => self.ledger().is_claim_superseded(claim),
-            Held::Denial(denial) => self.ledger().is_denial_superseded(denial),
-            Held::Nothing => false,
+            Granted::Claim(claim) => self.ledger().is_claim_superseded(claim),
+            Granted::Denial(denial) => self.ledger().is_denial_superseded(denial),
+            Granted::Nothing => false,
         };
         fault::point(Point::BeforeReply);
         let (request, sent) = if superseded {
@@ -51,9 +51,9 @@ impl Shared {
         fault::point(Point::AfterReply);
         let now = Moment::now();
         match held {
-            Held::Claim(claim) => self.ledger().answered(now.nanos(), claim),
-            Held::Denial(denial) => self.ledger().close_denial(denial),
-            Held::Nothing => {}
+            Granted::Claim(claim) => self.ledger().answered(now.nanos(), claim),
+            Granted::Denial(denial) => self.ledger().close_denial(denial),
+            Granted::Nothing => {}
         }
         steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
         let (reply, note) = told(answer.result, sent.as_ref());

@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 
 /// The requests without an authenticated peer, in the order of their arrival.
 #[derive(Debug, Default)]
-pub(super) struct Unauthenticated(Mutex<Inner>);
+pub(super) struct Unauthenticated(Mutex<Seats>);
 
 #[derive(Debug, Default)]
-struct Inner {
+struct Seats {
     next: u64,
     list: BTreeMap<u64, Arc<Notify>>,
 }
@@ -50,7 +50,7 @@ impl Unauthenticated {
         oldest.inspect(|(_, displaced)| displaced.notify_one()).is_some()
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Seats> {
         lock(&self.0)
     }
 }

@@ -131,7 +131,7 @@ pub fn replace(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<Locked>
 
 /// A file that another daemon has left.
 #[derive(Debug)]
-pub struct Left {
+pub struct LeftFile {
     /// Its lock, which is ours now.
     pub lock: Locked,
     /// Its first bytes.
@@ -144,11 +144,11 @@ pub struct Left {
 ///
 /// # Errors
 /// It is unsafe, or cannot be read.
-pub fn take_over(directory: &Path, name: &str, limit: usize) -> io::Result<Option<Left>> {
+pub fn take_over(directory: &Path, name: &str, limit: usize) -> io::Result<Option<LeftFile>> {
     let file = open(directory, name, File::options().read(true))?;
     let Some(()) = lock(&file)? else { return Ok(None) };
     let (bytes, written) = (content(&file, limit)?, file.metadata()?.modified()?);
-    Ok(Some(Left { lock: Locked(file), bytes, written }))
+    Ok(Some(LeftFile { lock: Locked(file), bytes, written }))
 }
 
 /// The names of the directory's files with this ending; none if there is no directory.

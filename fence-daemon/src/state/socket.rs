@@ -12,7 +12,7 @@ use super::file::{Locked, lock_directory};
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
-pub enum SocketError {
+pub enum ControlSocketError {
     /// The administrator's: another daemon has the same state directory.
     #[error("another daemon has its control socket in {}: give each daemon a `state_directory` of its own", .0.display())]
     Living(PathBuf),
@@ -39,12 +39,12 @@ impl SocketFile {
     /// need be.
     ///
     /// # Errors
-    /// See [`SocketError`].
-    pub fn bind(directory: &Path, path: &Path) -> Result<(Self, UnixListener), SocketError> {
-        let lock = lock_directory(directory)?.ok_or_else(|| SocketError::Living(directory.to_owned()))?;
+    /// See [`ControlSocketError`].
+    pub fn bind(directory: &Path, path: &Path) -> Result<(Self, UnixListener), ControlSocketError> {
+        let lock = lock_directory(directory)?.ok_or_else(|| ControlSocketError::Living(directory.to_owned()))?;
         let failed = |what| StateError::kernel(what, path);
         match fs::symlink_metadata(path) {
-            Ok(about) if !about.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
+            Ok(about) if !about.file_type().is_socket() => return Err(ControlSocketError::NotASocket(path.to_owned())),
             // A dead daemon's: a living one would hold the lock.
             Ok(_) => fs::remove_file(path).map_err(failed("remove"))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -245,12 +245,12 @@ struct Cell {
 
 /// All samples, by road, frames, direction and way.
 #[derive(Debug, Default)]
-pub struct Results(BTreeMap<(Road, Frames, Direction, Way), Cell>);
+pub struct BystanderResults(BTreeMap<(Road, Frames, Direction, Way), Cell>);
 
 /// Measures in rounds. Each way has its turn in a round, and another one is first each time.
-pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Results> {
+pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<BystanderResults> {
     let ground = Ground::new()?;
-    let mut results = Results::default();
+    let mut results = BystanderResults::default();
     for round in 0..rounds {
         fence_lab::program::progress(&format!("round {} of {rounds}", round + 1));
         for road in [Road::Bridge, Road::Cable] {
@@ -274,7 +274,7 @@ pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<Results>
     Ok(results)
 }
 
-impl Results {
+impl BystanderResults {
     /// Adds a round's flows on a road.
     fn add(&mut self, road: Road, flows: &BTreeMap<(Frames, Direction, Way), Flow>) {
         for (&(frames, direction, way), flow) in flows {
@@ -320,7 +320,7 @@ pub(crate) const PAGE: &str = include_str!("pages/bystanders.md");
 
 /// The whole page.
 #[must_use]
-pub fn page(results: &Results, facts: &[Fact], rounds: usize, long: Duration) -> String {
+pub fn page(results: &BystanderResults, facts: &[Fact], rounds: usize, long: Duration) -> String {
     let (rounds, seconds) = (rounds.to_string(), long.as_secs_f64().to_string());
     let (bridge, cable) = (results.table(Road::Bridge), results.table(Road::Cable));
     let machine = pages::machine(facts, &[]);

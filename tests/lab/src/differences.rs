@@ -15,7 +15,7 @@ const COLUMNS: [&str; 6] = ["id", "situation", "stock fence_virtd 4.12.1", "fenc
 
 /// A row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
+pub struct KnownDifference {
     /// What cases call it.
     pub id: String,
     /// Whether the conformance suite must see it.
@@ -47,14 +47,14 @@ impl NamedTest {
 }
 
 /// Reads the workspace's own tables.
-pub fn read(root: &Path) -> Result<Vec<Difference>> {
+pub fn read(root: &Path) -> Result<Vec<KnownDifference>> {
     let path = root.join(DOCUMENT);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     parse(&text).with_context(|| DOCUMENT.to_owned())
 }
 
 /// Reads a document's tables: those that begin with the columns `id` to `test`.
-pub fn parse(text: &str) -> Result<Vec<Difference>> {
+pub fn parse(text: &str) -> Result<Vec<KnownDifference>> {
     let mut rows = BTreeMap::new();
     let mut differences = Vec::new();
     let mut tables = 0;
@@ -82,7 +82,7 @@ fn cells(line: &str) -> Option<Vec<&str>> {
     Some(inner.split('|').map(str::trim).collect())
 }
 
-fn row(cells: &[&str]) -> Result<Difference> {
+fn row(cells: &[&str]) -> Result<KnownDifference> {
     let [id, situation, stock, ours, why, tests] = cells else {
         bail!("{} cells instead of {}", cells.len(), COLUMNS.len());
     };
@@ -91,7 +91,7 @@ fn row(cells: &[&str]) -> Result<Difference> {
     for (cell, column) in [(situation, COLUMNS[1]), (stock, COLUMNS[2]), (ours, COLUMNS[3]), (why, COLUMNS[4])] {
         ensure!(!cell.is_empty(), "`{id}` says nothing under `{column}`");
     }
-    let mut difference = Difference { id: id.to_owned(), seen_by_suite: false, tests: Vec::new() };
+    let mut difference = KnownDifference { id: id.to_owned(), seen_by_suite: false, tests: Vec::new() };
     for test in tests.split(", ") {
         let test = code(test)?;
         match test.split_once(": ") {
@@ -124,7 +124,7 @@ mod tests {
         let named = NamedTest { file: "a/b.rs".to_owned(), function: "c".to_owned() };
         assert_eq!(
             parse(&text).unwrap(),
-            [Difference { id: "x-y".to_owned(), seen_by_suite: true, tests: vec![named] }]
+            [KnownDifference { id: "x-y".to_owned(), seen_by_suite: true, tests: vec![named] }]
         );
     }
 

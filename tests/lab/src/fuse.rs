@@ -47,7 +47,7 @@ enum Held {
 }
 
 #[derive(Default)]
-struct State {
+struct FuseState {
     image: Vec<u8>,
     holds: bool,
     /// Whether only writes are held.
@@ -61,7 +61,7 @@ struct State {
     written: u64,
 }
 
-impl State {
+impl FuseState {
     fn answer(&mut self, held: Held) {
         match held {
             Held::Read(offset, size, reply) => {
@@ -87,7 +87,7 @@ impl State {
 }
 
 /// What server and test share.
-type Shared = Board<State>;
+type Shared = Board<FuseState>;
 
 impl Shared {
     /// Answers now, or when the requests are released.
@@ -108,9 +108,9 @@ impl Shared {
 }
 
 /// The server.
-struct Server(Shared);
+struct FuseServer(Shared);
 
-impl Server {
+impl FuseServer {
     fn attributes(&self, inode: INodeNo) -> FileAttr {
         let size = self.0.lock().image.len() as u64;
         let (kind, perm, nlink, size) =
@@ -135,7 +135,7 @@ impl Server {
     }
 }
 
-impl Filesystem for Server {
+impl Filesystem for FuseServer {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Requests under way without a thread that waits for them, as on real storage.
         let _ = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
@@ -252,7 +252,7 @@ impl Disk {
             turn: Mutex::default(),
         };
         let session =
-            Session::from_fd(Server(shared), OwnedFd::from(device), SessionACL::All, fuser::Config::default())?;
+            Session::from_fd(FuseServer(shared), OwnedFd::from(device), SessionACL::All, fuser::Config::default())?;
         disk.server = Some(std::thread::spawn(move || {
             // The session ends with the mount. An error has no reader then.
             let _ = session.run();

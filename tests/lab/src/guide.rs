@@ -76,7 +76,7 @@ impl Guide {
                 above = if line.trim().is_empty() { above } else { line };
                 continue;
             };
-            let block = Block::read(number, info, &mut lines)?;
+            let block = FencedBlock::read(number, info, &mut lines)?;
             steps.extend(block.steps(above, hosts).with_context(|| format!("the block in line {number}"))?);
         }
         ensure!(!steps.is_empty(), "nothing is typed on this page");
@@ -102,12 +102,12 @@ fn prose(line: &str, hosts: &[&str]) -> Result<()> {
 }
 
 /// A fenced block.
-struct Block<'t> {
+struct FencedBlock<'t> {
     info: &'t str,
     lines: Vec<(usize, &'t str)>,
 }
 
-impl<'t> Block<'t> {
+impl<'t> FencedBlock<'t> {
     fn read(first: usize, info: &'t str, lines: &mut impl Iterator<Item = (usize, &'t str)>) -> Result<Self> {
         let mut content = Vec::new();
         for (number, line) in lines {

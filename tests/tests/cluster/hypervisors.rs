@@ -44,13 +44,13 @@ const THERE: usize = 1;
 const BOTH: [usize; 2] = [HERE, THERE];
 
 /// A guest that sends requests. Its rest begins when this is dropped.
-struct Asking<'a> {
-    host: &'a Host,
+struct Requester<'a> {
+    host: &'a SecondHost,
     number: usize,
     observer: Observer,
 }
 
-impl Deref for Asking<'_> {
+impl Deref for Requester<'_> {
     type Target = Observer;
 
     fn deref(&self) -> &Observer {
@@ -58,7 +58,7 @@ impl Deref for Asking<'_> {
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for Requester<'_> {
     fn drop(&mut self) {
         if let Some((_, rests)) = self.host.guests.borrow_mut().get_mut(self.number) {
             *rests = Some(Instant::now());
@@ -66,7 +66,7 @@ impl Drop for Asking<'_> {
     }
 }
 
-struct Host {
+struct SecondHost {
     server: Option<Server>,
     libvirtd: Libvirtd,
     number: usize,
@@ -76,7 +76,7 @@ struct Host {
     hypervisor: Hypervisor,
 }
 
-impl Host {
+impl SecondHost {
     fn new(number: usize, hypervisor: Hypervisor, which: &Which) -> Result<Self> {
         // libvirt tells hosts apart by UUID, and both labs have this machine's, so each gets its
         // own.
@@ -92,7 +92,7 @@ impl Host {
     }
 
     /// A guest that has rested.
-    fn asker(&self) -> Result<Asking<'_>> {
+    fn asker(&self) -> Result<Requester<'_>> {
         let mut guests = self.guests.borrow_mut();
         let rested = |(_, rests): &(Observer, Option<Instant>)| rests.is_some_and(|since| since.elapsed() > REST);
         let number = guests.iter().position(rested).unwrap_or(guests.len());
@@ -103,7 +103,7 @@ impl Host {
         }
         let (observer, rests) = guests.get_mut(number).context("no such guest")?;
         *rests = None;
-        Ok(Asking { host: self, number, observer: observer.clone() })
+        Ok(Requester { host: self, number, observer: observer.clone() })
     }
 
     fn server(&self) -> Result<&Server> {
@@ -146,14 +146,14 @@ impl Host {
 }
 
 struct Segment {
-    hosts: [Host; 2],
+    hosts: [SecondHost; 2],
 }
 
 impl Segment {
     /// Two hosts with these servers.
     fn of(servers: [Which; 2]) -> Result<Self> {
         let [one, other] = Hypervisor::pair()?;
-        let hosts = [Host::new(HERE, one, &servers[HERE])?, Host::new(THERE, other, &servers[THERE])?];
+        let hosts = [SecondHost::new(HERE, one, &servers[HERE])?, SecondHost::new(THERE, other, &servers[THERE])?];
         Ok(Self { hosts })
     }
 

@@ -36,14 +36,14 @@ pub(crate) fn plugin() -> Result<Item> {
     Ok(Item { path: PLUGIN, mode: 0o755, content })
 }
 
-struct Scene {
+struct PluginScene {
     server: Server,
     libvirtd: Libvirtd,
     node: Node,
     hypervisor: Hypervisor,
 }
 
-impl Scene {
+impl PluginScene {
     /// A node with the plugin, two running victims, and a daemon that fences them.
     fn new() -> Result<Self> {
         Self::with_libvirtd("", &[])
@@ -114,7 +114,7 @@ impl Scene {
 
 #[test]
 fn the_plugin_fences_as_stonith_asks_it_to() -> Result<()> {
-    let scene = Scene::new()?;
+    let scene = PluginScene::new()?;
     let (one, two) = (VICTIMS[0], VICTIMS[1]);
     let bystander = scene.witness(two)?;
     let asker = scene.node.witness()?;
@@ -158,7 +158,7 @@ fn the_plugin_fences_as_stonith_asks_it_to() -> Result<()> {
 
 #[test]
 fn the_plugin_describes_itself() -> Result<()> {
-    let scene = Scene::new()?;
+    let scene = PluginScene::new()?;
     let names = scene.stonith("", "-n")?;
     ensure!(names.code == Some(0) && names.stdout.split_whitespace().eq(["hostlist"]), "{names:?}");
     let read = "import sys, xml.dom.minidom as m; \
@@ -192,7 +192,7 @@ fn the_plugin_describes_itself() -> Result<()> {
 
 #[test]
 fn two_nodes_are_asked_about_at_once() -> Result<()> {
-    let scene = Scene::new()?;
+    let scene = PluginScene::new()?;
     let before = VICTIMS.map(|victim| scene.witness(victim));
     // The stock client needs the port for itself, so the second client finds it taken.
     let script = format!(

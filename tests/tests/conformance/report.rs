@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use fence_lab::differences::{DOCUMENT, Difference};
+use fence_lab::differences::{DOCUMENT, KnownDifference};
 
 use crate::scene::{Case, Expected, Played};
 
@@ -99,7 +99,7 @@ fn last_lines(name: &str, log: &str, domain: Option<&str>) -> String {
 
 /// The failures of a scene as one text, if there are any. A difference that the table does not list
 /// is a failure.
-pub(crate) fn failures(compared: &[Compared], listed: &[Difference]) -> Option<String> {
+pub(crate) fn failures(compared: &[Compared], listed: &[KnownDifference]) -> Option<String> {
     let failures: Vec<_> = compared.iter().filter_map(|case| case.failure.as_deref()).collect();
     let is_listed = |id: &&str| listed.iter().any(|row| row.id == *id && row.seen_by_suite);
     let seen: BTreeSet<_> = compared.iter().filter_map(|case| case.difference).collect();
@@ -137,7 +137,7 @@ impl Summary {
     }
 
     /// The differences of the document that the suite should have seen and has not.
-    pub(crate) fn unseen<'a>(&self, listed: &'a [Difference]) -> Vec<&'a str> {
+    pub(crate) fn unseen<'a>(&self, listed: &'a [KnownDifference]) -> Vec<&'a str> {
         let listed = listed.iter().filter(|row| row.seen_by_suite).map(|row| row.id.as_str());
         listed.filter(|id| !self.seen.contains_key(id)).collect()
     }

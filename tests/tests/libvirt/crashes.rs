@@ -49,7 +49,7 @@ fn faults() -> Result<PathBuf> {
     Ok(path)
 }
 
-struct Lab {
+struct CrashLab {
     /// libvirt's events as virsh prints them. The first field, so that it is dropped first: the lab
     /// waits for all of its processes.
     events: Process,
@@ -61,7 +61,7 @@ struct Lab {
     uri: &'static str,
 }
 
-impl Lab {
+impl CrashLab {
     fn new(uri: &'static str, backend: &[(&'static str, &'static str)]) -> Result<Self> {
         let hypervisor = Hypervisor::new()?;
         let libvirtd = Libvirtd::start(&hypervisor)?;
@@ -181,7 +181,7 @@ enum Asker {
 }
 
 impl Asker {
-    fn begin(lab: &Lab, who: Who, name: &str, op: Op) -> Result<Self> {
+    fn begin(lab: &CrashLab, who: Who, name: &str, op: Op) -> Result<Self> {
         match who {
             Who::Stock => {
                 let client = Client::new(op.name(), &lab.key).domain(name).timeout(10);
@@ -232,10 +232,10 @@ impl Asker {
 }
 
 fn all(uri: &'static str, op: Op, who: Who, points: &[&[&str]]) -> Result<()> {
-    all_with(&Lab::new(uri, &[])?, op, who, points)
+    all_with(&CrashLab::new(uri, &[])?, op, who, points)
 }
 
-fn all_with(lab: &Lab, op: Op, who: Who, points: &[&[&str]]) -> Result<()> {
+fn all_with(lab: &CrashLab, op: Op, who: Who, points: &[&[&str]]) -> Result<()> {
     for point in points.concat() {
         lab.die(point, op, who).with_context(|| format!("{} of {who:?}, daemon killed {point}", op.name()))?;
     }
@@ -277,7 +277,7 @@ fn the_daemon_dies_in_the_middle_of_a_containers_off() -> Result<()> {
 
 #[test]
 fn the_daemon_dies_in_the_middle_of_what_libvirt_does() -> Result<()> {
-    let lab = Lab::new(qemu::URI, &[("kill", "libvirt")])?;
+    let lab = CrashLab::new(qemu::URI, &[("kill", "libvirt")])?;
     let after = ["before-reply", "after-reply"];
     all_with(&lab, Op::Off, Who::Insistent, &[&["after-note", "after-destroy"], &after])?;
     all_with(

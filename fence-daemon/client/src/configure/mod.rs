@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub use dialogue::{Answers, Dialogue, Interruption, StandardInput};
 use fence_common::exit::{EXIT_START, EXIT_USAGE};
 use fence_config::document::Document;
-use fence_config::durable::{self, FileError, Place};
+use fence_config::durable::{self, Destination, FileError};
 use fence_config::{self as config, Config, ConfigError, Source, Warnings};
 use questions::Questions;
 
@@ -131,7 +131,7 @@ pub fn ask(file: &Path, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<()
     if given.yes {
         dialogue.need_not_be_heard();
     }
-    let place = Place::find(file)?;
+    let place = Destination::find(file)?;
     let old = place.read(config::MAX_SIZE)?;
     let document = begin_with(file, old.as_deref(), given, dialogue)?;
     let document = Questions::new(document, given, dialogue).ask()?;
@@ -189,7 +189,12 @@ fn begin_with(
     if dialogue.consent("Start from scratch")? { Ok(Document::default()) } else { Err(ConfigureError::Declined) }
 }
 
-fn write(place: &Place, old: Option<&[u8]>, text: &str, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
+fn write(
+    place: &Destination,
+    old: Option<&[u8]>,
+    text: &str,
+    dialogue: &mut Dialogue<'_>,
+) -> Result<(), ConfigureError> {
     let named = place.named.display();
     if place.read(config::MAX_SIZE)?.as_deref() != old {
         return Err(ConfigureError::Changed(place.named.clone()));
@@ -260,7 +265,7 @@ fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> R
         );
         return Ok(dialogue.say(&said)?);
     }
-    keygen::generate(path, keygen::Options { parents: true, force: false })?;
+    keygen::generate(path, keygen::KeygenOptions { parents: true, force: false })?;
     Ok(dialogue.say(keygen::told(path).trim_end())?)
 }
 

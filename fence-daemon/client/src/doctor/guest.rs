@@ -14,7 +14,7 @@ use nix::ifaddrs::getifaddrs;
 use super::exchange::{self, Settings};
 use super::finding::{Finding, State};
 use super::firewall::{self, Traffic};
-use super::interface::{self, Seen};
+use super::interface::{self, InterfaceFacts};
 use super::{host, key, port, program};
 
 /// How long `fence_xvm -V` may take.
@@ -93,7 +93,7 @@ fn fence_xvm() -> Finding {
 
 /// The interfaces that requests leave by. For IPv4 `fence_xvm` sends from each address of the
 /// guest, regardless of routes. For IPv6 the route decides.
-fn ways(group: IpAddr) -> (Vec<Seen>, Finding) {
+fn ways(group: IpAddr) -> (Vec<InterfaceFacts>, Finding) {
     let names: BTreeSet<String> = match group {
         IpAddr::V4(_) => Wanted::Suitable(group).there().into_iter().map(|present| present.interface.name).collect(),
         IpAddr::V6(_) => match routed(group) {
@@ -113,7 +113,7 @@ fn ways(group: IpAddr) -> (Vec<Seen>, Finding) {
 
 const ROUTE: &str = "route";
 
-fn judge_ways(group: IpAddr, seen: &[Seen]) -> Finding {
+fn judge_ways(group: IpAddr, seen: &[InterfaceFacts]) -> Finding {
     if seen.iter().all(|seen| seen.name == "lo" || !seen.up || !seen.multicast || seen.networks.is_empty()) {
         let family = if group.is_ipv4() { "IPv4" } else { "IPv6" };
         let remedy = "requests do not leave this guest: switch its interface on and give it an address of the hypervisor's network, and \
@@ -121,7 +121,7 @@ fn judge_ways(group: IpAddr, seen: &[Seen]) -> Finding {
         return Finding::wrong(ROUTE, format!("no interface is up, can multicast and has an {family} address"), remedy)
             .command("ip address show");
     }
-    let way = |seen: &Seen| {
+    let way = |seen: &InterfaceFacts| {
         let addresses: Vec<_> = seen.networks.iter().map(|(address, _)| address.to_string()).collect();
         format!("{} ({})", seen.name, addresses.join(", "))
     };
@@ -155,8 +155,9 @@ mod tests {
     fn a_guest_needs_one_way_out() {
         let group = IpAddr::from([225, 0, 0, 12]);
         let networks = vec![(IpAddr::from([192, 168, 122, 11]), 24)];
-        let eth0 = Seen { name: "eth0".to_owned(), up: true, running: true, multicast: true, networks, taker: None };
-        let down = Seen { up: false, ..eth0.clone() };
+        let eth0 =
+            InterfaceFacts { name: "eth0".to_owned(), up: true, running: true, multicast: true, networks, taker: None };
+        let down = InterfaceFacts { up: false, ..eth0.clone() };
         assert_eq!(judge_ways(group, &[]).state, State::Wrong);
         assert_eq!(judge_ways(group, std::slice::from_ref(&down)).state, State::Wrong);
         let told = judge_ways(group, &[down, eth0]);

@@ -13,11 +13,11 @@ use super::finding::Finding;
 use super::sight;
 
 /// An address and the length of its network's prefix.
-pub type Network = (IpAddr, u8);
+pub type Subnet = (IpAddr, u8);
 
 /// The facts about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct InterfaceFacts {
     /// Its name.
     pub name: String,
     /// Whether it is up.
@@ -27,12 +27,12 @@ pub struct Seen {
     /// Whether it supports multicast.
     pub multicast: bool,
     /// Its addresses of the group's family.
-    pub networks: Vec<Network>,
+    pub networks: Vec<Subnet>,
     /// What takes its frames before this host's IP stack, if anything.
     pub taker: Option<Taker>,
 }
 
-impl Seen {
+impl InterfaceFacts {
     /// Whether this is one of its names.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
@@ -42,11 +42,11 @@ impl Seen {
 
 /// Looks at an interface; `None` if it does not exist.
 #[must_use]
-pub fn look(name: &str, v4: bool) -> Option<Seen> {
+pub fn look(name: &str, v4: bool) -> Option<InterfaceFacts> {
     let interface = Interface::meant_by(name)?;
     let taker = Taker::of(&interface);
     let Interface { name, index } = interface;
-    let mut seen = Seen { name, up: false, running: false, multicast: false, networks: Vec::new(), taker };
+    let mut seen = InterfaceFacts { name, up: false, running: false, multicast: false, networks: Vec::new(), taker };
     let is_its = |label: &str| Interface::named(label).is_some_and(|named| named.index == index);
     for address in getifaddrs().into_iter().flatten().filter(|address| is_its(&address.interface_name)) {
         seen.up = address.flags.contains(InterfaceFlags::IFF_UP);
@@ -75,7 +75,7 @@ fn prefix_of(mask: IpAddr) -> u8 {
 
 /// The configured interfaces that exist, and the findings about them.
 #[must_use]
-pub fn check(multicast: &Multicast) -> (Vec<Seen>, Vec<Finding>) {
+pub fn check(multicast: &Multicast) -> (Vec<InterfaceFacts>, Vec<Finding>) {
     let v4 = multicast.group.is_ipv4();
     match &multicast.interface {
         Some(name) => {
@@ -98,7 +98,7 @@ fn family(v4: bool) -> &'static str {
     if v4 { "IPv4" } else { "IPv6" }
 }
 
-fn judge_named(name: &str, seen: Option<&Seen>, v4: bool) -> Finding {
+fn judge_named(name: &str, seen: Option<&InterfaceFacts>, v4: bool) -> Finding {
     let Some(seen) = seen else {
         let remedy = "the daemon waits for it: libvirt makes its bridge with its network, others come with the host's network configuration \
                       (`interface` in the multicast section has the name)";
@@ -133,7 +133,7 @@ fn judge_named(name: &str, seen: Option<&Seen>, v4: bool) -> Finding {
     Finding::ok(CHECK, format!("{name} is up, {addresses}"))
 }
 
-fn judge_any(seen: &[Seen], v4: bool) -> Finding {
+fn judge_any(seen: &[InterfaceFacts], v4: bool) -> Finding {
     if seen.is_empty() {
         let seen = format!("no interface is up, can multicast and has an {} address", family(v4));
         return Finding::wrong(
@@ -148,9 +148,9 @@ fn judge_any(seen: &[Seen], v4: bool) -> Finding {
 
 /// Checks whether the interfaces have joined the group, by `/proc/net/igmp` and `igmp6`.
 #[must_use]
-pub fn membership(group: IpAddr, seen: &[Seen], daemon_runs: bool) -> Vec<Finding> {
+pub fn membership(group: IpAddr, seen: &[InterfaceFacts], daemon_runs: bool) -> Vec<Finding> {
     let table = sight::text(if group.is_ipv4() { "/proc/net/igmp" } else { "/proc/net/igmp6" });
-    let judge = |seen: &Seen| judge_membership(group, &seen.name, table.as_deref(), daemon_runs);
+    let judge = |seen: &InterfaceFacts| judge_membership(group, &seen.name, table.as_deref(), daemon_runs);
     seen.iter().map(judge).collect()
 }
 
@@ -238,26 +238,26 @@ mod tests {
     use super::super::finding::State;
     use super::*;
 
-    fn seen() -> Seen {
+    fn seen() -> InterfaceFacts {
         let networks = vec![(IpAddr::from([192, 168, 122, 1]), 24)];
-        Seen { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
+        InterfaceFacts { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
     }
 
     #[test]
     fn an_interface_is_judged_by_what_it_lacks_first() {
-        let state = |seen: Option<&Seen>| judge_named("virbr0", seen, true).state;
+        let state = |seen: Option<&InterfaceFacts>| judge_named("virbr0", seen, true).state;
         assert_eq!(state(Some(&seen())), State::Ok);
         assert_eq!(state(None), State::Wrong);
         let lacking = [
-            Seen { up: false, ..seen() },
-            Seen { multicast: false, ..seen() },
-            Seen { networks: Vec::new(), ..seen() },
-            Seen { taker: Some(Taker::Guest { lower: None }), ..seen() },
+            InterfaceFacts { up: false, ..seen() },
+            InterfaceFacts { multicast: false, ..seen() },
+            InterfaceFacts { networks: Vec::new(), ..seen() },
+            InterfaceFacts { taker: Some(Taker::Guest { lower: None }), ..seen() },
         ];
         for lacking in lacking {
             assert_eq!(state(Some(&lacking)), State::Wrong, "{lacking:?}");
         }
-        assert_eq!(state(Some(&Seen { running: false, ..seen() })), State::Warning);
+        assert_eq!(state(Some(&InterfaceFacts { running: false, ..seen() })), State::Warning);
         assert_eq!(judge_any(&[], true).state, State::Wrong);
         assert_eq!(judge_any(&[seen()], true).state, State::Ok);
         let lo = look("lo", true).unwrap();

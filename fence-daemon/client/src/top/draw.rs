@@ -43,7 +43,7 @@ fn one(look: Look, text: &str, screen: Screen) -> Line<'static> {
 
 /// The state of the display.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct TopState {
     /// The last report.
     pub report: Option<Report>,
     /// Why there is no newer report.
@@ -52,7 +52,7 @@ pub struct State {
     pub rates: Rates,
 }
 
-impl State {
+impl TopState {
     /// Takes in a report.
     pub fn answered(&mut self, report: Report) {
         self.rates.update(&report);
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn it_fits_whatever_the_terminal_is() {
-        let mut state = State::default();
+        let mut state = TopState::default();
         state.answered(example());
         for height in [0, 1, 5, 24, 60] {
             for width in [0, 1, 20, 80, 200] {
@@ -245,7 +245,7 @@ mod tests {
     /// What a terminal of 120 columns shows half a minute after the example, in which somebody has
     /// begun to flood. Lines of the page.
     fn on_a_terminal() -> Vec<String> {
-        let mut state = State::default();
+        let mut state = TopState::default();
         let mut report = example();
         state.answered(report.clone());
         for second in 1..=30 {
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn what_grows_comes_before_what_stands_still() {
-        let mut state = State::default();
+        let mut state = TopState::default();
         let mut report = example();
         state.answered(report.clone());
         report.daemon.uptime_ms += 1000;
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_does_not_answer_is_told_and_what_was_known_stays() {
-        let mut state = State::default();
+        let mut state = TopState::default();
         assert_eq!(text(&state.lines(SCREEN, 24)), ["asking the daemon..."]);
         state.error = Some("no daemon".to_owned());
         assert_eq!(text(&state.lines(SCREEN, 24))[0], "no answer: no daemon");

@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, KeyCode, KeyEvent, KeyModifiers};
 
-use self::draw::State;
+use self::draw::TopState;
 use crate::screen::{self, complain};
 use crate::status;
 
@@ -97,7 +97,7 @@ fn watch(
     quit: &AtomicBool,
 ) -> io::Result<()> {
     let (colours, unicode) = (screen::wants_colours(), screen::speaks_unicode());
-    let mut state = State::default();
+    let mut state = TopState::default();
     let mut draw = true;
     while !quit.load(Ordering::Relaxed) {
         for answer in answers.try_iter() {

@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 20;
 
 /// The beginning of a file, at most as many bytes as a key has.
-pub(super) struct Contents {
+pub(super) struct FileBytes {
     /// On the heap: a moved value leaves copies on the stack.
     bytes: Zeroizing<Vec<u8>>,
     len: usize,
@@ -31,7 +31,7 @@ pub(super) struct Contents {
     pub(super) about: Metadata,
 }
 
-impl Contents {
+impl FileBytes {
     pub(super) fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
@@ -44,7 +44,7 @@ pub(super) enum Reading {
     /// A process writes the file and did not finish.
     Unsettled,
     /// The whole file, as one writer left it.
-    Settled(Box<Contents>),
+    Settled(Box<FileBytes>),
 }
 
 /// Reads a file while no process writes it. Waits a little for a writer.
@@ -52,7 +52,7 @@ pub(super) enum Reading {
 /// # Errors
 /// The file cannot be opened or read.
 pub(super) fn read(path: &Path) -> io::Result<Reading> {
-    let mut before: Option<Contents> = None;
+    let mut before: Option<FileBytes> = None;
     for look in 0..LOOKS {
         if look > 0 {
             std::thread::sleep(AGAIN);
@@ -69,8 +69,9 @@ pub(super) fn read(path: &Path) -> io::Result<Reading> {
             continue;
         }
         let Some(contents) = read_once(&file)? else { continue };
-        let same =
-            |earlier: &Contents| stamp(&earlier.about) == stamp(&contents.about) && earlier.bytes() == contents.bytes();
+        let same = |earlier: &FileBytes| {
+            stamp(&earlier.about) == stamp(&contents.about) && earlier.bytes() == contents.bytes()
+        };
         if writers == Writers::None || before.as_ref().is_some_and(same) {
             return Ok(Reading::Settled(Box::new(contents)));
         }
@@ -86,7 +87,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Reads the beginning of a file. `None` if the file changed meanwhile.
-fn read_once(mut file: &File) -> io::Result<Option<Contents>> {
+fn read_once(mut file: &File) -> io::Result<Option<FileBytes>> {
     let about = file.metadata()?;
     // Allocated at its final size: a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(vec![0; KEY_MAX]);
@@ -101,7 +102,7 @@ fn read_once(mut file: &File) -> io::Result<Option<Contents>> {
     }
     let whole = usize::try_from(about.len()).is_ok_and(|size| size.min(KEY_MAX) == len);
     let same = stamp(&about) == stamp(&file.metadata()?);
-    Ok((whole && same).then_some(Contents { bytes, len, about }))
+    Ok((whole && same).then_some(FileBytes { bytes, len, about }))
 }
 
 /// What changes when a file is replaced or written to.

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::contents::Scope;
 use crate::groups::{GROUP, GROUPS};
 use crate::rate_limit::RATE_LIMIT;
 use crate::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT, LISTENERS, MULTICAST};
-use crate::survey::Scope;
 use crate::{Config, Doubt, Source, Warnings, parse};
 
 const TEXT: &str = include_str!("../../../../docs/reference/configuration.md");

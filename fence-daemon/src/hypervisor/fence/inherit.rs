@@ -31,7 +31,7 @@ const RECENT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Where a domain that is to be started runs already.
-pub(super) enum Look {
+pub(super) enum RunsWhere {
     /// Nowhere, by the word of all URIs.
     Free,
     /// There.
@@ -49,23 +49,23 @@ pub(super) async fn first_round(known: &Known) {
 }
 
 /// Looks whether a domain runs at another URI than its own, which is asked anyway before the start.
-pub(super) async fn look(known: &Known, plan: &Plan) -> Look {
+pub(super) async fn look(known: &Known, plan: &Plan) -> RunsWhere {
     if known.uris.len() < 2 {
-        return Look::Free;
+        return RunsWhere::Free;
     }
     let target = Target::Uuid(plan.domain.uuid);
     let Answers { found, remembered, .. } = known.query(&target, |_| false).await;
     if let Some(there) = found.iter().find(|found| found.index != plan.index && found.is_active())
         && let Some(there) = known.identity(there)
     {
-        return Look::Runs(there);
+        return RunsWhere::Runs(there);
     }
     match remembered.iter().find(|(found, _)| found.index != plan.index && found.is_active()) {
         Some((found, error)) => {
             let uri = known.uris.get(found.index).map_or("", |uri| &*uri.text);
-            Look::Doubt(format!("it ran at {uri} by the last word from there, and there is no answer: {error}"))
+            RunsWhere::Doubt(format!("it ran at {uri} by the last word from there, and there is no answer: {error}"))
         }
-        None => Look::Free,
+        None => RunsWhere::Free,
     }
 }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval_at};
 
-use super::{Kept, Off, Record, Records, Source, Unproven, by_libvirt::destroy};
+use super::{Off, Record, RecordFile, Records, Source, Unproven, by_libvirt::destroy};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::hypervisor::deadline::Deadline;
@@ -53,7 +53,7 @@ pub(super) struct Killed {
     /// libvirt's own destroy, still under way.
     pub(super) destroy: Option<JoinHandle<()>>,
     /// What the next daemon finds of a reboot, if this one dies.
-    pub(super) kept: Option<Kept>,
+    pub(super) kept: Option<RecordFile>,
 }
 
 /// Kills the domain's process and waits until it is dead, however long that takes. `None`: this way

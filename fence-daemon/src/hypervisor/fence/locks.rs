@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-type Slot = tokio::sync::Mutex<()>;
+type DomainLock = tokio::sync::Mutex<()>;
 
 /// A domain's lock while it is held.
 pub(crate) type Held = tokio::sync::OwnedMutexGuard<()>;
@@ -25,7 +25,7 @@ pub(crate) type Held = tokio::sync::OwnedMutexGuard<()>;
 /// The locks. Only those in use exist.
 #[derive(Default)]
 pub(crate) struct Locks {
-    slots: Mutex<HashMap<Target, Weak<Slot>>>,
+    slots: Mutex<HashMap<Target, Weak<DomainLock>>>,
 }
 
 impl Locks {
@@ -39,14 +39,14 @@ impl Locks {
         self.slot(&Target::Uuid(uuid)).lock_owned().await
     }
 
-    fn slot(&self, target: &Target) -> Arc<Slot> {
+    fn slot(&self, target: &Target) -> Arc<DomainLock> {
         let mut slots = lock(&self.slots);
         if let Some(slot) = slots.get(target).and_then(Weak::upgrade) {
             return slot;
         }
         // New spellings come from outside, if only from key holders. Unused slots must not pile up.
         slots.retain(|_, slot| slot.strong_count() > 0);
-        let slot = Arc::new(Slot::default());
+        let slot = Arc::new(DomainLock::default());
         slots.insert(target.clone(), Arc::downgrade(&slot));
         slot
     }

@@ -26,7 +26,7 @@ use self::fence_race::{Dying, Refused};
 use self::locks::Held;
 use self::meant::{Meant, Purpose, Search};
 use self::off_at::OffAt;
-use self::record::{Inherited, Kept};
+use self::record::{Inherited, RecordFile};
 use self::start::Started;
 
 pub(crate) use self::fence_race::{FenceRaces, Fenced, Fencing};

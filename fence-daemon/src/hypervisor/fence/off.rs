@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Detail, Dying, Fenced, Fencing, Meant, OffAt, Orders, Outcome, Purpose, Refused, Requester};
 use crate::hypervisor::deadline::Deadline;
-use crate::hypervisor::known::{Found, sorted};
+use crate::hypervisor::known::{FoundDomain, sorted};
 
 /// How long libvirt's own destroy may keep a domain from being started after the kill: longer than
 /// its connection lives without an answer.
@@ -157,7 +157,7 @@ impl Orders {
         for (index, uuid) in starting {
             self.restarts.over(*index, *uuid, by).await;
             let answers = self.known.query_uris(&Target::Uuid(*uuid), |seen| seen.power.is_active()).await;
-            if !answers.found.iter().any(Found::is_active) {
+            if !answers.found.iter().any(FoundDomain::is_active) {
                 return Outcome { reply: Reply::Failure, detail: Detail::NotStartedAgain, ..outcome };
             }
         }

@@ -8,8 +8,8 @@ use tokio::task::JoinHandle;
 
 use super::proof::confirm;
 use super::{
-    Detail, Kept, Meant, Off, Orders, Outcome, Plan, Record, Records, Source, Unproven, by_libvirt, kill, orphans,
-    reset,
+    Detail, Meant, Off, Orders, Outcome, Plan, Record, RecordFile, Records, Source, Unproven, by_libvirt, kill,
+    orphans, reset,
 };
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -166,7 +166,7 @@ fn by_its_death(uri: &Uri, seen: &SeenDead, reboot: bool) -> Off {
 /// Writes down what the next daemon needs if this one dies while libvirt destroys a domain that is
 /// to be started again. Of a transient domain nothing can be said before its XML is known, which is
 /// when it is about to be destroyed.
-fn foresee(records: &Records, uri: &Uri, domain: &Identity) -> Option<(Record, Kept)> {
+fn foresee(records: &Records, uri: &Uri, domain: &Identity) -> Option<(Record, RecordFile)> {
     let entry = uri.table.get(domain.uuid).filter(|entry| entry.persistent)?;
     let instance = entry.instance?.id;
     let record = Record::new(&domain.uri, domain.uuid, &domain.name, Some(instance), None);

@@ -61,13 +61,13 @@ impl Record {
 
 /// A record on disk, and the lock that says that its daemon lives.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct RecordFile {
     directory: PathBuf,
     name: String,
     _lock: Locked,
 }
 
-impl Kept {
+impl RecordFile {
     /// The restart is no longer to be done.
     pub(crate) fn remove(&self) {
         if let Err(error) = file::remove(&self.directory, &self.name) {
@@ -81,7 +81,7 @@ impl Kept {
 #[derive(Debug)]
 pub(crate) struct Inherited {
     pub(crate) record: Record,
-    pub(crate) kept: Kept,
+    pub(crate) kept: RecordFile,
     /// How long ago it was written, by the wall clock.
     pub(crate) age: Duration,
 }
@@ -99,7 +99,7 @@ impl Records {
     }
 
     /// Writes a record. If that fails, the restart is done all the same while this daemon lives.
-    pub(crate) fn write(&self, record: &Record) -> Option<Kept> {
+    pub(crate) fn write(&self, record: &Record) -> Option<RecordFile> {
         let directory = self.directory.as_deref()?;
         let kept = write(directory, record);
         kept.inspect_err(|error| {
@@ -110,7 +110,7 @@ impl Records {
     }
 
     /// The domain of `record`, which was written before the kill, has died at `at`.
-    pub(crate) fn confirm(&self, record: Record, kept: Kept, at: Moment) -> Kept {
+    pub(crate) fn confirm(&self, record: Record, kept: RecordFile, at: Moment) -> RecordFile {
         // It takes the first one's place, or the first one stays.
         self.write(&record.of_dead(Some(at))).unwrap_or(kept)
     }
@@ -135,14 +135,14 @@ impl Records {
     }
 }
 
-fn write(directory: &Path, record: &Record) -> io::Result<Kept> {
+fn write(directory: &Path, record: &Record) -> io::Result<RecordFile> {
     // Named by the domain: a second record of it takes the first one's place.
     let harmless = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     let uri: String = record.uri.chars().map(harmless).take(100).collect();
     let name = format!("{}-{uri}.{ENDING}", record.uuid);
     let text = Zeroizing::new(serde_json::to_vec(record)?);
     let _lock = file::replace(directory, &name, &text)?;
-    Ok(Kept { directory: directory.to_owned(), name, _lock })
+    Ok(RecordFile { directory: directory.to_owned(), name, _lock })
 }
 
 fn take(directory: &Path, name: &str) -> io::Result<Option<Inherited>> {
@@ -155,7 +155,7 @@ fn take(directory: &Path, name: &str) -> io::Result<Option<Inherited>> {
     if record.version != VERSION {
         return Err(io::Error::other(format!("it is of version {}, this daemon knows {VERSION}", record.version)));
     }
-    let kept = Kept { directory: directory.to_owned(), name: name.to_owned(), _lock: left.lock };
+    let kept = RecordFile { directory: directory.to_owned(), name: name.to_owned(), _lock: left.lock };
     Ok(Some(Inherited { record, kept, age }))
 }
 

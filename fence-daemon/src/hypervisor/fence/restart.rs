@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
-use super::inherit::{self, Look};
+use super::inherit::{self, RunsWhere};
 use super::{Locks, Pending, Plan, Records, Restarts, Settling, Source, Started, pause, start};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
@@ -144,12 +144,12 @@ impl Restarter {
         // A moment after our own kill nobody else had the time to start it elsewhere.
         if plan.inherited || begun.elapsed() >= FRESH {
             match inherit::look(&self.known, plan).await {
-                Look::Free => {}
-                Look::Runs(there) => {
+                RunsWhere::Free => {}
+                RunsWhere::Runs(there) => {
                     tracing::info!(%domain, %there, "somebody else has started it after its reboot");
                     return Attempt::Over;
                 }
-                Look::Doubt(why) => return Attempt::NotYet(why),
+                RunsWhere::Doubt(why) => return Attempt::NotYet(why),
             }
         }
         fault::point(Point::BeforeRestart);

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{Kept, Record, Source};
+use super::{Record, RecordFile, Source};
 use crate::clock::Moment;
 use crate::hypervisor::known::{FRESH, Identity};
 
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     /// When it died, if that is known.
     pub(crate) died: Option<Moment>,
     /// Its record on disk.
-    pub(crate) kept: Option<Kept>,
+    pub(crate) kept: Option<RecordFile>,
     /// Whether an earlier daemon has left it. That one may have died before it killed.
     pub(crate) inherited: bool,
     /// Whether it is only reported, and somebody has to see to it: it is too old to be carried out

@@ -7,7 +7,7 @@ use fence_common::wire::Reply;
 
 use super::{Detail, Outcome, Restarts, Unproven};
 use crate::clock::Moment;
-use crate::hypervisor::known::{Answers, Found, Identity, Instance, Known};
+use crate::hypervisor::known::{Answers, FoundDomain, Identity, Instance, Known};
 use crate::hypervisor::libvirt::{CallError, Power, Seen, State};
 use crate::hypervisor::process::{Left, Remains, Whom};
 
@@ -36,8 +36,8 @@ pub(crate) async fn status(known: &Known, target: &Target) -> Outcome {
     let answers = known.query(target, |seen| seen.power.is_active()).await;
     // In this order: a domain that runs anywhere is on; of one that may run elsewhere nothing is
     // said; only then it is off.
-    let is_on = |found: &&Found| found.is_active();
-    let is_here = |found: &&Found| !known.uris[found.index].table.is_elsewhere(found.seen.uuid);
+    let is_on = |found: &&FoundDomain| found.is_active();
+    let is_here = |found: &&FoundDomain| !known.uris[found.index].table.is_elsewhere(found.seen.uuid);
     let on = answers.found.iter().filter(is_on).find(is_here).map(|found| (found, None));
     let moving = answers.found.iter().find(is_on).map(|found| (found, Some(Detail::Migrating)));
     let moved = answers.found.iter().find(|found| found.seen.power == Power::MovedAway);
@@ -86,9 +86,9 @@ fn lives(known: &Known, target: &Target) -> Option<Outcome> {
 
 /// The status of a domain that is off by libvirt's word at these URIs: on, or a failure, if this
 /// host says so of any of them.
-async fn status_of_off(known: &Known, found: &[Found]) -> Outcome {
+async fn status_of_off(known: &Known, found: &[FoundDomain]) -> Outcome {
     let mut asked: Vec<Whom> = Vec::new();
-    for Found { index, seen } in found {
+    for FoundDomain { index, seen } in found {
         for (index, whom) in known.whoms(*index, seen.uuid, &seen.name) {
             if asked.contains(&whom) {
                 continue;
@@ -156,7 +156,7 @@ pub(crate) async fn presence(known: &Known, restarts: &Restarts, target: &Target
     }
     // The table may be a moment behind.
     let Answers { found, remembered, .. } = known.query(target, |seen: &Seen| seen.power.is_active()).await;
-    let (mut is_off, mut runs) = (false, found.iter().any(Found::is_active));
+    let (mut is_off, mut runs) = (false, found.iter().any(FoundDomain::is_active));
     for found in found.iter().filter(|found| found.seen.power == Power::Off) {
         is_off = true;
         runs = runs || known.lives(found).await;
@@ -177,7 +177,7 @@ pub(super) fn nowhere(answers: Answers) -> Detail {
 }
 
 /// Why nothing is said of a domain at a silent URI.
-pub(super) fn last_word(known: &Known, found: &Found, error: CallError) -> Detail {
+pub(super) fn last_word(known: &Known, found: &FoundDomain, error: CallError) -> Detail {
     match (found.seen.power, known.uris.get(found.index)) {
         (Power::Active(_), Some(uri)) => Detail::LastActive { uri: Arc::clone(&uri.text), error },
         _ => Detail::MovedAway,

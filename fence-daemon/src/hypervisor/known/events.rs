@@ -53,7 +53,7 @@ enum Done {
 struct Looks {
     due: BTreeSet<Uuid>,
     /// Those that are being looked at.
-    busy: HashMap<Uuid, Look>,
+    busy: HashMap<Uuid, LookUnderWay>,
     /// Failed or partial looks, and when to try again.
     later: HashMap<Uuid, Instant>,
     /// How often in a row a look failed.
@@ -61,7 +61,7 @@ struct Looks {
 }
 
 /// A look that is under way.
-struct Look {
+struct LookUnderWay {
     since: Instant,
     /// Whether something has happened to the domain since.
     again: bool,
@@ -85,7 +85,7 @@ impl Looks {
             return None;
         }
         let uuid = self.due.pop_first()?;
-        self.busy.insert(uuid, Look { since: now, again: false });
+        self.busy.insert(uuid, LookUnderWay { since: now, again: false });
         Some(uuid)
     }
 

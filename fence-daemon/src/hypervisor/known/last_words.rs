@@ -88,14 +88,14 @@ impl Recalled {
 
 /// The file's content.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
+struct StoredWords {
     version: u32,
-    domains: Vec<Line>,
+    domains: Vec<StoredWord>,
 }
 
 /// One word in the file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Line {
+struct StoredWord {
     uri: String,
     uuid: Uuid,
     name: String,
@@ -114,7 +114,7 @@ pub(crate) fn recall(uris: &[Arc<Uri>], directory: &Path) {
             return;
         }
     };
-    for Line { uri, uuid, name, state } in lines {
+    for StoredWord { uri, uuid, name, state } in lines {
         let Some(uri) = uris.iter().find(|known| *known.text == *uri) else { continue };
         let power = state.map_or(Power::MovedAway, |state| Power::Active(State(state)));
         uri.table.recalled.words().insert(uuid, Word { name, power });
@@ -157,7 +157,7 @@ pub(crate) async fn keep(uris: Vec<Arc<Uri>>, directory: Option<PathBuf>, mut st
         if now == written {
             continue;
         }
-        let (place, kept) = (directory.clone(), Kept { version: VERSION, domains: now.clone() });
+        let (place, kept) = (directory.clone(), StoredWords { version: VERSION, domains: now.clone() });
         // On a thread of its own: the file system may hang.
         let write = tokio::task::spawn_blocking(move || write(&place, &kept));
         match write.await.unwrap_or_else(|error| Err(error.into())) {
@@ -179,26 +179,26 @@ fn settle(uris: &[Arc<Uri>]) {
 }
 
 /// All words that the next daemon must know. What lives inside this process dies with it.
-fn lines(uris: &[Arc<Uri>]) -> Vec<Line> {
+fn lines(uris: &[Arc<Uri>]) -> Vec<StoredWord> {
     let mut lines: Vec<_> = uris
         .iter()
         .filter(|uri| !uri.is_in_process())
         .flat_map(|uri| uri.table.last_words().into_iter().map(|word| (uri.text.to_string(), word)))
         .map(|(uri, (uuid, Word { name, power }))| {
             let state = if let Power::Active(State(state)) = power { Some(state) } else { None };
-            Line { uri, uuid, name, state }
+            StoredWord { uri, uuid, name, state }
         })
         .collect();
     lines.sort_unstable();
     lines
 }
 
-fn read(directory: &Path) -> io::Result<Vec<Line>> {
-    let kept: Kept = serde_json::from_slice(&file::read(directory, FILE, SIZE_LIMIT)?)?;
+fn read(directory: &Path) -> io::Result<Vec<StoredWord>> {
+    let kept: StoredWords = serde_json::from_slice(&file::read(directory, FILE, SIZE_LIMIT)?)?;
     if kept.version == VERSION { Ok(kept.domains) } else { Err(io::Error::other("it has an unknown form")) }
 }
 
-fn write(directory: &Path, kept: &Kept) -> io::Result<()> {
+fn write(directory: &Path, kept: &StoredWords) -> io::Result<()> {
     file::replace(directory, FILE, &serde_json::to_vec(kept)?).map(drop)
 }
 
@@ -209,8 +209,8 @@ mod tests {
 
     const URI: &str = "qemu+unix:///system?socket=/nonexistent/socket";
 
-    fn line(number: u128, state: Option<u8>) -> Line {
-        Line { uri: URI.to_owned(), uuid: Uuid::from_u128(number), name: format!("vm{number}"), state }
+    fn line(number: u128, state: Option<u8>) -> StoredWord {
+        StoredWord { uri: URI.to_owned(), uuid: Uuid::from_u128(number), name: format!("vm{number}"), state }
     }
 
     #[test]
@@ -218,7 +218,7 @@ mod tests {
         let scratch = tempdir().unwrap();
         let directory = scratch.path().join("state");
         let domains = vec![line(1, Some(1)), line(2, None)];
-        write(&directory, &Kept { version: VERSION, domains: domains.clone() }).unwrap();
+        write(&directory, &StoredWords { version: VERSION, domains: domains.clone() }).unwrap();
         let uris = [Uri::new(URI, 0), Uri::new("lxc:///", 1)];
         recall(&uris, &directory);
         assert_eq!(lines(&uris), domains);
@@ -240,6 +240,6 @@ mod tests {
             recall(&uris, scratch.path());
             assert!(lines(&uris).is_empty());
         }
-        assert!(write(Path::new("/proc/nowhere"), &Kept::default()).is_err());
+        assert!(write(Path::new("/proc/nowhere"), &StoredWords::default()).is_err());
     }
 }

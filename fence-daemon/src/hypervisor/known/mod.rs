@@ -24,7 +24,7 @@ use super::process::Host;
 
 pub(crate) use self::deaths::{FRESH, SeenDead};
 pub(crate) use self::presumed::Unknown;
-pub(crate) use self::query_all::{Answers, Found, sorted};
+pub(crate) use self::query_all::{Answers, FoundDomain, sorted};
 pub(crate) use self::stale::NOTICES_WITHIN;
 pub(crate) use self::table::{Entry, Instance, Table};
 pub(crate) use self::uri::Uri;

@@ -4,7 +4,7 @@
 use fence_common::target::Target;
 use uuid::Uuid;
 
-use super::{Found, Identity, Known, Uri};
+use super::{FoundDomain, Identity, Known, Uri};
 use crate::hypervisor::process::{Driver, Job, Look, Remains, Whom};
 
 /// A domain of which this host has processes, whatever the URIs say of it.
@@ -55,7 +55,7 @@ impl Known {
     }
 
     /// Whether something of a domain that is off by libvirt's word lives here, for reports.
-    pub(crate) async fn lives(&self, Found { index, seen }: &Found) -> bool {
+    pub(crate) async fn lives(&self, FoundDomain { index, seen }: &FoundDomain) -> bool {
         for (_, whom) in self.whoms(*index, seen.uuid, &seen.name) {
             if !matches!(self.host.remains_now(&whom).await, Remains::Nothing) {
                 return true;

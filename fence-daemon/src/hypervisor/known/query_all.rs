@@ -30,12 +30,12 @@ use crate::hypervisor::process::{Job, Remains, Whom};
 
 /// A domain at the URI with this index.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct FoundDomain {
     pub(crate) index: usize,
     pub(crate) seen: Seen,
 }
 
-impl Found {
+impl FoundDomain {
     pub(crate) fn is_active(&self) -> bool {
         self.seen.power.is_active()
     }
@@ -44,15 +44,15 @@ impl Found {
 /// What the URIs say about a target. A URI that is in no list positively does not know it.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
-    pub(crate) found: Vec<Found>,
+    pub(crate) found: Vec<FoundDomain>,
     /// The last words of the URIs that do not answer, and why they do not.
-    pub(crate) remembered: Vec<(Found, CallError)>,
+    pub(crate) remembered: Vec<(FoundDomain, CallError)>,
     pub(crate) doubts: Vec<(Arc<str>, CallError)>,
 }
 
 impl Known {
     /// Which domain was found, and where.
-    pub(crate) fn identity(&self, found: &Found) -> Option<Identity> {
+    pub(crate) fn identity(&self, found: &FoundDomain) -> Option<Identity> {
         Some(self.uris.get(found.index)?.identity(found.seen.uuid, &found.seen.name))
     }
 
@@ -72,7 +72,7 @@ impl Known {
     }
 
     /// Whether nothing of a domain lives on this host, and it has not left the host.
-    pub(crate) async fn is_disproved(&self, found: &Found) -> bool {
+    pub(crate) async fn is_disproved(&self, found: &FoundDomain) -> bool {
         let Seen { uuid, name, .. } = &found.seen;
         let whom = self.uris.get(found.index).and_then(|uri| uri.table.whom(*uuid, name));
         let Some(whom) = whom.filter(|_| found.is_active()) else { return false };
@@ -127,7 +127,7 @@ impl Known {
                         },
                     };
                     let enough = enough(&seen);
-                    answers.found.push(Found { index, seen });
+                    answers.found.push(FoundDomain { index, seen });
                     if enough {
                         return answers;
                     }
@@ -181,7 +181,7 @@ impl Known {
         let uri = &self.uris[index];
         if let Some((uuid, Word { name, power })) = uri.table.last_word(target) {
             let seen = Seen { name, uuid, id: None, power };
-            answers.remembered.push((Found { index, seen }, error.clone()));
+            answers.remembered.push((FoundDomain { index, seen }, error.clone()));
         }
         answers.doubts.push((Arc::clone(&uri.text), error));
     }

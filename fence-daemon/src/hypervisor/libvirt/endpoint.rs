@@ -72,7 +72,7 @@ impl LinkState {
 
 /// The open connections to a URI, which are lost together. Dropping it closes each of them when its
 /// thread has ended its call.
-struct Link {
+struct OpenConnections {
     common: Arc<Common>,
     queries: Pool<Arc<Connection>>,
     actions: Pool<Arc<Connection>>,
@@ -80,7 +80,7 @@ struct Link {
     told: Told,
 }
 
-impl Link {
+impl OpenConnections {
     fn pool(&self, lane: Lane) -> &Pool<Arc<Connection>> {
         if lane.asks_only() { &self.queries } else { &self.actions }
     }
@@ -131,7 +131,7 @@ pub(crate) struct Endpoint {
     /// Whether threads may share a connection.
     shares: bool,
     state: watch::Sender<LinkState>,
-    link: Mutex<Option<Link>>,
+    link: Mutex<Option<OpenConnections>>,
     /// Wakes the keeper out of its back-off.
     wanted: Notify,
     /// Set while the URI is connected but has not answered a query in time. The next answer clears
@@ -246,12 +246,12 @@ impl Endpoint {
         }
     }
 
-    fn link(&self) -> std::sync::MutexGuard<'_, Option<Link>> {
+    fn link(&self) -> std::sync::MutexGuard<'_, Option<OpenConnections>> {
         lock(&self.link)
     }
 
     /// Puts another link, or none, in the place of the present one, and makes it known.
-    fn replace(&self, link: Option<Link>, news: impl FnOnce(&mut LinkState)) {
+    fn replace(&self, link: Option<OpenConnections>, news: impl FnOnce(&mut LinkState)) {
         let mut present = self.link();
         let connected = link.is_some();
         let old = std::mem::replace(&mut *present, link);
@@ -301,7 +301,7 @@ impl Endpoint {
         follow: impl Fn(Told, mpsc::UnboundedReceiver<News>) -> F,
     ) {
         // All attempts report here, also those that were given up as stuck.
-        let (report, mut reports) = mpsc::unbounded_channel::<Attempt>();
+        let (report, mut reports) = mpsc::unbounded_channel::<ConnectAttempt>();
         let mut under_way = 0_usize;
         let mut pause = RETRY_MIN;
         loop {
@@ -351,7 +351,7 @@ impl Endpoint {
 
     /// Waits for an attempt's report, and makes a silence known. `None`: the newest attempt is
     /// stuck.
-    async fn outcome(&self, reports: &mut mpsc::UnboundedReceiver<Attempt>) -> Option<Attempt> {
+    async fn outcome(&self, reports: &mut mpsc::UnboundedReceiver<ConnectAttempt>) -> Option<ConnectAttempt> {
         if let Ok(attempt) = timeout(OPEN_SILENCE, reports.recv()).await {
             return attempt;
         }
@@ -372,7 +372,7 @@ impl Endpoint {
     }
 
     /// Tries once to connect, on a thread of its own, and reports. The thread serves queries then.
-    fn attempt(&self, report: mpsc::UnboundedSender<Attempt>) {
+    fn attempt(&self, report: mpsc::UnboundedSender<ConnectAttempt>) {
         let (uri, open, index, shares) = (Arc::clone(&self.text), Arc::clone(&self.open), self.index, self.shares);
         let on_failure = report.clone();
         let connect = move || {
@@ -398,7 +398,12 @@ impl LinkState {
 }
 
 /// Opens the first connection, hands out the link, and serves queries over the connection.
-fn connect(common: &Arc<Common>, index: usize, shares: bool, hand_out: impl FnOnce(Link)) -> Result<(), CallError> {
+fn connect(
+    common: &Arc<Common>,
+    index: usize,
+    shares: bool,
+    hand_out: impl FnOnce(OpenConnections),
+) -> Result<(), CallError> {
     let mut first = Connection::open(common)?;
     let told = first.listen();
     let first = Arc::new(first);
@@ -413,7 +418,7 @@ fn connect(common: &Arc<Common>, index: usize, shares: bool, hand_out: impl FnOn
     let actions = pool("act", Some(own));
     // At once: a kill does not wait for libvirt's own destroy, which is of no use when it is late.
     actions.warm();
-    queries.adopt(first, |queries| hand_out(Link { common: Arc::clone(common), queries, actions, told }));
+    queries.adopt(first, |queries| hand_out(OpenConnections { common: Arc::clone(common), queries, actions, told }));
     Ok(())
 }
 
@@ -425,7 +430,7 @@ fn is_remote(uri: &str) -> bool {
 }
 
 /// What came of an attempt to connect.
-type Attempt = Result<(Link, mpsc::UnboundedReceiver<News>), Failed>;
+type ConnectAttempt = Result<(OpenConnections, mpsc::UnboundedReceiver<News>), Failed>;
 
 /// Why an attempt has failed.
 struct Failed {

@@ -40,14 +40,14 @@ pub(crate) struct Told {
 }
 
 /// What is called with the news, on libvirt's event thread. It must neither block nor call libvirt.
-pub(super) type Listener = Arc<dyn Fn(News) + Send + Sync>;
+pub(super) type NewsHandler = Arc<dyn Fn(News) + Send + Sync>;
 
 /// The listeners of the open connections, by the number that libvirt hands back as the callback's
 /// opaque value.
 ///
 /// A number and not a pointer: libvirt drivers differ in when, and whether, they free a callback's
 /// data. A number needs no owner. A late callback finds no listener instead of freed memory.
-static LISTENERS: OnceLock<Mutex<HashMap<usize, Listener>>> = OnceLock::new();
+static LISTENERS: OnceLock<Mutex<HashMap<usize, NewsHandler>>> = OnceLock::new();
 
 /// The next number to give out.
 static NEXT: AtomicUsize = AtomicUsize::new(1);
@@ -96,7 +96,7 @@ impl Watch {
     /// Has `listener` called when `connect` turns out dead. Drivers in our own process cannot lose
     /// a connection: they accept the callback and never call. Without the callback calls still end
     /// when the kernel ends the connection.
-    pub(super) fn begin(connect: &Connect, listener: Listener) -> Self {
+    pub(super) fn begin(connect: &Connect, listener: NewsHandler) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         listeners().insert(number, listener);
         let close: virt_sys::virConnectCloseFunc = Some(on_close);
@@ -188,7 +188,7 @@ impl Watch {
 
 /// The listeners, whatever happened to a thread that held them: a map of callbacks is whole between
 /// any two of its operations.
-fn listeners() -> MutexGuard<'static, HashMap<usize, Listener>> {
+fn listeners() -> MutexGuard<'static, HashMap<usize, NewsHandler>> {
     lock(LISTENERS.get_or_init(Mutex::default))
 }
 

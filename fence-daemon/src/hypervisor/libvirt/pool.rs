@@ -104,7 +104,7 @@ struct Waiting<C> {
     call: Call<C>,
 }
 
-struct Queue<C> {
+struct CallQueue<C> {
     waiting: VecDeque<Waiting<C>>,
     next: u64,
     /// Calls under way, by lane.
@@ -116,7 +116,7 @@ struct Queue<C> {
     closed: bool,
 }
 
-impl<C> Queue<C> {
+impl<C> CallQueue<C> {
     fn has_room(&self, lane: Lane, is_remote: bool) -> bool {
         self.busy[lane as usize] < lane.calls(is_remote)
     }
@@ -131,19 +131,19 @@ impl<C> Queue<C> {
     }
 }
 
-struct Shared<C> {
+struct SharedPool<C> {
     name: String,
     is_remote: bool,
     supply: Box<dyn Supply<C>>,
-    queue: Mutex<Queue<C>>,
+    queue: Mutex<CallQueue<C>>,
     news: Condvar,
 }
 
 /// The pool. Dropping it lets its threads end after the call that each is in.
-pub(super) struct Pool<C: 'static>(Arc<Shared<C>>);
+pub(super) struct Pool<C: 'static>(Arc<SharedPool<C>>);
 
 /// A queued call.
-pub(super) struct Queued<C>(Arc<Shared<C>>, u64);
+pub(super) struct Queued<C>(Arc<SharedPool<C>>, u64);
 
 impl<C: 'static> Queued<C> {
     /// Takes the call out of the queue again. `false`: it has begun, or is over.
@@ -162,8 +162,8 @@ impl<C: 'static> Pool<C> {
     pub(super) fn new(name: String, is_remote: bool, supply: Box<dyn Supply<C>>) -> Self {
         let busy = [0; Lane::ALL.len()];
         let (waiting, next, threads, idle) = (VecDeque::new(), 0, 0, 0);
-        let queue = Mutex::new(Queue { waiting, next, busy, threads, idle, opening: false, closed: false });
-        Self(Arc::new(Shared { name, is_remote, supply, queue, news: Condvar::new() }))
+        let queue = Mutex::new(CallQueue { waiting, next, busy, threads, idle, opening: false, closed: false });
+        Self(Arc::new(SharedPool { name, is_remote, supply, queue, news: Condvar::new() }))
     }
 
     /// Queues a call for a thread of the pool.
@@ -172,7 +172,7 @@ impl<C: 'static> Pool<C> {
     /// The queue is full.
     pub(super) fn submit(&self, lane: Lane, begin_by: Instant, call: Call<C>) -> Result<Queued<C>, &'static str> {
         let mut queue = self.0.queue();
-        let is_full = |queue: &Queue<C>| queue.waiting.iter().filter(|it| it.lane == lane).count() >= QUEUE_LIMIT;
+        let is_full = |queue: &CallQueue<C>| queue.waiting.iter().filter(|it| it.lane == lane).count() >= QUEUE_LIMIT;
         if is_full(&queue) {
             let now = Instant::now();
             queue.waiting.retain(|waiting| waiting.begin_by > now);
@@ -214,20 +214,20 @@ impl<C: 'static> Drop for Pool<C> {
     }
 }
 
-impl<C: 'static> Shared<C> {
+impl<C: 'static> SharedPool<C> {
     /// The queue, whatever happened to a thread that held it: calls run outside the lock.
-    fn queue(&self) -> MutexGuard<'_, Queue<C>> {
+    fn queue(&self) -> MutexGuard<'_, CallQueue<C>> {
         lock(&self.queue)
     }
 
     /// Starts another thread if there is work for it.
-    fn grow(self: &Arc<Self>, queue: &mut Queue<C>) {
+    fn grow(self: &Arc<Self>, queue: &mut CallQueue<C>) {
         if queue.wants_thread(self.is_remote) {
             self.spawn(queue);
         }
     }
 
-    fn spawn(self: &Arc<Self>, queue: &mut Queue<C>) {
+    fn spawn(self: &Arc<Self>, queue: &mut CallQueue<C>) {
         let shared = Arc::clone(self);
         let open = move || {
             if let Some(own) = shared.open() {
@@ -354,10 +354,10 @@ mod tests {
 
     /// Numbers instead of connections: each opened one is the next.
     #[derive(Clone, Default)]
-    struct Numbers(Arc<Known>);
+    struct Numbers(Arc<Counted>);
 
     #[derive(Default)]
-    struct Known {
+    struct Counted {
         opened: AtomicUsize,
         most: Option<usize>,
         renewed: AtomicUsize,
@@ -517,7 +517,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_opened_is_not_tried_all_the_time_and_the_others_serve() {
-        let numbers = Numbers(Arc::new(Known { most: Some(1), ..Known::default() }));
+        let numbers = Numbers(Arc::new(Counted { most: Some(1), ..Counted::default() }));
         let pool = pool(&numbers);
         let (done, results) = mpsc::channel();
         for _ in 0..2 {
@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn where_none_can_be_opened_that_is_said_and_calls_end_with_the_pool() {
-        let numbers = Numbers(Arc::new(Known { most: Some(0), ..Known::default() }));
+        let numbers = Numbers(Arc::new(Counted { most: Some(0), ..Counted::default() }));
         let pool = pool(&numbers);
         let (done, results) = mpsc::channel();
         let call = Box::new(move |own: Option<&usize>| done.send(own.copied()).unwrap());

@@ -16,14 +16,14 @@ pub(super) const START_SLACK: Duration = Duration::from_secs(2);
 
 /// A command line that names a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Line {
+pub(crate) struct CommandLine {
     /// Its `-uuid`.
     pub(crate) uuid: Uuid,
     /// Its `-name guest=`, which libvirt writes for each machine, and nobody types.
     pub(crate) name: Option<String>,
 }
 
-impl Line {
+impl CommandLine {
     /// Reads the arguments of a process. Of several `-uuid` QEMU takes the last.
     pub(super) fn of(arguments: &[u8]) -> Option<Self> {
         let value_of = |flag: &[u8]| {
@@ -149,14 +149,14 @@ mod tests {
 
     const UUID: &str = "5b3a3d3e-2c1f-4a69-8d3c-0a1b2c3d4e5f";
 
-    fn line(arguments: &[&str]) -> Option<Line> {
-        Line::of(format!("{}\0", arguments.join("\0")).as_bytes())
+    fn line(arguments: &[&str]) -> Option<CommandLine> {
+        CommandLine::of(format!("{}\0", arguments.join("\0")).as_bytes())
     }
 
     #[test]
     fn a_machine_is_told_by_its_arguments_and_not_by_its_program() {
         let uuid = Uuid::parse_str(UUID).unwrap();
-        let named = |name: Option<&str>| Some(Line { uuid, name: name.map(str::to_owned) });
+        let named = |name: Option<&str>| Some(CommandLine { uuid, name: name.map(str::to_owned) });
         let as_libvirt = ["-name", "guest=a,,b,debug-threads=on", "-S", "-uuid", UUID];
         for program in ["/usr/bin/qemu-system-x86_64", ".qemu-system-x86_64-wrapped", "/bin/sh", "strace", ""] {
             assert_eq!(line(&[&[program], &as_libvirt[..]].concat()), named(Some("a,b")), "{program}");

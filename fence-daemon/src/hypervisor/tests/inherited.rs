@@ -7,15 +7,20 @@ use crate::clock::Moment;
 use crate::hypervisor::fence::{Record, Records};
 
 /// Name, UUID, number of the instance, XML.
-type Left<'l> = (&'l str, u128, Option<u32>, Option<&'l str>);
+type RecordParts<'l> = (&'l str, u128, Option<u32>, Option<&'l str>);
 
 /// What a daemon leaves that dies after it has written down to restart these.
-fn left_behind(directory: &TempDir, uri: &str, restarts: &[Left<'_>]) -> Options {
+fn left_behind(directory: &TempDir, uri: &str, restarts: &[RecordParts<'_>]) -> Options {
     left_behind_by(directory, uri, restarts, None)
 }
 
 /// The same of a daemon that has written down when they died.
-pub(super) fn left_behind_by(directory: &TempDir, uri: &str, restarts: &[Left<'_>], died: Option<Moment>) -> Options {
+pub(super) fn left_behind_by(
+    directory: &TempDir,
+    uri: &str,
+    restarts: &[RecordParts<'_>],
+    died: Option<Moment>,
+) -> Options {
     let state = Some(directory.path().join("state"));
     let records = Records::new(state.clone());
     for (name, uuid, instance, xml) in restarts {

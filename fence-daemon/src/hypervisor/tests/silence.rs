@@ -2,7 +2,7 @@
 //! `off` would not.
 
 use super::*;
-use crate::hypervisor::known::{Entry, Found, Instance};
+use crate::hypervisor::known::{Entry, FoundDomain, Instance};
 use crate::hypervisor::libvirt::{Power, Seen};
 
 /// Nobody is there: it never connects.
@@ -136,6 +136,6 @@ async fn a_machine_without_a_record_may_have_moved() {
             id: Some(7),
             power: Power::Active(State(1)),
         };
-        assert_eq!(h.known.is_disproved(&Found { index, seen }).await, disproved, "{}", local[index]);
+        assert_eq!(h.known.is_disproved(&FoundDomain { index, seen }).await, disproved, "{}", local[index]);
     }
 }

@@ -10,9 +10,9 @@ use super::{Error, KernelProgram, map_error};
 
 /// Reads the counters without the program at hand. They keep their last values when it is gone.
 #[derive(Debug)]
-pub struct Reader(Map);
+pub struct CounterReader(Map);
 
-impl Reader {
+impl CounterReader {
     /// A counter's sum over all CPUs.
     ///
     /// # Errors
@@ -27,11 +27,11 @@ impl KernelProgram {
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn reader(&self) -> Result<Reader, Error> {
+    pub fn reader(&self) -> Result<CounterReader, Error> {
         let Map::PerCpuArray(map) = &self.counters else { return Err(Error::Missing(name::COUNTERS)) };
         let fd = map.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError);
         let map = fd.and_then(MapData::from_fd).map_err(map_error(name::COUNTERS))?;
-        Ok(Reader(Map::PerCpuArray(map)))
+        Ok(CounterReader(Map::PerCpuArray(map)))
     }
 
     /// The sum of each counter over all CPUs.

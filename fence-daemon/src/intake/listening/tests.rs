@@ -60,15 +60,15 @@ impl Bench {
         bench
     }
 
-    fn step(&mut self, there: &[Present], changes: &Changes) -> (Vec<Command>, Vec<Line>) {
+    fn step(&mut self, there: &[Present], changes: &Changes) -> (Vec<Command>, Vec<InterfaceNews>) {
         self.step_with(&Now { there, changes, spoilt: &BTreeMap::new(), again: false })
     }
 
-    fn again(&mut self, there: &[Present]) -> (Vec<Command>, Vec<Line>) {
+    fn again(&mut self, there: &[Present]) -> (Vec<Command>, Vec<InterfaceNews>) {
         self.step_with(&Now { there, changes: &Changes::default(), spoilt: &BTreeMap::new(), again: true })
     }
 
-    fn step_with(&mut self, now: &Now<'_>) -> (Vec<Command>, Vec<Line>) {
+    fn step_with(&mut self, now: &Now<'_>) -> (Vec<Command>, Vec<InterfaceNews>) {
         let commands = self.listening.look(now);
         for command in &commands {
             match command {
@@ -88,14 +88,14 @@ impl Bench {
     }
 }
 
-fn nothing() -> (Vec<Command>, Vec<Line>) {
+fn nothing() -> (Vec<Command>, Vec<InterfaceNews>) {
     (vec![], vec![])
 }
 
 #[test]
 fn a_missing_interface_is_logged_once_at_the_start() {
     let mut bench = Bench::new();
-    assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![Line::Missing]));
+    assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![InterfaceNews::Missing]));
     assert_eq!(bench.step(&[], &touched(3)), nothing());
     assert!(!bench.listening.hears() && bench.listening.status().contains("waiting"));
     // Being made: it is there, and not up yet.
@@ -110,12 +110,12 @@ fn a_missing_interface_is_logged_once_at_the_start() {
 #[test]
 fn an_interface_that_is_or_stays_down_is_logged() {
     let mut bench = Bench::new();
-    assert_eq!(bench.step(&[down(5)], &Changes::default()).1, [Line::Down]);
+    assert_eq!(bench.step(&[down(5)], &Changes::default()).1, [InterfaceNews::Down]);
     let mut bench = Bench::new();
     bench.step(&[], &Changes::default());
     assert_eq!(bench.step(&[down(5)], &touched(5)).1, []);
     assert!(bench.listening.is_unfinished(), "looked at again without a change");
-    assert_eq!(bench.again(&[down(5)]), (vec![], vec![Line::Down]));
+    assert_eq!(bench.again(&[down(5)]), (vec![], vec![InterfaceNews::Down]));
     assert!(!bench.listening.is_unfinished());
 }
 
@@ -125,7 +125,7 @@ fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
     let mut bench = late();
     assert_eq!(bench.step(&[up(5)], &Changes::default()), (vec![Command::Join(interface(5))], vec![]));
     bench.listening.bring_program();
-    let attached = (vec![Command::Attach(interface(5))], vec![Line::Program(AttachedMode::Generic)]);
+    let attached = (vec![Command::Attach(interface(5))], vec![InterfaceNews::Program(AttachedMode::Generic)]);
     assert_eq!(bench.step(&[up(5)], &Changes::default()), attached);
     assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
 
@@ -142,18 +142,18 @@ fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
     bench.step(&[up(5)], &Changes::default());
     bench.listening.bring_program();
     bench.refuse = Some(occupied());
-    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [Line::NoProgram("occupied".to_owned())]);
+    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [InterfaceNews::NoProgram("occupied".to_owned())]);
     assert_eq!(bench.again(&[up(5)]).1, []);
 }
 
 #[test]
 fn a_gone_interface_is_left_and_a_new_one_joined() {
     let mut bench = Bench::begun();
-    assert_eq!(bench.step(&[], &gone(5)), (vec![Command::Detach(5), Command::Leave(5)], vec![Line::Gone]));
+    assert_eq!(bench.step(&[], &gone(5)), (vec![Command::Detach(5), Command::Leave(5)], vec![InterfaceNews::Gone]));
     assert!(!bench.listening.hears() && bench.listening.attached_to().is_empty());
     let (commands, lines) = bench.step(&[up(7)], &touched(7));
     assert_eq!(commands, [Command::Join(interface(7)), Command::Attach(interface(7))]);
-    assert_eq!(lines, [Line::Heard(Again::Came)]);
+    assert_eq!(lines, [InterfaceNews::Heard(Again::Came)]);
 }
 
 #[test]
@@ -161,11 +161,11 @@ fn a_deletion_counts_though_the_number_is_there_again() {
     let mut bench = Bench::begun();
     let (commands, lines) = bench.step(&[up(5)], &gone(5));
     let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
-    assert_eq!((commands, lines), (all.to_vec(), vec![Line::Heard(Again::MadeAnew)]));
+    assert_eq!((commands, lines), (all.to_vec(), vec![InterfaceNews::Heard(Again::MadeAnew)]));
     assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
     // Seen between its creation and its being switched on: gone until then.
-    assert_eq!(bench.step(&[down(6)], &gone(5)).1, [Line::Gone]);
-    assert_eq!(bench.step(&[up(6)], &touched(6)), (vec![], vec![Line::Heard(Again::Came)]));
+    assert_eq!(bench.step(&[down(6)], &gone(5)).1, [InterfaceNews::Gone]);
+    assert_eq!(bench.step(&[up(6)], &touched(6)), (vec![], vec![InterfaceNews::Heard(Again::Came)]));
 }
 
 #[test]
@@ -175,10 +175,10 @@ fn an_interface_that_vanishes_before_the_join_causes_no_error() {
     let commands = bench.listening.look(&now);
     assert_eq!(commands[2..], [Command::Join(interface(6)), Command::Attach(interface(6))]);
     bench.listening.vanished(6);
-    assert_eq!(bench.listening.tell(), [(NAME.to_owned(), Line::Gone)]);
+    assert_eq!(bench.listening.tell(), [(NAME.to_owned(), InterfaceNews::Gone)]);
     assert!(!bench.listening.hears());
     assert_eq!(bench.step(&[], &gone(6)), nothing());
-    assert_eq!(bench.step(&[up(7)], &touched(7)).1, [Line::Heard(Again::Came)]);
+    assert_eq!(bench.step(&[up(7)], &touched(7)).1, [InterfaceNews::Heard(Again::Came)]);
 }
 
 #[test]
@@ -197,21 +197,21 @@ fn lost_messages_redo_everything_and_log_nothing() {
     let (commands, lines) = bench.step(&[up(5)], &Changes::everything());
     let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
     assert_eq!((commands, lines), (all.to_vec(), vec![]));
-    assert_eq!(bench.step(&[], &Changes::everything()).1, [Line::Gone]);
+    assert_eq!(bench.step(&[], &Changes::everything()).1, [InterfaceNews::Gone]);
 }
 
 #[test]
 fn down_and_up_are_told_and_change_nothing() {
     let mut bench = Bench::begun();
-    assert_eq!(bench.step(&[down(5)], &touched(5)), (vec![], vec![Line::Down]));
+    assert_eq!(bench.step(&[down(5)], &touched(5)), (vec![], vec![InterfaceNews::Down]));
     assert!(!bench.listening.hears() && bench.listening.status().contains("down"));
-    assert_eq!(bench.step(&[up(5)], &touched(5)), (vec![], vec![Line::Heard(Again::Up)]));
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (vec![], vec![InterfaceNews::Heard(Again::Up)]));
 }
 
 #[test]
 fn a_membership_that_is_refused_is_tried_at_each_look_and_told_once() {
     let mut bench = Bench { deaf: Some("too many"), ..Bench::new() };
-    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [Line::Deaf("too many".to_owned())]);
+    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [InterfaceNews::Deaf("too many".to_owned())]);
     assert!(!bench.listening.hears() && bench.listening.is_unfinished());
     assert!(bench.listening.status().contains("too many"));
     assert_eq!(bench.again(&[up(5)]), (vec![Command::Join(interface(5))], vec![]));
@@ -219,32 +219,32 @@ fn a_membership_that_is_refused_is_tried_at_each_look_and_told_once() {
     let mut bench = Bench { deaf: Some("too many"), ..Bench::begun() };
     bench.step(&[up(5)], &gone(5));
     bench.deaf = None;
-    assert_eq!(bench.again(&[up(5)]), (vec![Command::Join(interface(5))], vec![Line::Heard(Again::Joined)]));
+    assert_eq!(bench.again(&[up(5)]), (vec![Command::Join(interface(5))], vec![InterfaceNews::Heard(Again::Joined)]));
     assert!(!bench.listening.is_unfinished());
 }
 
 #[test]
 fn a_program_that_is_refused_is_tried_when_something_changes_there() {
     let mut bench = Bench { refuse: Some(occupied()), ..Bench::new() };
-    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [Line::NoProgram("occupied".to_owned())]);
+    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [InterfaceNews::NoProgram("occupied".to_owned())]);
     assert!(bench.listening.hears() && bench.listening.status().contains("socket"));
     let attach = vec![Command::Attach(interface(5))];
     assert_eq!(bench.step(&[up(5)], &touched(4)), nothing());
     assert_eq!(bench.step(&[up(5)], &touched(5)), (attach.clone(), vec![]));
     assert_eq!(bench.again(&[up(5)]), (attach.clone(), vec![]));
     bench.refuse = Some(Refusal { reason: "another".to_owned(), ends: Ends::WithAChange });
-    assert_eq!(bench.again(&[up(5)]).1, [Line::NoProgram("another".to_owned())]);
+    assert_eq!(bench.again(&[up(5)]).1, [InterfaceNews::NoProgram("another".to_owned())]);
     assert!(!bench.listening.is_unfinished());
     assert_eq!(bench.again(&[up(5)]), nothing());
     bench.refuse = None;
-    assert_eq!(bench.step(&[up(5)], &touched(5)), (attach, vec![Line::Program(AttachedMode::Generic)]));
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (attach, vec![InterfaceNews::Program(AttachedMode::Generic)]));
 }
 
 #[test]
 fn a_program_that_is_refused_for_good_is_tried_on_the_next_interface() {
     let mut bench = Bench::new();
     bench.refuse = Some(Refusal { reason: "not permitted".to_owned(), ends: Ends::Never });
-    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [Line::NoProgram("not permitted".to_owned())]);
+    assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [InterfaceNews::NoProgram("not permitted".to_owned())]);
     assert_eq!((bench.step(&[up(5)], &touched(5)), bench.again(&[up(5)])), (nothing(), nothing()));
     assert!(!bench.listening.is_unfinished());
     assert!(bench.step(&[up(6)], &gone(5)).0.contains(&Command::Attach(interface(6))));
@@ -255,16 +255,19 @@ fn a_failing_program_is_detached_and_not_attached_again_at_once() {
     let mut bench = Bench::begun();
     let spoilt = [(5, occupied())].into();
     let now = Now { there: &[up(5)], changes: &touched(5), spoilt: &spoilt, again: false };
-    assert_eq!(bench.step_with(&now), (vec![Command::Detach(5)], vec![Line::NoProgram("occupied".to_owned())]));
+    assert_eq!(
+        bench.step_with(&now),
+        (vec![Command::Detach(5)], vec![InterfaceNews::NoProgram("occupied".to_owned())])
+    );
     assert!(bench.listening.is_unfinished());
     let attach = vec![Command::Attach(interface(5))];
-    assert_eq!(bench.again(&[up(5)]), (attach, vec![Line::Program(AttachedMode::Generic)]));
+    assert_eq!(bench.again(&[up(5)]), (attach, vec![InterfaceNews::Program(AttachedMode::Generic)]));
 }
 
 #[test]
 fn a_second_best_attachment_is_logged_and_improved_later() {
     let mut bench = Bench { second_best: Some(occupied()), ..Bench::new() };
-    let told = Line::SecondBest(AttachedMode::Generic, "occupied".to_owned());
+    let told = InterfaceNews::SecondBest(AttachedMode::Generic, "occupied".to_owned());
     assert_eq!(bench.step(&[up(5)], &Changes::default()).1, [told]);
     assert!(bench.listening.is_unfinished());
     let attach = vec![Command::Attach(interface(5))];
@@ -272,7 +275,7 @@ fn a_second_best_attachment_is_logged_and_improved_later() {
     assert_eq!(bench.step(&[up(5)], &touched(5)), (attach.clone(), vec![]));
     assert_eq!(bench.step(&[up(5)], &touched(4)), nothing());
     bench.second_best = None;
-    assert_eq!(bench.again(&[up(5)]), (attach, vec![Line::Program(AttachedMode::Generic)]));
+    assert_eq!(bench.again(&[up(5)]), (attach, vec![InterfaceNews::Program(AttachedMode::Generic)]));
     assert!(!bench.listening.is_unfinished());
     assert_eq!(bench.step(&[], &gone(5)).0, [Command::Detach(5), Command::Leave(5)]);
 }
@@ -280,7 +283,7 @@ fn a_second_best_attachment_is_logged_and_improved_later() {
 #[test]
 fn without_a_name_all_are_joined_and_each_gets_the_program() {
     let mut bench = Bench::with(None, true);
-    assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![Line::Missing]));
+    assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![InterfaceNews::Missing]));
     assert_eq!(bench.step(&[], &touched(1)), nothing());
     let other = Present { interface: Interface { name: "virbr1".to_owned(), index: 6 }, up: true };
     let there = [up(5), other.clone()];
@@ -289,10 +292,10 @@ fn without_a_name_all_are_joined_and_each_gets_the_program() {
     assert_eq!(bench.step(&there, &touched(5)), (all, vec![]));
     assert_eq!(bench.listening.status(), "serving virbr0,virbr1 (xdp generic)");
     let end = |index| vec![Command::Detach(index), Command::Leave(index)];
-    assert_eq!(bench.step(&there[1..], &gone(5)), (end(5), vec![Line::Gone]));
+    assert_eq!(bench.step(&there[1..], &gone(5)), (end(5), vec![InterfaceNews::Gone]));
     // If the program cannot be attached the socket hears, and each interface has its own line.
     bench.refuse = Some(occupied());
-    let said = [Line::Heard(Again::Came), Line::NoProgram("occupied".to_owned())];
+    let said = [InterfaceNews::Heard(Again::Came), InterfaceNews::NoProgram("occupied".to_owned())];
     assert_eq!(bench.step(&there, &touched(5)).1, said);
     assert_eq!(bench.listening.status(), "serving virbr0 (through the socket), virbr1 (xdp generic)");
     assert_eq!(
@@ -304,10 +307,13 @@ fn without_a_name_all_are_joined_and_each_gets_the_program() {
     // A failure on one interface says nothing about the other.
     let spoilt = [(6, occupied())].into();
     let now = Now { there: &there, changes: &Changes::default(), spoilt: &spoilt, again: false };
-    assert_eq!(bench.step_with(&now), (vec![Command::Detach(6)], vec![Line::NoProgram("occupied".to_owned())]));
+    assert_eq!(
+        bench.step_with(&now),
+        (vec![Command::Detach(6)], vec![InterfaceNews::NoProgram("occupied".to_owned())])
+    );
     bench.refuse = None;
     let both = there.iter().map(|there| Command::Attach(there.interface.clone())).collect();
-    assert_eq!(bench.again(&there), (both, vec![Line::Program(AttachedMode::Generic); 2]));
+    assert_eq!(bench.again(&there), (both, vec![InterfaceNews::Program(AttachedMode::Generic); 2]));
     // One that gets another name stays what it is.
     let renamed = Present { interface: Interface { name: "virbr2".to_owned(), index: 6 }, up: true };
     assert_eq!(bench.step(&[up(5), renamed], &touched(6)).0, []);

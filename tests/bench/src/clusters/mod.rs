@@ -10,15 +10,15 @@ use fence_lab::cluster::scenario::{Scenario, play};
 use fence_lab::program::progress;
 use fence_lab::server::Which;
 
-use self::report::{CONTENDERS, PAUSE, Results};
+use self::report::{CONTENDERS, ClusterResults, PAUSE};
 use crate::figures::Contender;
 
 mod picture;
 pub mod report;
 
 /// Plays these scenarios so many rounds.
-pub fn run(ours: &Which, scenarios: &[Scenario], rounds: usize) -> Result<Results> {
-    let mut results = Results::default();
+pub fn run(ours: &Which, scenarios: &[Scenario], rounds: usize) -> Result<ClusterResults> {
+    let mut results = ClusterResults::default();
     for round in 1..=rounds {
         for contender in CONTENDERS {
             let which = if contender == Contender::Ours { ours } else { &Which::Stock };
@@ -29,7 +29,7 @@ pub fn run(ours: &Which, scenarios: &[Scenario], rounds: usize) -> Result<Result
     Ok(results)
 }
 
-fn play_all(which: &Which, contender: Contender, scenarios: &[Scenario], results: &mut Results) -> Result<()> {
+fn play_all(which: &Which, contender: Contender, scenarios: &[Scenario], results: &mut ClusterResults) -> Result<()> {
     let mut cluster = Cluster::start(which)?;
     for &scenario in scenarios {
         match play(&mut cluster, scenario) {
@@ -56,7 +56,12 @@ fn play_all(which: &Which, contender: Contender, scenarios: &[Scenario], results
 }
 
 /// Plays the fences that corosync does not notice again, with a pause in which it does.
-fn play_with_pause(which: &Which, cluster: &mut Cluster, scenarios: &[Scenario], results: &mut Results) -> Result<()> {
+fn play_with_pause(
+    which: &Which,
+    cluster: &mut Cluster,
+    scenarios: &[Scenario],
+    results: &mut ClusterResults,
+) -> Result<()> {
     let scenarios: Vec<_> = scenarios.iter().filter(|scenario| Scenario::UNNOTICED.contains(scenario)).collect();
     if scenarios.is_empty() {
         return Ok(());

@@ -26,7 +26,7 @@ pub const PAUSE: &str = "3.5";
 
 /// How often each scenario went how.
 #[derive(Clone, Debug, Default)]
-pub struct Results {
+pub struct ClusterResults {
     timelines: BTreeMap<(Scenario, u8), Vec<Timeline>>,
     /// fence-daemon's with a pause of [`PAUSE`].
     with_pause: BTreeMap<Scenario, Vec<Timeline>>,
@@ -41,7 +41,7 @@ fn place(contender: Contender) -> u8 {
     }
 }
 
-impl Results {
+impl ClusterResults {
     /// Adds what was seen of a scenario that went well.
     pub fn add(&mut self, scenario: Scenario, contender: Contender, timeline: Timeline) {
         self.timelines.entry((scenario, place(contender))).or_default().push(timeline);
@@ -97,7 +97,7 @@ pub(crate) const RACES: &str = include_str!("../pages/races.md");
 
 /// The page.
 #[must_use]
-pub fn markdown(results: &Results, facts: &[Fact], rounds: usize) -> String {
+pub fn markdown(results: &ClusterResults, facts: &[Fact], rounds: usize) -> String {
     let raced = results.scenarios().any(|scenario| scenario == Scenario::FenceRace);
     let (rounds, machine) = (rounds.to_string(), pages::machine(facts, &[]));
     let (phases, parts, failures) = (phases(results), parts(results), failures(results));
@@ -117,7 +117,7 @@ pub fn markdown(results: &Results, facts: &[Fact], rounds: usize) -> String {
 }
 
 /// When what happened, as a table.
-fn phases(results: &Results) -> String {
+fn phases(results: &ClusterResults) -> String {
     let mut text = String::from("| what is broken | server |");
     for phase in Phase::ALL {
         let _ = write!(text, " {} |", phase.title());
@@ -137,7 +137,7 @@ fn phases(results: &Results) -> String {
 }
 
 /// How long the servers' parts took, as a table.
-fn parts(results: &Results) -> String {
+fn parts(results: &ClusterResults) -> String {
     let mut text = String::from(
         "| what is broken | to dead: fence-daemon | fence_virtd | ratio | to replied: fence-daemon | fence_virtd | ratio |\n\
          |---|--:|--:|--:|--:|--:|--:|\n",
@@ -156,7 +156,7 @@ fn parts(results: &Results) -> String {
 }
 
 /// What went wrong, if anything did.
-fn failures(results: &Results) -> String {
+fn failures(results: &ClusterResults) -> String {
     if results.failures.is_empty() {
         return String::new();
     }
@@ -168,7 +168,7 @@ fn failures(results: &Results) -> String {
 }
 
 /// What a pause changes, as a table.
-fn pauses(results: &Results) -> String {
+fn pauses(results: &ClusterResults) -> String {
     if results.with_pause.is_empty() {
         return String::new();
     }
@@ -197,7 +197,7 @@ fn pauses(results: &Results) -> String {
 }
 
 /// Writes the page and its picture.
-pub fn write(folder: &Path, results: &Results, facts: &[Fact], rounds: usize) -> Result<()> {
+pub fn write(folder: &Path, results: &ClusterResults, facts: &[Fact], rounds: usize) -> Result<()> {
     let pictures = folder.join("clusters");
     fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;
     let lanes: Vec<_> = results
@@ -221,8 +221,8 @@ pub fn write(folder: &Path, results: &Results, facts: &[Fact], rounds: usize) ->
 mod tests {
     use super::*;
 
-    fn results() -> Results {
-        let mut results = Results::default();
+    fn results() -> ClusterResults {
+        let mut results = ClusterResults::default();
         for (contender, dead) in [(Contender::Ours, 2.05), (Contender::Stock, 4.0)] {
             let times = [Some(1.9), Some(2.0), Some(dead), Some(dead + 0.05), Some(dead + 0.2), Some(dead + 1.5)];
             results.add(

@@ -63,14 +63,14 @@ struct Stand {
 }
 
 /// What answers, and how it is measured.
-struct Bed {
+struct Responder {
     server: Server,
     honest: Peer,
     attacker: Guest,
 }
 
 /// An attack: what it is called, and both servers.
-struct Row {
+struct Comparison {
     name: &'static str,
     ours: Stand,
     stock: Stand,
@@ -79,7 +79,7 @@ struct Row {
 }
 
 /// The figures of all attacks.
-pub struct Floods(Vec<Row>);
+pub struct Floods(Vec<Comparison>);
 
 /// Measures both servers, one after the other, each in a lab of its own.
 pub fn run(ours: &Which) -> Result<Floods> {
@@ -87,7 +87,7 @@ pub fn run(ours: &Which) -> Result<Floods> {
     let stock = one(&Which::Stock, "fence_virtd")?;
     let rows = ours.into_iter().zip(stock).map(|((attack, ours), (_, stock))| {
         let Attack { name, stopped, .. } = attack;
-        Row { name, ours, stock, comparable: !stopped }
+        Comparison { name, ours, stock, comparable: !stopped }
     });
     Ok(Floods(rows.collect()))
 }
@@ -99,7 +99,7 @@ fn one(which: &Which, called: &str) -> Result<Vec<(Attack, Stand)>> {
     let attacks = attacks(&attacker, &honest)?;
     let server = Server::start(&hypervisor, which, &Config::new(&key))?;
     let honest = Peer::new(&honest, &KEY, Family::V4)?;
-    let mut bed = Bed { server, honest, attacker };
+    let mut bed = Responder { server, honest, attacker };
     let mut stands = Vec::new();
     for attack in attacks {
         progress(&format!("{called}: {} ...", attack.name));
@@ -148,7 +148,7 @@ fn fresh(attacker: &Guest) -> Result<impl Iterator<Item = Vec<u8>> + Send + use<
     Ok(std::iter::from_fn(one))
 }
 
-impl Bed {
+impl Responder {
     fn stand(&mut self, attack: &Attack) -> Result<Stand> {
         let flood = match &attack.packets {
             Packets::Same(packets) => Flood::start(&self.attacker, packets.clone(), Rounds::Endless)?,

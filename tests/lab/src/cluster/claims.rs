@@ -28,12 +28,12 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Watches the disk. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Claims {
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<SeenClaims>>,
     _watcher: Worker,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenClaims {
     /// What each sector said last.
     sectors: [String; 2],
     /// The machines that hold the resource by their own word. A dead one cannot take its word back.
@@ -47,7 +47,7 @@ impl Claims {
     /// Begins to watch a disk of the lab. Each domain writes to the sector of its number here.
     pub fn watch(hypervisor: &Hypervisor, disk: &str, domains: [String; 2]) -> Result<Self> {
         let disk = File::open(hypervisor.outside(disk)).context("the shared disk")?;
-        let (seen, hypervisor) = (Arc::new(Mutex::new(Seen::default())), hypervisor.clone());
+        let (seen, hypervisor) = (Arc::new(Mutex::new(SeenClaims::default())), hypervisor.clone());
         let watcher = Worker::start({
             let seen = Arc::clone(&seen);
             move |stop| {
@@ -82,7 +82,7 @@ impl Claims {
 }
 
 /// Reads the disk once, and notes what has changed.
-fn look(disk: &File, hypervisor: &Hypervisor, domains: &[String; 2], seen: &Mutex<Seen>) -> Result<()> {
+fn look(disk: &File, hypervisor: &Hypervisor, domains: &[String; 2], seen: &Mutex<SeenClaims>) -> Result<()> {
     let mut bytes = [0; 2 * SECTOR];
     disk.read_exact_at(&mut bytes, 0).context("reading the shared disk")?;
     let mut seen = lock(seen);

@@ -41,14 +41,14 @@ pub fn members() -> [Member; 2] {
 
 /// A node.
 #[derive(Debug)]
-pub struct Node {
+pub struct GuestNode {
     member: Member,
     hypervisor: Hypervisor,
     /// Runs commands in it; `None` while it is not up.
     console: Mutex<Option<LinuxGuest>>,
 }
 
-impl Node {
+impl GuestNode {
     /// Waits until it runs commands, after it was started (again).
     pub fn wait_up(&self) -> Result<()> {
         let domain = &self.member.domain;
@@ -68,7 +68,7 @@ impl Node {
     }
 }
 
-impl Shell for Node {
+impl Shell for GuestNode {
     fn member(&self) -> &Member {
         &self.member
     }
@@ -84,7 +84,7 @@ impl Shell for Node {
 pub struct Guests {
     hypervisor: Hypervisor,
     /// The nodes.
-    pub nodes: [Node; 2],
+    pub nodes: [GuestNode; 2],
     shared: String,
 }
 
@@ -98,9 +98,9 @@ impl Guests {
             define(libvirtd, &kernel, &disk, &shared, number, key)?;
             libvirtd.start_domain(URI, &member.domain)?;
         }
-        let node = |member| Node { member, hypervisor: hypervisor.clone(), console: Mutex::default() };
+        let node = |member| GuestNode { member, hypervisor: hypervisor.clone(), console: Mutex::default() };
         let guests = Self { nodes: members().map(node), shared, hypervisor };
-        guests.nodes.iter().try_for_each(Node::wait_up)?;
+        guests.nodes.iter().try_for_each(GuestNode::wait_up)?;
         Ok(guests)
     }
 
@@ -117,7 +117,7 @@ impl Guests {
     /// What corosync and Pacemaker have logged on the nodes that are up.
     #[must_use]
     pub fn logs(&self) -> String {
-        let log = |node: &Node| {
+        let log = |node: &GuestNode| {
             let command = "tail -n 60 /run/cluster.log /var/log/corosync/corosync.log /var/log/pacemaker/pacemaker.log";
             let said = node.run(command, crate::lab::COMMAND_LIMIT);
             let said = said.map_or_else(|error| format!("{error:#}"), |finished| finished.stdout);

@@ -42,12 +42,12 @@ pub const STAND_INS: &[(&str, &str, &str)] = &[
 struct Place {
     /// The lab's hypervisor that it is, or that it runs on.
     hypervisor: Hypervisor,
-    system: System,
+    system: MachineSystem,
 }
 
 /// What a machine of a guide is made of.
 #[derive(Clone, Debug)]
-enum System {
+enum MachineSystem {
     /// Booted by systemd.
     Host(Arc<Booted>),
     /// The container of this domain.
@@ -72,15 +72,15 @@ impl Stage {
     /// Adds a hypervisor.
     pub fn add_host(&mut self, name: &str, host: Booted) {
         let hypervisor = host.hypervisor().clone();
-        self.add(name, &hypervisor, System::Host(Arc::new(host)));
+        self.add(name, &hypervisor, MachineSystem::Host(Arc::new(host)));
     }
 
     /// Adds a machine that is the container of a domain, which need not run yet.
     pub fn add_container(&mut self, name: &str, hypervisor: &Hypervisor, domain: &str) {
-        self.add(name, hypervisor, System::Container(domain.to_owned()));
+        self.add(name, hypervisor, MachineSystem::Container(domain.to_owned()));
     }
 
-    fn add(&mut self, name: &str, hypervisor: &Hypervisor, system: System) {
+    fn add(&mut self, name: &str, hypervisor: &Hypervisor, system: MachineSystem) {
         self.places.insert(name.to_owned(), Place { hypervisor: hypervisor.clone(), system });
     }
 
@@ -93,7 +93,7 @@ impl Stage {
     /// The machines that a name stands for.
     fn meant<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
         let those = |are_hosts: bool| {
-            let of_kind = move |place: &Place| matches!(place.system, System::Host(_)) == are_hosts;
+            let of_kind = move |place: &Place| matches!(place.system, MachineSystem::Host(_)) == are_hosts;
             self.places.iter().filter(move |(_, place)| of_kind(place)).map(|(name, _)| name.as_str()).collect()
         };
         match name {
@@ -171,8 +171,8 @@ impl Stage {
         let Place { hypervisor, system } = self.place(place)?;
         let through = if user == "root" { &[][..] } else { &AS_USER };
         match system {
-            System::Host(booted) => booted.shell(through, line, LIMIT),
-            System::Container(domain) => {
+            MachineSystem::Host(booted) => booted.shell(through, line, LIMIT),
+            MachineSystem::Container(domain) => {
                 let init = Witness::of_container(hypervisor, domain)?;
                 let space = hypervisor.space().inside(init.as_fd().try_clone_to_owned()?);
                 let mut command = Command::new("env");
@@ -195,8 +195,8 @@ impl Stage {
     fn file(&self, place: &str, path: &str) -> Result<PathBuf> {
         let Place { hypervisor, system } = self.place(place)?;
         Ok(match system {
-            System::Host(booted) => hypervisor.outside(&format!("{}{path}", booted.root())),
-            System::Container(domain) => {
+            MachineSystem::Host(booted) => hypervisor.outside(&format!("{}{path}", booted.root())),
+            MachineSystem::Container(domain) => {
                 let init = Witness::of_container(hypervisor, domain)?;
                 PathBuf::from(format!("/proc/{}/root{path}", init.pid))
             }

@@ -39,7 +39,7 @@ fn members() -> Vec<Member> {
     vec![member(1), member(2)]
 }
 
-struct Scene {
+struct HostsScene {
     bodies: Vec<Body>,
     nodes: Vec<Node>,
     libvirtds: Vec<Libvirtd>,
@@ -47,7 +47,7 @@ struct Scene {
     hypervisors: [Hypervisor; 2],
 }
 
-impl Scene {
+impl HostsScene {
     /// The state before the first command: two hosts with the daemon and the key, and a cluster
     /// with one guest on each.
     fn new() -> Result<Self> {
@@ -94,7 +94,7 @@ impl Scene {
 
 #[test]
 fn hosts_of_one_segment() -> Result<()> {
-    let scene = Scene::new()?;
+    let scene = HostsScene::new()?;
     for step in &Guide::read(PAGE, &scene.stage.hosts())?.steps {
         // Where machines are defined on both hosts, the second host gets its own port.
         if step.host == "host2" && matches!(step.act, Act::Write(..)) {

@@ -23,14 +23,14 @@ const CONFIG: &str = "/etc/fence_virt.conf";
 /// The drop-in that the page writes.
 const STATE: &str = "/srv/fence-state";
 /// The machine for a part of the page, with a clone of this repository.
-struct Scene {
+struct InstallationScene {
     libvirtd: Libvirtd,
     stage: Stage,
     guide: Guide,
     hypervisor: Hypervisor,
 }
 
-impl Scene {
+impl InstallationScene {
     fn on_the_hypervisor() -> Result<Self> {
         let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, &[])?;
         let hypervisor = booted.hypervisor().clone();
@@ -65,7 +65,7 @@ impl Scene {
 
 #[test]
 fn installation_on_the_hypervisor() -> Result<()> {
-    let scene = Scene::on_the_hypervisor()?;
+    let scene = InstallationScene::on_the_hypervisor()?;
     let config = Config::new(KEY_PATH).render();
     scene.stage.write(HYPERVISOR, KEY_PATH, &KEY)?;
     scene.stage.write(HYPERVISOR, CONFIG, config.as_bytes())?;
@@ -93,7 +93,7 @@ fn installation_on_the_hypervisor() -> Result<()> {
 
 #[test]
 fn installation_on_a_node() -> Result<()> {
-    let scene = Scene::on_a_node(NODE, "ct1")?;
+    let scene = InstallationScene::on_a_node(NODE, "ct1")?;
     container::start(&scene.libvirtd, "ct2")?;
     let mut config = Config::new(&scene.hypervisor.write("fence.key", &KEY)?);
     config.uris = vec![URI.to_owned()];

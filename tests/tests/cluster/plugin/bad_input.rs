@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use fence_lab::cluster::shell::Shell as _;
 use fence_lab::process::Finished;
 
-use super::{HOSTLIST, PLUGIN, Scene, VICTIMS};
+use super::{HOSTLIST, PLUGIN, PluginScene, VICTIMS};
 
 /// Parameters, arguments, and a part of the message.
 type Case = (&'static str, &'static str, &'static str);
@@ -68,7 +68,7 @@ fn refused(done: &Finished, words: &str) -> Result<()> {
 
 #[test]
 fn what_is_wrong_is_a_failure_and_says_what() -> Result<()> {
-    let mut scene = Scene::new()?;
+    let mut scene = PluginScene::new()?;
     let victims = VICTIMS.map(|victim| scene.witness(victim));
     scene.node.must(": > /etc/empty; head -c 64 /etc/cluster/fence_xvm.key > /etc/other")?;
     for (parameters, arguments, words) in CASES {

@@ -7,14 +7,14 @@ use anyhow::{Result, ensure};
 use fence_lab::container::URI;
 use fence_lab::process::poll_until;
 
-use super::{LIMIT, Scene, VICTIMS};
+use super::{LIMIT, PluginScene, VICTIMS};
 
 /// The configuration of the old guide.
 const TCP: &str = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";
 /// One of the two victims, by its own name.
 const VICTIM: &str = VICTIMS[0];
 
-impl Scene {
+impl PluginScene {
     fn by_libvirt(&self, operation: &str) -> String {
         format!(
             "stonith -t external/libvirt hostlist={VICTIM} hypervisor_uri=lxc+tcp://192.168.122.1/ -T {operation} {VICTIM}"
@@ -50,7 +50,7 @@ impl Scene {
 
 #[test]
 fn external_libvirt_and_the_daemon_serve_the_same_containers() -> Result<()> {
-    let scene = Scene::with_libvirtd(TCP, &["--listen"])?;
+    let scene = PluginScene::with_libvirtd(TCP, &["--listen"])?;
     let (off, reset) = (scene.by_libvirt("off"), scene.by_libvirt("reset"));
 
     // In turn: each sees the other's work.

@@ -1,10 +1,10 @@
 //! Parses the output of `iptables-save` and `ip6tables-save`. An unknown part becomes
-//! [`Test::Other`] or [`Action::Other`].
+//! [`Test::Other`] or [`RuleAction::Other`].
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::rules::{Action, Chain, Hook, Match, Network, Rule, Rules, Test};
+use super::rules::{Chain, Hook, Match, Network, Rule, RuleAction, Rules, Test};
 
 /// Parses the rules; `family` is `ip` or `ip6`.
 #[must_use]
@@ -82,7 +82,7 @@ fn split(line: &str) -> Vec<String> {
 
 fn read_rule(line: &str, words: &[String]) -> Rule {
     let mut matches = Vec::new();
-    let mut action = Action::Nothing;
+    let mut action = RuleAction::Nothing;
     let mut negated = false;
     let mut words = words.iter().map(String::as_str);
     while let Some(option) = words.next() {
@@ -113,7 +113,7 @@ fn read_rule(line: &str, words: &[String]) -> Rule {
                 None
             }
             "-g" => {
-                action = Action::Goto(value().to_owned());
+                action = RuleAction::Goto(value().to_owned());
                 None
             }
             // The values of an unknown option are no options, and add no information.
@@ -133,15 +133,15 @@ fn pattern(name: &str) -> String {
     name.strip_suffix('+').map_or_else(|| name.to_owned(), |start| format!("{start}*"))
 }
 
-fn target(name: &str) -> Action {
+fn target(name: &str) -> RuleAction {
     match name {
-        "ACCEPT" => Action::Accept,
-        "DROP" | "REJECT" => Action::Drop,
-        "RETURN" => Action::Return,
+        "ACCEPT" => RuleAction::Accept,
+        "DROP" | "REJECT" => RuleAction::Drop,
+        "RETURN" => RuleAction::Return,
         "LOG" | "NFLOG" | "MARK" | "CONNMARK" | "CHECKSUM" | "TCPMSS" | "DSCP" | "TOS" | "CT" | "NOTRACK" | "SET"
-        | "CLASSIFY" => Action::Nothing,
-        "QUEUE" | "NFQUEUE" | "TPROXY" | "SYNPROXY" => Action::Other,
-        chain => Action::Jump(chain.to_owned()),
+        | "CLASSIFY" => RuleAction::Nothing,
+        "QUEUE" | "NFQUEUE" | "TPROXY" | "SYNPROXY" => RuleAction::Other,
+        chain => RuleAction::Jump(chain.to_owned()),
     }
 }
 

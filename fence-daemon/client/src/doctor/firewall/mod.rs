@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use self::rules::{Blame, Fate, Network, Packet, Protocol, Rules};
 use super::finding::Finding;
-use super::interface::Seen;
+use super::interface::InterfaceFacts;
 use super::program::{self, Silence};
 use super::sight;
 
@@ -41,7 +41,7 @@ enum Way {
 #[derive(Clone, Debug)]
 pub struct Traffic<'t> {
     /// The interface.
-    pub seen: &'t Seen,
+    pub seen: &'t InterfaceFacts,
     /// The multicast group.
     pub group: IpAddr,
     /// The port, of UDP and of TCP.
@@ -245,18 +245,18 @@ fn zone_of(interface: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::finding::State;
-    use super::rules::{Action, Chain, Hook, Match, Rule, Test};
+    use super::rules::{Chain, Hook, Match, Rule, RuleAction, Test};
     use super::*;
 
-    fn seen() -> Seen {
+    fn seen() -> InterfaceFacts {
         let networks = vec![(IpAddr::from([192, 168, 122, 1]), 24)];
-        Seen { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
+        InterfaceFacts { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
     }
 
     fn judged(way: Way, hook: Hook, tests: Vec<Test>, table: &str, attached: bool) -> Option<Finding> {
         let rule = Rule {
             matches: tests.into_iter().map(Match::is).collect(),
-            action: Action::Drop,
+            action: RuleAction::Drop,
             name: "rule 7".to_owned(),
         };
         let chain = Chain {

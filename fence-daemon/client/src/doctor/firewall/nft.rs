@@ -1,5 +1,5 @@
 //! Parses the output of `nft -j list ruleset`. An unknown part becomes [`Test::Other`] or
-//! [`Action::Other`], never nothing.
+//! [`RuleAction::Other`], never nothing.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::rules::{Action, Chain, Hook, Match, Network, Rule, Rules, Test};
+use super::rules::{Chain, Hook, Match, Network, Rule, RuleAction, Rules, Test};
 
 /// The elements of sets, by family, table and name.
 type Sets = BTreeMap<[String; 3], Vec<Value>>;
@@ -108,26 +108,28 @@ fn read_rule(rule: &Value, sets: &Sets) -> Vec<Rule> {
             }
             // Translation and queues end the packet's way; limits and the rest let some packets
             // through.
-            "queue" | "tproxy" | "synproxy" => found.push(end(Action::Other, &matches)),
+            "queue" | "tproxy" | "synproxy" => found.push(end(RuleAction::Other, &matches)),
             "masquerade" | "snat" | "dnat" | "redirect" => {}
             // Only iptables can read its own targets.
-            "xt" if body["type"] == "target" => found.push(end(Action::Other, &matches)),
+            "xt" if body["type"] == "target" => found.push(end(RuleAction::Other, &matches)),
             _ => matches.push(Match::is(Test::Other)),
         }
     }
     found
 }
 
-fn action_of(verdict: &Value) -> Action {
-    let Some((kind, body)) = verdict.as_object().and_then(|object| object.iter().next()) else { return Action::Other };
+fn action_of(verdict: &Value) -> RuleAction {
+    let Some((kind, body)) = verdict.as_object().and_then(|object| object.iter().next()) else {
+        return RuleAction::Other;
+    };
     match kind.as_str() {
-        "accept" => Action::Accept,
-        "drop" | "reject" => Action::Drop,
-        "return" => Action::Return,
-        "continue" => Action::Nothing,
-        "jump" => Action::Jump(text_of(body, "target")),
-        "goto" => Action::Goto(text_of(body, "target")),
-        _ => Action::Other,
+        "accept" => RuleAction::Accept,
+        "drop" | "reject" => RuleAction::Drop,
+        "return" => RuleAction::Return,
+        "continue" => RuleAction::Nothing,
+        "jump" => RuleAction::Jump(text_of(body, "target")),
+        "goto" => RuleAction::Goto(text_of(body, "target")),
+        _ => RuleAction::Other,
     }
 }
 

@@ -209,7 +209,7 @@ fn is_named(pattern: &str, name: &str) -> bool {
 
 /// What a rule does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum RuleAction {
     /// Accepts the packet.
     Accept,
     /// Drops or rejects the packet.
@@ -232,7 +232,7 @@ pub(super) struct Rule {
     /// All of these must match.
     pub(super) matches: Vec<Match>,
     /// What it does to a packet that matches.
-    pub(super) action: Action,
+    pub(super) action: RuleAction,
     /// Its name in messages.
     pub(super) name: String,
 }
@@ -361,16 +361,20 @@ impl Rules {
             }
             let does = self.does(chain, rule, packet, depth);
             let ends = match &rule.action {
-                Action::Return => {
+                RuleAction::Return => {
                     flow.goes_on = true;
                     true
                 }
                 // The end of that chain is the end of this chain too.
-                Action::Goto(_) => {
+                RuleAction::Goto(_) => {
                     flow.goes_on |= does.goes_on;
                     true
                 }
-                Action::Accept | Action::Drop | Action::Jump(_) | Action::Nothing | Action::Other => !does.goes_on,
+                RuleAction::Accept
+                | RuleAction::Drop
+                | RuleAction::Jump(_)
+                | RuleAction::Nothing
+                | RuleAction::Other => !does.goes_on,
             };
             flow.join(&does);
             if ends && applies == Maybe::Yes {
@@ -384,11 +388,11 @@ impl Rules {
     fn does(&self, chain: &Chain, rule: &Rule, packet: &Packet, depth: usize) -> Flow {
         let blamed = || Some(rule.name.clone());
         match &rule.action {
-            Action::Accept => Flow { accepts: true, ..Flow::default() },
-            Action::Drop => Flow { drops: blamed(), ..Flow::default() },
-            Action::Return | Action::Nothing => Flow { goes_on: true, ..Flow::default() },
-            Action::Other => Flow { accepts: true, drops: blamed(), goes_on: true },
-            Action::Jump(name) | Action::Goto(name) => {
+            RuleAction::Accept => Flow { accepts: true, ..Flow::default() },
+            RuleAction::Drop => Flow { drops: blamed(), ..Flow::default() },
+            RuleAction::Return | RuleAction::Nothing => Flow { goes_on: true, ..Flow::default() },
+            RuleAction::Other => Flow { accepts: true, drops: blamed(), goes_on: true },
+            RuleAction::Jump(name) | RuleAction::Goto(name) => {
                 let same =
                     |other: &&Chain| other.family == chain.family && other.table == chain.table && other.name == *name;
                 match self.chains.iter().find(same) {
@@ -418,7 +422,7 @@ mod tests {
         }
     }
 
-    fn rule(tests: Vec<Test>, action: Action) -> Rule {
+    fn rule(tests: Vec<Test>, action: RuleAction) -> Rule {
         Rule { matches: tests.into_iter().map(Match::is).collect(), action, name: "the rule".to_owned() }
     }
 
@@ -438,16 +442,16 @@ mod tests {
     fn the_first_rule_that_applies_decides_and_else_the_policy() {
         assert_eq!(fate(false, vec![]), Fate::Passes);
         assert!(matches!(fate(true, vec![]), Fate::Dropped(blame) if blame.rule == "the chain's policy"));
-        assert_eq!(fate(true, vec![rule(vec![port(1229)], Action::Accept)]), Fate::Passes);
-        assert!(matches!(fate(true, vec![rule(vec![port(1230)], Action::Accept)]), Fate::Dropped(_)));
-        let order = vec![rule(vec![port(1229)], Action::Drop), rule(vec![], Action::Accept)];
+        assert_eq!(fate(true, vec![rule(vec![port(1229)], RuleAction::Accept)]), Fate::Passes);
+        assert!(matches!(fate(true, vec![rule(vec![port(1230)], RuleAction::Accept)]), Fate::Dropped(_)));
+        let order = vec![rule(vec![port(1229)], RuleAction::Drop), rule(vec![], RuleAction::Accept)];
         assert!(matches!(fate(false, order), Fate::Dropped(_)));
         assert_eq!(
-            fate(false, vec![rule(vec![Test::Device(true, vec!["eth*".to_owned()])], Action::Drop)]),
+            fate(false, vec![rule(vec![Test::Device(true, vec!["eth*".to_owned()])], RuleAction::Drop)]),
             Fate::Passes
         );
         assert!(matches!(
-            fate(false, vec![rule(vec![Test::Device(true, vec!["virbr*".to_owned()])], Action::Drop)]),
+            fate(false, vec![rule(vec![Test::Device(true, vec!["virbr*".to_owned()])], RuleAction::Drop)]),
             Fate::Dropped(_)
         ));
     }
@@ -455,45 +459,45 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_said_unless_both_ways_end_the_same() {
         let doubtful = || vec![Test::Other];
-        assert!(matches!(fate(false, vec![rule(doubtful(), Action::Drop)]), Fate::Unclear(_)));
-        assert_eq!(fate(false, vec![rule(doubtful(), Action::Accept)]), Fate::Passes);
-        assert!(matches!(fate(true, vec![rule(doubtful(), Action::Drop)]), Fate::Dropped(_)));
-        assert!(matches!(fate(true, vec![rule(doubtful(), Action::Accept)]), Fate::Unclear(_)));
-        assert!(matches!(fate(false, vec![rule(vec![], Action::Other)]), Fate::Unclear(_)));
-        let rest = vec![rule(vec![port(1229)], Action::Accept), rule(doubtful(), Action::Drop)];
+        assert!(matches!(fate(false, vec![rule(doubtful(), RuleAction::Drop)]), Fate::Unclear(_)));
+        assert_eq!(fate(false, vec![rule(doubtful(), RuleAction::Accept)]), Fate::Passes);
+        assert!(matches!(fate(true, vec![rule(doubtful(), RuleAction::Drop)]), Fate::Dropped(_)));
+        assert!(matches!(fate(true, vec![rule(doubtful(), RuleAction::Accept)]), Fate::Unclear(_)));
+        assert!(matches!(fate(false, vec![rule(vec![], RuleAction::Other)]), Fate::Unclear(_)));
+        let rest = vec![rule(vec![port(1229)], RuleAction::Accept), rule(doubtful(), RuleAction::Drop)];
         assert_eq!(fate(true, rest), Fate::Passes, "decided before");
     }
 
     #[test]
     fn chains_are_called_and_come_back() {
         let inner = |action| chain("inner", None, false, vec![rule(vec![port(1229)], action)]);
-        let outer = |call: Action, last: Action| {
+        let outer = |call: RuleAction, last: RuleAction| {
             chain("input", Some((Hook::Input, 0)), false, vec![rule(vec![], call), rule(vec![], last)])
         };
         let fate = |call, inner: Chain, last| {
             Rules { chains: vec![outer(call, last), inner], ..Rules::default() }.fate(&packet())
         };
-        let (jump, goto) = (|| Action::Jump("inner".to_owned()), || Action::Goto("inner".to_owned()));
-        assert_eq!(fate(jump(), inner(Action::Accept), Action::Drop), Fate::Passes);
-        assert!(matches!(fate(jump(), inner(Action::Return), Action::Drop), Fate::Dropped(_)));
+        let (jump, goto) = (|| RuleAction::Jump("inner".to_owned()), || RuleAction::Goto("inner".to_owned()));
+        assert_eq!(fate(jump(), inner(RuleAction::Accept), RuleAction::Drop), Fate::Passes);
+        assert!(matches!(fate(jump(), inner(RuleAction::Return), RuleAction::Drop), Fate::Dropped(_)));
         assert_eq!(
-            fate(goto(), inner(Action::Return), Action::Drop),
+            fate(goto(), inner(RuleAction::Return), RuleAction::Drop),
             Fate::Passes,
             "the policy, not the rule behind it"
         );
-        assert!(matches!(fate(jump(), inner(Action::Drop), Action::Accept), Fate::Dropped(_)));
+        assert!(matches!(fate(jump(), inner(RuleAction::Drop), RuleAction::Accept), Fate::Dropped(_)));
         // A chain that calls itself, which the kernel refuses, and one that is not there.
-        assert!(matches!(fate(jump(), inner(jump()), Action::Accept), Fate::Unclear(_)));
+        assert!(matches!(fate(jump(), inner(jump()), RuleAction::Accept), Fate::Unclear(_)));
         assert!(matches!(
-            fate(Action::Jump("nowhere".to_owned()), inner(Action::Accept), Action::Accept),
+            fate(RuleAction::Jump("nowhere".to_owned()), inner(RuleAction::Accept), RuleAction::Accept),
             Fate::Unclear(_)
         ));
     }
 
     #[test]
     fn every_table_has_a_say_and_other_ways_and_families_have_none() {
-        let accept = || vec![rule(vec![], Action::Accept)];
-        let drop = || vec![rule(vec![], Action::Drop)];
+        let accept = || vec![rule(vec![], RuleAction::Accept)];
+        let drop = || vec![rule(vec![], RuleAction::Drop)];
         let fate = |chains: Vec<Chain>| Rules { chains, ..Rules::default() }.fate(&packet());
         let first = chain("a", Some((Hook::Input, -10)), false, accept());
         let second = chain("b", Some((Hook::Input, 10)), false, drop());

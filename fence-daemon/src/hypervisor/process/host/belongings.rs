@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 use super::disks::{Disks, Resolved};
 use super::helpers::{Helper, Whereabouts};
-use super::left_behind::{Keeper, Kept, KeptFile};
+use super::left_behind::{Keeper, KeptFile, LeftBehind};
 use super::locks::{self, Inode, Lock};
 
 /// How often the kernel's table of locks is read while there is a write under way.
@@ -45,7 +45,7 @@ const SLACK: Duration = Duration::from_secs(1);
 
 /// What is known of one domain.
 #[derive(Clone, Debug, Default)]
-struct Record {
+struct DomainImages {
     name: String,
     /// The emulator that was seen last.
     emulator: Option<i32>,
@@ -62,7 +62,7 @@ struct Record {
     whole: Option<u64>,
 }
 
-impl Record {
+impl DomainImages {
     /// The processes that may have its images open.
     fn family(&self, emulator: i32) -> Vec<i32> {
         let helpers = self.helpers.iter().filter(|helper| !helper.process.is_dead());
@@ -74,8 +74,8 @@ impl Record {
     }
 
     /// What the next daemon has to know.
-    fn kept(&self, uuid: Uuid) -> Kept {
-        Kept {
+    fn kept(&self, uuid: Uuid) -> LeftBehind {
+        LeftBehind {
             uuid,
             name: self.name.clone(),
             images: self.images().cloned().collect(),
@@ -88,7 +88,7 @@ impl Record {
 /// The domains of one URI, and what they have.
 #[derive(Debug, Default)]
 pub(crate) struct Belongings {
-    records: Mutex<HashMap<Uuid, Record>>,
+    records: Mutex<HashMap<Uuid, DomainImages>>,
     keeper: Mutex<Option<Keeper>>,
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct Running {
 
 /// Whose writes are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Search {
+pub(crate) enum WhichWrites {
     /// Those to images that an emulator of the domain is known to have had open.
     Known,
     /// Also those that cannot be told.
@@ -121,7 +121,7 @@ enum Writes {
 }
 
 impl Belongings {
-    fn records(&self) -> MutexGuard<'_, HashMap<Uuid, Record>> {
+    fn records(&self) -> MutexGuard<'_, HashMap<Uuid, DomainImages>> {
         lock(&self.records)
     }
 
@@ -130,12 +130,12 @@ impl Belongings {
     pub(crate) fn keep_in(&self, directory: &Path, number: usize) {
         let file = KeptFile::new(directory, number);
         for kept in file.read() {
-            let record = Record {
+            let record = DomainImages {
                 name: kept.name,
                 images: kept.images.into_iter().collect(),
                 helpers: kept.helpers.iter().filter_map(Helper::again).collect(),
                 disks: kept.disks,
-                ..Record::default()
+                ..DomainImages::default()
             };
             self.records().insert(kept.uuid, record);
         }
@@ -186,7 +186,7 @@ impl Belongings {
     /// libvirt knows no such domain any more. What is left of it is forgotten when it is over.
     pub(crate) fn forget(&self, uuid: Uuid) {
         let is_left = self.known_helpers(uuid).iter().any(|helper| !helper.process.is_dead());
-        if !is_left && matches!(self.writes(uuid, Search::Known), Ok((Writes::Over, _))) {
+        if !is_left && matches!(self.writes(uuid, WhichWrites::Known), Ok((Writes::Over, _))) {
             self.records().remove(&uuid);
             self.keep();
         }
@@ -268,8 +268,10 @@ impl Belongings {
     ///
     /// # Errors
     /// One is under way, or may be: to what, for people.
-    pub(super) async fn settled(self: &Arc<Self>, uuid: Uuid, search: Search, by: Instant) -> Result<(), String> {
-        if search == Search::Known && self.records().get(&uuid).is_none_or(|record| record.images().next().is_none()) {
+    pub(super) async fn settled(self: &Arc<Self>, uuid: Uuid, search: WhichWrites, by: Instant) -> Result<(), String> {
+        if search == WhichWrites::Known
+            && self.records().get(&uuid).is_none_or(|record| record.images().next().is_none())
+        {
             return Ok(());
         }
         // The rule: nothing to wait for, and nothing here that could take time.
@@ -290,7 +292,7 @@ impl Belongings {
     }
 
     /// As [`Self::settled`], for threads that may block.
-    fn settled_blocking(&self, uuid: Uuid, search: Search, by: Instant) -> Result<(), String> {
+    fn settled_blocking(&self, uuid: Uuid, search: WhichWrites, by: Instant) -> Result<(), String> {
         let mut agreed = 0;
         loop {
             let why = match self.writes(uuid, search) {
@@ -320,24 +322,24 @@ impl Belongings {
     }
 
     /// Whether one look at the kernel's table is proof enough that no write is under way.
-    fn is_over_at_a_glance(&self, uuid: Uuid, search: Search) -> io::Result<bool> {
+    fn is_over_at_a_glance(&self, uuid: Uuid, search: WhichWrites) -> io::Result<bool> {
         let (held, whole) = locks::held()?;
         let is_over = !held.into_keys().any(|lock| self.is_suspect(uuid, search, &lock));
         Ok(is_over && whole)
     }
 
     /// Whether a lock may be a write of the domain, if no process carries it.
-    fn is_suspect(&self, uuid: Uuid, search: Search, lock: &Lock) -> bool {
+    fn is_suspect(&self, uuid: Uuid, search: WhichWrites, lock: &Lock) -> bool {
         let records = self.records();
-        let has = |record: &Record| record.images().any(|inode| *inode == lock.inode);
+        let has = |record: &DomainImages| record.images().any(|inode| *inode == lock.inode);
         if records.get(&uuid).is_some_and(has) {
             return true;
         }
-        search == Search::All && lock.is_qemus() && !records.values().any(has)
+        search == WhichWrites::All && lock.is_qemus() && !records.values().any(has)
     }
 
     /// The writes of a domain, and whether the answer is sure.
-    fn writes(&self, uuid: Uuid, search: Search) -> io::Result<(Writes, bool)> {
+    fn writes(&self, uuid: Uuid, search: WhichWrites) -> io::Result<(Writes, bool)> {
         let (held, sure) = locks::held()?;
         let suspects = held.into_iter().filter(|(lock, _)| self.is_suspect(uuid, search, lock)).collect();
         let orphans: BTreeSet<Inode> = locks::orphans(suspects)?.into_iter().map(|lock| lock.inode).collect();
@@ -436,15 +438,15 @@ mod tests {
         let (defined, by_path, by_path_under_way) = busy(&scratch, "defined");
         let (_, strange, strange_under_way) = busy(&scratch, "strange");
         let belongings = Belongings::default();
-        let enter = |number: u128, record: Record| drop(belongings.records().insert(uuid(number), record));
+        let enter = |number: u128, record: DomainImages| drop(belongings.records().insert(uuid(number), record));
         let there = || disks(scratch.path().join("known").to_str().unwrap());
-        enter(1, Record { images: [image.clone()].into(), ..Record::default() });
-        enter(2, Record { older: [image.clone()].into(), disks: there(), ..Record::default() });
-        enter(3, Record { disks: disks(&defined), ..Record::default() });
-        enter(4, Record { disks: disks("/nonexistent/block/device"), whole: Some(1), ..Record::default() });
-        enter(5, Record { disks: disks("/nonexistent/block/device"), ..Record::default() });
-        enter(6, Record { disks: disks("/proc/self/status"), ..Record::default() });
-        let of = |number| belongings.writes(uuid(number), Search::All).unwrap().0;
+        enter(1, DomainImages { images: [image.clone()].into(), ..DomainImages::default() });
+        enter(2, DomainImages { older: [image.clone()].into(), disks: there(), ..DomainImages::default() });
+        enter(3, DomainImages { disks: disks(&defined), ..DomainImages::default() });
+        enter(4, DomainImages { disks: disks("/nonexistent/block/device"), whole: Some(1), ..DomainImages::default() });
+        enter(5, DomainImages { disks: disks("/nonexistent/block/device"), ..DomainImages::default() });
+        enter(6, DomainImages { disks: disks("/proc/self/status"), ..DomainImages::default() });
+        let of = |number| belongings.writes(uuid(number), WhichWrites::All).unwrap().0;
         assert_eq!(of(1), Writes::UnderWay(vec![image.clone()]), "an image that was open");
         assert_eq!(of(2), Writes::UnderWay(vec![image.clone()]), "one that an earlier emulator had open");
         // On some file systems a path does not tell the inode.
@@ -461,15 +463,15 @@ mod tests {
         assert!(may_be.contains(&strange) && !may_be.contains(&image), "it is not another one's: {may_be:?}");
         assert_eq!(may_be.contains(&by_path), !is_told, "{may_be:?}");
         assert!(untold(of(7)).contains(&strange), "nothing is known of this one");
-        assert!(matches!(belongings.writes(uuid(5), Search::Known), Ok((Writes::Over, _))));
+        assert!(matches!(belongings.writes(uuid(5), WhichWrites::Known), Ok((Writes::Over, _))));
         let soon = || Instant::now() + Duration::from_millis(20);
-        assert!(belongings.settled_blocking(uuid(1), Search::Known, soon()).is_err());
+        assert!(belongings.settled_blocking(uuid(1), WhichWrites::Known, soon()).is_err());
         drop((under_way, by_path_under_way, strange_under_way));
         // Of the first nothing is known but the image: what else is under way on this host may be
         // its.
-        assert!(matches!(belongings.writes(uuid(1), Search::Known), Ok((Writes::Over, _))));
+        assert!(matches!(belongings.writes(uuid(1), WhichWrites::Known), Ok((Writes::Over, _))));
         assert_eq!((of(2), of(3)), (Writes::Over, Writes::Over));
-        assert_eq!(belongings.settled_blocking(uuid(1), Search::Known, soon()), Ok(()));
+        assert_eq!(belongings.settled_blocking(uuid(1), WhichWrites::Known, soon()), Ok(()));
     }
 
     #[test]
@@ -478,13 +480,13 @@ mod tests {
         let scratch = tempdir().unwrap();
         let (_, image, under_way) = busy(&scratch, "first");
         let belongings = Belongings::default();
-        let first = Record { emulator: Some(1), images: [image.clone()].into(), ..Record::default() };
+        let first = DomainImages { emulator: Some(1), images: [image.clone()].into(), ..DomainImages::default() };
         belongings.records().insert(uuid(1), first);
         let pid = i32::try_from(std::process::id()).unwrap();
         let observe = || belongings.observe(uuid(1), "x", Some(Running { id: 7, pid }), None, 1);
         observe();
         assert_eq!(belongings.records()[&uuid(1)].older, [image].into());
-        assert!(matches!(belongings.writes(uuid(1), Search::Known), Ok((Writes::UnderWay(_), _))));
+        assert!(matches!(belongings.writes(uuid(1), WhichWrites::Known), Ok((Writes::UnderWay(_), _))));
         belongings.forget(uuid(1));
         assert_eq!(belongings.records().len(), 1, "it is not over");
         drop(under_way);

@@ -28,7 +28,7 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// What is known of one domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct LeftBehind {
     pub(super) uuid: Uuid,
     pub(super) name: String,
     /// What its emulators had open.
@@ -43,12 +43,12 @@ struct Content {
     version: u32,
     /// Of another boot nothing is left.
     boot: String,
-    domains: Vec<Kept>,
+    domains: Vec<LeftBehind>,
 }
 
 /// Writes the file. Dropping it lets its thread end.
 #[derive(Debug)]
-pub(super) struct Keeper(Sender<Vec<Kept>>);
+pub(super) struct Keeper(Sender<Vec<LeftBehind>>);
 
 impl Keeper {
     /// Starts the thread. `None`: there can be none, which is logged.
@@ -65,13 +65,13 @@ impl Keeper {
     }
 
     /// Has this written soon, unless something newer comes first.
-    pub(super) fn keep(&self, domains: Vec<Kept>) {
+    pub(super) fn keep(&self, domains: Vec<LeftBehind>) {
         // Fails only if the thread has ended, which it does with this.
         let _ = self.0.send(domains);
     }
 }
 
-fn keep(kept: &KeptFile, news: &Receiver<Vec<Kept>>) {
+fn keep(kept: &KeptFile, news: &Receiver<Vec<LeftBehind>>) {
     let mut written = Vec::new();
     while let Ok(mut domains) = news.recv() {
         while let Ok(newer) = news.try_recv() {
@@ -111,7 +111,7 @@ impl KeptFile {
 
     /// What an earlier daemon has written since the host's boot. A file that cannot be read is
     /// logged.
-    pub(super) fn read(&self) -> Vec<Kept> {
+    pub(super) fn read(&self) -> Vec<LeftBehind> {
         match self.content() {
             Ok(content) if boot().is_ok_and(|boot| boot == content.boot) => content.domains,
             Ok(_) => Vec::new(),
@@ -130,7 +130,7 @@ impl KeptFile {
         if content.version == VERSION { Ok(content) } else { Err(io::Error::other("it has an unknown form")) }
     }
 
-    fn write(&self, domains: Vec<Kept>) -> io::Result<()> {
+    fn write(&self, domains: Vec<LeftBehind>) -> io::Result<()> {
         let content = serde_json::to_vec(&Content { version: VERSION, boot: boot()?, domains })?;
         file::replace(&self.directory, &self.name, &content).map(drop)
     }
@@ -141,10 +141,10 @@ mod tests {
     use super::*;
     use tempfile::tempdir;
 
-    fn kept(number: u128) -> Kept {
+    fn kept(number: u128) -> LeftBehind {
         let images = vec!["fe:00:12".to_owned()];
         let (uuid, name) = (Uuid::from_u128(number), format!("vm{number}"));
-        Kept { uuid, name, images, helpers: Vec::new(), disks: Some(Disks::default()) }
+        LeftBehind { uuid, name, images, helpers: Vec::new(), disks: Some(Disks::default()) }
     }
 
     #[test]

@@ -58,13 +58,13 @@ impl Lock {
 }
 
 /// Locks, each with how many times it is held.
-pub(super) type Locks = BTreeMap<Lock, usize>;
+pub(super) type FileLocks = BTreeMap<Lock, usize>;
 
 /// All OFD locks of the host, and whether the table was read in one piece: then none is missing.
 ///
 /// # Errors
 /// The kernel's table cannot be read.
-pub(super) fn held() -> io::Result<(Locks, bool)> {
+pub(super) fn held() -> io::Result<(FileLocks, bool)> {
     let mut table = fs::File::open("/proc/locks")?;
     let (mut bytes, mut pieces) = (Vec::new(), 0);
     loop {
@@ -77,7 +77,7 @@ pub(super) fn held() -> io::Result<(Locks, bool)> {
         }
         pieces += 1;
     }
-    let mut held = Locks::new();
+    let mut held = FileLocks::new();
     for lock in String::from_utf8_lossy(&bytes).lines().filter_map(Lock::of) {
         *held.entry(lock).or_default() += 1;
     }
@@ -89,8 +89,8 @@ pub(super) fn held() -> io::Result<(Locks, bool)> {
 ///
 /// # Errors
 /// We may not look into the process, or it has ended.
-pub(super) fn carried(pid: i32) -> io::Result<Locks> {
-    let mut carried = Locks::new();
+pub(super) fn carried(pid: i32) -> io::Result<FileLocks> {
+    let mut carried = FileLocks::new();
     for fd in descriptors(pid)? {
         let Some(about) = gone_is_none(fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")))? else { continue };
         let locks = about.lines().filter_map(|line| line.strip_prefix("lock:")).filter_map(Lock::of);
@@ -103,7 +103,7 @@ pub(super) fn carried(pid: i32) -> io::Result<Locks> {
 ///
 /// # Errors
 /// The processes cannot be listed.
-pub(super) fn orphans(mut suspects: Locks) -> io::Result<Vec<Lock>> {
+pub(super) fn orphans(mut suspects: FileLocks) -> io::Result<Vec<Lock>> {
     for entry in fs::read_dir("/proc")?.flatten() {
         if suspects.is_empty() {
             break;
@@ -181,7 +181,7 @@ pub(super) mod tests {
     }
 
     /// Until a new process has become its program it has everything that we have.
-    pub(crate) fn wait_carried(pid: i32, count: usize) -> Locks {
+    pub(crate) fn wait_carried(pid: i32, count: usize) -> FileLocks {
         let begun = std::time::Instant::now();
         loop {
             let carried = carried(pid).unwrap();

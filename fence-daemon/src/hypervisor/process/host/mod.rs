@@ -51,9 +51,9 @@ use uuid::Uuid;
 pub(crate) use self::belongings::{Belongings, Running};
 pub(crate) use self::disks::Disks;
 
-use self::belongings::Search;
+use self::belongings::WhichWrites;
 pub(crate) use self::scan::Look;
-use self::scan::{Found, Kind, Memory};
+use self::scan::{FoundProcess, Kind, ScanMemory};
 use super::driver::Driver;
 use super::pidfd::{self, Process};
 use super::victim::Victim;
@@ -151,24 +151,24 @@ pub(crate) struct Cleared {
 /// The host. Clones are the same one.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
-    shared: Arc<Shared>,
+    shared: Arc<SharedHost>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedHost {
     /// Where processes are found: `/proc`.
     root: PathBuf,
     /// Whose domains run here.
     drivers: Vec<Driver>,
-    memory: Arc<Memory>,
-    queue: Mutex<Queue>,
+    memory: Arc<ScanMemory>,
+    queue: Mutex<ScanQueue>,
     /// What QEMU's domains have beside their emulators, as each of the URIs knows it.
     belongings: Vec<Arc<Belongings>>,
 }
 
 /// The questions that wait for the next scan.
 #[derive(Debug, Default)]
-struct Queue {
+struct ScanQueue {
     scanning: bool,
     waiting: Vec<(Vec<Whom>, oneshot::Sender<Arc<Look>>)>,
 }
@@ -187,7 +187,7 @@ impl Host {
             }
         }
         let root = root.to_owned();
-        let shared = Shared { root, drivers: all, memory: Arc::default(), queue: Mutex::default(), belongings };
+        let shared = SharedHost { root, drivers: all, memory: Arc::default(), queue: Mutex::default(), belongings };
         Self { shared: Arc::new(shared) }
     }
 
@@ -267,7 +267,7 @@ impl Host {
         is_over(victim, by).await?;
         // A victim that was looked at right before its kill has no images but the known ones.
         let is_known = whom.proven_dead || victim.is_some();
-        let search = if is_known && killed.is_empty() { Search::Known } else { Search::All };
+        let search = if is_known && killed.is_empty() { WhichWrites::Known } else { WhichWrites::All };
         self.writes_over(whom, search, by).await?;
         Ok(Cleared { at: Moment::now(), killed })
     }
@@ -355,8 +355,8 @@ async fn dead(killed: &[Arc<Process>], by: Instant) -> Result<(), Left> {
     Ok(())
 }
 
-impl Shared {
-    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+impl SharedHost {
+    fn queue(&self) -> std::sync::MutexGuard<'_, ScanQueue> {
         lock(&self.queue)
     }
 
@@ -414,7 +414,7 @@ impl Look {
             return Remains::Doubt(why.clone());
         }
         let mut living = Vec::new();
-        for Found { pid, kind, held } in &self.found {
+        for FoundProcess { pid, kind, held } in &self.found {
             let is_it = whom.may_be(kind) || is_named_by_pid_file(whom, *pid, kind);
             if !is_it || held.as_ref().is_some_and(|held| held.is_dead()) {
                 continue;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::super::driver::Driver;
-use super::belongings::{Belongings, Search};
+use super::belongings::{Belongings, WhichWrites};
 use super::helpers::{Helper, with_children};
 use super::{Host, Left, Whom};
 use crate::hypervisor::deadline::Deadline;
@@ -77,13 +77,13 @@ impl Host {
     ///
     /// # Errors
     /// A write is under way at `by`, or that is not known.
-    pub(super) async fn writes_over(&self, whom: &Whom, search: Search, by: Instant) -> Result<(), Left> {
+    pub(super) async fn writes_over(&self, whom: &Whom, search: WhichWrites, by: Instant) -> Result<(), Left> {
         for belongings in self.belongings_of(whom) {
             let late = by.min(Instant::now() + LATE);
             let Err(what) = belongings.settled(whom.uuid, search, late.into_std()).await else { continue };
             tracing::error!(domain = %whom.name.escape_debug(), uuid = %whom.uuid, "dead, but {what}");
             // The next request finds it as it is then.
-            if search == Search::All {
+            if search == WhichWrites::All {
                 return Err(Left::Writes(what));
             }
             belongings.settled(whom.uuid, search, by.into_std()).await.map_err(Left::Writes)?;
@@ -108,7 +108,7 @@ impl Host {
             }
             sleep(LOOK).await;
         }
-        let search = if whom.proven_dead { Search::Known } else { Search::All };
+        let search = if whom.proven_dead { WhichWrites::Known } else { WhichWrites::All };
         for belongings in self.belongings_of(whom) {
             belongings.settled(whom.uuid, search, by.into_std()).await.map_err(Left::Writes)?;
         }

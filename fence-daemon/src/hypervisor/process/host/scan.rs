@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::super::driver::Driver;
 use super::super::pidfd::{self, Process};
-use super::super::proc::{self, Line, Stat};
+use super::super::proc::{self, CommandLine, Stat};
 use super::Whom;
 use super::scope::Scope;
 
@@ -44,7 +44,7 @@ const STACK: usize = 256 * 1024;
 
 /// A process that a scan found.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct FoundProcess {
     /// Its number.
     pub(crate) pid: i32,
     /// What it is.
@@ -57,7 +57,7 @@ pub(crate) struct Found {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// It has a machine's command line. `in_scope`: its control group is one of libvirt's for QEMU.
-    Machine { line: Line, in_scope: bool },
+    Machine { line: CommandLine, in_scope: bool },
     /// It is the first process of a container of libvirt's, in this group. Its environment has the
     /// UUID and the name.
     Container { scope: Scope, uuid: Option<Uuid>, name: Option<String> },
@@ -70,14 +70,14 @@ pub(crate) enum Kind {
 #[derive(Debug, Default)]
 pub(crate) struct Look {
     /// The processes that are domains', or may be.
-    pub(crate) found: Vec<Found>,
+    pub(crate) found: Vec<FoundProcess>,
     /// Why nothing is known, if the scan did not come to its end.
     pub(crate) failed: Option<String>,
 }
 
 /// What is remembered from scan to scan.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct ScanMemory {
     /// Processes that could not be read, by number, with their start. A thread is stuck with each.
     stuck: Mutex<HashMap<i32, Option<u64>>>,
     /// The machines that processes were, by number, with their start. An unreadable process may be
@@ -85,7 +85,7 @@ pub(super) struct Memory {
     machines: Mutex<HashMap<i32, (u64, Uuid)>>,
 }
 
-impl Memory {
+impl ScanMemory {
     /// The machine that a process was.
     fn was(&self, pid: i32, started: Option<u64>) -> Option<Uuid> {
         let known = lock(&self.machines).get(&pid).copied();
@@ -110,7 +110,7 @@ struct Work {
     next: AtomicUsize,
     wanted: Vec<Whom>,
     drivers: Vec<Driver>,
-    memory: Arc<Memory>,
+    memory: Arc<ScanMemory>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -119,14 +119,14 @@ struct Work {
 struct Progress {
     /// Processes that were read or given up.
     done: usize,
-    found: Vec<Found>,
+    found: Vec<FoundProcess>,
     /// What each thread reads, and since when.
     reading: HashMap<usize, (i32, Instant)>,
     threads: usize,
 }
 
 /// Reads all processes below `root`, for these drivers. The ones of `wanted` are held.
-pub(super) fn scan(root: &Path, drivers: &[Driver], wanted: Vec<Whom>, memory: &Arc<Memory>) -> Look {
+pub(super) fn scan(root: &Path, drivers: &[Driver], wanted: Vec<Whom>, memory: &Arc<ScanMemory>) -> Look {
     let pids = match numbers(root) {
         Ok(pids) => pids,
         Err(error) => return Look::failed(format!("cannot list {}: {error}", root.display())),
@@ -197,7 +197,7 @@ impl Work {
         }
     }
 
-    fn done(&self, found: Option<Found>) {
+    fn done(&self, found: Option<FoundProcess>) {
         let mut progress = lock(&self.progress);
         progress.done += 1;
         progress.found.extend(found);
@@ -268,13 +268,13 @@ impl Work {
     }
 
     /// A process of which only that is known which needs no look into its memory.
-    fn unreadable(&self, pid: i32, why: &'static str) -> Found {
+    fn unreadable(&self, pid: i32, why: &'static str) -> FoundProcess {
         let (scope, was) = (Scope::read(&self.directory(pid)).ok().flatten(), self.memory.was(pid, self.started(pid)));
-        Found { pid, kind: Kind::Unreadable { scope, was, why }, held: None }
+        FoundProcess { pid, kind: Kind::Unreadable { scope, was, why }, held: None }
     }
 
     /// Reads one process. `None`: it belongs to no domain, or has ended.
-    fn examine(&self, pid: i32, buffer: &mut Vec<u8>) -> Option<Found> {
+    fn examine(&self, pid: i32, buffer: &mut Vec<u8>) -> Option<FoundProcess> {
         let directory = self.directory(pid);
         let kind = match self.kind(&directory, buffer) {
             Ok(kind) => kind?,
@@ -287,7 +287,7 @@ impl Work {
             self.memory.note(&directory, pid, line.uuid);
         }
         if !self.wanted.iter().any(|whom| whom.may_be(&kind)) {
-            return Some(Found { pid, kind, held: None });
+            return Some(FoundProcess { pid, kind, held: None });
         }
         let held = match Process::open(pid) {
             Ok(held) => held,
@@ -297,7 +297,7 @@ impl Work {
         // It may have become another process before it was held.
         match self.kind(&directory, buffer) {
             _ if held.is_dead() => None,
-            Ok(Some(now)) if now == kind => Some(Found { pid, kind, held: Some(Arc::new(held)) }),
+            Ok(Some(now)) if now == kind => Some(FoundProcess { pid, kind, held: Some(Arc::new(held)) }),
             Ok(None) => None,
             Ok(Some(_)) | Err(_) => Some(self.unreadable(pid, "it changes while it is looked at")),
         }
@@ -309,18 +309,19 @@ impl Work {
             if proc::read(&directory.join("cmdline"), buffer)?.is_none() {
                 return Ok(None);
             }
-            let line = if buffer.is_empty() { self.line_of_threads(directory, buffer)? } else { Said::of(buffer) };
+            let line =
+                if buffer.is_empty() { self.line_of_threads(directory, buffer)? } else { CommandLineKind::of(buffer) };
             match line {
-                Said::Machine(line) => {
+                CommandLineKind::Machine(line) => {
                     let scope = Scope::read(directory)?;
                     let in_scope = scope.is_some_and(|scope| scope.driver == Driver::Qemu);
                     return Ok(Some(Kind::Machine { line, in_scope }));
                 }
-                Said::Nothing => {
+                CommandLineKind::Nothing => {
                     return Ok(Some(Kind::Unreadable { scope: None, was: None, why: "it says nothing of itself" }));
                 }
-                Said::Ended | Said::Kernel => return Ok(None),
-                Said::Other => {}
+                CommandLineKind::Ended | CommandLineKind::Kernel => return Ok(None),
+                CommandLineKind::Other => {}
             }
         }
         if !self.drivers.contains(&Driver::Lxc) {
@@ -342,13 +343,13 @@ impl Work {
 
     /// The command line of a process whose first thread has none. Either that thread has ended, and
     /// others may be stuck, or it is the kernel's own.
-    fn line_of_threads(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Said> {
-        let Some(stat) = Stat::read(directory)? else { return Ok(Said::Ended) };
+    fn line_of_threads(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<CommandLineKind> {
+        let Some(stat) = Stat::read(directory)? else { return Ok(CommandLineKind::Ended) };
         if stat.is_kernels() {
-            return Ok(Said::Kernel);
+            return Ok(CommandLineKind::Kernel);
         }
         let mut others = false;
-        let Ok(threads) = fs::read_dir(directory.join("task")) else { return Ok(Said::Ended) };
+        let Ok(threads) = fs::read_dir(directory.join("task")) else { return Ok(CommandLineKind::Ended) };
         for thread in threads.flatten() {
             let thread = thread.path();
             if matches!(Stat::read(&thread)?.map(|stat| stat.state), None | Some('Z' | 'X')) {
@@ -356,16 +357,16 @@ impl Work {
             }
             others = true;
             if proc::read(&thread.join("cmdline"), buffer)?.is_some() && !buffer.is_empty() {
-                return Ok(Said::of(buffer));
+                return Ok(CommandLineKind::of(buffer));
             }
         }
-        Ok(if others { Said::Nothing } else { Said::Ended })
+        Ok(if others { CommandLineKind::Nothing } else { CommandLineKind::Ended })
     }
 }
 
 /// What a command line says.
-enum Said {
-    Machine(Line),
+enum CommandLineKind {
+    Machine(CommandLine),
     Other,
     /// It is the kernel's own thread.
     Kernel,
@@ -375,8 +376,8 @@ enum Said {
     Ended,
 }
 
-impl Said {
+impl CommandLineKind {
     fn of(arguments: &[u8]) -> Self {
-        Line::of(arguments).map_or(Self::Other, Self::Machine)
+        CommandLine::of(arguments).map_or(Self::Other, Self::Machine)
     }
 }

@@ -196,7 +196,7 @@ async fn what_a_look_takes() {
 fn what_has_been_killed_and_says_nothing_any_more_is_no_doubt() {
     let scope = scope::Scope::of("0::/machine/qemu-3-vm.libvirt-qemu\n");
     let kind = Kind::Unreadable { scope, was: None, why: "it says nothing of itself" };
-    let found = vec![Found { pid: 100_001, kind, held: None }];
+    let found = vec![FoundProcess { pid: 100_001, kind, held: None }];
     let look = Look { found, failed: None };
     let vm = whom("vm");
     assert!(matches!(look.remains(&vm), Remains::Doubt(_)));

@@ -12,7 +12,7 @@ const MAX_MISTAKES: usize = 20;
 pub(super) struct Findings<'s> {
     source: &'s Source<'s>,
     mistakes: Vec<Wrong>,
-    doubts: Vec<Found>,
+    doubts: Vec<FoundDoubt>,
     warnings: Warnings,
 }
 
@@ -25,7 +25,7 @@ struct Wrong {
 }
 
 /// A doubt and its span.
-struct Found {
+struct FoundDoubt {
     span: Span,
     doubt: Doubt,
     /// The later span that overrules it.
@@ -68,7 +68,7 @@ impl<'s> Findings<'s> {
         // A file may hold a million doubts. Suggestions take time, so doubts beyond the limit get
         // none.
         if self.warnings.takes_more_than(self.doubts.len()) {
-            self.doubts.push(Found { span: span.clone(), doubt: doubt(), later: later.cloned() });
+            self.doubts.push(FoundDoubt { span: span.clone(), doubt: doubt(), later: later.cloned() });
         } else {
             self.warnings.leave_out();
         }
@@ -80,7 +80,7 @@ impl<'s> Findings<'s> {
         let laters: Vec<&Span> = self.doubts.iter().filter_map(|found| found.later.as_ref()).collect();
         let (places, laters) = (self.source.places(&spans), self.source.places(&laters));
         let mut laters = laters.into_iter();
-        for (Found { mut doubt, .. }, place) in self.doubts.into_iter().zip(places) {
+        for (FoundDoubt { mut doubt, .. }, place) in self.doubts.into_iter().zip(places) {
             if let Doubt::Overruled { line, .. } = &mut doubt {
                 *line = laters.next().map_or(0, |later| later.line());
             }
@@ -172,7 +172,7 @@ pub(super) fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> 
 }
 
 /// A section's contents, sorted by what counts. Names are those of its scope, in lower case.
-pub(super) struct Surveyed<'i> {
+pub(super) struct Contents<'i> {
     /// At most one for each key: lookups are frequent.
     values: Vec<&'i Assignment<'i>>,
     /// The keys that count each time, as many as the file has.
@@ -180,7 +180,7 @@ pub(super) struct Surveyed<'i> {
     sections: Vec<&'i Section<'i>>,
 }
 
-impl<'i> Surveyed<'i> {
+impl<'i> Contents<'i> {
     /// Sorts a section's contents. Reports what is unknown, overruled or of the wrong kind.
     pub(super) fn new(items: &'i [Item<'i>], scope: &Scope, findings: &mut Findings<'_>) -> Self {
         let mut found = Self { values: Vec::new(), listed: Vec::new(), sections: Vec::new() };
