@@ -129,7 +129,7 @@ impl Witness {
     }
 
     /// A process by the host's number for it, which the caller keeps from changing hands.
-    pub(crate) fn of_pid(pid: u32) -> Result<Self> {
+    pub fn of_pid(pid: u32) -> Result<Self> {
         let raw = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("no process number")?;
         let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).context("pidfd_open")?;
         Ok(Self { pidfd, inside: None, pid })

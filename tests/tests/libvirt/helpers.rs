@@ -1,11 +1,13 @@
-//! Helper processes of a machine (virtiofsd, swtpm): the daemon answers "off" only when all of them
-//! are dead.
+//! Helper processes of a machine (virtiofsd, swtpm, nbdkit, qemu-storage-daemon). An "off" says
+//! that all of them are dead.
+
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
 use fence_lab::fuse::Disk;
-use fence_lab::machine::Machine;
-use fence_lab::process::poll_until;
+use fence_lab::machine::{Machine, writing_disk};
+use fence_lab::process::{Process, poll_until};
 use fence_lab::qemu;
 use fence_lab::witness::Witness;
 use nix::sys::signal::{Signal, kill};
@@ -44,7 +46,69 @@ pub(crate) fn signal(helpers: &[Witness], signal: Signal) -> Result<()> {
     Ok(())
 }
 
+/// libvirt starts nbdkit from 9.7 on, where it serves a disk. Debian 12's is older, so these tests
+/// start the server, and put it where libvirt puts its own: into the machine's control groups.
+const JOIN: &str = r#"
+while IFS=: read -r _ controllers path; do
+    case "$controllers:$path" in
+    name=*) ;;
+    *qemu-*) echo "$2" > "/sys/fs/cgroup/$controllers$path/cgroup.procs" ;;
+    esac
+done < "/proc/$1/cgroup""#;
+/// Or libvirt names it by a file in the instance's own directory.
+const NAME: &str = r#"echo "$2" > "$(echo /var/lib/libvirt/qemu/domain-*-"$3")/nbdkit-disk0.pid""#;
+
+/// The flags of a listening socket in `/proc/net/unix`.
+const LISTENS: &str = " 00010000 ";
+
+/// A disk's server, and the device.
+fn server(site: &Site, program: &str, name: &str, image: &str) -> Result<(Process, String)> {
+    let [socket, number] = ["sock", "server"].map(|kind| site.hypervisor.path(&format!("{name}.{kind}")));
+    let (start, device) = match program {
+        "nbdkit" => (
+            format!("nbdkit --foreground --pidfile {number} --unix {socket} file {image}"),
+            format!(
+                "<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd'>\
+                 <host transport='unix' socket='{socket}'/></source><target dev='hda' bus='ide'/></disk>"
+            ),
+        ),
+        _ => (
+            format!(
+                "qemu-storage-daemon --pidfile {number} --blockdev driver=file,node-name=image,filename={image},cache.direct=on \
+                 --export type=vhost-user-blk,id=e,node-name=image,writable=on,addr.type=unix,addr.path={socket}"
+            ),
+            format!(
+                "<disk type='vhostuser' device='disk'><driver name='qemu' type='raw'/>\
+                 <source type='unix' path='{socket}'/><target dev='vda' bus='virtio'/></disk>"
+            ),
+        ),
+    };
+    let mut words = start.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    let process = Process::start(site.hypervisor.space(), command.args(words))?;
+    let number = site.hypervisor.outside(&number);
+    let serves = || {
+        let has_number = std::fs::read_to_string(&number).is_ok_and(|number| number.ends_with('\n'));
+        let listens = |line: &str| line.contains(LISTENS) && line.ends_with(&socket);
+        Ok((has_number && site.hypervisor.proc_net("unix")?.lines().any(listens)).then_some(()))
+    };
+    poll_until("the disk's server", SOON, serves).with_context(|| process.stderr().text())?;
+    Ok((process, device))
+}
+
 impl Site {
+    /// Starts a machine with this server's disk, and makes the server the machine's as `how` says.
+    fn with_server(&self, program: &str, how: &str, name: &str, image: &str) -> Result<(Process, Witness)> {
+        let (server, device) = server(self, program, name, image)?;
+        Machine::new(name).shared_memory().device(&device).start(&self.libvirtd)?;
+        self.wait_status(name, 0)?;
+        let numbers = [format!("/run/libvirt/qemu/{name}.pid"), self.hypervisor.path(&format!("{name}.server"))];
+        let script = format!("set -- \"$(cat \"$1\")\" \"$(cat \"$2\")\" \"$3\"\n{how}");
+        self.hypervisor.space().must("sh", &["-ec", &script, "sh", &numbers[0], &numbers[1], name])?;
+        let witness = Witness::of_pid(server.id())?;
+        Ok((server, witness))
+    }
+
     /// Starts a machine with helpers, and returns the helpers.
     pub(crate) fn with_helpers(&self, name: &str, devices: &[&str], at_least: usize) -> Result<Vec<Witness>> {
         let machine = Machine::new(name).shared_memory();
@@ -105,6 +169,48 @@ fn a_helper_that_came_later_is_dead_with_its_machine() -> Result<()> {
     signal(&helpers, Signal::SIGSTOP)?;
     site.libvirtd.signal(Signal::SIGSTOP)?;
     site.off_with_helpers("plugged", helpers)
+}
+
+#[test]
+fn a_disks_server_that_stands_still_is_dead_with_its_machine() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[])?;
+    for (program, how, name) in
+        [("nbdkit", JOIN, "joined"), ("nbdkit", NAME, "named"), ("qemu-storage-daemon", JOIN, "vhost")]
+    {
+        let image = site.hypervisor.write(&format!("{name}.img"), &writing_disk())?;
+        let (_server, witness) = site.with_server(program, how, name, &image)?;
+        // libvirt writes its PID file before the machine's start. The next daemon finds it so.
+        if how == NAME {
+            site.replace_daemon()?;
+        }
+        signal(std::slice::from_ref(&witness), Signal::SIGSTOP)?;
+        site.off_with_helpers(name, vec![witness]).with_context(|| format!("{program}, {name}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_disks_server_whose_storage_stalls_is_no_success() -> Result<()> {
+    let mut site = Site::new(&[qemu::URI], &[])?;
+    let disk = Disk::serve(&site.hypervisor, "stalled", writing_disk())?;
+    let (server, witness) = site.with_server("qemu-storage-daemon", JOIN, "stalled", &disk.path())?;
+    // The disk is dropped first: only then can the server die.
+    let (disk, server) = &(disk, server);
+    disk.wait_written()?;
+    disk.hold_writes_in_flight(server.id())?;
+    let position = site.server.log_position();
+    let reply = site.observer.ask(&KEY, Op::Off, "stalled")?;
+    ensure!(reply == 1, "off answered {reply} while the server may write: {}", site.server.log());
+    ensure!(!witness.is_dead()?, "the test does not keep the server alive");
+    site.logs(position, "(qemu-storage-d")?;
+    ensure!(site.observer.fence("status", "stalled")?.code != Some(2), "the server lives, and status says off");
+    site.replace_daemon()?;
+    let reply = site.observer.ask(&KEY, Op::Off, "stalled")?;
+    ensure!(reply == 1, "the next daemon's off answered {reply}: {}", site.server.log());
+    disk.release();
+    ensure!(witness.dies_within(SOON)?, "the server was not killed");
+    site.expect("off", "stalled", 0)?;
+    site.wait_status("stalled", 2)
 }
 
 #[test]

@@ -55,6 +55,7 @@ const TEST: &[Requirement] = &[
     tool("qemu-system-x86_64", &["qemu-system-x86"], "qemu-system-x86"),
     // Programs that libvirt runs beside a machine.
     tool("swtpm", &["swtpm"], "swtpm"),
+    tool("nbdkit", &["nbdkit"], "nbdkit-server nbdkit-basic-plugins"),
     tool("swtpm_setup", &["swtpm-tools"], "swtpm-tools"),
     // Debian 12 has it in qemu-system-common.
     package(&["virtiofsd", "qemu-system-common"], "virtiofsd"),

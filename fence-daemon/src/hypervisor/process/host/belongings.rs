@@ -261,7 +261,16 @@ impl Belongings {
         let (Some(whereabouts), Some(emulator)) = (&record.whereabouts, record.emulator) else {
             return record.helpers.into_iter().filter(|helper| !helper.process.is_dead()).collect();
         };
-        whereabouts.living(emulator, record.helpers)
+        let known: Vec<_> = record.helpers.iter().map(|helper| helper.who.clone()).collect();
+        let living = whereabouts.living(emulator, record.helpers);
+        let news: Vec<_> = living.iter().filter(|helper| !known.contains(&helper.who)).cloned().collect();
+        if !news.is_empty() {
+            if let Some(record) = self.records().get_mut(&uuid) {
+                record.helpers.extend(news);
+            }
+            self.keep();
+        }
+        living
     }
 
     /// Waits until no write of a domain is under way, at most until `by`.

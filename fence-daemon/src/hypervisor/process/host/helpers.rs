@@ -143,8 +143,9 @@ impl Whereabouts {
         members
     }
 
+    /// Asked of the group, since a process whose first thread has ended names another one.
     fn has_member(&self, pid: i32) -> bool {
-        groups(pid).is_ok_and(|groups| groups.iter().any(|group| self.groups.contains(group)))
+        self.members().contains(&pid)
     }
 
     /// libvirt's PID files for this instance.
