@@ -129,7 +129,7 @@ pub async fn run(
     let _control = control(hypervisor.state.as_deref(), &inspector);
     let (program, ring) = kernel.map(|KernelConsumers { program, ring }| (program, ring)).unzip();
     let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
-    let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program);
+    let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program).telling(multicast.alone);
 
     let waited_for = tokio::time::Instant::now() + WAITED_FOR;
     let start = async {

@@ -96,6 +96,9 @@ pub struct Listener {
     pub auth: String,
     /// The `attach` setting.
     pub attach: String,
+    /// The `alone` setting.
+    #[serde(default)]
+    pub alone: String,
     /// Whether requests reach the daemon.
     pub hears: bool,
     /// The listener's state, in a line.
@@ -113,6 +116,13 @@ pub struct Interface {
     pub program: Option<String>,
     /// The program's ID in the kernel.
     pub program_id: Option<u32>,
+    /// Whether no other hypervisor hears the requests that come by it.
+    #[serde(default)]
+    pub alone: bool,
+    /// A port or device by which it leads beyond the guests of this host. `null` if it leads
+    /// nowhere.
+    #[serde(default)]
+    pub way_out: Option<String>,
 }
 
 /// The kernel program.

@@ -20,11 +20,13 @@ pub struct WayOut {
     pub link: String,
     /// Why it counts as such.
     pub why: String,
+    /// Whether it may end without a message to this network namespace.
+    pub unwatched: bool,
 }
 
 impl WayOut {
     fn new(link: &Link, why: impl Into<String>) -> Self {
-        Self { link: link.name.clone(), why: why.into() }
+        Self { link: link.name.clone(), why: why.into(), unwatched: false }
     }
 }
 
@@ -92,8 +94,9 @@ fn among(links: &[Link], bridge: &Link, ask: impl Fn(i32) -> io::Result<Namespac
     };
     let on_bridge = shared(links, bridge, None).map(|why| WayOut::new(bridge, why));
     let by_port = |port: &Link| {
+        let unwatched = port.elsewhere.is_some();
         let why = leads_out(port).or_else(|| shared(links, port, Some(bridge.index)))?;
-        Some(WayOut::new(port, why))
+        Some(WayOut { unwatched, ..WayOut::new(port, why) })
     };
     on_bridge.into_iter().chain(ports().filter_map(by_port)).collect()
 }

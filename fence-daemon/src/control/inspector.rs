@@ -1,5 +1,5 @@
-//! Builds the report for the control socket. It never waits: it reads the state that other parts
-//! keep.
+//! Builds the report for the control socket. It reads the state that other parts keep, and asks the
+//! kernel for its counters and for where the interfaces lead.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,11 +7,12 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fence_common::verdict::Counters;
-use fence_config::Multicast;
+use fence_config::{Alone, Multicast};
 use fence_control::report::{
     Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, RejectedSource, Report, Request,
     Requests as RequestsView, Restart, SCHEMA, Source, Steps, Uri,
 };
+use fence_net::way_out;
 use tokio::sync::watch;
 
 use crate::clock::Moment;
@@ -45,6 +46,7 @@ pub enum Phase {
 pub struct Inspector {
     started: Moment,
     listener: Listener,
+    alone: Alone,
     /// Whether there is to be a kernel program.
     program_wanted: bool,
     /// Not kept: the membership goes with it.
@@ -73,6 +75,7 @@ impl Inspector {
             hash: multicast.hash.name().to_owned(),
             auth: multicast.auth.name().to_owned(),
             attach: multicast.attach.name().to_owned(),
+            alone: multicast.alone.name().to_owned(),
             hears: false,
             status: String::new(),
             interfaces: Vec::new(),
@@ -80,6 +83,7 @@ impl Inspector {
         Self {
             started: Moment::now(),
             listener,
+            alone: multicast.alone,
             program_wanted,
             socket: Arc::downgrade(socket),
             hypervisors,
@@ -192,13 +196,26 @@ impl Inspector {
     }
 
     fn listener(&self, heard: &Heard) -> Listener {
-        let interface = |place: &Place| Interface {
-            name: place.interface.name.clone(),
-            program: place.mode.map(|mode| mode.to_string()),
-            program_id: heard.programs.get(&place.interface.index).copied(),
+        let interface = |place: &Place| {
+            let way_out = way_out(place.interface.index);
+            Interface {
+                name: place.interface.name.clone(),
+                program: place.mode.map(|mode| mode.to_string()),
+                program_id: heard.programs.get(&place.interface.index).copied(),
+                alone: match self.alone {
+                    Alone::Auto => way_out.is_none(),
+                    Alone::Yes => true,
+                    Alone::No => false,
+                },
+                way_out,
+            }
         };
-        let interfaces = heard.places.iter().map(interface).collect();
-        let status = if heard.status.is_empty() { "looking for interfaces".to_owned() } else { heard.status.clone() };
+        let interfaces: Vec<_> = heard.places.iter().map(interface).collect();
+        let mut status =
+            if heard.status.is_empty() { "looking for interfaces".to_owned() } else { heard.status.clone() };
+        if !interfaces.is_empty() && interfaces.iter().all(|interface| interface.alone) {
+            status.push_str(", alone");
+        }
         Listener { hears: heard.hears, status, interfaces, ..self.listener.clone() }
     }
 
@@ -214,6 +231,14 @@ impl Inspector {
             retired_key: tally.retired_key,
             recent: self.requests.recent().into_iter().rev().map(|recent| now.request(recent)).collect(),
         }
+    }
+}
+
+/// The first way out of an interface, in words, as the kernel sees it now.
+fn way_out(interface: u32) -> Option<String> {
+    match way_out::of(interface) {
+        Ok(ways) => ways.first().map(ToString::to_string),
+        Err(error) => Some(format!("an unknown way (the kernel does not say: {error})")),
     }
 }
 

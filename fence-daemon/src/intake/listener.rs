@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::verdict::Counters;
+use fence_config::Alone;
 use fence_net::interface::{Interface, Wanted};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::kernel::{self, Attachment, KernelProgram, Mode, Sharer};
+use super::leads::Leads;
 use super::links::{Changes, Links};
 use super::listening::{Attached, Command, Ends, InterfaceNews, Listening, Now, Place, Refusal};
 use super::socket::RequestSocket;
@@ -38,6 +40,7 @@ pub struct Listener {
     /// The program, while it is still being loaded.
     coming: Option<Coming>,
     listening: Listening,
+    leads: Leads,
     /// What systemd was told last.
     status: String,
 }
@@ -89,7 +92,14 @@ impl Listener {
     pub fn new(wanted: Wanted, socket: Arc<RequestSocket>, program: Option<(KernelProgram, Mode)>) -> Self {
         let name = if let Wanted::Named(name) = &wanted { Some(name.clone()) } else { None };
         let listening = Listening::new(name, program.is_some());
-        Self { wanted, socket, program, coming: None, listening, status: String::new() }
+        let leads = Leads::new(Alone::No);
+        Self { wanted, socket, program, coming: None, listening, leads, status: String::new() }
+    }
+
+    /// Logs where the interfaces lead, as far as that decides with this setting of `alone`.
+    #[must_use]
+    pub fn telling(self, alone: Alone) -> Self {
+        Self { leads: Leads::new(alone), ..self }
     }
 
     /// Attaches a program once it is loaded. Until then the socket serves.
@@ -153,7 +163,9 @@ impl Listener {
             systemd::notify_status(&status);
             self.status = status;
         }
-        self.heard()
+        let heard = self.heard();
+        self.leads.look(&heard.places);
+        heard
     }
 
     fn heard(&self) -> Heard {
@@ -370,6 +382,13 @@ impl Follower {
     }
 }
 
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn follow(
     mut listener: Listener,
     mut links: Links,
@@ -397,15 +416,11 @@ async fn follow(
             Some(due) if !again => Some(due),
             _ => Some(Instant::now() + TRY_AGAIN),
         };
-        let later = async {
-            match due {
-                Some(due) => tokio::time::sleep_until(due).await,
-                None => std::future::pending().await,
-            }
-        };
+        let leads_due = listener.leads.due();
         (changes, again) = tokio::select! {
             changes = links.next() => (changes, false),
-            () = later => (Changes::default(), true),
+            () = sleep_until(due) => (Changes::default(), true),
+            () = sleep_until(leads_due) => (Changes::default(), false),
             () = listener.program_came() => (Changes::default(), false),
             _ = &mut stopped => return Some(listener),
         };

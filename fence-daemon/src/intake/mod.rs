@@ -7,6 +7,7 @@ pub mod backlog;
 mod datagram;
 pub mod kernel;
 pub mod keyring;
+pub mod leads;
 pub mod links;
 pub mod listener;
 pub mod listening;

@@ -23,6 +23,21 @@ fn is_deferred(server: &Server, peer: &Peer) -> Result<bool> {
     server.wait_log(position, SURELY, answered).context("no line about the answer")
 }
 
+/// Waits for what the log and `status` say of the bridge. `way` is its way out, if it has one.
+fn wait_told(server: &Server, position: usize, alone: bool, way: Option<&str>) -> Result<()> {
+    let line = match way {
+        None => format!(" alone: {BRIDGE} leads nowhere"),
+        Some(way) => format!("{BRIDGE} leads out by {way}"),
+    };
+    let told = server.wait_log(position, SURELY, |told| told.contains(&line).then_some(()));
+    told.with_context(|| format!("no `{line}`: {}", server.log()))?;
+    let report = server.status()?.1;
+    let interface = &report["listener"]["interfaces"][0];
+    let is_told = interface["alone"] == alone && interface["way_out"].as_str() == way;
+    ensure!(is_told && report["listener"]["status"].to_string().contains(", alone") == alone, "{report:#}");
+    Ok(())
+}
+
 /// A daemon that is asked by a peer, and whose domain is off.
 fn off_on(hypervisor: &Hypervisor, guest: &Guest, config: &Config) -> Result<(Server, Peer)> {
     let server = Server::start(hypervisor, &Which::ours()?, config)?;
@@ -75,6 +90,29 @@ fn a_domain_that_is_off_is_deferred_while_the_bridge_leads_out() -> Result<()> {
 }
 
 #[test]
+fn the_log_and_status_say_where_the_bridge_leads() -> Result<()> {
+    let bench = Bench::new()?;
+    ip(&bench, &["link add card0 type veth peer name card1"])?;
+    let server = bench.serve(&bench.config("auto"))?;
+    wait_told(&server, 0, true, None)?;
+    for way in ["card0 (a veth)"; 2] {
+        let position = server.log_position();
+        ip(&bench, &["link set card0 master virbr0"])?;
+        wait_told(&server, position, false, Some(way))?;
+        let position = server.log_position();
+        ip(&bench, &["link set card0 nomaster"])?;
+        wait_told(&server, position, true, None)?;
+    }
+    // A container's interface gets its address late, and no message about a link tells that.
+    let position = server.log_position();
+    ip(&bench, &["netns add late", "link add late1 master virbr0 type veth peer name eth0 netns late"])?;
+    wait_told(&server, position, false, Some("late1 (its other end has no address)"))?;
+    let position = server.log_position();
+    ip(&bench, &["-n late addr add 10.9.9.9/24 dev eth0"])?;
+    wait_told(&server, position, true, None)
+}
+
+#[test]
 fn the_configuration_overrules_where_the_bridge_leads() -> Result<()> {
     let bench = Bench::new()?;
     ip(&bench, &["link add card0 type veth peer name card1"])?;
@@ -83,8 +121,13 @@ fn the_configuration_overrules_where_the_bridge_leads() -> Result<()> {
         let config = Config { alone: Some(alone), ..bench.config("off") };
         let (server, peer) = off_on(&bench.hypervisor, &bench.guest, &config)?;
         ensure!(is_deferred(&server, &peer)? == deferred, "{alone}: {}", server.log());
+        let position = server.log_position();
         ip(&bench, &["link set card0 master virbr0"])?;
         ensure!(is_deferred(&server, &peer)? == deferred, "{alone}: {}", server.log());
+        if alone == "yes" {
+            let warns = |line: &str| line.contains("WARN alone by the configuration").then_some(());
+            server.wait_log(position, SURELY, warns).with_context(|| server.log())?;
+        }
     }
     Ok(())
 }

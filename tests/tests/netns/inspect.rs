@@ -112,7 +112,8 @@ fn what_was_served_is_told() -> Result<()> {
     ensure!(report["health"] == "serving" && report["problems"] == json!([]), "{report:#}");
     let program = program_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
     ensure!(
-        report["listener"]["interfaces"] == json!([{"name": BRIDGE, "program": "tcx", "program_id": program.id}]),
+        report["listener"]["interfaces"]
+            == json!([{"name": BRIDGE, "program": "tcx", "program_id": program.id, "alone": true, "way_out": null}]),
         "{report:#}"
     );
     // The kernel's own view, through bpftool.

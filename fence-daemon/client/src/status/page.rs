@@ -105,7 +105,7 @@ fn wrapped(problem: &str, screen: Screen) -> String {
 }
 
 fn interfaces(report: &Report) -> Table {
-    let mut table = Table::new([text("INTERFACE"), text("PROGRAM"), number("ID"), text("")]);
+    let mut table = Table::new([text("INTERFACE"), text("PROGRAM"), number("ID"), text("ALONE"), text("")]);
     for interface in &report.listener.interfaces {
         let (program, hint) = match &interface.program {
             Some(mode) if mode == "tcx" => (plain(mode), dim("bpftool prog show name fence_tc")),
@@ -116,7 +116,13 @@ fn interfaces(report: &Report) -> Table {
             None => (dim("none"), plain("through the socket alone")),
         };
         let id = interface.program_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        table.row([plain(&interface.name), program, plain(id), hint]);
+        let alone = match (interface.alone, &interface.way_out) {
+            (true, None) => "yes: leads nowhere".to_owned(),
+            (true, Some(way)) => format!("yes, as configured; leads out by {way}"),
+            (false, None) => "no, as configured".to_owned(),
+            (false, Some(way)) => format!("no: leads out by {way}"),
+        };
+        table.row([plain(&interface.name), program, plain(id), plain(alone), hint]);
     }
     table
 }
@@ -432,7 +438,7 @@ mod tests {
     fn each_section_tells_what_there_is() {
         let page = render(&example(), Screen::PLAIN);
         let rows = |title| section(&page, title).into_iter().map(words).collect::<Vec<_>>();
-        assert_eq!(rows("Listening")[0][..3], ["virbr0", "xdp generic", "1716"]);
+        assert_eq!(rows("Listening")[0][..4], ["virbr0", "xdp generic", "1716", "yes: leads nowhere"]);
         let uris = rows("libvirt");
         assert_eq!(uris[0], ["qemu:///system", "connected", "3 h 12 min", "3", "2", "3 h 12 min ago: connection lost"]);
         assert_eq!(uris[1][..3], ["lxc:///system", "not connected", "-"]);
