@@ -83,7 +83,7 @@ pub const SERVE_V6: u8 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Config {
-    /// The [`ABI_VERSION`] of whoever wrote it.
+    /// The [`ABI_VERSION`] of the writer.
     pub abi: u32,
     /// 1: judge. Any other value: pass everything.
     pub enabled: u8,

@@ -9,7 +9,7 @@ pub(crate) const fn word(bytes: &[u8; 4]) -> u32 {
 
 /// The four bytes as a word in host byte order, read in one load.
 ///
-/// The compiler would load them bytewise. It can be told not to, but then it does not on the stack
+/// The compiler would load them bytewise. An option forbids that, but then not on the stack
 /// either, where the verifier demands alignment. In a packet the verifier demands it only where the
 /// machine does, and there an IP packet's words are aligned.
 #[cfg(target_arch = "bpf")]

@@ -181,7 +181,7 @@ pub enum NoClaim {
     /// The same endpoint has sent a newer request.
     #[error("a newer request came from the same callback address and port")]
     Superseded,
-    /// Too many claims are remembered. The peer must be told of the failure.
+    /// Too many claims are remembered. The peer receives a failure.
     #[error("too many requests in a short time are remembered already")]
     Full,
 }

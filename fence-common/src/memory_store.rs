@@ -110,8 +110,8 @@ impl Store for MemoryStore {
         self.replay_cache.accepted_at(datagram_id)
     }
 
-    fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool {
-        let free = anew || self.replay_cache.accepted_at(datagram_id).is_none();
+    fn remember(&mut self, datagram_id: &DatagramId, at: u64, overwrite: bool) -> bool {
+        let free = overwrite || self.replay_cache.accepted_at(datagram_id).is_none();
         if free {
             self.replay_cache.note(*datagram_id, at);
         }

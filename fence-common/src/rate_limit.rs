@@ -220,9 +220,9 @@ pub trait Store {
     fn fail(&mut self, sender: &Sender, failed: &Failed);
     /// When a datagram was accepted, if the replay cache has it.
     fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64>;
-    /// Adds a datagram to the replay cache. `false` if it is there already; only `anew` overwrites
-    /// it.
-    fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool;
+    /// Adds a datagram to the replay cache. `false` if it is there already; only `overwrite`
+    /// replaces it.
+    fn remember(&mut self, datagram_id: &DatagramId, at: u64, overwrite: bool) -> bool;
 }
 
 /// The rate limits of one datagram, around its digest.

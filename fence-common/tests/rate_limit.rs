@@ -32,7 +32,7 @@ fn right(records: &mut MemoryStore, sender: &Sender, number: u32, now: u64) -> R
     rate_limit::before_delivery(records, sender, Room::Ample, &limits, now)
 }
 
-/// Both addresses of a sender can be forged by whoever is on its segment.
+/// Both addresses of a sender can be forged by any host on its segment.
 #[test]
 fn wrong_digests_in_the_name_of_a_trusted_sender_do_not_starve_it() {
     let mut records = MemoryStore::default();

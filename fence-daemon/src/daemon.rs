@@ -191,7 +191,7 @@ pub async fn run(
     info!(
         group = %multicast.group,
         port = multicast.port,
-        interface = %heard.interfaces(),
+        interface = %heard.names(),
         hash = %multicast.hash.name(),
         auth = %multicast.auth.name(),
         program = %if heard.loading { "loading".to_owned() } else { heard.ways() },
@@ -315,7 +315,7 @@ async fn serve(
     }
 }
 
-/// Ends the wait of whoever started the daemon, although nothing is served yet.
+/// Ends the wait of the daemon's starter, although nothing is served yet.
 fn announce_waiting(readiness: &mut Readiness, what: &str) {
     warn!("nothing is served yet ({what}); the start no longer waits, and serving begins as soon as possible");
     readiness.tell(&format!("nothing is served yet ({what}); it goes on waiting in the background"));

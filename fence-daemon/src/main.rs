@@ -95,7 +95,7 @@ fn ended(outcome: Result<(), DaemonError>, destination: Destination) -> Result<(
         tracing::error!("{error}");
         match destination {
             Destination::Foreground => EXIT_START,
-            // The log is elsewhere; whoever started it still listens to standard error.
+            // The log is elsewhere; its starter still reads standard error.
             Destination::Background => say(EXIT_START)(error),
         }
     })

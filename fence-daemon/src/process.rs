@@ -81,12 +81,12 @@ pub fn leave(code: u8) -> ! {
     unsafe { nix::libc::_exit(i32::from(code)) }
 }
 
-/// The duty to tell whoever started the daemon that it is up.
+/// The duty to report to the daemon's starter that it is up.
 ///
 /// It may be dropped without an announcement: a waiting parent then waits for the daemon's end and
 /// takes over its exit code.
 #[derive(Debug)]
-#[must_use = "whoever started the daemon waits for the announcement"]
+#[must_use = "the process that started the daemon waits for the announcement"]
 pub struct Readiness {
     /// The pipe to the waiting parent, and the replacement for standard error.
     parent: Option<(io::PipeWriter, OwnedFd)>,

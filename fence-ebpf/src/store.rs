@@ -84,8 +84,8 @@ impl Store for Maps {
     }
 
     #[inline(always)]
-    fn remember(&mut self, datagram_id: &DatagramId, at: u64, anew: bool) -> bool {
-        let flags = u64::from(if anew { BPF_ANY } else { BPF_NOEXIST });
+    fn remember(&mut self, datagram_id: &DatagramId, at: u64, overwrite: bool) -> bool {
+        let flags = u64::from(if overwrite { BPF_ANY } else { BPF_NOEXIST });
         // After any other failure the datagram is accepted: user space has a replay cache of its
         // own.
         maps::REPLAY.insert(datagram_id, at, flags) != Err(EXISTS)

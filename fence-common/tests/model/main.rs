@@ -187,11 +187,11 @@ impl Model for Scenario {
         });
         let mut possible =
             |name, observed: fn(&Self, &World) -> bool| properties.push(Property::sometimes(name, observed));
-        possible("somebody is told of success", |_, state| !state.observed.successes.is_empty());
-        possible("somebody is told of failure", |scenario, state| {
+        possible("a client receives a success", |_, state| !state.observed.successes.is_empty());
+        possible("a client receives a failure", |scenario, state| {
             scenario.troubles.faults == 0 || state.observed.replies.len() > state.observed.successes.len()
         });
-        possible("everybody is told of success", |scenario, state| {
+        possible("every client receives a success", |scenario, state| {
             scenario.clients.iter().any(|asks| asks.follows.is_some() || asks.denied)
                 || state.observed.successes.len() == scenario.clients.len()
         });

@@ -145,7 +145,7 @@ pub enum Action {
     /// alone.
     ///
     /// Exit status: 0 serving, 1 serving with something missing (or starting, or stopping), 3 no
-    /// daemon answers, 4 it cannot be told.
+    /// daemon answers, 4 its state is unknown.
     Status {
         /// Print what the daemon says, as JSON on one line (see docs/reference/inspect.md)
         #[arg(long)]

@@ -87,7 +87,7 @@ pub enum Doubt {
     #[error("only the first 4096 bytes of the key file {} count", .0.display())]
     KeyLong(PathBuf),
     /// The key is so short that it can be guessed.
-    #[error("the key in {} has {}: it can be guessed by whoever records one request", path.display(), counted(len, "byte"))]
+    #[error("the key in {} has {}: who records one request can guess it", path.display(), counted(len, "byte"))]
     KeyShort {
         /// The file.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum Doubt {
         len: usize,
     },
     /// The key's bytes are all the same, or repeat, or count.
-    #[error("the key in {} is not random (zeros, a repeated word, or the like): it can be guessed by whoever records one request", .0.display())]
+    #[error("the key in {} is not random (zeros, a repeated word, or the like): who records one request can guess it", .0.display())]
     KeyMonotonous(PathBuf),
     /// The second key equals the first.
     #[error("the key file {} holds the same key as `key_file`", .0.display())]
@@ -138,7 +138,7 @@ fn the_group(name: Option<&str>) -> String {
 
 fn without_digest(key: &str) -> &'static str {
     match key {
-        "hash" => "requests are not signed: whoever can send one passes for a guest",
+        "hash" => "requests are not signed: who can send one passes for a guest",
         _ => "callbacks are not authenticated: a recorded request can be sent again",
     }
 }

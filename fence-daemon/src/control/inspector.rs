@@ -19,7 +19,7 @@ use crate::clock::Moment;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
 use crate::intake::kernel::CounterReader;
 use crate::intake::listener::Heard;
-use crate::intake::listening::Place;
+use crate::intake::listening::HeardInterface;
 use crate::intake::socket::RequestSocket;
 use crate::observe::requests::{Recent, Requests, Timed};
 use crate::observe::sources::{self, RejectedView, SourceView};
@@ -107,7 +107,7 @@ impl Inspector {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Where it is told what is listened on.
+    /// Where the listener says what it hears.
     pub fn set_heard(&self, heard: watch::Receiver<Heard>) {
         let _ = self.heard.set(heard);
     }
@@ -162,7 +162,7 @@ impl Inspector {
             })
             .collect();
         let program_missing =
-            self.program_wanted && !heard.loading && heard.places.iter().any(|place| place.mode.is_none());
+            self.program_wanted && !heard.loading && heard.interfaces.iter().any(|one| one.mode.is_none());
         let problems = problems(&listener, program_missing, &uris, &restarts);
         let health = match phase {
             0 => Health::Starting,
@@ -196,12 +196,12 @@ impl Inspector {
     }
 
     fn listener(&self, heard: &Heard) -> Listener {
-        let interface = |place: &Place| {
-            let way_out = way_out(place.interface.index);
+        let interface = |one: &HeardInterface| {
+            let way_out = way_out(one.interface.index);
             Interface {
-                name: place.interface.name.clone(),
-                program: place.mode.map(|mode| mode.to_string()),
-                program_id: heard.programs.get(&place.interface.index).copied(),
+                name: one.interface.name.clone(),
+                program: one.mode.map(|mode| mode.to_string()),
+                program_id: heard.programs.get(&one.interface.index).copied(),
                 alone: match self.alone {
                     Alone::Auto => way_out.is_none(),
                     Alone::Yes => true,
@@ -210,7 +210,7 @@ impl Inspector {
                 way_out,
             }
         };
-        let interfaces: Vec<_> = heard.places.iter().map(interface).collect();
+        let interfaces: Vec<_> = heard.interfaces.iter().map(interface).collect();
         let mut status =
             if heard.status.is_empty() { "looking for interfaces".to_owned() } else { heard.status.clone() };
         if !interfaces.is_empty() && interfaces.iter().all(|interface| interface.alone) {

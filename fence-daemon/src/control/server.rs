@@ -125,7 +125,7 @@ async fn converse(mut stream: UnixStream, inspector: Arc<Inspector>, turn: &Sema
     timeout(READ_WITHIN, said).await.unwrap_or(Ok(()))
 }
 
-/// Root, or whoever the daemon itself runs as.
+/// Root, or the daemon's own user.
 fn is_permitted(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
@@ -148,7 +148,7 @@ async fn question(stream: &mut UnixStream) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// What is said to whoever gets no report.
+/// The answer to a client that gets no report.
 #[derive(Serialize)]
 struct NoReport {
     schema: u32,

@@ -49,7 +49,7 @@ pub(super) async fn at_each(mut hangup: Signal, multicast: Multicast, groups: Gr
         systemd::notify_reloading();
         let again = {
             let (multicast, groups, keys) = (multicast.clone(), groups.clone(), keys.clone());
-            // It waits for whoever is writing a file.
+            // It waits while another process writes a file.
             tokio::task::spawn_blocking(move || reload(&multicast, &groups, &keys))
         };
         match again.await.unwrap_or(Err(ReloadError::Broken)) {

@@ -16,7 +16,7 @@
 //!   its pidfd, with no migration under way. Or libvirt positively says so when asked afresh: "shut
 //!   off", or "no such domain" of a transient domain that we destroyed. libvirt's word that a
 //!   destroy succeeded is not enough. An error, a timeout or a lost connection is a failure. "No
-//!   such domain" is told by libvirt's error code alone. No "off" passes while this host has a
+//!   such domain" comes from libvirt's error code alone. No "off" passes while this host has a
 //!   living process of the domain.
 //! - **A domain is unknown only if every URI says so.** A domain that is found nowhere while a URI
 //!   could not say is a failure, for `status` too. If a URI knows it, that word counts, and with it

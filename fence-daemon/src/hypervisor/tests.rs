@@ -348,7 +348,7 @@ async fn requests_for_one_domain_wait_for_each_other_and_others_do_not() {
     assert_eq!(reply(&h, Op::Status, "a").await, Reply::Success);
     sleep(Duration::from_millis(300)).await;
     assert_eq!(reply(&h, Op::Status, "a").await, Reply::Success);
-    // By UUID and by name are the same domain; whoever waits too long is told so.
+    // By UUID and by name are the same domain; a request that waits too long fails.
     assert_eq!(order(&h, Op::Off, uuid(1)).await.detail, Detail::Occupied);
     drop(held);
     assert_eq!(by_name.await.unwrap(), Reply::Failure);

@@ -10,7 +10,7 @@ use fence_net::way_out::{self, WayOut};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::listening::Place;
+use super::listening::HeardInterface;
 
 /// The least time between two looks. Guests that start and stop send many messages about links.
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ impl Leads {
     }
 
     /// Looks where these interfaces lead, and logs what is new; later, if it has just looked.
-    pub fn look(&mut self, places: &[Place]) {
+    pub fn look(&mut self, heard: &[HeardInterface]) {
         if self.alone == Alone::No {
             return;
         }
@@ -53,7 +53,7 @@ impl Leads {
         }
         (self.looked, self.due) = (Some(now), None);
         let mut told = BTreeMap::new();
-        for Place { interface, .. } in places {
+        for HeardInterface { interface, .. } in heard {
             // If the kernel does not say, the next change shows it.
             let Ok(ways) = way_out::of(interface.index) else { continue };
             if ways.iter().any(|way| way.unwatched) {

@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use super::kernel::{self, Attachment, KernelProgram, Mode, Sharer};
 use super::leads::Leads;
 use super::links::{Changes, Links};
-use super::listening::{Attached, Command, Ends, InterfaceNews, Listening, Now, Place, Refusal};
+use super::listening::{Attached, Command, Ends, HeardInterface, InterfaceNews, Listening, Now, Refusal};
 use super::socket::RequestSocket;
 use crate::systemd;
 
@@ -41,7 +41,7 @@ pub struct Listener {
     coming: Option<Coming>,
     listening: Listening,
     leads: Leads,
-    /// What systemd was told last.
+    /// The status that systemd has.
     status: String,
 }
 
@@ -55,7 +55,7 @@ pub struct Heard {
     /// Whether requests are heard.
     pub hears: bool,
     /// The interfaces that they are heard through.
-    pub places: Vec<Place>,
+    pub interfaces: Vec<HeardInterface>,
     /// The kernel's ID of the program that is attached there, by the interface's index.
     pub programs: BTreeMap<u32, u32>,
     /// Whether the program is still being loaded.
@@ -67,20 +67,20 @@ pub struct Heard {
 impl Heard {
     /// The names of the interfaces, separated by commas.
     #[must_use]
-    pub fn interfaces(&self) -> String {
-        self.places.iter().map(|place| place.interface.name.as_str()).collect::<Vec<_>>().join(",")
+    pub fn names(&self) -> String {
+        self.interfaces.iter().map(|one| one.interface.name.as_str()).collect::<Vec<_>>().join(",")
     }
 
     /// How the program is attached, in a word; if the interfaces differ, a word for each.
     #[must_use]
     pub fn ways(&self) -> String {
-        let way = |place: &Place| place.mode.map_or_else(|| "off".to_owned(), |mode| mode.to_string());
-        match self.places.split_first() {
+        let way = |heard: &HeardInterface| heard.mode.map_or_else(|| "off".to_owned(), |mode| mode.to_string());
+        match self.interfaces.split_first() {
             None => "off".to_owned(),
-            Some((first, rest)) if rest.iter().all(|place| place.mode == first.mode) => way(first),
+            Some((first, rest)) if rest.iter().all(|one| one.mode == first.mode) => way(first),
             Some(_) => {
-                let each = |place: &Place| format!("{}:{}", place.interface.name, way(place));
-                self.places.iter().map(each).collect::<Vec<_>>().join(",")
+                let each = |heard: &HeardInterface| format!("{}:{}", heard.interface.name, way(heard));
+                self.interfaces.iter().map(each).collect::<Vec<_>>().join(",")
             }
         }
     }
@@ -164,21 +164,21 @@ impl Listener {
             self.status = status;
         }
         let heard = self.heard();
-        self.leads.look(&heard.places);
+        self.leads.look(&heard.interfaces);
         heard
     }
 
     fn heard(&self) -> Heard {
         let listening = &self.listening;
-        let places = listening.places();
-        let program = |place: &Place| {
+        let interfaces = listening.heard_interfaces();
+        let program = |heard: &HeardInterface| {
             let (program, _) = self.program.as_ref()?;
-            Some((place.interface.index, program.id(place.mode?)?))
+            Some((heard.interface.index, program.id(heard.mode?)?))
         };
         Heard {
             hears: listening.hears(),
-            programs: places.iter().filter_map(program).collect(),
-            places,
+            programs: interfaces.iter().filter_map(program).collect(),
+            interfaces,
             loading: self.coming.is_some(),
             status: self.status.clone(),
         }

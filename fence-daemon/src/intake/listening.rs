@@ -16,7 +16,7 @@ use super::links::Changes;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Detach the program from the interface with this index, which may be gone already. This comes
-    /// before the membership's end, so that the socket gets the requests that come meanwhile.
+    /// before the member's end, so that the socket gets the requests that come meanwhile.
     Detach(u32),
     /// Leave the group on the interface with this index, which may be gone already.
     Leave(u32),
@@ -59,7 +59,7 @@ pub enum Ends {
     Silently,
 }
 
-/// What is told about an interface.
+/// A change of an interface, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InterfaceNews {
     /// The configured interface is missing at the start.
@@ -91,7 +91,7 @@ pub struct Attached {
 
 /// An interface through which requests are heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct HeardInterface {
     /// Which one.
     pub interface: Interface,
     /// How the program is attached to it; `None` if only the socket hears.
@@ -105,8 +105,8 @@ pub struct Place {
 pub enum Again {
     /// The interface has come.
     Came,
-    /// It was deleted and made anew.
-    MadeAnew,
+    /// It was deleted and recreated.
+    Recreated,
     /// It was switched on.
     Up,
     /// The group could be joined at last.
@@ -123,17 +123,17 @@ enum Program {
 
 /// An interface that the daemon listens on, or should.
 #[derive(Clone, Debug)]
-struct Ear {
+struct Membership {
     name: String,
     up: bool,
     /// Why the group is not joined there.
     deaf: Option<String>,
     joined: bool,
     program: Program,
-    made_anew: bool,
+    recreated: bool,
 }
 
-/// What was told last about an interface.
+/// What the log said last about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct LastNews {
     hearing: Hearing,
@@ -149,7 +149,7 @@ enum Hearing {
 }
 
 /// The state of all that is listened on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Listening {
     /// The configured interface; without one, the daemon listens on all that come.
     name: Option<String>,
@@ -157,7 +157,7 @@ pub struct Listening {
     program: bool,
     /// Whether it has come since the last look.
     program_is_new: bool,
-    ears: BTreeMap<u32, Ear>,
+    memberships: BTreeMap<u32, Membership>,
     told: BTreeMap<String, LastNews>,
     /// Whether the lack of any interface was logged.
     told_of_none: bool,
@@ -172,8 +172,7 @@ impl Listening {
     /// one to attach.
     #[must_use]
     pub fn new(name: Option<String>, program: bool) -> Self {
-        let (ears, told) = (BTreeMap::new(), BTreeMap::new());
-        Self { name, program, program_is_new: false, ears, told, told_of_none: false, begun: false, again: false }
+        Self { name, program, ..Self::default() }
     }
 
     /// The program is loaded now; the next look attaches it.
@@ -189,40 +188,40 @@ impl Listening {
         let mut commands = Vec::new();
         let here: BTreeSet<u32> = now.there.iter().map(|present| present.interface.index).collect();
         let ended = |index: &u32| now.changes.ended(*index) || !here.contains(index);
-        let old: Vec<u32> = self.ears.keys().copied().filter(ended).collect();
+        let old: Vec<u32> = self.memberships.keys().copied().filter(ended).collect();
         let mut names = BTreeSet::new();
         for index in old {
-            let Some(ear) = self.ears.remove(&index) else { continue };
-            if matches!(ear.program, Program::Attached(_)) {
+            let Some(member) = self.memberships.remove(&index) else { continue };
+            if matches!(member.program, Program::Attached(_)) {
                 commands.push(Command::Detach(index));
             }
-            if ear.joined {
+            if member.joined {
                 commands.push(Command::Leave(index));
             }
-            names.insert(ear.name);
+            names.insert(member.name);
         }
         for (index, refusal) in now.spoilt {
-            let Some(ear) = self.ears.get_mut(index) else { continue };
-            if matches!(ear.program, Program::Attached(_)) {
+            let Some(member) = self.memberships.get_mut(index) else { continue };
+            if matches!(member.program, Program::Attached(_)) {
                 commands.push(Command::Detach(*index));
-                ear.program = Program::Refused(refusal.clone());
+                member.program = Program::Refused(refusal.clone());
             }
         }
         for Present { interface, up } in now.there {
-            let made_anew = names.contains(&interface.name);
-            let is_new = !self.ears.contains_key(&interface.index);
-            let ear = self.ears.entry(interface.index).or_insert_with(|| Ear {
+            let recreated = names.contains(&interface.name);
+            let is_new = !self.memberships.contains_key(&interface.index);
+            let member = self.memberships.entry(interface.index).or_insert_with(|| Membership {
                 name: String::new(),
                 up: false,
                 deaf: None,
                 joined: false,
                 program: Program::Unwanted,
                 // After lost messages nobody knows; most likely it was not.
-                made_anew: made_anew && !now.changes.everything,
+                recreated: recreated && !now.changes.everything,
             });
-            ear.name.clone_from(&interface.name);
-            ear.up = *up;
-            if !ear.joined {
+            member.name.clone_from(&interface.name);
+            member.up = *up;
+            if !member.joined {
                 commands.push(Command::Join(interface.clone()));
             }
             let may_have_ended = |refusal: &Refusal| match refusal.ends {
@@ -230,7 +229,7 @@ impl Listening {
                 Ends::WithAChange => now.changes.concern(interface.index),
                 Ends::Silently => now.changes.concern(interface.index) || now.again,
             };
-            let worth_trying = match &ear.program {
+            let worth_trying = match &member.program {
                 Program::Unwanted => is_new || program_is_new,
                 Program::Attached(Attached { second_best: None, .. }) => false,
                 Program::Attached(Attached { second_best: Some(refusal), .. }) => may_have_ended(refusal),
@@ -247,23 +246,23 @@ impl Listening {
 
     /// What came of [`Command::Join`].
     pub fn joined(&mut self, index: u32, result: Result<(), String>) {
-        if let Some(ear) = self.ears.get_mut(&index) {
-            ear.joined = result.is_ok();
-            ear.deaf = result.err();
+        if let Some(member) = self.memberships.get_mut(&index) {
+            member.joined = result.is_ok();
+            member.deaf = result.err();
         }
     }
 
     /// The interface vanished before [`Command::Join`] was carried out; the kernel's message about
     /// it is still to come.
     pub fn vanished(&mut self, index: u32) {
-        self.ears.remove(&index);
+        self.memberships.remove(&index);
     }
 
     /// The result of [`Command::Attach`]. If the interface vanished before, there is nothing to
     /// report.
     pub fn attached(&mut self, index: u32, result: Result<Attached, Refusal>) {
-        if let Some(ear) = self.ears.get_mut(&index) {
-            ear.program = result.map_or_else(Program::Refused, Program::Attached);
+        if let Some(member) = self.memberships.get_mut(&index) {
+            member.program = result.map_or_else(Program::Refused, Program::Attached);
         }
     }
 
@@ -271,19 +270,19 @@ impl Listening {
     pub fn tell(&mut self) -> Vec<(String, InterfaceNews)> {
         let mut names: BTreeSet<String> = self.told.keys().cloned().collect();
         names.extend(self.name.clone());
-        names.extend(self.ears.values().map(|ear| ear.name.clone()));
+        names.extend(self.memberships.values().map(|member| member.name.clone()));
         let mut lines = Vec::new();
         if names.is_empty() && !self.begun && !std::mem::replace(&mut self.told_of_none, true) {
             lines.push((String::new(), InterfaceNews::Missing));
         }
         for name in names {
-            let (mut now, made_anew) = self.state(&name);
-            if made_anew && now.hearing == Hearing::Down {
+            let (mut now, recreated) = self.state(&name);
+            if recreated && now.hearing == Hearing::Down {
                 // It is just being made: gone until it is up.
                 now = LastNews { hearing: Hearing::Missing, program: Program::Unwanted };
             }
             let before = self.told.get(&name);
-            let hearing = self.line(before.map(|told| &told.hearing), &now.hearing, made_anew);
+            let hearing = self.line(before.map(|told| &told.hearing), &now.hearing, recreated);
             let heard_before = before.is_some_and(|told| told.hearing == Hearing::Heard);
             if now.hearing == Hearing::Down
                 && before.is_some_and(|told| told.hearing == Hearing::Missing)
@@ -293,13 +292,13 @@ impl Listening {
                 continue;
             }
             let program = match (before.map(|told| &told.program), &now.program) {
-                (before, now) if before == Some(now) && !made_anew => None,
+                (before, now) if before == Some(now) && !recreated => None,
                 (_, Program::Refused(refusal)) => Some(InterfaceNews::NoProgram(refusal.reason.clone())),
                 (_, Program::Attached(Attached { mode, second_best: Some(refusal) })) => {
                     Some(InterfaceNews::SecondBest(*mode, refusal.reason.clone()))
                 }
                 (Some(_), Program::Attached(Attached { mode, second_best: None }))
-                    if heard_before && hearing.is_none() && !made_anew =>
+                    if heard_before && hearing.is_none() && !recreated =>
                 {
                     Some(InterfaceNews::Program(*mode))
                 }
@@ -312,15 +311,15 @@ impl Listening {
                 self.told.insert(name, now);
             }
         }
-        for ear in self.ears.values_mut() {
-            ear.made_anew = false;
+        for member in self.memberships.values_mut() {
+            member.recreated = false;
         }
         self.begun |= self.hears();
         lines
     }
 
-    fn line(&self, before: Option<&Hearing>, now: &Hearing, made_anew: bool) -> Option<InterfaceNews> {
-        if before == Some(now) && !(made_anew && *now == Hearing::Heard) {
+    fn line(&self, before: Option<&Hearing>, now: &Hearing, recreated: bool) -> Option<InterfaceNews> {
+        if before == Some(now) && !(recreated && *now == Hearing::Heard) {
             return None;
         }
         Some(match (before, now) {
@@ -330,7 +329,7 @@ impl Listening {
             (_, Hearing::Deaf(why)) => InterfaceNews::Deaf(why.clone()),
             // The start waits for the listener and logs its beginning.
             (_, Hearing::Heard) if !self.begun => return None,
-            (Some(Hearing::Heard), Hearing::Heard) => InterfaceNews::Heard(Again::MadeAnew),
+            (Some(Hearing::Heard), Hearing::Heard) => InterfaceNews::Heard(Again::Recreated),
             (None | Some(Hearing::Missing), Hearing::Heard) => InterfaceNews::Heard(Again::Came),
             (Some(Hearing::Down), Hearing::Heard) => InterfaceNews::Heard(Again::Up),
             (Some(Hearing::Deaf(_)), Hearing::Heard) => InterfaceNews::Heard(Again::Joined),
@@ -339,56 +338,57 @@ impl Listening {
 
     /// The state of the interface of this name, and whether it was replaced.
     fn state(&self, name: &str) -> (LastNews, bool) {
-        let Some(ear) = self.ears.values().find(|ear| ear.name == name) else {
+        let Some(member) = self.memberships.values().find(|member| member.name == name) else {
             return (LastNews { hearing: Hearing::Missing, program: Program::Unwanted }, false);
         };
-        let hearing = match (&ear.deaf, ear.up) {
+        let hearing = match (&member.deaf, member.up) {
             (Some(why), _) => Hearing::Deaf(why.clone()),
             (None, false) => Hearing::Down,
             (None, true) => Hearing::Heard,
         };
-        (LastNews { hearing, program: ear.program.clone() }, ear.made_anew)
+        (LastNews { hearing, program: member.program.clone() }, member.recreated)
     }
 
     /// Whether requests are heard through any interface.
     #[must_use]
     pub fn hears(&self) -> bool {
-        self.ears.values().any(|ear| ear.joined && ear.up)
+        self.memberships.values().any(|member| member.joined && member.up)
     }
 
     /// Whether to look again in a while, even if nothing changes.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        let waits = |ear: &Ear| match &ear.program {
+        let waits = |one: &Membership| match &one.program {
             Program::Refused(refusal) | Program::Attached(Attached { second_best: Some(refusal), .. }) => {
                 refusal.ends == Ends::Silently
             }
             Program::Attached(Attached { second_best: None, .. }) | Program::Unwanted => false,
         };
-        let untold = |ear: &Ear| !ear.up && self.told.get(&ear.name).is_none_or(|told| told.hearing != Hearing::Down);
-        self.ears.values().any(|ear| ear.deaf.is_some() || waits(ear) || untold(ear))
+        let untold =
+            |one: &Membership| !one.up && self.told.get(&one.name).is_none_or(|told| told.hearing != Hearing::Down);
+        self.memberships.values().any(|member| member.deaf.is_some() || waits(member) || untold(member))
     }
 
     /// The interfaces that the program is on.
     #[must_use]
     pub fn attached_to(&self) -> Vec<Interface> {
-        let attached = self.ears.iter().filter(|(_, ear)| matches!(ear.program, Program::Attached(_)));
-        attached.map(|(index, ear)| Interface { name: ear.name.clone(), index: *index }).collect()
+        let attached = self.memberships.iter().filter(|(_, member)| matches!(member.program, Program::Attached(_)));
+        attached.map(|(index, member)| Interface { name: member.name.clone(), index: *index }).collect()
     }
 
     /// The interfaces through which requests are heard.
     #[must_use]
-    pub fn places(&self) -> Vec<Place> {
-        let heard = self.ears.iter().filter(|(_, ear)| ear.joined && ear.up);
+    pub fn heard_interfaces(&self) -> Vec<HeardInterface> {
+        let heard = self.memberships.iter().filter(|(_, member)| member.joined && member.up);
         heard
-            .map(|(index, ear)| {
-                let (mode, refusal) = match &ear.program {
+            .map(|(index, member)| {
+                let (mode, refusal) = match &member.program {
                     Program::Unwanted => (None, None),
                     Program::Attached(Attached { mode, second_best }) => (Some(*mode), second_best.as_ref()),
                     Program::Refused(refusal) => (None, Some(refusal)),
                 };
-                Place {
-                    interface: Interface { name: ear.name.clone(), index: *index },
+                HeardInterface {
+                    interface: Interface { name: member.name.clone(), index: *index },
                     mode,
                     reason: refusal.map(|refusal| refusal.reason.clone()),
                 }
@@ -399,22 +399,22 @@ impl Listening {
     /// How the program is attached to the interface of this name.
     #[must_use]
     pub fn mode_on(&self, name: &str) -> Option<AttachedMode> {
-        let ear = self.ears.values().find(|ear| ear.name == name)?;
-        if let Program::Attached(attached) = &ear.program { Some(attached.mode) } else { None }
+        let member = self.memberships.values().find(|member| member.name == name)?;
+        if let Program::Attached(attached) = &member.program { Some(attached.mode) } else { None }
     }
 
     /// The current state, in a line for `systemctl status`.
     #[must_use]
     pub fn status(&self) -> String {
-        let places = self.places();
+        let heard = self.heard_interfaces();
         let way = |mode: Option<AttachedMode>| match mode {
             Some(AttachedMode::Tcx) => "tcx".to_owned(),
             Some(mode @ (AttachedMode::Native | AttachedMode::Generic)) => format!("xdp {mode}"),
             None => "through the socket".to_owned(),
         };
-        let groups = places.chunk_by(|one, next| one.mode == next.mode).map(|group| {
-            let names: Vec<_> = group.iter().map(|place| place.interface.name.as_str()).collect();
-            format!("{} ({})", names.join(","), way(group.first().and_then(|place| place.mode)))
+        let groups = heard.chunk_by(|one, next| one.mode == next.mode).map(|group| {
+            let names: Vec<_> = group.iter().map(|one| one.interface.name.as_str()).collect();
+            format!("{} ({})", names.join(","), way(group.first().and_then(|one| one.mode)))
         });
         let serving = groups.collect::<Vec<_>>().join(", ");
         if !serving.is_empty() {
@@ -435,7 +435,7 @@ impl fmt::Display for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Came => "the interface is there",
-            Self::MadeAnew => "the interface was made anew",
+            Self::Recreated => "the interface was recreated",
             Self::Up => "the interface is up again",
             Self::Joined => "the group could be joined at last",
         })

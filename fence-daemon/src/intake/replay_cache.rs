@@ -168,7 +168,7 @@ impl ReplayFile {
 }
 
 fn open(directory: &Path) -> io::Result<(Locked, Vec<ReplayRecord>)> {
-    let (file, bytes) = Locked::open(directory, "seen", REPLAY_CACHE_MAX * LEN)?;
+    let (file, bytes) = Locked::open(directory, "replays", REPLAY_CACHE_MAX * LEN)?;
     let (records, _) = bytes.as_chunks::<LEN>();
     Ok((file, records.iter().map(|record| zerocopy::transmute!(*record)).collect()))
 }
@@ -214,7 +214,7 @@ mod tests {
         let fourth = ReplayCache::open(scratch.path(), DAY);
         assert!((1..=3).all(|n| !fourth.is_new(datagram_id(n), None, false)));
         drop(fourth);
-        assert_eq!(fs::metadata(scratch.path().join("seen")).unwrap().len(), 3 * LEN as u64);
+        assert_eq!(fs::metadata(scratch.path().join("replays")).unwrap().len(), 3 * LEN as u64);
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
         }
         // And one that was cut off.
         bytes.extend_from_slice(&[7; LEN - 1]);
-        fs::write(scratch.path().join("seen"), bytes).unwrap();
+        fs::write(scratch.path().join("replays"), bytes).unwrap();
         let cache = ReplayCache::open(scratch.path(), Duration::from_secs(60));
         assert_eq!((0..4).filter(|&n| cache.accepted_at(&datagram_id(n)).is_some()).collect::<Vec<_>>(), [3]);
         assert!(cache.is_new(datagram_id(9), None, false));
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_read_and_stays_small() {
         let scratch = tempdir().unwrap();
-        fs::write(scratch.path().join("seen"), vec![0xa5; (REPLAY_CACHE_MAX + 10) * LEN + 5]).unwrap();
+        fs::write(scratch.path().join("replays"), vec![0xa5; (REPLAY_CACHE_MAX + 10) * LEN + 5]).unwrap();
         let cache = ReplayCache::open(scratch.path(), DAY);
         assert!((0..REPLAY_CACHE_MAX + 100).all(|n| cache.is_new(datagram_id(n), None, false)));
         drop(cache);
@@ -252,7 +252,7 @@ mod tests {
         );
         assert!(cache.is_new(datagram_id(0), None, false), "the oldest was overwritten");
         assert!(
-            fs::metadata(scratch.path().join("seen")).unwrap().len() <= (REPLAY_CACHE_MAX as u64 + 11) * LEN as u64
+            fs::metadata(scratch.path().join("replays")).unwrap().len() <= (REPLAY_CACHE_MAX as u64 + 11) * LEN as u64
         );
     }
 

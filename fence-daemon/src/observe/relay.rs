@@ -96,7 +96,7 @@ fn write(waiting: &Receiver<Message>, lost: &AtomicU64, sink: &Sink) {
         }
         let count = lost.swap(0, Ordering::Relaxed);
         if count > 0 {
-            let line = format!("{count} messages were dropped here: whoever takes the log was too slow for them\n");
+            let line = format!("{count} messages were dropped here: the log's reader was too slow for them\n");
             sink(Level::WARN, line.as_bytes());
         }
     }

@@ -132,8 +132,8 @@ impl Shared {
             return Answer::refused(Reply::Failure, "the callback took too long: nothing was done");
         }
         let (op, hypervisors) = (order.op(), self.hypervisors.clone());
-        // A task of its own: when the answer is overdue the client is told, and what has begun
-        // takes effect.
+        // A task of its own: when the answer is overdue the client receives a failure, and what has
+        // begun takes effect.
         let action = tokio::spawn({
             let deadline = deadline.clone();
             async move { hypervisors.carry_out(&order, Some(requester), &deadline).await }

@@ -92,7 +92,7 @@ fn some(held_back: u64) -> Option<u64> {
 }
 
 /// The reply for the log; without one, the reason. The log must not show a success that no client
-/// was told.
+/// received.
 pub(super) fn told(result: Ending, sent: Option<&io::Result<()>>) -> (Ending, String) {
     match sent {
         Some(Ok(())) => (result, String::new()),

@@ -100,7 +100,7 @@ async fn authenticate_with(key: &Key, stream: &mut TcpStream) {
     stream.write_all(&key.digest(AUTH, &[&theirs])).await.unwrap();
 }
 
-/// An honest client: accepts one callback, authenticates and returns all that it is told then.
+/// An honest client: accepts one callback, authenticates and returns all that it receives then.
 fn client(listener: TcpListener) -> JoinHandle<Vec<u8>> {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();

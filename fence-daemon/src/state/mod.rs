@@ -36,7 +36,7 @@ const STICKY: u32 = 0o1000;
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Somebody else could write there, or has.
-    #[error("{path} {what} (owner {uid}, mode {mode:04o}): whoever can write there decides what this daemon does as root; mend it with `{remedy}`", path = path.display(), mode = mode & 0o7777)]
+    #[error("{path} {what} (owner {uid}, mode {mode:04o}): who can write there decides what this daemon does as root; mend it with `{remedy}`", path = path.display(), mode = mode & 0o7777)]
     Unsafe {
         /// The directory, the file, or a directory or link on the way there.
         path: PathBuf,
@@ -116,7 +116,7 @@ fn open(directory: &Path, name: &str, options: &mut OpenOptions) -> Result<File,
     self::directory(directory)?;
     let path = directory.join(name);
     let kernel = |what| StateError::kernel(what, &path);
-    // A FIFO must not hang whoever opens it.
+    // Opening a FIFO must not hang.
     options.mode(0o600).custom_flags(O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     let file = match options.open(&path) {
         Ok(file) => file,
@@ -156,7 +156,7 @@ pub fn look(path: &Path) -> Result<(), StateError> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let ends = |end: &str| Path::new(&*name).extension().is_some_and(|extension| extension == end);
-        if matches!(&*name, "claims" | "seen" | "trusted" | "last-known")
+        if matches!(&*name, "claims" | "replays" | "trusted" | "last-known")
             || name.starts_with("left-behind")
             || ends("restart")
             || ends("draft")
@@ -223,7 +223,7 @@ fn owned(path: &Path, about: &Metadata) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Root, or whoever the daemon runs as.
+/// Root, or the daemon's own user.
 fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
@@ -323,7 +323,7 @@ mod tests {
         let scratch = tempdir().unwrap();
         let path = scratch.path().join("state");
         directory(&path).unwrap();
-        for name in ["a.restart", "seen", "last-known"] {
+        for name in ["a.restart", "replays", "last-known"] {
             let file = path.join(name);
             fs::write(&file, "{}").unwrap();
             mode(&file, 0o600);

@@ -49,8 +49,7 @@ fn doubts_are_told_with_their_places_and_are_no_failure() {
     let conf = dir.write("conf", &text);
     let checked = run(&["check-config"], &conf, "");
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
-    for doubt in
-        ["conf:3:1", "zork", "no-such-if", "waits for it", "mode 0644", "overruled", "1 byte:", "can be guessed"]
+    for doubt in ["conf:3:1", "zork", "no-such-if", "waits for it", "mode 0644", "overruled", "1 byte:", "can guess it"]
     {
         assert!(checked.stderr.contains(doubt), "{doubt}: {}", checked.stderr);
     }
@@ -69,7 +68,7 @@ fn keys_that_can_be_guessed_are_told_whatever_is_asked() {
             let said = said.stdout + &said.stderr;
             // The doctor breaks its lines.
             let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert!(said.contains(words) && said.contains("can be guessed"), "{command:?} of {key}: {said}");
+            assert!(said.contains(words) && said.contains("can guess it"), "{command:?} of {key}: {said}");
             assert!(said.contains("fence-daemon keygen --force "), "{command:?} of {key}: {said}");
             assert!(!said.contains("12345") && !said.contains("passwordpassword"), "{said}");
         }
@@ -135,7 +134,7 @@ fn a_key_that_the_daemon_cannot_use_is_its_failure() {
         let checked = run(&["check-config"], &conf, "");
         assert_eq!(checked.code, Some(255), "{}", checked.stderr);
         assert!(checked.stderr.contains(why) && checked.stderr.contains("exit status 255"), "{}", checked.stderr);
-        assert!(checked.stdout.contains("key_file"), "what it says is told all the same: {}", checked.stdout);
+        assert!(checked.stdout.contains("key_file"), "its findings are printed all the same: {}", checked.stdout);
         // What it foretells is what happens.
         let daemon = run(&["-F", "-p", dir.path("pid").to_str().unwrap()], &conf, "");
         assert_eq!(daemon.code, Some(255), "{}", daemon.stderr);

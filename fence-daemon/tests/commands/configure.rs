@@ -206,7 +206,7 @@ fn options_answer_without_questions() {
     assert_eq!(config.uris, ["qemu:///system", "lxc:///"]);
     assert_eq!((std::fs::read(&key).unwrap().len(), mode(&key)), (4096, 0o600));
 
-    // Again: nothing to do, and the key is not made anew.
+    // Again: nothing to do, and the key is not recreated.
     let made = std::fs::read(&key).unwrap();
     let again = run(&arguments, &conf, "");
     done(&again);

@@ -119,7 +119,7 @@ fn several_interfaces_have_a_link_each() {
     });
 }
 
-/// Whoever has taken the ring buffer may be gone, and his descriptor's number be somebody else's.
+/// The ring buffer's owner may be gone, and its descriptor's number may be another file's.
 #[test]
 fn a_form_that_is_loaded_late_finds_its_maps() {
     in_namespace(|| {

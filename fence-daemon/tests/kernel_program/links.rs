@@ -111,7 +111,7 @@ fn open_socket() -> RequestSocket {
 /// The listener on its interface, as in the daemon. Without the kernel's messages it notices
 /// changes a little later.
 #[test]
-fn a_bridge_that_comes_late_and_is_made_anew_is_followed_with_and_without_messages() {
+fn a_bridge_that_comes_late_and_is_recreated_is_followed_with_and_without_messages() {
     in_namespace(|| {
         ip("link del virbr0");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

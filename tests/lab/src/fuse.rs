@@ -298,7 +298,7 @@ impl Disk {
         bail!("each of {ATTEMPTS} requests to {} is a thread's", self.path())
     }
 
-    /// From now on whoever closes the image waits. A killed process has no memory any more by then,
+    /// From now on each close of the image waits. A killed process has no memory any more by then,
     /// and is not dead before it is answered.
     pub fn hold_closes(&self) {
         self.shared.lock().holds_closes = true;

@@ -66,14 +66,14 @@ fn systemd_runs_the_daemon_by_the_unit() -> Result<()> {
 
     host.must("systemctl reload fence-daemon")?;
     host.wait_log("the keys were read again", 1)?;
-    let memory = identity(&host, "/run/fence-xdp/seen")?;
+    let memory = identity(&host, "/run/fence-xdp/replays")?;
     ensure!(identity(&host, "/run/fence-xdp")?.ends_with(":700\n"));
     host.must(&format!("kill -KILL {first}"))?;
     let second = host.wait_serving(&first)?;
-    ensure!(identity(&host, "/run/fence-xdp/seen")? == memory, "the replay cache is lost after a crash");
+    ensure!(identity(&host, "/run/fence-xdp/replays")? == memory, "the replay cache is lost after a crash");
     host.must("systemctl stop fence-daemon")?;
     ensure!(host.property("Result")? == "success", "{}", host.log());
-    ensure!(identity(&host, "/run/fence-xdp/seen")? == memory, "the replay cache is lost after a stop");
+    ensure!(identity(&host, "/run/fence-xdp/replays")? == memory, "the replay cache is lost after a stop");
     host.must("systemctl start fence-daemon")?;
     host.wait_serving(&second)?;
 

@@ -37,6 +37,8 @@ mod lists;
 #[cfg(test)]
 mod migration;
 #[cfg(test)]
+mod orphans;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod reboot;
@@ -58,8 +60,6 @@ mod slow_deaths;
 mod snapshots;
 #[cfg(test)]
 mod stops;
-#[cfg(test)]
-mod strays;
 #[cfg(test)]
 mod table;
 #[cfg(test)]

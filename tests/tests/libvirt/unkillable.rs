@@ -209,7 +209,7 @@ fn a_container_whose_end_libvirt_misses_is_started_again() -> Result<()> {
     poll_until("the controller's end", SOON, || {
         Ok((!Path::new(&format!("/proc/{controller}")).exists()).then_some(()))
     })?;
-    site.logs(position, "was told to clear up")?;
+    site.logs(position, "was asked to clear up")?;
     site.logs(position, "started again after its reboot")?;
     let after = Witness::of_container(&site.hypervisor, "missed")?;
     ensure!(after.pid != before.pid && !after.is_dead()?);

@@ -108,7 +108,7 @@ fn recreate(bench: &Bench, number: Option<u32>) -> Result<()> {
 }
 
 #[test]
-fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
+fn a_bridge_that_is_recreated_is_listened_on_again() -> Result<()> {
     for way in Way::ALL {
         let bench = Bench::new()?;
         let server = bench.serve(&way.config(&bench))?;
@@ -140,7 +140,7 @@ fn a_bridge_that_is_made_anew_is_listened_on_again() -> Result<()> {
 /// An interface with the same number may be another one, and it may exist again when the daemon
 /// looks.
 #[test]
-fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()> {
+fn a_bridge_that_is_recreated_with_the_same_number_is_another_one() -> Result<()> {
     for way in Way::ALL {
         let bench = Bench::new()?;
         let mut server = bench.serve(&way.config(&bench))?;
@@ -161,7 +161,7 @@ fn a_bridge_that_is_made_anew_with_the_same_number_is_another_one() -> Result<()
                 server.process().signal(Signal::SIGCONT)?;
             }
             match round {
-                0 => wait_line(&server, position, &["INFO", BRIDGE, "was made anew"])?,
+                0 => wait_line(&server, position, &["INFO", BRIDGE, "was recreated"])?,
                 2 => poll_until("the membership", NOTICE, || {
                     Ok((memberships(&bench, way.family)?.len() == 1).then_some(()))
                 })?,

@@ -62,7 +62,7 @@ fn a_call_back_for_a_client_that_is_gone_ends_when_the_next_one_asks() -> Result
 }
 
 /// Nothing has come of a callback for as long as a client takes to ask again. The client is gone
-/// by now, and whoever listens at its place next has a request of its own on the way, perhaps lost:
+/// by now, and the next listener there has a request of its own on the way, perhaps lost:
 /// no connection may bring it somebody else's answer.
 #[test]
 fn a_call_back_that_takes_long_is_not_the_next_clients() -> Result<()> {
@@ -139,7 +139,7 @@ fn a_stop_leaves_a_conversation_time_to_end() -> Result<()> {
 }
 
 /// The stock client sends one request for each of its addresses and takes the first callback; the
-/// others come to nothing, which is nothing to be told about.
+/// others come to nothing, which is no news.
 #[test]
 fn a_guest_with_two_addresses_is_no_cause_for_complaint() -> Result<()> {
     let bench = Bench::new()?;

@@ -139,7 +139,7 @@ fn the_program_has_a_name_and_readable_counters() -> Result<()> {
     Ok(())
 }
 
-/// A daemon whose network was destroyed or made anew hears nothing, and must say so.
+/// A daemon whose network was destroyed or recreated hears nothing, and must say so.
 #[test]
 fn an_interface_that_goes_is_told() -> Result<()> {
     let bench = Bench::new()?;

@@ -27,7 +27,7 @@ pub enum Interruption {
     #[error("no usable answer in {PATIENCE} attempts")]
     Nonsense,
     /// A system call failed.
-    #[error("cannot talk to whoever answers: {0}")]
+    #[error("cannot ask questions: {0}")]
     Io(#[from] io::Error),
 }
 

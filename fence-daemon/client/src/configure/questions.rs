@@ -19,7 +19,7 @@ that the same file serves a stock server again. `none`: leave it to that server.
 const LISTENER: &str = "\
 The listener is the way on which guests ask for a fence.";
 const ADDRESS: &str = "\
-Guests send their requests to this multicast group. Unless their fence_xvm is told otherwise (-a), that is 225.0.0.12, or
+Guests send their requests to this multicast group. Unless they run fence_xvm with -a, that is 225.0.0.12, or
 ff05::3:1 over IPv6. The address decides which of the two families is used.";
 const PORT: &str = "\
 The UDP port that guests send to, and the TCP port that they are called back at (fence_xvm -p).";

@@ -35,7 +35,7 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
             return vec![finding.command("systemctl restart fence-daemon")];
         }
         Err(error) => {
-            return vec![Finding::unknown(CHECK, error.to_string(), "how it is cannot be told without its answer")];
+            return vec![Finding::unknown(CHECK, error.to_string(), "without its answer its state is unknown")];
         }
     };
     let daemon = &report.daemon;

@@ -89,7 +89,7 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
         // An earlier check reports that it is missing.
         Err(Silence::Missing(_)) => Vec::new(),
         Err(error) => vec![
-            Finding::wrong(CHECK, error.to_string(), "it waits for more than it was told to: ask again by hand")
+            Finding::wrong(CHECK, error.to_string(), "fence_xvm waits longer than its limit: ask again by hand")
                 .command(settings.command()),
         ],
     }
@@ -163,12 +163,12 @@ fn own(rows: &[Row], identity: &Identity) -> Finding {
                 "this host is called {host}, and the domain {} is another one: this guest is {}",
                 row.name, other.name
             );
-            let remedy = "whoever fences it by its host name kills the other one: map it in Pacemaker";
+            let remedy = "a fence by its host name kills the other one: map it in Pacemaker";
             Finding::wrong(CHECK, seen, remedy).command(map(host, &other.name))
         }
         (Some(row), None) => Finding::ok(CHECK, format!("there is a domain of this host's name: {}", row.name)),
         (None, Some(row)) => {
-            let remedy = "Pacemaker must be told which domain a node is, if the node is called as the host is";
+            let remedy = "if the cluster's node has the host's name, map the node to its domain in Pacemaker";
             Finding::warning(CHECK, format!("this guest ({host}) is the domain {}", row.name), remedy)
                 .command(map(host, &row.name))
         }

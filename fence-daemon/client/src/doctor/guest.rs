@@ -80,7 +80,7 @@ fn fence_xvm() -> Finding {
     const CHECK: &str = "fence_xvm";
     match program::run("fence_xvm", &["-V"], VERSION) {
         Ok(said) if said.code == Some(0) => Finding::ok(CHECK, said.stdout.lines().collect::<Vec<_>>().join(", ")),
-        Ok(said) => Finding::wrong(CHECK, format!("it does not run: {}", said.first_line()), "install it anew")
+        Ok(said) => Finding::wrong(CHECK, format!("it does not run: {}", said.first_line()), "install it again")
             .command("apt-get install --reinstall fence-virt"),
         Err(error) => Finding::wrong(
             CHECK,

@@ -209,8 +209,7 @@ fn judge_autostart(ours: Option<&str>, stock: Option<&str>) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     if starts(stock) {
-        let remedy =
-            "both would want the port at the next boot, and whoever is first has it: only one of them may start";
+        let remedy = "both want the port at the next boot, and the first one gets it: only one of them may start";
         let finding = Finding::warning(CHECK, "stock's fence_virtd starts at boot", remedy);
         findings.push(finding.command("systemctl disable --now fence_virtd"));
     }

@@ -69,7 +69,7 @@ pub fn check(name: &'static str, path: &Path) -> Vec<Finding> {
         let (seen, help) = (warning.doubt().to_string(), warning.doubt().help());
         let doubt = warning.doubt();
         let finding = if matches!(doubt, Doubt::KeyOpen { .. } | Doubt::KeyForeign { .. }) {
-            Finding::warning(name, seen, "whoever can read the key can have every guest fenced").command(help)
+            Finding::warning(name, seen, "who can read the key can fence every guest").command(help)
         } else if matches!(doubt, Doubt::KeyShort { .. } | Doubt::KeyMonotonous(_)) {
             let remedy = "make a random one, and copy it to every guest";
             Finding::warning(name, seen, remedy).command(make(path, "--force "))
@@ -162,7 +162,7 @@ mod tests {
         for weak in [b"short".as_slice(), &[0; 4096], &[7; 64]] {
             let weak = check("key", &write(&dir, weak, 0o600));
             assert_eq!(states(&weak), [State::Ok, State::Warning]);
-            assert!(weak[1].seen.contains("can be guessed") && weak[1].commands[0].contains("--force"), "{weak:?}");
+            assert!(weak[1].seen.contains("can guess it") && weak[1].commands[0].contains("--force"), "{weak:?}");
         }
         let long: Vec<u8> = (0..5000_u32).map(|n| ((n * n) >> 3).to_le_bytes()[0]).collect();
         assert_eq!(states(&check("key", &write(&dir, &long, 0o600))), [State::Ok, State::Warning]);

@@ -159,7 +159,7 @@ fn names(domains: &[&Domain]) -> Vec<Finding> {
     for (name, same) in namesakes.iter().filter(|(_, same)| same.len() > 1) {
         let places: Vec<_> = same.iter().map(|domain| domain.uri.as_str()).collect();
         let seen = format!("{name} is there {} times: {}", same.len(), places.join(", "));
-        let remedy = "whoever has it fenced by name means all of them, and it counts as off when each of them is: rename one, or fence by UUID \
+        let remedy = "a fence by name means all of them, and succeeds when each of them is off: rename one, or fence by UUID \
                       (`pcmk_host_map=\"NODE:UUID\"`)";
         findings.push(Finding::warning(CHECK, seen, remedy));
     }

@@ -147,7 +147,7 @@ fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
         let place = warning.place().map(|place| format!("{place}: ")).unwrap_or_default();
         let (seen, help) = (format!("{place}{}", warning.doubt()), warning.doubt().help());
         findings.push(if matches!(warning.doubt(), Doubt::ConfigWritable { .. }) {
-            Finding::warning(CHECK, seen, "whoever can change it can have every guest fenced").command(help)
+            Finding::warning(CHECK, seen, "who can change it can fence every guest").command(help)
         } else {
             Finding::warning(CHECK, seen, help)
         });

@@ -78,7 +78,7 @@ fn summary(diagnosis: &Diagnosis) -> String {
     let parts = [
         several(diagnosis.count(State::Wrong), "thing is wrong", "things are wrong"),
         several(diagnosis.count(State::Warning), "warning", "warnings"),
-        several(diagnosis.count(State::Unknown), "cannot be told", "cannot be told"),
+        several(diagnosis.count(State::Unknown), "is unknown", "are unknown"),
         several(diagnosis.count(State::Ok), "is well", "are well"),
     ];
     let parts: Vec<_> = parts.into_iter().flatten().collect();
@@ -118,7 +118,7 @@ WRONG   daemon        no daemon\\nanswers
 unknown firewall      no nft
                         install it
 
-on this hypervisor: 1 thing is wrong, 1 cannot be told, 1 is well
+on this hypervisor: 1 thing is wrong, 1 is unknown, 1 is well
 ";
         assert_eq!(render(&diagnosis(), Screen::PLAIN), wanted);
     }

@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(
             lines[from..to],
             shown,
-            "FENCE_WRITE_DOCS=1 cargo test -p fence-daemon the_documentation_shows writes it anew"
+            "FENCE_WRITE_DOCS=1 cargo test -p fence-daemon the_documentation_shows writes it"
         );
     }
 

@@ -33,7 +33,7 @@ impl Counter {
 }
 
 impl Rates {
-    /// Takes in a report. A report of another daemon starts anew.
+    /// Takes in a report. A report of another daemon starts the rates again.
     pub fn update(&mut self, report: &Report) {
         let daemon = (report.daemon.pid, report.daemon.uptime_ms);
         let passed = match self.of {

@@ -57,7 +57,7 @@ pub(super) fn read(path: &Path) -> io::Result<Reading> {
         if look > 0 {
             std::thread::sleep(AGAIN);
         }
-        // Opened anew each time: a writer that replaces the file makes another one of the same
+        // Opened each time: a writer that replaces the file makes another one of the same
         // name.
         let file = open(path)?;
         if !file.metadata()?.is_file() {

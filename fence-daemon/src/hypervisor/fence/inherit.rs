@@ -130,7 +130,7 @@ impl Restarter {
     }
 }
 
-/// What whoever ends the daemon must know of a domain that is not started again yet. `kept`:
+/// What the log says at the daemon's end of a domain that is not started again yet. `kept`:
 /// whether it is on record for the next daemon.
 pub(crate) fn farewell(kept: bool, died: Option<Moment>, pause: Duration, now: Moment) -> String {
     let left = died.map_or(RECENT, |died| died.plus(RECENT + pause).since(now));

@@ -1,4 +1,4 @@
-//! A reboot by reset: the machine begins anew, and its process goes on.
+//! A reboot by reset: the machine starts again in the same process.
 //!
 //! A reset is for a domain that runs. libvirt also resets a machine that stands still (paused,
 //! stopped by an error of its storage, crashed and kept), and it stands still afterwards. So the

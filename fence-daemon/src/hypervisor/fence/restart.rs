@@ -117,8 +117,8 @@ impl Restarter {
         }
     }
 
-    /// Waits for the next attempt: for `pause`, or until the URI is connected anew, or until `plan`
-    /// no longer stands.
+    /// Waits for the next attempt: for `pause`, or until the URI is connected again, or until
+    /// `plan` no longer stands.
     pub(super) async fn rest(&self, plan: &Arc<Plan>, pause: Duration) {
         let by = Instant::now() + pause;
         let mut news = self.restarts.news.subscribe();

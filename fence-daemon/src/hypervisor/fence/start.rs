@@ -84,8 +84,8 @@ pub(crate) fn start(
     })
 }
 
-/// libvirt calls this dead instance active. If it does not notice by itself, it is told to clear up
-/// what is left. The domain is off after that, and not before.
+/// libvirt calls this dead instance active. If it does not notice by itself, the daemon asks it to
+/// clear up what is left. The domain is off after that, and not before.
 ///
 /// Called with the domain's lock held, so that nobody here starts it meanwhile.
 fn clear_up(domain: &Domain, uuid: Uuid, id: u32, table: &Table) {
@@ -100,5 +100,5 @@ fn clear_up(domain: &Domain, uuid: Uuid, id: u32, table: &Table) {
     }
     let error = domain.destroy().err().map(tracing::field::display);
     table.stale.forget(uuid);
-    tracing::warn!(%uuid, error, "libvirt has not noticed for {NOTICES_WITHIN:?} that nothing of this container is left, and was told to clear up");
+    tracing::warn!(%uuid, error, "libvirt has not noticed for {NOTICES_WITHIN:?} that nothing of this container is left, so it was asked to clear up");
 }

@@ -160,7 +160,10 @@ mod tests {
         assert!(!after(&|table| table.put(uuid, Some(entry(None, true)))), "moved away");
         assert!(!after(&|table| table.note_leaving(uuid, true)));
         assert!(!after(&|table| table.begin_generation(Told { changes: true, resets: true })), "another libvirtd");
-        assert!(!after(&|table| table.begin_generation(Told { changes: false, resets: false })), "nothing is told");
+        assert!(
+            !after(&|table| table.begin_generation(Told { changes: false, resets: false })),
+            "libvirt reports no events"
+        );
         assert!(!after(&|table| table.deaths.forget(uuid)));
     }
 

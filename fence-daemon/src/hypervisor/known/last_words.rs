@@ -21,7 +21,7 @@
 //!   guest from being fenced.
 //! - "Moved away" at the silent URI is no veto once the domain runs at another URI: it went there.
 //! - The words outlive this daemon. They stand in one file of the state directory ([`FILE`]). The
-//!   whole file is written anew soon after the table changes, and never during a fence.
+//!   whole file is written soon after the table changes, and never during a fence.
 
 use std::collections::HashMap;
 use std::io;

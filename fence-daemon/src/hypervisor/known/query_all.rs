@@ -146,7 +146,7 @@ impl Known {
             };
             self.doubt(&mut answers, index, target, error);
         }
-        // The configuration's order, whoever was first to answer.
+        // The configuration's order, whichever answered first.
         answers.found.sort_by_key(|found| found.index);
         answers
     }

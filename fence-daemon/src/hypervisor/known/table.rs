@@ -4,8 +4,8 @@
 //! - Every connect fills it, after the registration for events, one domain at a time. A domain that
 //!   libvirt does not answer about costs the others nothing. A domain that is not in the table yet
 //!   is looked up.
-//! - An event says only *which* domain. How the domain is now is asked anew each time (`observe`).
-//!   Doubled, late or unordered events do no harm, and there is no polling.
+//! - An event says only *which* domain. The domain's present state is asked afresh each time
+//!   (`observe`). Doubled, late or unordered events do no harm, and there is no polling.
 //! - If libvirt tells no events, the table is *blind*. All domains are looked at every few seconds,
 //!   and those of a request right before its table is used (`events`).
 //! - It is kept while the connection is lost: what a pidfd says is true without libvirt. So it can

@@ -1,7 +1,7 @@
 //! Calls about one domain. Everything here blocks, and runs on the threads of a
 //! [`pool`](super::pool).
 //!
-//! Each call looks its domain up anew, by UUID: no libvirt handle outlives its call, so none
+//! Each call looks its domain up again, by UUID: no libvirt handle outlives its call, so none
 //! outlives its connection.
 
 use std::fmt;
@@ -173,9 +173,9 @@ impl Domain {
         matches!(self.0.has_managed_save(0), Ok(true))
     }
 
-    /// Starts it from its definition. `anew`: not from its saved image.
-    pub(crate) fn start(&self, anew: bool) -> Result<(), CallError> {
-        let flags = if anew { virt_sys::VIR_DOMAIN_START_FORCE_BOOT } else { 0 };
+    /// Starts it from its definition. `force_boot`: not from its saved image.
+    pub(crate) fn start(&self, force_boot: bool) -> Result<(), CallError> {
+        let flags = if force_boot { virt_sys::VIR_DOMAIN_START_FORCE_BOOT } else { 0 };
         Ok(self.0.create_with_flags(flags).map(drop)?)
     }
 

@@ -261,7 +261,7 @@ impl Endpoint {
             news(state);
         });
         drop(present);
-        // Without the lock: the calls that still wait there are told.
+        // Without the lock: the calls that still wait there fail.
         drop(old);
     }
 

@@ -132,7 +132,7 @@ impl Job {
             // By post-copy it runs here, and whatever becomes of it, never there again.
             Some("migration in") if head.contains(" state='running' reason='post-copy") => Self::None,
             Some("migration in") => Self::Arriving,
-            // Not "save": whoever starts the domain would resume it from the image.
+            // Not "save": the next start would resume the domain from the image.
             Some("none" | "dump" | "snapshot" | "backup") => here,
             // Else it is going back to a snapshot, for which its process is replaced by another.
             Some("start") if head.contains(" state='paused' reason='starting up'") => here,

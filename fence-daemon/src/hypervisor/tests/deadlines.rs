@@ -22,7 +22,7 @@ async fn no_step_begins_when_its_time_is_over() {
         let state = |name: &str| Domain::lookup_by_name(connect, name).unwrap().get_state().unwrap().0;
         for restart in [false, true] {
             let off = power_off(connect, one, restart, &table, &late());
-            assert!(matches!(off, Err(CallError::TooLate)), "killed although its client was told of a failure");
+            assert!(matches!(off, Err(CallError::TooLate)), "killed although its client received a failure");
         }
         let id = Domain::lookup_by_uuid(connect, one).unwrap().get_id().unwrap();
         assert_eq!(destroy(connect, one, id, &late()), Err(CallError::TooLate));
@@ -33,7 +33,7 @@ async fn no_step_begins_when_its_time_is_over() {
         let transient = start(connect, Uuid::from_u128(3), Some(&xml), None, &table, || Ok(()), &late());
         assert!(matches!(transient, Err(CallError::TooLate)));
         assert_eq!((state("b"), Domain::lookup_by_name(connect, "c").is_err()), (5, true));
-        // What changes nothing is told all the same.
+        // A question is answered all the same.
         assert!(matches!(power_off(connect, two, false, &table, &late()), Ok(Off::Already(_))));
         let domain = domain::Domain::get(connect, one).unwrap();
         assert_eq!(settle(&domain, &late()), Ok(true), "there is none");

@@ -10,7 +10,7 @@ use crate::clock::Moment;
 
 const ADDRESS: Mac = [0x52, 0x54, 0, 0, 0, 2];
 
-/// Of `a` and `b`, `b` has an Ethernet address, and it is whoever asks.
+/// Of `a` and `b`, `b` has an Ethernet address, and it is the requester.
 async fn pair() -> (Hypervisors, Scratch) {
     let interface = "<devices><interface type='network'><mac address='52:54:00:00:00:02'/><source network='default'/>\
                      </interface></devices><test:runstate>1</test:runstate>";

@@ -140,7 +140,7 @@ async fn an_off_that_never_had_its_turn_keeps_a_stuck_reboot_from_starting_the_d
     assert_eq!(h.orders.restarts.all().len(), 1);
 }
 
-/// Killed so long ago that whoever wants it may have started it somewhere by hand.
+/// Killed so long ago that somebody may have started it elsewhere by hand.
 fn long_ago() -> Moment {
     Moment::now().before(Duration::from_secs(180))
 }
@@ -164,7 +164,7 @@ async fn what_was_killed_long_ago_is_told_and_not_started() {
     let told = h.restarts();
     assert!(told.len() == 2 && told.iter().all(|told| told.plan.held && told.plan.inherited), "{}", told.len());
     assert!(Moment::now().since(told[0].since) >= Duration::from_secs(180), "it waits since its death");
-    assert_eq!(files(&directory), 2, "what is told must outlive this daemon as well");
+    assert_eq!(files(&directory), 2, "what the log says must outlive this daemon as well");
     // Somebody says what is to be done.
     assert_eq!(order(&h, Op::On, name("t")).await.detail, Detail::Started(State(1)));
     assert_eq!(order(&h, Op::Off, name("a")).await.detail, Detail::RestartCancelled);

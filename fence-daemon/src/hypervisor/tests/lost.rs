@@ -179,7 +179,7 @@ async fn what_a_uri_has_not_told_of_yet_is_asked_for_before_a_kill() {
     let unseen = async |target: &Target| h.known.is_known_unseen(target).await;
     filled(&h, 0).await;
     filled(&h, 1).await;
-    assert!(!unseen(&name("twin")).await, "all is told");
+    assert!(!unseen(&name("twin")).await, "nothing is unseen");
     for uri in &h.known.uris {
         uri.table.forget_for_test();
     }

@@ -80,7 +80,7 @@ async fn a_reboot_in_the_pause_is_the_same_reboot() {
         assert_eq!((again.reply, again.detail), (Reply::Success, Detail::RestartPending), "{domain}");
         let waiting = h.restarts();
         assert_eq!(waiting.len(), 1);
-        assert_eq!(waiting[0].not_before, died.plus(SHORT), "the pause is not begun anew");
+        assert_eq!(waiting[0].not_before, died.plus(SHORT), "the pause does not begin again");
         until(&h, domain, Reply::Success).await;
         assert!(Moment::now().since(died) >= SHORT);
     }

@@ -1,4 +1,5 @@
-//! Restarts that are still to be done: who ends them, who keeps them, and what is told of them.
+//! Restarts that are still to be done: what ends them, what keeps them, and what the log says of
+//! them.
 
 use super::*;
 

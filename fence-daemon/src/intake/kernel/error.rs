@@ -17,7 +17,7 @@ pub enum Error {
     /// Ours, or a kernel that lacks something: the object or its maps could not be created.
     #[error("the kernel program's object cannot be loaded")]
     Object(#[source] Box<EbpfError>),
-    /// The administrator's: whoever started the daemon did not give it the right to use BPF.
+    /// The administrator's: the daemon was started without the right to use BPF.
     #[error(
         "BPF is not permitted here: it takes CAP_BPF and CAP_NET_ADMIN, and no container or security module that refuses it"
     )]

@@ -161,7 +161,7 @@ fn a_deletion_counts_though_the_number_is_there_again() {
     let mut bench = Bench::begun();
     let (commands, lines) = bench.step(&[up(5)], &gone(5));
     let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
-    assert_eq!((commands, lines), (all.to_vec(), vec![InterfaceNews::Heard(Again::MadeAnew)]));
+    assert_eq!((commands, lines), (all.to_vec(), vec![InterfaceNews::Heard(Again::Recreated)]));
     assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
     // Seen between its creation and its being switched on: gone until then.
     assert_eq!(bench.step(&[down(6)], &gone(5)).1, [InterfaceNews::Gone]);
@@ -302,7 +302,7 @@ fn without_a_name_all_are_joined_and_each_gets_the_program() {
         (bench.listening.mode_on("virbr0"), bench.listening.mode_on("virbr1")),
         (None, Some(AttachedMode::Generic))
     );
-    let reasons: Vec<_> = bench.listening.places().into_iter().map(|place| place.reason).collect();
+    let reasons: Vec<_> = bench.listening.heard_interfaces().into_iter().map(|place| place.reason).collect();
     assert_eq!(reasons, [Some("occupied".to_owned()), None]);
     // A failure on one interface says nothing about the other.
     let spoilt = [(6, occupied())].into();

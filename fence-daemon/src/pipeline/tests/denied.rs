@@ -53,7 +53,7 @@ async fn a_denied_copy_under_way_does_not_block_the_request() {
         }
     });
     assert_eq!(timeout(SOON, permitted).await.unwrap().unwrap(), [Reply::Success.to_wire()]);
-    // By then its request was answered elsewhere, or it is told that it is denied.
+    // By then its request was answered elsewhere, or it receives the denial.
     let told = timeout(SOON, denied).await.unwrap().unwrap();
     reader.abort();
     assert!(told.is_empty() || told == [Reply::PermissionDenied.to_wire()], "{told:?}");

@@ -1,4 +1,4 @@
-//! Two clients at one callback address and port: neither is told the other's answer, and neither
+//! Two clients at one callback address and port: neither receives the other's answer, and neither
 //! takes anything from the other.
 
 use super::*;
@@ -11,8 +11,8 @@ enum Newer {
 }
 
 /// A client authenticates. When the daemon reads its backlog for the `nth` time, it finds a newer
-/// request from the same endpoint. Returns what the first client is told; the newer one always gets
-/// its own answer.
+/// request from the same endpoint. Returns what the first client receives; the newer one always
+/// gets its own answer.
 async fn superseded_at_the(nth: usize, newer: Newer) -> Vec<u8> {
     let (backlog, mut questions) = Backlog::new();
     let (pipeline, _, _dir) = pipeline_behind(Groups::Everyone, backlog).await;
@@ -120,7 +120,7 @@ async fn a_stale_request_still_supersedes() {
     authenticate(&mut stream).await;
     let mut answer = Vec::new();
     timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
-    assert!(answer.is_empty(), "it is told what another one has asked: {answer:?}");
+    assert!(answer.is_empty(), "it received the answer to another request: {answer:?}");
     let one = hypervisors.list().await.domains.into_iter().find(|domain| domain.name == "one").unwrap();
     assert_eq!(one.state, 1, "fenced on the word of another one");
 }

@@ -82,7 +82,7 @@ fn installation_on_the_hypervisor() -> Result<()> {
         }
         scene.stage.step(step)?;
         if typed == "systemctl restart fence-daemon" {
-            scene.must(&format!("test -e {STATE}/seen")).context("the state is not at the page's path")?;
+            scene.must(&format!("test -e {STATE}/replays")).context("the state is not at the page's path")?;
         }
     }
     ensure!(scene.must("systemctl is-active fence_virtd")?.trim() == "active");

@@ -105,7 +105,7 @@ fn each_interface_gets_what_it_can() -> Result<()> {
     Ok(())
 }
 
-/// One interface is deleted, made anew, renamed, switched off, and moved to another namespace and
+/// One interface is deleted, recreated, renamed, switched off, and moved to another namespace and
 /// back. The other one's guest notices nothing, and the daemon never restarts.
 #[test]
 fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()> {
@@ -118,15 +118,15 @@ fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()>
         let number = number_of(hypervisor, CABLE)?;
         let position = std::cell::Cell::new(0);
         let expect = |words: &[&str]| wait_line(&server, position.get(), words);
-        for step in ["made anew", "made anew with its number", "renamed", "switched off and on", "moved away and back"]
+        for step in ["recreated", "recreated with its number", "renamed", "switched off and on", "moved away and back"]
         {
             position.set(server.log_position());
             match step {
-                "made anew" | "made anew with its number" => {
+                "recreated" | "recreated with its number" => {
                     networks.ip(&format!("link del {CABLE}"))?;
                     expect(&["INFO", CABLE, "is gone"])?;
                     networks.first_is_served(&server)?;
-                    networks.lay_cable((step != "made anew").then_some(number))?;
+                    networks.lay_cable((step != "recreated").then_some(number))?;
                 }
                 "renamed" => {
                     networks.ip(&format!("link set {CABLE} down"))?;

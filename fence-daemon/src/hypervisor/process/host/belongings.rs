@@ -106,7 +106,7 @@ pub(crate) struct Running {
 pub(crate) enum WhichWrites {
     /// Those to images that an emulator of the domain is known to have had open.
     Known,
-    /// Also those that cannot be told.
+    /// Also those whose owner is unknown.
     All,
 }
 

@@ -1,6 +1,6 @@
 //! What the next daemon has to know of domains' images and helpers.
 //!
-//! It stands in one file of the state directory. A thread of its own writes the whole file anew,
+//! It stands in one file of the state directory. A thread of its own writes the whole file again,
 //! soon after a change.
 
 use std::fs;

@@ -134,7 +134,7 @@ impl fmt::Display for Left {
             Self::Undead(pids) => write!(f, "processes of it live: {pids:?}"),
             Self::Helpers(which) => write!(f, "its process is dead, but helpers of it live: {which}"),
             Self::Writes(what) => write!(f, "its process is dead, but {what}"),
-            Self::Doubt(why) => write!(f, "it cannot be told whether something of it lives: {why}"),
+            Self::Doubt(why) => write!(f, "whether something of it lives is unknown: {why}"),
         }
     }
 }

@@ -275,7 +275,7 @@ proptest! {
         prop_assert_eq!(listening.hears(), there.iter().any(|there| there.up));
         let mut places: Vec<_> = there.iter().filter(|there| there.up).map(|there| there.interface.clone()).collect();
         places.sort_unstable_by_key(|interface| interface.index);
-        let told = listening.places();
+        let told = listening.heard_interfaces();
         prop_assert!(told.iter().all(|place| place.mode == Some(AttachedMode::Native) && place.reason.is_none()));
         prop_assert_eq!(told.into_iter().map(|place| place.interface).collect::<Vec<_>>(), places);
     }
