@@ -9,6 +9,10 @@
 //! change nothing. A request whose callback failed is forgotten at once. So the client's next
 //! address or retransmission is served.
 //!
+//! A request that changes nothing (`list`, `status`) may be answered more than once. Each callback
+//! address has a claim of its own there. So a holder of the key cannot have another client's
+//! request go unanswered by a copy of it.
+//!
 //! # Two clients at one endpoint
 //!
 //! All clients of a guest are called back at the same address and port, by the same interface:
@@ -159,6 +163,21 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
+/// What a claim excludes: the request itself, or one that changes nothing at one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "model", derive(Hash))]
+struct Claimed {
+    id: RequestId,
+    at: Option<IpAddr>,
+}
+
+impl Claimed {
+    fn of(id: RequestId, endpoint: &Endpoint) -> Self {
+        let acts = Op::from_wire(id.op).is_none_or(Op::changes_power);
+        Self { id, at: (!acts).then(|| endpoint.address.ip()) }
+    }
+}
+
 /// What follows from a datagram that arrived.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
@@ -199,6 +218,10 @@ struct Serving {
 }
 
 impl Serving {
+    fn claimed(&self) -> Claimed {
+        Claimed::of(self.id, &self.endpoint)
+    }
+
     /// Whether this is another request of the same endpoint.
     fn is_another(&self, id: &RequestId, endpoint: &Endpoint) -> bool {
         self.endpoint.overlaps(endpoint) && self.id != *id
@@ -219,11 +242,11 @@ pub struct Ledger {
     serving: BTreeMap<u64, Serving>,
     /// The requests that are claimed or were answered recently, and their callback addresses. Of
     /// what an earlier daemon claimed the address is unknown.
-    claims: BTreeMap<RequestId, Option<IpAddr>>,
+    claims: BTreeMap<Claimed, Option<IpAddr>>,
     /// How many of them each callback address has.
     shares: BTreeMap<IpAddr, usize>,
     /// Answered claims and when to forget them, soonest first.
-    expiring: VecDeque<(u64, RequestId)>,
+    expiring: VecDeque<(u64, Claimed)>,
 }
 
 impl Ledger {
@@ -232,7 +255,7 @@ impl Ledger {
     pub fn arrive(&mut self, now: u64, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) -> Arrival {
         let endpoint = endpoint.into();
         self.expire(now);
-        if self.claims.contains_key(&id) {
+        if self.claims.contains_key(&Claimed::of(id, &endpoint)) {
             return Arrival::Duplicate;
         }
         let mut there = self.serving.values_mut().filter(|other| other.endpoint.overlaps(&endpoint));
@@ -255,7 +278,7 @@ impl Ledger {
     pub fn reject(&mut self, id: RequestId, endpoint: impl Into<Endpoint>, arrived: u64) {
         let endpoint = endpoint.into();
         let there = |other: &Serving| other.endpoint.overlaps(&endpoint) && other.id == id && !other.superseded;
-        if !self.claims.contains_key(&id) && !self.serving.values().any(there) {
+        if !self.claims.contains_key(&Claimed::of(id, &endpoint)) && !self.serving.values().any(there) {
             self.supersede(&id, &endpoint, arrived);
         }
     }
@@ -265,7 +288,7 @@ impl Ledger {
     pub fn is_moot(&self, ticket: &Ticket) -> Option<NoClaim> {
         match self.serving.get(&ticket.0) {
             Some(serving) if serving.superseded => Some(NoClaim::Superseded),
-            Some(serving) => self.claims.contains_key(&serving.id).then_some(NoClaim::Taken),
+            Some(serving) => self.claims.contains_key(&serving.claimed()).then_some(NoClaim::Taken),
             None => Some(NoClaim::Superseded),
         }
     }
@@ -283,12 +306,14 @@ impl Ledger {
         self.serving.get(&refusal.0).is_none_or(|serving| serving.superseded)
     }
 
-    /// Whether another copy of the request is being served. Then the fate of this one decides
-    /// nothing.
+    /// Whether another copy of the request is being served, or was answered recently. Then the fate
+    /// of this one decides nothing.
     #[must_use]
     pub fn has_duplicates(&self, ticket: &Ticket) -> bool {
-        let copied = |id| self.serving.iter().any(|(number, other)| *number != ticket.0 && other.id == id);
-        self.serving.get(&ticket.0).is_some_and(|serving| copied(serving.id))
+        let Some(Serving { id, .. }) = self.serving.get(&ticket.0) else { return false };
+        let copied = self.serving.iter().any(|(number, other)| *number != ticket.0 && other.id == *id);
+        let first = Claimed { id: *id, at: None };
+        copied || self.claims.range(first..).next().is_some_and(|(claimed, _)| claimed.id == *id)
     }
 
     /// Takes the right to act, *before* acting: the peer has authenticated, and what had arrived by
@@ -311,13 +336,13 @@ impl Ledger {
                     Err(NoClaim::Full)
                 } else {
                     serving.closed = asked;
-                    Ok((serving.id, caller))
+                    Ok((serving.claimed(), caller))
                 }
             }
         };
         match outcome {
-            Ok((id, caller)) => {
-                self.claims.insert(id, Some(caller));
+            Ok((claimed, caller)) => {
+                self.claims.insert(claimed, Some(caller));
                 *self.shares.entry(caller).or_default() += 1;
                 Ok(Claim(number))
             }
@@ -362,21 +387,22 @@ impl Ledger {
     /// `now`.
     pub fn answered(&mut self, now: u64, claim: Claim) {
         if let Some(serving) = self.serving.remove(&claim.0) {
-            self.expire_later(now, serving.id);
+            self.expire_later(now, serving.claimed());
         }
     }
 
     /// Enters a claim of an earlier daemon, as if answered at `now`.
     pub fn remember(&mut self, now: u64, id: RequestId) {
-        if self.claims.len() < CLAIMS_MAX && !self.claims.contains_key(&id) {
-            self.claims.insert(id, None);
-            self.expire_later(now, id);
+        let claimed = Claimed { id, at: None };
+        if self.claims.len() < CLAIMS_MAX && !self.claims.contains_key(&claimed) {
+            self.claims.insert(claimed, None);
+            self.expire_later(now, claimed);
         }
     }
 
-    fn expire_later(&mut self, now: u64, id: RequestId) {
+    fn expire_later(&mut self, now: u64, claimed: Claimed) {
         let remember = u64::try_from(REMEMBER.as_nanos()).unwrap_or(u64::MAX);
-        self.expiring.push_back((now.saturating_add(remember), id));
+        self.expiring.push_back((now.saturating_add(remember), claimed));
     }
 
     /// How many requests are being served, claimed or not.
@@ -400,8 +426,8 @@ impl Ledger {
     }
 
     fn expire(&mut self, now: u64) {
-        while let Some((_, id)) = self.expiring.pop_front_if(|(until, _)| *until <= now) {
-            if let Some(caller) = self.claims.remove(&id).flatten()
+        while let Some((_, claimed)) = self.expiring.pop_front_if(|(until, _)| *until <= now) {
+            if let Some(caller) = self.claims.remove(&claimed).flatten()
                 && let Entry::Occupied(mut share) = self.shares.entry(caller)
             {
                 *share.get_mut() -= 1;
@@ -490,6 +516,23 @@ mod tests {
         ledger.answered(5 * SECOND, claim);
         assert_eq!(ledger.arrive(14 * SECOND, id(1), caller(11), 14 * SECOND), Arrival::Duplicate);
         let _ = serve(&mut ledger, 15 * SECOND, id(1), caller(11));
+    }
+
+    #[test]
+    fn a_copy_elsewhere_takes_no_answer_from_what_changes_nothing() {
+        let mut ledger = Ledger::default();
+        let status = RequestId::of(Op::Status, &Request::new_zeroed());
+        let copy = serve(&mut ledger, 0, status, caller(66));
+        let claim = ledger.claim(0, copy, Some(0)).unwrap();
+        let victim = serve(&mut ledger, 0, status, caller(11));
+        assert!(ledger.has_duplicates(&victim));
+        ledger.answered(0, claim);
+        assert!(ledger.has_duplicates(&victim), "its failure is no news");
+        let claim = ledger.claim(0, victim, Some(0)).unwrap();
+        ledger.answered(SECOND, claim);
+        for n in [11, 66] {
+            assert_eq!(ledger.arrive(2 * SECOND, status, caller(n), 2 * SECOND), Arrival::Duplicate);
+        }
     }
 
     #[test]

@@ -200,3 +200,28 @@ fn a_guest_is_not_called_back_on_the_hypervisor_itself() -> Result<()> {
     }
     Ok(())
 }
+
+/// Each holder of the key hears the request, and can be called back for it too.
+#[test]
+fn who_copies_a_status_takes_no_answer_from_its_client() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let other = bench.hypervisor.guest(2)?;
+    let (client, thief) = (peer(&bench)?, Peer::new(&other, &key(), Family::V4)?);
+    for (op, domain) in [(Op::Status, DOMAIN), (Op::HostList, "")] {
+        let request = client.request(op, domain)?;
+        let mut copy = request;
+        copy.port = thief.port()?.into();
+        set_address(&mut copy, thief.address());
+        for (peer, request) in [(&thief, copy), (&client, request)] {
+            peer.send(request)?;
+            let call = peer.called_back(AT_ONCE)?;
+            let mut call = call.with_context(|| format!("{op:?}: {} is not called back", peer.address()))?;
+            call.challenge()?;
+            call.respond()?;
+            let answer = call.rest()?;
+            ensure!(answer.last() == Some(&0), "{op:?}: {answer:?}: {}", server.log());
+        }
+    }
+    Ok(())
+}
