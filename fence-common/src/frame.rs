@@ -43,8 +43,6 @@ pub struct Datagram<'p> {
     pub source: Source,
     /// The Ethernet source address.
     pub mac: &'p [u8; 6],
-    /// Whether its VLAN tag puts it on another segment than the interface's own.
-    pub foreign: bool,
 }
 
 /// Checks a request's digest with the accepted keys.
@@ -151,7 +149,10 @@ fn ipv4<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
         return Err(Verdict::Martian);
     }
     let Some(mac) = packet.bytes(SOURCE_MAC) else { return Err(Verdict::Malformed) };
-    Ok(Datagram { request, source: Source::V4(source), mac, foreign })
+    if foreign {
+        return Err(Verdict::ForeignVlan);
+    }
+    Ok(Datagram { request, source: Source::V4(source), mac })
 }
 
 #[inline(always)]
@@ -183,7 +184,10 @@ fn ipv6<'p, P: Packet>(packet: &'p P, start: usize, config: &Config, foreign: bo
         return Err(Verdict::Martian);
     }
     let Some(mac) = packet.bytes(SOURCE_MAC) else { return Err(Verdict::Malformed) };
-    Ok(Datagram { request, source: Source::V6(source), mac, foreign })
+    if foreign {
+        return Err(Verdict::ForeignVlan);
+    }
+    Ok(Datagram { request, source: Source::V6(source), mac })
 }
 
 /// The request behind the UDP header at `start`. The frame holds `payload` bytes of IP payload.
@@ -228,22 +232,17 @@ pub fn decide<A: Admission, K: Verifier>(
     scratch: &mut Scratch,
 ) -> Result<u32, Verdict> {
     let Some(rules) = config.rules() else { return Err(Verdict::NotOurs) };
-    let verdict = match admit(datagram.request, &datagram.source, &rules) {
+    match admit(datagram.request, &datagram.source, &rules)? {
         // Only where the configuration says `none`: any sender can make it, and no two differ.
-        Ok(HashKind::None) => return Ok(NO_KEY_SLOT),
-        Ok(kind) => match admission.before_digest() {
-            Ok(()) => match keys.matching_slot(kind, datagram.request, scratch) {
-                Some(slot) => return Ok(slot),
-                None => {
-                    admission.after_failure();
-                    Verdict::Digest
-                }
-            },
-            Err(verdict) => verdict,
-        },
-        Err(refusal) => Verdict::from(refusal),
-    };
-    Err(verdict.on_segment(datagram.foreign))
+        HashKind::None => Ok(NO_KEY_SLOT),
+        kind => {
+            admission.before_digest()?;
+            keys.matching_slot(kind, datagram.request, scratch).ok_or_else(|| {
+                admission.after_failure();
+                Verdict::Digest
+            })
+        }
+    }
 }
 
 /// The whole judgement of a frame. The kernel program agrees while its ring buffer has room, its
@@ -266,10 +265,9 @@ pub fn judge<M: Store>(
     let mut check = Check { memory, sender: &sender, datagram_id, limits, now };
     let slot = decide(&datagram, config, &mut check, &slots, &mut Scratch::new_zeroed())?;
     if slot != NO_KEY_SLOT {
-        rate_limit::before_delivery(memory, &sender, Room::Ample, limits, now)
-            .map_err(|verdict| verdict.on_segment(datagram.foreign))?;
+        rate_limit::before_delivery(memory, &sender, Room::Ample, limits, now)?;
         if !rate_limit::accept(memory, datagram_id, limits, now) {
-            return Err(Verdict::Replay.on_segment(datagram.foreign));
+            return Err(Verdict::Replay);
         }
     }
     Ok(slot)

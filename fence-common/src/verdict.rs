@@ -62,7 +62,7 @@ verdicts! {
     Gso = pass_gso,
     /// A source address that no network has (loopback, multicast, ...). The stack decides.
     Martian = pass_martian,
-    /// To be dropped, but with a VLAN tag. A daemon with another key may listen there.
+    /// Of another VLAN: whoever listens there judges it.
     ForeignVlan = pass_foreign_vlan,
     /// The payload is neither 176 bytes nor a multiple of it.
     Length = drop_length,
@@ -168,8 +168,7 @@ impl Verdict {
         )
     }
 
-    /// The verdict on this segment. Nothing is dropped on a segment that may belong to another
-    /// daemon.
+    /// The verdict on this segment. Nothing is dropped on another VLAN's.
     #[inline(always)]
     pub const fn on_segment(self, foreign: bool) -> Self {
         match self.action() {

@@ -91,14 +91,14 @@ fn act<F: Frame>(frame: &F, config: &Config) -> Action {
 
 #[inline(always)]
 fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
-    let mut datagram = match classify(frame, config) {
+    let datagram = match classify(frame, config) {
         Ok(_) if frame.is_gso() => return Verdict::Gso,
+        Ok(_) if frame.is_foreign() => return Verdict::ForeignVlan,
         Ok(datagram) => datagram,
         Err(Verdict::Length) if frame.is_gso() => return Verdict::Gso,
         Err(verdict) if frame.is_foreign() => return verdict.on_segment(true),
         Err(verdict) => return verdict,
     };
-    datagram.foreign |= frame.is_foreign();
     // SAFETY: needed, as all helpers are `unsafe`. This one takes no arguments and every program
     // may call it.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -115,7 +115,7 @@ fn judge<F: Frame>(frame: &F, config: &Config) -> Verdict {
     match decided {
         Ok(slot) => {
             let arrival = Arrival { now, ifindex: frame.interface(), slot };
-            deliver(&datagram, &sender, config, &arrival).on_segment(datagram.foreign)
+            deliver(&datagram, &sender, config, &arrival)
         }
         Err(verdict) => {
             if verdict.is_form_rejection() {

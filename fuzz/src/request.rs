@@ -95,7 +95,7 @@ fn frame(bytes: &[u8]) {
             classify(&bytes, &config).map(|datagram| match admit(datagram.request, &datagram.source, &rules) {
                 Ok(HashKind::None) => Ok(true),
                 Ok(_) => Ok(key.verify(datagram.request)),
-                Err(refusal) => Err(Verdict::from(refusal).on_segment(datagram.foreign)),
+                Err(refusal) => Err(Verdict::from(refusal)),
             });
         match expected {
             Ok(Ok(true)) => assert!(verdict.is_ok()),

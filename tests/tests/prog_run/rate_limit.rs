@@ -189,20 +189,6 @@ fn without_a_sign_of_life_what_is_right_passes_and_what_is_wrong_is_dropped() {
     assert_eq!(program.run(&good_from(ANN, 21, 1)), Verdict::Replay);
 }
 
-#[test]
-fn on_a_foreign_segment_bounds_drop_nothing() {
-    let limits = Limits { failures: only(1), deliveries: only(1), replay_window_ns: HOUR, ..Limits::NONE };
-    let mut program = program(limits);
-    let request = |n: u8| signed(&key(), Request { random: [n; 6], ..request_v4() });
-    let frame = |n| ipv4(tagged(7), request(n).as_bytes());
-    program.expect(&frame(1), Verdict::Delivered);
-    program.expect(&frame(1), Verdict::ForeignVlan);
-    program.expect(&frame(2), Verdict::ForeignVlan);
-    program.expect(&forged(frame(3)), Verdict::ForeignVlan);
-    program.expect(&forged(frame(4)), Verdict::ForeignVlan);
-    assert_eq!(program.known().trusted.len(), 1);
-}
-
 /// A sender with the key that invents addresses: at most 512 of them become trusted at once.
 #[test]
 fn a_holder_of_the_key_with_many_addresses_is_one_sender() {

@@ -56,15 +56,15 @@ fn each_fault_is_dropped_and_counted_by_its_reason() {
 }
 
 #[test]
-fn nothing_is_dropped_under_a_vlan_tag_but_what_is_right_is_delivered() {
+fn what_is_of_another_vlan_is_passed() {
     let mut program = strict();
     for vlan in [1, 7, 4095] {
         for (request, _) in faulty() {
             program.expect(&ipv4(tagged(vlan), request.as_bytes()), Verdict::ForeignVlan);
         }
         program.expect(&ipv4(tagged(vlan), &[0; 175]), Verdict::ForeignVlan);
-        program.expect(&ipv4(tagged(vlan), signed(&key(), request_v4()).as_bytes()), Verdict::Delivered);
-        program.expect(&ipv6(tagged(vlan), signed(&key(), request_v6()).as_bytes()), Verdict::Delivered);
+        program.expect(&ipv4(tagged(vlan), signed(&key(), request_v4()).as_bytes()), Verdict::ForeignVlan);
+        program.expect(&ipv6(tagged(vlan), signed(&key(), request_v6()).as_bytes()), Verdict::ForeignVlan);
     }
 }
 

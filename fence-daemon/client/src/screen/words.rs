@@ -97,7 +97,7 @@ fn told(verdict: Verdict) -> &'static str {
         Verdict::Malformed => "lengths that contradict each other: left to the network stack",
         Verdict::Gso => "several datagrams in one frame: went to the socket",
         Verdict::Martian => "from an address that nobody sends from: left to the network stack",
-        Verdict::ForeignVlan => "wrong, but of another VLAN, where another key may be right: left alone",
+        Verdict::ForeignVlan => "of another VLAN: left to whoever listens there",
         Verdict::Length => "not 176 bytes long: no request of fence_xvm",
         Verdict::Op => "an operation that does not exist",
         Verdict::HashUnknown => "a kind of digest that does not exist",
