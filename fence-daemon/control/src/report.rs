@@ -116,6 +116,9 @@ pub struct Interface {
     pub program: Option<String>,
     /// The program's ID in the kernel.
     pub program_id: Option<u32>,
+    /// Why the program is not attached, or not in the best way.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// Whether no other hypervisor hears the requests that come by it.
     #[serde(default)]
     pub alone: bool,

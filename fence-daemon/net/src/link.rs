@@ -37,6 +37,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// The ID of an XDP program on it.
     pub xdp_program: Option<u32>,
+    /// Whether it is a bridge that keeps VLANs apart.
+    pub vlan_filtering: bool,
     /// What only a tap has.
     pub tap: Option<Tap>,
     /// The ID of its network namespace, if the request named one.
@@ -129,6 +131,9 @@ impl NetlinkDeserializable for Link {
                             libc::IFLA_INFO_KIND => link.kind = Some(InfoKind::parse(&info)?),
                             // The kernel sends the kind first.
                             libc::IFLA_INFO_DATA if link.kind == Some(InfoKind::Tun) => link.tap = tap(info.value())?,
+                            libc::IFLA_INFO_DATA if link.kind == Some(InfoKind::Bridge) => {
+                                link.vlan_filtering = filters_vlans(info.value())?;
+                            }
                             _ => {}
                         }
                     }
@@ -176,6 +181,19 @@ fn tap(attributes: &[u8]) -> Result<Option<Tap>, DecodeError> {
     Ok(is_tap.then_some(tap))
 }
 
+/// Whether these attributes of a bridge say that it keeps VLANs apart.
+fn filters_vlans(data: &[u8]) -> Result<bool, DecodeError> {
+    // From <linux/if_link.h>.
+    const IFLA_BR_VLAN_FILTERING: u16 = 7;
+    for attribute in NlasIterator::new(data) {
+        let attribute = attribute?;
+        if attribute.kind() == IFLA_BR_VLAN_FILTERING {
+            return Ok(parse_u8(attribute.value())? != 0);
+        }
+    }
+    Ok(false)
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroI32;
@@ -183,7 +201,7 @@ mod tests {
     use netlink_packet_core::{
         DefaultNla, DoneMessage, ErrorMessage, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NetlinkMessage, NetlinkPayload,
     };
-    use netlink_packet_route::link::{InfoData, InfoTun, LinkInfo, XdpAttached};
+    use netlink_packet_route::link::{InfoBridge, InfoData, InfoTun, LinkInfo, XdpAttached};
 
     use super::super::collect;
     use super::*;
@@ -248,6 +266,17 @@ mod tests {
                 let _ = links(&cut);
             }
         }
+    }
+
+    #[test]
+    fn a_bridge_says_whether_it_keeps_vlans_apart() {
+        let filters = |kind, filters| {
+            let data = InfoData::Bridge(vec![InfoBridge::AgeingTime(30_000), InfoBridge::VlanFiltering(filters)]);
+            decoded(vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)])]).vlan_filtering
+        };
+        assert!(filters(InfoKind::Bridge, true) && !filters(InfoKind::Bridge, false));
+        // The same number means something else elsewhere.
+        assert!(!filters(InfoKind::Vxlan, true));
     }
 
     #[test]

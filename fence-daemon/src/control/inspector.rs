@@ -202,6 +202,7 @@ impl Inspector {
                 name: one.interface.name.clone(),
                 program: one.mode.map(|mode| mode.to_string()),
                 program_id: heard.programs.get(&one.interface.index).copied(),
+                reason: one.reason.clone().map(clip),
                 alone: match self.alone {
                     Alone::Auto => way_out.is_none(),
                     Alone::Yes => true,

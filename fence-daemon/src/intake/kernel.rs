@@ -30,18 +30,20 @@ mod senders;
 
 pub use counters::CounterReader;
 pub use error::Error;
-pub use interface::{Occupant, Sharer};
+pub use interface::{Occupant, Sharer, Vlans};
 pub use keys::KeyMap;
 pub use memory::Memory;
 pub use oldest::OLDEST;
 pub use ring::Ring;
 
 use error::{not_permitted, refused};
+use interface::Surroundings;
 
 /// How the program is to be attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// The way that costs other traffic least, of those that the device and the kernel know.
+    /// In the driver of hardware, as XDP in the network stack on a bridge, and as tc elsewhere; in
+    /// another way where that fails or would mistake VLANs.
     #[default]
     Auto,
     /// As [`Mode::Auto`], but not in the driver. Many network cards reset when a program is
@@ -56,14 +58,14 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The ways to try on a device, the best one first. `has_driver` says that the device is
-    /// hardware, as far as this system can tell.
+    /// The ways to try on an interface, the best one first.
     ///
     /// Bridges have no native XDP. veth and tap devices do, but lose their offloads with it: see
     /// docs/measured/bystanders.md.
-    fn ways(self, has_driver: bool) -> &'static [AttachedMode] {
+    fn ways(self, around: &Surroundings) -> &'static [AttachedMode] {
         match self {
-            Self::Auto if has_driver => &[AttachedMode::Native, AttachedMode::Tcx, AttachedMode::Generic],
+            Self::Auto if around.hardware => &[AttachedMode::Native, AttachedMode::Tcx, AttachedMode::Generic],
+            Self::Auto | Self::Gentle if around.bridge => &[AttachedMode::Generic, AttachedMode::Tcx],
             Self::Auto | Self::Gentle => &[AttachedMode::Tcx, AttachedMode::Generic],
             Self::Native => &[AttachedMode::Native],
             Self::Generic => &[AttachedMode::Generic],
@@ -100,7 +102,8 @@ impl AttachedMode {
 pub struct Attachment {
     /// The way.
     pub mode: AttachedMode,
-    /// Why a better way failed, if that may change: another program is attached.
+    /// Why it is not the best way: another program is attached, the kernel refuses XDP, or XDP
+    /// would mistake VLANs.
     pub second_best: Option<Error>,
 }
 
@@ -134,7 +137,9 @@ pub struct KernelProgram {
 struct ProgramLink {
     fd: OwnedFd,
     mode: AttachedMode,
-    /// Whether another way should be tried before this one.
+    /// What was tried, the best way first.
+    ways: Vec<AttachedMode>,
+    /// Whether a better way should be tried again.
     second_best: bool,
 }
 
@@ -215,66 +220,86 @@ impl KernelProgram {
         }
     }
 
-    /// Attaches the program to one more interface, by bpf_link only. If it is attached there in a
-    /// second-best way, a better one is tried. The old attachment stays until the new one exists.
+    /// Attaches the program to an interface, by bpf_link only. If it is attached there already, but
+    /// not in the best way, better ones are tried. The old attachment stays until the new one
+    /// exists.
     ///
     /// # Errors
-    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Occupied`], [`Error::Attach`], or what
-    /// the verifier says; [`Error::Attached`] if it is attached already in the best possible way.
+    /// [`Error::NoInterface`], [`Error::Shared`], [`Error::Vlans`], [`Error::Occupied`],
+    /// [`Error::Attach`], or what the verifier says: the program is not attached there then.
     pub fn attach(&mut self, interface: &str, mode: Mode) -> Result<Attachment, Error> {
-        let has_driver = Interface::named(interface).and_then(|there| interface::has_driver(there.index).ok());
-        self.attach_by(interface, mode.ways(has_driver.unwrap_or(false)))
+        self.attach_by(interface, |around| mode.ways(around))
     }
 
     /// As [`attach`](Self::attach), in the first of these ways that works.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
-    pub fn attach_by(&mut self, interface: &str, ways: &[AttachedMode]) -> Result<Attachment, Error> {
+    pub fn attach_in(&mut self, interface: &str, ways: &[AttachedMode]) -> Result<Attachment, Error> {
+        self.attach_by(interface, |_| ways)
+    }
+
+    fn attach_by<'w>(
+        &mut self,
+        interface: &str,
+        wanted: impl FnOnce(&Surroundings) -> &'w [AttachedMode],
+    ) -> Result<Attachment, Error> {
         let index = nix::net::if_::if_nametoindex(interface)
             .map_err(|_| Error::NoInterface { interface: interface.to_owned() })?;
-        let present = self.links.get(&index).map(|link| (link.mode, link.second_best));
-        if let Some((_, false)) = present {
-            return Err(Error::Attached);
-        }
         let refusal = |mode, source| Error::Attach { interface: interface.to_owned(), mode, source };
-        let best = ways.first().copied().unwrap_or(AttachedMode::Generic);
-        if let Some(sharer) = Sharer::of(interface, index).map_err(|source| refusal(best, source))? {
+        let around = match Surroundings::of(interface, index) {
+            Ok(around) => around,
+            Err(source) => {
+                // If the kernel does not tell, an attachment stays.
+                let present = self.links.get(&index).map(|link| Attachment { mode: link.mode, second_best: None });
+                return present.ok_or_else(|| refusal(AttachedMode::Generic, source));
+            }
+        };
+        let wanted = wanted(&around);
+        if let Some(sharer) = around.sharer {
+            self.detach(index);
             return Err(Error::Shared { interface: interface.to_owned(), sharer });
         }
-        let (mut failure, mut occupied) = (None, None);
-        for way in ways.iter().copied().take_while(|way| present.is_none_or(|(present, _)| present != *way)) {
-            let linked = self.link(index, way).map_err(|error| match error {
-                Linking::Rejected(source) if interface::is_occupied(&source) => {
-                    Error::Occupied { interface: interface.to_owned(), occupant: Occupant::of(index) }
-                }
-                Linking::Rejected(source) => refusal(way, source),
-                Linking::NotLoaded(error) => error,
-            });
+        let ways = Vlans::leave(around.vlans.as_ref(), wanted);
+        let mut reason = around
+            .vlans
+            .filter(|_| ways.first() != wanted.first())
+            .map(|vlans| Error::Vlans { interface: interface.to_owned(), vlans });
+        let present = self.links.get(&index);
+        if let Some(link) = present.filter(|link| link.ways == ways && !link.second_best) {
+            return Ok(Attachment { mode: link.mode, second_best: None });
+        }
+        let present = present.map(|link| link.mode);
+        let mut failure = None;
+        for &mode in &ways {
+            let linked = if present == Some(mode) { Ok(None) } else { self.link(index, mode).map(Some) };
             match linked {
                 Ok(fd) => {
-                    let second_best = occupied.is_some();
-                    self.links.insert(index, ProgramLink { fd, mode: way, second_best });
-                    return Ok(Attachment { mode: way, second_best: occupied });
+                    let second_best = reason.is_some();
+                    let fd = fd.or_else(|| self.links.remove(&index).map(|link| link.fd));
+                    let link = fd.map(|fd| ProgramLink { fd, mode, ways, second_best });
+                    self.links.extend(link.map(|link| (index, link)));
+                    return Ok(Attachment { mode, second_best: reason });
                 }
-                // Who is there must be named.
-                Err(error @ Error::Occupied { .. }) => occupied = Some(error),
+                Err(Linking::Rejected(source)) if interface::is_occupied(&source) => {
+                    // Who is there must be named.
+                    let occupant = Occupant::of(index);
+                    reason = Some(Error::Occupied { interface: interface.to_owned(), occupant });
+                }
                 Err(error) => {
-                    tracing::debug!(interface, %way, %error, "not attached in this way");
-                    failure = Some(error);
+                    let error = match error {
+                        Linking::Rejected(source) => refusal(mode, source),
+                        Linking::NotLoaded(error) => error,
+                    };
+                    tracing::debug!(interface, way = %mode, %error, "not attached in this way");
+                    // A driver that lacks XDP, and a kernel that lacks tcx, are no news.
+                    let slot = if mode == AttachedMode::Generic { &mut reason } else { &mut failure };
+                    *slot = Some(error);
                 }
             }
         }
-        match present {
-            Some((mode, _)) => {
-                if let Some(link) = self.links.get_mut(&index) {
-                    link.second_best = occupied.is_some();
-                }
-                Ok(Attachment { mode, second_best: occupied })
-            }
-            // There is a way at least, and it has failed.
-            None => Err(occupied.or(failure).unwrap_or(Error::Attached)),
-        }
+        self.detach(index);
+        Err(reason.or(failure).unwrap_or(Error::Missing(name::XDP)))
     }
 
     /// Loads the program if need be, and makes the link.
@@ -311,7 +336,7 @@ impl KernelProgram {
     /// # Errors
     /// The kernel does not tell.
     pub fn sharer(interface: &Interface) -> io::Result<Option<Sharer>> {
-        Sharer::of(&interface.name, interface.index)
+        Surroundings::of(&interface.name, interface.index).map(|around| around.sharer)
     }
 
     /// The reading end of the ring buffer. `None` the second time: there is one reader.

@@ -287,7 +287,9 @@ fn attached(attachment: Attachment) -> Attached {
 fn refusal(error: &kernel::Error) -> Refusal {
     let ends = match error {
         kernel::Error::Occupied { .. } | kernel::Error::Shared { .. } => Ends::Silently,
-        kernel::Error::NoInterface { .. } | kernel::Error::Attach { .. } | kernel::Error::Attached => Ends::WithAChange,
+        kernel::Error::NoInterface { .. } | kernel::Error::Vlans { .. } | kernel::Error::Attach { .. } => {
+            Ends::WithAChange
+        }
         // The kernel's verifier has decided, and would decide the same again.
         kernel::Error::Object(_)
         | kernel::Error::NotPermitted(_)

@@ -22,7 +22,7 @@ pub enum Command {
     Leave(u32),
     /// Join the group.
     Join(Interface),
-    /// Attach the program, or attach it in a better way.
+    /// Attach the program. If it is attached already, see whether another way is better now.
     Attach(Interface),
 }
 
@@ -231,8 +231,9 @@ impl Listening {
             };
             let worth_trying = match &member.program {
                 Program::Unwanted => is_new || program_is_new,
-                Program::Attached(Attached { second_best: None, .. }) => false,
-                Program::Attached(Attached { second_best: Some(refusal), .. }) => may_have_ended(refusal),
+                Program::Attached(Attached { second_best: Some(refusal), .. }) if may_have_ended(refusal) => true,
+                // VLANs may have come or gone.
+                Program::Attached(_) => now.changes.concern(interface.index),
                 // The program was detached just now for a reason, so do not attach it at once.
                 Program::Refused(_) if now.spoilt.contains_key(&interface.index) => false,
                 Program::Refused(refusal) => may_have_ended(refusal),

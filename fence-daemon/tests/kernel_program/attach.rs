@@ -45,26 +45,23 @@ fn soon(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn auto_spares_others_where_a_driver_is_only_software() {
+fn auto_is_xdp_on_a_bridge_and_tcx_where_a_driver_is_only_software() {
     in_namespace(|| {
-        // Where there is no tcx (`cargo xtask test kernels` has such a kernel) XDP is as good as it
-        // gets.
-        let best = if has_tcx() { AttachedMode::Tcx } else { AttachedMode::Generic };
-        for interface in ["virbr0", "port0"] {
+        // Where there is no tcx (`cargo xtask test kernels` has such a kernel) all is XDP.
+        let on_port = if has_tcx() { AttachedMode::Tcx } else { AttachedMode::Generic };
+        for (interface, best) in [("virbr0", AttachedMode::Generic), ("port0", on_port)] {
+            let is_xdp = best == AttachedMode::Generic;
             for mode in [Mode::Auto, Mode::Gentle] {
                 let mut program = load();
-                let attached = program.attach(interface, mode).unwrap();
-                assert_eq!(attached.mode, best);
-                assert!(attached.second_best.is_none(), "{attached:?}");
-                let tcx: Vec<_> = program.id(AttachedMode::Tcx).filter(|_| has_tcx()).into_iter().collect();
+                for _ in 0..2 {
+                    let attached = program.attach(interface, mode).unwrap();
+                    assert_eq!(attached.mode, best);
+                    assert!(attached.second_best.is_none(), "{attached:?}");
+                }
+                let tcx: Vec<_> = program.id(AttachedMode::Tcx).filter(|_| !is_xdp).into_iter().collect();
                 assert_eq!(tcx_on(interface), tcx);
-                assert_eq!(
-                    program.id(AttachedMode::Generic).is_some(),
-                    !has_tcx(),
-                    "what is not attached is not loaded"
-                );
-                assert_eq!(ip(&format!("link show {interface}")).contains("xdp"), !has_tcx());
-                assert!(matches!(program.attach(interface, mode), Err(Error::Attached)));
+                assert_eq!(program.id(AttachedMode::Generic).is_some(), is_xdp, "what is not attached is not loaded");
+                assert_eq!(ip(&format!("link show {interface}")).contains("xdpgeneric"), is_xdp);
                 drop(program);
                 soon("detached", || {
                     tcx_on(interface).is_empty() && !ip(&format!("link show {interface}")).contains("xdp")
@@ -73,6 +70,65 @@ fn auto_spares_others_where_a_driver_is_only_software() {
             let asked = load().attach(interface, Mode::Tcx).map(|attached| attached.mode);
             assert_eq!(asked.ok(), has_tcx().then_some(AttachedMode::Tcx));
         }
+    });
+}
+
+/// Whether this kernel has VLANs.
+fn has_vlans() -> bool {
+    let made = std::process::Command::new("ip").args("link add vlan0 link virbr0 type vlan id 5".split(' ')).output();
+    let made = made.unwrap().status.success();
+    if made {
+        ip("link del vlan0");
+    } else {
+        // Not silently: `cargo xtask test kernels` has kernels with VLANs.
+        eprintln!("this kernel has no VLANs (CONFIG_VLAN_8021Q)");
+    }
+    made
+}
+
+/// XDP cannot see a VLAN's tag on a bridge, and tc can.
+#[test]
+fn auto_is_tcx_on_a_bridge_while_there_are_vlans() {
+    in_namespace(|| {
+        if !has_vlans() {
+            return;
+        }
+        let mut program = load();
+        let mut attach = |mode: Mode| program.attach("virbr0", mode).map(|there| (there.mode, there.second_best));
+        let on = |kind: &str| tcx_on("virbr0").len() == usize::from(kind == "tcx");
+        for (come, go, why) in [
+            (
+                "link set virbr0 type bridge vlan_filtering 1",
+                "link set virbr0 type bridge vlan_filtering 0",
+                "filtering",
+            ),
+            ("link add vlan0 link virbr0 type vlan id 5", "link del vlan0", "vlan0 is on top"),
+        ] {
+            assert!(matches!(attach(Mode::Auto), Ok((AttachedMode::Generic, None))));
+            ip(come);
+            let with = attach(Mode::Auto);
+            if has_tcx() {
+                assert!(
+                    matches!(&with, Ok((AttachedMode::Tcx, Some(reason))) if reason.to_string().contains(why)),
+                    "{with:?}"
+                );
+                assert!(on("tcx") && !ip("link show virbr0").contains("xdp"));
+            } else if why == "filtering" {
+                assert!(matches!(&with, Ok((AttachedMode::Generic, Some(Error::Vlans { .. })))), "{with:?}");
+            } else {
+                // XDP would take what the VLAN's device should get.
+                assert!(matches!(&with, Err(Error::Vlans { .. })), "{with:?}");
+                assert!(!ip("link show virbr0").contains("xdp"));
+            }
+            ip(go);
+            assert!(matches!(attach(Mode::Auto), Ok((AttachedMode::Generic, None))));
+            assert!(on("xdp"));
+        }
+        // What is asked for explicitly.
+        let explicit = |mode| load().attach("guest0", mode).map(|there| there.mode);
+        ip("link add vlan0 link guest0 type vlan id 5");
+        assert!(matches!(explicit(Mode::Generic), Err(Error::Vlans { .. })));
+        assert_eq!(explicit(Mode::Tcx).ok(), has_tcx().then_some(AttachedMode::Tcx));
     });
 }
 
@@ -179,17 +235,23 @@ fn an_occupied_interface_says_by_whom_and_keeps_its_program() {
 
 /// Two tc programs can be on one interface; ours is before the other, as XDP is before both.
 #[test]
-fn with_tcx_others_are_no_hindrance() {
+fn on_a_bridge_with_another_xdp_program_ours_is_the_first_tc_program_until_that_goes() {
     in_namespace(|| {
         let mut other = load();
         other.attach("virbr0", Mode::Tcx).unwrap();
         let mut xdp = load();
         xdp.attach("virbr0", Mode::Generic).unwrap();
         let mut ours = load();
-        let attached = ours.attach("virbr0", Mode::Auto).unwrap();
-        assert_eq!(attached.mode, AttachedMode::Tcx);
+        for _ in 0..2 {
+            let attached = ours.attach("virbr0", Mode::Auto).unwrap();
+            assert_eq!(attached.mode, AttachedMode::Tcx);
+            assert!(matches!(attached.second_best, Some(Error::Occupied { .. })), "{attached:?}");
+        }
         let id = |program: &KernelProgram| program.id(AttachedMode::Tcx).unwrap();
         assert_eq!(tcx_on("virbr0"), [id(&ours), id(&other)]);
+        drop(xdp);
+        soon("XDP", || ours.attach("virbr0", Mode::Auto).unwrap().mode == AttachedMode::Generic);
+        assert_eq!(tcx_on("virbr0"), [id(&other)]);
     });
 }
 
@@ -203,7 +265,7 @@ fn what_is_occupied_is_served_second_best_until_it_is_free() {
             let way = other.attach("port0", occupied).unwrap().mode;
             let mut ours = load();
             for _ in 0..2 {
-                let attached = ours.attach_by("port0", WAYS).unwrap();
+                let attached = ours.attach_in("port0", WAYS).unwrap();
                 assert_eq!(attached.mode, AttachedMode::Tcx);
                 let Some(Error::Occupied { occupant, .. }) = attached.second_best else { panic!("{attached:?}") };
                 assert_eq!(occupant.id, other.id(way));
@@ -211,13 +273,13 @@ fn what_is_occupied_is_served_second_best_until_it_is_free() {
             }
             drop(other);
             soon("in the best way", || {
-                let attached = ours.attach_by("port0", WAYS).unwrap();
+                let attached = ours.attach_in("port0", WAYS).unwrap();
                 assert_eq!(attached.mode == AttachedMode::Native, attached.second_best.is_none());
                 attached.mode == AttachedMode::Native
             });
             soon("no more in the other", || tcx_on("port0").is_empty());
             assert!(ours.is_attached_to(number_of("port0")));
-            assert!(matches!(ours.attach_by("port0", WAYS), Err(Error::Attached)));
+            assert_eq!(ours.attach_in("port0", WAYS).unwrap().mode, AttachedMode::Native);
         }
     });
 }
@@ -309,7 +371,7 @@ fn what_comes_by_an_interface_that_others_listen_on_too_is_left_alone() {
         let router = route_multicast("virbr0");
         assert_eq!(refused("virbr0"), "other networks, to which this host routes multicast");
         drop(router);
-        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Tcx);
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Generic);
     });
 }
 
@@ -324,7 +386,7 @@ fn among_many_interfaces_the_one_on_top_is_found() {
         let refused = load().attach("virbr0", Mode::Auto);
         assert!(matches!(refused, Err(Error::Shared { .. })), "{refused:?}");
         ip("link del top0");
-        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Tcx);
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Generic);
     });
 }
 
@@ -344,7 +406,7 @@ fn a_device_whose_lower_one_is_in_another_namespace_shares_nothing() {
         let elsewhere = elsewhere.join().unwrap();
         let show = ip("link show top0");
         assert!(show.contains(&format!("top0@if{number}:")), "{show}");
-        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Tcx);
+        assert_eq!(load().attach("virbr0", Mode::Auto).unwrap().mode, AttachedMode::Generic);
         drop(elsewhere);
     });
 }

@@ -12,7 +12,7 @@ use fence_daemon::intake::listener::{Follower, Listener};
 use fence_daemon::intake::socket::{RequestSocket, SocketError};
 use fence_net::interface::Wanted;
 
-use crate::attach::{route_multicast, tcx_on};
+use crate::attach::route_multicast;
 use crate::bench::{RULES, in_namespace, ip, key, load};
 
 const GROUP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(225, 0, 0, 12));
@@ -129,8 +129,8 @@ fn a_bridge_that_comes_late_and_is_recreated_is_followed_with_and_without_messag
                     ip("link add virbr0 type bridge");
                     ip("link set virbr0 up");
                     let heard = tokio::time::timeout(Duration::from_secs(30), follower.heard()).await.unwrap().unwrap();
-                    assert_eq!((heard.interfaces().as_str(), heard.ways().as_str()), ("virbr0", "tcx"));
-                    assert!(!tcx_on("virbr0").is_empty(), "{}", follower.status());
+                    assert_eq!((heard.interfaces().as_str(), heard.ways().as_str()), ("virbr0", "generic"));
+                    assert!(ip("link show virbr0").contains("xdpgeneric"), "{}", follower.status());
                     ip("link del virbr0");
                     while follower.status().contains("serving") {
                         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -151,7 +151,7 @@ fn while_multicast_is_routed_from_the_bridge_the_program_is_off() {
             let program = Some((load(), Mode::Auto));
             let listener = Listener::new(Wanted::Named("virbr0".to_owned()), socket, program);
             let mut follower = Follower::start(listener, Links::open(GROUP).unwrap());
-            assert_eq!(follower.heard().await.unwrap().ways(), "tcx");
+            assert_eq!(follower.heard().await.unwrap().ways(), "generic");
             let becomes = async |words: &str| {
                 for _ in 0..1500 {
                     if follower.status().contains(words) {
@@ -164,7 +164,7 @@ fn while_multicast_is_routed_from_the_bridge_the_program_is_off() {
             let router = route_multicast("virbr0");
             becomes("through the socket").await;
             drop(router);
-            becomes("(tcx)").await;
+            becomes("(xdp generic)").await;
         });
     });
 }

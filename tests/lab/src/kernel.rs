@@ -17,6 +17,10 @@ use crate::tools;
 /// The map with the counters.
 pub const COUNTERS_MAP: &str = "fence_counters";
 
+/// Commands with which people see the daemon's program on the bridge, where it is XDP.
+pub const LOOK_INSIDE: [&str; 3] =
+    ["bpftool net show dev virbr0", "bpftool prog show name fence_xdp", "bpftool map dump name fence_counters"];
+
 /// A program attached to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
@@ -106,8 +110,13 @@ pub fn occupy(hypervisor: &Hypervisor, interface: &str) -> Result<u64> {
     }
     let space = hypervisor.space();
     space.must("bpftool", &["prog", "loadall", &object.to_string_lossy(), "/sys/fs/bpf/another"])?;
-    let program = "/sys/fs/bpf/another/fence_xdp";
-    space.must("bpftool", &["net", "attach", "xdpgeneric", "pinned", program, "dev", interface])?;
+    place(hypervisor, interface)
+}
+
+/// Puts the foreign XDP program of [`occupy`] on an interface again. Returns the program's number.
+pub fn place(hypervisor: &Hypervisor, interface: &str) -> Result<u64> {
+    let arguments = ["net", "attach", "xdpgeneric", "pinned", "/sys/fs/bpf/another/fence_xdp", "dev", interface];
+    hypervisor.space().must("bpftool", &arguments)?;
     Ok(xdp_on(hypervisor, interface)?.context("not attached")?.id)
 }
 

@@ -113,7 +113,14 @@ fn what_was_served_is_told() -> Result<()> {
     let program = program_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
     ensure!(
         report["listener"]["interfaces"]
-            == json!([{"name": BRIDGE, "program": "tcx", "program_id": program.id, "alone": true, "way_out": null}]),
+            == json!([{
+                "name": BRIDGE,
+                "program": "generic",
+                "program_id": program.id,
+                "reason": null,
+                "alone": true,
+                "way_out": null
+            }]),
         "{report:#}"
     );
     // The kernel's own view, through bpftool.
@@ -165,13 +172,37 @@ fn the_page_is_for_people_and_for_a_pipe_without_colours() -> Result<()> {
     bench.expect_via(&server, &bench.about_domain("off"), 0, "kernel")?;
     let page = status(&bench, &[])?;
     ensure!(page.code == Some(SERVING) && page.stderr.is_empty(), "{:?} {}", page.code, page.stderr);
-    for words in
-        ["serving", "INTERFACE", BRIDGE, "tcx", "test:///default", "connected", DOMAIN, "DEAD", "delivered", "P99"]
-    {
+    for words in [
+        "serving",
+        "INTERFACE",
+        BRIDGE,
+        "xdp generic",
+        "test:///default",
+        "connected",
+        DOMAIN,
+        "DEAD",
+        "delivered",
+        "P99",
+    ] {
         ensure!(page.stdout.contains(words), "no {words} in {}", page.stdout);
     }
     // A step that did not happen has no line.
     ensure!(!page.stdout.contains("drop_digest") && !page.stdout.contains('\x1b'), "{}", page.stdout);
+    Ok(())
+}
+
+/// Debian 12's `bpftool net` does not know tcx, as the page says.
+#[test]
+fn where_the_program_is_tcx_bpftool_shows_it_by_its_name() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.config("tcx"))?;
+    let shown = |command: &[&str]| Ok::<_, anyhow::Error>(bench.hypervisor.space().must("bpftool", command)?.stdout);
+    let attached = program_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
+    let by_name = shown(&["prog", "show", "name", "fence_tc"])?;
+    ensure!(by_name.contains(&format!("{}: sched_cls  name fence_tc ", attached.id)), "{by_name}");
+    let net = shown(&["net", "show", "dev", BRIDGE])?;
+    let knows_tcx = !shown(&["version"])?.starts_with("bpftool v7.1.");
+    ensure!(net.contains("fence_tc") == knows_tcx, "{net}");
     Ok(())
 }
 
@@ -207,13 +238,15 @@ fn a_program_that_is_wanted_and_missing_is_a_problem() -> Result<()> {
         report["problems"][0].as_str().is_some_and(|text| text.contains("kernel program is not attached")),
         "{report:#}"
     );
+    let interface = &report["listener"]["interfaces"][0];
+    ensure!(interface["program"].is_null() && report["listener"]["hears"] == true, "{report:#}");
     ensure!(
-        report["listener"]["interfaces"][0]["program"].is_null() && report["listener"]["hears"] == true,
+        interface["reason"].as_str().is_some_and(|text| text.contains("top0, a device on top of it")),
         "{report:#}"
     );
     bench.hypervisor.ip(&["link", "del", "top0"])?;
     wait_for(&bench, SERVING, "the program to be attached", |report| {
-        report["listener"]["interfaces"][0]["program"] == "tcx"
+        report["listener"]["interfaces"][0]["program"] == "generic"
     })?;
     Ok(())
 }

@@ -53,7 +53,7 @@ impl Way {
 
     /// The log's words for how the program is attached to a bridge.
     fn shown(self) -> String {
-        format!("program={}", if self.attach == "auto" { "tcx" } else { self.attach })
+        format!("program={}", if self.attach == "auto" { "generic" } else { self.attach })
     }
 
     fn status(self, bench: &Bench) -> Client {

@@ -125,7 +125,7 @@ fn each_value_of_attach_is_how_the_program_is_attached() -> Result<()> {
     let bench = Bench::new()?;
     // A bridge has no native XDP.
     for (value, expected) in
-        [("auto", Some("tcx")), ("tcx", Some("tcx")), ("generic", Some("generic")), ("native", None), ("off", None)]
+        [("auto", Some("generic")), ("tcx", Some("tcx")), ("generic", Some("generic")), ("native", None), ("off", None)]
     {
         let server = bench.serve(&bench.config(value))?;
         let (_, report) = server.status()?;

@@ -93,7 +93,7 @@ pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Optio
                 let why = match &there {
                     Some(Obstacle::Occupant(other)) => format!("another XDP program is on it: {other}"),
                     Some(Obstacle::Sharer(other)) => format!("what it takes out would be missed by {other}"),
-                    None => "the daemon's log says why (\"serving without the kernel program\")".to_owned(),
+                    None => (interface.reason.clone()).unwrap_or_else(|| "the daemon's log says why".to_owned()),
                 };
                 let remedy = format!(
                     "{why}. The same requests get the same answers through the socket, but a flood costs the daemon's time, and the host's firewall counts"

@@ -107,20 +107,26 @@ fn wrapped(problem: &str, screen: Screen) -> String {
 fn interfaces(report: &Report) -> Table {
     let mut table = Table::new([text("INTERFACE"), text("PROGRAM"), number("ID"), text("ALONE"), text("")]);
     for interface in &report.listener.interfaces {
+        let id = interface.program_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let (program, hint) = match &interface.program {
-            Some(mode) if mode == "tcx" => (plain(mode), dim("bpftool prog show name fence_tc")),
-            Some(mode) => (plain(format!("xdp {mode}")), dim("bpftool prog show name fence_xdp")),
+            Some(mode) => {
+                let kind = if mode == "tcx" { "" } else { "xdp " };
+                (plain(format!("{kind}{mode}")), dim(format!("bpftool prog show id {id}")))
+            }
             None if report.listener.attach == Attach::Off.name() => {
                 (dim("none"), plain("through the socket alone (attach is off, or a group has its own key)"))
             }
             None => (dim("none"), plain("through the socket alone")),
         };
-        let id = interface.program_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let alone = match (interface.alone, &interface.way_out) {
             (true, None) => "yes: leads nowhere".to_owned(),
             (true, Some(way)) => format!("yes, as configured; leads out by {way}"),
             (false, None) => "no, as configured".to_owned(),
             (false, Some(way)) => format!("no: leads out by {way}"),
+        };
+        let hint = match &interface.reason {
+            Some(reason) => plain(format!("{} ({reason})", hint.1)),
+            None => hint,
         };
         table.row([plain(&interface.name), program, plain(id), plain(alone), hint]);
     }
@@ -439,6 +445,9 @@ mod tests {
         let page = render(&example(), Screen::PLAIN);
         let rows = |title| section(&page, title).into_iter().map(words).collect::<Vec<_>>();
         assert_eq!(rows("Listening")[0][..4], ["virbr0", "xdp generic", "1716", "yes: leads nowhere"]);
+        let reason =
+            "bpftool prog show id 1717 (XDP cannot tell the VLANs of interface br0 apart (its vlan_filtering is on))";
+        assert_eq!(rows("Listening")[1], ["br0", "tcx", "1717", "no: leads out by eno1", reason]);
         let uris = rows("libvirt");
         assert_eq!(uris[0], ["qemu:///system", "connected", "3 h 12 min", "3", "2", "3 h 12 min ago: connection lost"]);
         assert_eq!(uris[1][..3], ["lxc:///system", "not connected", "-"]);

@@ -9,7 +9,7 @@ use fence_common::boundary::ABI_VERSION;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::AttachedMode;
-use super::interface::{Occupant, Sharer};
+use super::interface::{Occupant, Sharer, Vlans};
 
 /// Why no kernel program filters the datagrams. No error is fatal: the socket serves without it.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,14 @@ pub enum Error {
         /// Who else gets it.
         sharer: Sharer,
     },
+    /// The administrator's choice of XDP where there are VLANs.
+    #[error("XDP cannot tell the VLANs of interface {interface} apart ({vlans})")]
+    Vlans {
+        /// The interface's name.
+        interface: String,
+        /// Why there are VLANs.
+        vlans: Vlans,
+    },
     /// The kernel refuses the attachment.
     #[error("the program cannot be attached to interface {interface} ({mode})")]
     Attach {
@@ -84,9 +92,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// It is attached to that interface already.
-    #[error("the program is attached already")]
-    Attached,
 }
 
 /// The error that names the missing right, if the kernel's `EPERM` is among this one's causes.

@@ -99,11 +99,6 @@ pub(super) fn attached_to(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     Ok(Some(info.interface).filter(|interface| *interface != 0))
 }
 
-/// Whether an interface is hardware with its own driver. The kernel names the kind of all others.
-pub(super) fn has_driver(interface: u32) -> io::Result<bool> {
-    link::one(interface).map(|link| link.kind.is_none())
-}
-
 /// Whether the kernel refused because another program is on the interface, in this mode (`EBUSY`)
 /// or in another (`EEXIST`).
 pub(super) fn is_occupied(error: &io::Error) -> bool {
@@ -156,10 +151,7 @@ impl fmt::Display for Occupant {
 /// Who else needs the frames of an interface and would miss those that the program takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sharer {
-    /// A device on top of the interface: a VLAN, a macvlan or the like.
-    ///
-    /// The program cannot even tell a VLAN's frames from the interface's own. On a bridge, and with
-    /// many network cards, the tag is already out of the frame.
+    /// A device on top of the interface: a macvlan or the like. A VLAN's is none: see [`Vlans`].
     Device(String),
     /// The bridge or bond that the interface is a port of.
     Master(String),
@@ -167,17 +159,80 @@ pub enum Sharer {
     Routing,
 }
 
-impl Sharer {
-    /// Looks for a sharer. One that comes later goes unnoticed.
-    pub(super) fn of(interface: &str, index: u32) -> io::Result<Option<Self>> {
+/// Why frames of several VLANs may come by an interface.
+///
+/// tc sees a frame's tag. XDP does not where the tag is already out of the frame: on a bridge, and
+/// with many network cards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vlans {
+    /// The interface is a bridge that keeps VLANs apart.
+    Filtering,
+    /// A VLAN's device is on top of the interface. It would miss the requests that XDP takes out.
+    Device(String),
+}
+
+impl Vlans {
+    /// The ways that remain, the best one first.
+    pub(super) fn leave(vlans: Option<&Self>, ways: &[AttachedMode]) -> Vec<AttachedMode> {
+        let (tcx, xdp): (Vec<_>, Vec<_>) = ways.iter().partition(|way| **way == AttachedMode::Tcx);
+        match vlans {
+            None => ways.to_vec(),
+            Some(Self::Filtering) => [tcx, xdp].concat(),
+            Some(Self::Device(_)) => tcx,
+        }
+    }
+}
+
+impl fmt::Display for Vlans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Filtering => f.write_str("its vlan_filtering is on"),
+            Self::Device(name) => write!(f, "{name} is on top of it"),
+        }
+    }
+}
+
+/// What matters about an interface for attaching a program.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Surroundings {
+    /// It is hardware with its own driver. The kernel names the kind of all other interfaces.
+    pub(super) hardware: bool,
+    pub(super) bridge: bool,
+    pub(super) vlans: Option<Vlans>,
+    pub(super) sharer: Option<Sharer>,
+}
+
+impl Surroundings {
+    /// As they are now. What comes later goes unnoticed.
+    pub(super) fn of(interface: &str, index: u32) -> io::Result<Self> {
         // The kernel lists its settings below the interface's own name, even if it has alternative
         // names.
         let own = Interface::meant_by(interface).map(|meant| meant.name);
         let interface = own.as_deref().unwrap_or(interface);
-        if way_out::routes_multicast(interface) {
-            return Ok(Some(Self::Routing));
+        let around = Self::among(&link::all()?, index);
+        Ok(if way_out::routes_multicast(interface) { Self { sharer: Some(Sharer::Routing), ..around } } else { around })
+    }
+
+    /// The surroundings of the link with number `index`.
+    fn among(links: &[Link], index: u32) -> Self {
+        let own = links.iter().find(|link| link.index == index);
+        let port_of = own.and_then(|link| link.master).map(|master| {
+            let known = links.iter().find(|link| link.index == master);
+            Sharer::Master(known.map_or_else(|| format!("interface {master}"), |master| master.name.clone()))
+        });
+        let on_top = |kinds: &[InfoKind]| {
+            let is_one =
+                |link: &&Link| link.lower == Some(index) && link.kind.as_ref().is_some_and(|kind| kinds.contains(kind));
+            links.iter().find(is_one).map(|link| link.name.clone())
+        };
+        let others = [InfoKind::MacVlan, InfoKind::MacVtap, InfoKind::IpVlan, InfoKind::IpVtap];
+        Self {
+            hardware: own.is_some_and(|link| link.kind.is_none()),
+            bridge: own.is_some_and(|link| link.kind == Some(InfoKind::Bridge)),
+            vlans: (on_top(&[InfoKind::Vlan]).map(Vlans::Device))
+                .or_else(|| own.filter(|link| link.vlan_filtering).map(|_| Vlans::Filtering)),
+            sharer: port_of.or_else(|| on_top(&others).map(Sharer::Device)),
         }
-        Ok(sharer_among(&link::all()?, index))
     }
 }
 
@@ -191,53 +246,69 @@ impl fmt::Display for Sharer {
     }
 }
 
-/// The link that shares the interface with number `index`.
-fn sharer_among(links: &[Link], index: u32) -> Option<Sharer> {
-    links.iter().find_map(|link| {
-        if link.index == index {
-            let master = link.master?;
-            let known = links.iter().find(|link| link.index == master);
-            let name = known.map_or_else(|| format!("interface {master}"), |master| master.name.clone());
-            return Some(Sharer::Master(name));
-        }
-        let on_top = link.lower == Some(index)
-            && matches!(
-                link.kind,
-                Some(InfoKind::Vlan | InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan | InfoKind::IpVtap)
-            );
-        on_top.then(|| Sharer::Device(link.name.clone()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn around(link: Link) -> Surroundings {
+        Surroundings::among(&[Link { index: 1, ..Link::default() }, link], 4)
+    }
+
     #[test]
     fn who_shares_an_interface_is_found_by_kind_and_number() {
-        let sharer = |link: Link| sharer_among(&[Link { index: 1, ..Link::default() }, link], 4);
-        let upper = |lower, kind| Link { index: 9, name: "upper0".to_owned(), lower, kind, ..Link::default() };
-        for kind in [InfoKind::Vlan, InfoKind::MacVlan, InfoKind::MacVtap, InfoKind::IpVlan, InfoKind::IpVtap] {
+        let upper = |lower, kind| around(Link { index: 9, name: "upper0".to_owned(), lower, kind, ..Link::default() });
+        for kind in [InfoKind::MacVlan, InfoKind::MacVtap, InfoKind::IpVlan, InfoKind::IpVtap] {
             let device = Some(Sharer::Device("upper0".to_owned()));
-            assert_eq!(sharer(upper(Some(4), Some(kind.clone()))), device, "{kind:?}");
+            assert_eq!(upper(Some(4), Some(kind.clone())).sharer, device, "{kind:?}");
         }
+        let vlan = upper(Some(4), Some(InfoKind::Vlan));
+        assert_eq!((vlan.sharer, vlan.vlans), (None, Some(Vlans::Device("upper0".to_owned()))));
         // A device of another interface, one without a lower device, a veth's peer, a tunnel, and
         // one without a kind.
-        assert_eq!(sharer(upper(Some(5), Some(InfoKind::Vlan))), None);
-        assert_eq!(sharer(upper(None, Some(InfoKind::Vlan))), None);
-        assert_eq!(sharer(upper(Some(4), Some(InfoKind::Veth))), None);
-        assert_eq!(sharer(upper(Some(4), Some(InfoKind::Vxlan))), None);
-        assert_eq!(sharer(upper(Some(4), None)), None);
+        let nobody = Surroundings { hardware: false, bridge: false, vlans: None, sharer: None };
+        assert_eq!(upper(Some(5), Some(InfoKind::Vlan)), nobody);
+        assert_eq!(upper(None, Some(InfoKind::Vlan)), nobody);
+        assert_eq!(upper(Some(4), Some(InfoKind::Veth)), nobody);
+        assert_eq!(upper(Some(4), Some(InfoKind::Vxlan)), nobody);
+        assert_eq!(upper(Some(4), None), nobody);
+    }
+
+    #[test]
+    fn hardware_and_bridges_are_told_apart_and_a_bridge_may_filter_vlans() {
+        let own = |kind, vlan_filtering| {
+            let around = around(Link { index: 4, kind, vlan_filtering, ..Link::default() });
+            (around.hardware, around.bridge, around.vlans)
+        };
+        assert_eq!(own(None, false), (true, false, None));
+        assert_eq!(own(Some(InfoKind::Veth), false), (false, false, None));
+        assert_eq!(own(Some(InfoKind::Bridge), false), (false, true, None));
+        assert_eq!(own(Some(InfoKind::Bridge), true), (false, true, Some(Vlans::Filtering)));
+    }
+
+    #[test]
+    fn where_vlans_are_tc_comes_first_or_alone() {
+        use AttachedMode::{Generic, Native, Tcx};
+        let device = Vlans::Device("upper0".to_owned());
+        for (vlans, ways, left) in [
+            (None, vec![Generic, Tcx], vec![Generic, Tcx]),
+            (Some(&Vlans::Filtering), vec![Generic, Tcx], vec![Tcx, Generic]),
+            (Some(&Vlans::Filtering), vec![Generic], vec![Generic]),
+            (Some(&device), vec![Native, Tcx, Generic], vec![Tcx]),
+            (Some(&device), vec![Generic], vec![]),
+        ] {
+            assert_eq!(Vlans::leave(vlans, &ways), left, "{vlans:?} {ways:?}");
+        }
     }
 
     #[test]
     fn a_port_is_shared_with_its_master() {
         let port = |master| Link { index: 4, lower: Some(9), kind: Some(InfoKind::Veth), master, ..Link::default() };
         let bridge = Link { index: 7, name: "virbr0".to_owned(), kind: Some(InfoKind::Bridge), ..Link::default() };
-        assert_eq!(sharer_among(&[port(None), bridge.clone()], 4), None);
+        let sharer = |links: &[Link]| Surroundings::among(links, 4).sharer;
+        assert_eq!(sharer(&[port(None), bridge.clone()]), None);
         let master = |name: &str| Some(Sharer::Master(name.to_owned()));
-        assert_eq!(sharer_among(&[port(Some(7)), bridge.clone()], 4), master("virbr0"));
-        assert_eq!(sharer_among(&[port(Some(8)), bridge], 4), master("interface 8"));
+        assert_eq!(sharer(&[port(Some(7)), bridge.clone()]), master("virbr0"));
+        assert_eq!(sharer(&[port(Some(8)), bridge]), master("interface 8"));
     }
 
     #[test]

@@ -92,6 +92,12 @@ fn nothing() -> (Vec<Command>, Vec<InterfaceNews>) {
     (vec![], vec![])
 }
 
+/// The command after a change at number 5, where the program is attached: another way may be better
+/// now.
+fn look_again() -> Vec<Command> {
+    vec![Command::Attach(interface(5))]
+}
+
 #[test]
 fn a_missing_interface_is_logged_once_at_the_start() {
     let mut bench = Bench::new();
@@ -102,7 +108,7 @@ fn a_missing_interface_is_logged_once_at_the_start() {
     let (commands, lines) = bench.step(&[down(5)], &touched(5));
     assert_eq!((commands.len(), lines), (2, vec![]));
     assert!(!bench.listening.hears());
-    assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (look_again(), vec![]));
     assert!(bench.listening.hears());
     assert_eq!(bench.listening.status(), "serving virbr0 (xdp generic)");
 }
@@ -127,7 +133,7 @@ fn a_program_that_comes_later_is_attached_to_what_is_listened_on_and_said_so() {
     bench.listening.bring_program();
     let attached = (vec![Command::Attach(interface(5))], vec![InterfaceNews::Program(AttachedMode::Generic)]);
     assert_eq!(bench.step(&[up(5)], &Changes::default()), attached);
-    assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (look_again(), vec![]));
 
     // The program comes before the interface: as if it had been there from the start.
     let mut bench = late();
@@ -162,10 +168,10 @@ fn a_deletion_counts_though_the_number_is_there_again() {
     let (commands, lines) = bench.step(&[up(5)], &gone(5));
     let all = [Command::Detach(5), Command::Leave(5), Command::Join(interface(5)), Command::Attach(interface(5))];
     assert_eq!((commands, lines), (all.to_vec(), vec![InterfaceNews::Heard(Again::Recreated)]));
-    assert_eq!(bench.step(&[up(5)], &touched(5)), nothing());
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (look_again(), vec![]));
     // Seen between its creation and its being switched on: gone until then.
     assert_eq!(bench.step(&[down(6)], &gone(5)).1, [InterfaceNews::Gone]);
-    assert_eq!(bench.step(&[up(6)], &touched(6)), (vec![], vec![InterfaceNews::Heard(Again::Came)]));
+    assert_eq!(bench.step(&[up(6)], &touched(6)).1, [InterfaceNews::Heard(Again::Came)]);
 }
 
 #[test]
@@ -203,9 +209,9 @@ fn lost_messages_redo_everything_and_log_nothing() {
 #[test]
 fn down_and_up_are_told_and_change_nothing() {
     let mut bench = Bench::begun();
-    assert_eq!(bench.step(&[down(5)], &touched(5)), (vec![], vec![InterfaceNews::Down]));
+    assert_eq!(bench.step(&[down(5)], &touched(5)), (look_again(), vec![InterfaceNews::Down]));
     assert!(!bench.listening.hears() && bench.listening.status().contains("down"));
-    assert_eq!(bench.step(&[up(5)], &touched(5)), (vec![], vec![InterfaceNews::Heard(Again::Up)]));
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (look_again(), vec![InterfaceNews::Heard(Again::Up)]));
 }
 
 #[test]
@@ -281,6 +287,21 @@ fn a_second_best_attachment_is_logged_and_improved_later() {
 }
 
 #[test]
+fn where_vlans_come_and_go_the_way_changes_and_is_logged() {
+    let mut bench = Bench::begun();
+    let vlans = Refusal { reason: "VLANs".to_owned(), ends: Ends::WithAChange };
+    bench.second_best = Some(vlans);
+    assert_eq!(bench.again(&[up(5)]), nothing());
+    let told = InterfaceNews::SecondBest(AttachedMode::Generic, "VLANs".to_owned());
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (look_again(), vec![told]));
+    assert!(!bench.listening.is_unfinished());
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (look_again(), vec![]));
+    bench.second_best = None;
+    let told = InterfaceNews::Program(AttachedMode::Generic);
+    assert_eq!(bench.step(&[up(5)], &touched(5)), (look_again(), vec![told]));
+}
+
+#[test]
 fn without_a_name_all_are_joined_and_each_gets_the_program() {
     let mut bench = Bench::with(None, true);
     assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![InterfaceNews::Missing]));
@@ -316,7 +337,7 @@ fn without_a_name_all_are_joined_and_each_gets_the_program() {
     assert_eq!(bench.again(&there), (both, vec![InterfaceNews::Program(AttachedMode::Generic); 2]));
     // One that gets another name stays what it is.
     let renamed = Present { interface: Interface { name: "virbr2".to_owned(), index: 6 }, up: true };
-    assert_eq!(bench.step(&[up(5), renamed], &touched(6)).0, []);
+    assert_eq!(bench.step(&[up(5), renamed.clone()], &touched(6)).0, [Command::Attach(renamed.interface)]);
     assert_eq!(bench.listening.mode_on("virbr2"), Some(AttachedMode::Generic));
     assert_eq!(bench.step(&[], &gone(5)).0, [end(5), end(6)].concat());
     assert!(bench.listening.status().contains("waiting"));

@@ -143,14 +143,12 @@ The lab stays up until Ctrl-C. As root, from another terminal:
   or from the hypervisor itself
     {enter} fence_xvm -k {key} -o list
   look inside
-    {enter} bpftool net show dev {BRIDGE}
-    bpftool prog show name fence_tc
-    bpftool map dump name {}
-    {enter} tcpdump -ni {BRIDGE} port {DEFAULT_PORT}
+    {}
+    {enter} tcpdump -ni vnet1 port {DEFAULT_PORT}
   a shell on the hypervisor
     {enter} bash
 ",
-        kernel::COUNTERS_MAP,
+        kernel::LOOK_INSIDE.map(|command| format!("{enter} {command}")).join("\n    "),
     ));
     let mut position = server.log_position();
     while !interrupt.came() {

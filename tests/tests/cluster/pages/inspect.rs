@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::KEY_PATH;
-use fence_lab::kernel::program_on;
+use fence_lab::kernel::{LOOK_INSIDE, program_on};
 use fence_lab::lab::BRIDGE;
 use fence_lab::process::poll_until;
 use fence_lab::server::Config;
@@ -37,6 +37,27 @@ impl Numbers {
 fn bpftool(host: &Host, arguments: &str) -> Result<Value> {
     let output = host.must(&format!("bpftool -j {arguments}"))?;
     serde_json::from_str(&output).with_context(|| output.clone())
+}
+
+/// Fails unless a command of the page printed the page's lines, in their order, whatever the
+/// numbers are. The page leaves lines out.
+fn prints_its_block(page: &str, command: &str, printed: &str) -> Result<()> {
+    let is_inside = |line: &&str| line.is_empty() || line.starts_with("    ") && !line.starts_with("    # ");
+    let lines = page.lines().skip_while(|line| line.strip_prefix("    # ") != Some(command)).skip(1);
+    let mut lines = lines.take_while(is_inside).filter(|line| !["", "..."].contains(&line.trim())).peekable();
+    ensure!(lines.peek().is_some(), "the page does not say what {command} prints: {printed}");
+    let shape = |line: &str| -> Vec<String> {
+        let number = |word: &str| word.contains(|character: char| character.is_ascii_digit());
+        // Where the sources are differs too.
+        let file = |word: &str| word.strip_prefix("[file:")?.rsplit('/').next().map(str::to_owned);
+        let short = |word: &str| file(word).unwrap_or_else(|| if number(word) { "N" } else { word }.to_owned());
+        line.split_whitespace().map(short).collect()
+    };
+    let mut rest = printed.lines().map(shape);
+    for line in lines {
+        ensure!(rest.any(|printed| printed == shape(line)), "{command} does not print {line:?} there: {printed}");
+    }
+    Ok(())
 }
 
 /// What a line of the log always has: the message without the domain's identity, and the names of
@@ -81,9 +102,13 @@ fn the_commands_of_the_documentation_work() -> Result<()> {
         let done = host.run(&line)?;
         let is_right = done.code == Some(0) && done.stderr.is_empty() && (may_be_empty || !done.stdout.is_empty());
         ensure!(is_right, "{line}: {:?} {}", done.code, done.stderr);
+        if command.starts_with("bpftool ") {
+            prints_its_block(&page, command, &done.stdout)?;
+        }
         printed.insert(command, done.stdout);
     }
-    ensure!(printed.len() >= 13, "the page's commands are not found: {:?}", printed.keys());
+    let hinted = LOOK_INSIDE.iter().all(|command| printed.contains_key(command));
+    ensure!(hinted && printed.len() >= 16, "the page's commands are not found: {:?}", printed.keys());
     // The page promises types, names and lines of source.
     for (start, words) in [
         ("fence-daemon status", "Recent requests"),

@@ -171,7 +171,7 @@ fn systemd_is_told_what_is_waited_for_and_after_a_short_time_to_go_on() -> Resul
     let (code, report) = server.status()?;
     ensure!(code == Some(1) && report["health"] == "starting", "{code:?} {report:#}");
     start_network(&bench)?;
-    ensure!(listen("STATUS=serving virbr0 (tcx)", NOTICE)?, "{}", server.log());
+    ensure!(listen("STATUS=serving virbr0 (xdp generic)", NOTICE)?, "{}", server.log());
     bench.hypervisor.delete_bridge()?;
     told.clear();
     let gone = poll_until("the status", NOTICE, || {

@@ -2,7 +2,7 @@
 //! over when they go.
 
 use anyhow::{Context, Result, ensure};
-use fence_lab::kernel::{Program, occupy, program_on, tcx_on, xdp_on};
+use fence_lab::kernel::{Program, occupy, place, program_on, tcx_on, xdp_on};
 use fence_lab::lab::BRIDGE;
 use fence_lab::process::poll_until;
 use fence_lab::server::{Config, START_LIMIT, Server, Which};
@@ -32,19 +32,53 @@ fn where_another_program_leaves_ours_takes_over() -> Result<()> {
     Ok(())
 }
 
-/// A tc program works beside any other program.
+/// A tc program works beside any other program. Ours is one while another XDP program has the
+/// bridge, and `status` says why.
 #[test]
-fn tcx_serves_beside_another_xdp_program() -> Result<()> {
+fn beside_another_xdp_program_ours_is_a_tc_program() -> Result<()> {
     let bench = Bench::new()?;
     let another = occupy(&bench.hypervisor, BRIDGE)?;
-    for attach in ["auto", "tcx"] {
-        let server = bench.serve(&bench.config(attach))?;
-        bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
+    let beside = |server: &Server| -> Result<()> {
+        bench.expect_via(server, &bench.about_domain("status"), 0, "kernel")?;
         ensure!(xdp_on(&bench.hypervisor, BRIDGE)?.is_some_and(|program| program.id == another));
         ensure!(tcx_on(&bench.hypervisor, BRIDGE)?.iter().any(Program::is_ours));
-        ensure!(!server.log().contains("without the kernel program"), "{}", server.log());
+        Ok(())
+    };
+    let server = bench.serve(&bench.config("tcx"))?;
+    beside(&server)?;
+    server.stop(Signal::SIGTERM)?;
+    let server = bench.serve(&bench.config("auto"))?;
+    let mut position = 0;
+    for _ in 0..2 {
+        let why = format!("already has an XDP program: fence_xdp (id {another})");
+        wait_line(&server, position, &["INFO", BRIDGE, "program=tcx", "in another way", &why])?;
+        beside(&server)?;
+        let (_, report) = server.status()?;
+        let interface = &report["listener"]["interfaces"][0];
+        ensure!(interface["program"] == "tcx", "{report:#}");
+        ensure!(interface["reason"].as_str().is_some_and(|reason| reason.contains(&why)), "{report:#}");
+        // It goes, and ours is XDP.
+        position = server.log_position();
+        bench.hypervisor.space().must("bpftool", &["net", "detach", "xdpgeneric", "dev", BRIDGE])?;
+        wait_line(&server, position, &["INFO", BRIDGE, "program=generic", "attached now"])?;
+        bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
+        let ours = xdp_on(&bench.hypervisor, BRIDGE)?.context("no XDP program")?;
+        ensure!(ours.is_ours() && ours.id != another && tcx_on(&bench.hypervisor, BRIDGE)?.is_empty());
+        ensure!(server.status()?.1["listener"]["interfaces"][0]["reason"].is_null());
+        // Somebody takes it off and takes the place.
+        position = server.log_position();
+        detach(&bench, ours.id)?;
+        ensure!(place(&bench.hypervisor, BRIDGE)? == another);
     }
+    ensure!(!server.log().contains("panicked"), "{}", server.log());
     Ok(())
+}
+
+/// Takes an XDP program off that bpf_link attached.
+fn detach(bench: &Bench, program: u64) -> Result<()> {
+    let detach = "bpftool link detach id $(bpftool link show | sed -n 's/^\\([0-9]*\\): xdp  prog PROGRAM.*/\\1/p')";
+    let detach = detach.replace("PROGRAM", &program.to_string());
+    bench.hypervisor.space().must("sh", &["-c", &detach]).map(drop)
 }
 
 /// The kernel sends no message when a program goes that bpf_link attached.
@@ -88,9 +122,7 @@ fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
     let server = bench.serve(&bench.config("generic"))?;
     let before = program_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
     let position = server.log_position();
-    let detach = "bpftool link detach id $(bpftool link show | sed -n 's/^\\([0-9]*\\): xdp  prog PROGRAM.*/\\1/p')";
-    let detach = detach.replace("PROGRAM", &before.id.to_string());
-    bench.hypervisor.space().must("sh", &["-c", &detach])?;
+    detach(&bench, before.id)?;
     // The kernel sends no message about this; the daemon notices it at the next check.
     bench.hypervisor.ip(&["link", "set", BRIDGE, "txqueuelen", "900"])?;
     wait_line(&server, position, &["WARN", "without the kernel program", "taken off the interface by somebody else"])?;

@@ -34,6 +34,8 @@ struct Kernel {
     /// Another program: 1 leaves only a second-best way, 2 none.
     occupied: u8,
     full: bool,
+    /// XDP, the best way otherwise, would mistake VLANs.
+    vlans: bool,
     pending: Changes,
 }
 
@@ -47,6 +49,7 @@ enum Event {
     Switch(u32, bool),
     Occupy(u8),
     Fill(bool),
+    Vlans(bool),
     TakeOff,
     LoseMessages,
     Look,
@@ -64,6 +67,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (name, any::<bool>()).prop_map(|(name, up)| Event::Switch(name, up)),
         1 => (0..3_u8).prop_map(Event::Occupy),
         1 => any::<bool>().prop_map(Event::Fill),
+        1 => any::<bool>().prop_map(Event::Vlans),
         1 => Just(Event::TakeOff),
         1 => Just(Event::LoseMessages),
         4 => Just(Event::Look),
@@ -135,6 +139,10 @@ impl Kernel {
             }
             Event::Occupy(occupied) => self.occupied = *occupied,
             Event::Fill(full) => self.full = *full,
+            Event::Vlans(vlans) => {
+                self.vlans = *vlans;
+                self.pending.touched.extend(self.devices.iter().map(|device| device.number));
+            }
             // Somebody detaches a link: its interface is 0 then.
             Event::TakeOff => self.links.iter_mut().take(1).for_each(|(_, which, _)| *which = 0),
             Event::LoseMessages => self.pending = Changes::everything(),
@@ -196,21 +204,21 @@ impl Kernel {
                     let which = self.which(interface.index).expect("attaches to what is there");
                     let there = self.links.iter().position(|(number, ..)| *number == interface.index);
                     if let Some(there) = there {
-                        let (_, on, best) = self.links[there];
-                        assert!(on == which && !best, "attached twice");
+                        assert_eq!(self.links[there].1, which, "attached twice");
                     }
-                    let second_best = (self.occupied == 1).then(occupied);
-                    let result = match there {
-                        // An attachment stays while there is no better one.
-                        Some(_) if self.occupied > 0 => {
-                            Ok(Attached { mode: AttachedMode::Tcx, second_best: Some(occupied()) })
-                        }
-                        None if self.occupied > 1 => Err(occupied()),
-                        Some(_) | None => {
-                            self.links.retain(|(link, ..)| *link != interface.index);
-                            self.links.push((interface.index, which, second_best.is_none()));
-                            Ok(Attached { mode: AttachedMode::Native, second_best })
-                        }
+                    let is_best = there.is_some_and(|there| self.links[there].2);
+                    let second_best = match (self.vlans, is_best, self.occupied) {
+                        (true, ..) => Some(Refusal { reason: "VLANs".to_owned(), ends: Ends::WithAChange }),
+                        (false, false, 1..) => Some(occupied()),
+                        (false, ..) => None,
+                    };
+                    let result = if there.is_none() && self.occupied > 1 {
+                        Err(occupied())
+                    } else {
+                        self.links.retain(|(link, ..)| *link != interface.index);
+                        self.links.push((interface.index, which, second_best.is_none()));
+                        let mode = if second_best.is_none() { AttachedMode::Native } else { AttachedMode::Tcx };
+                        Ok(Attached { mode, second_best })
                     };
                     listening.attached(interface.index, result);
                 }
@@ -248,12 +256,14 @@ proptest! {
                 | Event::Switch(..)
                 | Event::Occupy(_)
                 | Event::Fill(_)
+                | Event::Vlans(_)
                 | Event::TakeOff
                 | Event::LoseMessages => {}
             }
         }
         kernel.happen(&Event::Fill(false));
         kernel.happen(&Event::Occupy(0));
+        kernel.happen(&Event::Vlans(false));
         if program.is_some_and(|number| number >= events.len()) {
             listening.bring_program();
         }
