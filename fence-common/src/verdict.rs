@@ -153,19 +153,37 @@ impl Verdict {
     #[inline(always)]
     #[must_use]
     pub const fn is_form_rejection(self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Op
-                | Self::HashUnknown
-                | Self::Unsigned
-                | Self::HashWeak
-                | Self::Domain
-                | Self::Port
-                | Self::Family
-                | Self::Address
-                | Self::Loopback
-                | Self::Source
-        )
+            | Self::HashUnknown
+            | Self::Unsigned
+            | Self::HashWeak
+            | Self::Domain
+            | Self::Port
+            | Self::Family
+            | Self::Address
+            | Self::Loopback
+            | Self::Source => true,
+            Self::Delivered
+            | Self::RingFull
+            | Self::Stale
+            | Self::Busy
+            | Self::Options
+            | Self::Fragment
+            | Self::Extension
+            | Self::Malformed
+            | Self::Gso
+            | Self::Martian
+            | Self::ForeignVlan
+            | Self::Length
+            | Self::SourceLimit
+            | Self::GlobalLimit
+            | Self::Replay
+            | Self::Digest
+            | Self::DeliveryLimit
+            | Self::RingReserve
+            | Self::NotOurs => false,
+        }
     }
 
     /// The verdict on this segment. Nothing is dropped on another VLAN's.
