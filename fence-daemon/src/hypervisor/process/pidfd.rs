@@ -58,6 +58,10 @@ impl Process {
     /// # Errors
     /// The pidfd cannot be watched.
     pub(crate) async fn death(&self) -> io::Result<()> {
+        // One system call instead of six.
+        if self.is_dead() {
+            return Ok(());
+        }
         // Two tasks cannot watch one descriptor, so each gets its own.
         let own = self.pidfd.try_clone()?;
         // SAFETY: needed because a pidfd tells a death by becoming readable, and tokio wants the

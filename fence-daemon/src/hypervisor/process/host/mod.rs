@@ -20,11 +20,6 @@
 //! - A process that cannot be read (see `scan`) is a doubt for the domains that it may belong to:
 //!   by its control group, by what it was in an earlier scan, or by the domain's PID file. An
 //!   unreadable process without such a hint keeps nobody from being fenced.
-//!
-//! # One scan for many
-//!
-//! Each question gets a scan that has begun after it. All questions that come during a scan share
-//! the next one, so a hundred fences at once take few scans.
 
 mod belongings;
 mod disks;
@@ -33,17 +28,16 @@ mod left_behind;
 mod locks;
 mod outliving;
 mod scan;
+mod scanner;
 mod scope;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use fence_common::sync::lock;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
@@ -53,7 +47,8 @@ pub(crate) use self::disks::Disks;
 
 use self::belongings::WhichWrites;
 pub(crate) use self::scan::Look;
-use self::scan::{FoundProcess, Kind, ScanMemory};
+use self::scan::{FoundProcess, Kind};
+use self::scanner::Scanner;
 use super::driver::Driver;
 use super::pidfd::{self, Process};
 use super::victim::Victim;
@@ -156,21 +151,9 @@ pub(crate) struct Host {
 
 #[derive(Debug)]
 struct SharedHost {
-    /// Where processes are found: `/proc`.
-    root: PathBuf,
-    /// Whose domains run here.
-    drivers: Vec<Driver>,
-    memory: Arc<ScanMemory>,
-    queue: Mutex<ScanQueue>,
+    scanner: Scanner,
     /// What QEMU's domains have beside their emulators, as each of the URIs knows it.
     belongings: Vec<Arc<Belongings>>,
-}
-
-/// The questions that wait for the next scan.
-#[derive(Debug, Default)]
-struct ScanQueue {
-    scanning: bool,
-    waiting: Vec<(Vec<Whom>, oneshot::Sender<Arc<Look>>)>,
 }
 
 impl Host {
@@ -186,8 +169,7 @@ impl Host {
                 all.push(driver);
             }
         }
-        let root = root.to_owned();
-        let shared = SharedHost { root, drivers: all, memory: Arc::default(), queue: Mutex::default(), belongings };
+        let shared = SharedHost { scanner: Scanner::new(root, all), belongings };
         Self { shared: Arc::new(shared) }
     }
 
@@ -195,7 +177,7 @@ impl Host {
     /// is a scan of all domains.
     pub(crate) async fn look(&self, wanted: Vec<Whom>) -> Arc<Look> {
         let (answer, answered) = oneshot::channel();
-        self.shared.ask(wanted, answer);
+        self.shared.scanner.ask(wanted, answer);
         // The question is dropped where no thread could be started, and by a scan that panics.
         let failed =
             || Look::failed("cannot look at the processes: no thread, or none that came to its end".to_owned());
@@ -353,52 +335,6 @@ async fn dead(killed: &[Arc<Process>], by: Instant) -> Result<(), Left> {
         }
     }
     Ok(())
-}
-
-impl SharedHost {
-    fn queue(&self) -> std::sync::MutexGuard<'_, ScanQueue> {
-        lock(&self.queue)
-    }
-
-    /// Queues a question, and starts a thread that answers if there is none. All questions are
-    /// dropped if there can be none.
-    fn ask(self: &Arc<Self>, wanted: Vec<Whom>, answer: oneshot::Sender<Arc<Look>>) {
-        let mut queue = self.queue();
-        queue.waiting.push((wanted, answer));
-        if queue.scanning {
-            return;
-        }
-        let shared = Arc::clone(self);
-        let spawned = thread::Builder::new().name("host-look".to_owned()).spawn(move || shared.answer_all());
-        queue.scanning = spawned.is_ok();
-        if spawned.is_err() {
-            queue.waiting.clear();
-        }
-    }
-
-    /// Scans as long as there are questions.
-    fn answer_all(&self) {
-        loop {
-            let mut queue = self.queue();
-            let waiting = std::mem::take(&mut queue.waiting);
-            if waiting.is_empty() {
-                queue.scanning = false;
-                return;
-            }
-            drop(queue);
-            let (wanted, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-            // A question without domains is about all. Else only the drivers that matter are read.
-            let of_all = wanted.iter().any(Vec::is_empty);
-            let wanted: Vec<Whom> = wanted.into_iter().flatten().collect();
-            let is_asked = |driver: &Driver| of_all || wanted.iter().any(|whom| whom.driver == *driver);
-            let drivers: Vec<_> = self.drivers.iter().copied().filter(is_asked).collect();
-            let look = Arc::new(scan::scan(&self.root, &drivers, wanted, &self.memory));
-            for answer in answers {
-                // Fails only if the question was given up.
-                let _ = answer.send(Arc::clone(&look));
-            }
-        }
-    }
 }
 
 impl Look {

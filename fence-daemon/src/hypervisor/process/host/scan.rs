@@ -3,7 +3,8 @@
 //! `/proc/PID/cmdline` waits for the process's memory lock, which a thread that is stuck in the
 //! kernel can hold for ever. `stat`, `status`, `cgroup` and `comm` do not take that lock. So:
 //!
-//! - Threads of their own read the processes.
+//! - Threads of their own read the processes. They wait for the next scan: to start one takes
+//!   longer than to read a dozen processes.
 //! - A process that cannot be read within [`STUCK`] is given up as *unreadable*, and another thread
 //!   goes on with the next one.
 //! - Later scans leave that process alone while its reader is stuck.
@@ -13,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,8 +34,9 @@ const STUCK: Duration = Duration::from_millis(300);
 const LIMIT: Duration = Duration::from_secs(3);
 /// How often stuck threads are looked for.
 const LOOK: Duration = Duration::from_millis(20);
-/// From how many processes on more than one thread reads them.
-const SHARED_FROM: usize = 128;
+/// From how many processes on more than one thread reads them. Until then one has read them before
+/// a machine is dead, and the others would keep processors from its death.
+const SHARED_FROM: usize = 512;
 /// How many threads read at most, stuck ones not counted.
 const THREADS_MAX: usize = 4;
 /// How many threads may be stuck at a time, in all scans.
@@ -103,12 +105,47 @@ impl ScanMemory {
     }
 }
 
+/// The threads that read: their numbers, and how work comes to them. One that is given up ends when
+/// its process can be read again, since nothing can come to it any more.
+#[derive(Default)]
+pub(super) struct Readers {
+    threads: Vec<(usize, mpsc::Sender<Arc<Work>>)>,
+    next: usize,
+}
+
+impl Readers {
+    /// Has the thread in this place read. If there is none, or it has ended, it is started.
+    fn read(&mut self, place: usize, work: &Arc<Work>) -> io::Result<()> {
+        if self.threads.get(place).is_some_and(|(_, reader)| reader.send(Arc::clone(work)).is_ok()) {
+            return Ok(());
+        }
+        self.threads.truncate(place);
+        let number = self.next;
+        self.next += 1;
+        let (reader, works) = mpsc::channel::<Arc<Work>>();
+        // Cannot fail: the other end is here.
+        let _ = reader.send(Arc::clone(work));
+        let read = move || works.into_iter().for_each(|work| work.read(number));
+        thread::Builder::new().name("host-scan".to_owned()).stack_size(STACK).spawn(read)?;
+        self.threads.push((number, reader));
+        Ok(())
+    }
+
+    /// Gives a thread up. Another one goes on with its work.
+    fn replace(&mut self, number: usize, work: &Arc<Work>) -> io::Result<()> {
+        self.threads.retain(|(other, _)| *other != number);
+        self.read(self.threads.len(), work)
+    }
+}
+
 /// What the threads of a scan share.
 struct Work {
     root: PathBuf,
     pids: Vec<i32>,
     next: AtomicUsize,
     wanted: Vec<Whom>,
+    /// Whether all domains are asked for, and not only the wanted ones.
+    of_all: bool,
     drivers: Vec<Driver>,
     memory: Arc<ScanMemory>,
     progress: Mutex<Progress>,
@@ -122,11 +159,18 @@ struct Progress {
     found: Vec<FoundProcess>,
     /// What each thread reads, and since when.
     reading: HashMap<usize, (i32, Instant)>,
-    threads: usize,
 }
 
-/// Reads all processes below `root`, for these drivers. The ones of `wanted` are held.
-pub(super) fn scan(root: &Path, drivers: &[Driver], wanted: Vec<Whom>, memory: &Arc<ScanMemory>) -> Look {
+/// Reads all processes below `root`, for these drivers. The ones of `wanted` are held. Without
+/// `of_all` little is found out about others.
+pub(super) fn scan(
+    root: &Path,
+    drivers: &[Driver],
+    wanted: Vec<Whom>,
+    of_all: bool,
+    memory: &Arc<ScanMemory>,
+    readers: &mut Readers,
+) -> Look {
     let pids = match numbers(root) {
         Ok(pids) => pids,
         Err(error) => return Look::failed(format!("cannot list {}: {error}", root.display())),
@@ -138,18 +182,24 @@ pub(super) fn scan(root: &Path, drivers: &[Driver], wanted: Vec<Whom>, memory: &
         pids,
         next: AtomicUsize::new(0),
         wanted,
+        of_all,
         drivers: drivers.to_vec(),
         memory: Arc::clone(memory),
         progress: Mutex::default(),
         changed: Condvar::new(),
     });
     let threads = if total < SHARED_FROM { 1 } else { thread::available_parallelism().map_or(1, usize::from) };
-    for _ in 0..threads.min(THREADS_MAX) {
-        if let Err(error) = work.spawn() {
+    for place in 0..threads.min(THREADS_MAX) {
+        if let Err(error) = readers.read(place, &work) {
             return Look::failed(format!("cannot start a thread that reads {}: {error}", root.display()));
         }
     }
-    work.wait(total)
+    let look = work.wait(total, readers);
+    if look.failed.is_some() {
+        // They may be at it for long. The next scan does not wait for them.
+        readers.threads.clear();
+    }
+    look
 }
 
 impl Look {
@@ -168,16 +218,6 @@ fn numbers(root: &Path) -> io::Result<Vec<i32>> {
 }
 
 impl Work {
-    fn spawn(self: &Arc<Self>) -> io::Result<()> {
-        let number = {
-            let mut progress = lock(&self.progress);
-            progress.threads += 1;
-            progress.threads
-        };
-        let work = Arc::clone(self);
-        thread::Builder::new().name("host-scan".to_owned()).stack_size(STACK).spawn(move || work.read(number)).map(drop)
-    }
-
     /// Reads processes until none is left, or until this thread has been given up.
     fn read(&self, number: usize) {
         let mut buffer = Vec::new();
@@ -197,16 +237,20 @@ impl Work {
         }
     }
 
+    /// Counts a process off. The scan's owner is woken by the last one alone: a wake-up takes
+    /// longer than the reading of a process.
     fn done(&self, found: Option<FoundProcess>) {
         let mut progress = lock(&self.progress);
         progress.done += 1;
         progress.found.extend(found);
-        drop(progress);
-        self.changed.notify_all();
+        if progress.done == self.pids.len() {
+            drop(progress);
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until all processes are read or given up.
-    fn wait(self: &Arc<Self>, total: usize) -> Look {
+    fn wait(self: &Arc<Self>, total: usize, readers: &mut Readers) -> Look {
         let begun = Instant::now();
         let mut progress = lock(&self.progress);
         while progress.done < total {
@@ -227,6 +271,9 @@ impl Work {
                 if let Err(why) = self.give_up(pid) {
                     return Look::failed(why);
                 }
+                if let Err(error) = readers.replace(number, self) {
+                    return Look::failed(format!("cannot start another thread: {error}"));
+                }
                 progress = lock(&self.progress);
             }
             progress = unpoisoned(self.changed.wait_timeout(progress, LOOK)).0;
@@ -234,8 +281,8 @@ impl Work {
         Look { found: std::mem::take(&mut progress.found), failed: None }
     }
 
-    /// A process is not read in time. It is unreadable, and another thread reads the others.
-    fn give_up(self: &Arc<Self>, pid: i32) -> Result<(), String> {
+    /// A process is not read in time: it is unreadable.
+    fn give_up(&self, pid: i32) -> Result<(), String> {
         let started = self.started(pid);
         let mut stuck = lock(&self.memory.stuck);
         stuck.insert(pid, started);
@@ -249,7 +296,7 @@ impl Work {
         if count > STUCK_MAX {
             return Err(format!("processes that cannot be read: {count}"));
         }
-        self.spawn().map_err(|error| format!("cannot start another thread: {error}"))
+        Ok(())
     }
 
     /// Whether a thread of an earlier scan is stuck with this very process.
@@ -276,7 +323,7 @@ impl Work {
     /// Reads one process. `None`: it belongs to no domain, or has ended.
     fn examine(&self, pid: i32, buffer: &mut Vec<u8>) -> Option<FoundProcess> {
         let directory = self.directory(pid);
-        let kind = match self.kind(&directory, buffer) {
+        let kind = match self.kind(pid, &directory, buffer) {
             Ok(kind) => kind?,
             Err(_) => return Some(self.unreadable(pid, "it may not be read")),
         };
@@ -295,7 +342,7 @@ impl Work {
             Err(_) => return Some(self.unreadable(pid, "it cannot be held")),
         };
         // It may have become another process before it was held.
-        match self.kind(&directory, buffer) {
+        match self.kind(pid, &directory, buffer) {
             _ if held.is_dead() => None,
             Ok(Some(now)) if now == kind => Some(FoundProcess { pid, kind, held: Some(Arc::new(held)) }),
             Ok(None) => None,
@@ -303,17 +350,25 @@ impl Work {
         }
     }
 
-    fn kind(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Option<Kind>> {
+    /// Whether a machine of this UUID is asked for.
+    fn is_asked(&self, uuid: Uuid) -> bool {
+        self.of_all || self.wanted.iter().any(|whom| whom.uuid == uuid)
+    }
+
+    fn kind(&self, pid: i32, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Option<Kind>> {
         let machines = self.drivers.contains(&Driver::Qemu);
         if machines {
             if proc::read(&directory.join("cmdline"), buffer)?.is_none() {
                 return Ok(None);
             }
-            let line =
-                if buffer.is_empty() { self.line_of_threads(directory, buffer)? } else { CommandLineKind::of(buffer) };
+            let line = if buffer.is_empty() {
+                self.line_of_threads(pid, directory, buffer)?
+            } else {
+                CommandLineKind::of(buffer)
+            };
             match line {
                 CommandLineKind::Machine(line) => {
-                    let scope = Scope::read(directory)?;
+                    let scope = if self.is_asked(line.uuid) { Scope::read(directory)? } else { None };
                     let in_scope = scope.is_some_and(|scope| scope.driver == Driver::Qemu);
                     return Ok(Some(Kind::Machine { line, in_scope }));
                 }
@@ -343,10 +398,14 @@ impl Work {
 
     /// The command line of a process whose first thread has none. Either that thread has ended, and
     /// others may be stuck, or it is the kernel's own.
-    fn line_of_threads(&self, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<CommandLineKind> {
+    fn line_of_threads(&self, pid: i32, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<CommandLineKind> {
         let Some(stat) = Stat::read(directory)? else { return Ok(CommandLineKind::Ended) };
         if stat.is_kernels() {
             return Ok(CommandLineKind::Kernel);
+        }
+        // Of a hundred machines that die at once each is one's own alone.
+        if self.memory.was(pid, Some(stat.started)).is_some_and(|uuid| !self.is_asked(uuid)) {
+            return Ok(CommandLineKind::Nothing);
         }
         let mut others = false;
         let Ok(threads) = fs::read_dir(directory.join("task")) else { return Ok(CommandLineKind::Ended) };

@@ -160,36 +160,6 @@ async fn a_hundred_looks_at_once_are_a_few_scans() {
     assert!(scans.len() <= 50, "{}", scans.len());
 }
 
-/// `cargo test -p fence-daemon --lib --release host::tests::what_a_look_takes -- --ignored
-/// --nocapture`
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "it measures, and starts a thousand processes"]
-#[allow(clippy::print_stdout, reason = "what it measured is all that it is for")]
-async fn what_a_look_takes() {
-    let (host, whom) = (host(), whom("vm"));
-    let uuid = whom.uuid.to_string();
-    // As long as QEMU's: a dozen devices.
-    let mut machine = vec!["-name", "guest=vm,debug-threads=on", "-uuid", &uuid];
-    machine.extend(std::iter::repeat_n("virtio-net-pci,netdev=hostnet0,id=net0,mac=52:54:00:00:00:01,bus=pci.1", 80));
-    let mut processes = vec![Idle::start(WAIT, &machine)];
-    for count in [0, 200, 1000] {
-        while processes.len() < count {
-            processes.push(Idle::start("exec sleep 3600", &[]));
-        }
-        sleep(Duration::from_secs(2)).await;
-        let mut took = Vec::new();
-        for _ in 0..50 {
-            let begun = std::time::Instant::now();
-            assert!(matches!(host.remains(&whom).await, Remains::Living(_)));
-            took.push(begun.elapsed());
-        }
-        took.sort_unstable();
-        let there = std::fs::read_dir("/proc").unwrap().flatten();
-        let there = there.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()));
-        println!("{} processes: best {:?}, median {:?}, worst {:?}", there.count(), took[0], took[25], took[49]);
-    }
-}
-
 /// The kernel takes away the memory of a killed process first, and its command line with it. What
 /// follows can take seconds: the release of that memory, the last I/O.
 #[test]
