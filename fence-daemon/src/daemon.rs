@@ -1,5 +1,6 @@
 //! The daemon's life: the order of its start, its tasks, and its end.
 
+mod beat;
 mod load;
 mod reload;
 
@@ -10,14 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::admit::Rules;
+use fence_common::rate_limit::STALE_AFTER_NS;
 use fence_common::verdict::Counters;
 use fence_config::{Config, FoundKeys};
 use fence_net::interface::Wanted;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{Notify, oneshot};
 use tracing::{error, info, warn};
 
+use self::beat::Beat;
 use self::load::{KernelConsumers, kernel};
 use crate::callback::Callback;
 use crate::control::inspector::{Inspector, Phase};
@@ -52,9 +54,12 @@ const WAITED_FOR: Duration = Duration::from_secs(5);
 /// What the start waits for with `-w`.
 const UNCONNECTED: &str = "no hypervisor is connected: waiting for one";
 
-/// How often the daemon sends the heartbeat to the kernel program, which waits for five times as
-/// long.
-const BEAT: Duration = Duration::from_secs(1);
+/// How often the daemon sends the heartbeat to the kernel program: one may come late.
+const BEAT: Duration = Duration::from_nanos(STALE_AFTER_NS / 2);
+
+/// Each so many heartbeats the daemon looks at whom it has rejected. A timer of its own would wake
+/// an idle daemon once more.
+const BEATS_PER_LOOK: u32 = 4;
 
 /// How long a stop waits for answers: the longest time that one may take, and its way to the
 /// client. The next daemon hears nothing before this one is gone.
@@ -219,13 +224,14 @@ pub async fn run(
         }
     });
 
+    let look = Arc::new(Notify::new());
     let telling = tokio::spawn({
         let inspector = Arc::clone(&inspector);
-        rejections::watch(move || inspector.rejected())
+        rejections::watch(Arc::clone(&look), move || inspector.rejected())
     });
 
     let outcome = tokio::select! {
-        outcome = serve(&pipeline, &socket, ring, &mut questions, stopped(&mut stop, &hypervisors)) => outcome,
+        outcome = serve(&pipeline, &socket, ring, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
         error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
@@ -268,12 +274,13 @@ async fn serve(
     socket: &RequestSocket,
     mut coming: Option<oneshot::Receiver<RequestRing>>,
     questions: &mut Questions,
+    look: &Notify,
     stopped: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     tokio::pin!(stopped);
     let mut ring: Option<RequestRing> = None;
-    let mut beat = tokio::time::interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let beat = Beat::every(BEAT).map_err(|error| DaemonError::Runtime("start the heartbeat", error))?;
+    let mut beats = 0_u32;
     loop {
         let from_ring = async {
             match ring.as_mut() {
@@ -291,11 +298,19 @@ async fn serve(
             loaded = came => {
                 ring = loaded;
                 coming = None;
-            }
-            // Only this loop sends the heartbeat: if it hangs, the program must notice.
-            _ = beat.tick() => {
                 if let Some(ring) = ring.as_mut() {
                     ring.beat();
+                }
+            }
+            // Only this loop sends the heartbeat: if it hangs, the program must notice.
+            ticked = beat.tick() => {
+                ticked.map_err(|error| DaemonError::Runtime("go on with the heartbeat", error))?;
+                if let Some(ring) = ring.as_mut() {
+                    ring.beat();
+                }
+                beats = beats.wrapping_add(1);
+                if beats.is_multiple_of(BEATS_PER_LOOK) {
+                    look.notify_one();
                 }
             }
             () = &mut stopped => return Ok(()),

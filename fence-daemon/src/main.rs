@@ -2,6 +2,7 @@
 //! first, then goes into the background, then serves.
 
 use std::fmt::Display;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -114,7 +115,9 @@ fn serve(config: Config, keys: FoundKeys, readiness: Readiness) -> Result<(), Da
     let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fence").build();
     let runtime = runtime.map_err(|error| DaemonError::Runtime("start the runtime", error))?;
-    let ended = runtime.block_on(daemon::run(config, keys, patience, readiness));
+    // On a worker, and not on this thread: the thread that the kernel wakes then serves as well.
+    let running = runtime.spawn(daemon::run(config, keys, patience, readiness));
+    let ended = runtime.block_on(running).unwrap_or_else(|failed| resume_unwind(failed.into_panic()));
     // A call into a hung libvirt must not keep the process.
     runtime.shutdown_background();
     ended

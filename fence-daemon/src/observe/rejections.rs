@@ -1,29 +1,29 @@
 //! The log line about senders whose requests are rejected before the digest: misconfigured guests.
 //!
-//! A datagram causes no line. Every ten seconds the daemon looks at the senders that were rejected
-//! before their digest was checked. At most one line in ten minutes names the latest of them,
-//! whatever the number of datagrams.
+//! A datagram causes no line. About every ten seconds the daemon looks at the senders that were
+//! rejected before their digest was checked. At most one line in ten minutes names the latest of
+//! them, whatever the number of datagrams.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::words::counted;
+use tokio::sync::Notify;
 
 use super::sources::RejectedView;
 use crate::clock::Moment;
 
-/// How often the records are read.
-const LOOK: Duration = Duration::from_secs(10);
 /// The least time between two lines.
 const BETWEEN: Duration = Duration::from_secs(600);
 /// How many senders a line names.
 const NAMED: usize = 4;
 
-/// Watches the `rejected` senders and logs, for as long as it is polled.
-pub async fn watch(rejected: impl Fn() -> Vec<RejectedView>) {
+/// Reads the `rejected` senders at each `look` and logs, for as long as it is polled.
+pub async fn watch(look: Arc<Notify>, rejected: impl Fn() -> Vec<RejectedView>) {
     let mut lines = Lines::default();
     loop {
-        tokio::time::sleep(LOOK).await;
+        look.notified().await;
         if let Some(line) = lines.line(&rejected(), Moment::now()) {
             tracing::warn!("{line}");
         }

@@ -13,11 +13,12 @@ pub(crate) type Connect = Handle;
 
 /// The first client library that lets threads share a connection: 10.4.0.
 const SHARES_SINCE: u32 = 10_004_000;
-/// Keepalive: a probe each so many seconds ...
-const KEEPALIVE_SECONDS: i32 = 5;
-/// ... and dead after so many without an answer. In all 15 to 20 s: hung calls end before the
-/// client gives up at 30 s.
-const KEEPALIVE_PROBES: u32 = 3;
+/// Keepalive: a probe after so many silent seconds. libvirtd sends its own after 5 s. As long as
+/// it does, none of ours is needed, and an idle connection wakes the daemon once and not twice.
+const KEEPALIVE_SECONDS: i32 = 6;
+/// A connection is dead after so many probes without an answer. In all 18 s: hung calls end before
+/// the client gives up at 30 s.
+const KEEPALIVE_PROBES: u32 = 2;
 
 /// Whether a URI's driver is one inside our own process, which may keep its domains per connection.
 pub(super) fn is_in_process(uri: &str) -> bool {

@@ -316,7 +316,9 @@ impl<C: 'static> SharedPool<C> {
         let mut queue = self.queue();
         let since = Instant::now();
         loop {
-            let is_idle = since.elapsed() >= IDLE && queue.threads > 1 && !self.supply.stays(own);
+            // The last one waits without a limit, so that it does not wake up for nothing.
+            let may_end = queue.threads > 1 && !self.supply.stays(own);
+            let is_idle = may_end && since.elapsed() >= IDLE;
             if queue.closed || is_idle && queue.waiting.is_empty() {
                 queue.threads -= 1;
                 return None;
@@ -337,8 +339,12 @@ impl<C: 'static> SharedPool<C> {
                 continue;
             }
             queue.idle += 1;
-            let left = IDLE.checked_sub(since.elapsed()).unwrap_or(IDLE);
-            queue = unpoisoned(self.news.wait_timeout(queue, left)).0;
+            queue = if may_end {
+                let left = IDLE.checked_sub(since.elapsed()).unwrap_or(IDLE);
+                unpoisoned(self.news.wait_timeout(queue, left)).0
+            } else {
+                unpoisoned(self.news.wait(queue))
+            };
             queue.idle -= 1;
         }
     }
