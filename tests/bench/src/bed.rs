@@ -1,6 +1,8 @@
 //! The bench's lab: one hypervisor with libvirt, the machines that die, and the guests that ask.
 
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -139,7 +141,7 @@ impl Bed {
         let which = match contender {
             Contender::Ours => self.ours.clone(),
             Contender::Stock => Which::Stock,
-            Contender::Bare => bail!("the bare kill needs no server"),
+            Contender::Bare => bail!("the bare limit needs no server"),
         };
         let config = Config { uris: vec![uri.to_owned()], ..Config::new(&self.key) };
         let peer = self.peer()?;
@@ -243,6 +245,29 @@ impl Bed {
     pub fn expect_rebirth(&self, victim: Victim) -> Result<Rebirth<'_>> {
         let (old, _) = self.recorded(victim).with_context(|| format!("{} does not run", victim.name()))?;
         Ok(Rebirth { bed: self, victim, old })
+    }
+
+    /// Has libvirt start a machine that is off, with no server between: the time until it runs.
+    pub fn create(&self, victim: Victim) -> Result<Duration> {
+        let mut virsh = Command::new("virsh");
+        virsh.args(["-q", "-c", victim.uri()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut virsh = self.hypervisor.space().spawn(&mut virsh)?;
+        let (Some(mut types), Some(prints)) = (virsh.stdin.take(), virsh.stdout.take()) else { bail!("no pipes") };
+        // Once it answers it is connected.
+        writeln!(types, "uri")?;
+        let is_answer = |line: &io::Result<String>| line.as_ref().is_ok_and(|line| line.ends_with(victim.uri()));
+        let mut lines = BufReader::new(prints).lines();
+        ensure!(lines.any(|line| is_answer(&line)), "virsh does not answer");
+        let begin = Instant::now();
+        writeln!(types, "start {}", victim.name())?;
+        drop(types);
+        while !self.recorded(victim).is_some_and(|(_, runs)| runs) {
+            ensure!(begin.elapsed() < UP_LIMIT, "{} is not running within {UP_LIMIT:?}", victim.name());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let took = begin.elapsed();
+        ensure!(lines.all(|line| line.is_ok()) && virsh.wait()?.success(), "virsh has failed");
+        Ok(took)
     }
 
     /// Defines the machines of a storm.

@@ -10,8 +10,10 @@ use super::stats::{Sample, Samples, Unit, three};
 /// A part of the bench, which can be run alone (`--only`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Part {
-    /// Start to ready, memory, wake-ups while idle
+    /// Start to ready, memory
     Own,
+    /// Wake-ups in a minute of idleness
+    Asleep,
     /// The round trip of a `status`
     Status,
     /// off and reboot of a 16 MiB QEMU guest that does nothing
@@ -22,6 +24,8 @@ pub enum Part {
     Touched,
     /// off and reboot of an LXC container that ignores SIGTERM
     Container,
+    /// off of the 16 MiB guest beside a thousand other processes
+    Beside,
     /// 17 `off`s at once
     Storm17,
     /// 100 `off`s at once
@@ -32,16 +36,18 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Idle,
         Self::Booted,
         Self::Touched,
         Self::Container,
+        Self::Beside,
         Self::Storm17,
         Self::Storm100,
         Self::Callers,
         Self::Status,
         Self::Own,
+        Self::Asleep,
     ];
 }
 
@@ -52,7 +58,8 @@ pub enum Contender {
     Ours,
     /// `fence_virtd`.
     Stock,
-    /// SIGKILL by the bench itself, without any server: what no server can beat.
+    /// The bench itself, without any server: SIGKILL, and libvirt's own start. No server can beat
+    /// that.
     Bare,
 }
 
@@ -63,7 +70,7 @@ impl Contender {
         match self {
             Self::Ours => "fence-daemon",
             Self::Stock => "fence_virtd",
-            Self::Bare => "bare SIGKILL",
+            Self::Bare => "bare limit",
         }
     }
 }
@@ -75,8 +82,10 @@ pub enum Target {
     Faster(f64),
     /// At most so many times what `fence_virtd` has.
     OfStock(f64),
-    /// At most so many times the bare kill.
+    /// At most so many times the bare limit.
     OfBare(f64),
+    /// At most so much.
+    AtMost(f64),
     /// At most so many times another figure of ours.
     OfOwn(f64, String),
 }
@@ -136,15 +145,23 @@ pub fn all() -> Vec<Figure> {
                     (Target::OfBare(3.0), "less around the kill: datagram, callback, exchange and reply"),
                 ],
                 &[(Target::Faster(100.0), "as for off: the reply comes at the same moment")],
-                &[(Target::Faster(3.0), "a faster start of QEMU by libvirt, which is nearly all of it")],
+                &[
+                    (Target::Faster(3.0), "a faster start of QEMU by libvirt, which is nearly all of it"),
+                    (
+                        Target::OfBare(1.15),
+                        "less between the kill and libvirt's start, or a libvirt that notices a death sooner",
+                    ),
+                ],
             ],
             Part::Container => {
                 [&[(Target::Faster(15.0), "a way to kill a container's processes beside libvirt")], &[], &[]]
             }
             Part::Own
+            | Part::Asleep
             | Part::Status
             | Part::Booted
             | Part::Touched
+            | Part::Beside
             | Part::Storm17
             | Part::Storm100
             | Part::Callers => [&[], &[], &[]],
@@ -156,9 +173,18 @@ pub fn all() -> Vec<Figure> {
         add(part, &name("reboot.reply"), &format!("{title}: reboot, to reply"), Unit::Time, reboot);
         add(part, &name("reboot.running"), &format!("{title}: reboot, to running again"), Unit::Time, again);
     }
+    let look = (Target::OfOwn(1.5, "idle.off.reply".to_owned()), "a quicker look at the host's processes");
+    let title = "idle QEMU guest beside 1,000 processes: off, to reply";
+    add(Part::Beside, "beside.off.reply", title, Unit::Time, &[look]);
     for (part, count) in [(Part::Storm17, 17), (Part::Storm100, 100)] {
         let target: &[_] = if part == Part::Storm100 {
-            &[(Target::Faster(50.0), "more cores: that many guests die, and that many clients run, on those there are")]
+            &[
+                (
+                    Target::Faster(50.0),
+                    "more cores: that many guests die, and that many clients run, on those there are",
+                ),
+                (Target::OfBare(1.25), "less beside the kills: callbacks, clients, libvirt's destroys and looks"),
+            ]
         } else {
             &[]
         };
@@ -183,11 +209,12 @@ pub fn all() -> Vec<Figure> {
         (Part::Own, "own.ready", "start to ready", Unit::Time, Some((1.5, start))),
         (Part::Own, "own.answer", "start to the first answer", Unit::Time, None),
         (Part::Own, "own.memory", "resident memory", Unit::Memory, Some((1.0, memory))),
-        (Part::Own, "own.wakeups", "wake-ups while idle", Unit::Rate, None),
     ] {
         let targets: Vec<_> = target.into_iter().map(|(limit, needed)| (Target::OfStock(limit), needed)).collect();
         add(part, id, title, unit, &targets);
     }
+    let awake = (Target::AtMost(1.0), "fewer timers: the heartbeat and two connections' keepalives are left");
+    add(Part::Asleep, "own.wakeups", "wake-ups while idle", Unit::Rate, &[awake]);
     figures
 }
 
@@ -250,7 +277,12 @@ impl Results {
                 Verdict { wanted, got: format!("{sign}{} ×", three(got)), met: !ours.at_least && got >= *times }
             }
             Target::OfStock(limit) => at_most(*limit, self.median(&figure.id, Contender::Stock)?, "fence_virtd's"),
-            Target::OfBare(limit) => at_most(*limit, self.median(&figure.id, Contender::Bare)?, "the bare kill"),
+            Target::OfBare(limit) => at_most(*limit, self.median(&figure.id, Contender::Bare)?, "the bare limit"),
+            Target::AtMost(limit) => {
+                let wanted = format!("at most {}", figure.unit.show(*limit));
+                let met = !ours.at_least && ours.value <= *limit;
+                Verdict { wanted, got: figure.unit.show_sample(Some(ours)), met }
+            }
             Target::OfOwn(limit, other) => at_most(*limit, self.median(other, Contender::Ours)?, "the undisturbed one"),
         })
     }
@@ -281,6 +313,7 @@ mod tests {
         assert!(!verdict(1.0, 29.9, 1.0, Target::Faster(30.0)));
         assert!(verdict(3.0, 1.0, 1.0, Target::OfBare(3.0)));
         assert!(!verdict(3.1, 1.0, 1.0, Target::OfBare(3.0)));
+        assert!(verdict(1.0, 9.0, 9.0, Target::AtMost(1.0)) && !verdict(1.1, 9.0, 9.0, Target::AtMost(1.0)));
         assert!(verdict(1.5, 1.0, 9.0, Target::OfStock(1.5)));
         assert!(!verdict(1.6, 1.0, 9.0, Target::OfStock(1.5)));
         assert!(verdict(1.2, 1.0, 9.0, Target::OfOwn(1.2, "y".into())));

@@ -1,15 +1,19 @@
 //! One round of each part of the bench.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fence_common::wire::Op;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::bed::{Bed, KEY, Rebirth, Serving, Victim, storm_names};
 use super::caller::{self, Answer, PATIENCE, Silent};
 use super::figures::{CROWDS, Contender, Results, behind};
 use fence_lab::client::Client;
+use fence_lab::process::Process;
 use fence_lab::qemu;
 use fence_lab::server::Server;
 use fence_lab::witness::Witness;
@@ -19,7 +23,7 @@ const DEATH_LIMIT: Duration = Duration::from_secs(60);
 /// The time limit of a storm. fence_virtd takes 0.2 s for each domain.
 const STORM_LIMIT: Duration = Duration::from_secs(120);
 /// How long wake-ups are counted.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(60);
 /// How long callers in the way have to get in the way.
 const GET_IN_THE_WAY: Duration = Duration::from_millis(300);
 
@@ -54,8 +58,8 @@ fn kill(bed: &Bed, op: Op, victim: Victim, witness: &Witness) -> Result<Killed> 
     Ok(Killed { answer, dead, running })
 }
 
-/// `off` and `reboot` of a machine, `times` each. Without a server: SIGKILL. A false success is an
-/// error.
+/// `off` and `reboot` of a machine, `times` each. Without a server: SIGKILL, and libvirt's own
+/// start. A false success is an error.
 pub fn kills(
     bed: &Bed,
     contender: Contender,
@@ -80,6 +84,7 @@ pub fn kills(
             let took = begin.elapsed().as_secs_f64();
             ["off.dead", "off.reply"].iter().for_each(|what| results.add(&name(what), contender, took));
             bed.wait_off(victim)?;
+            results.add(&name("reboot.running"), contender, bed.create(victim)?.as_secs_f64());
             continue;
         };
         let log = || format!("{}'s log: {}", contender.name(), server.log());
@@ -118,6 +123,37 @@ pub fn storm(bed: &Bed, contender: Contender, count: usize, results: &mut Result
             bed.libvirtd.virsh(qemu::URI, &["destroy", name])?;
         }
     }
+    Ok(())
+}
+
+/// `off` on a host with many other processes, all of which are looked at. A false success is an
+/// error.
+pub fn beside(bed: &Bed, contender: Contender, times: usize, server: &Server, results: &mut Results) -> Result<()> {
+    let start = "for at in $(seq 1000); do sleep 3600 & done; echo started; wait";
+    let crowd = Process::start(bed.hypervisor.space(), Command::new("sh").args(["-c", start]))?;
+    let started = crowd.stdout().wait_for(0, DEATH_LIMIT, |line| (line == "started").then_some(()));
+    ensure!(started.is_some(), "a thousand processes do not start: {}", crowd.stderr().text());
+    for _ in 0..times {
+        let witness = bed.bring_up(Victim::Idle)?;
+        let killed = kill(bed, Op::Off, Victim::Idle, &witness)
+            .with_context(|| format!("{}'s log: {}", contender.name(), server.log()))?;
+        results.add("beside.off.reply", contender, killed.answer.took().as_secs_f64());
+        bed.wait_off(Victim::Idle)?;
+    }
+    killpg(Pid::from_raw(i32::try_from(crowd.id())?), Signal::SIGKILL).context("ending a thousand processes")
+}
+
+/// As many machines killed in one loop, with no server between. The last one's death counts.
+pub fn bare_storm(bed: &Bed, count: usize, results: &mut Results) -> Result<()> {
+    let witnesses = bed.bring_up_storm(count)?;
+    let begin = Instant::now();
+    for witness in &witnesses {
+        witness.kill()?;
+    }
+    for witness in &witnesses {
+        ensure!(witness.dies_within(DEATH_LIMIT)?, "a machine does not die");
+    }
+    results.add(&format!("storm.{count}"), Contender::Bare, begin.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -176,10 +212,16 @@ pub fn status(bed: &Bed, contender: Contender, times: usize, results: &mut Resul
     bed.remove(Victim::Idle)
 }
 
-/// What a server takes to start, and what it holds and does while it is idle.
+/// What a server takes to start, and what it holds.
 pub fn own(contender: Contender, serving: &mut Serving, results: &mut Results) -> Result<()> {
     results.add("own.ready", contender, serving.ready.as_secs_f64());
     results.add("own.answer", contender, serving.answered.as_secs_f64());
+    results.add("own.memory", contender, resident(serving.server.process().id())?);
+    Ok(())
+}
+
+/// What a server does while it is idle.
+pub fn asleep(contender: Contender, serving: &mut Serving, results: &mut Results) -> Result<()> {
     let pid = serving.server.process().id();
     let before = voluntary_switches(pid)?;
     let begin = Instant::now();
@@ -187,7 +229,6 @@ pub fn own(contender: Contender, serving: &mut Serving, results: &mut Results) -
     let switches = voluntary_switches(pid)?.saturating_sub(before);
     let switches = f64::from(u32::try_from(switches).unwrap_or(u32::MAX));
     results.add("own.wakeups", contender, switches / begin.elapsed().as_secs_f64());
-    results.add("own.memory", contender, resident(pid)?);
     Ok(())
 }
 

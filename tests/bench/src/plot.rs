@@ -128,7 +128,7 @@ mod tests {
         for part in ["1 ms", "10 s", "4.20 ms", "a &amp; b", "fence-daemon", "fence_virtd"] {
             assert!(svg.contains(part), "no {part}: {svg}");
         }
-        assert!(!svg.contains("bare SIGKILL"));
+        assert!(!svg.contains("bare limit"));
         // A bar is longer the longer it took.
         let widths: Vec<f64> = svg
             .lines()

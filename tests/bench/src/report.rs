@@ -101,7 +101,7 @@ pub(crate) const PAGE: &str = include_str!("pages/benchmarks.md");
 #[must_use]
 pub fn markdown(results: &Results, facts: &[Fact], rounds: usize) -> String {
     let mut figures = String::from(
-        "| | fence-daemon | p99 | fence_virtd | p99 | bare SIGKILL | ratio | samples |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| | fence-daemon | p99 | fence_virtd | p99 | bare limit | ratio | samples |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for Line { title, ours, stock, bare, ratio, count } in
         figures::all().iter().filter_map(|figure| line(results, figure))

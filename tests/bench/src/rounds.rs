@@ -50,7 +50,8 @@ pub fn run(plan: &Plan) -> Result<Results> {
     progress("making the lab ...");
     let bed = Bed::new(plan.ours.clone())?;
     for (_, victim, _) in VICTIMS.iter().filter(|(part, victim, _)| {
-        let asked_about = *victim == Victim::Idle && (plan.has(Part::Status) || plan.has(Part::Callers));
+        let others = [Part::Status, Part::Callers, Part::Beside];
+        let asked_about = *victim == Victim::Idle && others.into_iter().any(|part| plan.has(part));
         plan.has(*part) || asked_about
     }) {
         bed.define(*victim).with_context(|| format!("the machine {}", victim.name()))?;
@@ -78,6 +79,9 @@ pub fn run(plan: &Plan) -> Result<Results> {
                 measure::kills(&bed, Contender::Bare, victim, plan.times(times), None, &mut results)?;
             }
         }
+        if plan.has(Part::Storm100) && round.is_multiple_of(SLOW_EVERY) {
+            measure::bare_storm(&bed, 100, &mut results)?;
+        }
     }
     Ok(results)
 }
@@ -89,6 +93,10 @@ fn one(plan: &Plan, bed: &Bed, contender: Contender, round: usize, results: &mut
             let serving = bed.serve(contender, victim.uri())?;
             measure::kills(bed, contender, victim, plan.times(times), Some(&serving.server), results)?;
         }
+    }
+    if plan.has(Part::Beside) {
+        let serving = bed.serve(contender, qemu::URI)?;
+        measure::beside(bed, contender, plan.times(5), &serving.server, results)?;
     }
     let wanted = |part, in_this_round: bool| plan.has(part) && in_this_round;
     for (part, count, in_this_round) in [(Part::Storm17, 17, true), (Part::Storm100, 100, slow)] {
@@ -109,6 +117,10 @@ fn one(plan: &Plan, bed: &Bed, contender: Contender, round: usize, results: &mut
             let mut serving = bed.serve(contender, qemu::URI)?;
             measure::own(contender, &mut serving, results)?;
         }
+    }
+    if wanted(Part::Asleep, slow) {
+        let mut serving = bed.serve(contender, qemu::URI)?;
+        measure::asleep(contender, &mut serving, results)?;
     }
     Ok(())
 }
