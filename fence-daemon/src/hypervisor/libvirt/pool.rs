@@ -189,6 +189,13 @@ impl<C: 'static> Pool<C> {
         Ok(Queued(Arc::clone(&self.0), number))
     }
 
+    /// Whether all of its threads wait for calls.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        let queue = self.0.queue();
+        queue.idle == queue.threads && queue.waiting.is_empty() && !queue.opening
+    }
+
     /// Starts a thread before any call needs it.
     pub(super) fn warm(&self) {
         self.0.spawn(&mut self.0.queue());
@@ -458,8 +465,9 @@ mod tests {
             let (done, result) = mpsc::channel();
             submit(&pool, Lane::Query, soon(), move |_| done.send(()).unwrap());
             result.recv_timeout(Duration::from_secs(5)).unwrap();
-            // Until the thread is idle again.
-            thread::sleep(Duration::from_millis(50));
+            while !pool.is_idle() {
+                thread::yield_now();
+            }
         }
         assert_eq!(numbers.0.opened.load(Ordering::SeqCst), 1);
     }
