@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use crate::bpf;
+use crate::name_of;
 use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::setup::{self, Profile};
@@ -27,16 +28,6 @@ enum Subject {
 }
 
 impl Subject {
-    /// What the bench calls it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Daemon => "daemon",
-            Self::RateLimit => "rate-limit",
-            Self::Bystanders => "bystanders",
-            Self::Clusters => "clusters",
-        }
-    }
-
     /// How many rounds it takes, if nobody says.
     fn rounds(self) -> u32 {
         match self {
@@ -84,7 +75,7 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> anyhow::Resu
     let program = workspace.binary("fence-bench", true);
     let bench = Privilege::of_this_process().command(&program);
     let mut bench = bench.context("the bench makes namespaces and kills machines in them: run it as root")?;
-    bench.arg(options.subject.name()).arg("--daemon").arg(workspace.binary("fence-daemon", true));
+    bench.arg(name_of(&options.subject)).arg("--daemon").arg(workspace.binary("fence-daemon", true));
     if !matches!(options.subject, Subject::Daemon | Subject::Clusters) && !options.only.is_empty() {
         anyhow::bail!("`--only` is for `cargo xtask bench daemon` and `cargo xtask bench clusters`");
     }

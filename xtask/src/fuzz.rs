@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::bpf;
+use crate::name_of;
 use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::setup::{self, Profile};
@@ -33,17 +34,6 @@ pub(crate) enum Target {
     Event,
     /// The loaded kernel program against user space, on mutated real frames (needs root)
     Program,
-}
-
-impl Target {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Config => "config",
-            Self::Request => "request",
-            Self::Event => "event",
-            Self::Program => "program",
-        }
-    }
 }
 
 /// Options of `cargo xtask fuzz`.
@@ -80,14 +70,14 @@ pub(crate) fn run(workspace: &Workspace, options: &FuzzOptions) -> anyhow::Resul
     if !compiler.is_ok_and(|status| status.success()) {
         bail!("no `c++` to compile libFuzzer with: install a C++ compiler (on Debian: apt-get install g++)");
     }
-    let name = options.target.name();
+    let name = name_of(&options.target);
     let folder = workspace.root().join("target/fuzz");
     let program = build(workspace, &folder)?.join(format!("fuzz-{name}"));
-    let kept = workspace.root().join("fuzz/corpus").join(name);
-    let found = folder.join("found").join(name);
+    let kept = workspace.root().join("fuzz/corpus").join(&name);
+    let found = folder.join("found").join(&name);
     std::fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
 
-    let seeds = folder.join("seeds").join(name);
+    let seeds = folder.join("seeds").join(&name);
     std::fs::create_dir_all(&seeds).with_context(|| format!("cannot make {}", seeds.display()))?;
 
     // A small stack, as in the tests, exposes recursion per level of the input.
@@ -95,7 +85,7 @@ pub(crate) fn run(workspace: &Workspace, options: &FuzzOptions) -> anyhow::Resul
     command.args(["-c", "ulimit -s 256; exec \"$0\" \"$@\""]).arg(program).current_dir(&folder);
     command.env("FENCE_FUZZ_SEEDS", &seeds);
     if options.merge {
-        let merged = folder.join("merged").join(name);
+        let merged = folder.join("merged").join(&name);
         if merged.exists() {
             std::fs::remove_dir_all(&merged).with_context(|| format!("cannot remove {}", merged.display()))?;
         }

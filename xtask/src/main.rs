@@ -11,7 +11,6 @@ mod fuzz;
 mod hypervisor;
 mod lab;
 mod lint;
-mod own_config;
 mod privilege;
 mod programs;
 mod progress;
@@ -23,7 +22,7 @@ mod workspace;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::setup::Profile;
 use crate::suites::Suite;
@@ -89,6 +88,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The name of a value on the command line.
+fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 fn perform(task: Task) -> anyhow::Result<ExitCode> {

@@ -1,41 +1,18 @@
-//! The output of a working task: a spinner on a terminal, plain lines with times elsewhere, and a
-//! failing command's whole output.
+//! The output of a working task: lines about its progress, with times, and its commands' output.
 //!
 //! All of it goes to standard error, in order with cargo's output. Standard output is for results.
 
-use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
+use std::io::{self, BufRead as _, BufReader};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 
 /// Prints one line about the task's progress or findings.
 pub(crate) fn say(line: impl AsRef<str>) {
     eprintln!("==> {}", line.as_ref());
-}
-
-/// Runs a command whose output matters only if it fails.
-///
-/// # Errors
-/// The command cannot be started or fails; its output has been shown by then.
-pub(crate) fn quietly(title: &str, command: Command) -> anyhow::Result<()> {
-    let started = Instant::now();
-    let spinner = Spinner::start(title);
-    let typed = line(&command);
-    let mut output = Vec::new();
-    let status = follow(command, Errors::Merged, |line| {
-        let line = String::from_utf8_lossy(line).trim_end().to_owned();
-        spinner.tell(&line);
-        output.push(line);
-    })?;
-    drop(spinner);
-    if !status.success() {
-        eprintln!("{}", output.join("\n"));
-    }
-    conclude(title, &typed, status, started)
 }
 
 /// The destination of a command's standard error.
@@ -117,39 +94,6 @@ fn conclude(title: &str, command: &str, status: ExitStatus, started: Instant) ->
     Ok(())
 }
 
-/// A spinner with the last line of a command's output on a terminal, one plain line elsewhere. It
-/// disappears when dropped.
-struct Spinner(Option<ProgressBar>);
-
-impl Spinner {
-    fn start(title: &str) -> Self {
-        if !io::stderr().is_terminal() {
-            say(title);
-            return Self(None);
-        }
-        let bar = ProgressBar::new_spinner().with_prefix(title.to_owned());
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg:.dim}") {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Self(Some(bar))
-    }
-
-    fn tell(&self, line: &str) {
-        if let Some(bar) = self.0.as_ref().filter(|_| !line.is_empty()) {
-            bar.set_message(line.to_owned());
-        }
-    }
-}
-
-impl Drop for Spinner {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_failing_command_is_an_error_that_names_it() {
-        let error = quietly("trying", shell("echo out; echo err >&2; exit 3")).unwrap_err().to_string();
+        let error = shown("trying", shell("exit 3")).unwrap_err().to_string();
         assert!(error.contains("exit 3") && error.contains("exit status: 3"), "{error}");
     }
 
@@ -177,7 +121,8 @@ mod tests {
     #[test]
     fn what_a_command_leaves_running_does_not_hold_us() {
         let started = Instant::now();
-        quietly("trying", shell("(for i in $(seq 200); do sleep 0.1; echo still; done) & echo left")).unwrap();
+        let script = "(for i in $(seq 200); do sleep 0.1; echo still; done) & echo left";
+        follow(shell(script), Errors::Merged, |_| {}).unwrap();
         assert!(started.elapsed() < Duration::from_secs(10));
     }
 

@@ -1,16 +1,17 @@
 //! `cargo xtask run`: the daemon on a hypervisor, the lab on any other machine.
 
+use std::env;
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
 
 use crate::bpf;
-use crate::hypervisor::{self, Hypervisor, StockConfig};
-use crate::own_config::{self, OwnConfig};
+use crate::hypervisor;
 use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::setup::{self, Profile};
@@ -41,16 +42,15 @@ pub(crate) struct RunOptions {
 /// # Errors
 /// A requirement is missing, or another daemon is in the way.
 pub(crate) fn run(workspace: &Workspace, options: &RunOptions) -> anyhow::Result<ExitCode> {
-    let root = Path::new("/");
-    match Hypervisor::detect(root) {
+    match hypervisor::detect(Path::new("/")) {
         Ok(_) if options.lab => {
             say("running the lab: its bridge is in its own network namespace, this hypervisor's stays unchanged");
             lab(workspace, options)
         }
         Ok(_) if options.once => bail!("--once is an option of the lab, and this machine is a hypervisor: add --lab"),
-        Ok(found) => {
-            say(format!("this machine is a hypervisor ({} and virbr0)", found.socket.display()));
-            daemon(workspace, options, root)
+        Ok(socket) => {
+            say(format!("this machine is a hypervisor ({} and virbr0)", socket.display()));
+            daemon(workspace, options)
         }
         Err(why) => {
             if !options.lab {
@@ -61,81 +61,36 @@ pub(crate) fn run(workspace: &Workspace, options: &RunOptions) -> anyhow::Result
     }
 }
 
-fn daemon(workspace: &Workspace, options: &RunOptions, root: &Path) -> anyhow::Result<ExitCode> {
-    let stock = stock_config(root)?;
-    // Checked before the build, which takes minutes the first time.
-    let port = stock.as_ref().map_or(hypervisor::PORT, |stock| stock.port);
-    if hypervisor::udp_port_taken(root, port) {
-        if hypervisor::stock_daemon_runs(root) {
-            bail!("fence_virtd runs on this machine: stop it (systemctl disable --now fence_virtd) and run this again");
-        }
-        bail!(
-            "UDP port {port} is in use: `ss -ulnp 'sport = :{port}'` shows the process. Only one daemon can serve it"
-        );
-    }
+/// Runs the daemon with the machine's configuration, or with one of our own.
+fn daemon(workspace: &Workspace, options: &RunOptions) -> anyhow::Result<ExitCode> {
     if !options.no_build {
         build(workspace, !options.debug, Profile::Build, &["--package", "fence-daemon", "--bin", "fence-daemon"])?;
     }
-
-    let config = match stock {
-        Some(stock) if stock.key_exists => {
-            say(format!("using {} and its key {}", stock.file.display(), stock.key.display()));
-            stock.file
-        }
-        found => {
-            if let Some(stock) = found {
-                say(format!(
-                    "{} names the key {}, which does not exist: not using it",
-                    stock.file.display(),
-                    stock.key.display()
-                ));
-            }
-            own_config()?
-        }
-    };
+    let program = workspace.binary("fence-daemon", !options.debug);
+    let stock = Path::new("/etc/fence_virt.conf");
+    let config = if stock.exists() { stock.to_owned() } else { own_config(&program)? };
+    say(format!("using {}", config.display()));
     let mut arguments = vec![OsString::from("-F"), "-f".into(), config.into()];
     arguments.extend_from_slice(&options.arguments);
-    become_root_program(&workspace.binary("fence-daemon", !options.debug), arguments)
+    become_root_program(&program, arguments)
 }
 
-/// The configuration of fence_virtd, read with root's rights if needed: Debian's package makes it
-/// readable for root only.
-fn stock_config(root: &Path) -> anyhow::Result<Option<StockConfig>> {
-    let error = match StockConfig::read(root) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => error,
-        read => return read.with_context(|| format!("cannot read /{}", hypervisor::STOCK_CONFIG)),
-    };
-    let Some(mut cat) = Privilege::of_this_process().command("cat") else {
-        return Err(error).with_context(|| {
-            format!(
-                "cannot read /{} without root's rights, and sudo does not work here: run this as root",
-                hypervisor::STOCK_CONFIG
-            )
-        });
-    };
-    let read = cat.arg(root.join(hypervisor::STOCK_CONFIG)).stderr(Stdio::inherit()).output();
-    let read = read.with_context(|| format!("cannot start {}", progress::line(&cat)))?;
-    if !read.status.success() {
-        bail!("`{}` failed ({})", progress::line(&cat), read.status);
+/// Our own configuration and its key, in the user's directory and never in /etc. The daemon's `-c`
+/// makes them and says how guests get the key. Existing files stay: guests have copies of the key.
+fn own_config(program: &Path) -> anyhow::Result<PathBuf> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    let folder = state.context("no directory for the key: set XDG_STATE_HOME or HOME")?.join("fence-xdp");
+    let file = folder.join("fence_virt.conf");
+    if !file.exists() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut configure = Command::new(program);
+        configure.args(["-c", "--yes", "--interface", "virbr0", "--create-key", "--key-file"]);
+        configure.arg(folder.join("fence_xvm.key")).arg("-f").arg(&file);
+        progress::shown("making a configuration and a key, as /etc has none", configure)?;
     }
-    Ok(Some(StockConfig::of(root, &read.stdout)))
-}
-
-/// Our own configuration, and the way its key gets to the guests.
-fn own_config() -> anyhow::Result<PathBuf> {
-    let own = OwnConfig::ensure(&own_config::folder()?)?;
-    let (file, key) = (own.file.display(), own.key.display());
-    if own.is_new {
-        say(format!("no configuration with a key in /etc: made {file} and a random key {key}"));
-    } else {
-        say(format!("no configuration with a key in /etc: using our own {file} and {key}"));
-    }
-    say("copy that key to each guest that may fence:");
-    eprintln!(
-        "      scp {key} root@GUEST:/etc/cluster/fence_xvm.key   (mkdir -p /etc/cluster there before, chmod 600 after)"
-    );
-    eprintln!("      then, in the guest: fence_xvm -o list");
-    Ok(own.file)
+    Ok(file)
 }
 
 fn lab(workspace: &Workspace, options: &RunOptions) -> anyhow::Result<ExitCode> {

@@ -13,7 +13,8 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use crate::bpf;
-use crate::fetch::Fetching;
+use crate::fetch;
+use crate::name_of;
 use crate::privilege::Privilege;
 use crate::programs;
 use crate::progress::{self, Errors, say};
@@ -46,21 +47,6 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    const ALL: [Self; 7] =
-        [Self::Unit, Self::ProgRun, Self::Netns, Self::Conformance, Self::Libvirt, Self::Kernels, Self::Cluster];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Unit => "unit",
-            Self::ProgRun => "prog-run",
-            Self::Netns => "netns",
-            Self::Conformance => "conformance",
-            Self::Libvirt => "libvirt",
-            Self::Kernels => "kernels",
-            Self::Cluster => "cluster",
-        }
-    }
-
     /// The arguments of `cargo test`, one list per run.
     fn selections(self) -> &'static [&'static [&'static str]] {
         match self {
@@ -103,10 +89,7 @@ impl Suite {
     }
 
     fn needs_root(self) -> bool {
-        match self {
-            Self::Unit => false,
-            Self::ProgRun | Self::Netns | Self::Conformance | Self::Libvirt | Self::Kernels | Self::Cluster => true,
-        }
+        self != Self::Unit
     }
 
     /// The number of concurrent tests per number of processors, if it differs: some sets mostly
@@ -119,12 +102,9 @@ impl Suite {
         }
     }
 
-    /// Whether the set needs the files that are downloaded beside the first tests.
+    /// Whether the set needs the files that [`fetch`] downloads.
     fn needs_fetched(self) -> bool {
-        match self {
-            Self::Unit | Self::ProgRun | Self::Netns | Self::Conformance => false,
-            Self::Libvirt | Self::Kernels | Self::Cluster => true,
-        }
+        self >= Self::Libvirt
     }
 
     /// The machine's profile for this set.
@@ -180,11 +160,11 @@ struct Outcome {
 /// # Errors
 /// Setup or the build of the tests' requirements fails.
 pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) -> anyhow::Result<ExitCode> {
-    let mut suites = if wanted.is_empty() { Suite::ALL.to_vec() } else { wanted.to_vec() };
+    let mut suites = if wanted.is_empty() { Suite::value_variants().to_vec() } else { wanted.to_vec() };
     suites.sort_unstable();
     suites.dedup();
     let privilege = Privilege::of_this_process();
-    let for_root: Vec<_> = suites.iter().filter(|suite| suite.needs_root()).map(|suite| suite.name()).collect();
+    let for_root: Vec<_> = suites.iter().filter(|suite| suite.needs_root()).map(name_of).collect();
     if privilege == Privilege::None && !for_root.is_empty() {
         bail!(
             "{} needs root, and sudo does not work here: run this as root, or run `cargo xtask test unit`",
@@ -210,19 +190,15 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
         progress::shown("building the lab's cluster", cargo)?;
     }
 
-    // Before the tests, and beside those that do not need it.
-    let mut fetching = if suites.iter().any(|suite| suite.needs_fetched()) && suites.len() > 1 {
-        Some(Fetching::start(workspace, &object)?)
-    } else {
-        None
-    };
+    // One set alone downloads what it needs itself.
+    if suites.len() > 1
+        && suites.iter().any(|suite| suite.needs_fetched())
+        && let Err(error) = fetch::run(workspace)
+    {
+        say(format!("{error:#}: the tests that need these files will fail"));
+    }
     let mut outcomes = Vec::new();
     for suite in suites {
-        if suite.needs_fetched()
-            && let Some(fetching) = fetching.take()
-        {
-            fetching.finish()?;
-        }
         outcomes.push(run_one(workspace, suite, &object, privilege, filter)?);
     }
     let failed = outcomes.iter().any(|outcome| !outcome.passed);
@@ -238,7 +214,7 @@ fn run_one(
     filter: &[String],
 ) -> anyhow::Result<Outcome> {
     let started = Instant::now();
-    say(format!("testing: {}", suite.name()));
+    say(format!("testing: {}", name_of(&suite)));
     let mut tally = Tally::default();
     let mut success = true;
     for selection in suite.selections() {
@@ -277,7 +253,7 @@ fn run_one(
     // several sets.
     let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
     if !ran && success {
-        say(format!("{}: no test ran", suite.name()));
+        say(format!("{}: no test ran", name_of(&suite)));
     }
     Ok(Outcome { suite, tally, passed: success && ran, took: started.elapsed() })
 }
@@ -300,7 +276,7 @@ fn table(outcomes: &[Outcome]) -> String {
         let _ = writeln!(
             text,
             "{:<11} {result:<7} {:>7} {:>7} {:>8} {:>9.1}",
-            suite.name(),
+            name_of(suite),
             tally.passed,
             tally.failed,
             tally.ignored,
@@ -331,7 +307,7 @@ mod tests {
     /// A test program that no set names would never run, and nothing would show it.
     #[test]
     fn every_test_program_is_in_a_set() {
-        let selected: Vec<_> = Suite::ALL.iter().flat_map(|suite| suite.selections()).collect();
+        let selected: Vec<_> = Suite::value_variants().iter().flat_map(|suite| suite.selections()).collect();
         for (package, folder) in [
             ("fence-common", "fence-common"),
             ("fence-daemon", "fence-daemon"),

@@ -20,7 +20,8 @@ use clap::ValueEnum;
 use self::os::{Family, Os};
 use self::packages::Requirement;
 use self::toolchain::{BPF_LINKER, LINKER_LLVM, Toolchain, Version};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor;
+use crate::name_of;
 use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::workspace::Workspace;
@@ -37,17 +38,6 @@ pub(crate) enum Profile {
     Lab,
     /// Compile, run the lab, and test against a real libvirtd, QEMU and LXC
     Test,
-}
-
-impl Profile {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Build => "build",
-            Self::Lint => "lint",
-            Self::Lab => "lab",
-            Self::Test => "test",
-        }
-    }
 }
 
 /// Debian's second Rust toolchain, with the library's source.
@@ -99,7 +89,7 @@ exit 1
 /// The profile of `cargo xtask setup` without arguments: everything, except on a hypervisor, which
 /// must not get test servers unasked.
 pub(crate) fn default_profile() -> Profile {
-    match Hypervisor::detect(Path::new("/")) {
+    match hypervisor::detect(Path::new("/")) {
         Ok(_) => {
             say(
                 "this machine is a hypervisor: setting it up for builds only (`--for test` adds QEMU, LXC and fence_virtd for the tests)",
@@ -117,7 +107,7 @@ pub(crate) fn default_profile() -> Profile {
 pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<()> {
     let missing = Missing::look(profile);
     if missing.is_empty() {
-        say(format!("setup for {}: nothing is missing", profile.name()));
+        say(format!("setup for {}: nothing is missing", name_of(&profile)));
         return Ok(());
     }
     let os = Os::of(Path::new("/"));
@@ -134,7 +124,7 @@ pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<
     if !still.is_empty() {
         bail!("setup succeeded, but requirements are still missing: {}", still.remedy(&os));
     }
-    say(format!("setup for {}: nothing is missing now", profile.name()));
+    say(format!("setup for {}: nothing is missing now", name_of(&profile)));
     Ok(())
 }
 
@@ -194,7 +184,7 @@ impl Missing {
         if needs_apt {
             let mut update = privilege.command("sh").with_context(|| self.remedy(os))?;
             update.args(["-c", UPDATE]);
-            if let Err(error) = progress::quietly("apt-get update", update) {
+            if let Err(error) = progress::shown("apt-get update", update) {
                 say(format!("{error:#}; continuing with the old package lists"));
             }
         }
@@ -245,19 +235,19 @@ impl Missing {
             let mut install = privilege.command("sh").with_context(|| self.remedy(os))?;
             install.args(["-c", INSTALL, "setup"]).args(&names);
             say(format!("installing {}", names.join(" ")));
-            progress::quietly("apt-get install", install)?;
+            progress::shown("apt-get install", install)?;
         }
         if rustup {
             let mut component = Command::new("rustup");
             component.args(["component", "add", "rust-src"]);
-            progress::quietly("adding the library's source to the Rust toolchain", component)?;
+            progress::shown("adding the library's source to the Rust toolchain", component)?;
         }
         if let Some(llvm) = llvm.filter(|_| self.linker) {
             let mut cargo = workspace.program("cargo");
             cargo.env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
             cargo.args(["install", "bpf-linker", "--locked", "--version", &BPF_LINKER.to_string()]);
             cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
-            progress::quietly(&format!("compiling bpf-linker {BPF_LINKER} (about a minute)"), cargo)?;
+            progress::shown(&format!("compiling bpf-linker {BPF_LINKER} (about a minute)"), cargo)?;
         }
         Ok(())
     }
