@@ -44,10 +44,10 @@ pub enum ConfigureError {
         why: String,
     },
     /// The old file is invalid, and nobody can be asked whether to replace it.
-    #[error("the file that is there is not understood, so nothing was written: mend it, or move it away\n{0}")]
+    #[error("the file that is there is not understood, so nothing was written: mend it, or move it away")]
     Broken(ConfigError),
     /// The new file would be invalid, because of an old setting that no question covers.
-    #[error("the daemon would not start with this, so nothing was written: mend the old file first\n{0}")]
+    #[error("the daemon would not start with this, so nothing was written: mend this part of the old file first")]
     Unusable(ConfigError),
     /// Another process has changed the file meanwhile.
     #[error("{} was changed by somebody else meanwhile: nothing was written, begin again", .0.display())]
@@ -73,38 +73,17 @@ impl ConfigureError {
     /// The error for a terminal; escape sequences only if `colours`.
     #[must_use]
     pub fn render(&self, colours: bool) -> String {
-        let with = |what: &str, error: &ConfigError| format!("fence-daemon: {what}\n\n{}", error.render(colours));
-        match self {
-            Self::Broken(error) => with(
-                "the file that is there is not understood, so nothing was written: mend it, or move it away",
-                error,
-            ),
-            Self::Unusable(error) => with(
-                "the daemon would not start with this, so nothing was written: mend this part of the old file first",
-                error,
-            ),
-            Self::Interrupted(_)
-            | Self::Declined
-            | Self::Option { .. }
-            | Self::Changed(_)
-            | Self::File(_)
-            | Self::Backups(_)
-            | Self::Key(_) => format!("fence-daemon: {self}"),
+        if let Self::Broken(error) | Self::Unusable(error) = self {
+            return format!("fence-daemon: {self}\n\n{}", error.render(colours));
         }
+        format!("fence-daemon: {self}")
     }
 
     /// The exit code.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Option { .. } | Self::Broken(_) | Self::Unusable(_) => EXIT_USAGE,
-            Self::Interrupted(_)
-            | Self::Declined
-            | Self::Changed(_)
-            | Self::File(_)
-            | Self::Backups(_)
-            | Self::Key(_) => EXIT_START,
-        }
+        let is_usage = matches!(self, Self::Option { .. } | Self::Broken(_) | Self::Unusable(_));
+        if is_usage { EXIT_USAGE } else { EXIT_START }
     }
 }
 

@@ -94,12 +94,9 @@ impl<'q, 'd> Questions<'q, 'd> {
             ("port", &given.port),
             ("family", &given.family),
             ("address", &given.address),
+            ("hash", &given.hash),
+            ("auth", &given.auth),
         ] {
-            if let Some(value) = value {
-                check(MULTICAST, &[(option, value)]).map_err(wrong(option))?;
-            }
-        }
-        for (option, value) in [("hash", &given.hash), ("auth", &given.auth)] {
             if let Some(value) = value {
                 check(MULTICAST, &[(option, value)]).map_err(wrong(option))?;
             }

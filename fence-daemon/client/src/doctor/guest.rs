@@ -122,7 +122,7 @@ fn judge_ways(group: IpAddr, seen: &[InterfaceFacts]) -> Finding {
             .command("ip address show");
     }
     let way = |seen: &InterfaceFacts| {
-        let addresses: Vec<_> = seen.networks.iter().map(|(address, _)| address.to_string()).collect();
+        let addresses: Vec<_> = seen.networks.iter().map(|network| network.addr().to_string()).collect();
         format!("{} ({})", seen.name, addresses.join(", "))
     };
     let ways: Vec<_> = seen.iter().map(way).collect();
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn a_guest_needs_one_way_out() {
         let group = IpAddr::from([225, 0, 0, 12]);
-        let networks = vec![(IpAddr::from([192, 168, 122, 11]), 24)];
+        let networks = vec!["192.168.122.11/24".parse().unwrap()];
         let eth0 =
             InterfaceFacts { name: "eth0".to_owned(), up: true, running: true, multicast: true, networks, taker: None };
         let down = InterfaceFacts { up: false, ..eth0.clone() };

@@ -6,14 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use fence_config::Multicast;
 use fence_net::interface::{Interface, Wanted};
 use fence_net::taker::Taker;
+use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
 use super::finding::Finding;
 use super::sight;
-
-/// An address and the length of its network's prefix.
-pub type Subnet = (IpAddr, u8);
 
 /// The facts about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +25,7 @@ pub struct InterfaceFacts {
     /// Whether it supports multicast.
     pub multicast: bool,
     /// Its addresses of the group's family.
-    pub networks: Vec<Subnet>,
+    pub networks: Vec<IpNet>,
     /// What takes its frames before this host's IP stack, if anything.
     pub taker: Option<Taker>,
 }
@@ -58,19 +56,11 @@ pub fn look(name: &str, v4: bool) -> Option<InterfaceFacts> {
             of_v4.or_else(|| storage.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
         };
         if let Some(own) = ip(address.address).filter(|own| own.is_ipv4() == v4) {
-            let prefix = ip(address.netmask).map_or(if v4 { 32 } else { 128 }, prefix_of);
-            seen.networks.push((own, prefix));
+            let network = ip(address.netmask).and_then(|mask| IpNet::with_netmask(own, mask).ok());
+            seen.networks.push(network.unwrap_or_else(|| own.into()));
         }
     }
     Some(seen)
-}
-
-fn prefix_of(mask: IpAddr) -> u8 {
-    let ones = match mask {
-        IpAddr::V4(mask) => mask.to_bits().leading_ones(),
-        IpAddr::V6(mask) => mask.to_bits().leading_ones(),
-    };
-    u8::try_from(ones).unwrap_or(u8::MAX)
 }
 
 /// The configured interfaces that exist, and the findings about them.
@@ -124,7 +114,7 @@ fn judge_named(name: &str, seen: Option<&InterfaceFacts>, v4: bool) -> Finding {
         );
         return Finding::wrong(CHECK, format!("{name} has no {family} address"), remedy);
     }
-    let addresses: Vec<_> = seen.networks.iter().map(|(ip, prefix)| format!("{ip}/{prefix}")).collect();
+    let addresses: Vec<_> = seen.networks.iter().map(ToString::to_string).collect();
     let addresses = addresses.join(", ");
     if !seen.running {
         let remedy = "no guest is plugged in (or its cable is not): as long as none runs that is as it should be";
@@ -239,7 +229,7 @@ mod tests {
     use super::*;
 
     fn seen() -> InterfaceFacts {
-        let networks = vec![(IpAddr::from([192, 168, 122, 1]), 24)];
+        let networks = vec!["192.168.122.1/24".parse().unwrap()];
         InterfaceFacts { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
     }
 
@@ -261,7 +251,7 @@ mod tests {
         assert_eq!(judge_any(&[], true).state, State::Wrong);
         assert_eq!(judge_any(&[seen()], true).state, State::Ok);
         let lo = look("lo", true).unwrap();
-        assert!(lo.up && !lo.multicast && lo.networks.contains(&(IpAddr::from([127, 0, 0, 1]), 8)), "{lo:?}");
+        assert!(lo.up && !lo.multicast && lo.networks.contains(&"127.0.0.1/8".parse().unwrap()), "{lo:?}");
     }
 
     const IGMP: &str = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n\

@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use super::rules::{Chain, Hook, Match, Network, Rule, RuleAction, Rules, Test};
+use ipnet::IpNet;
+
+use super::rules::{Chain, Hook, Match, Rule, RuleAction, Rules, Test};
 
 /// Parses the rules; `family` is `ip` or `ip6`.
 #[must_use]
@@ -145,13 +147,8 @@ fn target(name: &str) -> RuleAction {
     }
 }
 
-fn network(text: &str) -> Option<Network> {
-    let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-    let address: IpAddr = address.parse().ok()?;
-    match prefix {
-        None => Some(Network::host(address)),
-        Some(prefix) => Some(Network { address, prefix: prefix.parse().ok()? }),
-    }
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse().ok().map(|address: IpAddr| address.into()))
 }
 
 fn ports(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
@@ -164,7 +161,7 @@ fn ports(text: &str) -> Option<Vec<RangeInclusive<u16>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rules::{Fate, Packet, Protocol};
+    use super::super::rules::{Fate, Packet, UDP};
     use super::*;
 
     fn fate(policy: &str, rules: &[&str]) -> &'static str {
@@ -176,9 +173,9 @@ mod tests {
         let packet = Packet {
             inbound: true,
             device: "virbr0".to_owned(),
-            protocol: Protocol::Udp,
-            source: Some(Network { address: IpAddr::from([192, 168, 122, 1]), prefix: 24 }),
-            destination: Some(Network::host(IpAddr::from([225, 0, 0, 12]))),
+            protocol: UDP,
+            source: Some("192.168.122.1/24".parse().unwrap()),
+            destination: Some(IpAddr::from([225, 0, 0, 12]).into()),
             source_port: None,
             destination_port: Some(1229),
             state: "new",

@@ -8,7 +8,7 @@ mod rules;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use self::rules::{Blame, Fate, Network, Packet, Protocol, Rules};
+use self::rules::{Blame, Fate, Packet, Rules, TCP, UDP};
 use super::finding::Finding;
 use super::interface::InterfaceFacts;
 use super::program::{self, Silence};
@@ -130,17 +130,17 @@ fn read(v4: bool) -> Result<Rules, String> {
 impl Way {
     fn packet(self, traffic: &Traffic<'_>) -> Packet {
         let v4 = traffic.group.is_ipv4();
-        let net = traffic.seen.networks.first().map(|(address, prefix)| Network { address: *address, prefix: *prefix });
-        let own = net.map(|net| Network::host(net.address));
-        let group = Some(Network::host(traffic.group));
+        let net = traffic.seen.networks.first().copied();
+        let own = net.map(|net| net.addr().into());
+        let group = Some(traffic.group.into());
         let port = Some(traffic.port);
         let (inbound, protocol, source, destination, source_port, destination_port, state) = match self {
-            Self::RequestIn => (true, Protocol::Udp, net, group, None, port, "new"),
-            Self::RequestOut => (false, Protocol::Udp, own, group, None, port, "new"),
-            Self::CallOut => (false, Protocol::Tcp, own, net, None, port, "new"),
-            Self::CallIn => (true, Protocol::Tcp, net, own, None, port, "new"),
-            Self::AnswerIn => (true, Protocol::Tcp, net, own, port, None, "established"),
-            Self::AnswerOut => (false, Protocol::Tcp, own, net, port, None, "established"),
+            Self::RequestIn => (true, UDP, net, group, None, port, "new"),
+            Self::RequestOut => (false, UDP, own, group, None, port, "new"),
+            Self::CallOut => (false, TCP, own, net, None, port, "new"),
+            Self::CallIn => (true, TCP, net, own, None, port, "new"),
+            Self::AnswerIn => (true, TCP, net, own, port, None, "established"),
+            Self::AnswerOut => (false, TCP, own, net, port, None, "established"),
         };
         let device = traffic.seen.name.clone();
         Packet { inbound, device, protocol, source, destination, source_port, destination_port, state, v4 }
@@ -201,7 +201,7 @@ fn find_nft() -> bool {
 
 /// The commands that open the way, for the tool that manages the rules.
 fn remedies(packet: &Packet, blame: &Blame) -> Vec<String> {
-    let (device, protocol) = (&packet.device, packet.protocol.name());
+    let (device, [protocol, _]) = (&packet.device, packet.protocol);
     let (which, port) = match (packet.destination_port, packet.source_port) {
         (Some(port), _) => ("dport", port),
         (None, port) => ("sport", port.unwrap_or_default()),
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     fn seen() -> InterfaceFacts {
-        let networks = vec![(IpAddr::from([192, 168, 122, 1]), 24)];
+        let networks = vec!["192.168.122.1/24".parse().unwrap()];
         InterfaceFacts { name: "virbr0".to_owned(), up: true, running: true, multicast: true, networks, taker: None }
     }
 

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use ipnet::IpNet;
 use serde_json::Value;
 
-use super::rules::{Chain, Hook, Match, Network, Rule, RuleAction, Rules, Test};
+use super::rules::{Chain, Hook, Match, Rule, RuleAction, Rules, Test};
 
 /// The elements of sets, by family, table and name.
 type Sets = BTreeMap<[String; 3], Vec<Value>>;
@@ -230,21 +231,21 @@ fn ports(right: &[Value]) -> Option<Vec<RangeInclusive<u16>>> {
     right.iter().map(range).collect()
 }
 
-fn networks(right: &[Value]) -> Option<Vec<Network>> {
+fn networks(right: &[Value]) -> Option<Vec<IpNet>> {
     let network = |value: &Value| {
         if let Some(address) = value.as_str() {
-            return address.parse().ok().map(Network::host);
+            return address.parse().ok().map(|address: IpAddr| address.into());
         }
         let prefix = &value["prefix"];
-        let address: IpAddr = prefix["addr"].as_str()?.parse().ok()?;
-        Some(Network { address, prefix: u8::try_from(prefix["len"].as_u64()?).ok()? })
+        let len = prefix["len"].as_u64()?;
+        IpNet::new(prefix["addr"].as_str()?.parse().ok()?, u8::try_from(len).ok()?).ok()
     };
     right.iter().map(network).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::rules::{Fate, Packet, Protocol};
+    use super::super::rules::{Fate, Packet, UDP};
     use super::*;
 
     /// A ruleset with one chain at `input` with these rules' expressions.
@@ -267,9 +268,9 @@ mod tests {
         Packet {
             inbound: true,
             device: "virbr0".to_owned(),
-            protocol: Protocol::Udp,
-            source: Some(Network { address: IpAddr::from([192, 168, 122, 1]), prefix: 24 }),
-            destination: Some(Network::host(IpAddr::from([225, 0, 0, 12]))),
+            protocol: UDP,
+            source: Some("192.168.122.1/24".parse().unwrap()),
+            destination: Some(IpAddr::from([225, 0, 0, 12]).into()),
             source_port: None,
             destination_port: Some(1229),
             state: "new",

@@ -4,8 +4,9 @@
 //! An unclear rule is followed both ways. So the verdict is exact: the packet passes in any case,
 //! is dropped in any case, or it depends.
 
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
 
 /// How many nested jumps are followed: the kernel allows 16.
 const DEPTH: usize = 16;
@@ -17,12 +18,12 @@ pub(super) struct Packet {
     pub(super) inbound: bool,
     /// The interface.
     pub(super) device: String,
-    /// `udp` or `tcp`.
+    /// UDP or TCP.
     pub(super) protocol: Protocol,
     /// A network that contains its source.
-    pub(super) source: Option<Network>,
+    pub(super) source: Option<IpNet>,
     /// A network that contains its destination.
-    pub(super) destination: Option<Network>,
+    pub(super) destination: Option<IpNet>,
     /// Its source port, if known.
     pub(super) source_port: Option<u16>,
     /// Its destination port, if known.
@@ -33,103 +34,26 @@ pub(super) struct Packet {
     pub v4: bool,
 }
 
-/// The protocols of fencing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
-    /// UDP.
-    Udp,
-    /// TCP.
-    Tcp,
+/// A transport protocol, by name and by number.
+pub(super) type Protocol = [&'static str; 2];
+/// UDP.
+pub(super) const UDP: Protocol = ["udp", "17"];
+/// TCP.
+pub(super) const TCP: Protocol = ["tcp", "6"];
+
+/// Whether all addresses of `own` are in `other` or none is; `None` if some are.
+fn within(own: IpNet, other: IpNet) -> Option<bool> {
+    if other.contains(&own) { Some(true) } else { (!own.contains(&other)).then_some(false) }
 }
 
-impl Protocol {
-    /// Its name.
-    #[must_use]
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Udp => "udp",
-            Self::Tcp => "tcp",
-        }
-    }
-
-    /// Its number.
-    #[must_use]
-    pub(super) fn number(self) -> u64 {
-        match self {
-            Self::Udp => 17,
-            Self::Tcp => 6,
-        }
-    }
-}
-
-/// A network: addresses that begin with the same bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Network {
-    /// One of its addresses.
-    pub(super) address: IpAddr,
-    /// The length of its prefix, in bits.
-    pub(super) prefix: u8,
-}
-
-impl Network {
-    /// The network of one address.
-    #[must_use]
-    pub(super) fn host(address: IpAddr) -> Self {
-        Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
-    }
-
-    /// Whether all addresses of this network are in `other`, none is, or some are.
-    fn within(self, other: Self) -> Maybe {
-        let (own, its, bits) = match (self.address, other.address) {
-            (IpAddr::V4(own), IpAddr::V4(its)) => (u128::from(own.to_bits()), u128::from(its.to_bits()), 32_u32),
-            (IpAddr::V6(own), IpAddr::V6(its)) => (own.to_bits(), its.to_bits(), 128),
-            _ => return Maybe::No,
-        };
-        let common = u32::from(self.prefix.min(other.prefix)).min(bits);
-        let same = common == 0 || (own ^ its) >> (bits - common) == 0;
-        match (same, self.prefix >= other.prefix) {
-            (false, _) => Maybe::No,
-            (true, true) => Maybe::Yes,
-            (true, false) => Maybe::Unclear,
-        }
-    }
-}
-
-/// Yes, no, or unclear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Maybe {
-    /// Yes.
-    Yes,
-    /// No.
-    No,
-    /// Unclear.
-    Unclear,
-}
-
-impl Maybe {
-    fn of(known: bool) -> Self {
-        if known { Self::Yes } else { Self::No }
-    }
-
-    fn not(self) -> Self {
-        match self {
-            Self::Yes => Self::No,
-            Self::No => Self::Yes,
-            Self::Unclear => Self::Unclear,
-        }
-    }
-
-    fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::No, _) | (_, Self::No) => Self::No,
-            (Self::Yes, Self::Yes) => Self::Yes,
-            _ => Self::Unclear,
-        }
-    }
-
-    fn or(self, other: Self) -> Self {
-        self.not().and(other.not()).not()
-    }
+/// Whether any part is true; `None` if that depends on unclear ones.
+fn any(mut parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let mut unclear = false;
+    let found = parts.any(|part| {
+        unclear |= part.is_none();
+        part == Some(true)
+    });
+    (found || !unclear).then_some(found)
 }
 
 /// What a rule tests.
@@ -144,7 +68,7 @@ pub(super) enum Test {
     /// The source port (`true`) or the destination port.
     Port(bool, Vec<RangeInclusive<u16>>),
     /// The source address (`true`) or the destination address.
-    Address(bool, Vec<Network>),
+    Address(bool, Vec<IpNet>),
     /// The state in connection tracking.
     State(Vec<String>),
     /// An unknown test.
@@ -167,38 +91,31 @@ impl Match {
         Self { test, negated: false }
     }
 
-    fn judge(&self, packet: &Packet) -> Maybe {
-        let known = self.test.judge(packet);
-        if self.negated { known.not() } else { known }
+    fn judge(&self, packet: &Packet) -> Option<bool> {
+        self.test.judge(packet).map(|known| known != self.negated)
     }
 }
 
-fn any(parts: impl Iterator<Item = Maybe>) -> Maybe {
-    parts.fold(Maybe::No, Maybe::or)
-}
-
 impl Test {
-    fn judge(&self, packet: &Packet) -> Maybe {
+    /// Whether it applies; `None` if that is unclear.
+    fn judge(&self, packet: &Packet) -> Option<bool> {
         match self {
             Self::Device(inbound, names) => {
                 // An inbound packet goes out by no interface, and the other way about.
-                Maybe::of(*inbound == packet.inbound && names.iter().any(|name| is_named(name, &packet.device)))
+                Some(*inbound == packet.inbound && names.iter().any(|name| is_named(name, &packet.device)))
             }
-            Self::Protocol(names) => {
-                let number = packet.protocol.number().to_string();
-                Maybe::of(names.iter().any(|name| *name == packet.protocol.name() || *name == number))
-            }
-            Self::Family(v4) => Maybe::of(*v4 == packet.v4),
+            Self::Protocol(names) => Some(names.iter().any(|name| packet.protocol.contains(&name.as_str()))),
+            Self::Family(v4) => Some(*v4 == packet.v4),
             Self::Port(source, ranges) => {
                 let port = if *source { packet.source_port } else { packet.destination_port };
-                port.map_or(Maybe::Unclear, |port| Maybe::of(ranges.iter().any(|range| range.contains(&port))))
+                port.map(|port| ranges.iter().any(|range| range.contains(&port)))
             }
             Self::Address(source, networks) => {
                 let own = if *source { packet.source } else { packet.destination };
-                own.map_or(Maybe::Unclear, |own| any(networks.iter().map(|network| own.within(*network))))
+                own.and_then(|own| any(networks.iter().map(|network| within(own, *network))))
             }
-            Self::State(names) => Maybe::of(names.iter().any(|name| name.eq_ignore_ascii_case(packet.state))),
-            Self::Other => Maybe::Unclear,
+            Self::State(names) => Some(names.iter().any(|name| name.eq_ignore_ascii_case(packet.state))),
+            Self::Other => None,
         }
     }
 }
@@ -355,8 +272,8 @@ impl Rules {
     fn run(&self, chain: &Chain, packet: &Packet, depth: usize) -> Flow {
         let mut flow = Flow::default();
         for rule in &chain.rules {
-            let applies = rule.matches.iter().fold(Maybe::Yes, |so_far, part| so_far.and(part.judge(packet)));
-            if applies == Maybe::No {
+            let differs = any(rule.matches.iter().map(|part| part.judge(packet).map(|applies| !applies)));
+            if differs == Some(true) {
                 continue;
             }
             let does = self.does(chain, rule, packet, depth);
@@ -377,7 +294,7 @@ impl Rules {
                 | RuleAction::Other => !does.goes_on,
             };
             flow.join(&does);
-            if ends && applies == Maybe::Yes {
+            if ends && differs == Some(false) {
                 return flow;
             }
         }
@@ -406,15 +323,17 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn packet() -> Packet {
         Packet {
             inbound: true,
             device: "virbr0".to_owned(),
-            protocol: Protocol::Udp,
-            source: Some(Network { address: IpAddr::from([192, 168, 122, 1]), prefix: 24 }),
-            destination: Some(Network::host(IpAddr::from([225, 0, 0, 12]))),
+            protocol: UDP,
+            source: Some("192.168.122.1/24".parse().unwrap()),
+            destination: Some(IpAddr::from([225, 0, 0, 12]).into()),
             source_port: None,
             destination_port: Some(1229),
             state: "new",
@@ -510,13 +429,13 @@ mod tests {
     #[test]
     fn addresses_are_in_a_network_out_of_it_or_partly_in_it() {
         let within = |address: [u8; 4], prefix| {
-            let own = Network { address: IpAddr::from([192, 168, 122, 1]), prefix: 24 };
-            own.within(Network { address: IpAddr::from(address), prefix })
+            let net = |address, prefix| IpNet::new_assert(IpAddr::from(address), prefix);
+            within(net([192, 168, 122, 1], 24), net(address, prefix))
         };
-        assert_eq!(within([192, 168, 0, 0], 16), Maybe::Yes);
-        assert_eq!(within([192, 168, 122, 0], 24), Maybe::Yes);
-        assert_eq!(within([192, 168, 122, 7], 32), Maybe::Unclear);
-        assert_eq!(within([10, 0, 0, 0], 8), Maybe::No);
-        assert_eq!(within([0, 0, 0, 0], 0), Maybe::Yes);
+        assert_eq!(within([192, 168, 0, 0], 16), Some(true));
+        assert_eq!(within([192, 168, 122, 0], 24), Some(true));
+        assert_eq!(within([192, 168, 122, 7], 32), None);
+        assert_eq!(within([10, 0, 0, 0], 8), Some(false));
+        assert_eq!(within([0, 0, 0, 0], 0), Some(true));
     }
 }
