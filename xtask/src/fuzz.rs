@@ -1,5 +1,5 @@
 //! `cargo xtask fuzz`: libFuzzer searches inputs that violate the properties in `fence-fuzz`.
-//! `fence-differ` searches frames on which the kernel program and user space differ.
+//! A test of `prog_run` searches frames on which the kernel program and user space differ.
 //!
 //! The stable toolchain suffices: the compiler's own pass counts coverage, and a C++ compiler
 //! builds libFuzzer. Findings stay below `target/fuzz`; a person decides which to keep
@@ -16,12 +16,16 @@ use crate::name_of;
 use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::setup::{self, Profile};
+use crate::suites;
 use crate::workspace::{self, Workspace};
 
 /// Compiler flags for coverage. Overflows and failed debug assertions are findings too.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions=on -Coverflow-checks=on -Ccodegen-units=1";
+
+/// The test that compares new frames.
+const COMPARISON: &str = "differential::new_frames_have_the_same_verdict_from_both";
 
 /// A fuzz target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -114,16 +118,16 @@ fn program(workspace: &Workspace, options: &FuzzOptions) -> anyhow::Result<ExitC
     setup::ensure(workspace, Profile::Lab)?;
     let object = bpf::build(workspace.root())?;
     let mut cargo = workspace.cargo(&object);
-    cargo.args(["build", "--release", "--package", "fence-lab", "--bin", "fence-differ"]);
-    progress::shown("building the comparison", cargo)?;
-    let mut differ = Privilege::of_this_process()
-        .command(workspace.binary("fence-differ", true))
-        .context("only root can run BPF programs: run this as root")?;
-    differ.args(["--cases", &options.cases.to_string()]);
-    differ.args(options.seed.map(|seed| format!("--seed={seed}")));
-    differ.arg("--found").arg(workspace.root().join("target/fuzz/program"));
-    say(format!("running {}", progress::line(&differ)));
-    let status = differ.status().context("cannot start the comparison")?;
+    cargo.args(["test", "--release", "--config", "profile.release.lto=false", "--package", "fence-tests"]);
+    cargo.args(["--test", "prog_run", "--", "--exact", "--nocapture", COMPARISON]);
+    cargo.env("FENCE_CASES", options.cases.to_string());
+    cargo.envs(options.seed.map(|seed| ("FENCE_SEED", seed.to_string())));
+    if Privilege::of_this_process() == Privilege::Sudo {
+        let (name, runner) = suites::sudo_runner()?;
+        cargo.env(name, runner);
+    }
+    say(format!("running {}", progress::line(&cargo)));
+    let status = cargo.status().context("cannot start the comparison")?;
     if !status.success() {
         bail!("kernel program and user space differ, see above: add the case to fuzz/corpus/program (fuzz/README.md)");
     }

@@ -259,10 +259,10 @@ fn run_one(
 }
 
 /// Makes cargo run test programs through sudo, with the variables that they need.
-fn sudo_runner() -> anyhow::Result<(String, String)> {
+pub(crate) fn sudo_runner() -> anyhow::Result<(String, String)> {
     let host = workspace::host()?;
     let name = format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_"));
-    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_WRITE_DOCS,CARGO_MANIFEST_DIR,\
+    let kept = "FENCE_DAEMON_BIN,FENCE_DAEMON_FAULTS_BIN,FENCE_EBPF_OBJECT,FENCE_TEST_PROGRAMS,FENCE_WRITE_DOCS,FENCE_CASES,FENCE_SEED,CARGO_MANIFEST_DIR,\
                 RUST_BACKTRACE,RUST_TEST_THREADS,CI";
     Ok((name, format!("sudo --preserve-env={kept} --")))
 }

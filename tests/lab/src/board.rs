@@ -7,7 +7,7 @@ use fence_common::sync::{lock, unpoisoned};
 
 /// The value. Clones share it.
 #[derive(Debug, Default)]
-pub(crate) struct Board<T>(Arc<(Mutex<T>, Condvar)>);
+pub struct Board<T>(Arc<(Mutex<T>, Condvar)>);
 
 impl<T> Clone for Board<T> {
     fn clone(&self) -> Self {
@@ -17,18 +17,18 @@ impl<T> Clone for Board<T> {
 
 impl<T> Board<T> {
     /// The value, for a look or for a change that nobody waits for.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+    pub fn lock(&self) -> MutexGuard<'_, T> {
         lock(&self.0.0)
     }
 
     /// Changes the value and wakes the waiting threads.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut T)) {
+    pub fn change(&self, change: impl FnOnce(&mut T)) {
         change(&mut self.lock());
         self.0.1.notify_all();
     }
 
     /// Waits until `wanted` returns something; `None` means timeout.
-    pub(crate) fn wait<R>(&self, limit: Duration, wanted: impl Fn(&T) -> Option<R>) -> Option<R> {
+    pub fn wait<R>(&self, limit: Duration, wanted: impl Fn(&T) -> Option<R>) -> Option<R> {
         let deadline = Instant::now() + limit;
         let mut value = self.lock();
         loop {

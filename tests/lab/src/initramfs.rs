@@ -15,7 +15,7 @@ use crate::tools;
 
 /// The modules of a virtio network card, in loading order, relative to the modules' `kernel`
 /// directory.
-pub(crate) const MODULES: [&str; 8] = [
+pub const MODULES: [&str; 8] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",

@@ -11,15 +11,12 @@
 //! * [`peer`]: a client of our own, which signs like a stock one and can misbehave.
 //! * [`flood`]: a guest that sends as fast as it can, from any source.
 //! * [`loaded`]: the kernel program alone, run on given frames.
-//! * [`differential`]: the kernel program against user space, on frames made from real ones.
 //! * [`timings`]: a parser of the daemon's line about a fence.
 //! * [`kernel`]: the attached XDP program and its counters.
 //! * [`libvirtd`]: a real libvirtd in a lab; [`qemu`], [`machine`] and [`container`]: its machines;
 //!   [`witness`]: whether a machine's processes are dead, by the kernel's word.
 //! * [`testdriver`]: domains of libvirt's in-process driver; [`differences`]: where fence_virtd
 //!   differs.
-//! * [`fuse`]: a disk that answers when the test says so, which keeps its machine from dying;
-//!   [`block`]: a block device on it; [`memory_lock`]: a process with locked memory.
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system of QEMU guests, an [`archive`], and [`debian`]'s
 //!   kernels.
@@ -28,7 +25,7 @@
 //! * [`pump`]: bytes through TCP from one place to another.
 //! * [`guide`]: the guides in docs, parsed and typed.
 //! * [`systemd`]: a hypervisor with a real systemd, from the nodes' image.
-//! * [`worker`]: a thread that works beside a test.
+//! * [`worker`]: a thread that works beside a test; [`board`]: a value that threads wait for.
 //! * [`program`]: what the programs below `bin` share.
 //! * [`tools`]: the programs of the host that the lab needs, and their packages.
 //!
@@ -36,17 +33,14 @@
 //! comments mention only errors that are not obvious.
 
 pub mod archive;
-pub mod block;
-mod board;
+pub mod board;
 pub mod cable;
 pub mod client;
 pub mod cluster;
 pub mod container;
 pub mod debian;
 pub mod differences;
-pub mod differential;
 pub mod flood;
-pub mod fuse;
 pub mod guide;
 pub mod initramfs;
 pub mod interrupt;
@@ -55,14 +49,11 @@ pub mod lab;
 pub mod libvirtd;
 pub mod loaded;
 pub mod machine;
-pub mod memory_lock;
 pub mod observer;
-pub mod orphans;
 pub mod packaged;
 pub mod peer;
 pub mod process;
 pub mod program;
-pub mod proxy;
 pub mod pump;
 pub mod qemu;
 pub mod server;

@@ -39,20 +39,25 @@ pub fn define_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
 }
 
 /// A machine that boots Linux. Its first serial port is a log file, its second one a socket.
-pub(crate) struct Linux<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) mebibytes: u32,
-    pub(crate) kernel: &'a Kernel,
-    pub(crate) initrd: &'a [u8],
+#[derive(Clone, Copy, Debug)]
+pub struct Linux<'a> {
+    /// Its name for libvirt.
+    pub name: &'a str,
+    /// Its memory.
+    pub mebibytes: u32,
+    /// What it boots.
+    pub kernel: &'a Kernel,
+    /// The first file system.
+    pub initrd: &'a [u8],
     /// The end of its Ethernet address, which no other machine of the lab has.
-    pub(crate) address: [u8; 2],
+    pub address: [u8; 2],
     /// Its disks, in libvirt's words.
-    pub(crate) disks: &'a str,
+    pub disks: &'a str,
 }
 
 impl Linux<'_> {
     /// Defines the machine.
-    pub(crate) fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
+    pub fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
         let Self { name, mebibytes, kernel, initrd, address: [high, low], disks } = self;
         let hypervisor = libvirtd.hypervisor();
         let initrd = hypervisor.write(&format!("{name}.initrd"), initrd)?;

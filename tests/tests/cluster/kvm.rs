@@ -4,8 +4,6 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use fence_lab::cluster::claims::Claims;
-use fence_lab::cluster::guests::Guests;
 use fence_lab::cluster::shell::{ONLINE_LIMIT, Shell as _};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
@@ -14,6 +12,9 @@ use fence_lab::qemu::URI;
 use fence_lab::server::{Config, Server, Which};
 use fence_lab::timings::Fence;
 use fence_lab::witness::Witness;
+
+use super::claims::Claims;
+use super::guests::Guests;
 
 const KEY: [u8; 4096] = [0x3c; 4096];
 /// The surviving node, and the fenced one: see `guests`.

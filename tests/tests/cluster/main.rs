@@ -5,6 +5,10 @@
 //! cluster packages.
 
 #[cfg(test)]
+mod claims;
+#[cfg(test)]
+mod guests;
+#[cfg(test)]
 mod guides;
 #[cfg(test)]
 mod host;

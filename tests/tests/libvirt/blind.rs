@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
-use fence_lab::proxy::Proxy;
 use fence_lab::qemu;
 
+use super::proxy::Proxy;
 use super::site::Site;
 
 #[test]

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::wire::Op;
 use fence_lab::container;
-use fence_lab::fuse::Disk;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::{Machine, writing_disk};
@@ -16,6 +15,7 @@ use fence_lab::timings::Fence;
 use fence_lab::witness::Witness;
 
 use super::KEY;
+use super::fuse::Disk;
 use super::site::{SOON, Site};
 
 /// One more than there are threads for libvirt's part of a kill.

@@ -1,13 +1,13 @@
 //! Fence races: a domain that is being fenced sends a request to fence another one.
 
 use anyhow::{Context, Result, ensure};
-use fence_lab::fuse::Disk;
 use fence_lab::lab::BRIDGE;
 use fence_lab::machine::{Machine, writing_disk};
 use fence_lab::observer::Observer;
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
 
+use super::fuse::Disk;
 use super::site::{GUEST, SOON, Site};
 
 /// The Ethernet address of an interface that is plugged into a running machine.

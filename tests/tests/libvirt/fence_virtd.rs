@@ -4,7 +4,6 @@
 use anyhow::{Result, ensure};
 use fence_common::wire::Op;
 use fence_lab::client::Client;
-use fence_lab::fuse::Disk;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::{Machine, writing_disk};
@@ -14,6 +13,7 @@ use fence_lab::server::Which;
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
+use super::fuse::Disk;
 use super::helpers::{TPM, shared_directory, signal};
 use super::images::stalled;
 use super::lists::destroyed_for_long;

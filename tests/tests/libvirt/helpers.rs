@@ -5,7 +5,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_lab::fuse::Disk;
 use fence_lab::machine::{Machine, writing_disk};
 use fence_lab::process::{Process, poll_until};
 use fence_lab::qemu;
@@ -14,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::KEY;
+use super::fuse::Disk;
 use super::site::{SOON, Site};
 
 /// A TPM device, whose state swtpm keeps.

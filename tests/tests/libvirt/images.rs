@@ -5,8 +5,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_lab::block::Block;
-use fence_lab::fuse::Disk;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::{Machine, writing_disk};
@@ -17,6 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::KEY;
+use super::block::Block;
+use super::fuse::Disk;
 use super::site::{SOON, Site};
 
 /// The reply to a request that failed.

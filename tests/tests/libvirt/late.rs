@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use fence_common::wire::Op;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
-use fence_lab::proxy::Proxy;
 use fence_lab::qemu;
 
 use super::KEY;
+use super::proxy::Proxy;
 use super::site::Site;
 
 /// The delay of each answer about an action; queries are answered at once. Five of them exceed a

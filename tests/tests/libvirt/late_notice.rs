@@ -1,11 +1,11 @@
 //! A libvirt that calls a dead machine running: the reboot goes on until the machine runs again.
 
 use anyhow::{Result, ensure};
-use fence_lab::orphans::Turn;
 use fence_lab::qemu;
 use nix::sys::signal::Signal;
 
 use super::site::{SOON, Site};
+use super::turns::Turn;
 use super::unkillable::sockets;
 
 /// libvirt learns of a machine's end from the monitor connection, which the test holds open here.

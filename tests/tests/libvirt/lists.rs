@@ -4,7 +4,6 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use fence_lab::fuse::Disk;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::{Machine, writing_disk};
@@ -12,6 +11,7 @@ use fence_lab::process::{Process, poll_until};
 use fence_lab::qemu;
 
 use super::expect_listed;
+use super::fuse::Disk;
 use super::site::{SOON, Site};
 
 /// Makes libvirt destroy a machine that cannot die. Until it is dead, libvirt holds the domain and

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod blind;
 #[cfg(test)]
+mod block;
+#[cfg(test)]
 mod concurrency;
 #[cfg(test)]
 mod configured;
@@ -23,6 +25,8 @@ mod fence_races;
 #[cfg(test)]
 mod fence_virtd;
 #[cfg(test)]
+mod fuse;
+#[cfg(test)]
 mod helpers;
 #[cfg(test)]
 mod images;
@@ -35,11 +39,15 @@ mod late_notice;
 #[cfg(test)]
 mod lists;
 #[cfg(test)]
+mod memory_lock;
+#[cfg(test)]
 mod migration;
 #[cfg(test)]
 mod orphans;
 #[cfg(test)]
 mod outages;
+#[cfg(test)]
+mod proxy;
 #[cfg(test)]
 mod reboot;
 #[cfg(test)]
@@ -62,6 +70,8 @@ mod snapshots;
 mod stops;
 #[cfg(test)]
 mod table;
+#[cfg(test)]
+mod turns;
 #[cfg(test)]
 mod unkillable;
 #[cfg(test)]

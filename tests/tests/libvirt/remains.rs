@@ -9,7 +9,6 @@ use fence_lab::container;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::Machine;
-use fence_lab::orphans::Turn;
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
 use fence_lab::witness::Witness;
@@ -17,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::site::{SOON, Site};
+use super::turns::Turn;
 
 /// The number of processes that a machine has when another program starts its emulator.
 const WITH_LAUNCHER: usize = 2;

@@ -3,11 +3,11 @@
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::client::Client;
-use fence_lab::fuse::Disk;
 use fence_lab::machine::{Machine, panicking_disk, writing_disk};
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
 
+use super::fuse::Disk;
 use super::remains::{all_dead, forget, processes, remove_run_files};
 use super::site::{SOON, Site};
 

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
-use fence_lab::fuse::Disk;
 use fence_lab::machine::{Machine, writing_disk};
-use fence_lab::memory_lock::{MemoryLock, is_readable};
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
 use nix::sys::signal::Signal;
 
 use super::KEY;
+use super::fuse::Disk;
+use super::memory_lock::{MemoryLock, is_readable};
 use super::site::{SOON, Site};
 
 /// Longer than the daemon may stay in doubt about a process.

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
 use fence_lab::container;
-use fence_lab::fuse::Disk;
 use fence_lab::machine::{Machine, writing_disk};
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
 use fence_lab::witness::Witness;
 
 use super::KEY;
+use super::fuse::Disk;
 use super::site::{SOON, Site};
 
 /// A stock client's own time limit. The daemon must answer earlier.

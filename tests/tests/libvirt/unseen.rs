@@ -8,14 +8,14 @@ use fence_lab::container;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::Machine;
-use fence_lab::orphans::Turn;
 use fence_lab::process::poll_until;
-use fence_lab::proxy::Proxy;
 use fence_lab::qemu;
 use fence_lab::witness::Witness;
 
+use super::proxy::Proxy;
 use super::remains::remove_run_files;
 use super::site::{SOON, Site};
+use super::turns::Turn;
 
 /// The delay of each answer of the other libvirtd. A look-up needs two.
 const SLOW: Duration = Duration::from_millis(40);

@@ -5,11 +5,8 @@
 //! * [`lab`]: a whole cluster of two containers.
 //! * [`watch`]: an observer of the cluster, by [`wire`] and files, which judges what it sees.
 //! * [`scenario`]: how to break a cluster, and what must follow; [`timeline`]: when it follows.
-//! * [`guests`]: a cluster of two QEMU guests; [`claims`]: which node runs its resource.
 
-pub mod claims;
 pub mod corosync;
-pub mod guests;
 pub mod image;
 mod judge;
 pub mod lab;

@@ -15,18 +15,18 @@ static CHANGED: Condvar = Condvar::new();
 
 /// The turn of a test's group. Dropping it ends the test's part in it.
 #[derive(Debug)]
-pub struct Turn(usize);
+pub(super) struct Turn(usize);
 
 impl Turn {
     /// For a test that leaves writes without a process. Waits for the tests of the other group.
     #[must_use]
-    pub fn to_leave_writes() -> Self {
+    pub(super) fn to_leave_writes() -> Self {
         Self::of(0)
     }
 
     /// For a test whose daemon must not find such writes. Waits for the tests of the other group.
     #[must_use]
-    pub fn without_writes() -> Self {
+    pub(super) fn without_writes() -> Self {
         Self::of(1)
     }
 

@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fence_common::sync::lock;
-
-use crate::lab::Hypervisor;
+use fence_lab::lab::Hypervisor;
 
 /// Where libvirtd serves.
 const SOCKET: &str = "/run/libvirt/libvirt-sock";
@@ -46,7 +45,7 @@ struct Rules {
 
 /// The proxy. Dropping it ends all connections through it.
 #[derive(Debug)]
-pub struct Proxy {
+pub(super) struct Proxy {
     rules: Arc<Rules>,
     socket: PathBuf,
     /// Where libvirtd's own socket was moved to, if this took its place.
@@ -55,7 +54,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// Takes the place of the socket of a libvirtd that serves.
-    pub fn start(hypervisor: &Hypervisor) -> Result<Self> {
+    pub(super) fn start(hypervisor: &Hypervisor) -> Result<Self> {
         let (socket, behind) = (hypervisor.outside(SOCKET), hypervisor.outside(BEHIND));
         fs::rename(&socket, &behind).context("libvirtd's socket")?;
         let mut proxy = Self::serve(&socket, behind.clone())?;
@@ -67,7 +66,7 @@ impl Proxy {
     ///
     /// # Errors
     /// There is something at that path.
-    pub fn between(hypervisor: &Hypervisor, path: &str, other: &Hypervisor) -> Result<Self> {
+    pub(super) fn between(hypervisor: &Hypervisor, path: &str, other: &Hypervisor) -> Result<Self> {
         Self::serve(&hypervisor.outside(path), other.outside(SOCKET))
     }
 
@@ -85,17 +84,17 @@ impl Proxy {
     }
 
     /// Refuses registrations for events from now on.
-    pub fn refuse_events(&self) {
+    pub(super) fn refuse_events(&self) {
         self.rules.refuses_events.store(true, Ordering::Release);
     }
 
     /// Keeps each answer back for so long, on all connections but the one that events come over.
-    pub fn delay_answers(&self, delay: Duration) {
+    pub(super) fn delay_answers(&self, delay: Duration) {
         self.rules.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
     }
 
     /// The same on all connections.
-    pub fn delay_all_answers(&self, delay: Duration) {
+    pub(super) fn delay_all_answers(&self, delay: Duration) {
         self.rules.delays_queries.store(true, Ordering::Release);
         self.delay_answers(delay);
     }

@@ -9,20 +9,19 @@ use fence_common::boundary::{Config, Listener};
 use fence_common::hash::HashKind;
 use fence_common::rate_limit::{Limit, Limits};
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
-
-use crate::loaded::SHORTEST;
+use fence_lab::loaded::SHORTEST;
 
 /// What the program is set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Setting {
+pub(super) struct Setting {
     /// Which of the fixtures' keys: its length.
-    pub key: usize,
+    pub(super) key: usize,
     /// The weakest digest that is taken.
-    pub min_hash: HashKind,
+    pub(super) min_hash: HashKind,
     /// Whether an IPv4 callback address must be the datagram's source.
-    pub strict_source: bool,
+    pub(super) strict_source: bool,
     /// Whether a sender may do a few things only, and nothing twice.
-    pub bounded: bool,
+    pub(super) bounded: bool,
 }
 
 /// A small number that never refills during a run, so the rest does not depend on the clock.
@@ -43,7 +42,7 @@ impl Default for Setting {
 impl Setting {
     /// In the program's own form.
     #[must_use]
-    pub fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         Config::new(&Listener {
             group_v4: Some(DEFAULT_GROUP_V4),
             group_v6: Some(DEFAULT_GROUP_V6),
@@ -56,11 +55,11 @@ impl Setting {
 
 /// A frame, and what the program is set to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Case {
+pub(super) struct Case {
     /// What the program is set to.
-    pub setting: Setting,
+    pub(super) setting: Setting,
     /// The frame, at least an Ethernet header long: the kernel's test run takes nothing shorter.
-    pub frame: Vec<u8>,
+    pub(super) frame: Vec<u8>,
 }
 
 impl fmt::Display for Case {
@@ -77,7 +76,7 @@ impl fmt::Display for Case {
 
 impl Case {
     /// Reads what [`Display`](fmt::Display) writes; lines that begin with `#` are for people.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(super) fn parse(text: &str) -> Result<Self> {
         let words = || text.lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace);
         let value = |name: &str| {
             let mut values = words().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));

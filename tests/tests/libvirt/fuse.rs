@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use fence_common::sync::lock;
+use fence_lab::board::Board;
+use fence_lab::lab::Hypervisor;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
@@ -22,9 +24,7 @@ use fuser::{
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::board::Board;
-use crate::lab::Hypervisor;
-use crate::orphans::Turn;
+use crate::turns::Turn;
 
 /// The image's name in the file system.
 const IMAGE: &str = "disk";
@@ -62,6 +62,20 @@ struct FuseState {
 }
 
 impl FuseState {
+    /// Answers now, or when the requests are released.
+    fn take(&mut self, request: Held) {
+        let is_held = match &request {
+            Held::Read(..) => self.holds && !self.reads_pass,
+            Held::Write(..) => self.holds,
+            Held::Close(_) => self.holds_closes,
+        };
+        if is_held {
+            self.held.push(request);
+        } else {
+            self.answer(request);
+        }
+    }
+
     fn answer(&mut self, held: Held) {
         match held {
             Held::Read(offset, size, reply) => {
@@ -88,24 +102,6 @@ impl FuseState {
 
 /// What server and test share.
 type Shared = Board<FuseState>;
-
-impl Shared {
-    /// Answers now, or when the requests are released.
-    fn take(&self, request: Held) {
-        self.change(|state| {
-            let is_held = match &request {
-                Held::Read(..) => state.holds && !state.reads_pass,
-                Held::Write(..) => state.holds,
-                Held::Close(_) => state.holds_closes,
-            };
-            if is_held {
-                state.held.push(request);
-            } else {
-                state.answer(request);
-            }
-        });
-    }
-}
 
 /// The server.
 struct FuseServer(Shared);
@@ -192,7 +188,7 @@ impl Filesystem for FuseServer {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.take(Held::Read(offset, usize::try_from(size).unwrap_or(usize::MAX), reply));
+        self.0.change(|state| state.take(Held::Read(offset, usize::try_from(size).unwrap_or(usize::MAX), reply)));
     }
 
     fn write(
@@ -207,12 +203,12 @@ impl Filesystem for FuseServer {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.0.take(Held::Write(offset, data.to_vec(), reply));
+        self.0.change(|state| state.take(Held::Write(offset, data.to_vec(), reply)));
     }
 
     // What the kernel asks at each close, and at the end of a process that has the image open.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.0.take(Held::Close(reply));
+        self.0.change(|state| state.take(Held::Close(reply)));
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -221,7 +217,7 @@ impl Filesystem for FuseServer {
 }
 
 /// A served image. Dropping it fails the held requests and unmounts it.
-pub struct Disk {
+pub(super) struct Disk {
     hypervisor: Hypervisor,
     directory: String,
     shared: Shared,
@@ -232,7 +228,7 @@ pub struct Disk {
 
 impl Disk {
     /// Mounts a file system with an image of this content in the lab.
-    pub fn serve(hypervisor: &Hypervisor, name: &str, image: Vec<u8>) -> Result<Self> {
+    pub(super) fn serve(hypervisor: &Hypervisor, name: &str, image: Vec<u8>) -> Result<Self> {
         let directory = hypervisor.path(&format!("{name}.fuse"));
         std::fs::create_dir_all(hypervisor.outside(&directory))?;
         let device = File::options().read(true).write(true).open("/dev/fuse").context("/dev/fuse: modprobe fuse")?;
@@ -262,24 +258,24 @@ impl Disk {
 
     /// The image's path in the lab.
     #[must_use]
-    pub fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!("{}/{IMAGE}", self.directory)
     }
 
     /// Holds all requests from now on. Returns when one is held.
-    pub fn hold(&self) -> Result<()> {
+    pub(super) fn hold(&self) -> Result<()> {
         self.hold_all_but_reads(false)
     }
 
     /// Like [`Self::hold`], with no thread of this process waiting for the answer: the request is
     /// the kernel's alone. QEMU with `io_uring` leaves unaligned requests to threads (a write to a
     /// file here is one), and cannot die then.
-    pub fn hold_in_flight(&self, pid: u32) -> Result<()> {
+    pub(super) fn hold_in_flight(&self, pid: u32) -> Result<()> {
         self.hold_without_thread(pid, false)
     }
 
     /// As [`Self::hold_in_flight`], for writes alone.
-    pub fn hold_writes_in_flight(&self, pid: u32) -> Result<()> {
+    pub(super) fn hold_writes_in_flight(&self, pid: u32) -> Result<()> {
         self.hold_without_thread(pid, true)
     }
 
@@ -300,7 +296,7 @@ impl Disk {
 
     /// From now on each close of the image waits. A killed process has no memory any more by then,
     /// and is not dead before it is answered.
-    pub fn hold_closes(&self) {
+    pub(super) fn hold_closes(&self) {
         self.shared.lock().holds_closes = true;
     }
 
@@ -311,7 +307,7 @@ impl Disk {
     }
 
     /// Carries out and answers what was held, and all that comes.
-    pub fn release(&self) {
+    pub(super) fn release(&self) {
         let mut state = self.shared.lock();
         (state.holds, state.holds_closes) = (false, false);
         for held in std::mem::take(&mut state.held) {
@@ -320,23 +316,23 @@ impl Disk {
     }
 
     /// Writes fail from now on, as on a full file system. QEMU then stops the machine.
-    pub fn fill(&self) {
+    pub(super) fn fill(&self) {
         self.shared.lock().full = true;
     }
 
     /// There is room again.
-    pub fn make_room(&self) {
+    pub(super) fn make_room(&self) {
         self.shared.lock().full = false;
     }
 
     /// How many writes have come to the image.
     #[must_use]
-    pub fn written(&self) -> u64 {
+    pub(super) fn written(&self) -> u64 {
         self.shared.lock().written
     }
 
     /// Waits until the machine has written once more.
-    pub fn wait_written(&self) -> Result<()> {
+    pub(super) fn wait_written(&self) -> Result<()> {
         let before = self.written();
         let is_written = self.shared.wait(USE_LIMIT, |state| (state.written != before).then_some(()));
         is_written.with_context(|| format!("nobody writes to {} within {USE_LIMIT:?}", self.path()))

@@ -1,29 +1,22 @@
-//! The loaded kernel program against the same judgement in user space, on frames made from real
-//! ones.
+//! Runs the loaded kernel program and the judgement in user space on the same frames, by
+//! `BPF_PROG_TEST_RUN` and by [`fence_common::frame::judge`]. It compares the verdict (by the
+//! counter that moved), the answer, and the ring buffer.
 //!
-//! * [`case`]: one case, and its text form.
-//! * [`make`]: cases from the golden datagrams, mutated before and after signing.
-//! * this module: runs both, by `BPF_PROG_TEST_RUN` and by [`fence_common::frame::judge`]. It
-//!   compares the verdict (by the counter that moved), the answer, and the ring buffer.
-//!
-//! Rate limits and the replay cache depend on earlier frames. `prog_run/parity.rs` compares them
-//! over sequences.
-
-pub mod case;
-pub mod make;
+//! Rate limits and the replay cache depend on earlier frames. `parity.rs` compares them over
+//! sequences.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::boundary::{Config, Event, KEY_SLOT_ACTIVE};
 use fence_common::digest::PreparedKey;
 use fence_common::frame::judge;
 use fence_common::memory_store::MemoryStore;
 use fence_common::verdict::{Action, Counters, Verdict};
+use fence_lab::loaded::{self, Loaded, Ring, XDP_DROP, XDP_PASS};
 
-use self::case::{Case, Setting};
-use self::make::{Keys, Maker};
-use crate::loaded::{self, Loaded, Ring, XDP_DROP, XDP_PASS};
+use super::case::{Case, Setting};
+use super::make::{Keys, Maker};
 
 /// Cases that share one key and configuration. Writing these into the maps costs as much as a few
 /// cases.
@@ -49,7 +42,7 @@ impl Reference {
 }
 
 /// Both judges, set alike.
-pub struct Pair {
+pub(super) struct Pair {
     program: Loaded,
     ring: Ring,
     keys: Keys,
@@ -58,19 +51,9 @@ pub struct Pair {
     counted: Counters,
 }
 
-/// Where the two differ: what a person is shown.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}: {case}")]
-pub struct Difference {
-    /// The difference.
-    pub what: String,
-    /// The case.
-    pub case: Case,
-}
-
 impl Pair {
     /// Loads a copy of the program.
-    pub fn load() -> Result<Self> {
+    pub(super) fn load() -> Result<Self> {
         let (mut program, keys, setting) = (Loaded::fence()?, Keys::read()?, Setting::default());
         let ring = program.ring()?;
         let key = keys.prepared(setting.key);
@@ -93,12 +76,12 @@ impl Pair {
     /// Runs a case on both and says the verdict, which is the same.
     ///
     /// # Errors
-    /// A [`Difference`], or the program cannot be run.
-    pub fn run(&mut self, case: &Case) -> Result<Verdict> {
+    /// The two differ, or the program cannot be run.
+    pub(super) fn run(&mut self, case: &Case) -> Result<Verdict> {
         if case.setting != self.setting {
             self.set(case.setting)?;
         }
-        let differ = |what: String| Difference { what, case: case.clone() };
+        let differ = |what: String| anyhow!("{what}: {case}");
         let expected = self.reference.judge(&case.frame);
         let (answer, _) = self.program.run(&case.frame, 1)?;
         let counted = loaded::counters(&self.program.ebpf)?;
@@ -142,43 +125,38 @@ fn moved(before: &Counters, after: &Counters) -> Result<Verdict, String> {
     verdict.ok_or_else(|| format!("no verdict for {name}"))
 }
 
-/// What cases came to: how many, and the first of each kind.
+/// How many cases came to each verdict.
 #[derive(Debug, Default)]
-pub struct Coverage(BTreeMap<String, (u64, Case)>);
+pub(super) struct Coverage(BTreeMap<String, u64>);
 
 impl Coverage {
-    fn add(&mut self, verdict: Verdict, case: &Case) {
-        let name = format!("{verdict:?}");
-        match self.0.get_mut(&name) {
-            Some((count, _)) => *count += 1,
-            None => drop(self.0.insert(name, (1, case.clone()))),
-        }
+    fn add(&mut self, verdict: Verdict) {
+        *self.0.entry(format!("{verdict:?}")).or_default() += 1;
     }
 
     /// Adds another one's.
-    pub fn merge(&mut self, other: Self) {
-        for (name, (count, case)) in other.0 {
-            self.0.entry(name).or_insert((0, case)).0 += count;
+    pub(super) fn merge(&mut self, other: Self) {
+        for (name, count) in other.0 {
+            *self.0.entry(name).or_default() += count;
         }
     }
 
     /// How many cases came to this verdict.
-    #[must_use]
-    pub fn of(&self, verdict: Verdict) -> u64 {
-        self.0.get(&format!("{verdict:?}")).map_or(0, |(count, _)| *count)
+    pub(super) fn of(&self, verdict: Verdict) -> u64 {
+        self.0.get(&format!("{verdict:?}")).copied().unwrap_or(0)
     }
 
-    /// Verdicts by name, with the number of cases and the first of them.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, u64, &Case)> {
-        self.0.iter().map(|(name, (count, case))| (name.as_str(), *count, case))
+    /// Verdicts by name, with the number of cases.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(name, count)| (name.as_str(), *count))
     }
 }
 
 /// Runs so many cases, made from a seed.
 ///
 /// # Errors
-/// A [`Difference`], or the program cannot be run.
-pub fn run(seed: u64, cases: u64) -> Result<Coverage> {
+/// The two differ, or the program cannot be run.
+pub(super) fn run(seed: u64, cases: u64) -> Result<Coverage> {
     let mut pair = Pair::load()?;
     let mut maker = Maker::new(seed).context("the fixtures")?;
     let mut coverage = Coverage::default();
@@ -192,7 +170,7 @@ pub fn run(seed: u64, cases: u64) -> Result<Coverage> {
         let case = maker.make();
         // What came before counts too: the seed and the number lead there again.
         let verdict = pair.run(&case).with_context(|| format!("case {number} from seed {seed}"))?;
-        coverage.add(verdict, &case);
+        coverage.add(verdict);
     }
     Ok(coverage)
 }

@@ -13,9 +13,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use fence_lab::process::poll_until;
 
 use crate::fuse::Disk;
-use crate::process::poll_until;
 
 /// How long a command line may take that can be read.
 const READABLE: Duration = Duration::from_millis(500);
@@ -23,7 +23,7 @@ const READABLE: Duration = Duration::from_millis(500);
 const QUEUED: Duration = Duration::from_secs(20);
 
 /// A process's memory, locked. Dropping it releases the lock.
-pub struct MemoryLock<'a> {
+pub(super) struct MemoryLock<'a> {
     disk: &'a Disk,
     threads: Vec<JoinHandle<()>>,
 }
@@ -33,7 +33,7 @@ impl<'a> MemoryLock<'a> {
     ///
     /// # Errors
     /// It has no such mapping, or its command line can be read all the same.
-    pub fn hold(pid: u32, disk: &'a Disk) -> Result<Self> {
+    pub(super) fn hold(pid: u32, disk: &'a Disk) -> Result<Self> {
         let at = mapping(pid, &disk.path())?;
         let memory = File::open(format!("/proc/{pid}/mem")).context("its memory")?;
         let read = move || {
@@ -64,7 +64,7 @@ impl Drop for MemoryLock<'_> {
 ///
 /// # Errors
 /// The process has ended.
-pub fn is_readable(pid: u32) -> Result<bool> {
+pub(super) fn is_readable(pid: u32) -> Result<bool> {
     let (sender, receiver) = mpsc::channel();
     // It stays behind if the reading does not end.
     thread::spawn(move || sender.send(fs::read(format!("/proc/{pid}/cmdline")).map(drop)));

@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fence_common::sync::lock;
+use fence_lab::archive::Archive;
+use fence_lab::cluster::corosync::{Item, KEY_PATH, Member, corosync, host_map, plain};
+use fence_lab::cluster::image::Image;
+use fence_lab::cluster::shell::{self, Shell};
+use fence_lab::debian::{Kernel, Series};
+use fence_lab::initramfs;
+use fence_lab::lab::{COMMAND_LIMIT, Hypervisor};
+use fence_lab::libvirtd::Libvirtd;
+use fence_lab::process::{Finished, poll_until};
+use fence_lab::qemu::{BOOT_LIMIT, Linux, LinuxGuest, URI};
+use fence_lab::tools;
+use fence_lab::witness::Witness;
 
 use super::claims::{AGENT, AGENT_PATH, Claims};
-use super::corosync::{Item, KEY_PATH, Member, corosync, host_map, plain};
-use super::image::Image;
-use super::shell::{self, Shell};
-use crate::archive::Archive;
-use crate::debian::{Kernel, Series};
-use crate::initramfs;
-use crate::lab::Hypervisor;
-use crate::libvirtd::Libvirtd;
-use crate::process::{Finished, poll_until};
-use crate::qemu::{BOOT_LIMIT, Linux, LinuxGuest, URI};
-use crate::tools;
-use crate::witness::Witness;
 
 /// What a node needs beside its network.
 const MODULES: [&str; 2] = ["drivers/block/virtio_blk.ko", "fs/overlayfs/overlay.ko"];
@@ -35,13 +35,13 @@ const DELAY: Duration = Duration::from_secs(10);
 
 /// The two nodes: names of the cluster's that are not those of the hypervisor.
 #[must_use]
-pub fn members() -> [Member; 2] {
+pub(super) fn members() -> [Member; 2] {
     [Member::new("alpha", 41, "vm-one"), Member::new("beta", 42, "vm-two")]
 }
 
 /// A node.
 #[derive(Debug)]
-pub struct GuestNode {
+pub(super) struct GuestNode {
     member: Member,
     hypervisor: Hypervisor,
     /// Runs commands in it; `None` while it is not up.
@@ -50,7 +50,7 @@ pub struct GuestNode {
 
 impl GuestNode {
     /// Waits until it runs commands, after it was started (again).
-    pub fn wait_up(&self) -> Result<()> {
+    pub(super) fn wait_up(&self) -> Result<()> {
         let domain = &self.member.domain;
         let mut console = lock(&self.console);
         // The one of an earlier boot is closed.
@@ -63,7 +63,7 @@ impl GuestNode {
     }
 
     /// Its machine.
-    pub fn machine(&self) -> Result<Witness> {
+    pub(super) fn machine(&self) -> Result<Witness> {
         Witness::of_qemu(&self.hypervisor, &self.member.domain)
     }
 }
@@ -81,16 +81,16 @@ impl Shell for GuestNode {
 
 /// Two nodes.
 #[derive(Debug)]
-pub struct Guests {
+pub(super) struct Guests {
     hypervisor: Hypervisor,
     /// The nodes.
-    pub nodes: [GuestNode; 2],
+    pub(super) nodes: [GuestNode; 2],
     shared: String,
 }
 
 impl Guests {
     /// Boots two nodes, which begin to form a cluster. `key` is the fencing key.
-    pub fn boot(libvirtd: &Libvirtd, key: &[u8]) -> Result<Self> {
+    pub(super) fn boot(libvirtd: &Libvirtd, key: &[u8]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor().clone();
         let (kernel, disk) = (Kernel::get(Series::Linux6_1)?, disk(Image::get()?.root())?);
         let shared = hypervisor.write("shared.disk", &vec![0; 1 << 20])?;
@@ -108,7 +108,7 @@ impl Guests {
     ///
     /// # Errors
     /// They are not in time; the error has what they have logged.
-    pub fn wait_online(&self) -> Result<()> {
+    pub(super) fn wait_online(&self) -> Result<()> {
         let names = members().map(|member| member.name);
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         shell::wait_online(&self.nodes[0], &names).with_context(|| self.logs())
@@ -116,10 +116,10 @@ impl Guests {
 
     /// What corosync and Pacemaker have logged on the nodes that are up.
     #[must_use]
-    pub fn logs(&self) -> String {
+    pub(super) fn logs(&self) -> String {
         let log = |node: &GuestNode| {
             let command = "tail -n 60 /run/cluster.log /var/log/corosync/corosync.log /var/log/pacemaker/pacemaker.log";
-            let said = node.run(command, crate::lab::COMMAND_LIMIT);
+            let said = node.run(command, COMMAND_LIMIT);
             let said = said.map_or_else(|error| format!("{error:#}"), |finished| finished.stdout);
             format!("== {}\n{said}", node.member.name)
         };
@@ -127,7 +127,7 @@ impl Guests {
     }
 
     /// Cuts the nodes off from each other, and from nothing else, until one of them restarts.
-    pub fn part(&self, libvirtd: &Libvirtd) -> Result<()> {
+    pub(super) fn part(&self, libvirtd: &Libvirtd) -> Result<()> {
         for node in &self.nodes {
             let ports = libvirtd.virsh(URI, &["domiflist", &node.member.domain])?.stdout;
             let port = ports.split_whitespace().find(|word| word.starts_with("vnet")).context("no port")?;
@@ -138,7 +138,7 @@ impl Guests {
     }
 
     /// Begins to watch who runs the resource.
-    pub fn watch(&self) -> Result<Claims> {
+    pub(super) fn watch(&self) -> Result<Claims> {
         Claims::watch(&self.hypervisor, &self.shared, members().map(|member| member.domain))
     }
 }
@@ -185,7 +185,7 @@ fn define(libvirtd: &Libvirtd, kernel: &Kernel, disk: &Path, shared: &str, numbe
 /// What a node boots, with what makes it this node.
 fn initrd(kernel: &Kernel, number: usize, key: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    archive.file("init", 0o755, include_bytes!("../assets/guest-initrd.sh"));
+    archive.file("init", 0o755, include_bytes!("assets/guest-initrd.sh"));
     archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
     let order = archive.modules(kernel, initramfs::MODULES.iter().chain(&MODULES))?;
     archive.file("/modules/order", 0o644, (order.join("\n") + "\n").as_bytes());
@@ -206,14 +206,14 @@ fn files(number: usize, key: &[u8]) -> Vec<Item> {
     let about = format!("NAME={}\nADDRESS={}\nSECTOR={number}\n", me.name, me.address);
     // A node waits for the other one at boot, so that it does not fence a node that is only slower.
     let corosync = corosync(&members, TOKEN).replace("wait_for_all: 0", "wait_for_all: 1");
-    let configuration = include_str!("../assets/guests-cib.xml")
+    let configuration = include_str!("assets/guests-cib.xml")
         .replace("@MAP@", &host_map(&members))
         .replace("@KEY@", KEY_PATH)
         .replace("@DELAY@", &format!("{}:{}s;{}:0s", members[0].name, DELAY.as_secs(), members[1].name))
         .replace("@PLACE@", &members[1].name);
     let mut items = plain(&members, me, key);
     items.extend([
-        Item { path: "/lab/init", mode: 0o755, content: include_bytes!("../assets/guest-node.sh").to_vec() },
+        Item { path: "/lab/init", mode: 0o755, content: include_bytes!("assets/guest-node.sh").to_vec() },
         Item { path: "/lab/node", mode: 0o644, content: about.into_bytes() },
         Item { path: "/etc/corosync/corosync.conf", mode: 0o644, content: corosync.into_bytes() },
         Item { path: "/etc/pacemaker/authkey", mode: 0o640, content: [b'a'; 128].to_vec() },

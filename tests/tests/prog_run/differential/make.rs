@@ -10,11 +10,11 @@ use fence_common::digest::PreparedKey;
 use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, REQUEST_LEN, Request};
+use fence_lab::loaded::SHORTEST;
+use fence_lab::tools;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::case::{Case, Setting};
-use crate::loaded::SHORTEST;
-use crate::tools;
 
 fn fixtures() -> PathBuf {
     tools::workspace().join("fence-common/fixtures")
@@ -25,14 +25,14 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The fixtures' keys by their length.
-pub struct Keys(BTreeMap<usize, Key>);
+pub(super) struct Keys(BTreeMap<usize, Key>);
 
 /// They are as long as their names say. (5000: of it the first 4096 bytes count.)
 const KEYS: [usize; 6] = [1, 12, 115, 512, 4096, 5000];
 
 impl Keys {
     /// Reads them.
-    pub fn read() -> Result<Self> {
+    pub(super) fn read() -> Result<Self> {
         let key = |len: usize| -> Result<_> {
             let bytes = read(&fixtures().join(format!("keys/{len}.key")))?;
             Ok((len, Key::new(&bytes).with_context(|| format!("the key of {len}"))?))
@@ -42,7 +42,7 @@ impl Keys {
 
     /// A key as the program wants it; of a length that there is not, the shortest.
     #[must_use]
-    pub fn prepared(&self, len: usize) -> PreparedKey {
+    pub(super) fn prepared(&self, len: usize) -> PreparedKey {
         PreparedKey::new(self.get(len))
     }
 
@@ -89,7 +89,7 @@ impl Dice {
 }
 
 /// Makes cases.
-pub struct Maker {
+pub(super) struct Maker {
     dice: Dice,
     keys: Keys,
     seeds: Vec<Request>,
@@ -107,7 +107,7 @@ const TELLING_HEADER: [usize; 18] = [12, 13, 14, 14, 16, 17, 18, 19, 20, 20, 21,
 
 impl Maker {
     /// A maker whose cases follow from `seed`.
-    pub fn new(seed: u64) -> Result<Self> {
+    pub(super) fn new(seed: u64) -> Result<Self> {
         let folder = fixtures().join("datagrams");
         let entries = folder.read_dir().with_context(|| format!("{}", folder.display()))?;
         let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
@@ -120,7 +120,7 @@ impl Maker {
     }
 
     /// Another key, minimum and strictness for the cases to come.
-    pub fn change_setting(&mut self) {
+    pub(super) fn change_setting(&mut self) {
         self.setting = Setting {
             key: self.dice.pick(&KEYS),
             min_hash: self.dice.pick(&HashKind::ALL),
@@ -130,7 +130,7 @@ impl Maker {
     }
 
     /// The next case.
-    pub fn make(&mut self) -> Case {
+    pub(super) fn make(&mut self) -> Case {
         // A copy of what came before.
         if !self.before.is_empty() && self.dice.one_in(12) {
             return Case { setting: self.setting, frame: self.before.clone() };

@@ -9,17 +9,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fence_common::sync::lock;
-
-use super::shell::ONLINE_LIMIT;
-use crate::lab::Hypervisor;
-use crate::process::poll_until;
-use crate::witness::Witness;
-use crate::worker::Worker;
+use fence_lab::cluster::shell::ONLINE_LIMIT;
+use fence_lab::lab::Hypervisor;
+use fence_lab::process::poll_until;
+use fence_lab::witness::Witness;
+use fence_lab::worker::Worker;
 
 /// Where the resource's agent is: Pacemaker's `ocf:fencelab:claim`.
-pub const AGENT_PATH: &str = "/usr/lib/ocf/resource.d/fencelab/claim";
+pub(super) const AGENT_PATH: &str = "/usr/lib/ocf/resource.d/fencelab/claim";
 /// Its text.
-pub const AGENT: &str = include_str!("../assets/claim.sh");
+pub(super) const AGENT: &str = include_str!("assets/claim.sh");
 /// A node's part of the disk.
 const SECTOR: usize = 512;
 /// How often the disk is looked at.
@@ -27,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// Watches the disk. Dropping it ends the watch.
 #[derive(Debug)]
-pub struct Claims {
+pub(super) struct Claims {
     seen: Arc<Mutex<SeenClaims>>,
     _watcher: Worker,
 }
@@ -45,7 +44,7 @@ struct SeenClaims {
 
 impl Claims {
     /// Begins to watch a disk of the lab. Each domain writes to the sector of its number here.
-    pub fn watch(hypervisor: &Hypervisor, disk: &str, domains: [String; 2]) -> Result<Self> {
+    pub(super) fn watch(hypervisor: &Hypervisor, disk: &str, domains: [String; 2]) -> Result<Self> {
         let disk = File::open(hypervisor.outside(disk)).context("the shared disk")?;
         let (seen, hypervisor) = (Arc::new(Mutex::new(SeenClaims::default())), hypervisor.clone());
         let watcher = Worker::start({
@@ -65,7 +64,7 @@ impl Claims {
     }
 
     /// Waits until a node has begun to run the resource (after `since`), and says when.
-    pub fn wait(&self, number: usize, since: Option<Instant>) -> Result<Instant> {
+    pub(super) fn wait(&self, number: usize, since: Option<Instant>) -> Result<Instant> {
         poll_until(&format!("the resource to run on node {number}"), ONLINE_LIMIT, || {
             self.check()?;
             let seen = lock(&self.seen);
@@ -74,7 +73,7 @@ impl Claims {
     }
 
     /// That it has never run twice so far.
-    pub fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let seen = lock(&self.seen);
         ensure!(seen.violations.is_empty(), "{:?}", seen.violations);
         Ok(())

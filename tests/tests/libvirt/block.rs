@@ -5,13 +5,12 @@ use std::fs::File;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-
-use crate::lab::{COMMAND_LIMIT, Hypervisor};
-use crate::process::{Finished, run};
+use fence_lab::lab::{COMMAND_LIMIT, Hypervisor};
+use fence_lab::process::{Finished, run};
 
 /// A loop device. The kernel detaches it at the last close, however this process ends.
 #[derive(Debug)]
-pub struct Block {
+pub(super) struct Block {
     path: String,
     /// Keeps it attached.
     _open: File,
@@ -19,7 +18,7 @@ pub struct Block {
 
 impl Block {
     /// A device with the content of the file at `path` in the lab.
-    pub fn on(hypervisor: &Hypervisor, path: &str) -> Result<Self> {
+    pub(super) fn on(hypervisor: &Hypervisor, path: &str) -> Result<Self> {
         let losetup = |arguments: &[&str]| {
             run(hypervisor.space(), Command::new("losetup").args(arguments), COMMAND_LIMIT).and_then(Finished::success)
         };
@@ -32,7 +31,7 @@ impl Block {
 
     /// The device's path, in the lab and on the host.
     #[must_use]
-    pub fn path(&self) -> &str {
+    pub(super) fn path(&self) -> &str {
         &self.path
     }
 }
