@@ -4,87 +4,20 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use strum::VariantArray;
+
 use super::contents::{Contents, Findings};
 use super::error::Mistake;
 use super::raw::clip;
 use super::resolved::{on_or_off, read};
-use super::settings::{
-    Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress,
-};
+use super::settings::{Alone, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, RebootReply, Stress};
 
 /// The directory of what outlives the process, but not the host's next boot.
 pub const STATE_DIRECTORY: &str = "/run/fence-xdp";
 
-impl Alone {
-    const ALL: [Self; 3] = [Self::Auto, Self::Yes, Self::No];
-
-    /// The value in the configuration file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Yes => "yes",
-            Self::No => "no",
-        }
-    }
-}
-
-impl Kill {
-    const ALL: [Self; 2] = [Self::Direct, Self::Libvirt];
-
-    /// The value in the configuration file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Libvirt => "libvirt",
-        }
-    }
-}
-
-impl RebootMethod {
-    const ALL: [Self; 2] = [Self::Cycle, Self::Reset];
-
-    /// The value in the configuration file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cycle => "cycle",
-            Self::Reset => "reset",
-        }
-    }
-}
-
-impl RebootReply {
-    const ALL: [Self; 2] = [Self::Off, Self::On];
-
-    /// The value in the configuration file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::On => "on",
-        }
-    }
-}
-
-impl Priority {
-    const ALL: [Self; 3] = [Self::High, Self::Realtime, Self::Normal];
-
-    /// The value in the configuration file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Normal => "normal",
-            Self::High => "high",
-            Self::Realtime => "realtime",
-        }
-    }
-}
-
 /// Reads from section `multicast` whether other hypervisors may hear the requests.
 pub(super) fn alone(multicast: &Contents<'_>, findings: &mut Findings<'_>) -> Alone {
-    choice(multicast, "alone", &Alone::ALL, Alone::name, findings)
+    choice(multicast, "alone", findings)
 }
 
 /// Reads from section `fence_virtd` how the daemon competes for memory and processors.
@@ -92,7 +25,7 @@ pub(super) fn stress(global: &Contents<'_>, findings: &mut Findings<'_>) -> Stre
     let default = Stress::default();
     Stress {
         lock_memory: switch(global, "lock_memory", default.lock_memory, findings),
-        priority: choice(global, "priority", &Priority::ALL, Priority::name, findings),
+        priority: choice(global, "priority", findings),
         oom_protect: switch(global, "oom_protect", default.oom_protect, findings),
     }
 }
@@ -104,10 +37,10 @@ pub(super) fn options(global: &Contents<'_>, libvirt: &Contents<'_>, findings: &
         let path = Path::new(text);
         if path.is_absolute() { Ok(path.to_owned()) } else { Err(Mistake::RelativePath(clip(text))) }
     });
-    let reboot_reply = choice(libvirt, "reboot_reply", &RebootReply::ALL, RebootReply::name, findings);
+    let reboot_reply = choice(libvirt, "reboot_reply", findings);
     Options {
-        kill: choice(libvirt, "kill", &Kill::ALL, Kill::name, findings),
-        reboot_method: choice(libvirt, "reboot_method", &RebootMethod::ALL, RebootMethod::name, findings),
+        kill: choice(libvirt, "kill", findings),
+        reboot_method: choice(libvirt, "reboot_method", findings),
         reboot_reply,
         reboot_pause: pause(libvirt, reboot_reply, findings),
         state: Some(state),
@@ -155,17 +88,16 @@ fn switch(section: &Contents<'_>, key: &'static str, default: bool, findings: &m
     })
 }
 
-/// Parses one of several words in any case. The first word need not be the default.
-fn choice<T: Copy + Default>(
+/// Parses one of several words in any case.
+pub(super) fn choice<T: VariantArray + Into<&'static str> + Copy + Default>(
     section: &Contents<'_>,
     key: &'static str,
-    all: &[T],
-    name: fn(T) -> &'static str,
     findings: &mut Findings<'_>,
 ) -> T {
     read(section.get(key), T::default(), findings, |text| {
-        let found = all.iter().copied().find(|choice| name(*choice).eq_ignore_ascii_case(text));
-        found.ok_or_else(|| Mistake::Choice { key, value: clip(text), known: all.iter().copied().map(name).collect() })
+        let found = T::VARIANTS.iter().find(|choice| Into::<&str>::into(**choice).eq_ignore_ascii_case(text));
+        let known = || T::VARIANTS.iter().map(|choice| (*choice).into()).collect();
+        found.copied().ok_or_else(|| Mistake::Choice { key, value: clip(text), known: known() })
     })
 }
 

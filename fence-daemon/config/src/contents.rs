@@ -8,102 +8,63 @@ use super::warning::{Doubt, Warnings};
 /// The most mistakes that one run reports. The rest shows when these are corrected.
 const MAX_MISTAKES: usize = 20;
 
-/// What resolving a file finds. Positions are looked up at the end, all at once.
+/// What resolving a file finds.
 pub(super) struct Findings<'s> {
     source: &'s Source<'s>,
-    mistakes: Vec<Wrong>,
-    doubts: Vec<FoundDoubt>,
+    mistakes: Vec<(Position, Mistake)>,
     warnings: Warnings,
-}
-
-/// A mistake and its span.
-struct Wrong {
-    span: Span,
-    mistake: Mistake,
-    /// The earlier span that it contradicts.
-    earlier: Option<Span>,
-}
-
-/// A doubt and its span.
-struct FoundDoubt {
-    span: Span,
-    doubt: Doubt,
-    /// The later span that overrules it.
-    later: Option<Span>,
 }
 
 impl<'s> Findings<'s> {
     pub(super) fn new(source: &'s Source<'s>, warnings: Warnings) -> Self {
-        Self { source, mistakes: Vec::new(), doubts: Vec::new(), warnings }
+        Self { source, mistakes: Vec::new(), warnings }
+    }
+
+    /// Whether enough mistakes are found to fill the report.
+    fn are_enough(&self) -> bool {
+        self.mistakes.len() >= MAX_MISTAKES
     }
 
     /// Adds a mistake.
     pub(super) fn mistake(&mut self, span: &Span, mistake: Mistake) {
-        if self.mistakes.len() < MAX_MISTAKES {
-            self.mistakes.push(Wrong { span: span.clone(), mistake, earlier: None });
+        if !self.are_enough() {
+            self.mistakes.push((self.source.place(span), mistake));
         }
     }
 
     /// Adds a mistake: a section repeats an earlier one with other contents.
     fn contradicts(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
-        if self.mistakes.len() < MAX_MISTAKES {
-            // [`Self::conclude`] fills in the line.
-            let mistake = Mistake::SectionTwice { name: clip(later.value), line: 0 };
-            self.mistakes.push(Wrong { span: later.span.clone(), mistake, earlier: Some(earlier.span.clone()) });
+        if !self.are_enough() {
+            let line = self.source.place(&earlier.span).line();
+            self.mistake(&later.span, Mistake::SectionTwice { name: clip(later.value), line });
         }
     }
 
-    /// Adds a doubt.
+    /// Adds a doubt. A file may hold a million of them, and suggestions take time, so doubts beyond
+    /// the limit get none.
     pub(super) fn doubt(&mut self, span: &Span, doubt: impl FnOnce() -> Doubt) {
-        self.found(span, None, doubt);
+        if self.warnings.are_enough() {
+            self.warnings.leave_out();
+        } else {
+            self.warnings.push(Some(self.source.place(span)), doubt());
+        }
     }
 
     /// Adds a doubt: `later` overrules `earlier`.
     pub(super) fn overruled(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
-        // [`Self::conclude`] fills in the line.
-        self.found(&earlier.span, Some(&later.span), || Doubt::Overruled { name: clip(earlier.value), line: 0 });
-    }
-
-    fn found(&mut self, span: &Span, later: Option<&Span>, doubt: impl FnOnce() -> Doubt) {
-        // A file may hold a million doubts. Suggestions take time, so doubts beyond the limit get
-        // none.
-        if self.warnings.takes_more_than(self.doubts.len()) {
-            self.doubts.push(FoundDoubt { span: span.clone(), doubt: doubt(), later: later.cloned() });
-        } else {
-            self.warnings.leave_out();
-        }
+        let source = self.source;
+        let line = || source.place(&later.span).line();
+        self.doubt(&earlier.span, || Doubt::Overruled { name: clip(earlier.value), line: line() });
     }
 
     /// Returns the warnings, or, if there are mistakes, all mistakes in the file's order.
     pub(super) fn conclude(mut self) -> Result<Warnings, ConfigError> {
-        let spans: Vec<&Span> = self.doubts.iter().map(|found| &found.span).collect();
-        let laters: Vec<&Span> = self.doubts.iter().filter_map(|found| found.later.as_ref()).collect();
-        let (places, laters) = (self.source.places(&spans), self.source.places(&laters));
-        let mut laters = laters.into_iter();
-        for (FoundDoubt { mut doubt, .. }, place) in self.doubts.into_iter().zip(places) {
-            if let Doubt::Overruled { line, .. } = &mut doubt {
-                *line = laters.next().map_or(0, |later| later.line());
-            }
-            self.warnings.push(Some(place), doubt);
-        }
         self.warnings.sort();
         if self.mistakes.is_empty() {
             return Ok(self.warnings);
         }
-        // What concerns the whole file comes before what concerns its first word.
-        self.mistakes.sort_by_key(|wrong| (wrong.span.start, wrong.span.end));
-        let spans: Vec<&Span> = self.mistakes.iter().map(|wrong| &wrong.span).collect();
-        let earlier: Vec<&Span> = self.mistakes.iter().filter_map(|wrong| wrong.earlier.as_ref()).collect();
-        let (places, earlier) = (self.source.places(&spans), self.source.places(&earlier));
-        let mut earlier = earlier.into_iter();
-        let mut list: Vec<(Position, Mistake)> = Vec::with_capacity(places.len());
-        for (place, Wrong { mut mistake, .. }) in places.into_iter().zip(self.mistakes) {
-            if let Mistake::SectionTwice { line, .. } = &mut mistake {
-                *line = earlier.next().map_or(0, |earlier| earlier.line());
-            }
-            list.push((place, mistake));
-        }
-        Err(ConfigError::Mistakes(Mistakes { list, warnings: self.warnings }))
+        self.mistakes.sort_by_key(|(place, _)| place.order());
+        Err(ConfigError::Mistakes(Mistakes { list: self.mistakes, warnings: self.warnings }))
     }
 }
 
@@ -222,7 +183,7 @@ impl<'i> Contents<'i> {
         } else if !scope.knows_section(name) {
             // A misspelled restriction would restrict nothing, so it is a mistake. Once enough
             // mistakes are found to fill the report, further ones need not be looked for.
-            let enough = findings.mistakes.len() >= MAX_MISTAKES;
+            let enough = findings.are_enough();
             let looks_like_one = || !enough && is_like(name, "groups") && scope.meant(name) == Some("groups");
             if is_one_of(&["group", "groups"], name) || looks_like_one() || restricts(&item.items) {
                 findings.mistake(&item.name.span, Mistake::Misplaced(clip(name)));

@@ -158,14 +158,6 @@ pub enum Mistake {
         /// Its name.
         name: String,
     },
-    /// `hash` or `auth` has an unknown value.
-    #[error("`{key}` has an unknown value: \"{value}\"")]
-    Hash {
-        /// `hash` or `auth`.
-        key: &'static str,
-        /// The value.
-        value: String,
-    },
     /// `port` is not a port number.
     #[error("\"{0}\" is no port number")]
     Port(String),
@@ -184,9 +176,6 @@ pub enum Mistake {
     /// No interface can have this name.
     #[error("\"{0}\" cannot be the name of a network interface")]
     Interface(String),
-    /// `attach` has an unknown value.
-    #[error("\"{0}\" is an unknown way to attach")]
-    Attach(String),
     /// A key has none of its possible values.
     #[error("`{key}` has an unknown value: \"{value}\"")]
     Choice {
@@ -332,14 +321,13 @@ impl Mistake {
             Self::Missing(plugin) => format!("`{plugin}` belongs in the `fence_virtd` section"),
             Self::NotYet { plugin, .. } => format!("only \"{}\" so far", plugin.supported()),
             Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
-            Self::Hash { .. } => "unknown digest".to_owned(),
             Self::Port(_) => "not a number from 1 to 65535".to_owned(),
             Self::Family(_) => "unknown family".to_owned(),
             Self::Address(_) | Self::MemberAddress(_) => "not an IP address".to_owned(),
             Self::NotMulticast(_) => "no group can be joined here".to_owned(),
             Self::OtherFamily(_) => "of the other family".to_owned(),
             Self::Interface(_) => "not a possible name".to_owned(),
-            Self::Attach(_) | Self::Choice { .. } => "unknown".to_owned(),
+            Self::Choice { .. } => "unknown".to_owned(),
             Self::RelativePath(_) => "does not begin with `/`".to_owned(),
             Self::Switch { .. } | Self::AmbiguousSwitch { .. } => "write a number".to_owned(),
             Self::Number { least, .. } => format!("not a number, or not from {least} on"),
@@ -371,7 +359,6 @@ impl Mistake {
             Self::NotYet { plugin, .. } | Self::NoSuch { plugin, .. } => {
                 format!("write `{plugin} = \"{}\";`", plugin.supported())
             }
-            Self::Hash { .. } => "write one of \"sha256\", \"sha512\", \"sha1\", \"none\"".to_owned(),
             Self::Port(_) => "write a port such as \"1229\", which clients use by default".to_owned(),
             Self::Family(_) => "write \"ipv4\" or \"ipv6\"".to_owned(),
             Self::Address(_) | Self::NotMulticast(_) => {
@@ -392,7 +379,6 @@ impl Mistake {
             Self::RelativePath(_) => "write the whole path, from `/` on".to_owned(),
             Self::Number { key, .. } => format!("write a whole number, or leave `{key}` out for the default"),
             Self::Span { .. } => "write a number and `s`, `m`, `h` or `d`, such as \"24h\"".to_owned(),
-            Self::Attach(_) => "write one of \"auto\", \"native\", \"generic\", \"tcx\", \"off\"".to_owned(),
             Self::Switch { key, .. } => format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for off"),
             Self::AmbiguousSwitch { key, .. } => {
                 format!("write `{key} = \"1\";` for on, `{key} = \"0\";` for what fence_virtd did so far")

@@ -48,33 +48,19 @@ impl<'s> Source<'s> {
     /// The position of a span. The mark ends with the line on which the span begins.
     #[must_use]
     pub fn place(&self, span: &Span) -> Position {
-        let mut cursor = Cursor::new(self.bytes);
-        cursor.go_on_to(span.start);
-        self.place_at(&cursor, span)
-    }
+        // A byte order mark is no column: editors hide it too.
+        let begin = if self.bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        let (before, after) = self.bytes.split_at(span.start.clamp(begin, self.bytes.len()));
+        let head = before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        let is_first = head.len() == before.len();
+        let head = head.get(if is_first { begin } else { 0 }..).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count().saturating_add(1);
+        // Continuation bytes of UTF-8 are no characters of their own.
+        let column = head.iter().filter(|byte| !matches!(byte, 0x80..=0xbf)).count().saturating_add(1);
 
-    /// The positions of many spans, in their order. One pass finds them all: the file may be a
-    /// single line of megabytes.
-    pub(super) fn places(&self, spans: &[&Span]) -> Vec<Position> {
-        let mut order: Vec<usize> = (0..spans.len()).collect();
-        order.sort_by_key(|&index| spans.get(index).map(|span| span.start));
-        let mut cursor = Cursor::new(self.bytes);
-        let mut places: Vec<(usize, Position)> = Vec::with_capacity(spans.len());
-        for index in order {
-            let Some(span) = spans.get(index) else { continue };
-            cursor.go_on_to(span.start);
-            places.push((index, self.place_at(&cursor, span)));
-        }
-        places.sort_by_key(|(index, _)| *index);
-        places.into_iter().map(|(_, place)| place).collect()
-    }
-
-    fn place_at(&self, cursor: &Cursor<'_>, span: &Span) -> Position {
-        let (before, after) = self.bytes.split_at(cursor.at.min(self.bytes.len()));
         // The end of a line that is too long to be shown is not looked for.
         let (after, _) = after.split_at(after.len().min(LONG_LINE.saturating_add(1)));
         let line_len = after.iter().position(|byte| *byte == b'\n').unwrap_or(after.len());
-        let head = before.get(cursor.line_start..).unwrap_or_default();
         let tail = after[..line_len].trim_ascii_end();
         let (marked, tail) = tail.split_at(span.len().min(tail.len()));
 
@@ -94,49 +80,7 @@ impl<'s> Source<'s> {
         }
         excerpt.push_str(dots(around(marked.len()) < marked.len() || around(tail.len()) < tail.len()));
 
-        Position {
-            path: self.path.to_owned(),
-            line: cursor.line,
-            column: cursor.column,
-            excerpt,
-            mark: mark_start..mark_end,
-            cut: long,
-        }
-    }
-}
-
-/// A cursor that counts lines and columns.
-struct Cursor<'s> {
-    bytes: &'s [u8],
-    at: usize,
-    line: usize,
-    line_start: usize,
-    column: usize,
-}
-
-impl<'s> Cursor<'s> {
-    fn new(bytes: &'s [u8]) -> Self {
-        // A byte order mark is no column: editors hide it too.
-        let at = if bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
-        Self { bytes, at, line: 1, line_start: at, column: 1 }
-    }
-
-    /// Moves forward to an offset, or to the end of the file.
-    fn go_on_to(&mut self, offset: usize) {
-        let end = offset.clamp(self.at, self.bytes.len().max(self.at));
-        for (offset, byte) in self.bytes.get(self.at..end).unwrap_or_default().iter().enumerate() {
-            match byte {
-                b'\n' => {
-                    self.line = self.line.saturating_add(1);
-                    self.line_start = self.at.saturating_add(offset).saturating_add(1);
-                    self.column = 1;
-                }
-                // A continuation byte of UTF-8.
-                0x80..=0xbf => {}
-                _ => self.column = self.column.saturating_add(1),
-            }
-        }
-        self.at = end;
+        Position { path: self.path.to_owned(), line, column, excerpt, mark: mark_start..mark_end, cut: long }
     }
 }
 
@@ -163,6 +107,11 @@ impl Position {
     #[must_use]
     pub fn column(&self) -> usize {
         self.column
+    }
+
+    /// The file's order. What concerns the whole file comes before what concerns its first word.
+    pub(super) fn order(&self) -> (usize, usize, usize) {
+        (self.line, self.column, self.mark.len())
     }
 }
 
@@ -230,16 +179,6 @@ mod tests {
         assert_eq!((found.line(), found.column(), found.excerpt.as_str()), (1, 5, "a = 1"));
         assert_eq!(place(b"\xef\xbb\xbf", 0..0).excerpt, "");
         assert_eq!(place(b"\xef\xbb\xbf\nb", 4..5).to_string(), "f:2:1");
-    }
-
-    #[test]
-    fn many_places_are_found_in_one_pass_and_in_any_order() {
-        let file = "\u{feff}a\n bé c\n\nd".as_bytes();
-        let spans = [file.len()..file.len(), 3..4, 0..0, 10..11, 99..100];
-        let found = Source::new(Path::new("f"), file).places(&spans.each_ref());
-        assert_eq!(found, spans.map(|span| place(file, span)));
-        let places: Vec<_> = found.iter().map(ToString::to_string).collect();
-        assert_eq!(places, ["f:4:2", "f:1:1", "f:1:1", "f:2:5", "f:4:2"]);
     }
 
     #[test]

@@ -30,10 +30,10 @@ pub fn render(config: &Config, file: &[u8]) -> String {
     let chosen = &config.hypervisor;
     let pause = crate::in_seconds(chosen.reboot_pause);
     for (key, value) in [
-        ("kill", chosen.kill.name()),
-        ("reboot_method", chosen.reboot_method.name()),
-        ("reboot_pause", &pause),
-        ("reboot_reply", chosen.reboot_reply.name()),
+        ("kill", chosen.kill.into()),
+        ("reboot_method", chosen.reboot_method.into()),
+        ("reboot_pause", pause.as_str()),
+        ("reboot_reply", chosen.reboot_reply.into()),
     ] {
         line(&mut text, 2, key, value, written.get(LIBVIRT, key).is_none());
     }
@@ -67,7 +67,7 @@ fn global(text: &mut String, config: &Config, written: &Document) {
     let state = config.hypervisor.state.as_deref().unwrap_or_else(|| Path::new(crate::DEFAULT_STATE_DIRECTORY));
     for (key, value) in [
         ("lock_memory", yes_or_no(config.stress.lock_memory)),
-        ("priority", config.stress.priority.name()),
+        ("priority", config.stress.priority.into()),
         ("oom_protect", yes_or_no(config.stress.oom_protect)),
         ("state_directory", &state.to_string_lossy()),
     ] {
@@ -107,7 +107,7 @@ fn multicast(text: &mut String, config: &Config, written: &Document) {
         ("auth", multicast.auth.name()),
         ("attach", multicast.attach.name()),
         ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
-        ("alone", multicast.alone.name()),
+        ("alone", multicast.alone.into()),
     ] {
         if key == "attach" && config.groups.have_keys() {
             text.push_str(

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use fence_common::hash::HashKind;
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
+use strum::{IntoStaticStr, VariantArray};
 
-use super::choices;
+use super::choices::{self, choice};
 use super::contents::{Contents, Findings, Scope};
 use super::error::{ConfigError, Mistake, Plugin};
 use super::groups::{self, Groups};
@@ -76,9 +77,11 @@ impl Multicast {
 }
 
 /// How the kernel program is attached to the interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Attach {
     /// The way that costs other traffic least, of those that the device and the kernel support.
+    #[default]
     Auto,
     /// XDP in the driver, or not at all.
     Native,
@@ -93,14 +96,8 @@ pub enum Attach {
 impl Attach {
     /// The name in the configuration file.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Tcx => "tcx",
-            Self::Off => "off",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -293,11 +290,7 @@ fn multicast(section: &Contents<'_>, findings: &mut Findings<'_>) -> Multicast {
         Ok(0) | Err(_) => Err(Mistake::Port(clip(text))),
         Ok(port) => Ok(port),
     });
-    let attach = read(section.get("attach"), Attach::Auto, findings, |text| {
-        let known = [Attach::Auto, Attach::Native, Attach::Generic, Attach::Tcx, Attach::Off];
-        let found = known.into_iter().find(|attach| attach.name().eq_ignore_ascii_case(text));
-        found.ok_or_else(|| Mistake::Attach(clip(text)))
-    });
+    let attach = choice(section, "attach", findings);
     let strict_source = read(section.get("strict_source"), true, findings, |text| {
         on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: clip(text) })
     });
@@ -337,7 +330,8 @@ fn group_address(section: &Contents<'_>, findings: &mut Findings<'_>) -> IpAddr 
 fn digest(key: &'static str, section: &Contents<'_>, findings: &mut Findings<'_>) -> HashKind {
     let item = section.get(key);
     let kind = read(item, HashKind::Sha256, findings, |text| {
-        HashKind::from_name(text).ok_or_else(|| Mistake::Hash { key, value: clip(text) })
+        let known = || vec!["sha256", "sha512", "sha1", "none"];
+        HashKind::from_name(text).ok_or_else(|| Mistake::Choice { key, value: clip(text), known: known() })
     });
     if let (Some(item), HashKind::None) = (item, kind) {
         findings.doubt(&item.value.span, || Doubt::NoDigest(key));

@@ -4,9 +4,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use strum::{IntoStaticStr, VariantArray};
+
 /// Whether no other hypervisor hears the requests. A domain that is off is then answered for at
 /// once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Alone {
     /// As far as the kernel knows: the interface leads to guests of this host only.
     #[default]
@@ -18,7 +21,8 @@ pub enum Alone {
 }
 
 /// How domains are powered off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Kill {
     /// Kills the domain's process if it runs on this host; otherwise as [`Kill::Libvirt`].
     #[default]
@@ -28,7 +32,8 @@ pub enum Kill {
 }
 
 /// How domains are rebooted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum RebootMethod {
     /// Powers the domain off and starts it again.
     #[default]
@@ -38,7 +43,8 @@ pub enum RebootMethod {
 }
 
 /// When a reboot is answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum RebootReply {
     /// When the domain is proven off: it can do no more harm.
     #[default]
@@ -70,7 +76,8 @@ pub const PAUSE_MAX: Duration = Duration::from_secs(60);
 pub const PAUSE_MAX_ANSWERED: Duration = Duration::from_secs(10);
 
 /// How the daemon's threads compete for processors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Priority {
     /// As any process.
     Normal,

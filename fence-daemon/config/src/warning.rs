@@ -222,16 +222,16 @@ impl fmt::Display for Warning {
 impl Warnings {
     /// Adds a doubt about a position, or about a file as a whole.
     pub fn push(&mut self, place: Option<Position>, doubt: Doubt) {
-        if self.list.len() < MAX_WARNINGS {
-            self.list.push(Warning { place, doubt });
+        if self.are_enough() {
+            self.leave_out();
         } else {
-            self.left_out = self.left_out.saturating_add(1);
+            self.list.push(Warning { place, doubt });
         }
     }
 
-    /// Whether one more than `more` further warnings would be kept.
-    pub(super) fn takes_more_than(&self, more: usize) -> bool {
-        self.list.len().saturating_add(more) < MAX_WARNINGS
+    /// Whether no further warning would be kept.
+    pub(super) fn are_enough(&self) -> bool {
+        self.list.len() >= MAX_WARNINGS
     }
 
     /// Counts a warning that is not kept.

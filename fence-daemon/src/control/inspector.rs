@@ -75,7 +75,7 @@ impl Inspector {
             hash: multicast.hash.name().to_owned(),
             auth: multicast.auth.name().to_owned(),
             attach: multicast.attach.name().to_owned(),
-            alone: multicast.alone.name().to_owned(),
+            alone: <&str>::from(multicast.alone).to_owned(),
             hears: false,
             status: String::new(),
             interfaces: Vec::new(),

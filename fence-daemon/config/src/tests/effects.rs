@@ -33,6 +33,8 @@ const LAB: Given = As("Config::new(");
 const OPERATIONS: &str = "netns/operations.rs";
 const SETTINGS: &str = "netns/settings.rs";
 const EFFECTS_OF_PROCESS: &str = "netns/effects.rs";
+const REMOTE_URIS: &str = "cluster/remote_uris.rs";
+const EACH_URI: &str = "each_form_of_uri_connects_under_the_unit";
 const ALONE: &str = "netns/alone.rs";
 const BAD_REQUESTS: &str = "netns/bad_requests.rs";
 const RECORDS: &str = "libvirt/records.rs";
@@ -100,13 +102,8 @@ const EFFECTS: &[Effect] = &[
     ("alone", &["auto"], Default, ALONE, "a_domain_that_is_off_is_deferred_while_the_bridge_leads_out"),
     ("alone", &["yes", "no"], Written, ALONE, "the_configuration_overrules_where_the_bridge_leads"),
     // libvirt
-    (
-        "uri",
-        &["qemu:///system", "lxc:///", "qemu+ssh://root@host/system"],
-        Written,
-        "cluster/service.rs",
-        "each_form_of_uri_connects_under_the_unit",
-    ),
+    ("uri", &["qemu:///system", "lxc:///"], Written, REMOTE_URIS, EACH_URI),
+    ("uri", &["qemu+ssh://root@host/system"], As("BY_SSH,"), REMOTE_URIS, EACH_URI),
     ("kill", &["direct"], Default, RECORDS, "the_short_way_leaves_the_records_that_are_documented"),
     ("kill", &["libvirt"], Written, RECORDS, "libvirts_way_leaves_its_own_records"),
     ("reboot_method", &["cycle"], Default, REBOOT, REBOOTED),
