@@ -170,6 +170,7 @@ impl Maker {
             0 => request.domain = [b'x'; 64],
             1 => request.port.set(0),
             2 => request.address = [0; 28],
+            3 => request.address[..4].copy_from_slice(&[127, 0, 0, 1]),
             _ => request.as_mut_bytes()[at] = self.dice.byte(),
         }
     }
@@ -199,7 +200,7 @@ impl Maker {
         }
         let mut address = [0; 16];
         address.copy_from_slice(&request.address[..16]);
-        if self.dice.one_in(16) {
+        if address[0] == 127 || self.dice.one_in(16) {
             address[self.dice.below(4)] = self.dice.byte();
         }
         let [a, b, c, d, ..] = address;
