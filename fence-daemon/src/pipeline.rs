@@ -198,7 +198,7 @@ impl Pipeline {
         if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
             ledger.reject(request.id(), request.endpoint(), request.arrived().nanos());
             drop(ledger);
-            self.shared.requests.reject(request.about(), "too many are being served");
+            self.shared.requests.reject(request.about(), "too many requests are being served");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
                 let domain = domain(&request);
@@ -401,7 +401,7 @@ impl Shared {
         }
         match reason {
             NoPeer::Unreached(error, _) => Ended::unanswered(Ending::NoCallback, format!("callback failed: {error}")),
-            NoPeer::Displaced => Ended::unanswered(Ending::Displaced, "too many are being served"),
+            NoPeer::Displaced => Ended::unanswered(Ending::Displaced, "too many requests are being served"),
             NoPeer::Ended => Ended::unanswered(Ending::Stopped, "the daemon is stopping"),
         }
     }

@@ -63,11 +63,11 @@ pub struct Cli {
     #[arg(short = 'p', long = "pidfile", value_name = "FILE", default_value = DEFAULT_PID_FILE, value_parser = absolute)]
     pub pid_file: PathBuf,
 
-    /// Ask for the configuration, show it, and write it if told to; then exit
+    /// Ask for the configuration, show it, write it when confirmed, and exit
     #[arg(short = 'c', long)]
     pub configure: bool,
 
-    /// List the listeners and backends that there are; then exit
+    /// List the available listeners and backends, and exit
     #[arg(short = 'l', long)]
     pub list: bool,
 
@@ -116,11 +116,11 @@ pub struct Given {
     #[arg(long, value_name = "DIGEST", requires = "configure")]
     pub auth: Option<String>,
 
-    /// Make the key (and its directory) if it is not there
+    /// Create the key (and its directory) if it does not exist
     #[arg(long, requires = "configure")]
     pub create_key: bool,
 
-    /// Ask nothing: what is not given stays as it is in the file, or has its default
+    /// Ask nothing: missing answers come from the file, or are the defaults
     #[arg(long, requires = "configure")]
     pub yes: bool,
 }
@@ -131,28 +131,27 @@ pub enum Action {
     /// Check the configuration and print it with every default filled in
     ///
     /// The output is a configuration file itself: every key that has an effect, with a comment
-    /// where its value is a default. Warnings and mistakes go to standard error, with their places.
-    /// The key and the interface are looked at as well; nothing is changed, opened to the network
-    /// or sent.
+    /// where its value is a default. Warnings and mistakes go to standard error, with file and
+    /// line. The key and the interface are checked as well. Nothing is changed or sent.
     ///
-    /// Exit status: 0 if the daemon takes it, 255 for a mistake in the file or no usable key: what
-    /// the daemon would exit with.
+    /// Exit status, as of the daemon: 0 if it would start, 255 for a mistake in the file or no
+    /// usable key.
     CheckConfig,
 
-    /// Show how the daemon that runs is: what it hears, what it has done, what is wrong
+    /// Show the running daemon's state: what it hears, what it has done, what is wrong
     ///
-    /// Asked over its control socket, control.sock in the configuration's state_directory. For root
-    /// alone.
+    /// Asks over the control socket, control.sock in the configuration's state_directory. Only root
+    /// may.
     ///
     /// Exit status: 0 serving, 1 serving with something missing (or starting, or stopping), 3 no
     /// daemon answers, 4 its state is unknown.
     Status {
-        /// Print what the daemon says, as JSON on one line (see docs/reference/inspect.md)
+        /// Print the report as JSON on one line (see docs/reference/inspect.md)
         #[arg(long)]
         json: bool,
     },
 
-    /// Look for what keeps a fence from working, and say what to type against it
+    /// Find what keeps a fence from working, and say what to type against it
     ///
     /// On the hypervisor: configuration, key, daemon, interface, memberships, firewall, kernel
     /// program, libvirt, domains, the host. In a guest (--from-guest): key, fence_xvm, route,
@@ -160,7 +159,7 @@ pub enum Action {
     ///
     /// Exit status: 0 nothing is wrong (there may be warnings), 1 something is.
     Doctor {
-        /// Look from inside of a guest, where fence_xvm is
+        /// Check a guest from inside, where fence_xvm is
         #[arg(long)]
         from_guest: bool,
 
@@ -168,28 +167,27 @@ pub enum Action {
         #[arg(long, value_name = "FILE", value_parser = absolute, requires = "from_guest")]
         key: Option<PathBuf>,
 
-        /// Print what was found as JSON on one line (see docs/reference/doctor.md)
+        /// Print the findings as JSON on one line (see docs/reference/doctor.md)
         #[arg(long)]
         json: bool,
     },
 
-    /// Watch the daemon that runs: the same as status, and rates, each second; q quits
+    /// Watch the running daemon: status and rates, renewed each second; q quits
     Top,
 
-    /// Make the key that hypervisors and guests share
+    /// Create the key that hypervisors and guests share
     ///
-    /// 4096 random bytes, readable by root only. A key that is there already is not touched without
-    /// --force.
+    /// 4096 random bytes, readable by root only. An existing key stays, unless --force is given.
     Keygen {
-        /// Where to put it [default: the configuration's key_file]
+        /// The file to create [default: the configuration's key_file]
         #[arg(value_name = "PATH", value_parser = absolute)]
         path: Option<PathBuf>,
 
-        /// Replace a key that is there: every guest needs the new one then
+        /// Replace an existing key: every guest then needs the new one
         #[arg(long)]
         force: bool,
 
-        /// Make missing directories too
+        /// Create missing directories
         #[arg(long)]
         parents: bool,
     },

@@ -22,7 +22,7 @@ pub fn run(path: Option<&Path>, config: &Path, options: KeygenOptions) -> u8 {
         Ok(path) => path,
         Err(error) => {
             complain(error.render(stderr_colours()));
-            complain("fence-daemon: no key was made: name its file, or mend the configuration");
+            complain("fence-daemon: no key was created: name its file, or correct the configuration");
             return EXIT_USAGE;
         }
     };
@@ -65,12 +65,12 @@ pub struct KeygenOptions {
 pub enum KeygenError {
     /// The key exists, and may be in use.
     #[error(
-        "{path} exists already, and guests may use it: use that one, or make the new one beside it (`key_file2`), or give --force and every guest the new one",
+        "{path} exists already, and guests may use it: keep it, create the new key beside it (`key_file2`), or use --force and copy the new key to every guest",
         path = .0.display()
     )]
     Exists(PathBuf),
     /// The key's directory is missing.
-    #[error("there is no directory {}: make it, or have it made by --parents", .0.display())]
+    #[error("there is no directory {}: create it, or add --parents", .0.display())]
     NoDirectory(PathBuf),
     /// The key's directory cannot be made.
     #[error("cannot make the directory {}: {error}", path.display())]

@@ -139,7 +139,7 @@ fn a_change_by_somebody_else_is_not_overwritten() {
     dir.write("conf", "theirs");
     answers.write_all(b"y\n").unwrap();
     std::io::copy(&mut said, &mut std::io::sink()).unwrap();
-    failed(&child.wait_with_output().unwrap().into(), "changed by somebody else");
+    failed(&child.wait_with_output().unwrap().into(), "has changed meanwhile");
     assert_eq!(dir.contents().into_iter().collect::<Vec<_>>(), [("conf".to_owned(), b"theirs".to_vec())]);
 }
 

@@ -60,7 +60,7 @@ fn without_a_configuration_that_names_it_no_key_is_made() {
     for file in [dir.write("broken", "fence_virtd { listener = multicast; }"), dir.path("none")] {
         let refused = run(&["keygen"], &file, "");
         assert_eq!(refused.code, Some(255), "{}", refused.stdout);
-        assert!(refused.stderr.contains("no key was made"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("no key was created"), "{}", refused.stderr);
     }
     assert_eq!(dir.contents().len(), 1);
 }

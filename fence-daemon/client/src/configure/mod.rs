@@ -44,13 +44,13 @@ pub enum ConfigureError {
         why: String,
     },
     /// The old file is invalid, and nobody can be asked whether to replace it.
-    #[error("the file that is there is not understood, so nothing was written: mend it, or move it away")]
+    #[error("the existing file has mistakes, so nothing was written: correct it, or move it away")]
     Broken(ConfigError),
     /// The new file would be invalid, because of an old setting that no question covers.
     #[error("the daemon would not start with this, so nothing was written: mend this part of the old file first")]
     Unusable(ConfigError),
     /// Another process has changed the file meanwhile.
-    #[error("{} was changed by somebody else meanwhile: nothing was written, begin again", .0.display())]
+    #[error("{} has changed meanwhile, so nothing was written: start again", .0.display())]
     Changed(PathBuf),
     /// The file cannot be read or written.
     #[error(transparent)]
@@ -185,7 +185,7 @@ fn write(
         return Ok(dialogue.say(&format!("{named} is written; it counts from the daemon's next start."))?);
     };
     if old == text.as_bytes() {
-        return Ok(dialogue.say(&format!("{named} says exactly this already."))?);
+        return Ok(dialogue.say(&format!("{named} has this content already."))?);
     }
     let backup = back_up(&place.file, old)?;
     if let Err(error) = place.replace(text.as_bytes()) {
@@ -228,7 +228,7 @@ fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> R
     let is_missing = path.metadata().is_err();
     if !config.multicast.needs_key() || !is_missing {
         if given.create_key {
-            dialogue.say(&format!("No key is made: {} is there already, or none is needed.", path.display()))?;
+            dialogue.say(&format!("No key was created: {} exists already, or none is needed.", path.display()))?;
         }
         return Ok(());
     }

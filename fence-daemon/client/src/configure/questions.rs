@@ -14,24 +14,24 @@ use super::values::{GLOBAL, LIBVIRT, MULTICAST, check, check_key_file, check_uri
 use crate::cli::{self, Given};
 
 const MODULES: &str = "\
-Stock servers load their plugins from a directory. This daemon has its own built in and ignores the setting; it is for the case
-that the same file serves a stock server again. `none`: leave it to that server.";
+fence_virtd loads its plugins from a directory. This daemon has its plugins built in and ignores the setting. It matters only
+if fence_virtd uses this file again. `none`: fence_virtd's default.";
 const LISTENER: &str = "\
-The listener is the way on which guests ask for a fence.";
+The listener receives the guests' requests.";
 const ADDRESS: &str = "\
 Guests send their requests to this multicast group. Unless they run fence_xvm with -a, that is 225.0.0.12, or
 ff05::3:1 over IPv6. The address decides which of the two families is used.";
 const PORT: &str = "\
 The UDP port that guests send to, and the TCP port that they are called back at (fence_xvm -p).";
 const INTERFACE: &str = "\
-Requests are taken from one interface, the bridge that the guests are on: virbr0 for libvirt's own network. Name it: only
-then do they come from nowhere else. `none`: every interface that is up.";
+The interface that requests come from: the guests' bridge, virbr0 for libvirt's own network. Requests through other interfaces
+are then ignored. `none`: every interface that is up.";
 const KEY_FILE: &str = "\
-Who has the bytes of this file may fence. The same file belongs onto this host, onto every guest, and nowhere else.";
+Everyone who has this file's content can fence. Put the same file on this host and on every guest, and nowhere else.";
 const BACKEND: &str = "\
 The backend carries requests out.";
 const URI: &str = "\
-Where libvirt is asked for the guests: qemu:///system for virtual machines of this host, lxc:/// for containers.";
+The libvirt connection that has the guests: qemu:///system for virtual machines of this host, lxc:/// for containers.";
 
 /// fence_virtd's default if neither the file nor an option has a value.
 const NOTHING: &str = "none";
@@ -134,7 +134,7 @@ impl<'q, 'd> Questions<'q, 'd> {
         if let Some(old) = old {
             match accept(old) {
                 Ok(()) => default = old,
-                Err(why) => self.dialogue.say(&format!("What the file says now cannot stay: {why}."))?,
+                Err(why) => self.dialogue.say(&format!("The file's present value is invalid: {why}."))?,
             }
         }
         Ok(self.dialogue.ask(question.label, default, |answer| accept(answer).map(|()| answer.to_owned()))?)

@@ -56,17 +56,17 @@ fn judge(bridge: &Bridge) -> Finding {
         return Finding::ok(CHECK, format!("{name} does not snoop: multicast goes to all of its ports"));
     }
     if bridge.querier {
-        return Finding::ok(CHECK, format!("{name} snoops, and asks itself who has joined"));
+        return Finding::ok(CHECK, format!("{name} snoops, and is its own querier"));
     }
     if bridge.ways_out.is_empty() {
         return Finding::ok(
             CHECK,
-            format!("{name} snoops without a querier, and leads nowhere: Linux gives multicast to all then"),
+            format!("{name} snoops without a querier, and leads to no other host: Linux then floods multicast"),
         );
     }
     Finding::warning(
         CHECK,
-        format!("{name} snoops without a querier, and leads on through {}", bridge.ways_out.join(", ")),
+        format!("{name} snoops without a querier, and leads to other hosts through {}", bridge.ways_out.join(", ")),
         "switches on the way forget memberships after some minutes (260 s, mostly) if nobody asks for them, and requests of guests on other hosts \
          stop coming: have this bridge ask, unless a router or a switch of that network does",
     )

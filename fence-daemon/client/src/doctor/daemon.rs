@@ -22,7 +22,7 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
     let report = match answer {
         Ok(report) => report,
         Err(error @ ClientError::NotThere { .. }) => {
-            let remedy = "nobody can be fenced by this host: start it; if it does not stay, its log says why (`journalctl -u fence-daemon`)";
+            let remedy = "this host fences nobody: start the daemon; if it stops again, its log says why (`journalctl -u fence-daemon`)";
             let start = if has_systemd { "systemctl start fence-daemon" } else { "fence-daemon" };
             return vec![Finding::wrong(CHECK, error.to_string(), remedy).command(start)];
         }
@@ -53,7 +53,8 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
     }];
     if daemon.version != VERSION {
         let seen = format!("the daemon is version {}, this program {VERSION}", daemon.version);
-        let remedy = "it was updated and runs on: start it again (guests that ask meanwhile ask again)";
+        let remedy =
+            "the program was updated, and the old daemon still runs: restart it (guests that ask meanwhile ask again)";
         findings.push(Finding::warning(CHECK, seen, remedy).command("systemctl restart fence-daemon"));
     }
     findings
@@ -130,7 +131,7 @@ pub fn requests(report: &Report) -> Vec<Finding> {
             )
         } else {
             let seen = format!("{address} sent {wrong} with a wrong digest, and {right} with a right one");
-            (seen, "a guest with the right key and something else that has another, or somebody who forges in its name")
+            (seen, "two programs there have different keys, or another host forges requests in its name")
         };
         findings.push(Finding::warning(CHECK, seen, remedy));
     }

@@ -114,7 +114,7 @@ fn judge(said: &Said, took: Duration, identity: &Identity, settings: &Settings) 
         return vec![Finding::ok(CHECK, seen), own(&rows, identity)];
     }
     if words.contains("hallenge") {
-        let remedy = "the callback came and the two did not agree: fence_xvm's `-C` (`auth` in Pacemaker) differs from `auth` in the host's \
+        let remedy = "the callback came and the authentication failed: fence_xvm's `-C` (`auth` in Pacemaker) differs from `auth` in the host's \
                       fence_virt.conf, or the host has answered with another key: compare fingerprints with `fence-daemon doctor` there";
         return vec![
             Finding::wrong(CHECK, "called back, and the exchange failed", remedy).command(settings.command() + " -ddd"),

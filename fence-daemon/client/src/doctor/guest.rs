@@ -66,7 +66,7 @@ fn settings(config: &Path, key_file: Option<&Path>) -> (Settings, Option<Finding
         }
         Some(Err(error)) => {
             let told =
-                Finding::wrong("configuration", error.to_string(), "without -f all is as fence_xvm has it by default");
+                Finding::wrong("configuration", error.to_string(), "without -f the checks use fence_xvm's defaults");
             (defaults, Some(told))
         }
     };

@@ -25,7 +25,7 @@ const YEAR: u64 = 31_556_952;
 #[must_use]
 pub fn privileges() -> Option<Finding> {
     let root = nix::unistd::geteuid().is_root();
-    let remedy = "keys, sockets and other processes are root's alone to look at: ask again as root (sudo)";
+    let remedy = "only root can see keys, sockets and other processes: run it again as root (sudo)";
     (!root).then(|| Finding::wrong("privileges", "this is not root", remedy))
 }
 
@@ -66,14 +66,14 @@ fn judge_clock(now: Duration, sync: Sync) -> Finding {
     if !YEARS.contains(&year) {
         let remedy = "no log of this host can be compared with another's, and certificates of libvirt connections are not valid: set it, and \
                       have it kept by chrony or systemd-timesyncd";
-        return Finding::wrong("clock", format!("it is the year {year} here"), remedy)
+        return Finding::wrong("clock", format!("this host's year is {year}"), remedy)
             .command("chronyc makestep || timedatectl set-ntp true");
     }
     match sync {
         Sync::Kept => Finding::ok("clock", "the kernel says that it is synchronised"),
         Sync::Unkept => Finding::warning(
             "clock",
-            "the kernel says that nobody keeps it right",
+            "the kernel says that it is not synchronised",
             "fencing works without (nothing of it depends on the time of day), but nobody can tell afterwards from the nodes' logs what came \
              first: run chrony or systemd-timesyncd here and in the guests",
         )
@@ -120,7 +120,7 @@ pub fn kernel(daemon: Option<u32>) -> Vec<Finding> {
 fn judge_release(release: &str) -> Finding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
     let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
-        return Finding::unknown("kernel", format!("Linux {release}"), "its version is not understood");
+        return Finding::unknown("kernel", format!("Linux {release}"), "its version is unknown");
     };
     let lacking = VERSIONS.iter().find(|(needed, _)| (major, minor) < *needed);
     match lacking {
@@ -163,7 +163,7 @@ pub fn state_directory(directory: &Path, probe: &dyn Probe) -> Finding {
     if let Some(Unsafe { error, remedy }) = probe.state_directory(directory) {
         return Finding::wrong(CHECK, error, "the daemon does not start with it").command(remedy);
     }
-    let written = "what a request claims is written there before it is carried out, so that nobody is fenced twice";
+    let written = "claims are written there before requests are carried out, so that nobody is fenced twice";
     if let Err(error) = access(place, AccessFlags::W_OK | AccessFlags::X_OK) {
         let finding = Finding::wrong(
             CHECK,
@@ -210,7 +210,7 @@ fn judge_autostart(ours: Option<&str>, stock: Option<&str>) -> Vec<Finding> {
     let mut findings = Vec::new();
     if starts(stock) {
         let remedy = "both want the port at the next boot, and the first one gets it: only one of them may start";
-        let finding = Finding::warning(CHECK, "stock's fence_virtd starts at boot", remedy);
+        let finding = Finding::warning(CHECK, "fence_virtd starts at boot", remedy);
         findings.push(finding.command("systemctl disable --now fence_virtd"));
     }
     match ours {
@@ -219,14 +219,14 @@ fn judge_autostart(ours: Option<&str>, stock: Option<&str>) -> Vec<Finding> {
             Finding::warning(
                 CHECK,
                 "fence-daemon does not start at boot",
-                "nobody is fenced after the next boot until somebody starts it",
+                "this host fences nobody after the next boot until the daemon is started",
             )
             .command("systemctl enable fence-daemon"),
         ),
         _ => findings.push(Finding::unknown(
             CHECK,
             "systemd has no unit fence-daemon",
-            "whatever else starts it, see that it does so at boot, too",
+            "make sure that it starts at boot by other means",
         )),
     }
     findings

@@ -103,7 +103,7 @@ fn judge_named(name: &str, seen: Option<&InterfaceFacts>, v4: bool) -> Finding {
             .command(format!("ip link set {name} up"));
     }
     if !seen.multicast {
-        let remedy = "requests are multicast, and such an interface gives them to nobody";
+        let remedy = "requests are multicast, and this interface receives none";
         return Finding::wrong(CHECK, format!("{name} cannot multicast"), remedy)
             .command(format!("ip link set {name} multicast on"));
     }
@@ -117,7 +117,7 @@ fn judge_named(name: &str, seen: Option<&InterfaceFacts>, v4: bool) -> Finding {
     let addresses: Vec<_> = seen.networks.iter().map(ToString::to_string).collect();
     let addresses = addresses.join(", ");
     if !seen.running {
-        let remedy = "no guest is plugged in (or its cable is not): as long as none runs that is as it should be";
+        let remedy = "no guest is connected, or the cable is unplugged: normal while no guest runs";
         return Finding::warning(CHECK, format!("{name} is up ({addresses}) and has no carrier"), remedy);
     }
     Finding::ok(CHECK, format!("{name} is up, {addresses}"))

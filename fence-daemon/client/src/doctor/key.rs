@@ -51,7 +51,7 @@ fn check_listeners(multicast: &Multicast) -> Vec<Finding> {
             findings.push(Finding::warning("key2", warning.doubt().to_string(), warning.doubt().help()));
         }
     } else {
-        findings.push(Finding::ok("key2", format!("{} does not exist: there is one key now", second.display())));
+        findings.push(Finding::ok("key2", format!("{} does not exist: one key is accepted", second.display())));
     }
     findings
 }

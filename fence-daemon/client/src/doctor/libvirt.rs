@@ -124,7 +124,7 @@ fn judge(uri: &str, answer: &Result<Vec<Domain>, Unanswered>) -> Finding {
     let try_it = try_it(uri);
     match answer {
         Ok(domains) if domains.is_empty() => {
-            let remedy = "there is nobody to fence: is it another URI that has the guests (`lxc:///`, or a user's own: `qemu:///session?socket=/run/user/UID/libvirt/libvirt-sock`)?";
+            let remedy = "it has no domains: are the guests at another URI (`lxc:///`, or a user's own: `qemu:///session?socket=/run/user/UID/libvirt/libvirt-sock`)?";
             Finding::warning(CHECK, format!("{uri} has no domains"), remedy).command(try_it)
         }
         Ok(domains) => {
@@ -132,7 +132,7 @@ fn judge(uri: &str, answer: &Result<Vec<Domain>, Unanswered>) -> Finding {
             Finding::ok(CHECK, format!("{uri} answers: {}, {running} running", counted(domains.len(), "domain")))
         }
         Err(Unanswered::Overdue) => {
-            let remedy = "it hangs: domains whose process the daemon knows can be fenced all the same, others cannot";
+            let remedy = "it hangs: only domains whose process the daemon knows can be fenced";
             Finding::wrong(CHECK, format!("{uri} does not answer within {} s", BOUND.as_secs()), remedy).command(try_it)
         }
         Err(Unanswered::Failed(error)) => {
@@ -158,7 +158,7 @@ fn names(domains: &[&Domain]) -> Vec<Finding> {
     }
     for (name, same) in namesakes.iter().filter(|(_, same)| same.len() > 1) {
         let places: Vec<_> = same.iter().map(|domain| domain.uri.as_str()).collect();
-        let seen = format!("{name} is there {} times: {}", same.len(), places.join(", "));
+        let seen = format!("{name} exists {} times: {}", same.len(), places.join(", "));
         let remedy = "a fence by name means all of them, and succeeds when each of them is off: rename one, or fence by UUID \
                       (`pcmk_host_map=\"NODE:UUID\"`)";
         findings.push(Finding::warning(CHECK, seen, remedy));
@@ -172,7 +172,7 @@ fn doubt(name: &str) -> Option<(&'static str, &'static str)> {
                            UUID (`pcmk_host_map=\"NODE:UUID\"`)";
     if name.len() >= DOMAIN_LEN {
         let remedy = "a request has room for 63 bytes: rename it while it is off, or fence it by UUID (`pcmk_host_map=\"NODE:UUID\"`)";
-        return Some(("its name is longer than a request can say", remedy));
+        return Some(("its name is longer than a request allows", remedy));
     }
     if matches!(Target::parse(name.as_bytes()), Some(Target::Uuid(_))) {
         let remedy = "a request with it means a UUID, and finds another domain or none: rename it while it is off";

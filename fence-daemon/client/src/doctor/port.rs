@@ -23,7 +23,7 @@ fn judge_udp(port: u16, daemon: Option<u32>, sockets: &[(u64, Vec<Owner>)]) -> V
     let mut findings = Vec::new();
     for (inode, owners) in sockets {
         let Some(owner) = owners.iter().find(|owner| Some(owner.pid) == daemon).or(owners.first()) else {
-            let seen = format!("somebody who cannot be seen from here has UDP port {port} (socket {inode})");
+            let seen = format!("an invisible process has UDP port {port} (socket {inode})");
             findings.push(Finding::unknown(
                 CHECK,
                 seen,
@@ -35,11 +35,12 @@ fn judge_udp(port: u16, daemon: Option<u32>, sockets: &[(u64, Vec<Owner>)]) -> V
         if Some(*pid) == daemon {
             findings.push(Finding::ok(CHECK, format!("UDP {port} is the daemon's")));
         } else if name == "fence-daemon" {
-            let seen = format!("fence-daemon (process {pid}) has UDP port {port} and is not the one that was asked");
+            let seen =
+                format!("fence-daemon (process {pid}) has UDP port {port} and is not the daemon of this configuration");
             let remedy = "it has another configuration or state directory: name its file with -f, or end it";
             findings.push(Finding::wrong(CHECK, seen, remedy).command(format!("kill {pid}")));
         } else {
-            let remedy = "only one server can have it, and this one does not get the requests then: stop the other";
+            let remedy = "only one server can have the port, and this daemon gets no requests: stop the other";
             let finding = Finding::wrong(CHECK, format!("{name} (process {pid}) has UDP port {port}"), remedy);
             let stop = if name == "fence_virtd" {
                 "systemctl disable --now fence_virtd".to_owned()
@@ -54,7 +55,7 @@ fn judge_udp(port: u16, daemon: Option<u32>, sockets: &[(u64, Vec<Owner>)]) -> V
             None => Finding::ok(CHECK, format!("UDP {port} is free")),
             Some(_) => Finding::wrong(
                 CHECK,
-                format!("nobody has UDP port {port}, although the daemon runs"),
+                format!("no process has UDP port {port}, although the daemon runs"),
                 "it waits for its interface, or listens to another port: see what `status` says",
             )
             .command("fence-daemon status"),
@@ -89,7 +90,7 @@ fn judge_tcp(port: u16, sockets: &[(u64, Vec<Owner>)]) -> Finding {
                 .command(format!("kill {pid}"))
         }
         None => {
-            let seen = format!("somebody who cannot be seen from here listens on TCP {port} (socket {inode})");
+            let seen = format!("an invisible process listens on TCP {port} (socket {inode})");
             Finding::wrong(CHECK, seen, "fence_xvm cannot be called back there")
                 .command(format!("ss -ltnp sport = :{port}"))
         }

@@ -115,7 +115,7 @@ fn the_kernel_program_is_before_the_firewall() -> Result<()> {
     ensure!(is_answered(&bench, PATIENTLY)?, "the firewall blocks requests before the kernel program");
     let told = on_hypervisor(&bench)?;
     told.is_quiet()?;
-    says(told.find("firewall", "ok")?, &["no matter as long as the kernel program is attached"])?;
+    says(told.find("firewall", "ok")?, &["harmless while the kernel program is attached"])?;
     // The callback goes through it all the same.
     nft(space, "add rule inet f out tcp dport 1229 drop")?;
     says(on_hypervisor(&bench)?.find("firewall", "wrong")?, &["the callback"])

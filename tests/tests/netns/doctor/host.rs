@@ -121,7 +121,7 @@ fn whoever_else_has_the_port_is_named() -> Result<()> {
     server.wait_ready(START_LIMIT)?;
     let told = on_hypervisor(&bench)?;
     let finding = told.find("port", "wrong")?;
-    says(finding, &["fence-daemon (process ", "not the one that was asked", "-f"])?;
+    says(finding, &["fence-daemon (process ", "not the daemon of this configuration", "-f"])?;
     ask(bench.hypervisor.space(), &["-f", &other, "doctor"])?.is_quiet()?;
     mend(bench.hypervisor.space(), finding)?;
     server.finish(LIMIT)?;
@@ -242,7 +242,7 @@ fn a_clock_that_is_off_is_told() -> Result<()> {
     ensure!(unkept["state"] == "warning" && unkept["commands"][0] == "timedatectl set-ntp true", "{unkept:#}");
     let old = asked("100", false)?;
     ensure!(old["state"] == "wrong", "{old:#}");
-    says(&old, &["the year 1970", "no log of this host can be compared"])
+    says(&old, &["year is 1970", "no log of this host can be compared"])
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn a_bridge_that_snoops_leads_on_and_asks_nobody_is_doubtful() -> Result<()> {
     let finding = told.find("snooping", "warning")?;
     says(finding, &["way0", "without a querier", "forget memberships"])?;
     mend(hypervisor.space(), finding)?;
-    says(on_hypervisor(&bench)?.find("snooping", "ok")?, &["asks itself"])?;
+    says(on_hypervisor(&bench)?.find("snooping", "ok")?, &["its own querier"])?;
     hypervisor.ip(&["link", "set", BRIDGE, "type", "bridge", "mcast_querier", "0", "mcast_snooping", "0"])?;
     says(on_hypervisor(&bench)?.find("snooping", "ok")?, &["does not snoop"])?;
 

@@ -65,7 +65,7 @@ fn check(traffic: &Traffic<'_>, ways: &[Way], attached: bool) -> Vec<Finding> {
     let rules = match read(traffic.group.is_ipv4()) {
         Ok(rules) => rules,
         Err(why) => {
-            let remedy = "the rules cannot be seen: what must be open is in docs/reference/doctor.md";
+            let remedy = "the rules cannot be read: docs/reference/doctor.md lists what must be open";
             return vec![Finding::unknown(CHECK, why, remedy).command("apt-get install nftables")];
         }
     };
@@ -75,7 +75,7 @@ fn check(traffic: &Traffic<'_>, ways: &[Way], attached: bool) -> Vec<Finding> {
             Finding::ok(CHECK, format!("lets requests and callbacks through on {}", traffic.seen.name))
         } else {
             let seen = format!(
-                "lets requests and callbacks through on {}, but for what is not looked into: {}",
+                "lets requests and callbacks through on {}, apart from what was not checked: {}",
                 traffic.seen.name,
                 rules.others.join(", ")
             );
@@ -153,8 +153,8 @@ impl Way {
             Self::RequestOut => format!("requests (UDP {port}, out)"),
             Self::CallOut => format!("the callback (TCP to the guests' port {port}, out)"),
             Self::CallIn => format!("the callback (TCP {port}, in)"),
-            Self::AnswerIn => format!("what guests say during the callback (TCP from their port {port}, in)"),
-            Self::AnswerOut => format!("what this guest says during the callback (TCP from port {port}, out)"),
+            Self::AnswerIn => format!("the guests' packets of the callback (TCP from their port {port}, in)"),
+            Self::AnswerOut => format!("this guest's packets of the callback (TCP from port {port}, out)"),
         }
     }
 }
@@ -172,19 +172,19 @@ fn judge(way: Way, traffic: &Traffic<'_>, rules: &Rules, attached: bool) -> Opti
         Fate::Dropped(_) if bypassed => Some(Finding::ok(
             CHECK,
             format!(
-                "{what} on {name}: would be dropped, no matter as long as the kernel program is attached, which is before it"
+                "{what} on {name}: the firewall would drop it; harmless while the kernel program is attached, which runs first"
             ),
         )),
         Fate::Unclear(_) if bypassed => None,
         Fate::Dropped(blame) => {
             let seen = format!("{what} on {name}: dropped by {}", at(&blame));
-            let remedy = "no guest can be fenced that way: open it, now and for the next boot (the same in what loads the rules)";
+            let remedy = "fencing fails that way: open it now, and in the file that loads the rules at boot";
             let finding = Finding::wrong(CHECK, seen, remedy);
             Some(remedies(&packet, &blame).into_iter().fold(finding, Finding::command))
         }
         Fate::Unclear(blame) => {
             let seen = format!("{what} on {name}: may be dropped, it depends on {}", at(&blame));
-            let remedy = "that rule looks at what cannot be known beforehand: see whether it means this traffic";
+            let remedy = "the doctor cannot evaluate that rule: see whether it matches this traffic";
             let look = if find_nft() {
                 format!("nft -a list chain {} {} {}", blame.family, blame.table, blame.chain)
             } else {
