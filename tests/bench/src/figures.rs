@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::stats::{Sample, Samples, Unit, three};
+use super::{restart, thousand};
 
 /// A part of the bench, which can be run alone (`--only`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -32,11 +33,15 @@ pub enum Part {
     Storm100,
     /// An honest request behind callers that say nothing, or are not there
     Callers,
+    /// A thousand domains
+    Thousand,
+    /// A restart of the daemon while libvirtd hangs
+    Restart,
 }
 
 impl Part {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Idle,
         Self::Booted,
         Self::Touched,
@@ -45,6 +50,8 @@ impl Part {
         Self::Storm17,
         Self::Storm100,
         Self::Callers,
+        Self::Thousand,
+        Self::Restart,
         Self::Status,
         Self::Own,
         Self::Asleep,
@@ -164,7 +171,9 @@ pub fn all() -> Vec<Figure> {
             | Part::Beside
             | Part::Storm17
             | Part::Storm100
-            | Part::Callers => [&[], &[], &[]],
+            | Part::Callers
+            | Part::Thousand
+            | Part::Restart => [&[], &[], &[]],
         };
         let name = |what: &str| format!("{victim}.{what}");
         add(part, &name("off.dead"), &format!("{title}: off, to dead"), Unit::Time, &[]);
@@ -200,6 +209,11 @@ pub fn all() -> Vec<Figure> {
             add(Part::Callers, &behind(kind, count), &title, Unit::Time, &targets);
         }
     }
+    figures.extend(thousand::figures());
+    figures.extend(restart::figures());
+    let mut add = |part, id: &str, title: &str, unit, targets: &[(Target, &'static str)]| {
+        figures.push(Figure { id: id.to_owned(), part, title: title.to_owned(), unit, targets: targets.to_vec() });
+    };
     let (wakeups, start) =
         ("fewer wake-ups between packet and reply", "less to do before the first connection to libvirt");
     let memory = "a smaller binary, or a loader that does not read the kernel's types";

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::bed::{Bed, Victim};
 use super::figures::{Contender, Part, Results};
-use super::measure;
+use super::{measure, restart, thousand};
 use fence_lab::program::progress;
 use fence_lab::qemu;
 use fence_lab::server::Which;
@@ -73,6 +73,13 @@ pub fn run(plan: &Plan) -> Result<Results> {
                 .with_context(|| format!("round {}, {}", round + 1, contender.name()))?;
             let (round, rounds, seconds) = (round + 1, plan.rounds, begin.elapsed().as_secs());
             progress(&format!("round {round} of {rounds}, {}: {seconds} s", contender.name()));
+        }
+        if plan.has(Part::Restart) {
+            restart::measure(&plan.ours, &mut results)?;
+        }
+        if plan.has(Part::Thousand) && round.is_multiple_of(SLOW_EVERY) {
+            let size = if plan.quick { thousand::Size::QUICK } else { thousand::Size::FULL };
+            thousand::run_round(&plan.ours, size, plan.times(5), &mut results)?;
         }
         for (part, victim, times) in VICTIMS {
             if plan.has(part) {

@@ -75,6 +75,7 @@ impl Unit {
             Self::Time if value < 1e-3 => (value * 1e6, " µs"),
             Self::Time if value < 1.0 => (value * 1e3, " ms"),
             Self::Time => (value, " s"),
+            Self::Memory if value < 1e5 => (value / 1e3, " kB"),
             Self::Memory => (value / 1e6, " MB"),
             Self::Rate => (value, " /s"),
         };

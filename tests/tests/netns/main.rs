@@ -17,6 +17,7 @@ mod interfaces;
 mod lab;
 mod lateness;
 mod lifecycle;
+mod lists;
 mod misbehaviour;
 mod operations;
 mod rate_limit;
