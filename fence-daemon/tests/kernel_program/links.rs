@@ -129,7 +129,7 @@ fn a_bridge_that_comes_late_and_is_recreated_is_followed_with_and_without_messag
                     ip("link add virbr0 type bridge");
                     ip("link set virbr0 up");
                     let heard = tokio::time::timeout(Duration::from_secs(30), follower.heard()).await.unwrap().unwrap();
-                    assert_eq!((heard.interfaces().as_str(), heard.ways().as_str()), ("virbr0", "generic"));
+                    assert_eq!((heard.names().as_str(), heard.ways().as_str()), ("virbr0", "generic"));
                     assert!(ip("link show virbr0").contains("xdpgeneric"), "{}", follower.status());
                     ip("link del virbr0");
                     while follower.status().contains("serving") {
