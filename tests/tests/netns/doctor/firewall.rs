@@ -76,7 +76,7 @@ fn on_the_hypervisor_each_way_that_is_closed_is_told_and_opened() -> Result<()> 
         (
             "add chain inet f in { policy drop; }
              add rule inet f in udp dport 1229 accept",
-            &["what guests say", "the chain's policy"],
+            &["the guests' packets of the callback", "the chain's policy"],
         ),
         (
             "add chain inet f guests

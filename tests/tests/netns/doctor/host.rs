@@ -97,7 +97,7 @@ fn a_daemon_that_does_not_run_or_hangs_is_told() -> Result<()> {
     server.process().signal(Signal::SIGCONT)?;
     ensure!(server.stop(Signal::SIGTERM)?.code == Some(0), "{pid}");
     let told = on_hypervisor(&bench)?;
-    says(told.find("daemon", "wrong")?, &["no daemon answers", "start it"])?;
+    says(told.find("daemon", "wrong")?, &["no daemon answers", "start the daemon"])?;
     says(told.find("membership", "unknown")?, &["not joined"])?;
     told.find("port", "ok")?;
     Ok(())
@@ -189,7 +189,7 @@ fn names_that_a_cluster_cannot_use_are_told() -> Result<()> {
         .filter_map(|finding| finding["seen"].as_str())
         .collect();
     ensure!(seen.len() == 6 && told.code == Some(0), "{:#}", told.report);
-    for words in ["as a state", "my node", "a:b", "longer than", "looks like a UUID", "node1 is there 2 times"] {
+    for words in ["as a state", "my node", "a:b", "longer than", "looks like a UUID", "node1 exists 2 times"] {
         ensure!(seen.iter().any(|seen| seen.contains(words)), "no {words} in {seen:?}");
     }
     Ok(())

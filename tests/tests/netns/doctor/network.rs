@@ -126,7 +126,7 @@ fn a_membership_that_the_daemon_does_not_get_is_missed() -> Result<()> {
 #[test]
 fn a_bridge_that_snoops_leads_on_and_asks_nobody_is_doubtful() -> Result<()> {
     let bench = configured(|bench| bench.config("auto"))?;
-    says(on_hypervisor(&bench)?.find("snooping", "ok")?, &["leads nowhere"])?;
+    says(on_hypervisor(&bench)?.find("snooping", "ok")?, &["leads to no other host"])?;
     let hypervisor = &bench.hypervisor;
     hypervisor.ip(&["link", "add", "way0", "type", "vxlan", "id", "7", "remote", "192.0.2.1", "dstport", "4789"])?;
     hypervisor.ip(&["link", "set", "way0", "master", BRIDGE])?;
