@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_has_its_refusal() {
+    fn each_fault_has_its_own_rejection() {
         for op in 7..=u8::MAX {
             refused(&Request { op, ..good_v4() }, Rejection::Op);
         }
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_admitted_only_where_the_rules_say_none() {
+    fn unsigned_requests_need_a_rule_that_allows_them() {
         let none = Request { hash_kind: 0, ..good_v4() };
         let open = Rules { min_hash: HashKind::None, strict_source: true };
         assert_eq!(admit(&none, &FROM_V4, &open), Ok(HashKind::None));

@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_same_address_on_another_interface_is_somebody_else() {
+    fn the_same_address_on_another_interface_is_another_client() {
         let mut ledger = Ledger::default();
         let endpoint = |interface| Endpoint { address: caller(1), interface };
         let Arrival::Serve(first) = ledger.arrive(0, id(1), endpoint(5), 0) else { panic!("new") };
@@ -580,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_beside_an_authenticated_peer_takes_nothing_away_from_it() {
+    fn a_second_client_takes_nothing_from_an_authenticated_one() {
         let mut ledger = Ledger::default();
         let ticket = serve(&mut ledger, 0, id(1), caller(11));
         let claim = ledger.claim(SECOND, ticket, Some(SECOND)).unwrap();
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn what_had_arrived_by_the_authentication_supersedes_after_the_claim_too() {
+    fn a_request_before_the_authentication_supersedes_after_the_claim() {
         let at_the_end = |ledger: &mut Ledger| ledger.arrive(2 * SECOND, id(2), caller(11), SECOND);
         let turned_away = |ledger: &mut Ledger| {
             ledger.reject(id(2), caller(11), SECOND);
@@ -611,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_before_the_claim_supersedes_whatever_its_time_says() {
+    fn a_request_read_before_the_claim_supersedes_whatever_its_time() {
         let mut ledger = Ledger::default();
         let ticket = serve(&mut ledger, 0, id(1), caller(11));
         let _ = serve(&mut ledger, 2 * SECOND, id(2), caller(11));
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_behind_something_that_arrived_later_is_not_served() {
+    fn an_outdated_request_is_not_served() {
         let mut ledger = Ledger::default();
         let newer = serve(&mut ledger, 2 * SECOND, id(2), caller(11));
         assert_eq!(ledger.arrive(2 * SECOND, id(1), caller(11), SECOND), Arrival::Outdated);
@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn when_full_new_claims_are_refused_and_none_is_forgotten() {
+    fn a_full_ledger_rejects_new_claims_and_forgets_none() {
         let mut ledger = Ledger::default();
         for n in 0..u32::try_from(CLAIMS_MAX).unwrap() {
             let ticket = serve(&mut ledger, 0, id(n), SocketAddr::from((n.to_be_bytes(), 1)));
@@ -657,7 +657,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_many_claims_leaves_the_other_half_to_others() {
+    fn one_address_cannot_take_the_second_half_of_the_claims() {
         let mut ledger = Ledger::default();
         let mut next = 0;
         let mut take = |ledger: &mut Ledger, now: u64, of: u8| {

@@ -187,7 +187,7 @@ mod refused {
     }
 
     #[test]
-    fn every_mistake_is_told_with_its_place_and_ends_with_255() {
+    fn every_mistake_is_reported_with_its_place_and_exits_255() {
         let folder = Folder::new();
         let (mut rows, mut broken) = (Vec::new(), Vec::new());
         for case in cases().filter(|case| case.says.starts_with("error: ")) {
@@ -251,7 +251,7 @@ mod refused {
     }
 
     #[test]
-    fn what_is_no_file_of_text_is_told() {
+    fn a_file_that_is_no_text_is_reported() {
         let folder = Folder::new();
         let ended = |path: &Path| daemon(path, &folder, None, None);
         check("a directory", &ended(folder.0.path()), None, "cannot read the configuration file");

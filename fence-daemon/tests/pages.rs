@@ -48,7 +48,7 @@ fn arguments(code: &str) -> Option<Vec<&str>> {
 }
 
 #[test]
-fn every_command_in_the_pages_is_one_that_there_is() {
+fn every_command_in_the_pages_exists() {
     let mut found = 0;
     for (page, text) in pages().unwrap() {
         for line in text.lines() {

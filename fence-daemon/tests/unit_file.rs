@@ -50,7 +50,7 @@ fn the_command_is_one_that_the_daemon_takes() {
 }
 
 #[test]
-fn what_it_writes_is_writable_and_every_path_is_one_that_it_has() {
+fn the_unit_has_all_paths_that_the_daemon_writes() {
     assert_eq!(Path::new("/run").join(value("RuntimeDirectory")), Path::new(DEFAULT_STATE_DIRECTORY));
     assert_eq!(value("RuntimeDirectoryPreserve"), "yes", "the next daemon needs the directory");
     assert_eq!(value("ProtectSystem"), "strict");

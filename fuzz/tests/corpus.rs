@@ -64,7 +64,7 @@ mod replayed {
     }
 
     #[test]
-    fn every_input_of_the_corpora_holds() {
+    fn every_input_of_the_corpora_passes() {
         for (name, target) in TARGETS {
             let inputs = corpus(name);
             assert!((10..150).contains(&inputs.len()), "{name}: {} inputs: merge them (fuzz/README.md)", inputs.len());

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_in_the_pages_is_one_that_there_is() {
+    fn every_command_in_the_pages_exists() {
         let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let is_page = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "md");
         let rooms = ["", "docs", "docs/guide", "docs/reference", "docs/design", "docs/measured", "fuzz"];

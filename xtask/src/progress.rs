@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_leaves_running_does_not_hold_us() {
+    fn a_command_that_leaves_a_child_running_does_not_block() {
         let started = Instant::now();
         let script = "(for i in $(seq 200); do sleep 0.1; echo still; done) & echo left";
         follow(shell(script), Errors::Merged, |_| {}).unwrap();

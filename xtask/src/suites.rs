@@ -342,7 +342,7 @@ mod tests {
 
     /// Only tests may use a daemon with fault points.
     #[test]
-    fn nobody_gets_a_daemon_with_fault_points_without_asking_for_one() {
+    fn only_tests_build_a_daemon_with_fault_points() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
         let manifest = read("fence-daemon/Cargo.toml");

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_stands_before_the_tests_is_counted() {
+    fn lines_of_tests_do_not_count() {
         let code = format!("//! Long.\n{}", "fn x() {}\n".repeat(LONGEST - 1));
         assert!(broken(&code).is_empty());
         assert!(broken(&format!("{code}#[cfg(test)]\n{}", "fn x() {}\n".repeat(500))).is_empty());
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn no_path_of_somebodys_machine() {
+    fn a_path_of_a_home_directory_is_a_finding() {
         for path in [concat!("/ho", "me/ada/key"), concat!("\"/ro", "ot/.cargo\""), concat!("x=/ro", "ot/a")] {
             assert_eq!(rules(path, false).len(), 1, "{path}");
         }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cargo_and_git_keep_is_left_out() {
+    fn directories_of_cargo_and_git_are_left_out() {
         let temporary = tempfile::tempdir().unwrap();
         let root = temporary.path();
         for file in ["src/a.rs", "target/debug/b.rs", ".git/c.rs", "xtask/target/d.rs"] {

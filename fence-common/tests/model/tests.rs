@@ -122,7 +122,7 @@ fn two_clients_of_one_guest_at_once() {
 /// A datagram has its time before it can be read. A request whose peer had asked something else may
 /// fail then. But that peer must not take its answer for its own.
 #[test]
-fn what_is_read_late_lets_nobody_have_anothers_answer() {
+fn a_request_read_late_still_supersedes() {
     let late = scenario(ONE_ENDPOINT, Way::Direct, Left { late: 1, ..CALM });
     keeps("read late", promise::OWN_ANSWER, late.clone());
     keeps("read late, at once", promise::OWN_ANSWER, Scenario { clients: AT_ONCE, ..late.clone() });

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_works_is_listed_and_nothing_else() {
+    fn the_list_has_only_working_plugins() {
         let version = env!("CARGO_PKG_VERSION");
         let expected =
             format!("Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n");

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_has_no_key_in_it() {
+    fn messages_have_no_key_in_them() {
         let dir = tempdir().unwrap();
         let path = dir.path().join("key");
         generate(&path, KeygenOptions::default()).unwrap();

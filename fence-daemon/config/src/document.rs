@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_is_found_and_changed() {
+    fn the_value_that_counts_is_found_and_changed() {
         let mut document = document();
         assert_eq!(document.get(MULTICAST, "PORT"), Some("3"));
         assert_eq!((document.get(MULTICAST, "hash"), document.get(&["backends"], "uri")), (None, None));

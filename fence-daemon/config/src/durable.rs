@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_left_alone() {
+    fn only_a_regular_file_is_a_destination() {
         let dir = tempdir().unwrap();
         symlink("nowhere", dir.path().join("link")).unwrap();
         assert!(matches!(Destination::find(&dir.path().join("link")), Err(FileError::LeadsNowhere(_))));

@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_with_a_remedy() {
+    fn an_unusable_key_is_rejected_with_a_remedy() {
         let dir = tempdir().unwrap();
         let warnings = &mut Warnings::default();
         let missing = load(&dir.path().join("none"), warnings).unwrap_err();

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_an_address_called_back_that_is_in_no_group_of_the_key() {
+    fn only_addresses_of_the_keys_group_are_called_back() {
         let groups = keyed();
         let asks = |owner, ip: &str| groups.may_ask(KeyOwner(owner), ip.parse().unwrap());
         let may = |owner| ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"].map(|ip| asks(owner, ip));

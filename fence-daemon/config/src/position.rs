@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_made_visible_and_the_mark_follows() {
+    fn bytes_that_are_no_text_are_shown_escaped() {
         let found = place(b"\xff\x1b[31m x\tz", 7..8);
         assert_eq!(found.excerpt, "\u{fffd}\u{fffd}[31m x\tz");
         assert_eq!(&found.excerpt[found.mark], "x");

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stock_servers_take_is_taken() {
+    fn values_that_fence_virtd_accepts_are_accepted() {
         let file = b"a-b { 1a = \"5\"; x/y.z:w@_ = \"\xc3\xa9 # ' \\ {;}\"; i#j = \"k\"; }";
         let tree = parse(file).unwrap();
         let Item::Section(section) = &tree[0] else { panic!("{tree:?}") };

@@ -88,7 +88,7 @@ mod tests {
     use tempfile::tempdir;
 
     #[test]
-    fn what_a_pipe_brings_is_read_to_its_end() {
+    fn a_pipe_is_read_to_its_end() {
         let dir = tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_ends() {
+    fn an_endless_program_is_stopped() {
         let Err(ConfigError::TooLarge { place }) = read(Path::new("/dev/zero")) else { panic!("endless") };
         assert_eq!(place.to_string(), format!("/dev/zero:1:{}", MAX_SIZE + 1));
         let dir = tempdir().unwrap();

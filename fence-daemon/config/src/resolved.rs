@@ -578,7 +578,7 @@ mod tests {
     /// Found by fuzzing: the order depended on a byte order mark, which moves the first word away
     /// from the file's beginning.
     #[test]
-    fn what_is_about_the_whole_file_comes_before_its_first_word() {
+    fn warnings_about_the_whole_file_come_first() {
         let expected = [
             Mistake::Missing(Plugin::Listener),
             Mistake::Missing(Plugin::Backend),
@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_plugins_are_told_is_left_to_them_and_choosing_one_is_a_mistake() {
+    fn sections_of_other_plugins_are_ignored_and_choosing_one_is_a_mistake() {
         let sections = "listeners { tcp { port = \"1\"; auth = \"x\"; } vsock { cid = \"2\"; } serial { mode = \"vmchannel\"; path = \"/x\"; } \
                         vmchannel { } } backends { cpg { uri = \"x\"; name_mode = \"uuid\"; } null { } }";
         assert_eq!(quiet(&format!("{GLOBAL} {sections}")), quiet(GLOBAL));

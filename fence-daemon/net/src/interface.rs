@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn no_loopback_among_those_that_can_multicast() {
+    fn the_loopback_is_no_multicast_interface() {
         // `lo` does not have IFF_MULTICAST. The other interfaces depend on the machine.
         let found = Wanted::Suitable(IpAddr::from([225, 0, 0, 12])).there();
         assert!(found.iter().all(|found| found.interface.name != "lo" && found.up));

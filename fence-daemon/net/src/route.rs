@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn no_route_leads_over_a_link_that_has_none_or_is_gone() {
+    fn a_link_without_route_or_gone_leads_nowhere() {
         for ip in ["192.0.2.1", "2001:db8::1", "fe80::1"] {
             for link in [1, i32::MAX.unsigned_abs()] {
                 assert!(!leads_over(ip.parse().unwrap(), link).unwrap(), "{ip} over {link}");

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_ticks_again_and_again_and_not_earlier() {
+    async fn the_timer_ticks_regularly_and_never_early() {
         let interval = Duration::from_millis(20);
         let begun = std::time::Instant::now();
         let beat = Beat::every(interval).unwrap();

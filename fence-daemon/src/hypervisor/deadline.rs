@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_begins_after_its_time_or_when_it_is_called_off() {
+    fn nothing_begins_after_the_deadline_or_a_cancellation() {
         let now = Instant::now();
         assert_eq!(Deadline::at(now).check(), Err(TooLate));
         let order = Deadline::at(now + Duration::from_secs(60));

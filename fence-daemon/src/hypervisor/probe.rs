@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_answers_is_listed_and_what_does_not_is_told() {
+    fn the_probe_lists_domains_or_reports_the_error() {
         let uris = ["test:///default", "qemu+unix:///system?socket=/nowhere"].map(str::to_owned);
         let probed = probe(&uris, Duration::from_secs(60));
         let [(_, Ok(there)), (_, Err(error))] = probed.as_slice() else { panic!("{probed:?}") };

@@ -311,7 +311,7 @@ async fn an_off_after_a_reboot_ends_with_the_domain_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_running_instance_is_meant() {
+async fn a_name_means_every_running_instance() {
     let one = Node::default().shut_off("a", 1).running("b", 2).shut_off("c", 3).file();
     let two = Node::default().running("a", 1).running("b", 20).shut_off("c", 3).file();
     let h = connect(&[one.uri(), two.uri()]).await;

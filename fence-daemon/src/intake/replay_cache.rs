@@ -258,7 +258,7 @@ mod tests {
 
     /// A holder of the key can send valid requests from any address that it makes up.
     #[test]
-    fn no_holder_of_the_key_pushes_out_another_sender() {
+    fn a_holder_of_the_key_cannot_push_out_another_sender() {
         let scratch = tempdir().unwrap();
         let cache = ReplayCache::open(scratch.path(), DAY);
         assert!(cache.is_new(datagram_id(0), Some(sender(7)), true));

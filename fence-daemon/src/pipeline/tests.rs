@@ -119,7 +119,7 @@ async fn ask(pipeline: &Pipeline, op: Op, domain: &str, seqno: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn each_is_called_back_with_the_key_that_it_was_signed_with() {
+async fn a_callback_uses_the_key_that_signed_the_request() {
     let (pipeline, _hypervisors, _dir) = pipeline(Groups::Everyone).await;
     for (seqno, name) in [(1, "the old key"), (2, "the new key")] {
         let key = Key::new(name.as_bytes()).unwrap();
@@ -328,7 +328,7 @@ async fn silent_and_dead_clients_delay_no_other_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_client_cannot_take_all_places() {
+async fn one_client_cannot_take_all_slots() {
     let (pipeline, _, _dir) = pipeline(Groups::Everyone).await;
     let mut silent = Vec::new();
     for seqno in 0..2 * u32::try_from(SERVING_MAX_PER_CALLER).unwrap() {

@@ -21,7 +21,7 @@ fn plain(arguments: &[&str]) -> Run {
 }
 
 #[test]
-fn what_is_printed_is_what_counts() {
+fn check_config_prints_the_effective_values() {
     let dir = Dir::new();
     dir.write("key", "s3cret-bytes, of a line");
     let conf = conf(&dir, "key", "groups { group { ip = \"192.168.122.11\"; uuid = \"node1\"; } }");

@@ -107,7 +107,7 @@ fn a_no_leaves_the_file_as_it_is() {
 }
 
 #[test]
-fn what_is_not_asked_stays() {
+fn settings_without_a_question_stay() {
     let dir = Dir::new();
     let old = "FENCE_VIRTD { listener = \"multicast\"; backend = \"libvirt\"; debug = \"3\"; }\n\
         listeners { tcp { address = \"1.2.3.4\"; } Multicast { HASH = \"sha1\"; auth = \"sha512\"; zork = \"1\"; attach = \"off\"; interface = \"virbr0\"; } }\n\

@@ -54,7 +54,7 @@ fn standard_input_and_output_may_be_closed() {
 }
 
 #[test]
-fn what_nobody_hears_is_no_failure_where_nothing_is_asked() {
+fn unwritable_output_is_no_failure_without_questions() {
     let dir = Dir::new();
     let conf = dir.write("conf", OLD);
     let script = "exec \"$0\" -c --yes --port 7 -f \"$1\" >/dev/full";
@@ -86,7 +86,7 @@ fn a_link_stays_one() {
 }
 
 #[test]
-fn what_is_no_file_is_never_replaced() {
+fn only_regular_files_are_replaced() {
     let dir = Dir::new();
     std::fs::create_dir(dir.path("directory")).unwrap();
     nix::unistd::mkfifo(&dir.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();

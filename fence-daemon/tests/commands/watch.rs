@@ -180,7 +180,7 @@ fn a_panic_leaves_the_terminal_as_it_was() {
 }
 
 #[test]
-fn where_there_is_no_terminal_top_says_so() {
+fn top_without_a_terminal_says_so() {
     let dir = Dir::new();
     let run = feed(Command::new(PROGRAM).arg("top").arg("-f").arg(config(&dir)), "");
     assert_eq!((run.code, run.stdout.as_str()), (Some(255), ""));
@@ -188,7 +188,7 @@ fn where_there_is_no_terminal_top_says_so() {
 }
 
 #[test]
-fn where_there_is_no_daemon_it_is_said_and_what_to_do() {
+fn a_missing_daemon_is_reported_with_a_remedy() {
     let dir = Dir::new();
     let run = feed(Command::new(PROGRAM).arg("status").arg("-f").arg(config(&dir)), "");
     assert_eq!((run.code, run.stdout.as_str()), (Some(3), ""));

@@ -257,7 +257,7 @@ fn on_a_bridge_with_another_xdp_program_ours_is_the_first_tc_program_until_that_
 
 /// On a network card, which prefers its own driver; here a veth device is one.
 #[test]
-fn what_is_occupied_is_served_second_best_until_it_is_free() {
+fn an_occupied_interface_gets_the_second_best_way_meanwhile() {
     const WAYS: &[AttachedMode] = &[AttachedMode::Native, AttachedMode::Tcx, AttachedMode::Generic];
     in_namespace(|| {
         for occupied in [Mode::Native, Mode::Generic] {
@@ -357,7 +357,7 @@ pub(crate) fn route_multicast(interface: &str) -> OwnedFd {
 }
 
 #[test]
-fn what_comes_by_an_interface_that_others_listen_on_too_is_left_alone() {
+fn a_shared_interface_gets_no_program() {
     in_namespace(|| {
         let refused = |interface: &str| match load().attach(interface, Mode::Auto) {
             Err(Error::Shared { sharer, .. }) => sharer.to_string(),

@@ -38,7 +38,7 @@ fn with_links(test: impl AsyncFnOnce(Links)) {
 }
 
 #[test]
-fn what_comes_and_goes_is_told_by_number() {
+fn link_changes_are_reported_by_index() {
     in_namespace(|| {
         with_links(async |mut links| {
             // The kernel may still report addresses that it has made in the new namespace. None of

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_did_not_finish_meets_no_target() {
+    fn an_aborted_measurement_meets_no_target() {
         let mut results = Results::default();
         results.add_time("x", Contender::Ours, None, Duration::from_secs(30));
         results.add("x", Contender::Stock, 1000.0);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn every_figure_has_its_own_name_and_refers_to_others_that_there_are() {
+    fn figures_have_unique_names_and_existing_references() {
         let figures = all();
         let mut names: Vec<_> = figures.iter().map(|figure| figure.id.clone()).collect();
         names.sort_unstable();

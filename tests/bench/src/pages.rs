@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_place_is_filled() {
+    fn known_fields_of_a_template_are_filled() {
         let template = "a {one}, {two}\n{three}b\n";
         assert_eq!(fill(template, &[("two", "2"), ("one", "1")]), "a 1, 2\n{three}b\n");
         let facts = [("cores", "2"), ("QEMU", "7")].map(|(what, is)| Fact { what, is: is.to_owned() });

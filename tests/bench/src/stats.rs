@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_is_told_as_at_least() {
+    fn an_aborted_measurement_is_a_lower_bound() {
         let mut samples = samples(&[10.0]);
         for _ in 0..2 {
             samples.push(Sample { value: 30.0, at_least: true });

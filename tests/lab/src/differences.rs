@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_is_an_error() {
+    fn a_page_without_a_table_is_an_error() {
         for (rows, says) in [
             ("", "no rows"),
             (

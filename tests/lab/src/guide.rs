@@ -292,7 +292,7 @@ mod tests {
 
     /// What might be a command is played, or the page is refused.
     #[test]
-    fn nothing_is_passed_over() {
+    fn a_block_that_cannot_be_played_is_an_error() {
         let ok = "```console\nroot@node1:~# true\n```\n";
         for (text, why) in [
             ("```console\nroot@node3:~# true\n```\n", "no machine"),
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_compared_to_the_line() {
+    fn printed_output_is_compared_line_by_line() {
         let same = |shown: &[&str], printed: &str| {
             let shown: Vec<_> = shown.iter().map(|&line| line.to_owned()).collect();
             compare(&shown, printed)

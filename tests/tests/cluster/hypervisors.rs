@@ -294,7 +294,7 @@ fn while_the_daemon_of_its_host_is_down_it_is_no_success() -> Result<()> {
 }
 
 #[test]
-fn of_two_of_one_name_the_one_that_runs_is_meant() -> Result<()> {
+fn a_shared_name_means_the_domain_that_runs() -> Result<()> {
     let segment = Segment::new()?;
     for host in &segment.hosts {
         qemu::define_idle(&host.libvirtd, "twin")?;
@@ -322,7 +322,7 @@ fn of_two_of_one_name_the_one_that_runs_is_meant() -> Result<()> {
 /// Each host answers for itself, and the client believes the first. Two running machines of one
 /// name are a mistake that only an administrator can see.
 #[test]
-fn of_two_of_one_name_that_both_run_one_success_is_one_death() -> Result<()> {
+fn two_domains_of_one_name_die_before_success() -> Result<()> {
     let segment = Segment::new()?;
     for host in &segment.hosts {
         qemu::start_idle(&host.libvirtd, "twin")?;

@@ -81,7 +81,7 @@ fn troubles_of_the_hypervisor_and_of_both_nodes_at_once_are_survived() -> Result
 
 /// Closer together than two Pacemakers ever get: both clients wait for the same moment.
 #[test]
-fn of_two_nodes_that_shoot_each_other_at_the_same_moment_one_lives() -> Result<()> {
+fn one_of_two_nodes_survives_a_simultaneous_fence_race() -> Result<()> {
     Image::get()?;
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;

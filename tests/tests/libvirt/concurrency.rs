@@ -153,7 +153,7 @@ fn clients_of_one_guest_that_run_at_once_have_each_its_own_answer() -> Result<()
 }
 
 #[test]
-fn who_only_asks_never_waits_behind_kills() -> Result<()> {
+fn questions_never_wait_behind_kills() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     let names: Vec<String> = (0..STUCK).map(|number| format!("stuck{number}")).collect();
     let mut disks = Vec::new();

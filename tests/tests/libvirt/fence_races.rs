@@ -14,7 +14,7 @@ use super::site::{GUEST, SOON, Site};
 const ADDRESS: &str = "52:54:00:00:77:01";
 
 #[test]
-fn who_is_being_fenced_is_known_by_an_interface_that_was_plugged_in_and_waits() -> Result<()> {
+fn a_victim_is_recognised_by_a_hotplugged_interface() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     let disk = Disk::serve(&site.hypervisor, "doomed", writing_disk())?;
     // An interface can be plugged in only with ACPI.

@@ -199,7 +199,7 @@ fn a_write_to_a_block_device_that_no_record_names_is_a_doubt() -> Result<()> {
 
 /// libvirt has forgotten the machine, and a write is under way that no known machine can have made.
 #[test]
-fn what_the_daemon_has_seen_die_is_off_beside_somebody_elses_write() -> Result<()> {
+fn a_seen_death_is_off_beside_anothers_write() -> Result<()> {
     let other = Site::new(&[qemu::URI], &[])?;
     let disk = stalled(&other, "ring")?;
     let site = Site::new(&[qemu::URI], &[])?;

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use super::site::{SOON, Site};
 
 #[test]
-fn what_is_known_of_machines_is_told_while_libvirtd_hangs_and_when_it_is_gone() -> Result<()> {
+fn status_and_list_answer_while_libvirtd_hangs_or_is_gone() -> Result<()> {
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
     for name in ["one", "two"] {

@@ -18,7 +18,7 @@ fn lose(site: Site, domain: &str) -> Result<Site> {
 }
 
 #[test]
-fn what_libvirt_has_lost_is_on_until_it_is_dead() -> Result<()> {
+fn a_domain_that_libvirt_lost_is_on_until_it_is_dead() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     for domain in ["known", "switched-on"] {
         qemu::start_idle(&site.libvirtd, domain)?;
@@ -47,7 +47,7 @@ fn what_libvirt_has_lost_is_on_until_it_is_dead() -> Result<()> {
 }
 
 #[test]
-fn what_was_lost_before_the_daemon_came_is_found_by_its_process() -> Result<()> {
+fn an_orphan_older_than_the_daemon_is_found() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[])?;
     qemu::start_idle(&site.libvirtd, "lost")?;
     site.wait_status("lost", 0)?;

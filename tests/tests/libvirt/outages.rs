@@ -54,7 +54,7 @@ fn populate(libvirtd: &Libvirtd) -> Result<()> {
 }
 
 #[test]
-fn what_runs_is_fenced_while_libvirtd_hangs() -> Result<()> {
+fn a_running_domain_is_fenced_while_libvirtd_hangs() -> Result<()> {
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
     populate(&libvirtd)?;
@@ -117,7 +117,7 @@ fn a_namesake_at_a_uri_that_hangs_delays_nobody() -> Result<()> {
 }
 
 #[test]
-fn what_runs_is_fenced_while_libvirtd_is_down_and_after_it_is_back() -> Result<()> {
+fn a_running_domain_is_fenced_while_libvirtd_is_down_and_later() -> Result<()> {
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
     populate(&libvirtd)?;

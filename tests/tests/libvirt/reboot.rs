@@ -35,7 +35,7 @@ impl Site {
 }
 
 #[test]
-fn what_is_rebooted_is_dead_first_and_comes_back() -> Result<()> {
+fn a_rebooted_domain_dies_first_and_comes_back() -> Result<()> {
     let site = Site::new(&[qemu::URI, container::URI], &[])?;
     qemu::start_idle(&site.libvirtd, "vm")?;
     Machine::new("transient").create_transient(&site.libvirtd)?;
@@ -53,7 +53,7 @@ fn what_is_rebooted_is_dead_first_and_comes_back() -> Result<()> {
 }
 
 #[test]
-fn who_waits_for_the_start_is_told_when_it_runs() -> Result<()> {
+fn reboot_reply_on_answers_when_the_domain_runs() -> Result<()> {
     let site = Site::new(&[qemu::URI, container::URI], &[("reboot_reply", "on")])?;
     qemu::start_idle(&site.libvirtd, "vm")?;
     container::start(&site.libvirtd, "ct")?;
@@ -299,7 +299,7 @@ fn a_transient_machine_comes_back_although_libvirtd_hangs() -> Result<()> {
 }
 
 #[test]
-fn who_stops_the_daemon_is_told_that_the_next_one_starts_what_is_off() -> Result<()> {
+fn a_stop_logs_that_the_next_daemon_starts_the_domain() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     Machine::new("waiting").start(&site.libvirtd)?;
     site.wait_status("waiting", 0)?;

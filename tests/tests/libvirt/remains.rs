@@ -89,7 +89,7 @@ fn a_launcher_that_is_called_like_an_emulator_is_fenced_with_it() -> Result<()> 
 
 /// Also through libvirt: it ends the launcher, and calls the machine off.
 #[test]
-fn what_libvirts_own_destroy_leaves_is_killed() -> Result<()> {
+fn processes_left_by_libvirts_destroy_are_killed() -> Result<()> {
     let _turn = Turn::without_writes();
     let site = Site::new(&[qemu::URI], &[("kill", "libvirt")])?;
     // The emulator does not even get SIGTERM.
@@ -144,7 +144,7 @@ pub(crate) fn remove_run_files(hypervisor: &Hypervisor, domain: &str) -> Result<
 }
 
 #[test]
-fn what_everybody_has_forgotten_is_on_until_it_is_dead() -> Result<()> {
+fn an_orphan_is_on_until_it_is_dead() -> Result<()> {
     let _turn = Turn::without_writes();
     let mut site = Site::new(&[qemu::URI], &[])?;
     for domain in ["forgotten", "on"] {
@@ -172,7 +172,7 @@ fn what_everybody_has_forgotten_is_on_until_it_is_dead() -> Result<()> {
 }
 
 #[test]
-fn of_two_instances_both_are_killed() -> Result<()> {
+fn both_running_instances_are_killed() -> Result<()> {
     let _turn = Turn::without_writes();
     let mut site = Site::new(&[qemu::URI], &[])?;
     qemu::start_idle(&site.libvirtd, "twice")?;

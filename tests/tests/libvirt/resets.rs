@@ -51,18 +51,18 @@ fn what_stands_still_is_started_again(reply: &'static str) -> Result<()> {
 }
 
 #[test]
-fn what_stands_still_is_started_again_instead_of_reset() -> Result<()> {
+fn a_paused_domain_is_restarted_instead_of_reset() -> Result<()> {
     what_stands_still_is_started_again("off")
 }
 
 #[test]
-fn what_stands_still_runs_when_that_is_what_the_answer_says() -> Result<()> {
+fn a_paused_domain_runs_after_a_reboot_that_answers_on() -> Result<()> {
     what_stands_still_is_started_again("on")
 }
 
 /// A reset reaches only one instance, and libvirt knows only one of the two.
 #[test]
-fn what_runs_twice_is_not_reset() -> Result<()> {
+fn a_domain_that_runs_twice_is_not_reset() -> Result<()> {
     let mut site = Site::new(&[qemu::URI], &[("reboot_method", "reset")])?;
     qemu::start_idle(&site.libvirtd, "twice")?;
     site = forget(site, "twice", |hypervisor| remove_run_files(hypervisor, "twice"))?;

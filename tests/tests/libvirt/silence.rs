@@ -72,7 +72,7 @@ impl Pair {
 }
 
 #[test]
-fn what_runs_where_libvirtd_is_killed_is_not_off_elsewhere() -> Result<()> {
+fn a_domain_at_a_killed_libvirtd_is_not_off_elsewhere() -> Result<()> {
     let mut pair = Pair::new("vm1")?;
     let machine = Witness::of_qemu(pair.there.hypervisor(), "vm1")?;
     pair.there.kill()?;
@@ -99,7 +99,7 @@ fn what_runs_where_libvirtd_is_killed_is_not_off_elsewhere() -> Result<()> {
 }
 
 #[test]
-fn what_runs_where_libvirtd_hangs_is_not_off_elsewhere() -> Result<()> {
+fn a_domain_at_a_hung_libvirtd_is_not_off_elsewhere() -> Result<()> {
     let mut pair = Pair::new("vm1")?;
     let machine = Witness::of_qemu(pair.there.hypervisor(), "vm1")?;
     pair.there.signal(Signal::SIGSTOP)?;
@@ -117,7 +117,7 @@ fn what_runs_where_libvirtd_hangs_is_not_off_elsewhere() -> Result<()> {
 
 /// The reverse: the domain runs here, and libvirtd hangs here.
 #[test]
-fn what_runs_here_is_not_off_by_another_uris_word() -> Result<()> {
+fn another_uri_cannot_call_a_local_domain_off() -> Result<()> {
     let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
     let [_, address] = first.connect(&second)?;
     let config = "listen_tls = 0\nlisten_tcp = 1\nauth_tcp = \"none\"\n";

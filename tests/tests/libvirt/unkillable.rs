@@ -102,7 +102,7 @@ fn a_success_waits_for_the_kernels_last_write() -> Result<()> {
 }
 
 #[test]
-fn what_is_not_written_yet_is_remembered() -> Result<()> {
+fn unwritten_words_are_kept() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     let disk = writer(&site, "ring", "io_uring")?;
     let machine = site.machine("ring")?;
@@ -123,7 +123,7 @@ fn what_is_not_written_yet_is_remembered() -> Result<()> {
 const MANY: usize = 14;
 
 #[test]
-fn what_cannot_die_keeps_nobody_else_from_being_started() -> Result<()> {
+fn a_domain_that_cannot_die_does_not_delay_starts() -> Result<()> {
     let site = Site::new(&[qemu::URI], &[])?;
     let names: Vec<_> = (0..MANY).map(|number| format!("stuck{number}")).collect();
     let disks = names.iter().map(|name| writer(&site, name, "threads")).collect::<Result<Vec<_>>>()?;

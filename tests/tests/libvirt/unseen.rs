@@ -24,7 +24,7 @@ const MANY: u32 = 60;
 
 /// The daemon has just started: one URI has reported all its domains, the other one is slow.
 #[test]
-fn what_a_slow_uri_has_not_told_of_yet_is_killed_as_well() -> Result<()> {
+fn a_domain_that_a_slow_uri_reports_late_is_killed_too() -> Result<()> {
     let (first, second) = (Hypervisor::new()?, Hypervisor::new()?);
     let (here, there) = (Libvirtd::start(&first)?, Libvirtd::start(&second)?);
     for number in 0..MANY {

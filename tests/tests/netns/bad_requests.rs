@@ -75,7 +75,7 @@ fn bad_requests(peer: &Peer, other_guest: Ipv4Addr) -> Result<Vec<Bad>> {
 }
 
 #[test]
-fn each_is_counted_once_and_comes_to_nothing() -> Result<()> {
+fn each_bad_request_is_counted_once_and_has_no_effect() -> Result<()> {
     let bench = Bench::new()?;
     let other = bench.hypervisor.guest(2)?;
     let peer = Peer::new(&bench.guest, &key(), Family::V4)?;

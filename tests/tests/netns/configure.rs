@@ -46,7 +46,7 @@ fn answers(address: &str, interface: &str, key: &str) -> String {
 }
 
 #[test]
-fn what_our_questions_make_serves_under_both() -> Result<()> {
+fn a_file_from_our_questions_serves_both_daemons() -> Result<()> {
     let bench = Bench::new()?;
     for (name, address, interface, family) in
         [("v4", "", "virbr0", Family::V4), ("any", "", "none", Family::V4), ("v6", "ff05::3:1", "virbr0", Family::V6)]
@@ -65,7 +65,7 @@ fn what_our_questions_make_serves_under_both() -> Result<()> {
 }
 
 #[test]
-fn what_our_options_make_serves_under_both() -> Result<()> {
+fn a_file_from_our_options_serves_both_daemons() -> Result<()> {
     let bench = Bench::new()?;
     let (file, key) = (bench.hypervisor.path("options.conf"), bench.hypervisor.path("made/fence.key"));
     let arguments = [
@@ -91,7 +91,7 @@ fn what_our_options_make_serves_under_both() -> Result<()> {
 }
 
 #[test]
-fn what_stocks_questions_make_serves_under_both() -> Result<()> {
+fn a_file_from_fence_virtds_questions_serves_both_daemons() -> Result<()> {
     let bench = Bench::new()?;
     let file = bench.hypervisor.path("stock.conf");
     let asked = pipe_into(&bench, &Which::Stock, &["-c", "-f", &file], &answers("", "virbr0", &bench.key))?;

@@ -111,7 +111,7 @@ fn says(finding: &Value, words: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn when_all_is_well_it_says_so_and_no_more() -> Result<()> {
+fn a_healthy_host_has_no_findings() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;

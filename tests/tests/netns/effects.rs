@@ -96,7 +96,7 @@ fn look_at(bench: &Bench, which: &Which, config: &Config, look: impl Fn(&Server,
 }
 
 #[test]
-fn each_value_of_priority_is_what_the_threads_have() -> Result<()> {
+fn priority_sets_the_threads_scheduling() -> Result<()> {
     let bench = Bench::new()?;
     for (value, expected) in [("normal", NORMAL), ("high", HIGH), ("realtime", REALTIME)] {
         with(&bench, &[("priority", value), ("lock_memory", "no"), ("oom_protect", "no")], |_, pid| {
@@ -151,7 +151,7 @@ fn oom_protect_protects_or_does_not() -> Result<()> {
 }
 
 #[test]
-fn what_the_daemon_starts_is_an_ordinary_process() -> Result<()> {
+fn the_daemons_children_have_ordinary_priority() -> Result<()> {
     let bench = Bench::new()?;
     bench.hypervisor.write_mode("ssh", CHILD.as_bytes(), 0o755)?;
     let child = bench.hypervisor.outside("/run/lab/child");

@@ -100,7 +100,7 @@ fn raw(bench: &Bench, question: &[u8]) -> Result<String> {
 }
 
 #[test]
-fn what_was_served_is_told() -> Result<()> {
+fn status_shows_the_served_requests() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
     bench.expect_via(&server, &bench.about_domain("off"), 0, "kernel")?;
@@ -374,7 +374,7 @@ fn clients_that_hang_keep_nobody_from_being_fenced() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_question_is_refused() -> Result<()> {
+fn an_unknown_question_is_rejected() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     for question in [&b"reboot\n"[..], b"status", &[0; 100_000], b"\n", b"", b"status\xff\n"] {
@@ -391,7 +391,7 @@ fn what_is_no_question_is_refused() -> Result<()> {
 
 /// The daemon serves without a control socket where it cannot make one, and says why.
 #[test]
-fn without_a_place_for_its_socket_it_serves_all_the_same() -> Result<()> {
+fn without_a_control_socket_it_serves() -> Result<()> {
     for (directory, why) in [
         (format!("/run/{}", "long/".repeat(30)), "is too long for a socket"),
         ("/proc/nowhere".to_owned(), "cannot make the directory"),

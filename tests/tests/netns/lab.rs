@@ -33,7 +33,7 @@ fn wait_gone(name: &str, holder: u32) -> Result<()> {
 }
 
 #[test]
-fn nothing_stays_of_a_dropped_lab() -> Result<()> {
+fn a_dropped_lab_leaves_nothing() -> Result<()> {
     let lab = Hypervisor::new()?;
     let guest = lab.guest(1)?;
     let (name, holder) = (lab.name().to_owned(), lab.holder());
@@ -48,7 +48,7 @@ fn nothing_stays_of_a_dropped_lab() -> Result<()> {
 }
 
 #[test]
-fn nothing_stays_when_the_owner_panics() -> Result<()> {
+fn a_panicking_owner_leaves_nothing() -> Result<()> {
     let lab = Hypervisor::new()?;
     let (name, holder) = (lab.name().to_owned(), lab.holder());
     let panicked = std::thread::spawn(move || {
@@ -60,7 +60,7 @@ fn nothing_stays_when_the_owner_panics() -> Result<()> {
 }
 
 #[test]
-fn nothing_stays_when_the_owner_is_killed() -> Result<()> {
+fn a_killed_owner_leaves_nothing() -> Result<()> {
     if std::env::var_os(VICTIM).is_some() {
         let lab = Hypervisor::new()?;
         let _daemonised = lab.space().must("sh", &["-c", "sleep 1000 >/dev/null 2>&1 &"])?;
@@ -69,7 +69,7 @@ fn nothing_stays_when_the_owner_is_killed() -> Result<()> {
         return Ok(());
     }
     let mut owner = Command::new(std::env::current_exe()?)
-        .args(["--exact", "lab::nothing_stays_when_the_owner_is_killed", "--nocapture"])
+        .args(["--exact", "lab::a_killed_owner_leaves_nothing", "--nocapture"])
         .env(VICTIM, "1")
         .stdout(Stdio::piped())
         .spawn()?;

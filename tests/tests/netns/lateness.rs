@@ -36,12 +36,12 @@ fn waited_too_long(attach: &'static str) -> Result<()> {
 }
 
 #[test]
-fn what_waited_too_long_in_the_ring_is_not_done() -> Result<()> {
+fn a_stale_request_in_the_ring_is_not_carried_out() -> Result<()> {
     waited_too_long("generic")
 }
 
 #[test]
-fn what_waited_too_long_in_the_socket_is_not_done() -> Result<()> {
+fn a_stale_request_in_the_socket_is_not_carried_out() -> Result<()> {
     waited_too_long("off")
 }
 
@@ -111,12 +111,12 @@ fn waited_together(attach: &'static str) -> Result<()> {
 }
 
 #[test]
-fn of_two_that_waited_together_in_the_ring_only_the_newer_is_answered() -> Result<()> {
+fn only_the_newer_of_two_requests_in_the_ring_is_answered() -> Result<()> {
     waited_together("generic")
 }
 
 #[test]
-fn of_two_that_waited_together_in_the_socket_only_the_newer_is_answered() -> Result<()> {
+fn only_the_newer_of_two_requests_in_the_socket_is_answered() -> Result<()> {
     waited_together("off")
 }
 

@@ -108,7 +108,7 @@ fn without_f_it_goes_into_the_background_when_it_serves() -> Result<()> {
 }
 
 #[test]
-fn what_fails_in_the_background_is_still_told_by_the_command() -> Result<()> {
+fn the_command_reports_a_failure_in_the_background() -> Result<()> {
     let bench = Bench::new()?;
     let config = bench.config("auto");
     let _other = bench.serve(&config)?;

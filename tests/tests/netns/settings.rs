@@ -110,7 +110,7 @@ fn debug_logs_more() -> Result<()> {
 }
 
 #[test]
-fn what_only_stock_reads_changes_nothing_and_is_no_doubt() -> Result<()> {
+fn keys_that_only_fence_virtd_reads_cause_no_warning() -> Result<()> {
     let bench = Bench::new()?;
     let server = serve(&bench, &[("module_path", "/nowhere"), ("name_mode", "uuid")])?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
@@ -121,7 +121,7 @@ fn what_only_stock_reads_changes_nothing_and_is_no_doubt() -> Result<()> {
 }
 
 #[test]
-fn each_value_of_attach_is_how_the_program_is_attached() -> Result<()> {
+fn attach_decides_how_the_program_is_attached() -> Result<()> {
     let bench = Bench::new()?;
     // A bridge has no native XDP.
     for (value, expected) in
@@ -197,7 +197,7 @@ fn refused(bench: &Bench, attach: &'static str, keys: &str, right: bool, name: &
 }
 
 #[test]
-fn each_rate_limit_is_the_configured_one() -> Result<()> {
+fn the_program_gets_the_configured_rate_limits() -> Result<()> {
     let bench = Bench::new()?;
     let (wrong, right) = (false, true);
     for attach in ["generic", "off"] {

@@ -12,7 +12,7 @@ const KEY_LENGTHS: [usize; 18] = [1, 7, 8, 55, 56, 63, 64, 65, 111, 112, 115, 11
 const KINDS: [HashKind; 3] = [HashKind::Sha1, HashKind::Sha256, HashKind::Sha512];
 
 #[test]
-fn every_kind_with_keys_of_every_interesting_length() {
+fn every_digest_with_every_interesting_key_length() {
     let mut program = Program::load(&listener(HashKind::Sha1, true), None);
     for len in KEY_LENGTHS {
         let key = key_of(len);

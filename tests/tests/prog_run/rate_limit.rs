@@ -55,7 +55,7 @@ fn a_sender_that_is_wrong_too_often_is_not_looked_at_and_nobody_else_suffers() {
 }
 
 #[test]
-fn who_was_right_has_a_reserve_that_no_flood_of_strangers_touches() {
+fn a_trusted_sender_has_a_reserve_in_a_flood() {
     let mut program = program(Limits { failures: only(4), strangers: only(10), ..Limits::NONE });
     program.expect(&good_from(ANN, 21, 0), Verdict::Delivered);
     for n in 0..10_u8 {
@@ -156,7 +156,7 @@ fn nobody_fills_the_second_half_of_the_ring_alone() {
 }
 
 #[test]
-fn what_carries_no_digest_has_no_part_in_the_reserve() {
+fn unsigned_requests_have_no_share_of_the_reserve() {
     let mut program = program(Limits::NONE);
     program.configure(fence_common::boundary::Config::new(&listener(HashKind::None, true)));
     let unsigned = ipv4(UNTAGGED, Request { hash_kind: 0, ..request_v4() }.as_bytes());

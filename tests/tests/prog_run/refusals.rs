@@ -56,7 +56,7 @@ fn each_fault_is_dropped_and_counted_by_its_reason() {
 }
 
 #[test]
-fn what_is_of_another_vlan_is_passed() {
+fn frames_of_another_vlan_are_passed() {
     let mut program = strict();
     for vlan in [1, 7, 4095] {
         for (request, _) in faulty() {
@@ -115,7 +115,7 @@ fn another_length_is_dropped() {
 }
 
 #[test]
-fn what_comes_from_nobodys_address_passes() {
+fn a_frame_from_an_impossible_source_passes() {
     // With any callback address allowed, and with a digest that is right: the source is all that
     // is odd.
     let mut program = Program::load(&listener(HashKind::Sha256, false), Some(&key()));

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_what_neither_dpkg_nor_the_path_has() {
+    fn a_tool_is_missing_if_dpkg_and_the_path_lack_it() {
         let required = requirements(Profile::Lab);
         let installed = BTreeSet::from(["libvirt-dev".to_owned(), "linux-tools-common".to_owned()]);
         let missing = missing(&required, &installed, |tool| matches!(tool, "cc" | "ip"));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_lab_looks_for_is_what_setup_installs() {
+    fn setup_installs_what_the_lab_needs() {
         // Part of every Debian and Ubuntu.
         const ESSENTIAL: [&str; 4] = ["apt-cache", "apt-get", "dpkg-deb", "ldd"];
         let brings = |profile, name: &str| {

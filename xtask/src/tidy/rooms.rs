@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_table_allows_is_no_finding() {
+    fn allowed_imports_are_no_finding() {
         let text = "use super::limit::X;\nuse crate::clock::Moment;\n/// See [`crate::pipeline`].\n#[cfg(test)]\nuse crate::daemon;\n";
         let mut rooms = Rooms::default();
         assert_eq!(rooms.look("fence-daemon/src/observe/requests.rs", text), []);

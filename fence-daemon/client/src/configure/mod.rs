@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_that_nothing_was_written_when_it_was() {
+    fn an_error_after_the_write_says_that_the_file_is_written() {
         let dir = tempdir().unwrap();
         let (conf, key) = (dir.path().join("conf"), dir.path().join("key"));
         std::fs::write(&conf, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }").unwrap();

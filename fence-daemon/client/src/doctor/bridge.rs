@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_bridge_has_nothing_to_say() {
+    fn only_bridges_have_findings() {
         assert_eq!(check("lo"), None);
         assert_eq!(check("no-such-if"), None);
     }

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_there_is_wrong_and_one_that_may_not_be_asked_is_not() {
+    fn a_missing_daemon_is_wrong_and_a_forbidden_one_unknown() {
         let nobody = ClientError::NotThere { path: PathBuf::from("/s"), error: std::io::ErrorKind::NotFound.into() };
         let nobody = check(&Err(nobody), true);
         assert_eq!(

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_flags_that_change_something_are_told() {
+    fn only_flags_with_an_effect_are_reported() {
         let told = |text: &str| judge("/etc/default/fence_virtd", text).map(|finding| finding.seen);
         for quiet in
             ["", "# FENCE_VIRTD_ARGS=\"-f /x\"", "FENCE_VIRTD_ARGS=-w", "FENCE_VIRTD_ARGS=\"-w -F\"", "OTHER=-f"]

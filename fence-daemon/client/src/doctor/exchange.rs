@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn how_far_it_came_is_told_apart() {
+    fn each_outcome_of_an_exchange_has_its_own_finding() {
         assert_eq!(state(0, LIST, ""), State::Ok);
         assert_eq!(
             state(1, "Waiting for connection from XVM host daemon.\n", "Timed out waiting for response\n"),

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_key_comes_with_what_to_type() {
+    fn a_key_finding_has_a_command() {
         let dir = tempdir().unwrap();
         let missing = check("key", &dir.path().join("no/key"));
         assert_eq!(states(&missing), [State::Wrong]);

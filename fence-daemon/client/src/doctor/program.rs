@@ -135,7 +135,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(60);
 
     #[test]
-    fn what_a_program_says_is_heard_whole() {
+    fn a_programs_whole_output_is_read() {
         let said = run("sh", &["-c", "echo out; echo err >&2; exit 3"], SOON).unwrap();
         assert_eq!((said.code, said.stdout.as_str(), said.stderr.as_str()), (Some(3), "out\n", "err\n"));
         assert_eq!(said.first_line(), "err");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_or_is_not_there_says_nothing() {
+    fn a_hanging_or_missing_program_gives_no_output() {
         let hung = run("sleep", &["600"], Duration::from_millis(50)).unwrap_err();
         assert!(matches!(hung, Silence::Overdue { .. }), "{hung}");
         let missing = run("no-such-program", &["x"], SOON).unwrap_err();

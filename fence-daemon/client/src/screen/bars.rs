@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_most_often_is_highest_and_what_came_at_all_is_seen() {
+    fn the_commonest_bucket_has_the_highest_bar() {
         let buckets = [bucket(71, 3), bucket(103, 700), bucket(511, 1), bucket(1023, 350)];
         let axis = Axis::of(buckets.iter().chain(&[bucket(40_000, 1)]));
         assert_eq!(axis.bars(&buckets, true), "█ ▁▄");
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_at_all_and_the_longest_of_all_have_bars_too() {
+    fn empty_and_longest_values_have_bars() {
         assert_eq!(Axis::of([].iter()).bars(&[], true), "");
         let longest = [bucket(0, 1), bucket(u64::MAX, 1)];
         assert_eq!(Axis::of(longest.iter()).bars(&longest, false).len(), 64);

@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_give_way_is_cut_and_marked() {
+    fn flexible_columns_are_cut_and_marked() {
         let screen = Screen { width: Some(20), unicode: true, ..Screen::PLAIN };
         assert_eq!(table().render(screen), "NAME        N  STATE\na-lon…      7  off\nb       12345\n");
         // Too narrow for all of it: the line ends where the terminal does.

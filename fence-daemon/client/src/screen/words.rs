@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shapes_the_terminal() {
+    fn control_characters_are_escaped() {
         assert_eq!(harmless("node-1 é"), "node-1 é");
         assert_eq!(harmless("a\x1b[31m\n\u{202e}b"), "a\\u{1b}[31m\\n\\u{202e}b");
     }

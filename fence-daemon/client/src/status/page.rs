@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_comes_first_and_in_whole() {
+    fn problems_come_first_and_uncut() {
         let report = example();
         for width in [None, Some(60), Some(200)] {
             let page = render(&report, Screen { width, ..Screen::PLAIN });
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn each_section_tells_what_there_is() {
+    fn each_section_shows_its_content() {
         let page = render(&example(), Screen::PLAIN);
         let rows = |title| section(&page, title).into_iter().map(words).collect::<Vec<_>>();
         assert_eq!(rows("Listening")[0][..4], ["virbr0", "xdp generic", "1716", "yes: leads nowhere"]);
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_wider_than_the_terminal_and_nothing_shapes_it() {
+    fn lines_fit_the_terminal_and_control_characters_are_escaped() {
         let mut report = example();
         report.uris[0].domains[0].name = "evil\x1b[2J\r\n".repeat(20);
         report.requests.recent[0].domain = Some("日本語".repeat(30));
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_at_all_is_a_short_page() {
+    fn an_empty_report_is_a_short_page() {
         let mut report = example();
         report.problems.clear();
         report.health = Health::Serving;

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn it_fits_whatever_the_terminal_is() {
+    fn the_screen_fits_any_terminal() {
         let mut state = TopState::default();
         state.answered(example());
         for height in [0, 1, 5, 24, 60] {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_comes_before_what_stands_still() {
+    fn growing_counters_come_first() {
         let mut state = TopState::default();
         let mut report = example();
         state.answered(report.clone());

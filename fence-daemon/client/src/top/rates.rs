@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_much_is_remembered() {
+    fn the_history_is_bounded() {
         let mut rates = Rates::default();
         (1..100).for_each(|second| rates.update(&report(1, second * 1000, second, 0)));
         assert_eq!(seen(&rates), (99, vec![1; HISTORY]));

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_can_say_in_a_word_is_monotonous() {
+    fn simple_patterns_are_weak_keys() {
         let counting: Vec<u8> = (0..=255).collect();
         let word = [b"secret\n".as_slice(), &[0; 4089]].concat();
         let mut zeros_and_a_one = vec![0; 4096];

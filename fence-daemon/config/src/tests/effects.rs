@@ -42,13 +42,13 @@ const REBOOT: &str = "libvirt/reboot.rs";
 
 const ANSWERS: &str = "every_operation_is_answered_as_stock_answers_it";
 const WAITS: &str = "wait_for_init_and_its_old_name_wait_for_a_hypervisor";
-const STOCKS: &str = "what_only_stock_reads_changes_nothing_and_is_no_doubt";
-const PRIORITY: &str = "each_value_of_priority_is_what_the_threads_have";
-const BOUNDS: &str = "each_rate_limit_is_the_configured_one";
+const STOCKS: &str = "keys_that_only_fence_virtd_reads_cause_no_warning";
+const PRIORITY: &str = "priority_sets_the_threads_scheduling";
+const BOUNDS: &str = "the_program_gets_the_configured_rate_limits";
 const WINDOW: &str = "a_copy_is_refused_within_the_replay_window_and_not_after_it";
 const SERVED: &str = "every_hash_and_family_is_served";
-const ATTACH: &str = "each_value_of_attach_is_how_the_program_is_attached";
-const REBOOTED: &str = "what_is_rebooted_is_dead_first_and_comes_back";
+const ATTACH: &str = "attach_decides_how_the_program_is_attached";
+const REBOOTED: &str = "a_rebooted_domain_dies_first_and_comes_back";
 const GROUP_KEYS: &str = "a_groups_own_key_counts_in_it_and_no_other_does";
 const REFUSALS: &str = "each_refusal_is_logged_with_its_reason";
 
@@ -81,14 +81,14 @@ const EFFECTS: &[Effect] = &[
         &[],
         As("rotate(\"auto\")"),
         "cluster/pages/rotation.rs",
-        "nobody_is_lost_while_keys_rotate_in_the_kernel",
+        "no_request_is_lost_while_keys_rotate_in_the_kernel",
     ),
     (
         "interface",
         &["none"],
         Written,
         "netns/interfaces/beginning.rs",
-        "without_a_configured_interface_all_that_come_are_listened_on",
+        "without_a_configured_interface_each_new_one_is_joined",
     ),
     ("family", &["ipv4"], As("Family::V4"), OPERATIONS, SERVED),
     ("family", &["ipv6"], As("Family::V6"), OPERATIONS, SERVED),
@@ -98,7 +98,7 @@ const EFFECTS: &[Effect] = &[
     ("auth", DIGESTS, As("auth: kind"), OPERATIONS, SERVED),
     ("attach", &["auto", "native", "generic", "tcx", "off"], Written, SETTINGS, ATTACH),
     ("strict_source", &["no"], Written, BAD_REQUESTS, "a_guest_behind_nat_is_served_where_the_source_need_not_match"),
-    ("strict_source", &["yes"], Default, BAD_REQUESTS, "each_is_counted_once_and_comes_to_nothing"),
+    ("strict_source", &["yes"], Default, BAD_REQUESTS, "each_bad_request_is_counted_once_and_has_no_effect"),
     ("alone", &["auto"], Default, ALONE, "a_domain_that_is_off_is_deferred_while_the_bridge_leads_out"),
     ("alone", &["yes", "no"], Written, ALONE, "the_configuration_overrules_where_the_bridge_leads"),
     // libvirt
@@ -111,7 +111,7 @@ const EFFECTS: &[Effect] = &[
     ("reboot_pause", &["0"], Default, REBOOT, REBOOTED),
     ("reboot_pause", &["6.5"], Written, REBOOT, "a_pause_is_kept_also_by_the_next_daemon"),
     ("reboot_reply", &["off"], Default, REBOOT, REBOOTED),
-    ("reboot_reply", &["on"], Written, REBOOT, "who_waits_for_the_start_is_told_when_it_runs"),
+    ("reboot_reply", &["on"], Written, REBOOT, "reboot_reply_on_answers_when_the_domain_runs"),
     // group; its `key_file` and `key_file2` are not the listener's
     ("key_file", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
     ("key_file2", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
@@ -127,7 +127,7 @@ const EFFECTS: &[Effect] = &[
 ];
 
 #[test]
-fn each_key_and_each_value_has_a_test_that_looks_at_its_effect() {
+fn each_configuration_value_has_a_test_of_its_effect() {
     for (heading, scope, _) in SECTIONS {
         for key in known(scope) {
             let of_key = || EFFECTS.iter().filter(|(name, ..)| *name == key);

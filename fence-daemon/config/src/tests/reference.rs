@@ -148,7 +148,7 @@ fn values_are_accepted_and_defaults_are_what_is_so_anyway() {
 
 /// fence_virtd ignores the keys marked as new, and knows the others.
 #[test]
-fn what_is_new_is_marked() {
+fn new_findings_are_marked() {
     let new: Vec<_> = SECTIONS
         .iter()
         .flat_map(|(heading, ..)| documented(heading))
@@ -203,7 +203,7 @@ fn misspellings(word: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_misspelled_key_is_told_with_the_one_that_was_meant() {
+fn a_misspelled_key_is_reported_with_the_likely_one() {
     for (heading, scope, file) in SECTIONS {
         for key in known(scope) {
             let twice = |once: String| misspellings(&once).into_iter().take(3).chain([once]).collect::<Vec<_>>();
@@ -239,7 +239,7 @@ fn every_misspelled_key_is_told_with_the_one_that_was_meant() {
 }
 
 #[test]
-fn every_misspelled_section_is_told_with_the_one_that_was_meant() {
+fn a_misspelled_section_is_reported_with_the_likely_one() {
     let file = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
     for (scope, around) in [(&FILE, "KEY"), (&LISTENERS, "listeners { KEY }"), (&BACKENDS, "backends { KEY }")] {
         for section in scope.sections {

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_shoot_each_other_the_first_lives() {
+    fn the_first_of_two_in_a_fence_race_survives() {
         let (races, now) = (races(), Moment::now());
         let first = races.enter(asks(1, now), vec![guest(2)], one).ok().unwrap();
         let dying = Dying { number: 0, name: "node2".to_owned() };
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_cannot_be_told_is_believed() {
+    fn an_unidentified_client_is_believed() {
         let (races, now) = (races(), Moment::now());
         let fenced = |victim| races.enter(asks(1, now), vec![victim], one).ok().unwrap();
         let fencing = fenced(guest(2));

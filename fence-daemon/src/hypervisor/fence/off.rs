@@ -193,7 +193,7 @@ mod tests {
     use crate::hypervisor::libvirt::State;
 
     #[test]
-    fn one_instance_that_is_not_off_spoils_the_success() {
+    fn one_instance_that_is_not_off_makes_a_failure() {
         let (early, late) = (Moment::from_ktime(1), Moment::from_ktime(2));
         let off = |at| Outcome::off(at, Detail::AlreadyOff);
         let killed = |at| Outcome::off(at, Detail::Destroyed { was: State(1) });

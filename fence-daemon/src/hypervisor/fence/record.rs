@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_daemon_left_is_taken_over_and_a_living_ones_is_not() {
+    fn only_a_dead_daemons_file_is_taken_over() {
         let scratch = tempdir().unwrap();
         let kept = records(&scratch).write(&record()).unwrap();
         assert!(records(&scratch).take_over().is_empty(), "its daemon lives");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn how_old_a_record_is_is_told() {
+    fn a_record_knows_its_age() {
         let scratch = tempdir().unwrap();
         let records = records(&scratch);
         let kept = records.write(&record()).unwrap();
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_strange_is_told_and_removed() {
+    fn strange_records_are_reported_and_removed() {
         let scratch = tempdir().unwrap();
         let records = records(&scratch);
         let directory = scratch.path().join("state");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_place_nothing_is_kept_and_nothing_fails() {
+    fn without_a_directory_nothing_is_stored_and_nothing_fails() {
         assert!(Records::new(None).write(&record()).is_none());
         let nowhere = Records::new(Some("/proc/nowhere".into()));
         assert!(nowhere.write(&record()).is_none());

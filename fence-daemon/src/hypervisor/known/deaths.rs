@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn only_of_processes_of_this_host_is_a_death_seen() {
+    fn only_deaths_of_local_processes_are_seen() {
         let table = Table::new("qemu+ssh://host/system");
         table.note_death(Uuid::from_u128(1), "vm", None, Moment::now());
         assert!(table.seen_dead(&Target::Uuid(Uuid::from_u128(1))).is_none());

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_tried_again_and_keeps_nobody() {
+    fn a_failed_look_is_retried_and_blocks_nobody() {
         let now = Instant::now();
         let mut looks = Looks::default();
         (1..=4).for_each(|number| looks.want(uuid(number)));
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_during_a_look_is_looked_at_again() {
+    fn a_change_during_a_look_causes_another_look() {
         let now = Instant::now();
         let mut looks = Looks::default();
         looks.want(uuid(1));

@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_code_for_it_means_that_there_is_no_such_domain() {
+    fn only_libvirts_error_code_means_no_such_domain() {
         let error =
             once("test:///default", |connect| Ok(known(Handle::lookup_by_name(connect, "nobody").map(drop)).unwrap()));
         assert_eq!(error, Ok(None));

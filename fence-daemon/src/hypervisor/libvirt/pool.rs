@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_opened_is_not_tried_all_the_time_and_the_others_serve() {
+    fn a_failed_connection_pauses_and_the_others_serve() {
         let numbers = Numbers(Arc::new(Counted { most: Some(1), ..Counted::default() }));
         let pool = pool(&numbers);
         let (done, results) = mpsc::channel();
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn where_none_can_be_opened_that_is_said_and_calls_end_with_the_pool() {
+    fn calls_end_with_a_pool_that_cannot_connect() {
         let numbers = Numbers(Arc::new(Counted { most: Some(0), ..Counted::default() }));
         let pool = pool(&numbers);
         let (done, results) = mpsc::channel();
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_domains_leaves_workers_of_libvirtd_free() {
+    fn actions_leave_libvirtd_workers_free() {
         let acts = |is_remote| {
             let lanes = Lane::ALL.into_iter().filter(|lane| !lane.asks_only());
             lanes.map(|lane| lane.calls(is_remote)).sum::<usize>()

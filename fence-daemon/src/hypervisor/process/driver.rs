@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_systems_own_daemons_have_processes_that_we_know() {
+    fn only_system_uris_have_local_processes() {
         assert_eq!(Driver::of("qemu:///system"), Some(Driver::Qemu));
         assert_eq!(Driver::of("lxc:///"), Some(Driver::Lxc));
         for uri in [

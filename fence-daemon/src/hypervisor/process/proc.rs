@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_looked_at_is_an_error_and_what_is_gone_is_not() {
+    fn a_forbidden_file_is_an_error_and_a_missing_one_is_not() {
         let with = |kind: io::ErrorKind| gone_is_none::<()>(Err(kind.into()));
         assert!(matches!(with(io::ErrorKind::NotFound), Ok(None)));
         assert!(with(io::ErrorKind::PermissionDenied).is_err());

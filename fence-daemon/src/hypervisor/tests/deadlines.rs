@@ -14,7 +14,7 @@ fn late() -> Deadline {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_step_begins_when_its_time_is_over() {
+async fn no_step_begins_after_its_deadline() {
     let (h, _file) = node(Node::default().running("a", 1).shut_off("b", 2)).await;
     arrange(&h, |connect| {
         let table = Table::new("test:///");
@@ -55,7 +55,7 @@ async fn an_order_that_is_called_off_does_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stands_still_is_not_reset() {
+async fn a_paused_domain_is_not_reset() {
     let states = Node::default().domain("p", 1, "<test:runstate>3</test:runstate>").running("r", 2);
     let (h, _file) = node(states).await;
     arrange(&h, |connect| {

@@ -42,7 +42,7 @@ fn b_asks(h: &Hypervisors, op: Op, domain: &str) -> tokio::task::JoinHandle<Outc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_outlives_its_own_fence_gets_what_it_asked_for() {
+async fn a_client_that_survives_its_fence_gets_its_order() {
     let (h, _file) = pair().await;
     for op in [Op::Off, Op::Reboot] {
         let aim = fence_of_b(&h);
@@ -60,7 +60,7 @@ async fn whoever_outlives_its_own_fence_gets_what_it_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_dead_have_asked_for_is_not_done() {
+async fn requests_of_fenced_nodes_are_not_carried_out() {
     let (h, _file) = pair().await;
     let aim = fence_of_b(&h);
     let asked = b_asks(&h, Op::Off, "a");

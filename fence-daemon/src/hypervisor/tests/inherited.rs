@@ -42,7 +42,7 @@ pub(super) async fn none_is_left(h: &Hypervisors, directory: &TempDir) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_killed_is_started_by_the_next_daemon() {
+async fn the_next_daemon_starts_a_killed_domain() {
     let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).running("other", 9).file();
     let transient = xml("t", 2, "");
@@ -70,7 +70,7 @@ async fn a_transient_domain_that_was_not_proven_dead_is_not_brought_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_killed_is_left_alone() {
+async fn a_domain_that_was_not_killed_is_left_alone() {
     let directory = tempdir().unwrap();
     let file = Node::default().running("a", 1).file();
     // The test driver numbers its instances from 1 on.
@@ -146,7 +146,7 @@ fn long_ago() -> Moment {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_killed_long_ago_is_told_and_not_started() {
+async fn a_domain_killed_long_ago_is_reported_and_not_started() {
     let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).running("other", 9).file();
     let transient = xml("t", 2, "");
@@ -172,7 +172,7 @@ async fn what_was_killed_long_ago_is_told_and_not_started() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_starts_is_told_no_longer() {
+async fn a_started_domain_is_no_longer_reported() {
     let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).file();
     let options = left_behind_by(&directory, &file.uri(), &[("a", 1, Some(77), None)], Some(long_ago()));
@@ -183,7 +183,7 @@ async fn what_somebody_starts_is_told_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_has_started_at_another_uri_is_not_started_again() {
+async fn a_domain_started_at_another_uri_is_not_started_again() {
     let directory = tempdir().unwrap();
     let here = Node::default().shut_off("a", 1).file();
     let there = Node::default().running("a", 1).file();
@@ -195,7 +195,7 @@ async fn what_somebody_has_started_at_another_uri_is_not_started_again() {
 }
 
 #[test]
-fn who_stops_the_daemon_is_told_who_starts_the_domain() {
+fn a_stop_logs_who_starts_the_domain() {
     let now = Moment::now();
     let died = Some(now.before(Duration::from_secs(20)));
     let told = |kept, died| farewell(kept, died, Duration::ZERO, now);

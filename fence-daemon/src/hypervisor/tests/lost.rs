@@ -60,7 +60,7 @@ async fn is_started(h: &Hypervisors, uuid: Uuid) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lives_here_is_not_off_by_the_word_of_a_uri_without_a_driver() {
+async fn a_uri_without_driver_cannot_call_a_living_domain_off() {
     let _none = ORPHANS.lock().await;
     let mut machine = Machine::start("lost-status");
     let (h, _file) = called_off(&machine, "lost-status").await;
@@ -75,7 +75,7 @@ async fn what_lives_here_is_not_off_by_the_word_of_a_uri_without_a_driver() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_second_copy_is_started_at_another_uri_of_what_lives_here() {
+async fn a_domain_that_lives_here_is_not_started_at_another_uri() {
     let _none = ORPHANS.lock().await;
     let mut machine = Machine::start("lost-on");
     let (h, _file) = called_off(&machine, "lost-on").await;
@@ -173,7 +173,7 @@ async fn a_direct_kill_of_a_namesake_is_no_success_while_it_lives_here() {
 
 /// The one URI has told of its domains, the other one has not yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_uri_has_not_told_of_yet_is_asked_for_before_a_kill() {
+async fn every_uri_is_asked_before_a_kill() {
     let (one, two) = (Node::default().running("twin", 1).file(), Node::default().running("twin", 2).file());
     let h = connect(&[one.uri(), two.uri()]).await;
     let unseen = async |target: &Target| h.known.is_known_unseen(target).await;

@@ -87,7 +87,7 @@ async fn a_reboot_in_the_pause_is_the_same_reboot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_wants_to_know_that_it_runs_again_is_told_after_the_pause() {
+async fn reboot_reply_on_answers_after_the_pause() {
     let options = Options { reboot_reply: RebootReply::On, ..pausing(SHORT) };
     let (h, _file) = node_with(options, Node::default().running("a", 1)).await;
     let reboot = order(&h, Op::Reboot, name("a")).await;

@@ -4,7 +4,7 @@ use super::*;
 use crate::clock::Moment;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_its_restart_for_long_may_run_elsewhere() {
+async fn a_domain_that_waits_long_for_its_restart_may_run_elsewhere() {
     let (h, _file) = node(Node::default().running("other", 9)).await;
     pend(&h, "t", 5, Source::Xml(Zeroizing::new("<no domain>".to_owned()))).await;
     let now = Moment::now();

@@ -41,7 +41,7 @@ async fn a_restart_is_tried_again_unless_its_definition_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_started_again_is_told_until_somebody_starts_it() {
+async fn a_failing_restart_is_reported_until_the_domain_runs() {
     let (h, _file) = node(Node::default().running("other", 9)).await;
     pend(&h, "t", 5, Source::Nothing(CallError::Overdue)).await;
     let told = h.restarts().remove(0);

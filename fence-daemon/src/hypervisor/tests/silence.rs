@@ -75,7 +75,7 @@ async fn the_last_word_of_a_silent_uri_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_good_is_said_of_what_runs_at_a_silent_uri() {
+async fn a_domain_at_a_silent_uri_is_never_off() {
     let here = Node::default().shut_off("a", 1).file();
     let h = Hypervisors::with_limits(&[here.uri(), SILENT.to_owned()], QUICK, Options::default());
     while !h.any_connected() {
@@ -105,7 +105,7 @@ async fn status_is_a_failure_where_off_and_on_refuse() {
 /// This host knows better than a silent libvirtd of its own: no such container is here. A machine
 /// may have moved.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_this_host_disproves_is_no_veto() {
+async fn a_word_that_this_host_disproves_is_no_veto() {
     for (local, wanted) in [("lxc:///", Reply::Success), (SILENT, Reply::Failure)] {
         let here = Node::default().shut_off("no-such-domain", 1).file();
         let h = Hypervisors::with_limits(&[here.uri(), local.to_owned()], QUICK, Options::default());

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shares_an_interface_is_found_by_kind_and_number() {
+    fn sharers_are_found_by_kind_and_index() {
         let upper = |lower, kind| around(Link { index: 9, name: "upper0".to_owned(), lower, kind, ..Link::default() });
         for kind in [InfoKind::MacVlan, InfoKind::MacVtap, InfoKind::IpVlan, InfoKind::IpVtap] {
             let device = Some(Sharer::Device("upper0".to_owned()));

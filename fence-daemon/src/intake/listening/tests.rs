@@ -302,7 +302,7 @@ fn where_vlans_come_and_go_the_way_changes_and_is_logged() {
 }
 
 #[test]
-fn without_a_name_all_are_joined_and_each_gets_the_program() {
+fn without_a_name_each_interface_gets_the_program() {
     let mut bench = Bench::with(None, true);
     assert_eq!(bench.step(&[], &Changes::default()), (vec![], vec![InterfaceNews::Missing]));
     assert_eq!(bench.step(&[], &touched(1)), nothing());

@@ -179,11 +179,11 @@ fn rotate(attach: &'static str) -> Result<()> {
 }
 
 #[test]
-fn nobody_is_lost_while_keys_rotate_in_the_kernel() -> Result<()> {
+fn no_request_is_lost_while_keys_rotate_in_the_kernel() -> Result<()> {
     rotate("auto")
 }
 
 #[test]
-fn nobody_is_lost_while_keys_rotate_at_the_socket() -> Result<()> {
+fn no_request_is_lost_while_keys_rotate_at_the_socket() -> Result<()> {
     rotate("off")
 }

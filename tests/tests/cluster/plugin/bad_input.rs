@@ -67,7 +67,7 @@ fn refused(done: &Finished, words: &str) -> Result<()> {
 }
 
 #[test]
-fn what_is_wrong_is_a_failure_and_says_what() -> Result<()> {
+fn a_wrong_finding_fails_and_says_why() -> Result<()> {
     let mut scene = PluginScene::new()?;
     let victims = VICTIMS.map(|victim| scene.witness(victim));
     scene.node.must(": > /etc/empty; head -c 64 /etc/cluster/fence_xvm.key > /etc/other")?;

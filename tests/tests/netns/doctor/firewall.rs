@@ -122,7 +122,7 @@ fn the_kernel_program_is_before_the_firewall() -> Result<()> {
 }
 
 #[test]
-fn what_rules_cannot_be_followed_is_said() -> Result<()> {
+fn an_unknown_match_makes_the_firewall_finding_unknown() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("off"))?;
     let space = bench.hypervisor.space();

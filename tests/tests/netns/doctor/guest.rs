@@ -16,7 +16,7 @@ fn in_guest(bench: &Bench) -> Result<Told> {
 }
 
 #[test]
-fn when_all_is_well_a_request_is_answered_and_the_guest_is_in_the_list() -> Result<()> {
+fn a_healthy_guest_is_answered_and_listed() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     let told = in_guest(&bench)?;
@@ -79,7 +79,7 @@ fn a_key_that_is_missing_or_another_one_is_told() -> Result<()> {
 }
 
 #[test]
-fn whoever_has_the_call_backs_port_is_named() -> Result<()> {
+fn another_owner_of_the_callback_port_is_named() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     let mut listen = std::process::Command::new(tools::find("busybox")?);
@@ -102,7 +102,7 @@ fn whoever_has_the_call_backs_port_is_named() -> Result<()> {
 }
 
 #[test]
-fn how_far_a_request_comes_is_told() -> Result<()> {
+fn the_exchange_finding_says_how_far_a_request_came() -> Result<()> {
     let bench = Bench::new()?;
     let config = Config { auth: HashKind::Sha512, ..bench.config("auto") };
     let server = bench.serve(&config)?;
@@ -125,7 +125,7 @@ fn a_guest_that_may_fence_nobody_is_told() -> Result<()> {
 }
 
 #[test]
-fn where_there_is_no_client_that_is_told() -> Result<()> {
+fn a_missing_client_is_reported() -> Result<()> {
     let bench = Bench::new()?;
     let client = tools::find("fence_xvm")?;
     bench.hypervisor.space().must("mount", &["--bind", "/dev/null", &client.to_string_lossy()])?;
@@ -138,7 +138,7 @@ fn where_there_is_no_client_that_is_told() -> Result<()> {
 }
 
 #[test]
-fn by_ipv6_the_route_decides() -> Result<()> {
+fn the_route_chooses_the_way_out_for_ipv6() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&Config { family: Family::V6, ..bench.config("auto") })?;
     let file = bench.hypervisor.path("fence_virt.conf");

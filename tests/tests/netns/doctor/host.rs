@@ -104,7 +104,7 @@ fn a_daemon_that_does_not_run_or_hangs_is_told() -> Result<()> {
 }
 
 #[test]
-fn whoever_else_has_the_port_is_named() -> Result<()> {
+fn another_owner_of_the_udp_port_is_named() -> Result<()> {
     let bench = Bench::new()?;
     let stock = Server::start(&bench.hypervisor, &Which::Stock, &bench.config("auto"))?;
     let told = on_hypervisor(&bench)?;
@@ -246,7 +246,7 @@ fn a_clock_that_is_off_is_told() -> Result<()> {
 }
 
 #[test]
-fn what_starts_at_boot_is_told_where_systemd_starts_things() -> Result<()> {
+fn the_boot_finding_needs_systemd() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     ensure!(on_hypervisor(&bench)?.find("boot", "unknown").is_err(), "systemd does not run here");
@@ -287,7 +287,7 @@ fn a_daemon_that_may_not_load_the_program_is_told_what_it_lacks() -> Result<()> 
 }
 
 #[test]
-fn who_is_not_root_is_told_that_this_is_why() -> Result<()> {
+fn missing_root_is_the_first_finding() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     let copy = bench.hypervisor.path("fence-daemon");

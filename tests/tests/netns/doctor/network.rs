@@ -42,7 +42,7 @@ fn an_interface_that_nothing_can_be_heard_on_is_told_for_what_it_lacks() -> Resu
 }
 
 #[test]
-fn where_none_is_named_one_must_do() -> Result<()> {
+fn without_a_named_interface_one_suitable_is_enough() -> Result<()> {
     let bench = configured(|bench| Config { interface: "none".to_owned(), ..bench.config("auto") })?;
     says(on_hypervisor(&bench)?.find("interface", "ok")?, &[BRIDGE])?;
     bench.hypervisor.delete_bridge()?;
@@ -73,7 +73,7 @@ fn an_address_with_a_label_belongs_to_its_interface() -> Result<()> {
 
 /// A frame that arrives at a port belongs to the bridge, whatever address the port has.
 #[test]
-fn of_a_port_the_bridge_is_named() -> Result<()> {
+fn a_ports_finding_names_its_bridge() -> Result<()> {
     let bench = configured(|bench| Config { interface: "vnet1".to_owned(), ..bench.config("auto") })?;
     for address in [None, Some("192.168.122.2/24")] {
         if let Some(address) = address {
@@ -189,7 +189,7 @@ fn a_strict_reverse_path_filter_is_doubtful_once_it_has_eaten_something() -> Res
 }
 
 #[test]
-fn who_is_in_the_kernel_programs_place_is_named() -> Result<()> {
+fn another_xdp_program_is_named() -> Result<()> {
     let bench = Bench::new()?;
     let another = occupy(&bench.hypervisor, BRIDGE)?;
     let _server = bench.serve(&bench.config("generic"))?;

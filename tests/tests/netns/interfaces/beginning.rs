@@ -204,7 +204,7 @@ fn a_membership_that_cannot_be_had_is_told_with_its_remedy_and_tried_again() -> 
 }
 
 #[test]
-fn without_a_configured_interface_all_that_come_are_listened_on() -> Result<()> {
+fn without_a_configured_interface_each_new_one_is_joined() -> Result<()> {
     let bench = without_bridge()?;
     let config = Config { interface: "none".to_owned(), ..bench.config("auto") };
     let mut server = Server::spawn(&bench.hypervisor, &Which::ours()?, &config, &[])?;

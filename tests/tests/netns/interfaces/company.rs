@@ -12,7 +12,7 @@ use super::{NOTICE, wait_line};
 use crate::bench::Bench;
 
 #[test]
-fn where_another_program_leaves_ours_takes_over() -> Result<()> {
+fn the_program_takes_over_when_another_leaves() -> Result<()> {
     let bench = Bench::new()?;
     let another = occupy(&bench.hypervisor, BRIDGE)?;
     let server = bench.serve(&bench.config("generic"))?;
@@ -83,7 +83,7 @@ fn detach(bench: &Bench, program: u64) -> Result<()> {
 
 /// The kernel sends no message when a program goes that bpf_link attached.
 #[test]
-fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<()> {
+fn the_program_takes_over_without_a_link_message() -> Result<()> {
     let bench = Bench::new()?;
     let elsewhere = Config { port: Some(1230), ..bench.config("generic") };
     let pid_file = bench.hypervisor.path("another.pid");
@@ -101,7 +101,7 @@ fn where_another_program_leaves_without_a_word_ours_takes_over_too() -> Result<(
 /// A device on top of the interface misses the requests that the program takes out, also if it is
 /// added later.
 #[test]
-fn where_others_come_to_listen_the_program_goes_until_they_are_gone() -> Result<()> {
+fn the_program_leaves_an_interface_while_others_listen() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("auto"))?;
     bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;

@@ -109,7 +109,7 @@ fn each_interface_gets_what_it_can() -> Result<()> {
 /// One interface is deleted, recreated, renamed, switched off, and moved to another namespace and
 /// back. The other one's guest notices nothing, and the daemon never restarts.
 #[test]
-fn what_becomes_of_one_is_followed_and_the_other_does_not_notice() -> Result<()> {
+fn interfaces_are_followed_independently() -> Result<()> {
     for (attach, shown) in [("auto", "program=tcx"), ("generic", "program=generic")] {
         let networks = Networks::new()?;
         let hypervisor = &networks.bench.hypervisor;

@@ -24,7 +24,7 @@ use crate::program::require_root;
 const NEVER: [Verdict; 4] = [Verdict::RingFull, Verdict::RingReserve, Verdict::Busy, Verdict::Stale];
 
 #[test]
-fn every_kept_case_has_its_verdict_from_both() {
+fn kernel_and_user_space_agree_on_every_kept_case() {
     require_root();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/program");
     let mut pair = Pair::load().expect("the program");

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_nft_can_show_is_named() {
+    fn tables_that_only_nft_can_show_are_named() {
         let rules = parse("# Table `firewalld' is incompatible, use 'nft' tool.\n", "ip");
         assert_eq!(rules.others, ["Table `firewalld' is incompatible, use 'nft' tool."]);
     }

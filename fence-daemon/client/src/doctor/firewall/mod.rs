@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_is_judged_by_its_own_packet_and_opened_by_its_own_command() {
+    fn each_direction_has_its_own_packet_and_command() {
         let port = |source| Test::Port(source, vec![1229..=1229]);
         for (way, hook, test, command) in [
             (
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_in_charge_of_the_rules_is_asked_to_open_the_way() {
+    fn the_remedy_is_for_the_tool_that_owns_the_rule() {
         let blame = |family: &str, table: &str, chain: &str| Blame {
             family: family.to_owned(),
             table: table.to_owned(),

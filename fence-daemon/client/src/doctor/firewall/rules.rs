@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_said_unless_both_ways_end_the_same() {
+    fn an_unknown_rule_counts_only_if_it_changes_the_verdict() {
         let doubtful = || vec![Test::Other];
         assert!(matches!(fate(false, vec![rule(doubtful(), RuleAction::Drop)]), Fate::Unclear(_)));
         assert_eq!(fate(false, vec![rule(doubtful(), RuleAction::Accept)]), Fate::Passes);
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn every_table_has_a_say_and_other_ways_and_families_have_none() {
+    fn every_table_of_the_hook_and_family_counts() {
         let accept = || vec![rule(vec![], RuleAction::Accept)];
         let drop = || vec![rule(vec![], RuleAction::Drop)];
         let fate = |chains: Vec<Chain>| Rules { chains, ..Rules::default() }.fate(&packet());

@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_emulator_of_the_domain_had_open_is_not_forgotten_while_it_is_busy() {
+    fn images_of_an_earlier_emulator_count_while_busy() {
         let _own = crate::hypervisor::tests::ORPHANS.blocking_lock();
         let scratch = tempdir().unwrap();
         let (_, image, under_way) = busy(&scratch, "first");

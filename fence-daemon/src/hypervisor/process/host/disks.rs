@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_writes_cannot_be_seen_and_is_named() {
+    fn disks_of_a_server_are_reported_as_unseen() {
         let disks = of(
             "<disk type='network'><source protocol='nbd' name='export'><host name='san' port='10809'/></source>\
              <target dev='vda'/></disk>\

@@ -65,7 +65,7 @@ async fn living(host: &Host, whom: &Whom, count: usize) -> Vec<Arc<Process>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_that_carries_a_machines_uuid_is_found_and_killed() {
+async fn every_process_with_the_machines_uuid_is_found_and_killed() {
     let (host, whom, other) = (host(), whom("vm"), whom("other"));
     assert!(matches!(host.remains(&whom).await, Remains::Nothing));
     let uuid = whom.uuid.to_string();
@@ -82,7 +82,7 @@ async fn all_that_carries_a_machines_uuid_is_found_and_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_mentions_a_machine_is_a_doubt_and_is_not_killed() {
+async fn a_process_that_only_mentions_the_uuid_is_a_doubt() {
     let (host, whom) = (host(), whom("vm"));
     let mut other = Idle::start(WAIT, &["-uuid", &whom.uuid.to_string()]);
     for _ in 0..1000 {
@@ -163,7 +163,7 @@ async fn a_hundred_looks_at_once_are_a_few_scans() {
 /// The kernel takes away the memory of a killed process first, and its command line with it. What
 /// follows can take seconds: the release of that memory, the last I/O.
 #[test]
-fn what_has_been_killed_and_says_nothing_any_more_is_no_doubt() {
+fn a_killed_process_that_cannot_be_read_is_no_doubt() {
     let scope = scope::Scope::of("0::/machine/qemu-3-vm.libvirt-qemu\n");
     let kind = Kind::Unreadable { scope, was: None, why: "it says nothing of itself" };
     let found = vec![FoundProcess { pid: 100_001, kind, held: None }];
