@@ -1,9 +1,9 @@
 //! Recent requests, their counts, and the duration of each step since the start, for the report.
 //!
-//! The cost for a request is two or three short locks: all room is allocated at the start.
+//! The cost for a request is two or three short locks.
 
 use std::collections::VecDeque;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -89,59 +89,7 @@ impl Ended {
     }
 }
 
-/// A short text that lies where it is.
-#[derive(Clone, Copy)]
-struct Text {
-    bytes: [u8; Self::LEN],
-    len: usize,
-}
-
-impl Text {
-    /// A domain's text has at most 63 bytes. Escapes may make it longer; it is cut then.
-    const LEN: usize = 96;
-
-    fn of(what: impl fmt::Display) -> Self {
-        let mut text = Self { bytes: [0; Self::LEN], len: 0 };
-        // Fails when it is full.
-        let _ = write!(text, "{what}");
-        text
-    }
-
-    fn as_str(&self) -> &str {
-        std::str::from_utf8(self.bytes.get(..self.len).unwrap_or_default()).unwrap_or_default()
-    }
-}
-
-impl fmt::Write for Text {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for character in text.chars() {
-            let room = self.bytes.get_mut(self.len..self.len + character.len_utf8()).ok_or(fmt::Error)?;
-            self.len += character.encode_utf8(room).len();
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_str().fmt(f)
-    }
-}
-
 /// One request as it is remembered.
-#[derive(Clone, Debug)]
-struct RecentEntry {
-    number: u64,
-    op: Op,
-    domain: Option<Text>,
-    client: SocketAddr,
-    seqno: u32,
-    via: Via,
-    steps: Steps,
-    end: Option<(Moment, Ending, String)>,
-}
-
-/// One request, to be looked at.
 #[derive(Clone, Debug)]
 pub struct Recent {
     /// Its number since the daemon's start.
@@ -203,7 +151,7 @@ pub struct Requests {
 
 #[derive(Debug)]
 struct History {
-    recent: VecDeque<RecentEntry>,
+    recent: VecDeque<Recent>,
     next: u64,
     tally: Tally,
     times: Vec<[Histogram; STEPS.len()]>,
@@ -220,15 +168,16 @@ impl Default for Requests {
 
 impl History {
     fn enter(&mut self, request: About<'_>, end: Option<(Moment, Ending, String)>) -> Slot {
+        let domain = request.target.map(ToString::to_string);
         let number = self.next;
         self.next += 1;
         if self.recent.len() >= RECENT {
             self.recent.pop_front();
         }
-        self.recent.push_back(RecentEntry {
+        self.recent.push_back(Recent {
             number,
             op: request.op,
-            domain: request.target.map(Text::of),
+            domain,
             client: request.client,
             seqno: request.seqno,
             via: request.via,
@@ -245,7 +194,7 @@ impl History {
     }
 
     /// The entry of a request, if it still exists.
-    fn entry(&mut self, slot: Slot) -> Option<&mut RecentEntry> {
+    fn entry(&mut self, slot: Slot) -> Option<&mut Recent> {
         let first = self.recent.front()?.number;
         self.recent.get_mut(usize::try_from(slot.0.checked_sub(first)?).ok()?)
     }
@@ -339,18 +288,7 @@ impl Requests {
     /// Those of late, the oldest first.
     #[must_use]
     pub fn recent(&self) -> Vec<Recent> {
-        let entries: Vec<RecentEntry> = self.kept().recent.iter().cloned().collect();
-        let recent = |entry: RecentEntry| Recent {
-            number: entry.number,
-            op: entry.op,
-            domain: entry.domain.map(|domain| domain.as_str().to_owned()),
-            client: entry.client,
-            seqno: entry.seqno,
-            via: entry.via,
-            steps: entry.steps,
-            end: entry.end,
-        };
-        entries.into_iter().map(recent).collect()
+        self.kept().recent.iter().cloned().collect()
     }
 
     /// The times of each operation's steps that were taken at least once.
@@ -441,12 +379,5 @@ mod tests {
         assert_eq!((tally.in_progress, tally.unanswered, tally.rejected), (54, 20, 1));
         assert_eq!((tally.duplicates, tally.replays, tally.answered), (1, 2, 0));
         assert!(requests.times().is_empty(), "what was not answered has no times");
-    }
-
-    #[test]
-    fn a_text_that_does_not_fit_is_cut_between_characters() {
-        assert_eq!(Text::of("é".repeat(60)).as_str(), "é".repeat(48));
-        assert_eq!(Text::of(format_args!("x{}", "é".repeat(60))).as_str().len(), 95);
-        assert_eq!(Text::of("").as_str(), "");
     }
 }
