@@ -23,7 +23,6 @@
 //! * [`cluster`]: real clusters with corosync and Pacemaker.
 //! * [`interrupt`]: Ctrl-C for programs that keep a lab up.
 //! * [`pump`]: bytes through TCP from one place to another.
-//! * [`guide`]: the guides in docs, parsed and typed.
 //! * [`systemd`]: a hypervisor with a real systemd, from the nodes' image.
 //! * [`worker`]: a thread that works beside a test; [`board`]: a value that threads wait for.
 //! * [`program`]: what the programs below `bin` share.
@@ -41,7 +40,6 @@ pub mod container;
 pub mod debian;
 pub mod differences;
 pub mod flood;
-pub mod guide;
 pub mod initramfs;
 pub mod interrupt;
 pub mod kernel;

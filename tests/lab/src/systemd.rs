@@ -20,8 +20,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// The lab's programs run in this PID namespace from now on. Then [`BOOT`] with mounts of its own.
 const BEGIN: &str = "mount -t proc proc /proc && \
     exec unshare --mount --propagation unchanged --uts sh -c \"$1\" \"$0\" \"$2\"";
-const BOOT: &str = include_str!("assets/guide/boot.sh");
-const ROOT: &str = include_str!("assets/guide/root.sh");
+const BOOT: &str = include_str!("assets/systemd/boot.sh");
+const ROOT: &str = include_str!("assets/systemd/root.sh");
 /// What a shell has after a login.
 pub const ENVIRONMENT: &[&str] =
     &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C", "COLUMNS=200"];

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use fence_lab::cluster::corosync::{Item, Member};
 use fence_lab::cluster::node::Node;
-use fence_lab::guide::stage::{HOSTS, HYPERVISOR, NODES, STAND_INS, Stage};
-use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::qemu;
 use fence_lab::server::Which;
 use fence_lab::systemd::Booted;
 use fence_lab::tools;
+
+use crate::guide::stage::{HOSTS, HYPERVISOR, NODES, STAND_INS, Stage};
+use crate::guide::{Act, Guide};
 
 mod body;
 mod firewalls;

@@ -9,6 +9,8 @@ mod claims;
 #[cfg(test)]
 mod guests;
 #[cfg(test)]
+mod guide;
+#[cfg(test)]
 mod guides;
 #[cfg(test)]
 mod host;

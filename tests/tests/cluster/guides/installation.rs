@@ -7,8 +7,6 @@ use fence_lab::cluster::image::Image;
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
 use fence_lab::container::{self, URI};
-use fence_lab::guide::stage::{HYPERVISOR, Stage};
-use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::server::{Config, Server, Which};
@@ -16,6 +14,8 @@ use fence_lab::systemd::Booted;
 use fence_lab::witness::Witness;
 
 use super::{STOCK, STOCK_UNIT, clone_repository};
+use crate::guide::stage::{HYPERVISOR, Stage};
+use crate::guide::{Act, Guide};
 
 const PAGE: &str = "installation.md";
 const NODE: &str = "node1";

@@ -13,29 +13,29 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub mod stage;
+pub(crate) mod stage;
 
 /// A page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guide {
+pub(crate) struct Guide {
     /// The steps in their order.
-    pub steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
 }
 
 /// One step of a reader who follows the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub(crate) struct Step {
     /// Where it stands: the line's number.
-    pub line: usize,
+    pub(crate) line: usize,
     /// The machine, as the page calls it.
-    pub host: String,
+    pub(crate) host: String,
     /// The act on that machine.
-    pub act: Act,
+    pub(crate) act: Act,
 }
 
 /// An act of the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// A command.
     Type(Typed),
     /// A file is written: its path and its content.
@@ -44,29 +44,29 @@ pub enum Act {
 
 /// A command and what it prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Typed {
+pub(crate) struct Typed {
     /// Who types it.
-    pub user: String,
+    pub(crate) user: String,
     /// Where: an absolute path, or one that begins with `~`.
-    pub directory: String,
+    pub(crate) directory: String,
     /// The command, continued lines joined.
-    pub command: String,
+    pub(crate) command: String,
     /// The output that the page shows.
-    pub shown: Vec<String>,
+    pub(crate) shown: Vec<String>,
     /// Whether it is typed until it prints that.
-    pub again: bool,
+    pub(crate) again: bool,
 }
 
 impl Guide {
     /// Reads a page of docs, in which these machines occur.
-    pub fn read(page: &str, hosts: &[&str]) -> Result<Self> {
-        let path = crate::tools::workspace().join("docs/guide").join(page);
+    pub(crate) fn read(page: &str, hosts: &[&str]) -> Result<Self> {
+        let path = fence_lab::tools::workspace().join("docs/guide").join(page);
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         Self::parse(&text, hosts).with_context(|| path.display().to_string())
     }
 
     /// Takes a page apart.
-    pub fn parse(text: &str, hosts: &[&str]) -> Result<Self> {
+    pub(crate) fn parse(text: &str, hosts: &[&str]) -> Result<Self> {
         let mut steps = Vec::new();
         let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
         let mut above = "";
@@ -85,7 +85,7 @@ impl Guide {
 
     /// The content of a file that the page has written.
     #[must_use]
-    pub fn file(&self, host: &str, path: &str) -> Option<&str> {
+    pub(crate) fn file(&self, host: &str, path: &str) -> Option<&str> {
         self.steps.iter().filter(|step| step.host == host).find_map(|step| match &step.act {
             Act::Write(written, content) if written == path => Some(content.as_str()),
             Act::Write(..) | Act::Type(_) => None,
@@ -208,7 +208,7 @@ impl<'t> Prompt<'t> {
 
 /// Compares printed and shown output. Blanks count as one, empty lines do not count. An error has
 /// the first line that is missing or too much.
-pub fn compare(shown: &[String], printed: &str) -> Result<()> {
+pub(crate) fn compare(shown: &[String], printed: &str) -> Result<()> {
     fn squeezed(line: &str) -> Option<String> {
         let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
         (!line.is_empty()).then_some(line)

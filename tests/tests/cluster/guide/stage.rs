@@ -1,7 +1,7 @@
 //! Where a guide is played: hypervisors and nodes, by the names that the page has for them.
 //!
-//! Each hypervisor runs the real systemd ([`crate::systemd`]). A command that a lab cannot run has
-//! a script of the same name as stand-in ([`STAND_INS`]), and the page's last section says so.
+//! Each hypervisor runs the real systemd ([`fence_lab::systemd`]). A command that a lab cannot run
+//! has a script of the same name as stand-in ([`STAND_INS`]), and the page's last section says so.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -12,26 +12,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fence_lab::lab::Hypervisor;
+use fence_lab::process::{Finished, run};
+use fence_lab::systemd::{Booted, ENVIRONMENT};
+use fence_lab::witness::Witness;
 
 use super::{Act, Guide, Step, Typed, compare};
-use crate::lab::Hypervisor;
-use crate::process::{Finished, run};
-use crate::systemd::{Booted, ENVIRONMENT};
-use crate::witness::Witness;
 
 /// The hypervisor's name in guides that have one.
-pub const HYPERVISOR: &str = "hypervisor";
+pub(crate) const HYPERVISOR: &str = "hypervisor";
 /// What stands for every hypervisor in guides that have several.
-pub const HOSTS: &str = "hosts";
+pub(crate) const HOSTS: &str = "hosts";
 /// What stands for every node in guides.
-pub const NODES: &str = "nodes";
+pub(crate) const NODES: &str = "nodes";
 /// How long a command may take, or be typed again, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(240);
 /// Runs a command as somebody who is not root.
 const AS_USER: [&str; 5] = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--"];
 
 /// Commands of the hypervisor that are scripts here: path, script, and why.
-pub const STAND_INS: &[(&str, &str, &str)] = &[
+pub(crate) const STAND_INS: &[(&str, &str, &str)] = &[
     ("/usr/local/bin/cargo", include_str!("../assets/guide/cargo.sh"), "a release build takes minutes"),
     ("/usr/bin/scp", include_str!("../assets/guide/scp.sh"), "the nodes have no SSH server"),
     ("/usr/bin/mmdebstrap", include_str!("../assets/guide/mmdebstrap.sh"), "it was run already: the image is its work"),
@@ -56,27 +56,27 @@ enum MachineSystem {
 
 /// The machines of a guide.
 #[derive(Debug, Default)]
-pub struct Stage {
+pub(crate) struct Stage {
     places: BTreeMap<String, Place>,
 }
 
 impl Stage {
     /// A stage with the hypervisor on it.
     #[must_use]
-    pub fn new(hypervisor: Booted) -> Self {
+    pub(crate) fn new(hypervisor: Booted) -> Self {
         let mut stage = Self::default();
         stage.add_host(HYPERVISOR, hypervisor);
         stage
     }
 
     /// Adds a hypervisor.
-    pub fn add_host(&mut self, name: &str, host: Booted) {
+    pub(crate) fn add_host(&mut self, name: &str, host: Booted) {
         let hypervisor = host.hypervisor().clone();
         self.add(name, &hypervisor, MachineSystem::Host(Arc::new(host)));
     }
 
     /// Adds a machine that is the container of a domain, which need not run yet.
-    pub fn add_container(&mut self, name: &str, hypervisor: &Hypervisor, domain: &str) {
+    pub(crate) fn add_container(&mut self, name: &str, hypervisor: &Hypervisor, domain: &str) {
         self.add(name, hypervisor, MachineSystem::Container(domain.to_owned()));
     }
 
@@ -86,7 +86,7 @@ impl Stage {
 
     /// The names that the page may use.
     #[must_use]
-    pub fn hosts(&self) -> Vec<&str> {
+    pub(crate) fn hosts(&self) -> Vec<&str> {
         self.places.keys().map(String::as_str).chain([HOSTS, NODES]).collect()
     }
 
@@ -104,7 +104,7 @@ impl Stage {
     }
 
     /// Puts a program onto a machine.
-    pub fn install(&self, name: &str, path: &str, content: &[u8]) -> Result<()> {
+    pub(crate) fn install(&self, name: &str, path: &str, content: &[u8]) -> Result<()> {
         self.write(name, path, content)?;
         let file = self.file(name, path)?;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))
@@ -112,12 +112,12 @@ impl Stage {
     }
 
     /// Does all that a page says, in its order.
-    pub fn play(&self, guide: &Guide) -> Result<()> {
+    pub(crate) fn play(&self, guide: &Guide) -> Result<()> {
         guide.steps.iter().try_for_each(|step| self.step(step))
     }
 
     /// Does one thing that a page says.
-    pub fn step(&self, step: &Step) -> Result<()> {
+    pub(crate) fn step(&self, step: &Step) -> Result<()> {
         let places = self.meant(&step.host);
         ensure!(!places.is_empty(), "line {}: there are no {}", step.line, step.host);
         // On all of them at once: nodes have each to wait for themselves.
@@ -167,7 +167,7 @@ impl Stage {
     }
 
     /// Runs a line of shell on a machine.
-    pub fn shell(&self, place: &str, user: &str, line: &str) -> Result<Finished> {
+    pub(crate) fn shell(&self, place: &str, user: &str, line: &str) -> Result<Finished> {
         let Place { hypervisor, system } = self.place(place)?;
         let through = if user == "root" { &[][..] } else { &AS_USER };
         match system {
@@ -182,7 +182,7 @@ impl Stage {
     }
 
     /// Writes a file of a machine; directories are made.
-    pub fn write(&self, place: &str, path: &str, content: &[u8]) -> Result<()> {
+    pub(crate) fn write(&self, place: &str, path: &str, content: &[u8]) -> Result<()> {
         let file = self.file(place, path)?;
         let written = || -> std::io::Result<()> {
             std::fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
