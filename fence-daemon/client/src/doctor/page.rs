@@ -2,7 +2,7 @@
 
 use super::finding::{Diagnosis, Finding, Side, State};
 use crate::screen::table::{Look, Screen};
-use crate::screen::words::harmless;
+use crate::screen::words::{harmless, wrapped};
 
 /// Columns of the state and of the check's name.
 const STATE: usize = 8;
@@ -36,10 +36,10 @@ fn told(finding: &Finding, screen: Screen) -> String {
     let state = screen.paint(look_of(finding.state), finding.state.name());
     let blanks = " ".repeat(STATE.saturating_sub(finding.state.name().len()));
     let indent = STATE + CHECK;
-    let seen = wrapped(&finding.seen, indent, screen);
+    let seen = indented(&finding.seen, indent, screen);
     let mut text = format!("{state}{blanks}{:<CHECK$}{}\n", finding.check, seen.trim_start());
     if let Some(remedy) = &finding.remedy {
-        text.push_str(&wrapped(remedy, indent + 2, screen));
+        text.push_str(&indented(remedy, indent + 2, screen));
         text.push('\n');
     }
     for command in &finding.commands {
@@ -51,22 +51,10 @@ fn told(finding: &Finding, screen: Screen) -> String {
 }
 
 /// Wraps a text and indents each line.
-fn wrapped(text: &str, indent: usize, screen: Screen) -> String {
+fn indented(text: &str, indent: usize, screen: Screen) -> String {
     let room = screen.width.unwrap_or(WIDTH).saturating_sub(indent).max(30);
-    let mut lines = vec![String::new()];
-    for word in harmless(text).split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.is_empty() || line.chars().count() + 1 + word.chars().count() <= room => {
-                if !line.is_empty() {
-                    line.push(' ');
-                }
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
     let indent = " ".repeat(indent);
-    lines.iter().map(|line| format!("{indent}{line}")).collect::<Vec<_>>().join("\n")
+    wrapped(text, room).iter().map(|line| format!("{indent}{line}")).collect::<Vec<_>>().join("\n")
 }
 
 fn summary(diagnosis: &Diagnosis) -> String {

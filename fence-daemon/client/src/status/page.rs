@@ -9,7 +9,7 @@ use fence_control::report::{Domain, Health, Report, Request, Steps, Uri};
 
 use crate::screen::bars;
 use crate::screen::table::{Look, Screen, Table, flexible, number, text};
-use crate::screen::words::{counters, meaning, micros, span, time_of_day};
+use crate::screen::words::{counters, meaning, micros, span, time_of_day, wrapped};
 
 /// The most requests shown. The JSON has all that are remembered.
 const REQUESTS: usize = 20;
@@ -42,7 +42,7 @@ pub fn look_of(health: Health) -> Look {
 pub fn render(report: &Report, screen: Screen) -> String {
     let mut page = headline(report, screen);
     for problem in &report.problems {
-        page.push_str(&wrapped(problem, screen));
+        page.push_str(&in_full(problem, screen));
     }
     let mut section = |title: String, table: Table| {
         if !table.is_empty() {
@@ -89,19 +89,11 @@ fn headline(report: &Report, screen: Screen) -> String {
 }
 
 /// A problem in full, on as many lines as needed: the remedy stands at its end.
-fn wrapped(problem: &str, screen: Screen) -> String {
-    let room = screen.width.unwrap_or(usize::MAX).max(20);
-    let mut lines = vec!["!".to_owned()];
-    for word in crate::screen::words::harmless(problem).split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= room => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(format!("  {word}")),
-        }
-    }
-    lines.iter().map(|line| screen.line(Look::Bad, line)).collect()
+fn in_full(problem: &str, screen: Screen) -> String {
+    let room = screen.width.unwrap_or(usize::MAX).max(20) - 2;
+    let marks = ["! "].into_iter().chain(std::iter::repeat("  "));
+    let lines = marks.zip(wrapped(problem, room));
+    lines.map(|(mark, line)| screen.line(Look::Bad, &format!("{mark}{line}"))).collect()
 }
 
 fn interfaces(report: &Report) -> Table {
