@@ -10,6 +10,7 @@ compile_error!("the feature `fault-points` is for tests: it must not be in a rel
 /// A step. The daemon dies at the step that the environment variable `FENCE_FAULT` names, in small
 /// letters with `-`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "fault-points", derive(strum::AsRefStr), strum(serialize_all = "kebab-case"))]
 pub(crate) enum Point {
     /// The request is right and new.
     AfterVerify,
@@ -41,27 +42,9 @@ pub(crate) enum Point {
 
 #[cfg(feature = "fault-points")]
 impl Point {
-    fn name(self) -> &'static str {
-        match self {
-            Self::AfterVerify => "after-verify",
-            Self::AfterConnect => "after-connect",
-            Self::AfterAuthentication => "after-authentication",
-            Self::AfterClaim => "after-claim",
-            Self::AfterNote => "after-note",
-            Self::AfterRecord => "after-record",
-            Self::AfterDestroy => "after-destroy",
-            Self::AfterKill => "after-kill",
-            Self::AfterProof => "after-proof",
-            Self::BeforeReply => "before-reply",
-            Self::AfterReply => "after-reply",
-            Self::BeforeRestart => "before-restart",
-            Self::AfterRestart => "after-restart",
-        }
-    }
-
     /// Whether the daemon is to die here.
     fn is_the_end(self) -> bool {
-        std::env::var_os("FENCE_FAULT").is_some_and(|name| name == self.name())
+        std::env::var_os("FENCE_FAULT").is_some_and(|name| name == self.as_ref())
     }
 }
 

@@ -4,7 +4,6 @@
 //! again when the process ends, however it ends.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -75,7 +74,8 @@ impl Mode {
 }
 
 /// How the program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum AttachedMode {
     /// In the driver.
     Native,
@@ -105,16 +105,6 @@ pub struct Attachment {
     /// Why it is not the best way: another program is attached, the kernel refuses XDP, or XDP
     /// would mistake VLANs.
     pub second_best: Option<Error>,
-}
-
-impl fmt::Display for AttachedMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Tcx => "tcx",
-        })
-    }
 }
 
 /// The program in its two forms, XDP and tc, over the same maps. Dropping it detaches both. The

@@ -3,7 +3,6 @@
 //! The cost for a request is two or three short locks.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -34,21 +33,13 @@ pub const RETIRED_KEY: &str = "signed with a key that is no longer accepted";
 pub struct Slot(u64);
 
 /// The way that a request came in by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Via {
     /// Through the kernel program and its ring buffer, whether attached as XDP or as tc.
     Kernel,
     /// Through the UDP socket.
     Socket,
-}
-
-impl fmt::Display for Via {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Socket => "socket",
-        })
-    }
 }
 
 /// What is noted of a request.
