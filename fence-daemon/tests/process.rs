@@ -47,7 +47,7 @@ mod life {
             ("a_stock_server_counts_as_running", a_stock_server_counts_as_running),
             ("no_fork_beside_other_threads", no_fork_beside_other_threads),
             ("hardening_holds", hardening_holds),
-            ("systemd_is_told", systemd_is_told),
+            ("systemd_gets_the_messages", systemd_gets_the_messages),
             ("log_lines_in_the_foreground", log_lines_in_the_foreground),
             ("a_closed_standard_error_harms_nobody", a_closed_standard_error_harms_nobody),
             ("the_journal_in_the_background", the_journal_in_the_background),
@@ -266,7 +266,7 @@ mod life {
         assert!(output.status.success(), "{}", stderr(&output));
     }
 
-    fn systemd_is_told(dir: &Path) {
+    fn systemd_gets_the_messages(dir: &Path) {
         let socket = UnixDatagram::bind(dir.join("notify")).unwrap();
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         let status = role("notifies", dir).env("NOTIFY_SOCKET", dir.join("notify")).status().unwrap();

@@ -394,7 +394,7 @@ async fn a_reflected_challenge_is_not_answered() {
 }
 
 #[test]
-fn the_log_shows_a_success_only_if_the_client_was_told() {
+fn the_log_shows_a_success_only_if_the_client_received_it() {
     let success = Ending::Success;
     assert_eq!(told(success, Some(&Ok(()))), (success, String::new()));
     let (reply, note) = told(success, Some(&Err(io::ErrorKind::BrokenPipe.into())));

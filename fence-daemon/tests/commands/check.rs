@@ -40,7 +40,7 @@ fn check_config_prints_the_effective_values() {
 }
 
 #[test]
-fn doubts_are_told_with_their_places_and_are_no_failure() {
+fn doubts_are_reported_with_their_places_and_are_no_failure() {
     let dir = Dir::new();
     std::fs::set_permissions(dir.write("key", "x"), PermissionsExt::from_mode(0o644)).unwrap();
     let conf = conf(&dir, "key", "zork = \"1\";");
@@ -58,7 +58,7 @@ fn doubts_are_told_with_their_places_and_are_no_failure() {
 
 /// What the doctor says of a key, and what is said here, is the same.
 #[test]
-fn keys_that_can_be_guessed_are_told_whatever_is_asked() {
+fn keys_that_can_be_guessed_are_reported_whatever_is_asked() {
     let dir = Dir::new();
     let conf = conf(&dir, "key", "");
     for (key, words) in [("12345", "5 bytes"), ("zero", "not random"), ("passwordpassword", "not random")] {
@@ -76,7 +76,7 @@ fn keys_that_can_be_guessed_are_told_whatever_is_asked() {
 }
 
 #[test]
-fn two_sections_of_a_name_are_told_with_both_places() {
+fn two_sections_of_a_name_are_reported_with_both_places() {
     let dir = Dir::new();
     dir.write("key", "a line of text that is a key");
     let conf = conf(&dir, "key", "listeners { multicast { interface = \"virbr1\"; } }");
@@ -109,7 +109,7 @@ fn entries_of_groups_that_no_domain_has_are_named() {
 }
 
 #[test]
-fn mistakes_are_told_with_their_places() {
+fn mistakes_are_reported_with_their_places() {
     let dir = Dir::new();
     let conf = dir.path("conf");
     for case in cases().filter(|case| case.says.starts_with("error: ")) {

@@ -293,7 +293,7 @@ fn a_file_that_the_daemon_would_refuse_is_not_written() {
 }
 
 #[test]
-fn a_file_that_nobody_understands_is_replaced_only_when_told_so() {
+fn a_file_with_mistakes_is_replaced_only_on_confirmation() {
     let dir = Dir::new();
     let broken = "fence_virtd { listener = multicast; }\n";
     let (conf, key) = (dir.write("conf", broken), dir.write("key", "x"));

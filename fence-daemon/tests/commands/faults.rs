@@ -168,7 +168,7 @@ fn a_full_disk_leaves_the_old_file() {
 }
 
 #[test]
-fn a_read_only_disk_is_told() {
+fn a_read_only_disk_is_reported() {
     let dir = Dir::new();
     dir.write("answers", &all_answers());
     dir.write("old", OLD);

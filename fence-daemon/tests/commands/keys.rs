@@ -44,7 +44,7 @@ fn a_key_that_is_there_goes_only_by_force() {
 }
 
 #[test]
-fn a_missing_directory_is_told_or_made() {
+fn a_missing_directory_is_reported_or_made() {
     let dir = Dir::new();
     let key = dir.path("etc/cluster/fence_xvm.key");
     let refused = keygen(&[key.to_str().unwrap()]);

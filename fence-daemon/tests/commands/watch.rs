@@ -143,7 +143,7 @@ fn pid_of(conf: &Path) -> String {
 }
 
 #[test]
-fn top_leaves_the_terminal_as_it_was_when_it_is_told_to_end_by_a_signal() {
+fn top_restores_the_terminal_at_a_signal() {
     for signal in ["TERM", "HUP"] {
         let dir = Dir::new();
         let (conf, _daemon) = (config(&dir), Daemon::start(&dir, 1847));

@@ -68,7 +68,7 @@ fn link_changes_are_reported_by_index() {
 }
 
 #[test]
-fn an_address_is_told() {
+fn an_address_is_reported() {
     in_namespace(|| {
         with_links(async |mut links| {
             told(&mut links).await;

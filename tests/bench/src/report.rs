@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_target_is_told_with_what_it_would_take() {
+    fn a_missed_target_is_reported_with_what_it_would_take() {
         let table = table(&results());
         assert!(table.contains("met    idle QEMU guest, 16 MiB: off, to reply: at least 30 ×"), "{table}");
         assert!(table.contains("MISSED resident memory: at most 1 × fence_virtd's: 1.50 × (it would take "), "{table}");

@@ -116,7 +116,7 @@ fn journalctl_shows_all_of_it(host: &Host) -> Result<()> {
 
 /// An interface that never comes delays neither the boot nor the guests.
 #[test]
-fn a_boot_with_a_misspelt_interface_goes_on_and_is_told() -> Result<()> {
+fn a_boot_with_a_misspelt_interface_goes_on_and_is_reported() -> Result<()> {
     let config = Config { interface: "virbrO".to_owned(), ..Config::new(KEY_PATH) };
     let host = Host::booting(&config, "fence-daemon.service libvirt-guests.service")?;
     let guests = host.must("systemctl show --value --property=ActiveState,Result libvirt-guests")?;

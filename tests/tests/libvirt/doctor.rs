@@ -45,7 +45,7 @@ fn expect(report: &Value, check: &str, state: &str, words: &str) -> Result<()> {
 }
 
 #[test]
-fn a_libvirtd_that_hangs_or_is_gone_is_told() -> Result<()> {
+fn a_libvirtd_that_hangs_or_is_gone_is_reported() -> Result<()> {
     let mut site = Site::new(&[qemu::URI, container::URI], &[])?;
     expect(&on_hypervisor(&site)?, "libvirt", "warning", "qemu:///system has no domains")?;
     qemu::start_idle(&site.libvirtd, "vm1")?;

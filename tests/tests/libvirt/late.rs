@@ -26,7 +26,7 @@ const IDLE: Duration = Duration::from_secs(12);
 const ATTEMPTS: usize = 4;
 
 #[test]
-fn a_kill_does_not_begin_after_its_client_was_told_of_a_failure() -> Result<()> {
+fn a_kill_does_not_begin_after_its_client_received_a_failure() -> Result<()> {
     let hypervisor = Hypervisor::new()?;
     let libvirtd = Libvirtd::start(&hypervisor)?;
     qemu::start_idle(&libvirtd, "vm")?;

@@ -258,7 +258,7 @@ fn a_name_that_is_given_away_and_comes_back_is_followed() -> Result<()> {
 }
 
 #[test]
-fn a_bridge_that_is_switched_off_and_on_again_is_told_and_served() -> Result<()> {
+fn a_bridge_that_is_switched_off_and_on_again_is_reported_and_served() -> Result<()> {
     for way in Way::ALL {
         let bench = Bench::new()?;
         let server = bench.serve(&way.config(&bench))?;

@@ -141,7 +141,7 @@ fn the_program_has_a_name_and_readable_counters() -> Result<()> {
 
 /// A daemon whose network was destroyed or recreated hears nothing, and must say so.
 #[test]
-fn an_interface_that_goes_is_told() -> Result<()> {
+fn an_interface_that_goes_is_reported() -> Result<()> {
     let bench = Bench::new()?;
     let mut server = bench.serve(&bench.config("auto"))?;
     let position = server.log_position();

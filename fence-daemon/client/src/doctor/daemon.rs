@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_missing_is_told_with_who_is_in_its_place() {
+    fn a_program_that_is_missing_is_reported_with_who_is_in_its_place() {
         let mut report = healthy();
         let nobody = |_: &str| None;
         assert!(states(&program(Attach::Auto, &report, nobody)).iter().all(|state| *state == State::Ok));

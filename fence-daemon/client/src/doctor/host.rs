@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_is_too_old_is_told() {
+    fn a_kernel_that_is_too_old_is_reported() {
         assert_eq!(judge_release("6.18.5-cloud-amd64").state, State::Ok);
         assert_eq!(judge_release("5.12.0-49-amd64").state, State::Ok);
         let old = judge_release("5.10.0");

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_it_cannot_use_are_told_with_the_reason() {
+    fn names_that_it_cannot_use_are_reported_with_the_reason() {
         for (name, part) in [
             ("on", "as a state"),
             ("OFF", "as a state"),

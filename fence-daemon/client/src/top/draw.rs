@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_does_not_answer_is_told_and_what_was_known_stays() {
+    fn a_daemon_that_does_not_answer_is_reported_and_what_was_known_stays() {
         let mut state = TopState::default();
         assert_eq!(text(&state.lines(SCREEN, 24)), ["asking the daemon..."]);
         state.error = Some("no daemon".to_owned());

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_uri_is_told_with_its_domains_and_since_when() {
+    async fn a_uri_is_reported_with_its_domains_and_since_when() {
         let hypervisors = Hypervisors::start(&["test:///default".to_owned()], fence_config::Options::default());
         let before = Moment::now();
         hypervisors.wait_connected().await;

@@ -51,7 +51,7 @@ async fn a_reboot_that_does_not_come_back_is_a_failure_where_that_was_asked_for(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reset_that_is_not_told_to_be_done_is_followed_by_a_kill_and_a_start() {
+async fn an_unconfirmed_reset_is_followed_by_a_kill_and_a_start() {
     let options = Options { reboot_method: RebootMethod::Reset, ..Options::default() };
     let (h, _file) = node_with(options, Node::default().running("a", 1)).await;
     assert_eq!(order(&h, Op::Reboot, name("a")).await.detail, Detail::Rebooting { was: State(1) });

@@ -114,7 +114,7 @@ async fn a_reboot_that_is_done_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_of_a_uri_that_is_gone_is_told_and_removed() {
+async fn a_record_of_a_uri_that_is_gone_is_reported_and_removed() {
     let directory = tempdir().unwrap();
     let file = Node::default().shut_off("a", 1).file();
     let options = left_behind(&directory, "qemu:///system", &[("a", 1, Some(1), None)]);

@@ -207,7 +207,7 @@ fn lost_messages_redo_everything_and_log_nothing() {
 }
 
 #[test]
-fn down_and_up_are_told_and_change_nothing() {
+fn down_and_up_are_reported_and_change_nothing() {
     let mut bench = Bench::begun();
     assert_eq!(bench.step(&[down(5)], &touched(5)), (look_again(), vec![InterfaceNews::Down]));
     assert!(!bench.listening.hears() && bench.listening.status().contains("down"));

@@ -105,7 +105,7 @@ mod tests {
     use fence_lab::loaded::Size;
 
     #[test]
-    fn ratios_are_told_beside_the_right_thing_and_a_missed_target_is_said() {
+    fn ratios_are_reported_beside_the_right_thing_and_a_missed_target_is_said() {
         let cost = |name, kind, ns: f64| Cost { name, kind, samples: vec![ns + 1.0, ns, ns - 1.0] };
         let figures = Figures {
             empty: cost("empty", Kind::Ordinary, 30.0),

@@ -66,7 +66,7 @@ fn each(
 }
 
 #[test]
-fn on_the_hypervisor_each_way_that_is_closed_is_told_and_opened() -> Result<()> {
+fn on_the_hypervisor_each_way_that_is_closed_is_reported_and_opened() -> Result<()> {
     let bench = Bench::new()?;
     // Without the kernel program, requests pass through the firewall.
     let _server = bench.serve(&bench.config("off"))?;
@@ -90,7 +90,7 @@ fn on_the_hypervisor_each_way_that_is_closed_is_told_and_opened() -> Result<()> 
 }
 
 #[test]
-fn in_a_guest_each_way_that_is_closed_is_told_and_opened() -> Result<()> {
+fn in_a_guest_each_way_that_is_closed_is_reported_and_opened() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     let asked = || ask(bench.guest.space(), &["doctor", "--from-guest", "--key", &bench.key]);

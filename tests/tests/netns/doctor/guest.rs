@@ -35,7 +35,7 @@ fn a_healthy_guest_is_answered_and_listed() -> Result<()> {
 
 /// Multicast needs no route: `fence_xvm` names the interface itself.
 #[test]
-fn a_guest_without_a_way_out_is_told() -> Result<()> {
+fn a_guest_without_a_way_out_is_reported() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     let space = bench.guest.space();
@@ -60,7 +60,7 @@ fn a_guest_without_a_way_out_is_told() -> Result<()> {
 }
 
 #[test]
-fn a_key_that_is_missing_or_another_one_is_told() -> Result<()> {
+fn a_key_that_is_missing_or_another_one_is_reported() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
     let none = bench.hypervisor.path("none.key");
@@ -115,7 +115,7 @@ fn the_exchange_finding_says_how_far_a_request_came() -> Result<()> {
 }
 
 #[test]
-fn a_guest_that_may_fence_nobody_is_told() -> Result<()> {
+fn a_guest_that_may_fence_nobody_is_reported() -> Result<()> {
     let bench = Bench::new()?;
     let more = "groups { group { ip = \"192.168.122.99\"; uuid = \"test\"; } }".to_owned();
     let _server = bench.serve(&Config { more, ..bench.config("auto") })?;

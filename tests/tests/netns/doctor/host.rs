@@ -64,7 +64,7 @@ fn a_key_is_told_by_a_fingerprint_that_is_the_same_everywhere() -> Result<()> {
 }
 
 #[test]
-fn a_key_that_is_no_good_is_told_and_made_good() -> Result<()> {
+fn a_key_that_is_no_good_is_reported_and_made_good() -> Result<()> {
     let bench = configured(|bench| bench.config("auto").render())?;
     let space = bench.hypervisor.space();
     for (state, breaking, words) in [
@@ -87,7 +87,7 @@ fn a_key_that_is_no_good_is_told_and_made_good() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_does_not_run_or_hangs_is_told() -> Result<()> {
+fn a_daemon_that_does_not_run_or_hangs_is_reported() -> Result<()> {
     let bench = Bench::new()?;
     let mut server = bench.serve(&bench.config("auto"))?;
     let pid = server.process().id();
@@ -130,7 +130,7 @@ fn another_owner_of_the_udp_port_is_named() -> Result<()> {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_to_is_told() -> Result<()> {
+fn a_directory_that_cannot_be_written_to_is_reported() -> Result<()> {
     let bench = configured(|bench| bench.config("auto").render())?;
     let space = bench.hypervisor.space();
     says(on_hypervisor(&bench)?.find("state", "ok")?, &["can be made"])?;
@@ -149,7 +149,7 @@ fn a_directory_that_cannot_be_written_to_is_told() -> Result<()> {
 }
 
 #[test]
-fn a_uri_that_is_dead_or_hangs_is_told_and_delays_by_its_limit_only() -> Result<()> {
+fn a_uri_that_is_dead_or_hangs_is_reported_and_delays_by_its_limit_only() -> Result<()> {
     let bench = configured(|bench| {
         let uris = ["dead", "hung"].map(|name| format!("qemu+unix:///system?socket=/run/lab/{name}"));
         Config { uris: [uris.as_slice(), &["test:///default".to_owned()]].concat(), ..bench.config("auto") }.render()
@@ -168,7 +168,7 @@ fn a_uri_that_is_dead_or_hangs_is_told_and_delays_by_its_limit_only() -> Result<
 }
 
 #[test]
-fn names_that_a_cluster_cannot_use_are_told() -> Result<()> {
+fn names_that_a_cluster_cannot_use_are_reported() -> Result<()> {
     let long = "x".repeat(64);
     let names = ["node1", "on", "my node", "a:b", &long, "4417ce60-1b43-4d3a-8f0e-95d6c2f0e0b1"];
     let domains: Vec<_> = (0..)
@@ -196,7 +196,7 @@ fn names_that_a_cluster_cannot_use_are_told() -> Result<()> {
 }
 
 #[test]
-fn entries_of_groups_that_no_domain_has_are_told() -> Result<()> {
+fn entries_of_groups_that_no_domain_has_are_reported() -> Result<()> {
     // libvirt's test driver has one domain, `test`.
     let groups = "groups { group = \"web\" { ip = \"192.168.122.11\"; uuid = \"TEST\"; uuid = \"tset\"; } }\n";
     let with = |uris: &[&str]| {
@@ -216,7 +216,7 @@ fn entries_of_groups_that_no_domain_has_are_told() -> Result<()> {
 
 /// A preloaded library shows the doctor another time and another state of the kernel's clock.
 #[test]
-fn a_clock_that_is_off_is_told() -> Result<()> {
+fn a_clock_that_is_off_is_reported() -> Result<()> {
     const SOURCE: &str = "#include <sys/timex.h>\n#include <time.h>\n#include <stdlib.h>\n#include <string.h>\n\
         int adjtimex(struct timex *t) { memset(t, 0, sizeof *t); return getenv(\"UNKEPT\") ? TIME_ERROR : TIME_OK; }\n\
         int clock_gettime(clockid_t c, struct timespec *t) { t->tv_sec = atol(getenv(\"NOW\")); t->tv_nsec = 0; return 0; }\n";
@@ -274,7 +274,7 @@ fn the_boot_finding_needs_systemd() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_may_not_load_the_program_is_told_what_it_lacks() -> Result<()> {
+fn a_missing_right_to_load_the_program_is_named() -> Result<()> {
     let bench = Bench::new()?;
     let script = format!("#!/bin/sh\nexec setpriv --bounding-set=-bpf,-sys_admin,-perfmon {} \"$@\"\n", program()?);
     let wrapper = bench.hypervisor.write_mode("daemon", script.as_bytes(), 0o700)?;
@@ -372,7 +372,7 @@ fn a_guest_whose_key_file_is_missing_is_named_by_all_that_can_be_asked() -> Resu
 
 /// Debian's unit of `fence_virtd` takes its flags from this file; ours does not.
 #[test]
-fn flags_of_the_stock_service_that_would_be_lost_are_told() -> Result<()> {
+fn flags_of_the_stock_service_that_would_be_lost_are_reported() -> Result<()> {
     let bench = configured(|bench| bench.config("auto").render())?;
     let space = bench.hypervisor.space();
     // Only in the lab.

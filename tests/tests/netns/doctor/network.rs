@@ -20,7 +20,7 @@ fn configured(config: impl Fn(&Bench) -> Config) -> Result<Bench> {
 }
 
 #[test]
-fn an_interface_that_nothing_can_be_heard_on_is_told_for_what_it_lacks() -> Result<()> {
+fn an_interface_that_nothing_can_be_heard_on_is_reported_for_what_it_lacks() -> Result<()> {
     let bench = configured(|bench| bench.config("auto"))?;
     on_hypervisor(&bench)?.find("interface", "ok")?;
     for (broken, words) in [(["down"].as_slice(), "switched off"), (&["multicast", "off"], "cannot multicast")] {

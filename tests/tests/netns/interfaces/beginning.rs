@@ -142,7 +142,7 @@ fn the_command_is_back_when_the_interface_does_not_come() -> Result<()> {
 }
 
 #[test]
-fn systemd_is_told_what_is_waited_for_and_after_a_short_time_to_go_on() -> Result<()> {
+fn systemd_gets_a_status_and_is_released_after_a_short_time() -> Result<()> {
     let bench = without_bridge()?;
     let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
     let path = bench.hypervisor.path("notify");
@@ -184,7 +184,7 @@ fn systemd_is_told_what_is_waited_for_and_after_a_short_time_to_go_on() -> Resul
 
 /// Too many memberships: an administrator can raise the limit while the daemon runs.
 #[test]
-fn a_membership_that_cannot_be_had_is_told_with_its_remedy_and_tried_again() -> Result<()> {
+fn a_membership_that_cannot_be_had_is_reported_with_its_remedy_and_tried_again() -> Result<()> {
     let bench = Bench::new()?;
     let limit = |number: u32| {
         let command = format!("echo {number} > /proc/sys/net/ipv4/igmp_max_memberships");

@@ -117,7 +117,7 @@ fn the_program_leaves_an_interface_while_others_listen() -> Result<()> {
 }
 
 #[test]
-fn a_program_that_somebody_takes_off_is_told_and_comes_back() -> Result<()> {
+fn a_program_that_somebody_takes_off_is_reported_and_comes_back() -> Result<()> {
     let bench = Bench::new()?;
     let server = bench.serve(&bench.config("generic"))?;
     let before = program_on(&bench.hypervisor, BRIDGE)?.context("not attached")?;
