@@ -2,7 +2,7 @@
 
 use crate::bytes::word;
 use crate::hash::HashKind;
-use crate::wire::{DOMAIN_LEN, FAMILY_V4, FAMILY_V6, Request};
+use crate::wire::{DOMAIN_LEN, FAMILY_V4, FAMILY_V6, HASH_LEN, Request};
 
 /// The IP source address of a datagram, in network order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,16 +93,7 @@ pub enum Rejection {
 /// loopback, source.
 #[inline(always)]
 pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKind, Rejection> {
-    if request.op().is_none() {
-        return Err(Rejection::Op);
-    }
-    let Some(kind) = request.hash_kind() else { return Err(Rejection::HashUnknown) };
-    if kind.to_wire() < rules.min_hash.to_wire() {
-        return Err(if matches!(kind, HashKind::None) { Rejection::Unsigned } else { Rejection::HashWeak });
-    }
-    if !has_nul(&request.domain) {
-        return Err(Rejection::Domain);
-    }
+    let kind = admit_content(request, rules.min_hash)?;
     if request.port.get() == 0 {
         return Err(Rejection::Port);
     }
@@ -140,6 +131,41 @@ pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKi
     Ok(kind)
 }
 
+/// Checks what every listener demands: operation, digest kind, and the end of the domain.
+#[inline(always)]
+fn admit_content(request: &Request, min_hash: HashKind) -> Result<HashKind, Rejection> {
+    if request.op().is_none() {
+        return Err(Rejection::Op);
+    }
+    let Some(kind) = request.hash_kind() else { return Err(Rejection::HashUnknown) };
+    if kind.to_wire() < min_hash.to_wire() {
+        return Err(if matches!(kind, HashKind::None) { Rejection::Unsigned } else { Rejection::HashWeak });
+    }
+    if !has_nul(&request.domain) { Err(Rejection::Domain) } else { Ok(kind) }
+}
+
+/// As [`admit`], for a request that came over a connection of its client. Such a request has no
+/// callback address: stock clients send zeros.
+///
+/// A request of one listener is thus never one of another.
+///
+/// # Errors
+/// The first [`Rejection`] in this order: operation, digest kind, domain, port, family, address.
+pub fn admit_stream(request: &Request, min_hash: HashKind) -> Result<HashKind, Rejection> {
+    let kind = admit_content(request, min_hash)?;
+    // See below: the padding of an extended hash begins at this byte of the request.
+    if request.domain[EXTENSION_OFFSET - DOMAIN_OFFSET] == EXTENSION {
+        return Err(Rejection::Domain);
+    }
+    if request.port.get() != 0 {
+        return Err(Rejection::Port);
+    }
+    if request.family.get() != 0 {
+        return Err(Rejection::Family);
+    }
+    if request.address != [0; 28] { Err(Rejection::Address) } else { Ok(kind) }
+}
+
 // A prefix hash can be extended. A host's half of the callback exchange gives H(key || 64 bytes of
 // the peer's choice). From that the peer computes H(key || those 64 bytes || SHA padding || more)
 // without the key, which may be a request's digest.
@@ -148,6 +174,17 @@ pub fn admit(request: &Request, source: &Source, rules: &Rules) -> Result<HashKi
 // in its last two bytes. It is at least 9 bytes long, so the address at offset 68 starts with a
 // zero byte and is never ::1. Rejecting 0.0.0.0/8 and ::/8 therefore rejects every such forgery.
 // These addresses must never be allowed, whatever use they may have.
+//
+// A request over a connection has zeros for its address, which hide the padding of a key of 20 to
+// 28 bytes (modulo 64). So `admit_stream` rejects the padding's first byte itself. It costs clients
+// only the names of at least 61 bytes whose 61st byte is 0x80.
+
+/// Offset of the domain in a request.
+const DOMAIN_OFFSET: usize = 4;
+/// Where the padding behind a challenge begins in a request.
+const EXTENSION_OFFSET: usize = HASH_LEN;
+/// The padding's first byte.
+const EXTENSION: u8 = 0x80;
 
 /// Whether a host may have an IPv4 address with this first byte. Not 0.0.0.0/8, multicast or
 /// 240.0.0.0/4, which includes broadcast.
@@ -330,6 +367,35 @@ mod tests {
         assert_eq!(admit(&good_v4(), &FROM_V4, &open), Ok(HashKind::Sha256));
     }
 
+    fn good_stream() -> Request {
+        Request { address: [0; 28], port: 0.into(), family: 0.into(), ..good_v4() }
+    }
+
+    #[test]
+    fn a_connection_carries_requests_without_a_callback_address_only() {
+        let admitted = |request: &Request| admit_stream(request, HashKind::Sha256);
+        assert_eq!(admitted(&good_stream()), Ok(HashKind::Sha256));
+        assert_eq!(admitted(&Request { hash_kind: 3, ..good_stream() }), Ok(HashKind::Sha512));
+        assert_eq!(admitted(&Request { op: 7, ..good_stream() }), Err(Rejection::Op));
+        assert_eq!(admitted(&Request { hash_kind: 4, ..good_stream() }), Err(Rejection::HashUnknown));
+        assert_eq!(admitted(&Request { hash_kind: 0, ..good_stream() }), Err(Rejection::Unsigned));
+        assert_eq!(admitted(&Request { hash_kind: 1, ..good_stream() }), Err(Rejection::HashWeak));
+        assert_eq!(admitted(&Request { domain: [b'x'; DOMAIN_LEN], ..good_stream() }), Err(Rejection::Domain));
+        assert_eq!(admitted(&Request { port: 1229.into(), ..good_stream() }), Err(Rejection::Port));
+        assert_eq!(admitted(&Request { family: FAMILY_V4.into(), ..good_stream() }), Err(Rejection::Family));
+        for at in 0..28 {
+            let mut request = good_stream();
+            request.address[at] = 1;
+            assert_eq!(admitted(&request), Err(Rejection::Address), "{at}");
+        }
+        // The other way round.
+        for source in [FROM_V4, FROM_V6] {
+            assert!(admit(&good_stream(), &source, &Rules { strict_source: false, ..STRICT }).is_err());
+        }
+        let longest = Request { domain: [[b'n'; 63].as_slice(), &[0]].concat().try_into().unwrap(), ..good_stream() };
+        assert_eq!(admitted(&longest), Ok(HashKind::Sha256));
+    }
+
     /// The request that can be forged from the answer to a chosen challenge, for every key length.
     #[test]
     fn a_length_extended_challenge_is_never_admitted() {
@@ -337,7 +403,7 @@ mod tests {
             for key_len in 1..=crate::wire::KEY_MAX {
                 let hashed = key_len + 64;
                 let padded = (hashed + 1 + count_len).next_multiple_of(block);
-                for (good, source) in [(good_v4(), FROM_V4), (good_v6(), FROM_V6)] {
+                for (good, source) in [(good_v4(), FROM_V4), (good_v6(), FROM_V6), (good_stream(), FROM_V4)] {
                     // The forger chooses everything but the padding, ::1 included.
                     for mut bytes in [zerocopy::transmute!(good), {
                         let mut local: [u8; 176] = zerocopy::transmute!(good);
@@ -353,6 +419,8 @@ mod tests {
                         let forged: Request = zerocopy::transmute!(bytes);
                         let loose = Rules { strict_source: false, ..STRICT };
                         assert!(admit(&forged, &source, &loose).is_err(), "key of {key_len}, block of {block}");
+                        let is_forged = admit_stream(&forged, HashKind::Sha256).is_ok();
+                        assert!(!is_forged, "over a connection: key of {key_len}, block of {block}");
                     }
                 }
             }

@@ -1,4 +1,5 @@
-//! The callback: connects to the address in a request, and authenticates the peer by the key.
+//! The callback: connects to the address in a request, and authenticates the peer by the key. A
+//! client that has connected itself is authenticated on its own connection.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use fence_common::keys::KeyOwner;
 use fence_common::ledger::Endpoint;
 use fence_common::sync::lock;
 use fence_common::wire::HASH_LEN;
+use fence_config::TCP_AUTH;
 use fence_net::link;
 use nix::errno::Errno;
 use socket2::SockRef;
@@ -87,7 +89,7 @@ impl Authenticated {
         self.spoke
     }
 
-    /// The callback address: what groups go by.
+    /// The callback address, or the client's own by tcp: what groups go by.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.request.caller().ip().to_canonical()
@@ -141,7 +143,7 @@ impl Callback {
     pub async fn call(&self, request: &Verified) -> Result<Authenticated, CallbackError> {
         let endpoint = request.endpoint();
         let caller = endpoint.address;
-        let mut stream = match timeout(CONNECT_LIMIT, connect(endpoint)).await {
+        let stream = match timeout(CONNECT_LIMIT, connect(endpoint)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(_)) if endpoint.interface != 0 && !link::one(endpoint.interface).is_ok_and(|link| link.up) => {
                 return Err(CallbackError::Gone(caller));
@@ -153,19 +155,39 @@ impl Callback {
         fault::point(Point::AfterConnect);
         // Each side waits for small messages. Without the option they are only slower.
         let _ = stream.set_nodelay(true);
-        let spoke = self.auth != HashKind::None;
+        self.examine(request, stream, self.auth).await
+    }
+
+    /// Lets both sides of a client's own connection prove that they have the key.
+    ///
+    /// Takes at most 20 s. Cancel it by dropping the future.
+    ///
+    /// # Errors
+    /// See [`CallbackError`].
+    pub async fn answer(&self, request: &Verified, stream: TcpStream) -> Result<Authenticated, CallbackError> {
+        self.examine(request, stream, TCP_AUTH).await
+    }
+
+    async fn examine(
+        &self,
+        request: &Verified,
+        mut stream: TcpStream,
+        auth: HashKind,
+    ) -> Result<Authenticated, CallbackError> {
+        let spoke = auth != HashKind::None;
         if spoke {
-            self.exchange(request, &mut stream).await?;
+            self.exchange(request, &mut stream, auth).await?;
         }
         Ok(Authenticated { request: request.clone(), stream, spoke })
     }
 
-    async fn exchange(&self, request: &Verified, stream: &mut TcpStream) -> Result<(), CallbackError> {
+    async fn exchange(&self, request: &Verified, stream: &mut TcpStream, auth: HashKind) -> Result<(), CallbackError> {
         let caller = request.caller();
         let key = request.key().ok_or_else(|| CallbackError::Ours("no key is loaded".to_owned()))?;
         let question = OpenChallenge::new(&self.open)?;
-        let mut exchange = Exchange::new(self.auth, question.challenge);
-        let mut heard = false;
+        let mut exchange = Exchange::new(auth, question.challenge);
+        // Only a callback can be unwanted: its client may have accepted another one.
+        let mut heard = request.is_connected();
         while !exchange.is_authenticated() {
             let mut buffer = [0; HASH_LEN];
             let half = &mut buffer[..exchange.missing()];
@@ -174,7 +196,7 @@ impl Callback {
                 // It speaks first.
                 Ok(Err(error)) if !heard => return Err(CallbackError::Unwanted(caller, error)),
                 Ok(Err(error)) => return Err(CallbackError::Broken(caller, error)),
-                Err(_) => return Err(CallbackError::Silent(caller, self.auth)),
+                Err(_) => return Err(CallbackError::Silent(caller, auth)),
             }
             heard = true;
             let progress = {
@@ -186,7 +208,7 @@ impl Callback {
                 Progress::Send(bytes) => match timeout(EXCHANGE_LIMIT, stream.write_all(&bytes)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Err(CallbackError::Broken(caller, error)),
-                    Err(_) => return Err(CallbackError::Silent(caller, self.auth)),
+                    Err(_) => return Err(CallbackError::Silent(caller, auth)),
                 },
             }
         }

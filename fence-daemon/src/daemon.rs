@@ -32,6 +32,7 @@ use crate::intake::listener::{Follower, Listener};
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::ring::RequestRing;
 use crate::intake::socket::{RequestSocket, SocketError};
+use crate::intake::tcp;
 use crate::observe::rejections;
 use crate::pipeline::{Claims, Pipeline, Settings};
 use crate::process::{self, Readiness};
@@ -110,7 +111,7 @@ pub async fn run(
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
     let (keys, of_groups) = (Keyring::new(keys.everybodys), keys.groups);
     keys.set_groups(of_groups);
-    let Config { multicast, uris, groups, hypervisor, stress, rate_limit, .. } = config;
+    let Config { multicast, tcp, uris, groups, hypervisor, stress, rate_limit, .. } = config;
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
@@ -203,6 +204,12 @@ pub async fn run(
         libvirt = %format_args!("{connected}/{}", uris.len()),
         "ready"
     );
+    // The last thing before the announcement, as nobody reads its requests earlier.
+    let tcp = tcp.map(|settings| {
+        let (intake, requests) = tcp::Intake::start(settings, socket.judging());
+        inspector.set_tcp(intake);
+        requests
+    });
     inspector.enter(Phase::Serving);
     if let Err(error) = readiness.announce() {
         warn!("{error}");
@@ -231,7 +238,7 @@ pub async fn run(
     });
 
     let outcome = tokio::select! {
-        outcome = serve(&pipeline, &socket, ring, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
+        outcome = serve(&pipeline, &socket, ring, tcp, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
         error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
@@ -273,6 +280,7 @@ async fn serve(
     pipeline: &Pipeline,
     socket: &RequestSocket,
     mut coming: Option<oneshot::Receiver<RequestRing>>,
+    mut tcp: Option<tcp::Arrivals>,
     questions: &mut Questions,
     look: &Notify,
     stopped: impl Future<Output = ()>,
@@ -291,6 +299,12 @@ async fn serve(
         let came = async {
             match coming.as_mut() {
                 Some(coming) => coming.await.ok(),
+                None => std::future::pending().await,
+            }
+        };
+        let by_tcp = async {
+            match tcp.as_mut() {
+                Some(tcp) => tcp.next().await,
                 None => std::future::pending().await,
             }
         };
@@ -319,6 +333,8 @@ async fn serve(
                 Err(error) => return Err(DaemonError::Runtime("read the ring buffer", error)),
             },
             request = socket.next() => pipeline.accept(request),
+            // Not in the backlog: a connection's peer has asked what came over it, and no more.
+            incoming = by_tcp => pipeline.accept(incoming),
             question = questions.next() => {
                 if let Some(ring) = ring.as_mut() {
                     ring.take_waiting(|request| pipeline.accept(request));

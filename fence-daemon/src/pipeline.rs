@@ -5,7 +5,7 @@
 //!    | replay     rejects a datagram that was accepted before: its sender may lack the key
 //!    | ledger     is it new, a duplicate, or does it supersede another request?
 //!    | deferral   if the domain does not run here, a host that has it goes first
-//!    | callback   connect back, challenge and response
+//!    | callback   connect back, challenge and response; by tcp on the client's own connection
 //! Authenticated   the peer has the key, now
 //!    | backlog    reads what has arrived meanwhile: a newer request may be among it
 //!    | policy     groups. A denial is answered, and costs other copies of the request nothing
@@ -58,7 +58,7 @@ use crate::fault::{self, Point};
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::Backlog;
 use crate::intake::replay_cache::ReplayCache;
-use crate::intake::request::Verified;
+use crate::intake::request::{Incoming, Verified};
 use crate::observe::limit::SourceLimit;
 use crate::observe::requests::{Ended, Requests, Slot, Via};
 use crate::observe::steps::Steps;
@@ -168,13 +168,15 @@ impl Pipeline {
     }
 
     /// Takes in a request. Returns at once; must be called within a tokio runtime.
-    pub fn accept(&self, request: Verified) {
+    pub fn accept(&self, incoming: impl Into<Incoming>) {
+        let incoming = incoming.into();
+        let request = incoming.request();
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         if self.stopping.borrow().is_some() {
             return self.shared.requests.reject(request.about(), "the daemon is stopping");
         }
-        if self.shared.is_replay(&request) {
+        if self.shared.is_replay(request) {
             self.shared.requests.replay();
             return debug!(op = %request.op().name(), seqno = request.seqno(), caller = %request.caller(), "a replay");
         }
@@ -187,7 +189,7 @@ impl Pipeline {
             self.shared.requests.reject(request.about(), "it waited too long before it was read");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source) = (request.op().name(), request.caller());
-                warn!(%op, domain = %domain(&request), %source, held_back, "rejected: it waited for {waited:?} before it was read");
+                warn!(%op, domain = %domain(request), %source, held_back, "rejected: it waited for {waited:?} before it was read");
             });
             return;
         }
@@ -201,7 +203,7 @@ impl Pipeline {
             self.shared.requests.reject(request.about(), "too many requests are being served");
             self.shared.complain(request.caller(), |held_back| {
                 let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
-                let domain = domain(&request);
+                let domain = domain(request);
                 warn!(%op, %domain, %source, held_back, "rejected: {all} requests are being served, {from_there} of this source");
             });
             return;
@@ -225,9 +227,9 @@ impl Pipeline {
                 let superseded = shared.enter(request.endpoint());
                 let slot = shared.requests.begin(request.about());
                 let seat = shared.unauthenticated.enter();
+                let (endpoint, op) = (request.endpoint(), request.op());
                 tasks.spawn(async move {
-                    let (endpoint, op) = (request.endpoint(), request.op());
-                    let ended = shared.serve(request, ticket, slot, &seat, &superseded, stopping).await;
+                    let ended = shared.serve(incoming, ticket, slot, &seat, &superseded, stopping).await;
                     shared.unauthenticated.leave(&seat);
                     shared.requests.over(slot, op, ended);
                     shared.leave(endpoint, &superseded);
@@ -306,7 +308,7 @@ impl Shared {
 
     async fn serve(
         &self,
-        request: Verified,
+        incoming: Incoming,
         ticket: Ticket,
         slot: Slot,
         seat: &Seat,
@@ -314,8 +316,9 @@ impl Shared {
         mut stopping: Stopping,
     ) -> Ended {
         fault::point(Point::AfterVerify);
+        let (request, stream) = incoming.split();
         let called = tokio::select! {
-            called = self.call_back(&request) => called,
+            called = self.reach(&request, stream) => called,
             () = seat.displaced.notified() => Err(NoPeer::Displaced),
             () = superseded.notified() => Err(NoPeer::Ended),
             () = stopped(&mut stopping) => Err(NoPeer::Ended),
@@ -375,12 +378,13 @@ impl Shared {
         let after = Steps::elapsed(request.arrived(), Moment::now());
         let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
         let (seqno, via) = (request.seqno(), request.via());
+        let step = if request.is_connected() { "exchange" } else { "callback" };
         match (moot, reason) {
             (Some(reason), _) => return self.tell_moot(request, reason),
             // The stock client accepts one callback, and refuses or hangs up on those to its other
             // addresses.
             (None, NoPeer::Unreached(error, _)) if copied => {
-                debug!(%op, %domain, %source, seqno, %via, %after, "callback failed: {error}");
+                debug!(%op, %domain, %source, seqno, %via, %after, "{step} failed: {error}");
             }
             // As a rule another host was first.
             (None, NoPeer::Unreached(error, deferral)) if deferral.is_no_worry(error) => {
@@ -390,7 +394,7 @@ impl Shared {
             }
             (None, NoPeer::Unreached(error, deferral)) => self.complain(request.caller(), |held_back| {
                 let doubt = deferral.doubt();
-                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "callback failed{doubt}: {error}");
+                warn!(%op, %domain, %source, seqno, %via, %after, held_back, "{step} failed{doubt}: {error}");
             }),
             (None, NoPeer::Displaced) => self.complain(request.caller(), |held_back| {
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "not answered: {SERVING_MAX} others are being served");
@@ -400,7 +404,7 @@ impl Shared {
             }
         }
         match reason {
-            NoPeer::Unreached(error, _) => Ended::unanswered(Ending::NoCallback, format!("callback failed: {error}")),
+            NoPeer::Unreached(error, _) => Ended::unanswered(Ending::NoCallback, format!("{step} failed: {error}")),
             NoPeer::Displaced => Ended::unanswered(Ending::Displaced, "too many requests are being served"),
             NoPeer::Ended => Ended::unanswered(Ending::Stopped, "the daemon is stopping"),
         }

@@ -12,6 +12,7 @@ use super::key::KeyFileError;
 use super::position::{Message, Position};
 use super::raw::SyntaxKind;
 use super::syntax::{syntax_help, syntax_label};
+use super::tcp::TcpMistake;
 use super::warning::Warnings;
 
 /// A configuration with which the daemon does not start. The administrator must correct it.
@@ -150,6 +151,12 @@ pub enum Mistake {
         /// Its name.
         name: String,
     },
+    /// A listener is named twice.
+    #[error("`listener` names a listener twice")]
+    ListenerTwice,
+    /// The tcp listener.
+    #[error(transparent)]
+    Tcp(#[from] TcpMistake),
     /// No such listener or backend exists.
     #[error("there is no {plugin} \"{name}\"")]
     NoSuch {
@@ -294,7 +301,7 @@ impl Plugin {
         }
     }
 
-    /// The only supported value.
+    /// The supported value; of a listener the one that is always there.
     #[must_use]
     pub const fn supported(self) -> &'static str {
         match self {
@@ -319,7 +326,12 @@ impl Mistake {
             Self::SectionExpected(_) => "expected braces".to_owned(),
             Self::ValueExpected(_) => "expected a value".to_owned(),
             Self::Missing(plugin) => format!("`{plugin}` belongs in the `fence_virtd` section"),
-            Self::NotYet { plugin, .. } => format!("only \"{}\" so far", plugin.supported()),
+            Self::NotYet { plugin: Plugin::Listener, .. } => {
+                "only \"multicast\" and \"multicast,tcp\" so far".to_owned()
+            }
+            Self::NotYet { plugin: Plugin::Backend, .. } => "only \"libvirt\" so far".to_owned(),
+            Self::ListenerTwice => "each counts once".to_owned(),
+            Self::Tcp(mistake) => mistake.label().to_owned(),
             Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
             Self::Port(_) => "not a number from 1 to 65535".to_owned(),
             Self::Family(_) => "unknown family".to_owned(),
@@ -356,6 +368,8 @@ impl Mistake {
             Self::Missing(plugin) => {
                 format!("write `fence_virtd {{ {plugin} = \"{}\"; ... }}`", plugin.supported())
             }
+            Self::ListenerTwice => "write `listener = \"multicast,tcp\";`".to_owned(),
+            Self::Tcp(mistake) => mistake.help().to_owned(),
             Self::NotYet { plugin, .. } | Self::NoSuch { plugin, .. } => {
                 format!("write `{plugin} = \"{}\";`", plugin.supported())
             }

@@ -10,6 +10,7 @@ use super::contents::{Contents, Findings, Scope, nearest};
 use super::error::Mistake;
 use super::raw::{Item, Section, Span, clip};
 use super::resolved::{Attach, Multicast, NOTHING, absolute};
+use super::tcp::Tcp;
 
 pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
 pub(super) const GROUP: Scope = Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "uuid"], ..NOTHING };
@@ -73,7 +74,12 @@ impl Groups {
 
 /// Reads the section. If a group has its own key, the kernel program is off, since it does not know
 /// such keys.
-pub(super) fn groups(section: &Section<'_>, multicast: &mut Multicast, findings: &mut Findings<'_>) -> Groups {
+pub(super) fn groups(
+    section: &Section<'_>,
+    multicast: &mut Multicast,
+    tcp: Option<&Tcp>,
+    findings: &mut Findings<'_>,
+) -> Groups {
     let mut groups: Vec<Group> =
         Contents::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
     if groups.is_empty() {
@@ -91,7 +97,8 @@ pub(super) fn groups(section: &Section<'_>, multicast: &mut Multicast, findings:
     }
     if !owners.is_empty() {
         multicast.attach = Attach::Off;
-        if [multicast.hash, multicast.auth].contains(&HashKind::None) {
+        let digests = [multicast.hash, multicast.auth, tcp.map_or(multicast.hash, |tcp| tcp.hash)];
+        if digests.contains(&HashKind::None) {
             findings.mistake(&section.name.span, Mistake::GroupKeyUnused);
         }
     }
@@ -111,8 +118,9 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
         if item.key.value.eq_ignore_ascii_case("uuid") {
             uuids.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("ip") {
-            match text.trim().parse() {
-                Ok(ip) => ips.push(ip),
+            match text.trim().parse::<IpAddr>() {
+                // A socket of both families shows IPv4 peers as mapped addresses.
+                Ok(ip) => ips.push(ip.to_canonical()),
                 Err(_) => findings.mistake(&item.value.span, Mistake::MemberAddress(clip(text))),
             }
         }
@@ -163,7 +171,7 @@ mod tests {
 
     fn read(groups: &str, multicast: &str) -> Result<Config, ConfigError> {
         let text = format!(
-            "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
+            "fence_virtd {{ listener = \"multicast,tcp\"; backend = \"libvirt\"; }}\n\
              listeners {{ multicast {{ {multicast} }} }}\ngroups {{ {groups} }}"
         );
         parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default()).map(|(config, _)| config)
@@ -198,6 +206,7 @@ mod tests {
             ("key_file2 = \"/a\";", ""),
             ("key_file = \"/a\";", "hash = \"none\";"),
             ("key_file = \"/a\";", "auth = \"none\";"),
+            ("key_file = \"/a\";", "} tcp { address = \"::\"; hash = \"none\";"),
             ("keyfile = \"/a\";", ""),
             ("key_fiel2 = \"/a\";", ""),
         ] {

@@ -21,6 +21,7 @@ pub mod durable;
 mod error;
 mod groups;
 pub mod key;
+mod listener;
 mod permission;
 mod position;
 mod rate_limit;
@@ -30,6 +31,7 @@ pub mod render;
 mod resolved;
 mod settings;
 mod syntax;
+mod tcp;
 mod warning;
 
 #[cfg(test)]
@@ -50,6 +52,7 @@ pub use reading::read;
 pub use resolved::{Attach, Config, Multicast};
 pub use resolved::{KEY_FILE as DEFAULT_KEY_FILE, URI as DEFAULT_URI};
 pub use settings::{Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
+pub use tcp::{AUTH as TCP_AUTH, Tcp, TcpMistake};
 pub use warning::{Doubt, Warning, Warnings};
 
 /// The default path of the configuration file, as in fence_virtd.

@@ -10,7 +10,7 @@ use fence_common::words::counted;
 
 use crate::document::Document;
 use crate::key::{Found, FoundPair};
-use crate::{Config, Groups, Multicast};
+use crate::{Config, Groups, Multicast, TCP_AUTH, Tcp};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -45,6 +45,7 @@ pub fn render(config: &Config, file: &[u8]) -> String {
 const GLOBAL: &[&str] = &["fence_virtd"];
 const RATE_LIMIT: &[&str] = &["fence_virtd", "rate_limit"];
 const MULTICAST: &[&str] = &["listeners", "multicast"];
+const TCP: &[&str] = &["listeners", "tcp"];
 const LIBVIRT: &[&str] = &["backends", "libvirt"];
 
 /// Prints one key, with a comment about where its value comes from.
@@ -57,7 +58,7 @@ fn global(text: &mut String, config: &Config, written: &Document) {
     let is_default = |key| written.get(GLOBAL, key).is_none();
     let switch = |on| if on { "1" } else { "0" };
     text.push_str("fence_virtd {\n");
-    line(text, 1, "listener", crate::Plugin::Listener.supported(), false);
+    line(text, 1, "listener", if config.tcp.is_some() { "multicast,tcp" } else { "multicast" }, false);
     line(text, 1, "backend", crate::Plugin::Backend.supported(), false);
     line(text, 1, "foreground", switch(config.foreground), is_default("foreground"));
     let waits = is_default("wait_for_init") && is_default("wait_for_backend");
@@ -121,7 +122,27 @@ fn multicast(text: &mut String, config: &Config, written: &Document) {
             line(text, 2, "key_file2", path, false);
         }
     }
-    text.push_str("\t}\n}\n");
+    text.push_str("\t}\n");
+    if let Some(tcp) = &config.tcp {
+        tcp_section(text, tcp, &key_file, written);
+    }
+    text.push_str("}\n");
+}
+
+fn tcp_section(text: &mut String, tcp: &Tcp, key_file: &str, written: &Document) {
+    text.push_str("\ttcp {\n");
+    for (key, value) in [
+        ("interface", tcp.interface.as_deref().unwrap_or("none")),
+        ("family", if tcp.address.is_ipv4() { "ipv4" } else { "ipv6" }),
+        ("address", &tcp.address.to_string()),
+        ("port", &tcp.port.to_string()),
+        ("key_file", key_file),
+        ("hash", tcp.hash.name()),
+        ("auth", TCP_AUTH.name()),
+    ] {
+        line(text, 2, key, value, written.get(TCP, key).is_none());
+    }
+    text.push_str("\t}\n");
 }
 
 fn groups(text: &mut String, groups: &Groups) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use fence_common::hash::HashKind;
-use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
+use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6};
 use strum::{IntoStaticStr, VariantArray};
 
 use super::choices::{self, choice};
@@ -13,10 +13,12 @@ use super::contents::{Contents, Findings, Scope};
 use super::error::{ConfigError, Mistake, Plugin};
 use super::groups::{self, Groups};
 use super::key;
+use super::listener::{digest, family, interface, plugin_of, port};
 use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
 use super::raw::{Assignment, Item, Section, Span, clip};
 use super::settings::{Alone, Options, Stress};
+use super::tcp::{self, TCP, Tcp};
 use super::warning::{Doubt, Warnings};
 
 /// A resolved configuration, defaults included.
@@ -24,6 +26,8 @@ use super::warning::{Doubt, Warnings};
 pub struct Config {
     /// Where and how requests are received.
     pub multicast: Multicast,
+    /// Where clients may connect to, if `listener` names tcp.
+    pub tcp: Option<Tcp>,
     /// The libvirt URIs, in the order in which a domain is looked for. Never empty, no two the
     /// same.
     pub uris: Vec<String>,
@@ -105,8 +109,6 @@ impl Attach {
 pub const KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
 /// The default libvirt URI.
 pub const URI: &str = "qemu:///system";
-/// `IFNAMSIZ` without the NUL.
-const INTERFACE_NAME_MAX: usize = 15;
 
 pub(super) const NOTHING: Scope =
     Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &[], unread: &[] };
@@ -131,6 +133,9 @@ pub(super) const GLOBAL: Scope = Scope {
 };
 pub(super) const LISTENERS: Scope =
     Scope { sections: &["multicast"], unread: &["serial", "vmchannel", "tcp", "vsock"], ..NOTHING };
+/// The same where `listener` names tcp.
+pub(super) const LISTENERS_WITH_TCP: Scope =
+    Scope { sections: &["multicast", "tcp"], unread: &["serial", "vmchannel", "vsock"], ..NOTHING };
 pub(super) const MULTICAST: Scope = Scope {
     keys: &[
         "key_file",
@@ -163,16 +168,19 @@ pub(super) fn resolve(
 
     let globals = file.last_section("fence_virtd");
     let global = Contents::new(items_of(globals), &GLOBAL, f);
-    for plugin in [Plugin::Listener, Plugin::Backend] {
-        plugin_of(plugin, globals, &global, f);
-    }
+    let chosen = plugin_of(Plugin::Listener, globals, &global, f);
+    plugin_of(Plugin::Backend, globals, &global, f);
     let wait = global.get("wait_for_init").or_else(|| global.get("wait_for_backend"));
     let (wait_for_init, foreground) =
         (switch("wait_for_init", wait, f), switch("foreground", global.get("foreground"), f));
     let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
 
-    let listeners = Contents::new(items_of(file.last_section("listeners")), &LISTENERS, f);
+    let scope = if chosen.is_some() { &LISTENERS_WITH_TCP } else { &LISTENERS };
+    let listeners = Contents::new(items_of(file.last_section("listeners")), scope, f);
     let mut multicast = multicast(&Contents::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
+    let tcp = chosen.map(|chosen| {
+        tcp::tcp(&Contents::new(items_of(listeners.last_section("tcp")), &TCP, f), &chosen, &multicast, f)
+    });
     let backends = Contents::new(items_of(file.last_section("backends")), &BACKENDS, f);
     let libvirt = Contents::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
     let uris = uris(&libvirt, f);
@@ -180,12 +188,15 @@ pub(super) fn resolve(
     let rate_limit =
         rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
     let groups = match file.last_section("groups") {
-        Some(section) => groups::groups(section, &mut multicast, f),
+        Some(section) => groups::groups(section, &mut multicast, tcp.as_ref(), f),
         None => Groups::Everyone,
     };
 
     let warnings = findings.conclude()?;
-    Ok((Config { multicast, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit }, warnings))
+    Ok((
+        Config { multicast, tcp, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit },
+        warnings,
+    ))
 }
 
 /// The last span at which a file names this key file (in `key_file` or the given setting), and
@@ -232,25 +243,6 @@ pub(super) fn read<T>(
     }
 }
 
-/// Checks `listener` or `backend`. fence_virtd has no default for them either.
-fn plugin_of(plugin: Plugin, section: Option<&Section<'_>>, global: &Contents<'_>, findings: &mut Findings<'_>) {
-    let Some(item) = global.get(plugin.key()) else {
-        let start = 0..0;
-        return findings.mistake(section.map_or(&start, |section| &section.name.span), Mistake::Missing(plugin));
-    };
-    let name = item.value.value.to_ascii_lowercase();
-    let stock: &[&str] = match plugin {
-        Plugin::Listener => &["serial", "vmchannel", "tcp", "vsock"],
-        Plugin::Backend => &["cpg", "null"],
-    };
-    if name != plugin.supported() {
-        let known = stock.contains(&name.as_str());
-        let name = clip(item.value.value);
-        let mistake = if known { Mistake::NotYet { plugin, name } } else { Mistake::NoSuch { plugin, name } };
-        findings.mistake(&item.value.span, mistake);
-    }
-}
-
 /// Reads one of fence_virtd's switches: a number is on unless it is 0, and a word is 0.
 fn switch(key: &'static str, item: Option<&Assignment<'_>>, findings: &mut Findings<'_>) -> bool {
     read(item, false, findings, |text| {
@@ -276,20 +268,7 @@ pub(super) fn on_or_off(text: &str) -> Option<bool> {
 }
 
 fn multicast(section: &Contents<'_>, findings: &mut Findings<'_>) -> Multicast {
-    let interface = read(section.get("interface"), None, findings, |text| {
-        if text.eq_ignore_ascii_case("none") {
-            return Ok(None);
-        }
-        // What the kernel allows as a name.
-        let possible = text.len() <= INTERFACE_NAME_MAX
-            && !matches!(text, "." | "..")
-            && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
-        if possible { Ok(Some(text.to_owned())) } else { Err(Mistake::Interface(clip(text))) }
-    });
-    let port = read(section.get("port"), DEFAULT_PORT, findings, |text| match text.trim().parse() {
-        Ok(0) | Err(_) => Err(Mistake::Port(clip(text))),
-        Ok(port) => Ok(port),
-    });
+    let (interface, port) = (interface(section, findings), port(section, findings));
     let attach = choice(section, "attach", findings);
     let strict_source = read(section.get("strict_source"), true, findings, |text| {
         on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: clip(text) })
@@ -309,11 +288,7 @@ pub(super) fn absolute(path: &str) -> PathBuf {
 
 /// The group that `family` and `address` mean together.
 fn group_address(section: &Contents<'_>, findings: &mut Findings<'_>) -> IpAddr {
-    let family_is_v4 = read(section.get("family"), None, findings, |text| match text.to_ascii_lowercase().as_str() {
-        "ipv4" => Ok(Some(true)),
-        "ipv6" => Ok(Some(false)),
-        _ => Err(Mistake::Family(clip(text))),
-    });
+    let family_is_v4 = family(section, findings);
     let default = if family_is_v4 == Some(false) { DEFAULT_GROUP_V6.into() } else { DEFAULT_GROUP_V4.into() };
     read(section.get("address"), default, findings, |text| {
         let address: IpAddr = text.trim().parse().map_err(|_| Mistake::Address(clip(text)))?;
@@ -325,18 +300,6 @@ fn group_address(section: &Contents<'_>, findings: &mut Findings<'_>) -> IpAddr 
         }
         Ok(address)
     })
-}
-
-fn digest(key: &'static str, section: &Contents<'_>, findings: &mut Findings<'_>) -> HashKind {
-    let item = section.get(key);
-    let kind = read(item, HashKind::Sha256, findings, |text| {
-        let known = || vec!["sha256", "sha512", "sha1", "none"];
-        HashKind::from_name(text).ok_or_else(|| Mistake::Choice { key, value: clip(text), known: known() })
-    });
-    if let (Some(item), HashKind::None) = (item, kind) {
-        findings.doubt(&item.value.span, || Doubt::NoDigest(key));
-    }
-    kind
 }
 
 /// `uri`, `uri1`, `uri2`, ... in the order of their numbers; of each the last one.
@@ -414,6 +377,7 @@ mod tests {
         assert!(multicast.needs_key());
         let expected = Config {
             multicast,
+            tcp: None,
             uris: vec!["qemu:///system".into()],
             groups: Groups::Everyone,
             wait_for_init: false,
@@ -594,9 +558,11 @@ mod tests {
         let sections = "listeners { tcp { port = \"1\"; auth = \"x\"; } vsock { cid = \"2\"; } serial { mode = \"vmchannel\"; path = \"/x\"; } \
                         vmchannel { } } backends { cpg { uri = \"x\"; name_mode = \"uuid\"; } null { } }";
         assert_eq!(quiet(&format!("{GLOBAL} {sections}")), quiet(GLOBAL));
-        for name in ["tcp", "vsock", "serial", "vmchannel", "TCP"] {
-            let mistakes = refused(&GLOBAL.replace("multicast", name));
-            assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Listener, name: name.into() }]);
+        for name in ["vsock", "serial", "vmchannel", "VSOCK"] {
+            for list in [name.to_owned(), format!("multicast, {name}"), format!("{name},multicast")] {
+                let mistakes = refused(&GLOBAL.replace("multicast", &list));
+                assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Listener, name: name.into() }]);
+            }
         }
         for name in ["cpg", "null"] {
             let mistakes = refused(&GLOBAL.replace("libvirt", name));

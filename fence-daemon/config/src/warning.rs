@@ -59,6 +59,9 @@ pub enum Doubt {
     /// `hash` or `auth` is "none".
     #[error("`{0}` is \"none\": {what}", what = without_digest(.0))]
     NoDigest(&'static str),
+    /// tcp listens on the loopback address for want of an `address`.
+    #[error("tcp has no `address`: only this host itself can connect, and no guest")]
+    OnlyThisHost,
     /// Other users than root may change the configuration.
     #[error("{} can be changed by others than its owner (mode {mode:04o})", path.display())]
     ConfigWritable {
@@ -155,6 +158,10 @@ impl Doubt {
             Self::Overruled { .. } => "only the last one counts: remove this one, or put both into one".to_owned(),
             Self::SameUri => "it has no further effect: remove this one".to_owned(),
             Self::NoDigest(key) => format!("write `{key} = \"sha256\";` here and give the guests the key"),
+            Self::OnlyThisHost => {
+                "write this host's address in the guests' network into `listeners { tcp { address = \"...\"; } }`"
+                    .to_owned()
+            }
             Self::ConfigWritable { path, .. } => format!("chmod go-w {}", path.display()),
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
             Self::KeyForeign { path, .. } => format!("chown root {}", path.display()),
@@ -180,6 +187,7 @@ impl Doubt {
             Self::UnknownKey { .. } | Self::UnknownSection { .. } => "ignored",
             Self::Overruled { .. } | Self::SameUri => "has no effect",
             Self::NoDigest(_) => "no authentication",
+            Self::OnlyThisHost => "127.0.0.1 or ::1 by default",
             // These concern files, not positions in them.
             Self::ConfigWritable { .. }
             | Self::KeyOpen { .. }

@@ -51,6 +51,9 @@ pub struct Report {
     pub daemon: Daemon,
     /// What the daemon listens on.
     pub listener: Listener,
+    /// The tcp listener; `null` if none is configured.
+    #[serde(default)]
+    pub tcp: Option<Tcp>,
     /// The kernel program; `null` where there is none.
     pub kernel: Option<Kernel>,
     /// Datagrams that the socket has judged, by verdict.
@@ -105,6 +108,25 @@ pub struct Listener {
     pub status: String,
     /// The interfaces.
     pub interfaces: Vec<Interface>,
+}
+
+/// The tcp listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tcp {
+    /// The local address that clients connect to.
+    pub address: String,
+    /// The TCP port.
+    pub port: u16,
+    /// The configured interface; `null` for all.
+    pub interface: Option<String>,
+    /// The weakest digest that is accepted.
+    pub hash: String,
+    /// Whether clients can connect.
+    pub hears: bool,
+    /// The listener's state, in a line.
+    pub status: String,
+    /// Connections by verdict.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// A network interface that the daemon listens on.
@@ -167,7 +189,7 @@ pub struct Request {
     pub op: String,
     /// The domain as the request spells it. `null` if it names none.
     pub domain: Option<String>,
-    /// The callback's address and port.
+    /// The callback's address and port; by tcp the client's own.
     pub client: String,
     /// The client's sequence number.
     pub seqno: u32,

@@ -15,12 +15,14 @@ use fence_control::report::{
 use fence_net::way_out;
 use tokio::sync::watch;
 
+use super::tcp;
 use crate::clock::Moment;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
 use crate::intake::kernel::CounterReader;
 use crate::intake::listener::Heard;
 use crate::intake::listening::HeardInterface;
 use crate::intake::socket::RequestSocket;
+use crate::intake::tcp::Intake;
 use crate::observe::requests::{Recent, Requests, Timed};
 use crate::observe::sources::{self, RejectedView, SourceView};
 
@@ -58,6 +60,7 @@ pub struct Inspector {
     kernel: OnceLock<CounterReader>,
     sources: OnceLock<sources::Provider>,
     rejected: OnceLock<sources::RejectedProvider>,
+    tcp: OnceLock<Arc<Intake>>,
 }
 
 impl Inspector {
@@ -93,6 +96,7 @@ impl Inspector {
             kernel: OnceLock::new(),
             sources: OnceLock::new(),
             rejected: OnceLock::new(),
+            tcp: OnceLock::new(),
         }
     }
 
@@ -125,6 +129,11 @@ impl Inspector {
     /// The senders that the kernel program rejected, once it is loaded.
     pub fn set_rejected(&self, rejected: sources::RejectedProvider) {
         let _ = self.rejected.set(rejected);
+    }
+
+    /// The tcp listener, if one is configured.
+    pub fn set_tcp(&self, tcp: Arc<Intake>) {
+        let _ = self.tcp.set(tcp);
     }
 
     /// The sources whose requests were rejected before any digest, the latest one first.
@@ -163,7 +172,9 @@ impl Inspector {
             .collect();
         let program_missing =
             self.program_wanted && !heard.loading && heard.interfaces.iter().any(|one| one.mode.is_none());
-        let problems = problems(&listener, program_missing, &uris, &restarts);
+        let tcp = self.tcp.get().map(|intake| tcp::view(intake));
+        let mut problems = problems(&listener, program_missing, &uris, &restarts);
+        problems.extend(tcp.as_ref().and_then(tcp::problem));
         let health = match phase {
             0 => Health::Starting,
             1 if problems.is_empty() => Health::Serving,
@@ -181,6 +192,7 @@ impl Inspector {
                 now_unix_ms: millis(now.wall),
             },
             listener,
+            tcp,
             kernel: self.kernel.get().map(|kernel| Kernel { counters: kernel.counters().ok().map(by_name) }),
             socket: self.socket.upgrade().map(|socket| by_name(socket.counters())).unwrap_or_default(),
             requests: self.requests_view(&now),
@@ -302,7 +314,7 @@ fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: 
     problems
 }
 
-fn by_name(counters: Counters) -> BTreeMap<String, u64> {
+pub(super) fn by_name(counters: Counters) -> BTreeMap<String, u64> {
     counters.iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

@@ -7,5 +7,6 @@
 
 pub mod inspector;
 pub mod server;
+mod tcp;
 #[cfg(test)]
 mod tests;

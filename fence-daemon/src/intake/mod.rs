@@ -1,10 +1,11 @@
-//! Where requests come in: the ring buffer that the kernel program fills, and the socket that is
-//! always open beside it.
+//! Where requests come in: the ring buffer that the kernel program fills, the UDP socket that is
+//! always open beside it, and the connections of clients by tcp.
 //!
 //! Only this folder makes a [`Verified`](request::Verified).
 
 pub mod backlog;
 mod datagram;
+pub mod judge;
 pub mod kernel;
 pub mod keyring;
 pub mod leads;
@@ -16,3 +17,4 @@ pub mod request;
 pub mod ring;
 mod senders;
 pub mod socket;
+pub mod tcp;

@@ -15,6 +15,7 @@ use fence_common::replay_cache::DatagramId;
 use fence_common::target::Target;
 use fence_common::wire::{Op, Request};
 use fence_net::{link, route};
+use tokio::net::TcpStream;
 
 use crate::clock::Moment;
 use crate::observe::requests::{About, Via};
@@ -62,7 +63,27 @@ impl Verified {
                 SocketAddrV6::new(ip, request.port.get(), 0, scope).into()
             }
         };
-        Some(Self {
+        let interface = way_back(caller.ip(), ifindex, via);
+        Some(Self::of(op, request, key, caller, via, arrived).by(interface, ifindex))
+    }
+
+    /// A request that came over a connection from `peer`. `None` as with [`new`](Self::new).
+    pub(super) fn over_tcp(
+        request: &Request,
+        key: Option<Arc<Key>>,
+        peer: SocketAddr,
+        arrived: Moment,
+    ) -> Option<Self> {
+        // A socket of both families shows IPv4 peers as mapped addresses.
+        let peer = match peer.ip().to_canonical() {
+            IpAddr::V4(ip) => SocketAddr::from((ip, peer.port())),
+            IpAddr::V6(_) => peer,
+        };
+        Some(Self::of(request.op()?, request, key, peer, Via::Tcp, arrived))
+    }
+
+    fn of(op: Op, request: &Request, key: Option<Arc<Key>>, caller: SocketAddr, via: Via, arrived: Moment) -> Self {
+        Self {
             op,
             id: RequestId::of(op, request),
             datagram_id: DatagramId::of(request).copied(),
@@ -72,12 +93,16 @@ impl Verified {
             seqno: request.seqno.get(),
             target: request.domain_text().and_then(Target::parse),
             caller,
-            interface: way_back(caller.ip(), ifindex, via),
-            came_by: ifindex,
+            interface: 0,
+            came_by: 0,
             via,
             arrived,
             verified: Moment::now(),
-        })
+        }
+    }
+
+    fn by(self, interface: u32, came_by: u32) -> Self {
+        Self { interface, came_by, ..self }
     }
 
     /// The same, and who sent it is known.
@@ -157,7 +182,7 @@ impl Verified {
         self.target.as_ref()
     }
 
-    /// Where to call back.
+    /// Where to call back. By tcp: the client's end of the connection.
     #[must_use]
     pub fn caller(&self) -> SocketAddr {
         self.caller
@@ -182,6 +207,12 @@ impl Verified {
         self.via
     }
 
+    /// Whether its client waits on the connection that it came over.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.via == Via::Tcp
+    }
+
     /// When the kernel program saw it, or the socket returned it.
     #[must_use]
     pub fn arrived(&self) -> Moment {
@@ -199,6 +230,39 @@ impl Verified {
     pub fn about(&self) -> About<'_> {
         let Self { op, seqno, caller: client, via, arrived, verified, .. } = *self;
         About { op, target: self.target(), client, seqno, via, arrived, verified }
+    }
+}
+
+/// A verified request, with the connection over which it came, if it came over one.
+#[derive(Debug)]
+pub struct Incoming {
+    request: Verified,
+    stream: Option<TcpStream>,
+}
+
+impl Incoming {
+    /// A request whose client waits at the other end of `stream`.
+    pub(super) fn connected(request: Verified, stream: TcpStream) -> Self {
+        Self { request, stream: Some(stream) }
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn request(&self) -> &Verified {
+        &self.request
+    }
+
+    /// The request, and the connection that its exam and its answer belong to. Without one the
+    /// client waits for a callback.
+    #[must_use]
+    pub fn split(self) -> (Verified, Option<TcpStream>) {
+        (self.request, self.stream)
+    }
+}
+
+impl From<Verified> for Incoming {
+    fn from(request: Verified) -> Self {
+        Self { request, stream: None }
     }
 }
 

@@ -13,10 +13,7 @@ use std::time::Duration;
 use fence_common::admit::{Rules, admit};
 use fence_common::key::Key;
 use fence_common::keys::KeyOwner;
-use fence_common::memory_store::MemoryStore;
-use fence_common::rate_limit::{self, Admission, Check, Failed, Limits, Room, Sender, Store, Strangers, Trusted};
-use fence_common::rejected::{REJECTED_MAX, Rejected};
-use fence_common::replay_cache::DatagramId;
+use fence_common::rate_limit::{Limits, Sender};
 use fence_common::sync::lock;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
@@ -32,6 +29,7 @@ use tokio::sync::watch;
 use zerocopy::FromBytes;
 
 use super::datagram::{Datagram, receive};
+use super::judge::Judge;
 use super::keyring::Keyring;
 use super::replay_cache::ReplayCache;
 use super::request::Verified;
@@ -115,13 +113,8 @@ pub struct RequestSocket {
     /// the interface is there, and again when the interface is replaced.
     socket: watch::Sender<Option<Arc<UdpSocket>>>,
     rules: Rules,
-    keys: Keyring,
-    limits: Limits,
-    senders: Mutex<MemoryStore>,
-    replays: Arc<ReplayCache>,
-    groups: Groups,
+    judge: Judge,
     counters: Mutex<Counters>,
-    rejected: Mutex<[Rejected; REJECTED_MAX]>,
     complaints: LogLimit,
 }
 
@@ -135,30 +128,27 @@ impl RequestSocket {
         let socket = if is_of_the_link(group) { None } else { Some(Arc::new(bound(group, port, 0)?)) };
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
-        let (limits, replays) = (Limits::NONE, Arc::new(ReplayCache::none(Duration::ZERO)));
-        let (senders, counters, rejected) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (keys, groups) = (keys.into(), Groups::Everyone);
-        Ok(Self { group, port, socket, rules, keys, limits, senders, replays, groups, counters, rejected, complaints })
+        let (judge, counters) = (Judge::new(keys.into()), Mutex::default());
+        Ok(Self { group, port, socket, rules, judge, counters, complaints })
     }
 
     /// Limits rates as the kernel program does, with the senders that `replays` knows. Without this
     /// call there is no limit.
     #[must_use]
     pub fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
-        {
-            let mut records = lock(&self.senders);
-            for (sender, at) in replays.senders() {
-                let trusted = Trusted { last_right_ns: at, ..Trusted::default() };
-                records.trust(&Sender { mac: [0; 6], ..sender }, &trusted);
-            }
-        }
-        Self { limits, replays, ..self }
+        Self { judge: self.judge.rate_limited(limits, replays), ..self }
     }
 
     /// Accepts a group's key only from that group's addresses.
     #[must_use]
     pub fn grouped(self, groups: Groups) -> Self {
-        Self { groups, ..self }
+        Self { judge: self.judge.grouped(groups), ..self }
+    }
+
+    /// What requests are judged by here, for other listeners.
+    #[must_use]
+    pub fn judging(&self) -> Judge {
+        self.judge.clone()
     }
 
     /// Whether the group differs from network to network, so that the configuration must name one
@@ -271,9 +261,7 @@ impl RequestSocket {
             Err(verdict) => *verdict,
         };
         lock(&self.counters).count(verdict);
-        if verdict.is_form_rejection() {
-            self.note_rejection(&Sender::new(&datagram.source.into(), [0; 6]), verdict, datagram.arrived);
-        }
+        self.judge.note_rejection(datagram.source, verdict, datagram.arrived);
         judged
             .ok()
             .and_then(|(request, key, owner)| {
@@ -283,19 +271,10 @@ impl RequestSocket {
             .map(|request| request.sent_by(Sender::new(&datagram.source.into(), [0; 6])))
     }
 
-    fn note_rejection(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {
-        let place = usize::try_from(Rejected::index(sender, verdict)).unwrap_or_default();
-        let mut places = lock(&self.rejected);
-        if let Some(place) = places.get_mut(place) {
-            place.note(sender, verdict, arrived.nanos());
-        }
-    }
-
-    /// The senders that were last rejected here before their digest was checked.
+    /// The senders that user space rejected before their digest was checked.
     #[must_use]
     pub fn rejected(&self) -> Vec<RejectedView> {
-        let places = *lock(&self.rejected);
-        places.iter().filter_map(RejectedView::of).collect()
+        self.judge.rejected()
     }
 
     /// What arrived here so far, by verdict.
@@ -309,66 +288,8 @@ impl RequestSocket {
     fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<(Request, Option<Arc<Key>>, KeyOwner), Verdict> {
         let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
         admit(&request, &source.into(), &self.rules)?;
-        // A request without a digest, which the configuration can allow, says nothing of its
-        // sender.
-        let Some(datagram_id) = DatagramId::of(&request) else {
-            return Ok((request, self.keys.current().first().cloned(), KeyOwner::EVERYBODY));
-        };
-        let mut senders = lock(&self.senders);
-        let mut memory = SenderStore { senders: &mut senders, replays: &self.replays };
-        let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
-        let mut check = Check { memory: &mut memory, sender: &sender, datagram_id, limits, now };
-        check.before_digest()?;
-        // A key that is not valid for this address counts as a wrong key.
-        let may_ask = |owner, ip: IpAddr| self.groups.may_ask(owner, ip.to_canonical());
-        let counts = |owner| request.callback_ip().is_some_and(|ip| may_ask(owner, ip));
-        let Some((key, owner)) = self.keys.verify(&request).filter(|(_, owner)| counts(*owner)) else {
-            check.after_failure();
-            return Err(Verdict::Digest);
-        };
-        rate_limit::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
-        Ok((request, Some(key), owner))
-    }
-}
-
-/// The socket's own senders, and the replay cache of both ways in.
-struct SenderStore<'k> {
-    senders: &'k mut MemoryStore,
-    replays: &'k ReplayCache,
-}
-
-impl Store for SenderStore<'_> {
-    fn is_trusted(&mut self, sender: &Sender) -> bool {
-        self.senders.is_trusted(sender)
-    }
-
-    fn with_trusted<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
-        self.senders.with_trusted(sender, change)
-    }
-
-    fn with_failed<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Failed) -> R) -> Option<R> {
-        self.senders.with_failed(sender, change)
-    }
-
-    fn with_strangers<R>(&mut self, change: impl FnOnce(&mut Strangers) -> R) -> Option<R> {
-        self.senders.with_strangers(change)
-    }
-
-    fn trust(&mut self, sender: &Sender, trusted: &Trusted) {
-        self.senders.trust(sender, trusted);
-    }
-
-    fn fail(&mut self, sender: &Sender, failed: &Failed) {
-        self.senders.fail(sender, failed);
-    }
-
-    fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64> {
-        self.replays.accepted_at(datagram_id)
-    }
-
-    /// The pipeline records it, whichever way it came.
-    fn remember(&mut self, _: &DatagramId, _: u64, _: bool) -> bool {
-        true
+        let (key, owner) = self.judge.judge(&request, source, request.callback_ip())?;
+        Ok((request, key, owner))
     }
 }
 
@@ -428,6 +349,7 @@ mod tests {
     use fence_common::hash::HashKind;
     use fence_common::keys::GroupKey;
     use fence_common::rate_limit::Limit;
+    use fence_common::replay_cache::DatagramId;
     use fence_common::wire::{FAMILY_V4, Op};
     use fence_config::Group;
     use zerocopy::{FromZeros, IntoBytes};

@@ -40,6 +40,8 @@ pub enum Via {
     Kernel,
     /// Through the UDP socket.
     Socket,
+    /// Over a connection of its client.
+    Tcp,
 }
 
 /// What is noted of a request.

@@ -2,7 +2,8 @@
 //! the client believes the first that connects. That must be the host where the domain runs, else
 //! one that knows it, and only then one that does not.
 //!
-//! Nobody waits for other hosts where there are none.
+//! Nobody waits for other hosts where there are none, nor for a client that has connected to this
+//! host: it has asked no other.
 
 use std::fmt;
 use std::io;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use fence_config::Alone;
 use fence_net::way_out;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -77,13 +79,15 @@ pub(super) enum Deferral {
     By(Presence),
     /// The last one: the groups deny it here.
     Denied,
+    /// At once: the client has connected to this host.
+    Connected,
 }
 
 impl Deferral {
     /// Whether such a failed callback usually means that another host was first.
     pub(super) fn is_no_worry(self, error: &CallbackError) -> bool {
         match (self, error) {
-            (Self::By(Presence::Runs), _) => false,
+            (Self::By(Presence::Runs) | Self::Connected, _) => false,
             (_, CallbackError::Unwanted(..)) => true,
             // Reset: the client accepted, and hung up before we knew.
             (Self::Any | Self::Alone, CallbackError::Connect(_, error)) => {
@@ -106,7 +110,8 @@ impl Deferral {
             Self::By(Presence::Ended | Presence::Defined | Presence::Unknown)
             | Self::Any
             | Self::Alone
-            | Self::Denied => "",
+            | Self::Denied
+            | Self::Connected => "",
         }
     }
 
@@ -116,7 +121,7 @@ impl Deferral {
             Self::By(Presence::Defined | Presence::Unknown) | Self::Denied => {
                 "; other hosts were given time to answer first"
             }
-            Self::By(Presence::Runs | Presence::Ended) | Self::Any | Self::Alone => "",
+            Self::By(Presence::Runs | Presence::Ended) | Self::Any | Self::Alone | Self::Connected => "",
         }
     }
 }
@@ -131,13 +136,27 @@ impl fmt::Display for Deferral {
             Self::By(Presence::Defined) => "does not run here, and nobody waits for our answer",
             Self::By(Presence::Unknown) => "no such domain here, and nobody waits for our answer",
             Self::Denied => "the groups deny it here, and nobody waits for our answer",
+            Self::Connected => "the client has connected, and waits no longer",
         })
     }
 }
 
 impl Shared {
+    /// Reaches the client: over the connection that it waits at, or else by a callback.
+    pub(super) async fn reach(
+        &self,
+        request: &Verified,
+        stream: Option<TcpStream>,
+    ) -> Result<(Authenticated, Deferral), NoPeer> {
+        let Some(stream) = stream else { return self.call_back(request).await };
+        match self.callback.answer(request, stream).await {
+            Ok(peer) => Ok((peer, Deferral::Connected)),
+            Err(error) => Err(NoPeer::Unreached(error, Deferral::Connected)),
+        }
+    }
+
     /// Calls back when it is this host's turn.
-    pub(super) async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferral), NoPeer> {
+    async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferral), NoPeer> {
         let mut deferral = Deferral::Any;
         if let Some(target) = request.target().filter(|_| request.op().names_a_domain()) {
             // From now, not from its arrival: what delayed our read, such as a flood, has reached

@@ -32,6 +32,7 @@ impl Family {
 /// One call of `fence_xvm`. Options that are not set have the stock default.
 #[derive(Clone, Debug)]
 pub struct Client {
+    program: &'static str,
     arguments: Vec<String>,
     /// `-t`, in seconds.
     timeout: u32,
@@ -41,12 +42,18 @@ impl Client {
     /// `fence_xvm -o OP`, with the key file at `key` (a path inside the lab).
     #[must_use]
     pub fn new(op: &str, key: &str) -> Self {
-        Self { arguments: ["-o", op, "-k", key].map(str::to_owned).to_vec(), timeout: 30 }
+        Self { program: "fence_xvm", arguments: ["-o", op, "-k", key].map(str::to_owned).to_vec(), timeout: 30 }
     }
 
     fn with(mut self, option: &str, value: &str) -> Self {
         self.arguments.extend([option.to_owned(), value.to_owned()]);
         self
+    }
+
+    /// `fence_virt -T`: connects to this address by tcp.
+    #[must_use]
+    pub fn tcp(self, address: &str) -> Self {
+        Self { program: "fence_virt", ..self }.with("-T", address)
     }
 
     /// `-H`: the domain, by name (or by UUID: the server looks at its form).
@@ -112,7 +119,7 @@ impl Client {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new("fence_xvm");
+        let mut command = Command::new(self.program);
         command.args(&self.arguments);
         command
     }

@@ -158,6 +158,21 @@ impl Peer {
         }
     }
 
+    /// Connects by tcp to `host`, as `fence_virt -T` does, and sends nothing yet.
+    pub fn connect(&self, space: &Space, host: SocketAddr) -> Result<CallBack> {
+        let stream = space.in_network(|| Ok(TcpStream::connect_timeout(&host, TALK_LIMIT)?))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TALK_LIMIT))?;
+        stream.set_write_timeout(Some(TALK_LIMIT))?;
+        Ok(CallBack { stream, key: self.key.clone(), auth: HashKind::Sha256 })
+    }
+
+    /// A request as it is sent by tcp: without a callback address, and not signed yet.
+    pub fn stream_request(&self, op: Op, domain: &str) -> Result<Request> {
+        let request = self.request(op, domain)?;
+        Ok(Request { addr_len: 0, address: [0; 28], port: 0.into(), family: 0.into(), ..request })
+    }
+
     /// Sends a signed request every 2 s, as stock clients do, and waits for its callback.
     pub fn ask(&self, op: Op, domain: &str) -> Result<CallBack> {
         let request = self.request(op, domain)?;

@@ -99,6 +99,9 @@ pub struct Config {
     pub strict_source: Option<&'static str>,
     /// `alone`, ours only.
     pub alone: Option<&'static str>,
+    /// The keys of section `tcp`, if there is a tcp listener. fence_virtd serves it alone, ours
+    /// beside multicast.
+    pub tcp: Option<Vec<(&'static str, String)>>,
     /// More of section `fence_virtd`'s keys, ours only.
     pub daemon: Vec<(&'static str, &'static str)>,
     /// More of the libvirt backend's keys, ours only.
@@ -123,15 +126,20 @@ impl Config {
             attach: None,
             strict_source: None,
             alone: None,
+            tcp: None,
             daemon: Vec::new(),
             backend: Vec::new(),
             more: String::new(),
         }
     }
 
-    /// The file's text.
+    /// The file's text for fence-daemon.
     #[must_use]
     pub fn render(&self) -> String {
+        self.render_with(if self.tcp.is_some() { "multicast,tcp" } else { "multicast" })
+    }
+
+    fn render_with(&self, listeners: &str) -> String {
         let mut listener = vec![
             ("interface", self.interface.clone()),
             ("key_file", self.key_file.clone()),
@@ -150,11 +158,16 @@ impl Config {
         let uri = |(index, uri): (usize, &String)| {
             (if index == 0 { "uri".to_owned() } else { format!("uri{index}") }, uri.clone())
         };
+        let tcp = self.tcp.iter().map(|keys| {
+            let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+            format!("\ttcp {{\n{}\t}}\n", lines(keys.collect()))
+        });
+        let tcp: String = tcp.collect();
         let backend = self.uris.iter().enumerate().map(uri);
         let backend = backend.chain(self.backend.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         format!(
-            "fence_virtd {{\n\tlistener = \"multicast\";\n\tbackend = \"libvirt\";\n{}}}\n\
-             listeners {{\n\tmulticast {{\n{}\t}}\n}}\n\
+            "fence_virtd {{\n\tlistener = \"{listeners}\";\n\tbackend = \"libvirt\";\n{}}}\n\
+             listeners {{\n\tmulticast {{\n{}\t}}\n{tcp}}}\n\
              backends {{\n\tlibvirt {{\n{}\t}}\n}}\n{}",
             lines(self.daemon.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()),
             lines(listener.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
@@ -176,7 +189,11 @@ pub struct Server {
 impl Server {
     /// Starts a server and does not wait until it serves: for starts that are to fail, or to wait.
     pub fn spawn(hypervisor: &Hypervisor, which: &Which, config: &Config, arguments: &[&str]) -> Result<Self> {
-        let file = hypervisor.write("fence_virt.conf", config.render().as_bytes())?;
+        let text = match (which, &config.tcp) {
+            (Which::Stock, Some(_)) => config.render_with("tcp"),
+            _ => config.render(),
+        };
+        let file = hypervisor.write("fence_virt.conf", text.as_bytes())?;
         let port = config.port.unwrap_or(fence_common::wire::DEFAULT_PORT);
         Self::spawn_with_file(hypervisor, which, &file, port, arguments)
     }
@@ -252,7 +269,9 @@ impl Server {
                         .filter_map(|line| line.split_whitespace().nth(1))
                         .any(|local| local.ends_with(&suffix))
                 };
-                Ok(bound(self.hypervisor.proc_net("udp")?) || bound(self.hypervisor.proc_net("udp6")?))
+                let tables = ["udp", "udp6", "tcp", "tcp6"];
+                let found = tables.map(|table| self.hypervisor.proc_net(table).map(bound));
+                found.into_iter().try_fold(false, |any, found| Ok(any || found?))
             }
         }
     }

@@ -15,6 +15,7 @@ mod report;
 mod scene;
 mod starts;
 mod talk;
+mod tcp;
 mod uris;
 
 use std::io::Write as _;
@@ -44,6 +45,7 @@ fn parts() -> Vec<Part> {
         machines::scenes(),
         uris::scenes(),
         groups::scenes(),
+        tcp::scenes(),
     ]
     .into_iter()
     .flatten()

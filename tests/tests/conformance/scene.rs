@@ -6,6 +6,7 @@
 //! with the final state of the case's domain, from the server's own host list.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -13,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::sync::{lock, unpoisoned};
-use fence_common::wire::Op;
-use fence_lab::lab::{Guest, Hypervisor};
+use fence_common::wire::{DEFAULT_PORT, Op};
+use fence_lab::lab::{Guest, HYPERVISOR_V4, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
-use fence_lab::peer::Peer;
+use fence_lab::peer::{CallBack, Peer};
 use fence_lab::qemu;
 use fence_lab::server::{Config, Server, Which};
 use fence_lab::testdriver::{self, State, TestDomain};
+use zerocopy::IntoBytes;
 
 use crate::report::{self, Compared};
 use crate::talk;
@@ -112,6 +114,24 @@ impl Stage {
         Ok(peer.with_digests(self.config.hash, self.config.auth))
     }
 
+    /// The conversation that this client's request leads to: its callback, or over a connection of
+    /// its own if the server listens at tcp.
+    pub(crate) fn call(&self, peer: &Peer, number: usize, op: Op, domain: &str) -> Result<CallBack> {
+        if self.config.tcp.is_none() {
+            return peer.ask(op, domain);
+        }
+        let request = peer.sign(peer.stream_request(op, domain)?)?;
+        self.connected(peer, number, request.as_bytes())
+    }
+
+    /// A connection by tcp from guest `number`, over which these bytes were sent.
+    pub(crate) fn connected(&self, peer: &Peer, number: usize, bytes: &[u8]) -> Result<CallBack> {
+        let host = SocketAddr::from((HYPERVISOR_V4, DEFAULT_PORT));
+        let mut connection = peer.connect(self.guest(number)?.space(), host)?;
+        connection.write(bytes)?;
+        Ok(connection)
+    }
+
     /// Whether fence_virtd is under test.
     pub(crate) fn is_stock(&self) -> bool {
         *self.server.which() == Which::Stock
@@ -140,7 +160,7 @@ impl Stage {
             return Ok(rows.collect());
         }
         let peer = self.peer(self.guests.len())?;
-        let mut call = peer.ask(Op::HostList, "")?;
+        let mut call = self.call(&peer, self.guests.len(), Op::HostList, "")?;
         let said = talk::conversation(&mut call, self.config.auth)?;
         let list = talk::HostList::parse(&said, !self.is_stock())
             .with_context(|| format!("no host list: {}", talk::described(&said)))?;
@@ -224,7 +244,9 @@ impl Scene {
         let mut stage = Stage { hypervisor, guests, config, server, clients, libvirtd };
         // fence_virtd listens a moment before it joins the group. Cases that send only once must
         // not lose their request.
-        talk::conversation(&mut stage.peer(stage.guests.len())?.ask(Op::Null, "")?, stage.config.auth)?;
+        let last = stage.guests.len();
+        let mut call = stage.call(&stage.peer(last)?, last, Op::Null, "")?;
+        talk::conversation(&mut call, stage.config.auth)?;
         let results = self.results(&stage, wanted)?;
         let log = stage.server.log();
         ensure!(stage.server.is_running()?, "{}: {} has ended: {log}", self.name, which.name());

@@ -39,7 +39,7 @@ pub(crate) fn asked(stage: &Stage, guest: usize, watched: &mut Vec<Peer>, op: Op
 /// Like [`asked`], but returns all received bytes.
 pub(crate) fn answer(stage: &Stage, guest: usize, watched: &mut Vec<Peer>, op: Op, domain: &str) -> Result<Vec<u8>> {
     let peer = stage.peer(guest)?;
-    let mut call = peer.ask(op, domain)?;
+    let mut call = stage.call(&peer, guest, op, domain)?;
     let said = conversation(&mut call, stage.config.auth);
     watched.push(peer);
     said

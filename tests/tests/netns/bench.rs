@@ -35,6 +35,13 @@ impl Bench {
         Config { attach: Some(attach), ..Config::new(&self.key) }
     }
 
+    /// The usual configuration without the kernel program, and with a tcp listener that has these
+    /// keys.
+    pub(crate) fn with_tcp(&self, keys: &[(&'static str, &str)]) -> Config {
+        let keys = keys.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        Config { tcp: Some(keys), ..self.config("off") }
+    }
+
     /// Starts `fence-daemon` and waits until it serves.
     pub(crate) fn serve(&self, config: &Config) -> Result<Server> {
         Server::start(&self.hypervisor, &Which::ours()?, config)

@@ -25,3 +25,4 @@ mod refusals;
 mod rotation;
 mod settings;
 mod startup;
+mod tcp;

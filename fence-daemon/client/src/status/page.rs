@@ -57,6 +57,16 @@ pub fn render(report: &Report, screen: Screen) -> String {
         listener.group, listener.port, listener.hash, listener.auth
     );
     section(title, interfaces(report));
+    if let Some(tcp) = &report.tcp {
+        let title = format!(
+            "Listening to tcp connections at {} port {} (digest: {} or stronger)",
+            tcp.address, tcp.port, tcp.hash
+        );
+        let mut table = Table::new([text("INTERFACE"), flexible("STATE", 16)]);
+        let look = if tcp.hears { Look::Plain } else { Look::Bad };
+        table.row([plain(tcp.interface.as_deref().unwrap_or("any")), (look, tcp.status.clone())]);
+        section(title, table);
+    }
     section("libvirt".to_owned(), uris(report));
     section("To be started again after a reboot".to_owned(), restarts(report));
     section("Domains".to_owned(), domains(report));
@@ -68,6 +78,7 @@ pub fn render(report: &Report, screen: Screen) -> String {
     );
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
+    section("Connections by tcp since the start".to_owned(), connections(report));
     section("Sources of datagrams".to_owned(), sources(report));
     section("Rejected before the digest, the last ones".to_owned(), rejected(report));
     section("How long it took, from the datagram's arrival".to_owned(), latency(report, screen));
@@ -331,6 +342,16 @@ fn datagrams(report: &Report) -> Table {
         if in_kernel + in_socket > 0 {
             table.row([plain(name), plain(in_kernel.to_string()), plain(in_socket.to_string()), dim(meaning(name))]);
         }
+    }
+    table
+}
+
+fn connections(report: &Report) -> Table {
+    let mut table = Table::new([text("COUNTER"), number("COUNT"), flexible("", 20)]);
+    for (name, count) in report.tcp.iter().flat_map(|tcp| &tcp.counters).filter(|(_, count)| **count > 0) {
+        let meaning =
+            if name == "drop_length" { "no request within 1 s, or pushed out by others" } else { meaning(name) };
+        table.row([plain(name), plain(count.to_string()), dim(meaning)]);
     }
     table
 }

@@ -7,13 +7,14 @@ use std::path::Path;
 use crate::contents::Scope;
 use crate::groups::{GROUP, GROUPS};
 use crate::rate_limit::RATE_LIMIT;
-use crate::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT, LISTENERS, MULTICAST};
+use crate::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT, LISTENERS, LISTENERS_WITH_TCP, MULTICAST};
+use crate::tcp::TCP;
 use crate::{Config, Doubt, Source, Warnings, parse};
 
 const TEXT: &str = include_str!("../../../../docs/reference/configuration.md");
 
 /// Each section with keys: its heading, its scope, and a file that has room for one of its keys.
-pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [
+pub(super) const SECTIONS: [(&str, &Scope, &str); 6] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
     (
         "fence_virtd { rate_limit { } }",
@@ -24,6 +25,11 @@ pub(super) const SECTIONS: [(&str, &Scope, &str); 5] = [
         "listeners { multicast { } }",
         &MULTICAST,
         "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } listeners { multicast { KEY } }",
+    ),
+    (
+        "listeners { tcp { } }",
+        &TCP,
+        "fence_virtd { listener = \"multicast,tcp\"; backend = \"libvirt\"; } listeners { tcp { KEY } }",
     ),
     (
         "backends { libvirt { } }",
@@ -94,7 +100,7 @@ fn every_key_is_documented_and_every_documented_key_is_known() {
     }
     // No other part documents keys, and each section has an entry.
     assert_eq!(TEXT.matches("\n#### ").count(), SECTIONS.iter().map(|(_, scope, _)| known(scope).len()).sum::<usize>());
-    for scope in [&FILE, &LISTENERS, &BACKENDS, &GROUPS] {
+    for scope in [&FILE, &LISTENERS, &LISTENERS_WITH_TCP, &BACKENDS, &GROUPS] {
         assert!(known(scope).is_empty(), "a section of sections has keys: {:?}", known(scope));
         for name in scope.sections.iter().chain(scope.repeated) {
             assert!(SECTIONS.iter().any(|(heading, ..)| heading.contains(name)), "`{name}` is not documented");
@@ -225,7 +231,8 @@ fn a_misspelled_key_is_reported_with_the_likely_one() {
                 }
                 let (config, warnings) = read(&with);
                 assert_eq!(config, read(&file.replace("KEY", "")).0, "{misspelled}");
-                let doubts: Vec<_> = warnings.iter().map(|warning| warning.doubt().clone()).collect();
+                let doubts = warnings.iter().map(|warning| warning.doubt().clone());
+                let doubts: Vec<_> = doubts.filter(|doubt| *doubt != Doubt::OnlyThisHost).collect();
                 let [Doubt::UnknownKey { meant: Some(meant), .. }] = doubts.as_slice() else {
                     panic!("{heading}: {misspelled} for {key}: {doubts:?}");
                 };

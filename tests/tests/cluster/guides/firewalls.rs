@@ -1,4 +1,5 @@
-//! Runs the commands of `docs/guide/firewall.md`, and shows the effect of each missing rule.
+//! Runs the commands of `docs/guide/firewall.md`, and shows the effect of each missing rule. Runs
+//! those of `docs/guide/ways-in.md` on the same machines.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -37,7 +38,7 @@ struct Walls {
 
 impl Walls {
     /// The daemon runs as a systemd unit, and the guest is a container.
-    fn new(attach: &'static str) -> Result<Self> {
+    fn new(page: &str, attach: &'static str) -> Result<Self> {
         let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
         let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, &[])?;
         let hypervisor = booted.hypervisor().clone();
@@ -57,7 +58,7 @@ impl Walls {
         stage.write(HYPERVISOR, "/etc/systemd/system/fence-daemon.service", &unit)?;
         stage.write(HYPERVISOR, KEY_PATH, &KEY)?;
         stage.write(HYPERVISOR, "/etc/fence_virt.conf", config.render().as_bytes())?;
-        let guide = Guide::read(PAGE, &[HYPERVISOR, GUEST])?;
+        let guide = Guide::read(page, &[HYPERVISOR, GUEST])?;
         let walls = Self { _libvirtd: libvirtd, stage, guide, is_attached: attach != "off" };
         walls.must(HYPERVISOR, "systemctl start fence-daemon")?;
         if walls.is_attached {
@@ -145,7 +146,7 @@ impl Walls {
 }
 
 fn play(attach: &'static str) -> Result<()> {
-    let walls = Walls::new(attach)?;
+    let walls = Walls::new(PAGE, attach)?;
     walls.nftables()?;
     for step in &walls.guide.steps {
         // firewalld runs, and permits nothing yet.
@@ -165,4 +166,10 @@ fn firewalls_with_the_kernel_program() -> Result<()> {
 #[test]
 fn firewalls_without_the_kernel_program() -> Result<()> {
     play("off")
+}
+
+#[test]
+fn ways_in() -> Result<()> {
+    let walls = Walls::new("ways-in.md", "auto")?;
+    walls.stage.play(&walls.guide).with_context(|| format!("the daemon: {:#?}", walls.log()))
 }

@@ -1,0 +1,99 @@
+//! Reads which listeners are chosen, and the keys that their sections have in common.
+
+use fence_common::hash::HashKind;
+use fence_common::wire::DEFAULT_PORT;
+
+use super::contents::{Contents, Findings};
+use super::error::{Mistake, Plugin};
+use super::raw::{Section, Span, clip};
+use super::resolved::read;
+use super::tcp::TcpMistake;
+use super::warning::Doubt;
+
+/// `IFNAMSIZ` without the NUL.
+const INTERFACE_NAME_MAX: usize = 15;
+
+/// The interface that a listener is bound to; `None` for every one.
+pub(super) fn interface(section: &Contents<'_>, findings: &mut Findings<'_>) -> Option<String> {
+    read(section.get("interface"), None, findings, |text| {
+        if text.eq_ignore_ascii_case("none") {
+            return Ok(None);
+        }
+        // What the kernel allows as a name.
+        let possible = text.len() <= INTERFACE_NAME_MAX
+            && !matches!(text, "." | "..")
+            && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+        if possible { Ok(Some(text.to_owned())) } else { Err(Mistake::Interface(clip(text))) }
+    })
+}
+
+/// A listener's port.
+pub(super) fn port(section: &Contents<'_>, findings: &mut Findings<'_>) -> u16 {
+    read(section.get("port"), DEFAULT_PORT, findings, |text| match text.trim().parse() {
+        Ok(0) | Err(_) => Err(Mistake::Port(clip(text))),
+        Ok(port) => Ok(port),
+    })
+}
+
+/// Whether `family` is IPv4, if it is set.
+pub(super) fn family(section: &Contents<'_>, findings: &mut Findings<'_>) -> Option<bool> {
+    read(section.get("family"), None, findings, |text| match text.to_ascii_lowercase().as_str() {
+        "ipv4" => Ok(Some(true)),
+        "ipv6" => Ok(Some(false)),
+        _ => Err(Mistake::Family(clip(text))),
+    })
+}
+
+pub(super) fn digest(key: &'static str, section: &Contents<'_>, findings: &mut Findings<'_>) -> HashKind {
+    let item = section.get(key);
+    let kind = read(item, HashKind::Sha256, findings, |text| {
+        let known = || vec!["sha256", "sha512", "sha1", "none"];
+        HashKind::from_name(text).ok_or_else(|| Mistake::Choice { key, value: clip(text), known: known() })
+    });
+    if let (Some(item), HashKind::None) = (item, kind) {
+        findings.doubt(&item.value.span, || Doubt::NoDigest(key));
+    }
+    kind
+}
+
+/// Checks `listener` or `backend`. fence_virtd has no default for them either. Returns where
+/// `listener` names tcp beside multicast.
+pub(super) fn plugin_of(
+    plugin: Plugin,
+    section: Option<&Section<'_>>,
+    global: &Contents<'_>,
+    findings: &mut Findings<'_>,
+) -> Option<Span> {
+    let Some(item) = global.get(plugin.key()) else {
+        let start = 0..0;
+        findings.mistake(section.map_or(&start, |section| &section.name.span), Mistake::Missing(plugin));
+        return None;
+    };
+    let stock: &[&str] = match plugin {
+        Plugin::Listener => &["serial", "vmchannel", "vsock"],
+        Plugin::Backend => &["cpg", "null"],
+    };
+    let span = &item.value.span;
+    let (mut multicast, mut tcp) = (0, 0);
+    // fence_virtd knows one name. A list of listeners is new here.
+    let names: Vec<&str> = match plugin {
+        Plugin::Listener => item.value.value.split(',').map(str::trim).collect(),
+        Plugin::Backend => vec![item.value.value],
+    };
+    for name in names {
+        let (known, name) = (name.to_ascii_lowercase(), clip(name));
+        match (plugin, known.as_str()) {
+            (Plugin::Listener, "multicast") => multicast += 1,
+            (Plugin::Listener, "tcp") => tcp += 1,
+            (Plugin::Backend, "libvirt") => {}
+            (_, known) if stock.contains(&known) => findings.mistake(span, Mistake::NotYet { plugin, name }),
+            _ => findings.mistake(span, Mistake::NoSuch { plugin, name }),
+        }
+    }
+    match (multicast, tcp) {
+        (2.., _) | (_, 2..) => findings.mistake(span, Mistake::ListenerTwice),
+        (0, 1) => findings.mistake(span, TcpMistake::Alone.into()),
+        _ => {}
+    }
+    (multicast > 0 && tcp > 0).then(|| span.clone())
+}

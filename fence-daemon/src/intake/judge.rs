@@ -1,0 +1,151 @@
+//! Judges requests in user space: digest, rate limit and replay cache, the same for every listener.
+//!
+//! The checks and their order are the kernel program's. A sender has one budget, whichever way its
+//! requests come.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fence_common::key::Key;
+use fence_common::keys::KeyOwner;
+use fence_common::memory_store::MemoryStore;
+use fence_common::rate_limit::{self, Admission, Check, Failed, Limits, Room, Sender, Store, Strangers, Trusted};
+use fence_common::rejected::{REJECTED_MAX, Rejected};
+use fence_common::replay_cache::DatagramId;
+use fence_common::sync::lock;
+use fence_common::verdict::Verdict;
+use fence_common::wire::Request;
+use fence_config::Groups;
+
+use super::keyring::Keyring;
+use super::replay_cache::ReplayCache;
+use crate::clock::Moment;
+use crate::observe::sources::RejectedView;
+
+/// What requests are judged by. Clones share keys, senders and replay cache.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    keys: Keyring,
+    limits: Limits,
+    senders: Arc<Mutex<MemoryStore>>,
+    replays: Arc<ReplayCache>,
+    groups: Arc<Groups>,
+    rejected: Arc<Mutex<[Rejected; REJECTED_MAX]>>,
+}
+
+impl Judge {
+    /// Without limits, replay cache or groups.
+    pub(super) fn new(keys: Keyring) -> Self {
+        let (replays, groups) = (Arc::new(ReplayCache::none(Duration::ZERO)), Arc::new(Groups::Everyone));
+        let (senders, rejected) = (Arc::default(), Arc::default());
+        Self { keys, limits: Limits::NONE, senders, replays, groups, rejected }
+    }
+
+    /// Limits rates as the kernel program does, with the senders that `replays` knows.
+    pub(super) fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
+        {
+            let mut records = lock(&self.senders);
+            for (sender, at) in replays.senders() {
+                let trusted = Trusted { last_right_ns: at, ..Trusted::default() };
+                records.trust(&Sender { mac: [0; 6], ..sender }, &trusted);
+            }
+        }
+        Self { limits, replays, ..self }
+    }
+
+    /// Accepts a group's key only from that group's addresses.
+    pub(super) fn grouped(self, groups: Groups) -> Self {
+        Self { groups: Arc::new(groups), ..self }
+    }
+
+    /// Records a request that was rejected for its form.
+    pub(super) fn note_rejection(&self, source: IpAddr, verdict: Verdict, arrived: Moment) {
+        if !verdict.is_form_rejection() {
+            return;
+        }
+        let sender = Sender::new(&source.into(), [0; 6]);
+        let place = usize::try_from(Rejected::index(&sender, verdict)).unwrap_or_default();
+        let mut places = lock(&self.rejected);
+        if let Some(place) = places.get_mut(place) {
+            place.note(&sender, verdict, arrived.nanos());
+        }
+    }
+
+    /// The senders that were last rejected before their digest was checked.
+    #[must_use]
+    pub fn rejected(&self) -> Vec<RejectedView> {
+        let places = *lock(&self.rejected);
+        places.iter().filter_map(RejectedView::of).collect()
+    }
+
+    /// Judges a request of the right form that `source` has sent for the client at `client`.
+    /// Returns its key: the one that signed it, or the one for the answer.
+    pub(super) fn judge(
+        &self,
+        request: &Request,
+        source: IpAddr,
+        client: Option<IpAddr>,
+    ) -> Result<(Option<Arc<Key>>, KeyOwner), Verdict> {
+        // A request without a digest, which the configuration can allow, says nothing of its
+        // sender.
+        let Some(datagram_id) = DatagramId::of(request) else {
+            return Ok((self.keys.current().first().cloned(), KeyOwner::EVERYBODY));
+        };
+        let mut senders = lock(&self.senders);
+        let mut memory = SenderStore { senders: &mut senders, replays: &self.replays };
+        let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
+        let mut check = Check { memory: &mut memory, sender: &sender, datagram_id, limits, now };
+        check.before_digest()?;
+        // A key that is not valid for this address counts as a wrong key.
+        let may_ask = |owner, ip: IpAddr| self.groups.may_ask(owner, ip.to_canonical());
+        let counts = |owner| client.is_some_and(|ip| may_ask(owner, ip));
+        let Some((key, owner)) = self.keys.verify(request).filter(|(_, owner)| counts(*owner)) else {
+            check.after_failure();
+            return Err(Verdict::Digest);
+        };
+        rate_limit::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
+        Ok((Some(key), owner))
+    }
+}
+
+/// The senders that user space knows, and the replay cache of all ways in.
+struct SenderStore<'k> {
+    senders: &'k mut MemoryStore,
+    replays: &'k ReplayCache,
+}
+
+impl Store for SenderStore<'_> {
+    fn is_trusted(&mut self, sender: &Sender) -> bool {
+        self.senders.is_trusted(sender)
+    }
+
+    fn with_trusted<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Trusted) -> R) -> Option<R> {
+        self.senders.with_trusted(sender, change)
+    }
+
+    fn with_failed<R>(&mut self, sender: &Sender, change: impl FnOnce(&mut Failed) -> R) -> Option<R> {
+        self.senders.with_failed(sender, change)
+    }
+
+    fn with_strangers<R>(&mut self, change: impl FnOnce(&mut Strangers) -> R) -> Option<R> {
+        self.senders.with_strangers(change)
+    }
+
+    fn trust(&mut self, sender: &Sender, trusted: &Trusted) {
+        self.senders.trust(sender, trusted);
+    }
+
+    fn fail(&mut self, sender: &Sender, failed: &Failed) {
+        self.senders.fail(sender, failed);
+    }
+
+    fn accepted(&mut self, datagram_id: &DatagramId) -> Option<u64> {
+        self.replays.accepted_at(datagram_id)
+    }
+
+    /// The pipeline records it, whichever way it came.
+    fn remember(&mut self, _: &DatagramId, _: u64, _: bool) -> bool {
+        true
+    }
+}
