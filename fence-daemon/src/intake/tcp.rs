@@ -43,7 +43,7 @@ const WAITING_MAX: usize = 512;
 /// How many of them may come from one address. As many requests of one address are served at once.
 const WAITING_MAX_PER_SOURCE: usize = 64;
 
-/// Arrivals that the kernel accepts before the daemon does.
+/// Connections that the kernel accepts before the daemon does.
 const BACKLOG: i32 = 1024;
 
 /// How many verified requests wait for the reader. It takes each within microseconds.
@@ -301,7 +301,7 @@ impl Bound {
         let open = || {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_nonblocking(true)?;
-            // Arrivals of an earlier daemon may still be closing. Two listeners at one port
+            // Connections of an earlier daemon may still be closing. Two listeners at one port
             // remain impossible.
             socket.set_reuse_address(true)?;
             if address.is_ipv6() {
