@@ -212,6 +212,28 @@ pub fn status(bed: &Bed, contender: Contender, times: usize, results: &mut Resul
     bed.remove(Victim::Idle)
 }
 
+/// Answers about a domain that is off. The bridge of the bed leads nowhere, so nobody waits for
+/// other hosts.
+pub fn off(bed: &Bed, contender: Contender, times: usize, results: &mut Results) -> Result<()> {
+    bed.wait_off(Victim::Idle)?;
+    let peer = bed.peer()?;
+    let mut ask = |op: Op, code: u8, figure: &str| -> Result<()> {
+        let answer = caller::ask(&peer, op, Victim::Idle.name(), PATIENCE)?.context("no callback")?;
+        ensure!(answer.code == code, "{op:?} of a machine that is off: {}", answer.code);
+        results.add(figure, contender, answer.took().as_secs_f64());
+        Ok(())
+    };
+    for _ in 0..5 * times {
+        ask(Op::Status, 2, "off.status")?;
+        ask(Op::Off, 0, "off.off")?;
+    }
+    for _ in 0..times.div_ceil(10) {
+        ask(Op::On, 0, "off.on")?;
+        bed.remove(Victim::Idle)?;
+    }
+    Ok(())
+}
+
 /// What a server takes to start, and what it holds.
 pub fn own(contender: Contender, serving: &mut Serving, results: &mut Results) -> Result<()> {
     results.add("own.ready", contender, serving.ready.as_secs_f64());

@@ -50,7 +50,7 @@ pub fn run(plan: &Plan) -> Result<Results> {
     progress("making the lab ...");
     let bed = Bed::new(plan.ours.clone())?;
     for (_, victim, _) in VICTIMS.iter().filter(|(part, victim, _)| {
-        let others = [Part::Status, Part::Callers, Part::Beside];
+        let others = [Part::Status, Part::Callers, Part::Beside, Part::Off];
         let asked_about = *victim == Victim::Idle && others.into_iter().any(|part| plan.has(part));
         plan.has(*part) || asked_about
     }) {
@@ -118,6 +118,10 @@ fn one(plan: &Plan, bed: &Bed, contender: Contender, round: usize, results: &mut
     if plan.has(Part::Status) {
         let _serving = bed.serve(contender, qemu::URI)?;
         measure::status(bed, contender, plan.times(20), results)?;
+    }
+    if plan.has(Part::Off) {
+        let _serving = bed.serve(contender, qemu::URI)?;
+        measure::off(bed, contender, plan.times(20), results)?;
     }
     if plan.has(Part::Own) {
         for _ in 0..plan.times(3) {
