@@ -24,6 +24,9 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
 
+/// Longer than any datagram of an answer. The kernel fills up to 32 KiB of it with messages.
+const DATAGRAM_MAX: usize = 64 * 1024;
+
 /// How often a dump is tried, if the kernel's tables change each time meanwhile.
 const ATTEMPTS: usize = 5;
 
@@ -56,8 +59,13 @@ fn ask<T: NetlinkDeserializable>(flags: u16, request: RouteNetlinkMessage) -> io
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&bytes, 0)?;
     let mut found = Vec::new();
+    let mut datagram = Vec::with_capacity(DATAGRAM_MAX);
     loop {
-        let (datagram, _) = socket.recv_from_full()?;
+        datagram.clear();
+        let len = socket.recv(&mut datagram, libc::MSG_TRUNC)?;
+        if len > datagram.len() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of the kernel is too long"));
+        }
         if collect(&datagram, &mut found)? {
             return Ok(found);
         }

@@ -8,7 +8,9 @@ use netlink_packet_core::{
     NlasIterator, Parseable as _, parse_i32, parse_u8, parse_u32,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkHeader, LinkMessage, LinkXdp};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader, LinkMessage, LinkXdp,
+};
 use nix::libc;
 
 /// From <linux/if_link.h>: the attribute of a request for another namespace's links, also in the
@@ -96,6 +98,7 @@ pub fn all_in(namespace: i32) -> io::Result<Vec<Link>> {
 fn request(index: u32, namespace: Option<i32>) -> RouteNetlinkMessage {
     let mut link = LinkMessage::default();
     link.header.index = index;
+    link.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let target = |id: i32| LinkAttribute::Other(DefaultNla::new(IFLA_TARGET_NETNSID, id.to_ne_bytes().to_vec()));
     link.attributes.extend(namespace.map(target));
     RouteNetlinkMessage::GetLink(link)

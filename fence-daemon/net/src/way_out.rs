@@ -42,8 +42,8 @@ impl fmt::Display for WayOut {
 /// # Errors
 /// There is no such link, or the kernel does not answer.
 pub fn of(index: u32) -> io::Result<Vec<WayOut>> {
-    let links = link::all()?;
-    let bridge = find(&links, index).ok_or(io::ErrorKind::NotFound)?;
+    let links = Links::new(link::all()?);
+    let bridge = links.by_index.get(&index).ok_or(io::ErrorKind::NotFound)?;
     let mut ways = among(&links, bridge, Namespace::ask);
     if routes_multicast(&bridge.name) {
         ways.push(WayOut::new(bridge, "this host routes multicast from it"));
@@ -60,25 +60,52 @@ pub fn routes_multicast(interface: &str) -> bool {
     })
 }
 
+/// The links of a network namespace.
+struct Links {
+    by_index: BTreeMap<u32, Link>,
+    /// By the index of a link, one that is on top of it.
+    on_top: BTreeMap<u32, u32>,
+}
+
+impl Links {
+    fn new(links: Vec<Link>) -> Self {
+        let on_top = links.iter().filter_map(|link| Some((link.lower?, link.index))).collect();
+        Self { by_index: links.into_iter().map(|link| (link.index, link)).collect(), on_top }
+    }
+
+    fn name(&self, index: u32) -> String {
+        self.by_index.get(&index).map_or_else(|| format!("interface {index}"), |link| link.name.clone())
+    }
+
+    /// Which device, if any, gets the frames of a link besides the IP stack and the bridge that it
+    /// may be a port of.
+    fn shared(&self, link: &Link, bridge: Option<u32>) -> Option<String> {
+        // A VRF only chooses routes.
+        let is_vrf = |index| self.by_index.get(&index).is_some_and(|link| link.kind == Some(InfoKind::Vrf));
+        match (link.master, self.on_top.get(&link.index)) {
+            (Some(master), _) if bridge != Some(master) && !is_vrf(master) => {
+                Some(format!("a port of {}", self.name(master)))
+            }
+            (_, Some(upper)) => Some(format!("{} is on top of it", self.name(*upper))),
+            (_, None) => None,
+        }
+    }
+}
+
 /// Another network namespace, with the other ends of veths.
 struct Namespace {
-    links: Vec<Link>,
+    links: Links,
     /// The indices of links with an IP address.
     addressed: BTreeSet<u32>,
 }
 
 impl Namespace {
     fn ask(id: i32) -> io::Result<Self> {
-        Ok(Self { links: link::all_in(id)?, addressed: address::links_with_one(id)? })
+        Ok(Self { links: Links::new(link::all_in(id)?), addressed: address::links_with_one(id)? })
     }
 }
 
-fn find(links: &[Link], index: u32) -> Option<&Link> {
-    links.iter().find(|link| link.index == index)
-}
-
-fn among(links: &[Link], bridge: &Link, ask: impl Fn(i32) -> io::Result<Namespace>) -> Vec<WayOut> {
-    let ports = || links.iter().filter(|link| link.master == Some(bridge.index));
+fn among(links: &Links, bridge: &Link, ask: impl Fn(i32) -> io::Result<Namespace>) -> Vec<WayOut> {
     if bridge.kind != Some(InfoKind::Bridge) {
         return vec![WayOut::new(bridge, "it is no bridge")];
     }
@@ -92,13 +119,13 @@ fn among(links: &[Link], bridge: &Link, ask: impl Fn(i32) -> io::Result<Namespac
         (Some(kind), ..) => Some(format!("a {kind}")),
         (None, ..) => Some("hardware".to_owned()),
     };
-    let on_bridge = shared(links, bridge, None).map(|why| WayOut::new(bridge, why));
-    let by_port = |port: &Link| {
-        let unwatched = port.elsewhere.is_some();
-        let why = leads_out(port).or_else(|| shared(links, port, Some(bridge.index)))?;
-        Some(WayOut { unwatched, ..WayOut::new(port, why) })
-    };
-    on_bridge.into_iter().chain(ports().filter_map(by_port)).collect()
+    let mut ways: Vec<_> = links.shared(bridge, None).map(|why| WayOut::new(bridge, why)).into_iter().collect();
+    for port in links.by_index.values().filter(|link| link.master == Some(bridge.index)) {
+        if let Some(why) = leads_out(port).or_else(|| links.shared(port, Some(bridge.index))) {
+            ways.push(WayOut { unwatched: port.elsewhere.is_some(), ..WayOut::new(port, why) });
+        }
+    }
+    ways
 }
 
 /// Whether a tap is a guest's. VPNs have taps too, and put them into bridges.
@@ -110,27 +137,12 @@ fn is_guests(tap: Tap, name: &str) -> bool {
 
 /// Why the other end of a veth may lead on. It ends there if a namespace's own IP stack has it.
 fn beyond(namespace: Option<&Namespace>, there: Elsewhere) -> Option<String> {
-    let known = namespace.and_then(|namespace| Some((namespace, find(&namespace.links, there.index)?)));
+    let known = namespace.and_then(|namespace| Some((namespace, namespace.links.by_index.get(&there.index)?)));
     let Some((namespace, end)) = known else { return Some("its other end cannot be seen".to_owned()) };
-    if let Some(why) = shared(&namespace.links, end, None) {
+    if let Some(why) = namespace.links.shared(end, None) {
         return Some(format!("its other end: {why}"));
     }
     (!namespace.addressed.contains(&end.index)).then(|| "its other end has no address".to_owned())
-}
-
-/// Which device, if any, gets the frames of a link besides the IP stack and the bridge that it may
-/// be a port of.
-fn shared(links: &[Link], link: &Link, bridge: Option<u32>) -> Option<String> {
-    if let Some(above) = link.master.filter(|master| bridge != Some(*master)) {
-        let master = find(links, above);
-        // A VRF only chooses routes.
-        if master.is_none_or(|master| master.kind != Some(InfoKind::Vrf)) {
-            let name = master.map_or_else(|| format!("interface {above}"), |master| master.name.clone());
-            return Some(format!("a port of {name}"));
-        }
-    }
-    let on_top = links.iter().find(|upper| upper.lower == Some(link.index))?;
-    Some(format!("{} is on top of it", on_top.name))
 }
 
 #[cfg(test)]
@@ -162,7 +174,7 @@ mod tests {
     }
 
     fn said(links: &[Link], ask: impl Fn(i32) -> io::Result<Namespace>) -> Option<String> {
-        among(links, &links[0], ask).first().map(ToString::to_string)
+        among(&Links::new(links.to_vec()), &links[0], ask).first().map(ToString::to_string)
     }
 
     #[test]
@@ -227,7 +239,7 @@ mod tests {
         let seen = |links: &[Link], addressed: &[u32]| {
             said(&[bridge(), veth.clone()], |id| {
                 assert_eq!(id, 3);
-                Ok(Namespace { links: links.to_vec(), addressed: addressed.iter().copied().collect() })
+                Ok(Namespace { links: Links::new(links.to_vec()), addressed: addressed.iter().copied().collect() })
             })
         };
         let end = link(7, "eth0", Some(InfoKind::Veth));
