@@ -6,7 +6,7 @@
 //!
 //! | the URI | its domains |
 //! |---|---|
-//! | answers | what it says |
+//! | answers | what it says; states of instances as the table has them |
 //! | does not answer, and its table was filled before | what was last known; their states by their own processes |
 //! | does not answer, and nothing was ever known of it | unknown: the list fails |
 //! | answers that the hypervisor's driver is not there | none |
@@ -126,9 +126,10 @@ async fn rows(uri: &Arc<Uri>, bound: Instant) -> Result<Vec<Row>, CallError> {
     let Some(known) = uri.table.dying() else {
         // The turn ends when libvirt has answered, not when the caller has given up.
         let turn = Arc::clone(&uri.lists).acquire_owned().await.map_err(|_| CallError::NotBegun)?;
+        let states = uri.table.states();
         let list = move |connect: &Connect| {
             let _turn = turn;
-            domain::list(connect)
+            domain::list(connect, &states)
         };
         return uri.call(Lane::Query, bound, list).await;
     };

@@ -215,6 +215,16 @@ impl Table {
         self.domains().iter().map(|(uuid, entry)| (*uuid, entry.clone())).collect()
     }
 
+    /// The states of running instances, as events keep them: of none where there are no events.
+    pub(crate) fn states(&self) -> HashMap<(Uuid, u32), State> {
+        let (generation, is_blind) = (self.generation(), self.is_blind());
+        let state = |(uuid, entry): (&Uuid, &Entry)| {
+            let instance = entry.instance.as_ref().filter(|_| entry.generation == generation && !is_blind)?;
+            Some(((*uuid, instance.id), instance.state))
+        };
+        self.domains().iter().filter_map(state).collect()
+    }
+
     /// The domains that run and have an interface with this Ethernet address.
     pub(crate) fn running_with(&self, mac: Mac) -> Vec<Uuid> {
         let runs = |entry: &Entry| entry.macs.contains(&mac) && entry.instance.as_ref().is_some_and(Instance::may_live);
