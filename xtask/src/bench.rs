@@ -17,6 +17,8 @@ use crate::workspace::Workspace;
 enum Subject {
     /// The daemon beside stock's fence_virtd: docs/measured/benchmarks.md
     Daemon,
+    /// The eight ratios that tell most, in less than two minutes; writes nothing
+    Quick,
     /// The kernel program's time per frame: docs/measured/rate-limit.md
     #[value(alias = "shield")]
     RateLimit,
@@ -31,6 +33,7 @@ impl Subject {
     /// How many rounds it takes, if nobody says.
     fn rounds(self) -> u32 {
         match self {
+            Self::Quick => 1,
             Self::Daemon | Self::RateLimit => 5,
             Self::Bystanders => 11,
             Self::Clusters => 3,
@@ -82,7 +85,9 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> anyhow::Resu
     for figure in &options.only {
         bench.arg("--only").arg(figure);
     }
-    if options.quick {
+    if options.subject == Subject::Quick {
+        anyhow::ensure!(!options.quick && options.rounds.is_none(), "`cargo xtask bench quick` takes no such option");
+    } else if options.quick {
         bench.arg("--quick");
     } else {
         bench.args(["--rounds", &options.rounds.unwrap_or(options.subject.rounds()).to_string()]);

@@ -90,6 +90,33 @@ pub fn table(results: &Results) -> String {
     text
 }
 
+/// The ratios that tell most, each beside what it is compared with.
+const TELLING: [(&str, Contender); 8] = [
+    ("idle.off.reply", Contender::Stock),
+    ("idle.off.reply", Contender::Bare),
+    ("idle.reboot.reply", Contender::Stock),
+    ("idle.reboot.running", Contender::Stock),
+    ("storm.17", Contender::Stock),
+    ("status.raw", Contender::Stock),
+    ("own.ready", Contender::Stock),
+    ("own.memory", Contender::Stock),
+];
+
+/// These ratios alone: how many times as long the other one takes, or how much more it has.
+#[must_use]
+pub fn telling(results: &Results) -> String {
+    let mut text = format!("\n{:<44} {:>12} {:>10} {:>10}\n", "medians", "fence-daemon", "other", "ratio");
+    for (id, contender) in TELLING {
+        let figure = figures::all().into_iter().find(|figure| figure.id == id);
+        let (ours, other) = (results.median(id, Contender::Ours), results.median(id, contender));
+        let (Some(figure), Some(ours), Some(other)) = (figure, ours, other) else { continue };
+        let [ours_shown, other_shown] = [ours, other].map(|sample| figure.unit.show_sample(Some(sample)));
+        let (title, ratio, name) = (&figure.title, three(other.value / ours.value), contender.name());
+        let _ = writeln!(text, "{title:<44} {ours_shown:>12} {other_shown:>10} {ratio:>8} ×  {name}");
+    }
+    text
+}
+
 fn met(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }
@@ -184,6 +211,13 @@ mod tests {
         );
         assert!(!table.contains("LXC"), "{table}");
         assert!(table.contains("> 30.0 s") && table.contains("> 30000 ×"), "{table}");
+    }
+
+    #[test]
+    fn the_telling_ratios_are_of_figures_that_there_are() {
+        assert!(TELLING.iter().all(|(id, _)| figures::all().iter().any(|figure| figure.id == *id)));
+        let text = telling(&results());
+        assert!(text.contains("42.0 ×  fence_virtd") && text.contains("0.67 ×  fence_virtd"), "{text}");
     }
 
     #[test]

@@ -31,6 +31,12 @@ enum Subject {
         #[arg(long, value_enum, value_name = "FIGURE", value_delimiter = ',', conflicts_with = "write")]
         only: Vec<Part>,
     },
+    /// The eight ratios that tell most, in one round
+    Quick {
+        /// The daemon to measure
+        #[arg(long, value_name = "PATH")]
+        daemon: PathBuf,
+    },
     /// The kernel program per frame, beside an empty program and portable code; both servers under
     /// floods
     RateLimit(How),
@@ -80,6 +86,12 @@ fn run(subject: &Subject) -> Result<()> {
             let results = rounds::run(&plan)?;
             print(&report::table(&results))?;
             how.write(|folder| report::write(folder, &results, &facts, how.rounds))
+        }
+        Subject::Quick { daemon } => {
+            tools::require(&["fence_virtd", "fence_xvm", "libvirtd", "virsh", "qemu-system-x86_64", "ip", "tini"])?;
+            let parts = vec![Part::Idle, Part::Storm17, Part::Status, Part::Own];
+            let plan = Plan { ours: Which::at(daemon)?, rounds: 1, parts, quick: false };
+            print(&report::telling(&rounds::run(&plan)?))
         }
         Subject::RateLimit(how) => {
             let daemon = Which::at(&how.daemon)?;
