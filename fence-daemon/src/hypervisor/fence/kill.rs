@@ -12,8 +12,8 @@
 //!    that it cannot hit a later instance.
 //!
 //! A `reboot` has no step 1: destroy would hold the domain for 0.2 s before it can be started
-//! again. libvirt notices the death by itself within milliseconds and calls it a crash. The start
-//! that follows replaces that record.
+//! again. libvirt notices the death by itself within milliseconds (see [`Monitor`]) and calls it a
+//! crash. The start that follows replaces that record.
 //!
 //! A domain with a migration under way is not killed in this way: the death of its process here
 //! says nothing about the other host.
@@ -30,7 +30,7 @@ use crate::fault::{self, Point};
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::known::{Entry, Identity, Uri};
 use crate::hypervisor::libvirt::{CallError, Domain, Lane, State};
-use crate::hypervisor::process::{Host, Job, Victim};
+use crate::hypervisor::process::{Host, Job, Monitor, Victim};
 
 /// How long a process may take to die before the log says what keeps it, and how often it says so.
 const OBSTACLE: Duration = Duration::from_secs(3);
@@ -75,6 +75,7 @@ pub(super) async fn kill(
     if reboot {
         fault::point(Point::AfterRecord);
     }
+    let monitor = if reboot { Monitor::of(victim) } else { None };
     let destroy = match send_kill(uri, domain, instance.id, victim, reboot, deadline).await {
         Ok(destroy) => destroy,
         Err(why) => {
@@ -86,6 +87,9 @@ pub(super) async fn kill(
         }
     };
     let killed = Instant::now();
+    if let Some(monitor) = monitor {
+        tokio::spawn(monitor.close_after_death());
+    }
     fault::point(Point::AfterKill);
     // Beside the death: it takes no longer.
     let whom = uri.table.whom(domain.uuid, &domain.name);

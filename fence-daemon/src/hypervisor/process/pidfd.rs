@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal, test_kill_process,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -51,6 +53,19 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A copy of one of its open files.
+    ///
+    /// # Errors
+    /// The kernel does not permit it, or there is no such file.
+    pub(super) fn copy(&self, number: i32) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(&self.pidfd, number, PidfdGetfdFlags::empty())?)
+    }
+
+    /// Whether its parent has waited for it. It is dead then.
+    pub(super) fn is_gone(&self) -> bool {
+        test_kill_process(self.pid) == Err(rustix::io::Errno::SRCH)
     }
 
     /// Waits until it is dead.

@@ -134,6 +134,11 @@ impl Victim {
         pending.unwrap_or(true)
     }
 
+    /// The driver that runs it.
+    pub(super) fn driver(&self) -> Driver {
+        self.driver
+    }
+
     /// The domain's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
