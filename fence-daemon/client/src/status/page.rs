@@ -564,6 +564,23 @@ mod tests {
     }
 
     #[test]
+    fn the_tcp_listener_has_its_state_and_its_counters() {
+        let mut report = example();
+        let page = render(&report, Screen::PLAIN);
+        assert_eq!(
+            words(section(&page, "Listening to tcp connections at 192.168.122.1 port 1229")[0]),
+            ["any", "listening"]
+        );
+        let counted = section(&page, "Connections by tcp");
+        assert_eq!(counted.iter().map(|row| words(row)[1]).collect::<Vec<_>>(), ["3", "1"]);
+        let tcp = report.tcp.as_mut().unwrap();
+        (tcp.hears, tcp.status, tcp.interface) =
+            (false, "TCP port 1229 is taken".to_owned(), Some("virbr0".to_owned()));
+        let page = render(&report, Screen::PLAIN);
+        assert_eq!(words(section(&page, "Listening to tcp connections")[0]), ["virbr0", "TCP port 1229 is taken"]);
+    }
+
+    #[test]
     fn an_empty_report_is_a_short_page() {
         let mut report = example();
         report.problems.clear();
@@ -572,7 +589,7 @@ mod tests {
         for list in [&mut report.socket, &mut report.kernel.as_mut().unwrap().counters.clone().unwrap()] {
             list.clear();
         }
-        report.kernel = None;
+        (report.kernel, report.tcp) = (None, None);
         (report.uris, report.restarts, report.latency, report.sources) = Default::default();
         report.rejected_sources.clear();
         let requests = &mut report.requests;
