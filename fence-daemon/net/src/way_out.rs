@@ -243,8 +243,8 @@ mod tests {
             })
         };
         let end = link(7, "eth0", Some(InfoKind::Veth));
-        assert_eq!(seen(&[end.clone()], &[7]), None);
-        assert_eq!(seen(&[end.clone()], &[8]).as_deref(), Some("port (its other end has no address)"));
+        assert_eq!(seen(std::slice::from_ref(&end), &[7]), None);
+        assert_eq!(seen(std::slice::from_ref(&end), &[8]).as_deref(), Some("port (its other end has no address)"));
         let plugged = Link { master: Some(2), ..end.clone() };
         let other_bridge = link(2, "br0", Some(InfoKind::Bridge));
         let why = Some("port (its other end: a port of br0)");
