@@ -235,7 +235,7 @@ pub fn decide<A: Admission, K: Verifier>(
     match admit(datagram.request, &datagram.source, &rules)? {
         // Only where the configuration says `none`: any sender can make it, and no two differ.
         HashKind::None => Ok(NO_KEY_SLOT),
-        kind => {
+        kind @ (HashKind::Sha1 | HashKind::Sha256 | HashKind::Sha512) => {
             admission.before_digest()?;
             keys.matching_slot(kind, datagram.request, scratch).ok_or_else(|| {
                 admission.after_failure();
