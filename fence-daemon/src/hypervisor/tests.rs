@@ -14,8 +14,8 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use zeroize::Zeroizing;
 
+use super::fence::FRESH;
 use super::fence::{Plan, Source};
-use super::known::FRESH;
 use super::libvirt::Lane;
 use super::*;
 

@@ -93,10 +93,7 @@ impl Deferral {
             (Self::Any | Self::Alone, CallbackError::Connect(_, error)) => {
                 matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
             }
-            (
-                Self::By(Presence::Ended | Presence::Defined | Presence::Unknown) | Self::Denied,
-                CallbackError::Connect(..),
-            ) => true,
+            (Self::By(Presence::Defined | Presence::Unknown) | Self::Denied, CallbackError::Connect(..)) => true,
             (_, _) => false,
         }
     }
@@ -107,7 +104,7 @@ impl Deferral {
             Self::By(Presence::Runs) => {
                 ", although it runs here (if another host has answered, two machines that run have this name)"
             }
-            Self::By(Presence::Ended | Presence::Defined | Presence::Unknown)
+            Self::By(Presence::Defined | Presence::Unknown)
             | Self::Any
             | Self::Alone
             | Self::Denied
@@ -121,7 +118,7 @@ impl Deferral {
             Self::By(Presence::Defined | Presence::Unknown) | Self::Denied => {
                 "; other hosts were given time to answer first"
             }
-            Self::By(Presence::Runs | Presence::Ended) | Self::Any | Self::Alone | Self::Connected => "",
+            Self::By(Presence::Runs) | Self::Any | Self::Alone | Self::Connected => "",
         }
     }
 }
@@ -132,7 +129,6 @@ impl fmt::Display for Deferral {
             Self::Any => "nobody waits for our answer, another host may have been first",
             Self::Alone => "does not run here, no other host hears of it, and nobody waits for our answer",
             Self::By(Presence::Runs) => "nobody waits for our answer, although it runs here",
-            Self::By(Presence::Ended) => "was killed here a moment ago, and nobody waits for our answer",
             Self::By(Presence::Defined) => "does not run here, and nobody waits for our answer",
             Self::By(Presence::Unknown) => "no such domain here, and nobody waits for our answer",
             Self::Denied => "the groups deny it here, and nobody waits for our answer",
@@ -174,7 +170,7 @@ impl Shared {
             let presence = asked.unwrap_or(Presence::Unknown);
             deferral = Deferral::By(presence);
             match presence {
-                Presence::Runs | Presence::Ended => {}
+                Presence::Runs => {}
                 Presence::Defined if self.segment.is_ours(request.came_by(), second).await => {
                     deferral = Deferral::Alone;
                 }

@@ -2,12 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use fence_lab::lab::BRIDGE;
+use anyhow::{Result, ensure};
 use fence_lab::machine::Machine;
 use fence_lab::process::poll_until;
 use fence_lab::qemu;
-use fence_lab::timings::Fence;
 use nix::sys::signal::Signal;
 
 use super::site::{SOON, Site};
@@ -15,21 +13,7 @@ use super::site::{SOON, Site};
 /// Far below the 15 s that it takes to notice a hung libvirt.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// How long a domain that was killed here is nobody else's to start.
-const FRESH: Duration = Duration::from_secs(5);
-
 impl Site {
-    /// Whether other hosts were given time to answer this request first.
-    fn is_deferred(&self, op: &str, domain: &str, code: i32) -> Result<bool> {
-        let position = self.server.log_position();
-        self.expect(op, domain, code)?;
-        let answered = |line: &str| {
-            let is_it = Fence::parse(line)?.get("op") == Some(op);
-            is_it.then(|| line.contains("other hosts were given time"))
-        };
-        self.server.wait_log(position, SOON, answered).with_context(|| self.server.log())
-    }
-
     /// A success that waits for nothing.
     fn at_once(&self, op: &str, domain: &str) -> Result<()> {
         let begun = Instant::now();
@@ -113,34 +97,5 @@ fn a_transient_machine_that_was_killed_stays_off() -> Result<()> {
     let again = site.machine("transient")?;
     site.expect("off", "transient", 0)?;
     ensure!(again.is_dead()?);
-    Ok(())
-}
-
-/// Also where other hosts hear the request: they have to notice the death first.
-#[test]
-fn what_was_killed_here_a_moment_ago_is_answered_for_at_once() -> Result<()> {
-    let site = site()?;
-    // Stands for a network card.
-    site.hypervisor.ip(&["link", "add", "card0", "master", BRIDGE, "type", "veth", "peer", "name", "card1"])?;
-    poll_until("answers while the death is fresh", 10 * SOON, || {
-        if site.libvirtd.state(qemu::URI, "one")? != "running" {
-            site.libvirtd.wait_state(qemu::URI, "one", "shut off")?;
-            site.libvirtd.start_domain(qemu::URI, "one")?;
-        }
-        site.server.wait_domain("one", "running")?;
-        let begun = Instant::now();
-        site.off_directly("one")?;
-        let deferred = site.is_deferred("status", "one", 2)? || site.is_deferred("off", "one", 0)?;
-        // Later answers prove nothing.
-        let is_fresh = begun.elapsed() < FRESH;
-        ensure!(!deferred || !is_fresh, "{}", site.server.log());
-        Ok(is_fresh.then_some(()))
-    })?;
-    std::thread::sleep(FRESH);
-    ensure!(site.is_deferred("status", "one", 2)?, "{}", site.server.log());
-    // Whoever ends a domain in another way may start it elsewhere at once.
-    site.libvirtd.virsh(qemu::URI, &["destroy", "two"])?;
-    site.server.wait_domain("two", "shut off")?;
-    ensure!(site.is_deferred("status", "two", 2)?, "{}", site.server.log());
     Ok(())
 }

@@ -36,7 +36,7 @@ pub(crate) use self::orders::Orders;
 pub(crate) use self::proof::{Off, Source};
 pub(crate) use self::record::{Record, Records};
 pub(crate) use self::restart::Restarter;
-pub(crate) use self::restarts::{Pending, Plan, Restarts};
+pub(crate) use self::restarts::{FRESH, Pending, Plan, Restarts};
 
 pub use self::fence_race::Requester;
 pub use self::outcome::{Detail, Outcome};

@@ -103,8 +103,8 @@ impl Orders {
                 (result, None, kept, dead, destroyed)
             }
         };
-        if let (Ok(Off::Proven { at, .. }), Some(_)) = (&result, uri.table.driver) {
-            uri.table.note_death(uuid, &domain.name, id.or(dead), *at);
+        if matches!(result, Ok(Off::Proven { .. })) && uri.table.driver.is_some() {
+            uri.table.note_death(uuid, &domain.name, id.or(dead));
         }
         if let (Some(kept), false) = (&kept, matches!(result, Ok(Off::Proven { .. }))) {
             kept.remove();

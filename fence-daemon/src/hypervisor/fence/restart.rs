@@ -21,11 +21,11 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::inherit::{self, RunsWhere};
-use super::{Locks, Pending, Plan, Records, Restarts, Settling, Source, Started, pause, start};
+use super::{FRESH, Locks, Pending, Plan, Records, Restarts, Settling, Source, Started, pause, start};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::hypervisor::deadline::Deadline;
-use crate::hypervisor::known::{FRESH, Known};
+use crate::hypervisor::known::Known;
 use crate::hypervisor::libvirt::{CallError, Lane};
 
 /// The first pause between attempts.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use fence_common::sync::lock;
 use fence_common::target::Target;
@@ -11,7 +12,10 @@ use uuid::Uuid;
 
 use super::{Record, RecordFile, Source};
 use crate::clock::Moment;
-use crate::hypervisor::known::{FRESH, Identity};
+use crate::hypervisor::known::Identity;
+
+/// How long after its kill a domain is nobody else's to start. Another host has to notice first.
+pub(crate) const FRESH: Duration = Duration::from_secs(5);
 
 /// A domain to be started again.
 pub(crate) struct Plan {

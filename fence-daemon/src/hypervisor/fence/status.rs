@@ -16,9 +16,6 @@ use crate::hypervisor::process::{Left, Remains, Whom};
 pub enum Presence {
     /// It runs here, or did a moment ago and is about to again.
     Runs,
-    /// It was killed here a moment ago, and is this host's to answer for. Another host has to
-    /// notice first.
-    Ended,
     /// It is known here and shut off, or has been waiting for its restart for a while. It may run
     /// on another host, or nowhere.
     Defined,
@@ -150,9 +147,6 @@ pub(crate) async fn presence(known: &Known, restarts: &Restarts, target: &Target
     }
     if restart == Some(false) {
         return Presence::Defined;
-    }
-    if known.uris.iter().any(|uri| uri.table.has_just_died(target, now)) {
-        return Presence::Ended;
     }
     // The table may be a moment behind.
     let Answers { found, remembered, .. } = known.query(target, |seen: &Seen| seen.power.is_active()).await;

@@ -12,18 +12,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use fence_common::sync::lock;
 use fence_common::target::Target;
 use uuid::Uuid;
 
 use super::{Entry, Instance, Table};
-use crate::clock::Moment;
 use crate::hypervisor::process::Job;
-
-/// How long after its kill a domain is nobody else's to start. Another host has to notice first.
-pub(crate) const FRESH: Duration = Duration::from_secs(5);
 
 /// What was seen to die.
 #[derive(Debug, Default)]
@@ -36,8 +31,6 @@ struct Death {
     id: Option<u32>,
     /// The connection over which the domain was known.
     generation: u64,
-    /// When it was proven dead.
-    at: Moment,
 }
 
 /// A domain that was seen to die.
@@ -69,8 +62,8 @@ impl Deaths {
 
 impl Table {
     /// A domain was proven dead here, with no migration under way.
-    pub(crate) fn note_death(&self, uuid: Uuid, name: &str, id: Option<u32>, at: Moment) {
-        let death = Death { name: name.to_owned(), id, generation: self.generation(), at };
+    pub(crate) fn note_death(&self, uuid: Uuid, name: &str, id: Option<u32>) {
+        let death = Death { name: name.to_owned(), id, generation: self.generation() };
         self.deaths.all().insert(uuid, death);
     }
 
@@ -87,13 +80,6 @@ impl Table {
         let proven = |(uuid, death): (Uuid, Death)| SeenDead { uuid, name: death.name, unnoticed: None };
         let seen = self.seen_to_die(target).map(proven).or_else(|| self.has_died(target))?;
         (!self.is_leaving(seen.uuid)).then_some(seen)
-    }
-
-    /// Whether a domain was killed here and proven dead a moment before `now`. Nothing has been
-    /// heard of it since.
-    pub(crate) fn has_just_died(&self, target: &Target, now: Moment) -> bool {
-        let died = self.driver.filter(|_| !self.is_blind()).and_then(|_| self.seen_to_die(target));
-        died.is_some_and(|(uuid, death)| now.since(death.at) < FRESH && !self.is_leaving(uuid))
     }
 
     fn seen_to_die(&self, target: &Target) -> Option<(Uuid, Death)> {
@@ -135,17 +121,13 @@ mod tests {
     fn a_death_counts_until_something_is_heard_of_the_domain() {
         let uuid = Uuid::from_u128(1);
         let by_name = Target::Name("vm".to_owned());
-        let died = Moment::now();
         let after = |what: &dyn Fn(&Table)| {
             let table = Table::new("qemu:///system");
             assert!(table.seen_dead(&by_name).is_none());
-            table.note_death(uuid, "vm", Some(7), died);
+            table.note_death(uuid, "vm", Some(7));
             what(&table);
             assert_eq!(table.seen_dead(&by_name).is_some(), table.seen_dead(&Target::Uuid(uuid)).is_some());
-            let counts = table.seen_dead(&by_name).is_some();
-            assert_eq!(table.has_just_died(&by_name, died), counts);
-            assert!(!table.has_just_died(&by_name, died.plus(FRESH)));
-            counts
+            table.seen_dead(&by_name).is_some()
         };
         assert!(after(&|_| ()));
         assert!(after(&|table| table.put(uuid, Some(entry(Some(7), false)))), "libvirt has not noticed");
@@ -170,7 +152,7 @@ mod tests {
     #[test]
     fn only_deaths_of_local_processes_are_seen() {
         let table = Table::new("qemu+ssh://host/system");
-        table.note_death(Uuid::from_u128(1), "vm", None, Moment::now());
+        table.note_death(Uuid::from_u128(1), "vm", None);
         assert!(table.seen_dead(&Target::Uuid(Uuid::from_u128(1))).is_none());
     }
 }

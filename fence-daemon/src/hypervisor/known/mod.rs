@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::process::Host;
 
-pub(crate) use self::deaths::{FRESH, SeenDead};
+pub(crate) use self::deaths::SeenDead;
 pub(crate) use self::presumed::Unknown;
 pub(crate) use self::query_all::{Answers, FoundDomain, sorted};
 pub(crate) use self::stale::NOTICES_WITHIN;
