@@ -35,7 +35,7 @@ impl Subject {
         match self {
             Self::Quick => 1,
             Self::Daemon | Self::RateLimit => 5,
-            Self::Bystanders => 11,
+            Self::Bystanders => 400,
             Self::Clusters => 3,
         }
     }
@@ -47,7 +47,7 @@ pub(crate) struct BenchOptions {
     /// What is measured
     #[arg(value_enum, default_value_t = Subject::Daemon, value_name = "SUBJECT")]
     subject: Subject,
-    /// How many rounds; all that is compared has its turn in each [default: 5; bystanders: 11;
+    /// How many rounds; all that is compared has its turn in each [default: 5; bystanders: 400;
     /// clusters: 3]
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,

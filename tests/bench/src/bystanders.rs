@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -49,6 +48,8 @@ impl Road {
 pub enum Way {
     /// Not at all: there is no daemon.
     None,
+    /// The same again: what differs from it is chance.
+    Control,
     /// As tc program.
     Tcx,
     /// As XDP, by the network stack.
@@ -62,10 +63,19 @@ impl Way {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::None => "none",
+            Self::None | Self::Control => "none",
             Self::Tcx => "tcx",
             Self::Generic => "generic",
             Self::Native => "native",
+        }
+    }
+
+    /// As the head of a column.
+    fn title(self) -> &'static str {
+        match self {
+            Self::None => "no program",
+            Self::Control => "no program, again",
+            Self::Tcx | Self::Generic | Self::Native => self.name(),
         }
     }
 
@@ -73,8 +83,8 @@ impl Way {
     #[must_use]
     pub fn on(road: Road) -> &'static [Self] {
         match road {
-            Road::Bridge => &[Self::None, Self::Tcx, Self::Generic],
-            Road::Cable => &[Self::None, Self::Tcx, Self::Generic, Self::Native],
+            Road::Bridge => &[Self::None, Self::Control, Self::Tcx, Self::Generic],
+            Road::Cable => &[Self::None, Self::Control, Self::Tcx, Self::Generic, Self::Native],
         }
     }
 }
@@ -97,6 +107,15 @@ impl Frames {
         Self { mtu: 9000, joined: true },
         Self { mtu: 9000, joined: false },
     ];
+
+    /// How many pieces of 64 KiB take some 25 ms.
+    fn pieces(self) -> usize {
+        match self {
+            Self { joined: true, .. } => 400,
+            Self { mtu: 1500, .. } => 16,
+            Self { .. } => 80,
+        }
+    }
 
     fn name(self) -> String {
         format!("MTU {}, {}", self.mtu, if self.joined { "segments joined (GSO)" } else { "one frame a segment" })
@@ -123,6 +142,38 @@ impl Direction {
         }
     }
 }
+
+/// Where the two ends run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Placement {
+    /// On one processor, whose cache holds what is copied.
+    Together,
+    /// On a processor each.
+    Apart,
+}
+
+impl Placement {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Together, Self::Apart];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Together => "one processor",
+            Self::Apart => "two processors",
+        }
+    }
+
+    /// The sender's processor, and the receiver's.
+    fn processors(self) -> [usize; 2] {
+        match self {
+            Self::Together => [0, 0],
+            Self::Apart => [0, 1],
+        }
+    }
+}
+
+/// What is measured in a cell of the tables.
+type Case = (Road, Frames, Placement, Direction);
 
 /// A hypervisor with a guest on its bridge, and one on a cable of its own.
 #[derive(Debug)]
@@ -194,7 +245,7 @@ impl Ground {
 
     /// Starts the daemon with the program on a road in this way, and makes sure that it is there.
     pub fn serve(&self, daemon: &Which, road: Road, way: Way) -> Result<Option<Server>> {
-        if way == Way::None {
+        if matches!(way, Way::None | Way::Control) {
             return Ok(None);
         }
         let config =
@@ -202,7 +253,7 @@ impl Ground {
         let server = Server::start(&self.hypervisor, daemon, &config)?;
         server.wait_settled(START_LIMIT)?;
         let is_there = match way {
-            Way::None => true,
+            Way::None | Way::Control => true,
             Way::Tcx => tcx_on(&self.hypervisor, road.interface())?.iter().any(fence_lab::kernel::Program::is_ours),
             Way::Generic | Way::Native => {
                 xdp_on(&self.hypervisor, road.interface())?.is_some_and(|program| program.is_ours())
@@ -237,75 +288,78 @@ impl Ground {
 struct Cell {
     /// Bytes per second.
     speeds: Samples,
-    /// Ratios of bytes per second.
-    ratios: Samples,
-    /// Ratios of bytes per second of processor time.
-    cpu_ratios: Samples,
+    /// Ratios of processor time per byte: above 1 it costs more.
+    costs: Samples,
 }
 
-/// All samples, by road, frames, direction and way.
+/// All samples.
 #[derive(Debug, Default)]
-pub struct BystanderResults(BTreeMap<(Road, Frames, Direction, Way), Cell>);
+pub struct BystanderResults(BTreeMap<(Case, Way), Cell>);
 
-/// Measures in rounds. Each way has its turn in a round, and another one is first each time.
-pub fn measure(daemon: &Which, rounds: usize, long: Duration) -> Result<BystanderResults> {
-    let ground = Ground::new()?;
+/// Measures in rounds, with a lab for each way: so turns are short, and other load on the machine
+/// falls on all ways alike. Another way is first in each round.
+pub fn measure(daemon: &Which, rounds: usize) -> Result<BystanderResults> {
     let mut results = BystanderResults::default();
-    for round in 0..rounds {
-        fence_lab::program::progress(&format!("round {} of {rounds}", round + 1));
-        for road in [Road::Bridge, Road::Cable] {
-            let ways = Way::on(road);
-            let mut flows = BTreeMap::new();
-            for &way in ways.iter().cycle().skip(round % ways.len()).take(ways.len()) {
-                ground.set(road, Frames { mtu: 1500, joined: true })?;
-                let server = ground.serve(daemon, road, way)?;
-                for frames in Frames::ALL {
-                    ground.set(road, frames).with_context(|| format!("{}, {}", way.name(), frames.name()))?;
-                    for direction in Direction::ALL {
-                        let (from, to, address) = ground.ends(road, direction);
-                        flows.insert((frames, direction, way), pump::throughput(from, to, address, long)?);
-                    }
-                }
-                drop(server);
+    for road in [Road::Bridge, Road::Cable] {
+        let ways = Way::on(road);
+        let mut labs = Vec::new();
+        for &way in ways {
+            let ground = Ground::new()?;
+            // Before the driver knows of a program, which may limit what it takes.
+            ground.set(road, Frames { mtu: 1500, joined: true })?;
+            labs.push((way, ground.serve(daemon, road, way)?, ground));
+        }
+        // The cable matters less: bridges are what guests are on.
+        let rounds = if road == Road::Bridge { rounds } else { rounds.div_ceil(5) };
+        for (frames, placement) in Frames::ALL.into_iter().flat_map(|one| Placement::ALL.map(|place| (one, place))) {
+            fence_lab::program::progress(&format!("{}: {}, {}", road.interface(), frames.name(), placement.name()));
+            for (way, _, ground) in &labs {
+                ground.set(road, frames).with_context(|| format!("{}, {}", way.name(), frames.name()))?;
             }
-            results.add(road, &flows);
+            for (round, direction) in (0..rounds).flat_map(|round| Direction::ALL.map(|to| (round, to))) {
+                let mut flows = BTreeMap::new();
+                for (way, _, ground) in labs.iter().cycle().skip(round % labs.len()).take(labs.len()) {
+                    let (from, to, address) = ground.ends(road, direction);
+                    let processors = placement.processors();
+                    flows.insert(*way, pump::throughput(from, to, address, frames.pieces(), processors)?);
+                }
+                results.add((road, frames, placement, direction), &flows);
+            }
         }
     }
     Ok(results)
 }
 
 impl BystanderResults {
-    /// Adds a round's flows on a road.
-    fn add(&mut self, road: Road, flows: &BTreeMap<(Frames, Direction, Way), Flow>) {
-        for (&(frames, direction, way), flow) in flows {
-            let Some(yardstick) = flows.get(&(frames, direction, Way::None)) else { continue };
-            let cell = self.0.entry((road, frames, direction, way)).or_default();
+    /// Adds a round's flows.
+    fn add(&mut self, case: Case, flows: &BTreeMap<Way, Flow>) {
+        let Some(yardstick) = flows.get(&Way::None) else { return };
+        for (&way, flow) in flows {
+            let cell = self.0.entry((case, way)).or_default();
             let sample = |value| Sample { value, at_least: false };
             cell.speeds.push(sample(flow.per_second));
-            cell.ratios.push(sample(flow.per_second / yardstick.per_second));
-            cell.cpu_ratios.push(sample(flow.per_cpu_second / yardstick.per_cpu_second));
+            cell.costs.push(sample(yardstick.per_cpu_second / flow.per_cpu_second));
         }
     }
 
     /// The table of one road, in Markdown.
     #[must_use]
     pub fn table(&self, road: Road) -> String {
-        let mut text = String::from("| frames | from, to |");
+        let mut text = String::from("| frames | ends on | from, to |");
         for way in Way::on(road) {
-            let _ = write!(text, " {} |", if *way == Way::None { "no program" } else { way.name() });
+            let _ = write!(text, " {} |", way.title());
         }
-        let _ = writeln!(text, "\n|---|---|{}", "---:|".repeat(Way::on(road).len()));
-        for (frames, direction) in Frames::ALL.into_iter().flat_map(|frames| Direction::ALL.map(|to| (frames, to))) {
-            let _ = write!(text, "| {} | {} |", frames.name(), direction.name());
+        let _ = writeln!(text, "\n|---|---|---|{}", "---:|".repeat(Way::on(road).len()));
+        let cases = Frames::ALL.into_iter().flat_map(|frames| Placement::ALL.map(|placement| (frames, placement)));
+        for ((frames, placement), direction) in cases.flat_map(|case| Direction::ALL.map(|to| (case, to))) {
+            let _ = write!(text, "| {} | {} | {} |", frames.name(), placement.name(), direction.name());
             for &way in Way::on(road) {
-                let cell = self.0.get(&(road, frames, direction, way));
-                let median = |samples: fn(&Cell) -> &Samples| {
-                    cell.and_then(|cell| samples(cell).median()).map_or(f64::NAN, |sample| sample.value)
-                };
-                let _ = write!(text, " {} Gbit/s", three(median(|cell| &cell.speeds) * 8e-9));
-                if way != Way::None {
-                    let (ratio, cpu_ratio) = (median(|cell| &cell.ratios), median(|cell| &cell.cpu_ratios));
-                    let _ = write!(text, ", {ratio:.2}, **{cpu_ratio:.2}**");
+                let cell = self.0.get(&((road, frames, placement, direction), way));
+                let Some(cell) = cell else { continue };
+                let median = |samples: &Samples| samples.median().map_or(f64::NAN, |sample| sample.value);
+                let _ = write!(text, " {} Gbit/s", three(median(&cell.speeds) * 8e-9));
+                if let (true, Some([low, high])) = (way != Way::None, cell.costs.interval()) {
+                    let _ = write!(text, ", **{:.2}** ({low:.2} to {high:.2})", median(&cell.costs));
                 }
                 text.push_str(" |");
             }
@@ -320,11 +374,10 @@ pub(crate) const PAGE: &str = include_str!("pages/bystanders.md");
 
 /// The whole page.
 #[must_use]
-pub fn page(results: &BystanderResults, facts: &[Fact], rounds: usize, long: Duration) -> String {
-    let (rounds, seconds) = (rounds.to_string(), long.as_secs_f64().to_string());
+pub fn page(results: &BystanderResults, facts: &[Fact], rounds: usize) -> String {
+    let rounds = rounds.to_string();
     let (bridge, cable) = (results.table(Road::Bridge), results.table(Road::Cable));
     let machine = pages::machine(facts, &[]);
-    let values =
-        [("rounds", &rounds), ("seconds", &seconds), ("machine", &machine), ("bridge", &bridge), ("cable", &cable)];
+    let values = [("rounds", &rounds), ("machine", &machine), ("bridge", &bridge), ("cable", &cable)];
     pages::fill(PAGE, &values.map(|(name, value)| (name, value.as_str())))
 }

@@ -48,6 +48,17 @@ impl Samples {
         self.percentile(50)
     }
 
+    /// The true median lies between these two with a probability of 95 %, whatever the distribution
+    /// (ranks by the binomial distribution's normal approximation). `None` for fewer than eight.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ranks")]
+    pub fn interval(&self) -> Option<[f64; 2]> {
+        let len = self.0.len() as f64;
+        let rank = (len.mul_add(0.5, -0.98 * len.sqrt())).max(0.0) as usize;
+        let at = |index: usize| self.0.get(index).map(|sample| sample.value);
+        Some([at(rank.checked_sub(1)?)?, at(self.0.len() - rank)?])
+    }
+
     /// The sample that 99 of 100 do not exceed. It is the largest if there are fewer than a
     /// hundred.
     #[must_use]
@@ -122,6 +133,14 @@ mod tests {
         let hundred: Vec<_> = (1..=200).rev().map(f64::from).collect();
         assert_eq!(value(samples(&hundred).p99()), Some(198.0));
         assert_eq!(samples(&[]).median(), None);
+    }
+
+    #[test]
+    fn the_interval_of_a_median_is_made_of_ranks_and_needs_eight_samples() {
+        let to = |last: u32| samples(&(1..=last).map(f64::from).collect::<Vec<_>>()).interval();
+        assert_eq!((to(7), to(8)), (None, Some([1.0, 8.0])));
+        assert_eq!(to(100), Some([40.0, 61.0]));
+        assert_eq!(to(400), Some([180.0, 221.0]));
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 
 use crate::lab::Space;
 
@@ -88,35 +92,71 @@ pub struct Flow {
     pub per_cpu_second: f64,
 }
 
-/// Sends as much as there is room for, for as long.
-pub fn throughput(from: &Space, to: &Space, address: IpAddr, long: Duration) -> Result<Flow> {
-    let Pipe { mut sender, mut receiver } = Pipe::lay(from, to, address)?;
+/// Sends so many pieces of 64 KiB. The sender is on the first of these processors, the receiver on
+/// the second.
+pub fn throughput(
+    from: &Space,
+    to: &Space,
+    address: IpAddr,
+    pieces: usize,
+    [of_sender, of_receiver]: [usize; 2],
+) -> Result<Flow> {
+    let Pipe { mut sender, receiver } = Pipe::lay(from, to, address)?;
+    let (begin, cpu) = (Instant::now(), cpu_time()?);
     std::thread::scope(|scope| {
-        let sending = scope.spawn(move || -> Result<()> {
-            let piece = vec![0x5a; PIECE];
-            let end = Instant::now() + long;
-            while Instant::now() < end {
-                sender.write_all(&piece).context("sending")?;
-            }
-            Ok(())
+        let receiving = scope.spawn(move || {
+            stay_on(of_receiver)?;
+            receive_all(receiver)
         });
-        let mut buffer = vec![0; PIECE];
-        let (begin, cpu, mut received) = (Instant::now(), cpu_time()?, 0.0);
-        loop {
-            match receive(&mut receiver, &mut buffer)? {
-                0 => break,
-                #[allow(clippy::cast_precision_loss, reason = "at most 256 KiB")]
-                len => received += len as f64,
-            }
-        }
+        let sending = scope.spawn(move || -> Result<()> {
+            stay_on(of_sender)?;
+            let piece = [0x5a; 64 * 1024];
+            (0..pieces).try_for_each(|_| sender.write_all(&piece).context("sending"))
+        });
+        let panicked = |_| anyhow!("an end panicked");
+        let (sent, received) = (sending.join().map_err(panicked)?, receiving.join().map_err(panicked)?);
         let took = begin.elapsed();
-        sending.join().map_err(|_| anyhow!("the sender panicked"))??;
         let cpu = cpu_time()?.saturating_sub(cpu);
+        sent?;
+        let received = received?;
         Ok(Flow { per_second: received / took.as_secs_f64(), per_cpu_second: received / cpu.as_secs_f64() })
     })
 }
 
-/// The processor time that this process has had.
+/// How many bytes come until the end.
+fn receive_all(mut receiver: TcpStream) -> Result<f64> {
+    let (mut buffer, mut received) = (vec![0; PIECE], 0.0);
+    loop {
+        match receive(&mut receiver, &mut buffer)? {
+            0 => return Ok(received),
+            #[allow(clippy::cast_precision_loss, reason = "at most 256 KiB")]
+            len => received += len as f64,
+        }
+    }
+}
+
+/// Keeps this thread on a processor.
+fn stay_on(processor: usize) -> Result<()> {
+    let mut one = CpuSet::new();
+    one.set(processor)?;
+    sched_setaffinity(Pid::from_raw(0), &one).with_context(|| format!("running on processor {processor}"))
+}
+
+/// The processor time that this process and the kernel's threads for packets have had. Under load
+/// the kernel leaves a part of the way to those threads.
 fn cpu_time() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
+    /// Each thread's run time in nanoseconds is the first number in its file.
+    static THREADS: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_one = |path: &PathBuf| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("ksoftirqd/"))
+        };
+        all.filter(is_one).map(|path| path.join("schedstat")).collect()
+    });
+    let mut time: Duration = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into();
+    for thread in THREADS.iter() {
+        let text = std::fs::read_to_string(thread)?;
+        time += Duration::from_nanos(text.split(' ').next().unwrap_or_default().parse()?);
+    }
+    Ok(time)
 }

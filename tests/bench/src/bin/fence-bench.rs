@@ -6,7 +6,6 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum as _};
@@ -103,11 +102,10 @@ fn run(subject: &Subject) -> Result<()> {
         }
         Subject::Bystanders(how) => {
             tools::require(&["ip", "tini", "bpftool"])?;
-            let long = Duration::from_millis(if how.quick { 50 } else { 500 });
-            let results = bystanders::measure(&Which::at(&how.daemon)?, how.rounds, long)?;
+            let results = bystanders::measure(&Which::at(&how.daemon)?, how.rounds)?;
             print(&[Road::Bridge, Road::Cable].map(|road| results.table(road)).join("\n"))?;
             // Of the machine, not of what fencing takes.
-            let page = bystanders::page(&results, facts.get(..6).unwrap_or_default(), how.rounds, long);
+            let page = bystanders::page(&results, facts.get(..6).unwrap_or_default(), how.rounds);
             how.write(|folder| Ok(std::fs::write(folder.join("bystanders.md"), page)?))
         }
         Subject::Clusters { how, only } => {
