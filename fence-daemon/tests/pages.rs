@@ -66,7 +66,7 @@ fn every_command_in_the_pages_exists() {
 
 /// The names in the first column of the first table of a section of inspect.md.
 fn table(page: &str, section: &str) -> BTreeSet<String> {
-    let (_, after) = page.split_once(&format!("\n{section}\n")).expect(section);
+    let (_, after) = page.split_once(&format!("\n{section}\n")).unwrap_or_else(|| panic!("no section {section}"));
     let rows = after.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
     let cells = rows.skip(2).filter_map(|row| row.split('|').nth(1));
     cells.flat_map(code).map(str::to_owned).collect()
@@ -85,7 +85,12 @@ fn the_reference_names_what_the_report_has() {
         serde_json::from_str(&std::fs::read_to_string(docs.join("status.schema.json")).unwrap()).unwrap();
     let listed = |pointer: &str| -> BTreeSet<String> {
         let names = schema.pointer(&format!("/$defs/{pointer}/enum")).and_then(|names| names.as_array());
-        names.expect(pointer).iter().filter_map(|name| name.as_str()).map(str::to_owned).collect()
+        names
+            .unwrap_or_else(|| panic!("no list {pointer}"))
+            .iter()
+            .filter_map(|name| name.as_str())
+            .map(str::to_owned)
+            .collect()
     };
     let counters = set(Counters::NAMES);
     assert_eq!(table(&page, "### Counters"), counters);

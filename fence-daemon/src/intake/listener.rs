@@ -226,10 +226,10 @@ impl Listener {
                 error!(%interface, "the interface is gone, and no request is heard through it until it is back");
             }
             InterfaceNews::Gone if self.listening.hears() => {
-                info!(%interface, "the interface is gone: one less to listen on")
+                info!(%interface, "the interface is gone: one less to listen on");
             }
             InterfaceNews::Gone => {
-                error!(%interface, "the last interface is gone, and no request is heard until there is one")
+                error!(%interface, "the last interface is gone, and no request is heard until there is one");
             }
             InterfaceNews::Down => warn!(
                 %interface,

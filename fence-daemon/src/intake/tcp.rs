@@ -288,10 +288,14 @@ struct Bound {
 
 impl Bound {
     fn new(settings: &Tcp) -> Result<Self, NoPort> {
-        let kernel = |error: io::Error| match error.kind() {
-            io::ErrorKind::AddrInUse => NoPort::PortTaken(settings.port),
-            io::ErrorKind::AddrNotAvailable => NoPort::NoAddress(settings.address),
-            _ => NoPort::Kernel(error.to_string()),
+        let kernel = |error: io::Error| {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                NoPort::PortTaken(settings.port)
+            } else if error.kind() == io::ErrorKind::AddrNotAvailable {
+                NoPort::NoAddress(settings.address)
+            } else {
+                NoPort::Kernel(error.to_string())
+            }
         };
         let interface = settings
             .interface
