@@ -93,7 +93,8 @@ fn each_key_of_the_listener_has_its_effect() -> Result<()> {
     let status = |address: &str| bench.about_domain("status").tcp(address);
     let v4 = || status(&HYPERVISOR_V4.to_string());
     let key = bench.key.as_str();
-    let cases: [(&[(&'static str, &str)], Client, i32); 10] = [
+    type Keys<'k> = &'k [(&'static str, &'k str)];
+    let cases: [(Keys<'_>, Client, i32); 10] = [
         // Only this host itself can connect by default.
         (&[], v4(), 1),
         (&[("address", "192.168.122.1"), ("port", "4464"), ("key_file", key), ("auth", "sha256")], v4().port(4464), 0),
