@@ -66,7 +66,8 @@ fn every_command_in_the_pages_exists() {
 
 /// The names in the first column of the first table of a section of inspect.md.
 fn table(page: &str, section: &str) -> BTreeSet<String> {
-    let (_, after) = page.split_once(&format!("\n{section}\n")).unwrap_or_else(|| panic!("no section {section}"));
+    // A section that is missing has no names, which the comparison shows.
+    let (_, after) = page.split_once(&format!("\n{section}\n")).unwrap_or_default();
     let rows = after.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
     let cells = rows.skip(2).filter_map(|row| row.split('|').nth(1));
     cells.flat_map(code).map(str::to_owned).collect()
