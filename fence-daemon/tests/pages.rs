@@ -38,13 +38,13 @@ fn code(line: &str) -> Vec<&str> {
     typed.map_or_else(|| line.split('`').skip(1).step_by(2).collect(), |typed| vec![typed])
 }
 
-/// The command's arguments, if it is ours, without prefixes, comments and pipes.
+/// The command's arguments, if it is ours, without prefixes, comments, redirections and pipes.
 fn arguments(code: &str) -> Option<Vec<&str>> {
     let code = code.strip_prefix("# ").unwrap_or(code);
     let code = code.strip_prefix("sudo ").unwrap_or(code);
     let code = code.strip_prefix("target/release/").unwrap_or(code);
     let words = code.strip_prefix("fence-daemon ")?.split_whitespace();
-    Some(words.take_while(|word| !matches!(*word, "#" | "|")).collect())
+    Some(words.take_while(|word| !matches!(*word, "#" | "|" | "2>/dev/null")).collect())
 }
 
 #[test]
