@@ -1,10 +1,12 @@
 //! One round of each part of the bench.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use fence_common::wire::Op;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -248,7 +250,7 @@ pub fn asleep(contender: Contender, serving: &mut Serving, results: &mut Results
     let before = voluntary_switches(pid)?;
     let begin = Instant::now();
     std::thread::sleep(IDLE);
-    let switches = voluntary_switches(pid)?.saturating_sub(before);
+    let switches = between(&before, &voluntary_switches(pid)?);
     let switches = f64::from(u32::try_from(switches).unwrap_or(u32::MAX));
     results.add("own.wakeups", contender, switches / begin.elapsed().as_secs_f64());
     Ok(())
@@ -262,18 +264,24 @@ fn status_number(file: &str, field: &str) -> Result<u64> {
     number.with_context(|| format!("no {field} in {file}"))
 }
 
-/// How often the threads of a process have gone to sleep: as often as they were woken.
-fn voluntary_switches(pid: u32) -> Result<u64> {
-    let mut sum = 0;
+/// How often each thread of a process has gone to sleep: as often as it was woken.
+fn voluntary_switches(pid: u32) -> Result<BTreeMap<PathBuf, u64>> {
+    let mut switches = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).context("the server is gone")? {
-        let file = thread?.path().join("status");
+        let thread = thread?.path();
         // A thread may end meanwhile.
-        sum += status_number(&file.to_string_lossy(), "voluntary_ctxt_switches:").unwrap_or(0);
+        if let Ok(count) = status_number(&thread.join("status").to_string_lossy(), "voluntary_ctxt_switches:") {
+            switches.insert(thread, count);
+        }
     }
-    if sum == 0 {
-        bail!("process {pid} has no threads");
-    }
-    Ok(sum)
+    ensure!(!switches.is_empty(), "process {pid} has no threads");
+    Ok(switches)
+}
+
+/// The wake-ups between two counts. A thread that has ended takes its count with it, and must not
+/// be subtracted from the others'.
+fn between(before: &BTreeMap<PathBuf, u64>, after: &BTreeMap<PathBuf, u64>) -> u64 {
+    after.iter().map(|(thread, count)| count - before.get(thread).unwrap_or(&0).min(count)).sum()
 }
 
 /// Resident memory of a process, in bytes.
@@ -289,7 +297,14 @@ mod tests {
         let pid = std::process::id();
         assert!(super::resident(pid).unwrap() > 100_000.0);
         std::thread::sleep(std::time::Duration::from_millis(2));
-        assert!(super::voluntary_switches(pid).unwrap() > 0);
+        assert!(super::voluntary_switches(pid).unwrap().values().sum::<u64>() > 0);
         assert!(super::status_number("/proc/self/status", "NoSuchField:").is_err());
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_takes_no_wake_up_from_the_others() {
+        let count = |all: &[(&str, u64)]| all.iter().map(|(thread, count)| (thread.into(), *count)).collect();
+        let before = count(&[("1", 10), ("2", 5000)]);
+        assert_eq!(super::between(&before, &count(&[("1", 40), ("3", 7)])), 37);
     }
 }
