@@ -8,13 +8,15 @@
 use std::fmt::{self, Write as _};
 use std::io;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::FormatFields as _;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::{Context, Layer};
+
+use super::logging::IDENTITY;
+use super::relay::{Relay, Sink};
 
 /// Where the journal takes messages.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
@@ -29,71 +31,58 @@ const PREFIX: &str = "FENCE_";
 /// datagram.
 const LONGEST: usize = 16 * 1024;
 
-/// Sends each event to the journal, and never waits for it.
-#[derive(Debug)]
-pub(super) struct Journal {
-    socket: UnixDatagram,
-    identity: &'static str,
-    /// How many messages the journal has rejected since the last one that it took.
-    lost: AtomicU64,
+/// Sends each event to the journal, through a relay: the journal takes a few messages at once, and
+/// may be slow or hang.
+pub(super) struct Journal(Relay);
+
+/// What sends datagrams to the journal.
+///
+/// # Errors
+/// There is no journal, or it does not answer.
+pub(super) fn sink() -> io::Result<Sink> {
+    let socket = UnixDatagram::unbound()?;
+    // Nobody waits here for a journal that hangs.
+    socket.set_nonblocking(true)?;
+    // The journal ignores an empty message. Without a journal the send fails.
+    socket.send_to(&[], SOCKET)?;
+    socket.set_nonblocking(false)?;
+    Ok(Box::new(move |_, datagram| socket.send_to(datagram, SOCKET).is_ok()))
+}
+
+/// A warning without fields.
+pub(super) fn warning(text: &str) -> Vec<u8> {
+    begin(Level::WARN, text)
+}
+
+fn begin(level: Level, message: &str) -> Vec<u8> {
+    let mut datagram = Vec::with_capacity(1024);
+    put(&mut datagram, "PRIORITY", priority(level));
+    put(&mut datagram, "SYSLOG_FACILITY", FACILITY_DAEMON);
+    put(&mut datagram, "SYSLOG_IDENTIFIER", IDENTITY);
+    put(&mut datagram, "MESSAGE", message);
+    datagram
 }
 
 impl Journal {
-    /// Connects to the journal.
-    ///
-    /// # Errors
-    /// There is none, or it does not answer.
-    pub(super) fn open(identity: &'static str) -> io::Result<Self> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        // The journal ignores an empty message. Without a journal the send fails.
-        socket.send_to(&[], SOCKET)?;
-        Ok(Self { socket, identity, lost: AtomicU64::new(0) })
-    }
-
-    fn send(&self, datagram: &[u8]) -> bool {
-        self.socket.send_to(datagram, SOCKET).is_ok()
-    }
-
-    fn begin(&self, level: Level, message: &str) -> Vec<u8> {
-        let mut datagram = Vec::with_capacity(1024);
-        put(&mut datagram, "PRIORITY", priority(level));
-        put(&mut datagram, "SYSLOG_FACILITY", FACILITY_DAEMON);
-        put(&mut datagram, "SYSLOG_IDENTIFIER", self.identity);
-        put(&mut datagram, "MESSAGE", message);
-        datagram
-    }
-
-    /// Logs how many messages are missing here, once the journal takes messages again.
-    fn tell_lost(&self) {
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost == 0 {
-            return;
-        }
-        let message = format!("{lost} messages were dropped here: the journal was too slow for them");
-        if !self.send(&self.begin(Level::WARN, &message)) {
-            self.lost.fetch_add(lost, Ordering::Relaxed);
-        }
+    pub(super) fn new(relay: Relay) -> Self {
+        Self(relay)
     }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        self.tell_lost();
         let mut message = String::with_capacity(512);
         // Fails only if a value cannot be formatted; the text so far is logged.
         let _ = DefaultFields::new().format_fields(Writer::new(&mut message), event);
         let about = event.metadata();
-        let mut datagram = self.begin(*about.level(), &message);
+        let mut datagram = begin(*about.level(), &message);
         put(&mut datagram, "TARGET", about.target());
         if let (Some(file), Some(line)) = (about.file(), about.line()) {
             put(&mut datagram, "CODE_FILE", file);
             put(&mut datagram, "CODE_LINE", &line.to_string());
         }
         event.record(&mut Fields(&mut datagram));
-        if !self.send(&datagram) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        self.0.send(*about.level(), datagram);
     }
 }
 

@@ -22,10 +22,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
 use super::journal::{self, Journal};
-use super::relay::Relay;
+use super::relay::{Relay, Sink, Warning};
 
 /// What log messages are marked with.
-const IDENTITY: &str = "fence-daemon";
+pub(super) const IDENTITY: &str = "fence-daemon";
 const IDENTITY_C: &CStr = c"fence-daemon";
 /// The environment variable that overrides the configured level: `info`, or
 /// `warn,fence_daemon=trace`.
@@ -94,26 +94,31 @@ fn layer(debug: u32, destination: Destination) -> Result<(AnyLayer, LogTarget), 
         Destination::Foreground => stderr_is_journal(),
         Destination::Background => Path::new(journal::SOCKET).exists(),
     };
-    if journal && let Ok(layer) = Journal::open(IDENTITY) {
+    if journal && let Ok(sink) = journal::sink() {
+        let layer = Journal::new(relay(sink, journal::warning)?);
         return Ok((Box::new(layer), LogTarget::Journal));
     }
     if destination == Destination::Background {
-        let relay = relay(open_syslog())?;
+        let relay = relay(open_syslog(), warning)?;
         // Time and level are syslog's to add.
         let layer = plain(debug).without_time().with_level(false).with_writer(relay);
         return Ok((Box::new(layer), LogTarget::Syslog));
     }
-    let relay = relay(Box::new(|_, line| drop(io::stderr().write_all(line))))?;
+    let relay = relay(Box::new(|_, line| io::stderr().write_all(line).is_ok()), warning)?;
     Ok((Box::new(plain(debug).with_ansi(stderr_colours()).with_writer(relay)), LogTarget::Stderr))
 }
 
-fn relay(sink: super::relay::Sink) -> io::Result<Relay> {
-    let relay = Relay::start(sink)?;
+fn warning(text: &str) -> Vec<u8> {
+    format!("{text}\n").into_bytes()
+}
+
+fn relay(sink: Sink, warning: Warning) -> io::Result<Relay> {
+    let relay = Relay::start(sink, warning)?;
     relay.keep();
     Ok(relay)
 }
 
-fn open_syslog() -> super::relay::Sink {
+fn open_syslog() -> Sink {
     // SAFETY: needed because the standard library has no syslog. Sound because the name is static,
     // as the C library keeps the pointer.
     unsafe { libc::openlog(IDENTITY_C.as_ptr(), libc::LOG_PID, libc::LOG_DAEMON) };
@@ -126,10 +131,11 @@ fn open_syslog() -> super::relay::Sink {
         };
         // A NUL would end the line early. Names from outside are escaped already.
         let line: Vec<u8> = line.iter().copied().filter(|byte| *byte != 0 && *byte != b'\n').collect();
-        let Ok(line) = CString::new(line) else { return };
+        let Ok(line) = CString::new(line) else { return false };
         // SAFETY: as above. The format takes one string, which is given, ends with a NUL, and lives
         // until the call returns.
         unsafe { libc::syslog(priority, c"%s".as_ptr(), line.as_ptr()) };
+        true
     })
 }
 

@@ -21,8 +21,10 @@ const WAITING: usize = 2048;
 /// The relay of this process, which is flushed at its end.
 static RELAY: OnceLock<Relay> = OnceLock::new();
 
-/// What takes whole lines, each with its level.
-pub(super) type Sink = Box<dyn Fn(Level, &[u8]) + Send>;
+/// What takes whole lines, each with its level. It returns whether it has taken the line.
+pub(super) type Sink = Box<dyn Fn(Level, &[u8]) -> bool + Send>;
+/// Makes a line of a warning.
+pub(super) type Warning = fn(&str) -> Vec<u8>;
 
 enum Message {
     Line(Level, Vec<u8>),
@@ -45,15 +47,15 @@ pub(super) struct Line<'r> {
 }
 
 impl Relay {
-    /// Starts the thread that writes to `sink`.
+    /// Starts the thread that writes to `sink`, where lost lines are told by a `warning`.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub(super) fn start(sink: Sink) -> io::Result<Self> {
+    pub(super) fn start(sink: Sink, warning: Warning) -> io::Result<Self> {
         let (messages, waiting) = sync_channel(WAITING);
         let lost = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&lost);
-        thread::Builder::new().name("fence-log".to_owned()).spawn(move || write(&waiting, &counted, &sink))?;
+        thread::Builder::new().name("fence-log".to_owned()).spawn(move || write(&waiting, &counted, &sink, warning))?;
         Ok(Self { messages, lost })
     }
 
@@ -63,7 +65,7 @@ impl Relay {
         let _ = RELAY.set(self.clone());
     }
 
-    fn send(&self, level: Level, bytes: Vec<u8>) {
+    pub(super) fn send(&self, level: Level, bytes: Vec<u8>) {
         match self.messages.try_send(Message::Line(level, bytes)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
@@ -88,16 +90,19 @@ pub fn flush(limit: Duration) {
     }
 }
 
-fn write(waiting: &Receiver<Message>, lost: &AtomicU64, sink: &Sink) {
+fn write(waiting: &Receiver<Message>, lost: &AtomicU64, sink: &Sink, warning: Warning) {
     while let Ok(message) = waiting.recv() {
-        match message {
+        let is_taken = match message {
             Message::Line(level, bytes) => sink(level, &bytes),
-            Message::Flush(written) => drop(written.send(())),
-        }
-        let count = lost.swap(0, Ordering::Relaxed);
-        if count > 0 {
-            let line = format!("{count} messages were dropped here: the log's reader was too slow for them\n");
-            sink(Level::WARN, line.as_bytes());
+            Message::Flush(written) => {
+                let _ = written.send(());
+                true
+            }
+        };
+        let count = lost.swap(0, Ordering::Relaxed) + u64::from(!is_taken);
+        let tell = || warning(&format!("{count} messages were dropped here: the log's reader did not take them"));
+        if count > 0 && !sink(Level::WARN, &tell()) {
+            lost.fetch_add(count, Ordering::Relaxed);
         }
     }
 }
@@ -148,8 +153,9 @@ mod tests {
         let sink = move |level: Level, bytes: &[u8]| {
             let _gate = passing.lock().unwrap();
             taken.lock().unwrap().push(format!("{level} {}", String::from_utf8_lossy(bytes)));
+            true
         };
-        (Relay::start(Box::new(sink)).unwrap(), gate, lines)
+        (Relay::start(Box::new(sink), |text| text.as_bytes().to_vec()).unwrap(), gate, lines)
     }
 
     fn lines(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
@@ -166,6 +172,27 @@ mod tests {
         }
         relay.flush(Duration::from_secs(20));
         assert_eq!(*lines(&taken), ["INFO line 0 ends\n", "INFO line 1 ends\n", "INFO line 2 ends\n"]);
+    }
+
+    #[test]
+    fn lines_that_the_destination_refuses_are_counted_until_it_takes_one() {
+        let (refusals, taken) = (AtomicU64::new(4), Shared::<Vec<String>>::default());
+        let list = Arc::clone(&taken);
+        let sink = move |_: Level, bytes: &[u8]| {
+            let refuses = refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            if refuses.is_err() {
+                list.lock().unwrap().push(String::from_utf8_lossy(bytes).into_owned());
+            }
+            refuses.is_err()
+        };
+        let relay = Relay::start(Box::new(sink), |text| text.as_bytes().to_vec()).unwrap();
+        for line in ["one", "two", "three"] {
+            relay.send(Level::INFO, line.into());
+        }
+        relay.flush(Duration::from_secs(20));
+        // Refused: one, the warning, two, the warning.
+        let told = "2 messages were dropped here: the log's reader did not take them";
+        assert_eq!(*lines(&taken), ["three", told]);
     }
 
     #[test]
