@@ -57,7 +57,11 @@ impl Way {
     }
 
     fn status(self, bench: &Bench) -> Client {
-        bench.about_domain("status").family(self.family).hash(HashKind::Sha256)
+        self.status_of(bench, DOMAIN)
+    }
+
+    fn status_of(self, bench: &Bench, domain: &str) -> Client {
+        bench.client("status").domain(domain).family(self.family).hash(HashKind::Sha256)
     }
 
     /// Checks that a guest is answered, and how its request reached the daemon.

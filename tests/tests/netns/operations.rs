@@ -29,7 +29,7 @@ const STEPS: [(Op, i32); 14] = [
 ];
 
 /// The UUID of the test driver's domain.
-const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
+pub(crate) const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
 
 #[test]
 fn every_operation_is_answered_as_stock_answers_it() -> Result<()> {

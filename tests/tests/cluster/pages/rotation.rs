@@ -110,6 +110,10 @@ fn rotate(attach: &'static str) -> Result<()> {
     let host = Host::new(&config)?;
     host.must("systemctl start fence-daemon")?;
     host.wait_serving("0")?;
+    if attach != "off" {
+        // The socket serves while the program is loaded.
+        host.wait_log("program=generic", 1)?;
+    }
     let hypervisor = host.hypervisor();
     let guests = [hypervisor.guest(1)?, hypervisor.guest(2)?].map(|guest| Asking::start(hypervisor, &guest));
     let guests = guests.into_iter().collect::<Result<Vec<_>>>()?;

@@ -11,6 +11,7 @@ use fence_lab::server::{Config, Server};
 
 use super::{Way, wait_line};
 use crate::bench::{Bench, DOMAIN, key};
+use crate::operations::UUID;
 
 /// A second bridge, with the same subnets as the first one.
 const SECOND: &str = "virbr1";
@@ -83,9 +84,12 @@ fn two_guests_with_one_address_are_told_apart() -> Result<()> {
         }
         let server = twins.serve(way)?;
         twins.both_are_served(&server, way)?;
-        let client = || way.status(&twins.bench).retransmit(2).timeout(10);
+        // By name and by UUID. The clients' numbers are microseconds. Two requests of one address
+        // and one number for one domain would be one request.
+        let asks = [(&twins.bench.guest, DOMAIN), (&twins.second, UUID)];
+        let client = |domain: &str| way.status_of(&twins.bench, domain).retransmit(2).timeout(10);
         for _ in 0..3 {
-            let running = [&twins.bench.guest, &twins.second].map(|guest| client().start(guest.space()));
+            let running = asks.map(|(guest, domain)| client(domain).start(guest.space()));
             for process in running {
                 let ended = process?.finish(super::NOTICE)?;
                 ensure!(ended.code == Some(0), "{way:?}: {ended:?}\n{}", server.log());
