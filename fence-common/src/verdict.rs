@@ -62,7 +62,7 @@ verdicts! {
     Gso = pass_gso,
     /// A source address that no network has (loopback, multicast, ...). The stack decides.
     Martian = pass_martian,
-    /// Of another VLAN: whoever listens there judges it.
+    /// Of another VLAN: its own listeners judge it.
     ForeignVlan = pass_foreign_vlan,
     /// The payload is neither 176 bytes nor a multiple of it.
     Length = drop_length,

@@ -47,7 +47,7 @@ pub(super) struct Line<'r> {
 }
 
 impl Relay {
-    /// Starts the thread that writes to `sink`, where lost lines are told by a `warning`.
+    /// Starts the thread that writes to `sink`. A `warning` there reports lost lines.
     ///
     /// # Errors
     /// The thread cannot be started.
