@@ -25,6 +25,7 @@
 //! * [`exchange`]: the callback conversation as a state machine.
 //! * [`ledger`]: the requests that are claimed, answered or superseded.
 //! * [`memory_store`]: the rate limits' store in user space.
+//! * [`serial`]: the requests and answers of a serial line.
 //! * [`sync`]: locks without poisoning.
 //! * [`target`]: the domain that a request names.
 //! * [`words`]: words that log lines, reports and errors share.
@@ -64,6 +65,8 @@ pub mod keys;
 pub mod ledger;
 #[cfg(feature = "user")]
 pub mod memory_store;
+#[cfg(feature = "user")]
+pub mod serial;
 #[cfg(feature = "user")]
 pub mod sync;
 #[cfg(feature = "user")]

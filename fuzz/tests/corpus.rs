@@ -164,4 +164,9 @@ mod replayed {
     fn mutations_of_events_hold() {
         mutated("event", fence_fuzz::event::check);
     }
+
+    #[test]
+    fn mutations_of_lines_hold() {
+        mutated("line", fence_fuzz::line::check);
+    }
 }

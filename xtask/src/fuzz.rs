@@ -36,6 +36,8 @@ pub(crate) enum Target {
     Request,
     /// A record of the ring buffer
     Event,
+    /// What a guest writes to its serial line
+    Line,
     /// The loaded kernel program against user space, on mutated real frames (needs root)
     Program,
 }
