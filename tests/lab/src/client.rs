@@ -112,6 +112,12 @@ impl Client {
         self.with("-t", &seconds.to_string())
     }
 
+    /// Which of the client's two names is called.
+    #[must_use]
+    pub fn program(&self) -> &'static str {
+        self.program
+    }
+
     /// The arguments, for showing the command to a person.
     #[must_use]
     pub fn arguments(&self) -> &[String] {

@@ -1,7 +1,8 @@
 //! The Linux system of QEMU guests: Debian's cloud kernel, and a busybox initramfs with the stock
 //! client.
 //!
-//! The initramfs has the host's own busybox and `fence_xvm`, so it is what Debian ships.
+//! The initramfs has the host's own busybox and stock client (`fence_xvm` and `fence_virt`), so
+//! it is what Debian ships.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -25,6 +26,16 @@ pub const MODULES: [&str; 8] = [
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
 ];
+/// The modules of a firewall that knows connections, in loading order.
+const FIREWALL: [&str; 7] = [
+    "lib/libcrc32c.ko",
+    "net/netfilter/nfnetlink.ko",
+    "net/ipv4/netfilter/nf_defrag_ipv4.ko",
+    "net/ipv6/netfilter/nf_defrag_ipv6.ko",
+    "net/netfilter/nf_conntrack.ko",
+    "net/netfilter/nf_tables.ko",
+    "net/netfilter/nft_ct.ko",
+];
 /// Libraries that NSS (the client's cryptography) loads at run time, which `ldd` does not list. The
 /// `.chk` files are its signatures of itself.
 const NSS: [&str; 6] =
@@ -39,19 +50,28 @@ pub struct System<'a> {
     pub address: Ipv4Addr,
     /// The key for the client, at [`KEY`].
     pub key: &'a [u8],
+    /// Whether it has `nft`, and a kernel with what that needs.
+    pub firewall: bool,
 }
 
 /// Builds an initramfs.
 pub fn build(kernel: &Kernel, system: &System<'_>) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    let modules = archive.modules(kernel, &MODULES)?;
-    archive.file("init", 0o755, init(system.address, &modules).as_bytes());
+    let mut modules = archive.modules(kernel, &MODULES)?;
     archive.file(KEY, 0o600, system.key);
     archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
-    let client = tools::find("fence_xvm")?;
-    archive.copy(&client, "/usr/sbin/fence_xvm", 0o755)?;
+    let client = tools::find("fence_virt")?;
+    archive.copy(&client, "/usr/sbin/fence_virt", 0o755)?;
+    archive.link("/usr/sbin/fence_xvm", "fence_virt");
     let mut libraries = archive::libraries(&client)?;
     libraries.extend(nss(&libraries)?);
+    if system.firewall {
+        modules.extend(archive.modules(kernel, &FIREWALL)?);
+        let nft = tools::find("nft")?;
+        archive.copy(&nft, "/usr/sbin/nft", 0o755)?;
+        libraries.extend(archive::libraries(&nft)?);
+    }
+    archive.file("init", 0o755, init(system.address, &modules).as_bytes());
     for library in libraries {
         archive.copy(&library, &library.to_string_lossy(), 0o755)?;
     }

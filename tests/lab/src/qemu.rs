@@ -92,10 +92,19 @@ impl LinuxGuest {
     /// Defines a guest 192.168.122.(20+`number`), starts it and waits until it runs commands. The
     /// error of a failed boot has its console.
     pub fn boot(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
+        Self::boot_as(libvirtd, name, number, key, false)
+    }
+
+    /// Like [`Self::boot`], and the guest has `nft`. Its firewall has no rules yet.
+    pub fn boot_with_firewall(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
+        Self::boot_as(libvirtd, name, number, key, true)
+    }
+
+    fn boot_as(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8], firewall: bool) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor();
         let kernel = Kernel::get(Series::Linux6_1)?;
         let address = Ipv4Addr::new(192, 168, 122, number.saturating_add(20));
-        let initrd = initramfs::build(&kernel, &System { address, key })?;
+        let initrd = initramfs::build(&kernel, &System { address, key, firewall })?;
         let machine = Linux { name, mebibytes: 192, kernel: &kernel, initrd: &initrd, address: [0, number], disks: "" };
         machine.define(libvirtd)?;
         libvirtd.start_domain(URI, name)?;
@@ -172,7 +181,7 @@ impl LinuxGuest {
 
     /// Runs the stock client in the guest, with the guest's own key file.
     pub fn fence(&mut self, client: &Client) -> Result<Finished> {
-        self.command(&format!("fence_xvm {}", client.arguments().join(" ")), Duration::from_secs(60))
+        self.command(&format!("{} {}", client.program(), client.arguments().join(" ")), Duration::from_secs(60))
     }
 
     /// The next line from the console, if one comes in time.

@@ -71,6 +71,8 @@ mod stops;
 #[cfg(test)]
 mod table;
 #[cfg(test)]
+mod tcp;
+#[cfg(test)]
 mod turns;
 #[cfg(test)]
 mod unkillable;
