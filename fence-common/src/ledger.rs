@@ -60,9 +60,10 @@
 
 use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, VecDeque};
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 use core::time::Duration;
 
+use crate::caller::{Address, Caller};
 use crate::wire::{DOMAIN_LEN, Op, Request};
 
 /// How long an answered request is remembered, as by stock servers.
@@ -138,11 +139,11 @@ pub struct Claim(u64);
 #[must_use]
 pub struct Denial(u64);
 
-/// Where a client is called back: address, port, and the interface by which the callback leaves.
+/// Where a client is answered: its address and port, and the interface by which a callback leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The address and port.
-    pub address: SocketAddr,
+    pub caller: Caller,
     /// The interface's index. 0: the routing table decides when connecting.
     pub interface: u32,
 }
@@ -152,14 +153,14 @@ impl Endpoint {
     /// may use the same addresses; index 0 may be any of them.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.address == other.address
+        self.caller == other.caller
             && (self.interface == other.interface || self.interface == 0 || other.interface == 0)
     }
 }
 
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
-        Self { address, interface: 0 }
+        Self { caller: address.into(), interface: 0 }
     }
 }
 
@@ -168,13 +169,13 @@ impl From<SocketAddr> for Endpoint {
 #[cfg_attr(feature = "model", derive(Hash))]
 struct Claimed {
     id: RequestId,
-    at: Option<IpAddr>,
+    at: Option<Address>,
 }
 
 impl Claimed {
     fn of(id: RequestId, endpoint: &Endpoint) -> Self {
         let acts = Op::from_wire(id.op).is_none_or(Op::changes_power);
-        Self { id, at: (!acts).then(|| endpoint.address.ip()) }
+        Self { id, at: (!acts).then(|| endpoint.caller.address()) }
     }
 }
 
@@ -242,9 +243,9 @@ pub struct Ledger {
     serving: BTreeMap<u64, Serving>,
     /// The requests that are claimed or were answered recently, and their callback addresses. Of
     /// what an earlier daemon claimed the address is unknown.
-    claims: BTreeMap<Claimed, Option<IpAddr>>,
+    claims: BTreeMap<Claimed, Option<Address>>,
     /// How many of them each callback address has.
-    shares: BTreeMap<IpAddr, usize>,
+    shares: BTreeMap<Address, usize>,
     /// Answered claims and when to forget them, soonest first.
     expiring: VecDeque<(u64, Claimed)>,
 }
@@ -330,7 +331,7 @@ impl Ledger {
             (Some(reason), _) => Err(reason),
             (None, None) => Err(NoClaim::Superseded),
             (None, Some(serving)) => {
-                let caller = serving.endpoint.address.ip();
+                let caller = serving.endpoint.caller.address();
                 let own = self.shares.get(&caller).copied().unwrap_or(0);
                 if self.claims.len() >= CLAIMS_MAX || self.claims.len() >= CLAIMS_MAX / 2 && own >= CLAIMS_SHARE {
                     Err(NoClaim::Full)
@@ -411,10 +412,10 @@ impl Ledger {
         self.serving.len()
     }
 
-    /// How many of them ask to be called back at `ip`.
+    /// How many of them are of clients at `address`.
     #[must_use]
-    pub fn serving_at(&self, ip: IpAddr) -> usize {
-        self.serving.values().filter(|serving| serving.endpoint.address.ip() == ip).count()
+    pub fn serving_at(&self, address: Address) -> usize {
+        self.serving.values().filter(|serving| serving.endpoint.caller.address() == address).count()
     }
 
     /// Supersedes other requests of `endpoint`, since its client has sent `id` at `arrived`. A
@@ -472,7 +473,7 @@ mod tests {
     #[test]
     fn the_same_address_on_another_interface_is_another_client() {
         let mut ledger = Ledger::default();
-        let endpoint = |interface| Endpoint { address: caller(1), interface };
+        let endpoint = |interface| Endpoint { caller: caller(1).into(), interface };
         let Arrival::Serve(first) = ledger.arrive(0, id(1), endpoint(5), 0) else { panic!("new") };
         let Arrival::Serve(second) = ledger.arrive(1, id(2), endpoint(6), 1) else { panic!("another endpoint") };
         assert_eq!(ledger.is_moot(&first), None, "nobody else's request supersedes it");
@@ -559,7 +560,13 @@ mod tests {
         let new = serve(&mut ledger, 0, id(2), caller(11));
         assert!(!ledger.has_duplicates(&new));
         assert_eq!([&old, &new, &elsewhere].map(|t| ledger.is_moot(t)), [Some(NoClaim::Superseded), None, None]);
-        assert_eq!((ledger.serving_at(caller(11).ip()), ledger.serving_at(caller(12).ip())), (2, 1));
+        assert_eq!(
+            (
+                ledger.serving_at(Caller::from(caller(11)).address()),
+                ledger.serving_at(Caller::from(caller(12)).address())
+            ),
+            (2, 1)
+        );
         assert_eq!(ledger.claim(0, old, Some(0)), Err(NoClaim::Superseded));
         let copy = serve(&mut ledger, 0, id(1), caller(13));
         assert!(ledger.claim(0, elsewhere, Some(0)).is_ok());

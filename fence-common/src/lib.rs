@@ -20,6 +20,7 @@
 //!
 //! With feature `user` (the default; off in the BPF program):
 //!
+//! * [`caller`]: who asks, by IP, vsock or serial line.
 //! * [`key`]: the shared secret, wiped on drop, and its digests.
 //! * [`keys`]: the accepted keys and their rotation.
 //! * [`exchange`]: the callback conversation as a state machine.
@@ -53,6 +54,8 @@ pub mod replay_cache;
 pub mod verdict;
 pub mod wire;
 
+#[cfg(feature = "user")]
+pub mod caller;
 #[cfg(feature = "user")]
 pub mod ending;
 #[cfg(feature = "user")]

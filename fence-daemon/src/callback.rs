@@ -2,15 +2,15 @@
 //! client that has connected itself is authenticated on its own connection.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use fence_common::caller::Caller;
 use fence_common::exchange::{Challenge, Challenges, Exchange, ExchangeError, Progress};
 use fence_common::hash::HashKind;
 use fence_common::keys::KeyOwner;
-use fence_common::ledger::Endpoint;
 use fence_common::sync::lock;
 use fence_common::wire::HASH_LEN;
 use fence_config::TCP_AUTH;
@@ -22,7 +22,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::fault::{self, Point};
-use crate::intake::request::Verified;
+use crate::intake::request::{Stream, Verified};
 
 /// How long a connection attempt may take: less than the 2 s after which a waiting client asks
 /// again, so that its next copy gets a turn. (Stock servers try for 5 s.)
@@ -50,16 +50,16 @@ pub enum CallbackError {
     /// The peer accepted the connection and hung up without a word: a client talks only to the
     /// first that calls back.
     #[error("{0} closed the callback without a word: {1}")]
-    Unwanted(SocketAddr, io::Error),
+    Unwanted(Caller, io::Error),
     /// The conversation broke off.
     #[error("the connection to {0} broke: {1}")]
-    Broken(SocketAddr, io::Error),
+    Broken(Caller, io::Error),
     /// The peer is connected and says nothing, or not enough.
     #[error("{0} is connected and silent for 10 s (does it expect another authentication? our `auth` is {auth})", auth = .1.name())]
-    Silent(SocketAddr, HashKind),
+    Silent(Caller, HashKind),
     /// The peer does not have the key, or attacks.
     #[error("{0}: {1}")]
-    Exchange(SocketAddr, #[source] ExchangeError),
+    Exchange(Caller, #[source] ExchangeError),
     /// Ours: no randomness, no key where one is needed, no files or memory left.
     #[error("this host cannot call anybody back: {0}")]
     Ours(String),
@@ -70,7 +70,7 @@ pub enum CallbackError {
 #[derive(Debug)]
 pub struct Authenticated {
     request: Verified,
-    stream: TcpStream,
+    stream: Stream,
     spoke: bool,
 }
 
@@ -87,12 +87,6 @@ impl Authenticated {
     #[must_use]
     pub fn has_spoken(&self) -> bool {
         self.spoke
-    }
-
-    /// The callback address, or the client's own by tcp: what groups go by.
-    #[must_use]
-    pub fn ip(&self) -> IpAddr {
-        self.request.caller().ip().to_canonical()
     }
 
     /// Whose key the peer has shown that it has.
@@ -141,11 +135,13 @@ impl Callback {
     /// # Errors
     /// See [`CallbackError`].
     pub async fn call(&self, request: &Verified) -> Result<Authenticated, CallbackError> {
-        let endpoint = request.endpoint();
-        let caller = endpoint.address;
-        let stream = match timeout(CONNECT_LIMIT, connect(endpoint)).await {
+        let interface = request.endpoint().interface;
+        let Caller::Ip(caller) = request.caller() else {
+            return Err(CallbackError::Ours("its client has no IP address".to_owned()));
+        };
+        let stream = match timeout(CONNECT_LIMIT, connect(caller, interface)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(_)) if endpoint.interface != 0 && !link::one(endpoint.interface).is_ok_and(|link| link.up) => {
+            Ok(Err(_)) if interface != 0 && !link::one(interface).is_ok_and(|link| link.up) => {
                 return Err(CallbackError::Gone(caller));
             }
             Ok(Err(error)) if is_ours(&error) => return Err(CallbackError::Ours(error.to_string())),
@@ -155,7 +151,7 @@ impl Callback {
         fault::point(Point::AfterConnect);
         // Each side waits for small messages. Without the option they are only slower.
         let _ = stream.set_nodelay(true);
-        self.examine(request, stream, self.auth).await
+        self.examine(request, Box::new(stream), self.auth).await
     }
 
     /// Lets both sides of a client's own connection prove that they have the key.
@@ -164,14 +160,14 @@ impl Callback {
     ///
     /// # Errors
     /// See [`CallbackError`].
-    pub async fn answer(&self, request: &Verified, stream: TcpStream) -> Result<Authenticated, CallbackError> {
+    pub async fn answer(&self, request: &Verified, stream: Stream) -> Result<Authenticated, CallbackError> {
         self.examine(request, stream, TCP_AUTH).await
     }
 
     async fn examine(
         &self,
         request: &Verified,
-        mut stream: TcpStream,
+        mut stream: Stream,
         auth: HashKind,
     ) -> Result<Authenticated, CallbackError> {
         let spoke = auth != HashKind::None;
@@ -181,7 +177,7 @@ impl Callback {
         Ok(Authenticated { request: request.clone(), stream, spoke })
     }
 
-    async fn exchange(&self, request: &Verified, stream: &mut TcpStream, auth: HashKind) -> Result<(), CallbackError> {
+    async fn exchange(&self, request: &Verified, stream: &mut Stream, auth: HashKind) -> Result<(), CallbackError> {
         let caller = request.caller();
         let key = request.key().ok_or_else(|| CallbackError::Ours("no key is loaded".to_owned()))?;
         let question = OpenChallenge::new(&self.open)?;
@@ -216,16 +212,16 @@ impl Callback {
     }
 }
 
-/// Connects through the interface that the endpoint names. (From Linux 5.7 on any process may bind
+/// Connects through this interface, if it is not 0. (From Linux 5.7 on any process may bind
 /// an unbound socket to an interface.)
-async fn connect(endpoint: Endpoint) -> io::Result<TcpStream> {
-    let socket = if endpoint.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    let (options, interface) = (SockRef::from(&socket), NonZeroU32::new(endpoint.interface));
-    match endpoint.address {
+async fn connect(address: SocketAddr, interface: u32) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let (options, interface) = (SockRef::from(&socket), NonZeroU32::new(interface));
+    match address {
         SocketAddr::V4(_) => options.bind_device_by_index_v4(interface)?,
         SocketAddr::V6(_) => options.bind_device_by_index_v6(interface)?,
     }
-    socket.connect(endpoint.address).await
+    socket.connect(address).await
 }
 
 /// Whether a connection failed for lack of something on this host, so that nobody searches at the

@@ -25,6 +25,7 @@ use crate::callback::Callback;
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
 use crate::hypervisor::Hypervisors;
+use crate::intake::arrivals::Arrivals;
 use crate::intake::backlog::{Backlog, Questions};
 use crate::intake::keyring::Keyring;
 use crate::intake::links::Links;
@@ -205,11 +206,10 @@ pub async fn run(
         "ready"
     );
     // The last thing before the announcement, as nobody reads its requests earlier.
-    let tcp = tcp.map(|settings| {
-        let (intake, requests) = tcp::Intake::start(settings, socket.judging());
-        inspector.set_tcp(intake);
-        requests
-    });
+    let mut arrivals = Arrivals::default();
+    if let Some(settings) = tcp {
+        inspector.set_tcp(tcp::Intake::start(settings, socket.judging(), &mut arrivals));
+    }
     inspector.enter(Phase::Serving);
     if let Err(error) = readiness.announce() {
         warn!("{error}");
@@ -238,7 +238,7 @@ pub async fn run(
     });
 
     let outcome = tokio::select! {
-        outcome = serve(&pipeline, &socket, ring, tcp, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
+        outcome = serve(&pipeline, &socket, ring, arrivals, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
         error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
@@ -280,7 +280,7 @@ async fn serve(
     pipeline: &Pipeline,
     socket: &RequestSocket,
     mut coming: Option<oneshot::Receiver<RequestRing>>,
-    mut tcp: Option<tcp::Arrivals>,
+    mut arrivals: Arrivals,
     questions: &mut Questions,
     look: &Notify,
     stopped: impl Future<Output = ()>,
@@ -299,12 +299,6 @@ async fn serve(
         let came = async {
             match coming.as_mut() {
                 Some(coming) => coming.await.ok(),
-                None => std::future::pending().await,
-            }
-        };
-        let by_tcp = async {
-            match tcp.as_mut() {
-                Some(tcp) => tcp.next().await,
                 None => std::future::pending().await,
             }
         };
@@ -334,7 +328,7 @@ async fn serve(
             },
             request = socket.next() => pipeline.accept(request),
             // Not in the backlog: a connection's peer has asked what came over it, and no more.
-            incoming = by_tcp => pipeline.accept(incoming),
+            incoming = arrivals.next() => pipeline.accept(incoming),
             question = questions.next() => {
                 if let Some(ring) = ring.as_mut() {
                     ring.take_waiting(|request| pipeline.accept(request));

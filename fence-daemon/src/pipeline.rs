@@ -31,10 +31,10 @@ mod unauthenticated;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use fence_common::caller::{Address, Caller};
 use fence_common::ending::Ending;
 use fence_common::ledger::{Arrival, Endpoint, Ledger, NoClaim, Ticket};
 use fence_common::sync::lock;
@@ -93,9 +93,9 @@ pub struct Pipeline {
     stopping: watch::Sender<Option<Instant>>,
 }
 
-/// By callback address and port: the newest request of each endpoint, and how to notify it that a
-/// newer one has come.
-type Newest = HashMap<SocketAddr, Vec<(Endpoint, Arc<Notify>)>>;
+/// By the client's address and port: the newest request of each endpoint, and how to notify it that
+/// a newer one has come.
+type Newest = HashMap<Caller, Vec<(Endpoint, Arc<Notify>)>>;
 
 struct Shared {
     callback: Callback,
@@ -187,22 +187,22 @@ impl Pipeline {
             // that is meant for them.
             self.shared.ledger().reject(request.id(), request.endpoint(), request.arrived().nanos());
             self.shared.requests.reject(request.about(), "it waited too long before it was read");
-            self.shared.complain(request.caller(), |held_back| {
-                let (op, source) = (request.op().name(), request.caller());
+            self.shared.complain(request.caller().address(), |held_back| {
+                let (op, source) = (request.op().name(), request.who());
                 warn!(%op, domain = %domain(request), %source, held_back, "rejected: it waited for {waited:?} before it was read");
             });
             return;
         }
         let mut ledger = self.shared.ledger();
-        let from_there = ledger.serving_at(request.caller().ip());
+        let from_there = ledger.serving_at(request.caller().address());
         let is_greedy = from_there >= SERVING_MAX_PER_CALLER;
         let finds_room = || tasks.len() < 2 * SERVING_MAX && self.shared.unauthenticated.displace();
         if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
             ledger.reject(request.id(), request.endpoint(), request.arrived().nanos());
             drop(ledger);
             self.shared.requests.reject(request.about(), "too many requests are being served");
-            self.shared.complain(request.caller(), |held_back| {
-                let (op, source, all) = (request.op().name(), request.caller(), tasks.len());
+            self.shared.complain(request.caller().address(), |held_back| {
+                let (op, source, all) = (request.op().name(), request.who(), tasks.len());
                 let domain = domain(request);
                 warn!(%op, %domain, %source, held_back, "rejected: {all} requests are being served, {from_there} of this source");
             });
@@ -277,8 +277,8 @@ impl Shared {
 
     /// Logs a line about a source, unless there have been too many. The line tells how many were
     /// held back.
-    fn complain(&self, source: SocketAddr, line: impl FnOnce(u64)) {
-        if let Some(held_back) = self.complaints.allow(source.ip().to_canonical(), Moment::now()) {
+    fn complain(&self, source: Address, line: impl FnOnce(u64)) {
+        if let Some(held_back) = self.complaints.allow(source, Moment::now()) {
             line(held_back);
         }
     }
@@ -287,7 +287,7 @@ impl Shared {
     fn enter(&self, endpoint: Endpoint) -> Arc<Notify> {
         let superseded = Arc::new(Notify::new());
         let mut newest = lock(&self.newest);
-        let there = newest.entry(endpoint.address).or_default();
+        let there = newest.entry(endpoint.caller).or_default();
         for (_, older) in there.extract_if(.., |(other, _)| other.overlaps(&endpoint)) {
             older.notify_one();
         }
@@ -298,7 +298,7 @@ impl Shared {
     /// Removes a finished request, if it is still the newest of its endpoint.
     fn leave(&self, endpoint: Endpoint, superseded: &Arc<Notify>) {
         let mut newest = lock(&self.newest);
-        if let Entry::Occupied(mut there) = newest.entry(endpoint.address) {
+        if let Entry::Occupied(mut there) = newest.entry(endpoint.caller) {
             there.get_mut().retain(|(_, newest)| !Arc::ptr_eq(newest, superseded));
             if there.get().is_empty() {
                 there.remove();
@@ -376,7 +376,7 @@ impl Shared {
             found
         };
         let after = Steps::elapsed(request.arrived(), Moment::now());
-        let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
+        let (op, domain, source) = (request.op().name(), domain(request), request.who());
         let (seqno, via) = (request.seqno(), request.via());
         let step = if request.is_connected() { "exchange" } else { "callback" };
         match (moot, reason) {
@@ -388,15 +388,15 @@ impl Shared {
             }
             // As a rule another host was first.
             (None, NoPeer::Unreached(error, deferral)) if deferral.is_no_worry(error) => {
-                self.complain(request.caller(), |held_back| {
+                self.complain(request.caller().address(), |held_back| {
                     info!(%op, %domain, %source, seqno, %via, %after, held_back, "{deferral}: {error}");
                 });
             }
-            (None, NoPeer::Unreached(error, deferral)) => self.complain(request.caller(), |held_back| {
+            (None, NoPeer::Unreached(error, deferral)) => self.complain(request.caller().address(), |held_back| {
                 let doubt = deferral.doubt();
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "{step} failed{doubt}: {error}");
             }),
-            (None, NoPeer::Displaced) => self.complain(request.caller(), |held_back| {
+            (None, NoPeer::Displaced) => self.complain(request.caller().address(), |held_back| {
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "not answered: {SERVING_MAX} others are being served");
             }),
             (None, NoPeer::Ended) => {
@@ -412,11 +412,11 @@ impl Shared {
 
     /// Logs a request that ends without an answer, because another one was or will be answered.
     fn tell_moot(&self, request: &Verified, reason: NoClaim) -> Ended {
-        let (op, domain, source) = (request.op().name(), domain(request), request.caller().ip());
+        let (op, domain, source) = (request.op().name(), domain(request), request.who());
         let (seqno, via) = (request.seqno(), request.via());
         match reason {
             NoClaim::Taken | NoClaim::Full => debug!(%op, %domain, %source, seqno, %via, "not answered: {reason}"),
-            NoClaim::Superseded => self.complain(request.caller(), |held_back| {
+            NoClaim::Superseded => self.complain(request.caller().address(), |held_back| {
                 info!(%op, %domain, %source, seqno, %via, held_back, "not answered: {reason}");
             }),
         }

@@ -1,7 +1,6 @@
 //! Authorisation: who may fence what. Every action demands this permission.
 
-use std::net::IpAddr;
-
+use fence_common::caller::{Address, Who};
 use fence_common::keys::KeyOwner;
 use fence_common::target::Target;
 use fence_common::wire::Op;
@@ -44,21 +43,21 @@ pub enum Denied {
     #[error("the request names no domain")]
     NoDomain,
     /// The configuration has groups, but none has both the client's address and the target.
-    #[error(
-        "no group has both {ip} and {target}: add `ip = \"{ip}\"` and `uuid = \"{target}\"` to one group if it should"
-    )]
+    #[error("no group has both {who} and {target}: add `{entry}` and `uuid = \"{target}\"` to one group if it should")]
     NotInAGroup {
-        /// The callback address.
-        ip: IpAddr,
+        /// The client.
+        who: String,
+        /// What a group of it would say.
+        entry: String,
         /// The target as the request spelled it.
         target: Target,
     },
     /// The request is signed with a group's own key. No group of that key has both the client's
     /// address and the target.
-    #[error("no group whose key signed this has both {ip} and {target}")]
+    #[error("no group whose key signed this has both {who} and {target}")]
     NotWithThisKey {
-        /// The callback address.
-        ip: IpAddr,
+        /// The client.
+        who: String,
         /// The target as the request spelled it.
         target: Target,
     },
@@ -76,12 +75,22 @@ pub fn authorize(groups: &Groups, peer: &Authenticated) -> Result<Authorized, De
     let Some(target) = peer.request().target().filter(|_| op.names_a_domain()).cloned() else {
         return Err(Denied::NoDomain);
     };
-    let (ip, owner) = (peer.ip(), peer.owner());
-    if groups.permits(owner, ip, &target) {
+    let (who, owner) = (peer.request().who(), peer.owner());
+    if groups.permits(owner, &who, &target) {
         Ok(Authorized { op, target })
     } else if owner == KeyOwner::EVERYBODY {
-        Err(Denied::NotInAGroup { ip, target })
+        Err(Denied::NotInAGroup { who: who.to_string(), entry: entry(&who), target })
     } else {
-        Err(Denied::NotWithThisKey { ip, target })
+        Err(Denied::NotWithThisKey { who: who.to_string(), target })
+    }
+}
+
+/// What a group would say to have this client.
+fn entry(who: &Who<'_>) -> String {
+    match (who.domain, who.address) {
+        (Some(domain), _) => format!("from = \"{}\"", domain.name.escape_debug()),
+        (None, Address::Ip(ip)) => format!("ip = \"{ip}\""),
+        (None, Address::Cid(cid)) => format!("ip = \"{cid}\""),
+        (None, Address::Domain(uuid)) => format!("from = \"{uuid}\""),
     }
 }

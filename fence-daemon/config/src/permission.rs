@@ -1,12 +1,11 @@
 //! What the groups permit: which client may fence which domain, and sign with which key.
 
-use std::net::IpAddr;
-
+use fence_common::caller::{Address, Who};
 use fence_common::keys::KeyOwner;
 use fence_common::target::Target;
 use uuid::Uuid;
 
-use super::groups::Groups;
+use super::groups::{Group, Groups};
 
 /// A group's entry that permits nothing: no domain has this name or UUID.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,12 +17,12 @@ pub struct Unmatched {
 }
 
 impl Groups {
-    /// Whether a client at this callback address may act on the target. A UUID in a group does not
+    /// Whether this client may act on the target. A UUID in a group does not
     /// permit the domain's name, nor a name its UUID. This check comes before authentication, so it
     /// is no permission yet.
     #[must_use]
-    pub fn permits(&self, owner: KeyOwner, ip: IpAddr, target: &Target) -> bool {
-        self.allows(owner, ip, |listed| spells(listed, target))
+    pub fn permits(&self, owner: KeyOwner, who: &Who<'_>, target: &Target) -> bool {
+        self.allows(owner, who, |listed| spells(listed, target))
     }
 
     /// Whether a request signed with this owner's key may name this callback address at all.
@@ -33,26 +32,26 @@ impl Groups {
     /// have another group's client called back. That callback would fail, and it would use up the
     /// client's rate limit.
     #[must_use]
-    pub fn may_ask(&self, owner: KeyOwner, ip: IpAddr) -> bool {
+    pub fn may_ask(&self, owner: KeyOwner, who: &Who<'_>) -> bool {
         let Self::Only(all) = self else { return true };
-        let mut there = all.iter().filter(|group| group.ips.contains(&ip)).map(|group| group.owner).peekable();
+        let mut there = all.iter().filter(|group| group.has(who)).map(|group| group.owner).peekable();
         (owner == KeyOwner::EVERYBODY && there.peek().is_none()) || there.any(|of_group| of_group == owner)
     }
 
     /// Whether a host list for this client shows the domain: whether the client could fence it by
     /// its name or its UUID.
     #[must_use]
-    pub fn may_see(&self, owner: KeyOwner, ip: IpAddr, name: &str, uuid: Uuid) -> bool {
+    pub fn may_see(&self, owner: KeyOwner, who: &Who<'_>, name: &str, uuid: Uuid) -> bool {
         let (by_uuid, by_name) = (Target::Uuid(uuid), Target::Name(name.to_owned()));
-        self.allows(owner, ip, |listed| spells(listed, &by_uuid) || spells(listed, &by_name))
+        self.allows(owner, who, |listed| spells(listed, &by_uuid) || spells(listed, &by_name))
     }
 
-    fn allows(&self, owner: KeyOwner, ip: IpAddr, is_target: impl Fn(&str) -> bool) -> bool {
+    fn allows(&self, owner: KeyOwner, who: &Who<'_>, is_target: impl Fn(&str) -> bool) -> bool {
         match self {
             Self::Everyone => true,
             Self::Only(groups) => {
                 let mut of_owner = groups.iter().filter(|group| group.owner == owner);
-                of_owner.any(|group| group.ips.contains(&ip) && group.uuids.iter().any(|listed| is_target(listed)))
+                of_owner.any(|group| group.has(who) && group.uuids.iter().any(|listed| is_target(listed)))
             }
         }
     }
@@ -71,6 +70,16 @@ impl Groups {
     }
 }
 
+impl Group {
+    /// Whether a client is in the group.
+    fn has(&self, who: &Who<'_>) -> bool {
+        match who.address {
+            Address::Ip(ip) => self.ips.contains(&ip),
+            Address::Cid(_) | Address::Domain(_) => false,
+        }
+    }
+}
+
 /// Whether a group's `uuid` entry matches the target. UUIDs are compared as values. Names are
 /// compared regardless of the case of ASCII letters, as in fence_virtd. libvirt then looks up the
 /// name as the request spells it.
@@ -84,7 +93,8 @@ fn spells(listed: &str, target: &Target) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::groups::Group;
+    use std::net::IpAddr;
+
     use super::*;
 
     const UUID: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
@@ -97,8 +107,12 @@ mod tests {
         }
     }
 
+    fn at(ip: &str) -> Who<'static> {
+        Address::from(ip.parse::<IpAddr>().unwrap()).into()
+    }
+
     fn ask(groups: &Groups, ip: &str, target: &str) -> bool {
-        groups.permits(KeyOwner::EVERYBODY, ip.parse().unwrap(), &Target::parse(target.as_bytes()).unwrap())
+        groups.permits(KeyOwner::EVERYBODY, &at(ip), &Target::parse(target.as_bytes()).unwrap())
     }
 
     /// Two groups with keys of their own, and one without. `10.0.0.9` is in the first and in the
@@ -120,7 +134,7 @@ mod tests {
             for ip in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"] {
                 for target in ["a", "b", "c", "d"] {
                     let target = Target::Name(target.to_owned());
-                    if groups.permits(KeyOwner(owner), ip.parse().unwrap(), &target) {
+                    if groups.permits(KeyOwner(owner), &at(ip), &target) {
                         permitted.push(format!("{owner} {ip} {target}"));
                     }
                 }
@@ -133,13 +147,13 @@ mod tests {
     #[test]
     fn only_addresses_of_the_keys_group_are_called_back() {
         let groups = keyed();
-        let asks = |owner, ip: &str| groups.may_ask(KeyOwner(owner), ip.parse().unwrap());
+        let asks = |owner, ip: &str| groups.may_ask(KeyOwner(owner), &at(ip));
         let may = |owner| ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9", "10.0.0.4"].map(|ip| asks(owner, ip));
         // A client that is in no group is answered so, if it has the listener's key.
         assert_eq!(may(0), [false, false, true, true, true]);
         assert_eq!(may(1), [true, false, false, true, false]);
         assert_eq!(may(2), [false, true, false, false, false]);
-        assert!(Groups::Everyone.may_ask(KeyOwner::EVERYBODY, "10.0.0.1".parse().unwrap()));
+        assert!(Groups::Everyone.may_ask(KeyOwner::EVERYBODY, &at("10.0.0.1")));
     }
 
     #[test]

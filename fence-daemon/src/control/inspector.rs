@@ -377,7 +377,7 @@ impl ReportTime {
             arrived_unix_ms: millis(self.wall.saturating_sub(age)),
             op: recent.op.name().to_owned(),
             domain: recent.domain,
-            client: recent.client.to_string(),
+            client: recent.client,
             seqno: recent.seqno,
             via: recent.via.to_string(),
             result,

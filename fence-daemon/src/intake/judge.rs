@@ -3,10 +3,10 @@
 //! The checks and their order are the kernel program's. A sender has one budget, whichever way its
 //! requests come.
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fence_common::caller::Who;
 use fence_common::key::Key;
 use fence_common::keys::KeyOwner;
 use fence_common::memory_store::MemoryStore;
@@ -60,15 +60,14 @@ impl Judge {
     }
 
     /// Records a request that was rejected for its form.
-    pub(super) fn note_rejection(&self, source: IpAddr, verdict: Verdict, arrived: Moment) {
+    pub(super) fn note_rejection(&self, sender: &Sender, verdict: Verdict, arrived: Moment) {
         if !verdict.is_form_rejection() {
             return;
         }
-        let sender = Sender::new(&source.into(), [0; 6]);
-        let place = usize::try_from(Rejected::index(&sender, verdict)).unwrap_or_default();
+        let place = usize::try_from(Rejected::index(sender, verdict)).unwrap_or_default();
         let mut places = lock(&self.rejected);
         if let Some(place) = places.get_mut(place) {
-            place.note(&sender, verdict, arrived.nanos());
+            place.note(sender, verdict, arrived.nanos());
         }
     }
 
@@ -79,13 +78,13 @@ impl Judge {
         places.iter().filter_map(RejectedView::of).collect()
     }
 
-    /// Judges a request of the right form that `source` has sent for the client at `client`.
-    /// Returns its key: the one that signed it, or the one for the answer.
+    /// Judges a request of the right form that `sender` has sent for `client`. Returns its
+    /// key: the one that signed it, or the one for the answer.
     pub(super) fn judge(
         &self,
         request: &Request,
-        source: IpAddr,
-        client: Option<IpAddr>,
+        sender: &Sender,
+        client: Option<Who<'_>>,
     ) -> Result<(Option<Arc<Key>>, KeyOwner), Verdict> {
         // A request without a digest, which the configuration can allow, says nothing of its
         // sender.
@@ -94,17 +93,16 @@ impl Judge {
         };
         let mut senders = lock(&self.senders);
         let mut memory = SenderStore { senders: &mut senders, replays: &self.replays };
-        let (sender, limits, now) = (Sender::new(&source.into(), [0; 6]), &self.limits, Moment::now().nanos());
-        let mut check = Check { memory: &mut memory, sender: &sender, datagram_id, limits, now };
+        let (limits, now) = (&self.limits, Moment::now().nanos());
+        let mut check = Check { memory: &mut memory, sender, datagram_id, limits, now };
         check.before_digest()?;
         // A key that is not valid for this address counts as a wrong key.
-        let may_ask = |owner, ip: IpAddr| self.groups.may_ask(owner, ip.to_canonical());
-        let counts = |owner| client.is_some_and(|ip| may_ask(owner, ip));
+        let counts = |owner| client.is_some_and(|who| self.groups.may_ask(owner, &who));
         let Some((key, owner)) = self.keys.verify(request).filter(|(_, owner)| counts(*owner)) else {
             check.after_failure();
             return Err(Verdict::Digest);
         };
-        rate_limit::before_delivery(&mut memory, &sender, Room::Ample, limits, now)?;
+        rate_limit::before_delivery(&mut memory, sender, Room::Ample, limits, now)?;
         Ok((Some(key), owner))
     }
 }

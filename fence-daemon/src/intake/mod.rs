@@ -3,7 +3,9 @@
 //!
 //! Only this folder makes a [`Verified`](request::Verified).
 
+pub mod arrivals;
 pub mod backlog;
+mod connections;
 mod datagram;
 pub mod judge;
 pub mod kernel;

@@ -4,9 +4,11 @@
 //! `callback` turns it into an `Authenticated`, `policy` into an `Authorized`, and `hypervisor`
 //! into an `Outcome`.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
+use fence_common::caller::{Caller, Vouched, Who};
 use fence_common::key::Key;
 use fence_common::keys::KeyOwner;
 use fence_common::ledger::{Endpoint, RequestId};
@@ -15,7 +17,7 @@ use fence_common::replay_cache::DatagramId;
 use fence_common::target::Target;
 use fence_common::wire::{Op, Request};
 use fence_net::{link, route};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::clock::Moment;
 use crate::observe::requests::{About, Via};
@@ -34,7 +36,8 @@ pub struct Verified {
     owner: KeyOwner,
     seqno: u32,
     target: Option<Target>,
-    caller: SocketAddr,
+    caller: Caller,
+    domain: Option<Arc<Vouched>>,
     /// The index of the interface that the callback leaves by; 0 if the routing table decides.
     interface: u32,
     /// The index of the interface that it came by; 0 if that is not known.
@@ -64,25 +67,22 @@ impl Verified {
             }
         };
         let interface = way_back(caller.ip(), ifindex, via);
-        Some(Self::of(op, request, key, caller, via, arrived).by(interface, ifindex))
+        Some(Self::of(op, request, key, caller.into(), via, arrived).by(interface, ifindex))
     }
 
-    /// A request that came over a connection from `peer`. `None` as with [`new`](Self::new).
-    pub(super) fn over_tcp(
+    /// A request whose client waits at the other end of its connection. `None` as with
+    /// [`new`](Self::new).
+    pub(super) fn connected(
         request: &Request,
         key: Option<Arc<Key>>,
-        peer: SocketAddr,
+        caller: Caller,
+        via: Via,
         arrived: Moment,
     ) -> Option<Self> {
-        // A socket of both families shows IPv4 peers as mapped addresses.
-        let peer = match peer.ip().to_canonical() {
-            IpAddr::V4(ip) => SocketAddr::from((ip, peer.port())),
-            IpAddr::V6(_) => peer,
-        };
-        Some(Self::of(request.op()?, request, key, peer, Via::Tcp, arrived))
+        Some(Self::of(request.op()?, request, key, caller, via, arrived))
     }
 
-    fn of(op: Op, request: &Request, key: Option<Arc<Key>>, caller: SocketAddr, via: Via, arrived: Moment) -> Self {
+    fn of(op: Op, request: &Request, key: Option<Arc<Key>>, caller: Caller, via: Via, arrived: Moment) -> Self {
         Self {
             op,
             id: RequestId::of(op, request),
@@ -93,6 +93,7 @@ impl Verified {
             seqno: request.seqno.get(),
             target: request.domain_text().and_then(Target::parse),
             caller,
+            domain: None,
             interface: 0,
             came_by: 0,
             via,
@@ -182,17 +183,23 @@ impl Verified {
         self.target.as_ref()
     }
 
-    /// Where to call back. By tcp: the client's end of the connection.
+    /// Where to call back, or the client's end of its connection.
     #[must_use]
-    pub fn caller(&self) -> SocketAddr {
+    pub fn caller(&self) -> Caller {
         self.caller
+    }
+
+    /// The client, as groups and the log know it.
+    #[must_use]
+    pub fn who(&self) -> Who<'_> {
+        Who { address: self.caller.address(), domain: self.domain.as_deref() }
     }
 
     /// The callback's address, with its interface: the one that the request came by, if a route
     /// leads back over it.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint { address: self.caller, interface: self.interface }
+        Endpoint { caller: self.caller, interface: self.interface }
     }
 
     /// The index of the interface that it came by; 0 if that is not known.
@@ -210,7 +217,10 @@ impl Verified {
     /// Whether its client waits on the connection that it came over.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.via == Via::Tcp
+        match self.via {
+            Via::Kernel | Via::Socket => false,
+            Via::Tcp => true,
+        }
     }
 
     /// When the kernel program saw it, or the socket returned it.
@@ -229,20 +239,28 @@ impl Verified {
     #[must_use]
     pub fn about(&self) -> About<'_> {
         let Self { op, seqno, caller: client, via, arrived, verified, .. } = *self;
-        About { op, target: self.target(), client, seqno, via, arrived, verified }
+        About { op, target: self.target(), client, who: self.who(), seqno, via, arrived, verified }
     }
 }
+
+/// A client's connection, whatever it leads over.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug {}
+
+impl<C: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug> Duplex for C {}
+
+/// A connection of any kind.
+pub type Stream = Box<dyn Duplex>;
 
 /// A verified request, with the connection over which it came, if it came over one.
 #[derive(Debug)]
 pub struct Incoming {
     request: Verified,
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
 }
 
 impl Incoming {
     /// A request whose client waits at the other end of `stream`.
-    pub(super) fn connected(request: Verified, stream: TcpStream) -> Self {
+    pub(super) fn connected(request: Verified, stream: Stream) -> Self {
         Self { request, stream: Some(stream) }
     }
 
@@ -255,7 +273,7 @@ impl Incoming {
     /// The request, and the connection that its exam and its answer belong to. Without one the
     /// client waits for a callback.
     #[must_use]
-    pub fn split(self) -> (Verified, Option<TcpStream>) {
+    pub fn split(self) -> (Verified, Option<Stream>) {
         (self.request, self.stream)
     }
 }

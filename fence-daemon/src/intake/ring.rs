@@ -117,7 +117,7 @@ impl RecordReader {
     /// Records a request whose key is no longer accepted.
     fn reject(&self, request: &Verified) {
         self.requests.retired_key(request.about());
-        let source = request.caller().ip().to_canonical();
+        let source = request.caller().address();
         if let Some(held_back) = self.complaints.allow(source, Moment::now()) {
             let (op, seqno) = (request.op().name(), request.seqno());
             tracing::warn!(%op, %source, seqno, held_back, "rejected: {RETIRED_KEY}");

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fence_common::admit::{Rules, admit};
+use fence_common::caller::Address;
 use fence_common::key::Key;
 use fence_common::keys::KeyOwner;
-use fence_common::rate_limit::{Limits, Sender};
+use fence_common::rate_limit::Limits;
 use fence_common::sync::lock;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
@@ -261,14 +262,15 @@ impl RequestSocket {
             Err(verdict) => *verdict,
         };
         lock(&self.counters).count(verdict);
-        self.judge.note_rejection(datagram.source, verdict, datagram.arrived);
+        let sender = Address::from(datagram.source).sender();
+        self.judge.note_rejection(&sender, verdict, datagram.arrived);
         judged
             .ok()
             .and_then(|(request, key, owner)| {
                 Verified::new(&request, key, datagram.interface, Via::Socket, datagram.arrived)
                     .map(|verified| verified.signed_for(owner))
             })
-            .map(|request| request.sent_by(Sender::new(&datagram.source.into(), [0; 6])))
+            .map(|request| request.sent_by(sender))
     }
 
     /// The senders that user space rejected before their digest was checked.
@@ -288,7 +290,11 @@ impl RequestSocket {
     fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<(Request, Option<Arc<Key>>, KeyOwner), Verdict> {
         let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
         admit(&request, &source.into(), &self.rules)?;
-        let (key, owner) = self.judge.judge(&request, source, request.callback_ip())?;
+        let (key, owner) = self.judge.judge(
+            &request,
+            &Address::from(source).sender(),
+            request.callback_ip().map(|ip| Address::from(ip).into()),
+        )?;
         Ok((request, key, owner))
     }
 }
@@ -402,7 +408,7 @@ mod tests {
         send(good.as_bytes(), to);
         let verified = tokio::time::timeout(Duration::from_secs(10), socket.next()).await.unwrap();
         assert_eq!((verified.op(), verified.via()), (Op::Status, Via::Socket));
-        assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)));
+        assert_eq!(verified.caller(), SocketAddr::from(([127, 0, 0, 1], 1229)).into());
         let expected = Counters { delivered: 1, drop_length: 2, drop_digest: 1, drop_port: 1, ..Counters::default() };
         assert_eq!(socket.counters(), expected);
     }

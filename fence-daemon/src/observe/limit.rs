@@ -1,10 +1,10 @@
 //! Bounds on how often something may be logged, so that no peer can fill a disk.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use fence_common::caller::Address;
 use fence_common::sync::lock;
 
 use crate::clock::Moment;
@@ -83,7 +83,7 @@ pub struct SourceLimit {
 
 #[derive(Debug)]
 struct Buckets {
-    own: HashMap<IpAddr, Bucket>,
+    own: HashMap<Address, Bucket>,
     /// For sources that come when there is no room for another bucket.
     shared: Bucket,
 }
@@ -99,7 +99,7 @@ impl SourceLimit {
 
     /// Whether a line about `source` may be logged at `now`; if so, how many about it were held
     /// back since the last one.
-    pub fn allow(&self, source: IpAddr, now: Moment) -> Option<u64> {
+    pub fn allow(&self, source: Address, now: Moment) -> Option<u64> {
         let pace = self.pace;
         let mut buckets = lock(&self.buckets);
         let Buckets { own, shared } = &mut *buckets;
@@ -120,7 +120,7 @@ impl SourceLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     fn at(start: Moment, millis: u64) -> Moment {
         start.plus(Duration::from_millis(millis))
@@ -139,7 +139,7 @@ mod tests {
     fn one_source_does_not_use_up_anothers_lines() {
         let limit = SourceLimit::new(1, Duration::from_secs(1));
         let start = Moment::now();
-        let [loud, quiet] = [1, 2].map(|last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last)));
+        let [loud, quiet] = [1, 2].map(|last| Address::from(IpAddr::from([192, 0, 2, last])));
         assert_eq!([0, 1, 2].map(|millis| limit.allow(loud, at(start, millis))), [Some(0), None, None]);
         assert_eq!(limit.allow(quiet, at(start, 3)), Some(0));
         assert_eq!(limit.allow(loud, at(start, 1100)), Some(2));
@@ -149,12 +149,12 @@ mod tests {
     fn a_crowd_of_sources_takes_bounded_room_and_bounded_lines() {
         let limit = SourceLimit::new(1, Duration::from_secs(1));
         let start = Moment::now();
-        let crowd = || (0..5 * u32::try_from(SOURCES).unwrap()).map(|n| IpAddr::from(Ipv4Addr::from(n)));
+        let crowd = || (0..5 * u32::try_from(SOURCES).unwrap()).map(|n| Address::from(IpAddr::from(Ipv4Addr::from(n))));
         let lines = crowd().filter_map(|source| limit.allow(source, start)).count();
         assert_eq!(lines, SOURCES + 1);
         assert_eq!(limit.buckets.lock().unwrap().own.len(), SOURCES);
         // Once they are quiet there is room again.
-        let late = IpAddr::from([192, 0, 2, 1]);
+        let late = Address::from(IpAddr::from([192, 0, 2, 1]));
         assert_eq!(limit.allow(late, at(start, 2000)), Some(0));
         assert_eq!(limit.buckets.lock().unwrap().own.len(), 1);
     }

@@ -76,7 +76,13 @@ mod tests {
 
     fn rejected(last: u8, verdict: Verdict, seconds: u64) -> RejectedView {
         let mac = (last == 11).then_some([2, 0, 0, 0, 0, 11]);
-        RejectedView { address: [192, 168, 122, last].into(), mac, verdict, count: 3, last_seen: at(seconds) }
+        RejectedView {
+            address: std::net::IpAddr::from([192, 168, 122, last]).into(),
+            mac,
+            verdict,
+            count: 3,
+            last_seen: at(seconds),
+        }
     }
 
     #[test]

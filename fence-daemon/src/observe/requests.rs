@@ -3,10 +3,10 @@
 //! The cost for a request is two or three short locks.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use fence_common::caller::{Caller, Who};
 use fence_common::ending::Ending;
 use fence_common::sync::lock;
 use fence_common::target::Target;
@@ -51,8 +51,10 @@ pub struct About<'r> {
     pub op: Op,
     /// Of which domain.
     pub target: Option<&'r Target>,
-    /// Where it is to be called back.
-    pub client: SocketAddr,
+    /// Where it is answered.
+    pub client: Caller,
+    /// The client as the log knows it.
+    pub who: Who<'r>,
     /// The client's number for it.
     pub seqno: u32,
     /// How it came.
@@ -91,8 +93,8 @@ pub struct Recent {
     pub op: Op,
     /// Of which domain, escaped.
     pub domain: Option<String>,
-    /// Where it was to be called back.
-    pub client: SocketAddr,
+    /// The callback's address and port, or the domain and how it is known.
+    pub client: String,
     /// The client's number for it.
     pub seqno: u32,
     /// How it came.
@@ -162,6 +164,10 @@ impl Default for Requests {
 impl History {
     fn enter(&mut self, request: About<'_>, end: Option<(Moment, Ending, String)>) -> Slot {
         let domain = request.target.map(ToString::to_string);
+        let client = match request.client {
+            Caller::Ip(address) => address.to_string(),
+            Caller::Vsock { .. } | Caller::Line { .. } => request.who.to_string(),
+        };
         let number = self.next;
         self.next += 1;
         if self.recent.len() >= RECENT {
@@ -171,7 +177,7 @@ impl History {
             number,
             op: request.op,
             domain,
-            client: request.client,
+            client,
             seqno: request.seqno,
             via: request.via,
             steps: Steps {
@@ -299,13 +305,15 @@ impl Requests {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::time::Duration;
 
     use super::*;
 
     fn request(op: Op, target: &Target) -> About<'_> {
-        let (client, now) = (SocketAddr::from(([192, 168, 122, 11], 1229)), Moment::now());
-        About { op, target: Some(target), client, seqno: 7, via: Via::Socket, arrived: now, verified: now }
+        let (client, now) = (Caller::from(SocketAddr::from(([192, 168, 122, 11], 1229))), Moment::now());
+        let who = client.address().into();
+        About { op, target: Some(target), client, who, seqno: 7, via: Via::Socket, arrived: now, verified: now }
     }
 
     fn answered(request: About<'_>, dead: u64, replied: u64) -> Ended {
@@ -328,7 +336,10 @@ mod tests {
         let slot = requests.begin(off);
         requests.called_back(slot, Moment::now());
         let seen = requests.recent().remove(0);
-        assert_eq!((seen.op, seen.domain.as_deref(), seen.client.port()), (Op::Off, Some("node\\n1"), 1229));
+        assert_eq!(
+            (seen.op, seen.domain.as_deref(), seen.client.as_str()),
+            (Op::Off, Some("node\\n1"), "192.168.122.11:1229")
+        );
         assert!(seen.end.is_none() && seen.steps.called_back.is_some() && seen.steps.replied.is_none());
         assert_eq!(requests.tally(), Tally { in_progress: 1, ..Tally::default() });
 

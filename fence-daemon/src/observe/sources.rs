@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use fence_common::caller::Address;
 use fence_common::rejected::Rejected;
 use fence_common::verdict::Verdict;
 
@@ -33,7 +34,7 @@ pub type Provider = Box<dyn Fn() -> Vec<SourceView> + Send + Sync>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RejectedView {
     /// Its address.
-    pub address: IpAddr,
+    pub address: Address,
     /// Its hardware address, where that is known.
     pub mac: Option<[u8; 6]>,
     /// For what.
@@ -54,7 +55,7 @@ impl RejectedView {
         let sender = place.sender();
         Some(Self {
             verdict: place.verdict()?,
-            address: sender.source().into(),
+            address: Address::of(&sender),
             mac: Some(sender.mac).filter(|mac| *mac != [0; 6]),
             count: place.count,
             last_seen: Moment::from_ktime(place.last_ns),
@@ -88,7 +89,7 @@ mod tests {
     #[test]
     fn counts_of_several_cpus_make_one_line() {
         let one = RejectedView {
-            address: "192.168.122.11".parse().unwrap(),
+            address: IpAddr::from([192, 168, 122, 11]).into(),
             mac: Some([2; 6]),
             verdict: Verdict::Unsigned,
             count: 2,

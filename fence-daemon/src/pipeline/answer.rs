@@ -126,8 +126,12 @@ impl Shared {
     }
 
     async fn carry_out(&self, order: Authorized, request: &Verified, deadline: &Deadline) -> Answer {
-        let requester =
-            Requester { caller: request.caller(), interface: request.endpoint().interface, arrived: request.arrived() };
+        let requester = Requester {
+            caller: request.caller(),
+            domain: request.who().domain.map(|domain| domain.uuid),
+            interface: request.endpoint().interface,
+            arrived: request.arrived(),
+        };
         if deadline.by() <= Instant::now() {
             return Answer::refused(Reply::Failure, "the callback took too long: nothing was done");
         }
@@ -158,9 +162,9 @@ impl Shared {
             // targets.
             return Answer::refused(Reply::Failure, format!("no list, as {uri} was never seen: {error}"));
         }
-        let mut bytes = vec![HOST_LIST];
+        let (mut bytes, who) = (vec![HOST_LIST], peer.request().who());
         let mut count = 0;
-        for domain in listing.domains.iter().filter(|d| self.groups.may_see(peer.owner(), peer.ip(), &d.name, d.uuid)) {
+        for domain in listing.domains.iter().filter(|d| self.groups.may_see(peer.owner(), &who, &d.name, d.uuid)) {
             let record = HostRecord::new(&domain.name, &domain.uuid.to_string(), domain.state);
             bytes.extend_from_slice(record.as_bytes());
             count += 1;

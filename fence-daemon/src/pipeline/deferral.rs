@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use fence_config::Alone;
 use fence_net::way_out;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -20,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::{NoPeer, Shared};
 use crate::callback::{Authenticated, CallbackError};
 use crate::hypervisor::Presence;
-use crate::intake::request::Verified;
+use crate::intake::request::{Stream, Verified};
 
 /// How long the callback for a domain that does not run here waits; half as long again if no answer
 /// of this host can be good news. Shorter than the 2 s after which the client asks again.
@@ -142,7 +141,7 @@ impl Shared {
     pub(super) async fn reach(
         &self,
         request: &Verified,
-        stream: Option<TcpStream>,
+        stream: Option<Stream>,
     ) -> Result<(Authenticated, Deferral), NoPeer> {
         let Some(stream) = stream else { return self.call_back(request).await };
         match self.callback.answer(request, stream).await {
@@ -159,7 +158,7 @@ impl Shared {
             // the other hosts as well.
             let now = Instant::now();
             let (second, last) = (now + self.defer, now + self.defer * 3 / 2);
-            if !self.groups.permits(request.owner(), request.caller().ip().to_canonical(), target) {
+            if !self.groups.permits(request.owner(), &request.who(), target) {
                 // The client believes the first callback. Another address of it, or another host,
                 // may permit what this one denies.
                 sleep_until(last).await;

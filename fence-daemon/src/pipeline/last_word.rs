@@ -63,7 +63,7 @@ impl Shared {
                 $level!(
                     op = %request.op().name(),
                     domain = %domain(&request),
-                    source = %request.caller().ip(),
+                    source = %request.who(),
                     seqno = request.seqno(),
                     via = %request.via(),
                     reply = %reply.name().replace(' ', "-"),
@@ -78,8 +78,8 @@ impl Shared {
         }
         match answer.tone {
             Tone::Done => tell!(info, None::<u64>),
-            Tone::Asked => self.complain(request.caller(), |held_back| tell!(info, some(held_back))),
-            Tone::Refused => self.complain(request.caller(), |held_back| tell!(warn, some(held_back))),
+            Tone::Asked => self.complain(request.caller().address(), |held_back| tell!(info, some(held_back))),
+            Tone::Refused => self.complain(request.caller().address(), |held_back| tell!(warn, some(held_back))),
         }
         let detail = format!("{}{note}{waited}", answer.detail);
         Ended { result: reply, detail, steps: Some(steps) }

@@ -6,7 +6,8 @@
 //! request of a guest that is being fenced waits for the end of that fence. If the fence succeeds,
 //! the request is not carried out: its client is dead. If it fails, the request is carried out.
 //!
-//! A client is found by its Ethernet address. The neighbour of its callback address, to which a
+//! A client whose domain the hypervisor vouches for is known by that. Any other is found by its
+//! Ethernet address. The neighbour of its callback address, to which a
 //! connection has just been made, is compared with the network interfaces of the domain that is
 //! being fenced. A client that cannot be found so (a relayed request, an interface that the
 //! domain's XML does not have) is served, and so is one whose Ethernet address several machines
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use fence_common::caller::{Address, Caller};
 use fence_common::sync::lock;
 use fence_net::neighbour::{self, Mac};
 use tokio::sync::watch;
@@ -32,12 +34,24 @@ const KEEP: Duration = Duration::from_secs(30);
 /// The client behind a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Requester {
-    /// Its callback address.
-    pub caller: SocketAddr,
+    /// Its end of the conversation.
+    pub caller: Caller,
+    /// The domain that it runs in, where the hypervisor vouches for it.
+    pub domain: Option<Uuid>,
     /// The number of the interface that it is called back by. 0: the routing table decides.
     pub interface: u32,
     /// When its request arrived.
     pub arrived: Moment,
+}
+
+impl Requester {
+    /// The callback's address and interface, if nothing but those tells who it is.
+    fn unknown_at(self) -> Option<(SocketAddr, u32)> {
+        match (self.caller, self.domain) {
+            (Caller::Ip(address), None) => Some((address, self.interface)),
+            (Caller::Ip(_) | Caller::Vsock { .. } | Caller::Line { .. }, _) => None,
+        }
+    }
 }
 
 /// A domain that is about to be fenced.
@@ -55,7 +69,7 @@ struct Fence {
     number: u64,
     domain: Fenced,
     /// The client that has asked for it.
-    by: Option<SocketAddr>,
+    by: Option<Address>,
     /// When it was over. `None`: it is under way.
     over: Option<Moment>,
 }
@@ -118,20 +132,24 @@ impl FenceRaces {
             let now = Moment::now();
             fences.list.retain(|fence| fence.over.is_none_or(|over| now.since(over) < KEEP));
             let suspects = requester.map(|requester| fences.of(requester)).unwrap_or_default();
-            let macs = match (requester, suspects.is_empty(), known.take()) {
+            let ip = requester.and_then(Requester::unknown_at);
+            let macs = match (ip, suspects.is_empty(), known.take()) {
                 (None, ..) | (_, true, _) => Vec::new(),
                 (Some(_), false, Some(macs)) => macs,
-                (Some(requester), false, None) => {
+                (Some((caller, interface)), false, None) => {
                     // Without the lock, so the fences have to be looked at once more.
                     drop(fences);
-                    known = Some((self.neighbours)(requester.caller, requester.interface).unwrap_or_else(|error| {
-                        tracing::warn!(caller = %requester.caller, %error, "the neighbour tables cannot be read: the client is not checked for a fence race");
+                    known = Some((self.neighbours)(caller, interface).unwrap_or_else(|error| {
+                        tracing::warn!(%caller, %error, "the neighbour tables cannot be read: the client is not checked for a fence race");
                         Vec::new()
                     }));
                     continue;
                 }
             };
-            let is_it = |suspect: &&Suspect| suspect.domain.macs.iter().any(|mac| macs.contains(mac));
+            let vouched = requester.and_then(|requester| requester.domain);
+            let is_it = |suspect: &&Suspect| {
+                vouched == Some(suspect.domain.uuid) || suspect.domain.macs.iter().any(|mac| macs.contains(mac))
+            };
             let found = suspects.iter().filter(is_it).min_by_key(|suspect| suspect.dying.is_some());
             if let Some(Suspect { domain, dying }) = found
                 && let mut others = macs.iter().flat_map(|mac| running(*mac))
@@ -144,7 +162,7 @@ impl FenceRaces {
                 });
             }
             let first = fences.next;
-            let by = requester.map(|requester| requester.caller);
+            let by = requester.map(|requester| requester.caller.address());
             for domain in victims {
                 let number = fences.next;
                 fences.next += 1;
@@ -182,8 +200,12 @@ impl Fences {
     /// domain is never taken for that domain.
     fn of(&self, requester: Requester) -> Vec<Suspect> {
         let may_be = |fence: &&Fence| {
-            fence.by.is_none_or(|by| by.ip() != requester.caller.ip())
-                && !fence.domain.macs.is_empty()
+            let may_be_known = match requester.domain {
+                Some(domain) => fence.domain.uuid == domain,
+                None => !fence.domain.macs.is_empty(),
+            };
+            may_be_known
+                && fence.by.is_none_or(|by| by != requester.caller.address())
                 && fence.over.is_none_or(|over| requester.arrived < over)
         };
         let suspect = |fence: &Fence| Suspect {
@@ -249,7 +271,17 @@ mod tests {
     }
 
     fn asks(number: u8, arrived: Moment) -> Option<Requester> {
-        Some(Requester { caller: SocketAddr::from(([192, 0, 2, number], 1229)), interface: 0, arrived })
+        Some(by_ip(SocketAddr::from(([192, 0, 2, number], 1229)), arrived))
+    }
+
+    fn by_ip(caller: SocketAddr, arrived: Moment) -> Requester {
+        Requester { caller: caller.into(), domain: None, interface: 0, arrived }
+    }
+
+    /// A client whose domain is known, and whose callback address would name nobody.
+    fn vouched(number: u8, arrived: Moment) -> Option<Requester> {
+        let caller = Caller::Vsock { cid: number.into(), port: 1025 };
+        Some(Requester { caller, domain: Some(guest(number).uuid), interface: 0, arrived })
     }
 
     /// One machine for each Ethernet address.
@@ -279,6 +311,19 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_the_hypervisor_vouches_for_is_known_without_a_network() {
+        let (races, now) = (races(), Moment::now());
+        let bare = |number| Fenced { macs: [].into(), ..guest(number) };
+        let _first = races.enter(vouched(1, now), vec![bare(2)], one).ok().unwrap();
+        let dying = Dying { number: 0, name: "node2".to_owned() };
+        assert_eq!(races.enter(vouched(2, now), vec![bare(1)], one).err().unwrap(), Refused::Dying(dying));
+        assert!(races.enter(vouched(3, now), vec![bare(4)], one).is_ok());
+        // The number alone names nobody.
+        let unknown = Requester { domain: None, ..vouched(2, now).unwrap() };
+        assert!(races.enter(Some(unknown), vec![bare(5)], one).is_ok());
+    }
+
+    #[test]
     fn a_fence_that_failed_takes_nobodys_word() {
         let (races, now) = (races(), Moment::now());
         drop(races.enter(asks(1, now), vec![guest(2)], one).ok().unwrap());
@@ -304,7 +349,7 @@ mod tests {
         // Of no address that is known, or none at all.
         assert!(races.enter(asks(8, now), vec![guest(3)], one).is_ok());
         assert!(races.enter(None, vec![guest(3)], one).is_ok());
-        let nowhere = Some(Requester { caller: "[2001:db8::2]:1229".parse().unwrap(), interface: 0, arrived: now });
+        let nowhere = Some(by_ip("[2001:db8::2]:1229".parse().unwrap(), now));
         assert!(races.enter(nowhere, vec![guest(3)], one).is_ok());
         drop(fencing);
         let _fencing = fenced(Fenced { macs: [].into(), ..guest(2) });

@@ -34,7 +34,11 @@ fn fence_of_b(h: &Hypervisors) -> Fencing {
 /// What `b` asks.
 fn b_asks(h: &Hypervisors, op: Op, domain: &str) -> tokio::task::JoinHandle<Outcome> {
     let caller = SocketAddr::from(([192, 0, 2, 2], 1229));
-    let (h, target, asker) = (h.clone(), name(domain), Requester { caller, interface: 0, arrived: Moment::now() });
+    let (h, target, asker) = (
+        h.clone(),
+        name(domain),
+        Requester { caller: caller.into(), domain: None, interface: 0, arrived: Moment::now() },
+    );
     tokio::spawn(async move {
         let deadline = Deadline::at(Instant::now() + Duration::from_secs(60));
         h.carry_out(&Authorized::dangerous_for_test(op, target), Some(asker), &deadline).await

@@ -1,0 +1,43 @@
+//! The queue of requests that clients bring over connections of their own, whichever way.
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::request::Incoming;
+
+/// How many verified requests wait for the reader. It takes each within microseconds.
+const QUEUE: usize = 64;
+
+/// What a listener puts its requests into.
+pub(super) type Feed = mpsc::Sender<Incoming>;
+
+/// The queue, and the listeners that feed it. Dropping it ends them.
+#[derive(Debug)]
+pub struct Arrivals {
+    feed: Feed,
+    queue: mpsc::Receiver<Incoming>,
+    listeners: JoinSet<()>,
+}
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        let (feed, queue) = mpsc::channel(QUEUE);
+        Self { feed, queue, listeners: JoinSet::new() }
+    }
+}
+
+impl Arrivals {
+    /// Runs a listener, which gets its end of the queue. Must be called within a tokio runtime.
+    pub(super) fn listen<L: Future<Output = ()> + Send + 'static>(&mut self, listener: impl FnOnce(Feed) -> L) {
+        self.listeners.spawn(listener(self.feed.clone()));
+    }
+
+    /// The next verified request. Dropping the future loses none.
+    pub async fn next(&mut self) -> Incoming {
+        match self.queue.recv().await {
+            Some(incoming) => incoming,
+            // Never: one end of the queue is here.
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Connections that clients make to this host, whatever they lead over: a client connects, sends
+//! its request, and waits for its answer on the same connection.
+//!
+//! Anybody can connect, so a connection gets one second and one of a few places until its request
+//! is there. When the places are used up, the oldest connection loses its place: an honest client
+//! sends its request with the connection, and needs it for a round trip only. So silent peers
+//! delay nobody.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fence_common::admit::admit_stream;
+use fence_common::caller::{Address, Caller};
+use fence_common::hash::HashKind;
+use fence_common::sync::lock;
+use fence_common::verdict::{Counters, Verdict};
+use fence_common::wire::{REQUEST_LEN, Request};
+use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tracing::debug;
+use zerocopy::FromBytes;
+
+use super::arrivals::Feed;
+use super::judge::Judge;
+use super::request::{Incoming, Stream, Verified};
+use crate::clock::Moment;
+use crate::observe::requests::Via;
+
+/// How long a client may take for its request, as with fence_virtd. Stock clients send it at once.
+const REQUEST_WITHIN: Duration = Duration::from_secs(1);
+
+/// How many connections may wait for their request at once. A file descriptor each; an attacker
+/// needs this many within a round trip to displace an honest client.
+const WAITING_MAX: usize = 512;
+
+/// How many of them may come from one machine. As many requests of one machine are served at once.
+const WAITING_MAX_PER_SOURCE: usize = 64;
+
+/// The connections of one listener.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    via: Via,
+    /// The weakest digest that a request may carry.
+    hash: HashKind,
+    judge: Judge,
+    counters: Mutex<Counters>,
+    waiting: Mutex<Unread>,
+}
+
+impl Accepted {
+    pub(super) fn new(via: Via, hash: HashKind, judge: Judge) -> Arc<Self> {
+        Arc::new(Self { via, hash, judge, counters: Mutex::default(), waiting: Mutex::default() })
+    }
+
+    /// The requests so far, by verdict.
+    pub(super) fn counters(&self) -> Counters {
+        *lock(&self.counters)
+    }
+
+    /// Takes in a connection that was accepted a moment ago. Returns at once.
+    pub(super) fn take(self: &Arc<Self>, stream: Stream, caller: Caller, feed: &Feed) {
+        let (arrived, place) = (Moment::now(), self.enter(caller.address()));
+        let (connections, feed) = (Arc::clone(self), feed.clone());
+        tokio::spawn(async move {
+            if let Some(incoming) = connections.receive(stream, caller, arrived, &place).await {
+                // The place counts until the request is handed over.
+                let _ = feed.send(incoming).await;
+            }
+            connections.leave(&place);
+        });
+    }
+
+    /// Reads a request and judges it. Whatever is wrong is counted, and ends the connection.
+    async fn receive(&self, mut stream: Stream, caller: Caller, arrived: Moment, place: &Place) -> Option<Incoming> {
+        let mut bytes = [0; REQUEST_LEN];
+        let read = tokio::select! {
+            biased;
+            read = timeout(REQUEST_WITHIN, stream.read_exact(&mut bytes)) => matches!(read, Ok(Ok(_))),
+            () = place.displaced.notified() => false,
+        };
+        let judged = if read { self.judge(&bytes, caller, arrived) } else { Err(Verdict::Length) };
+        let verdict = judged.as_ref().map_or_else(|verdict| *verdict, |_| Verdict::Delivered);
+        lock(&self.counters).count(verdict);
+        self.judge.note_rejection(&caller.address().sender(), verdict, arrived);
+        match judged {
+            Ok(request) => Some(Incoming::connected(request, stream)),
+            Err(verdict) => {
+                debug!(%caller, ?verdict, "{}: closed without an answer", self.via);
+                None
+            }
+        }
+    }
+
+    fn judge(&self, bytes: &[u8; REQUEST_LEN], caller: Caller, arrived: Moment) -> Result<Verified, Verdict> {
+        let request = Request::read_from_bytes(bytes).map_err(|_| Verdict::Length)?;
+        admit_stream(&request, self.hash)?;
+        let (address, sender) = (caller.address(), caller.address().sender());
+        let (key, owner) = self.judge.judge(&request, &sender, Some(address.into()))?;
+        let verified = Verified::connected(&request, key, caller, self.via, arrived).ok_or(Verdict::Op)?;
+        Ok(verified.signed_for(owner).sent_by(sender))
+    }
+
+    /// Enters a connection without a request. Another one may have to go.
+    fn enter(&self, source: Address) -> Place {
+        let mut waiting = lock(&self.waiting);
+        let of_source = |waiting: &Unread| {
+            let own = waiting.list.iter().filter(|(_, (other, _))| *other == source);
+            own.map(|(number, _)| *number).collect::<Vec<_>>()
+        };
+        let oldest = match of_source(&waiting) {
+            own if own.len() >= WAITING_MAX_PER_SOURCE => own.first().copied(),
+            _ if waiting.list.len() >= WAITING_MAX => waiting.list.keys().next().copied(),
+            _ => None,
+        };
+        if let Some((_, displaced)) = oldest.and_then(|number| waiting.list.remove(&number)) {
+            displaced.notify_one();
+        }
+        let (number, displaced) = (waiting.next, Arc::new(Notify::new()));
+        waiting.next = waiting.next.wrapping_add(1);
+        waiting.list.insert(number, (source, Arc::clone(&displaced)));
+        Place { number, displaced }
+    }
+
+    fn leave(&self, place: &Place) {
+        lock(&self.waiting).list.remove(&place.number);
+    }
+}
+
+/// The connections without a request, in the order of their arrival.
+#[derive(Debug, Default)]
+struct Unread {
+    next: u64,
+    list: BTreeMap<u64, (Address, Arc<Notify>)>,
+}
+
+/// A connection in that list.
+#[derive(Debug)]
+struct Place {
+    number: u64,
+    displaced: Arc<Notify>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keyring::Keyring;
+    use super::*;
+
+    /// Whether the place is still its connection's.
+    fn is_kept(connections: &Accepted, place: &Place) -> bool {
+        lock(&connections.waiting).list.contains_key(&place.number)
+    }
+
+    #[tokio::test]
+    async fn a_connection_too_many_costs_the_oldest_one_its_place() {
+        let intake = Accepted::new(Via::Tcp, HashKind::Sha256, Judge::new(Keyring::new(None)));
+        let source = |number: usize| Address::Cid(u32::try_from(number).unwrap());
+        // Of one source: the oldest of that source.
+        let other = intake.enter(source(1));
+        let own: Vec<_> = (0..=WAITING_MAX_PER_SOURCE).map(|_| intake.enter(source(2))).collect();
+        own[0].displaced.notified().await;
+        assert!(
+            is_kept(&intake, &other) && !is_kept(&intake, &own[0]) && own[1..].iter().all(|own| is_kept(&intake, own))
+        );
+        own.iter().for_each(|own| intake.leave(own));
+        // Of all sources: the oldest of all.
+        let all: Vec<_> = (0..WAITING_MAX).map(|number| intake.enter(source(100 + number))).collect();
+        other.displaced.notified().await;
+        assert!(!is_kept(&intake, &other) && all.iter().all(|place| is_kept(&intake, place)));
+        all.iter().for_each(|place| intake.leave(place));
+        assert!(lock(&intake.waiting).list.is_empty());
+    }
+}
