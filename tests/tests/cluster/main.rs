@@ -28,3 +28,5 @@ mod plugin;
 mod remote_uris;
 #[cfg(test)]
 mod service;
+#[cfg(test)]
+mod tcp;
