@@ -5,6 +5,7 @@
 //! they demand only what fence_virtd does. All other tests concern our daemon alone.
 
 mod alone;
+mod attacks;
 mod bad_requests;
 mod bench;
 mod bystanders;
