@@ -29,6 +29,7 @@ pub type Challenge = [u8; HASH_LEN];
 /// After its conversation an answer to a challenge opens nothing, so only open ones matter. They
 /// never expire, so no flood of conversations can evict one. Their number is bounded by the caller.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "model", derive(Clone, PartialEq, Eq, Hash))]
 pub struct Challenges(BTreeSet<Challenge>);
 
 impl Challenges {
@@ -90,6 +91,7 @@ pub enum ExchangeError {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "model", derive(Hash))]
 enum Phase {
     AwaitChallenge,
     AwaitResponse,
@@ -99,6 +101,7 @@ enum Phase {
 
 /// One conversation. The caller moves the bytes and keeps the time (stock peers: 10 s per half).
 #[derive(Debug)]
+#[cfg_attr(feature = "model", derive(Clone, PartialEq, Eq, Hash))]
 pub struct Exchange {
     auth: HashKind,
     ours: Challenge,

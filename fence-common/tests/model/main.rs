@@ -10,6 +10,12 @@
 //! * `order`: its `act.rs`, `off.rs`, `kill.rs` and `restart.rs`.
 //! * `world`: everything else.
 //!
+//! * `exam`: how attackers without the key and clients prove that they have it, in a model of its
+//!   own. It has the real [`fence_common::exchange::Exchange`].
+//!
+//! Requests come by three kinds of listener, each with the real memory behind it: callbacks, the
+//! client's own connection (tcp, vsock), and serial lines without a key.
+//!
 //! A step is atomic. Between any two steps whatever the scenario has left may happen: a crash, a
 //! failure of libvirt, six seconds.
 //!
@@ -19,7 +25,9 @@
 //!
 //! A [`Flaw`] breaks one rule on purpose. For each one a test checks that its property breaks.
 
-// (`cfg(test)` is always on here; saying it tells clippy that the module may panic.)
+// (`cfg(test)` is always on here; saying it tells clippy that the modules may panic.)
+#[cfg(test)]
+mod exam;
 #[cfg(test)]
 mod intake;
 mod order;
@@ -60,6 +68,13 @@ enum Flaw {
     OffLeavesRestart,
     LockReleasedEarly,
     DyingCountsAsAlive,
+    LedgerPerListener,
+    ReplayCachePerListener,
+    StreamSkipsReplayCache,
+    ClaimClosesLine,
+    LineUnreadBeforeAnswer,
+    ChallengesPerListener,
+    OwnChallengesAnswered,
 }
 
 /// The clients, their requests, and what goes wrong.
@@ -98,6 +113,7 @@ mod promise {
     pub(super) const ONE_REPLY: &str = "at most one reply per request";
     pub(super) const NOT_DROPPED: &str =
         "who waits is answered, unless the daemon dies or somebody asks beside before the claim";
+    pub(super) const ONE_ANSWER: &str = "who asks alone at a place gets one answer when nothing goes wrong";
     pub(super) const NOT_IN_THE_WAY: &str = "who may act is answered, whatever somebody sends who may not";
     pub(super) const STAYS_OFF: &str = "what is off stays off until somebody asks";
     pub(super) const COMES_BACK: &str = "what a reboot killed is started again, or its failure told";
@@ -186,6 +202,14 @@ impl Model for Scenario {
             let answered = |(asks, client): (&Asks, &Client)| asks.denied || *client == Client::Done;
             let is_calm = scenario.troubles == Left::NONE && scenario.clients.iter().any(|asks| asks.denied);
             !is_calm || !acts.is_empty() || scenario.clients.iter().zip(&state.clients).all(answered)
+        });
+        promise(promise::ONE_ANSWER, |scenario, state| {
+            let mut acts = Vec::new();
+            scenario.actions(state, &mut acts);
+            let is_calm = scenario.troubles == Left::NONE && !scenario.has_shared_endpoints();
+            let are_equals = scenario.clients.iter().all(|asks| asks.copies.is_none());
+            let is_answered = |who| state.observed.replies.get(&who) == Some(&1) && state.clients[who] == Client::Done;
+            !acts.is_empty() || !is_calm || !are_equals || (0..state.clients.len()).all(is_answered)
         });
         let mut possible =
             |name, observed: fn(&Self, &World) -> bool| properties.push(Property::sometimes(name, observed));

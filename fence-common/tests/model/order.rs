@@ -239,7 +239,9 @@ impl World {
         if let Some(task) = daemon.tasks.get_mut(&order.number) {
             match task.step.clone() {
                 Step::Acting(claim, peer) => task.step = Step::Ended(claim, peer, outcome),
-                Step::Unclaimed(ticket, peer, at) => self.claim_late(order.number, ticket, (peer, at), outcome),
+                Step::Unclaimed(ticket, peer, at) => {
+                    self.claim_late(scenario, order.number, ticket, (peer, at), outcome);
+                }
                 // It was answered already, when its time was over.
                 Step::Calling(_) | Step::Connected(..) | Step::Talking(..) | Step::Read(..) | Step::Claimed(..) => {}
                 Step::Refused(..) | Step::Ended(..) | Step::ReadAgain(..) => {}

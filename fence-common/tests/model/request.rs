@@ -14,7 +14,7 @@ impl World {
         }
         for (&number, task) in &daemon.tasks {
             if let Step::Calling(ticket) | Step::Connected(ticket, _) = &task.step
-                && daemon.ledger.is_moot(ticket) == Some(NoClaim::Superseded)
+                && daemon.is_superseded(task.listener, ticket)
             {
                 acts.push(Act::Overtaken(number));
             }
@@ -38,10 +38,10 @@ impl World {
         let Some(daemon) = &mut self.daemon else { return };
         let Some(task) = daemon.tasks.get(&number).cloned() else { return };
         match (act, task.step.clone()) {
-            (Act::Connect(_), Step::Calling(ticket)) => self.connect(scenario, number, task.endpoint, ticket),
-            (Act::Overtaken(_), Step::Calling(ticket)) => self.forget(number, ticket),
+            (Act::Connect(_), Step::Calling(ticket)) => self.connect(scenario, number, &task, ticket),
+            (Act::Overtaken(_), Step::Calling(ticket)) => self.forget(scenario, number, ticket),
             (Act::Overtaken(_), Step::Connected(ticket, peer)) => {
-                self.forget(number, ticket);
+                self.forget(scenario, number, ticket);
                 self.hang_up(scenario, number, &task, peer, false);
             }
             (Act::Authenticate(_), Step::Connected(ticket, peer)) => {
@@ -76,9 +76,11 @@ impl World {
             }
             (Act::Reply(_), Step::Refused(refusal, peer)) => {
                 let refused = Outcome { success: false, instance: self.instance };
+                self.read_line(scenario, &task);
                 let Some(daemon) = &mut self.daemon else { return };
-                let superseded = daemon.ledger.is_denial_superseded(&refusal);
-                daemon.ledger.close_denial(refusal);
+                let ledger = daemon.ledger(scenario, task.listener);
+                let superseded = ledger.is_denial_superseded(&refusal);
+                ledger.close_denial(refusal);
                 daemon.tasks.remove(&number);
                 if superseded {
                     self.hang_up(scenario, number, &task, peer, true);
@@ -87,10 +89,12 @@ impl World {
                 }
             }
             (Act::Reply(_), Step::ReadAgain(claim, peer, outcome)) => {
+                self.read_line(scenario, &task);
                 let nanos = self.nanos();
                 let Some(daemon) = &mut self.daemon else { return };
-                let superseded = daemon.ledger.is_claim_superseded(&claim);
-                daemon.ledger.answered(nanos, claim);
+                let ledger = daemon.ledger(scenario, task.listener);
+                let superseded = ledger.is_claim_superseded(&claim);
+                ledger.answered(nanos, claim);
                 daemon.tasks.remove(&number);
                 if superseded {
                     self.hang_up(scenario, number, &task, peer, true);
@@ -108,15 +112,26 @@ impl World {
         }
     }
 
-    fn forget(&mut self, number: Number, ticket: Ticket) {
-        if let Some(daemon) = &mut self.daemon {
-            daemon.ledger.forget(ticket);
-            daemon.tasks.remove(&number);
+    fn forget(&mut self, scenario: &Scenario, number: Number, ticket: Ticket) {
+        if let Some(daemon) = &mut self.daemon
+            && let Some(task) = daemon.tasks.remove(&number)
+        {
+            daemon.ledger(scenario, task.listener).forget(ticket);
         }
     }
 
-    /// A client that listens there accepts the connection, and has the key; or no client does.
-    fn connect(&mut self, scenario: &Scenario, number: Number, endpoint: Endpoint, ticket: Ticket) {
+    /// A line has no end between two clients, so it is read once more right before each answer. The
+    /// model leaves out what happens between that and the answer's arrival in the guest.
+    fn read_line(&mut self, scenario: &Scenario, task: &Task) {
+        if matches!(task.endpoint, Endpoint::Line(_)) && scenario.works(Flaw::LineUnreadBeforeAnswer) {
+            self.take_in_all(scenario);
+        }
+    }
+
+    /// A client that listens there accepts the connection, and has the key; or no client does. On
+    /// the client's own connection it is the client itself. An attacker can relay the exam to any
+    /// client that waits for a callback.
+    fn connect(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket) {
         let listens = |who: Who| {
             let Asks { endpoints, insists, .. } = scenario.clients[who];
             let takes = match self.clients[who] {
@@ -124,7 +139,12 @@ impl World {
                 Client::Talking(_) => insists,
                 Client::Unborn | Client::Done | Client::Gone => false,
             };
-            takes && endpoints.contains(&endpoint)
+            takes
+                && match task.endpoint {
+                    _ if task.is_repeated => endpoints.iter().any(|at| matches!(at, Endpoint::Callback(_))),
+                    Endpoint::Stream(_) => who == task.who,
+                    there @ (Endpoint::Callback(_) | Endpoint::Line(_)) => endpoints.contains(&there),
+                }
         };
         match (0..self.clients.len()).find(|&who| listens(who)) {
             Some(peer) => {
@@ -135,7 +155,7 @@ impl World {
                     self.authenticate(scenario, number, ticket, peer);
                 }
             }
-            None => self.forget(number, ticket),
+            None => self.forget(scenario, number, ticket),
         }
     }
 
@@ -152,8 +172,8 @@ impl World {
         let nanos = self.nanos();
         let Some(daemon) = &mut self.daemon else { return };
         let at = if scenario.works(Flaw::ClaimClosesAll) { at } else { 0 };
-        let asked = scenario.works(Flaw::ClaimClosesNothing).then_some(at);
-        match daemon.ledger.claim(nanos, ticket, asked) {
+        let asked = Some(at).filter(|_| scenario.works(Flaw::ClaimClosesNothing) && closes(scenario, task));
+        match daemon.ledger(scenario, task.listener).claim(nanos, ticket, asked) {
             Ok(claim) => {
                 self.observed.anothers_word |= task.who != peer;
                 self.go_on(number, Step::Claimed(claim, peer));
@@ -170,11 +190,13 @@ impl World {
     fn deny(&mut self, scenario: &Scenario, number: Number, task: &Task, ticket: Ticket, (peer, at): (Who, u64)) {
         let (nanos, instance) = (self.nanos(), self.instance);
         let Some(daemon) = &mut self.daemon else { return };
+        let ledger = daemon.ledger(scenario, task.listener);
+        let asked = Some(at).filter(|_| closes(scenario, task));
         let next = if scenario.works(Flaw::ClaimBeforePermission) {
-            daemon.ledger.deny(ticket, Some(at)).map(|refusal| Step::Refused(refusal, peer))
+            ledger.deny(ticket, asked).map(|refusal| Step::Refused(refusal, peer))
         } else {
             let refused = Outcome { success: false, instance };
-            daemon.ledger.claim(nanos, ticket, Some(at)).map(|claim| Step::Ended(claim, peer, refused))
+            ledger.claim(nanos, ticket, asked).map(|claim| Step::Ended(claim, peer, refused))
         };
         match next {
             Ok(step) => self.go_on(number, step),
@@ -186,10 +208,18 @@ impl World {
     }
 
     /// Only with a flaw: the claim comes after the act.
-    pub(super) fn claim_late(&mut self, number: Number, ticket: Ticket, (peer, at): (Who, u64), outcome: Outcome) {
+    pub(super) fn claim_late(
+        &mut self,
+        scenario: &Scenario,
+        number: Number,
+        ticket: Ticket,
+        (peer, at): (Who, u64),
+        outcome: Outcome,
+    ) {
         let nanos = self.nanos();
         let Some(daemon) = &mut self.daemon else { return };
-        match daemon.ledger.claim(nanos, ticket, Some(at)) {
+        let Some(listener) = daemon.tasks.get(&number).map(|task| task.listener) else { return };
+        match daemon.ledger(scenario, listener).claim(nanos, ticket, Some(at)) {
             Ok(claim) => self.go_on(number, Step::Ended(claim, peer, outcome)),
             Err(_) => {
                 daemon.tasks.remove(&number);
@@ -204,9 +234,25 @@ impl World {
         if outcome.success {
             self.observed.successes.insert(task.who);
         }
-        if self.clients[peer] == Client::Talking(number) {
-            self.clients[peer] = Client::Done;
-            self.observed.anothers_answer |= peer != task.who;
+        let reads = |who: &Who| {
+            let Asks { endpoints, .. } = scenario.clients[*who];
+            matches!(self.clients[*who], Client::Asking { .. }) && endpoints.contains(&task.endpoint)
+        };
+        let receiver = match task.endpoint {
+            Endpoint::Line(_) => (0..self.clients.len()).find(reads),
+            Endpoint::Callback(_) | Endpoint::Stream(_) => {
+                Some(peer).filter(|&peer| self.clients[peer] == Client::Talking(number))
+            }
+        };
+        if let Some(receiver) = receiver {
+            self.clients[receiver] = Client::Done;
+            self.observed.anothers_answer |= receiver != task.who;
         }
     }
+}
+
+/// Whether a claim closes the entry: what arrives later is for another connection. A line has only
+/// one, so a later client's request there comes from whoever would read the answer.
+fn closes(scenario: &Scenario, task: &Task) -> bool {
+    !matches!(task.endpoint, Endpoint::Line(_)) || !scenario.works(Flaw::ClaimClosesLine)
 }

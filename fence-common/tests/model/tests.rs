@@ -6,44 +6,56 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use super::world::{Asks, Left};
+use super::world::Endpoint::{Callback, Line, Stream};
+use super::world::{Asks, Endpoint, Left};
 use super::{Flaw, Scenario, Way, promise};
 use fence_common::wire::Op;
 
 /// A stock client.
-const fn asks(op: Op, endpoints: &'static [u8]) -> Asks {
+const fn asks(op: Op, endpoints: &'static [Endpoint]) -> Asks {
     Asks { op, endpoints, follows: None, beside: None, insists: false, copies: None, denied: false }
 }
 
 /// A client that takes over the first one's endpoint.
 const fn then(op: Op) -> Asks {
-    Asks { follows: Some(0), ..asks(op, &[1]) }
+    Asks { follows: Some(0), ..asks(op, &[Callback(1)]) }
 }
 
 /// A client that asks while the first one waits for its answer.
-const fn beside(op: Op, endpoints: &'static [u8]) -> Asks {
+const fn beside(op: Op, endpoints: &'static [Endpoint]) -> Asks {
     Asks { beside: Some(0), ..asks(op, endpoints) }
 }
 
 /// One client with two addresses.
-const TWO_ADDRESSES: &[Asks] = &[asks(Op::Reboot, &[1, 2])];
+const TWO_ADDRESSES: &[Asks] = &[asks(Op::Reboot, &[Callback(1), Callback(2)])];
 /// The same with a client that is not stock's.
-const INSISTENT: &[Asks] = &[Asks { insists: true, ..asks(Op::Reboot, &[1, 2]) }];
+const INSISTENT: &[Asks] = &[Asks { insists: true, ..asks(Op::Reboot, &[Callback(1), Callback(2)]) }];
 /// Two clients at one endpoint, one after the other, about the same domain.
-const ONE_ENDPOINT: &[Asks] = &[asks(Op::Reboot, &[1]), then(Op::Off)];
-const ONE_ENDPOINT_ON: &[Asks] = &[asks(Op::Off, &[1]), then(Op::On)];
+const ONE_ENDPOINT: &[Asks] = &[asks(Op::Reboot, &[Callback(1)]), then(Op::Off)];
+const ONE_ENDPOINT_ON: &[Asks] = &[asks(Op::Off, &[Callback(1)]), then(Op::On)];
 /// Two clients of one guest at the same time.
-const AT_ONCE: &[Asks] = &[asks(Op::Reboot, &[1]), beside(Op::Off, &[1])];
-const AT_ONCE_ON: &[Asks] = &[asks(Op::Off, &[1]), beside(Op::On, &[1])];
+const AT_ONCE: &[Asks] = &[asks(Op::Reboot, &[Callback(1)]), beside(Op::Off, &[Callback(1)])];
+const AT_ONCE_ON: &[Asks] = &[asks(Op::Off, &[Callback(1)]), beside(Op::On, &[Callback(1)])];
 /// The same, in a guest with two addresses.
-const AT_ONCE_TWICE: &[Asks] = &[asks(Op::Off, &[1, 2]), beside(Op::On, &[1, 2])];
+const AT_ONCE_TWICE: &[Asks] =
+    &[asks(Op::Off, &[Callback(1), Callback(2)]), beside(Op::On, &[Callback(1), Callback(2)])];
 /// Two clients, each at its own endpoint.
-const TWO_ENDPOINTS: &[Asks] = &[asks(Op::Reboot, &[1]), asks(Op::Off, &[2])];
-const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[1]), asks(Op::On, &[2])];
+const TWO_ENDPOINTS: &[Asks] = &[asks(Op::Reboot, &[Callback(1)]), asks(Op::Off, &[Callback(2)])];
+const OFF_AND_ON: &[Asks] = &[asks(Op::Off, &[Callback(1)]), asks(Op::On, &[Callback(2)])];
 
 /// A client, and a key holder that copies its request for an address that the groups deny.
 const DENIED_COPY: &[Asks] =
-    &[asks(Op::Reboot, &[1]), Asks { copies: Some(0), denied: true, ..asks(Op::Reboot, &[2]) }];
+    &[asks(Op::Reboot, &[Callback(1)]), Asks { copies: Some(0), denied: true, ..asks(Op::Reboot, &[Callback(2)]) }];
+
+/// A client that sends its one request by each kind of listener.
+const EVERY_WAY: &[Asks] = &[Asks { insists: true, ..asks(Op::Reboot, &[Callback(1), Stream(1), Line(1)]) }];
+/// A client for each kind of listener.
+const BY_CONNECTION: &[Asks] = &[asks(Op::Reboot, &[Callback(1)]), asks(Op::Off, &[Stream(2)])];
+const BY_LINE: &[Asks] = &[asks(Op::Off, &[Stream(1)]), asks(Op::Reboot, &[Line(2)])];
+/// Two clients of one guest, one after the other, by its serial line.
+const ONE_LINE: &[Asks] = &[asks(Op::Reboot, &[Line(1)]), Asks { follows: Some(0), ..asks(Op::Off, &[Line(1)]) }];
+/// A client whose connection an attacker has heard, and a client whose exam it can relay.
+const RELAYED: &[Asks] = &[asks(Op::Off, &[Stream(1)]), asks(Op::On, &[Callback(2)])];
 
 const CALM: Left = Left::NONE;
 
@@ -87,6 +99,13 @@ fn breaks(flaw: Option<Flaw>, promise: &'static str, scenario: Scenario) -> Vec<
     let path = checker.discovery(promise);
     assert!(path.is_some(), "{flaw:?} goes unnoticed: {promise}");
     path.into_iter().flat_map(|path| path.into_actions()).map(|act| format!("{act:?}")).collect()
+}
+
+/// Prints how a flaw breaks a promise.
+fn shows(flaw: Flaw, promise: &'static str, scenario: Scenario) {
+    let steps = breaks(Some(flaw), promise, scenario);
+    let (count, steps) = (steps.len(), steps.join(" "));
+    let _ = writeln!(std::io::stdout(), "model: {flaw:?} breaks \"{promise}\" in {count} steps: {steps}");
 }
 
 #[test]
@@ -153,6 +172,28 @@ fn somebody_without_the_key_repeats_what_was_heard() {
 }
 
 #[test]
+fn one_request_by_every_way() {
+    check("every way", scenario(EVERY_WAY, Way::Direct, Left { crashes: 1, ..CALM }));
+    let answered = |clients| scenario(clients, Way::Direct, CALM);
+    check("by callback and connection", answered(BY_CONNECTION));
+    check("by connection and line", answered(BY_LINE));
+    check("by line, libvirt", scenario(BY_LINE, Way::Libvirt, Left { faults: 1, ..CALM }));
+}
+
+#[test]
+fn two_clients_at_one_line() {
+    check("one line", scenario(ONE_LINE, Way::Direct, Left { crashes: 1, ..CALM }));
+}
+
+/// An attacker without the key repeats a connection's request. It relays the exam to a client that
+/// waits for its callback.
+#[test]
+fn somebody_without_the_key_repeats_a_connection() {
+    let troubles = Left { replays: 1, ticks: 1, ..CALM };
+    check("relayed", Scenario { sends_again: 0, ..scenario(RELAYED, Way::Direct, troubles) });
+}
+
+#[test]
 fn a_rule_that_is_not_kept_breaks_its_promise() {
     let crash = Left { crashes: 1, ..CALM };
     let fault = Left { faults: 1, ..CALM };
@@ -179,13 +220,23 @@ fn a_rule_that_is_not_kept_breaks_its_promise() {
         (Flaw::OffLeavesRestart, promise::STAYS_OFF, scenario(TWO_ENDPOINTS, Way::Direct, fault)),
         (Flaw::LockReleasedEarly, promise::ONE_KILL, scenario(OFF_AND_ON, Way::Direct, CALM)),
     ] {
-        let steps = breaks(Some(flaw), promise, scenario);
-        let _ = writeln!(
-            std::io::stdout(),
-            "model: {flaw:?} breaks \"{promise}\" in {} steps: {}",
-            steps.len(),
-            steps.join(" ")
-        );
+        shows(flaw, promise, scenario);
+    }
+}
+
+#[test]
+fn a_rule_of_several_listeners_that_is_not_kept_breaks_its_promise() {
+    let replay = Left { replays: 1, ticks: 2, ..CALM };
+    let relayed = Scenario { sends_again: 0, ..scenario(RELAYED, Way::Direct, replay) };
+    for (flaw, promise, scenario) in [
+        (Flaw::LedgerPerListener, promise::ACTS_ONCE, scenario(EVERY_WAY, Way::Direct, CALM)),
+        (Flaw::ReplayCachePerListener, promise::OWN_WORD, relayed.clone()),
+        (Flaw::ReplayCachePerListener, promise::ACTS_ONCE, relayed.clone()),
+        (Flaw::StreamSkipsReplayCache, promise::OWN_WORD, relayed.clone()),
+        (Flaw::ClaimClosesLine, promise::OWN_ANSWER, scenario(ONE_LINE, Way::Direct, CALM)),
+        (Flaw::LineUnreadBeforeAnswer, promise::OWN_ANSWER, scenario(ONE_LINE, Way::Direct, CALM)),
+    ] {
+        shows(flaw, promise, scenario);
     }
 }
 

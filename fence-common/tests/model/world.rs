@@ -1,18 +1,26 @@
 //! The model's world: clients, the wire, the daemon, its disk, libvirt and one domain. Also all
 //! that happens outside the daemon.
 
-use super::Scenario;
-use super::intake::Datagram;
+use super::intake::{Datagram, Sender};
 use super::order::{Order, Plan};
-use fence_common::ledger::{Claim, Denial, Ledger, RequestId, Ticket};
+use super::{Flaw, Scenario};
+use fence_common::ledger::{Claim, Denial, Ledger, NoClaim, RequestId, Ticket};
 use fence_common::replay_cache::ReplayCache;
 use fence_common::wire::Op;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A client with its one request.
 pub(super) type Who = usize;
-/// A callback address and port.
-pub(super) type Endpoint = u8;
+/// Where a client is answered, by the listener that hears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Endpoint {
+    /// A callback address and port: who listens there takes the connection.
+    Callback(u8),
+    /// The client's own connection, by tcp or vsock.
+    Stream(u8),
+    /// A domain's serial line, without a key: who reads there takes the answer.
+    Line(u8),
+}
 /// A request that the daemon serves.
 pub(super) type Number = u8;
 
@@ -94,20 +102,41 @@ pub(super) enum Step {
 pub(super) struct Task {
     pub(super) who: Who,
     pub(super) endpoint: Endpoint,
+    pub(super) listener: u8,
+    /// An attacker without the key has sent it over a connection of its own.
+    pub(super) is_repeated: bool,
     pub(super) step: Step,
 }
 
 /// The daemon's memory. A crash empties it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Daemon {
-    pub(super) ledger: Ledger,
-    pub(super) replay_cache: ReplayCache,
+    /// One for all listeners. Only with a flaw there are more.
+    ledgers: BTreeMap<u8, Ledger>,
+    /// Likewise.
+    replay_caches: BTreeMap<u8, ReplayCache>,
     pub(super) tasks: BTreeMap<Number, Task>,
     pub(super) next: Number,
     pub(super) orders: Vec<Order>,
     /// The holder of the domain's lock.
     pub(super) lock: Option<Number>,
     pub(super) pending: Option<Plan>,
+}
+
+impl Daemon {
+    pub(super) fn ledger(&mut self, scenario: &Scenario, listener: u8) -> &mut Ledger {
+        self.ledgers.entry(if scenario.works(Flaw::LedgerPerListener) { 0 } else { listener }).or_default()
+    }
+
+    pub(super) fn replay_cache(&mut self, scenario: &Scenario, listener: u8) -> &mut ReplayCache {
+        self.replay_caches.entry(if scenario.works(Flaw::ReplayCachePerListener) { 0 } else { listener }).or_default()
+    }
+
+    /// Whether a request of this listener was superseded before its claim.
+    pub(super) fn is_superseded(&self, listener: u8, ticket: &Ticket) -> bool {
+        let ledger = self.ledgers.get(&listener).or_else(|| self.ledgers.get(&0));
+        ledger.is_some_and(|ledger| ledger.is_moot(ticket) == Some(NoClaim::Superseded))
+    }
 }
 
 /// The domain's process.
@@ -181,7 +210,7 @@ pub(super) struct World {
     /// The file of claims.
     pub(super) claims: Vec<RequestId>,
     /// The replay cache's file, while there is no daemon.
-    pub(super) written: ReplayCache,
+    pub(super) written: BTreeMap<u8, ReplayCache>,
     /// The record of a restart: the instance to be killed.
     pub(super) record: Option<u8>,
     pub(super) instance: u8,
@@ -251,7 +280,7 @@ impl World {
             taken: BTreeSet::new(),
             daemon: Some(Daemon::default()),
             claims: Vec::new(),
-            written: ReplayCache::default(),
+            written: BTreeMap::new(),
             record: None,
             instance: 1,
             life: Life::Alive,
@@ -277,7 +306,9 @@ impl World {
                     }
                 }
                 Client::Asking { sent_again } if sent_again < scenario.sends_again => {
-                    acts.extend(asks.endpoints.iter().map(|&endpoint| Act::SendAgain(who, endpoint)));
+                    let repeats = |endpoint: &Endpoint| asks.insists || matches!(endpoint, Endpoint::Callback(_));
+                    let endpoints = asks.endpoints.iter().copied().filter(repeats);
+                    acts.extend(endpoints.map(|endpoint| Act::SendAgain(who, endpoint)));
                 }
                 Client::Asking { .. } | Client::Talking(_) | Client::Done | Client::Gone => {}
             }
@@ -289,7 +320,15 @@ impl World {
         }
         if self.left.replays > 0 && self.daemon.is_some() {
             let known = if scenario.repeats_lost { &self.heard } else { &self.taken };
-            acts.extend(known.iter().map(|&datagram| Act::Replay(datagram)));
+            // All listeners share their memory, so the choice of one matters only with a flaw.
+            let senders: &[Sender] = if scenario.works(Flaw::ReplayCachePerListener) {
+                &[Sender::Attacker]
+            } else {
+                &[Sender::Attacker, Sender::AttackerElsewhere]
+            };
+            for &datagram in known.iter().filter(|datagram| !matches!(datagram.endpoint, Endpoint::Line(_))) {
+                acts.extend(senders.iter().map(|&by| Act::Replay(Datagram { by, ..datagram })));
+            }
         }
         if self.left.ticks > 0 {
             acts.push(Act::Tick);
@@ -318,14 +357,14 @@ impl World {
             Act::Begin(who) => {
                 self.clients[who] = Client::Asking { sent_again: 0 };
                 for &endpoint in scenario.clients[who].endpoints {
-                    self.send(scenario, Datagram { who, endpoint, copy: 0, sent: self.now });
+                    self.send(scenario, Datagram { who, endpoint, copy: 0, sent: self.now, by: Sender::Client });
                 }
             }
             Act::SendAgain(who, endpoint) => {
                 let Client::Asking { sent_again } = self.clients[who] else { return };
                 let copy = sent_again + 1;
                 self.clients[who] = Client::Asking { sent_again: copy };
-                self.send(scenario, Datagram { who, endpoint, copy, sent: self.now });
+                self.send(scenario, Datagram { who, endpoint, copy, sent: self.now, by: Sender::Client });
             }
             Act::Die(who) => self.clients[who] = Client::Gone,
             Act::Replay(datagram) => {
@@ -365,12 +404,13 @@ impl World {
     fn crash(&mut self, scenario: &Scenario) {
         self.left.crashes -= 1;
         // Each datagram is written to the file before anything is done about it.
-        self.written = self.daemon.take().map(|daemon| daemon.replay_cache).unwrap_or_default();
+        self.written = self.daemon.take().map(|daemon| daemon.replay_caches).unwrap_or_default();
         self.queue.clear();
         self.late = None;
         self.destroy = None;
         for (client, asks) in self.clients.iter_mut().zip(scenario.clients) {
-            if client.talks() {
+            let is_connected = asks.endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Stream(_)));
+            if client.talks() || (is_connected && matches!(client, Client::Asking { .. })) {
                 *client = if asks.insists { Client::Asking { sent_again: 0 } } else { Client::Done };
             }
         }
@@ -380,12 +420,12 @@ impl World {
     fn start(&mut self, scenario: &Scenario) {
         let mut daemon = Daemon::default();
         let written = core::mem::take(&mut self.written);
-        if scenario.works(super::Flaw::NoReplayCacheFile) {
-            daemon.replay_cache = written;
+        if scenario.works(Flaw::NoReplayCacheFile) {
+            daemon.replay_caches = written;
         }
-        if scenario.works(super::Flaw::NoClaimsFile) {
+        if scenario.works(Flaw::NoClaimsFile) {
             for id in &self.claims {
-                daemon.ledger.remember(self.nanos(), *id);
+                daemon.ledger(scenario, 0).remember(self.nanos(), *id);
             }
         }
         daemon.pending = self.record.map(|instance| Plan { instance, inherited: true, attempts: 0, started: false });
