@@ -194,7 +194,10 @@ fn usable(config: &Config) {
     assert!(!uris.is_empty() && uris.len() == config.uris.len(), "{:?}", config.uris);
     if let Groups::Only(groups) = &config.groups {
         assert!(!groups.is_empty());
-        assert!(groups.iter().all(|group| !group.ips.is_empty() && !group.uuids.is_empty()), "{groups:?}");
+        assert!(
+            groups.iter().all(|group| !(group.ips.is_empty() && group.from.is_empty()) && !group.uuids.is_empty()),
+            "{groups:?}"
+        );
     }
 }
 

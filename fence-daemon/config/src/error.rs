@@ -255,7 +255,7 @@ pub enum Mistake {
     #[error("the `groups` section has no group")]
     NoGroup,
     /// A group lacks a key without which it permits nothing.
-    #[error("this group has no `{0}`")]
+    #[error("this group has no `{0}`{or}", or = if *.0 == "ip" { " and no `from`" } else { "" })]
     GroupLacks(&'static str),
     /// A group has its own key, and requests or callbacks are not signed.
     #[error("a group has a `key_file`, which `none` for `hash` or `auth` makes useless")]
@@ -410,7 +410,8 @@ impl Mistake {
             Self::GroupKeyMisspelt(_) => "write `key_file` or `key_file2`".to_owned(),
             Self::GroupKeyUnused => "remove `hash` and `auth`, or the groups' `key_file`".to_owned(),
             Self::GroupLacks("ip") => {
-                "write the address of each guest that may fence: `ip = \"192.168.122.11\";`".to_owned()
+                "write the address or the domain of each guest that may fence: `ip = \"192.168.122.11\";`, `from = \"node1\";`"
+                    .to_owned()
             }
             Self::GroupLacks(_) => {
                 "write the name or UUID of each guest that may be fenced: `uuid = \"node1\";`".to_owned()

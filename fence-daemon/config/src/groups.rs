@@ -11,9 +11,11 @@ use super::error::Mistake;
 use super::raw::{Item, Section, Span, clip};
 use super::resolved::{Attach, Multicast, NOTHING, absolute};
 use super::tcp::Tcp;
+use super::warning::Doubt;
 
 pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
-pub(super) const GROUP: Scope = Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "uuid"], ..NOTHING };
+pub(super) const GROUP: Scope =
+    Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "from", "uuid"], ..NOTHING };
 
 /// Which clients may fence which domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +31,11 @@ pub enum Groups {
 pub struct Group {
     /// Its name, for log lines.
     pub name: Option<String>,
-    /// The callback addresses of its clients. Never empty.
+    /// The IP addresses of its clients.
     pub ips: Vec<IpAddr>,
+    /// The names or UUIDs of the domains that its clients run in, as written. Not empty where `ips`
+    /// is.
+    pub from: Vec<String>,
     /// The names or UUIDs of its domains, as written. Never empty.
     pub uuids: Vec<String>,
     /// The files of its own key. Without them the group uses the listener's key.
@@ -107,16 +112,21 @@ pub(super) fn groups(
 
 fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
     let found = Contents::new(&section.items, &GROUP, findings);
-    let (mut ips, mut uuids) = (Vec::new(), Vec::new());
-    for key in ["ip", "uuid"] {
-        if !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key)) {
-            findings.mistake(&section.name.span, Mistake::GroupLacks(key));
-        }
+    let (mut ips, mut from, mut uuids) = (Vec::new(), Vec::new(), Vec::new());
+    let lacks = |key: &str| !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key));
+    if lacks("ip") && lacks("from") {
+        findings.mistake(&section.name.span, Mistake::GroupLacks("ip"));
+    }
+    if lacks("uuid") {
+        findings.mistake(&section.name.span, Mistake::GroupLacks("uuid"));
     }
     for item in found.listed() {
         let text = item.value.value;
         if item.key.value.eq_ignore_ascii_case("uuid") {
             uuids.push(text.to_owned());
+        } else if item.key.value.eq_ignore_ascii_case("from") {
+            findings.doubt(&item.value.span, || Doubt::NobodyVouches);
+            from.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("ip") {
             match text.trim().parse::<IpAddr>() {
                 // A socket of both families shows IPv4 peers as mapped addresses.
@@ -142,7 +152,7 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
         }
         (None, None) => None,
     };
-    Group { name: name.map(|name| name.value.to_owned()), ips, uuids, keys, owner: KeyOwner::EVERYBODY }
+    Group { name: name.map(|name| name.value.to_owned()), ips, from, uuids, keys, owner: KeyOwner::EVERYBODY }
 }
 
 /// Whether a key looks like a misspelled `key_file`. Ignoring it would leave the group with the

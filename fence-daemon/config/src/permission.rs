@@ -1,6 +1,6 @@
 //! What the groups permit: which client may fence which domain, and sign with which key.
 
-use fence_common::caller::{Address, Who};
+use fence_common::caller::{Address, Vouched, Who};
 use fence_common::keys::KeyOwner;
 use fence_common::target::Target;
 use uuid::Uuid;
@@ -73,10 +73,21 @@ impl Groups {
 impl Group {
     /// Whether a client is in the group.
     fn has(&self, who: &Who<'_>) -> bool {
-        match who.address {
+        let by_address = match who.address {
             Address::Ip(ip) => self.ips.contains(&ip),
             Address::Cid(_) | Address::Domain(_) => false,
-        }
+        };
+        by_address || who.domain.is_some_and(|domain| self.from.iter().any(|listed| is_called(listed, domain)))
+    }
+}
+
+/// Whether a group's `from` entry means this domain. Its UUID and its name are both known. Names
+/// count letter by letter: libvirt tells `a` and `A` apart.
+fn is_called(listed: &str, domain: &Vouched) -> bool {
+    match Target::parse(listed.as_bytes()) {
+        Some(Target::Uuid(uuid)) => uuid == domain.uuid,
+        Some(Target::Name(name)) => name == domain.name,
+        None => false,
     }
 }
 
@@ -174,6 +185,38 @@ mod tests {
         let entries: Vec<_> = found.iter().map(|unmatched| unmatched.entry.as_str()).collect();
         assert_eq!(entries, ["cvm11", &UUID.replace('6', "7")]);
         assert_eq!(Groups::Everyone.unmatched(&[]), []);
+    }
+
+    #[test]
+    fn from_permits_the_domain_that_the_hypervisor_vouches_for_and_nobody_by_ip() {
+        let from = |entries: &[&str]| Group {
+            from: entries.iter().map(|entry| (*entry).to_owned()).collect(),
+            ..group(&[], &["victim"])
+        };
+        let domain = |name: &str, uuid: &str| Vouched { name: name.to_owned(), uuid: uuid.parse().unwrap() };
+        let other = UUID.replace('6', "7");
+        let (one, two) = (domain("node1", UUID), domain("node2", &other));
+        let victim = Target::Name("victim".to_owned());
+        let asks = |entry: &str, address: Address, domain| {
+            let groups = Groups::Only(vec![from(&[entry])]);
+            groups.permits(KeyOwner::EVERYBODY, &Who { address, domain }, &victim)
+        };
+        let cid = Address::Cid(7);
+        for entry in ["node1", UUID, &UUID.to_uppercase()] {
+            assert!(asks(entry, cid, Some(&one)) && asks(entry, Address::Domain(one.uuid), Some(&one)), "{entry}");
+            assert!(!asks(entry, cid, Some(&two)), "{entry}: another domain");
+            assert!(!asks(entry, cid, None), "{entry}: an unknown number");
+            assert!(!asks(entry, at("10.0.0.1").address, None), "{entry}: an IP address");
+        }
+        // libvirt may have both, and the number is no name.
+        assert!(!asks("NODE1", cid, Some(&one)) && !asks("7", cid, Some(&one)) && !asks("", cid, Some(&one)));
+        // Its key counts for it, and the listener's does not.
+        let keyed = Groups::Only(vec![Group { owner: KeyOwner(1), ..from(&["node1"]) }]);
+        let may = |owner, domain| keyed.may_ask(KeyOwner(owner), &Who { address: cid, domain });
+        assert_eq!(
+            [may(1, Some(&one)), may(0, Some(&one)), may(1, None), may(1, Some(&two))],
+            [true, false, false, false]
+        );
     }
 
     #[test]

@@ -169,6 +169,9 @@ fn groups(text: &mut String, groups: &Groups) {
         for ip in &group.ips {
             line(text, 2, "ip", &ip.to_string(), false);
         }
+        for from in &group.from {
+            line(text, 2, "from", from, false);
+        }
         for uuid in &group.uuids {
             line(text, 2, "uuid", uuid, false);
         }

@@ -62,6 +62,9 @@ pub enum Doubt {
     /// tcp listens on the loopback address for want of an `address`.
     #[error("tcp has no `address`: only this host itself can connect, and no guest")]
     OnlyThisHost,
+    /// A group names domains that ask, and nothing tells which domain asks.
+    #[error("`from` is nobody: no listener here knows which domain asks")]
+    NobodyVouches,
     /// Other users than root may change the configuration.
     #[error("{} can be changed by others than its owner (mode {mode:04o})", path.display())]
     ConfigWritable {
@@ -162,6 +165,7 @@ impl Doubt {
                 "write this host's address in the guests' network into `listeners { tcp { address = \"...\"; } }`"
                     .to_owned()
             }
+            Self::NobodyVouches => "name the guest by its address: `ip = \"192.168.122.11\";`".to_owned(),
             Self::ConfigWritable { path, .. } => format!("chmod go-w {}", path.display()),
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
             Self::KeyForeign { path, .. } => format!("chown root {}", path.display()),
@@ -188,6 +192,7 @@ impl Doubt {
             Self::Overruled { .. } | Self::SameUri => "has no effect",
             Self::NoDigest(_) => "no authentication",
             Self::OnlyThisHost => "127.0.0.1 or ::1 by default",
+            Self::NobodyVouches => "no effect",
             // These concern files, not positions in them.
             Self::ConfigWritable { .. }
             | Self::KeyOpen { .. }

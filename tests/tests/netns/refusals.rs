@@ -59,6 +59,23 @@ fn each_refusal_is_logged_with_its_reason() -> Result<()> {
     Ok(())
 }
 
+/// Whoever has the domain's own address is still not known to be that domain.
+#[test]
+fn a_group_of_a_domain_alone_denies_clients_that_are_known_by_their_address() -> Result<()> {
+    let bench = Bench::new()?;
+    let (other, ip) = (bench.hypervisor.guest(2)?, bench.guest.v4);
+    let more = format!(
+        "groups {{ group {{ from = \"{DOMAIN}\"; uuid = \"{DOMAIN}\"; }} group {{ ip = \"{ip}\"; uuid = \"nobody\"; }} }}\n"
+    );
+    let server = bench.serve(&Config { more, ..bench.config("auto") })?;
+    ensure!(server.log().contains("no listener here knows which domain asks"), "{}", server.log());
+    for guest in [&bench.guest, &other] {
+        let asked = Peer::new(guest, &key(), Family::V4)?.ask(Op::Off, DOMAIN)?.converse()?;
+        ensure!(asked == Reply::PermissionDenied.to_wire(), "{asked}: {}", server.log());
+    }
+    Ok(())
+}
+
 #[test]
 fn a_loud_source_is_held_back_and_the_others_are_not() -> Result<()> {
     let bench = Bench::new()?;

@@ -51,6 +51,7 @@ const SERVED: &str = "every_hash_and_family_is_served";
 const ATTACH: &str = "attach_decides_how_the_program_is_attached";
 const REBOOTED: &str = "a_rebooted_domain_dies_first_and_comes_back";
 const GROUP_KEYS: &str = "a_groups_own_key_counts_in_it_and_no_other_does";
+const NOBODY: &str = "a_group_of_a_domain_alone_denies_clients_that_are_known_by_their_address";
 const REFUSALS: &str = "each_refusal_is_logged_with_its_reason";
 
 const EFFECTS: &[Effect] = &[
@@ -125,6 +126,7 @@ const EFFECTS: &[Effect] = &[
         "entries_of_groups_that_no_domain_has_are_named",
     ),
     ("ip", &[], As("grouped(&bench)"), "netns/refusals.rs", REFUSALS),
+    ("from", &[], Written, "netns/refusals.rs", NOBODY),
     ("uuid", &[], As("grouped(&bench)"), "netns/refusals.rs", REFUSALS),
 ];
 

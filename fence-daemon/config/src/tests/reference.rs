@@ -180,6 +180,7 @@ fn new_findings_are_marked() {
         "reboot_method",
         "reboot_pause",
         "reboot_reply",
+        "from",
         "key_file",
         "key_file2",
     ];
@@ -219,7 +220,10 @@ fn a_misspelled_key_is_reported_with_the_likely_one() {
             for misspelled in all {
                 // Another key's name is no misspelling.
                 let is_key = known(scope).iter().any(|key| key.eq_ignore_ascii_case(&misspelled));
-                if is_key || misspelled == key || ["ip", "uuid", "group", "groups"].contains(&misspelled.as_str()) {
+                if is_key
+                    || misspelled == key
+                    || ["ip", "from", "uuid", "group", "groups"].contains(&misspelled.as_str())
+                {
                     continue;
                 }
                 let with = file.replace("KEY", &format!("{misspelled} = \"1\";"));
