@@ -47,8 +47,9 @@ pub(crate) fn main() -> ExitCode {
         }
         Some(Action::Status { json }) => status::run(&cli.config, *json),
         // Leave at once: a libvirt that hangs still has threads.
-        Some(Action::Doctor { from_guest, key, json }) => {
-            let options = doctor::Options { from_guest: *from_guest, key: key.clone(), json: *json };
+        Some(Action::Doctor { from_guest, key, tcp, vsock, json }) => {
+            let (key, tcp) = (key.clone(), tcp.clone());
+            let options = doctor::Options { from_guest: *from_guest, key, tcp, vsock: *vsock, json: *json };
             process::leave(doctor::run(&cli.config, &options, &ThisHost))
         }
         Some(Action::Top) => top::run(&cli.config),

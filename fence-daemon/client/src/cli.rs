@@ -5,6 +5,7 @@
 //! help and exit with 0, as if the daemon had started.
 
 use std::ffi::OsString;
+use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
@@ -155,7 +156,8 @@ pub enum Action {
     ///
     /// On the hypervisor: configuration, key, daemon, interface, memberships, firewall, kernel
     /// program, libvirt, domains, the host. In a guest (--from-guest): key, fence_xvm, route,
-    /// firewall, and a real request for a list. Nothing is changed.
+    /// firewall, and a real request for a list by each way that the guest could use. Nothing is
+    /// changed.
     ///
     /// Exit status: 0 nothing is wrong (there may be warnings), 1 something is.
     Doctor {
@@ -166,6 +168,15 @@ pub enum Action {
         /// The guest's key [default: that of -f FILE, or fence_xvm's own]
         #[arg(long, value_name = "FILE", value_parser = absolute, requires = "from_guest")]
         key: Option<PathBuf>,
+
+        /// Ask by tcp there, too (more than once if wanted) [default: at the gateway]
+        #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = place, requires = "from_guest")]
+        tcp: Vec<(IpAddr, Option<u16>)>,
+
+        /// Ask by vsock, too: the host, or the CID given
+        #[arg(long, value_name = "CID", requires = "from_guest", num_args = 0..=1, require_equals = true,
+              default_missing_value = "2", value_parser = clap::value_parser!(u32).range(2..i64::from(u32::MAX)))]
+        vsock: Option<u32>,
 
         /// Print the findings as JSON on one line (see docs/reference/doctor.md)
         #[arg(long)]
@@ -196,6 +207,12 @@ pub enum Action {
 /// Relative paths count from where the daemon was started, which it leaves for `/`.
 fn absolute(path: &str) -> Result<PathBuf, std::io::Error> {
     std::path::absolute(path)
+}
+
+/// An IP address, with a port or without.
+fn place(text: &str) -> Result<(IpAddr, Option<u16>), AddrParseError> {
+    let with_port = text.parse::<SocketAddr>();
+    with_port.map(|place| (place.ip(), Some(place.port()))).or_else(|_| text.parse().map(|ip| (ip, None)))
 }
 
 impl Cli {

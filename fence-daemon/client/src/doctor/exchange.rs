@@ -44,20 +44,25 @@ impl Settings {
         words.join(" ")
     }
 
-    fn arguments(&self) -> Vec<String> {
-        let Self { group, port, hash, auth, key_file } = self;
-        let family = if group.is_ipv4() { "ipv4" } else { "ipv6" };
+    /// What each way needs.
+    pub(super) fn common(&self) -> Vec<String> {
+        let Self { hash, auth, key_file, .. } = self;
         let pairs = [
             ("-o", "list".to_owned()),
             ("-t", WAIT.to_string()),
             ("-k", key_file.to_string_lossy().into_owned()),
-            ("-a", group.to_string()),
-            ("-p", port.to_string()),
-            ("-i", family.to_owned()),
             ("-c", hash.name().to_owned()),
             ("-C", auth.name().to_owned()),
         ];
         pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let family = if self.group.is_ipv4() { "ipv4" } else { "ipv6" };
+        let mut all = self.common();
+        let pairs = [("-a", self.group.to_string()), ("-p", self.port.to_string()), ("-i", family.to_owned())];
+        all.extend(pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        all
     }
 }
 
@@ -127,6 +132,18 @@ fn judge(said: &Said, took: Duration, identity: &Identity, settings: &Settings) 
         settings.hash.name()
     );
     vec![Finding::wrong(CHECK, "no callback", remedy).command("fence-daemon doctor")]
+}
+
+/// How many domains a list has.
+#[must_use]
+pub(super) fn domains(list: &str) -> usize {
+    rows(list).len()
+}
+
+/// Looks for this guest in a list.
+#[must_use]
+pub(super) fn own_name(list: &str) -> Finding {
+    own(&rows(list), &identity())
 }
 
 /// Parses the list: each line has a domain's name, UUID and state.

@@ -15,22 +15,22 @@ use super::exchange::{self, Settings};
 use super::finding::{Finding, State};
 use super::firewall::{self, Traffic};
 use super::interface::{self, InterfaceFacts};
-use super::{host, key, port, program};
+use super::{Options, host, key, port, program, ways};
 
 /// How long `fence_xvm -V` may take.
 const VERSION: Duration = Duration::from_secs(10);
 
 /// Runs all checks. Without an explicit `config` the defaults of `fence_xvm` apply.
 #[must_use]
-pub fn check(config: &Path, key_file: Option<&Path>) -> Vec<Finding> {
+pub fn check(config: &Path, options: &Options) -> Vec<Finding> {
     let mut findings: Vec<Finding> = host::privileges().into_iter().collect();
-    let (settings, told) = settings(config, key_file);
+    let (settings, told) = settings(config, options.key.as_deref());
     findings.extend(told);
     findings.push(fence_xvm());
     if settings.hash != HashKind::None || settings.auth != HashKind::None {
         findings.extend(key::check("key", &settings.key_file));
     }
-    let (seen, told) = ways(settings.group);
+    let (seen, told) = interfaces(settings.group);
     findings.push(told);
     findings.push(port::tcp(settings.port));
     let exchange = exchange::check(&settings);
@@ -44,6 +44,9 @@ pub fn check(config: &Path, key_file: Option<&Path>) -> Vec<Finding> {
     }
     findings.push(host::clock());
     findings.extend(exchange);
+    let others = ways::chosen(&options.tcp, options.vsock, settings.port);
+    let others = ways::check(&others, &settings, &mut findings);
+    findings.extend(others);
     findings
 }
 
@@ -93,7 +96,7 @@ fn fence_xvm() -> Finding {
 
 /// The interfaces that requests leave by. For IPv4 `fence_xvm` sends from each address of the
 /// guest, regardless of routes. For IPv6 the route decides.
-fn ways(group: IpAddr) -> (Vec<InterfaceFacts>, Finding) {
+fn interfaces(group: IpAddr) -> (Vec<InterfaceFacts>, Finding) {
     let names: BTreeSet<String> = match group {
         IpAddr::V4(_) => Wanted::Suitable(group).there().into_iter().map(|present| present.interface.name).collect(),
         IpAddr::V6(_) => match routed(group) {
@@ -111,7 +114,8 @@ fn ways(group: IpAddr) -> (Vec<InterfaceFacts>, Finding) {
     (seen, finding)
 }
 
-const ROUTE: &str = "route";
+/// The check's name.
+pub(super) const ROUTE: &str = "route";
 
 fn judge_ways(group: IpAddr, seen: &[InterfaceFacts]) -> Finding {
     if seen.iter().all(|seen| seen.name == "lo" || !seen.up || !seen.multicast || seen.networks.is_empty()) {

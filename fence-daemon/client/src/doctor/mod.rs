@@ -20,7 +20,9 @@ pub mod page;
 pub mod port;
 pub mod program;
 pub mod sight;
+pub mod ways;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use fence_common::wire::DEFAULT_PORT;
@@ -42,6 +44,10 @@ pub struct Options {
     pub from_guest: bool,
     /// A guest's key, if not in its usual place.
     pub key: Option<PathBuf>,
+    /// Where a guest asks by tcp, if not at its gateway.
+    pub tcp: Vec<(IpAddr, Option<u16>)>,
+    /// The host that a guest asks by vsock, if it does.
+    pub vsock: Option<u32>,
     /// Whether the output is JSON.
     pub json: bool,
 }
@@ -50,7 +56,7 @@ pub struct Options {
 #[must_use]
 pub fn run(config: &Path, options: &Options, probe: &dyn Probe) -> u8 {
     let diagnosis = if options.from_guest {
-        Diagnosis::new(Side::Guest, guest::check(config, options.key.as_deref()))
+        Diagnosis::new(Side::Guest, guest::check(config, options))
     } else {
         Diagnosis::new(Side::Hypervisor, hypervisor(config, probe))
     };

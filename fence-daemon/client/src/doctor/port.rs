@@ -3,7 +3,8 @@
 use super::finding::Finding;
 use super::sight::{self, Owner};
 
-const CHECK: &str = "port";
+/// The check's name.
+pub const CHECK: &str = "port";
 
 /// Checks UDP on the hypervisor. `daemon` is the process ID of the daemon that answers on the
 /// control socket.

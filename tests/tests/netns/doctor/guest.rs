@@ -25,7 +25,7 @@ fn a_healthy_guest_is_answered_and_listed() -> Result<()> {
     bench.guest.space().must("hostname", &["test"])?;
     let told = in_guest(&bench)?;
     told.is_quiet()?;
-    for check in ["fence_xvm", "key", "route", "port", "firewall", "exchange", "own name"] {
+    for check in ["fence_xvm", "key", "route", "port", "firewall", "exchange", "own name", "tcp", "ways"] {
         told.find(check, "ok")?;
     }
     says(told.find("route", "ok")?, &["eth0 (192.168.122.11)"])?;
@@ -149,4 +149,60 @@ fn the_route_chooses_the_way_out_for_ipv6() -> Result<()> {
     super::on_hypervisor(&bench)?.is_quiet()?;
     bench.guest.space().must("sh", &["-c", "ip -6 route flush table all"])?;
     says(asked()?.find("route", "wrong")?, &["no route to ff05::3:1"])
+}
+
+/// The hypervisor is also the guest's gateway, so it is found.
+#[test]
+fn tcp_alone_is_enough_for_a_guest() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.with_tcp(&[("address", "0.0.0.0")]))?;
+    bench.guest.space().must("hostname", &["test"])?;
+    let both = in_guest(&bench)?;
+    both.is_quiet()?;
+    says(both.find("ways", "ok")?, &["answered: multicast; tcp at 192.168.122.1:1229"])?;
+    // No callback comes through.
+    let closed = "table inet t { chain c { type filter hook input priority 0; policy drop; \
+                  ct state established,related accept; icmpv6 type { 133, 134, 135, 136 } accept; }; }";
+    bench.guest.space().must("nft", &[closed])?;
+    let told = in_guest(&bench)?;
+    ensure!(told.code == Some(0) && told.checks("wrong").is_empty(), "{:#}", told.report);
+    says(told.find("tcp", "ok")?, &["answered within", "1 domain"])?;
+    says(told.find("exchange", "warning")?, &["no callback", "another way is answered"])?;
+    says(told.find("ways", "ok")?, &["answered: tcp at 192.168.122.1:1229", "not answered: multicast"])?;
+    told.find("own name", "ok")?;
+    Ok(())
+}
+
+#[test]
+fn each_way_without_an_answer_has_its_remedy() -> Result<()> {
+    let bench = Bench::new()?;
+    let server = bench.serve(&bench.config("off"))?;
+    let with = |options: &[&str]| {
+        let common = ["doctor", "--from-guest", "--key", &bench.key];
+        ask(bench.guest.space(), &[&common, options].concat())
+    };
+    // Nobody needs tcp where multicast is answered, unless it is asked for.
+    says(with(&[])?.find("tcp", "ok")?, &["nobody listens", "multicast,tcp", "in section `tcp`"])?;
+    says(with(&["--tcp", "192.168.122.1"])?.find("tcp", "wrong")?, &["nobody listens"])?;
+    let route = |what| bench.guest.space().must("ip", &["route", what, "default", "via", "192.168.122.1"]);
+    route("del")?;
+    says(with(&["--tcp", "192.0.2.1:7"])?.find("tcp", "wrong")?, &["192.0.2.1:7", "ip route get 192.0.2.1"])?;
+    route("add")?;
+    server.stop(Signal::SIGTERM)?;
+    let told = with(&[])?;
+    told.find("tcp", "warning")?;
+    says(told.find("ways", "wrong")?, &["nothing answers: multicast; tcp at", "cannot fence"])?;
+
+    let port = "192.168.122.1:4464";
+    let keys = [("address", "192.168.122.1"), ("port", "4464"), ("hash", "sha512")];
+    let server = bench.serve(&bench.with_tcp(&keys))?;
+    let told = with(&["--tcp", port, "--tcp", "192.168.122.1"])?;
+    says(told.find("tcp", "wrong")?, &["closed without an answer", "a stronger digest than sha256"])?;
+    ensure!(told.checks("wrong") == ["tcp", "tcp"], "{:#}", told.report);
+    server.stop(Signal::SIGTERM)?;
+    let _server = bench.serve(&bench.with_tcp(&keys[..2]))?;
+    with(&["--tcp", port])?.find("tcp", "ok")?;
+    let wall = "table inet w { chain c { type filter hook input priority 0; tcp dport 4464 drop; }; }";
+    bench.hypervisor.space().must("nft", &[wall])?;
+    says(with(&["--tcp", port])?.find("tcp", "wrong")?, &["no answer to a connection", "let TCP port 4464 in"])
 }

@@ -1,0 +1,303 @@
+//! The ways in beside multicast that a guest could use: tcp, and vsock where it is asked for. Each
+//! is tried by a real request of `fence_virt`.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fence_common::hash::HashKind;
+use fence_common::words::counted;
+
+use super::exchange::{self, Settings};
+use super::finding::{Finding, State};
+use super::firewall;
+use super::port;
+use super::program::{self, Said, Silence};
+use super::sight;
+
+/// The name of the check of tcp.
+const TCP: &str = "tcp";
+/// The name of the check of vsock.
+const VSOCK: &str = "vsock";
+/// The name of the summary.
+const CHECK: &str = "ways";
+
+/// The end of a vsock in a guest.
+const DEVICE: &str = "/dev/vsock";
+/// How long `fence_virt` takes to connect at most.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long `fence_virt` may take in all: each of its waits takes up to [`exchange::WAIT`].
+const LIMIT: Duration = Duration::from_secs(40);
+/// What only multicast needs.
+const OF_MULTICAST: [&str; 4] = [super::guest::ROUTE, port::CHECK, firewall::CHECK, exchange::CHECK];
+
+/// A way that is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayIn {
+    /// To this address.
+    Tcp {
+        /// Where the daemon may listen.
+        place: SocketAddr,
+        /// Whether it is only the gateway, which may be another host than the hypervisor.
+        guessed: bool,
+    },
+    /// To the host with this CID.
+    Vsock(u32),
+}
+
+impl WayIn {
+    fn name(self) -> String {
+        match self {
+            Self::Tcp { place, guessed: false } => format!("tcp at {place}"),
+            Self::Tcp { place, guessed: true } => format!("tcp at {place}, the gateway"),
+            Self::Vsock(cid) => format!("vsock to CID {cid}"),
+        }
+    }
+
+    fn check(self) -> &'static str {
+        match self {
+            Self::Tcp { .. } => TCP,
+            Self::Vsock(_) => VSOCK,
+        }
+    }
+
+    /// The request as arguments of `fence_virt`. The digest of the exam is always SHA-256 there.
+    fn arguments(self, settings: &Settings) -> Vec<String> {
+        let mut all = Settings { auth: HashKind::Sha256, ..settings.clone() }.common();
+        let (way, port) = match self {
+            Self::Tcp { place, .. } => (vec!["-T".to_owned(), place.ip().to_string()], place.port()),
+            // In one word: `fence_virt` takes `-S 3` for CID 2.
+            Self::Vsock(cid) => (vec![format!("-S{cid}")], settings.port),
+        };
+        all.extend(way);
+        all.extend(["-p".to_owned(), port.to_string()]);
+        all
+    }
+
+    fn command(self, settings: &Settings) -> String {
+        format!("fence_virt {}", self.arguments(settings).join(" "))
+    }
+}
+
+/// The ways to try: what the options name, or else the gateway.
+#[must_use]
+pub fn chosen(tcp: &[(IpAddr, Option<u16>)], vsock: Option<u32>, port: u16) -> Vec<WayIn> {
+    let named =
+        tcp.iter().map(|&(ip, own)| WayIn::Tcp { place: SocketAddr::new(ip, own.unwrap_or(port)), guessed: false });
+    let guessed = || gateway(&sight::text("/proc/net/route").unwrap_or_default());
+    let guessed = tcp.is_empty().then(guessed).flatten();
+    let guessed = guessed.map(|ip| WayIn::Tcp { place: SocketAddr::new(ip.into(), port), guessed: true });
+    named.chain(guessed).chain(vsock.map(WayIn::Vsock)).collect()
+}
+
+/// The gateway of the default route, by the kernel's table of IPv4 routes.
+fn gateway(routes: &str) -> Option<Ipv4Addr> {
+    let number = |word: Option<&&str>| u32::from_str_radix(word?, 16).ok();
+    routes.lines().skip(1).find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (to, through, mask) = (number(words.get(1))?, number(words.get(2))?, number(words.get(7))?);
+        // Addresses stand there as the bytes lie in memory.
+        (to == 0 && mask == 0 && through != 0).then(|| Ipv4Addr::from(through.to_ne_bytes()))
+    })
+}
+
+/// Tries each way, and judges all of them together with `multicast`, the findings about multicast.
+#[must_use]
+pub fn check(ways: &[WayIn], settings: &Settings, multicast: &mut [Finding]) -> Vec<Finding> {
+    let outcome = multicast.iter().find(|finding| finding.check == exchange::CHECK);
+    // Without the client there is nothing to try.
+    let Some(by_multicast) = outcome.map(|finding| finding.state == State::Ok) else { return Vec::new() };
+    let mut tried = vec![("multicast".to_owned(), by_multicast)];
+    let (mut findings, mut own) = (Vec::new(), None);
+    for &way in ways {
+        let (mut finding, list) = ask(way, settings, Path::new(DEVICE));
+        if list.is_none() && matches!(way, WayIn::Tcp { guessed: true, .. }) {
+            finding.state = if by_multicast { State::Ok } else { State::Warning };
+        }
+        tried.push((way.name(), list.is_some()));
+        findings.push(finding);
+        own = own.or(list);
+    }
+    if let (false, Some(list)) = (by_multicast, own) {
+        findings.push(exchange::own_name(&list));
+        excuse(multicast);
+    }
+    findings.push(summary(&tried));
+    findings
+}
+
+/// What only multicast lacks is no failure where another way is answered.
+fn excuse(multicast: &mut [Finding]) {
+    for finding in multicast.iter_mut().filter(|finding| OF_MULTICAST.contains(&finding.check)) {
+        if finding.state == State::Wrong {
+            finding.state = State::Warning;
+            finding.seen.push_str(" (by multicast; another way is answered)");
+        }
+    }
+}
+
+fn summary(tried: &[(String, bool)]) -> Finding {
+    let of = |wanted: bool| {
+        let names = tried.iter().filter(|(_, answered)| *answered == wanted).map(|(name, _)| name.as_str());
+        names.collect::<Vec<_>>().join("; ")
+    };
+    let (answered, silent) = (of(true), of(false));
+    if answered.is_empty() {
+        let remedy = "this guest cannot fence: one of these ways must be answered, and above stands what each of them lacks \
+                      (docs/guide/ways-in.md compares them)";
+        return Finding::wrong(CHECK, format!("nothing answers: {silent}"), remedy);
+    }
+    let silent = if silent.is_empty() { String::new() } else { format!("; not answered: {silent}") };
+    Finding::ok(CHECK, format!("answered: {answered}{silent}"))
+}
+
+/// Asks by one way. With the finding comes the list, where there was an answer.
+fn ask(way: WayIn, settings: &Settings, device: &Path) -> (Finding, Option<String>) {
+    if let (WayIn::Vsock(_), false) = (way, device.exists()) {
+        let remedy = "give this guest's domain a device `<vsock model=\"virtio\"><cid auto=\"yes\"/></vsock>` on the hypervisor, and load \
+                      the guest's driver";
+        let finding = Finding::wrong(VSOCK, format!("there is no {}", device.display()), remedy);
+        return (finding.command("modprobe vmw_vsock_virtio_transport"), None);
+    }
+    let mut arguments = way.arguments(settings);
+    // The messages of fence_virt tell how far it came.
+    arguments.push("-ddd".to_owned());
+    let begun = Instant::now();
+    match program::run("fence_virt", &arguments, LIMIT) {
+        Ok(said) if said.code == Some(0) => {
+            let (millis, domains) = (begun.elapsed().as_millis(), counted(exchange::domains(&said.stdout), "domain"));
+            let seen = format!("{}: answered within {millis} ms, with a list of {domains}", way.name());
+            (Finding::ok(way.check(), seen), Some(said.stdout))
+        }
+        Ok(said) => (failed(way, &said, settings, reach), None),
+        Err(error @ Silence::Missing(_)) => {
+            let finding = Finding::wrong(way.check(), error.to_string(), "install it (Debian: fence-virt)");
+            (finding.command("apt-get install fence-virt"), None)
+        }
+        Err(error) => {
+            let remedy = "the daemon took the request and did not answer in time: its own `status` says why";
+            (Finding::wrong(way.check(), error.to_string(), remedy).command(way.command(settings)), None)
+        }
+    }
+}
+
+/// Connects and hangs up.
+fn reach(place: SocketAddr) -> io::Result<()> {
+    TcpStream::connect_timeout(&place, CONNECT).map(drop)
+}
+
+/// Why there was no answer. `fence_virt` does not say it truly, so `reach` connects once more.
+fn failed(way: WayIn, said: &Said, settings: &Settings, reach: impl FnOnce(SocketAddr) -> io::Result<()>) -> Finding {
+    let words = format!("{}{}", said.stdout, said.stderr);
+    let (check, name, hash) = (way.check(), way.name(), settings.hash.name());
+    if words.contains("hallenge") {
+        let remedy = format!(
+            "what listens there rejects the request: it is no fencing daemon, its key is another one (compare fingerprints with \
+             `fence-daemon doctor` there), or it demands a stronger digest than {hash}"
+        );
+        let finding = Finding::wrong(check, format!("{name}: connected, and closed without an answer"), remedy);
+        return finding.command(way.command(settings) + " -ddd");
+    }
+    let WayIn::Tcp { place, .. } = way else {
+        let remedy = "no daemon listens to vsock on the host: choose the listener `vsock` in its fence_virt.conf";
+        return Finding::wrong(check, format!("{name}: not connected"), remedy).command(way.command(settings));
+    };
+    let (why, remedy) = match reach(place) {
+        Ok(()) => (
+            "no answer, although one can connect".to_owned(),
+            "ask again, and see what the daemon's log says".to_owned(),
+        ),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => (
+            "nobody listens there".to_owned(),
+            format!(
+                "to serve this guest by tcp, write `listener = \"multicast,tcp\"` and, in section `tcp`, `address = \"{}\"` into the \
+                 hypervisor's fence_virt.conf, and restart its daemon",
+                place.ip()
+            ),
+        ),
+        Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => (
+            format!("no answer to a connection within {} s", CONNECT.as_secs()),
+            format!(
+                "a firewall drops it, or there is no such host: let TCP port {} in on the hypervisor, and out here",
+                place.port()
+            ),
+        ),
+        Err(error) => (
+            format!("no connection: {error}"),
+            format!("there is no way to it from here: check the address, and `ip route get {}`", place.ip()),
+        ),
+    };
+    Finding::wrong(check, format!("{name}: {why}"), remedy).command(way.command(settings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: WayIn =
+        WayIn::Tcp { place: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 122, 1)), 1229), guessed: false };
+
+    fn settings() -> Settings {
+        let (hash, auth) = (HashKind::Sha512, HashKind::Sha1);
+        Settings { group: IpAddr::from([225, 0, 0, 12]), port: 7, hash, auth, key_file: "/k".into() }
+    }
+
+    #[test]
+    fn the_client_is_called_as_it_understands_it() {
+        let said = HERE.command(&settings());
+        assert_eq!(said, "fence_virt -o list -t 5 -k /k -c sha512 -C sha256 -T 192.168.122.1 -p 1229");
+        // The CID and its option are one word.
+        let said = WayIn::Vsock(3).command(&settings());
+        assert_eq!(said, "fence_virt -o list -t 5 -k /k -c sha512 -C sha256 -S3 -p 7");
+    }
+
+    #[test]
+    fn the_gateway_is_a_guess_that_a_named_address_replaces() {
+        let table = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                     eth0\t007AA8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+                     eth0\t00000000\t017AA8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        let swap = cfg!(target_endian = "little");
+        assert_eq!(gateway(table), swap.then_some(Ipv4Addr::new(192, 168, 122, 1)));
+        assert_eq!(gateway(""), None);
+        let ip = IpAddr::from([192, 0, 2, 1]);
+        let named = |port| WayIn::Tcp { place: SocketAddr::new(ip, port), guessed: false };
+        assert_eq!(chosen(&[(ip, None), (ip, Some(5))], None, 7), [named(7), named(5)]);
+        assert_eq!(chosen(&[(ip, None)], Some(2), 7), [named(7), WayIn::Vsock(2)]);
+    }
+
+    #[test]
+    fn each_failure_has_its_own_remedy() {
+        let cannot = Said { stdout: "Unable to connect to fence_virtd host\n".to_owned(), ..Said::default() };
+        let why = |kind: Option<io::ErrorKind>| {
+            let reach = |_| kind.map_or(Ok(()), |kind| Err(io::Error::from(kind)));
+            let finding = failed(HERE, &cannot, &settings(), reach);
+            format!("{} {}", finding.seen, finding.remedy.unwrap_or_default())
+        };
+        assert!(why(Some(io::ErrorKind::ConnectionRefused)).contains("address = \"192.168.122.1\""));
+        assert!(why(Some(io::ErrorKind::TimedOut)).contains("let TCP port 1229 in"));
+        assert!(why(Some(io::ErrorKind::NetworkUnreachable)).contains("ip route get 192.168.122.1"));
+        assert!(why(None).contains("although one can connect"));
+        let closed = Said { stdout: "Issuing TCP challenge\n".to_owned(), ..Said::default() };
+        let finding = failed(HERE, &closed, &settings(), |_| Ok(()));
+        assert!(finding.seen.contains("closed without an answer") && finding.state == State::Wrong);
+    }
+
+    #[test]
+    fn a_guest_without_vsock_asks_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (finding, list) = ask(WayIn::Vsock(2), &settings(), &folder.path().join("vsock"));
+        assert_eq!((finding.state, list), (State::Wrong, None));
+        assert!(finding.seen.contains("there is no ") && finding.commands == ["modprobe vmw_vsock_virtio_transport"]);
+    }
+
+    #[test]
+    fn one_way_that_is_answered_is_enough() {
+        let told = summary(&[("multicast".into(), false), ("tcp at x".into(), true)]);
+        assert_eq!((told.state, told.seen.as_str()), (State::Ok, "answered: tcp at x; not answered: multicast"));
+        assert_eq!(summary(&[("multicast".into(), false)]).state, State::Wrong);
+        let mut findings = [Finding::wrong(exchange::CHECK, "no callback", "x"), Finding::wrong("key", "none", "x")];
+        excuse(&mut findings);
+        assert_eq!(findings.map(|finding| finding.state), [State::Warning, State::Wrong]);
+    }
+}
