@@ -4,6 +4,7 @@
 mod bad_input;
 mod beside;
 mod in_a_cluster;
+mod ways;
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
 use fence_lab::cluster::shell::Shell as _;
 use fence_lab::container::{self, URI};
-use fence_lab::lab::Hypervisor;
+use fence_lab::lab::{HYPERVISOR_V4, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::process::{Finished, poll_until};
 use fence_lab::server::{Config, Server, Which};
@@ -38,6 +39,7 @@ pub(crate) fn plugin() -> Result<Item> {
 
 struct PluginScene {
     server: Server,
+    config: Config,
     libvirtd: Libvirtd,
     node: Node,
     hypervisor: Hypervisor,
@@ -64,9 +66,10 @@ impl PluginScene {
         }
         let mut config = Config::new(&hypervisor.write("fence.key", &KEY)?);
         config.uris = vec![URI.to_owned()];
+        config.tcp = Some(vec![("address", HYPERVISOR_V4.to_string())]);
         let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
         node.wait_up()?;
-        Ok(Self { server, libvirtd, node, hypervisor })
+        Ok(Self { server, config, libvirtd, node, hypervisor })
     }
 
     fn run(&self, script: &str) -> Result<Finished> {
@@ -167,9 +170,8 @@ fn the_plugin_describes_itself() -> Result<()> {
     let parameters = scene.run(&format!("stonith -t external/fence-xdp -m | python3 -c \"{read}\""))?;
     let required: Vec<_> = parameters.stdout.lines().collect();
     ensure!(parameters.code == Some(0) && required.first() == Some(&"hostlist 1"), "{parameters:?}");
-    for optional in
-        ["key_file", "timeout", "ip_family", "multicast_address", "ipport", "hash", "auth", "hypervisor_uri"]
-    {
+    let optional = ["key_file", "timeout", "ip_family", "multicast_address", "ipaddr", "vsock", "serial_device"];
+    for optional in optional.into_iter().chain(["ipport", "hash", "auth", "hypervisor_uri"]) {
         ensure!(required.contains(&format!("{optional} 0").as_str()), "no {optional}: {parameters:?}");
     }
     let page = std::fs::read_to_string(tools::workspace().join("docs/guide/installation.md"))?;
