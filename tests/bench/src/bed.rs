@@ -13,7 +13,7 @@ use super::figures::Contender;
 use super::measure::resident;
 use fence_lab::client::Family;
 use fence_lab::container;
-use fence_lab::lab::{Guest, Hypervisor};
+use fence_lab::lab::{Guest, HYPERVISOR_V4, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::machine::Machine;
 use fence_lab::peer::Peer;
@@ -138,11 +138,7 @@ impl Bed {
 
     /// Starts a server for the machines of one driver.
     pub fn serve(&self, contender: Contender, uri: &str) -> Result<Serving> {
-        let which = match contender {
-            Contender::Ours => self.ours.clone(),
-            Contender::Stock => Which::Stock,
-            Contender::Bare => bail!("the bare limit needs no server"),
-        };
+        let which = self.which(contender)?;
         let config = Config { uris: vec![uri.to_owned()], ..Config::new(&self.key) };
         let peer = self.peer()?;
         // The one before may just have been killed, and the kernel be taking down what it had.
@@ -162,6 +158,24 @@ impl Bed {
         server.wait_settled(START_LIMIT)?;
         std::thread::sleep(SETTLE);
         Ok(Serving { server, ready, answered })
+    }
+
+    /// Starts a server that listens at tcp, ours at multicast as well.
+    pub fn serve_by_tcp(&self, contender: Contender, uri: &str) -> Result<Server> {
+        let tcp = vec![("address", HYPERVISOR_V4.to_string()), ("key_file", self.key.clone())];
+        let config = Config { uris: vec![uri.to_owned()], tcp: Some(tcp), ..Config::new(&self.key) };
+        std::thread::sleep(SETTLE);
+        let server = Server::start(&self.hypervisor, &self.which(contender)?, &config)?;
+        std::thread::sleep(SETTLE);
+        Ok(server)
+    }
+
+    fn which(&self, contender: Contender) -> Result<Which> {
+        match contender {
+            Contender::Ours => Ok(self.ours.clone()),
+            Contender::Stock => Ok(Which::Stock),
+            Contender::Bare => bail!("the bare limit needs no server"),
+        }
     }
 
     fn ready(server: &Server, begin: Instant) -> Result<Duration> {

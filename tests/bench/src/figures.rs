@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::stats::{Sample, Samples, Unit, three};
-use super::{restart, thousand};
+use super::{restart, tcp, thousand};
 
 /// A part of the bench, which can be run alone (`--only`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -35,6 +35,8 @@ pub enum Part {
     Storm100,
     /// An honest request behind callers that say nothing, or are not there
     Callers,
+    /// Requests by tcp, beside silent connections
+    Tcp,
     /// A thousand domains
     Thousand,
     /// A restart of the daemon while libvirtd hangs
@@ -43,7 +45,7 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Idle,
         Self::Booted,
         Self::Touched,
@@ -52,6 +54,7 @@ impl Part {
         Self::Storm17,
         Self::Storm100,
         Self::Callers,
+        Self::Tcp,
         Self::Thousand,
         Self::Restart,
         Self::Status,
@@ -176,6 +179,7 @@ pub fn all() -> Vec<Figure> {
             | Part::Storm17
             | Part::Storm100
             | Part::Callers
+            | Part::Tcp
             | Part::Thousand
             | Part::Restart => [&[], &[], &[]],
         };
@@ -213,6 +217,7 @@ pub fn all() -> Vec<Figure> {
             add(Part::Callers, &behind(kind, count), &title, Unit::Time, &targets);
         }
     }
+    figures.extend(tcp::figures());
     figures.extend(thousand::figures());
     figures.extend(restart::figures());
     let mut add = |part, id: &str, title: &str, unit, targets: &[(Target, &'static str)]| {

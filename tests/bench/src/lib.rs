@@ -4,7 +4,8 @@
 //! * `daemon`: both servers in turn, on one lab, asked by one client. [`figures`] has the figures
 //!   and their targets, [`bed`] the lab, [`caller`] the clients. [`measure`] is one round of each
 //!   part, [`rounds`] their order. [`report`] and [`plot`] show the results.
-//! * [`thousand`], [`restart`]: parts of `daemon` with labs of their own.
+//! * [`tcp`]: the part of `daemon` about that listener. [`thousand`], [`restart`]: parts with labs
+//!   of their own.
 //! * [`rate_limit`]: what the kernel program costs per frame, and the daemon under floods.
 //! * [`bystanders`]: what the kernel program costs other traffic.
 //! * [`clusters`]: fences in real clusters.
@@ -28,4 +29,5 @@ pub mod restart;
 pub mod rounds;
 pub mod stats;
 mod svg;
+pub mod tcp;
 pub mod thousand;

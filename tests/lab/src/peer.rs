@@ -160,7 +160,12 @@ impl Peer {
 
     /// Connects by tcp to `host`, as `fence_virt -T` does, and sends nothing yet.
     pub fn connect(&self, space: &Space, host: SocketAddr) -> Result<CallBack> {
-        let stream = space.in_network(|| Ok(TcpStream::connect_timeout(&host, TALK_LIMIT)?))?;
+        space.in_network(|| self.connect_here(host))
+    }
+
+    /// As [`Self::connect`], in the network that the calling thread is in.
+    pub fn connect_here(&self, host: SocketAddr) -> Result<CallBack> {
+        let stream = TcpStream::connect_timeout(&host, TALK_LIMIT)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TALK_LIMIT))?;
         stream.set_write_timeout(Some(TALK_LIMIT))?;
