@@ -257,6 +257,12 @@ impl Hypervisors {
         status::presence(&self.known, &self.orders.restarts, target, Moment::now()).await
     }
 
+    /// Whether the tables alone say that the domain is known here and off. Waits for nobody, and is
+    /// no answer: the tables may be a moment behind.
+    pub(crate) fn is_off_by_tables(&self, target: &Target) -> bool {
+        status::is_off_by_tables(&self.known, &self.orders.restarts, target, Moment::now())
+    }
+
     /// All domains of all URIs.
     pub async fn list(&self) -> Listing {
         self.known.list().await

@@ -164,13 +164,19 @@ impl Shared {
                 sleep_until(last).await;
                 return self.called(request, Deferral::Denied).await;
             }
+            // Where only this host hears the request, the answer asks libvirt soon enough. To ask
+            // it here as well would double the wait.
+            let is_off = self.hypervisors.is_off_by_tables(target);
+            if is_off && self.segment.is_ours(request.came_by(), second).await {
+                return self.called(request, Deferral::Alone).await;
+            }
             // A URI that cannot answer in time has no good news.
             let asked = timeout_at(last, self.hypervisors.presence(target)).await;
             let presence = asked.unwrap_or(Presence::Unknown);
             deferral = Deferral::By(presence);
             match presence {
                 Presence::Runs => {}
-                Presence::Defined if self.segment.is_ours(request.came_by(), second).await => {
+                Presence::Defined if !is_off && self.segment.is_ours(request.came_by(), second).await => {
                     deferral = Deferral::Alone;
                 }
                 Presence::Defined => sleep_until(second).await,

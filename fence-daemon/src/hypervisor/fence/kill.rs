@@ -95,7 +95,7 @@ pub(super) async fn kill(
     let whom = uri.table.whom(domain.uuid, &domain.name);
     let (off, left) = tokio::join!(prove(domain, victim, instance.state, source), async {
         match &whom {
-            Some(whom) => host.clear(whom, Some(victim), deadline, killed + CLEAR_LIMIT).await.map(drop),
+            Some(whom) => host.clear(whom, Some(victim), None, deadline, killed + CLEAR_LIMIT).await.map(drop),
             None => Ok(()),
         }
     });

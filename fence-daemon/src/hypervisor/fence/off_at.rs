@@ -88,12 +88,17 @@ impl Orders {
                 let foreseen = if reboot { foresee(records, uri, &domain) } else { None };
                 let seen_dead = uri.table.seen_dead(&Target::Uuid(uuid));
                 let dead = seen_dead.as_ref().and_then(|seen| seen.unnoticed.as_ref()).map(|instance| instance.id);
-                let result = match seen_dead {
-                    Some(seen) => Ok(by_its_death(uri, &seen, reboot)),
-                    None if by_host => Ok(Off::Gone),
-                    None => by_libvirt::off(uri, uuid, reboot, &deadline).await,
+                let (result, look) = match seen_dead {
+                    Some(seen) => (Ok(by_its_death(uri, &seen, reboot)), None),
+                    None if by_host => (Ok(Off::Gone), None),
+                    None => {
+                        // At the same time: to look at this host takes as long as to ask libvirt.
+                        let whom = uri.table.whom(uuid, &domain.name).filter(|_| !power.is_active());
+                        let look = async { Some(host.look(vec![whom?]).await) };
+                        tokio::join!(by_libvirt::off(uri, uuid, reboot, &deadline), look)
+                    }
                 };
-                let result = confirm(host, uri, &domain, result, had_orphans, &deadline).await;
+                let result = confirm(host, uri, &domain, result, look.as_deref(), had_orphans, &deadline).await;
                 let kept = foreseen.map(|(record, kept)| match &result {
                     Ok(Off::Proven { at, .. }) => records.confirm(record, kept, *at),
                     _ => kept,

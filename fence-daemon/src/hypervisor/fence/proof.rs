@@ -9,7 +9,7 @@ use crate::clock::Moment;
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::known::{Identity, Uri};
 use crate::hypervisor::libvirt::{CallError, LibvirtError, State};
-use crate::hypervisor::process::{Cleared, Host, Job, Left};
+use crate::hypervisor::process::{Cleared, Host, Job, Left, Look};
 
 /// How long after the deadline the processes that this host finds may take to die. The answer must
 /// still be in time.
@@ -86,12 +86,14 @@ impl fmt::Display for Unproven {
 }
 
 /// Puts an order's "off" before this host: it passes only if nothing of the domain lives here. What
-/// libvirt has lost is killed. `had_orphans`: this order has killed some of that before.
+/// libvirt has lost is killed. `had_orphans`: this order has killed some of that before. `look`: a
+/// scan of this host that was made while libvirt was asked.
 pub(super) async fn confirm(
     host: &Host,
     uri: &Uri,
     domain: &Identity,
     said: Result<Off, CallError>,
+    look: Option<&Look>,
     had_orphans: bool,
     deadline: &Deadline,
 ) -> Result<Off, CallError> {
@@ -105,7 +107,9 @@ pub(super) async fn confirm(
     if matches!(Job::on_record(whom.driver, &whom.name), Job::Leaving | Job::Arriving) {
         return Ok(Off::Unproven { was, why: Unproven::Migrating });
     }
-    Ok(match (host.clear(&whom, None, deadline, deadline.by() + CLEAR).await, said?) {
+    // Only a domain that nothing was done to. What was killed is looked for afterwards.
+    let look = look.filter(|_| matches!(said, Ok(Off::Already(_))));
+    Ok(match (host.clear(&whom, None, look, deadline, deadline.by() + CLEAR).await, said?) {
         (Err(left), _) => Off::Unproven { was, why: Unproven::Left(left) },
         // A domain that libvirt has lost can be started again only from a definition.
         (Ok(Cleared { at, killed }), Off::Already(_) | Off::Gone) if had_orphans || !killed.is_empty() => {

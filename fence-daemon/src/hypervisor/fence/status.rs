@@ -9,7 +9,7 @@ use super::{Detail, Outcome, Restarts, Unproven};
 use crate::clock::Moment;
 use crate::hypervisor::known::{Answers, FoundDomain, Identity, Instance, Known};
 use crate::hypervisor::libvirt::{CallError, Power, Seen, State};
-use crate::hypervisor::process::{Left, Remains, Whom};
+use crate::hypervisor::process::{Left, Look, Remains, Whom};
 
 /// What a domain is to this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,13 @@ pub(crate) async fn status(known: &Known, target: &Target) -> Outcome {
     if let Some(outcome) = lives(known, target) {
         return outcome;
     }
-    let answers = known.query(target, |seen| seen.power.is_active()).await;
+    // At the same time: to look at this host takes as long as to ask libvirt.
+    let asked = known.query(target, |seen| seen.power.is_active());
+    let (answers, look) = tokio::join!(asked, look_by_tables(known, target));
+    // It may have been started meanwhile.
+    if let Some(outcome) = lives(known, target) {
+        return outcome;
+    }
     // In this order: a domain that runs anywhere is on; of one that may run elsewhere nothing is
     // said; only then it is off.
     let is_on = |found: &&FoundDomain| found.is_active();
@@ -61,7 +67,7 @@ pub(crate) async fn status(known: &Known, target: &Target) -> Outcome {
         (None, Power::Active(state)) => Outcome::found(Reply::Success, Detail::Active(state)),
         // Each of them: the first may be at a URI that speaks of another host, and the next one be
         // an orphan here.
-        (None, Power::Off) => return status_of_off(known, &answers.found).await,
+        (None, Power::Off) => return status_of_off(known, &answers.found, look.as_deref()).await,
         (None, Power::MovedAway) => Outcome::failure(Detail::MovedAway),
     };
     Outcome { domain: known.identity(found), ..outcome }
@@ -83,14 +89,14 @@ fn lives(known: &Known, target: &Target) -> Option<Outcome> {
 
 /// The status of a domain that is off by libvirt's word at these URIs: on, or a failure, if this
 /// host says so of any of them.
-async fn status_of_off(known: &Known, found: &[FoundDomain]) -> Outcome {
+async fn status_of_off(known: &Known, found: &[FoundDomain], look: Option<&Look>) -> Outcome {
     let mut asked: Vec<Whom> = Vec::new();
     for FoundDomain { index, seen } in found {
         for (index, whom) in known.whoms(*index, seen.uuid, &seen.name) {
             if asked.contains(&whom) {
                 continue;
             }
-            if let Some(outcome) = status_of(known, &whom).await {
+            if let Some(outcome) = status_of(known, &whom, look).await {
                 let domain = known.uris.get(index).map(|uri| uri.identity(whom.uuid, &whom.name));
                 return Outcome { domain, ..outcome };
             }
@@ -101,9 +107,20 @@ async fn status_of_off(known: &Known, found: &[FoundDomain]) -> Outcome {
     Outcome { domain, ..Outcome::found(Reply::Off, Detail::ShutOff) }
 }
 
+/// A look at this host for the domains that the tables know by this target. `None`: they know none.
+async fn look_by_tables(known: &Known, target: &Target) -> Option<Arc<Look>> {
+    let known_here = known.uris.iter().enumerate().filter_map(|(index, uri)| {
+        let (uuid, entry) = uri.table.find(target)?;
+        Some(known.whoms(index, uuid, &entry.name).into_iter().map(|(_, whom)| whom))
+    });
+    let wanted: Vec<_> = known_here.flatten().collect();
+    if wanted.is_empty() { None } else { Some(known.host.look(wanted).await) }
+}
+
 /// On if something of the domain lives here, a failure if that is not known. `None`: nothing does.
-async fn status_of(known: &Known, whom: &Whom) -> Option<Outcome> {
-    match known.host.remains(whom).await {
+/// `look` spares a further look at the host if it found nothing of the domain.
+async fn status_of(known: &Known, whom: &Whom, look: Option<&Look>) -> Option<Outcome> {
+    match known.host.remains_by(look, whom).await {
         Remains::Nothing => None,
         Remains::Living(_) => Some(Outcome::found(Reply::Success, Detail::Active(State::RUNNING))),
         Remains::Doubt(why) => Some(Outcome::failure(doubt(why))),
@@ -116,7 +133,7 @@ async fn unknown_status(known: &Known, target: &Target) -> Option<Outcome> {
     for unknown in known.unknown(&look, target, &[]) {
         let Identity { uuid, name, .. } = &unknown.domain;
         let whom = known.uris.get(unknown.index)?.table.whom(*uuid, name)?;
-        if let Some(outcome) = status_of(known, &whom).await {
+        if let Some(outcome) = status_of(known, &whom, None).await {
             return Some(outcome.about(unknown.domain));
         }
     }
@@ -160,6 +177,24 @@ pub(crate) async fn presence(known: &Known, restarts: &Restarts, target: &Target
         (false, true) if remembered.is_empty() => Presence::Defined,
         (false, _) => Presence::Unknown,
     }
+}
+
+/// Whether the tables alone say that the domain is known here and off, and nothing speaks against
+/// it. That is a reason to call back at once where no other host hears the request, and never an
+/// answer: the tables may be a moment behind.
+pub(crate) fn is_off_by_tables(known: &Known, restarts: &Restarts, target: &Target, now: Moment) -> bool {
+    let (mut is_known, mut speaks_against) = (false, restarts.are_fresh(target, now).is_some());
+    for uri in &known.uris {
+        let table = &uri.table;
+        // What such a URI has to say, only a question shows.
+        let is_behind = !uri.is_lively() || !table.is_filled() || table.is_blind();
+        speaks_against |= is_behind || table.recalled.find(target).is_some() || table.orphaned_as(target).is_some();
+        let Some((uuid, entry)) = table.find(target) else { continue };
+        is_known = true;
+        speaks_against |= entry.instance.is_some() || entry.generation != table.generation();
+        speaks_against |= !table.orphans(uuid).is_empty() || table.may_run_elsewhere(uuid);
+    }
+    is_known && !speaks_against
 }
 
 /// Why a target was found nowhere: unknown if every URI says so, else a doubt.

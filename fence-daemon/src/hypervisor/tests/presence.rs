@@ -19,3 +19,30 @@ async fn a_domain_that_waits_long_for_its_restart_may_run_elsewhere() {
     assert_eq!(status::presence(&h.known, &h.orders.restarts, &name("nobody"), now).await, Presence::Unknown);
     assert_eq!(status::presence(&h.known, &h.orders.restarts, &name("other"), now.plus(FRESH)).await, Presence::Runs);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_tables_without_a_doubt_say_that_a_domain_is_off() {
+    let (h, _file) = node(Node::default().shut_off("off", 1).running("on", 2).shut_off("waits", 3)).await;
+    while !h.known.uris[0].table.is_filled() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    for (target, is_off) in [(name("off"), true), (uuid(1), true), (name("on"), false), (name("nobody"), false)] {
+        assert_eq!(h.is_off_by_tables(&target), is_off, "{target}");
+    }
+    pend(&h, "waits", 3, Source::Xml(Zeroizing::new("<no domain>".to_owned()))).await;
+    assert!(!h.is_off_by_tables(&name("waits")), "it comes back");
+    let table = &h.known.uris[0].table;
+    table.note_leaving(Uuid::from_u128(1), true);
+    assert!(!h.is_off_by_tables(&name("off")), "another host may go on with it");
+    table.note_leaving(Uuid::from_u128(1), false);
+    assert!(h.is_off_by_tables(&name("off")));
+    h.known.uris[0].silent.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(!h.is_off_by_tables(&name("off")), "libvirt is silent");
+    h.known.uris[0].silent.store(false, std::sync::atomic::Ordering::Relaxed);
+    table.begin_generation(libvirt::Told { changes: true, resets: true });
+    assert!(!h.is_off_by_tables(&name("off")), "not seen over this connection");
+    table.begin_generation(libvirt::Told { changes: false, resets: false });
+    assert!(!h.is_off_by_tables(&name("off")), "libvirt tells no events");
+    table.forget_for_test();
+    assert!(!h.is_off_by_tables(&name("off")), "not all domains were seen yet");
+}

@@ -186,12 +186,21 @@ impl Host {
 
     /// What is left of a domain. A doubt counts only if it lasts for a second.
     pub(crate) async fn remains(&self, whom: &Whom) -> Remains {
-        match self.processes_of(whom).await {
-            Remains::Nothing => match self.outlives(whom, DOUBT_LIMIT).await {
-                Ok(()) => Remains::Nothing,
-                Err(left) => Remains::Doubt(left.to_string()),
-            },
-            remains @ (Remains::Living(_) | Remains::Doubt(_)) => remains,
+        self.remains_by(None, whom).await
+    }
+
+    /// The same. A scan that was to hold this domain's processes and found none spares another
+    /// one.
+    pub(crate) async fn remains_by(&self, look: Option<&Look>, whom: &Whom) -> Remains {
+        if !look.is_some_and(|look| look.is_clear_of(whom)) {
+            match self.processes_of(whom).await {
+                Remains::Nothing => {}
+                remains @ (Remains::Living(_) | Remains::Doubt(_)) => return remains,
+            }
+        }
+        match self.outlives(whom, DOUBT_LIMIT).await {
+            Ok(()) => Remains::Nothing,
+            Err(left) => Remains::Doubt(left.to_string()),
         }
     }
 
@@ -227,7 +236,8 @@ impl Host {
     }
 
     /// Kills what is left of a domain, and waits until all of it is over: its processes, its
-    /// helpers, its writes. `victim` has been killed before.
+    /// helpers, its writes. `victim` has been killed before. If nothing was, a `look` that has
+    /// found no process of the domain spares another one.
     ///
     /// # Errors
     /// It is not over at `by`; or it is not known; or nothing was killed before the deadline.
@@ -235,6 +245,7 @@ impl Host {
         &self,
         whom: &Whom,
         victim: Option<&Victim>,
+        look: Option<&Look>,
         deadline: &Deadline,
         by: Instant,
     ) -> Result<Cleared, Left> {
@@ -242,7 +253,10 @@ impl Host {
             // At once: they die beside it.
             self.kill_helpers(whom);
         }
-        let killed = self.clear_processes(whom, victim, deadline, by).await?;
+        let killed = match look {
+            Some(look) if victim.is_none() && look.is_clear_of(whom) => Vec::new(),
+            Some(_) | None => self.clear_processes(whom, victim, deadline, by).await?,
+        };
         // The search for helpers reads dozens of files: it runs while the machine dies.
         self.clear_helpers(whom, victim.is_some() || !killed.is_empty(), deadline, by).await?;
         // A living machine carries its locks itself. Only a dead one shows which writes are left.
@@ -338,6 +352,11 @@ async fn dead(killed: &[Arc<Process>], by: Instant) -> Result<(), Left> {
 }
 
 impl Look {
+    /// Whether this scan was to hold the processes of this very domain, and found none.
+    pub(crate) fn is_clear_of(&self, whom: &Whom) -> bool {
+        self.wanted.contains(whom) && matches!(self.remains(whom), Remains::Nothing)
+    }
+
     /// What is left of a domain whose processes this scan was to hold.
     pub(crate) fn remains(&self, whom: &Whom) -> Remains {
         self.remains_beside(whom, |_| false)

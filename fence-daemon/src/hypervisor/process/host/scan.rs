@@ -71,6 +71,8 @@ pub(crate) enum Kind {
 /// What a scan saw.
 #[derive(Debug, Default)]
 pub(crate) struct Look {
+    /// The domains whose processes it was to hold.
+    pub(crate) wanted: Vec<Whom>,
     /// The processes that are domains', or may be.
     pub(crate) found: Vec<FoundProcess>,
     /// Why nothing is known, if the scan did not come to its end.
@@ -204,7 +206,7 @@ pub(super) fn scan(
 
 impl Look {
     pub(super) fn failed(why: String) -> Self {
-        Self { found: Vec::new(), failed: Some(why) }
+        Self { failed: Some(why), ..Self::default() }
     }
 }
 
@@ -278,7 +280,7 @@ impl Work {
             }
             progress = unpoisoned(self.changed.wait_timeout(progress, LOOK)).0;
         }
-        Look { found: std::mem::take(&mut progress.found), failed: None }
+        Look { wanted: self.wanted.clone(), found: std::mem::take(&mut progress.found), failed: None }
     }
 
     /// A process is not read in time: it is unreadable.

@@ -74,11 +74,30 @@ async fn every_process_with_the_machines_uuid_is_found_and_killed() {
     assert!(found.iter().any(|process| process.pid() == launcher.pid()));
     assert!(matches!(host.remains(&other).await, Remains::Nothing));
 
-    let cleared = host.clear(&whom, None, &Deadline::at(soon()), soon()).await.unwrap();
+    let cleared = host.clear(&whom, None, None, &Deadline::at(soon()), soon()).await.unwrap();
     assert_eq!(cleared.killed.len(), 2, "{cleared:?}");
     assert!(found.iter().all(|process| process.is_dead()));
     assert!(matches!(host.remains(&whom).await, Remains::Nothing));
-    assert_eq!(host.clear(&whom, None, &Deadline::at(soon()), soon()).await.unwrap().killed, Vec::<i32>::new());
+    assert_eq!(host.clear(&whom, None, None, &Deadline::at(soon()), soon()).await.unwrap().killed, Vec::<i32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_is_no_word_about_a_domain_that_it_was_not_for() {
+    let (host, whom, other) = (host(), whom("vm"), whom("other"));
+    let look = host.look(vec![whom.clone()]).await;
+    assert!(look.is_clear_of(&whom) && !look.is_clear_of(&other));
+    let instance = Whom { ids: vec![7], ..whom.clone() };
+    assert!(!look.is_clear_of(&instance), "a process may be this instance's");
+    let _machine = Idle::start(WAIT, &["-name", "guest=vm", "-uuid", &whom.uuid.to_string()]);
+    living(&host, &whom, 1).await;
+    let later = host.look(vec![whom.clone()]).await;
+    assert!(!later.is_clear_of(&whom));
+    // What a scan does not clear, another one decides.
+    for look in [None, Some(&*later), Some(&*host.look(vec![other]).await)] {
+        assert!(matches!(host.remains_by(look, &whom).await, Remains::Living(_)));
+    }
+    let cleared = host.clear(&whom, None, Some(&later), &Deadline::at(soon()), soon()).await.unwrap();
+    assert_eq!(cleared.killed.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,7 +110,7 @@ async fn a_process_that_only_mentions_the_uuid_is_a_doubt() {
         }
         sleep(Duration::from_millis(10)).await;
     }
-    let left = host.clear(&whom, None, &Deadline::at(soon()), soon()).await;
+    let left = host.clear(&whom, None, None, &Deadline::at(soon()), soon()).await;
     assert!(matches!(&left, Err(Left::Doubt(why)) if why.contains(&other.pid().to_string())), "{left:?}");
     assert!(other.0.try_wait().unwrap().is_none(), "it was killed");
     drop(other);
@@ -167,7 +186,7 @@ fn a_killed_process_that_cannot_be_read_is_no_doubt() {
     let scope = scope::Scope::of("0::/machine/qemu-3-vm.libvirt-qemu\n");
     let kind = Kind::Unreadable { scope, was: None, why: "it says nothing of itself" };
     let found = vec![FoundProcess { pid: 100_001, kind, held: None }];
-    let look = Look { found, failed: None };
+    let look = Look { found, ..Look::default() };
     let vm = whom("vm");
     assert!(matches!(look.remains(&vm), Remains::Doubt(_)));
     assert!(matches!(look.remains_beside(&vm, |pid| pid == 100_002), Remains::Doubt(_)), "another one");
