@@ -1,7 +1,7 @@
 //! One scan for many questions.
 //!
 //! Each question gets a scan that has begun after it. All questions that come during a scan share
-//! the next one, so a hundred fences at once take few scans.
+//! the next one, so a hundred fences at once take few scans. A lone question is never kept waiting.
 
 use std::iter;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ use super::super::driver::Driver;
 use super::Whom;
 use super::scan::{self, Look, Readers, ScanMemory};
 
-/// How long the next scan waits after one, in multiples of its time. In a storm of fences each scan
-/// serves many, and leaves the processors to the dying.
+/// How long the next scan waits after one that served several questions, in multiples of its time.
+/// In a storm of fences each scan serves many, and leaves the processors to the dying.
 const REST: u32 = 3;
 /// The longest such wait.
 const REST_MAX: Duration = Duration::from_millis(10);
@@ -76,7 +76,9 @@ fn answer_all(root: &Path, drivers: &[Driver], memory: &Arc<ScanMemory>, questio
         let is_asked = |driver: &Driver| of_all || wanted.iter().any(|whom| whom.driver == *driver);
         let drivers: Vec<_> = drivers.iter().copied().filter(is_asked).collect();
         let look = Arc::new(scan::scan(root, &drivers, wanted, of_all, memory, &mut readers));
-        not_before = Instant::now() + REST_MAX.min(begun.elapsed() * REST);
+        if answers.len() > 1 {
+            not_before = Instant::now() + REST_MAX.min(begun.elapsed() * REST);
+        }
         for answer in answers {
             // Fails only if the question was given up.
             let _ = answer.send(Arc::clone(&look));
