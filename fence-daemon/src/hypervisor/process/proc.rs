@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustix::buffer::spare_capacity;
+use rustix::io::pread;
 use uuid::Uuid;
 
 /// How much of a file is read at a time, in bytes.
@@ -112,6 +114,22 @@ pub(super) fn read(path: &Path, into: &mut Vec<u8>) -> io::Result<Option<()>> {
     // `take` for its plain loop: of such a file there is no size to be asked for beforehand.
     let fill = |into: &mut Vec<u8>| File::open(path)?.take(u64::MAX).read_to_end(into).map(drop);
     gone_is_none(fill(into))
+}
+
+/// Reads such a file from its beginning through an open handle.
+///
+/// # Errors
+/// The process has ended (`ESRCH`), or the file cannot be read.
+pub(super) fn read_again(file: &File, into: &mut Vec<u8>) -> io::Result<()> {
+    into.clear();
+    loop {
+        into.reserve(CHUNK);
+        let (at, room) = (u64::try_from(into.len()).map_err(io::Error::other)?, into.capacity() - into.len());
+        // Less than there was room for: such a file ends there.
+        if pread(file, spare_capacity(into), at)? < room {
+            return Ok(());
+        }
+    }
 }
 
 /// The same as text.

@@ -22,6 +22,7 @@
 //!   unreadable process without such a hint keeps nobody from being fenced.
 
 mod belongings;
+mod command_lines;
 mod disks;
 mod helpers;
 mod left_behind;

@@ -25,6 +25,7 @@ use super::super::driver::Driver;
 use super::super::pidfd::{self, Process};
 use super::super::proc::{self, CommandLine, Stat};
 use super::Whom;
+use super::command_lines::CommandLines;
 use super::scope::Scope;
 
 /// How long one process may take to be read. Microseconds are the rule, but a loaded host may give
@@ -87,6 +88,7 @@ pub(super) struct ScanMemory {
     /// The machines that processes were, by number, with their start. An unreadable process may be
     /// what it was.
     machines: Mutex<HashMap<i32, (u64, Uuid)>>,
+    lines: CommandLines,
 }
 
 impl ScanMemory {
@@ -178,6 +180,7 @@ pub(super) fn scan(
         Err(error) => return Look::failed(format!("cannot list {}: {error}", root.display())),
     };
     lock(&memory.machines).retain(|pid, _| pids.binary_search(pid).is_ok());
+    memory.lines.retain(&pids);
     let total = pids.len();
     let work = Arc::new(Work {
         root: root.to_owned(),
@@ -360,7 +363,7 @@ impl Work {
     fn kind(&self, pid: i32, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Option<Kind>> {
         let machines = self.drivers.contains(&Driver::Qemu);
         if machines {
-            if proc::read(&directory.join("cmdline"), buffer)?.is_none() {
+            if self.memory.lines.read(pid, directory, buffer)?.is_none() {
                 return Ok(None);
             }
             let line = if buffer.is_empty() {
