@@ -97,6 +97,14 @@ impl Keys {
         self.slots.get(self.first)?.as_ref()
     }
 
+    /// The keys in slots as the files had them; `None` if there is none.
+    #[must_use]
+    pub fn pair(&self) -> Option<KeyPair> {
+        let first = self.first()?;
+        let second = self.slots.iter().flatten().find(|key| !Arc::ptr_eq(first, key));
+        Some(KeyPair { first: (**first).clone(), second: second.map(|key| (**key).clone()) })
+    }
+
     /// How many are accepted.
     #[must_use]
     pub fn len(&self) -> usize {

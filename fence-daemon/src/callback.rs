@@ -113,22 +113,17 @@ impl Authenticated {
     }
 }
 
-/// What callbacks are made with.
-#[derive(Debug)]
+/// What callbacks are made with: the challenges that are open, at whichever listener. None of them
+/// is ever answered.
+#[derive(Debug, Default)]
 pub struct Callback {
-    auth: HashKind,
     open: Mutex<Challenges>,
 }
 
 impl Callback {
-    /// With `auth`, both sides prove that they have the request's key. A request without a key
-    /// fails its callback, unless `auth` is [`HashKind::None`].
-    #[must_use]
-    pub fn new(auth: HashKind) -> Self {
-        Self { auth, open: Mutex::default() }
-    }
-
-    /// Connects to the request's address, and lets both sides prove that they have the key.
+    /// Connects to the request's address, and lets both sides prove that they have the request's
+    /// key, by the digest of its listener. A request without a key fails, unless that is
+    /// [`HashKind::None`].
     ///
     /// Takes at most 22 s. Cancel it by dropping the future.
     ///
@@ -151,7 +146,7 @@ impl Callback {
         fault::point(Point::AfterConnect);
         // Each side waits for small messages. Without the option they are only slower.
         let _ = stream.set_nodelay(true);
-        self.examine(request, Box::new(stream), self.auth).await
+        self.examine(request, Box::new(stream), request.origin().auth).await
     }
 
     /// Lets both sides of a client's own connection prove that they have the key.

@@ -2,40 +2,36 @@
 
 mod beat;
 mod load;
+mod multicasts;
 mod reload;
+mod serve;
 
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fence_common::admit::Rules;
-use fence_common::rate_limit::STALE_AFTER_NS;
 use fence_common::verdict::Counters;
-use fence_config::{Config, FoundKeys};
-use fence_net::interface::Wanted;
+use fence_config::{Config, FoundKeys, Listener, TCP_AUTH, Tcp};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use self::beat::Beat;
-use self::load::{KernelConsumers, kernel};
-use crate::callback::Callback;
+use self::multicasts::Multicasts;
+use self::reload::KeyPlan;
+use self::serve::{Rings, Sources, serve};
 use crate::control::inspector::{Inspector, Phase};
 use crate::control::server::Control;
 use crate::hypervisor::Hypervisors;
 use crate::intake::arrivals::Arrivals;
-use crate::intake::backlog::{Backlog, Questions};
-use crate::intake::keyring::Keyring;
-use crate::intake::links::Links;
-use crate::intake::listener::{Follower, Listener};
+use crate::intake::backlog::Backlog;
+use crate::intake::judge::Judge;
 use crate::intake::replay_cache::ReplayCache;
-use crate::intake::ring::RequestRing;
-use crate::intake::socket::{RequestSocket, SocketError};
+use crate::intake::request::Origin;
+use crate::intake::socket::SocketError;
 use crate::intake::tcp;
 use crate::observe::rejections;
-use crate::pipeline::{Claims, Pipeline, Settings};
+use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Readiness};
 use crate::systemd;
 
@@ -55,13 +51,6 @@ const WAITED_FOR: Duration = Duration::from_secs(5);
 
 /// What the start waits for with `-w`.
 const UNCONNECTED: &str = "no hypervisor is connected: waiting for one";
-
-/// How often the daemon sends the heartbeat to the kernel program: one may come late.
-const BEAT: Duration = Duration::from_nanos(STALE_AFTER_NS / 2);
-
-/// Each so many heartbeats the daemon looks at whom it has rejected. A timer of its own would wake
-/// an idle daemon once more.
-const BEATS_PER_LOOK: u32 = 4;
 
 /// How long a stop waits for answers: the longest time that one may take, and its way to the
 /// client. The next daemon hears nothing before this one is gone.
@@ -110,51 +99,48 @@ pub async fn run(
     let mut stop = Stop::new().map_err(signals)?;
     // From here on a signal is stored until the daemon can act on it.
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
-    let (keys, of_groups) = (Keyring::new(keys.everybodys), keys.groups);
-    keys.set_groups(of_groups);
-    let Config { multicast, tcp, uris, groups, hypervisor, stress, rate_limit, .. } = config;
+    let Config { listeners, uris, groups, hypervisor, stress, rate_limit, .. } = config;
+    let plan = KeyPlan::new(listeners.clone(), groups.clone(), keys);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
-    let rules = Rules { min_hash: multicast.hash, strict_source: multicast.strict_source };
-    let limits = rate_limit.limits();
-    let socket = RequestSocket::open(multicast.group, multicast.port, rules, keys.clone())?;
-    // After the port, whose error explains a second daemon better.
+    let (several, mut multicasts, mut tcps) = (listeners.len() > 1, Vec::new(), Vec::new());
+    let origins: Vec<Origin> = listeners.iter().map(origin).collect();
+    for (number, listener) in listeners.into_iter().enumerate() {
+        match listener {
+            Listener::Multicast(settings) => multicasts.push((number, settings)),
+            Listener::Tcp(settings) => tcps.push((number, settings)),
+        }
+    }
+    let opened = multicasts::open(multicasts, &plan)?;
+    // After the ports, whose errors explain a second daemon better.
     let state = hypervisor.state.as_deref();
     let replays = state.map_or_else(
         || ReplayCache::none(rate_limit.replay_window),
         |state| ReplayCache::open(state, rate_limit.replay_window),
     );
-    let replays = Arc::new(replays);
-    let socket = Arc::new(socket.rate_limited(limits, Arc::clone(&replays)).grouped(groups.clone()));
-    if multicast.interface.is_none() && socket.needs_interface() {
-        return Err(SocketError::NoInterface(multicast.group).into());
-    }
+    let (replays, limits) = (Arc::new(replays), rate_limit.limits());
+    let judge = Judge::new(None.into()).rate_limited(limits, Arc::clone(&replays)).grouped(groups.clone());
+    let of = |number: usize| origins.get(number).cloned().unwrap_or_default();
     // Before the first look, so that no change in between is lost.
-    let links = links(multicast.group);
-    let (loading, kernel) = kernel(&multicast, rules, limits, &keys, &replays).unzip();
-    let inspector = Arc::new(Inspector::new(&multicast, &socket, hypervisors.clone(), loading.is_some()));
+    let mut multicasts = Multicasts::prepare(opened, several, &plan, &judge, limits, &replays, of);
+    let inspector = Arc::new(Inspector::new(multicasts.watched.clone(), judge.clone(), hypervisors.clone()));
     let _control = control(hypervisor.state.as_deref(), &inspector);
-    let (program, ring) = kernel.map(|KernelConsumers { program, ring }| (program, ring)).unzip();
-    let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
-    let mut listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program).telling(multicast.alone);
 
     let waited_for = tokio::time::Instant::now() + WAITED_FOR;
     let start = async {
-        let missing = listener.complain();
+        let missing = multicasts.complain();
         if let Some(missing) = &missing {
             readiness.tell(missing);
         }
         // The log names by now what this round could not reach.
         let first_round = tokio::time::timeout(FIRST_ROUND, hypervisors.first_round());
-        let mut follower = match patience {
+        let mut followers = match patience {
             // At the same time: requests that arrive meanwhile wait in the socket, and not for
             // long.
             Patience::Start => {
-                let follower = Follower::start(listener, links);
-                // The report already tells what is heard.
-                inspector.set_heard(follower.watch());
+                let followers = multicasts.follow();
                 let _ = first_round.await;
-                follower
+                followers
             }
             Patience::Wait => {
                 let _ = first_round.await;
@@ -169,59 +155,81 @@ pub async fn run(
                     announce_waiting(&mut readiness, UNCONNECTED);
                     connected.await;
                 }
-                Follower::start(listener, links)
+                multicasts.follow()
             }
         };
-        inspector.set_heard(follower.watch());
-        if missing.is_none() && tokio::time::timeout(SOON, follower.heard()).await.is_err() {
-            readiness.tell(&format!("waiting: {}", follower.status()));
+        if missing.is_none() && tokio::time::timeout(SOON, followers.all_hear()).await.is_err() {
+            readiness.tell(&format!("waiting: {}", followers.status()));
         }
-        if tokio::time::timeout_at(waited_for, follower.heard()).await.is_err() {
-            announce_waiting(&mut readiness, &follower.status());
+        // A missing interface keeps no other listener from serving.
+        if tokio::time::timeout_at(waited_for, followers.all_hear()).await.is_err() {
+            if !followers.hears() && tcps.is_empty() {
+                announce_waiting(&mut readiness, &followers.status());
+                followers.any_hears().await?;
+            } else {
+                warn!("not every listener hears yet ({}): serving the others", followers.status());
+            }
         }
-        follower.heard().await.map(|_| follower)
+        Ok::<_, io::Error>(followers)
     };
-    let mut follower = tokio::select! {
+    let mut followers = tokio::select! {
         started = start => started.map_err(|error| DaemonError::Runtime("follow the interfaces", error))?,
         () = stop.wait() => return Ok(()),
     };
     let (backlog, mut questions) = Backlog::new();
     let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
-    let (callback, key_groups) = (Callback::new(multicast.auth), groups.clone());
     let requests = inspector.requests();
-    let settings = Settings { groups, alone: multicast.alone };
-    let pipeline = Pipeline::new(callback, settings, hypervisors.clone(), backlog, claims, replays, requests);
+    let pipeline = Pipeline::new(groups, hypervisors.clone(), backlog, claims, replays, requests);
 
     let uris = hypervisors.view();
     let connected = uris.iter().filter(|uri| uri.connected).count();
-    let heard = follower.now();
-    info!(
-        group = %multicast.group,
-        port = multicast.port,
-        interface = %heard.names(),
-        hash = %multicast.hash.name(),
-        auth = %multicast.auth.name(),
-        program = %if heard.loading { "loading".to_owned() } else { heard.ways() },
-        libvirt = %format_args!("{connected}/{}", uris.len()),
-        "ready"
-    );
-    // The last thing before the announcement, as nobody reads its requests earlier.
-    let mut arrivals = Arrivals::default();
-    if let Some(settings) = tcp {
-        inspector.set_tcp(tcp::Intake::start(settings, socket.judging(), &mut arrivals));
+    for (watched, mut hearing) in multicasts.watched.iter().zip(followers.watch()) {
+        let settings = watched.settings();
+        let listener = several.then(|| Listener::Multicast(settings.clone()).label());
+        let heard = hearing.borrow().clone();
+        if !heard.hears {
+            // Its first time makes no line elsewhere: the start usually waits for it.
+            tokio::spawn(async move {
+                if let Ok(heard) = hearing.wait_for(|heard| heard.hears).await {
+                    info!(listener, interface = %heard.names(), program = %heard.ways(), "requests are heard now");
+                }
+            });
+            continue;
+        }
+        info!(
+            listener,
+            group = %settings.group,
+            port = settings.port,
+            interface = %heard.names(),
+            hash = %settings.hash.name(),
+            auth = %settings.auth.name(),
+            program = %if heard.loading { "loading".to_owned() } else { heard.ways() },
+            libvirt = %format_args!("{connected}/{}", uris.len()),
+            "ready"
+        );
     }
+    // The last thing before the announcement, as nobody reads their requests earlier.
+    let mut arrivals = Arrivals::default();
+    let start = |(number, settings): (usize, Tcp)| {
+        tcp::Intake::start(settings, judge.of_listener(plan.ring(number), of(number)), &mut arrivals)
+    };
+    let tcps: Vec<_> = tcps.into_iter().map(start).collect();
+    if multicasts.sockets.is_empty() {
+        info!(libvirt = %format_args!("{connected}/{}", uris.len()), "ready");
+    }
+    inspector.set_tcps(tcps);
     inspector.enter(Phase::Serving);
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
-    let reloading = tokio::spawn(reload::at_each(hangup, multicast, key_groups, keys));
+    let reloading = tokio::spawn(reload::at_each(hangup, plan));
     // Not earlier: loading would only take processors from the start. The socket serves until the
     // program is attached. Memory is locked after aya has freed the dozens of megabytes that only
     // loading needs.
-    let loader = Arc::clone(&inspector);
+    let (loads, requests) = (std::mem::take(&mut multicasts.loads), inspector.requests());
     tokio::task::spawn_blocking(move || {
-        if let Some(load) = loading {
-            load.run(&loader);
+        for load in loads {
+            load.run(Arc::clone(&requests));
         }
         if stress.lock_memory {
             process::settle();
@@ -237,20 +245,22 @@ pub async fn run(
         rejections::watch(Arc::clone(&look), move || inspector.rejected())
     });
 
+    let mut sources = Sources { sockets: multicasts.sockets, rings: Rings::expected(multicasts.rings), arrivals };
     let outcome = tokio::select! {
-        outcome = serve(&pipeline, &socket, ring, arrivals, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
-        error = follower.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
+        outcome = serve(&pipeline, &mut sources, &mut questions, &look, stopped(&mut stop, &hypervisors)) => outcome,
+        error = followers.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
     reloading.abort();
     telling.abort();
     inspector.enter(Phase::Stopping);
 
-    // The program first: from here on the stack gets every packet again. Then the membership.
-    let seen = follower.end().await;
+    // The programs first: from here on the stack gets every packet again. Then the memberships.
+    let seen = followers.end().await;
     systemd::notify_stopping();
-    let heard = socket.counters();
-    drop(socket);
+    let mut heard = Counters::default();
+    sources.sockets.iter().for_each(|socket| heard.add(&socket.counters()));
+    drop(sources);
     info!("stopping: {}", tell(seen, heard));
     let left = tokio::select! {
         left = pipeline.shutdown(ANSWERS_WITHIN) => left,
@@ -276,67 +286,12 @@ async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
     }
 }
 
-async fn serve(
-    pipeline: &Pipeline,
-    socket: &RequestSocket,
-    mut coming: Option<oneshot::Receiver<RequestRing>>,
-    mut arrivals: Arrivals,
-    questions: &mut Questions,
-    look: &Notify,
-    stopped: impl Future<Output = ()>,
-) -> Result<(), DaemonError> {
-    tokio::pin!(stopped);
-    let mut ring: Option<RequestRing> = None;
-    let beat = Beat::every(BEAT).map_err(|error| DaemonError::Runtime("start the heartbeat", error))?;
-    let mut beats = 0_u32;
-    loop {
-        let from_ring = async {
-            match ring.as_mut() {
-                Some(ring) => ring.next().await,
-                None => std::future::pending().await,
-            }
-        };
-        let came = async {
-            match coming.as_mut() {
-                Some(coming) => coming.await.ok(),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            loaded = came => {
-                ring = loaded;
-                coming = None;
-                if let Some(ring) = ring.as_mut() {
-                    ring.beat();
-                }
-            }
-            // Only this loop sends the heartbeat: if it hangs, the program must notice.
-            ticked = beat.tick() => {
-                ticked.map_err(|error| DaemonError::Runtime("go on with the heartbeat", error))?;
-                if let Some(ring) = ring.as_mut() {
-                    ring.beat();
-                }
-                beats = beats.wrapping_add(1);
-                if beats.is_multiple_of(BEATS_PER_LOOK) {
-                    look.notify_one();
-                }
-            }
-            () = &mut stopped => return Ok(()),
-            request = from_ring => match request {
-                Ok(request) => pipeline.accept(request),
-                Err(error) => return Err(DaemonError::Runtime("read the ring buffer", error)),
-            },
-            request = socket.next() => pipeline.accept(request),
-            // Not in the backlog: a connection's peer has asked what came over it, and no more.
-            incoming = arrivals.next() => pipeline.accept(incoming),
-            question = questions.next() => {
-                if let Some(ring) = ring.as_mut() {
-                    ring.take_waiting(|request| pipeline.accept(request));
-                }
-                socket.take_waiting(|request| pipeline.accept(request));
-                drop(question);
-            }
-        }
+/// What the requests of a listener carry with them.
+fn origin(listener: &Listener) -> Origin {
+    let name = listener.name().map(str::to_owned);
+    match listener {
+        Listener::Multicast(settings) => Origin { name, auth: settings.auth, alone: settings.alone },
+        Listener::Tcp(_) => Origin { name, auth: TCP_AUTH, ..Origin::default() },
     }
 }
 
@@ -353,14 +308,6 @@ fn announce_waiting(readiness: &mut Readiness, what: &str) {
 fn control(state_directory: Option<&Path>, inspector: &Arc<Inspector>) -> Option<Control> {
     let control = Control::open(state_directory?, Arc::clone(inspector));
     control.inspect_err(|error| warn!("no control socket, so `status` and `top` do not work: {error}")).ok()
-}
-
-/// What tells that interfaces come and go.
-fn links(group: IpAddr) -> Links {
-    Links::open(group).unwrap_or_else(|error| {
-        warn!("the kernel does not tell when interfaces come and go ({error}): looking every 2 s instead");
-        Links::by_looking()
-    })
 }
 
 /// The counters that are not zero, in words.

@@ -39,7 +39,7 @@ use fence_common::ending::Ending;
 use fence_common::ledger::{Arrival, Endpoint, Ledger, NoClaim, Ticket};
 use fence_common::sync::lock;
 use fence_common::wire::Reply;
-use fence_config::{Alone, Groups};
+use fence_config::Groups;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -118,23 +118,12 @@ struct Shared {
     segment: Segment,
 }
 
-/// What the configuration says of the answers.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Which clients may fence which domains.
-    pub groups: Groups,
-    /// Whether no other hypervisor hears the requests.
-    pub alone: Alone,
-}
-
 impl Pipeline {
-    /// A pipeline that answers through `callback` and acts through `hypervisors`. `backlog` belongs
-    /// to the reader that calls [`Pipeline::accept`]. `requests` records what becomes of each
-    /// request.
+    /// A pipeline that acts through `hypervisors`. `backlog` belongs to the reader that calls
+    /// [`Pipeline::accept`]. `requests` records what becomes of each request.
     #[must_use]
     pub fn new(
-        callback: Callback,
-        settings: Settings,
+        groups: Groups,
         hypervisors: Hypervisors,
         backlog: Backlog,
         claims: Claims,
@@ -150,8 +139,8 @@ impl Pipeline {
         }
         let ledger = Mutex::new(ledger);
         let shared = Shared {
-            callback,
-            groups: settings.groups,
+            callback: Callback::default(),
+            groups,
             hypervisors,
             backlog,
             replays,
@@ -162,7 +151,7 @@ impl Pipeline {
             requests,
             complaints,
             defer: deferral::DEFER,
-            segment: Segment::new(settings.alone),
+            segment: Segment::default(),
         };
         Self { shared: Arc::new(shared), tasks: Mutex::default(), stopping: watch::channel(None).0 }
     }
@@ -377,7 +366,7 @@ impl Shared {
         };
         let after = Steps::elapsed(request.arrived(), Moment::now());
         let (op, domain, source) = (request.op().name(), domain(request), request.who());
-        let (seqno, via) = (request.seqno(), request.via());
+        let (seqno, via) = (request.seqno(), request.way());
         let step = if request.is_connected() { "exchange" } else { "callback" };
         match (moot, reason) {
             (Some(reason), _) => return self.tell_moot(request, reason),
@@ -413,7 +402,7 @@ impl Shared {
     /// Logs a request that ends without an answer, because another one was or will be answered.
     fn tell_moot(&self, request: &Verified, reason: NoClaim) -> Ended {
         let (op, domain, source) = (request.op().name(), domain(request), request.who());
-        let (seqno, via) = (request.seqno(), request.via());
+        let (seqno, via) = (request.seqno(), request.way());
         match reason {
             NoClaim::Taken | NoClaim::Full => debug!(%op, %domain, %source, seqno, %via, "not answered: {reason}"),
             NoClaim::Superseded => self.complain(request.caller().address(), |held_back| {

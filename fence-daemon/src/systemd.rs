@@ -1,5 +1,8 @@
 //! Notifies systemd of the daemon's states. Without systemd it does nothing.
 
+use std::sync::{Arc, Mutex};
+
+use fence_common::sync::lock;
 use sd_notify::NotifyState;
 
 /// Tells systemd that requests are served.
@@ -25,6 +28,38 @@ pub fn notify_reloading() {
 pub fn notify_status(status: &str) {
     // The protocol consists of lines: a second one would be another message.
     notify(&[NotifyState::Status(&status.replace(['\n', '\r'], " "))]);
+}
+
+/// One listener's part of that line.
+#[derive(Clone, Debug)]
+pub struct StatusPart {
+    all: Arc<Mutex<Vec<String>>>,
+    index: usize,
+}
+
+impl StatusPart {
+    /// The parts of a line for so many listeners.
+    #[must_use]
+    pub fn of(listeners: usize) -> Vec<Self> {
+        let all = Arc::new(Mutex::new(vec![String::new(); listeners]));
+        (0..listeners).map(|index| Self { all: Arc::clone(&all), index }).collect()
+    }
+
+    /// The whole line.
+    #[must_use]
+    pub fn only() -> Self {
+        Self { all: Arc::new(Mutex::new(vec![String::new()])), index: 0 }
+    }
+
+    /// Changes this part, and shows the whole line.
+    pub fn show(&self, status: &str) {
+        let mut all = lock(&self.all);
+        if let Some(part) = all.get_mut(self.index) {
+            status.clone_into(part);
+        }
+        let known: Vec<&str> = all.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        notify_status(&known.join("; "));
+    }
 }
 
 fn notify(state: &[NotifyState<'_>]) {

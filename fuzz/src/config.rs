@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use fence_config::raw::{self, Item};
-use fence_config::{self as config, Config, ConfigError, Groups, Mistake, Source, Warnings, render};
+use fence_config::{self as config, Config, ConfigError, Groups, Listener, Mistake, Source, Warnings, render};
 
 /// Longer than any report about a file, in bytes: 20 mistakes and 100 warnings, each with a line.
 const REPORT_MAX: usize = 512 << 10;
@@ -183,10 +183,21 @@ fn the_case_of_names_does_not_matter(file: &[u8], tree: &[Item<'_>], config: &Co
 
 /// What the rest of the daemon relies on.
 fn usable(config: &Config) {
-    let multicast = &config.multicast;
-    assert!(multicast.group.is_multicast() && multicast.port != 0 && multicast.key_file.is_absolute());
-    if let Some(name) = &multicast.interface {
-        assert!((1..=15).contains(&name.len()) && !name.contains(['/', ':', ' ', '\t']), "{name:?}");
+    assert!(!config.listeners.is_empty());
+    for listener in &config.listeners {
+        let files = listener.key_files();
+        assert!(files.is_none_or(|files| files.first.is_absolute()), "{listener:?}");
+        let (interface, port) = match listener {
+            Listener::Multicast(multicast) => {
+                assert!(multicast.group.is_multicast());
+                (&multicast.interface, multicast.port)
+            }
+            Listener::Tcp(tcp) => (&tcp.interface, tcp.port),
+        };
+        assert!(port != 0);
+        if let Some(name) = interface {
+            assert!((1..=15).contains(&name.len()) && !name.contains(['/', ':', ' ', '\t']), "{name:?}");
+        }
     }
     let mut uris = config.uris.clone();
     uris.sort_unstable();

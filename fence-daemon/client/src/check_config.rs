@@ -34,15 +34,12 @@ pub fn run(file: &Path, probe: &dyn Probe) -> u8 {
             return EXIT_USAGE;
         }
     };
-    look_at_interface(&config, &mut warnings);
+    look_at_interfaces(&config, &mut warnings);
     look_at_domains(&config, probe, &mut warnings);
     let mut text = render::render(&config, &bytes);
-    let keys = config::key::load_all(&config.multicast, &mut warnings).and_then(|found| {
-        config::key::load_groups(&config.multicast, &config.groups, found.as_ref(), &mut warnings)?;
-        Ok(found)
-    });
-    if let Ok(Some(keys)) = &keys {
-        text.push_str(&render::key_note(&config.multicast, keys));
+    let keys = config::key::load_all(&config.listeners, &config.groups, &mut warnings);
+    if let Ok(keys) = &keys {
+        text.push_str(&render::key_note(keys));
     }
     let is_written = print(&text);
     match keys {
@@ -62,19 +59,21 @@ pub fn run(file: &Path, probe: &dyn Probe) -> u8 {
     }
 }
 
-/// Warns if the interface does not exist now, or if something else takes its frames.
-fn look_at_interface(config: &Config, warnings: &mut Warnings) {
-    let group = config.multicast.group;
-    let wanted = config.multicast.interface.clone().map_or(Wanted::Suitable(group), Wanted::Named);
-    if wanted.there().is_empty() {
-        warnings.push(None, Doubt::InterfaceMissing(config.multicast.interface.clone()));
-    }
-    let named = config.multicast.interface.as_deref().and_then(Interface::meant_by);
-    if let Some(interface) = named
-        && let Some(taker) = Taker::of(&interface)
-    {
-        let (interface, what, instead) = (interface.name, taker.to_string(), taker.help());
-        warnings.push(None, Doubt::InterfaceTaken { interface, what, instead });
+/// Warns about each multicast listener's interface that does not exist now, or whose frames
+/// something else takes.
+fn look_at_interfaces(config: &Config, warnings: &mut Warnings) {
+    for multicast in config.multicasts() {
+        let wanted = multicast.interface.clone().map_or(Wanted::Suitable(multicast.group), Wanted::Named);
+        if wanted.there().is_empty() {
+            warnings.push(None, Doubt::InterfaceMissing(multicast.interface.clone()));
+        }
+        let named = multicast.interface.as_deref().and_then(Interface::meant_by);
+        if let Some(interface) = named
+            && let Some(taker) = Taker::of(&interface)
+        {
+            let (interface, what, instead) = (interface.name, taker.to_string(), taker.help());
+            warnings.push(None, Doubt::InterfaceTaken { interface, what, instead });
+        }
     }
 }
 
@@ -98,14 +97,18 @@ mod tests {
 
     #[test]
     fn a_missing_interface_is_doubtful_and_no_more() {
-        let file = b"fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; }";
-        let (mut config, mut warnings) =
-            config::parse(&Source::new(Path::new("f"), file), Warnings::default()).unwrap();
-        config.multicast.interface = Some("lo".to_owned());
-        look_at_interface(&config, &mut warnings);
+        let read = |interface: &str| {
+            let file = format!(
+                "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }} \
+                 listeners {{ multicast {{ interface = \"{interface}\"; }} }}"
+            );
+            config::parse(&Source::new(Path::new("f"), file.as_bytes()), Warnings::default()).unwrap()
+        };
+        let (config, mut warnings) = read("lo");
+        look_at_interfaces(&config, &mut warnings);
         assert!(warnings.is_empty());
-        config.multicast.interface = Some("no-such-if".to_owned());
-        look_at_interface(&config, &mut warnings);
+        let (config, mut warnings) = read("no-such-if");
+        look_at_interfaces(&config, &mut warnings);
         let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         assert!(said[0].contains("no-such-if") && said[0].contains("waits"), "{said:?}");
         assert_eq!(said.len(), 1);

@@ -242,13 +242,16 @@ impl Cli {
 }
 
 /// What `-l` prints: the backends and listeners that this daemon has, in the layout in which stock
-/// servers show theirs. Nothing is loaded at run time here; what stock servers have besides (tcp,
-/// vsock, serial, cpg) is not listed before it works.
+/// servers show theirs. Nothing is loaded at run time here; what stock servers have besides (vsock,
+/// serial, cpg) is not listed before it works.
 #[must_use]
 pub fn list() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let plugins = [Plugin::Backend, Plugin::Listener];
-    plugins.map(|plugin| format!("Available {}s:\n    {} {version}\n", plugin.key(), plugin.supported())).concat()
+    let lines = |plugin: Plugin| -> String {
+        plugin.supported().iter().map(|name| format!("    {name} {version}\n")).collect()
+    };
+    plugins.map(|plugin| format!("Available {}s:\n{}", plugin.key(), lines(plugin))).concat()
 }
 
 /// What to exit with after [`Cli::read`]'s error.
@@ -287,8 +290,9 @@ mod tests {
     #[test]
     fn the_list_has_only_working_plugins() {
         let version = env!("CARGO_PKG_VERSION");
-        let expected =
-            format!("Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n");
+        let expected = format!(
+            "Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n    tcp {version}\n"
+        );
         assert_eq!(list(), expected);
     }
 

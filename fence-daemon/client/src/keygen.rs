@@ -41,7 +41,11 @@ pub fn run(path: Option<&Path>, config: &Path, options: KeygenOptions) -> u8 {
 /// yet.
 fn configured_key_file(config: &Path) -> Result<PathBuf, ConfigError> {
     match config::load(config) {
-        Ok((config, _)) => Ok(config.multicast.key_file),
+        Ok((config, _)) => {
+            let plain = config.multicast().map(|multicast| multicast.key_file.clone());
+            let other = || config.listeners.iter().find_map(config::Listener::key_files).map(|files| files.first);
+            Ok(plain.or_else(other).unwrap_or_else(|| config::DEFAULT_KEY_FILE.into()))
+        }
         Err(ConfigError::Unreadable { error, .. })
             if error.kind() == io::ErrorKind::NotFound && config == Path::new(config::DEFAULT_PATH) =>
         {

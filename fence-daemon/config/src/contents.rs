@@ -1,6 +1,7 @@
 //! Sorts a section's contents: which keys and sections count, and what has no effect.
 
 use super::error::{ConfigError, Mistake, Mistakes};
+use super::listeners::{ListenerMistake, SECTIONS_MAX};
 use super::position::{Position, Source};
 use super::raw::{Assignment, Item, Section, Span, Spanned, clip};
 use super::warning::{Doubt, Warnings};
@@ -50,6 +51,11 @@ impl<'s> Findings<'s> {
         }
     }
 
+    /// The line of a span.
+    pub(super) fn line(&self, span: &Span) -> usize {
+        self.source.place(span).line()
+    }
+
     /// Adds a doubt: `later` overrules `earlier`.
     pub(super) fn overruled(&mut self, earlier: &Spanned<&str>, later: &Spanned<&str>) {
         let source = self.source;
@@ -69,22 +75,24 @@ impl<'s> Findings<'s> {
 }
 
 /// What a section may contain.
-pub(super) struct Scope {
+pub(super) struct Scope<'s> {
     /// Keys of which the last one counts.
-    pub(super) keys: &'static [&'static str],
+    pub(super) keys: &'s [&'static str],
     /// Keys that count each time.
-    pub(super) lists: &'static [&'static str],
+    pub(super) lists: &'s [&'static str],
     /// Keys that may end with a number, and count each time.
-    pub(super) numbered: &'static [&'static str],
+    pub(super) numbered: &'s [&'static str],
     /// Sections of which the last one counts.
-    pub(super) sections: &'static [&'static str],
+    pub(super) sections: &'s [&'static str],
+    /// Those of `sections` that may have names: the last one of each name counts.
+    pub(super) named: &'s [&'static str],
     /// Sections that count each time.
-    pub(super) repeated: &'static [&'static str],
+    pub(super) repeated: &'s [&'static str],
     /// Sections that fence_virtd knows and this daemon ignores.
-    pub(super) unread: &'static [&'static str],
+    pub(super) unread: &'s [&'static str],
 }
 
-impl Scope {
+impl Scope<'_> {
     fn knows_key(&self, name: &str) -> bool {
         is_one_of(self.keys, name) || self.is_list(name)
     }
@@ -143,7 +151,7 @@ pub(super) struct Contents<'i> {
 
 impl<'i> Contents<'i> {
     /// Sorts a section's contents. Reports what is unknown, overruled or of the wrong kind.
-    pub(super) fn new(items: &'i [Item<'i>], scope: &Scope, findings: &mut Findings<'_>) -> Self {
+    pub(super) fn new(items: &'i [Item<'i>], scope: &Scope<'_>, findings: &mut Findings<'_>) -> Self {
         let mut found = Self { values: Vec::new(), listed: Vec::new(), sections: Vec::new() };
         for item in items {
             match item {
@@ -154,7 +162,7 @@ impl<'i> Contents<'i> {
         found
     }
 
-    fn value(&mut self, item: &'i Assignment<'i>, scope: &Scope, findings: &mut Findings<'_>) {
+    fn value(&mut self, item: &'i Assignment<'i>, scope: &Scope<'_>, findings: &mut Findings<'_>) {
         let name = item.key.value;
         if scope.knows_section(name) {
             findings.mistake(&item.key.span, Mistake::SectionExpected(clip(name)));
@@ -176,7 +184,7 @@ impl<'i> Contents<'i> {
         }
     }
 
-    fn section(&mut self, item: &'i Section<'i>, scope: &Scope, findings: &mut Findings<'_>) {
+    fn section(&mut self, item: &'i Section<'i>, scope: &Scope<'_>, findings: &mut Findings<'_>) {
         let name = item.name.value;
         if scope.knows_key(name) {
             findings.mistake(&item.name.span, Mistake::ValueExpected(clip(name)));
@@ -193,9 +201,12 @@ impl<'i> Contents<'i> {
             }
         } else if is_one_of(scope.unread, name) {
             misplaced_restriction(item, findings);
+        } else if is_one_of(scope.named, name) && self.sections.len() >= SECTIONS_MAX {
+            // Each is compared with each.
+            findings.mistake(&item.name.span, ListenerMistake::TooMany.into());
         } else if is_one_of(scope.repeated, name) {
             self.sections.push(item);
-        } else if let Some(known) = self.sections.iter_mut().find(|known| known.name.value.eq_ignore_ascii_case(name)) {
+        } else if let Some(known) = self.sections.iter_mut().find(|known| is_again(known, item, scope)) {
             let earlier = std::mem::replace(known, item);
             // fence_virtd silently drops the earlier section. An author of two wants both: two
             // interfaces, two keys, more groups.
@@ -232,6 +243,19 @@ impl<'i> Contents<'i> {
     pub(super) fn sections(&self) -> impl Iterator<Item = &'i Section<'i>> {
         self.sections.iter().copied()
     }
+}
+
+/// Whether a section counts instead of another one: both are of one kind, and have one name if they
+/// may have names.
+fn is_again(one: &Section<'_>, other: &Section<'_>, scope: &Scope<'_>) -> bool {
+    let kind = other.name.value;
+    one.name.value.eq_ignore_ascii_case(kind)
+        && (!is_one_of(scope.named, kind)
+            || match (&one.value, &other.value) {
+                (Some(one), Some(other)) => one.value.eq_ignore_ascii_case(other.value),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            })
 }
 
 /// Whether two sections have the same contents.

@@ -55,16 +55,39 @@ impl Document {
     /// The last section at this path of names; `None` if one is missing.
     fn section(&self, path: &[&str]) -> Option<&Self> {
         let Some((first, rest)) = path.split_first() else { return Some(self) };
-        match self.nodes.iter().rfind(|node| node.is_section(first))? {
+        match self.nodes.get(self.last_section(first)?)? {
             Node::Section { inner, .. } => inner.section(rest),
             Node::Value { .. } => None,
         }
     }
 
+    /// The last section that has this kind and name in the section at this path; `None` if it is
+    /// missing.
+    pub fn named(&self, path: &[&str], kind: &str, wanted: Option<&str>) -> Option<&Self> {
+        self.section(path)?.nodes.iter().rev().find_map(|node| match node {
+            Node::Section { name, value, inner }
+                if name.eq_ignore_ascii_case(kind)
+                    && value.as_ref().map(|value| value.to_ascii_lowercase())
+                        == wanted.map(str::to_ascii_lowercase) =>
+            {
+                Some(inner)
+            }
+            Node::Section { .. } | Node::Value { .. } => None,
+        })
+    }
+
+    /// Where the section of this name is that counts: the last one without a value, or else the
+    /// last one.
+    fn last_section(&self, name: &str) -> Option<usize> {
+        let is_plain = |node: &Node| matches!(node, Node::Section { value: None, .. });
+        let plain = self.nodes.iter().rposition(|node| node.is_section(name) && is_plain(node));
+        plain.or_else(|| self.nodes.iter().rposition(|node| node.is_section(name)))
+    }
+
     /// As [`Self::section`], to be changed. Missing sections are added.
     fn section_mut(&mut self, path: &[&str]) -> &mut Self {
         let Some((first, rest)) = path.split_first() else { return self };
-        let at = self.nodes.iter().rposition(|node| node.is_section(first)).unwrap_or_else(|| {
+        let at = self.last_section(first).unwrap_or_else(|| {
             let name = (*first).to_owned();
             self.nodes.push(Node::Section { name, value: None, inner: Self::default() });
             self.nodes.len().saturating_sub(1)

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use annotate_snippets::Level;
 
+use super::contents::Findings;
 use super::key::KeyFileError;
+use super::listeners::ListenerMistake;
 use super::position::{Message, Position};
-use super::raw::SyntaxKind;
+use super::raw::{Section, SyntaxKind};
 use super::syntax::{syntax_help, syntax_label};
 use super::tcp::TcpMistake;
 use super::warning::Warnings;
@@ -151,9 +153,9 @@ pub enum Mistake {
         /// Its name.
         name: String,
     },
-    /// A listener is named twice.
-    #[error("`listener` names a listener twice")]
-    ListenerTwice,
+    /// The list of listeners.
+    #[error(transparent)]
+    Listener(#[from] ListenerMistake),
     /// The tcp listener.
     #[error(transparent)]
     Tcp(#[from] TcpMistake),
@@ -301,13 +303,26 @@ impl Plugin {
         }
     }
 
-    /// The supported value; of a listener the one that is always there.
+    /// The supported names, the usual one first.
     #[must_use]
-    pub const fn supported(self) -> &'static str {
+    pub const fn supported(self) -> &'static [&'static str] {
         match self {
-            Self::Listener => "multicast",
-            Self::Backend => "libvirt",
+            Self::Listener => &["multicast", "tcp"],
+            Self::Backend => &["libvirt"],
         }
+    }
+
+    /// The usual name.
+    #[must_use]
+    pub fn usual(self) -> &'static str {
+        self.supported().first().copied().unwrap_or_default()
+    }
+}
+
+impl Plugin {
+    /// Reports that the file names none.
+    pub(super) fn is_missing(self, section: Option<&Section<'_>>, findings: &mut Findings<'_>) {
+        findings.mistake(section.map_or(&(0..0), |section| &section.name.span), Mistake::Missing(self));
     }
 }
 
@@ -326,11 +341,9 @@ impl Mistake {
             Self::SectionExpected(_) => "expected braces".to_owned(),
             Self::ValueExpected(_) => "expected a value".to_owned(),
             Self::Missing(plugin) => format!("`{plugin}` belongs in the `fence_virtd` section"),
-            Self::NotYet { plugin: Plugin::Listener, .. } => {
-                "only \"multicast\" and \"multicast,tcp\" so far".to_owned()
-            }
+            Self::NotYet { plugin: Plugin::Listener, .. } => "only \"multicast\", \"tcp\" and both so far".to_owned(),
             Self::NotYet { plugin: Plugin::Backend, .. } => "only \"libvirt\" so far".to_owned(),
-            Self::ListenerTwice => "each counts once".to_owned(),
+            Self::Listener(mistake) => mistake.label(),
             Self::Tcp(mistake) => mistake.label().to_owned(),
             Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
             Self::Port(_) => "not a number from 1 to 65535".to_owned(),
@@ -366,12 +379,12 @@ impl Mistake {
             Self::SectionExpected(name) => format!("write `{name} {{ ... }}`"),
             Self::ValueExpected(name) => format!("write `{name} = \"...\";`"),
             Self::Missing(plugin) => {
-                format!("write `fence_virtd {{ {plugin} = \"{}\"; ... }}`", plugin.supported())
+                format!("write `fence_virtd {{ {plugin} = \"{}\"; ... }}`", plugin.usual())
             }
-            Self::ListenerTwice => "write `listener = \"multicast,tcp\";`".to_owned(),
+            Self::Listener(mistake) => mistake.help().to_owned(),
             Self::Tcp(mistake) => mistake.help().to_owned(),
             Self::NotYet { plugin, .. } | Self::NoSuch { plugin, .. } => {
-                format!("write `{plugin} = \"{}\";`", plugin.supported())
+                format!("write `{plugin} = \"{}\";`", plugin.usual())
             }
             Self::Port(_) => "write a port such as \"1229\", which clients use by default".to_owned(),
             Self::Family(_) => "write \"ipv4\" or \"ipv6\"".to_owned(),

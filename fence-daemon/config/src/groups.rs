@@ -1,20 +1,21 @@
 //! Section `groups`: which clients may fence which domains, and with which key.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use fence_common::hash::HashKind;
 use fence_common::keys::KeyOwner;
 
 use super::contents::{Contents, Findings, Scope, nearest};
 use super::error::Mistake;
+use super::listeners::{KeyFiles, Listener};
+use super::multicast::Attach;
 use super::raw::{Item, Section, Span, clip};
-use super::resolved::{Attach, Multicast, NOTHING, absolute};
-use super::tcp::Tcp;
+use super::resolved::{NOTHING, absolute};
 use super::warning::Doubt;
 
-pub(super) const GROUPS: Scope = Scope { repeated: &["group"], ..NOTHING };
-pub(super) const GROUP: Scope =
+pub(super) const GROUPS: Scope<'static> = Scope { repeated: &["group"], ..NOTHING };
+pub(super) const GROUP: Scope<'static> =
     Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "from", "uuid"], ..NOTHING };
 
 /// Which clients may fence which domains.
@@ -39,23 +40,14 @@ pub struct Group {
     /// The names or UUIDs of its domains, as written. Never empty.
     pub uuids: Vec<String>,
     /// The files of its own key. Without them the group uses the listener's key.
-    pub keys: Option<GroupKeyFiles>,
+    pub keys: Option<KeyFiles>,
     /// The owner of the key that signs this group's requests.
     pub owner: KeyOwner,
 }
 
-/// The files of a group's own key, as absolute paths.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GroupKeyFiles {
-    /// The key.
-    pub first: PathBuf,
-    /// A second key that is accepted too. The file may be missing.
-    pub second: Option<PathBuf>,
-}
-
 impl Groups {
     /// The groups' own keys, each once, with their owners.
-    pub fn key_files(&self) -> impl Iterator<Item = (KeyOwner, &GroupKeyFiles)> {
+    pub fn key_files(&self) -> impl Iterator<Item = (KeyOwner, &KeyFiles)> {
         let groups = match self {
             Self::Everyone => &[],
             Self::Only(groups) => groups.as_slice(),
@@ -77,20 +69,15 @@ impl Groups {
     }
 }
 
-/// Reads the section. If a group has its own key, the kernel program is off, since it does not know
-/// such keys.
-pub(super) fn groups(
-    section: &Section<'_>,
-    multicast: &mut Multicast,
-    tcp: Option<&Tcp>,
-    findings: &mut Findings<'_>,
-) -> Groups {
+/// Reads the section. If a group has its own key, the kernel programs are off, since they do not
+/// know such keys.
+pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings: &mut Findings<'_>) -> Groups {
     let mut groups: Vec<Group> =
         Contents::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
     if groups.is_empty() {
         findings.mistake(&section.name.span, Mistake::NoGroup);
     }
-    let mut owners: Vec<GroupKeyFiles> = Vec::new();
+    let mut owners: Vec<KeyFiles> = Vec::new();
     for group in &mut groups {
         let Some(keys) = &group.keys else { continue };
         let known = owners.iter().position(|files| files == keys);
@@ -101,8 +88,16 @@ pub(super) fn groups(
         group.owner = KeyOwner(position.saturating_add(1));
     }
     if !owners.is_empty() {
-        multicast.attach = Attach::Off;
-        let digests = [multicast.hash, multicast.auth, tcp.map_or(multicast.hash, |tcp| tcp.hash)];
+        let mut digests = Vec::new();
+        for listener in listeners {
+            match listener {
+                Listener::Multicast(multicast) => {
+                    multicast.attach = Attach::Off;
+                    digests.extend([multicast.hash, multicast.auth]);
+                }
+                Listener::Tcp(tcp) => digests.push(tcp.hash),
+            }
+        }
         if digests.contains(&HashKind::None) {
             findings.mistake(&section.name.span, Mistake::GroupKeyUnused);
         }
@@ -145,7 +140,7 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
     let name = found.get("name").map(|item| &item.value).or(section.value.as_ref());
     let file = |key| found.get(key).map(|item| absolute(item.value.value));
     let keys = match (file("key_file"), file("key_file2")) {
-        (Some(first), second) => Some(GroupKeyFiles { first, second }),
+        (Some(first), second) => Some(KeyFiles { first, second }),
         (None, Some(_)) => {
             findings.mistake(&section.name.span, Mistake::GroupLacks("key_file"));
             None
@@ -197,7 +192,7 @@ mod tests {
         let Groups::Only(groups) = &config.groups else { panic!("no groups") };
         assert_eq!(groups.iter().map(|group| group.owner.0).collect::<Vec<_>>(), [0, 1, 2, 1, 0, 2]);
         let files =
-            |first: &str, second: Option<&str>| GroupKeyFiles { first: first.into(), second: second.map(Into::into) };
+            |first: &str, second: Option<&str>| KeyFiles { first: first.into(), second: second.map(Into::into) };
         let found: Vec<_> = config.groups.key_files().map(|(owner, files)| (owner.0, files.clone())).collect();
         assert_eq!(found, [(1, files("/a", None)), (2, files("/b", Some("/b2")))]);
     }
@@ -205,9 +200,9 @@ mod tests {
     #[test]
     fn the_kernel_program_is_off_where_a_group_has_a_key_and_nowhere_else() {
         let config = read(&format!("group {{ {MEMBERS} key_file = \"/a\"; }}"), "attach = \"native\";").unwrap();
-        assert!(config.groups.have_keys() && config.multicast.attach == Attach::Off);
+        assert!(config.groups.have_keys() && config.multicast().unwrap().attach == Attach::Off);
         let config = read(&format!("group {{ {MEMBERS} }}"), "attach = \"native\";").unwrap();
-        assert!(!config.groups.have_keys() && config.multicast.attach == Attach::Native);
+        assert!(!config.groups.have_keys() && config.multicast().unwrap().attach == Attach::Native);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Reads the shared key's files: the first key, and the second one during a key rotation.
+//! Reads the key files: of each listener and group the first key, and the second one during a key
+//! rotation.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -13,15 +14,15 @@ use fence_common::wire::KEY_MAX;
 use self::settled::Reading;
 use self::strength::Weakness;
 use super::groups::Groups;
+use super::listeners::{KeyFiles, Listener};
 use super::position::Message;
-use super::resolved::Multicast;
 use super::warning::{Doubt, Warnings};
 
 mod settled;
 pub mod strength;
 
 /// A key from a file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Found {
     /// The key.
     pub key: Key,
@@ -29,13 +30,43 @@ pub struct Found {
     pub is_cut: bool,
 }
 
-/// The keys from the configured files.
-#[derive(Debug)]
+/// A listener's keys from its files.
+#[derive(Clone, Debug)]
 pub struct FoundPair {
     /// From `key_file`.
     pub first: Found,
     /// From `key_file2`, if that file exists.
     pub second: Option<Found>,
+    /// The files.
+    pub files: KeyFiles,
+}
+
+impl FoundPair {
+    /// Each key with its file.
+    pub fn each(&self) -> impl Iterator<Item = (&Found, &Path)> {
+        let second = self.second.as_ref().zip(self.files.second.as_deref());
+        [(&self.first, self.files.first.as_path())].into_iter().chain(second)
+    }
+}
+
+/// The keys from all configured files.
+#[derive(Debug, Default)]
+pub struct FoundAll {
+    /// Those of each listener, in the configuration's order; `None` if it needs none.
+    pub listeners: Vec<Option<FoundPair>>,
+    /// Those of the groups.
+    pub groups: Vec<FoundGroupKey>,
+}
+
+impl FoundAll {
+    /// The listeners' keys, each pair of files once.
+    pub fn pairs(&self) -> impl Iterator<Item = &FoundPair> {
+        let pairs = self.listeners.iter().flatten();
+        let is_first = |(at, pair): &(usize, &FoundPair)| {
+            !self.listeners.iter().flatten().take(*at).any(|earlier| earlier.files == pair.files)
+        };
+        pairs.enumerate().filter(is_first).map(|(_, pair)| pair)
+    }
 }
 
 impl From<FoundPair> for KeyPair {
@@ -55,27 +86,41 @@ pub struct Unusable {
     pub error: KeyFileError,
 }
 
-/// Reads the key files that the configuration names; `None` if it needs none. If `key_file2` does
-/// not exist, there is no second key: this is the normal state between two rotations.
+/// Reads all key files that a configuration names.
 ///
 /// # Errors
-/// The first key is missing, or one of the two cannot be used.
-pub fn load_all(multicast: &Multicast, warnings: &mut Warnings) -> Result<Option<FoundPair>, Unusable> {
-    if !multicast.needs_key() {
-        return Ok(None);
+/// A key cannot be used, or a group's key is accepted elsewhere too.
+pub fn load_all(listeners: &[Listener], groups: &Groups, warnings: &mut Warnings) -> Result<FoundAll, Unusable> {
+    let mut all = FoundAll::default();
+    for listener in listeners {
+        let pair = match listener.key_files() {
+            None => None,
+            Some(files) => match all.listeners.iter().flatten().find(|known: &&FoundPair| known.files == files) {
+                Some(known) => Some(known.clone()),
+                None => Some(load_pair(files, warnings)?),
+            },
+        };
+        all.listeners.push(pair);
     }
+    all.groups = load_groups(groups, &all, warnings)?;
+    Ok(all)
+}
+
+/// Reads the key files of a listener. If `key_file2` does not exist, there is no second key: this
+/// is the normal state between two rotations.
+fn load_pair(files: KeyFiles, warnings: &mut Warnings) -> Result<FoundPair, Unusable> {
     let failed = |setting| move |error| Unusable { setting, error };
-    let first = load(&multicast.key_file, warnings).map_err(failed("key_file"))?;
-    let second = match multicast.key_file2.as_deref().map(|path| load(path, warnings)) {
+    let first = load(&files.first, warnings).map_err(failed("key_file"))?;
+    let second = match files.second.as_deref().map(|path| load(path, warnings)) {
         None | Some(Err(KeyFileError::Missing(_))) => None,
         Some(result) => Some(result.map_err(failed("key_file2"))?),
     };
-    if let (Some(second), Some(path)) = (&second, &multicast.key_file2)
+    if let (Some(second), Some(path)) = (&second, &files.second)
         && second.key.dangerous_bytes() == first.key.dangerous_bytes()
     {
         warnings.push(None, Doubt::KeyTwice(path.clone()));
     }
-    Ok(Some(FoundPair { first, second }))
+    Ok(FoundPair { first, second, files })
 }
 
 /// A group's own key from a file.
@@ -89,19 +134,12 @@ pub struct FoundGroupKey {
     pub is_cut: bool,
 }
 
-/// Reads the groups' own keys. `everybodys` are the listener's keys: no group may use one of them.
+/// Reads the groups' own keys. No group may use a listener's key.
 ///
 /// # Errors
 /// A key cannot be used, or is accepted elsewhere too.
-pub fn load_groups(
-    multicast: &Multicast,
-    groups: &Groups,
-    everybodys: Option<&FoundPair>,
-    warnings: &mut Warnings,
-) -> Result<Vec<FoundGroupKey>, Unusable> {
+fn load_groups(groups: &Groups, all: &FoundAll, warnings: &mut Warnings) -> Result<Vec<FoundGroupKey>, Unusable> {
     let failed = |error| Unusable { setting: OF_A_GROUP, error };
-    let second_of_all = everybodys.and_then(|pair| pair.second.as_ref()).zip(multicast.key_file2.as_deref());
-    let of_all = everybodys.map(|pair| (&pair.first, multicast.key_file.as_path())).into_iter().chain(second_of_all);
     let mut found: Vec<FoundGroupKey> = Vec::new();
     for (owner, files) in groups.key_files() {
         let first = Some((files.first.as_path(), false));
@@ -112,7 +150,8 @@ pub fn load_groups(
             };
             let others = found.iter().filter(|other| other.key.owner != owner);
             let others = others.map(|other| (other.key.key.dangerous_bytes(), other.path.as_path()));
-            let mut foreign = of_all.clone().map(|(found, path)| (found.key.dangerous_bytes(), path)).chain(others);
+            let of_listeners = all.pairs().flat_map(FoundPair::each);
+            let mut foreign = of_listeners.map(|(found, path)| (found.key.dangerous_bytes(), path)).chain(others);
             if let Some((_, other)) = foreign.find(|(bytes, _)| *bytes == key.dangerous_bytes()) {
                 return Err(failed(KeyFileError::NotItsOwn { path: path.to_owned(), other: other.to_owned() }));
             }
@@ -290,9 +329,7 @@ mod tests {
     }
 
     fn load_both(config: &crate::Config) -> Result<Vec<FoundGroupKey>, Unusable> {
-        let mut warnings = Warnings::default();
-        let all = load_all(&config.multicast, &mut warnings)?;
-        load_groups(&config.multicast, &config.groups, all.as_ref(), &mut warnings)
+        load_all(&config.listeners, &config.groups, &mut Warnings::default()).map(|all| all.groups)
     }
 
     #[test]

@@ -22,6 +22,8 @@ mod error;
 mod groups;
 pub mod key;
 mod listener;
+mod listeners;
+mod multicast;
 mod permission;
 mod position;
 mod rate_limit;
@@ -43,14 +45,15 @@ use fence_common::keys::{GroupKey, KeyPair};
 
 pub use choices::{STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY, in_seconds};
 pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
-pub use groups::{Group, GroupKeyFiles, Groups};
+pub use groups::{Group, Groups};
 pub use key::{KeyFileError, Unusable};
+pub use listeners::{KeyFiles, Listener, ListenerKind, ListenerMistake};
+pub use multicast::{Attach, KEY_FILE as DEFAULT_KEY_FILE, Multicast};
 pub use permission::Unmatched;
 pub use position::{Position, Source};
 pub use rate_limit::RateLimit;
 pub use reading::read;
-pub use resolved::{Attach, Config, Multicast};
-pub use resolved::{KEY_FILE as DEFAULT_KEY_FILE, URI as DEFAULT_URI};
+pub use resolved::{Config, URI as DEFAULT_URI};
 pub use settings::{Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
 pub use tcp::{AUTH as TCP_AUTH, Tcp, TcpMistake};
 pub use warning::{Doubt, Warning, Warnings};
@@ -73,10 +76,18 @@ pub fn load(path: &Path) -> Result<(Config, Warnings), ConfigError> {
 /// The keys that a configuration names.
 #[derive(Debug, Default)]
 pub struct FoundKeys {
-    /// The listener's key and its second key; `None` if requests are not signed.
-    pub everybodys: Option<KeyPair>,
+    /// Each listener's key and its second key, in the configuration's order; `None` if its requests
+    /// are not signed.
+    pub listeners: Vec<Option<KeyPair>>,
     /// The groups' own keys.
     pub groups: Vec<GroupKey>,
+}
+
+impl From<key::FoundAll> for FoundKeys {
+    fn from(all: key::FoundAll) -> Self {
+        let listeners = all.listeners.into_iter().map(|pair| pair.map(KeyPair::from)).collect();
+        Self { listeners, groups: all.groups.into_iter().map(|found| found.key).collect() }
+    }
 }
 
 /// Reads and resolves a configuration file, and reads its keys unless it needs none.
@@ -87,16 +98,8 @@ pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, FoundKeys), Conf
     let (bytes, warnings) = read(path)?;
     let source = Source::new(path, &bytes);
     let (config, mut warnings) = parse(&source, warnings)?;
-    let found = key::load_all(&config.multicast, &mut warnings);
-    let found = found.and_then(|all| {
-        let groups = key::load_groups(&config.multicast, &config.groups, all.as_ref(), &mut warnings)?;
-        Ok((groups, all))
-    });
-    match found {
-        Ok((groups, all)) => {
-            let groups = groups.into_iter().map(|found| found.key).collect();
-            Ok((config, warnings, FoundKeys { everybodys: all.map(KeyPair::from), groups }))
-        }
+    match key::load_all(&config.listeners, &config.groups, &mut warnings) {
+        Ok(found) => Ok((config, warnings, found.into())),
         Err(error) => Err(unusable_key(&source, error, warnings)),
     }
 }
@@ -106,7 +109,10 @@ pub fn load_with_keys(path: &Path) -> Result<(Config, Warnings, FoundKeys), Conf
 #[must_use]
 pub fn unusable_key(source: &Source<'_>, error: Unusable, warnings: Warnings) -> ConfigError {
     let Unusable { setting, error } = error;
-    let found = raw::parse(source.bytes()).map(|items| resolved::key_file_span(&items, setting, error.path()));
+    let found = raw::parse(source.bytes()).map(|items| match setting {
+        key::OF_A_GROUP => groups::key_file_span(&items, error.path()),
+        _ => listeners::key_file_span(&items, setting, error.path()),
+    });
     let (span, is_written) = found.unwrap_or((0..0, false));
     ConfigError::Key(Box::new(UnusableKey { place: source.place(&span), is_written, error, warnings }))
 }

@@ -1,13 +1,12 @@
-//! Reads which listeners are chosen, and the keys that their sections have in common.
+//! Reads the keys that the sections of listeners have in common.
 
 use fence_common::hash::HashKind;
 use fence_common::wire::DEFAULT_PORT;
 
 use super::contents::{Contents, Findings};
-use super::error::{Mistake, Plugin};
-use super::raw::{Section, Span, clip};
+use super::error::Mistake;
+use super::raw::clip;
 use super::resolved::read;
-use super::tcp::TcpMistake;
 use super::warning::Doubt;
 
 /// `IFNAMSIZ` without the NUL.
@@ -54,46 +53,4 @@ pub(super) fn digest(key: &'static str, section: &Contents<'_>, findings: &mut F
         findings.doubt(&item.value.span, || Doubt::NoDigest(key));
     }
     kind
-}
-
-/// Checks `listener` or `backend`. fence_virtd has no default for them either. Returns where
-/// `listener` names tcp beside multicast.
-pub(super) fn plugin_of(
-    plugin: Plugin,
-    section: Option<&Section<'_>>,
-    global: &Contents<'_>,
-    findings: &mut Findings<'_>,
-) -> Option<Span> {
-    let Some(item) = global.get(plugin.key()) else {
-        let start = 0..0;
-        findings.mistake(section.map_or(&start, |section| &section.name.span), Mistake::Missing(plugin));
-        return None;
-    };
-    let stock: &[&str] = match plugin {
-        Plugin::Listener => &["serial", "vmchannel", "vsock"],
-        Plugin::Backend => &["cpg", "null"],
-    };
-    let span = &item.value.span;
-    let (mut multicast, mut tcp) = (0, 0);
-    // fence_virtd knows one name. A list of listeners is new here.
-    let names: Vec<&str> = match plugin {
-        Plugin::Listener => item.value.value.split(',').map(str::trim).collect(),
-        Plugin::Backend => vec![item.value.value],
-    };
-    for name in names {
-        let (known, name) = (name.to_ascii_lowercase(), clip(name));
-        match (plugin, known.as_str()) {
-            (Plugin::Listener, "multicast") => multicast += 1,
-            (Plugin::Listener, "tcp") => tcp += 1,
-            (Plugin::Backend, "libvirt") => {}
-            (_, known) if stock.contains(&known) => findings.mistake(span, Mistake::NotYet { plugin, name }),
-            _ => findings.mistake(span, Mistake::NoSuch { plugin, name }),
-        }
-    }
-    match (multicast, tcp) {
-        (2.., _) | (_, 2..) => findings.mistake(span, Mistake::ListenerTwice),
-        (0, 1) => findings.mistake(span, TcpMistake::Alone.into()),
-        _ => {}
-    }
-    (multicast > 0 && tcp > 0).then(|| span.clone())
 }

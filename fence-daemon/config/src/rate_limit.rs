@@ -9,7 +9,8 @@ use super::error::Mistake;
 use super::raw::clip;
 use super::resolved::read;
 
-pub(super) const RATE_LIMIT: Scope = Scope {
+pub(super) const RATE_LIMIT: Scope<'static> = Scope {
+    named: &[],
     keys: &["failure_rate", "failure_burst", "stranger_rate", "request_rate", "request_burst", "replay_window"],
     lists: &[],
     numbered: &[],

@@ -5,6 +5,8 @@
 //! escapes inside quotes. It also accepts carriage returns and a byte order mark, which fence_virtd
 //! rejects.
 //!
+//! It also accepts `name "value" { ... }`, without the equals sign.
+//!
 //! It rejects three things that fence_virtd accepts:
 //! - a value that runs over the end of its line, which is always a forgotten quote
 //! - control characters
@@ -45,7 +47,7 @@ pub struct Spanned<T> {
 pub enum Item<'s> {
     /// `key = "value";`
     Value(Assignment<'s>),
-    /// `name { ... }` or `name = "value" { ... }`
+    /// `name { ... }`, `name = "value" { ... }` or `name "value" { ... }`
     Section(Section<'s>),
 }
 
@@ -58,7 +60,7 @@ pub struct Assignment<'s> {
     pub value: Spanned<&'s str>,
 }
 
-/// `name { ... }` or `name = "value" { ... }`
+/// `name { ... }`, `name = "value" { ... }` or `name "value" { ... }`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section<'s> {
     /// The name as spelled.
@@ -243,6 +245,14 @@ fn item<'s>(input: &mut Input<'s>, depth: usize) -> Result<Item<'s>, SyntaxError
                 }
             }
         }
+        Some(b'"') => {
+            let lone = SyntaxError { kind: SyntaxKind::LoneName(owned()), span: name.span.clone() };
+            let value = value(input, &name).map_err(|_| lone.clone())?;
+            match next_token(input)? {
+                Some(b'{') => section(input, name, Some(value), depth),
+                _ => Err(lone),
+            }
+        }
         _ => Err(SyntaxError { kind: SyntaxKind::LoneName(owned()), span: name.span }),
     }
 }
@@ -339,6 +349,15 @@ mod tests {
     }
 
     #[test]
+    fn a_sections_name_may_stand_without_an_equals_sign() {
+        for file in ["m = \"n\" { }", "m \"n\" { }", "m\"n\"{}", "m # x\n \"n\"\n{ }"] {
+            let tree = parse(file.as_bytes()).unwrap();
+            let Item::Section(section) = &tree[0] else { panic!("{tree:?}") };
+            assert_eq!((section.name.value, section.value.as_ref().map(|name| name.value)), ("m", Some("n")), "{file}");
+        }
+    }
+
+    #[test]
     fn values_that_fence_virtd_accepts_are_accepted() {
         let file = b"a-b { 1a = \"5\"; x/y.z:w@_ = \"\xc3\xa9 # ' \\ {;}\"; i#j = \"k\"; }";
         let tree = parse(file).unwrap();
@@ -367,6 +386,9 @@ mod tests {
             (b"a {\x0c x = \"1\"; }", SyntaxKind::Unexpected(FoundByte(0x0c))),
             (b"x", SyntaxKind::LoneName("x".into())),
             (b"x \"1\";", SyntaxKind::LoneName("x".into())),
+            (b"x \"1\" y { }", SyntaxKind::LoneName("x".into())),
+            (b"x \"\" { }", SyntaxKind::LoneName("x".into())),
+            (b"x \"1 { }", SyntaxKind::LoneName("x".into())),
             (b"x y = \"1\";", SyntaxKind::LoneName("x".into())),
             (b"x = ;", SyntaxKind::MissingValue("x".into())),
             (b"x =", SyntaxKind::MissingValue("x".into())),

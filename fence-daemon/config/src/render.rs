@@ -9,8 +9,8 @@ use std::path::Path;
 use fence_common::words::counted;
 
 use crate::document::Document;
-use crate::key::{Found, FoundPair};
-use crate::{Config, Groups, Multicast, TCP_AUTH, Tcp};
+use crate::key::{Found, FoundAll};
+use crate::{Config, Groups, Listener, Multicast, TCP_AUTH, Tcp};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -19,7 +19,20 @@ pub fn render(config: &Config, file: &[u8]) -> String {
     let written = Document::parse(file).unwrap_or_default();
     let mut text = String::new();
     global(&mut text, config, &written);
-    multicast(&mut text, config, &written);
+    text.push_str("\nlisteners {\n");
+    for listener in &config.listeners {
+        let (kind, name) = (listener.kind().name(), listener.name());
+        let nothing = Document::default();
+        let written = written.named(LISTENERS, kind, name).unwrap_or(&nothing);
+        let title = name.map_or_else(|| kind.to_owned(), |name| format!("{kind} = \"{name}\""));
+        let _ = writeln!(text, "\t{title} {{");
+        match listener {
+            Listener::Multicast(section) => multicast(&mut text, section, config.groups.have_keys(), written),
+            Listener::Tcp(section) => tcp(&mut text, section, written),
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
 
     let is_default = written.values(LIBVIRT).all(|(key, _)| !key.to_ascii_lowercase().starts_with("uri"));
     text.push_str("\nbackends {\n\tlibvirt {\n");
@@ -44,8 +57,7 @@ pub fn render(config: &Config, file: &[u8]) -> String {
 
 const GLOBAL: &[&str] = &["fence_virtd"];
 const RATE_LIMIT: &[&str] = &["fence_virtd", "rate_limit"];
-const MULTICAST: &[&str] = &["listeners", "multicast"];
-const TCP: &[&str] = &["listeners", "tcp"];
+const LISTENERS: &[&str] = &["listeners"];
 const LIBVIRT: &[&str] = &["backends", "libvirt"];
 
 /// Prints one key, with a comment about where its value comes from.
@@ -58,8 +70,10 @@ fn global(text: &mut String, config: &Config, written: &Document) {
     let is_default = |key| written.get(GLOBAL, key).is_none();
     let switch = |on| if on { "1" } else { "0" };
     text.push_str("fence_virtd {\n");
-    line(text, 1, "listener", if config.tcp.is_some() { "multicast,tcp" } else { "multicast" }, false);
-    line(text, 1, "backend", crate::Plugin::Backend.supported(), false);
+    let mut kinds: Vec<_> = config.listeners.iter().map(|listener| listener.kind().name()).collect();
+    kinds.dedup();
+    line(text, 1, "listener", &kinds.join(","), false);
+    line(text, 1, "backend", crate::Plugin::Backend.usual(), false);
     line(text, 1, "foreground", switch(config.foreground), is_default("foreground"));
     let waits = is_default("wait_for_init") && is_default("wait_for_backend");
     line(text, 1, "wait_for_init", switch(config.wait_for_init), waits);
@@ -87,62 +101,55 @@ fn global(text: &mut String, config: &Config, written: &Document) {
     text.push_str("}\n");
 }
 
-fn multicast(text: &mut String, config: &Config, written: &Document) {
-    let multicast = &config.multicast;
-    let family = if multicast.group.is_ipv4() { "ipv4" } else { "ipv6" };
-    // No file can express some paths (such working directories exist): those are shown as written.
-    let shown = |path: &Path, key| {
-        let path = path.to_str().filter(|path| !path.contains(['"', '\n']));
-        path.or_else(|| written.get(MULTICAST, key)).unwrap_or_default().to_owned()
-    };
-    let key_file = shown(&multicast.key_file, "key_file");
-    let key_file2 = multicast.key_file2.as_deref().map(|path| shown(path, "key_file2"));
-    text.push_str("\nlisteners {\n\tmulticast {\n");
+/// A path as a file can express it. No file can express some paths (such working directories
+/// exist): those are shown as written.
+fn shown(path: &Path, key: &str, written: &Document) -> String {
+    let path = path.to_str().filter(|path| !path.contains(['"', '\n']));
+    path.or_else(|| written.get(&[], key)).unwrap_or_default().to_owned()
+}
+
+fn multicast(text: &mut String, multicast: &Multicast, groups_have_keys: bool, written: &Document) {
     for (key, value) in [
         ("interface", multicast.interface.as_deref().unwrap_or("none")),
-        ("family", family),
+        ("family", if multicast.group.is_ipv4() { "ipv4" } else { "ipv6" }),
         ("address", &multicast.group.to_string()),
         ("port", &multicast.port.to_string()),
-        ("key_file", &key_file),
+        ("key_file", &shown(&multicast.key_file, "key_file", written)),
         ("hash", multicast.hash.name()),
         ("auth", multicast.auth.name()),
         ("attach", multicast.attach.name()),
         ("strict_source", if multicast.strict_source { "yes" } else { "no" }),
         ("alone", multicast.alone.into()),
     ] {
-        if key == "attach" && config.groups.have_keys() {
+        if key == "attach" && groups_have_keys {
             text.push_str(
                 "\t\t# the kernel program does not know the groups' own keys: requests come through the socket\n",
             );
             line(text, 2, key, value, false);
         } else {
-            line(text, 2, key, value, written.get(MULTICAST, key).is_none());
+            line(text, 2, key, value, written.get(&[], key).is_none());
         }
-        if let ("key_file", Some(path)) = (key, &key_file2) {
-            line(text, 2, "key_file2", path, false);
+        if let ("key_file", Some(path)) = (key, &multicast.key_file2) {
+            line(text, 2, "key_file2", &shown(path, "key_file2", written), false);
         }
     }
-    text.push_str("\t}\n");
-    if let Some(tcp) = &config.tcp {
-        tcp_section(text, tcp, &key_file, written);
-    }
-    text.push_str("}\n");
 }
 
-fn tcp_section(text: &mut String, tcp: &Tcp, key_file: &str, written: &Document) {
-    text.push_str("\ttcp {\n");
+fn tcp(text: &mut String, tcp: &Tcp, written: &Document) {
     for (key, value) in [
         ("interface", tcp.interface.as_deref().unwrap_or("none")),
         ("family", if tcp.address.is_ipv4() { "ipv4" } else { "ipv6" }),
         ("address", &tcp.address.to_string()),
         ("port", &tcp.port.to_string()),
-        ("key_file", key_file),
+        ("key_file", &shown(&tcp.keys.first, "key_file", written)),
         ("hash", tcp.hash.name()),
         ("auth", TCP_AUTH.name()),
     ] {
-        line(text, 2, key, value, written.get(TCP, key).is_none());
+        line(text, 2, key, value, written.get(&[], key).is_none());
+        if let ("key_file", Some(path)) = (key, &tcp.keys.second) {
+            line(text, 2, "key_file2", &shown(path, "key_file2", written), written.get(&[], "key_file2").is_none());
+        }
     }
-    text.push_str("\t}\n");
 }
 
 fn groups(text: &mut String, groups: &Groups) {
@@ -182,20 +189,23 @@ fn groups(text: &mut String, groups: &Groups) {
 
 /// The comments about usable keys.
 #[must_use]
-pub fn key_note(multicast: &Multicast, keys: &FoundPair) -> String {
+pub fn key_note(keys: &FoundAll) -> String {
     let note = |path: &Path, found: &Found| {
-        format!(
-            "# the key file {} has a key of {}\n",
-            path.display(),
-            counted(found.key.dangerous_bytes().len(), "byte")
-        )
+        let len = counted(found.key.dangerous_bytes().len(), "byte");
+        format!("# the key file {} has a key of {len}\n", path.display())
     };
-    let second = match (&multicast.key_file2, &keys.second) {
-        (Some(path), Some(second)) => note(path, second),
-        (Some(path), None) => format!("# there is no second key now: {} does not exist\n", path.display()),
-        (None, _) => String::new(),
-    };
-    format!("\n{}{second}", note(&multicast.key_file, &keys.first))
+    let mut text = String::from("\n");
+    for pair in keys.pairs() {
+        text.push_str(&note(&pair.files.first, &pair.first));
+        match (&pair.files.second, &pair.second) {
+            (Some(path), Some(second)) => text.push_str(&note(path, second)),
+            (Some(path), None) => {
+                let _ = writeln!(text, "# there is no second key now: {} does not exist", path.display());
+            }
+            (None, _) => {}
+        }
+    }
+    text
 }
 
 #[cfg(test)]

@@ -1,33 +1,27 @@
 //! The configuration as the daemon works with it: every value parsed, every default filled in.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use fence_common::hash::HashKind;
-use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6};
-use strum::{IntoStaticStr, VariantArray};
-
-use super::choices::{self, choice};
+use super::choices;
 use super::contents::{Contents, Findings, Scope};
 use super::error::{ConfigError, Mistake, Plugin};
 use super::groups::{self, Groups};
-use super::key;
-use super::listener::{digest, family, interface, plugin_of, port};
+use super::listeners::{self, Listener};
+use super::multicast::Multicast;
 use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
-use super::raw::{Assignment, Item, Section, Span, clip};
-use super::settings::{Alone, Options, Stress};
-use super::tcp::{self, TCP, Tcp};
+use super::raw::{Assignment, Item, Section, clip};
+use super::settings::{Options, Stress};
+use super::tcp::Tcp;
 use super::warning::{Doubt, Warnings};
 
 /// A resolved configuration, defaults included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where and how requests are received.
-    pub multicast: Multicast,
-    /// Where clients may connect to, if `listener` names tcp.
-    pub tcp: Option<Tcp>,
+    /// Where and how requests are received: multicast first, each kind in the file's order. Never
+    /// empty.
+    pub listeners: Vec<Listener>,
     /// The libvirt URIs, in the order in which a domain is looked for. Never empty, no two the
     /// same.
     pub uris: Vec<String>,
@@ -47,73 +41,38 @@ pub struct Config {
     pub rate_limit: RateLimit,
 }
 
-/// Section `listeners { multicast { } }`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Multicast {
-    /// The interface to listen on; `None` for every one that can multicast.
-    pub interface: Option<String>,
-    /// The group to join. Its family decides the family of everything else.
-    pub group: IpAddr,
-    /// The UDP port, never 0.
-    pub port: u16,
-    /// The weakest digest that a request may carry.
-    pub hash: HashKind,
-    /// The digest of the callback's challenges and responses.
-    pub auth: HashKind,
-    /// The shared key's file, as an absolute path.
-    pub key_file: PathBuf,
-    /// The file of a second key that is accepted too, as an absolute path. The file may be missing.
-    pub key_file2: Option<PathBuf>,
-    /// How the kernel program is attached.
-    pub attach: Attach,
-    /// Whether an IPv4 request's callback address must be the datagram's source.
-    pub strict_source: bool,
-    /// Whether no other hypervisor hears the requests.
-    pub alone: Alone,
-}
+impl Config {
+    /// The multicast listeners.
+    pub fn multicasts(&self) -> impl Iterator<Item = &Multicast> {
+        self.listeners.iter().filter_map(|listener| match listener {
+            Listener::Multicast(multicast) => Some(multicast),
+            Listener::Tcp(_) => None,
+        })
+    }
 
-impl Multicast {
-    /// Whether anything is signed or verified. If so, the daemon does not start without a key.
+    /// The multicast listener whose section has no name, or else the first one.
     #[must_use]
-    pub fn needs_key(&self) -> bool {
-        self.hash != HashKind::None || self.auth != HashKind::None
+    pub fn multicast(&self) -> Option<&Multicast> {
+        self.multicasts().find(|multicast| multicast.name.is_none()).or_else(|| self.multicasts().next())
+    }
+
+    /// The tcp listeners.
+    pub fn tcps(&self) -> impl Iterator<Item = &Tcp> {
+        self.listeners.iter().filter_map(|listener| match listener {
+            Listener::Tcp(tcp) => Some(tcp),
+            Listener::Multicast(_) => None,
+        })
     }
 }
 
-/// How the kernel program is attached to the interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "lowercase")]
-pub enum Attach {
-    /// The way that costs other traffic least, of those that the device and the kernel support.
-    #[default]
-    Auto,
-    /// XDP in the driver, or not at all.
-    Native,
-    /// Generic XDP, or not at all.
-    Generic,
-    /// A tc program by tcx, or not at all.
-    Tcx,
-    /// Not at all: requests come through the socket alone.
-    Off,
-}
-
-impl Attach {
-    /// The name in the configuration file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        self.into()
-    }
-}
-
-/// The default key file of fence_virtd and fence_xvm.
-pub const KEY_FILE: &str = "/etc/cluster/fence_xvm.key";
 /// The default libvirt URI.
 pub const URI: &str = "qemu:///system";
 
-pub(super) const NOTHING: Scope =
-    Scope { keys: &[], lists: &[], numbered: &[], sections: &[], repeated: &[], unread: &[] };
-pub(super) const FILE: Scope = Scope { sections: &["fence_virtd", "listeners", "backends", "groups"], ..NOTHING };
-pub(super) const GLOBAL: Scope = Scope {
+pub(super) const NOTHING: Scope<'static> =
+    Scope { keys: &[], lists: &[], numbered: &[], sections: &[], named: &[], repeated: &[], unread: &[] };
+pub(super) const FILE: Scope<'static> =
+    Scope { sections: &["fence_virtd", "listeners", "backends", "groups"], ..NOTHING };
+pub(super) const GLOBAL: Scope<'static> = Scope {
     keys: &[
         "listener",
         "backend",
@@ -131,29 +90,8 @@ pub(super) const GLOBAL: Scope = Scope {
     sections: &["rate_limit"],
     ..NOTHING
 };
-pub(super) const LISTENERS: Scope =
-    Scope { sections: &["multicast"], unread: &["serial", "vmchannel", "tcp", "vsock"], ..NOTHING };
-/// The same where `listener` names tcp.
-pub(super) const LISTENERS_WITH_TCP: Scope =
-    Scope { sections: &["multicast", "tcp"], unread: &["serial", "vmchannel", "vsock"], ..NOTHING };
-pub(super) const MULTICAST: Scope = Scope {
-    keys: &[
-        "key_file",
-        "key_file2",
-        "interface",
-        "port",
-        "family",
-        "address",
-        "hash",
-        "auth",
-        "attach",
-        "strict_source",
-        "alone",
-    ],
-    ..NOTHING
-};
-pub(super) const BACKENDS: Scope = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
-pub(super) const LIBVIRT: Scope =
+pub(super) const BACKENDS: Scope<'static> = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
+pub(super) const LIBVIRT: Scope<'static> =
     Scope { keys: &["kill", "reboot_method", "reboot_pause", "reboot_reply"], numbered: &["uri"], ..NOTHING };
 
 /// Resolves a parsed file.
@@ -168,19 +106,14 @@ pub(super) fn resolve(
 
     let globals = file.last_section("fence_virtd");
     let global = Contents::new(items_of(globals), &GLOBAL, f);
-    let chosen = plugin_of(Plugin::Listener, globals, &global, f);
-    plugin_of(Plugin::Backend, globals, &global, f);
+    let chosen = listeners::chosen(globals, &global, f);
+    backend(globals, &global, f);
     let wait = global.get("wait_for_init").or_else(|| global.get("wait_for_backend"));
     let (wait_for_init, foreground) =
         (switch("wait_for_init", wait, f), switch("foreground", global.get("foreground"), f));
     let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
 
-    let scope = if chosen.is_some() { &LISTENERS_WITH_TCP } else { &LISTENERS };
-    let listeners = Contents::new(items_of(file.last_section("listeners")), scope, f);
-    let mut multicast = multicast(&Contents::new(items_of(listeners.last_section("multicast")), &MULTICAST, f), f);
-    let tcp = chosen.map(|chosen| {
-        tcp::tcp(&Contents::new(items_of(listeners.last_section("tcp")), &TCP, f), &chosen, &multicast, f)
-    });
+    let mut listeners = listeners::listeners(file.last_section("listeners"), &chosen, f);
     let backends = Contents::new(items_of(file.last_section("backends")), &BACKENDS, f);
     let libvirt = Contents::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
     let uris = uris(&libvirt, f);
@@ -188,42 +121,28 @@ pub(super) fn resolve(
     let rate_limit =
         rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
     let groups = match file.last_section("groups") {
-        Some(section) => groups::groups(section, &mut multicast, tcp.as_ref(), f),
+        Some(section) => groups::groups(section, &mut listeners, f),
         None => Groups::Everyone,
     };
 
     let warnings = findings.conclude()?;
-    Ok((
-        Config { multicast, tcp, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit },
-        warnings,
-    ))
+    Ok((Config { listeners, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit }, warnings))
 }
 
-/// The last span at which a file names this key file (in `key_file` or the given setting), and
-/// true. Otherwise the section that lacks the setting, and false.
-pub(super) fn key_file_span(items: &[Item<'_>], setting: &str, path: &Path) -> (Span, bool) {
-    if setting == key::OF_A_GROUP {
-        return groups::key_file_span(items, path);
-    }
-    let mut items = items;
-    let mut found = 0..0;
-    for name in ["listeners", "multicast"] {
-        let section = items.iter().rev().find_map(|item| match item {
-            Item::Section(section) if section.name.value.eq_ignore_ascii_case(name) => Some(section),
-            Item::Section(_) | Item::Value(_) => None,
-        });
-        let Some(section) = section else { return (found, false) };
-        (items, found) = (&section.items, section.name.span.clone());
-    }
-    let value = items.iter().rev().find_map(|item| match item {
-        Item::Value(item) if item.key.value.eq_ignore_ascii_case(setting) => Some(item.value.span.clone()),
-        Item::Section(_) | Item::Value(_) => None,
-    });
-    value.map_or((found, false), |span| (span, true))
-}
-
-fn items_of<'i>(section: Option<&'i Section<'i>>) -> &'i [Item<'i>] {
+pub(super) fn items_of<'i>(section: Option<&'i Section<'i>>) -> &'i [Item<'i>] {
     section.map_or(&[], |section| section.items.as_slice())
+}
+
+/// Checks `backend`. fence_virtd has no default for it either.
+fn backend(section: Option<&Section<'_>>, global: &Contents<'_>, findings: &mut Findings<'_>) {
+    let plugin = Plugin::Backend;
+    let Some(item) = global.get(plugin.key()) else { return plugin.is_missing(section, findings) };
+    let (span, name) = (&item.value.span, clip(item.value.value));
+    match item.value.value.to_ascii_lowercase().as_str() {
+        "libvirt" => {}
+        "cpg" | "null" => findings.mistake(span, Mistake::NotYet { plugin, name }),
+        _ => findings.mistake(span, Mistake::NoSuch { plugin, name }),
+    }
 }
 
 /// A key's value, or its default. Reports a mistake at the value.
@@ -267,39 +186,9 @@ pub(super) fn on_or_off(text: &str) -> Option<bool> {
     }
 }
 
-fn multicast(section: &Contents<'_>, findings: &mut Findings<'_>) -> Multicast {
-    let (interface, port) = (interface(section, findings), port(section, findings));
-    let attach = choice(section, "attach", findings);
-    let strict_source = read(section.get("strict_source"), true, findings, |text| {
-        on_or_off(text).ok_or_else(|| Mistake::Switch { key: "strict_source", value: clip(text) })
-    });
-    let key_file = absolute(section.get("key_file").map_or(KEY_FILE, |item| item.value.value));
-    let key_file2 = section.get("key_file2").map(|item| absolute(item.value.value));
-    let group = group_address(section, findings);
-    let (hash, auth) = (digest("hash", section, findings), digest("auth", section, findings));
-    let alone = choices::alone(section, findings);
-    Multicast { interface, group, port, hash, auth, key_file, key_file2, attach, strict_source, alone }
-}
-
 /// Makes a path absolute from the working directory, since the daemon moves to `/` later.
 pub(super) fn absolute(path: &str) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| Path::new(path).to_owned())
-}
-
-/// The group that `family` and `address` mean together.
-fn group_address(section: &Contents<'_>, findings: &mut Findings<'_>) -> IpAddr {
-    let family_is_v4 = family(section, findings);
-    let default = if family_is_v4 == Some(false) { DEFAULT_GROUP_V6.into() } else { DEFAULT_GROUP_V4.into() };
-    read(section.get("address"), default, findings, |text| {
-        let address: IpAddr = text.trim().parse().map_err(|_| Mistake::Address(clip(text)))?;
-        if !address.is_multicast() {
-            return Err(Mistake::NotMulticast(address));
-        }
-        if family_is_v4.is_some_and(|v4| v4 != address.is_ipv4()) {
-            return Err(Mistake::OtherFamily(address));
-        }
-        Ok(address)
-    })
 }
 
 /// `uri`, `uri1`, `uri2`, ... in the order of their numbers; of each the last one.
@@ -327,7 +216,12 @@ fn uris(section: &Contents<'_>, findings: &mut Findings<'_>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Source, Warnings, parse};
+    use std::net::IpAddr;
+
+    use fence_common::hash::HashKind;
+    use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6};
+
+    use super::super::{Alone, Attach, Source, Warnings, parse};
     use super::*;
 
     /// Debian's packaged configuration, in shape and content.
@@ -363,6 +257,7 @@ mod tests {
     fn defaults_are_those_of_stock_servers() {
         let config = quiet(GLOBAL);
         let multicast = Multicast {
+            name: None,
             interface: None,
             group: "225.0.0.12".parse().unwrap(),
             port: 1229,
@@ -376,8 +271,7 @@ mod tests {
         };
         assert!(multicast.needs_key());
         let expected = Config {
-            multicast,
-            tcp: None,
+            listeners: vec![Listener::Multicast(multicast)],
             uris: vec!["qemu:///system".into()],
             groups: Groups::Everyone,
             wait_for_init: false,
@@ -393,13 +287,13 @@ mod tests {
     #[test]
     fn files_that_are_in_use_are_understood() {
         let debian = quiet(DEBIAN);
-        assert_eq!(debian.multicast.interface.as_deref(), Some("virbr0"));
-        assert_eq!(debian.multicast.key_file, Path::new("/etc/fence_virt.key"));
-        assert_eq!(debian.multicast.group, IpAddr::from(DEFAULT_GROUP_V4));
+        assert_eq!(debian.multicast().unwrap().interface.as_deref(), Some("virbr0"));
+        assert_eq!(debian.multicast().unwrap().key_file, Path::new("/etc/fence_virt.key"));
+        assert_eq!(debian.multicast().unwrap().group, IpAddr::from(DEFAULT_GROUP_V4));
 
         let interactive = quiet(INTERACTIVE);
-        assert_eq!(interactive.multicast.interface, None, "\"none\" is how it writes no interface");
-        assert_eq!(interactive.multicast.group, IpAddr::from(DEFAULT_GROUP_V6));
+        assert_eq!(interactive.multicast().unwrap().interface, None, "\"none\" is how it writes no interface");
+        assert_eq!(interactive.multicast().unwrap().group, IpAddr::from(DEFAULT_GROUP_V6));
     }
 
     #[test]
@@ -415,8 +309,8 @@ mod tests {
         let (config, warnings) = read(&format!(
             "{GLOBAL} LISTENERS {{ Multicast {{ PORT = \"1\"; Hash = \"SHA512\"; port = \"2\"; attach = \"Generic\"; }} }}"
         ));
-        assert_eq!((config.multicast.port, config.multicast.hash), (2, HashKind::Sha512));
-        assert_eq!(config.multicast.attach, Attach::Generic);
+        assert_eq!((config.multicast().unwrap().port, config.multicast().unwrap().hash), (2, HashKind::Sha512));
+        assert_eq!(config.multicast().unwrap().attach, Attach::Generic);
         assert_eq!(warnings.iter().count(), 1, "{}", warnings.render(false));
     }
 
@@ -452,14 +346,15 @@ mod tests {
         let (config, warnings) = read(&format!(
             "{GLOBAL} listeners {{ multicast {{ port = \"1\"; }} multicast {{ # again\nPORT=\"1\"; }} }}"
         ));
-        assert_eq!((config.multicast.port, warnings.iter().count()), (1, 1), "{}", warnings.render(false));
+        assert_eq!((config.multicast().unwrap().port, warnings.iter().count()), (1, 1), "{}", warnings.render(false));
         // Sections of other listeners are not judged.
         quiet(&format!("{GLOBAL} listeners {{ tcp {{ port = \"1\"; }} tcp {{ port = \"2\"; }} }}"));
     }
 
     #[test]
     fn family_and_address_infer_each_other() {
-        let group = |keys: &str| quiet(&format!("{GLOBAL} listeners {{ multicast {{ {keys} }} }}")).multicast.group;
+        let group =
+            |keys: &str| quiet(&format!("{GLOBAL} listeners {{ multicast {{ {keys} }} }}")).multicast().unwrap().group;
         assert_eq!(group("family = \"IPv6\";"), IpAddr::from(DEFAULT_GROUP_V6));
         assert_eq!(group("address = \"ff02::5\";"), "ff02::5".parse::<IpAddr>().unwrap());
         assert_eq!(group("family = \"ipv4\"; address = \"239.1.2.3\";"), "239.1.2.3".parse::<IpAddr>().unwrap());
@@ -533,7 +428,8 @@ mod tests {
         }
         let strict = |value: &str| {
             quiet(&format!("{GLOBAL} listeners {{ multicast {{ strict_source = \"{value}\"; }} }}"))
-                .multicast
+                .multicast()
+                .unwrap()
                 .strict_source
         };
         assert_eq!(["yes", "no", "1", "0", "On", "False"].map(strict), [true, false, true, false, true, false]);
@@ -572,8 +468,9 @@ mod tests {
 
     #[test]
     fn a_key_is_needed_unless_both_digests_are_none() {
-        let needs_key =
-            |keys: &str| read(&format!("{GLOBAL} listeners {{ multicast {{ {keys} }} }}")).0.multicast.needs_key();
+        let needs_key = |keys: &str| {
+            read(&format!("{GLOBAL} listeners {{ multicast {{ {keys} }} }}")).0.multicast().unwrap().needs_key()
+        };
         assert!(!needs_key("hash = \"none\"; auth = \"none\";"));
         assert!(needs_key("hash = \"none\";"));
         assert!(needs_key("auth = \"none\";"));
@@ -582,7 +479,7 @@ mod tests {
     #[test]
     fn a_relative_key_file_outlives_the_change_to_the_root_directory() {
         let config = quiet(&format!("{GLOBAL} listeners {{ multicast {{ key_file = \"k/fence.key\"; }} }}"));
-        assert_eq!(config.multicast.key_file, std::env::current_dir().unwrap().join("k/fence.key"));
+        assert_eq!(config.multicast().unwrap().key_file, std::env::current_dir().unwrap().join("k/fence.key"));
     }
 
     #[test]

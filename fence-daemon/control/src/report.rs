@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// The report's version. New fields keep it. Removing a field or changing its meaning raises it.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// The daemon's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,14 +49,11 @@ pub struct Report {
     pub problems: Vec<String>,
     /// The daemon's process.
     pub daemon: Daemon,
-    /// What the daemon listens on.
-    pub listener: Listener,
-    /// The tcp listener; `null` if none is configured.
-    #[serde(default)]
-    pub tcp: Option<Tcp>,
-    /// The kernel program; `null` where there is none.
+    /// What the daemon listens on, in the configuration's order.
+    pub listeners: Vec<Listener>,
+    /// The kernel program, of all listeners together; `null` where there is none.
     pub kernel: Option<Kernel>,
-    /// Datagrams that the socket has judged, by verdict.
+    /// Datagrams that the sockets have judged, by verdict.
     pub socket: BTreeMap<String, u64>,
     /// Requests: their numbers, and recent ones.
     pub requests: Requests,
@@ -73,6 +70,28 @@ pub struct Report {
     pub latency: Vec<Latency>,
 }
 
+impl Report {
+    /// The state of the listeners, in a line: of multicast, and of what hears nothing. Without
+    /// multicast it is that of all.
+    #[must_use]
+    pub fn status(&self) -> String {
+        let (multicasts, others): (Vec<_>, Vec<_>) = self.listeners.iter().partition(|one| one.is_multicast());
+        let shown: Vec<_> = if multicasts.is_empty() {
+            others
+        } else {
+            let deaf = others.into_iter().filter(|one| !one.hears);
+            multicasts.into_iter().chain(deaf).collect()
+        };
+        match shown.as_slice() {
+            [only] => only.status.clone(),
+            all => {
+                let each = all.iter().map(|one| format!("{}: {}", one.label(), one.status));
+                each.collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
+}
+
 /// The daemon's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Daemon {
@@ -86,47 +105,49 @@ pub struct Daemon {
     pub now_unix_ms: u64,
 }
 
-/// What the daemon listens on.
+/// One way in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// The multicast group.
-    pub group: String,
-    /// The UDP port.
-    pub port: u16,
-    /// The weakest digest that is accepted.
-    pub hash: String,
-    /// The callback's digest.
-    pub auth: String,
-    /// The `attach` setting.
-    pub attach: String,
-    /// The `alone` setting.
-    #[serde(default)]
-    pub alone: String,
-    /// Whether requests reach the daemon.
-    pub hears: bool,
-    /// The listener's state, in a line.
-    pub status: String,
-    /// The interfaces.
-    pub interfaces: Vec<Interface>,
-}
-
-/// The tcp listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tcp {
-    /// The local address that clients connect to.
+    /// What it is: `multicast` or `tcp`.
+    pub kind: String,
+    /// The name of its section; `null` if it has none.
+    pub name: Option<String>,
+    /// The multicast group, or the local address that clients connect to.
     pub address: String,
-    /// The TCP port.
+    /// The port.
     pub port: u16,
     /// The configured interface; `null` for all.
     pub interface: Option<String>,
     /// The weakest digest that is accepted.
     pub hash: String,
-    /// Whether clients can connect.
+    /// The digest by which both sides prove that they have the key.
+    pub auth: String,
+    /// Of multicast the `attach` setting; `null` otherwise.
+    pub attach: Option<String>,
+    /// Of multicast the `alone` setting; `null` otherwise.
+    pub alone: Option<String>,
+    /// Whether requests reach the daemon.
     pub hears: bool,
     /// The listener's state, in a line.
     pub status: String,
-    /// Connections by verdict.
+    /// Of multicast the interfaces; empty otherwise.
+    pub interfaces: Vec<Interface>,
+    /// What the daemon has judged, by verdict: datagrams at the socket, or connections.
     pub counters: BTreeMap<String, u64>,
+}
+
+impl Listener {
+    /// Its kind and its name, as in `multicast "dmz"`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.name.as_ref().map_or_else(|| self.kind.clone(), |name| format!("{} \"{name}\"", self.kind))
+    }
+
+    /// Whether it is a multicast listener.
+    #[must_use]
+    pub fn is_multicast(&self) -> bool {
+        self.kind == "multicast"
+    }
 }
 
 /// A network interface that the daemon listens on.
@@ -195,6 +216,9 @@ pub struct Request {
     pub seqno: u32,
     /// `kernel` (from the kernel program) or `socket`.
     pub via: String,
+    /// The name of the listener's section. `null` if it has none.
+    #[serde(default)]
+    pub listener: Option<String>,
     /// How it ended. `null` while the request is in progress.
     pub result: Option<String>,
     /// The outcome in more words, as in the log.

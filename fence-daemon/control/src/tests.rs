@@ -48,7 +48,7 @@ fn a_client_too_many_asks_again() {
     let file = scratch.path().join("busy");
     let listener = StdListener::bind(&file).unwrap();
     let busy = std::thread::spawn(move || {
-        let busy = "{\"schema\":2,\"error\":\"too many\",\"again\":true}\n";
+        let busy = "{\"schema\":3,\"error\":\"too many\",\"again\":true}\n";
         for said in [busy, busy, EXAMPLE] {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(said.as_bytes()).unwrap();
@@ -78,11 +78,11 @@ fn each_unusable_answer_has_its_own_error() {
     let cases: [(&'static [u8], bool, Expected); 6] = [
         (b"{\"schema\":1}\n", false, |error| matches!(error, ClientError::Schema(1))),
         (
-            b"{\"schema\":2,\"error\":\"no\"}\n",
+            b"{\"schema\":3,\"error\":\"no\"}\n",
             false,
             |error| matches!(error, ClientError::Refused(why) if why == "no"),
         ),
-        (b"{\"schema\":2}\n", false, |error| matches!(error, ClientError::Strange(_))),
+        (b"{\"schema\":3}\n", false, |error| matches!(error, ClientError::Strange(_))),
         (b"HTTP/1.1 400\n", false, |error| matches!(error, ClientError::Strange(_))),
         (b"", false, |error| matches!(error, ClientError::Broken { .. })),
         (b"", true, |error| matches!(error, ClientError::Silent(_))),

@@ -3,28 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fence_common::verdict::Counters;
-use fence_config::{Alone, Multicast};
 use fence_control::report::{
-    Bucket, Daemon, Domain, Health, Interface, Kernel, Latency, Listener, RejectedSource, Report, Request,
+    Bucket, Daemon, Domain, Health, Kernel, Latency, Listener, RejectedSource, Report, Request,
     Requests as RequestsView, Restart, SCHEMA, Source, Steps, Uri,
 };
-use fence_net::way_out;
-use tokio::sync::watch;
 
+use super::multicast::Watched;
 use super::tcp;
 use crate::clock::Moment;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
-use crate::intake::kernel::CounterReader;
-use crate::intake::listener::Heard;
-use crate::intake::listening::HeardInterface;
-use crate::intake::socket::RequestSocket;
+use crate::intake::judge::Judge;
 use crate::intake::tcp::Intake;
 use crate::observe::requests::{Recent, Requests, Timed};
-use crate::observe::sources::{self, RejectedView, SourceView};
+use crate::observe::sources::{RejectedView, SourceView};
 
 /// A restart that takes longer, without its pause, is reported as a problem: libvirt usually needs
 /// less than a second.
@@ -47,56 +42,26 @@ pub enum Phase {
 /// What can be looked at.
 pub struct Inspector {
     started: Moment,
-    listener: Listener,
-    alone: Alone,
-    /// Whether there is to be a kernel program.
-    program_wanted: bool,
-    /// Not kept: the membership goes with it.
-    socket: Weak<RequestSocket>,
+    multicasts: Vec<Arc<Watched>>,
+    judge: Judge,
     hypervisors: Hypervisors,
     requests: Arc<Requests>,
     phase: AtomicU8,
-    heard: OnceLock<watch::Receiver<Heard>>,
-    kernel: OnceLock<CounterReader>,
-    sources: OnceLock<sources::Provider>,
-    rejected: OnceLock<sources::RejectedProvider>,
-    tcp: OnceLock<Arc<Intake>>,
+    tcps: OnceLock<Vec<Arc<Intake>>>,
 }
 
 impl Inspector {
-    /// An inspector of a daemon that is starting.
+    /// An inspector of a daemon that is starting. `judge` is that of any listener.
     #[must_use]
-    pub fn new(
-        multicast: &Multicast,
-        socket: &Arc<RequestSocket>,
-        hypervisors: Hypervisors,
-        program_wanted: bool,
-    ) -> Self {
-        let listener = Listener {
-            group: multicast.group.to_string(),
-            port: multicast.port,
-            hash: multicast.hash.name().to_owned(),
-            auth: multicast.auth.name().to_owned(),
-            attach: multicast.attach.name().to_owned(),
-            alone: <&str>::from(multicast.alone).to_owned(),
-            hears: false,
-            status: String::new(),
-            interfaces: Vec::new(),
-        };
+    pub fn new(multicasts: Vec<Arc<Watched>>, judge: Judge, hypervisors: Hypervisors) -> Self {
         Self {
             started: Moment::now(),
-            listener,
-            alone: multicast.alone,
-            program_wanted,
-            socket: Arc::downgrade(socket),
+            multicasts,
+            judge,
             hypervisors,
             requests: Arc::default(),
             phase: AtomicU8::new(Phase::Starting as u8),
-            heard: OnceLock::new(),
-            kernel: OnceLock::new(),
-            sources: OnceLock::new(),
-            rejected: OnceLock::new(),
-            tcp: OnceLock::new(),
+            tcps: OnceLock::new(),
         }
     }
 
@@ -111,37 +76,30 @@ impl Inspector {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Where the listener says what it hears.
-    pub fn set_heard(&self, heard: watch::Receiver<Heard>) {
-        let _ = self.heard.set(heard);
+    /// The multicast listeners.
+    #[must_use]
+    pub fn multicasts(&self) -> &[Arc<Watched>] {
+        &self.multicasts
     }
 
-    /// The kernel program's counters, once it is loaded.
-    pub fn set_kernel(&self, kernel: CounterReader) {
-        let _ = self.kernel.set(kernel);
-    }
-
-    /// The kernel program's sources, once it is loaded.
-    pub fn set_sources(&self, sources: sources::Provider) {
-        let _ = self.sources.set(sources);
-    }
-
-    /// The senders that the kernel program rejected, once it is loaded.
-    pub fn set_rejected(&self, rejected: sources::RejectedProvider) {
-        let _ = self.rejected.set(rejected);
-    }
-
-    /// The tcp listener, if one is configured.
-    pub fn set_tcp(&self, tcp: Arc<Intake>) {
-        let _ = self.tcp.set(tcp);
+    /// The tcp listeners.
+    pub fn set_tcps(&self, tcps: Vec<Arc<Intake>>) {
+        let _ = self.tcps.set(tcps);
     }
 
     /// The sources whose requests were rejected before any digest, the latest one first.
     #[must_use]
     pub fn rejected(&self) -> Vec<RejectedView> {
-        let in_kernel = self.rejected.get().map(|rejected| rejected()).unwrap_or_default();
-        let at_socket = self.socket.upgrade().map(|socket| socket.rejected()).unwrap_or_default();
-        RejectedView::together(in_kernel.into_iter().chain(at_socket))
+        let in_kernel = self.multicasts.iter().flat_map(|multicast| multicast.rejected());
+        RejectedView::together(in_kernel.chain(self.judge.rejected()))
+    }
+
+    /// The counters of all kernel programs: `None` without any, and `None` within if the kernel
+    /// does not tell.
+    fn in_kernel(&self) -> Option<Option<Counters>> {
+        let mut each = self.multicasts.iter().filter_map(|multicast| multicast.in_kernel()).peekable();
+        each.peek()?;
+        Some(each.try_fold(Counters::default(), |all, one| Some(sum(all, one?))))
     }
 
     /// How it is now.
@@ -151,9 +109,10 @@ impl Inspector {
             moment: Moment::now(),
             wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         };
-        let heard = self.heard.get().map(|heard| heard.borrow().clone()).unwrap_or_default();
         let phase = self.phase.load(Ordering::Relaxed);
-        let listener = self.listener(&heard);
+        let multicasts = self.multicasts.iter().map(|multicast| multicast.view());
+        let tcps = self.tcps.get().into_iter().flatten().map(|intake| tcp::view(intake));
+        let listeners: Vec<_> = multicasts.chain(tcps).collect();
         let (uris, restarts) = (self.hypervisors.view(), self.hypervisors.restarts());
         let uris: Vec<_> = uris.into_iter().map(|uri| now.uri(uri)).collect();
         let restarts: Vec<_> = restarts
@@ -170,11 +129,8 @@ impl Inspector {
                 reason: restart.reason.map(clip),
             })
             .collect();
-        let program_missing =
-            self.program_wanted && !heard.loading && heard.interfaces.iter().any(|one| one.mode.is_none());
-        let tcp = self.tcp.get().map(|intake| tcp::view(intake));
-        let mut problems = problems(&listener, program_missing, &uris, &restarts);
-        problems.extend(tcp.as_ref().and_then(tcp::problem));
+        let lacks_program = self.multicasts.iter().any(|multicast| multicast.lacks_program());
+        let problems = problems(&listeners, lacks_program, &uris, &restarts);
         let health = match phase {
             0 => Health::Starting,
             1 if problems.is_empty() => Health::Serving,
@@ -191,45 +147,27 @@ impl Inspector {
                 uptime_ms: now.ago(self.started),
                 now_unix_ms: millis(now.wall),
             },
-            listener,
-            tcp,
-            kernel: self.kernel.get().map(|kernel| Kernel { counters: kernel.counters().ok().map(by_name) }),
-            socket: self.socket.upgrade().map(|socket| by_name(socket.counters())).unwrap_or_default(),
+            listeners,
+            kernel: self.in_kernel().map(|counters| Kernel { counters: counters.map(by_name) }),
+            socket: self
+                .multicasts
+                .iter()
+                .map(|multicast| multicast.at_socket())
+                .reduce(sum)
+                .map(by_name)
+                .unwrap_or_default(),
             requests: self.requests_view(&now),
             sources: self
-                .sources
-                .get()
-                .map_or_else(Vec::new, |sources| sources().into_iter().map(|source| now.source(source)).collect()),
+                .multicasts
+                .iter()
+                .flat_map(|multicast| multicast.sources())
+                .map(|source| now.source(source))
+                .collect(),
             rejected_sources: self.rejected().into_iter().map(|view| now.rejected_source(view)).collect(),
             uris,
             restarts,
             latency: self.requests.times().into_iter().map(latency).collect(),
         }
-    }
-
-    fn listener(&self, heard: &Heard) -> Listener {
-        let interface = |one: &HeardInterface| {
-            let way_out = way_out(one.interface.index);
-            Interface {
-                name: one.interface.name.clone(),
-                program: one.mode.map(|mode| mode.to_string()),
-                program_id: heard.programs.get(&one.interface.index).copied(),
-                reason: one.reason.clone().map(clip),
-                alone: match self.alone {
-                    Alone::Auto => way_out.is_none(),
-                    Alone::Yes => true,
-                    Alone::No => false,
-                },
-                way_out,
-            }
-        };
-        let interfaces: Vec<_> = heard.interfaces.iter().map(interface).collect();
-        let mut status =
-            if heard.status.is_empty() { "looking for interfaces".to_owned() } else { heard.status.clone() };
-        if !interfaces.is_empty() && interfaces.iter().all(|interface| interface.alone) {
-            status.push_str(", alone");
-        }
-        Listener { hears: heard.hears, status, interfaces, ..self.listener.clone() }
     }
 
     fn requests_view(&self, now: &ReportTime) -> RequestsView {
@@ -247,21 +185,23 @@ impl Inspector {
     }
 }
 
-/// The first way out of an interface, in words, as the kernel sees it now.
-fn way_out(interface: u32) -> Option<String> {
-    match way_out::of(interface) {
-        Ok(ways) => ways.first().map(ToString::to_string),
-        Err(error) => Some(format!("an unknown way (the kernel does not say: {error})")),
-    }
+fn sum(mut one: Counters, other: Counters) -> Counters {
+    one.add(&other);
+    one
 }
 
 /// What is wrong, and what to do about it.
-fn problems(listener: &Listener, program_missing: bool, uris: &[Uri], restarts: &[Restart]) -> Vec<String> {
+fn problems(listeners: &[Listener], lacks_program: bool, uris: &[Uri], restarts: &[Restart]) -> Vec<String> {
     let mut problems = Vec::new();
-    if !listener.hears {
-        problems.push(format!("no request is heard: {}", listener.status));
+    for listener in listeners.iter().filter(|listener| !listener.hears) {
+        let status = &listener.status;
+        problems.push(match (listener.is_multicast(), listeners.len()) {
+            (true, 1) => format!("no request is heard: {status}"),
+            (true, _) => format!("no request is heard by {}: {status}", listener.label()),
+            (false, _) => format!("no client can connect by {}: {status}", listener.label()),
+        });
     }
-    if program_missing {
+    if lacks_program {
         problems.push(
             "the kernel program is not attached, and requests come through the socket alone: the same answers, but a flood costs the \
              daemon's time; its log says why (\"serving without the kernel program\")"
@@ -380,6 +320,7 @@ impl ReportTime {
             client: recent.client,
             seqno: recent.seqno,
             via: recent.via.to_string(),
+            listener: recent.listener,
             result,
             detail,
             steps,
@@ -434,7 +375,7 @@ fn domain(view: DomainView) -> Domain {
     }
 }
 
-fn clip(text: String) -> String {
+pub(super) fn clip(text: String) -> String {
     match text.char_indices().nth(DETAIL_MAX) {
         Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
         None => text,
@@ -471,10 +412,10 @@ mod tests {
     #[test]
     fn a_restart_is_slow_when_it_is_late_after_its_pause() {
         let report = fence_control::client::parse(include_str!("../../../docs/reference/status.example.json")).unwrap();
-        let listener = Listener { hears: true, ..report.listener };
+        let listeners = [Listener { hears: true, ..report.listeners[0].clone() }];
         let told = |waiting_ms, pause_ms| {
             let restart = Restart { waiting_ms, pause_ms, ..report.restarts[0].clone() };
-            problems(&listener, false, &[], &[restart])
+            problems(&listeners, false, &[], &[restart])
         };
         assert!(told(9_000, 0).is_empty() && told(42_000, 40_000).is_empty());
         for (waiting_ms, pause_ms) in [(11_000, 0), (51_000, 40_000)] {

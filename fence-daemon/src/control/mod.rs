@@ -6,6 +6,7 @@
 //! it. [`fence_control`] defines the protocol.
 
 pub mod inspector;
+pub mod multicast;
 pub mod server;
 mod tcp;
 #[cfg(test)]

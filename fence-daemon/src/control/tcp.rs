@@ -1,24 +1,26 @@
-//! The tcp listener in the report.
+//! A tcp listener in the report.
 
-use fence_control::report::Tcp;
+use fence_config::TCP_AUTH;
+use fence_control::report::Listener;
 
 use super::inspector::by_name;
 use crate::intake::tcp::Intake;
 
-pub(super) fn view(intake: &Intake) -> Tcp {
+pub(super) fn view(intake: &Intake) -> Listener {
     let (settings, (hears, status)) = (intake.settings(), intake.status());
-    Tcp {
+    Listener {
+        kind: "tcp".to_owned(),
+        name: settings.name.clone(),
         address: settings.address.to_string(),
         port: settings.port,
         interface: settings.interface.clone(),
         hash: settings.hash.name().to_owned(),
+        auth: TCP_AUTH.name().to_owned(),
+        attach: None,
+        alone: None,
         hears,
         status,
+        interfaces: Vec::new(),
         counters: by_name(intake.counters()),
     }
-}
-
-/// What is wrong with it.
-pub(super) fn problem(tcp: &Tcp) -> Option<String> {
-    (!tcp.hears).then(|| format!("no client can connect by tcp: {}", tcp.status))
 }

@@ -18,7 +18,9 @@ use tempfile::tempdir;
 
 use super::inspector::{Inspector, Phase};
 use super::server::{CLIENTS_MAX, Control, ControlError};
+use crate::control::multicast::Watched;
 use crate::hypervisor::Hypervisors;
+use crate::intake::judge::Judge;
 use crate::intake::socket::RequestSocket;
 use crate::observe::sources::SourceView;
 use crate::state::socket::ControlSocketError;
@@ -37,7 +39,7 @@ fn check_form(report: &serde_json::Value) {
 fn multicast() -> Multicast {
     let text = "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } listeners { multicast { address = \"239.255.77.13\"; hash = \"none\"; auth = \"none\"; } }";
     let parsed = config::parse(&Source::new(Path::new("test"), text.as_bytes()), Warnings::default());
-    parsed.unwrap_or_else(|error| panic!("{}", error.render(false))).0.multicast
+    parsed.unwrap_or_else(|error| panic!("{}", error.render(false))).0.multicast().unwrap().clone()
 }
 
 /// An inspector of a daemon that hears nothing, at a port of its own.
@@ -46,7 +48,8 @@ fn inspector(port: u16) -> (Arc<Inspector>, Arc<RequestSocket>) {
     let rules = Rules { min_hash: HashKind::None, strict_source: true };
     let socket = Arc::new(RequestSocket::open(multicast.group, port, rules, None).unwrap());
     let hypervisors = Hypervisors::start(&["test:///default".to_owned()], Options::default());
-    (Arc::new(Inspector::new(&multicast, &socket, hypervisors, false)), socket)
+    let watched = vec![Watched::new(multicast, &socket, false)];
+    (Arc::new(Inspector::new(watched, Judge::new(None.into()), hypervisors)), socket)
 }
 
 async fn ask(path: &Path) -> Result<Report, ClientError> {
@@ -57,7 +60,7 @@ async fn ask(path: &Path) -> Result<Report, ClientError> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_report_has_the_documented_form() {
     let (inspector, _socket) = inspector(11_240);
-    inspector.set_sources(Box::new(|| {
+    inspector.multicasts()[0].set_sources(Box::new(|| {
         let seen = Some(crate::clock::Moment::now());
         let address = "192.168.122.11".parse().unwrap();
         let mac = Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
@@ -65,7 +68,7 @@ async fn the_report_has_the_documented_form() {
     }));
     let report = inspector.report();
     check_form(&serde_json::to_value(&report).unwrap());
-    assert_eq!((report.health, report.listener.port), (Health::Starting, 11_240));
+    assert_eq!((report.health, report.listeners[0].port), (Health::Starting, 11_240));
     assert_eq!(report.sources[0].mac.as_deref(), Some("52:54:00:12:34:56"));
     assert!(report.problems.iter().any(|problem| problem.contains("no request is heard")), "{:?}", report.problems);
     inspector.enter(Phase::Serving);
@@ -177,7 +180,7 @@ async fn clients_that_do_not_read_are_cut_off() {
         limited: 3,
         last_seen: None,
     };
-    inspector.set_sources(Box::new(move || vec![source.clone(); 20_000]));
+    inspector.multicasts()[0].set_sources(Box::new(move || vec![source.clone(); 20_000]));
     let _control = Control::open(scratch.path(), inspector).unwrap();
     let file = path(scratch.path());
     let deaf = |_| {

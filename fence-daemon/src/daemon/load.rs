@@ -11,12 +11,14 @@ use fence_config::{Attach, Multicast};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::control::inspector::Inspector;
+use crate::control::multicast::Watched;
 use crate::intake::kernel::{self, KernelProgram, Mode};
 use crate::intake::keyring::Keyring;
 use crate::intake::listener::{Coming, chain};
 use crate::intake::replay_cache::ReplayCache;
+use crate::intake::request::Origin;
 use crate::intake::ring::RequestRing;
+use crate::observe::requests::Requests;
 
 /// The kernel program, as `cargo xtask build` made it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FENCE_EBPF_OBJECT"));
@@ -33,52 +35,71 @@ pub(super) struct KernelConsumers {
 pub(super) struct Load {
     listener: Listening,
     keys: Keyring,
+    origin: Origin,
     mode: Mode,
     /// What it is to know before it sees a packet.
     replays: Arc<ReplayCache>,
+    watched: Arc<Watched>,
     program: oneshot::Sender<(KernelProgram, Mode)>,
     ring: oneshot::Sender<RequestRing>,
 }
 
-/// What to load, if anything. Otherwise the log says why, and the socket serves everything.
-pub(super) fn kernel(
-    multicast: &Multicast,
-    rules: Rules,
-    limits: Limits,
-    keys: &Keyring,
-    replays: &Arc<ReplayCache>,
-) -> Option<(Load, KernelConsumers)> {
-    let mode = match multicast.attach {
-        Attach::Auto if multicast.interface.is_none() => Mode::Gentle,
-        Attach::Auto => Mode::Auto,
-        Attach::Native => Mode::Native,
-        Attach::Generic => Mode::Generic,
-        Attach::Tcx => Mode::Tcx,
+/// How to attach the program of a listener, if there is to be one. Otherwise the log says why, and
+/// the socket serves everything. `earlier` are the listeners whose programs come before.
+pub(super) fn mode(multicast: &Multicast, earlier: &[Multicast], keys: &Keyring) -> Option<Mode> {
+    let meets = |other: &Multicast| match (&multicast.interface, &other.interface) {
+        (Some(one), Some(other)) => one == other,
+        (None, _) | (_, None) => true,
+    };
+    match multicast.attach {
+        // An interface has one place for XDP, and any number for tcx.
+        Attach::Auto if earlier.iter().any(meets) => Some(Mode::Tcx),
+        Attach::Auto if multicast.interface.is_none() => Some(Mode::Gentle),
+        Attach::Auto => Some(Mode::Auto),
+        Attach::Native => Some(Mode::Native),
+        Attach::Generic => Some(Mode::Generic),
+        Attach::Tcx => Some(Mode::Tcx),
         Attach::Off if !keys.groups().is_empty() => {
             info!(
                 "serving without the kernel program, through the socket alone: it does not know the groups' own keys"
             );
-            return None;
+            None
         }
         Attach::Off => {
             info!("serving without the kernel program, through the socket alone, as configured (attach = \"off\")");
-            return None;
+            None
         }
-    };
-    let listener = Listening {
+    }
+}
+
+/// What the program of a listener is configured with.
+pub(super) fn boundary(multicast: &Multicast, rules: Rules, limits: Limits) -> Listening {
+    Listening {
         group_v4: if let IpAddr::V4(group) = multicast.group { Some(group.octets()) } else { None },
         group_v6: if let IpAddr::V6(group) = multicast.group { Some(group.octets()) } else { None },
         port: multicast.port,
         rules,
         limits,
-    };
-    let (program, coming) = oneshot::channel();
-    let (ring, ring_coming) = oneshot::channel();
-    let load = Load { listener, keys: keys.clone(), mode, replays: Arc::clone(replays), program, ring };
-    Some((load, KernelConsumers { program: coming, ring: ring_coming }))
+    }
 }
 
 impl Load {
+    /// What is to be loaded, and for whom.
+    pub(super) fn new(
+        listener: Listening,
+        mode: Mode,
+        keys: Keyring,
+        origin: Origin,
+        replays: &Arc<ReplayCache>,
+        watched: &Arc<Watched>,
+    ) -> (Self, KernelConsumers) {
+        let (program, coming) = oneshot::channel();
+        let (ring, ring_coming) = oneshot::channel();
+        let (replays, watched) = (Arc::clone(replays), Arc::clone(watched));
+        let load = Self { listener, keys, origin, mode, replays, watched, program, ring };
+        (load, KernelConsumers { program: coming, ring: ring_coming })
+    }
+
     fn load(&self) -> Result<(Option<kernel::Ring>, KernelProgram), kernel::Error> {
         let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
         // The keys of this moment, which may differ from those of the start.
@@ -94,21 +115,21 @@ impl Load {
     /// Loads the program, which takes the kernel's verifier some time. If that fails, the socket
     /// serves everything and the log says why. A fencing daemon that is slower in a flood is better
     /// than none.
-    pub(super) fn run(self, inspector: &Inspector) {
+    pub(super) fn run(self, requests: Arc<Requests>) {
         match self.load() {
-            Ok((Some(ring), program)) => match RequestRing::new(ring, self.keys, inspector.requests()) {
+            Ok((Some(ring), program)) => match RequestRing::new(ring, self.keys, self.origin, requests) {
                 Ok(mut ring) => {
                     ring.beat();
                     match program.reader() {
-                        Ok(reader) => inspector.set_kernel(reader),
+                        Ok(reader) => self.watched.set_kernel(reader),
                         Err(error) => warn!("`status` cannot show the kernel program's counters: {}", chain(&error)),
                     }
                     match program.senders() {
-                        Ok(senders) => inspector.set_sources(senders),
+                        Ok(senders) => self.watched.set_sources(senders),
                         Err(error) => warn!("`status` cannot show the sources of requests: {}", chain(&error)),
                     }
                     match program.rejected() {
-                        Ok(rejected) => inspector.set_rejected(rejected),
+                        Ok(rejected) => self.watched.set_rejected(rejected),
                         Err(error) => warn!("`status` cannot show rejected sources: {}", chain(&error)),
                     }
                     // The reader comes before the program sees its first packet. If nobody takes

@@ -4,11 +4,12 @@
 //! The configuration file itself is not read again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fence_common::key::Key;
-use fence_common::keys::KeyPair;
-use fence_config::key::{self, FoundGroupKey, FoundPair};
-use fence_config::{Groups, Multicast, Unusable, Warnings};
+use fence_common::keys::{GroupKey, KeyPair};
+use fence_config::key::{self, FoundAll, FoundPair};
+use fence_config::{FoundKeys, Groups, Listener, Unusable, Warnings};
 use tokio::signal::unix::Signal;
 use tracing::{error, info, warn};
 
@@ -42,15 +43,124 @@ pub(super) enum ReloadError {
     Broken,
 }
 
+/// The keys of a configuration, where they are used.
+#[derive(Clone, Debug)]
+pub(super) struct KeyPlan {
+    listeners: Vec<Listener>,
+    groups: Groups,
+    /// That of each listener, in their order. Those with the same key files share one.
+    rings: Vec<Keyring>,
+}
+
+impl KeyPlan {
+    /// The plan of a configuration, with the keys that were found for it.
+    pub(super) fn new(listeners: Vec<Listener>, groups: Groups, found: FoundKeys) -> Self {
+        let mut rings: Vec<Keyring> = Vec::new();
+        let mut pairs = found.listeners.into_iter();
+        for listener in &listeners {
+            let (files, pair) = (listener.key_files(), pairs.next().flatten());
+            let mut known = listeners.iter().zip(&rings).filter(|(other, _)| other.key_files() == files);
+            let ring = known.next().map_or_else(|| Keyring::new(pair), |(_, ring)| ring.clone());
+            rings.push(ring);
+        }
+        let plan = Self { listeners, groups, rings };
+        plan.set_groups(&found.groups);
+        plan
+    }
+
+    /// The keys of the listener with this number.
+    pub(super) fn ring(&self, listener: usize) -> Keyring {
+        self.rings.get(listener).cloned().unwrap_or_else(|| Keyring::new(None))
+    }
+
+    /// Each ring once, with the number of a listener that uses it. A ring without key files stays
+    /// empty.
+    fn rings(&self) -> impl Iterator<Item = (usize, &Keyring)> {
+        let files = |at: usize| self.listeners.get(at).and_then(Listener::key_files);
+        let is_first = move |at: &usize| files(*at).is_some() && (0..*at).all(|earlier| files(earlier) != files(*at));
+        self.rings.iter().enumerate().filter(move |(at, _)| is_first(at))
+    }
+
+    fn set_groups(&self, keys: &[GroupKey]) -> Rotated {
+        let mut changed = Rotated { added: 0, dropped: 0, accepted: 0 };
+        for ring in &self.rings {
+            let rotated = ring.set_groups(keys.to_vec());
+            // Each ring has them all. A clone of an earlier ring sees no change.
+            if rotated.added + rotated.dropped > 0 || changed.accepted == 0 {
+                changed = rotated;
+            }
+        }
+        changed
+    }
+
+    /// Reads the key files again and accepts their keys. `None` if no key is needed.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]: the keys are unchanged, except with [`RotationError::NotWiped`].
+    pub(super) fn reload(&self) -> Result<Option<Rotated>, ReloadError> {
+        let mut warnings = Warnings::default();
+        if self.rings().next().is_none() {
+            return Ok(None);
+        }
+        let found = key::load_all(&self.listeners, &self.groups, &mut warnings)?;
+        self.check(&found)?;
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        // Only a kernel program can refuse keys, and none is loaded if groups have their own. The
+        // listeners' keys come first. If everybody's key becomes a group's, nobody has it for a
+        // moment. A request at that moment is sent again.
+        let FoundAll { mut listeners, groups } = found;
+        let mut pair = |at: usize| listeners.get_mut(at).and_then(Option::take).map(KeyPair::from);
+        let changes: Vec<_> = self.rings().filter_map(|(at, ring)| Some((ring.clone(), pair(at)?))).collect();
+        let rotated = Keyring::rotate_all(changes)?;
+        let of_groups: Vec<_> = groups.into_iter().map(|found| found.key).collect();
+        Ok(Some(rotated.and(self.set_groups(&of_groups))))
+    }
+
+    /// Looks for mistakes that a new key can hardly be meant to have. (At the start they do not
+    /// stop the daemon: stock servers would accept the key, and there is no better one to go on
+    /// with.)
+    fn check(&self, found: &FoundAll) -> Result<(), ReloadError> {
+        let of_all = found.pairs().flat_map(FoundPair::each).map(|(found, path)| (&found.key, found.is_cut, path));
+        let of_groups = found.groups.iter().map(|found| (&*found.key.key, found.is_cut, found.path.as_path()));
+        let accepted: Vec<Arc<Key>> = self
+            .rings
+            .iter()
+            .flat_map(|ring| {
+                let groups: Vec<_> = ring.groups().iter().map(|group| Arc::clone(&group.key)).collect();
+                ring.current().iter().cloned().chain(groups).collect::<Vec<_>>()
+            })
+            .collect();
+        for (key, is_cut, path) in of_all.chain(of_groups) {
+            let bytes = key.dangerous_bytes();
+            if accepted.iter().any(|known| known.dangerous_bytes() == bytes) {
+                continue;
+            }
+            let of = |error: fn(PathBuf) -> ReloadError, path: &Path| Err(error(path.to_owned()));
+            if is_cut {
+                return of(ReloadError::TooLong, path);
+            }
+            if bytes.iter().all(|byte| *byte == 0) {
+                return of(ReloadError::Zeros, path);
+            }
+            if accepted.iter().any(|known| known.dangerous_bytes().starts_with(bytes)) {
+                return of(ReloadError::CutOff, path);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Reads the keys again at each SIGHUP, until it is dropped. Tells systemd when that begins and
 /// ends.
-pub(super) async fn at_each(mut hangup: Signal, multicast: Multicast, groups: Groups, keys: Keyring) {
+pub(super) async fn at_each(mut hangup: Signal, plan: KeyPlan) {
     while hangup.recv().await.is_some() {
         systemd::notify_reloading();
         let again = {
-            let (multicast, groups, keys) = (multicast.clone(), groups.clone(), keys.clone());
+            let plan = plan.clone();
             // It waits while another process writes a file.
-            tokio::task::spawn_blocking(move || reload(&multicast, &groups, &keys))
+            tokio::task::spawn_blocking(move || plan.reload())
         };
         match again.await.unwrap_or(Err(ReloadError::Broken)) {
             Ok(Some(Rotated { added: 0, dropped: 0, accepted })) => {
@@ -67,61 +177,6 @@ pub(super) async fn at_each(mut hangup: Signal, multicast: Multicast, groups: Gr
     }
 }
 
-/// Reads the key files of a running configuration and accepts their keys. `None` if no key is
-/// needed.
-///
-/// # Errors
-/// See [`ReloadError`]: the keys are unchanged, except with [`RotationError::NotWiped`].
-pub(super) fn reload(multicast: &Multicast, groups: &Groups, keys: &Keyring) -> Result<Option<Rotated>, ReloadError> {
-    let mut warnings = Warnings::default();
-    let Some(found) = key::load_all(multicast, &mut warnings)? else { return Ok(None) };
-    let of_groups = key::load_groups(multicast, groups, Some(&found), &mut warnings)?;
-    check(&found, &of_groups, multicast, keys)?;
-    for warning in &warnings {
-        warn!("{warning}");
-    }
-    // Only the kernel program can refuse keys, and it is not loaded if groups have their own. The
-    // listener's keys come first. If everybody's key becomes a group's, nobody has it for a moment.
-    // A request at that moment is sent again.
-    let rotated = keys.rotate(KeyPair::from(found))?;
-    let of_groups = keys.set_groups(of_groups.into_iter().map(|found| found.key).collect());
-    Ok(Some(rotated.and(of_groups)))
-}
-
-/// Looks for mistakes that a new key can hardly be meant to have. (At the start they do not stop
-/// the daemon: stock servers would accept the key, and there is no better one to go on with.)
-fn check(
-    found: &FoundPair,
-    of_groups: &[FoundGroupKey],
-    multicast: &Multicast,
-    keys: &Keyring,
-) -> Result<(), ReloadError> {
-    let second = found.second.as_ref().zip(multicast.key_file2.as_deref());
-    let of_all = [(&found.first, multicast.key_file.as_path())].into_iter().chain(second);
-    let of_all = of_all.map(|(found, path)| (&found.key, found.is_cut, path));
-    let of_groups = of_groups.iter().map(|found| (&*found.key.key, found.is_cut, found.path.as_path()));
-    let (everybodys, groups) = (keys.current(), keys.groups());
-    let accepted: Vec<&Key> =
-        everybodys.iter().chain(groups.iter().map(|group| &group.key)).map(|key| &**key).collect();
-    for (key, is_cut, path) in of_all.chain(of_groups) {
-        let bytes = key.dangerous_bytes();
-        if accepted.iter().any(|known| known.dangerous_bytes() == bytes) {
-            continue;
-        }
-        let of = |error: fn(PathBuf) -> ReloadError, path: &Path| Err(error(path.to_owned()));
-        if is_cut {
-            return of(ReloadError::TooLong, path);
-        }
-        if bytes.iter().all(|byte| *byte == 0) {
-            return of(ReloadError::Zeros, path);
-        }
-        if accepted.iter().any(|known| known.dangerous_bytes().starts_with(bytes)) {
-            return of(ReloadError::CutOff, path);
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,8 +186,7 @@ mod tests {
 
     struct Reloading {
         dir: TempDir,
-        multicast: Multicast,
-        groups: Groups,
+        plan: KeyPlan,
         keys: Keyring,
     }
 
@@ -143,21 +197,29 @@ mod tests {
 
         /// `more`, where `DIR` is the directory of the files.
         fn with(more: &str) -> Self {
+            Self::with_listeners("", more)
+        }
+
+        /// The same, with `listeners` beside the one without a name.
+        fn with_listeners(listeners: &str, more: &str) -> Self {
             let dir = tempdir().unwrap();
             let path = |name: &str| dir.path().join(name).display().to_string();
             let text = format!(
                 "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n\
-                 listeners {{ multicast {{ key_file = \"{}\"; key_file2 = \"{}\"; }} }}\n{}",
+                 listeners {{ multicast {{ key_file = \"{}\"; key_file2 = \"{}\"; }} {} }}\n{}",
                 path("one"),
                 path("two"),
+                listeners.replace("DIR", &dir.path().display().to_string()),
                 more.replace("DIR", &dir.path().display().to_string())
             );
             let (config, _) =
                 config::parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default()).unwrap();
-            let Config { multicast, groups, .. } = config;
-            let bench = Self { dir, multicast, groups, keys: Keyring::new(None) };
+            let Config { listeners, groups, .. } = config;
+            let plan = KeyPlan::new(listeners, groups, FoundKeys::default());
+            let bench = Self { dir, keys: plan.ring(0), plan };
             bench.write("one", OLD);
             bench.write("of-a", OF_A);
+            bench.write("of-dmz", OF_DMZ);
             assert!(bench.reload().is_ok());
             bench
         }
@@ -169,7 +231,7 @@ mod tests {
         }
 
         fn reload(&self) -> Result<Option<Rotated>, ReloadError> {
-            reload(&self.multicast, &self.groups, &self.keys)
+            self.plan.reload()
         }
 
         fn accepted(&self) -> Vec<Vec<u8>> {
@@ -180,6 +242,52 @@ mod tests {
     const OLD: &[u8] = b"the old key, of some length";
     const NEW: &[u8] = b"a new key";
     const OF_A: &[u8] = b"a group's own key, of some length";
+    const OF_DMZ: &[u8] = b"the key of another listener, of some length";
+
+    #[test]
+    fn each_listener_has_its_own_keys_and_a_reload_changes_all_of_them_or_none() {
+        let more = "multicast \"dmz\" { port = \"1\"; key_file = \"DIR/of-dmz\"; } \
+                    multicast \"same\" { port = \"2\"; key_file = \"DIR/one\"; key_file2 = \"DIR/two\"; }";
+        let bench = Reloading::with_listeners(more, "");
+        let of = |listener: usize| -> Vec<Vec<u8>> {
+            bench.plan.ring(listener).current().iter().map(|key| key.dangerous_bytes().to_vec()).collect()
+        };
+        assert_eq!((of(0), of(1), of(2)), (vec![OLD.to_vec()], vec![OF_DMZ.to_vec()], vec![OLD.to_vec()]));
+        // Two listeners with the same files count once.
+        bench.write("one", NEW);
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 1, dropped: 1, accepted: 2 }));
+        assert_eq!((of(0), of(1), of(2)), (vec![NEW.to_vec()], vec![OF_DMZ.to_vec()], vec![NEW.to_vec()]));
+        bench.write("one", OLD);
+        bench.write("of-dmz", b"");
+        let refused = bench.reload().unwrap_err().to_string();
+        assert!(refused.contains("of-dmz is empty"), "{refused}");
+        assert_eq!((of(0), of(1)), (vec![NEW.to_vec()], vec![OF_DMZ.to_vec()]));
+    }
+
+    /// A kernel program that takes no key from some time on.
+    #[derive(Clone, Debug, Default)]
+    struct Full(Arc<std::sync::atomic::AtomicBool>);
+
+    impl crate::intake::keyring::Slots for Full {
+        fn put(&mut self, _: u32, _: &fence_common::digest::KeySlot) -> Result<(), crate::intake::kernel::Error> {
+            let is_full = self.0.load(std::sync::atomic::Ordering::Relaxed);
+            if is_full { Err(crate::intake::kernel::Error::Missing("a map")) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn keys_that_one_kernel_program_refuses_change_at_no_listener() {
+        let bench = Reloading::with_listeners("multicast \"dmz\" { port = \"1\"; key_file = \"DIR/of-dmz\"; }", "");
+        let (full, dmz) = (Full::default(), bench.plan.ring(1));
+        dmz.connect(Box::new(full.clone())).unwrap();
+        full.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        bench.write("one", NEW);
+        bench.write("of-dmz", b"another key of the other listener");
+        assert!(matches!(bench.reload(), Err(ReloadError::Rotation(RotationError::Refused(_)))));
+        assert_eq!((bench.accepted(), dmz.current().first().unwrap().dangerous_bytes()), (vec![OLD.to_vec()], OF_DMZ));
+        full.0.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(bench.reload().unwrap(), Some(Rotated { added: 2, dropped: 2, accepted: 2 }));
+    }
 
     #[test]
     fn a_reload_changes_all_keys_or_none() {

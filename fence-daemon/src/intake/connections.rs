@@ -99,7 +99,7 @@ impl Accepted {
         let (address, sender) = (caller.address(), caller.address().sender());
         let (key, owner) = self.judge.judge(&request, &sender, Some(address.into()))?;
         let verified = Verified::connected(&request, key, caller, self.via, arrived).ok_or(Verdict::Op)?;
-        Ok(verified.signed_for(owner).sent_by(sender))
+        Ok(verified.signed_for(owner).sent_by(sender).came_to(self.judge.origin()))
     }
 
     /// Enters a connection without a request. Another one may have to go.

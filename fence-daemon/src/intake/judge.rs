@@ -20,13 +20,16 @@ use fence_config::Groups;
 
 use super::keyring::Keyring;
 use super::replay_cache::ReplayCache;
+use super::request::Origin;
 use crate::clock::Moment;
 use crate::observe::sources::RejectedView;
 
-/// What requests are judged by. Clones share keys, senders and replay cache.
+/// What the requests of a listener are judged by. All listeners share senders and replay cache.
+/// Clones share the keys too.
 #[derive(Clone, Debug)]
 pub struct Judge {
     keys: Keyring,
+    origin: Arc<Origin>,
     limits: Limits,
     senders: Arc<Mutex<MemoryStore>>,
     replays: Arc<ReplayCache>,
@@ -36,14 +39,16 @@ pub struct Judge {
 
 impl Judge {
     /// Without limits, replay cache or groups.
-    pub(super) fn new(keys: Keyring) -> Self {
+    #[must_use]
+    pub fn new(keys: Keyring) -> Self {
         let (replays, groups) = (Arc::new(ReplayCache::none(Duration::ZERO)), Arc::new(Groups::Everyone));
         let (senders, rejected) = (Arc::default(), Arc::default());
-        Self { keys, limits: Limits::NONE, senders, replays, groups, rejected }
+        Self { keys, origin: Arc::default(), limits: Limits::NONE, senders, replays, groups, rejected }
     }
 
     /// Limits rates as the kernel program does, with the senders that `replays` knows.
-    pub(super) fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
+    #[must_use]
+    pub fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
         {
             let mut records = lock(&self.senders);
             for (sender, at) in replays.senders() {
@@ -55,8 +60,20 @@ impl Judge {
     }
 
     /// Accepts a group's key only from that group's addresses.
-    pub(super) fn grouped(self, groups: Groups) -> Self {
+    #[must_use]
+    pub fn grouped(self, groups: Groups) -> Self {
         Self { groups: Arc::new(groups), ..self }
+    }
+
+    /// The same for another listener, which has its own keys.
+    #[must_use]
+    pub fn of_listener(&self, keys: Keyring, origin: Origin) -> Self {
+        Self { keys, origin: Arc::new(origin), ..self.clone() }
+    }
+
+    /// What the configuration says of its listener.
+    pub(super) fn origin(&self) -> &Arc<Origin> {
+        &self.origin
     }
 
     /// Records a request that was rejected for its form.

@@ -1,4 +1,4 @@
-//! The keys in force, in user space and in the kernel program. Both change to new keys without a
+//! The keys in force, in user space and in the kernel programs. Both change to new keys without a
 //! moment in which a kept key is refused.
 //!
 //! [`fence_common::keys`] decides the steps; this module carries them out.
@@ -70,9 +70,9 @@ struct SharedKeys {
     /// The groups' own keys. The kernel program does not know them: it is not loaded if there are
     /// any.
     groups: RwLock<Arc<Vec<GroupKey>>>,
-    /// Held while keys change: one change at a time, and none while the kernel program gets its
-    /// first ones.
-    slots: Mutex<Option<Box<dyn Slots>>>,
+    /// Those of each kernel program that uses these keys. Held while keys change: one change at a
+    /// time, and none while a kernel program gets its first ones.
+    slots: Mutex<Vec<Box<dyn Slots>>>,
 }
 
 impl Keyring {
@@ -126,8 +126,8 @@ impl Keyring {
         groups.iter().find(|group| group.key.verify(request)).map(|group| (Arc::clone(&group.key), group.owner))
     }
 
-    /// Gives the kernel program the keys, now and at each change. Call it before the program sees
-    /// its first packet.
+    /// Gives a kernel program the keys, now and at each change. Call it before the program sees its
+    /// first packet.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -136,8 +136,34 @@ impl Keyring {
         for (slot, key) in self.current().in_slots() {
             exchange(&mut *slots, slot, None, key.as_deref())?;
         }
-        *place = Some(slots);
+        place.push(slots);
         Ok(())
+    }
+
+    /// Changes the keys of several rings, all of them or none.
+    ///
+    /// # Errors
+    /// As [`rotate`](Self::rotate).
+    pub fn rotate_all(changes: impl IntoIterator<Item = (Self, KeyPair)>) -> Result<Rotated, RotationError> {
+        let mut all = Rotated { added: 0, dropped: 0, accepted: 0 };
+        let (mut done, mut not_wiped): (Vec<(Self, Arc<Keys>)>, _) = (Vec::new(), None);
+        for (ring, pair) in changes {
+            let before = ring.current();
+            match ring.rotate(pair) {
+                Ok(rotated) => all = all.and(rotated),
+                Err(error @ RotationError::NotWiped(_)) => not_wiped = Some(error),
+                Err(refused @ RotationError::Refused(_)) => {
+                    for (ring, before) in done {
+                        if let Some(Err(error)) = before.pair().map(|pair| ring.rotate(pair)) {
+                            tracing::error!("old keys cannot be put back: {error}");
+                        }
+                    }
+                    return Err(refused);
+                }
+            }
+            done.push((ring, before));
+        }
+        not_wiped.map_or(Ok(all), Err)
     }
 
     /// Accepts these keys from now on and no others.
@@ -151,29 +177,31 @@ impl Keyring {
         self.publish(change.during);
         let (filled, emptied): (Vec<_>, Vec<_>) = change.writes.iter().partition(|(_, key)| key.is_some());
         let old = |slot: u32| before.in_slot(slot).map(|key| &**key);
-        if let Some(slots) = slots.as_mut() {
-            let write =
-                |(slot, key): &&(u32, Option<Arc<Key>>)| exchange(&mut **slots, *slot, old(*slot), key.as_deref());
-            if let Some(error) = filled.iter().map(write).find_map(Result::err) {
+        let write = |program: &mut Box<dyn Slots>, (slot, key): &(u32, Option<Arc<Key>>)| {
+            exchange(&mut **program, *slot, old(*slot), key.as_deref())
+        };
+        let mut fill =
+            || slots.iter_mut().try_for_each(|program| filled.iter().try_for_each(|new| write(program, new)));
+        if let Err(error) = fill() {
+            for program in slots.iter_mut() {
                 for (slot, key) in &filled {
-                    if let Err(error) = exchange(&mut **slots, *slot, key.as_deref(), old(*slot)) {
+                    if let Err(error) = exchange(&mut **program, *slot, key.as_deref(), old(*slot)) {
                         tracing::error!("an old key cannot be put back into the kernel program: {error}");
                     }
                 }
-                self.publish((*before).clone());
-                return Err(RotationError::Refused(error));
             }
+            self.publish((*before).clone());
+            return Err(RotationError::Refused(error));
         }
-        let wiped = match slots.as_mut() {
-            Some(slots) => emptied.iter().try_for_each(|(slot, _)| exchange(&mut **slots, *slot, old(*slot), None)),
-            None => Ok(()),
-        };
+        let mut wipe = |program: &mut Box<dyn Slots>| emptied.iter().try_for_each(|gone| write(program, gone));
+        // Each is tried, whatever becomes of the others.
+        let wiped = slots.iter_mut().map(&mut wipe).fold(Ok(()), Result::and);
         let rotated = Rotated { added: change.added, dropped: change.dropped, accepted: change.after.len() };
         self.publish(change.after);
         wiped.map_err(RotationError::NotWiped).map(|()| rotated)
     }
 
-    fn slots(&self) -> MutexGuard<'_, Option<Box<dyn Slots>>> {
+    fn slots(&self) -> MutexGuard<'_, Vec<Box<dyn Slots>>> {
         lock(&self.0.slots)
     }
 

@@ -22,7 +22,7 @@ use super::leads::Leads;
 use super::links::{Changes, Links};
 use super::listening::{Attached, Command, Ends, HeardInterface, InterfaceNews, Listening, Now, Refusal};
 use super::socket::RequestSocket;
-use crate::systemd;
+use crate::systemd::StatusPart;
 
 /// How often failed commands are tried again: they may become possible without a message from the
 /// kernel.
@@ -43,6 +43,9 @@ pub struct Listener {
     leads: Leads,
     /// The status that systemd has.
     status: String,
+    part: StatusPart,
+    /// What its lines in the log begin with, if there are several listeners.
+    label: String,
 }
 
 /// A program that is being loaded, and how it is to be attached. The loading task drops its end if
@@ -93,7 +96,14 @@ impl Listener {
         let name = if let Wanted::Named(name) = &wanted { Some(name.clone()) } else { None };
         let listening = Listening::new(name, program.is_some());
         let leads = Leads::new(Alone::No);
-        Self { wanted, socket, program, coming: None, listening, leads, status: String::new() }
+        let (part, label) = (StatusPart::only(), String::new());
+        Self { wanted, socket, program, coming: None, listening, leads, status: String::new(), part, label }
+    }
+
+    /// Names the listener in the log, as one of several, and shows its status as a part of theirs.
+    #[must_use]
+    pub fn among_others(self, label: &str, part: StatusPart) -> Self {
+        Self { label: format!("{label}: "), part, ..self }
     }
 
     /// Logs where the interfaces lead, as far as that decides with this setting of `alone`.
@@ -128,7 +138,7 @@ impl Listener {
         for (interface, line) in self.listening.tell() {
             self.log(&interface, &line);
         }
-        systemd::notify_status(&self.listening.status());
+        self.show(&self.listening.status());
         Some(match &self.wanted {
             Wanted::Named(name) => waiting_for(name),
             Wanted::Suitable(_) => self.listening.status(),
@@ -160,12 +170,17 @@ impl Listener {
         }
         let status = self.listening.status();
         if self.status != status {
-            systemd::notify_status(&status);
+            self.show(&status);
             self.status = status;
         }
         let heard = self.heard();
         self.leads.look(&heard.interfaces);
         heard
+    }
+
+    /// Tells systemd the status.
+    fn show(&self, status: &str) {
+        self.part.show(&format!("{}{status}", self.label));
     }
 
     fn heard(&self) -> Heard {
@@ -217,32 +232,35 @@ impl Listener {
     fn log(&self, interface: &str, line: &InterfaceNews) {
         let program = self.listening.mode_on(interface).map_or_else(|| "off".to_owned(), |mode| mode.to_string());
         let is_configured = matches!(self.wanted, Wanted::Named(_));
+        let of = &self.label;
         match line {
-            InterfaceNews::Missing if is_configured => warn!("{}", waiting_for(interface)),
+            InterfaceNews::Missing if is_configured => warn!("{of}{}", waiting_for(interface)),
             InterfaceNews::Missing => {
-                warn!("waiting for an interface that is up, can multicast and has an address of the group's family");
+                warn!(
+                    "{of}waiting for an interface that is up, can multicast and has an address of the group's family"
+                );
             }
             InterfaceNews::Gone if is_configured => {
-                error!(%interface, "the interface is gone, and no request is heard through it until it is back");
+                error!(%interface, "{of}the interface is gone, and no request is heard through it until it is back");
             }
             InterfaceNews::Gone if self.listening.hears() => {
-                info!(%interface, "the interface is gone: one less to listen on");
+                info!(%interface, "{of}the interface is gone: one less to listen on");
             }
             InterfaceNews::Gone => {
-                error!(%interface, "the last interface is gone, and no request is heard until there is one");
+                error!(%interface, "{of}the last interface is gone, and no request is heard until there is one");
             }
             InterfaceNews::Down => warn!(
                 %interface,
-                "the interface is down, and no request is heard through it until it is up (`ip link set {interface} up`)"
+                "{of}the interface is down, and no request is heard through it until it is up (`ip link set {interface} up`)"
             ),
-            InterfaceNews::Deaf(why) => error!(%interface, "no request is heard through it: {why}; trying again"),
-            InterfaceNews::Heard(again) => info!(%interface, %program, "{again}: requests are heard through it"),
+            InterfaceNews::Deaf(why) => error!(%interface, "{of}no request is heard through it: {why}; trying again"),
+            InterfaceNews::Heard(again) => info!(%interface, %program, "{of}{again}: requests are heard through it"),
             InterfaceNews::NoProgram(why) => {
-                warn!(%interface, "serving without the kernel program, through the socket alone: {why}");
+                warn!(%interface, "{of}serving without the kernel program, through the socket alone: {why}");
             }
-            InterfaceNews::Program(_) => info!(%interface, %program, "the kernel program is attached now"),
+            InterfaceNews::Program(_) => info!(%interface, %program, "{of}the kernel program is attached now"),
             InterfaceNews::SecondBest(_, why) => {
-                info!(%interface, %program, "the kernel program is attached in another way: {why}");
+                info!(%interface, %program, "{of}the kernel program is attached in another way: {why}");
             }
         }
     }

@@ -32,8 +32,8 @@ pub struct ReplayCache {
     replays: Mutex<replay_cache::ReplayCache>,
     senders: Mutex<Senders>,
     file: Option<Mutex<ReplayFile>>,
-    /// The kernel program's maps, once it is loaded.
-    kernel: Mutex<Option<Memory>>,
+    /// The maps of each kernel program, once it is loaded.
+    kernel: Mutex<Vec<Memory>>,
 }
 
 /// The file, and where the next record goes.
@@ -104,7 +104,7 @@ impl ReplayCache {
     }
 
     /// Records a datagram whose digest is right. Returns `false` if it was accepted before.
-    /// `sender` is its sender, if known. `in_kernel` says that the kernel program has recorded it
+    /// `sender` is its sender, if known. `in_kernel` says that a kernel program has recorded it
     /// already.
     pub fn is_new(&self, datagram_id: DatagramId, sender: Option<Sender>, in_kernel: bool) -> bool {
         let now = Moment::now().nanos();
@@ -118,8 +118,10 @@ impl ReplayCache {
             let sender = sender.unwrap_or_else(Sender::new_zeroed);
             lock(file).write(&ReplayRecord { at: now.to_le_bytes(), datagram_id, sender });
         }
-        if !in_kernel && let Some(kernel) = lock(&self.kernel).as_mut() {
-            kernel.note(datagram_id, now);
+        let mut kernel = lock(&self.kernel);
+        // The one that has recorded it is not known, so all others are told, and it again.
+        if !in_kernel || kernel.len() > 1 {
+            kernel.iter_mut().for_each(|kernel| kernel.note(datagram_id, now));
         }
         true
     }
@@ -136,11 +138,11 @@ impl ReplayCache {
         lock(&self.replays).accepted_at(datagram_id)
     }
 
-    /// Fills the kernel program's maps from this cache, and adds what the socket accepts from now
+    /// Fills a kernel program's maps from this cache, and adds what is accepted elsewhere from now
     /// on.
     pub fn teach(&self, mut kernel: Memory) {
         // Held until the maps are in place: datagrams accepted meanwhile wait for it.
-        let mut place = lock(&self.kernel);
+        let mut all = lock(&self.kernel);
         let known: Vec<(DatagramId, u64)> = lock(&self.replays).iter().collect();
         for (datagram_id, at) in known {
             kernel.note(datagram_id, at);
@@ -150,7 +152,7 @@ impl ReplayCache {
         for (sender, at) in self.senders().iter().filter(|(sender, _)| sender.mac != [0; 6]) {
             kernel.trust(sender, *at);
         }
-        *place = Some(kernel);
+        all.push(kernel);
     }
 }
 

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
 use fence_common::caller::{Caller, Vouched, Who};
+use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::keys::KeyOwner;
 use fence_common::ledger::{Endpoint, RequestId};
@@ -16,6 +17,7 @@ use fence_common::rate_limit::Sender;
 use fence_common::replay_cache::DatagramId;
 use fence_common::target::Target;
 use fence_common::wire::{Op, Request};
+use fence_config::Alone;
 use fence_net::{link, route};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -42,9 +44,27 @@ pub struct Verified {
     interface: u32,
     /// The index of the interface that it came by; 0 if that is not known.
     came_by: u32,
+    origin: Arc<Origin>,
     via: Via,
     arrived: Moment,
     verified: Moment,
+}
+
+/// What the configuration says of the listener that a request came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The name of its section, if it has one.
+    pub name: Option<String>,
+    /// The digest of the exam.
+    pub auth: HashKind,
+    /// Whether no other hypervisor hears its requests.
+    pub alone: Alone,
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        Self { name: None, auth: HashKind::Sha256, alone: Alone::Auto }
+    }
 }
 
 impl Verified {
@@ -96,6 +116,7 @@ impl Verified {
             domain: None,
             interface: 0,
             came_by: 0,
+            origin: Arc::default(),
             via,
             arrived,
             verified: Moment::now(),
@@ -109,6 +130,11 @@ impl Verified {
     /// The same, and who sent it is known.
     pub(super) fn sent_by(self, sender: Sender) -> Self {
         Self { sender: Some(sender), ..self }
+    }
+
+    /// The same, and which listener it came to is known.
+    pub(super) fn came_to(self, origin: &Arc<Origin>) -> Self {
+        Self { origin: Arc::clone(origin), ..self }
     }
 
     /// The same, with a known owner of the signing key.
@@ -126,6 +152,12 @@ impl Verified {
     #[cfg(test)]
     pub(crate) fn dangerous_for_owner_for_test(self, owner: KeyOwner) -> Self {
         self.signed_for(owner)
+    }
+
+    /// The same request, from another listener.
+    #[cfg(test)]
+    pub(crate) fn dangerous_from_for_test(self, origin: Origin) -> Self {
+        self.came_to(&Arc::new(origin))
     }
 
     /// The same request, arrived earlier by `age`.
@@ -208,10 +240,22 @@ impl Verified {
         self.came_by
     }
 
+    /// What the configuration says of the listener that it came to.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
     /// How it came in.
     #[must_use]
     pub fn via(&self) -> Via {
         self.via
+    }
+
+    /// How it came in, and to which listener, for the log.
+    #[must_use]
+    pub fn way(&self) -> impl fmt::Display {
+        self.origin.name.as_ref().map_or_else(|| self.via.to_string(), |name| format!("{}:{name}", self.via))
     }
 
     /// Whether its client waits on the connection that it came over.
@@ -239,7 +283,8 @@ impl Verified {
     #[must_use]
     pub fn about(&self) -> About<'_> {
         let Self { op, seqno, caller: client, via, arrived, verified, .. } = *self;
-        About { op, target: self.target(), client, who: self.who(), seqno, via, arrived, verified }
+        let (target, who, listener) = (self.target(), self.who(), self.origin.name.as_deref());
+        About { op, target, client, who, seqno, via, listener, arrived, verified }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The ring buffer through which the kernel program hands over requests.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use fence_common::boundary::{Event, NO_KEY_SLOT, RING_BYTES};
@@ -10,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::kernel;
 use super::keyring::Keyring;
-use super::request::Verified;
+use super::request::{Origin, Verified};
 use crate::clock::Moment;
 use crate::observe::limit::SourceLimit;
 use crate::observe::requests::{RETIRED_KEY, Requests, Via};
@@ -23,17 +25,17 @@ pub struct RequestRing {
 }
 
 impl RequestRing {
-    /// Watches a ring buffer. `requests` records what is rejected here. Must be called within a
-    /// tokio runtime.
+    /// Watches the ring buffer of a listener's kernel program. `requests` records what is rejected
+    /// here. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// The runtime cannot watch the file descriptor.
-    pub fn new(ring: kernel::Ring, keys: Keyring, requests: Arc<Requests>) -> io::Result<Self> {
+    pub fn new(ring: kernel::Ring, keys: Keyring, origin: Origin, requests: Arc<Requests>) -> io::Result<Self> {
         // SAFETY: needed because tokio has no safe way to watch a descriptor of a foreign type.
         // Sound because the ring owns its descriptor, which stays open and the same until the ring
         // is dropped, and the `AsyncFd` owns the ring.
         let watched = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
-        Ok(Self { records: watched?, reader: RecordReader::new(keys, requests) })
+        Ok(Self { records: watched?, reader: RecordReader::new(keys, origin, requests) })
     }
 
     /// The next request that the kernel program verified. Dropping the future loses none.
@@ -41,11 +43,19 @@ impl RequestRing {
     /// # Errors
     /// The runtime is shutting down.
     pub async fn next(&mut self) -> io::Result<Verified> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As [`next`](Self::next), for one task that waits for several rings.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Verified>> {
         loop {
-            let mut guard = self.records.readable_mut().await?;
+            let mut guard = ready!(self.records.poll_read_ready_mut(context))?;
             match take(guard.get_inner_mut(), &self.reader) {
                 // The readiness stays: there may be more.
-                Some(request) => return Ok(request),
+                Some(request) => return Poll::Ready(Ok(request)),
                 None => guard.clear_ready(),
             }
         }
@@ -88,13 +98,14 @@ fn take(ring: &mut kernel::Ring, reader: &RecordReader) -> Option<Verified> {
 #[derive(Debug)]
 struct RecordReader {
     keys: Keyring,
+    origin: Arc<Origin>,
     requests: Arc<Requests>,
     complaints: SourceLimit,
 }
 
 impl RecordReader {
-    fn new(keys: Keyring, requests: Arc<Requests>) -> Self {
-        Self { keys, requests, complaints: SourceLimit::new(1, Duration::from_secs(1)) }
+    fn new(keys: Keyring, origin: Origin, requests: Arc<Requests>) -> Self {
+        Self { keys, origin: Arc::new(origin), requests, complaints: SourceLimit::new(1, Duration::from_secs(1)) }
     }
 
     /// The request of a record, unless the keys have changed since the kernel program verified it.
@@ -111,7 +122,7 @@ impl RecordReader {
             self.reject(&request);
             return None;
         }
-        Some(request.sent_by(event.sender()))
+        Some(request.sent_by(event.sender()).came_to(&self.origin))
     }
 
     /// Records a request whose key is no longer accepted.
@@ -153,7 +164,7 @@ mod tests {
         Key::new(b"old").unwrap().sign(HashKind::Sha256, &mut event.request);
         let requests = Arc::new(Requests::default());
         let keys = Keyring::new(Some(pair("old")));
-        let reader = RecordReader::new(keys.clone(), Arc::clone(&requests));
+        let reader = RecordReader::new(keys.clone(), Origin::default(), Arc::clone(&requests));
         let request = reader.request(&event).unwrap();
         assert!(request.key().is_some_and(|key| key.verify(&event.request)));
         assert_eq!(requests.tally(), Tally::default());

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,11 +15,9 @@ use fence_common::admit::{Rules, admit};
 use fence_common::caller::Address;
 use fence_common::key::Key;
 use fence_common::keys::KeyOwner;
-use fence_common::rate_limit::Limits;
 use fence_common::sync::lock;
 use fence_common::verdict::{Counters, Verdict};
 use fence_common::wire::Request;
-use fence_config::Groups;
 use fence_net::interface::Interface;
 use nix::libc;
 use nix::sys::socket::setsockopt;
@@ -32,12 +31,10 @@ use zerocopy::FromBytes;
 use super::datagram::{Datagram, receive};
 use super::judge::Judge;
 use super::keyring::Keyring;
-use super::replay_cache::ReplayCache;
 use super::request::Verified;
 use crate::clock::Moment;
 use crate::observe::limit::LogLimit;
 use crate::observe::requests::Via;
-use crate::observe::sources::RejectedView;
 
 /// How long to wait before the next read after the socket itself failed (an interface went down,
 /// say).
@@ -110,9 +107,11 @@ fn remedy(group: IpAddr, error: &io::Error) -> &'static str {
 pub struct RequestSocket {
     group: IpAddr,
     port: u16,
-    /// A link-local group can only be bound together with an interface. So the socket opens once
-    /// the interface is there, and again when the interface is replaced.
+    /// A link-local group can only be bound together with an interface, and the socket of a group
+    /// that another listener hears elsewhere must be. So these sockets open once the interface is
+    /// there, and again when the interface is replaced.
     socket: watch::Sender<Option<Arc<UdpSocket>>>,
+    binding: Binding,
     rules: Rules,
     judge: Judge,
     counters: Mutex<Counters>,
@@ -126,30 +125,48 @@ impl RequestSocket {
     /// # Errors
     /// See [`SocketError`].
     pub fn open(group: IpAddr, port: u16, rules: Rules, keys: impl Into<Keyring>) -> Result<Self, SocketError> {
-        let socket = if is_of_the_link(group) { None } else { Some(Arc::new(bound(group, port, 0)?)) };
+        let binding = if is_of_the_link(group) { Binding::ToTheLink } else { Binding::Free };
+        Self::bound(group, port, rules, keys, binding)
+    }
+
+    /// As [`open`](Self::open), beside other listeners. `is_shared` says that one of them hears the
+    /// same group at the same port through another interface.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn beside(
+        group: IpAddr,
+        port: u16,
+        rules: Rules,
+        keys: impl Into<Keyring>,
+        is_shared: bool,
+    ) -> Result<Self, SocketError> {
+        let binding = match (is_of_the_link(group), is_shared) {
+            (true, _) => Binding::ToTheLink,
+            (false, true) => Binding::ToTheInterface,
+            (false, false) => Binding::Free,
+        };
+        Self::bound(group, port, rules, keys, binding)
+    }
+
+    fn bound(
+        group: IpAddr,
+        port: u16,
+        rules: Rules,
+        keys: impl Into<Keyring>,
+        binding: Binding,
+    ) -> Result<Self, SocketError> {
+        let judge = Judge::new(keys.into());
+        let socket = if binding == Binding::Free { Some(Arc::new(bound(group, port, 0, binding)?)) } else { None };
         let (socket, _) = watch::channel(socket);
         let complaints = LogLimit::new(1, Duration::from_secs(60));
-        let (judge, counters) = (Judge::new(keys.into()), Mutex::default());
-        Ok(Self { group, port, socket, rules, judge, counters, complaints })
+        Ok(Self { group, port, socket, binding, rules, judge, counters: Mutex::default(), complaints })
     }
 
-    /// Limits rates as the kernel program does, with the senders that `replays` knows. Without this
-    /// call there is no limit.
+    /// Judges by this from now on, as other listeners do. Until then only the key counts.
     #[must_use]
-    pub fn rate_limited(self, limits: Limits, replays: Arc<ReplayCache>) -> Self {
-        Self { judge: self.judge.rate_limited(limits, replays), ..self }
-    }
-
-    /// Accepts a group's key only from that group's addresses.
-    #[must_use]
-    pub fn grouped(self, groups: Groups) -> Self {
-        Self { judge: self.judge.grouped(groups), ..self }
-    }
-
-    /// What requests are judged by here, for other listeners.
-    #[must_use]
-    pub fn judging(&self) -> Judge {
-        self.judge.clone()
+    pub fn judged_by(self, judge: Judge) -> Self {
+        Self { judge, ..self }
     }
 
     /// Whether the group differs from network to network, so that the configuration must name one
@@ -168,7 +185,7 @@ impl RequestSocket {
     /// See [`SocketError`].
     pub fn join(&self, interface: &Interface) -> Result<(), SocketError> {
         let refused = |error| SocketError::Join { group: self.group, interface: interface.name.clone(), error };
-        if !is_of_the_link(self.group) {
+        if self.binding == Binding::Free {
             let current = self.socket.borrow().clone();
             return current
                 .map_or(Ok(()), |socket| join(&SockRef::from(&*socket), self.group, interface.index))
@@ -178,7 +195,7 @@ impl RequestSocket {
         let _ = self.socket.send_replace(None);
         let mut waited = Duration::ZERO;
         let socket = loop {
-            match bound(self.group, self.port, interface.index) {
+            match bound(self.group, self.port, interface.index, self.binding) {
                 Err(SocketError::PortTaken(..)) if waited < LET_GO => {
                     std::thread::sleep(Duration::from_millis(5));
                     waited += Duration::from_millis(5);
@@ -196,7 +213,7 @@ impl RequestSocket {
     /// The kernel keeps a membership of a deleted interface until then. It counts against the
     /// socket's small limit, and as a membership of a new interface with the same index.
     pub fn leave(&self, index: u32) {
-        if is_of_the_link(self.group) {
+        if self.binding != Binding::Free {
             let _ = self.socket.send_replace(None);
             return;
         }
@@ -268,15 +285,9 @@ impl RequestSocket {
             .ok()
             .and_then(|(request, key, owner)| {
                 Verified::new(&request, key, datagram.interface, Via::Socket, datagram.arrived)
-                    .map(|verified| verified.signed_for(owner))
+                    .map(|verified| verified.signed_for(owner).came_to(self.judge.origin()))
             })
             .map(|request| request.sent_by(sender))
-    }
-
-    /// The senders that user space rejected before their digest was checked.
-    #[must_use]
-    pub fn rejected(&self) -> Vec<RejectedView> {
-        self.judge.rejected()
     }
 
     /// What arrived here so far, by verdict.
@@ -304,9 +315,19 @@ fn is_of_the_link(group: IpAddr) -> bool {
     matches!(group, IpAddr::V6(group) if matches!(group.segments()[0] & 0xf, 1 | 2))
 }
 
-/// A socket that is bound to the group, on the interface with this index if the group is
-/// link-local.
-fn bound(group: IpAddr, port: u16, index: u32) -> Result<UdpSocket, SocketError> {
+/// What a socket is bound to besides the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Binding {
+    /// Nothing: it hears wherever it joins the group.
+    Free,
+    /// To the link that a link-local group belongs to.
+    ToTheLink,
+    /// To an interface, so that others can hear the same group on theirs.
+    ToTheInterface,
+}
+
+/// A socket that is bound to the group, and as `binding` says to the interface with this index.
+fn bound(group: IpAddr, port: u16, index: u32, binding: Binding) -> Result<UdpSocket, SocketError> {
     let address = match group {
         IpAddr::V6(group) => SocketAddrV6::new(group, port, 0, index).into(),
         IpAddr::V4(_) => SocketAddr::new(group, port),
@@ -329,6 +350,14 @@ fn bound(group: IpAddr, port: u16, index: u32) -> Result<UdpSocket, SocketError>
     }
     .map_err(io::Error::from)
     .map_err(kernel("prepare"))?;
+    if binding == Binding::ToTheInterface {
+        let index = NonZeroU32::new(index);
+        match group {
+            IpAddr::V4(_) => socket.bind_device_by_index_v4(index),
+            IpAddr::V6(_) => socket.bind_device_by_index_v6(index),
+        }
+        .map_err(kernel("bind"))?;
+    }
     // No SO_REUSEADDR on purpose: two servers on one port would both answer.
     socket.bind(&SockAddr::from(address)).map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {
@@ -352,12 +381,13 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use crate::intake::replay_cache::ReplayCache;
     use fence_common::hash::HashKind;
     use fence_common::keys::GroupKey;
-    use fence_common::rate_limit::Limit;
+    use fence_common::rate_limit::{Limit, Limits};
     use fence_common::replay_cache::DatagramId;
     use fence_common::wire::{FAMILY_V4, Op};
-    use fence_config::Group;
+    use fence_config::{Group, Groups};
     use zerocopy::{FromZeros, IntoBytes};
 
     const GROUP: IpAddr = IpAddr::V4(Ipv4Addr::new(239, 255, 77, 12));
@@ -428,7 +458,8 @@ mod tests {
         let named = |name: &str| Key::new(name.as_bytes()).unwrap();
         let of = |owner, name| GroupKey { owner: KeyOwner(owner), key: Arc::new(named(name)) };
         keys.set_groups(vec![of(1, "of one"), of(2, "of two")]);
-        let socket = RequestSocket::open(GROUP, 11_239, rules, keys).unwrap().grouped(groups);
+        let socket =
+            RequestSocket::open(GROUP, 11_239, rules, None).unwrap().judged_by(Judge::new(keys).grouped(groups));
         for (name, owner, right) in [("a key", 0, 3), ("of one", 1, 1), ("of two", 2, 2), ("of nobody", 0, 0)] {
             for last in 1..4 {
                 let mut request = Request { hash: [0; 64], ..request() };
@@ -450,7 +481,7 @@ mod tests {
         let replays = Arc::new(ReplayCache::none(Duration::from_secs(3600)));
         let rules = Rules { min_hash: HashKind::Sha256, strict_source: true };
         let open = |port| RequestSocket::open(GROUP, port, rules, Some(key())).unwrap();
-        let socket = open(11_236).rate_limited(limits, Arc::clone(&replays));
+        let socket = open(11_236).judged_by(Judge::new(Some(key()).into()).rate_limited(limits, Arc::clone(&replays)));
         let signed = |n: u8| {
             let mut request = Request { random: [n; 6], ..request() };
             key().sign(HashKind::Sha256, &mut request);
@@ -470,7 +501,7 @@ mod tests {
             assert_eq!(judge(&forged(n)), Err(Verdict::Digest));
         }
         // An unknown sender, for which two wrong digests in all are allowed.
-        let strangers = open(11_237).rate_limited(limits, replays);
+        let strangers = open(11_237).judged_by(Judge::new(Some(key()).into()).rate_limited(limits, replays));
         let mut verdicts = (1..=3_u8).map(|n| {
             let mut request = forged(n);
             request.address[3] = n;
@@ -490,7 +521,12 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let daemon = |port| {
             let replays = Arc::new(ReplayCache::open(scratch.path(), Duration::from_secs(3600)));
-            (open(port).unwrap().rate_limited(limits, Arc::clone(&replays)), replays)
+            (
+                open(port)
+                    .unwrap()
+                    .judged_by(Judge::new(Some(key()).into()).rate_limited(limits, Arc::clone(&replays))),
+                replays,
+            )
         };
         let (socket, replays) = daemon(11_238);
         send(request().as_bytes(), SocketAddr::new(GROUP, 11_238));

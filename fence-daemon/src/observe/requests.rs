@@ -59,6 +59,8 @@ pub struct About<'r> {
     pub seqno: u32,
     /// How it came.
     pub via: Via,
+    /// The name of the listener's section, if it has one.
+    pub listener: Option<&'r str>,
     /// When its datagram arrived.
     pub arrived: Moment,
     /// When its digest was known to be right.
@@ -99,6 +101,8 @@ pub struct Recent {
     pub seqno: u32,
     /// How it came.
     pub via: Via,
+    /// The name of the listener's section, if it has one.
+    pub listener: Option<String>,
     /// Its steps so far.
     pub steps: Steps,
     /// Its result and its end; `None` while it is being served.
@@ -180,6 +184,7 @@ impl History {
             client,
             seqno: request.seqno,
             via: request.via,
+            listener: request.listener.map(str::to_owned),
             steps: Steps {
                 arrived: request.arrived,
                 verified: request.verified,
@@ -313,7 +318,8 @@ mod tests {
     fn request(op: Op, target: &Target) -> About<'_> {
         let (client, now) = (Caller::from(SocketAddr::from(([192, 168, 122, 11], 1229))), Moment::now());
         let who = client.address().into();
-        About { op, target: Some(target), client, who, seqno: 7, via: Via::Socket, arrived: now, verified: now }
+        let (via, listener) = (Via::Socket, None);
+        About { op, target: Some(target), client, who, seqno: 7, via, listener, arrived: now, verified: now }
     }
 
     fn answered(request: About<'_>, dead: u64, replied: u64) -> Ended {

@@ -32,23 +32,25 @@ const LOOKS_MAX: usize = 2;
 /// Decides whether no other hypervisor hears a request.
 #[derive(Debug)]
 pub(super) struct Segment {
-    alone: Alone,
     looks: Arc<Semaphore>,
 }
 
-impl Segment {
-    pub(super) fn new(alone: Alone) -> Self {
-        Self { alone, looks: Arc::new(Semaphore::new(LOOKS_MAX)) }
+impl Default for Segment {
+    fn default() -> Self {
+        Self { looks: Arc::new(Semaphore::new(LOOKS_MAX)) }
     }
+}
 
-    /// Whether only this host hears requests on the interface with this index. Every doubt, and no
-    /// answer of the kernel's before `by`, means no.
+impl Segment {
+    /// Whether only this host hears this request: by the setting of its listener, or by where its
+    /// interface leads. Every doubt, and no answer of the kernel's before `by`, means no.
     ///
     /// The kernel is asked each time: a card that was plugged in a moment ago counts, also if the
     /// message about it is still to be read. A card that comes after the answer has not carried
     /// this request.
-    async fn is_ours(&self, interface: u32, by: Instant) -> bool {
-        match self.alone {
+    async fn is_ours(&self, request: &Verified, by: Instant) -> bool {
+        let interface = request.came_by();
+        match request.origin().alone {
             Alone::Yes => true,
             Alone::No => false,
             Alone::Auto => {
@@ -167,7 +169,7 @@ impl Shared {
             // Where only this host hears the request, the answer asks libvirt soon enough. To ask
             // it here as well would double the wait.
             let is_off = self.hypervisors.is_off_by_tables(target);
-            if is_off && self.segment.is_ours(request.came_by(), second).await {
+            if is_off && self.segment.is_ours(request, second).await {
                 return self.called(request, Deferral::Alone).await;
             }
             // A URI that cannot answer in time has no good news.
@@ -176,7 +178,7 @@ impl Shared {
             deferral = Deferral::By(presence);
             match presence {
                 Presence::Runs => {}
-                Presence::Defined if !is_off && self.segment.is_ours(request.came_by(), second).await => {
+                Presence::Defined if !is_off && self.segment.is_ours(request, second).await => {
                     deferral = Deferral::Alone;
                 }
                 Presence::Defined => sleep_until(second).await,

@@ -65,7 +65,7 @@ impl Shared {
                     domain = %domain(&request),
                     source = %request.who(),
                     seqno = request.seqno(),
-                    via = %request.via(),
+                    via = %request.way(),
                     reply = %reply.name().replace(' ', "-"),
                     verified = %steps.since_arrival(Some(steps.verified)),
                     called_back = %steps.since_arrival(steps.called_back),

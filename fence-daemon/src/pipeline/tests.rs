@@ -13,7 +13,7 @@ use fence_common::hash::HashKind;
 use fence_common::key::Key;
 use fence_common::target::Target;
 use fence_common::wire::{FAMILY_V4, HASH_LEN, HOST_LIST, HostRecord, Op, Request};
-use fence_config::Group;
+use fence_config::{Alone, Group};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,7 @@ use zerocopy::{FromBytes, FromZeros};
 use super::last_word::told;
 use super::*;
 use crate::hypervisor::Presence;
+use crate::intake::request::Origin;
 
 const AUTH: HashKind = HashKind::Sha256;
 const SOON: Duration = Duration::from_secs(20);
@@ -51,10 +52,8 @@ async fn pipeline_behind(groups: Groups, backlog: Backlog) -> (Pipeline, Hypervi
     write!(file, "<node>{}{}</node>", domain("one", '1'), domain("two", '2')).unwrap();
     let hypervisors = Hypervisors::start(&[format!("test://{}", node.display())], fence_config::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
-    let callback = Callback::new(AUTH);
-    let settings = Settings { groups, alone: Alone::default() };
     let (claims, requests) = (Claims::none(), Arc::default());
-    let pipeline = Pipeline::new(callback, settings, hypervisors.clone(), backlog, claims, unwritten(), requests);
+    let pipeline = Pipeline::new(groups, hypervisors.clone(), backlog, claims, unwritten(), requests);
     (pipeline, hypervisors, dir)
 }
 
@@ -255,13 +254,14 @@ async fn wait_off(pipeline: &Pipeline, domain: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_that_is_off_is_deferred_unless_no_other_host_hears() {
     for alone in [Alone::Yes, Alone::No, Alone::Auto] {
-        let (mut pipeline, _dir) = deferring_for_ever().await;
-        Arc::get_mut(&mut pipeline.shared).unwrap().segment = Segment::new(alone);
+        let (pipeline, _dir) = deferring_for_ever().await;
+        // The setting is that of the request's listener.
+        let from = |request: Verified| request.dangerous_from_for_test(Origin { alone, ..Origin::default() });
         assert_eq!(ask(&pipeline, Op::Off, "one", 1).await, [Reply::Success.to_wire()]);
         wait_off(&pipeline, "one").await;
         let [(off, off_at), (unknown, unknown_at)] = [listen().await, listen().await];
-        pipeline.accept(request(Op::Status, "nobody", 2, unknown_at));
-        pipeline.accept(request(Op::Status, "one", 3, off_at));
+        pipeline.accept(from(request(Op::Status, "nobody", 2, unknown_at)));
+        pipeline.accept(from(request(Op::Status, "one", 3, off_at)));
         if alone == Alone::Yes {
             assert_eq!(timeout(SOON, client(off)).await.unwrap().unwrap(), [Reply::Off.to_wire()]);
         } else {

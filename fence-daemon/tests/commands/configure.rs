@@ -35,7 +35,7 @@ fn answers_that_are_piped_in_make_a_file() {
     assert_eq!(mode(&conf), 0o600);
     let (config, warnings) = parse(&file(&conf));
     assert!(warnings.is_empty(), "{}", warnings.render(false));
-    let multicast = &config.multicast;
+    let multicast = config.multicast().unwrap();
     assert_eq!((multicast.group.to_string().as_str(), multicast.port), ("239.1.2.3", 1230));
     assert_eq!((multicast.interface.as_deref(), &multicast.key_file), (Some("virbr1"), &key));
     assert_eq!(config.uris, ["test:///default"]);
@@ -119,9 +119,15 @@ fn settings_without_a_question_stay() {
     done(&run(&["-c"], &conf, &format!("\n\nff05::3:1\n\nnone\n{}\n\nqemu:///session\ny\n", key.display())));
     let new = file(&conf);
     let (config, _) = parse(&new);
-    assert_eq!((config.debug, config.multicast.hash.name(), config.multicast.auth.name()), (3, "sha1", "sha512"));
-    assert_eq!((config.multicast.attach.name(), config.multicast.interface.as_deref()), ("off", None));
-    assert_eq!(config.multicast.group.to_string(), "ff05::3:1");
+    assert_eq!(
+        (config.debug, config.multicast().unwrap().hash.name(), config.multicast().unwrap().auth.name()),
+        (3, "sha1", "sha512")
+    );
+    assert_eq!(
+        (config.multicast().unwrap().attach.name(), config.multicast().unwrap().interface.as_deref()),
+        ("off", None)
+    );
+    assert_eq!(config.multicast().unwrap().group.to_string(), "ff05::3:1");
     assert_eq!(config.uris, ["qemu:///session", "lxc:///"]);
     assert!(matches!(config.groups, Groups::Only(groups) if groups[0].uuids == ["n1", "n2"]));
     for kept in
@@ -157,7 +163,7 @@ fn a_bad_answer_is_asked_again_with_the_reason() {
     ] {
         assert!(run.stdout.contains(&format!("Not taken: {reason}")), "{reason}: {}", run.stdout);
     }
-    assert_eq!(parse(&file(&conf)).0.multicast.key_file, key);
+    assert_eq!(parse(&file(&conf)).0.multicast().unwrap().key_file, key);
     // Nonsense without an end comes to one.
     let endless = run_endless(&dir.path("other"));
     assert_eq!(endless.code, Some(1));
@@ -198,9 +204,13 @@ fn options_answer_without_questions() {
     done(&first);
     assert!(!first.stdout.contains(" [") && !first.stdout.contains("]: "), "{}", first.stdout);
     let (config, _) = parse(&file(&conf));
-    assert_eq!(config.multicast.group.to_string(), "ff05::3:1");
+    assert_eq!(config.multicast().unwrap().group.to_string(), "ff05::3:1");
     assert_eq!(
-        (config.multicast.hash.name(), config.multicast.auth.name(), config.multicast.port),
+        (
+            config.multicast().unwrap().hash.name(),
+            config.multicast().unwrap().auth.name(),
+            config.multicast().unwrap().port
+        ),
         ("sha512", "sha1", 1230)
     );
     assert_eq!(config.uris, ["qemu:///system", "lxc:///"]);
@@ -216,8 +226,14 @@ fn options_answer_without_questions() {
     // Over an old file only what is given changes; the family decides which address can stay.
     done(&run(&["-c", "--yes", "--family", "ipv4", "--uri", "test:///default"], &conf, ""));
     let (config, _) = parse(&file(&conf));
-    assert_eq!((config.multicast.group.to_string().as_str(), config.multicast.port), ("225.0.0.12", 1230));
-    assert_eq!((config.uris.as_slice(), config.multicast.hash.name()), (&["test:///default".to_owned()][..], "sha512"));
+    assert_eq!(
+        (config.multicast().unwrap().group.to_string().as_str(), config.multicast().unwrap().port),
+        ("225.0.0.12", 1230)
+    );
+    assert_eq!(
+        (config.uris.as_slice(), config.multicast().unwrap().hash.name()),
+        (&["test:///default".to_owned()][..], "sha512")
+    );
     // Without --yes what is given is not asked, but the file is shown, and nothing happens without
     // a yes.
     let asked = run(&["-c", "--interface", "none", "--address", "239.0.0.1"], &conf, "\n\n\n\n\n\nn\n");
@@ -318,6 +334,6 @@ fn a_backup_never_takes_the_place_of_another_one() {
     }
     assert_eq!(file(&dir.path("conf.bak")), DEBIAN, "the one with the comments");
     for (name, port) in [("conf.bak.1", 1), ("conf.bak.2", 2), ("conf", 3)] {
-        assert_eq!(parse(&file(&dir.path(name))).0.multicast.port, port, "{name}");
+        assert_eq!(parse(&file(&dir.path(name))).0.multicast().unwrap().port, port, "{name}");
     }
 }

@@ -36,7 +36,7 @@ fn input_may_end_anywhere() {
     // All lines but the end of the last one are all answers.
     let done = run(&["-c"], &conf, all_answers().trim_end());
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
-    assert_eq!(parse(&std::fs::read_to_string(&conf).unwrap()).0.multicast.port, 1230);
+    assert_eq!(parse(&std::fs::read_to_string(&conf).unwrap()).0.multicast().unwrap().port, 1230);
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn unwritable_output_is_no_failure_without_questions() {
     let script = "exec \"$0\" -c --yes --port 7 -f \"$1\" >/dev/full";
     let run = feed(Command::new("sh").args(["-c", script, PROGRAM]).arg(&conf), "");
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
-    assert_eq!(parse(&std::fs::read_to_string(&conf).unwrap()).0.multicast.port, 7);
+    assert_eq!(parse(&std::fs::read_to_string(&conf).unwrap()).0.multicast().unwrap().port, 7);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_link_stays_one() {
     );
     let contents = dir.contents();
     assert_eq!(contents["conf"], b"real");
-    assert_eq!(parse(&String::from_utf8(contents["real"].clone()).unwrap()).0.multicast.port, 1230);
+    assert_eq!(parse(&String::from_utf8(contents["real"].clone()).unwrap()).0.multicast().unwrap().port, 1230);
     assert_eq!((contents.len(), &contents["real.bak"][..]), (3, OLD.as_bytes()));
 
     symlink("nowhere", dir.path("dangling")).unwrap();

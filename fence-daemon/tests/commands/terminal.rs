@@ -38,8 +38,14 @@ fn somebody_answers_every_question() {
     let (code, said) = session.end();
     assert_eq!(code, Some(0), "{said}");
     let (config, _) = parse(&std::fs::read_to_string(&conf).unwrap());
-    assert_eq!((config.multicast.port, config.multicast.interface.as_deref()), (1230, Some("virbr0")));
-    assert_eq!((config.multicast.group.to_string().as_str(), config.multicast.key_file), ("ff05::3:1", key.clone()));
+    assert_eq!(
+        (config.multicast().unwrap().port, config.multicast().unwrap().interface.as_deref()),
+        (1230, Some("virbr0"))
+    );
+    assert_eq!(
+        (config.multicast().unwrap().group.to_string().as_str(), config.multicast().unwrap().key_file.clone()),
+        ("ff05::3:1", key.clone())
+    );
     assert_eq!(std::fs::read(&key).unwrap().len(), 4096);
 }
 

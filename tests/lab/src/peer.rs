@@ -129,6 +129,13 @@ impl Peer {
         Ok(())
     }
 
+    /// Sends any bytes to the group at another port.
+    pub fn send_bytes_to_port(&self, payload: &[u8], port: u16) -> Result<()> {
+        let group = SocketAddr::new(self.group.ip(), port);
+        self.udp.send_to(payload, group).with_context(|| format!("sending to {group}"))?;
+        Ok(())
+    }
+
     /// Sends any bytes to one host.
     pub fn send_bytes_to(&self, payload: &[u8], host: IpAddr) -> Result<()> {
         self.udp.send_to(payload, (host, DEFAULT_PORT)).with_context(|| format!("sending to {host}"))?;

@@ -32,9 +32,9 @@ fn wait_told(server: &Server, position: usize, alone: bool, way: Option<&str>) -
     let told = server.wait_log(position, SURELY, |told| told.contains(&line).then_some(()));
     told.with_context(|| format!("no `{line}`: {}", server.log()))?;
     let report = server.status()?.1;
-    let interface = &report["listener"]["interfaces"][0];
+    let interface = &report["listeners"][0]["interfaces"][0];
     let is_told = interface["alone"] == alone && interface["way_out"].as_str() == way;
-    ensure!(is_told && report["listener"]["status"].to_string().contains(", alone") == alone, "{report:#}");
+    ensure!(is_told && report["listeners"][0]["status"].to_string().contains(", alone") == alone, "{report:#}");
     Ok(())
 }
 

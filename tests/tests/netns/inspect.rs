@@ -112,7 +112,7 @@ fn status_shows_the_served_requests() -> Result<()> {
     ensure!(report["health"] == "serving" && report["problems"] == json!([]), "{report:#}");
     let program = program_on(&bench.hypervisor, BRIDGE)?.context("no program")?;
     ensure!(
-        report["listener"]["interfaces"]
+        report["listeners"][0]["interfaces"]
             == json!([{
                 "name": BRIDGE,
                 "program": "generic",
@@ -238,15 +238,15 @@ fn a_program_that_is_wanted_and_missing_is_a_problem() -> Result<()> {
         report["problems"][0].as_str().is_some_and(|text| text.contains("kernel program is not attached")),
         "{report:#}"
     );
-    let interface = &report["listener"]["interfaces"][0];
-    ensure!(interface["program"].is_null() && report["listener"]["hears"] == true, "{report:#}");
+    let interface = &report["listeners"][0]["interfaces"][0];
+    ensure!(interface["program"].is_null() && report["listeners"][0]["hears"] == true, "{report:#}");
     ensure!(
         interface["reason"].as_str().is_some_and(|text| text.contains("top0, a device on top of it")),
         "{report:#}"
     );
     bench.hypervisor.ip(&["link", "del", "top0"])?;
     wait_for(&bench, SERVING, "the program to be attached", |report| {
-        report["listener"]["interfaces"][0]["program"] == "generic"
+        report["listeners"][0]["interfaces"][0]["program"] == "generic"
     })?;
     Ok(())
 }
@@ -259,10 +259,10 @@ fn while_it_waits_for_its_interface_it_can_be_asked_why() -> Result<()> {
     let has_socket = || Ok(bench.hypervisor.outside(SOCKET).exists().then_some(()));
     poll_until("the control socket", LIMIT, has_socket).with_context(|| server.log())?;
     let report = wait_for(&bench, DEGRADED, "the interface to be missed", |report| {
-        report["listener"]["status"].as_str().is_some_and(|status| status.contains(BRIDGE))
+        report["listeners"][0]["status"].as_str().is_some_and(|status| status.contains(BRIDGE))
     })?;
     check_form(&report)?;
-    ensure!(report["health"] == "starting" && report["listener"]["hears"] == false, "{report:#}");
+    ensure!(report["health"] == "starting" && report["listeners"][0]["hears"] == false, "{report:#}");
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod interfaces;
 mod lab;
 mod lateness;
 mod lifecycle;
+mod listeners;
 mod lists;
 mod misbehaviour;
 mod operations;

@@ -129,7 +129,7 @@ fn attach_decides_how_the_program_is_attached() -> Result<()> {
     {
         let server = bench.serve(&bench.config(value))?;
         let (_, report) = server.status()?;
-        let found = &report["listener"]["interfaces"][0]["program"];
+        let found = &report["listeners"][0]["interfaces"][0]["program"];
         ensure!(found.as_str().map(|mode| mode.trim_start_matches("xdp ")) == expected, "{value}: {found}");
         ensure!(program_on(&bench.hypervisor, BRIDGE)?.is_some() == expected.is_some(), "{value}");
         ensure!(server.log().contains("WARN serving without the kernel program") == (value == "native"), "{value}");

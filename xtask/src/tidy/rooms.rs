@@ -58,10 +58,7 @@ const ROOMS: &[Room] = &[
         name: "pipeline",
         imports: &["callback", "clock", "fault", "hypervisor", "intake", "observe", "policy", "state"],
     },
-    Room {
-        name: "daemon",
-        imports: &["callback", "control", "hypervisor", "intake", "observe", "pipeline", "process", "systemd"],
-    },
+    Room { name: "daemon", imports: &["control", "hypervisor", "intake", "observe", "pipeline", "process", "systemd"] },
 ];
 
 /// Crates that only these rooms may name.

@@ -224,9 +224,10 @@ fn back_up(file: &Path, old: &[u8]) -> Result<PathBuf, ConfigureError> {
 /// Makes the key if it is missing and wanted. The configuration is already written: no answer means
 /// no.
 fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
-    let path = &config.multicast.key_file;
+    let Some(multicast) = config.multicast() else { return Ok(()) };
+    let path = &multicast.key_file;
     let is_missing = path.metadata().is_err();
-    if !config.multicast.needs_key() || !is_missing {
+    if !multicast.needs_key() || !is_missing {
         if given.create_key {
             dialogue.say(&format!("No key was created: {} exists already, or none is needed.", path.display()))?;
         }

@@ -169,7 +169,7 @@ impl<'q, 'd> Questions<'q, 'd> {
 
     fn plugin(&mut self, plugin: Plugin, label: &'static str, about: &'static str) -> Result<(), ConfigureError> {
         let key = plugin.key();
-        let question = Question { label, about, section: GLOBAL, key, fallback: plugin.supported(), given: None };
+        let question = Question { label, about, section: GLOBAL, key, fallback: plugin.usual(), given: None };
         let answer = self.settle(&question, |answer| check(GLOBAL, &[(key, answer)]))?;
         self.document.set(GLOBAL, key, &answer);
         Ok(())

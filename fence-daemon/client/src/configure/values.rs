@@ -14,7 +14,7 @@ pub(super) const LIBVIRT: &[&str] = &["backends", "libvirt"];
 pub(super) fn check(section: &[&str], pairs: &[(&str, &str)]) -> Result<(), String> {
     let mut probe = Document::default();
     for plugin in [Plugin::Listener, Plugin::Backend] {
-        probe.set(GLOBAL, plugin.key(), plugin.supported());
+        probe.set(GLOBAL, plugin.key(), plugin.usual());
     }
     for (key, value) in pairs {
         writable(value)?;

@@ -8,7 +8,7 @@ use fence_common::verdict::Verdict;
 use fence_common::words::counted;
 use fence_config::Attach;
 use fence_control::client::ClientError;
-use fence_control::report::{Health, RejectedSource, Report};
+use fence_control::report::{Health, Listener, RejectedSource, Report};
 
 use super::finding::Finding;
 use crate::probe::Obstacle;
@@ -48,7 +48,7 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
     );
     let mut findings = vec![match report.health {
         Health::Serving => Finding::ok(CHECK, about),
-        Health::Starting | Health::Stopping => Finding::warning(CHECK, about, report.listener.status.clone()),
+        Health::Starting | Health::Stopping => Finding::warning(CHECK, about, report.status()),
         Health::Degraded => Finding::wrong(CHECK, about, report.problems.join("; ")),
     }];
     if daemon.version != VERSION {
@@ -60,10 +60,10 @@ pub fn check(answer: &Result<Report, ClientError>, has_systemd: bool) -> Vec<Fin
     findings
 }
 
-/// Checks whether the kernel program is where the configuration wants it. `obstacle` finds what is
-/// in its way on an interface.
+/// Checks whether a listener's kernel program is where the configuration wants it. `obstacle` finds
+/// what is in its way on an interface.
 #[must_use]
-pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Option<Obstacle>) -> Vec<Finding> {
+pub fn program(attach: Attach, listener: &Listener, obstacle: impl Fn(&str) -> Option<Obstacle>) -> Vec<Finding> {
     const CHECK: &str = "program";
     if attach == Attach::Off {
         let seen = "off by configuration (`attach = \"off\"`, or a group has its own key): requests come through the socket, and the firewall counts";
@@ -112,7 +112,7 @@ pub fn program(attach: Attach, report: &Report, obstacle: impl Fn(&str) -> Optio
             }
         }
     };
-    report.listener.interfaces.iter().map(judge).collect()
+    listener.interfaces.iter().map(judge).collect()
 }
 
 /// Checks recent requests and senders.
@@ -234,18 +234,20 @@ mod tests {
     fn a_program_that_is_missing_is_reported_with_who_is_in_its_place() {
         let mut report = healthy();
         let nobody = |_: &str| None;
-        assert!(states(&program(Attach::Auto, &report, nobody)).iter().all(|state| *state == State::Ok));
-        report.listener.interfaces.truncate(1);
+        assert!(states(&program(Attach::Auto, &report.listeners[0], nobody)).iter().all(|state| *state == State::Ok));
+        report.listeners[0].interfaces.truncate(1);
         for (mode, hides) in [("tcx", false), ("generic", true), ("native", true)] {
-            report.listener.interfaces[0].program = Some(mode.to_owned());
-            let told = program(Attach::Auto, &report, nobody);
+            report.listeners[0].interfaces[0].program = Some(mode.to_owned());
+            let told = program(Attach::Auto, &report.listeners[0], nobody);
             assert_eq!(told[0].seen.contains("`tcpdump -i virbr0` does not show them"), hides, "{told:?}");
         }
-        report.listener.interfaces[0].program = None;
-        let missing = program(Attach::Auto, &report, |_| Some(Obstacle::Occupant("xdp_dispatcher (id 7)".to_owned())));
+        report.listeners[0].interfaces[0].program = None;
+        let missing = program(Attach::Auto, &report.listeners[0], |_| {
+            Some(Obstacle::Occupant("xdp_dispatcher (id 7)".to_owned()))
+        });
         assert_eq!(states(&missing), [State::Warning]);
         assert!(missing[0].remedy.as_ref().unwrap().contains("xdp_dispatcher"), "{missing:?}");
-        assert_eq!(states(&program(Attach::Off, &report, nobody)), [State::Ok]);
+        assert_eq!(states(&program(Attach::Off, &report.listeners[0], nobody)), [State::Ok]);
     }
 
     #[test]

@@ -63,10 +63,16 @@ fn settings(config: &Path, key_file: Option<&Path>) -> (Settings, Option<Finding
     let named = (config != Path::new(config::DEFAULT_PATH)).then(|| config::load(config));
     let (mut settings, told) = match named {
         None => (defaults, None),
-        Some(Ok((config, _))) => {
-            let config::Multicast { group, port, hash, auth, key_file, .. } = config.multicast;
-            (Settings { group, port, hash, auth, key_file }, None)
-        }
+        Some(Ok((config, _))) => match config.multicast().cloned() {
+            Some(config::Multicast { group, port, hash, auth, key_file, .. }) => {
+                (Settings { group, port, hash, auth, key_file }, None)
+            }
+            None => {
+                let seen = "the file has no multicast listener, by which fence_xvm asks";
+                let remedy = "the checks use fence_xvm's defaults";
+                (defaults, Some(Finding::warning("configuration", seen, remedy)))
+            }
+        },
         Some(Err(error)) => {
             let told =
                 Finding::wrong("configuration", error.to_string(), "without -f the checks use fence_xvm's defaults");

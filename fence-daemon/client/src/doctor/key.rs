@@ -6,52 +6,73 @@ use fence_common::key::Key;
 use fence_common::wire::KEY_MAX;
 use fence_common::words::counted;
 use fence_config::key::{self, Found, KeyFileError};
-use fence_config::{Doubt, Groups, Multicast, Unusable, Warnings};
+use fence_config::{Config, Doubt, KeyFiles, Listener, Unusable, Warnings};
 
 use super::finding::Finding;
 
 /// The keys of a configuration.
 #[must_use]
-pub fn check_all(multicast: &Multicast, groups: &Groups) -> Vec<Finding> {
-    let mut findings = check_listeners(multicast);
-    for (_, files) in groups.key_files() {
+pub fn check_all(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut known: Vec<KeyFiles> = Vec::new();
+    for listener in &config.listeners {
+        match listener.key_files() {
+            None => findings.push(unsigned(listener)),
+            Some(files) if known.contains(&files) => {}
+            Some(files) => {
+                findings.extend(check_pair(&files));
+                known.push(files);
+            }
+        }
+    }
+    for (_, files) in config.groups.key_files() {
         findings.extend(check(OF_A_GROUP, &files.first));
         if let Some(second) = files.second.as_deref().filter(|second| second.exists()) {
             findings.extend(check(OF_A_GROUP, second));
         }
     }
     // Each was looked at by itself: whether two are the same is left.
-    let mut warnings = Warnings::default();
-    let all = key::load_all(multicast, &mut warnings).ok().flatten();
-    if let Err(Unusable { error: error @ KeyFileError::NotItsOwn { .. }, .. }) =
-        key::load_groups(multicast, groups, all.as_ref(), &mut warnings)
-    {
-        findings.push(unusable(OF_A_GROUP, &error));
+    let (mut warnings, mut told) = (Warnings::default(), Vec::new());
+    match key::load_all(&config.listeners, &config.groups, &mut warnings) {
+        Err(Unusable { error: error @ KeyFileError::NotItsOwn { .. }, .. }) => {
+            findings.push(unusable(OF_A_GROUP, &error));
+        }
+        Ok(_) | Err(_) => {
+            told.extend(warnings.iter().filter(|warning| matches!(warning.doubt(), Doubt::KeyTwice(_))));
+        }
     }
+    findings.extend(
+        told.iter().map(|warning| Finding::warning("key2", warning.doubt().to_string(), warning.doubt().help())),
+    );
     findings
 }
 
 /// The name of the check of a group's key.
 const OF_A_GROUP: &str = "group-key";
 
-fn check_listeners(multicast: &Multicast) -> Vec<Finding> {
-    if !multicast.needs_key() {
-        let seen = "`hash` and `auth` are \"none\": no key is needed, and anybody who can send a packet may fence";
-        let remedy = "take both lines out of the configuration, and make a key";
-        return vec![Finding::warning("key", seen, remedy).command(make(&multicast.key_file, ""))];
+/// A listener that signs and verifies nothing.
+fn unsigned(listener: &Listener) -> Finding {
+    let label = listener.label();
+    let seen = format!(
+        "`hash` and `auth` of {label} are \"none\": no key is needed, and anybody who can send a packet may fence"
+    );
+    let remedy = "take both lines out of the configuration, and make a key";
+    let finding = Finding::warning("key", seen, remedy);
+    match listener {
+        Listener::Multicast(multicast) => finding.command(make(&multicast.key_file, "")),
+        Listener::Tcp(_) => finding,
     }
-    let mut findings = check("key", &multicast.key_file);
-    let Some(second) = &multicast.key_file2 else { return findings };
-    if second.exists() {
-        findings.extend(check("key2", second));
-        let mut warnings = Warnings::default();
-        // Each file is checked above. This only finds out whether two are the same.
-        let _ = key::load_all(multicast, &mut warnings);
-        for warning in warnings.iter().filter(|warning| matches!(warning.doubt(), Doubt::KeyTwice(_))) {
-            findings.push(Finding::warning("key2", warning.doubt().to_string(), warning.doubt().help()));
+}
+
+/// Checks the key files of a listener, each by itself.
+fn check_pair(files: &KeyFiles) -> Vec<Finding> {
+    let mut findings = check("key", &files.first);
+    match &files.second {
+        Some(second) if second.exists() => findings.extend(check("key2", second)),
+        Some(second) => {
+            findings.push(Finding::ok("key2", format!("{} does not exist: one key is accepted", second.display())));
         }
-    } else {
-        findings.push(Finding::ok("key2", format!("{} does not exist: one key is accepted", second.display())));
+        None => {}
     }
     findings
 }

@@ -22,12 +22,14 @@ pub mod program;
 pub mod sight;
 pub mod ways;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use fence_common::wire::DEFAULT_PORT;
-use fence_config::{self as config, Config, ConfigError, DEFAULT_STATE_DIRECTORY, Doubt};
+use fence_config::{self as config, Config, ConfigError, DEFAULT_STATE_DIRECTORY, Doubt, Listener, Multicast};
 use fence_control::client;
+use fence_control::report::Report;
 
 use self::finding::{Diagnosis, Finding, Side, State};
 use self::firewall::Traffic;
@@ -81,11 +83,15 @@ fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
     let has_systemd = Path::new("/run/systemd/system").exists();
 
     if let Some(config) = &config {
-        findings.extend(key::check_all(&config.multicast, &config.groups));
+        findings.extend(key::check_all(config));
     }
     findings.extend(daemon::check(&answer, has_systemd));
     findings.push(host::state_directory(&state, probe));
-    findings.extend(port::udp(config.as_ref().map_or(DEFAULT_PORT, |config| config.multicast.port), pid));
+    let ports: BTreeSet<u16> = match &config {
+        Some(config) => config.multicasts().map(|multicast| multicast.port).collect(),
+        None => [DEFAULT_PORT].into(),
+    };
+    findings.extend(ports.into_iter().flat_map(|port| port::udp(port, pid)));
     let Some(config) = config else {
         findings.push(host::clock());
         findings.extend(host::kernel(pid));
@@ -93,27 +99,8 @@ fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
         return findings;
     };
 
-    let multicast = &config.multicast;
-    let (seen, told) = interface::check(multicast);
-    findings.extend(told);
-    findings.extend(interface::membership(multicast.group, &seen, pid.is_some()));
-    for seen in &seen {
-        findings.extend(bridge::check(&seen.name));
-        if multicast.group.is_ipv4() {
-            findings.push(interface::rp_filter(&seen.name));
-        }
-    }
-    if let Ok(report) = &answer {
-        findings.extend(daemon::program(multicast.attach, report, |interface| probe.obstacle(interface)));
-    }
-    for seen in &seen {
-        let there = answer
-            .as_ref()
-            .ok()
-            .and_then(|report| report.listener.interfaces.iter().find(|there| seen.is_named(&there.name)));
-        let attached = there.is_some_and(|there| there.program.is_some());
-        findings
-            .extend(firewall::hypervisor(&Traffic { seen, group: multicast.group, port: multicast.port }, attached));
+    for multicast in config.multicasts() {
+        findings.extend(heard(multicast, answer.as_ref().ok(), probe));
     }
     let ask = || client::ask(&fence_control::path(&state)).and_then(|answer| client::parse(&answer)).ok();
     findings.extend(libvirt::check(&config.uris, &config.groups, probe, ask));
@@ -123,6 +110,31 @@ fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
     findings.push(host::clock());
     findings.extend(host::kernel(pid));
     findings.extend(host::autostart());
+    findings
+}
+
+/// The checks of what one multicast listener hears. `report` is the running daemon's.
+fn heard(multicast: &Multicast, report: Option<&Report>, probe: &dyn Probe) -> Vec<Finding> {
+    let (seen, mut findings) = interface::check(multicast);
+    findings.extend(interface::membership(multicast.group, &seen, report.is_some()));
+    for seen in &seen {
+        findings.extend(bridge::check(&seen.name));
+        if multicast.group.is_ipv4() {
+            findings.push(interface::rp_filter(&seen.name));
+        }
+    }
+    let listener = report.and_then(|report| {
+        report.listeners.iter().find(|listener| listener.is_multicast() && listener.name == multicast.name)
+    });
+    if let Some(listener) = listener {
+        findings.extend(daemon::program(multicast.attach, listener, |interface| probe.obstacle(interface)));
+    }
+    for seen in &seen {
+        let there = listener.and_then(|one| one.interfaces.iter().find(|there| seen.is_named(&there.name)));
+        let attached = there.is_some_and(|there| there.program.is_some());
+        findings
+            .extend(firewall::hypervisor(&Traffic { seen, group: multicast.group, port: multicast.port }, attached));
+    }
     findings
 }
 
@@ -143,12 +155,15 @@ fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
             return (None, vec![Finding::wrong(CHECK, error.to_string(), remedy).command(command)]);
         }
     };
-    let multicast = &config.multicast;
-    let interface = multicast.interface.as_deref().unwrap_or("every interface");
-    let mut findings = vec![Finding::ok(
-        CHECK,
-        format!("{}: {interface}, {} port {}", path.display(), multicast.group, multicast.port),
-    )];
+    let heard = |listener: &Listener| match listener {
+        Listener::Multicast(multicast) => {
+            let interface = multicast.interface.as_deref().unwrap_or("every interface");
+            format!("{interface}, {} port {}", multicast.group, multicast.port)
+        }
+        Listener::Tcp(tcp) => format!("tcp at {} port {}", tcp.address, tcp.port),
+    };
+    let heard: Vec<_> = config.listeners.iter().map(heard).collect();
+    let mut findings = vec![Finding::ok(CHECK, format!("{}: {}", path.display(), heard.join("; ")))];
     for warning in &warnings {
         let place = warning.place().map(|place| format!("{place}: ")).unwrap_or_default();
         let (seen, help) = (format!("{place}{}", warning.doubt()), warning.doubt().help());

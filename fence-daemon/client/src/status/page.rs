@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use fence_common::words::counted;
 use fence_config::Attach;
-use fence_control::report::{Domain, Health, Report, Request, Steps, Uri};
+use fence_control::report::{Domain, Health, Listener, Report, Request, Steps, Uri};
 
 use crate::screen::bars;
 use crate::screen::table::{Look, Screen, Table, flexible, number, text};
@@ -51,21 +51,21 @@ pub fn render(report: &Report, screen: Screen) -> String {
             page.push_str(&table.render(screen));
         }
     };
-    let listener = &report.listener;
-    let title = format!(
-        "Listening to {} port {} (digest: {} or stronger, callback: {})",
-        listener.group, listener.port, listener.hash, listener.auth
-    );
-    section(title, interfaces(report));
-    if let Some(tcp) = &report.tcp {
-        let title = format!(
-            "Listening to tcp connections at {} port {} (digest: {} or stronger)",
-            tcp.address, tcp.port, tcp.hash
-        );
-        let mut table = Table::new([text("INTERFACE"), flexible("STATE", 16)]);
-        let look = if tcp.hears { Look::Plain } else { Look::Bad };
-        table.row([plain(tcp.interface.as_deref().unwrap_or("any")), (look, tcp.status.clone())]);
-        section(title, table);
+    for listener in &report.listeners {
+        let of = listener.name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
+        if listener.is_multicast() {
+            let title = format!(
+                "Listening{of} to {} port {} (digest: {} or stronger, callback: {})",
+                listener.address, listener.port, listener.hash, listener.auth
+            );
+            section(title, interfaces(listener));
+        } else {
+            let title = format!(
+                "Listening{of} to {} connections at {} port {} (digest: {} or stronger)",
+                listener.kind, listener.address, listener.port, listener.hash
+            );
+            section(title, state(listener));
+        }
     }
     section("libvirt".to_owned(), uris(report));
     section("To be started again after a reboot".to_owned(), restarts(report));
@@ -78,7 +78,9 @@ pub fn render(report: &Report, screen: Screen) -> String {
     );
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
-    section("Connections by tcp since the start".to_owned(), connections(report));
+    for listener in report.listeners.iter().filter(|listener| !listener.is_multicast()) {
+        section(format!("Connections by {} since the start", listener.label()), connections(listener));
+    }
     section("Sources of datagrams".to_owned(), sources(report));
     section("Rejected before the digest, the last ones".to_owned(), rejected(report));
     section("How long it took, from the datagram's arrival".to_owned(), latency(report, screen));
@@ -92,7 +94,7 @@ fn headline(report: &Report, screen: Screen) -> String {
         daemon.version,
         daemon.pid,
         span(daemon.uptime_ms),
-        report.listener.status
+        report.status()
     );
     let health = report.health.name();
     let rest = screen.width.map_or(rest.clone(), |width| screen.cut(&rest, width.saturating_sub(health.len())));
@@ -107,16 +109,24 @@ fn in_full(problem: &str, screen: Screen) -> String {
     lines.map(|(mark, line)| screen.line(Look::Bad, &format!("{mark}{line}"))).collect()
 }
 
-fn interfaces(report: &Report) -> Table {
+/// The state of a listener that has no interfaces of its own.
+fn state(listener: &Listener) -> Table {
+    let mut table = Table::new([text("INTERFACE"), flexible("STATE", 16)]);
+    let look = if listener.hears { Look::Plain } else { Look::Bad };
+    table.row([plain(listener.interface.as_deref().unwrap_or("any")), (look, listener.status.clone())]);
+    table
+}
+
+fn interfaces(listener: &Listener) -> Table {
     let mut table = Table::new([text("INTERFACE"), text("PROGRAM"), number("ID"), text("ALONE"), text("")]);
-    for interface in &report.listener.interfaces {
+    for interface in &listener.interfaces {
         let id = interface.program_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let (program, hint) = match &interface.program {
             Some(mode) => {
                 let kind = if mode == "tcx" { "" } else { "xdp " };
                 (plain(format!("{kind}{mode}")), dim(format!("bpftool prog show id {id}")))
             }
-            None if report.listener.attach == Attach::Off.name() => {
+            None if listener.attach.as_deref() == Some(Attach::Off.name()) => {
                 (dim("none"), plain("through the socket alone (attach is off, or a group has its own key)"))
             }
             None => (dim("none"), plain("through the socket alone")),
@@ -267,7 +277,10 @@ pub fn requests(report: &Report, most: usize, shown: &[Step], why: usize) -> Tab
             plain(&request.op),
             request.domain.as_ref().map_or_else(|| dim("-"), plain),
             plain(client(request)),
-            dim(&request.via),
+            dim(request
+                .listener
+                .as_ref()
+                .map_or_else(|| request.via.clone(), |name| format!("{}:{name}", request.via))),
             result(request),
         ];
         let taken = shown.iter().map(|(_, time)| step(time(&request.steps)));
@@ -346,9 +359,9 @@ fn datagrams(report: &Report) -> Table {
     table
 }
 
-fn connections(report: &Report) -> Table {
+fn connections(listener: &Listener) -> Table {
     let mut table = Table::new([text("COUNTER"), number("COUNT"), flexible("", 20)]);
-    for (name, count) in report.tcp.iter().flat_map(|tcp| &tcp.counters).filter(|(_, count)| **count > 0) {
+    for (name, count) in listener.counters.iter().filter(|(_, count)| **count > 0) {
         let meaning =
             if name == "drop_length" { "no request within 1 s, or pushed out by others" } else { meaning(name) };
         table.row([plain(name), plain(count.to_string()), dim(meaning)]);
@@ -568,16 +581,16 @@ mod tests {
         let mut report = example();
         let page = render(&report, Screen::PLAIN);
         assert_eq!(
-            words(section(&page, "Listening to tcp connections at 192.168.122.1 port 1229")[0]),
+            words(section(&page, "Listening \"guests\" to tcp connections at 192.168.122.1 port 1229")[0]),
             ["any", "listening"]
         );
         let counted = section(&page, "Connections by tcp");
         assert_eq!(counted.iter().map(|row| words(row)[1]).collect::<Vec<_>>(), ["3", "1"]);
-        let tcp = report.tcp.as_mut().unwrap();
+        let tcp = report.listeners.last_mut().unwrap();
         (tcp.hears, tcp.status, tcp.interface) =
             (false, "TCP port 1229 is taken".to_owned(), Some("virbr0".to_owned()));
         let page = render(&report, Screen::PLAIN);
-        assert_eq!(words(section(&page, "Listening to tcp connections")[0]), ["virbr0", "TCP port 1229 is taken"]);
+        assert_eq!(words(section(&page, "Listening \"guests\" to tcp")[0]), ["virbr0", "TCP port 1229 is taken"]);
     }
 
     #[test]
@@ -585,11 +598,12 @@ mod tests {
         let mut report = example();
         report.problems.clear();
         report.health = Health::Serving;
-        report.listener.interfaces.clear();
+        report.listeners.truncate(1);
+        report.listeners[0].interfaces.clear();
         for list in [&mut report.socket, &mut report.kernel.as_mut().unwrap().counters.clone().unwrap()] {
             list.clear();
         }
-        (report.kernel, report.tcp) = (None, None);
+        report.kernel = None;
         (report.uris, report.restarts, report.latency, report.sources) = Default::default();
         report.rejected_sources.clear();
         let requests = &mut report.requests;

@@ -155,7 +155,7 @@ fn headline(report: &Report, screen: Screen) -> Line<'static> {
         daemon.version,
         daemon.pid,
         span(daemon.uptime_ms),
-        report.listener.status,
+        report.status(),
         time_of_day(daemon.now_unix_ms),
     );
     let rest = harmless(&rest);

@@ -38,6 +38,7 @@ const EACH_URI: &str = "each_form_of_uri_connects_under_the_unit";
 const ALONE: &str = "netns/alone.rs";
 const BAD_REQUESTS: &str = "netns/bad_requests.rs";
 const TCP: &str = "netns/tcp.rs";
+const LISTENERS: &str = "netns/listeners.rs";
 const RECORDS: &str = "libvirt/records.rs";
 const REBOOT: &str = "libvirt/reboot.rs";
 
@@ -58,6 +59,7 @@ const EFFECTS: &[Effect] = &[
     // fence_virtd
     ("listener", &["multicast"], LAB, OPERATIONS, ANSWERS),
     ("listener", &["multicast,tcp"], As("bench.with_tcp("), TCP, "each_key_of_the_listener_has_its_effect"),
+    ("listener", &["tcp"], Written, LISTENERS, "tcp_serves_without_multicast_and_its_interface"),
     ("backend", &["libvirt"], LAB, OPERATIONS, ANSWERS),
     ("foreground", &[], Written, SETTINGS, "foreground_keeps_it_in_the_foreground"),
     ("wait_for_init", &[], Written, SETTINGS, WAITS),

@@ -51,7 +51,8 @@ fn a_key_error_points_at_key_file_or_at_where_it_is_missing_with_the_misspelling
         let file = format!("fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\n{multicast}");
         let source = Source::new(Path::new("f"), file.as_bytes());
         let (config, warnings) = parse(&source, Warnings::default()).unwrap();
-        let path = if setting == "key_file" { config.multicast.key_file } else { config.multicast.key_file2.unwrap() };
+        let files = config.multicast().unwrap().key_files();
+        let path = if setting == "key_file" { files.first } else { files.second.unwrap() };
         let error = unusable_key(&source, Unusable { setting, error: KeyFileError::Empty(path) }, warnings);
         (error.to_string(), error.render(false))
     };

@@ -54,7 +54,7 @@ fn beside_another_xdp_program_ours_is_a_tc_program() -> Result<()> {
         wait_line(&server, position, &["INFO", BRIDGE, "program=tcx", "in another way", &why])?;
         beside(&server)?;
         let (_, report) = server.status()?;
-        let interface = &report["listener"]["interfaces"][0];
+        let interface = &report["listeners"][0]["interfaces"][0];
         ensure!(interface["program"] == "tcx", "{report:#}");
         ensure!(interface["reason"].as_str().is_some_and(|reason| reason.contains(&why)), "{report:#}");
         // It goes, and ours is XDP.
@@ -64,7 +64,7 @@ fn beside_another_xdp_program_ours_is_a_tc_program() -> Result<()> {
         bench.expect_via(&server, &bench.about_domain("status"), 0, "kernel")?;
         let ours = xdp_on(&bench.hypervisor, BRIDGE)?.context("no XDP program")?;
         ensure!(ours.is_ours() && ours.id != another && tcx_on(&bench.hypervisor, BRIDGE)?.is_empty());
-        ensure!(server.status()?.1["listener"]["interfaces"][0]["reason"].is_null());
+        ensure!(server.status()?.1["listeners"][0]["interfaces"][0]["reason"].is_null());
         // Somebody takes it off and takes the place.
         position = server.log_position();
         detach(&bench, ours.id)?;

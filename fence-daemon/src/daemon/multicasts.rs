@@ -1,0 +1,217 @@
+//! The multicast listeners: their sockets, the programs that are to be loaded for them, and the
+//! tasks that keep them on their interfaces.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fence_common::admit::Rules;
+use fence_common::rate_limit::Limits;
+use fence_common::verdict::Counters;
+use fence_config::{Listener as Label, Multicast};
+use fence_net::interface::Wanted;
+use tokio::sync::{oneshot, watch};
+use tracing::warn;
+
+use super::load::{self, KernelConsumers, Load};
+use super::reload::KeyPlan;
+use crate::control::multicast::Watched;
+use crate::intake::judge::Judge;
+use crate::intake::links::Links;
+use crate::intake::listener::{Follower, Heard, Listener};
+use crate::intake::replay_cache::ReplayCache;
+use crate::intake::request::Origin;
+use crate::intake::ring::RequestRing;
+use crate::intake::socket::{RequestSocket, SocketError};
+use crate::systemd::StatusPart;
+
+/// A multicast listener, its number in the configuration, and its socket.
+pub(super) struct Opened {
+    pub(super) number: usize,
+    pub(super) settings: Multicast,
+    socket: RequestSocket,
+}
+
+impl Opened {
+    fn rules(&self) -> Rules {
+        rules(&self.settings)
+    }
+}
+
+fn rules(settings: &Multicast) -> Rules {
+    Rules { min_hash: settings.hash, strict_source: settings.strict_source }
+}
+
+/// Opens the sockets of these listeners.
+///
+/// # Errors
+/// See [`SocketError`].
+pub(super) fn open(listeners: Vec<(usize, Multicast)>, plan: &KeyPlan) -> Result<Vec<Opened>, SocketError> {
+    let all: Vec<Multicast> = listeners.iter().map(|(_, settings)| settings.clone()).collect();
+    listeners
+        .into_iter()
+        .map(|(number, settings)| {
+            let is_shared = all.iter().filter(|other| settings.shares_group(other)).count() > 1;
+            let (group, port) = (settings.group, settings.port);
+            let socket = RequestSocket::beside(group, port, rules(&settings), plan.ring(number), is_shared)?;
+            if settings.interface.is_none() && socket.needs_interface() {
+                return Err(SocketError::NoInterface(group));
+            }
+            Ok(Opened { number, settings, socket })
+        })
+        .collect()
+}
+
+/// The multicast listeners before they hear anything.
+#[derive(Default)]
+pub(super) struct Multicasts {
+    pub(super) sockets: Vec<Arc<RequestSocket>>,
+    pub(super) watched: Vec<Arc<Watched>>,
+    pub(super) loads: Vec<Load>,
+    pub(super) rings: Vec<oneshot::Receiver<RequestRing>>,
+    listeners: Vec<(Listener, Links)>,
+}
+
+impl Multicasts {
+    /// Prepares all that the sockets lack. `origin` says for each what its requests carry. With
+    /// `several` listeners, log and status name each.
+    pub(super) fn prepare(
+        opened: Vec<Opened>,
+        several: bool,
+        plan: &KeyPlan,
+        judge: &Judge,
+        limits: Limits,
+        replays: &Arc<ReplayCache>,
+        origin: impl Fn(usize) -> Origin,
+    ) -> Self {
+        let mut all = Self::default();
+        let (mut parts, mut earlier) = (StatusPart::of(opened.len()).into_iter(), Vec::<Multicast>::new());
+        for one in opened {
+            let (keys, origin, rules) = (plan.ring(one.number), origin(one.number), one.rules());
+            let Opened { settings, socket, .. } = one;
+            let socket = Arc::new(socket.judged_by(judge.of_listener(keys.clone(), origin.clone())));
+            let mode = load::mode(&settings, &earlier, &keys);
+            let watched = Watched::new(settings.clone(), &socket, mode.is_some());
+            let program = mode.map(|mode| {
+                let listener = load::boundary(&settings, rules, limits);
+                let (load, KernelConsumers { program, ring }) =
+                    Load::new(listener, mode, keys, origin.clone(), replays, &watched);
+                all.loads.push(load);
+                all.rings.push(ring);
+                program
+            });
+            let wanted = settings.interface.clone().map_or(Wanted::Suitable(settings.group), Wanted::Named);
+            let listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program).telling(settings.alone);
+            let label = || Label::Multicast(settings.clone()).label();
+            let listener = match parts.next() {
+                Some(part) if several => listener.among_others(&label(), part),
+                Some(_) | None => listener,
+            };
+            all.listeners.push((listener, links(settings.group)));
+            all.sockets.push(socket);
+            all.watched.push(watched);
+            earlier.push(settings);
+        }
+        all
+    }
+
+    /// If a listener has no interface to hear on, logs it, and returns the text for the waiting
+    /// start.
+    pub(super) fn complain(&mut self) -> Option<String> {
+        let missing: Vec<_> = self.listeners.iter_mut().filter_map(|(listener, _)| listener.complain()).collect();
+        (!missing.is_empty()).then(|| missing.join("; "))
+    }
+
+    /// Begins to listen, and lets the report tell what is heard.
+    pub(super) fn follow(&mut self) -> Followers {
+        let all = self.listeners.drain(..).zip(&self.watched).map(|((listener, links), watched)| {
+            let follower = Follower::start(listener, links);
+            watched.set_heard(follower.watch());
+            follower
+        });
+        Followers(all.collect())
+    }
+}
+
+/// The tasks that keep the listeners on their interfaces.
+pub(super) struct Followers(Vec<Follower>);
+
+impl Followers {
+    /// Waits until each listener hears.
+    ///
+    /// # Errors
+    /// A task ended.
+    pub(super) async fn all_hear(&mut self) -> std::io::Result<()> {
+        for follower in &mut self.0 {
+            follower.heard().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until any listener hears; at once if there is none.
+    ///
+    /// # Errors
+    /// A task ended.
+    pub(super) async fn any_hears(&mut self) -> std::io::Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let mut waiting: Vec<_> = self.0.iter_mut().map(|follower| Box::pin(follower.heard())).collect();
+        std::future::poll_fn(move |context| {
+            let ready = waiting.iter_mut().find_map(|heard| match heard.as_mut().poll(context) {
+                std::task::Poll::Ready(heard) => Some(heard.map(drop)),
+                std::task::Poll::Pending => None,
+            });
+            ready.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        })
+        .await
+    }
+
+    /// The state of those that do not hear, in a line.
+    pub(super) fn status(&self) -> String {
+        let deaf = self.0.iter().filter(|follower| !follower.now().hears).map(Follower::status);
+        deaf.filter(|status| !status.is_empty()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whether any hears.
+    pub(super) fn hears(&self) -> bool {
+        self.0.iter().any(|follower| follower.now().hears)
+    }
+
+    /// What each hears, as it changes.
+    pub(super) fn watch(&self) -> impl Iterator<Item = watch::Receiver<Heard>> {
+        self.0.iter().map(Follower::watch)
+    }
+
+    /// Returns when a task ends by itself, which it must not.
+    pub(super) async fn broken(&mut self) -> std::io::Error {
+        let mut waiting: Vec<_> = self.0.iter_mut().map(|follower| Box::pin(follower.broken())).collect();
+        std::future::poll_fn(move |context| {
+            let ready = waiting.iter_mut().find_map(|broken| match broken.as_mut().poll(context) {
+                std::task::Poll::Ready(error) => Some(error),
+                std::task::Poll::Pending => None,
+            });
+            ready.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        })
+        .await
+    }
+
+    /// Ends the tasks and detaches the programs. Returns the programs' counters, if there is any.
+    pub(super) async fn end(self) -> Option<Counters> {
+        let ending: Vec<_> = self.0.into_iter().map(|follower| tokio::spawn(follower.end())).collect();
+        let mut all: Option<Counters> = None;
+        for ended in ending {
+            if let Ok(Some(counters)) = ended.await {
+                all.get_or_insert_with(Counters::default).add(&counters);
+            }
+        }
+        all
+    }
+}
+
+/// What tells that interfaces come and go.
+fn links(group: IpAddr) -> Links {
+    Links::open(group).unwrap_or_else(|error| {
+        warn!("the kernel does not tell when interfaces come and go ({error}): looking every 2 s instead");
+        Links::by_looking()
+    })
+}

@@ -1,0 +1,162 @@
+//! Hands every request to the pipeline, from whichever listener, and sends the heartbeats.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use fence_common::rate_limit::STALE_AFTER_NS;
+use tokio::sync::{Notify, oneshot};
+
+use super::DaemonError;
+use super::beat::Beat;
+use crate::intake::arrivals::Arrivals;
+use crate::intake::backlog::Questions;
+use crate::intake::request::Verified;
+use crate::intake::ring::RequestRing;
+use crate::intake::socket::RequestSocket;
+use crate::pipeline::Pipeline;
+
+/// How often the daemon sends the heartbeat to the kernel programs: one may come late.
+const BEAT: Duration = Duration::from_nanos(STALE_AFTER_NS / 2);
+
+/// Each so many heartbeats the daemon looks at whom it has rejected. A timer of its own would wake
+/// an idle daemon once more.
+const BEATS_PER_LOOK: u32 = 4;
+
+/// Where requests come from.
+pub(super) struct Sources {
+    pub(super) sockets: Vec<Arc<RequestSocket>>,
+    pub(super) rings: Rings,
+    pub(super) arrivals: Arrivals,
+}
+
+/// The rings of the kernel programs, and those that are being loaded.
+#[derive(Default)]
+pub(super) struct Rings {
+    coming: Vec<oneshot::Receiver<RequestRing>>,
+    there: Vec<RequestRing>,
+    turn: usize,
+}
+
+impl Rings {
+    pub(super) fn expected(coming: Vec<oneshot::Receiver<RequestRing>>) -> Self {
+        Self { coming, ..Self::default() }
+    }
+
+    /// The next request of any program. Dropping the future loses none.
+    async fn next(&mut self) -> io::Result<Verified> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Verified>> {
+        let there = &mut self.there;
+        self.coming.retain_mut(|coming| match Pin::new(coming).poll(context) {
+            Poll::Pending => true,
+            // Without a ring its program could not be loaded.
+            Poll::Ready(ring) => {
+                there.extend(ring.ok().map(|mut ring| {
+                    ring.beat();
+                    ring
+                }));
+                false
+            }
+        });
+        self.turn = self.turn.wrapping_add(1);
+        in_turn(self.turn, &mut self.there, |ring| ring.poll_next(context))
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut RequestRing> {
+        self.there.iter_mut()
+    }
+}
+
+/// Polls each, beginning with another one each time: a flooded one must not keep the others from
+/// their turn.
+fn in_turn<T, R>(turn: usize, all: &mut [T], mut poll: impl FnMut(&mut T) -> Poll<R>) -> Poll<R> {
+    let first = turn.checked_rem(all.len()).unwrap_or_default();
+    let (before, after) = all.split_at_mut(first);
+    for one in after.iter_mut().chain(before) {
+        if let ready @ Poll::Ready(_) = poll(one) {
+            return ready;
+        }
+    }
+    Poll::Pending
+}
+
+/// The next request at any socket. Dropping the future loses none.
+async fn next_at(sockets: &[Arc<RequestSocket>], turn: usize) -> Verified {
+    if let [only] = sockets {
+        return only.next().await;
+    }
+    let mut waiting: Vec<_> = sockets.iter().map(|socket| Box::pin(socket.next())).collect();
+    let mut turn = turn;
+    poll_fn(move |context| {
+        turn = turn.wrapping_add(1);
+        in_turn(turn, &mut waiting, |next| next.as_mut().poll(context))
+    })
+    .await
+}
+
+/// Serves until `stopped` is ready.
+pub(super) async fn serve(
+    pipeline: &Pipeline,
+    sources: &mut Sources,
+    questions: &mut Questions,
+    look: &Notify,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
+    tokio::pin!(stopped);
+    let Sources { sockets, rings, arrivals } = sources;
+    let beat = Beat::every(BEAT).map_err(|error| DaemonError::Runtime("start the heartbeat", error))?;
+    let (mut beats, mut turn) = (0_u32, 0_usize);
+    loop {
+        turn = turn.wrapping_add(1);
+        tokio::select! {
+            // Only this loop sends the heartbeat: if it hangs, the programs must notice.
+            ticked = beat.tick() => {
+                ticked.map_err(|error| DaemonError::Runtime("go on with the heartbeat", error))?;
+                rings.each().for_each(RequestRing::beat);
+                beats = beats.wrapping_add(1);
+                if beats.is_multiple_of(BEATS_PER_LOOK) {
+                    look.notify_one();
+                }
+            }
+            () = &mut stopped => return Ok(()),
+            request = rings.next() => match request {
+                Ok(request) => pipeline.accept(request),
+                Err(error) => return Err(DaemonError::Runtime("read the ring buffer", error)),
+            },
+            request = next_at(sockets, turn) => pipeline.accept(request),
+            // Not in the backlog: a connection's peer has asked what came over it, and no more.
+            incoming = arrivals.next() => pipeline.accept(incoming),
+            question = questions.next() => {
+                rings.each().for_each(|ring| ring.take_waiting(|request| pipeline.accept(request)));
+                sockets.iter().for_each(|socket| socket.take_waiting(|request| pipeline.accept(request)));
+                drop(question);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A flood at one source must not silence the others.
+    #[test]
+    fn each_source_has_its_turn_while_another_one_is_always_ready() {
+        let mut all = ["flooded", "quiet"];
+        let mut got = |turn| in_turn(turn, &mut all, |name| Poll::Ready(*name));
+        assert_eq!([0, 1, 2, 3].map(&mut got), ["flooded", "quiet", "flooded", "quiet"].map(Poll::Ready));
+        let mut only_one = ["pending", "ready", "pending"];
+        for turn in [0, 1, 2, usize::MAX] {
+            let found =
+                in_turn(turn, &mut only_one, |name| if *name == "ready" { Poll::Ready(()) } else { Poll::Pending });
+            assert_eq!(found, Poll::Ready(()), "{turn}");
+        }
+        assert_eq!(in_turn(7, &mut [(); 0], |()| Poll::Ready(())), Poll::Pending);
+    }
+}
