@@ -251,6 +251,8 @@ pub async fn run(
         error = followers.broken() => Err(DaemonError::Runtime("follow the interfaces", error)),
     };
     drop(questions);
+    // The ports are closed at once: nobody reads what comes by them.
+    drop(std::mem::take(&mut sources.arrivals));
     reloading.abort();
     telling.abort();
     inspector.enter(Phase::Stopping);

@@ -433,7 +433,9 @@ impl Mistake {
                 "write the address that the guest is called back at, such as \"192.168.122.11\"".to_owned()
             }
             Self::SectionTwice { name, line } => {
-                format!("put both into one `{name}`, or remove one (fence_virtd ignores the one on line {line})")
+                let many = ["multicast", "tcp"].iter().any(|kind| kind.eq_ignore_ascii_case(name));
+                let rename = if many { "give this one another name, " } else { "" };
+                format!("{rename}put both into one `{name}`, or remove one (fence_virtd ignores the one on line {line})")
             }
             Self::OutsideGroup(_) | Self::Misplaced(_) => {
                 "write `groups { group { ip = \"...\"; uuid = \"...\"; } }` at the top level of the file".to_owned()

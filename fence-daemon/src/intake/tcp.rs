@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fence_common::sync::lock;
 use fence_common::verdict::Counters;
-use fence_config::Tcp;
+use fence_config::{Listener, Tcp};
 use fence_net::interface::Interface;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::TcpListener;
@@ -102,10 +102,11 @@ impl Intake {
         };
         let mut known = lock(&self.heard);
         if known.as_ref() != Some(&heard) {
+            let label = Listener::Tcp(self.settings.clone()).label();
             let (address, interface) = (self.place(), self.settings.interface.as_deref().unwrap_or("any"));
             match &heard {
-                Ok(()) => info!(%address, %interface, "tcp: clients can connect"),
-                Err(refusal) => error!(%address, %interface, "tcp: no client can connect: {refusal}; trying again"),
+                Ok(()) => info!(%address, %interface, "{label}: clients can connect"),
+                Err(refusal) => error!(%address, %interface, "{label}: no client can connect: {refusal}; trying again"),
             }
             *known = Some(heard);
         }
