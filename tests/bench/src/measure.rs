@@ -15,7 +15,7 @@ use super::bed::{Bed, KEY, Rebirth, Serving, Victim, storm_names};
 use super::caller::{self, Answer, PATIENCE, Silent};
 use super::figures::{CROWDS, Contender, Results, behind};
 use fence_lab::client::Client;
-use fence_lab::process::Process;
+use fence_lab::process::{Process, poll_until};
 use fence_lab::qemu;
 use fence_lab::server::Server;
 use fence_lab::witness::Witness;
@@ -24,6 +24,8 @@ use fence_lab::witness::Witness;
 const DEATH_LIMIT: Duration = Duration::from_secs(60);
 /// The time limit of a storm. fence_virtd takes 0.2 s for each domain.
 const STORM_LIMIT: Duration = Duration::from_secs(120);
+/// How long a daemon with a thousand domains may take to lock its memory.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
 /// How long wake-ups are counted.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long callers in the way have to get in the way.
@@ -282,6 +284,13 @@ fn voluntary_switches(pid: u32) -> Result<BTreeMap<PathBuf, u64>> {
 /// be subtracted from the others'.
 fn between(before: &BTreeMap<PathBuf, u64>, after: &BTreeMap<PathBuf, u64>) -> u64 {
     after.iter().map(|(thread, count)| count - before.get(thread).unwrap_or(&0).min(count)).sum()
+}
+
+/// Waits until a process has locked its memory. Ours first gives back what only its start needed.
+pub fn wait_locked(pid: u32) -> Result<()> {
+    poll_until("the daemon to lock its memory", LOCK_LIMIT, || {
+        Ok((status_number(&format!("/proc/{pid}/status"), "VmLck:")? > 0).then_some(()))
+    })
 }
 
 /// Resident memory of a process, in bytes.

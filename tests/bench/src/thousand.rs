@@ -20,7 +20,7 @@ use fence_lab::witness::Witness;
 use super::bed::Bed;
 use super::caller::{self, PATIENCE};
 use super::figures::{Contender, Figure, Part, Results, Target};
-use super::measure::resident;
+use super::measure::{resident, wait_locked};
 use super::stats::{Sample, Samples, Unit};
 
 /// The test driver of libvirtd. Its domains are the same for all clients.
@@ -151,11 +151,12 @@ impl Crowd {
         let witness = Witness::of_qemu(&self.bed.hypervisor, victim)?;
         let peer = self.bed.peer()?;
         let begin = Instant::now();
-        let server = Server::spawn(&self.bed.hypervisor, which, &config(&self.bed), &[])?;
+        let mut server = Server::spawn(&self.bed.hypervisor, which, &config(&self.bed), &[])?;
         let answer = caller::ask_every(&peer, Op::Off, victim, START_LIMIT, AGAIN)?;
         let answer = answer.with_context(|| format!("no answer: {}", server.log()))?;
         ensure!(answer.code == 0 && witness.is_dead()?, "off of {victim}: {}: {}", answer.code, server.log());
         server.wait_settled(START_LIMIT)?;
+        wait_locked(server.process().id())?;
         Ok((server, answer.replied - begin))
     }
 
