@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use fence_common::verdict::Counters;
 use fence_config::{Config, FoundKeys, Listener, TCP_AUTH, Tcp};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
@@ -48,6 +49,9 @@ const SOON: Duration = Duration::from_secs(2);
 /// How long the start of the unit may take at most. At boot the guests wait for the daemon. A
 /// missing or misspelt interface must cost them fencing, and nothing else.
 const WAITED_FOR: Duration = Duration::from_secs(5);
+
+/// How long the lock of memory waits for the first look at all domains.
+const FILLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the start waits for with `-w`.
 const UNCONNECTED: &str = "no hypervisor is connected: waiting for one";
@@ -227,11 +231,14 @@ pub async fn run(
     // program is attached. Memory is locked after aya has freed the dozens of megabytes that only
     // loading needs.
     let (loads, requests) = (std::mem::take(&mut multicasts.loads), inspector.requests());
+    let filling = hypervisors.clone();
     tokio::task::spawn_blocking(move || {
         for load in loads {
             load.run(Arc::clone(&requests));
         }
         if stress.lock_memory {
+            // What is locked stays, also what was of use only while all domains were looked at.
+            Handle::current().block_on(filling.filled_within(FILLED_WITHIN));
             process::settle();
             if let Err(refused) = process::lock_memory() {
                 warn!("{refused}");

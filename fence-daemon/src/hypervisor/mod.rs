@@ -186,6 +186,15 @@ impl Hypervisors {
         }
     }
 
+    /// Waits until all domains of each connected URI were seen once, at most for `bound`.
+    pub(crate) async fn filled_within(&self, bound: Duration) {
+        let by = Instant::now() + bound;
+        for uri in self.known.uris.iter().filter(|uri| uri.is_lively()) {
+            let mut news = uri.table.news();
+            while !uri.table.is_filled() && matches!(timeout_at(by, news.changed()).await, Ok(Ok(()))) {}
+        }
+    }
+
     /// The URIs in the configuration's order, each with its domains.
     #[must_use]
     pub fn view(&self) -> Vec<UriView> {

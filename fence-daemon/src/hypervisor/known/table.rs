@@ -250,6 +250,7 @@ impl Table {
     /// Every domain that libvirt has was seen.
     pub(crate) fn note_filled(&self) {
         self.filled.store(true, Ordering::Release);
+        self.news.send_replace(());
     }
 
     /// Whether every domain that libvirt had was seen once, over this connection or an earlier one.

@@ -23,9 +23,8 @@ async fn a_domain_that_waits_long_for_its_restart_may_run_elsewhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_tables_without_a_doubt_say_that_a_domain_is_off() {
     let (h, _file) = node(Node::default().shut_off("off", 1).running("on", 2).shut_off("waits", 3)).await;
-    while !h.known.uris[0].table.is_filled() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    h.filled_within(Duration::from_secs(30)).await;
+    assert!(h.known.uris[0].table.is_filled());
     for (target, is_off) in [(name("off"), true), (uuid(1), true), (name("on"), false), (name("nobody"), false)] {
         assert_eq!(h.is_off_by_tables(&target), is_off, "{target}");
     }
@@ -45,4 +44,20 @@ async fn only_tables_without_a_doubt_say_that_a_domain_is_off() {
     assert!(!h.is_off_by_tables(&name("off")), "libvirt tells no events");
     table.forget_for_test();
     assert!(!h.is_off_by_tables(&name("off")), "not all domains were seen yet");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_look_at_all_domains_is_waited_for() {
+    let (h, _file) = node(Node::default().running("a", 1)).await;
+    let ever = Duration::from_secs(3600);
+    assert!(timeout_at(Instant::now() + Duration::from_secs(30), h.filled_within(ever)).await.is_ok());
+    let table = Arc::clone(&h.known.uris[0].table);
+    table.forget_for_test();
+    assert!(timeout_at(Instant::now() + Duration::from_millis(50), h.filled_within(ever)).await.is_err());
+    h.filled_within(Duration::from_millis(50)).await;
+    assert!(!table.is_filled(), "the wait has an end");
+    let waits = tokio::spawn(async move { h.filled_within(ever).await });
+    sleep(Duration::from_millis(50)).await;
+    table.note_filled();
+    assert!(timeout_at(Instant::now() + Duration::from_secs(30), waits).await.is_ok());
 }
