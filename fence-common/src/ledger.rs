@@ -146,6 +146,9 @@ pub struct Endpoint {
     pub caller: Caller,
     /// The interface's index. 0: the routing table decides when connecting.
     pub interface: u32,
+    /// Whether the client waits on a connection that it has made itself. No callback reaches it
+    /// there.
+    pub is_connected: bool,
 }
 
 impl Endpoint {
@@ -154,13 +157,14 @@ impl Endpoint {
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.caller == other.caller
+            && self.is_connected == other.is_connected
             && (self.interface == other.interface || self.interface == 0 || other.interface == 0)
     }
 }
 
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
-        Self { caller: address.into(), interface: 0 }
+        Self { caller: address.into(), interface: 0, is_connected: false }
     }
 }
 
@@ -473,7 +477,7 @@ mod tests {
     #[test]
     fn the_same_address_on_another_interface_is_another_client() {
         let mut ledger = Ledger::default();
-        let endpoint = |interface| Endpoint { caller: caller(1).into(), interface };
+        let endpoint = |interface| Endpoint { interface, ..caller(1).into() };
         let Arrival::Serve(first) = ledger.arrive(0, id(1), endpoint(5), 0) else { panic!("new") };
         let Arrival::Serve(second) = ledger.arrive(1, id(2), endpoint(6), 1) else { panic!("another endpoint") };
         assert_eq!(ledger.is_moot(&first), None, "nobody else's request supersedes it");
@@ -483,6 +487,22 @@ mod tests {
         assert_eq!(ledger.is_moot(&second), Some(NoClaim::Superseded));
         let Arrival::Serve(_) = ledger.arrive(3, id(4), endpoint(5), 3) else { panic!("new") };
         assert_eq!(ledger.is_moot(&routed), Some(NoClaim::Superseded));
+    }
+
+    /// A holder of the key can ask for a callback at any address and port, so also at those of
+    /// another client's connection.
+    #[test]
+    fn a_callback_to_the_address_of_a_connection_takes_nothing_from_it() {
+        let mut ledger = Ledger::default();
+        let at = |is_connected| Endpoint { is_connected, ..caller(1).into() };
+        let Arrival::Serve(connected) = ledger.arrive(0, id(1), at(true), 0) else { panic!("new") };
+        let Arrival::Serve(called) = ledger.arrive(1, id(2), at(false), 1) else { panic!("new") };
+        assert_eq!((ledger.is_moot(&connected), ledger.is_moot(&called)), (None, None));
+        ledger.reject(id(3), at(false), 2);
+        assert_eq!((ledger.is_moot(&connected), ledger.is_moot(&called)), (None, Some(NoClaim::Superseded)));
+        // The same port again is the same client's next connection.
+        let Arrival::Serve(_) = ledger.arrive(3, id(4), at(true), 3) else { panic!("new") };
+        assert_eq!(ledger.is_moot(&connected), Some(NoClaim::Superseded));
     }
 
     #[test]

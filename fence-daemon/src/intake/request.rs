@@ -231,7 +231,7 @@ impl Verified {
     /// leads back over it.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint { caller: self.caller, interface: self.interface }
+        Endpoint { caller: self.caller, interface: self.interface, is_connected: self.is_connected() }
     }
 
     /// The index of the interface that it came by; 0 if that is not known.
