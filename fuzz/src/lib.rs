@@ -9,13 +9,19 @@ pub mod config;
 pub mod event;
 pub mod line;
 pub mod request;
+pub mod stream;
 
 /// A function that takes any bytes and panics if something does not hold.
 pub type Target = fn(&[u8]);
 
 /// Every target with the name of its folder in `corpus/`.
-pub const TARGETS: [(&str, Target); 4] =
-    [("config", config::check), ("request", request::check), ("event", event::check), ("line", line::check)];
+pub const TARGETS: [(&str, Target); 5] = [
+    ("config", config::check),
+    ("request", request::check),
+    ("stream", stream::check),
+    ("event", event::check),
+    ("line", line::check),
+];
 
 /// Writes the table of bad configurations into the folder that `FENCE_FUZZ_SEEDS` names, a file for
 /// each row: libFuzzer's inputs beside `corpus/config`.

@@ -15,7 +15,7 @@ pub fn check(bytes: &[u8]) {
     let mut found = Vec::new();
     for (at, &byte) in line.iter().enumerate() {
         if let Some(request) = reader.push(byte) {
-            let Some(begin) = (at + 1).checked_sub(LINE_REQUEST_LEN) else { panic!("a request before its end") };
+            let Some(begin) = (at + 1).checked_sub(LINE_REQUEST_LEN) else { unreachable!("a request before its end") };
             let whole = &line[begin..=at];
             assert!(is_whole(whole), "no request: {whole:02x?}");
             assert_eq!((request.op, request.domain), (whole[4], whole[6..70].try_into().unwrap_or([0; DOMAIN_LEN])));
@@ -35,7 +35,7 @@ pub fn check(bytes: &[u8]) {
 fn answered(answer: &[u8]) {
     let line = on_the_line(answer);
     let Some(said) = line.strip_prefix(b"\0").and_then(|line| line.strip_prefix(&MAGIC)) else {
-        panic!("no magic: {line:02x?}")
+        unreachable!("no magic: {line:02x?}")
     };
     match (answer, said) {
         ([HOST_LIST, records @ .., result], said) => {

@@ -121,7 +121,7 @@ fn request_v6(request: &Request) -> [u8; 16] {
 
 /// The payload as a guest's datagram to the group. The source is the callback address in the
 /// payload.
-fn in_ipv4(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn in_ipv4(payload: &[u8]) -> Vec<u8> {
     let len = u16::try_from(payload.len()).unwrap_or_default();
     let source = payload.get(68..72).unwrap_or(&[192, 168, 122, 11]);
     let mut frame = vec![0; 12];

@@ -161,6 +161,11 @@ mod replayed {
     }
 
     #[test]
+    fn mutations_of_connections_hold() {
+        mutated("stream", fence_fuzz::stream::check);
+    }
+
+    #[test]
     fn mutations_of_events_hold() {
         mutated("event", fence_fuzz::event::check);
     }

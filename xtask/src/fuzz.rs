@@ -34,6 +34,8 @@ pub(crate) enum Target {
     Config,
     /// A request, as a datagram and in a frame
     Request,
+    /// A request over a client's own connection, beside the same request as a datagram
+    Stream,
     /// A record of the ring buffer
     Event,
     /// What a guest writes to its serial line
