@@ -28,3 +28,4 @@ mod rotation;
 mod settings;
 mod startup;
 mod tcp;
+mod three_ways;
