@@ -416,10 +416,16 @@ impl Ledger {
         self.serving.len()
     }
 
-    /// How many of them are of clients at `address`.
+    /// How many of them are of clients at this machine, by callbacks or by connections of its own.
+    ///
+    /// The two are counted apart: a holder of the key can ask for callbacks at any address.
     #[must_use]
-    pub fn serving_at(&self, address: Address) -> usize {
-        self.serving.values().filter(|serving| serving.endpoint.caller.address() == address).count()
+    pub fn serving_at(&self, endpoint: &Endpoint) -> usize {
+        let is_there = |serving: &&Serving| {
+            serving.endpoint.caller.address() == endpoint.caller.address()
+                && serving.endpoint.is_connected == endpoint.is_connected
+        };
+        self.serving.values().filter(is_there).count()
     }
 
     /// Supersedes other requests of `endpoint`, since its client has sent `id` at `arrived`. A
@@ -498,6 +504,7 @@ mod tests {
         let Arrival::Serve(connected) = ledger.arrive(0, id(1), at(true), 0) else { panic!("new") };
         let Arrival::Serve(called) = ledger.arrive(1, id(2), at(false), 1) else { panic!("new") };
         assert_eq!((ledger.is_moot(&connected), ledger.is_moot(&called)), (None, None));
+        assert_eq!((ledger.serving_at(&at(true)), ledger.serving_at(&at(false))), (1, 1));
         ledger.reject(id(3), at(false), 2);
         assert_eq!((ledger.is_moot(&connected), ledger.is_moot(&called)), (None, Some(NoClaim::Superseded)));
         // The same port again is the same client's next connection.
@@ -580,13 +587,7 @@ mod tests {
         let new = serve(&mut ledger, 0, id(2), caller(11));
         assert!(!ledger.has_duplicates(&new));
         assert_eq!([&old, &new, &elsewhere].map(|t| ledger.is_moot(t)), [Some(NoClaim::Superseded), None, None]);
-        assert_eq!(
-            (
-                ledger.serving_at(Caller::from(caller(11)).address()),
-                ledger.serving_at(Caller::from(caller(12)).address())
-            ),
-            (2, 1)
-        );
+        assert_eq!((ledger.serving_at(&caller(11).into()), ledger.serving_at(&caller(12).into())), (2, 1));
         assert_eq!(ledger.claim(0, old, Some(0)), Err(NoClaim::Superseded));
         let copy = serve(&mut ledger, 0, id(1), caller(13));
         assert!(ledger.claim(0, elsewhere, Some(0)).is_ok());

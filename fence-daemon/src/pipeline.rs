@@ -183,7 +183,7 @@ impl Pipeline {
             return;
         }
         let mut ledger = self.shared.ledger();
-        let from_there = ledger.serving_at(request.caller().address());
+        let from_there = ledger.serving_at(&request.endpoint());
         let is_greedy = from_there >= SERVING_MAX_PER_CALLER;
         let finds_room = || tasks.len() < 2 * SERVING_MAX && self.shared.unauthenticated.displace();
         if is_greedy || (tasks.len() >= SERVING_MAX && !finds_room()) {
