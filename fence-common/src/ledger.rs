@@ -416,16 +416,12 @@ impl Ledger {
         self.serving.len()
     }
 
-    /// How many of them are of clients at this machine, by callbacks or by connections of its own.
-    ///
-    /// The two are counted apart: a holder of the key can ask for callbacks at any address.
+    /// How many of them are of this machine. Its connections and callbacks count apart: a holder of
+    /// the key can ask for callbacks at any address.
     #[must_use]
     pub fn serving_at(&self, endpoint: &Endpoint) -> usize {
-        let is_there = |serving: &&Serving| {
-            serving.endpoint.caller.address() == endpoint.caller.address()
-                && serving.endpoint.is_connected == endpoint.is_connected
-        };
-        self.serving.values().filter(is_there).count()
+        let its = |it: &Endpoint| (it.caller.address(), it.is_connected);
+        self.serving.values().filter(|serving| its(&serving.endpoint) == its(endpoint)).count()
     }
 
     /// Supersedes other requests of `endpoint`, since its client has sent `id` at `arrived`. A
