@@ -34,7 +34,7 @@ const NONE_COMES: Duration = Duration::from_millis(500);
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(HYPERVISOR_V4), DEFAULT_PORT);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum WayIn {
     Kernel,
     Socket,
     Tcp,
@@ -162,7 +162,7 @@ struct Asked<'b> {
     bench: &'b Bench,
     server: Server,
     peer: Peer,
-    way: Way,
+    way: WayIn,
     /// The request before this one.
     before: Request,
     /// The counters after it.
@@ -170,8 +170,8 @@ struct Asked<'b> {
 }
 
 impl<'b> Asked<'b> {
-    fn new(bench: &'b Bench, way: Way) -> Result<Self> {
-        let attach = if way == Way::Kernel { "auto" } else { "off" };
+    fn new(bench: &'b Bench, way: WayIn) -> Result<Self> {
+        let attach = if way == WayIn::Kernel { "auto" } else { "off" };
         let server = bench.serve(&Config { attach: Some(attach), ..bench.with_tcp(&[("address", "0.0.0.0")]) })?;
         let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
         let before = peer.request(Op::Null, "")?;
@@ -184,8 +184,8 @@ impl<'b> Asked<'b> {
             return Ok(self.before);
         }
         let mut request = match self.way {
-            Way::Kernel | Way::Socket => self.peer.request(Op::Null, "")?,
-            Way::Tcp => self.peer.stream_request(Op::Null, "")?,
+            WayIn::Kernel | WayIn::Socket => self.peer.request(Op::Null, "")?,
+            WayIn::Tcp => self.peer.stream_request(Op::Null, "")?,
         };
         request.op = row.op;
         request.domain[..row.domain.len()].copy_from_slice(&row.domain);
@@ -204,13 +204,13 @@ impl<'b> Asked<'b> {
     fn ask(&mut self, row: &Row) -> Result<(String, Option<u8>)> {
         let request = self.request(row)?;
         let answer = match self.way {
-            Way::Tcp => {
+            WayIn::Tcp => {
                 let mut connection = self.peer.connect(self.bench.guest.space(), HERE)?;
                 connection.write(request.as_bytes())?;
                 // A connection that is closed without a word is no answer.
                 if row.answer.is_some() { Some(connection.converse()?) } else { connection.rest()?.first().copied() }
             }
-            Way::Kernel | Way::Socket => {
+            WayIn::Kernel | WayIn::Socket => {
                 self.peer.send_bytes(request.as_bytes())?;
                 let limit = if row.answer.is_some() { LIMIT } else { NONE_COMES };
                 self.peer.called_back(limit)?.map(|mut call| call.converse()).transpose()?
@@ -231,7 +231,7 @@ impl<'b> Asked<'b> {
 fn a_request_has_the_same_verdict_and_outcome_by_each_way() -> Result<()> {
     let bench = Bench::new()?;
     let mut wrong = Vec::new();
-    for way in [Way::Kernel, Way::Socket, Way::Tcp] {
+    for way in [WayIn::Kernel, WayIn::Socket, WayIn::Tcp] {
         let mut asked = Asked::new(&bench, way)?;
         for row in rows() {
             let came = asked.ask(&row).with_context(|| format!("{way:?}: {}: {}", row.what, asked.server.log()))?;
