@@ -38,7 +38,8 @@ endings! {
     NoCallback = "no callback",
     /// It was carried out, and the client was gone.
     Undelivered = "undelivered",
-    /// It was carried out and not answered: a newer request came from the same address and port.
+    /// It was carried out and not answered: a newer request came from the same address and port, or
+    /// the domain has fenced itself.
     Unsent = "none",
     /// Nothing was done: a newer request came from the same address and port.
     Superseded = "superseded",

@@ -22,6 +22,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::fault::{self, Point};
+use crate::intake::line::AtLine;
 use crate::intake::request::{Stream, Verified};
 
 /// How long a connection attempt may take: less than the 2 s after which a waiting client asks
@@ -65,16 +66,31 @@ pub enum CallbackError {
     Ours(String),
 }
 
-/// A request whose client has proven that it has the key (or need not, with `auth = "none"`), and
-/// the connection to it.
+/// A request whose client has proven that it has the key (or need not, with `auth = "none"`), or
+/// whose domain the hypervisor vouches for, and the way to it.
 #[derive(Debug)]
 pub struct Authenticated {
     request: Verified,
-    stream: Stream,
+    way: Way,
     spoke: bool,
 }
 
+/// The way to an authenticated client.
+#[derive(Debug)]
+enum Way {
+    Stream(Stream),
+    Line(AtLine),
+}
+
 impl Authenticated {
+    /// A client on a serial line of its domain, without an exam: the line says who asks. Nothing
+    /// but a request that was read from a line comes with an [`AtLine`].
+    #[must_use]
+    pub fn on_line(request: &Verified, line: AtLine) -> Self {
+        // A newer request on the line is another client's, whenever it comes.
+        Self { request: request.clone(), way: Way::Line(line), spoke: false }
+    }
+
     /// What the peer asks.
     #[must_use]
     pub fn request(&self) -> &Verified {
@@ -103,10 +119,15 @@ impl Authenticated {
 
     /// Sends the reply and ends the connection. Returns the request, for the log, and whether the
     /// reply was delivered: a peer may be gone, or may not read.
-    pub async fn reply(mut self, bytes: &[u8]) -> (Verified, io::Result<()>) {
+    pub async fn reply(self, bytes: &[u8]) -> (Verified, io::Result<()>) {
         let write = async {
-            self.stream.write_all(bytes).await?;
-            self.stream.shutdown().await
+            match self.way {
+                Way::Stream(mut stream) => {
+                    stream.write_all(bytes).await?;
+                    stream.shutdown().await
+                }
+                Way::Line(line) => line.reply(bytes).await,
+            }
         };
         let written = timeout(REPLY_LIMIT, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         (self.request, written)
@@ -169,7 +190,7 @@ impl Callback {
         if spoke {
             self.exchange(request, &mut stream, auth).await?;
         }
-        Ok(Authenticated { request: request.clone(), stream, spoke })
+        Ok(Authenticated { request: request.clone(), way: Way::Stream(stream), spoke })
     }
 
     async fn exchange(&self, request: &Verified, stream: &mut Stream, auth: HashKind) -> Result<(), CallbackError> {

@@ -3,6 +3,7 @@
 mod beat;
 mod load;
 mod multicasts;
+mod ports;
 mod reload;
 mod serve;
 
@@ -12,13 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::verdict::Counters;
-use fence_config::{Config, FoundKeys, Listener, TCP_AUTH, Tcp};
+use fence_config::{Config, FoundKeys, Listener, Serial, TCP_AUTH, Tcp};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use self::multicasts::Multicasts;
+use self::ports::PortsByLibvirt;
 use self::reload::KeyPlan;
 use self::serve::{Rings, Sources, serve};
 use crate::control::inspector::{Inspector, Phase};
@@ -30,7 +32,7 @@ use crate::intake::judge::Judge;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::socket::SocketError;
-use crate::intake::tcp;
+use crate::intake::{serial, tcp};
 use crate::observe::rejections;
 use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Readiness};
@@ -107,12 +109,13 @@ pub async fn run(
     let plan = KeyPlan::new(listeners.clone(), groups.clone(), keys);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
-    let (several, mut multicasts, mut tcps) = (listeners.len() > 1, Vec::new(), Vec::new());
-    let origins: Vec<Origin> = listeners.iter().map(origin).collect();
+    let (mut multicasts, mut tcps, mut serials) = (Vec::new(), Vec::new(), Vec::new());
+    let (several, origins): (_, Vec<Origin>) = (listeners.len() > 1, listeners.iter().map(origin).collect());
     for (number, listener) in listeners.into_iter().enumerate() {
         match listener {
             Listener::Multicast(settings) => multicasts.push((number, settings)),
             Listener::Tcp(settings) => tcps.push((number, settings)),
+            Listener::Serial(settings) => serials.push((number, settings)),
         }
     }
     let opened = multicasts::open(multicasts, &plan)?;
@@ -167,7 +170,7 @@ pub async fn run(
         }
         // A missing interface keeps no other listener from serving.
         if tokio::time::timeout_at(waited_for, followers.all_hear()).await.is_err() {
-            if !followers.hears() && tcps.is_empty() {
+            if !followers.hears() && tcps.is_empty() && serials.is_empty() {
                 announce_waiting(&mut readiness, &followers.status());
                 followers.any_hears().await?;
             } else {
@@ -218,6 +221,11 @@ pub async fn run(
         tcp::Intake::start(settings, judge.of_listener(plan.ring(number), of(number)), &mut arrivals)
     };
     let tcps: Vec<_> = tcps.into_iter().map(start).collect();
+    let start = |(number, settings): (usize, Serial)| {
+        let ports = PortsByLibvirt::new(hypervisors.clone(), &settings);
+        serial::LineIntake::start(settings, judge.of_listener(plan.ring(number), of(number)), ports, &mut arrivals)
+    };
+    inspector.set_serials(serials.into_iter().map(start).collect());
     if multicasts.sockets.is_empty() {
         info!(libvirt = %format_args!("{connected}/{}", uris.len()), "ready");
     }
@@ -300,7 +308,7 @@ fn origin(listener: &Listener) -> Origin {
     let name = listener.name().map(str::to_owned);
     match listener {
         Listener::Multicast(settings) => Origin { name, auth: settings.auth, alone: settings.alone },
-        Listener::Tcp(_) => Origin { name, auth: TCP_AUTH, ..Origin::default() },
+        Listener::Tcp(_) | Listener::Serial(_) => Origin { name, auth: TCP_AUTH, ..Origin::default() },
     }
 }
 

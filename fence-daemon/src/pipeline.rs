@@ -305,9 +305,9 @@ impl Shared {
         mut stopping: Stopping,
     ) -> Ended {
         fault::point(Point::AfterVerify);
-        let (request, stream) = incoming.split();
+        let (request, waits) = incoming.split();
         let called = tokio::select! {
-            called = self.reach(&request, stream) => called,
+            called = self.reach(&request, waits) => called,
             () = seat.displaced.notified() => Err(NoPeer::Displaced),
             () = superseded.notified() => Err(NoPeer::Ended),
             () = stopped(&mut stopping) => Err(NoPeer::Ended),

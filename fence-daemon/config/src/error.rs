@@ -14,8 +14,8 @@ use super::listeners::ListenerMistake;
 use super::position::{Message, Position};
 use super::raw::{Section, SyntaxKind};
 use super::syntax::{syntax_help, syntax_label};
-use super::tcp::TcpMistake;
 use super::warning::Warnings;
+use super::{serial::SerialMistake, tcp::TcpMistake};
 
 /// A configuration with which the daemon does not start. The administrator must correct it.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +159,9 @@ pub enum Mistake {
     /// The tcp listener.
     #[error(transparent)]
     Tcp(#[from] TcpMistake),
+    /// The serial listener.
+    #[error(transparent)]
+    Serial(#[from] SerialMistake),
     /// No such listener or backend exists.
     #[error("there is no {plugin} \"{name}\"")]
     NoSuch {
@@ -341,10 +344,11 @@ impl Mistake {
             Self::SectionExpected(_) => "expected braces".to_owned(),
             Self::ValueExpected(_) => "expected a value".to_owned(),
             Self::Missing(plugin) => format!("`{plugin}` belongs in the `fence_virtd` section"),
-            Self::NotYet { plugin: Plugin::Listener, .. } => "only \"multicast\", \"tcp\" and both so far".to_owned(),
+            Self::NotYet { plugin: Plugin::Listener, .. } => "not \"multicast\", \"tcp\" or \"serial\"".to_owned(),
             Self::NotYet { plugin: Plugin::Backend, .. } => "only \"libvirt\" so far".to_owned(),
             Self::Listener(mistake) => mistake.label(),
             Self::Tcp(mistake) => mistake.label().to_owned(),
+            Self::Serial(mistake) => mistake.label().to_owned(),
             Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
             Self::Port(_) => "not a number from 1 to 65535".to_owned(),
             Self::Family(_) => "unknown family".to_owned(),
@@ -383,6 +387,7 @@ impl Mistake {
             }
             Self::Listener(mistake) => mistake.help().to_owned(),
             Self::Tcp(mistake) => mistake.help().to_owned(),
+            Self::Serial(mistake) => mistake.help().to_owned(),
             Self::NotYet { plugin, .. } | Self::NoSuch { plugin, .. } => {
                 format!("write `{plugin} = \"{}\";`", plugin.usual())
             }

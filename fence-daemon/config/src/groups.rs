@@ -10,7 +10,8 @@ use super::contents::{Contents, Findings, Scope, nearest};
 use super::error::Mistake;
 use super::listeners::{KeyFiles, Listener};
 use super::multicast::Attach;
-use super::raw::{Item, Section, Span, clip};
+use super::permission::names_a_uuid;
+use super::raw::{Assignment, Item, Section, Span, clip};
 use super::resolved::{NOTHING, absolute};
 use super::warning::Doubt;
 
@@ -72,8 +73,11 @@ impl Groups {
 /// Reads the section. If a group has its own key, the kernel programs are off, since they do not
 /// know such keys.
 pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings: &mut Findings<'_>) -> Groups {
-    let mut groups: Vec<Group> =
-        Contents::new(&section.items, &GROUPS, findings).sections().map(|section| group(section, findings)).collect();
+    let lines = listeners.iter().any(|listener| matches!(listener, Listener::Serial(_)));
+    let mut groups: Vec<Group> = Contents::new(&section.items, &GROUPS, findings)
+        .sections()
+        .map(|section| group(section, lines, findings))
+        .collect();
     if groups.is_empty() {
         findings.mistake(&section.name.span, Mistake::NoGroup);
     }
@@ -96,6 +100,7 @@ pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings
                     digests.extend([multicast.hash, multicast.auth]);
                 }
                 Listener::Tcp(tcp) => digests.push(tcp.hash),
+                Listener::Serial(_) => {}
             }
         }
         if digests.contains(&HashKind::None) {
@@ -105,11 +110,17 @@ pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings
     Groups::Only(groups)
 }
 
-fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
+/// Reads a group. With `lines` a domain asks over a line of its own, so its UUID under `uuid` makes
+/// it a client of the group, as with fence_virtd.
+fn group(section: &Section<'_>, lines: bool, findings: &mut Findings<'_>) -> Group {
     let found = Contents::new(&section.items, &GROUP, findings);
     let (mut ips, mut from, mut uuids) = (Vec::new(), Vec::new(), Vec::new());
     let lacks = |key: &str| !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key));
-    if lacks("ip") && lacks("from") {
+    let is_uuid = |item: &&Assignment<'_>| {
+        item.key.value.eq_ignore_ascii_case("uuid") && names_a_uuid(item.value.value).is_some()
+    };
+    let asks_itself = lines && found.listed().any(|item| is_uuid(&item));
+    if lacks("ip") && lacks("from") && !asks_itself {
         findings.mistake(&section.name.span, Mistake::GroupLacks("ip"));
     }
     if lacks("uuid") {
@@ -120,7 +131,9 @@ fn group(section: &Section<'_>, findings: &mut Findings<'_>) -> Group {
         if item.key.value.eq_ignore_ascii_case("uuid") {
             uuids.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("from") {
-            findings.doubt(&item.value.span, || Doubt::NobodyVouches);
+            if !lines {
+                findings.doubt(&item.value.span, || Doubt::NobodyVouches);
+            }
             from.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("ip") {
             match text.trim().parse::<IpAddr>() {

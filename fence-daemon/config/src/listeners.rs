@@ -11,6 +11,7 @@ use super::error::{Mistake, Plugin};
 use super::multicast::{self, MULTICAST, Multicast};
 use super::raw::{Item, Section, Span, clip};
 use super::resolved::{NOTHING, absolute, items_of};
+use super::serial::{self, Around, SERIAL, Serial};
 use super::tcp::{self, TCP, Tcp};
 
 /// One way in. Each has a key of its own, although two may name the same file.
@@ -20,6 +21,8 @@ pub enum Listener {
     Multicast(Multicast),
     /// Connections of clients.
     Tcp(Tcp),
+    /// Serial lines of domains.
+    Serial(Serial),
 }
 
 /// What `listener` names.
@@ -30,11 +33,13 @@ pub enum ListenerKind {
     Multicast,
     /// [`Listener::Tcp`].
     Tcp,
+    /// [`Listener::Serial`].
+    Serial,
 }
 
 impl ListenerKind {
     /// In the order of [`Config::listeners`](crate::Config::listeners).
-    pub(super) const ALL: [Self; 2] = [Self::Multicast, Self::Tcp];
+    pub(super) const ALL: [Self; 3] = [Self::Multicast, Self::Tcp, Self::Serial];
 
     /// The name in the file.
     #[must_use]
@@ -59,6 +64,7 @@ impl Listener {
         match self {
             Self::Multicast(_) => ListenerKind::Multicast,
             Self::Tcp(_) => ListenerKind::Tcp,
+            Self::Serial(_) => ListenerKind::Serial,
         }
     }
 
@@ -68,6 +74,7 @@ impl Listener {
         match self {
             Self::Multicast(multicast) => multicast.name.as_deref(),
             Self::Tcp(tcp) => tcp.name.as_deref(),
+            Self::Serial(serial) => serial.name.as_deref(),
         }
     }
 
@@ -83,6 +90,7 @@ impl Listener {
         match self {
             Self::Multicast(multicast) => multicast.needs_key().then(|| multicast.key_files()),
             Self::Tcp(tcp) => Some(tcp.keys.clone()),
+            Self::Serial(_) => None,
         }
     }
 
@@ -105,7 +113,8 @@ impl Listener {
                 };
                 one.port == other.port && same(one.address, other.address) && !apart(&one.interface, &other.interface)
             }
-            (Self::Multicast(_), Self::Tcp(_)) | (Self::Tcp(_), Self::Multicast(_)) => false,
+            (Self::Serial(one), Self::Serial(other)) => one.path == other.path && one.mode == other.mode,
+            (Self::Multicast(_) | Self::Tcp(_) | Self::Serial(_), _) => false,
         }
     }
 }
@@ -131,7 +140,7 @@ pub enum ListenerMistake {
 
 /// Section `listeners`. What `listener` does not name is not read either.
 pub(super) const LISTENERS: Scope<'static> =
-    Scope { sections: &["multicast", "tcp"], unread: &["serial", "vmchannel", "vsock"], ..NOTHING };
+    Scope { sections: &["multicast", "tcp", "serial"], unread: &["vmchannel", "vsock"], ..NOTHING };
 
 /// The most sections: each costs sockets, threads and a kernel program.
 pub(super) const SECTIONS_MAX: usize = 64;
@@ -196,6 +205,7 @@ pub(super) fn chosen(
 pub(super) fn listeners(
     section: Option<&Section<'_>>,
     chosen: &[(ListenerKind, Span)],
+    around: Around<'_>,
     findings: &mut Findings<'_>,
 ) -> Vec<Listener> {
     let is_chosen = |name: &str| chosen.iter().any(|(kind, _)| kind.name() == name);
@@ -217,6 +227,7 @@ pub(super) fn listeners(
         for section in own {
             let name = section.and_then(|section| section.value.as_ref()).map(|name| name.value.to_owned());
             let items = items_of(section);
+            let span = section.map_or_else(|| at.clone(), |section| section.name.span.clone());
             let listener = match kind {
                 ListenerKind::Multicast => Listener::Multicast(multicast::multicast(
                     name,
@@ -226,13 +237,16 @@ pub(super) fn listeners(
                 ListenerKind::Tcp => {
                     let plain = found.iter().find_map(|(listener, _)| match listener {
                         Listener::Multicast(multicast) if multicast.name.is_none() => Some(multicast.key_files()),
-                        Listener::Multicast(_) | Listener::Tcp(_) => None,
+                        Listener::Multicast(_) | Listener::Tcp(_) | Listener::Serial(_) => None,
                     });
                     let contents = Contents::new(items, &TCP, findings);
                     Listener::Tcp(tcp::tcp(name, &contents, at, plain.as_ref(), findings))
                 }
+                ListenerKind::Serial => {
+                    let contents = Contents::new(items, &SERIAL, findings);
+                    Listener::Serial(serial::serial(name, &contents, &span, around, findings))
+                }
             };
-            let span = section.map_or_else(|| at.clone(), |section| section.name.span.clone());
             if let Some((_, other)) = found.iter().find(|(other, _)| other.collides(&listener)) {
                 let line = findings.line(other);
                 findings.mistake(&span, ListenerMistake::SameSocket(clip(&listener.label()), line).into());

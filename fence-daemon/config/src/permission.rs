@@ -75,9 +75,19 @@ impl Group {
     fn has(&self, who: &Who<'_>) -> bool {
         let by_address = match who.address {
             Address::Ip(ip) => self.ips.contains(&ip),
-            Address::Cid(_) | Address::Domain(_) => false,
+            // As with fence_virtd, a domain that is listed by its UUID may ask over its line.
+            Address::Domain(uuid) => self.uuids.iter().any(|listed| names_a_uuid(listed) == Some(uuid)),
+            Address::Cid(_) => false,
         };
         by_address || who.domain.is_some_and(|domain| self.from.iter().any(|listed| is_called(listed, domain)))
+    }
+}
+
+/// The UUID that a group's entry is.
+pub(super) fn names_a_uuid(listed: &str) -> Option<Uuid> {
+    match Target::parse(listed.as_bytes()) {
+        Some(Target::Uuid(uuid)) => Some(uuid),
+        Some(Target::Name(_)) | None => None,
     }
 }
 

@@ -10,7 +10,7 @@ use fence_common::words::counted;
 
 use crate::document::Document;
 use crate::key::{Found, FoundAll};
-use crate::{Config, Groups, Listener, Multicast, TCP_AUTH, Tcp};
+use crate::{Config, Groups, Listener, Multicast, Serial, TCP_AUTH, Tcp};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -29,6 +29,7 @@ pub fn render(config: &Config, file: &[u8]) -> String {
         match listener {
             Listener::Multicast(section) => multicast(&mut text, section, config.groups.have_keys(), written),
             Listener::Tcp(section) => tcp(&mut text, section, written),
+            Listener::Serial(section) => serial(&mut text, section, written),
         }
         text.push_str("\t}\n");
     }
@@ -149,6 +150,17 @@ fn tcp(text: &mut String, tcp: &Tcp, written: &Document) {
         if let ("key_file", Some(path)) = (key, &tcp.keys.second) {
             line(text, 2, "key_file2", &shown(path, "key_file2", written), written.get(&[], "key_file2").is_none());
         }
+    }
+}
+
+fn serial(text: &mut String, serial: &Serial, written: &Document) {
+    line(text, 2, "path", &serial.path.to_string_lossy(), false);
+    line(text, 2, "mode", serial.mode.into(), written.get(&[], "mode").is_none());
+    if let Some(uri) = &serial.uri {
+        line(text, 2, "uri", uri, false);
+    }
+    if serial.everyone {
+        line(text, 2, "permit", "everyone", false);
     }
 }
 

@@ -12,6 +12,7 @@ use super::multicast::Multicast;
 use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
 use super::raw::{Assignment, Item, Section, clip};
+use super::serial::Around;
 use super::settings::{Options, Stress};
 use super::tcp::Tcp;
 use super::warning::{Doubt, Warnings};
@@ -46,7 +47,7 @@ impl Config {
     pub fn multicasts(&self) -> impl Iterator<Item = &Multicast> {
         self.listeners.iter().filter_map(|listener| match listener {
             Listener::Multicast(multicast) => Some(multicast),
-            Listener::Tcp(_) => None,
+            Listener::Tcp(_) | Listener::Serial(_) => None,
         })
     }
 
@@ -60,7 +61,7 @@ impl Config {
     pub fn tcps(&self) -> impl Iterator<Item = &Tcp> {
         self.listeners.iter().filter_map(|listener| match listener {
             Listener::Tcp(tcp) => Some(tcp),
-            Listener::Multicast(_) => None,
+            Listener::Multicast(_) | Listener::Serial(_) => None,
         })
     }
 }
@@ -113,10 +114,11 @@ pub(super) fn resolve(
         (switch("wait_for_init", wait, f), switch("foreground", global.get("foreground"), f));
     let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
 
-    let mut listeners = listeners::listeners(file.last_section("listeners"), &chosen, f);
     let backends = Contents::new(items_of(file.last_section("backends")), &BACKENDS, f);
     let libvirt = Contents::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
     let uris = uris(&libvirt, f);
+    let around = Around { uris: &uris, groups: file.last_section("groups").is_some() };
+    let mut listeners = listeners::listeners(file.last_section("listeners"), &chosen, around, f);
     let (hypervisor, stress) = (choices::options(&global, &libvirt, f), choices::stress(&global, f));
     let rate_limit =
         rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
@@ -454,7 +456,7 @@ mod tests {
         let sections = "listeners { tcp { port = \"1\"; auth = \"x\"; } vsock { cid = \"2\"; } serial { mode = \"vmchannel\"; path = \"/x\"; } \
                         vmchannel { } } backends { cpg { uri = \"x\"; name_mode = \"uuid\"; } null { } }";
         assert_eq!(quiet(&format!("{GLOBAL} {sections}")), quiet(GLOBAL));
-        for name in ["vsock", "serial", "vmchannel", "VSOCK"] {
+        for name in ["vsock", "vmchannel", "VSOCK"] {
             for list in [name.to_owned(), format!("multicast, {name}"), format!("{name},multicast")] {
                 let mistakes = refused(&GLOBAL.replace("multicast", &list));
                 assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Listener, name: name.into() }]);

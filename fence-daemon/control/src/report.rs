@@ -108,13 +108,13 @@ pub struct Daemon {
 /// One way in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// What it is: `multicast` or `tcp`.
+    /// What it is: `multicast`, `tcp` or `serial`.
     pub kind: String,
     /// The name of its section; `null` if it has none.
     pub name: Option<String>,
-    /// The multicast group, or the local address that clients connect to.
+    /// The multicast group, the local address that clients connect to, or the directory of sockets.
     pub address: String,
-    /// The port.
+    /// The port; 0 of serial.
     pub port: u16,
     /// The configured interface; `null` for all.
     pub interface: Option<String>,
@@ -132,7 +132,8 @@ pub struct Listener {
     pub status: String,
     /// Of multicast the interfaces; empty otherwise.
     pub interfaces: Vec<Interface>,
-    /// What the daemon has judged, by verdict: datagrams at the socket, or connections.
+    /// What the daemon has judged, by verdict: datagrams at the socket,
+    /// connections, or requests on lines.
     pub counters: BTreeMap<String, u64>,
 }
 

@@ -13,10 +13,11 @@ use fence_control::report::{
 };
 
 use super::multicast::Watched;
-use super::tcp;
+use super::{serial, tcp};
 use crate::clock::Moment;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
 use crate::intake::judge::Judge;
+use crate::intake::serial::LineIntake;
 use crate::intake::tcp::Intake;
 use crate::observe::requests::{Recent, Requests, Timed};
 use crate::observe::sources::{RejectedView, SourceView};
@@ -48,6 +49,7 @@ pub struct Inspector {
     requests: Arc<Requests>,
     phase: AtomicU8,
     tcps: OnceLock<Vec<Arc<Intake>>>,
+    serials: OnceLock<Vec<Arc<LineIntake>>>,
 }
 
 impl Inspector {
@@ -62,6 +64,7 @@ impl Inspector {
             requests: Arc::default(),
             phase: AtomicU8::new(Phase::Starting as u8),
             tcps: OnceLock::new(),
+            serials: OnceLock::new(),
         }
     }
 
@@ -80,6 +83,11 @@ impl Inspector {
     #[must_use]
     pub fn multicasts(&self) -> &[Arc<Watched>] {
         &self.multicasts
+    }
+
+    /// The serial listeners.
+    pub fn set_serials(&self, serials: Vec<Arc<LineIntake>>) {
+        let _ = self.serials.set(serials);
     }
 
     /// The tcp listeners.
@@ -112,7 +120,8 @@ impl Inspector {
         let phase = self.phase.load(Ordering::Relaxed);
         let multicasts = self.multicasts.iter().map(|multicast| multicast.view());
         let tcps = self.tcps.get().into_iter().flatten().map(|intake| tcp::view(intake));
-        let listeners: Vec<_> = multicasts.chain(tcps).collect();
+        let serials = self.serials.get().into_iter().flatten().map(|intake| serial::view(intake));
+        let listeners: Vec<_> = multicasts.chain(tcps).chain(serials).collect();
         let (uris, restarts) = (self.hypervisors.view(), self.hypervisors.restarts());
         let uris: Vec<_> = uris.into_iter().map(|uri| now.uri(uri)).collect();
         let restarts: Vec<_> = restarts

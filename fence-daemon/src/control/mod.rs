@@ -7,6 +7,7 @@
 
 pub mod inspector;
 pub mod multicast;
+mod serial;
 pub mod server;
 mod tcp;
 #[cfg(test)]

@@ -53,12 +53,13 @@ use fence_config::Options;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
 
 pub use self::deadline::Deadline;
 pub use self::fence::{Detail, Outcome, Presence, Requester, Unproven};
 pub use self::known::view::{DomainState, DomainView, UriView};
-pub use self::known::{Identity, Listed, Listing};
-pub use self::libvirt::{CallError, LibvirtError, State};
+pub use self::known::{DomainSocket, Identity, Listed, Listing};
+pub use self::libvirt::{CallError, LibvirtError, SocketKind, State};
 pub use self::probe::probe;
 pub use self::process::Left;
 
@@ -270,6 +271,23 @@ impl Hypervisors {
     /// no answer: the tables may be a moment behind.
     pub(crate) fn is_off_by_tables(&self, target: &Target) -> bool {
         status::is_off_by_tables(&self.known, &self.orders.restarts, target, Moment::now())
+    }
+
+    /// The sockets of running domains' devices of this kind, of all URIs or of one.
+    #[must_use]
+    pub fn sockets(&self, kind: SocketKind, of: Option<&str>) -> Vec<DomainSocket> {
+        self.known.sockets(kind, of)
+    }
+
+    /// Whether a socket is its domain's, by libvirt's word at this moment. Every doubt means no.
+    pub async fn has_socket(&self, uuid: Uuid, path: &str) -> bool {
+        self.known.has_socket(uuid, path).await
+    }
+
+    /// Tells when sockets may have come or gone. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn news_of_sockets(&self) -> watch::Receiver<()> {
+        self.known.news_of_sockets()
     }
 
     /// All domains of all URIs.

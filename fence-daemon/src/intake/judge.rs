@@ -95,6 +95,13 @@ impl Judge {
         places.iter().filter_map(RejectedView::of).collect()
     }
 
+    /// Whether `sender` may ask once more. For requests whose sender is certain without a digest.
+    pub(super) fn permit(&self, sender: &Sender) -> Result<(), Verdict> {
+        let mut senders = lock(&self.senders);
+        let mut memory = SenderStore { senders: &mut senders, replays: &self.replays };
+        rate_limit::before_delivery(&mut memory, sender, Room::Ample, &self.limits, Moment::now().nanos())
+    }
+
     /// Judges a request of the right form that `sender` has sent for `client`. Returns its
     /// key: the one that signed it, or the one for the answer.
     pub(super) fn judge(

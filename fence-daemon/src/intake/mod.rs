@@ -1,5 +1,5 @@
 //! Where requests come in: the ring buffer that the kernel program fills, the UDP socket that is
-//! always open beside it, and the connections of clients by tcp.
+//! always open beside it, the connections of clients by tcp, and serial lines of domains.
 //!
 //! Only this folder makes a [`Verified`](request::Verified).
 
@@ -11,6 +11,7 @@ pub mod judge;
 pub mod kernel;
 pub mod keyring;
 pub mod leads;
+pub mod line;
 pub mod links;
 pub mod listener;
 pub mod listening;
@@ -18,5 +19,6 @@ pub mod replay_cache;
 pub mod request;
 pub mod ring;
 mod senders;
+pub mod serial;
 pub mod socket;
 pub mod tcp;

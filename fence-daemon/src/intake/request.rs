@@ -21,6 +21,7 @@ use fence_config::Alone;
 use fence_net::{link, route};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::line::AtLine;
 use crate::clock::Moment;
 use crate::observe::requests::{About, Via};
 
@@ -100,6 +101,14 @@ impl Verified {
         arrived: Moment,
     ) -> Option<Self> {
         Some(Self::of(request.op()?, request, key, caller, via, arrived))
+    }
+
+    /// A request that came over a line of this domain, which the hypervisor vouches for. `None` if
+    /// it has no known operation.
+    pub(super) fn on_line(request: &Request, domain: Arc<Vouched>, line: u32, arrived: Moment) -> Option<Self> {
+        let caller = Caller::Line { domain: domain.uuid, line };
+        let verified = Self::of(request.op()?, request, None, caller, Via::Serial, arrived);
+        Some(Self { domain: Some(domain), ..verified })
     }
 
     fn of(op: Op, request: &Request, key: Option<Arc<Key>>, caller: Caller, via: Via, arrived: Moment) -> Self {
@@ -227,6 +236,18 @@ impl Verified {
         Who { address: self.caller.address(), domain: self.domain.as_deref() }
     }
 
+    /// Whether it asks to fence the domain that it came from, over a line. Whoever runs there after
+    /// that has asked nothing.
+    #[must_use]
+    pub fn is_of_its_own_victim(&self) -> bool {
+        let Some(domain) = self.domain.as_deref().filter(|_| self.via == Via::Serial) else { return false };
+        matches!(self.op, Op::Off | Op::Reboot)
+            && self.target.as_ref().is_some_and(|target| match target {
+                Target::Uuid(uuid) => *uuid == domain.uuid,
+                Target::Name(name) => *name == domain.name,
+            })
+    }
+
     /// The callback's address, with its interface: the one that the request came by, if a route
     /// leads back over it.
     #[must_use]
@@ -263,7 +284,7 @@ impl Verified {
     pub fn is_connected(&self) -> bool {
         match self.via {
             Via::Kernel | Via::Socket => false,
-            Via::Tcp => true,
+            Via::Tcp | Via::Serial => true,
         }
     }
 
@@ -296,17 +317,33 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send + Sync + fmt::Debug> Duplex for C 
 /// A connection of any kind.
 pub type Stream = Box<dyn Duplex>;
 
-/// A verified request, with the connection over which it came, if it came over one.
+/// Where a request's client waits.
+#[derive(Debug)]
+pub enum Waits {
+    /// At its callback address.
+    ForCallback,
+    /// At the other end of its own connection, which its exam and its answer belong to.
+    Connected(Stream),
+    /// On a line of its domain, without an exam.
+    OnLine(AtLine),
+}
+
+/// A verified request, and where its client waits.
 #[derive(Debug)]
 pub struct Incoming {
     request: Verified,
-    stream: Option<Stream>,
+    waits: Waits,
 }
 
 impl Incoming {
     /// A request whose client waits at the other end of `stream`.
     pub(super) fn connected(request: Verified, stream: Stream) -> Self {
-        Self { request, stream: Some(stream) }
+        Self { request, waits: Waits::Connected(stream) }
+    }
+
+    /// A request whose client waits on a line.
+    pub(super) fn on_line(request: Verified, line: AtLine) -> Self {
+        Self { request, waits: Waits::OnLine(line) }
     }
 
     /// The request.
@@ -315,17 +352,16 @@ impl Incoming {
         &self.request
     }
 
-    /// The request, and the connection that its exam and its answer belong to. Without one the
-    /// client waits for a callback.
+    /// The request, and where its client waits.
     #[must_use]
-    pub fn split(self) -> (Verified, Option<Stream>) {
-        (self.request, self.stream)
+    pub fn split(self) -> (Verified, Waits) {
+        (self.request, self.waits)
     }
 }
 
 impl From<Verified> for Incoming {
     fn from(request: Verified) -> Self {
-        Self { request, stream: None }
+        Self { request, waits: Waits::ForCallback }
     }
 }
 

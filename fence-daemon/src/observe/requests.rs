@@ -42,6 +42,8 @@ pub enum Via {
     Socket,
     /// Over a connection of its client.
     Tcp,
+    /// Over a serial line of the client's domain.
+    Serial,
 }
 
 /// What is noted of a request.

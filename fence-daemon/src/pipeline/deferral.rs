@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::{NoPeer, Shared};
 use crate::callback::{Authenticated, CallbackError};
 use crate::hypervisor::Presence;
-use crate::intake::request::{Stream, Verified};
+use crate::intake::request::{Verified, Waits};
 
 /// How long the callback for a domain that does not run here waits; half as long again if no answer
 /// of this host can be good news. Shorter than the 2 s after which the client asks again.
@@ -139,13 +139,13 @@ impl fmt::Display for Deferral {
 }
 
 impl Shared {
-    /// Reaches the client: over the connection that it waits at, or else by a callback.
-    pub(super) async fn reach(
-        &self,
-        request: &Verified,
-        stream: Option<Stream>,
-    ) -> Result<(Authenticated, Deferral), NoPeer> {
-        let Some(stream) = stream else { return self.call_back(request).await };
+    /// Reaches the client where it waits. On a line the hypervisor vouches for it.
+    pub(super) async fn reach(&self, request: &Verified, waits: Waits) -> Result<(Authenticated, Deferral), NoPeer> {
+        let stream = match waits {
+            Waits::ForCallback => return self.call_back(request).await,
+            Waits::OnLine(line) => return Ok((Authenticated::on_line(request, line), Deferral::Connected)),
+            Waits::Connected(stream) => stream,
+        };
         match self.callback.answer(request, stream).await {
             Ok(peer) => Ok((peer, Deferral::Connected)),
             Err(error) => Err(NoPeer::Unreached(error, Deferral::Connected)),

@@ -42,7 +42,9 @@ impl Shared {
             Granted::Nothing => false,
         };
         fault::point(Point::BeforeReply);
-        let (request, sent) = if superseded {
+        // A domain that fenced itself has nobody who waits; a machine that was reset would read it.
+        let by_its_victim = peer.request().is_of_its_own_victim() && answer.result == Ending::Success;
+        let (request, sent) = if superseded || by_its_victim {
             (peer.dismiss(), None)
         } else {
             let (request, sent) = peer.reply(&answer.bytes).await;
@@ -56,7 +58,7 @@ impl Shared {
             Granted::Nothing => {}
         }
         steps.replied = sent.as_ref().is_some_and(Result::is_ok).then_some(now);
-        let (reply, note) = told(answer.result, sent.as_ref());
+        let (reply, note) = if by_its_victim { told_nobody() } else { told(answer.result, sent.as_ref()) };
         let waited = deferral.waited();
         macro_rules! tell {
             ($level:ident, $held_back:expr) => {
@@ -89,6 +91,11 @@ impl Shared {
 /// A number for the log, if there is one.
 fn some(held_back: u64) -> Option<u64> {
     (held_back > 0).then_some(held_back)
+}
+
+/// What the log says of a domain that fenced itself.
+fn told_nobody() -> (Ending, String) {
+    (Ending::Unsent, "; not answered: the domain has fenced itself".to_owned())
 }
 
 /// The reply for the log; without one, the reason. The log must not show a success that no client

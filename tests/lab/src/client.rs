@@ -56,6 +56,12 @@ impl Client {
         Self { program: "fence_virt", ..self }.with("-T", address)
     }
 
+    /// `fence_virt -D`: asks over this serial port.
+    #[must_use]
+    pub fn serial(self, device: &str) -> Self {
+        Self { program: "fence_virt", ..self }.with("-D", device)
+    }
+
     /// `-H`: the domain, by name (or by UUID: the server looks at its form).
     #[must_use]
     pub fn domain(self, domain: &str) -> Self {

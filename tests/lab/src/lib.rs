@@ -45,6 +45,7 @@ pub mod interrupt;
 pub mod kernel;
 pub mod lab;
 pub mod libvirtd;
+pub mod line;
 pub mod loaded;
 pub mod machine;
 pub mod observer;

@@ -51,14 +51,14 @@ pub struct Linux<'a> {
     pub initrd: &'a [u8],
     /// The end of its Ethernet address, which no other machine of the lab has.
     pub address: [u8; 2],
-    /// Its disks, in libvirt's words.
-    pub disks: &'a str,
+    /// More devices, in libvirt's words.
+    pub devices: &'a str,
 }
 
 impl Linux<'_> {
     /// Defines the machine.
     pub fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
-        let Self { name, mebibytes, kernel, initrd, address: [high, low], disks } = self;
+        let Self { name, mebibytes, kernel, initrd, address: [high, low], devices } = self;
         let hypervisor = libvirtd.hypervisor();
         let initrd = hypervisor.write(&format!("{name}.initrd"), initrd)?;
         let (kernel, emulator) = (kernel.image.display(), emulator()?);
@@ -67,11 +67,11 @@ impl Linux<'_> {
             "<domain type='qemu'><name>{name}</name><memory unit='MiB'>{mebibytes}</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
              <cmdline>console=ttyS0 panic=-1 mitigations=off tsc=unstable quiet</cmdline></os>\
-             <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>{disks}\
+             <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
              <interface type='bridge'><source bridge='{BRIDGE}'/><mac address='52:54:00:00:{high:02x}:{low:02x}'/>\
              <model type='virtio'/><rom enabled='no'/></interface>\
              <serial type='file'><source path='{log}'/><target port='0'/></serial>\
-             <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial></devices></domain>"
+             <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial>{devices}</devices></domain>"
         );
         libvirtd.define(URI, name, &xml)
     }
@@ -92,20 +92,27 @@ impl LinuxGuest {
     /// Defines a guest 192.168.122.(20+`number`), starts it and waits until it runs commands. The
     /// error of a failed boot has its console.
     pub fn boot(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
-        Self::boot_as(libvirtd, name, number, key, false)
+        Self::boot_as(libvirtd, name, number, key, false, "")
     }
 
     /// Like [`Self::boot`], and the guest has `nft`. Its firewall has no rules yet.
     pub fn boot_with_firewall(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
-        Self::boot_as(libvirtd, name, number, key, true)
+        Self::boot_as(libvirtd, name, number, key, true, "")
     }
 
-    fn boot_as(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8], firewall: bool) -> Result<Self> {
+    /// Like [`Self::boot`], and the guest has a third serial port, `/dev/ttyS2`. This is its socket
+    /// on the hypervisor.
+    pub fn boot_with_line(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8], socket: &str) -> Result<Self> {
+        let port = format!("<serial type='unix'><source mode='bind' path='{socket}'/><target port='2'/></serial>");
+        Self::boot_as(libvirtd, name, number, key, false, &port)
+    }
+
+    fn boot_as(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8], firewall: bool, devices: &str) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor();
         let kernel = Kernel::get(Series::Linux6_1)?;
         let address = Ipv4Addr::new(192, 168, 122, number.saturating_add(20));
         let initrd = initramfs::build(&kernel, &System { address, key, firewall })?;
-        let machine = Linux { name, mebibytes: 192, kernel: &kernel, initrd: &initrd, address: [0, number], disks: "" };
+        let machine = Linux { name, mebibytes: 192, kernel: &kernel, initrd: &initrd, address: [0, number], devices };
         machine.define(libvirtd)?;
         libvirtd.start_domain(URI, name)?;
         Self::connect(hypervisor, name)

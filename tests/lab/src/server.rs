@@ -102,6 +102,8 @@ pub struct Config {
     /// The keys of section `tcp`, if there is a tcp listener. fence_virtd serves it alone, ours
     /// beside multicast.
     pub tcp: Option<Vec<(&'static str, String)>>,
+    /// The keys of section `serial`, likewise.
+    pub serial: Option<Vec<(&'static str, String)>>,
     /// More of section `fence_virtd`'s keys, ours only.
     pub daemon: Vec<(&'static str, &'static str)>,
     /// More of the libvirt backend's keys, ours only.
@@ -127,6 +129,7 @@ impl Config {
             strict_source: None,
             alone: None,
             tcp: None,
+            serial: None,
             daemon: Vec::new(),
             backend: Vec::new(),
             more: String::new(),
@@ -136,7 +139,9 @@ impl Config {
     /// The file's text for fence-daemon.
     #[must_use]
     pub fn render(&self) -> String {
-        self.render_with(if self.tcp.is_some() { "multicast,tcp" } else { "multicast" })
+        let also = [("tcp", self.tcp.is_some()), ("serial", self.serial.is_some())];
+        let also = also.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| *name);
+        self.render_with(&["multicast"].into_iter().chain(also).collect::<Vec<_>>().join(","))
     }
 
     fn render_with(&self, listeners: &str) -> String {
@@ -158,16 +163,16 @@ impl Config {
         let uri = |(index, uri): (usize, &String)| {
             (if index == 0 { "uri".to_owned() } else { format!("uri{index}") }, uri.clone())
         };
-        let tcp = self.tcp.iter().map(|keys| {
-            let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
-            format!("\ttcp {{\n{}\t}}\n", lines(keys.collect()))
+        let others = [("tcp", &self.tcp), ("serial", &self.serial)].into_iter().filter_map(|(name, keys)| {
+            let keys = keys.as_ref()?.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+            Some(format!("\t{name} {{\n{}\t}}\n", lines(keys.collect())))
         });
-        let tcp: String = tcp.collect();
+        let others: String = others.collect();
         let backend = self.uris.iter().enumerate().map(uri);
         let backend = backend.chain(self.backend.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         format!(
             "fence_virtd {{\n\tlistener = \"{listeners}\";\n\tbackend = \"libvirt\";\n{}}}\n\
-             listeners {{\n\tmulticast {{\n{}\t}}\n{tcp}}}\n\
+             listeners {{\n\tmulticast {{\n{}\t}}\n{others}}}\n\
              backends {{\n\tlibvirt {{\n{}\t}}\n}}\n{}",
             lines(self.daemon.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()),
             lines(listener.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
@@ -189,8 +194,9 @@ pub struct Server {
 impl Server {
     /// Starts a server and does not wait until it serves: for starts that are to fail, or to wait.
     pub fn spawn(hypervisor: &Hypervisor, which: &Which, config: &Config, arguments: &[&str]) -> Result<Self> {
-        let text = match (which, &config.tcp) {
-            (Which::Stock, Some(_)) => config.render_with("tcp"),
+        let text = match (which, &config.tcp, &config.serial) {
+            (Which::Stock, Some(_), _) => config.render_with("tcp"),
+            (Which::Stock, None, Some(_)) => config.render_with("serial"),
             _ => config.render(),
         };
         let file = hypervisor.write("fence_virt.conf", text.as_bytes())?;

@@ -65,13 +65,29 @@ pub struct TestDomain {
     pub state: State,
     /// Whether it has no definition, so that its end is the end of all that libvirt knows of it.
     pub transient: bool,
+    /// Its devices, in libvirt's words.
+    pub devices: String,
 }
 
 impl TestDomain {
     /// A domain with a definition.
     #[must_use]
     pub fn new(name: &str, uuid: &str, state: State) -> Self {
-        Self { name: name.to_owned(), uuid: uuid.to_owned(), state, transient: false }
+        let devices = String::new();
+        Self { name: name.to_owned(), uuid: uuid.to_owned(), state, transient: false, devices }
+    }
+
+    /// With a device of this kind (`serial`, `channel`) whose socket on the hypervisor is this one.
+    #[must_use]
+    pub fn with_socket(mut self, kind: &str, path: &str) -> Self {
+        let target = match kind {
+            "serial" => format!("port='{}'", self.devices.matches("<serial").count()),
+            _ => "type='guestfwd' address='10.0.2.179' port='1229'".to_owned(),
+        };
+        // Writing to a string does not fail.
+        let _ =
+            write!(self.devices, "<{kind} type='unix'><source mode='bind' path='{path}'/><target {target}/></{kind}>");
+        self
     }
 }
 
@@ -85,13 +101,13 @@ pub fn uuid(number: usize) -> String {
 #[must_use]
 pub fn node(domains: &[TestDomain]) -> String {
     let mut xml = "<node>\n".to_owned();
-    for TestDomain { name, uuid, state, transient } in domains {
+    for TestDomain { name, uuid, state, transient, devices } in domains {
         let transient = if *transient { "<test:transient/>" } else { "" };
         // Writing to a string does not fail.
         let _ = writeln!(
             xml,
             "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'><name>{name}</name>\
-             <uuid>{uuid}</uuid><memory>8192</memory><os><type>hvm</type></os>\
+             <uuid>{uuid}</uuid><memory>8192</memory><os><type>hvm</type></os><devices>{devices}</devices>\
              <test:runstate>{}</test:runstate>{transient}</domain>",
             *state as u8
         );

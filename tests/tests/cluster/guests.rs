@@ -179,7 +179,7 @@ fn define(libvirtd: &Libvirtd, kernel: &Kernel, disk: &Path, shared: &str, numbe
         disk.display()
     );
     let (name, initrd, address) = (&members()[number].domain, initrd(kernel, number, key)?, [1, u8::try_from(number)?]);
-    Linux { name, mebibytes: 384, kernel, initrd: &initrd, address, disks: &disks }.define(libvirtd)
+    Linux { name, mebibytes: 384, kernel, initrd: &initrd, address, devices: &disks }.define(libvirtd)
 }
 
 /// What a node boots, with what makes it this node.

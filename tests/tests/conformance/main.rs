@@ -13,6 +13,7 @@ mod machines;
 mod matrix;
 mod report;
 mod scene;
+mod serial;
 mod starts;
 mod talk;
 mod tcp;
@@ -51,7 +52,9 @@ fn parts() -> Vec<Part> {
     .flatten()
     .collect();
     let scenes = scenes.into_iter().map(|scene| -> Part { (scene.name.clone(), Box::new(move || scene.play())) });
-    scenes.chain([("starts".to_owned(), Box::new(starts::play) as _)]).collect()
+    let others: [Part; 2] =
+        [("starts".to_owned(), Box::new(starts::play)), ("serial".to_owned(), Box::new(serial::play))];
+    scenes.chain(others).collect()
 }
 
 fn main() -> ExitCode {

@@ -59,6 +59,8 @@ mod resets;
 #[cfg(test)]
 mod seen_dead;
 #[cfg(test)]
+mod serial;
+#[cfg(test)]
 mod silence;
 #[cfg(test)]
 mod site;

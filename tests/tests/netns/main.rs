@@ -25,6 +25,7 @@ mod operations;
 mod rate_limit;
 mod refusals;
 mod rotation;
+mod serial;
 mod settings;
 mod startup;
 mod tcp;

@@ -161,6 +161,7 @@ fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
             format!("{interface}, {} port {}", multicast.group, multicast.port)
         }
         Listener::Tcp(tcp) => format!("tcp at {} port {}", tcp.address, tcp.port),
+        Listener::Serial(serial) => format!("serial lines in {}", serial.path.display()),
     };
     let heard: Vec<_> = config.listeners.iter().map(heard).collect();
     let mut findings = vec![Finding::ok(CHECK, format!("{}: {}", path.display(), heard.join("; ")))];

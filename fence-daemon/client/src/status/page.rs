@@ -59,6 +59,8 @@ pub fn render(report: &Report, screen: Screen) -> String {
                 listener.address, listener.port, listener.hash, listener.auth
             );
             section(title, interfaces(listener));
+        } else if listener.kind == "serial" {
+            section(format!("Listening{of} to serial lines in {}", listener.address), state(listener));
         } else {
             let title = format!(
                 "Listening{of} to {} connections at {} port {} (digest: {} or stronger)",
@@ -79,7 +81,8 @@ pub fn render(report: &Report, screen: Screen) -> String {
     section("Requests since the start".to_owned(), tally(report));
     section("Datagrams since the start".to_owned(), datagrams(report));
     for listener in report.listeners.iter().filter(|listener| !listener.is_multicast()) {
-        section(format!("Connections by {} since the start", listener.label()), connections(listener));
+        let what = if listener.kind == "serial" { "Requests" } else { "Connections" };
+        section(format!("{what} by {} since the start", listener.label()), connections(listener));
     }
     section("Sources of datagrams".to_owned(), sources(report));
     section("Rejected before the digest, the last ones".to_owned(), rejected(report));
@@ -111,9 +114,15 @@ fn in_full(problem: &str, screen: Screen) -> String {
 
 /// The state of a listener that has no interfaces of its own.
 fn state(listener: &Listener) -> Table {
-    let mut table = Table::new([text("INTERFACE"), flexible("STATE", 16)]);
     let look = if listener.hears { Look::Plain } else { Look::Bad };
-    table.row([plain(listener.interface.as_deref().unwrap_or("any")), (look, listener.status.clone())]);
+    let state = (look, listener.status.clone());
+    if listener.kind == "serial" {
+        let mut table = Table::new([flexible("STATE", 16)]);
+        table.row([state]);
+        return table;
+    }
+    let mut table = Table::new([text("INTERFACE"), flexible("STATE", 16)]);
+    table.row([plain(listener.interface.as_deref().unwrap_or("any")), state]);
     table
 }
 

@@ -39,6 +39,8 @@ const ALONE: &str = "netns/alone.rs";
 const BAD_REQUESTS: &str = "netns/bad_requests.rs";
 const TCP: &str = "netns/tcp.rs";
 const LISTENERS: &str = "netns/listeners.rs";
+const SERIAL: &str = "netns/serial.rs";
+const LINE_KEYS: &str = "each_key_of_the_serial_listener_has_its_effect";
 const RECORDS: &str = "libvirt/records.rs";
 const REBOOT: &str = "libvirt/reboot.rs";
 
@@ -60,6 +62,7 @@ const EFFECTS: &[Effect] = &[
     ("listener", &["multicast"], LAB, OPERATIONS, ANSWERS),
     ("listener", &["multicast,tcp"], As("bench.with_tcp("), TCP, "each_key_of_the_listener_has_its_effect"),
     ("listener", &["tcp"], Written, LISTENERS, "tcp_serves_without_multicast_and_its_interface"),
+    ("listener", &["multicast,serial"], As("lines(&bench"), SERIAL, LINE_KEYS),
     ("backend", &["libvirt"], LAB, OPERATIONS, ANSWERS),
     ("foreground", &[], Written, SETTINGS, "foreground_keeps_it_in_the_foreground"),
     ("wait_for_init", &[], Written, SETTINGS, WAITS),
@@ -106,6 +109,12 @@ const EFFECTS: &[Effect] = &[
     ("strict_source", &["yes"], Default, BAD_REQUESTS, "each_bad_request_is_counted_once_and_has_no_effect"),
     ("alone", &["auto"], Default, ALONE, "a_domain_that_is_off_is_deferred_while_the_bridge_leads_out"),
     ("alone", &["yes", "no"], Written, ALONE, "the_configuration_overrules_where_the_bridge_leads"),
+    // serial
+    ("path", &[], Written, SERIAL, LINE_KEYS),
+    ("mode", &["serial", "vmchannel"], Written, SERIAL, LINE_KEYS),
+    ("uri", &[], Written, SERIAL, LINE_KEYS),
+    ("permit", &["everyone"], Written, SERIAL, LINE_KEYS),
+    ("key_file", &[], Written, SERIAL, LINE_KEYS),
     // libvirt
     ("uri", &["qemu:///system", "lxc:///"], Written, REMOTE_URIS, EACH_URI),
     ("uri", &["qemu+ssh://root@host/system"], As("BY_SSH,"), REMOTE_URIS, EACH_URI),

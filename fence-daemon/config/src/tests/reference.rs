@@ -10,13 +10,14 @@ use crate::listeners::LISTENERS;
 use crate::multicast::MULTICAST;
 use crate::rate_limit::RATE_LIMIT;
 use crate::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT};
+use crate::serial::SERIAL;
 use crate::tcp::TCP;
 use crate::{Config, Doubt, Source, Warnings, parse};
 
 const TEXT: &str = include_str!("../../../../docs/reference/configuration.md");
 
 /// Each section with keys: its heading, its scope, and a file that has room for one of its keys.
-pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 6] = [
+pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 7] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
     (
         "fence_virtd { rate_limit { } }",
@@ -32,6 +33,12 @@ pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 6] = [
         "listeners { tcp { } }",
         &TCP,
         "fence_virtd { listener = \"multicast,tcp\"; backend = \"libvirt\"; } listeners { tcp { KEY } }",
+    ),
+    (
+        "listeners { serial { } }",
+        &SERIAL,
+        "fence_virtd { listener = \"multicast,serial\"; backend = \"libvirt\"; } \
+         listeners { serial { path = \"/x\"; permit = \"everyone\"; KEY } }",
     ),
     (
         "backends { libvirt { } }",

@@ -8,6 +8,7 @@ mod listing;
 mod observe;
 mod presumed;
 mod query_all;
+mod sockets;
 mod stale;
 mod table;
 mod uri;
@@ -30,6 +31,7 @@ pub(crate) use self::table::{Entry, Instance, Table};
 pub(crate) use self::uri::Uri;
 
 pub use self::listing::{Listed, Listing};
+pub use self::sockets::DomainSocket;
 
 /// All that is known.
 pub(crate) struct Known {

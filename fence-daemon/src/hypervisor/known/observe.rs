@@ -8,7 +8,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{Entry, Instance, Table, Uri};
-use crate::hypervisor::libvirt::{CallError, Connect, Domain, Lane, Power, domain, xml};
+use crate::hypervisor::libvirt::xml::{self, DeviceSocket};
+use crate::hypervisor::libvirt::{CallError, Connect, Domain, Lane, Power, domain};
 use crate::hypervisor::process::{Disks, Victim, VictimError};
 
 /// What was observed of a domain.
@@ -25,6 +26,8 @@ struct Observed {
     xml: Option<Arc<Zeroizing<String>>>,
     /// Its disks by its definition, if that could be had.
     disks: Option<Disks>,
+    /// Where its devices listen while it runs.
+    sockets: Vec<DeviceSocket>,
 }
 
 /// Looks at one domain, and enters how it is. Returns why its process is not at hand although it
@@ -34,7 +37,7 @@ pub(super) async fn observe(uri: &Uri, uuid: Uuid, begin_by: Instant) -> Result<
     let generation = table.generation();
     let look = move |connect: &Connect| {
         let (old, departures) = (table.get(uuid), table.departures(uuid));
-        let Observed { entry, lacking, leaving, xml, disks } =
+        let Observed { entry, lacking, leaving, xml, disks, sockets } =
             look_at(connect, uuid, &table, old.as_ref(), generation)?;
         // Nothing is entered that was seen over an earlier connection.
         if table.generation() == generation {
@@ -43,6 +46,7 @@ pub(super) async fn observe(uri: &Uri, uuid: Uuid, begin_by: Instant) -> Result<
             }
             // First: a reader that finds the domain in the table must find all of it.
             table.observe_belongings(uuid, entry.as_ref(), disks);
+            table.sockets.note(uuid, sockets);
             table.put(uuid, entry);
             table.note_xml(uuid, xml);
         }
@@ -98,11 +102,13 @@ fn look_at(
         let disks = xml.as_ref().and_then(|xml| Disks::of(xml).ok());
         // Without its Ethernet addresses a domain is fenced all the same.
         let macs = xml.as_ref().filter(|_| instance.is_some()).map(|xml| xml::macs(xml).unwrap_or_default());
+        let running = xml.as_ref().filter(|_| instance.is_some());
+        let sockets = running.and_then(|xml| xml::device_sockets(xml).ok()).unwrap_or_default();
         let (moved_away, macs) = (power == Power::MovedAway, macs.unwrap_or_default());
         let entry = Entry { name, persistent, moved_away, instance, macs, generation };
         // A persistent domain is started from its definition.
         let xml = xml.filter(|_| transient).map(Arc::new);
-        return Ok(Observed { entry: Some(entry), lacking, leaving, xml, disks });
+        return Ok(Observed { entry: Some(entry), lacking, leaving, xml, disks, sockets });
     }
     Err(CallError::Overdue)
 }

@@ -34,7 +34,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{deaths::Deaths, last_words::Recalled, stale::Stale};
+use super::{deaths::Deaths, last_words::Recalled, sockets::Sockets, stale::Stale};
 use crate::hypervisor::libvirt::{State, Told};
 use crate::hypervisor::process::{Belongings, Disks, Driver, Job, Running, Victim, Whom};
 
@@ -137,6 +137,8 @@ pub(crate) struct Table {
     /// The XML of transient domains that run, with their secrets: in memory only, wiped when it
     /// goes, and never shown.
     xmls: Mutex<HashMap<Uuid, Arc<Zeroizing<String>>>>,
+    /// Where the devices of running domains listen.
+    pub(super) sockets: Sockets,
     /// What was seen to die.
     pub(crate) deaths: Deaths,
     /// What an earlier daemon knew of domains that this one has not seen yet.
@@ -160,6 +162,7 @@ impl Table {
             leaving: Mutex::default(),
             stale: Stale::default(),
             xmls: Mutex::default(),
+            sockets: Sockets::default(),
             deaths: Deaths::default(),
             recalled: Recalled::default(),
             news: watch::Sender::default(),

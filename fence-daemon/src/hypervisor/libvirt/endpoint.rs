@@ -175,6 +175,11 @@ impl Endpoint {
         is_in_process(&self.text)
     }
 
+    /// Whether its domains run on another host.
+    pub(crate) fn is_remote(&self) -> bool {
+        is_remote(&self.text)
+    }
+
     /// Whether a connection is still open or being closed.
     pub(crate) fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire) > 0

@@ -20,3 +20,4 @@ pub(crate) use self::pool::Lane;
 
 pub use self::domain::State;
 pub use self::error::{CallError, LibvirtError};
+pub use self::xml::SocketKind;
