@@ -252,8 +252,11 @@ fn a_challenge_of_one_listener_is_answered_by_none() -> Result<()> {
     let peer = peer(&bench)?;
     let by_tcp = || sent(&bench, &peer, &peer.sign(peer.stream_request(Op::Off, DOMAIN)?)?);
     let by_multicast = || peer.ask(Op::Off, DOMAIN);
-    for (mut asked, mut mirror) in [(by_tcp()?, by_multicast()?), (by_multicast()?, by_tcp()?), (by_tcp()?, by_tcp()?)]
-    {
+    type Ask<'a> = &'a dyn Fn() -> Result<CallBack>;
+    let pairs: [[Ask<'_>; 2]; 3] = [[&by_tcp, &by_multicast], [&by_multicast, &by_tcp], [&by_tcp, &by_tcp]];
+    // One pair after the other: a second request by multicast supersedes the first.
+    for [ask, mirror] in pairs {
+        let (mut asked, mut mirror) = (ask()?, mirror()?);
         asked.challenge()?;
         let challenge = asked.read_block()?;
         mirror.write(&challenge)?;
