@@ -268,11 +268,11 @@ pub(super) fn key_file_span(items: &[Item<'_>], setting: &str, path: &Path) -> (
     let (mut lacking, mut written) = (None, None);
     for item in listeners.items.iter().filter(|item| of_kind(item)) {
         let Item::Section(section) = item else { continue };
-        let settings = section.items.iter().filter_map(|item| match item {
+        let mut settings = section.items.iter().filter_map(|item| match item {
             Item::Value(item) if item.key.value.eq_ignore_ascii_case(setting) => Some(&item.value),
             Item::Section(_) | Item::Value(_) => None,
         });
-        match settings.last() {
+        match settings.next_back() {
             None => lacking = Some(section.name.span.clone()),
             Some(value) if absolute(value.value) == path => written = Some(value.span.clone()),
             Some(_) => {}
