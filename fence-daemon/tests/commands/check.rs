@@ -152,8 +152,9 @@ fn the_list_is_for_scripts_and_needs_no_configuration() {
     for line in [&["-l"][..], &["--list"], &["-F", "-l", "-d9"]] {
         let listed = run(line, &dir.path("none"), "");
         let version = env!("CARGO_PKG_VERSION");
-        let expected =
-            format!("Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n");
+        let expected = format!(
+            "Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n    tcp {version}\n"
+        );
         assert_eq!((listed.code, listed.stdout, listed.stderr), (Some(0), expected, String::new()));
     }
 }
