@@ -12,8 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::caller::Address;
 use fence_common::verdict::Counters;
-use fence_config::{Config, FoundKeys, Listener, Serial, TCP_AUTH, Tcp};
+use fence_config::{Config, FoundKeys, Listener, Serial, TCP_AUTH, Tcp, Vsock};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -28,10 +29,12 @@ use crate::control::server::Control;
 use crate::hypervisor::Hypervisors;
 use crate::intake::arrivals::Arrivals;
 use crate::intake::backlog::Backlog;
+use crate::intake::connections::Voucher;
 use crate::intake::judge::Judge;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::socket::SocketError;
+use crate::intake::vsock::VsockIntake;
 use crate::intake::{serial, tcp};
 use crate::observe::rejections;
 use crate::pipeline::{Claims, Pipeline};
@@ -109,13 +112,14 @@ pub async fn run(
     let plan = KeyPlan::new(listeners.clone(), groups.clone(), keys);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
-    let (mut multicasts, mut tcps, mut serials) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut multicasts, mut tcps, mut vsocks, mut serials) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (several, origins): (_, Vec<Origin>) = (listeners.len() > 1, listeners.iter().map(origin).collect());
     for (number, listener) in listeners.into_iter().enumerate() {
         match listener {
             Listener::Multicast(settings) => multicasts.push((number, settings)),
             Listener::Tcp(settings) => tcps.push((number, settings)),
             Listener::Serial(settings) => serials.push((number, settings)),
+            Listener::Vsock(settings) => vsocks.push((number, settings)),
         }
     }
     let opened = multicasts::open(multicasts, &plan)?;
@@ -170,7 +174,7 @@ pub async fn run(
         }
         // A missing interface keeps no other listener from serving.
         if tokio::time::timeout_at(waited_for, followers.all_hear()).await.is_err() {
-            if !followers.hears() && tcps.is_empty() && serials.is_empty() {
+            if !followers.hears() && tcps.is_empty() && vsocks.is_empty() && serials.is_empty() {
                 announce_waiting(&mut readiness, &followers.status());
                 followers.any_hears().await?;
             } else {
@@ -226,6 +230,11 @@ pub async fn run(
         serial::LineIntake::start(settings, judge.of_listener(plan.ring(number), of(number)), ports, &mut arrivals)
     };
     inspector.set_serials(serials.into_iter().map(start).collect());
+    let start = |(number, settings): (usize, Vsock)| {
+        let judge = judge.of_listener(plan.ring(number), of(number));
+        VsockIntake::start(settings, judge, voucher(&hypervisors), &mut arrivals)
+    };
+    inspector.set_vsocks(vsocks.into_iter().map(start).collect());
     if multicasts.sockets.is_empty() {
         info!(libvirt = %format_args!("{connected}/{}", uris.len()), "ready");
     }
@@ -303,12 +312,28 @@ async fn stopped(stop: &mut Stop, hypervisors: &Hypervisors) {
     }
 }
 
+/// Names the domain behind a vsock number, by libvirt.
+fn voucher(hypervisors: &Hypervisors) -> Voucher {
+    let hypervisors = hypervisors.clone();
+    Voucher::new(move |address| {
+        let hypervisors = hypervisors.clone();
+        async move {
+            match address {
+                Address::Cid(cid) => hypervisors.domain_of_cid(cid).await,
+                Address::Ip(_) | Address::Domain(_) => None,
+            }
+        }
+    })
+}
+
 /// What the requests of a listener carry with them.
 fn origin(listener: &Listener) -> Origin {
     let name = listener.name().map(str::to_owned);
     match listener {
         Listener::Multicast(settings) => Origin { name, auth: settings.auth, alone: settings.alone },
-        Listener::Tcp(_) | Listener::Serial(_) => Origin { name, auth: TCP_AUTH, ..Origin::default() },
+        Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => {
+            Origin { name, auth: TCP_AUTH, ..Origin::default() }
+        }
     }
 }
 

@@ -193,6 +193,7 @@ fn usable(config: &Config) {
                 (&multicast.interface, multicast.port)
             }
             Listener::Tcp(tcp) => (&tcp.interface, tcp.port),
+            Listener::Vsock(vsock) => (&None, vsock.port),
             Listener::Serial(serial) => {
                 assert!(serial.path.is_absolute());
                 let has_groups = matches!(config.groups, Groups::Only(_));
@@ -213,7 +214,8 @@ fn usable(config: &Config) {
         assert!(!groups.is_empty());
         // A domain may ask over its line if its UUID is in the group.
         let lines = config.listeners.iter().any(|listener| matches!(listener, Listener::Serial(_)));
-        let has_clients = |group: &Group| lines || !(group.ips.is_empty() && group.from.is_empty());
+        let has_clients =
+            |group: &Group| lines || !(group.ips.is_empty() && group.cids.is_empty() && group.from.is_empty());
         assert!(groups.iter().all(|group| has_clients(group) && !group.uuids.is_empty()), "{groups:?}");
     }
 }

@@ -310,7 +310,7 @@ impl Plugin {
     #[must_use]
     pub const fn supported(self) -> &'static [&'static str] {
         match self {
-            Self::Listener => &["multicast", "tcp"],
+            Self::Listener => &["multicast", "tcp", "vsock", "serial"],
             Self::Backend => &["libvirt"],
         }
     }
@@ -344,7 +344,7 @@ impl Mistake {
             Self::SectionExpected(_) => "expected braces".to_owned(),
             Self::ValueExpected(_) => "expected a value".to_owned(),
             Self::Missing(plugin) => format!("`{plugin}` belongs in the `fence_virtd` section"),
-            Self::NotYet { plugin: Plugin::Listener, .. } => "not \"multicast\", \"tcp\" or \"serial\"".to_owned(),
+            Self::NotYet { plugin: Plugin::Listener, .. } => "none of those in `fence-daemon -l`".to_owned(),
             Self::NotYet { plugin: Plugin::Backend, .. } => "only \"libvirt\" so far".to_owned(),
             Self::Listener(mistake) => mistake.label(),
             Self::Tcp(mistake) => mistake.label().to_owned(),
@@ -438,7 +438,7 @@ impl Mistake {
                 "write the address that the guest is called back at, such as \"192.168.122.11\"".to_owned()
             }
             Self::SectionTwice { name, line } => {
-                let many = ["multicast", "tcp"].iter().any(|kind| kind.eq_ignore_ascii_case(name));
+                let many = ["multicast", "tcp", "vsock"].iter().any(|kind| kind.eq_ignore_ascii_case(name));
                 let rename = if many { "give this one another name, " } else { "" };
                 format!("{rename}put both into one `{name}`, or remove one (fence_virtd ignores the one on line {line})")
             }

@@ -35,8 +35,10 @@ pub struct Group {
     pub name: Option<String>,
     /// The IP addresses of its clients.
     pub ips: Vec<IpAddr>,
-    /// The names or UUIDs of the domains that its clients run in, as written. Not empty where `ips`
-    /// is.
+    /// The vsock numbers of its clients.
+    pub cids: Vec<u32>,
+    /// The names or UUIDs of the domains that its clients run in, as written. Not all three are
+    /// empty.
     pub from: Vec<String>,
     /// The names or UUIDs of its domains, as written. Never empty.
     pub uuids: Vec<String>,
@@ -74,10 +76,9 @@ impl Groups {
 /// know such keys.
 pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings: &mut Findings<'_>) -> Groups {
     let lines = listeners.iter().any(|listener| matches!(listener, Listener::Serial(_)));
-    let mut groups: Vec<Group> = Contents::new(&section.items, &GROUPS, findings)
-        .sections()
-        .map(|section| group(section, lines, findings))
-        .collect();
+    let numbers = listeners.iter().any(|listener| matches!(listener, Listener::Vsock(_)));
+    let sections = Contents::new(&section.items, &GROUPS, findings);
+    let mut groups: Vec<Group> = sections.sections().map(|section| group(section, lines, numbers, findings)).collect();
     if groups.is_empty() {
         findings.mistake(&section.name.span, Mistake::NoGroup);
     }
@@ -101,6 +102,7 @@ pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings
                 }
                 Listener::Tcp(tcp) => digests.push(tcp.hash),
                 Listener::Serial(_) => {}
+                Listener::Vsock(vsock) => digests.push(vsock.hash),
             }
         }
         if digests.contains(&HashKind::None) {
@@ -111,10 +113,10 @@ pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings
 }
 
 /// Reads a group. With `lines` a domain asks over a line of its own, so its UUID under `uuid` makes
-/// it a client of the group, as with fence_virtd.
-fn group(section: &Section<'_>, lines: bool, findings: &mut Findings<'_>) -> Group {
+/// it a client of the group, as with fence_virtd. With `numbers` it may ask by vsock.
+fn group(section: &Section<'_>, lines: bool, numbers: bool, findings: &mut Findings<'_>) -> Group {
     let found = Contents::new(&section.items, &GROUP, findings);
-    let (mut ips, mut from, mut uuids) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ips, mut cids, mut from, mut uuids) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let lacks = |key: &str| !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key));
     let is_uuid = |item: &&Assignment<'_>| {
         item.key.value.eq_ignore_ascii_case("uuid") && names_a_uuid(item.value.value).is_some()
@@ -131,15 +133,16 @@ fn group(section: &Section<'_>, lines: bool, findings: &mut Findings<'_>) -> Gro
         if item.key.value.eq_ignore_ascii_case("uuid") {
             uuids.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("from") {
-            if !lines {
+            if !lines && !numbers {
                 findings.doubt(&item.value.span, || Doubt::NobodyVouches);
             }
             from.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("ip") {
-            match text.trim().parse::<IpAddr>() {
+            match (text.trim().parse::<IpAddr>(), text.trim().parse::<u32>()) {
                 // A socket of both families shows IPv4 peers as mapped addresses.
-                Ok(ip) => ips.push(ip.to_canonical()),
-                Err(_) => findings.mistake(&item.value.span, Mistake::MemberAddress(clip(text))),
+                (Ok(ip), _) => ips.push(ip.to_canonical()),
+                (Err(_), Ok(cid)) if numbers => cids.push(cid),
+                (Err(_), _) => findings.mistake(&item.value.span, Mistake::MemberAddress(clip(text))),
             }
         }
     }
@@ -160,7 +163,7 @@ fn group(section: &Section<'_>, lines: bool, findings: &mut Findings<'_>) -> Gro
         }
         (None, None) => None,
     };
-    Group { name: name.map(|name| name.value.to_owned()), ips, from, uuids, keys, owner: KeyOwner::EVERYBODY }
+    Group { name: name.map(|name| name.value.to_owned()), ips, cids, from, uuids, keys, owner: KeyOwner::EVERYBODY }
 }
 
 /// Whether a key looks like a misspelled `key_file`. Ignoring it would leave the group with the

@@ -35,6 +35,7 @@ mod serial;
 mod settings;
 mod syntax;
 mod tcp;
+mod vsock;
 mod warning;
 
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use resolved::{Config, URI as DEFAULT_URI};
 pub use serial::{Serial, SerialMistake, SerialMode};
 pub use settings::{Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
 pub use tcp::{AUTH as TCP_AUTH, Tcp, TcpMistake};
+pub use vsock::Vsock;
 pub use warning::{Doubt, Warning, Warnings};
 
 /// The default path of the configuration file, as in fence_virtd.

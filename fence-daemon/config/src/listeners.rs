@@ -13,6 +13,7 @@ use super::raw::{Item, Section, Span, clip};
 use super::resolved::{NOTHING, absolute, items_of};
 use super::serial::{self, Around, SERIAL, Serial};
 use super::tcp::{self, TCP, Tcp};
+use super::vsock::{self, VSOCK, Vsock};
 
 /// One way in. Each has a key of its own, although two may name the same file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Listener {
     Tcp(Tcp),
     /// Serial lines of domains.
     Serial(Serial),
+    /// Connections of virtual machines, without a network.
+    Vsock(Vsock),
 }
 
 /// What `listener` names.
@@ -35,11 +38,13 @@ pub enum ListenerKind {
     Tcp,
     /// [`Listener::Serial`].
     Serial,
+    /// [`Listener::Vsock`].
+    Vsock,
 }
 
 impl ListenerKind {
     /// In the order of [`Config::listeners`](crate::Config::listeners).
-    pub(super) const ALL: [Self; 3] = [Self::Multicast, Self::Tcp, Self::Serial];
+    pub(super) const ALL: [Self; 4] = [Self::Multicast, Self::Tcp, Self::Vsock, Self::Serial];
 
     /// The name in the file.
     #[must_use]
@@ -65,6 +70,7 @@ impl Listener {
             Self::Multicast(_) => ListenerKind::Multicast,
             Self::Tcp(_) => ListenerKind::Tcp,
             Self::Serial(_) => ListenerKind::Serial,
+            Self::Vsock(_) => ListenerKind::Vsock,
         }
     }
 
@@ -75,6 +81,7 @@ impl Listener {
             Self::Multicast(multicast) => multicast.name.as_deref(),
             Self::Tcp(tcp) => tcp.name.as_deref(),
             Self::Serial(serial) => serial.name.as_deref(),
+            Self::Vsock(vsock) => vsock.name.as_deref(),
         }
     }
 
@@ -91,6 +98,7 @@ impl Listener {
             Self::Multicast(multicast) => multicast.needs_key().then(|| multicast.key_files()),
             Self::Tcp(tcp) => Some(tcp.keys.clone()),
             Self::Serial(_) => None,
+            Self::Vsock(vsock) => Some(vsock.keys.clone()),
         }
     }
 
@@ -113,8 +121,9 @@ impl Listener {
                 };
                 one.port == other.port && same(one.address, other.address) && !apart(&one.interface, &other.interface)
             }
+            (Self::Vsock(one), Self::Vsock(other)) => one.port == other.port,
             (Self::Serial(one), Self::Serial(other)) => one.path == other.path && one.mode == other.mode,
-            (Self::Multicast(_) | Self::Tcp(_) | Self::Serial(_), _) => false,
+            (Self::Multicast(_) | Self::Tcp(_) | Self::Vsock(_) | Self::Serial(_), _) => false,
         }
     }
 }
@@ -140,7 +149,7 @@ pub enum ListenerMistake {
 
 /// Section `listeners`. What `listener` does not name is not read either.
 pub(super) const LISTENERS: Scope<'static> =
-    Scope { sections: &["multicast", "tcp", "serial"], unread: &["vmchannel", "vsock"], ..NOTHING };
+    Scope { sections: &["multicast", "tcp", "vsock", "serial"], unread: &["vmchannel"], ..NOTHING };
 
 /// The most sections: each costs sockets, threads and a kernel program.
 pub(super) const SECTIONS_MAX: usize = 64;
@@ -235,12 +244,12 @@ pub(super) fn listeners(
                     findings,
                 )),
                 ListenerKind::Tcp => {
-                    let plain = found.iter().find_map(|(listener, _)| match listener {
-                        Listener::Multicast(multicast) if multicast.name.is_none() => Some(multicast.key_files()),
-                        Listener::Multicast(_) | Listener::Tcp(_) | Listener::Serial(_) => None,
-                    });
-                    let contents = Contents::new(items, &TCP, findings);
+                    let (contents, plain) = (Contents::new(items, &TCP, findings), plain_keys(&found));
                     Listener::Tcp(tcp::tcp(name, &contents, at, plain.as_ref(), findings))
+                }
+                ListenerKind::Vsock => {
+                    let (contents, plain) = (Contents::new(items, &VSOCK, findings), plain_keys(&found));
+                    Listener::Vsock(vsock::vsock(name, &contents, plain.as_ref(), findings))
                 }
                 ListenerKind::Serial => {
                     let contents = Contents::new(items, &SERIAL, findings);
@@ -255,6 +264,14 @@ pub(super) fn listeners(
         }
     }
     found.into_iter().map(|(listener, _)| listener).collect()
+}
+
+/// The key files of the multicast section without a name.
+fn plain_keys(found: &[(Listener, Span)]) -> Option<KeyFiles> {
+    found.iter().find_map(|(listener, _)| match listener {
+        Listener::Multicast(multicast) if multicast.name.is_none() => Some(multicast.key_files()),
+        Listener::Multicast(_) | Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => None,
+    })
 }
 
 /// The last span at which a listener's section names this key file in the given setting, and true.

@@ -75,9 +75,9 @@ impl Group {
     fn has(&self, who: &Who<'_>) -> bool {
         let by_address = match who.address {
             Address::Ip(ip) => self.ips.contains(&ip),
+            Address::Cid(cid) => self.cids.contains(&cid),
             // As with fence_virtd, a domain that is listed by its UUID may ask over its line.
             Address::Domain(uuid) => self.uuids.iter().any(|listed| names_a_uuid(listed) == Some(uuid)),
-            Address::Cid(_) => false,
         };
         by_address || who.domain.is_some_and(|domain| self.from.iter().any(|listed| is_called(listed, domain)))
     }
@@ -218,6 +218,10 @@ mod tests {
             assert!(!asks(entry, cid, None), "{entry}: an unknown number");
             assert!(!asks(entry, at("10.0.0.1").address, None), "{entry}: an IP address");
         }
+        // A number counts for whichever machine has it.
+        let by_number = Groups::Only(vec![Group { cids: vec![7], ..group(&[], &["victim"]) }]);
+        let numbered = |address| by_number.permits(KeyOwner::EVERYBODY, &Who { address, domain: None }, &victim);
+        assert!(numbered(cid) && !numbered(Address::Cid(8)) && !numbered(at("0.0.0.7").address));
         // libvirt may have both, and the number is no name.
         assert!(!asks("NODE1", cid, Some(&one)) && !asks("7", cid, Some(&one)) && !asks("", cid, Some(&one)));
         // Its key counts for it, and the listener's does not.

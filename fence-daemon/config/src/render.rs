@@ -10,7 +10,7 @@ use fence_common::words::counted;
 
 use crate::document::Document;
 use crate::key::{Found, FoundAll};
-use crate::{Config, Groups, Listener, Multicast, Serial, TCP_AUTH, Tcp};
+use crate::{Config, Groups, KeyFiles, Listener, Multicast, Serial, TCP_AUTH, Tcp, Vsock};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -30,6 +30,7 @@ pub fn render(config: &Config, file: &[u8]) -> String {
             Listener::Multicast(section) => multicast(&mut text, section, config.groups.have_keys(), written),
             Listener::Tcp(section) => tcp(&mut text, section, written),
             Listener::Serial(section) => serial(&mut text, section, written),
+            Listener::Vsock(section) => vsock(&mut text, section, written),
         }
         text.push_str("\t}\n");
     }
@@ -147,9 +148,26 @@ fn tcp(text: &mut String, tcp: &Tcp, written: &Document) {
         ("auth", TCP_AUTH.name()),
     ] {
         line(text, 2, key, value, written.get(&[], key).is_none());
-        if let ("key_file", Some(path)) = (key, &tcp.keys.second) {
-            line(text, 2, "key_file2", &shown(path, "key_file2", written), written.get(&[], "key_file2").is_none());
-        }
+        second_key(text, key, &tcp.keys, written);
+    }
+}
+
+fn vsock(text: &mut String, vsock: &Vsock, written: &Document) {
+    for (key, value) in [
+        ("port", vsock.port.to_string().as_str()),
+        ("key_file", &shown(&vsock.keys.first, "key_file", written)),
+        ("hash", vsock.hash.name()),
+        ("auth", TCP_AUTH.name()),
+    ] {
+        line(text, 2, key, value, written.get(&[], key).is_none());
+        second_key(text, key, &vsock.keys, written);
+    }
+}
+
+/// The second key's line, right behind that of `key_file`.
+fn second_key(text: &mut String, behind: &str, keys: &KeyFiles, written: &Document) {
+    if let ("key_file", Some(path)) = (behind, &keys.second) {
+        line(text, 2, "key_file2", &shown(path, "key_file2", written), written.get(&[], "key_file2").is_none());
     }
 }
 
@@ -187,6 +205,9 @@ fn groups(text: &mut String, groups: &Groups) {
         }
         for ip in &group.ips {
             line(text, 2, "ip", &ip.to_string(), false);
+        }
+        for cid in &group.cids {
+            line(text, 2, "ip", &cid.to_string(), false);
         }
         for from in &group.from {
             line(text, 2, "from", from, false);

@@ -47,7 +47,7 @@ impl Config {
     pub fn multicasts(&self) -> impl Iterator<Item = &Multicast> {
         self.listeners.iter().filter_map(|listener| match listener {
             Listener::Multicast(multicast) => Some(multicast),
-            Listener::Tcp(_) | Listener::Serial(_) => None,
+            Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => None,
         })
     }
 
@@ -61,7 +61,7 @@ impl Config {
     pub fn tcps(&self) -> impl Iterator<Item = &Tcp> {
         self.listeners.iter().filter_map(|listener| match listener {
             Listener::Tcp(tcp) => Some(tcp),
-            Listener::Multicast(_) | Listener::Serial(_) => None,
+            Listener::Multicast(_) | Listener::Vsock(_) | Listener::Serial(_) => None,
         })
     }
 }
@@ -456,7 +456,7 @@ mod tests {
         let sections = "listeners { tcp { port = \"1\"; auth = \"x\"; } vsock { cid = \"2\"; } serial { mode = \"vmchannel\"; path = \"/x\"; } \
                         vmchannel { } } backends { cpg { uri = \"x\"; name_mode = \"uuid\"; } null { } }";
         assert_eq!(quiet(&format!("{GLOBAL} {sections}")), quiet(GLOBAL));
-        for name in ["vsock", "vmchannel", "VSOCK"] {
+        for name in ["vmchannel", "VMCHANNEL"] {
             for list in [name.to_owned(), format!("multicast, {name}"), format!("{name},multicast")] {
                 let mistakes = refused(&GLOBAL.replace("multicast", &list));
                 assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Listener, name: name.into() }]);

@@ -40,10 +40,10 @@ pub struct Tcp {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TcpMistake {
     /// `auth` is not sha256.
-    #[error("`auth` of tcp can only be \"sha256\", not \"{0}\"")]
+    #[error("`auth` can only be \"sha256\", not \"{0}\"")]
     Auth(String),
     /// There is only a second key.
-    #[error("tcp has a `key_file2` and no `key_file`")]
+    #[error("there is a `key_file2` and no `key_file`")]
     OnlySecondKey,
     /// `address` is a group.
     #[error("no connection arrives at the multicast address {0}")]
@@ -87,9 +87,7 @@ pub(super) fn tcp(
     plain: Option<&KeyFiles>,
     findings: &mut Findings<'_>,
 ) -> Tcp {
-    read(section.get("auth"), (), findings, |text| {
-        if HashKind::from_name(text) == Some(AUTH) { Ok(()) } else { Err(TcpMistake::Auth(clip(text)).into()) }
-    });
+    exam(section, findings);
     Tcp {
         name,
         interface: interface(section, findings),
@@ -100,7 +98,14 @@ pub(super) fn tcp(
     }
 }
 
-fn key_files(section: &Contents<'_>, plain: Option<&KeyFiles>, findings: &mut Findings<'_>) -> KeyFiles {
+/// Reads `auth`, which has one value where clients connect.
+pub(super) fn exam(section: &Contents<'_>, findings: &mut Findings<'_>) {
+    read(section.get("auth"), (), findings, |text| {
+        if HashKind::from_name(text) == Some(AUTH) { Ok(()) } else { Err(TcpMistake::Auth(clip(text)).into()) }
+    });
+}
+
+pub(super) fn key_files(section: &Contents<'_>, plain: Option<&KeyFiles>, findings: &mut Findings<'_>) -> KeyFiles {
     let file = |key| section.get(key).map(|item| absolute(item.value.value));
     let plain = plain.cloned().unwrap_or_else(|| KeyFiles { first: KEY_FILE.into(), second: None });
     match (file("key_file"), file("key_file2")) {

@@ -108,11 +108,12 @@ pub struct Daemon {
 /// One way in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// What it is: `multicast`, `tcp` or `serial`.
+    /// What it is: `multicast`, `tcp`, `vsock` or `serial`.
     pub kind: String,
     /// The name of its section; `null` if it has none.
     pub name: Option<String>,
     /// The multicast group, the local address that clients connect to, or the directory of sockets.
+    /// Of vsock `any`.
     pub address: String,
     /// The port; 0 of serial.
     pub port: u16,
@@ -211,7 +212,7 @@ pub struct Request {
     pub op: String,
     /// The domain as the request spells it. `null` if it names none.
     pub domain: Option<String>,
-    /// The callback's address and port; by tcp the client's own.
+    /// The callback's address and port; by tcp the client's own. By vsock the domain and its CID.
     pub client: String,
     /// The client's sequence number.
     pub seqno: u32,

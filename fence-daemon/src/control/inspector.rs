@@ -13,12 +13,13 @@ use fence_control::report::{
 };
 
 use super::multicast::Watched;
-use super::{serial, tcp};
+use super::{serial, tcp, vsock};
 use crate::clock::Moment;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
 use crate::intake::judge::Judge;
 use crate::intake::serial::LineIntake;
 use crate::intake::tcp::Intake;
+use crate::intake::vsock::VsockIntake;
 use crate::observe::requests::{Recent, Requests, Timed};
 use crate::observe::sources::{RejectedView, SourceView};
 
@@ -50,6 +51,7 @@ pub struct Inspector {
     phase: AtomicU8,
     tcps: OnceLock<Vec<Arc<Intake>>>,
     serials: OnceLock<Vec<Arc<LineIntake>>>,
+    vsocks: OnceLock<Vec<Arc<VsockIntake>>>,
 }
 
 impl Inspector {
@@ -65,6 +67,7 @@ impl Inspector {
             phase: AtomicU8::new(Phase::Starting as u8),
             tcps: OnceLock::new(),
             serials: OnceLock::new(),
+            vsocks: OnceLock::new(),
         }
     }
 
@@ -88,6 +91,11 @@ impl Inspector {
     /// The serial listeners.
     pub fn set_serials(&self, serials: Vec<Arc<LineIntake>>) {
         let _ = self.serials.set(serials);
+    }
+
+    /// The vsock listeners.
+    pub fn set_vsocks(&self, vsocks: Vec<Arc<VsockIntake>>) {
+        let _ = self.vsocks.set(vsocks);
     }
 
     /// The tcp listeners.
@@ -120,8 +128,9 @@ impl Inspector {
         let phase = self.phase.load(Ordering::Relaxed);
         let multicasts = self.multicasts.iter().map(|multicast| multicast.view());
         let tcps = self.tcps.get().into_iter().flatten().map(|intake| tcp::view(intake));
+        let vsocks = self.vsocks.get().into_iter().flatten().map(|intake| vsock::view(intake));
         let serials = self.serials.get().into_iter().flatten().map(|intake| serial::view(intake));
-        let listeners: Vec<_> = multicasts.chain(tcps).chain(serials).collect();
+        let listeners: Vec<_> = multicasts.chain(tcps).chain(vsocks).chain(serials).collect();
         let (uris, restarts) = (self.hypervisors.view(), self.hypervisors.restarts());
         let uris: Vec<_> = uris.into_iter().map(|uri| now.uri(uri)).collect();
         let restarts: Vec<_> = restarts

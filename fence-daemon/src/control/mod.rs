@@ -12,3 +12,4 @@ pub mod server;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod vsock;

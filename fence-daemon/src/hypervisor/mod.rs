@@ -48,6 +48,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::caller::Vouched;
 use fence_common::target::Target;
 use fence_config::Options;
 use tokio::sync::{oneshot, watch};
@@ -100,6 +101,9 @@ const LIMITS: Limits = Limits {
     restart_pause: Duration::from_secs(60),
     unrecorded: Duration::from_secs(5),
 };
+
+/// How long libvirt may take to say which domain asks. A client waits for 30 s.
+const VOUCHED_WITHIN: Duration = Duration::from_secs(3);
 
 /// How often a shutdown looks whether all has ended.
 const SHUTDOWN_LOOK: Duration = Duration::from_millis(10);
@@ -288,6 +292,13 @@ impl Hypervisors {
     #[must_use]
     pub fn news_of_sockets(&self) -> watch::Receiver<()> {
         self.known.news_of_sockets()
+    }
+
+    /// The running domain of this host with this vsock number, asked afresh. `None`: there is none,
+    /// or any doubt about it.
+    pub async fn domain_of_cid(&self, cid: u32) -> Option<Vouched> {
+        let by = Instant::now() + VOUCHED_WITHIN;
+        timeout_at(by, self.known.domain_of_cid(cid, by)).await.ok().flatten()
     }
 
     /// All domains of all URIs.

@@ -7,11 +7,13 @@
 //! delay nobody.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fence_common::admit::admit_stream;
-use fence_common::caller::{Address, Caller};
+use fence_common::caller::{Address, Caller, Vouched};
 use fence_common::hash::HashKind;
 use fence_common::sync::lock;
 use fence_common::verdict::{Counters, Verdict};
@@ -38,6 +40,30 @@ const WAITING_MAX: usize = 512;
 /// How many of them may come from one machine. As many requests of one machine are served at once.
 const WAITING_MAX_PER_SOURCE: usize = 64;
 
+type VoucherAnswer = Pin<Box<dyn Future<Output = Option<Vouched>> + Send>>;
+
+/// Knows which domain has an address now. Intake itself never asks libvirt.
+pub struct Voucher(Box<dyn Fn(Address) -> VoucherAnswer + Send + Sync>);
+
+impl Voucher {
+    /// Asks by `ask`, which answers `None` in every doubt.
+    pub fn new<A: Future<Output = Option<Vouched>> + Send + 'static>(
+        ask: impl Fn(Address) -> A + Send + Sync + 'static,
+    ) -> Self {
+        Self(Box::new(move |address| Box::pin(ask(address))))
+    }
+
+    async fn domain_of(&self, address: Address) -> Option<Vouched> {
+        (self.0)(address).await
+    }
+}
+
+impl fmt::Debug for Voucher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Voucher")
+    }
+}
+
 /// The connections of one listener.
 #[derive(Debug)]
 pub(super) struct Accepted {
@@ -45,13 +71,21 @@ pub(super) struct Accepted {
     /// The weakest digest that a request may carry.
     hash: HashKind,
     judge: Judge,
+    voucher: Option<Voucher>,
     counters: Mutex<Counters>,
     waiting: Mutex<Unread>,
 }
 
 impl Accepted {
     pub(super) fn new(via: Via, hash: HashKind, judge: Judge) -> Arc<Self> {
-        Arc::new(Self { via, hash, judge, counters: Mutex::default(), waiting: Mutex::default() })
+        let (counters, waiting) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { via, hash, judge, voucher: None, counters, waiting })
+    }
+
+    /// Connections of machines whose domains `voucher` knows.
+    pub(super) fn vouched(via: Via, hash: HashKind, judge: Judge, voucher: Voucher) -> Arc<Self> {
+        let (counters, waiting) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { via, hash, judge, voucher: Some(voucher), counters, waiting })
     }
 
     /// The requests so far, by verdict.
@@ -80,7 +114,7 @@ impl Accepted {
             read = timeout(REQUEST_WITHIN, stream.read_exact(&mut bytes)) => matches!(read, Ok(Ok(_))),
             () = place.displaced.notified() => false,
         };
-        let judged = if read { self.judge(&bytes, caller, arrived) } else { Err(Verdict::Length) };
+        let judged = if read { self.judge(&bytes, caller, arrived).await } else { Err(Verdict::Length) };
         let verdict = judged.as_ref().map_or_else(|verdict| *verdict, |_| Verdict::Delivered);
         lock(&self.counters).count(verdict);
         self.judge.note_rejection(&caller.address().sender(), verdict, arrived);
@@ -93,13 +127,23 @@ impl Accepted {
         }
     }
 
-    fn judge(&self, bytes: &[u8; REQUEST_LEN], caller: Caller, arrived: Moment) -> Result<Verified, Verdict> {
+    async fn judge(&self, bytes: &[u8; REQUEST_LEN], caller: Caller, arrived: Moment) -> Result<Verified, Verdict> {
         let request = Request::read_from_bytes(bytes).map_err(|_| Verdict::Length)?;
         admit_stream(&request, self.hash)?;
         let (address, sender) = (caller.address(), caller.address().sender());
-        let (key, owner) = self.judge.judge(&request, &sender, Some(address.into()))?;
+        let (key, owner) = match self.voucher {
+            None => self.judge.judge(&request, &sender, Some(address.into()))?,
+            Some(_) => self.judge.judge_unnamed(&request, &sender)?,
+        };
+        // libvirt is asked for no request with a wrong digest.
+        let domain = match &self.voucher {
+            None => None,
+            Some(voucher) => voucher.domain_of(address).await.map(Arc::new),
+        };
         let verified = Verified::connected(&request, key, caller, self.via, arrived).ok_or(Verdict::Op)?;
-        Ok(verified.signed_for(owner).sent_by(sender).came_to(self.judge.origin()))
+        let verified = verified.signed_for(owner).sent_by(sender).vouched_for(domain).came_to(self.judge.origin());
+        // A key that is not valid for this client counts as a wrong key.
+        if self.judge.may_ask(owner, &verified.who()) { Ok(verified) } else { Err(Verdict::Digest) }
     }
 
     /// Enters a connection without a request. Another one may have to go.
@@ -144,6 +188,17 @@ struct Place {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use fence_common::key::Key;
+    use fence_common::keys::{GroupKey, KeyOwner};
+    use fence_common::wire::Op;
+    use fence_config::{Group, Groups};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+    use uuid::Uuid;
+    use zerocopy::{FromZeros, IntoBytes};
+
     use super::super::keyring::Keyring;
     use super::*;
 
@@ -170,5 +225,79 @@ mod tests {
         assert!(!is_kept(&intake, &other) && all.iter().all(|place| is_kept(&intake, place)));
         all.iter().for_each(|place| intake.leave(place));
         assert!(lock(&intake.waiting).list.is_empty());
+    }
+
+    const UUID: Uuid = Uuid::from_u128(1);
+
+    fn domain() -> Option<Vouched> {
+        Some(Vouched { name: "node1".to_owned(), uuid: UUID })
+    }
+
+    fn key(text: &str) -> Key {
+        Key::new(text.as_bytes()).unwrap()
+    }
+
+    fn signed(by: &str) -> Request {
+        let mut request = Request::new_zeroed();
+        (request.op, request.seqno) = (Op::Off.to_wire(), 7.into());
+        request.domain[..6].copy_from_slice(b"victim");
+        key(by).sign(HashKind::Sha256, &mut request);
+        request
+    }
+
+    /// What becomes of a request of CID 7, of which libvirt says this; and how often it is asked.
+    async fn over_vsock(groups: Groups, request: Request, domain: Option<Vouched>) -> (Option<Incoming>, usize) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let voucher = Voucher::new(move |address| {
+            assert_eq!(address, Address::Cid(7));
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(domain.clone())
+        });
+        let keys = Keyring::new(Some(key("the listener's key").into()));
+        keys.set_groups(vec![GroupKey { owner: KeyOwner(1), key: Arc::new(key("of node1's group")) }]);
+        let judge = Judge::new(keys).grouped(groups);
+        let accepted = Accepted::vouched(Via::Vsock, HashKind::Sha256, judge, voucher);
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        let (feed, mut queue) = tokio::sync::mpsc::channel(1);
+        accepted.take(Box::new(ours), Caller::Vsock { cid: 7, port: 1025 }, &feed);
+        drop(feed);
+        client.write_all(request.as_bytes()).await.unwrap();
+        let incoming = queue.recv().await;
+        (incoming, asked.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn a_client_over_vsock_is_the_domain_that_libvirt_names() {
+        let (incoming, asked) = over_vsock(Groups::Everyone, signed("the listener's key"), domain()).await;
+        let request = incoming.as_ref().unwrap().request();
+        assert_eq!((request.who().to_string(), request.via(), asked), ("node1 (CID 7)".to_owned(), Via::Vsock, 1));
+        assert_eq!(request.who().domain, domain().as_ref());
+        assert!(request.is_connected());
+        let (incoming, _) = over_vsock(Groups::Everyone, signed("the listener's key"), None).await;
+        assert_eq!(incoming.unwrap().request().who().to_string(), "CID 7");
+        let (incoming, asked) = over_vsock(Groups::Everyone, signed("another key"), domain()).await;
+        assert!(incoming.is_none() && asked == 0, "libvirt was asked for a request with a wrong digest");
+    }
+
+    #[tokio::test]
+    async fn a_groups_key_counts_for_the_domain_that_libvirt_names() {
+        let group = Group {
+            from: vec!["node1".to_owned()],
+            uuids: vec!["victim".to_owned()],
+            owner: KeyOwner(1),
+            ..Group::default()
+        };
+        let other = Some(Vouched { name: "node2".to_owned(), uuid: Uuid::from_u128(2) });
+        for (by, domain, counts) in [
+            ("of node1's group", domain(), true),
+            ("of node1's group", other.clone(), false),
+            ("of node1's group", None, false),
+            ("the listener's key", domain(), false),
+            ("the listener's key", other, true),
+        ] {
+            let (incoming, _) = over_vsock(Groups::Only(vec![group.clone()]), signed(by), domain.clone()).await;
+            assert_eq!(incoming.is_some(), counts, "{by}, {domain:?}");
+        }
     }
 }

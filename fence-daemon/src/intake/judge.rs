@@ -110,6 +110,31 @@ impl Judge {
         sender: &Sender,
         client: Option<Who<'_>>,
     ) -> Result<(Option<Arc<Key>>, KeyOwner), Verdict> {
+        self.judge_keys(request, sender, |owner| client.is_some_and(|who| self.may_ask(owner, &who)))
+    }
+
+    /// The same for a client that is named later. [`may_ask`](Self::may_ask) then decides about
+    /// it.
+    pub(super) fn judge_unnamed(
+        &self,
+        request: &Request,
+        sender: &Sender,
+    ) -> Result<(Option<Arc<Key>>, KeyOwner), Verdict> {
+        self.judge_keys(request, sender, |_| true)
+    }
+
+    /// Whether a request that is signed with this owner's key may come from this client.
+    pub(super) fn may_ask(&self, owner: KeyOwner, who: &Who<'_>) -> bool {
+        self.groups.may_ask(owner, who)
+    }
+
+    /// A key that does not count for the client is a wrong key.
+    fn judge_keys(
+        &self,
+        request: &Request,
+        sender: &Sender,
+        counts: impl Fn(KeyOwner) -> bool,
+    ) -> Result<(Option<Arc<Key>>, KeyOwner), Verdict> {
         // A request without a digest, which the configuration can allow, says nothing of its
         // sender.
         let Some(datagram_id) = DatagramId::of(request) else {
@@ -120,8 +145,6 @@ impl Judge {
         let (limits, now) = (&self.limits, Moment::now().nanos());
         let mut check = Check { memory: &mut memory, sender, datagram_id, limits, now };
         check.before_digest()?;
-        // A key that is not valid for this address counts as a wrong key.
-        let counts = |owner| client.is_some_and(|who| self.groups.may_ask(owner, &who));
         let Some((key, owner)) = self.keys.verify(request).filter(|(_, owner)| counts(*owner)) else {
             check.after_failure();
             return Err(Verdict::Digest);

@@ -5,7 +5,7 @@
 
 pub mod arrivals;
 pub mod backlog;
-mod connections;
+pub mod connections;
 mod datagram;
 pub mod judge;
 pub mod kernel;
@@ -22,3 +22,4 @@ mod senders;
 pub mod serial;
 pub mod socket;
 pub mod tcp;
+pub mod vsock;

@@ -151,6 +151,11 @@ impl Verified {
         Self { owner, ..self }
     }
 
+    /// The same, and the hypervisor knows the domain that it comes from.
+    pub(super) fn vouched_for(self, domain: Option<Arc<Vouched>>) -> Self {
+        Self { domain, ..self }
+    }
+
     /// A verified request from nothing, for tests of later steps.
     #[cfg(test)]
     pub(crate) fn dangerous_for_test(request: &Request, key: Option<Arc<Key>>) -> Self {
@@ -284,7 +289,7 @@ impl Verified {
     pub fn is_connected(&self) -> bool {
         match self.via {
             Via::Kernel | Via::Socket => false,
-            Via::Tcp | Via::Serial => true,
+            Via::Tcp | Via::Vsock | Via::Serial => true,
         }
     }
 

@@ -40,8 +40,10 @@ pub enum Via {
     Kernel,
     /// Through the UDP socket.
     Socket,
-    /// Over a connection of its client.
+    /// Over a TCP connection of its client.
     Tcp,
+    /// Over a vsock connection of its client.
+    Vsock,
     /// Over a serial line of the client's domain.
     Serial,
 }

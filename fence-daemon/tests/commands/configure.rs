@@ -143,13 +143,13 @@ fn a_bad_answer_is_asked_again_with_the_reason() {
     let dir = Dir::new();
     let (conf, key) = (dir.path("conf"), dir.write("key", "x"));
     let answers = format!(
-        "y\n\nvsock\nnonsense\nmulticast\n192.168.122.1\nabc\n225.0.0.12\n0\n70000\nabc\n1229\na/b\nvirbr0\nkey\na\"b\n{}\ncpg\nlibvirt\ny\nqemu:///system\ny\n",
+        "y\n\nvmchannel\nnonsense\nmulticast\n192.168.122.1\nabc\n225.0.0.12\n0\n70000\nabc\n1229\na/b\nvirbr0\nkey\na\"b\n{}\ncpg\nlibvirt\ny\nqemu:///system\ny\n",
         key.display()
     );
     let run = run(&["-c"], &conf, &answers);
     done(&run);
     for reason in [
-        "the listener \"vsock\" is not supported yet",
+        "the listener \"vmchannel\" is not supported yet",
         "there is no listener \"nonsense\"",
         "192.168.122.1 is not a multicast address",
         "\"abc\" is no IP address",

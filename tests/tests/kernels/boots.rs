@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use fence_lab::debian::{Kernel, Series};
 
-use crate::guest::{self, Done, Step};
+use crate::guest::{self, Done, Extra, Step};
 use crate::table::{self, Row};
 
 /// Names the other test programs: `NAME=PATH`, separated by `:`.
@@ -69,7 +69,7 @@ fn boot(series: Series) -> Result<()> {
 
 fn run(kernel: &Kernel, scratch: &Path, steps: &[Step]) -> Result<Vec<Done>> {
     let initrd = scratch.join("initrd");
-    std::fs::write(&initrd, guest::initrd(kernel, &programs()?, steps, scratch)?)?;
+    std::fs::write(&initrd, guest::initrd(kernel, &programs()?, &Extra::default(), steps, scratch)?)?;
     guest::run(kernel, &initrd, steps)
 }
 

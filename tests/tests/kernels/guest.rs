@@ -37,6 +37,19 @@ pub(crate) struct Step {
     pub(crate) command: String,
 }
 
+/// What a guest has beside the lab's network and the tests' own programs.
+#[derive(Default)]
+pub(crate) struct Extra {
+    /// Kernel modules, in the order of loading.
+    pub(crate) modules: &'static [&'static str],
+    /// Programs of the host.
+    pub(crate) programs: &'static [&'static str],
+    /// Libraries of the host that programs load at run time.
+    pub(crate) libraries: Vec<PathBuf>,
+    /// Files of the guest's own.
+    pub(crate) files: Vec<(&'static str, String)>,
+}
+
 /// A step's output and exit code.
 #[derive(Debug)]
 pub(crate) struct Done {
@@ -47,13 +60,20 @@ pub(crate) struct Done {
 
 /// The initial file system: the host's programs with their libraries, at the host's paths, without
 /// symbols.
-pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], scratch: &Path) -> Result<Vec<u8>> {
+pub(crate) fn initrd(
+    kernel: &Kernel,
+    own: &[(&str, PathBuf)],
+    extra: &Extra,
+    steps: &[Step],
+    scratch: &Path,
+) -> Result<Vec<u8>> {
+    let modules = [&MODULES, extra.modules].concat();
     let mut archive = Archive::default();
-    archive.file("init", 0o755, init(steps).as_bytes());
+    archive.file("init", 0o755, init(&modules, steps).as_bytes());
     archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
-    archive.modules(kernel, &MODULES)?;
+    archive.modules(kernel, &modules)?;
     let mut libraries = BTreeSet::new();
-    for program in PROGRAMS {
+    for program in PROGRAMS.iter().chain(extra.programs).copied() {
         let path = tools::find(program)?;
         // A script's interpreter would be missing.
         ensure!(std::fs::read(&path)?.starts_with(b"\x7fELF"), "{} is no program", path.display());
@@ -69,6 +89,13 @@ pub(crate) fn initrd(kernel: &Kernel, own: &[(&str, PathBuf)], steps: &[Step], s
         let stripped = scratch.join(name);
         tools::output("strip", &["-o", &stripped.to_string_lossy(), &path.to_string_lossy()], Path::new("/"))?;
         archive.copy(&stripped, &format!("/usr/bin/{name}"), 0o755)?;
+    }
+    for library in &extra.libraries {
+        libraries.extend(archive::libraries(library)?);
+        libraries.insert(library.clone());
+    }
+    for (path, content) in &extra.files {
+        archive.file(path, 0o600, content.as_bytes());
     }
     for library in libraries {
         archive.copy(&library, &library.to_string_lossy(), 0o755)?;
@@ -91,8 +118,8 @@ fn object() -> Result<PathBuf> {
         .context("FENCE_EBPF_OBJECT is not set: `cargo xtask test kernels` does it")
 }
 
-fn init(steps: &[Step]) -> String {
-    let modules: String = MODULES
+fn init(modules: &[&str], steps: &[Step]) -> String {
+    let modules: String = modules
         .iter()
         .filter_map(|module| module.rsplit('/').next())
         .fold(String::new(), |text, name| text + &format!("insmod /modules/{name}\n"));

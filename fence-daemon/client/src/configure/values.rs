@@ -76,7 +76,7 @@ mod tests {
         }
         let contradiction = check(MULTICAST, &[("family", "ipv6"), ("address", "225.0.0.12")]).unwrap_err();
         assert!(contradiction.contains("225.0.0.12"), "{contradiction}");
-        for (key, bad) in [("listener", "vsock"), ("listener", "serial"), ("backend", "cpg"), ("backend", "null")] {
+        for (key, bad) in [("listener", "vmchannel"), ("backend", "cpg"), ("backend", "null")] {
             let why = check(GLOBAL, &[(key, bad)]).unwrap_err();
             assert!(why.contains("not supported yet"), "{why}");
         }

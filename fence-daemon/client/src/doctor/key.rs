@@ -62,7 +62,7 @@ fn unsigned(listener: &Listener) -> Finding {
     let finding = Finding::warning("key", seen, remedy);
     match listener {
         Listener::Multicast(multicast) => finding.command(make(&multicast.key_file, "")),
-        Listener::Tcp(_) | Listener::Serial(_) => finding,
+        Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => finding,
     }
 }
 

@@ -160,6 +160,7 @@ fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
             let interface = multicast.interface.as_deref().unwrap_or("every interface");
             format!("{interface}, {} port {}", multicast.group, multicast.port)
         }
+        Listener::Vsock(vsock) => format!("vsock port {}", vsock.port),
         Listener::Tcp(tcp) => format!("tcp at {} port {}", tcp.address, tcp.port),
         Listener::Serial(serial) => format!("serial lines in {}", serial.path.display()),
     };

@@ -41,6 +41,8 @@ const TCP: &str = "netns/tcp.rs";
 const LISTENERS: &str = "netns/listeners.rs";
 const SERIAL: &str = "netns/serial.rs";
 const LINE_KEYS: &str = "each_key_of_the_serial_listener_has_its_effect";
+const VSOCK_GUEST: &str = "kernels/vsock.rs";
+const OVER_VSOCK: &str = "every_operation_over_vsock_is_answered_as_stock_answers_it";
 const RECORDS: &str = "libvirt/records.rs";
 const REBOOT: &str = "libvirt/reboot.rs";
 
@@ -63,6 +65,7 @@ const EFFECTS: &[Effect] = &[
     ("listener", &["multicast,tcp"], As("bench.with_tcp("), TCP, "each_key_of_the_listener_has_its_effect"),
     ("listener", &["tcp"], Written, LISTENERS, "tcp_serves_without_multicast_and_its_interface"),
     ("listener", &["multicast,serial"], As("lines(&bench"), SERIAL, LINE_KEYS),
+    ("listener", &["vsock"], As("step(\"ours-all\""), VSOCK_GUEST, OVER_VSOCK),
     ("backend", &["libvirt"], LAB, OPERATIONS, ANSWERS),
     ("foreground", &[], Written, SETTINGS, "foreground_keeps_it_in_the_foreground"),
     ("wait_for_init", &[], Written, SETTINGS, WAITS),

@@ -12,12 +12,13 @@ use crate::rate_limit::RATE_LIMIT;
 use crate::resolved::{BACKENDS, FILE, GLOBAL, LIBVIRT};
 use crate::serial::SERIAL;
 use crate::tcp::TCP;
+use crate::vsock::VSOCK;
 use crate::{Config, Doubt, Source, Warnings, parse};
 
 const TEXT: &str = include_str!("../../../../docs/reference/configuration.md");
 
 /// Each section with keys: its heading, its scope, and a file that has room for one of its keys.
-pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 7] = [
+pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 8] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
     (
         "fence_virtd { rate_limit { } }",
@@ -33,6 +34,11 @@ pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 7] = [
         "listeners { tcp { } }",
         &TCP,
         "fence_virtd { listener = \"multicast,tcp\"; backend = \"libvirt\"; } listeners { tcp { KEY } }",
+    ),
+    (
+        "listeners { vsock { } }",
+        &VSOCK,
+        "fence_virtd { listener = \"vsock\"; backend = \"libvirt\"; } listeners { vsock { KEY } }",
     ),
     (
         "listeners { serial { } }",
@@ -185,6 +191,7 @@ fn new_findings_are_marked() {
         "attach",
         "key_file2",
         "strict_source",
+        "key_file2",
         "key_file2",
         "kill",
         "reboot_method",

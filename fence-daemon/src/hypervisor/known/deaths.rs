@@ -114,7 +114,15 @@ mod tests {
 
     fn entry(id: Option<u32>, moved_away: bool) -> Entry {
         let instance = id.map(|id| Instance { id, state: State(1), victim: None });
-        Entry { name: "vm".to_owned(), persistent: false, moved_away, instance, macs: [].into(), generation: 0 }
+        Entry {
+            name: "vm".to_owned(),
+            persistent: false,
+            moved_away,
+            instance,
+            macs: [].into(),
+            cid: None,
+            generation: 0,
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod stale;
 mod table;
 mod uri;
 pub(crate) mod view;
+mod vouched;
 mod words;
 
 use std::fmt;

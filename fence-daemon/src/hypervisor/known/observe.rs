@@ -101,11 +101,12 @@ fn look_at(
         let xml = xml.inspect_err(|error| tracing::debug!(%error, "a domain's XML cannot be had")).ok();
         let disks = xml.as_ref().and_then(|xml| Disks::of(xml).ok());
         // Without its Ethernet addresses a domain is fenced all the same.
-        let macs = xml.as_ref().filter(|_| instance.is_some()).map(|xml| xml::macs(xml).unwrap_or_default());
         let running = xml.as_ref().filter(|_| instance.is_some());
+        let macs = running.map(|xml| xml::macs(xml).unwrap_or_default());
+        let cid = running.and_then(|xml| xml::cid(xml));
         let sockets = running.and_then(|xml| xml::device_sockets(xml).ok()).unwrap_or_default();
         let (moved_away, macs) = (power == Power::MovedAway, macs.unwrap_or_default());
-        let entry = Entry { name, persistent, moved_away, instance, macs, generation };
+        let entry = Entry { name, persistent, moved_away, instance, macs, cid, generation };
         // A persistent domain is started from its definition.
         let xml = xml.filter(|_| transient).map(Arc::new);
         return Ok(Observed { entry: Some(entry), lacking, leaving, xml, disks, sockets });

@@ -50,6 +50,8 @@ pub(crate) struct Entry {
     pub(crate) instance: Option<Instance>,
     /// The Ethernet addresses of its interfaces while it runs, by its XML.
     pub(crate) macs: Arc<[Mac]>,
+    /// Its vsock number while it runs, by its XML.
+    pub(crate) cid: Option<u32>,
     /// The number of the connection over which that was observed.
     pub(crate) generation: u64,
 }
@@ -231,6 +233,12 @@ impl Table {
     /// The domains that run and have an interface with this Ethernet address.
     pub(crate) fn running_with(&self, mac: Mac) -> Vec<Uuid> {
         let runs = |entry: &Entry| entry.macs.contains(&mac) && entry.instance.as_ref().is_some_and(Instance::may_live);
+        self.domains().iter().filter(|(_, entry)| runs(entry)).map(|(uuid, _)| *uuid).collect()
+    }
+
+    /// The domains that run and had this vsock number when they were looked at.
+    pub(crate) fn running_with_cid(&self, cid: u32) -> Vec<Uuid> {
+        let runs = |entry: &Entry| entry.cid == Some(cid) && entry.instance.as_ref().is_some_and(Instance::may_live);
         self.domains().iter().filter(|(_, entry)| runs(entry)).map(|(uuid, _)| *uuid).collect()
     }
 

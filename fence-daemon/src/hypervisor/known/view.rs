@@ -131,7 +131,15 @@ mod tests {
     use crate::hypervisor::libvirt::State;
 
     fn entry(instance: Option<Instance>, moved_away: bool) -> Entry {
-        Entry { name: "node1".to_owned(), persistent: true, moved_away, instance, macs: [].into(), generation: 3 }
+        Entry {
+            name: "node1".to_owned(),
+            persistent: true,
+            moved_away,
+            instance,
+            macs: [].into(),
+            cid: None,
+            generation: 3,
+        }
     }
 
     #[test]

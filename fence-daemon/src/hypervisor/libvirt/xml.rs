@@ -9,12 +9,21 @@ use fence_net::neighbour::Mac;
 /// The Ethernet addresses of a domain's network interfaces.
 pub(crate) fn macs(xml: &str) -> Result<Arc<[Mac]>, roxmltree::Error> {
     let document = Document::parse(xml)?;
-    // Metadata may hold anything, so the whole path counts.
-    let path = ["mac", "interface", "devices", "domain"];
-    let is_ours =
-        |node: &Node<'_, '_>| node.ancestors().map(|at| at.tag_name().name()).eq(path.into_iter().chain([""]));
-    let found = document.descendants().filter(is_ours).filter_map(|mac| mac_of(mac.attribute("address")?));
-    Ok(found.collect())
+    let found = document.descendants().filter(|node| is_at(node, ["mac", "interface", "devices", "domain"]));
+    Ok(found.filter_map(|mac| mac_of(mac.attribute("address")?)).collect())
+}
+
+/// A running domain's vsock number. `None` if it has none, or the XML is damaged.
+pub(crate) fn cid(xml: &str) -> Option<u32> {
+    let document = Document::parse(xml).ok()?;
+    let found = document.descendants().find(|node| is_at(node, ["cid", "vsock", "devices", "domain"]))?;
+    found.attribute("address")?.parse().ok()
+}
+
+/// Whether a node has this path, from itself to the root. Metadata may hold anything, so the whole
+/// path counts.
+fn is_at(node: &Node<'_, '_>, path: [&str; 4]) -> bool {
+    node.ancestors().map(|at| at.tag_name().name()).eq(path.into_iter().chain([""]))
 }
 
 /// A UNIX socket at which a device of a running domain listens: the host's end of the device.
@@ -78,6 +87,26 @@ fn mac_of(text: &str) -> Option<Mac> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_vsock_number_of_a_domain_is_read_from_its_xml() {
+        let xml = |devices: &str| {
+            format!(
+                "<domain><metadata><vsock><cid address='9'/></vsock></metadata><devices>{devices}</devices></domain>"
+            )
+        };
+        for (devices, expected) in [
+            ("<vsock model='virtio'><cid auto='no' address='7'/><alias name='vsock0'/></vsock>", Some(7)),
+            ("<disk/><vsock><cid auto='yes' address='4294967294'/></vsock>", Some(u32::MAX - 1)),
+            ("<vsock><cid auto='yes'/></vsock>", None),
+            ("<vsock><cid address='-1'/></vsock>", None),
+            ("<disk><vsock><cid address='7'/></vsock></disk>", None),
+            ("", None),
+        ] {
+            assert_eq!(cid(&xml(devices)), expected, "{devices}");
+        }
+        assert_eq!(cid("<domain>"), None);
+    }
 
     #[test]
     fn the_addresses_of_a_domain_are_read_from_its_xml() {

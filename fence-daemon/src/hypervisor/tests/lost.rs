@@ -115,7 +115,7 @@ fn enter(h: &Hypervisors, uri: usize, domain: (&str, u128), driver: Driver, proc
     let instance = victim.map(|victim| Instance { id: 77, state: State(1), victim: Some(victim) });
     let generation = table.generation();
     let (name, macs) = (domain.0.to_owned(), Arc::default());
-    let entry = Entry { name, persistent: true, moved_away: false, instance, macs, generation };
+    let entry = Entry { name, persistent: true, moved_away: false, instance, macs, cid: None, generation };
     table.put(Uuid::from_u128(domain.1), Some(entry));
 }
 

@@ -30,7 +30,7 @@ impl Said {
         };
         let moved_away = matches!(self, Self::MovedAway);
         let (name, macs) = ("a".to_owned(), [].into());
-        table.put(uuid, Some(Entry { name, persistent: true, moved_away, instance, macs, generation: 0 }));
+        table.put(uuid, Some(Entry { name, persistent: true, moved_away, instance, macs, cid: None, generation: 0 }));
         if matches!(self, Self::Left) {
             table.note_leaving(uuid, true);
         }
@@ -114,7 +114,8 @@ async fn a_word_that_this_host_disproves_is_no_veto() {
         }
         let (name, macs) = ("no-such-domain".to_owned(), [].into());
         let instance = Some(Instance { id: 7, state: State(1), victim: None });
-        let entry = Entry { name: name.clone(), persistent: true, moved_away: false, instance, macs, generation: 0 };
+        let entry =
+            Entry { name: name.clone(), persistent: true, moved_away: false, instance, macs, cid: None, generation: 0 };
         h.known.uris[1].table.put(Uuid::from_u128(1), Some(entry));
         let off = order(&h, Op::Off, Target::Name(name.clone())).await;
         assert_eq!(off.reply, wanted, "{local}: {}", off.detail);
