@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fence_common::rate_limit::STALE_AFTER_NS;
 use tokio::sync::{Notify, oneshot};
+use tracing::warn;
 
 use super::DaemonError;
 use super::beat::Beat;
@@ -119,6 +120,10 @@ pub(super) async fn serve(
             ticked = beat.tick() => {
                 ticked.map_err(|error| DaemonError::Runtime("go on with the heartbeat", error))?;
                 rings.each().for_each(RequestRing::beat);
+                if let Some(pause) = arrivals.beat() {
+                    let pause = pause.as_secs_f32();
+                    warn!("the daemon stood still for {pause:.1} s: requests that waited so long are not served");
+                }
                 beats = beats.wrapping_add(1);
                 if beats.is_multiple_of(BEATS_PER_LOOK) {
                     look.notify_one();

@@ -1,9 +1,14 @@
 //! The queue of requests that clients bring over connections of their own, whichever way.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::awake::Awake;
 use super::request::Incoming;
+use crate::clock::Moment;
 
 /// How many verified requests wait for the reader. It takes each within microseconds.
 const QUEUE: usize = 64;
@@ -17,12 +22,13 @@ pub struct Arrivals {
     feed: Feed,
     queue: mpsc::Receiver<Incoming>,
     listeners: JoinSet<()>,
+    awake: Arc<Awake>,
 }
 
 impl Default for Arrivals {
     fn default() -> Self {
         let (feed, queue) = mpsc::channel(QUEUE);
-        Self { feed, queue, listeners: JoinSet::new() }
+        Self { feed, queue, listeners: JoinSet::new(), awake: Arc::new(Awake::since(Moment::now())) }
     }
 }
 
@@ -30,6 +36,16 @@ impl Arrivals {
     /// Runs a listener, which gets its end of the queue. Must be called within a tokio runtime.
     pub(super) fn listen<L: Future<Output = ()> + Send + 'static>(&mut self, listener: impl FnOnce(Feed) -> L) {
         self.listeners.spawn(listener(self.feed.clone()));
+    }
+
+    /// What knows whether the daemon stood still.
+    pub(super) fn awake(&self) -> Arc<Awake> {
+        Arc::clone(&self.awake)
+    }
+
+    /// Notes a heartbeat. Returns how long the daemon stood still before it, if it did.
+    pub fn beat(&self) -> Option<Duration> {
+        self.awake.beat(Moment::now())
     }
 
     /// The next verified request. Dropping the future loses none.

@@ -4,6 +4,7 @@
 //! Only this folder makes a [`Verified`](request::Verified).
 
 pub mod arrivals;
+mod awake;
 pub mod backlog;
 pub mod connections;
 mod datagram;

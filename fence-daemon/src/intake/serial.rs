@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::arrivals::{Arrivals, Feed};
+use super::awake::Awake;
 use super::judge::Judge;
 use super::line::Link;
 use super::request::{Incoming, Verified};
@@ -100,6 +101,7 @@ pub struct LineIntake {
     lines: Mutex<BTreeMap<Port, LineState>>,
     counters: Mutex<Counters>,
     numbers: AtomicU64,
+    awake: Arc<Awake>,
 }
 
 impl LineIntake {
@@ -107,7 +109,8 @@ impl LineIntake {
     #[must_use]
     pub fn start(settings: Serial, judge: Judge, ports: impl Ports, arrivals: &mut Arrivals) -> Arc<Self> {
         let (lines, counters) = (Mutex::default(), Mutex::default());
-        let intake = Arc::new(Self { settings, judge, lines, counters, numbers: AtomicU64::new(0) });
+        let (numbers, awake) = (AtomicU64::new(0), arrivals.awake());
+        let intake = Arc::new(Self { settings, judge, lines, counters, numbers, awake });
         arrivals.listen(|feed| Arc::clone(&intake).keep(Arc::new(ports), feed));
         intake
     }
@@ -233,7 +236,7 @@ impl LineIntake {
 
     /// Judges a request. One that comes too often is counted, and not answered.
     fn take(&self, request: &Request, domain: &Arc<Vouched>, line: u64, link: &Arc<Link>) -> Option<Incoming> {
-        let arrived = Moment::now();
+        let arrived = self.awake.arrival(Moment::now());
         // A line's number is of use only beside its domain.
         let line = u32::try_from(line % (1 << 32)).unwrap_or_default();
         let verified = Verified::on_line(request, Arc::clone(domain), line, arrived)?;

@@ -8,6 +8,7 @@ use fence_common::wire::Op;
 use fence_lab::line::{self, Line};
 use fence_lab::server::{Config, Server};
 use fence_lab::testdriver::{self, State, TestDomain, uuid};
+use nix::sys::signal::Signal;
 
 use crate::bench::Bench;
 
@@ -168,4 +169,23 @@ fn hostile_lines_cost_the_others_nothing() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn what_waited_while_the_daemon_stood_still_is_not_done() -> Result<()> {
+    let bench = Bench::new()?;
+    let mut asker = Line::listen(&bench.hypervisor, &at("asker"))?;
+    let mut server = bench.serve(&lines(&bench, &two(), &[("path", LINES)], GROUPS)?)?;
+    ensure!(asker.reply(Op::Status, "victim", 1)? == 0, "{}", server.log());
+    server.process().signal(Signal::SIGSTOP)?;
+    asker.write(&line::request(Op::Off, "victim", 2))?;
+    std::thread::sleep(Duration::from_secs(8));
+    server.process().signal(Signal::SIGCONT)?;
+    let told = server.wait_log(0, LIMIT, |log| log.contains("the daemon stood still for").then_some(()));
+    ensure!(told.is_some(), "{}", server.log());
+    // Until news counts as news again.
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(asker.reply(Op::Status, "victim", 3)? == 0, "a stale request was carried out: {}", server.log());
+    ensure!(asker.reply(Op::Off, "victim", 4)? == 0, "{}", server.log());
+    Ok(())
 }
