@@ -339,12 +339,17 @@ impl Disk {
     }
 }
 
-/// Whether a thread of a process is in uninterruptible sleep.
+/// Whether a thread of a process waits for the image, or may be about to: one of io_uring's that
+/// has not had a processor since.
 fn has_waiting_thread(pid: u32) -> Result<bool> {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = std::fs::read_to_string(thread?.path().join("stat")).unwrap_or_default();
-        // Behind the name, which may hold anything.
-        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D')) {
+        let thread = thread?.path();
+        let read = |name: &str| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
+        let stat = read("stat");
+        // The name may hold anything, so it is cut off from behind.
+        let Some((name, rest)) = stat.rsplit_once(") ") else { continue };
+        let is_worker = name.contains("(iou-wrk-");
+        if rest.starts_with('D') || (is_worker && (rest.starts_with('R') || read("stack").contains("fuse_"))) {
             return Ok(true);
         }
     }
