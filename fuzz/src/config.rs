@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use fence_config::raw::{self, Item};
-use fence_config::{self as config, Config, ConfigError, Group, Groups, Listener, Mistake, Source, Warnings, render};
+use fence_config::{
+    self as config, Config, ConfigError, Group, Groups, Listener, ListenerMistake, Mistake, Source, Warnings, render,
+};
 
 /// Longer than any report about a file, in bytes: 20 mistakes and 100 warnings, each with a line.
 const REPORT_MAX: usize = 512 << 10;
@@ -75,7 +77,9 @@ impl Said {
     fn kinds(&self) -> Vec<Mistake> {
         let kind = |mistake: &Mistake| {
             let mut kind = mistake.clone();
-            if let Mistake::SectionTwice { line, .. } = &mut kind {
+            if let Mistake::SectionTwice { line, .. } | Mistake::Listener(ListenerMistake::SameSocket(_, line)) =
+                &mut kind
+            {
                 *line = 0;
             }
             kind
