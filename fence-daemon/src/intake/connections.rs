@@ -2,9 +2,8 @@
 //! its request, and waits for its answer on the same connection.
 //!
 //! Anybody can connect, so a connection gets one second and one of a few places until its request
-//! is there. When the places are used up, the oldest connection loses its place: an honest client
-//! sends its request with the connection, and needs it for a round trip only. So silent peers
-//! delay nobody.
+//! is there. When the places are used up, the machine with the most of them loses its oldest one.
+//! An honest client has one, and needs it for a round trip only. So silent peers delay nobody.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,8 +32,8 @@ use crate::observe::requests::Via;
 /// How long a client may take for its request, as with fence_virtd. Stock clients send it at once.
 const REQUEST_WITHIN: Duration = Duration::from_secs(1);
 
-/// How many connections may wait for their request at once. A file descriptor each; an attacker
-/// needs this many within a round trip to displace an honest client.
+/// How many connections may wait for their request at once. A file descriptor each; to displace an
+/// honest client takes this many machines within a round trip.
 const WAITING_MAX: usize = 512;
 
 /// How many of them may come from one machine. As many requests of one machine are served at once.
@@ -149,14 +148,13 @@ impl Accepted {
     /// Enters a connection without a request. Another one may have to go.
     fn enter(&self, source: Address) -> Place {
         let mut waiting = lock(&self.waiting);
-        let of_source = |waiting: &Unread| {
-            let own = waiting.list.iter().filter(|(_, (other, _))| *other == source);
-            own.map(|(number, _)| *number).collect::<Vec<_>>()
-        };
-        let oldest = match of_source(&waiting) {
-            own if own.len() >= WAITING_MAX_PER_SOURCE => own.first().copied(),
-            _ if waiting.list.len() >= WAITING_MAX => waiting.list.keys().next().copied(),
-            _ => None,
+        let own = waiting.sources().filter(|other| *other == source).count();
+        let oldest = if own >= WAITING_MAX_PER_SOURCE {
+            waiting.oldest_of(source)
+        } else if waiting.list.len() >= WAITING_MAX {
+            waiting.busiest().and_then(|busiest| waiting.oldest_of(busiest))
+        } else {
+            None
         };
         if let Some((_, displaced)) = oldest.and_then(|number| waiting.list.remove(&number)) {
             displaced.notify_one();
@@ -177,6 +175,26 @@ impl Accepted {
 struct Unread {
     next: u64,
     list: BTreeMap<u64, (Address, Arc<Notify>)>,
+}
+
+impl Unread {
+    fn sources(&self) -> impl Iterator<Item = Address> {
+        self.list.values().map(|(source, _)| *source)
+    }
+
+    fn oldest_of(&self, source: Address) -> Option<u64> {
+        self.list.iter().find(|(_, (other, _))| *other == source).map(|(number, _)| *number)
+    }
+
+    /// The machine with the most connections; of several the one that has waited longest.
+    fn busiest(&self) -> Option<Address> {
+        let mut counts = BTreeMap::<_, usize>::new();
+        for source in self.sources() {
+            *counts.entry(source).or_default() += 1;
+        }
+        let most = counts.values().copied().max()?;
+        self.sources().find(|source| counts.get(source) == Some(&most))
+    }
 }
 
 /// A connection in that list.
@@ -219,11 +237,18 @@ mod tests {
             is_kept(&intake, &other) && !is_kept(&intake, &own[0]) && own[1..].iter().all(|own| is_kept(&intake, own))
         );
         own.iter().for_each(|own| intake.leave(own));
-        // Of all sources: the oldest of all.
-        let all: Vec<_> = (0..WAITING_MAX).map(|number| intake.enter(source(100 + number))).collect();
+        // Of all sources: the oldest of the one with the most.
+        let two = [intake.enter(source(3)), intake.enter(source(3))];
+        let all: Vec<_> = (3..WAITING_MAX).map(|number| intake.enter(source(100 + number))).collect();
+        let one_more = intake.enter(source(4));
+        two[0].displaced.notified().await;
+        let rest = [&other, &two[1], &one_more];
+        assert!(!is_kept(&intake, &two[0]) && rest.into_iter().chain(&all).all(|place| is_kept(&intake, place)));
+        // If all have one, the oldest of all.
+        let last = intake.enter(source(5));
         other.displaced.notified().await;
-        assert!(!is_kept(&intake, &other) && all.iter().all(|place| is_kept(&intake, place)));
-        all.iter().for_each(|place| intake.leave(place));
+        assert!(!is_kept(&intake, &other) && [&two[1], &one_more].into_iter().chain(&all).all(|p| is_kept(&intake, p)));
+        [&two[1], &one_more, &last].into_iter().chain(&all).for_each(|place| intake.leave(place));
         assert!(lock(&intake.waiting).list.is_empty());
     }
 
