@@ -22,6 +22,8 @@ const CROWDS: u8 = 10;
 const SILENT: usize = 100;
 /// How many requests each honest client sends, one after the other.
 const HONEST: usize = 15;
+/// A pause after six requests of one address, so that they are fewer than 100 a second.
+const BELOW_THE_RATE_LIMIT: Duration = Duration::from_millis(100);
 /// How long the attacks may take to begin on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -115,6 +117,8 @@ impl Attacker {
             mirror.write(&asked.read_block()?)?;
             unanswered(&mut mirror)?;
         }
+        // The rate limit would end the attack.
+        std::thread::sleep(BELOW_THE_RATE_LIMIT);
         Ok(())
     }
 }
