@@ -155,6 +155,8 @@ impl Crowd {
         let answer = caller::ask_every(&peer, Op::Off, victim, START_LIMIT, AGAIN)?;
         let answer = answer.with_context(|| format!("no answer: {}", server.log()))?;
         ensure!(answer.code == 0 && witness.is_dead()?, "off of {victim}: {}: {}", answer.code, server.log());
+        // Else it would seem to run already when all are to be brought up again.
+        self.bed.libvirtd.wait_state(qemu::URI, victim, "shut off")?;
         server.wait_settled(START_LIMIT)?;
         wait_locked(server.process().id())?;
         Ok((server, answer.replied - begin))
@@ -168,6 +170,7 @@ impl Crowd {
             let answer = caller::ask(&peer, Op::Off, name, PATIENCE)?.context("no callback")?;
             ensure!(answer.code == 0, "off of {name}: the reply is {}", answer.code);
             ensure!(witness.is_dead()?, "FALSE SUCCESS: off of {name} was answered while it lived");
+            self.bed.libvirtd.wait_state(qemu::URI, name, "shut off")?;
             samples.push(Sample { value: answer.took().as_secs_f64(), at_least: false });
         }
         Ok(samples.p99().context("nothing to fence")?.value)
