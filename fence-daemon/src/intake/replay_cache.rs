@@ -119,7 +119,7 @@ impl ReplayCache {
             lock(file).write(&ReplayRecord { at: now.to_le_bytes(), datagram_id, sender });
         }
         let mut kernel = lock(&self.kernel);
-        // The one that has recorded it is not known, so all others are told, and it again.
+        // The one that has recorded it is not known, so all others get it, and that one again.
         if !in_kernel || kernel.len() > 1 {
             kernel.iter_mut().for_each(|kernel| kernel.note(datagram_id, now));
         }

@@ -241,7 +241,7 @@ impl Verified {
         Who { address: self.caller.address(), domain: self.domain.as_deref() }
     }
 
-    /// Whether it asks to fence the domain that it came from, over a line. Whoever runs there after
+    /// Whether it asks to fence the domain that it came from, over a line. What runs there after
     /// that has asked nothing.
     #[must_use]
     pub fn is_of_its_own_victim(&self) -> bool {

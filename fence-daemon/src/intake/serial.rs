@@ -178,7 +178,7 @@ impl LineIntake {
             let begun = Instant::now();
             let trouble = match connect(&port.path).await {
                 Err(error) => error.to_string(),
-                // After connecting: whoever has the socket from now on is not on this connection.
+                // After connecting: a later owner of the socket is not on this connection.
                 Ok(_) if !ports.is_there(&port).await => "libvirt does not say that it is the domain's".to_owned(),
                 Ok(socket) => {
                     info!(domain = %domain.name.escape_debug(), path = %port.path.display(), "serial: listening");

@@ -93,7 +93,7 @@ impl Attacker {
         Ok(())
     }
 
-    /// Two requests that were answered once, byte for byte by both ways, and signed anew.
+    /// Two requests that were answered once, byte for byte by both ways, and signed again.
     fn replays(&self, by_multicast: &Request, by_tcp: &Request) -> Result<()> {
         for old in [by_multicast, by_tcp] {
             self.peer.send_bytes(old.as_bytes())?;

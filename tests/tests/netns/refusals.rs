@@ -59,7 +59,7 @@ fn each_refusal_is_logged_with_its_reason() -> Result<()> {
     Ok(())
 }
 
-/// Whoever has the domain's own address is still not known to be that domain.
+/// A client with the domain's own address is still not known to be that domain.
 #[test]
 fn a_group_of_a_domain_alone_denies_clients_that_are_known_by_their_address() -> Result<()> {
     let bench = Bench::new()?;

@@ -1,8 +1,8 @@
 //! The UNIX sockets at which serial ports and channels of running domains listen on this host.
 //!
 //! The tables follow libvirt's events, so a list of sockets is up to date a moment after a domain
-//! has started or ended. Whoever connects to a socket asks libvirt once more whose it is: another
-//! domain may have taken the path meanwhile.
+//! has started or ended. Before a connected socket is used, libvirt is asked once more whose it is:
+//! another domain may have taken the path meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};

@@ -200,7 +200,7 @@ async fn a_guest_that_never_reads_holds_up_nobody_and_is_cut_off() {
     line.reply(&[0]).await.unwrap();
     assert_eq!(received(&mut honest, 6).await, b"\0abba\0");
     assert!(timeout(SOON, writing).await.unwrap().unwrap().is_err(), "nobody reads it");
-    // Half an answer is on the line, so it is connected anew.
+    // Half an answer is on the line, so it is connected again.
     let mut deaf = accept(&one).await;
     deaf.write_all(&request(Op::Status, "x", 3)).await.unwrap();
     assert_eq!(host.next().await.0.seqno(), 3);
