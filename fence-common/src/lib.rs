@@ -24,6 +24,7 @@
 //! * [`key`]: the shared secret, wiped on drop, and its digests.
 //! * [`keys`]: the accepted keys and their rotation.
 //! * [`exchange`]: the callback conversation as a state machine.
+//! * [`hosts`]: the group of hosts: who runs a domain, and when it is off everywhere.
 //! * [`ledger`]: the requests that are claimed, answered or superseded.
 //! * [`memory_store`]: the rate limits' store in user space.
 //! * [`serial`]: the requests and answers of a serial line.
@@ -60,6 +61,8 @@ pub mod caller;
 pub mod ending;
 #[cfg(feature = "user")]
 pub mod exchange;
+#[cfg(feature = "user")]
+pub mod hosts;
 #[cfg(feature = "user")]
 pub mod key;
 #[cfg(feature = "user")]

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod event;
+pub mod hosts;
 pub mod line;
 pub mod request;
 pub mod stream;
@@ -15,12 +16,13 @@ pub mod stream;
 pub type Target = fn(&[u8]);
 
 /// Every target with the name of its folder in `corpus/`.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("config", config::check),
     ("request", request::check),
     ("stream", stream::check),
     ("event", event::check),
     ("line", line::check),
+    ("hosts", hosts::check),
 ];
 
 /// Writes the table of bad configurations into the folder that `FENCE_FUZZ_SEEDS` names, a file for

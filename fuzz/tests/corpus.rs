@@ -174,4 +174,9 @@ mod replayed {
     fn mutations_of_lines_hold() {
         mutated("line", fence_fuzz::line::check);
     }
+
+    #[test]
+    fn mutations_of_messages_between_hosts_hold() {
+        mutated("hosts", fence_fuzz::hosts::check);
+    }
 }

@@ -1,0 +1,384 @@
+//! Every host's part in a question: it looks, acts at most once, and says what it has found.
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+
+use uuid::Uuid;
+
+use super::message::{self, Message, QuestionId, Word};
+use super::records::Sought;
+use super::{ActEnd, GroupOrder, HostDomain, Hosts, HostsRule, Incarnation, LocalState, Look, Member, Output};
+use crate::ledger::RequestId;
+use crate::target::Target;
+use crate::wire::Op;
+
+/// How long an act is remembered after its end, in nanoseconds. No copy of its request acts again
+/// meanwhile. Coordinators end their questions after 25 s.
+const REMEMBER: u64 = 60_000_000_000;
+
+/// How many questions of others this host works on at once. Further ones are not answered, which
+/// fails them.
+const DUTIES_MAX: usize = 4096;
+
+/// How many starts are remembered for comparison.
+const STARTS_MAX: usize = 1024;
+
+/// One question, as this host knows it.
+#[derive(Clone, Debug)]
+struct Duty {
+    coordinator: Member,
+    round: u32,
+    /// The place of the round in the total order, and the epoch there. Unknown until this host
+    /// hears its own question.
+    place: Option<(u64, u64)>,
+    request: RequestId,
+    op: Op,
+    target: Option<Target>,
+    /// When its client gives up.
+    by: u64,
+    /// The look that is under way.
+    look: Option<u64>,
+    /// What this host was told to start.
+    start: Option<(Uuid, String)>,
+}
+
+/// An act of this host.
+#[derive(Clone, Debug)]
+struct Act {
+    number: u64,
+    op: Op,
+    /// How it ended, and how often the domain had appeared by then.
+    end: Option<(ActEnd, u64)>,
+    until: u64,
+}
+
+/// A start that was ordered.
+#[derive(Clone, Debug)]
+struct Started {
+    position: u64,
+    uuid: Uuid,
+    name: String,
+}
+
+/// A start on this host that has not ended.
+#[derive(Clone, Debug)]
+struct Starting {
+    request: RequestId,
+    uuid: Uuid,
+    name: String,
+}
+
+/// All that this host works on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Duties {
+    open: BTreeMap<QuestionId, Duty>,
+    acts: BTreeMap<RequestId, Act>,
+    /// Which member said first that the domain of a reboot runs there, and until when that counts.
+    first: BTreeMap<RequestId, (Member, u64)>,
+    starts: Vec<Started>,
+    starting: Vec<Starting>,
+}
+
+/// A start may still fail, so it is neither on nor off.
+fn being_started() -> Word {
+    Word::CannotTell("it is being started here".into())
+}
+
+impl Duties {
+    /// Forgets the questions. Acts go on.
+    pub(super) fn forget(&mut self) {
+        self.open.clear();
+        // Starts that have not begun do not begin any more.
+        let acts = &self.acts;
+        self.starting.retain(|starting| acts.get(&starting.request).is_some_and(|act| act.end.is_none()));
+    }
+
+    pub(super) fn expire(&mut self, now: u64) {
+        self.open.retain(|_, duty| duty.by > now);
+        self.acts.retain(|_, act| act.end.is_none() || act.until > now);
+        self.first.retain(|_, (_, until)| *until > now);
+        let (open, acts) = (&self.open, &self.acts);
+        let is_due = |request: &RequestId| {
+            acts.get(request).is_some_and(|act| act.end.is_none())
+                || open.values().any(|duty| duty.request == *request && duty.start.is_some())
+        };
+        self.starting.retain(|starting| is_due(&starting.request));
+    }
+
+    pub(super) fn wake(&self) -> Option<u64> {
+        self.open.values().map(|duty| duty.by).min()
+    }
+
+    fn by_look(&self, look: u64) -> Option<QuestionId> {
+        self.open.iter().find(|(_, duty)| duty.look == Some(look)).map(|(question, _)| *question)
+    }
+
+    fn is_starting(&self, target: Option<&Target>, look: &Look) -> bool {
+        let mut sought = Sought::of(target);
+        sought.uuids.extend(look.uuid);
+        self.starting.iter().any(|starting| sought.fits(&starting.uuid, &starting.name))
+    }
+}
+
+impl Hosts {
+    /// An earlier daemon of this host has acted on this request, or was about to. It is not carried
+    /// out again.
+    pub fn remember(&mut self, now: u64, request: RequestId) {
+        let number = self.number();
+        let end = ActEnd::Failed("the daemon was restarted while it acted, or after".into());
+        let act = Act { number, op: Op::Null, end: Some((end, 0)), until: now.saturating_add(REMEMBER) };
+        self.duties.acts.entry(request).or_insert(act);
+    }
+
+    /// A question was delivered. Its time runs from `sent_after` on.
+    pub(super) fn asked_by(&mut self, from: Member, incarnation: Incarnation, sent_after: u64, ask: Message) {
+        let Message::Ask { number, round, request, op, target, left_ms, audience } = ask else { return };
+        self.claim_is_used(request, from);
+        if !audience.contains(&self.incarnation) {
+            return;
+        }
+        let question = QuestionId { incarnation, number };
+        let place = Some((self.position, self.epoch));
+        if let Some(duty) = self.duties.open.get_mut(&question)
+            && duty.round >= round
+        {
+            // Our own question, which was begun before it was heard.
+            if duty.round == round && duty.place.is_none() {
+                duty.place = place;
+            }
+            return;
+        }
+        let by = sent_after.saturating_add(u64::from(left_ms) * 1_000_000);
+        self.begin_duty(
+            question,
+            Duty { coordinator: from, round, place, request, op, target, by, look: None, start: None },
+        );
+    }
+
+    /// Begins this host's part in its own question before it hears it.
+    pub(super) fn begin_own(
+        &mut self,
+        number: u64,
+        round: u32,
+        request: RequestId,
+        op: Op,
+        target: Option<Target>,
+        by: u64,
+    ) {
+        let question = QuestionId { incarnation: self.incarnation, number };
+        let (coordinator, place) = (self.me, None);
+        self.begin_duty(question, Duty { coordinator, round, place, request, op, target, by, look: None, start: None });
+    }
+
+    fn begin_duty(&mut self, question: QuestionId, mut duty: Duty) {
+        if self.duties.open.len() >= DUTIES_MAX && !self.duties.open.contains_key(&question) {
+            return;
+        }
+        if self.duties.acts.get(&duty.request).is_some_and(|act| act.end.is_none()) {
+            let round = duty.round;
+            let word = if duty.op == Op::On { being_started() } else { Word::RunsHere };
+            self.duties.open.insert(question, duty);
+            return self.say(question, round, word, None);
+        }
+        let look = self.number();
+        let output = match (duty.op, &duty.target) {
+            (Op::HostList, _) => Output::List { look },
+            (Op::DevStatus, _) => Output::Check { look },
+            (op @ (Op::Off | Op::Reboot | Op::On | Op::Status), Some(target)) => {
+                Output::Look { look, target: target.clone(), op }
+            }
+            (Op::Null | Op::Off | Op::Reboot | Op::On | Op::Status, _) => return,
+        };
+        duty.look = Some(look);
+        self.duties.open.insert(question, duty);
+        self.outputs.push_back(output);
+    }
+
+    fn say(&mut self, to: QuestionId, round: u32, word: Word, look: Option<Look>) {
+        let (changes, uuid, name) = look.map_or((0, None, None), |look| (look.changes, look.uuid, look.name));
+        self.send(Message::Say { to, round, word, changes, uuid, name });
+    }
+
+    /// What the domain of a look is to this host.
+    pub fn looked(&mut self, now: u64, number: u64, look: Look) {
+        let Some(question) = self.duties.by_look(number) else { return };
+        let Some(duty) = self.duties.open.get_mut(&question) else { return };
+        duty.look = None;
+        let duty = duty.clone();
+        if duty.by <= now {
+            return;
+        }
+        let acts = matches!(duty.op, Op::Off | Op::Reboot);
+        let is_starting = self.duties.is_starting(duty.target.as_ref(), &look);
+        let runs = look.state == LocalState::RunsHere || is_starting;
+        let act = self.duties.acts.get(&duty.request).filter(|_| self.holds(HostsRule::ActsOnce)).cloned();
+        let word = match (&look.state, act) {
+            (LocalState::CannotTell(reason), _) => Word::CannotTell(message::reason(reason)),
+            (_, Some(Act { end: None, .. })) => Word::RunsHere,
+            // A reboot has started it again.
+            (_, Some(Act { end: Some((ActEnd::ProvenOff, changes)), op, .. }))
+                if !runs || (op == Op::Reboot && changes == look.changes) =>
+            {
+                Word::StillOff
+            }
+            (_, Some(_)) if acts && runs => {
+                Word::CannotTell("it runs here, and this request has acted here before".into())
+            }
+            _ if is_starting && !acts => being_started(),
+            _ if acts && runs && !self.may_act() => Word::CannotTell("this host has no quorum".into()),
+            _ if runs => Word::RunsHere,
+            (LocalState::DefinedHere, _) => Word::DefinedHere,
+            (LocalState::NotHere | LocalState::RunsHere, _) => Word::NotHere,
+        };
+        let is_owner = word == Word::RunsHere;
+        let act_is_new = !self.duties.acts.contains_key(&duty.request) || !self.holds(HostsRule::ActsOnce);
+        self.say(question, duty.round, word, Some(look));
+        if is_owner && duty.op == Op::Off && act_is_new {
+            self.act(&duty, Op::Off);
+        }
+    }
+
+    /// All domains of this host, or why they are not known.
+    pub fn listed(&mut self, look: u64, list: Result<Vec<HostDomain>, String>) {
+        self.tell(look, list.map_or_else(|reason| Word::CannotTell(message::reason(&reason)), Word::List));
+    }
+
+    /// Whether this host's libvirt is well, or why not.
+    pub fn checked(&mut self, look: u64, health: Result<(), String>) {
+        self.tell(look, health.map_or_else(|reason| Word::CannotTell(message::reason(&reason)), |()| Word::Well));
+    }
+
+    fn tell(&mut self, look: u64, word: Word) {
+        let Some(question) = self.duties.by_look(look) else { return };
+        let Some(duty) = self.duties.open.get_mut(&question) else { return };
+        duty.look = None;
+        let round = duty.round;
+        self.say(question, round, word, None);
+    }
+
+    /// Without quorum nobody acts.
+    fn may_act(&self) -> bool {
+        self.is_quorate || !self.holds(HostsRule::Quorum)
+    }
+
+    fn act(&mut self, duty: &Duty, op: Op) {
+        let Some(target) = duty.target.clone() else { return };
+        let act = self.number();
+        let (by, coordinator) = (duty.by, duty.coordinator);
+        self.duties.acts.insert(duty.request, Act { number: act, op, end: None, until: u64::MAX });
+        let order = GroupOrder { act, request: duty.request, op, target, coordinator, by };
+        self.outputs.push_back(Output::Act(order));
+    }
+
+    /// An act has ended. `changes` is as in [`Look`], counted at the end.
+    pub fn acted(&mut self, now: u64, number: u64, end: ActEnd, changes: u64) {
+        let Some((&request, act)) = self.duties.acts.iter_mut().find(|(_, act)| act.number == number) else { return };
+        let end = match end {
+            ActEnd::Failed(reason) => ActEnd::Failed(message::reason(&reason)),
+            ActEnd::ProvenOff | ActEnd::Done => end,
+        };
+        act.end = Some((end.clone(), changes));
+        act.until = now.saturating_add(REMEMBER);
+        self.duties.starting.retain(|starting| starting.request != request);
+        let open = self.duties.open.iter().filter(|(_, duty)| duty.request == request);
+        let open: Vec<_> = open.map(|(question, duty)| (*question, duty.round)).collect();
+        for (to, round) in open {
+            let word = Word::End(end.clone());
+            self.send(Message::Say { to, round, word, changes, uuid: None, name: None });
+        }
+        self.judge_all(now);
+    }
+
+    /// Hears what a member says of a question, to whomever. Of the hosts that run the domain of a
+    /// reboot, the first one starts it again. This host acts when it hears its own word.
+    pub(super) fn said_to_all(&mut self, now: u64, from: Member, to: QuestionId, word: &Word) {
+        let Some(duty) = self.duties.open.get(&to).cloned() else { return };
+        if duty.op != Op::Reboot || *word != Word::RunsHere {
+            return;
+        }
+        let until = now.saturating_add(REMEMBER);
+        let (first, _) = *self.duties.first.entry(duty.request).or_insert((from, until));
+        if from != self.me || self.duties.acts.contains_key(&duty.request) || duty.by <= now {
+            return;
+        }
+        if !self.may_act() {
+            let reason = Word::CannotTell("this host has no quorum".into());
+            self.say(to, duty.round, reason, None);
+        } else if first != self.me && first.node == self.me.node {
+            self.say(to, duty.round, Word::SameHost, None);
+        } else {
+            let restarts = first == self.me || !self.holds(HostsRule::FirstReboot);
+            self.act(&duty, if restarts { Op::Reboot } else { Op::Off });
+        }
+    }
+
+    /// A start was ordered. If this host shall start the domain, it gets ready.
+    pub(super) fn start(
+        &mut self,
+        now: u64,
+        question: QuestionId,
+        round: u32,
+        starter: Incarnation,
+        uuid: Uuid,
+        name: String,
+    ) {
+        let start = Started { position: self.position, uuid, name: name.clone() };
+        let mut same = Sought::default();
+        same.uuids.insert(uuid);
+        same.names.insert(name.clone());
+        let earlier = self.duties.starts.iter().filter(|other| same.fits(&other.uuid, &other.name));
+        let earlier = earlier.map(|other| other.position).max().filter(|_| self.holds(HostsRule::FirstStart));
+        if self.duties.starts.len() >= STARTS_MAX {
+            self.duties.starts.remove(0);
+        }
+        self.duties.starts.push(start);
+        if starter != self.incarnation {
+            return;
+        }
+        let (same_members, may_act) = (self.holds(HostsRule::SameMembers), self.may_act());
+        let Some(duty) = self.duties.open.get_mut(&question) else { return };
+        let reason = match duty.place {
+            _ if duty.op != Op::On || duty.round != round || duty.start.is_some() => {
+                Some("the order to start is out of place")
+            }
+            None => Some("the order to start came before its question"),
+            Some((_, epoch)) if epoch != self.epoch && same_members => Some("the hosts changed meanwhile"),
+            Some((position, _)) if earlier.is_some_and(|other| other > position) => {
+                Some("another order to start it came first")
+            }
+            Some(_) if !may_act => Some("this host has no quorum"),
+            Some(_) if duty.by <= now || self.duties.acts.contains_key(&duty.request) => {
+                Some("the order to start is too late")
+            }
+            Some(_) => None,
+        };
+        if let Some(reason) = reason {
+            return self.refuse_start(question, round, reason);
+        }
+        duty.start = Some((uuid, name.clone()));
+        self.duties.starting.push(Starting { request: duty.request, uuid, name });
+        self.send(Message::Ready { to: question });
+    }
+
+    fn refuse_start(&mut self, to: QuestionId, round: u32, reason: &str) {
+        let word = Word::End(ActEnd::Failed(reason.to_string()));
+        self.say(to, round, word, None);
+    }
+
+    /// This host hears itself. So the order to start was delivered in a membership that held: every
+    /// order before it was delivered, too.
+    pub(super) fn ready(&mut self, now: u64, from: Member, question: QuestionId) {
+        let Some(duty) = self.duties.open.get(&question).cloned().filter(|_| from == self.me) else { return };
+        if duty.start.is_none() || self.duties.acts.contains_key(&duty.request) {
+            return;
+        }
+        let holds = duty.place.is_some_and(|(_, epoch)| epoch == self.epoch) || !self.holds(HostsRule::SameMembers);
+        if holds && self.may_act() && duty.by > now {
+            self.act(&duty, Op::On);
+        } else {
+            self.duties.starting.retain(|starting| starting.request != duty.request);
+            self.refuse_start(question, duty.round, "the hosts changed meanwhile");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the group is told: hosts, domains, questions, and what this host has found and done.
+
+use alloc::string::String;
+use core::fmt;
+use core::time::Duration;
+
+use uuid::Uuid;
+
+use super::message::GONE;
+use crate::domain_state;
+use crate::ledger::RequestId;
+use crate::target::Target;
+use crate::wire::Op;
+
+/// How long a fencing counts as proof that ends with the host switched on, as a reboot does. A host
+/// takes longer until its domains can run again.
+pub const BOOT: Duration = Duration::from_secs(5);
+
+/// How long a fencing counts as proof that leaves the host off.
+pub const STAYS_OFF: Duration = Duration::from_secs(3600);
+
+/// A host's number in corosync's node list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u32);
+
+/// A member of the group, as corosync names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// Its host.
+    pub node: NodeId,
+    /// The daemon's process ID there.
+    pub pid: u32,
+}
+
+/// One life of a daemon: random bytes from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub [u8; 16]);
+
+/// A host of corosync's node list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfiguredHost {
+    /// Its number.
+    pub node: NodeId,
+    /// Its name, for people.
+    pub name: String,
+}
+
+/// A domain as a host tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDomain {
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its name. Only the first 255 bytes are sent.
+    pub name: String,
+    /// libvirt's number for its state ([`domain_state`]).
+    pub state: u8,
+}
+
+impl HostDomain {
+    /// Whether it has a process there. Every doubt counts as yes.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.state != domain_state::SHUT_OFF && self.state != GONE
+    }
+}
+
+/// A rule of the group. The simulation breaks each on purpose, and sees that it is missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostsRule {
+    /// Every member that is there must speak.
+    AllSpeak,
+    /// A configured host that is not there must be proven fenced.
+    AbsentFenced,
+    /// The hosts are asked until two rounds say the same.
+    TwoRounds,
+    /// A doubt is a failure.
+    DoubtFails,
+    /// The owner's proof is waited for.
+    ProofAwaited,
+    /// A host acts once per request.
+    ActsOnce,
+    /// A fencing that ends with a reboot counts for some seconds only.
+    BootLimited,
+    /// A fencing proves nothing of a host that was heard since.
+    HeardRefutes,
+    /// Of two orders to start a domain the first one counts.
+    FirstStart,
+    /// No start begins if the members have changed since the question.
+    SameMembers,
+    /// Of two hosts that run the domain of a reboot only the first one starts it again.
+    FirstReboot,
+    /// Without quorum nobody acts.
+    Quorum,
+}
+
+/// What differs between groups.
+#[derive(Clone, Copy, Debug)]
+pub struct HostsOptions {
+    /// Whether the daemon can find out that a host was fenced. If not, a question that needs that
+    /// proof fails at once.
+    pub has_fencing: bool,
+    /// See [`BOOT`].
+    pub boot: Duration,
+    /// See [`STAYS_OFF`].
+    pub stays_off: Duration,
+    /// A rule that does not hold.
+    #[cfg(feature = "model")]
+    pub dangerous_broken: Option<HostsRule>,
+}
+
+impl Default for HostsOptions {
+    fn default() -> Self {
+        Self {
+            has_fencing: false,
+            boot: BOOT,
+            stays_off: STAYS_OFF,
+            #[cfg(feature = "model")]
+            dangerous_broken: None,
+        }
+    }
+}
+
+/// A question of this host to all, on behalf of an authorized client.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The client's request.
+    pub request: RequestId,
+    /// Its operation.
+    pub op: Op,
+    /// The domain. `None` for operations without one.
+    pub target: Option<Target>,
+    /// How long the client waits for the answer.
+    pub left: Duration,
+}
+
+/// What a domain is to this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalState {
+    /// It runs here, is being started here, or this host owes it a restart after a reboot.
+    RunsHere,
+    /// It is defined here, and does not run here.
+    DefinedHere,
+    /// It is not known here.
+    NotHere,
+    /// This host does not know, and why: libvirt is silent, a migration is under way, an orphan.
+    CannotTell(String),
+}
+
+/// What this host finds when it looks for a domain.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// What the domain is to this host.
+    pub state: LocalState,
+    /// Its UUID, if it is known here.
+    pub uuid: Option<Uuid>,
+    /// Its name, if it is known here.
+    pub name: Option<String>,
+    /// How often the domain has appeared here, by a start or a migration. The start that a reboot
+    /// of our own owes does not count. Too many are safe, too few are not.
+    pub changes: u64,
+}
+
+/// How an act ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ActEnd {
+    /// Nothing of the domain lives on this host, and nothing has left it alive.
+    ProvenOff,
+    /// It was started.
+    Done,
+    /// It failed, or is not proven.
+    Failed(String),
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {}", self.0)
+    }
+}
