@@ -7,6 +7,7 @@ pub mod clock;
 pub mod control;
 pub mod daemon;
 mod fault;
+pub mod hosts;
 pub mod hypervisor;
 pub mod intake;
 pub mod observe;

@@ -23,6 +23,8 @@ use crate::workspace::{self, Workspace};
 
 /// The daemon with fault points, and the feature that enables them.
 const FAULTS: &str = "fence-daemon-faults";
+/// The daemon's group of hosts alone. Tests find it beside the daemon.
+const GROUP: &str = "fence-daemon-group";
 
 /// The variable that sets the number of concurrent tests.
 const THREADS: &str = "RUST_TEST_THREADS";
@@ -180,7 +182,17 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     progress::shown("building the daemon", cargo)?;
     if suites.contains(&Suite::Libvirt) {
         let mut cargo = workspace.cargo(&object);
-        cargo.args(["build", "--package", "fence-daemon", "--features", "fault-points", "--bin", FAULTS]);
+        cargo.args([
+            "build",
+            "--package",
+            "fence-daemon",
+            "--features",
+            "fault-points",
+            "--bin",
+            FAULTS,
+            "--bin",
+            GROUP,
+        ]);
         progress::shown("building the daemon with fault points", cargo)?;
     }
 

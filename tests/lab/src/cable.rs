@@ -16,7 +16,7 @@ const UPLINK: &str = "uplink";
 impl Hypervisor {
     /// Lays a cable to another hypervisor, for migrations: the addresses of both ends.
     pub fn connect(&self, other: &Self) -> Result<[Ipv4Addr; 2]> {
-        lay_cable(CABLE, self, other)?;
+        lay_cable((CABLE, self), (CABLE, other))?;
         let addresses = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
         for (hypervisor, address) in [self, other].into_iter().zip(addresses) {
             hypervisor.ip(&["addr", "add", &format!("{address}/24"), "dev", CABLE])?;
@@ -31,7 +31,7 @@ impl Hypervisor {
         let after_v4 = Ipv4Addr::from_bits(HYPERVISOR_V4.to_bits() + 1);
         let after_v6 = Ipv6Addr::from_bits(HYPERVISOR_V6.to_bits() + 1);
         let pair = [Self::new()?, Self::at(after_v4, after_v6)?];
-        lay_cable(UPLINK, &pair[0], &pair[1])?;
+        lay_cable((UPLINK, &pair[0]), (UPLINK, &pair[1]))?;
         for hypervisor in &pair {
             hypervisor.ip(&["link", "set", UPLINK, "master", BRIDGE, "up"])?;
         }
@@ -42,12 +42,12 @@ impl Hypervisor {
     }
 }
 
-/// Makes a cable with an end of this name on each of two hypervisors.
-fn lay_cable(name: &str, one: &Hypervisor, other: &Hypervisor) -> Result<()> {
-    let holders = [one.holder().to_string(), other.holder().to_string()];
+/// Makes a cable between two hypervisors: the name of its end on each.
+pub(crate) fn lay_cable(one: (&str, &Hypervisor), other: (&str, &Hypervisor)) -> Result<()> {
+    let holders = [one.1.holder().to_string(), other.1.holder().to_string()];
     let mut add = Command::new(tools::find("ip")?);
-    add.args(["link", "add", name, "netns", &holders[0], "type", "veth"]);
-    add.args(["peer", "name", name, "netns", &holders[1]]);
+    add.args(["link", "add", one.0, "netns", &holders[0], "type", "veth"]);
+    add.args(["peer", "name", other.0, "netns", &holders[1]]);
     let added = add.output()?;
     if !added.status.success() {
         bail!("a cable between two labs: {}", String::from_utf8_lossy(&added.stderr));

@@ -20,7 +20,8 @@
 //! * [`observer`]: asks for fences and judges each success by the kernel's word alone.
 //! * [`initramfs`]: the small Linux system of QEMU guests, an [`archive`], and [`debian`]'s
 //!   kernels.
-//! * [`cluster`]: real clusters with corosync and Pacemaker.
+//! * [`cluster`]: real clusters with corosync and Pacemaker; [`corosync`]: hypervisors that are
+//!   one.
 //! * [`interrupt`]: Ctrl-C for programs that keep a lab up.
 //! * [`pump`]: bytes through TCP from one place to another.
 //! * [`systemd`]: a hypervisor with a real systemd, from the nodes' image.
@@ -37,6 +38,7 @@ pub mod cable;
 pub mod client;
 pub mod cluster;
 pub mod container;
+pub mod corosync;
 pub mod debian;
 pub mod differences;
 pub mod flood;

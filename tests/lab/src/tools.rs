@@ -11,6 +11,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("apt-get", "apt"),
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
+    ("corosync", "corosync"),
+    ("corosync-quorumtool", "corosync"),
     ("dpkg-deb", "dpkg"),
     ("fence_virtd", "fence-virtd"),
     ("fence_xvm", "fence-virt"),

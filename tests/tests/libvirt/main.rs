@@ -27,6 +27,8 @@ mod fence_virtd;
 #[cfg(test)]
 mod fuse;
 #[cfg(test)]
+mod group;
+#[cfg(test)]
 mod helpers;
 #[cfg(test)]
 mod images;

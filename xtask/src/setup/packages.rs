@@ -61,6 +61,8 @@ const TEST: &[Requirement] = &[
     package(&["virtiofsd", "qemu-system-common"], "virtiofsd"),
     // The guests' whole user space, so busybox must be statically linked.
     package(&["busybox-static"], "busybox"),
+    // The cluster of hosts. Its libraries, which the daemon loads, come with it.
+    tool("corosync", &["corosync"], "corosync"),
     tool("tcpdump", &["tcpdump"], "tcpdump"),
     // Firewalls that block fencing, for the doctor to find.
     tool("nft", &["nftables"], "nftables"),

@@ -53,6 +53,10 @@ const ROOMS: &[Room] = &[
             "policy",
         ],
     },
+    Room { name: "hosts/transport", imports: &["clock"] },
+    Room { name: "hosts/corosync", imports: &["clock", "hosts/transport"] },
+    Room { name: "hosts/proof", imports: &["clock"] },
+    Room { name: "hosts", imports: &[] },
     Room { name: "control", imports: &["clock", "hypervisor", "intake", "observe", "state"] },
     Room {
         name: "pipeline",
@@ -66,6 +70,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["intake", "daemon"]),
     ("fence_client", &[]),
     ("fence_control", &["control"]),
+    ("libloading", &["hosts/corosync"]),
     ("sd_notify", &["systemd"]),
     ("virt", &["hypervisor/libvirt"]),
     ("virt_sys", &["hypervisor/libvirt"]),
