@@ -4,6 +4,7 @@
 //! With `FENCE_LAB_SERVER=stock` the tests in [`operations`] run against Debian's fence_virtd. So
 //! they demand only what fence_virtd does. All other tests concern our daemon alone.
 
+mod across;
 mod alone;
 mod attacks;
 mod bad_requests;
