@@ -48,6 +48,8 @@ pub(crate) struct Extra {
     pub(crate) libraries: Vec<PathBuf>,
     /// Files of the guest's own.
     pub(crate) files: Vec<(&'static str, String)>,
+    /// Files of the host, and where the guest has them.
+    pub(crate) copies: Vec<(PathBuf, &'static str)>,
 }
 
 /// A step's output and exit code.
@@ -96,6 +98,9 @@ pub(crate) fn initrd(
     }
     for (path, content) in &extra.files {
         archive.file(path, 0o600, content.as_bytes());
+    }
+    for (path, place) in &extra.copies {
+        archive.copy(path, place, 0o644)?;
     }
     for library in libraries {
         archive.copy(&library, &library.to_string_lossy(), 0o755)?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use fence_lab::debian::{Kernel, Series};
 use fence_lab::testdriver::{State, TestDomain, node, uuid};
+use fence_lab::tools;
 
 use crate::guest::{self, Done, Extra, Step};
 
@@ -37,6 +38,64 @@ kill $server
 wait $server
 grep via=vsock /tmp/log
 true
+";
+
+/// Asks beside connections that say nothing, or too little: more than the daemon has places. Says
+/// how each honest client ended.
+const CROWD_SCRIPT: &str = "
+ulimit -n 2048
+fence-daemon -F -f /all.conf -p /tmp/pid > /tmp/log 2>&1 &
+server=$!
+until fence_virt -S2 -k /key -o monitor > /dev/null 2>&1; do sleep 0.2; done
+perl /crowd.pl > /tmp/crowd 2>&1 &
+crowd=$!
+until grep -q full /tmp/crowd; do
+    kill -0 $crowd || { cat /tmp/crowd; exit 1; }
+    sleep 0.1
+done
+for number in 1 2 3 4 5 6 7 8 9 10 11 12; do
+    fence_virt -S2 -k /key -o status -H vm-on > /tmp/words 2>&1
+    echo \"@said honest $number: $?\"
+done
+kill -0 $crowd || { cat /tmp/crowd; exit 1; }
+fence-daemon -f /all.conf status --json | tr -d ' ' | grep -o '\"drop_length\":[0-9]*' | sort -u
+kill $crowd
+kill $server
+wait $server
+";
+
+/// Opens connections to the listener without end, and keeps the newest of them open. It says
+/// nothing on most, and less than a request on the others.
+const CROWD: &str = "
+$SIG{PIPE} = 'IGNORE';
+$| = 1;
+for (my $count = 1; ; $count++) {
+    socket(my $socket, 40, 1, 0) or die qq(socket: $!);
+    # Family, port, CID.
+    connect($socket, pack('SSLLL', 40, 0, 1229, 2, 0)) or die qq(connect: $!);
+    syswrite($socket, 'x' x 100) if $count % 10 == 0;
+    push @open, $socket;
+    shift @open if @open > 1000;
+    print qq(full\\n) if $count == 1000;
+    select(undef, undef, undef, 0.001);
+}
+";
+
+/// Has the plugin fence over the vsock, with its parameters as cluster-glue gives them.
+const PLUGIN_SCRIPT: &str = "
+fence-daemon -F -f /all.conf -p /tmp/pid > /tmp/log 2>&1 &
+server=$!
+until fence_virt -S2 -k /key -o monitor > /dev/null 2>&1; do sleep 0.2; done
+export hostlist=one:vm-on vsock=2 key_file=/key
+for action in status 'off one' 'on one' 'reset one' 'off two'; do
+    words=$(sh /plugin $action 2> /tmp/errors)
+    echo \"@said $action: $? $words\"
+done
+hash=sha1 sh /plugin off one > /dev/null 2> /tmp/errors
+echo \"@said off too weakly signed: $?\"
+kill $server
+wait $server
+grep via=vsock /tmp/log
 ";
 
 const ALL: [&str; 13] = [
@@ -94,10 +153,13 @@ fn every_operation_over_vsock_is_answered_as_stock_answers_it() -> Result<()> {
         [TestDomain::new("vm-on", &uuid(1), State::Running), TestDomain::new("vm-off", &uuid(2), State::ShutOff)];
     let extra = Extra {
         modules: &MODULES,
-        programs: &["fence_virt", "fence_virtd"],
+        programs: &["fence_virt", "fence_virtd", "perl"],
         libraries: STOCK_MODULES.map(PathBuf::from).to_vec(),
         files: vec![
             ("/ask.sh", SCRIPT.to_owned()),
+            ("/crowd.sh", CROWD_SCRIPT.to_owned()),
+            ("/crowd.pl", CROWD.to_owned()),
+            ("/plugin.sh", PLUGIN_SCRIPT.to_owned()),
             ("/node.xml", node(&domains)),
             ("/key", "the key of this test, of some length".to_owned()),
             ("/other", "a key that the servers do not have".to_owned()),
@@ -106,6 +168,7 @@ fn every_operation_over_vsock_is_answered_as_stock_answers_it() -> Result<()> {
             ("/stranger.conf", of_group("ip = \"3\";")),
             ("/from.conf", of_group("from = \"vm-on\";")),
         ],
+        copies: vec![(tools::workspace().join("dist/stonith/external/fence-xdp"), "/plugin")],
     };
     let steps = [
         step("stock-all", "fence_virtd", "all", &ALL),
@@ -115,6 +178,8 @@ fn every_operation_over_vsock_is_answered_as_stock_answers_it() -> Result<()> {
         step("stock-stranger", "fence_virtd", "stranger", &GROUPED),
         step("ours-stranger", "fence-daemon", "stranger", &GROUPED),
         step("ours-from", "fence-daemon", "from", &GROUPED),
+        Step { name: "crowd", command: "sh /crowd.sh".to_owned() },
+        Step { name: "plugin", command: "sh /plugin.sh".to_owned() },
     ];
     let scratch = tempfile::tempdir()?;
     let initrd = scratch.path().join("initrd");
@@ -123,7 +188,8 @@ fn every_operation_over_vsock_is_answered_as_stock_answers_it() -> Result<()> {
     for (step, done) in steps.iter().zip(&done) {
         ensure!(done.code == 0, "{}: {:#?}", step.name, done.output);
     }
-    let [stock_all, ours_all, stock_member, ours_member, stock_stranger, ours_stranger, ours_from] = done.as_slice()
+    let [stock_all, ours_all, stock_member, ours_member, stock_stranger, ours_stranger, ours_from, crowd, plugin] =
+        done.as_slice()
     else {
         anyhow::bail!("{} steps", done.len());
     };
@@ -143,5 +209,11 @@ fn every_operation_over_vsock_is_answered_as_stock_answers_it() -> Result<()> {
     for (asked, answer) in said(ours_all) {
         eprintln!("{asked}: {answer}");
     }
+    ensure!(codes(crowd) == ["0"; 12], "{crowd:#?}");
+    let counted = crowd.output.iter().find_map(|line| line.split_once("\"drop_length\":")?.1.parse::<u32>().ok());
+    ensure!(counted >= Some(500), "too few silent connections were closed: {crowd:#?}");
+    ensure!(codes(plugin) == ["0", "0", "0", "0", "1", "1"], "{plugin:#?}");
+    let killed = |line: &&String| line.contains("op=off") && line.contains("reply=success");
+    ensure!(plugin.output.iter().filter(killed).count() == 1, "{plugin:#?}");
     Ok(())
 }
