@@ -6,6 +6,7 @@ mod multicasts;
 mod ports;
 mod reload;
 mod serve;
+mod together;
 
 use std::io;
 use std::path::Path;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use fence_common::caller::Address;
 use fence_common::verdict::Counters;
-use fence_config::{Config, FoundKeys, Listener, Serial, TCP_AUTH, Tcp, Vsock};
+use fence_config::{Backend, Config, FoundKeys, Listener, Serial, TCP_AUTH, Tcp, Vsock};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -105,10 +106,11 @@ pub async fn run(
     mut readiness: Readiness,
 ) -> Result<(), DaemonError> {
     let signals = |error| DaemonError::Runtime("watch for signals", error);
+    let joining = |error| DaemonError::Runtime("join the other hosts", error);
     let mut stop = Stop::new().map_err(signals)?;
     // From here on a signal is stored until the daemon can act on it.
     let hangup = signal(SignalKind::hangup()).map_err(signals)?;
-    let Config { listeners, uris, groups, hypervisor, stress, rate_limit, .. } = config;
+    let Config { listeners, backend, uris, groups, hypervisor, stress, rate_limit, .. } = config;
     let plan = KeyPlan::new(listeners.clone(), groups.clone(), keys);
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
@@ -135,6 +137,14 @@ pub async fn run(
     // Before the first look, so that no change in between is lost.
     let mut multicasts = Multicasts::prepare(opened, several, &plan, &judge, limits, &replays, of);
     let inspector = Arc::new(Inspector::new(multicasts.watched.clone(), judge.clone(), hypervisors.clone()));
+    let claims = Arc::new(hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open));
+    let hosts = match backend {
+        Backend::Libvirt => None,
+        Backend::Cpg => Some(together::join(&hypervisors, &plan, &claims).map_err(joining)?),
+    };
+    if let Some(hosts) = &hosts {
+        inspector.set_hosts(hosts.clone());
+    }
     let _control = control(hypervisor.state.as_deref(), &inspector);
 
     let waited_for = tokio::time::Instant::now() + WAITED_FOR;
@@ -188,9 +198,8 @@ pub async fn run(
         () = stop.wait() => return Ok(()),
     };
     let (backlog, mut questions) = Backlog::new();
-    let claims = hypervisor.state.as_deref().map_or_else(Claims::none, Claims::open);
     let requests = inspector.requests();
-    let pipeline = Pipeline::new(groups, hypervisors.clone(), backlog, claims, replays, requests);
+    let pipeline = Pipeline::new(groups, hypervisors.clone(), hosts, backlog, claims, replays, requests);
 
     let uris = hypervisors.view();
     let connected = uris.iter().filter(|uri| uri.connected).count();

@@ -4,7 +4,8 @@
 //! Verified        intake: form and digest are right
 //!    | replay     rejects a datagram that was accepted before: its sender may lack the key
 //!    | ledger     is it new, a duplicate, or does it supersede another request?
-//!    | deferral   if the domain does not run here, a host that has it goes first
+//!    | deferral   if the domain does not run here, a host that has it goes first; in a cluster the
+//!    |            hosts agree on one
 //!    | callback   connect back, challenge and response; by tcp on the client's own connection
 //! Authenticated   the peer has the key, now
 //!    | backlog    reads what has arrived meanwhile: a newer request may be among it
@@ -12,7 +13,7 @@
 //! Authorized
 //!    | ledger     claim: at most one copy of a request passes. Nothing happens before it.
 //!    |            Later arrivals are other clients', and do not concern this peer
-//!    | hypervisor kill, prove, restart
+//!    | hypervisor kill, prove, restart; in a cluster `hosts` asks all of them
 //! Outcome
 //!    | ledger     no reply if the backlog has brought a request older than the authentication
 //!    v callback   the reply byte
@@ -55,6 +56,7 @@ use self::unauthenticated::{Seat, Unauthenticated};
 use crate::callback::{Callback, CallbackError};
 use crate::clock::Moment;
 use crate::fault::{self, Point};
+use crate::hosts::Hosts;
 use crate::hypervisor::Hypervisors;
 use crate::intake::backlog::Backlog;
 use crate::intake::replay_cache::ReplayCache;
@@ -101,10 +103,12 @@ struct Shared {
     callback: Callback,
     groups: Groups,
     hypervisors: Hypervisors,
+    /// The hosts that answer together, if there are others.
+    hosts: Option<Hosts>,
     backlog: Backlog,
     replays: Arc<ReplayCache>,
     ledger: Mutex<Ledger>,
-    claims: Claims,
+    claims: Arc<Claims>,
     /// See [`Newest`].
     newest: Mutex<Newest>,
     unauthenticated: Unauthenticated,
@@ -119,14 +123,16 @@ struct Shared {
 }
 
 impl Pipeline {
-    /// A pipeline that acts through `hypervisors`. `backlog` belongs to the reader that calls
+    /// A pipeline that acts through `hypervisors`, together with the other hosts if there are
+    /// `hosts`. `backlog` belongs to the reader that calls
     /// [`Pipeline::accept`]. `requests` records what becomes of each request.
     #[must_use]
     pub fn new(
         groups: Groups,
         hypervisors: Hypervisors,
+        hosts: Option<Hosts>,
         backlog: Backlog,
-        claims: Claims,
+        claims: Arc<Claims>,
         replays: Arc<ReplayCache>,
         requests: Arc<Requests>,
     ) -> Self {
@@ -142,6 +148,7 @@ impl Pipeline {
             callback: Callback::default(),
             groups,
             hypervisors,
+            hosts,
             backlog,
             replays,
             ledger,
@@ -250,6 +257,8 @@ enum NoPeer {
     Unreached(CallbackError, Deferral),
     /// All places were taken, and this request had waited longest without a peer.
     Displaced,
+    /// Another host of the cluster calls back.
+    Elsewhere,
     /// A newer request came from the same endpoint, or the daemon stops.
     Ended,
 }
@@ -388,6 +397,9 @@ impl Shared {
             (None, NoPeer::Displaced) => self.complain(request.caller().address(), |held_back| {
                 warn!(%op, %domain, %source, seqno, %via, %after, held_back, "not answered: {SERVING_MAX} others are being served");
             }),
+            (None, NoPeer::Elsewhere) => {
+                debug!(%op, %domain, %source, seqno, %via, %after, "not answered: another host calls back");
+            }
             (None, NoPeer::Ended) => {
                 info!(%op, %domain, %source, seqno, %via, %after, "not answered: the daemon is stopping");
             }
@@ -395,6 +407,7 @@ impl Shared {
         match reason {
             NoPeer::Unreached(error, _) => Ended::unanswered(Ending::NoCallback, format!("{step} failed: {error}")),
             NoPeer::Displaced => Ended::unanswered(Ending::Displaced, "too many requests are being served"),
+            NoPeer::Elsewhere => Ended::unanswered(Ending::Duplicate, "another host calls back"),
             NoPeer::Ended => Ended::unanswered(Ending::Stopped, "the daemon is stopping"),
         }
     }

@@ -1,6 +1,7 @@
 //! Authorisation: who may fence what. Every action demands this permission.
 
 use fence_common::caller::{Address, Who};
+use fence_common::hosts::GroupOrder;
 use fence_common::keys::KeyOwner;
 use fence_common::target::Target;
 use fence_common::wire::Op;
@@ -8,8 +9,8 @@ use fence_config::Groups;
 
 use crate::callback::Authenticated;
 
-/// Permission to act on one domain. The hypervisor takes nothing less, and only [`authorize`]
-/// grants it.
+/// Permission to act on one domain. The hypervisor takes nothing less. [`authorize`] grants it, or
+/// another host has: see [`Authorized::by_all_hosts`].
 #[derive(Debug)]
 pub struct Authorized {
     op: Op,
@@ -27,6 +28,13 @@ impl Authorized {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// Permission for this host's part of an order that all hosts of the cluster carry out. The
+    /// order's message was signed, and the host that has the client has authorized it.
+    #[must_use]
+    pub fn by_all_hosts(order: &GroupOrder) -> Self {
+        Self { op: order.op(), target: order.target().clone() }
     }
 
     /// A permission from nothing, for tests of the actions.

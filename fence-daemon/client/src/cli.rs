@@ -242,8 +242,7 @@ impl Cli {
 }
 
 /// What `-l` prints: the backends and listeners that this daemon has, in the layout in which stock
-/// servers show theirs. Nothing is loaded at run time here; what stock servers have besides
-/// (cpg) is not listed before it works.
+/// servers show theirs. What stock servers have besides is not listed before it works.
 #[must_use]
 pub fn list() -> String {
     let version = env!("CARGO_PKG_VERSION");
@@ -291,7 +290,7 @@ mod tests {
     fn the_list_has_only_working_plugins() {
         let version = env!("CARGO_PKG_VERSION");
         let expected = format!(
-            "Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n    tcp {version}\n    vsock {version}\n    serial {version}\n"
+            "Available backends:\n    libvirt {version}\n    cpg {version}\nAvailable listeners:\n    multicast {version}\n    tcp {version}\n    vsock {version}\n    serial {version}\n"
         );
         assert_eq!(list(), expected);
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use strum::VariantArray;
 
 use super::contents::{Contents, Findings};
-use super::error::Mistake;
-use super::raw::clip;
+use super::error::{Mistake, Plugin};
+use super::raw::{Section, clip};
 use super::resolved::{on_or_off, read};
 use super::settings::{Alone, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, RebootReply, Stress};
 
@@ -86,6 +86,13 @@ fn switch(section: &Contents<'_>, key: &'static str, default: bool, findings: &m
     read(section.get(key), default, findings, |text| {
         on_or_off(text).ok_or_else(|| Mistake::Switch { key, value: clip(text) })
     })
+}
+
+impl Plugin {
+    /// Reports that the file names none.
+    pub(super) fn is_missing(self, section: Option<&Section<'_>>, findings: &mut Findings<'_>) {
+        findings.mistake(section.map_or(&(0..0), |section| &section.name.span), Mistake::Missing(self));
+    }
 }
 
 /// Parses one of several words in any case.

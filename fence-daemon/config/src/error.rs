@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use annotate_snippets::Level;
 
-use super::contents::Findings;
 use super::key::KeyFileError;
 use super::listeners::ListenerMistake;
 use super::position::{Message, Position};
-use super::raw::{Section, SyntaxKind};
+use super::raw::SyntaxKind;
 use super::syntax::{syntax_help, syntax_label};
 use super::warning::Warnings;
-use super::{serial::SerialMistake, tcp::TcpMistake};
+use super::{cpg::CpgMistake, serial::SerialMistake, tcp::TcpMistake};
 
 /// A configuration with which the daemon does not start. The administrator must correct it.
 #[derive(Debug, thiserror::Error)]
@@ -162,6 +161,9 @@ pub enum Mistake {
     /// The serial listener.
     #[error(transparent)]
     Serial(#[from] SerialMistake),
+    /// The cluster backend.
+    #[error(transparent)]
+    Cpg(#[from] CpgMistake),
     /// No such listener or backend exists.
     #[error("there is no {plugin} \"{name}\"")]
     NoSuch {
@@ -311,7 +313,7 @@ impl Plugin {
     pub const fn supported(self) -> &'static [&'static str] {
         match self {
             Self::Listener => &["multicast", "tcp", "vsock", "serial"],
-            Self::Backend => &["libvirt"],
+            Self::Backend => &["libvirt", "cpg"],
         }
     }
 
@@ -319,13 +321,6 @@ impl Plugin {
     #[must_use]
     pub fn usual(self) -> &'static str {
         self.supported().first().copied().unwrap_or_default()
-    }
-}
-
-impl Plugin {
-    /// Reports that the file names none.
-    pub(super) fn is_missing(self, section: Option<&Section<'_>>, findings: &mut Findings<'_>) {
-        findings.mistake(section.map_or(&(0..0), |section| &section.name.span), Mistake::Missing(self));
     }
 }
 
@@ -345,10 +340,11 @@ impl Mistake {
             Self::ValueExpected(_) => "expected a value".to_owned(),
             Self::Missing(plugin) => format!("`{plugin}` belongs in the `fence_virtd` section"),
             Self::NotYet { plugin: Plugin::Listener, .. } => "none of those in `fence-daemon -l`".to_owned(),
-            Self::NotYet { plugin: Plugin::Backend, .. } => "only \"libvirt\" so far".to_owned(),
+            Self::NotYet { plugin: Plugin::Backend, .. } => "neither \"libvirt\" nor \"cpg\"".to_owned(),
             Self::Listener(mistake) => mistake.label(),
             Self::Tcp(mistake) => mistake.label().to_owned(),
             Self::Serial(mistake) => mistake.label().to_owned(),
+            Self::Cpg(mistake) => mistake.label().to_owned(),
             Self::NoSuch { plugin, .. } => format!("unknown {plugin}"),
             Self::Port(_) => "not a number from 1 to 65535".to_owned(),
             Self::Family(_) => "unknown family".to_owned(),
@@ -388,6 +384,7 @@ impl Mistake {
             Self::Listener(mistake) => mistake.help().to_owned(),
             Self::Tcp(mistake) => mistake.help().to_owned(),
             Self::Serial(mistake) => mistake.help().to_owned(),
+            Self::Cpg(mistake) => mistake.help().to_owned(),
             Self::NotYet { plugin, .. } | Self::NoSuch { plugin, .. } => {
                 format!("write `{plugin} = \"{}\";`", plugin.usual())
             }

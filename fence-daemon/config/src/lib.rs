@@ -16,6 +16,7 @@
 pub mod cases;
 mod choices;
 mod contents;
+mod cpg;
 pub mod document;
 pub mod durable;
 mod error;
@@ -46,6 +47,7 @@ use std::path::Path;
 use fence_common::keys::{GroupKey, KeyPair};
 
 pub use choices::{STATE_DIRECTORY as DEFAULT_STATE_DIRECTORY, in_seconds};
+pub use cpg::{Backend, CpgMistake};
 pub use error::{ConfigError, Mistake, Mistakes, Plugin, UnusableKey};
 pub use groups::{Group, Groups};
 pub use key::{KeyFileError, Unusable};

@@ -10,7 +10,7 @@ use fence_common::words::counted;
 
 use crate::document::Document;
 use crate::key::{Found, FoundAll};
-use crate::{Config, Groups, KeyFiles, Listener, Multicast, Serial, TCP_AUTH, Tcp, Vsock};
+use crate::{Backend, Config, Groups, KeyFiles, Listener, Multicast, Serial, TCP_AUTH, Tcp, Vsock};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -36,8 +36,9 @@ pub fn render(config: &Config, file: &[u8]) -> String {
     }
     text.push_str("}\n");
 
-    let is_default = written.values(LIBVIRT).all(|(key, _)| !key.to_ascii_lowercase().starts_with("uri"));
-    text.push_str("\nbackends {\n\tlibvirt {\n");
+    let own = config.backend.section();
+    let is_default = written.values(own).all(|(key, _)| !key.to_ascii_lowercase().starts_with("uri"));
+    let _ = writeln!(text, "\nbackends {{\n\t{} {{", config.backend.name());
     for (index, uri) in config.uris.iter().enumerate() {
         let key = if index == 0 { "uri".to_owned() } else { format!("uri{index}") };
         line(&mut text, 2, &key, uri, is_default);
@@ -50,7 +51,13 @@ pub fn render(config: &Config, file: &[u8]) -> String {
         ("reboot_pause", pause.as_str()),
         ("reboot_reply", chosen.reboot_reply.into()),
     ] {
-        line(&mut text, 2, key, value, written.get(LIBVIRT, key).is_none());
+        line(&mut text, 2, key, value, written.get(own, key).is_none());
+    }
+    if config.backend == Backend::Cpg {
+        line(&mut text, 2, "unfenced_hosts", "fail", written.get(own, "unfenced_hosts").is_none());
+        if let Some(value) = written.get(own, "name_mode") {
+            let _ = writeln!(text, "\t\tname_mode = \"{value}\";  # for fence_virtd only");
+        }
     }
     text.push_str("\t}\n}\n");
     groups(&mut text, &config.groups);
@@ -60,7 +67,6 @@ pub fn render(config: &Config, file: &[u8]) -> String {
 const GLOBAL: &[&str] = &["fence_virtd"];
 const RATE_LIMIT: &[&str] = &["fence_virtd", "rate_limit"];
 const LISTENERS: &[&str] = &["listeners"];
-const LIBVIRT: &[&str] = &["backends", "libvirt"];
 
 /// Prints one key, with a comment about where its value comes from.
 fn line(text: &mut String, depth: usize, key: &str, value: &str, is_default: bool) {
@@ -75,7 +81,7 @@ fn global(text: &mut String, config: &Config, written: &Document) {
     let mut kinds: Vec<_> = config.listeners.iter().map(|listener| listener.kind().name()).collect();
     kinds.dedup();
     line(text, 1, "listener", &kinds.join(","), false);
-    line(text, 1, "backend", crate::Plugin::Backend.usual(), false);
+    line(text, 1, "backend", config.backend.name(), false);
     line(text, 1, "foreground", switch(config.foreground), is_default("foreground"));
     let waits = is_default("wait_for_init") && is_default("wait_for_backend");
     line(text, 1, "wait_for_init", switch(config.wait_for_init), waits);
@@ -267,6 +273,25 @@ mod tests {
         listeners { multicast { attach = \"native\"; } }\n\
         groups { group { key_file = \"/k3\"; key_file2 = \"/k4\"; ip = \"1.2.3.4\"; uuid = \"x\"; } }";
 
+    const CPG: &str = "fence_virtd { listener = \"multicast\"; backend = \"CPG\"; }\n\
+        backends { libvirt { uri = \"a:\"; kill = \"libvirt\"; } CPG { uri = \"b:\"; reboot_pause = \"2\"; name_mode = \"uuid\"; } }";
+
+    #[test]
+    fn the_cluster_backend_is_shown_with_its_own_section() {
+        let text = render(&parsed(CPG).0, CPG.as_bytes());
+        for line in [
+            "backend = \"cpg\";",
+            "cpg {",
+            "uri = \"b:\";",
+            "kill = \"direct\";  # default",
+            "reboot_pause = \"2\";",
+            "unfenced_hosts = \"fail\";  # default",
+            "name_mode = \"uuid\";  # for fence_virtd only",
+        ] {
+            assert!(text.lines().any(|shown| shown.trim() == line), "no {line}: {text}");
+        }
+    }
+
     #[test]
     fn a_groups_own_keys_are_shown_and_what_they_cost() {
         let text = render(&parsed(KEYED).0, KEYED.as_bytes());
@@ -278,7 +303,7 @@ mod tests {
 
     #[test]
     fn the_output_is_a_file_that_means_the_same() {
-        for file in [MINIMAL, FULL, KEYED, include_str!("../../../docs/reference/fence_virt.conf.example")] {
+        for file in [MINIMAL, FULL, KEYED, CPG, include_str!("../../../docs/reference/fence_virt.conf.example")] {
             let (config, _) = parsed(file);
             let text = render(&config, file.as_bytes());
             let (again, warnings) = parsed(&text);

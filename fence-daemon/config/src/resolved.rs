@@ -3,15 +3,18 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use strum::VariantArray as _;
+
 use super::choices;
 use super::contents::{Contents, Findings, Scope};
+use super::cpg::{self, Backend, CPG, CpgMistake};
 use super::error::{ConfigError, Mistake, Plugin};
 use super::groups::{self, Groups};
 use super::listeners::{self, Listener};
 use super::multicast::Multicast;
 use super::position::Source;
 use super::rate_limit::{self, RATE_LIMIT, RateLimit};
-use super::raw::{Assignment, Item, Section, clip};
+use super::raw::{Assignment, Item, Section, Span, clip};
 use super::serial::Around;
 use super::settings::{Options, Stress};
 use super::tcp::Tcp;
@@ -23,6 +26,8 @@ pub struct Config {
     /// Where and how requests are received: multicast first, each kind in the file's order. Never
     /// empty.
     pub listeners: Vec<Listener>,
+    /// Who answers for a domain: this host, or all hosts of its cluster.
+    pub backend: Backend,
     /// The libvirt URIs, in the order in which a domain is looked for. Never empty, no two the
     /// same.
     pub uris: Vec<String>,
@@ -91,7 +96,7 @@ pub(super) const GLOBAL: Scope<'static> = Scope {
     sections: &["rate_limit"],
     ..NOTHING
 };
-pub(super) const BACKENDS: Scope<'static> = Scope { sections: &["libvirt"], unread: &["cpg", "null"], ..NOTHING };
+pub(super) const BACKENDS: Scope<'static> = Scope { sections: &["libvirt", "cpg"], unread: &["null"], ..NOTHING };
 pub(super) const LIBVIRT: Scope<'static> =
     Scope { keys: &["kill", "reboot_method", "reboot_pause", "reboot_reply"], numbered: &["uri"], ..NOTHING };
 
@@ -108,18 +113,20 @@ pub(super) fn resolve(
     let globals = file.last_section("fence_virtd");
     let global = Contents::new(items_of(globals), &GLOBAL, f);
     let chosen = listeners::chosen(globals, &global, f);
-    backend(globals, &global, f);
+    let (backend, backend_at) = backend(globals, &global, f);
     let wait = global.get("wait_for_init").or_else(|| global.get("wait_for_backend"));
     let (wait_for_init, foreground) =
         (switch("wait_for_init", wait, f), switch("foreground", global.get("foreground"), f));
     let debug = read(global.get("debug"), 0, f, |text| text.trim().parse().map_err(|_| Mistake::Level(clip(text))));
 
-    let backends = Contents::new(items_of(file.last_section("backends")), &BACKENDS, f);
-    let libvirt = Contents::new(items_of(backends.last_section("libvirt")), &LIBVIRT, f);
-    let uris = uris(&libvirt, f);
+    let own = own_section(backend, file.last_section("backends"), &backend_at, f);
+    let uris = uris(&own, f);
     let around = Around { uris: &uris, groups: file.last_section("groups").is_some() };
     let mut listeners = listeners::listeners(file.last_section("listeners"), &chosen, around, f);
-    let (hypervisor, stress) = (choices::options(&global, &libvirt, f), choices::stress(&global, f));
+    if backend == Backend::Cpg {
+        cpg::key(&listeners, &backend_at, f);
+    }
+    let (hypervisor, stress) = (choices::options(&global, &own, f), choices::stress(&global, f));
     let rate_limit =
         rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
     let groups = match file.last_section("groups") {
@@ -128,23 +135,58 @@ pub(super) fn resolve(
     };
 
     let warnings = findings.conclude()?;
-    Ok((Config { listeners, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit }, warnings))
+    let config =
+        Config { listeners, backend, uris, groups, wait_for_init, foreground, debug, hypervisor, stress, rate_limit };
+    Ok((config, warnings))
 }
 
 pub(super) fn items_of<'i>(section: Option<&'i Section<'i>>) -> &'i [Item<'i>] {
     section.map_or(&[], |section| section.items.as_slice())
 }
 
-/// Checks `backend`. fence_virtd has no default for it either.
-fn backend(section: Option<&Section<'_>>, global: &Contents<'_>, findings: &mut Findings<'_>) {
+/// Reads `backend` and where it stands. fence_virtd has no default for it either.
+fn backend(section: Option<&Section<'_>>, global: &Contents<'_>, findings: &mut Findings<'_>) -> (Backend, Span) {
     let plugin = Plugin::Backend;
-    let Some(item) = global.get(plugin.key()) else { return plugin.is_missing(section, findings) };
-    let (span, name) = (&item.value.span, clip(item.value.value));
-    match item.value.value.to_ascii_lowercase().as_str() {
-        "libvirt" => {}
-        "cpg" | "null" => findings.mistake(span, Mistake::NotYet { plugin, name }),
-        _ => findings.mistake(span, Mistake::NoSuch { plugin, name }),
+    let Some(item) = global.get(plugin.key()) else {
+        plugin.is_missing(section, findings);
+        return (Backend::default(), 0..0);
+    };
+    let (span, name) = (item.value.span.clone(), clip(item.value.value));
+    let known = Backend::VARIANTS.iter().find(|backend| backend.name().eq_ignore_ascii_case(item.value.value));
+    match known {
+        Some(backend) => return (*backend, span),
+        None if BACKENDS.unread.iter().any(|known| known.eq_ignore_ascii_case(item.value.value)) => {
+            findings.mistake(&span, Mistake::NotYet { plugin, name });
+        }
+        None => findings.mistake(&span, Mistake::NoSuch { plugin, name }),
     }
+    (Backend::default(), span)
+}
+
+/// The section of the chosen backend. Those of the others are not read.
+fn own_section<'i>(
+    backend: Backend,
+    section: Option<&'i Section<'i>>,
+    at: &Span,
+    findings: &mut Findings<'_>,
+) -> Contents<'i> {
+    let (name, scope) = match backend {
+        Backend::Libvirt => (backend.name(), &LIBVIRT),
+        Backend::Cpg => (backend.name(), &CPG),
+    };
+    let all = BACKENDS.sections.iter().chain(BACKENDS.unread).copied();
+    let (read, unread): (Vec<_>, Vec<_>) = all.partition(|other| *other == name);
+    let backends = Contents::new(items_of(section), &Scope { sections: &read, unread: &unread, ..NOTHING }, findings);
+    let own = backends.last_section(name);
+    let contents = Contents::new(items_of(own), scope, findings);
+    if backend == Backend::Cpg {
+        let is_libvirts = |item: &Item<'_>| matches!(item, Item::Section(section) if section.name.value.eq_ignore_ascii_case("libvirt"));
+        if own.is_none() && items_of(section).iter().any(is_libvirts) {
+            findings.mistake(at, CpgMistake::NoSection.into());
+        }
+        cpg::cpg(&contents, findings);
+    }
+    contents
 }
 
 /// A key's value, or its default. Reports a mistake at the value.
@@ -274,6 +316,7 @@ mod tests {
         assert!(multicast.needs_key());
         let expected = Config {
             listeners: vec![Listener::Multicast(multicast)],
+            backend: Backend::Libvirt,
             uris: vec!["qemu:///system".into()],
             groups: Groups::Everyone,
             wait_for_init: false,
@@ -462,10 +505,8 @@ mod tests {
                 assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Listener, name: name.into() }]);
             }
         }
-        for name in ["cpg", "null"] {
-            let mistakes = refused(&GLOBAL.replace("libvirt", name));
-            assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Backend, name: name.into() }]);
-        }
+        let mistakes = refused(&GLOBAL.replace("libvirt", "null"));
+        assert_eq!(mistakes, [Mistake::NotYet { plugin: Plugin::Backend, name: "null".into() }]);
     }
 
     #[test]

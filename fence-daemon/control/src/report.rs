@@ -66,6 +66,9 @@ pub struct Report {
     pub uris: Vec<Uri>,
     /// Rebooted domains that still have to be started.
     pub restarts: Vec<Restart>,
+    /// The cluster whose hosts answer together; `null` with `backend = "libvirt"`.
+    #[serde(default)]
+    pub cluster: Option<Cluster>,
     /// How long the steps of requests took since the daemon's start.
     pub latency: Vec<Latency>,
 }
@@ -344,6 +347,42 @@ pub struct Restart {
     pub attempts: u32,
     /// Why the last attempt failed. `null` before the first failure.
     pub reason: Option<String>,
+}
+
+/// The cluster whose hosts answer together (`backend = "cpg"`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Whether this host is in the group of corosync.
+    pub joined: bool,
+    /// Whether corosync has quorum here.
+    pub quorate: bool,
+    /// The state, in a line.
+    pub status: String,
+    /// The configured hosts, by node ID.
+    pub hosts: Vec<ClusterHost>,
+    /// Daemons of fence_virtd in the cluster, as node ID and process ID.
+    pub stock: Vec<String>,
+}
+
+/// A host of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterHost {
+    /// Its node ID in corosync.
+    pub node: u32,
+    /// Its name in corosync; `null` if it has none there.
+    pub name: Option<String>,
+    /// Whether this is the host that reports.
+    pub ours: bool,
+    /// Whether its daemon is in the group.
+    pub present: bool,
+    /// The time since its daemon was last heard; `null` if it never was.
+    pub last_heard_ms: Option<u64>,
+    /// The version of its messages; `null` if none was heard.
+    pub version: Option<u32>,
+    /// Whether its messages are signed with a key that is accepted here; `null` if none was heard.
+    pub key_agrees: Option<bool>,
+    /// How many domains it has told of.
+    pub domains: u64,
 }
 
 /// How long one step of one operation takes, from the datagram's arrival.

@@ -13,8 +13,9 @@ use fence_control::report::{
 };
 
 use super::multicast::Watched;
-use super::{serial, tcp, vsock};
+use super::{cluster, serial, tcp, vsock};
 use crate::clock::Moment;
+use crate::hosts::Hosts;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
 use crate::intake::judge::Judge;
 use crate::intake::serial::LineIntake;
@@ -52,6 +53,7 @@ pub struct Inspector {
     tcps: OnceLock<Vec<Arc<Intake>>>,
     serials: OnceLock<Vec<Arc<LineIntake>>>,
     vsocks: OnceLock<Vec<Arc<VsockIntake>>>,
+    hosts: OnceLock<Hosts>,
 }
 
 impl Inspector {
@@ -68,6 +70,7 @@ impl Inspector {
             tcps: OnceLock::new(),
             serials: OnceLock::new(),
             vsocks: OnceLock::new(),
+            hosts: OnceLock::new(),
         }
     }
 
@@ -101,6 +104,11 @@ impl Inspector {
     /// The tcp listeners.
     pub fn set_tcps(&self, tcps: Vec<Arc<Intake>>) {
         let _ = self.tcps.set(tcps);
+    }
+
+    /// The hosts that answer together.
+    pub fn set_hosts(&self, hosts: Hosts) {
+        let _ = self.hosts.set(hosts);
     }
 
     /// The sources whose requests were rejected before any digest, the latest one first.
@@ -148,7 +156,9 @@ impl Inspector {
             })
             .collect();
         let lacks_program = self.multicasts.iter().any(|multicast| multicast.lacks_program());
-        let problems = problems(&listeners, lacks_program, &uris, &restarts);
+        let hosts = self.hosts.get().map(Hosts::view);
+        let mut problems = problems(&listeners, lacks_program, &uris, &restarts);
+        problems.extend(hosts.iter().flat_map(cluster::problems));
         let health = match phase {
             0 => Health::Starting,
             1 if problems.is_empty() => Health::Serving,
@@ -184,6 +194,7 @@ impl Inspector {
             rejected_sources: self.rejected().into_iter().map(|view| now.rejected_source(view)).collect(),
             uris,
             restarts,
+            cluster: hosts.map(|view| cluster::cluster(&view, now.moment)),
             latency: self.requests.times().into_iter().map(latency).collect(),
         }
     }

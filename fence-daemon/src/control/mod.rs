@@ -5,6 +5,7 @@
 //! clients are few and have little time. If the socket cannot be created the daemon serves without
 //! it. [`fence_control`] defines the protocol.
 
+mod cluster;
 pub mod inspector;
 pub mod multicast;
 mod serial;

@@ -73,6 +73,11 @@ impl KeyPlan {
         self.rings.get(listener).cloned().unwrap_or_else(|| Keyring::new(None))
     }
 
+    /// The keys of the first listener that has some.
+    pub(super) fn first_ring(&self) -> Keyring {
+        self.rings().next().map_or_else(|| Keyring::new(None), |(_, ring)| ring.clone())
+    }
+
     /// Each ring once, with the number of a listener that uses it. A ring without key files stays
     /// empty.
     fn rings(&self) -> impl Iterator<Item = (usize, &Keyring)> {

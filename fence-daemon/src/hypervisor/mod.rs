@@ -57,14 +57,16 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 pub use self::deadline::Deadline;
-pub use self::fence::{Detail, Outcome, Presence, Requester, Unproven};
+pub use self::fence::{Detail, Outcome, Presence, Requester, Standing, Unproven};
 pub use self::known::view::{DomainState, DomainView, UriView};
 pub use self::known::{DomainSocket, Identity, Listed, Listing};
 pub use self::libvirt::{CallError, LibvirtError, SocketKind, State};
 pub use self::probe::probe;
 pub use self::process::Left;
 
-use self::fence::{FenceRaces, Locks, Orders, Pending, Records, Restarter, Restarts, Settling, farewell, status};
+use self::fence::{
+    FenceRaces, Locks, Orders, Pending, Records, Restarter, Restarts, Settling, farewell, standing, status,
+};
 use self::known::{Known, Uri, last_words, view};
 use self::libvirt::LinkState;
 use crate::clock::Moment;
@@ -269,6 +271,33 @@ impl Hypervisors {
     /// What the domain is to this host.
     pub async fn presence(&self, target: &Target) -> Presence {
         status::presence(&self.known, &self.orders.restarts, target, Moment::now()).await
+    }
+
+    /// What the domain is to this host, for the other hosts of its cluster. One that is on its way
+    /// between two hosts is waited for until `by`.
+    pub async fn standing(&self, target: &Target, by: Instant) -> Standing {
+        standing(&self.known, &self.orders.restarts, target, by).await
+    }
+
+    /// Whether the domain was rebooted here, and is started again only if somebody decides so.
+    #[must_use]
+    pub fn is_restart_held(&self, uuid: Uuid) -> bool {
+        self.orders.restarts.of(&Target::Uuid(uuid)).iter().any(|plan| plan.held)
+    }
+
+    /// How often the target has appeared on this host: by a start, an arrival or a resume. It may
+    /// be too high, and never falls. A new connection to libvirt counts as well, since nobody knows
+    /// what was before it.
+    #[must_use]
+    pub fn appearances(&self, target: &Target) -> u64 {
+        let of = |uri: &Arc<Uri>| uri.table.appearances.of(target).saturating_add(uri.table.generation());
+        self.known.uris.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// Tells when something about domains may have changed. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.known.news_of_sockets()
     }
 
     /// Whether the tables alone say that the domain is known here and off. Waits for nobody, and is

@@ -37,7 +37,13 @@ fn ask(uri: &str) -> Result<mpsc::Receiver<ListAnswer>, CallError> {
 }
 
 fn list(uri: &Arc<str>) -> ListAnswer {
-    let listed = |Row { name, uuid, state: State(state), .. }: Row| Listed { name, uuid, state, uri: Arc::clone(uri) };
+    let listed = |Row { name, uuid, state: State(state), .. }: Row| Listed {
+        name,
+        uuid,
+        state,
+        uri: Arc::clone(uri),
+        elsewhere: false,
+    };
     Ok(list_once(uri)?.into_iter().map(listed).collect())
 }
 

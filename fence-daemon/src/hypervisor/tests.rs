@@ -29,6 +29,7 @@ mod pauses;
 mod presence;
 mod restarts;
 mod silence;
+mod standing;
 mod vouched;
 
 /// Short enough for tests, long enough for a loaded machine to tell a wait from none.

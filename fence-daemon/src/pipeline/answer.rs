@@ -7,13 +7,15 @@ use fence_common::ending::Ending;
 use fence_common::wire::{HOST_LIST, HostRecord, Op, Reply};
 use fence_common::words::counted;
 use tokio::time::Instant;
+use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use super::stop::{Stopping, stopped};
 use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
-use crate::hypervisor::{Deadline, Detail, Outcome, Requester};
+use crate::hosts::Verdict;
+use crate::hypervisor::{Deadline, Requester};
 use crate::intake::request::Verified;
 use crate::policy::{self, Authorized, Denied};
 
@@ -52,18 +54,15 @@ impl Answer {
         Self { bytes: vec![reply.to_wire()], result: reply.into(), detail: detail.into(), dead: None, tone }
     }
 
-    fn outcome(op: Op, outcome: &Outcome) -> Self {
-        let detail = match &outcome.domain {
-            Some(domain) => format!("{}: {domain}", outcome.detail),
-            None => outcome.detail.to_string(),
-        };
-        let tone = match (op, outcome.reply) {
-            _ if outcome.detail == Detail::Unknown => Tone::Refused,
+    fn verdict(op: Op, verdict: Verdict) -> Self {
+        let Verdict { reply, proven_off, detail, is_known } = verdict;
+        let tone = match (op, reply) {
+            _ if !is_known => Tone::Refused,
             (Op::Status, Reply::Success | Reply::Off) => Tone::Asked,
             (_, Reply::Success) => Tone::Done,
             (_, Reply::Failure | Reply::Off | Reply::PermissionDenied) => Tone::Refused,
         };
-        Self { dead: outcome.proven_off, ..Self::reply(outcome.reply, detail, tone) }
+        Self { dead: proven_off, ..Self::reply(reply, detail, tone) }
     }
 }
 
@@ -114,11 +113,8 @@ impl Shared {
     async fn whole_answer(&self, peer: &Authenticated, permitted: Permitted, deadline: &Deadline) -> Answer {
         match (permitted, peer.request().op()) {
             (Permitted::Order(order), _) => self.carry_out(order, peer.request(), deadline).await,
-            (Permitted::Question, Op::DevStatus) if self.hypervisors.any_connected_within(RENEWAL).await => {
-                Answer::reply(Reply::Success, "a hypervisor is connected", Tone::Asked)
-            }
-            (Permitted::Question, Op::DevStatus) => Answer::refused(Reply::Failure, "no hypervisor is connected"),
-            (Permitted::Question, Op::HostList) => self.host_list(peer).await,
+            (Permitted::Question, Op::DevStatus) => self.monitor(peer, deadline).await,
+            (Permitted::Question, Op::HostList) => self.host_list(peer, deadline).await,
             (Permitted::Question, Op::Null | Op::Off | Op::Reboot | Op::On | Op::Status) => {
                 Answer::reply(Reply::Failure, "null is always answered with failure", Tone::Asked)
             }
@@ -135,15 +131,21 @@ impl Shared {
         if deadline.by() <= Instant::now() {
             return Answer::refused(Reply::Failure, "the callback took too long: nothing was done");
         }
-        let (op, hypervisors) = (order.op(), self.hypervisors.clone());
+        let (op, id) = (order.op(), request.id());
+        let (hypervisors, hosts) = (self.hypervisors.clone(), self.hosts.clone());
         // A task of its own: when the answer is overdue the client receives a failure, and what has
         // begun takes effect.
         let action = tokio::spawn({
             let deadline = deadline.clone();
-            async move { hypervisors.carry_out(&order, Some(requester), &deadline).await }
+            async move {
+                match hosts {
+                    Some(hosts) => hosts.carry_out(&hypervisors, &order, id, Some(requester), &deadline).await,
+                    None => Verdict::from(&hypervisors.carry_out(&order, Some(requester), &deadline).await),
+                }
+            }
         });
         match tokio::time::timeout_at(deadline.by(), action).await {
-            Ok(Ok(outcome)) => Answer::outcome(op, &outcome),
+            Ok(Ok(verdict)) => Answer::verdict(op, verdict),
             Ok(Err(_)) => Answer::refused(Reply::Failure, "the action broke off: a bug of fence-xdp"),
             Err(_) => {
                 deadline.call_off();
@@ -155,26 +157,55 @@ impl Shared {
         }
     }
 
-    async fn host_list(&self, peer: &Authenticated) -> Answer {
+    async fn monitor(&self, peer: &Authenticated, deadline: &Deadline) -> Answer {
+        if !self.hypervisors.any_connected_within(RENEWAL).await {
+            return Answer::refused(Reply::Failure, "no hypervisor is connected");
+        }
+        let Some(hosts) = &self.hosts else {
+            return Answer::reply(Reply::Success, "a hypervisor is connected", Tone::Asked);
+        };
+        match hosts.monitor(peer.request().id(), deadline.by()).await {
+            Ok(()) => Answer::reply(Reply::Success, "every configured host is well", Tone::Asked),
+            Err(why) => Answer::refused(Reply::Failure, why),
+        }
+    }
+
+    async fn host_list(&self, peer: &Authenticated, deadline: &Deadline) -> Answer {
+        // A shorter list would be worse than none: a cluster would drop the missing domains from
+        // its targets.
+        if let Some(hosts) = &self.hosts {
+            return match hosts.list(peer.request().id(), deadline.by()).await {
+                Ok(domains) => {
+                    let domains = domains.iter().map(|domain| (domain.name.as_str(), domain.uuid, domain.state));
+                    self.listed(peer, domains)
+                }
+                Err(why) => Answer::refused(Reply::Failure, format!("no list: {why}")),
+            };
+        }
         let listing = self.hypervisors.list().await;
         if let Some((uri, error)) = listing.failed.first() {
-            // A shorter list would be worse: a cluster would drop the missing domains from its
-            // targets.
             return Answer::refused(Reply::Failure, format!("no list, as {uri} was never seen: {error}"));
         }
+        let domains = listing.domains.iter().map(|domain| (domain.name.as_str(), domain.uuid, domain.state));
+        let mut answer = self.listed(peer, domains);
+        for (uri, error) in &listing.remembered {
+            answer.detail.push_str(&format!("; those of {uri} as they were last known: {error}"));
+        }
+        answer
+    }
+
+    /// A list of what the peer may see of these domains: name, UUID, libvirt's state.
+    fn listed<'d>(&self, peer: &Authenticated, domains: impl Iterator<Item = (&'d str, Uuid, u8)>) -> Answer {
         let (mut bytes, who) = (vec![HOST_LIST], peer.request().who());
         let mut count = 0;
-        for domain in listing.domains.iter().filter(|d| self.groups.may_see(peer.owner(), &who, &d.name, d.uuid)) {
-            let record = HostRecord::new(&domain.name, &domain.uuid.to_string(), domain.state);
-            bytes.extend_from_slice(record.as_bytes());
+        for (name, uuid, state) in
+            domains.filter(|(name, uuid, _)| self.groups.may_see(peer.owner(), &who, name, *uuid))
+        {
+            bytes.extend_from_slice(HostRecord::new(name, &uuid.to_string(), state).as_bytes());
             count += 1;
         }
         bytes.extend_from_slice(HostRecord::END.as_bytes());
         bytes.push(Reply::Success.to_wire());
-        let mut detail = counted(count, "domain");
-        for (uri, error) in &listing.remembered {
-            detail.push_str(&format!("; those of {uri} as they were last known: {error}"));
-        }
-        Answer { bytes, result: Ending::Success, detail, dead: None, tone: Tone::Asked }
+        Answer { bytes, result: Ending::Success, detail: counted(count, "domain"), dead: None, tone: Tone::Asked }
     }
 }

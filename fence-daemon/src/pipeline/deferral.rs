@@ -2,7 +2,8 @@
 //! the client believes the first that connects. That must be the host where the domain runs, else
 //! one that knows it, and only then one that does not.
 //!
-//! Nobody waits for other hosts where there are none, nor for a client that has connected to this
+//! The hosts of a cluster (`backend = "cpg"`) elect one of them instead, and nobody waits. Nor does
+//! anybody wait for other hosts where there are none, or for a client that has connected to this
 //! host: it has asked no other.
 
 use std::fmt;
@@ -18,12 +19,17 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{NoPeer, Shared};
 use crate::callback::{Authenticated, CallbackError};
+use crate::hosts::{Election, Hosts};
 use crate::hypervisor::Presence;
 use crate::intake::request::{Verified, Waits};
 
 /// How long the callback for a domain that does not run here waits; half as long again if no answer
 /// of this host can be good news. Shorter than the 2 s after which the client asks again.
 pub(super) const DEFER: Duration = Duration::from_secs(1);
+
+/// How long this host waits to be elected among those of its cluster: longer than the 2 s after
+/// which the client asks again, and the hosts elect anew.
+const AGREED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many threads may look at once where an interface leads: the kernel may hold its lock for
 /// links for long.
@@ -82,13 +88,15 @@ pub(super) enum Deferral {
     Denied,
     /// At once: the client has connected to this host.
     Connected,
+    /// At once: the hosts of the cluster have agreed on this one.
+    Agreed,
 }
 
 impl Deferral {
     /// Whether such a failed callback usually means that another host was first.
     pub(super) fn is_no_worry(self, error: &CallbackError) -> bool {
         match (self, error) {
-            (Self::By(Presence::Runs) | Self::Connected, _) => false,
+            (Self::By(Presence::Runs) | Self::Connected | Self::Agreed, _) => false,
             (_, CallbackError::Unwanted(..)) => true,
             // Reset: the client accepted, and hung up before we knew.
             (Self::Any | Self::Alone, CallbackError::Connect(_, error)) => {
@@ -109,7 +117,8 @@ impl Deferral {
             | Self::Any
             | Self::Alone
             | Self::Denied
-            | Self::Connected => "",
+            | Self::Connected
+            | Self::Agreed => "",
         }
     }
 
@@ -119,7 +128,7 @@ impl Deferral {
             Self::By(Presence::Defined | Presence::Unknown) | Self::Denied => {
                 "; other hosts were given time to answer first"
             }
-            Self::By(Presence::Runs) | Self::Any | Self::Alone | Self::Connected => "",
+            Self::By(Presence::Runs) | Self::Any | Self::Alone | Self::Connected | Self::Agreed => "",
         }
     }
 }
@@ -134,6 +143,7 @@ impl fmt::Display for Deferral {
             Self::By(Presence::Unknown) => "no such domain here, and nobody waits for our answer",
             Self::Denied => "the groups deny it here, and nobody waits for our answer",
             Self::Connected => "the client has connected, and waits no longer",
+            Self::Agreed => "the hosts have agreed on this one, and nobody waits for our answer",
         })
     }
 }
@@ -155,6 +165,11 @@ impl Shared {
     /// Calls back when it is this host's turn.
     async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferral), NoPeer> {
         let mut deferral = Deferral::Any;
+        if let Some(hosts) = &self.hosts
+            && let Some(called) = self.call_back_if_elected(request, hosts).await
+        {
+            return called;
+        }
         if let Some(target) = request.target().filter(|_| request.op().names_a_domain()) {
             // From now, not from its arrival: what delayed our read, such as a flood, has reached
             // the other hosts as well.
@@ -186,6 +201,33 @@ impl Shared {
             }
         }
         self.called(request, deferral).await
+    }
+
+    /// Calls back if the hosts of the cluster agree on this one. `None`: they cannot agree, and the
+    /// time decides.
+    async fn call_back_if_elected(
+        &self,
+        request: &Verified,
+        hosts: &Hosts,
+    ) -> Option<Result<(Authenticated, Deferral), NoPeer>> {
+        let target = request.target().filter(|_| request.op().names_a_domain());
+        if let Some(target) = target
+            && !self.groups.permits(request.owner(), &request.who(), target)
+        {
+            // Another host may permit what this one denies. The client asks it again.
+            sleep_until(Instant::now() + self.defer * 3 / 2).await;
+        }
+        match hosts.elect(request.id(), Instant::now() + AGREED_WITHIN).await {
+            Election::Won(mut elected) => {
+                let called = self.called(request, Deferral::Agreed).await;
+                if called.is_ok() {
+                    elected.reached();
+                }
+                Some(called)
+            }
+            Election::Lost => Some(Err(NoPeer::Elsewhere)),
+            Election::Open => None,
+        }
     }
 
     async fn called(&self, request: &Verified, deferral: Deferral) -> Result<(Authenticated, Deferral), NoPeer> {

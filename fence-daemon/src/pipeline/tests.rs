@@ -52,8 +52,8 @@ async fn pipeline_behind(groups: Groups, backlog: Backlog) -> (Pipeline, Hypervi
     write!(file, "<node>{}{}</node>", domain("one", '1'), domain("two", '2')).unwrap();
     let hypervisors = Hypervisors::start(&[format!("test://{}", node.display())], fence_config::Options::default());
     timeout(SOON, hypervisors.wait_connected()).await.unwrap();
-    let (claims, requests) = (Claims::none(), Arc::default());
-    let pipeline = Pipeline::new(groups, hypervisors.clone(), backlog, claims, unwritten(), requests);
+    let (claims, requests) = (Arc::new(Claims::none()), Arc::default());
+    let pipeline = Pipeline::new(groups, hypervisors.clone(), None, backlog, claims, unwritten(), requests);
     (pipeline, hypervisors, dir)
 }
 

@@ -153,7 +153,7 @@ fn the_list_is_for_scripts_and_needs_no_configuration() {
         let listed = run(line, &dir.path("none"), "");
         let version = env!("CARGO_PKG_VERSION");
         let expected = format!(
-            "Available backends:\n    libvirt {version}\nAvailable listeners:\n    multicast {version}\n    tcp {version}\n    vsock {version}\n    serial {version}\n"
+            "Available backends:\n    libvirt {version}\n    cpg {version}\nAvailable listeners:\n    multicast {version}\n    tcp {version}\n    vsock {version}\n    serial {version}\n"
         );
         assert_eq!((listed.code, listed.stdout, listed.stderr), (Some(0), expected, String::new()));
     }

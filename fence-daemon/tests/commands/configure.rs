@@ -138,12 +138,34 @@ fn settings_without_a_question_stay() {
     assert!(!new.contains("interface"), "no interface is no key: {new}");
 }
 
+/// The URIs are those of the chosen backend, and what has no question stays.
+#[test]
+fn the_cluster_backend_is_kept_with_its_section() {
+    let dir = Dir::new();
+    let old = "fence_virtd { listener = \"multicast\"; backend = \"cpg\"; }\n\
+        backends { libvirt { uri = \"lxc:///\"; } cpg { uri = \"qemu:///system\"; uri1 = \"qemu:///session\"; \
+        name_mode = \"uuid\"; unfenced_hosts = \"fail\"; } }\n";
+    let (conf, key) = (dir.write("conf", old), dir.write("key", "x"));
+    let arguments = ["-c", "--yes", "--key-file", key.to_str().unwrap()];
+    done(&run(&arguments, &conf, ""));
+    let new = file(&conf);
+    let (config, _) = parse(&new);
+    assert_eq!((config.backend.name(), config.uris.len()), ("cpg", 2), "{new}");
+    for kept in ["name_mode = \"uuid\";", "unfenced_hosts = \"fail\";", "uri = \"lxc:///\";"] {
+        assert!(new.contains(kept), "{kept}: {new}");
+    }
+    let with_uri = [&arguments[..], &["--uri", "test:///default"]].concat();
+    done(&run(&with_uri, &conf, ""));
+    let (config, _) = parse(&file(&conf));
+    assert_eq!((config.backend.name(), config.uris), ("cpg", vec!["test:///default".to_owned()]));
+}
+
 #[test]
 fn a_bad_answer_is_asked_again_with_the_reason() {
     let dir = Dir::new();
     let (conf, key) = (dir.path("conf"), dir.write("key", "x"));
     let answers = format!(
-        "y\n\nvmchannel\nnonsense\nmulticast\n192.168.122.1\nabc\n225.0.0.12\n0\n70000\nabc\n1229\na/b\nvirbr0\nkey\na\"b\n{}\ncpg\nlibvirt\ny\nqemu:///system\ny\n",
+        "y\n\nvmchannel\nnonsense\nmulticast\n192.168.122.1\nabc\n225.0.0.12\n0\n70000\nabc\n1229\na/b\nvirbr0\nkey\na\"b\n{}\nnull\nlibvirt\ny\nqemu:///system\ny\n",
         key.display()
     );
     let run = run(&["-c"], &conf, &answers);
@@ -158,7 +180,7 @@ fn a_bad_answer_is_asked_again_with_the_reason() {
         "\"a/b\" cannot be the name of a network interface",
         "key is not a whole path",
         "the file has no way to write a double quote",
-        "the backend \"cpg\" is not supported yet",
+        "the backend \"null\" is not supported yet",
         "\"y\" is no URI",
     ] {
         assert!(run.stdout.contains(&format!("Not taken: {reason}")), "{reason}: {}", run.stdout);

@@ -106,7 +106,9 @@ pub struct Config {
     pub serial: Option<Vec<(&'static str, String)>>,
     /// More of section `fence_virtd`'s keys, ours only.
     pub daemon: Vec<(&'static str, &'static str)>,
-    /// More of the libvirt backend's keys, ours only.
+    /// The name of the backend and of its section.
+    pub backend_name: &'static str,
+    /// More of the backend's keys, ours only.
     pub backend: Vec<(&'static str, &'static str)>,
     /// More sections (`groups { ... }`).
     pub more: String,
@@ -131,6 +133,7 @@ impl Config {
             tcp: None,
             serial: None,
             daemon: Vec::new(),
+            backend_name: "libvirt",
             backend: Vec::new(),
             more: String::new(),
         }
@@ -170,10 +173,11 @@ impl Config {
         let others: String = others.collect();
         let backend = self.uris.iter().enumerate().map(uri);
         let backend = backend.chain(self.backend.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
+        let name = self.backend_name;
         format!(
-            "fence_virtd {{\n\tlistener = \"{listeners}\";\n\tbackend = \"libvirt\";\n{}}}\n\
+            "fence_virtd {{\n\tlistener = \"{listeners}\";\n\tbackend = \"{name}\";\n{}}}\n\
              listeners {{\n\tmulticast {{\n{}\t}}\n{others}}}\n\
-             backends {{\n\tlibvirt {{\n{}\t}}\n}}\n{}",
+             backends {{\n\t{name} {{\n{}\t}}\n}}\n{}",
             lines(self.daemon.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()),
             lines(listener.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
             lines(backend.collect()),

@@ -11,6 +11,7 @@ mod bad_requests;
 mod bench;
 mod bystanders;
 mod configure;
+mod cpg;
 mod doctor;
 mod effects;
 mod group_keys;

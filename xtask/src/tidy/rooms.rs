@@ -56,13 +56,27 @@ const ROOMS: &[Room] = &[
     Room { name: "hosts/transport", imports: &["clock"] },
     Room { name: "hosts/corosync", imports: &["clock", "hosts/transport"] },
     Room { name: "hosts/proof", imports: &["clock"] },
-    Room { name: "hosts", imports: &[] },
-    Room { name: "control", imports: &["clock", "hypervisor", "intake", "observe", "state"] },
+    Room { name: "hosts", imports: &["clock", "fault", "hosts/proof", "hosts/transport", "hypervisor", "policy"] },
+    Room { name: "control", imports: &["clock", "hosts", "hypervisor", "intake", "observe", "state"] },
     Room {
         name: "pipeline",
-        imports: &["callback", "clock", "fault", "hypervisor", "intake", "observe", "policy", "state"],
+        imports: &["callback", "clock", "fault", "hosts", "hypervisor", "intake", "observe", "policy", "state"],
     },
-    Room { name: "daemon", imports: &["control", "hypervisor", "intake", "observe", "pipeline", "process", "systemd"] },
+    Room {
+        name: "daemon",
+        imports: &[
+            "clock",
+            "control",
+            "hosts",
+            "hosts/corosync",
+            "hypervisor",
+            "intake",
+            "observe",
+            "pipeline",
+            "process",
+            "systemd",
+        ],
+    },
 ];
 
 /// Crates that only these rooms may name.

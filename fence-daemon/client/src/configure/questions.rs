@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 use fence_config::document::Document;
-use fence_config::{self as config, Plugin};
+use fence_config::{self as config, Backend, Plugin};
 use fence_net::interface::Interface;
 use fence_net::taker::Taker;
 
 use super::ConfigureError;
 use super::dialogue::Dialogue;
-use super::values::{GLOBAL, LIBVIRT, MULTICAST, check, check_key_file, check_uri, writable};
+use super::values::{GLOBAL, MULTICAST, check, check_key_file, check_uri, writable};
 use crate::cli::{self, Given};
 
 const MODULES: &str = "\
@@ -29,7 +29,8 @@ are then ignored. `none`: every interface that is up.";
 const KEY_FILE: &str = "\
 Everyone who has this file's content can fence. Put the same file on this host and on every guest, and nowhere else.";
 const BACKEND: &str = "\
-The backend carries requests out.";
+The backend carries requests out. `libvirt`: this host answers by itself. `cpg`: the hypervisors of a corosync cluster answer
+together, so each of them needs this daemon, the same key and the same backend.";
 const URI: &str = "\
 The libvirt connection that has the guests: qemu:///system for virtual machines of this host, lxc:/// for containers.";
 
@@ -238,28 +239,35 @@ impl<'q, 'd> Questions<'q, 'd> {
         Ok(())
     }
 
+    /// The backend that the file names by now.
+    fn backend(&self) -> Backend {
+        let named = self.document.get(GLOBAL, Plugin::Backend.key()).unwrap_or_default();
+        if named.eq_ignore_ascii_case(Backend::Cpg.name()) { Backend::Cpg } else { Backend::Libvirt }
+    }
+
     /// Asks for the first URI; further ones stay. URIs from the command line replace all.
     fn uris(&mut self) -> Result<(), ConfigureError> {
         let number = |key: &str| {
             let digits = key.get(3..).filter(|_| key.get(..3).is_some_and(|uri| uri.eq_ignore_ascii_case("uri")))?;
             if digits.is_empty() { Some(None) } else { digits.parse::<u64>().ok().map(Some) }
         };
+        let section = self.backend().section();
         if !self.given.uris.is_empty() {
-            self.document.remove(LIBVIRT, |key| number(key).is_some());
+            self.document.remove(section, |key| number(key).is_some());
             for (index, uri) in self.given.uris.iter().enumerate() {
                 let key = if index == 0 { "uri".to_owned() } else { format!("uri{index}") };
-                self.document.set(LIBVIRT, &key, uri);
+                self.document.set(section, &key, uri);
             }
             return Ok(());
         }
-        let keys = self.document.values(LIBVIRT).filter_map(|(key, value)| Some((number(key)?, key.to_owned(), value)));
+        let keys = self.document.values(section).filter_map(|(key, value)| Some((number(key)?, key.to_owned(), value)));
         let mut keys: Vec<_> = keys.map(|(number, key, value)| (number, key, value.to_owned())).collect();
         keys.sort();
         let key = keys.first().map_or("uri", |(_, key, _)| key.as_str());
         let (label, about, fallback) = ("Libvirt URI", URI, config::DEFAULT_URI);
-        let question = Question { label, about, section: LIBVIRT, key, fallback, given: None };
+        let question = Question { label, about, section, key, fallback, given: None };
         let answer = self.settle(&question, check_uri)?;
-        self.document.set(LIBVIRT, key, &answer);
+        self.document.set(section, key, &answer);
         for (_, key, uri) in keys.iter().skip(1) {
             if !self.given.yes {
                 self.dialogue.say(&format!("Also asked, as the file says: {uri} (`{key}`)"))?;

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use fence_config::{self as config, ConfigError, Plugin, Source, Warnings};
+use fence_config::{self as config, Backend, ConfigError, Plugin, Source, Warnings};
 
 use fence_config::document::Document;
 
 pub(super) const GLOBAL: &[&str] = &["fence_virtd"];
 pub(super) const MULTICAST: &[&str] = &["listeners", "multicast"];
-pub(super) const LIBVIRT: &[&str] = &["backends", "libvirt"];
 
 /// Checks keys of a section together. The error says what is wrong and what to answer instead.
 pub(super) fn check(section: &[&str], pairs: &[(&str, &str)]) -> Result<(), String> {
@@ -39,7 +38,7 @@ pub(super) fn check_key_file(path: &str) -> Result<(), String> {
 
 /// Checks a URI. The file may hold any text, but here a `y` is an answer to a later question.
 pub(super) fn check_uri(uri: &str) -> Result<(), String> {
-    check(LIBVIRT, &[("uri", uri)])?;
+    check(Backend::Libvirt.section(), &[("uri", uri)])?;
     let has_scheme = uri.split_once(':').is_some_and(|(scheme, _)| !scheme.is_empty());
     if has_scheme { Ok(()) } else { Err(format!("\"{uri}\" is no URI (such as qemu:///system or lxc:///)")) }
 }
@@ -76,17 +75,18 @@ mod tests {
         }
         let contradiction = check(MULTICAST, &[("family", "ipv6"), ("address", "225.0.0.12")]).unwrap_err();
         assert!(contradiction.contains("225.0.0.12"), "{contradiction}");
-        for (key, bad) in [("listener", "vmchannel"), ("backend", "cpg"), ("backend", "null")] {
+        for (key, bad) in [("listener", "vmchannel"), ("backend", "null")] {
             let why = check(GLOBAL, &[(key, bad)]).unwrap_err();
             assert!(why.contains("not supported yet"), "{why}");
         }
+        assert_eq!(check(GLOBAL, &[("backend", "cpg")]), Ok(()));
         assert!(check(GLOBAL, &[("listener", "nonsense")]).unwrap_err().contains("there is no listener"));
     }
 
     #[test]
     fn nothing_can_break_out_of_its_quotes() {
         for bad in ["", "a\"; uri1 = \"b:", "a\nb", "a\0", "a\x1b[31m", "\u{fffd}"] {
-            assert!(writable(bad).is_err() && check(LIBVIRT, &[("uri", bad)]).is_err(), "{bad:?}");
+            assert!(writable(bad).is_err() && check(Backend::Libvirt.section(), &[("uri", bad)]).is_err(), "{bad:?}");
         }
     }
 

@@ -7,6 +7,7 @@ use fence_common::words::counted;
 use fence_config::Attach;
 use fence_control::report::{Domain, Health, Listener, Report, Request, Steps, Uri};
 
+use super::{hosts, sources};
 use crate::screen::bars;
 use crate::screen::table::{Look, Screen, Table, flexible, number, text};
 use crate::screen::words::{counters, meaning, micros, span, time_of_day, wrapped};
@@ -14,11 +15,11 @@ use crate::screen::words::{counters, meaning, micros, span, time_of_day, wrapped
 /// The most requests shown. The JSON has all that are remembered.
 const REQUESTS: usize = 20;
 
-fn plain(text: impl Into<String>) -> (Look, String) {
+pub(super) fn plain(text: impl Into<String>) -> (Look, String) {
     (Look::Plain, text.into())
 }
 
-fn dim(text: impl Into<String>) -> (Look, String) {
+pub(super) fn dim(text: impl Into<String>) -> (Look, String) {
     (Look::Dim, text.into())
 }
 
@@ -69,6 +70,9 @@ pub fn render(report: &Report, screen: Screen) -> String {
             section(title, state(listener));
         }
     }
+    if let Some(cluster) = &report.cluster {
+        section(format!("Hosts that answer together: {}", cluster.status), hosts::table(cluster));
+    }
     section("libvirt".to_owned(), uris(report));
     section("To be started again after a reboot".to_owned(), restarts(report));
     section("Domains".to_owned(), domains(report));
@@ -84,8 +88,8 @@ pub fn render(report: &Report, screen: Screen) -> String {
         let what = if listener.kind == "serial" { "Requests" } else { "Connections" };
         section(format!("{what} by {} since the start", listener.label()), connections(listener));
     }
-    section("Sources of datagrams".to_owned(), sources(report));
-    section("Rejected before the digest, the last ones".to_owned(), rejected(report));
+    section("Sources of datagrams".to_owned(), sources::senders(report));
+    section("Rejected before the digest, the last ones".to_owned(), sources::rejected(report));
     section("How long it took, from the datagram's arrival".to_owned(), latency(report, screen));
     page
 }
@@ -378,46 +382,6 @@ fn connections(listener: &Listener) -> Table {
     table
 }
 
-fn sources(report: &Report) -> Table {
-    let mut table = Table::new([
-        text("ADDRESS"),
-        text("HARDWARE"),
-        text("TRUSTED"),
-        number("DELIVERED"),
-        number("WRONG"),
-        number("TOO MANY"),
-        text("LAST SEEN"),
-    ]);
-    for source in &report.sources {
-        let counted = |count: u64| if count == 0 { dim("0") } else { (Look::Warn, count.to_string()) };
-        table.row([
-            plain(&source.address),
-            source.mac.as_ref().map_or_else(|| dim("-"), plain),
-            if source.trusted { (Look::Good, "yes".to_owned()) } else { dim("no") },
-            plain(source.delivered.to_string()),
-            counted(source.failures),
-            counted(source.limited),
-            source.last_seen_ms.map_or_else(|| dim("-"), |ago| plain(format!("{} ago", span(ago)))),
-        ]);
-    }
-    table
-}
-
-fn rejected(report: &Report) -> Table {
-    let mut table =
-        Table::new([text("ADDRESS"), text("HARDWARE"), number("COUNT"), text("LAST SEEN"), flexible("WHY", 20)]);
-    for rejected in &report.rejected_sources {
-        table.row([
-            plain(&rejected.address),
-            rejected.mac.as_ref().map_or_else(|| dim("-"), plain),
-            (Look::Warn, rejected.count.to_string()),
-            plain(format!("{} ago", span(rejected.last_seen_ms))),
-            plain(meaning(&rejected.counter)),
-        ]);
-    }
-    table
-}
-
 fn latency(report: &Report, screen: Screen) -> Table {
     let axis = bars::Axis::of(report.latency.iter().flat_map(|latency| &latency.buckets));
     let mut table = Table::new([
@@ -486,6 +450,10 @@ mod tests {
         let uris = rows("libvirt");
         assert_eq!(uris[0], ["qemu:///system", "connected", "3 h 12 min", "3", "2", "3 h 12 min ago: connection lost"]);
         assert_eq!(uris[1][..3], ["lxc:///system", "not connected", "-"]);
+        let hosts = rows("Hosts that answer together: 1 of 2 hosts present, quorate");
+        assert_eq!(hosts[0], ["host1", "1", "this one", "0 s ago", "agrees", "3"]);
+        let stock = "fence_virtd answers there as well: node 2 process 812";
+        assert_eq!(hosts[1], ["-", "2", "absent", "never", "-", "0", stock]);
         let why = "tried 2 times: Failed to get shared \"write\" lock (InternalError)";
         assert_eq!(rows("To be started again")[0], ["node3", "qemu:///system", "0 s", why]);
         let domains = rows("Domains");

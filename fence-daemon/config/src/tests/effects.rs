@@ -43,6 +43,8 @@ const SERIAL: &str = "netns/serial.rs";
 const LINE_KEYS: &str = "each_key_of_the_serial_listener_has_its_effect";
 const VSOCK_GUEST: &str = "kernels/vsock.rs";
 const OVER_VSOCK: &str = "every_operation_over_vsock_is_answered_as_stock_answers_it";
+const ALONE_IN_A_CLUSTER: &str = "netns/cpg.rs";
+const WITHOUT_COROSYNC: &str = "without_corosync_only_what_ran_here_and_died_is_off";
 const RECORDS: &str = "libvirt/records.rs";
 const REBOOT: &str = "libvirt/reboot.rs";
 
@@ -67,6 +69,7 @@ const EFFECTS: &[Effect] = &[
     ("listener", &["multicast,serial"], As("lines(&bench"), SERIAL, LINE_KEYS),
     ("listener", &["vsock"], As("step(\"ours-all\""), VSOCK_GUEST, OVER_VSOCK),
     ("backend", &["libvirt"], LAB, OPERATIONS, ANSWERS),
+    ("backend", &["cpg"], Written, ALONE_IN_A_CLUSTER, WITHOUT_COROSYNC),
     ("foreground", &[], Written, SETTINGS, "foreground_keeps_it_in_the_foreground"),
     ("wait_for_init", &[], Written, SETTINGS, WAITS),
     ("wait_for_backend", &[], Written, SETTINGS, WAITS),
@@ -129,6 +132,8 @@ const EFFECTS: &[Effect] = &[
     ("reboot_pause", &["6.5"], Written, REBOOT, "a_pause_is_kept_also_by_the_next_daemon"),
     ("reboot_reply", &["off"], Default, REBOOT, REBOOTED),
     ("reboot_reply", &["on"], Written, REBOOT, "reboot_reply_on_answers_when_the_domain_runs"),
+    // cpg; the rest as of libvirt
+    ("unfenced_hosts", &["fail"], Written, ALONE_IN_A_CLUSTER, WITHOUT_COROSYNC),
     // group; its `key_file` and `key_file2` are not the listener's
     ("key_file", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
     ("key_file2", &[], Written, "netns/group_keys.rs", GROUP_KEYS),

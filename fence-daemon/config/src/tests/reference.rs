@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::contents::Scope;
+use crate::cpg::CPG;
 use crate::groups::{GROUP, GROUPS};
 use crate::listeners::LISTENERS;
 use crate::multicast::MULTICAST;
@@ -18,7 +19,7 @@ use crate::{Config, Doubt, Source, Warnings, parse};
 const TEXT: &str = include_str!("../../../../docs/reference/configuration.md");
 
 /// Each section with keys: its heading, its scope, and a file that has room for one of its keys.
-pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 8] = [
+pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 9] = [
     ("fence_virtd { }", &GLOBAL, "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; KEY }"),
     (
         "fence_virtd { rate_limit { } }",
@@ -50,6 +51,11 @@ pub(super) const SECTIONS: [(&str, &Scope<'_>, &str); 8] = [
         "backends { libvirt { } }",
         &LIBVIRT,
         "fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; } backends { libvirt { KEY } }",
+    ),
+    (
+        "backends { cpg { } }",
+        &CPG,
+        "fence_virtd { listener = \"multicast\"; backend = \"cpg\"; } backends { cpg { KEY } }",
     ),
     (
         "groups { group { } }",
@@ -197,6 +203,11 @@ fn new_findings_are_marked() {
         "reboot_method",
         "reboot_pause",
         "reboot_reply",
+        "kill",
+        "reboot_method",
+        "reboot_pause",
+        "reboot_reply",
+        "unfenced_hosts",
         "from",
         "key_file",
         "key_file2",

@@ -19,6 +19,7 @@ mod record;
 pub(crate) mod reset;
 mod restart;
 mod restarts;
+mod standing;
 pub(crate) mod start;
 pub(crate) mod status;
 
@@ -37,8 +38,10 @@ pub(crate) use self::proof::{Off, Source};
 pub(crate) use self::record::{Record, Records};
 pub(crate) use self::restart::Restarter;
 pub(crate) use self::restarts::{FRESH, Pending, Plan, Restarts};
+pub(crate) use self::standing::standing;
 
 pub use self::fence_race::Requester;
 pub use self::outcome::{Detail, Outcome};
 pub use self::proof::Unproven;
+pub use self::standing::Standing;
 pub use self::status::Presence;

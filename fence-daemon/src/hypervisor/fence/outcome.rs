@@ -146,6 +146,22 @@ impl fmt::Display for Detail {
 }
 
 impl Outcome {
+    /// Whether the domain ran on this host and is dead now: it was killed, reset, or waits for the
+    /// restart that follows its kill.
+    #[must_use]
+    pub fn has_died(&self) -> bool {
+        let dead = matches!(
+            self.detail,
+            Detail::Destroyed { .. }
+                | Detail::Rebooting { .. }
+                | Detail::Reset
+                | Detail::Rebooted
+                | Detail::RestartCancelled
+                | Detail::RestartPending
+        );
+        dead && self.reply == Reply::Success
+    }
+
     /// A failure, for `detail`.
     pub(crate) fn failure(detail: Detail) -> Self {
         Self { reply: Reply::Failure, proven_off: None, detail, domain: None }

@@ -89,7 +89,7 @@ fn lives(known: &Known, target: &Target) -> Option<Outcome> {
 
 /// The status of a domain that is off by libvirt's word at these URIs: on, or a failure, if this
 /// host says so of any of them.
-async fn status_of_off(known: &Known, found: &[FoundDomain], look: Option<&Look>) -> Outcome {
+pub(super) async fn status_of_off(known: &Known, found: &[FoundDomain], look: Option<&Look>) -> Outcome {
     let mut asked: Vec<Whom> = Vec::new();
     for FoundDomain { index, seen } in found {
         for (index, whom) in known.whoms(*index, seen.uuid, &seen.name) {
@@ -108,7 +108,7 @@ async fn status_of_off(known: &Known, found: &[FoundDomain], look: Option<&Look>
 }
 
 /// A look at this host for the domains that the tables know by this target. `None`: they know none.
-async fn look_by_tables(known: &Known, target: &Target) -> Option<Arc<Look>> {
+pub(super) async fn look_by_tables(known: &Known, target: &Target) -> Option<Arc<Look>> {
     let known_here = known.uris.iter().enumerate().filter_map(|(index, uri)| {
         let (uuid, entry) = uri.table.find(target)?;
         Some(known.whoms(index, uuid, &entry.name).into_iter().map(|(_, whom)| whom))

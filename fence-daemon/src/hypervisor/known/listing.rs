@@ -40,6 +40,8 @@ pub struct Listed {
     pub state: u8,
     /// The URI that has it.
     pub uri: Arc<str>,
+    /// Whether it is off here, and runs as far as this host knows because it may run on another.
+    pub elsewhere: bool,
 }
 
 /// All known domains.
@@ -157,20 +159,21 @@ fn listed(uri: &Uri, row: Row) -> Listed {
         (true, true) => SHUT_OFF,
         (false, true) => state,
     };
-    let state = if state == SHUT_OFF && uri.table.may_run_elsewhere(uuid) { RUNNING } else { state };
-    Listed { name, uuid, state, uri: Arc::clone(&uri.text) }
+    let elsewhere = state == SHUT_OFF && uri.table.may_run_elsewhere(uuid);
+    let state = if elsewhere { RUNNING } else { state };
+    Listed { name, uuid, state, uri: Arc::clone(&uri.text), elsewhere }
 }
 
 /// What was last known of a URI's domains.
 fn last_known(uri: &Uri) -> Vec<Listed> {
     let listed = |(uuid, entry): (_, Entry)| {
-        let state = match entry.instance.filter(Instance::may_live) {
-            _ if !uri.table.orphans(uuid).is_empty() => RUNNING,
-            Some(instance) => instance.state.0,
-            None if uri.table.may_run_elsewhere(uuid) => RUNNING,
-            None => SHUT_OFF,
+        let (state, elsewhere) = match entry.instance.filter(Instance::may_live) {
+            _ if !uri.table.orphans(uuid).is_empty() => (RUNNING, false),
+            Some(instance) => (instance.state.0, false),
+            None if uri.table.may_run_elsewhere(uuid) => (RUNNING, true),
+            None => (SHUT_OFF, false),
         };
-        Listed { name: entry.name, uuid, state, uri: Arc::clone(&uri.text) }
+        Listed { name: entry.name, uuid, state, uri: Arc::clone(&uri.text), elsewhere }
     };
     let mut domains: Vec<_> = uri.table.all().into_iter().map(listed).collect();
     domains.sort_by(|one, other| one.name.cmp(&other.name));

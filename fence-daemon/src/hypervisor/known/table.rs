@@ -34,7 +34,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{deaths::Deaths, last_words::Recalled, sockets::Sockets, stale::Stale};
+use super::{appearances::Appearances, deaths::Deaths, last_words::Recalled, sockets::Sockets, stale::Stale};
 use crate::hypervisor::libvirt::{State, Told};
 use crate::hypervisor::process::{Belongings, Disks, Driver, Job, Running, Victim, Whom};
 
@@ -141,6 +141,8 @@ pub(crate) struct Table {
     xmls: Mutex<HashMap<Uuid, Arc<Zeroizing<String>>>>,
     /// Where the devices of running domains listen.
     pub(super) sockets: Sockets,
+    /// How often domains appeared.
+    pub(crate) appearances: Appearances,
     /// What was seen to die.
     pub(crate) deaths: Deaths,
     /// What an earlier daemon knew of domains that this one has not seen yet.
@@ -165,6 +167,7 @@ impl Table {
             stale: Stale::default(),
             xmls: Mutex::default(),
             sockets: Sockets::default(),
+            appearances: Appearances::default(),
             deaths: Deaths::default(),
             recalled: Recalled::default(),
             news: watch::Sender::default(),
@@ -285,6 +288,7 @@ impl Table {
     pub(crate) fn put(&self, uuid: Uuid, entry: Option<Entry>) {
         let now = entry.as_ref().and_then(Entry::victim).map(|victim| victim.pid());
         self.recalled.forget(uuid);
+        self.appearances.observe(uuid, entry.as_ref());
         self.deaths.observe(uuid, entry.as_ref());
         let old = match entry {
             Some(entry) => self.domains().insert(uuid, entry),

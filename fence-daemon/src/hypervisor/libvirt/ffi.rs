@@ -22,6 +22,8 @@ pub(crate) enum News {
     /// A domain was started, stopped, defined, undefined, renamed, suspended, resumed or moved, or
     /// a device came or went.
     Changed(Uuid),
+    /// A domain was started or resumed, or has arrived from another host.
+    Appeared(Uuid),
     /// A domain was reset.
     Reset(Uuid),
     /// A domain was stopped because it is on its way to another host, where it may go on now.
@@ -259,6 +261,11 @@ unsafe extern "C" fn on_lifecycle(
     if is_leaving(event, detail) {
         // SAFETY: as below.
         unsafe { tell(domain, opaque, News::Leaving) };
+    }
+    let appeared = [virt_sys::VIR_DOMAIN_EVENT_STARTED, virt_sys::VIR_DOMAIN_EVENT_RESUMED];
+    if u32::try_from(event).is_ok_and(|event| appeared.contains(&event)) {
+        // SAFETY: as below.
+        unsafe { tell(domain, opaque, News::Appeared) };
     }
     // SAFETY: needed and sound as `tell` says; libvirt lends the domain for the time of the
     // callback.
