@@ -50,9 +50,23 @@ pub struct System<'a> {
     pub address: Ipv4Addr,
     /// The key for the client, at [`KEY`].
     pub key: &'a [u8],
+    /// The number of the serial port that its commands come by.
+    pub console: u8,
+    /// More that it has.
+    pub extras: SystemExtras<'a>,
+}
+
+/// What only some guests have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemExtras<'a> {
     /// Whether it has `nft`, and a kernel with what that needs.
     pub firewall: bool,
+    /// A script at [`PLUGIN`], and `flock`, which busybox has without a time limit.
+    pub plugin: Option<&'a [u8]>,
 }
+
+/// Where the guest has the plugin.
+pub const PLUGIN: &str = "/usr/lib/stonith/plugins/external/fence-xdp";
 
 /// Builds an initramfs.
 pub fn build(kernel: &Kernel, system: &System<'_>) -> Result<Vec<u8>> {
@@ -65,13 +79,19 @@ pub fn build(kernel: &Kernel, system: &System<'_>) -> Result<Vec<u8>> {
     archive.link("/usr/sbin/fence_xvm", "fence_virt");
     let mut libraries = archive::libraries(&client)?;
     libraries.extend(nss(&libraries)?);
-    if system.firewall {
+    if let Some(plugin) = system.extras.plugin {
+        archive.file(PLUGIN, 0o755, plugin);
+        let flock = tools::find("flock")?;
+        archive.copy(&flock, "/usr/sbin/flock", 0o755)?;
+        libraries.extend(archive::libraries(&flock)?);
+    }
+    if system.extras.firewall {
         modules.extend(archive.modules(kernel, &FIREWALL)?);
         let nft = tools::find("nft")?;
         archive.copy(&nft, "/usr/sbin/nft", 0o755)?;
         libraries.extend(archive::libraries(&nft)?);
     }
-    archive.file("init", 0o755, init(system.address, &modules).as_bytes());
+    archive.file("init", 0o755, init(system.address, system.console, &modules).as_bytes());
     for library in libraries {
         archive.copy(&library, &library.to_string_lossy(), 0o755)?;
     }
@@ -79,6 +99,7 @@ pub fn build(kernel: &Kernel, system: &System<'_>) -> Result<Vec<u8>> {
     archive.directory("sys");
     archive.directory("dev");
     archive.directory("tmp");
+    archive.directory("run");
     Ok(archive.finish())
 }
 
@@ -106,7 +127,10 @@ fn beside(library: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// The guest's first program (see the script).
-fn init(address: Ipv4Addr, modules: &[&str]) -> String {
+fn init(address: Ipv4Addr, console: u8, modules: &[&str]) -> String {
     let modules: String = modules.iter().map(|name| format!("insmod /modules/{name}\n")).collect();
-    include_str!("assets/guest-init.sh").replace("@MODULES@\n", &modules).replace("@ADDRESS@", &address.to_string())
+    include_str!("assets/guest-init.sh")
+        .replace("@MODULES@\n", &modules)
+        .replace("@ADDRESS@", &address.to_string())
+        .replace("@CONSOLE@", &format!("/dev/ttyS{console}"))
 }

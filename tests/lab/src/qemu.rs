@@ -38,7 +38,8 @@ pub fn define_idle(libvirtd: &Libvirtd, name: &str) -> Result<()> {
     Machine::new(name).define(libvirtd)
 }
 
-/// A machine that boots Linux. Its first serial port is a log file, its second one a socket.
+/// A machine that boots Linux. Its first serial port is a log file, another one is a socket for
+/// commands.
 #[derive(Clone, Copy, Debug)]
 pub struct Linux<'a> {
     /// Its name for libvirt.
@@ -53,28 +54,48 @@ pub struct Linux<'a> {
     pub address: [u8; 2],
     /// More devices, in libvirt's words.
     pub devices: &'a str,
+    /// More arguments of QEMU.
+    pub arguments: &'a [&'a str],
+    /// The number of the serial port for commands: 1 is `/dev/ttyS1`.
+    pub console: u8,
 }
 
 impl Linux<'_> {
     /// Defines the machine.
     pub fn define(&self, libvirtd: &Libvirtd) -> Result<()> {
-        let Self { name, mebibytes, kernel, initrd, address: [high, low], devices } = self;
+        let Self { name, mebibytes, kernel, initrd, address: [high, low], devices, arguments, console: port } = self;
         let hypervisor = libvirtd.hypervisor();
         let initrd = hypervisor.write(&format!("{name}.initrd"), initrd)?;
         let (kernel, emulator) = (kernel.image.display(), emulator()?);
         let (log, console) = (console_log(hypervisor, name), console_socket(hypervisor, name));
+        let arguments: String = arguments.iter().map(|argument| format!("<qemu:arg value='{argument}'/>")).collect();
         let xml = format!(
-            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>{mebibytes}</memory><vcpu>1</vcpu>\
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name><memory unit='MiB'>{mebibytes}</memory><vcpu>1</vcpu>\
              <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
              <cmdline>console=ttyS0 panic=-1 mitigations=off tsc=unstable quiet</cmdline></os>\
              <devices><emulator>{emulator}</emulator><controller type='usb' model='none'/><memballoon model='none'/>\
              <interface type='bridge'><source bridge='{BRIDGE}'/><mac address='52:54:00:00:{high:02x}:{low:02x}'/>\
              <model type='virtio'/><rom enabled='no'/></interface>\
              <serial type='file'><source path='{log}'/><target port='0'/></serial>\
-             <serial type='unix'><source mode='bind' path='{console}'/><target port='1'/></serial>{devices}</devices></domain>"
+             <serial type='unix'><source mode='bind' path='{console}'/><target port='{port}'/></serial>{devices}</devices>\
+             <qemu:commandline>{arguments}</qemu:commandline></domain>"
         );
         libvirtd.define(URI, name, &xml)
     }
+}
+
+/// What a guest has beside its network card and its console.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extras<'a> {
+    /// More devices, in libvirt's words.
+    pub devices: &'a str,
+    /// More arguments of QEMU.
+    pub arguments: &'a [&'a str],
+    /// More in its system.
+    pub system: initramfs::SystemExtras<'a>,
+    /// Whether its second serial port, `/dev/ttyS1`, is one of `devices`. Its commands come by the
+    /// third one then.
+    pub second_port: bool,
 }
 
 /// A Linux guest with the stock client.
@@ -92,28 +113,27 @@ impl LinuxGuest {
     /// Defines a guest 192.168.122.(20+`number`), starts it and waits until it runs commands. The
     /// error of a failed boot has its console.
     pub fn boot(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
-        Self::boot_as(libvirtd, name, number, key, false, "")
-    }
-
-    /// Like [`Self::boot`], and the guest has `nft`. Its firewall has no rules yet.
-    pub fn boot_with_firewall(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8]) -> Result<Self> {
-        Self::boot_as(libvirtd, name, number, key, true, "")
+        Self::boot_with(libvirtd, name, number, key, &Extras::default())
     }
 
     /// Like [`Self::boot`], and the guest has a third serial port, `/dev/ttyS2`. This is its socket
     /// on the hypervisor.
     pub fn boot_with_line(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8], socket: &str) -> Result<Self> {
         let port = format!("<serial type='unix'><source mode='bind' path='{socket}'/><target port='2'/></serial>");
-        Self::boot_as(libvirtd, name, number, key, false, &port)
+        Self::boot_with(libvirtd, name, number, key, &Extras { devices: &port, ..Extras::default() })
     }
 
-    fn boot_as(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8], firewall: bool, devices: &str) -> Result<Self> {
+    /// Like [`Self::boot`], with more.
+    pub fn boot_with(libvirtd: &Libvirtd, name: &str, number: u8, key: &[u8], extras: &Extras<'_>) -> Result<Self> {
+        let Extras { devices, arguments, system, second_port } = *extras;
         let hypervisor = libvirtd.hypervisor();
         let kernel = Kernel::get(Series::Linux6_1)?;
         let address = Ipv4Addr::new(192, 168, 122, number.saturating_add(20));
-        let initrd = initramfs::build(&kernel, &System { address, key, firewall })?;
-        let machine = Linux { name, mebibytes: 192, kernel: &kernel, initrd: &initrd, address: [0, number], devices };
-        machine.define(libvirtd)?;
+        let console = if second_port { 2 } else { 1 };
+        let initrd = initramfs::build(&kernel, &System { address, key, console, extras: system })?;
+        let (initrd, address) = (&initrd, [0, number]);
+        Linux { name, mebibytes: 192, kernel: &kernel, initrd, address, devices, arguments, console }
+            .define(libvirtd)?;
         libvirtd.start_domain(URI, name)?;
         Self::connect(hypervisor, name)
     }

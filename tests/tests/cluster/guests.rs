@@ -39,6 +39,27 @@ pub(super) fn members() -> [Member; 2] {
     [Member::new("alpha", 41, "vm-one"), Member::new("beta", 42, "vm-two")]
 }
 
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) members: [Member; 2],
+    /// The directory where each node's second serial port has its socket. Such nodes begin without
+    /// a fence device.
+    pub(super) lines: Option<String>,
+}
+
+impl Plan {
+    /// The usual one: its nodes fence by multicast.
+    fn usual() -> Self {
+        Self { members: members(), lines: None }
+    }
+
+    /// The number of the serial port that a node's commands come by.
+    fn console(&self) -> u8 {
+        if self.lines.is_some() { 2 } else { 1 }
+    }
+}
+
 /// A node.
 #[derive(Debug)]
 pub(super) struct GuestNode {
@@ -91,15 +112,20 @@ pub(super) struct Guests {
 impl Guests {
     /// Boots two nodes, which begin to form a cluster. `key` is the fencing key.
     pub(super) fn boot(libvirtd: &Libvirtd, key: &[u8]) -> Result<Self> {
+        Self::boot_as(libvirtd, key, &Plan::usual())
+    }
+
+    /// Like [`Self::boot`], and the cluster is this one.
+    pub(super) fn boot_as(libvirtd: &Libvirtd, key: &[u8], plan: &Plan) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor().clone();
         let (kernel, disk) = (Kernel::get(Series::Linux6_1)?, disk(Image::get()?.root())?);
         let shared = hypervisor.write("shared.disk", &vec![0; 1 << 20])?;
-        for (number, member) in members().iter().enumerate() {
-            define(libvirtd, &kernel, &disk, &shared, number, key)?;
+        for (number, member) in plan.members.iter().enumerate() {
+            define(libvirtd, &kernel, &disk, &shared, plan, number, key)?;
             libvirtd.start_domain(URI, &member.domain)?;
         }
         let node = |member| GuestNode { member, hypervisor: hypervisor.clone(), console: Mutex::default() };
-        let guests = Self { nodes: members().map(node), shared, hypervisor };
+        let guests = Self { nodes: plan.members.clone().map(node), shared, hypervisor };
         guests.nodes.iter().try_for_each(GuestNode::wait_up)?;
         Ok(guests)
     }
@@ -109,8 +135,7 @@ impl Guests {
     /// # Errors
     /// They are not in time; the error has what they have logged.
     pub(super) fn wait_online(&self) -> Result<()> {
-        let names = members().map(|member| member.name);
-        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let names: Vec<_> = self.nodes.iter().map(|node| node.member.name.as_str()).collect();
         shell::wait_online(&self.nodes[0], &names).with_context(|| self.logs())
     }
 
@@ -139,7 +164,7 @@ impl Guests {
 
     /// Begins to watch who runs the resource.
     pub(super) fn watch(&self) -> Result<Claims> {
-        Claims::watch(&self.hypervisor, &self.shared, members().map(|member| member.domain))
+        Claims::watch(&self.hypervisor, &self.shared, self.nodes.each_ref().map(|node| node.member.domain.clone()))
     }
 }
 
@@ -170,26 +195,40 @@ fn disk(root: &Path) -> Result<PathBuf> {
     Ok(disk)
 }
 
-fn define(libvirtd: &Libvirtd, kernel: &Kernel, disk: &Path, shared: &str, number: usize, key: &[u8]) -> Result<()> {
-    let disks = format!(
+fn define(
+    libvirtd: &Libvirtd,
+    kernel: &Kernel,
+    disk: &Path,
+    shared: &str,
+    plan: &Plan,
+    number: usize,
+    key: &[u8],
+) -> Result<()> {
+    let mut devices = format!(
         "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/>\
          <target dev='vda' bus='virtio'/><readonly/></disk>\
          <disk type='file' device='disk'><driver name='qemu' type='raw' cache='writethrough'/><source file='{shared}'/>\
          <target dev='vdb' bus='virtio'/><shareable/></disk>",
         disk.display()
     );
-    let (name, initrd, address) = (&members()[number].domain, initrd(kernel, number, key)?, [1, u8::try_from(number)?]);
-    Linux { name, mebibytes: 384, kernel, initrd: &initrd, address, devices: &disks }.define(libvirtd)
+    let name = &plan.members[number].domain;
+    if let Some(lines) = &plan.lines {
+        devices +=
+            &format!("<serial type='unix'><source mode='bind' path='{lines}/{name}'/><target port='1'/></serial>");
+    }
+    let (initrd, address) = (initrd(kernel, plan, number, key)?, [1, u8::try_from(number)?]);
+    let (initrd, devices, console) = (&initrd, devices.as_str(), plan.console());
+    Linux { name, mebibytes: 384, kernel, initrd, address, devices, arguments: &[], console }.define(libvirtd)
 }
 
 /// What a node boots, with what makes it this node.
-fn initrd(kernel: &Kernel, number: usize, key: &[u8]) -> Result<Vec<u8>> {
+fn initrd(kernel: &Kernel, plan: &Plan, number: usize, key: &[u8]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.file("init", 0o755, include_bytes!("assets/guest-initrd.sh"));
     archive.copy(&tools::find("busybox")?, "/bin/busybox", 0o755)?;
     let order = archive.modules(kernel, initramfs::MODULES.iter().chain(&MODULES))?;
     archive.file("/modules/order", 0o644, (order.join("\n") + "\n").as_bytes());
-    for Item { path, mode, content } in files(number, key) {
+    for Item { path, mode, content } in files(plan, number, key) {
         archive.file(&format!("/node{path}"), mode, &content);
     }
     for directory in ["proc", "sys", "dev"] {
@@ -200,18 +239,19 @@ fn initrd(kernel: &Kernel, number: usize, key: &[u8]) -> Result<Vec<u8>> {
 
 /// The files that make a node from the image's root. The cluster's configuration is one of them,
 /// because the tools that make one are slow without KVM.
-fn files(number: usize, key: &[u8]) -> Vec<Item> {
-    let members = members();
-    let me = &members[number];
-    let about = format!("NAME={}\nADDRESS={}\nSECTOR={number}\n", me.name, me.address);
+fn files(plan: &Plan, number: usize, key: &[u8]) -> Vec<Item> {
+    let members = &plan.members;
+    let (me, console) = (&members[number], plan.console());
+    let about = format!("NAME={}\nADDRESS={}\nSECTOR={number}\nCONSOLE=/dev/ttyS{console}\n", me.name, me.address);
     // A node waits for the other one at boot, so that it does not fence a node that is only slower.
-    let corosync = corosync(&members, TOKEN).replace("wait_for_all: 0", "wait_for_all: 1");
+    let corosync = corosync(members, TOKEN).replace("wait_for_all: 0", "wait_for_all: 1");
     let configuration = include_str!("assets/guests-cib.xml")
-        .replace("@MAP@", &host_map(&members))
+        .replace("@MAP@", &host_map(members))
         .replace("@KEY@", KEY_PATH)
         .replace("@DELAY@", &format!("{}:{}s;{}:0s", members[0].name, DELAY.as_secs(), members[1].name))
         .replace("@PLACE@", &members[1].name);
-    let mut items = plain(&members, me, key);
+    let configuration = if plan.lines.is_some() { without_fencing(&configuration) } else { configuration };
+    let mut items = plain(members, me, key);
     items.extend([
         Item { path: "/lab/init", mode: 0o755, content: include_bytes!("assets/guest-node.sh").to_vec() },
         Item { path: "/lab/node", mode: 0o644, content: about.into_bytes() },
@@ -223,19 +263,30 @@ fn files(number: usize, key: &[u8]) -> Vec<Item> {
     items
 }
 
+/// A configuration of the cluster without its fence device.
+fn without_fencing(configuration: &str) -> String {
+    const BEGIN: &str = "<primitive id=\"fence\"";
+    const END: &str = "</primitive>";
+    let cut = || {
+        let (before, device) = configuration.split_once(BEGIN)?;
+        Some(format!("{before}{}", device.split_once(END)?.1))
+    };
+    cut().unwrap_or_else(|| configuration.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_node_waits_for_the_other_and_knows_its_place() {
-        let items = files(1, b"key");
+        let items = files(&Plan::usual(), 1, b"key");
         let text = |path: &str| {
             let item = items.iter().find(|item| item.path.ends_with(path)).unwrap();
             String::from_utf8_lossy(&item.content).into_owned()
         };
         assert!(text("corosync.conf").contains("wait_for_all: 1"));
         assert!(text("cib.xml").contains("alpha:vm-one;beta:vm-two") && !text("cib.xml").contains('@'));
-        assert!(text("lab/node").contains("NAME=beta\nADDRESS=192.168.122.42\nSECTOR=1"));
+        assert!(text("lab/node").contains("NAME=beta\nADDRESS=192.168.122.42\nSECTOR=1\nCONSOLE=/dev/ttyS1"));
     }
 }

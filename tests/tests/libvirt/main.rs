@@ -39,6 +39,8 @@ mod late;
 #[cfg(test)]
 mod late_notice;
 #[cfg(test)]
+mod lines;
+#[cfg(test)]
 mod lists;
 #[cfg(test)]
 mod memory_lock;

@@ -15,19 +15,19 @@ use fence_lab::witness::Witness;
 use super::{KEY, expect, expect_listed};
 
 /// The directory of the lines' sockets.
-const LINES: &str = "/run/fence";
+pub(crate) const LINES: &str = "/run/fence";
 /// The guest's end of its line.
-const DEVICE: &str = "/dev/ttyS2";
+pub(crate) const DEVICE: &str = "/dev/ttyS2";
 const GROUPS: &str = "groups { group { from = \"asker\"; uuid = \"victim\"; uuid = \"asker\"; } }\n";
 /// How long the daemon may take until it hears a line that is there.
 const HEARD_WITHIN: Duration = Duration::from_secs(60);
 
-fn by_line(op: &str) -> Client {
+pub(crate) fn by_line(op: &str) -> Client {
     Client::new(op, initramfs::KEY).serial(DEVICE).timeout(20)
 }
 
 /// Waits until the daemon hears this many lines.
-fn wait_lines(server: &Server, count: usize) -> Result<()> {
+pub(crate) fn wait_lines(server: &Server, count: usize) -> Result<()> {
     let wanted = if count == 1 { "1 line".to_owned() } else { format!("{count} lines") };
     poll_until("the line to be heard", HEARD_WITHIN, || {
         let report = server.status()?.1;

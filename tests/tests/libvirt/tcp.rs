@@ -7,7 +7,7 @@ use fence_lab::client::Client;
 use fence_lab::initramfs;
 use fence_lab::lab::{HYPERVISOR_V4, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
-use fence_lab::qemu::{self, LinuxGuest};
+use fence_lab::qemu::{self, Extras, LinuxGuest};
 use fence_lab::server::{Config, Server, Which};
 use fence_lab::witness::Witness;
 
@@ -28,7 +28,8 @@ fn a_guest_that_lets_nothing_in_fences_another_by_tcp() -> Result<()> {
     config.uris = vec![qemu::URI.to_owned()];
     config.tcp = Some(vec![("address", HYPERVISOR_V4.to_string())]);
     let server = Server::start(&hypervisor, &Which::ours()?, &config)?;
-    let mut asker = LinuxGuest::boot_with_firewall(&libvirtd, "asker", 1, &KEY)?;
+    let system = initramfs::SystemExtras { firewall: true, ..initramfs::SystemExtras::default() };
+    let mut asker = LinuxGuest::boot_with(&libvirtd, "asker", 1, &KEY, &Extras { system, ..Extras::default() })?;
     qemu::start_idle(&libvirtd, "victim")?;
     let (bystander, victim) = (Witness::of_qemu(&hypervisor, "asker")?, Witness::of_qemu(&hypervisor, "victim")?);
     let by_multicast = || Client::new("status", initramfs::KEY).domain("victim");

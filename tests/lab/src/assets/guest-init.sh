@@ -1,9 +1,10 @@
 #!/bin/busybox sh
-# A guest's first program: brings up the network, then runs commands from the second serial port.
+# A guest's first program: brings up the network, then runs commands from a serial port.
 # Each is a line "NUMBER COMMAND". The answer is a line "lab NUMBER CODE STDOUT STDERR", the last
 # two in base64 (- where empty).
 /bin/busybox --install -s /bin
-export PATH=/bin:/usr/sbin
+# A tool of its own comes before busybox's.
+export PATH=/usr/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -12,8 +13,8 @@ ip link set lo up
 ip link set eth0 up
 ip addr add @ADDRESS@/24 dev eth0
 ip route add 224.0.0.0/4 dev eth0
-stty -F /dev/ttyS1 raw -echo
-exec 3<>/dev/ttyS1
+stty -F @CONSOLE@ raw -echo
+exec 3<>@CONSOLE@
 while read -r number line <&3; do
     sh -c "$line" >/tmp/out 2>/tmp/err </dev/null
     code=$?

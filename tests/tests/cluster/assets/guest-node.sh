@@ -1,6 +1,6 @@
 #!/bin/sh
 # A node's init: network, corosync, Pacemaker. It is small, because systemd takes minutes without
-# KVM. Then it runs commands from the second serial port: lines "NUMBER COMMAND", answered by "lab
+# KVM. Then it runs commands from a serial port: lines "NUMBER COMMAND", answered by "lab
 # NUMBER CODE STDOUT STDERR", the last two in base64 (- where empty).
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 . /lab/node
@@ -22,8 +22,8 @@ chmod 640 /etc/pacemaker/authkey
     corosync
     exec pacemakerd
 } > /run/cluster.log 2>&1 < /dev/null &
-stty -F /dev/ttyS1 raw -echo
-exec 3<> /dev/ttyS1
+stty -F "$CONSOLE" raw -echo
+exec 3<> "$CONSOLE"
 while read -r number line <&3; do
     sh -c "$line" > /run/out 2> /run/err < /dev/null 3<&-
     code=$?
