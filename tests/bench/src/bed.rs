@@ -170,7 +170,8 @@ impl Bed {
         Ok(server)
     }
 
-    fn which(&self, contender: Contender) -> Result<Which> {
+    /// The server of a contender.
+    pub(crate) fn which(&self, contender: Contender) -> Result<Which> {
         match contender {
             Contender::Ours => Ok(self.ours.clone()),
             Contender::Stock => Ok(Which::Stock),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::stats::{Sample, Samples, Unit, three};
-use super::{restart, tcp, thousand};
+use super::{restart, serial, tcp, thousand};
 
 /// A part of the bench, which can be run alone (`--only`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -37,6 +37,8 @@ pub enum Part {
     Callers,
     /// Requests by tcp, beside silent connections
     Tcp,
+    /// Requests over a serial line
+    Serial,
     /// A thousand domains
     Thousand,
     /// A restart of the daemon while libvirtd hangs
@@ -45,7 +47,7 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Idle,
         Self::Booted,
         Self::Touched,
@@ -55,6 +57,7 @@ impl Part {
         Self::Storm100,
         Self::Callers,
         Self::Tcp,
+        Self::Serial,
         Self::Thousand,
         Self::Restart,
         Self::Status,
@@ -180,6 +183,7 @@ pub fn all() -> Vec<Figure> {
             | Part::Storm100
             | Part::Callers
             | Part::Tcp
+            | Part::Serial
             | Part::Thousand
             | Part::Restart => [&[], &[], &[]],
         };
@@ -218,6 +222,7 @@ pub fn all() -> Vec<Figure> {
         }
     }
     figures.extend(tcp::figures());
+    figures.extend(serial::figures());
     figures.extend(thousand::figures());
     figures.extend(restart::figures());
     let mut add = |part, id: &str, title: &str, unit, targets: &[(Target, &'static str)]| {

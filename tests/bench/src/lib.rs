@@ -27,6 +27,7 @@ pub mod rate_limit;
 pub mod report;
 pub mod restart;
 pub mod rounds;
+pub mod serial;
 pub mod stats;
 mod svg;
 pub mod tcp;

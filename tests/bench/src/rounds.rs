@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::bed::{Bed, Victim};
 use super::figures::{Contender, Part, Results};
-use super::{measure, restart, tcp, thousand};
+use super::{measure, restart, serial, tcp, thousand};
 use fence_lab::program::progress;
 use fence_lab::qemu;
 use fence_lab::server::Which;
@@ -50,7 +50,7 @@ pub fn run(plan: &Plan) -> Result<Results> {
     progress("making the lab ...");
     let bed = Bed::new(plan.ours.clone())?;
     for (_, victim, _) in VICTIMS.iter().filter(|(part, victim, _)| {
-        let others = [Part::Status, Part::Callers, Part::Beside, Part::Off, Part::Tcp];
+        let others = [Part::Status, Part::Callers, Part::Beside, Part::Off, Part::Tcp, Part::Serial];
         let asked_about = *victim == Victim::Idle && others.into_iter().any(|part| plan.has(part));
         plan.has(*part) || asked_about
     }) {
@@ -117,6 +117,9 @@ fn one(plan: &Plan, bed: &Bed, contender: Contender, round: usize, results: &mut
     }
     if plan.has(Part::Tcp) {
         tcp::measure(bed, contender, plan.times(20), results)?;
+    }
+    if plan.has(Part::Serial) {
+        serial::measure(bed, contender, plan.times(20), results)?;
     }
     if plan.has(Part::Status) {
         let _serving = bed.serve(contender, qemu::URI)?;
