@@ -27,8 +27,9 @@ const MODULES: [&str; 8] = [
 /// The host's programs that the lab uses beside busybox. A shell is among them: busybox's shell
 /// prefers its own applets.
 const PROGRAMS: [&str; 6] = ["sh", "fence_xvm", "ip", "bpftool", "unshare", "tini"];
-/// The time limit of all steps of a guest on a loaded machine. An idle one takes about a minute.
-const LIMIT: Duration = Duration::from_secs(600);
+/// The time limit of all steps of a guest on a loaded machine. An idle one takes about a minute,
+/// and longer if it runs another guest.
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// A step in the guest: a command line, and the number of its tests if it is a test program.
 #[derive(Clone, Debug)]

@@ -9,6 +9,8 @@ mod boots;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
+mod real_cid;
+#[cfg(test)]
 mod table;
 #[cfg(test)]
 mod verifier;
