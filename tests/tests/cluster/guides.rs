@@ -21,7 +21,7 @@ mod hosts;
 mod installation;
 
 use body::Body;
-pub(crate) use firewalls::{CLUSTER_NODE, PLACES, WAYS_IN};
+pub(crate) use firewalls::{CLUSTER_NODE, LINE_NODE, PLACES, WAYS_IN};
 
 /// The path of this repository on a page.
 const CLONE: &str = "/usr/src/fence-xdp";

@@ -27,6 +27,8 @@ mod plugin;
 #[cfg(test)]
 mod remote_uris;
 #[cfg(test)]
+mod serial;
+#[cfg(test)]
 mod service;
 #[cfg(test)]
 mod tcp;

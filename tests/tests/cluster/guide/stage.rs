@@ -8,12 +8,14 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fence_common::sync::lock;
 use fence_lab::lab::Hypervisor;
 use fence_lab::process::{Finished, run};
+use fence_lab::qemu::LinuxGuest;
 use fence_lab::systemd::{Booted, ENVIRONMENT};
 use fence_lab::witness::Witness;
 
@@ -52,6 +54,8 @@ enum MachineSystem {
     Host(Arc<Booted>),
     /// The container of this domain.
     Container(String),
+    /// A QEMU guest, whose shell is busybox's.
+    Guest(Arc<Mutex<LinuxGuest>>),
 }
 
 /// The machines of a guide.
@@ -78,6 +82,11 @@ impl Stage {
     /// Adds a machine that is the container of a domain, which need not run yet.
     pub(crate) fn add_container(&mut self, name: &str, hypervisor: &Hypervisor, domain: &str) {
         self.add(name, hypervisor, MachineSystem::Container(domain.to_owned()));
+    }
+
+    /// Adds a machine that is a QEMU guest and runs.
+    pub(crate) fn add_guest(&mut self, name: &str, hypervisor: &Hypervisor, guest: LinuxGuest) {
+        self.add(name, hypervisor, MachineSystem::Guest(Arc::new(Mutex::new(guest))));
     }
 
     fn add(&mut self, name: &str, hypervisor: &Hypervisor, system: MachineSystem) {
@@ -178,6 +187,11 @@ impl Stage {
                 let mut command = Command::new("env");
                 run(&space, command.arg("-i").args(ENVIRONMENT).args(through).args(["bash", "-c", line]), LIMIT)
             }
+            MachineSystem::Guest(guest) => {
+                ensure!(user == "root", "there is only root");
+                // Its commands are single lines.
+                lock(guest).command(&line.replace('\n', "; "), LIMIT)
+            }
         }
     }
 
@@ -200,7 +214,13 @@ impl Stage {
                 let init = Witness::of_container(hypervisor, domain)?;
                 PathBuf::from(format!("/proc/{}/root{path}", init.pid))
             }
+            MachineSystem::Guest(_) => bail!("{place} has its files in its memory"),
         })
+    }
+
+    /// Whether there is such a machine.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.places.contains_key(name)
     }
 
     fn place(&self, name: &str) -> Result<&Place> {

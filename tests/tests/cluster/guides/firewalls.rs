@@ -11,6 +11,7 @@ use fence_lab::cluster::node::Node;
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::process::poll_until;
+use fence_lab::qemu::{self, Extras, LinuxGuest};
 use fence_lab::server::{Config, Which};
 use fence_lab::systemd::Booted;
 use fence_lab::tools;
@@ -25,8 +26,17 @@ pub(crate) const WAYS_IN: &str = "ways-in.md";
 const GUEST: &str = "node1";
 /// The node of a cluster on that page. Its commands are typed in [`crate::tcp`].
 pub(crate) const CLUSTER_NODE: &str = "alpha";
+/// A QEMU guest on that page, with a serial port of its own, and its victim.
+const QEMU_GUEST: &str = "web1";
+const QEMU_VICTIM: &str = "web2";
+/// A QEMU guest with a vsock on that page, and its hypervisor. The set `kernels` has them.
+const VSOCK_GUEST: &str = "web-one";
+const VSOCK_HOST: &str = "host1";
+/// A node of a cluster of QEMU guests with serial ports. Its commands are typed in
+/// [`crate::serial`].
+pub(crate) const LINE_NODE: &str = "gamma";
 /// All machines of these pages.
-pub(crate) const PLACES: [&str; 3] = [HYPERVISOR, GUEST, CLUSTER_NODE];
+pub(crate) const PLACES: [&str; 7] = [HYPERVISOR, GUEST, CLUSTER_NODE, QEMU_GUEST, VSOCK_GUEST, VSOCK_HOST, LINE_NODE];
 /// How long an operation of seconds may take on a loaded machine.
 const SOON: Duration = Duration::from_secs(60);
 /// A part that all rules for fencing have, and no other rule.
@@ -34,7 +44,7 @@ const PORT: &str = "1229";
 
 struct Walls {
     /// The node that runs the guest.
-    _libvirtd: Libvirtd,
+    libvirtd: Libvirtd,
     stage: Stage,
     guide: Guide,
     /// Whether the kernel program is attached, which gets requests before the hypervisor's
@@ -65,7 +75,7 @@ impl Walls {
         stage.write(HYPERVISOR, KEY_PATH, &KEY)?;
         stage.write(HYPERVISOR, "/etc/fence_virt.conf", config.render().as_bytes())?;
         let guide = Guide::read(page, &PLACES)?;
-        let walls = Self { _libvirtd: libvirtd, stage, guide, is_attached: attach != "off" };
+        let walls = Self { libvirtd, stage, guide, is_attached: attach != "off" };
         walls.must(HYPERVISOR, "systemctl start fence-daemon")?;
         if walls.is_attached {
             walls.logged(0, "the kernel program is attached")?;
@@ -174,9 +184,33 @@ fn firewalls_without_the_kernel_program() -> Result<()> {
     play("off")
 }
 
+/// The devices that a page has people add to a domain by `virsh edit`.
+fn devices(page: &str, begin: &str, end: &str) -> Result<String> {
+    let text = std::fs::read_to_string(tools::workspace().join("docs/guide").join(page))?;
+    let (_, from) = text.split_once(begin).with_context(|| format!("{page} has no {begin}"))?;
+    let (inside, _) = from.split_once(end).with_context(|| format!("{begin} does not end"))?;
+    Ok(format!("{begin}{inside}{end}"))
+}
+
 #[test]
 fn ways_in() -> Result<()> {
-    let walls = Walls::new(WAYS_IN, "auto")?;
-    let mut here = walls.guide.steps.iter().filter(|step| step.host != CLUSTER_NODE);
-    here.try_for_each(|step| walls.stage.step(step)).with_context(|| format!("the daemon: {:#?}", walls.log()))
+    let mut walls = Walls::new(WAYS_IN, "auto")?;
+    let elsewhere = [CLUSTER_NODE, VSOCK_GUEST, VSOCK_HOST, LINE_NODE];
+    let steps: Vec<_> =
+        walls.guide.steps.iter().filter(|step| !elsewhere.contains(&step.host.as_str())).cloned().collect();
+    for step in steps {
+        // The guest begins with the port that the page gives it, in the directory that it makes.
+        let is_typed = matches!(&step.act, Act::Type(_));
+        if step.host == QEMU_GUEST && is_typed && !walls.stage.has(QEMU_GUEST) {
+            let hypervisor = walls.libvirtd.hypervisor().clone();
+            let port = devices(WAYS_IN, "<serial type='unix'>", "</serial>")?;
+            let extras = Extras { devices: &port, second_port: true, ..Extras::default() };
+            qemu::start_idle(&walls.libvirtd, QEMU_VICTIM)?;
+            let guest = LinuxGuest::boot_with(&walls.libvirtd, QEMU_GUEST, 1, &KEY, &extras)?;
+            walls.stage.add_guest(QEMU_GUEST, &hypervisor, guest);
+        }
+        walls.stage.step(&step).with_context(|| format!("the daemon: {:#?}", walls.log()))?;
+    }
+    ensure!(walls.stage.has(QEMU_GUEST), "{WAYS_IN} has nothing for {QEMU_GUEST}");
+    Ok(())
 }
