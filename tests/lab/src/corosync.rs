@@ -143,7 +143,9 @@ impl HostRing {
             if !self.process(index)?.is_running()? {
                 bail!("it has ended");
             }
-            Ok((!self.members(index)?.is_empty()).then_some(()))
+            let space = self.host(index)?.hypervisor.space();
+            let status = run(space, Command::new("corosync-cfgtool").arg("-s"), COMMAND_LIMIT)?;
+            Ok((status.code == Some(0)).then_some(()))
         })
         .with_context(|| self.log(index))
     }

@@ -121,6 +121,9 @@ impl<'a> Session<'a> {
         }
         let ready = self.wait()?;
         self.outlet.enter();
+        if ready.late > STALLED && self.is_joined {
+            self.stalled(ready.late)?;
+        }
         // The vote first: who acts on a message must not believe in a quorum that is lost already.
         if ready.votes {
             self.votes.dispatch()?;
@@ -163,6 +166,8 @@ impl<'a> Session<'a> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        // The thread may have been stopped meanwhile, as by SIGSTOP or swapping.
+        let late = Moment::now().since(now.plus(patience));
         let [groups, votes, map, wake] = fds.map(|fd| fd.revents());
         if wake.contains(PollFlags::IN) {
             let mut count = [0; 8];
@@ -170,7 +175,7 @@ impl<'a> Session<'a> {
         }
         let ended = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
         let is_hung_up = [groups, votes, map].into_iter().any(|one| one.intersects(ended));
-        Ok(Ready { votes: votes.contains(PollFlags::IN), map: map.contains(PollFlags::IN), is_hung_up })
+        Ok(Ready { votes: votes.contains(PollFlags::IN), map: map.contains(PollFlags::IN), is_hung_up, late })
     }
 
     /// Takes what has come through the group.
@@ -201,11 +206,7 @@ impl<'a> Session<'a> {
             }
             Some(GroupFrame::Own(took)) => {
                 if took > STALLED {
-                    tracing::warn!(
-                        ?took,
-                        "a message to the other hosts took long: this host, corosync or the network stood still"
-                    );
-                    self.outlet.emit(Event::Stalled(took))?;
+                    self.stalled(took)?;
                 }
                 self.outlet.emit(Event::Alive(from))
             }
@@ -218,6 +219,12 @@ impl<'a> Session<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// Something stood still for so long.
+    fn stalled(&self, took: Duration) -> Result<(), NoGroup> {
+        tracing::warn!(?took, "messages of the other hosts waited: this daemon, corosync or the network stood still");
+        self.outlet.emit(Event::Stalled(took))
     }
 
     fn members(&mut self, all: Vec<Member>, left: Vec<(Member, Departure)>) -> Result<(), NoGroup> {
@@ -343,4 +350,6 @@ struct Ready {
     votes: bool,
     map: bool,
     is_hung_up: bool,
+    /// How much longer it took than it should have.
+    late: Duration,
 }

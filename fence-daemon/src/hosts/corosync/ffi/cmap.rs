@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{BorrowedFd, RawFd};
 
 use super::super::no_group::NoGroup;
-use super::{Libraries, NO_SECTIONS, NOT_EXIST, OK, ONE, TRY_AGAIN, descriptor, done, functions};
+use super::{Libraries, NO_SECTIONS, NOT_EXIST, OK, ONE, TRY_AGAIN, descriptor, done, functions, said};
 
 /// `CMAP_TRACK_ADD`, `_DELETE`, `_MODIFY` and `_PREFIX`.
 const TRACK: i32 = 4 | 1 | 2 | 8;

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use super::super::super::transport::{Departure, Member};
 use super::super::no_group::NoGroup;
-use super::{Libraries, NO_SECTIONS, NOT_EXIST, OK, ONE, TRY_AGAIN, descriptor, done, functions};
+use super::{Libraries, NO_SECTIONS, NOT_EXIST, OK, ONE, TRY_AGAIN, descriptor, done, functions, said};
 
 /// `CPG_TYPE_AGREED`: one total order.
 const AGREED: c_int = 2;

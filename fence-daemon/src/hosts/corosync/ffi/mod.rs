@@ -36,7 +36,7 @@ macro_rules! functions {
             pub(super) fn load() -> Result<Self, String> {
                 // SAFETY: needed because loading runs the library's own start-up code. Sound
                 // because corosync's libraries only register themselves with libqb's log there.
-                let library = unsafe { libloading::Library::new($file) }.map_err(|error| error.to_string())?;
+                let library = unsafe { libloading::Library::new($file) }.map_err(|error| said(&error))?;
                 // Never unloaded: the functions below, and libqb's exit handlers, stay valid.
                 let library: &'static libloading::Library = Box::leak(Box::new(library));
                 $(
@@ -47,7 +47,7 @@ macro_rules! functions {
                             concat!(stringify!($name), "\0").as_bytes(),
                         )
                     }
-                    .map_err(|error| error.to_string())?;
+                    .map_err(|error| said(&error))?;
                 )*
                 Ok(Self { $($name,)* })
             }
@@ -56,6 +56,11 @@ macro_rules! functions {
 }
 
 use functions;
+
+/// The loader's words.
+fn said(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
 
 /// The libraries. They are loaded once; a failure is tried again, as a package may come later.
 #[derive(Clone, Copy)]

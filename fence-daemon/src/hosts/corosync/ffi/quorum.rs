@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_uint};
 use std::os::fd::{BorrowedFd, RawFd};
 
 use super::super::no_group::NoGroup;
-use super::{Libraries, ONE, TRY_AGAIN, descriptor, done, functions};
+use super::{Libraries, ONE, TRY_AGAIN, descriptor, done, functions, said};
 
 /// `quorum_callbacks_t`.
 #[repr(C)]
