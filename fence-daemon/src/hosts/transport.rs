@@ -99,8 +99,8 @@ pub enum Event {
     },
     /// A member's sign of life, about each second.
     Alive(Member),
-    /// This daemon, corosync or the network stood still so long. Messages around this event may have
-    /// waited: their `sent_after` has it in account.
+    /// This daemon, corosync or the network stood still so long. Messages around this event may
+    /// have waited: their `sent_after` has it in account.
     Stalled(Duration),
     /// The members of `fence_virtd`'s group, whenever they change.
     Stock(Vec<Member>),
@@ -125,8 +125,8 @@ pub const LONGEST: usize = 1_000_000;
 
 /// A way to the group. Clones send to the same one, in the order of the calls.
 pub trait Transport: Clone + Send + Sync + 'static {
-    /// Sends to all members, this daemon as well, unless that fails until `by`. A success means that
-    /// the message is on its way: it has arrived when it comes back.
+    /// Sends to all members, this daemon as well, unless that fails until `by`. A success means
+    /// that the message is on its way: it has arrived when it comes back.
     ///
     /// # Errors
     /// [`SendError`].
