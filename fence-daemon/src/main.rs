@@ -79,7 +79,12 @@ fn start(cli: &Cli) -> Result<(), u8> {
         (process::daemonise().map_err(say(EXIT_START))?, Destination::Background)
     };
     let _pid_file = PidFile::take(&cli.pid_file).map_err(say(EXIT_START))?;
+    // Before the log's thread.
+    let room = process::make_room_for_files();
     logging::init(config.debug, destination).map_err(say(EXIT_START))?;
+    if let Err(error) = room {
+        tracing::warn!("{error}");
+    }
     for line in warnings.lines() {
         tracing::warn!("{line}");
     }

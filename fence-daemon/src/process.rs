@@ -8,7 +8,7 @@
 mod pages;
 mod stress;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -27,6 +27,10 @@ use crate::systemd;
 
 /// How long the last log lines may take at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// For how many open files there is room from the start: more than requests, domains and held files
+/// of processes take. It costs 8 bytes for each.
+const ROOM_FOR_FILES: u64 = 8192;
 
 /// Why the process could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,24 @@ pub fn harden(open_files: u64) -> Result<(), ProcessError> {
         // in signal context because of this call.
         unsafe { signal(which, handler) }.map_err(failed("reset signals"))?;
     }
+    Ok(())
+}
+
+/// Makes room in the kernel's table of open files, while this is the only thread.
+///
+/// The table grows as files are opened. With several threads each growth waits until no processor
+/// can be using the old table, which takes some 10 ms: in the midst of the first storm, or of the
+/// first look at many processes. The table never shrinks, but a `fork` copies no more of it than is
+/// used. So it is to be called after [`daemonise`].
+///
+/// # Errors
+/// A system call failed. Then the table grows as it must.
+pub fn make_room_for_files() -> Result<(), ProcessError> {
+    let what = "make room for open files";
+    let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed(what))?;
+    let last = i32::try_from(most.min(ROOM_FOR_FILES).saturating_sub(1)).unwrap_or(0);
+    let null = File::open("/dev/null").map_err(failed(what))?;
+    drop(rustix::io::fcntl_dupfd_cloexec(&null, last).map_err(failed(what))?);
     Ok(())
 }
 
