@@ -24,6 +24,7 @@
 mod belongings;
 mod command_lines;
 mod disks;
+mod dying;
 mod helpers;
 mod left_behind;
 mod locks;
@@ -245,15 +246,17 @@ impl Host {
     pub(crate) async fn clear(
         &self,
         whom: &Whom,
-        victim: Option<&Victim>,
+        victim: Option<&Arc<Victim>>,
         look: Option<&Look>,
         deadline: &Deadline,
         by: Instant,
     ) -> Result<Cleared, Left> {
-        if victim.is_some() {
+        if let Some(victim) = victim {
             // At once: they die beside it.
             self.kill_helpers(whom);
+            self.shared.scanner.note_dying(whom, victim);
         }
+        let victim = victim.map(Arc::as_ref);
         let killed = match look {
             Some(look) if victim.is_none() && look.is_clear_of(whom) => Vec::new(),
             Some(_) | None => self.clear_processes(whom, victim, deadline, by).await?,

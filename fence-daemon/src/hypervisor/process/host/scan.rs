@@ -25,7 +25,8 @@ use super::super::driver::Driver;
 use super::super::pidfd::{self, Process};
 use super::super::proc::{self, CommandLine, Stat};
 use super::Whom;
-use super::command_lines::CommandLines;
+use super::command_lines::{CommandLineKind, CommandLines};
+use super::dying::DyingMachines;
 use super::scope::Scope;
 
 /// How long one process may take to be read. Microseconds are the rule, but a loaded host may give
@@ -89,6 +90,7 @@ pub(super) struct ScanMemory {
     /// what it was.
     machines: Mutex<HashMap<i32, (u64, Uuid)>>,
     lines: CommandLines,
+    pub(super) dying: DyingMachines,
 }
 
 impl ScanMemory {
@@ -181,6 +183,7 @@ pub(super) fn scan(
     };
     lock(&memory.machines).retain(|pid, _| pids.binary_search(pid).is_ok());
     memory.lines.retain(&pids);
+    memory.dying.forget_dead();
     let total = pids.len();
     let work = Arc::new(Work {
         root: root.to_owned(),
@@ -332,8 +335,10 @@ impl Work {
             Ok(kind) => kind?,
             Err(_) => return Some(self.unreadable(pid, "it may not be read")),
         };
-        if let Kind::Unreadable { why, .. } = kind {
-            return Some(self.unreadable(pid, why));
+        match kind {
+            Kind::Unreadable { was: None, why, .. } => return Some(self.unreadable(pid, why)),
+            Kind::Unreadable { was: Some(_), .. } => return Some(FoundProcess { pid, kind, held: None }),
+            Kind::Machine { .. } | Kind::Container { .. } => {}
         }
         if let Kind::Machine { line, .. } = &kind {
             self.memory.note(&directory, pid, line.uuid);
@@ -363,13 +368,16 @@ impl Work {
     fn kind(&self, pid: i32, directory: &Path, buffer: &mut Vec<u8>) -> io::Result<Option<Kind>> {
         let machines = self.drivers.contains(&Driver::Qemu);
         if machines {
-            if self.memory.lines.read(pid, directory, buffer)?.is_none() {
-                return Ok(None);
-            }
-            let line = if buffer.is_empty() {
-                self.line_of_threads(pid, directory, buffer)?
-            } else {
-                CommandLineKind::of(buffer)
+            let Some(file) = self.memory.lines.read(pid, directory, buffer)? else { return Ok(None) };
+            let line = match buffer.is_empty() {
+                false => CommandLineKind::of(buffer),
+                true if file.is_kernels() => CommandLineKind::Kernel,
+                true => match self.memory.dying.machine(pid) {
+                    Some(uuid) => {
+                        return Ok(Some(Kind::Unreadable { scope: None, was: Some(uuid), why: "it is dying" }));
+                    }
+                    None => self.line_of_threads(pid, directory, buffer)?,
+                },
             };
             match line {
                 CommandLineKind::Machine(line) => {
@@ -380,7 +388,13 @@ impl Work {
                 CommandLineKind::Nothing => {
                     return Ok(Some(Kind::Unreadable { scope: None, was: None, why: "it says nothing of itself" }));
                 }
-                CommandLineKind::Ended | CommandLineKind::Kernel => return Ok(None),
+                CommandLineKind::Kernel => {
+                    if !file.is_kernels() {
+                        file.note_kernels();
+                    }
+                    return Ok(None);
+                }
+                CommandLineKind::Ended => return Ok(None),
                 CommandLineKind::Other => {}
             }
         }
@@ -425,23 +439,5 @@ impl Work {
             }
         }
         Ok(if others { CommandLineKind::Nothing } else { CommandLineKind::Ended })
-    }
-}
-
-/// What a command line says.
-enum CommandLineKind {
-    Machine(CommandLine),
-    Other,
-    /// It is the kernel's own thread.
-    Kernel,
-    /// Nothing, and the process lives.
-    Nothing,
-    /// Nothing, as the process is dead.
-    Ended,
-}
-
-impl CommandLineKind {
-    fn of(arguments: &[u8]) -> Self {
-        CommandLine::of(arguments).map_or(Self::Other, Self::Machine)
     }
 }

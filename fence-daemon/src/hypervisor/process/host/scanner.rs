@@ -14,6 +14,7 @@ use fence_common::sync::lock;
 use tokio::sync::oneshot;
 
 use super::super::driver::Driver;
+use super::super::victim::Victim;
 use super::Whom;
 use super::scan::{self, Look, Readers, ScanMemory};
 
@@ -41,6 +42,14 @@ pub(super) struct Scanner {
 impl Scanner {
     pub(super) fn new(root: &Path, drivers: Vec<Driver>) -> Self {
         Self { root: root.to_owned(), drivers, memory: Arc::default(), thread: Mutex::default() }
+    }
+
+    /// Has scans know what this machine is while it dies. A container has its command line no
+    /// longer than a machine, but is found by its control group.
+    pub(super) fn note_dying(&self, whom: &Whom, victim: &Arc<Victim>) {
+        if whom.driver == Driver::Qemu {
+            self.memory.dying.note(whom.uuid, victim);
+        }
     }
 
     /// Asks the thread, and starts it if there is none. The question is dropped if there can be
