@@ -16,6 +16,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
+
+use rustix::fs::{Dir, Mode, OFlags, readlinkat_raw};
 
 use super::super::proc::gone_is_none;
 
@@ -30,6 +33,9 @@ const PERMISSIONS: u64 = 10;
 /// How much of the kernel's table is asked for at a time, in bytes. The kernel gives about a page,
 /// as it was at one moment.
 const PIECE: usize = 64 * 1024;
+
+/// What the kernel calls a descriptor of io_uring.
+const RING: &[u8] = b"anon_inode:[io_uring]";
 
 /// An OFD lock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,9 +134,21 @@ pub(super) fn orphans(mut suspects: FileLocks) -> io::Result<Vec<Lock>> {
 /// # Errors
 /// We may not look into the process, or it has ended.
 pub(super) fn has_ring(pid: i32) -> io::Result<bool> {
-    for fd in descriptors(pid)? {
-        let target = gone_is_none(fs::read_link(format!("/proc/{pid}/fd/{fd}")))?;
-        if target.is_some_and(|target| target.as_os_str() == "anon_inode:[io_uring]") {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(format!("/proc/{pid}/fd"), flags, Mode::empty())?;
+    let mut target = [MaybeUninit::uninit(); RING.len() + 1];
+    // By their names in the open directory: a QEMU has dozens, and each fence asks.
+    for descriptor in Dir::read_from(&directory)? {
+        let descriptor = descriptor?;
+        let name = descriptor.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let (target, _) = match gone_is_none(readlinkat_raw(&directory, name, &mut target).map_err(io::Error::from))? {
+            Some(read) => read,
+            None => continue,
+        };
+        if target == RING {
             return Ok(true);
         }
     }
