@@ -5,7 +5,8 @@
 //! is there. When the places are used up, the machine with the most of them loses its oldest one.
 //! An honest client has one, and needs it for a round trip only. So silent peers delay nobody.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -148,25 +149,23 @@ impl Accepted {
     /// Enters a connection without a request. Another one may have to go.
     fn enter(&self, source: Address) -> Place {
         let mut waiting = lock(&self.waiting);
-        let own = waiting.sources().filter(|other| *other == source).count();
-        let oldest = if own >= WAITING_MAX_PER_SOURCE {
-            waiting.oldest_of(source)
+        let too_many = if waiting.count_of(source) >= WAITING_MAX_PER_SOURCE {
+            Some(source)
         } else if waiting.list.len() >= WAITING_MAX {
-            waiting.busiest().and_then(|busiest| waiting.oldest_of(busiest))
+            waiting.busiest()
         } else {
             None
         };
-        if let Some((_, displaced)) = oldest.and_then(|number| waiting.list.remove(&number)) {
+        if let Some(displaced) = too_many.and_then(|source| waiting.take_oldest_of(source)) {
             displaced.notify_one();
         }
-        let (number, displaced) = (waiting.next, Arc::new(Notify::new()));
-        waiting.next = waiting.next.wrapping_add(1);
-        waiting.list.insert(number, (source, Arc::clone(&displaced)));
+        let displaced = Arc::new(Notify::new());
+        let number = waiting.add(source, Arc::clone(&displaced));
         Place { number, displaced }
     }
 
     fn leave(&self, place: &Place) {
-        lock(&self.waiting).list.remove(&place.number);
+        lock(&self.waiting).take(place.number);
     }
 }
 
@@ -175,25 +174,43 @@ impl Accepted {
 struct Unread {
     next: u64,
     list: BTreeMap<u64, (Address, Arc<Notify>)>,
+    /// Their numbers by machine. None is empty. Who floods the list must not make it slow.
+    of: BTreeMap<Address, BTreeSet<u64>>,
 }
 
 impl Unread {
-    fn sources(&self) -> impl Iterator<Item = Address> {
-        self.list.values().map(|(source, _)| *source)
+    fn add(&mut self, source: Address, displaced: Arc<Notify>) -> u64 {
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.list.insert(number, (source, displaced));
+        self.of.entry(source).or_default().insert(number);
+        number
     }
 
-    fn oldest_of(&self, source: Address) -> Option<u64> {
-        self.list.iter().find(|(_, (other, _))| *other == source).map(|(number, _)| *number)
+    fn take(&mut self, number: u64) -> Option<Arc<Notify>> {
+        let (source, displaced) = self.list.remove(&number)?;
+        if let Some(own) = self.of.get_mut(&source) {
+            own.remove(&number);
+            if own.is_empty() {
+                self.of.remove(&source);
+            }
+        }
+        Some(displaced)
+    }
+
+    fn count_of(&self, source: Address) -> usize {
+        self.of.get(&source).map_or(0, BTreeSet::len)
+    }
+
+    fn take_oldest_of(&mut self, source: Address) -> Option<Arc<Notify>> {
+        let oldest = self.of.get(&source).and_then(BTreeSet::first).copied()?;
+        self.take(oldest)
     }
 
     /// The machine with the most connections; of several the one that has waited longest.
     fn busiest(&self) -> Option<Address> {
-        let mut counts = BTreeMap::<_, usize>::new();
-        for source in self.sources() {
-            *counts.entry(source).or_default() += 1;
-        }
-        let most = counts.values().copied().max()?;
-        self.sources().find(|source| counts.get(source) == Some(&most))
+        let rank = |own: &BTreeSet<u64>| (own.len(), Reverse(own.first().copied()));
+        self.of.iter().max_by_key(|(_, own)| rank(own)).map(|(source, _)| *source)
     }
 }
 
@@ -249,7 +266,7 @@ mod tests {
         other.displaced.notified().await;
         assert!(!is_kept(&intake, &other) && [&two[1], &one_more].into_iter().chain(&all).all(|p| is_kept(&intake, p)));
         [&two[1], &one_more, &last].into_iter().chain(&all).for_each(|place| intake.leave(place));
-        assert!(lock(&intake.waiting).list.is_empty());
+        assert!(lock(&intake.waiting).list.is_empty() && lock(&intake.waiting).of.is_empty());
     }
 
     const UUID: Uuid = Uuid::from_u128(1);
