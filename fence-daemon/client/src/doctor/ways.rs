@@ -2,7 +2,7 @@
 //! is tried by a real request of `fence_virt`.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ const DEVICE: &str = "/dev/vsock";
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long `fence_virt` may take in all: each of its waits takes up to [`exchange::WAIT`].
 const LIMIT: Duration = Duration::from_secs(40);
+/// The kernel's flag of a route that leads nowhere.
+const RTF_REJECT: u32 = 0x200;
 /// What only multicast needs.
 const OF_MULTICAST: [&str; 4] = [super::guest::ROUTE, port::CHECK, firewall::CHECK, exchange::CHECK];
 
@@ -80,15 +82,21 @@ impl WayIn {
     }
 }
 
-/// The ways to try: what the options name, or else the gateway.
+/// The ways to try: what the options name, or else the gateways.
 #[must_use]
 pub fn chosen(tcp: &[(IpAddr, Option<u16>)], vsock: Option<u32>, port: u16) -> Vec<WayIn> {
     let named =
         tcp.iter().map(|&(ip, own)| WayIn::Tcp { place: SocketAddr::new(ip, own.unwrap_or(port)), guessed: false });
-    let guessed = || gateway(&sight::text("/proc/net/route").unwrap_or_default());
-    let guessed = tcp.is_empty().then(guessed).flatten();
-    let guessed = guessed.map(|ip| WayIn::Tcp { place: SocketAddr::new(ip.into(), port), guessed: true });
+    let guessed = if tcp.is_empty() { gateways() } else { Vec::new() };
+    let guessed = guessed.into_iter().map(|ip| WayIn::Tcp { place: SocketAddr::new(ip, port), guessed: true });
     named.chain(guessed).chain(vsock.map(WayIn::Vsock)).collect()
+}
+
+/// The gateways of the default routes, of each family one.
+fn gateways() -> Vec<IpAddr> {
+    let text = |path| sight::text(path).unwrap_or_default();
+    let (v4, v6) = (gateway(&text("/proc/net/route")), gateway_v6(&text("/proc/net/ipv6_route")));
+    v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).collect()
 }
 
 /// The gateway of the default route, by the kernel's table of IPv4 routes.
@@ -102,6 +110,20 @@ fn gateway(routes: &str) -> Option<Ipv4Addr> {
     })
 }
 
+/// The gateway of the preferred default route, by the kernel's table of IPv6 routes.
+fn gateway_v6(routes: &str) -> Option<Ipv6Addr> {
+    let address = |word: &str| u128::from_str_radix(word, 16).map(Ipv6Addr::from_bits);
+    let number = |word: &str| u32::from_str_radix(word, 16);
+    let gateway = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [to, bits, _, _, through, metric, _, _, flags, ..] = words.as_slice() else { return None };
+        let (to, bits, through) = (address(to).ok()?, number(bits).ok()?, address(through).ok()?);
+        let is_default = to.is_unspecified() && bits == 0 && !through.is_unspecified();
+        (is_default && number(flags).ok()? & RTF_REJECT == 0).then_some((number(metric).ok()?, through))
+    };
+    routes.lines().filter_map(gateway).min().map(|(_, through)| through)
+}
+
 /// Tries each way, and judges all of them together with `multicast`, the findings about multicast.
 #[must_use]
 pub fn check(ways: &[WayIn], settings: &Settings, multicast: &mut [Finding]) -> Vec<Finding> {
@@ -109,15 +131,22 @@ pub fn check(ways: &[WayIn], settings: &Settings, multicast: &mut [Finding]) -> 
     // Without the client there is nothing to try.
     let Some(by_multicast) = outcome.map(|finding| finding.state == State::Ok) else { return Vec::new() };
     let mut tried = vec![("multicast".to_owned(), by_multicast)];
-    let (mut findings, mut own) = (Vec::new(), None);
+    let (mut findings, mut unanswered_guesses, mut own) = (Vec::<Finding>::new(), Vec::new(), None);
     for &way in ways {
-        let (mut finding, list) = ask(way, settings, Path::new(DEVICE));
+        let (finding, list) = ask(way, settings, Path::new(DEVICE));
         if list.is_none() && matches!(way, WayIn::Tcp { guessed: true, .. }) {
-            finding.state = if by_multicast { State::Ok } else { State::Warning };
+            unanswered_guesses.push(findings.len());
         }
         tried.push((way.name(), list.is_some()));
         findings.push(finding);
         own = own.or(list);
+    }
+    // A gateway may be another host, and one way is enough.
+    let state = if by_multicast || own.is_some() { State::Ok } else { State::Warning };
+    for number in unanswered_guesses {
+        if let Some(finding) = findings.get_mut(number) {
+            finding.state = state;
+        }
     }
     if let (false, Some(list)) = (by_multicast, own) {
         findings.push(exchange::own_name(&list));
@@ -154,6 +183,12 @@ fn summary(tried: &[(String, bool)]) -> Finding {
 
 /// Asks by one way. With the finding comes the list, where there was an answer.
 fn ask(way: WayIn, settings: &Settings, device: &Path) -> (Finding, Option<String>) {
+    if let WayIn::Tcp { place, .. } = way
+        && is_of_a_link(place.ip())
+    {
+        let remedy = "fence_virt takes no link-local address: name another address of the hypervisor with --tcp";
+        return (Finding::wrong(TCP, format!("{}: not asked", way.name()), remedy), None);
+    }
     if let (WayIn::Vsock(_), false) = (way, device.exists()) {
         let remedy = "give this guest's domain a device `<vsock model=\"virtio\"><cid auto=\"yes\"/></vsock>` on the hypervisor, and load \
                       the guest's driver";
@@ -180,6 +215,11 @@ fn ask(way: WayIn, settings: &Settings, device: &Path) -> (Finding, Option<Strin
             (Finding::wrong(way.check(), error.to_string(), remedy).command(way.command(settings)), None)
         }
     }
+}
+
+/// Whether an address belongs to one link, so that it is of no use without the link's name.
+fn is_of_a_link(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// Connects and hangs up.
@@ -260,6 +300,23 @@ mod tests {
         let swap = cfg!(target_endian = "little");
         assert_eq!(gateway(table), swap.then_some(Ipv4Addr::new(192, 168, 122, 1)));
         assert_eq!(gateway(""), None);
+        let zero = "0".repeat(32);
+        let of = |through: &str, metric: &str, flags: &str| {
+            format!("{zero} 00 {zero} 00 {through} {metric} 00000002 00000000 {flags} eth0\n")
+        };
+        let near = of(&zero, "00000100", "00000001").replacen("00 ", "40 ", 1).replacen("00", "fd", 1);
+        let (one, other) = ("fd000000000000000000000000000001", "fd000000000000000000000000000002");
+        let rejected = of(other, "00000001", "00000203");
+        let routes = [
+            near,
+            rejected,
+            of(&zero, "00000002", "00000001"),
+            of(other, "00000400", "00000003"),
+            of(one, "00000100", "00450003"),
+        ];
+        assert_eq!(gateway_v6(&routes.concat()), Some("fd00::1".parse().unwrap()));
+        assert_eq!(gateway_v6(&routes[..3].concat()), None);
+        assert_eq!(gateway_v6("nonsense\n"), None);
         let ip = IpAddr::from([192, 0, 2, 1]);
         let named = |port| WayIn::Tcp { place: SocketAddr::new(ip, port), guessed: false };
         assert_eq!(chosen(&[(ip, None), (ip, Some(5))], None, 7), [named(7), named(5)]);
@@ -281,6 +338,17 @@ mod tests {
         let closed = Said { stdout: "Issuing TCP challenge\n".to_owned(), ..Said::default() };
         let finding = failed(HERE, &closed, &settings(), |_| Ok(()));
         assert!(finding.seen.contains("closed without an answer") && finding.state == State::Wrong);
+    }
+
+    #[test]
+    fn a_link_local_gateway_is_named_and_not_asked() {
+        let place = "[fe80::1]:1229".parse().unwrap();
+        let (finding, list) = ask(WayIn::Tcp { place, guessed: true }, &settings(), Path::new(DEVICE));
+        assert_eq!((finding.state, list), (State::Wrong, None));
+        assert!(
+            finding.seen.contains("[fe80::1]:1229, the gateway: not asked")
+                && finding.remedy.unwrap().contains("--tcp")
+        );
     }
 
     #[test]

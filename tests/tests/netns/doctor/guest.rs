@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use fence_common::hash::HashKind;
 use fence_lab::client::Family;
+use fence_lab::lab::HYPERVISOR_V6;
 use fence_lab::process::Process;
 use fence_lab::server::Config;
 use fence_lab::tools;
@@ -171,6 +172,24 @@ fn tcp_alone_is_enough_for_a_guest() -> Result<()> {
     says(told.find("ways", "ok")?, &["answered: tcp at 192.168.122.1:1229", "not answered: multicast"])?;
     told.find("own name", "ok")?;
     Ok(())
+}
+
+/// A guest whose only route out is IPv6. Its hypervisor's link-local address, which routers
+/// announce, is of no use to `fence_virt`.
+#[test]
+fn the_ipv6_gateway_is_found_too() -> Result<()> {
+    let bench = Bench::new()?;
+    let _server = bench.serve(&bench.with_tcp(&[("address", "::")]))?;
+    let route = |family: &str, rest: &str| {
+        let arguments = format!("{family} route {rest}");
+        bench.guest.space().must("ip", &arguments.split(' ').collect::<Vec<_>>())
+    };
+    route("-4", "del default via 192.168.122.1")?;
+    let place = format!("tcp at [{HYPERVISOR_V6}]:1229, the gateway");
+    route("-6", &format!("add default via {HYPERVISOR_V6} dev eth0 metric 50"))?;
+    says(in_guest(&bench)?.find("tcp", "ok")?, &[&place, "answered within"])?;
+    route("-6", "add default via fe80::1 dev eth0 metric 40")?;
+    says(in_guest(&bench)?.find("tcp", "ok")?, &["[fe80::1]:1229", "no link-local address", "--tcp"])
 }
 
 #[test]
