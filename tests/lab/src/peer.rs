@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use fence_common::key::Key;
 use fence_common::wire::{
     DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT, DOMAIN_LEN, FAMILY_V4, FAMILY_V6, HASH_LEN, Op, Request,
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -281,6 +283,15 @@ impl CallBack {
     /// Says that we say nothing more; reading goes on.
     pub fn stop_writing(&self) -> Result<()> {
         self.stream.shutdown(Shutdown::Write).context("closing our half of the callback")
+    }
+
+    /// Whether the server has not closed the connection yet.
+    pub fn is_open(&self) -> Result<bool> {
+        // `PollFlags` has no name for it.
+        let hung_up = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
+        let mut fds = [PollFd::new(self.stream.as_fd(), hung_up)];
+        poll(&mut fds, PollTimeout::ZERO).context("looking whether the server has hung up")?;
+        Ok(fds[0].revents().unwrap_or(PollFlags::empty()).is_empty())
     }
 
     /// All that the server still says until it closes the connection.

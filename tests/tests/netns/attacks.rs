@@ -98,11 +98,11 @@ impl Attacker {
         for old in [by_multicast, by_tcp] {
             self.peer.send_bytes(old.as_bytes())?;
             unanswered(&mut self.sent(old)?)?;
-            let anew = Request { seqno: old.seqno, ..self.peer.stream_request(Op::Off, DOMAIN)? };
-            unanswered(&mut self.sent(&self.peer.sign(anew)?)?)?;
+            let by_stream = Request { seqno: old.seqno, ..self.peer.stream_request(Op::Off, DOMAIN)? };
+            unanswered(&mut self.sent(&self.peer.sign(by_stream)?)?)?;
         }
-        let anew = Request { seqno: by_tcp.seqno, ..self.peer.request(Op::Off, DOMAIN)? };
-        self.peer.send(anew)
+        let signed_again = Request { seqno: by_tcp.seqno, ..self.peer.request(Op::Off, DOMAIN)? };
+        self.peer.send(signed_again)
     }
 
     /// The daemon's own challenge of one connection on another one, by each pair of ways.

@@ -20,9 +20,6 @@ use crate::bench::{Bench, DOMAIN, key};
 /// On a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The longest time of an honest request beside silent peers, which have one second each.
-const AT_ONCE: Duration = Duration::from_secs(4);
-
 const ANY: &[(&str, &str)] = &[("address", "0.0.0.0")];
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(HYPERVISOR_V4), DEFAULT_PORT);
 
@@ -48,12 +45,14 @@ fn closed(connection: &mut CallBack, server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// Checks that both listeners answer another guest at once.
-fn others_are_served_at_once(bench: &Bench, server: &Server, number: u8) -> Result<()> {
+/// Checks that both listeners answer another guest before they give up any of the silent peers.
+fn others_are_served_at_once(bench: &Bench, server: &Server, number: u8, silent: &[&CallBack]) -> Result<()> {
     let guest = bench.hypervisor.guest(number)?;
     for client in [by_tcp(bench, "status"), bench.about_domain("status")] {
-        let answer = bench.expect(server, guest.space(), &client, 0)?;
-        ensure!(answer.elapsed < AT_ONCE, "took {:?}: {}", answer.elapsed, server.log());
+        bench.expect(server, guest.space(), &client, 0)?;
+        for peer in silent {
+            ensure!(peer.is_open()?, "answered only after a silent peer was given up: {}", server.log());
+        }
     }
     Ok(())
 }
@@ -135,10 +134,10 @@ fn silent_connections_and_slow_writers_delay_nobody() -> Result<()> {
         }
         silent.push(connection);
     }
-    // From their own address as well: the oldest one makes room.
-    let answer = bench.expect(&server, bench.guest.space(), &by_tcp(&bench, "status"), 0)?;
-    ensure!(answer.elapsed < AT_ONCE, "took {:?}", answer.elapsed);
-    others_are_served_at_once(&bench, &server, 2)?;
+    // From their own address as well: the oldest one makes room. One after the other, the silent
+    // ones would take a thousand seconds, and no client waits so long.
+    bench.expect(&server, bench.guest.space(), &by_tcp(&bench, "status"), 0)?;
+    others_are_served_at_once(&bench, &server, 2, &[])?;
     // Each is closed without another word of it.
     for connection in &mut silent {
         closed(connection, &server)?;
@@ -167,14 +166,14 @@ fn silence_after_a_request_delays_nobody() -> Result<()> {
     let server = bench.serve(&bench.with_tcp(ANY))?;
     let peer = peer(&bench)?;
     let request = || peer.sign(peer.stream_request(Op::Status, DOMAIN)?);
-    let _without_a_challenge = sent(&bench, &peer, &request()?)?;
+    let without_a_challenge = sent(&bench, &peer, &request()?)?;
     let mut without_a_response = sent(&bench, &peer, &request()?)?;
     without_a_response.challenge()?;
     // This one never reads its answer.
     let mut unread = sent(&bench, &peer, &peer.sign(peer.stream_request(Op::HostList, "")?)?)?;
     unread.challenge()?;
     unread.respond()?;
-    others_are_served_at_once(&bench, &server, 2)
+    others_are_served_at_once(&bench, &server, 2, &[&without_a_challenge, &without_a_response])
 }
 
 #[test]
