@@ -259,8 +259,9 @@ pub async fn run(
     let (loads, requests) = (std::mem::take(&mut multicasts.loads), inspector.requests());
     let filling = hypervisors.clone();
     tokio::task::spawn_blocking(move || {
+        let mut limits = None;
         for load in loads {
-            load.run(Arc::clone(&requests));
+            load.run(Arc::clone(&requests), &mut limits);
         }
         if stress.lock_memory {
             // What is locked stays, also what was of use only while all domains were looked at.

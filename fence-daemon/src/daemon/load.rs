@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::control::multicast::Watched;
-use crate::intake::kernel::{self, KernelProgram, Mode};
+use crate::intake::kernel::{self, KernelProgram, Mode, SharedLimits};
 use crate::intake::keyring::Keyring;
 use crate::intake::listener::{Coming, chain};
 use crate::intake::replay_cache::ReplayCache;
@@ -100,8 +100,12 @@ impl Load {
         (load, KernelConsumers { program: coming, ring: ring_coming })
     }
 
-    fn load(&self) -> Result<(Option<kernel::Ring>, KernelProgram), kernel::Error> {
+    fn load(&self, limits: &mut Option<SharedLimits>) -> Result<(Option<kernel::Ring>, KernelProgram), kernel::Error> {
         let mut program = KernelProgram::load(OBJECT, &self.listener, None)?;
+        match limits {
+            Some(limits) => program.share_limits(limits)?,
+            None => *limits = Some(program.limits()?),
+        }
         // The keys of this moment, which may differ from those of the start.
         if let Some(slots) = program.take_keys()? {
             self.keys.connect(Box::new(slots))?;
@@ -114,9 +118,11 @@ impl Load {
 
     /// Loads the program, which takes the kernel's verifier some time. If that fails, the socket
     /// serves everything and the log says why. A fencing daemon that is slower in a flood is better
-    /// than none.
-    pub(super) fn run(self, requests: Arc<Requests>) {
-        match self.load() {
+    /// than none. The first program's rate limits are in `limits` afterwards, for the others.
+    pub(super) fn run(self, requests: Arc<Requests>, limits: &mut Option<SharedLimits>) {
+        // Programs with one memory know the same senders.
+        let knows_others = limits.is_some();
+        match self.load(limits) {
             Ok((Some(ring), program)) => match RequestRing::new(ring, self.keys, self.origin, requests) {
                 Ok(mut ring) => {
                     ring.beat();
@@ -125,6 +131,7 @@ impl Load {
                         Err(error) => warn!("`status` cannot show the kernel program's counters: {}", chain(&error)),
                     }
                     match program.senders() {
+                        Ok(_) if knows_others => {}
                         Ok(senders) => self.watched.set_sources(senders),
                         Err(error) => warn!("`status` cannot show the sources of requests: {}", chain(&error)),
                     }

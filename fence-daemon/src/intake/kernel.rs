@@ -26,6 +26,7 @@ mod memory;
 mod oldest;
 mod ring;
 mod senders;
+mod shared;
 
 pub use counters::CounterReader;
 pub use error::Error;
@@ -34,6 +35,7 @@ pub use keys::KeyMap;
 pub use memory::Memory;
 pub use oldest::OLDEST;
 pub use ring::Ring;
+pub use shared::SharedLimits;
 
 use error::{not_permitted, refused};
 use interface::Surroundings;
@@ -380,14 +382,8 @@ fn program_error(error: ProgramError) -> Error {
 /// A second handle of a map. The object keeps the first one: the form that is not loaded yet refers
 /// to the map by that handle's number.
 fn handle(object: &Ebpf, name: &'static str) -> Result<Map, Error> {
-    #[allow(clippy::wildcard_enum_match_arm, reason = "no other kinds are in the object")]
-    let map = match object.map(name) {
-        Some(
-            Map::Array(map) | Map::PerCpuArray(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::RingBuf(map),
-        ) => map,
-        _ => return Err(Error::Missing(name)),
-    };
-    let copy = map.fd().as_fd().try_clone_to_owned().map_err(|error| program_error(ProgramError::IOError(error)))?;
+    let map = shared::descriptor(object, name)?;
+    let copy = map.try_clone_to_owned().map_err(|error| program_error(ProgramError::IOError(error)))?;
     MapData::from_fd(copy).and_then(Map::from_map_data).map_err(map_error(name))
 }
 

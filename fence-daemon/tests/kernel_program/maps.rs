@@ -36,3 +36,16 @@ fn as_many_senders_are_trusted_as_is_promised_whichever_cpu_has_seen_them() {
     let forgotten = (0..TRUSTED_MAX).filter(|&number| !memory.trusts(&sender(number))).count();
     assert_eq!(forgotten, 0, "of {TRUSTED_MAX} on {} CPUs", cpus.len());
 }
+
+/// What one program knows of a sender counts at the others, and what they know stays.
+#[test]
+fn programs_that_share_their_limits_trust_the_same_senders() {
+    let (mut one, mut other, mut alone) = (load(), load(), load());
+    other.share_limits(&one.limits().unwrap()).unwrap();
+    let [mut of_one, of_other, of_alone] =
+        [&mut one, &mut other, &mut alone].map(|program| program.take_memory().unwrap().unwrap());
+    of_one.trust(&sender(1), 1);
+    assert!(of_other.trusts(&sender(1)) && !of_alone.trusts(&sender(1)));
+    drop((of_one, one));
+    assert!(of_other.trusts(&sender(1)), "the map has gone with the program that made it");
+}
