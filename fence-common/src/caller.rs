@@ -61,6 +61,8 @@ pub struct Who<'a> {
     pub address: Address,
     /// Its domain, where the hypervisor vouches for it.
     pub domain: Option<&'a Vouched>,
+    /// The number of the listener that it came to, in the configuration.
+    pub listener: usize,
 }
 
 impl Caller {
@@ -114,9 +116,11 @@ impl From<IpAddr> for Address {
     }
 }
 
-impl From<Address> for Who<'_> {
-    fn from(address: Address) -> Self {
-        Self { address, domain: None }
+impl Who<'_> {
+    /// A client of this listener, for whose domain nobody vouches.
+    #[must_use]
+    pub fn of(address: Address, listener: usize) -> Self {
+        Self { address, domain: None, listener }
     }
 }
 
@@ -177,11 +181,11 @@ mod tests {
     #[test]
     fn the_log_names_the_domain_and_how_it_is_known() {
         let domain = Vouched { name: "node\n1".into(), uuid: Uuid::nil() };
-        let who = |address| Who { address, domain: Some(&domain) }.to_string();
+        let who = |address| Who { address, domain: Some(&domain), listener: 0 }.to_string();
         assert_eq!(who(Address::Cid(7)), "node\\n1 (CID 7)");
         assert_eq!(who(Address::Domain(Uuid::nil())), "node\\n1 (serial)");
-        assert_eq!(Who::from(Address::Cid(7)).to_string(), "CID 7");
-        assert_eq!(Who::from(Address::from(IpAddr::from([192, 0, 2, 1]))).to_string(), "192.0.2.1");
+        assert_eq!(Who::of(Address::Cid(7), 0).to_string(), "CID 7");
+        assert_eq!(Who::of(Address::from(IpAddr::from([192, 0, 2, 1])), 0).to_string(), "192.0.2.1");
         assert_eq!(Caller::Vsock { cid: 7, port: 1025 }.to_string(), "CID 7");
     }
 }

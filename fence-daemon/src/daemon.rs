@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use fence_common::caller::Address;
 use fence_common::verdict::Counters;
-use fence_config::{Backend, Config, FoundKeys, Listener, Serial, TCP_AUTH, Tcp, Vsock};
+use fence_config::{Backend, Config, FoundKeys, Listener, Serial, TCP_AUTH, Vsock};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use self::multicasts::Multicasts;
@@ -32,6 +32,7 @@ use crate::intake::arrivals::Arrivals;
 use crate::intake::backlog::Backlog;
 use crate::intake::connections::Voucher;
 use crate::intake::judge::Judge;
+use crate::intake::passed::Passed;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::socket::SocketError;
@@ -40,7 +41,7 @@ use crate::intake::{serial, tcp};
 use crate::observe::rejections;
 use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Readiness};
-use crate::systemd;
+use crate::systemd::{self, PassedSocket};
 
 /// How long the first round of connections may delay the start. The log then names the unconnected
 /// hypervisors, and the daemon goes on trying. A request that needs one waits for it.
@@ -95,7 +96,8 @@ pub enum Patience {
 /// Runs until SIGTERM or SIGINT.
 ///
 /// `readiness` is announced once requests are served, or 5 s after the start. In the latter case
-/// the log and `fence-daemon status` say what the daemon still waits for.
+/// the log and `fence-daemon status` say what the daemon still waits for. `sockets` are those that
+/// systemd has opened.
 ///
 /// # Errors
 /// Something without which nothing can be served is missing, at the start or later.
@@ -104,6 +106,7 @@ pub async fn run(
     keys: FoundKeys,
     patience: Patience,
     mut readiness: Readiness,
+    sockets: Vec<PassedSocket>,
 ) -> Result<(), DaemonError> {
     let signals = |error| DaemonError::Runtime("watch for signals", error);
     let joining = |error| DaemonError::Runtime("join the other hosts", error);
@@ -115,11 +118,12 @@ pub async fn run(
     let hypervisors = Hypervisors::start(&uris, hypervisor.clone());
 
     let (mut multicasts, mut tcps, mut vsocks, mut serials) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (several, origins): (_, Vec<Origin>) = (listeners.len() > 1, listeners.iter().map(origin).collect());
+    let (several, origins): (_, Vec<Origin>) =
+        (listeners.len() > 1, listeners.iter().enumerate().map(origin).collect());
     for (number, listener) in listeners.into_iter().enumerate() {
         match listener {
             Listener::Multicast(settings) => multicasts.push((number, settings)),
-            Listener::Tcp(settings) => tcps.push((number, settings)),
+            Listener::Tcp(settings) => tcps.push((number, tcp::Prepared::new(settings))),
             Listener::Serial(settings) => serials.push((number, settings)),
             Listener::Vsock(settings) => vsocks.push((number, settings)),
         }
@@ -230,10 +234,14 @@ pub async fn run(
     }
     // The last thing before the announcement, as nobody reads their requests earlier.
     let mut arrivals = Arrivals::default();
-    let start = |(number, settings): (usize, Tcp)| {
-        tcp::Intake::start(settings, judge.of_listener(plan.ring(number), of(number)), &mut arrivals)
-    };
-    let tcps: Vec<_> = tcps.into_iter().map(start).collect();
+    let (mut passed, (reloads, reloaded)) = (Passed::new(sockets), watch::channel(()));
+    let mut listening = Vec::new();
+    for (number, prepared) in tcps {
+        let judge = judge.of_listener(plan.ring(number), of(number));
+        let started = tcp::Intake::start(prepared, judge, &mut passed, reloaded.clone(), &mut arrivals);
+        listening.push(started.await);
+    }
+    inspector.set_tcps(listening);
     let start = |(number, settings): (usize, Serial)| {
         let ports = PortsByLibvirt::new(hypervisors.clone(), &settings);
         serial::LineIntake::start(settings, judge.of_listener(plan.ring(number), of(number)), ports, &mut arrivals)
@@ -241,18 +249,18 @@ pub async fn run(
     inspector.set_serials(serials.into_iter().map(start).collect());
     let start = |(number, settings): (usize, Vsock)| {
         let judge = judge.of_listener(plan.ring(number), of(number));
-        VsockIntake::start(settings, judge, voucher(&hypervisors), &mut arrivals)
+        VsockIntake::start(settings, judge, voucher(&hypervisors), &mut passed, &mut arrivals)
     };
     inspector.set_vsocks(vsocks.into_iter().map(start).collect());
+    passed.close();
     if multicasts.sockets.is_empty() {
         info!(libvirt = %format_args!("{connected}/{}", uris.len()), "ready");
     }
-    inspector.set_tcps(tcps);
     inspector.enter(Phase::Serving);
     if let Err(error) = readiness.announce() {
         warn!("{error}");
     }
-    let reloading = tokio::spawn(reload::at_each(hangup, plan));
+    let reloading = tokio::spawn(reload::at_each(hangup, plan, reloads));
     // Not earlier: loading would only take processors from the start. The socket serves until the
     // program is attached. Memory is locked after aya has freed the dozens of megabytes that only
     // loading needs.
@@ -337,12 +345,12 @@ fn voucher(hypervisors: &Hypervisors) -> Voucher {
 }
 
 /// What the requests of a listener carry with them.
-fn origin(listener: &Listener) -> Origin {
+fn origin((number, listener): (usize, &Listener)) -> Origin {
     let name = listener.name().map(str::to_owned);
     match listener {
-        Listener::Multicast(settings) => Origin { name, auth: settings.auth, alone: settings.alone },
+        Listener::Multicast(settings) => Origin { listener: number, name, auth: settings.auth, alone: settings.alone },
         Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => {
-            Origin { name, auth: TCP_AUTH, ..Origin::default() }
+            Origin { listener: number, name, auth: TCP_AUTH, ..Origin::default() }
         }
     }
 }

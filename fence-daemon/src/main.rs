@@ -20,6 +20,7 @@ use fence_daemon::pipeline::SERVING_MAX;
 use fence_daemon::process::{self, Readiness};
 use fence_daemon::state::pid_file::PidFile;
 use fence_daemon::state::{self, StateError};
+use fence_daemon::systemd::{self, PassedSocket};
 use fence_net::interface::Interface;
 
 /// How many files may be open: one connection for each request at once, and as many for everything
@@ -62,6 +63,10 @@ pub(crate) fn main() -> ExitCode {
 /// Starts the daemon and returns at its end. Every error is already logged or printed; the returned
 /// error is the exit code.
 fn start(cli: &Cli) -> Result<(), u8> {
+    // SAFETY: needed to take what systemd has opened. Sound because this is the only call, and
+    // nothing before it has opened a file that is still open: reading the command line opens none,
+    // and `harden` only changes limits and signals.
+    let sockets = unsafe { systemd::passed_sockets() };
     let (mut config, warnings, keys) = read(cli)?;
     cli.apply_to(&mut config);
 
@@ -92,7 +97,11 @@ fn start(cli: &Cli) -> Result<(), u8> {
     for refused in process::withstand(config.stress) {
         tracing::warn!("{refused}");
     }
-    ended(serve(config, keys, readiness), destination)
+    let sockets = sockets.unwrap_or_else(|error| {
+        tracing::error!("the sockets that systemd passes are not used: {error}");
+        Vec::new()
+    });
+    ended(serve(config, keys, readiness, sockets), destination)
 }
 
 /// Logs why the daemon has ended, if nobody stopped it. Such an end is never a success: systemd
@@ -117,12 +126,12 @@ fn read(cli: &Cli) -> Result<(Config, Warnings, FoundKeys), u8> {
     })
 }
 
-fn serve(config: Config, keys: FoundKeys, readiness: Readiness) -> Result<(), DaemonError> {
+fn serve(config: Config, keys: FoundKeys, readiness: Readiness, sockets: Vec<PassedSocket>) -> Result<(), DaemonError> {
     let patience = if config.wait_for_init { Patience::Wait } else { Patience::Start };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("fence").build();
     let runtime = runtime.map_err(|error| DaemonError::Runtime("start the runtime", error))?;
     // On a worker, and not on this thread: the thread that the kernel wakes then serves as well.
-    let running = runtime.spawn(daemon::run(config, keys, patience, readiness));
+    let running = runtime.spawn(daemon::run(config, keys, patience, readiness, sockets));
     let ended = runtime.block_on(running).unwrap_or_else(|failed| resume_unwind(failed.into_panic()));
     // A call into a hung libvirt must not keep the process.
     runtime.shutdown_background();

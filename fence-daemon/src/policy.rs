@@ -60,6 +60,17 @@ pub enum Denied {
         /// The target as the request spelled it.
         target: Target,
     },
+    /// A group has both the client and the target, and does not count at the listener that the
+    /// request came to.
+    #[error(
+        "the group that has both {who} and {target} does not count at this listener: change its `listener` if it should"
+    )]
+    NotAtThisListener {
+        /// The client.
+        who: String,
+        /// The target as the request spelled it.
+        target: Target,
+    },
     /// The request is signed with a group's own key. No group of that key has both the client's
     /// address and the target.
     #[error("no group whose key signed this has both {who} and {target}")]
@@ -86,6 +97,8 @@ pub fn authorize(groups: &Groups, peer: &Authenticated) -> Result<Authorized, De
     let (who, owner) = (peer.request().who(), peer.owner());
     if groups.permits(owner, &who, &target) {
         Ok(Authorized { op, target })
+    } else if groups.permits_elsewhere(owner, &who, &target) {
+        Err(Denied::NotAtThisListener { who: who.to_string(), target })
     } else if owner == KeyOwner::EVERYBODY {
         Err(Denied::NotInAGroup { who: who.to_string(), entry: entry(&who), target })
     } else {

@@ -1,9 +1,36 @@
-//! Notifies systemd of the daemon's states. Without systemd it does nothing.
+//! Notifies systemd of the daemon's states, and takes the sockets that it has opened. Without
+//! systemd it does nothing.
 
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use fence_common::sync::lock;
 use sd_notify::NotifyState;
+
+/// A socket that systemd has opened for the daemon.
+#[derive(Debug)]
+pub struct PassedSocket {
+    /// The `FileDescriptorName` of its unit.
+    pub name: String,
+    /// The socket, if it is one: nothing is checked yet.
+    pub fd: OwnedFd,
+}
+
+/// Takes the sockets that systemd has opened.
+///
+/// # Errors
+/// The environment describes them wrongly.
+///
+/// # Safety
+/// Must be called once, before the process opens any file: the environment names their numbers.
+pub unsafe fn passed_sockets() -> io::Result<Vec<PassedSocket>> {
+    let all = sd_notify::listen_fds_with_names()?;
+    // SAFETY: needed because the environment tells numbers. Sound because systemd has opened them
+    // for this process alone (LISTEN_PID), each is open, as setting its flags has shown, and the
+    // caller promises that nothing else in the process can own them.
+    Ok(all.map(|(fd, name)| PassedSocket { name, fd: unsafe { OwnedFd::from_raw_fd(fd) } }).collect())
+}
 
 /// Tells systemd that requests are served.
 pub fn notify_ready() {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fence_client::cli::{Cli, DEFAULT_PID_FILE};
 use fence_common::exit::EXIT_USAGE;
-use fence_config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY};
+use fence_config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY, ListenerKind};
 use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN};
 
 const UNIT: &str = include_str!("../../dist/fence-daemon.service");
@@ -90,4 +90,19 @@ fn the_page_explains_every_right() {
     let quoted = rows.flat_map(|row| row.split('|').nth(1).unwrap_or_default().split('`'));
     let told: BTreeSet<_> = quoted.filter(|word| word.starts_with("CAP_")).collect();
     assert_eq!(told, rights);
+}
+
+/// The socket unit is the page's, and its name is that of the section without a name.
+#[test]
+fn the_socket_unit_is_the_one_on_the_page() {
+    const SOCKET: &str = include_str!("../../dist/fence-daemon.socket");
+    const WAYS_IN: &str = include_str!("../../docs/guide/ways-in.md");
+    assert_eq!(values(SOCKET, "FileDescriptorName"), [ListenerKind::Tcp.name()]);
+    for line in SOCKET.lines().filter(|line| line.contains('=') && !line.starts_with(['#', 'D'])) {
+        assert!(WAYS_IN.contains(&format!("\n{line}\n")), "{line}");
+    }
+    // Every family that a listener has.
+    let families: BTreeSet<_> = value("RestrictAddressFamilies").split_whitespace().collect();
+    let needed = ["AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX", "AF_VSOCK"];
+    assert!(needed.iter().all(|family| families.contains(family)), "{families:?}");
 }

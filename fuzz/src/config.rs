@@ -217,9 +217,13 @@ fn usable(config: &Config) {
     if let Groups::Only(groups) = &config.groups {
         assert!(!groups.is_empty());
         // A domain may ask over its line if its UUID is in the group.
-        let lines = config.listeners.iter().any(|listener| matches!(listener, Listener::Serial(_)));
+        let lines = |group: &Group| {
+            let mut all = config.listeners.iter().enumerate();
+            all.any(|(number, listener)| group.counts_at(number) && matches!(listener, Listener::Serial(_)))
+        };
+        assert!(groups.iter().flat_map(|group| &group.listeners).all(|number| *number < config.listeners.len()));
         let has_clients =
-            |group: &Group| lines || !(group.ips.is_empty() && group.cids.is_empty() && group.from.is_empty());
+            |group: &Group| lines(group) || !(group.ips.is_empty() && group.cids.is_empty() && group.from.is_empty());
         assert!(groups.iter().all(|group| has_clients(group) && !group.uuids.is_empty()), "{groups:?}");
     }
 }

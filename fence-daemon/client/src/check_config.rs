@@ -4,12 +4,13 @@
 //! What is printed is what counts: reading it again gives the same configuration. What has no
 //! effect (unknown keys, sections of other listeners) is not in it.
 
+use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::time::Duration;
 
 use fence_common::exit::{EXIT_START, EXIT_USAGE};
 use fence_config as config;
-use fence_config::{Config, Doubt, Groups, Source, Unmatched, Warnings, render};
+use fence_config::{Config, Doubt, Groups, Source, TcpAddress, Unmatched, Warnings, render};
 use fence_net::interface::{Interface, Wanted};
 use fence_net::taker::Taker;
 
@@ -35,6 +36,7 @@ pub fn run(file: &Path, probe: &dyn Probe) -> u8 {
         }
     };
     look_at_interfaces(&config, &mut warnings);
+    look_at_names(&config, &mut warnings);
     look_at_domains(&config, probe, &mut warnings);
     let mut text = render::render(&config, &bytes);
     let keys = config::key::load_all(&config.listeners, &config.groups, &mut warnings);
@@ -77,6 +79,21 @@ fn look_at_interfaces(config: &Config, warnings: &mut Warnings) {
     }
 }
 
+/// Warns about each tcp listener's name that has no address now, or none that guests can reach.
+fn look_at_names(config: &Config, warnings: &mut Warnings) {
+    for tcp in config.tcps() {
+        let TcpAddress::Name { name, is_v4 } = &tcp.address else { continue };
+        let found = (name.as_str(), tcp.port).to_socket_addrs();
+        let found: Vec<_> = found.into_iter().flatten().map(|address| address.ip()).collect();
+        let mut meant = found.iter().filter(|ip| is_v4.is_none_or(|v4| v4 == ip.is_ipv4())).peekable();
+        if meant.peek().is_none() {
+            warnings.push(None, Doubt::NameUnknown(name.clone()));
+        } else if meant.all(|ip| ip.is_loopback()) {
+            warnings.push(None, Doubt::NameOfThisHost(name.clone()));
+        }
+    }
+}
+
 /// Warns about each group entry that no domain has. If a URI does not answer there is no warning,
 /// since the domain may be there.
 fn look_at_domains(config: &Config, probe: &dyn Probe, warnings: &mut Warnings) {
@@ -112,5 +129,23 @@ mod tests {
         let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
         assert!(said[0].contains("no-such-if") && said[0].contains("waits"), "{said:?}");
         assert_eq!(said.len(), 1);
+    }
+
+    #[test]
+    fn a_name_that_no_guest_can_use_is_doubtful() {
+        let doubts = |address: &str| {
+            let file = format!(
+                "fence_virtd {{ listener = \"tcp\"; backend = \"libvirt\"; }} listeners {{ tcp {{ {address} }} }}"
+            );
+            let source = Source::new(Path::new("f"), file.as_bytes());
+            let (config, mut warnings) = config::parse(&source, Warnings::default()).unwrap();
+            look_at_names(&config, &mut warnings);
+            warnings.iter().map(|warning| warning.doubt().clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(doubts("address = \"localhost\";"), [Doubt::NameOfThisHost("localhost".into())]);
+        // RFC 2606 reserves the domain.
+        let unknown = "no-such-host.invalid";
+        assert_eq!(doubts(&format!("address = \"{unknown}\";")), [Doubt::NameUnknown(unknown.into())]);
+        assert_eq!(doubts("address = \"192.0.2.1\";"), []);
     }
 }

@@ -381,7 +381,7 @@ impl Mistake {
             Self::Missing(plugin) => {
                 format!("write `fence_virtd {{ {plugin} = \"{}\"; ... }}`", plugin.usual())
             }
-            Self::Listener(mistake) => mistake.help().to_owned(),
+            Self::Listener(mistake) => mistake.help(),
             Self::Tcp(mistake) => mistake.help().to_owned(),
             Self::Serial(mistake) => mistake.help().to_owned(),
             Self::Cpg(mistake) => mistake.help().to_owned(),

@@ -8,7 +8,7 @@ use fence_common::keys::KeyOwner;
 
 use super::contents::{Contents, Findings, Scope, nearest};
 use super::error::Mistake;
-use super::listeners::{KeyFiles, Listener};
+use super::listeners::{KeyFiles, Listener, ListenerMistake};
 use super::multicast::Attach;
 use super::permission::names_a_uuid;
 use super::raw::{Assignment, Item, Section, Span, clip};
@@ -17,7 +17,7 @@ use super::warning::Doubt;
 
 pub(super) const GROUPS: Scope<'static> = Scope { repeated: &["group"], ..NOTHING };
 pub(super) const GROUP: Scope<'static> =
-    Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "from", "uuid"], ..NOTHING };
+    Scope { keys: &["name", "key_file", "key_file2"], lists: &["ip", "from", "uuid", "listener"], ..NOTHING };
 
 /// Which clients may fence which domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct Group {
     pub keys: Option<KeyFiles>,
     /// The owner of the key that signs this group's requests.
     pub owner: KeyOwner,
+    /// The numbers of the listeners that the group counts at. Empty if it counts at each.
+    pub listeners: Vec<usize>,
 }
 
 impl Groups {
@@ -65,20 +67,21 @@ impl Groups {
         fresh.flatten()
     }
 
-    /// Whether any group has its own key.
+    /// Whether a group with a key of its own counts at the listener with this number.
     #[must_use]
-    pub fn have_keys(&self) -> bool {
-        self.key_files().next().is_some()
+    pub fn have_keys(&self, listener: usize) -> bool {
+        match self {
+            Self::Everyone => false,
+            Self::Only(groups) => groups.iter().any(|group| group.keys.is_some() && group.counts_at(listener)),
+        }
     }
 }
 
-/// Reads the section. If a group has its own key, the kernel programs are off, since they do not
-/// know such keys.
+/// Reads the section. Where a group with a key of its own counts, the kernel program is off, since
+/// it does not know such keys.
 pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings: &mut Findings<'_>) -> Groups {
-    let lines = listeners.iter().any(|listener| matches!(listener, Listener::Serial(_)));
-    let numbers = listeners.iter().any(|listener| matches!(listener, Listener::Vsock(_)));
     let sections = Contents::new(&section.items, &GROUPS, findings);
-    let mut groups: Vec<Group> = sections.sections().map(|section| group(section, lines, numbers, findings)).collect();
+    let mut groups: Vec<Group> = sections.sections().map(|section| group(section, listeners, findings)).collect();
     if groups.is_empty() {
         findings.mistake(&section.name.span, Mistake::NoGroup);
     }
@@ -92,31 +95,54 @@ pub(super) fn groups(section: &Section<'_>, listeners: &mut [Listener], findings
         });
         group.owner = KeyOwner(position.saturating_add(1));
     }
-    if !owners.is_empty() {
-        let mut digests = Vec::new();
-        for listener in listeners {
-            match listener {
-                Listener::Multicast(multicast) => {
-                    multicast.attach = Attach::Off;
-                    digests.extend([multicast.hash, multicast.auth]);
-                }
-                Listener::Tcp(tcp) => digests.push(tcp.hash),
-                Listener::Serial(_) => {}
-                Listener::Vsock(vsock) => digests.push(vsock.hash),
-            }
+    let (groups, mut digests) = (Groups::Only(groups), Vec::new());
+    for (number, listener) in listeners.iter_mut().enumerate() {
+        if !groups.have_keys(number) {
+            continue;
         }
-        if digests.contains(&HashKind::None) {
-            findings.mistake(&section.name.span, Mistake::GroupKeyUnused);
+        match listener {
+            Listener::Multicast(multicast) => {
+                multicast.attach = Attach::Off;
+                digests.extend([multicast.hash, multicast.auth]);
+            }
+            Listener::Tcp(tcp) => digests.push(tcp.hash),
+            Listener::Serial(_) => {}
+            Listener::Vsock(vsock) => digests.push(vsock.hash),
         }
     }
-    Groups::Only(groups)
+    if digests.contains(&HashKind::None) {
+        findings.mistake(&section.name.span, Mistake::GroupKeyUnused);
+    }
+    groups
 }
 
-/// Reads a group. With `lines` a domain asks over a line of its own, so its UUID under `uuid` makes
-/// it a client of the group, as with fence_virtd. With `numbers` it may ask by vsock.
-fn group(section: &Section<'_>, lines: bool, numbers: bool, findings: &mut Findings<'_>) -> Group {
+/// Warns if everybody may fence everything and the listeners have several keys.
+pub(super) fn everyone(listeners: &[Listener], spans: &[Span], findings: &mut Findings<'_>) {
+    if let Some((one, other)) = with_two_keys(listeners, |_| true)
+        && let (Some(span), Some(one), Some(other)) = (spans.get(other), listeners.get(one), listeners.get(other))
+    {
+        findings.doubt(span, || Doubt::Together { one: clip(&one.label()), other: clip(&other.label()) });
+    }
+}
+
+/// The numbers of two listeners with different keys, among those that `counts` accepts.
+fn with_two_keys(listeners: &[Listener], counts: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
+    let all = listeners.iter().enumerate().filter(|(number, _)| counts(*number));
+    let mut keyed = all.filter_map(|(number, listener)| Some((number, listener.key_files()?.first)));
+    let (first, key) = keyed.next()?;
+    keyed.find(|(_, other)| *other != key).map(|(other, _)| (first, other))
+}
+
+/// Reads a group. If it counts at serial lines, a domain asks over a line of its own, so its UUID
+/// under `uuid` makes it a client of the group, as with fence_virtd.
+fn group(section: &Section<'_>, all: &[Listener], findings: &mut Findings<'_>) -> Group {
     let found = Contents::new(&section.items, &GROUP, findings);
-    let (mut ips, mut cids, mut from, mut uuids) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut group = Group { listeners: listeners(&found, all, findings), ..Group::default() };
+    let at = |is: fn(&Listener) -> bool| {
+        all.iter().enumerate().any(|(number, listener)| group.counts_at(number) && is(listener))
+    };
+    let lines = at(|listener| matches!(listener, Listener::Serial(_)));
+    let numbers = at(|listener| matches!(listener, Listener::Vsock(_)));
     let lacks = |key: &str| !found.listed().any(|item| item.key.value.eq_ignore_ascii_case(key));
     let is_uuid = |item: &&Assignment<'_>| {
         item.key.value.eq_ignore_ascii_case("uuid") && names_a_uuid(item.value.value).is_some()
@@ -131,46 +157,73 @@ fn group(section: &Section<'_>, lines: bool, numbers: bool, findings: &mut Findi
     for item in found.listed() {
         let text = item.value.value;
         if item.key.value.eq_ignore_ascii_case("uuid") {
-            uuids.push(text.to_owned());
+            group.uuids.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("from") {
             if !lines && !numbers {
                 findings.doubt(&item.value.span, || Doubt::NobodyVouches);
             }
-            from.push(text.to_owned());
+            group.from.push(text.to_owned());
         } else if item.key.value.eq_ignore_ascii_case("ip") {
             match (text.trim().parse::<IpAddr>(), text.trim().parse::<u32>()) {
                 // A socket of both families shows IPv4 peers as mapped addresses.
-                (Ok(ip), _) => ips.push(ip.to_canonical()),
-                (Err(_), Ok(cid)) if numbers => cids.push(cid),
+                (Ok(ip), _) => group.ips.push(ip.to_canonical()),
+                (Err(_), Ok(cid)) if numbers => group.cids.push(cid),
                 (Err(_), _) => findings.mistake(&item.value.span, Mistake::MemberAddress(clip(text))),
             }
         }
     }
     for item in &section.items {
         if let Item::Value(item) = item
-            && reads_like_a_key_file(item.key.value)
+            && reads_like(item.key.value, &["key_file", "key_file2"])
         {
             findings.mistake(&item.key.span, Mistake::GroupKeyMisspelt(clip(item.key.value)));
+        } else if let Item::Value(item) = item
+            && reads_like(item.key.value, &["listener"])
+        {
+            findings.mistake(&item.key.span, ListenerMistake::Misspelt(clip(item.key.value)).into());
         }
     }
     let name = found.get("name").map(|item| &item.value).or(section.value.as_ref());
+    group.name = name.map(|name| name.value.to_owned());
     let file = |key| found.get(key).map(|item| absolute(item.value.value));
-    let keys = match (file("key_file"), file("key_file2")) {
-        (Some(first), second) => Some(KeyFiles { first, second }),
-        (None, Some(_)) => {
-            findings.mistake(&section.name.span, Mistake::GroupLacks("key_file"));
-            None
+    match (file("key_file"), file("key_file2")) {
+        (Some(first), second) => group.keys = Some(KeyFiles { first, second }),
+        (None, Some(_)) => findings.mistake(&section.name.span, Mistake::GroupLacks("key_file")),
+        (None, None) => {
+            if let Some((one, other)) = with_two_keys(all, |number| group.counts_at(number)) {
+                let label = |number| all.get(number).map(|one: &Listener| clip(&one.label())).unwrap_or_default();
+                findings.doubt(&section.name.span, || Doubt::GroupOfTwoKeys { one: label(one), other: label(other) });
+            }
         }
-        (None, None) => None,
-    };
-    Group { name: name.map(|name| name.value.to_owned()), ips, cids, from, uuids, keys, owner: KeyOwner::EVERYBODY }
+    }
+    group
 }
 
-/// Whether a key looks like a misspelled `key_file`. Ignoring it would leave the group with the
-/// listener's key.
-fn reads_like_a_key_file(key: &str) -> bool {
+/// The numbers of the listeners that a group's `listener` entries call: those with a section of
+/// this name, and the one without a name by its kind.
+fn listeners(found: &Contents<'_>, all: &[Listener], findings: &mut Findings<'_>) -> Vec<usize> {
+    let mut numbers = Vec::new();
+    for item in found.listed().filter(|item| item.key.value.eq_ignore_ascii_case("listener")) {
+        let name = item.value.value;
+        let called = |(number, one): (usize, &Listener)| one.called().eq_ignore_ascii_case(name).then_some(number);
+        let before = numbers.len();
+        numbers.extend(all.iter().enumerate().filter_map(called));
+        if numbers.len() == before {
+            let mut known: Vec<_> = all.iter().map(|one| clip(one.called())).collect();
+            known.dedup();
+            findings.mistake(&item.value.span, ListenerMistake::NoSuchSection { name: clip(name), known }.into());
+        }
+    }
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+/// Whether a key looks like a misspelled one of these. Ignoring it would leave the group open to
+/// more clients: those with the listener's key, or those of other listeners.
+fn reads_like(key: &str, restrictions: &[&'static str]) -> bool {
     let is_known = GROUP.keys.iter().chain(GROUP.lists).any(|known| known.eq_ignore_ascii_case(key));
-    !is_known && nearest(key, ["key_file", "key_file2"].into_iter()).is_some()
+    !is_known && nearest(key, restrictions.iter().copied()).is_some()
 }
 
 /// The span where a group names this key file, and true. Otherwise an empty span, and false.
@@ -216,9 +269,9 @@ mod tests {
     #[test]
     fn the_kernel_program_is_off_where_a_group_has_a_key_and_nowhere_else() {
         let config = read(&format!("group {{ {MEMBERS} key_file = \"/a\"; }}"), "attach = \"native\";").unwrap();
-        assert!(config.groups.have_keys() && config.multicast().unwrap().attach == Attach::Off);
+        assert!(config.groups.have_keys(0) && config.multicast().unwrap().attach == Attach::Off);
         let config = read(&format!("group {{ {MEMBERS} }}"), "attach = \"native\";").unwrap();
-        assert!(!config.groups.have_keys() && config.multicast().unwrap().attach == Attach::Native);
+        assert!(!config.groups.have_keys(0) && config.multicast().unwrap().attach == Attach::Native);
     }
 
     #[test]
@@ -234,5 +287,73 @@ mod tests {
             let result = read(&format!("group {{ {MEMBERS} {keys} }}"), multicast);
             assert!(result.is_err(), "{keys} {multicast}");
         }
+    }
+
+    /// A file with two multicast sections of one key each, tcp of the first key, and these groups.
+    fn two_clusters(groups: &str) -> Result<(Config, Warnings), ConfigError> {
+        let text = format!(
+            "fence_virtd {{ listener = \"multicast,tcp\"; backend = \"libvirt\"; }}\n\
+             listeners {{ multicast {{ interface = \"a\"; }}\n\
+             multicast \"dmz\" {{ interface = \"b\"; key_file = \"/dmz\"; }}\n\
+             tcp \"DMZ\" {{ address = \"::\"; key_file = \"/dmz\"; }} }}\n{groups}"
+        );
+        parse(&Source::new(Path::new("f"), text.as_bytes()), Warnings::default())
+    }
+
+    #[test]
+    fn a_group_counts_at_the_listeners_that_it_names() {
+        let at = |listeners: &str| {
+            let (config, _) = two_clusters(&format!("groups {{ group {{ {MEMBERS} {listeners} }} }}")).unwrap();
+            let Groups::Only(groups) = config.groups else { panic!("no groups") };
+            groups[0].listeners.clone()
+        };
+        assert_eq!(at(""), []);
+        assert_eq!(at("listener = \"multicast\";"), [0]);
+        // A name is that of each section that has it, in any case.
+        assert_eq!(at("listener = \"dmz\";"), [1, 2]);
+        assert_eq!(at("Listener = \"Dmz\"; listener = \"MULTICAST\"; listener = \"dmz\";"), [0, 1, 2]);
+        for name in ["tcp", "vsock", "other", " "] {
+            let groups = format!("groups {{ group {{ {MEMBERS} listener = \"{name}\"; }} }}");
+            let Err(ConfigError::Mistakes(mistakes)) = two_clusters(&groups) else { panic!("{name} is known") };
+            let known = vec!["multicast".to_owned(), "dmz".to_owned(), "DMZ".to_owned()];
+            let expected = ListenerMistake::NoSuchSection { name: name.to_owned(), known };
+            assert_eq!(mistakes.iter().map(|(_, mistake)| mistake.clone()).collect::<Vec<_>>(), [expected.into()]);
+        }
+    }
+
+    #[test]
+    fn a_groups_own_key_concerns_its_listeners_only() {
+        let with_key = |listener: &str| {
+            let groups = format!("groups {{ group {{ {MEMBERS} key_file = \"/own\"; {listener} }} }}");
+            let (config, _) = two_clusters(&groups).unwrap();
+            config.multicasts().map(|multicast| multicast.attach).collect::<Vec<_>>()
+        };
+        assert_eq!(with_key(""), [Attach::Off, Attach::Off]);
+        assert_eq!(with_key("listener = \"dmz\";"), [Attach::Auto, Attach::Off]);
+        // Nothing is signed at another listener, which the group's key has nothing to do with.
+        let unsigned = "hash = \"none\"; } multicast \"b\" { port = \"9\";";
+        let group = |listener: &str| format!("group {{ {MEMBERS} key_file = \"/own\"; listener = \"{listener}\"; }}");
+        assert!(read(&group("b"), unsigned).is_ok() && read(&group("multicast"), unsigned).is_err());
+    }
+
+    #[test]
+    fn clusters_with_different_keys_that_can_fence_each_other_cause_a_warning() {
+        let doubts = |groups: &str| {
+            let (_, warnings) = two_clusters(groups).unwrap();
+            warnings.iter().map(|warning| warning.doubt().clone()).collect::<Vec<_>>()
+        };
+        let (one, other) = ("multicast".to_owned(), "multicast \"dmz\"".to_owned());
+        assert_eq!(doubts(""), [Doubt::Together { one: one.clone(), other: other.clone() }]);
+        let group = |more: &str| format!("group {{ {MEMBERS} {more} }}\n");
+        let groups = |all: &[String]| format!("groups {{ {} }}", all.concat());
+        let apart = [group("listener = \"multicast\";"), group("listener = \"dmz\";"), group("key_file = \"/own\";")];
+        assert_eq!(doubts(&groups(&apart)), []);
+        let of_two = Doubt::GroupOfTwoKeys { one, other };
+        assert_eq!(doubts(&groups(&[apart[0].clone(), group("")])), [of_two]);
+        // One key at several listeners is one cluster.
+        let same = "fence_virtd { listener = \"multicast,tcp,vsock\"; backend = \"libvirt\"; }\n\
+                    listeners { tcp { address = \"::\"; } }";
+        let (_, warnings) = parse(&Source::new(Path::new("f"), same.as_bytes()), Warnings::default()).unwrap();
+        assert!(warnings.is_empty(), "{}", warnings.render(false));
     }
 }

@@ -12,7 +12,7 @@ use super::multicast::{self, MULTICAST, Multicast};
 use super::raw::{Item, Section, Span, clip};
 use super::resolved::{NOTHING, absolute, items_of};
 use super::serial::{self, Around, SERIAL, Serial};
-use super::tcp::{self, TCP, Tcp};
+use super::tcp::{self, TCP, Tcp, TcpAddress};
 use super::vsock::{self, VSOCK, Vsock};
 
 /// One way in. Each has a key of its own, although two may name the same file.
@@ -44,7 +44,7 @@ pub enum ListenerKind {
 
 impl ListenerKind {
     /// In the order of [`Config::listeners`](crate::Config::listeners).
-    pub(super) const ALL: [Self; 4] = [Self::Multicast, Self::Tcp, Self::Vsock, Self::Serial];
+    pub const ALL: [Self; 4] = [Self::Multicast, Self::Tcp, Self::Vsock, Self::Serial];
 
     /// The name in the file.
     #[must_use]
@@ -85,6 +85,12 @@ impl Listener {
         }
     }
 
+    /// What a group calls it: the name of its section, or else its kind.
+    #[must_use]
+    pub fn called(&self) -> &str {
+        self.name().unwrap_or_else(|| self.kind().name())
+    }
+
     /// Its kind and its name, as in `multicast "dmz"`.
     #[must_use]
     pub fn label(&self) -> String {
@@ -119,9 +125,18 @@ impl Listener {
                         || (all(one) && (one.is_ipv6() || other.is_ipv4()))
                         || (all(other) && (other.is_ipv6() || one.is_ipv4()))
                 };
-                one.port == other.port && same(one.address, other.address) && !apart(&one.interface, &other.interface)
+                let same = match (&one.address, &other.address) {
+                    (TcpAddress::Ip(one), TcpAddress::Ip(other)) => same(*one, *other),
+                    (TcpAddress::Name { name: one, .. }, TcpAddress::Name { name: other, .. }) => {
+                        one.eq_ignore_ascii_case(other)
+                    }
+                    // Whose addresses a name has shows later. systemd opens each socket once.
+                    (TcpAddress::Name { .. } | TcpAddress::Systemd, _)
+                    | (_, TcpAddress::Name { .. } | TcpAddress::Systemd) => false,
+                };
+                same && one.port == other.port && !apart(&one.interface, &other.interface)
             }
-            (Self::Vsock(one), Self::Vsock(other)) => one.port == other.port,
+            (Self::Vsock(one), Self::Vsock(other)) => one.port == other.port && !one.by_systemd && !other.by_systemd,
             (Self::Serial(one), Self::Serial(other)) => one.path == other.path && one.mode == other.mode,
             (Self::Multicast(_) | Self::Tcp(_) | Self::Vsock(_) | Self::Serial(_), _) => false,
         }
@@ -142,6 +157,17 @@ pub enum ListenerMistake {
     /// Two sections need the same socket.
     #[error("`{0}` needs the same socket as the section on line {1}")]
     SameSocket(String, usize),
+    /// A group names a section that is not served.
+    #[error("no listener here is called \"{name}\"")]
+    NoSuchSection {
+        /// The name as written.
+        name: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// A group's `listener` is misspelled. Ignored, it would leave the group without its bounds.
+    #[error("`{0}` reads like `listener`")]
+    Misspelt(String),
     /// More sections than anybody has networks.
     #[error("there are more than {SECTIONS_MAX} sections of listeners")]
     TooMany,
@@ -159,6 +185,8 @@ impl ListenerMistake {
     #[must_use]
     pub fn label(&self) -> String {
         match self {
+            Self::Misspelt(_) => "the group would count at every listener".to_owned(),
+            Self::NoSuchSection { .. } => "the group would count nowhere".to_owned(),
             Self::Twice => "each counts once".to_owned(),
             Self::SameSocket(_, line) => format!("only one could be served: this one, or the one on line {line}"),
             Self::TooMany => "one too many".to_owned(),
@@ -167,14 +195,17 @@ impl ListenerMistake {
 
     /// The remedy.
     #[must_use]
-    pub fn help(&self) -> &'static str {
-        match self {
+    pub fn help(&self) -> String {
+        let help = match self {
             Self::Twice => {
                 "name it once, as in `listener = \"multicast,tcp\";`, and write `multicast = \"...\" { ... }` for each network"
             }
             Self::SameSocket(..) => "give each another `port` or `address`, or name another `interface` in each",
+            Self::Misspelt(_) => "write `listener`",
             Self::TooMany => "put guests that share a network and a key into one section",
-        }
+            Self::NoSuchSection { known, .. } => return format!("write one of \"{}\"", known.join("\", \"")),
+        };
+        help.to_owned()
     }
 }
 
@@ -210,13 +241,14 @@ pub(super) fn chosen(
     chosen
 }
 
-/// Reads the sections of the chosen listeners. A listener without a section has the defaults.
+/// Reads the sections of the chosen listeners, each with its span. A listener without a section has
+/// the defaults.
 pub(super) fn listeners(
     section: Option<&Section<'_>>,
     chosen: &[(ListenerKind, Span)],
     around: Around<'_>,
     findings: &mut Findings<'_>,
-) -> Vec<Listener> {
+) -> Vec<(Listener, Span)> {
     let is_chosen = |name: &str| chosen.iter().any(|(kind, _)| kind.name() == name);
     let all = LISTENERS.sections.iter().chain(LISTENERS.unread).copied();
     let (read, unread): (Vec<_>, Vec<_>) = all.partition(|name| is_chosen(name));
@@ -263,7 +295,7 @@ pub(super) fn listeners(
             found.push((listener, span));
         }
     }
-    found.into_iter().map(|(listener, _)| listener).collect()
+    found
 }
 
 /// The key files of the multicast section without a name.

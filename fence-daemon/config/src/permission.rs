@@ -38,6 +38,14 @@ impl Groups {
         (owner == KeyOwner::EVERYBODY && there.peek().is_none()) || there.any(|of_group| of_group == owner)
     }
 
+    /// Whether the client could act on the target if it came to another listener.
+    #[must_use]
+    pub fn permits_elsewhere(&self, owner: KeyOwner, who: &Who<'_>, target: &Target) -> bool {
+        let Self::Only(groups) = self else { return false };
+        let mut others = groups.iter().filter(|group| group.owner == owner && !group.counts_at(who.listener));
+        others.any(|group| group.lists(who) && group.uuids.iter().any(|listed| spells(listed, target)))
+    }
+
     /// Whether a host list for this client shows the domain: whether the client could fence it by
     /// its name or its UUID.
     #[must_use]
@@ -71,8 +79,19 @@ impl Groups {
 }
 
 impl Group {
+    /// Whether the group counts at the listener with this number.
+    #[must_use]
+    pub fn counts_at(&self, listener: usize) -> bool {
+        self.listeners.is_empty() || self.listeners.contains(&listener)
+    }
+
     /// Whether a client is in the group.
     fn has(&self, who: &Who<'_>) -> bool {
+        self.counts_at(who.listener) && self.lists(who)
+    }
+
+    /// Whether the group names a client, at whichever listener.
+    fn lists(&self, who: &Who<'_>) -> bool {
         let by_address = match who.address {
             Address::Ip(ip) => self.ips.contains(&ip),
             Address::Cid(cid) => self.cids.contains(&cid),
@@ -129,7 +148,7 @@ mod tests {
     }
 
     fn at(ip: &str) -> Who<'static> {
-        Address::from(ip.parse::<IpAddr>().unwrap()).into()
+        Who::of(ip.parse::<IpAddr>().unwrap().into(), 0)
     }
 
     fn ask(groups: &Groups, ip: &str, target: &str) -> bool {
@@ -209,7 +228,7 @@ mod tests {
         let victim = Target::Name("victim".to_owned());
         let asks = |entry: &str, address: Address, domain| {
             let groups = Groups::Only(vec![from(&[entry])]);
-            groups.permits(KeyOwner::EVERYBODY, &Who { address, domain }, &victim)
+            groups.permits(KeyOwner::EVERYBODY, &Who { domain, ..Who::of(address, 0) }, &victim)
         };
         let cid = Address::Cid(7);
         for entry in ["node1", UUID, &UUID.to_uppercase()] {
@@ -220,17 +239,41 @@ mod tests {
         }
         // A number counts for whichever machine has it.
         let by_number = Groups::Only(vec![Group { cids: vec![7], ..group(&[], &["victim"]) }]);
-        let numbered = |address| by_number.permits(KeyOwner::EVERYBODY, &Who { address, domain: None }, &victim);
+        let numbered = |address| by_number.permits(KeyOwner::EVERYBODY, &Who::of(address, 0), &victim);
         assert!(numbered(cid) && !numbered(Address::Cid(8)) && !numbered(at("0.0.0.7").address));
         // libvirt may have both, and the number is no name.
         assert!(!asks("NODE1", cid, Some(&one)) && !asks("7", cid, Some(&one)) && !asks("", cid, Some(&one)));
         // Its key counts for it, and the listener's does not.
         let keyed = Groups::Only(vec![Group { owner: KeyOwner(1), ..from(&["node1"]) }]);
-        let may = |owner, domain| keyed.may_ask(KeyOwner(owner), &Who { address: cid, domain });
+        let may = |owner, domain| keyed.may_ask(KeyOwner(owner), &Who { domain, ..Who::of(cid, 0) });
         assert_eq!(
             [may(1, Some(&one)), may(0, Some(&one)), may(1, None), may(1, Some(&two))],
             [true, false, false, false]
         );
+    }
+
+    #[test]
+    fn a_group_counts_at_its_listeners_only_and_so_does_its_key() {
+        let at_one = |group: Group| Group { listeners: vec![1], ..group };
+        let groups = Groups::Only(vec![at_one(group(&["10.0.0.1"], &["a"])), group(&["10.0.0.2"], &["b"])]);
+        let own_key = Group { owner: KeyOwner(1), ..at_one(group(&["10.0.0.1"], &["a"])) };
+        let keyed = Groups::Only(vec![own_key]);
+        let victim = |name: &str| Target::Name(name.to_owned());
+        let came = |ip: &str, listener| Who { listener, ..at(ip) };
+        let everybody = KeyOwner::EVERYBODY;
+        for listener in 0..3 {
+            let (first, second) = (came("10.0.0.1", listener), came("10.0.0.2", listener));
+            let there = listener == 1;
+            assert_eq!(groups.permits(everybody, &first, &victim("a")), there, "{listener}");
+            assert_eq!(groups.permits_elsewhere(everybody, &first, &victim("a")), !there, "{listener}");
+            assert_eq!(groups.may_see(everybody, &first, "a", Uuid::nil()), there, "{listener}");
+            assert!(groups.permits(everybody, &second, &victim("b")), "{listener}: a group without listeners");
+            assert!(!groups.permits_elsewhere(everybody, &second, &victim("a")), "{listener}: another's");
+            assert_eq!(keyed.may_ask(KeyOwner(1), &first), there, "{listener}: its key");
+            // Elsewhere the address is in no group, and is told so if it has the listener's key.
+            assert_eq!(keyed.may_ask(everybody, &first), !there, "{listener}: the listener's key");
+        }
+        assert!(!Groups::Everyone.permits_elsewhere(everybody, &came("10.0.0.1", 0), &victim("a")));
     }
 
     #[test]

@@ -6,11 +6,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use fence_common::hash::HashKind;
 use fence_common::words::counted;
 
 use crate::document::Document;
 use crate::key::{Found, FoundAll};
-use crate::{Backend, Config, Groups, KeyFiles, Listener, Multicast, Serial, TCP_AUTH, Tcp, Vsock};
+use crate::{Backend, Config, Groups, KeyFiles, Listener, Multicast, Serial, TCP_AUTH, Tcp, TcpAddress, Vsock};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -20,14 +21,14 @@ pub fn render(config: &Config, file: &[u8]) -> String {
     let mut text = String::new();
     global(&mut text, config, &written);
     text.push_str("\nlisteners {\n");
-    for listener in &config.listeners {
+    for (number, listener) in config.listeners.iter().enumerate() {
         let (kind, name) = (listener.kind().name(), listener.name());
         let nothing = Document::default();
         let written = written.named(LISTENERS, kind, name).unwrap_or(&nothing);
         let title = name.map_or_else(|| kind.to_owned(), |name| format!("{kind} = \"{name}\""));
         let _ = writeln!(text, "\t{title} {{");
         match listener {
-            Listener::Multicast(section) => multicast(&mut text, section, config.groups.have_keys(), written),
+            Listener::Multicast(section) => multicast(&mut text, section, config.groups.have_keys(number), written),
             Listener::Tcp(section) => tcp(&mut text, section, written),
             Listener::Serial(section) => serial(&mut text, section, written),
             Listener::Vsock(section) => vsock(&mut text, section, written),
@@ -60,7 +61,7 @@ pub fn render(config: &Config, file: &[u8]) -> String {
         }
     }
     text.push_str("\t}\n}\n");
-    groups(&mut text, &config.groups);
+    groups(&mut text, config);
     text
 }
 
@@ -144,29 +145,47 @@ fn multicast(text: &mut String, multicast: &Multicast, groups_have_keys: bool, w
 }
 
 fn tcp(text: &mut String, tcp: &Tcp, written: &Document) {
-    for (key, value) in [
-        ("interface", tcp.interface.as_deref().unwrap_or("none")),
-        ("family", if tcp.address.is_ipv4() { "ipv4" } else { "ipv6" }),
-        ("address", &tcp.address.to_string()),
-        ("port", &tcp.port.to_string()),
-        ("key_file", &shown(&tcp.keys.first, "key_file", written)),
-        ("hash", tcp.hash.name()),
-        ("auth", TCP_AUTH.name()),
-    ] {
-        line(text, 2, key, value, written.get(&[], key).is_none());
-        second_key(text, key, &tcp.keys, written);
+    let family = match &tcp.address {
+        TcpAddress::Ip(ip) => Some(if ip.is_ipv4() { "ipv4" } else { "ipv6" }),
+        TcpAddress::Name { is_v4, .. } => is_v4.map(|v4| if v4 { "ipv4" } else { "ipv6" }),
+        TcpAddress::Systemd => None,
+    };
+    let (interface, address, port) = (tcp.interface.as_deref(), tcp.address.to_string(), tcp.port.to_string());
+    let place: &[(&str, Option<&str>)] = match &tcp.address {
+        TcpAddress::Systemd => &[("socket", Some("systemd"))],
+        TcpAddress::Ip(_) | TcpAddress::Name { .. } => &[
+            ("interface", Some(interface.unwrap_or("none"))),
+            ("family", family),
+            ("address", Some(&address)),
+            ("port", Some(&port)),
+        ],
+    };
+    for (key, value) in place {
+        if let Some(value) = value {
+            line(text, 2, key, value, written.get(&[], key).is_none());
+        }
     }
+    with_key(text, &tcp.keys, tcp.hash, written);
 }
 
 fn vsock(text: &mut String, vsock: &Vsock, written: &Document) {
+    if vsock.by_systemd {
+        line(text, 2, "socket", "systemd", false);
+    } else {
+        line(text, 2, "port", &vsock.port.to_string(), written.get(&[], "port").is_none());
+    }
+    with_key(text, &vsock.keys, vsock.hash, written);
+}
+
+/// What all listeners have that clients connect to.
+fn with_key(text: &mut String, keys: &KeyFiles, hash: HashKind, written: &Document) {
     for (key, value) in [
-        ("port", vsock.port.to_string().as_str()),
-        ("key_file", &shown(&vsock.keys.first, "key_file", written)),
-        ("hash", vsock.hash.name()),
+        ("key_file", shown(&keys.first, "key_file", written).as_str()),
+        ("hash", hash.name()),
         ("auth", TCP_AUTH.name()),
     ] {
         line(text, 2, key, value, written.get(&[], key).is_none());
-        second_key(text, key, &vsock.keys, written);
+        second_key(text, key, keys, written);
     }
 }
 
@@ -188,8 +207,8 @@ fn serial(text: &mut String, serial: &Serial, written: &Document) {
     }
 }
 
-fn groups(text: &mut String, groups: &Groups) {
-    let Groups::Only(groups) = groups else {
+fn groups(text: &mut String, config: &Config) {
+    let Groups::Only(groups) = &config.groups else {
         text.push_str("\n# no groups: each client that has the key may fence every domain\n");
         return;
     };
@@ -201,6 +220,12 @@ fn groups(text: &mut String, groups: &Groups) {
         text.push_str("\tgroup {\n");
         if let Some(name) = &group.name {
             line(text, 2, "name", name, false);
+        }
+        let mut called: Vec<_> =
+            group.listeners.iter().filter_map(|number| config.listeners.get(*number)).map(Listener::called).collect();
+        called.dedup();
+        for name in called {
+            line(text, 2, "listener", name, false);
         }
         if let Some(keys) = &group.keys {
             for (key, path) in [("key_file", Some(&keys.first)), ("key_file2", keys.second.as_ref())] {

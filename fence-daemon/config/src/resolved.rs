@@ -122,7 +122,8 @@ pub(super) fn resolve(
     let own = own_section(backend, file.last_section("backends"), &backend_at, f);
     let uris = uris(&own, f);
     let around = Around { uris: &uris, groups: file.last_section("groups").is_some() };
-    let mut listeners = listeners::listeners(file.last_section("listeners"), &chosen, around, f);
+    let placed = listeners::listeners(file.last_section("listeners"), &chosen, around, f);
+    let (mut listeners, spans): (Vec<_>, Vec<_>) = placed.into_iter().unzip();
     if backend == Backend::Cpg {
         cpg::key(&listeners, &backend_at, f);
     }
@@ -131,7 +132,10 @@ pub(super) fn resolve(
         rate_limit::rate_limit(&Contents::new(items_of(global.last_section("rate_limit")), &RATE_LIMIT, f), f);
     let groups = match file.last_section("groups") {
         Some(section) => groups::groups(section, &mut listeners, f),
-        None => Groups::Everyone,
+        None => {
+            groups::everyone(&listeners, &spans, f);
+            Groups::Everyone
+        }
     };
 
     let warnings = findings.conclude()?;

@@ -6,9 +6,10 @@ use super::contents::{Contents, Findings, Scope};
 use super::listener::{digest, port};
 use super::listeners::KeyFiles;
 use super::resolved::NOTHING;
-use super::tcp::{exam, key_files};
+use super::tcp::{exam, key_files, socket};
 
-pub(super) const VSOCK: Scope<'static> = Scope { keys: &["key_file", "key_file2", "port", "hash", "auth"], ..NOTHING };
+pub(super) const VSOCK: Scope<'static> =
+    Scope { keys: &["key_file", "key_file2", "port", "socket", "hash", "auth"], ..NOTHING };
 
 /// Section `listeners { vsock { } }`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Vsock {
     pub name: Option<String>,
     /// The port, never 0.
     pub port: u16,
+    /// Whether systemd opens the socket, at whichever port.
+    pub by_systemd: bool,
     /// The weakest digest that a request may carry.
     pub hash: HashKind,
     /// The files of its key.
@@ -34,6 +37,7 @@ pub(super) fn vsock(
     exam(section, findings);
     Vsock {
         name,
+        by_systemd: socket(section, &["port"], findings),
         port: port(section, findings),
         hash: digest("hash", section, findings),
         keys: key_files(section, plain, findings),
@@ -59,7 +63,7 @@ mod tests {
     #[test]
     fn it_serves_alone_and_beside_others_with_defaults_and_with_each_key() {
         let default = KeyFiles { first: "/etc/cluster/fence_xvm.key".into(), second: None };
-        let plain = Vsock { name: None, port: 1229, hash: HashKind::Sha256, keys: default };
+        let plain = Vsock { name: None, port: 1229, by_systemd: false, hash: HashKind::Sha256, keys: default };
         let (config, warnings) = read("VSOCK", "").unwrap();
         assert!(warnings.is_empty() && config.listeners == [Listener::Vsock(plain.clone())]);
         let all = "listeners { multicast { key_file = \"/m\"; } vsock { port = \"9\"; hash = \"sha512\"; auth = \"sha256\"; \
@@ -68,9 +72,13 @@ mod tests {
         let keys = KeyFiles { first: "/k".into(), second: Some("/k2".into()) };
         let named =
             Vsock { name: Some("b".into()), keys: KeyFiles { first: "/m".into(), second: None }, ..plain.clone() };
-        let own = Vsock { name: None, port: 9, hash: HashKind::Sha512, keys };
+        let own = Vsock { name: None, port: 9, by_systemd: false, hash: HashKind::Sha512, keys };
         assert_eq!(config.listeners[1..], [Listener::Vsock(own), Listener::Vsock(named)]);
         assert!(read("vsock", "listeners { vsock { } vsock = \"b\" { } }").is_err(), "one port for two");
+        let opened = "listeners { vsock { socket = \"systemd\"; } vsock \"b\" { socket = \"systemd\"; } }";
+        let (config, _) = read("vsock", opened).unwrap();
+        assert!(config.listeners.iter().all(|one| matches!(one, Listener::Vsock(vsock) if vsock.by_systemd)));
+        assert!(read("vsock", "listeners { vsock { socket = \"systemd\"; port = \"9\"; } }").is_err());
         assert!(read("vsock", "listeners { vsock { auth = \"sha1\"; } }").is_err());
         assert!(read("vsock", "listeners { vsock { port = \"70000\"; } }").is_err());
     }

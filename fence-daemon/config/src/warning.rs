@@ -62,9 +62,31 @@ pub enum Doubt {
     /// tcp listens on the loopback address for want of an `address`.
     #[error("tcp has no `address`: only this host itself can connect, and no guest")]
     OnlyThisHost,
+    /// tcp listens at a name that has no address now.
+    #[error("the name {0} has no address now")]
+    NameUnknown(String),
+    /// tcp listens at a name that has addresses of the loopback only.
+    #[error("the name {0} has only addresses of this host itself: no guest can connect")]
+    NameOfThisHost(String),
     /// A group names domains that ask, and nothing tells which domain asks.
     #[error("`from` is nobody: no listener here knows which domain asks")]
     NobodyVouches,
+    /// Listeners have different keys, and their clients may fence each other's domains.
+    #[error("{one} and {other} have different keys, and clients of both may fence every domain")]
+    Together {
+        /// A listener.
+        one: String,
+        /// Another one.
+        other: String,
+    },
+    /// A group counts at listeners with different keys.
+    #[error("this group counts at {one} and {other}, which have different keys")]
+    GroupOfTwoKeys {
+        /// A listener.
+        one: String,
+        /// Another one.
+        other: String,
+    },
     /// Other users than root may change the configuration.
     #[error("{} can be changed by others than its owner (mode {mode:04o})", path.display())]
     ConfigWritable {
@@ -165,7 +187,19 @@ impl Doubt {
                 "write this host's address in the guests' network into `listeners { tcp { address = \"...\"; } }`"
                     .to_owned()
             }
+            Self::NameUnknown(name) => {
+                format!("the daemon looks it up again and again: `getent ahosts {name}` shows what it finds")
+            }
+            Self::NameOfThisHost(name) => {
+                format!("write the address itself, or correct the line of {name} in /etc/hosts")
+            }
             Self::NobodyVouches => "name the guest by its address: `ip = \"192.168.122.11\";`".to_owned(),
+            Self::Together { .. } => {
+                "if these are two clusters, write a group for each, with `listener = \"...\";` in it".to_owned()
+            }
+            Self::GroupOfTwoKeys { .. } => {
+                "if these are two clusters, name the one that it belongs to: `listener = \"...\";`".to_owned()
+            }
             Self::ConfigWritable { path, .. } => format!("chmod go-w {}", path.display()),
             Self::KeyOpen { path, .. } => format!("chmod 0600 {}", path.display()),
             Self::KeyForeign { path, .. } => format!("chown root {}", path.display()),
@@ -193,6 +227,8 @@ impl Doubt {
             Self::NoDigest(_) => "no authentication",
             Self::OnlyThisHost => "127.0.0.1 or ::1 by default",
             Self::NobodyVouches => "no effect",
+            Self::Together { .. } => "two clusters could fence each other",
+            Self::GroupOfTwoKeys { .. } => "the holder of either key is a client",
             // These concern files, not positions in them.
             Self::ConfigWritable { .. }
             | Self::KeyOpen { .. }
@@ -202,6 +238,8 @@ impl Doubt {
             | Self::KeyMonotonous(_)
             | Self::KeyTwice(_)
             | Self::NoSuchDomain { .. }
+            | Self::NameUnknown(_)
+            | Self::NameOfThisHost(_)
             | Self::InterfaceMissing(_)
             | Self::InterfaceTaken { .. } => "",
         }

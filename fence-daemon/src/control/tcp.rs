@@ -7,12 +7,12 @@ use super::inspector::by_name;
 use crate::intake::tcp::Intake;
 
 pub(super) fn view(intake: &Intake) -> Listener {
-    let (settings, (hears, status)) = (intake.settings(), intake.status());
+    let (settings, (hears, status), (address, port)) = (intake.settings(), intake.status(), intake.place());
     Listener {
         kind: "tcp".to_owned(),
         name: settings.name.clone(),
-        address: settings.address.to_string(),
-        port: settings.port,
+        address,
+        port,
         interface: settings.interface.clone(),
         hash: settings.hash.name().to_owned(),
         auth: TCP_AUTH.name().to_owned(),

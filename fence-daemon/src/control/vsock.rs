@@ -12,7 +12,7 @@ pub(super) fn view(intake: &VsockIntake) -> Listener {
         kind: "vsock".to_owned(),
         name: settings.name.clone(),
         address: "any".to_owned(),
-        port: settings.port,
+        port: intake.port(),
         interface: None,
         hash: settings.hash.name().to_owned(),
         auth: TCP_AUTH.name().to_owned(),

@@ -1,4 +1,5 @@
-//! SIGHUP: reads the key files again and accepts their keys from then on.
+//! SIGHUP: reads the key files again and accepts their keys from then on. Names of tcp listeners
+//! are looked up again.
 //!
 //! If anything is wrong with one of them, all old keys stay, and one line says why and what to do.
 //! The configuration file itself is not read again.
@@ -11,6 +12,7 @@ use fence_common::keys::{GroupKey, KeyPair};
 use fence_config::key::{self, FoundAll, FoundPair};
 use fence_config::{FoundKeys, Groups, Listener, Unusable, Warnings};
 use tokio::signal::unix::Signal;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::intake::keyring::{Keyring, Rotated, RotationError};
@@ -158,10 +160,11 @@ impl KeyPlan {
 }
 
 /// Reads the keys again at each SIGHUP, until it is dropped. Tells systemd when that begins and
-/// ends.
-pub(super) async fn at_each(mut hangup: Signal, plan: KeyPlan) {
+/// ends, and `reloads` at its beginning.
+pub(super) async fn at_each(mut hangup: Signal, plan: KeyPlan, reloads: watch::Sender<()>) {
     while hangup.recv().await.is_some() {
         systemd::notify_reloading();
+        reloads.send_replace(());
         let again = {
             let plan = plan.clone();
             // It waits while another process writes a file.

@@ -38,6 +38,11 @@ impl Arrivals {
         self.listeners.spawn(listener(self.feed.clone()));
     }
 
+    /// The queue's end for a listener that runs tasks of its own.
+    pub(super) fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
     /// What knows whether the daemon stood still.
     pub(super) fn awake(&self) -> Arc<Awake> {
         Arc::clone(&self.awake)

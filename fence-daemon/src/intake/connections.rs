@@ -132,7 +132,7 @@ impl Accepted {
         admit_stream(&request, self.hash)?;
         let (address, sender) = (caller.address(), caller.address().sender());
         let (key, owner) = match self.voucher {
-            None => self.judge.judge(&request, &sender, Some(address.into()))?,
+            None => self.judge.judge(&request, &sender, Some(address))?,
             Some(_) => self.judge.judge_unnamed(&request, &sender)?,
         };
         // libvirt is asked for no request with a wrong digest.

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fence_common::caller::Who;
+use fence_common::caller::{Address, Who};
 use fence_common::key::Key;
 use fence_common::keys::KeyOwner;
 use fence_common::memory_store::MemoryStore;
@@ -108,9 +108,10 @@ impl Judge {
         &self,
         request: &Request,
         sender: &Sender,
-        client: Option<Who<'_>>,
+        client: Option<Address>,
     ) -> Result<(Option<Arc<Key>>, KeyOwner), Verdict> {
-        self.judge_keys(request, sender, |owner| client.is_some_and(|who| self.may_ask(owner, &who)))
+        let who = client.map(|address| Who::of(address, self.origin.listener));
+        self.judge_keys(request, sender, |owner| who.is_some_and(|who| self.may_ask(owner, &who)))
     }
 
     /// The same for a client that is named later. [`may_ask`](Self::may_ask) then decides about

@@ -54,6 +54,8 @@ pub struct Verified {
 /// What the configuration says of the listener that a request came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
+    /// Its number in the configuration.
+    pub listener: usize,
     /// The name of its section, if it has one.
     pub name: Option<String>,
     /// The digest of the exam.
@@ -64,7 +66,7 @@ pub struct Origin {
 
 impl Default for Origin {
     fn default() -> Self {
-        Self { name: None, auth: HashKind::Sha256, alone: Alone::Auto }
+        Self { listener: 0, name: None, auth: HashKind::Sha256, alone: Alone::Auto }
     }
 }
 
@@ -238,7 +240,7 @@ impl Verified {
     /// The client, as groups and the log know it.
     #[must_use]
     pub fn who(&self) -> Who<'_> {
-        Who { address: self.caller.address(), domain: self.domain.as_deref() }
+        Who { address: self.caller.address(), domain: self.domain.as_deref(), listener: self.origin.listener }
     }
 
     /// Whether it asks to fence the domain that it came from, over a line. What runs there after

@@ -301,11 +301,8 @@ impl RequestSocket {
     fn judge(&self, datagram: &[u8], source: IpAddr) -> Result<(Request, Option<Arc<Key>>, KeyOwner), Verdict> {
         let request = Request::read_from_bytes(datagram).map_err(|_| Verdict::Length)?;
         admit(&request, &source.into(), &self.rules)?;
-        let (key, owner) = self.judge.judge(
-            &request,
-            &Address::from(source).sender(),
-            request.callback_ip().map(|ip| Address::from(ip).into()),
-        )?;
+        let client = request.callback_ip().map(Address::from);
+        let (key, owner) = self.judge.judge(&request, &Address::from(source).sender(), client)?;
         Ok((request, key, owner))
     }
 }

@@ -1,69 +1,119 @@
-//! The tcp listener: opens the port, and accepts the connections of clients.
+//! The tcp listener: one port for an address, several for a host name, or the sockets that systemd
+//! has opened.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fence_common::sync::lock;
 use fence_common::verdict::Counters;
-use fence_config::{Listener, Tcp};
-use fence_net::interface::Interface;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::net::TcpListener;
-use tokio::time::sleep;
+use fence_config::{Listener, Tcp, TcpAddress};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::arrivals::{Arrivals, Feed};
 use super::connections::Accepted;
 use super::judge::Judge;
-use crate::clock::Moment;
-use crate::observe::limit::LogLimit;
+use super::lookup::{self, Lookup, NoAddresses};
+use super::passed::Passed;
+use super::port::{At, ListeningPort};
 use crate::observe::requests::Via;
 
-/// Connections that the kernel accepts before the daemon does.
-const BACKLOG: i32 = 1024;
+/// How long the start waits for the addresses of a name, which it asked for some time before.
+const SOON: Duration = Duration::from_millis(200);
 
-/// How often the listener looks whether a missing address or interface is there.
+/// How long to wait before a name is looked up again that had no address, or one that this host
+/// does not have. It doubles each time.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How long to wait after the kernel refuses to accept a connection: no file is left, say.
-const AFTER_ERROR: Duration = Duration::from_millis(100);
+/// How long that becomes at most.
+const AGAIN_MAX: Duration = Duration::from_secs(30);
 
-/// Why nobody can connect.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-enum NoPort {
-    #[error("TCP port {0} is taken (is fence_virtd running, or fence_xvm on this host?)")]
-    PortTaken(u16),
-    #[error("{0} is no address of this host now")]
-    NoAddress(IpAddr),
-    #[error("there is no interface {0} now")]
-    NoInterface(String),
-    #[error("{0}")]
-    Kernel(String),
+/// A listener whose name is being looked up, if it has one.
+#[derive(Debug)]
+pub struct Prepared {
+    settings: Tcp,
+    lookup: Option<Lookup>,
+}
+
+impl Prepared {
+    /// Begins to look up the listener's name.
+    #[must_use]
+    pub fn new(settings: Tcp) -> Self {
+        let lookup = begin(&settings);
+        Self { settings, lookup }
+    }
+}
+
+fn begin(settings: &Tcp) -> Option<Lookup> {
+    match &settings.address {
+        TcpAddress::Name { name, is_v4 } => Some(lookup::begin(name, settings.port, *is_v4)),
+        TcpAddress::Ip(_) | TcpAddress::Systemd => None,
+    }
 }
 
 /// The listener, to be looked at.
 #[derive(Debug)]
 pub struct Intake {
     settings: Tcp,
+    label: String,
     connections: Arc<Accepted>,
-    /// `None` until the first attempt.
-    heard: Mutex<Option<Result<(), NoPort>>>,
-    complaints: LogLimit,
+    ports: Mutex<Vec<Arc<ListeningPort>>>,
+    /// Why its name has no addresses.
+    nameless: Mutex<Option<NoAddresses>>,
 }
 
 impl Intake {
     /// Begins to listen, for the queue. If that is not possible now, it is tried again until it is.
+    /// `passed` has the sockets of systemd. Whenever `reloads` changes, a name is looked up again.
     /// Must be called within a tokio runtime.
-    #[must_use]
-    pub fn start(settings: Tcp, judge: Judge, arrivals: &mut Arrivals) -> Arc<Self> {
-        let complaints = LogLimit::new(1, Duration::from_secs(60));
+    pub async fn start(
+        prepared: Prepared,
+        judge: Judge,
+        passed: &mut Passed,
+        reloads: watch::Receiver<()>,
+        arrivals: &mut Arrivals,
+    ) -> Arc<Self> {
+        let Prepared { settings, lookup } = prepared;
         let connections = Accepted::new(Via::Tcp, settings.hash, judge);
-        let intake = Arc::new(Self { settings, connections, heard: Mutex::default(), complaints });
-        // Here, so that the port is open when the daemon says that it is ready.
-        let first = intake.bind();
-        arrivals.listen(|feed| Arc::clone(&intake).listen(first, feed));
+        let label = Listener::Tcp(settings.clone()).label();
+        let (ports, nameless) = (Mutex::default(), Mutex::default());
+        let intake = Arc::new(Self { settings, label, connections, ports, nameless });
+        match (&intake.settings.address, lookup) {
+            (TcpAddress::Ip(ip), _) => {
+                // Here, so that the port is open when the daemon says that it is ready.
+                let port = intake.port(SocketAddr::new(*ip, intake.settings.port), false);
+                let (opened, connections) = (port.open(), Arc::clone(&intake.connections));
+                arrivals.listen(|feed| port.serve(opened, connections, feed));
+            }
+            (TcpAddress::Systemd, _) => {
+                for (port, opened) in passed.tcp(&Listener::Tcp(intake.settings.clone())) {
+                    lock(&intake.ports).push(Arc::clone(&port));
+                    if let Some(opened) = opened {
+                        let connections = Arc::clone(&intake.connections);
+                        arrivals.listen(|feed| port.serve(Some(opened), connections, feed));
+                    }
+                }
+            }
+            (TcpAddress::Name { name, .. }, Some(mut lookup)) => {
+                let first = timeout(SOON, lookup::found(&mut lookup, name)).await.ok();
+                let feed = arrivals.feed();
+                let mut named =
+                    Named { intake: Arc::clone(&intake), feed, tasks: JoinSet::new(), open: BTreeMap::new() };
+                let under_way = match first {
+                    Some(found) => {
+                        named.settle(found);
+                        None
+                    }
+                    None => Some(lookup),
+                };
+                arrivals.listen(|_| named.follow(under_way, reloads));
+            }
+            (TcpAddress::Name { .. }, None) => {}
+        }
         intake
     }
 
@@ -73,14 +123,37 @@ impl Intake {
         &self.settings
     }
 
-    /// Whether clients can connect, and if not, why.
+    /// Its address as the configuration names it, and its port.
+    #[must_use]
+    pub fn place(&self) -> (String, u16) {
+        let of_systemd = || {
+            let ports = lock(&self.ports);
+            let found = ports.iter().find_map(|port| match port.at() {
+                At::Tcp { address, .. } => Some((address.ip().to_string(), address.port())),
+                At::Vsock(_) => None,
+            });
+            found.unwrap_or_else(|| ("systemd".to_owned(), 0))
+        };
+        match &self.settings.address {
+            TcpAddress::Systemd => of_systemd(),
+            TcpAddress::Ip(_) | TcpAddress::Name { .. } => (self.settings.address.to_string(), self.settings.port),
+        }
+    }
+
+    /// Whether clients can connect, and what is in their way.
     #[must_use]
     pub fn status(&self) -> (bool, String) {
-        match &*lock(&self.heard) {
-            None => (false, "starting".to_owned()),
-            Some(Ok(())) => (true, "listening".to_owned()),
-            Some(Err(refusal)) => (false, refusal.to_string()),
+        let ports: Vec<_> = lock(&self.ports).iter().map(|port| (port.at().to_string(), port.status())).collect();
+        let hears = ports.iter().any(|(_, (hears, _))| *hears);
+        if let (TcpAddress::Ip(_), [(_, (_, status))]) = (&self.settings.address, ports.as_slice()) {
+            return (hears, status.clone());
         }
+        let nameless = lock(&self.nameless).as_ref().map(ToString::to_string);
+        let open: Vec<_> = ports.iter().filter(|(_, (hears, _))| *hears).map(|(at, _)| at.as_str()).collect();
+        let listening = (!open.is_empty()).then(|| format!("listening at {}", open.join(", ")));
+        let refused = ports.iter().filter(|(_, (hears, _))| !hears).map(|(_, (_, status))| status.clone());
+        let all: Vec<_> = listening.into_iter().chain(nameless).chain(refused).collect();
+        (hears, if all.is_empty() { "starting".to_owned() } else { all.join("; ") })
     }
 
     /// The requests so far, by verdict.
@@ -89,112 +162,99 @@ impl Intake {
         self.connections.counters()
     }
 
-    fn place(&self) -> SocketAddr {
-        SocketAddr::new(self.settings.address, self.settings.port)
+    /// A port of the listener. `only_v6` as in [`At::Tcp`].
+    fn port(&self, address: SocketAddr, only_v6: bool) -> Arc<ListeningPort> {
+        let interface = self.settings.interface.clone();
+        let port = ListeningPort::new(self.label.clone(), At::Tcp { address, interface, only_v6 });
+        lock(&self.ports).push(Arc::clone(&port));
+        port
     }
+}
 
-    /// Opens the port, and logs the outcome if it is another one than before.
-    fn bind(&self) -> Option<Bound> {
-        let outcome = Bound::new(&self.settings);
-        let (bound, heard) = match outcome {
-            Ok(bound) => (Some(bound), Ok(())),
-            Err(refusal) => (None, Err(refusal)),
-        };
-        let mut known = lock(&self.heard);
-        if known.as_ref() != Some(&heard) {
-            let label = Listener::Tcp(self.settings.clone()).label();
-            let (address, interface) = (self.place(), self.settings.interface.as_deref().unwrap_or("any"));
-            match &heard {
-                Ok(()) => info!(%address, %interface, "{label}: clients can connect"),
-                Err(refusal) => error!(%address, %interface, "{label}: no client can connect: {refusal}; trying again"),
-            }
-            *known = Some(heard);
-        }
-        bound
-    }
+/// A listener with the addresses of a name.
+struct Named {
+    intake: Arc<Intake>,
+    feed: Feed,
+    tasks: JoinSet<()>,
+    open: BTreeMap<SocketAddr, AbortHandle>,
+}
 
-    async fn listen(self: Arc<Self>, mut bound: Option<Bound>, feed: Feed) {
+impl Named {
+    /// Looks the name up again at each reload, and with patience while something is missing.
+    async fn follow(mut self, mut under_way: Option<Lookup>, mut reloads: watch::Receiver<()>) {
+        let TcpAddress::Name { name, .. } = self.intake.settings.address.clone() else { return };
+        let mut pause = AGAIN;
         loop {
-            match bound.take() {
-                Some(bound) => tokio::select! {
-                    () = self.accept(&bound.listener, &feed) => {}
-                    () = bound.stale() => {}
-                },
-                None => sleep(AGAIN).await,
+            if let Some(mut lookup) = under_way.take() {
+                let found = lookup::found(&mut lookup, &name).await;
+                self.settle(found);
             }
-            bound = self.bind();
-        }
-    }
-
-    async fn accept(&self, listener: &TcpListener, feed: &Feed) {
-        loop {
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    if let Some(held_back) = self.complaints.allow(Moment::now()) {
-                        warn!(held_back, "tcp: a connection cannot be accepted: {error}");
-                    }
-                    sleep(AFTER_ERROR).await;
-                    continue;
+            if self.is_complete() {
+                pause = AGAIN;
+                if reloads.changed().await.is_err() {
+                    // Never: the daemon has the other end as long as this runs.
+                    return std::future::pending().await;
                 }
-            };
-            // Without the option small messages are only slower.
-            let _ = stream.set_nodelay(true);
-            // A socket of both families shows IPv4 peers as mapped addresses.
-            let peer = match peer.ip().to_canonical() {
-                IpAddr::V4(ip) => SocketAddr::from((ip, peer.port())),
-                IpAddr::V6(_) => peer,
-            };
-            self.connections.take(Box::new(stream), peer.into(), feed);
+            } else {
+                tokio::select! {
+                    Ok(()) = reloads.changed() => pause = AGAIN,
+                    () = sleep(pause) => pause = pause.saturating_mul(2).min(AGAIN_MAX),
+                }
+            }
+            under_way = begin(&self.intake.settings);
         }
     }
-}
 
-/// An open port, and the interface that it is bound to.
-#[derive(Debug)]
-struct Bound {
-    listener: TcpListener,
-    interface: Option<Interface>,
-}
-
-impl Bound {
-    fn new(settings: &Tcp) -> Result<Self, NoPort> {
-        let kernel = |error: io::Error| {
-            if error.kind() == io::ErrorKind::AddrInUse {
-                NoPort::PortTaken(settings.port)
-            } else if error.kind() == io::ErrorKind::AddrNotAvailable {
-                NoPort::NoAddress(settings.address)
-            } else {
-                NoPort::Kernel(error.to_string())
-            }
-        };
-        let interface = settings
-            .interface
-            .as_deref()
-            .map(|name| Interface::named(name).ok_or_else(|| NoPort::NoInterface(name.to_owned())));
-        let (interface, address) = (interface.transpose()?, SocketAddr::new(settings.address, settings.port));
-        let open = || {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_nonblocking(true)?;
-            // Connections of an earlier daemon may still be closing. Two listeners at one port
-            // remain impossible.
-            socket.set_reuse_address(true)?;
-            if address.is_ipv6() {
-                socket.set_only_v6(false)?;
-            }
-            socket.bind_device(interface.as_ref().map(|interface| interface.name.as_bytes()))?;
-            socket.bind(&SockAddr::from(address))?;
-            socket.listen(BACKLOG)?;
-            TcpListener::from_std(socket.into())
-        };
-        Ok(Self { listener: open().map_err(kernel)?, interface })
+    /// Whether the name has addresses, and each of them is open.
+    fn is_complete(&self) -> bool {
+        let ports = lock(&self.intake.ports);
+        lock(&self.intake.nameless).is_none() && !ports.is_empty() && ports.iter().all(|port| port.status().0)
     }
 
-    /// Returns when the interface is another one than it was.
-    async fn stale(&self) {
-        let Some(interface) = &self.interface else { return std::future::pending().await };
-        while Interface::named(&interface.name).as_ref() == Some(interface) {
-            sleep(AGAIN).await;
+    /// Opens what is new, and closes what the name does not mean any more. A name without an answer
+    /// changes nothing.
+    fn settle(&mut self, found: Result<Vec<SocketAddr>, NoAddresses>) {
+        let (intake, label) = (&self.intake, &self.intake.label);
+        let mut nameless = lock(&intake.nameless);
+        let addresses = match found {
+            Ok(addresses) => {
+                *nameless = None;
+                addresses
+            }
+            Err(error) => {
+                if nameless.as_ref() != Some(&error) {
+                    let remains =
+                        if self.open.is_empty() { "no client can connect" } else { "its last addresses stay" };
+                    error!("{label}: {error}; {remains}; trying again");
+                }
+                *nameless = Some(error);
+                return;
+            }
+        };
+        drop(nameless);
+        let gone: Vec<_> = self.open.keys().copied().filter(|address| !addresses.contains(address)).collect();
+        for address in gone {
+            if let Some(task) = self.open.remove(&address) {
+                // Its connections go on.
+                task.abort();
+                info!(%address, "{label}: closed, since the name does not mean it any more");
+            }
+            lock(&intake.ports).retain(|port| !matches!(port.at(), At::Tcp { address: own, .. } if *own == address));
+        }
+        let fresh: Vec<_> = addresses.iter().copied().filter(|address| !self.open.contains_key(address)).collect();
+        if !fresh.is_empty() && lookup::are_of_this_host_only(&addresses) {
+            let name = &intake.settings.address;
+            warn!(
+                "{label}: only this host itself can connect, and no guest: {name} has no other address than {}",
+                fresh[0].ip()
+            );
+        }
+        for address in fresh {
+            // IPv4 is left to the name's IPv4 addresses.
+            let port = intake.port(address, true);
+            let opened = port.open();
+            let task = self.tasks.spawn(port.serve(opened, Arc::clone(&intake.connections), self.feed.clone()));
+            self.open.insert(address, task);
         }
     }
 }

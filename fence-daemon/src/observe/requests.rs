@@ -321,7 +321,7 @@ mod tests {
 
     fn request(op: Op, target: &Target) -> About<'_> {
         let (client, now) = (Caller::from(SocketAddr::from(([192, 168, 122, 11], 1229))), Moment::now());
-        let who = client.address().into();
+        let who = Who::of(client.address(), 0);
         let (via, listener) = (Via::Socket, None);
         About { op, target: Some(target), client, who, seqno: 7, via, listener, arrived: now, verified: now }
     }

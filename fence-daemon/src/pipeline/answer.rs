@@ -88,7 +88,9 @@ impl Shared {
         policy::authorize(&self.groups, peer).map(Permitted::Order).map_err(|denied| {
             let reply = match denied {
                 Denied::NoDomain => Reply::Failure,
-                Denied::NotInAGroup { .. } | Denied::NotWithThisKey { .. } => Reply::PermissionDenied,
+                Denied::NotInAGroup { .. } | Denied::NotAtThisListener { .. } | Denied::NotWithThisKey { .. } => {
+                    Reply::PermissionDenied
+                }
             };
             Answer::refused(reply, denied.to_string())
         })

@@ -18,6 +18,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 pub(crate) const NAME: &str = "hypervisor";
 pub(crate) const UNIT: &str = include_str!("../../../dist/fence-daemon.service");
 pub(crate) const UNIT_PATH: &str = "/etc/systemd/system/fence-daemon.service";
+const SOCKET_UNIT: &str = include_str!("../../../dist/fence-daemon.socket");
+pub(crate) const SOCKET_UNIT_PATH: &str = "/etc/systemd/system/fence-daemon.socket";
 const STOCK: &[u8] = b"[Service]\nExecStart=/bin/sleep infinity\n";
 
 /// The hypervisor, with the daemon installed, and a libvirtd beside systemd.
@@ -40,6 +42,7 @@ impl Host {
         let files = [
             file("/usr/sbin/fence-daemon", 0o755, &std::fs::read(daemon)?),
             file(UNIT_PATH, 0o644, UNIT.as_bytes()),
+            file(SOCKET_UNIT_PATH, 0o644, SOCKET_UNIT.as_bytes()),
             file(KEY_PATH, 0o600, &KEY),
             file("/etc/fence_virt.conf", 0o600, config.render().as_bytes()),
             // In place of stock's unit, which is not in the image.

@@ -1,9 +1,11 @@
 //! The systemd unit of dist: systemd accepts it and runs the daemon, and its rights suffice for all
 //! that fencing needs.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use fence_lab::client::Client;
 use fence_lab::cluster::corosync::KEY_PATH;
 use fence_lab::cluster::lab::KEY;
+use fence_lab::lab::HYPERVISOR_V4;
 use fence_lab::machine::{Machine, writing_disk};
 use fence_lab::observer::Observer;
 use fence_lab::process::poll_until;
@@ -13,7 +15,7 @@ use fence_lab::timings::Fence;
 use fence_lab::witness::Witness;
 use nix::sys::signal::Signal;
 
-use crate::host::{Host, LIMIT, NAME, UNIT, UNIT_PATH};
+use crate::host::{Host, LIMIT, NAME, SOCKET_UNIT_PATH, UNIT, UNIT_PATH};
 
 /// The user of a machine, unknown to this system.
 const USER: u32 = 12_345;
@@ -111,6 +113,55 @@ fn journalctl_shows_all_of_it(host: &Host) -> Result<()> {
     )?;
     let entry: serde_json::Value = serde_json::from_str(fields.lines().next().context("nothing has these fields")?)?;
     ensure!(entry["PRIORITY"] == "6" && entry["FENCE_SOURCE"] == "192.168.122.11", "{entry:#}");
+    Ok(())
+}
+
+/// `fence_virt` connects once. It fails if nobody listens, also for the time of a restart.
+#[test]
+fn systemd_keeps_the_port_open_over_a_restart() -> Result<()> {
+    let config = Config { tcp: Some(vec![("socket", "systemd".to_owned())]), ..Config::new(KEY_PATH) };
+    let host = Host::new(&config)?;
+    let guest = host.hypervisor().guest(1)?;
+    let key = host.hypervisor().write("fence.key", &KEY)?;
+    let address = HYPERVISOR_V4.to_string();
+    let asks = |when: &str| {
+        let asked = Client::new("status", &key).domain("test").tcp(&address).run(guest.space())?;
+        ensure!(asked.code == Some(0), "{when}: {asked:?}; {}", host.log());
+        Ok(())
+    };
+    let verified = host.run(&format!("systemd-analyze verify {SOCKET_UNIT_PATH}"))?;
+    ensure!(verified.code == Some(0) && !verified.stderr.contains("fence-daemon.socket"), "{verified:?}");
+
+    host.must("systemctl enable --now fence-daemon.socket")?;
+    ensure!(host.property("ActiveState")? == "inactive", "{}", host.log());
+    asks("a connection starts the daemon")?;
+    let first = host.wait_serving("0")?;
+    let report = host.report()?;
+    let tcp = &report["listeners"][1];
+    ensure!(tcp["address"] == "::" && tcp["port"] == 1229 && tcp["hears"] == true, "{tcp:#}");
+    std::thread::scope(|threads| {
+        let restart = threads.spawn(|| host.must("systemctl restart fence-daemon"));
+        let mut asked = 0;
+        while !restart.is_finished() {
+            asks("beside a restart")?;
+            asked += 1;
+        }
+        ensure!(asked > 0, "nobody has asked");
+        restart.join().unwrap_or_else(|_| bail!("the restart panicked")).map(drop)
+    })?;
+    let second = host.wait_serving(&first)?;
+    asks("after a restart")?;
+
+    // A socket of another name is nobody's, and keeps no other listener from serving.
+    host.must(&format!("sed -i s/^FileDescriptorName=.*/FileDescriptorName=other/ {SOCKET_UNIT_PATH}"))?;
+    host.must("systemctl daemon-reload && systemctl stop fence-daemon.socket fence-daemon")?;
+    host.must("systemctl start fence-daemon.socket && systemctl start fence-daemon")?;
+    host.wait_log("systemd passes no socket called tcp", 1)?;
+    host.wait_log("systemd passes a socket called \"other\"", 1)?;
+    host.expect(&guest, "status", "test", 0)?;
+    ensure!(host.property("MainPID")? != second);
+    let asked = host.run("fence-daemon status")?;
+    ensure!(asked.code == Some(1) && asked.stdout.contains("FileDescriptorName=tcp"), "{asked:?}");
     Ok(())
 }
 

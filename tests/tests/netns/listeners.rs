@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use fence_common::wire::{DEFAULT_PORT, Op};
 use fence_lab::client::{Client, Family};
 use fence_lab::kernel::{tcx_on, xdp_on};
-use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4};
+use fence_lab::lab::{BRIDGE, Guest, HYPERVISOR_V4, HYPERVISOR_V6};
 use fence_lab::peer::Peer;
 use fence_lab::process::poll_until;
 use fence_lab::server::{Server, Which};
@@ -220,5 +220,134 @@ fn a_listener_that_hears_nothing_keeps_no_other_from_serving() -> Result<()> {
     let guest = second_network(&bench)?;
     wait_line(&server, &["requests are heard now", "late", "virbr1"])?;
     bench.expect(&server, guest.space(), &bench.about_domain("status").retransmit(2), 0)?;
+    Ok(())
+}
+
+/// Addresses that name the right cluster, so that only the key and the group can tell.
+#[test]
+fn a_group_keeps_two_clusters_of_one_daemon_apart() -> Result<()> {
+    let bench = Bench::new()?;
+    let (a, b) = (&bench.key, bench.hypervisor.write("b.key", OF_B)?);
+    let listeners = format!(
+        "multicast \"a\" {{ interface = \"{BRIDGE}\"; key_file = \"{a}\"; }}\n\
+         multicast \"b\" {{ interface = \"{BRIDGE}\"; port = \"1230\"; key_file = \"{b}\"; }}"
+    );
+    let group = |listener: &str| format!("group {{\n{listener}\nip = \"192.168.122.11\"; uuid = \"{DOMAIN}\"; }}");
+    let served = |groups: &str| serve(&bench, "listener = \"multicast\"", &format!("{listeners}\n}}\n{groups}"));
+    let of_a = || bench.about_domain("status");
+    let of_b = || Client::new("status", &b).domain(DOMAIN).port(1230);
+
+    // `serve` closes the section of the listeners, and so the one of the groups.
+    let server = served("groups {\ngroup { ip = \"192.168.122.99\"; uuid = \"nobody\"; }")?;
+    wait_line(&server, &["multicast \"a\" and multicast \"b\"", "different keys"])?;
+    server.stop(Signal::SIGTERM)?;
+
+    let server = served(&format!("groups {{\n{}", group("listener = \"a\";")))?;
+    expect_via(&bench, &server, &bench.guest, &of_a(), "kernel:a")?;
+    let position = server.log_position();
+    // Permission denied.
+    bench.expect(&server, bench.guest.space(), &of_b(), 3)?;
+    let refused =
+        server.wait_log(position, LIMIT, |line| line.contains("does not count at this listener").then_some(()));
+    refused.with_context(|| server.log())?;
+    ensure!(!server.log().contains("different keys"), "{}", server.log());
+    let list = Client::new("list", &b).port(1230).run(bench.guest.space())?;
+    ensure!(list.code == Some(0) && !list.stdout.contains(DOMAIN), "{list:?}");
+    server.stop(Signal::SIGTERM)?;
+
+    let both = [group("listener = \"a\";"), group("listener = \"b\";")].concat();
+    let server = served(&format!("groups {{\n{both}"))?;
+    expect_via(&bench, &server, &bench.guest, &of_a(), "kernel:a")?;
+    expect_via(&bench, &server, &bench.guest, &of_b(), "kernel:b")?;
+    Ok(())
+}
+
+/// Four requests to each of two listeners, where five may come at once in all.
+#[test]
+fn a_sender_has_one_budget_at_all_listeners() -> Result<()> {
+    let bench = Bench::new()?;
+    let keys = format!("interface = \"{BRIDGE}\"; key_file = \"{}\";", bench.key);
+    let sections = format!("multicast {{ {keys} }}\nmulticast \"other\" {{ port = \"1230\"; {keys} }}");
+    // A token a minute at most, so that none comes back meanwhile.
+    let limits = "listener = \"multicast\";\nrate_limit { request_rate = \"1\"; request_burst = \"5\"; }\n#";
+    let server = serve(&bench, limits, &sections)?;
+    for name in ["multicast: ", "multicast \"other\": "] {
+        wait_line(&server, &[name, "the kernel program is attached now"])?;
+    }
+    let peer = Peer::new(&bench.guest, &key(), Family::V4)?;
+    for port in [DEFAULT_PORT, 1230] {
+        for _ in 0..8 {
+            peer.send_bytes_to_port(peer.sign(peer.request(Op::Status, DOMAIN)?)?.as_bytes(), port)?;
+        }
+    }
+    let counter = |name: &str| -> Result<u64> {
+        let (_, report) = server.status()?;
+        report["kernel"]["counters"][name].as_u64().with_context(|| format!("no {name}: {report:#}"))
+    };
+    let counted = || anyhow::Ok((counter("delivered")?, counter("drop_delivery_limit").unwrap_or(0)));
+    poll_until("all to be counted", LIMIT, || {
+        let (delivered, dropped) = counted()?;
+        Ok((delivered + dropped == 16).then_some(()))
+    })
+    .with_context(|| format!("{:?}", counted().ok()))?;
+    let (delivered, _) = counted()?;
+    // A second's token may have come back.
+    ensure!((5..=8).contains(&delivered), "{delivered} of 16 were delivered: {}", server.log());
+    let (_, report) = server.status()?;
+    ensure!(report["sources"].as_array().map(Vec::len) == Some(1), "{:#}", report["sources"]);
+    Ok(())
+}
+
+/// A file of this name and these addresses, as the resolver reads it.
+fn hosts(bench: &Bench, addresses: &[&str]) -> Result<()> {
+    let lines: String = addresses.iter().map(|address| format!("{address} fencing.example\n")).collect();
+    bench.hypervisor.write("hosts", lines.as_bytes()).map(drop)
+}
+
+#[test]
+fn tcp_listens_at_each_address_of_a_name_and_follows_it() -> Result<()> {
+    let bench = Bench::new()?;
+    hosts(&bench, &[])?;
+    bench.hypervisor.write("nsswitch.conf", b"hosts: files\n")?;
+    for file in ["hosts", "nsswitch.conf"] {
+        bench.hypervisor.space().must("mount", &["--bind", &bench.hypervisor.path(file), &format!("/etc/{file}")])?;
+    }
+    let keys = format!("key_file = \"{}\";", bench.key);
+    let sections =
+        format!("multicast {{ interface = \"{BRIDGE}\"; {keys} }}\ntcp {{ address = \"fencing.example\"; {keys} }}");
+    let mut server = serve(&bench, "listener = \"multicast,tcp\"", &sections)?;
+    // A name without an address keeps no other listener from serving.
+    wait_line(&server, &["tcp: fencing.example cannot be looked up", "no client can connect", "trying again"])?;
+    bench.expect(&server, bench.guest.space(), &bench.about_domain("status"), 0)?;
+    let (code, report) = server.status()?;
+    ensure!(code == Some(1) && report["problems"].to_string().contains("fencing.example"), "{report:#}");
+
+    // It is looked up again without being told, and each address counts.
+    let (v4, v6) = (HYPERVISOR_V4.to_string(), HYPERVISOR_V6.to_string());
+    hosts(&bench, &[&v4, &v6])?;
+    for address in [&v4, &v6] {
+        wait_line(&server, &["tcp: clients can connect", address])?;
+        let client = bench.about_domain("status").tcp(address);
+        expect_via(&bench, &server, &bench.guest, &client, "tcp")?;
+    }
+    let (code, report) = server.status()?;
+    ensure!(code == Some(0) && report["listeners"][1]["address"] == "fencing.example", "{report:#}");
+
+    // SIGHUP looks it up once more. What is gone is closed.
+    hosts(&bench, &[&v6])?;
+    server.process().signal(Signal::SIGHUP)?;
+    wait_line(&server, &["tcp: closed", &v4])?;
+    let refused = bench.about_domain("status").tcp(&v4).run(bench.guest.space())?;
+    ensure!(refused.code == Some(1), "{refused:?}");
+    expect_via(&bench, &server, &bench.guest, &bench.about_domain("status").tcp(&v6), "tcp")?;
+
+    // Without an answer the last addresses stay.
+    hosts(&bench, &[])?;
+    server.process().signal(Signal::SIGHUP)?;
+    wait_line(&server, &["tcp: fencing.example cannot be looked up", "its last addresses stay"])?;
+    expect_via(&bench, &server, &bench.guest, &bench.about_domain("status").tcp(&v6), "tcp")?;
+    hosts(&bench, &["127.0.0.1"])?;
+    server.process().signal(Signal::SIGHUP)?;
+    wait_line(&server, &["only this host itself can connect", "127.0.0.1"])?;
     Ok(())
 }

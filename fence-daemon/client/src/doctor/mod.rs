@@ -27,7 +27,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use fence_common::wire::DEFAULT_PORT;
-use fence_config::{self as config, Config, ConfigError, DEFAULT_STATE_DIRECTORY, Doubt, Listener, Multicast};
+use fence_config::{
+    self as config, Config, ConfigError, DEFAULT_STATE_DIRECTORY, Doubt, Listener, Multicast, TcpAddress,
+};
 use fence_control::client;
 use fence_control::report::Report;
 
@@ -160,7 +162,9 @@ fn configuration(path: &Path) -> (Option<Config>, Vec<Finding>) {
             let interface = multicast.interface.as_deref().unwrap_or("every interface");
             format!("{interface}, {} port {}", multicast.group, multicast.port)
         }
+        Listener::Vsock(vsock) if vsock.by_systemd => "vsock at systemd's socket".to_owned(),
         Listener::Vsock(vsock) => format!("vsock port {}", vsock.port),
+        Listener::Tcp(tcp) if tcp.address == TcpAddress::Systemd => format!("tcp at {}", tcp.address),
         Listener::Tcp(tcp) => format!("tcp at {} port {}", tcp.address, tcp.port),
         Listener::Serial(serial) => format!("serial lines in {}", serial.path.display()),
     };

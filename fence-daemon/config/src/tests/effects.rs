@@ -115,6 +115,8 @@ const EFFECTS: &[Effect] = &[
     ("strict_source", &["yes"], Default, BAD_REQUESTS, "each_bad_request_is_counted_once_and_has_no_effect"),
     ("alone", &["auto"], Default, ALONE, "a_domain_that_is_off_is_deferred_while_the_bridge_leads_out"),
     ("alone", &["yes", "no"], Written, ALONE, "the_configuration_overrules_where_the_bridge_leads"),
+    // tcp and vsock
+    ("socket", &["systemd"], Written, "cluster/service.rs", "systemd_keeps_the_port_open_over_a_restart"),
     // serial
     ("path", &[], Written, SERIAL, LINE_KEYS),
     ("mode", &["serial", "vmchannel"], Written, SERIAL, LINE_KEYS),
@@ -137,6 +139,7 @@ const EFFECTS: &[Effect] = &[
     // group; its `key_file` and `key_file2` are not the listener's
     ("key_file", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
     ("key_file2", &[], Written, "netns/group_keys.rs", GROUP_KEYS),
+    ("listener", &[], Written, LISTENERS, "a_group_keeps_two_clusters_of_one_daemon_apart"),
     (
         "name",
         &[],

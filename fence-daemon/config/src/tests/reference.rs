@@ -198,7 +198,9 @@ fn new_findings_are_marked() {
         "key_file2",
         "strict_source",
         "key_file2",
+        "socket",
         "key_file2",
+        "socket",
         "kill",
         "reboot_method",
         "reboot_pause",
@@ -211,6 +213,7 @@ fn new_findings_are_marked() {
         "from",
         "key_file",
         "key_file2",
+        "listener",
     ];
     assert_eq!(new, ours);
 }
@@ -255,8 +258,8 @@ fn a_misspelled_key_is_reported_with_the_likely_one() {
                     continue;
                 }
                 let with = file.replace("KEY", &format!("{misspelled} = \"1\";"));
-                if heading.starts_with("groups") && key.starts_with("key_file") {
-                    // Without its key a group is open to more clients than its author meant.
+                if heading.starts_with("groups") && (key.starts_with("key_file") || key == "listener") {
+                    // Without them a group is open to more clients than its author meant.
                     let error = parse(&Source::new(Path::new("f"), with.as_bytes()), Warnings::default()).unwrap_err();
                     assert!(error.to_string().contains(&misspelled), "{error}");
                     continue;
