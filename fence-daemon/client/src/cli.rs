@@ -84,6 +84,10 @@ pub struct Cli {
 /// Answers for `-c` from the command line.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Given {
+    /// The listeners, with commas between them
+    #[arg(long, value_name = "LIST", requires = "configure")]
+    pub listener: Option<String>,
+
     /// The interface that the guests are on, or none
     #[arg(long, value_name = "NAME", requires = "configure")]
     pub interface: Option<String>,
@@ -93,7 +97,7 @@ pub struct Given {
     pub port: Option<String>,
 
     /// The multicast group that guests send to [default: 225.0.0.12, or ff05::3:1 with --family
-    /// ipv6]
+    /// ipv6]; for tcp alone, the address that guests connect to
     #[arg(long, value_name = "ADDRESS", requires = "configure")]
     pub address: Option<String>,
 
@@ -104,6 +108,18 @@ pub struct Given {
     /// The key that hypervisors and guests share
     #[arg(long, value_name = "FILE", value_parser = absolute, requires = "configure")]
     pub key_file: Option<PathBuf>,
+
+    /// The directory of the serial lines' sockets
+    #[arg(long, value_name = "DIRECTORY", requires = "configure")]
+    pub path: Option<String>,
+
+    /// Which devices have serial lines: serial or vmchannel
+    #[arg(long, value_name = "MODE", requires = "configure")]
+    pub mode: Option<String>,
+
+    /// Whom serial lines permit to fence: everyone, where the file has no groups
+    #[arg(long, value_name = "WHOM", requires = "configure")]
+    pub permit: Option<String>,
 
     /// A libvirt connection; again for more of them
     #[arg(long = "uri", value_name = "URI", requires = "configure")]
@@ -124,6 +140,23 @@ pub struct Given {
     /// Ask nothing: missing answers come from the file, or are the defaults
     #[arg(long, requires = "configure")]
     pub yes: bool,
+}
+
+impl Given {
+    /// The options that are keys of a listener, by their names.
+    pub fn of_listener(&self) -> [(&'static str, &Option<String>); 9] {
+        [
+            ("interface", &self.interface),
+            ("port", &self.port),
+            ("family", &self.family),
+            ("address", &self.address),
+            ("hash", &self.hash),
+            ("auth", &self.auth),
+            ("path", &self.path),
+            ("mode", &self.mode),
+            ("permit", &self.permit),
+        ]
+    }
 }
 
 /// What there is to do besides being the daemon.
@@ -169,7 +202,7 @@ pub enum Action {
         #[arg(long, value_name = "FILE", value_parser = absolute, requires = "from_guest")]
         key: Option<PathBuf>,
 
-        /// Ask by tcp there, too (more than once if wanted) [default: at the gateway]
+        /// Ask by tcp there, too (more than once if wanted) [default: at the gateways]
         #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = place, requires = "from_guest")]
         tcp: Vec<(IpAddr, Option<u16>)>,
 

@@ -19,11 +19,11 @@ fn answers(key: &Path) -> String {
     )
 }
 
-fn done(run: &Run) {
+pub(crate) fn done(run: &Run) {
     assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{}", run.stdout);
 }
 
-fn file(path: &Path) -> String {
+pub(crate) fn file(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 

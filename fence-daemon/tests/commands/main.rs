@@ -5,6 +5,7 @@
 mod check;
 #[cfg(test)]
 mod configure;
+mod configure_listeners;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]

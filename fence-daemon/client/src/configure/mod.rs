@@ -6,6 +6,7 @@
 //! lacks (whether to make the key) comes last, when the file is written.
 
 mod dialogue;
+mod listeners;
 mod questions;
 mod values;
 
@@ -16,7 +17,7 @@ pub use dialogue::{Answers, Dialogue, Interruption, StandardInput};
 use fence_common::exit::{EXIT_START, EXIT_USAGE};
 use fence_config::document::Document;
 use fence_config::durable::{self, Destination, FileError};
-use fence_config::{self as config, Config, ConfigError, Source, Warnings};
+use fence_config::{self as config, Config, ConfigError, Listener, Source, Warnings};
 use questions::Questions;
 
 use crate::cli::Given;
@@ -221,32 +222,32 @@ fn back_up(file: &Path, old: &[u8]) -> Result<PathBuf, ConfigureError> {
     Err(ConfigureError::Backups(file.to_owned()))
 }
 
-/// Makes the key if it is missing and wanted. The configuration is already written: no answer means
+/// Makes each key that is missing and wanted. The configuration is already written: no answer means
 /// no.
 fn provide_key(config: &Config, given: &Given, dialogue: &mut Dialogue<'_>) -> Result<(), ConfigureError> {
-    let Some(multicast) = config.multicast() else { return Ok(()) };
-    let path = &multicast.key_file;
-    let is_missing = path.metadata().is_err();
-    if !multicast.needs_key() || !is_missing {
-        if given.create_key {
-            dialogue.say(&format!("No key was created: {} exists already, or none is needed.", path.display()))?;
+    let mut missing: Vec<_> = config.listeners.iter().filter_map(Listener::key_files).map(|keys| keys.first).collect();
+    missing.retain(|path| path.metadata().is_err());
+    missing.dedup();
+    if missing.is_empty() && given.create_key {
+        dialogue.say("No key was created: it exists already, or none is needed.")?;
+    }
+    for path in &missing {
+        let wanted = given.create_key
+            || (!given.yes && {
+                dialogue.say(&format!("The key file {} does not exist.", path.display()))?;
+                dialogue.consent("Make one of 4096 random bytes").unwrap_or(false)
+            });
+        if wanted {
+            keygen::generate(path, keygen::KeygenOptions { parents: true, force: false })?;
+            dialogue.say(keygen::told(path).trim_end())?;
+        } else {
+            dialogue.say(&format!(
+                "The daemon does not start without {}: copy the guests' key there, or `fence-daemon keygen`.",
+                path.display()
+            ))?;
         }
-        return Ok(());
     }
-    let wanted = given.create_key
-        || (!given.yes && {
-            dialogue.say(&format!("The key file {} does not exist.", path.display()))?;
-            dialogue.consent("Make one of 4096 random bytes").unwrap_or(false)
-        });
-    if !wanted {
-        let said = format!(
-            "The daemon does not start without {}: copy the guests' key there, or `fence-daemon keygen`.",
-            path.display()
-        );
-        return Ok(dialogue.say(&said)?);
-    }
-    keygen::generate(path, keygen::KeygenOptions { parents: true, force: false })?;
-    Ok(dialogue.say(keygen::told(path).trim_end())?)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,33 +1,19 @@
 //! The questions, their explanations, and where each answer goes.
 
-use std::net::IpAddr;
-
-use fence_common::wire::{DEFAULT_GROUP_V4, DEFAULT_GROUP_V6, DEFAULT_PORT};
 use fence_config::document::Document;
 use fence_config::{self as config, Backend, Plugin};
-use fence_net::interface::Interface;
-use fence_net::taker::Taker;
 
 use super::ConfigureError;
 use super::dialogue::Dialogue;
-use super::values::{GLOBAL, MULTICAST, check, check_key_file, check_uri, writable};
+use super::listeners::{Chosen, section};
+use super::values::{GLOBAL, check, check_key_file, check_uri, writable};
 use crate::cli::{self, Given};
 
 const MODULES: &str = "\
 fence_virtd loads its plugins from a directory. This daemon has its plugins built in and ignores the setting. It matters only
 if fence_virtd uses this file again. `none`: fence_virtd's default.";
 const LISTENER: &str = "\
-The listener receives the guests' requests.";
-const ADDRESS: &str = "\
-Guests send their requests to this multicast group. Unless they run fence_xvm with -a, that is 225.0.0.12, or
-ff05::3:1 over IPv6. The address decides which of the two families is used.";
-const PORT: &str = "\
-The UDP port that guests send to, and the TCP port that they are called back at (fence_xvm -p).";
-const INTERFACE: &str = "\
-The interface that requests come from: the guests' bridge, virbr0 for libvirt's own network. Requests through other interfaces
-are then ignored. `none`: every interface that is up.";
-const KEY_FILE: &str = "\
-Everyone who has this file's content can fence. Put the same file on this host and on every guest, and nowhere else.";
+The listener receives the guests' requests: multicast, tcp, vsock or serial, or several with commas between them.";
 const BACKEND: &str = "\
 The backend carries requests out. `libvirt`: this host answers by itself. `cpg`: the hypervisors of a corosync cluster answer
 together, so each of them needs this daemon, the same key and the same backend.";
@@ -35,25 +21,25 @@ const URI: &str = "\
 The libvirt connection that has the guests: qemu:///system for virtual machines of this host, lxc:/// for containers.";
 
 /// fence_virtd's default if neither the file nor an option has a value.
-const NOTHING: &str = "none";
+pub(super) const NOTHING: &str = "none";
 
 /// The questions about one file.
 pub(super) struct Questions<'q, 'd> {
-    document: Document,
-    given: &'q Given,
-    dialogue: &'q mut Dialogue<'d>,
+    pub(super) document: Document,
+    pub(super) given: &'q Given,
+    pub(super) dialogue: &'q mut Dialogue<'d>,
 }
 
 /// One of them.
-struct Question<'a> {
-    label: &'static str,
-    about: &'static str,
-    section: &'static [&'static str],
-    key: &'a str,
+pub(super) struct Question<'a> {
+    pub(super) label: &'static str,
+    pub(super) about: &'static str,
+    pub(super) section: &'static [&'static str],
+    pub(super) key: &'a str,
     /// The value if neither the file nor an answer has one.
-    fallback: &'a str,
+    pub(super) fallback: &'a str,
     /// The option's name, and its value.
-    given: Option<(&'static str, &'a str)>,
+    pub(super) given: Option<(&'static str, &'a str)>,
 }
 
 impl<'q, 'd> Questions<'q, 'd> {
@@ -72,40 +58,39 @@ impl<'q, 'd> Questions<'q, 'd> {
             self.dialogue.say(&format!("\n{}", cli::list().trim_end()))?;
         }
         self.plugin(Plugin::Listener, "Listener module", LISTENER)?;
-        self.address()?;
-        let port = given.port.as_deref().map(|port| ("port", port));
-        self.multicast("Multicast IP Port", PORT, "port", &DEFAULT_PORT.to_string(), port)?;
-        self.interface()?;
-        self.key_file()?;
+        let chosen = Chosen::of(self.document.get(GLOBAL, Plugin::Listener.key()).unwrap_or_default());
+        for kind in chosen.all() {
+            self.listener(kind, &chosen)?;
+        }
         self.plugin(Plugin::Backend, "Backend module", BACKEND)?;
         self.uris()?;
-        for (key, value) in [("hash", &given.hash), ("auth", &given.auth)] {
-            if let Some(value) = value {
-                self.document.set(MULTICAST, key, value);
-            }
-        }
+        self.permission(&chosen)?;
         Ok(self.document)
     }
 
+    /// Checks the options. Those of a listener concern the first one that is chosen.
     fn check_options(&self) -> Result<(), ConfigureError> {
         let given = self.given;
         let wrong = |option| move |why| ConfigureError::Option { option, why };
-        for (option, value) in [
-            ("interface", &given.interface),
-            ("port", &given.port),
-            ("family", &given.family),
-            ("address", &given.address),
-            ("hash", &given.hash),
-            ("auth", &given.auth),
-        ] {
+        if let Some(listener) = &given.listener {
+            check(GLOBAL, &[("listener", listener)]).map_err(wrong("listener"))?;
+        }
+        let written = given.listener.as_deref().or_else(|| self.document.get(GLOBAL, Plugin::Listener.key()));
+        let chosen = Chosen::of(written.unwrap_or(Plugin::Listener.usual()));
+        let section_of = |option: &'static str| {
+            let lacking = || wrong(option)("no chosen listener has such a key".to_owned());
+            chosen.with_key(option).map(section).ok_or_else(lacking)
+        };
+        for (option, value) in given.of_listener() {
             if let Some(value) = value {
-                check(MULTICAST, &[(option, value)]).map_err(wrong(option))?;
+                check(section_of(option)?, &[(option, value)]).map_err(wrong(option))?;
             }
         }
         if let (Some(family), Some(address)) = (&given.family, &given.address) {
-            check(MULTICAST, &[("family", family), ("address", address)]).map_err(wrong("address"))?;
+            check(section_of("address")?, &[("family", family), ("address", address)]).map_err(wrong("address"))?;
         }
         if let Some(path) = &given.key_file {
+            section_of("key-file")?;
             let path = path.to_str().ok_or_else(|| wrong("key-file")("it is not UTF-8 text".to_owned()))?;
             check_key_file(path).map_err(wrong("key-file"))?;
         }
@@ -113,7 +98,7 @@ impl<'q, 'd> Questions<'q, 'd> {
     }
 
     /// Settles one question by the command line or by asking. Nothing is set yet.
-    fn settle(
+    pub(super) fn settle(
         &mut self,
         question: &Question<'_>,
         accept: impl Fn(&str) -> Result<(), String>,
@@ -142,18 +127,11 @@ impl<'q, 'd> Questions<'q, 'd> {
     }
 
     /// Asks a question whose answer goes into the file unchanged.
-    fn multicast(
-        &mut self,
-        label: &'static str,
-        about: &'static str,
-        key: &'static str,
-        fallback: &str,
-        given: Option<(&'static str, &str)>,
-    ) -> Result<(), ConfigureError> {
-        let question = Question { label, about, section: MULTICAST, key, fallback, given };
-        let answer = self.settle(&question, |answer| check(MULTICAST, &[(key, answer)]))?;
-        self.document.set(MULTICAST, key, &answer);
-        Ok(())
+    pub(super) fn setting(&mut self, question: &Question<'_>) -> Result<String, ConfigureError> {
+        let (section, key) = (question.section, question.key);
+        let answer = self.settle(question, |answer| check(section, &[(key, answer)]))?;
+        self.document.set(section, key, &answer);
+        Ok(answer)
     }
 
     fn modules(&mut self) -> Result<(), ConfigureError> {
@@ -170,72 +148,10 @@ impl<'q, 'd> Questions<'q, 'd> {
 
     fn plugin(&mut self, plugin: Plugin, label: &'static str, about: &'static str) -> Result<(), ConfigureError> {
         let key = plugin.key();
-        let question = Question { label, about, section: GLOBAL, key, fallback: plugin.usual(), given: None };
+        let given = self.given.listener.as_deref().filter(|_| plugin == Plugin::Listener).map(|list| (key, list));
+        let question = Question { label, about, section: GLOBAL, key, fallback: plugin.usual(), given };
         let answer = self.settle(&question, |answer| check(GLOBAL, &[(key, answer)]))?;
         self.document.set(GLOBAL, key, &answer);
-        Ok(())
-    }
-
-    /// Asks for the group, which decides the family: fence_virtd needs both for IPv6.
-    fn address(&mut self) -> Result<(), ConfigureError> {
-        let given = self.given;
-        let old_family = self.document.get(MULTICAST, "family").map(str::to_owned);
-        let wanted = given.family.clone();
-        let fallback = match wanted.as_ref().or(old_family.as_ref()) {
-            Some(family) if family.eq_ignore_ascii_case("ipv6") => IpAddr::from(DEFAULT_GROUP_V6).to_string(),
-            _ => IpAddr::from(DEFAULT_GROUP_V4).to_string(),
-        };
-        let accept = |answer: &str| match &wanted {
-            Some(family) => check(MULTICAST, &[("family", family), ("address", answer)]),
-            None => check(MULTICAST, &[("address", answer)]),
-        };
-        // Another family needs another group than the file's.
-        if wanted.is_some() && self.document.get(MULTICAST, "address").is_some_and(|old| accept(old).is_err()) {
-            self.document.remove(MULTICAST, |name| name.eq_ignore_ascii_case("address"));
-        }
-        let given = given.address.as_deref().map(|address| ("address", address));
-        let (label, about) = ("Multicast IP Address", ADDRESS);
-        let question = Question { label, about, section: MULTICAST, key: "address", fallback: &fallback, given };
-        let answer = self.settle(&question, accept)?;
-        let family = if answer.contains(':') { "ipv6" } else { "ipv4" };
-        if !self.given.yes {
-            self.dialogue.say(&format!("That is {family}."))?;
-        }
-        // If nobody was asked, the administrator must resolve a contradiction in the old file.
-        let decided = !self.given.yes || self.given.family.is_some() || self.given.address.is_some();
-        if decided || old_family.is_none() {
-            self.document.set(MULTICAST, "family", family);
-        }
-        self.document.set(MULTICAST, "address", &answer);
-        Ok(())
-    }
-
-    fn interface(&mut self) -> Result<(), ConfigureError> {
-        let given = self.given.interface.as_deref().map(|name| ("interface", name));
-        self.multicast("Interface", INTERFACE, "interface", NOTHING, given)?;
-        let name = self.document.get(MULTICAST, "interface").unwrap_or(NOTHING);
-        if name.eq_ignore_ascii_case(NOTHING) {
-            // fence_virtd would look for an interface of that name.
-            self.document.remove(MULTICAST, |key| key.eq_ignore_ascii_case("interface"));
-        } else {
-            match Interface::meant_by(name) {
-                None => self.dialogue.say(&format!("There is no {name} here now: the daemon will wait for it."))?,
-                Some(interface) => {
-                    if let Some(taker) = Taker::of(&interface) {
-                        self.dialogue.say(&format!("{name} is {taker}: {}.", taker.help()))?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn key_file(&mut self) -> Result<(), ConfigureError> {
-        let given = self.given.key_file.as_deref().and_then(|path| path.to_str()).map(|path| ("key-file", path));
-        let (label, about, fallback) = ("Key File", KEY_FILE, config::DEFAULT_KEY_FILE);
-        let question = Question { label, about, section: MULTICAST, key: "key_file", fallback, given };
-        let answer = self.settle(&question, check_key_file)?;
-        self.document.set(MULTICAST, "key_file", &answer);
         Ok(())
     }
 

@@ -8,6 +8,9 @@ use fence_config::document::Document;
 
 pub(super) const GLOBAL: &[&str] = &["fence_virtd"];
 pub(super) const MULTICAST: &[&str] = &["listeners", "multicast"];
+pub(super) const TCP: &[&str] = &["listeners", "tcp"];
+pub(super) const VSOCK: &[&str] = &["listeners", "vsock"];
+pub(super) const SERIAL: &[&str] = &["listeners", "serial"];
 
 /// Checks keys of a section together. The error says what is wrong and what to answer instead.
 pub(super) fn check(section: &[&str], pairs: &[(&str, &str)]) -> Result<(), String> {
@@ -15,6 +18,12 @@ pub(super) fn check(section: &[&str], pairs: &[(&str, &str)]) -> Result<(), Stri
     for plugin in [Plugin::Listener, Plugin::Backend] {
         probe.set(GLOBAL, plugin.key(), plugin.usual());
     }
+    if let ["listeners", listener] = section {
+        probe.set(GLOBAL, Plugin::Listener.key(), listener);
+    }
+    // What serial demands beside the key that is checked.
+    probe.set(SERIAL, "path", "/");
+    probe.set(SERIAL, "permit", "everyone");
     for (key, value) in pairs {
         writable(value)?;
         probe.set(section, key, value);
