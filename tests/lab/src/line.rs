@@ -92,6 +92,8 @@ impl Line {
                 Ok(0) => break,
                 Ok(count) => said.extend(buffer.iter().take(count)),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                // With a time limit, the kernel does not resume an interrupted call by itself.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("reading from the line"),
             }
         }
