@@ -31,6 +31,8 @@ mod group;
 #[cfg(test)]
 mod helpers;
 #[cfg(test)]
+mod hosts;
+#[cfg(test)]
 mod images;
 #[cfg(test)]
 mod inspect;
