@@ -236,7 +236,7 @@ impl Hosts {
             self.answer(question, GroupAnswer::Failure(reason.clone()));
         }
         self.duties.forget();
-        for request in self.elections.forget(now) {
+        for request in self.elections.forget(now, self.me) {
             self.outputs.push_back(Output::CallBack { request, is_certain: false });
         }
     }

@@ -61,7 +61,7 @@ fn taken(keys: Keys, signed: &[u8], is_good: bool) {
     hosts.configured(1, [host(ME.node), host(OTHER.node)]);
     hosts.membership(1, &[ME, OTHER]);
     hosts.quorum(1, true, &[ME.node, OTHER.node]);
-    let mut drain = |hosts: &mut Hosts| {
+    let drain = |hosts: &mut Hosts| {
         let mut outputs = Vec::new();
         while let Some(output) = hosts.poll() {
             assert!(!matches!(output, Output::Act(_) | Output::Answer { .. }), "{output:?}");

@@ -266,7 +266,7 @@ impl Hosts {
                 || !self.holds(HostsRule::AllSpeak)
                 || !self.holds(HostsRule::DoubtFails)
                 || said(member).is_some_and(|one| {
-                    one.is_settled(asked.round) || (one.doubt.is_some() && asked.is_owner(member.node))
+                    one.is_settled(asked.round) || (one.doubt.is_some() && asked.is_covered(member, is_present))
                 })
         };
         if !needed.is_subset(&asked.fenced) || !self.members.keys().all(is_settled) {
@@ -312,6 +312,7 @@ impl Hosts {
 
     /// A doubt of any host, an act that failed, or a member that is not understood.
     fn doubt(&self, asked: &Asked) -> Option<NoAnswer> {
+        let is_there = |member: &Member| self.members.contains_key(member);
         asked
             .testimonies
             .iter()
@@ -319,7 +320,7 @@ impl Hosts {
                 let host = || self.names([member.node]);
                 match (&one.doubt, &one.end) {
                     // Another daemon of its host answers for this one.
-                    (Some(_), None) if asked.is_owner(member.node) && !one.is_owner => None,
+                    (Some(_), None) if !one.is_owner && asked.is_covered(member, is_there) => None,
                     (Some(reason), _) => Some(NoAnswer::CannotTell { host: host(), reason: reason.clone() }),
                     (None, Some((ActEnd::Failed(reason), _))) => {
                         Some(NoAnswer::Failed { host: host(), reason: reason.clone() })
@@ -376,8 +377,8 @@ impl Hosts {
         }
         for list in lists.values_mut() {
             // Two daemons of one host may have the same libvirt.
-            list.domains.sort_by(|a, b| a.uuid.cmp(&b.uuid));
-            list.domains.dedup_by(|a, b| a.uuid == b.uuid);
+            list.domains.sort_by_key(|domain| domain.uuid);
+            list.domains.dedup_by_key(|domain| domain.uuid);
         }
         Step::Answer(GroupAnswer::List(lists.into_values().collect()))
     }

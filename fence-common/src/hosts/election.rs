@@ -34,10 +34,11 @@ struct Election {
 pub(super) struct Elections(BTreeMap<RequestId, Election>);
 
 impl Elections {
-    /// Ends the group's part in all of them. Returns the requests that this daemon has heard and
-    /// nobody has called back for.
-    pub(super) fn forget(&mut self, now: u64) -> Vec<RequestId> {
-        let open = self.0.iter().filter(|(_, one)| one.heard && !one.is_over && one.until > now);
+    /// Ends the group's part in all of them. Returns the requests that this daemon has heard, does
+    /// not call back for, and nobody has called back for.
+    pub(super) fn forget(&mut self, now: u64, me: Member) -> Vec<RequestId> {
+        let is_mine = |one: &Election| one.winner.is_some_and(|(winner, _)| winner == me);
+        let open = self.0.iter().filter(|(_, one)| one.heard && !one.is_over && one.until > now && !is_mine(one));
         let open = open.map(|(request, _)| *request).collect();
         self.0.clear();
         open

@@ -136,13 +136,14 @@ pub struct Question {
 /// What a domain is to this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalState {
-    /// It runs here, is being started here, or this host owes it a restart after a reboot.
+    /// It runs here, is being started here, or this host owes it a restart after a reboot. Not one
+    /// that is on its way in: the migration may fail, and nothing here proves its death.
     RunsHere,
     /// It is defined here, and does not run here.
     DefinedHere,
     /// It is not known here.
     NotHere,
-    /// This host does not know, and why: libvirt is silent, a migration is under way, an orphan.
+    /// This host does not know, and why: libvirt is silent, an orphan, a migration on its way in.
     CannotTell(String),
 }
 

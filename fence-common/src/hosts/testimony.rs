@@ -109,9 +109,12 @@ impl Asked {
         self.question.op
     }
 
-    /// Whether a daemon of this host has said that the domain runs there.
-    pub(super) fn is_owner(&self, node: NodeId) -> bool {
-        self.testimonies.iter().any(|(member, one)| member.node == node && one.is_owner)
+    /// Whether another daemon of a member's host answers for it: one that is there runs the domain,
+    /// or one has proven it off.
+    pub(super) fn is_covered(&self, member: &Member, is_there: impl Fn(&Member) -> bool) -> bool {
+        let others = self.testimonies.iter().filter(|(other, _)| other.node == member.node && *other != member);
+        let mut owners = others.filter(|(_, one)| one.is_owner);
+        owners.any(|(other, one)| is_there(other) || one.is_proven())
     }
 
     /// Whether a daemon of this host has proven that the domain is off there, and none has failed.

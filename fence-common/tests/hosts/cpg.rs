@@ -52,14 +52,14 @@ impl Cpg {
         Self { nodes: (0..nodes).map(|_| Node::default()).collect(), rings: [(0, ring)].into(), next: 1 }
     }
 
+    /// The number of a node's ring.
+    pub(crate) fn ring_number(&self, node: usize) -> u32 {
+        self.nodes[node].ring
+    }
+
     /// The nodes of a node's ring.
     pub(crate) fn ring(&self, node: usize) -> &BTreeSet<usize> {
         &self.rings[&self.nodes[node].ring].nodes
-    }
-
-    /// The daemons in a node's ring.
-    pub(crate) fn group(&self, node: usize) -> &[Member] {
-        &self.rings[&self.nodes[node].ring].group
     }
 
     pub(crate) fn send(&mut self, now: u64, node: usize, from: Member, bytes: Vec<u8>) {
@@ -119,11 +119,10 @@ impl Cpg {
     /// Nodes with the same number in `parts` form a ring from now on.
     pub(crate) fn regroup(&mut self, parts: &[usize], random: &mut Random) {
         let numbers: BTreeSet<_> = parts.iter().copied().collect();
-        for number in numbers {
-            let nodes: BTreeSet<_> = (0..parts.len()).filter(|node| parts[*node] == number).collect();
-            if nodes.iter().all(|node| *self.ring(*node) == nodes) {
-                continue;
-            }
+        let nodes_of = |number| (0..parts.len()).filter(|node| parts[*node] == number).collect::<BTreeSet<_>>();
+        let mut new: Vec<_> = numbers.into_iter().map(nodes_of).collect();
+        new.retain(|nodes| nodes.iter().any(|node| self.ring(*node) != nodes));
+        for nodes in new {
             let old: BTreeSet<_> = nodes.iter().map(|node| self.nodes[*node].ring).collect();
             let mut group = Vec::new();
             for ring in old {

@@ -10,9 +10,9 @@ use fence_common::wire::{Op, Request};
 use zerocopy::FromZeros;
 
 use crate::cpg::Cpg;
-use crate::driver::{Daemon, Deed, node};
+use crate::driver::{Daemon, Deed};
 use crate::random::Random;
-use crate::world::{Birth, NAME, World};
+use crate::world::{Birth, Instance, NAME, World};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -66,8 +66,12 @@ pub(crate) struct Run {
     clients: Vec<Client>,
     open: BTreeMap<(usize, u64), Open>,
     acts: BTreeMap<(usize, RequestId), u64>,
+    /// The rings in which hosts have decided to act.
+    rings: BTreeMap<(usize, RequestId), u32>,
     proven: BTreeMap<RequestId, u64>,
     copies: bool,
+    /// Whether this schedule is about hosts that are fenced and boot.
+    boots: bool,
     tally: Tally,
     trace: Option<Vec<String>>,
 }
@@ -92,8 +96,10 @@ impl Run {
             clients: Vec::new(),
             open: BTreeMap::new(),
             acts: BTreeMap::new(),
+            rings: BTreeMap::new(),
             proven: BTreeMap::new(),
             copies: random.percent(15),
+            boots: random.percent(25),
             tally: Tally::default(),
             trace: is_traced.then(Vec::new),
             random,
@@ -108,7 +114,7 @@ impl Run {
 
     fn note(&mut self, line: impl FnOnce(&Self) -> String) {
         if self.trace.is_some() {
-            let text = format!("{:>9.3} {}", self.now as f64 / 1e9, line(self));
+            let text = format!("{:>9.3} {}", self.now as f64 / 1e9, line(self)).replace("\\x00", "");
             self.trace.iter_mut().for_each(|trace| trace.push(text.clone()));
         }
     }
@@ -134,6 +140,13 @@ impl Run {
         self.tally.steps += 1;
         self.now += u64::try_from(self.random.below(3_000_000)).unwrap();
         let host = self.random.below(self.hosts);
+        if self.boots && self.random.percent(4) {
+            match self.random.below(4) {
+                0 => self.fence(host),
+                1 => self.now += 7 * SECOND,
+                _ => self.boot(host),
+            }
+        }
         match self.random.below(1000) {
             0..=249 => self.cpg.order(host),
             250..=579 => self.deliver(host),
@@ -161,8 +174,7 @@ impl Run {
     /// What all daemons have done since.
     fn judge(&mut self) -> Result<(), Broken> {
         for host in 0..self.hosts {
-            loop {
-                let Some(daemon) = &mut self.daemons[host] else { break };
+            while let Some(daemon) = &mut self.daemons[host] {
                 daemon.drain(self.now, &mut self.cpg, &mut self.world);
                 let deeds = std::mem::take(&mut daemon.deeds);
                 if deeds.is_empty() {
@@ -182,6 +194,7 @@ impl Run {
             Deed::CalledBack(request) => self.call_back(host, request),
             Deed::Acts(request) => {
                 self.tally.acts += 1;
+                self.rings.insert((host, request), self.cpg.ring_number(host));
                 let acts = self.acts.entry((host, request)).or_default();
                 *acts += 1;
                 if *acts > 1 && self.world.machines[host].claims.contains(&request) {
@@ -214,12 +227,14 @@ impl Run {
         let op = self.clients.iter().find(|client| client.request == request).map(|client| client.op);
         let asked = self.open.values().filter(|open| self.clients[open.client].request == request);
         let asked = asked.map(|open| open.asked).max().unwrap_or(self.now);
-        let ring = self.cpg.ring(host).clone();
+        // Where a ring breaks, each part may restart its copy.
+        let ring = self.rings.get(&(host, request));
+        let has_restarted = |other: usize| ring.is_some() && self.rings.get(&(other, request)) == ring;
         let mut others = self.world.living().filter(|one| one.host != host);
         let wrong = others.find(|one| match (op, one.birth) {
             (Some(Op::On), Birth::Ours(_)) => true,
             (Some(Op::On), Birth::Outside) => one.born < asked,
-            (_, Birth::Ours(by)) => by == request && ring.contains(&one.host),
+            (_, Birth::Ours(by)) => by == request && has_restarted(one.host),
             (_, Birth::Outside) => false,
         });
         wrong.map_or(Ok(()), |one| Err(format!("host{host} starts it, and it runs on host{}: {one:?}", one.host)))
@@ -240,12 +255,13 @@ impl Run {
             GroupAnswer::Success | GroupAnswer::Off | GroupAnswer::List(_) => self.tally.successes += 1,
         }
         if says_off {
-            let group = self.cpg.group(host);
-            let is_cut_off = |at: usize| !group.iter().any(|member| member.node == node(at));
-            let older: Vec<_> = self.world.living().filter(|one| one.born < open.asked).collect();
-            let has_copies = self.world.instances.iter().filter(|one| one.born < open.asked).count() > 1;
+            let view = self.daemons[host].as_ref().map(|daemon| daemon.hosts.view().hosts).unwrap_or_default();
+            let has_missing = view.iter().any(|one| one.daemons.is_empty());
+            // What this reboot has started for another coordinator is no false word.
+            let is_old = |one: &&Instance| one.born < open.asked && one.birth != Birth::Ours(request);
+            let older: Vec<_> = self.world.living().filter(is_old).collect();
             let is_killed = self.proven.contains_key(&request);
-            let is_excused = self.copies && has_copies && is_killed && older.iter().all(|one| is_cut_off(one.host));
+            let is_excused = self.copies && is_killed && has_missing;
             if !older.is_empty() && !is_excused {
                 return Err(format!("host{host} says off ({}), and it lives: {older:?}", op.name()));
             }

@@ -89,6 +89,13 @@ impl World {
         world
     }
 
+    /// Whether a host has power, and has booted. That takes longer than
+    /// [`fence_common::hosts::BOOT`].
+    pub(crate) fn is_booted(&self, now: u64, host: usize) -> bool {
+        let machine = &self.machines[host];
+        machine.is_up && (machine.up_since == 0 || now - machine.up_since > 6_000_000_000)
+    }
+
     pub(crate) fn here(&self, host: usize) -> impl Iterator<Item = usize> + '_ {
         (0..self.instances.len()).filter(move |at| self.instances[*at].is_at(host))
     }
@@ -138,8 +145,10 @@ impl World {
 
     pub(crate) fn look(&self, host: usize, random: &mut Random) -> Look {
         let machine = &self.machines[host];
-        let moves = self.here(host).any(|at| self.instances[at].to.is_some());
-        let state = if !machine.libvirt_answers || (moves && random.percent(50)) {
+        // One that comes in may yet stay where it is. One that goes out may be ended here.
+        let comes_in = self.here(host).any(|at| self.instances[at].host != host);
+        let goes_out = self.here(host).any(|at| self.instances[at].to.is_some());
+        let state = if !machine.libvirt_answers || comes_in || (goes_out && random.percent(50)) {
             LocalState::CannotTell("libvirt is silent, or it migrates".into())
         } else if self.here(host).next().is_some() || machine.owes.is_some() {
             LocalState::RunsHere

@@ -123,7 +123,7 @@ impl Run {
             return self.note(|run| format!("migrated: {:?}", run.world.instances[at]));
         }
         let to = self.random.below(self.hosts);
-        if to != self.world.instances[at].host && self.world.machines[to].is_up {
+        if to != self.world.instances[at].host && self.world.is_booted(self.now, to) {
             self.world.migrate(at, to);
             self.note(|run| format!("migrates: {:?}", run.world.instances[at]));
         }
@@ -150,6 +150,8 @@ impl Run {
             self.note(|_| format!("host{host}: no power"));
             self.stop_daemon(host);
             self.world.dies(host);
+            // A boot loses the record of acts, and takes longer than any client waits.
+            self.acts.retain(|(at, _), _| *at != host);
             let autostarts = self.random.percent(50);
             self.world.machines[host].autostarts = autostarts;
             self.parts[host] = self.hosts + host;
@@ -167,7 +169,8 @@ impl Run {
             }
             (machine.is_up, machine.up_since) = (true, self.now);
         }
-        let is_booted = machine.is_up && self.now - machine.up_since > 6 * SECOND;
+        let is_booted = self.world.is_booted(self.now, host);
+        let machine = &mut self.world.machines[host];
         if is_booted && machine.autostarts && machine.is_defined {
             machine.autostarts = false;
             self.note(|_| format!("host{host}: autostart"));
@@ -182,7 +185,7 @@ impl Run {
         let machine = &self.world.machines[host];
         let is_free = self.world.here(host).next().is_none() && machine.owes.is_none();
         let is_only = self.world.living().next().is_none() && self.world.machines.iter().all(|one| one.owes.is_none());
-        if machine.is_up && machine.is_defined && is_free && (is_only || self.copies) {
+        if self.world.is_booted(self.now, host) && machine.is_defined && is_free && (is_only || self.copies) {
             self.note(|_| format!("host{host}: started by hand"));
             self.world.start(self.now, host, Birth::Outside);
         }
@@ -224,6 +227,7 @@ impl Run {
         self.note(|_| "all is mended".into());
         for host in 0..self.hosts {
             let machine = &mut self.world.machines[host];
+            machine.up_since = 0;
             (machine.is_up, machine.libvirt_answers, machine.autostarts) = (true, true, false);
             if self.daemons[host].as_ref().is_some_and(|daemon| daemon.stands.is_some()) {
                 self.now += 3 * SECOND;
