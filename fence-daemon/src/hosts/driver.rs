@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use super::elections::Elections;
 use super::handle::{Hosts, HostsAnswer, HostsQuestion, Wish};
 use super::local::{self, Verdict};
-use super::proof::{How, LastHeard, fenced_since};
+use super::proof::{LastHeard, fenced_since};
 use super::transport::{Event, Member, Transport};
 use super::view::Shown;
 use super::watch::GroupWatch;
@@ -387,7 +387,9 @@ impl HostsDriver {
         let done = self.done.clone();
         tokio::task::spawn_blocking(move || match fenced_since(&name, heard, Moment::now().plus(HISTORY_WITHIN)) {
             Ok(Some(fenced)) => {
-                let (ago, stays_off) = (fenced.ago + HISTORY_DOUBT, fenced.how == How::Off);
+                // Also one that was switched off may have been switched on since, and run domains
+                // without our daemon. Only the first seconds prove anything.
+                let (ago, stays_off) = (fenced.ago + HISTORY_DOUBT, false);
                 let _ = done.send(HostWork::Fenced { node, ago, stays_off });
             }
             Ok(None) => {}
@@ -397,10 +399,10 @@ impl HostsDriver {
 
     fn note(&self, note: &GroupNote) {
         match note {
-            // The watch tells these, with the reason.
+            // The transport and the watch tell these, with the reason.
             GroupNote::Joined(_) | GroupNote::Left(_) => {}
             GroupNote::Fenced(node) => {
-                info!(host = %self.watch.called(*node), "Pacemaker has fenced this host: its domains are off")
+                info!(host = %self.watch.called(*node), "Pacemaker has fenced this host: its domains are off");
             }
             GroupNote::Foreign(member, trouble) => {
                 let help = match trouble {

@@ -31,7 +31,10 @@ const SURELY: Duration = Duration::from_secs(20);
 
 /// A group in memory: each message reaches all members in one order.
 #[derive(Clone, Default)]
-struct Bus(Arc<Mutex<Vec<(Member, mpsc::Sender<Event>)>>>);
+struct Bus(Arc<Mutex<Daemons>>);
+
+/// Each daemon, and where its events go.
+type Daemons = Vec<(Member, mpsc::Sender<Event>)>;
 
 impl Bus {
     fn say_all(&self, event: &Event) {

@@ -1,9 +1,9 @@
-//! What happens in the group, for the log and for reports: one line for each change.
+//! What is known of the group, for reports and for messages about hosts.
 
 use fence_common::hosts::{ConfiguredHost, GroupView, NoMessage, NodeId, VERSION};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::transport::{Departure, Event, HostNode, Member};
+use super::transport::{Event, HostNode, Member};
 use super::view::{HostView, Shown, View};
 use crate::clock::Moment;
 
@@ -12,7 +12,7 @@ pub(super) struct GroupWatch {
     shown: Shown,
     ours: Option<Member>,
     lost: Option<String>,
-    quorate: Option<bool>,
+    quorate: bool,
     configured: Vec<HostNode>,
     members: Vec<Member>,
     stock: Vec<Member>,
@@ -21,91 +21,33 @@ pub(super) struct GroupWatch {
 impl GroupWatch {
     pub(super) fn new(shown: Shown) -> Self {
         let (configured, members, stock) = (Vec::new(), Vec::new(), Vec::new());
-        Self { shown, ours: None, lost: None, quorate: None, configured, members, stock }
+        Self { shown, ours: None, lost: None, quorate: false, configured, members, stock }
     }
 
-    /// Takes note of an event, and logs what is new.
+    /// Takes note of an event. The transport has logged it, but for who has come.
     pub(super) fn hear(&mut self, event: &Event) {
         match event {
-            Event::Joined(ours) => {
-                info!(node = ours.node, "this host has joined the group of hosts");
-                (self.ours, self.lost) = (Some(*ours), None);
+            Event::Joined(ours) => (self.ours, self.lost) = (Some(*ours), None),
+            Event::Lost(why) => {
+                (self.ours, self.quorate, self.lost) = (None, false, Some(why.clone()));
+                self.members.clear();
             }
-            Event::Lost(why) => self.lose(why),
-            Event::Configured(hosts) => self.configure(hosts),
-            Event::Quorum(quorate) => self.count(*quorate),
-            Event::Members { all, left } => self.meet(all, left),
-            Event::Stock(stock) => self.see_stock(stock),
-            Event::Stalled(how_long) => {
-                warn!(
-                    "messages of the other hosts came {:.1} s late: what they asked is not done",
-                    how_long.as_secs_f32()
-                );
+            Event::Configured(hosts) => self.configured.clone_from(hosts),
+            Event::Quorum(quorate) => self.quorate = *quorate,
+            Event::Members { all, .. } => {
+                let is_new = |member: &&Member| !self.members.contains(member) && Some(**member) != self.ours;
+                for member in all.iter().filter(is_new) {
+                    info!(host = %self.called(NodeId(member.node)), process = member.pid, "its daemon is in the group");
+                }
+                self.members.clone_from(all);
             }
-            Event::Message { .. } | Event::Alive(_) => {}
+            Event::Stock(stock) => self.stock.clone_from(stock),
+            Event::Stalled(_) | Event::Message { .. } | Event::Alive(_) => {}
         }
-    }
-
-    fn lose(&mut self, why: &str) {
-        if self.lost.as_deref() != Some(why) {
-            let what = "the other hosts cannot be asked: only what runs here can be fenced";
-            warn!("{what} until corosync is there ({why})");
-        }
-        (self.ours, self.quorate, self.lost) = (None, None, Some(why.to_owned()));
-        self.members.clear();
-    }
-
-    fn configure(&mut self, hosts: &[HostNode]) {
-        if hosts == self.configured.as_slice() {
-            return;
-        }
-        let names: Vec<_> = hosts.iter().map(ToString::to_string).collect();
-        match names.as_slice() {
-            [] => warn!(
-                "corosync's node list names no host: nobody knows who could run a domain, and every question fails"
-            ),
-            names => info!(hosts = %names.join(", "), "the configured hosts"),
-        }
-        hosts.clone_into(&mut self.configured);
-    }
-
-    fn count(&mut self, quorate: bool) {
-        match (self.quorate, quorate) {
-            (Some(true), true) | (Some(false), false) => {}
-            (_, true) => info!("this host has quorum"),
-            (_, false) => warn!("this host has no quorum: nothing is fenced until it has"),
-        }
-        self.quorate = Some(quorate);
-    }
-
-    fn meet(&mut self, all: &[Member], left: &[(Member, Departure)]) {
-        for (member, why) in left {
-            let host = self.called(NodeId(member.node));
-            warn!(%host, process = member.pid, "its daemon is in the group no more ({why}): its domains may run");
-        }
-        for member in all.iter().filter(|member| !self.members.contains(member) && Some(**member) != self.ours) {
-            info!(host = %self.called(NodeId(member.node)), process = member.pid, "its daemon is in the group");
-        }
-        all.clone_into(&mut self.members);
-    }
-
-    fn see_stock(&mut self, stock: &[Member]) {
-        for member in stock.iter().filter(|member| !self.stock.contains(member)) {
-            warn!(
-                host = %self.called(NodeId(member.node)),
-                process = member.pid,
-                "fence_virtd answers in this cluster, too, and takes silence for death: it calls machines off that run. Stop it on \
-                 every host"
-            );
-        }
-        for member in self.stock.iter().filter(|member| !stock.contains(member)) {
-            info!(host = %self.called(NodeId(member.node)), process = member.pid, "fence_virtd has gone");
-        }
-        stock.clone_into(&mut self.stock);
     }
 
     pub(super) fn is_quorate(&self) -> bool {
-        self.quorate == Some(true)
+        self.quorate
     }
 
     /// The hosts that corosync sees.

@@ -580,7 +580,7 @@ mod tests {
         for list in [&mut report.socket, &mut report.kernel.as_mut().unwrap().counters.clone().unwrap()] {
             list.clear();
         }
-        report.kernel = None;
+        (report.kernel, report.cluster) = (None, None);
         (report.uris, report.restarts, report.latency, report.sources) = Default::default();
         report.rejected_sources.clear();
         let requests = &mut report.requests;
