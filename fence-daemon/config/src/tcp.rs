@@ -277,7 +277,7 @@ mod tests {
         assert!(found == expected && doubts == [together], "{found:?} {}", warnings.render(false));
         let ip = |keys: &str| match tcp_of(&file(keys)).0.address {
             TcpAddress::Ip(ip) => ip.to_string(),
-            other => panic!("{keys}: {other:?}"),
+            other @ (TcpAddress::Name { .. } | TcpAddress::Systemd) => panic!("{keys}: {other:?}"),
         };
         assert_eq!((ip("address = \"::\";"), ip("family = \"ipv6\";")), ("::".to_owned(), "::1".to_owned()));
         for (keys, mistake) in [

@@ -2,7 +2,6 @@
 //! its listener.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fence_config::Listener;
@@ -23,7 +22,7 @@ impl Passed {
     /// What systemd has passed.
     #[must_use]
     pub fn new(sockets: Vec<PassedSocket>) -> Self {
-        let socket = |PassedSocket { name, fd }: PassedSocket| (name, Socket::from(OwnedFd::from(fd)));
+        let socket = |PassedSocket { name, fd }: PassedSocket| (name, Socket::from(fd));
         Self(sockets.into_iter().map(socket).collect())
     }
 
