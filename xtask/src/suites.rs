@@ -180,7 +180,7 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     let mut cargo = workspace.cargo(&object);
     cargo.args(["build", "--package", "fence-daemon", "--bin", "fence-daemon"]);
     progress::shown("building the daemon", cargo)?;
-    if suites.contains(&Suite::Libvirt) {
+    if suites.iter().any(|suite| matches!(suite, Suite::Libvirt | Suite::Cluster)) {
         let mut cargo = workspace.cargo(&object);
         cargo.args([
             "build",

@@ -101,7 +101,8 @@ pub fn fenced_since(name: &str, heard: LastHeard, by: Moment) -> Result<Option<H
 /// Runs the tool to its end, at most until `by`.
 fn history(tool: &str, by: Moment) -> Result<String, NoHistory> {
     let mut command = Command::new(tool);
-    command.args(["--history", "*", "--output-as=xml"]).env("LC_ALL", "C");
+    // Without `--verbose` it prints one entry of all, and not the newest.
+    command.args(["--history", "*", "--verbose", "--output-as=xml"]).env("LC_ALL", "C");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(NoHistory::NoTool)?;
     let readers = [child.stdout.take().map(read), child.stderr.take().map(read)];
@@ -365,7 +366,7 @@ mod tests {
             path.to_string_lossy().into_owned()
         };
         let soon = || Moment::now().plus(Duration::from_secs(30));
-        let fine = tool("fine", "[ \"$1 $2 $3\" = '--history * --output-as=xml' ] && echo '<x/>'");
+        let fine = tool("fine", "[ \"$1 $2 $3 $4\" = '--history * --verbose --output-as=xml' ] && echo '<x/>'");
         assert_eq!(history(&fine, soon()).expect("an output"), "<x/>\n");
         let refused = history(&tool("refused", "echo not connected >&2; exit 102"), soon());
         assert!(matches!(&refused, Err(NoHistory::Failed(said)) if said == "not connected"), "{refused:?}");

@@ -13,6 +13,8 @@ mod guide;
 #[cfg(test)]
 mod guides;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod host;
 #[cfg(test)]
 mod hypervisors;
