@@ -39,6 +39,9 @@ struct Duty {
     by: u64,
     /// The look that is under way.
     look: Option<u64>,
+    /// Whether a start of the domain was under way here when the look began. What the look finds
+    /// may be from before that start, although the start has ended since.
+    saw_start: bool,
     /// What this host was told to start.
     start: Option<(Uuid, String)>,
 }
@@ -114,9 +117,9 @@ impl Duties {
         self.open.iter().find(|(_, duty)| duty.look == Some(look)).map(|(question, _)| *question)
     }
 
-    fn is_starting(&self, target: Option<&Target>, look: &Look) -> bool {
+    fn is_starting(&self, target: Option<&Target>, uuid: Option<Uuid>) -> bool {
         let mut sought = Sought::of(target);
-        sought.uuids.extend(look.uuid);
+        sought.uuids.extend(uuid);
         self.starting.iter().any(|starting| sought.fits(&starting.uuid, &starting.name))
     }
 }
@@ -152,7 +155,18 @@ impl Hosts {
         let by = sent_after.saturating_add(u64::from(left_ms) * 1_000_000);
         self.begin_duty(
             question,
-            Duty { coordinator: from, round, place, request, op, target, by, look: None, start: None },
+            Duty {
+                coordinator: from,
+                round,
+                place,
+                request,
+                op,
+                target,
+                by,
+                look: None,
+                saw_start: false,
+                start: None,
+            },
         );
     }
 
@@ -168,7 +182,10 @@ impl Hosts {
     ) {
         let question = QuestionId { incarnation: self.incarnation, number };
         let (coordinator, place) = (self.me, None);
-        self.begin_duty(question, Duty { coordinator, round, place, request, op, target, by, look: None, start: None });
+        self.begin_duty(
+            question,
+            Duty { coordinator, round, place, request, op, target, by, look: None, saw_start: false, start: None },
+        );
     }
 
     fn begin_duty(&mut self, question: QuestionId, mut duty: Duty) {
@@ -191,6 +208,7 @@ impl Hosts {
             (Op::Null | Op::Off | Op::Reboot | Op::On | Op::Status, _) => return,
         };
         duty.look = Some(look);
+        duty.saw_start = self.duties.is_starting(duty.target.as_ref(), None);
         self.duties.open.insert(question, duty);
         self.outputs.push_back(output);
     }
@@ -210,12 +228,12 @@ impl Hosts {
             return;
         }
         let acts = matches!(duty.op, Op::Off | Op::Reboot);
-        let is_starting = self.duties.is_starting(duty.target.as_ref(), &look);
+        let is_starting = duty.saw_start || self.duties.is_starting(duty.target.as_ref(), look.uuid);
         let runs = look.state == LocalState::RunsHere || is_starting;
         let act = self.duties.acts.get(&duty.request).filter(|_| self.holds(HostsRule::ActsOnce)).cloned();
         let word = match (&look.state, act) {
             (LocalState::CannotTell(reason), _) => Word::CannotTell(message::reason(reason)),
-            (_, Some(Act { end: None, .. })) => Word::RunsHere,
+            (_, Some(Act { end: None, .. })) if acts => Word::RunsHere,
             // A reboot has started it again.
             (_, Some(Act { end: Some((ActEnd::ProvenOff, changes)), op, .. }))
                 if !runs || (op == Op::Reboot && changes == look.changes) =>
@@ -225,7 +243,7 @@ impl Hosts {
             (_, Some(_)) if acts && runs => {
                 Word::CannotTell("it runs here, and this request has acted here before".into())
             }
-            _ if is_starting && !acts => being_started(),
+            _ if is_starting && !acts && look.state != LocalState::RunsHere => being_started(),
             _ if acts && runs && !self.may_act() => Word::CannotTell("this host has no quorum".into()),
             _ if runs => Word::RunsHere,
             (LocalState::DefinedHere, _) => Word::DefinedHere,
@@ -271,7 +289,7 @@ impl Hosts {
         self.outputs.push_back(Output::Act(order));
     }
 
-    /// An act has ended. `changes` is as in [`Look`], counted at the end.
+    /// An act has ended. `changes` is as in [`Look`], counted no later than the proof.
     pub fn acted(&mut self, now: u64, number: u64, end: ActEnd, changes: u64) {
         let Some((&request, act)) = self.duties.acts.iter_mut().find(|(_, act)| act.number == number) else { return };
         let end = match end {

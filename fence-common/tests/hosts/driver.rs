@@ -20,7 +20,7 @@ use crate::world::{Birth, NAME, World};
 enum Task {
     Look { look: u64, found: Option<Look> },
     Tell { look: u64, lists: bool },
-    Act { act: u64, request: RequestId, op: Op, by: u64, seen: Vec<usize>, end: Option<ActEnd> },
+    Act { act: u64, request: RequestId, op: Op, by: u64, seen: Vec<usize>, end: Option<(ActEnd, u64)> },
     CallBack { request: RequestId },
     AskFencing { node: NodeId },
 }
@@ -132,6 +132,7 @@ impl Daemon {
             Task::Tell { look, lists: true } => self.hosts.listed(look, Ok(world.table(self.host))),
             Task::Tell { look, lists: false } => self.hosts.checked(look, Ok(())),
             Task::Act { act, request, op, by, seen, end: None } => {
+                let changes = world.changes(self.host);
                 let end = if by < now {
                     ActEnd::Failed("too late".into())
                 } else if op == Op::On {
@@ -139,13 +140,13 @@ impl Daemon {
                 } else {
                     world.off(self.host, op, request, &seen, random)
                 };
-                self.tasks.push(Task::Act { act, request, op, by, seen, end: Some(end) });
+                self.tasks.push(Task::Act { act, request, op, by, seen, end: Some((end, changes)) });
             }
-            Task::Act { act, request, end: Some(end), .. } => {
+            Task::Act { act, request, end: Some((end, changes)), .. } => {
                 if end == ActEnd::ProvenOff {
                     self.deeds.push(Deed::Proved(request));
                 }
-                self.hosts.acted(now, act, end, world.changes(self.host));
+                self.hosts.acted(now, act, end, changes);
             }
             Task::CallBack { request } => self.deeds.push(Deed::CalledBack(request)),
             Task::AskFencing { node } => self.report_fencing(now, node, world, random),

@@ -31,6 +31,11 @@ pub(crate) struct Seat {
     pub(crate) end: Option<ActEnd>,
     /// The operations that it has carried out.
     pub(crate) acts: Vec<Op>,
+    /// The number of its last act.
+    pub(crate) last_act: u64,
+    /// Whether its looks take long. Then they stay here.
+    pub(crate) looks_slowly: bool,
+    pub(crate) looks: Vec<u64>,
     pub(crate) called_back: Vec<RequestId>,
     pub(crate) fencing_asked: bool,
     pub(crate) foreign: Vec<NoMessage>,
@@ -80,6 +85,9 @@ impl Group {
                 state: LocalState::NotHere,
                 end: Some(ActEnd::ProvenOff),
                 acts: Vec::new(),
+                last_act: 0,
+                looks_slowly: false,
+                looks: Vec::new(),
                 called_back: Vec::new(),
                 fencing_asked: false,
                 foreign: Vec::new(),
@@ -171,6 +179,7 @@ impl Group {
 impl Seat {
     fn take(&mut self, now: u64, output: Output) {
         match output {
+            Output::Look { look, .. } if self.looks_slowly => self.looks.push(look),
             Output::Look { look, .. } => {
                 let is_known = matches!(self.state, LocalState::RunsHere | LocalState::DefinedHere);
                 let (uuid, name) = (is_known.then_some(UUID), is_known.then(|| NAME.to_owned()));
@@ -178,6 +187,7 @@ impl Seat {
             }
             Output::Act(order) => {
                 self.acts.push(order.op());
+                self.last_act = order.act();
                 if let Some(end) = self.end.clone() {
                     let off = end == ActEnd::ProvenOff && order.op() == Op::Off;
                     self.state = if off { LocalState::DefinedHere } else { self.state.clone() };

@@ -56,8 +56,10 @@ mod tests {
     const FOUND_WITHIN: u64 = 6_000;
 
     /// Seeds of schedules that found a fault once, and what it was.
-    const FAULTS: &[(u64, &str)] =
-        &[(24_636, "a daemon that had left answered for another one of its host, which was in doubt")];
+    const FAULTS: &[(u64, &str)] = &[
+        (24_636, "a daemon that had left answered for another one of its host, which was in doubt"),
+        (83_520, "a look that began before a start ended after it, and another host started it, too"),
+    ];
 
     fn schedule(seed: u64, broken: Option<HostsRule>) -> Result<Tally, Broken> {
         Run::new(seed, broken, false).run()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fence_common::hosts::{ActEnd, GroupAnswer, HostNames, HostsOptions, LocalState, NoAnswer, NoMessage};
+use fence_common::hosts::{ActEnd, GroupAnswer, HostNames, HostsOptions, LocalState, Look, NoAnswer, NoMessage};
 use fence_common::target::Target;
 use fence_common::wire::Op;
 
@@ -228,4 +228,27 @@ fn a_daemon_without_quorum_or_group_answers_failure_and_one_that_stood_still_sta
     assert_eq!(failure(group.answer.take()), NoAnswer::NoQuorum);
     group.seats[0].hosts.disconnected(group.now);
     assert_eq!(failure(group.ask(0, Op::Off)), NoAnswer::NotJoined);
+}
+
+/// Seed 83520: a look began before a start, and ended after it.
+#[test]
+fn what_was_seen_before_a_start_does_not_count_after_it() {
+    let mut group = Group::of(&[0, 1]);
+    for seat in &mut group.seats {
+        seat.state = LocalState::DefinedHere;
+    }
+    group.seats[0].end = None;
+    assert_eq!(group.ask(0, Op::On), None, "it is being started");
+    assert_eq!(group.seats[0].acts, [Op::On]);
+    group.seats[0].looks_slowly = true;
+    assert_eq!(group.ask(1, Op::On), None, "the first host is slow");
+    let (act, look) = (group.seats[0].last_act, group.seats[0].looks[0]);
+    let now = group.now;
+    group.seats[0].hosts.acted(now, act, ActEnd::Done, 1);
+    let (uuid, name) = (Some(UUID), Some(NAME.to_owned()));
+    group.seats[0].hosts.looked(now, look, Look { state: LocalState::DefinedHere, uuid, name, changes: 0 });
+    group.seats[0].looks_slowly = false;
+    group.run();
+    assert!(matches!(failure(group.answer.take()), NoAnswer::CannotTell { .. }));
+    assert!(group.seats[1].acts.is_empty());
 }
