@@ -48,7 +48,7 @@ use tracing::{debug, info, warn};
 
 use self::answer::Answer;
 pub use self::claims::Claims;
-use self::deferral::{Deferral, Segment};
+use self::deferral::{Deferral, Reached, Segment};
 use self::last_word::Granted;
 pub use self::stop::STOP_GRACE;
 use self::stop::{Stopping, stopped};
@@ -321,7 +321,7 @@ impl Shared {
             () = superseded.notified() => Err(NoPeer::Ended),
             () = stopped(&mut stopping) => Err(NoPeer::Ended),
         };
-        let (peer, deferral) = match called {
+        let Reached { peer, deferral, foresight } = match called {
             Ok(called) => called,
             Err(reason) => return self.give_up(&request, ticket, &reason),
         };
@@ -349,7 +349,7 @@ impl Shared {
                     self.claims.note(called_back, peer.request().id());
                     fault::point(Point::AfterNote);
                 }
-                (self.answer(&peer, permitted, &mut stopping).await, held)
+                (self.answer(&peer, permitted, foresight, &mut stopping).await, held)
             }
             Ok((held, Err(refused))) => (refused, held),
             Err(NoClaim::Full) => (Answer::refused(Reply::Failure, NoClaim::Full.to_string()), Granted::Nothing),

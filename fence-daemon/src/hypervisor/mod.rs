@@ -57,7 +57,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 pub use self::deadline::Deadline;
-pub use self::fence::{Detail, Outcome, Presence, Requester, Standing, Unproven};
+pub use self::fence::{Detail, Foresight, Outcome, Presence, Requester, Standing, Unproven};
 pub use self::known::view::{DomainState, DomainView, UriView};
 pub use self::known::{DomainSocket, Identity, Listed, Listing};
 pub use self::libvirt::{CallError, LibvirtError, SocketKind, State};
@@ -244,6 +244,17 @@ impl Hypervisors {
     /// future is dropped. A caller that answers "failure" before it is over calls the deadline off
     /// first.
     pub async fn carry_out(&self, order: &Authorized, requester: Option<Requester>, deadline: &Deadline) -> Outcome {
+        self.carry_out_foreseen(order, requester, None, deadline).await
+    }
+
+    /// The same. `foresight` is about the order's own target.
+    pub async fn carry_out_foreseen(
+        &self,
+        order: &Authorized,
+        requester: Option<Requester>,
+        foresight: Option<Foresight>,
+        deadline: &Deadline,
+    ) -> Outcome {
         let (op, target) = (order.op(), order.target().clone());
         let begun = Instant::now();
         let answer_by = begun + self.limits.act;
@@ -252,7 +263,7 @@ impl Hypervisors {
         let orders = Arc::clone(&self.orders);
         tokio::spawn(async move {
             let shown = target.clone();
-            let outcome = orders.perform(op, target, requester, step).await;
+            let outcome = orders.perform(op, target, requester, foresight, step).await;
             if let Err(late) = answer.send(outcome) {
                 let (took, detail) = (begun.elapsed(), &late.detail);
                 tracing::warn!(op = op.name(), domain = %shown, ?took, %detail, "ended after the client was answered");
@@ -304,6 +315,12 @@ impl Hypervisors {
     /// no answer: the tables may be a moment behind.
     pub(crate) fn is_off_by_tables(&self, target: &Target) -> bool {
         status::is_off_by_tables(&self.known, &self.orders.restarts, target, Moment::now())
+    }
+
+    /// Begins to ask what an answer about a domain that is off takes. `None`: the tables do not say
+    /// that it is off. Must be called within a tokio runtime.
+    pub(crate) fn foresee(&self, target: &Target) -> Option<Foresight> {
+        Foresight::begin(&self.known, &self.orders.restarts, target)
     }
 
     /// The sockets of running domains' devices of this kind, of all URIs or of one.

@@ -22,6 +22,7 @@ use super::*;
 mod choices;
 mod deadlines;
 mod fence_races;
+mod foresight;
 mod inherited;
 mod lost;
 mod outages;

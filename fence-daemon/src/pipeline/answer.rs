@@ -15,7 +15,7 @@ use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
 use crate::hosts::Verdict;
-use crate::hypervisor::{Deadline, Requester};
+use crate::hypervisor::{Deadline, Foresight, Requester};
 use crate::intake::request::Verified;
 use crate::policy::{self, Authorized, Denied};
 
@@ -97,12 +97,18 @@ impl Shared {
     }
 
     /// The answer. It is a failure if the daemon stops before the answer is there.
-    pub(super) async fn answer(&self, peer: &Authenticated, permitted: Permitted, stopping: &mut Stopping) -> Answer {
+    pub(super) async fn answer(
+        &self,
+        peer: &Authenticated,
+        permitted: Permitted,
+        foresight: Option<Foresight>,
+        stopping: &mut Stopping,
+    ) -> Answer {
         let left = ANSWER_WITHIN.saturating_sub(Moment::now().since(peer.request().arrived()));
         let deadline = Deadline::at(Instant::now() + left);
         tokio::select! {
             biased;
-            answer = self.whole_answer(peer, permitted, &deadline) => answer,
+            answer = self.whole_answer(peer, permitted, foresight, &deadline) => answer,
             () = stopped(stopping) => {
                 // The claim is on record, so the next daemon does not act again; what has begun
                 // takes effect.
@@ -112,9 +118,15 @@ impl Shared {
         }
     }
 
-    async fn whole_answer(&self, peer: &Authenticated, permitted: Permitted, deadline: &Deadline) -> Answer {
+    async fn whole_answer(
+        &self,
+        peer: &Authenticated,
+        permitted: Permitted,
+        foresight: Option<Foresight>,
+        deadline: &Deadline,
+    ) -> Answer {
         match (permitted, peer.request().op()) {
-            (Permitted::Order(order), _) => self.carry_out(order, peer.request(), deadline).await,
+            (Permitted::Order(order), _) => self.carry_out(order, peer.request(), foresight, deadline).await,
             (Permitted::Question, Op::DevStatus) => self.monitor(peer, deadline).await,
             (Permitted::Question, Op::HostList) => self.host_list(peer, deadline).await,
             (Permitted::Question, Op::Null | Op::Off | Op::Reboot | Op::On | Op::Status) => {
@@ -123,7 +135,13 @@ impl Shared {
         }
     }
 
-    async fn carry_out(&self, order: Authorized, request: &Verified, deadline: &Deadline) -> Answer {
+    async fn carry_out(
+        &self,
+        order: Authorized,
+        request: &Verified,
+        foresight: Option<Foresight>,
+        deadline: &Deadline,
+    ) -> Answer {
         let requester = Requester {
             caller: request.caller(),
             domain: request.who().domain.map(|domain| domain.uuid),
@@ -142,7 +160,10 @@ impl Shared {
             async move {
                 match hosts {
                     Some(hosts) => hosts.carry_out(&hypervisors, &order, id, Some(requester), &deadline).await,
-                    None => Verdict::from(&hypervisors.carry_out(&order, Some(requester), &deadline).await),
+                    None => {
+                        let outcome = hypervisors.carry_out_foreseen(&order, Some(requester), foresight, &deadline);
+                        Verdict::from(&outcome.await)
+                    }
                 }
             }
         });

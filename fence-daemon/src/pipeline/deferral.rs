@@ -11,6 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fence_common::wire::Op;
 use fence_config::Alone;
 use fence_net::way_out;
 use tokio::sync::Semaphore;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::{NoPeer, Shared};
 use crate::callback::{Authenticated, CallbackError};
 use crate::hosts::{Election, Hosts};
-use crate::hypervisor::Presence;
+use crate::hypervisor::{Foresight, Presence};
 use crate::intake::request::{Verified, Waits};
 
 /// How long the callback for a domain that does not run here waits; half as long again if no answer
@@ -148,22 +149,45 @@ impl fmt::Display for Deferral {
     }
 }
 
+/// A client that was reached.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub(super) peer: Authenticated,
+    pub(super) deferral: Deferral,
+    /// What is asked about its domain meanwhile, if that is off.
+    pub(super) foresight: Option<Foresight>,
+}
+
 impl Shared {
     /// Reaches the client where it waits. On a line the hypervisor vouches for it.
-    pub(super) async fn reach(&self, request: &Verified, waits: Waits) -> Result<(Authenticated, Deferral), NoPeer> {
+    pub(super) async fn reach(&self, request: &Verified, waits: Waits) -> Result<Reached, NoPeer> {
+        let deferral = Deferral::Connected;
         let stream = match waits {
             Waits::ForCallback => return self.call_back(request).await,
-            Waits::OnLine(line) => return Ok((Authenticated::on_line(request, line), Deferral::Connected)),
+            Waits::OnLine(line) => {
+                return Ok(Reached { peer: Authenticated::on_line(request, line), deferral, foresight: None });
+            }
             Waits::Connected(stream) => stream,
         };
+        let foresight = self.foresee(request);
         match self.callback.answer(request, stream).await {
-            Ok(peer) => Ok((peer, Deferral::Connected)),
-            Err(error) => Err(NoPeer::Unreached(error, Deferral::Connected)),
+            Ok(peer) => Ok(Reached { peer, deferral, foresight }),
+            Err(error) => Err(NoPeer::Unreached(error, deferral)),
         }
     }
 
+    /// Begins to ask what the answer takes, if the request is about a domain that is off, and its
+    /// sender may have an answer.
+    fn foresee(&self, request: &Verified) -> Option<Foresight> {
+        // All hosts of a cluster are asked otherwise.
+        let is_of_use = self.hosts.is_none() && matches!(request.op(), Op::Status | Op::Off | Op::Reboot);
+        let target = request.target().filter(|_| is_of_use)?;
+        let is_permitted = self.groups.permits(request.owner(), &request.who(), target);
+        if is_permitted { self.hypervisors.foresee(target) } else { None }
+    }
+
     /// Calls back when it is this host's turn.
-    async fn call_back(&self, request: &Verified) -> Result<(Authenticated, Deferral), NoPeer> {
+    async fn call_back(&self, request: &Verified) -> Result<Reached, NoPeer> {
         let mut deferral = Deferral::Any;
         if let Some(hosts) = &self.hosts
             && let Some(called) = self.call_back_if_elected(request, hosts).await
@@ -179,13 +203,16 @@ impl Shared {
                 // The client believes the first callback. Another address of it, or another host,
                 // may permit what this one denies.
                 sleep_until(last).await;
-                return self.called(request, Deferral::Denied).await;
+                return self.called(request, Deferral::Denied, None).await;
             }
             // Where only this host hears the request, the answer asks libvirt soon enough. To ask
             // it here as well would double the wait.
             let is_off = self.hypervisors.is_off_by_tables(target);
-            if is_off && self.segment.is_ours(request, second).await {
-                return self.called(request, Deferral::Alone).await;
+            if is_off {
+                let foresight = self.foresee(request);
+                if self.segment.is_ours(request, second).await {
+                    return self.called(request, Deferral::Alone, foresight).await;
+                }
             }
             // A URI that cannot answer in time has no good news.
             let asked = timeout_at(last, self.hypervisors.presence(target)).await;
@@ -200,16 +227,12 @@ impl Shared {
                 Presence::Unknown => sleep_until(last).await,
             }
         }
-        self.called(request, deferral).await
+        self.called(request, deferral, None).await
     }
 
     /// Calls back if the hosts of the cluster agree on this one. `None`: they cannot agree, and the
     /// time decides.
-    async fn call_back_if_elected(
-        &self,
-        request: &Verified,
-        hosts: &Hosts,
-    ) -> Option<Result<(Authenticated, Deferral), NoPeer>> {
+    async fn call_back_if_elected(&self, request: &Verified, hosts: &Hosts) -> Option<Result<Reached, NoPeer>> {
         let target = request.target().filter(|_| request.op().names_a_domain());
         if let Some(target) = target
             && !self.groups.permits(request.owner(), &request.who(), target)
@@ -219,7 +242,7 @@ impl Shared {
         }
         match hosts.elect(request.id(), Instant::now() + AGREED_WITHIN).await {
             Election::Won(mut elected) => {
-                let called = self.called(request, Deferral::Agreed).await;
+                let called = self.called(request, Deferral::Agreed, None).await;
                 if called.is_ok() {
                     elected.reached();
                 }
@@ -230,9 +253,14 @@ impl Shared {
         }
     }
 
-    async fn called(&self, request: &Verified, deferral: Deferral) -> Result<(Authenticated, Deferral), NoPeer> {
+    async fn called(
+        &self,
+        request: &Verified,
+        deferral: Deferral,
+        foresight: Option<Foresight>,
+    ) -> Result<Reached, NoPeer> {
         match self.callback.call(request).await {
-            Ok(peer) => Ok((peer, deferral)),
+            Ok(peer) => Ok(Reached { peer, deferral, foresight }),
             Err(error) => Err(NoPeer::Unreached(error, deferral)),
         }
     }

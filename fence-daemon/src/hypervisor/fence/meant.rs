@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::status::{doubt, last_word, nowhere};
-use super::{Detail, Held, Locks, Restarts};
+use super::{Detail, Foresight, Held, Locks, Restarts};
 use crate::hypervisor::known::{Answers, Entry, Identity, Instance, Known, Unknown, sorted};
 use crate::hypervisor::libvirt::{CallError, Lane, Power, State, domain};
 use crate::hypervisor::process::{Driver, Remains};
@@ -78,7 +78,15 @@ pub(super) struct Search<'a> {
 impl Search<'_> {
     /// The domains that are meant, or why there is none. The locks that are taken are put into
     /// `held`.
-    pub(super) async fn run(&self, purpose: Purpose, held: &mut Vec<Held>) -> Result<Vec<Meant>, Detail> {
+    ///
+    /// What was foreseen tells which domains there are, and spares a look-up. Whether one is off is
+    /// asked again, with its lock held.
+    pub(super) async fn run(
+        &self,
+        purpose: Purpose,
+        foresight: Option<Foresight>,
+        held: &mut Vec<Held>,
+    ) -> Result<Vec<Meant>, Detail> {
         held.push(self.locks.spelled(self.target).await);
         self.known.refresh(self.target).await;
         if purpose == (Purpose::Kill { direct: true }) {
@@ -91,7 +99,10 @@ impl Search<'_> {
         // Before the look-up as well as after it. Else neither would see a transient domain's
         // restart that is done in between, and the domain would be called unknown.
         self.add_pending(&mut all, |_| true);
-        let answers = self.known.query(self.target, |_| false).await;
+        let answers = match Foresight::end(foresight, self.known, self.restarts, self.target).await {
+            Some(foreseen) => foreseen.answers,
+            None => self.known.query(self.target, |_| false).await,
+        };
         for found in &answers.found {
             if let Some(domain) = self.known.identity(found) {
                 all.retain(|meant| !meant.is(found.index, domain.uuid));

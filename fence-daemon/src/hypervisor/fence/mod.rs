@@ -3,6 +3,7 @@
 
 pub(crate) mod by_libvirt;
 mod fence_race;
+mod foresight;
 mod inherit;
 mod kill;
 mod locks;
@@ -41,6 +42,7 @@ pub(crate) use self::restarts::{FRESH, Pending, Plan, Restarts};
 pub(crate) use self::standing::standing;
 
 pub use self::fence_race::Requester;
+pub use self::foresight::Foresight;
 pub use self::outcome::{Detail, Outcome};
 pub use self::proof::Unproven;
 pub use self::standing::Standing;

@@ -9,7 +9,7 @@ use fence_config::{Kill, RebootReply};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::{Detail, Dying, Fenced, Fencing, Meant, OffAt, Orders, Outcome, Purpose, Refused, Requester};
+use super::{Detail, Dying, Fenced, Fencing, Foresight, Meant, OffAt, Orders, Outcome, Purpose, Refused, Requester};
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::known::{FoundDomain, sorted};
 
@@ -30,6 +30,7 @@ impl Orders {
         target: &Target,
         reboot: bool,
         requester: Option<Requester>,
+        mut foresight: Option<Foresight>,
         deadline: &Deadline,
     ) -> Outcome {
         let mut requested = Instant::now();
@@ -42,7 +43,7 @@ impl Orders {
                 // bring the domain back then.
                 requested = self.restarts.forbid(target);
             }
-            let done = self.fence(target, reboot, requester, requested, deadline).await;
+            let done = self.fence(target, reboot, requester, requested, foresight.take(), deadline).await;
             if !reboot && done.as_ref().map_or(true, |outcome| outcome.detail != Detail::Occupied) {
                 self.restarts.permit(target, requested);
             }
@@ -81,9 +82,11 @@ impl Orders {
         reboot: bool,
         requester: Option<Requester>,
         requested: Instant,
+        foresight: Option<Foresight>,
         deadline: &Deadline,
     ) -> Result<Outcome, Dying> {
-        let (held, all) = self.meant(target, deadline, Purpose::Kill { direct: self.kill == Kill::Direct }).await;
+        let purpose = Purpose::Kill { direct: self.kill == Kill::Direct };
+        let (held, all) = self.meant(target, deadline, purpose, foresight).await;
         let all = match all {
             Ok(all) => all,
             Err(detail) => return Ok(Outcome::failure(detail)),

@@ -9,7 +9,8 @@ use fence_config::{Kill, RebootMethod, RebootReply};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Detail, FenceRaces, Held, Locks, Meant, Outcome, Purpose, Requester, Restarter, Restarts, Search, Settling, status,
+    Detail, FenceRaces, Foresight, Held, Locks, Meant, Outcome, Purpose, Requester, Restarter, Restarts, Search,
+    Settling, status,
 };
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::known::Known;
@@ -38,11 +39,15 @@ impl Orders {
         op: Op,
         target: Target,
         requester: Option<Requester>,
+        foresight: Option<Foresight>,
         deadline: Deadline,
     ) -> Outcome {
         match op {
-            Op::Status => status::status(&self.known, &target).await,
-            Op::Off | Op::Reboot => self.off(&target, op == Op::Reboot, requester, &deadline).await,
+            Op::Status => {
+                let foreseen = Foresight::end(foresight, &self.known, &self.restarts, &target).await;
+                status::status_foreseen(&self.known, &target, foreseen).await
+            }
+            Op::Off | Op::Reboot => self.off(&target, op == Op::Reboot, requester, foresight, &deadline).await,
             Op::On => self.on(&target, &deadline).await,
             Op::Null | Op::DevStatus | Op::HostList => Outcome::failure(Detail::NotAboutADomain),
         }
@@ -54,17 +59,18 @@ impl Orders {
         target: &Target,
         deadline: &Deadline,
         purpose: Purpose,
+        foresight: Option<Foresight>,
     ) -> (Vec<Held>, Result<Vec<Meant>, Detail>) {
         let mut held = Vec::new();
         let search = Search { known: &self.known, locks: &self.locks, restarts: &self.restarts, target };
-        let found = timeout_at(deadline.by(), search.run(purpose, &mut held)).await;
+        let found = timeout_at(deadline.by(), search.run(purpose, foresight, &mut held)).await;
         (held, found.unwrap_or(Err(Detail::Occupied)))
     }
 
     /// `on`.
     async fn on(&self, target: &Target, deadline: &Deadline) -> Outcome {
         self.restarts.permit(target, Instant::now());
-        let (held, meant) = self.meant(target, deadline, Purpose::Start).await;
+        let (held, meant) = self.meant(target, deadline, Purpose::Start, None).await;
         let outcome = match meant {
             Ok(meant) => self.start(meant, deadline).await,
             Err(detail) => Outcome::failure(detail),

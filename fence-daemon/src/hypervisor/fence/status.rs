@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fence_common::target::Target;
 use fence_common::wire::Reply;
 
+use super::foresight::{Foreseen, ask};
 use super::{Detail, Outcome, Restarts, Unproven};
 use crate::clock::Moment;
 use crate::hypervisor::known::{Answers, FoundDomain, Identity, Instance, Known};
@@ -26,13 +27,19 @@ pub enum Presence {
 
 /// The reply to a status request.
 pub(crate) async fn status(known: &Known, target: &Target) -> Outcome {
+    status_foreseen(known, target, None).await
+}
+
+/// The same, where the questions may have been asked already.
+pub(super) async fn status_foreseen(known: &Known, target: &Target, foreseen: Option<Foreseen>) -> Outcome {
     known.refresh(target).await;
     if let Some(outcome) = lives(known, target) {
         return outcome;
     }
-    // At the same time: to look at this host takes as long as to ask libvirt.
-    let asked = known.query(target, |seen| seen.power.is_active());
-    let (answers, look) = tokio::join!(asked, look_by_tables(known, target));
+    let Foreseen { answers, look } = match foreseen {
+        Some(foreseen) => foreseen,
+        None => ask(known, target).await,
+    };
     // It may have been started meanwhile.
     if let Some(outcome) = lives(known, target) {
         return outcome;
