@@ -1,21 +1,17 @@
-//! Which code stays in memory: what a request needs, and not what only the start needed.
+//! Which memory stays: the daemon's own code, and not what only the start needed.
 //!
 //! A fence must not wait for the disk that the daemon's own code is on, so all of it is brought in.
-//! libvirt's library brings two dozen others along (TLS, Kerberos, SSH, XML, ...). Their
-//! initialisation alone touches 10 MB of code, which memory locks would keep for good.
+//! Nearly all of it is there in any case: the kernel maps 64 KiB around each page that is used. In
+//! one run 0.4 MB were missing.
 //!
-//! In one run the daemon had some 25 MB in memory without this and 18.9 with it, and `fence_virtd`
-//! had 22.1 (`cargo xtask bench`). A smaller daemon would not do: all of its own 3.6 MB of code are
-//! there in any case. The kernel maps 64 KiB around each page that is used.
+//! What libvirt's libraries touched in their initialisation stays as well (`cargo xtask bench` has
+//! the price). To let go of it by advice would only hide it: it comes back when it is used, from
+//! the disk.
 
 use std::path::Path;
 use std::ptr;
 
-use nix::libc::{MADV_DONTNEED, MADV_POPULATE_READ, madvise, malloc_trim};
-
-/// Of these libraries a request is likely to use what was used once: libvirt's calls, memory,
-/// threads.
-const KEPT: [&str; 3] = ["libvirt", "libc.", "ld-"];
+use nix::libc::{MADV_POPULATE_READ, madvise, malloc_trim};
 
 /// A mapping of code.
 struct Code<'m> {
@@ -26,21 +22,18 @@ struct Code<'m> {
 
 /// Gives back what the start has freed: the loader of the kernel program leaves 2.6 MB behind.
 ///
-/// Then it brings in the daemon's own code, and lets go of the libraries' that is in memory. What
-/// is used again comes back by itself. Both are advice: a kernel that does not know one ignores it.
+/// Then it brings in the daemon's own code. That is advice: a kernel that does not know it ignores
+/// it.
 pub fn settle() {
     // SAFETY: needed because no safe wrapper has the call. Sound because the kernel gets only pages
     // back that the allocator has not handed out.
     unsafe { malloc_trim(0) };
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let own = std::env::current_exe().unwrap_or_default();
-    for code in maps.lines().filter_map(code).filter(|code| !is_kept(code.path)) {
-        let advice = if code.path == own { MADV_POPULATE_READ } else { MADV_DONTNEED };
-        // SAFETY: needed because advice on memory is given by address. Sound because the mapping is
-        // a file's code that nobody may write: its pages are the file's own, and come back from
-        // there. Advice that comes too late, for a library that is gone, is an error without
-        // effect.
-        unsafe { madvise(ptr::without_provenance_mut(code.start), code.len, advice) };
+    for code in maps.lines().filter_map(code).filter(|code| code.path == own) {
+        // SAFETY: needed because advice on memory is given by address. Sound because this advice
+        // changes no page: it has the kernel read those of a file's code as a use of them would.
+        unsafe { madvise(ptr::without_provenance_mut(code.start), code.len, MADV_POPULATE_READ) };
     }
 }
 
@@ -53,11 +46,6 @@ fn code(line: &str) -> Option<Code<'_>> {
     let number = |digits| usize::from_str_radix(digits, 16).ok();
     let (start, end) = (number(start)?, number(end)?);
     (rights == "r-xp" && path.is_absolute()).then_some(Code { start, len: end.checked_sub(start)?, path })
-}
-
-fn is_kept(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    KEPT.iter().any(|kept| name.starts_with(kept))
 }
 
 #[cfg(test)]
@@ -82,18 +70,17 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_own_code_is_there_and_what_only_the_start_used_is_not() {
+    fn the_programs_own_code_is_there_and_no_library_was_let_go_of() {
         let library = "/libgnutls.so";
         let own = std::env::current_exe().unwrap();
         // Loaded with libvirt's library, and initialised: some of it was used.
         let (_, before) = resident(library);
         settle();
         let (_, after) = resident(library);
-        assert!(before > 0 && after < before, "{before} {after}");
+        // The kernel itself may have taken some back.
+        assert!(before > 0 && after > before / 2, "{before} {after}");
         let (all, there) = resident(own.to_str().unwrap());
         assert!(all > 0 && there == all, "{there} of {all}");
-        // What was let go comes back when it is called.
-        assert!(virt::connect::Connect::get_version().is_ok());
     }
 
     #[test]
@@ -111,7 +98,5 @@ mod tests {
         ] {
             assert!(code(&other).is_none(), "{other}");
         }
-        assert!(is_kept(Path::new("/usr/lib/libvirt.so.0")) && is_kept(Path::new("/lib/libc.so.6")));
-        assert!(!is_kept(Path::new("/usr/lib/libcrypto.so.3")));
     }
 }
