@@ -194,7 +194,11 @@ pub fn all() -> Vec<Figure> {
         add(part, &name("reboot.reply"), &format!("{title}: reboot, to reply"), Unit::Time, reboot);
         add(part, &name("reboot.running"), &format!("{title}: reboot, to running again"), Unit::Time, again);
     }
-    let look = (Target::OfOwn(1.5, "idle.off.reply".to_owned()), "a quicker look at the host's processes");
+    let look = (
+        Target::OfOwn(1.5, "idle.off.reply".to_owned()),
+        "a quicker look at the host's processes. Tried: files of theirs held open, room in the kernel's table for them \
+         (each growth took 8 to 16 ms), no look at the kernel's own threads. Each process is still read",
+    );
     let title = "idle QEMU guest beside 1,000 processes: off, to reply";
     add(Part::Beside, "beside.off.reply", title, Unit::Time, &[look]);
     for (part, count) in [(Part::Storm17, 17), (Part::Storm100, 100)] {
@@ -204,7 +208,11 @@ pub fn all() -> Vec<Figure> {
                     Target::Faster(50.0),
                     "more cores: that many guests die, and that many clients run, on those there are",
                 ),
-                (Target::OfBare(1.25), "less beside the kills: callbacks, clients, libvirt's destroys and looks"),
+                (
+                    Target::OfBare(1.25),
+                    "less beside the kills: callbacks, clients, libvirt's destroys and looks. Tried: room in the kernel's table \
+                     of open files, no search for what dying machines were (together 1.01 s to 0.48 s on a loaded machine)",
+                ),
             ]
         } else {
             &[]
@@ -228,13 +236,18 @@ pub fn all() -> Vec<Figure> {
     let mut add = |part, id: &str, title: &str, unit, targets: &[(Target, &'static str)]| {
         figures.push(Figure { id: id.to_owned(), part, title: title.to_owned(), unit, targets: targets.to_vec() });
     };
-    let (wakeups, start) =
-        ("fewer wake-ups between packet and reply", "less to do before the first connection to libvirt");
+    let (wakeups, start) = (
+        "fewer wake-ups between packet and reply",
+        "less to do before the first connection to libvirt, which fence_virtd does not wait for",
+    );
     let (looks, starts) = (
-        "fewer questions to libvirt and looks at this host's processes, which only a proof of off needs",
+        "fewer wake-ups in libvirt's client: each call wakes the thread of its event loop some five times, and fence_virtd \
+         runs no such loop. Tried: questions while the client proves itself (1.26 to 1.08 ms on a loaded machine)",
         "a faster start of QEMU by libvirt, which is nearly all of it",
     );
-    let memory = "a smaller binary, or a loader that does not read the kernel's types";
+    let memory = "a program of their own for the client's commands, and a smaller heap: of 25.8 MB the daemon's program \
+                  is 5.0, its heap 1.8, the kernel program's maps 0.5. Tried: own code left to be read when it is used \
+                  (0.4 MB less), one heap for all threads (nothing)";
     for (part, id, title, unit, target) in [
         (Part::Status, "status.raw", "status, datagram to reply", Unit::Time, Some((1.0, wakeups))),
         (Part::Status, "status.client", "status, all of fence_xvm", Unit::Time, None),
