@@ -9,10 +9,13 @@ use super::ffi::Value;
 /// Where the list is, for the map's functions.
 pub(super) const PREFIX: &CStr = c"nodelist.";
 
+/// What the map has of a node: id, name and first address.
+type NodeParts = (Option<u32>, Option<String>, Option<String>);
+
 /// The hosts of the list in the order of their node ids; empty if there is none, or if a node lacks
 /// its id: nobody then knows all hosts.
 pub(super) fn hosts(values: &[(String, Value)]) -> Vec<HostNode> {
-    let mut nodes: BTreeMap<&str, (Option<u32>, Option<String>, Option<String>)> = BTreeMap::new();
+    let mut nodes: BTreeMap<&str, NodeParts> = BTreeMap::new();
     for (key, value) in values {
         let Some((index, name)) = key.strip_prefix("nodelist.node.").and_then(|rest| rest.split_once('.')) else {
             continue;

@@ -291,7 +291,7 @@ impl<'a> Session<'a> {
         match (is_quorate, self.votes.has_provider()) {
             (true, _) => tracing::info!("this host's part of the cluster has quorum"),
             (false, true) => {
-                tracing::warn!("this host's part of the cluster has no quorum: nobody is fenced through the group")
+                tracing::warn!("this host's part of the cluster has no quorum: nobody is fenced through the group");
             }
             (false, false) => tracing::warn!(
                 "corosync.conf has no quorum provider, so nobody is fenced through the group: set `provider: corosync_votequorum`"
