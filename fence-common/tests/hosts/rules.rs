@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fence_common::hosts::{ActEnd, GroupAnswer, HostNames, HostsOptions, LocalState, Look, NoAnswer, NoMessage};
+use fence_common::hosts::{
+    ActEnd, GroupAnswer, HostNames, HostsOptions, HostsRule, LocalState, Look, NoAnswer, NoMessage,
+};
 use fence_common::target::Target;
 use fence_common::wire::Op;
 
@@ -251,4 +253,27 @@ fn what_was_seen_before_a_start_does_not_count_after_it() {
     group.run();
     assert!(matches!(failure(group.answer.take()), NoAnswer::CannotTell { .. }));
     assert!(group.seats[1].acts.is_empty());
+}
+
+/// A host that is missing, fenced so long ago, and heard so long ago. Returns whether the proof
+/// counts, with a rule that is broken.
+fn is_proof(broken: Option<HostsRule>, fenced: u64, heard: u64) -> bool {
+    let options = HostsOptions { has_fencing: true, dangerous_broken: broken, ..HostsOptions::default() };
+    let mut group = Group::apart(&[0, 1, 2], options);
+    group.join(&[0, 1, 2]);
+    group.runs_at(1);
+    (group.seats[1].state, group.seats[0].end) = (LocalState::NotHere, None);
+    group.join(&[0, 1]);
+    group.pass(heard * SECOND);
+    group.seats[0].hosts.fenced(group.now, node(2), Duration::from_secs(fenced), false);
+    group.ask(0, Op::Off) == Some(GroupAnswer::Success)
+}
+
+#[test]
+fn a_rule_about_fencings_that_is_broken_is_missed() {
+    assert!(is_proof(None, 2, 10), "a good proof");
+    assert!(!is_proof(None, 8, 10), "it may be up again");
+    assert!(is_proof(Some(HostsRule::BootLimited), 8, 10), "and it would count");
+    assert!(!is_proof(None, 4, 2), "it was heard since");
+    assert!(is_proof(Some(HostsRule::HeardRefutes), 4, 2), "and it would count");
 }
