@@ -15,8 +15,8 @@
 //!
 //! # Once
 //!
-//! A host acts at most once per [`RequestId`], whichever daemon asks: the coordinator may die, and
-//! the next one asks with the same request.
+//! A host acts at most once per [`RequestId`](crate::ledger::RequestId), whichever daemon asks: the
+//! coordinator may die, and the next one asks with the same request.
 //!
 //! # The coordinator's own domain
 //!

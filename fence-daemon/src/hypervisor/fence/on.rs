@@ -40,7 +40,7 @@ impl Orders {
                 held: false,
             })
         });
-        let outcome = match self.restarter.start(&plan, deadline).await {
+        let outcome = match self.restarter.start(&plan, false, deadline).await {
             Ok(Started::Already(state)) => Outcome::found(Reply::Success, Detail::AlreadyActive(state)),
             Ok(Started::Now(state)) => Outcome::found(Reply::Success, Detail::Started(state)),
             Ok(Started::NotActive | Started::NotYet) => Outcome::failure(Detail::NotActive),

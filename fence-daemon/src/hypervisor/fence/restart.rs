@@ -26,7 +26,7 @@ use crate::clock::Moment;
 use crate::fault::{self, Point};
 use crate::hypervisor::deadline::Deadline;
 use crate::hypervisor::known::Known;
-use crate::hypervisor::libvirt::{CallError, Lane};
+use crate::hypervisor::libvirt::{CallError, Domain, Lane};
 
 /// The first pause between attempts.
 const ATTEMPT_PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -156,7 +156,7 @@ impl Restarter {
         // Only the start of the call is bounded. Once begun it may still take effect, and the lock
         // must not be free until then.
         let deadline = Deadline::at(Instant::now() + self.known.look_up);
-        let started = self.start(plan, &deadline).await;
+        let started = self.start(plan, true, &deadline).await;
         *gone = if matches!(started, Ok(Started::Gone)) { gone.saturating_add(1) } else { 0 };
         Attempt::NotYet(match started {
             Ok(Started::Now(state)) => {
@@ -188,8 +188,14 @@ impl Restarter {
         })
     }
 
-    /// Starts the domain of a plan once, with its lock held.
-    pub(super) async fn start(&self, plan: &Arc<Plan>, deadline: &Deadline) -> Result<Started, CallError> {
+    /// Starts the domain of a plan once, with its lock held. `is_owed`: a reboot has killed it, and
+    /// nobody has asked for more.
+    pub(super) async fn start(
+        &self,
+        plan: &Arc<Plan>,
+        is_owed: bool,
+        deadline: &Deadline,
+    ) -> Result<Started, CallError> {
         let Some(uri) = self.known.uris.get(plan.index) else {
             return Err(CallError::NotConnected("no such URI".to_owned()));
         };
@@ -220,7 +226,12 @@ impl Restarter {
                 Source::Xml(xml) => Some(xml.as_str()),
                 Source::Nothing(error) => return Err(error.clone()),
             };
-            start::start(connect, uuid, xml, plan.dead, &table, nothing_lives, &step)
+            let owed = is_owed.then(|| table.appearances.owed_start(uuid));
+            let started = start::start(connect, uuid, xml, plan.dead, &table, nothing_lives, &step)?;
+            if let (Started::Now(_), Some(owed)) = (&started, owed) {
+                owed.end(Domain::find(connect, uuid).ok().flatten().and_then(|domain| domain.id()));
+            }
+            Ok(started)
         })
         .await
     }

@@ -152,7 +152,7 @@ pub(super) async fn follow(uri: &Arc<Uri>, mut events: mpsc::UnboundedReceiver<N
                 for news in news.drain(..) {
                     match news {
                         News::Changed(uuid) => looks.want(uuid),
-                        News::Appeared(uuid) => uri.table.appearances.note(uuid),
+                        News::Appeared(uuid, id) => uri.table.appearances.note(uuid, id),
                         News::Reset(uuid) => {
                             uri.table.note_reset(uuid);
                             // A container that reboots itself is another process afterwards. This

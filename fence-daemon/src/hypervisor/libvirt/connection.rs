@@ -90,7 +90,7 @@ impl Connection {
         let listener = move |news| match news {
             News::Closed => known.lost.say(),
             // Fails only if nobody wants to know any more.
-            News::Changed(_) | News::Appeared(_) | News::Reset(_) | News::Leaving(_) => drop(known.events.send(news)),
+            News::Changed(_) | News::Appeared(..) | News::Reset(_) | News::Leaving(_) => drop(known.events.send(news)),
         };
         let watch = Watch::begin(&connect, Arc::new(listener));
         Ok(Self { common: Arc::clone(common), connect, watch, listens: false })

@@ -4,7 +4,7 @@
 //! All `unsafe` code of this room is here.
 
 use std::collections::HashMap;
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
@@ -22,8 +22,8 @@ pub(crate) enum News {
     /// A domain was started, stopped, defined, undefined, renamed, suspended, resumed or moved, or
     /// a device came or went.
     Changed(Uuid),
-    /// A domain was started or resumed, or has arrived from another host.
-    Appeared(Uuid),
+    /// A domain was started or resumed, or has arrived from another host, and as which instance.
+    Appeared(Uuid, Option<u32>),
     /// A domain was reset.
     Reset(Uuid),
     /// A domain was stopped because it is on its way to another host, where it may go on now.
@@ -264,8 +264,12 @@ unsafe extern "C" fn on_lifecycle(
     }
     let appeared = [virt_sys::VIR_DOMAIN_EVENT_STARTED, virt_sys::VIR_DOMAIN_EVENT_RESUMED];
     if u32::try_from(event).is_ok_and(|event| appeared.contains(&event)) {
+        // SAFETY: needed because `virt`'s own type would free the domain. Sound because libvirt
+        // lends it for the time of the callback. The number is in the handle, so no call is made.
+        let id = unsafe { virt_sys::virDomainGetID(domain) };
+        let id = (id != c_uint::MAX).then_some(id);
         // SAFETY: as below.
-        unsafe { tell(domain, opaque, News::Appeared) };
+        unsafe { tell(domain, opaque, |uuid| News::Appeared(uuid, id)) };
     }
     // SAFETY: needed and sound as `tell` says; libvirt lends the domain for the time of the
     // callback.
@@ -305,7 +309,7 @@ unsafe extern "C" fn on_device(
 ///
 /// # Safety
 /// `domain` must be a valid domain handle for the time of the call.
-unsafe fn tell(domain: virt_sys::virDomainPtr, opaque: *mut c_void, news: fn(Uuid) -> News) {
+unsafe fn tell(domain: virt_sys::virDomainPtr, opaque: *mut c_void, news: impl FnOnce(Uuid) -> News) {
     let mut uuid = [0_u8; 16];
     // SAFETY: needed to learn which domain it is; `virt`'s own type would free the domain, which is
     // libvirt's. Sound because the caller vouches for the domain, and libvirt writes
