@@ -27,6 +27,8 @@ struct Client {
     /// The hosts that hear it.
     hears: Vec<usize>,
     sent: u64,
+    /// When a host has asked the group for it first.
+    asked: Option<u64>,
     is_called: bool,
     answer: Option<GroupAnswer>,
 }
@@ -219,7 +221,9 @@ impl Run {
         }
         self.clients[at].is_called = true;
         let question = daemon.ask(self.now, request, self.clients[at].op, left);
-        self.open.insert((host, question), Open { client: at, asked: self.now });
+        // All coordinators of a request answer for one act: what counts is the first question.
+        let asked = *self.clients[at].asked.get_or_insert(self.now);
+        self.open.insert((host, question), Open { client: at, asked });
     }
 
     /// An instance that the group has started must be the only one.
@@ -298,7 +302,7 @@ impl Run {
         let request = self.request(op);
         let hears: Vec<_> = (0..self.hosts).filter(|_| self.random.percent(60)).collect();
         self.note(|_| format!("a client: {} to {hears:?}", op.name()));
-        self.clients.push(Client { op, request, hears, sent: self.now, is_called: false, answer: None });
+        self.clients.push(Client { op, request, hears, sent: self.now, asked: None, is_called: false, answer: None });
         self.hear(self.clients.len() - 1);
     }
 

@@ -266,7 +266,15 @@ impl Run {
         for host in (0..self.hosts).cycle().take(12) {
             let request = self.request(Op::Off);
             let hears = Vec::new();
-            self.clients.push(Client { op: Op::Off, request, hears, sent: self.now, is_called: true, answer: None });
+            self.clients.push(Client {
+                op: Op::Off,
+                request,
+                hears,
+                sent: self.now,
+                asked: None,
+                is_called: true,
+                answer: None,
+            });
             let client = self.clients.len() - 1;
             let Some(daemon) = &mut self.daemons[host] else { return Err(format!("host{host} has no daemon")) };
             let question = daemon.ask(self.now, request, Op::Off, PATIENCE);
