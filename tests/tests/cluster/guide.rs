@@ -9,7 +9,7 @@
 //!   with `\` continues in the next one, after `> `. In `console again`, the last command repeats
 //!   until it prints this output.
 //! * `LANGUAGE USER@HOST:PATH`: a file's content. The line above the block names the file too.
-//! * `diagram`: lines for the eye.
+//! * `diagram`, `example`: lines for the eye.
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -126,14 +126,17 @@ impl<'t> FencedBlock<'t> {
         match words.as_slice() {
             ["console"] => self.typed(false, hosts),
             ["console", "again"] => self.typed(true, hosts),
-            ["diagram"] => {
+            ["diagram" | "example"] => {
                 for (_, line) in &self.lines {
-                    ensure!(Prompt::find(line, hosts)?.is_none(), "a command in a diagram");
+                    ensure!(Prompt::find(line, hosts)?.is_none(), "a command in a diagram or an example");
                 }
                 Ok(Vec::new())
             }
             [_language, place] => Ok(vec![self.file(place, above, hosts)?]),
-            _ => bail!("it is neither `console`, nor `LANGUAGE USER@HOST:PATH`, nor `diagram`: `{}`", self.info),
+            _ => bail!(
+                "it is neither `console`, nor `LANGUAGE USER@HOST:PATH`, nor `diagram`, nor `example`: `{}`",
+                self.info
+            ),
         }
     }
 
