@@ -4,11 +4,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::lab::{COMMAND_LIMIT, Hypervisor};
-use crate::process::{Finished, Process, poll_until, run};
+use crate::process::{Finished, Process, poll_until, run, send};
 use crate::tools;
 
 /// QEMU and containers run as root without confinement: the lab confines them, and its files belong
@@ -87,7 +87,7 @@ impl Libvirtd {
             let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
             if name.trim() == "libvirtd" {
                 // Its parent reaps it only when it has ended: until then the number is its own.
-                return kill(Pid::from_raw(child), signal).context("sending libvirtd a signal");
+                return send(Pid::from_raw(child), signal).context("sending libvirtd a signal");
             }
         }
         bail!("there is no libvirtd: {}", self.process.stderr().text())

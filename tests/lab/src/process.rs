@@ -19,6 +19,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::board::Board;
 use crate::lab::Space;
 
+/// How long SIGSTOP may take.
+const STANDS_STILL: Duration = Duration::from_secs(10);
+
 /// What a program that has ended left behind.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -171,13 +174,13 @@ impl Process {
         Ok(self.ended.is_none())
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After SIGSTOP the process stands still.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if !self.is_running()? {
             bail!("the process has ended already");
         }
         // `is_running` has not reaped it, so the number is still its own.
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("sending a signal")
+        send(Pid::from_raw(i32::try_from(self.child.id())?), signal)
     }
 
     /// Whether it ends within `limit`. What it printed is collected by [`Self::finish`].
@@ -235,6 +238,24 @@ impl Drop for Process {
 pub fn run(space: &Space, command: &mut Command, limit: Duration) -> Result<Finished> {
     let process = Process::start(space, command)?;
     process.finish(limit).with_context(|| format!("running {:?}", command.get_program()))
+}
+
+/// Sends a signal to a process that is not reaped yet. Returns from SIGSTOP when the process stands
+/// still: until then some of its threads go on, and would take what a test sends next.
+pub(crate) fn send(pid: Pid, signal: Signal) -> Result<()> {
+    kill(pid, signal).context("sending a signal")?;
+    if signal != Signal::SIGSTOP {
+        return Ok(());
+    }
+    poll_until("a process to stand still", STANDS_STILL, || {
+        let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+        // A thread that has ended meanwhile does nothing any more.
+        let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let stands =
+            |stat: String| [") T ", ") Z ", ") X "].iter().any(|state| stat.contains(state)) || stat.is_empty();
+        let all = tasks.try_fold(true, |all, task| anyhow::Ok(all && stands(stat(task?))))?;
+        Ok(all.then_some(()))
+    })
 }
 
 /// Asks `question` again and again until it answers, at most for `limit`.

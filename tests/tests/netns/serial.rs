@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fence_common::wire::Op;
 use fence_lab::line::{self, Line};
-use fence_lab::process::poll_until;
 use fence_lab::server::{Config, Server};
 use fence_lab::testdriver::{self, State, TestDomain, uuid};
 use nix::sys::signal::Signal;
@@ -179,14 +178,6 @@ fn what_waited_while_the_daemon_stood_still_is_not_done() -> Result<()> {
     let mut server = bench.serve(&lines(&bench, &two(), &[("path", LINES)], GROUPS)?)?;
     ensure!(asker.reply(Op::Status, "victim", 1)? == 0, "{}", server.log());
     server.process().signal(Signal::SIGSTOP)?;
-    // The signal stops one thread after the other.
-    let tasks = format!("/proc/{}/task", server.process().id());
-    poll_until("the daemon to stand still", LIMIT, || {
-        let stands = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat"));
-        let mut all = std::fs::read_dir(&tasks)?;
-        let still = all.try_fold(true, |still, task| anyhow::Ok(still && stands(task?)?.contains(") T ")))?;
-        Ok(still.then_some(()))
-    })?;
     asker.write(&line::request(Op::Off, "victim", 2))?;
     std::thread::sleep(Duration::from_secs(8));
     server.process().signal(Signal::SIGCONT)?;
