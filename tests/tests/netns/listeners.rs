@@ -40,6 +40,10 @@ fn wait_line(server: &Server, words: &[&str]) -> Result<()> {
 
 /// Asks about the domain, and checks how the request came.
 fn expect_via(bench: &Bench, server: &Server, guest: &Guest, client: &Client, via: &str) -> Result<()> {
+    // Each section loads a program of its own, and serves by the socket until then.
+    if let Some(section) = via.strip_prefix("kernel:") {
+        wait_line(server, &[&format!("multicast \"{section}\": the kernel program is attached now")])?;
+    }
     let position = server.log_position();
     bench.expect(server, guest.space(), client, 0)?;
     let fence = server.next_fence(position)?;
