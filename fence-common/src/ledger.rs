@@ -168,18 +168,20 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
-/// What a claim excludes: the request itself, or one that changes nothing at one address.
+/// What a claim excludes: the request itself, or one that changes nothing at one address or on one
+/// connection. Stock clients number by the clock's microseconds, so two may ask with one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(feature = "model", derive(Hash))]
 struct Claimed {
     id: RequestId,
-    at: Option<Address>,
+    at: Option<(Address, Option<Caller>)>,
 }
 
 impl Claimed {
     fn of(id: RequestId, endpoint: &Endpoint) -> Self {
         let acts = Op::from_wire(id.op).is_none_or(Op::changes_power);
-        Self { id, at: (!acts).then(|| endpoint.caller.address()) }
+        let connection = endpoint.is_connected.then_some(endpoint.caller);
+        Self { id, at: (!acts).then(|| (endpoint.caller.address(), connection)) }
     }
 }
 
@@ -557,6 +559,23 @@ mod tests {
         for n in [11, 66] {
             assert_eq!(ledger.arrive(2 * SECOND, status, caller(n), 2 * SECOND), Arrival::Duplicate);
         }
+    }
+
+    #[test]
+    fn two_connections_that_ask_the_same_are_two_clients() {
+        let mut ledger = Ledger::default();
+        let on = |port: u16| Endpoint { is_connected: true, ..SocketAddr::from(([192, 0, 2, 1], port)).into() };
+        let mut claims = |op: Op| {
+            let id = RequestId::of(op, &Request::new_zeroed());
+            let Arrival::Serve(first) = ledger.arrive(0, id, on(1), 0) else { panic!("it is new") };
+            let _ = ledger.claim(0, first, Some(0)).unwrap();
+            match ledger.arrive(0, id, on(2), 0) {
+                Arrival::Serve(second) => ledger.claim(0, second, Some(0)).is_ok(),
+                Arrival::Duplicate | Arrival::Outdated => false,
+            }
+        };
+        assert!(claims(Op::Status) && claims(Op::HostList) && claims(Op::DevStatus));
+        assert!(!claims(Op::Off) && !claims(Op::On) && !claims(Op::Reboot), "one request acts once");
     }
 
     #[test]
