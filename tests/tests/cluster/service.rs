@@ -211,6 +211,9 @@ fn the_rights_of_the_unit_are_enough_to_kill_a_machine_of_another_user() -> Resu
         Ok(host.report()?["uris"][0]["domains"][0]["pid"].is_i64().then_some(()))
     })?;
     host.wait_serving("0")?;
+    poll_until("the kernel program", LIMIT, || {
+        Ok(host.log().contains("the kernel program is attached now").then_some(()))
+    })?;
     libvirtd.signal(Signal::SIGSTOP)?;
 
     let observer = Observer::new(hypervisor, hypervisor.guest(90)?, &hypervisor.write("fence.key", &KEY)?);
