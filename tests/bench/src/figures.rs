@@ -211,7 +211,7 @@ pub fn all() -> Vec<Figure> {
                 (
                     Target::OfBare(1.25),
                     "less beside the kills: callbacks, clients, libvirt's destroys and looks. Tried: room in the kernel's table \
-                     of open files, no search for what dying machines were (together 1.01 s to 0.48 s on a loaded machine)",
+                     of open files, no search for what dying machines were (together 302 ms to 220 ms, one sample each)",
                 ),
             ]
         } else {
@@ -242,10 +242,10 @@ pub fn all() -> Vec<Figure> {
     );
     let (looks, starts) = (
         "fewer wake-ups in libvirt's client: each call wakes the thread of its event loop some five times, and fence_virtd \
-         runs no such loop. Tried: questions while the client proves itself (1.26 to 1.08 ms on a loaded machine)",
+         runs no such loop. Tried: questions while the client proves itself (1.15 to 0.97 ms)",
         "a faster start of QEMU by libvirt, which is nearly all of it",
     );
-    let memory = "a program of their own for the client's commands, and a smaller heap: of 25.8 MB the daemon's program \
+    let memory = "a program of their own for the client's commands, and a smaller heap: of some 26 MB the daemon's program \
                   is 5.0, its heap 1.8, the kernel program's maps 0.5. Tried: own code left to be read when it is used \
                   (0.4 MB less), one heap for all threads (nothing)";
     for (part, id, title, unit, target) in [
