@@ -53,10 +53,9 @@
 //! (Ring and socket have no common order.) Its client is gone, so it is not served. It supersedes
 //! all the same, as the times may be wrong; a client that still listens asks again.
 //!
-//! Copies by other addresses have other endpoints and so other entries; only one of them gets the
-//! claim. A request that is rejected, for want of room or because it waited too long, supersedes
-//! like any other. A repeated datagram stops at the replay cache and so supersedes nothing. A
-//! daemon that dies takes its connections along, and so this question.
+//! Copies by other addresses have other endpoints and so other entries; one of them gets the claim.
+//! A request that is rejected, for want of room say, supersedes like any other. A replay stops at
+//! the replay cache and supersedes nothing. A daemon that dies takes its connections along.
 
 use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -237,7 +236,8 @@ impl Serving {
 
 impl core::fmt::Debug for RequestId {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "op {} seqno {} domain {}", self.op, self.seqno, self.domain.trim_ascii_end().escape_ascii())
+        let domain = self.domain.split(|byte| *byte == 0).next().unwrap_or_default();
+        write!(f, "op {} seqno {} domain {}", self.op, self.seqno, domain.escape_ascii())
     }
 }
 
@@ -450,6 +450,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+
     use super::*;
     use proptest::prelude::*;
     use zerocopy::FromZeros;
@@ -465,6 +467,13 @@ mod tests {
         request.seqno = seqno.into();
         request.domain[..domain.len()].copy_from_slice(domain);
         RequestId::of(Op::Off, &request)
+    }
+
+    #[test]
+    fn an_identity_is_printed_without_the_nuls_behind_its_domain() {
+        assert_eq!(format!("{:?}", id(7)), "op 1 seqno 7 domain node1");
+        let full = [b'\n'; DOMAIN_LEN - 1];
+        assert_eq!(format!("{:?}", named(7, &full)), format!("op 1 seqno 7 domain {}", "\\n".repeat(DOMAIN_LEN - 1)));
     }
 
     fn caller(n: u8) -> SocketAddr {
