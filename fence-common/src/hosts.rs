@@ -96,7 +96,7 @@ pub struct Hosts {
     position: u64,
     /// How often the members changed, or messages were lost.
     epoch: u64,
-    /// This host's domains as they were told last.
+    /// This host's domains as the other hosts heard of them last.
     told: Option<BTreeMap<Uuid, HostDomain>>,
     domains: BTreeMap<Uuid, HostDomain>,
     asked: BTreeMap<u64, Asked>,

@@ -42,7 +42,7 @@ struct Duty {
     /// Whether a start of the domain was under way here when the look began. What the look finds
     /// may be from before that start, although the start has ended since.
     saw_start: bool,
-    /// What this host was told to start.
+    /// What this host was ordered to start.
     start: Option<(Uuid, String)>,
 }
 

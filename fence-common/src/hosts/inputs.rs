@@ -1,4 +1,4 @@
-//! What the group is told: hosts, domains, questions, and what this host has found and done.
+//! What the group hears of: hosts, domains, questions, and what this host has found and done.
 
 use alloc::string::String;
 use core::fmt;
@@ -164,7 +164,8 @@ pub struct Look {
 /// How an act ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ActEnd {
-    /// Nothing of the domain lives on this host, and nothing has left it alive.
+    /// Nothing of the domain lives on this host, and nothing has left it alive. A reboot by reset
+    /// ends so, too: its guest is dead, and its process lives on.
     ProvenOff,
     /// It was started.
     Done,

@@ -76,7 +76,7 @@ impl Testimony {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Asking,
-    /// A member was told to start the domain.
+    /// A member was ordered to start the domain.
     Starting(Member),
 }
 

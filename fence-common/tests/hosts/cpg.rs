@@ -7,7 +7,7 @@
 //!   Messages of the nodes that are gone may be missing, and later ones are delivered all the same.
 //! * A node that is gone may have delivered more, and less.
 //! * The next membership follows. What was not sent yet is sent in it.
-//! * Quorum is told apart, without any order among the messages.
+//! * Quorum comes by itself, in no order with the messages.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;

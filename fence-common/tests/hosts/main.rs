@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn every_broken_rule_is_found() {
         let mut unfound = Vec::new();
-        // Each with a seed near one that finds it: `FENCE_SCHEDULES=1000000` searches anew.
+        // Each with a seed near one that finds it: `FENCE_SCHEDULES=1000000` searches again.
         for (rule, hint) in [
             (HostsRule::AllSpeak, 0),
             (HostsRule::AbsentFenced, 100),

@@ -210,7 +210,7 @@ impl Run {
         Ok(())
     }
 
-    /// A client accepts one callback, as a rule.
+    /// A client mostly accepts one callback.
     fn call_back(&mut self, host: usize, request: RequestId) {
         let Some(at) = self.clients.iter().position(|client| client.request == request) else { return };
         let accepts = !self.clients[at].is_called || self.random.percent(10);

@@ -147,7 +147,7 @@ impl World {
         let daemon = self.daemon.as_mut()?;
         daemon.lock = Some(number);
         if op == Op::Off {
-            // An off ends a pending restart, whoever asked for it.
+            // An off of any client ends a pending restart.
             if scenario.works(Flaw::OffLeavesRestart) {
                 daemon.pending = None;
                 self.record = None;

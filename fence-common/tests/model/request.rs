@@ -252,7 +252,7 @@ impl World {
 }
 
 /// Whether a claim closes the entry: what arrives later is for another connection. A line has only
-/// one, so a later client's request there comes from whoever would read the answer.
+/// one, so a later client's request there comes from the client that would read the answer.
 fn closes(scenario: &Scenario, task: &Task) -> bool {
     !matches!(task.endpoint, Endpoint::Line(_)) || !scenario.works(Flaw::ClaimClosesLine)
 }

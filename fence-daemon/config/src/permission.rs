@@ -270,7 +270,7 @@ mod tests {
             assert!(groups.permits(everybody, &second, &victim("b")), "{listener}: a group without listeners");
             assert!(!groups.permits_elsewhere(everybody, &second, &victim("a")), "{listener}: another's");
             assert_eq!(keyed.may_ask(KeyOwner(1), &first), there, "{listener}: its key");
-            // Elsewhere the address is in no group, and is told so if it has the listener's key.
+            // Elsewhere the address is in no group. With the listener's key it is answered so.
             assert_eq!(keyed.may_ask(everybody, &first), !there, "{listener}: the listener's key");
         }
         assert!(!Groups::Everyone.permits_elsewhere(everybody, &came("10.0.0.1", 0), &victim("a")));

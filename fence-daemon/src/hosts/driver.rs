@@ -279,7 +279,7 @@ impl HostsDriver {
     /// The pipeline wants something.
     fn wish(&mut self, wish: Wish) {
         let now = Moment::now();
-        // Without a machine the sender of an answer is dropped, and so is told.
+        // Without a machine the wish is dropped, and its channel with it. The pipeline notices.
         let Some((_, machine)) = &mut self.machine else { return };
         match wish {
             Wish::Heard(request, waits) => {

@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(elections.called(request, false), None, "another address may answer");
         assert_eq!(elections.called(request, true), Some(true));
         assert_eq!(elections.called(request, false), None);
-        // Long after that the hosts elect anew.
+        // Long after that the hosts elect again.
         let (asks, decided) = copy(&mut elections, now.plus(KEPT));
         assert!(asks);
         // It has given up meanwhile, so another host has to be elected.

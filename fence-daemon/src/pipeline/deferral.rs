@@ -29,7 +29,7 @@ use crate::intake::request::{Verified, Waits};
 pub(super) const DEFER: Duration = Duration::from_secs(1);
 
 /// How long this host waits to be elected among those of its cluster: longer than the 2 s after
-/// which the client asks again, and the hosts elect anew.
+/// which the client asks again, and the hosts elect again.
 const AGREED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many threads may look at once where an interface leads: the kernel may hold its lock for

@@ -1,7 +1,7 @@
 //! The end of the daemon, for requests that are under way.
 //!
 //! While this daemon waits, no other one serves. So a stop gives all requests the same short time.
-//! A client with a claimed request is then told "failure". Its claim is on record, so the next
+//! A client with a claimed request then receives "failure". Its claim is on record, so the next
 //! daemon does not act again, and what has begun takes effect. A client without a connection asks
 //! again.
 

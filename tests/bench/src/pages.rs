@@ -42,7 +42,7 @@ mod tests {
         }
     }
 
-    /// Whoever changes the words changes template and page together: the figures stay as measured.
+    /// A change of the words changes template and page together: the figures stay as measured.
     #[test]
     fn pages_have_the_words_of_their_templates() {
         is_on_the_page(crate::report::PAGE, "benchmarks.md");

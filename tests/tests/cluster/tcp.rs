@@ -54,7 +54,7 @@ fn pacemaker_fences_by_tcp() -> Result<()> {
         stage.step(step).with_context(|| format!("the server: {}", cluster.server.log()))?;
     }
     // The page has the second node fenced by hand.
-    ensure!(machine.is_dead()?, "the cluster was told that beta is dead, and it lives");
+    ensure!(machine.is_dead()?, "the cluster received that beta is dead, and it lives");
     asked_by_tcp(&cluster, position, &beta.member().domain, &alpha.member().address.to_string())?;
     cluster.wait_online()?;
 

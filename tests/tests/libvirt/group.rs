@@ -260,7 +260,7 @@ fn what_stood_still_is_known_to_be_old() -> Result<()> {
     ensure!(!speakers[0].process.stdout().lines()[position..].iter().any(|line| line.starts_with("lost: ")));
     speakers[0].send("well")?;
     speakers[1].waits_for(0, &|line| line.ends_with(": well"))?;
-    // Whoever hears the message that hung knows that it is old.
+    // Each host that hears the message that hung knows that it is old.
     for speaker in &speakers {
         if speaker.process.stdout().lines().iter().any(|line| line.ends_with(": hung")) {
             let age = speaker.age(0, "hung")?;

@@ -1,5 +1,5 @@
-//! Writes that outlive their machine: the daemon answers "off" only after the last write, whoever
-//! killed the machine.
+//! Writes that outlive their machine: the daemon answers "off" only after the last write, also if
+//! it has not killed the machine itself.
 
 use std::process::Command;
 
@@ -153,7 +153,7 @@ fn locked_by(pid: u32) -> Result<String> {
 }
 
 #[test]
-fn a_write_to_a_block_device_of_a_private_dev_is_waited_for_by_whoever_is_there() -> Result<()> {
+fn a_write_to_a_block_device_of_a_private_dev_is_waited_for_by_any_daemon() -> Result<()> {
     let (mut site, disk, _block, image) = on_block_device("lvm")?;
     disk.hold_writes_in_flight(site.machine("lvm")?.pid)?;
     site.kill_by_hand("lvm")?;

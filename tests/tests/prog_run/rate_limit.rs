@@ -75,7 +75,7 @@ fn a_trusted_sender_has_a_reserve_in_a_flood() {
 }
 
 #[test]
-fn a_datagram_is_accepted_once_whoever_sends_it_again() {
+fn a_datagram_is_accepted_once_from_any_sender() {
     let mut program = program(Limits { replay_window_ns: HOUR, failures: only(1), ..Limits::NONE });
     let first = good_from(ANN, 21, 0);
     program.expect(&first, Verdict::Delivered);

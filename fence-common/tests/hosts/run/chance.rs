@@ -129,7 +129,7 @@ impl Run {
         }
     }
 
-    /// The hosts' own cluster fences a host, as a rule one that is cut off.
+    /// The hosts' own cluster fences a host, mostly one that is cut off.
     pub(super) fn fence(&mut self, host: usize) {
         let is_cut_off = self.cpg.ring(host).len() < self.hosts || self.daemons[host].is_none();
         if !self.world.machines[host].is_up || (!is_cut_off && self.random.percent(80)) {
@@ -163,7 +163,7 @@ impl Run {
     pub(super) fn boot(&mut self, host: usize) {
         let machine = &mut self.world.machines[host];
         if !machine.is_up && (machine.fenced.is_none() || self.random.percent(10)) {
-            // Somebody switches it on. Whoever leaves it off means it.
+            // Somebody switches it on. A host that stays off does so on purpose.
             if machine.fenced.is_some_and(|(at, stays_off)| stays_off && self.now - at < 3600 * SECOND) {
                 return;
             }

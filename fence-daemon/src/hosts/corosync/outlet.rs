@@ -159,7 +159,7 @@ mod tests {
     const OURS: Member = Member { node: 1, pid: 2 };
 
     #[test]
-    fn an_outage_is_told_once() {
+    fn an_outage_is_reported_once() {
         let (events, mut taken) = tokio::sync::mpsc::channel(WAITING);
         let outlet = Outlet::new(events);
         outlet.lost(&NoGroup::Closed);
@@ -191,7 +191,7 @@ mod tests {
         outlet.lost(&NoGroup::Hangs(PATIENCE));
         assert_eq!(taken.try_recv(), Ok(Event::Joined(OURS)));
         assert!(matches!(taken.try_recv(), Ok(Event::Lost(_))));
-        assert!(taken.try_recv().is_err(), "the loss is told once");
+        assert!(taken.try_recv().is_err(), "the loss is reported once");
         // The next connection is a new one.
         assert_eq!((outlet.leave(), outlet.joined(OURS)), (Ok(()), Ok(())));
         assert!(outlet.is_joined());

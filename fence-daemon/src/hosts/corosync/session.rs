@@ -20,8 +20,8 @@ use crate::clock::Moment;
 const BEAT: Duration = Duration::from_secs(1);
 /// One's own beat that takes longer is reported.
 const STALLED: Duration = Duration::from_secs(2);
-/// Nothing of one's own comes back for so long: the ear is lost, so the group is joined anew. A
-/// change of membership takes some seconds.
+/// How long no message of one's own may come back. Then the group is joined again. A change of
+/// membership takes some seconds.
 const DEAF: Duration = Duration::from_secs(15);
 /// How often `fence_virtd`'s groups are looked at.
 const LOOK: Duration = Duration::from_secs(2);

@@ -196,7 +196,7 @@ async fn destroy_for_record(uri: Arc<Uri>, domain: Identity, instance: u32) {
     let begin_by = deadline.by();
     match uri.call(Lane::Record, begin_by, move |connect| destroy(connect, uuid, instance, &deadline)).await {
         Ok(()) => tracing::debug!(%domain, "libvirt has destroyed it, too"),
-        // As a rule it was faster in noticing the death than in destroying.
+        // Mostly it was faster in noticing the death than in destroying.
         Err(error) => tracing::info!(%domain, %error, "killed; libvirt's own destroy did not go through"),
     }
 }

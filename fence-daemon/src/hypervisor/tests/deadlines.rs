@@ -1,4 +1,4 @@
-//! What is late is not begun: its client has been told "failure" already.
+//! What is late is not begun: its client has received "failure" already.
 
 use super::super::fence::Off;
 use super::super::fence::by_libvirt::{destroy, power_off, settle};
