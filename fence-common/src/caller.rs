@@ -8,9 +8,10 @@ use uuid::Uuid;
 
 use crate::rate_limit::Sender;
 
-/// The families of senders without an IP address, as Linux numbers them. No kernel program sees
-/// them.
-const FAMILY_UNIX: u16 = 1;
+/// The family of a [`Sender`] that is a domain: `AF_UNIX`'s number, which no other sender has. A
+/// client by a UNIX socket would need another number. No kernel program sees it, nor the next one.
+const FAMILY_DOMAIN: u16 = 1;
+/// The family of a [`Sender`] that is a vsock context ID: `AF_VSOCK`'s number.
 const FAMILY_VSOCK: u16 = 40;
 
 /// A client's end of the conversation.
@@ -88,7 +89,7 @@ impl Address {
                 ip[..4].copy_from_slice(&cid.to_be_bytes());
                 Sender { ip, mac: [0; 6], family: FAMILY_VSOCK }
             }
-            Self::Domain(uuid) => Sender { ip: uuid.into_bytes(), mac: [0; 6], family: FAMILY_UNIX },
+            Self::Domain(uuid) => Sender { ip: uuid.into_bytes(), mac: [0; 6], family: FAMILY_DOMAIN },
         }
     }
 
@@ -98,7 +99,7 @@ impl Address {
         let [a, b, c, d, ..] = sender.ip;
         match sender.family {
             FAMILY_VSOCK => Self::Cid(u32::from_be_bytes([a, b, c, d])),
-            FAMILY_UNIX => Self::Domain(Uuid::from_bytes(sender.ip)),
+            FAMILY_DOMAIN => Self::Domain(Uuid::from_bytes(sender.ip)),
             _ => Self::Ip(sender.source().into()),
         }
     }

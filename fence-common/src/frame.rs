@@ -273,7 +273,7 @@ pub fn judge<M: Store>(
     Ok(slot)
 }
 
-// The set `prog-run` tries every form and fault of a frame against this code and the kernel
+// The set `prog_run` tries every form and fault of a frame against this code and the kernel
 // program. These tests need no kernel.
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,8 @@
 //! The last senders that were rejected before the digest, and why: they name a misconfigured guest.
 //!
 //! A guest without its key file sends requests without a digest, and gets no answer. A counter does
-//! not say which guest that is. So a few records keep the last senders. Anybody can overwrite them,
-//! and nothing is decided by them.
+//! not say which guest that is. So a few records keep senders. Sender and reason choose the record,
+//! and a later sender may overwrite it. Anybody can do that, and nothing is decided by them.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -13,7 +13,7 @@ use fence_common::hash::HashKind;
 use fence_common::keys::KeyOwner;
 use fence_common::sync::lock;
 use fence_common::wire::HASH_LEN;
-use fence_config::TCP_AUTH;
+use fence_config::CONNECTED_AUTH;
 use fence_net::link;
 use nix::errno::Errno;
 use socket2::SockRef;
@@ -177,7 +177,7 @@ impl Callback {
     /// # Errors
     /// See [`CallbackError`].
     pub async fn answer(&self, request: &Verified, stream: Stream) -> Result<Authenticated, CallbackError> {
-        self.examine(request, stream, TCP_AUTH).await
+        self.examine(request, stream, CONNECTED_AUTH).await
     }
 
     async fn examine(

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use fence_common::caller::Address;
 use fence_common::verdict::Counters;
-use fence_config::{Backend, Config, FoundKeys, Listener, Serial, TCP_AUTH, Vsock};
+use fence_config::{Backend, CONNECTED_AUTH, Config, FoundKeys, Listener, ListenerKind, Serial, Vsock};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -35,9 +35,10 @@ use crate::intake::judge::Judge;
 use crate::intake::passed::Passed;
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
+use crate::intake::serial;
 use crate::intake::socket::SocketError;
+use crate::intake::tcp::{self, TcpIntake};
 use crate::intake::vsock::VsockIntake;
-use crate::intake::{serial, tcp};
 use crate::observe::rejections;
 use crate::pipeline::{Claims, Pipeline};
 use crate::process::{self, Readiness};
@@ -120,6 +121,7 @@ pub async fn run(
     let (mut multicasts, mut tcps, mut vsocks, mut serials) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (several, origins): (_, Vec<Origin>) =
         (listeners.len() > 1, listeners.iter().enumerate().map(origin).collect());
+    let only_multicast = listeners.iter().all(|listener| listener.kind() == ListenerKind::Multicast);
     for (number, listener) in listeners.into_iter().enumerate() {
         match listener {
             Listener::Multicast(settings) => multicasts.push((number, settings)),
@@ -188,7 +190,7 @@ pub async fn run(
         }
         // A missing interface keeps no other listener from serving.
         if tokio::time::timeout_at(waited_for, followers.all_hear()).await.is_err() {
-            if !followers.hears() && tcps.is_empty() && vsocks.is_empty() && serials.is_empty() {
+            if !followers.hears() && only_multicast {
                 announce_waiting(&mut readiness, &followers.status());
                 followers.any_hears().await?;
             } else {
@@ -238,7 +240,7 @@ pub async fn run(
     let mut listening = Vec::new();
     for (number, prepared) in tcps {
         let judge = judge.of_listener(plan.ring(number), of(number));
-        let started = tcp::Intake::start(prepared, judge, &mut passed, reloaded.clone(), &mut arrivals);
+        let started = TcpIntake::start(prepared, judge, &mut passed, reloaded.clone(), &mut arrivals);
         listening.push(started.await);
     }
     inspector.set_tcps(listening);
@@ -350,7 +352,7 @@ fn origin((number, listener): (usize, &Listener)) -> Origin {
     match listener {
         Listener::Multicast(settings) => Origin { listener: number, name, auth: settings.auth, alone: settings.alone },
         Listener::Tcp(_) | Listener::Vsock(_) | Listener::Serial(_) => {
-            Origin { listener: number, name, auth: TCP_AUTH, ..Origin::default() }
+            Origin { listener: number, name, auth: CONNECTED_AUTH, ..Origin::default() }
         }
     }
 }

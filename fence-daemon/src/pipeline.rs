@@ -6,8 +6,9 @@
 //!    | ledger     is it new, a duplicate, or does it supersede another request?
 //!    | deferral   if the domain does not run here, a host that has it goes first; in a cluster the
 //!    |            hosts agree on one
-//!    | callback   connect back, challenge and response; by tcp on the client's own connection
-//! Authenticated   the peer has the key, now
+//!    | callback   connect back, challenge and response; by tcp and vsock on the client's own
+//!    |            connection; none on a serial line, whose domain the hypervisor vouches for
+//! Authenticated   the peer has the key, now (with `auth = "none"` it need not)
 //!    | backlog    reads what has arrived meanwhile: a newer request may be among it
 //!    | policy     groups. A denial is answered, and costs other copies of the request nothing
 //! Authorized
@@ -384,7 +385,7 @@ impl Shared {
             (None, NoPeer::Unreached(error, _)) if copied => {
                 debug!(%op, %domain, %source, seqno, %via, %after, "{step} failed: {error}");
             }
-            // As a rule another host was first.
+            // Mostly another host was first.
             (None, NoPeer::Unreached(error, deferral)) if deferral.is_no_worry(error) => {
                 self.complain(request.caller().address(), |held_back| {
                     info!(%op, %domain, %source, seqno, %via, %after, held_back, "{deferral}: {error}");

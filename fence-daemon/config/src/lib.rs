@@ -60,7 +60,7 @@ pub use reading::read;
 pub use resolved::{Config, URI as DEFAULT_URI};
 pub use serial::{Serial, SerialMistake, SerialMode};
 pub use settings::{Alone, Kill, Options, PAUSE_MAX, PAUSE_MAX_ANSWERED, Priority, RebootMethod, RebootReply, Stress};
-pub use tcp::{AUTH as TCP_AUTH, Tcp, TcpAddress, TcpMistake};
+pub use tcp::{AUTH as CONNECTED_AUTH, Tcp, TcpAddress, TcpMistake};
 pub use vsock::Vsock;
 pub use warning::{Doubt, Warning, Warnings};
 

@@ -11,7 +11,7 @@ use fence_common::words::counted;
 
 use crate::document::Document;
 use crate::key::{Found, FoundAll};
-use crate::{Backend, Config, Groups, KeyFiles, Listener, Multicast, Serial, TCP_AUTH, Tcp, TcpAddress, Vsock};
+use crate::{Backend, CONNECTED_AUTH, Config, Groups, KeyFiles, Listener, Multicast, Serial, Tcp, TcpAddress, Vsock};
 
 /// The complete configuration as a file. `file` is the original: it shows which values are
 /// defaults.
@@ -182,7 +182,7 @@ fn with_key(text: &mut String, keys: &KeyFiles, hash: HashKind, written: &Docume
     for (key, value) in [
         ("key_file", shown(&keys.first, "key_file", written).as_str()),
         ("hash", hash.name()),
-        ("auth", TCP_AUTH.name()),
+        ("auth", CONNECTED_AUTH.name()),
     ] {
         line(text, 2, key, value, written.get(&[], key).is_none());
         second_key(text, key, keys, written);

@@ -19,7 +19,8 @@ pub(super) const TCP: Scope<'static> = Scope {
     ..NOTHING
 };
 
-/// The digest of the exam: the only one, as with fence_virtd.
+/// The digest of the exam on a client's own connection, by tcp and vsock: the only one, as with
+/// fence_virtd.
 pub const AUTH: HashKind = HashKind::Sha256;
 
 /// Section `listeners { tcp { } }`.

@@ -19,7 +19,7 @@ use crate::hosts::Hosts;
 use crate::hypervisor::{DomainState, DomainView, Hypervisors, UriView};
 use crate::intake::judge::Judge;
 use crate::intake::serial::LineIntake;
-use crate::intake::tcp::Intake;
+use crate::intake::tcp::TcpIntake;
 use crate::intake::vsock::VsockIntake;
 use crate::observe::requests::{Recent, Requests, Timed};
 use crate::observe::sources::{RejectedView, SourceView};
@@ -50,7 +50,7 @@ pub struct Inspector {
     hypervisors: Hypervisors,
     requests: Arc<Requests>,
     phase: AtomicU8,
-    tcps: OnceLock<Vec<Arc<Intake>>>,
+    tcps: OnceLock<Vec<Arc<TcpIntake>>>,
     serials: OnceLock<Vec<Arc<LineIntake>>>,
     vsocks: OnceLock<Vec<Arc<VsockIntake>>>,
     hosts: OnceLock<Hosts>,
@@ -102,7 +102,7 @@ impl Inspector {
     }
 
     /// The tcp listeners.
-    pub fn set_tcps(&self, tcps: Vec<Arc<Intake>>) {
+    pub fn set_tcps(&self, tcps: Vec<Arc<TcpIntake>>) {
         let _ = self.tcps.set(tcps);
     }
 

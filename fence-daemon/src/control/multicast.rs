@@ -10,8 +10,8 @@ use tokio::sync::watch;
 
 use super::inspector::{by_name, clip};
 use crate::intake::kernel::CounterReader;
-use crate::intake::listener::Heard;
 use crate::intake::listening::HeardInterface;
+use crate::intake::memberships::Heard;
 use crate::intake::socket::RequestSocket;
 use crate::observe::sources::{self, RejectedView, SourceView};
 

@@ -1,6 +1,6 @@
 //! A vsock listener in the report.
 
-use fence_config::TCP_AUTH;
+use fence_config::CONNECTED_AUTH;
 use fence_control::report::Listener;
 
 use super::inspector::by_name;
@@ -15,7 +15,7 @@ pub(super) fn view(intake: &VsockIntake) -> Listener {
         port: intake.port(),
         interface: None,
         hash: settings.hash.name().to_owned(),
-        auth: TCP_AUTH.name().to_owned(),
+        auth: CONNECTED_AUTH.name().to_owned(),
         attach: None,
         alone: None,
         hears,

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::control::multicast::Watched;
 use crate::intake::kernel::{self, KernelProgram, Mode, SharedLimits};
 use crate::intake::keyring::Keyring;
-use crate::intake::listener::{Coming, chain};
+use crate::intake::memberships::{Coming, chain};
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::ring::RequestRing;

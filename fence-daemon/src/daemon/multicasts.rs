@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fence_common::admit::Rules;
 use fence_common::rate_limit::Limits;
 use fence_common::verdict::Counters;
-use fence_config::{Listener as Label, Multicast};
+use fence_config::{Listener, Multicast};
 use fence_net::interface::Wanted;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
@@ -17,7 +17,7 @@ use super::reload::KeyPlan;
 use crate::control::multicast::Watched;
 use crate::intake::judge::Judge;
 use crate::intake::links::Links;
-use crate::intake::listener::{Follower, Heard, Listener};
+use crate::intake::memberships::{Follower, Heard, Memberships};
 use crate::intake::replay_cache::ReplayCache;
 use crate::intake::request::Origin;
 use crate::intake::ring::RequestRing;
@@ -68,7 +68,7 @@ pub(super) struct Multicasts {
     pub(super) watched: Vec<Arc<Watched>>,
     pub(super) loads: Vec<Load>,
     pub(super) rings: Vec<oneshot::Receiver<RequestRing>>,
-    listeners: Vec<(Listener, Links)>,
+    memberships: Vec<(Memberships, Links)>,
 }
 
 impl Multicasts {
@@ -100,13 +100,14 @@ impl Multicasts {
                 program
             });
             let wanted = settings.interface.clone().map_or(Wanted::Suitable(settings.group), Wanted::Named);
-            let listener = Listener::new(wanted, Arc::clone(&socket), None).expecting(program).telling(settings.alone);
-            let label = || Label::Multicast(settings.clone()).label();
-            let listener = match parts.next() {
-                Some(part) if several => listener.among_others(&label(), part),
-                Some(_) | None => listener,
+            let memberships =
+                Memberships::new(wanted, Arc::clone(&socket), None).expecting(program).telling(settings.alone);
+            let label = || Listener::Multicast(settings.clone()).label();
+            let memberships = match parts.next() {
+                Some(part) if several => memberships.among_others(&label(), part),
+                Some(_) | None => memberships,
             };
-            all.listeners.push((listener, links(settings.group)));
+            all.memberships.push((memberships, links(settings.group)));
             all.sockets.push(socket);
             all.watched.push(watched);
             earlier.push(settings);
@@ -117,14 +118,14 @@ impl Multicasts {
     /// If a listener has no interface to hear on, logs it, and returns the text for the waiting
     /// start.
     pub(super) fn complain(&mut self) -> Option<String> {
-        let missing: Vec<_> = self.listeners.iter_mut().filter_map(|(listener, _)| listener.complain()).collect();
+        let missing: Vec<_> = self.memberships.iter_mut().filter_map(|(one, _)| one.complain()).collect();
         (!missing.is_empty()).then(|| missing.join("; "))
     }
 
     /// Begins to listen, and lets the report tell what is heard.
     pub(super) fn follow(&mut self) -> Followers {
-        let all = self.listeners.drain(..).zip(&self.watched).map(|((listener, links), watched)| {
-            let follower = Follower::start(listener, links);
+        let all = self.memberships.drain(..).zip(&self.watched).map(|((memberships, links), watched)| {
+            let follower = Follower::start(memberships, links);
             watched.set_heard(follower.watch());
             follower
         });

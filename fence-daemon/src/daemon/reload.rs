@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::intake::keyring::{Keyring, Rotated, RotationError};
-use crate::intake::listener::chain;
+use crate::intake::memberships::chain;
 use crate::systemd;
 
 /// Why the keys stay as they are.

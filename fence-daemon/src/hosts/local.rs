@@ -17,7 +17,7 @@ use crate::policy::Authorized;
 pub struct Verdict {
     /// The client's reply.
     pub reply: Reply,
-    /// Since when the domain is known to be off, if it was proven on this host.
+    /// Since when the domain is known to be off, or was reset, if that was proven on this host.
     pub proven_off: Option<Moment>,
     /// Why, for people.
     pub detail: String,

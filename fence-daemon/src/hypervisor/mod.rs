@@ -16,8 +16,11 @@
 //!   its pidfd, with no migration under way. Or libvirt positively says so when asked afresh: "shut
 //!   off", or "no such domain" of a transient domain that we destroyed. libvirt's word that a
 //!   destroy succeeded is not enough. An error, a timeout or a lost connection is a failure. "No
-//!   such domain" comes from libvirt's error code alone. No "off" passes while this host has a
-//!   living process of the domain.
+//!   such domain" comes from libvirt's error code alone. Nor does an "off" pass while this host has
+//!   a living process of the domain, a helper of it, or a write of it under way.
+//! - **Two answers have less behind them.** A domain of a URI without a local driver is no process
+//!   of this host: libvirt's word alone counts. A reboot by reset (`fence::reset`) is a success
+//!   when libvirt tells that it was done: its process lives on.
 //! - **A domain is unknown only if every URI says so.** A domain that is found nowhere while a URI
 //!   could not say is a failure, for `status` too. If a URI knows it, that word counts, and with it
 //!   the last word of each URI that does not answer (`known::last_words` has the table of cases).

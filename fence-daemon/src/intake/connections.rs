@@ -66,7 +66,7 @@ impl fmt::Debug for Voucher {
 
 /// The connections of one listener.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub(super) struct ClientConnections {
     via: Via,
     /// The weakest digest that a request may carry.
     hash: HashKind,
@@ -76,7 +76,7 @@ pub(super) struct Accepted {
     waiting: Mutex<Unread>,
 }
 
-impl Accepted {
+impl ClientConnections {
     pub(super) fn new(via: Via, hash: HashKind, judge: Judge) -> Arc<Self> {
         let (counters, waiting) = (Mutex::default(), Mutex::default());
         Arc::new(Self { via, hash, judge, voucher: None, counters, waiting })
@@ -238,13 +238,13 @@ mod tests {
     use super::*;
 
     /// Whether the place is still its connection's.
-    fn is_kept(connections: &Accepted, place: &Place) -> bool {
+    fn is_kept(connections: &ClientConnections, place: &Place) -> bool {
         lock(&connections.waiting).list.contains_key(&place.number)
     }
 
     #[tokio::test]
     async fn a_connection_too_many_costs_the_oldest_one_its_place() {
-        let intake = Accepted::new(Via::Tcp, HashKind::Sha256, Judge::new(Keyring::new(None)));
+        let intake = ClientConnections::new(Via::Tcp, HashKind::Sha256, Judge::new(Keyring::new(None)));
         let source = |number: usize| Address::Cid(u32::try_from(number).unwrap());
         // Of one source: the oldest of that source.
         let other = intake.enter(source(1));
@@ -299,7 +299,7 @@ mod tests {
         let keys = Keyring::new(Some(key("the listener's key").into()));
         keys.set_groups(vec![GroupKey { owner: KeyOwner(1), key: Arc::new(key("of node1's group")) }]);
         let judge = Judge::new(keys).grouped(groups);
-        let accepted = Accepted::vouched(Via::Vsock, HashKind::Sha256, judge, voucher);
+        let accepted = ClientConnections::vouched(Via::Vsock, HashKind::Sha256, judge, voucher);
         let (mut client, ours) = UnixStream::pair().unwrap();
         let (feed, mut queue) = tokio::sync::mpsc::channel(1);
         accepted.take(Box::new(ours), Caller::Vsock { cid: 7, port: 1025 }, &feed);

@@ -1,5 +1,5 @@
 //! Where requests come in: the ring buffer that the kernel program fills, the UDP socket that is
-//! always open beside it, the connections of clients by tcp, and serial lines of domains.
+//! always open beside it, the connections of clients by tcp and vsock, and serial lines of domains.
 //!
 //! Only this folder makes a [`Verified`](request::Verified).
 
@@ -14,9 +14,9 @@ pub mod keyring;
 pub mod leads;
 pub mod line;
 pub mod links;
-pub mod listener;
 pub mod listening;
 mod lookup;
+pub mod memberships;
 pub mod passed;
 mod port;
 pub mod replay_cache;

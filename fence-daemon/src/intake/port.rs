@@ -22,7 +22,7 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::arrivals::Feed;
-use super::connections::Accepted;
+use super::connections::ClientConnections;
 use super::request::Stream;
 use crate::clock::Moment;
 use crate::observe::limit::LogLimit;
@@ -161,7 +161,12 @@ impl ListeningPort {
 
     /// Accepts connections, and opens the port again whenever it must. `opened` is what is open
     /// already.
-    pub(super) async fn serve(self: Arc<Self>, mut opened: Option<OpenPort>, connections: Arc<Accepted>, feed: Feed) {
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        mut opened: Option<OpenPort>,
+        connections: Arc<ClientConnections>,
+        feed: Feed,
+    ) {
         loop {
             match opened.take() {
                 Some(opened) => tokio::select! {
@@ -174,7 +179,7 @@ impl ListeningPort {
         }
     }
 
-    async fn accept(&self, opened: &OpenPort, connections: &Arc<Accepted>, feed: &Feed) {
+    async fn accept(&self, opened: &OpenPort, connections: &Arc<ClientConnections>, feed: &Feed) {
         loop {
             let accepted = opened.socket.async_io(Interest::READABLE, Socket::accept).await;
             match accepted.and_then(|(socket, peer)| connected(socket, &peer)) {
@@ -223,7 +228,7 @@ impl OpenPort {
 fn tcp(address: SocketAddr, interface: Option<&Interface>, only_v6: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    // Connections of an earlier daemon may still be closing. Two listeners at one port remain
+    // ClientConnections of an earlier daemon may still be closing. Two listeners at one port remain
     // impossible.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {

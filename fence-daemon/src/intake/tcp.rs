@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::arrivals::{Arrivals, Feed};
-use super::connections::Accepted;
+use super::connections::ClientConnections;
 use super::judge::Judge;
 use super::lookup::{self, Lookup, NoAddresses};
 use super::passed::Passed;
@@ -57,16 +57,16 @@ fn begin(settings: &Tcp) -> Option<Lookup> {
 
 /// The listener, to be looked at.
 #[derive(Debug)]
-pub struct Intake {
+pub struct TcpIntake {
     settings: Tcp,
     label: String,
-    connections: Arc<Accepted>,
+    connections: Arc<ClientConnections>,
     ports: Mutex<Vec<Arc<ListeningPort>>>,
     /// Why its name has no addresses.
     nameless: Mutex<Option<NoAddresses>>,
 }
 
-impl Intake {
+impl TcpIntake {
     /// Begins to listen, for the queue. If that is not possible now, it is tried again until it is.
     /// `passed` has the sockets of systemd. Whenever `reloads` changes, a name is looked up again.
     /// Must be called within a tokio runtime.
@@ -78,7 +78,7 @@ impl Intake {
         arrivals: &mut Arrivals,
     ) -> Arc<Self> {
         let Prepared { settings, lookup } = prepared;
-        let connections = Accepted::new(Via::Tcp, settings.hash, judge);
+        let connections = ClientConnections::new(Via::Tcp, settings.hash, judge);
         let label = Listener::Tcp(settings.clone()).label();
         let (ports, nameless) = (Mutex::default(), Mutex::default());
         let intake = Arc::new(Self { settings, label, connections, ports, nameless });
@@ -173,7 +173,7 @@ impl Intake {
 
 /// A listener with the addresses of a name.
 struct Named {
-    intake: Arc<Intake>,
+    intake: Arc<TcpIntake>,
     feed: Feed,
     tasks: JoinSet<()>,
     open: BTreeMap<SocketAddr, AbortHandle>,

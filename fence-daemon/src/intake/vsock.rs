@@ -7,7 +7,7 @@ use fence_common::verdict::Counters;
 use fence_config::{Listener, Vsock};
 
 use super::arrivals::Arrivals;
-use super::connections::{Accepted, Voucher};
+use super::connections::{ClientConnections, Voucher};
 use super::judge::Judge;
 use super::passed::Passed;
 use super::port::{At, ListeningPort};
@@ -17,7 +17,7 @@ use crate::observe::requests::Via;
 #[derive(Debug)]
 pub struct VsockIntake {
     settings: Vsock,
-    connections: Arc<Accepted>,
+    connections: Arc<ClientConnections>,
     /// One, or as many as systemd has opened.
     ports: Vec<Arc<ListeningPort>>,
 }
@@ -34,7 +34,7 @@ impl VsockIntake {
         passed: &mut Passed,
         arrivals: &mut Arrivals,
     ) -> Arc<Self> {
-        let connections = Accepted::vouched(Via::Vsock, settings.hash, judge, voucher);
+        let connections = ClientConnections::vouched(Via::Vsock, settings.hash, judge, voucher);
         let listener = Listener::Vsock(settings.clone());
         let mut ports = Vec::new();
         if settings.by_systemd {

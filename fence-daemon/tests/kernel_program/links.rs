@@ -8,7 +8,7 @@ use std::time::Duration;
 use fence_common::wire::DEFAULT_PORT;
 use fence_daemon::intake::kernel::Mode;
 use fence_daemon::intake::links::{Changes, Links};
-use fence_daemon::intake::listener::{Follower, Listener};
+use fence_daemon::intake::memberships::{Follower, Memberships};
 use fence_daemon::intake::socket::{RequestSocket, SocketError};
 use fence_net::interface::Wanted;
 
@@ -120,9 +120,10 @@ fn a_bridge_that_comes_late_and_is_recreated_is_followed_with_and_without_messag
                 let socket = Arc::new(open_socket());
                 let links = if messages { Links::open(GROUP).unwrap() } else { Links::by_looking() };
                 let program = Some((load(), Mode::Auto));
-                let mut listener = Listener::new(Wanted::Named("virbr0".to_owned()), Arc::clone(&socket), program);
-                assert!(listener.complain().unwrap().contains("virsh net-start"));
-                let mut follower = Follower::start(listener, links);
+                let mut memberships =
+                    Memberships::new(Wanted::Named("virbr0".to_owned()), Arc::clone(&socket), program);
+                assert!(memberships.complain().unwrap().contains("virsh net-start"));
+                let mut follower = Follower::start(memberships, links);
                 let early = tokio::time::timeout(Duration::from_millis(300), follower.heard()).await;
                 assert!(early.is_err(), "{early:?}");
                 for _ in 0..2 {
@@ -149,8 +150,8 @@ fn while_multicast_is_routed_from_the_bridge_the_program_is_off() {
         runtime.block_on(async {
             let socket = Arc::new(open_socket());
             let program = Some((load(), Mode::Auto));
-            let listener = Listener::new(Wanted::Named("virbr0".to_owned()), socket, program);
-            let mut follower = Follower::start(listener, Links::open(GROUP).unwrap());
+            let memberships = Memberships::new(Wanted::Named("virbr0".to_owned()), socket, program);
+            let mut follower = Follower::start(memberships, Links::open(GROUP).unwrap());
             assert_eq!(follower.heard().await.unwrap().ways(), "generic");
             let becomes = async |words: &str| {
                 for _ in 0..1500 {

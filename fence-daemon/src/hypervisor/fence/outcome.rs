@@ -15,7 +15,8 @@ use crate::hypervisor::libvirt::{CallError, State};
 pub struct Outcome {
     /// The client's reply.
     pub reply: Reply,
-    /// Since when the domain is known to be off. Only with a successful off or reboot.
+    /// Since when the domain is known to be off; of [`Detail::Reset`], whose process lives on, when
+    /// libvirt told that it was reset. Only with a successful off or reboot.
     pub proven_off: Option<Moment>,
     /// Why, for people.
     pub detail: Detail,
@@ -70,7 +71,7 @@ pub enum Detail {
         /// What it was before.
         was: State,
     },
-    /// `reboot`: it was reset.
+    /// `reboot`: it was reset. Its process lives on.
     Reset,
     /// `reboot`: it was proven off and has been started again.
     Rebooted,
@@ -146,8 +147,8 @@ impl fmt::Display for Detail {
 }
 
 impl Outcome {
-    /// Whether the domain ran on this host and is dead now: it was killed, reset, or waits for the
-    /// restart that follows its kill.
+    /// Whether the domain's guest ran on this host and is dead now: it was killed or reset, or it
+    /// waits for the restart that follows its kill.
     #[must_use]
     pub fn has_died(&self) -> bool {
         let dead = matches!(
@@ -172,7 +173,7 @@ impl Outcome {
         Self { reply, proven_off: None, detail, domain: None }
     }
 
-    /// Off is proven since `at`.
+    /// Off is proven since `at`, or the domain was reset then.
     pub(super) fn off(at: Moment, detail: Detail) -> Self {
         Self { reply: Reply::Success, proven_off: Some(at), detail, domain: None }
     }

@@ -1,4 +1,7 @@
-//! What came of powering a domain off, and what proves it.
+//! What came of powering a domain off, and the check of libvirt's word by this host.
+//!
+//! The proof itself is elsewhere: [`kill`](super::kill) kills a domain's own process and waits for
+//! its death, and [`host`](crate::hypervisor::process::host) clears away the rest.
 
 use std::fmt;
 use std::time::Duration;
@@ -86,8 +89,9 @@ impl fmt::Display for Unproven {
 }
 
 /// Puts an order's "off" before this host: it passes only if nothing of the domain lives here. What
-/// libvirt has lost is killed. `had_orphans`: this order has killed some of that before. `look`: a
-/// scan of this host that was made while libvirt was asked.
+/// libvirt has lost is killed. The "off" of a URI without a local driver passes unchecked: its
+/// domains are no processes of this host. `had_orphans`: this order has killed some of that before.
+/// `look`: a scan of this host that was made while libvirt was asked.
 pub(super) async fn confirm(
     host: &Host,
     uri: &Uri,

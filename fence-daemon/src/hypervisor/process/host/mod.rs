@@ -1,8 +1,17 @@
-//! What this host itself says of a domain: which of its processes live. libvirt is not asked.
+//! What this host itself says of a domain: which of its processes live, and what outlives them.
+//! libvirt is not asked.
 //!
 //! libvirt can be wrong about a domain. It loses one that runs on, it takes a launcher for the
-//! emulator, it is not there. So the host is asked before any "off" and before any start. The word
-//! "off" passes only if the host has no living process of the domain.
+//! emulator, it is not there. So the host is asked before any "off" of a domain with a local driver
+//! and before any start. [`Host::clear`] kills what is left and waits for it. [`Host::remains`]
+//! asks only. The word "off" passes only if the host has none of these:
+//!
+//! 1. a living process of the domain: this file, by the rules below;
+//! 2. a living helper of it (virtiofsd, swtpm, ...): `outliving`, with `helpers`;
+//! 3. a write of it under way: `outliving`, with `belongings` and `locks`.
+//!
+//! Containers have no helpers to wait for, and nothing shows their writes: see
+//! `docs/design/storage-and-helpers.md`.
 //!
 //! # What belongs to a domain
 //!
@@ -101,10 +110,12 @@ impl Whom {
     }
 }
 
-/// What is left of a domain on this host.
+/// What is left of a domain on this host: of its processes, or of its helpers and writes as well.
 #[derive(Debug)]
 pub(crate) enum Remains {
-    /// No process of it lives, as a scan says that began after the question.
+    /// Nothing of what was asked for: of its processes, or of its helpers and writes as well. Of
+    /// the processes a scan says so that was to hold this domain's, and that began after the
+    /// question or was given with it.
     Nothing,
     /// These processes live.
     Living(Vec<Arc<Process>>),
@@ -186,27 +197,28 @@ impl Host {
         answered.await.unwrap_or_else(|_| Arc::new(failed()))
     }
 
-    /// What is left of a domain. A doubt counts only if it lasts for a second.
+    /// What is left of a domain: its processes, its helpers, its writes. A doubt counts only if it
+    /// lasts for a second.
     pub(crate) async fn remains(&self, whom: &Whom) -> Remains {
         self.remains_by(None, whom).await
     }
 
-    /// The same. A scan that was to hold this domain's processes and found none spares another
-    /// one.
+    /// The same. A `look` that was to hold this domain's processes and found none spares another
+    /// scan.
     pub(crate) async fn remains_by(&self, look: Option<&Look>, whom: &Whom) -> Remains {
-        if !look.is_some_and(|look| look.is_clear_of(whom)) {
+        if !look.is_some_and(|look| look.found_none_of(whom)) {
             match self.processes_of(whom).await {
                 Remains::Nothing => {}
                 remains @ (Remains::Living(_) | Remains::Doubt(_)) => return remains,
             }
         }
-        match self.outlives(whom, DOUBT_LIMIT).await {
+        match self.nothing_outlives(whom, DOUBT_LIMIT).await {
             Ok(()) => Remains::Nothing,
             Err(left) => Remains::Doubt(left.to_string()),
         }
     }
 
-    /// The same of its own processes alone.
+    /// The same of its own processes alone: helpers and writes are not asked for.
     async fn processes_of(&self, whom: &Whom) -> Remains {
         let until = Instant::now() + DOUBT_LIMIT;
         loop {
@@ -217,7 +229,7 @@ impl Host {
         }
     }
 
-    /// As [`Self::remains`], at once.
+    /// Which of a domain's own processes are left, at once: helpers and writes are not asked for.
     pub(crate) async fn remains_now(&self, whom: &Whom) -> Remains {
         self.look(vec![whom.clone()]).await.remains(whom)
     }
@@ -258,13 +270,13 @@ impl Host {
         }
         let victim = victim.map(Arc::as_ref);
         let killed = match look {
-            Some(look) if victim.is_none() && look.is_clear_of(whom) => Vec::new(),
+            Some(look) if victim.is_none() && look.found_none_of(whom) => Vec::new(),
             Some(_) | None => self.clear_processes(whom, victim, deadline, by).await?,
         };
         // The search for helpers reads dozens of files: it runs while the machine dies.
         self.clear_helpers(whom, victim.is_some() || !killed.is_empty(), deadline, by).await?;
         // A living machine carries its locks itself. Only a dead one shows which writes are left.
-        is_over(victim, by).await?;
+        wait_dead(victim, by).await?;
         // A victim that was looked at right before its kill has no images but the known ones.
         let is_known = whom.proven_dead || victim.is_some();
         let search = if is_known && killed.is_empty() { WhichWrites::Known } else { WhichWrites::All };
@@ -301,8 +313,8 @@ impl Host {
                 // its last I/O may take long.
                 Remains::Doubt(_) => {
                     if is_dying {
-                        is_over(victim, by).await?;
-                        dead(&killed, by).await?;
+                        wait_dead(victim, by).await?;
+                        wait_all_dead(&killed, by).await?;
                     }
                     self.processes_of(whom).await
                 }
@@ -316,7 +328,7 @@ impl Host {
             // The dead are left out. A number that has gone to another process is not known.
             let news: Vec<_> = found.into_iter().filter(|it| !it.is_dead() && !is_known(&killed, it.pid())).collect();
             if news.is_empty() {
-                dead(&killed, by).await?;
+                wait_all_dead(&killed, by).await?;
                 return Ok(killed.iter().map(|process| process.pid()).collect());
             }
             if victim.is_none() && killed.is_empty() && deadline.check().is_err() {
@@ -336,7 +348,7 @@ impl Host {
 }
 
 /// Waits for the death of a victim, if there is one.
-async fn is_over(victim: Option<&Victim>, by: Instant) -> Result<(), Left> {
+async fn wait_dead(victim: Option<&Victim>, by: Instant) -> Result<(), Left> {
     match victim {
         Some(victim) if !matches!(timeout_at(by, victim.death()).await, Ok(Ok(()))) => {
             Err(Left::Undead(vec![victim.pid()]))
@@ -346,7 +358,7 @@ async fn is_over(victim: Option<&Victim>, by: Instant) -> Result<(), Left> {
 }
 
 /// Waits for the death of all that was killed.
-async fn dead(killed: &[Arc<Process>], by: Instant) -> Result<(), Left> {
+async fn wait_all_dead(killed: &[Arc<Process>], by: Instant) -> Result<(), Left> {
     for process in killed {
         if !matches!(timeout_at(by, process.death()).await, Ok(Ok(()))) {
             return Err(Left::Undead(killed.iter().filter(|it| !it.is_dead()).map(|it| it.pid()).collect()));
@@ -357,7 +369,7 @@ async fn dead(killed: &[Arc<Process>], by: Instant) -> Result<(), Left> {
 
 impl Look {
     /// Whether this scan was to hold the processes of this very domain, and found none.
-    pub(crate) fn is_clear_of(&self, whom: &Whom) -> bool {
+    pub(crate) fn found_none_of(&self, whom: &Whom) -> bool {
         self.wanted.contains(whom) && matches!(self.remains(whom), Remains::Nothing)
     }
 

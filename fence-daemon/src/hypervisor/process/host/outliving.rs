@@ -91,11 +91,11 @@ impl Host {
         Ok(())
     }
 
-    /// Whether nothing outlives a domain whose own processes are dead. Waits for up to `limit`.
+    /// Waits until nothing outlives a domain whose own processes are dead. Waits for up to `limit`.
     ///
     /// # Errors
     /// Something outlives it, or may.
-    pub(super) async fn outlives(&self, whom: &Whom, limit: Duration) -> Result<(), Left> {
+    pub(super) async fn nothing_outlives(&self, whom: &Whom, limit: Duration) -> Result<(), Left> {
         let by = Instant::now() + limit;
         // The helpers of a domain that has just ended in peace end a moment later.
         loop {

@@ -85,13 +85,13 @@ async fn every_process_with_the_machines_uuid_is_found_and_killed() {
 async fn a_scan_is_no_word_about_a_domain_that_it_was_not_for() {
     let (host, whom, other) = (host(), whom("vm"), whom("other"));
     let look = host.look(vec![whom.clone()]).await;
-    assert!(look.is_clear_of(&whom) && !look.is_clear_of(&other));
+    assert!(look.found_none_of(&whom) && !look.found_none_of(&other));
     let instance = Whom { ids: vec![7], ..whom.clone() };
-    assert!(!look.is_clear_of(&instance), "a process may be this instance's");
+    assert!(!look.found_none_of(&instance), "a process may be this instance's");
     let _machine = Idle::start(WAIT, &["-name", "guest=vm", "-uuid", &whom.uuid.to_string()]);
     living(&host, &whom, 1).await;
     let later = host.look(vec![whom.clone()]).await;
-    assert!(!later.is_clear_of(&whom));
+    assert!(!later.found_none_of(&whom));
     // What a scan does not clear, another one decides.
     for look in [None, Some(&*later), Some(&*host.look(vec![other]).await)] {
         assert!(matches!(host.remains_by(look, &whom).await, Remains::Living(_)));

@@ -1,8 +1,8 @@
-//! Keeps the socket and the kernel program on the interfaces that exist: carries out what
-//! [`Listening`] decides.
+//! Keeps a multicast listener's socket and kernel program on the interfaces that exist: carries
+//! out what [`Listening`] decides.
 //!
-//! The kernel may hold its lock for memberships and programs for long. So the listener has a task
-//! and threads of its own, and no request waits for it.
+//! The kernel may hold its lock for memberships and programs for long. So each listener has a task
+//! and threads of its own for that, and no request waits for it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,9 +31,9 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// How long a stop waits for a system call that the kernel delays.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
-/// The socket, the program, and the interfaces of both.
+/// The socket, the program, and the interfaces of both: one multicast listener's.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Memberships {
     wanted: Wanted,
     socket: Arc<RequestSocket>,
     program: Option<(KernelProgram, Mode)>,
@@ -89,8 +89,8 @@ impl Heard {
     }
 }
 
-impl Listener {
-    /// A listener that is on no interface yet.
+impl Memberships {
+    /// None yet: the listener is on no interface.
     #[must_use]
     pub fn new(wanted: Wanted, socket: Arc<RequestSocket>, program: Option<(KernelProgram, Mode)>) -> Self {
         let name = if let Wanted::Named(name) = &wanted { Some(name.clone()) } else { None };
@@ -336,17 +336,17 @@ pub struct Follower {
     stop: oneshot::Sender<()>,
     /// The task's result is `None` if the task broke off; the field is `None` once the result was
     /// reported.
-    task: Option<JoinHandle<Option<Listener>>>,
+    task: Option<JoinHandle<Option<Memberships>>>,
 }
 
 impl Follower {
     /// Begins to listen on the existing interfaces, and follows the changes in `links` from then
     /// on.
     #[must_use]
-    pub fn start(listener: Listener, links: Links) -> Self {
+    pub fn start(memberships: Memberships, links: Links) -> Self {
         let (tell, heard) = watch::channel(Heard::default());
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(follow(listener, links, tell, stopped));
+        let task = tokio::spawn(follow(memberships, links, tell, stopped));
         Self { heard, stop, task: Some(task) }
     }
 
@@ -395,7 +395,7 @@ impl Follower {
     pub async fn end(self) -> Option<Counters> {
         let _ = self.stop.send(());
         match tokio::time::timeout(STOP_WITHIN, self.task?).await {
-            Ok(Ok(listener)) => listener.and_then(Listener::end),
+            Ok(Ok(memberships)) => memberships.and_then(Memberships::end),
             // The program goes with the process.
             Ok(Err(_)) | Err(_) => None,
         }
@@ -410,20 +410,20 @@ async fn sleep_until(due: Option<Instant>) {
 }
 
 async fn follow(
-    mut listener: Listener,
+    mut memberships: Memberships,
     mut links: Links,
     tell: watch::Sender<Heard>,
     mut stopped: oneshot::Receiver<()>,
-) -> Option<Listener> {
+) -> Option<Memberships> {
     let (mut changes, mut again) = (Changes::default(), false);
     let mut due = None;
     loop {
         let looked = tokio::task::spawn_blocking(move || {
-            let heard = listener.look(&changes, again);
-            (listener, heard)
+            let heard = memberships.look(&changes, again);
+            (memberships, heard)
         });
         let heard;
-        (listener, heard) = match looked.await {
+        (memberships, heard) = match looked.await {
             Ok(looked) => looked,
             Err(error) => {
                 error!("the task that follows the interfaces broke off: {error}");
@@ -432,17 +432,17 @@ async fn follow(
         };
         tell.send_if_modified(|told| std::mem::replace(told, heard.clone()) != heard);
         due = match due {
-            _ if !listener.listening.is_unfinished() => None,
+            _ if !memberships.listening.is_unfinished() => None,
             Some(due) if !again => Some(due),
             _ => Some(Instant::now() + TRY_AGAIN),
         };
-        let leads_due = listener.leads.due();
+        let leads_due = memberships.leads.due();
         (changes, again) = tokio::select! {
             changes = links.next() => (changes, false),
             () = sleep_until(due) => (Changes::default(), true),
             () = sleep_until(leads_due) => (Changes::default(), false),
-            () = listener.program_came() => (Changes::default(), false),
-            _ = &mut stopped => return Some(listener),
+            () = memberships.program_came() => (Changes::default(), false),
+            _ = &mut stopped => return Some(memberships),
         };
     }
 }
