@@ -125,7 +125,9 @@ fn told(verdict: Verdict) -> &'static str {
         Verdict::Address => "a callback address that no host has",
         Verdict::Loopback => "a loopback address as callback address, from another host",
         Verdict::Source => "the callback address is not the source: NAT? then `strict_source = \"no\";`",
-        Verdict::Digest => "wrong digest: another key in the guest, or forged",
+        Verdict::Digest => {
+            "wrong digest: another key in the guest, or forged; or a group's key from outside that group"
+        }
         Verdict::NotOurs => "",
     }
 }
