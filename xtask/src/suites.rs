@@ -56,7 +56,7 @@ impl Suite {
             Self::Unit => &[
                 &["--package", "fence-common", "--package", "fence-fuzz", "--package", "xtask"],
                 &["--package", "fence-config", "--package", "fence-net", "--package", "fence-control"],
-                &["--package", "fence-client"],
+                &["--package", "fence-client", "--package", "fence-manual"],
                 &[
                     "--package",
                     "fence-daemon",
@@ -326,6 +326,7 @@ mod tests {
             ("fence-client", "fence-daemon/client"),
             ("fence-config", "fence-daemon/config"),
             ("fence-control", "fence-daemon/control"),
+            ("fence-manual", "fence-daemon/manual"),
             ("fence-net", "fence-daemon/net"),
             ("fence-fuzz", "fuzz"),
             ("fence-tests", "tests"),
