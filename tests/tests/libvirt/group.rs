@@ -17,13 +17,13 @@ use super::KEY;
 use super::site::SOON;
 
 /// The daemon's part that speaks to the group, without the daemon.
-struct Speaker {
+pub(super) struct Speaker {
     process: Process,
     fifo: PathBuf,
 }
 
 impl Speaker {
-    fn start(host: &RingHost) -> Result<Self> {
+    pub(super) fn start(host: &RingHost) -> Result<Self> {
         Self::on(&host.hypervisor)
     }
 
@@ -75,12 +75,12 @@ impl Speaker {
     }
 
     /// Waits for a line that begins so: its rest.
-    fn says(&self, position: usize, begin: &str) -> Result<String> {
+    pub(super) fn says(&self, position: usize, begin: &str) -> Result<String> {
         self.wait(position, begin, |line| line.strip_prefix(begin).map(str::to_owned))
     }
 
     /// Sends a message, and waits until it has come back.
-    fn send(&self, text: &str) -> Result<()> {
+    pub(super) fn send(&self, text: &str) -> Result<()> {
         let position = self.position();
         self.order(&format!("send {text}"))?;
         self.waits_for(position, &|line| line.starts_with("message") && line.ends_with(text)).map(drop)

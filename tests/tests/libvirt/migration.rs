@@ -46,6 +46,12 @@ pub(crate) fn hosts_with(which: &Which) -> Result<[Host; 2]> {
     Ok([host(0)?, host(1)?])
 }
 
+/// What a machine can be [filled](Machine::filled) with: all pages differ, and none is empty.
+pub(crate) fn filling() -> Vec<u8> {
+    let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    pages.flatten().collect()
+}
+
 impl Host {
     /// Begins the migration of a machine to another host.
     pub(crate) fn migrate(&self, to: &Self, name: &str, options: &[&str]) -> Result<Process> {
@@ -57,9 +63,7 @@ impl Host {
 
     /// Starts a machine whose migration takes a minute at libvirt's least bandwidth.
     pub(crate) fn start_heavy(&self, to: &Self, name: &str) -> Result<()> {
-        // All pages differ, and none is empty.
-        let pages = (0..FILLING / 8).map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-        let filling: Vec<u8> = pages.flatten().collect();
+        let filling = filling();
         let file = self.site.hypervisor.write("filling", &filling)?;
         to.site.hypervisor.write("filling", &filling)?;
         Machine::new(name).filled(&file).start(&self.site.libvirtd)
