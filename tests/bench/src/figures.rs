@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::stats::{Sample, Samples, Unit, three};
-use super::{restart, serial, tcp, thousand};
+use super::{hosts, restart, serial, tcp, thousand};
 
 /// A part of the bench, which can be run alone (`--only`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -43,11 +43,15 @@ pub enum Part {
     Thousand,
     /// A restart of the daemon while libvirtd hangs
     Restart,
+    /// off of a machine on another host of a cluster
+    Hosts,
+    /// The same in groups of 3, 16 and 32 hosts
+    LargeGroups,
 }
 
 impl Part {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Idle,
         Self::Booted,
         Self::Touched,
@@ -60,6 +64,8 @@ impl Part {
         Self::Serial,
         Self::Thousand,
         Self::Restart,
+        Self::Hosts,
+        Self::LargeGroups,
         Self::Status,
         Self::Off,
         Self::Own,
@@ -104,6 +110,8 @@ pub enum Target {
     AtMost(f64),
     /// At most so many times another figure of ours.
     OfOwn(f64, String),
+    /// At most so many times another figure of ours, and once a figure of the bare limit.
+    OfOwnAndBare(f64, String, String),
 }
 
 /// Whether a target is met.
@@ -185,7 +193,9 @@ pub fn all() -> Vec<Figure> {
             | Part::Tcp
             | Part::Serial
             | Part::Thousand
-            | Part::Restart => [&[], &[], &[]],
+            | Part::Restart
+            | Part::Hosts
+            | Part::LargeGroups => [&[], &[], &[]],
         };
         let name = |what: &str| format!("{victim}.{what}");
         add(part, &name("off.dead"), &format!("{title}: off, to dead"), Unit::Time, &[]);
@@ -233,6 +243,7 @@ pub fn all() -> Vec<Figure> {
     figures.extend(serial::figures());
     figures.extend(thousand::figures());
     figures.extend(restart::figures());
+    figures.extend(hosts::figures());
     let mut add = |part, id: &str, title: &str, unit, targets: &[(Target, &'static str)]| {
         figures.push(Figure { id: id.to_owned(), part, title: title.to_owned(), unit, targets: targets.to_vec() });
     };
@@ -332,6 +343,14 @@ impl Results {
                 Verdict { wanted, got: figure.unit.show_sample(Some(ours)), met }
             }
             Target::OfOwn(limit, other) => at_most(*limit, self.median(other, Contender::Ours)?, "the undisturbed one"),
+            Target::OfOwnAndBare(times, other, bare) => {
+                let (other, bare) = (self.median(other, Contender::Ours)?, self.median(bare, Contender::Bare)?);
+                let limit = other.value.mul_add(*times, bare.value);
+                let wanted = format!("at most {times} × the local one and a network round trip");
+                let met = !ours.at_least && ours.value <= limit;
+                let [got, limit] = [ours.value, limit].map(|value| figure.unit.show(value));
+                Verdict { wanted, got: format!("{got} of {limit}"), met }
+            }
         })
     }
 }
@@ -364,6 +383,8 @@ mod tests {
         assert!(verdict(1.0, 9.0, 9.0, Target::AtMost(1.0)) && !verdict(1.1, 9.0, 9.0, Target::AtMost(1.0)));
         assert!(verdict(1.5, 1.0, 9.0, Target::OfStock(1.5)));
         assert!(!verdict(1.6, 1.0, 9.0, Target::OfStock(1.5)));
+        let with_round = |times| Target::OfOwnAndBare(times, "y".into(), "x".into());
+        assert!(verdict(2.5, 1.0, 0.5, with_round(2.0)) && !verdict(2.6, 1.0, 0.5, with_round(2.0)));
         assert!(verdict(1.2, 1.0, 9.0, Target::OfOwn(1.2, "y".into())));
         assert!(!verdict(1.3, 1.0, 9.0, Target::OfOwn(1.2, "y".into())));
     }
@@ -387,9 +408,12 @@ mod tests {
         assert_eq!(names.len(), figures.len());
         for (target, needed) in figures.iter().flat_map(|figure| &figure.targets) {
             assert!(!needed.is_empty());
-            if let Target::OfOwn(_, other) = target {
-                assert!(names.contains(other), "{other}");
-            }
+            let others = match target {
+                Target::OfOwn(_, other) => vec![other],
+                Target::OfOwnAndBare(_, other, bare) => vec![other, bare],
+                Target::Faster(_) | Target::OfStock(_) | Target::OfBare(_) | Target::AtMost(_) => Vec::new(),
+            };
+            assert!(others.iter().all(|other| names.contains(other)), "{others:?}");
         }
         assert!(Part::ALL.iter().all(|part| figures.iter().any(|figure| figure.part == *part)));
     }

@@ -4,8 +4,8 @@
 //! * `daemon`: both servers in turn, on one lab, asked by one client. [`figures`] has the figures
 //!   and their targets, [`bed`] the lab, [`caller`] the clients. [`measure`] is one round of each
 //!   part, [`rounds`] their order. [`report`] and [`plot`] show the results.
-//! * [`tcp`]: the part of `daemon` about that listener. [`thousand`], [`restart`]: parts with labs
-//!   of their own.
+//! * [`tcp`]: the part of `daemon` about that listener. [`thousand`], [`restart`], [`hosts`]: parts
+//!   with labs of their own.
 //! * [`rate_limit`]: what the kernel program costs per frame, and the daemon under floods.
 //! * [`bystanders`]: what the kernel program costs other traffic.
 //! * [`clusters`]: fences in real clusters.
@@ -19,6 +19,7 @@ pub mod bystanders;
 pub mod caller;
 pub mod clusters;
 pub mod figures;
+pub mod hosts;
 pub mod machine;
 pub mod measure;
 pub mod pages;

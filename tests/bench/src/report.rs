@@ -29,11 +29,11 @@ fn line(results: &Results, figure: &Figure) -> Option<Line> {
             .map(|sample| figure.unit.show_sample(sample))
     };
     let (ours, stock) = (of(Contender::Ours), of(Contender::Stock));
-    if ours.is_none() && stock.is_none() {
+    let bare = of(Contender::Bare).and_then(Samples::median);
+    if ours.is_none() && stock.is_none() && bare.is_none() {
         return None;
     }
     let count = |samples: Option<&Samples>| samples.map_or(0, Samples::len);
-    let bare = of(Contender::Bare).and_then(Samples::median);
     let ratio = results.ratio(&figure.id);
     Some(Line {
         title: figure.title.clone(),

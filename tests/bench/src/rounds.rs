@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::bed::{Bed, Victim};
 use super::figures::{Contender, Part, Results};
-use super::{measure, restart, serial, tcp, thousand};
+use super::{hosts, measure, restart, serial, tcp, thousand};
 use fence_lab::program::progress;
 use fence_lab::qemu;
 use fence_lab::server::Which;
@@ -81,6 +81,9 @@ pub fn run(plan: &Plan) -> Result<Results> {
             let size = if plan.quick { thousand::Size::QUICK } else { thousand::Size::FULL };
             thousand::run_round(&plan.ours, size, plan.times(5), &mut results)?;
         }
+        if plan.has(Part::LargeGroups) && round.is_multiple_of(SLOW_EVERY) {
+            hosts::measure_large(&plan.ours, plan.times(20), &mut results)?;
+        }
         for (part, victim, times) in VICTIMS {
             if plan.has(part) {
                 measure::kills(&bed, Contender::Bare, victim, plan.times(times), None, &mut results)?;
@@ -120,6 +123,9 @@ fn one(plan: &Plan, bed: &Bed, contender: Contender, round: usize, results: &mut
     }
     if plan.has(Part::Serial) {
         serial::measure(bed, contender, plan.times(20), results)?;
+    }
+    if plan.has(Part::Hosts) {
+        hosts::measure(&bed.which(contender)?, contender, plan.times(10), results)?;
     }
     if plan.has(Part::Status) {
         let _serving = bed.serve(contender, qemu::URI)?;
