@@ -48,9 +48,10 @@ pub(crate) fn main() -> ExitCode {
         }
         Some(Action::Status { json }) => status::run(&cli.config, *json),
         // Leave at once: a libvirt that hangs still has threads.
-        Some(Action::Doctor { from_guest, key, tcp, vsock, json }) => {
-            let (key, tcp) = (key.clone(), tcp.clone());
-            let options = doctor::Options { from_guest: *from_guest, key, tcp, vsock: *vsock, json: *json };
+        Some(Action::Doctor { from_guest, key, tcp, vsock, serial, json }) => {
+            let (from_guest, vsock, json) = (*from_guest, *vsock, *json);
+            let (key, tcp, serial) = (key.clone(), tcp.clone(), serial.clone());
+            let options = doctor::Options { from_guest, key, tcp, vsock, serial, json };
             process::leave(doctor::run(&cli.config, &options, &ThisHost))
         }
         Some(Action::Top) => top::run(&cli.config),

@@ -211,6 +211,10 @@ pub enum Action {
               default_missing_value = "2", value_parser = clap::value_parser!(u32).range(2..i64::from(u32::MAX)))]
         vsock: Option<u32>,
 
+        /// Ask by this serial port, too, such as /dev/ttyS1
+        #[arg(long, value_name = "DEVICE", value_parser = absolute, requires = "from_guest")]
+        serial: Option<PathBuf>,
+
         /// Print the findings as JSON on one line (see docs/reference/doctor.md)
         #[arg(long)]
         json: bool,

@@ -1,6 +1,8 @@
 //! The host's end of a guest's serial port, in QEMU's place: a UNIX socket that a server connects
 //! to.
 
+mod port;
+
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -11,6 +13,8 @@ use fence_common::wire::{DOMAIN_LEN, Op};
 
 use crate::lab::Hypervisor;
 use crate::process::poll_until;
+
+pub use port::Port;
 
 /// How long a server may take to connect or to answer, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -32,17 +36,22 @@ pub fn request(op: Op, domain: &str, seqno: u32) -> Vec<u8> {
     bytes
 }
 
+/// A socket at this path inside the lab, in place of one that was there.
+fn bind(hypervisor: &Hypervisor, path: &str) -> Result<UnixListener> {
+    let outside = hypervisor.outside(path);
+    if let Some(folder) = outside.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let _ = std::fs::remove_file(&outside);
+    let socket = UnixListener::bind(&outside).with_context(|| format!("listening at {}", outside.display()))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 impl Line {
     /// Listens at this path inside the lab.
     pub fn listen(hypervisor: &Hypervisor, path: &str) -> Result<Self> {
-        let outside = hypervisor.outside(path);
-        if let Some(folder) = outside.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let _ = std::fs::remove_file(&outside);
-        let socket = UnixListener::bind(&outside).with_context(|| format!("listening at {}", outside.display()))?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, connected: None })
+        Ok(Self { socket: bind(hypervisor, path)?, connected: None })
     }
 
     /// Whether a server connects within this time.

@@ -44,17 +44,21 @@ impl Settings {
         words.join(" ")
     }
 
-    /// What each way needs.
+    /// A request that needs no key. It fences nobody.
+    pub(super) fn list() -> Vec<String> {
+        ["-o", "list", "-t"].map(str::to_owned).into_iter().chain([WAIT.to_string()]).collect()
+    }
+
+    /// What each way with a key needs.
     pub(super) fn common(&self) -> Vec<String> {
         let Self { hash, auth, key_file, .. } = self;
         let pairs = [
-            ("-o", "list".to_owned()),
-            ("-t", WAIT.to_string()),
             ("-k", key_file.to_string_lossy().into_owned()),
             ("-c", hash.name().to_owned()),
             ("-C", auth.name().to_owned()),
         ];
-        pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+        let pairs = pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+        Self::list().into_iter().chain(pairs).collect()
     }
 
     fn arguments(&self) -> Vec<String> {

@@ -28,7 +28,7 @@ pub fn check(config: &Path, options: &Options) -> Vec<Finding> {
     findings.extend(told);
     findings.push(fence_xvm());
     if settings.hash != HashKind::None || settings.auth != HashKind::None {
-        findings.extend(key::check("key", &settings.key_file));
+        findings.extend(key::check(KEY, &settings.key_file));
     }
     let (seen, told) = interfaces(settings.group);
     findings.push(told);
@@ -44,7 +44,7 @@ pub fn check(config: &Path, options: &Options) -> Vec<Finding> {
     }
     findings.push(host::clock());
     findings.extend(exchange);
-    let others = ways::chosen(&options.tcp, options.vsock, settings.port);
+    let others = ways::chosen(options, settings.port);
     let others = ways::check(&others, &settings, &mut findings);
     findings.extend(others);
     findings
@@ -122,6 +122,8 @@ fn interfaces(group: IpAddr) -> (Vec<InterfaceFacts>, Finding) {
 
 /// The check's name.
 pub(super) const ROUTE: &str = "route";
+/// The name of the key's check.
+pub(super) const KEY: &str = "key";
 
 fn judge_ways(group: IpAddr, seen: &[InterfaceFacts]) -> Finding {
     if seen.iter().all(|seen| seen.name == "lo" || !seen.up || !seen.multicast || seen.networks.is_empty()) {

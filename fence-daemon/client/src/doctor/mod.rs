@@ -16,6 +16,7 @@ pub mod host;
 pub mod interface;
 pub mod key;
 pub mod libvirt;
+mod line;
 pub mod page;
 pub mod port;
 pub mod program;
@@ -52,6 +53,8 @@ pub struct Options {
     pub tcp: Vec<(IpAddr, Option<u16>)>,
     /// The host that a guest asks by vsock, if it does.
     pub vsock: Option<u32>,
+    /// The device of the serial line that a guest asks by, if it does.
+    pub serial: Option<PathBuf>,
     /// Whether the output is JSON.
     pub json: bool,
 }

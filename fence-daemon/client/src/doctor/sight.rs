@@ -1,7 +1,7 @@
 //! Reads `/proc` and `/sys`, without judging.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A file's text, trimmed; `None` if it cannot be read.
 #[must_use]
@@ -27,7 +27,13 @@ pub struct Owner {
 /// The processes that have a socket open, as far as this process can see.
 #[must_use]
 pub fn owners(inode: u64) -> Vec<Owner> {
-    let link = PathBuf::from(format!("socket:[{inode}]"));
+    users(Path::new(&format!("socket:[{inode}]")))
+}
+
+/// The processes that have a file open, as far as this process can see. `link` is what the file is
+/// called in `/proc/PID/fd`.
+#[must_use]
+pub fn users(link: &Path) -> Vec<Owner> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let has = |pid: &u32| {

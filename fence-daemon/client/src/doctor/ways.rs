@@ -1,9 +1,9 @@
-//! The ways in beside multicast that a guest could use: tcp, and vsock where it is asked for. Each
-//! is tried by a real request of `fence_virt`.
+//! The ways in beside multicast that a guest could use: tcp, and vsock and a serial line where they
+//! are asked for. Each is tried by a real request of `fence_virt`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fence_common::hash::HashKind;
@@ -11,10 +11,8 @@ use fence_common::words::counted;
 
 use super::exchange::{self, Settings};
 use super::finding::{Finding, State};
-use super::firewall;
-use super::port;
 use super::program::{self, Said, Silence};
-use super::sight;
+use super::{Options, firewall, guest, line, port, sight};
 
 /// The name of the check of tcp.
 const TCP: &str = "tcp";
@@ -32,10 +30,10 @@ const LIMIT: Duration = Duration::from_secs(40);
 /// The kernel's flag of a route that leads nowhere.
 const RTF_REJECT: u32 = 0x200;
 /// What only multicast needs.
-const OF_MULTICAST: [&str; 4] = [super::guest::ROUTE, port::CHECK, firewall::CHECK, exchange::CHECK];
+const OF_MULTICAST: [&str; 4] = [guest::ROUTE, port::CHECK, firewall::CHECK, exchange::CHECK];
 
 /// A way that is tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WayIn {
     /// To this address.
     Tcp {
@@ -46,50 +44,58 @@ pub enum WayIn {
     },
     /// To the host with this CID.
     Vsock(u32),
+    /// By this serial port.
+    Serial(PathBuf),
 }
 
 impl WayIn {
-    fn name(self) -> String {
+    fn name(&self) -> String {
         match self {
             Self::Tcp { place, guessed: false } => format!("tcp at {place}"),
             Self::Tcp { place, guessed: true } => format!("tcp at {place}, the gateway"),
             Self::Vsock(cid) => format!("vsock to CID {cid}"),
+            Self::Serial(device) => format!("serial by {}", device.display()),
         }
     }
 
-    fn check(self) -> &'static str {
+    fn check(&self) -> &'static str {
         match self {
             Self::Tcp { .. } => TCP,
             Self::Vsock(_) => VSOCK,
+            Self::Serial(_) => line::CHECK,
         }
     }
 
     /// The request as arguments of `fence_virt`. The digest of the exam is always SHA-256 there.
-    fn arguments(self, settings: &Settings) -> Vec<String> {
-        let mut all = Settings { auth: HashKind::Sha256, ..settings.clone() }.common();
-        let (way, port) = match self {
-            Self::Tcp { place, .. } => (vec!["-T".to_owned(), place.ip().to_string()], place.port()),
+    fn arguments(&self, settings: &Settings) -> Vec<String> {
+        let with_key = || Settings { auth: HashKind::Sha256, ..settings.clone() }.common();
+        let (mut all, way) = match self {
+            Self::Tcp { place, .. } => {
+                (with_key(), vec!["-T".to_owned(), place.ip().to_string(), "-p".to_owned(), place.port().to_string()])
+            }
             // In one word: `fence_virt` takes `-S 3` for CID 2.
-            Self::Vsock(cid) => (vec![format!("-S{cid}")], settings.port),
+            Self::Vsock(cid) => (with_key(), vec![format!("-S{cid}"), "-p".to_owned(), settings.port.to_string()]),
+            Self::Serial(device) => (Settings::list(), vec!["-D".to_owned(), device.to_string_lossy().into_owned()]),
         };
         all.extend(way);
-        all.extend(["-p".to_owned(), port.to_string()]);
         all
     }
 
-    fn command(self, settings: &Settings) -> String {
+    fn command(&self, settings: &Settings) -> String {
         format!("fence_virt {}", self.arguments(settings).join(" "))
     }
 }
 
 /// The ways to try: what the options name, or else the gateways.
 #[must_use]
-pub fn chosen(tcp: &[(IpAddr, Option<u16>)], vsock: Option<u32>, port: u16) -> Vec<WayIn> {
+pub fn chosen(options: &Options, port: u16) -> Vec<WayIn> {
+    let Options { tcp, vsock, serial, .. } = options;
     let named =
         tcp.iter().map(|&(ip, own)| WayIn::Tcp { place: SocketAddr::new(ip, own.unwrap_or(port)), guessed: false });
     let guessed = if tcp.is_empty() { gateways() } else { Vec::new() };
     let guessed = guessed.into_iter().map(|ip| WayIn::Tcp { place: SocketAddr::new(ip, port), guessed: true });
-    named.chain(guessed).chain(vsock.map(WayIn::Vsock)).collect()
+    let vouched = vsock.map(WayIn::Vsock).into_iter().chain(serial.clone().map(WayIn::Serial));
+    named.chain(guessed).chain(vouched).collect()
 }
 
 /// The gateways of the default routes, of each family one.
@@ -132,13 +138,18 @@ pub fn check(ways: &[WayIn], settings: &Settings, multicast: &mut [Finding]) -> 
     let Some(by_multicast) = outcome.map(|finding| finding.state == State::Ok) else { return Vec::new() };
     let mut tried = vec![("multicast".to_owned(), by_multicast)];
     let (mut findings, mut unanswered_guesses, mut own) = (Vec::<Finding>::new(), Vec::new(), None);
-    for &way in ways {
+    let mut needs_key = by_multicast;
+    for way in ways {
         let (finding, list) = ask(way, settings, Path::new(DEVICE));
+        needs_key |= list.is_some() && !matches!(way, WayIn::Serial(_));
         if list.is_none() && matches!(way, WayIn::Tcp { guessed: true, .. }) {
             unanswered_guesses.push(findings.len());
         }
         tried.push((way.name(), list.is_some()));
         findings.push(finding);
+        if let WayIn::Serial(device) = way {
+            findings.extend(line::others(device, &line::Other::of(device), list.is_some()));
+        }
         own = own.or(list);
     }
     // A gateway may be another host, and one way is enough.
@@ -150,19 +161,23 @@ pub fn check(ways: &[WayIn], settings: &Settings, multicast: &mut [Finding]) -> 
     }
     if let (false, Some(list)) = (by_multicast, own) {
         findings.push(exchange::own_name(&list));
-        excuse(multicast);
+        excuse(multicast, needs_key);
     }
     findings.push(summary(&tried));
     findings
 }
 
-/// What only multicast lacks is no failure where another way is answered.
-fn excuse(multicast: &mut [Finding]) {
-    for finding in multicast.iter_mut().filter(|finding| OF_MULTICAST.contains(&finding.check)) {
-        if finding.state == State::Wrong {
-            finding.state = State::Warning;
-            finding.seen.push_str(" (by multicast; another way is answered)");
-        }
+/// What only multicast lacks is no failure where another way is answered. Nor is a missing key
+/// where a serial line is, and nothing else.
+fn excuse(multicast: &mut [Finding], needs_key: bool) {
+    for finding in multicast.iter_mut().filter(|finding| finding.state == State::Wrong) {
+        let why = match finding.check {
+            guest::KEY if !needs_key => " (the serial line that is answered needs none)",
+            check if OF_MULTICAST.contains(&check) => " (by multicast; another way is answered)",
+            _ => continue,
+        };
+        finding.state = State::Warning;
+        finding.seen.push_str(why);
     }
 }
 
@@ -174,7 +189,7 @@ fn summary(tried: &[(String, bool)]) -> Finding {
     let (answered, silent) = (of(true), of(false));
     if answered.is_empty() {
         let remedy = "this guest cannot fence: one of these ways must be answered, and above stands what each of them lacks \
-                      (docs/guide/ways-in.md compares them)";
+                      (docs/guide/ways-in.md compares them; --vsock and --serial try two that need no network)";
         return Finding::wrong(CHECK, format!("nothing answers: {silent}"), remedy);
     }
     let silent = if silent.is_empty() { String::new() } else { format!("; not answered: {silent}") };
@@ -182,7 +197,12 @@ fn summary(tried: &[(String, bool)]) -> Finding {
 }
 
 /// Asks by one way. With the finding comes the list, where there was an answer.
-fn ask(way: WayIn, settings: &Settings, device: &Path) -> (Finding, Option<String>) {
+fn ask(way: &WayIn, settings: &Settings, device: &Path) -> (Finding, Option<String>) {
+    if let WayIn::Serial(device) = way
+        && let Some(finding) = line::obstacle(device)
+    {
+        return (finding, None);
+    }
     if let WayIn::Tcp { place, .. } = way
         && is_of_a_link(place.ip())
     {
@@ -228,7 +248,10 @@ fn reach(place: SocketAddr) -> io::Result<()> {
 }
 
 /// Why there was no answer. `fence_virt` does not say it truly, so `reach` connects once more.
-fn failed(way: WayIn, said: &Said, settings: &Settings, reach: impl FnOnce(SocketAddr) -> io::Result<()>) -> Finding {
+fn failed(way: &WayIn, said: &Said, settings: &Settings, reach: impl FnOnce(SocketAddr) -> io::Result<()>) -> Finding {
+    if let WayIn::Serial(device) = way {
+        return line::failed(device, said, way.command(settings));
+    }
     let words = format!("{}{}", said.stdout, said.stderr);
     let (check, name, hash) = (way.check(), way.name(), settings.hash.name());
     if words.contains("hallenge") {
@@ -239,7 +262,7 @@ fn failed(way: WayIn, said: &Said, settings: &Settings, reach: impl FnOnce(Socke
         let finding = Finding::wrong(check, format!("{name}: connected, and closed without an answer"), remedy);
         return finding.command(way.command(settings) + " -ddd");
     }
-    let WayIn::Tcp { place, .. } = way else {
+    let &WayIn::Tcp { place, .. } = way else {
         let remedy = "no daemon listens to vsock on the host: choose the listener `vsock` in its fence_virt.conf";
         return Finding::wrong(check, format!("{name}: not connected"), remedy).command(way.command(settings));
     };
@@ -290,6 +313,8 @@ mod tests {
         // The CID and its option are one word.
         let said = WayIn::Vsock(3).command(&settings());
         assert_eq!(said, "fence_virt -o list -t 5 -k /k -c sha512 -C sha256 -S3 -p 7");
+        let said = WayIn::Serial("/dev/ttyS1".into()).command(&settings());
+        assert_eq!(said, "fence_virt -o list -t 5 -D /dev/ttyS1");
     }
 
     #[test]
@@ -319,8 +344,11 @@ mod tests {
         assert_eq!(gateway_v6("nonsense\n"), None);
         let ip = IpAddr::from([192, 0, 2, 1]);
         let named = |port| WayIn::Tcp { place: SocketAddr::new(ip, port), guessed: false };
-        assert_eq!(chosen(&[(ip, None), (ip, Some(5))], None, 7), [named(7), named(5)]);
-        assert_eq!(chosen(&[(ip, None)], Some(2), 7), [named(7), WayIn::Vsock(2)]);
+        let tcp = vec![(ip, None), (ip, Some(5))];
+        assert_eq!(chosen(&Options { tcp, ..Options::default() }, 7), [named(7), named(5)]);
+        let options =
+            Options { tcp: vec![(ip, None)], vsock: Some(2), serial: Some(DEVICE.into()), ..Options::default() };
+        assert_eq!(chosen(&options, 7), [named(7), WayIn::Vsock(2), WayIn::Serial(DEVICE.into())]);
     }
 
     #[test]
@@ -328,7 +356,7 @@ mod tests {
         let cannot = Said { stdout: "Unable to connect to fence_virtd host\n".to_owned(), ..Said::default() };
         let why = |kind: Option<io::ErrorKind>| {
             let reach = |_| kind.map_or(Ok(()), |kind| Err(io::Error::from(kind)));
-            let finding = failed(HERE, &cannot, &settings(), reach);
+            let finding = failed(&HERE, &cannot, &settings(), reach);
             format!("{} {}", finding.seen, finding.remedy.unwrap_or_default())
         };
         assert!(why(Some(io::ErrorKind::ConnectionRefused)).contains("address = \"192.168.122.1\""));
@@ -336,14 +364,14 @@ mod tests {
         assert!(why(Some(io::ErrorKind::NetworkUnreachable)).contains("ip route get 192.168.122.1"));
         assert!(why(None).contains("although one can connect"));
         let closed = Said { stdout: "Issuing TCP challenge\n".to_owned(), ..Said::default() };
-        let finding = failed(HERE, &closed, &settings(), |_| Ok(()));
+        let finding = failed(&HERE, &closed, &settings(), |_| Ok(()));
         assert!(finding.seen.contains("closed without an answer") && finding.state == State::Wrong);
     }
 
     #[test]
     fn a_link_local_gateway_is_named_and_not_asked() {
         let place = "[fe80::1]:1229".parse().unwrap();
-        let (finding, list) = ask(WayIn::Tcp { place, guessed: true }, &settings(), Path::new(DEVICE));
+        let (finding, list) = ask(&WayIn::Tcp { place, guessed: true }, &settings(), Path::new(DEVICE));
         assert_eq!((finding.state, list), (State::Wrong, None));
         assert!(
             finding.seen.contains("[fe80::1]:1229, the gateway: not asked")
@@ -354,7 +382,7 @@ mod tests {
     #[test]
     fn a_guest_without_vsock_asks_nobody() {
         let folder = tempfile::tempdir().unwrap();
-        let (finding, list) = ask(WayIn::Vsock(2), &settings(), &folder.path().join("vsock"));
+        let (finding, list) = ask(&WayIn::Vsock(2), &settings(), &folder.path().join("vsock"));
         assert_eq!((finding.state, list), (State::Wrong, None));
         assert!(finding.seen.contains("there is no ") && finding.commands == ["modprobe vmw_vsock_virtio_transport"]);
     }
@@ -365,7 +393,10 @@ mod tests {
         assert_eq!((told.state, told.seen.as_str()), (State::Ok, "answered: tcp at x; not answered: multicast"));
         assert_eq!(summary(&[("multicast".into(), false)]).state, State::Wrong);
         let mut findings = [Finding::wrong(exchange::CHECK, "no callback", "x"), Finding::wrong("key", "none", "x")];
-        excuse(&mut findings);
-        assert_eq!(findings.map(|finding| finding.state), [State::Warning, State::Wrong]);
+        excuse(&mut findings, true);
+        assert_eq!(findings.clone().map(|finding| finding.state), [State::Warning, State::Wrong]);
+        // A serial line has no key.
+        excuse(&mut findings, false);
+        assert_eq!(findings.map(|finding| finding.state), [State::Warning, State::Warning]);
     }
 }

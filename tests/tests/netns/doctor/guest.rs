@@ -1,11 +1,15 @@
 //! `doctor --from-guest`: what is wrong in a guest, and how far a real request gets.
 
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 use fence_common::hash::HashKind;
 use fence_lab::client::Family;
 use fence_lab::lab::HYPERVISOR_V6;
+use fence_lab::line::Port;
 use fence_lab::process::Process;
 use fence_lab::server::Config;
+use fence_lab::testdriver::{self, State, TestDomain, uuid};
 use fence_lab::tools;
 use nix::sys::signal::Signal;
 
@@ -83,7 +87,7 @@ fn a_key_that_is_missing_or_another_one_is_reported() -> Result<()> {
 fn another_owner_of_the_callback_port_is_named() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
-    let mut listen = std::process::Command::new(tools::find("busybox")?);
+    let mut listen = Command::new(tools::find("busybox")?);
     listen.args(["nc", "-l", "-p", "1229"]);
     let listener = Process::start(bench.guest.space(), &mut listen)?;
     fence_lab::process::poll_until("the listener", super::LIMIT, || {
@@ -224,4 +228,67 @@ fn each_way_without_an_answer_has_its_remedy() -> Result<()> {
     let wall = "table inet w { chain c { type filter hook input priority 0; tcp dport 4464 drop; }; }";
     bench.hypervisor.space().must("nft", &[wall])?;
     says(with(&["--tcp", port])?.find("tcp", "wrong")?, &["no answer to a connection", "let TCP port 4464 in"])
+}
+
+/// The guest has neither a key nor a way to the hypervisor by its network.
+#[test]
+fn a_serial_line_alone_is_enough_for_a_guest() -> Result<()> {
+    const LINE: &str = "/run/fence/test";
+    let bench = Bench::new()?;
+    let asker = TestDomain::new("test", &uuid(1), State::Running);
+    let asker = asker.with_socket("serial", "/run/console").with_socket("serial", LINE);
+    let node = bench.hypervisor.write("node.xml", testdriver::node(&[asker]).as_bytes())?;
+    let port = Port::open(&bench.hypervisor, LINE)?;
+    let serial = Some(vec![("path", "/run/fence".to_owned())]);
+    let config = |groups: &str| Config {
+        serial: serial.clone(),
+        uris: vec![format!("test://{node}")],
+        more: format!("groups {{ group {{ {groups} uuid = \"test\"; }} }}"),
+        ..bench.config("off")
+    };
+    let space = bench.guest.space();
+    space.must("hostname", &["test"])?;
+    space.must("ip", &["link", "set", "eth0", "down"])?;
+    let none = bench.hypervisor.path("none.key");
+    let ask_by = |device: &str| ask(space, &["doctor", "--from-guest", "--key", &none, "--serial", device]);
+
+    // Nobody hears the line yet.
+    let told = ask_by(port.device())?;
+    says(told.find("serial", "wrong")?, &["no answer", "does not hear this line", "fence_virt -o list -t 5 -D "])?;
+    told.find("ways", "wrong")?;
+
+    let server = bench.serve(&config("from = \"test\";"))?;
+    let told = ask_by(port.device())?;
+    ensure!(told.code == Some(0) && told.checks("wrong").is_empty(), "{:#}; {}", told.report, server.log());
+    let by = format!("serial by {}", port.device());
+    says(told.find("serial", "ok")?, &[&by, "answered within", "1 domain"])?;
+    says(told.find("ways", "ok")?, &[&format!("answered: {by}"), "not answered: multicast"])?;
+    says(told.find("key", "warning")?, &["needs none"])?;
+    told.find("own name", "ok")?;
+
+    // Another program reads the port as well.
+    let mut reader = Command::new(tools::find("busybox")?);
+    reader.args(["tail", "-f", port.device()]);
+    let reader = Process::start(space, &mut reader)?;
+    fence_lab::process::poll_until("the other reader", super::LIMIT, || {
+        let told = ask_by(port.device())?;
+        let named = |state| {
+            told.findings().any(|one| {
+                one["check"] == "serial"
+                    && one["state"] == state
+                    && one["seen"].as_str().is_some_and(|seen| seen.starts_with("busybox (process "))
+            })
+        };
+        Ok((named("warning") || named("wrong")).then_some(()))
+    })?;
+    drop(reader);
+    server.stop(Signal::SIGTERM)?;
+
+    // What is no serial port, and a domain in no group.
+    says(ask_by("/dev/null")?.find("serial", "wrong")?, &["no serial port of this machine"])?;
+    says(ask_by("/dev/ttyS99")?.find("serial", "wrong")?, &["there is no /dev/ttyS99", "second serial port"])?;
+    let _server = bench.serve(&config("ip = \"192.168.122.11\";"))?;
+    let told = ask_by(port.device())?;
+    told.find("serial", "ok")?;
+    says(told.find("own name", "warning")?, &["the list is empty"])
 }
