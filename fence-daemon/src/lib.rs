@@ -4,6 +4,7 @@
 
 pub mod callback;
 pub mod clock;
+pub mod commands;
 pub mod control;
 pub mod daemon;
 mod fault;
@@ -11,6 +12,7 @@ pub mod hosts;
 pub mod hypervisor;
 pub mod intake;
 pub mod observe;
+pub mod options;
 pub mod pipeline;
 pub mod policy;
 pub mod process;

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use fence_client::cli::{Cli, DEFAULT_PID_FILE};
 use fence_common::exit::EXIT_USAGE;
-use fence_config::{DEFAULT_PATH, DEFAULT_STATE_DIRECTORY, ListenerKind};
+use fence_config::{DEFAULT_PATH, DEFAULT_PID_FILE, DEFAULT_STATE_DIRECTORY, ListenerKind};
+use fence_daemon::commands;
 use fence_daemon::daemon::{ANSWERS_WITHIN, REST_WITHIN};
+use fence_daemon::options::DaemonOptions;
 
 const UNIT: &str = include_str!("../../dist/fence-daemon.service");
 const PAGE: &str = include_str!("../../docs/guide/installation.md");
@@ -39,14 +40,18 @@ fn paths(text: &str) -> Vec<&str> {
 fn the_command_is_one_that_the_daemon_takes() {
     let mut words = value("ExecStart").split_whitespace();
     let program = words.next().unwrap();
-    let cli = Cli::read(std::iter::once(program).chain(words)).unwrap();
-    assert!(cli.foreground, "systemd needs the daemon in the foreground");
-    assert_eq!(cli.config, Path::new(DEFAULT_PATH));
-    assert_eq!(cli.pid_file, Path::new(DEFAULT_PID_FILE));
+    let options = DaemonOptions::read(words.map(Into::into)).unwrap();
+    assert!(options.foreground, "systemd needs the daemon in the foreground");
+    assert_eq!(options.config, Path::new(DEFAULT_PATH));
+    assert_eq!(options.pid_file, Path::new(DEFAULT_PID_FILE));
     assert!(
         PAGE.contains(&format!("target/release/fence-daemon {program}\n")),
         "the page installs the program elsewhere"
     );
+    let found = commands::places(Path::new(program).parent().unwrap());
+    let commands =
+        |path: &PathBuf| PAGE.contains(&format!("target/release/{} {}\n", commands::PROGRAM, path.display()));
+    assert!(found.iter().any(commands), "the page installs the commands where the daemon does not look: {found:?}");
 }
 
 #[test]

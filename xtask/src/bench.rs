@@ -10,7 +10,7 @@ use crate::name_of;
 use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::setup::{self, Profile};
-use crate::workspace::Workspace;
+use crate::workspace::{EXECUTABLES, Workspace};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -71,8 +71,8 @@ pub(crate) fn run(workspace: &Workspace, options: &BenchOptions) -> anyhow::Resu
         setup::ensure(workspace, Profile::Test)?;
         let object = bpf::build(workspace.root())?;
         let mut cargo = workspace.cargo(&object);
-        cargo.args(["build", "--release", "--package", "fence-daemon", "--bin", "fence-daemon"]);
-        cargo.args(["--package", "fence-bench"]);
+        cargo.args(["build", "--release"]).args(EXECUTABLES);
+        cargo.args(["--package", "fence-bench", "--bin", "fence-bench"]);
         progress::shown("building the daemon and the bench", cargo)?;
     }
     let program = workspace.binary("fence-bench", true);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::run;
 use crate::setup::Profile;
-use crate::workspace::Workspace;
+use crate::workspace::{EXECUTABLES, Workspace};
 
 /// A kind of lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -40,8 +40,8 @@ pub(crate) fn run(workspace: &Workspace, options: &LabOptions) -> anyhow::Result
         Kind::Cluster => "fence-cluster",
     };
     if !options.no_build {
-        let what = ["--package", "fence-daemon", "--package", "fence-lab", "--bin", "fence-daemon", "--bin", program];
-        run::build(workspace, true, Profile::Test, &what)?;
+        let lab = ["--package", "fence-lab", "--bin", program];
+        run::build(workspace, true, Profile::Test, &[&EXECUTABLES[..], &lab].concat())?;
     }
     let mut arguments: Vec<OsString> = Vec::new();
     if options.stock {

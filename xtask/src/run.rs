@@ -15,7 +15,7 @@ use crate::hypervisor;
 use crate::privilege::Privilege;
 use crate::progress::{self, say};
 use crate::setup::{self, Profile};
-use crate::workspace::Workspace;
+use crate::workspace::{EXECUTABLES, Workspace};
 
 /// Options of `cargo xtask run`.
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,7 @@ pub(crate) fn run(workspace: &Workspace, options: &RunOptions) -> anyhow::Result
 /// Runs the daemon with the machine's configuration, or with one of our own.
 fn daemon(workspace: &Workspace, options: &RunOptions) -> anyhow::Result<ExitCode> {
     if !options.no_build {
-        build(workspace, !options.debug, Profile::Build, &["--package", "fence-daemon", "--bin", "fence-daemon"])?;
+        build(workspace, !options.debug, Profile::Build, &EXECUTABLES)?;
     }
     let program = workspace.binary("fence-daemon", !options.debug);
     let stock = Path::new("/etc/fence_virt.conf");
@@ -94,10 +94,9 @@ fn own_config(program: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn lab(workspace: &Workspace, options: &RunOptions) -> anyhow::Result<ExitCode> {
-    let binaries =
-        ["--package", "fence-daemon", "--package", "fence-lab", "--bin", "fence-daemon", "--bin", "fence-lab"];
     if !options.no_build {
-        build(workspace, !options.debug, Profile::Lab, &binaries)?;
+        let lab = ["--package", "fence-lab", "--bin", "fence-lab"];
+        build(workspace, !options.debug, Profile::Lab, &[&EXECUTABLES[..], &lab].concat())?;
     }
     let mut arguments = vec![OsString::from("--daemon"), workspace.binary("fence-daemon", !options.debug).into()];
     arguments.extend(options.once.then(|| "--once".into()));

@@ -19,7 +19,7 @@ use crate::privilege::Privilege;
 use crate::programs;
 use crate::progress::{self, Errors, say};
 use crate::setup::{self, Profile};
-use crate::workspace::{self, Workspace};
+use crate::workspace::{self, EXECUTABLES, Workspace};
 
 /// The daemon with fault points, and the feature that enables them.
 const FAULTS: &str = "fence-daemon-faults";
@@ -66,6 +66,8 @@ impl Suite {
                     "process",
                     "--test",
                     "bad_config",
+                    "--test",
+                    "command_line",
                     "--test",
                     "commands",
                     "--test",
@@ -178,7 +180,7 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     setup::ensure(workspace, widest)?;
     let object = bpf::build(workspace.root())?;
     let mut cargo = workspace.cargo(&object);
-    cargo.args(["build", "--package", "fence-daemon", "--bin", "fence-daemon"]);
+    cargo.arg("build").args(EXECUTABLES);
     progress::shown("building the daemon", cargo)?;
     if suites.iter().any(|suite| matches!(suite, Suite::Libvirt | Suite::Cluster)) {
         let mut cargo = workspace.cargo(&object);

@@ -9,6 +9,11 @@ use anyhow::Context as _;
 /// Names the BPF object for the daemon's build script and the tests.
 pub(crate) const OBJECT_VARIABLE: &str = "FENCE_EBPF_OBJECT";
 
+/// Cargo's selection of the daemon's executables. `fence-daemon` becomes the other one for all
+/// commands.
+pub(crate) const EXECUTABLES: [&str; 6] =
+    ["--package", "fence-daemon", "--bin", "fence-daemon", "--bin", "fence-daemon-commands"];
+
 /// The default target of the shell's compiler.
 ///
 /// # Errors

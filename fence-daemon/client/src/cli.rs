@@ -1,6 +1,9 @@
 //! The command line: stock's short options with stock's meaning, a long one for each, and commands
 //! that stock servers lack.
 //!
+//! The daemon reads its own options itself (`fence-daemon/src/options.rs`). They are here for the
+//! help, and for the words about a command line that is wrong.
+//!
 //! One thing is unlike stock servers on purpose: wrong usage exits with 255, where they print their
 //! help and exit with 0, as if the daemon had started.
 
@@ -12,10 +15,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use fence_common::exit::EXIT_USAGE;
-use fence_config::{self as config, Config, Plugin};
-
-/// Where stock servers keep their process ID.
-pub const DEFAULT_PID_FILE: &str = "/var/run/fence_virtd.pid";
+use fence_config::{self as config, Plugin};
 
 const ABOUT: &str = "Fence virtual machines and containers on request of their cluster mates";
 const AFTER_HELP: &str = "\
@@ -61,7 +61,7 @@ pub struct Cli {
     pub wait: bool,
 
     /// Write the process ID to FILE
-    #[arg(short = 'p', long = "pidfile", value_name = "FILE", default_value = DEFAULT_PID_FILE, value_parser = absolute)]
+    #[arg(short = 'p', long = "pidfile", value_name = "FILE", default_value = config::DEFAULT_PID_FILE, value_parser = absolute)]
     pub pid_file: PathBuf,
 
     /// Ask for the configuration, show it, write it when confirmed, and exit
@@ -267,15 +267,6 @@ impl Cli {
         }
         Ok(cli)
     }
-
-    /// Lets the command line override the file, as stock servers do: options can only switch on.
-    pub fn apply_to(&self, config: &mut Config) {
-        config.foreground |= self.foreground;
-        config.wait_for_init |= self.wait;
-        if let Some(level) = self.debug {
-            config.debug = level;
-        }
-    }
 }
 
 /// What `-l` prints: the backends and listeners that this daemon has, in the layout in which stock
@@ -402,18 +393,6 @@ mod tests {
         ] {
             assert_eq!(exit_code(&read(line).unwrap_err()), code, "{line}");
         }
-    }
-
-    #[test]
-    fn the_command_line_overrides_the_file() {
-        let file =
-            b"fence_virtd { listener = \"multicast\"; backend = \"libvirt\"; debug = \"4\"; foreground = \"1\"; }";
-        let source = config::Source::new(Path::new("f"), file);
-        let (mut config, _) = config::parse(&source, config::Warnings::default()).unwrap();
-        read("").unwrap().apply_to(&mut config);
-        assert_eq!((config.debug, config.foreground, config.wait_for_init), (4, true, false));
-        read("-d0 -w").unwrap().apply_to(&mut config);
-        assert_eq!((config.debug, config.foreground, config.wait_for_init), (0, true, true));
     }
 
     #[test]

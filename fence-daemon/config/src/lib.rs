@@ -67,6 +67,9 @@ pub use warning::{Doubt, Warning, Warnings};
 /// The default path of the configuration file, as in fence_virtd.
 pub const DEFAULT_PATH: &str = "/etc/fence_virt.conf";
 
+/// The default path of the file with the daemon's process ID, as in fence_virtd.
+pub const DEFAULT_PID_FILE: &str = "/var/run/fence_virtd.pid";
+
 /// The largest file that is read, in bytes. Forty thousand guests in groups need half of it.
 pub const MAX_SIZE: usize = 4 << 20;
 

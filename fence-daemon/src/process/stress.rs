@@ -128,7 +128,7 @@ extern "C" fn in_child() {
 }
 
 /// Locks the pages that are in memory now, and further ones once they are used. Untouched pages are
-/// not loaded: the stacks of all threads, and the code of the commands beside the daemon.
+/// not loaded, such as most of the stacks of all threads.
 ///
 /// # Errors
 /// The kernel does not permit it: a text for the log, with the remedy.

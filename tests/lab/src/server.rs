@@ -21,6 +21,17 @@ pub const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a server may take to end after SIGTERM.
 pub const STOP_LIMIT: Duration = Duration::from_secs(40);
 
+/// Where an installation has `fence-daemon`.
+pub const INSTALLED: &str = "/usr/sbin/fence-daemon";
+/// Where an installation has the executable of its commands.
+pub const COMMANDS_INSTALLED: &str = "/usr/libexec/fence-xdp/fence-daemon-commands";
+
+/// The executable of the commands of the daemon at this path, as a build leaves it.
+#[must_use]
+pub fn commands_beside(daemon: &Path) -> PathBuf {
+    daemon.with_file_name("fence-daemon-commands")
+}
+
 /// Which server is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
@@ -49,10 +60,22 @@ impl Which {
         Self::at(&std::env::var_os("FENCE_DAEMON_BIN").map_or_else(built, PathBuf::from))
     }
 
-    /// `fence-daemon` at this path.
+    /// `fence-daemon` at this path, with the executable of its commands beside it.
     pub fn at(path: &Path) -> Result<Self> {
-        ensure!(path.is_file(), "no fence-daemon at {}: run `cargo xtask build`", path.display());
+        for executable in [path, &commands_beside(path)] {
+            ensure!(executable.is_file(), "no {}: run `cargo xtask build`", executable.display());
+        }
         Ok(Self::Ours(std::path::absolute(path)?))
+    }
+
+    /// Our executables: where an installation has each, and its content.
+    ///
+    /// # Errors
+    /// They cannot be read, or this is the stock server.
+    pub fn executables(&self) -> Result<[(&'static str, Vec<u8>); 2]> {
+        let Self::Ours(daemon) = self else { bail!("the stock server is not built here") };
+        let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+        Ok([(INSTALLED, read(daemon)?), (COMMANDS_INSTALLED, read(&commands_beside(daemon))?)])
     }
 
     /// What a program's arguments name: `fence_virtd`, `fence-daemon` at a path, or [`Self::ours`].

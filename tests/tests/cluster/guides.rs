@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{Item, Member};
 use fence_lab::cluster::node::Node;
 use fence_lab::lab::Hypervisor;
@@ -58,14 +58,16 @@ impl Scene {
 
 /// The clone of this repository that a page installs from, already built.
 fn clone_repository(stage: &Stage, name: &str) -> Result<()> {
-    let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
     let xtask = tools::target_directory().join("debug/xtask");
     ensure!(xtask.is_file(), "no {}: run this by `cargo xtask test cluster`", xtask.display());
     for (path, script, _) in STAND_INS {
         stage.install(name, path, script.as_bytes())?;
     }
     stage.install(name, "/run/guide/xtask", &std::fs::read(&xtask)?)?;
-    stage.install(name, &format!("{CLONE}/target/release/fence-daemon"), &std::fs::read(daemon)?)?;
+    for (place, content) in Which::ours()?.executables()? {
+        let program = Path::new(place).file_name().context("a program has a name")?.to_string_lossy();
+        stage.install(name, &format!("{CLONE}/target/release/{program}"), &content)?;
+    }
     let workspace = tools::workspace();
     for path in files_below(&workspace.join("dist"))? {
         let place = Path::new(CLONE).join(path.strip_prefix(&workspace)?);

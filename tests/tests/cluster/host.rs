@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_lab::client::Client;
 use fence_lab::cluster::corosync::{Item, KEY_PATH};
 use fence_lab::cluster::lab::KEY;
@@ -37,10 +37,11 @@ impl Host {
 
     /// A host whose boot starts these units.
     pub(crate) fn booting(config: &Config, units: &str) -> Result<Self> {
-        let Which::Ours(daemon) = Which::ours()? else { bail!("ours is not ours") };
+        let [daemon, commands] = Which::ours()?.executables()?;
         let file = |path, mode, content: &[u8]| Item { path, mode, content: content.to_vec() };
         let files = [
-            file("/usr/sbin/fence-daemon", 0o755, &std::fs::read(daemon)?),
+            file(daemon.0, 0o755, &daemon.1),
+            file(commands.0, 0o755, &commands.1),
             file(UNIT_PATH, 0o644, UNIT.as_bytes()),
             file(SOCKET_UNIT_PATH, 0o644, SOCKET_UNIT.as_bytes()),
             file(KEY_PATH, 0o600, &KEY),

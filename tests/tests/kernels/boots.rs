@@ -19,9 +19,7 @@ fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
         let path = listed.split(':').filter_map(|one| one.split_once('=')).find(|(listed, _)| *listed == name);
         programs.push((name, path.with_context(|| format!("{PROGRAMS} does not name {name}"))?.1.into()));
     }
-    let daemon =
-        std::env::var_os("FENCE_DAEMON_BIN").context("FENCE_DAEMON_BIN is not set: run `cargo xtask test kernels`")?;
-    programs.push(("fence-daemon", daemon.into()));
+    programs.extend(guest::executables()?);
     Ok(programs)
 }
 

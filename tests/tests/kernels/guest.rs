@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use fence_lab::archive::{self, Archive};
 use fence_lab::debian::Kernel;
+use fence_lab::server::commands_beside;
 use fence_lab::{initramfs, tools};
 
 /// The kernel modules of the lab's network, in the order of loading.
@@ -113,6 +114,14 @@ pub(crate) fn initrd(
         archive.directory(directory);
     }
     Ok(archive.finish())
+}
+
+/// Our executables, by their names in the guest.
+pub(crate) fn executables() -> Result<[(&'static str, PathBuf); 2]> {
+    let daemon =
+        std::env::var_os("FENCE_DAEMON_BIN").context("FENCE_DAEMON_BIN is not set: run `cargo xtask test kernels`")?;
+    let commands = commands_beside(Path::new(&daemon));
+    Ok([("fence-daemon", daemon.into()), ("fence-daemon-commands", commands)])
 }
 
 /// The kernel program's path in the guest.

@@ -170,8 +170,6 @@ fn a_guest_with_a_number_of_its_own_asks_as_the_page_says() -> Result<()> {
     let mut me = running(ME, 1);
     let _ = write!(me.devices, "<vsock model='virtio'><cid auto='no' address='{CID}'/></vsock>");
     let domains = [me, running("web-two", 2), running("other", 3)];
-    let daemon =
-        std::env::var_os("FENCE_DAEMON_BIN").context("FENCE_DAEMON_BIN is not set: run `cargo xtask test kernels`")?;
     let extra = Extra {
         modules: &MODULES,
         programs: &["qemu-system-x86_64"],
@@ -191,7 +189,7 @@ fn a_guest_with_a_number_of_its_own_asks_as_the_page_says() -> Result<()> {
     };
     let steps = [Step { name: "nested", command: "sh /nested.sh".to_owned() }];
     let initrd = scratch.path().join("initrd");
-    let programs = [("fence-daemon", PathBuf::from(daemon))];
+    let programs = guest::executables()?;
     std::fs::write(&initrd, guest::initrd(&kernel, &programs, &extra, &steps, scratch.path())?)?;
     let done = guest::run(&kernel, &initrd, &steps)?;
     let done = done.first().context("no step")?;

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use fence_lab::debian::{Kernel, Series};
 use fence_lab::testdriver::{State, TestDomain, node, uuid};
 use fence_lab::tools;
@@ -146,9 +146,7 @@ fn said<'d>(done: &'d Done) -> Vec<(&'d str, &'d str)> {
 #[test]
 fn every_operation_over_vsock_is_answered_as_stock_answers_it() -> Result<()> {
     let kernel = Kernel::get(Series::Linux6_1)?;
-    let daemon =
-        std::env::var_os("FENCE_DAEMON_BIN").context("FENCE_DAEMON_BIN is not set: run `cargo xtask test kernels`")?;
-    let programs = [("fence-daemon", PathBuf::from(daemon))];
+    let programs = guest::executables()?;
     let domains =
         [TestDomain::new("vm-on", &uuid(1), State::Running), TestDomain::new("vm-off", &uuid(2), State::ShutOff)];
     let extra = Extra {

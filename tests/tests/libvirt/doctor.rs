@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fence_lab::container;
 use fence_lab::process::run;
 use fence_lab::qemu;
-use fence_lab::server::Which;
+use fence_lab::server::{Which, commands_beside};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -78,10 +78,13 @@ fn a_libvirtd_that_hangs_or_is_gone_is_reported() -> Result<()> {
 fn start_container(site: &Site, name: &str) -> Result<()> {
     let space = site.hypervisor.space();
     let root = site.hypervisor.path("root");
+    let program = program()?;
     let script = format!(
         "mkdir -p {root} {root}.up {root}.work && mount -t overlay overlay -o lowerdir=/,upperdir={root}.up,workdir={root}.work {root} && \
-         install -D -m 755 {} {root}/usr/local/sbin/fence-daemon && install -D -m 600 {} {root}/etc/cluster/fence_xvm.key",
-        program()?,
+         install -D -m 755 {program} {root}/usr/local/sbin/fence-daemon && \
+         install -D -m 755 {} {root}/usr/local/libexec/fence-xdp/fence-daemon-commands && \
+         install -D -m 600 {} {root}/etc/cluster/fence_xvm.key",
+        commands_beside(Path::new(&program)).display(),
         site.key()
     );
     space.must("sh", &["-c", &script])?;

@@ -1,11 +1,11 @@
 //! The setup of every test in this set: a hypervisor, guests, a key and a server.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fence_lab::client::Client;
 use fence_lab::kernel::{self, Counters};
 use fence_lab::lab::{Guest, Hypervisor, Space};
 use fence_lab::process::Finished;
-use fence_lab::server::{Config, Server, Which};
+use fence_lab::server::{Config, Server, Which, commands_beside};
 
 /// A key of the length that Debian's package makes, with every byte value in it, NUL included.
 pub(crate) fn key() -> Vec<u8> {
@@ -45,6 +45,17 @@ impl Bench {
     /// Starts `fence-daemon` and waits until it serves.
     pub(crate) fn serve(&self, config: &Config) -> Result<Server> {
         Server::start(&self.hypervisor, &Which::ours()?, config)
+    }
+
+    /// Our executables in a directory that everybody may enter, other than the build's: the path
+    /// of `fence-daemon` there.
+    pub(crate) fn copied_program(&self) -> Result<String> {
+        let Which::Ours(program) = Which::ours()? else { bail!("the stock server has no commands") };
+        for executable in [&program, &commands_beside(&program)] {
+            let copied = ["-m", "755", "-t", &self.hypervisor.path(""), &executable.to_string_lossy()];
+            self.hypervisor.space().must("install", &copied)?;
+        }
+        Ok(self.hypervisor.path("fence-daemon"))
     }
 
     /// A client with this lab's key.

@@ -316,9 +316,8 @@ fn only_root_may_look() -> Result<()> {
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]).args(arguments);
         run(bench.hypervisor.space(), &mut command, LIMIT)
     };
-    // In a directory that only root may enter.
-    let copy = bench.hypervisor.path("fence-daemon");
-    bench.hypervisor.space().must("install", &["-m", "755", &program()?.to_string_lossy(), &copy])?;
+    // The build is in a directory that only root may enter.
+    let copy = bench.copied_program()?;
     let refused = nobody(&copy, &["status"])?;
     ensure!(
         refused.code == Some(UNKNOWN) && refused.stderr.contains("only root"),

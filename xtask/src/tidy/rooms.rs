@@ -17,7 +17,9 @@ struct Room {
 /// Every room, from the ground up.
 const ROOMS: &[Room] = &[
     Room { name: "clock", imports: &[] },
+    Room { name: "commands", imports: &[] },
     Room { name: "fault", imports: &[] },
+    Room { name: "options", imports: &[] },
     Room { name: "systemd", imports: &[] },
     Room { name: "state", imports: &[] },
     Room { name: "observe", imports: &["clock"] },
@@ -84,6 +86,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("aya", &["intake", "daemon"]),
     ("fence_client", &[]),
     ("fence_control", &["control"]),
+    ("lexopt", &["options"]),
     ("libloading", &["hosts/corosync"]),
     ("sd_notify", &["systemd"]),
     ("virt", &["hypervisor/libvirt"]),

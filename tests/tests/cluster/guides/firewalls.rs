@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
@@ -55,7 +55,6 @@ struct Walls {
 impl Walls {
     /// The daemon runs as a systemd unit, and the guest is a container.
     fn new(page: &str, attach: &'static str) -> Result<Self> {
-        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
         let booted = Booted::start(&Hypervisor::new()?, HYPERVISOR, &[])?;
         let hypervisor = booted.hypervisor().clone();
         let libvirtd = Libvirtd::start(&hypervisor)?;
@@ -70,7 +69,9 @@ impl Walls {
 
         let unit = std::fs::read(tools::workspace().join("dist/fence-daemon.service"))?;
         let config = Config { attach: Some(attach), ..Config::new(KEY_PATH) };
-        stage.install(HYPERVISOR, "/usr/sbin/fence-daemon", &std::fs::read(daemon)?)?;
+        for (place, content) in Which::ours()?.executables()? {
+            stage.install(HYPERVISOR, place, &content)?;
+        }
         stage.write(HYPERVISOR, "/etc/systemd/system/fence-daemon.service", &unit)?;
         stage.write(HYPERVISOR, KEY_PATH, &KEY)?;
         stage.write(HYPERVISOR, "/etc/fence_virt.conf", config.render().as_bytes())?;

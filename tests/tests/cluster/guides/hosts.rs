@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, files};
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
@@ -51,9 +51,8 @@ impl HostsScene {
     /// The state before the first command: two hosts with the daemon and the key, and a cluster
     /// with one guest on each.
     fn new() -> Result<Self> {
-        let Which::Ours(daemon) = Which::ours()? else { bail!("the stock server is not built here") };
         let unit = std::fs::read(tools::workspace().join("dist/fence-daemon.service"))?;
-        let (daemon, members) = (std::fs::read(daemon)?, members());
+        let (executables, members) = (Which::ours()?.executables()?, members());
         let [one, other] = Hypervisor::pair()?;
         let (mut stage, mut nodes, mut bodies, mut libvirtds) = (Stage::default(), Vec::new(), Vec::new(), Vec::new());
         let hypervisors = [Booted::start(&one, "host1", &[])?, Booted::start(&other, "host2", &[])?];
@@ -63,7 +62,9 @@ impl HostsScene {
             let hypervisor = &booted.hypervisor().clone();
             let libvirtd = Libvirtd::start(hypervisor)?;
             stage.add_host(&host, booted);
-            stage.install(&host, "/usr/sbin/fence-daemon", &daemon)?;
+            for (place, content) in &executables {
+                stage.install(&host, place, content)?;
+            }
             stage.write(&host, "/etc/systemd/system/fence-daemon.service", &unit)?;
             stage.write(&host, KEY_PATH, &KEY)?;
             let machine = format!("vm{number}");

@@ -290,8 +290,7 @@ fn a_missing_right_to_load_the_program_is_named() -> Result<()> {
 fn missing_root_is_the_first_finding() -> Result<()> {
     let bench = Bench::new()?;
     let _server = bench.serve(&bench.config("auto"))?;
-    let copy = bench.hypervisor.path("fence-daemon");
-    bench.hypervisor.space().must("install", &["-m", "755", &program()?, &copy])?;
+    let copy = bench.copied_program()?;
     let conf = bench.hypervisor.path("fence_virt.conf");
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", &copy, "-f", &conf, "doctor"]);
