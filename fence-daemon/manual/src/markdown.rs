@@ -25,10 +25,12 @@ pub(super) fn body(roff: &mut Roff, text: &str) {
     };
     let mut parser = Parser::new_ext(text, Options::ENABLE_TABLES);
     while let Some(event) = parser.next() {
-        match event {
-            Event::Start(Tag::Table(_)) => writer.table(&mut parser),
-            Event::Start(Tag::CodeBlock(_)) => writer.code(&mut parser),
-            other => writer.event(other),
+        if let Event::Start(Tag::Table(_)) = event {
+            writer.table(&mut parser);
+        } else if let Event::Start(Tag::CodeBlock(_)) = event {
+            writer.code(&mut parser);
+        } else {
+            writer.event(event);
         }
     }
     writer.flush();
@@ -89,7 +91,15 @@ impl Writer<'_> {
             Event::Start(Tag::Item) => self.item(),
             Event::End(TagEnd::Item) => self.flush(),
             // Links: their words are enough, the other pages are beside each other.
-            _ => {}
+            Event::Start(_)
+            | Event::End(_)
+            | Event::Html(_)
+            | Event::InlineHtml(_)
+            | Event::InlineMath(_)
+            | Event::DisplayMath(_)
+            | Event::FootnoteReference(_)
+            | Event::Rule
+            | Event::TaskListMarker(_) => {}
         }
     }
 
@@ -135,14 +145,12 @@ impl Writer<'_> {
         self.paragraph();
         self.roff.control("RS", ["4"]).control("nf", []);
         for event in events {
-            match event {
-                Event::Text(text) => {
-                    for line in text.lines() {
-                        self.roff.text([roman(line)]);
-                    }
+            if let Event::Text(text) = event {
+                for line in text.lines() {
+                    self.roff.text([roman(line)]);
                 }
-                Event::End(TagEnd::CodeBlock) => break,
-                _ => {}
+            } else if let Event::End(TagEnd::CodeBlock) = event {
+                break;
             }
         }
         self.roff.control("fi", []).control("RE", []);
@@ -153,11 +161,14 @@ impl Writer<'_> {
         self.flush();
         let (mut rows, mut row) = (Vec::new(), Vec::new());
         for event in events {
-            match event {
-                Event::End(TagEnd::TableCell) => row.push(std::mem::take(&mut self.line)),
-                Event::End(TagEnd::TableHead | TagEnd::TableRow) => rows.push(std::mem::take(&mut row)),
-                Event::End(TagEnd::Table) => break,
-                other => self.event(other),
+            if let Event::End(TagEnd::TableCell) = event {
+                row.push(std::mem::take(&mut self.line));
+            } else if let Event::End(TagEnd::TableHead | TagEnd::TableRow) = event {
+                rows.push(std::mem::take(&mut row));
+            } else if let Event::End(TagEnd::Table) = event {
+                break;
+            } else {
+                self.event(event);
             }
         }
         let columns = rows.first().map_or(0, Vec::len);
