@@ -348,12 +348,22 @@ impl Hosts {
                 daemons: self.pids(node).collect(),
                 heard: words.and_then(|words| words.heard),
                 trouble: self.members.iter().filter(|(member, _)| member.node == node).find_map(|(_, one)| one.trouble),
-                domains: words.map_or(0, records::HostWords::domains),
                 fenced: words.and_then(records::HostWords::fenced_at),
             }
         };
         let hosts = nodes.into_iter().map(view).collect();
         GroupView { joined: self.is_joined(), quorate: self.is_quorate, hosts, questions: self.asked.len() }
+    }
+
+    /// The domains that each host has told of, for people.
+    pub fn known_domains(&self) -> impl Iterator<Item = (NodeId, &HostDomain)> {
+        self.records.domains()
+    }
+
+    /// Grows when [`Hosts::known_domains`] changes.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.records.revision()
     }
 
     /// Whether this daemon is in the group.

@@ -141,8 +141,6 @@ pub struct HostView {
     pub heard: Option<u64>,
     /// Why its messages do not count.
     pub trouble: Option<NoMessage>,
-    /// How many domains it has told of.
-    pub domains: usize,
     /// When it was fenced last.
     pub fenced: Option<u64>,
 }

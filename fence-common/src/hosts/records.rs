@@ -31,6 +31,8 @@ pub(super) struct HostWords {
     /// The domains that its daemons have told of, by process ID.
     tables: BTreeMap<u32, BTreeMap<Uuid, HostDomain>>,
     fencing: Option<Fencing>,
+    /// How often the tables may have changed.
+    revision: u64,
 }
 
 /// The domain that a question is about: its target, and what hosts call it.
@@ -57,9 +59,9 @@ impl Sought {
 }
 
 impl HostWords {
-    /// How many domains it has told of.
-    pub(super) fn domains(&self) -> usize {
-        self.tables.values().map(BTreeMap::len).sum()
+    /// The domains that it has told of.
+    pub(super) fn domains(&self) -> impl Iterator<Item = &HostDomain> {
+        self.tables.values().flat_map(BTreeMap::values)
     }
 
     /// Whether its last word is that the domain runs there.
@@ -94,6 +96,7 @@ impl HostWords {
             self.fencing = Some(Fencing { at, stays_off });
         }
         if self.heard.is_none_or(|heard| heard < at) {
+            self.revision += 1;
             // Whatever ran there is dead.
             for domain in self.tables.values_mut().flat_map(BTreeMap::values_mut) {
                 domain.state = crate::domain_state::SHUT_OFF;
@@ -104,6 +107,7 @@ impl HostWords {
 
     /// The domain is proven off there.
     pub(super) fn is_off(&mut self, sought: &Sought) {
+        self.revision += 1;
         for domain in self.tables.values_mut().flat_map(BTreeMap::values_mut) {
             if sought.fits(&domain.uuid, &domain.name) {
                 domain.state = crate::domain_state::SHUT_OFF;
@@ -129,6 +133,16 @@ impl Records {
         self.hosts.entry(node).or_default()
     }
 
+    /// Grows when a table changes.
+    pub(super) fn revision(&self) -> u64 {
+        self.hosts.values().map(|words| words.revision).sum()
+    }
+
+    /// The domains of each host.
+    pub(super) fn domains(&self) -> impl Iterator<Item = (NodeId, &HostDomain)> {
+        self.hosts.iter().flat_map(|(node, words)| words.domains().map(|domain| (*node, domain)))
+    }
+
     /// A daemon of the host was heard, or joined.
     pub(super) fn heard(&mut self, now: u64, node: NodeId) {
         self.of_mut(node).heard = Some(now);
@@ -140,7 +154,9 @@ impl Records {
         for domain in &domains {
             self.know(domain);
         }
-        let tables = &mut self.of_mut(from.node).tables;
+        let words = self.of_mut(from.node);
+        words.revision += 1;
+        let tables = &mut words.tables;
         if is_complete {
             tables.retain(|pid, _| present.contains(pid));
             tables.insert(from.pid, BTreeMap::new());

@@ -383,6 +383,32 @@ pub struct ClusterHost {
     pub key_agrees: Option<bool>,
     /// How many domains it has told of.
     pub domains: u64,
+    /// These domains, by name.
+    #[serde(default)]
+    pub domain_list: Vec<ClusterDomain>,
+    /// The version of its daemon; `null` if that is not there.
+    #[serde(default)]
+    pub software: Option<String>,
+    /// How far its clock is ahead of this host's at least; negative if it is behind. 0 if no
+    /// difference can be told. `null` if it is not known.
+    #[serde(default)]
+    pub clock_ahead_ms: Option<i64>,
+    /// The time since Pacemaker has fenced it; `null` if no fencing is known.
+    #[serde(default)]
+    pub fenced_ms: Option<u64>,
+}
+
+/// A domain as a host of the cluster has told of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterDomain {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// libvirt's state.
+    pub state: String,
+    /// Whether it has a process there, or may have one.
+    pub runs: bool,
 }
 
 /// How long one step of one operation takes, from the datagram's arrival.

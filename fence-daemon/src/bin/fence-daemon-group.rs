@@ -132,7 +132,11 @@ fn line(event: &Event) -> String {
             };
             format!("message {} age {age}: {text}", name(from))
         }
-        Event::Alive(from) => format!("alive {}", name(from)),
+        Event::Alive(from, None) => format!("alive {}", name(from)),
+        Event::Alive(from, Some(vitals)) => {
+            let clock = vitals.clock.map_or("unknown".to_owned(), |clock| clock.ahead_ms().to_string());
+            format!("alive {} version {} clock ahead {clock} ms", name(from), vitals.software)
+        }
         Event::Stalled(took) => format!("stalled {} ms", took.as_millis()),
         Event::Stock(members) => format!("stock {}", names(members)),
     }

@@ -1,6 +1,7 @@
 //! The cluster in the report: its hosts, and what is wrong with them.
 
-use fence_control::report::{Cluster, ClusterHost};
+use fence_common::domain_state;
+use fence_control::report::{Cluster, ClusterDomain, ClusterHost};
 
 use crate::clock::Moment;
 use crate::hosts::view::{HostView, View};
@@ -8,15 +9,29 @@ use crate::hosts::view::{HostView, View};
 /// The cluster as this host sees it at `now`.
 pub(super) fn cluster(view: &View, now: Moment) -> Cluster {
     let ours = view.ours.map(|ours| ours.node);
+    let ago = |moment| u64::try_from(now.since(moment).as_millis()).unwrap_or(u64::MAX);
     let host = |host: &HostView| ClusterHost {
         node: host.node,
         name: host.name.clone(),
         ours: ours == Some(host.node),
         present: host.present,
-        last_heard_ms: host.heard.map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
+        last_heard_ms: host.heard.map(ago),
         version: host.version,
         key_agrees: host.key_agrees,
-        domains: host.domains.try_into().unwrap_or(u64::MAX),
+        domains: host.domains.len().try_into().unwrap_or(u64::MAX),
+        domain_list: host
+            .domains
+            .iter()
+            .map(|domain| ClusterDomain {
+                name: domain.name.clone(),
+                uuid: domain.uuid.to_string(),
+                state: domain_state::name(domain.state).to_owned(),
+                runs: domain.runs(),
+            })
+            .collect(),
+        software: host.software.map(|software| software.to_string()),
+        clock_ahead_ms: host.clock_ahead_ms,
+        fenced_ms: host.fenced.map(ago),
     };
     Cluster {
         joined: ours.is_some(),

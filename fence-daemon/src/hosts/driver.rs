@@ -174,7 +174,7 @@ impl HostsDriver {
         mut wishes: mpsc::UnboundedReceiver<Wish>,
         mut reports: mpsc::UnboundedReceiver<HostWork>,
     ) {
-        self.watch.show(self.machine.as_ref().map(|(_, machine)| machine.view()));
+        self.watch.show(self.machine.as_ref().map(|(_, machine)| machine));
         loop {
             let wake = self.machine.as_ref().and_then(|(_, machine)| machine.wake());
             let left = wake.map_or(TICK, |wake| Moment::from_ktime(wake).since(Moment::now()).min(TICK));
@@ -197,7 +197,7 @@ impl HostsDriver {
             while let Some(output) = self.machine.as_mut().and_then(|(_, machine)| machine.poll()) {
                 self.carry_out(output);
             }
-            self.watch.show(self.machine.as_ref().map(|(_, machine)| machine.view()));
+            self.watch.show(self.machine.as_ref().map(|(_, machine)| machine));
         }
     }
 
@@ -234,12 +234,12 @@ impl HostsDriver {
         if let Event::Joined(member) = event {
             return self.join(now, daemon(member));
         }
-        if let Event::Message { from, .. } | Event::Alive(from) = &event {
+        if let Event::Message { from, .. } | Event::Alive(from, _) = &event {
             self.heard.insert(NodeId(from.node), LastHeard::now());
         }
         let Some((_, machine)) = &mut self.machine else { return };
         match event {
-            Event::Joined(_) | Event::Alive(_) | Event::Stock(_) => {}
+            Event::Joined(_) | Event::Alive(..) | Event::Stock(_) => {}
             Event::Lost(_) => machine.disconnected(now),
             Event::Configured(_) => machine.configured(now, self.watch.configured()),
             Event::Quorum(_) => machine.quorum(now, self.watch.is_quorate(), &self.watch.ring()),

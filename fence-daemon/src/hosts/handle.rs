@@ -2,7 +2,7 @@
 //! through it.
 
 use fence_common::domain_state::SHUT_OFF;
-use fence_common::hosts::{GroupAnswer, HostDomain, NoAnswer};
+use fence_common::hosts::{GroupAnswer, HostDomain, HostList, NoAnswer};
 use fence_common::ledger::RequestId;
 use fence_common::target::Target;
 use fence_common::wire::{Op, Reply};
@@ -79,6 +79,15 @@ pub(super) enum Wish {
     Ask(HostsQuestion),
 }
 
+/// A domain, and the hosts that have it. Those where it runs come first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedDomain {
+    /// The domain. It runs if it runs on any host.
+    pub domain: HostDomain,
+    /// The names of the hosts.
+    pub hosts: Vec<String>,
+}
+
 /// The hosts that answer together. Clones are the same ones.
 #[derive(Clone, Debug)]
 pub struct Hosts {
@@ -153,9 +162,9 @@ impl Hosts {
     ///
     /// # Errors
     /// Why the list would be shorter than the truth.
-    pub async fn list(&self, id: RequestId, by: Instant) -> Result<Vec<HostDomain>, String> {
+    pub async fn list(&self, id: RequestId, by: Instant) -> Result<Vec<SharedDomain>, String> {
         match self.ask(id, Op::HostList, None, None, by).await?.answer {
-            GroupAnswer::List(lists) => Ok(merged(lists.into_iter().flat_map(|list| list.domains))),
+            GroupAnswer::List(lists) => Ok(merged(lists)),
             GroupAnswer::Failure(why) => Err(why.to_string()),
             GroupAnswer::Success | GroupAnswer::Off => Err("there is no list: a bug of fence-xdp".to_owned()),
         }
@@ -207,18 +216,31 @@ fn said_by_all(op: Op, reply: Reply) -> &'static str {
     }
 }
 
-/// Each domain once: it runs if it runs on any host.
-fn merged(domains: impl Iterator<Item = HostDomain>) -> Vec<HostDomain> {
-    let mut all: Vec<HostDomain> = domains.collect();
-    let is_off = |domain: &HostDomain| domain.state == SHUT_OFF;
-    all.sort_by(|one, other| (&one.name, one.uuid, is_off(one)).cmp(&(&other.name, other.uuid, is_off(other))));
-    all.dedup_by(|later, first| (&later.name, later.uuid) == (&first.name, first.uuid));
+/// Each domain once.
+fn merged(lists: impl IntoIterator<Item = HostList>) -> Vec<SharedDomain> {
+    let of_host = |HostList { name, domains, .. }| {
+        domains.into_iter().map(move |domain| SharedDomain { domain, hosts: vec![String::clone(&name)] })
+    };
+    let mut all: Vec<SharedDomain> = lists.into_iter().flat_map(of_host).collect();
+    // Stable: hosts stay in the order of their node IDs.
+    all.sort_by(|SharedDomain { domain: one, .. }, SharedDomain { domain: other, .. }| {
+        let is_off = |domain: &HostDomain| domain.state == SHUT_OFF;
+        (&one.name, one.uuid, is_off(one)).cmp(&(&other.name, other.uuid, is_off(other)))
+    });
+    all.dedup_by(|later, first| {
+        let is_same = (&later.domain.name, later.domain.uuid) == (&first.domain.name, first.domain.uuid);
+        if is_same {
+            first.hosts.append(&mut later.hosts);
+        }
+        is_same
+    });
     all
 }
 
 #[cfg(test)]
 mod tests {
     use fence_common::domain_state::RUNNING;
+    use fence_common::hosts::NodeId;
     use uuid::Uuid;
 
     use super::*;
@@ -226,14 +248,18 @@ mod tests {
     #[test]
     fn a_domain_of_two_hosts_is_listed_once_and_runs_if_it_runs_anywhere() {
         let domain = |name: &str, uuid, state| HostDomain { name: name.into(), uuid: Uuid::from_u128(uuid), state };
-        let all = [
-            domain("b", 2, SHUT_OFF),
-            domain("a", 1, SHUT_OFF),
-            domain("a", 1, RUNNING),
-            domain("b", 2, SHUT_OFF),
-            domain("a", 3, SHUT_OFF),
+        let list = |node, domains| HostList { node: NodeId(node), name: format!("host{node}"), domains };
+        let lists = [
+            list(1, vec![domain("b", 2, SHUT_OFF), domain("a", 1, SHUT_OFF)]),
+            list(2, vec![domain("a", 1, RUNNING), domain("b", 2, SHUT_OFF), domain("a", 3, SHUT_OFF)]),
         ];
-        let expected = vec![domain("a", 1, RUNNING), domain("a", 3, SHUT_OFF), domain("b", 2, SHUT_OFF)];
-        assert_eq!(merged(all.into_iter()), expected);
+        let shared =
+            |domain, hosts: &[&str]| SharedDomain { domain, hosts: hosts.iter().map(ToString::to_string).collect() };
+        let expected = vec![
+            shared(domain("a", 1, RUNNING), &["host2", "host1"]),
+            shared(domain("a", 3, SHUT_OFF), &["host2"]),
+            shared(domain("b", 2, SHUT_OFF), &["host1", "host2"]),
+        ];
+        assert_eq!(merged(lists), expected);
     }
 }

@@ -20,5 +20,5 @@ pub mod view;
 mod watch;
 
 pub use self::driver::{Parts, start};
-pub use self::handle::{Elected, Election, Hosts};
+pub use self::handle::{Elected, Election, Hosts, SharedDomain};
 pub use self::local::Verdict;

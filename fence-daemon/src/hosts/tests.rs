@@ -262,8 +262,9 @@ async fn a_list_has_all_hosts_or_is_none() {
     let by = || Instant::now() + Duration::from_secs(5);
     assert_eq!(all[0].reply(Op::Off, "two", 1).await, Reply::Success);
     let list = all[0].hosts.list(id(Op::HostList, "", 2), by()).await.unwrap();
-    let listed: Vec<_> = list.iter().map(|domain| (domain.name.as_str(), domain.state)).collect();
-    assert_eq!(listed, [("one", RUNNING), ("two", SHUT_OFF)]);
+    let listed: Vec<_> =
+        list.iter().map(|one| (one.domain.name.as_str(), one.domain.state, one.hosts.join(" "))).collect();
+    assert_eq!(listed, [("one", RUNNING, "host1".to_owned()), ("two", SHUT_OFF, "host2".to_owned())]);
     all[1].hosts.monitor(id(Op::DevStatus, "", 3), by()).await.unwrap();
     bus.lose(2);
     let no_list = all[0].hosts.list(id(Op::HostList, "", 4), by()).await.unwrap_err();

@@ -66,6 +66,67 @@ impl fmt::Display for Departure {
     }
 }
 
+/// A software version: three numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Software(pub [u16; 3]);
+
+impl Software {
+    /// This program's.
+    pub const OURS: Self = Self([
+        number(env!("CARGO_PKG_VERSION_MAJOR")),
+        number(env!("CARGO_PKG_VERSION_MINOR")),
+        number(env!("CARGO_PKG_VERSION_PATCH")),
+    ]);
+}
+
+const fn number(digits: &str) -> u16 {
+    match u16::from_str_radix(digits, 10) {
+        Ok(number) => number,
+        Err(_) => 0,
+    }
+}
+
+impl fmt::Display for Software {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([major, minor, patch]) = self;
+        write!(f, "{major}.{minor}.{patch}")
+    }
+}
+
+/// How far another host's clock is ahead of ours, in milliseconds: the least and the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockGap {
+    least: i64,
+    most: i64,
+}
+
+impl ClockGap {
+    /// A clock showed `theirs` when a message was sent. The message came when ours showed `ours`,
+    /// both in milliseconds. It is no older than `age`.
+    #[must_use]
+    pub fn new(theirs: u64, ours: u64, age: Duration) -> Self {
+        let millis = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let least = millis(theirs).saturating_sub(millis(ours));
+        Self { least, most: least.saturating_add(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)) }
+    }
+
+    /// How far it is ahead at least, or behind if negative. 0 if the clocks may be the same.
+    #[must_use]
+    pub fn ahead_ms(self) -> i64 {
+        self.least.max(self.most.min(0))
+    }
+}
+
+/// What a daemon tells of its host about each second. It is not signed: people read it, and no
+/// decision rests on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vitals {
+    /// Its version.
+    pub software: Software,
+    /// Its clock; `None` if nobody knows how old its word is.
+    pub clock: Option<ClockGap>,
+}
+
 /// What happens in the group. Members and messages come in the group's one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -97,8 +158,8 @@ pub enum Event {
         /// What it sent.
         bytes: Vec<u8>,
     },
-    /// A member's sign of life, about each second.
-    Alive(Member),
+    /// A member's sign of life, about each second. Another host's has its vitals.
+    Alive(Member, Option<Vitals>),
     /// This daemon, corosync or the network stood still so long. Messages around this event may
     /// have waited: their `sent_after` has it in account.
     Stalled(Duration),
@@ -131,4 +192,21 @@ pub trait Transport: Clone + Send + Sync + 'static {
     /// # Errors
     /// [`SendError`].
     fn send(&self, bytes: Vec<u8>, by: Moment) -> impl Future<Output = Result<(), SendError>> + Send;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_differ_by_what_the_age_of_a_message_cannot_explain() {
+        let gap = |theirs, ours, age| ClockGap::new(theirs, ours, Duration::from_millis(age)).ahead_ms();
+        assert_eq!(gap(10_000, 10_000, 0), 0);
+        // A second old, or a second behind: nobody knows.
+        assert_eq!(gap(9_000, 10_000, 1_000), 0);
+        assert_eq!(gap(9_000, 10_000, 400), -600);
+        assert_eq!(gap(13_000, 10_000, 1_500), 3_000);
+        assert_eq!(gap(u64::MAX, 0, u64::MAX), i64::MAX);
+        assert_eq!(Software::OURS.to_string(), env!("CARGO_PKG_VERSION"));
+    }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
+use fence_common::hosts::HostDomain;
 use fence_common::sync::lock;
 
-use super::transport::Member;
+use super::transport::{Member, Software};
 use crate::clock::Moment;
 
 /// The cluster as this host sees it.
@@ -37,8 +38,14 @@ pub struct HostView {
     pub version: Option<u32>,
     /// Whether its messages are signed with an accepted key.
     pub key_agrees: Option<bool>,
-    /// How many domains it has told of.
-    pub domains: usize,
+    /// The domains that it has told of, by name.
+    pub domains: Arc<[HostDomain]>,
+    /// The version of its daemon; `None` if that is not there.
+    pub software: Option<Software>,
+    /// How far its clock is ahead of this host's in milliseconds, at least. `None` if not known.
+    pub clock_ahead_ms: Option<i64>,
+    /// When it was fenced last, by Pacemaker's word.
+    pub fenced: Option<Moment>,
 }
 
 /// The view that the driver writes and reports read.

@@ -14,7 +14,7 @@ use super::stop::{Stopping, stopped};
 use super::{ANSWER_WITHIN, Shared};
 use crate::callback::Authenticated;
 use crate::clock::Moment;
-use crate::hosts::Verdict;
+use crate::hosts::{SharedDomain, Verdict};
 use crate::hypervisor::{Deadline, Foresight, Requester};
 use crate::intake::request::Verified;
 use crate::policy::{self, Authorized, Denied};
@@ -22,6 +22,9 @@ use crate::policy::{self, Authorized, Denied};
 /// How long `monitor` waits for a connection to a libvirt that restarts. Its client waits for 30 s,
 /// and Pacemaker for 20 s.
 const RENEWAL: Duration = Duration::from_secs(8);
+
+/// The most domains that a list names in the log.
+const PLACES_MAX: usize = 20;
 
 /// The kind of log line that an answer makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,8 +202,10 @@ impl Shared {
         if let Some(hosts) = &self.hosts {
             return match hosts.list(peer.request().id(), deadline.by()).await {
                 Ok(domains) => {
-                    let domains = domains.iter().map(|domain| (domain.name.as_str(), domain.uuid, domain.state));
-                    self.listed(peer, domains)
+                    let all = domains.iter().map(|SharedDomain { domain, .. }| domain);
+                    let mut answer = self.listed(peer, all.map(|one| (one.name.as_str(), one.uuid, one.state)));
+                    answer.detail.push_str(&places(&domains));
+                    answer
                 }
                 Err(why) => Answer::refused(Reply::Failure, format!("no list: {why}")),
             };
@@ -230,5 +235,39 @@ impl Shared {
         bytes.extend_from_slice(HostRecord::END.as_bytes());
         bytes.push(Reply::Success.to_wire());
         Answer { bytes, result: Ending::Success, detail: counted(count, "domain"), dead: None, tone: Tone::Asked }
+    }
+}
+
+/// Where the domains of all hosts are, for the log.
+fn places(domains: &[SharedDomain]) -> String {
+    let place = |SharedDomain { domain, hosts }: &SharedDomain| {
+        format!("{} on {}", domain.name.escape_debug(), hosts.join(" and ").escape_debug())
+    };
+    let mut places: Vec<String> = domains.iter().take(PLACES_MAX).map(place).collect();
+    match domains.len().checked_sub(PLACES_MAX) {
+        Some(left @ 1..) => places.push(format!("and {left} more of all hosts")),
+        Some(0) | None if places.is_empty() => return String::new(),
+        Some(0) | None => {}
+    }
+    format!(": {}", places.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use fence_common::hosts::HostDomain;
+
+    use super::*;
+
+    #[test]
+    fn a_list_says_where_each_domain_is_and_is_no_longer_than_a_line() {
+        let domain = |name: &str, hosts: &[&str]| SharedDomain {
+            domain: HostDomain { uuid: Uuid::nil(), name: name.to_owned(), state: 1 },
+            hosts: hosts.iter().map(ToString::to_string).collect(),
+        };
+        assert_eq!(places(&[]), "");
+        let two = [domain("vm-a", &["host1"]), domain("v\nm", &["host2", "host1"])];
+        assert_eq!(places(&two), ": vm-a on host1, v\\nm on host2 and host1");
+        let many = vec![domain("x", &["y"]); PLACES_MAX + 3];
+        assert!(places(&many).ends_with("x on y, and 3 more of all hosts"));
     }
 }

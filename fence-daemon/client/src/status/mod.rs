@@ -1,6 +1,6 @@
 //! `fence-daemon status`: asks the running daemon for its report, and shows it.
 
-mod hosts;
+pub mod hosts;
 pub mod page;
 mod sources;
 

@@ -71,11 +71,14 @@ pub fn render(report: &Report, screen: Screen) -> String {
         }
     }
     if let Some(cluster) = &report.cluster {
-        section(format!("Hosts that answer together: {}", cluster.status), hosts::table(cluster));
+        section(hosts::title(cluster), hosts::table(cluster));
     }
     section("libvirt".to_owned(), uris(report));
     section("To be started again after a reboot".to_owned(), restarts(report));
     section("Domains".to_owned(), domains(report));
+    if let Some(cluster) = &report.cluster {
+        section("Domains of the other hosts".to_owned(), hosts::domains(cluster, |host| !host.ours));
+    }
     let known = report.requests.recent.len();
     let shown = if known > REQUESTS { format!(", {REQUESTS} of {known}") } else { String::new() };
     section(
@@ -450,10 +453,10 @@ mod tests {
         let uris = rows("libvirt");
         assert_eq!(uris[0], ["qemu:///system", "connected", "3 h 12 min", "3", "2", "3 h 12 min ago: connection lost"]);
         assert_eq!(uris[1][..3], ["lxc:///system", "not connected", "-"]);
-        let hosts = rows("Hosts that answer together: 1 of 2 hosts present, quorate");
-        assert_eq!(hosts[0], ["host1", "1", "this one", "0 s ago", "agrees", "3"]);
-        let stock = "fence_virtd answers there as well: node 2 process 812";
-        assert_eq!(hosts[1], ["-", "2", "absent", "never", "-", "0", stock]);
+        let hosts = rows("Hosts that answer together: 2 of 3 hosts present, quorate");
+        assert_eq!(hosts[0], ["host1", "1", "this one", "0 s ago", "agrees", "0.1.0", "-", "2", "3"]);
+        assert_eq!(hosts[2][..9], ["-", "3", "absent", "never", "-", "-", "-", "0", "0"]);
+        assert_eq!(rows("Domains of the other hosts")[0][..3], ["host2", "node4", "running"]);
         let why = "tried 2 times: Failed to get shared \"write\" lock (InternalError)";
         assert_eq!(rows("To be started again")[0], ["node3", "qemu:///system", "0 s", why]);
         let domains = rows("Domains");

@@ -1,6 +1,6 @@
 //! The lines that `top` shows of a report, as many as the terminal has.
 
-use fence_control::report::Report;
+use fence_control::report::{Cluster, Report};
 use ratatui::Frame;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
@@ -10,6 +10,7 @@ use super::rates::{Counter, HISTORY, Rates};
 use crate::screen::bars;
 use crate::screen::table::{Look, Screen, Table, flexible, number, text};
 use crate::screen::words::{counters, harmless, meaning, micros, span, time_of_day};
+use crate::status::hosts;
 use crate::status::page::{Step, connection, look_of, requests};
 
 /// The most counters shown. Those that grow come first.
@@ -41,9 +42,32 @@ fn one(look: Look, text: &str, screen: Screen) -> Line<'static> {
     line(vec![(look, text)], screen)
 }
 
+/// What the display shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Page {
+    /// This daemon: datagrams, libvirt, requests.
+    #[default]
+    Daemon,
+    /// The hosts that answer together, and their domains.
+    Hosts,
+}
+
+impl Page {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Daemon => Self::Hosts,
+            Self::Hosts => Self::Daemon,
+        }
+    }
+}
+
 /// The state of the display.
 #[derive(Debug, Default)]
 pub struct TopState {
+    /// What it shows, if the daemon has that.
+    pub page: Page,
     /// The last report.
     pub report: Option<Report>,
     /// Why there is no newer report.
@@ -83,6 +107,21 @@ impl TopState {
         };
         lines.push(headline(report, screen));
         lines.extend(report.problems.iter().map(|problem| one(Look::Bad, &format!("! {problem}"), screen)));
+        match &report.cluster {
+            Some(cluster) if self.page == Page::Hosts => lines.extend(of_hosts(cluster, screen)),
+            Some(_) | None => self.of_daemon(report, screen, height, &mut lines),
+        }
+        lines.truncate(height);
+        lines
+    }
+
+    /// Adds the page of the daemon.
+    fn of_daemon(&self, report: &Report, screen: Screen, height: usize, lines: &mut Vec<Line<'static>>) {
+        if let Some(cluster) = &report.cluster {
+            let is_well = cluster.quorate && cluster.hosts.iter().all(|host| host.present);
+            let look = if is_well { Look::Plain } else { Look::Bad };
+            lines.push(one(look, &format!("{} (h shows them)", hosts::title(cluster)), screen));
+        }
         let mut section = |title: &str, table: &Table| {
             if !table.is_empty() {
                 lines.push(Line::default());
@@ -103,8 +142,6 @@ impl TopState {
         lines.push(Line::default());
         lines.push(one(Look::Heading, &title, screen));
         lines.extend(requests(report, room, &STEPS, 0).lines(screen).into_iter().map(|parts| line(parts, screen)));
-        lines.truncate(height);
-        lines
     }
 
     fn counters(&self, screen: Screen) -> Table {
@@ -140,6 +177,21 @@ impl TopState {
     }
 }
 
+/// The page of the hosts.
+fn of_hosts(cluster: &Cluster, screen: Screen) -> Vec<Line<'static>> {
+    let mut lines = Vec::new();
+    let sections = [
+        (hosts::title(cluster), hosts::table(cluster)),
+        ("Domains by host".to_owned(), hosts::domains(cluster, |_| true)),
+    ];
+    for (title, table) in sections.into_iter().filter(|(_, table)| !table.is_empty()) {
+        lines.push(Line::default());
+        lines.push(one(Look::Heading, &title, screen));
+        lines.extend(table.lines(screen).into_iter().map(|parts| line(parts, screen)));
+    }
+    lines
+}
+
 /// The last half minute, at a fixed width so that nothing moves while it fills.
 fn history(counter: &Counter, unicode: bool) -> String {
     let bars = bars::row(counter.history.iter().copied(), unicode);
@@ -150,8 +202,9 @@ fn history(counter: &Counter, unicode: bool) -> String {
 fn headline(report: &Report, screen: Screen) -> Line<'static> {
     let daemon = &report.daemon;
     let health = report.health.name();
+    let keys = if report.cluster.is_some() { "q quits, h: hosts" } else { "q quits" };
     let rest = format!(
-        "  (q quits)  fence-daemon {}, process {}, up {}; {}; at {}",
+        "  ({keys})  fence-daemon {}, process {}, up {}; {}; at {}",
         daemon.version,
         daemon.pid,
         span(daemon.uptime_ms),
@@ -226,12 +279,14 @@ mod tests {
         let mut state = TopState::default();
         state.answered(example());
         for height in [0, 1, 5, 24, 60] {
-            for width in [0, 1, 20, 80, 200] {
+            for (width, page) in [0, 1, 20, 80, 200].into_iter().flat_map(|w| [(w, Page::Daemon), (w, Page::Hosts)]) {
+                state.page = page;
                 let lines = state.lines(Screen { width: Some(width), ..SCREEN }, height);
                 assert!(lines.len() <= height);
                 // The one word that is never cut is the daemon's health.
                 assert!(lines.iter().skip(1).all(|line| line.width() <= width), "{width} {height}: {lines:?}");
             }
+            state.page = Page::Daemon;
         }
         let all = text(&state.lines(SCREEN, 60)).join("\n");
         for words in
@@ -242,20 +297,8 @@ mod tests {
         assert_eq!(text(&state.lines(SCREEN, 60)).iter().filter(|line| line.contains("192.168.122.1")).count(), 2);
     }
 
-    /// What a terminal of 120 columns shows half a minute after the example, in which somebody has
-    /// begun to flood. Lines of the page.
-    fn on_a_terminal() -> Vec<String> {
-        let mut state = TopState::default();
-        let mut report = example();
-        state.answered(report.clone());
-        for second in 1..=30 {
-            report.daemon.uptime_ms += 1000;
-            report.daemon.now_unix_ms += 1000;
-            let counters = report.kernel.as_mut().and_then(|kernel| kernel.counters.as_mut()).unwrap();
-            *counters.get_mut("delivered").unwrap() += u64::from([12, 16, 27, 30].contains(&second));
-            *counters.get_mut("drop_digest").unwrap() += if second > 27 { 612_044 } else { 0 };
-            state.answered(report.clone());
-        }
+    /// What a terminal of 120 columns shows of this state. Lines of the page.
+    fn on_a_terminal(state: &TopState) -> Vec<String> {
         let mut terminal = Terminal::new(TestBackend::new(120, 30)).unwrap();
         terminal.draw(|frame| state.draw(frame, false, true)).unwrap();
         let cells = terminal.backend().buffer();
@@ -268,27 +311,65 @@ mod tests {
         rows
     }
 
-    /// `docs/reference/inspect.md` shows it. With `FENCE_WRITE_DOCS=1` it is written there.
+    /// Half a minute after the example, in which somebody has begun to flood.
+    fn flooded() -> TopState {
+        let mut state = TopState::default();
+        let mut report = example();
+        state.answered(report.clone());
+        for second in 1..=30 {
+            report.daemon.uptime_ms += 1000;
+            report.daemon.now_unix_ms += 1000;
+            let counters = report.kernel.as_mut().and_then(|kernel| kernel.counters.as_mut()).unwrap();
+            *counters.get_mut("delivered").unwrap() += u64::from([12, 16, 27, 30].contains(&second));
+            *counters.get_mut("drop_digest").unwrap() += if second > 27 { 612_044 } else { 0 };
+            state.answered(report.clone());
+        }
+        state
+    }
+
+    /// `docs/reference/inspect.md` shows these below its headings. With `FENCE_WRITE_DOCS=1` they
+    /// are written there.
     #[test]
     fn the_documentation_shows_what_it_looks_like() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/inspect.md");
-        let page = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<_> = page.lines().map(str::to_owned).collect();
-        let heading = lines.iter().position(|line| line == "## `fence-daemon top`").unwrap();
-        let from = heading + lines[heading..].iter().position(|line| line.starts_with("    ")).unwrap();
-        let block = lines[from..].iter().take_while(|line| line.is_empty() || line.starts_with("    ")).count();
-        // An empty line goes before what follows.
-        let to = from + block - 1;
-        let shown = on_a_terminal();
-        if std::env::var_os("FENCE_WRITE_DOCS").is_some() {
-            let all = [&lines[..from], &shown, &lines[to..]].concat();
-            return std::fs::write(path, all.join("\n") + "\n").unwrap();
+        let hosts = TopState { page: Page::Hosts, report: Some(example()), ..TopState::default() };
+        for (title, state) in [("## `fence-daemon top`", flooded()), ("### `top`'s page of the hosts", hosts)] {
+            let page = std::fs::read_to_string(&path).unwrap();
+            let lines: Vec<_> = page.lines().map(str::to_owned).collect();
+            let heading = lines.iter().position(|line| line == title).unwrap();
+            let from = heading + lines[heading..].iter().position(|line| line.starts_with("    ")).unwrap();
+            let block = lines[from..].iter().take_while(|line| line.is_empty() || line.starts_with("    ")).count();
+            // An empty line goes before what follows.
+            let to = from + block - 1;
+            let shown = on_a_terminal(&state);
+            if std::env::var_os("FENCE_WRITE_DOCS").is_some() {
+                let all = [&lines[..from], &shown, &lines[to..]].concat();
+                std::fs::write(&path, all.join("\n") + "\n").unwrap();
+                continue;
+            }
+            assert_eq!(
+                lines[from..to],
+                shown,
+                "FENCE_WRITE_DOCS=1 cargo test -p fence-client the_documentation_shows writes it"
+            );
         }
-        assert_eq!(
-            lines[from..to],
-            shown,
-            "FENCE_WRITE_DOCS=1 cargo test -p fence-daemon the_documentation_shows writes it"
-        );
+    }
+
+    #[test]
+    fn the_page_of_the_hosts_is_shown_where_there_are_any() {
+        let mut state = TopState::default();
+        state.answered(example());
+        let daemon = text(&state.lines(SCREEN, 60)).join("\n");
+        assert!(daemon.contains("2 of 3 hosts present, quorate (h shows them)"), "{daemon}");
+        assert!(daemon.contains("q quits, h: hosts") && !daemon.contains("Domains by host"), "{daemon}");
+        state.page = state.page.other();
+        let hosts = text(&state.lines(SCREEN, 60)).join("\n");
+        assert!(hosts.contains("Domains by host") && hosts.contains("node4"), "{hosts}");
+        assert!(hosts.contains("! lxc:///system") && !hosts.contains("From arrival"), "{hosts}");
+        state.report.as_mut().unwrap().cluster = None;
+        let alone = text(&state.lines(SCREEN, 60)).join("\n");
+        assert!(alone.contains("(q quits)") && alone.contains("From arrival"), "{alone}");
+        assert_eq!(state.page.other(), Page::Daemon);
     }
 
     #[test]

@@ -112,8 +112,14 @@ fn watch(
         }
         if event::poll(LOOK)? {
             let event = event::read()?;
-            if event.as_key_press_event().is_some_and(is_quit) {
-                return Ok(());
+            if let Some(key) = event.as_key_press_event() {
+                if is_quit(key) {
+                    return Ok(());
+                }
+                if matches!(key.code, KeyCode::Char('h' | 'H')) {
+                    state.page = state.page.other();
+                    draw = true;
+                }
             }
             draw |= event.is_resize();
         }

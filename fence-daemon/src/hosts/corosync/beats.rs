@@ -8,18 +8,21 @@
 //! This covers all that may hold a message back: a daemon that was stopped or swapped out, a
 //! corosync that was, and the queue of a sender whose host was cut off. A beat's number begins with
 //! a random one, so that two lives of a daemon do not share numbers.
+//!
+//! A beat also has its sender's clock and software version, for people alone: beats are not signed.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::super::transport::Member;
+use super::super::transport::{ClockGap, Member, Software, Vitals};
 use crate::clock::Moment;
 
 /// How long a message's header is, in bytes: version, kind, two zeros, and the last heard beat
 /// (node, number), little-endian.
 pub(super) const HEADER: usize = 16;
-/// How long a beat is: a header and its own number.
-pub(super) const BEAT: usize = HEADER + 8;
+/// How long a beat is: a header, its own number, the wall clock in milliseconds since 1970, the
+/// three numbers of the software's version (16 bits each), and two zeros.
+pub(super) const BEAT: usize = HEADER + 8 + 8 + 8;
 /// The version of the frames.
 const VERSION: u8 = 1;
 /// Kinds of frames.
@@ -44,8 +47,8 @@ pub(super) enum GroupFrame<'a> {
     Message(Option<Moment>, &'a [u8]),
     /// One's own beat, and how long it took.
     Own(Duration),
-    /// Another one's beat.
-    Other,
+    /// Another one's beat, and what it says of its host.
+    Other(Vitals),
 }
 
 /// The beats of one membership.
@@ -73,15 +76,19 @@ impl GroupBeats {
         self.frame(MESSAGE)
     }
 
-    /// The next beat. `now` is before it is sent.
-    pub(super) fn beat(&mut self, now: Moment) -> [u8; BEAT] {
+    /// The next beat. `now` is before it is sent, and `wall` the wall clock then.
+    pub(super) fn beat(&mut self, now: Moment, wall: SystemTime) -> [u8; BEAT] {
         if self.sent.len() == ON_THEIR_WAY {
             self.sent.pop_front();
         }
         self.sent.push_back((self.next, now));
         let mut frame = [0; BEAT];
-        frame[..HEADER].copy_from_slice(&self.frame(BEAT_KIND));
-        frame[HEADER..].copy_from_slice(&self.next.to_le_bytes());
+        let [major, minor, patch] = Software::OURS.0.map(u16::to_le_bytes);
+        let millis = since_1970(wall).to_le_bytes();
+        let parts: [&[u8]; 6] = [&self.frame(BEAT_KIND), &self.next.to_le_bytes(), &millis, &major, &minor, &patch];
+        for (place, byte) in frame.iter_mut().zip(parts.concat()) {
+            *place = byte;
+        }
         self.next = self.next.wrapping_add(1).max(1);
         frame
     }
@@ -101,25 +108,34 @@ impl GroupBeats {
         self.sent.front().map(|(_, sent)| now.since(*sent))
     }
 
-    /// A frame came. `None`: it is of another version, or cut.
-    pub(super) fn hear<'a>(&mut self, from: Member, frame: &'a [u8], now: Moment) -> Option<GroupFrame<'a>> {
+    /// A frame came at `now`, or `wall` by the wall clock. `None`: it is of another version, or cut.
+    pub(super) fn hear<'a>(
+        &mut self,
+        from: Member,
+        frame: &'a [u8],
+        now: Moment,
+        wall: SystemTime,
+    ) -> Option<GroupFrame<'a>> {
         let (header, rest) = frame.split_first_chunk::<HEADER>()?;
-        let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
         let node = u32::from_le_bytes(header[4..8].try_into().ok()?);
-        let last = Id { node, number: number(&header[8..])? };
+        let last = Id { node, number: u64::from_le_bytes(header[8..].try_into().ok()?) };
+        let place = self.heard.iter().rev().find(|(id, _)| *id == last);
+        let sent_after = place.and_then(|(_, floor)| *floor);
         match (header[0], header[1]) {
-            (VERSION, MESSAGE) => {
-                let place = self.heard.iter().rev().find(|(id, _)| *id == last);
-                Some(GroupFrame::Message(place.and_then(|(_, floor)| *floor), rest))
-            }
+            (VERSION, MESSAGE) => Some(GroupFrame::Message(sent_after, rest)),
             (VERSION, BEAT_KIND) => {
-                let id = Id { node: from.node, number: number(rest)? };
+                let ([its_number, clock, [a, b, c, d, e, f, _, _]], []) = rest.as_chunks::<8>() else { return None };
+                let id = Id { node: from.node, number: u64::from_le_bytes(*its_number) };
+                let software = Software([[*a, *b], [*c, *d], [*e, *f]].map(u16::from_le_bytes));
+                let clock =
+                    sent_after.map(|sent| ClockGap::new(u64::from_le_bytes(*clock), since_1970(wall), now.since(sent)));
+                let vitals = Vitals { software, clock };
                 let took = (from == self.ours).then(|| self.come_back(id.number, now)).flatten();
                 if self.heard.len() == REMEMBERED {
                     self.heard.pop_front();
                 }
                 self.heard.push_back((id, self.floor));
-                Some(took.map_or(GroupFrame::Other, GroupFrame::Own))
+                Some(took.map_or(GroupFrame::Other(vitals), GroupFrame::Own))
             }
             _ => None,
         }
@@ -134,6 +150,12 @@ impl GroupBeats {
     }
 }
 
+/// The wall clock in milliseconds since 1970.
+fn since_1970(wall: SystemTime) -> u64 {
+    let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +165,19 @@ mod tests {
 
     fn at(seconds: u64) -> Moment {
         Moment::from_ktime(seconds * 1_000_000_000)
+    }
+
+    fn wall(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
+    }
+
+    /// A beat of a clock that is right.
+    fn beat_at(beats: &mut GroupBeats, now: u64) -> [u8; BEAT] {
+        beats.beat(at(now), wall(now))
+    }
+
+    fn hear_at<'a>(beats: &mut GroupBeats, from: Member, frame: &'a [u8], now: u64) -> Option<GroupFrame<'a>> {
+        beats.hear(from, frame, at(now), wall(now))
     }
 
     fn message(beats: &GroupBeats, text: &[u8]) -> Vec<u8> {
@@ -155,46 +190,46 @@ mod tests {
     }
 
     /// Both hear each frame, in this order.
-    fn both(a: &mut GroupBeats, b: &mut GroupBeats, from: Member, frame: &[u8], now: Moment) {
-        a.hear(from, frame, now);
-        b.hear(from, frame, now);
+    fn both(a: &mut GroupBeats, b: &mut GroupBeats, from: Member, frame: &[u8], now: u64) {
+        hear_at(a, from, frame, now);
+        hear_at(b, from, frame, now);
     }
 
     #[test]
     fn a_message_is_younger_than_the_receivers_beat_before_it() {
         let (mut a, mut b) = (GroupBeats::new(A, 100), GroupBeats::new(B, 7));
-        assert_eq!(sent_after(b.hear(A, &message(&a, b"x"), at(1))), None, "nobody has heard a beat");
-        let beat = b.beat(at(10));
-        both(&mut a, &mut b, B, &beat, at(11));
+        assert_eq!(sent_after(hear_at(&mut b, A, &message(&a, b"x"), 1)), None, "nobody has heard a beat");
+        let beat = beat_at(&mut b, 10);
+        both(&mut a, &mut b, B, &beat, 11);
         let early = message(&a, b"early");
         // The receiver hears it a minute later: its age is known all the same.
-        assert_eq!(sent_after(b.hear(A, &early, at(70))), Some(at(10)));
+        assert_eq!(sent_after(hear_at(&mut b, A, &early, 70)), Some(at(10)));
         // Another one's beat is a place as well.
-        let others = a.beat(at(12));
-        both(&mut a, &mut b, A, &others, at(12));
-        assert_eq!(sent_after(b.hear(A, &message(&a, b"x"), at(71))), Some(at(10)));
-        let beat = b.beat(at(20));
-        both(&mut a, &mut b, B, &beat, at(21));
-        assert_eq!(sent_after(b.hear(A, &message(&a, b"late"), at(22))), Some(at(20)));
+        let others = beat_at(&mut a, 12);
+        both(&mut a, &mut b, A, &others, 12);
+        assert_eq!(sent_after(hear_at(&mut b, A, &message(&a, b"x"), 71)), Some(at(10)));
+        let beat = beat_at(&mut b, 20);
+        both(&mut a, &mut b, B, &beat, 21);
+        assert_eq!(sent_after(hear_at(&mut b, A, &message(&a, b"late"), 22)), Some(at(20)));
         // One that waited in the sender's queue meanwhile does not become younger.
-        assert_eq!(sent_after(b.hear(A, &early, at(72))), Some(at(10)));
-        assert_eq!(b.hear(A, &message(&a, b"text"), at(72)), Some(GroupFrame::Message(Some(at(20)), b"text")));
+        assert_eq!(sent_after(hear_at(&mut b, A, &early, 72)), Some(at(10)));
+        assert_eq!(hear_at(&mut b, A, &message(&a, b"text"), 72), Some(GroupFrame::Message(Some(at(20)), b"text")));
     }
 
     #[test]
     fn an_unknown_place_is_no_moment() {
         let (mut a, mut b) = (GroupBeats::new(A, 100), GroupBeats::new(B, 7));
-        let beat = b.beat(at(1));
-        b.hear(B, &beat, at(1));
+        let beat = beat_at(&mut b, 1);
+        hear_at(&mut b, B, &beat, 1);
         // `a` heard a beat in another membership, and `b` a beat of a former life of that daemon.
-        let elsewhere = a.beat(at(1));
-        a.hear(A, &elsewhere, at(1));
-        let former = GroupBeats::new(A, 9).beat(at(1));
-        b.hear(A, &former, at(1));
-        assert_eq!(sent_after(b.hear(A, &message(&a, b"x"), at(2))), None);
+        let elsewhere = beat_at(&mut a, 1);
+        hear_at(&mut a, A, &elsewhere, 1);
+        let former = beat_at(&mut GroupBeats::new(A, 9), 1);
+        hear_at(&mut b, A, &former, 1);
+        assert_eq!(sent_after(hear_at(&mut b, A, &message(&a, b"x"), 2)), None);
         for _ in 0..REMEMBERED + 10 {
-            let beat = b.beat(at(5));
-            b.hear(B, &beat, at(5));
+            let beat = beat_at(&mut b, 5);
+            hear_at(&mut b, B, &beat, 5);
         }
         assert_eq!(b.heard.len(), REMEMBERED);
         assert!(b.oldest(at(9)).is_none());
@@ -203,28 +238,53 @@ mod tests {
     #[test]
     fn ones_own_beat_tells_how_long_it_took() {
         let mut a = GroupBeats::new(A, u64::MAX);
-        let (first, second) = (a.beat(at(1)), a.beat(at(2)));
+        let (first, second) = (beat_at(&mut a, 1), beat_at(&mut a, 2));
         assert_eq!(a.oldest(at(4)), Some(Duration::from_secs(3)));
-        assert_eq!(a.hear(A, &first, at(5)), Some(GroupFrame::Own(Duration::from_secs(4))));
+        assert_eq!(hear_at(&mut a, A, &first, 5), Some(GroupFrame::Own(Duration::from_secs(4))));
         assert_eq!(a.oldest(at(5)), Some(Duration::from_secs(3)));
         // A beat that was lost is passed over.
-        let third = a.beat(at(6));
-        assert_eq!(a.hear(A, &third, at(6)), Some(GroupFrame::Own(Duration::ZERO)));
-        assert_eq!((a.oldest(at(7)), a.hear(A, &second, at(7))), (None, Some(GroupFrame::Other)));
+        let third = beat_at(&mut a, 6);
+        assert_eq!(hear_at(&mut a, A, &third, 6), Some(GroupFrame::Own(Duration::ZERO)));
+        assert_eq!(a.oldest(at(7)), None);
+        assert!(matches!(hear_at(&mut a, A, &second, 7), Some(GroupFrame::Other(_))));
         // A second daemon of this host is another one.
-        assert_eq!(a.hear(Member { node: 1, pid: 11 }, &third, at(8)), Some(GroupFrame::Other));
+        let other = Member { node: 1, pid: 11 };
+        assert!(matches!(hear_at(&mut a, other, &third, 8), Some(GroupFrame::Other(_))));
+    }
+
+    #[test]
+    fn a_beat_tells_of_its_hosts_version_and_clock() {
+        let (mut a, mut b) = (GroupBeats::new(A, 100), GroupBeats::new(B, 7));
+        let vitals = |heard: Option<GroupFrame<'_>>| match heard {
+            Some(GroupFrame::Other(vitals)) => vitals,
+            other => panic!("{other:?}"),
+        };
+        let first = beat_at(&mut a, 9);
+        let told = vitals(hear_at(&mut b, A, &first, 9));
+        assert_eq!((told.software, told.clock), (Software::OURS, None), "nobody knows how old it is");
+        let known = beat_at(&mut b, 10);
+        both(&mut a, &mut b, B, &known, 10);
+        let ahead =
+            |b: &mut GroupBeats, frame: &[u8], now| vitals(hear_at(b, A, frame, now)).clock.map(ClockGap::ahead_ms);
+        let right = beat_at(&mut a, 10);
+        assert_eq!(ahead(&mut b, &right, 11), Some(0), "it may have taken the second");
+        let early = a.beat(at(11), wall(16));
+        assert_eq!(ahead(&mut b, &early, 11), Some(5_000));
+        // It is 2 s old at most, and its clock 12 s behind.
+        let late = a.beat(at(12), wall(0));
+        assert_eq!(ahead(&mut b, &late, 12), Some(-10_000));
     }
 
     #[test]
     fn what_is_cut_or_new_is_no_frame() {
         let mut a = GroupBeats::new(A, 5);
-        let beat = a.beat(at(1));
-        assert_eq!(a.hear(B, &beat[..HEADER - 1], at(1)), None);
-        assert_eq!(a.hear(B, &beat[..BEAT - 1], at(1)), None);
+        let beat = beat_at(&mut a, 1);
+        assert_eq!(hear_at(&mut a, B, &beat[..HEADER - 1], 1), None);
+        assert_eq!(hear_at(&mut a, B, &beat[..BEAT - 1], 1), None);
         for (place, value) in [(0, 2), (1, 2)] {
             let mut other = beat;
             other[place] = value;
-            assert_eq!(a.hear(B, &other, at(1)), None);
+            assert_eq!(hear_at(&mut a, B, &other, 1), None);
         }
     }
 }

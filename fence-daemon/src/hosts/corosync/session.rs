@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
         if !self.is_joined {
             return Ok(());
         }
-        match self.beats.hear(from, frame, Moment::now()) {
+        match self.beats.hear(from, frame, Moment::now(), SystemTime::now()) {
             Some(GroupFrame::Message(sent_after, bytes)) => {
                 self.outlet.emit(Event::Message { from, sent_after, bytes: bytes.to_vec() })
             }
@@ -208,9 +208,9 @@ impl<'a> Session<'a> {
                 if took > STALLED {
                     self.stalled(took)?;
                 }
-                self.outlet.emit(Event::Alive(from))
+                self.outlet.emit(Event::Alive(from, None))
             }
-            Some(GroupFrame::Other) => self.outlet.emit(Event::Alive(from)),
+            Some(GroupFrame::Other(vitals)) => self.outlet.emit(Event::Alive(from, Some(vitals))),
             None => {
                 if !self.strangers.contains(&from) {
                     tracing::warn!(%from, group = GROUP, "a member of the group speaks another version: its messages are ignored");
@@ -257,7 +257,7 @@ impl<'a> Session<'a> {
             return Err(NoGroup::Deaf(DEAF));
         }
         if self.beat.is_none() && now >= self.next_beat {
-            self.beat = Some(self.beats.beat(now));
+            self.beat = Some(self.beats.beat(now, SystemTime::now()));
             self.next_beat = now.plus(BEAT);
         }
         if let Some(beat) = &self.beat {
