@@ -1,12 +1,12 @@
 //! What only the daemon's library can find out. The program passes it in, so that no command here
-//! needs libvirt or BPF.
+//! needs libvirt, corosync or BPF.
 
 use std::path::Path;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-/// Questions to libvirt, to the kernel about BPF, and to the daemon's own rules.
+/// Questions to libvirt, to corosync, to the kernel about BPF, and to the daemon's own rules.
 pub trait Probe {
     /// Asks all URIs for their domains at the same time. Each has `within` for its answer.
     fn domains(&self, uris: &[String], within: Duration) -> Vec<(String, Result<Vec<Domain>, Unanswered>)>;
@@ -16,6 +16,12 @@ pub trait Probe {
 
     /// Whether the daemon would refuse this state directory because others could write to it.
     fn state_directory(&self, path: &Path) -> Option<Unsafe>;
+
+    /// Asks corosync, which has `within` for its answer.
+    ///
+    /// # Errors
+    /// See [`NoRing`].
+    fn ring(&self, within: Duration) -> Result<Ring, NoRing>;
 }
 
 /// A domain that libvirt knows.
@@ -56,4 +62,39 @@ pub struct Unsafe {
     pub error: String,
     /// The command that corrects it.
     pub remedy: String,
+}
+
+/// What corosync says on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ring {
+    /// This host's node ID.
+    pub ours: u32,
+    /// Whether somebody counts votes (`provider: corosync_votequorum`).
+    pub has_provider: bool,
+    /// Whether this host's part of the cluster has quorum.
+    pub quorate: bool,
+    /// The configured node list; empty if it lacks a node ID.
+    pub nodes: Vec<RingNode>,
+    /// The node IDs that corosync sees.
+    pub seen: Vec<u32>,
+}
+
+/// A host of corosync's node list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingNode {
+    /// Its node ID.
+    pub id: u32,
+    /// Its name; `None` if the list has none.
+    pub name: Option<String>,
+}
+
+/// Why corosync says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoRing {
+    /// Its libraries cannot be loaded.
+    NoLibrary(String),
+    /// It does not run, or refuses.
+    Failed(String),
+    /// It did not answer in time.
+    Overdue,
 }

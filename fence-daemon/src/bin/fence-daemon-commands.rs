@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use fence_client::cli::{self, Action, Cli};
-use fence_client::probe::{Domain, Obstacle, Probe, Unanswered, Unsafe};
+use fence_client::probe::{Domain, NoRing, Obstacle, Probe, Ring, RingNode, Unanswered, Unsafe};
 use fence_client::{check_config, configure, doctor, keygen, screen, status, top};
 use fence_common::exit::{EXIT_START, EXIT_USAGE};
+use fence_daemon::hosts::corosync::look::{self, NoLook};
 use fence_daemon::hypervisor::{self, CallError};
 use fence_daemon::intake::kernel::{KernelProgram, Occupant};
 use fence_daemon::process;
@@ -94,5 +95,16 @@ impl Probe for ThisHost {
             }
             Err(StateError::Kernel { .. }) | Ok(()) => None,
         }
+    }
+
+    fn ring(&self, within: Duration) -> Result<Ring, NoRing> {
+        let looked = look::look(within).map_err(|error| match error {
+            NoLook::NoLibrary(why) => NoRing::NoLibrary(why),
+            NoLook::Failed(why) => NoRing::Failed(why),
+            NoLook::Overdue => NoRing::Overdue,
+        })?;
+        let look::CorosyncLook { ours, has_provider, quorate, hosts, seen } = looked;
+        let nodes = hosts.into_iter().map(|host| RingNode { id: host.node, name: host.name }).collect();
+        Ok(Ring { ours, has_provider, quorate, nodes, seen })
     }
 }

@@ -28,6 +28,7 @@
 //! | a slow client | `rows`: `a_silent_client_*` | read, not shown |
 
 mod deaths;
+mod doctor;
 mod outages;
 mod rows;
 mod stock;

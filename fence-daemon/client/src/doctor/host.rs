@@ -224,7 +224,7 @@ fn judge_autostart(ours: Option<&str>, stock: Option<&str>) -> Vec<Finding> {
 mod tests {
     use super::super::finding::State;
     use super::*;
-    use crate::probe::{Domain, Obstacle, Unanswered};
+    use crate::probe::{Domain, NoRing, Obstacle, Ring, Unanswered};
 
     fn at(year: u64, sync: Sync) -> State {
         judge_clock(Duration::from_secs((year - 1970) * YEAR + 1000), sync).state
@@ -289,6 +289,10 @@ mod tests {
 
         fn state_directory(&self, path: &Path) -> Option<Unsafe> {
             path.ends_with("unsafe").then(|| Unsafe { error: "writable".to_owned(), remedy: "chmod".to_owned() })
+        }
+
+        fn ring(&self, _: Duration) -> Result<Ring, NoRing> {
+            Err(NoRing::Overdue)
         }
     }
 

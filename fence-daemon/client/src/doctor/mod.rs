@@ -6,6 +6,7 @@
 //! nothing. What it cannot find out is unknown, never ok.
 
 pub mod bridge;
+pub mod cluster;
 pub mod daemon;
 pub mod defaults;
 pub mod exchange;
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 use fence_common::wire::DEFAULT_PORT;
 use fence_config::{
-    self as config, Config, ConfigError, DEFAULT_STATE_DIRECTORY, Doubt, Listener, Multicast, TcpAddress,
+    self as config, Backend, Config, ConfigError, DEFAULT_STATE_DIRECTORY, Doubt, Listener, Multicast, TcpAddress,
 };
 use fence_control::client;
 use fence_control::report::Report;
@@ -109,6 +110,9 @@ fn hypervisor(path: &Path, probe: &dyn Probe) -> Vec<Finding> {
     }
     let ask = || client::ask(&fence_control::path(&state)).and_then(|answer| client::parse(&answer)).ok();
     findings.extend(libvirt::check(&config.uris, &config.groups, probe, ask));
+    if config.backend == Backend::Cpg {
+        findings.extend(cluster::check(&config, answer.as_ref().ok(), probe));
+    }
     if let Ok(report) = &answer {
         findings.extend(daemon::requests(report));
     }

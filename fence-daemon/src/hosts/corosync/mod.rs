@@ -9,10 +9,11 @@
 //!
 //! * `ffi`: the libraries, and all `unsafe` code. `session`: one connection, from the join to the
 //!   loss. `beats`: how old a message is. `outlet`: the events' way out, and the watch over the
-//!   thread. `nodes`: the configured node list.
+//!   thread. `nodes`: the configured node list. `look`: one look, for the doctor.
 
 mod beats;
 mod ffi;
+pub mod look;
 mod no_group;
 mod nodes;
 mod outlet;
