@@ -42,6 +42,30 @@ impl Hypervisor {
     }
 }
 
+/// Makes a bridge of this name on both hypervisors, without addresses. Both are one segment.
+pub fn lay_segment(bridge: &str, hypervisors: [&Hypervisor; 2]) -> Result<()> {
+    let uplink = uplink(bridge);
+    for hypervisor in hypervisors {
+        hypervisor.ip(&["link", "add", bridge, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"])?;
+    }
+    lay_cable((&uplink, hypervisors[0]), (&uplink, hypervisors[1]))?;
+    for hypervisor in hypervisors {
+        hypervisor.ip(&["link", "set", &uplink, "master", bridge, "up"])?;
+        hypervisor.ip(&["link", "set", bridge, "up"])?;
+    }
+    Ok(())
+}
+
+/// Pulls the cable of such a bridge.
+pub fn cut_segment(bridge: &str, hypervisor: &Hypervisor) -> Result<()> {
+    hypervisor.ip(&["link", "set", &uplink(bridge), "down"]).map(drop)
+}
+
+/// The port that leads to the other hypervisor.
+fn uplink(bridge: &str) -> String {
+    format!("{bridge}-up")
+}
+
 /// Makes a cable between two hypervisors: the name of its end on each.
 pub(crate) fn lay_cable(one: (&str, &Hypervisor), other: (&str, &Hypervisor)) -> Result<()> {
     let holders = [one.1.holder().to_string(), other.1.holder().to_string()];

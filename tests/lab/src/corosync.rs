@@ -99,6 +99,13 @@ impl HostRing {
         Ok(ring)
     }
 
+    /// The switch with an address among the hosts, for what is to serve them there. Hosts that are
+    /// cut off do not reach it.
+    pub fn switch_at(&self, address: Ipv4Addr) -> Result<&Hypervisor> {
+        self.switch.ip(&["addr", "add", &format!("{address}/24"), "dev", BRIDGES[0]])?;
+        Ok(&self.switch)
+    }
+
     /// The configuration of all.
     #[must_use]
     pub fn conf(&self) -> String {

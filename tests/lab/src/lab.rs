@@ -329,6 +329,11 @@ impl Hypervisor {
         self.space.first.as_ref().map_or_else(|| self.holder(), |first| first.pid)
     }
 
+    /// Kills the first process of its PID namespace, if that is below the lab's.
+    pub(crate) fn kill_first(&self) -> Result<()> {
+        self.space.first.as_ref().context("it has no PID namespace of its own")?.kill()
+    }
+
     /// The lab's name: that of its cgroups, unique among all labs of the host.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -42,6 +42,13 @@ impl First {
     }
 }
 
+impl First {
+    /// Kills it, and with it its PID namespace.
+    pub(crate) fn kill(&self) -> Result<()> {
+        Ok(rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL)?)
+    }
+}
+
 impl AsFd for First {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -98,6 +105,15 @@ impl Booted {
             Ok(matches!(last.as_str(), "running" | "degraded").then_some(()))
         });
         waited.with_context(|| format!("systemd says: {last}; {}", self.process.stderr().text()))
+    }
+
+    /// Kills all that runs there at once, as a power switch does. What this process has started
+    /// there is reaped when its owner drops it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn cut_power(&self) -> Result<()> {
+        self.hypervisor.kill_first().context("killing the hypervisor's first process")
     }
 
     /// The hypervisor, for what is to run beside systemd: libvirtd, guests.

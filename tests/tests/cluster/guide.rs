@@ -33,6 +33,13 @@ pub(crate) struct Step {
     pub(crate) act: Act,
 }
 
+impl Step {
+    /// Whether this command is typed.
+    pub(crate) fn types(&self, command: &str) -> bool {
+        matches!(&self.act, Act::Type(typed) if typed.command == command)
+    }
+}
+
 /// An act of the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
@@ -60,9 +67,15 @@ pub(crate) struct Typed {
 impl Guide {
     /// Reads a page of docs, in which these machines occur.
     pub(crate) fn read(page: &str, hosts: &[&str]) -> Result<Self> {
+        Self::read_if(page, hosts, |_| true)
+    }
+
+    /// As [`Self::read`], but only the chapters (`## TITLE`) whose title is `wanted`. What is above
+    /// the first one has no title.
+    pub(crate) fn read_if(page: &str, hosts: &[&str], wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let path = fence_lab::tools::workspace().join("docs/guide").join(page);
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        Self::parse(&text, hosts).with_context(|| path.display().to_string())
+        Self::parse(&chapters(&text, wanted), hosts).with_context(|| path.display().to_string())
     }
 
     /// Takes a page apart.
@@ -91,6 +104,18 @@ impl Guide {
             Act::Write(..) | Act::Type(_) => None,
         })
     }
+}
+
+/// A page in which the chapters that are not wanted are empty lines.
+fn chapters(text: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let mut is_wanted = wanted("");
+    let line = |line: &str| {
+        if let Some(title) = line.strip_prefix("## ") {
+            is_wanted = wanted(title);
+        }
+        if is_wanted { format!("{line}\n") } else { "\n".to_owned() }
+    };
+    text.lines().map(line).collect()
 }
 
 /// A line outside of blocks is for reading alone.
@@ -291,6 +316,19 @@ mod tests {
         assert_eq!(guide.steps, expected);
         assert_eq!(guide.file("hypervisor", "/etc/x.conf"), Some("a {\n}\n"));
         assert_eq!(guide.file("node1", "/etc/x.conf"), None);
+    }
+
+    #[test]
+    fn a_chapter_is_played_alone_and_keeps_its_lines() {
+        let block = |command: &str| format!("```console\nroot@node1:~# {command}\n```\n");
+        let text = format!("{}## One\n{}## Two\n{}", block("zero"), block("one"), block("two"));
+        let lines = |wanted: &dyn Fn(&str) -> bool| -> Vec<usize> {
+            let guide = Guide::parse(&chapters(&text, wanted), &HOSTS).unwrap();
+            guide.steps.iter().map(|step| step.line).collect()
+        };
+        assert_eq!(lines(&|_| true), [2, 6, 10]);
+        assert_eq!(lines(&|title| title == "One"), [6]);
+        assert_eq!(lines(&|title| title != "One"), [2, 10]);
     }
 
     /// What might be a command is played, or the page is refused.

@@ -20,7 +20,7 @@ mod firewalls;
 mod hosts;
 mod installation;
 
-use body::Body;
+pub(crate) use body::Body;
 pub(crate) use firewalls::{CLUSTER_NODE, LINE_NODE, PLACES, WAYS_IN};
 
 /// The path of this repository on a page.

@@ -34,3 +34,5 @@ mod serial;
 mod service;
 #[cfg(test)]
 mod tcp;
+#[cfg(test)]
+mod together;

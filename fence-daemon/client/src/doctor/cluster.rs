@@ -1,5 +1,5 @@
-//! Checks what `backend = "cpg"` needs: corosync, its quorum, its node list, the daemons of the other
-//! hosts, and the fencing of hosts.
+//! Checks what `backend = "cpg"` needs: corosync, its quorum, its node list, the daemons of the
+//! other hosts, and the fencing of hosts.
 //!
 //! corosync is asked by the doctor itself. What the other hosts are like is the running daemon's
 //! word: only a member of its group hears them.

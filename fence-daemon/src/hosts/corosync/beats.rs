@@ -108,7 +108,8 @@ impl GroupBeats {
         self.sent.front().map(|(_, sent)| now.since(*sent))
     }
 
-    /// A frame came at `now`, or `wall` by the wall clock. `None`: it is of another version, or cut.
+    /// A frame came at `now`, or `wall` by the wall clock. `None`: it is of another version, or
+    /// cut.
     pub(super) fn hear<'a>(
         &mut self,
         from: Member,

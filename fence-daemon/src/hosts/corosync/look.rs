@@ -14,7 +14,7 @@ const SEEN: [&CStr; 2] = [c"runtime.members.", c"runtime.totem.pg.mrp.srp.member
 
 /// What corosync says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct CorosyncLook {
     /// This host's node ID.
     pub ours: u32,
     /// Whether somebody counts votes.
@@ -55,7 +55,7 @@ impl From<NoGroup> for NoLook {
 ///
 /// # Errors
 /// See [`NoLook`].
-pub fn look(within: Duration) -> Result<Look, NoLook> {
+pub fn look(within: Duration) -> Result<CorosyncLook, NoLook> {
     let (sender, answer) = mpsc::channel();
     // Fails only if the caller has given up.
     let ask = move || drop(sender.send(ask()));
@@ -64,7 +64,7 @@ pub fn look(within: Duration) -> Result<Look, NoLook> {
     answer.recv_timeout(within).unwrap_or(Err(NoLook::Overdue))
 }
 
-fn ask() -> Result<Look, NoLook> {
+fn ask() -> Result<CorosyncLook, NoLook> {
     let libraries = Libraries::load()?;
     let votes = Votes::connect(libraries)?;
     let map = Map::connect(libraries, nodes::PREFIX)?;
@@ -74,7 +74,7 @@ fn ask() -> Result<Look, NoLook> {
         found.extend(seen(prefix, &map.read(prefix)?));
     }
     let ours = Groups::connect(libraries)?.node()?;
-    Ok(Look { ours, has_provider: votes.has_provider(), quorate: votes.is_quorate()?, hosts, seen: found })
+    Ok(CorosyncLook { ours, has_provider: votes.has_provider(), quorate: votes.is_quorate()?, hosts, seen: found })
 }
 
 /// The node IDs whose status is "joined".

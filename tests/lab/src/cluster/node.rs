@@ -4,6 +4,7 @@
 //! Its files survive its restarts, as on a disk, and vanish with the lab.
 
 use std::fs::Permissions;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,17 @@ pub const NODE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 const INIT_PATH: &str = "/usr/local/sbin/begin";
 const INIT: &str = include_str!("../assets/node.sh");
 
+/// A network interface of a node. The first one is `eth0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nic<'a> {
+    /// The hypervisor's bridge.
+    pub bridge: &'a str,
+    /// Its address, with 24 bits of network.
+    pub address: Ipv4Addr,
+    /// The default route.
+    pub gateway: Option<Ipv4Addr>,
+}
+
 /// A node. It stays defined and running when this is dropped: it ends with its lab.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -46,6 +58,12 @@ impl Node {
     /// without starting it. The nodes of one lab need different addresses, and share the directory
     /// [`SHARED`].
     pub fn define(libvirtd: &Libvirtd, member: &Member, files: &[Item]) -> Result<Self> {
+        let nic = Nic { bridge: BRIDGE, address: member.address, gateway: Some(HYPERVISOR_V4) };
+        Self::define_with(libvirtd, member, files, &[nic])
+    }
+
+    /// As [`Self::define`], with these interfaces.
+    pub fn define_with(libvirtd: &Libvirtd, member: &Member, files: &[Item], nics: &[Nic<'_>]) -> Result<Self> {
         let hypervisor = libvirtd.hypervisor().clone();
         let root = overlay(&hypervisor, &Image::get()?, &member.domain)?;
         let node = Self { hypervisor, member: member.clone(), root };
@@ -53,27 +71,34 @@ impl Node {
         for Item { path, mode, content } in files {
             node.write(path, content, *mode)?;
         }
-        libvirtd.define(URI, &member.domain, &node.xml()?)?;
+        libvirtd.define(URI, &member.domain, &node.xml(nics)?)?;
         Ok(node)
     }
 
-    fn xml(&self) -> Result<String> {
-        let Self { member: Member { domain, address, .. }, root, hypervisor } = self;
+    fn xml(&self, nics: &[Nic<'_>]) -> Result<String> {
+        let Self { member: Member { domain, .. }, root, hypervisor } = self;
         let shared = hypervisor.path("shared");
         std::fs::create_dir_all(hypervisor.outside(&shared))?;
         let emulator = container::emulator()?;
-        // The bridge port has the domain's name, so commands can name the port.
+        let nic = |(number, Nic { bridge, address, gateway }): (usize, &Nic<'_>)| {
+            // The first bridge port has the domain's name, so commands can name the port.
+            let port = if number == 0 { format!("<target dev='{}'/>", self.port()) } else { String::new() };
+            let route = gateway
+                .map(|gateway| format!("<route family='ipv4' address='0.0.0.0' prefix='0' gateway='{gateway}'/>"));
+            format!(
+                "<interface type='bridge'><source bridge='{bridge}'/>{port}<guest dev='eth{number}'/>\
+                 <ip address='{address}' prefix='24'/>{}</interface>",
+                route.unwrap_or_default()
+            )
+        };
+        let nics: String = nics.iter().enumerate().map(nic).collect();
         Ok(format!(
             "<domain type='lxc'><name>{domain}</name><memory unit='MiB'>1024</memory><vcpu>1</vcpu>\
              <os><type>exe</type><init>{INIT_PATH}</init></os>\
              <devices><emulator>{emulator}</emulator>\
              <filesystem type='mount' accessmode='passthrough'><source dir='{root}'/><target dir='/'/></filesystem>\
              <filesystem type='mount'><source dir='{shared}'/><target dir='{SHARED}'/></filesystem>\
-             <interface type='bridge'><source bridge='{BRIDGE}'/><target dev='{port}'/><guest dev='eth0'/>\
-             <ip address='{address}' prefix='24'/>\
-             <route family='ipv4' address='0.0.0.0' prefix='0' gateway='{HYPERVISOR_V4}'/></interface>\
-             <console type='pty'/></devices></domain>",
-            port = self.port(),
+             {nics}<console type='pty'/></devices></domain>",
         ))
     }
 

@@ -59,7 +59,7 @@ enum MachineSystem {
 }
 
 /// The machines of a guide.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stage {
     places: BTreeMap<String, Place>,
 }
@@ -216,6 +216,14 @@ impl Stage {
             }
             MachineSystem::Guest(_) => bail!("{place} has its files in its memory"),
         })
+    }
+
+    /// Kills all that runs on a hypervisor.
+    pub(crate) fn cut_power(&self, name: &str) -> Result<()> {
+        match &self.place(name)?.system {
+            MachineSystem::Host(booted) => booted.cut_power(),
+            MachineSystem::Container(_) | MachineSystem::Guest(_) => bail!("{name} is no hypervisor"),
+        }
     }
 
     /// Whether there is such a machine.

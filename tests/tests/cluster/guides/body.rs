@@ -22,7 +22,7 @@ use fence_lab::witness::Witness;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The operating system of a machine. Dropping it leaves the machine alone.
-pub(super) struct Body {
+pub(crate) struct Body {
     node: Node,
     is_wanted: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -30,14 +30,14 @@ pub(super) struct Body {
 
 impl Body {
     /// The container of `node`, as the operating system of the domain `machine`.
-    pub(super) fn of(machine: &str, node: Node) -> Self {
+    pub(crate) fn of(machine: &str, node: Node) -> Self {
         let is_wanted = Arc::new(AtomicBool::new(true));
         let life = Life { machine: machine.to_owned(), node: node.clone(), is_wanted: Arc::clone(&is_wanted) };
         Self { node, is_wanted, thread: Some(std::thread::spawn(move || life.live())) }
     }
 
     /// Waits until the container's init has started everything.
-    pub(super) fn wait_up(&self) -> Result<()> {
+    pub(crate) fn wait_up(&self) -> Result<()> {
         self.node.wait_up()
     }
 }
