@@ -154,7 +154,6 @@ impl Hosts {
             Word::End(end) => {
                 if end == ActEnd::ProvenOff {
                     one.is_owner = true;
-                    self.records.of_mut(from.node).is_off(&asked.sought);
                 }
                 one.end = Some((end, changes));
             }
@@ -349,7 +348,9 @@ impl Hosts {
         let owned = |node: &NodeId| {
             asked.testimonies.iter().any(|(member, one)| member.node == *node && one.is_owner && !one.is_proven())
         };
+        // Its own word alone says that it runs there no more: a reboot may have started it again.
         let ran = |node: &NodeId| self.records.of(*node).is_some_and(|words| words.last_ran(&asked.sought));
+        let ran = |node: &NodeId| ran(node) && !asked.is_proven(*node);
         absent.filter(|node| !has_owner || owned(node) || ran(node)).collect()
     }
 

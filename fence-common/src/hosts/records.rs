@@ -104,16 +104,6 @@ impl HostWords {
         }
         is_news
     }
-
-    /// The domain is proven off there.
-    pub(super) fn is_off(&mut self, sought: &Sought) {
-        self.revision += 1;
-        for domain in self.tables.values_mut().flat_map(BTreeMap::values_mut) {
-            if sought.fits(&domain.uuid, &domain.name) {
-                domain.state = crate::domain_state::SHUT_OFF;
-            }
-        }
-    }
 }
 
 /// The records of all hosts.

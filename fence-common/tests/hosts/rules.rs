@@ -108,6 +108,18 @@ fn a_missing_host_that_was_last_known_to_run_it_is_needed_beside_an_owner() {
     assert_eq!(failure(group.ask(0, Op::Off)), NoAnswer::Unproven(named("host2")));
 }
 
+/// A reboot is proven, and its host tells nothing new: for it the domain runs as before.
+#[test]
+fn a_host_that_has_rebooted_a_domain_is_still_known_to_run_it() {
+    let mut group = Group::of(&[0, 1, 2]);
+    group.runs_at(2);
+    assert_eq!(group.ask(0, Op::Reboot), Some(GroupAnswer::Success));
+    // It is silent now, and somebody starts a second copy.
+    group.join(&[0, 1]);
+    group.runs_at(1);
+    assert_eq!(failure(group.ask(0, Op::Off)), NoAnswer::Unproven(named("host2")));
+}
+
 #[test]
 fn a_host_with_another_key_is_named() {
     let mut group = Group::apart(&[0, 1], HostsOptions::default());
