@@ -11,6 +11,7 @@
 //!   wins.
 //! * `coordinator`: the host that has the client. It asks all hosts, and judges their words.
 //! * `duty`: every host's part in a question: look, act once, say.
+//! * `races`: two guests that fence each other from two hosts.
 //! * `records`: what each host said last, and whether it is proven fenced.
 //!
 //! # Once
@@ -33,6 +34,7 @@ mod election;
 mod inputs;
 mod message;
 mod outputs;
+mod races;
 mod records;
 mod sign;
 mod testimony;
@@ -47,8 +49,8 @@ use uuid::Uuid;
 
 pub use self::answer::{GroupAnswer, HostList, HostNames, NoAnswer};
 pub use self::inputs::{
-    ActEnd, BOOT, ConfiguredHost, HostDomain, HostsOptions, HostsRule, Incarnation, LocalState, Look, Member, NodeId,
-    Question, STAYS_OFF,
+    ActEnd, BOOT, ConfiguredHost, GuestAddress, HostDomain, HostsOptions, HostsRule, Incarnation, LocalState, Look,
+    Member, NodeId, Question, STAYS_OFF,
 };
 pub use self::message::{Envelope, HEADER_LEN, MAGIC, MESSAGE_MAX, Message, NoMessage, QuestionId, VERSION, Word};
 pub use self::outputs::{GroupNote, GroupOrder, GroupView, HostView, Output};
@@ -87,6 +89,8 @@ pub struct Hosts {
     is_quorate: bool,
     /// The hosts that corosync sees, with or without our daemon.
     ring: BTreeSet<NodeId>,
+    /// Since when each of corosync's rings was seen.
+    rings_since: Option<u64>,
     configured: BTreeMap<NodeId, String>,
     members: BTreeMap<Member, Presence>,
     /// The last counter of each incarnation, and when it was heard.
@@ -99,6 +103,7 @@ pub struct Hosts {
     /// This host's domains as the other hosts heard of them last.
     told: Option<BTreeMap<Uuid, HostDomain>>,
     domains: BTreeMap<Uuid, HostDomain>,
+    addresses: Vec<GuestAddress>,
     asked: BTreeMap<u64, Asked>,
     duties: Duties,
     elections: Elections,
@@ -131,6 +136,7 @@ impl Hosts {
             next: 0,
             is_quorate: false,
             ring: BTreeSet::new(),
+            rings_since: None,
             configured: BTreeMap::new(),
             members: BTreeMap::new(),
             counters: BTreeMap::new(),
@@ -139,6 +145,7 @@ impl Hosts {
             epoch: 0,
             told: None,
             domains: BTreeMap::new(),
+            addresses: Vec::new(),
             asked: BTreeMap::new(),
             duties: Duties::default(),
             elections: Elections::default(),
@@ -161,6 +168,7 @@ impl Hosts {
     /// Time has passed.
     pub fn tick(&mut self, now: u64) {
         self.duties.expire(now);
+        self.go_on(now);
         self.elections.expire(now);
         self.judge_all(now);
     }
@@ -176,10 +184,15 @@ impl Hosts {
         self.judge_all(now);
     }
 
-    /// Whether this host has quorum, and the hosts that corosync sees.
-    pub fn quorum(&mut self, now: u64, is_quorate: bool, nodes: &[NodeId]) {
+    /// Whether this host has quorum, and the hosts of corosync's ring. Call it for each ring: a
+    /// host that has been in one since it was fenced is not dead.
+    pub fn quorum(&mut self, now: u64, is_quorate: bool, ring: &[NodeId]) {
         self.is_quorate = is_quorate;
-        self.ring = nodes.iter().copied().collect();
+        self.ring = ring.iter().copied().collect();
+        self.rings_since.get_or_insert(now);
+        for &node in ring {
+            self.records.in_ring(now, node);
+        }
         self.judge_all(now);
     }
 
@@ -215,6 +228,7 @@ impl Hosts {
         self.epoch += 1;
         self.members.clear();
         self.ring.clear();
+        self.rings_since = None;
         self.is_quorate = false;
         self.alone(now, &NoAnswer::NotJoined);
     }
@@ -280,9 +294,11 @@ impl Hosts {
             }
             Message::Claim { request, takes_over } => self.claimed(now, from, request, takes_over),
             Message::Over { request, reached } => self.over(now, from, request, reached),
-            Message::Ask { .. } => self.asked_by(from, incarnation, sent_after.unwrap_or_default(), message),
+            Message::Ask { .. } => self.asked_by(now, from, incarnation, sent_after.unwrap_or_default(), message),
             Message::Say { to, round, word, changes, uuid, name } => {
+                self.duties.races.said(now, from, to, &word, (uuid, name.as_deref()));
                 self.said_to_all(now, from, to, &word);
+                self.go_on(now);
                 if to.incarnation == self.incarnation {
                     self.said_to_me(from, to.number, round, word, changes, uuid, name);
                 }
@@ -291,6 +307,7 @@ impl Hosts {
                 self.start(now, QuestionId { incarnation, number }, round, starter, uuid, name);
             }
             Message::Ready { to } => self.ready(now, from, to),
+            Message::Addresses { guests } => self.records.addresses(from, guests),
         }
         self.judge_all(now);
     }
@@ -312,6 +329,14 @@ impl Hosts {
         }
     }
 
+    /// The Ethernet addresses of all machines that run on this host. Call it on each change.
+    pub fn addresses(&mut self, guests: Vec<GuestAddress>) {
+        self.addresses = guests;
+        if self.is_joined() {
+            self.send(Message::Addresses { guests: self.addresses.clone() });
+        }
+    }
+
     /// Tells of this host's domains: of all, or of those that have changed.
     fn hello(&mut self, wants_all: bool, tells_all: bool) {
         let told = self.told.replace(self.domains.clone()).filter(|_| !tells_all);
@@ -324,15 +349,9 @@ impl Hosts {
         if is_complete || !domains.is_empty() {
             self.send(Message::Hello { wants_all, is_complete, domains });
         }
-    }
-
-    /// A host was fenced, at most `ago` ago. `stays_off` if it was switched off, rather than
-    /// rebooted.
-    pub fn fenced(&mut self, now: u64, node: NodeId, ago: Duration, stays_off: bool) {
-        if self.records.of_mut(node).fenced(now.saturating_sub(nanos(ago)), stays_off) {
-            self.outputs.push_back(Output::Note(GroupNote::Fenced(node)));
+        if tells_all && !self.addresses.is_empty() {
+            self.send(Message::Addresses { guests: self.addresses.clone() });
         }
-        self.judge_all(now);
     }
 
     /// The group, for people.
@@ -396,16 +415,6 @@ impl Hosts {
 
     fn is_present(&self, node: NodeId) -> bool {
         self.members.keys().any(|member| member.node == node)
-    }
-
-    /// Whether a host was dead at a moment that includes `now`. A host that corosync sees is not.
-    fn is_fenced(&self, now: u64, node: NodeId) -> bool {
-        let stays = nanos(self.options.stays_off);
-        let boot = if self.holds(HostsRule::BootLimited) { nanos(self.options.boot) } else { stays };
-        let refutes = self.holds(HostsRule::HeardRefutes);
-        !self.is_present(node)
-            && !self.ring.contains(&node)
-            && self.records.of(node).is_some_and(|words| words.is_fenced(now, boot, stays, refutes))
     }
 
     fn pids(&self, node: NodeId) -> impl Iterator<Item = u32> + '_ {

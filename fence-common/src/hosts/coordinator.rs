@@ -46,8 +46,11 @@ impl Hosts {
     /// Asks all hosts. Returns the number of the question: [`Output::Answer`] has it.
     ///
     /// The client must be authorized: hosts act on the question.
-    pub fn ask(&mut self, now: u64, question: Question) -> u64 {
+    pub fn ask(&mut self, now: u64, mut question: Question) -> u64 {
         let number = self.number();
+        let is_remote = question.client.is_none();
+        question.client = question.client.or_else(|| self.records.guest_of(&question.macs));
+        let is_remote = is_remote && question.client.is_some();
         let refusal = if !self.is_joined() {
             Some(NoAnswer::NotJoined)
         } else if !self.is_quorate && self.holds(HostsRule::Quorum) {
@@ -73,6 +76,7 @@ impl Hosts {
             sought,
             stage: Stage::Asking,
             fencing_asked: None,
+            is_remote,
             question,
         };
         self.asked.insert(number, asked);
@@ -94,11 +98,26 @@ impl Hosts {
         asked.round += 1;
         (asked.fenced, asked.audience, asked.epoch) = (fenced, audience, self.epoch);
         let round = asked.round;
-        let Question { request, op, target, .. } = asked.question.clone();
+        let is_remote = asked.is_remote;
+        let Question { request, op, target, client, age, left, .. } = asked.question.clone();
         let (by, audience) = (asked.by, asked.audience.values().copied().collect());
-        let left_ms = u32::try_from(by.saturating_sub(now) / 1_000_000).unwrap_or(u32::MAX);
-        self.send(Message::Ask { number, round, request, op, target: target.clone(), left_ms, audience });
-        if op == Op::Off {
+        let begun = by.saturating_sub(nanos(left));
+        let age = nanos(age).saturating_add(now.saturating_sub(begun));
+        let millis = |time: u64| u32::try_from(time / 1_000_000).unwrap_or(u32::MAX);
+        let (left_ms, age_ms) = (millis(by.saturating_sub(now)), millis(age));
+        self.send(Message::Ask {
+            number,
+            round,
+            request,
+            op,
+            target: target.clone(),
+            left_ms,
+            age_ms,
+            client,
+            audience,
+        });
+        // The order of questions decides between guests of two hosts, so it is waited for.
+        if op == Op::Off && !is_remote {
             self.begin_own(number, round, request, op, target, by);
         }
     }
@@ -197,7 +216,7 @@ impl Hosts {
                 if let Some(asked) = asked {
                     asked.fencing_asked = Some(now);
                     for node in nodes {
-                        let since = self.records.of(node).and_then(|words| words.heard);
+                        let since = self.records.of(node).and_then(|words| words.heard.max(words.in_ring));
                         self.outputs.push_back(Output::AskFencing { node, since });
                     }
                 }
@@ -206,8 +225,10 @@ impl Hosts {
     }
 
     pub(super) fn answer(&mut self, number: u64, answer: GroupAnswer) {
-        if self.asked.remove(&number).is_some() {
+        if let Some(asked) = self.asked.remove(&number) {
             self.outputs.push_back(Output::Answer { question: number, answer });
+            self.duties.races.answered(&asked.question.request);
+            self.tell_over();
         }
     }
 
@@ -260,12 +281,13 @@ impl Hosts {
             return if self.options.has_fencing { Step::AskFencing(unproven) } else { Step::fail(reason) };
         }
         // One daemon of a host proves what none of its daemons knows, too.
+        let may_cover = |member: &Member| self.may_cover(member);
         let is_settled = |member: &Member| {
             !self.holds(HostsRule::TwoRounds)
                 || !self.holds(HostsRule::AllSpeak)
                 || !self.holds(HostsRule::DoubtFails)
                 || said(member).is_some_and(|one| {
-                    one.is_settled(asked.round) || (one.doubt.is_some() && asked.is_covered(member, is_present))
+                    one.is_settled(asked.round) || (one.doubt.is_some() && asked.is_covered(member, may_cover))
                 })
         };
         if !needed.is_subset(&asked.fenced) || !self.members.keys().all(is_settled) {
@@ -309,9 +331,14 @@ impl Hosts {
         }
     }
 
+    /// Whether a daemon may answer for another one of its host.
+    fn may_cover(&self, member: &Member) -> bool {
+        self.members.contains_key(member) || !self.holds(HostsRule::PresentCovers)
+    }
+
     /// A doubt of any host, an act that failed, or a member that is not understood.
     fn doubt(&self, asked: &Asked) -> Option<NoAnswer> {
-        let is_there = |member: &Member| self.members.contains_key(member);
+        let may_cover = |member: &Member| self.may_cover(member);
         asked
             .testimonies
             .iter()
@@ -319,7 +346,7 @@ impl Hosts {
                 let host = || self.names([member.node]);
                 match (&one.doubt, &one.end) {
                     // Another daemon of its host answers for this one.
-                    (Some(_), None) if !one.is_owner && asked.is_covered(member, is_there) => None,
+                    (Some(_), None) if !one.is_owner && asked.is_covered(member, may_cover) => None,
                     (Some(reason), _) => Some(NoAnswer::CannotTell { host: host(), reason: reason.clone() }),
                     (None, Some((ActEnd::Failed(reason), _))) => {
                         Some(NoAnswer::Failed { host: host(), reason: reason.clone() })

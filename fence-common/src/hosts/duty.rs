@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use uuid::Uuid;
 
 use super::message::{self, Message, QuestionId, Word};
+use super::races::{GroupRaces, Turn};
 use super::records::Sought;
 use super::{ActEnd, GroupOrder, HostDomain, Hosts, HostsRule, Incarnation, LocalState, Look, Member, Output};
 use crate::ledger::RequestId;
@@ -44,6 +45,8 @@ struct Duty {
     saw_start: bool,
     /// What this host was ordered to start.
     start: Option<(Uuid, String)>,
+    /// Until when it waits for the end of its client's own fence.
+    held: Option<u64>,
 }
 
 /// An act of this host.
@@ -81,6 +84,7 @@ pub(super) struct Duties {
     first: BTreeMap<RequestId, (Member, u64)>,
     starts: Vec<Started>,
     starting: Vec<Starting>,
+    pub(super) races: GroupRaces,
 }
 
 /// A start may still fail, so it is neither on nor off.
@@ -92,6 +96,8 @@ impl Duties {
     /// Forgets the questions. Acts go on.
     pub(super) fn forget(&mut self) {
         self.open.clear();
+        // What they said meanwhile is lost.
+        self.races = GroupRaces::default();
         // Starts that have not begun do not begin any more.
         let acts = &self.acts;
         self.starting.retain(|starting| acts.get(&starting.request).is_some_and(|act| act.end.is_none()));
@@ -101,6 +107,7 @@ impl Duties {
         self.open.retain(|_, duty| duty.by > now);
         self.acts.retain(|_, act| act.end.is_none() || act.until > now);
         self.first.retain(|_, (_, until)| *until > now);
+        self.races.expire(now);
         let (open, acts) = (&self.open, &self.acts);
         let is_due = |request: &RequestId| {
             acts.get(request).is_some_and(|act| act.end.is_none())
@@ -110,7 +117,7 @@ impl Duties {
     }
 
     pub(super) fn wake(&self) -> Option<u64> {
-        self.open.values().map(|duty| duty.by).min()
+        self.open.values().flat_map(|duty| [Some(duty.by), duty.held]).flatten().min()
     }
 
     fn by_look(&self, look: u64) -> Option<QuestionId> {
@@ -135,13 +142,19 @@ impl Hosts {
     }
 
     /// A question was delivered. Its time runs from `sent_after` on.
-    pub(super) fn asked_by(&mut self, from: Member, incarnation: Incarnation, sent_after: u64, ask: Message) {
-        let Message::Ask { number, round, request, op, target, left_ms, audience } = ask else { return };
+    pub(super) fn asked_by(&mut self, now: u64, from: Member, incarnation: Incarnation, sent_after: u64, ask: Message) {
+        let Message::Ask { number, round, request, op, target, left_ms, age_ms, client, audience } = ask else {
+            return;
+        };
         self.claim_is_used(request, from);
+        let by = sent_after.saturating_add(u64::from(left_ms) * 1_000_000);
+        let question = QuestionId { incarnation, number };
+        let (victim, age) = (Sought::of(target.as_ref()), u64::from(age_ms) * 1_000_000);
+        self.duties.races.asked(now, question, request, op, victim, client, age, by);
+        self.tell_over();
         if !audience.contains(&self.incarnation) {
             return;
         }
-        let question = QuestionId { incarnation, number };
         let place = Some((self.position, self.epoch));
         if let Some(duty) = self.duties.open.get_mut(&question)
             && duty.round >= round
@@ -152,7 +165,6 @@ impl Hosts {
             }
             return;
         }
-        let by = sent_after.saturating_add(u64::from(left_ms) * 1_000_000);
         self.begin_duty(
             question,
             Duty {
@@ -166,6 +178,7 @@ impl Hosts {
                 look: None,
                 saw_start: false,
                 start: None,
+                held: None,
             },
         );
     }
@@ -184,7 +197,19 @@ impl Hosts {
         let (coordinator, place) = (self.me, None);
         self.begin_duty(
             question,
-            Duty { coordinator, round, place, request, op, target, by, look: None, saw_start: false, start: None },
+            Duty {
+                coordinator,
+                round,
+                place,
+                request,
+                op,
+                target,
+                by,
+                look: None,
+                saw_start: false,
+                start: None,
+                held: None,
+            },
         );
     }
 
@@ -228,7 +253,8 @@ impl Hosts {
             return;
         }
         let acts = matches!(duty.op, Op::Off | Op::Reboot);
-        let is_starting = duty.saw_start || self.duties.is_starting(duty.target.as_ref(), look.uuid);
+        let saw_start = duty.saw_start && self.holds(HostsRule::StartHidesLook);
+        let is_starting = saw_start || self.duties.is_starting(duty.target.as_ref(), look.uuid);
         let runs = look.state == LocalState::RunsHere || is_starting;
         let act = self.duties.acts.get(&duty.request).filter(|_| self.holds(HostsRule::ActsOnce)).cloned();
         let word = match (&look.state, act) {
@@ -251,9 +277,37 @@ impl Hosts {
         };
         let is_owner = word == Word::RunsHere;
         let act_is_new = !self.duties.acts.contains_key(&duty.request) || !self.holds(HostsRule::ActsOnce);
+        if acts && is_owner && act_is_new && self.holds(HostsRule::VictimWaits) {
+            match self.duties.races.turn(now, &duty.request) {
+                Turn::Act => {}
+                Turn::Hold(until) => return self.hold(question, until),
+                Turn::Refuse => {
+                    let reason = "nothing was done: its client is fenced itself (a fence race)";
+                    return self.say(question, duty.round, Word::End(ActEnd::Failed(reason.to_string())), Some(look));
+                }
+            }
+        }
         self.say(question, duty.round, word, Some(look));
         if is_owner && duty.op == Op::Off && act_is_new {
             self.act(&duty, Op::Off);
+        }
+    }
+
+    /// Puts an order off until its client's own fence has ended.
+    fn hold(&mut self, question: QuestionId, until: u64) {
+        if let Some(duty) = self.duties.open.get_mut(&question) {
+            duty.held = Some(until);
+        }
+    }
+
+    /// Goes on with the orders that have waited long enough: what was seen before is old.
+    pub(super) fn go_on(&mut self, now: u64) {
+        let races = &self.duties.races;
+        let waits = |duty: &Duty| matches!(races.turn(now, &duty.request), Turn::Hold(_));
+        let due = self.duties.open.iter().filter(|(_, duty)| duty.held.is_some() && !waits(duty));
+        let due: Vec<_> = due.map(|(question, duty)| (*question, duty.clone())).collect();
+        for (question, duty) in due {
+            self.begin_duty(question, Duty { held: None, ..duty });
         }
     }
 

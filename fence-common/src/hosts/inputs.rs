@@ -1,12 +1,14 @@
 //! What the group hears of: hosts, domains, questions, and what this host has found and done.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
 use uuid::Uuid;
 
 use super::message::GONE;
+use crate::caller::Vouched;
 use crate::domain_state;
 use crate::ledger::RequestId;
 use crate::target::Target;
@@ -16,7 +18,7 @@ use crate::wire::Op;
 /// takes longer until its domains can run again.
 pub const BOOT: Duration = Duration::from_secs(5);
 
-/// How long a fencing counts as proof that leaves the host off.
+/// How long a fencing counts as proof that leaves the host off, while no ring of corosync has it.
 pub const STAYS_OFF: Duration = Duration::from_secs(3600);
 
 /// A host's number in corosync's node list.
@@ -64,6 +66,15 @@ impl HostDomain {
     }
 }
 
+/// The Ethernet address of a machine that runs on a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestAddress {
+    /// The address.
+    pub mac: [u8; 6],
+    /// The machine.
+    pub guest: Vouched,
+}
+
 /// A rule of the group. The simulation breaks each on purpose, and sees that it is missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostsRule {
@@ -83,12 +94,24 @@ pub enum HostsRule {
     BootLimited,
     /// A fencing proves nothing of a host that was heard since.
     HeardRefutes,
+    /// A fencing proves nothing of a host that corosync has seen since.
+    RingRefutes,
+    /// A host that was left off counts as dead for long only if each ring since was seen.
+    RingsSeen,
+    /// A host that was left off counts as dead for long only if the history has just said so.
+    HistoryFresh,
     /// Of two orders to start a domain the first one counts.
     FirstStart,
     /// No start begins if the members have changed since the question.
     SameMembers,
     /// Of two hosts that run the domain of a reboot only the first one starts it again.
     FirstReboot,
+    /// The order of a client that is being fenced waits for the end of that fence.
+    VictimWaits,
+    /// What a look saw before a start does not count after it.
+    StartHidesLook,
+    /// Only a daemon that is there answers for another one of its host.
+    PresentCovers,
     /// Without quorum nobody acts.
     Quorum,
 }
@@ -129,6 +152,13 @@ pub struct Question {
     pub op: Op,
     /// The domain. `None` for operations without one.
     pub target: Option<Target>,
+    /// The domain of this host that the client runs in, if it is known.
+    pub client: Option<Vouched>,
+    /// The client's Ethernet addresses, where its domain is not known here. Those of another host's
+    /// machine tell it.
+    pub macs: Vec<[u8; 6]>,
+    /// How long ago the client asked.
+    pub age: Duration,
     /// How long the client waits for the answer.
     pub left: Duration,
 }

@@ -26,7 +26,8 @@ use uuid::Uuid;
 
 use super::codec::{Reader, Writer, cut};
 use super::sign::{self, SIGNATURE_LEN};
-use super::{ActEnd, HostDomain, Incarnation, Member, NodeId};
+use super::{ActEnd, GuestAddress, HostDomain, Incarnation, Member, NodeId};
+use crate::caller::Vouched;
 use crate::key::Key;
 use crate::keys::Keys;
 use crate::ledger::{ID_LEN, RequestId};
@@ -120,6 +121,10 @@ pub enum Message {
         target: Option<Target>,
         /// How long the client still waits, in milliseconds.
         left_ms: u32,
+        /// How long ago the client had asked, in milliseconds.
+        age_ms: u32,
+        /// The domain that the client runs in, if the sender knows it.
+        client: Option<Vouched>,
         /// Those that shall answer. A daemon that is not among them does nothing.
         audience: Vec<Incarnation>,
     },
@@ -150,6 +155,11 @@ pub enum Message {
         uuid: Uuid,
         /// The domain's name.
         name: String,
+    },
+    /// The Ethernet addresses of all machines that run on a host.
+    Addresses {
+        /// The addresses.
+        guests: Vec<GuestAddress>,
     },
     /// The sender is about to start the domain of a question. It starts when it hears this itself.
     Ready {
@@ -244,13 +254,15 @@ fn write(message: &Message, to: &mut Writer) -> u8 {
             to.bytes(&request.to_bytes()).flag(*reached);
             2
         }
-        Message::Ask { number, round, request, op, target, left_ms, audience } => {
+        Message::Ask { number, round, request, op, target, left_ms, age_ms, client, audience } => {
             to.u64(*number).u32(*round).bytes(&request.to_bytes()).byte(op.to_wire());
             to.maybe(target.as_ref(), |to, target| match target {
                 Target::Uuid(uuid) => to.byte(0).uuid(uuid),
                 Target::Name(name) => to.byte(1).text(name),
             });
-            to.u32(*left_ms).count(audience.len());
+            to.u32(*left_ms).u32(*age_ms);
+            to.maybe(client.as_ref(), |to, client| to.uuid(&client.uuid).text(&client.name));
+            to.count(audience.len());
             for one in audience {
                 to.bytes(&one.0);
             }
@@ -271,6 +283,13 @@ fn write(message: &Message, to: &mut Writer) -> u8 {
         Message::Ready { to: question } => {
             write_question(*question, to);
             6
+        }
+        Message::Addresses { guests } => {
+            to.count(guests.len());
+            for GuestAddress { mac, guest } in guests {
+                to.bytes(mac).uuid(&guest.uuid).text(&guest.name);
+            }
+            7
         }
     }
 }
@@ -330,6 +349,8 @@ fn read(rest: &[u8], length: usize) -> Option<Envelope> {
             op: Op::from_wire(from.byte()?)?,
             target: from.maybe(read_target)?,
             left_ms: from.u32()?,
+            age_ms: from.u32()?,
+            client: from.maybe(read_guest)?,
             audience: from.entries(|from| from.array().map(Incarnation))?,
         },
         4 => {
@@ -345,6 +366,9 @@ fn read(rest: &[u8], length: usize) -> Option<Envelope> {
             name: from.text()?,
         },
         6 => Message::Ready { to: read_question(&mut from)? },
+        7 => Message::Addresses {
+            guests: from.entries(|from| Some(GuestAddress { mac: from.array()?, guest: read_guest(from)? }))?,
+        },
         _ => return None,
     };
     from.end()?;
@@ -365,6 +389,10 @@ fn read_target(from: &mut Reader<'_>) -> Option<Target> {
         1 => from.text().filter(|name| !name.is_empty()).map(Target::Name),
         _ => None,
     }
+}
+
+fn read_guest(from: &mut Reader<'_>) -> Option<Vouched> {
+    Some(Vouched { uuid: from.uuid()?, name: from.text()? })
 }
 
 fn read_domain(from: &mut Reader<'_>) -> Option<HostDomain> {

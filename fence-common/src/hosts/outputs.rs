@@ -108,7 +108,7 @@ pub enum Output {
     AskFencing {
         /// The host.
         node: NodeId,
-        /// When it was last heard. Older fencings prove nothing.
+        /// When it was last heard, or seen in a ring. Older fencings prove nothing.
         since: Option<u64>,
     },
     /// Something for the log.

@@ -4,15 +4,21 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use uuid::Uuid;
 
 use super::message::GONE;
-use super::{HostDomain, Member, NodeId};
+use super::{GroupNote, GuestAddress, HostDomain, Hosts, HostsRule, Member, NodeId, Output, nanos};
+use crate::caller::Vouched;
 use crate::target::Target;
 
 /// How many names and UUIDs are remembered that some host has known once.
 const KNEW_MAX: usize = 65_536;
+
+/// How much later a fencing must be than the known one to be another one, in nanoseconds. The
+/// moment of a fencing is reckoned anew with each report.
+const ANOTHER: u64 = 2_000_000_000;
 
 /// A fencing of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +27,27 @@ struct Fencing {
     at: u64,
     /// Whether the host stays off until somebody switches it on.
     stays_off: bool,
+    /// When the history said so last.
+    said: u64,
+}
+
+/// What makes a fencing a proof.
+#[derive(Clone, Copy, Debug)]
+struct ProofRules {
+    /// For how long a fencing proves that the host is dead, whatever comes after.
+    brief: u64,
+    /// For how long a fencing that leaves the host off does.
+    stays: u64,
+    /// For how long the history's word about a host that was left off counts.
+    fresh: u64,
+    /// Until how long after the fencing the rings may have been unseen. `None`: always.
+    unseen: Option<u64>,
+    /// Since when each ring was seen.
+    seen_since: Option<u64>,
+    /// Whether a later message of the host refutes its fencing.
+    message_refutes: bool,
+    /// Whether a later ring with the host refutes its fencing.
+    ring_refutes: bool,
 }
 
 /// What is known of one host.
@@ -28,8 +55,12 @@ struct Fencing {
 pub(super) struct HostWords {
     /// When a message from it was delivered last, or a daemon of it joined.
     pub(super) heard: Option<u64>,
+    /// When corosync formed a ring with it last.
+    pub(super) in_ring: Option<u64>,
     /// The domains that its daemons have told of, by process ID.
     tables: BTreeMap<u32, BTreeMap<Uuid, HostDomain>>,
+    /// The addresses of the machines that run there, by the daemon that has told of them.
+    addresses: BTreeMap<u32, Vec<GuestAddress>>,
     fencing: Option<Fencing>,
     /// How often the tables may have changed.
     revision: u64,
@@ -74,13 +105,20 @@ impl HostWords {
 
     /// Whether it was dead for a moment that includes `now`.
     ///
-    /// It was fenced after it was last heard. A fencing that ends with the host switched on counts
-    /// only for `boot`: then the host may be up again, cut off, with its domains started. `refutes`
-    /// says whether its own later word refutes the fencing.
-    pub(super) fn is_fenced(&self, now: u64, boot: u64, stays: u64, refutes: bool) -> bool {
-        self.fencing.is_some_and(|fencing| {
-            let counts = if fencing.stays_off { stays } else { boot };
-            self.heard.is_none_or(|heard| heard < fencing.at || !refutes) && now.saturating_sub(fencing.at) <= counts
+    /// It was fenced after it was last heard or seen. A fencing proves that for some seconds: then
+    /// the host may be up again, cut off, with its domains started. A host that was left off is
+    /// dead for longer, if the history still says so, and if no ring can have had it unseen.
+    fn is_fenced(&self, now: u64, rules: &ProofRules) -> bool {
+        self.fencing.is_some_and(|Fencing { at, stays_off, said }| {
+            let is_later = |word: Option<u64>, refutes: bool| word.is_none_or(|word| word < at || !refutes);
+            let age = now.saturating_sub(at);
+            let is_watched = rules
+                .unseen
+                .is_none_or(|unseen| rules.seen_since.is_some_and(|since| since <= at.saturating_add(unseen)));
+            let is_still_off = stays_off && now.saturating_sub(said) <= rules.fresh && is_watched;
+            is_later(self.heard, rules.message_refutes)
+                && is_later(self.in_ring, rules.ring_refutes)
+                && (age <= rules.brief || (is_still_off && age <= rules.stays))
         })
     }
 
@@ -89,12 +127,15 @@ impl HostWords {
         self.fencing.map(|fencing| fencing.at)
     }
 
-    /// A fencing was reported. Returns whether it is news.
-    pub(super) fn fenced(&mut self, at: u64, stays_off: bool) -> bool {
-        let is_news = self.fencing.is_none_or(|known| known.at < at);
-        if is_news {
-            self.fencing = Some(Fencing { at, stays_off });
-        }
+    /// The history said at this moment that the host was fenced `at`. Returns whether it is news.
+    pub(super) fn fenced(&mut self, said: u64, at: u64, stays_off: bool) -> bool {
+        let known = self.fencing.filter(|known| at <= known.at.saturating_add(ANOTHER));
+        self.fencing = Some(match known {
+            Some(known) => {
+                Fencing { at: at.max(known.at), stays_off: stays_off && known.stays_off, said: said.max(known.said) }
+            }
+            None => Fencing { at, stays_off, said },
+        });
         if self.heard.is_none_or(|heard| heard < at) {
             self.revision += 1;
             // Whatever ran there is dead.
@@ -102,7 +143,7 @@ impl HostWords {
                 domain.state = crate::domain_state::SHUT_OFF;
             }
         }
-        is_news
+        known.is_none()
     }
 }
 
@@ -138,17 +179,22 @@ impl Records {
         self.of_mut(node).heard = Some(now);
     }
 
+    /// corosync has formed a ring with the host.
+    pub(super) fn in_ring(&mut self, now: u64, node: NodeId) {
+        self.of_mut(node).in_ring = Some(now);
+    }
+
     /// A daemon tells of its domains. The word of daemons of its host that are gone (not in
     /// `present`) ends with a complete table.
     pub(super) fn told(&mut self, from: Member, is_complete: bool, domains: Vec<HostDomain>, present: &[u32]) {
         for domain in &domains {
             self.know(domain);
         }
-        let words = self.of_mut(from.node);
-        words.revision += 1;
-        let tables = &mut words.tables;
+        let HostWords { tables, addresses, revision, .. } = self.of_mut(from.node);
+        *revision += 1;
         if is_complete {
             tables.retain(|pid, _| present.contains(pid));
+            addresses.retain(|pid, _| present.contains(pid));
             tables.insert(from.pid, BTreeMap::new());
         }
         let table = tables.entry(from.pid).or_default();
@@ -159,6 +205,19 @@ impl Records {
                 table.insert(domain.uuid, domain);
             }
         }
+    }
+
+    /// A daemon tells of its machines' addresses.
+    pub(super) fn addresses(&mut self, from: Member, guests: Vec<GuestAddress>) {
+        self.of_mut(from.node).addresses.insert(from.pid, guests);
+    }
+
+    /// The one machine that has any of these addresses, by all that was told.
+    pub(super) fn guest_of(&self, macs: &[[u8; 6]]) -> Option<Vouched> {
+        let all = self.hosts.values().flat_map(|host| host.addresses.values()).flatten();
+        let mut guests = all.filter(|one| macs.contains(&one.mac)).map(|one| &one.guest);
+        let first = guests.next()?;
+        guests.all(|other| other.uuid == first.uuid).then(|| first.clone())
     }
 
     fn know(&mut self, domain: &HostDomain) {
@@ -173,5 +232,35 @@ impl Records {
     /// Whether some host knows the domain, or has known it.
     pub(super) fn knew(&self, sought: &Sought) -> bool {
         !sought.uuids.is_disjoint(&self.knew_uuids) || !sought.names.is_disjoint(&self.knew_names)
+    }
+}
+
+impl Hosts {
+    /// The history of fencings said at the moment `said` that a host was fenced, at most `ago`
+    /// before, and that nothing else was done to it since. `stays_off` if it was switched off,
+    /// rather than rebooted.
+    pub fn fenced(&mut self, now: u64, node: NodeId, said: u64, ago: Duration, stays_off: bool) {
+        if self.records.of_mut(node).fenced(said, said.saturating_sub(nanos(ago)), stays_off) {
+            self.outputs.push_back(Output::Note(GroupNote::Fenced(node)));
+        }
+        self.judge_all(now);
+    }
+
+    /// Whether a host was dead at a moment that includes `now`. A host that corosync sees is not.
+    pub(super) fn is_fenced(&self, now: u64, node: NodeId) -> bool {
+        let (boot, stays) = (nanos(self.options.boot), nanos(self.options.stays_off));
+        let ring_refutes = self.holds(HostsRule::RingRefutes);
+        let rules = ProofRules {
+            brief: if self.holds(HostsRule::BootLimited) { boot } else { stays },
+            stays,
+            fresh: if self.holds(HostsRule::HistoryFresh) { boot } else { stays },
+            unseen: self.holds(HostsRule::RingsSeen).then_some(boot),
+            seen_since: self.rings_since,
+            message_refutes: self.holds(HostsRule::HeardRefutes),
+            ring_refutes,
+        };
+        !self.is_present(node)
+            && !(ring_refutes && self.ring.contains(&node))
+            && self.records.of(node).is_some_and(|words| words.is_fenced(now, &rules))
     }
 }

@@ -97,6 +97,8 @@ pub(super) struct Asked {
     pub(super) sought: Sought,
     pub(super) stage: Stage,
     pub(super) fencing_asked: Option<u64>,
+    /// Whether its client runs on another host.
+    pub(super) is_remote: bool,
 }
 
 impl Asked {

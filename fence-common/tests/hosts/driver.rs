@@ -22,8 +22,12 @@ enum Task {
     Tell { look: u64, lists: bool },
     Act { act: u64, request: RequestId, op: Op, by: u64, seen: Vec<usize>, end: Option<(ActEnd, u64)> },
     CallBack { request: RequestId },
-    AskFencing { node: NodeId },
+    AskFencing { node: NodeId, found: Option<Found> },
 }
+
+/// What the history of fencings says: when it was asked, how long ago the host was fenced, and
+/// whether it was left off.
+type Found = (u64, u64, bool);
 
 /// What the daemon did that somebody must judge.
 #[derive(Debug)]
@@ -90,7 +94,18 @@ impl Daemon {
 
     pub(crate) fn ask(&mut self, now: u64, request: RequestId, op: Op, left: u64) -> u64 {
         let target = op.names_a_domain().then(|| Target::Name(NAME.into()));
-        self.hosts.ask(now, Question { request, op, target, left: Duration::from_nanos(left) })
+        self.hosts.ask(
+            now,
+            Question {
+                request,
+                op,
+                target,
+                client: None,
+                macs: Vec::new(),
+                age: Duration::ZERO,
+                left: Duration::from_nanos(left),
+            },
+        )
     }
 
     /// Carries out what the machine wants.
@@ -110,7 +125,7 @@ impl Daemon {
                     self.tasks.push(Task::Act { act, request, op, by, seen, end: None });
                 }
                 Output::Answer { question, answer } => self.deeds.push(Deed::Answered(question, answer)),
-                Output::AskFencing { node, .. } => self.tasks.push(Task::AskFencing { node }),
+                Output::AskFencing { node, .. } => self.tasks.push(Task::AskFencing { node, found: None }),
                 Output::Note(_) => {}
             }
         }
@@ -149,7 +164,13 @@ impl Daemon {
                 self.hosts.acted(now, act, end, changes);
             }
             Task::CallBack { request } => self.deeds.push(Deed::CalledBack(request)),
-            Task::AskFencing { node } => self.report_fencing(now, node, world, random),
+            Task::AskFencing { node, found: None } => {
+                let found = history(now, node, world, random);
+                self.tasks.extend(found.map(|found| Task::AskFencing { node, found: Some(found) }));
+            }
+            Task::AskFencing { node, found: Some((said, ago, stays_off)) } => {
+                self.hosts.fenced(now, node, said, Duration::from_nanos(ago), stays_off);
+            }
         }
     }
 
@@ -173,14 +194,11 @@ impl Daemon {
         }
         world.machines[self.host].owes = None;
     }
+}
 
-    /// The history of fencings, whose times are known to a second or two.
-    fn report_fencing(&mut self, now: u64, node: NodeId, world: &World, random: &mut Random) {
-        let host = usize::try_from(node.0).unwrap() - 1;
-        if let Some((at, stays_off)) = world.machines[host].fenced {
-            let slack = random.next() % 2_000_000_000;
-            let ago = now.saturating_sub(at) + slack;
-            self.hosts.fenced(now, node, Duration::from_nanos(ago), stays_off);
-        }
-    }
+/// The history of fencings, whose times are known to a second or two.
+fn history(now: u64, node: NodeId, world: &World, random: &mut Random) -> Option<Found> {
+    let host = usize::try_from(node.0).unwrap() - 1;
+    let (at, stays_off) = world.machines[host].fenced?;
+    Some((now, now.saturating_sub(at) + random.next() % 2_000_000_000, stays_off))
 }

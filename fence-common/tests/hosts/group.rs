@@ -45,6 +45,8 @@ pub(crate) struct Group {
     pub(crate) now: u64,
     pub(crate) seats: Vec<Seat>,
     pub(crate) answer: Option<GroupAnswer>,
+    /// Whether the last host leaves right before somebody is ready to start.
+    pub(crate) changes_before_ready: bool,
     /// Every message so far, with its sender.
     pub(crate) sent: Vec<(Member, Vec<u8>)>,
 }
@@ -94,7 +96,7 @@ impl Group {
             }
         };
         let seats = nodes.iter().enumerate().map(seat).collect();
-        Self { now: 100 * SECOND, seats, answer: None, sent: Vec::new() }
+        Self { now: 100 * SECOND, seats, answer: None, changes_before_ready: false, sent: Vec::new() }
     }
 
     /// These daemons are in the group now, and no others.
@@ -129,7 +131,10 @@ impl Group {
 
     pub(crate) fn ask_of(&mut self, seat: usize, op: Op, request: RequestId, target: Target) -> Option<GroupAnswer> {
         let target = op.names_a_domain().then_some(target);
-        self.seats[seat].hosts.ask(self.now, Question { request, op, target, left: Duration::from_secs(20) });
+        let (age, left) = (Duration::ZERO, Duration::from_secs(20));
+        self.seats[seat]
+            .hosts
+            .ask(self.now, Question { request, op, target, client: None, macs: Vec::new(), age, left });
         self.run();
         self.answer.take()
     }
@@ -167,6 +172,13 @@ impl Group {
                 }
             }
             if let Some((from, bytes)) = unsent.pop_front() {
+                // 6 is `Message::Ready`.
+                if self.changes_before_ready && bytes[10] == 6 {
+                    self.changes_before_ready = false;
+                    self.seats[2].is_there = false;
+                    let members = [self.seats[0].member, self.seats[1].member];
+                    self.seats[..2].iter_mut().for_each(|seat| seat.hosts.membership(self.now, &members));
+                }
                 self.deliver(from, &bytes);
                 self.sent.push((from, bytes));
             } else if is_idle {

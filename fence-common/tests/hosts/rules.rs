@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use fence_common::hosts::{
-    ActEnd, GroupAnswer, HostNames, HostsOptions, HostsRule, LocalState, Look, NoAnswer, NoMessage,
+    ActEnd, GroupAnswer, HostDomain, HostNames, HostsOptions, HostsRule, LocalState, Look, NoAnswer, NoMessage,
 };
 use fence_common::target::Target;
 use fence_common::wire::Op;
+use uuid::Uuid;
 
 use crate::driver::node;
 use crate::group::{Group, SECOND, keys, request};
@@ -84,17 +85,17 @@ fn a_missing_host_is_needed_unless_another_one_proves_and_it_never_ran_there() {
     // It runs nowhere that is there.
     assert_eq!(group.ask(0, Op::Off), None);
     assert!(group.seats[0].fencing_asked);
-    group.seats[0].hosts.fenced(group.now, node(2), Duration::from_secs(1), false);
+    group.seats[0].hosts.fenced(group.now, node(2), group.now, Duration::from_secs(1), false);
     group.run();
     assert_eq!(group.answer.take(), None, "it was heard a moment ago");
     group.pass(10 * SECOND);
-    group.seats[0].hosts.fenced(group.now, node(2), Duration::from_secs(1), false);
+    group.seats[0].hosts.fenced(group.now, node(2), group.now, Duration::from_secs(1), false);
     group.run();
     assert_eq!(group.answer.take(), Some(GroupAnswer::Success));
-    // A reboot proves nothing for long.
+    // A reboot proves nothing for long, and a host that was left off only if that is said afresh.
     group.pass(10 * SECOND);
     assert_eq!(group.ask(0, Op::Off), None);
-    group.seats[0].hosts.fenced(group.now, node(2), Duration::from_secs(2), true);
+    group.seats[0].hosts.fenced(group.now, node(2), group.now, Duration::from_secs(2), true);
     group.run();
     assert_eq!(group.answer.take(), Some(GroupAnswer::Success));
 }
@@ -118,6 +119,68 @@ fn a_host_that_has_rebooted_a_domain_is_still_known_to_run_it() {
     group.join(&[0, 1]);
     group.runs_at(1);
     assert_eq!(failure(group.ask(0, Op::Off)), NoAnswer::Unproven(named("host2")));
+}
+
+/// A host that was left off, and what happens to it in the next minute. Returns whether it still
+/// counts as dead, with a rule that is broken.
+fn stays_dead(broken: Option<HostsRule>, happens: impl Fn(&mut Group)) -> bool {
+    let options = HostsOptions { has_fencing: true, dangerous_broken: broken, ..HostsOptions::default() };
+    let mut group = Group::apart(&[0, 1, 2], options);
+    group.join(&[0, 1, 2]);
+    group.runs_at(1);
+    (group.seats[1].state, group.seats[0].end) = (LocalState::NotHere, None);
+    group.join(&[0, 1]);
+    group.pass(10 * SECOND);
+    let says_off = |group: &mut Group, ago| {
+        let now = group.now;
+        group.seats[0].hosts.fenced(now, node(2), now, Duration::from_secs(ago), true);
+        group.run();
+    };
+    says_off(&mut group, 1);
+    group.pass(20 * SECOND);
+    happens(&mut group);
+    group.pass(20 * SECOND);
+    let answer = group.ask(0, Op::Off);
+    if answer.is_none() && group.seats[0].fencing_asked {
+        says_off(&mut group, 41);
+    }
+    answer.or(group.answer.take()) == Some(GroupAnswer::Success)
+}
+
+/// Whether the word of 20 s ago, that a host was left off, still counts.
+fn is_old_word_enough(broken: Option<HostsRule>) -> bool {
+    let options = HostsOptions { has_fencing: true, dangerous_broken: broken, ..HostsOptions::default() };
+    let mut group = Group::apart(&[0, 1, 2], options);
+    group.join(&[0, 1, 2]);
+    group.runs_at(1);
+    group.seats[1].state = LocalState::NotHere;
+    group.join(&[0, 1]);
+    group.pass(10 * SECOND);
+    let now = group.now;
+    group.seats[0].hosts.fenced(now, node(2), now, Duration::from_secs(1), true);
+    group.pass(20 * SECOND);
+    group.ask(0, Op::Off) == Some(GroupAnswer::Success)
+}
+
+#[test]
+fn a_host_that_was_left_off_is_dead_until_a_ring_has_it_or_rings_were_missed() {
+    let nothing = |_: &mut Group| {};
+    assert!(stays_dead(None, nothing), "off, and nothing since");
+    let returns = |group: &mut Group| {
+        for ring in [[node(0), node(1), node(2)].as_slice(), &[node(0), node(1)]] {
+            group.seats[0].hosts.quorum(group.now, true, ring);
+        }
+    };
+    assert!(!stays_dead(None, returns), "corosync has seen it");
+    assert!(stays_dead(Some(HostsRule::RingRefutes), returns));
+    // Nobody asks Pacemaker again, which has switched it on meanwhile.
+    assert!(!is_old_word_enough(None) && is_old_word_enough(Some(HostsRule::HistoryFresh)));
+    let misses = |group: &mut Group| {
+        group.join(&[1]);
+        group.join(&[0, 1]);
+    };
+    assert!(!stays_dead(None, misses), "it may have been there meanwhile");
+    assert!(stays_dead(Some(HostsRule::RingsSeen), misses));
 }
 
 #[test]
@@ -244,10 +307,11 @@ fn a_daemon_without_quorum_or_group_answers_failure_and_one_that_stood_still_sta
     assert_eq!(failure(group.ask(0, Op::Off)), NoAnswer::NotJoined);
 }
 
-/// Seed 83520: a look began before a start, and ended after it.
-#[test]
-fn what_was_seen_before_a_start_does_not_count_after_it() {
-    let mut group = Group::of(&[0, 1]);
+/// A look began before a start, and ended after it. Returns what the other host was told to do.
+fn starts_beside_a_start(broken: Option<HostsRule>) -> Vec<Op> {
+    let options = HostsOptions { dangerous_broken: broken, ..HostsOptions::default() };
+    let mut group = Group::apart(&[0, 1], options);
+    group.join(&[0, 1]);
     for seat in &mut group.seats {
         seat.state = LocalState::DefinedHere;
     }
@@ -263,8 +327,53 @@ fn what_was_seen_before_a_start_does_not_count_after_it() {
     group.seats[0].hosts.looked(now, look, Look { state: LocalState::DefinedHere, uuid, name, changes: 0 });
     group.seats[0].looks_slowly = false;
     group.run();
-    assert!(matches!(failure(group.answer.take()), NoAnswer::CannotTell { .. }));
-    assert!(group.seats[1].acts.is_empty());
+    std::mem::take(&mut group.seats[1].acts)
+}
+
+#[test]
+fn what_was_seen_before_a_start_does_not_count_after_it() {
+    assert_eq!(starts_beside_a_start(None), []);
+    assert_eq!(starts_beside_a_start(Some(HostsRule::StartHidesLook)), [Op::On]);
+}
+
+/// Two hosts are told to start it at once, the ring breaks, and the first order is lost on the side
+/// of the second one. Returns whether that one starts it all the same.
+fn starts_after_a_change(broken: Option<HostsRule>) -> bool {
+    let options = HostsOptions { dangerous_broken: broken, has_fencing: true, ..HostsOptions::default() };
+    let mut group = Group::apart(&[0, 1, 2], options);
+    group.join(&[0, 1, 2]);
+    for seat in &mut group.seats {
+        seat.state = LocalState::DefinedHere;
+    }
+    group.changes_before_ready = true;
+    group.ask(0, Op::On);
+    !group.seats[0].acts.is_empty()
+}
+
+#[test]
+fn a_change_of_members_forbids_a_start() {
+    assert!(!starts_after_a_change(None));
+    assert!(starts_after_a_change(Some(HostsRule::SameMembers)));
+}
+
+/// The daemon that runs it is gone while it acts, and the other one of its host is in doubt.
+/// Returns the answer.
+fn answer_for_one_that_left(broken: Option<HostsRule>) -> Option<GroupAnswer> {
+    let options = HostsOptions { dangerous_broken: broken, ..HostsOptions::default() };
+    let mut group = Group::apart(&[0, 1, 1], options);
+    group.join(&[0, 1, 2]);
+    group.runs_at(1);
+    group.seats[2].state = LocalState::CannotTell("an orphan".into());
+    group.seats[1].end = None;
+    assert_eq!(group.ask(0, Op::Off), None);
+    group.join(&[0, 2]);
+    group.answer.take()
+}
+
+#[test]
+fn a_daemon_that_left_answers_for_no_other() {
+    assert!(matches!(failure(answer_for_one_that_left(None)), NoAnswer::CannotTell { .. }));
+    assert_eq!(answer_for_one_that_left(Some(HostsRule::PresentCovers)), Some(GroupAnswer::Success));
 }
 
 /// A host that is missing, fenced so long ago, and heard so long ago. Returns whether the proof
@@ -275,9 +384,13 @@ fn is_proof(broken: Option<HostsRule>, fenced: u64, heard: u64) -> bool {
     group.join(&[0, 1, 2]);
     group.runs_at(1);
     (group.seats[1].state, group.seats[0].end) = (LocalState::NotHere, None);
+    group.pass(10 * SECOND);
+    // Its last word, long after the ring was formed.
+    group.seats[2].hosts.domains([HostDomain { uuid: Uuid::nil(), name: "another".into(), state: 5 }]);
+    group.run();
     group.join(&[0, 1]);
     group.pass(heard * SECOND);
-    group.seats[0].hosts.fenced(group.now, node(2), Duration::from_secs(fenced), false);
+    group.seats[0].hosts.fenced(group.now, node(2), group.now, Duration::from_secs(fenced), false);
     group.ask(0, Op::Off) == Some(GroupAnswer::Success)
 }
 

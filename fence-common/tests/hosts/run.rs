@@ -2,9 +2,9 @@
 
 mod chance;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use fence_common::hosts::{GroupAnswer, HostsOptions, HostsRule};
+use fence_common::hosts::{GroupAnswer, HostsOptions, HostsRule, NodeId};
 use fence_common::ledger::RequestId;
 use fence_common::wire::{Op, Request};
 use zerocopy::FromZeros;
@@ -62,8 +62,12 @@ pub(crate) struct Run {
     cpg: Cpg,
     world: World,
     daemons: Vec<Option<Daemon>>,
-    /// What corosync has told each host of its quorum.
+    /// Whether each host had quorum since its last deeds, by what corosync has told its daemon.
     quorum: Vec<bool>,
+    /// Whether it has quorum now.
+    quorum_now: Vec<bool>,
+    /// What it will tell each host: its rings, and whether they have quorum.
+    news: Vec<VecDeque<(bool, Vec<NodeId>)>>,
     parts: Vec<usize>,
     clients: Vec<Client>,
     open: BTreeMap<(usize, u64), Open>,
@@ -74,6 +78,8 @@ pub(crate) struct Run {
     copies: bool,
     /// Whether this schedule is about hosts that are fenced and boot.
     boots: bool,
+    /// Whether this schedule is about several clients that want a domain on at once.
+    starts: bool,
     tally: Tally,
     trace: Option<Vec<String>>,
 }
@@ -94,6 +100,8 @@ impl Run {
             world,
             daemons: (0..hosts).map(|_| None).collect(),
             quorum: vec![false; hosts],
+            quorum_now: vec![false; hosts],
+            news: vec![VecDeque::new(); hosts],
             parts: vec![0; hosts],
             clients: Vec::new(),
             open: BTreeMap::new(),
@@ -102,10 +110,16 @@ impl Run {
             proven: BTreeMap::new(),
             copies: random.percent(15),
             boots: random.percent(25),
+            // Of its own, so that the other schedules stay as they are.
+            starts: Random::new(!seed).percent(15),
             tally: Tally::default(),
             trace: is_traced.then(Vec::new),
             random,
         };
+        if run.starts {
+            run.world.instances.clear();
+            run.world.machines.iter_mut().for_each(|machine| machine.is_defined = true);
+        }
         for host in 0..hosts {
             if run.random.percent(95) {
                 run.start_daemon(host);
@@ -149,11 +163,18 @@ impl Run {
                 _ => self.boot(host),
             }
         }
+        if self.starts && self.random.percent(6) {
+            match self.random.below(3) {
+                0 => self.regroup(),
+                1 => self.several_starts(),
+                _ => self.new_client(Op::Off),
+            }
+        }
         match self.random.below(1000) {
             0..=249 => self.cpg.order(host),
             250..=579 => self.deliver(host),
             580..=829 => self.work(host),
-            830..=859 => self.new_client(),
+            830..=859 => self.any_client(),
             860..=874 => self.repeat(),
             875..=884 => self.now += u64::try_from(self.random.below(3_000_000_000)).unwrap(),
             885..=904 => self.regroup(),
@@ -187,6 +208,7 @@ impl Run {
                     self.deed(host, deed)?;
                 }
             }
+            self.quorum[host] = self.quorum_now[host];
         }
         Ok(())
     }
@@ -196,6 +218,9 @@ impl Run {
             Deed::CalledBack(request) => self.call_back(host, request),
             Deed::Acts(request) => {
                 self.tally.acts += 1;
+                if !self.quorum[host] {
+                    return Err(format!("host{host} acts without quorum for {request:?}"));
+                }
                 self.rings.insert((host, request), self.cpg.ring_number(host));
                 let acts = self.acts.entry((host, request)).or_default();
                 *acts += 1;
@@ -256,6 +281,7 @@ impl Run {
         };
         match answer {
             GroupAnswer::Failure(_) => self.tally.failures += 1,
+            _ if !self.quorum[host] => return Err(format!("host{host} says {answer:?} without quorum")),
             GroupAnswer::Success | GroupAnswer::Off | GroupAnswer::List(_) => self.tally.successes += 1,
         }
         if says_off {
@@ -285,7 +311,7 @@ impl Run {
         RequestId::of(op, &request)
     }
 
-    fn new_client(&mut self) {
+    fn any_client(&mut self) {
         let ops = [
             Op::Off,
             Op::Off,
@@ -299,8 +325,24 @@ impl Run {
             Op::DevStatus,
         ];
         let op = *self.random.one_of(&ops).unwrap();
-        let request = self.request(op);
+        self.new_client(op);
+    }
+
+    fn new_client(&mut self, op: Op) {
         let hears: Vec<_> = (0..self.hosts).filter(|_| self.random.percent(60)).collect();
+        self.client_of(op, hears);
+    }
+
+    /// Each of two hosts has a client that wants the domain on.
+    fn several_starts(&mut self) {
+        let first = self.random.below(self.hosts);
+        let second = (first + 1 + self.random.below(self.hosts - 1)) % self.hosts;
+        self.client_of(Op::On, vec![first]);
+        self.client_of(Op::On, vec![second]);
+    }
+
+    fn client_of(&mut self, op: Op, hears: Vec<usize>) {
+        let request = self.request(op);
         self.note(|_| format!("a client: {} to {hears:?}", op.name()));
         self.clients.push(Client { op, request, hears, sent: self.now, asked: None, is_called: false, answer: None });
         self.hear(self.clients.len() - 1);

@@ -109,7 +109,7 @@ fn names(members: &[Member]) -> String {
     members.iter().map(name).collect::<Vec<_>>().join(" ")
 }
 
-/// An event in one line.
+/// An event in a line, or two.
 fn line(event: &Event) -> String {
     match event {
         Event::Joined(ours) => format!("joined {}", name(ours)),
@@ -118,7 +118,10 @@ fn line(event: &Event) -> String {
             let hosts = hosts.iter().map(|host| format!("{}={}", host.node, host.name.as_deref().unwrap_or("?")));
             format!("configured {}", hosts.collect::<Vec<_>>().join(" "))
         }
-        Event::Quorum(is_quorate) => format!("quorum {is_quorate}"),
+        Event::Quorum { quorate, ring } => {
+            let ring = ring.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            format!("ring {ring}\nquorum {quorate}")
+        }
         Event::Members { all, left } => {
             let left: String = left.iter().map(|(member, why)| format!("; {} left: {why}", name(member))).collect();
             format!("members {}{left}", names(all))

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::hosts::{
-    ActEnd, GroupNote, GroupOrder, HostDomain, Hosts as Machine, HostsOptions, Incarnation, Look, Member as Daemon,
-    NoMessage, NodeId, Output, Question,
+    ActEnd, GroupNote, GroupOrder, GuestAddress, HostDomain, Hosts as Machine, HostsOptions, Incarnation, Look,
+    Member as Daemon, NoMessage, NodeId, Output, Question,
 };
 use fence_common::keys::Keys;
 use fence_common::ledger::RequestId;
@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::elections::Elections;
-use super::handle::{Hosts, HostsAnswer, HostsQuestion, Wish};
+use super::handle::{Hosts, HostsAnswer, HostsClient, HostsQuestion, Wish};
 use super::local::{self, Verdict};
-use super::proof::{LastHeard, fenced_since};
+use super::proof::{How, LastHeard, fenced_since};
 use super::transport::{Event, Member, Transport};
 use super::view::Shown;
 use super::watch::GroupWatch;
@@ -80,8 +80,9 @@ enum HostWork {
     Listed(u64, Result<Vec<HostDomain>, String>),
     Checked(u64, Result<(), String>),
     Acted { act: u64, request: RequestId, end: ActEnd, changes: u64, verdict: Verdict },
-    Fenced { node: NodeId, ago: Duration, stays_off: bool },
+    Fenced { node: NodeId, said: Moment, ago: Duration, stays_off: bool },
     Domains(Vec<HostDomain>),
+    Addresses(Vec<GuestAddress>),
 }
 
 /// A client's request that this host has put to all.
@@ -105,6 +106,7 @@ struct HostsDriver {
     outbox: mpsc::UnboundedSender<Vec<u8>>,
     done: mpsc::UnboundedSender<HostWork>,
     domains: Vec<HostDomain>,
+    addresses: Vec<GuestAddress>,
     elections: Elections,
     open: HashMap<u64, Open>,
 }
@@ -127,6 +129,7 @@ pub fn start<T: Transport>(transport: T, events: mpsc::Receiver<Event>, parts: P
         outbox,
         done,
         domains: Vec::new(),
+        addresses: Vec::new(),
         elections: Elections::default(),
         open: HashMap::new(),
         parts,
@@ -147,8 +150,16 @@ async fn post<T: Transport>(transport: T, mut letters: mpsc::UnboundedReceiver<V
 /// Reports this host's domains whenever they have changed.
 async fn tell_domains(hypervisors: Hypervisors, done: mpsc::UnboundedSender<HostWork>) {
     let mut news = hypervisors.news();
-    let mut told = None;
+    let (mut told, mut addresses) = (None, Vec::new());
     loop {
+        // First: who asks must be known when its domain is.
+        let running = hypervisors.addresses();
+        if addresses != running {
+            addresses.clone_from(&running);
+            if done.send(HostWork::Addresses(running)).is_err() {
+                return;
+            }
+        }
         let domains = local::known(&hypervisors);
         if told.as_ref() != Some(&domains) {
             told = Some(domains.clone());
@@ -237,19 +248,21 @@ impl HostsDriver {
         if let Event::Message { from, .. } | Event::Alive(from, _) = &event {
             self.heard.insert(NodeId(from.node), LastHeard::now());
         }
+        if let Event::Quorum { .. } = event {
+            self.heard.extend(self.watch.ring().iter().map(|node| (*node, LastHeard::now())));
+        }
         let Some((_, machine)) = &mut self.machine else { return };
         match event {
             Event::Joined(_) | Event::Alive(..) | Event::Stock(_) => {}
             Event::Lost(_) => machine.disconnected(now),
             Event::Configured(_) => machine.configured(now, self.watch.configured()),
-            Event::Quorum(_) => machine.quorum(now, self.watch.is_quorate(), &self.watch.ring()),
+            Event::Quorum { .. } => machine.quorum(now, self.watch.is_quorate(), self.watch.ring()),
             Event::Members { all, .. } => {
                 for member in &all {
                     self.heard.insert(NodeId(member.node), LastHeard::now());
                 }
                 let all: Vec<_> = all.into_iter().map(daemon).collect();
                 machine.membership(now, &all);
-                machine.quorum(now, self.watch.is_quorate(), &self.watch.ring());
             }
             Event::Message { from, sent_after, bytes } => {
                 machine.message(now, daemon(from), sent_after.map(Moment::nanos), &bytes);
@@ -273,6 +286,7 @@ impl HostsDriver {
             machine.remember(now, *request);
         }
         machine.domains(self.domains.iter().cloned());
+        machine.addresses(self.addresses.clone());
         self.machine = Some((me, machine));
     }
 
@@ -292,9 +306,11 @@ impl HostsDriver {
                     machine.answered(request, reached);
                 }
             }
-            Wish::Ask(HostsQuestion { request, op, target, requester, by, answer }) => {
+            Wish::Ask(HostsQuestion { request, op, target, client, by, answer }) => {
+                let HostsClient { requester, client, macs } = client;
                 let left = by.saturating_duration_since(Instant::now());
-                let question = machine.ask(now.nanos(), Question { request, op, target, left });
+                let age = requester.map(|requester| now.since(requester.arrived)).unwrap_or_default();
+                let question = machine.ask(now.nanos(), Question { request, op, target, client, macs, age, left });
                 self.open.insert(question, Open { request, requester, answer, here: None });
             }
         }
@@ -303,8 +319,10 @@ impl HostsDriver {
     /// A task of this host has ended.
     fn report(&mut self, done: HostWork) {
         let now = Moment::now().nanos();
-        if let HostWork::Domains(domains) = &done {
-            self.domains.clone_from(domains);
+        match &done {
+            HostWork::Domains(domains) => self.domains.clone_from(domains),
+            HostWork::Addresses(guests) => self.addresses.clone_from(guests),
+            _ => {}
         }
         let Some((_, machine)) = &mut self.machine else { return };
         match done {
@@ -317,8 +335,11 @@ impl HostsDriver {
                 }
                 machine.acted(now, act, end, changes);
             }
-            HostWork::Fenced { node, ago, stays_off } => machine.fenced(now, node, ago, stays_off),
+            HostWork::Fenced { node, said, ago, stays_off } => {
+                machine.fenced(now, node, said.nanos(), ago, stays_off);
+            }
             HostWork::Domains(domains) => machine.domains(domains),
+            HostWork::Addresses(guests) => machine.addresses(guests),
         }
     }
 
@@ -385,15 +406,17 @@ impl HostsDriver {
         let Some(name) = self.watch.name_of(node) else { return };
         let heard = self.heard.get(&node).copied().unwrap_or(self.started);
         let done = self.done.clone();
-        tokio::task::spawn_blocking(move || match fenced_since(&name, heard, Moment::now().plus(HISTORY_WITHIN)) {
-            Ok(Some(fenced)) => {
-                // Also one that was switched off may have been switched on since, and run domains
-                // without our daemon. Only the first seconds prove anything.
-                let (ago, stays_off) = (fenced.ago + HISTORY_DOUBT, false);
-                let _ = done.send(HostWork::Fenced { node, ago, stays_off });
+        tokio::task::spawn_blocking(move || {
+            // Before the question: what is done to the host from now on is not in the answer.
+            let said = Moment::now();
+            match fenced_since(&name, heard, said.plus(HISTORY_WITHIN)) {
+                Ok(Some(fenced)) => {
+                    let (ago, stays_off) = (fenced.ago + HISTORY_DOUBT, fenced.how == How::Off);
+                    let _ = done.send(HostWork::Fenced { node, said, ago, stays_off });
+                }
+                Ok(None) => {}
+                Err(error) => tracing::debug!(host = %name, %error, "nothing is known of its fencing"),
             }
-            Ok(None) => {}
-            Err(error) => tracing::debug!(host = %name, %error, "nothing is known of its fencing"),
         });
     }
 

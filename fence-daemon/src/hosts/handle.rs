@@ -1,6 +1,7 @@
 //! The door to the hosts that answer together: the pipeline asks through it, and reports look
 //! through it.
 
+use fence_common::caller::Vouched;
 use fence_common::domain_state::SHUT_OFF;
 use fence_common::hosts::{GroupAnswer, HostDomain, HostList, NoAnswer};
 use fence_common::ledger::RequestId;
@@ -48,13 +49,23 @@ impl Drop for Elected {
     }
 }
 
+/// Who wants an answer of all hosts, where that matters.
+#[derive(Debug, Default)]
+pub(super) struct HostsClient {
+    pub(super) requester: Option<Requester>,
+    /// The domain of this host that it runs in.
+    pub(super) client: Option<Vouched>,
+    /// Its Ethernet addresses.
+    pub(super) macs: Vec<[u8; 6]>,
+}
+
 /// A question to all hosts.
 #[derive(Debug)]
 pub(super) struct HostsQuestion {
     pub(super) request: RequestId,
     pub(super) op: Op,
     pub(super) target: Option<Target>,
-    pub(super) requester: Option<Requester>,
+    pub(super) client: HostsClient,
     /// Of the answer.
     pub(super) by: Instant,
     pub(super) answer: oneshot::Sender<HostsAnswer>,
@@ -133,7 +144,10 @@ impl Hosts {
             return local::alone(hypervisors, order, requester, deadline, &why).await;
         }
         let (op, target) = (order.op(), Some(order.target().clone()));
-        let HostsAnswer { answer, here } = match self.ask(id, op, target, requester, deadline.by()).await {
+        let is_fence = matches!(op, Op::Off | Op::Reboot);
+        let (client, macs) = requester.filter(|_| is_fence).map(|one| hypervisors.client(one)).unwrap_or_default();
+        let client = HostsClient { requester, client, macs };
+        let HostsAnswer { answer, here } = match self.ask(id, op, target, client, deadline.by()).await {
             Ok(told) => told,
             Err(why) => return Verdict::failure(why),
         };
@@ -146,7 +160,6 @@ impl Hosts {
             }
             GroupAnswer::List(_) => return Verdict::failure("a list is no answer to this: a bug of fence-xdp"),
         };
-        let is_fence = matches!(op, Op::Off | Op::Reboot);
         match here.filter(|here| here.reply == reply) {
             Some(here) => here,
             None => Verdict {
@@ -163,7 +176,7 @@ impl Hosts {
     /// # Errors
     /// Why the list would be shorter than the truth.
     pub async fn list(&self, id: RequestId, by: Instant) -> Result<Vec<SharedDomain>, String> {
-        match self.ask(id, Op::HostList, None, None, by).await?.answer {
+        match self.ask(id, Op::HostList, None, HostsClient::default(), by).await?.answer {
             GroupAnswer::List(lists) => Ok(merged(lists)),
             GroupAnswer::Failure(why) => Err(why.to_string()),
             GroupAnswer::Success | GroupAnswer::Off => Err("there is no list: a bug of fence-xdp".to_owned()),
@@ -175,7 +188,7 @@ impl Hosts {
     /// # Errors
     /// Which is not.
     pub async fn monitor(&self, id: RequestId, by: Instant) -> Result<(), String> {
-        match self.ask(id, Op::DevStatus, None, None, by).await?.answer {
+        match self.ask(id, Op::DevStatus, None, HostsClient::default(), by).await?.answer {
             GroupAnswer::Success => Ok(()),
             GroupAnswer::Failure(why) => Err(why.to_string()),
             GroupAnswer::Off | GroupAnswer::List(_) => Err("not an answer to this: a bug of fence-xdp".to_owned()),
@@ -187,7 +200,7 @@ impl Hosts {
         id: RequestId,
         op: Op,
         target: Option<Target>,
-        requester: Option<Requester>,
+        client: HostsClient,
         by: Instant,
     ) -> Result<HostsAnswer, String> {
         if let Some(why) = self.shown.alone() {
@@ -196,7 +209,7 @@ impl Hosts {
         let gone = || "this host's part in the cluster has ended: a bug of fence-xdp".to_owned();
         let (answer, answered) = oneshot::channel();
         self.wishes
-            .send(Wish::Ask(HostsQuestion { request: id, op, target, requester, by, answer }))
+            .send(Wish::Ask(HostsQuestion { request: id, op, target, client, by, answer }))
             .map_err(|_| gone())?;
         match timeout_at(by, answered).await {
             Ok(told) => told.map_err(|_| gone()),

@@ -51,9 +51,10 @@ impl Bus {
     /// A daemon joins a group whose configured hosts are these nodes.
     fn join(&self, member: Member, nodes: u32, events: mpsc::Sender<Event>) {
         let host = |node| HostNode { node, name: Some(format!("host{node}")), address: None };
-        let first = [Event::Joined(member), Event::Configured((1..=nodes).map(host).collect()), quorum(true)];
+        let first = [Event::Joined(member), Event::Configured((1..=nodes).map(host).collect())];
         first.into_iter().for_each(|event| events.try_send(event).unwrap());
         lock(&self.0).push((member, events));
+        self.say_ring(true);
         self.say_members(&[]);
     }
 
@@ -66,12 +67,15 @@ impl Bus {
             }
             member.node != node
         });
+        self.say_ring(true);
         self.say_members(&gone);
     }
-}
 
-fn quorum(quorate: bool) -> Event {
-    Event::Quorum(quorate)
+    /// A ring of the hosts with a daemon.
+    fn say_ring(&self, quorate: bool) {
+        let ring = lock(&self.0).iter().map(|(member, _)| member.node).collect();
+        self.say_all(&Event::Quorum { quorate, ring });
+    }
 }
 
 /// One daemon's way to the group.
@@ -240,7 +244,7 @@ async fn nobody_is_called_off_on_a_guess() {
     assert_eq!(all[0].reply(Op::Off, "two", 6).await, Reply::Success);
     assert!(!all[1].runs("two").await);
     // Without quorum nobody acts.
-    bus.say_all(&quorum(false));
+    bus.say_ring(false);
     let verdict = all[1].order(Op::Off, "one", 7).await;
     assert!(verdict.reply == Reply::Failure && verdict.detail.contains("quorum"), "{verdict:?}");
     assert!(all[0].runs("one").await);

@@ -130,8 +130,8 @@ pub struct Vitals {
 /// What happens in the group. Members and messages come in the group's one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// This daemon joined. [`Event::Configured`], [`Event::Quorum`] and [`Event::Members`] come
-    /// next. Nothing from before the join holds.
+    /// This daemon joined. [`Event::Configured`], [`Event::Quorum`] and
+    /// [`Event::Members`] come next. Nothing from before the join holds.
     Joined(Member),
     /// The connection is lost, and why: no members, no quorum, no messages until
     /// [`Event::Joined`].
@@ -139,8 +139,13 @@ pub enum Event {
     /// The hosts of the configured node list. An empty list means that it cannot be read or is
     /// incomplete: nobody then knows all hosts.
     Configured(Vec<HostNode>),
-    /// Whether this host's part of the cluster has quorum. Without a quorum provider it never has.
-    Quorum(bool),
+    /// A ring of corosync, which each change of hosts forms anew. No ring is left out.
+    Quorum {
+        /// Whether it has quorum. Without a quorum provider it never has.
+        quorate: bool,
+        /// The node ids of its hosts, with or without a daemon of ours.
+        ring: Vec<u32>,
+    },
     /// The members now, and those that left since the last time.
     Members {
         /// All of them; this daemon as well.

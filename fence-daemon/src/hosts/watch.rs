@@ -16,6 +16,7 @@ pub(super) struct GroupWatch {
     ours: Option<Member>,
     lost: Option<String>,
     quorate: bool,
+    ring: Vec<NodeId>,
     configured: Vec<HostNode>,
     members: Vec<Member>,
     stock: Vec<Member>,
@@ -32,6 +33,7 @@ impl GroupWatch {
             ours: None,
             lost: None,
             quorate: false,
+            ring: Vec::new(),
             configured: Vec::new(),
             members: Vec::new(),
             stock: Vec::new(),
@@ -53,9 +55,13 @@ impl GroupWatch {
                 (self.ours, self.quorate, self.lost) = (None, false, Some(why.clone()));
                 self.members.clear();
                 self.vitals.clear();
+                self.ring.clear();
             }
             Event::Configured(hosts) => self.configured.clone_from(hosts),
-            Event::Quorum(quorate) => self.quorate = *quorate,
+            Event::Quorum { quorate, ring } => {
+                self.quorate = *quorate;
+                self.ring = ring.iter().copied().map(NodeId).collect();
+            }
             Event::Members { all, .. } => {
                 let is_new = |member: &&Member| !self.members.contains(member) && Some(**member) != self.ours;
                 for member in all.iter().filter(is_new) {
@@ -74,9 +80,9 @@ impl GroupWatch {
         self.quorate
     }
 
-    /// The hosts that corosync sees.
-    pub(super) fn ring(&self) -> Vec<NodeId> {
-        self.members.iter().map(|member| NodeId(member.node)).collect()
+    /// The hosts of corosync's ring, with or without a daemon of ours.
+    pub(super) fn ring(&self) -> &[NodeId] {
+        &self.ring
     }
 
     /// The configured hosts, for the machine.

@@ -52,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fence_common::caller::Vouched;
+use fence_common::hosts::GuestAddress;
 use fence_common::target::Target;
 use fence_config::Options;
 use tokio::sync::{oneshot, watch};
@@ -291,6 +292,25 @@ impl Hypervisors {
     /// between two hosts is waited for until `by`.
     pub async fn standing(&self, target: &Target, by: Instant) -> Standing {
         standing(&self.known, &self.orders.restarts, target, by).await
+    }
+
+    /// The domain of this host that a client runs in, if one alone can be meant, and the client's
+    /// Ethernet addresses.
+    #[must_use]
+    pub fn client(&self, requester: Requester) -> (Option<Vouched>, Vec<[u8; 6]>) {
+        let tables = || self.known.uris.iter().map(|uri| &uri.table);
+        let macs = self.orders.races.macs_of(requester);
+        let mut uuids: Vec<_> = requester.domain.into_iter().collect();
+        uuids.extend(macs.iter().flat_map(|mac| tables().flat_map(|table| table.running_with(*mac))));
+        let first = uuids.first().copied().filter(|first| uuids.iter().all(|uuid| uuid == first));
+        let name = first.and_then(|uuid| tables().find_map(|table| table.get(uuid))).map(|entry| entry.name);
+        (first.zip(name).map(|(uuid, name)| Vouched { name, uuid }), macs)
+    }
+
+    /// The Ethernet addresses of all machines that run here, by the tables.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<GuestAddress> {
+        self.known.uris.iter().flat_map(|uri| uri.table.addresses()).collect()
     }
 
     /// Whether the domain was rebooted here, and is started again only if somebody decides so.

@@ -1,6 +1,6 @@
 //! What can happen, and the mending at the end.
 
-use fence_common::hosts::GroupAnswer;
+use fence_common::hosts::{GroupAnswer, NodeId};
 use fence_common::wire::Op;
 
 use super::{Broken, Client, Open, PATIENCE, Run, SECOND};
@@ -44,8 +44,7 @@ impl Run {
             let part = if is_whole { 0 } else { self.random.below(ways) };
             self.parts[host] = if self.world.machines[host].is_up { part } else { self.hosts + host };
         }
-        self.note(|run| format!("rings: {:?}", run.parts));
-        self.cpg.regroup(&self.parts.clone(), &mut self.random);
+        self.form_rings();
         for host in 0..self.hosts {
             if self.random.percent(60) {
                 self.tell_quorum(host);
@@ -53,19 +52,40 @@ impl Run {
         }
     }
 
-    pub(super) fn tell_quorum(&mut self, host: usize) {
+    /// corosync forms rings of the hosts that reach each other. Its daemons hear of it later.
+    fn form_rings(&mut self) {
+        self.note(|run| format!("rings: {:?}", run.parts));
+        let before: Vec<_> = (0..self.hosts).map(|host| self.cpg.ring_number(host)).collect();
+        self.cpg.regroup(&self.parts.clone(), &mut self.random);
+        for host in 0..self.hosts {
+            if before[host] != self.cpg.ring_number(host) {
+                let ring = self.ring_of(host);
+                self.news[host].push_back(ring);
+            }
+        }
+    }
+
+    /// The ring of a host, and whether it has quorum.
+    fn ring_of(&self, host: usize) -> (bool, Vec<NodeId>) {
         let ring = self.cpg.ring(host);
         // With two hosts each half goes on ("two_node").
         let is_quorate = self.hosts == 2 || 2 * ring.len() > self.hosts;
-        let nodes: Vec<_> = ring.iter().map(|host| node(*host)).collect();
-        self.quorum[host] = is_quorate;
-        if let Some(daemon) = self.daemons[host].as_mut().filter(|daemon| daemon.stands.is_none()) {
-            daemon.hosts.quorum(self.now, is_quorate, &nodes);
+        (is_quorate, ring.iter().map(|host| node(*host)).collect())
+    }
+
+    /// Tells a daemon of all rings since the last time.
+    pub(super) fn tell_quorum(&mut self, host: usize) {
+        let Some(daemon) = self.daemons[host].as_mut().filter(|daemon| daemon.stands.is_none()) else { return };
+        for (is_quorate, ring) in std::mem::take(&mut self.news[host]) {
+            self.quorum[host] |= is_quorate;
+            self.quorum_now[host] = is_quorate;
+            daemon.hosts.quorum(self.now, is_quorate, &ring);
         }
     }
 
     pub(super) fn stop_daemon(&mut self, host: usize) {
         if let Some(daemon) = self.daemons[host].take() {
+            (self.quorum[host], self.quorum_now[host]) = (false, false);
             self.note(|_| format!("host{host}: the daemon dies"));
             self.cpg.leave(host, daemon.member, &mut self.random);
             let clients: Vec<_> =
@@ -90,6 +110,8 @@ impl Run {
         let daemon = Daemon::new(self.now, host, self.options, &self.world, &mut self.random);
         self.cpg.join(host, daemon.member);
         self.daemons[host] = Some(daemon);
+        // It is told of the ring that is there, and of no earlier one.
+        self.news[host] = [self.ring_of(host)].into();
         self.tell_quorum(host);
     }
 
@@ -155,18 +177,25 @@ impl Run {
             let autostarts = self.random.percent(50);
             self.world.machines[host].autostarts = autostarts;
             self.parts[host] = self.hosts + host;
-            self.cpg.regroup(&self.parts.clone(), &mut self.random);
+            self.form_rings();
         }
     }
 
     /// A host has booted: libvirt starts its domains, with the daemon or without.
     pub(super) fn boot(&mut self, host: usize) {
-        let machine = &mut self.world.machines[host];
-        if !machine.is_up && (machine.fenced.is_none() || self.random.percent(10)) {
-            // Somebody switches it on. A host that stays off does so on purpose.
-            if machine.fenced.is_some_and(|(at, stays_off)| stays_off && self.now - at < 3600 * SECOND) {
-                return;
+        let machine = &self.world.machines[host];
+        if !machine.is_up && (machine.fenced.is_none() || self.random.percent(if self.boots { 40 } else { 10 })) {
+            let is_left_off = machine.fenced.is_some_and(|(at, stays_off)| stays_off && self.now - at < 3600 * SECOND);
+            if is_left_off {
+                if self.random.percent(50) {
+                    // By the hosts' Pacemaker, whose history says so.
+                    self.world.machines[host].fenced = None;
+                } else if !self.join_ring(host) {
+                    return;
+                }
             }
+            self.note(|_| format!("host{host}: switched on"));
+            let machine = &mut self.world.machines[host];
             (machine.is_up, machine.up_since) = (true, self.now);
         }
         let is_booted = self.world.is_booted(self.now, host);
@@ -178,6 +207,17 @@ impl Run {
                 self.world.start(self.now, host, Birth::Outside);
             }
         }
+    }
+
+    /// A host that was left off is switched on by hand. Nothing runs there until it is in the ring
+    /// of the others, as the guide demands. Returns whether there is such a ring.
+    fn join_ring(&mut self, host: usize) -> bool {
+        let is_others = |other: &usize| *other != host && self.world.machines[*other].is_up && self.ring_of(*other).0;
+        let Some(other) = (0..self.hosts).find(is_others) else { return false };
+        self.parts[host] = self.parts[other];
+        self.form_rings();
+        (0..self.hosts).for_each(|host| self.tell_quorum(host));
+        true
     }
 
     /// An administrator starts the domain; in some schedules although it runs elsewhere.
@@ -238,7 +278,7 @@ impl Run {
             self.world.migrated(at, true);
         }
         self.parts = vec![0; self.hosts];
-        self.cpg.regroup(&self.parts.clone(), &mut self.random);
+        self.form_rings();
         for host in 0..self.hosts {
             self.start_daemon(host);
             self.tell_quorum(host);

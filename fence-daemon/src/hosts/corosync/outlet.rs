@@ -186,7 +186,7 @@ mod tests {
         outlet.watch(Moment::now().plus(PATIENCE * 2));
         outlet.watch(Moment::now().plus(PATIENCE * 2));
         assert!(!outlet.is_joined());
-        assert_eq!(outlet.emit(Event::Quorum(true)), Err(NoGroup::Hangs(PATIENCE)));
+        assert_eq!(outlet.emit(Event::Quorum { quorate: true, ring: vec![1] }), Err(NoGroup::Hangs(PATIENCE)));
         assert_eq!(outlet.leave(), Err(NoGroup::Hangs(PATIENCE)));
         outlet.lost(&NoGroup::Hangs(PATIENCE));
         assert_eq!(taken.try_recv(), Ok(Event::Joined(OURS)));
@@ -202,9 +202,9 @@ mod tests {
         let (events, taken) = tokio::sync::mpsc::channel(1);
         let outlet = Outlet::new(events);
         outlet.joined(OURS).expect("joined");
-        assert_eq!(outlet.emit(Event::Quorum(true)), Err(NoGroup::Full(WAITING)));
+        assert_eq!(outlet.emit(Event::Quorum { quorate: true, ring: vec![1] }), Err(NoGroup::Full(WAITING)));
         drop(taken);
-        assert_eq!(outlet.emit(Event::Quorum(true)), Err(NoGroup::Ended));
+        assert_eq!(outlet.emit(Event::Quorum { quorate: true, ring: vec![1] }), Err(NoGroup::Ended));
         assert!(outlet.is_closed());
     }
 }

@@ -51,6 +51,8 @@ pub(super) struct Session<'a> {
     /// The map may have changed since it was read.
     is_map_old: bool,
     is_quorate: Option<bool>,
+    /// The hosts of corosync's ring.
+    ring: Vec<u32>,
     stock: Vec<Member>,
     /// Members whose frames are not understood, logged once.
     strangers: Vec<Member>,
@@ -87,6 +89,7 @@ impl<'a> Session<'a> {
             hosts: None,
             is_map_old: true,
             is_quorate: None,
+            ring: Vec::new(),
             stock: Vec::new(),
             strangers: Vec::new(),
         })
@@ -126,8 +129,7 @@ impl<'a> Session<'a> {
         }
         // The vote first: who acts on a message must not believe in a quorum that is lost already.
         if ready.votes {
-            self.votes.dispatch()?;
-            self.ask_quorum()?;
+            self.take_ring()?;
         }
         if ready.map {
             self.map.dispatch()?;
@@ -233,14 +235,18 @@ impl<'a> Session<'a> {
             return if self.is_joined { Err(NoGroup::NotMember) } else { Ok(()) };
         }
         let mut left = left;
-        if !self.is_joined {
+        if self.is_joined {
+            self.ask_quorum()?;
+        } else {
             self.is_joined = true;
             left.clear();
             self.outlet.joined(self.ours)?;
             tracing::info!(node = self.ours.node, members = all.len(), "joined the group of the other hosts");
             self.read_hosts()?;
+            // corosync sends its ring to each one that connects.
+            self.take_ring()?;
+            self.tell_quorum()?;
         }
-        self.ask_quorum()?;
         for (member, why) in &left {
             tracing::warn!(%member, %why, "a host's daemon has left the group");
         }
@@ -282,11 +288,34 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Takes the rings that have come, and tells each.
+    fn take_ring(&mut self) -> Result<(), NoGroup> {
+        while let Some(ring) = self.votes.dispatch()? {
+            self.ring = ring;
+            self.tell_quorum()?;
+        }
+        self.ask_quorum()
+    }
+
     /// Asks whether there is quorum, and tells a change.
     fn ask_quorum(&mut self) -> Result<(), NoGroup> {
-        let is_quorate = self.votes.is_quorate()?;
-        if !self.is_joined || self.is_quorate == Some(is_quorate) {
+        if self.is_quorate == Some(self.has_quorum()?) { Ok(()) } else { self.tell_quorum() }
+    }
+
+    /// Whether there is quorum. Without a ring nobody knows of what.
+    fn has_quorum(&self) -> Result<bool, NoGroup> {
+        Ok(self.votes.is_quorate()? && !self.ring.is_empty())
+    }
+
+    /// Tells the ring and its quorum.
+    fn tell_quorum(&mut self) -> Result<(), NoGroup> {
+        if !self.is_joined {
             return Ok(());
+        }
+        let is_quorate = self.has_quorum()?;
+        let event = Event::Quorum { quorate: is_quorate, ring: self.ring.clone() };
+        if self.is_quorate == Some(is_quorate) {
+            return self.outlet.emit(event);
         }
         match (is_quorate, self.votes.has_provider()) {
             (true, _) => tracing::info!("this host's part of the cluster has quorum"),
@@ -298,7 +327,7 @@ impl<'a> Session<'a> {
             ),
         }
         self.is_quorate = Some(is_quorate);
-        self.outlet.emit(Event::Quorum(is_quorate))
+        self.outlet.emit(event)
     }
 
     /// Reads the node list, and tells a change.

@@ -173,6 +173,15 @@ impl FenceRaces {
         }
     }
 
+    /// The Ethernet addresses of a requester, unless the hypervisor vouches for its domain.
+    pub(crate) fn macs_of(&self, requester: Requester) -> Vec<Mac> {
+        let Some((caller, interface)) = requester.unknown_at() else { return Vec::new() };
+        (self.neighbours)(caller, interface).unwrap_or_else(|error| {
+            tracing::warn!(%caller, %error, "the neighbour tables cannot be read: the client's domain is not known");
+            Vec::new()
+        })
+    }
+
     /// Waits until the fence of a requester is over, however it ends. `false`: it is not by `by`.
     /// The caller holds no domain's lock: that fence may need it.
     pub(crate) async fn over(&self, requester: &Dying, by: Instant) -> bool {
@@ -321,6 +330,13 @@ mod tests {
         // The number alone names nobody.
         let unknown = Requester { domain: None, ..vouched(2, now).unwrap() };
         assert!(races.enter(Some(unknown), vec![bare(5)], one).is_ok());
+    }
+
+    #[test]
+    fn only_a_client_that_nobody_vouches_for_has_addresses() {
+        let (races, now) = (races(), Moment::now());
+        assert_eq!(races.macs_of(asks(1, now).unwrap()), [mac(1)]);
+        assert_eq!(races.macs_of(vouched(2, now).unwrap()), [[0; 6]; 0]);
     }
 
     #[test]

@@ -25,7 +25,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use fence_common::caller::Vouched;
 use fence_common::domain_state;
+use fence_common::hosts::GuestAddress;
 use fence_common::sync::lock;
 use fence_common::target::Target;
 use fence_net::neighbour::Mac;
@@ -231,6 +233,17 @@ impl Table {
             Some(((*uuid, instance.id), instance.state))
         };
         self.domains().iter().filter_map(state).collect()
+    }
+
+    /// The Ethernet addresses of all machines that may live here.
+    pub(crate) fn addresses(&self) -> Vec<GuestAddress> {
+        let domains = self.domains();
+        let running = domains.iter().filter(|(_, entry)| entry.instance.as_ref().is_some_and(Instance::may_live));
+        let of = |(uuid, entry): (&Uuid, &Entry)| {
+            let guest = Vouched { uuid: *uuid, name: entry.name.clone() };
+            entry.macs.iter().map(|mac| GuestAddress { mac: *mac, guest: guest.clone() }).collect::<Vec<_>>()
+        };
+        running.flat_map(of).collect()
     }
 
     /// The domains that run and have an interface with this Ethernet address.
