@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use uuid::Uuid;
 
 use super::message::{self, Message, QuestionId, Word};
-use super::races::{GroupRaces, Turn};
+use super::races::{self, GroupRaces, Turn};
 use super::records::Sought;
 use super::{ActEnd, GroupOrder, HostDomain, Hosts, HostsRule, Incarnation, LocalState, Look, Member, Output};
 use crate::ledger::RequestId;
@@ -96,7 +96,6 @@ impl Duties {
     /// Forgets the questions. Acts go on.
     pub(super) fn forget(&mut self) {
         self.open.clear();
-        // What they said meanwhile is lost.
         self.races = GroupRaces::default();
         // Starts that have not begun do not begin any more.
         let acts = &self.acts;
@@ -280,23 +279,18 @@ impl Hosts {
         if acts && is_owner && act_is_new && self.holds(HostsRule::VictimWaits) {
             match self.duties.races.turn(now, &duty.request) {
                 Turn::Act => {}
-                Turn::Hold(until) => return self.hold(question, until),
+                Turn::Hold(until) => {
+                    self.duties.open.insert(question, Duty { held: Some(until), look: None, ..duty });
+                    return;
+                }
                 Turn::Refuse => {
-                    let reason = "nothing was done: its client is fenced itself (a fence race)";
-                    return self.say(question, duty.round, Word::End(ActEnd::Failed(reason.to_string())), Some(look));
+                    return self.say(question, duty.round, Word::End(races::refused()), Some(look));
                 }
             }
         }
         self.say(question, duty.round, word, Some(look));
         if is_owner && duty.op == Op::Off && act_is_new {
             self.act(&duty, Op::Off);
-        }
-    }
-
-    /// Puts an order off until its client's own fence has ended.
-    fn hold(&mut self, question: QuestionId, until: u64) {
-        if let Some(duty) = self.duties.open.get_mut(&question) {
-            duty.held = Some(until);
         }
     }
 

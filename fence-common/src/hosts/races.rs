@@ -29,6 +29,11 @@ const FENCES_MAX: usize = 4096;
 /// nanoseconds. No guest boots and asks in less.
 const DEAD_FOR: u64 = 500_000_000;
 
+/// The word about an order whose client is dead.
+pub(super) fn refused() -> ActEnd {
+    ActEnd::Failed("nothing was done: its client is fenced itself (a fence race)".into())
+}
+
 /// A fence that some host has asked for.
 #[derive(Clone, Debug)]
 struct GroupFence {

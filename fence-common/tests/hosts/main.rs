@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn of_two_guests_that_fence_each_other_at_most_one_dies() {
-        let sum = races::races(number("FENCE_SCHEDULES").unwrap_or(2000), None);
+        let sum = races::races(number("FENCE_SCHEDULES").unwrap_or(600), None);
         let sum = sum.unwrap_or_else(|(seed, wrong)| panic!("seed {seed}: {wrong}"));
         say(&format!("hosts: fence races: {sum:?}"));
         // A group that refuses both keeps the promise, too.
