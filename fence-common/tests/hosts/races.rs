@@ -1,7 +1,8 @@
 //! Fence races: guests of several hosts fence each other at once. Of two that do at most one dies.
 //!
 //! Every guest runs on one host. It asks the daemon of that host, which knows it by its domain, or
-//! another one, which knows its Ethernet address. Messages and work go on in any order. An act may fail, also after it has killed.
+//! another one, which knows its Ethernet address. Messages and work go on in any order. An act may
+//! fail, also after it has killed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -240,7 +241,7 @@ impl RaceRun {
             match output {
                 Output::Send(bytes) => self.cpg.send(self.now, host, self.daemons[host].0, bytes),
                 Output::Look { look, target, .. } => {
-                    self.work[host].push(Work::Look { look, guest: guest_of(&target) })
+                    self.work[host].push(Work::Look { look, guest: guest_of(&target) });
                 }
                 Output::Act(order) => {
                     let (act, request, guest) = (order.act(), order.request(), guest_of(order.target()));

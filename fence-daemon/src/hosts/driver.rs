@@ -322,7 +322,11 @@ impl HostsDriver {
         match &done {
             HostWork::Domains(domains) => self.domains.clone_from(domains),
             HostWork::Addresses(guests) => self.addresses.clone_from(guests),
-            _ => {}
+            HostWork::Looked(..)
+            | HostWork::Listed(..)
+            | HostWork::Checked(..)
+            | HostWork::Acted { .. }
+            | HostWork::Fenced { .. } => {}
         }
         let Some((_, machine)) = &mut self.machine else { return };
         match done {

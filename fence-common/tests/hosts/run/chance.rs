@@ -57,8 +57,8 @@ impl Run {
         self.note(|run| format!("rings: {:?}", run.parts));
         let before: Vec<_> = (0..self.hosts).map(|host| self.cpg.ring_number(host)).collect();
         self.cpg.regroup(&self.parts.clone(), &mut self.random);
-        for host in 0..self.hosts {
-            if before[host] != self.cpg.ring_number(host) {
+        for (host, before) in before.into_iter().enumerate() {
+            if before != self.cpg.ring_number(host) {
                 let ring = self.ring_of(host);
                 self.news[host].push_back(ring);
             }

@@ -45,7 +45,14 @@ impl From<NoGroup> for NoLook {
     fn from(why: NoGroup) -> Self {
         match why {
             NoGroup::NoLibrary(why) => Self::NoLibrary(why),
-            other => Self::Failed(other.to_string()),
+            other @ (NoGroup::Call { .. }
+            | NoGroup::Closed
+            | NoGroup::Deaf(_)
+            | NoGroup::Hangs(_)
+            | NoGroup::Full(_)
+            | NoGroup::NotMember
+            | NoGroup::System(_)
+            | NoGroup::Ended) => Self::Failed(other.to_string()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What is known of domains: a table for each URI that libvirt's events keep warm, the answers of
 //! all URIs, and what this host's processes say beside them. This room changes no domain.
 
+mod addresses;
 mod appearances;
 mod deaths;
 mod events;

@@ -16,18 +16,15 @@
 //! lives. After that its numbers may come again. So observations of an earlier connection are
 //! compared with nothing.
 //!
-//! libvirtd can lose a domain that runs on: it is restarted and cannot read its own record. So a
-//! process that was a domain's and lives is kept when libvirt stops speaking of the domain (an
-//! *orphan*). As long as it lives the domain is not off.
+//! libvirtd can lose a domain that runs on: it restarts and cannot read its own record. The table
+//! keeps the domain's process as an *orphan*. As long as that lives the domain is not off.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use fence_common::caller::Vouched;
 use fence_common::domain_state;
-use fence_common::hosts::GuestAddress;
 use fence_common::sync::lock;
 use fence_common::target::Target;
 use fence_net::neighbour::Mac;
@@ -62,6 +59,10 @@ impl Entry {
     /// The process that it runs as, where that is known.
     pub(crate) fn victim(&self) -> Option<&Arc<Victim>> {
         self.instance.as_ref().and_then(|instance| instance.victim.as_ref())
+    }
+
+    pub(super) fn may_live(&self) -> bool {
+        self.instance.as_ref().is_some_and(Instance::may_live)
     }
 }
 
@@ -233,29 +234,6 @@ impl Table {
             Some(((*uuid, instance.id), instance.state))
         };
         self.domains().iter().filter_map(state).collect()
-    }
-
-    /// The Ethernet addresses of all machines that may live here.
-    pub(crate) fn addresses(&self) -> Vec<GuestAddress> {
-        let domains = self.domains();
-        let running = domains.iter().filter(|(_, entry)| entry.instance.as_ref().is_some_and(Instance::may_live));
-        let of = |(uuid, entry): (&Uuid, &Entry)| {
-            let guest = Vouched { uuid: *uuid, name: entry.name.clone() };
-            entry.macs.iter().map(|mac| GuestAddress { mac: *mac, guest: guest.clone() }).collect::<Vec<_>>()
-        };
-        running.flat_map(of).collect()
-    }
-
-    /// The domains that run and have an interface with this Ethernet address.
-    pub(crate) fn running_with(&self, mac: Mac) -> Vec<Uuid> {
-        let runs = |entry: &Entry| entry.macs.contains(&mac) && entry.instance.as_ref().is_some_and(Instance::may_live);
-        self.domains().iter().filter(|(_, entry)| runs(entry)).map(|(uuid, _)| *uuid).collect()
-    }
-
-    /// The domains that run and had this vsock number when they were looked at.
-    pub(crate) fn running_with_cid(&self, cid: u32) -> Vec<Uuid> {
-        let runs = |entry: &Entry| entry.cid == Some(cid) && entry.instance.as_ref().is_some_and(Instance::may_live);
-        self.domains().iter().filter(|(_, entry)| runs(entry)).map(|(uuid, _)| *uuid).collect()
     }
 
     /// All UUIDs that are known, or were to an earlier daemon.
