@@ -2,13 +2,11 @@
 //! counts as off everywhere.
 //!
 //! A state machine without sockets and clock. corosync's closed process group brings messages in
-//! one total order, membership and quorum. [`Hosts`] takes them as inputs, and says what to send
-//! and to do as [`Output`]s. The daemon feeds it and carries the outputs out.
-//! `docs/design/cluster-backend.md` has the rules and their reasons.
+//! one total order, membership and quorum. [`Hosts`] takes them as inputs, and its [`Output`]s say
+//! what to send and to do. `docs/design/cluster-backend.md` has the rules and their reasons.
 //!
 //! * `message`: the bytes, signed with the shared key.
-//! * `election`: which host calls a client back. The first [`Message::Claim`] in the total order
-//!   wins.
+//! * `election`: which host calls a client back: the first [`Message::Claim`] in the total order.
 //! * `coordinator`: the host that has the client. It asks all hosts, and judges their words.
 //! * `duty`: every host's part in a question: look, act once, say.
 //! * `races`: two guests that fence each other from two hosts.
@@ -73,7 +71,6 @@ const INCARNATIONS_MAX: usize = 4096;
 struct Presence {
     /// The epoch of its joining.
     since: u64,
-    /// Known once it was heard.
     incarnation: Option<Incarnation>,
     trouble: Option<NoMessage>,
 }
@@ -297,6 +294,7 @@ impl Hosts {
             Message::Ask { .. } => self.asked_by(now, from, incarnation, sent_after.unwrap_or_default(), message),
             Message::Say { to, round, word, changes, uuid, name } => {
                 self.duties.races.said(now, from, to, &word, (uuid, name.as_deref()));
+                self.said_to_run(from, &word, uuid, name.as_deref());
                 self.said_to_all(now, from, to, &word);
                 self.go_on(now);
                 if to.incarnation == self.incarnation {
@@ -400,7 +398,7 @@ impl Hosts {
             && self.configured.keys().all(|node| self.is_present(*node))
     }
 
-    /// Whether a rule holds: always, except in tests that break it on purpose.
+    /// Whether a rule holds: always, except in tests.
     #[cfg(feature = "model")]
     fn holds(&self, rule: HostsRule) -> bool {
         self.options.dangerous_broken != Some(rule)

@@ -9,7 +9,7 @@ use core::time::Duration;
 use uuid::Uuid;
 
 use super::message::GONE;
-use super::{GroupNote, GuestAddress, HostDomain, Hosts, HostsRule, Member, NodeId, Output, nanos};
+use super::{GroupNote, GuestAddress, HostDomain, Hosts, HostsRule, Member, NodeId, Output, Word, nanos};
 use crate::caller::Vouched;
 use crate::target::Target;
 
@@ -220,6 +220,14 @@ impl Records {
         guests.all(|other| other.uuid == first.uuid).then(|| first.clone())
     }
 
+    /// A daemon has said that a domain runs there.
+    fn runs(&mut self, from: Member, domain: HostDomain) {
+        self.know(&domain);
+        let words = self.of_mut(from.node);
+        words.revision += 1;
+        words.tables.entry(from.pid).or_default().insert(domain.uuid, domain);
+    }
+
     fn know(&mut self, domain: &HostDomain) {
         if self.knew_uuids.len() < KNEW_MAX {
             self.knew_uuids.insert(domain.uuid);
@@ -259,8 +267,20 @@ impl Hosts {
             message_refutes: self.holds(HostsRule::HeardRefutes),
             ring_refutes,
         };
-        !self.is_present(node)
-            && !(ring_refutes && self.ring.contains(&node))
-            && self.records.of(node).is_some_and(|words| words.is_fenced(now, &rules))
+        let refuted = self.is_present(node) || (ring_refutes && self.ring.contains(&node));
+        !refuted && self.records.of(node).is_some_and(|words| words.is_fenced(now, &rules))
+    }
+}
+
+impl Hosts {
+    /// A daemon has said whether a domain runs there. It may be lost before its table tells that.
+    pub(super) fn said_to_run(&mut self, from: Member, word: &Word, uuid: Option<Uuid>, name: Option<&str>) {
+        let (Word::RunsHere, Some(uuid), Some(name)) = (word, uuid, name) else { return };
+        let domain = HostDomain { uuid, name: name.into(), state: crate::domain_state::RUNNING };
+        // What this host tells next is compared with its own word.
+        if let Some(told) = self.told.as_mut().filter(|_| from == self.me) {
+            told.insert(uuid, domain.clone());
+        }
+        self.records.runs(from, domain);
     }
 }

@@ -109,6 +109,18 @@ fn a_missing_host_that_was_last_known_to_run_it_is_needed_beside_an_owner() {
     assert_eq!(failure(group.ask(0, Op::Off)), NoAnswer::Unproven(named("host2")));
 }
 
+/// A host answers a question, and is lost before it tells of its domains.
+#[test]
+fn a_host_that_has_just_said_that_it_runs_a_domain_is_known_to() {
+    let mut group = Group::of(&[0, 1, 2]);
+    group.seats[2].state = LocalState::RunsHere;
+    assert_eq!(group.ask(0, Op::Status), Some(GroupAnswer::Success));
+    group.join(&[0, 1]);
+    // It arrives elsewhere, by a migration that may fail yet.
+    group.runs_at(1);
+    assert_eq!(failure(group.ask(0, Op::Off)), NoAnswer::Unproven(named("host2")));
+}
+
 /// A reboot is proven, and its host tells nothing new: for it the domain runs as before.
 #[test]
 fn a_host_that_has_rebooted_a_domain_is_still_known_to_run_it() {
