@@ -291,8 +291,10 @@ fn stocks_members_are_seen_and_not_joined() -> Result<()> {
     for speaker in &speakers {
         let members = speaker.says(0, "stock ")?;
         ensure!(members.starts_with("2:") && !members.contains(' '), "{members}");
+        let says = "fence_virtd runs with backend cpg";
+        poll_until("the log's line", SOON, || Ok(speaker.process.stderr().text().contains(says).then_some(())))?;
         let logged = speaker.process.stderr().text();
-        ensure!(logged.matches("fence_virtd runs with backend cpg").count() == 1, "{logged}");
+        ensure!(logged.matches(says).count() == 1, "{logged}");
     }
     let positions: Vec<_> = speakers.iter().map(Speaker::position).collect();
     stock.crash()?;
@@ -337,7 +339,7 @@ fn the_configured_hosts_and_the_votes_are_corosyncs() -> Result<()> {
     ring.start(0)?;
     speaker.says(position, "joined ")?;
     ensure!(speaker.says(position, "quorum ")? == "false");
-    let logged = speaker.process.stderr().text();
-    ensure!(logged.contains("has no quorum provider"), "{logged}");
-    Ok(())
+    // The log comes by a pipe of its own.
+    let logs = || speaker.process.stderr().text().contains("has no quorum provider").then_some(());
+    poll_until("the reason in the log", SOON, || Ok(logs()))
 }

@@ -19,7 +19,7 @@
 //! | corosync restarts, hangs, or comes late | `outages` | `stock`: deaf for ever |
 //! | libvirtd is stopped | `rows`, `outages` | `stock`: no answer |
 //! | `list` | here: all hosts' | `stock`: the own host's |
-//! | the machine migrates | here, and `rows` beside each trouble | as "defined on two hosts" |
+//! | the machine migrates | here | as "defined on two hosts" |
 //! | a daemon dies at any step | `deaths` | – |
 //! | `CS_ERR_TRY_AGAIN`, flow control | `group`: messages of 1 MB, in one order | read, not shown |
 //! | a reply before the wait has begun | `fence-common/tests/hosts`: any order | read, not shown |
@@ -29,9 +29,12 @@
 
 mod deaths;
 mod doctor;
+mod on;
 mod outages;
+mod races;
 mod rows;
 mod stock;
+mod twice;
 
 use std::process::Command;
 use std::time::Duration;
