@@ -276,7 +276,7 @@ async fn a_list_has_all_hosts_or_is_none() {
             break;
         }
         assert_eq!(listed, [ran.clone(), ("two", RUNNING, "host2".to_owned())]);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(20)).await;
     }
     all[1].hosts.monitor(id(Op::DevStatus, "", 3), by()).await.unwrap();
     bus.lose(2);

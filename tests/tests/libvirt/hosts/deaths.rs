@@ -160,29 +160,3 @@ fn an_asker_that_dies_at_any_step_is_no_false_success() -> Result<()> {
     }
     Ok(())
 }
-
-/// The client stays, and its request comes to the next daemon again: what was done is not done
-/// again.
-#[test]
-fn a_request_that_comes_to_the_next_daemon_acts_once() -> Result<()> {
-    let mut hosts = hosts()?;
-    let machine = hosts.running()?;
-    hosts.next_mortal(ASKER, "before-reply")?;
-    let peer = Peer::new(hosts.sites[ASKER].observer.guest(), &KEY, Family::V4)?;
-    let request = peer.request(Op::Reboot, NAME)?;
-    peer.send(request)?;
-    let mut call = peer.called_back(SOON)?.context("no callback")?;
-    ensure!(call.converse().is_err(), "the daemon has answered");
-    ensure!(machine.dies_within(SOON)?, "{}", hosts.logs());
-    hosts.next_daemon(ASKER, &Which::ours()?)?;
-    hosts.wait_whole()?;
-    let next = hosts.running()?;
-    // Whatever it is answered: the machine that runs again is not killed by the same request.
-    peer.send(request)?;
-    if let Some(mut call) = peer.called_back(std::time::Duration::from_secs(1))? {
-        ensure!(call.converse().ok() != Some(0), "an order of a dead daemon is a success: {}", hosts.logs());
-    }
-    let status = Client::new("status", &hosts.sites[ASKER].key()).domain(NAME).run(hosts.guest(&hosts.sites[ASKER]))?;
-    ensure!(status.code == Some(0) && !next.is_dead()?, "it was killed twice: {}", hosts.logs());
-    Ok(())
-}

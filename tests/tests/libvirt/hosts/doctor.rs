@@ -33,7 +33,8 @@ fn said(report: &Value, check: &str) -> Vec<(String, String)> {
 /// Asks until a check has a finding in this state with these words.
 fn says(hosts: &Hosts, host: usize, check: &str, state: &str, words: &str) -> Result<()> {
     let mut last = Value::Null;
-    let told = poll_until(&format!("{check} to be {state} with `{words}`"), SOON, || {
+    // One look of the doctor takes 5 s where corosync hangs.
+    let told = poll_until(&format!("{check} to be {state} with `{words}`"), 4 * SOON, || {
         last = asked(hosts, host)?;
         let fits = |(found, text): &(String, String)| found == state && text.contains(words);
         Ok(said(&last, check).iter().any(fits).then_some(()))
