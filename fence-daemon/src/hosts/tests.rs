@@ -265,7 +265,7 @@ async fn a_list_has_all_hosts_or_is_none() {
     let (bus, all) = cluster(&[&["one"], &["two"]]).await;
     let by = || Instant::now() + Duration::from_secs(5);
     assert_eq!(all[0].reply(Op::Off, "two", 1).await, Reply::Success);
-    let (ran, ended) = (("one", RUNNING, "host1".to_owned()), ("two", SHUT_OFF, "host2".to_owned()));
+    let (ran, ended) = (("one", RUNNING, "host1 (node 1)".to_owned()), ("two", SHUT_OFF, "host2 (node 2)".to_owned()));
     // The list shows the end as soon as the host itself tells it.
     for number in 100.. {
         assert!(number < 400, "the host does not tell that its domain ended");
@@ -275,7 +275,7 @@ async fn a_list_has_all_hosts_or_is_none() {
         if listed == [ran.clone(), ended.clone()] {
             break;
         }
-        assert_eq!(listed, [ran.clone(), ("two", RUNNING, "host2".to_owned())]);
+        assert_eq!(listed, [ran.clone(), ("two", RUNNING, "host2 (node 2)".to_owned())]);
         sleep(Duration::from_millis(20)).await;
     }
     all[1].hosts.monitor(id(Op::DevStatus, "", 3), by()).await.unwrap();
