@@ -19,7 +19,7 @@ const PROGRAM: &str = "fence-fetch";
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     setup::ensure(workspace, Profile::Test)?;
     let mut cargo = workspace.cargo(&bpf::build(workspace.root())?);
-    cargo.args(["build", "--package", "fence-lab", "--bin", PROGRAM]);
+    cargo.args(["build", "--bin", PROGRAM]);
     progress::shown("building the downloader", cargo)?;
     let program = Privilege::of_this_process().command(workspace.binary(PROGRAM, false));
     let program = program.context("the nodes' root directory can only be made as root: run this as root")?;

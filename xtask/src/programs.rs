@@ -11,9 +11,7 @@ use crate::workspace::Workspace;
 /// Names the programs for the tests that boot guests: `NAME=PATH`, separated by `:`.
 pub(crate) const VARIABLE: &str = "FENCE_TEST_PROGRAMS";
 
-/// Each program with its package.
-const PROGRAMS: [(&str, &str); 3] =
-    [("fence-tests", "prog_run"), ("fence-tests", "netns"), ("fence-daemon", "kernel_program")];
+const PROGRAMS: [&str; 3] = ["prog_run", "netns", "kernel_program"];
 
 /// Builds the programs and returns the value of [`VARIABLE`].
 ///
@@ -22,10 +20,10 @@ const PROGRAMS: [(&str, &str); 3] =
 pub(crate) fn of_guests(workspace: &Workspace, object: &Path) -> anyhow::Result<String> {
     say("building the test programs that run in guests");
     let mut listed = Vec::new();
-    for (package, program) in PROGRAMS {
+    for program in PROGRAMS {
         let mut cargo = workspace.cargo(object);
         cargo.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
-        cargo.args(["--package", package, "--test", program]);
+        cargo.args(["--test", program]);
         let mut found = None;
         let status =
             progress::follow(cargo, Errors::Inherited, |line| found = executable(line, program).or(found.take()))?;

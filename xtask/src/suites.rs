@@ -19,7 +19,7 @@ use crate::privilege::Privilege;
 use crate::programs;
 use crate::progress::{self, Errors, say};
 use crate::setup::{self, Profile};
-use crate::workspace::{self, EXECUTABLES, Workspace};
+use crate::workspace::{self, Workspace};
 
 /// The daemon with fault points, and the feature that enables them.
 const FAULTS: &str = "fence-daemon-faults";
@@ -49,46 +49,46 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    /// The arguments of `cargo test`, one list per run.
-    fn selections(self) -> &'static [&'static [&'static str]] {
+    /// The arguments of `cargo test`.
+    ///
+    /// None names a package: cargo unites the features of the selected packages, and a different
+    /// selection makes it compile most dependencies again.
+    fn selection(self) -> &'static [&'static str] {
         match self {
-            // Named where a crate also has tests for root.
             Self::Unit => &[
-                &["--package", "fence-common", "--package", "fence-fuzz", "--package", "xtask"],
-                &["--package", "fence-config", "--package", "fence-net", "--package", "fence-control"],
-                &["--package", "fence-client", "--package", "fence-manual"],
-                &[
-                    "--package",
-                    "fence-daemon",
-                    "--lib",
-                    "--bins",
-                    "--test",
-                    "process",
-                    "--test",
-                    "bad_config",
-                    "--test",
-                    "command_line",
-                    "--test",
-                    "commands",
-                    "--test",
-                    "pages",
-                    "--test",
-                    "unit_file",
-                    "--test",
-                    "state_directory",
-                ],
-                &["--package", "fence-lab", "--lib", "--bins"],
-                &["--package", "fence-bench", "--lib", "--bins"],
+                "--lib",
+                "--bins",
+                "--test",
+                "bad_config",
+                "--test",
+                "command_line",
+                "--test",
+                "commands",
+                "--test",
+                "corpus",
+                "--test",
+                "golden",
+                "--test",
+                "hosts",
+                "--test",
+                "model",
+                "--test",
+                "pages",
+                "--test",
+                "process",
+                "--test",
+                "rate_limit",
+                "--test",
+                "state_directory",
+                "--test",
+                "unit_file",
             ],
-            Self::ProgRun => &[
-                &["--package", "fence-tests", "--test", "prog_run"],
-                &["--package", "fence-daemon", "--test", "kernel_program"],
-            ],
-            Self::Netns => &[&["--package", "fence-tests", "--test", "netns"]],
-            Self::Conformance => &[&["--package", "fence-tests", "--test", "conformance"]],
-            Self::Libvirt => &[&["--package", "fence-tests", "--test", "libvirt"]],
-            Self::Kernels => &[&["--package", "fence-tests", "--test", "kernels"]],
-            Self::Cluster => &[&["--package", "fence-tests", "--test", "cluster"]],
+            Self::ProgRun => &["--test", "prog_run", "--test", "kernel_program"],
+            Self::Netns => &["--test", "netns"],
+            Self::Conformance => &["--test", "conformance"],
+            Self::Libvirt => &["--test", "libvirt"],
+            Self::Kernels => &["--test", "kernels"],
+            Self::Cluster => &["--test", "cluster"],
         }
     }
 
@@ -180,28 +180,15 @@ pub(crate) fn run(workspace: &Workspace, wanted: &[Suite], filter: &[String]) ->
     setup::ensure(workspace, widest)?;
     let object = bpf::build(workspace.root())?;
     let mut cargo = workspace.cargo(&object);
-    cargo.arg("build").args(EXECUTABLES);
+    cargo.args(["build", "--bin", "fence-daemon", "--bin", "fence-daemon-commands"]);
+    if suites.contains(&Suite::Cluster) {
+        cargo.args(["--bin", "fence-cluster"]);
+    }
     progress::shown("building the daemon", cargo)?;
     if suites.iter().any(|suite| matches!(suite, Suite::Libvirt | Suite::Cluster)) {
         let mut cargo = workspace.cargo(&object);
-        cargo.args([
-            "build",
-            "--package",
-            "fence-daemon",
-            "--features",
-            "fault-points",
-            "--bin",
-            FAULTS,
-            "--bin",
-            GROUP,
-        ]);
+        cargo.args(["build", "--features", "fence-daemon/fault-points", "--bin", FAULTS, "--bin", GROUP]);
         progress::shown("building the daemon with fault points", cargo)?;
-    }
-
-    if suites.contains(&Suite::Cluster) {
-        let mut cargo = workspace.cargo(&object);
-        cargo.args(["build", "--package", "fence-lab", "--bin", "fence-cluster"]);
-        progress::shown("building the lab's cluster", cargo)?;
     }
 
     // One set alone downloads what it needs itself.
@@ -230,39 +217,36 @@ fn run_one(
     let started = Instant::now();
     say(format!("testing: {}", name_of(&suite)));
     let mut tally = Tally::default();
-    let mut success = true;
-    for selection in suite.selections() {
-        let mut cargo = workspace.cargo(object);
-        cargo.args(["test", "--no-fail-fast"]).args(*selection);
-        if !filter.is_empty() {
-            cargo.arg("--").args(filter);
-        }
-        cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
-        cargo.env("FENCE_DAEMON_FAULTS_BIN", workspace.binary(FAULTS, false));
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        if let (Some(threads), None) = (suite.threads(processors), env::var_os(THREADS)) {
-            cargo.env(THREADS, threads.to_string());
-        }
-        if suite == Suite::Kernels {
-            cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
-        }
-        if suite.needs_root() && privilege == Privilege::Sudo {
-            // cargo runs as the user, who owns the target directory; only the test programs get
-            // root.
-            let (name, runner) = sudo_runner()?;
-            cargo.env(name, runner);
-        }
-        // A log keeps both outputs in order; on a terminal cargo draws its progress.
-        let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
-        let status = progress::follow(cargo, errors, |line| {
-            tally.read(&String::from_utf8_lossy(line));
-            let mut stdout = io::stdout().lock();
-            // The reader of our output is gone: the tests go on, and their exit status still
-            // counts.
-            let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
-        })?;
-        success &= status.success();
+    let mut cargo = workspace.cargo(object);
+    cargo.args(["test", "--no-fail-fast"]).args(suite.selection());
+    if !filter.is_empty() {
+        cargo.arg("--").args(filter);
     }
+    cargo.env("FENCE_DAEMON_BIN", workspace.binary("fence-daemon", false));
+    cargo.env("FENCE_DAEMON_FAULTS_BIN", workspace.binary(FAULTS, false));
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    if let (Some(threads), None) = (suite.threads(processors), env::var_os(THREADS)) {
+        cargo.env(THREADS, threads.to_string());
+    }
+    if suite == Suite::Kernels {
+        cargo.env(programs::VARIABLE, programs::of_guests(workspace, object)?);
+    }
+    if suite.needs_root() && privilege == Privilege::Sudo {
+        // cargo runs as the user, who owns the target directory; only the test programs get
+        // root.
+        let (name, runner) = sudo_runner()?;
+        cargo.env(name, runner);
+    }
+    // A log keeps both outputs in order; on a terminal cargo draws its progress.
+    let errors = if io::stderr().is_terminal() { Errors::Inherited } else { Errors::Merged };
+    let status = progress::follow(cargo, errors, |line| {
+        tally.read(&String::from_utf8_lossy(line));
+        let mut stdout = io::stdout().lock();
+        // The reader of our output is gone: the tests go on, and their exit status still
+        // counts.
+        let _ = stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+    })?;
+    let success = status.success();
     // A set without a test that ran proves nothing. But a filter may match nothing in one of
     // several sets.
     let ran = tally.passed + tally.failed > 0 || !filter.is_empty();
@@ -321,38 +305,25 @@ mod tests {
     /// A test program that no set names would never run, and nothing would show it.
     #[test]
     fn every_test_program_is_in_a_set() {
-        let selected: Vec<_> = Suite::value_variants().iter().flat_map(|suite| suite.selections()).collect();
-        for (package, folder) in [
-            ("fence-common", "fence-common"),
-            ("fence-daemon", "fence-daemon"),
-            ("fence-client", "fence-daemon/client"),
-            ("fence-config", "fence-daemon/config"),
-            ("fence-control", "fence-daemon/control"),
-            ("fence-manual", "fence-daemon/manual"),
-            ("fence-net", "fence-daemon/net"),
-            ("fence-fuzz", "fuzz"),
-            ("fence-tests", "tests"),
-            ("fence-lab", "tests/lab"),
-            ("fence-bench", "tests/bench"),
-            ("xtask", "xtask"),
-        ] {
-            let of_package = || selected.iter().filter(|selection| selection.contains(&package));
-            let selects_all =
-                |selection: &&&&[&str]| !selection.iter().any(|word| *word == "--lib" || *word == "--test");
-            if of_package().any(|selection| selects_all(&selection)) {
-                continue;
-            }
-            let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join("tests");
-            for entry in programs.read_dir().into_iter().flatten().map(Result::unwrap) {
+        let selected: Vec<_> = Suite::value_variants().iter().flat_map(|suite| suite.selection()).collect();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+        let (_, members) = manifest.split_once("default-members = [").unwrap();
+        let (members, _) = members.split_once(']').unwrap();
+        let mut programs = 0;
+        for folder in members.split('"').skip(1).step_by(2) {
+            let tests = root.join(folder).join("tests");
+            for entry in tests.read_dir().into_iter().flatten().map(Result::unwrap) {
                 let path = entry.path();
                 // A directory without a main.rs has the modules of a program beside it.
                 if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists() {
                     let name = path.file_stem().unwrap().to_str().unwrap();
-                    let mut pairs = of_package().flat_map(|selection| selection.windows(2));
-                    assert!(pairs.any(|pair| pair == ["--test", name]), "{} is in no set", path.display());
+                    assert!(selected.contains(&&name), "{} is in no set", path.display());
+                    programs += 1;
                 }
             }
         }
+        assert!(programs > 10, "only {programs} test programs found");
     }
 
     /// Only tests may use a daemon with fault points.
