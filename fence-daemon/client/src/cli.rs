@@ -28,7 +28,7 @@ Exit status:
   255  wrong usage or a wrong configuration
 (`status` has more: see its own help.)
 
-RUST_LOG, if set, chooses the log messages instead of -d (see tracing-subscriber's EnvFilter).";
+RUST_LOG, if set, chooses the log messages instead of -d: a level, or TARGET=LEVEL,...";
 
 const GIVEN: &str = "Answers for -c, which then does not ask";
 

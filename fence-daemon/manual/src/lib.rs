@@ -94,7 +94,7 @@ fn main_page(command: &Command, date: &str) -> Result<Generated> {
         markdown::section(&mut rest, section(page, heading)?);
     }
     rest.control("SH", ["ENVIRONMENT"]).control("TP", []).text([bold("RUST_LOG")]);
-    rest.text([roman("Which messages are logged, instead of -d: a filter of tracing-subscriber's EnvFilter.")]);
+    rest.text([roman("Which messages are logged, instead of -d: a level, or TARGET=LEVEL with commas between.")]);
     let commands = command.get_subcommands().map(|sub| format!("fence-daemon-{}(8)", sub.get_name()));
     let others = ["fence_virt.conf(5)".to_owned()].into_iter().chain(commands);
     see_also(&mut rest, others.chain(["fence_xvm(8)".to_owned()]));
