@@ -1,9 +1,12 @@
 //! libvirt's drivers whose domains are processes of this host, and the files that they keep of
 //! them.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use memchr::memmem;
 
 /// Where libvirt's system daemons keep what they know about running domains.
 const RUN: &str = "/run/libvirt";
@@ -61,17 +64,48 @@ impl Driver {
     }
 
     /// libvirt's own record of a running domain.
-    fn status(self, name: &str) -> io::Result<String> {
-        Ok(String::from_utf8_lossy(&fs::read(self.run_file(name, "xml"))?).into_owned())
+    fn status(self, name: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.run_file(name, "xml"))
     }
 
     /// The process number in libvirt's own record of a running domain.
     pub(super) fn recorded_pid(self, name: &str) -> Option<i32> {
         let status = self.status(name).ok()?;
-        let (head, _) = status.split_once("<domain ")?;
-        let (_, about) = head.split_once("<domstatus ")?;
-        about.split('>').next()?.split_once("pid='")?.1.split_once('\'')?.0.parse().ok()
+        let state = Record::of(&status)?.state;
+        state.split_once("pid='")?.1.split_once('\'')?.0.parse().ok()
     }
+}
+
+/// The tags of interest in libvirt's status file. They come before the definition, which may hold
+/// anything.
+///
+/// The file has tens of kilobytes, mostly names of QEMU's capabilities. It is read several times
+/// before a kill, so the search is the fastest that there is.
+struct Record<'a> {
+    /// The domain's state and process.
+    state: Cow<'a, str>,
+    /// What libvirt is doing with it, if it is written there.
+    job: Option<Cow<'a, str>>,
+}
+
+impl<'a> Record<'a> {
+    fn of(status: &'a [u8]) -> Option<Self> {
+        let (head, _) = halves(status, b"<domain ")?;
+        Some(Self { state: tag(head, b"<domstatus ")?, job: tag(head, b"<job ") })
+    }
+}
+
+/// The attributes of the first tag that begins like this.
+fn tag<'a>(text: &'a [u8], start: &[u8]) -> Option<Cow<'a, str>> {
+    let (_, rest) = halves(text, start)?;
+    let end = memchr::memchr(b'>', rest).unwrap_or(rest.len());
+    Some(String::from_utf8_lossy(&rest[..end]))
+}
+
+/// What comes before this text, and what comes after it.
+fn halves<'a>(text: &'a [u8], between: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let at = memmem::find(text, between)?;
+    Some((&text[..at], &text[at + between.len()..]))
 }
 
 /// Whether a folder of libvirt's holds no domain's XML, or is not there.
@@ -116,26 +150,23 @@ impl Job {
         }
     }
 
-    /// Reads libvirt's status file. The job comes before the definition, which may hold anything.
-    fn of(status: &str) -> Self {
-        let Some((head, _)) = status.split_once("<domain ").filter(|(head, _)| head.contains("<domstatus ")) else {
-            return Self::Unknown;
-        };
+    /// Reads libvirt's status file.
+    fn of(status: &[u8]) -> Self {
+        let Some(Record { state, job }) = Record::of(status) else { return Self::Unknown };
         // Why it is paused outlives the job: a domain that has not come back here may run there.
-        let paused = ["migration'", "post-copy"].map(|why| format!(" state='paused' reason='{why}"));
-        let here = if paused.iter().any(|paused| head.contains(paused)) { Self::Leaving } else { Self::None };
-        let Some((_, job)) = head.split_once("<job ") else { return here };
-        let job = job.split('>').next().unwrap_or_default();
+        let paused = ["migration'", "post-copy"].map(|why| format!("state='paused' reason='{why}"));
+        let here = if paused.iter().any(|paused| state.contains(paused)) { Self::Leaving } else { Self::None };
+        let Some(job) = job else { return here };
         let kind = job.split_once("async='").and_then(|(_, rest)| rest.split_once('\'')).map(|(kind, _)| kind);
         match kind {
             Some("migration out") => Self::Leaving,
             // By post-copy it runs here, and whatever becomes of it, never there again.
-            Some("migration in") if head.contains(" state='running' reason='post-copy") => Self::None,
+            Some("migration in") if state.contains("state='running' reason='post-copy") => Self::None,
             Some("migration in") => Self::Arriving,
             // Not "save": the next start would resume the domain from the image.
             Some("none" | "dump" | "snapshot" | "backup") => here,
             // Else it is going back to a snapshot, for which its process is replaced by another.
-            Some("start") if head.contains(" state='paused' reason='starting up'") => here,
+            Some("start") if state.contains("state='paused' reason='starting up'") => here,
             _ => Self::Unknown,
         }
     }
@@ -198,7 +229,7 @@ mod tests {
             ("<job type='none'/>", Job::Unknown),
             ("", Job::None),
         ] {
-            assert_eq!(Job::of(&status(job)), meaning, "{job}");
+            assert_eq!(Job::of(status(job).as_bytes()), meaning, "{job}");
         }
         for (reason, meaning) in [
             ("user", Job::None),
@@ -208,22 +239,22 @@ mod tests {
         ] {
             for job in ["", "<job type='none' async='none'/>"] {
                 let status = status(job).replace("'running' reason='booted'", &format!("'paused' reason='{reason}'"));
-                assert_eq!(Job::of(&status), meaning, "{status}");
+                assert_eq!(Job::of(status.as_bytes()), meaning, "{status}");
             }
         }
         let arrived = status("<job type='none' async='migration in' phase='finish3'/>");
         for (reason, meaning) in
             [("migrated", Job::Arriving), ("post-copy", Job::None), ("post-copy failed", Job::None)]
         {
-            assert_eq!(Job::of(&arrived.replace("booted", reason)), meaning, "{reason}");
+            assert_eq!(Job::of(arrived.replace("booted", reason).as_bytes()), meaning, "{reason}");
         }
         let starting = status("<job type='none' async='start'/>");
-        assert_eq!(Job::of(&starting), Job::Unknown, "back to a snapshot");
+        assert_eq!(Job::of(starting.as_bytes()), Job::Unknown, "back to a snapshot");
         let starting = starting.replace("'running' reason='booted'", "'paused' reason='starting up'");
-        assert_eq!(Job::of(&starting), Job::None);
+        assert_eq!(Job::of(starting.as_bytes()), Job::None);
         // Cut off in the middle, or something else altogether.
         for status in ["", "<domstatus state='running'>", "<domain type='qemu'>", "<jobs><domain "] {
-            assert_eq!(Job::of(status), Job::Unknown, "{status}");
+            assert_eq!(Job::of(status.as_bytes()), Job::Unknown, "{status}");
         }
     }
 }
