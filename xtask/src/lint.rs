@@ -1,6 +1,6 @@
 //! `cargo xtask lint` checks formatting, clippy on every crate (the BPF program for its own
-//! target), and the documentation's links. It also runs shellcheck on installed scripts, and the
-//! rules of [`crate::tidy`].
+//! target), and the documentation's links. It also runs shellcheck on installed scripts, the rules
+//! of [`crate::tidy`], and the checks of [`crate::hygiene`].
 
 use std::env;
 use std::fs;
@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, bail, ensure};
 
 use crate::bpf;
+use crate::hygiene;
 use crate::progress::{self, say};
 use crate::setup::toolchain::Toolchain;
 use crate::setup::{self, Profile};
@@ -48,6 +49,10 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<ExitCode> {
         ("bpf", check_program(workspace)),
         ("doc", progress::shown("cargo doc", documentation)),
         ("scripts", check_scripts(workspace.root())),
+        ("spelling", hygiene::spelling(workspace.root())),
+        ("crates", hygiene::crates(workspace)),
+        ("advisories", hygiene::advisories(workspace)),
+        ("compiler", hygiene::oldest_compiler(workspace)),
     ];
     let mut complaints = 0;
     for (name, check) in checks {

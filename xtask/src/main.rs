@@ -8,6 +8,7 @@ mod bench;
 mod bpf;
 mod fetch;
 mod fuzz;
+mod hygiene;
 mod hypervisor;
 mod lab;
 mod lint;

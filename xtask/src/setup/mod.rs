@@ -8,6 +8,7 @@
 pub(crate) mod os;
 pub(crate) mod packages;
 pub(crate) mod toolchain;
+pub(crate) mod wheels;
 
 use std::env;
 use std::os::unix::fs::PermissionsExt as _;
@@ -107,7 +108,7 @@ pub(crate) fn default_profile() -> Profile {
 /// # Errors
 /// A requirement is missing that setup cannot install. The error has the remedy.
 pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<()> {
-    let missing = Missing::look(profile);
+    let missing = Missing::look(workspace, profile);
     if missing.is_empty() {
         say(format!("setup for {}: nothing is missing", name_of(&profile)));
         return Ok(());
@@ -117,7 +118,7 @@ pub(crate) fn ensure(workspace: &Workspace, profile: Profile) -> anyhow::Result<
         Family::Debian if tool("apt-get").is_some() => missing.install(workspace, &os)?,
         Family::Debian | Family::Fedora | Family::Other => bail!("{}", missing.remedy(&os)),
     }
-    let mut still = Missing::look(profile);
+    let mut still = Missing::look(workspace, profile);
     if std::mem::take(&mut still.clippy) {
         say(format!(
             "{os} has no package {CLIPPY_WEB}: lint will compile the BPF program with warnings denied instead"
@@ -148,12 +149,14 @@ struct Missing {
     linker: bool,
     /// No clippy for the distribution's toolchain.
     clippy: bool,
+    /// Not every checker that pip installs.
+    wheels: bool,
     /// LLVM's major version of the compiler, if there is one.
     llvm: Option<u32>,
 }
 
 impl Missing {
-    fn look(profile: Profile) -> Self {
+    fn look(workspace: &Workspace, profile: Profile) -> Self {
         let required = packages::requirements(profile);
         let installed = packages::installed(required.iter().flat_map(|one| one.apt).copied());
         let toolchain = Toolchain::find();
@@ -163,12 +166,13 @@ impl Missing {
             rust: toolchain.is_none(),
             linker: toolchain::bpf_linker().is_none_or(|linker| linker.version < BPF_LINKER),
             clippy: profile == Profile::Lint && debians && !Path::new("/usr/bin/cargo-clippy").exists(),
+            wheels: profile == Profile::Lint && !wheels::are_there(workspace.root()),
             llvm: toolchain.map(|toolchain| toolchain.llvm),
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.system.is_empty() && !self.rust && !self.linker && !self.clippy
+        self.system.is_empty() && !self.rust && !self.linker && !self.clippy && !self.wheels
     }
 
     /// Installs all of it with apt and cargo. If it cannot get a part, it says so before it
@@ -239,6 +243,9 @@ impl Missing {
             say(format!("installing {}", names.join(" ")));
             progress::shown("apt-get install", install)?;
         }
+        if self.wheels {
+            wheels::install(workspace.root())?;
+        }
         if rustup {
             let mut component = Command::new("rustup");
             component.args(["component", "add", "rust-src"]);
@@ -290,6 +297,9 @@ impl Missing {
                 lines.push(format!("your system's packages for what Debian calls: {}", packages(names)));
             }
         }
+        if self.wheels {
+            lines.push("python3-pip, and a way to PyPI (xtask/src/setup/wheels.txt)".to_owned());
+        }
         if self.rust && os.family != Family::Debian {
             let rust = Version::minimum_rust();
             lines.push(format!("rustup toolchain install {rust} && rustup component add rust-src   (Rust {rust} or newer; https://rustup.rs)"));
@@ -325,6 +335,7 @@ mod tests {
             rust: true,
             linker: true,
             clippy: false,
+            wheels: false,
             llvm: Some(22),
         }
     }

@@ -31,8 +31,9 @@ const BUILD: &[Requirement] = &[
     tool("cc", &["gcc"], "gcc"),
 ];
 
-/// For checking scripts.
-const LINT: &[Requirement] = &[tool("shellcheck", &["shellcheck"], "ShellCheck")];
+/// For checking scripts, and pip for the checkers that Debian lacks.
+const LINT: &[Requirement] =
+    &[tool("shellcheck", &["shellcheck"], "ShellCheck"), tool("pip3", &["python3-pip"], "python3-pip")];
 
 /// For running the lab: namespaces, tools to look inside, and the stock client. The lab uses
 /// libvirt's in-process driver, so it needs no libvirtd.
