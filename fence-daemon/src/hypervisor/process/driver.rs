@@ -71,7 +71,7 @@ impl Driver {
     /// The process number in libvirt's own record of a running domain.
     pub(super) fn recorded_pid(self, name: &str) -> Option<i32> {
         let status = self.status(name).ok()?;
-        let state = Record::of(&status)?.state;
+        let state = StatusTags::of(&status)?.state;
         state.split_once("pid='")?.1.split_once('\'')?.0.parse().ok()
     }
 }
@@ -81,14 +81,14 @@ impl Driver {
 ///
 /// The file has tens of kilobytes, mostly names of QEMU's capabilities. It is read several times
 /// before a kill, so the search is the fastest that there is.
-struct Record<'a> {
+struct StatusTags<'a> {
     /// The domain's state and process.
     state: Cow<'a, str>,
     /// What libvirt is doing with it, if it is written there.
     job: Option<Cow<'a, str>>,
 }
 
-impl<'a> Record<'a> {
+impl<'a> StatusTags<'a> {
     fn of(status: &'a [u8]) -> Option<Self> {
         let (head, _) = halves(status, b"<domain ")?;
         Some(Self { state: tag(head, b"<domstatus ")?, job: tag(head, b"<job ") })
@@ -152,7 +152,7 @@ impl Job {
 
     /// Reads libvirt's status file.
     fn of(status: &[u8]) -> Self {
-        let Some(Record { state, job }) = Record::of(status) else { return Self::Unknown };
+        let Some(StatusTags { state, job }) = StatusTags::of(status) else { return Self::Unknown };
         // Why it is paused outlives the job: a domain that has not come back here may run there.
         let paused = ["migration'", "post-copy"].map(|why| format!("state='paused' reason='{why}"));
         let here = if paused.iter().any(|paused| state.contains(paused)) { Self::Leaving } else { Self::None };
