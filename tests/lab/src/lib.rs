@@ -24,7 +24,8 @@
 //!   one.
 //! * [`interrupt`]: Ctrl-C for programs that keep a lab up.
 //! * [`pump`]: bytes through TCP from one place to another.
-//! * [`systemd`]: a hypervisor with a real systemd, from the nodes' image.
+//! * [`systemd`]: a hypervisor with a real systemd, from an image; [`guide`]: the pages of docs,
+//!   typed on it.
 //! * [`worker`]: a thread that works beside a test; [`board`]: a value that threads wait for.
 //! * [`program`]: what the programs below `bin` share.
 //! * [`tools`]: the programs of the host that the lab needs, and their packages.
@@ -42,6 +43,7 @@ pub mod corosync;
 pub mod debian;
 pub mod differences;
 pub mod flood;
+pub mod guide;
 pub mod initramfs;
 pub mod interrupt;
 pub mod kernel;

@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{Item, Member};
 use fence_lab::cluster::node::Node;
+use fence_lab::guide::stage::{HOSTS, HYPERVISOR, NODES, Stage};
+use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::qemu;
 use fence_lab::server::Which;
 use fence_lab::systemd::Booted;
 use fence_lab::tools;
-
-use crate::guide::stage::{HOSTS, HYPERVISOR, NODES, STAND_INS, Stage};
-use crate::guide::{Act, Guide};
 
 mod body;
 mod firewalls;
@@ -22,6 +21,14 @@ mod installation;
 
 pub(crate) use body::Body;
 pub(crate) use firewalls::{CLUSTER_NODE, LINE_NODE, PLACES, WAYS_IN};
+
+/// Commands of the hypervisor that a lab cannot run: path, the script that stands in, and why. The
+/// page's last section says so.
+const STAND_INS: &[(&str, &str, &str)] = &[
+    ("/usr/local/bin/cargo", include_str!("assets/guide/cargo.sh"), "a release build takes minutes"),
+    ("/usr/bin/scp", include_str!("assets/guide/scp.sh"), "the nodes have no SSH server"),
+    ("/usr/bin/mmdebstrap", include_str!("assets/guide/mmdebstrap.sh"), "it was run already: the image is its work"),
+];
 
 /// The path of this repository on a page.
 const CLONE: &str = "/usr/src/fence-xdp";

@@ -9,8 +9,6 @@ mod claims;
 #[cfg(test)]
 mod guests;
 #[cfg(test)]
-mod guide;
-#[cfg(test)]
 mod guides;
 #[cfg(test)]
 mod history;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use fence_lab::cluster::corosync::Member;
 use fence_lab::cluster::shell::{self, Shell as _};
+use fence_lab::guide::{Act, Guide, compare};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::process::poll_until;
@@ -15,7 +16,6 @@ use fence_lab::timings::Fence;
 use fence_lab::witness::Witness;
 
 use crate::guests::{Guests, Plan};
-use crate::guide::{Act, Guide, compare};
 use crate::guides::{LINE_NODE, PLACES, WAYS_IN};
 
 const KEY: [u8; 64] = [0x3d; 64];

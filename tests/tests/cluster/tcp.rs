@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::lab::{Cluster, SERVICE};
 use fence_lab::cluster::shell::{self, Shell as _};
+use fence_lab::guide::Guide;
+use fence_lab::guide::stage::Stage;
 use fence_lab::lab::HYPERVISOR_V4;
 use fence_lab::process::poll_until;
 use fence_lab::server::Which;
 use fence_lab::timings::Fence;
 
-use crate::guide::Guide;
-use crate::guide::stage::Stage;
 use crate::guides::{CLUSTER_NODE, WAYS_IN};
 
 /// How long a fence and what follows may take on a loaded machine.

@@ -16,6 +16,8 @@ use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::{Nic, Node};
 use fence_lab::cluster::shell::{self, Shell};
 use fence_lab::corosync::{HostRing, host_name};
+use fence_lab::guide::stage::Stage;
+use fence_lab::guide::{Guide, Step};
 use fence_lab::lab::{BRIDGE, HYPERVISOR_V4, Hypervisor};
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::process::{Finished, poll_until};
@@ -25,8 +27,6 @@ use fence_lab::systemd::Booted;
 use fence_lab::tools;
 use fence_lab::witness::Witness;
 
-use crate::guide::stage::Stage;
-use crate::guide::{Guide, Step};
 use crate::guides::Body;
 
 mod power;

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
+use fence_lab::guide::stage::{HYPERVISOR, Stage};
+use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::process::poll_until;
@@ -17,8 +19,6 @@ use fence_lab::systemd::Booted;
 use fence_lab::tools;
 
 use super::bring_zone;
-use crate::guide::stage::{HYPERVISOR, Stage};
-use crate::guide::{Act, Guide};
 
 const PAGE: &str = "firewall.md";
 /// The page that these machines are for as well.

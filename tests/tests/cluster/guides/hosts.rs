@@ -9,6 +9,8 @@ use fence_lab::cluster::corosync::{KEY_PATH, Member, files};
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
 use fence_lab::cluster::shell::{self, Shell as _};
+use fence_lab::guide::stage::Stage;
+use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::qemu;
@@ -18,8 +20,6 @@ use fence_lab::tools;
 use fence_lab::witness::Witness;
 
 use super::body::Body;
-use crate::guide::stage::Stage;
-use crate::guide::{Act, Guide};
 use crate::together::CHAPTER;
 
 const PAGE: &str = "several-hypervisors.md";

@@ -1,5 +1,5 @@
-//! Runs the commands of `docs/guide/installation.md`: the hypervisor's part under systemd, the
-//! node's part beside a fencing daemon.
+//! Runs the commands of `docs/guide/installation.md` but for the packages: the hypervisor's part
+//! under systemd, the node's part beside a fencing daemon.
 
 use anyhow::{Context, Result, ensure};
 use fence_lab::cluster::corosync::{KEY_PATH, Member, plain};
@@ -7,6 +7,8 @@ use fence_lab::cluster::image::Image;
 use fence_lab::cluster::lab::KEY;
 use fence_lab::cluster::node::Node;
 use fence_lab::container::{self, URI};
+use fence_lab::guide::stage::{HYPERVISOR, Stage};
+use fence_lab::guide::{Act, Guide};
 use fence_lab::lab::Hypervisor;
 use fence_lab::libvirtd::Libvirtd;
 use fence_lab::server::{Config, Server, Which};
@@ -14,10 +16,10 @@ use fence_lab::systemd::Booted;
 use fence_lab::witness::Witness;
 
 use super::{STOCK, STOCK_UNIT, clone_repository};
-use crate::guide::stage::{HYPERVISOR, Stage};
-use crate::guide::{Act, Guide};
 
 const PAGE: &str = "installation.md";
+/// The chapter that `tests/tests/packages` plays.
+const PACKAGES: &str = "Install the packages";
 const NODE: &str = "node1";
 const CONFIG: &str = "/etc/fence_virt.conf";
 /// The drop-in that the page writes.
@@ -54,7 +56,8 @@ impl InstallationScene {
 
     fn of(stage: Stage, name: &str, hypervisor: Hypervisor, libvirtd: Libvirtd) -> Result<Self> {
         clone_repository(&stage, name)?;
-        Ok(Self { libvirtd, stage, guide: Guide::read(PAGE, &[HYPERVISOR, NODE])?, hypervisor })
+        let guide = Guide::read_if(PAGE, &[HYPERVISOR, NODE], |title| title != PACKAGES)?;
+        Ok(Self { libvirtd, stage, guide, hypervisor })
     }
 
     /// Runs a command on the hypervisor.

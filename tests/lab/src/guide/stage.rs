@@ -1,7 +1,6 @@
 //! Where a guide is played: hypervisors and nodes, by the names that the page has for them.
 //!
-//! Each hypervisor runs the real systemd ([`fence_lab::systemd`]). A command that a lab cannot run
-//! has a script of the same name as stand-in ([`STAND_INS`]), and the page's last section says so.
+//! Each hypervisor runs the real systemd ([`crate::systemd`]).
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -11,33 +10,26 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::lab::Hypervisor;
+use crate::process::{Finished, run};
+use crate::qemu::LinuxGuest;
+use crate::systemd::{Booted, ENVIRONMENT};
+use crate::witness::Witness;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fence_common::sync::lock;
-use fence_lab::lab::Hypervisor;
-use fence_lab::process::{Finished, run};
-use fence_lab::qemu::LinuxGuest;
-use fence_lab::systemd::{Booted, ENVIRONMENT};
-use fence_lab::witness::Witness;
 
 use super::{Act, Guide, Step, Typed, compare};
 
 /// The hypervisor's name in guides that have one.
-pub(crate) const HYPERVISOR: &str = "hypervisor";
+pub const HYPERVISOR: &str = "hypervisor";
 /// What stands for every hypervisor in guides that have several.
-pub(crate) const HOSTS: &str = "hosts";
+pub const HOSTS: &str = "hosts";
 /// What stands for every node in guides.
-pub(crate) const NODES: &str = "nodes";
+pub const NODES: &str = "nodes";
 /// How long a command may take, or be typed again, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(240);
 /// Runs a command as somebody who is not root.
 const AS_USER: [&str; 5] = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--"];
-
-/// Commands of the hypervisor that are scripts here: path, script, and why.
-pub(crate) const STAND_INS: &[(&str, &str, &str)] = &[
-    ("/usr/local/bin/cargo", include_str!("../assets/guide/cargo.sh"), "a release build takes minutes"),
-    ("/usr/bin/scp", include_str!("../assets/guide/scp.sh"), "the nodes have no SSH server"),
-    ("/usr/bin/mmdebstrap", include_str!("../assets/guide/mmdebstrap.sh"), "it was run already: the image is its work"),
-];
 
 /// A machine of a guide.
 #[derive(Clone, Debug)]
@@ -60,32 +52,32 @@ enum MachineSystem {
 
 /// The machines of a guide.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stage {
+pub struct Stage {
     places: BTreeMap<String, Place>,
 }
 
 impl Stage {
     /// A stage with the hypervisor on it.
     #[must_use]
-    pub(crate) fn new(hypervisor: Booted) -> Self {
+    pub fn new(hypervisor: Booted) -> Self {
         let mut stage = Self::default();
         stage.add_host(HYPERVISOR, hypervisor);
         stage
     }
 
     /// Adds a hypervisor.
-    pub(crate) fn add_host(&mut self, name: &str, host: Booted) {
+    pub fn add_host(&mut self, name: &str, host: Booted) {
         let hypervisor = host.hypervisor().clone();
         self.add(name, &hypervisor, MachineSystem::Host(Arc::new(host)));
     }
 
     /// Adds a machine that is the container of a domain, which need not run yet.
-    pub(crate) fn add_container(&mut self, name: &str, hypervisor: &Hypervisor, domain: &str) {
+    pub fn add_container(&mut self, name: &str, hypervisor: &Hypervisor, domain: &str) {
         self.add(name, hypervisor, MachineSystem::Container(domain.to_owned()));
     }
 
     /// Adds a machine that is a QEMU guest and runs.
-    pub(crate) fn add_guest(&mut self, name: &str, hypervisor: &Hypervisor, guest: LinuxGuest) {
+    pub fn add_guest(&mut self, name: &str, hypervisor: &Hypervisor, guest: LinuxGuest) {
         self.add(name, hypervisor, MachineSystem::Guest(Arc::new(Mutex::new(guest))));
     }
 
@@ -95,7 +87,7 @@ impl Stage {
 
     /// The names that the page may use.
     #[must_use]
-    pub(crate) fn hosts(&self) -> Vec<&str> {
+    pub fn hosts(&self) -> Vec<&str> {
         self.places.keys().map(String::as_str).chain([HOSTS, NODES]).collect()
     }
 
@@ -113,7 +105,7 @@ impl Stage {
     }
 
     /// Puts a program onto a machine.
-    pub(crate) fn install(&self, name: &str, path: &str, content: &[u8]) -> Result<()> {
+    pub fn install(&self, name: &str, path: &str, content: &[u8]) -> Result<()> {
         self.write(name, path, content)?;
         let file = self.file(name, path)?;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))
@@ -121,12 +113,12 @@ impl Stage {
     }
 
     /// Does all that a page says, in its order.
-    pub(crate) fn play(&self, guide: &Guide) -> Result<()> {
+    pub fn play(&self, guide: &Guide) -> Result<()> {
         guide.steps.iter().try_for_each(|step| self.step(step))
     }
 
     /// Does one thing that a page says.
-    pub(crate) fn step(&self, step: &Step) -> Result<()> {
+    pub fn step(&self, step: &Step) -> Result<()> {
         let places = self.meant(&step.host);
         ensure!(!places.is_empty(), "line {}: there are no {}", step.line, step.host);
         // On all of them at once: nodes have each to wait for themselves.
@@ -176,7 +168,7 @@ impl Stage {
     }
 
     /// Runs a line of shell on a machine.
-    pub(crate) fn shell(&self, place: &str, user: &str, line: &str) -> Result<Finished> {
+    pub fn shell(&self, place: &str, user: &str, line: &str) -> Result<Finished> {
         let Place { hypervisor, system } = self.place(place)?;
         let through = if user == "root" { &[][..] } else { &AS_USER };
         match system {
@@ -196,7 +188,7 @@ impl Stage {
     }
 
     /// Writes a file of a machine; directories are made.
-    pub(crate) fn write(&self, place: &str, path: &str, content: &[u8]) -> Result<()> {
+    pub fn write(&self, place: &str, path: &str, content: &[u8]) -> Result<()> {
         let file = self.file(place, path)?;
         let written = || -> std::io::Result<()> {
             std::fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
@@ -219,7 +211,7 @@ impl Stage {
     }
 
     /// Kills all that runs on a hypervisor.
-    pub(crate) fn cut_power(&self, name: &str) -> Result<()> {
+    pub fn cut_power(&self, name: &str) -> Result<()> {
         match &self.place(name)?.system {
             MachineSystem::Host(booted) => booted.cut_power(),
             MachineSystem::Container(_) | MachineSystem::Guest(_) => bail!("{name} is no hypervisor"),
@@ -227,7 +219,7 @@ impl Stage {
     }
 
     /// Whether there is such a machine.
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.places.contains_key(name)
     }
 

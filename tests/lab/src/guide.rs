@@ -13,36 +13,36 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub(crate) mod stage;
+pub mod stage;
 
 /// A page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Guide {
+pub struct Guide {
     /// The steps in their order.
-    pub(crate) steps: Vec<Step>,
+    pub steps: Vec<Step>,
 }
 
 /// One step of a reader who follows the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
+pub struct Step {
     /// Where it stands: the line's number.
-    pub(crate) line: usize,
+    pub line: usize,
     /// The machine, as the page calls it.
-    pub(crate) host: String,
+    pub host: String,
     /// The act on that machine.
-    pub(crate) act: Act,
+    pub act: Act,
 }
 
 impl Step {
     /// Whether this command is typed.
-    pub(crate) fn types(&self, command: &str) -> bool {
+    pub fn types(&self, command: &str) -> bool {
         matches!(&self.act, Act::Type(typed) if typed.command == command)
     }
 }
 
 /// An act of the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Act {
+pub enum Act {
     /// A command.
     Type(Typed),
     /// A file is written: its path and its content.
@@ -51,35 +51,35 @@ pub(crate) enum Act {
 
 /// A command and what it prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Typed {
+pub struct Typed {
     /// Who types it.
-    pub(crate) user: String,
+    pub user: String,
     /// Where: an absolute path, or one that begins with `~`.
-    pub(crate) directory: String,
+    pub directory: String,
     /// The command, continued lines joined.
-    pub(crate) command: String,
+    pub command: String,
     /// The output that the page shows.
-    pub(crate) shown: Vec<String>,
+    pub shown: Vec<String>,
     /// Whether it is typed until it prints that.
-    pub(crate) again: bool,
+    pub again: bool,
 }
 
 impl Guide {
     /// Reads a page of docs, in which these machines occur.
-    pub(crate) fn read(page: &str, hosts: &[&str]) -> Result<Self> {
+    pub fn read(page: &str, hosts: &[&str]) -> Result<Self> {
         Self::read_if(page, hosts, |_| true)
     }
 
     /// As [`Self::read`], but only the chapters (`## TITLE`) whose title is `wanted`. What is above
     /// the first one has no title.
-    pub(crate) fn read_if(page: &str, hosts: &[&str], wanted: impl Fn(&str) -> bool) -> Result<Self> {
-        let path = fence_lab::tools::workspace().join("docs/guide").join(page);
+    pub fn read_if(page: &str, hosts: &[&str], wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let path = crate::tools::workspace().join("docs/guide").join(page);
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         Self::parse(&chapters(&text, wanted), hosts).with_context(|| path.display().to_string())
     }
 
     /// Takes a page apart.
-    pub(crate) fn parse(text: &str, hosts: &[&str]) -> Result<Self> {
+    pub fn parse(text: &str, hosts: &[&str]) -> Result<Self> {
         let mut steps = Vec::new();
         let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
         let mut above = "";
@@ -98,7 +98,7 @@ impl Guide {
 
     /// The content of a file that the page has written.
     #[must_use]
-    pub(crate) fn file(&self, host: &str, path: &str) -> Option<&str> {
+    pub fn file(&self, host: &str, path: &str) -> Option<&str> {
         self.steps.iter().filter(|step| step.host == host).find_map(|step| match &step.act {
             Act::Write(written, content) if written == path => Some(content.as_str()),
             Act::Write(..) | Act::Type(_) => None,
@@ -236,7 +236,7 @@ impl<'t> Prompt<'t> {
 
 /// Compares printed and shown output. Blanks count as one, empty lines do not count. An error has
 /// the first line that is missing or too much.
-pub(crate) fn compare(shown: &[String], printed: &str) -> Result<()> {
+pub fn compare(shown: &[String], printed: &str) -> Result<()> {
     fn squeezed(line: &str) -> Option<String> {
         let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
         (!line.is_empty()).then_some(line)
